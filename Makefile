@@ -1,0 +1,56 @@
+# Everything is kept in .build/. Arguments for the program that a target runs: DEMO_ARGS, PYTEST_ARGS, ...
+
+BIN := .build/venv/bin
+
+# Test processes at a time; `auto` is one a core.
+WORKERS ?= auto
+PYTEST := $(BIN)/python -m pytest -n $(WORKERS) --dist worksteal
+
+.PHONY: help setup demo test test-all lint bench soak lock clean
+
+help:
+	@echo 'make demo      guests move between two hosts made on this machine, before your eyes   [DEMO_ARGS=]'
+	@echo 'make setup     only what the demo needs: Debian packages, .build/venv'
+	@echo 'make test      lint, types, layers, and the tests on real QEMU   [PYTEST_ARGS=, WORKERS=]'
+	@echo 'make test-all  further combinations of QEMU versions and faults too'
+	@echo 'make lint      ruff, mypy, import-linter'
+	@echo 'make bench     the measurements in docs/benchmarks.md   [BENCH_ARGS=]'
+	@echo 'make soak      the tests that run for long   [PYTEST_ARGS=]'
+	@echo 'make lock      requirements*.lock anew after a change in pyproject.toml   [LOCK_ARGS=--upgrade]'
+	@echo 'make clean     removes .build and caches'
+
+setup:
+	@scripts/setup demo
+
+demo: setup
+	$(BIN)/migrator demo $(DEMO_ARGS)
+
+test: lint
+	@scripts/setup test
+	$(PYTEST) $(PYTEST_ARGS)
+
+test-all: lint
+	@scripts/setup test
+	$(PYTEST) -m 'not soak' $(PYTEST_ARGS)
+
+lint:
+	@scripts/setup lint
+	$(BIN)/ruff check
+	$(BIN)/ruff format --check
+	$(BIN)/mypy
+	$(BIN)/lint-imports --no-logo --cache-dir .build/import-linter
+
+bench:
+	@scripts/setup bench
+	$(BIN)/python -m bench $(BENCH_ARGS)
+
+soak:
+	@scripts/setup test
+	$(PYTEST) -m soak --timeout 0 $(PYTEST_ARGS)
+
+lock:
+	@scripts/lock $(LOCK_ARGS)
+
+clean:
+	rm -rf .build .hypothesis .mypy_cache .ruff_cache .pytest_cache
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +

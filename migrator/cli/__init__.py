@@ -1,0 +1,39 @@
+"""The command line. Each command's own module is imported only when it runs, so that ``--help`` stays quick."""
+
+from __future__ import annotations
+
+import sys
+from enum import IntEnum
+
+
+class Exit(IntEnum):
+    """Exit codes, the same for every command."""
+
+    #: Done.
+    DONE = 0
+    #: Failed; the guest is where it was.
+    FAILED = 1
+    #: Wrong use or configuration; nothing was changed.
+    USAGE = 2
+    #: Refused by preflight; nothing was changed.
+    REFUSED = 3
+    #: Cancelled; the guest is where it was.
+    CANCELLED = 4
+    #: A person must look; the output says where.
+    HELD = 5
+    #: The guest ended by itself.
+    GUEST_ENDED = 6
+    #: The service cannot be reached.
+    UNREACHABLE = 7
+
+
+def main() -> None:
+    """Entry point of the ``migrator`` command."""
+    from migrator.cli.app import app  # noqa: PLC0415 - keeps `import migrator.cli` cheap
+    from migrator.errors import MigratorError  # noqa: PLC0415
+
+    try:
+        app()
+    except MigratorError as error:
+        print(f"migrator: {error}", file=sys.stderr)
+        sys.exit(Exit.USAGE)

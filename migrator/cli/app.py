@@ -1,0 +1,140 @@
+"""Every command with its options; what they do is in a module of its own each."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from migrator import __version__
+
+app = typer.Typer(
+    name="migrator",
+    help="Moves running QEMU/KVM guests between hosts, speaking QMP to both ends.",
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    rich_markup_mode=None,
+    add_completion=False,
+)
+
+
+def _version(wanted: bool) -> None:
+    if wanted:
+        typer.echo(f"migrator {__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def _common(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_version, is_eager=True, help="Show the version and exit.")
+    ] = False,
+) -> None:
+    pass
+
+
+@app.command()
+def direct(
+    source: Annotated[
+        str,
+        typer.Option(
+            metavar="QMP", help="The guest's QMP monitor: unix:PATH, tcp:HOST:PORT or tls:HOST:PORT."
+        ),
+    ],
+    destination: Annotated[
+        str,
+        typer.Option(metavar="QMP", help="QMP monitor of a QEMU started there with '-S -incoming defer'."),
+    ],
+    policy: Annotated[
+        str,
+        typer.Option(
+            metavar="NAME",
+            help="default, gentle, must-finish, postcopy-first or offline; options below override it.",
+        ),
+    ] = "default",
+    max_downtime: Annotated[
+        str | None, typer.Option(metavar="TIME", help="How long the guest may stand still: 300ms.")
+    ] = None,
+    max_bandwidth: Annotated[
+        str | None,
+        typer.Option(metavar="RATE", help="The most the stream may take: 1GiB/s, 10Gbit/s, or auto."),
+    ] = None,
+    max_throttle: Annotated[
+        str | None,
+        typer.Option(metavar="SHARE", help="The most CPU time that may be taken from the guest: 80%."),
+    ] = None,
+    postcopy: Annotated[
+        str | None,
+        typer.Option(metavar="WHEN", help="never, allow (when precopy does not converge) or immediate."),
+    ] = None,
+    max_duration: Annotated[
+        str | None, typer.Option(metavar="TIME", help="How long it may take before the last resort: 10m.")
+    ] = None,
+    last_resort: Annotated[
+        str | None, typer.Option(metavar="WHAT", help="abort (give up) or pause (stop the guest and copy).")
+    ] = None,
+    listen: Annotated[
+        str | None,
+        typer.Option(
+            metavar="tcp:ADDR:PORT",
+            help="Where the destination takes the stream; port 0 is any free one. "
+            "Default: the destination's QMP host, 127.0.0.1 for unix.",
+        ),
+    ] = None,
+    destination_pid: Annotated[
+        int | None,
+        typer.Option(
+            metavar="PID", help="The destination's process on this machine, for fencing, if QMP is not unix."
+        ),
+    ] = None,
+    fence_command: Annotated[
+        str | None,
+        typer.Option(
+            metavar="COMMAND",
+            help="Kills the destination where it runs; must exit 0 only when it is dead for certain.",
+        ),
+    ] = None,
+    tls_ca: Annotated[
+        Path | None, typer.Option(metavar="FILE", help="CA that signed the monitors' TLS keys.")
+    ] = None,
+    tls_cert: Annotated[
+        Path | None, typer.Option(metavar="FILE", help="Our certificate, for tls: monitors.")
+    ] = None,
+    tls_key: Annotated[Path | None, typer.Option(metavar="FILE", help="Our key, for tls: monitors.")] = None,
+    json: Annotated[bool, typer.Option("--json", help="Print one JSON document and nothing else.")] = False,
+    verbose: Annotated[bool, typer.Option("--verbose", help="Log every step to standard error.")] = False,
+) -> None:
+    """Move one guest between two QMP sockets: no service, no broker, no inventory.
+
+    The source is the QEMU that the guest runs in; the destination is a fresh one, started with the same machine and
+    '-S -incoming defer'. It ends in one of two ways: the guest runs at the destination and the source has ended, or
+    the guest is at the source as it was and the destination has ended. If this command itself is killed, run it again
+    with the same two addresses: it finishes or undoes what it left.
+
+    Exit codes: 0 done; 1 failed, the guest is where it was; 2 wrong use; 3 refused by preflight, nothing was changed;
+    4 cancelled (Ctrl-C), the guest is where it was; 5 held, a person must look; 6 the guest ended by itself.
+    """
+    from migrator.cli.direct import Request, main  # noqa: PLC0415 - quick --help
+
+    main(
+        Request(
+            source=source,
+            destination=destination,
+            policy=policy,
+            max_downtime=max_downtime,
+            max_bandwidth=max_bandwidth,
+            max_throttle=max_throttle,
+            postcopy=postcopy,
+            max_duration=max_duration,
+            last_resort=last_resort,
+            listen=listen,
+            destination_pid=destination_pid,
+            fence_command=fence_command,
+            tls_ca=tls_ca,
+            tls_cert=tls_cert,
+            tls_key=tls_key,
+        ),
+        json_output=json,
+        verbose=verbose,
+    )

@@ -1,0 +1,237 @@
+"""``migrator direct``: one migration between two QMP sockets."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import re
+import secrets
+import signal
+import ssl
+import sys
+from dataclasses import asdict, dataclass
+from enum import StrEnum
+from collections.abc import Callable
+from pathlib import Path
+from typing import TypeVar
+
+from migrator import logs, units
+from migrator.cli import Exit
+from migrator.cli.show import Screen
+from migrator.core.model import Severity, State
+from migrator.core.policy import LastResort, Policy, Postcopy, builtin, from_fields
+from migrator.engine.migration import Migration, Result
+from migrator.errors import MigratorError, QemuError, RecordError, UsageError
+from migrator.qemu import address
+from migrator.qemu.endpoint import Endpoint
+from migrator.qemu.process import is_gone
+from migrator.store.records import FileRecord, Unfinished, unfinished
+
+_EXITS = {
+    State.COMPLETED: Exit.DONE,
+    State.FAILED: Exit.FAILED,
+    State.CANCELLED: Exit.CANCELLED,
+    State.HELD: Exit.HELD,
+    State.GUEST_ENDED: Exit.GUEST_ENDED,
+}
+_Choice = TypeVar("_Choice", bound=StrEnum)
+_Value = TypeVar("_Value")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Request:
+    """What was typed, as it was typed."""
+
+    source: str
+    destination: str
+    policy: str = "default"
+    max_downtime: str | None = None
+    max_bandwidth: str | None = None
+    max_throttle: str | None = None
+    postcopy: str | None = None
+    max_duration: str | None = None
+    last_resort: str | None = None
+    listen: str | None = None
+    destination_pid: int | None = None
+    fence_command: str | None = None
+    tls_ca: Path | None = None
+    tls_cert: Path | None = None
+    tls_key: Path | None = None
+
+
+def main(request: Request, *, json_output: bool, verbose: bool) -> None:
+    """Run it and exit with its code."""
+    logs.configure(verbose=verbose)
+    screen = Screen(quiet=json_output)
+    try:
+        code = asyncio.run(_direct(request, screen, json_output=json_output))
+    except QemuError as error:
+        code = _refused(error, Exit.REFUSED, json_output=json_output)
+    except MigratorError as error:
+        code = _refused(error, Exit.USAGE, json_output=json_output)
+    sys.exit(code)
+
+
+def _refused(error: MigratorError, code: Exit, *, json_output: bool) -> Exit:
+    print(f"migrator: {error}", file=sys.stderr)
+    if json_output:
+        result = Result(id="", state=State.FAILED)
+        print(json.dumps(asdict(result) | {"error": str(error)}))
+    return code
+
+
+async def _direct(request: Request, screen: Screen, *, json_output: bool) -> Exit:
+    here, there = address.parse(request.source), address.parse(request.destination)
+    if here == there:
+        raise UsageError(f"--source and --destination are the same: {here}")
+    policy = _policy(request)
+    listen = _listen(request.listen, there)
+    left = _left_by_another(str(here), str(there))
+    tls = _tls(request, here, there)
+    source = Endpoint(here, role="source", tls=tls)
+    destination = Endpoint(
+        there, role="destination", pid=request.destination_pid, fence_command=request.fence_command, tls=tls
+    )
+    record = left.record if left else FileRecord(f"{secrets.token_hex(6)}")
+    migration = Migration(
+        name=record.path.stem,
+        source=source,
+        destination=destination,
+        policy=from_fields(left.facts["policy"]) if left else policy,
+        listen=listen,
+        record=record,
+        on_status=screen.status,
+        on_decision=screen.decision,
+    )
+    _cancel_on_signals(migration, screen)
+    try:
+        if left:
+            left.claim()
+            for end, side in ((source, "source"), (destination, "destination")):
+                try:
+                    await end.connect()
+                except QemuError as error:
+                    screen.line(str(error))
+                end.hold(left.facts[side]["identity"])
+            result = await migration.take_up(left.facts, left.intent)
+        else:
+            await _connect_both(source, destination)
+            findings = await migration.check()
+            if any(finding.severity is Severity.ERROR for finding in findings):
+                result = migration.refuse("refused by preflight; nothing was changed")
+                screen.result(result)
+                if json_output:
+                    print(json.dumps(asdict(result)))
+                return Exit.REFUSED
+            screen.findings(findings)
+            result = await migration.run()
+    finally:
+        record.close()
+        await asyncio.gather(source.close(), destination.close())
+    screen.result(result)
+    if json_output:
+        print(json.dumps(asdict(result)))
+    return _EXITS[result.state]
+
+
+async def _connect_both(source: Endpoint, destination: Endpoint) -> None:
+    outcomes = await asyncio.gather(source.connect(), destination.connect(), return_exceptions=True)
+    for outcome in outcomes:
+        if isinstance(outcome, BaseException):
+            raise outcome
+    if source.identity and source.identity == destination.identity:
+        raise UsageError(f"{source.name} and {destination.name} are monitors of the same QEMU")
+
+
+def _left_by_another(source: str, destination: str) -> Unfinished | None:
+    """The record of an unfinished migration of this pair; one that concerns only one of them is a refusal.
+
+    A record of which both processes are gone has nothing left to act on and is put away.
+    """
+    mine: Unfinished | None = None
+    for left in unfinished():
+        pair = (left.facts["source"]["address"], left.facts["destination"]["address"])
+        if source not in pair and destination not in pair:
+            continue
+        if all(is_gone(left.facts[side]["identity"]) for side in ("source", "destination")):
+            left.claim().put_away({"state": "both processes are gone"})
+        elif pair == (source, destination):
+            mine = left
+        else:
+            raise RecordError(
+                f"an unfinished migration from {pair[0]} to {pair[1]} concerns one of these; end it first: "
+                f"migrator direct --source {pair[0]} --destination {pair[1]} (its record is {left.record.path})"
+            )
+    return mine
+
+
+def _cancel_on_signals(migration: Migration, screen: Screen) -> None:
+    def asked() -> None:
+        if migration.cancel():
+            screen.line("cancelling; the guest stays where it is")
+        else:
+            screen.line("too late to cancel: past the switch, the migration is being finished")
+
+    loop = asyncio.get_running_loop()
+    for number in (signal.SIGINT, signal.SIGTERM):
+        loop.add_signal_handler(number, asked)
+
+
+def _policy(request: Request) -> Policy:
+    auto = request.max_bandwidth in (None, "auto")
+    return builtin(request.policy).but(
+        max_downtime_seconds=_option("--max-downtime", request.max_downtime, units.seconds),
+        max_bandwidth_bytes_per_second=None
+        if auto
+        else _option("--max-bandwidth", request.max_bandwidth, units.rate),
+        max_throttle_ratio=_option("--max-throttle", request.max_throttle, units.ratio),
+        postcopy=_choice("--postcopy", request.postcopy, Postcopy),
+        max_duration_seconds=_option("--max-duration", request.max_duration, units.seconds),
+        last_resort=_choice("--last-resort", request.last_resort, LastResort),
+    )
+
+
+def _option(flag: str, text: str | None, read: Callable[[str], _Value]) -> _Value | None:
+    if text is None:
+        return None
+    try:
+        return read(text)
+    except UsageError as error:
+        raise UsageError(f"{flag}: {error}") from None
+
+
+def _choice(flag: str, text: str | None, kind: type[_Choice]) -> _Choice | None:
+    if text is None or text in set(kind):
+        return None if text is None else kind(text)
+    raise UsageError(f"{flag}: {text!r} is none of {', '.join(kind)}")
+
+
+def _listen(text: str | None, destination: address.Address) -> str:
+    if text is None:
+        host = destination.host if destination.kind != "unix" else "127.0.0.1"
+        return f"tcp:{address.bracketed(host)}:0"
+    if re.fullmatch(r"tcp:(\[[0-9A-Fa-f:.]+\]|[A-Za-z0-9._-]+):\d{1,5}", text) is None:
+        raise UsageError(
+            f"--listen: {text!r} is not an address: write tcp:ADDR:PORT, with port 0 for any free one"
+        )
+    return text
+
+
+def _tls(request: Request, *addresses: address.Address) -> ssl.SSLContext | None:
+    given = {"--tls-ca": request.tls_ca, "--tls-cert": request.tls_cert, "--tls-key": request.tls_key}
+    if all(where.kind != "tls" for where in addresses):
+        if used := [flag for flag, path in given.items() if path is not None]:
+            raise UsageError(f"{used[0]} is for tls: addresses, and neither monitor has one")
+        return None
+    if (request.tls_cert is None) != (request.tls_key is None):
+        raise UsageError("--tls-cert and --tls-key belong together: give both or neither")
+    for flag, path in given.items():
+        if path is not None and not path.is_file():
+            raise UsageError(f"{flag}: there is no file {path}")
+    try:
+        context = ssl.create_default_context(cafile=request.tls_ca)
+        if request.tls_cert is not None:
+            context.load_cert_chain(request.tls_cert, request.tls_key)
+    except (ssl.SSLError, OSError) as error:
+        raise UsageError(f"--tls-ca, --tls-cert or --tls-key cannot be used: {error}") from error
+    return context

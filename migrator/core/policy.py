@@ -1,0 +1,131 @@
+"""What may be done to a guest to move it."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from enum import StrEnum
+from typing import Any
+
+from migrator.errors import UsageError
+
+
+class Postcopy(StrEnum):
+    """Whether the guest may run at the destination before all its memory is there."""
+
+    #: Precopy only: a failure of the source's host or of the network never costs the guest.
+    NEVER = "never"
+    #: When precopy will not end within the policy.
+    ALLOW = "allow"
+    #: As soon as the stream stands.
+    IMMEDIATE = "immediate"
+
+
+class LastResort(StrEnum):
+    """What to do when nothing else allowed ends the migration."""
+
+    #: Give up; the guest stays at the source, unharmed.
+    ABORT = "abort"
+    #: Stop the guest until its memory has arrived; its downtime is then beyond the ceiling.
+    PAUSE = "pause"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Policy:
+    """What may be done to a guest to move it; see :func:`builtin` for the ones that exist."""
+
+    name: str
+    #: Ceiling of the time the guest stands still, in seconds. 300 ms is QEMU's and libvirt's default limit.
+    max_downtime_seconds: float
+    #: Ceiling of the stream in bytes per second; ``None`` is ``auto``: what the link's share allows.
+    max_bandwidth_bytes_per_second: int | None = None
+    #: Ceiling of the share of CPU time taken from the guest so that it dirties less; 0 is never.
+    max_throttle_ratio: float = 0.0
+    postcopy: Postcopy = Postcopy.NEVER
+    #: Ceiling of the whole migration in seconds; ``None`` is none but the forecast's.
+    max_duration_seconds: float | None = None
+    last_resort: LastResort = LastResort.ABORT
+    #: Stop the guest first, then copy: no convergence needed, the downtime is the duration.
+    offline: bool = False
+
+    def __post_init__(self) -> None:
+        if not 0 < self.max_downtime_seconds <= 2000:  # QEMU's own maximum for downtime-limit
+            raise UsageError(
+                f"policy {self.name}: max_downtime is {self.max_downtime_seconds:g} s; "
+                "QEMU takes more than 0 and at most 2000 s"
+            )
+        if self.max_bandwidth_bytes_per_second is not None and self.max_bandwidth_bytes_per_second < 2**20:
+            raise UsageError(
+                f"policy {self.name}: max_bandwidth is {self.max_bandwidth_bytes_per_second} B/s; "
+                "give at least 1MiB/s, or auto"
+            )
+        if not 0 <= self.max_throttle_ratio <= 0.99:  # QEMU's own maximum for max-cpu-throttle
+            raise UsageError(f"policy {self.name}: max_throttle must lie between 0 and 99%")
+        if self.max_duration_seconds is not None and self.max_duration_seconds <= 0:
+            raise UsageError(f"policy {self.name}: max_duration must be more than 0")
+        if self.offline and self.postcopy is not Postcopy.NEVER:
+            raise UsageError(
+                f"policy {self.name}: offline and postcopy={self.postcopy} contradict each other: "
+                "a guest that is stopped first has nothing to run at the destination early; set postcopy=never"
+            )
+        if self.postcopy is Postcopy.IMMEDIATE and self.max_throttle_ratio > 0:
+            raise UsageError(
+                f"policy {self.name}: postcopy=immediate and max_throttle={self.max_throttle_ratio:.0%} contradict "
+                "each other: no round is waited for that throttling could shorten; set max_throttle=0"
+            )
+
+    def but(
+        self,
+        *,
+        max_downtime_seconds: float | None = None,
+        max_bandwidth_bytes_per_second: int | None = None,
+        max_throttle_ratio: float | None = None,
+        postcopy: Postcopy | None = None,
+        max_duration_seconds: float | None = None,
+        last_resort: LastResort | None = None,
+    ) -> Policy:
+        """This policy with the given fields instead; what is ``None`` stays.
+
+        ``postcopy=immediate`` waits for no round, so it drops a throttle that only this policy brought along.
+
+        :raise UsageError: when the result contradicts itself; both fields are named.
+        """
+        given = {key: value for key, value in locals().items() if key != "self" and value is not None}
+        if postcopy is Postcopy.IMMEDIATE:
+            given.setdefault("max_throttle_ratio", 0.0)
+        return replace(self, **given)
+
+
+def from_fields(fields: Mapping[str, Any]) -> Policy:
+    """The policy whose :func:`dataclasses.asdict` went through JSON.
+
+    :raise UsageError: when it contradicts itself.
+    """
+    enums = {"postcopy": Postcopy(fields["postcopy"]), "last_resort": LastResort(fields["last_resort"])}
+    return Policy(**{**fields, **enums})
+
+
+_BUILTIN = (
+    Policy(name="default", max_downtime_seconds=0.3, max_throttle_ratio=0.5, postcopy=Postcopy.ALLOW),
+    Policy(name="gentle", max_downtime_seconds=0.1),
+    Policy(
+        name="must-finish",
+        max_downtime_seconds=2.0,
+        max_throttle_ratio=0.9,
+        postcopy=Postcopy.ALLOW,
+        last_resort=LastResort.PAUSE,
+    ),
+    Policy(name="postcopy-first", max_downtime_seconds=0.3, postcopy=Postcopy.IMMEDIATE),
+    Policy(name="offline", max_downtime_seconds=0.3, offline=True, last_resort=LastResort.PAUSE),
+)
+
+
+def builtin(name: str) -> Policy:
+    """The policy of that name.
+
+    :raise UsageError: when there is none; the message lists those that exist.
+    """
+    for policy in _BUILTIN:
+        if policy.name == name:
+            return policy
+    raise UsageError(f"there is no policy {name!r}; there are {', '.join(p.name for p in _BUILTIN)}")

@@ -1,0 +1,1 @@
+"""Drives migrations through the ports; knows no QMP, no file and no socket."""

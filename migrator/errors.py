@@ -1,0 +1,74 @@
+"""Every error that crosses a layer.
+
+::
+
+    MigratorError
+    ├── UsageError             what a person typed or configured is wrong; nothing was changed
+    ├── Refused                preflight found a reason not to begin; nothing was changed
+    ├── RecordError            the record of a migration cannot be read, written or claimed
+    └── QemuError              something about one QEMU process
+        ├── Unreachable        no session: refused, no greeting, closed, broken
+        │   └── Occupied       the socket accepts but never greets: another client holds it, or QEMU is stopped
+        ├── TimedOut           sent, not answered in time; QEMU MAY STILL CARRY IT OUT
+        └── CommandFailed      QEMU answered with an error; it did not carry it out
+
+The text of each is one line for a person: what is wrong, where, and what to do.
+An adapter that raises one chains its library's exception as the cause.
+"""
+
+from __future__ import annotations
+
+
+class MigratorError(Exception):
+    """Base of all errors that migrator raises on purpose."""
+
+
+class UsageError(MigratorError):
+    """What a person typed or configured cannot be used; nothing was changed."""
+
+
+class Refused(MigratorError):
+    """The migration was not begun; nothing was changed."""
+
+
+class RecordError(MigratorError):
+    """The record of a migration cannot be read, written or claimed."""
+
+
+class QemuError(MigratorError):
+    """Something about one QEMU process; :attr:`where` says which."""
+
+    def __init__(self, where: str, message: str) -> None:
+        super().__init__(f"{where}: {message}")
+        #: The end it happened at, as a person names it ("source unix:/run/a.sock").
+        self.where = where
+
+
+class Unreachable(QemuError):
+    """There is no QMP session with this QEMU; it says nothing about whether its process lives."""
+
+
+class Occupied(Unreachable):
+    """The socket accepts connections but nobody greets: another client holds it, or QEMU is stopped."""
+
+
+class TimedOut(QemuError):
+    """The command was sent and not answered in time. It may still be carried out later."""
+
+    def __init__(self, where: str, command: str, seconds: float) -> None:
+        super().__init__(
+            where, f"{command} was not answered within {seconds:g} s and may still be carried out"
+        )
+        self.command = command
+
+
+class CommandFailed(QemuError):
+    """QEMU refused the command and did not carry it out."""
+
+    def __init__(self, where: str, command: str, error_class: str, description: str) -> None:
+        super().__init__(where, f"{command}: {description}")
+        self.command = command
+        #: QMP's error class, e.g. ``GenericError`` or ``CommandNotFound``.
+        self.error_class = error_class
+        #: QEMU's own words.
+        self.description = description

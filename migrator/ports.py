@@ -1,0 +1,166 @@
+"""The interfaces between the engine and what it drives, with their contracts.
+
+The engine never sees QMP, a file or a socket. Whatever implements these converts units and wraps errors.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Protocol
+
+from migrator.core.facts import Facts
+from migrator.core.lifecycle import Intent
+from migrator.core.model import View
+
+
+@dataclass(frozen=True, kw_only=True)
+class Event:
+    """Something a QEMU announced. A hint: the truth is what a fresh query says."""
+
+    name: str
+    #: Seconds on the controller's monotonic clock when it arrived.
+    arrived: float
+    #: Seconds since the epoch on the clock of the host that QEMU runs on.
+    stamped: float
+    data: Mapping[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Settings:
+    """Capabilities and parameters of one end, read so that they can be put back. Opaque to the engine."""
+
+    capabilities: Mapping[str, bool]
+    parameters: Mapping[str, Any]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Tuning:
+    """Parameters of a migration, in base units; ``None`` leaves one alone."""
+
+    max_bandwidth_bytes_per_second: int | None = None
+    downtime_limit_seconds: float | None = None
+    #: 0 is no limit of its own. It caps the postcopy switch too, so it stays 0 until the destination runs.
+    max_postcopy_bandwidth_bytes_per_second: int | None = None
+    #: Where auto-converge begins, and the most it may take.
+    initial_throttle_ratio: float | None = None
+    max_throttle_ratio: float | None = None
+    #: Share of a round's bytes that must be dirtied again before auto-converge wakes (0 to 1).
+    throttle_trigger_ratio: float | None = None
+
+
+class Qemu(Protocol):
+    """One QEMU process, seen by its QMP monitor.
+
+    Every call is bounded in time. Those that change something raise
+    :class:`~migrator.errors.CommandFailed` when QEMU refused (it did nothing),
+    :class:`~migrator.errors.TimedOut` when it did not answer (it MAY still do it), and
+    :class:`~migrator.errors.Unreachable` when there is no session.
+    """
+
+    @property
+    def name(self) -> str:
+        """For people: ``source unix:/run/a.sock``."""
+
+    @property
+    def identity(self) -> Mapping[str, Any]:
+        """What tells this process from another at the same address (pid and its start time), where known."""
+
+    @property
+    def shares_clock(self) -> bool:
+        """Its events are stamped by the clock of the machine the controller runs on."""
+
+    @property
+    def round_trip_seconds(self) -> float:
+        """The last round trip of a query."""
+
+    async def observe(self, *, timeout: float = 1.0) -> View:
+        """A fresh view of it. Never raises: what cannot be asked is said in the view.
+
+        A session that broke is opened again. A query that was not answered in time is not sent twice: the next
+        call goes on waiting for it.
+        """
+
+    def on_change(self, callback: Callable[[], None]) -> None:
+        """Call `callback` whenever an event arrives or the session breaks."""
+
+    def take_events(self) -> Sequence[Event]:
+        """The events since the last call, oldest first."""
+
+    async def facts(self) -> Facts:
+        """What preflight compares; changes nothing."""
+
+    async def settings(self) -> Settings:
+        """Capabilities and parameters as they are now."""
+
+    async def enable(self, capabilities: Mapping[str, bool]) -> None:
+        """Set migration capabilities."""
+
+    async def tune(self, tuning: Tuning) -> None:
+        """Set migration parameters; may be called while migrating."""
+
+    async def restore(self, settings: Settings) -> None:
+        """Put capabilities and parameters back; only what differs is sent."""
+
+    async def listen(self, uri: str) -> str:
+        """Destination: disarm (it must not run by itself), then listen at `uri`; the address to migrate to."""
+
+    async def migrate(self, uri: str) -> None:
+        """Source: begin. The reply means nothing; the status does."""
+
+    async def start_postcopy(self) -> None:
+        """Source: switch to postcopy at once."""
+
+    async def switch(self) -> None:
+        """Source: migrate-continue, the end of every blind cancel."""
+
+    async def cancel(self) -> None:
+        """Source: migrate_cancel, and ``yank`` out of band where that is not answered."""
+
+    async def cont(self) -> None:
+        """Let the guest run."""
+
+    async def stop(self) -> None:
+        """Let the guest stand still."""
+
+    async def announce(self) -> None:
+        """Make the guest's network addresses known where it is now."""
+
+    async def quit(self, *, timeout: float = 5.0) -> bool:
+        """End it, by force if it does not go; True when it was seen dead.
+
+        Only for a process that holds nothing worth keeping.
+        """
+
+    async def fence(self) -> bool:
+        """Kill the process and see it dead; True only with proof. A closed socket is no proof."""
+
+    def last_words(self) -> str:
+        """The end of what it wrote to its standard error, where that can be read; else empty."""
+
+    async def close(self) -> None:
+        """Let go of the monitor; the process is left alone."""
+
+
+class Record(Protocol):
+    """The durable record of one migration: intent first.
+
+    What :meth:`begin` wrote is on disk when it returns. :meth:`note` survives the death of the controller's process
+    at once; after the death of its machine :attr:`exact` of the reader is false and the record is read as if the
+    point of no return had been passed.
+    """
+
+    async def begin(self, facts: Mapping[str, Any], intent: Intent) -> None:
+        """Write what is about to be done and how things were; returns once it is on disk.
+
+        :raise RecordError: when it cannot be written; nothing may be changed then.
+        """
+
+    def note(self, intent: Intent) -> None:
+        """Add what is about to be done next.
+
+        :raise RecordError: when it cannot be written; the step must not be taken then.
+        """
+
+    async def end(self, outcome: Mapping[str, Any]) -> None:
+        """The migration has ended for good; the record is put away."""

@@ -1,0 +1,371 @@
+"""One QEMU of a migration: implements :class:`migrator.ports.Qemu` over QMP and, where it is local, its process."""
+
+from __future__ import annotations
+
+import asyncio
+import ssl
+import time
+from collections import deque
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+from migrator.core.facts import Facts
+from migrator.core.model import MigrationStatus, Process, RunState, Sample, View
+from migrator.errors import CommandFailed, MigratorError, QemuError, TimedOut, Unreachable
+from migrator.ports import Event, Settings, Tuning
+from migrator.qemu import features
+from migrator.qemu.address import Address, bracketed
+from migrator.qemu.monitor import Monitor
+from migrator.qemu.process import LocalProcess, is_gone
+from migrator.qemu.read_facts import read_facts
+
+#: More events than this unread means that nobody reads; the oldest go, as the truth is in a query anyway.
+_EVENTS_KEPT = 1000
+
+
+class Endpoint:
+    """One end of a migration; see :class:`migrator.ports.Qemu` for what each call promises.
+
+    :param role: ``source`` or ``destination``, for messages.
+    :param pid: the process, where the address does not tell it (anything but a unix socket).
+    :param fence_command: run to kill the process where we cannot; exit 0 must mean that it is dead for certain.
+    """
+
+    def __init__(
+        self,
+        address: Address,
+        *,
+        role: str,
+        pid: int | None = None,
+        fence_command: str | None = None,
+        tls: ssl.SSLContext | None = None,
+    ) -> None:
+        self.address = address
+        self.name = f"{role} {address}"
+        self._pid = pid
+        self._fence_command = fence_command
+        self._process: LocalProcess | None = None
+        self._events: deque[Event] = deque(maxlen=_EVENTS_KEPT)
+        self._notify: Callable[[], None] = lambda: None
+        self._ended = False
+        self._quitting = False
+        self._gone = False  # proven dead otherwise than by a pidfd
+        self._look: asyncio.Task[tuple[dict[str, Any], dict[str, Any]]] | None = None
+        self._look_began = 0.0
+        self._next_connect = 0.0
+        self._monitor = Monitor(
+            address, name=self.name, on_event=self._on_event, on_break=lambda: self._notify(), tls=tls
+        )
+
+    @property
+    def identity(self) -> Mapping[str, Any]:
+        return self._process.identity if self._process else {}
+
+    @property
+    def shares_clock(self) -> bool:
+        return self._process is not None
+
+    @property
+    def round_trip_seconds(self) -> float:
+        return self._monitor.round_trip_seconds
+
+    async def connect(self, *, timeout: float = 5.0) -> None:
+        """Open the session and take hold of the process.
+
+        :raise Unreachable: when there is none.
+        """
+        try:
+            await self._monitor.connect(timeout=timeout)
+        finally:
+            self._hold_process()
+
+    def _hold_process(self) -> None:
+        pid = self._monitor.pid or self._pid
+        if self._process is None and pid is not None:
+            try:
+                process = LocalProcess(pid)
+            except ProcessLookupError:
+                return
+            if process.is_qemu:
+                self._process = process
+            else:
+                process.close()
+
+    def hold(self, identity: Mapping[str, Any]) -> None:
+        """Take hold of the process a record speaks of; one that is gone is then known to be dead.
+
+        :raise MigratorError: when another process answers at this address.
+        """
+        if not identity:
+            return
+        if is_gone(identity):
+            if self._process is not None:
+                raise MigratorError(
+                    f"{self.name}: another process (pid {self._process.pid}) answers there than the one that the "
+                    f"record speaks of (pid {identity['pid']}, gone); end that one, or use its own address"
+                )
+            self._gone = True
+        elif self._process is None:
+            self._process = LocalProcess(int(identity["pid"]))
+
+    # --- looking ---------------------------------------------------------------------------------------------------
+
+    async def observe(self, *, timeout: float = 1.0) -> View:
+        process = self._process_state()
+        if process is Process.DEAD:
+            return self._view(process)
+        answer = await self._ask_status(timeout)
+        process = self._process_state()
+        if answer is None:
+            return self._view(process)
+        status, migrate = answer
+        if process is Process.DEAD:
+            return self._view(process)
+        return self._view(
+            process,
+            answers=True,
+            run=RunState(status.get("status", "other")),
+            status=MigrationStatus(migrate.get("status", "none")),
+            error=str(migrate.get("error-desc", "")),
+            sample=_sample(migrate),
+        )
+
+    def _view(self, process: Process, **rest: Any) -> View:
+        can_fence = self._process is not None or self._fence_command is not None
+        return View(process=process, ended=self._ended, can_fence=can_fence, **rest)
+
+    def _process_state(self) -> Process:
+        if self._gone:
+            return Process.DEAD
+        if self._process is None:
+            return Process.UNKNOWN
+        return Process.ALIVE if self._process.alive else Process.DEAD
+
+    async def _ask_status(self, timeout: float) -> tuple[dict[str, Any], dict[str, Any]] | None:
+        if self._look is None:
+            if not self._monitor.connected:
+                now = time.monotonic()
+                if now < self._next_connect:
+                    await asyncio.sleep(0.02)
+                    return None
+                try:
+                    await self.connect(timeout=timeout)
+                except Unreachable:
+                    self._next_connect = time.monotonic() + 0.2
+                    return None
+            self._look_began = time.monotonic()
+            self._look = asyncio.create_task(self._query(), name=f"look at {self.name}")
+        done, _ = await asyncio.wait({self._look}, timeout=timeout)
+        if not done:
+            return None
+        look, self._look = self._look, None
+        try:
+            answer = look.result()
+        except QemuError:
+            return None
+        # An answer that was asked for long ago may be older than what has happened since.
+        if time.monotonic() - self._look_began > 2 * timeout:
+            return await self._ask_status(timeout)
+        return answer
+
+    async def _query(self) -> tuple[dict[str, Any], dict[str, Any]]:
+        # No time-out of its own: a stalled QEMU is asked once, and answers when it wakes, or its session breaks.
+        forever = 7 * 86400.0
+        status, migrate = await asyncio.gather(
+            self._monitor.execute("query-status", timeout=forever),
+            self._monitor.execute("query-migrate", timeout=forever),
+        )
+        return status, migrate
+
+    def on_change(self, callback: Callable[[], None]) -> None:
+        self._notify = callback
+
+    def take_events(self) -> Sequence[Event]:
+        taken = tuple(self._events)
+        self._events.clear()
+        return taken
+
+    def _on_event(self, message: Mapping[str, Any]) -> None:
+        stamp = message.get("timestamp", {})
+        stamped = stamp.get("seconds", -1) + stamp.get("microseconds", 0) / 1e6
+        name = str(message.get("event", ""))
+        if name == "SHUTDOWN" and not self._quitting:
+            self._ended = True
+        self._events.append(
+            Event(name=name, arrived=time.monotonic(), stamped=stamped, data=message.get("data", {}))
+        )
+        self._notify()
+
+    async def facts(self) -> Facts:
+        return await read_facts(self._monitor, self._process)
+
+    def last_words(self) -> str:
+        return self._process.last_words() if self._process else ""
+
+    # --- settings --------------------------------------------------------------------------------------------------
+
+    async def settings(self) -> Settings:
+        capabilities, parameters = await asyncio.gather(
+            self._monitor.execute("query-migrate-capabilities"),
+            self._monitor.execute("query-migrate-parameters"),
+        )
+        return Settings(
+            capabilities={entry["capability"]: entry["state"] for entry in capabilities},
+            parameters=parameters,
+        )
+
+    async def enable(self, capabilities: Mapping[str, bool]) -> None:
+        await self._monitor.execute(
+            "migrate-set-capabilities",
+            {"capabilities": [{"capability": name, "state": state} for name, state in capabilities.items()]},
+        )
+
+    async def tune(self, tuning: Tuning) -> None:
+        arguments: dict[str, int] = {}
+        if tuning.max_bandwidth_bytes_per_second is not None:
+            arguments["max-bandwidth"] = tuning.max_bandwidth_bytes_per_second
+        if tuning.max_postcopy_bandwidth_bytes_per_second is not None:
+            arguments["max-postcopy-bandwidth"] = tuning.max_postcopy_bandwidth_bytes_per_second
+        if tuning.downtime_limit_seconds is not None:
+            arguments["downtime-limit"] = max(1, int(tuning.downtime_limit_seconds * 1000))
+        if tuning.initial_throttle_ratio is not None:
+            arguments["cpu-throttle-initial"] = max(1, round(tuning.initial_throttle_ratio * 100))
+        if tuning.max_throttle_ratio is not None:
+            arguments["max-cpu-throttle"] = max(1, min(99, round(tuning.max_throttle_ratio * 100)))
+        if tuning.throttle_trigger_ratio is not None:
+            arguments["throttle-trigger-threshold"] = max(
+                1, min(100, round(tuning.throttle_trigger_ratio * 100))
+            )
+        if arguments:
+            await self._monitor.execute("migrate-set-parameters", arguments)
+
+    async def restore(self, settings: Settings) -> None:
+        now = await self.settings()
+        changed = {
+            name: value
+            for name, value in settings.parameters.items()
+            if name in now.parameters and now.parameters[name] != value
+        }
+        if changed:
+            await self._monitor.execute("migrate-set-parameters", changed)
+        switched = {
+            name: state
+            for name, state in settings.capabilities.items()
+            if now.capabilities.get(name, state) != state
+        }
+        if switched:
+            await self.enable(switched)
+
+    # --- steps -----------------------------------------------------------------------------------------------------
+
+    async def listen(self, uri: str) -> str:
+        # Disarms a destination that was started without -S: in inmigrate this clears its autostart.
+        await self._monitor.execute("stop")
+        arguments: dict[str, Any] = {"uri": uri}
+        binary = self._process.binary_identity() if self._process else ""
+        if (await features.read(self._monitor, binary)).takes("migrate-incoming", "exit-on-error"):
+            arguments["exit-on-error"] = False  # it stays to tell why it failed
+        await self._monitor.execute("migrate-incoming", arguments)
+        for _ in range(50):
+            migrate = await self._monitor.execute("query-migrate")
+            for address in migrate.get("socket-address", ()):
+                if address.get("type") == "inet":
+                    return f"tcp:{bracketed(address['host'])}:{address['port']}"
+                if address.get("type") == "unix":
+                    return f"unix:{address['path']}"
+            await asyncio.sleep(0.01)
+        raise CommandFailed(self.name, "migrate-incoming", "GenericError", f"it never listened at {uri}")
+
+    async def migrate(self, uri: str) -> None:
+        await self._monitor.execute("migrate", {"uri": uri})
+
+    async def start_postcopy(self) -> None:
+        await self._monitor.execute("migrate-start-postcopy")
+
+    async def switch(self) -> None:
+        await self._monitor.execute("migrate-continue", {"state": "pre-switchover"})
+
+    async def cancel(self) -> None:
+        try:
+            await self._monitor.execute("migrate_cancel", timeout=2.0)
+        except TimedOut:
+            await self._monitor.execute("yank", {"instances": [{"type": "migration"}]}, oob=True)
+
+    async def cont(self) -> None:
+        await self._monitor.execute("cont")
+
+    async def stop(self) -> None:
+        await self._monitor.execute("stop")
+
+    async def announce(self) -> None:
+        # The values that QEMU itself announces with by default: 5 rounds, 50 ms apart at first, 550 ms at most.
+        await self._monitor.execute("announce-self", {"initial": 50, "max": 550, "rounds": 5, "step": 100})
+
+    async def quit(self, *, timeout: float = 5.0) -> bool:
+        self._quitting = True
+        began = time.monotonic()
+        try:
+            await self._monitor.execute("quit", timeout=timeout / 2)
+            acknowledged = True
+        except QemuError:
+            acknowledged = (
+                False  # it may have gone before it answered, or may not answer: what follows finds out
+            )
+        if self._process is not None:
+            if await self._process.wait_dead(max(0.1, timeout - (time.monotonic() - began))):
+                return True
+            return await self._process.kill(timeout)
+        while self._monitor.connected and time.monotonic() - began < timeout:
+            await asyncio.sleep(0.01)
+        # It acknowledged and hung up. No proof as fencing needs it, but this process holds nothing worth keeping.
+        self._gone = acknowledged and not self._monitor.connected
+        return self._gone or await self.fence()
+
+    async def fence(self) -> bool:
+        self._quitting = True
+        if self._process is not None:
+            return await self._process.kill(10.0)
+        if self._fence_command is None:
+            return False
+        child = await asyncio.create_subprocess_shell(
+            self._fence_command, stdin=asyncio.subprocess.DEVNULL, stdout=asyncio.subprocess.DEVNULL
+        )
+        try:
+            async with asyncio.timeout(60.0):
+                self._gone = await child.wait() == 0
+        except TimeoutError:
+            child.kill()
+            await child.wait()
+        return self._gone
+
+    async def close(self) -> None:
+        await self._monitor.close()
+        if self._look is not None:
+            self._look.cancel()
+            await asyncio.wait({self._look})
+            if not self._look.cancelled():
+                self._look.exception()
+            self._look = None
+        if self._process is not None:
+            self._process.close()
+            self._process = None
+
+
+def _sample(migrate: Mapping[str, Any]) -> Sample | None:
+    ram = migrate.get("ram")
+    if ram is None:
+        return None
+    page = ram.get("page-size", 4096)
+    return Sample(
+        at_seconds=migrate.get("total-time", 0) / 1e3,
+        round=ram["dirty-sync-count"],
+        total_bytes=ram["total"],
+        remaining_bytes=ram["remaining"],
+        transferred_bytes=ram["transferred"],
+        dirty_rate_bytes_per_second=float(ram["dirty-pages-rate"] * page),
+        bandwidth_bytes_per_second=ram["mbps"] * 1e6 / 8,
+        throttle_ratio=migrate.get("cpu-throttle-percentage", 0) / 100,
+        expected_downtime_seconds=migrate.get("expected-downtime", 0) / 1e3,
+        downtime_seconds=migrate.get("downtime", 0) / 1e3,
+        postcopy_requests=ram.get("postcopy-requests", 0),
+    )

@@ -1,0 +1,180 @@
+"""One QMP session: time-outs on everything, events handed over as they come, reconnection.
+
+QEMU executes the commands of one session in their order (out-of-band ones excepted), so an answer to a later query
+also says that an earlier command, whose reply never came, was carried out or dropped. That is why the truth is
+always asked for on the session that the command went through, or on a new one, which QEMU greets only after it has
+dropped what an old session left unexecuted.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+import socket
+import ssl
+import time
+from collections.abc import Callable, Mapping
+from typing import Any
+
+from qemu.qmp import ConnectError, EventListener, ExecuteError, Message, QMPClient, QMPError, Runstate
+
+from migrator.errors import CommandFailed, Occupied, TimedOut, Unreachable
+from migrator.qemu.address import Address
+from migrator.qemu.process import peer_pid
+
+# qemu.qmp logs every failed connection as an error; here that is an answer, raised to whoever asked.
+logging.getLogger("qemu.qmp").addHandler(logging.NullHandler())
+logging.getLogger("qemu.qmp").propagate = False
+
+
+class _Tap(EventListener):
+    """Hands every event on at once and keeps none: qemu.qmp's own queues grow without bound."""
+
+    def __init__(self, hand_on: Callable[[Message], None]) -> None:
+        super().__init__()
+        self._hand_on = hand_on
+
+    async def put(self, event: Message) -> None:
+        self._hand_on(event)
+
+
+class Monitor:
+    """A QMP session that can be opened again after it broke.
+
+    :param address: where QEMU listens.
+    :param name: for messages: ``source unix:/run/a.sock``.
+    :param on_event: called with every event, in order, as it arrives.
+    :param on_break: called once when an open session breaks.
+    :param tls: for ``tls:`` addresses.
+    """
+
+    def __init__(
+        self,
+        address: Address,
+        *,
+        name: str,
+        on_event: Callable[[Mapping[str, Any]], None],
+        on_break: Callable[[], None],
+        tls: ssl.SSLContext | None = None,
+    ) -> None:
+        self.address = address
+        self.name = name
+        #: Process behind a unix socket, as the kernel says; known once :meth:`connect` was tried.
+        self.pid: int | None = None
+        self._tls = tls
+        self._on_event = on_event
+        self._on_break = on_break
+        self._client: QMPClient | None = None
+        self._watch: asyncio.Task[None] | None = None
+        #: Seconds the last command took.
+        self.round_trip_seconds = 0.0
+
+    @property
+    def connected(self) -> bool:
+        """There is a session. It may have broken since; a command will tell."""
+        return self._client is not None and self._client.runstate is Runstate.RUNNING
+
+    async def connect(self, *, timeout: float = 5.0) -> None:
+        """Open the session; an open one is left as it is.
+
+        :raise Occupied: accepted, but not greeted within `timeout` seconds.
+        :raise Unreachable: refused, or what answered does not speak QMP.
+        """
+        if self.connected:
+            return
+        await self.close()
+        client = QMPClient(self.name)
+        client.events.names = {"(none: see _Tap)"}
+        client.register_listener(_Tap(self._on_event))
+        sock: socket.socket | None = None
+        try:
+            async with asyncio.timeout(timeout):
+                if self.address.kind == "unix":
+                    sock = await self._open_socket()
+                    await client.connect(sock)
+                else:
+                    await client.connect((self.address.host, self.address.port), self._tls)
+        except TimeoutError as error:
+            raise Occupied(
+                self.name,
+                f"no QMP greeting within {timeout:g} s: another client holds this monitor, or QEMU is stopped; "
+                "close the other client, or give QEMU a second -qmp",
+            ) from error
+        except (OSError, EOFError, ConnectError, QMPError) as error:
+            cause = error.exc if isinstance(error, ConnectError) else error
+            text = (
+                cause.strerror if isinstance(cause, OSError) and cause.strerror else str(cause) or "hung up"
+            )
+            raise Unreachable(
+                self.name, f"cannot open a QMP session: {text}; is QEMU running there?"
+            ) from error
+        finally:
+            if sock is not None and client.runstate is Runstate.IDLE:
+                sock.close()
+        self._client = client
+        self._watch = asyncio.create_task(self._watch_break(client), name=f"watch {self.name}")
+
+    async def _open_socket(self) -> socket.socket:
+        sock = socket.socket(socket.AF_UNIX)
+        sock.setblocking(False)
+        try:
+            await asyncio.get_running_loop().sock_connect(sock, self.address.path)
+            self.pid = peer_pid(sock)
+        except BaseException:
+            sock.close()
+            raise
+        return sock
+
+    async def _watch_break(self, client: QMPClient) -> None:
+        while client.runstate is Runstate.RUNNING:
+            await client.runstate_changed()
+        if self._client is client:
+            self._on_break()
+
+    async def execute(
+        self,
+        command: str,
+        arguments: Mapping[str, Any] | None = None,
+        *,
+        timeout: float = 5.0,
+        oob: bool = False,
+    ) -> Any:
+        """Execute one command.
+
+        :param timeout: seconds; when they pass, the command is NOT withdrawn.
+        :param oob: out of band: answered even while QEMU's main loop is blocked, where QEMU allows it.
+        :raise CommandFailed: QEMU refused.
+        :raise TimedOut: no answer in time; it may still be carried out.
+        :raise Unreachable: there is no session, or it broke before the answer: it may have been carried out.
+        """
+        client = self._client
+        if client is None or client.runstate is not Runstate.RUNNING:
+            raise Unreachable(self.name, f"{command}: there is no QMP session")
+        began = time.monotonic()
+        try:
+            async with asyncio.timeout(timeout):
+                answer = await client.execute(command, arguments, oob=oob)
+        except TimeoutError as error:
+            raise TimedOut(self.name, command, timeout) from error
+        except ExecuteError as error:
+            raise CommandFailed(self.name, command, error.error_class, str(error)) from error
+        except (QMPError, OSError, EOFError) as error:
+            raise Unreachable(
+                self.name, f"{command}: the QMP session broke before it was answered"
+            ) from error
+        self.round_trip_seconds = time.monotonic() - began
+        return answer
+
+    async def close(self) -> None:
+        """Close the session; a broken or absent one is no error."""
+        client, self._client = self._client, None
+        watch, self._watch = self._watch, None
+        if client is not None and client.runstate is not Runstate.IDLE:
+            # A stalled QEMU does not read, so flushing may never end; what disconnect raises is why it broke.
+            with contextlib.suppress(TimeoutError, QMPError, OSError, EOFError):
+                async with asyncio.timeout(1.0):
+                    await client.disconnect()
+        if watch is not None:
+            watch.cancel()
+            await asyncio.wait({watch})

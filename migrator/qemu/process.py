@@ -1,0 +1,139 @@
+"""A QEMU process on this machine: whether it lives, its end, its last words."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import select
+import signal
+import socket
+import struct
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from migrator.machine import boot_id
+
+
+def peer_pid(sock: socket.socket) -> int | None:
+    """The pid behind a connected unix socket (SO_PEERCRED), or ``None`` where it is not of this pid namespace."""
+    pid: int = struct.unpack("3i", sock.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, 12))[0]
+    return pid or None
+
+
+def is_gone(identity: Mapping[str, Any]) -> bool:
+    """Whether the process that :attr:`LocalProcess.identity` once described is certainly gone."""
+    if not identity:
+        return False
+    if identity["boot_id"] != boot_id():
+        return True
+    try:
+        process = LocalProcess(int(identity["pid"]))
+    except ProcessLookupError:
+        return True
+    try:
+        return process.identity != dict(identity) or not process.alive
+    finally:
+        process.close()
+
+
+class LocalProcess:
+    """One process, held by its pidfd, so that a pid used again is never mistaken for it.
+
+    :raise ProcessLookupError: when there is no such process.
+    """
+
+    def __init__(self, pid: int) -> None:
+        self.pid = pid
+        self._fd = os.pidfd_open(pid)
+        stat = Path(f"/proc/{pid}/stat").read_text(encoding="utf-8", errors="replace")
+        #: In clock ticks since boot: with the pid it names a process for as long as the machine is up.
+        self.start_time = int(stat.rpartition(")")[2].split()[19])
+        self._stderr = self._stderr_file()
+
+    @property
+    def identity(self) -> dict[str, Any]:
+        """pid and start time, and the boot they belong to."""
+        return {"pid": self.pid, "start_time": self.start_time, "boot_id": boot_id()}
+
+    @property
+    def is_qemu(self) -> bool:
+        """Its program is a QEMU. A passed socket names its creator, which must never be killed."""
+        return self.executable().name.startswith("qemu")
+
+    def executable(self) -> Path:
+        """The program it runs; empty when that cannot be read."""
+        try:
+            return Path(os.readlink(f"/proc/{self.pid}/exe").removesuffix(" (deleted)"))
+        except OSError:
+            return Path()
+
+    def binary_identity(self) -> str:
+        """Tells one build of the program from another; empty when it cannot be read."""
+        try:
+            stat = os.stat(f"/proc/{self.pid}/exe")
+        except OSError:
+            return ""
+        return f"{stat.st_dev}:{stat.st_ino}:{stat.st_mtime_ns}:{stat.st_size}"
+
+    def arguments(self) -> list[str]:
+        """Its command line; empty when that cannot be read."""
+        try:
+            return os.fsdecode(Path(f"/proc/{self.pid}/cmdline").read_bytes()).split("\0")[:-1]
+        except OSError:
+            return []
+
+    @property
+    def alive(self) -> bool:
+        """False is proof of its death."""
+        poll = select.poll()
+        poll.register(self._fd, select.POLLIN)
+        return not poll.poll(0)
+
+    async def wait_dead(self, timeout: float) -> bool:
+        """Wait up to `timeout` seconds for its end; True when it is dead."""
+        loop = asyncio.get_running_loop()
+        dead = asyncio.Event()
+        loop.add_reader(self._fd, dead.set)
+        try:
+            async with asyncio.timeout(timeout):
+                await dead.wait()
+        except TimeoutError:
+            pass  # what counts is asked below
+        finally:
+            loop.remove_reader(self._fd)
+        return not self.alive
+
+    async def kill(self, timeout: float) -> bool:
+        """SIGKILL; True when it was seen dead within `timeout` seconds."""
+        if not self.alive:
+            return True
+        signal.pidfd_send_signal(self._fd, signal.SIGKILL)
+        return await self.wait_dead(timeout)
+
+    def _stderr_file(self) -> tuple[Path, int] | None:
+        link = Path(f"/proc/{self.pid}/fd/2")
+        try:
+            path = link.readlink()
+            return (path, path.stat().st_size) if path.is_file() else None
+        except OSError:
+            return None
+
+    def last_words(self) -> str:
+        """What it wrote to its standard error since this object was made, if that is a file we may read."""
+        if self._stderr is None:
+            return ""
+        path, start = self._stderr
+        try:
+            with path.open("rb") as file:
+                file.seek(max(start, path.stat().st_size - 2000))
+                lines = file.read().decode(errors="replace").strip().splitlines()
+        except OSError:
+            return ""
+        return "; ".join(line.strip() for line in lines[-5:])
+
+    def close(self) -> None:
+        """Let go of the pidfd."""
+        if self._fd >= 0:
+            os.close(self._fd)
+            self._fd = -1

@@ -1,0 +1,198 @@
+"""Records of migrations that no service keeps a journal for: one file each, in the state directory.
+
+A record is a file of JSON lines. The first says what is about to be done and how things were; every further one
+adds an intent. While a migrator drives the migration it holds a lock on the file, so that two never drive one guest.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import fcntl
+import json
+import os
+import time
+from collections.abc import Iterator, Mapping
+from dataclasses import asdict, replace
+from pathlib import Path
+from typing import Any
+
+from migrator.core.lifecycle import Intent, Milestone
+from migrator.core.model import State
+from migrator.errors import RecordError
+from migrator.machine import boot_id
+
+#: Records of ended migrations that are kept for whoever wants to look.
+_KEPT = 200
+
+
+def state_directory() -> Path:
+    """``$XDG_STATE_HOME/migrator/direct``."""
+    return Path(os.environ.get("XDG_STATE_HOME") or Path.home() / ".local" / "state") / "migrator" / "direct"
+
+
+class FileRecord:
+    """See :class:`migrator.ports.Record`.
+
+    Its directory is made on the first :meth:`begin`.
+
+    :param name: the migration's id; names the file.
+    """
+
+    def __init__(self, name: str, *, directory: Path | None = None) -> None:
+        self.directory = directory or state_directory()
+        self.path = self.directory / f"{name}.jsonl"
+        self._fd = -1
+
+    async def begin(self, facts: Mapping[str, Any], intent: Intent) -> None:
+        line = {
+            "version": 1,
+            "time": time.time(),
+            "boot_id": boot_id(),
+            "facts": dict(facts),
+            "intent": asdict(intent),
+        }
+        await asyncio.to_thread(self._create, json.dumps(line))
+
+    def _create(self, line: str) -> None:
+        try:
+            self.directory.mkdir(parents=True, exist_ok=True, mode=0o700)
+            self._fd = os.open(
+                self.path, os.O_CREAT | os.O_EXCL | os.O_WRONLY | os.O_APPEND | os.O_CLOEXEC, 0o600
+            )
+            fcntl.flock(self._fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            self._append(line)
+            os.fsync(self._fd)
+            directory = os.open(self.directory, os.O_RDONLY)
+            try:
+                os.fsync(directory)
+            finally:
+                os.close(directory)
+        except OSError as error:
+            self.path.unlink(missing_ok=True)
+            raise RecordError(
+                f"cannot write the record {self.path}: {error.strerror}; nothing was changed. "
+                "Make room there or set XDG_STATE_HOME to another directory"
+            ) from error
+
+    def _append(self, line: str) -> None:
+        data = line.encode() + b"\n"
+        if os.write(self._fd, data) != len(data):
+            raise OSError(28, "no space left for the whole line")
+
+    def note(self, intent: Intent) -> None:
+        try:
+            self._append(json.dumps({"time": time.time(), "intent": asdict(intent)}))
+        except OSError as error:
+            raise RecordError(f"cannot write the record {self.path}: {error.strerror}") from error
+
+    async def end(self, outcome: Mapping[str, Any]) -> None:
+        await asyncio.to_thread(self.put_away, outcome)
+
+    def put_away(self, outcome: Mapping[str, Any]) -> None:
+        """As :meth:`end`, for whoever has no event loop."""
+        line = json.dumps({"time": time.time(), "end": dict(outcome)})
+        ended = self.directory / "ended"
+        try:
+            self._append(line)
+            ended.mkdir(exist_ok=True, mode=0o700)
+            self.path.replace(ended / self.path.name)
+            for old in sorted(ended.iterdir(), key=lambda path: path.stat().st_mtime)[:-_KEPT]:
+                old.unlink(missing_ok=True)
+        except OSError as error:
+            raise RecordError(
+                f"the migration has ended, but its record {self.path} cannot be put away: {error.strerror}; "
+                "delete it by hand"
+            ) from error
+        finally:
+            self.close()
+
+    def reopen(self) -> FileRecord:
+        """Lock a record that is there already.
+
+        :raise RecordError: when a living migrator holds it, or it is gone.
+        """
+        try:
+            self._fd = os.open(self.path, os.O_WRONLY | os.O_APPEND | os.O_CLOEXEC)
+            fcntl.flock(self._fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            self._append("")  # an interrupted write ends here
+        except OSError as error:
+            self.close()
+            why = (
+                "another migrator is moving this guest right now; wait for it"
+                if isinstance(error, BlockingIOError)
+                else error.strerror
+            )
+            raise RecordError(f"cannot take the record {self.path} up: {why}") from error
+        return self
+
+    def close(self) -> None:
+        """Let go of the lock; the record stays for whoever takes it up."""
+        if self._fd >= 0:
+            os.close(self._fd)
+            self._fd = -1
+
+
+class Unfinished:
+    """A record that another controller left, read and ready to be taken up.
+
+    After a reboot of this machine the record's last lines may be lost, so the point of no return then counts as
+    passed.
+
+    :ivar facts: what :meth:`FileRecord.begin` was given.
+    :ivar intent: the last one noted, with ``live`` false.
+    :raise RecordError: when it cannot be read.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self.record = FileRecord(path.stem, directory=path.parent)
+        try:
+            lines = list(_readable(path.read_text(encoding="utf-8")))
+        except OSError as error:
+            raise RecordError(f"cannot read the record {path}: {error.strerror}") from error
+        try:
+            self.facts: dict[str, Any] = lines[0]["facts"]
+            self.intent = _intent([line["intent"] for line in lines if "intent" in line][-1])
+            if lines[0]["boot_id"] != boot_id():
+                self.intent = replace(
+                    self.intent, milestone=max(self.intent.milestone, Milestone.HANDED_OVER)
+                )
+        except (IndexError, KeyError, TypeError, ValueError) as error:
+            raise RecordError(
+                f"the record {path} is damaged: look at both QEMUs by hand, then delete it"
+            ) from error
+
+    def claim(self) -> FileRecord:
+        """Lock it and write to it from here on.
+
+        :raise RecordError: when a living migrator drives this migration.
+        """
+        return self.record.reopen()
+
+
+def _readable(text: str) -> Iterator[dict[str, Any]]:
+    for line in text.splitlines():
+        try:
+            yield json.loads(line)
+        except ValueError:
+            continue  # the last write of a controller that died in it
+
+
+def _intent(fields: dict[str, Any]) -> Intent:
+    undo = fields["undo"]
+    return Intent(
+        **fields
+        | {
+            "milestone": Milestone(fields["milestone"]),
+            "undo": None if undo is None else State(undo),
+            "live": False,
+        }
+    )
+
+
+def unfinished(*, directory: Path | None = None) -> list[Unfinished]:
+    """Every record that has not been put away, oldest first; none is locked yet.
+
+    :raise RecordError: when one cannot be read.
+    """
+    found = sorted((directory or state_directory()).glob("*.jsonl"), key=lambda path: path.stat().st_mtime)
+    return [Unfinished(path) for path in found]

@@ -1,0 +1,1 @@
+"""What tests of migrations need: a guest that starts at once, real QEMU processes, hosts on one machine."""

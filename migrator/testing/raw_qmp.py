@@ -1,0 +1,95 @@
+"""A QMP client that keeps nothing from its user, for tests that look at a QEMU from outside."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import json
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Self
+
+
+class RawQmpError(Exception):
+    """QEMU refused a command."""
+
+    def __init__(self, command: str, error: dict[str, Any]) -> None:
+        super().__init__(f"{command}: {error.get('desc', error)}")
+        self.error = error
+
+
+class RawMonitor:
+    """One QMP session: ``async with RawMonitor(path) as monitor: await monitor.execute("query-status")``.
+
+    :param timeout: seconds that the greeting and each answer may take.
+    """
+
+    def __init__(self, path: Path, *, timeout: float = 20.0) -> None:
+        self._path = path
+        self._timeout = timeout
+        self._reader: asyncio.StreamReader
+        self._writer: asyncio.StreamWriter
+        #: Events in the order they came, those already waited for too.
+        self.events: list[dict[str, Any]] = []
+        self._waited = 0
+        self.greeting: dict[str, Any] = {}
+
+    async def __aenter__(self) -> Self:
+        async with asyncio.timeout(self._timeout):
+            # One line of query-qmp-schema has over 200 kB.
+            self._reader, self._writer = await asyncio.open_unix_connection(self._path, limit=1 << 24)
+            try:
+                self.greeting = await self._read()
+                await self.execute("qmp_capabilities")
+            except BaseException:
+                self._writer.close()
+                raise
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._writer.close()
+        with contextlib.suppress(OSError):
+            await self._writer.wait_closed()
+
+    async def execute(self, command: str, arguments: dict[str, Any] | None = None, /, **more: Any) -> Any:
+        """One command and its answer; underscores in ``more`` become hyphens.
+
+        :raise RawQmpError: when QEMU refuses it.
+        :raise TimeoutError: when it does not answer in time.
+        :raise ConnectionError: when it hangs up.
+        """
+        message: dict[str, Any] = {"execute": command}
+        given = (arguments or {}) | {name.replace("_", "-"): value for name, value in more.items()}
+        if given:
+            message["arguments"] = given
+        self._writer.write(json.dumps(message).encode() + b"\n")
+        async with asyncio.timeout(self._timeout):
+            await self._writer.drain()
+            while "event" in (answer := await self._read()):
+                self.events.append(answer)
+        if "error" in answer:
+            raise RawQmpError(command, answer["error"])
+        return answer["return"]
+
+    async def event(self, *names: str, within: float | None = None) -> dict[str, Any]:
+        """The next event with one of these names (any, if none is given) that was not waited for before.
+
+        :raise TimeoutError: when none comes.
+        """
+        async with asyncio.timeout(within or self._timeout):
+            while True:
+                while self._waited < len(self.events):
+                    event = self.events[self._waited]
+                    self._waited += 1
+                    if not names or event["event"] in names:
+                        return event
+                self.events.append(await self._read())
+
+    async def _read(self) -> dict[str, Any]:
+        line = await self._reader.readline()
+        if not line.endswith(b"\n"):
+            raise ConnectionResetError(f"QEMU closed {self._path}")
+        message: dict[str, Any] = json.loads(line)
+        return message

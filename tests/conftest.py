@@ -1,0 +1,121 @@
+"""Fixtures with real QEMUs and real networks; the fakes have theirs beside the tests that use them."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Awaitable, Callable, Iterator, Sequence
+from pathlib import Path
+from typing import Protocol
+
+import pytest
+
+from migrator.testing import network
+from migrator.testing.lab import IDLE, Habit, Lab, Machine, Pair, binaries
+from migrator.testing.network import Hosts
+
+#: The versions that are promised to work.
+VERSIONS = ("7.2", "10.0")
+CROSSINGS = [(source, destination) for source in VERSIONS for destination in VERSIONS]
+
+
+def missing(reason: str) -> None:
+    """Skip the test, saying why; where all is meant to be there, fail."""
+    if os.environ.get("CI"):
+        pytest.fail(f"{reason}, and nothing is skipped in CI")
+    pytest.skip(reason)
+
+
+@pytest.fixture
+def qemu_binary() -> Callable[[str], Path]:
+    """The QEMU of a version, as ``7.2``; the test is skipped where there is none."""
+
+    def find(version: str) -> Path:
+        if version not in binaries():
+            missing(f"there is no QEMU {version} here (there are: {', '.join(binaries()) or 'none'})")
+        return binaries()[version]
+
+    return find
+
+
+@pytest.fixture(params=VERSIONS)
+def each_qemu(request: pytest.FixtureRequest, qemu_binary: Callable[[str], Path]) -> Path:
+    """Runs the test on every version."""
+    return qemu_binary(request.param)
+
+
+@pytest.fixture(params=CROSSINGS, ids="-to-".join)
+def each_crossing(request: pytest.FixtureRequest, qemu_binary: Callable[[str], Path]) -> tuple[Path, Path]:
+    """Runs the test on every pair of versions: binaries of the source and of the destination."""
+    return qemu_binary(request.param[0]), qemu_binary(request.param[1])
+
+
+@pytest.fixture(
+    params=[
+        crossing if not n else pytest.param(crossing, marks=pytest.mark.matrix)
+        for n, crossing in enumerate(CROSSINGS)
+    ],
+    ids="-to-".join,
+)
+def one_crossing(request: pytest.FixtureRequest, qemu_binary: Callable[[str], Path]) -> tuple[Path, Path]:
+    """As :func:`each_crossing`, but only the first outside ``make test-all``."""
+    return qemu_binary(request.param[0]), qemu_binary(request.param[1])
+
+
+@pytest.fixture
+def lab() -> Iterator[Lab]:
+    """QEMUs for one test. What they said is shown if it fails."""
+    if not binaries():
+        missing("there is no QEMU here")
+    with Lab() as lab:
+        yield lab
+        print(lab.report())  # noqa: T201 - pytest shows it with a failed test
+
+
+class MakePair(Protocol):
+    """See :func:`pair`."""
+
+    def __call__(
+        self,
+        crossing: tuple[Path, Path] | None = None,
+        *,
+        habit: Habit = IDLE,
+        machine: Machine | None = None,
+        destination_machine: Machine | None = None,
+        source_prefix: Sequence[str] = (),
+        destination_prefix: Sequence[str] = (),
+    ) -> Awaitable[Pair]: ...
+
+
+@pytest.fixture
+def pair(lab: Lab) -> MakePair:
+    """``await pair(crossing, habit=...)``: a guest that runs, and a QEMU that waits for it."""
+
+    async def make(
+        crossing: tuple[Path, Path] | None = None,
+        *,
+        habit: Habit = IDLE,
+        machine: Machine | None = None,
+        destination_machine: Machine | None = None,
+        source_prefix: Sequence[str] = (),
+        destination_prefix: Sequence[str] = (),
+    ) -> Pair:
+        source, destination = crossing or (None, None)
+        return await lab.pair(
+            machine or Machine(habit=habit),
+            source=source,
+            destination=destination,
+            destination_machine=destination_machine,
+            source_prefix=source_prefix,
+            destination_prefix=destination_prefix,
+        )
+
+    return make
+
+
+@pytest.fixture
+def hosts() -> Iterator[Hosts]:
+    """Two hosts, ``alpha`` and ``beta``, whose link can be slowed and broken. Ask for it before ``lab``."""
+    if reason := network.possible():
+        missing(reason)
+    with Hosts("alpha", "beta", isolated=True) as hosts:
+        yield hosts
