@@ -63,6 +63,10 @@ class Qemu(Protocol):
         """For people: ``source unix:/run/a.sock``."""
 
     @property
+    def address_text(self) -> str:
+        """As a person would type it again: ``unix:/run/a.sock``."""
+
+    @property
     def identity(self) -> Mapping[str, Any]:
         """What tells this process from another at the same address (pid and its start time), where known."""
 

@@ -9,9 +9,9 @@ import secrets
 import signal
 import ssl
 import sys
+from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from enum import StrEnum
-from collections.abc import Callable
 from pathlib import Path
 from typing import TypeVar
 
@@ -20,7 +20,8 @@ from migrator.cli import Exit
 from migrator.cli.show import Screen
 from migrator.core.model import Severity, State
 from migrator.core.policy import LastResort, Policy, Postcopy, builtin, from_fields
-from migrator.engine.migration import Migration, Result
+from migrator.engine.migration import Migration
+from migrator.engine.result import Result
 from migrator.errors import MigratorError, QemuError, RecordError, UsageError
 from migrator.qemu import address
 from migrator.qemu.endpoint import Endpoint
@@ -118,7 +119,8 @@ async def _direct(request: Request, screen: Screen, *, json_output: bool) -> Exi
             await _connect_both(source, destination)
             findings = await migration.check()
             if any(finding.severity is Severity.ERROR for finding in findings):
-                result = migration.refuse("refused by preflight; nothing was changed")
+                result = migration.result
+                result.state, result.error = State.FAILED, "refused by preflight; nothing was changed"
                 screen.result(result)
                 if json_output:
                     print(json.dumps(asdict(result)))

@@ -7,7 +7,7 @@ import time
 from typing import TYPE_CHECKING
 
 from migrator.core.model import Decision, Finding, State
-from migrator.engine.migration import Result, Status
+from migrator.engine.result import Result, Status
 from migrator.units import show_bytes, show_rate, show_ratio, show_seconds
 
 if TYPE_CHECKING:

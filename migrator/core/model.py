@@ -74,7 +74,7 @@ class RunState(StrEnum):
     OTHER = "other"
 
     @classmethod
-    def _missing_(cls, value: object) -> RunState:
+    def _missing_(cls, value: object) -> RunState:  # noqa: ARG003 - enum calls it so
         return cls.OTHER
 
 
@@ -101,7 +101,7 @@ class MigrationStatus(StrEnum):
     OTHER = "other"
 
     @classmethod
-    def _missing_(cls, value: object) -> MigrationStatus:
+    def _missing_(cls, value: object) -> MigrationStatus:  # noqa: ARG003 - enum calls it so
         return cls.OTHER
 
 

@@ -22,3 +22,7 @@ class Progress:
         share = _FIRST_ROUND * done if sample.round <= 1 else _FIRST_ROUND + (0.99 - _FIRST_ROUND) * done
         self.ratio = max(self.ratio, min(0.99, share))
         return self.ratio
+
+    def finish(self) -> None:
+        """The guest has arrived."""
+        self.ratio = 1.0

@@ -54,8 +54,12 @@ class Endpoint:
         self._look_began = 0.0
         self._next_connect = 0.0
         self._monitor = Monitor(
-            address, name=self.name, on_event=self._on_event, on_break=lambda: self._notify(), tls=tls
+            address, name=self.name, on_event=self._on_event, on_break=self._on_break, tls=tls
         )
+
+    @property
+    def address_text(self) -> str:
+        return str(self.address)
 
     @property
     def identity(self) -> Mapping[str, Any]:
@@ -179,6 +183,9 @@ class Endpoint:
 
     def on_change(self, callback: Callable[[], None]) -> None:
         self._notify = callback
+
+    def _on_break(self) -> None:
+        self._notify()
 
     def take_events(self) -> Sequence[Event]:
         taken = tuple(self._events)

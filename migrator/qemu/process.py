@@ -64,14 +64,14 @@ class LocalProcess:
     def executable(self) -> Path:
         """The program it runs; empty when that cannot be read."""
         try:
-            return Path(os.readlink(f"/proc/{self.pid}/exe").removesuffix(" (deleted)"))
+            return Path(str(Path(f"/proc/{self.pid}/exe").readlink()).removesuffix(" (deleted)"))
         except OSError:
             return Path()
 
     def binary_identity(self) -> str:
         """Tells one build of the program from another; empty when it cannot be read."""
         try:
-            stat = os.stat(f"/proc/{self.pid}/exe")
+            stat = Path(f"/proc/{self.pid}/exe").stat()
         except OSError:
             return ""
         return f"{stat.st_dev}:{stat.st_ino}:{stat.st_mtime_ns}:{stat.st_size}"

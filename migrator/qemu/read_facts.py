@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import asyncio
-import os
 from collections.abc import Iterable
+from pathlib import Path
 from typing import Any
 
 from migrator.core.facts import Device, Disk, Facts
@@ -143,7 +143,7 @@ def _disks(blocks: list[dict[str, Any]], process: LocalProcess | None) -> Iterab
         identity = ""
         if process is not None and file.startswith("/"):
             try:
-                stat = os.stat(f"/proc/{process.pid}/root{file}")
+                stat = Path(f"/proc/{process.pid}/root{file}").stat()
                 identity = f"{stat.st_dev}:{stat.st_ino}"
             except OSError:
                 pass  # not to be seen from here: then it cannot be compared

@@ -1,0 +1,123 @@
+"""Looks at both ends of a migration and keeps what can only be known by having watched."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+
+from migrator.core.lifecycle import Intent, Milestone, SourceIs, source_is
+from migrator.core.model import RunState, Sample, View
+from migrator.engine.patience import Patience
+from migrator.engine.result import Result
+from migrator.ports import Event, Qemu
+
+#: QEMU stamps events in microseconds; two stamps make a downtime.
+_STAMPS_SECONDS = 2e-6
+
+
+class Observer:
+    """Both ends of one migration, looked at together.
+
+    :param result: gets downtime, bytes and rounds as they become known.
+    """
+
+    def __init__(self, source: Qemu, destination: Qemu, *, patience: Patience, result: Result) -> None:
+        self._source, self._destination = source, destination
+        self._patience = patience
+        self._result = result
+        self._stop: Event | None = None
+        self._shown: tuple[object, ...] = ()
+        self._changed_at = time.monotonic()
+        #: What QEMU said went wrong, either side, in order.
+        self.complaints: list[str] = []
+        self._wake = asyncio.Event()
+        source.on_change(self._wake.set)
+        destination.on_change(self._wake.set)
+
+    @property
+    def stopped(self) -> bool:
+        """The guest was seen to stop at the source at least once."""
+        return self._stop is not None
+
+    async def look(self, intent: Intent) -> tuple[View, View, bool]:
+        """Fresh views of source and destination, and whether this phase is overdue."""
+        self._wake.clear()
+        source, destination = await asyncio.gather(self._source.observe(), self._destination.observe())
+        for event in self._source.take_events():
+            if event.name == "STOP":
+                self._stop = event
+            elif event.name == "RESUME" and intent.undo is not None:
+                self._note_downtime(event, one_clock=True)
+        for event in self._destination.take_events():
+            if event.name == "RESUME":
+                one_clock = self._source.shares_clock and self._destination.shares_clock
+                self._note_downtime(event, one_clock=one_clock)
+        for view, side in ((source, "source"), (destination, "destination")):
+            if view.error:
+                self.complain(f"{side}: {view.error}")
+        if source.sample is not None:
+            result, sample = self._result, source.sample
+            result.transferred_bytes = max(result.transferred_bytes, sample.transferred_bytes)
+            result.rounds = max(result.rounds, sample.round)
+            result.max_throttle_ratio = max(result.max_throttle_ratio, sample.throttle_ratio)
+        return source, destination, self._overdue(intent, source, destination)
+
+    def complain(self, text: str) -> None:
+        """Keep what went wrong, once, for whoever has to explain the end."""
+        if text not in self.complaints:
+            self.complaints.append(text)
+
+    async def pause(self, seconds: float) -> None:
+        """Until something happens at either end, or somebody calls :meth:`wake`, or `seconds` have passed."""
+        try:
+            async with asyncio.timeout(seconds):
+                await self._wake.wait()
+        except TimeoutError:
+            pass  # time to look again
+
+    def wake(self) -> None:
+        """End a :meth:`pause` now."""
+        self._wake.set()
+
+    def _note_downtime(self, resume: Event, *, one_clock: bool) -> None:
+        """From STOP to RESUME: by one machine's stamps, else by arrival, give or take the round trips."""
+        if self._stop is None:
+            return
+        if one_clock:
+            seconds, uncertainty = resume.stamped - self._stop.stamped, _STAMPS_SECONDS
+        else:
+            seconds = resume.arrived - self._stop.arrived
+            uncertainty = self._source.round_trip_seconds + self._destination.round_trip_seconds
+        self._result.downtime_seconds = max(0.0, seconds)
+        self._result.downtime_uncertainty_seconds = uncertainty
+
+    def _overdue(self, intent: Intent, source: View, destination: View) -> bool:
+        sample = source.sample or Sample()
+        shown = (
+            *((view.process, view.answers, view.run, view.status) for view in (source, destination)),
+            *(sample.transferred_bytes, sample.remaining_bytes, sample.postcopy_requests),
+            intent,
+        )
+        now = time.monotonic()
+        if shown != self._shown:
+            self._shown, self._changed_at = shown, now
+            return False
+        return now - self._changed_at > self._patience.of(intent, source)
+
+
+def wanted_to_run(run: RunState) -> bool | None:
+    """What somebody wants of the guest, as its run state tells; ``None`` where it is QEMU that stopped it."""
+    if run in (RunState.FINISH_MIGRATE, RunState.POSTMIGRATE, RunState.INMIGRATE, RunState.OTHER):
+        return None
+    return run is RunState.RUNNING
+
+
+def interval(intent: Intent, source: View) -> float:
+    """Seconds after which to look again even if no event says so."""
+    if intent.postcopy and intent.milestone is Milestone.SWITCHING:
+        return (
+            0.001  # no event tells that a postcopy destination is ready; the guest stands still until it is
+        )
+    if source_is(source) is SourceIs.COPIES or intent.milestone >= Milestone.HANDED_OVER:
+        return 0.1
+    return 0.02

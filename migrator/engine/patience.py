@@ -1,0 +1,28 @@
+"""How long nothing may change before a phase is overdue."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from migrator.core.lifecycle import Intent, Milestone, SourceIs, source_is
+from migrator.core.model import View
+
+
+@dataclass(frozen=True, kw_only=True)
+class Patience:
+    """Seconds without any change after which a phase is overdue."""
+
+    #: Nothing has been copied. The guest runs meanwhile.
+    copying: float = 30.0
+    #: The guest stands still and a cancel is safe.
+    at_switch: float = 2.0
+    #: The guest stands still, or is at risk, and going back takes a fence.
+    switching: float = 10.0
+
+    def of(self, intent: Intent, source: View) -> float:
+        """For the phase that `intent` and the source are in."""
+        here = source_is(source)
+        if here is SourceIs.AT_SWITCH:
+            return self.at_switch
+        before_switch = intent.milestone < Milestone.SWITCHING and here is SourceIs.SILENT
+        return self.copying if here is SourceIs.COPIES or before_switch else self.switching

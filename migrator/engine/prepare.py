@@ -1,0 +1,107 @@
+"""Sets both ends up for one migration: capabilities, parameters, and a destination that listens."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable, Coroutine, Mapping
+from dataclasses import replace
+from typing import Any
+
+from migrator.core.convergence import Abilities
+from migrator.core.policy import Policy, Postcopy
+from migrator.errors import CommandFailed, QemuError
+from migrator.ports import Qemu, Settings, Tuning
+
+#: Capabilities that an earlier user of this QEMU may have left on and that this migration does without: two of
+#: them lose guests (late-block-activate and multifd with postcopy, below QEMU 10), the others were not asked for.
+_OFF = (
+    "auto-converge",
+    "background-snapshot",
+    "compress",
+    "dirty-limit",
+    "late-block-activate",
+    "mapped-ram",
+    "multifd",
+    "postcopy-preempt",
+    "postcopy-ram",
+    "x-colo",
+    "xbzrle",
+    "zero-copy-send",
+)
+#: Always on; preflight has seen that both sides have them.
+_ON = ("events", "return-path", "pause-before-switchover")
+#: More than any link carries: QEMU's own default of 128 MiB/s would be the limit otherwise.
+_UNLIMITED_BYTES_PER_SECOND = 2**40
+
+
+async def prepare(
+    source: Qemu,
+    destination: Qemu,
+    *,
+    policy: Policy,
+    settings: Settings,
+    abilities: Abilities,
+    listen: str,
+    tell: Callable[[str, str], None],
+) -> tuple[str, Abilities]:
+    """Set both ends up; where to migrate to, and what turned out to be possible.
+
+    :param settings: the source's, as they are.
+    :param tell: is told an action and its reason where the policy had to be fallen short of.
+    :raise QemuError: an end refused or did not answer; both may have been changed.
+    """
+    wanted = dict.fromkeys(_OFF, False) | dict.fromkeys(_ON, True)
+    wanted |= {"auto-converge": abilities.throttle, "postcopy-ram": abilities.postcopy}
+
+    async def set_up_destination() -> str:
+        present = (await destination.settings()).capabilities
+        try:
+            await destination.enable(_differing(wanted, present))
+        except CommandFailed as error:
+            # Whether postcopy works there (userfaultfd, memory backend) shows only when it is asked for.
+            if policy.postcopy is not Postcopy.ALLOW or not wanted["postcopy-ram"]:
+                raise
+            wanted["postcopy-ram"] = False
+            tell("no-postcopy", f"the destination refuses postcopy, going without: {error.description}")
+            await destination.enable(_differing(wanted, present))
+        return await destination.listen(listen)
+
+    async def set_up_source() -> None:
+        asleep = 0.01 if abilities.throttle else None  # auto-converge may take one per cent until it is woken
+        await source.tune(
+            Tuning(
+                max_bandwidth_bytes_per_second=policy.max_bandwidth_bytes_per_second
+                or _UNLIMITED_BYTES_PER_SECOND,
+                downtime_limit_seconds=policy.max_downtime_seconds,
+                max_postcopy_bandwidth_bytes_per_second=0,
+                initial_throttle_ratio=asleep,
+                max_throttle_ratio=asleep,
+            )
+        )
+        if not abilities.postcopy:
+            await source.enable(_differing(wanted, settings.capabilities))
+
+    uri, _ = await together(set_up_destination(), set_up_source())
+    if abilities.postcopy:  # only now is it known whether the destination goes along
+        await source.enable(_differing(wanted, settings.capabilities))
+    return uri, replace(abilities, postcopy=wanted["postcopy-ram"])
+
+
+def _differing(wanted: Mapping[str, bool], present: Mapping[str, bool]) -> dict[str, bool]:
+    """What has to be sent so that `present` becomes `wanted`; what a QEMU does not know is off there anyway."""
+    return {name: state for name, state in wanted.items() if present.get(name, False) is not state}
+
+
+async def together(*coroutines: Coroutine[Any, Any, Any]) -> list[Any]:
+    """Run them at the same time, their first commands in the order given; the first error cancels the rest.
+
+    :raise QemuError: the first error itself.
+    """
+    try:
+        async with asyncio.TaskGroup() as group:
+            tasks = [
+                group.create_task(each, name=f"together {number}") for number, each in enumerate(coroutines)
+            ]
+    except* QemuError as errors:
+        raise errors.exceptions[0] from None
+    return [task.result() for task in tasks]

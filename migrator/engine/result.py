@@ -1,0 +1,53 @@
+"""What a migration shows while it runs and when it has ended."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+from migrator.core.model import Decision, Finding, Mode, Sample, Severity, State
+
+
+@dataclass(frozen=True, kw_only=True)
+class Status:
+    """What a person watching wants to see now."""
+
+    state: State
+    #: Never falls; 1 only once the guest has arrived.
+    progress_ratio: float
+    sample: Sample | None = None
+
+
+@dataclass(kw_only=True)
+class Result:
+    """How a migration ended; the fields of ``direct --json``."""
+
+    id: str
+    state: State
+    mode: Mode = Mode.PRECOPY
+    #: Ends before the first command that changes anything.
+    preflight_seconds: float = 0.0
+    #: From the first command that changes anything until the guest is seen at the destination with all its memory,
+    #: or is back at the source; ``None`` when it was not begun.
+    duration_seconds: float | None = None
+    #: From STOP to RESUME, wherever that was; ``None`` when the guest never stood still, or never ran.
+    downtime_seconds: float | None = None
+    downtime_uncertainty_seconds: float | None = None
+    #: The policy's ceiling, which is also what QEMU was given as its limit.
+    max_downtime_seconds: float = 0.0
+    transferred_bytes: int = 0
+    rounds: int = 0
+    #: The most CPU time that was taken from the guest.
+    max_throttle_ratio: float = 0.0
+    forecast_error_ratio: float | None = None
+    findings: list[Finding] = field(default_factory=list)
+    decisions: list[Decision] = field(default_factory=list)
+    #: Why it did not complete, in one line; ``None`` when it did.
+    error: str | None = None
+    #: With ``held``: the row of the lifecycle table that says so.
+    held_code: str | None = None
+
+    def warn(self, code: str, message: str, remedy: str) -> None:
+        """Add a finding made on the way; one of each code is enough."""
+        if all(finding.code != code for finding in self.findings):
+            finding = Finding(code=code, severity=Severity.WARNING, message=message, remedy=remedy)
+            self.findings.append(finding)
