@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import os
 from collections.abc import Awaitable, Callable, Iterator, Sequence
 from pathlib import Path
@@ -12,6 +13,10 @@ import pytest
 from migrator.testing import network
 from migrator.testing.lab import IDLE, Habit, Lab, Machine, Pair, binaries
 from migrator.testing.network import Hosts
+
+# Before the first test pytest-asyncio asks for the present event loop. Where none was ever set Python makes one, which
+# nobody closes, and the warning about that fails whichever test is running when it is collected.
+asyncio.set_event_loop(None)
 
 #: The versions that are promised to work.
 VERSIONS = ("7.2", "10.0")

@@ -138,3 +138,19 @@ def direct(
         json_output=json,
         verbose=verbose,
     )
+
+
+@app.command()
+def demo(
+    link: Annotated[
+        str, typer.Option(metavar="RATE", help="Speed of the link between the two hosts.")
+    ] = "64MiB/s",
+) -> None:
+    """Build two hosts and six guests on this machine, move every guest from one to the other, leave nothing behind.
+
+    The hosts are network namespaces with a link slowed to something one can watch; where that is not allowed (it
+    takes root), they share the loopback interface and the stream itself is slowed.
+    """
+    from migrator.cli.demo import main  # noqa: PLC0415 - quick --help
+
+    main(link)

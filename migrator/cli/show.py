@@ -17,17 +17,70 @@ if TYPE_CHECKING:
 _LINE_EVERY = 2.0
 
 
+class Bars:
+    """One bar a migration on a terminal, drawn only when asked; made at the first use, as rich is slow to import.
+
+    :param keep: the bars stay when they are finished.
+    """
+
+    def __init__(self, *, keep: bool) -> None:
+        self._keep = keep
+        self._progress: Progress | None = None
+        self._tasks: dict[str, TaskID] = {}
+
+    def draw(self, label: str, status: Status, figures: str) -> None:
+        """Show `status` in the bar of `label`."""
+        if self._progress is None:
+            self._progress = self._start()
+        if label not in self._tasks:
+            self._tasks[label] = self._progress.add_task(label, total=1.0, state="", figures="")
+        task = self._tasks[label]
+        self._progress.update(task, completed=status.progress_ratio, state=str(status.state), figures=figures)
+        if status.state.final:
+            self._progress.stop_task(task)
+        self._progress.refresh()
+
+    def _start(self) -> Progress:
+        from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn  # noqa: PLC0415 - slow
+
+        columns = (
+            TextColumn("{task.description}"),
+            BarColumn(bar_width=24),
+            TextColumn("{task.percentage:>3.0f}%"),
+            TimeElapsedColumn(),
+            TextColumn("{task.fields[state]:<10} {task.fields[figures]}"),
+        )
+        progress = Progress(*columns, auto_refresh=False, transient=not self._keep)
+        progress.start()
+        return progress
+
+    def print(self, text: str) -> bool:
+        """Print above the bars; False when there are none."""
+        if self._progress is None:
+            return False
+        self._progress.console.print(text, markup=False, highlight=False, soft_wrap=True)
+        return True
+
+    def stop(self) -> None:
+        """No more bars."""
+        if self._progress is not None:
+            self._progress.stop()
+            self._progress = None
+
+
 class Screen:
     """Shows one migration.
 
     :param quiet: show nothing on standard output (``--json``).
+    :param label: names it where several share `bars`.
+    :param bars: where to draw on a terminal; its own by default.
     """
 
-    def __init__(self, *, quiet: bool) -> None:
+    def __init__(self, *, quiet: bool = False, label: str = "", bars: Bars | None = None) -> None:
         self._quiet = quiet
+        self._label = label
         self._terminal = not quiet and sys.stdout.isatty()
-        self._bar: Progress | None = None
-        self._task: TaskID | None = None
+        self._bars = bars or Bars(keep=False)
         self._shown: tuple[State | None, float] = (None, 0.0)
 
     def line(self, text: str) -> None:
@@ -35,9 +88,8 @@ class Screen:
         self._print(f"migrator: {text}", error=self._quiet)
 
     def _print(self, text: str, *, error: bool = False) -> None:
-        if self._bar is not None:
-            self._bar.console.print(text, markup=False, highlight=False)
-        else:
+        text = f"{self._label:<8} {text}" if self._label else text
+        if not self._bars.print(text):
             print(text, file=sys.stderr if error else sys.stdout, flush=True)
 
     def findings(self, findings: tuple[Finding, ...] | list[Finding]) -> None:
@@ -60,33 +112,9 @@ class Screen:
             return  # the guest stands still: drawing can wait
         self._shown = (status.state, now)
         if self._terminal:
-            self._draw(status)
+            self._bars.draw(self._label, status, _figures(status))
         elif status.sample is not None:
             self._print(f"{status.state} {show_ratio(status.progress_ratio):>4}  {_figures(status)}")
-
-    def _draw(self, status: Status) -> None:
-        from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn  # noqa: PLC0415 - slow to import
-
-        if self._bar is None:
-            self._bar = Progress(
-                TextColumn("{task.fields[state]:<10}"),
-                BarColumn(bar_width=30),
-                TextColumn("{task.percentage:>3.0f}%"),
-                TimeElapsedColumn(),
-                TextColumn("{task.fields[figures]}"),
-                auto_refresh=False,
-                transient=True,
-            )
-            self._task = self._bar.add_task("", total=1.0, state="", figures="")
-            self._bar.start()
-        assert self._task is not None
-        self._bar.update(
-            self._task,
-            completed=status.progress_ratio,
-            state=str(status.state),
-            figures=_figures(status),
-            refresh=True,
-        )
 
     def decision(self, decision: Decision) -> None:
         """A decision of the controller."""
@@ -95,12 +123,10 @@ class Screen:
 
     def result(self, result: Result) -> None:
         """The end."""
-        if self._bar is not None:
-            self._bar.stop()
-            self._bar = None
+        self._bars.stop()
         if self._quiet:
             return
-        if result.error is not None and result.duration_seconds is None:
+        if result.duration_seconds is None:
             self.findings(result.findings)
         for text in _summary(result):
             self._print(text)

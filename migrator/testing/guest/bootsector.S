@@ -132,6 +132,7 @@ woken:  sti
 dirty:  incb    (%edi)
         addl    $4096, %edi
         loop    next_page
+        call    forget
         addl    $1, PASSES(%ebx)
         adcl    $0, PASSES + 4(%ebx)
         movl    pass_limit, %eax
@@ -141,6 +142,7 @@ idle:   hlt
         jmp     idle
 
 tick:   pushal
+        call    forget
         incl    TICKS(%ebx)
         decl    PHASE(%ebx)
         jnz     1f
@@ -170,6 +172,14 @@ tick:   pushal
         pushl   8(%esp)            # what iret does: a KVM that has to emulate this mode does not know iret
         popfl
         ret     $8
+
+# Drop all cached translations, as an operating system does at every switch between its tasks. Under TCG QEMU before
+# 9.0 does not see a write through a translation that is older than the last look at what is dirty, so without this
+# it would move stale pages.
+forget: movl    %cr4, %eax
+        xorb    $0x80, %al         # page-global enable: any change of it
+        movl    %eax, %cr4
+        ret
 
         .balign 4
 gdt:    .long   0, 0
