@@ -475,10 +475,18 @@ ROWS: tuple[Row, ...] = (
     _row(
         "source-died-still-loading",
         S.DEAD,
-        D.LOADS,
+        {D.LOADS, D.SILENT},
         Step.WAIT,
         "the source died; the destination may have all of it",
         lambda now: not now.overdue and now.intent.milestone >= Milestone.SWITCHING,
+    ),
+    _row(
+        "source-died-destination-silent",
+        S.DEAD,
+        D.SILENT,
+        State.HELD,
+        "the source died during the switch; the destination does not answer, and may have the whole guest",
+        lambda now: now.intent.milestone >= Milestone.SWITCHING,
     ),
     _row(
         "source-died-clear-away",
