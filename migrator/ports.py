@@ -42,11 +42,8 @@ class Tuning:
     downtime_limit_seconds: float | None = None
     #: 0 is no limit of its own. It caps the postcopy switch too, so it stays 0 until the destination runs.
     max_postcopy_bandwidth_bytes_per_second: int | None = None
-    #: Where auto-converge begins, and the most it may take.
-    initial_throttle_ratio: float | None = None
-    max_throttle_ratio: float | None = None
-    #: Share of a round's bytes that must be dirtied again before auto-converge wakes (0 to 1).
-    throttle_trigger_ratio: float | None = None
+    #: Share of CPU time that auto-converge may take from the guest; 0 lets it sleep.
+    throttle_ratio: float | None = None
 
 
 class Qemu(Protocol):

@@ -1,50 +1,72 @@
-"""Whether a precopy will end inside its policy, and what to do about it: a plain rule over the rounds seen so far."""
+"""What to do while memory is copied: the least disturbing thing that the forecast says will work. Pure.
+
+:func:`decide` takes the state it left behind and one more sample, and gives a new state, a forecast, and the actions
+that are due, each with its reason. It is called only while the source copies; after the switch there is nothing left
+to decide. The ladder, cheapest for the guest first:
+
+1. wait, while the forecast says that it ends, or that the guest will be quiet in time;
+2. raise the downtime limit towards the ceiling, as far as that pays;
+3. take CPU time from the guest, up to the policy's ceiling, and give it back when it is not needed any more;
+4. go to postcopy;
+5. stop the guest until its memory has arrived;
+6. give up, leaving the guest as it was.
+
+A rung is skipped when the forecast says that it will not do, or not in the time left.
+"""
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+import math
+from dataclasses import dataclass, field, replace
 from enum import StrEnum
 
+from migrator.core import forecast
+from migrator.core.forecast import Forecast, Model, Outlook, Verdict, outlook, spread_of
 from migrator.core.model import Sample
 from migrator.core.policy import LastResort, Policy, Postcopy
-from migrator.units import show_bytes, show_rate, show_seconds
+from migrator.units import show_bytes, show_rate, show_ratio, show_seconds
 
-#: A round that leaves at least this share of what the one before left has gained nothing.
-_STALL_RATIO = 0.9
-#: So many rounds in a row without gain are no accident.
-_STALLED_ROUNDS = 2
-#: Auto-converge takes a step a round, of 10 % of the CPU by default: after this many it has reached any ceiling.
-_THROTTLED_ROUNDS = 12
+#: The limit QEMU begins with, as a share of the ceiling: low, because on a fast stream that costs next to no time and
+#: the downtime follows the limit.
+_FIRST_LIMIT_RATIO = 0.1
+#: A lower limit may cost so much of the whole time and no more.
+_LIMIT_MAY_COST_RATIO = 0.02
+#: Left of the ceiling for what the bandwidth may fall by during the switch.
+_CEILING_MARGIN_RATIO = 0.1
+#: A limit is changed only if it changes by at least this factor.
+_LIMIT_STEP = 1.25
+#: Throttling goes in steps of this much.
+_THROTTLE_STEP_RATIO = 0.1
+#: So long a guest is watched for a quiet moment before something is done to it that cannot be taken back, where the
+#: policy leaves nothing but giving up or stopping it. At least one round as long as the first, too.
+_QUIET_WAIT_SECONDS = 8.0
+#: So many bad verdicts, each after another round, before a guest is throttled or goes to postcopy...
+_ROUNDS_TO_BELIEVE = 2
+#: ...but one is enough where the guest dirties this much faster than the stream carries.
+_HOPELESS_FACTOR = 1.15
 
 
 class Act(StrEnum):
     """What the controller may do while memory is copied."""
 
-    START_POSTCOPY = "start-postcopy"
-    #: Let auto-converge take up to the policy's share of CPU time.
+    LIMIT = "downtime-limit"
     THROTTLE = "throttle"
+    START_POSTCOPY = "start-postcopy"
     #: Stop the guest until its memory has arrived.
     PAUSE = "pause"
     GIVE_UP = "give-up"
+    #: Nothing is done; somebody should know.
+    AT_RISK = "at-risk"
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Action:
     """One thing to do and why."""
 
     act: Act
     reason: str
-
-
-@dataclass(frozen=True, kw_only=True)
-class Seen:
-    """What the rule remembers from one sample to the next."""
-
-    round: int = 0
-    #: Bytes left at the start of the present round.
-    left_bytes: int = 0
-    stalled_rounds: int = 0
-    done: frozenset[Act] = frozenset()
+    #: With ``downtime-limit``: seconds. With ``throttle``: the share of CPU time to take.
+    value: float = 0.0
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -55,49 +77,245 @@ class Abilities:
     throttle: bool
 
 
-def decide(
-    seen: Seen, sample: Sample, policy: Policy, abilities: Abilities, elapsed_seconds: float
-) -> tuple[Seen, Action | None]:
-    """The rule's new memory, and an action if one is due. Pure; called while the source copies, never after.
+@dataclass(frozen=True, kw_only=True)
+class State:
+    """What the controller remembers from one sample to the next."""
 
-    :param elapsed_seconds: since the migration began.
+    model: Model = field(default_factory=Model)
+    throttle_ratio: float = 0.0
+    #: Rounds after which the verdict was bad, in a row.
+    bad_rounds: int = 0
+    #: When the first of them ended, seconds since the migration began.
+    bad_since: float = math.inf
+    #: The round that the last verdict is about.
+    judged_rounds: int = 0
+    #: Something was done that nothing follows on: postcopy, pause or giving up.
+    settled: bool = False
+    at_risk: bool = False
+    #: Total time forecast at the end of the first round, seconds; what the forecast's error is measured by.
+    first_forecast_seconds: float | None = None
+
+
+def begin(policy: Policy, *, overhead_seconds: float = 0.03) -> State:
+    """The state to begin with; :attr:`Model.limit_seconds` in it is the limit to give to QEMU.
+
+    :param overhead_seconds: learned: the part of downtime that is not memory over the network.
     """
-    if sample.round != seen.round:
-        gained = sample.remaining_bytes < _STALL_RATIO * seen.left_bytes or seen.round < 2
-        stalled = 0 if gained else seen.stalled_rounds + 1
-        seen = replace(seen, round=sample.round, left_bytes=sample.remaining_bytes, stalled_rounds=stalled)
-    action = _action(seen, sample, policy, abilities, elapsed_seconds)
-    return (seen, None) if action is None else (replace(seen, done=seen.done | {action.act}), action)
-
-
-def _action(
-    seen: Seen, sample: Sample, policy: Policy, abilities: Abilities, elapsed_seconds: float
-) -> Action | None:
-    over = policy.max_duration_seconds is not None and elapsed_seconds >= policy.max_duration_seconds
-    if Act.START_POSTCOPY in seen.done or Act.PAUSE in seen.done or Act.GIVE_UP in seen.done:
-        return None
-    if policy.postcopy is Postcopy.IMMEDIATE and abilities.postcopy:
-        return Action(Act.START_POSTCOPY, "the policy asks for postcopy at once")
-    why = (
-        f"round {seen.round} left {show_bytes(seen.left_bytes)}, the guest dirties "
-        f"{show_rate(sample.dirty_rate_bytes_per_second)} and the stream carries "
-        f"{show_rate(sample.bandwidth_bytes_per_second)}"
+    ceiling = usable_limit(policy, overhead_seconds)
+    first = (
+        policy.max_downtime_seconds
+        if policy.offline
+        else min(ceiling, _FIRST_LIMIT_RATIO * policy.max_downtime_seconds)
     )
-    if over:
-        why = f"{show_seconds(elapsed_seconds)} are over, the policy's max_duration; {why}"
-    elif seen.stalled_rounds < _STALLED_ROUNDS:
-        return None
+    return State(model=Model(overhead_seconds=overhead_seconds, limit_seconds=max(0.001, first)))
+
+
+def usable_limit(policy: Policy, overhead_seconds: float) -> float:
+    """The highest downtime limit that keeps the downtime under the policy's ceiling, in seconds.
+
+    Never less than a tenth of the ceiling: where the overhead alone exceeds it, no limit would help.
+    """
+    ceiling = policy.max_downtime_seconds
+    return max(ceiling * (1 - _CEILING_MARGIN_RATIO) - overhead_seconds, ceiling * 0.1, 0.001)
+
+
+def decide(
+    state: State, sample: Sample, policy: Policy, abilities: Abilities
+) -> tuple[State, Forecast, tuple[Action, ...]]:
+    """One more sample, with :attr:`Sample.at_seconds` since the migration began.
+
+    :return: the new state, the forecast as of now, and what to do, in this order.
+    """
+    state = replace(state, model=forecast.observe(state.model, sample))
+    if state.settled or policy.offline:
+        return state, Forecast(verdict=Verdict.UNKNOWN), ()
+    if policy.postcopy is Postcopy.IMMEDIATE and abilities.postcopy:
+        action = Action(act=Act.START_POSTCOPY, reason="the policy asks for postcopy at once")
+        return replace(state, settled=True), Forecast(verdict=Verdict.CONVERGES), (action,)
+    if not state.model.known:
+        return _too_late(state, sample, policy, abilities, Forecast(verdict=Verdict.UNKNOWN))
+    return _judge(state, sample, policy, abilities)
+
+
+def _judge(
+    state: State, sample: Sample, policy: Policy, abilities: Abilities
+) -> tuple[State, Forecast, tuple[Action, ...]]:
+    left = (
+        math.inf if policy.max_duration_seconds is None else policy.max_duration_seconds - sample.at_seconds
+    )
+    ceiling = usable_limit(policy, state.model.overhead_seconds)
+    low, middle, high = spread_of(state.model, limit_seconds=ceiling, throttle_ratio=state.throttle_ratio)
+    enough = middle.ends and middle.seconds <= left and not state.model.stalled()
+    if enough:
+        rung = ""
+    else:
+        rung = _rung(state, policy, abilities, ceiling, left)
+    verdict = Verdict.CONVERGES if enough else Verdict.CONVERGES_IF if rung else Verdict.CANNOT
+    seen = Forecast(
+        verdict=verdict,
+        rung=rung,
+        seconds_p10=low.seconds,
+        seconds_p50=middle.seconds,
+        seconds_p90=high.seconds,
+        downtime_seconds_p10=low.downtime_seconds,
+        downtime_seconds_p50=middle.downtime_seconds,
+        downtime_seconds_p90=high.downtime_seconds,
+    )
+    if state.first_forecast_seconds is None and math.isfinite(middle.seconds):
+        state = replace(state, first_forecast_seconds=sample.at_seconds + middle.seconds)
+    new_round = (
+        len(state.model.rounds) != state.judged_rounds
+        and state.model.rounds[-1].at_seconds == sample.at_seconds
+    )
+    if new_round:
+        bad = 0 if enough else state.bad_rounds + 1
+        since = math.inf if enough else min(state.bad_since, sample.at_seconds)
+        state = replace(state, bad_rounds=bad, bad_since=since, judged_rounds=len(state.model.rounds))
+    actions: list[Action] = []
+    state, limit = _limit(state, sample, middle, ceiling)
+    actions += limit
+    if enough:
+        state, relaxed = _relax(state, ceiling, left) if new_round else (state, [])
+        actions += relaxed
+        if not high.seconds <= left and not state.at_risk:
+            state = replace(state, at_risk=True)
+            reason = f"{_why(state)}: it may take longer than the {show_seconds(max(0.0, left))} left"
+            actions.append(Action(act=Act.AT_RISK, reason=reason))
+    elif _believed(state, sample, rung, left):
+        state, climbed = _climb(state, sample, policy, rung, left, ceiling)
+        actions += climbed
+    if not state.settled:
+        state, seen, late = _too_late(state, sample, policy, abilities, seen)
+        actions += late
+    return state, seen, tuple(actions)
+
+
+def _limit(state: State, sample: Sample, best: Outlook, ceiling: float) -> tuple[State, list[Action]]:
+    """The lowest limit that costs next to no time against the highest allowed."""
+    model = state.model
+    chosen = ceiling
+    if best.ends:
+        allowed = best.seconds + _LIMIT_MAY_COST_RATIO * (sample.at_seconds + best.seconds)
+        for share in (0.1, 0.2, 0.35, 0.6):
+            tried = outlook(model, limit_seconds=share * ceiling, throttle_ratio=state.throttle_ratio)
+            if tried.ends and tried.seconds <= allowed:
+                chosen = share * ceiling
+                break
+    # Lowering it again only while far away: near the switch it would undo what a round has gained.
+    if chosen < model.limit_seconds * _LIMIT_STEP:
+        return state, []
+    before = show_seconds(model.limit_seconds)
+    reason = f"{_why(state)}: a downtime limit of {show_seconds(chosen)} instead of {before} pays"
+    state = replace(state, model=replace(model, limit_seconds=chosen))
+    return state, [Action(act=Act.LIMIT, reason=reason, value=chosen)]
+
+
+def _rung(state: State, policy: Policy, abilities: Abilities, ceiling: float, left: float) -> str:
+    """The lowest rung above the present one that will do; empty when none will."""
+    if _throttle(state, policy, abilities, ceiling, left) is not None:
+        return Act.THROTTLE
     if policy.postcopy is Postcopy.ALLOW and abilities.postcopy:
-        return Action(Act.START_POSTCOPY, f"{why}: switching to postcopy")
-    if not over:
-        if abilities.throttle and policy.max_throttle_ratio > 0 and Act.THROTTLE not in seen.done:
-            return Action(
-                Act.THROTTLE, f"{why}: throttling the guest by up to {policy.max_throttle_ratio:.0%}"
-            )
-        if policy.max_duration_seconds is not None or (
-            Act.THROTTLE in seen.done and seen.stalled_rounds < _THROTTLED_ROUNDS
-        ):
-            return None
+        return Act.START_POSTCOPY
     if policy.last_resort is LastResort.PAUSE:
-        return Action(Act.PAUSE, f"{why}: stopping the guest until its memory has arrived")
-    return Action(Act.GIVE_UP, f"{why}: nothing that the policy allows will end this")
+        return Act.PAUSE
+    return ""
+
+
+def _throttle(
+    state: State, policy: Policy, abilities: Abilities, ceiling: float, left: float
+) -> float | None:
+    """The least share of CPU time, above what is taken now, with which it ends in time."""
+    if not abilities.throttle:
+        return None
+    share = _THROTTLE_STEP_RATIO * (1 + math.floor(state.throttle_ratio / _THROTTLE_STEP_RATIO + 1e-9))
+    while share <= policy.max_throttle_ratio + 1e-9:
+        # With 10 per cent in hand: a throttle that just suffices would have to stay for long.
+        tried = outlook(state.model, limit_seconds=ceiling, throttle_ratio=share, rate_factor=1.1)
+        if tried.ends and tried.seconds <= left:
+            return min(share, policy.max_throttle_ratio)
+        share += _THROTTLE_STEP_RATIO
+    return None
+
+
+def _believed(state: State, sample: Sample, rung: str, left: float) -> bool:
+    """Whether the bad verdict has stood for long enough to act on."""
+    model = state.model
+    if state.bad_rounds == 0:
+        return False
+    hopeless = (
+        model.write_rate() * (1 - state.throttle_ratio) > _HOPELESS_FACTOR * model.bandwidth_bytes_per_second
+    )
+    if rung in (Act.THROTTLE, Act.START_POSTCOPY):
+        needed = 2.0 * max(0.0, sample.remaining_bytes / model.bandwidth_bytes_per_second)
+        if math.isfinite(left) and left < needed:
+            return True
+        return hopeless or state.bad_rounds >= _ROUNDS_TO_BELIEVE
+    first = model.rounds[0].duration_seconds
+    wait = max(_QUIET_WAIT_SECONDS, first)
+    if math.isfinite(left) and rung == Act.PAUSE:
+        wait = min(wait, left - 2.0 * sample.remaining_bytes / model.bandwidth_bytes_per_second)
+    return state.bad_rounds >= _ROUNDS_TO_BELIEVE and sample.at_seconds - state.bad_since >= wait
+
+
+def _climb(
+    state: State, sample: Sample, policy: Policy, rung: str, left: float, ceiling: float
+) -> tuple[State, list[Action]]:
+    why = _why(state)
+    if rung == Act.THROTTLE:
+        share = _throttle(state, policy, Abilities(postcopy=False, throttle=True), ceiling, left)
+        if share is None:
+            return state, []
+        reason = f"{why}: taking {show_ratio(share)} of the guest's CPU time lets it end"
+        state = replace(state, throttle_ratio=share, bad_rounds=0, bad_since=math.inf)
+        return state, [Action(act=Act.THROTTLE, reason=reason, value=share)]
+    if rung == Act.START_POSTCOPY:
+        reason = f"{why}: switching to postcopy"
+        return replace(state, settled=True), [Action(act=Act.START_POSTCOPY, reason=reason)]
+    if rung == Act.PAUSE:
+        reason = f"{why}: stopping the guest until its memory has arrived"
+        return replace(state, settled=True), [Action(act=Act.PAUSE, reason=reason)]
+    waited = show_seconds(max(0.0, sample.at_seconds - state.bad_since))
+    reason = f"{why}; nothing that the policy allows would let it end, and no quiet moment came in {waited}: giving up"
+    return replace(state, settled=True), [Action(act=Act.GIVE_UP, reason=reason)]
+
+
+def _relax(state: State, ceiling: float, left: float) -> tuple[State, list[Action]]:
+    """Give CPU time back when it would end without taking it."""
+    if state.throttle_ratio <= 0:
+        return state, []
+    free = outlook(state.model, limit_seconds=ceiling, rate_factor=1.2)
+    if not free.ends or free.seconds > left:
+        return state, []
+    reason = f"{_why(state)}: it ends without throttling"
+    return replace(state, throttle_ratio=0.0), [Action(act=Act.THROTTLE, reason=reason, value=0.0)]
+
+
+def _too_late(
+    state: State, sample: Sample, policy: Policy, abilities: Abilities, seen: Forecast
+) -> tuple[State, Forecast, tuple[Action, ...]]:
+    """The policy's time limit has passed: the last rung, now."""
+    limit = policy.max_duration_seconds
+    if limit is None or sample.at_seconds < limit:
+        return state, seen, ()
+    why = f"{show_seconds(sample.at_seconds)} are over, the policy's max_duration of {show_seconds(limit)}"
+    if policy.postcopy is Postcopy.ALLOW and abilities.postcopy:
+        action = Action(act=Act.START_POSTCOPY, reason=f"{why}: switching to postcopy")
+    elif policy.last_resort is LastResort.PAUSE:
+        action = Action(act=Act.PAUSE, reason=f"{why}: stopping the guest until its memory has arrived")
+    else:
+        action = Action(act=Act.GIVE_UP, reason=f"{why}: giving up")
+    return replace(state, settled=True), seen, (action,)
+
+
+def _why(state: State) -> str:
+    """The numbers in words a person can check."""
+    model = state.model
+    ended = model.rounds[-1]
+    number = (
+        model.last.round - 1 if model.last is not None else len(model.rounds)
+    )  # of the one that has ended
+    return (
+        f"round {max(1, number)} left {show_bytes(ended.dirtied_bytes)} after {show_seconds(ended.duration_seconds)}, "
+        f"the guest rewrites up to {show_bytes(model.working_set_bytes())} at {show_rate(model.write_rate())}, "
+        f"the stream carries {show_rate(model.bandwidth_bytes_per_second)}"
+    )

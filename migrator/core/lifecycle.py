@@ -162,7 +162,7 @@ def destination_is(view: View) -> DestinationIs:
         return DestinationIs.BROKEN
     if status in _ENDED_BADLY or status is _M.FAILING:
         return DestinationIs.FAILED
-    if run is _R.INMIGRATE:
+    if run is _R.INMIGRATE or (status is _M.OTHER and run is not _R.RUNNING):
         return DestinationIs.LOADS
     if status in _POSTCOPY:
         return DestinationIs.FETCHES if run is _R.RUNNING else DestinationIs.READY
@@ -276,15 +276,19 @@ def _fenceable(now: _Now) -> bool:
     return now.destination.can_fence and not now.intent.fence_failed
 
 
+def _past_postcopy_switch(now: _Now) -> bool:
+    return now.intent.postcopy and now.intent.milestone >= Milestone.SWITCHING
+
+
 ROWS: tuple[Row, ...] = (
     # --- a contradiction that nobody but a person may end -------------------------------------------------------
     _row("both-run", {S.RUNS, S.COPIES}, {D.RUNS, D.FETCHES}, State.HELD, "the guest runs at both ends"),
     _row(
         "runs-there-rests-here",
-        S.RESTS,
+        {S.RESTS, S.AT_SWITCH},
         {D.RUNS, D.FETCHES},
         State.HELD,
-        "the guest runs at the destination, yet the source is not done",
+        "the guest runs at the destination, yet the source has not handed it over",
     ),
     _row(
         "strange-destination",
@@ -305,6 +309,21 @@ ROWS: tuple[Row, ...] = (
         "arrived", S.DONE, D.RUNS, Step.RETIRE, "both ends are complete and the guest runs at the destination"
     ),
     _row(
+        "arrived-source-stalled",
+        _ANY_S - _OWNS - _GONE_S - {S.DONE, S.SILENT},
+        D.RUNS,
+        State.HELD,
+        "the guest runs at the destination, complete, and the source does not come to its end",
+        lambda now: now.overdue,
+    ),
+    _row(
+        "arriving",
+        _ANY_S - _OWNS - _GONE_S - {S.DONE, S.SILENT},
+        D.RUNS,
+        Step.WAIT,
+        "the guest runs at the destination, complete, and the source is about to end",
+    ),
+    _row(
         "postcopy-source-died",
         _GONE_S,
         {D.FETCHES, D.READY, D.BROKEN},
@@ -319,7 +338,7 @@ ROWS: tuple[Row, ...] = (
         "the postcopy stream broke; the guest waits for memory that only the source holds: quit neither",
     ),
     _row(
-        "postcopy-broken",
+        "postcopy-broken-source",
         S.BROKEN,
         _ANY_D - _GONE_D,
         State.HELD,
@@ -343,7 +362,7 @@ ROWS: tuple[Row, ...] = (
         D.RUNS,
         Step.RETIRE,
         "the guest runs at the destination, complete, and the source does not answer",
-        lambda now: now.overdue,
+        lambda now: now.overdue and now.handed,
     ),
     # --- after the point of no return ---------------------------------------------------------------------------
     _row(
@@ -369,6 +388,15 @@ ROWS: tuple[Row, ...] = (
         State.HELD,
         "the guest was handed to the destination, yet the source is not stopped by a migration: somebody intervened",
         lambda now: now.handed,
+    ),
+    _row(
+        "rests-here-handed-there",
+        S.RESTS,
+        _GONE_D,
+        State.HELD,
+        "the guest was handed to the destination, which died, yet the source is not stopped by a migration: it may "
+        "not be run again without a look at what the destination wrote",
+        lambda now: now.handed and now.intent.stopped_by_us and now.intent.guest_runs,
     ),
     _row(
         "destination-died-after-hand-over",
@@ -411,9 +439,23 @@ ROWS: tuple[Row, ...] = (
         lambda now: not now.intent.guest_runs or now.intent.milestone is Milestone.RETIRING,
     ),
     _row(
+        "loaded-source-silent",
+        S.SILENT,
+        D.LOADED,
+        Step.FENCE_SOURCE,
+        "the source does not answer; the destination is complete and may run once the source is dead",
+        lambda now: (
+            now.overdue
+            and now.source.can_fence
+            and not now.intent.fence_failed
+            and now.intent.milestone >= Milestone.SWITCHING
+            and now.intent.undo is None
+        ),
+    ),
+    _row(
         "silent-after-hand-over",
         _ANY_S - _OWNS,
-        {D.SILENT, D.LOADS, D.FAILED},
+        {D.SILENT, D.LOADS, D.FAILED, D.LOADED, D.READY},
         State.HELD,
         "the guest was handed to the destination, which does not show it running",
         lambda now: now.handed and now.overdue,
@@ -421,7 +463,7 @@ ROWS: tuple[Row, ...] = (
     _row(
         "wait-after-hand-over",
         _ANY_S - _OWNS,
-        {D.SILENT, D.LOADS, D.FAILED},
+        {D.SILENT, D.LOADS, D.FAILED, D.LOADED, D.READY},
         Step.WAIT,
         "the guest was handed to the destination, which does not show it running yet",
         lambda now: now.handed,
@@ -440,6 +482,15 @@ ROWS: tuple[Row, ...] = (
         D.LOADED,
         Step.HAND_OVER,
         "the source is dead and the destination is complete",
+        lambda now: now.intent.undo is None,
+    ),
+    _row(
+        "source-gone-undone",
+        _GONE_S,
+        D.LOADED,
+        State.HELD,
+        "the source went while the migration was being undone: the destination has the guest as it was at the switch, "
+        "and the source may have run on since and written to the disks",
     ),
     _row(
         "hand-over-postcopy",
@@ -449,20 +500,23 @@ ROWS: tuple[Row, ...] = (
         "the source serves pages and cannot run; the destination has what it needs to run the guest",
         lambda now: now.intent.guest_runs,
     ),
-    _row(
-        "loaded-source-silent",
-        S.SILENT,
-        D.LOADED,
-        Step.FENCE_SOURCE,
-        "the source does not answer; the destination is complete and may run once the source is dead",
-        lambda now: (
-            now.overdue
-            and now.source.can_fence
-            and not now.intent.fence_failed
-            and now.intent.milestone >= Milestone.SWITCHING
-        ),
-    ),
     # --- the source is gone and the guest with it ----------------------------------------------------------------
+    _row(
+        "source-gone-still-loading",
+        _GONE_S,
+        {D.LOADS, D.SILENT},
+        Step.WAIT,
+        "the source is gone; the destination may have all of the guest",
+        lambda now: not now.overdue and now.intent.milestone >= Milestone.SWITCHING,
+    ),
+    _row(
+        "source-gone-destination-silent",
+        _GONE_S,
+        D.SILENT,
+        State.HELD,
+        "the source is gone since the switch; the destination does not answer, and may have the whole guest",
+        lambda now: now.intent.milestone >= Milestone.SWITCHING,
+    ),
     _row(
         "guest-ended-clear-away",
         S.ENDED,
@@ -472,22 +526,6 @@ ROWS: tuple[Row, ...] = (
         lambda now: not now.intent.dismissed,
     ),
     _row("guest-ended", S.ENDED, _ANY_D, State.GUEST_ENDED, "the guest ended by itself at the source"),
-    _row(
-        "source-died-still-loading",
-        S.DEAD,
-        {D.LOADS, D.SILENT},
-        Step.WAIT,
-        "the source died; the destination may have all of it",
-        lambda now: not now.overdue and now.intent.milestone >= Milestone.SWITCHING,
-    ),
-    _row(
-        "source-died-destination-silent",
-        S.DEAD,
-        D.SILENT,
-        State.HELD,
-        "the source died during the switch; the destination does not answer, and may have the whole guest",
-        lambda now: now.intent.milestone >= Milestone.SWITCHING,
-    ),
     _row(
         "source-died-clear-away",
         S.DEAD,
@@ -510,6 +548,14 @@ ROWS: tuple[Row, ...] = (
         _ANY_D,
         Step.RESTORE,
         "the source does not migrate any more; it is put back as it was",
+        lambda now: not now.intent.restored and not now.overdue,
+    ),
+    _row(
+        "cannot-restore",
+        {S.RUNS, S.RESTS},
+        _ANY_D,
+        State.HELD,
+        "the source does not migrate any more, but it cannot be put back as it was",
         lambda now: not now.intent.restored,
     ),
     _row(
@@ -539,11 +585,27 @@ ROWS: tuple[Row, ...] = (
         lambda now: now.intent.postcopy,
     ),
     _row(
+        "postcopy-left-stopped",
+        S.LEFT_STOPPED,
+        _ANY_D,
+        State.HELD,
+        "the source was left stopped by a postcopy switch; it holds the memory but may not run it again",
+        _past_postcopy_switch,
+    ),
+    _row(
         "revive",
         {S.DONE, S.LEFT_STOPPED},
         _GONE_D,
         Step.REVIVE,
         "the destination is dead and never ran the guest; the source has all of it",
+        lambda now: not now.overdue,
+    ),
+    _row(
+        "cannot-revive",
+        {S.DONE, S.LEFT_STOPPED},
+        _GONE_D,
+        State.HELD,
+        "the destination is dead and never ran the guest; the source has all of it, but does not run it",
     ),
     _row(
         "cancel-destination-dead",
@@ -551,6 +613,14 @@ ROWS: tuple[Row, ...] = (
         _GONE_D,
         Step.CANCEL,
         "the destination is dead",
+        lambda now: not now.overdue,
+    ),
+    _row(
+        "cannot-cancel",
+        {S.COPIES, S.AT_SWITCH, S.SWITCHING},
+        _GONE_D,
+        State.HELD,
+        "the destination is dead, and the source does not give the migration up",
     ),
     _row(
         "left-stopped",
@@ -574,6 +644,22 @@ ROWS: tuple[Row, ...] = (
         _ANY_D,
         Step.CANCEL,
         "cancelled while that is safe",
+        lambda now: now.intent.undo is not None and not now.overdue,
+    ),
+    _row(
+        "copying-ignores-cancel",
+        S.COPIES,
+        _ANY_D,
+        Step.FENCE_DESTINATION,
+        "the source does not give the migration up; without a destination it has to",
+        lambda now: now.intent.undo is not None and _fenceable(now),
+    ),
+    _row(
+        "copying-cannot-fence",
+        S.COPIES,
+        _ANY_D,
+        State.HELD,
+        "the source does not give the migration up, and the destination cannot be fenced from here",
         lambda now: now.intent.undo is not None,
     ),
     _row("copying-rejected", S.COPIES, D.FAILED, Step.CANCEL, "the destination has failed"),
@@ -593,7 +679,8 @@ ROWS: tuple[Row, ...] = (
         _ANY_D,
         Step.CANCEL,
         "undone at the last safe point",
-        lambda now: (now.intent.undo is not None or now.overdue) and not now.may_have_switched,
+        # A cancel that was not obeyed by the time it is overdue is not tried again.
+        lambda now: (now.intent.undo is not None) is not now.overdue and not now.may_have_switched,
     ),
     _row(
         "at-switch-rejected",
@@ -601,7 +688,7 @@ ROWS: tuple[Row, ...] = (
         {D.FAILED},
         Step.CANCEL,
         "the destination has failed",
-        lambda now: not now.may_have_switched,
+        lambda now: not now.overdue and not now.may_have_switched,
     ),
     _row(
         "switch",
@@ -650,6 +737,14 @@ ROWS: tuple[Row, ...] = (
         State.HELD,
         "the postcopy switch makes no progress; the source holds the memory but may not run it again",
         lambda now: now.intent.postcopy and now.overdue,
+    ),
+    _row(
+        "postcopy-failing",
+        S.FAILING,
+        _ANY_D - _GONE_D,
+        State.HELD,
+        "the postcopy switch failed half-way; the source holds the memory but may not run it again",
+        lambda now: now.overdue and _past_postcopy_switch(now),
     ),
     _row(
         "switch-rejected",

@@ -10,18 +10,19 @@ from typing import Any
 import structlog
 
 from migrator.core import convergence, lifecycle, preflight
-from migrator.core.convergence import Act
 from migrator.core.facts import Facts
 from migrator.core.lifecycle import Intent, Milestone, Next, SourceIs, Step, source_is
 from migrator.core.model import Decision, Finding, Mode, RunState, Sample, State, View
 from migrator.core.policy import Policy, Postcopy
 from migrator.core.progress import Progress
+from migrator.engine.ledger import Ledger
 from migrator.engine.observer import Observer, interval, wanted_to_run
 from migrator.engine.patience import Patience
 from migrator.engine.prepare import prepare, together
 from migrator.engine.result import Result, Status
-from migrator.errors import QemuError, RecordError
-from migrator.ports import Qemu, Record, Settings, Tuning
+from migrator.engine.steering import Steering
+from migrator.errors import QemuError, TimedOut
+from migrator.ports import Qemu, Record, Settings
 
 #: Two ends are not looked at in one instant, so what needs a person must show so many times in a row.
 _LOOKS_TO_HOLD = 3
@@ -54,27 +55,24 @@ class Migration:
         self._source, self._destination = source, destination
         self._policy = policy
         self._listen = listen
-        self._record = record
-        self._on_status, self._on_decision = on_status, on_decision
+        self._on_status = on_status
         self._log = structlog.get_logger().bind(migration=name)
-        self._intent = Intent()
         self.result = Result(
             id=name,
             state=State.PREPARING,
             mode=Mode.OFFLINE if policy.offline else Mode.PRECOPY,
             max_downtime_seconds=policy.max_downtime_seconds,
         )
+        self._ledger = Ledger(record, result=self.result, on_decision=on_decision)
+        self._steering = Steering(source, policy=policy, ledger=self._ledger, result=self.result)
         self._observer = Observer(source, destination, patience=patience or Patience(), result=self.result)
         self._settings: Settings | None = None
         self._facts: Facts | None = None
         self._abilities = convergence.Abilities(postcopy=False, throttle=False)
-        self._seen = convergence.Seen()
         self._progress = Progress()
-        self._began = time.monotonic()
         self._cancel_wanted = False
         self._last_source: View | None = None
         self._suspect: tuple[str, int] = ("", 0)
-        self._undo_reason = ""
 
     # --- before anything is changed --------------------------------------------------------------------------------
 
@@ -94,7 +92,7 @@ class Migration:
             and "postcopy-ram" in facts.capabilities & there.capabilities,
             throttle=self._policy.max_throttle_ratio > 0 and "auto-converge" in facts.capabilities,
         )
-        self._intent = replace(self._intent, guest_runs=facts.run is RunState.RUNNING)
+        self._ledger.intent = replace(self._ledger.intent, guest_runs=facts.run is RunState.RUNNING)
         self.result.findings = list(findings)
         self.result.preflight_seconds = time.monotonic() - began
         return findings
@@ -112,13 +110,12 @@ class Migration:
         facts, settings = self._facts, self._settings
         if facts is None or settings is None:
             raise RuntimeError("check() comes before run()")
-        await self._record.begin(self._what_was(facts, settings), self._intent)
-        self._began = time.monotonic()
+        await self._ledger.begin(self._what_was(facts, settings))
         self._report(State.PREPARING)
         try:
             await self._prepare(settings)
         except QemuError as error:
-            self._undo(State.FAILED, "it could not be prepared")
+            self._ledger.undo(State.FAILED, "it could not be prepared")
             self._observer.complain(str(error))
         return await self._drive()
 
@@ -128,19 +125,19 @@ class Migration:
         :param facts: what that controller gave to :meth:`migrator.ports.Record.begin`.
         :param intent: the last it noted.
         """
-        self._intent = intent
+        self._ledger.intent = intent
         self._settings = Settings(**facts["settings"])
         self._abilities = convergence.Abilities(**facts["abilities"])
         if intent.postcopy:
             self.result.mode = Mode.POSTCOPY
-            self._seen = convergence.Seen(done=frozenset({Act.START_POSTCOPY}))
+            self._steering.settle()
         at = intent.milestone.name.lower().replace("_", "-")
-        self._decide("take-up", f"a migration of this pair was left unfinished at {at}: taking it up")
+        self._ledger.decide("take-up", f"a migration of this pair was left unfinished at {at}: taking it up")
         return await self._drive()
 
     def cancel(self) -> bool:
         """Ask for the guest to stay where it is; False when it is too late, and then nothing changes."""
-        if self._last_source is not None and not lifecycle.can_cancel(self._intent, self._last_source):
+        if self._last_source is not None and not lifecycle.can_cancel(self._ledger.intent, self._last_source):
             return False
         self._cancel_wanted = True
         self._observer.wake()
@@ -171,28 +168,34 @@ class Migration:
             policy=self._policy,
             settings=settings,
             abilities=self._abilities,
+            limit_seconds=self._steering.limit_seconds,
             listen=self._listen,
-            tell=self._decide,
+            tell=self._ledger.decide,
         )
-        if self._policy.offline and self._intent.guest_runs:
-            await self._stop_guest("the policy is offline: the guest stands still while its memory is copied")
+        if self._policy.offline and self._ledger.intent.guest_runs:
+            await self._steering.stop_guest(
+                "the policy is offline: the guest stands still while its memory is copied"
+            )
         if self._cancel_wanted:
-            self._undo(State.CANCELLED, "cancelled before it began")
+            self._ledger.undo(State.CANCELLED, "cancelled before it began")
             return
-        self._note(milestone=Milestone.MIGRATING)
-        if self._intent.undo is None:
-            await self._source.migrate(uri)
+        self._ledger.note(milestone=Milestone.MIGRATING)
+        if self._ledger.intent.undo is None:
+            try:
+                await self._source.migrate(uri)
+            except TimedOut as error:
+                self._observer.complain(str(error))  # it may have begun all the same: the next look tells
 
     async def _drive(self) -> Result:
         while True:
-            source, destination, overdue = await self._observer.look(self._intent)
+            source, destination, overdue = await self._observer.look(self._ledger.intent)
             self._last_source = source
             if source.answers:
                 self._note_run_state(source.run)
-            if self._cancel_wanted and self._intent.undo is None:
+            if self._cancel_wanted and self._ledger.intent.undo is None:
                 self._consider_cancel(source)
-            answer = lifecycle.decide(self._intent, source, destination, overdue=overdue)
-            self._report(lifecycle.state_of(self._intent, source, destination), source.sample)
+            answer = lifecycle.decide(self._ledger.intent, source, destination, overdue=overdue)
+            self._report(lifecycle.state_of(self._ledger.intent, source, destination), source.sample)
             if answer.state is State.HELD and not self._confirmed(answer):
                 await self._observer.pause(0.1)
                 continue
@@ -201,20 +204,30 @@ class Migration:
             if answer.step is Step.WAIT:
                 if source_is(source) is SourceIs.COPIES and source.sample is not None:
                     await self._steer(source.sample)
-                await self._observer.pause(interval(self._intent, source))
+                await self._observer.pause(interval(self._ledger.intent, source))
                 continue
             if await self._take(answer):
                 return await self._end(replace(answer, step=Step.END, state=State.COMPLETED))
 
     def _note_run_state(self, run: RunState) -> None:
         wanted = wanted_to_run(run)
-        if self._intent.stopped_by_us and not wanted:
+        if self._ledger.intent.stopped_by_us and not wanted:
             return
-        if wanted not in (None, self._intent.guest_runs) and self._intent.milestone < Milestone.HANDED_OVER:
-            self._note(guest_runs=wanted)
-            self._decide(
+        if (
+            wanted not in (None, self._ledger.intent.guest_runs)
+            and self._ledger.intent.milestone < Milestone.HANDED_OVER
+        ):
+            self._ledger.note(guest_runs=wanted)
+            self._ledger.decide(
                 "run-state", f"somebody {'resumed' if wanted else 'stopped'} the guest ({run}): so it stays"
             )
+
+    async def _steer(self, sample: Sample) -> None:
+        try:
+            await self._steering.step(sample, self._abilities)
+        except QemuError as error:
+            self._log.warning("steering failed", error=str(error))
+            self._observer.complain(str(error))
 
     def _confirmed(self, answer: Next) -> bool:
         row, times = self._suspect
@@ -222,11 +235,13 @@ class Migration:
         return self._suspect[1] >= _LOOKS_TO_HOLD
 
     def _consider_cancel(self, source: View) -> None:
-        if lifecycle.can_cancel(self._intent, source):
-            self._undo(State.CANCELLED, "cancelled")
+        if lifecycle.can_cancel(self._ledger.intent, source):
+            self._ledger.undo(State.CANCELLED, "cancelled")
         else:
             self._cancel_wanted = False
-            self._decide("too-late", "too late to cancel: past the switch, the migration is being finished")
+            self._ledger.decide(
+                "too-late", "too late to cancel: past the switch, the migration is being finished"
+            )
 
     # --- steps -----------------------------------------------------------------------------------------------------
 
@@ -236,7 +251,7 @@ class Migration:
         :return: True when the migration is complete though the source could not be seen to end.
         """
         if answer.step in (Step.CANCEL, Step.FENCE_DESTINATION, Step.REVIVE, Step.RESTORE):
-            self._undo(State.FAILED, answer.why)
+            self._ledger.undo(State.FAILED, answer.why)
         steps: dict[Step, Callable[[], Coroutine[Any, Any, None]]] = {
             Step.SWITCH: self._switch,
             Step.HAND_OVER: self._hand_over,
@@ -250,9 +265,9 @@ class Migration:
         try:
             if answer.step is Step.RETIRE:
                 return not await self._retire(guest_arrived=answer.row.startswith("arrived"))
-            await steps[answer.step]()
             if answer.step in (Step.HAND_OVER, Step.FENCE_DESTINATION, Step.FENCE_SOURCE, Step.REVIVE):
-                self._decide(answer.step, answer.why)
+                self._ledger.decide(answer.step, answer.why)
+            await steps[answer.step]()
         except QemuError as error:
             self._log.warning("step failed", step=answer.step, row=answer.row, error=str(error))
             self._observer.complain(str(error))
@@ -260,19 +275,19 @@ class Migration:
         return False
 
     async def _switch(self) -> None:
-        self._note(milestone=Milestone.SWITCHING)
-        if self._intent.milestone is Milestone.SWITCHING:
+        self._ledger.note(milestone=Milestone.SWITCHING)
+        if self._ledger.intent.milestone is Milestone.SWITCHING:
             await self._source.switch()
 
     async def _hand_over(self) -> None:
-        self._note(milestone=Milestone.HANDED_OVER)
+        self._ledger.note(milestone=Milestone.HANDED_OVER)
         await self._destination.cont()
 
     async def _retire(self, *, guest_arrived: bool) -> bool:
         if self.result.duration_seconds is None:
-            self.result.duration_seconds = time.monotonic() - self._began
-        self._note(milestone=Milestone.RETIRING)
-        if guest_arrived and self._intent.guest_runs:
+            self.result.duration_seconds = self._ledger.elapsed
+        self._ledger.note(milestone=Milestone.RETIRING)
+        if guest_arrived and self._ledger.intent.guest_runs:
             await self._announce(self._destination)
         gone = await self._source.quit()
         if not gone:
@@ -289,22 +304,22 @@ class Migration:
 
     async def _fence_destination(self) -> None:
         if not await self._destination.fence():
-            self._note(fence_failed=True)
+            self._ledger.note(fence_failed=True)
 
     async def _fence_source(self) -> None:
         if not await self._source.fence():
-            self._note(fence_failed=True)
+            self._ledger.note(fence_failed=True)
 
     async def _revive(self) -> None:
-        self._note()
-        if self._intent.guest_runs:
+        self._ledger.note()
+        if self._ledger.intent.guest_runs:
             await self._source.cont()
         else:
             # A guest left in postmigrate cannot migrate again until it was continued: for the blink of an eye.
             await together(self._source.cont(), self._source.stop())
 
     async def _restore(self) -> None:
-        if self._intent.stopped_by_us and self._intent.guest_runs:
+        if self._ledger.intent.stopped_by_us and self._ledger.intent.guest_runs:
             await self._source.cont()
         if self._settings is not None:
             try:
@@ -315,13 +330,13 @@ class Migration:
                     f"not all of the source's migration settings could be put back: {error}",
                     "compare query-migrate-parameters and query-migrate-capabilities with what you expect",
                 )
-        if self._observer.stopped and self._intent.guest_runs:
+        if self._observer.stopped and self._ledger.intent.guest_runs:
             await self._announce(self._source)
-        self._note(restored=True, stopped_by_us=False)
+        self._ledger.note(restored=True, stopped_by_us=False)
 
     async def _dismiss(self) -> None:
         gone = await self._destination.quit()
-        self._note(dismissed=True)
+        self._ledger.note(dismissed=True)
         if not gone:
             self.result.warn(
                 "destination-left-over",
@@ -339,100 +354,34 @@ class Migration:
                 "let the guest send something, so that switches learn where it is",
             )
 
-    async def _stop_guest(self, reason: str) -> None:
-        self._note(stopped_by_us=True)
-        self._decide("pause", reason)
-        await self._source.stop()
-
-    # --- steering --------------------------------------------------------------------------------------------------
-
-    async def _steer(self, sample: Sample) -> None:
-        elapsed = time.monotonic() - self._began
-        self._seen, action = convergence.decide(self._seen, sample, self._policy, self._abilities, elapsed)
-        if action is None or self._intent.undo is not None:
-            return
-        try:
-            match action.act:
-                case Act.START_POSTCOPY:
-                    self._decide(action.act, action.reason, sample)
-                    self._note(postcopy=True)
-                    await self._source.start_postcopy()
-                    self.result.mode = Mode.POSTCOPY
-                case Act.THROTTLE:
-                    self._decide(action.act, action.reason, sample)
-                    ceiling = self._policy.max_throttle_ratio
-                    await self._source.tune(
-                        Tuning(initial_throttle_ratio=min(0.2, ceiling), max_throttle_ratio=ceiling)
-                    )
-                case Act.PAUSE:
-                    await self._stop_guest(action.reason)
-                case Act.GIVE_UP:
-                    self._undo(State.FAILED, action.reason, sample)
-        except QemuError as error:
-            self._log.warning("action failed", action=action.act, error=str(error))
-            self._observer.complain(str(error))
-
     # --- the end ---------------------------------------------------------------------------------------------------
 
     async def _end(self, answer: Next) -> Result:
         result = self.result
         result.state = answer.state or State.HELD
         if result.duration_seconds is None or result.state is not State.COMPLETED:
-            result.duration_seconds = time.monotonic() - self._began
+            result.duration_seconds = self._ledger.elapsed
         if result.state is State.COMPLETED:
             self._progress.finish()
+            self._steering.judge(result.duration_seconds)
         else:
             result.error = self._explain(answer)
         if result.state is State.HELD:
             result.held_code = answer.row
-            self._decide("held", answer.why)
+            self._ledger.decide("held", answer.why)
         else:
-            try:
-                await self._record.end({"state": result.state, "error": result.error})
-            except RecordError as error:
-                result.warn("record-left-over", str(error), "delete that file")
+            await self._ledger.end()
         self._report(result.state)
         return result
 
     def _explain(self, answer: Next) -> str:
         """One line: why, and what QEMU says of it on either side."""
-        own = answer.state in (State.HELD, State.GUEST_ENDED) or not self._undo_reason
-        said = [answer.why if own else self._undo_reason, *self._observer.complaints]
+        own = answer.state in (State.HELD, State.GUEST_ENDED) or not self._ledger.undo_reason
+        said = [answer.why if own else self._ledger.undo_reason, *self._observer.complaints]
         words = self._destination.last_words()
         if words and not any(words in complaint for complaint in said):
             said.append(f"destination's log: {words}")
         return "; ".join(said).replace("\n", " ")
-
-    # --- notes -----------------------------------------------------------------------------------------------------
-
-    def _undo(self, state: State, reason: str, sample: Sample | None = None) -> None:
-        if self._intent.undo is None:
-            self._undo_reason = reason
-            self._note(undo=state)
-            self._decide("cancel" if state is State.CANCELLED else "undo", reason, sample)
-
-    def _note(self, **changes: Any) -> None:
-        """Change the intent and have it on record before anything is done about it.
-
-        Where it cannot be written the migration is undone if it may be, and else brought to its end without: a guest
-        that stands still is not left so for the sake of a file.
-        """
-        intent = replace(self._intent, **changes)
-        try:
-            self._record.note(intent)
-        except RecordError as error:
-            self.result.warn("record-lost", str(error), "make room there; do not kill migrator meanwhile")
-            if intent.milestone <= Milestone.SWITCHING and self._intent.milestone < Milestone.SWITCHING:
-                self._undo_reason = self._undo_reason or str(error)
-                intent = replace(intent, milestone=self._intent.milestone, undo=intent.undo or State.FAILED)
-        self._intent = intent
-
-    def _decide(self, action: str, reason: str, sample: Sample | None = None) -> None:
-        numbers = {} if sample is None else {key: value for key, value in asdict(sample).items() if value}
-        at = round(time.monotonic() - self._began, 6)
-        decision = Decision(at_seconds=at, action=action, reason=reason, numbers=numbers)
-        self.result.decisions.append(decision)
-        self._on_decision(decision)
 
     def _report(self, state: State, sample: Sample | None = None) -> None:
         if sample is not None:

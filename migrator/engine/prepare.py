@@ -41,12 +41,14 @@ async def prepare(
     policy: Policy,
     settings: Settings,
     abilities: Abilities,
+    limit_seconds: float,
     listen: str,
     tell: Callable[[str, str], None],
 ) -> tuple[str, Abilities]:
     """Set both ends up; where to migrate to, and what turned out to be possible.
 
     :param settings: the source's, as they are.
+    :param limit_seconds: the downtime limit to begin with.
     :param tell: is told an action and its reason where the policy had to be fallen short of.
     :raise QemuError: an end refused or did not answer; both may have been changed.
     """
@@ -67,15 +69,13 @@ async def prepare(
         return await destination.listen(listen)
 
     async def set_up_source() -> None:
-        asleep = 0.01 if abilities.throttle else None  # auto-converge may take one per cent until it is woken
         await source.tune(
             Tuning(
                 max_bandwidth_bytes_per_second=policy.max_bandwidth_bytes_per_second
                 or _UNLIMITED_BYTES_PER_SECOND,
-                downtime_limit_seconds=policy.max_downtime_seconds,
+                downtime_limit_seconds=limit_seconds,
                 max_postcopy_bandwidth_bytes_per_second=0,
-                initial_throttle_ratio=asleep,
-                max_throttle_ratio=asleep,
+                throttle_ratio=0.0 if abilities.throttle else None,
             )
         )
         if not abilities.postcopy:

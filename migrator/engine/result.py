@@ -32,12 +32,13 @@ class Result:
     #: From STOP to RESUME, wherever that was; ``None`` when the guest never stood still, or never ran.
     downtime_seconds: float | None = None
     downtime_uncertainty_seconds: float | None = None
-    #: The policy's ceiling, which is also what QEMU was given as its limit.
+    #: The policy's ceiling; the limits that QEMU was given stay below it and are among the decisions.
     max_downtime_seconds: float = 0.0
     transferred_bytes: int = 0
     rounds: int = 0
     #: The most CPU time that was taken from the guest.
     max_throttle_ratio: float = 0.0
+    #: How far the time forecast at the end of the first round was off; ``None`` without a forecast or in postcopy.
     forecast_error_ratio: float | None = None
     findings: list[Finding] = field(default_factory=list)
     decisions: list[Decision] = field(default_factory=list)

@@ -235,14 +235,17 @@ class Endpoint:
             arguments["max-postcopy-bandwidth"] = tuning.max_postcopy_bandwidth_bytes_per_second
         if tuning.downtime_limit_seconds is not None:
             arguments["downtime-limit"] = max(1, int(tuning.downtime_limit_seconds * 1000))
-        if tuning.initial_throttle_ratio is not None:
-            arguments["cpu-throttle-initial"] = max(1, round(tuning.initial_throttle_ratio * 100))
-        if tuning.max_throttle_ratio is not None:
-            arguments["max-cpu-throttle"] = max(1, min(99, round(tuning.max_throttle_ratio * 100)))
-        if tuning.throttle_trigger_ratio is not None:
-            arguments["throttle-trigger-threshold"] = max(
-                1, min(100, round(tuning.throttle_trigger_ratio * 100))
-            )
+        if tuning.throttle_ratio is not None:
+            # QEMU steps at every second round that dirties more than the trigger's share of what was sent: with these
+            # one step is enough, up or down. It cannot be forbidden while migrating; asleep it may take one per cent.
+            asleep = tuning.throttle_ratio <= 0
+            share = min(99, max(1, round(tuning.throttle_ratio * 100)))
+            arguments |= {
+                "cpu-throttle-initial": share,
+                "cpu-throttle-increment": share,
+                "max-cpu-throttle": share,
+            }
+            arguments["throttle-trigger-threshold"] = 100 if asleep else 1
         if arguments:
             await self._monitor.execute("migrate-set-parameters", arguments)
 

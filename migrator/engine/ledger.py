@@ -1,0 +1,82 @@
+"""What a migration means to do and has decided: the intent, on record before each step, and the decisions."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import replace
+from typing import Any
+
+from migrator.core.lifecycle import Intent, Milestone
+from migrator.core.model import Decision, State
+from migrator.engine.result import Result
+from migrator.errors import RecordError
+from migrator.ports import Record
+
+
+class Ledger:
+    """Keeps intent and decisions of one migration.
+
+    :param result: gets the decisions, and findings where the record cannot be written.
+    :param on_decision: called with every decision; must return at once.
+    """
+
+    def __init__(self, record: Record, *, result: Result, on_decision: Callable[[Decision], None]) -> None:
+        self._record = record
+        self._result = result
+        self._on_decision = on_decision
+        self.intent = Intent()
+        #: Why it is being undone; empty while it is not.
+        self.undo_reason = ""
+        self.began = time.monotonic()
+
+    @property
+    def elapsed(self) -> float:
+        """Seconds since the first command that changes anything."""
+        return time.monotonic() - self.began
+
+    async def begin(self, facts: Mapping[str, Any]) -> None:
+        """Write how things were; the first command may follow.
+
+        :raise RecordError: it could not be written; nothing may be changed then.
+        """
+        await self._record.begin(facts, self.intent)
+        self.began = time.monotonic()
+
+    def note(self, **changes: Any) -> None:
+        """Change the intent and have it on record before anything is done about it.
+
+        Where it cannot be written the migration is undone if it may be, and else brought to its end without: a guest
+        that stands still is not left so for the sake of a file.
+        """
+        intent = replace(self.intent, **changes)
+        try:
+            self._record.note(intent)
+        except RecordError as error:
+            self._result.warn("record-lost", str(error), "make room there; do not kill migrator meanwhile")
+            if intent.milestone <= Milestone.SWITCHING and self.intent.milestone < Milestone.SWITCHING:
+                self.undo_reason = self.undo_reason or str(error)
+                intent = replace(intent, milestone=self.intent.milestone, undo=intent.undo or State.FAILED)
+        self.intent = intent
+
+    def undo(self, state: State, reason: str, numbers: Mapping[str, Any] | None = None) -> None:
+        """From here on the guest shall stay at the source; the first reason counts."""
+        if self.intent.undo is None:
+            self.undo_reason = reason
+            self.note(undo=state)
+            self.decide("cancel" if state is State.CANCELLED else "undo", reason, numbers)
+
+    def decide(self, action: str, reason: str, numbers: Mapping[str, Any] | None = None) -> None:
+        """Add a decision, with the numbers it rests on."""
+        decision = Decision(
+            at_seconds=round(self.elapsed, 6), action=action, reason=reason, numbers=dict(numbers or {})
+        )
+        self._result.decisions.append(decision)
+        self._on_decision(decision)
+
+    async def end(self) -> None:
+        """The migration has ended for good: its record is put away."""
+        try:
+            await self._record.end({"state": self._result.state, "error": self._result.error})
+        except RecordError as error:
+            self._result.warn("record-left-over", str(error), "delete that file")

@@ -1,0 +1,86 @@
+"""Carries out at the source what :mod:`migrator.core.convergence` decides while memory is copied."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import asdict, replace
+from typing import Any
+
+from migrator.core import convergence
+from migrator.core.convergence import Abilities, Act, Action
+from migrator.core.forecast import Forecast, Verdict
+from migrator.core.model import Mode, Sample, State
+from migrator.core.policy import Policy
+from migrator.engine.ledger import Ledger
+from migrator.engine.result import Result
+from migrator.ports import Qemu, Tuning
+
+
+class Steering:
+    """Steers one precopy.
+
+    :ivar forecast: as of the last sample.
+    """
+
+    def __init__(self, source: Qemu, *, policy: Policy, ledger: Ledger, result: Result) -> None:
+        self._source = source
+        self._policy = policy
+        self._ledger = ledger
+        self._result = result
+        self._state = convergence.begin(policy)
+        self.forecast = Forecast(verdict=Verdict.UNKNOWN)
+
+    @property
+    def limit_seconds(self) -> float:
+        """The downtime limit that QEMU shall have now."""
+        return self._state.model.limit_seconds
+
+    def settle(self) -> None:
+        """Postcopy was begun by somebody else: there is nothing left to decide."""
+        self._state = replace(self._state, settled=True)
+
+    async def step(self, sample: Sample, abilities: Abilities) -> None:
+        """Take one more sample into account and do what is due.
+
+        :raise QemuError: the source refused something or did not answer.
+        """
+        self._state, self.forecast, actions = convergence.decide(self._state, sample, self._policy, abilities)
+        for action in actions:
+            if self._ledger.intent.undo is None:
+                await self._act(action, self._numbers(sample))
+
+    async def stop_guest(self, reason: str, numbers: Mapping[str, Any] | None = None) -> None:
+        """Let the guest stand still until its memory has arrived."""
+        self._ledger.note(stopped_by_us=True)
+        self._ledger.decide(Act.PAUSE, reason, numbers)
+        await self._source.stop()
+
+    def judge(self, duration_seconds: float) -> None:
+        """How far the forecast of the first round was off, once the truth is known."""
+        predicted = self._state.first_forecast_seconds
+        if predicted is not None and self._result.mode is Mode.PRECOPY and duration_seconds > 0:
+            self._result.forecast_error_ratio = abs(predicted - duration_seconds) / duration_seconds
+
+    async def _act(self, action: Action, numbers: Mapping[str, Any]) -> None:
+        match action.act:
+            case Act.PAUSE:
+                await self.stop_guest(action.reason, numbers)
+                return
+            case Act.GIVE_UP:
+                self._ledger.undo(State.FAILED, action.reason, numbers)
+                return
+        self._ledger.decide(action.act, action.reason, numbers)
+        match action.act:
+            case Act.LIMIT:
+                await self._source.tune(Tuning(downtime_limit_seconds=action.value))
+            case Act.THROTTLE:
+                await self._source.tune(Tuning(throttle_ratio=action.value))
+            case Act.START_POSTCOPY:
+                self._ledger.note(postcopy=True)
+                await self._source.start_postcopy()
+                self._result.mode = Mode.POSTCOPY
+
+    def _numbers(self, sample: Sample) -> dict[str, Any]:
+        shown = {**asdict(sample), **asdict(self.forecast)}
+        return {key: value for key, value in shown.items() if value and value != math.inf}
