@@ -102,6 +102,10 @@ def direct(
         Path | None, typer.Option(metavar="FILE", help="Our certificate, for tls: monitors.")
     ] = None,
     tls_key: Annotated[Path | None, typer.Option(metavar="FILE", help="Our key, for tls: monitors.")] = None,
+    record: Annotated[
+        Path | None,
+        typer.Option(metavar="FILE", help="Write samples and decisions there, for migrator replay."),
+    ] = None,
     json: Annotated[bool, typer.Option("--json", help="Print one JSON document and nothing else.")] = False,
     verbose: Annotated[bool, typer.Option("--verbose", help="Log every step to standard error.")] = False,
 ) -> None:
@@ -135,9 +139,26 @@ def direct(
             tls_cert=tls_cert,
             tls_key=tls_key,
         ),
+        record=record,
         json_output=json,
         verbose=verbose,
     )
+
+
+@app.command()
+def replay(
+    file: Annotated[Path, typer.Argument(metavar="FILE", help="What direct --record wrote.")],
+    policy: Annotated[str, typer.Option(metavar="NAME", help="The policy to decide by.")],
+    json: Annotated[bool, typer.Option("--json", help="Print one JSON document and nothing else.")] = False,
+) -> None:
+    """Show what another policy would have decided on a recorded run.
+
+    The samples are those of the run as it was, so what is shown after the first decision that differs is what the
+    policy would have done had the guest gone on in the same way.
+    """
+    from migrator.cli.replay import main  # noqa: PLC0415 - quick --help
+
+    main(file, policy, json_output=json)
 
 
 @app.command()

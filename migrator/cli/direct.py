@@ -17,11 +17,12 @@ from typing import TypeVar
 
 from migrator import logs, units
 from migrator.cli import Exit
+from migrator.cli.recording import Recorder
 from migrator.cli.show import Screen
-from migrator.core.model import Severity, State
+from migrator.core.model import Decision, Severity, State
 from migrator.core.policy import LastResort, Policy, Postcopy, builtin, from_fields
 from migrator.engine.migration import Migration
-from migrator.engine.result import Result
+from migrator.engine.result import Result, Status
 from migrator.errors import MigratorError, QemuError, RecordError, UsageError
 from migrator.qemu import address
 from migrator.qemu.endpoint import Endpoint
@@ -60,12 +61,13 @@ class Request:
     tls_key: Path | None = None
 
 
-def main(request: Request, *, json_output: bool, verbose: bool) -> None:
+def main(request: Request, *, record: Path | None, json_output: bool, verbose: bool) -> None:
     """Run it and exit with its code."""
     logs.configure(verbose=verbose)
     screen = Screen(quiet=json_output)
     try:
-        code = asyncio.run(_direct(request, screen, json_output=json_output))
+        with Recorder(record) as recorder:
+            code = asyncio.run(_direct(request, screen, recorder, json_output=json_output))
     except QemuError as error:
         code = _refused(error, Exit.REFUSED, json_output=json_output)
     except MigratorError as error:
@@ -81,7 +83,7 @@ def _refused(error: MigratorError, code: Exit, *, json_output: bool) -> Exit:
     return code
 
 
-async def _direct(request: Request, screen: Screen, *, json_output: bool) -> Exit:
+async def _direct(request: Request, screen: Screen, recorder: Recorder, *, json_output: bool) -> Exit:
     here, there = address.parse(request.source), address.parse(request.destination)
     if here == there:
         raise UsageError(f"--source and --destination are the same: {here}")
@@ -93,6 +95,15 @@ async def _direct(request: Request, screen: Screen, *, json_output: bool) -> Exi
     destination = Endpoint(
         there, role="destination", pid=request.destination_pid, fence_command=request.fence_command, tls=tls
     )
+
+    def show_status(status: Status) -> None:
+        screen.status(status)
+        recorder.status(status)
+
+    def show_decision(decision: Decision) -> None:
+        screen.decision(decision)
+        recorder.decision(decision)
+
     record = left.record if left else FileRecord(f"{secrets.token_hex(6)}")
     migration = Migration(
         name=record.path.stem,
@@ -101,8 +112,8 @@ async def _direct(request: Request, screen: Screen, *, json_output: bool) -> Exi
         policy=from_fields(left.facts["policy"]) if left else policy,
         listen=listen,
         record=record,
-        on_status=screen.status,
-        on_decision=screen.decision,
+        on_status=show_status,
+        on_decision=show_decision,
     )
     _cancel_on_signals(migration, screen)
     try:
@@ -126,11 +137,13 @@ async def _direct(request: Request, screen: Screen, *, json_output: bool) -> Exi
                     print(json.dumps(asdict(result)))
                 return Exit.REFUSED
             screen.findings(findings)
+            recorder.begin(policy, migration.abilities)
             result = await migration.run()
     finally:
         record.close()
         await asyncio.gather(source.close(), destination.close())
     screen.result(result)
+    recorder.result(result)
     if json_output:
         print(json.dumps(asdict(result)))
     return _EXITS[result.state]

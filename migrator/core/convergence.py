@@ -40,10 +40,18 @@ _THROTTLE_STEP_RATIO = 0.1
 #: So long a guest is watched for a quiet moment before something is done to it that cannot be taken back, where the
 #: policy leaves nothing but giving up or stopping it. At least one round as long as the first, too.
 _QUIET_WAIT_SECONDS = 8.0
-#: So many bad verdicts, each after another round, before a guest is throttled or goes to postcopy...
+#: So many bad verdicts, each after another round, before a guest is throttled or goes to postcopy, ...
 _ROUNDS_TO_BELIEVE = 2
 #: ...but one is enough where the guest dirties this much faster than the stream carries.
 _HOPELESS_FACTOR = 1.15
+#: A guest that rewrites its whole working set in less than a round shows only the rate of the stream; it is then taken
+#: to write this much faster than it shows.
+_SATURATED_FACTOR = 2.0
+#: QEMU throttles at the second look that finds much dirtied, looks being a second apart at least; a share that it has
+#: not taken after so long is judged as if it had.
+_THROTTLE_LAG_SECONDS = 10.0
+#: CPU time is given back at most so often; after that what was taken stays.
+_RELAXED_AT_MOST = 2
 
 
 class Act(StrEnum):
@@ -82,7 +90,10 @@ class State:
     """What the controller remembers from one sample to the next."""
 
     model: Model = field(default_factory=Model)
+    #: Share of CPU time that QEMU was told to take, and since when.
     throttle_ratio: float = 0.0
+    throttled_at: float = -math.inf
+    relaxed_times: int = 0
     #: Rounds after which the verdict was bad, in a row.
     bad_rounds: int = 0
     #: When the first of them ended, seconds since the migration began.
@@ -168,7 +179,9 @@ def _judge(
         and state.model.rounds[-1].at_seconds == sample.at_seconds
     )
     if new_round:
-        bad = 0 if enough else state.bad_rounds + 1
+        lag = sample.at_seconds - state.throttled_at
+        throttling = sample.throttle_ratio < state.throttle_ratio - 0.01 and lag < _THROTTLE_LAG_SECONDS
+        bad = 0 if enough or throttling else state.bad_rounds + 1
         since = math.inf if enough else min(state.bad_since, sample.at_seconds)
         state = replace(state, bad_rounds=bad, bad_since=since, judged_rounds=len(state.model.rounds))
     actions: list[Action] = []
@@ -227,10 +240,11 @@ def _throttle(
     """The least share of CPU time, above what is taken now, with which it ends in time."""
     if not abilities.throttle:
         return None
+    # With 10 per cent in hand: a throttle that just suffices would have to stay for long.
+    factor = _SATURATED_FACTOR if state.model.stalled() else 1.1
     share = _THROTTLE_STEP_RATIO * (1 + math.floor(state.throttle_ratio / _THROTTLE_STEP_RATIO + 1e-9))
     while share <= policy.max_throttle_ratio + 1e-9:
-        # With 10 per cent in hand: a throttle that just suffices would have to stay for long.
-        tried = outlook(state.model, limit_seconds=ceiling, throttle_ratio=share, rate_factor=1.1)
+        tried = outlook(state.model, limit_seconds=ceiling, throttle_ratio=share, rate_factor=factor)
         if tried.ends and tried.seconds <= left:
             return min(share, policy.max_throttle_ratio)
         share += _THROTTLE_STEP_RATIO
@@ -266,7 +280,9 @@ def _climb(
         if share is None:
             return state, []
         reason = f"{why}: taking {show_ratio(share)} of the guest's CPU time lets it end"
-        state = replace(state, throttle_ratio=share, bad_rounds=0, bad_since=math.inf)
+        state = replace(
+            state, throttle_ratio=share, throttled_at=sample.at_seconds, bad_rounds=0, bad_since=math.inf
+        )
         return state, [Action(act=Act.THROTTLE, reason=reason, value=share)]
     if rung == Act.START_POSTCOPY:
         reason = f"{why}: switching to postcopy"
@@ -281,13 +297,14 @@ def _climb(
 
 def _relax(state: State, ceiling: float, left: float) -> tuple[State, list[Action]]:
     """Give CPU time back when it would end without taking it."""
-    if state.throttle_ratio <= 0:
+    if state.throttle_ratio <= 0 or state.relaxed_times >= _RELAXED_AT_MOST:
         return state, []
     free = outlook(state.model, limit_seconds=ceiling, rate_factor=1.2)
     if not free.ends or free.seconds > left:
         return state, []
     reason = f"{_why(state)}: it ends without throttling"
-    return replace(state, throttle_ratio=0.0), [Action(act=Act.THROTTLE, reason=reason, value=0.0)]
+    state = replace(state, throttle_ratio=0.0, relaxed_times=state.relaxed_times + 1)
+    return state, [Action(act=Act.THROTTLE, reason=reason, value=0.0)]
 
 
 def _too_late(

@@ -439,6 +439,14 @@ ROWS: tuple[Row, ...] = (
         lambda now: not now.intent.guest_runs or now.intent.milestone is Milestone.RETIRING,
     ),
     _row(
+        "arrived-paused-source-silent",
+        S.SILENT,
+        D.LOADED,
+        Step.RETIRE,
+        "the guest stands still at the destination as it shall, and the source, which was done, does not answer",
+        lambda now: now.overdue and now.intent.milestone is Milestone.RETIRING,
+    ),
+    _row(
         "loaded-source-silent",
         S.SILENT,
         D.LOADED,
@@ -794,6 +802,15 @@ ROWS: tuple[Row, ...] = (
         Step.FENCE_DESTINATION,
         "the source does not answer; its migration is broken off so that it cannot reach the switch alone",
         lambda now: not now.may_have_switched and _fenceable(now),
+    ),
+    _row(
+        "both-silent-fence",
+        S.SILENT,
+        {D.SILENT, D.LOADS, D.FAILED},
+        Step.FENCE_DESTINATION,
+        "the source does not answer, as it does not while it waits for a destination that has stalled; its process "
+        "lives and holds the guest, and may go on once the destination is dead",
+        lambda now: now.source.process is Process.ALIVE and not now.intent.postcopy and _fenceable(now),
     ),
     _row("source-does-not-answer", S.SILENT, _ANY_D, State.HELD, "the source does not answer"),
     _row("unclear", _ANY_S, _ANY_D, State.HELD, "both ends together show something that no rule answers"),

@@ -28,6 +28,8 @@ class Ledger:
         self.intent = Intent()
         #: Why it is being undone; empty while it is not.
         self.undo_reason = ""
+        #: It is being undone because somebody or the policy wanted so, not because something went wrong.
+        self.undone_by_choice = False
         self.began = time.monotonic()
 
     @property
@@ -59,10 +61,12 @@ class Ledger:
                 intent = replace(intent, milestone=self.intent.milestone, undo=intent.undo or State.FAILED)
         self.intent = intent
 
-    def undo(self, state: State, reason: str, numbers: Mapping[str, Any] | None = None) -> None:
+    def undo(
+        self, state: State, reason: str, numbers: Mapping[str, Any] | None = None, *, by_choice: bool = False
+    ) -> None:
         """From here on the guest shall stay at the source; the first reason counts."""
         if self.intent.undo is None:
-            self.undo_reason = reason
+            self.undo_reason, self.undone_by_choice = reason, by_choice
             self.note(undo=state)
             self.decide("cancel" if state is State.CANCELLED else "undo", reason, numbers)
 

@@ -135,6 +135,11 @@ class Migration:
         self._ledger.decide("take-up", f"a migration of this pair was left unfinished at {at}: taking it up")
         return await self._drive()
 
+    @property
+    def abilities(self) -> convergence.Abilities:
+        """What both ends support, as far as :meth:`check` could see."""
+        return self._abilities
+
     def cancel(self) -> bool:
         """Ask for the guest to stay where it is; False when it is too late, and then nothing changes."""
         if self._last_source is not None and not lifecycle.can_cancel(self._ledger.intent, self._last_source):
@@ -177,7 +182,7 @@ class Migration:
                 "the policy is offline: the guest stands still while its memory is copied"
             )
         if self._cancel_wanted:
-            self._ledger.undo(State.CANCELLED, "cancelled before it began")
+            self._ledger.undo(State.CANCELLED, "cancelled before it began", by_choice=True)
             return
         self._ledger.note(milestone=Milestone.MIGRATING)
         if self._ledger.intent.undo is None:
@@ -236,7 +241,7 @@ class Migration:
 
     def _consider_cancel(self, source: View) -> None:
         if lifecycle.can_cancel(self._ledger.intent, source):
-            self._ledger.undo(State.CANCELLED, "cancelled")
+            self._ledger.undo(State.CANCELLED, "cancelled", by_choice=True)
         else:
             self._cancel_wanted = False
             self._ledger.decide(
@@ -376,6 +381,8 @@ class Migration:
 
     def _explain(self, answer: Next) -> str:
         """One line: why, and what QEMU says of it on either side."""
+        if self._ledger.undone_by_choice and answer.state is not State.HELD:
+            return self._ledger.undo_reason
         own = answer.state in (State.HELD, State.GUEST_ENDED) or not self._ledger.undo_reason
         said = [answer.why if own else self._ledger.undo_reason, *self._observer.complaints]
         words = self._destination.last_words()

@@ -68,7 +68,7 @@ class Steering:
                 await self.stop_guest(action.reason, numbers)
                 return
             case Act.GIVE_UP:
-                self._ledger.undo(State.FAILED, action.reason, numbers)
+                self._ledger.undo(State.FAILED, action.reason, numbers, by_choice=True)
                 return
         self._ledger.decide(action.act, action.reason, numbers)
         match action.act:
