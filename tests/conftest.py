@@ -48,6 +48,17 @@ def each_qemu(request: pytest.FixtureRequest, qemu_binary: Callable[[str], Path]
     return qemu_binary(request.param)
 
 
+@pytest.fixture(
+    params=[
+        version if not n else pytest.param(version, marks=pytest.mark.matrix)
+        for n, version in enumerate(VERSIONS)
+    ]
+)
+def one_version(request: pytest.FixtureRequest, qemu_binary: Callable[[str], Path]) -> Path:
+    """As :func:`each_qemu`, but only the first outside ``make test-all``."""
+    return qemu_binary(request.param)
+
+
 @pytest.fixture(params=CROSSINGS, ids="-to-".join)
 def each_crossing(request: pytest.FixtureRequest, qemu_binary: Callable[[str], Path]) -> tuple[Path, Path]:
     """Runs the test on every pair of versions: binaries of the source and of the destination."""
@@ -124,3 +135,12 @@ def hosts() -> Iterator[Hosts]:
         missing(reason)
     with Hosts("alpha", "beta", isolated=True) as hosts:
         yield hosts
+
+
+@pytest.fixture(autouse=True)
+def private_directories(
+    tmp_path: Path, tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """No test reads or leaves records where a user's are. What is known of binaries is shared between tests."""
+    monkeypatch.setenv("XDG_STATE_HOME", str(tmp_path / "state"))
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path_factory.getbasetemp() / "cache"))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 from enum import IntEnum
 
@@ -37,3 +38,13 @@ def main() -> None:
     except MigratorError as error:
         print(f"migrator: {error}", file=sys.stderr)
         sys.exit(Exit.USAGE)
+    except Exception as error:
+        if os.environ.get("MIGRATOR_DEBUG"):
+            raise
+        what = f"{type(error).__name__}: {error}".splitlines()[0]
+        print(
+            f"migrator: internal error, {what}; if a migration was under way look at both QEMUs, then run the same "
+            "command again: its record is kept. MIGRATOR_DEBUG=1 shows where it happened",
+            file=sys.stderr,
+        )
+        sys.exit(Exit.HELD)

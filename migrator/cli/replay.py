@@ -70,10 +70,6 @@ def _replay(lines: list[dict[str, Any]], name: str, file: Path) -> list[dict[str
             rest = samples[-1].at_seconds - sample.at_seconds
             if rest > 0:
                 reason = f"the other {show_seconds(rest)} of the run would not have been"
-                decided.append(
-                    {"at_seconds": sample.at_seconds, "act": "end", "reason": reason, "value": 0.0}
-                )
+                decided.append({"at_seconds": sample.at_seconds, "action": "end", "reason": reason})
             break
-    for decision in decided:
-        decision["action"] = decision.pop("act")
     return decided

@@ -185,6 +185,9 @@ def _intent(fields: dict[str, Any]) -> Intent:
             "milestone": Milestone(fields["milestone"]),
             "undo": None if undo is None else State(undo),
             "live": False,
+            # Whoever takes it up tries again what the other could not, or did not live to do.
+            "dismissed": False,
+            "fence_failed": False,
         }
     )
 

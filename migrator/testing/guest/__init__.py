@@ -91,8 +91,8 @@ class Habit:
 
     @property
     def needed_bytes(self) -> int:
-        """The least memory of a machine for this guest: the firmware keeps its tables at the upper end."""
-        return REGION_ADDRESS + self.region_bytes + (4 << 20)
+        """The least memory of a machine for this guest: its firmware needs the uppermost 17 MiB for itself."""
+        return REGION_ADDRESS + self.region_bytes + (20 << 20)
 
     def parameters(self) -> bytes:
         """As the boot sector reads them."""
