@@ -827,10 +827,21 @@ def decide(intent: Intent, source: View, destination: View, *, overdue: bool = F
     """
     now = _Now(intent=intent, source=source, destination=destination, overdue=overdue)
     here, there = source_is(source), destination_is(destination)
+    if here is S.RESTS and intent.milestone >= Milestone.SWITCHING and _reset_when_done(source):
+        here = S.DONE
     for row in ROWS:
         if here in row.source and there in row.destination and row.when(now):
             return Next(step=row.step, row=row.name, why=row.why, state=row.state)
     raise AssertionError("the last row fits everything")
+
+
+def _reset_when_done(source: View) -> bool:
+    """Somebody sent system_reset to a source whose migration had completed: postmigrate becomes prelaunch.
+
+    It cannot run by itself, and its memory is not the guest's any more: the destination has that. Before the switch
+    the same view is a guest that was never started, with the status of the migration that once brought it here.
+    """
+    return source.run is _R.PRELAUNCH and source.status is _M.COMPLETED
 
 
 def can_cancel(intent: Intent, source: View) -> bool:

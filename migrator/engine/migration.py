@@ -218,6 +218,8 @@ class Migration:
         wanted = wanted_to_run(run)
         if self._ledger.intent.stopped_by_us and not wanted:
             return
+        if run is RunState.PRELAUNCH and self._ledger.intent.milestone >= Milestone.SWITCHING:
+            return  # reset after it had sent everything: that says nothing of the guest at the destination
         if (
             wanted not in (None, self._ledger.intent.guest_runs)
             and self._ledger.intent.milestone < Milestone.HANDED_OVER
