@@ -21,7 +21,15 @@ from dataclasses import dataclass, field, replace
 from enum import StrEnum
 
 from migrator.core import forecast
-from migrator.core.forecast import Forecast, Model, Outlook, Verdict, outlook, spread_of
+from migrator.core.forecast import (
+    DEFAULT_OVERHEAD_SECONDS,
+    Forecast,
+    Model,
+    Outlook,
+    Verdict,
+    outlook,
+    spread_of,
+)
 from migrator.core.model import Sample
 from migrator.core.policy import LastResort, Policy, Postcopy
 from migrator.units import show_bytes, show_rate, show_ratio, show_seconds
@@ -47,6 +55,12 @@ _HOPELESS_FACTOR = 1.15
 #: A guest that rewrites its whole working set in less than a round shows only the rate of the stream; it is then taken
 #: to write this much faster than it shows.
 _SATURATED_FACTOR = 2.0
+#: A verdict must stand even if the guest dirties this much faster than it showed.
+_DOUBT_FACTOR = 1.05
+#: Where the policy sets no time limit, one that has not ended after so many times its first round, and at least so many
+#: seconds, will not.
+_ROUNDS_WORTH = 30.0
+_LEAST_BUDGET_SECONDS = 120.0
 #: QEMU throttles at the second look that finds much dirtied, looks being a second apart at least; a share that it has
 #: not taken after so long is judged as if it had.
 _THROTTLE_LAG_SECONDS = 10.0
@@ -107,7 +121,7 @@ class State:
     first_forecast_seconds: float | None = None
 
 
-def begin(policy: Policy, *, overhead_seconds: float = 0.03) -> State:
+def begin(policy: Policy, *, overhead_seconds: float = DEFAULT_OVERHEAD_SECONDS) -> State:
     """The state to begin with; :attr:`Model.limit_seconds` in it is the limit to give to QEMU.
 
     :param overhead_seconds: learned: the part of downtime that is not memory over the network.
@@ -156,7 +170,11 @@ def _judge(
     )
     ceiling = usable_limit(policy, state.model.overhead_seconds)
     low, middle, high = spread_of(state.model, limit_seconds=ceiling, throttle_ratio=state.throttle_ratio)
-    enough = middle.ends and middle.seconds <= left and not state.model.stalled()
+    # The rate that shows is never above the true one, so what ends only just does not end.
+    likely = outlook(
+        state.model, limit_seconds=ceiling, throttle_ratio=state.throttle_ratio, rate_factor=_DOUBT_FACTOR
+    )
+    enough = likely.ends and middle.ends and middle.seconds <= left and not state.model.stalled()
     if enough:
         rung = ""
     else:
@@ -207,7 +225,7 @@ def _limit(state: State, sample: Sample, best: Outlook, ceiling: float) -> tuple
     """The lowest limit that costs next to no time against the highest allowed."""
     model = state.model
     chosen = ceiling
-    if best.ends:
+    if best.ends and not model.stalled():
         allowed = best.seconds + _LIMIT_MAY_COST_RATIO * (sample.at_seconds + best.seconds)
         for share in (0.1, 0.2, 0.35, 0.6):
             tried = outlook(model, limit_seconds=share * ceiling, throttle_ratio=state.throttle_ratio)
@@ -310,11 +328,16 @@ def _relax(state: State, ceiling: float, left: float) -> tuple[State, list[Actio
 def _too_late(
     state: State, sample: Sample, policy: Policy, abilities: Abilities, seen: Forecast
 ) -> tuple[State, Forecast, tuple[Action, ...]]:
-    """The policy's time limit has passed: the last rung, now."""
+    """The time is over, the policy's or any reasonable one: the last rung, now."""
     limit = policy.max_duration_seconds
-    if limit is None or sample.at_seconds < limit:
+    if limit is not None:
+        what = f"the policy's max_duration of {show_seconds(limit)}"
+    else:
+        limit = _budget(state.model, sample)
+        what = f"{_ROUNDS_WORTH:.0f} times what one whole copy takes"
+    if sample.at_seconds < limit:
         return state, seen, ()
-    why = f"{show_seconds(sample.at_seconds)} are over, the policy's max_duration of {show_seconds(limit)}"
+    why = f"{show_seconds(sample.at_seconds)} are over, {what}"
     if policy.postcopy is Postcopy.ALLOW and abilities.postcopy:
         action = Action(act=Act.START_POSTCOPY, reason=f"{why}: switching to postcopy")
     elif policy.last_resort is LastResort.PAUSE:
@@ -322,6 +345,15 @@ def _too_late(
     else:
         action = Action(act=Act.GIVE_UP, reason=f"{why}: giving up")
     return replace(state, settled=True), seen, (action,)
+
+
+def _budget(model: Model, sample: Sample) -> float:
+    """How long it may take where the policy does not say."""
+    if model.rounds:
+        first = model.rounds[0].duration_seconds
+    else:
+        first = sample.total_bytes / max(1.0, model.bandwidth_bytes_per_second)
+    return max(_LEAST_BUDGET_SECONDS, _ROUNDS_WORTH * first)
 
 
 def _why(state: State) -> str:

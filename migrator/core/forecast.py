@@ -18,6 +18,9 @@ from enum import StrEnum
 
 from migrator.core.model import Sample
 
+#: The part of downtime that is not memory over the network, until it was learned: device state, the look at the
+#: destination, the hand-over. Idle guests show 10 to 50 ms of it on one machine.
+DEFAULT_OVERHEAD_SECONDS = 0.04
 #: Rounds further back than this say little about what the guest does now.
 _ROUNDS_KEPT = 24
 #: A recursion that has not ended after so many rounds is one that does not end.
@@ -65,7 +68,7 @@ class Model:
     #: The downtime limit that QEMU has now.
     limit_seconds: float = 0.0
     #: The part of downtime that is not memory over the network, seconds.
-    overhead_seconds: float = 0.03
+    overhead_seconds: float = DEFAULT_OVERHEAD_SECONDS
     last: Sample | None = None
     #: Where the present round began.
     round_began: Sample | None = None
@@ -80,8 +83,8 @@ class Model:
         return max((entry.rate for entry in self._recent()), default=0.0)
 
     def working_set_bytes(self) -> float:
-        """The most it was seen to dirty in one recent round: where the rate stops to matter."""
-        return max((entry.dirtied_bytes for entry in self._recent()), default=0)
+        """The most that was dirty at once in the recent rounds: where the rate stops to matter."""
+        return max((max(entry.pending_bytes, entry.dirtied_bytes) for entry in self._recent()), default=0)
 
     def spread(self) -> float:
         """Relative spread of the write rate over the recent rounds that were not saturated."""

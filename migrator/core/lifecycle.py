@@ -486,19 +486,20 @@ ROWS: tuple[Row, ...] = (
     ),
     _row(
         "hand-over-source-gone",
-        _GONE_S,
+        S.DEAD,
         D.LOADED,
         Step.HAND_OVER,
         "the source is dead and the destination is complete",
-        lambda now: now.intent.undo is None,
+        # Where nobody watched, the switch may have failed for the source alone, and the guest have run on there.
+        lambda now: now.intent.undo is None and now.intent.live,
     ),
     _row(
-        "source-gone-undone",
+        "source-gone-unwatched",
         _GONE_S,
         D.LOADED,
         State.HELD,
-        "the source went while the migration was being undone: the destination has the guest as it was at the switch, "
-        "and the source may have run on since and written to the disks",
+        "the source is gone; the destination has the guest as it was at the switch, but the source may have run on "
+        "after it and written to the disks: look at them before it is run",
     ),
     _row(
         "hand-over-postcopy",

@@ -1,0 +1,271 @@
+"""The controller: whatever it is shown, it stays inside the policy, acts at most so often, and comes to an end."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import replace
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from migrator.core import convergence
+from migrator.core.convergence import Abilities, Act, Action, State, begin, decide, usable_limit
+from migrator.core.forecast import Forecast, Verdict
+from migrator.core.model import Sample
+from migrator.core.policy import LastResort, Policy, Postcopy, builtin
+
+MIB = 1 << 20
+BOTH = Abilities(postcopy=True, throttle=True)
+PRECOPY = Policy(name="precopy", max_downtime_seconds=0.3)
+
+
+class Copy:
+    """A guest that saturates: `rate` bytes a second on `working_set` bytes, over a stream of 100 MiB/s."""
+
+    def __init__(
+        self, rate: float, working_set: float, *, total: int = 512 * MIB, policy: Policy = PRECOPY
+    ) -> None:
+        self.rate, self.working_set, self.total = rate, working_set, total
+        self.policy = policy
+        self.bandwidth = 100.0 * MIB
+        self.state: State = begin(policy)
+        self.seconds, self.round, self.left, self.sent, self.since_look = 0.0, 1, float(total), 0.0, 0.0
+        self.throttle = 0.0
+        self.actions: list[tuple[float, Action]] = []
+        self.forecasts: list[tuple[int, Forecast]] = []
+        self.switched = False
+
+    def step(self, seconds: float = 0.1) -> None:
+        self.seconds += seconds
+        self.since_look += seconds
+        moved = min(self.left, self.bandwidth * seconds)
+        self.left, self.sent = self.left - moved, self.sent + moved
+        threshold = self.bandwidth * self.state.model.limit_seconds
+        if self.left <= threshold:
+            dirtied = min(self.rate * (1 - self.throttle) * self.since_look, self.working_set)
+            self.left = max(self.left, min(self.left + dirtied, max(self.left, self.working_set)))
+            self.round, self.since_look = self.round + 1, 0.0
+            self.switched = self.left <= threshold
+        sample = Sample(
+            at_seconds=self.seconds,
+            round=self.round,
+            total_bytes=self.total,
+            remaining_bytes=int(self.left),
+            transferred_bytes=int(self.sent),
+            bandwidth_bytes_per_second=self.bandwidth,
+            throttle_ratio=self.throttle,
+        )
+        self.state, seen, actions = decide(self.state, sample, self.policy, BOTH)
+        self.forecasts.append((self.round, seen))
+        for action in actions:
+            self.actions.append((self.seconds, action))
+            if action.act is Act.THROTTLE:
+                self.throttle = action.value
+
+    def run(self, limit_seconds: float = 400.0) -> Copy:
+        while not self.switched and not self.state.settled and self.seconds < limit_seconds:
+            self.step()
+        return self
+
+    @property
+    def acts(self) -> list[Act]:
+        return [action.act for _, action in self.actions if action.act is not Act.LIMIT]
+
+
+def test_a_guest_that_converges_is_left_alone() -> None:
+    copy = Copy(30 * MIB, 200 * MIB).run()
+    assert copy.switched
+    assert copy.acts == []
+
+
+def test_the_time_left_is_known_at_the_end_of_the_first_round() -> None:
+    copy = Copy(30 * MIB, 200 * MIB).run()
+    forecast = copy.state.first_forecast_seconds
+    assert forecast is not None
+    assert forecast == pytest.approx(copy.seconds + copy.left / copy.bandwidth, rel=0.1)
+
+
+def test_the_limit_begins_low_and_is_raised_only_when_that_pays() -> None:
+    copy = Copy(90 * MIB, 200 * MIB)
+    assert copy.state.model.limit_seconds == pytest.approx(0.03)
+    copy.run()
+    limits = [action.value for _, action in copy.actions if action.act is Act.LIMIT]
+    assert limits
+    assert max(limits) <= usable_limit(PRECOPY, copy.state.model.overhead_seconds)
+
+
+def test_it_gives_up_early_and_says_why_when_nothing_allowed_can_work() -> None:
+    copy = Copy(400 * MIB, 300 * MIB).run()
+    assert copy.acts == [Act.GIVE_UP]
+    at, action = copy.actions[-1]
+    assert at < 20
+    assert "MiB/s" in action.reason
+    assert "giving up" in action.reason
+
+
+def test_the_verdict_cannot_comes_within_two_rounds_after_the_first() -> None:
+    copy = Copy(400 * MIB, 300 * MIB).run()
+    verdicts = {seen.verdict for number, seen in copy.forecasts if number == 4}
+    assert verdicts == {Verdict.CANNOT}
+
+
+def test_a_hopeless_guest_goes_to_postcopy_within_two_rounds_after_the_first() -> None:
+    copy = Copy(400 * MIB, 300 * MIB, policy=PRECOPY.but(postcopy=Postcopy.ALLOW)).run()
+    assert copy.acts == [Act.START_POSTCOPY]
+    assert copy.round <= 4
+
+
+def test_a_guest_just_over_the_stream_is_throttled_and_then_ends() -> None:
+    copy = Copy(130 * MIB, 250 * MIB, policy=PRECOPY.but(max_throttle_ratio=0.8)).run()
+    assert copy.switched
+    assert copy.acts[0] is Act.THROTTLE
+    assert copy.throttle <= 0.8
+
+
+def test_throttling_is_skipped_when_it_would_not_do() -> None:
+    policy = PRECOPY.but(max_throttle_ratio=0.2, postcopy=Postcopy.ALLOW)
+    copy = Copy(400 * MIB, 300 * MIB, policy=policy).run()
+    assert copy.acts == [Act.START_POSTCOPY]
+
+
+def test_a_guest_that_becomes_quiet_in_time_is_waited_for() -> None:
+    copy = Copy(400 * MIB, 300 * MIB)
+    while not copy.switched and not copy.state.settled and copy.seconds < 60:
+        copy.rate = 0.0 if copy.seconds > 10 else 400.0 * MIB
+        copy.step()
+    assert copy.switched
+    assert copy.acts == []
+
+
+def test_cpu_time_is_given_back_when_the_load_goes_down() -> None:
+    copy = Copy(130 * MIB, 250 * MIB, policy=PRECOPY.but(max_throttle_ratio=0.8))
+    while Act.THROTTLE not in copy.acts:
+        copy.step()
+        assert copy.seconds < 60
+    copy.rate = 60.0 * MIB
+    copy.left = 200.0 * MIB
+    copy.run(60)
+    taken = [action.value for _, action in copy.actions if action.act is Act.THROTTLE]
+    assert taken[-1] == 0.0 or copy.switched
+
+
+def test_must_finish_stops_the_guest_when_nothing_else_is_left() -> None:
+    policy = PRECOPY.but(last_resort=LastResort.PAUSE)
+    copy = Copy(400 * MIB, 300 * MIB, policy=policy).run()
+    assert copy.acts == [Act.PAUSE]
+
+
+@pytest.mark.parametrize(
+    ("policy", "last"),
+    [
+        (PRECOPY, Act.GIVE_UP),
+        (PRECOPY.but(last_resort=LastResort.PAUSE), Act.PAUSE),
+        (PRECOPY.but(postcopy=Postcopy.ALLOW), Act.START_POSTCOPY),
+    ],
+    ids=["abort", "pause", "postcopy"],
+)
+def test_the_last_rung_comes_no_later_than_the_policys_time(policy: Policy, last: Act) -> None:
+    copy = Copy(97 * MIB, 300 * MIB, policy=policy.but(max_duration_seconds=8)).run()
+    assert copy.acts[-1] is last
+    assert copy.seconds <= 8.2
+
+
+def test_at_risk_is_said_as_soon_as_it_is_forecast() -> None:
+    copy = Copy(85 * MIB, 300 * MIB, policy=PRECOPY.but(max_duration_seconds=27)).run()
+    assert Act.AT_RISK in copy.acts
+    at = next(at for at, action in copy.actions if action.act is Act.AT_RISK)
+    assert at < 11
+
+
+_ABSURD = st.builds(
+    Sample,
+    at_seconds=st.floats(-10, 1e5),
+    round=st.integers(-1, 500),
+    total_bytes=st.integers(0, 2**45),
+    remaining_bytes=st.integers(-(2**40), 2**45),
+    transferred_bytes=st.integers(0, 2**45),
+    bandwidth_bytes_per_second=st.one_of(st.floats(0, 1e12), st.sampled_from([math.inf, math.nan])),
+    dirty_rate_bytes_per_second=st.floats(0, 1e13),
+    throttle_ratio=st.floats(0, 0.99),
+)
+_POLICIES = st.builds(
+    lambda base, downtime, throttle, postcopy, duration, last: replace(
+        base,
+        max_downtime_seconds=downtime,
+        max_throttle_ratio=0.0 if postcopy is Postcopy.IMMEDIATE else throttle,
+        postcopy=postcopy,
+        max_duration_seconds=duration,
+        last_resort=last,
+    ),
+    st.just(builtin("gentle")),
+    st.floats(0.001, 100),
+    st.floats(0, 0.99),
+    st.sampled_from(Postcopy),
+    st.one_of(st.none(), st.floats(0.1, 1e4)),
+    st.sampled_from(LastResort),
+)
+
+
+@settings(max_examples=150, deadline=None)
+@given(
+    samples=st.lists(_ABSURD, max_size=40),
+    policy=_POLICIES,
+    abilities=st.builds(Abilities, postcopy=st.booleans(), throttle=st.booleans()),
+)
+def test_no_sequence_of_samples_makes_it_leave_the_policy(
+    samples: list[Sample], policy: Policy, abilities: Abilities
+) -> None:
+    state = begin(policy)
+    settled = False
+    for sample in samples:
+        state, _, actions = decide(state, sample, policy, abilities)
+        for action in actions:
+            assert not settled, "nothing follows on postcopy, pause or giving up"
+            settled = action.act in (Act.START_POSTCOPY, Act.PAUSE, Act.GIVE_UP)
+            match action.act:
+                case Act.LIMIT:
+                    assert 0 < action.value <= policy.max_downtime_seconds
+                case Act.THROTTLE:
+                    assert abilities.throttle
+                    assert 0 <= action.value <= policy.max_throttle_ratio
+                case Act.START_POSTCOPY:
+                    assert abilities.postcopy
+                    assert policy.postcopy is not Postcopy.NEVER
+                case Act.PAUSE:
+                    assert policy.last_resort is LastResort.PAUSE
+            assert action.reason
+
+
+@settings(max_examples=40, deadline=None)
+@given(
+    rates=st.lists(st.floats(0, 2000), min_size=1, max_size=8),
+    working_set=st.integers(0, 500),
+    policy=_POLICIES,
+)
+def test_it_always_ends_in_bounded_time_and_does_not_dither(
+    rates: list[float], working_set: int, policy: Policy
+) -> None:
+    copy = Copy(rates[0] * MIB, working_set * MIB, policy=policy)
+    bound = policy.max_duration_seconds or 30 * copy.total / copy.bandwidth + 120
+    while not copy.switched and not copy.state.settled:
+        copy.rate = rates[int(copy.seconds / 5) % len(rates)] * MIB
+        copy.step(0.2)
+        assert copy.seconds <= bound + 1
+    taken = [action.value for _, action in copy.actions if action.act is Act.THROTTLE]
+    assert sum(1 for value in taken if value == 0) <= 2
+    assert len(taken) <= 40
+
+
+def test_postcopy_first_waits_for_no_round() -> None:
+    state, _, actions = decide(
+        begin(builtin("postcopy-first")), Sample(at_seconds=0.1), builtin("postcopy-first"), BOTH
+    )
+    assert [action.act for action in actions] == [Act.START_POSTCOPY]
+    assert state.settled
+
+
+def test_the_usable_limit_leaves_room_for_what_was_learned() -> None:
+    assert usable_limit(PRECOPY, 0.1) == pytest.approx(0.17)
+    assert usable_limit(PRECOPY, 5.0) == pytest.approx(0.03)
+    assert convergence.begin(PRECOPY, overhead_seconds=5.0).model.limit_seconds <= 0.03 + 1e-9
