@@ -109,6 +109,15 @@ class Qemu(Protocol):
     async def migrate(self, uri: str) -> None:
         """Source: begin. The reply means nothing; the status does."""
 
+    async def start_dirty_rate(self, period_seconds: float) -> None:
+        """Begin to measure how many distinct pages the guest dirties in `period_seconds` (at least 1).
+
+        Bounded in cost: it looks at a sample of the pages, twice. It does not disturb a migration.
+        """
+
+    async def dirty_rate(self) -> float | None:
+        """Bytes of distinct pages dirtied per second over that period; ``None`` until it is measured."""
+
     async def start_postcopy(self) -> None:
         """Source: switch to postcopy at once."""
 
@@ -141,6 +150,16 @@ class Qemu(Protocol):
 
     async def close(self) -> None:
         """Let go of the monitor; the process is left alone."""
+
+
+class Experience(Protocol):
+    """What earlier migrations of the same kind of pair taught."""
+
+    def overhead_seconds(self, pair: str) -> float | None:
+        """The part of downtime that is not memory over the network, at its 90th percentile; ``None`` if unknown."""
+
+    def learn(self, pair: str, overhead_seconds: float) -> None:
+        """Add one. What cannot be kept is lost without a word: it is a help, not a promise."""
 
 
 class Record(Protocol):

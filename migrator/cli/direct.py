@@ -27,6 +27,7 @@ from migrator.errors import MigratorError, QemuError, RecordError, UsageError
 from migrator.qemu import address
 from migrator.qemu.endpoint import Endpoint
 from migrator.qemu.process import is_gone
+from migrator.store.experience import FileExperience
 from migrator.store.records import FileRecord, Unfinished, unfinished
 
 _EXITS = {
@@ -112,6 +113,7 @@ async def _direct(request: Request, screen: Screen, recorder: Recorder, *, json_
         policy=from_fields(left.facts["policy"]) if left else policy,
         listen=listen,
         record=record,
+        experience=FileExperience(),
         on_status=show_status,
         on_decision=show_decision,
     )

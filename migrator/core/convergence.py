@@ -162,6 +162,17 @@ def decide(
     return _judge(state, sample, policy, abilities)
 
 
+def probed(state: State, *, at_seconds: float, period_seconds: float, dirty_rate: float) -> State:
+    """The state after a dirty-rate probe; the next :func:`decide` at `at_seconds` takes it into account.
+
+    :param dirty_rate: bytes of distinct pages dirtied a second over `period_seconds`.
+    """
+    model = forecast.probe(
+        state.model, at_seconds=at_seconds, period_seconds=period_seconds, dirty_rate=dirty_rate
+    )
+    return replace(state, model=model)
+
+
 def _judge(
     state: State, sample: Sample, policy: Policy, abilities: Abilities
 ) -> tuple[State, Forecast, tuple[Action, ...]]:
@@ -360,11 +371,12 @@ def _why(state: State) -> str:
     """The numbers in words a person can check."""
     model = state.model
     ended = model.rounds[-1]
-    number = (
-        model.last.round - 1 if model.last is not None else len(model.rounds)
-    )  # of the one that has ended
+    took = show_seconds(ended.duration_seconds)
+    if ended.pending_bytes and model.last is not None:
+        what = f"round {max(1, model.last.round - 1)} left {show_bytes(ended.pending_bytes)} after {took}"
+    else:
+        what = f"a probe saw {show_bytes(ended.dirtied_bytes)} dirtied in {took}"
     return (
-        f"round {max(1, number)} left {show_bytes(ended.dirtied_bytes)} after {show_seconds(ended.duration_seconds)}, "
-        f"the guest rewrites up to {show_bytes(model.working_set_bytes())} at {show_rate(model.write_rate())}, "
-        f"the stream carries {show_rate(model.bandwidth_bytes_per_second)}"
+        f"{what}, the guest rewrites up to {show_bytes(model.working_set_bytes())} at "
+        f"{show_rate(model.write_rate())}, the stream carries {show_rate(model.bandwidth_bytes_per_second)}"
     )

@@ -22,7 +22,7 @@ from migrator.engine.prepare import prepare, together
 from migrator.engine.result import Result, Status
 from migrator.engine.steering import Steering
 from migrator.errors import QemuError, TimedOut
-from migrator.ports import Qemu, Record, Settings
+from migrator.ports import Experience, Qemu, Record, Settings
 
 #: Two ends are not looked at in one instant, so what needs a person must show so many times in a row.
 _LOOKS_TO_HOLD = 3
@@ -34,6 +34,7 @@ class Migration:
     Use :meth:`check`, then :meth:`run`; or :meth:`take_up` with the record another controller left.
 
     :param name: the migration's id.
+    :param experience: what earlier migrations taught; ``None`` begins with a guess and learns nothing.
     :param listen: where the destination listens for the stream: ``tcp:ADDR:0``.
     :param on_status: called with every new sample and state, on the event loop; must return at once.
     :param on_decision: called with every decision, likewise.
@@ -48,6 +49,7 @@ class Migration:
         policy: Policy,
         listen: str,
         record: Record,
+        experience: Experience | None = None,
         patience: Patience | None = None,
         on_status: Callable[[Status], None] = lambda status: None,
         on_decision: Callable[[Decision], None] = lambda decision: None,
@@ -55,6 +57,8 @@ class Migration:
         self._source, self._destination = source, destination
         self._policy = policy
         self._listen = listen
+        self._experience = experience
+        self._pair = ""
         self._on_status = on_status
         self._log = structlog.get_logger().bind(migration=name)
         self.result = Result(
@@ -87,6 +91,9 @@ class Migration:
         )
         findings = preflight.compare(facts, there, self._policy)
         self._facts = facts
+        self._pair = f"{facts.accelerator} {facts.version} to {there.version}"
+        if self._experience is not None:
+            self._steering.begin(self._experience.overhead_seconds(self._pair))
         self._abilities = convergence.Abilities(
             postcopy=self._policy.postcopy is not Postcopy.NEVER
             and "postcopy-ram" in facts.capabilities & there.capabilities,
@@ -371,6 +378,7 @@ class Migration:
         if result.state is State.COMPLETED:
             self._progress.finish()
             self._steering.judge(result.duration_seconds)
+            self._learn()
         else:
             result.error = self._explain(answer)
         if result.state is State.HELD:
@@ -380,6 +388,12 @@ class Migration:
             await self._ledger.end()
         self._report(result.state)
         return result
+
+    def _learn(self) -> None:
+        left = self._observer.at_switch
+        overhead = self._steering.overhead(left) if left is not None else None
+        if self._experience is not None and self._pair and overhead is not None:
+            self._experience.learn(self._pair, overhead)
 
     def _explain(self, answer: Next) -> str:
         """One line: why, and what QEMU says of it on either side."""

@@ -28,6 +28,8 @@ class Observer:
         self._stop: Event | None = None
         self._shown: tuple[object, ...] = ()
         self._changed_at = time.monotonic()
+        #: The last sample before the guest was stopped for the switch.
+        self.at_switch: Sample | None = None
         #: What QEMU said went wrong, either side, in order.
         self.complaints: list[str] = []
         self._wake = asyncio.Event()
@@ -57,6 +59,8 @@ class Observer:
                 self.complain(f"{side}: {view.error}")
         if source.sample is not None:
             result, sample = self._result, source.sample
+            if source_is(source) is SourceIs.AT_SWITCH:
+                self.at_switch = sample
             result.transferred_bytes = max(result.transferred_bytes, sample.transferred_bytes)
             result.rounds = max(result.rounds, sample.round)
             result.max_throttle_ratio = max(result.max_throttle_ratio, sample.throttle_ratio)

@@ -7,6 +7,8 @@ from collections.abc import Mapping
 from dataclasses import asdict, replace
 from typing import Any
 
+import structlog
+
 from migrator.core import convergence
 from migrator.core.convergence import Abilities, Act, Action
 from migrator.core.forecast import Forecast, Verdict
@@ -14,7 +16,11 @@ from migrator.core.model import Mode, Sample, State
 from migrator.core.policy import Policy
 from migrator.engine.ledger import Ledger
 from migrator.engine.result import Result
+from migrator.errors import QemuError
 from migrator.ports import Qemu, Tuning
+
+#: The shortest that every QEMU can measure.
+_PROBE_SECONDS = 1.0
 
 
 class Steering:
@@ -30,6 +36,9 @@ class Steering:
         self._result = result
         self._state = convergence.begin(policy)
         self.forecast = Forecast(verdict=Verdict.UNKNOWN)
+        self._probe_began: float | None = None
+        self._probed = False
+        self._log = structlog.get_logger()
 
     @property
     def limit_seconds(self) -> float:
@@ -45,16 +54,46 @@ class Steering:
 
         :raise QemuError: the source refused something or did not answer.
         """
+        try:
+            await self._probe(sample)
+        except QemuError as error:
+            self._probed = True  # an old QEMU, or one that measures for somebody else: the rounds will tell
+            self._log.info("no dirty-rate probe", error=str(error))
         self._state, self.forecast, actions = convergence.decide(self._state, sample, self._policy, abilities)
         for action in actions:
             if self._ledger.intent.undo is None:
                 await self._act(action, self._numbers(sample))
+
+    async def _probe(self, sample: Sample) -> None:
+        """Measure the guest's dirty rate beside the first round: it is over before the rounds can tell."""
+        if self._probe_began is None:
+            self._probe_began = sample.at_seconds
+            await self._source.start_dirty_rate(_PROBE_SECONDS)
+        elif not self._probed and sample.at_seconds >= self._probe_began + _PROBE_SECONDS:
+            rate = await self._source.dirty_rate()
+            if rate is not None:
+                self._probed = True
+                self._state = convergence.probed(
+                    self._state, at_seconds=sample.at_seconds, period_seconds=_PROBE_SECONDS, dirty_rate=rate
+                )
 
     async def stop_guest(self, reason: str, numbers: Mapping[str, Any] | None = None) -> None:
         """Let the guest stand still until its memory has arrived."""
         self._ledger.note(stopped_by_us=True)
         self._ledger.decide(Act.PAUSE, reason, numbers)
         await self._source.stop()
+
+    def begin(self, overhead_seconds: float | None) -> None:
+        """Begin with what was learned of the part of downtime that is not memory over the network."""
+        if overhead_seconds is not None:
+            self._state = convergence.begin(self._policy, overhead_seconds=overhead_seconds)
+
+    def overhead(self, left_at_switch: Sample) -> float | None:
+        """The part of the measured downtime that was not memory over the network, in seconds."""
+        downtime, bandwidth = self._result.downtime_seconds, self._state.model.bandwidth_bytes_per_second
+        if downtime is None or bandwidth <= 0 or self._result.mode is not Mode.PRECOPY:
+            return None
+        return max(0.0, downtime - left_at_switch.remaining_bytes / bandwidth)
 
     def judge(self, duration_seconds: float) -> None:
         """How far the forecast of the first round was off, once the truth is known."""

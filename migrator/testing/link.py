@@ -1,0 +1,90 @@
+"""The link between two simulated hosts, and the end of it that one stream writes into."""
+
+from __future__ import annotations
+
+import math
+import random
+
+from migrator.testing.settings import Costs
+from migrator.testing.workload import MIB
+
+
+class Link:
+    """What the streams of several migrations share; change :attr:`bytes_per_second` as you like.
+
+    :param bytes_per_second: of payload: TCP takes some 5 % of what the line carries. 0 is a black hole.
+    :param jitter_ratio: every turn of sending finds a speed that differs by about so much (standard deviation).
+    :param seed: of the jitter; the same seed, the same run.
+    """
+
+    def __init__(
+        self, bytes_per_second: float = 100.0 * MIB, *, jitter_ratio: float = 0.0, seed: int = 0
+    ) -> None:
+        self.bytes_per_second = bytes_per_second
+        self._jitter_ratio = jitter_ratio
+        self._random = random.Random(seed)
+        #: Streams that send now, with what each wants at most.
+        self._wanted: dict[object, float] = {}
+
+    def join(self, stream: object, most_bytes_per_second: float) -> None:
+        """`stream` sends from now on, at that speed at most."""
+        self._wanted[stream] = most_bytes_per_second
+
+    def leave(self, stream: object) -> None:
+        """`stream` sends no more."""
+        self._wanted.pop(stream, None)
+
+    def share(self, stream: object) -> float:
+        """Bytes per second that `stream` gets: equal shares, and what one does not want is left to the others."""
+        left, streams = self.bytes_per_second, max(1, len(self._wanted))
+        mine = self._wanted.get(stream, math.inf)
+        for wanted in sorted(self._wanted.values()):
+            if wanted >= mine or wanted > left / streams:
+                break
+            left, streams = left - wanted, streams - 1
+        left /= streams
+        if self._jitter_ratio and left:
+            left *= max(0.05, self._random.gauss(1.0, self._jitter_ratio))
+        return left
+
+
+class Outlet:
+    """One stream's socket: it takes a few megabytes at once, and empties at the link's speed."""
+
+    def __init__(self, link: Link, costs: Costs) -> None:
+        self._link = link
+        self._costs = costs
+        #: Written, and not yet at the other end.
+        self.buffered_bytes = 0.0
+
+    def speed(self, most_bytes_per_second: float) -> float:
+        """The share of the link that this stream has now; 0: no limit of its own."""
+        most = most_bytes_per_second if most_bytes_per_second > 0 else math.inf
+        self._link.join(self, most)
+        return self._link.share(self)
+
+    def close(self) -> None:
+        """Leave the link to others."""
+        self._link.leave(self)
+        self.buffered_bytes = 0.0
+
+    def room_in(self, seconds: float, speed: float) -> float:
+        """How much it takes within that time."""
+        room = max(0.0, self._costs.buffer_bytes - self.buffered_bytes)
+        return min(self._costs.memory_bytes_per_second * seconds, speed * seconds + room)
+
+    def seconds_for(self, size: float, speed: float) -> float:
+        """How long until it has taken so much."""
+        beyond = size - max(0.0, self._costs.buffer_bytes - self.buffered_bytes)
+        slow = 0.0 if beyond <= 0 else beyond / speed if speed > 0 else math.inf
+        return max(slow, size / self._costs.memory_bytes_per_second)
+
+    def pass_time(self, seconds: float, speed: float, written: float = 0.0) -> None:
+        """So much was written within that time, and the link went on emptying it."""
+        self.buffered_bytes = max(0.0, self.buffered_bytes + written - speed * seconds)
+
+    def flush_seconds(self, size: float, speed: float) -> float:
+        """How long until all of this has arrived, and what is in the buffer before it."""
+        if speed <= 0:
+            return math.inf
+        return max((size + self.buffered_bytes) / speed, size / self._costs.memory_bytes_per_second)

@@ -1,0 +1,220 @@
+"""The memory of a simulated guest: what is queued to be sent, and what was written to since QEMU last looked."""
+
+from __future__ import annotations
+
+import math
+from typing import Protocol
+
+from migrator.testing.workload import PAGE_BYTES, Region, Workload
+
+#: On the wire: a page with its header, and a page that is known to be zero.
+_PAGE_WIRE_RATIO = (PAGE_BYTES + 8) / PAGE_BYTES
+_ZERO_WIRE_RATIO = 9 / PAGE_BYTES
+#: Ranges that lie closer together than this are one.
+_ROUNDING = 1e-3
+
+
+class _Pages(Protocol):
+    """A region's dirty bitmap and the guest's writes to it."""
+
+    #: To be sent, as QEMU's bitmap knows it.
+    queued: float
+
+    def fill(self) -> None:
+        """All is queued, nothing was written to since."""
+
+    def write(self, count: float) -> None:
+        """The guest writes to so many bytes of pages."""
+
+    def sync(self) -> float:
+        """What was written to is queued; how much of it was not yet."""
+
+    def take(self, most: float) -> float:
+        """Send so much at most; how much it was."""
+
+
+class _Scattered:
+    """Written to at random: every page is as likely to be dirty as any other."""
+
+    def __init__(self, size: float) -> None:
+        self.queued = 0.0
+        self._size = size
+        self._written = 0.0
+
+    def fill(self) -> None:
+        self.queued, self._written = self._size, 0.0
+
+    def write(self, count: float) -> None:
+        self._written += count
+
+    def sync(self) -> float:
+        new = -math.expm1(-self._written / self._size) * (self._size - self.queued)
+        self._written = 0.0
+        self.queued += new
+        return new
+
+    def take(self, most: float) -> float:
+        taken = min(self.queued, most)
+        self.queued -= taken
+        return taken
+
+
+class _Swept:
+    """Written to from one end to the other, again and again, while QEMU sends it in the same manner."""
+
+    def __init__(self, size: float) -> None:
+        self.queued = 0.0
+        self._size = size
+        #: Queued ranges, in order and apart.
+        self._ranges: list[tuple[float, float]] = []
+        self._written = 0.0
+        self._guest_at = 0.0
+        self._sender_at = 0.0
+
+    def fill(self) -> None:
+        self._ranges = [(0.0, self._size)]
+        self.queued, self._written, self._sender_at = self._size, 0.0, 0.0
+
+    def write(self, count: float) -> None:
+        self._written += count
+        self._guest_at = (self._guest_at + count) % self._size
+
+    def sync(self) -> float:
+        written, self._written = self._written, 0.0
+        if written >= self._size:
+            added = [(0.0, self._size)]
+        elif self._guest_at >= written:
+            added = [(self._guest_at - written, self._guest_at)]
+        else:
+            added = [(0.0, self._guest_at), (self._guest_at - written + self._size, self._size)]
+        merged: list[tuple[float, float]] = []
+        for start, end in sorted(self._ranges + added):
+            if merged and start <= merged[-1][1] + _ROUNDING:
+                merged[-1] = (merged[-1][0], max(end, merged[-1][1]))
+            else:
+                merged.append((start, end))
+        before = self.queued
+        self._set(merged)
+        return self.queued - before
+
+    def take(self, most: float) -> float:
+        left = min(most, self.queued)
+        taken = left
+        ahead = [(max(start, self._sender_at), end) for start, end in self._ranges if end > self._sender_at]
+        behind = [
+            (start, min(end, self._sender_at)) for start, end in self._ranges if start < self._sender_at
+        ]
+        turn = ahead + behind
+        while turn and left > 0:
+            start, end = turn.pop(0)
+            step = min(left, end - start)
+            left -= step
+            self._sender_at = start + step
+            if step < end - start:
+                turn.insert(0, (start + step, end))
+        self._set(sorted(turn))
+        return taken
+
+    def _set(self, ranges: list[tuple[float, float]]) -> None:
+        self._ranges = [(start, end) for start, end in ranges if end - start > _ROUNDING]
+        self.queued = math.fsum(end - start for start, end in self._ranges)
+
+
+def _pages(region: Region) -> _Pages:
+    return _Scattered(region.size_bytes) if region.random else _Swept(region.size_bytes)
+
+
+class Memory:
+    """Accounts for every byte of a guest by sums and ranges, so that its size costs nothing.
+
+    :param total_bytes: what the workload does not use is zero.
+    """
+
+    def __init__(self, workload: Workload, total_bytes: int) -> None:
+        used = workload.working_bytes + workload.constant_bytes
+        if used > total_bytes:
+            raise ValueError(f"a workload of {used} bytes does not fit into {total_bytes}")
+        self.workload = workload
+        self.total_bytes = total_bytes
+        #: On the guest's own clock.
+        self.guest_seconds = 0.0
+        #: Written to in all, every page counted each time; what lies in the background left out.
+        self.work_bytes = 0.0
+        self._zero = self._constant = 0.0
+        self._pages = [_pages(region) for region in workload.regions]
+
+    @property
+    def queued_bytes(self) -> float:
+        """To be sent, as QEMU's bitmap knows it."""
+        return self._zero + self._constant + sum(pages.queued for pages in self._pages)
+
+    def queue_all(self) -> None:
+        """All of it is to be sent; nothing has been written to since."""
+        self._constant = float(self.workload.constant_bytes)
+        self._zero = float(self.total_bytes - self.workload.working_bytes) - self._constant
+        for pages in self._pages:
+            pages.fill()
+
+    def forward(self, seconds: float, speed_ratio: float) -> None:
+        """The guest runs for so long (its clock goes on), and writes at this share of its pace."""
+        end = self.guest_seconds + seconds
+        while self.guest_seconds < end:
+            rates, until = self.workload.rates_at(self.guest_seconds)
+            step = min(end, until) - self.guest_seconds
+            for index, rate in enumerate(rates):
+                self._write(index, rate * step * speed_ratio)
+            self.guest_seconds = min(end, until)
+
+    def _write(self, index: int, written: float) -> None:
+        self._pages[index].write(written)
+        if not self.workload.regions[index].background:
+            self.work_bytes += written
+
+    def forward_missing(self, seconds: float, page_seconds: float) -> float:
+        """As :meth:`forward`, in postcopy: a page that is missing is waited for. How many were.
+
+        :param page_seconds: how long that takes for one page.
+        """
+        rates, _ = self.workload.rates_at(self.guest_seconds)
+        self.guest_seconds += seconds
+        faults = 0.0
+        for index, rate in enumerate(rates):
+            if rate <= 0:
+                continue
+            missing = self._pages[index].queued / self.workload.regions[index].size_bytes
+            # The time one page takes: its own, and with some probability the wait for it.
+            pages = seconds / (PAGE_BYTES / rate + missing * page_seconds)
+            if not self.workload.regions[index].background:
+                self.work_bytes += pages * PAGE_BYTES
+            faults += pages * missing
+        return faults
+
+    def sync(self) -> float:
+        """A look at the dirty bitmap: what was written to since the last is queued. How much that is, newly."""
+        return sum(pages.sync() for pages in self._pages)
+
+    def take(self, wire_bytes: float) -> float:
+        """Send up to so many bytes of pages that are not zero; how many there were."""
+        most = wire_bytes / _PAGE_WIRE_RATIO
+        taken = min(self._constant, most)
+        self._constant -= taken
+        for pages in self._pages:
+            if taken < most and pages.queued:
+                taken += pages.take(most - taken)
+        return taken * _PAGE_WIRE_RATIO
+
+    def take_zero(self, seconds: float, bytes_per_second: float) -> tuple[float, float]:
+        """Send zero pages for up to so long, once nothing else is queued: bytes on the wire, seconds."""
+        if self._zero <= 0 or self._zero < self.queued_bytes:
+            return 0.0, 0.0
+        taken = min(self._zero, seconds * bytes_per_second)
+        self._zero -= taken
+        return taken * _ZERO_WIRE_RATIO, taken / bytes_per_second
+
+    def take_all(self) -> float:
+        """Send everything; bytes on the wire."""
+        pages, zero = self.queued_bytes - self._zero, self._zero
+        for one in self._pages:
+            one.take(math.inf)
+        self._constant = self._zero = 0.0
+        return pages * _PAGE_WIRE_RATIO + zero * _ZERO_WIRE_RATIO

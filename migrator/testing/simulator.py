@@ -1,0 +1,400 @@
+"""One live migration as QEMU does it, without QEMU, without a clock: a minute of it takes a few milliseconds.
+
+::
+
+    simulator = Simulator(steady(400 * MIB, 90 * MIB), memory_bytes=1 << 30, link=Link(100 * MIB))
+    simulator.start()
+    while not simulator.ended:
+        simulator.advance(0.1)
+        sample = simulator.sample()                         # as query-migrate would show it now
+        if sample.round > 5:
+            simulator.start_postcopy()
+    simulator.downtime_seconds, simulator.duration_seconds, simulator.work_bytes, simulator.events
+
+Nothing happens but in :meth:`Simulator.advance`. Between two calls, change :attr:`Simulator.parameters` (with
+:func:`dataclasses.replace`) and :attr:`Link.bytes_per_second` (0 is a black hole), or call
+:meth:`~Simulator.start_postcopy`, :meth:`~Simulator.stop`, :meth:`~Simulator.cont`, :meth:`~Simulator.proceed`
+(migrate-continue), :meth:`~Simulator.hand_over`, :meth:`~Simulator.cancel`, :meth:`~Simulator.fail`, and before the
+migration :meth:`~Simulator.jump`. Workloads are in :mod:`migrator.testing.workload`, :class:`Link` may be shared,
+:class:`Costs` has what was measured. What it knows of QEMU 7.2 and 10.0:
+
+- The first round sends everything, zero pages at the speed of the processor. A look at the dirty bitmap (a sync)
+  starts a new round; there is one when less is left than the threshold, bandwidth × downtime limit, where the
+  bandwidth is that of the last tenth of a second. Still less after it: the guest is stopped and the rest is sent.
+  In the first tenth of a second there is no threshold.
+- One turn of sending lasts 50 ms at most. max-bandwidth is a budget for each tenth of a second, spent at the
+  speed of the link; it does not hold for what is sent while the guest stands still.
+- The dirty rate and auto-converge look only at a sync that comes more than a second after the one before they
+  looked at.
+- The socket's buffer swallows the first megabytes: they count as sent, and still have to travel at the switch.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, field
+
+from migrator.core.model import MigrationStatus, RunState, Sample
+from migrator.testing.gauges import Gauges
+from migrator.testing.link import Link, Outlet
+from migrator.testing.memory import Memory
+from migrator.testing.settings import Costs, Parameters
+from migrator.testing.workload import MIB, PAGE_BYTES, Workload
+
+__all__ = ["MIB", "Costs", "Link", "Parameters", "SimulatedEvent", "Simulator"]
+
+#: One turn of sending takes no longer than this before the threshold is looked at again.
+TURN_SECONDS = 0.05
+
+_M, _R = MigrationStatus, RunState
+_ENDED = frozenset({_M.COMPLETED, _M.FAILED, _M.CANCELLED})
+_TINY = 1e-9
+
+
+@dataclass(frozen=True)
+class SimulatedEvent:
+    """As QEMU announces it: the source, but for the ``RESUME`` with which the guest goes on at the destination."""
+
+    at_seconds: float
+    name: str
+    data: dict[str, str | int] = field(default_factory=dict)
+    at_destination: bool = False
+
+
+class Simulator:
+    """One guest and its way to another QEMU.
+
+    :param memory_bytes: the guest's memory; what the workload does not use is zero.
+    :param link: shared with others, if they are advanced in turn by small steps.
+    :param auto_hand_over: the guest goes on at the destination as soon as it can; else :meth:`hand_over` says when.
+    """
+
+    def __init__(
+        self,
+        workload: Workload,
+        *,
+        memory_bytes: int,
+        link: Link | None = None,
+        parameters: Parameters | None = None,
+        costs: Costs | None = None,
+        auto_hand_over: bool = True,
+    ) -> None:
+        self.memory = Memory(workload, memory_bytes)
+        self.link = link or Link()
+        self.parameters = parameters or Parameters()
+        self.costs = costs or Costs()
+        self.auto_hand_over = auto_hand_over
+        #: Seconds since it was made.
+        self.now = 0.0
+        self.status = _M.NONE
+        #: The source's.
+        self.run = _R.RUNNING
+        self.events: list[SimulatedEvent] = []
+        self._begin()
+
+    def _begin(self) -> None:
+        #: Sent so far, as query-migrate counts it.
+        self.transferred_bytes = 0.0
+        self.started_seconds = self.now
+        #: When the guest was stopped last; when it went on last, wherever; when the migration ended.
+        self.stopped_seconds: float | None = None
+        self.resumed_seconds: float | None = None
+        self.ended_seconds: float | None = None
+        #: The destination has all it needs to run the guest.
+        self.ready = False
+        #: The guest runs there.
+        self.at_destination = False
+        self._gauges = Gauges(self.parameters, self.now)
+        self._outlet = Outlet(self.link, self.costs)
+        self._turn_left = 0.0
+        self._due = math.inf  # when the present wait is over
+        self._postcopy_wanted = False
+        self._may_proceed = False
+        self._source_downtime = 0.0
+        self._requests = 0.0
+
+    # --- what it shows -----------------------------------------------------------------------------------------------
+
+    @property
+    def ended(self) -> bool:
+        """The migration is over, and the guest runs (or rests) where it shall."""
+        return self.status in _ENDED and (self.status is not _M.COMPLETED or self.at_destination)
+
+    @property
+    def downtime_seconds(self) -> float | None:
+        """From the guest standing still to the guest running, wherever."""
+        stopped, resumed = self.stopped_seconds, self.resumed_seconds
+        return None if stopped is None or resumed is None else resumed - stopped
+
+    @property
+    def duration_seconds(self) -> float:
+        """Since the migration began, until its end."""
+        return (self.now if self.ended_seconds is None else self.ended_seconds) - self.started_seconds
+
+    @property
+    def work_bytes(self) -> float:
+        """Pages that the guest has written to so far, on either side; what it lost is missing here."""
+        return self.memory.work_bytes
+
+    def sample(self) -> Sample:
+        """As query-migrate at the source shows it now."""
+        gauges = self._gauges
+        return Sample(
+            at_seconds=self.duration_seconds,
+            round=gauges.round,
+            total_bytes=self.memory.total_bytes,
+            remaining_bytes=int(self.memory.queued_bytes),
+            transferred_bytes=int(self.transferred_bytes),
+            dirty_rate_bytes_per_second=gauges.dirty_rate,
+            bandwidth_bytes_per_second=gauges.bandwidth,
+            throttle_ratio=gauges.throttle_ratio,
+            expected_downtime_seconds=gauges.expected_downtime_seconds,
+            downtime_seconds=self._source_downtime,
+            postcopy_requests=int(self._requests),
+        )
+
+    # --- what may be done to it --------------------------------------------------------------------------------------
+
+    def jump(self, seconds: float) -> None:
+        """Let the guest run for some time before the migration."""
+        self._pass(seconds)
+
+    def start(self) -> None:
+        """``migrate``."""
+        self._begin()
+        self.memory.queue_all()
+        self._set(_M.SETUP)
+        self._due = self.now + self.costs.setup_seconds
+
+    def start_postcopy(self) -> None:
+        """``migrate-start-postcopy``: done at the next turn."""
+        self._postcopy_wanted = True
+
+    def proceed(self) -> None:
+        """``migrate-continue``."""
+        self._may_proceed = True
+
+    def hand_over(self) -> None:
+        """``cont`` at the destination, once :attr:`ready`."""
+        if self.ready and not self.at_destination:
+            self.at_destination = True
+            self.resumed_seconds = self.now
+            self._announce("RESUME", at_destination=True)
+
+    def stop(self) -> None:
+        """Somebody's ``stop`` at the source."""
+        if self.run is _R.RUNNING:
+            self.run = _R.PAUSED
+            self._stopped()
+
+    def cont(self) -> None:
+        """Somebody's ``cont`` at the source."""
+        if self.run in (_R.PAUSED, _R.POSTMIGRATE):
+            self._resume_source()
+
+    def cancel(self) -> None:
+        """``migrate_cancel``: the guest goes on at the source. Not in postcopy, where QEMU refuses or loses it."""
+        if self.status not in _ENDED | {_M.NONE, _M.POSTCOPY_ACTIVE}:
+            self._set(_M.CANCELLING)
+            self._break_off(_M.CANCELLED)
+
+    def fail(self) -> None:
+        """The stream breaks, as when the destination dies; after a switch to postcopy the guest is lost."""
+        if self.status not in _ENDED | {_M.NONE}:
+            self._break_off(_M.FAILED)
+
+    def _break_off(self, status: MigrationStatus) -> None:
+        lost = self.status is _M.POSTCOPY_ACTIVE
+        self._end(status)
+        if self.run is _R.FINISH_MIGRATE and not lost:
+            self._resume_source()
+
+    # --- time --------------------------------------------------------------------------------------------------------
+
+    def advance(self, seconds: float) -> None:
+        """Let time pass."""
+        self.advance_to(self.now + seconds)
+
+    def advance_to(self, until: float) -> None:
+        """Let time pass until that moment."""
+        while self.now < until - _TINY:
+            if self.status is _M.ACTIVE:
+                self._turn(until)
+            elif self.status is _M.POSTCOPY_ACTIVE:
+                self._pull(until)
+            else:
+                self._wait(until)
+
+    def run_to_end(self, limit_seconds: float = 3600.0) -> None:
+        """With nobody steering."""
+        limit = self.now + limit_seconds
+        while not self.ended and self.now < limit:
+            self.advance_to(min(limit, self.now + 1.0))
+
+    def _pass(self, seconds: float) -> None:
+        """Time passes: the guest at the source runs."""
+        self.now += seconds
+        if self.run is _R.RUNNING:
+            self.memory.forward(seconds, self.memory.workload.speed_ratio(self._gauges.throttle_ratio))
+
+    def _idle(self, seconds: float) -> None:
+        """Time passes and nothing is written to the stream."""
+        self._outlet.pass_time(seconds, self._outlet.speed(0.0) if self._outlet.buffered_bytes else 0.0)
+        self._pass(seconds)
+
+    def _wait(self, until: float) -> None:
+        """For what is due, or for someone to act."""
+        if self.status is _M.PRE_SWITCHOVER and self._may_proceed:
+            self._leave()
+            return
+        self._idle(max(0.0, min(until, self._due) - self.now))
+        if self.now >= self._due - _TINY:
+            self._due = math.inf
+            self._arrive()
+
+    def _arrive(self) -> None:
+        """What was waited for is there."""
+        if self.status is _M.SETUP:
+            self._set(_M.ACTIVE)
+            self._begin_round()
+            return
+        if self.status is _M.DEVICE:
+            self._end(_M.COMPLETED)
+            self.run = _R.POSTMIGRATE
+        if self.ready:
+            self.hand_over()
+            return
+        self.ready = True
+        self._outlet.buffered_bytes = 0.0
+        self._source_downtime = self.now - (self.stopped_seconds or self.now)
+        if self.auto_hand_over:
+            self._due = self.now + self.costs.resume_seconds
+
+    # --- precopy -----------------------------------------------------------------------------------------------------
+
+    def _turn(self, until: float) -> None:
+        """A turn of sending, or a wait for the next window."""
+        gauges = self._gauges
+        if self.now >= gauges.window_ends - _TINY:
+            gauges.end_window(self.parameters, self.now, self.transferred_bytes)
+        budget = gauges.budget(self.parameters, self.transferred_bytes)
+        if budget <= 0:
+            self._idle(min(until, gauges.window_ends) - self.now)
+        elif self._turn_left > _TINY or not self._look():
+            turn = self._turn_left if self._turn_left > _TINY else TURN_SECONDS
+            turn -= self._send(min(turn, until - self.now), budget)
+            self._turn_left = turn if self.memory.queued_bytes > 0 else 0.0
+
+    def _look(self) -> bool:
+        """Before each turn: is it time for another round, for postcopy, for the switch? True: it was."""
+        threshold = self._gauges.threshold_bytes
+        if self.memory.queued_bytes < threshold:
+            self._begin_round()
+        if self._postcopy_wanted or self.memory.queued_bytes <= 0 or self.memory.queued_bytes < threshold:
+            self._switch()
+            return True
+        return False
+
+    def _begin_round(self) -> None:
+        """What the guest has dirtied since the last look is to be sent too."""
+        found = self.memory.sync()
+        self._idle(self._sync_seconds() + self._gauges.vcpu_wait_seconds)
+        self._gauges.begin_round(
+            self.parameters, self.now, self.transferred_bytes, found, self.memory.queued_bytes
+        )
+        self._announce("MIGRATION_PASS", {"pass": self._gauges.round})
+
+    def _sync_seconds(self) -> float:
+        return self.costs.sync_seconds + self.costs.sync_seconds_per_gib * self.memory.total_bytes / 2**30
+
+    def _send(self, seconds: float, budget: float) -> float:
+        """Send for so long at most, and no more than the budget; how long it took."""
+        speed = self._outlet.speed(self.parameters.max_bandwidth_bytes_per_second)
+        wire, spent = self.memory.take_zero(seconds, self.costs.zero_bytes_per_second)
+        if spent < seconds:
+            left = seconds - spent
+            most = min(self._outlet.room_in(left, speed), budget)
+            sent = self.memory.take(most)
+            if sent < most or most == budget:  # nothing (but zeros) is left, or no more is allowed
+                left = min(left, self._outlet.seconds_for(sent, speed))
+            wire, spent = wire + sent, spent + left
+        self.transferred_bytes += wire
+        self._outlet.pass_time(spent, speed, wire)
+        self._pass(spent)
+        return spent
+
+    # --- the switch --------------------------------------------------------------------------------------------------
+
+    def _switch(self) -> None:
+        """The guest is stopped; what follows depends on who asked."""
+        was_running, self.run = self.run is _R.RUNNING, _R.FINISH_MIGRATE
+        if was_running:
+            self._stopped()
+        if self.parameters.pause_before_switchover:
+            self._set(_M.PRE_SWITCHOVER)
+        else:
+            self._leave()
+
+    def _leave(self) -> None:
+        """The last look; then all the rest, or postcopy."""
+        self.memory.sync()
+        self._gauges.round += 1
+        if self._postcopy_wanted:
+            self._set(_M.POSTCOPY_ACTIVE)
+            wire, cost = 0.0, self.costs.postcopy_seconds
+        else:
+            self._set(_M.DEVICE)
+            wire, cost = self.memory.take_all(), self.costs.device_seconds
+        self.transferred_bytes += wire
+        flush = self._outlet.flush_seconds(wire, self._outlet.speed(0.0))
+        self._due = self.now + self._sync_seconds() + flush + cost
+
+    def _pull(self, until: float) -> None:
+        """After a switch to postcopy: the destination gets ready, then the guest there fetches what it misses."""
+        step = min(until, self.now + TURN_SECONDS, self._due) - self.now
+        if self.ready:
+            most = self.parameters.max_postcopy_bandwidth_bytes_per_second
+            speed = min(self._outlet.speed(most), most or math.inf, self.costs.memory_bytes_per_second)
+            wire, spent = self.memory.take_zero(step, self.costs.zero_bytes_per_second)
+            if self.at_destination:
+                page_seconds = self.costs.fault_seconds + (PAGE_BYTES / speed if speed > 0 else math.inf)
+                self._requests += self.memory.forward_missing(step, page_seconds)
+            sent = self.memory.take(speed * (step - spent))
+            if self.memory.queued_bytes <= 0 and speed > 0:
+                step = min(step, spent + sent / speed)
+            self.transferred_bytes += wire + sent
+        self.now += step
+        if self.now >= self._due - _TINY:
+            self._due = math.inf
+            self._arrive()
+        if self.ready and self.memory.queued_bytes <= 0:
+            self._end(_M.COMPLETED)
+            self.run = _R.POSTMIGRATE
+
+    # --- what it says ------------------------------------------------------------------------------------------------
+
+    def _stopped(self) -> None:
+        self.stopped_seconds, self.resumed_seconds = self.now, None
+        self._announce("STOP")
+
+    def _resume_source(self) -> None:
+        self.run = _R.RUNNING
+        self.resumed_seconds = self.now
+        self._announce("RESUME")
+
+    def _set(self, status: MigrationStatus) -> None:
+        self.status = status
+        self._announce("MIGRATION", {"status": str(status)})
+
+    def _end(self, status: MigrationStatus) -> None:
+        self.ended_seconds = self.now
+        if not (status is _M.COMPLETED and self.ready and not self.at_destination and self.auto_hand_over):
+            self._due = math.inf
+        self._gauges.throttle_ratio = 0.0
+        self._outlet.close()
+        self._set(status)
+
+    def _announce(
+        self, name: str, data: dict[str, str | int] | None = None, *, at_destination: bool = False
+    ) -> None:
+        self.events.append(SimulatedEvent(self.now, name, data or {}, at_destination))
