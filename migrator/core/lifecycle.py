@@ -17,7 +17,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from enum import IntEnum, StrEnum
 
-from migrator.core.model import MigrationStatus, Process, RunState, State, View
+from migrator.core.model import RUNNING_STATES, MigrationStatus, Process, RunState, State, View
 
 
 class Milestone(IntEnum):
@@ -119,6 +119,8 @@ class DestinationIs(StrEnum):
 _R, _M = RunState, MigrationStatus
 _STOPPED_BY_MIGRATION = {_R.FINISH_MIGRATE, _R.POSTMIGRATE}
 _IDLE = {_M.NONE, _M.COMPLETED, _M.FAILED, _M.CANCELLED}
+#: A destination that was never sent cont is in one of these; one that ran may be in others.
+_NOT_YET_RUN = {_R.PAUSED, _R.PRELAUNCH}
 _ENDED_BADLY = {_M.FAILED, _M.CANCELLED}
 _BROKEN = {_M.POSTCOPY_PAUSED, _M.POSTCOPY_RECOVER, _M.POSTCOPY_RECOVER_SETUP}
 _POSTCOPY = {_M.POSTCOPY_ACTIVE, _M.POSTCOPY_DEVICE}
@@ -137,7 +139,7 @@ def source_is(view: View) -> SourceIs:
         return SourceIs.FAILING
     if status in _IDLE and run not in _STOPPED_BY_MIGRATION and run is not _R.INMIGRATE:
         # A guest that once migrated in shows "completed" here before any migrate.
-        return SourceIs.RUNS if run is _R.RUNNING else SourceIs.RESTS
+        return SourceIs.RUNS if run in RUNNING_STATES else SourceIs.RESTS
     if status in _ENDED_BADLY:
         return SourceIs.LEFT_STOPPED if run is _R.POSTMIGRATE else SourceIs.FAILING
     if status is _M.COMPLETED and run is _R.POSTMIGRATE:
@@ -458,6 +460,8 @@ ROWS: tuple[Row, ...] = (
             and not now.intent.fence_failed
             and now.intent.milestone >= Milestone.SWITCHING
             and now.intent.undo is None
+            # Where nobody watched, it may have run on, and its monitor be held by another.
+            and (now.intent.live or now.handed)
         ),
     ),
     _row(
@@ -827,22 +831,29 @@ def decide(intent: Intent, source: View, destination: View, *, overdue: bool = F
     :param overdue: nothing has changed for longer than this phase may take.
     """
     now = _Now(intent=intent, source=source, destination=destination, overdue=overdue)
-    here, there = source_is(source), destination_is(destination)
-    if here is S.RESTS and intent.milestone >= Milestone.SWITCHING and _reset_when_done(source):
-        here = S.DONE
+    here, there = classify(intent, source, destination)
     for row in ROWS:
         if here in row.source and there in row.destination and row.when(now):
             return Next(step=row.step, row=row.name, why=row.why, state=row.state)
     raise AssertionError("the last row fits everything")
 
 
-def _reset_when_done(source: View) -> bool:
-    """Somebody sent system_reset to a source whose migration had completed: postmigrate becomes prelaunch.
-
-    It cannot run by itself, and its memory is not the guest's any more: the destination has that. Before the switch
-    the same view is a guest that was never started, with the status of the migration that once brought it here.
-    """
-    return source.run is _R.PRELAUNCH and source.status is _M.COMPLETED
+def classify(intent: Intent, source: View, destination: View) -> tuple[SourceIs, DestinationIs]:
+    """Both ends classified, with what only the intent can tell."""
+    here, there = source_is(source), destination_is(destination)
+    reset = source.run is _R.PRELAUNCH and source.status is _M.COMPLETED
+    if here is S.RESTS and reset and intent.milestone >= Milestone.SWITCHING:
+        # Somebody sent system_reset to a source whose migration had completed: postmigrate becomes prelaunch. It
+        # cannot run by itself, and its memory is not the guest's any more. Before the switch the same view is a guest
+        # that was never started, with the status of the migration that once brought it here.
+        here = S.DONE
+    if (
+        there is D.LOADED
+        and intent.milestone >= Milestone.HANDED_OVER
+        and destination.run not in _NOT_YET_RUN
+    ):
+        there = D.RUNS  # it ran, and has come to rest by itself: powered off, panicked, asleep, out of disk
+    return here, there
 
 
 def can_cancel(intent: Intent, source: View) -> bool:
@@ -856,7 +867,7 @@ def can_cancel(intent: Intent, source: View) -> bool:
 
 def state_of(intent: Intent, source: View, destination: View) -> State:
     """The lifecycle's word for a migration that has not ended."""
-    here, there = source_is(source), destination_is(destination)
+    here, there = classify(intent, source, destination)
     if intent.undo is not None or intent.milestone is Milestone.RETIRING:
         return State.FINISHING
     if there in (D.RUNS, D.FETCHES):

@@ -78,6 +78,10 @@ class RunState(StrEnum):
         return cls.OTHER
 
 
+#: The guest runs, or sleeps (S3) and will wake by itself: whoever moves it must let it run at the other end.
+RUNNING_STATES = frozenset({RunState.RUNNING, RunState.SUSPENDED})
+
+
 class MigrationStatus(StrEnum):
     """QEMU's migration status (query-migrate); an unknown one means "in progress, ask again"."""
 

@@ -12,7 +12,7 @@ import structlog
 from migrator.core import convergence, lifecycle, preflight
 from migrator.core.facts import Facts
 from migrator.core.lifecycle import Intent, Milestone, Next, SourceIs, Step, source_is
-from migrator.core.model import Decision, Finding, Mode, RunState, Sample, State, View
+from migrator.core.model import RUNNING_STATES, Decision, Finding, Mode, RunState, Sample, State, View
 from migrator.core.policy import Policy, Postcopy
 from migrator.core.progress import Progress
 from migrator.engine.ledger import Ledger
@@ -26,6 +26,7 @@ from migrator.ports import Experience, Qemu, Record, Settings
 
 #: Two ends are not looked at in one instant, so what needs a person must show so many times in a row.
 _LOOKS_TO_HOLD = 3
+_WORTH_TELLING = (Step.HAND_OVER, Step.FENCE_DESTINATION, Step.FENCE_SOURCE, Step.REVIVE)
 
 
 class Migration:
@@ -99,7 +100,7 @@ class Migration:
             and "postcopy-ram" in facts.capabilities & there.capabilities,
             throttle=self._policy.max_throttle_ratio > 0 and "auto-converge" in facts.capabilities,
         )
-        self._ledger.intent = replace(self._ledger.intent, guest_runs=facts.run is RunState.RUNNING)
+        self._ledger.intent = replace(self._ledger.intent, guest_runs=facts.run in RUNNING_STATES)
         self.result.findings = list(findings)
         self.result.preflight_seconds = time.monotonic() - began
         return findings
@@ -204,6 +205,9 @@ class Migration:
             self._last_source = source
             if source.answers:
                 self._note_run_state(source.run)
+            if self._observer.stopped_there and self._ledger.intent.guest_runs:
+                self._ledger.note(guest_runs=False)
+                self._ledger.decide("run-state", "somebody stopped the guest at the destination: so it stays")
             if self._cancel_wanted and self._ledger.intent.undo is None:
                 self._consider_cancel(source)
             answer = lifecycle.decide(self._ledger.intent, source, destination, overdue=overdue)
@@ -279,7 +283,7 @@ class Migration:
         try:
             if answer.step is Step.RETIRE:
                 return not await self._retire(guest_arrived=answer.row.startswith("arrived"))
-            if answer.step in (Step.HAND_OVER, Step.FENCE_DESTINATION, Step.FENCE_SOURCE, Step.REVIVE):
+            if answer.step in _WORTH_TELLING and answer.row != "hand-over-again":
                 self._ledger.decide(answer.step, answer.why)
             await steps[answer.step]()
         except QemuError as error:

@@ -6,7 +6,7 @@ import asyncio
 import time
 
 from migrator.core.lifecycle import Intent, Milestone, SourceIs, source_is
-from migrator.core.model import RunState, Sample, View
+from migrator.core.model import RUNNING_STATES, RunState, Sample, View
 from migrator.engine.patience import Patience
 from migrator.engine.result import Result
 from migrator.ports import Event, Qemu
@@ -28,6 +28,9 @@ class Observer:
         self._stop: Event | None = None
         self._shown: tuple[object, ...] = ()
         self._changed_at = time.monotonic()
+        #: The guest ran at the destination, and then somebody stopped it there.
+        self.stopped_there = False
+        self._ran_there = False
         #: The last sample before the guest was stopped for the switch.
         self.at_switch: Sample | None = None
         #: What QEMU said went wrong, either side, in order.
@@ -51,7 +54,9 @@ class Observer:
             elif event.name == "RESUME" and intent.undo is not None:
                 self._note_downtime(event, one_clock=True)
         for event in self._destination.take_events():
+            self.stopped_there = self._ran_there and event.name == "STOP"
             if event.name == "RESUME":
+                self._ran_there = True
                 one_clock = self._source.shares_clock and self._destination.shares_clock
                 self._note_downtime(event, one_clock=one_clock)
         for view, side in ((source, "source"), (destination, "destination")):
@@ -113,7 +118,7 @@ def wanted_to_run(run: RunState) -> bool | None:
     """What somebody wants of the guest, as its run state tells; ``None`` where it is QEMU that stopped it."""
     if run in (RunState.FINISH_MIGRATE, RunState.POSTMIGRATE, RunState.INMIGRATE, RunState.OTHER):
         return None
-    return run is RunState.RUNNING
+    return run in RUNNING_STATES
 
 
 def interval(intent: Intent, source: View) -> float:

@@ -48,6 +48,7 @@ class Endpoint:
         self._events: deque[Event] = deque(maxlen=_EVENTS_KEPT)
         self._notify: Callable[[], None] = lambda: None
         self._ended = False
+        self._ran = role != "destination"
         self._quitting = False
         self._gone = False  # proven dead otherwise than by a pidfd
         self._look: asyncio.Task[tuple[dict[str, Any], dict[str, Any]]] | None = None
@@ -196,11 +197,12 @@ class Endpoint:
         stamp = message.get("timestamp", {})
         stamped = stamp.get("seconds", -1) + stamp.get("microseconds", 0) / 1e6
         name = str(message.get("event", ""))
-        if name == "SHUTDOWN" and not self._quitting:
+        data = message.get("data", {})
+        self._ran = self._ran or name == "RESUME"
+        # The end of a process in which the guest never ran is not the guest's end, unless the guest itself says so.
+        if name == "SHUTDOWN" and not self._quitting and (self._ran or data.get("guest")):
             self._ended = True
-        self._events.append(
-            Event(name=name, arrived=time.monotonic(), stamped=stamped, data=message.get("data", {}))
-        )
+        self._events.append(Event(name=name, arrived=time.monotonic(), stamped=stamped, data=data))
         self._notify()
 
     async def facts(self) -> Facts:

@@ -254,7 +254,7 @@ class Watch:
 
     def __init__(self, lab: Lab) -> None:
         self._lab = lab
-        self._seen = {qemu: qemu.beats for qemu in lab.qemus}
+        self._seen = {qemu: _said_bytes(qemu) for qemu in lab.qemus}
         #: QEMUs in the order in which their guests beat, consecutive beats of one taken together. One that
         #: stands here twice has run before and after another: that guest was doubled.
         self.course: list[Qemu] = []
@@ -274,7 +274,7 @@ class Watch:
         now = asyncio.get_running_loop().time()
         beaten = []
         for qemu in self._lab.qemus:
-            size = qemu.serial.stat().st_size if qemu.serial.exists() else 0
+            size = _said_bytes(qemu)
             if size > self._seen.setdefault(qemu, 0):
                 self._seen[qemu] = size
                 beaten.append(qemu)
@@ -286,6 +286,10 @@ class Watch:
             if self._last is not None:
                 self.longest_silence_seconds = max(self.longest_silence_seconds, now - self._last)
             self._last = now
+
+
+def _said_bytes(qemu: Qemu) -> int:
+    return qemu.serial.stat().st_size if qemu.serial.exists() else 0
 
 
 def main() -> int:

@@ -106,7 +106,8 @@ class Simulator:
         self.at_destination = False
         self._gauges = Gauges(self.parameters, self.now)
         self._outlet = Outlet(self.link, self.costs)
-        self._turn_left = 0.0
+        self._turn_left = self._busy_until = 0.0
+        self._looked = False  # at the bitmap, for the present decision
         self._due = math.inf  # when the present wait is over
         self._postcopy_wanted = False
         self._may_proceed = False
@@ -273,12 +274,15 @@ class Simulator:
     # --- precopy -----------------------------------------------------------------------------------------------------
 
     def _turn(self, until: float) -> None:
-        """A turn of sending, or a wait for the next window."""
+        """A turn of sending, or a wait: for a look at the bitmap to end, for the next window."""
         gauges = self._gauges
+        if self.now < self._busy_until - _TINY:
+            self._idle(min(until, self._busy_until) - self.now)
+            return
         if self.now >= gauges.window_ends - _TINY:
             gauges.end_window(self.parameters, self.now, self.transferred_bytes)
         budget = gauges.budget(self.parameters, self.transferred_bytes)
-        if budget <= 0:
+        if budget < 1:
             self._idle(min(until, gauges.window_ends) - self.now)
         elif self._turn_left > _TINY or not self._look():
             turn = self._turn_left if self._turn_left > _TINY else TURN_SECONDS
@@ -288,8 +292,11 @@ class Simulator:
     def _look(self) -> bool:
         """Before each turn: is it time for another round, for postcopy, for the switch? True: it was."""
         threshold = self._gauges.threshold_bytes
-        if self.memory.queued_bytes < threshold:
+        if self.memory.queued_bytes < threshold and not self._looked:
+            self._looked = True
             self._begin_round()
+            return True
+        self._looked = False
         if self._postcopy_wanted or self.memory.queued_bytes <= 0 or self.memory.queued_bytes < threshold:
             self._switch()
             return True
@@ -298,9 +305,9 @@ class Simulator:
     def _begin_round(self) -> None:
         """What the guest has dirtied since the last look is to be sent too."""
         found = self.memory.sync()
-        self._idle(self._sync_seconds() + self._gauges.vcpu_wait_seconds)
+        self._busy_until = self.now + self._sync_seconds() + self._gauges.vcpu_wait_seconds
         self._gauges.begin_round(
-            self.parameters, self.now, self.transferred_bytes, found, self.memory.queued_bytes
+            self.parameters, self._busy_until, self.transferred_bytes, found, self.memory.queued_bytes
         )
         self._announce("MIGRATION_PASS", {"pass": self._gauges.round})
 
