@@ -1,0 +1,72 @@
+"""``migrator demo``: every guest arrives, and nothing is left behind, also when it is interrupted."""
+
+from __future__ import annotations
+
+import contextlib
+import signal
+import subprocess
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from migrator.testing import network
+from migrator.testing.lab import binaries, until
+from tests.command import run, started
+from tests.conftest import missing
+
+
+@pytest.fixture(autouse=True)
+def _needs_qemu() -> None:
+    if not binaries():
+        missing("there is no QEMU here")
+
+
+def command_lines() -> Iterator[str]:
+    """Of every process on this machine."""
+    for path in Path("/proc").glob("[0-9]*/cmdline"):
+        with contextlib.suppress(OSError):
+            yield path.read_bytes().replace(b"\0", b" ").decode(errors="replace")
+
+
+def left_over(pid: int) -> list[str]:
+    """Processes and namespaces of the demo with this pid."""
+    found = [line for line in command_lines() if f"migrator-{pid}-" in line]
+    if network.possible() is None:
+        names = subprocess.run(["ip", "netns"], capture_output=True, text=True, check=True, timeout=10).stdout
+        found += [line for line in names.splitlines() if f"migrator-{pid}-" in line]
+    return found
+
+
+@pytest.mark.timeout(180)
+async def test_every_guest_arrives_with_its_memory() -> None:
+    ended = await run("demo", "--link", "200MiB/s")
+    assert ended.code == 0, ended
+    rows = [
+        line.split() for line in ended.out.splitlines() if line.endswith("intact") or "memory intact" in line
+    ]
+    assert [row[0] for row in rows] == ["idle", "web", "mail", "frozen", "batch", "cold"]
+    assert "paused, memory intact" in ended.out
+    assert "Nothing of it is left running" in ended.out
+
+
+async def test_interrupted_it_leaves_nothing() -> None:
+    async with started("demo", "--link", "20MiB/s") as command:
+        pid = command.pid
+
+        def moving() -> bool:
+            return any("qemu-system" in line for line in left_over(pid))
+
+        await until(moving, what="guests of the demo", within=30)
+        command.signal(signal.SIGINT)
+        ended = await command.ended(within=30)
+    assert ended.code == 4
+    assert "interrupted" in ended.out
+    assert left_over(pid) == []
+
+
+async def test_a_link_that_is_no_rate_is_refused_in_one_line() -> None:
+    ended = await run("demo", "--link", "fast")
+    assert ended.code == 2
+    assert len(ended.err.splitlines()) == 1
+    assert "fast" in ended.err

@@ -1,0 +1,143 @@
+"""``migrator direct`` as a user types it, in a process of its own.
+
+::
+
+    ended = await direct(pair, "--policy", "gentle")
+    assert ended.code == 0
+
+    async with running(pair) as command:
+        command.signal(signal.SIGINT)
+        ended = await command.ended()
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import json
+import os
+import signal
+import sys
+from collections.abc import AsyncIterator, Sequence
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from migrator.testing.lab import PATIENCE_SECONDS, Pair
+
+MIGRATOR = (str(Path(sys.executable).with_name("migrator")),)
+#: The same command, which does something to itself at a given step: see :mod:`tests.doomed`.
+DOOMED = (sys.executable, "-m", "tests.doomed")
+#: The guest stays in precopy, until its memory of at least 16 MiB is copied or somebody lifts the limit.
+SLOWLY = ("--postcopy", "never", "--max-bandwidth", "1MiB/s")
+
+
+@dataclass(frozen=True)
+class Ended:
+    """What a command left: its exit code and its output."""
+
+    code: int
+    out: str
+    err: str
+
+    @property
+    def document(self) -> dict[str, Any]:
+        """What ``--json`` printed: one document and nothing else."""
+        document: dict[str, Any] = json.loads(self.out)
+        return document
+
+    @property
+    def state(self) -> str:
+        return str(self.document["state"])
+
+    @property
+    def error(self) -> str:
+        return str(self.document["error"])
+
+    @property
+    def codes(self) -> list[str]:
+        """Of its findings."""
+        return [finding["code"] for finding in self.document["findings"]]
+
+    @property
+    def actions(self) -> list[str]:
+        """Of its decisions."""
+        return [decision["action"] for decision in self.document["decisions"]]
+
+
+class Command:
+    """One that runs."""
+
+    def __init__(self, process: asyncio.subprocess.Process) -> None:
+        self._process = process
+
+    def signal(self, number: signal.Signals) -> None:
+        self._process.send_signal(number)
+
+    async def ended(self, *, within: float = PATIENCE_SECONDS) -> Ended:
+        """Wait for its end.
+
+        :raise TimeoutError: when there is none.
+        """
+        async with asyncio.timeout(within):
+            out, err = await self._process.communicate()
+        assert self._process.returncode is not None
+        assert "Traceback" not in err.decode()
+        return Ended(self._process.returncode, out.decode(), err.decode())
+
+    @property
+    def pid(self) -> int:
+        return self._process.pid
+
+    @property
+    def runs(self) -> bool:
+        return self._process.returncode is None
+
+
+def addresses(pair: Pair) -> tuple[str, ...]:
+    return ("--source", f"unix:{pair.source.qmp}", "--destination", f"unix:{pair.destination.qmp}")
+
+
+@asynccontextmanager
+async def started(
+    *arguments: str, program: Sequence[str] = MIGRATOR, variables: dict[str, str] | None = None
+) -> AsyncIterator[Command]:
+    """Any command of ours; it does not outlive the block, nor the tests."""
+    process = await asyncio.create_subprocess_exec(
+        *("setpriv", "--pdeathsig", "KILL", *program, *arguments),
+        stdin=asyncio.subprocess.DEVNULL,
+        stdout=asyncio.subprocess.PIPE,
+        stderr=asyncio.subprocess.PIPE,
+        env={**os.environ, **(variables or {})},
+    )
+    try:
+        yield Command(process)
+    finally:
+        with contextlib.suppress(ProcessLookupError):
+            process.kill()
+        await process.communicate()
+
+
+def running(pair: Pair, *options: str) -> contextlib.AbstractAsyncContextManager[Command]:
+    """``migrator direct --json`` from one end of the pair to the other."""
+    return started("direct", *addresses(pair), "--json", *options)
+
+
+async def run(*arguments: str) -> Ended:
+    """``migrator`` with these arguments, to its end."""
+    async with started(*arguments) as command:
+        return await command.ended()
+
+
+async def direct(pair: Pair, *options: str, within: float = PATIENCE_SECONDS) -> Ended:
+    """As :func:`running`, to its end."""
+    async with running(pair, *options) as command:
+        return await command.ended(within=within)
+
+
+async def direct_doomed(pair: Pair, fate: str, *options: str) -> Ended:
+    """As :func:`direct`, by a controller with a ``fate``: see :mod:`tests.doomed`."""
+    arguments = ("direct", *addresses(pair), "--json", *options)
+    async with started(*arguments, program=DOOMED, variables={"FATE": fate}) as command:
+        return await command.ended()
