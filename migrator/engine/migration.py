@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import math
 import time
-from collections.abc import Callable, Coroutine, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, replace
 from typing import Any
 
@@ -12,7 +13,17 @@ import structlog
 from migrator.core import convergence, lifecycle, preflight
 from migrator.core.facts import Facts
 from migrator.core.lifecycle import Intent, Milestone, Next, SourceIs, Step, source_is
-from migrator.core.model import RUNNING_STATES, Decision, Finding, Mode, RunState, Sample, State, View
+from migrator.core.model import (
+    RUNNING_STATES,
+    Decision,
+    Finding,
+    MigrationStatus,
+    Mode,
+    RunState,
+    Sample,
+    State,
+    View,
+)
 from migrator.core.policy import Policy, Postcopy
 from migrator.core.progress import Progress
 from migrator.engine.ledger import Ledger
@@ -21,12 +32,14 @@ from migrator.engine.patience import Patience
 from migrator.engine.prepare import prepare, together
 from migrator.engine.result import Result, Status
 from migrator.engine.steering import Steering
+from migrator.engine.steps import Steps
 from migrator.errors import QemuError, TimedOut
 from migrator.ports import Experience, Qemu, Record, Settings
 
 #: Two ends are not looked at in one instant, so what needs a person must show so many times in a row.
 _LOOKS_TO_HOLD = 3
-_WORTH_TELLING = (Step.HAND_OVER, Step.FENCE_DESTINATION, Step.FENCE_SOURCE, Step.REVIVE)
+#: A cancel that takes longer than this is worth a word.
+_SLOW_CANCEL_SECONDS = 2.0
 
 
 class Migration:
@@ -71,11 +84,14 @@ class Migration:
         self._ledger = Ledger(record, result=self.result, on_decision=on_decision)
         self._steering = Steering(source, policy=policy, ledger=self._ledger, result=self.result)
         self._observer = Observer(source, destination, patience=patience or Patience(), result=self.result)
-        self._settings: Settings | None = None
+        self._steps = Steps(
+            source, destination, ledger=self._ledger, observer=self._observer, result=self.result
+        )
         self._facts: Facts | None = None
         self._abilities = convergence.Abilities(postcopy=False, throttle=False)
         self._progress = Progress()
         self._cancel_wanted = False
+        self._cancelling_since: float | None = None
         self._last_source: View | None = None
         self._suspect: tuple[str, int] = ("", 0)
 
@@ -87,7 +103,7 @@ class Migration:
         :raise QemuError: when an end cannot be asked.
         """
         began = time.monotonic()
-        facts, there, self._settings = await together(
+        facts, there, self._steps.settings = await together(
             self._source.facts(), self._destination.facts(), self._source.settings()
         )
         findings = preflight.compare(facts, there, self._policy)
@@ -115,7 +131,7 @@ class Migration:
 
         :raise RecordError: the record could not be written; nothing was changed.
         """
-        facts, settings = self._facts, self._settings
+        facts, settings = self._facts, self._steps.settings
         if facts is None or settings is None:
             raise RuntimeError("check() comes before run()")
         await self._ledger.begin(self._what_was(facts, settings))
@@ -134,7 +150,7 @@ class Migration:
         :param intent: the last it noted.
         """
         self._ledger.intent = intent
-        self._settings = Settings(**facts["settings"])
+        self._steps.settings = Settings(**facts["settings"])
         self._abilities = convergence.Abilities(**facts["abilities"])
         if intent.postcopy:
             self.result.mode = Mode.POSTCOPY
@@ -220,9 +236,10 @@ class Migration:
             if answer.step is Step.WAIT:
                 if source_is(source) is SourceIs.COPIES and source.sample is not None:
                     await self._steer(source.sample)
+                self._tell_slow_cancel(source)
                 await self._observer.pause(interval(self._ledger.intent, source))
                 continue
-            if await self._take(answer):
+            if await self._steps.take(answer):
                 return await self._end(replace(answer, step=Step.END, state=State.COMPLETED))
 
     def _note_run_state(self, run: RunState) -> None:
@@ -247,6 +264,18 @@ class Migration:
             self._log.warning("steering failed", error=str(error))
             self._observer.complain(str(error))
 
+    def _tell_slow_cancel(self, source: View) -> None:
+        if source.status is not MigrationStatus.CANCELLING or not source.answers:
+            return
+        if self._cancelling_since is None:
+            self._cancelling_since = self._ledger.elapsed
+        elif self._ledger.elapsed - self._cancelling_since > _SLOW_CANCEL_SECONDS:
+            self._cancelling_since = math.inf
+            self._ledger.decide(
+                "wait",
+                "QEMU still tries to connect and ends only when that fails, in up to two minutes; the guest runs",
+            )
+
     def _confirmed(self, answer: Next) -> bool:
         row, times = self._suspect
         self._suspect = (answer.row, times + 1 if row == answer.row else 1)
@@ -259,117 +288,6 @@ class Migration:
             self._cancel_wanted = False
             self._ledger.decide(
                 "too-late", "too late to cancel: past the switch, the migration is being finished"
-            )
-
-    # --- steps -----------------------------------------------------------------------------------------------------
-
-    async def _take(self, answer: Next) -> bool:
-        """Take one step. What QEMU answers is only a hint: the next look shows what became of it.
-
-        :return: True when the migration is complete though the source could not be seen to end.
-        """
-        if answer.step in (Step.CANCEL, Step.FENCE_DESTINATION, Step.REVIVE, Step.RESTORE):
-            self._ledger.undo(State.FAILED, answer.why)
-        steps: dict[Step, Callable[[], Coroutine[Any, Any, None]]] = {
-            Step.SWITCH: self._switch,
-            Step.HAND_OVER: self._hand_over,
-            Step.CANCEL: self._cancel,
-            Step.FENCE_DESTINATION: self._fence_destination,
-            Step.FENCE_SOURCE: self._fence_source,
-            Step.REVIVE: self._revive,
-            Step.RESTORE: self._restore,
-            Step.DISMISS: self._dismiss,
-        }
-        try:
-            if answer.step is Step.RETIRE:
-                return not await self._retire(guest_arrived=answer.row.startswith("arrived"))
-            if answer.step in _WORTH_TELLING and answer.row != "hand-over-again":
-                self._ledger.decide(answer.step, answer.why)
-            await steps[answer.step]()
-        except QemuError as error:
-            self._log.warning("step failed", step=answer.step, row=answer.row, error=str(error))
-            self._observer.complain(str(error))
-            await self._observer.pause(0.05)
-        return False
-
-    async def _switch(self) -> None:
-        self._ledger.note(milestone=Milestone.SWITCHING)
-        if self._ledger.intent.milestone is Milestone.SWITCHING:
-            await self._source.switch()
-
-    async def _hand_over(self) -> None:
-        self._ledger.note(milestone=Milestone.HANDED_OVER)
-        await self._destination.cont()
-
-    async def _retire(self, *, guest_arrived: bool) -> bool:
-        if self.result.duration_seconds is None:
-            self.result.duration_seconds = self._ledger.elapsed
-        self._ledger.note(milestone=Milestone.RETIRING)
-        if guest_arrived and self._ledger.intent.guest_runs:
-            await self._announce(self._destination)
-        gone = await self._source.quit()
-        if not gone:
-            self.result.warn(
-                "source-left-over",
-                f"{self._source.name} could not be seen to end; it cannot run the guest by itself",
-                "end that process; do not send cont to it",
-            )
-        return gone
-
-    async def _cancel(self) -> None:
-        await self._source.cancel()
-        await self._observer.pause(0.1)
-
-    async def _fence_destination(self) -> None:
-        if not await self._destination.fence():
-            self._ledger.note(fence_failed=True)
-
-    async def _fence_source(self) -> None:
-        if not await self._source.fence():
-            self._ledger.note(fence_failed=True)
-
-    async def _revive(self) -> None:
-        self._ledger.note()
-        if self._ledger.intent.guest_runs:
-            await self._source.cont()
-        else:
-            # A guest left in postmigrate cannot migrate again until it was continued: for the blink of an eye.
-            await together(self._source.cont(), self._source.stop())
-
-    async def _restore(self) -> None:
-        if self._ledger.intent.stopped_by_us and self._ledger.intent.guest_runs:
-            await self._source.cont()
-        if self._settings is not None:
-            try:
-                await self._source.restore(self._settings)
-            except QemuError as error:
-                self.result.warn(
-                    "not-restored",
-                    f"not all of the source's migration settings could be put back: {error}",
-                    "compare query-migrate-parameters and query-migrate-capabilities with what you expect",
-                )
-        if self._observer.stopped and self._ledger.intent.guest_runs:
-            await self._announce(self._source)
-        self._ledger.note(restored=True, stopped_by_us=False)
-
-    async def _dismiss(self) -> None:
-        gone = await self._destination.quit()
-        self._ledger.note(dismissed=True)
-        if not gone:
-            self.result.warn(
-                "destination-left-over",
-                f"{self._destination.name} could not be seen to end; it holds nothing and does not run",
-                "end that process",
-            )
-
-    async def _announce(self, end: Qemu) -> None:
-        try:
-            await end.announce()
-        except QemuError as error:
-            self.result.warn(
-                "not-announced",
-                f"the guest's network addresses could not be announced: {error}",
-                "let the guest send something, so that switches learn where it is",
             )
 
     # --- the end ---------------------------------------------------------------------------------------------------

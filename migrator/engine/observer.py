@@ -54,9 +54,10 @@ class Observer:
             elif event.name == "RESUME" and intent.undo is not None:
                 self._note_downtime(event, one_clock=True)
         for event in self._destination.take_events():
-            self.stopped_there = self._ran_there and event.name == "STOP"
+            if event.name == "STOP":
+                self.stopped_there = self._ran_there
             if event.name == "RESUME":
-                self._ran_there = True
+                self._ran_there, self.stopped_there = True, False
                 one_clock = self._source.shares_clock and self._destination.shares_clock
                 self._note_downtime(event, one_clock=one_clock)
         for view, side in ((source, "source"), (destination, "destination")):

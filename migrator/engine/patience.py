@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from migrator.core.lifecycle import Intent, Milestone, SourceIs, source_is
-from migrator.core.model import View
+from migrator.core.model import MigrationStatus, RunState, View
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -18,10 +18,19 @@ class Patience:
     at_switch: float = 2.0
     #: The guest stands still, or is at risk, and going back takes a fence.
     switching: float = 10.0
+    #: A cancel takes effect. QEMU 7.2 that is cancelled while it still tries to connect only ends when the kernel gives
+    #: the connection up, after 127 s (tcp_syn_retries = 6); the guest runs meanwhile.
+    cancelling: float = 150.0
 
     def of(self, intent: Intent, source: View) -> float:
         """For the phase that `intent` and the source are in."""
         here = source_is(source)
+        if (
+            source.answers
+            and source.status is MigrationStatus.CANCELLING
+            and source.run is not RunState.FINISH_MIGRATE
+        ):
+            return self.cancelling
         if here is SourceIs.AT_SWITCH:
             return self.at_switch
         before_switch = intent.milestone < Milestone.SWITCHING and here is SourceIs.SILENT

@@ -1,0 +1,145 @@
+"""Takes the steps that the lifecycle table names, each with its intent on record first."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Coroutine
+from typing import Any
+
+import structlog
+
+from migrator.core.lifecycle import Milestone, Next, Step
+from migrator.core.model import State
+from migrator.engine.ledger import Ledger
+from migrator.engine.observer import Observer
+from migrator.engine.prepare import together
+from migrator.engine.result import Result
+from migrator.errors import QemuError
+from migrator.ports import Qemu, Settings
+
+_WORTH_TELLING = (Step.HAND_OVER, Step.FENCE_DESTINATION, Step.FENCE_SOURCE, Step.REVIVE)
+
+
+class Steps:
+    """The steps of one migration.
+
+    :ivar settings: the source's, as they were; :attr:`~migrator.core.lifecycle.Step.RESTORE` puts them back.
+    """
+
+    def __init__(
+        self, source: Qemu, destination: Qemu, *, ledger: Ledger, observer: Observer, result: Result
+    ) -> None:
+        self._source, self._destination = source, destination
+        self._ledger = ledger
+        self._observer = observer
+        self._result = result
+        self._log = structlog.get_logger().bind(migration=result.id)
+        self.settings: Settings | None = None
+
+    async def take(self, answer: Next) -> bool:
+        """Take one step. What QEMU answers is only a hint: the next look shows what became of it.
+
+        :return: True when the migration is complete though the source could not be seen to end.
+        """
+        if answer.step in (Step.CANCEL, Step.FENCE_DESTINATION, Step.REVIVE, Step.RESTORE):
+            self._ledger.undo(State.FAILED, answer.why)
+        steps: dict[Step, Callable[[], Coroutine[Any, Any, None]]] = {
+            Step.SWITCH: self._switch,
+            Step.HAND_OVER: self._hand_over,
+            Step.CANCEL: self._cancel,
+            Step.FENCE_DESTINATION: self._fence_destination,
+            Step.FENCE_SOURCE: self._fence_source,
+            Step.REVIVE: self._revive,
+            Step.RESTORE: self._restore,
+            Step.DISMISS: self._dismiss,
+        }
+        try:
+            if answer.step is Step.RETIRE:
+                return not await self._retire(guest_arrived=answer.row.startswith("arrived"))
+            if answer.step in _WORTH_TELLING and answer.row != "hand-over-again":
+                self._ledger.decide(answer.step, answer.why)
+            await steps[answer.step]()
+        except QemuError as error:
+            self._log.warning("step failed", step=answer.step, row=answer.row, error=str(error))
+            self._observer.complain(str(error))
+            await self._observer.pause(0.05)
+        return False
+
+    async def _switch(self) -> None:
+        self._ledger.note(milestone=Milestone.SWITCHING)
+        if self._ledger.intent.milestone is Milestone.SWITCHING:
+            await self._source.switch()
+
+    async def _hand_over(self) -> None:
+        self._ledger.note(milestone=Milestone.HANDED_OVER)
+        await self._destination.cont()
+
+    async def _retire(self, *, guest_arrived: bool) -> bool:
+        if self._result.duration_seconds is None:
+            self._result.duration_seconds = self._ledger.elapsed
+        self._ledger.note(milestone=Milestone.RETIRING)
+        if guest_arrived and self._ledger.intent.guest_runs:
+            await self._announce(self._destination)
+        gone = await self._source.quit()
+        if not gone:
+            self._result.warn(
+                "source-left-over",
+                f"{self._source.name} could not be seen to end; it cannot run the guest by itself",
+                "end that process; do not send cont to it",
+            )
+        return gone
+
+    async def _cancel(self) -> None:
+        await self._source.cancel()
+        await self._observer.pause(0.1)
+
+    async def _fence_destination(self) -> None:
+        if not await self._destination.fence():
+            self._ledger.note(fence_failed=True)
+
+    async def _fence_source(self) -> None:
+        if not await self._source.fence():
+            self._ledger.note(fence_failed=True)
+
+    async def _revive(self) -> None:
+        self._ledger.note()
+        if self._ledger.intent.guest_runs:
+            await self._source.cont()
+        else:
+            # A guest left in postmigrate cannot migrate again until it was continued: for the blink of an eye.
+            await together(self._source.cont(), self._source.stop())
+
+    async def _restore(self) -> None:
+        if self._ledger.intent.stopped_by_us and self._ledger.intent.guest_runs:
+            await self._source.cont()
+        if self.settings is not None:
+            try:
+                await self._source.restore(self.settings)
+            except QemuError as error:
+                self._result.warn(
+                    "not-restored",
+                    f"not all of the source's migration settings could be put back: {error}",
+                    "compare query-migrate-parameters and query-migrate-capabilities with what you expect",
+                )
+        if self._observer.stopped and self._ledger.intent.guest_runs:
+            await self._announce(self._source)
+        self._ledger.note(restored=True, stopped_by_us=False)
+
+    async def _dismiss(self) -> None:
+        gone = await self._destination.quit()
+        self._ledger.note(dismissed=True)
+        if not gone:
+            self._result.warn(
+                "destination-left-over",
+                f"{self._destination.name} could not be seen to end; it holds nothing and does not run",
+                "end that process",
+            )
+
+    async def _announce(self, end: Qemu) -> None:
+        try:
+            await end.announce()
+        except QemuError as error:
+            self._result.warn(
+                "not-announced",
+                f"the guest's network addresses could not be announced: {error}",
+                "let the guest send something, so that switches learn where it is",
+            )
