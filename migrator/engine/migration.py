@@ -240,7 +240,8 @@ class Migration:
                 await self._observer.pause(interval(self._ledger.intent, source))
                 continue
             if await self._steps.take(answer):
-                return await self._end(replace(answer, step=Step.END, state=State.COMPLETED))
+                ended = State.GUEST_ENDED if answer.row.startswith("ended") else State.COMPLETED
+                return await self._end(replace(answer, step=Step.END, state=ended))
 
     def _note_run_state(self, run: RunState) -> None:
         wanted = wanted_to_run(run)

@@ -36,9 +36,10 @@ class _Pages(Protocol):
 class _Scattered:
     """Written to at random: every page is as likely to be dirty as any other."""
 
-    def __init__(self, size: float) -> None:
+    def __init__(self, region: Region) -> None:
         self.queued = 0.0
-        self._size = size
+        self._region = region
+        self._size = float(region.size_bytes)
         self._written = 0.0
 
     def fill(self) -> None:
@@ -48,7 +49,7 @@ class _Scattered:
         self._written += count
 
     def sync(self) -> float:
-        new = -math.expm1(-self._written / self._size) * (self._size - self.queued)
+        new = self._region.distinct_bytes(self._written) * (1 - self.queued / self._size)
         self._written = 0.0
         self.queued += new
         return new
@@ -121,7 +122,7 @@ class _Swept:
 
 
 def _pages(region: Region) -> _Pages:
-    return _Scattered(region.size_bytes) if region.random else _Swept(region.size_bytes)
+    return _Scattered(region) if region.random else _Swept(region.size_bytes)
 
 
 class Memory:
@@ -140,6 +141,10 @@ class Memory:
         self.guest_seconds = 0.0
         #: Written to in all, every page counted each time; what lies in the background left out.
         self.work_bytes = 0.0
+        #: What the guest got done, as the time it would have taken undisturbed.
+        self.work_seconds = 0.0
+        #: Written to in each region since :meth:`probe` was called last.
+        self._probed = [0.0] * len(workload.regions)
         self._zero = self._constant = 0.0
         self._pages = [_pages(region) for region in workload.regions]
 
@@ -158,6 +163,7 @@ class Memory:
     def forward(self, seconds: float, speed_ratio: float) -> None:
         """The guest runs for so long (its clock goes on), and writes at this share of its pace."""
         end = self.guest_seconds + seconds
+        self.work_seconds += seconds * speed_ratio
         while self.guest_seconds < end:
             rates, until = self.workload.rates_at(self.guest_seconds)
             step = min(end, until) - self.guest_seconds
@@ -167,6 +173,7 @@ class Memory:
 
     def _write(self, index: int, written: float) -> None:
         self._pages[index].write(written)
+        self._probed[index] += written
         if not self.workload.regions[index].background:
             self.work_bytes += written
 
@@ -177,7 +184,7 @@ class Memory:
         """
         rates, _ = self.workload.rates_at(self.guest_seconds)
         self.guest_seconds += seconds
-        faults = 0.0
+        wanted = done = faults = 0.0
         for index, rate in enumerate(rates):
             if rate <= 0:
                 continue
@@ -186,8 +193,18 @@ class Memory:
             pages = seconds / (PAGE_BYTES / rate + missing * page_seconds)
             if not self.workload.regions[index].background:
                 self.work_bytes += pages * PAGE_BYTES
+            wanted += seconds * rate / PAGE_BYTES
+            done += pages
             faults += pages * missing
+        self.work_seconds += seconds * (done / wanted if wanted else 1.0)
         return faults
+
+    def probe(self) -> float:
+        """Distinct bytes written to since the last call, which is when the first probe begins."""
+        pairs = zip(self.workload.regions, self._probed, strict=True)
+        found = sum(region.distinct_bytes(written) for region, written in pairs)
+        self._probed = [0.0] * len(self._probed)
+        return found
 
     def sync(self) -> float:
         """A look at the dirty bitmap: what was written to since the last is queued. How much that is, newly."""

@@ -53,3 +53,7 @@ class Costs:
     memory_bytes_per_second: float = 1200.0 * MIB
     #: What the sockets and the link's queue hold.
     buffer_bytes: float = 2.0 * MIB
+
+    def look_seconds(self, memory_bytes: int) -> float:
+        """How long one look at the dirty bitmap takes."""
+        return self.sync_seconds + self.sync_seconds_per_gib * memory_bytes / 2**30

@@ -12,16 +12,14 @@
     simulator.downtime_seconds, simulator.duration_seconds, simulator.work_bytes, simulator.events
 
 Nothing happens but in :meth:`Simulator.advance`. Between two calls, change :attr:`Simulator.parameters` (with
-:func:`dataclasses.replace`) and :attr:`Link.bytes_per_second` (0 is a black hole), or call
-:meth:`~Simulator.start_postcopy`, :meth:`~Simulator.stop`, :meth:`~Simulator.cont`, :meth:`~Simulator.proceed`
-(migrate-continue), :meth:`~Simulator.hand_over`, :meth:`~Simulator.cancel`, :meth:`~Simulator.fail`, and before the
-migration :meth:`~Simulator.jump`. Workloads are in :mod:`migrator.testing.workload`, :class:`Link` may be shared,
-:class:`Costs` has what was measured. What it knows of QEMU 7.2 and 10.0:
+:func:`dataclasses.replace`) and :attr:`Link.bytes_per_second` (0 is a black hole), or call ``start_postcopy``,
+``stop``, ``cont``, ``proceed`` (migrate-continue), ``hand_over``, ``cancel``, ``fail``; before the migration ``jump``.
+``simulator.memory.probe()`` is a dirty-rate probe. Workloads are in :mod:`migrator.testing.workload`, a :class:`Link`
+may be shared, :class:`Costs` has what was measured. What it knows of QEMU 7.2 and 10.0:
 
-- The first round sends everything, zero pages at the speed of the processor. A look at the dirty bitmap (a sync)
-  starts a new round; there is one when less is left than the threshold, bandwidth × downtime limit, where the
-  bandwidth is that of the last tenth of a second. Still less after it: the guest is stopped and the rest is sent.
-  In the first tenth of a second there is no threshold.
+- The first round sends everything, zero pages at the speed of the processor. When less is left than the threshold,
+  bandwidth (of the last tenth of a second) × downtime limit, a look at the dirty bitmap starts a new round. Still less
+  after it: the guest is stopped and the rest is sent. In the first tenth of a second there is no threshold.
 - One turn of sending lasts 50 ms at most. max-bandwidth is a budget for each tenth of a second, spent at the
   speed of the link; it does not hold for what is sent while the guest stands still.
 - The dirty rate and auto-converge look only at a sync that comes more than a second after the one before they
@@ -100,10 +98,8 @@ class Simulator:
         self.stopped_seconds: float | None = None
         self.resumed_seconds: float | None = None
         self.ended_seconds: float | None = None
-        #: The destination has all it needs to run the guest.
-        self.ready = False
-        #: The guest runs there.
-        self.at_destination = False
+        #: The destination has all it needs to run the guest; and it does.
+        self.ready = self.at_destination = False
         self._gauges = Gauges(self.parameters, self.now)
         self._outlet = Outlet(self.link, self.costs)
         self._turn_left = self._busy_until = 0.0
@@ -134,7 +130,7 @@ class Simulator:
 
     @property
     def work_bytes(self) -> float:
-        """Pages that the guest has written to so far, on either side; what it lost is missing here."""
+        """Pages that the guest has written to so far, on either side."""
         return self.memory.work_bytes
 
     def sample(self) -> Sample:
@@ -227,7 +223,7 @@ class Simulator:
                 self._wait(until)
 
     def run_to_end(self, limit_seconds: float = 3600.0) -> None:
-        """With nobody steering."""
+        """With nobody steering, to within a second."""
         limit = self.now + limit_seconds
         while not self.ended and self.now < limit:
             self.advance_to(min(limit, self.now + 1.0))
@@ -240,8 +236,13 @@ class Simulator:
 
     def _idle(self, seconds: float) -> None:
         """Time passes and nothing is written to the stream."""
-        self._outlet.pass_time(seconds, self._outlet.speed(0.0) if self._outlet.buffered_bytes else 0.0)
+        self._outlet.pass_time(seconds, self._speed() if self._outlet.buffered_bytes else 0.0)
         self._pass(seconds)
+
+    def _speed(self) -> float:
+        """The link's, for this stream; max-bandwidth does not hold while the guest stands still for the switch."""
+        active = self.status is _M.ACTIVE
+        return self._outlet.speed(self.parameters.max_bandwidth_bytes_per_second if active else 0.0)
 
     def _wait(self, until: float) -> None:
         """For what is due, or for someone to act."""
@@ -297,26 +298,26 @@ class Simulator:
             self._begin_round()
             return True
         self._looked = False
-        if self._postcopy_wanted or self.memory.queued_bytes <= 0 or self.memory.queued_bytes < threshold:
+        left = self.memory.queued_bytes
+        switches = self._postcopy_wanted or left <= 0 or left < threshold
+        if switches:
             self._switch()
-            return True
-        return False
+        return switches
 
     def _begin_round(self) -> None:
         """What the guest has dirtied since the last look is to be sent too."""
         found = self.memory.sync()
-        self._busy_until = self.now + self._sync_seconds() + self._gauges.vcpu_wait_seconds
+        self._busy_until = (
+            self.now + self.costs.look_seconds(self.memory.total_bytes) + self._gauges.vcpu_wait_seconds
+        )
         self._gauges.begin_round(
             self.parameters, self._busy_until, self.transferred_bytes, found, self.memory.queued_bytes
         )
         self._announce("MIGRATION_PASS", {"pass": self._gauges.round})
 
-    def _sync_seconds(self) -> float:
-        return self.costs.sync_seconds + self.costs.sync_seconds_per_gib * self.memory.total_bytes / 2**30
-
     def _send(self, seconds: float, budget: float) -> float:
         """Send for so long at most, and no more than the budget; how long it took."""
-        speed = self._outlet.speed(self.parameters.max_bandwidth_bytes_per_second)
+        speed = self._speed()
         wire, spent = self.memory.take_zero(seconds, self.costs.zero_bytes_per_second)
         if spent < seconds:
             left = seconds - spent
@@ -353,11 +354,11 @@ class Simulator:
             self._set(_M.DEVICE)
             wire, cost = self.memory.take_all(), self.costs.device_seconds
         self.transferred_bytes += wire
-        flush = self._outlet.flush_seconds(wire, self._outlet.speed(0.0))
-        self._due = self.now + self._sync_seconds() + flush + cost
+        flush = self._outlet.flush_seconds(wire, self._speed())
+        self._due = self.now + self.costs.look_seconds(self.memory.total_bytes) + flush + cost
 
     def _pull(self, until: float) -> None:
-        """After a switch to postcopy: the destination gets ready, then the guest there fetches what it misses."""
+        """Postcopy: the destination gets ready, then the guest there fetches what it misses."""
         step = min(until, self.now + TURN_SECONDS, self._due) - self.now
         if self.ready:
             most = self.parameters.max_postcopy_bandwidth_bytes_per_second

@@ -42,6 +42,12 @@ class Region:
     #: What is written here is not the guest's work.
     background: bool = False
 
+    def distinct_bytes(self, written_bytes: float) -> float:
+        """How much of it is dirty after so much was written to."""
+        if self.random:
+            return -self.size_bytes * math.expm1(-written_bytes / self.size_bytes)
+        return min(float(self.size_bytes), written_bytes)
+
 
 @dataclass(frozen=True)
 class Phase:
