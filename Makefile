@@ -6,7 +6,7 @@ BIN := .build/venv/bin
 WORKERS ?= auto
 PYTEST := $(BIN)/python -m pytest -n $(WORKERS) --dist worksteal
 
-.PHONY: help setup demo test test-all lint bench soak lock clean
+.PHONY: help setup demo test test-all lint docs bench soak lock clean
 
 help:
 	@echo 'make demo      guests move between two hosts made on this machine, before your eyes   [DEMO_ARGS=]'
@@ -14,6 +14,7 @@ help:
 	@echo 'make test      lint, types, layers, and the tests on real QEMU   [PYTEST_ARGS=, WORKERS=]'
 	@echo 'make test-all  further combinations of QEMU versions and faults too'
 	@echo 'make lint      ruff, mypy, import-linter'
+	@echo 'make docs      the documents that are generated from the code'
 	@echo 'make bench     the measurements in docs/benchmarks.md   [BENCH_ARGS=]'
 	@echo 'make soak      the tests that run for long   [PYTEST_ARGS=]'
 	@echo 'make lock      requirements*.lock anew after a change in pyproject.toml   [LOCK_ARGS=--upgrade]'
@@ -39,6 +40,11 @@ lint:
 	$(BIN)/ruff format --check
 	$(BIN)/mypy
 	$(BIN)/lint-imports --no-logo --cache-dir .build/import-linter
+	$(BIN)/python scripts/docs --check
+
+docs:
+	@scripts/setup lint
+	$(BIN)/python scripts/docs
 
 bench:
 	@scripts/setup bench
