@@ -38,7 +38,7 @@ from migrator.units import show_bytes, show_rate, show_ratio, show_seconds
 #: the downtime follows the limit.
 _FIRST_LIMIT_RATIO = 0.1
 #: A lower limit may cost so much of the whole time and no more.
-_LIMIT_MAY_COST_RATIO = 0.02
+_LIMIT_MAY_COST_RATIO = 0.035
 #: Left of the ceiling for what the bandwidth may fall by during the switch.
 _CEILING_MARGIN_RATIO = 0.1
 #: A limit is changed only if it changes by at least this factor.
@@ -46,8 +46,9 @@ _LIMIT_STEP = 1.25
 #: Throttling goes in steps of this much.
 _THROTTLE_STEP_RATIO = 0.1
 #: So long a guest is watched for a quiet moment before something is done to it that cannot be taken back, where the
-#: policy leaves nothing but giving up or stopping it. At least one round as long as the first, too.
+#: policy leaves nothing but giving up or stopping it; or so many times what one whole copy takes, if that is more.
 _QUIET_WAIT_SECONDS = 8.0
+_QUIET_WAIT_COPIES = 2.7
 #: So many bad verdicts, each after another round, before a guest is throttled or goes to postcopy, ...
 _ROUNDS_TO_BELIEVE = 2
 #: ...but one is enough where the guest dirties this much faster than the stream carries.
@@ -57,6 +58,8 @@ _HOPELESS_FACTOR = 1.15
 _SATURATED_FACTOR = 2.0
 #: A verdict must stand even if the guest dirties this much faster than it showed.
 _DOUBT_FACTOR = 1.05
+#: After one round alone the guest may write much faster than it showed: the less a round dirties, the longer it was.
+_FIRST_DOUBT_FACTOR = 4.0
 #: Where the policy sets no time limit, one that has not ended after so many times its first round, and at least so many
 #: seconds, will not.
 _ROUNDS_WORTH = 30.0
@@ -186,23 +189,6 @@ def _judge(
         state.model, limit_seconds=ceiling, throttle_ratio=state.throttle_ratio, rate_factor=_DOUBT_FACTOR
     )
     enough = likely.ends and middle.ends and middle.seconds <= left and not state.model.stalled()
-    if enough:
-        rung = ""
-    else:
-        rung = _rung(state, policy, abilities, ceiling, left)
-    verdict = Verdict.CONVERGES if enough else Verdict.CONVERGES_IF if rung else Verdict.CANNOT
-    seen = Forecast(
-        verdict=verdict,
-        rung=rung,
-        seconds_p10=low.seconds,
-        seconds_p50=middle.seconds,
-        seconds_p90=high.seconds,
-        downtime_seconds_p10=low.downtime_seconds,
-        downtime_seconds_p50=middle.downtime_seconds,
-        downtime_seconds_p90=high.downtime_seconds,
-    )
-    if state.first_forecast_seconds is None and math.isfinite(middle.seconds):
-        state = replace(state, first_forecast_seconds=sample.at_seconds + middle.seconds)
     new_round = (
         len(state.model.rounds) != state.judged_rounds
         and state.model.rounds[-1].at_seconds == sample.at_seconds
@@ -213,6 +199,26 @@ def _judge(
         bad = 0 if enough or throttling else state.bad_rounds + 1
         since = math.inf if enough else min(state.bad_since, sample.at_seconds)
         state = replace(state, bad_rounds=bad, bad_since=since, judged_rounds=len(state.model.rounds))
+    rung = "" if enough else _rung(state, policy, abilities, ceiling, left)
+    if enough:
+        verdict = Verdict.CONVERGES
+    elif rung:
+        verdict = Verdict.CONVERGES_IF
+    else:
+        verdict = Verdict.CANNOT if state.bad_rounds >= _ROUNDS_TO_BELIEVE else Verdict.UNKNOWN
+    seen = Forecast(
+        verdict=verdict,
+        rung=rung,
+        seconds_p10=low.seconds,
+        seconds_p50=middle.seconds,
+        seconds_p90=high.seconds,
+        downtime_seconds_p10=low.downtime_seconds,
+        downtime_seconds_p50=middle.downtime_seconds,
+        downtime_seconds_p90=high.downtime_seconds,
+    )
+    copied_once = any(entry.pending_bytes for entry in state.model.rounds)
+    if state.first_forecast_seconds is None and copied_once and math.isfinite(middle.seconds):
+        state = replace(state, first_forecast_seconds=sample.at_seconds + middle.seconds)
     actions: list[Action] = []
     state, limit = _limit(state, sample, middle, ceiling)
     actions += limit
@@ -224,7 +230,7 @@ def _judge(
             reason = f"{_why(state)}: it may take longer than the {show_seconds(max(0.0, left))} left"
             actions.append(Action(act=Act.AT_RISK, reason=reason))
     elif _believed(state, sample, rung, left):
-        state, climbed = _climb(state, sample, policy, rung, left, ceiling)
+        state, climbed = _climb(state, sample, policy, abilities, rung, left)
         actions += climbed
     if not state.settled:
         state, seen, late = _too_late(state, sample, policy, abilities, seen)
@@ -238,8 +244,11 @@ def _limit(state: State, sample: Sample, best: Outlook, ceiling: float) -> tuple
     chosen = ceiling
     if best.ends and not model.stalled():
         allowed = best.seconds + _LIMIT_MAY_COST_RATIO * (sample.at_seconds + best.seconds)
+        doubt = _FIRST_DOUBT_FACTOR if len(model.rounds) < 2 else _DOUBT_FACTOR
         for share in (0.1, 0.2, 0.35, 0.6):
-            tried = outlook(model, limit_seconds=share * ceiling, throttle_ratio=state.throttle_ratio)
+            tried = outlook(
+                model, limit_seconds=share * ceiling, throttle_ratio=state.throttle_ratio, rate_factor=doubt
+            )
             if tried.ends and tried.seconds <= allowed:
                 chosen = share * ceiling
                 break
@@ -277,6 +286,10 @@ def _throttle(
         if tried.ends and tried.seconds <= left:
             return min(share, policy.max_throttle_ratio)
         share += _THROTTLE_STEP_RATIO
+    if state.model.stalled() and state.throttle_ratio < policy.max_throttle_ratio:
+        # What a guest that saturates its working set really writes, and how far throttling slows it, only trying tells.
+        other = policy.postcopy is Postcopy.ALLOW and abilities.postcopy
+        return None if other else policy.max_throttle_ratio
     return None
 
 
@@ -293,19 +306,21 @@ def _believed(state: State, sample: Sample, rung: str, left: float) -> bool:
         if math.isfinite(left) and left < needed:
             return True
         return hopeless or state.bad_rounds >= _ROUNDS_TO_BELIEVE
-    first = model.rounds[0].duration_seconds
-    wait = max(_QUIET_WAIT_SECONDS, first)
+    wait = max(
+        _QUIET_WAIT_SECONDS, _QUIET_WAIT_COPIES * sample.total_bytes / model.bandwidth_bytes_per_second
+    )
     if math.isfinite(left) and rung == Act.PAUSE:
         wait = min(wait, left - 2.0 * sample.remaining_bytes / model.bandwidth_bytes_per_second)
     return state.bad_rounds >= _ROUNDS_TO_BELIEVE and sample.at_seconds - state.bad_since >= wait
 
 
 def _climb(
-    state: State, sample: Sample, policy: Policy, rung: str, left: float, ceiling: float
+    state: State, sample: Sample, policy: Policy, abilities: Abilities, rung: str, left: float
 ) -> tuple[State, list[Action]]:
+    ceiling = usable_limit(policy, state.model.overhead_seconds)
     why = _why(state)
     if rung == Act.THROTTLE:
-        share = _throttle(state, policy, Abilities(postcopy=False, throttle=True), ceiling, left)
+        share = _throttle(state, policy, abilities, ceiling, left)
         if share is None:
             return state, []
         reason = f"{why}: taking {show_ratio(share)} of the guest's CPU time lets it end"

@@ -31,6 +31,8 @@ _NO_GAIN_RATIO = 0.95
 _TURN_SECONDS = 0.05
 #: QEMU samples 512 pages a GiB: of a 512 MiB guest that dirties half of them, one standard deviation is 6 % of it.
 _PROBE_TRUST_RATIO = 0.85
+#: A working set is taken to be larger than it showed by this factor at the most.
+_LARGEST_GROWTH = 1.15
 #: Least relative spread assumed of write rate and bandwidth: what two rounds of a steady guest differ by.
 _LEAST_SPREAD = 0.08
 
@@ -229,7 +231,7 @@ def outlook(
         return Outlook(ends=False, seconds=math.inf, downtime_seconds=math.inf)
     bandwidth = model.bandwidth_bytes_per_second * link_factor
     rate = model.write_rate() * rate_factor * (1 - throttle_ratio)
-    working_set = max(model.working_set_bytes() * min(1.0, rate_factor), 1.0)
+    working_set = max(model.working_set_bytes() * min(_LARGEST_GROWTH, rate_factor), 1.0)
     threshold = bandwidth * limit_seconds
     seconds = 0.0
     pending: float = model.last.remaining_bytes
