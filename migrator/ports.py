@@ -10,8 +10,8 @@ from dataclasses import dataclass, field
 from typing import Any, Protocol
 
 from migrator.core.facts import Facts
-from migrator.core.lifecycle import Intent
 from migrator.core.model import View
+from migrator.core.situation import Intent
 
 
 @dataclass(frozen=True, kw_only=True)

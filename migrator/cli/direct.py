@@ -26,7 +26,7 @@ from migrator.engine.result import Result, Status
 from migrator.errors import MigratorError, QemuError, RecordError, UsageError
 from migrator.qemu import address
 from migrator.qemu.endpoint import Endpoint
-from migrator.qemu.process import is_gone
+from migrator.qemu.process import exists, is_gone
 from migrator.store.experience import FileExperience
 from migrator.store.records import FileRecord, Unfinished, unfinished
 
@@ -89,6 +89,8 @@ async def _direct(request: Request, screen: Screen, recorder: Recorder, *, json_
     if here == there:
         raise UsageError(f"--source and --destination are the same: {here}")
     policy = _policy(request)
+    if request.destination_pid is not None and not exists(request.destination_pid):
+        raise UsageError(f"--destination-pid: there is no process {request.destination_pid} on this machine")
     listen = _listen(request.listen, there)
     left = _left_by_another(str(here), str(there))
     tls = _tls(request, here, there)
@@ -227,7 +229,8 @@ def _listen(text: str | None, destination: address.Address) -> str:
     if text is None:
         host = destination.host if destination.kind != "unix" else "127.0.0.1"
         return f"tcp:{address.bracketed(host)}:0"
-    if re.fullmatch(r"tcp:(\[[0-9A-Fa-f:.]+\]|[A-Za-z0-9._-]+):\d{1,5}", text) is None:
+    match = re.fullmatch(r"tcp:(?:\[[0-9A-Fa-f:.]+\]|[A-Za-z0-9._-]+):(\d{1,5})", text)
+    if match is None or int(match[1]) > 65535:
         raise UsageError(
             f"--listen: {text!r} is not an address: write tcp:ADDR:PORT, with port 0 for any free one"
         )

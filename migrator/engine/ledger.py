@@ -7,8 +7,8 @@ from collections.abc import Callable, Mapping
 from dataclasses import replace
 from typing import Any
 
-from migrator.core.lifecycle import Intent, Milestone
 from migrator.core.model import Decision, State
+from migrator.core.situation import Intent, Milestone
 from migrator.engine.result import Result
 from migrator.errors import RecordError
 from migrator.ports import Record

@@ -12,7 +12,7 @@ import structlog
 
 from migrator.core import convergence, lifecycle, preflight
 from migrator.core.facts import Facts
-from migrator.core.lifecycle import Intent, Milestone, Next, SourceIs, Step, source_is
+from migrator.core.lifecycle import Next, Step
 from migrator.core.model import (
     RUNNING_STATES,
     Decision,
@@ -26,6 +26,7 @@ from migrator.core.model import (
 )
 from migrator.core.policy import Policy, Postcopy
 from migrator.core.progress import Progress
+from migrator.core.situation import Intent, Milestone, SourceIs, source_is
 from migrator.engine.ledger import Ledger
 from migrator.engine.observer import Observer, interval, wanted_to_run
 from migrator.engine.patience import Patience

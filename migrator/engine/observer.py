@@ -5,8 +5,8 @@ from __future__ import annotations
 import asyncio
 import time
 
-from migrator.core.lifecycle import Intent, Milestone, SourceIs, source_is
 from migrator.core.model import RUNNING_STATES, RunState, Sample, View
+from migrator.core.situation import Intent, Milestone, SourceIs, source_is
 from migrator.engine.patience import Patience
 from migrator.engine.result import Result
 from migrator.ports import Event, Qemu

@@ -7,8 +7,9 @@ from typing import Any
 
 import structlog
 
-from migrator.core.lifecycle import Milestone, Next, Step
+from migrator.core.lifecycle import Next, Step
 from migrator.core.model import State
+from migrator.core.situation import Milestone
 from migrator.engine.ledger import Ledger
 from migrator.engine.observer import Observer
 from migrator.engine.prepare import together

@@ -277,7 +277,12 @@ class Endpoint:
         binary = self._process.binary_identity() if self._process else ""
         if (await features.read(self._monitor, binary)).takes("migrate-incoming", "exit-on-error"):
             arguments["exit-on-error"] = False  # it stays to tell why it failed
-        await self._monitor.execute("migrate-incoming", arguments)
+        try:
+            await self._monitor.execute("migrate-incoming", arguments)
+        except CommandFailed as error:  # QEMU does not always say which address it could not have
+            raise CommandFailed(
+                self.name, f"migrate-incoming {uri}", error.error_class, error.description
+            ) from error
         for _ in range(50):
             migrate = await self._monitor.execute("query-migrate")
             for address in migrate.get("socket-address", ()):

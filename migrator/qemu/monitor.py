@@ -39,6 +39,29 @@ class _Tap(EventListener):
         self._hand_on(event)
 
 
+class _Client(QMPClient):
+    """Drops its session at once when it is told to, whatever is unsent: a stalled QEMU reads nothing, and over TLS
+    asyncio cannot flush a buffer down to nothing, nor close without the other side's consent.
+    """
+
+    async def _bh_flush_writer(self) -> None:
+        pass  # what was not sent is given up
+
+    async def _bh_close_stream(self, error_pathway: bool = False) -> None:
+        if self._writer is not None:
+            self._writer.transport.abort()
+        await super()._bh_close_stream(error_pathway)
+
+
+class _TlsClient(_Client):
+    """Over TLS, QEMU 7.2 leaves the end of what it was sent unread until more comes: send white space after it."""
+
+    def _do_send(self, msg: Message) -> None:
+        super()._do_send(msg)
+        if self._writer is not None:
+            self._writer.write(b"\n")
+
+
 class Monitor:
     """A QMP session that can be opened again after it broke.
 
@@ -84,7 +107,7 @@ class Monitor:
         if self.connected:
             return
         await self.close()
-        client = QMPClient(self.name)
+        client = (_TlsClient if self.address.kind == "tls" else _Client)(self.name)
         client.events.names = {"(none: see _Tap)"}
         client.register_listener(_Tap(self._on_event))
         sock: socket.socket | None = None
@@ -106,6 +129,7 @@ class Monitor:
             text = (
                 cause.strerror if isinstance(cause, OSError) and cause.strerror else str(cause) or "hung up"
             )
+            text = " ".join(text.split())  # what it read instead of a greeting may be on a line of its own
             raise Unreachable(
                 self.name, f"cannot open a QMP session: {text}; is QEMU running there?"
             ) from error
@@ -171,8 +195,8 @@ class Monitor:
         client, self._client = self._client, None
         watch, self._watch = self._watch, None
         if client is not None and client.runstate is not Runstate.IDLE:
-            # A stalled QEMU does not read, so flushing may never end; what disconnect raises is why it broke.
-            with contextlib.suppress(TimeoutError, QMPError, OSError, EOFError):
+            # What disconnect raises is why the session broke (ValueError: what came was no text).
+            with contextlib.suppress(TimeoutError, QMPError, OSError, EOFError, ValueError):
                 async with asyncio.timeout(1.0):
                     await client.disconnect()
         if watch is not None:

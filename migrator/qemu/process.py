@@ -21,6 +21,11 @@ def peer_pid(sock: socket.socket) -> int | None:
     return pid or None
 
 
+def exists(pid: int) -> bool:
+    """Whether there is a process of that pid now."""
+    return Path(f"/proc/{pid}").is_dir()
+
+
 def is_gone(identity: Mapping[str, Any]) -> bool:
     """Whether the process that :attr:`LocalProcess.identity` once described is certainly gone."""
     if not identity:

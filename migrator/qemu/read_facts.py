@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Iterable
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -159,7 +160,7 @@ def _disks(blocks: list[dict[str, Any]], process: LocalProcess | None) -> Iterab
 
 def _incoming(process: LocalProcess | None) -> str | None:
     arguments = process.arguments() if process else []
-    for flag, value in zip(arguments, [*arguments[1:], ""], strict=True):
+    for flag, value in pairwise(arguments):
         if flag in ("-incoming", "--incoming"):
             return value
     return "" if arguments else None

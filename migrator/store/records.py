@@ -16,8 +16,8 @@ from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
-from migrator.core.lifecycle import Intent, Milestone
 from migrator.core.model import State
+from migrator.core.situation import Intent, Milestone
 from migrator.errors import RecordError
 from migrator.machine import boot_id
 
@@ -68,7 +68,8 @@ class FileRecord:
             finally:
                 os.close(directory)
         except OSError as error:
-            self.path.unlink(missing_ok=True)
+            if self._fd >= 0:
+                self.path.unlink(missing_ok=True)
             raise RecordError(
                 f"cannot write the record {self.path}: {error.strerror}; nothing was changed. "
                 "Make room there or set XDG_STATE_HOME to another directory"

@@ -16,7 +16,7 @@ from __future__ import annotations
 import math
 from bisect import bisect_right
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from itertools import accumulate
 
 from migrator.testing.guest import TICK_SECONDS, Habit
@@ -30,6 +30,9 @@ IDLE_REGION_BYTES = 10 * PAGE_BYTES
 PACED_CPU_RATIO = 0.5
 #: How fast one vCPU of the test guest writes pages (one byte in each) where nothing holds it back, under TCG.
 UNPACED_BYTES_PER_SECOND = 30000.0 * MIB
+#: A pace that grows is a staircase of so many steps a burst; without bursts it grows for so long.
+_GROWTH_STEPS = 50
+_GROWTH_SECONDS = 600.0
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -164,17 +167,21 @@ def change(region_bytes: int, before: float, after: float, *, at_seconds: float)
 
 def from_habit(habit: Habit) -> Workload:
     """The same as the test guest does."""
+    size, greedy = habit.region_bytes, habit.bytes_per_second is None
     rate = UNPACED_BYTES_PER_SECOND if habit.bytes_per_second is None else habit.bytes_per_second
-    regions = [Region(size_bytes=habit.region_bytes)]
+    growth = habit.bytes_per_second_per_second
+    if not size:
+        return idle()
     if habit.passes is not None:
-        phases = [(max(TICK_SECONDS, habit.passes * habit.region_bytes / rate), [rate]), (math.inf, [0.0])]
-        found = _workload("habit", regions, phases)
+        found = change(size, rate, 0.0, at_seconds=max(TICK_SECONDS, habit.passes * size / rate))
     elif habit.on_seconds:
-        found = on_off(habit.region_bytes, rate, on_seconds=habit.on_seconds, off_seconds=habit.off_seconds)
+        steps = _GROWTH_STEPS if growth else 1
+        each = habit.on_seconds / steps
+        phases = [(each, [rate + growth * each * (step + 0.5)]) for step in range(steps)]
+        phases.append((habit.off_seconds, [0.0]))
+        found = _workload("on-off", [Region(size_bytes=size)], phases, repeat=True)
+    elif growth:
+        found = ramp(size, rate, rate + growth * _GROWTH_SECONDS, seconds=_GROWTH_SECONDS, steps=300)
     else:
-        found = steady(habit.region_bytes, rate)
-    if habit.bytes_per_second is None:
-        return Workload(
-            name=found.name, regions=found.regions, phases=found.phases, repeat=found.repeat, cpu_ratio=1.0
-        )
-    return found
+        found = steady(size, rate)
+    return replace(found, cpu_ratio=1.0) if greedy else found

@@ -30,7 +30,7 @@ BEAT_SECONDS = 0.02
 
 #: Where the parameters stand in the sector, and what they are (see the end of ``bootsector.S``).
 PARAMETERS_OFFSET = 0x1D0
-_PARAMETERS = struct.Struct("<8I2H")
+_PARAMETERS = struct.Struct("<8I2HI")
 #: magic, boots, ticks, (unused), passes
 _COUNTERS = struct.Struct("<4sIIIQ")
 _MAGIC = b"BEAT"
@@ -62,6 +62,8 @@ class Habit:
     #: How fast, each page counting whole; ``None``: as fast as it goes, which takes a core of the host.
     #: Ticks that the guest missed (it was stopped, throttled or starved) are not made up for.
     bytes_per_second: float | None = None
+    #: How much faster it gets each second: from :attr:`bytes_per_second` on, and from there again after each burst.
+    bytes_per_second_per_second: float = 0
     #: Idle after so many passes; ``None``: never.
     passes: int | None = None
     #: Bursts: dirty for so long, then be quiet for so long; both or neither.
@@ -76,6 +78,8 @@ class Habit:
             raise ValueError(f"region_bytes is {self.region_bytes}, not a multiple of {PAGE_BYTES}")
         if (self.on_seconds > 0) != (self.off_seconds > 0):
             raise ValueError("on_seconds and off_seconds belong together")
+        if self.bytes_per_second_per_second and self.bytes_per_second is None:
+            raise ValueError("what goes as fast as it can cannot grow")
         if self.power_off_after_seconds is not None and self.suspend_after_seconds is not None:
             raise ValueError("a guest can power off or suspend, not both")
 
@@ -98,7 +102,7 @@ class Habit:
         """As the boot sector reads them."""
         portion = 0
         if self.bytes_per_second is not None:
-            portion = max(1, round(self.bytes_per_second * TICK_SECONDS / PAGE_BYTES * 256))
+            portion = max(1, _portion(self.bytes_per_second))
         suspends = self.suspend_after_seconds is not None
         return _PARAMETERS.pack(
             REGION_ADDRESS,
@@ -111,7 +115,13 @@ class Habit:
             _ticks(self.suspend_after_seconds if suspends else self.power_off_after_seconds),
             _SUSPEND if suspends else _POWER_OFF,
             round(_TIMER_HERTZ * TICK_SECONDS),
+            _portion(self.bytes_per_second_per_second * TICK_SECONDS),
         )
+
+
+def _portion(bytes_per_second: float) -> int:
+    """Of pages a tick, in the boot sector's 256ths."""
+    return round(bytes_per_second * TICK_SECONDS / PAGE_BYTES * 256)
 
 
 def _ticks(seconds: float | None) -> int:

@@ -5,7 +5,7 @@
 #
 # (python -m migrator.testing.guest.build does both.) The firmware loads it at 0x7c00. It fills its region,
 # says "A" on the first serial port, starts the timer and then adds one to the first byte of every page, pass after
-# pass, at so many pages a tick; between ticks it sleeps. Every few ticks it says "B".
+# pass, at so many pages a tick; between ticks it sleeps. The pace may grow. Every few ticks it says "B".
 # It powers off when the power button is pressed (system_powerdown) and starts afresh after a reset.
 #
 # How it behaves is decided by the parameters at the end of the sector; what it has done stands in the counters at
@@ -90,7 +90,7 @@ filled:
         outb    %al, $0x21
         movb    $0xfe, %al
         outb    %al, $0x21
-        movb    $0xff, %al
+        incl    %eax               # 0xff
         outb    %al, $0xa1
         movb    $0x34, %al         # timer: channel 0, periodic
         outb    %al, $0x43
@@ -142,14 +142,21 @@ idle:   hlt
         jmp     idle
 
 tick:   pushal
+        movl    %cr4, %eax         # drop the TLB, as an operating system does that switches tasks: under TCG a page
+        xorb    $0x80, %al         # that stays in it can escape dirty tracking, which is then no migration's fault
+        movl    %eax, %cr4
         call    forget
         incl    TICKS(%ebx)
+        movl    growth, %eax
+        addl    %eax, 4(%esp)      # the %esi that popal will restore
         decl    PHASE(%ebx)
         jnz     1f
         xorb    $1, ON(%ebx)
         movzbl  ON(%ebx), %eax
         movl    off_ticks(, %eax, 4), %eax
         movl    %eax, PHASE(%ebx)
+        movl    pages_per_tick, %eax
+        movl    %eax, 4(%esp)
 1:      decl    BEAT(%ebx)
         jnz     2f
         movl    beat_ticks, %eax
@@ -162,8 +169,8 @@ tick:   pushal
         testb   $1, %ah
         movw    $POWER_OFF, %ax
         jnz     3f
-        movl    TICKS(%ebx), %eax
-        cmpl    sleep_tick, %eax
+        movl    sleep_tick, %eax
+        cmpl    TICKS(%ebx), %eax
         jne     4f
         movw    sleep_control, %ax
 3:      movw    $PM1_CONTROL, %dx
@@ -205,5 +212,6 @@ beat_ticks:     .long   2
 sleep_tick:     .long   0          # write sleep_control at this tick; 0: never
 sleep_control:  .word   POWER_OFF
 timer_divisor:  .word   11932      # of 1193182 Hz: 10 ms
+growth:         .long   0          # added to the pace each tick; begins anew when the pattern turns
         .org    0x1fe
         .word   0xaa55

@@ -1,0 +1,181 @@
+"""What goes into a decision: what was intended, and what both ends show, classified. Pure and total."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from enum import IntEnum, StrEnum
+
+from migrator.core.model import RUNNING_STATES, MigrationStatus, Process, RunState, State, View
+
+
+class Milestone(IntEnum):
+    """The last step the record says was, or was about to be, taken. Ordered."""
+
+    #: Capabilities and parameters of both ends may have been changed.
+    PREPARING = 0
+    #: ``migrate`` may have been sent.
+    MIGRATING = 1
+    #: ``migrate-continue`` may have been sent: no blind cancel from here on.
+    SWITCHING = 2
+    #: ``cont`` may have been sent to the destination: the point of no return.
+    HANDED_OVER = 3
+    #: The guest was seen running (or, paused, complete) at the destination; the source may have been quit.
+    RETIRING = 4
+
+
+@dataclass(frozen=True, kw_only=True)
+class Intent:
+    """What the controller meant to do so far: the record, read back."""
+
+    milestone: Milestone = Milestone.PREPARING
+    #: ``migrate-start-postcopy`` may have been sent.
+    postcopy: bool = False
+    #: The guest shall run in the end (read again at every STOP).
+    guest_runs: bool = True
+    #: We stopped the guest ourselves, so that its memory comes to rest; undoing means running it again.
+    stopped_by_us: bool = False
+    #: Why the migration shall be undone: ``CANCELLED`` or ``FAILED``; ``None`` while it shall go on.
+    undo: State | None = None
+    #: This controller sent every command itself and knows what it did not send. False after taking a record up.
+    live: bool = True
+    #: The destination was told to quit, and waited for.
+    dismissed: bool = False
+    #: The source's parameters and capabilities were put back, and the guest runs again if we stopped it.
+    restored: bool = False
+    #: An attempt to fence came to nothing.
+    fence_failed: bool = False
+
+
+class SourceIs(StrEnum):
+    """The source end, classified."""
+
+    #: Its process is gone, without a word.
+    DEAD = "dead"
+    #: Its process is gone after it announced its end.
+    ENDED = "ended"
+    #: It does not answer; its process lives, or nobody knows.
+    SILENT = "silent"
+    #: Not migrating, and the guest runs.
+    RUNS = "runs"
+    #: Not migrating, and the guest stands still because somebody (or its own end) wanted that.
+    RESTS = "rests"
+    #: Memory is being copied; a cancel is safe and works at once.
+    COPIES = "copies"
+    #: Stopped at the last safe point, waits for migrate-continue.
+    AT_SWITCH = "at-switch"
+    #: On its way through the switch, or in a status this version does not know.
+    SWITCHING = "switching"
+    #: The guest's right to run has gone over; pages are served to the destination.
+    SERVES = "serves"
+    #: The postcopy stream is broken or being mended.
+    BROKEN = "broken"
+    #: Everything was sent; it can run again only by an explicit ``cont``.
+    DONE = "done"
+    #: Failed or cancelled, and not yet standing where it will end.
+    FAILING = "failing"
+    #: Failed or cancelled, and left stopped: it needs an explicit ``cont``.
+    LEFT_STOPPED = "left-stopped"
+
+
+class DestinationIs(StrEnum):
+    """The destination end, classified."""
+
+    #: Its process is gone, without a word.
+    DEAD = "dead"
+    #: Its process is gone after the guest in it announced its end.
+    ENDED = "ended"
+    #: It does not answer; its process lives, or nobody knows.
+    SILENT = "silent"
+    #: Waits for, or takes in, the stream.
+    LOADS = "loads"
+    #: Rejected the stream; it cannot be used again.
+    FAILED = "failed"
+    #: Complete, and stands still.
+    LOADED = "loaded"
+    #: Has what it needs to run, fetches the rest, and stands still.
+    READY = "ready"
+    #: Complete, and the guest runs.
+    RUNS = "runs"
+    #: The guest runs; the rest of its memory is still being fetched.
+    FETCHES = "fetches"
+    #: The postcopy stream is broken or being mended.
+    BROKEN = "broken"
+    #: Not waiting for a migration, and no migration ever arrived: not a process we know how to treat.
+    STRANGE = "strange"
+
+
+_R, _M = RunState, MigrationStatus
+_STOPPED_BY_MIGRATION = {_R.FINISH_MIGRATE, _R.POSTMIGRATE}
+_IDLE = {_M.NONE, _M.COMPLETED, _M.FAILED, _M.CANCELLED}
+#: A destination that was never sent cont is in one of these; one that ran may be in others.
+_NOT_YET_RUN = {_R.PAUSED, _R.PRELAUNCH}
+_ENDED_BADLY = {_M.FAILED, _M.CANCELLED}
+_BROKEN = {_M.POSTCOPY_PAUSED, _M.POSTCOPY_RECOVER, _M.POSTCOPY_RECOVER_SETUP}
+_POSTCOPY = {_M.POSTCOPY_ACTIVE, _M.POSTCOPY_DEVICE}
+
+
+def source_is(view: View) -> SourceIs:
+    """Classify the source; total over everything a :class:`View` can say."""
+    run, status = view.run, view.status
+    if view.process is Process.DEAD:
+        return SourceIs.ENDED if view.ended else SourceIs.DEAD
+    if not view.answers:
+        return SourceIs.SILENT
+    if status in _BROKEN:
+        return SourceIs.BROKEN
+    if status in (_M.CANCELLING, _M.FAILING):
+        return SourceIs.FAILING
+    if status in _IDLE and run not in _STOPPED_BY_MIGRATION and run is not _R.INMIGRATE:
+        # A guest that once migrated in shows "completed" here before any migrate.
+        return SourceIs.RUNS if run in RUNNING_STATES else SourceIs.RESTS
+    if status in _ENDED_BADLY:
+        return SourceIs.LEFT_STOPPED if run is _R.POSTMIGRATE else SourceIs.FAILING
+    if status is _M.COMPLETED and run is _R.POSTMIGRATE:
+        return SourceIs.DONE
+    if status in (_M.SETUP, _M.WAIT_UNPLUG, _M.ACTIVE):
+        return SourceIs.COPIES
+    if status is _M.PRE_SWITCHOVER:
+        return SourceIs.AT_SWITCH
+    if status in _POSTCOPY and run in _STOPPED_BY_MIGRATION:
+        return SourceIs.SERVES
+    return SourceIs.SWITCHING
+
+
+def destination_is(view: View) -> DestinationIs:
+    """Classify the destination; total over everything a :class:`View` can say."""
+    run, status = view.run, view.status
+    if view.process is Process.DEAD:
+        return DestinationIs.ENDED if view.ended else DestinationIs.DEAD
+    if not view.answers:
+        return DestinationIs.SILENT
+    if status in _BROKEN:
+        return DestinationIs.BROKEN
+    if status in _ENDED_BADLY or status is _M.FAILING:
+        return DestinationIs.FAILED
+    if run is _R.INMIGRATE or (status is _M.OTHER and run is not _R.RUNNING):
+        return DestinationIs.LOADS
+    if status in _POSTCOPY:
+        return DestinationIs.FETCHES if run is _R.RUNNING else DestinationIs.READY
+    if status is _M.COMPLETED:
+        return DestinationIs.RUNS if run is _R.RUNNING else DestinationIs.LOADED
+    return DestinationIs.STRANGE
+
+
+def classify(intent: Intent, source: View, destination: View) -> tuple[SourceIs, DestinationIs]:
+    """Both ends classified, with what only the intent can tell."""
+    here, there = source_is(source), destination_is(destination)
+    reset = source.run is _R.PRELAUNCH and source.status is _M.COMPLETED
+    if here is SourceIs.RESTS and reset and intent.milestone >= Milestone.SWITCHING:
+        # Somebody sent system_reset to a source whose migration had completed: postmigrate becomes prelaunch. It
+        # cannot run by itself, and its memory is not the guest's any more. Before the switch the same view is a guest
+        # that was never started, with the status of the migration that once brought it here.
+        here = SourceIs.DONE
+    if (
+        there is DestinationIs.LOADED
+        and intent.milestone >= Milestone.HANDED_OVER
+        and destination.run not in _NOT_YET_RUN
+    ):
+        there = (
+            DestinationIs.RUNS
+        )  # it ran, and has come to rest by itself: powered off, panicked, asleep, out of disk
+    return here, there
