@@ -92,7 +92,7 @@ async def _direct(request: Request, screen: Screen, recorder: Recorder, *, json_
     if request.destination_pid is not None and not exists(request.destination_pid):
         raise UsageError(f"--destination-pid: there is no process {request.destination_pid} on this machine")
     listen = _listen(request.listen, there)
-    left = _left_by_another(str(here), str(there))
+    left = _left_by_another(str(here), str(there), screen)
     tls = _tls(request, here, there)
     source = Endpoint(here, role="source", tls=tls)
     destination = Endpoint(
@@ -162,7 +162,7 @@ async def _connect_both(source: Endpoint, destination: Endpoint) -> None:
         raise UsageError(f"{source.name} and {destination.name} are monitors of the same QEMU")
 
 
-def _left_by_another(source: str, destination: str) -> Unfinished | None:
+def _left_by_another(source: str, destination: str, screen: Screen) -> Unfinished | None:
     """The record of an unfinished migration of this pair; one that concerns only one of them is a refusal.
 
     A record of which both processes are gone has nothing left to act on and is put away.
@@ -174,6 +174,10 @@ def _left_by_another(source: str, destination: str) -> Unfinished | None:
             continue
         if all(is_gone(left.facts[side]["identity"]) for side in ("source", "destination")):
             left.claim().put_away({"state": "both processes are gone"})
+            screen.line(
+                f"an unfinished migration from {pair[0]} to {pair[1]} has ended with both of its processes, and the guest "
+                f"with them, unless somebody moved it on; its record is put away in {left.record.directory / 'ended'}"
+            )
         elif pair == (source, destination):
             mine = left
         else:

@@ -248,7 +248,9 @@ class Watch:
     ::
 
         async with lab.watch() as watch:
+            await pair.source.wait_beating()  # a quick migration falls between two beats
             ...  # migrate
+            await pair.destination.wait_beating()
         assert watch.course == [pair.source, pair.destination]
     """
 

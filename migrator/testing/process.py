@@ -132,6 +132,15 @@ class Qemu:
         """SIGKILL; does not wait (:meth:`wait_dead` does). Nothing happens to one that has ended."""
         self._signal(signal.SIGKILL)
 
+    @property
+    def frozen(self) -> bool:
+        """Whether the process is stopped (:meth:`sigstop`)."""
+        try:
+            stat = Path(f"/proc/{self.pid}/stat").read_text()
+        except (FileNotFoundError, ProcessLookupError):
+            return False
+        return stat.rpartition(")")[2].split()[0] == "T"
+
     def sigstop(self) -> None:
         """Freeze the whole process: guest, monitors, migration."""
         self._signal(signal.SIGSTOP)

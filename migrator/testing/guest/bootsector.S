@@ -142,9 +142,6 @@ idle:   hlt
         jmp     idle
 
 tick:   pushal
-        movl    %cr4, %eax         # drop the TLB, as an operating system does that switches tasks: under TCG a page
-        xorb    $0x80, %al         # that stays in it can escape dirty tracking, which is then no migration's fault
-        movl    %eax, %cr4
         call    forget
         incl    TICKS(%ebx)
         movl    growth, %eax
