@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 import secrets
 import signal
 import sys
@@ -69,6 +70,7 @@ _GUESTS = (
 
 def main(link: str) -> None:
     """Run the demo and exit with its code."""
+    gc.enable()
     logs.configure()
     speed = units.rate(link)
     try:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 import json
 import re
 import secrets
@@ -64,6 +65,8 @@ class Request:
 
 def main(request: Request, *, record: Path | None, json_output: bool, verbose: bool) -> None:
     """Run it and exit with its code."""
+    gc.freeze()
+    gc.enable()
     logs.configure(verbose=verbose)
     screen = Screen(quiet=json_output)
     try:
@@ -175,8 +178,9 @@ def _left_by_another(source: str, destination: str, screen: Screen) -> Unfinishe
         if all(is_gone(left.facts[side]["identity"]) for side in ("source", "destination")):
             left.claim().put_away({"state": "both processes are gone"})
             screen.line(
-                f"an unfinished migration from {pair[0]} to {pair[1]} has ended with both of its processes, and the guest "
-                f"with them, unless somebody moved it on; its record is put away in {left.record.directory / 'ended'}"
+                f"an unfinished migration from {pair[0]} to {pair[1]} has ended with both of its processes, and the "
+                "guest with them, unless somebody moved it on; its record is put away in "
+                f"{left.record.directory / 'ended'}"
             )
         elif pair == (source, destination):
             mine = left

@@ -8,8 +8,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import asdict, replace
 from typing import Any
 
-import structlog
-
+from migrator import logs
 from migrator.core import convergence, lifecycle, preflight
 from migrator.core.facts import Facts
 from migrator.core.lifecycle import Next, Step
@@ -75,7 +74,7 @@ class Migration:
         self._experience = experience
         self._pair = ""
         self._on_status = on_status
-        self._log = structlog.get_logger().bind(migration=name)
+        self._log = logs.logger(migration=name)
         self.result = Result(
             id=name,
             state=State.PREPARING,
@@ -89,6 +88,7 @@ class Migration:
             source, destination, ledger=self._ledger, observer=self._observer, result=self.result
         )
         self._facts: Facts | None = None
+        self._settings_there: Settings | None = None
         self._abilities = convergence.Abilities(postcopy=False, throttle=False)
         self._progress = Progress()
         self._cancel_wanted = False
@@ -104,8 +104,11 @@ class Migration:
         :raise QemuError: when an end cannot be asked.
         """
         began = time.monotonic()
-        facts, there, self._steps.settings = await together(
-            self._source.facts(), self._destination.facts(), self._source.settings()
+        facts, there, self._steps.settings, self._settings_there = await together(
+            self._source.facts(),
+            self._destination.facts(),
+            self._source.settings(),
+            self._destination.settings(),
         )
         findings = preflight.compare(facts, there, self._policy)
         self._facts = facts
@@ -197,6 +200,7 @@ class Migration:
             self._destination,
             policy=self._policy,
             settings=settings,
+            settings_there=self._settings_there or await self._destination.settings(),
             abilities=self._abilities,
             limit_seconds=self._steering.limit_seconds,
             listen=self._listen,
@@ -213,6 +217,7 @@ class Migration:
         if self._ledger.intent.undo is None:
             try:
                 await self._source.migrate(uri)
+                await self._steering.begin_postcopy(self._abilities)
             except TimedOut as error:
                 self._observer.complain(str(error))  # it may have begun all the same: the next look tells
 
@@ -220,6 +225,13 @@ class Migration:
         while True:
             source, destination, overdue = await self._observer.look(self._ledger.intent)
             self._last_source = source
+            arrived = destination.answers and destination.run in RUNNING_STATES
+            if (
+                arrived
+                and self.result.duration_seconds is None
+                and self._ledger.intent.milestone >= Milestone.HANDED_OVER
+            ):
+                self.result.duration_seconds = self._ledger.elapsed
             if source.answers:
                 self._note_run_state(source.run)
             if self._observer.stopped_there and self._ledger.intent.guest_runs:

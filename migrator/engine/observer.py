@@ -15,6 +15,10 @@ from migrator.ports import Event, Qemu
 _STAMPS_SECONDS = 2e-6
 
 
+#: So old a destination's view may be while the source copies.
+_KEEP_VIEW_SECONDS = 1.0
+
+
 class Observer:
     """Both ends of one migration, looked at together.
 
@@ -33,6 +37,7 @@ class Observer:
         self._ran_there = False
         #: The last sample before the guest was stopped for the switch.
         self.at_switch: Sample | None = None
+        self._there: tuple[View | None, float] = (None, 0.0)
         #: What QEMU said went wrong, either side, in order.
         self.complaints: list[str] = []
         self._wake = asyncio.Event()
@@ -47,7 +52,7 @@ class Observer:
     async def look(self, intent: Intent) -> tuple[View, View, bool]:
         """Fresh views of source and destination, and whether this phase is overdue."""
         self._wake.clear()
-        source, destination = await asyncio.gather(self._source.observe(), self._destination.observe())
+        source, destination = await self._views()
         for event in self._source.take_events():
             if event.name == "STOP":
                 self._stop = event
@@ -71,6 +76,25 @@ class Observer:
             result.rounds = max(result.rounds, sample.round)
             result.max_throttle_ratio = max(result.max_throttle_ratio, sample.throttle_ratio)
         return source, destination, self._overdue(intent, source, destination)
+
+    async def _views(self) -> tuple[View, View]:
+        """Fresh views; while the source copies, the destination's may be a second old.
+
+        A destination that takes in a stream may take a tenth of a second to answer, and what counts then is to notice
+        at once that the source has reached the switch.
+        """
+        now = time.monotonic()
+        kept, at = self._there
+        if kept is None or now - at > _KEEP_VIEW_SECONDS:
+            source, destination = await asyncio.gather(self._source.observe(), self._destination.observe())
+        else:
+            source, destination = await self._source.observe(), kept
+            if source_is(source) is not SourceIs.COPIES:
+                destination = await self._destination.observe()
+        copying = source_is(source) is SourceIs.COPIES and destination.answers
+        if not copying or destination is not kept:
+            self._there = (destination if copying else None, now)
+        return source, destination
 
     def complain(self, text: str) -> None:
         """Keep what went wrong, once, for whoever has to explain the end."""

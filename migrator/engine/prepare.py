@@ -40,6 +40,7 @@ async def prepare(
     *,
     policy: Policy,
     settings: Settings,
+    settings_there: Settings,
     abilities: Abilities,
     limit_seconds: float,
     listen: str,
@@ -48,6 +49,7 @@ async def prepare(
     """Set both ends up; where to migrate to, and what turned out to be possible.
 
     :param settings: the source's, as they are.
+    :param settings_there: the destination's.
     :param limit_seconds: the downtime limit to begin with.
     :param tell: is told an action and its reason where the policy had to be fallen short of.
     :raise QemuError: an end refused or did not answer; both may have been changed.
@@ -56,7 +58,7 @@ async def prepare(
     wanted |= {"auto-converge": abilities.throttle, "postcopy-ram": abilities.postcopy}
 
     async def set_up_destination() -> str:
-        present = (await destination.settings()).capabilities
+        present = settings_there.capabilities
         try:
             await destination.enable(_differing(wanted, present))
         except CommandFailed as error:

@@ -26,8 +26,8 @@ class Result:
     mode: Mode = Mode.PRECOPY
     #: Ends before the first command that changes anything.
     preflight_seconds: float = 0.0
-    #: From the first command that changes anything until the guest is seen at the destination with all its memory,
-    #: or is back at the source; ``None`` when it was not begun.
+    #: From the first command that changes anything until the guest is seen running at the destination (in postcopy it
+    #: fetches memory for longer), or is back at the source; ``None`` when it was not begun.
     duration_seconds: float | None = None
     #: From STOP to RESUME, wherever that was; ``None`` when the guest never stood still, or never ran.
     downtime_seconds: float | None = None

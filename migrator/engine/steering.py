@@ -7,13 +7,12 @@ from collections.abc import Mapping
 from dataclasses import asdict, replace
 from typing import Any
 
-import structlog
-
+from migrator import logs
 from migrator.core import convergence
 from migrator.core.convergence import Abilities, Act, Action
 from migrator.core.forecast import Forecast, Verdict
 from migrator.core.model import Mode, Sample, State
-from migrator.core.policy import Policy
+from migrator.core.policy import Policy, Postcopy
 from migrator.engine.ledger import Ledger
 from migrator.engine.result import Result
 from migrator.errors import QemuError
@@ -38,7 +37,7 @@ class Steering:
         self.forecast = Forecast(verdict=Verdict.UNKNOWN)
         self._probe_began: float | None = None
         self._probed = False
-        self._log = structlog.get_logger()
+        self._log = logs.logger(migration=result.id)
 
     @property
     def limit_seconds(self) -> float:
@@ -48,6 +47,16 @@ class Steering:
     def settle(self) -> None:
         """Postcopy was begun by somebody else: there is nothing left to decide."""
         self._state = replace(self._state, settled=True)
+
+    async def begin_postcopy(self, abilities: Abilities) -> None:
+        """Right behind ``migrate``, where the policy asks for postcopy at once: a moment later the first long turn of
+        sending is under way, and the switch would wait for it.
+
+        :raise QemuError: the source refused it or did not answer; :meth:`step` will try again.
+        """
+        if self._policy.postcopy is Postcopy.IMMEDIATE and abilities.postcopy:
+            await self._act(Action(act=Act.START_POSTCOPY, reason="the policy asks for postcopy at once"), {})
+            self.settle()
 
     async def step(self, sample: Sample, abilities: Abilities) -> None:
         """Take one more sample into account and do what is due.

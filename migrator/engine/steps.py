@@ -5,8 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Coroutine
 from typing import Any
 
-import structlog
-
+from migrator import logs
 from migrator.core.lifecycle import Next, Step
 from migrator.core.model import State
 from migrator.core.situation import Milestone
@@ -33,7 +32,7 @@ class Steps:
         self._ledger = ledger
         self._observer = observer
         self._result = result
-        self._log = structlog.get_logger().bind(migration=result.id)
+        self._log = logs.logger(migration=result.id)
         self.settings: Settings | None = None
 
     async def take(self, answer: Next) -> bool:

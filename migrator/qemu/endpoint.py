@@ -15,6 +15,7 @@ from migrator.errors import CommandFailed, MigratorError, QemuError, TimedOut, U
 from migrator.ports import Event, Settings, Tuning
 from migrator.qemu import features
 from migrator.qemu.address import Address, bracketed
+from migrator.qemu.features import Features
 from migrator.qemu.monitor import Monitor
 from migrator.qemu.process import LocalProcess, is_gone
 from migrator.qemu.read_facts import read_facts
@@ -54,6 +55,7 @@ class Endpoint:
         self._look: asyncio.Task[tuple[dict[str, Any], dict[str, Any]]] | None = None
         self._look_began = 0.0
         self._next_connect = 0.0
+        self._features: Features | None = None
         self._monitor = Monitor(
             address, name=self.name, on_event=self._on_event, on_break=self._on_break, tls=tls
         )
@@ -206,7 +208,13 @@ class Endpoint:
         self._notify()
 
     async def facts(self) -> Facts:
-        return await read_facts(self._monitor, self._process)
+        facts, self._features = await asyncio.gather(
+            read_facts(self._monitor, self._process), features.read(self._monitor, self._binary_identity())
+        )
+        return facts
+
+    def _binary_identity(self) -> str:
+        return self._process.binary_identity() if self._process else ""
 
     def last_words(self) -> str:
         return self._process.last_words() if self._process else ""
@@ -274,8 +282,9 @@ class Endpoint:
         # Disarms a destination that was started without -S: in inmigrate this clears its autostart.
         await self._monitor.execute("stop")
         arguments: dict[str, Any] = {"uri": uri}
-        binary = self._process.binary_identity() if self._process else ""
-        if (await features.read(self._monitor, binary)).takes("migrate-incoming", "exit-on-error"):
+        if self._features is None:
+            self._features = await features.read(self._monitor, self._binary_identity())
+        if self._features.takes("migrate-incoming", "exit-on-error"):
             arguments["exit-on-error"] = False  # it stays to tell why it failed
         try:
             await self._monitor.execute("migrate-incoming", arguments)

@@ -10,6 +10,8 @@ from migrator.testing.workload import PAGE_BYTES, Region, Workload
 #: On the wire: a page with its header, and a page that is known to be zero.
 _PAGE_WIRE_RATIO = (PAGE_BYTES + 8) / PAGE_BYTES
 _ZERO_WIRE_RATIO = 9 / PAGE_BYTES
+#: Of the pages that a sweeping guest misses in postcopy it has to ask for so many; the rest come by themselves.
+_SWEEP_ASKS_RATIO = 0.07
 #: Ranges that lie closer together than this are one.
 _ROUNDING = 1e-3
 
@@ -177,27 +179,30 @@ class Memory:
         if not self.workload.regions[index].background:
             self.work_bytes += written
 
-    def forward_missing(self, seconds: float, page_seconds: float) -> float:
-        """As :meth:`forward`, in postcopy: a page that is missing is waited for. How many were.
+    def forward_missing(self, seconds: float, page_seconds: float, fault_seconds: float) -> float:
+        """As :meth:`forward`, in postcopy: a page that is missing is waited for. How many were asked for.
 
-        :param page_seconds: how long that takes for one page.
+        :param page_seconds: what a page takes on the link; a guest that sweeps waits no longer, as QEMU goes on
+            with what follows a page that was asked for.
+        :param fault_seconds: the way there and back for one that does not.
         """
         rates, _ = self.workload.rates_at(self.guest_seconds)
         self.guest_seconds += seconds
-        wanted = done = faults = 0.0
-        for index, rate in enumerate(rates):
+        wanted = done = asked = 0.0
+        for pages, region, rate in zip(self._pages, self.workload.regions, rates, strict=True):
             if rate <= 0:
                 continue
-            missing = self._pages[index].queued / self.workload.regions[index].size_bytes
+            missing = pages.queued / region.size_bytes
+            wait = page_seconds + (fault_seconds if region.random else 0.0)
             # The time one page takes: its own, and with some probability the wait for it.
-            pages = seconds / (PAGE_BYTES / rate + missing * page_seconds)
-            if not self.workload.regions[index].background:
-                self.work_bytes += pages * PAGE_BYTES
+            written = seconds / (PAGE_BYTES / rate + missing * wait)
+            if not region.background:
+                self.work_bytes += written * PAGE_BYTES
             wanted += seconds * rate / PAGE_BYTES
-            done += pages
-            faults += pages * missing
+            done += written
+            asked += written * missing * (1.0 if region.random else _SWEEP_ASKS_RATIO)
         self.work_seconds += seconds * (done / wanted if wanted else 1.0)
-        return faults
+        return asked
 
     def probe(self) -> float:
         """Distinct bytes written to since the last call, which is when the first probe begins."""

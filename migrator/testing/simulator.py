@@ -365,8 +365,8 @@ class Simulator:
             speed = min(self._outlet.speed(most), most or math.inf, self.costs.memory_bytes_per_second)
             wire, spent = self.memory.take_zero(step, self.costs.zero_bytes_per_second)
             if self.at_destination:
-                page_seconds = self.costs.fault_seconds + (PAGE_BYTES / speed if speed > 0 else math.inf)
-                self._requests += self.memory.forward_missing(step, page_seconds)
+                page_seconds = PAGE_BYTES / speed if speed > 0 else math.inf
+                self._requests += self.memory.forward_missing(step, page_seconds, self.costs.fault_seconds)
             sent = self.memory.take(speed * (step - spent))
             if self.memory.queued_bytes <= 0 and speed > 0:
                 step = min(step, spent + sent / speed)
