@@ -27,8 +27,8 @@ from typing import Any
 from migrator.testing.lab import PATIENCE_SECONDS, Pair
 
 MIGRATOR = (str(Path(sys.executable).with_name("migrator")),)
-#: The same command, which does something to itself at a given step: see :mod:`tests.doomed`.
-DOOMED = (sys.executable, "-m", "tests.doomed")
+#: The same command, which does something to itself at a given step: see ``doomed.py``.
+DOOMED = (sys.executable, str(Path(__file__).with_name("doomed.py")))
 #: The guest stays in precopy, until its memory of at least 16 MiB is copied or somebody lifts the limit.
 SLOWLY = ("--postcopy", "never", "--max-bandwidth", "1MiB/s")
 
@@ -71,6 +71,7 @@ class Command:
 
     def __init__(self, process: asyncio.subprocess.Process) -> None:
         self._process = process
+        self._output = asyncio.create_task(process.communicate(), name="output of a command")
 
     def signal(self, number: signal.Signals) -> None:
         self._process.send_signal(number)
@@ -80,8 +81,10 @@ class Command:
 
         :raise TimeoutError: when there is none.
         """
-        async with asyncio.timeout(within):
-            out, err = await self._process.communicate()
+        done, _ = await asyncio.wait({self._output}, timeout=within)
+        if not done:
+            raise TimeoutError(f"the command still runs after {within:g} s")
+        out, err = self._output.result()
         assert self._process.returncode is not None
         assert "Traceback" not in err.decode()
         return Ended(self._process.returncode, out.decode(), err.decode())
@@ -93,6 +96,12 @@ class Command:
     @property
     def runs(self) -> bool:
         return self._process.returncode is None
+
+    async def kill(self) -> None:
+        """SIGKILL, and wait for its end; nothing happens to one that has ended."""
+        with contextlib.suppress(ProcessLookupError):
+            self._process.kill()
+        await self._output
 
 
 def addresses(pair: Pair) -> tuple[str, ...]:
@@ -111,12 +120,11 @@ async def started(
         stderr=asyncio.subprocess.PIPE,
         env={**os.environ, **(variables or {})},
     )
+    command = Command(process)
     try:
-        yield Command(process)
+        yield command
     finally:
-        with contextlib.suppress(ProcessLookupError):
-            process.kill()
-        await process.communicate()
+        await command.kill()
 
 
 def running(pair: Pair, *options: str) -> contextlib.AbstractAsyncContextManager[Command]:
@@ -137,7 +145,7 @@ async def direct(pair: Pair, *options: str, within: float = PATIENCE_SECONDS) ->
 
 
 async def direct_doomed(pair: Pair, fate: str, *options: str) -> Ended:
-    """As :func:`direct`, by a controller with a ``fate``: see :mod:`tests.doomed`."""
+    """As :func:`direct`, by a controller with a ``fate``: see ``doomed.py``."""
     arguments = ("direct", *addresses(pair), "--json", *options)
     async with started(*arguments, program=DOOMED, variables={"FATE": fate}) as command:
         return await command.ended()

@@ -217,21 +217,19 @@ class Migration:
         if self._ledger.intent.undo is None:
             try:
                 await self._source.migrate(uri)
-                await self._steering.begin_postcopy(self._abilities)
             except TimedOut as error:
                 self._observer.complain(str(error))  # it may have begun all the same: the next look tells
+            try:
+                await self._steering.begin_postcopy(self._abilities)
+            except QemuError as error:
+                self._observer.complain(str(error))  # the steering tries again
 
     async def _drive(self) -> Result:
         while True:
             source, destination, overdue = await self._observer.look(self._ledger.intent)
             self._last_source = source
-            arrived = destination.answers and destination.run in RUNNING_STATES
-            if (
-                arrived
-                and self.result.duration_seconds is None
-                and self._ledger.intent.milestone >= Milestone.HANDED_OVER
-            ):
-                self.result.duration_seconds = self._ledger.elapsed
+            if self._ledger.intent.milestone is Milestone.HANDED_OVER and destination.run in RUNNING_STATES:
+                self.result.duration_seconds = self.result.duration_seconds or self._ledger.elapsed
             if source.answers:
                 self._note_run_state(source.run)
             if self._observer.stopped_there and self._ledger.intent.guest_runs:

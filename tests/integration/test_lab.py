@@ -154,6 +154,7 @@ class TestMigration:
     async def test_two_that_run_are_noticed(self, lab: Lab) -> None:
         pair = await lab.pair(Machine(image_locking="off"))
         async with lab.watch() as watch:
+            await pair.source.wait_beating()
             await move(pair)
             await pair.destination.wait_beating()
             await pair.source.query("cont")

@@ -51,12 +51,14 @@ def test_habit_becomes_pages_and_ticks() -> None:
         on_seconds=2,
         off_seconds=0.5,
         power_off_after_seconds=30,
+        bytes_per_second_per_second=40 << 20,
     )
-    _, pages, portion, _, off, on, beat, end, control, _ = struct.unpack_from(
-        "<8I2H", sector(habit), PARAMETERS_OFFSET
+    _, pages, portion, _, off, on, beat, end, control, _, growth = struct.unpack_from(
+        "<8I2HI", sector(habit), PARAMETERS_OFFSET
     )
     assert (pages, off, on, beat, end, control) == (25600, 50, 200, 2, 3000, 0x2000)
     assert portion / 256 * PAGE_BYTES / 0.01 == pytest.approx(10 << 20, rel=0.001)
+    assert growth / 256 * PAGE_BYTES / 0.01 / 0.01 == pytest.approx(40 << 20, rel=0.01)
 
 
 @pytest.mark.parametrize(
@@ -66,11 +68,12 @@ def test_habit_becomes_pages_and_ticks() -> None:
         {"on_seconds": 1},
         {"off_seconds": 1},
         {"power_off_after_seconds": 1, "suspend_after_seconds": 1},
+        {"bytes_per_second_per_second": 1},
     ],
     ids=str,
 )
 def test_habit_that_makes_no_sense_is_refused(wrong: dict[str, float]) -> None:
-    with pytest.raises(ValueError, match=r"region_bytes|on_seconds|suspend"):
+    with pytest.raises(ValueError, match=r"region_bytes|on_seconds|suspend|grow"):
         Habit(**wrong)  # type: ignore[arg-type]
 
 
