@@ -130,11 +130,11 @@ def begin(policy: Policy, *, overhead_seconds: float = DEFAULT_OVERHEAD_SECONDS)
     :param overhead_seconds: learned: the part of downtime that is not memory over the network.
     """
     ceiling = usable_limit(policy, overhead_seconds)
-    first = (
-        policy.max_downtime_seconds
-        if policy.offline
-        else min(ceiling, _FIRST_LIMIT_RATIO * policy.max_downtime_seconds)
-    )
+    first = min(ceiling, _FIRST_LIMIT_RATIO * policy.max_downtime_seconds)
+    if policy.offline:
+        first = policy.max_downtime_seconds  # nothing is dirtied, so no limit is too high
+    if policy.postcopy is Postcopy.IMMEDIATE:
+        first = 0.001  # the switch does not wait for it, and a low one keeps precopy from getting there first
     return State(model=Model(overhead_seconds=overhead_seconds, limit_seconds=max(0.001, first)))
 
 

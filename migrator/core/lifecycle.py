@@ -7,7 +7,7 @@ the first row of :data:`ROWS` that fits answers, and the last row fits everythin
 The rows keep the safety invariants:
 
 - the destination is sent ``cont`` (:attr:`Step.HAND_OVER`) only when the source can no longer run by itself;
-- once that was sent, or in postcopy once the switch was, the source is never sent ``cont`` (:attr:`Step.REVIVE`);
+- once that was sent, or in postcopy once the source has switched, it is never sent ``cont`` (:attr:`Step.REVIVE`);
 - between the switch and its outcome nothing is cancelled unless the destination has been seen dead.
 """
 
@@ -144,6 +144,9 @@ ROWS: tuple[Row, ...] = (
     # --- a contradiction that nobody but a person may end -------------------------------------------------------
     _row("both-run", {S.RUNS, S.COPIES}, {D.RUNS, D.FETCHES}, State.HELD,
          "the guest runs at both ends"),
+    _row("arrived-source-failed", S.RESTS, D.RUNS, Step.RETIRE,
+         "the guest runs at the destination, complete; the source, where we had stopped it, failed at the very end",
+         lambda now: now.handed and now.intent.postcopy and now.intent.stopped_by_us),
     _row("runs-there-rests-here", {S.RESTS, S.AT_SWITCH}, {D.RUNS, D.FETCHES}, State.HELD,
          "the guest runs at the destination, yet the source has not handed it over"),
     _row("strange-destination", _ANY_S, D.STRANGE, State.HELD,
@@ -184,10 +187,10 @@ ROWS: tuple[Row, ...] = (
          "the guest was handed to the destination, yet the source is not stopped by a migration: somebody "
          "intervened",
          lambda now: now.handed),
-    _row("rests-here-handed-there", S.RESTS, _GONE_D, State.HELD,
-         "the guest was handed to the destination, which died, yet the source is not stopped by a migration: "
-         "it may not be run again without a look at what the destination wrote",
-         lambda now: now.handed and now.intent.stopped_by_us and now.intent.guest_runs),
+    _row("settled-here-destination-died", {S.RUNS, S.RESTS}, _GONE_D, State.HELD,
+         "the guest was handed to the destination, which died and may have written to the disks; QEMU, or somebody, "
+         "has settled the guest at the source again: look at the disks before it goes on",
+         lambda now: now.handed),
     _row("destination-died-after-hand-over", _ANY_S - _OWNS, _GONE_D, State.HELD,
          "the destination died after the guest was handed to it, and it may have written to the disks",
          lambda now: now.handed),
@@ -267,9 +270,6 @@ ROWS: tuple[Row, ...] = (
     _row("postcopy-no-way-back", {S.SWITCHING, S.SERVES, S.BROKEN, S.DONE}, _GONE_D, State.HELD,
          "the destination died after a postcopy switch; the source holds the memory but may not run it again",
          lambda now: now.intent.postcopy),
-    _row("postcopy-left-stopped", S.LEFT_STOPPED, _ANY_D, State.HELD,
-         "the source was left stopped by a postcopy switch; it holds the memory but may not run it again",
-         _past_postcopy_switch),
     _row("revive", {S.DONE, S.LEFT_STOPPED}, _GONE_D, Step.REVIVE,
          "the destination is dead and never ran the guest; the source has all of it",
          lambda now: not now.overdue),

@@ -157,7 +157,7 @@ class Migration:
         self._steps.settings = Settings(**facts["settings"])
         self._abilities = convergence.Abilities(**facts["abilities"])
         if intent.postcopy:
-            self.result.mode = Mode.POSTCOPY
+            self.result.mode = Mode.POSTCOPY  # its event may have gone to another controller
             self._steering.settle()
         at = intent.milestone.name.lower().replace("_", "-")
         self._ledger.decide("take-up", f"a migration of this pair was left unfinished at {at}: taking it up")
@@ -213,6 +213,9 @@ class Migration:
         if self._cancel_wanted:
             self._ledger.undo(State.CANCELLED, "cancelled before it began", by_choice=True)
             return
+        before = await self._source.observe()
+        if before.answers:
+            self._note_run_state(before.run)  # somebody may have stopped or resumed it since preflight
         self._ledger.note(milestone=Milestone.MIGRATING)
         if self._ledger.intent.undo is None:
             try:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import time
 
-from migrator.core.model import RUNNING_STATES, RunState, Sample, View
+from migrator.core.model import RUNNING_STATES, MigrationStatus, Mode, Process, RunState, Sample, View
 from migrator.core.situation import Intent, Milestone, SourceIs, source_is
 from migrator.engine.patience import Patience
 from migrator.engine.result import Result
@@ -53,18 +53,10 @@ class Observer:
         """Fresh views of source and destination, and whether this phase is overdue."""
         self._wake.clear()
         source, destination = await self._views()
-        for event in self._source.take_events():
-            if event.name == "STOP":
-                self._stop = event
-            elif event.name == "RESUME" and intent.undo is not None:
-                self._note_downtime(event, one_clock=True)
-        for event in self._destination.take_events():
-            if event.name == "STOP":
-                self.stopped_there = self._ran_there
-            if event.name == "RESUME":
-                self._ran_there, self.stopped_there = True, False
-                one_clock = self._source.shares_clock and self._destination.shares_clock
-                self._note_downtime(event, one_clock=one_clock)
+        self._hear(intent)
+        untouched = intent.undo is None and not intent.dismissed and intent.milestone < Milestone.HANDED_OVER
+        if destination.process is Process.DEAD and untouched:
+            self.complain("the destination's process has ended")
         for view, side in ((source, "source"), (destination, "destination")):
             if view.error:
                 self.complain(f"{side}: {view.error}")
@@ -76,6 +68,23 @@ class Observer:
             result.rounds = max(result.rounds, sample.round)
             result.max_throttle_ratio = max(result.max_throttle_ratio, sample.throttle_ratio)
         return source, destination, self._overdue(intent, source, destination)
+
+    def _hear(self, intent: Intent) -> None:
+        """What only events tell: when the guest stopped and went on, and that there was a postcopy."""
+        for event in self._source.take_events():
+            if event.name == "MIGRATION" and event.data.get("status") == MigrationStatus.POSTCOPY_ACTIVE:
+                self._result.mode = Mode.POSTCOPY
+            if event.name == "STOP":
+                self._stop = event
+            elif event.name == "RESUME" and intent.undo is not None:
+                self._note_downtime(event, one_clock=True)
+        for event in self._destination.take_events():
+            if event.name == "STOP":
+                self.stopped_there = self._ran_there
+            if event.name == "RESUME":
+                self._ran_there, self.stopped_there = True, False
+                one_clock = self._source.shares_clock and self._destination.shares_clock
+                self._note_downtime(event, one_clock=one_clock)
 
     async def _views(self) -> tuple[View, View]:
         """Fresh views; while the source copies, the destination's may be a second old.

@@ -127,7 +127,6 @@ class Steering:
             case Act.START_POSTCOPY:
                 self._ledger.note(postcopy=True)
                 await self._source.start_postcopy()
-                self._result.mode = Mode.POSTCOPY
 
     def _numbers(self, sample: Sample) -> dict[str, Any]:
         shown = {**asdict(sample), **asdict(self.forecast)}

@@ -13,9 +13,11 @@ from migrator.engine.ledger import Ledger
 from migrator.engine.observer import Observer
 from migrator.engine.prepare import together
 from migrator.engine.result import Result
-from migrator.errors import QemuError
+from migrator.errors import CommandFailed, QemuError
 from migrator.ports import Qemu, Settings
 
+#: So long putting the source's settings back is tried.
+_PUT_BACK_SECONDS = 5.0
 _WORTH_TELLING = (Step.HAND_OVER, Step.FENCE_DESTINATION, Step.FENCE_SOURCE, Step.REVIVE)
 
 
@@ -112,17 +114,27 @@ class Steps:
         if self._ledger.intent.stopped_by_us and self._ledger.intent.guest_runs:
             await self._source.cont()
         if self.settings is not None:
-            try:
-                await self._source.restore(self.settings)
-            except QemuError as error:
-                self._result.warn(
-                    "not-restored",
-                    f"not all of the source's migration settings could be put back: {error}",
-                    "compare query-migrate-parameters and query-migrate-capabilities with what you expect",
-                )
+            await self._put_back(self.settings)
         if self._observer.stopped and self._ledger.intent.guest_runs:
             await self._announce(self._source)
         self._ledger.note(restored=True, stopped_by_us=False)
+
+    async def _put_back(self, settings: Settings) -> None:
+        """A migration that failed may be in QEMU's hands for a moment longer, and what it froze with it."""
+        give_up_at = self._ledger.elapsed + _PUT_BACK_SECONDS
+        while True:
+            try:
+                await self._source.restore(settings)
+                return
+            except CommandFailed as error:
+                if self._ledger.elapsed > give_up_at:
+                    self._result.warn(
+                        "not-restored",
+                        f"not all of the source's migration settings could be put back: {error}",
+                        "compare query-migrate-parameters and query-migrate-capabilities with what you expect",
+                    )
+                    return
+                await self._observer.pause(0.02)
 
     async def _dismiss(self) -> None:
         gone = await self._destination.quit()

@@ -82,6 +82,8 @@ class Simulator:
         self.parameters = parameters or Parameters()
         self.costs = costs or Costs()
         self.auto_hand_over = auto_hand_over
+        #: Nothing arrives at the other end for now, whatever the link could carry.
+        self.blocked = False
         #: Seconds since it was made.
         self.now = 0.0
         self.status = _M.NONE
@@ -122,6 +124,12 @@ class Simulator:
         """From the guest standing still to the guest running, wherever."""
         stopped, resumed = self.stopped_seconds, self.resumed_seconds
         return None if stopped is None or resumed is None else resumed - stopped
+
+    @property
+    def next_seconds(self) -> float:
+        """Before this moment nothing happens by itself; while memory is on its way a guess."""
+        moving = self.status is _M.ACTIVE or (self.status is _M.POSTCOPY_ACTIVE and self.ready)
+        return min(self._due, self.now + TURN_SECONDS / 5) if moving else self._due
 
     @property
     def duration_seconds(self) -> float:
@@ -242,14 +250,20 @@ class Simulator:
     def _speed(self) -> float:
         """The link's, for this stream; max-bandwidth does not hold while the guest stands still for the switch."""
         active = self.status is _M.ACTIVE
-        return self._outlet.speed(self.parameters.max_bandwidth_bytes_per_second if active else 0.0)
+        return (
+            0.0
+            if self.blocked
+            else self._outlet.speed(self.parameters.max_bandwidth_bytes_per_second if active else 0.0)
+        )
 
     def _wait(self, until: float) -> None:
         """For what is due, or for someone to act."""
         if self.status is _M.PRE_SWITCHOVER and self._may_proceed:
             self._leave()
             return
-        self._idle(max(0.0, min(until, self._due) - self.now))
+        step = max(0.0, min(until, self._due) - self.now)
+        self._due += step if self.blocked else 0.0
+        self._idle(step)
         if self.now >= self._due - _TINY:
             self._due = math.inf
             self._arrive()
@@ -284,6 +298,7 @@ class Simulator:
             gauges.end_window(self.parameters, self.now, self.transferred_bytes)
         budget = gauges.budget(self.parameters, self.transferred_bytes)
         if budget < 1:
+            self._turn_left = 0.0
             self._idle(min(until, gauges.window_ends) - self.now)
         elif self._turn_left > _TINY or not self._look():
             turn = self._turn_left if self._turn_left > _TINY else TURN_SECONDS
@@ -354,12 +369,13 @@ class Simulator:
             self._set(_M.DEVICE)
             wire, cost = self.memory.take_all(), self.costs.device_seconds
         self.transferred_bytes += wire
-        flush = self._outlet.flush_seconds(wire, self._speed())
+        flush = self._outlet.flush_seconds(wire, self._outlet.speed(0.0))
         self._due = self.now + self.costs.look_seconds(self.memory.total_bytes) + flush + cost
 
     def _pull(self, until: float) -> None:
         """Postcopy: the destination gets ready, then the guest there fetches what it misses."""
         step = min(until, self.now + TURN_SECONDS, self._due) - self.now
+        self._due += step if self.blocked else 0.0
         if self.ready:
             most = self.parameters.max_postcopy_bandwidth_bytes_per_second
             speed = min(self._outlet.speed(most), most or math.inf, self.costs.memory_bytes_per_second)
