@@ -44,6 +44,7 @@ class Ended:
     @property
     def document(self) -> dict[str, Any]:
         """What ``--json`` printed: one document and nothing else."""
+        assert self.out, f"exit code {self.code} and no document; it said: {self.err}"
         document: dict[str, Any] = json.loads(self.out)
         return document
 
@@ -86,7 +87,7 @@ class Command:
             raise TimeoutError(f"the command still runs after {within:g} s")
         out, err = self._output.result()
         assert self._process.returncode is not None
-        assert "Traceback" not in err.decode()
+        assert "Traceback" not in err.decode(), err.decode()
         return Ended(self._process.returncode, out.decode(), err.decode())
 
     @property

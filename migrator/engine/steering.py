@@ -15,7 +15,7 @@ from migrator.core.model import Mode, Sample, State
 from migrator.core.policy import Policy, Postcopy
 from migrator.engine.ledger import Ledger
 from migrator.engine.result import Result
-from migrator.errors import QemuError
+from migrator.errors import CommandFailed, QemuError
 from migrator.ports import Qemu, Tuning
 
 #: The shortest that every QEMU can measure.
@@ -125,8 +125,22 @@ class Steering:
             case Act.THROTTLE:
                 await self._source.tune(Tuning(throttle_ratio=action.value))
             case Act.START_POSTCOPY:
-                self._ledger.note(postcopy=True)
-                await self._source.start_postcopy()
+                await self._start_postcopy()
+
+    async def _start_postcopy(self) -> None:
+        """Stop the guest, then switch.
+
+        Stopped by us, because QEMU 10.0 takes a connection that breaks after it has sent everything for a precopy that
+        failed, and lets a guest that it stopped itself run again, whatever runs at the destination by then.
+        """
+        runs = self._ledger.intent.guest_runs
+        self._ledger.note(postcopy=True, stopped_by_us=self._ledger.intent.stopped_by_us or runs)
+        if runs:
+            await self._source.stop()
+        try:
+            await self._source.start_postcopy()
+        except CommandFailed as error:
+            self._ledger.undo(State.FAILED, f"the source refused to switch to postcopy: {error.description}")
 
     def _numbers(self, sample: Sample) -> dict[str, Any]:
         shown = {**asdict(sample), **asdict(self.forecast)}
