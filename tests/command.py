@@ -44,7 +44,7 @@ class Ended:
     @property
     def document(self) -> dict[str, Any]:
         """What ``--json`` printed: one document and nothing else."""
-        assert self.out, f"exit code {self.code} and no document; it said: {self.err}"
+        assert self.out.startswith("{"), f"exit code {self.code}, no document but {self.out!r}; {self.err!r}"
         document: dict[str, Any] = json.loads(self.out)
         return document
 

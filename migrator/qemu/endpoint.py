@@ -22,8 +22,6 @@ from migrator.qemu.read_facts import read_facts
 
 #: More events than this unread means that nobody reads; the oldest go, as the truth is in a query anyway.
 _EVENTS_KEPT = 1000
-#: QEMU needs milliseconds to clear a failed migration away; under load, more.
-_CLEARING_SECONDS = 2.0
 
 
 class Endpoint:
@@ -276,21 +274,7 @@ class Endpoint:
             if now.capabilities.get(name, state) != state
         }
         if switched:
-            await self._enable_when_cleared(switched)
-
-    async def _enable_when_cleared(self, capabilities: Mapping[str, bool]) -> None:
-        # A migration that shows as failed or cancelled is still being cleared away for a moment, and the capabilities
-        # are frozen until it is; nothing else tells when that is over.
-        began = time.monotonic()
-        while True:
-            try:
-                await self.enable(capabilities)
-            except CommandFailed:
-                if time.monotonic() - began > _CLEARING_SECONDS:
-                    raise
-                await asyncio.sleep(0.02)
-            else:
-                return
+            await self.enable(switched)
 
     # --- steps -----------------------------------------------------------------------------------------------------
 

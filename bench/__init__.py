@@ -1,0 +1,1 @@
+"""What `migrator` costs, measured against a bare script and against libvirt: ``make bench``, docs/benchmarks.md."""

@@ -1,0 +1,94 @@
+"""``python -m bench [PART...]``: measures, prints tables, and with ``--write`` puts them into docs/benchmarks.md."""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import os
+import signal
+import sys
+import time
+from collections.abc import Awaitable, Callable
+from dataclasses import dataclass
+
+from bench import document, floor, startup, virsh
+from bench.libvirt import Unavailable
+from bench.machine import Quiet
+from bench.options import Options
+from bench.ours import Failed
+from migrator.testing.lab import binaries
+
+
+@dataclass(frozen=True)
+class Part:
+    """One measurement."""
+
+    title: str
+    run: Callable[[Options, Quiet], Awaitable[str]]
+    #: Whether it is another measurement with another QEMU.
+    of_qemu: bool = True
+
+
+PARTS = {
+    "floor": Part("Beside a bare script", floor.run),
+    "virsh": Part("Beside libvirt", virsh.run),
+    "startup": Part("Start of the command line", startup.run, of_qemu=False),
+}
+
+
+def main(arguments: list[str]) -> int:
+    """Run the parts; the exit status is 1 when one could not be measured. An aim not met is a result."""
+    versions = list(binaries())
+    parser = argparse.ArgumentParser(prog="python -m bench", description=__doc__)
+    parser.add_argument("parts", nargs="*", metavar="PART", help=f"{', '.join(PARTS)}; all by default")
+    parser.add_argument("--runs", type=int, help="how often each thing is measured (default: 20, virsh 10)")
+    parser.add_argument("--qemu", choices=versions, default=versions[0] if versions else None)
+    parser.add_argument(
+        "--patience", type=float, default=600.0, help="seconds a part may wait for a quiet machine"
+    )
+    parser.add_argument("--realtime", action="store_true", help="real-time priority for all that is measured")
+    parser.add_argument("--write", action="store_true", help="put the results into docs/benchmarks.md")
+    given = parser.parse_args(arguments)
+    if unknown := set(given.parts) - set(PARTS):
+        parser.error(f"no such part: {', '.join(sorted(unknown))}; there are {', '.join(PARTS)}")
+    if not versions:
+        parser.error("there is no QEMU here: install the package qemu-system-x86")
+    # Both end it in an orderly way, so that everything is taken down; a shell may have had Ctrl-C ignored.
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+    signal.signal(signal.SIGTERM, lambda number, frame: signal.raise_signal(signal.SIGINT))
+    if given.realtime:
+        os.sched_setscheduler(0, os.SCHED_RR, os.sched_param(1))
+    options = Options(
+        runs=given.runs, version=given.qemu, binary=binaries()[given.qemu], realtime=given.realtime
+    )
+    order = [_key(name, version) for name in PARTS for version in versions]
+    bad = 0
+    for name in given.parts or PARTS:
+        part = PARTS[name]
+        title = f"{part.title}, QEMU {options.version}" if part.of_qemu else part.title
+        began = time.monotonic()
+        try:
+            text = asyncio.run(_run(part, options, Quiet(given.patience)))
+        except (Unavailable, Failed) as error:
+            print(f"{name}: not measured: {error}", file=sys.stderr)
+            bad = 1
+            continue
+        print(f"\n## {title}\n\n{text}\n\n({name} took {time.monotonic() - began:.0f} s)\n", flush=True)
+        if given.write:
+            document.write(_key(name, options.version), title, text, order=order)
+    return bad
+
+
+async def _run(part: Part, options: Options, quiet: Quiet) -> str:
+    return await part.run(options, quiet)
+
+
+def _key(name: str, version: str) -> str:
+    return f"{name}-{version}" if PARTS[name].of_qemu else name
+
+
+if __name__ == "__main__":
+    try:
+        sys.exit(main(sys.argv[1:]))
+    except KeyboardInterrupt:
+        sys.exit(130)

@@ -1,0 +1,139 @@
+"""The floor: a bare script that moves a guest between two QEMUs by events, with every safety rule and nothing else.
+
+It is what an unattended `migrator direct` cannot be much faster than. It checks no compatibility, keeps no record,
+decides nothing, and when something goes wrong it stops where it is. What it does keep:
+
+* a return path and pause-before-switchover, so that a destination that rejects the guest cannot cost it;
+* before the switch the destination lives, answers, and waits with an active migration;
+* the destination is sent ``cont`` only when the source can no longer run the guest by itself.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+from migrator.testing.lab import Pair
+from migrator.testing.raw_qmp import RawMonitor
+
+#: More than any link carries, as `migrator` sets it: QEMU's default would be the limit otherwise.
+UNLIMITED_BYTES_PER_SECOND = 2**40
+_PATIENCE_SECONDS = 60.0
+
+
+class Broken(RuntimeError):
+    """The migration did not go as it should; nothing was undone."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Moved:
+    """What one move took."""
+
+    #: From the first command that changes anything until the guest was seen to run at the destination.
+    duration_seconds: float
+    #: From STOP at the source to RESUME at the destination, as QEMU stamped them.
+    downtime_seconds: float
+
+
+async def move(pair: Pair, *, max_downtime_seconds: float, postcopy: bool = False) -> Moved:
+    """Move the guest and quit the source.
+
+    :param max_downtime_seconds: QEMU's downtime-limit.
+    :param postcopy: switch to postcopy at once.
+    :raise Broken: when it does not come through.
+    """
+    async with RawMonitor(pair.source.qmp) as source, RawMonitor(pair.destination.qmp) as destination:
+        began = time.monotonic()
+        uri, _ = await asyncio.gather(
+            _listen(destination, postcopy=postcopy),
+            _prepare(source, max_downtime_seconds, postcopy=postcopy),
+        )
+        await source.execute("migrate", uri=uri)
+        if postcopy:
+            await source.execute("migrate-start-postcopy")
+        await _status(source, "pre-switchover")
+        await _check_before_switch(destination, lambda: pair.destination.alive)
+        await source.execute("migrate-continue", state="pre-switchover")
+        if postcopy:
+            await _status(source, "postcopy-active")
+            # No event tells when such a destination is ready.
+            await _until(lambda: _stands(destination, {"paused"}, {"postcopy-active", "completed"}))
+            await _until(
+                lambda: _stands(source, {"finish-migrate", "postmigrate"}, {"postcopy-active", "completed"})
+            )
+        else:
+            await asyncio.gather(_status(source, "completed"), _status(destination, "completed"))
+            await _until(lambda: _stands(source, {"postmigrate"}, {"completed"}))
+            await _until(lambda: _stands(destination, {"paused"}, {"completed"}))
+        await destination.execute("cont")
+        await _until(lambda: _runs(destination))
+        duration = time.monotonic() - began
+        if postcopy:
+            await asyncio.gather(_status(source, "completed"), _status(destination, "completed"))
+        await source.execute("quit")
+        downtime = _stamp(destination, "RESUME") - _stamp(source, "STOP")
+    return Moved(duration_seconds=duration, downtime_seconds=downtime)
+
+
+async def _listen(destination: RawMonitor, *, postcopy: bool) -> str:
+    await _enable(destination, postcopy=postcopy)
+    await destination.execute("migrate-incoming", uri="tcp:127.0.0.1:0")
+    address = (await destination.execute("query-migrate"))["socket-address"][0]
+    return f"tcp:{address['host']}:{address['port']}"
+
+
+async def _prepare(source: RawMonitor, max_downtime_seconds: float, *, postcopy: bool) -> None:
+    await _enable(source, postcopy=postcopy)
+    await source.execute(
+        "migrate-set-parameters",
+        max_bandwidth=UNLIMITED_BYTES_PER_SECOND,
+        downtime_limit=round(max_downtime_seconds * 1e3),
+    )
+
+
+async def _enable(monitor: RawMonitor, *, postcopy: bool) -> None:
+    names = ["events", "return-path", "pause-before-switchover", *(["postcopy-ram"] if postcopy else [])]
+    await monitor.execute(
+        "migrate-set-capabilities", capabilities=[{"capability": name, "state": True} for name in names]
+    )
+
+
+async def _status(monitor: RawMonitor, wanted: str) -> None:
+    """Wait for the event that says so."""
+    while True:
+        status = (await monitor.event("MIGRATION", within=_PATIENCE_SECONDS))["data"]["status"]
+        if status == wanted:
+            return
+        if status in ("failed", "cancelled", "postcopy-paused"):
+            raise Broken(f"waited for {wanted}, and it was {status}")
+
+
+async def _check_before_switch(destination: RawMonitor, alive: Callable[[], bool]) -> None:
+    if not (alive() and await _stands(destination, {"inmigrate"}, {"active"})):
+        raise Broken("the destination is not ready for the switch")
+
+
+async def _stands(monitor: RawMonitor, run_states: set[str], statuses: set[str]) -> bool:
+    run_state = (await monitor.execute("query-status"))["status"]
+    status = (await monitor.execute("query-migrate")).get("status")
+    if status == "failed":
+        raise Broken("it failed at the switch")
+    return run_state in run_states and status in statuses
+
+
+async def _runs(monitor: RawMonitor) -> bool:
+    return bool((await monitor.execute("query-status"))["running"])
+
+
+async def _until(probe: Callable[[], Any]) -> None:
+    async with asyncio.timeout(_PATIENCE_SECONDS):
+        while not await probe():
+            await asyncio.sleep(0.001)
+
+
+def _stamp(monitor: RawMonitor, name: str) -> float:
+    stamp = next(event["timestamp"] for event in monitor.events if event["event"] == name)
+    return float(stamp["seconds"] + stamp["microseconds"] / 1e6)

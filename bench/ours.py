@@ -1,0 +1,104 @@
+"""Runs the `migrator` command as a user would, with a state and a cache of its own."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import json
+import os
+import shutil
+import subprocess
+import sys
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+PROGRAM = Path(sys.executable).with_name("migrator")
+
+
+class Failed(RuntimeError):
+    """It did not do what it was measured for."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Outcome:
+    """One run of `migrator direct`."""
+
+    #: Of the process, the start of Python included.
+    wall_seconds: float
+    preflight_seconds: float
+    duration_seconds: float
+    downtime_seconds: float
+
+
+class Migrator:
+    """The command with private directories below ``directory``."""
+
+    def __init__(self, directory: Path) -> None:
+        self._cache = directory / "cache"
+        # As after an installation: the bytecode is kept, even where the caller's Python does not keep it.
+        self._environment = {
+            name: value for name, value in os.environ.items() if name != "PYTHONDONTWRITEBYTECODE"
+        } | {
+            "PYTHONPYCACHEPREFIX": str(directory / "bytecode"),
+            "XDG_CACHE_HOME": str(self._cache),
+            "XDG_STATE_HOME": str(directory / "state"),
+        }
+
+    def forget(self) -> None:
+        """Empty the cache."""
+        shutil.rmtree(self._cache, ignore_errors=True)
+
+    def help_cpu_seconds(self) -> float:
+        """CPU time of ``migrator --help``, user and system."""
+        process = subprocess.Popen([PROGRAM, "--help"], stdout=subprocess.DEVNULL, env=self._environment)
+        _, status, usage = os.wait4(process.pid, 0)
+        process.returncode = os.waitstatus_to_exitcode(status)
+        if process.returncode:
+            raise Failed(f"migrator --help ended with {process.returncode}")
+        return usage.ru_utime + usage.ru_stime
+
+    async def direct(self, source: Path, destination: Path, *options: str, mode: str) -> Outcome:
+        """Move a guest between two unix sockets.
+
+        :param mode: that it has to take, ``precopy`` or ``postcopy``.
+        :raise Failed: when the guest is not moved, or in another mode.
+        """
+        began = time.monotonic()
+        process = await asyncio.create_subprocess_exec(
+            *(
+                PROGRAM,
+                "direct",
+                "--json",
+                "--source",
+                f"unix:{source}",
+                "--destination",
+                f"unix:{destination}",
+            ),
+            *options,
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            env=self._environment,
+        )
+        try:
+            out, complaints = await process.communicate()
+        except asyncio.CancelledError:
+            with contextlib.suppress(ProcessLookupError):
+                process.kill()
+            await process.wait()
+            raise
+        wall = time.monotonic() - began
+        result: dict[str, Any] = json.loads(out) if out else {}
+        if process.returncode or result.get("mode") != mode:
+            raise Failed(
+                f"migrator direct ended with {process.returncode}, mode {result.get('mode')}: "
+                f"{result.get('error')} {result.get('findings')} {complaints.decode(errors='replace')}"
+            )
+        return Outcome(
+            wall_seconds=wall,
+            preflight_seconds=result["preflight_seconds"],
+            duration_seconds=result["duration_seconds"],
+            downtime_seconds=result["downtime_seconds"],
+        )

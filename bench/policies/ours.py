@@ -1,0 +1,66 @@
+"""Our controller as the harness sees it: :mod:`migrator.core.convergence`, driven as the engine drives it."""
+
+from __future__ import annotations
+
+from bench.policies.strategy import ASLEEP_RATIO, Action, Do, Setup, Strategy
+from migrator.core import convergence
+from migrator.core.convergence import Abilities, Act
+from migrator.core.forecast import Verdict
+from migrator.core.model import Sample
+from migrator.core.policy import Policy
+
+_DO = {
+    Act.LIMIT: Do.DOWNTIME_LIMIT,
+    Act.THROTTLE: Do.THROTTLE,
+    Act.START_POSTCOPY: Do.POSTCOPY,
+    Act.PAUSE: Do.PAUSE,
+    Act.GIVE_UP: Do.ABORT,
+}
+
+
+class Migrator(Strategy):
+    """Decides by forecast."""
+
+    name = "migrator"
+    interval_seconds = 0.1
+    at_rounds = True
+    probe_seconds = 1.0
+    by_timers = False
+
+    def __init__(self, policy: Policy, memory_bytes: int) -> None:
+        super().__init__(policy, memory_bytes)
+        self._state = convergence.begin(policy)
+        self._abilities = Abilities(postcopy=self.may_postcopy, throttle=policy.max_throttle_ratio > 0)
+        #: The round in which it was first said that nothing the policy allows will do.
+        self.cannot_round: int | None = None
+        #: What was done, when and why.
+        self.reasons: list[tuple[float, str, str]] = []
+
+    @property
+    def first_forecast_seconds(self) -> float | None:
+        """Total time as forecast at the end of the first round."""
+        return self._state.first_forecast_seconds
+
+    def setup(self) -> Setup:
+        throttles = self._abilities.throttle
+        return Setup(
+            downtime_limit_seconds=self._state.model.limit_seconds,
+            auto_converge=throttles,
+            # Asleep until it is told how much to take.
+            throttle_initial_ratio=ASLEEP_RATIO,
+            throttle_increment_ratio=ASLEEP_RATIO,
+            max_throttle_ratio=ASLEEP_RATIO if throttles else 0.99,
+            throttle_trigger_ratio=1.0,
+        )
+
+    def on_probe(self, elapsed: float, rate: float) -> None:
+        self._state = convergence.probed(
+            self._state, at_seconds=elapsed, period_seconds=self.probe_seconds, dirty_rate=rate
+        )
+
+    def on_sample(self, sample: Sample) -> list[Action]:
+        self._state, seen, actions = convergence.decide(self._state, sample, self.policy, self._abilities)
+        if seen.verdict is Verdict.CANNOT and self.cannot_round is None:
+            self.cannot_round = sample.round
+        self.reasons += [(sample.at_seconds, str(action.act), action.reason) for action in actions]
+        return [Action(_DO[action.act], action.value) for action in actions if action.act in _DO]

@@ -1,0 +1,303 @@
+"""A migration in this process, caught at the step a test wants: between a decision and what is done about it.
+
+::
+
+    async with driven(pair) as drive:
+        drive.source.before("switch", pair.destination.kill)
+        result = await drive.run()
+"""
+
+from __future__ import annotations
+
+import asyncio
+import inspect
+from collections import Counter
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
+from contextlib import asynccontextmanager
+from dataclasses import replace
+from enum import StrEnum
+from typing import Any
+
+from migrator.core.model import MigrationStatus, Process, Severity, View
+from migrator.core.policy import Policy, builtin
+from migrator.engine.migration import Migration
+from migrator.engine.patience import Patience
+from migrator.engine.result import Result, Status
+from migrator.errors import QemuError, TimedOut
+from migrator.qemu.address import Address
+from migrator.qemu.endpoint import Endpoint
+from migrator.qemu.monitor import Monitor
+from migrator.store.records import FileRecord, unfinished
+from migrator.testing.lab import Pair, Qemu, until
+
+MIB = 1 << 20
+#: Precopy only, and no throttling.
+PLAIN = builtin("gentle").but(max_downtime_seconds=0.3)
+#: The guest stays in precopy, until its memory of at least 16 MiB is copied or :func:`hurry` is called.
+SLOW = PLAIN.but(max_bandwidth_bytes_per_second=MIB)
+#: For what shall be given up: a test waits for it.
+SHORT = Patience(copying=0.6, at_switch=0.6, switching=0.8)
+#: What freezes for a while is not given up.
+LONG = Patience(copying=15.0, at_switch=15.0, switching=15.0)
+
+#: Seconds that an answer of a frozen QEMU is waited for; the command waits for 1 to 5.
+_ANSWER_SECONDS = 0.4
+
+Hook = Callable[[], Awaitable[object] | object]
+
+
+async def _call(hook: Hook | None) -> None:
+    if hook is not None and inspect.isawaitable(answer := hook()):
+        await answer
+
+
+class ImpatientMonitor(Monitor):
+    """A session that does not wait as long for a QEMU that is frozen, so that a test need not either."""
+
+    def __init__(self, address: Address, *, frozen: Callable[[], bool], **how: Any) -> None:
+        super().__init__(address, **how)
+        self._frozen = frozen
+
+    async def execute(
+        self,
+        command: str,
+        arguments: Mapping[str, Any] | None = None,
+        *,
+        timeout: float = 5.0,
+        oob: bool = False,
+    ) -> Any:
+        answer = asyncio.create_task(
+            super().execute(command, arguments, timeout=timeout, oob=oob), name=f"test {command}"
+        )
+        try:
+            while not answer.done():
+                await asyncio.wait({answer}, timeout=_ANSWER_SECONDS)
+                if not answer.done() and timeout < 3600 and self._frozen():  # a look waits for ever
+                    raise TimedOut(self.name, command, _ANSWER_SECONDS)
+            return answer.result()
+        finally:
+            answer.cancel()
+            await asyncio.wait({answer})
+
+
+class CaughtEnd(Endpoint):
+    """An end that lets a test do something before a command is passed on, or once it is answered.
+
+    :param address: of its monitor, where that is not the usual one.
+    """
+
+    def __init__(
+        self,
+        qemu: Qemu,
+        *,
+        role: str,
+        address: Address | None = None,
+        pid: int | None = None,
+        fence_command: str | None = None,
+    ) -> None:
+        address = address or Address(kind="unix", path=str(qemu.qmp))
+        super().__init__(address, role=role, pid=pid, fence_command=fence_command)
+        self._qemu = qemu
+        self._monitor = ImpatientMonitor(
+            address,
+            name=self.name,
+            on_event=self._on_event,
+            on_break=self._on_break,
+            frozen=lambda: qemu.frozen,
+        )
+        self._hooks: dict[str, Hook] = {}
+        self._last = View(process=Process.ALIVE)
+        #: How often each command was given.
+        self.given: Counter[str] = Counter()
+        #: How many looks there were, and how many of them were not answered.
+        self.looks = self.unanswered = 0
+
+    def before(self, command: str, hook: Hook) -> None:
+        """Call it once, when the decision has been made and recorded, and nothing of it sent."""
+        self._hooks[f"before {command}"] = hook
+
+    def after(self, command: str, hook: Hook) -> None:
+        """Call it once, when QEMU has answered."""
+        self._hooks[f"after {command}"] = hook
+
+    def when_seen(self, status: MigrationStatus, hook: Hook) -> None:
+        """Call it once, when a look would show this status for the first time, and nothing was decided on it."""
+        self._hooks[f"see {status}"] = hook
+
+    async def _pass(self, command: str, answer: Callable[[], Awaitable[Any]]) -> Any:
+        self.given[command] += 1
+        await _call(self._hooks.pop(f"before {command}", None))
+        try:
+            return await answer()
+        finally:
+            await _call(self._hooks.pop(f"after {command}", None))
+
+    async def observe(self, *, timeout: float = 1.0) -> View:
+        view = await super().observe(timeout=_ANSWER_SECONDS if self._qemu.frozen else timeout)
+        self.looks += 1
+        if not view.answers:
+            self.unanswered += 1
+        elif f"see {view.status}" in self._hooks:
+            await _call(self._hooks.pop(f"see {view.status}"))
+            if self._last.status is MigrationStatus.NONE:  # the first look since it was begun
+                return replace(view, run=self._last.run, status=MigrationStatus.ACTIVE)
+            return self._last  # as if the look had been a moment earlier
+        self._last = view
+        return view
+
+    async def listen(self, uri: str) -> str:
+        return str(await self._pass("listen", lambda: super(CaughtEnd, self).listen(uri)))
+
+    async def migrate(self, uri: str) -> None:
+        await self._pass("migrate", lambda: super(CaughtEnd, self).migrate(uri))
+
+    async def switch(self) -> None:
+        await self._pass("switch", super().switch)
+
+    async def cont(self) -> None:
+        await self._pass("cont", super().cont)
+
+    async def cancel(self) -> None:
+        await self._pass("cancel", super().cancel)
+
+    async def announce(self) -> None:
+        await self._pass("announce", super().announce)
+
+    async def quit(self, *, timeout: float = 5.0) -> bool:
+        if self._qemu.frozen:
+            timeout = 2 * _ANSWER_SECONDS
+        return bool(await self._pass("quit", lambda: super(CaughtEnd, self).quit(timeout=timeout)))
+
+    async def fence(self) -> bool:
+        return bool(await self._pass("fence", super().fence))
+
+
+class Drive:
+    """One controller with its two ends."""
+
+    def __init__(
+        self,
+        pair: Pair,
+        *,
+        policy: Policy = PLAIN,
+        patience: Patience = LONG,
+        listen: str = "tcp:127.0.0.1:0",
+    ) -> None:
+        self.pair = pair
+        self.source = CaughtEnd(pair.source, role="source")
+        self.destination = CaughtEnd(pair.destination, role="destination")
+        self._policy, self._patience, self._listen = policy, patience, listen
+        self._record: FileRecord | None = None
+        #: What a person watching would have been shown.
+        self.shown: list[Status] = []
+
+    def _migration(self, record: FileRecord, policy: Policy) -> Migration:
+        self._record = record
+        return Migration(
+            name=record.path.stem,
+            source=self.source,
+            destination=self.destination,
+            policy=policy,
+            listen=self._listen,
+            record=record,
+            patience=self._patience,
+            on_status=self.shown.append,
+        )
+
+    async def run(self) -> Result:
+        """Preflight and the whole migration."""
+        await asyncio.gather(self.source.connect(), self.destination.connect())
+        migration = self._migration(FileRecord("under-test"), self._policy)
+        findings = await migration.check()
+        assert not [finding for finding in findings if finding.severity is Severity.ERROR]
+        return await migration.run()
+
+    async def take_up(self) -> Result:
+        """What the command does with the one record that is there."""
+        (left,) = unfinished()
+        for end, side in ((self.source, "source"), (self.destination, "destination")):
+            try:
+                await end.connect(timeout=1.0)
+            except QemuError:
+                pass  # it is silent or gone; hold() and the looks find out
+            end.hold(left.facts[side]["identity"])
+        return await self._migration(left.claim(), self._policy).take_up(left.facts, left.intent)
+
+    async def close(self) -> None:
+        """Let go of the record and of both ends."""
+        if self._record is not None:
+            self._record.close()
+        await asyncio.gather(self.source.close(), self.destination.close())
+
+
+@asynccontextmanager
+async def driven(pair: Pair, **how: Any) -> AsyncIterator[Drive]:
+    """A controller of this process; see :class:`Drive` for the arguments."""
+    drive = Drive(pair, **how)
+    try:
+        yield drive
+    finally:
+        await drive.close()
+
+
+class Phase(StrEnum):
+    """Where in its migration a guest is caught."""
+
+    #: The destination listens; nothing was sent yet.
+    SETUP = "setup"
+    #: Memory is being copied.
+    ACTIVE = "active"
+    #: The guest stands still; a look has shown it, nothing was decided on it.
+    PRE_SWITCHOVER = "pre-switchover"
+    #: migrate-continue is decided and recorded, not yet sent.
+    CONTINUE = "continue"
+    #: It is sent, and the source waits in ``device`` for a destination that is frozen.
+    DEVICE = "device"
+    #: Both ends are complete and ``cont`` is decided and recorded, not yet sent.
+    LOADED = "loaded"
+    #: ``cont`` is answered.
+    HANDED_OVER = "handed-over"
+
+
+async def reaches(qemu: Qemu, status: str) -> None:
+    """Wait until its query-migrate says so."""
+
+    async def shows() -> bool:
+        return await qemu.migration_status() == status
+
+    await until(shows, what=f"{status} at {qemu!r}", within=5)
+
+
+def catch(drive: Drive, phase: Phase, hook: Hook) -> None:
+    """Call it once, when the migration is in this phase. Use a :data:`SLOW` policy to be in ``ACTIVE`` for long."""
+    source, destination = drive.pair.source, drive.pair.destination
+
+    async def when_active() -> None:
+        await reaches(source, "active")
+        await _call(hook)
+
+    async def when_in_device() -> None:
+        await reaches(source, "device")
+        await _call(hook)
+
+    match phase:
+        case Phase.SETUP:
+            drive.source.before("migrate", hook)
+        case Phase.ACTIVE:
+            drive.source.after("migrate", when_active)
+        case Phase.PRE_SWITCHOVER:
+            drive.source.when_seen(MigrationStatus.PRE_SWITCHOVER, hook)
+        case Phase.CONTINUE:
+            drive.source.before("switch", hook)
+        case Phase.DEVICE:
+            drive.source.before("switch", destination.sigstop)
+            drive.source.after("switch", when_in_device)
+        case Phase.LOADED:
+            drive.destination.before("cont", hook)
+        case Phase.HANDED_OVER:
+            drive.destination.after("cont", hook)
+
+
+async def hurry(pair: Pair) -> None:
+    """Lift the limit of a :data:`SLOW` migration."""
+    await pair.source.query("migrate-set-parameters", max_bandwidth=1 << 40)

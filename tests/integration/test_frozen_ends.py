@@ -1,0 +1,132 @@
+"""QEMU is frozen (SIGSTOP) at either end in every phase, for good or for a while.
+
+What a frozen QEMU was told it may do when it wakes, so each test wakes it in the end and looks again.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from pathlib import Path
+
+import pytest
+
+from migrator.core.model import State
+from migrator.testing.lab import Habit, Lab, Machine, Pair, until
+from tests.driven import LONG, MIB, PLAIN, SHORT, SLOW, Drive, Phase, catch, driven, hurry
+from tests.invariants import witness
+
+BUSY = Machine(habit=Habit(region_bytes=16 * MIB, bytes_per_second=4 * MIB), image_locking="off")
+SOURCE, DESTINATION = "source", "destination"
+COMPLETED, FAILED, HELD = State.COMPLETED, State.FAILED, State.HELD
+
+
+def freeze(drive: Drive, side: str, phase: Phase) -> None:
+    """Freeze one end in this phase, and it alone."""
+    pair, frozen = drive.pair, getattr(drive.pair, side)
+
+    async def hook() -> None:
+        if phase is Phase.ACTIVE:
+            await hurry(pair)  # else it takes seconds until what lies between the ends is full
+        frozen.sigstop()
+        if side == SOURCE:
+            pair.destination.sigcont()
+
+    catch(drive, phase, hook)
+
+
+#: How a migration ends whose source or destination is frozen for good in a phase; and, if it is held then, how a
+#: second controller ends it once that end has woken.
+FOR_GOOD = [
+    # Broken off, so that the source cannot reach the switch by itself when it wakes.
+    (SOURCE, Phase.SETUP, HELD, FAILED),
+    (SOURCE, Phase.ACTIVE, HELD, FAILED),
+    (SOURCE, Phase.PRE_SWITCHOVER, HELD, FAILED),
+    # It may yet carry out migrate-continue, but nobody takes it in.
+    (SOURCE, Phase.CONTINUE, HELD, FAILED),
+    # It has sent everything: it is seen dead, and the destination goes on.
+    (SOURCE, Phase.DEVICE, COMPLETED, None),
+    (SOURCE, Phase.LOADED, COMPLETED, None),
+    (SOURCE, Phase.HANDED_OVER, COMPLETED, None),
+    (DESTINATION, Phase.SETUP, FAILED, None),
+    (DESTINATION, Phase.ACTIVE, FAILED, None),
+    (DESTINATION, Phase.PRE_SWITCHOVER, FAILED, None),
+    # No cancel before the destination was seen dead.
+    (DESTINATION, Phase.CONTINUE, FAILED, None),
+    (DESTINATION, Phase.DEVICE, FAILED, None),
+    # The point of no return: it may run when it wakes, and does.
+    (DESTINATION, Phase.LOADED, HELD, COMPLETED),
+    (DESTINATION, Phase.HANDED_OVER, HELD, COMPLETED),
+]
+
+
+@pytest.mark.parametrize(
+    ("side", "phase", "first", "second"), FOR_GOOD, ids=[f"{side}-{phase}" for side, phase, *_ in FOR_GOOD]
+)
+async def test_for_good(
+    lab: Lab, one_version: Path, side: str, phase: Phase, first: State, second: State | None
+) -> None:
+    pair = await lab.pair(BUSY, source=one_version, destination=one_version)
+    async with witness(lab, pair) as seen:
+        async with driven(pair, policy=SLOW if phase is Phase.ACTIVE else PLAIN, patience=SHORT) as drive:
+            freeze(drive, side, phase)
+            result = await drive.run()
+        assert result.state is first
+        if phase in (Phase.CONTINUE, Phase.DEVICE) and first is FAILED:
+            assert not drive.source.given["cancel"] or drive.destination.given["fence"]
+        await seen.verify(first)
+        if second is not None:
+            async with driven(pair) as drive:
+                assert (await drive.take_up()).state is second
+            await seen.verify(second)
+
+
+@pytest.mark.parametrize("phase", [phase for phase in Phase if phase is not Phase.SETUP])
+@pytest.mark.parametrize("side", [SOURCE, DESTINATION])
+async def test_for_a_while(lab: Lab, one_version: Path, side: str, phase: Phase) -> None:
+    pair = await lab.pair(BUSY, source=one_version, destination=one_version)
+    async with witness(lab, pair) as seen:
+        async with driven(pair, policy=SLOW if phase is Phase.ACTIVE else PLAIN) as drive:
+            freeze(drive, side, phase)
+            waking = asyncio.create_task(wake(drive, side), name="wake")
+            result = await drive.run()
+            await waking
+        assert result.state is COMPLETED
+        await seen.verify(COMPLETED)
+
+
+@pytest.mark.parametrize("side", [SOURCE, DESTINATION])
+async def test_for_a_while_before_anything_was_sent(lab: Lab, one_version: Path, side: str) -> None:
+    # A `migrate` that was not answered in time may be undone or gone on with.
+    pair = await lab.pair(BUSY, source=one_version, destination=one_version)
+    async with witness(lab, pair) as seen:
+        async with driven(pair) as drive:
+            freeze(drive, side, Phase.SETUP)
+            waking = asyncio.create_task(wake(drive, side), name="wake")
+            result = await drive.run()
+            await waking
+        assert result.state in (COMPLETED, FAILED)
+        await seen.verify(result.state)
+
+
+async def wake(drive: Drive, side: str) -> None:
+    """Once the controller has looked in vain and more than once."""
+    end, qemu = getattr(drive, side), getattr(drive.pair, side)
+    await until(lambda: end.unanswered >= 2, what="a look that is not answered")
+    qemu.sigcont()
+
+
+async def test_paused_guest_whose_destination_freezes_at_the_switch_stays_paused_and_can_migrate(
+    lab: Lab, each_qemu: Path
+) -> None:
+    # The way back through fence and cancel is where 7.2 leaves a paused guest in postmigrate.
+    pair = await lab.pair(BUSY, source=each_qemu, destination=each_qemu)
+    await pair.source.query("stop")
+    async with witness(lab, pair) as seen:
+        async with driven(pair, patience=SHORT) as drive:
+            freeze(drive, DESTINATION, Phase.CONTINUE)
+            assert (await drive.run()).state is FAILED
+        await seen.verify(FAILED, run_state="paused")
+    again = Pair(pair.source, await lab.start(BUSY, binary=each_qemu, incoming=True))
+    async with witness(lab, again) as seen, driven(again, patience=LONG) as drive:
+        assert (await drive.run()).state is COMPLETED
+        await seen.verify(COMPLETED, run_state="paused")

@@ -1,0 +1,150 @@
+"""QEMU is killed (kill -9) at either end in every phase: a guest is lost only with the process that held its memory."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from migrator.core.model import State
+from migrator.testing.lab import Habit, Lab, Machine, Pair, Qemu
+from tests.driven import MIB, PLAIN, SHORT, SLOW, Phase, catch, driven
+from tests.invariants import witness
+
+#: Enough to check, and to be in precopy for a while. No lock of the image hides that it would run twice.
+BUSY = Machine(habit=Habit(region_bytes=16 * MIB, bytes_per_second=4 * MIB), image_locking="off")
+
+
+def kill(qemu: Qemu, *, wake: Qemu | None = None):
+    async def hook() -> None:
+        qemu.kill()
+        await qemu.wait_dead()
+        if wake is not None:
+            wake.sigcont()
+
+    return hook
+
+
+async def busy_pair(lab: Lab, binary: Path) -> Pair:
+    return await lab.pair(BUSY, source=binary, destination=binary)
+
+
+def policy(phase: Phase):
+    return SLOW if phase is Phase.ACTIVE else PLAIN
+
+
+class TestDestination:
+    @pytest.mark.parametrize(
+        "phase", [Phase.SETUP, Phase.ACTIVE, Phase.PRE_SWITCHOVER, Phase.CONTINUE, Phase.DEVICE]
+    )
+    async def test_killed_before_it_was_handed_the_guest_leaves_the_source_as_it_was(
+        self, lab: Lab, each_qemu: Path, phase: Phase
+    ) -> None:
+        pair = await busy_pair(lab, each_qemu)
+        async with witness(lab, pair) as seen:
+            async with driven(pair, policy=policy(phase)) as drive:
+                catch(drive, phase, kill(pair.destination))
+                result = await drive.run()
+            assert result.state is State.FAILED
+            assert result.error
+            await seen.verify(result.state)
+
+    @pytest.mark.parametrize("phase", [Phase.CONTINUE, Phase.DEVICE])
+    async def test_killed_at_the_switch_leaves_a_paused_guest_paused_and_able_to_migrate(
+        self, lab: Lab, each_qemu: Path, phase: Phase
+    ) -> None:
+        # 7.2 leaves a paused guest in postmigrate, from where it cannot migrate again.
+        pair = await busy_pair(lab, each_qemu)
+        await pair.source.query("stop")
+        async with witness(lab, pair) as seen:
+            async with driven(pair) as drive:
+                catch(drive, phase, kill(pair.destination))
+                assert (await drive.run()).state is State.FAILED
+            await seen.verify(State.FAILED, run_state="paused")
+        again = Pair(pair.source, await lab.start(pair.source.machine, binary=each_qemu, incoming=True))
+        async with witness(lab, again) as seen:
+            async with driven(again) as drive:
+                assert (await drive.run()).state is State.COMPLETED
+            await seen.verify(State.COMPLETED, run_state="paused")
+
+    @pytest.mark.parametrize("phase", [Phase.LOADED, Phase.HANDED_OVER])
+    async def test_killed_after_the_point_of_no_return_is_held_and_the_source_never_runs_again(
+        self, lab: Lab, each_qemu: Path, phase: Phase
+    ) -> None:
+        # It may have written to the disks; only a person can know that it did not.
+        pair = await busy_pair(lab, each_qemu)
+        async with witness(lab, pair) as seen:
+            async with driven(pair) as drive:
+                catch(drive, phase, kill(pair.destination))
+                result = await drive.run()
+            assert result.state is State.HELD
+            assert result.held_code == "destination-died-after-hand-over"
+            assert await pair.source.run_state() == "postmigrate"
+            await seen.verify(State.HELD)
+            assert await lab.counting(within=0.1) == []
+
+    async def test_killed_when_only_the_source_was_left_to_quit_is_held(self, lab: Lab) -> None:
+        pair = await lab.pair(BUSY)
+        async with witness(lab, pair) as seen:
+            async with driven(pair) as drive:
+                drive.source.before("quit", kill(pair.destination))
+                assert (await drive.run()).state is State.HELD
+            await seen.verify(State.HELD, lost=True)
+
+
+class TestSource:
+    @pytest.mark.parametrize("phase", [Phase.SETUP, Phase.ACTIVE, Phase.PRE_SWITCHOVER, Phase.CONTINUE])
+    async def test_killed_before_the_switch_takes_the_guest_with_it(
+        self, lab: Lab, one_version: Path, phase: Phase
+    ) -> None:
+        pair = await busy_pair(lab, one_version)
+        async with witness(lab, pair) as seen:
+            async with driven(pair, policy=policy(phase)) as drive:
+                catch(drive, phase, kill(pair.source))
+                result = await drive.run()
+            assert result.state is State.HELD
+            assert result.held_code == "source-died"
+            await pair.destination.wait_dead()
+            await seen.verify(State.HELD, lost=True)
+
+    async def test_killed_in_device_with_everything_sent_leaves_the_guest_to_a_destination_that_was_frozen(
+        self, lab: Lab, each_qemu: Path
+    ) -> None:
+        # What it has received decides, so it is waited for.
+        pair = await busy_pair(lab, each_qemu)
+        async with witness(lab, pair) as seen:
+            async with driven(pair) as drive:
+                catch(drive, Phase.DEVICE, kill(pair.source, wake=pair.destination))
+                assert (await drive.run()).state is State.COMPLETED
+            await seen.verify(State.COMPLETED)
+
+    async def test_killed_in_device_and_a_destination_that_stays_frozen_is_held_until_a_person_decides(
+        self, lab: Lab
+    ) -> None:
+        pair = await lab.pair(BUSY)
+        async with witness(lab, pair) as seen:
+            async with driven(pair, patience=SHORT) as drive:
+                catch(drive, Phase.DEVICE, kill(pair.source))
+                result = await drive.run()
+            assert result.held_code == "source-gone-destination-silent"
+            await seen.verify(State.HELD)
+            # Nobody watched the source then: it may have run on after a switch that failed, so a person decides.
+            async with driven(pair) as second:
+                assert (await second.take_up()).held_code == "source-gone-unwatched"
+            assert await pair.destination.run_state() == "paused"
+            await pair.destination.query("cont")
+            async with driven(pair) as third:
+                assert (await third.take_up()).state is State.COMPLETED
+            await seen.verify(State.COMPLETED)
+
+    @pytest.mark.parametrize("phase", [Phase.LOADED, Phase.HANDED_OVER])
+    async def test_killed_once_the_destination_has_everything_harms_nobody(
+        self, lab: Lab, one_version: Path, phase: Phase
+    ) -> None:
+        pair = await busy_pair(lab, one_version)
+        async with witness(lab, pair) as seen:
+            async with driven(pair) as drive:
+                catch(drive, phase, kill(pair.source))
+                result = await drive.run()
+            assert result.state is State.COMPLETED
+            await seen.verify(State.COMPLETED)

@@ -1,0 +1,410 @@
+"""The decision table over the whole product of what can be meant and seen: always an answer, and never a deadly one."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, replace
+from functools import cache
+from itertools import product
+
+import pytest
+
+from migrator.core import lifecycle
+from migrator.core.lifecycle import ROWS, Next, Row, Step, can_cancel, decide, state_of
+from migrator.core.model import MigrationStatus, Process, RunState, State, View
+from migrator.core.situation import (
+    DestinationIs,
+    Intent,
+    Milestone,
+    SourceIs,
+    classify,
+    destination_is,
+    source_is,
+)
+
+S, D = SourceIs, DestinationIs
+R, M = RunState, MigrationStatus
+GONE_S, GONE_D = {S.DEAD, S.ENDED}, {D.DEAD, D.ENDED}
+#: Whatever the record says: a source that shows this has not been switched.
+OWNS = {S.RUNS, S.RESTS, S.COPIES, S.AT_SWITCH}
+
+
+def every_view() -> Iterator[View]:
+    """Everything that an end can show, possible or not."""
+    for process, answers, ended in product(Process, (False, True), (False, True)):
+        for run, status in product(R, M) if answers else [(R.OTHER, M.NONE)]:
+            yield View(process=process, answers=answers, run=run, status=status, ended=ended)
+
+
+def shown(run: RunState, status: MigrationStatus) -> View:
+    return View(process=Process.ALIVE, answers=True, run=run, status=status)
+
+
+DEAD = View(process=Process.DEAD)
+ENDED = View(process=Process.DEAD, ended=True)
+SILENT = View(process=Process.ALIVE)
+UNKNOWN = View(process=Process.UNKNOWN)
+#: One view of each class, and those at which a rule looks closer.
+SOURCES = [
+    *(DEAD, ENDED, SILENT, UNKNOWN, shown(R.RUNNING, M.FAILED), shown(R.PAUSED, M.NONE)),
+    *(shown(R.PRELAUNCH, M.COMPLETED), shown(R.RUNNING, M.ACTIVE), shown(R.FINISH_MIGRATE, M.PRE_SWITCHOVER)),
+    *(shown(R.FINISH_MIGRATE, M.DEVICE), shown(R.FINISH_MIGRATE, M.POSTCOPY_ACTIVE)),
+    *(shown(R.FINISH_MIGRATE, M.POSTCOPY_PAUSED), shown(R.POSTMIGRATE, M.COMPLETED)),
+    *(shown(R.FINISH_MIGRATE, M.CANCELLING), shown(R.POSTMIGRATE, M.CANCELLED)),
+]
+DESTINATIONS = [
+    *(
+        DEAD,
+        ENDED,
+        SILENT,
+        shown(R.INMIGRATE, M.SETUP),
+        shown(R.INMIGRATE, M.ACTIVE),
+        shown(R.INMIGRATE, M.FAILED),
+    ),
+    *(shown(R.PAUSED, M.COMPLETED), shown(R.SHUTDOWN, M.COMPLETED), shown(R.PAUSED, M.POSTCOPY_ACTIVE)),
+    *(
+        shown(R.RUNNING, M.COMPLETED),
+        shown(R.RUNNING, M.POSTCOPY_ACTIVE),
+        shown(R.RUNNING, M.POSTCOPY_PAUSED),
+    ),
+    shown(R.PAUSED, M.NONE),
+]
+#: Which end can be fenced: either, so that none is taken for the other.
+FENCES = [(True, False), (False, True)]
+
+
+def every_intent() -> Iterator[Intent]:
+    flags = (False, True)
+    for milestone, undo in product(Milestone, (None, State.CANCELLED, State.FAILED)):
+        for postcopy, live, dismissed, restored, fence_failed in product(flags, repeat=5):
+            for guest_runs, stopped_by_us in [(False, False), (True, False), (True, True)]:
+                yield Intent(
+                    milestone=milestone,
+                    postcopy=postcopy,
+                    guest_runs=guest_runs,
+                    stopped_by_us=stopped_by_us,
+                    undo=undo,
+                    live=live,
+                    dismissed=dismissed,
+                    restored=restored,
+                    fence_failed=fence_failed,
+                )
+
+
+INTENTS = list(every_intent())
+
+
+@dataclass(frozen=True, slots=True)
+class Situation:
+    """What is meant and what is seen, with the table's own words for it."""
+
+    intent: Intent
+    source: View
+    destination: View
+    overdue: bool
+    here: SourceIs
+    there: DestinationIs
+
+    @property
+    def handed(self) -> bool:
+        return self.intent.milestone >= Milestone.HANDED_OVER
+
+    @property
+    def switched(self) -> bool:
+        return self.intent.milestone >= Milestone.SWITCHING
+
+    @property
+    def retiring(self) -> bool:
+        return self.intent.milestone is Milestone.RETIRING
+
+    @property
+    def whole(self) -> bool:
+        return self.there in (D.RUNS, D.LOADED)
+
+
+def every_situation(source: View, fitting: Callable[[tuple[Row, ...]], None]) -> Iterator[Situation]:
+    """The product of everything, for one view of the source.
+
+    :param fitting: is told which rows can answer: leaving the others out is no other answer, but five times as quick.
+    """
+    for destination, (fence_source, fence) in product(DESTINATIONS, FENCES):
+        mine, other = replace(source, can_fence=fence_source), replace(destination, can_fence=fence)
+        for intent in INTENTS:
+            here, there = classify(intent, mine, other)
+            fitting(_fitting(here, there))
+            for overdue in (False, True):
+                yield Situation(intent, mine, other, overdue, here, there)
+
+
+@cache
+def _fitting(here: SourceIs, there: DestinationIs) -> tuple[Row, ...]:
+    return tuple(row for row in ROWS if here in row.source and there in row.destination)
+
+
+@pytest.fixture
+def fitting(monkeypatch: pytest.MonkeyPatch) -> Callable[[tuple[Row, ...]], None]:
+    """Has :func:`decide` look at these rows only."""
+
+    def only(rows: tuple[Row, ...]) -> None:
+        lifecycle.ROWS = rows
+
+    monkeypatch.setattr(lifecycle, "ROWS", ROWS)
+    return only
+
+
+def sentence(view: View) -> str:
+    """A view as a test's name has it."""
+    if not view.answers:
+        return (
+            "ended"
+            if view.ended
+            else {Process.DEAD: "dead", Process.ALIVE: "silent"}.get(view.process, "unknown")
+        )
+    return f"{view.run}-{view.status}"
+
+
+class TestClassification:
+    def test_has_a_word_for_everything_that_can_be_seen(self) -> None:
+        assert {source_is(view) for view in every_view()} == set(S)
+        assert {destination_is(view) for view in every_view()} == set(D)
+
+    def test_of_the_representatives_covers_every_class(self) -> None:
+        assert {source_is(view) for view in SOURCES} == set(S)
+        assert {destination_is(view) for view in DESTINATIONS} == set(D)
+
+    def test_takes_only_a_proof_for_death(self) -> None:
+        for view in every_view():
+            assert (source_is(view) in GONE_S) == (view.process is Process.DEAD)
+            assert (destination_is(view) in GONE_D) == (view.process is Process.DEAD)
+
+    def test_never_takes_a_running_guest_for_one_that_stands_still(self) -> None:
+        for view in every_view():
+            if view.answers and view.process is not Process.DEAD and view.run is R.RUNNING:
+                assert source_is(view) not in {S.RESTS, S.AT_SWITCH, S.SERVES, S.DONE, S.LEFT_STOPPED} or (
+                    view.status is M.PRE_SWITCHOVER
+                )
+                assert destination_is(view) not in {D.LOADS, D.LOADED, D.READY}
+
+    def test_of_a_source_that_can_no_longer_run_takes_both_its_words(self) -> None:
+        for view in every_view():
+            if source_is(view) is S.DONE:
+                assert (view.run, view.status) == (R.POSTMIGRATE, M.COMPLETED)
+            if source_is(view) is S.SERVES:
+                assert view.run in (R.FINISH_MIGRATE, R.POSTMIGRATE)
+                assert view.status in (M.POSTCOPY_ACTIVE, M.POSTCOPY_DEVICE)
+
+    def test_of_a_complete_destination_takes_both_its_words(self) -> None:
+        for view in every_view():
+            if destination_is(view) in (D.LOADED, D.RUNS):
+                assert view.status is M.COMPLETED
+                assert view.run is not R.INMIGRATE
+
+    def test_of_an_unknown_status_is_that_something_goes_on(self) -> None:
+        assert source_is(shown(R.RUNNING, M("in-a-later-qemu"))) is S.SWITCHING
+        assert destination_is(shown(R.INMIGRATE, M("in-a-later-qemu"))) is D.LOADS
+        assert destination_is(shown(R.PAUSED, M("in-a-later-qemu"))) is D.LOADS
+
+    def test_of_a_guest_that_once_migrated_in_is_not_that_it_left(self) -> None:
+        assert source_is(shown(R.RUNNING, M.COMPLETED)) is S.RUNS
+        assert source_is(shown(R.PAUSED, M.COMPLETED)) is S.RESTS
+
+
+@pytest.mark.parametrize("source", SOURCES, ids=sentence)
+def test_no_answer_breaks_an_invariant(source: View, fitting: Callable[[tuple[Row, ...]], None]) -> None:
+    wrong: dict[tuple[str, str], str] = {}
+    for now in every_situation(source, fitting):
+        answer = decide(now.intent, now.source, now.destination, overdue=now.overdue)
+        for fault in faults(answer, now):
+            wrong.setdefault((answer.row, fault), f"{answer.row}: {fault}, in {now}")
+    assert not wrong, "\n".join(wrong.values())
+
+
+def faults(answer: Next, now: Situation) -> Iterator[str]:
+    """What is wrong with an answer."""
+    if answer.step is Step.END:
+        assert answer.state is not None
+        rules = ENDS.get(answer.state, ())
+    else:
+        assert answer.state is None
+        rules = STEPS[answer.step]
+    for fault, holds in rules:
+        if not holds(now):
+            yield fault
+
+
+Rules = list[tuple[str, Callable[[Situation], bool]]]
+
+STEPS: dict[Step, Rules] = {
+    Step.WAIT: [("waits for ever", lambda now: not now.overdue)],
+    Step.SWITCH: [
+        ("no switch is due", lambda now: now.here is S.AT_SWITCH),
+        (
+            "the destination is not ready",
+            lambda now: now.there is D.LOADS and now.destination.status in (M.ACTIVE, M.OTHER),
+        ),
+        ("it shall be undone", lambda now: not now.intent.undo or now.switched or not now.intent.live),
+    ],
+    Step.HAND_OVER: [
+        ("the destination is not stopped and loaded", lambda now: now.there in (D.LOADED, D.READY)),
+        ("the source may run by itself", lambda now: now.here in {*GONE_S, S.DONE, S.SERVES}),
+        (
+            "the guest's memory is not all there and nobody serves it",
+            lambda now: now.there is D.LOADED or now.here in (S.SERVES, S.DONE),
+        ),
+        ("the guest shall stand still", lambda now: now.intent.guest_runs),
+        (
+            "the source may have run on before it went",
+            lambda now: now.here not in GONE_S or now.handed or (now.intent.live and not now.intent.undo),
+        ),
+    ],
+    Step.RETIRE: [
+        ("the destination has not all of the guest", lambda now: now.whole or now.there is D.ENDED),
+        (
+            "the guest's end at the destination is none of its own",
+            lambda now: now.there is not D.ENDED or now.handed,
+        ),
+        (
+            "the guest shall run first",
+            lambda now: now.there is not D.LOADED or not now.intent.guest_runs or now.retiring,
+        ),
+        (
+            "the source may run the guest",
+            lambda now: (
+                now.here not in OWNS
+                or (now.here is S.RESTS and now.handed and now.intent.postcopy and now.intent.stopped_by_us)
+            ),
+        ),
+        ("it does not answer and may run the guest", lambda now: now.here is not S.SILENT or now.handed),
+        ("it is gone", lambda now: now.here not in GONE_S),
+    ],
+    Step.FENCE_SOURCE: [
+        ("the destination has not all of the guest", lambda now: now.there is D.LOADED),
+        ("it answers", lambda now: now.here is S.SILENT and now.overdue),
+        ("it may own the guest", lambda now: now.switched and not now.intent.undo),
+        ("it may have run on unwatched", lambda now: now.intent.live or now.handed),
+        ("it cannot be fenced", lambda now: now.source.can_fence and not now.intent.fence_failed),
+    ],
+    Step.CANCEL: [
+        ("there is nothing to cancel", lambda now: now.here in (S.COPIES, S.AT_SWITCH, S.SWITCHING)),
+        (
+            "the switch may have been sent, and the destination is not dead",
+            lambda now: (
+                now.here is S.COPIES
+                or now.there in GONE_D
+                or (now.here is S.AT_SWITCH and now.intent.live and not now.switched)
+            ),
+        ),
+        ("the destination has run the guest", lambda now: now.there not in (D.RUNS, D.FETCHES, D.BROKEN)),
+        (
+            "a postcopy switch has no way back",
+            lambda now: now.here is not S.SWITCHING or not now.intent.postcopy,
+        ),
+    ],
+    Step.FENCE_DESTINATION: [
+        ("it is gone", lambda now: now.there not in GONE_D),
+        ("it runs the guest", lambda now: now.there not in (D.RUNS, D.FETCHES, D.BROKEN, D.STRANGE)),
+        ("it may run the guest", lambda now: not now.handed or now.here in (S.COPIES, S.AT_SWITCH)),
+        ("the source cannot go on", lambda now: now.here not in {S.SERVES, S.BROKEN, *GONE_S}),
+        (
+            "it may hold the only copy",
+            lambda now: now.here is not S.SILENT or not now.switched or now.source.process is Process.ALIVE,
+        ),
+        (
+            "a postcopy switch has no way back",
+            lambda now: (
+                not (now.intent.postcopy and now.switched)
+                or now.here in (S.COPIES, S.AT_SWITCH, S.LEFT_STOPPED)
+            ),
+        ),
+        ("it cannot be fenced", lambda now: now.destination.can_fence and not now.intent.fence_failed),
+    ],
+    Step.REVIVE: [
+        ("the destination is not proven dead", lambda now: now.there in GONE_D),
+        ("the destination may have run the guest", lambda now: not now.handed),
+        (
+            "a postcopy switch has no way back",
+            # Unless QEMU itself says that it failed and that it may run again.
+            lambda now: now.here is S.LEFT_STOPPED or not now.intent.postcopy,
+        ),
+        ("it is not left stopped", lambda now: now.here in (S.DONE, S.LEFT_STOPPED)),
+    ],
+    Step.RESTORE: [
+        ("the source is not settled", lambda now: now.here in (S.RUNS, S.RESTS)),
+        (
+            "the source would run past the point of no return",
+            lambda now: not (now.handed and now.here is S.RESTS and now.intent.stopped_by_us),
+        ),
+    ],
+    Step.DISMISS: [
+        ("it is gone", lambda now: now.there not in GONE_D),
+        ("it runs the guest", lambda now: now.there not in (D.RUNS, D.FETCHES, D.BROKEN, D.STRANGE)),
+        ("it may run the guest", lambda now: not now.handed),
+        ("the source is not settled", lambda now: now.here in {S.RUNS, S.RESTS, *GONE_S}),
+        (
+            "it holds all that is left of the guest",
+            lambda now: now.here not in GONE_S or now.there is not D.LOADED,
+        ),
+        (
+            "it may hold all that is left of the guest",
+            lambda now: now.here not in GONE_S or not now.switched or (now.there in (D.LOADS, D.FAILED)),
+        ),
+    ],
+}
+SETTLED: Rules = [
+    ("it runs again by itself after it ran elsewhere", lambda now: not (now.handed and now.intent.live)),
+    ("the guest is not at the source", lambda now: now.here in (S.RUNS, S.RESTS)),
+    ("the source is not as it was", lambda now: now.intent.restored),
+    ("the destination is left", lambda now: now.there in GONE_D or (now.intent.dismissed and not now.handed)),
+]
+ENDS: dict[State, Rules] = {
+    State.COMPLETED: [
+        ("the guest is not there", lambda now: now.whole),
+        (
+            "the guest does not run",
+            lambda now: now.there is D.RUNS or not now.intent.guest_runs or now.retiring,
+        ),
+        ("the source is left", lambda now: now.here in GONE_S),
+    ],
+    State.FAILED: SETTLED,
+    State.CANCELLED: [*SETTLED, ("nobody asked for it", lambda now: now.intent.undo is State.CANCELLED)],
+    State.GUEST_ENDED: [
+        ("it has not ended", lambda now: now.here is S.ENDED or (now.there is D.ENDED and now.handed)),
+        (
+            "the destination is left",
+            lambda now: now.there in GONE_D or (now.intent.dismissed and not now.handed),
+        ),
+    ],
+}
+
+
+def test_every_row_is_the_answer_to_something(fitting: Callable[[tuple[Row, ...]], None]) -> None:
+    names = [row.name for row in ROWS]
+    assert len(set(names)) == len(names), "the code of a held migration names one row"
+    missing = set(names)
+    seen = product((INTENTS[::11], INTENTS), SOURCES, DESTINATIONS, FENCES)
+    for intents, source, destination, (fence_source, fence) in seen:
+        mine, other = replace(source, can_fence=fence_source), replace(destination, can_fence=fence)
+        for intent, overdue in product(intents, (False, True)):
+            rows = _fitting(*classify(intent, mine, other))
+            if missing.isdisjoint(row.name for row in rows):
+                break
+            fitting(rows)
+            missing.discard(decide(intent, mine, other, overdue=overdue).row)
+    assert missing == set()
+
+
+def test_state_has_a_word_for_everything_that_goes_on() -> None:
+    for intent, source, destination in product(INTENTS[::7], SOURCES, DESTINATIONS):
+        assert not state_of(intent, source, destination).final
+
+
+class TestCancelling:
+    def test_is_safe_only_before_the_switch_may_have_been_sent(self) -> None:
+        for intent, source in product(INTENTS, SOURCES):
+            if can_cancel(intent, source) and source_is(source) is not S.COPIES:
+                assert intent.live
+                assert intent.milestone < Milestone.SWITCHING
+                assert source_is(source) in {S.RUNS, S.RESTS, S.AT_SWITCH, S.SILENT}
+
+    def test_is_always_safe_while_memory_is_copied(self) -> None:
+        assert all(can_cancel(intent, shown(R.RUNNING, M.ACTIVE)) for intent in INTENTS)
