@@ -6,7 +6,7 @@ BIN := .build/venv/bin
 WORKERS ?= auto
 PYTEST := $(BIN)/python -m pytest -n $(WORKERS) --dist worksteal
 
-.PHONY: help setup demo test test-all lint docs bench soak lock clean
+.PHONY: help setup demo test test-all lint docs bench bench-policies soak lock clean
 
 help:
 	@echo 'make demo      guests move between two hosts made on this machine, before your eyes   [DEMO_ARGS=]'
@@ -16,6 +16,7 @@ help:
 	@echo 'make lint      ruff, mypy, import-linter'
 	@echo 'make docs      the documents that are generated from the code'
 	@echo 'make bench     the measurements in docs/benchmarks.md   [BENCH_ARGS=]'
+	@echo 'make bench-policies   the controller beside what others do, in simulation   [BENCH_ARGS=]'
 	@echo 'make soak      the tests that run for long   [PYTEST_ARGS=]'
 	@echo 'make lock      requirements*.lock anew after a change in pyproject.toml   [LOCK_ARGS=--upgrade]'
 	@echo 'make clean     removes .build and caches'
@@ -49,6 +50,10 @@ docs:
 bench:
 	@scripts/setup bench
 	$(BIN)/python -m bench $(BENCH_ARGS)
+
+bench-policies:
+	@scripts/setup bench
+	$(BIN)/python -m bench.policies $(BENCH_ARGS)
 
 soak:
 	@scripts/setup test
