@@ -1,20 +1,21 @@
 """``FATE='KILL before destination.cont' python tests/doomed.py direct …``: the command, sent a signal at one step.
 
 The step is a call of an end (``source.switch``, ``destination.listen``…) or of the record (``record.begin``,
-``record.note``, ``record.end``); a note may be named by what it says first (``record.note:switching``,
-``record.note:failed``). ``before``: nothing of it was done; ``after``: all of it was, and nobody heard of it.
+``record._append``, ``record.note``, ``record.end``), the first one; a note may be named by what it says
+(``record.note:switching``, ``record.note:failed``). ``before``: nothing of it was done; ``after``: all of it was, and
+nobody heard of it.
 """
 
 from __future__ import annotations
 
+import inspect
 import os
 import signal
-from collections.abc import Callable, Coroutine
+from collections.abc import Callable
 from functools import wraps
 from typing import Any
 
 from migrator.cli import main
-from migrator.core.situation import Intent
 from migrator.qemu.endpoint import Endpoint
 from migrator.store.records import FileRecord
 
@@ -33,7 +34,7 @@ def meet(moment: str) -> None:
 
 def doom(owner: type, name: str, due: Callable[..., bool]) -> None:
     """Have `owner`'s method `name` meet its fate, where `due` says so of its arguments."""
-    plain: Callable[..., Coroutine[Any, Any, Any]] = getattr(owner, name)
+    plain = getattr(owner, name)
 
     @wraps(plain)
     async def fateful(*arguments: Any, **named: Any) -> Any:
@@ -44,30 +45,26 @@ def doom(owner: type, name: str, due: Callable[..., bool]) -> None:
         meet("after")
         return answer
 
-    setattr(owner, name, fateful)
+    @wraps(plain)
+    def fateful_at_once(*arguments: Any, **named: Any) -> Any:
+        if not due(*arguments):
+            return plain(*arguments, **named)
+        meet("before")
+        answer = plain(*arguments, **named)
+        meet("after")
+        return answer
 
-
-def doom_notes() -> None:
-    """As :func:`doom`, for the one step that does not wait."""
-    plain = FileRecord.note
-
-    def note(self: FileRecord, intent: Intent) -> None:
-        due = not NOTE or NOTE in (intent.milestone.name.lower(), intent.undo)
-        if due:
-            meet("before")
-        plain(self, intent)
-        if due:
-            meet("after")
-
-    FileRecord.note = note  # type: ignore[method-assign]
+    setattr(owner, name, fateful if inspect.iscoroutinefunction(plain) else fateful_at_once)
 
 
 end, _, method = STEP.partition(".")
 if STEP == "record.note":
-    doom_notes()
+    doom(
+        FileRecord, method, lambda _, intent: not NOTE or NOTE in (intent.milestone.name.lower(), intent.undo)
+    )
 elif end == "record":
-    doom(FileRecord, method, lambda record, *arguments: True)
+    doom(FileRecord, method, lambda *_: True)
 else:
-    doom(Endpoint, method, lambda this, *arguments: bool(this.name.startswith(end)))
+    doom(Endpoint, method, lambda this, *_: bool(this.name.startswith(end)))
 
 main()

@@ -243,7 +243,9 @@ async def driven(pair: Pair, **how: Any) -> AsyncIterator[Drive]:
 class Phase(StrEnum):
     """Where in its migration a guest is caught."""
 
-    #: The destination listens; nothing was sent yet.
+    #: The destination listens.
+    PREPARED = "prepared"
+    #: ``migrate`` is decided and recorded, not yet sent.
     SETUP = "setup"
     #: Memory is being copied.
     ACTIVE = "active"
@@ -281,6 +283,8 @@ def catch(drive: Drive, phase: Phase, hook: Hook) -> None:
         await _call(hook)
 
     match phase:
+        case Phase.PREPARED:
+            drive.destination.after("listen", hook)
         case Phase.SETUP:
             drive.source.before("migrate", hook)
         case Phase.ACTIVE:

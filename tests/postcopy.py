@@ -135,6 +135,10 @@ class PostcopyDrive(Drive):
         """Do this beside the migration."""
         self._beside.append(asyncio.create_task(what, name="beside the migration"))
 
+    async def until_looked(self, times: int) -> None:
+        """Wait until the destination was looked at so often."""
+        await until(lambda: self.destination.looks >= times, what="a look at the destination")
+
     async def close(self) -> None:
         await asyncio.gather(*self._beside)
         await super().close()

@@ -93,8 +93,9 @@ class World(NamedTuple):
 
     source: End = End()
     destination: End = End(run=INMIGRATE)
-    #: migrate-start-postcopy has been carried out.
+    #: migrate-start-postcopy, and migrate-continue, have been heard.
     start_postcopy: bool = False
+    continues: bool = False
     #: The guest ran when the migration stopped it: then QEMU runs it again when the migration fails.
     resumes: bool = False
     #: "ok" / "lost" / "reset"
@@ -173,6 +174,9 @@ def qemu_moves(world: World, setting: Setting) -> Moves:  # noqa: C901 - one cas
                 yield source("fails in precopy", here.run, M.FAILED)
             case M.ACTIVE if connected:
                 yield source("stops", FINISH, M.PRE_SWITCHOVER, resumes=here.run is RUNNING)
+            case M.PRE_SWITCHOVER if world.continues:
+                direct = world.start_postcopy and setting.old
+                yield source("continues", FINISH, M.POSTCOPY_ACTIVE if direct else M.DEVICE, continues=False)
             case M.DEVICE if world.start_postcopy:
                 # 10.0 stays in device for ever when the destination is gone.
                 if there.alive:
@@ -253,7 +257,9 @@ def tell(world: World, name: str, command: str, setting: Setting) -> World:
     return _source_obeys(world, end, command, setting)
 
 
-def _source_obeys(world: World, end: End, command: str, setting: Setting) -> World:
+def _source_obeys(  # noqa: C901 - one case a command
+    world: World, end: End, command: str, setting: Setting
+) -> World:
     changed = end
     match command:
         case "migrate" if end.status in (M.NONE, M.FAILED, M.CANCELLED) and end.run in (RUNNING, PAUSED):
@@ -261,10 +267,11 @@ def _source_obeys(world: World, end: End, command: str, setting: Setting) -> Wor
         case "start-postcopy" if end.status in (M.SETUP, M.ACTIVE):
             return world._replace(start_postcopy=True)
         case "continue" if end.status is M.PRE_SWITCHOVER:
-            direct = world.start_postcopy and setting.old
-            changed = end._replace(status=M.POSTCOPY_ACTIVE if direct else M.DEVICE)
-        case "cancel" if end.status in POSTCOPY:
+            return world._replace(continues=True)
+        case "cancel" if end.status in POSTCOPY and (world.destination.alive or world.ran):
             raise Broken("migrate_cancel in postcopy destroys the guest")
+        case "cancel" if end.status is M.POSTCOPY_ACTIVE and setting.old:
+            changed = end._replace(status=M.CANCELLING)
         case "cancel" if end.status in (M.SETUP, M.ACTIVE, M.PRE_SWITCHOVER, M.DEVICE):
             changed = end._replace(status=M.CANCELLING)
         case "cont" if end.run in (POSTMIGRATE, PAUSED):

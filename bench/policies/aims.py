@@ -18,6 +18,8 @@ from migrator.core.policy import Policy
 _POLICIES: dict[str, Policy] = {setting.name: setting.policy for setting in SETTINGS}
 _BY_TIMERS = {peer.name for peer in PEERS if peer.by_timers}
 _OURS = Migrator.name
+#: What both move in less than this is not compared: it is over before anybody could decide anything.
+_COMPARED_FROM_SECONDS = 0.2
 #: Rounds until "cannot" has to be said.
 _CANNOT_WITHIN_ROUNDS = 2
 
@@ -83,7 +85,7 @@ def _beside(cases: Sequence[dict[str, Outcome]], peer: str) -> list[Aim]:
     both = [
         (found[_OURS], found[peer])
         for found in cases
-        if peer in found and inside(found[_OURS]) and inside(found[peer])
+        if peer in found and _comparable(found[_OURS], found[peer])
     ]
     if not both:
         return []
@@ -106,13 +108,17 @@ def _beside(cases: Sequence[dict[str, Outcome]], peer: str) -> list[Aim]:
     ]
 
 
+def _comparable(ours: Outcome, theirs: Outcome) -> bool:
+    long_enough = max(ours.seconds, theirs.seconds) >= _COMPARED_FROM_SECONDS
+    return long_enough and inside(ours) and inside(theirs)
+
+
 def _timers(cases: Sequence[dict[str, Outcome]]) -> Aim:
     ratios = [
         found[_OURS].seconds / peer.seconds
         for found in cases
-        if inside(found[_OURS])
         for peer in _peers(found)
-        if peer.strategy in _BY_TIMERS and inside(peer)
+        if peer.strategy in _BY_TIMERS and _comparable(found[_OURS], peer)
     ]
     text = "at most 0.7 × the time of those that go by timers (geometric mean)"
     return Aim(text, f"{_mean(ratios):.2f}", _mean(ratios) <= 0.7) if ratios else Aim(text, "–", None)

@@ -29,15 +29,24 @@ class Exit(IntEnum):
     UNREACHABLE = 7
 
 
+#: As a shell says it of a program that Ctrl-C ended.
+_INTERRUPTED = 130
+
+
 def main() -> None:
     """Entry point of the ``migrator`` command."""
     # Nothing that start-up makes is garbage, and looking for it takes a tenth of the start.
     gc.disable()
-    from migrator.cli.app import app  # noqa: PLC0415 - keeps `import migrator.cli` cheap
+    try:
+        from migrator.cli.app import app  # noqa: PLC0415 - keeps `import migrator.cli` cheap
+    except KeyboardInterrupt:
+        sys.exit(_INTERRUPTED)
     from migrator.errors import MigratorError  # noqa: PLC0415
 
     try:
         app()
+    except KeyboardInterrupt:  # before the command listened to it: nothing has been begun
+        sys.exit(_INTERRUPTED)
     except MigratorError as error:
         print(f"migrator: {error}", file=sys.stderr)
         sys.exit(Exit.USAGE)

@@ -315,9 +315,10 @@ ROWS: tuple[Row, ...] = (
          lambda now: now.destination.status in (MigrationStatus.ACTIVE, MigrationStatus.OTHER) and (not now.overdue)),
     _row("at-switch-fence", S.AT_SWITCH, _ANY_D - _GONE_D, Step.FENCE_DESTINATION,
          "the switch may be on its way and the destination does not go on: no cancel before it is dead",
-         lambda now: (now.overdue or destination_is(now.destination) is D.FAILED) and _fenceable(now)),
+         lambda now: (now.overdue or destination_is(now.destination) is D.FAILED)
+         and _fenceable(now) and not _past_postcopy_switch(now)),
     _row("at-switch-cannot-fence", S.AT_SWITCH, _ANY_D - _GONE_D, State.HELD,
-         "the switch may be on its way, and the destination neither goes on nor can be fenced from here",
+         "the switch may be on its way, and the destination neither goes on nor can, or in postcopy may, be fenced",
          lambda now: now.overdue),
     _row("at-switch", S.AT_SWITCH, _ANY_D, Step.WAIT,
          "the guest stands still; the destination is not ready yet"),

@@ -7,11 +7,13 @@ adds an intent. While a migrator drives the migration it holds a lock on the fil
 from __future__ import annotations
 
 import asyncio
+import contextlib
+import errno
 import fcntl
 import json
 import os
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
@@ -23,6 +25,8 @@ from migrator.machine import boot_id
 
 #: Records of ended migrations that are kept for whoever wants to look.
 _KEPT = 200
+#: Nobody takes so long to begin a record: its migrator died in it.
+_CUT_SHORT_SECONDS = 3600.0
 
 
 def state_directory() -> Path:
@@ -42,6 +46,7 @@ class FileRecord:
         self.directory = directory or state_directory()
         self.path = self.directory / f"{name}.jsonl"
         self._fd = -1
+        self._torn = False  # the last line was cut short, for lack of room
 
     async def begin(self, facts: Mapping[str, Any], intent: Intent) -> None:
         line = {
@@ -54,14 +59,19 @@ class FileRecord:
         await asyncio.to_thread(self._create, json.dumps(line))
 
     def _create(self, line: str) -> None:
+        # Under another name until it is whole: one that was cut short would look like a migration left unfinished.
+        beginning = self.path.with_suffix(".new")
         try:
             self.directory.mkdir(parents=True, exist_ok=True, mode=0o700)
+            if self.path.exists():
+                raise FileExistsError(errno.EEXIST, "there is one of that name")
             self._fd = os.open(
-                self.path, os.O_CREAT | os.O_EXCL | os.O_WRONLY | os.O_APPEND | os.O_CLOEXEC, 0o600
+                beginning, os.O_CREAT | os.O_EXCL | os.O_WRONLY | os.O_APPEND | os.O_CLOEXEC, 0o600
             )
             fcntl.flock(self._fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
             self._append(line)
             os.fsync(self._fd)
+            beginning.rename(self.path)
             directory = os.open(self.directory, os.O_RDONLY)
             try:
                 os.fsync(directory)
@@ -69,6 +79,7 @@ class FileRecord:
                 os.close(directory)
         except OSError as error:
             if self._fd >= 0:
+                beginning.unlink(missing_ok=True)
                 self.path.unlink(missing_ok=True)
             raise RecordError(
                 f"cannot write the record {self.path}: {error.strerror}; nothing was changed. "
@@ -76,9 +87,11 @@ class FileRecord:
             ) from error
 
     def _append(self, line: str) -> None:
-        data = line.encode() + b"\n"
-        if os.write(self._fd, data) != len(data):
-            raise OSError(28, "no space left for the whole line")
+        data = (b"\n" if self._torn else b"") + line.encode() + b"\n"
+        written = os.write(self._fd, data)
+        self._torn = written != len(data)
+        if self._torn:
+            raise OSError(errno.ENOSPC, "no space left for the whole line")
 
     def note(self, intent: Intent) -> None:
         try:
@@ -97,8 +110,11 @@ class FileRecord:
             self._append(line)
             ended.mkdir(exist_ok=True, mode=0o700)
             self.path.replace(ended / self.path.name)
-            for old in sorted(ended.iterdir(), key=lambda path: path.stat().st_mtime)[:-_KEPT]:
+            for old in _by_age(ended.iterdir())[:-_KEPT]:
                 old.unlink(missing_ok=True)
+            for cut_short in self.directory.glob("*.new"):
+                if cut_short.stat().st_mtime < time.time() - _CUT_SHORT_SECONDS:
+                    cut_short.unlink(missing_ok=True)
         except OSError as error:
             raise RecordError(
                 f"the migration has ended, but its record {self.path} cannot be put away: {error.strerror}; "
@@ -115,6 +131,8 @@ class FileRecord:
         try:
             self._fd = os.open(self.path, os.O_WRONLY | os.O_APPEND | os.O_CLOEXEC)
             fcntl.flock(self._fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            if os.fstat(self._fd).st_ino != self.path.stat().st_ino:
+                raise FileNotFoundError(errno.ENOENT, "its migration has just ended")
             self._append("")  # an interrupted write ends here
         except OSError as error:
             self.close()
@@ -146,10 +164,16 @@ class Unfinished:
 
     def __init__(self, path: Path) -> None:
         self.record = FileRecord(path.stem, directory=path.parent)
+        self._read()
+
+    def _read(self) -> None:
+        path = self.record.path
         try:
             lines = list(_readable(path.read_text(encoding="utf-8")))
         except OSError as error:
             raise RecordError(f"cannot read the record {path}: {error.strerror}") from error
+        except UnicodeError:
+            lines = []
         try:
             self.facts: dict[str, Any] = lines[0]["facts"]
             self.intent = _intent([line["intent"] for line in lines if "intent" in line][-1])
@@ -163,11 +187,13 @@ class Unfinished:
             ) from error
 
     def claim(self) -> FileRecord:
-        """Lock it and write to it from here on.
+        """Lock it, read it again, and write to it from here on.
 
-        :raise RecordError: when a living migrator drives this migration.
+        :raise RecordError: when a living migrator drives this migration, or did until a moment ago and ended it.
         """
-        return self.record.reopen()
+        self.record.reopen()
+        self._read()  # its migrator may have lived on until a moment ago
+        return self.record
 
 
 def _readable(text: str) -> Iterator[dict[str, Any]]:
@@ -198,5 +224,20 @@ def unfinished(*, directory: Path | None = None) -> list[Unfinished]:
 
     :raise RecordError: when one cannot be read.
     """
-    found = sorted((directory or state_directory()).glob("*.jsonl"), key=lambda path: path.stat().st_mtime)
-    return [Unfinished(path) for path in found]
+    left = []
+    for path in _by_age((directory or state_directory()).glob("*.jsonl")):
+        try:
+            left.append(Unfinished(path))
+        except RecordError:
+            if path.exists():
+                raise  # else its migration has just ended
+    return left
+
+
+def _by_age(paths: Iterable[Path]) -> list[Path]:
+    """Oldest first; those that somebody takes away meanwhile are not missed."""
+    aged = []
+    for path in paths:
+        with contextlib.suppress(FileNotFoundError):
+            aged.append((path.stat().st_mtime, path))
+    return [path for _, path in sorted(aged)]

@@ -7,7 +7,7 @@ from copy import deepcopy
 from typing import Any
 
 from migrator.core.model import MigrationStatus, Sample
-from migrator.testing import fake_stream
+from migrator.testing import fake_network
 from migrator.testing.fake_monitor import Hangs, Message, Refused
 from migrator.testing.fake_node import ROM_BYTES, Node
 from migrator.testing.fake_settings import check_capabilities, check_parameters
@@ -263,7 +263,7 @@ class Commands:
         if node.run == "postmigrate":
             raise Refused("Can't migrate the vm that was paused due to previous migration")
         try:
-            fake_stream.address(uri)
+            fake_network.address(uri)
         except Refused as error:
             if node.old and "protocol" in str(error):
                 node.status = "failed"
@@ -280,7 +280,7 @@ class Commands:
             raise Refused("The incoming migration has already been started")
         if node.old:
             node.emit("MIGRATION", status="setup")
-        fake_stream.listen(node, given["uri"])
+        fake_network.listen(node, given["uri"])
         node.was_told_to_listen = True
         node.exit_on_error = given.get("exit-on-error", True)
         if not node.old:
@@ -318,10 +318,10 @@ class Commands:
         node = self._node
         if node.status != "postcopy-paused" or not node.incoming:
             raise Refused("Migrate recover can only be run when postcopy is paused.")
-        fake_stream.stop_listening(node)
+        fake_network.stop_listening(node)
         if node.old:
             node.emit("MIGRATION", status="setup")
-        fake_stream.listen(node, given["uri"])
+        fake_network.listen(node, given["uri"])
         return {}
 
     def _cancel(self) -> Message:

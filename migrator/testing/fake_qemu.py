@@ -34,6 +34,7 @@ from types import TracebackType
 from typing import Any, Self
 from uuid import UUID, uuid4
 
+from migrator.testing import fake_network
 from migrator.testing.fake_commands import Commands
 from migrator.testing.fake_monitor import Port
 from migrator.testing.fake_node import Faults, Node
@@ -201,6 +202,7 @@ class FakeQemu:
         return self.exit_status or 0
 
     def _ended(self) -> None:
+        fake_network.stop_listening(self._there)
         (self.directory / "dead").touch()
         self._close_fence()
 

@@ -3,57 +3,19 @@
 from __future__ import annotations
 
 import asyncio
-import itertools
 import math
 
 from migrator.core.model import MigrationStatus
 from migrator.core.model import RunState as R
-from migrator.testing.fake_monitor import Refused
+from migrator.testing import fake_network
 from migrator.testing.fake_node import Node
 from migrator.testing.simulator import SimulatedEvent, Simulator
-
-#: Who listens where, in this process; the ports are no real ones.
-_listening: dict[str, Node] = {}
-_ports = itertools.cycle(range(49152, 65536))
 
 #: A reaction of QEMU's main loop or threads to something, in seconds.
 _REACTION_SECONDS = 0.001
 _CANCEL_SECONDS = 0.003
 #: A source that dies so soon after the switch to postcopy takes the destination with it.
 _GONE_WITH_THE_SOURCE_SECONDS = 0.5
-
-
-def listen(node: Node, uri: str) -> None:
-    """
-    :raise Refused: when the address makes no sense or is taken.
-    """
-    host, port = address(uri)
-    if port == "0":
-        port = next(text for text in map(str, _ports) if text not in _listening)
-    elif port in _listening:
-        raise Refused("Failed to find an available port: Address already in use")
-    _listening[port] = node
-    node.listens_at, node.listen_host = port, host
-
-
-def stop_listening(node: Node) -> None:
-    """Nobody else will find it."""
-    if node.listens_at is not None:
-        _listening.pop(node.listens_at, None)
-
-
-def address(uri: str) -> tuple[str, str]:
-    """Host and port of ``tcp:HOST:PORT``.
-
-    :raise Refused: in QEMU's words.
-    """
-    kind, _, rest = uri.partition(":")
-    if kind != "tcp":
-        raise Refused(f"unknown migration protocol: {uri}")
-    host, colon, port = rest.rpartition(":")
-    if not colon or not port:
-        raise Refused(f"error parsing address '{rest}'")
-    return host, port
 
 
 class Stream:
@@ -97,15 +59,15 @@ class Stream:
     # --- time --------------------------------------------------------------------------------------------------------
 
     def _connect(self) -> None:
-        _, port = address(self._uri)
-        destination = _listening.get(port)
+        _, port = fake_network.address(self._uri)
+        destination = fake_network.listener(port)
         if self._done or not self.source.alive:
             return
         if destination is None or not destination.alive or destination.stream is not None:
             where = self._uri.removeprefix("tcp:")
             self._end("failed", f"Failed to connect to '{where}': Connection refused")
             return
-        stop_listening(destination)
+        fake_network.stop_listening(destination)
         self.destination = destination
         destination.stream = self
         destination.set_status("active")
@@ -316,8 +278,8 @@ class Stream:
     def recover(self, uri: str) -> None:
         """``migrate`` with resume."""
         source = self.source
-        _, port = address(uri)
-        destination = _listening.get(port)
+        _, port = fake_network.address(uri)
+        destination = fake_network.listener(port)
         if not source.old:
             source.set_status("postcopy-recover-setup")
         if destination is None or destination is not self.destination:
@@ -325,7 +287,7 @@ class Stream:
                 text = f"Failed to connect to '{uri.removeprefix('tcp:')}': Connection refused"
                 source.set_status("postcopy-paused", text)
             return
-        stop_listening(destination)
+        fake_network.stop_listening(destination)
         source.set_status("postcopy-recover")
         destination.set_status("postcopy-recover")
         source.later(_CANCEL_SECONDS, self._recovered)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from migrator.core.model import Sample
 from migrator.testing.settings import Parameters
 
 #: QEMU measures the bandwidth, and spends max-bandwidth, in windows of so many seconds.
@@ -31,6 +32,16 @@ class Gauges:
         self._period_dirtied = 0.0
         self._left_at_sync = 0.0
         self._high_periods = 0
+
+    def sample(self) -> Sample:
+        """What query-migrate shows of it."""
+        return Sample(
+            round=self.round,
+            dirty_rate_bytes_per_second=self.dirty_rate,
+            bandwidth_bytes_per_second=self.bandwidth,
+            throttle_ratio=self.throttle_ratio,
+            expected_downtime_seconds=self.expected_downtime_seconds,
+        )
 
     def budget(self, parameters: Parameters, sent: float) -> float:
         """What max-bandwidth leaves to be sent in this window."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import random
 
+from migrator.testing.memory import Memory
 from migrator.testing.settings import Costs
 from migrator.testing.workload import MIB
 
@@ -67,6 +68,24 @@ class Outlet:
         """Leave the link to others."""
         self._link.leave(self)
         self.buffered_bytes = 0.0
+
+    @property
+    def full(self) -> bool:
+        """It takes nothing more until something has left."""
+        return self.buffered_bytes >= self._costs.buffer_bytes - 1
+
+    def send(self, memory: Memory, seconds: float, budget: float, speed: float) -> tuple[float, float]:
+        """Send what is queued for so long at most, and no more than the budget: bytes on the wire, seconds."""
+        wire, spent = memory.take_zero(seconds, self._costs.zero_bytes_per_second)
+        if spent < seconds:
+            left = seconds - spent
+            most = min(self.room_in(left, speed), budget)
+            sent = memory.take(most)
+            if sent < most or most == budget:  # nothing (but zeros) is left, or no more is allowed
+                left = min(left, self.seconds_for(sent, speed))
+            wire, spent = wire + sent, spent + left
+        self.pass_time(spent, speed, wire)
+        return wire, spent
 
     def room_in(self, seconds: float, speed: float) -> float:
         """How much it takes within that time."""

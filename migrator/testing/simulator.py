@@ -30,7 +30,7 @@ may be shared, :class:`Costs` has what was measured. What it knows of QEMU 7.2 a
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from migrator.core.model import MigrationStatus, RunState, Sample
 from migrator.testing.gauges import Gauges
@@ -143,17 +143,12 @@ class Simulator:
 
     def sample(self) -> Sample:
         """As query-migrate at the source shows it now."""
-        gauges = self._gauges
-        return Sample(
+        return replace(
+            self._gauges.sample(),
             at_seconds=self.duration_seconds,
-            round=gauges.round,
             total_bytes=self.memory.total_bytes,
             remaining_bytes=int(self.memory.queued_bytes),
             transferred_bytes=int(self.transferred_bytes),
-            dirty_rate_bytes_per_second=gauges.dirty_rate,
-            bandwidth_bytes_per_second=gauges.bandwidth,
-            throttle_ratio=gauges.throttle_ratio,
-            expected_downtime_seconds=gauges.expected_downtime_seconds,
             downtime_seconds=self._source_downtime,
             postcopy_requests=int(self._requests),
         )
@@ -294,6 +289,9 @@ class Simulator:
         if self.now < self._busy_until - _TINY:
             self._idle(min(until, self._busy_until) - self.now)
             return
+        if self._outlet.full and self._speed() <= 0:
+            self._idle(until - self.now)  # QEMU's thread hangs in its write: it measures nothing either
+            return
         if self.now >= gauges.window_ends - _TINY:
             gauges.end_window(self.parameters, self.now, self.transferred_bytes)
         budget = gauges.budget(self.parameters, self.transferred_bytes)
@@ -332,17 +330,8 @@ class Simulator:
 
     def _send(self, seconds: float, budget: float) -> float:
         """Send for so long at most, and no more than the budget; how long it took."""
-        speed = self._speed()
-        wire, spent = self.memory.take_zero(seconds, self.costs.zero_bytes_per_second)
-        if spent < seconds:
-            left = seconds - spent
-            most = min(self._outlet.room_in(left, speed), budget)
-            sent = self.memory.take(most)
-            if sent < most or most == budget:  # nothing (but zeros) is left, or no more is allowed
-                left = min(left, self._outlet.seconds_for(sent, speed))
-            wire, spent = wire + sent, spent + left
+        wire, spent = self._outlet.send(self.memory, seconds, budget, self._speed())
         self.transferred_bytes += wire
-        self._outlet.pass_time(spent, speed, wire)
         self._pass(spent)
         return spent
 

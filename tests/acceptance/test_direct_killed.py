@@ -79,10 +79,12 @@ class TestOnTheGoodPath:
             assert "take-up" in ended.actions
             await seen.verify(state, run_state=run_state)
 
-    async def test_before_anything_was_recorded_it_is_begun_anew(self, lab: Lab) -> None:
+    @pytest.mark.parametrize("fate", ["before record.begin", "before record._append", "after record._append"])
+    async def test_before_anything_was_recorded_it_is_begun_anew(self, lab: Lab, fate: str) -> None:
+        # Also while the record was being written: nothing is done until all of it is on disk.
         pair = await lab.pair(BUSY)
         async with witness(lab, pair) as seen:
-            assert (await direct_doomed(pair, "KILL before record.begin", *PLAIN)).code == -signal.SIGKILL
+            assert (await direct_doomed(pair, f"KILL {fate}", *PLAIN)).code == -signal.SIGKILL
             await seen.verify_untouched()
             assert (await direct(pair, *PLAIN)).code == 0
             await seen.verify("completed")

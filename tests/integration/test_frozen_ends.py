@@ -80,7 +80,7 @@ async def test_for_good(
             await seen.verify(second)
 
 
-@pytest.mark.parametrize("phase", [phase for phase in Phase if phase is not Phase.SETUP])
+@pytest.mark.parametrize("phase", [phase for phase in Phase if phase not in (Phase.PREPARED, Phase.SETUP)])
 @pytest.mark.parametrize("side", [SOURCE, DESTINATION])
 async def test_for_a_while(lab: Lab, one_version: Path, side: str, phase: Phase) -> None:
     pair = await lab.pair(BUSY, source=one_version, destination=one_version)
@@ -94,13 +94,16 @@ async def test_for_a_while(lab: Lab, one_version: Path, side: str, phase: Phase)
         await seen.verify(COMPLETED)
 
 
+@pytest.mark.parametrize("phase", [Phase.PREPARED, Phase.SETUP])
 @pytest.mark.parametrize("side", [SOURCE, DESTINATION])
-async def test_for_a_while_before_anything_was_sent(lab: Lab, one_version: Path, side: str) -> None:
+async def test_for_a_while_before_anything_was_sent(
+    lab: Lab, one_version: Path, side: str, phase: Phase
+) -> None:
     # A `migrate` that was not answered in time may be undone or gone on with.
     pair = await lab.pair(BUSY, source=one_version, destination=one_version)
     async with witness(lab, pair) as seen:
         async with driven(pair) as drive:
-            freeze(drive, side, Phase.SETUP)
+            freeze(drive, side, phase)
             waking = asyncio.create_task(wake(drive, side), name="wake")
             result = await drive.run()
             await waking

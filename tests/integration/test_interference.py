@@ -20,7 +20,7 @@ BUSY = Machine(habit=HABIT)
 STAYING = Machine(habit=HABIT, extra=("-no-shutdown",))
 RUNNING, PAUSED, SHUTDOWN = "running", "paused", "shutdown"
 #: Before the source stops the guest for the last time.
-EARLY = (Phase.SETUP, Phase.ACTIVE)
+EARLY = (Phase.PREPARED, Phase.ACTIVE)
 #: After it.
 LATE = (Phase.PRE_SWITCHOVER, Phase.CONTINUE, Phase.DEVICE)
 #: When the guest's memory is at the destination.
@@ -143,7 +143,7 @@ class TestResumed:
                 assert pair.destination.alive
             await seen.verify(result.state)
 
-    @pytest.mark.parametrize("phase", [Phase.SETUP, Phase.ACTIVE, Phase.CONTINUE, Phase.LOADED])
+    @pytest.mark.parametrize("phase", [Phase.PREPARED, Phase.ACTIVE, Phase.CONTINUE, Phase.LOADED])
     async def test_at_a_destination_that_has_not_got_it_yet_never_makes_two(
         self, lab: Lab, each_qemu: Path, phase: Phase
     ) -> None:
@@ -207,7 +207,7 @@ class TestRebooted:
         pair = await lab.pair(Machine(), source=one_version, destination=one_version)
         await pair.source.query("stop")
         async with witness(lab, pair) as seen:
-            result = await interfered(pair, Phase.SETUP, lambda: reset_shell(pair.source))
+            result = await interfered(pair, Phase.PREPARED, lambda: reset_shell(pair.source))
             assert result.state is State.COMPLETED
             assert await pair.destination.run_state() in ("paused", "prelaunch")
             await seen.verify_never_two()
@@ -321,7 +321,7 @@ class TestPoweredOff:
             assert result.state is State.COMPLETED
             await seen.verify(State.COMPLETED)
 
-    @pytest.mark.parametrize("phase", [Phase.SETUP, Phase.ACTIVE, Phase.CONTINUE])
+    @pytest.mark.parametrize("phase", [Phase.PREPARED, Phase.ACTIVE, Phase.CONTINUE])
     async def test_destination_quit_before_the_switch_is_a_failure_like_any_other(
         self, lab: Lab, one_version: Path, phase: Phase
     ) -> None:

@@ -311,10 +311,7 @@ STEPS: dict[Step, Rules] = {
         ),
         (
             "a postcopy switch has no way back",
-            lambda now: (
-                not (now.intent.postcopy and now.switched)
-                or now.here in (S.COPIES, S.AT_SWITCH, S.LEFT_STOPPED)
-            ),
+            lambda now: not (now.intent.postcopy and now.switched) or now.here in (S.COPIES, S.LEFT_STOPPED),
         ),
         ("it cannot be fenced", lambda now: now.destination.can_fence and not now.intent.fence_failed),
     ],

@@ -37,7 +37,7 @@ PRECOPY: Mapping[str, set[str]] = {
 #: What more it may be in postcopy: past the switch there is no going back.
 POSTCOPY: Mapping[str, set[str]] = {
     Fault.DESTINATION_DIES: {"postcopy-no-way-back", "settled-here-destination-died"},
-    Fault.DESTINATION_STALLS: {"postcopy-stalled", "source-does-not-answer"},
+    Fault.DESTINATION_STALLS: {"postcopy-stalled", "source-does-not-answer", "at-switch-cannot-fence"},
     Fault.SOURCE_DIES: {"postcopy-source-died"},
     Fault.BLACK_HOLE: {"postcopy-stalled", "arrived-source-stalled"} | BROKEN,
     Fault.RESET: {"postcopy-no-way-back", "arrived-source-stalled", "settled-here-handed-there"} | BROKEN,

@@ -1,0 +1,49 @@
+"""Who listens where among the fake QEMUs of this process; the ports are no real ones."""
+
+from __future__ import annotations
+
+import itertools
+
+from migrator.testing.fake_monitor import Refused
+from migrator.testing.fake_node import Node
+
+_listening: dict[str, Node] = {}
+_ports = itertools.cycle(range(49152, 65536))
+
+
+def listen(node: Node, uri: str) -> None:
+    """
+    :raise Refused: when the address makes no sense or is taken.
+    """
+    host, port = address(uri)
+    if port == "0":
+        port = next(text for text in map(str, _ports) if text not in _listening)
+    elif port in _listening:
+        raise Refused("Failed to find an available port: Address already in use")
+    _listening[port] = node
+    node.listens_at, node.listen_host = port, host
+
+
+def stop_listening(node: Node) -> None:
+    """Nobody else will find it."""
+    if node.listens_at is not None and _listening.get(node.listens_at) is node:
+        del _listening[node.listens_at]
+
+
+def address(uri: str) -> tuple[str, str]:
+    """Host and port of ``tcp:HOST:PORT``.
+
+    :raise Refused: in QEMU's words.
+    """
+    kind, _, rest = uri.partition(":")
+    if kind != "tcp":
+        raise Refused(f"unknown migration protocol: {uri}")
+    host, colon, port = rest.rpartition(":")
+    if not colon or not port:
+        raise Refused(f"error parsing address '{rest}'")
+    return host, port
+
+
+def listener(port: str) -> Node | None:
+    """Who waits there, if anybody."""
+    return _listening.get(port)
