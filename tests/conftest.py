@@ -8,6 +8,7 @@ from collections.abc import Awaitable, Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Protocol
 
+import hypothesis
 import pytest
 
 from migrator.testing import network
@@ -21,6 +22,10 @@ asyncio.set_event_loop(None)
 #: The versions that are promised to work.
 VERSIONS = ("7.2", "10.0")
 CROSSINGS = [(source, destination) for source in VERSIONS for destination in VERSIONS]
+
+# The same examples in every run of the gates: a new one belongs to whoever looks for it, not to who happens to push.
+hypothesis.settings.register_profile("gates", derandomize=True, deadline=None)
+hypothesis.settings.load_profile("gates")
 
 
 def missing(reason: str) -> None:

@@ -76,7 +76,7 @@ def test_kubevirt_waits_for_its_time_out() -> None:
 def test_newer_kubevirt_acts_near_the_best_once_40_seconds_brought_nothing() -> None:
     left = [60, 40] + [80, 41] * 30
     done = course(KubeVirtNew(CEILING, GIB), *left, every=1.0)
-    assert done[0] == (44.0, Action(Do.PAUSE))
+    assert done[0] == (42.0, Action(Do.PAUSE))
 
 
 def test_newer_kubevirt_does_not_act_beyond_its_budget() -> None:
