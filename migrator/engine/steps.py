@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Callable, Coroutine
 from typing import Any
 
@@ -134,7 +135,7 @@ class Steps:
                         "compare query-migrate-parameters and query-migrate-capabilities with what you expect",
                     )
                     return
-                await self._observer.pause(0.02)
+                await asyncio.sleep(0.02)  # not for an event: the last ones may still be unread
 
     async def _dismiss(self) -> None:
         gone = await self._destination.quit()

@@ -170,8 +170,9 @@ class Endpoint:
             answer = look.result()
         except QemuError:
             return None
-        # An answer that was asked for long ago may be older than what has happened since.
-        if time.monotonic() - self._look_began > 2 * timeout:
+        # An answer that was asked for before the last command, or long ago, may be older than what has happened since.
+        stale = self._look_began <= self._monitor.commanded_at
+        if stale or time.monotonic() - self._look_began > 2 * timeout:
             return await self._ask_status(timeout)
         return answer
 

@@ -28,6 +28,10 @@ logging.getLogger("qemu.qmp").addHandler(logging.NullHandler())
 logging.getLogger("qemu.qmp").propagate = False
 
 
+#: What commands that only ask begin with.
+_ASKING = ("query-", "qom-get", "qom-list")
+
+
 class _Tap(EventListener):
     """Hands every event on at once and keeps none: qemu.qmp's own queues grow without bound."""
 
@@ -92,6 +96,8 @@ class Monitor:
         self._watch: asyncio.Task[None] | None = None
         #: Seconds the last command took.
         self.round_trip_seconds = 0.0
+        #: When the last command that may change something was sent, on the monotonic clock.
+        self.commanded_at = 0.0
 
     @property
     def connected(self) -> bool:
@@ -176,6 +182,8 @@ class Monitor:
         if client is None or client.runstate is not Runstate.RUNNING:
             raise Unreachable(self.name, f"{command}: there is no QMP session")
         began = time.monotonic()
+        if not command.startswith(_ASKING):
+            self.commanded_at = began
         try:
             async with asyncio.timeout(timeout):
                 answer = await client.execute(command, arguments, oob=oob)
