@@ -204,10 +204,10 @@ class Drive:
             on_status=self.shown.append,
         )
 
-    async def run(self) -> Result:
+    async def run(self, *, record: FileRecord | None = None) -> Result:
         """Preflight and the whole migration."""
         await asyncio.gather(self.source.connect(), self.destination.connect())
-        migration = self._migration(FileRecord("under-test"), self._policy)
+        migration = self._migration(record or FileRecord("under-test"), self._policy)
         findings = await migration.check()
         assert not [finding for finding in findings if finding.severity is Severity.ERROR]
         return await migration.run()

@@ -6,7 +6,7 @@ import asyncio
 import contextlib
 import socket
 import struct
-from collections.abc import AsyncIterator, Coroutine
+from collections.abc import AsyncIterator, Coroutine, Sequence
 from contextlib import asynccontextmanager
 from typing import Any, Self
 
@@ -14,6 +14,7 @@ from migrator.core.model import MigrationStatus, View
 from migrator.core.policy import Policy, builtin
 from migrator.engine.migration import Migration
 from migrator.engine.result import Result
+from migrator.ports import Event
 from migrator.store.records import FileRecord
 from migrator.testing.lab import Habit, Machine, Pair, Qemu, until
 from tests.driven import MIB, Drive
@@ -118,9 +119,10 @@ class PostcopyDrive(Drive):
     def __init__(self, pair: Pair, *, policy: Policy = IMMEDIATE, **how: Any) -> None:
         super().__init__(pair, policy=policy, **how)
         self._beside: list[asyncio.Task[None]] = []
-        #: Every status that a look at the source has shown.
+        #: Every status that the source has shown or announced.
         self.source_was: set[MigrationStatus] = set()
         self._observe, self.source.observe = self.source.observe, self._note_status  # type: ignore[method-assign]
+        self._take, self.source.take_events = self.source.take_events, self._note_events  # type: ignore[method-assign]
 
     async def _note_status(self, **how: float) -> View:
         view = await self._observe(**how)
@@ -130,6 +132,11 @@ class PostcopyDrive(Drive):
     def _migration(self, record: FileRecord, policy: Policy) -> Migration:
         self.migration = super()._migration(record, policy)
         return self.migration
+
+    def _note_events(self) -> Sequence[Event]:
+        events = self._take()
+        self.source_was |= {MigrationStatus(event.data.get("status", "none")) for event in events}
+        return events
 
     def background(self, what: Coroutine[None, None, None]) -> None:
         """Do this beside the migration."""

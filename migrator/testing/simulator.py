@@ -228,7 +228,7 @@ class Simulator:
     def run_to_end(self, limit_seconds: float = 3600.0) -> None:
         """With nobody steering, to within a second."""
         limit = self.now + limit_seconds
-        while not self.ended and self.now < limit:
+        while not self.ended and self.now < limit - _TINY:
             self.advance_to(min(limit, self.now + 1.0))
 
     def _pass(self, seconds: float) -> None:

@@ -75,7 +75,8 @@ FENCES = [(True, False), (False, True)]
 
 def every_intent() -> Iterator[Intent]:
     flags = (False, True)
-    for milestone, undo in product(Milestone, (None, State.CANCELLED, State.FAILED)):
+    undone = [*product(Milestone, (None, State.CANCELLED)), (Milestone.SWITCHING, State.FAILED)]
+    for milestone, undo in undone:
         for postcopy, live, dismissed, restored, fence_failed in product(flags, repeat=5):
             for guest_runs, stopped_by_us in [(False, False), (True, False), (True, True)]:
                 yield Intent(

@@ -106,9 +106,8 @@ ALL = [
 SOME = [
     Setting(),
     Setting(postcopy=True),
-    Setting(postcopy=True, old=True),
+    Setting(postcopy=True, old=True, guest_runs=False, can_fence=False),
     Setting(guest_runs=False, old=True, fence_fails=True),
-    Setting(postcopy=True, guest_runs=False, can_fence=False),
 ]
 
 

@@ -1,0 +1,127 @@
+"""Hosts and guests as the controller knows them. Pure values: what was read is in them, nothing is asked here."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from enum import StrEnum
+
+from migrator.core.model import RunState
+
+
+class HostState(StrEnum):
+    """What a host may be used for; the one word for it on every interface."""
+
+    #: Takes guests and keeps those it has.
+    ACTIVE = "active"
+    #: Is being emptied: never a target, and every guest that appears on it is taken away too.
+    DRAINING = "draining"
+    #: Empty; may be switched off. Never a target until it is activated or restored.
+    MAINTENANCE = "maintenance"
+
+
+@dataclass(frozen=True, kw_only=True)
+class HostFacts:
+    """What was read from a host; whatever could not be read is at its default."""
+
+    #: Of the kernel: MemTotal and MemAvailable.
+    memory_total_bytes: int = 0
+    memory_free_bytes: int = 0
+    #: Logical CPUs.
+    cpus: int = 0
+    cpu_model: str = ""
+    #: As in /proc/cpuinfo.
+    cpu_flags: frozenset[str] = frozenset()
+    #: Abilities of its virtualisation for nested guests, as in /proc/cpuinfo's ``vmx flags`` (``ept``, ``vpid``).
+    nested_flags: frozenset[str] = frozenset()
+    #: /dev/kvm can be opened.
+    kvm: bool = False
+    #: An unprivileged userfaultfd, or a QEMU that runs as root: postcopy can work there.
+    userfaultfd: bool = False
+    vhost_net: bool = False
+    #: Free pages by their size in bytes.
+    hugepages: Mapping[int, int] = field(default_factory=dict)
+    #: Of the slowest link that carries the migration address, where it says; payload, after TCP's 5 %.
+    link_bytes_per_second: float | None = None
+    #: Path of every QEMU found, with its version.
+    qemus: Mapping[str, str] = field(default_factory=dict)
+    #: Network interfaces that exist there, bridges among them.
+    interfaces: frozenset[str] = frozenset()
+    bridges: frozenset[str] = frozenset()
+    #: systemd runs as pid 1: processes are started as units of their own.
+    systemd: bool = False
+    boot_id: str = ""
+    kernel: str = ""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Host:
+    """One host: what was configured, what was read from it, and what it may be used for."""
+
+    name: str
+    #: Where other hosts reach it with a migration's stream: an IP address or a name.
+    address: str = "127.0.0.1"
+    state: HostState = HostState.ACTIVE
+    #: It answered when it was last asked.
+    up: bool = True
+    #: Why it did not, in one line; empty while it is up.
+    error: str = ""
+    facts: HostFacts = HostFacts()
+    #: Configured, else read, else ``None``: unknown.
+    link_bytes_per_second: float | None = None
+    #: Configured; 0 takes what was read.
+    memory_bytes: int = 0
+    #: Never given to guests.
+    memory_reserve_bytes: int = 0
+    #: vCPUs that may be placed for every CPU.
+    cpu_overcommit_ratio: float = 4.0
+    labels: Mapping[str, str] = field(default_factory=dict)
+    #: Streams at a time, where there shall be a limit beside the link's speed.
+    max_incoming: int | None = None
+    max_outgoing: int | None = None
+
+    @property
+    def usable_bytes(self) -> int:
+        """Memory that guests may have in all: what there is without the reserve."""
+        return max(0, (self.memory_bytes or self.facts.memory_total_bytes) - self.memory_reserve_bytes)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Guest:
+    """One guest, known by its uuid; while it migrates it is the one at the source."""
+
+    #: Its uuid; ``HOST/NAME`` where it has none; ``HOST:SOCKET`` where it has no name either.
+    key: str
+    host: str
+    uuid: str = ""
+    #: As its owner called it: anything, and never part of a topic, a path or a shell line.
+    name: str = ""
+    #: Path of its QMP socket on its host.
+    socket: str = ""
+    #: On its host; ``None`` where that is unknown.
+    pid: int | None = None
+    memory_bytes: int = 0
+    vcpus: int = 1
+    run: RunState = RunState.RUNNING
+    #: Distinct bytes of pages per second, as last measured; ``None`` until then.
+    dirty_rate_bytes_per_second: float | None = None
+    #: Name of its policy; empty takes the site's default.
+    policy: str = ""
+    #: Higher first.
+    priority: int = 0
+    #: Guests of one group are kept on one host where that is possible.
+    group: str = ""
+    #: Guests that name the same word are never put on one host.
+    anti_affinity: str = ""
+    #: Labels that its host must have.
+    requires: Mapping[str, str] = field(default_factory=dict)
+    #: Why it cannot be moved at all, in one line (libvirt manages it, its monitor is held, the configuration says
+    #: so); empty when it can be tried.
+    obstacle: str = ""
+    #: Code of that finding: ``libvirt``, ``monitor-held``, ``monitor-silent``, ``not-movable``.
+    obstacle_code: str = ""
+
+    @property
+    def label(self) -> str:
+        """For people: its name where it has one."""
+        return self.name or self.key
