@@ -6,6 +6,8 @@
     ├── UsageError             what a person typed or configured is wrong; nothing was changed
     ├── Refused                preflight found a reason not to begin; nothing was changed
     ├── RecordError            the record of a migration cannot be read, written or claimed
+    ├── JournalError           the service's journal cannot be read or written; no new work is taken
+    ├── HostError              a host cannot be reached, or a command on it failed
     └── QemuError              something about one QEMU process
         ├── Unreachable        no session: refused, no greeting, closed, broken
         │   └── Occupied       the socket accepts but never greets: another client holds it, or QEMU is stopped
@@ -33,6 +35,18 @@ class Refused(MigratorError):
 
 class RecordError(MigratorError):
     """The record of a migration cannot be read, written or claimed."""
+
+
+class JournalError(MigratorError):
+    """The service's journal cannot be read or written. No new work is taken until it can."""
+
+
+class HostError(MigratorError):
+    """A host cannot be reached, or what was asked of it failed; :attr:`host` says which."""
+
+    def __init__(self, host: str, message: str) -> None:
+        super().__init__(f"host {host}: {message}")
+        self.host = host
 
 
 class QemuError(MigratorError):

@@ -10,7 +10,8 @@ from dataclasses import dataclass, field
 from typing import Any, Protocol
 
 from migrator.core.facts import Facts
-from migrator.core.model import View
+from migrator.core.inventory import Guest, HostFacts
+from migrator.core.model import Finding, View
 from migrator.core.situation import Intent
 
 
@@ -184,3 +185,107 @@ class Record(Protocol):
 
     async def end(self, outcome: Mapping[str, Any]) -> None:
         """The migration has ended for good; the record is put away."""
+
+
+class GuestProcess(Protocol):
+    """A QEMU process on some host, held so that a pid used again is never mistaken for it."""
+
+    pid: int
+
+    @property
+    def identity(self) -> dict[str, Any]:
+        """pid, start time, and the boot they belong to: tells this process from any other, for ever."""
+
+    @property
+    def is_qemu(self) -> bool:
+        """Its program is a QEMU. A passed socket names its creator, which must never be killed."""
+
+    @property
+    def alive(self) -> bool | None:
+        """False is proof of its death; ``None``: its host cannot be asked now."""
+
+    def binary_identity(self) -> str:
+        """Tells one build of its program from another; empty when that is unknown."""
+
+    def arguments(self) -> list[str]:
+        """Its command line; empty when that cannot be read."""
+
+    def last_words(self) -> str:
+        """The end of what it wrote to its standard error, where that can be read; else empty."""
+
+    async def wait_dead(self, timeout: float) -> bool:
+        """Wait up to `timeout` seconds for its end; True only with proof of it."""
+
+    async def kill(self, timeout: float) -> bool:
+        """SIGKILL; True only when it was seen dead within `timeout` seconds."""
+
+    def close(self) -> None:
+        """Let go of it; the process is left alone."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class HostLook:
+    """What one look at a host showed."""
+
+    facts: HostFacts
+    guests: tuple[Guest, ...]
+
+
+class Waiting(Protocol):
+    """A QEMU that was started, or found, at a target, and waits for a guest."""
+
+    @property
+    def qemu(self) -> Qemu:
+        """Connected; ``inmigrate``."""
+
+    @property
+    def listen(self) -> str:
+        """Where it shall take the stream: ``tcp:ADDR:0``."""
+
+    @property
+    def socket(self) -> str:
+        """Path of its QMP socket on its host, where the guest will be found after it has arrived."""
+
+    async def discard(self) -> None:
+        """End the process if it still waits and remove everything that was made for it but its log.
+
+        Never touches a process that the guest has arrived in: that one is not waiting any more.
+        """
+
+
+class Site(Protocol):
+    """The hosts, as the engine uses them. A host that cannot be reached harms nothing else.
+
+    Every call is bounded in time and raises :class:`~migrator.errors.HostError` when the host cannot be asked, and
+    :class:`~migrator.errors.QemuError` when the QEMU cannot.
+    """
+
+    async def look(self, host: str) -> HostLook:
+        """Facts and guests, read afresh; nothing is held afterwards."""
+
+    async def open(
+        self, host: str, socket: str, *, role: str, identity: Mapping[str, Any] | None = None
+    ) -> Qemu:
+        """Connect to the QEMU behind a QMP socket of a host.
+
+        :param role: ``source`` or ``destination``.
+        :param identity: of the process that is meant, where that is known: another one at the same socket is refused,
+            and one that has died is opened all the same, as a QEMU that is dead.
+        """
+
+    async def check(self, guest: Guest, source: Qemu, target: str) -> tuple[Finding, ...]:
+        """What speaks against `target` for this guest, as far as hosts tell it; changes nothing, starts nothing."""
+
+    async def start_destination(self, guest: Guest, source: Qemu, target: str, *, migration: str) -> Waiting:
+        """Start the QEMU that the guest moves into, everything hot-plugged since its start included.
+
+        After a failure nothing is left behind; the error carries QEMU's own words.
+
+        :param source: as :meth:`open` gave it.
+        """
+
+    async def clear(self, guest: Guest) -> None:
+        """Remove what is left of the source once its process has ended: sockets and files that we made."""
+
+    async def close(self) -> None:
+        """Let go of every host."""
