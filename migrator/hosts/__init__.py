@@ -1,0 +1,1 @@
+"""Hosts: reached locally, through a command prefix (a network namespace), or over SSH."""

@@ -1,0 +1,50 @@
+"""How a host is reached: the few things everything else about hosts is made of."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+from migrator.ports import GuestProcess
+
+
+@dataclass(frozen=True, kw_only=True)
+class Output:
+    """What a command on a host gave back."""
+
+    status: int
+    stdout: bytes
+    stderr: bytes
+
+    @property
+    def text(self) -> str:
+        """Its standard output, bytes that are no UTF-8 escaped."""
+        return self.stdout.decode(errors="surrogateescape")
+
+    @property
+    def complaint(self) -> str:
+        """The end of its standard error as one line, for a message."""
+        return " ".join(self.stderr.decode(errors="replace").split())[-500:]
+
+
+class Access(Protocol):
+    """One host. Every call raises :class:`~migrator.errors.HostError` when the host cannot be reached in time."""
+
+    name: str
+
+    async def run(self, argv: Sequence[str], *, timeout: float = 30.0, stdin: bytes = b"") -> Output:
+        """Run a command there and wait for its end. Never through a shell that would read `argv`: any byte but NUL may
+        stand in it.
+
+        A command that does not end in time is killed there, as far as the host can be reached.
+        """
+
+    async def forward(self, socket: str) -> str:
+        """A local path at which the unix socket `socket` of that host can be connected to; kept until :meth:`close`."""
+
+    async def process(self, pid: int) -> GuestProcess | None:
+        """Take hold of a process there; ``None`` when there is none of that pid."""
+
+    async def close(self) -> None:
+        """Let go of the host."""
