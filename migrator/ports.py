@@ -289,3 +289,47 @@ class Site(Protocol):
 
     async def close(self) -> None:
         """Let go of every host."""
+
+
+class Journal(Protocol):
+    """What the service must not forget. Whatever returned is on disk; documents are plain JSON.
+
+    Every call raises :class:`~migrator.errors.JournalError` when it cannot be done: nothing was written then.
+    """
+
+    async def save(self, *documents: tuple[str, Mapping[str, Any]]) -> None:
+        """Write documents, all or none, each with its kind: ``migration``, ``evacuation``, ``host``.
+
+        A document has the key ``id`` (of a host: its name) and replaces the one before; ``ended_at`` is empty or
+        ``None`` until nothing more will happen to it. What the engine alone needs is in it under ``_private``.
+        """
+
+    async def unfinished(self, kind: str) -> list[dict[str, Any]]:
+        """Every document of that kind that has not ended (of hosts: all), oldest first."""
+
+    async def find(self, kind: str, identifier: str) -> dict[str, Any] | None:
+        """One document, ended or not."""
+
+    async def page(
+        self, kind: str, *, limit: int, before: str | None = None, where: Mapping[str, str] | None = None
+    ) -> list[dict[str, Any]]:
+        """Newest first; `before` is the id of the last one seen.
+
+        :param where: equal values of ``state``, ``guest``, ``host`` (source or destination, or the evacuation's),
+            ``evacuation``, ``command`` (the key of the command that began it).
+        """
+
+    async def append(self, events: Sequence[Mapping[str, Any]]) -> None:
+        """Write events (:class:`~migrator.engine.documents.EventDocument` as JSON) in one go."""
+
+    async def events(
+        self, *, after: int = 0, limit: int = 1000, subject: str | None = None, subject_id: str | None = None
+    ) -> list[dict[str, Any]]:
+        """Events with a larger ``event_id``, in order."""
+
+    async def positions(self) -> tuple[int, dict[tuple[str, str], int]]:
+        """The last event's id, and the last sequence of every subject that has not ended."""
+
+    @property
+    def complaint(self) -> str:
+        """Why it cannot be written now, in one line; empty while it can."""

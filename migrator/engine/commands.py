@@ -1,0 +1,412 @@
+"""The one door: every verb as a model; validated, authorised, journalled and executed the same way from everywhere.
+
+HTTP, MQTT and, through HTTP, the command line make an :class:`Envelope` and give it to :meth:`Door.execute`. Its reply
+is journalled before it is given, so the same id again gets the same answer and does nothing, also after a restart.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from enum import StrEnum
+from hashlib import sha256
+from typing import Annotated, Any, ClassVar, Literal, Protocol
+
+from pydantic import AwareDatetime, BaseModel, ConfigDict, Field, StringConstraints, ValidationError
+
+from migrator import logs
+from migrator.engine.documents import (
+    CheckDocument,
+    EvacuationDocument,
+    HostDocument,
+    MigrationDocument,
+    PlanDocument,
+)
+from migrator.errors import JournalError, MigratorError
+
+#: Ids, hosts and sites.
+Name = Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9._-]{1,64}$")]
+#: A guest's uuid, its name, or HOST/NAME: anything.
+GuestName = Annotated[str, StringConstraints(min_length=1, max_length=1024)]
+
+
+class Role(StrEnum):
+    """What whoever asks may do."""
+
+    #: Look: plan and check too, which change nothing.
+    VIEWER = "viewer"
+    #: Everything.
+    OPERATOR = "operator"
+
+
+class Command(BaseModel):
+    """One verb with its arguments; unknown fields are refused."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", str_max_length=2048)
+    verb: ClassVar[str]
+    #: The least role that may ask for it.
+    role: ClassVar[Role] = Role.OPERATOR
+
+
+class Migrate(Command):
+    """Move one guest."""
+
+    verb: ClassVar[str] = "migrate"
+    guest: GuestName
+    #: The target; without it placement chooses.
+    to: Name | None = None
+    policy: Name | None = None
+    #: Codes of findings that are accepted.
+    accept: Annotated[list[Name], Field(max_length=64)] = []
+
+
+class Evacuate(Command):
+    """Empty a host."""
+
+    verb: ClassVar[str] = "evacuate"
+    host: Name
+    deadline: AwareDatetime | None = None
+    on_deadline: Literal["continue", "stop"] = "continue"
+    policy: Name | None = None
+    accept: Annotated[list[Name], Field(max_length=64)] = []
+
+
+class Restore(Command):
+    """Bring the guests of the last evacuation home and make the host active."""
+
+    verb: ClassVar[str] = "restore"
+    host: Name
+
+
+class Activate(Command):
+    """End a host's maintenance without bringing anyone home."""
+
+    verb: ClassVar[str] = "activate"
+    host: Name
+
+
+class Cancel(Command):
+    """Stop a migration or an evacuation as far as that is safe."""
+
+    verb: ClassVar[str] = "cancel"
+    #: Of the migration or evacuation.
+    target: Name
+
+
+class Postcopy(Command):
+    """Switch a migration to postcopy now, where its policy allows it."""
+
+    verb: ClassVar[str] = "postcopy"
+    migration: Name
+
+
+class Resolve(Command):
+    """End a held migration: a person has looked and says where the guest is."""
+
+    verb: ClassVar[str] = "resolve"
+    migration: Name
+    guest_at: Literal["source", "destination", "lost"]
+
+
+class Plan(Command):
+    """What an evacuation would do."""
+
+    verb: ClassVar[str] = "plan"
+    role: ClassVar[Role] = Role.VIEWER
+    host: Name
+    policy: Name | None = None
+
+
+class Check(Command):
+    """Preflight alone."""
+
+    verb: ClassVar[str] = "check"
+    role: ClassVar[Role] = Role.VIEWER
+    guest: GuestName
+    to: Name
+    policy: Name | None = None
+
+
+#: By verb.
+COMMANDS: Mapping[str, type[Command]] = {
+    command.verb: command
+    for command in (Migrate, Evacuate, Restore, Activate, Cancel, Postcopy, Resolve, Plan, Check)
+}
+
+#: What a command's outcome is about.
+Answer = MigrationDocument | EvacuationDocument | HostDocument | PlanDocument | CheckDocument
+
+
+@dataclass(frozen=True, kw_only=True)
+class Caller:
+    """Who asks."""
+
+    #: ``unix:UID``, a token's name, or the user in an MQTT topic.
+    user: str
+    role: Role
+    #: ``http`` or ``mqtt``.
+    interface: str
+    #: From where: an address, a topic.
+    origin: str = ""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Envelope:
+    """A command as it came."""
+
+    verb: str
+    body: Mapping[str, Any]
+    caller: Caller
+    #: The caller's own; with the user it names the command. ``None``: it cannot be repeated safely.
+    id: str | None = None
+    #: MQTT: when it was sent, and until when it may be begun.
+    expires_at: datetime | None = None
+
+
+class Refusal(MigratorError):
+    """A command was refused and nothing was changed.
+
+    :ivar code: stable: ``invalid``, ``forbidden``, ``not-found``, ``ambiguous``, ``conflict``, ``expired``,
+        ``id-reused``, ``not-now``, ``preflight``, ``unavailable``.
+    """
+
+    #: The HTTP status of each.
+    STATUS: ClassVar[Mapping[str, int]] = {
+        "invalid": 422,
+        "forbidden": 403,
+        "not-found": 404,
+        "ambiguous": 409,
+        "conflict": 409,
+        "expired": 410,
+        "id-reused": 422,
+        "not-now": 409,
+        "preflight": 409,
+        "unavailable": 503,
+    }
+
+    def __init__(self, code: str, message: str, *, findings: list[dict[str, Any]] | None = None) -> None:
+        super().__init__(message)
+        self.code = code
+        self.findings = findings or []
+
+
+class Reply(BaseModel):
+    """What a command got. ``accepted`` may be followed by an ``outcome`` when what it began has ended."""
+
+    model_config = ConfigDict(frozen=True)
+
+    kind: Literal["accepted", "refused", "outcome"]
+    id: str | None = None
+    verb: str
+    #: With ``refused``: see :class:`Refusal`, and one line for a person.
+    code: str | None = None
+    message: str | None = None
+    findings: list[dict[str, Any]] = []
+    #: What was begun or found, as its document.
+    subject: Literal["migration", "evacuation", "host", "plan", "check"] | None = None
+    subject_id: str | None = None
+    body: dict[str, Any] | None = None
+
+    @property
+    def status(self) -> int:
+        """As HTTP says it."""
+        if self.kind == "refused":
+            return Refusal.STATUS[self.code or "invalid"]
+        return 202 if self.subject in ("migration", "evacuation") else 200
+
+
+class Controller(Protocol):
+    """What carries commands out: :class:`migrator.engine.controller.Fleet`."""
+
+    async def carry_out(self, command: Command, caller: Caller, *, key: str) -> Answer:
+        """Begin it; returns once it is journalled.
+
+        :param key: of the command, or empty. What was begun with the same key is not begun again: a controller that
+            died between the beginning and the reply is asked once more.
+        :raise Refusal: it was not begun and nothing was changed.
+        """
+
+
+@dataclass(frozen=True, kw_only=True)
+class Claim:
+    """What the journal said of a command's id."""
+
+    #: It was not there before and is ours to carry out.
+    new: bool
+    #: The body given with that id before is another.
+    other_body: bool = False
+    #: What it got, as :meth:`Reply.model_dump`; ``None`` while it is being carried out.
+    reply: Mapping[str, Any] | None = None
+
+
+class CommandLog(Protocol):
+    """The part of the journal that the door needs; see :class:`migrator.store.journal.Journal`."""
+
+    async def claim_command(
+        self, *, key: str, verb: str, body_hash: str, body: Mapping[str, Any], caller: Mapping[str, str]
+    ) -> Claim:
+        """Write it down, once: committed and on disk when this returns.
+
+        :param key: user and id.
+        :raise JournalError: it cannot be written; nothing may be begun.
+        """
+
+    async def answer_command(self, *, key: str, reply: Mapping[str, Any]) -> None:
+        """Write down what it got, or what has become of it."""
+
+
+@dataclass(kw_only=True)
+class Door:
+    """Takes commands from every interface.
+
+    :param heard: is told interface, verb and result (``accepted``, ``refused``, ``repeated``) of every command.
+    """
+
+    controller: Controller
+    log: CommandLog
+    heard: Callable[[str, str, str], None] = field(default=lambda interface, verb, result: None)
+    _locks: dict[str, asyncio.Lock] = field(default_factory=dict)
+
+    async def execute(self, envelope: Envelope) -> Reply:
+        """Carry it out, once. Never raises but for cancellation: what is wrong is said in the reply.
+
+        An accepted or refused command is in the journal when this returns, but for one without a caller's id that
+        changes nothing.
+        """
+        try:
+            command = parse(envelope)
+        except Refusal as refusal:
+            self.heard(envelope.caller.interface, _known(envelope.verb), "refused")
+            return _refused(envelope, refusal)
+        key = f"{envelope.caller.user}\n{envelope.id}" if envelope.id else ""
+        lock = self._locks.setdefault(key, asyncio.Lock()) if key else asyncio.Lock()
+        try:
+            async with lock:
+                return await self._once(command, envelope, key)
+        finally:
+            if key and not lock.locked():
+                self._locks.pop(key, None)
+
+    async def _once(self, command: Command, envelope: Envelope, key: str) -> Reply:
+        caller = envelope.caller
+        body = command.model_dump(mode="json")
+        digest = sha256(json.dumps([command.verb, body], sort_keys=True).encode()).hexdigest()
+        result = "accepted"
+        try:
+            if key:
+                claim = await self.log.claim_command(
+                    key=key,
+                    verb=command.verb,
+                    body_hash=digest,
+                    body=body,
+                    caller={
+                        "user": caller.user,
+                        "role": caller.role,
+                        "interface": caller.interface,
+                        "origin": caller.origin,
+                    },
+                )
+                if claim.other_body:
+                    raise Refusal("id-reused", f"the id {envelope.id} was used before for another command")
+                if claim.reply is not None:
+                    self.heard(caller.interface, command.verb, "repeated")
+                    return Reply.model_validate(claim.reply)
+            _in_time(envelope)
+            answer = await self.controller.carry_out(command, caller, key=key)
+            reply = _accepted(envelope, answer)
+        except Refusal as refusal:
+            result, reply = "refused", _refused(envelope, refusal)
+            if refusal.code == "id-reused":
+                self.heard(caller.interface, command.verb, result)
+                return reply
+        except JournalError as error:
+            self.heard(caller.interface, command.verb, "refused")
+            return _refused(envelope, Refusal("unavailable", str(error)))
+        if key:
+            try:
+                await self.log.answer_command(key=key, reply=reply.model_dump(mode="json"))
+            except JournalError as error:
+                # It was begun, and the journal says so: a repetition finds it claimed and is told what it began.
+                logs.logger(command=key).warning("reply not journalled", error=str(error))
+        self.heard(caller.interface, command.verb, result)
+        return reply
+
+    async def finished(self, *, key: str, reply: Reply) -> None:
+        """What a command began has ended: from now on the same id gets this."""
+        await self.log.answer_command(key=key, reply=reply.model_dump(mode="json"))
+
+
+def parse(envelope: Envelope) -> Command:
+    """The command in it.
+
+    :raise Refusal: unknown verb, wrong or unknown fields, or not allowed to this caller.
+    """
+    kind = COMMANDS.get(envelope.verb)
+    if kind is None:
+        raise Refusal("invalid", f"there is no command {envelope.verb!r}; there are {', '.join(COMMANDS)}")
+    if kind.role is Role.OPERATOR and envelope.caller.role is not Role.OPERATOR:
+        raise Refusal(
+            "forbidden", f"{envelope.verb} takes the role operator; {envelope.caller.user} is a viewer"
+        )
+    try:
+        return kind.model_validate(dict(envelope.body))
+    except ValidationError as error:
+        raise Refusal("invalid", _in_words(error)) from None
+
+
+def _in_words(error: ValidationError) -> str:
+    first = error.errors(include_url=False)[0]
+    where = ".".join(str(part) for part in first["loc"]) or "the command"
+    more = f" (and {error.error_count() - 1} more)" if error.error_count() > 1 else ""
+    return f"{where}: {first['msg'][:1].lower()}{first['msg'][1:]}{more}"
+
+
+def _in_time(envelope: Envelope) -> None:
+    if envelope.expires_at is not None and datetime.now(UTC) > envelope.expires_at:
+        raise Refusal("expired", f"it was to be begun before {envelope.expires_at.isoformat()}")
+
+
+def _known(verb: str) -> str:
+    return verb if verb in COMMANDS else "unknown"
+
+
+def _refused(envelope: Envelope, refusal: Refusal) -> Reply:
+    return Reply(
+        kind="refused",
+        id=envelope.id,
+        verb=envelope.verb,
+        code=refusal.code,
+        message=str(refusal),
+        findings=refusal.findings,
+    )
+
+
+def _accepted(envelope: Envelope, answer: Answer) -> Reply:
+    subject, subject_id = _subject(answer)
+    return Reply.model_validate(
+        {
+            "kind": "accepted",
+            "id": envelope.id,
+            "verb": envelope.verb,
+            "subject": subject,
+            "subject_id": subject_id,
+            "body": answer.model_dump(mode="json"),
+        }
+    )
+
+
+def _subject(answer: Answer) -> tuple[str, str]:
+    match answer:
+        case MigrationDocument():
+            return "migration", answer.id
+        case EvacuationDocument():
+            return "evacuation", answer.id
+        case HostDocument():
+            return "host", answer.host
+        case PlanDocument():
+            return "plan", answer.host
+        case CheckDocument():
+            return "check", answer.guest

@@ -1,0 +1,289 @@
+"""What the service says of itself: one model for each thing, the same over HTTP, MQTT and on the command line.
+
+Units are those of the whole project: bytes, bytes per second, seconds, ratios of 0 to 1. Times are RFC 3339 in UTC.
+Version 1 only gains fields.
+"""
+
+from __future__ import annotations
+
+from datetime import datetime
+from enum import StrEnum
+from typing import Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field
+
+from migrator.core.inventory import HostState
+from migrator.core.model import Mode, Severity, State
+
+
+class Document(BaseModel):
+    """Frozen; what is not known is ``null``."""
+
+    model_config = ConfigDict(frozen=True, ser_json_timedelta="float")
+
+
+class FindingDocument(Document):
+    """One thing preflight has to say."""
+
+    code: str
+    severity: Severity
+    message: str
+    remedy: str
+
+
+class DecisionDocument(Document):
+    """One action of the controller, and why."""
+
+    at_seconds: float
+    action: str
+    reason: str
+    numbers: dict[str, float | int | str] = Field(default_factory=dict)
+
+
+class ForecastDocument(Document):
+    """Predicted time left, with its interval."""
+
+    p10_seconds: float | None = None
+    p50_seconds: float | None = None
+    p90_seconds: float | None = None
+    #: ``converges``, ``converges-if`` (and which rung), ``cannot``; empty while nothing is known.
+    verdict: str = ""
+    rung: str = ""
+
+
+class MigrationDocument(Document):
+    """One migration: now, and when it has ended."""
+
+    id: str
+    #: The guest's key: its uuid where it has one.
+    guest: str
+    guest_name: str = ""
+    source: str
+    destination: str
+    policy: str
+    state: State
+    mode: Mode = Mode.PRECOPY
+    #: The evacuation it belongs to.
+    evacuation: str | None = None
+    requested_by: str = ""
+    created_at: datetime
+    #: When the first thing was changed.
+    started_at: datetime | None = None
+    ended_at: datetime | None = None
+    #: Never falls; 1 only once the guest has arrived.
+    progress_ratio: float = 0.0
+    remaining_bytes: int | None = None
+    total_bytes: int | None = None
+    transferred_bytes: int = 0
+    dirty_rate_bytes_per_second: float | None = None
+    bandwidth_bytes_per_second: float | None = None
+    throttle_ratio: float = 0.0
+    round: int = 0
+    forecast: ForecastDocument | None = None
+    expected_downtime_seconds: float | None = None
+    #: What was asked, what QEMU was given, what was measured: always shown together.
+    max_downtime_seconds: float = 0.0
+    downtime_limit_seconds: float | None = None
+    downtime_seconds: float | None = None
+    downtime_uncertainty_seconds: float | None = None
+    preflight_seconds: float | None = None
+    duration_seconds: float | None = None
+    max_throttle_ratio: float = 0.0
+    forecast_error_ratio: float | None = None
+    findings: list[FindingDocument] = Field(default_factory=list)
+    #: Findings that were accepted by code.
+    accepted: list[str] = Field(default_factory=list)
+    decisions: list[DecisionDocument] = Field(default_factory=list)
+    #: Why it did not complete, in one line.
+    error: str | None = None
+    #: With ``held``: the row of the lifecycle table, and what a person shall check.
+    held_code: str | None = None
+
+
+class GuestStanding(StrEnum):
+    """How far a guest of an evacuation is."""
+
+    #: Waits for its turn.
+    WAITING = "waiting"
+    #: Its migration is under way.
+    MIGRATING = "migrating"
+    #: Runs on another host.
+    MOVED = "moved"
+    #: No host can take it now; tried again when the inventory changes.
+    NO_TARGET = "no-target"
+    #: Failed so often that it is left; its reason is said.
+    SET_ASIDE = "set-aside"
+    #: Its migration is held for a person.
+    HELD = "held"
+    #: It ended by itself, or somebody else took it away.
+    GONE = "gone"
+
+
+class EvacuationGuest(Document):
+    """One guest of an evacuation."""
+
+    guest: str
+    guest_name: str = ""
+    standing: GuestStanding
+    target: str | None = None
+    #: Why there, or why not, in one sentence.
+    reason: str = ""
+    attempts: int = 0
+    #: Of the present or last attempt.
+    migration: str | None = None
+    #: Seconds from now, p50, as predicted.
+    starts_in_seconds: float | None = None
+    takes_seconds: float | None = None
+    downtime_seconds: float | None = None
+
+
+class EvacuationState(StrEnum):
+    """Where an evacuation, or a restore, is."""
+
+    RUNNING = "running"
+    #: The host is empty (evacuate), or everyone who could is back (restore).
+    COMPLETED = "completed"
+    #: Nothing more can be done by itself, and guests are left.
+    INCOMPLETE = "incomplete"
+    #: Somebody asked for it; every guest runs somewhere.
+    CANCELLED = "cancelled"
+    #: Its deadline passed with ``on_deadline: stop``.
+    STOPPED = "stopped"
+
+
+class EvacuationDocument(Document):
+    """A set of migrations that empties a host, or brings its guests home."""
+
+    id: str
+    kind: Literal["evacuate", "restore"] = "evacuate"
+    host: str
+    state: EvacuationState
+    policy: str = ""
+    requested_by: str = ""
+    created_at: datetime
+    ended_at: datetime | None = None
+    deadline: datetime | None = None
+    on_deadline: Literal["continue", "stop"] = "continue"
+    #: The deadline has passed with guests left.
+    late: bool = False
+    #: The forecast says that the deadline will be missed (its p50), or may be (its p90).
+    at_risk: bool = False
+    forecast_end_at: datetime | None = None
+    forecast_end_p10_at: datetime | None = None
+    forecast_end_p90_at: datetime | None = None
+    guests: list[EvacuationGuest] = Field(default_factory=list)
+    guests_left: int = 0
+    error: str | None = None
+
+
+class HostDocument(Document):
+    """One host."""
+
+    host: str
+    state: HostState
+    up: bool
+    error: str = ""
+    address: str = ""
+    guests: int = 0
+    memory_total_bytes: int = 0
+    memory_free_bytes: int = 0
+    cpus: int = 0
+    kvm: bool = False
+    link_bytes_per_second: float | None = None
+    labels: dict[str, str] = Field(default_factory=dict)
+    qemus: dict[str, str] = Field(default_factory=dict)
+    looked_at: datetime | None = None
+
+
+class GuestDocument(Document):
+    """One guest."""
+
+    guest: str
+    name: str = ""
+    uuid: str = ""
+    host: str
+    run_state: str
+    memory_bytes: int = 0
+    vcpus: int = 0
+    dirty_rate_bytes_per_second: float | None = None
+    policy: str = ""
+    movable: bool = True
+    #: Why not, in one line.
+    obstacle: str = ""
+    obstacle_code: str = ""
+    #: Its migration under way.
+    migration: str | None = None
+
+
+class PlannedGuest(Document):
+    """What would happen to one guest."""
+
+    guest: str
+    guest_name: str = ""
+    target: str | None = None
+    #: Place in the order of starts, from 1; ``null`` without a target.
+    order: int | None = None
+    reason: str = ""
+    starts_in_seconds: float | None = None
+    takes_p10_seconds: float | None = None
+    takes_p50_seconds: float | None = None
+    takes_p90_seconds: float | None = None
+    downtime_seconds: float | None = None
+    policy: str = ""
+    verdict: str = ""
+    findings: list[FindingDocument] = Field(default_factory=list)
+
+
+class PlanDocument(Document):
+    """What an evacuation would do, before the act."""
+
+    host: str
+    guests: list[PlannedGuest] = Field(default_factory=list)
+    takes_p10_seconds: float | None = None
+    takes_p50_seconds: float | None = None
+    takes_p90_seconds: float | None = None
+    #: What no schedule can beat: bytes that must go over the links, and the largest single guest.
+    lower_bound_seconds: float | None = None
+
+
+class CheckDocument(Document):
+    """Preflight alone."""
+
+    guest: str
+    host: str
+    possible: bool
+    findings: list[FindingDocument] = Field(default_factory=list)
+
+
+class EventKind(StrEnum):
+    """What an event tells."""
+
+    STATE = "state"
+    DECISION = "decision"
+    #: Not journalled and not counted in ``sequence``: what comes between two states.
+    PROGRESS = "progress"
+    COMMAND = "command"
+
+
+class Subject(StrEnum):
+    """What an event is about."""
+
+    MIGRATION = "migration"
+    EVACUATION = "evacuation"
+    HOST = "host"
+    COMMAND = "command"
+
+
+class EventDocument(Document):
+    """Something that happened. Journalled but for progress."""
+
+    #: Grows by one with every journalled event of this service; progress repeats the last.
+    event_id: int
+    #: Grows by one with every journalled event of this subject: a gap shows that some were not delivered.
+    sequence: int
+    time: datetime
+    kind: EventKind
+    subject: Subject
+    subject_id: str
+    #: The document of the subject without its lists (state, progress), or the decision.
+    body: dict[str, Any]
