@@ -1,0 +1,65 @@
+"""What the entrances may ask without changing anything."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any, Protocol
+
+from migrator.engine.bus import Bus
+from migrator.engine.documents import (
+    EvacuationDocument,
+    GuestDocument,
+    HostDocument,
+    MigrationDocument,
+)
+
+
+class Reading(Protocol):
+    """The state of the service, from memory and the journal; never asks a QEMU or a host anything."""
+
+    bus: Bus
+
+    def active_migrations(self) -> Sequence[MigrationDocument]:
+        """Those that have not ended, those that are held among them; from memory."""
+
+    def active_evacuations(self) -> Sequence[EvacuationDocument]:
+        """Those that run; from memory."""
+
+    def hosts(self) -> Sequence[HostDocument]:
+        """All, by name."""
+
+    def host(self, name: str) -> HostDocument | None:
+        """One, or ``None``."""
+
+    def guests(self) -> Sequence[GuestDocument]:
+        """All, by host and name."""
+
+    def guest(self, which: str) -> GuestDocument | None:
+        """By uuid, name or HOST/NAME.
+
+        :raise Refusal: ``ambiguous``, with the candidates.
+        """
+
+    async def migrations(
+        self, *, limit: int, before: str | None = None, where: Mapping[str, str] | None = None
+    ) -> Sequence[MigrationDocument]:
+        """Newest first; see :meth:`migrator.ports.Journal.page`."""
+
+    async def migration(self, identifier: str) -> MigrationDocument | None:
+        """One, ended or not."""
+
+    async def evacuations(
+        self, *, limit: int, before: str | None = None, where: Mapping[str, str] | None = None
+    ) -> Sequence[EvacuationDocument]:
+        """Newest first."""
+
+    async def evacuation(self, identifier: str) -> EvacuationDocument | None:
+        """One, ended or not."""
+
+    async def events(
+        self, *, after: int = 0, limit: int = 1000, subject: str | None = None, subject_id: str | None = None
+    ) -> Sequence[Mapping[str, Any]]:
+        """Journalled events after that one, in order."""
+
+    def complaints(self) -> Sequence[str]:
+        """Why new work is not taken now, in one line each; empty when all is well."""
