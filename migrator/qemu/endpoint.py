@@ -61,6 +61,11 @@ class Endpoint:
         )
 
     @property
+    def monitor(self) -> Monitor:
+        """The session itself, for what a migration does not need: devices and backends."""
+        return self._monitor
+
+    @property
     def address_text(self) -> str:
         return str(self.address)
 
