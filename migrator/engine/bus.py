@@ -95,6 +95,11 @@ class Bus:
         """Nothing more will be said about it."""
         self._sequences.pop((subject, subject_id), None)
 
+    @property
+    def last_event_id(self) -> int:
+        """Of the last event that was counted; whoever begins to listen now gets all that are larger."""
+        return self._last
+
     def listening(self) -> int:
         """How many listen."""
         return len(self._listeners)
