@@ -40,6 +40,7 @@ class Tuning:
     """Parameters of a migration, in base units; ``None`` leaves one alone."""
 
     max_bandwidth_bytes_per_second: int | None = None
+    #: In whole milliseconds, 1 at the least; 0 is nothing at all, so that only an idle stream would switch.
     downtime_limit_seconds: float | None = None
     #: 0 is no limit of its own. It caps the postcopy switch too, so it stays 0 until the destination runs.
     max_postcopy_bandwidth_bytes_per_second: int | None = None
@@ -283,6 +284,10 @@ class Site(Protocol):
 
         :param source: as :meth:`open` gave it.
         """
+
+    async def abandon(self, host: str, *, migration: str) -> None:
+        """Remove what :meth:`start_destination` may have begun there for a migration that its controller left before
+        the guest's source was touched; a process that does not wait any more is left alone."""
 
     async def clear(self, guest: Guest) -> None:
         """Remove what is left of the source once its process has ended: sockets and files that we made."""

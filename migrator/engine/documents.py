@@ -46,6 +46,8 @@ class ForecastDocument(Document):
     p10_seconds: float | None = None
     p50_seconds: float | None = None
     p90_seconds: float | None = None
+    downtime_p50_seconds: float | None = None
+    downtime_p90_seconds: float | None = None
     #: ``converges``, ``converges-if`` (and which rung), ``cannot``; empty while nothing is known.
     verdict: str = ""
     rung: str = ""

@@ -29,15 +29,17 @@ from migrator.core.situation import Intent, Milestone, SourceIs, source_is
 from migrator.engine.ledger import Ledger
 from migrator.engine.observer import Observer, interval, wanted_to_run
 from migrator.engine.patience import Patience
-from migrator.engine.prepare import prepare, together
+from migrator.engine.prepare import UNLIMITED_BYTES_PER_SECOND, prepare, together
 from migrator.engine.result import Result, Status
 from migrator.engine.steering import Steering
 from migrator.engine.steps import Steps
 from migrator.errors import QemuError, TimedOut
-from migrator.ports import Experience, Qemu, Record, Settings
+from migrator.ports import Experience, Qemu, Record, Settings, Tuning
 
 #: Two ends are not looked at in one instant, so what needs a person must show so many times in a row.
 _LOOKS_TO_HOLD = 3
+#: With these the stream does not reach the switch by itself (watched for 6 s on 7.2 and 10.0, an idle guest).
+PARKED = Tuning(max_bandwidth_bytes_per_second=4096, downtime_limit_seconds=0.0)
 #: A cancel that takes longer than this is worth a word.
 _SLOW_CANCEL_SECONDS = 2.0
 
@@ -92,6 +94,12 @@ class Migration:
         self._abilities = convergence.Abilities(postcopy=False, throttle=False)
         self._progress = Progress()
         self._cancel_wanted = False
+        #: The stream's share of the link; ``None``: whatever it gets.
+        self._share: int | None = None
+        #: What QEMU has to be told once it copies.
+        self._untold = False
+        self._postcopy_wanted = False
+        self._park_wanted = self._parked = False
         self._cancelling_since: float | None = None
         self._last_source: View | None = None
         self._suspect: tuple[str, int] = ("", 0)
@@ -156,6 +164,7 @@ class Migration:
         self._ledger.intent = intent
         self._steps.settings = Settings(**facts["settings"])
         self._abilities = convergence.Abilities(**facts["abilities"])
+        self._untold = True
         if intent.postcopy:
             self.result.mode = Mode.POSTCOPY  # its event may have gone to another controller
             self._steering.settle()
@@ -175,6 +184,35 @@ class Migration:
         self._cancel_wanted = True
         self._observer.wake()
         return True
+
+    def set_bandwidth(self, bytes_per_second: int | None) -> None:
+        """Its share of the link from now on, below the policy's own ceiling; ``None``: whatever it gets."""
+        if bytes_per_second != self._share:
+            self._share, self._untold = bytes_per_second, True
+            self._observer.wake()
+
+    def postcopy(self) -> bool:
+        """Ask for postcopy now; False where policy or QEMUs do not allow it, or it is past that."""
+        intent = self._ledger.intent
+        if not self._abilities.postcopy or intent.undo is not None or intent.milestone > Milestone.MIGRATING:
+            return False
+        self._postcopy_wanted = True
+        self._observer.wake()
+        return True
+
+    def park(self) -> None:
+        """Ask to be left alone for a while: the controller stops.
+
+        :meth:`run` then returns with a state that is not final, the source copying so slowly that it cannot reach the
+        switch, for :meth:`take_up`. What is past the guest's STOP is brought to its end; what has not begun is undone.
+        """
+        self._park_wanted = True
+        self._observer.wake()
+
+    @property
+    def _bandwidth(self) -> int:
+        ceilings = (self._policy.max_bandwidth_bytes_per_second, self._share, UNLIMITED_BYTES_PER_SECOND)
+        return min(ceiling for ceiling in ceilings if ceiling is not None)
 
     def _what_was(self, facts: Facts, settings: Settings) -> dict[str, Any]:
         return {
@@ -203,6 +241,7 @@ class Migration:
             settings_there=self._settings_there or await self._destination.settings(),
             abilities=self._abilities,
             limit_seconds=self._steering.limit_seconds,
+            bandwidth_bytes_per_second=self._bandwidth,
             listen=self._listen,
             tell=self._ledger.decide,
         )
@@ -210,7 +249,8 @@ class Migration:
             await self._steering.stop_guest(
                 "the policy is offline: the guest stands still while its memory is copied"
             )
-        if self._cancel_wanted:
+        self._untold = False
+        if self._cancel_wanted or self._park_wanted:
             self._ledger.undo(State.CANCELLED, "cancelled before it began", by_choice=True)
             return
         before = await self._source.observe()
@@ -249,6 +289,8 @@ class Migration:
                 return await self._end(answer)
             if answer.step is Step.WAIT:
                 if source_is(source) is SourceIs.COPIES and source.sample is not None:
+                    if self._parked:
+                        return self.result  # a look after it was parked found it copying: there it stays
                     await self._steer(source.sample)
                 self._tell_slow_cancel(source)
                 await self._observer.pause(interval(self._ledger.intent, source))
@@ -274,6 +316,16 @@ class Migration:
 
     async def _steer(self, sample: Sample) -> None:
         try:
+            if self._park_wanted and self._ledger.intent.undo is None and not self._ledger.intent.postcopy:
+                await self._source.tune(PARKED)
+                self._ledger.decide("park", "the controller stops: the stream waits for the next one")
+                self._parked = True
+                return
+            if self._untold:
+                self._untold = False
+                await self._steering.resume(self._bandwidth)
+            if self._postcopy_wanted and not self._ledger.intent.postcopy:
+                await self._steering.switch_to_postcopy("somebody asked for postcopy now")
             await self._steering.step(sample, self._abilities)
         except QemuError as error:
             self._log.warning("steering failed", error=str(error))
@@ -346,4 +398,13 @@ class Migration:
     def _report(self, state: State, sample: Sample | None = None) -> None:
         if sample is not None:
             self._progress.update(sample)
-        self._on_status(Status(state=state, progress_ratio=self._progress.ratio, sample=sample))
+        copies = sample is not None and state is State.PRECOPY
+        self._on_status(
+            Status(
+                state=state,
+                progress_ratio=self._progress.ratio,
+                sample=sample,
+                forecast=self._steering.forecast if copies else None,
+                limit_seconds=self._steering.limit_seconds if copies else None,
+            )
+        )

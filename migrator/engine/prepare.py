@@ -31,7 +31,7 @@ _OFF = (
 #: Always on; preflight has seen that both sides have them.
 _ON = ("events", "return-path", "pause-before-switchover")
 #: More than any link carries: QEMU's own default of 128 MiB/s would be the limit otherwise.
-_UNLIMITED_BYTES_PER_SECOND = 2**40
+UNLIMITED_BYTES_PER_SECOND = 2**40
 
 
 async def prepare(
@@ -43,6 +43,7 @@ async def prepare(
     settings_there: Settings,
     abilities: Abilities,
     limit_seconds: float,
+    bandwidth_bytes_per_second: int,
     listen: str,
     tell: Callable[[str, str], None],
 ) -> tuple[str, Abilities]:
@@ -51,6 +52,7 @@ async def prepare(
     :param settings: the source's, as they are.
     :param settings_there: the destination's.
     :param limit_seconds: the downtime limit to begin with.
+    :param bandwidth_bytes_per_second: the most the stream may take, to begin with.
     :param tell: is told an action and its reason where the policy had to be fallen short of.
     :raise QemuError: an end refused or did not answer; both may have been changed.
     """
@@ -73,8 +75,7 @@ async def prepare(
     async def set_up_source() -> None:
         await source.tune(
             Tuning(
-                max_bandwidth_bytes_per_second=policy.max_bandwidth_bytes_per_second
-                or _UNLIMITED_BYTES_PER_SECOND,
+                max_bandwidth_bytes_per_second=bandwidth_bytes_per_second,
                 downtime_limit_seconds=limit_seconds,
                 max_postcopy_bandwidth_bytes_per_second=0,
                 throttle_ratio=0.0 if abilities.throttle else None,

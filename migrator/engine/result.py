@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
+from migrator.core.forecast import Forecast
 from migrator.core.model import Decision, Finding, Mode, Sample, Severity, State
 
 
@@ -15,6 +16,10 @@ class Status:
     #: Never falls; 1 only once the guest has arrived.
     progress_ratio: float
     sample: Sample | None = None
+    #: ``None`` while nothing is known, and once there is nothing left to predict.
+    forecast: Forecast | None = None
+    #: The downtime limit that QEMU has now.
+    limit_seconds: float | None = None
 
 
 @dataclass(kw_only=True)

@@ -44,6 +44,26 @@ class Steering:
         """The downtime limit that QEMU shall have now."""
         return self._state.model.limit_seconds
 
+    async def resume(self, bandwidth_bytes_per_second: int) -> None:
+        """Give QEMU its parameters again: another controller may have parked it.
+
+        :raise QemuError: the source refused it or did not answer.
+        """
+        await self._source.tune(
+            Tuning(
+                max_bandwidth_bytes_per_second=bandwidth_bytes_per_second,
+                downtime_limit_seconds=self.limit_seconds,
+            )
+        )
+
+    async def switch_to_postcopy(self, reason: str) -> None:
+        """Because a person wants it; nothing is left to decide after that.
+
+        :raise QemuError: the source did not answer.
+        """
+        await self._act(Action(act=Act.START_POSTCOPY, reason=reason), {})
+        self.settle()
+
     def settle(self) -> None:
         """Postcopy was begun by somebody else: there is nothing left to decide."""
         self._state = replace(self._state, settled=True)

@@ -250,7 +250,8 @@ class Endpoint:
         if tuning.max_postcopy_bandwidth_bytes_per_second is not None:
             arguments["max-postcopy-bandwidth"] = tuning.max_postcopy_bandwidth_bytes_per_second
         if tuning.downtime_limit_seconds is not None:
-            arguments["downtime-limit"] = max(1, int(tuning.downtime_limit_seconds * 1000))
+            least = 1 if tuning.downtime_limit_seconds > 0 else 0
+            arguments["downtime-limit"] = max(least, int(tuning.downtime_limit_seconds * 1000))
         if tuning.throttle_ratio is not None:
             # QEMU steps at every second round that dirties more than the trigger's share of what was sent: with these
             # one step is enough, up or down. It cannot be forbidden while migrating; asleep it may take one per cent.

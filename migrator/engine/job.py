@@ -1,0 +1,448 @@
+"""One migration from its request to its end: opens the source, has a destination started, drives, clears away.
+
+A :class:`Job` is what the service keeps of a migration. Its document is journalled before anything is begun and at
+every state; the steps in between are in a record of their own (:class:`migrator.ports.Record`), as with ``direct``.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from datetime import UTC, datetime
+from typing import Any, Protocol
+
+from migrator import logs
+from migrator.core.forecast import Forecast, Verdict
+from migrator.core.inventory import Guest
+from migrator.core.model import Decision, Finding, Severity, State
+from migrator.core.policy import Policy, from_fields
+from migrator.core.situation import Intent
+from migrator.engine.documents import (
+    DecisionDocument,
+    FindingDocument,
+    ForecastDocument,
+    MigrationDocument,
+)
+from migrator.engine.migration import Migration
+from migrator.engine.result import Result, Status
+from migrator.errors import HostError, MigratorError, QemuError, RecordError
+from migrator.ports import Experience, Qemu, Record, Site, Waiting
+
+
+class Records(Protocol):
+    """Where the steps of migrations are recorded."""
+
+    def create(self, migration: str) -> Record:
+        """A new record; nothing is written before :meth:`migrator.ports.Record.begin`."""
+
+    def take_up(self, migration: str) -> tuple[Record, Mapping[str, Any], Intent] | None:
+        """The record another controller left, locked, with its facts and its last intent; ``None`` without one.
+
+        :raise RecordError: it cannot be read, or a living controller holds it.
+        """
+
+    def release(self, record: Record) -> None:
+        """Let go of a record that has not ended."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Means:
+    """What every job of a service shares."""
+
+    site: Site
+    records: Records
+    experience: Experience | None = None
+    #: Makes findings into what they are once those codes are accepted; raises UsageError for what cannot be.
+    accept: Callable[[Sequence[Finding], Sequence[str]], Sequence[Finding]]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Place:
+    """Where one end of a migration is found again."""
+
+    host: str
+    socket: str
+    identity: Mapping[str, Any] = field(default_factory=dict)
+
+
+class Job:
+    """One migration.
+
+    :param guest: as the inventory knew it when it was asked for.
+    :param key: of the command that began it; empty for one that an evacuation began.
+    :param changed: called whenever its state changed or a decision fell; must return at once.
+    """
+
+    def __init__(
+        self,
+        *,
+        identifier: str,
+        guest: Guest,
+        target: str,
+        policy: Policy,
+        means: Means,
+        accepted: Sequence[str] = (),
+        evacuation: str | None = None,
+        requested_by: str = "",
+        key: str = "",
+        created_at: datetime | None = None,
+        on_state: Callable[[Job], None] = lambda job: None,
+        on_progress: Callable[[Job], None] = lambda job: None,
+        on_decision: Callable[[Job, Decision], None] = lambda job, decision: None,
+    ) -> None:
+        self.id = identifier
+        self.guest = guest
+        self.target = target
+        self.policy = policy
+        self.evacuation = evacuation
+        self.state = State.QUEUED
+        self.result = Result(
+            id=identifier, state=State.QUEUED, max_downtime_seconds=policy.max_downtime_seconds
+        )
+        self.created_at = created_at or datetime.now(UTC)
+        self.started_at: datetime | None = None
+        self.ended_at: datetime | None = None
+        self.status: Status | None = None
+        #: Its stream's share of the links, as last given.
+        self.share: int | None = None
+        #: Preflight refused it: trying again without a change is no use.
+        self.refused = False
+        self._means = means
+        self._accepted = list(accepted)
+        self._requested_by = requested_by
+        self._key = key
+        self._on_state, self._on_progress, self._on_decision = on_state, on_progress, on_decision
+        self._source: Qemu | None = None
+        self._waiting: Waiting | None = None
+        self._destination: Qemu | None = None
+        self._migration: Migration | None = None
+        self._record: Record | None = None
+        self._places: dict[str, Place] = {"source": Place(host=guest.host, socket=guest.socket)}
+        self._cancelled = self._parked = False
+        self._log = logs.logger(migration=identifier, guest=guest.key, host=guest.host)
+
+    # --- what others may ask of it ---------------------------------------------------------------------------------
+
+    @property
+    def ended(self) -> bool:
+        """Nothing more will happen to it; one that is held has not ended."""
+        return self.ended_at is not None
+
+    @property
+    def preparing(self) -> bool:
+        """Holds no transfer slot yet."""
+        return self.state in (State.QUEUED, State.PREPARING)
+
+    @property
+    def copies(self) -> bool:
+        """Its stream takes part of a link."""
+        return self.state in (State.PRECOPY, State.SWITCHOVER, State.POSTCOPY, State.RECOVERING)
+
+    def cancel(self) -> bool:
+        """The guest shall stay where it is; False when it is too late, and then nothing changes."""
+        if self.ended or self.state is State.HELD:
+            return False
+        if self._migration is not None and not self._migration.cancel():
+            return False
+        self._cancelled = True
+        return True
+
+    def postcopy(self) -> bool:
+        """Switch to postcopy now; False where that is not possible."""
+        return self._migration is not None and self._migration.postcopy()
+
+    def set_share(self, bytes_per_second: int | None) -> None:
+        """Its stream's share of the links from now on."""
+        self.share = bytes_per_second
+        if self._migration is not None:
+            self._migration.set_bandwidth(bytes_per_second)
+
+    def park(self) -> None:
+        """The controller stops: see :meth:`migrator.engine.migration.Migration.park`."""
+        self._parked = True
+        if self._migration is not None:
+            self._migration.park()
+
+    # --- its way -----------------------------------------------------------------------------------------------------
+
+    async def prepare(self) -> bool:
+        """Open the source, check, have a destination started; True when :meth:`transfer` may follow.
+
+        The guest notices nothing of it. After False the job has ended and nothing is left behind.
+        """
+        self._enter(State.PREPARING)
+        try:
+            self._source = await self._means.site.open(self.guest.host, self.guest.socket, role="source")
+            self._places["source"] = Place(
+                host=self.guest.host, socket=self.guest.socket, identity=dict(self._source.identity)
+            )
+            findings = await self._means.site.check(self.guest, self._source, self.target)
+            if await self._refuse(findings):
+                return False
+            if self._cancelled or self._parked:
+                return await self._fall_back(State.CANCELLED, "cancelled before it began")
+            self._waiting = await self._means.site.start_destination(
+                self.guest, self._source, self.target, migration=self.id
+            )
+            self._destination = self._waiting.qemu
+            self._places["destination"] = Place(
+                host=self.target,
+                socket=self._waiting.socket,
+                identity=dict(self._destination.identity),
+            )
+            self._record = self._means.records.create(self.id)
+            self._migration = self._make(self._source, self._destination, self._record, self._waiting.listen)
+            if await self._refuse([*findings, *await self._migration.check()]):
+                return False
+        except MigratorError as error:
+            return await self._fall_back(State.FAILED, str(error))
+        if self._cancelled or self._parked:
+            return await self._fall_back(State.CANCELLED, "cancelled before it began")
+        return True
+
+    async def transfer(self) -> None:
+        """Move the guest; afterwards the job has ended, is held, or is parked."""
+        if self._migration is None:
+            raise RuntimeError("prepare() comes before transfer()")
+        self.started_at = datetime.now(UTC)
+        try:
+            self.result = await self._migration.run()
+        except RecordError as error:
+            await self._fall_back(State.FAILED, str(error))
+            return
+        await self._close()
+
+    async def take_up(self) -> None:
+        """Go on with what another controller left, from what both QEMUs say."""
+        left = self._means.records.take_up(self.id)
+        if left is None:
+            # Nothing was changed at the source before the record was there.
+            await self._means.site.abandon(self.target, migration=self.id)
+            await self._fall_back(
+                State.FAILED, "the controller ended before it began; the guest was not touched"
+            )
+            return
+        self._record, facts, intent = left
+        ends = {}
+        for side, place in self._places.items():
+            identity = facts[side]["identity"]
+            try:
+                ends[side] = await self._means.site.open(
+                    place.host, place.socket, role=side, identity=identity
+                )
+            except (HostError, QemuError) as error:
+                self._hold("not-reachable", str(error))
+        if len(ends) < 2:
+            self._means.records.release(self._record)
+            for end in ends.values():
+                await end.close()
+            return
+        self._source, self._destination = ends["source"], ends["destination"]
+        self.started_at = self.started_at or self.created_at
+        self._migration = self._make(self._source, self._destination, self._record, "")
+        if self._parked:
+            self._migration.park()
+        self.result = await self._migration.take_up(facts, intent)
+        await self._close()
+
+    def _make(self, source: Qemu, destination: Qemu, record: Record, listen: str) -> Migration:
+        migration = Migration(
+            name=self.id,
+            source=source,
+            destination=destination,
+            policy=self.policy,
+            listen=listen,
+            record=record,
+            experience=self._means.experience,
+            on_status=self._show,
+            on_decision=lambda decision: self._on_decision(self, decision),
+        )
+        migration.set_bandwidth(self.share)
+        self.result = migration.result
+        return migration
+
+    async def _refuse(self, findings: Sequence[Finding]) -> bool:
+        found = list({(each.code, each.message): each for each in findings}.values())
+        self.result.findings = list(self._means.accept(found, self._accepted))
+        errors = [each for each in self.result.findings if each.severity is Severity.ERROR]
+        if not errors:
+            return False
+        self.refused = True
+        more = f" (and {len(errors) - 1} more)" if len(errors) > 1 else ""
+        await self._fall_back(
+            State.FAILED, f"refused by preflight: {errors[0].code}: {errors[0].message}{more}"
+        )
+        return True
+
+    async def _fall_back(self, state: State, error: str) -> bool:
+        """It ends before anything was changed; always False."""
+        if self._parked and state is State.CANCELLED and not self._cancelled:
+            await self._let_go()  # stays queued for the next controller
+            return False
+        self.result.state, self.result.error = state, error.replace("\n", " ")
+        await self._let_go()
+        self._end(state)
+        return False
+
+    async def _close(self) -> None:
+        state = self.result.state
+        if not state.final:
+            if self._record is not None:
+                self._means.records.release(self._record)
+            await self._let_go(discard=False)
+            return  # parked
+        if state is State.HELD:
+            await self._let_go(discard=False)
+            self._enter(State.HELD)
+            return
+        if state is State.CANCELLED and self._parked and not self._cancelled:
+            await self._let_go()
+            self._enter(State.QUEUED)
+            return
+        await self._let_go(discard=state is not State.COMPLETED)
+        if state in (State.COMPLETED, State.GUEST_ENDED):
+            try:
+                await self._means.site.clear(self.guest)
+            except MigratorError as error:
+                self.result.warn("left-over", str(error), "remove what it names by hand")
+        self._end(state)
+
+    async def _let_go(self, *, discard: bool = True) -> None:
+        waiting, self._waiting = self._waiting, None
+        if waiting is not None and discard:
+            try:
+                await waiting.discard()
+            except MigratorError as error:
+                self.result.warn("left-over", str(error), "end that process by hand")
+        for end in (self._source, self._destination):
+            if end is not None:
+                await end.close()
+        self._source = self._destination = self._migration = None
+
+    # --- what it shows -----------------------------------------------------------------------------------------------
+
+    def _show(self, status: Status) -> None:
+        self.status = status
+        if status.state is not self.state and not status.state.final:
+            self._enter(status.state)
+        else:
+            self._on_progress(self)
+
+    def _enter(self, state: State) -> None:
+        if state is not self.state:
+            self.state = state
+            self._on_state(self)
+
+    def _hold(self, code: str, error: str) -> None:
+        self.result.state, self.result.held_code, self.result.error = State.HELD, code, error
+        self._enter(State.HELD)
+
+    def _end(self, state: State) -> None:
+        self.ended_at = datetime.now(UTC)
+        self.state = state
+        self._on_state(self)
+
+    def document(self) -> MigrationDocument:
+        """As it is now."""
+        result, status = self.result, self.status
+        sample = status.sample if status else None
+        forecast = status.forecast if status else None
+        return MigrationDocument(
+            id=self.id,
+            guest=self.guest.key,
+            guest_name=self.guest.name,
+            source=self.guest.host,
+            destination=self.target,
+            policy=self.policy.name,
+            state=self.state,
+            mode=result.mode,
+            evacuation=self.evacuation,
+            requested_by=self._requested_by,
+            created_at=self.created_at,
+            started_at=self.started_at,
+            ended_at=self.ended_at,
+            progress_ratio=1.0 if self.state is State.COMPLETED else status.progress_ratio if status else 0.0,
+            remaining_bytes=sample.remaining_bytes if sample else None,
+            total_bytes=sample.total_bytes if sample else None,
+            transferred_bytes=max(result.transferred_bytes, sample.transferred_bytes if sample else 0),
+            dirty_rate_bytes_per_second=sample.dirty_rate_bytes_per_second if sample else None,
+            bandwidth_bytes_per_second=sample.bandwidth_bytes_per_second if sample else None,
+            throttle_ratio=sample.throttle_ratio if sample and not self.ended else 0.0,
+            round=sample.round if sample else result.rounds,
+            forecast=_forecast(forecast),
+            expected_downtime_seconds=sample.expected_downtime_seconds if sample else None,
+            max_downtime_seconds=self.policy.max_downtime_seconds,
+            downtime_limit_seconds=status.limit_seconds if status else None,
+            downtime_seconds=result.downtime_seconds,
+            downtime_uncertainty_seconds=result.downtime_uncertainty_seconds,
+            preflight_seconds=result.preflight_seconds or None,
+            duration_seconds=result.duration_seconds if self.ended else None,
+            max_throttle_ratio=result.max_throttle_ratio,
+            forecast_error_ratio=result.forecast_error_ratio,
+            findings=[FindingDocument(**asdict(each)) for each in result.findings],
+            accepted=self._accepted,
+            decisions=[DecisionDocument(**asdict(each)) for each in result.decisions],
+            error=result.error if self.ended or self.state is State.HELD else None,
+            held_code=result.held_code,
+        )
+
+    def journalled(self) -> dict[str, Any]:
+        """The document with what another controller needs to go on, under ``_private``."""
+        return self.document().model_dump(mode="json") | {
+            "_private": {
+                "command": self._key,
+                "guest": _guest_fields(self.guest),
+                "policy": asdict(self.policy),
+                "places": {side: asdict(place) for side, place in self._places.items()},
+            }
+        }
+
+    @classmethod
+    def from_journal(cls, saved: Mapping[str, Any], *, means: Means, **callbacks: Any) -> Job:
+        """A job that another controller left; :meth:`take_up`, or :meth:`prepare` for one that is queued, goes on."""
+        private = saved["_private"]
+        document = MigrationDocument.model_validate(
+            {key: each for key, each in saved.items() if key != "_private"}
+        )
+        job = cls(
+            identifier=document.id,
+            guest=Guest(**private["guest"]),
+            target=document.destination,
+            policy=from_fields(private["policy"]),
+            means=means,
+            accepted=document.accepted,
+            evacuation=document.evacuation,
+            requested_by=document.requested_by,
+            key=private["command"],
+            created_at=document.created_at,
+            **callbacks,
+        )
+        job.state, job.started_at = document.state, document.started_at
+        job.result.held_code, job.result.error = document.held_code, document.error
+        job.result.decisions = [Decision(**each.model_dump()) for each in document.decisions]
+        job.result.findings = [Finding(**each.model_dump()) for each in document.findings]
+        job._places = {side: Place(**place) for side, place in private["places"].items()}
+        return job
+
+
+def _guest_fields(guest: Guest) -> dict[str, Any]:
+    return {key: dict(value) if key == "requires" else value for key, value in asdict(guest).items()}
+
+
+def _forecast(forecast: Forecast | None) -> ForecastDocument | None:
+    if forecast is None or forecast.verdict is Verdict.UNKNOWN:
+        return None
+    return ForecastDocument(
+        verdict=forecast.verdict,
+        rung=forecast.rung,
+        p10_seconds=_finite(forecast.seconds_p10),
+        p50_seconds=_finite(forecast.seconds_p50),
+        p90_seconds=_finite(forecast.seconds_p90),
+        downtime_p50_seconds=_finite(forecast.downtime_seconds_p50),
+        downtime_p90_seconds=_finite(forecast.downtime_seconds_p90),
+    )
+
+
+def _finite(seconds: float) -> float | None:
+    return seconds if math.isfinite(seconds) else None
