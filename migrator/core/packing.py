@@ -1,0 +1,205 @@
+"""The book-keeping of :mod:`migrator.core.placement`: who goes where, what is left, what fits best. Pure.
+
+What is placed is an :class:`Item`: one guest, or a group that shall stay together. A :class:`Book` holds who is where
+and what is left. Hosts are numbers here: places in :attr:`Fleet.hosts`.
+"""
+
+from __future__ import annotations
+
+from bisect import bisect_left, insort
+from collections import Counter
+from collections.abc import Container, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+
+from migrator.core.fleet import Candidates, Fleet, Request
+
+
+@dataclass(kw_only=True, eq=False)
+class Item:
+    """One guest or one group, and what it needs."""
+
+    requests: Sequence[Request]
+    #: Its place among those asked for.
+    order: int
+    memory_bytes: int
+    vcpus: int
+    words: frozenset[str]
+    group: str
+    candidates: Candidates
+    #: Hosts it must not go to, its own among them.
+    banned: frozenset[int]
+    prefer: int | None = None
+    #: It, or what was there before it, was rearranged; for the reason.
+    moved: bool = False
+    members: list[Item] = field(default_factory=list)
+
+    @property
+    def key(self) -> str:
+        """Of its first guest."""
+        return self.requests[0].guest.key
+
+    @classmethod
+    def of(cls, fleet: Fleet, requests: Sequence[Request], order: int) -> Item:
+        """The item of one request, or of several that shall stay together."""
+        guests = [request.guest for request in requests]
+        requires: dict[str, str] = {}
+        banned: set[int] = set()
+        for request in requests:
+            requires.update(request.guest.requires)
+            names = (request.guest.host, *request.excluded)
+            banned.update(fleet.index[name] for name in names if name in fleet.index)
+        prefer = next((request.prefer for request in requests if request.prefer), "")
+        return cls(
+            requests=requests,
+            order=order,
+            memory_bytes=sum(guest.memory_bytes for guest in guests),
+            vcpus=sum(guest.vcpus for guest in guests),
+            words=frozenset(guest.anti_affinity for guest in guests if guest.anti_affinity),
+            group=guests[0].group,
+            candidates=fleet.candidates(requires, any(map(fleet.needs_kvm, requests)), requests[0].only),
+            banned=frozenset(banned),
+            prefer=fleet.index.get(prefer),
+        )
+
+
+class _Ranking:
+    """The hosts of one set of candidates, the best first; kept in order as they fill."""
+
+    def __init__(self, places: Sequence[int], book: Book) -> None:
+        self._key = {place: book.rank(place) for place in places}
+        self._sorted = sorted((key, place) for place, key in self._key.items())
+
+    def update(self, place: int, rank: float) -> None:
+        before = self._key.get(place)
+        if before is not None and before != rank:
+            del self._sorted[bisect_left(self._sorted, (before, place))]
+            insort(self._sorted, (rank, place))
+            self._key[place] = rank
+
+    def best_first(self, least: float) -> Iterator[int]:
+        """From rank `least` on. Nothing may be placed before it was left."""
+        for at in range(bisect_left(self._sorted, (least, -1)), len(self._sorted)):
+            yield self._sorted[at][1]
+
+
+class Book:
+    """Who goes where in this plan, and what is left of each host."""
+
+    def __init__(self, fleet: Fleet, *, pack: bool, tries: int) -> None:
+        self.fleet = fleet
+        self.pack = pack
+        #: How often something may still be put somewhere while rearranging.
+        self.tries = tries
+        self.memory_left = fleet.memory_left.copy()
+        self.cpus_left = fleet.cpus_left.copy()
+        self._words: dict[str, Counter[int]] = {}
+        self._groups: dict[str, Counter[int]] = {}
+        self._place: dict[Item, int] = {}
+        self._on: dict[int, list[Item]] = {}
+        self._rankings: dict[Candidates, _Ranking] = {}
+        self._done: list[tuple[Item, int, bool]] = []
+
+    # -- what is where
+
+    def place_of(self, item: Item) -> int | None:
+        """Where it goes, if it does."""
+        return self._place.get(item)
+
+    @property
+    def planned(self) -> Mapping[int, Sequence[Item]]:
+        """What this plan sends to each host."""
+        return self._on
+
+    def on(self, place: int) -> Sequence[Item]:
+        """What this plan sends there."""
+        return self._on.get(place, ())
+
+    def put(self, item: Item, place: int) -> None:
+        """Send it there; it must fit."""
+        self._done.append((item, place, True))
+        self._place[item] = place
+        self._on.setdefault(place, []).append(item)
+        self._shift(item, place, 1)
+
+    def take(self, item: Item) -> int:
+        """Take it away again; returns where it was."""
+        place = self._place.pop(item)
+        self._done.append((item, place, False))
+        self._on[place].remove(item)
+        self._shift(item, place, -1)
+        return place
+
+    def mark(self) -> int:
+        """A point to come back to."""
+        return len(self._done)
+
+    def go_back(self, mark: int) -> None:
+        """Undo everything since `mark`."""
+        while len(self._done) > mark:
+            item, place, was_put = self._done[-1]
+            if was_put:
+                self.take(item)
+            else:
+                self.put(item, place)
+            del self._done[-2:]
+
+    def _shift(self, item: Item, place: int, sign: int) -> None:
+        self.memory_left[place] -= sign * item.memory_bytes
+        self.cpus_left[place] -= sign * item.vcpus
+        for word in item.words:
+            self.words(word)[place] += sign
+        if item.group:
+            self.group(item.group)[place] += sign * len(item.requests)
+        rank = self.rank(place)
+        for ranking in self._rankings.values():
+            ranking.update(place, rank)
+
+    def words(self, word: str) -> Counter[int]:
+        """How many guests of an anti-affinity word each host has or gets."""
+        if word not in self._words:
+            self._words[word] = Counter(self.fleet.words.get(word, {}))
+        return self._words[word]
+
+    def group(self, name: str) -> Counter[int]:
+        """How many guests of a group each host has or gets."""
+        if name not in self._groups:
+            self._groups[name] = Counter(self.fleet.groups.get(name, {}))
+        return self._groups[name]
+
+    # -- what fits
+
+    def fits(self, item: Item, place: int) -> bool:
+        """Whether one of its candidates can take it now."""
+        return (
+            self.memory_left[place] >= item.memory_bytes
+            and self.cpus_left[place] >= item.vcpus
+            and place not in item.banned
+            and not (item.words and any(self.words(word)[place] for word in item.words))
+        )
+
+    def rank(self, place: int) -> float:
+        """Where it stands in the order of choice; lower is first."""
+        left, fleet = self.memory_left[place], self.fleet
+        if self.pack:
+            return left
+        memory = 1 - left / max(1, fleet.capacity_bytes[place])
+        cpus = fleet.capacity_cpus[place]
+        return max(memory, 1 - self.cpus_left[place] / cpus) if cpus not in (0, float("inf")) else memory
+
+    def ranked(self, item: Item) -> Iterator[int]:
+        """Its candidates that have memory enough (to pack), the best first."""
+        ranking = self._rankings.get(item.candidates)
+        if ranking is None:
+            ranking = self._rankings[item.candidates] = _Ranking(item.candidates.places, self)
+        return ranking.best_first(item.memory_bytes if self.pack else float("-inf"))
+
+    def choose(self, item: Item, closed: Container[int] = ()) -> int | None:
+        """The best host that can take it now, none of `closed`: with its group, else by rank."""
+        if item.group:
+            there = self.group(item.group)
+            for place, count in sorted(there.items(), key=lambda entry: (-entry[1], entry[0])):
+                allowed = place in item.candidates.allowed and place not in closed
+                if count > 0 and allowed and self.fits(item, place):
+                    return place
+        fitting = (place for place in self.ranked(item) if self.fits(item, place) and place not in closed)
+        return next(fitting, None)
