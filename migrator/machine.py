@@ -1,10 +1,149 @@
-"""What identifies the machine the controller runs on."""
+"""The machine the controller runs on, and processes on it: whether they live, their end, their last words."""
 
 from __future__ import annotations
 
+import asyncio
+import os
+import select
+import signal
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 
 def boot_id() -> str:
     """Tells one boot of this machine from the next."""
     return Path("/proc/sys/kernel/random/boot_id").read_text(encoding="ascii").strip()
+
+
+async def wait_readable(fd: int, timeout: float) -> bool:
+    """Wait up to `timeout` seconds until `fd` can be read; a pidfd can when its process has ended."""
+    loop = asyncio.get_running_loop()
+    readable = asyncio.Event()
+    loop.add_reader(fd, readable.set)
+    try:
+        async with asyncio.timeout(timeout):
+            await readable.wait()
+    except TimeoutError:
+        return False
+    finally:
+        loop.remove_reader(fd)
+    return True
+
+
+def exists(pid: int) -> bool:
+    """Whether there is a process of that pid now."""
+    return Path(f"/proc/{pid}").is_dir()
+
+
+def is_gone(identity: Mapping[str, Any]) -> bool:
+    """Whether the process that :attr:`LocalProcess.identity` once described is certainly gone."""
+    if not identity:
+        return False
+    if identity["boot_id"] != boot_id():
+        return True
+    try:
+        process = LocalProcess(int(identity["pid"]))
+    except ProcessLookupError:
+        return True
+    try:
+        return process.identity != dict(identity) or not process.alive
+    finally:
+        process.close()
+
+
+class LocalProcess:
+    """One process, held by its pidfd, so that a pid used again is never mistaken for it.
+
+    :raise ProcessLookupError: when there is no such process.
+    """
+
+    def __init__(self, pid: int) -> None:
+        self.pid = pid
+        self._fd = os.pidfd_open(pid)
+        try:
+            stat = Path(f"/proc/{pid}/stat").read_text(encoding="utf-8", errors="replace")
+        except OSError as error:  # it has ended just now
+            os.close(self._fd)
+            raise ProcessLookupError(f"there is no process {pid}") from error
+        #: In clock ticks since boot: with the pid it names a process for as long as the machine is up.
+        self.start_time = int(stat.rpartition(")")[2].split()[19])
+        self._stderr = self._stderr_file()
+
+    @property
+    def identity(self) -> dict[str, Any]:
+        """pid and start time, and the boot they belong to."""
+        return {"pid": self.pid, "start_time": self.start_time, "boot_id": boot_id()}
+
+    @property
+    def is_qemu(self) -> bool:
+        """Its program is a QEMU. A passed socket names its creator, which must never be killed."""
+        return self.executable().name.startswith("qemu")
+
+    def executable(self) -> Path:
+        """The program it runs; empty when that cannot be read."""
+        try:
+            return Path(str(Path(f"/proc/{self.pid}/exe").readlink()).removesuffix(" (deleted)"))
+        except OSError:
+            return Path()
+
+    def binary_identity(self) -> str:
+        """Tells one build of the program from another; empty when it cannot be read."""
+        try:
+            stat = Path(f"/proc/{self.pid}/exe").stat()
+        except OSError:
+            return ""
+        return f"{stat.st_dev}:{stat.st_ino}:{stat.st_mtime_ns}:{stat.st_size}"
+
+    def arguments(self) -> list[str]:
+        """Its command line; empty when that cannot be read."""
+        try:
+            return os.fsdecode(Path(f"/proc/{self.pid}/cmdline").read_bytes()).split("\0")[:-1]
+        except OSError:
+            return []
+
+    @property
+    def alive(self) -> bool:
+        """False is proof of its death."""
+        poll = select.poll()
+        poll.register(self._fd, select.POLLIN)
+        return not poll.poll(0)
+
+    async def wait_dead(self, timeout: float) -> bool:
+        """Wait up to `timeout` seconds for its end; True when it is dead."""
+        await wait_readable(self._fd, timeout)
+        return not self.alive
+
+    async def kill(self, timeout: float) -> bool:
+        """SIGKILL; True when it was seen dead within `timeout` seconds."""
+        if not self.alive:
+            return True
+        signal.pidfd_send_signal(self._fd, signal.SIGKILL)
+        return await self.wait_dead(timeout)
+
+    def _stderr_file(self) -> tuple[Path, int] | None:
+        link = Path(f"/proc/{self.pid}/fd/2")
+        try:
+            path = link.readlink()
+            return (path, path.stat().st_size) if path.is_file() else None
+        except OSError:
+            return None
+
+    def last_words(self) -> str:
+        """What it wrote to its standard error since this object was made, if that is a file we may read."""
+        if self._stderr is None:
+            return ""
+        path, start = self._stderr
+        try:
+            with path.open("rb") as file:
+                file.seek(max(start, path.stat().st_size - 2000))
+                lines = file.read().decode(errors="replace").strip().splitlines()
+        except OSError:
+            return ""
+        return "; ".join(line.strip() for line in lines[-5:])
+
+    def close(self) -> None:
+        """Let go of the pidfd."""
+        if self._fd >= 0:
+            os.close(self._fd)
+            self._fd = -1

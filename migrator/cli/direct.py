@@ -25,9 +25,9 @@ from migrator.core.policy import LastResort, Policy, Postcopy, builtin, from_fie
 from migrator.engine.migration import Migration
 from migrator.engine.result import Result, Status
 from migrator.errors import MigratorError, QemuError, RecordError, UsageError
+from migrator.machine import exists, is_gone
 from migrator.qemu import address
 from migrator.qemu.endpoint import Endpoint
-from migrator.qemu.process import exists, is_gone
 from migrator.store.experience import FileExperience
 from migrator.store.records import FileRecord, Unfinished, unfinished
 

@@ -11,14 +11,15 @@ from typing import Any
 
 from migrator.core.facts import Facts
 from migrator.core.model import MigrationStatus, Process, RunState, Sample, View
-from migrator.errors import CommandFailed, MigratorError, QemuError, TimedOut, Unreachable
-from migrator.ports import Event, Settings, Tuning
+from migrator.errors import CommandFailed, HostError, MigratorError, QemuError, TimedOut, Unreachable
+from migrator.machine import LocalProcess, is_gone
+from migrator.ports import Event, GuestProcess, Settings, Tuning
 from migrator.qemu import features
 from migrator.qemu.address import Address, bracketed
 from migrator.qemu.features import Features
 from migrator.qemu.monitor import Monitor
-from migrator.qemu.process import LocalProcess, is_gone
 from migrator.qemu.read_facts import read_facts
+from migrator.qemu.way import Way
 
 #: More events than this unread means that nobody reads; the oldest go, as the truth is in a query anyway.
 _EVENTS_KEPT = 1000
@@ -30,6 +31,7 @@ class Endpoint:
     :param role: ``source`` or ``destination``, for messages.
     :param pid: the process, where the address does not tell it (anything but a unix socket).
     :param fence_command: run to kill the process where we cannot; exit 0 must mean that it is dead for certain.
+    :param way: to a monitor of another host; `address` is then for people alone.
     """
 
     def __init__(
@@ -40,12 +42,16 @@ class Endpoint:
         pid: int | None = None,
         fence_command: str | None = None,
         tls: ssl.SSLContext | None = None,
+        way: Way | None = None,
     ) -> None:
         self.address = address
         self.name = f"{role} {address}"
         self._pid = pid
         self._fence_command = fence_command
-        self._process: LocalProcess | None = None
+        self._way = way
+        self._process: GuestProcess | None = None
+        #: Of the process that is meant, where that is known and it could not be taken hold of yet.
+        self._expected: Mapping[str, Any] = {}
         self._events: deque[Event] = deque(maxlen=_EVENTS_KEPT)
         self._notify: Callable[[], None] = lambda: None
         self._ended = False
@@ -75,7 +81,12 @@ class Endpoint:
 
     @property
     def shares_clock(self) -> bool:
-        return self._process is not None
+        return isinstance(self._process, LocalProcess)
+
+    @property
+    def process(self) -> GuestProcess | None:
+        """The process behind the monitor, once it is known."""
+        return self._process
 
     @property
     def round_trip_seconds(self) -> float:
@@ -86,39 +97,95 @@ class Endpoint:
 
         :raise Unreachable: when there is none.
         """
+        if self._way is not None:
+            await self._connect_over(self._way, timeout)
+            return
         try:
             await self._monitor.connect(timeout=timeout)
         finally:
-            self._hold_process()
+            pid = self._monitor.pid or self._pid
+            if self._process is None and pid is not None:
+                try:
+                    self._hold(LocalProcess(pid))
+                except ProcessLookupError:
+                    pass  # it has ended since
 
-    def _hold_process(self) -> None:
-        pid = self._monitor.pid or self._pid
-        if self._process is None and pid is not None:
+    async def _connect_over(self, way: Way, timeout: float) -> None:
+        # The peer of the socket that leads there is whoever passes it on, not QEMU: its process is asked for there.
+        try:
+            async with asyncio.timeout(timeout):
+                path = await way.socket()
+            self._monitor.address = Address(kind="unix", path=path)
             try:
-                process = LocalProcess(pid)
-            except ProcessLookupError:
-                return
-            if process.is_qemu:
-                self._process = process
-            else:
-                process.close()
+                await self._monitor.connect(timeout=timeout)
+            finally:
+                if self._process is None:
+                    async with asyncio.timeout(timeout):
+                        self._hold(await way.process())
+        except HostError as error:
+            raise Unreachable(self.name, str(error)) from error
+        except TimeoutError as error:
+            raise Unreachable(self.name, f"its host does not answer within {timeout:g} s") from error
+
+    def _hold(self, process: GuestProcess | None) -> None:
+        if process is None:
+            return
+        if not process.is_qemu:
+            process.close()
+        elif self._expected and process.identity != dict(self._expected):
+            process.close()
+            self._gone = True  # its socket answers for another process
+        else:
+            self._process = process
 
     def hold(self, identity: Mapping[str, Any]) -> None:
-        """Take hold of the process a record speaks of; one that is gone is then known to be dead.
+        """Take hold of the process of this machine that a record speaks of; one that is gone is then known to be dead.
 
         :raise MigratorError: when another process answers at this address.
         """
         if not identity:
             return
         if is_gone(identity):
-            if self._process is not None:
-                raise MigratorError(
-                    f"{self.name}: another process (pid {self._process.pid}) answers there than the one that the "
-                    f"record speaks of (pid {identity['pid']}, gone); end that one, or use its own address"
-                )
+            self._refuse_another(identity)
             self._gone = True
         elif self._process is None:
             self._process = LocalProcess(int(identity["pid"]))
+
+    async def take_hold(self, identity: Mapping[str, Any]) -> None:
+        """As :meth:`hold`, wherever the process is.
+
+        While its host cannot be asked, nothing is known of the process, and none but that one is accepted later.
+
+        :raise MigratorError: when another process answers at this address.
+        """
+        if self._way is None:
+            self.hold(identity)
+            return
+        if not identity:
+            return
+        self._expected = identity
+        try:
+            process = await self._way.find(int(identity["pid"]))
+        except HostError:
+            return
+        if process is not None and process.identity == dict(identity) and process.alive is not False:
+            if self._process is not None and self._process.identity == dict(identity):
+                process.close()
+                return
+            self._refuse_another(identity)
+            self._process = process
+            return
+        if process is not None:
+            process.close()
+        self._refuse_another(identity)
+        self._gone = True
+
+    def _refuse_another(self, identity: Mapping[str, Any]) -> None:
+        if self._process is not None:
+            raise MigratorError(
+                f"{self.name}: another process (pid {self._process.pid}) answers there than the one that the "
+                f"record speaks of (pid {identity['pid']}); end that one, or use its own address"
+            )
 
     # --- looking ---------------------------------------------------------------------------------------------------
 
@@ -149,9 +216,10 @@ class Endpoint:
     def _process_state(self) -> Process:
         if self._gone:
             return Process.DEAD
-        if self._process is None:
+        alive = None if self._process is None else self._process.alive
+        if alive is None:
             return Process.UNKNOWN
-        return Process.ALIVE if self._process.alive else Process.DEAD
+        return Process.ALIVE if alive else Process.DEAD
 
     async def _ask_status(self, timeout: float) -> tuple[dict[str, Any], dict[str, Any]] | None:
         if self._look is None:

@@ -11,13 +11,14 @@ from typing import Any
 from migrator.core.facts import Device, Disk, Facts
 from migrator.core.model import MigrationStatus, RunState
 from migrator.errors import CommandFailed
+from migrator.machine import LocalProcess
+from migrator.ports import GuestProcess
 from migrator.qemu.monitor import Monitor
-from migrator.qemu.process import LocalProcess
 
 _NO_UUID = "00000000-0000-0000-0000-000000000000"
 
 
-async def read_facts(monitor: Monitor, process: LocalProcess | None) -> Facts:
+async def read_facts(monitor: Monitor, process: GuestProcess | None) -> Facts:
     """What this QEMU says of itself.
 
     :raise QemuError: when it cannot be asked.
@@ -135,14 +136,14 @@ def _functions(devices: list[dict[str, Any]], prefix: str) -> Iterable[tuple[str
         yield from _functions(device.get("pci_bridge", {}).get("devices", []), f"{path} slot ")
 
 
-def _disks(blocks: list[dict[str, Any]], process: LocalProcess | None) -> Iterable[Disk]:
+def _disks(blocks: list[dict[str, Any]], process: GuestProcess | None) -> Iterable[Disk]:
     for block in blocks:
         inserted = block.get("inserted")
         if inserted is None:
             continue
         file = inserted["file"]
         identity = ""
-        if process is not None and file.startswith("/"):
+        if isinstance(process, LocalProcess) and file.startswith("/"):
             try:
                 stat = Path(f"/proc/{process.pid}/root{file}").stat()
                 identity = f"{stat.st_dev}:{stat.st_ino}"
@@ -158,7 +159,7 @@ def _disks(blocks: list[dict[str, Any]], process: LocalProcess | None) -> Iterab
         )
 
 
-def _incoming(process: LocalProcess | None) -> str | None:
+def _incoming(process: GuestProcess | None) -> str | None:
     arguments = process.arguments() if process else []
     for flag, value in pairwise(arguments):
         if flag in ("-incoming", "--incoming"):

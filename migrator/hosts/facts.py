@@ -1,0 +1,184 @@
+"""What is read from a host: one script there, one pure function here."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+
+from migrator.core.inventory import HostFacts
+from migrator.errors import HostError
+from migrator.hosts.access import Access
+
+#: What TCP over IPv4 with time stamps, and Ethernet below it, leave of a link's speed at an MTU of 1500.
+PAYLOAD_RATIO = 0.95
+
+# Arguments: the migration address, then the QEMUs that are configured.
+_SCRIPT = rb"""
+section() { printf '\n@@%s\n' "$1"; }
+first() { IFS= read -r line <"$1" && printf '%s %s\n' "$2" "$line"; } 2>/dev/null
+address=$1; shift
+section memory; grep -e ^MemTotal: -e ^MemAvailable: /proc/meminfo
+section cpus; grep -c ^processor /proc/cpuinfo
+section cpu; sed '/^$/q' /proc/cpuinfo
+section has
+( : <>/dev/kvm ) 2>/dev/null && echo kvm
+[ -e /dev/vhost-net ] && echo vhost-net
+[ -d /run/systemd/system ] && echo systemd
+[ "$(id -u)" = 0 ] && echo root
+[ "$(cat /proc/sys/vm/unprivileged_userfaultfd 2>/dev/null)" = 1 ] && echo userfaultfd
+section hugepages
+for d in /sys/kernel/mm/hugepages/hugepages-*; do first "$d/free_hugepages" "${d##*-}"; done
+section boot; cat /proc/sys/kernel/random/boot_id
+section kernel; uname -r
+section links; ip -j -d addr show 2>/dev/null
+section speeds
+for d in /sys/class/net/*; do
+  [ -d "$d" ] || continue
+  kind=virtual; [ -e "$d/device" ] && kind=device
+  mac=; speed=
+  { IFS= read -r mac <"$d/address"; IFS= read -r speed <"$d/speed"; } 2>/dev/null
+  printf '%s %s %s %s\n' "${d##*/}" "${mac:--}" $kind "$speed"
+done
+section mine; getent ahosts "$address"
+section qemus
+IFS=:
+set -f
+for d in $PATH /usr/libexec; do
+  [ -L "$d" ] && continue
+  for n in "qemu-system-$(uname -m)" qemu-kvm; do set -- "$@" "$d/$n"; done
+done
+IFS=' '
+for q; do
+  [ -f "$q" ] && [ -x "$q" ] && printf '%s\n%s\n' "$q" "$("$q" --version </dev/null 2>/dev/null | head -n 1)"
+done
+section end
+"""
+
+
+@dataclass
+class _Link:
+    #: Mbit/s, where it says.
+    speed: float | None = None
+    bridge: bool = False
+    #: There is hardware behind it.
+    device: bool = False
+    addresses: frozenset[str] = frozenset()
+    lower: list[str] = field(default_factory=list)
+
+
+async def read_facts(
+    access: Access, *, address: str, qemus: Sequence[str] = (), timeout: float = 20.0
+) -> HostFacts:
+    """Read them in one command; what this host does not tell is left at its default.
+
+    :param address: where other hosts reach it with a stream; whose interface it is, that link counts.
+    :param qemus: paths of QEMUs beside those in its PATH.
+    :raise HostError: when the host cannot be asked.
+    """
+    output = await access.run(["sh", "-s", "--", address, *qemus], stdin=_SCRIPT, timeout=timeout)
+    if "\n@@end\n" not in output.text:
+        raise HostError(access.name, f"its facts cannot be read: {output.complaint or 'no answer'}")
+    return parse(output.text)
+
+
+def parse(text: str) -> HostFacts:
+    """Read the script's answer. Pure."""
+    sections: dict[str, str] = {}
+    for part in text.split("\n@@")[1:]:
+        name, _, content = part.partition("\n")
+        sections[name] = content
+    has = frozenset(sections.get("has", "").split())
+    memory = dict(re.findall(r"^(\w+): +(\d+) kB", sections.get("memory", ""), re.MULTILINE))
+    cpu = {
+        key.strip(): value.strip()
+        for key, colon, value in (line.partition(":") for line in sections.get("cpu", "").splitlines())
+        if colon
+    }
+    links = _links(sections.get("links", ""), sections.get("speeds", ""))
+    return HostFacts(
+        memory_total_bytes=int(memory.get("MemTotal", 0)) << 10,
+        memory_free_bytes=int(memory.get("MemAvailable", 0)) << 10,
+        cpus=_number(sections.get("cpus", "")),
+        cpu_model=cpu.get("model name", cpu.get("Processor", "")),
+        cpu_flags=frozenset(cpu.get("flags", cpu.get("Features", "")).split()),
+        nested_flags=frozenset(cpu.get("vmx flags", "").split()),
+        kvm="kvm" in has,
+        userfaultfd=bool(has & {"root", "userfaultfd"}),
+        vhost_net="vhost-net" in has,
+        hugepages={
+            int(size) << 10: int(count)
+            for size, count in re.findall(r"^(\d+)kB (\d+)$", sections.get("hugepages", ""), re.MULTILINE)
+        },
+        link_bytes_per_second=_speed(links, _interface(links, sections.get("mine", ""))),
+        qemus=dict(_qemus(sections.get("qemus", ""))),
+        interfaces=frozenset(links),
+        bridges=frozenset(name for name, link in links.items() if link.bridge),
+        systemd="systemd" in has,
+        boot_id=sections.get("boot", "").strip(),
+        kernel=sections.get("kernel", "").strip(),
+    )
+
+
+def _number(text: str) -> int:
+    return int(text) if text.strip().isdigit() else 0
+
+
+def _links(text: str, speeds: str) -> dict[str, _Link]:
+    try:
+        shown = json.loads(text)
+    except ValueError:
+        shown = []  # no ip there
+    links: dict[str, _Link] = {}
+    hardware: dict[str, str] = {}
+    for entry in shown:
+        if name := entry.get("ifname"):  # there are empty entries
+            links[name] = _Link(
+                bridge=entry.get("linkinfo", {}).get("info_kind") == "bridge",
+                addresses=frozenset(each["local"] for each in entry["addr_info"] if "local" in each),
+                lower=[entry["link"]] if "link" in entry else [],
+            )
+            hardware[name] = entry.get("address", "-")
+    for entry in shown:
+        if entry.get("master") in links:
+            links[entry["master"]].lower.append(entry["ifname"])
+    for line in speeds.splitlines():
+        name, mac, kind, speed = (line.split(" ") + [""] * 4)[:4]
+        # What /sys shows may be another network namespace than the one that ip is asked in.
+        if name in links and hardware[name] == mac:
+            links[name].device = kind == "device"
+            links[name].speed = float(speed) if speed.isdigit() and int(speed) > 0 else None
+    return links
+
+
+def _interface(links: Mapping[str, _Link], resolved: str) -> str:
+    """The interface that holds the migration address; empty where none does."""
+    mine = {line.split()[0] for line in resolved.splitlines() if line.strip()}
+    return next((name for name, link in links.items() if link.addresses & mine), "")
+
+
+def _speed(links: Mapping[str, _Link], name: str) -> float | None:
+    """Bytes per second of the slowest link below an interface: a stream goes over one of them, and no more."""
+    speeds = list(_leaves(links, name, frozenset()))
+    # Guests' taps are below a bridge too, at a speed that somebody made up; the devices are what counts.
+    real = [speed for device, speed in speeds if device] or [speed for _, speed in speeds]
+    return min(real) * 1e6 / 8 * PAYLOAD_RATIO if real else None
+
+
+def _leaves(links: Mapping[str, _Link], name: str, seen: frozenset[str]) -> Iterator[tuple[bool, float]]:
+    link = links.get(name)
+    if link is None or name in seen:
+        return
+    below = [leaf for lower in link.lower for leaf in _leaves(links, lower, seen | {name})]
+    if below:
+        yield from below
+    elif link.speed is not None:
+        yield link.device, link.speed
+
+
+def _qemus(text: str) -> Iterator[tuple[str, str]]:
+    lines = text.splitlines()
+    for path, said in zip(lines[::2], lines[1::2], strict=False):
+        if version := re.search(r"version (\d+(?:\.\d+)+)", said):
+            yield path, version[1]

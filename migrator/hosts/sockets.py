@@ -1,0 +1,226 @@
+"""QMP sockets on a host: which there are, whose they are and who is connected to them; in one command."""
+
+from __future__ import annotations
+
+import re
+from collections import defaultdict
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from itertools import pairwise
+from pathlib import PurePosixPath
+
+from migrator.errors import HostError
+from migrator.hosts.access import Access
+from migrator.ports import GuestProcess
+
+# Sections end in a NUL, names of files too: anything else may stand in a name. The patterns come as arguments: a
+# pattern that is expanded unquoted with an empty IFS is matched against files, and nothing else happens to it.
+# What tells sockets apart is the inode of their file, as ss says it: names in the kernel's table may be relative.
+_SCRIPT = rb"""
+IFS=
+for pattern; do
+  for path in $pattern; do
+    if [ -S "$path" ]; then printf '%s\0' "$path"; fi
+  done
+done | xargs -0 -r stat -L --printf '%i %n\0' -- 2>/dev/null
+printf '@table\0'; ss -xaneHO 2>/dev/null
+printf '\0@held\0'; find /proc/[0-9]*/fd -maxdepth 1 -lname 'socket:*' -printf '%h %l\n' 2>/dev/null
+printf '\0@commands\0'; grep -aH --null '' /proc/[0-9]*/comm 2>/dev/null
+printf '\0@arguments\0'
+grep -azHZ --no-group-separator -A1 -e '^--\{0,1\}uuid$' -e '^--\{0,1\}name$' -e charmonitor -e /libvirt/qemu/ \
+  /proc/[0-9]*/cmdline 2>/dev/null
+printf '@end\0'
+"""
+_LIBVIRT_DAEMONS = frozenset({"libvirtd", "virtqemud"})
+_LIBVIRT_DIRECTORY = "/var/lib/libvirt/qemu/"
+#: Sockets of one host beside each other in ss's answer; a name may have newlines of its own.
+_ENTRY = re.compile(r"\n(?=u_(?:str|dgr|seq) +[A-Z0-9-]+ +\d+ +\d+ )")
+_STREAM = re.compile(
+    r"u_str +(?P<state>[A-Z0-9-]+) +\d+ +\d+ +(?P<name>.*) (?P<inode>\d+) +\S.* (?P<peer>\d+) *<-> +ino:(?P<file>\d+) ",
+    re.DOTALL,
+)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Client:
+    """Who is connected to a socket."""
+
+    pid: int
+    #: The name of its program, as the kernel keeps it.
+    command: str
+
+    def __str__(self) -> str:
+        return f"{self.command!r} (pid {self.pid})"
+
+
+@dataclass(frozen=True, kw_only=True)
+class FoundSocket:
+    """One unix socket that a pattern matches."""
+
+    path: str
+    #: Of the process that listens; ``None`` where nobody does, or the rights do not suffice to tell.
+    pid: int | None = None
+    #: Somebody is connected to it.
+    busy: bool = False
+    #: Who, where that can be told.
+    clients: tuple[Client, ...] = ()
+    #: It is the monitor by which libvirt manages the guest.
+    libvirt: bool = False
+    #: As the process's command line has them; empty where it has none.
+    name: str = ""
+    uuid: str = ""
+
+    @property
+    def holders(self) -> str:
+        """Who is connected, for a message."""
+        return ", ".join(str(client) for client in self.clients) or "a client that cannot be told from here"
+
+
+async def find_sockets(
+    access: Access, patterns: Sequence[str], *, timeout: float = 10.0
+) -> list[FoundSocket]:
+    """Every unix socket that one of the glob patterns matches, sorted by path.
+
+    One that no process listens at any more (left by a QEMU that was killed) is in it, without a pid.
+
+    :param patterns: absolute; as a shell matches them. :func:`literal` makes one of a path.
+    :raise HostError: when the host cannot be asked.
+    """
+    if not patterns:
+        return []
+    output = await access.run(["sh", "-s", "--", *patterns], stdin=_SCRIPT, timeout=timeout)
+    if not output.stdout.endswith(b"@end\0"):
+        raise HostError(access.name, f"its sockets cannot be listed: {output.complaint or 'no answer'}")
+    return parse(output.text)
+
+
+def literal(path: str) -> str:
+    """A pattern that matches this path alone."""
+    return re.sub(r"([\\*?\[\]])", r"\\\1", path)
+
+
+def parse(text: str) -> list[FoundSocket]:
+    """Read the script's answer. Pure."""
+    files, rest = _cut(text, "@table\0")
+    table, rest = _cut(rest, "\0@held\0")
+    held, rest = _cut(rest, "\0@commands\0")
+    commands, rest = _cut(rest, "\0@arguments\0")
+    arguments, _ = _cut(rest, "@end\0")
+    pids = _pids(held)
+    names = _commands(commands)
+    words = _arguments(arguments)
+    # A name ends in the same component in the kernel's table, whatever directory it was given relative to.
+    listening: dict[tuple[str, str], list[str]] = defaultdict(list)
+    accepted: dict[tuple[str, str], list[str]] = defaultdict(list)
+    for entry in _ENTRY.split("\n" + table):
+        if match := _STREAM.match(entry):
+            key = match["file"], PurePosixPath(match["name"]).name
+            if match["state"] == "LISTEN":
+                listening[key].append(match["inode"])
+            elif match["state"] == "ESTAB":
+                accepted[key].append(match["peer"])
+    found = {}
+    for file in files.split("\0")[:-1]:
+        inode, _, path = file.partition(" ")
+        key = inode, PurePosixPath(path).name
+        pid = _listener(listening[key], pids, names)
+        clients = tuple(
+            Client(pid=pid, command=names.get(pid, ""))
+            for peer in accepted[key]
+            for pid in pids.get(peer, ())
+        )
+        mine = words.get(pid, []) if pid is not None else []
+        found[path] = FoundSocket(
+            path=path,
+            pid=pid,
+            busy=bool(accepted[key]),
+            clients=clients,
+            libvirt=path.startswith(_LIBVIRT_DIRECTORY)
+            or any(client.command in _LIBVIRT_DAEMONS for client in clients)
+            or any("id=charmonitor" in word or _LIBVIRT_DIRECTORY in word for word in mine),
+            name=_guest_name(_after(mine, "name")),
+            uuid=_after(mine, "uuid").lower(),
+        )
+    return [found[path] for path in sorted(found)]
+
+
+def _cut(text: str, mark: str) -> tuple[str, str]:
+    # The last one: a name may contain whatever it likes, but no NUL, and what follows is made by the kernel.
+    head, _, tail = text.partition(mark)
+    return head, tail
+
+
+def _pids(held: str) -> Mapping[str, list[int]]:
+    """Pids by the inode of a socket that they hold."""
+    pids: dict[str, list[int]] = defaultdict(list)
+    for line in held.splitlines():
+        place, _, link = line.partition(" ")
+        pid = int(place.split("/")[2])
+        inode = link.removeprefix("socket:[").removesuffix("]")
+        if pid not in pids[inode]:
+            pids[inode].append(pid)
+    return pids
+
+
+def _commands(text: str) -> Mapping[int, str]:
+    names: dict[int, str] = {}
+    for place, command in re.findall(r"^/proc/(\d+)/comm\0(.*)$", text, re.MULTILINE):
+        names.setdefault(int(place), command)
+    return names
+
+
+def _arguments(text: str) -> Mapping[int, list[str]]:
+    words: dict[int, list[str]] = defaultdict(list)
+    parts = text.split("\0")
+    for place, word in zip(parts[::2], parts[1::2], strict=False):
+        if match := re.fullmatch(r"/proc/(\d+)/cmdline", place):
+            words[int(match[1])].append(word)
+    return words
+
+
+def _listener(inodes: Sequence[str], pids: Mapping[str, list[int]], names: Mapping[int, str]) -> int | None:
+    if len(inodes) != 1:
+        return None  # nobody; or two entries that claim the same file, of which one is made up
+    holders = pids.get(inodes[0], [])
+    if len(holders) > 1:  # passed on by whoever started it, and kept there too
+        holders = [pid for pid in holders if names.get(pid, "").startswith(("qemu", "kvm"))]
+    return holders[0] if len(holders) == 1 else None
+
+
+def _after(words: Sequence[str], flag: str) -> str:
+    return next((value for word, value in pairwise(words) if word.lstrip("-") == flag), "")
+
+
+def _guest_name(value: str) -> str:
+    """The guest's name in the value of ``-name``, in which a comma is written twice."""
+    for part in re.split(r"(?<!,),(?!,)", value):
+        key, equals, text = part.partition("=")
+        if not equals or key == "guest":
+            return (text if equals else key).replace(",,", ",")
+    return ""
+
+
+class RemoteMonitor:
+    """A QMP socket of a host that is not this machine, and the process behind it.
+
+    Every call raises :class:`~migrator.errors.HostError` when the host cannot be asked.
+    """
+
+    def __init__(self, access: Access, path: str) -> None:
+        self._access = access
+        self._path = path
+
+    async def socket(self) -> str:
+        """A path on this machine that leads there."""
+        return await self._access.forward(self._path)
+
+    async def process(self) -> GuestProcess | None:
+        """Take hold of the process that listens there now; ``None`` where that cannot be told."""
+        found = await find_sockets(self._access, [literal(self._path)])
+        if len(found) != 1 or found[0].pid is None:
+            return None
+        return await self._access.process(found[0].pid)
+
+    async def find(self, pid: int) -> GuestProcess | None:
+        """Take hold of a process of that host."""
+        return await self._access.process(pid)

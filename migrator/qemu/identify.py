@@ -1,0 +1,82 @@
+"""Which guest is behind a QMP monitor: asked in one round trip, and the monitor let go of at once."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from migrator.core.model import RunState
+from migrator.errors import CommandFailed
+from migrator.qemu.address import Address
+from migrator.qemu.monitor import Monitor
+
+_NO_UUID = "00000000-0000-0000-0000-000000000000"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Identity:
+    """What tells a guest from others, and what it takes to place it."""
+
+    #: Empty where QEMU was started without.
+    uuid: str = ""
+    name: str = ""
+    run: RunState = RunState.OTHER
+    #: What it was given, hot-plugged memory included.
+    memory_bytes: int = 0
+    vcpus: int = 1
+
+
+async def identify(monitor: Monitor, *, timeout: float = 2.0) -> Identity:
+    """Ask an open session; all questions go out at once.
+
+    :param timeout: seconds for all answers together.
+    :raise QemuError: when it cannot be asked.
+    """
+
+    async def ask(command: str) -> Any:
+        try:
+            return await monitor.execute(command, timeout=timeout)
+        except CommandFailed:
+            return None  # this machine type has no such thing
+
+    name, uuid, status, memory, vcpus = await asyncio.gather(
+        ask("query-name"),
+        ask("query-uuid"),
+        ask("query-status"),
+        ask("query-memory-size-summary"),
+        ask("query-cpus-fast"),
+    )
+    text = (uuid or {}).get("UUID", _NO_UUID)
+    return Identity(
+        uuid="" if text == _NO_UUID else text,
+        name=(name or {}).get("name", ""),
+        run=RunState((status or {}).get("status", "other")),
+        memory_bytes=sum((memory or {}).values()),
+        vcpus=len(vcpus or ()) or 1,
+    )
+
+
+async def identify_at(path: str, *, name: str, greeting: float = 1.0) -> Identity:
+    """Connect to a unix socket of this machine, ask, and let go of it.
+
+    :param name: of the monitor, for messages.
+    :param greeting: seconds to wait for QEMU's greeting: whoever holds a monitor keeps it for longer.
+    :raise Occupied: it does not greet.
+    :raise QemuError: it cannot be asked otherwise.
+    """
+    monitor = Monitor(Address(kind="unix", path=path), name=name, on_event=_ignore, on_break=_nothing)
+    try:
+        await monitor.connect(timeout=greeting)
+        return await identify(monitor)
+    finally:
+        await monitor.close()
+
+
+def _ignore(event: Mapping[str, Any]) -> None:
+    pass
+
+
+def _nothing() -> None:
+    pass

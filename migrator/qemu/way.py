@@ -1,0 +1,20 @@
+"""How to reach a QMP monitor on another host, as :class:`~migrator.qemu.endpoint.Endpoint` wants it."""
+
+from __future__ import annotations
+
+from typing import Protocol
+
+from migrator.ports import GuestProcess
+
+
+class Way(Protocol):
+    """Every call raises :class:`~migrator.errors.HostError` when the host cannot be asked."""
+
+    async def socket(self) -> str:
+        """A path on this machine that leads to the monitor."""
+
+    async def process(self) -> GuestProcess | None:
+        """Take hold of the process that listens there now; ``None`` where that cannot be told."""
+
+    async def find(self, pid: int) -> GuestProcess | None:
+        """Take hold of a process of that host; ``None`` when there is none of that pid."""
