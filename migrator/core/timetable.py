@@ -1,0 +1,221 @@
+"""When each migration will begin and end if all goes as expected: the schedule, simulated forward. Pure.
+
+It asks the very function that decides, so that what is told is what will be done.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+
+from migrator.core.inventory import Host
+from migrator.core.schedule import Decided, decide, too_late
+from migrator.core.transfers import Move, Network, Phase, Pipe, Rules, Transfer, moves_of
+
+#: Standard deviations between the median and the 10th or 90th percentile.
+_P90 = 1.2816
+#: Events nearer than this are taken together.
+_INSTANT = 1e-3
+
+
+@dataclass(frozen=True, kw_only=True)
+class Quantiles:
+    """Seconds from now."""
+
+    p10: float
+    p50: float
+    p90: float
+
+
+@dataclass(frozen=True, kw_only=True)
+class Expected:
+    """One guest."""
+
+    #: Its transfer begins; it ends and the guest runs at its target.
+    begins: Quantiles
+    ends: Quantiles
+
+
+@dataclass(frozen=True, kw_only=True)
+class Prediction:
+    """All of them."""
+
+    #: Those that will run, in the order in which their transfers begin.
+    guests: Mapping[str, Expected] = field(default_factory=dict)
+    #: All are at their targets and cleared away after.
+    makespan: Quantiles = field(default_factory=lambda: Quantiles(p10=0.0, p50=0.0, p90=0.0))
+    #: No order can be faster: what the fullest link must carry, or the largest guest alone.
+    bound_seconds: float = 0.0
+    #: Guests that will not run, each with the reason.
+    never: Mapping[str, str] = field(default_factory=dict)
+    #: Guests that have a deadline and will miss it at p50, and at p90 but not at p50.
+    late: tuple[str, ...] = ()
+    at_risk: tuple[str, ...] = ()
+
+
+def predict(
+    transfers: Iterable[Transfer], hosts: Mapping[str, Host], rules: Rules | None = None
+) -> Prediction:
+    """Simulate the schedule from now on.
+
+    The interval comes of three runs: as expected, and with everything as much quicker and slower as one in ten may be.
+    Guests' own spreads even out along a link, what is common to all does not.
+    """
+    rules = rules or Rules()
+    transfers = tuple(transfers)
+    spread = _common_spread(transfers, rules)
+    runs = [
+        _Run(moves_of(transfers, hosts, rules, pace=math.exp(sign * _P90 * spread)), rules)
+        for sign in (-1, 0, 1)
+    ]
+    for run in runs:
+        run.to_the_end()
+    middle = runs[1]
+    guests = {}
+    for guest in sorted(middle.ends, key=lambda one: (middle.begins.get(one, 0.0), one)):
+        if all(guest in run.ends for run in runs):
+            guests[guest] = _expected(guest, runs, middle.own_spread[guest])
+    deadlines = {one.guest: one.deadline_seconds for one in transfers if one.deadline_seconds is not None}
+    known = {guest: limit for guest, limit in deadlines.items() if guest in guests}
+    return Prediction(
+        guests=guests,
+        makespan=_quantiles(*(run.now for run in runs)),
+        bound_seconds=lower_bound_seconds(transfers, hosts, rules),
+        never=middle.never,
+        late=tuple(guest for guest, limit in known.items() if guests[guest].ends.p50 > limit),
+        at_risk=tuple(
+            guest
+            for guest, limit in known.items()
+            if guests[guest].ends.p50 <= limit < guests[guest].ends.p90
+        ),
+    )
+
+
+def lower_bound_seconds(
+    transfers: Iterable[Transfer], hosts: Mapping[str, Host], rules: Rules | None = None
+) -> float:
+    """The largest of: bytes that one link must carry by its speed without the reserve, and one guest's bytes by its
+    own speed."""
+    rules = rules or Rules()
+    network = Network(hosts, rules)
+    carries: dict[Pipe, float] = {}
+    alone = 0.0
+    for transfer in transfers:
+        if transfer.phase is Phase.FINISHING:
+            continue
+        move = Move(transfer, network, rules)
+        alone = max(alone, transfer.bytes_left / move.speed)
+        for pipe in (move.out, move.into):
+            carries[pipe] = carries.get(pipe, 0.0) + transfer.bytes_left
+    return max(alone, *(total / pipe.capacity for pipe, total in carries.items())) if carries else 0.0
+
+
+def _common_spread(transfers: Sequence[Transfer], rules: Rules) -> float:
+    """Relative spread of a chain of them: of the links', and of the guests' own what does not even out."""
+    seconds: dict[str, list[tuple[float, float]]] = {}
+    for one in transfers:
+        weight = one.bytes_left if one.alone_seconds is None else one.alone_seconds
+        seconds.setdefault(one.source, []).append((weight, one.spread_ratio))
+    # The source with the most to send sets the pace.
+    longest = max(seconds.values(), key=lambda chain: sum(weight for weight, _ in chain), default=[])
+    total = sum(weight for weight, _ in longest) or 1.0
+    return math.hypot(rules.link_spread_ratio, *(weight * spread / total for weight, spread in longest))
+
+
+def _quantiles(*values: float) -> Quantiles:
+    low, middle, high = sorted(values)
+    return Quantiles(p10=low, p50=middle, p90=high)
+
+
+def _expected(guest: str, runs: Sequence[_Run], own_spread: float) -> Expected:
+    begins = [run.begins.get(guest, 0.0) for run in runs]
+    took = runs[1].ends[guest] - begins[1]
+    ends = [
+        begin + took * math.exp(sign * _P90 * own_spread)
+        for sign, begin in zip((-1, 0, 1), begins, strict=True)
+    ]
+    return Expected(begins=_quantiles(*begins), ends=_quantiles(*ends))
+
+
+class _Run:
+    """One simulation."""
+
+    def __init__(self, moves: Sequence[Move], rules: Rules) -> None:
+        self.now = 0.0
+        self.begins: dict[str, float] = {}
+        self.ends: dict[str, float] = {}
+        self.never: dict[str, str] = {}
+        self.own_spread = {
+            move.transfer.guest: math.hypot(move.transfer.spread_ratio, rules.link_spread_ratio)
+            for move in moves
+        }
+        self._moves = list(moves)
+        self._rules = rules
+        for move in moves:
+            if move.phase is Phase.TRANSFERRING:
+                self.begins[move.transfer.guest] = 0.0
+            elif move.phase is Phase.FINISHING:
+                self.begins[move.transfer.guest] = self.ends[move.transfer.guest] = 0.0
+
+    def to_the_end(self) -> None:
+        """Until nothing is left that can run."""
+        while self._moves:
+            decided = decide(self._moves, self._rules, now=self.now)
+            for move in decided.prepare:
+                move.phase = Phase.PREPARING
+            for move in decided.begin:
+                move.phase = Phase.TRANSFERRING
+                self.begins[move.transfer.guest] = self.now
+            step = self._until_next(decided)
+            if step is None:
+                break
+            self._advance(decided, step)
+        for move in self._moves:
+            self.never[move.transfer.guest] = (
+                "it would not end before the deadline" if too_late(move, self.now) else move.never
+            )
+
+    def _until_next(self, decided: Decided) -> float | None:
+        waits = []
+        for move in self._moves:
+            if move.phase is Phase.PREPARING:
+                waits.append(move.prepare_left)
+            elif move.phase is Phase.FINISHING:
+                waits.append(move.finish_left)
+        for move, speed in decided.bandwidth.items():
+            if move.sending_left > 0:
+                waits.append(move.sending_left / move.pace_at(speed))
+            else:
+                waits.append(move.fixed_left)
+        again = decided.look_again(self._rules)
+        if again is not None:
+            waits.append(again)
+        return max(0.0, min(waits)) + _INSTANT if waits else None
+
+    def _advance(self, decided: Decided, step: float) -> None:
+        self.now += step
+        for move in self._moves:
+            if move.phase is Phase.PREPARING:
+                move.prepare_left -= step
+                if move.prepare_left <= 0:
+                    move.phase = Phase.READY
+            elif move.phase is Phase.FINISHING:
+                move.finish_left -= step
+        for move, speed in decided.bandwidth.items():
+            self._send(move, speed, step)
+        self._moves = [
+            move for move in self._moves if move.phase is not Phase.FINISHING or move.finish_left > 0
+        ]
+
+    def _send(self, move: Move, speed: float, step: float) -> None:
+        if move.sending_left > 0:
+            pace = move.pace_at(speed)
+            sent = min(move.sending_left, step * pace)
+            move.bytes_left *= 1 - sent / move.sending_left
+            move.sending_left -= sent
+            step -= sent / pace
+        move.fixed_left -= step
+        if move.sending_left <= 0 and move.fixed_left <= 0:
+            move.phase = Phase.FINISHING
+            self.ends[move.transfer.guest] = self.now

@@ -1,0 +1,215 @@
+"""What the schedule reasons about: guests on their way, the links they take, and how long they take. Pure."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from enum import StrEnum
+
+from migrator.core.inventory import Host
+
+#: A guest that dirties as fast as the stream carries is made to end by throttling or postcopy; it then sends about so
+#: many times what one that does not write would.
+_MOST_TIMES_SENT = 3.0
+
+
+class Phase(StrEnum):
+    """How far a guest on its way is, as the schedule sees it."""
+
+    #: Nothing was done yet.
+    WAITING = "waiting"
+    #: Its destination is being started and set up; it holds no link.
+    PREPARING = "preparing"
+    #: Both ends are set up; it waits for the link.
+    READY = "ready"
+    #: Its memory is on the link, or it is being switched over.
+    TRANSFERRING = "transferring"
+    #: It runs at the destination; what is left over is being cleared away. It holds no link.
+    FINISHING = "finishing"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Transfer:
+    """One guest on its way, as of now."""
+
+    guest: str
+    source: str
+    target: str
+    phase: Phase = Phase.WAITING
+    #: What the stream has still to carry, without what will be dirtied meanwhile.
+    bytes_left: float = 0.0
+    #: Distinct bytes of pages that the guest dirties per second.
+    dirty_rate_bytes_per_second: float = 0.0
+    #: The transfer from now to its end if it had its links alone, from its forecast; ``None``: reckoned from bytes,
+    #: speed and dirty rate, and a fixed part.
+    alone_seconds: float | None = None
+    #: It needs its links for itself; ``None``: it does if it dirties a good part of what they carry.
+    barely_converges: bool | None = None
+    #: Its policy's ceiling, or what the stream was seen to carry at most; ``None`` is none.
+    max_bytes_per_second: float | None = None
+    #: Higher first.
+    priority: int = 0
+    #: Seconds from now by which it should have ended; ``None`` is no deadline.
+    deadline_seconds: float | None = None
+    #: What has not ended by then is cancelled, so it is not begun if it would not.
+    stop_at_deadline: bool = False
+    #: Still to go, for the prediction.
+    prepare_seconds: float = 1.0
+    finish_seconds: float = 0.5
+    #: Relative spread (one standard deviation) of how long it takes.
+    spread_ratio: float = 0.2
+
+
+@dataclass(frozen=True, kw_only=True)
+class Rules:
+    """How links are shared; the site's, not a guest's."""
+
+    #: Share of every link, in either direction, that migrations leave to the guests' own traffic.
+    reserve_ratio: float = 0.1
+    #: Taken for a link whose speed is unknown, bytes per second: 10 Gbit/s. Too high a guess leaves it to TCP to share
+    #: it out; too low a one would slow everything down.
+    assumed_link_bytes_per_second: float = 1.25e9 * 0.95
+    #: From this ratio of dirty rate to link speed on a guest has its links alone: it would send a third more in all.
+    barely_ratio: float = 0.25
+    #: Up to this ratio it costs nothing to share a link.
+    quiet_ratio: float = 0.05
+    #: Quiet guests on one link at most: together they fill the gaps that each leaves at its beginning and end.
+    quiet_at_a_time: int = 3
+    #: The next one begins when one has so little left to send, so that the link is never idle.
+    overlap_seconds: float = 0.5
+    #: Guests prepared ahead on one source, and on one target, that do not have a link yet.
+    prepared_per_source: int = 2
+    prepared_per_target: int = 4
+    #: So many where the link would else wait for preparations: guests so small that they are sent faster.
+    prepared_at_most: int = 6
+    #: The part of a transfer that uses no bandwidth, where no forecast says so.
+    fixed_seconds: float = 0.3
+    #: Common to all: how far the links' speeds may be off (one standard deviation).
+    link_spread_ratio: float = 0.05
+
+
+@dataclass(eq=False, kw_only=True, slots=True)
+class Pipe:
+    """One direction of one host's link."""
+
+    host: str
+    #: For people: ``host-1's link out``.
+    name: str
+    #: What migrations may take of it, bytes per second.
+    capacity: float
+    #: Streams at a time; ``None`` is no limit.
+    limit: int | None
+
+
+class Network:
+    """The links of all hosts, made as they are asked for."""
+
+    def __init__(self, hosts: Mapping[str, Host], rules: Rules) -> None:
+        self._hosts = hosts
+        self._rules = rules
+        self._pipes: dict[tuple[str, bool], Pipe] = {}
+
+    def pipe(self, name: str, *, out: bool) -> Pipe:
+        """One direction of a host's link; a host that is not known has one without limits."""
+        pipe = self._pipes.get((name, out))
+        if pipe is None:
+            host = self._hosts.get(name)
+            speed = host.link_bytes_per_second if host is not None else None
+            pipe = self._pipes[name, out] = Pipe(
+                host=name,
+                name=f"{name}'s link {'out' if out else 'in'}",
+                capacity=(speed or self._rules.assumed_link_bytes_per_second)
+                * (1 - self._rules.reserve_ratio),
+                limit=None if host is None else host.max_outgoing if out else host.max_incoming,
+            )
+        return pipe
+
+
+class Move:
+    """A transfer with what follows from it; the prediction moves it on."""
+
+    __slots__ = (
+        "alone",
+        "bytes_left",
+        "finish_left",
+        "fixed_left",
+        "into",
+        "key",
+        "load",
+        "never",
+        "out",
+        "phase",
+        "prepare_left",
+        "sending_left",
+        "speed",
+        "transfer",
+    )
+
+    def __init__(self, transfer: Transfer, network: Network, rules: Rules, *, pace: float = 1.0) -> None:
+        """
+        :param pace: how much longer than expected everything takes.
+        """
+        self.transfer = transfer
+        self.phase = transfer.phase
+        self.out = network.pipe(transfer.source, out=True)
+        self.into = network.pipe(transfer.target, out=False)
+        ceiling = transfer.max_bytes_per_second or float("inf")
+        #: Bytes per second with its links alone.
+        self.speed = max(1.0, min(self.out.capacity, self.into.capacity, ceiling))
+        self.bytes_left = transfer.bytes_left
+        sending = transfer.bytes_left / self.net(self.speed)
+        total = sending + rules.fixed_seconds if transfer.alone_seconds is None else transfer.alone_seconds
+        #: Seconds alone, at full speed: those that need the link, and those after them that do not.
+        self.sending_left = min(sending, total) * pace
+        self.fixed_left = (total - min(sending, total)) * pace
+        self.prepare_left = transfer.prepare_seconds * pace
+        self.finish_left = transfer.finish_seconds * pace
+        dirty_ratio = transfer.dirty_rate_bytes_per_second / self.speed
+        self.alone = transfer.barely_converges
+        if self.alone is None:
+            self.alone = dirty_ratio >= rules.barely_ratio
+        #: What it is expected to take of its links, bytes per second.
+        self.load = self.speed
+        if dirty_ratio <= rules.quiet_ratio and not self.alone:
+            filled = self.sending_left / max(1e-9, self.seconds_alone)
+            self.load *= max(1 / rules.quiet_at_a_time, filled)
+        self.never = ""
+        for pipe, what in ((self.out, "outgoing"), (self.into, "incoming")):
+            if pipe.limit is not None and pipe.limit < 1:
+                self.never = f"{pipe.host} takes no {what} migrations (its limit is {pipe.limit})"
+        deadline = transfer.deadline_seconds
+        latest_start = float("inf") if deadline is None else deadline - self.seconds_alone
+        #: The order of turn: priority, then who must begin first, then the longest first.
+        self.key = (-transfer.priority, latest_start, -self.seconds_alone, transfer.guest)
+
+    @property
+    def seconds_alone(self) -> float:
+        """From now to the end of the transfer, with its links alone."""
+        return self.sending_left + self.fixed_left
+
+    def net(self, bandwidth: float) -> float:
+        """How fast `bandwidth` brings the end nearer, while the guest dirties: bytes per second, more than 0."""
+        return max(bandwidth - self.transfer.dirty_rate_bytes_per_second, bandwidth / _MOST_TIMES_SENT)
+
+    def pace_at(self, bandwidth: float) -> float:
+        """Seconds alone that are done in a second at `bandwidth`: at most 1."""
+        return self.net(min(bandwidth, self.speed)) / self.net(self.speed)
+
+    def demand(self) -> float:
+        """Bandwidth that it can use: little at its end, when little is left to send."""
+        dirty = self.transfer.dirty_rate_bytes_per_second
+        return min(self.speed, 4 * self.bytes_left + 2 * dirty)
+
+    def load_now(self, rules: Rules) -> float:
+        """What it takes of its links while it is on them."""
+        if not self.alone and self.sending_left <= rules.overlap_seconds:
+            return self.speed / rules.quiet_at_a_time
+        return self.load
+
+
+def moves_of(
+    transfers: Iterable[Transfer], hosts: Mapping[str, Host], rules: Rules, *, pace: float = 1.0
+) -> list[Move]:
+    """Each transfer with what follows from it, in the order of turn."""
+    network = Network(hosts, rules)
+    return sorted((Move(one, network, rules, pace=pace) for one in transfers), key=lambda move: move.key)
