@@ -100,6 +100,10 @@ class Bus:
         """Of the last event that was counted; whoever begins to listen now gets all that are larger."""
         return self._last
 
+    def sequence(self, subject: Subject, subject_id: str) -> int:
+        """Of the last counted event of that subject; 0 where none is known."""
+        return self._sequences.get((subject, subject_id), 0)
+
     def listening(self) -> int:
         """How many listen."""
         return len(self._listeners)
