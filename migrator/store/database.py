@@ -1,0 +1,266 @@
+"""One SQLite database: opened, upgraded, locked; many readers, one writer, and errors in words.
+
+What was written is on disk when a call returns (write-ahead log, full sync). Writes that arrive while the disk is
+busy go into one transaction: a hundred migrations cost hardly more syncs than one.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import fcntl
+import os
+import sqlite3
+from collections import deque
+from collections.abc import Awaitable, Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, TypeVar
+
+from sqlalchemy import event
+from sqlalchemy.exc import IntegrityError, SQLAlchemyError
+from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine, create_async_engine
+
+from migrator.errors import JournalError
+from migrator.store import schema
+
+#: A disk that does not answer for so long is said to have failed.
+_PATIENCE_SECONDS = 30.0
+#: Writes in one transaction; more would make the first wait for the last.
+_BATCH = 200
+
+T = TypeVar("T")
+
+
+@dataclass(eq=False)
+class _Job:
+    work: Callable[[AsyncConnection], Awaitable[Any]]
+    done: asyncio.Future[Any] = field(default_factory=lambda: asyncio.get_running_loop().create_future())
+
+    def __post_init__(self) -> None:
+        # Whoever asked may have gone away.
+        self.done.add_done_callback(lambda done: done.cancelled() or done.exception())
+
+    def fail(self, error: JournalError) -> None:
+        if not self.done.done():
+            self.done.set_exception(error)
+
+
+class Database:
+    """A database that is open. Use :meth:`open`; :meth:`close` must be called, or the process does not end.
+
+    :ivar complaint: why it cannot be written now, in one line; empty while it can.
+    """
+
+    def __init__(self, path: Path, lock: int) -> None:
+        self.path = path
+        self.complaint = ""
+        self._lock = lock
+        self._engine = _engine(path)
+        self._jobs: deque[_Job] = deque()
+        self._there = asyncio.Event()
+        self._closing = False
+        self._writer = asyncio.create_task(self._write_all(), name=f"journal writer {path}")
+
+    @classmethod
+    async def open(cls, path: Path, *, alone: bool = True) -> Database:
+        """Open or make it, and bring its schema to this version.
+
+        A disk that is full or cannot be written is no reason not to open what is there: :attr:`complaint` says so then.
+
+        :param alone: keep every other service away from it, for as long as it is open.
+        :raise JournalError: it cannot be read, another service has it, or it is of a newer version. Nothing was
+            changed.
+        """
+        try:
+            lock = await asyncio.to_thread(_prepare, path, alone=alone)
+        except (OSError, sqlite3.Error) as error:
+            raise JournalError(_in_words(path, error, "opened")) from error
+        return cls(path, lock)
+
+    async def read(self, work: Callable[[AsyncConnection], Awaitable[T]]) -> T:
+        """What `work` finds, all of it of one moment.
+
+        :raise JournalError: it cannot be read.
+        """
+        if self._closing:
+            raise JournalError(f"the journal {self.path} is closed")
+        try:
+            async with asyncio.timeout(_PATIENCE_SECONDS), self._engine.begin() as connection:
+                return await work(connection)
+        except (SQLAlchemyError, sqlite3.Error, OSError) as error:  # a time-out is an OSError
+            raise JournalError(_in_words(self.path, error, "read")) from error
+
+    async def write(self, work: Callable[[AsyncConnection], Awaitable[T]]) -> T:
+        """Do `work`; committed and on disk when this returns.
+
+        Once begun it is carried on with, also when whoever asked is cancelled.
+
+        :raise JournalError: it cannot be written; nothing of it was. (Of a disk that does not answer at all nobody can
+            know; the error says so.)
+        """
+        if self._closing:
+            raise JournalError(f"the journal {self.path} is closed")
+        job = _Job(work)
+        self._jobs.append(job)
+        self._there.set()
+        try:
+            async with asyncio.timeout(_PATIENCE_SECONDS):
+                result: T = await asyncio.shield(job.done)
+        except TimeoutError as error:
+            if job in self._jobs:
+                self._jobs.remove(job)
+            self.complaint = (
+                f"the journal {self.path} cannot be written: the disk does not answer (waited {_PATIENCE_SECONDS:g} s; "
+                "what was asked for last may still be written)"
+            )
+            raise JournalError(self.complaint) from error
+        return result
+
+    async def close(self) -> None:
+        """Write what is still to be written, and let go of it."""
+        if self._closing:
+            return
+        self._closing = True
+        self._there.set()
+        try:
+            await self._writer
+        finally:
+            await self._engine.dispose()
+            if self._lock >= 0:
+                os.close(self._lock)
+                self._lock = -1
+
+    async def _write_all(self) -> None:
+        engine = self._engine.execution_options(writes=True)
+        jobs: list[_Job] = []
+        try:
+            while True:
+                await self._there.wait()
+                self._there.clear()
+                while self._jobs:
+                    jobs = [self._jobs.popleft() for _ in range(min(_BATCH, len(self._jobs)))]
+                    await self._commit(engine, jobs)
+                if self._closing:
+                    return
+        finally:
+            for job in (*jobs, *self._jobs):
+                job.fail(JournalError(f"the journal {self.path} is closed"))
+
+    async def _commit(self, engine: AsyncEngine, jobs: list[_Job]) -> None:
+        try:
+            async with engine.begin() as connection:
+                results = [await job.work(connection) for job in jobs]
+        except IntegrityError as error:
+            if len(jobs) > 1:  # one of them is wrong; the others shall not suffer for it
+                for job in jobs:
+                    await self._commit(engine, [job])
+                return
+            jobs[0].fail(JournalError(f"the journal {self.path} has something else there: {error.orig}"))
+        except (SQLAlchemyError, sqlite3.Error, OSError) as error:
+            self.complaint = _in_words(self.path, error, "written")
+            for job in jobs:
+                problem = JournalError(self.complaint)
+                problem.__cause__ = error
+                job.fail(problem)
+        else:
+            self.complaint = ""
+            for job, result in zip(jobs, results, strict=True):
+                if not job.done.done():
+                    job.done.set_result(result)
+
+
+def _engine(path: Path) -> AsyncEngine:
+    engine = create_async_engine(
+        f"sqlite+aiosqlite:///{path}",
+        # Transactions begin where we say so, below.
+        connect_args={"timeout": schema.BUSY_SECONDS, "isolation_level": None},
+        pool_size=4,
+        max_overflow=0,
+        pool_timeout=_PATIENCE_SECONDS,
+    )
+
+    @event.listens_for(engine.sync_engine, "connect")
+    def settings(connection: Any, record: Any) -> None:  # noqa: ARG001 - SQLAlchemy calls it so
+        cursor = connection.cursor()
+        cursor.execute("PRAGMA synchronous = FULL")
+        cursor.execute("PRAGMA journal_size_limit = 67108864")
+        cursor.close()
+
+    @event.listens_for(engine.sync_engine, "begin")
+    def begin(connection: Any) -> None:
+        # A reader that turned writer could fail with the lock held by another; a writer says so at once.
+        writes = connection.get_execution_options().get("writes", False)
+        connection.exec_driver_sql("BEGIN IMMEDIATE" if writes else "BEGIN")
+
+    return engine
+
+
+def _prepare(path: Path, *, alone: bool) -> int:
+    """Make the database ready; the file descriptor that keeps other services away, or -1."""
+    path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
+    lock = _locked(path) if alone else -1
+    try:
+        if not path.exists():
+            os.close(os.open(path, os.O_CREAT | os.O_WRONLY | os.O_CLOEXEC, 0o600))
+        revision = schema.present(path)
+        if revision != schema.HEAD:
+            # Never under a service that runs.
+            meanwhile = -1 if alone else _locked(path)
+            try:
+                if revision is None:
+                    with contextlib.closing(sqlite3.connect(path, timeout=schema.BUSY_SECONDS)) as fresh:
+                        fresh.execute("PRAGMA journal_mode = WAL")
+                schema.upgrade(path, since=revision)
+            finally:
+                if meanwhile >= 0:
+                    os.close(meanwhile)
+    except BaseException:
+        if lock >= 0:
+            os.close(lock)
+        raise
+    return lock
+
+
+def _locked(path: Path) -> int:
+    # A file of its own: closing any descriptor of the database would drop SQLite's locks on it.
+    lock = os.open(path.with_name(f"{path.name}.lock"), os.O_RDONLY | os.O_CREAT | os.O_CLOEXEC, 0o600)
+    try:
+        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        os.close(lock)
+        raise JournalError(
+            f"the journal {path} is in use by another service: there can be one; stop it first"
+        ) from None
+    return lock
+
+
+#: By SQLite's primary result code: what is wrong, and what to do.
+_WORDS = {
+    sqlite3.SQLITE_FULL: "the disk is full: make room there",
+    sqlite3.SQLITE_READONLY: "it is read-only: look at its owner, its mode, and whether its file system is",
+    sqlite3.SQLITE_BUSY: "another program has locked it: see who has it open (fuser)",
+    sqlite3.SQLITE_LOCKED: "another program has locked it: see who has it open (fuser)",
+    sqlite3.SQLITE_CORRUPT: "it is damaged: stop the service, move it away, put the last backup in its place",
+    sqlite3.SQLITE_NOTADB: "it is no database: move it away, put the last backup in its place",
+    sqlite3.SQLITE_CANTOPEN: "it cannot be opened: look at the rights and the room in its directory",
+    sqlite3.SQLITE_PERM: "it cannot be opened: look at the rights in its directory",
+    sqlite3.SQLITE_IOERR: "the disk does not do what it should: look at the kernel's log",
+}
+
+
+def _in_words(path: Path, error: BaseException, what: str) -> str:
+    cause: BaseException | None = error
+    if isinstance(error, SQLAlchemyError):
+        cause = getattr(error, "orig", None) or error.__cause__ or error
+    if isinstance(cause, sqlite3.Error):
+        code = getattr(cause, "sqlite_errorcode", None)
+        why = _WORDS.get(code & 0xFF, "") if code is not None else ""
+        why = f"{why} ({cause})" if why else str(cause)
+    elif isinstance(cause, TimeoutError):
+        why = f"the disk does not answer (waited {_PATIENCE_SECONDS:g} s)"
+    elif isinstance(cause, OSError):
+        why = cause.strerror or str(cause)
+    else:
+        why = str(cause)
+    return f"the journal {path} cannot be {what}: {' '.join(why.split())}"

@@ -1,0 +1,389 @@
+"""The service's journal in SQLite."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Self
+
+from sqlalchemy import Select, delete, func, or_, select, update
+from sqlalchemy.dialects.sqlite import insert
+from sqlalchemy.ext.asyncio import AsyncConnection
+
+from migrator.errors import JournalError
+from migrator.store.database import Database
+from migrator.store.schema import commands, documents, events, meta
+from migrator.store.tokens import Tokens
+
+_EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
+#: What retention removes in one go, so that nobody waits long for it.
+_PRUNED = 200
+#: What `where` may ask for, and the columns it is looked up in.
+_COLUMNS = {
+    "state": (documents.c.state,),
+    "guest": (documents.c.guest,),
+    "host": (documents.c.source, documents.c.destination),
+    "evacuation": (documents.c.evacuation,),
+    "command": (documents.c.command,),
+}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Claim:
+    """See :class:`migrator.engine.commands.Claim`."""
+
+    new: bool
+    other_body: bool = False
+    reply: Mapping[str, Any] | None = None
+
+
+class SqlJournal:
+    """See :class:`migrator.ports.Journal` and :class:`migrator.engine.commands.CommandLog`.
+
+    ::
+
+        async with await SqlJournal.open(path) as journal:
+            await journal.save(("migration", document))
+
+    :ivar tokens: those who may use the service, in the same file.
+    """
+
+    def __init__(self, database: Database, *, now: Callable[[], datetime]) -> None:
+        self._database = database
+        self._now = now
+        self.tokens = Tokens(database, now=now)
+
+    @classmethod
+    async def open(cls, path: Path, *, now: Callable[[], datetime] = lambda: datetime.now(UTC)) -> SqlJournal:
+        """Open the journal there, for this service alone; it is made where there is none.
+
+        A disk that is full or cannot be written is no reason to leave guests alone: the journal is opened all the
+        same, and :attr:`complaint` says so.
+
+        :param now: the clock; only tests need another.
+        :raise JournalError: it cannot be read, another service has it open, or a newer migrator wrote it.
+        """
+        journal = cls(await Database.open(path), now=now)
+        await journal.probe()
+        return journal
+
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        await self.close()
+
+    async def close(self) -> None:
+        """Write what is still to be written, and let go of the file."""
+        await self._database.close()
+
+    @property
+    def complaint(self) -> str:
+        return self._database.complaint
+
+    async def probe(self) -> str:
+        """Try whether it can be written, at the cost of one small write; :attr:`complaint` as it is then."""
+        now = self._now().isoformat()
+
+        async def write(connection: AsyncConnection) -> None:
+            await connection.execute(_upsert_meta, {"key": "probe", "value": now})
+
+        try:
+            await self._database.write(write)
+        except JournalError:
+            pass  # the complaint says it
+        return self.complaint
+
+    # --- documents
+
+    async def save(self, *given: tuple[str, Mapping[str, Any]]) -> None:
+        rows = [_row(kind, document) for kind, document in given]
+
+        async def write(connection: AsyncConnection) -> None:
+            await connection.execute(_upsert_document, rows)
+
+        if rows:
+            await self._database.write(write)
+
+    async def unfinished(self, kind: str) -> list[dict[str, Any]]:
+        return await self._bodies(
+            select(documents.c.body)
+            .where(documents.c.kind == _text(kind), documents.c.ended_at.is_(None))
+            .order_by(documents.c.number)
+        )
+
+    async def find(self, kind: str, identifier: str) -> dict[str, Any] | None:
+        found = await self._bodies(
+            select(documents.c.body).where(
+                documents.c.kind == _text(kind), documents.c.id == _text(identifier)
+            )
+        )
+        return found[0] if found else None
+
+    async def page(
+        self, kind: str, *, limit: int, before: str | None = None, where: Mapping[str, str] | None = None
+    ) -> list[dict[str, Any]]:
+        """See :meth:`migrator.ports.Journal.page`; nothing comes before an id that is not there (any more).
+
+        :raise ValueError: `where` asks for something else.
+        """
+        query = select(documents.c.body).where(documents.c.kind == _text(kind))
+        for name, value in (where or {}).items():
+            if name not in _COLUMNS:
+                raise ValueError(f"cannot ask for {name}; there are {', '.join(_COLUMNS)}")
+            query = query.where(or_(*(column == (_text(value) or "") for column in _COLUMNS[name])))
+        if before is not None:
+            last = select(documents.c.number).where(
+                documents.c.kind == _text(kind), documents.c.id == _text(before)
+            )
+            query = query.where(documents.c.number < last.scalar_subquery())
+        return await self._bodies(query.order_by(documents.c.number.desc()).limit(limit))
+
+    async def _bodies(self, query: Select[Any]) -> list[dict[str, Any]]:
+        async def read(connection: AsyncConnection) -> list[str]:
+            return list((await connection.execute(query)).scalars())
+
+        return [json.loads(body) for body in await self._database.read(read)]
+
+    # --- events
+
+    async def append(self, given: Sequence[Mapping[str, Any]]) -> None:
+        rows = [
+            {
+                "event_id": event["event_id"],
+                "sequence": event["sequence"],
+                "time": _parsed(event["time"]),
+                "subject": _text(event["subject"]),
+                "subject_id": _text(event["subject_id"]),
+                "body": json.dumps(event),
+            }
+            for event in given
+        ]
+
+        async def write(connection: AsyncConnection) -> None:
+            await connection.execute(_insert_event, rows)
+
+        if rows:
+            await self._database.write(write)
+
+    async def events(
+        self, *, after: int = 0, limit: int = 1000, subject: str | None = None, subject_id: str | None = None
+    ) -> list[dict[str, Any]]:
+        query = select(events.c.body).where(events.c.event_id > after)
+        if subject is not None:
+            query = query.where(events.c.subject == _text(subject))
+        if subject_id is not None:
+            query = query.where(events.c.subject_id == _text(subject_id))
+        return await self._bodies(query.order_by(events.c.event_id).limit(limit))
+
+    async def positions(self) -> tuple[int, dict[tuple[str, str], int]]:
+        """See :meth:`migrator.ports.Journal.positions`.
+
+        A host never ends; a command does once nothing more will be said to it.
+        """
+        same = (events.c.subject == documents.c.kind, events.c.subject_id == documents.c.id)
+        going_on = select(
+            documents.c.kind,
+            documents.c.id,
+            select(func.max(events.c.sequence)).where(*same).correlate(documents).scalar_subquery(),
+        ).where(documents.c.ended_at.is_(None), documents.c.kind != "host")
+        unanswered = select(events.c.subject_id, events.c.sequence, commands.c.reply).join(
+            commands, (events.c.subject == "command") & (events.c.subject_id == commands.c.key)
+        )
+        hosts = (
+            select(events.c.subject_id, func.max(events.c.sequence))
+            .where(events.c.subject == "host")
+            .group_by(events.c.subject_id)
+        )
+
+        async def read(connection: AsyncConnection) -> tuple[int, dict[tuple[str, str], int]]:
+            last = await _last_event_id(connection)
+            sequences: dict[tuple[str, str], int] = {}
+            for kind, identifier, sequence in await connection.execute(going_on):
+                if sequence is not None:
+                    sequences[kind, identifier] = sequence
+            for identifier, sequence in await connection.execute(hosts):
+                sequences["host", identifier] = sequence
+            for key, sequence, reply in await connection.execute(unanswered):
+                if not _settled(reply):
+                    sequences["command", key] = max(sequence, sequences.get(("command", key), 0))
+            return last, sequences
+
+        return await self._database.read(read)
+
+    # --- commands
+
+    async def claim_command(
+        self, *, key: str, verb: str, body_hash: str, body: Mapping[str, Any], caller: Mapping[str, str]
+    ) -> Claim:
+        """See :meth:`migrator.engine.commands.CommandLog.claim_command`."""
+        row = {
+            "key": _text(key),
+            "verb": verb,
+            "body_hash": body_hash,
+            "body": json.dumps(dict(body)),
+            "caller": json.dumps(dict(caller)),
+            "claimed_at": _microseconds(self._now()),
+        }
+
+        async def write(connection: AsyncConnection) -> Claim:
+            if (await connection.execute(_claim_command, row)).rowcount == 1:
+                return Claim(new=True)
+            there = (
+                await connection.execute(
+                    select(commands.c.body_hash, commands.c.reply).where(commands.c.key == row["key"])
+                )
+            ).one()
+            return Claim(
+                new=False,
+                other_body=there.body_hash != body_hash,
+                reply=None if there.reply is None else json.loads(there.reply),
+            )
+
+        return await self._database.write(write)
+
+    async def answer_command(self, *, key: str, reply: Mapping[str, Any]) -> None:
+        """See :meth:`migrator.engine.commands.CommandLog.answer_command`; one that was not claimed is let pass."""
+        values = {"reply": json.dumps(dict(reply)), "answered_at": _microseconds(self._now())}
+        statement = update(commands).where(commands.c.key == _text(key)).values(values)
+
+        async def write(connection: AsyncConnection) -> None:
+            await connection.execute(statement)
+
+        await self._database.write(write)
+
+    # --- retention
+
+    async def prune(self, older_than: datetime) -> int:
+        """Remove what ended before that: documents, their events, and the commands that began them.
+
+        Commands that began nothing, and events of hosts and commands, go by their age; the last event of each host
+        stays. What has not ended stays whole. The room is used again, the file does not shrink.
+
+        :return: how many documents were removed.
+        :raise JournalError: it cannot be written; what was removed until then stays removed.
+        """
+        limit = _microseconds(older_than)
+        removed = 0
+        while True:
+            batch = await self._database.write(lambda connection: _prune_documents(connection, limit))
+            removed += batch
+            if batch < _PRUNED:
+                break
+        await self._database.write(lambda connection: _prune_rest(connection, limit))
+        return removed
+
+
+async def _prune_documents(connection: AsyncConnection, limit: int) -> int:
+    await _keep_last_event_id(connection)
+    old = (
+        await connection.execute(
+            select(documents.c.number, documents.c.kind, documents.c.id)
+            .where(documents.c.ended_at < limit)
+            .order_by(documents.c.number)
+            .limit(_PRUNED)
+        )
+    ).all()
+    for each in old:
+        await connection.execute(
+            delete(events).where(events.c.subject == each.kind, events.c.subject_id == each.id)
+        )
+    await connection.execute(delete(documents).where(documents.c.number.in_([each.number for each in old])))
+    return len(old)
+
+
+async def _prune_rest(connection: AsyncConnection, limit: int) -> None:
+    await _keep_last_event_id(connection)
+    needed = select(documents.c.command).where(documents.c.command.is_not(None))
+    await connection.execute(
+        delete(commands).where(commands.c.claimed_at < limit, commands.c.key.not_in(needed))
+    )
+    await connection.execute(
+        delete(events).where(
+            events.c.subject == "command",
+            events.c.time < limit,
+            events.c.subject_id.not_in(select(commands.c.key)),
+        )
+    )
+    last = select(func.max(events.c.event_id)).where(events.c.subject == "host").group_by(events.c.subject_id)
+    await connection.execute(
+        delete(events).where(
+            events.c.subject == "host", events.c.time < limit, events.c.event_id.not_in(last)
+        )
+    )
+
+
+async def _last_event_id(connection: AsyncConnection) -> int:
+    """The largest that was ever given, also when its event has been removed."""
+    there = (await connection.execute(select(func.max(events.c.event_id)))).scalar()
+    kept = (await connection.execute(select(meta.c.value).where(meta.c.key == "last_event_id"))).scalar()
+    return max(there or 0, int(kept or 0))
+
+
+async def _keep_last_event_id(connection: AsyncConnection) -> None:
+    value = str(await _last_event_id(connection))
+    await connection.execute(_upsert_meta, {"key": "last_event_id", "value": value})
+
+
+def _row(kind: str, document: Mapping[str, Any]) -> dict[str, Any]:
+    private = document.get("_private") or {}
+    host = document.get("host") or (document["id"] if kind == "host" else None)
+    return {
+        "kind": _text(kind),
+        "id": _text(document["id"]),
+        "state": _text(document.get("state")),
+        "guest": _text(document.get("guest")),
+        "source": _text(document.get("source") or host),
+        "destination": _text(document.get("destination")),
+        "evacuation": _text(document.get("evacuation")),
+        "command": _text(document.get("command") or private.get("command")),
+        "created_at": _parsed(document.get("created_at")),
+        "ended_at": _parsed(document.get("ended_at")),
+        "body": json.dumps(document),
+    }
+
+
+def _text(value: Any) -> str | None:
+    """As it stands in a column: SQLite takes no lone surrogates, which names of guests may hold."""
+    if value is None or value == "":
+        return None
+    return str(value).encode(errors="backslashreplace").decode()
+
+
+def _microseconds(time: datetime) -> int:
+    return (time - _EPOCH) // timedelta(microseconds=1)
+
+
+def _parsed(time: str | None) -> int | None:
+    return _microseconds(datetime.fromisoformat(time)) if time else None
+
+
+def _settled(reply: str | None) -> bool:
+    """Nothing more will be said to the command."""
+    if reply is None:
+        return False
+    given = json.loads(reply)
+    return given.get("kind") != "accepted" or given.get("subject") not in ("migration", "evacuation")
+
+
+_insert_document = insert(documents)
+_upsert_document = _insert_document.on_conflict_do_update(
+    index_elements=["kind", "id"],
+    set_={
+        column.name: _insert_document.excluded[column.name]
+        for column in documents.c
+        if column.name not in ("number", "kind", "id")
+    },
+)
+_insert_event = insert(events)
+_claim_command = insert(commands).on_conflict_do_nothing()
+_insert_meta = insert(meta)
+_upsert_meta = _insert_meta.on_conflict_do_update(
+    index_elements=["key"], set_={"value": _insert_meta.excluded.value}
+)

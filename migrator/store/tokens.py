@@ -1,0 +1,180 @@
+"""Who may use the service over TCP: bearer tokens, shown once, kept as hashes.
+
+A token is ``migrator_ID_SECRET``. Its secret is 256 random bits, which nobody can guess or try out, so one round of
+SHA-256 is enough to keep whoever reads the journal from using it; slow hashes are there for what people think up.
+"""
+
+from __future__ import annotations
+
+import hmac
+import re
+import secrets
+from collections.abc import Callable
+from dataclasses import dataclass
+from datetime import UTC, datetime, timedelta
+from hashlib import sha256
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Self
+
+from sqlalchemy import insert, or_, select, update
+from sqlalchemy.ext.asyncio import AsyncConnection
+
+from migrator.errors import UsageError
+from migrator.store.database import Database
+from migrator.store.schema import tokens
+
+ROLES = ("viewer", "operator")
+_TOKEN = re.compile(r"migrator_([0-9a-f]{12})_([0-9a-f]{64})")
+_NAME = re.compile(r"[A-Za-z0-9._-]{1,64}")
+_EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
+#: Stands for the hash of a token that does not exist.
+_NOBODY = "0" * 64
+
+
+@dataclass(frozen=True, kw_only=True)
+class Token:
+    """One token as it may be shown: without its secret."""
+
+    #: The part of the token between the underscores.
+    id: str
+    name: str
+    #: ``viewer`` or ``operator``.
+    role: str
+    created_at: datetime
+    #: ``None``: it does not end by itself.
+    expires_at: datetime | None
+    revoked_at: datetime | None
+
+    def valid(self, now: datetime) -> bool:
+        """It is neither revoked nor expired."""
+        return self.revoked_at is None and (self.expires_at is None or now < self.expires_at)
+
+
+class Tokens:
+    """The tokens in a journal. Every call raises :class:`~migrator.errors.JournalError` when that cannot be used.
+
+    The service has them as :attr:`SqlJournal.tokens <migrator.store.journal.SqlJournal.tokens>`; beside a service that
+    runs, use :meth:`open`.
+    """
+
+    def __init__(
+        self, database: Database, *, now: Callable[[], datetime] = lambda: datetime.now(UTC)
+    ) -> None:
+        self._database = database
+        self._now = now
+
+    @classmethod
+    async def open(cls, path: Path) -> Tokens:
+        """Open the journal there for its tokens alone, whether a service has it open or not."""
+        return cls(await Database.open(path, alone=False))
+
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        await self._database.close()
+
+    async def create(self, *, name: str, role: str, expires_at: datetime | None = None) -> str:
+        """A new token. It is in no file and cannot be shown again.
+
+        :param name: who will use it; what they do is journalled under it.
+        :raise UsageError: the name or role cannot be, a valid token has that name, or it would have expired already.
+        """
+        now = self._now()
+        if not _NAME.fullmatch(name):
+            raise UsageError(f"{name!r} cannot be a token's name: use 1 to 64 of A-Z a-z 0-9 . _ -")
+        if role not in ROLES:
+            raise UsageError(f"there is no role {role!r}; there are {' and '.join(ROLES)}")
+        if expires_at is not None and expires_at <= now:
+            raise UsageError(f"a token that expires at {expires_at.isoformat()} would have expired already")
+        identifier, secret = secrets.token_hex(6), secrets.token_hex(32)
+        row = {
+            "id": identifier,
+            "name": name,
+            "role": role,
+            "hash": _hashed(secret),
+            "created_at": _microseconds(now),
+            "expires_at": None if expires_at is None else _microseconds(expires_at),
+        }
+
+        async def write(connection: AsyncConnection) -> bool:
+            found = await connection.execute(select(tokens).where(tokens.c.name == name))
+            if any(_token(each).valid(now) for each in found):
+                return False
+            await connection.execute(insert(tokens).values(row))
+            return True
+
+        if not await self._database.write(write):
+            raise UsageError(f"there is a valid token of the name {name!r}; revoke it or take another name")
+        return f"migrator_{identifier}_{secret}"
+
+    async def list(self) -> list[Token]:
+        """Every token, revoked and expired ones too, oldest first."""
+
+        async def read(connection: AsyncConnection) -> list[Token]:
+            found = await connection.execute(select(tokens).order_by(tokens.c.created_at, tokens.c.id))
+            return [_token(each) for each in found]
+
+        return await self._database.read(read)
+
+    async def revoke(self, which: str) -> Token:
+        """End the token with that id or name, at once and for good.
+
+        :raise UsageError: there is no such token that has not been revoked.
+        """
+        now = self._now()
+        mine = (or_(tokens.c.id == which, tokens.c.name == which), tokens.c.revoked_at.is_(None))
+
+        async def write(connection: AsyncConnection) -> list[Token]:
+            found = [_token(each) for each in await connection.execute(select(tokens).where(*mine))]
+            await connection.execute(update(tokens).where(*mine).values(revoked_at=_microseconds(now)))
+            return found
+
+        found = await self._database.write(write)
+        if not found:
+            raise UsageError(
+                f"there is no token {which!r} to revoke; see those there are with: migrator token list"
+            )
+        return found[-1]
+
+    async def verify(self, secret: str) -> tuple[str, str] | None:
+        """Name and role of whoever shows this token; ``None`` when it is unknown, expired or revoked.
+
+        How long it takes tells nothing about a secret.
+        """
+        parts = _TOKEN.fullmatch(secret)
+        identifier, shown = parts.groups() if parts else ("", "")
+
+        async def read(connection: AsyncConnection) -> Any:
+            return (await connection.execute(select(tokens).where(tokens.c.id == identifier))).first()
+
+        found = await self._database.read(read)
+        same = hmac.compare_digest(_hashed(shown), _NOBODY if found is None else found.hash)
+        if found is None or not same or not _token(found).valid(self._now()):
+            return None
+        return found.name, found.role
+
+
+def _hashed(secret: str) -> str:
+    return sha256(secret.encode()).hexdigest()
+
+
+def _token(row: Any) -> Token:
+    def time(value: int | None) -> datetime | None:
+        return None if value is None else _EPOCH + timedelta(microseconds=value)
+
+    return Token(
+        id=row.id,
+        name=row.name,
+        role=row.role,
+        created_at=_EPOCH + timedelta(microseconds=row.created_at),
+        expires_at=time(row.expires_at),
+        revoked_at=time(row.revoked_at),
+    )
+
+
+def _microseconds(time: datetime) -> int:
+    return (time - _EPOCH) // timedelta(microseconds=1)

@@ -1,0 +1,200 @@
+"""A journal in memory, for tests: the contract of :class:`migrator.ports.Journal`, and it can be made to fail."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from datetime import UTC, datetime
+from types import TracebackType
+from typing import Any, Self
+
+from migrator.engine.commands import Claim
+from migrator.errors import JournalError
+
+
+class MemoryJournal:
+    """See :class:`migrator.ports.Journal` and :class:`migrator.engine.commands.CommandLog`.
+
+    What one service left in it another can go on with: give the same object to both.
+
+    :ivar broken: while it is not empty every write fails and says so.
+    :ivar unreadable: while it is not empty every read fails and says so.
+    :ivar commands: by key, for tests that look: ``verb``, ``hash``, ``body``, ``caller``, ``reply``, ``at``.
+    """
+
+    def __init__(self) -> None:
+        self.broken = ""
+        self.unreadable = ""
+        self.complaint = ""
+        self._documents: dict[tuple[str, str], str] = {}
+        self._events: dict[int, str] = {}
+        self.commands: dict[str, dict[str, Any]] = {}
+        self._last_event_id = 0
+
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        await self.close()
+
+    async def close(self) -> None:
+        """Nothing to let go of."""
+
+    async def probe(self) -> str:
+        """Try whether it can be written; :attr:`complaint` as it is then."""
+        self.complaint = self.broken
+        return self.complaint
+
+    def _write(self) -> None:
+        self.complaint = self.broken
+        if self.broken:
+            raise JournalError(self.broken)
+
+    def _read(self) -> None:
+        if self.unreadable:
+            raise JournalError(self.unreadable)
+
+    async def save(self, *given: tuple[str, Mapping[str, Any]]) -> None:
+        rows = {(kind, document["id"]): json.dumps(document) for kind, document in given}
+        self._write()
+        self._documents.update(rows)
+
+    def _of_kind(self, kind: str) -> list[dict[str, Any]]:
+        self._read()
+        return [json.loads(body) for (its, _), body in self._documents.items() if its == kind]
+
+    async def unfinished(self, kind: str) -> list[dict[str, Any]]:
+        return [each for each in self._of_kind(kind) if not each.get("ended_at")]
+
+    async def find(self, kind: str, identifier: str) -> dict[str, Any] | None:
+        self._read()
+        body = self._documents.get((kind, identifier))
+        return None if body is None else json.loads(body)
+
+    async def page(
+        self, kind: str, *, limit: int, before: str | None = None, where: Mapping[str, str] | None = None
+    ) -> list[dict[str, Any]]:
+        found = self._of_kind(kind)
+        if before is not None:
+            places = [place for place, each in enumerate(found) if each["id"] == before]
+            found = found[: places[0]] if places else []
+        for name, value in (where or {}).items():
+            found = [each for each in found if value in _values(kind, each, name)]
+        return found[::-1][:limit]
+
+    async def append(self, given: Sequence[Mapping[str, Any]]) -> None:
+        rows = [(event["event_id"], json.dumps(event)) for event in given]
+        self._write()
+        numbers = [number for number, _ in rows]
+        for number in numbers:
+            if number in self._events or numbers.count(number) > 1:
+                raise JournalError(f"the journal has an event {number} already")
+        self._events.update(rows)
+
+    async def events(
+        self, *, after: int = 0, limit: int = 1000, subject: str | None = None, subject_id: str | None = None
+    ) -> list[dict[str, Any]]:
+        self._read()
+        found = [json.loads(self._events[number]) for number in sorted(self._events) if number > after]
+        return [
+            each
+            for each in found
+            if subject in (None, each["subject"]) and subject_id in (None, each["subject_id"])
+        ][:limit]
+
+    async def positions(self) -> tuple[int, dict[tuple[str, str], int]]:
+        sequences: dict[tuple[str, str], int] = {}
+        for event in await self.events(limit=len(self._events)):
+            subject, identifier = event["subject"], event["subject_id"]
+            if self._goes_on(subject, identifier):
+                sequences[subject, identifier] = max(
+                    event["sequence"], sequences.get((subject, identifier), 0)
+                )
+        return max(self._last_event_id, *self._events, 0), sequences
+
+    def _goes_on(self, subject: str, identifier: str) -> bool:
+        if subject == "host":
+            return True
+        if subject == "command":
+            command = self.commands.get(identifier)
+            reply = command and command["reply"]
+            return command is not None and (
+                not reply
+                or (reply["kind"] == "accepted" and reply.get("subject") in ("migration", "evacuation"))
+            )
+        body = self._documents.get((subject, identifier))
+        return body is not None and not json.loads(body).get("ended_at")
+
+    async def claim_command(
+        self, *, key: str, verb: str, body_hash: str, body: Mapping[str, Any], caller: Mapping[str, str]
+    ) -> Claim:
+        self._write()
+        there = self.commands.get(key)
+        if there is not None:
+            return Claim(new=False, other_body=there["hash"] != body_hash, reply=there["reply"])
+        self.commands[key] = {
+            "verb": verb,
+            "hash": body_hash,
+            "body": dict(body),
+            "caller": dict(caller),
+            "reply": None,
+            "at": datetime.now(UTC),
+        }
+        return Claim(new=True)
+
+    async def answer_command(self, *, key: str, reply: Mapping[str, Any]) -> None:
+        self._write()
+        if key in self.commands:
+            self.commands[key]["reply"] = json.loads(json.dumps(reply))
+
+    async def prune(self, older_than: datetime) -> int:
+        """See :meth:`migrator.store.journal.SqlJournal.prune`."""
+        self._write()
+        self._last_event_id = max(self._last_event_id, *self._events, 0)
+        old = {
+            (kind, each["id"])
+            for (kind, _), body in self._documents.items()
+            if (each := json.loads(body)).get("ended_at")
+            and datetime.fromisoformat(each["ended_at"]) < older_than
+        }
+        for key in old:
+            del self._documents[key]
+        needed = {
+            key
+            for (kind, _), body in self._documents.items()
+            for key in _values(kind, json.loads(body), "command")
+        }
+        self.commands = {
+            key: each for key, each in self.commands.items() if each["at"] >= older_than or key in needed
+        }
+        events = {number: json.loads(body) for number, body in self._events.items()}
+        last = {
+            each["subject_id"]: number for number, each in sorted(events.items()) if each["subject"] == "host"
+        }
+        for number, event in events.items():
+            aged = datetime.fromisoformat(event["time"]) < older_than
+            subject = event["subject"], event["subject_id"]
+            if (
+                subject in old
+                or (subject[0] == "command" and aged and subject[1] not in self.commands)
+                or (subject[0] == "host" and aged and last[subject[1]] != number)
+            ):
+                del self._events[number]
+        return len(old)
+
+
+def _values(kind: str, document: Mapping[str, Any], name: str) -> list[Any]:
+    """What `where` compares with."""
+    match name:
+        case "host":
+            own = document["id"] if kind == "host" else None
+            values = [document.get("source"), document.get("destination"), document.get("host"), own]
+        case "command":
+            values = [document.get("command"), (document.get("_private") or {}).get("command")]
+        case "state" | "guest" | "evacuation":
+            values = [document.get(name)]
+        case _:
+            raise ValueError(f"cannot ask for {name}")
+    return [value for value in values if value]
