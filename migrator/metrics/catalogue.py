@@ -1,0 +1,366 @@
+"""Every metric there is, with what it means: the code that fills them and the documents both read this."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from enum import StrEnum
+
+from migrator.core.inventory import HostState
+from migrator.core.model import Mode, State
+
+#: How a migration can end; each is counted once.
+RESULTS = tuple(str(state) for state in State if state.final)
+MODES = tuple(str(mode) for mode in Mode)
+#: What a migration goes through, each timed.
+PHASES = tuple(str(state) for state in State if not state.final)
+HOST_STATES = tuple(str(state) for state in HostState)
+EVACUATION_RESULTS = ("completed", "incomplete", "cancelled", "stopped")
+#: Standings of a guest in an evacuation that need a person or another host.
+STUCK = ("no-target", "set-aside", "held")
+INTERFACES = ("http", "mqtt")
+VERBS = (
+    "migrate",
+    "evacuate",
+    "restore",
+    "activate",
+    "cancel",
+    "postcopy",
+    "resolve",
+    "plan",
+    "check",
+    "unknown",
+)
+COMMAND_RESULTS = ("accepted", "refused", "repeated")
+#: What stands for a word that is not in a list.
+OTHER = "other"
+ACTIONS = (
+    "at-risk",
+    "cancel",
+    "downtime-limit",
+    "give-up",
+    "held",
+    "no-postcopy",
+    "park",
+    "pause",
+    "run-state",
+    "start-postcopy",
+    "take-up",
+    "throttle",
+    "too-late",
+    "undo",
+    "wait",
+    OTHER,
+)
+#: As the errors of the QMP layer are called.
+QMP_ERRORS = ("unreachable", "occupied", "timed-out", "command-failed", OTHER)
+JOURNAL_OPERATIONS = ("read", "write", OTHER)
+#: Commands of QMP beyond this many go under ``other``; migrator itself sends about forty.
+MOST_COMMANDS = 64
+#: Guests beyond this many are not shown one by one.
+MOST_GUESTS = 20_000
+
+
+class Kind(StrEnum):
+    """The type of a metric, as Prometheus calls it."""
+
+    COUNTER = "counter"
+    GAUGE = "gauge"
+    HISTOGRAM = "histogram"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Described:
+    """One metric."""
+
+    #: As a query names it; of a histogram, without ``_bucket``.
+    name: str
+    kind: Kind
+    help: str
+    labels: tuple[str, ...] = ()
+    #: Upper bounds of a histogram, and why these.
+    buckets: tuple[float, ...] = ()
+    why: str = ""
+    #: How many series there can be: M active migrations, E evacuations, H hosts, G guests; a number is constant.
+    series: str = "1"
+
+
+def _counter(name: str, text: str, *labels: str, series: str = "1") -> Described:
+    return Described(name=name, kind=Kind.COUNTER, help=text, labels=labels, series=series)
+
+
+def _gauge(name: str, text: str, *labels: str, series: str = "1") -> Described:
+    return Described(name=name, kind=Kind.GAUGE, help=text, labels=labels, series=series)
+
+
+def _histogram(
+    name: str, text: str, *labels: str, buckets: tuple[float, ...], why: str, times: int = 1
+) -> Described:
+    series = str(times * (len(buckets) + 3))
+    return Described(
+        name=name,
+        kind=Kind.HISTOGRAM,
+        help=text,
+        labels=labels,
+        buckets=buckets,
+        why=why,
+        series=series,
+    )
+
+
+def _migration(name: str, text: str) -> Described:
+    return _gauge(f"migrator_migration_{name}", text, "migration", "guest", series="M")
+
+
+def _evacuation(name: str, text: str) -> Described:
+    return _gauge(f"migrator_evacuation_{name}", text, "evacuation", "host", series="E")
+
+
+COUNTED = (
+    _counter(
+        "migrator_migrations_total",
+        "Migrations that have ended, each counted once: a held one as held, however a person resolves it.",
+        "result",
+        "mode",
+        series=str(len(RESULTS) * len(MODES)),
+    ),
+    _counter(
+        "migrator_evacuations_total",
+        "Evacuations and restores that have ended.",
+        "result",
+        series=str(len(EVACUATION_RESULTS)),
+    ),
+    _counter(
+        "migrator_commands_total",
+        "Commands, by the interface they came through.",
+        "interface",
+        "verb",
+        "result",
+        series=str(len(INTERFACES) * len(VERBS) * len(COMMAND_RESULTS)),
+    ),
+    _counter(
+        "migrator_decisions_total",
+        "Decisions of the controller; other stands for an action that this list does not know.",
+        "action",
+        series=str(len(ACTIONS)),
+    ),
+    _counter(
+        "migrator_qmp_errors_total",
+        "QMP sessions and commands that failed; command-failed is QEMU's refusal.",
+        "kind",
+        series=str(len(QMP_ERRORS)),
+    ),
+    _counter(
+        "migrator_journal_errors_total",
+        "Operations on the journal that failed.",
+        "operation",
+        series=str(len(JOURNAL_OPERATIONS)),
+    ),
+    _counter(
+        "migrator_migration_downtime_ceiling_exceeded_total",
+        "Migrations whose measured downtime was above their policy's ceiling; those that were to stand still "
+        "(mode offline) are not counted.",
+    ),
+    _counter(
+        "migrator_migration_throttled_seconds_total",
+        "Work lost to throttling: CPU time taken from each virtual CPU, summed over migrations.",
+    ),
+    _histogram(
+        "migrator_migration_duration_seconds",
+        "From the first command that changed anything until the guest was seen running at the destination; "
+        "completed migrations only.",
+        "mode",
+        buckets=(0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 120, 300, 600, 1800, 3600, 7200),
+        why="from an idle small guest (a tenth of a second) to a terabyte over 10 Gbit/s (a quarter of an hour) and "
+        "a time limit of hours",
+        times=len(MODES),
+    ),
+    _histogram(
+        "migrator_migration_downtime_seconds",
+        "From STOP at the source to RESUME, as measured, whichever way the migration ended.",
+        "mode",
+        buckets=(0.01, 0.02, 0.05, 0.1, 0.15, 0.2, 0.3, 0.5, 0.75, 1, 2, 5, 10, 30, 60, 300),
+        why="the ceilings of the built-in policies (0.1, 0.3 and 2 s) are bounds, so that the share below each is "
+        "exact; the long end is for guests that stand still on purpose",
+        times=len(MODES),
+    ),
+    _histogram(
+        "migrator_migration_downtime_ceiling_ratio",
+        "Measured downtime divided by the policy's ceiling; above 1 is a broken promise. Not for mode offline.",
+        "mode",
+        buckets=(0.1, 0.25, 0.5, 0.75, 0.9, 1, 1.1, 1.25, 1.5, 2, 5, 10),
+        why="close together around 1, where it is decided whether the ceiling was kept",
+        times=len(MODES),
+    ),
+    _histogram(
+        "migrator_migration_preparation_seconds",
+        "Time in the state preparing: the destination's process is started and both ends are set up.",
+        buckets=(0.05, 0.1, 0.25, 0.5, 1, 2, 5, 10, 20, 30, 60, 120),
+        why="from a destination that waits already to one whose start runs into its time limit",
+    ),
+    _histogram(
+        "migrator_migration_phase_duration_seconds",
+        "Time in each state of the lifecycle, observed when it is left.",
+        "phase",
+        buckets=(0.01, 0.05, 0.1, 0.3, 1, 2.5, 5, 10, 30, 60, 300, 600, 1800, 3600),
+        why="one set for all states: a switchover takes hundredths of a second, precopy up to hours",
+        times=len(PHASES),
+    ),
+    _histogram(
+        "migrator_forecast_error_ratio",
+        "How far the time forecast at the end of the first round was off, absolute.",
+        buckets=(0.01, 0.02, 0.05, 0.1, 0.15, 0.2, 0.3, 0.5, 0.75, 1, 2, 5),
+        why="0.1 is what is known to be possible for nine in ten, 0.15 the aim for a whole evacuation",
+    ),
+    _histogram(
+        "migrator_qmp_command_duration_seconds",
+        "From sending a QMP command to its answer; up to 64 commands by name, the rest as other.",
+        "command",
+        buckets=(0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10),
+        why="a local QEMU answers in under a millisecond, one over SSH in a few; 1 and 5 s are the time limits",
+        times=MOST_COMMANDS,
+    ),
+    _histogram(
+        "migrator_journal_write_duration_seconds",
+        "From asking for a write to the journal until it is on disk.",
+        buckets=(0.0005, 0.001, 0.0025, 0.005, 0.01, 0.02, 0.05, 0.1, 0.25, 0.5, 1, 5),
+        why="a solid-state disk syncs in a millisecond, a spinning one in ten; a command shall be answered within "
+        "20 ms (median) and 100 ms (p99)",
+    ),
+)
+
+MIGRATIONS = (
+    _gauge(
+        "migrator_migration_info",
+        "1 for every active migration, with what it is.",
+        "migration",
+        "guest",
+        "source",
+        "destination",
+        "policy",
+        series="M",
+    ),
+    _gauge("migrator_migration_state", "1 for the present state.", "migration", "guest", "state", series="M"),
+    _migration("progress_ratio", "Progress; never falls, and is 1 only once the guest has arrived."),
+    _migration("remaining_bytes", "Memory that is still to be sent."),
+    _migration("transferred_bytes", "What has been sent so far."),
+    _migration(
+        "dirty_rate_bytes_per_second", "Memory that the guest dirties, as measured between two rounds."
+    ),
+    _migration("bandwidth_bytes_per_second", "The stream, as QEMU measured it last."),
+    _migration("throttle_ratio", "Share of CPU time that is taken from the guest."),
+    _migration("round", "Passes over dirty memory so far."),
+    _migration("eta_seconds", "Predicted time left (median)."),
+    _migration("expected_downtime_seconds", "Predicted downtime."),
+    _migration("downtime_limit_seconds", "The downtime limit that QEMU was given."),
+    _migration("downtime_ceiling_seconds", "The policy's ceiling of the downtime."),
+    _gauge(
+        "migrator_migration_decision_timestamp_seconds",
+        "When the last decision of this action was made.",
+        "migration",
+        "guest",
+        "action",
+        series=f"{len(ACTIONS)} M",
+    ),
+)
+
+EVACUATIONS = (
+    _evacuation("guests_left", "Guests that have still to leave the host (or to come home)."),
+    _evacuation("deadline_timestamp_seconds", "The deadline, where it has one."),
+    _evacuation("forecast_end_timestamp_seconds", "Its predicted end (median)."),
+    _evacuation("at_risk", "1 when the forecast says that the deadline may be missed."),
+    _gauge(
+        "migrator_evacuation_guest_stuck",
+        "1 for every guest that does not get on: no host can take it, it failed too often, or it is held.",
+        "evacuation",
+        "host",
+        "guest",
+        "standing",
+        series="guests of evacuations",
+    ),
+)
+
+INVENTORY = (
+    _gauge(
+        "migrator_host_state",
+        "1 for what the host may be used for, 0 for the others.",
+        "host",
+        "state",
+        series="3 H",
+    ),
+    _gauge("migrator_host_guests", "Guests on the host.", "host", series="H"),
+    _gauge("migrator_host_up", "1 when the host answered when it was last asked.", "host", series="H"),
+    _gauge(
+        "migrator_host_link_bytes_per_second",
+        "What migrations send (out) and receive (in) now.",
+        "host",
+        "direction",
+        series="2 H",
+    ),
+    _gauge(
+        "migrator_host_link_capacity_bytes_per_second",
+        "Speed of the host's link, where known.",
+        "host",
+        series="H",
+    ),
+    _gauge("migrator_guest_info", "1 for every guest, with its name.", "guest", "host", "name", series="G"),
+    _gauge(
+        "migrator_guest_dirty_rate_bytes_per_second",
+        "Memory that the guest dirties, as last measured.",
+        "guest",
+        "host",
+        series="G",
+    ),
+    _gauge(
+        "migrator_guest_migratable",
+        "0 when something is known that keeps it here.",
+        "guest",
+        "host",
+        series="G",
+    ),
+    _gauge(
+        "migrator_guest_last_failure_timestamp_seconds",
+        "When its last migration failed; until one completes, a day at most.",
+        "guest",
+        "host",
+        series="G",
+    ),
+    _gauge(
+        "migrator_guest_last_downtime_seconds",
+        "Downtime of its last migration, as measured; for an hour. Not for mode offline.",
+        "guest",
+        "host",
+        series="G",
+    ),
+    _gauge(
+        "migrator_guest_last_downtime_ceiling_seconds",
+        "The ceiling that this downtime was to stay below; for an hour.",
+        "guest",
+        "host",
+        series="G",
+    ),
+    _gauge(
+        "migrator_guests_not_shown", f"Guests beyond the first {MOST_GUESTS}, for which there are no series."
+    ),
+)
+
+SERVICE = (
+    _gauge("migrator_migrations_active", "Migrations that have begun and not ended, without held ones."),
+    _gauge("migrator_migrations_held", "Migrations that a person must look at."),
+    _gauge("migrator_queue_depth", "Migrations that wait for their turn."),
+    _gauge("migrator_complaints", "Reasons why no new work is taken now; 0 when all is well."),
+    _gauge("migrator_journal_writable", "1 while the journal can be written."),
+    _gauge(
+        "migrator_mqtt_connected",
+        "1 while there is a session with the broker; absent where none is configured.",
+    ),
+    _gauge("migrator_lease_held", "1 while this controller holds the lease to act on its hosts."),
+    _gauge(
+        "migrator_event_loop_lag_seconds", "The longest that the event loop was late by during the last 15 s."
+    ),
+    _gauge("migrator_build_info", "1, with the version.", "version"),
+)
+
+#: All, in the order of the document.
+CATALOGUE = COUNTED + MIGRATIONS + EVACUATIONS + INVENTORY + SERVICE
+BY_NAME: Mapping[str, Described] = {each.name: each for each in CATALOGUE}

@@ -1,0 +1,151 @@
+"""What answers a scrape: a look at the service's state on the loop, made into text off it."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from types import TracebackType
+from typing import Self
+
+from prometheus_client import CollectorRegistry
+from prometheus_client.exposition import choose_encoder
+from prometheus_client.metrics_core import Metric
+from prometheus_client.registry import Collector
+
+from migrator.core.model import State
+from migrator.errors import JournalError
+from migrator.metrics.counted import Counted
+from migrator.metrics.lag import Lag
+from migrator.metrics.seen import Seen
+from migrator.metrics.shown import Shown, Snapshot
+
+#: Ended migrations that are read from the journal at the start, to know of failures that are not mended yet.
+_RECALLED = 1000
+
+
+@dataclass(frozen=True, kw_only=True)
+class Probes:
+    """What only the service knows. Asked on the loop at every scrape, so each must answer at once."""
+
+    #: ``None``: no broker is configured.
+    mqtt_connected: Callable[[], bool | None] = field(default=lambda: None)
+    #: This controller holds the lease to act on its hosts.
+    lease_held: Callable[[], bool] = field(default=lambda: True)
+    #: Why the journal cannot be written; empty while it can.
+    journal_complaint: Callable[[], str] = field(default=lambda: "")
+
+
+class Metrics:
+    """All metrics of one service; it hears every event of `reading` from now on.
+
+    ``async with`` (or :meth:`start` and :meth:`close`) around the time that it shall measure the event loop's lag.
+    Whoever has something to count calls the plain functions :attr:`command` (the door's ``heard``),
+    :attr:`qmp_command`, :attr:`qmp_error`, :attr:`journal_write` and :attr:`journal_error`; they return at once and
+    never raise.
+
+    :param version: of migrator.
+    :param clock: monotonic seconds; only tests need another.
+    :param now: seconds since the epoch; only tests need another.
+    """
+
+    def __init__(
+        self,
+        *,
+        reading: Seen,
+        version: str,
+        probes: Probes | None = None,
+        clock: Callable[[], float] = time.monotonic,
+        now: Callable[[], float] = time.time,
+    ) -> None:
+        self._reading = reading
+        self._version = version
+        self._probes = probes or Probes()
+        self._lag = Lag()
+        self._watch: asyncio.Task[None] | None = None
+        self._rendering = asyncio.Lock()
+        self._counted = Counted(clock=clock, now=now)
+        self.command = self._counted.command
+        self.qmp_command = self._counted.qmp_command
+        self.qmp_error = self._counted.qmp_error
+        self.journal_write = self._counted.journal_write
+        self.journal_error = self._counted.journal_error
+        reading.bus.call(self._counted.event)
+
+    async def start(self) -> None:
+        """Begin to measure the loop's lag, and recall what the journal knows of the last day.
+
+        A journal that cannot be read is no error: what it would have told is not shown.
+        """
+        self._watch = asyncio.create_task(self._lag.watch(), name="event loop lag")
+        for migration in self._reading.active_migrations():
+            if migration.state is State.HELD:
+                self._counted.held_before(migration.id)
+        with contextlib.suppress(JournalError):
+            self._counted.recall(await self._reading.migrations(limit=_RECALLED))
+
+    async def close(self) -> None:
+        """Stop measuring."""
+        watch, self._watch = self._watch, None
+        if watch is not None:
+            watch.cancel()
+            await asyncio.wait({watch})
+
+    async def __aenter__(self) -> Self:
+        await self.start()
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        await self.close()
+
+    async def scrape(self, accept: str | None) -> tuple[bytes, str]:
+        """Answer one scrape: the text, and its content type.
+
+        Asks nobody but the memory of this process. The text is made in a thread, one at a time.
+
+        :param accept: the request's header; OpenMetrics, with exemplars, when it asks for that.
+        """
+        async with self._rendering:
+            snapshot = self.snapshot()
+            return await asyncio.to_thread(self.render, snapshot, accept)
+
+    def snapshot(self) -> Snapshot:
+        """The present state; only on the loop."""
+        migrations = tuple(self._reading.active_migrations())
+        return Snapshot(
+            migrations=migrations,
+            evacuations=tuple(self._reading.active_evacuations()),
+            hosts=tuple(self._reading.hosts()),
+            guests=tuple(self._reading.guests()),
+            complaints=len(self._reading.complaints()),
+            failures=self._counted.failures(),
+            downtimes=self._counted.downtimes(),
+            decisions=self._counted.decisions(migration.id for migration in migrations),
+            mqtt_connected=self._probes.mqtt_connected(),
+            lease_held=self._probes.lease_held(),
+            journal_writable=not self._probes.journal_complaint(),
+            lag_seconds=self._lag.largest_seconds(),
+            version=self._version,
+        )
+
+    def render(self, snapshot: Snapshot, accept: str | None) -> tuple[bytes, str]:
+        """The text of a scrape and its content type; from any thread."""
+        encode, content_type = choose_encoder(accept or "")
+        return encode(_Both(self._counted.registry, Shown(snapshot))), content_type
+
+
+class _Both(Collector):
+    """What was counted, then what is shown: a scrape shares nothing with the next one."""
+
+    def __init__(self, counted: CollectorRegistry, shown: Shown) -> None:
+        self._counted = counted
+        self._shown = shown
+
+    def collect(self) -> Iterator[Metric]:
+        """Every metric."""
+        yield from self._counted.collect()
+        yield from self._shown.collect()

@@ -1,0 +1,188 @@
+"""Gauges that are built from the service's state at each scrape: what has ended is gone by itself."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from datetime import datetime
+
+from prometheus_client.metrics_core import GaugeMetricFamily, Metric
+from prometheus_client.registry import Collector
+
+from migrator.core.model import State
+from migrator.metrics.catalogue import (
+    EVACUATIONS,
+    HOST_STATES,
+    INVENTORY,
+    MIGRATIONS,
+    MOST_GUESTS,
+    SERVICE,
+    STUCK,
+    Described,
+)
+from migrator.metrics.counted import Past
+from migrator.metrics.seen import SeenEvacuation, SeenGuest, SeenHost, SeenMigration
+
+
+@dataclass(frozen=True, kw_only=True)
+class Snapshot:
+    """The state of the service at one moment; nothing in it changes any more."""
+
+    migrations: Sequence[SeenMigration] = ()
+    evacuations: Sequence[SeenEvacuation] = ()
+    hosts: Sequence[SeenHost] = ()
+    guests: Sequence[SeenGuest] = ()
+    complaints: int = 0
+    #: By guest.
+    failures: Mapping[str, Past] = field(default_factory=dict)
+    downtimes: Mapping[str, Past] = field(default_factory=dict)
+    #: By migration, then action: seconds since the epoch.
+    decisions: Mapping[str, Mapping[str, float]] = field(default_factory=dict)
+    mqtt_connected: bool | None = None
+    lease_held: bool = True
+    journal_writable: bool = True
+    lag_seconds: float = 0.0
+    version: str = ""
+
+
+class _Family:
+    """One metric being filled. A second value for the same labels replaces the first: Prometheus takes only one."""
+
+    def __init__(self, described: Described) -> None:
+        self._described = described
+        self._values: dict[tuple[str, ...], float] = {}
+
+    def set(self, labels: tuple[str, ...], value: float | None) -> None:
+        """Show `value`; ``None`` shows nothing."""
+        if value is not None:
+            self._values[labels] = value
+
+    def add(self, labels: tuple[str, ...], value: float) -> None:
+        """Add to what is shown."""
+        self._values[labels] = self._values.get(labels, 0.0) + value
+
+    def metric(self) -> Metric:
+        """As the encoder takes it."""
+        described = self._described
+        family = GaugeMetricFamily(described.name, described.help, labels=described.labels)
+        for labels, value in self._values.items():
+            family.add_metric(labels, value)
+        return family
+
+
+class Shown(Collector):
+    """Builds the metrics of one snapshot."""
+
+    def __init__(self, snapshot: Snapshot) -> None:
+        self._snapshot = snapshot
+
+    def collect(self) -> Iterator[Metric]:
+        """All of them, those without a value too."""
+        for described, fill in (
+            (MIGRATIONS, self._migrations),
+            (EVACUATIONS, self._evacuations),
+            (INVENTORY, self._inventory),
+            (SERVICE, self._service),
+        ):
+            families = {each.name.removeprefix("migrator_"): _Family(each) for each in described}
+            fill(families)
+            yield from (family.metric() for family in families.values())
+
+    def _migrations(self, families: Mapping[str, _Family]) -> None:
+        decided = families["migration_decision_timestamp_seconds"]
+        for migration in self._snapshot.migrations:
+            both = (migration.id, _text(migration.guest))
+            families["migration_info"].set(
+                (*both, migration.source, migration.destination, migration.policy), 1.0
+            )
+            families["migration_state"].set((*both, str(migration.state)), 1.0)
+            for action, at in self._snapshot.decisions.get(migration.id, {}).items():
+                decided.set((*both, action), at)
+            forecast = migration.forecast
+            values = {
+                "progress_ratio": migration.progress_ratio,
+                "remaining_bytes": migration.remaining_bytes,
+                "transferred_bytes": migration.transferred_bytes,
+                "dirty_rate_bytes_per_second": migration.dirty_rate_bytes_per_second,
+                "bandwidth_bytes_per_second": migration.bandwidth_bytes_per_second,
+                "throttle_ratio": migration.throttle_ratio,
+                "round": migration.round,
+                "eta_seconds": None if forecast is None else forecast.p50_seconds,
+                "expected_downtime_seconds": migration.expected_downtime_seconds,
+                "downtime_limit_seconds": migration.downtime_limit_seconds,
+                "downtime_ceiling_seconds": migration.max_downtime_seconds,
+            }
+            for name, value in values.items():
+                families[f"migration_{name}"].set(both, value)
+
+    def _evacuations(self, families: Mapping[str, _Family]) -> None:
+        for evacuation in self._snapshot.evacuations:
+            both = (evacuation.id, evacuation.host)
+            families["evacuation_guests_left"].set(both, evacuation.guests_left)
+            families["evacuation_deadline_timestamp_seconds"].set(both, _epoch(evacuation.deadline))
+            families["evacuation_forecast_end_timestamp_seconds"].set(
+                both, _epoch(evacuation.forecast_end_at)
+            )
+            families["evacuation_at_risk"].set(both, evacuation.at_risk)
+            for guest in evacuation.guests:
+                if guest.standing in STUCK:
+                    labels = (*both, _text(guest.guest), str(guest.standing))
+                    families["evacuation_guest_stuck"].set(labels, 1.0)
+
+    def _inventory(self, families: Mapping[str, _Family]) -> None:
+        for host in self._snapshot.hosts:
+            for state in HOST_STATES:
+                families["host_state"].set((host.host, state), state == host.state)
+            families["host_guests"].set((host.host,), host.guests)
+            families["host_up"].set((host.host,), host.up)
+            families["host_link_capacity_bytes_per_second"].set((host.host,), host.link_bytes_per_second)
+            for direction in ("in", "out"):
+                families["host_link_bytes_per_second"].set((host.host, direction), 0.0)
+        for migration in self._snapshot.migrations:
+            rate = 0.0 if migration.state is State.HELD else migration.bandwidth_bytes_per_second or 0.0
+            families["host_link_bytes_per_second"].add((migration.source, "out"), rate)
+            families["host_link_bytes_per_second"].add((migration.destination, "in"), rate)
+        # Those that cannot move come first: nobody may miss them, however many guests there are.
+        guests = sorted(self._snapshot.guests, key=lambda guest: guest.movable)
+        families["guests_not_shown"].set((), max(0, len(guests) - MOST_GUESTS))
+        for guest in guests[:MOST_GUESTS]:
+            both = (_text(guest.guest), guest.host)
+            families["guest_info"].set((*both, _text(guest.name)), 1.0)
+            families["guest_migratable"].set(both, guest.movable)
+            families["guest_dirty_rate_bytes_per_second"].set(both, guest.dirty_rate_bytes_per_second)
+        for key, past in self._snapshot.failures.items():
+            families["guest_last_failure_timestamp_seconds"].set((_text(key), past.host), past.at)
+        for key, past in self._snapshot.downtimes.items():
+            both = (_text(key), past.host)
+            families["guest_last_downtime_seconds"].set(both, past.downtime_seconds)
+            families["guest_last_downtime_ceiling_seconds"].set(both, past.ceiling_seconds)
+
+    def _service(self, families: Mapping[str, _Family]) -> None:
+        snapshot = self._snapshot
+        states: dict[State, int] = defaultdict(int)
+        for migration in snapshot.migrations:
+            states[migration.state] += 1
+        waiting = states[State.QUEUED] + states[State.HELD]
+        values = {
+            "migrations_active": sum(states.values()) - waiting,
+            "migrations_held": states[State.HELD],
+            "queue_depth": states[State.QUEUED],
+            "complaints": snapshot.complaints,
+            "journal_writable": snapshot.journal_writable,
+            "mqtt_connected": snapshot.mqtt_connected,
+            "lease_held": snapshot.lease_held,
+            "event_loop_lag_seconds": snapshot.lag_seconds,
+        }
+        for name, value in values.items():
+            families[name].set((), value)
+        families["build_info"].set((snapshot.version,), 1.0)
+
+
+def _epoch(time: datetime | None) -> float | None:
+    return None if time is None else time.timestamp()
+
+
+def _text(value: str) -> str:
+    """As UTF-8 can carry it: a name may be anything that came from a command line."""
+    return value.encode("utf-8", "replace").decode("utf-8")

@@ -1,0 +1,195 @@
+"""A service's state made by hand, with the real documents and the real bus, for tests of what shows it."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from datetime import UTC, datetime, timedelta
+from typing import Any
+
+from migrator.core.inventory import HostState
+from migrator.core.model import Mode, State
+from migrator.engine.bus import Bus
+from migrator.engine.documents import (
+    EvacuationDocument,
+    EvacuationState,
+    EventKind,
+    ForecastDocument,
+    GuestDocument,
+    HostDocument,
+    MigrationDocument,
+    Subject,
+)
+from migrator.errors import JournalError
+
+#: What an event's body leaves out.
+_LISTS = {"findings", "accepted", "decisions", "guests"}
+
+
+class FakeReading:
+    """What a service would show; the maps are changed by the test."""
+
+    def __init__(self) -> None:
+        self.bus = Bus()
+        self.by_id: dict[str, MigrationDocument] = {}
+        self.evacuations_by_id: dict[str, EvacuationDocument] = {}
+        self.hosts_by_name: dict[str, HostDocument] = {}
+        self.guests_by_key: dict[str, GuestDocument] = {}
+        self.said: list[str] = []
+        #: Newest first.
+        self.journal: list[MigrationDocument] = []
+        self.broken_journal = False
+
+    # What a service does ---------------------------------------------------------------------------------
+
+    def put(self, document: MigrationDocument, *, kind: EventKind = EventKind.STATE) -> MigrationDocument:
+        """Show it and say so, as the service does; one that has ended is not shown any more."""
+        if document.ended_at is None:
+            self.by_id[document.id] = document
+        else:
+            self.by_id.pop(document.id, None)
+            self.journal.insert(0, document)
+        self.bus.publish(
+            kind, Subject.MIGRATION, document.id, document.model_dump(mode="json", exclude=_LISTS)
+        )
+        return document
+
+    def change(
+        self, identifier: str, *, kind: EventKind = EventKind.STATE, **fields: Any
+    ) -> MigrationDocument:
+        """Change fields of an active migration."""
+        return self.put(self.by_id[identifier].model_copy(update=fields), kind=kind)
+
+    def end(self, identifier: str, state: State, **fields: Any) -> MigrationDocument:
+        """End an active migration."""
+        return self.change(identifier, state=state, ended_at=datetime.now(UTC), **fields)
+
+    def put_evacuation(self, document: EvacuationDocument) -> None:
+        """Show it and say so."""
+        if document.ended_at is None:
+            self.evacuations_by_id[document.id] = document
+        else:
+            self.evacuations_by_id.pop(document.id, None)
+        body = document.model_dump(mode="json", exclude=_LISTS)
+        self.bus.publish(EventKind.STATE, Subject.EVACUATION, document.id, body)
+
+    def decide(self, identifier: str, action: str) -> None:
+        """Say a decision."""
+        body = {"at_seconds": 1.0, "action": action, "reason": "because", "numbers": {}}
+        self.bus.publish(EventKind.DECISION, Subject.MIGRATION, identifier, body)
+
+    # What is asked of it -----------------------------------------------------------------------------------
+
+    def active_migrations(self) -> Sequence[MigrationDocument]:
+        """Those put and not ended."""
+        return list(self.by_id.values())
+
+    def active_evacuations(self) -> Sequence[EvacuationDocument]:
+        """Those put and not ended."""
+        return list(self.evacuations_by_id.values())
+
+    def hosts(self) -> Sequence[HostDocument]:
+        """All."""
+        return list(self.hosts_by_name.values())
+
+    def host(self, name: str) -> HostDocument | None:
+        """One."""
+        return self.hosts_by_name.get(name)
+
+    def guests(self) -> Sequence[GuestDocument]:
+        """All."""
+        return list(self.guests_by_key.values())
+
+    def guest(self, which: str) -> GuestDocument | None:
+        """One, by its key."""
+        return self.guests_by_key.get(which)
+
+    async def migrations(
+        self, *, limit: int, before: str | None = None, where: Mapping[str, str] | None = None
+    ) -> Sequence[MigrationDocument]:
+        """What the journal holds."""
+        if self.broken_journal:
+            raise JournalError("the journal cannot be read")
+        return self.journal[:limit]
+
+    async def migration(self, identifier: str) -> MigrationDocument | None:
+        """One."""
+        ended = {document.id: document for document in self.journal}
+        return self.by_id.get(identifier) or ended.get(identifier)
+
+    async def evacuations(
+        self, *, limit: int, before: str | None = None, where: Mapping[str, str] | None = None
+    ) -> Sequence[EvacuationDocument]:
+        """Those that run."""
+        return self.active_evacuations()[:limit]
+
+    async def evacuation(self, identifier: str) -> EvacuationDocument | None:
+        """One that runs."""
+        return self.evacuations_by_id.get(identifier)
+
+    async def events(
+        self, *, after: int = 0, limit: int = 1000, subject: str | None = None, subject_id: str | None = None
+    ) -> Sequence[Mapping[str, Any]]:
+        """None are kept."""
+        return []
+
+    def complaints(self) -> Sequence[str]:
+        """What was put there."""
+        return self.said
+
+
+def a_migration(identifier: str = "m1", **fields: Any) -> MigrationDocument:
+    """A migration in the middle of precopy, but for `fields`."""
+    some: dict[str, Any] = {
+        "id": identifier,
+        "guest": f"guest-of-{identifier}",
+        "source": "host-1",
+        "destination": "host-2",
+        "policy": "default",
+        "state": State.PRECOPY,
+        "mode": Mode.PRECOPY,
+        "created_at": datetime.now(UTC),
+        "progress_ratio": 0.5,
+        "remaining_bytes": 2**29,
+        "total_bytes": 2**30,
+        "transferred_bytes": 2**29,
+        "dirty_rate_bytes_per_second": 1e7,
+        "bandwidth_bytes_per_second": 1e8,
+        "round": 2,
+        "forecast": ForecastDocument(p10_seconds=4, p50_seconds=5, p90_seconds=8, verdict="converges"),
+        "expected_downtime_seconds": 0.1,
+        "max_downtime_seconds": 0.3,
+        "downtime_limit_seconds": 0.2,
+    }
+    return MigrationDocument(**{**some, **fields})
+
+
+def an_evacuation(identifier: str = "e1", **fields: Any) -> EvacuationDocument:
+    """An evacuation under way, but for `fields`."""
+    now = datetime.now(UTC)
+    some: dict[str, Any] = {
+        "id": identifier,
+        "host": "host-1",
+        "state": EvacuationState.RUNNING,
+        "created_at": now,
+        "deadline": now + timedelta(hours=1),
+        "forecast_end_at": now + timedelta(minutes=10),
+        "guests_left": 3,
+    }
+    return EvacuationDocument(**{**some, **fields})
+
+
+def a_host(name: str = "host-1", **fields: Any) -> HostDocument:
+    """An active host, but for `fields`."""
+    some: dict[str, Any] = {"state": HostState.ACTIVE, "up": True, "link_bytes_per_second": 1.25e9}
+    return HostDocument(host=name, **{**some, **fields})
+
+
+def a_guest(key: str = "guest-1", **fields: Any) -> GuestDocument:
+    """A running guest, but for `fields`."""
+    some: dict[str, Any] = {
+        "host": "host-1",
+        "run_state": "running",
+        "name": f"name of {key}",
+        "dirty_rate_bytes_per_second": 1e6,
+    }
+    return GuestDocument(guest=key, **{**some, **fields})

@@ -1,0 +1,514 @@
+"""What is counted and shown, and that the list of metrics, the text of a scrape and Prometheus agree on it."""
+
+from __future__ import annotations
+
+import asyncio
+import math
+import subprocess
+import threading
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+from typing import Any
+
+import pytest
+from prometheus_client.openmetrics.parser import text_string_to_metric_families as read_openmetrics
+from prometheus_client.parser import text_string_to_metric_families as read_text
+
+from migrator.core.convergence import Act
+from migrator.core.inventory import HostState
+from migrator.core.model import Mode, State
+from migrator.engine.commands import COMMANDS
+from migrator.engine.documents import EvacuationGuest, EvacuationState, EventKind, GuestStanding
+from migrator.engine.reading import Reading
+from migrator.metrics import Metrics, Probes, catalogue, document
+from migrator.metrics.catalogue import BY_NAME, CATALOGUE, Kind
+from tests.fake_reading import FakeReading, a_guest, a_host, a_migration, an_evacuation
+
+OPENMETRICS = "application/openmetrics-text; version=1.0.0"
+
+
+@dataclass
+class Clock:
+    """Both clocks, moved by the test."""
+
+    seconds: float = 1000.0
+
+    def __call__(self) -> float:
+        return self.seconds
+
+
+@dataclass
+class Service:
+    """Metrics of a service that the test plays."""
+
+    clock: Clock = field(default_factory=Clock)
+    reading: FakeReading = field(default_factory=FakeReading)
+    broker: bool | None = True
+
+    def __post_init__(self) -> None:
+        probes = Probes(mqtt_connected=lambda: self.broker)
+        self.metrics = Metrics(
+            reading=self.reading, version="1.2.3", probes=probes, clock=self.clock, now=self.clock
+        )
+
+    async def values(self) -> dict[str, dict[tuple[tuple[str, str], ...], float]]:
+        """Every sample of a scrape: by name, by labels."""
+        text, _ = await self.metrics.scrape(None)
+        found: dict[str, dict[tuple[tuple[str, str], ...], float]] = {}
+        for family in read_text(text.decode()):
+            for sample in family.samples:
+                labels = tuple(sorted(sample.labels.items()))
+                assert labels not in found.setdefault(sample.name, {}), f"twice: {sample}"
+                found[sample.name][labels] = sample.value
+        return found
+
+    async def value(self, name: str, **labels: str) -> float | None:
+        """One sample; ``None`` where there is none."""
+        return (await self.values()).get(f"migrator_{name}", {}).get(tuple(sorted(labels.items())))
+
+
+@pytest.fixture
+def service() -> Service:
+    return Service()
+
+
+def _busy(service: Service) -> None:
+    """Something of everything."""
+    reading = service.reading
+    for name in ("host-1", "host-2"):
+        reading.hosts_by_name[name] = a_host(name)
+    reading.guests_by_key["guest-1"] = a_guest("guest-1")
+    reading.put(a_migration("m1", state=State.PREPARING))
+    reading.change("m1", state=State.PRECOPY)
+    reading.decide("m1", "throttle")
+    reading.put(a_migration("m2"))
+    reading.end("m2", State.COMPLETED, downtime_seconds=0.1, duration_seconds=3.0, forecast_error_ratio=-0.1)
+    reading.put(a_migration("m3"))
+    reading.end("m3", State.FAILED)
+    stuck = EvacuationGuest(guest="guest-1", standing=GuestStanding.NO_TARGET)
+    reading.put_evacuation(an_evacuation("e1", guests=[stuck]))
+    service.metrics.qmp_command("query-status", 0.001)
+    service.metrics.journal_write(0.002)
+
+
+# The list, the text and Prometheus ------------------------------------------------------------------------------
+
+
+def test_the_engines_reading_is_what_metrics_read() -> None:
+    def accepts(reading: Reading) -> Metrics:  # checked by mypy
+        return Metrics(reading=reading, version="")
+
+    assert isinstance(accepts(FakeReading()), Metrics)
+
+
+async def test_a_busy_service_shows_every_metric_of_the_list_and_no_other(service: Service) -> None:
+    _busy(service)
+    text, _ = await service.metrics.scrape(None)
+    shown = {}
+    for family in read_text(text.decode()):
+        kind = family.type
+        name = f"{family.name}_total" if kind == "counter" else family.name
+        labels = set()
+        for sample in family.samples:
+            labels |= set(sample.labels)
+        assert family.samples, f"{name} has no data"
+        shown[name] = (kind, labels - {"le"})
+    assert shown == {each.name: (each.kind, set(each.labels)) for each in CATALOGUE}
+
+
+def test_words_of_the_engine_are_all_in_the_lists() -> None:
+    ended = {EvacuationState.COMPLETED, EvacuationState.INCOMPLETE, EvacuationState.CANCELLED}
+    assert set(catalogue.EVACUATION_RESULTS) == ended | {EvacuationState.STOPPED}
+    assert set(catalogue.EVACUATION_RESULTS) == set(EvacuationState) - {EvacuationState.RUNNING}
+    assert set(catalogue.VERBS) == set(COMMANDS) | {"unknown"}
+    assert set(catalogue.STUCK) < set(GuestStanding)
+    assert set(Act) <= set(catalogue.ACTIONS)
+    assert set(catalogue.PHASES) | set(catalogue.RESULTS) == set(State)
+
+
+async def test_promtool_finds_nothing_to_say(service: Service) -> None:
+    _busy(service)
+    text, _ = await service.metrics.scrape(None)
+    command = ["promtool", "check", "metrics"]
+    checked = subprocess.run(command, input=text, capture_output=True, timeout=20, check=False)
+    assert (checked.returncode, checked.stdout, checked.stderr) == (0, b"", b"")
+
+
+async def test_nothing_but_results_and_the_like_is_there_before_anything_happens(service: Service) -> None:
+    values = await service.values()
+    results = values["migrator_migrations_total"]
+    assert len(results) == len(catalogue.RESULTS) * len(Mode)
+    assert set(results.values()) == {0.0}
+    assert set(values["migrator_evacuations_total"].values()) == {0.0}
+    assert (("interface", "mqtt"), ("result", "repeated"), ("verb", "migrate")) in values[
+        "migrator_commands_total"
+    ]
+    assert "migrator_migration_info" not in values
+    assert "migrator_host_up" not in values
+
+
+async def test_openmetrics_carries_the_migrations_id_as_exemplar(service: Service) -> None:
+    service.reading.put(a_migration("m7"))
+    service.reading.end("m7", State.COMPLETED, downtime_seconds=0.25, duration_seconds=3.0)
+    text, content_type = await service.metrics.scrape(OPENMETRICS)
+    assert content_type.startswith("application/openmetrics-text; version=1.0.0")
+    exemplars = {
+        sample.name: sample.exemplar.labels
+        for family in read_openmetrics(text.decode())
+        for sample in family.samples
+        if sample.exemplar is not None
+    }
+    assert exemplars["migrator_migrations_total"] == {"migration": "m7"}
+    assert exemplars["migrator_migration_downtime_seconds_bucket"] == {"migration": "m7"}
+    plain, content_type = await service.metrics.scrape("text/plain")
+    assert content_type.startswith("text/plain; version=0.0.4")
+    assert b"# {" not in plain
+
+
+async def test_names_may_be_anything(service: Service) -> None:
+    name = 'a "quoted" \\ name\nwith \udcff and {braces}'
+    service.reading.guests_by_key["g"] = a_guest("g", name="plain").model_copy(update={"name": name})
+    service.reading.put(a_migration("m1", guest='host-1/b\nad"'))
+    values = await service.values()
+    [labels] = values["migrator_guest_info"]
+    assert dict(labels)["name"] == name.replace("\udcff", "?")
+    assert (("guest", 'host-1/b\nad"'), ("migration", "m1")) in values["migrator_migration_round"]
+    assert list(read_openmetrics((await service.metrics.scrape(OPENMETRICS))[0].decode()))
+
+
+# Counting ----------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("result", catalogue.RESULTS)
+@pytest.mark.parametrize("mode", list(Mode))
+async def test_a_migration_is_counted_once_by_how_it_ended(service: Service, result: str, mode: Mode) -> None:
+    service.reading.put(a_migration("m1", mode=mode))
+    body = service.reading.end("m1", State(result))
+    service.reading.put(body)  # said again
+    results = (await service.values())["migrator_migrations_total"]
+    assert {labels: value for labels, value in results.items() if value} == {
+        (("mode", mode), ("result", result)): 1.0
+    }
+
+
+async def test_a_held_migration_stays_until_it_is_resolved_and_counts_as_held(service: Service) -> None:
+    service.reading.put(a_migration("m1"))
+    service.reading.change("m1", state=State.HELD)
+    assert await service.value("migrations_held") == 1
+    assert await service.value("migrations_total", result="held", mode="precopy") == 1
+    assert await service.value("migration_state", migration="m1", guest="guest-of-m1", state="held") == 1
+    service.reading.end("m1", State.FAILED)
+    assert await service.value("migrations_held") == 0
+    assert await service.value("migrations_total", result="failed", mode="precopy") == 0
+    assert await service.value("guest_last_failure_timestamp_seconds", guest="guest-of-m1", host="host-1")
+    assert await service.value("migration_info") is None
+
+
+async def test_one_that_was_held_before_the_start_is_not_counted_again(service: Service) -> None:
+    service.reading.by_id["m1"] = a_migration("m1", state=State.HELD)
+    async with service.metrics:
+        service.reading.end("m1", State.COMPLETED)
+        assert set((await service.values())["migrator_migrations_total"].values()) == {0.0}
+
+
+@pytest.mark.parametrize(
+    ("downtime", "mode", "exceeded"),
+    [(0.3, Mode.PRECOPY, 0), (0.301, Mode.PRECOPY, 1), (0.5, Mode.POSTCOPY, 1), (9.0, Mode.OFFLINE, 0)],
+)
+async def test_downtime_is_held_against_its_ceiling(
+    service: Service, downtime: float, mode: Mode, exceeded: int
+) -> None:
+    service.reading.put(a_migration("m1", mode=mode))
+    service.reading.end("m1", State.COMPLETED, downtime_seconds=downtime)
+    assert await service.value("migration_downtime_ceiling_exceeded_total") == exceeded
+    assert await service.value("migration_downtime_seconds_sum", mode=mode) == downtime
+    ratio = await service.value("migration_downtime_ceiling_ratio_sum", mode=mode)
+    assert ratio == (0 if mode is Mode.OFFLINE else pytest.approx(downtime / 0.3))
+    last = await service.value("guest_last_downtime_seconds", guest="guest-of-m1", host="host-2")
+    assert last == (None if mode is Mode.OFFLINE else downtime)
+
+
+async def test_duration_is_that_of_completed_migrations_alone(service: Service) -> None:
+    for name, state in (("m1", State.COMPLETED), ("m2", State.CANCELLED), ("m3", State.FAILED)):
+        service.reading.put(a_migration(name))
+        service.reading.end(name, state, duration_seconds=5.0)
+    assert await service.value("migration_duration_seconds_count", mode="precopy") == 1
+
+
+async def test_time_in_each_phase_is_added_up(service: Service) -> None:
+    service.reading.put(a_migration("m1", state=State.QUEUED))
+    for after, state in ((10, State.PREPARING), (2, State.PRECOPY), (30, State.SWITCHOVER)):
+        service.clock.seconds += after
+        service.reading.change("m1", state=state)
+    service.clock.seconds += 0.05
+    service.reading.change("m1", state=State.FINISHING, kind=EventKind.PROGRESS)  # tells nothing of states
+    service.reading.end("m1", State.COMPLETED)
+    spent = {
+        dict(labels)["phase"]: value
+        for labels, value in (await service.values())["migrator_migration_phase_duration_seconds_sum"].items()
+        if value
+    }
+    assert spent == {
+        "queued": 10,
+        "preparing": 2,
+        "precopy": 30,
+        "switchover": pytest.approx(0.05),
+    }
+    assert await service.value("migration_preparation_seconds_sum") == 2
+
+
+async def test_the_phase_that_was_under_way_at_the_start_is_not_timed(service: Service) -> None:
+    service.reading.put(a_migration("m1"), kind=EventKind.PROGRESS)
+    service.clock.seconds += 5
+    service.reading.change("m1", state=State.FINISHING)
+    assert await service.value("migration_phase_duration_seconds_count", phase="precopy") == 0
+
+
+async def test_work_lost_to_throttling_is_share_times_time(service: Service) -> None:
+    service.reading.put(a_migration("m1"))
+    for ratio, after in ((0.5, 10), (0.8, 4), (0.8, 6)):
+        service.reading.change("m1", throttle_ratio=ratio, kind=EventKind.PROGRESS)
+        service.clock.seconds += after
+    service.reading.end("m1", State.COMPLETED, throttle_ratio=0.8)
+    assert await service.value("migration_throttled_seconds_total") == pytest.approx(5 + 3.2 + 4.8)
+
+
+async def test_no_work_is_lost_after_the_switch(service: Service) -> None:
+    service.reading.put(a_migration("m1", throttle_ratio=0.5, state=State.POSTCOPY))
+    service.clock.seconds += 10
+    service.reading.end("m1", State.COMPLETED, throttle_ratio=0.5)
+    assert await service.value("migration_throttled_seconds_total") == 0
+
+
+async def test_words_that_nobody_knows_make_no_new_series(service: Service) -> None:
+    before = sum(len(samples) for samples in (await service.values()).values())
+    for number in range(200):
+        service.reading.decide("m1", f"action {number}")
+        service.metrics.qmp_error(f"kind {number}")
+        service.metrics.journal_error(f"operation {number}")
+        service.metrics.command("http", f"verb {number}", "accepted")
+    values = await service.values()
+    assert sum(len(samples) for samples in values.values()) == before
+    assert values["migrator_decisions_total"][("action", "other"),] == 200
+    for number in range(200):
+        service.metrics.qmp_command(f"command-{number}", 0.1)
+    values = await service.values()
+    assert len(values["migrator_qmp_command_duration_seconds_count"]) == catalogue.MOST_COMMANDS
+    assert sum(values["migrator_qmp_command_duration_seconds_count"].values()) == 200
+
+
+async def test_evacuations_are_counted_at_their_end_once(service: Service) -> None:
+    service.reading.put_evacuation(an_evacuation("e1"))
+    done = an_evacuation("e1", state=EvacuationState.COMPLETED, ended_at=datetime.now(UTC))
+    service.reading.put_evacuation(done)
+    service.reading.put_evacuation(done)
+    values = (await service.values())["migrator_evacuations_total"]
+    assert {labels: value for labels, value in values.items() if value} == {(("result", "completed"),): 1.0}
+
+
+async def test_commands_and_errors_are_counted(service: Service) -> None:
+    service.metrics.command("mqtt", "evacuate", "refused")
+    service.metrics.qmp_error("timed-out")
+    assert await service.value("commands_total", interface="mqtt", verb="evacuate", result="refused") == 1
+    assert await service.value("qmp_errors_total", kind="timed-out") == 1
+
+
+# Showing -----------------------------------------------------------------------------------------------------
+
+
+async def test_series_of_a_migration_go_with_it(service: Service) -> None:
+    service.reading.put(a_migration("m1"))
+    service.reading.decide("m1", "throttle")
+    with_it = await service.values()
+    mine = {name for name, found in with_it.items() if any(("migration", "m1") in labels for labels in found)}
+    assert len(mine) == len(catalogue.MIGRATIONS)
+    service.reading.end("m1", State.COMPLETED)
+    left = await service.values()
+    assert not any(("migration", "m1") in labels for found in left.values() for labels in found)
+
+
+async def test_what_is_not_known_is_not_shown(service: Service) -> None:
+    service.reading.put(
+        a_migration("m1", forecast=None, dirty_rate_bytes_per_second=None, expected_downtime_seconds=None)
+    )
+    service.broker = None
+    values = await service.values()
+    for name in ("migration_eta_seconds", "migration_dirty_rate_bytes_per_second", "mqtt_connected"):
+        assert f"migrator_{name}" not in values
+    assert values["migrator_migration_progress_ratio"]
+
+
+async def test_links_carry_the_sum_of_their_migrations(service: Service) -> None:
+    for host in ("host-1", "host-2", "host-3"):
+        service.reading.hosts_by_name[host] = a_host(host)
+    service.reading.put(a_migration("m1", bandwidth_bytes_per_second=100.0))
+    service.reading.put(a_migration("m2", destination="host-3", bandwidth_bytes_per_second=11.0))
+    service.reading.put(a_migration("m3", state=State.HELD, bandwidth_bytes_per_second=5000.0))
+    use = (await service.values())["migrator_host_link_bytes_per_second"]
+    assert {(dict(labels)["host"], dict(labels)["direction"]): value for labels, value in use.items()} == {
+        ("host-1", "out"): 111,
+        ("host-1", "in"): 0,
+        ("host-2", "out"): 0,
+        ("host-2", "in"): 100,
+        ("host-3", "out"): 0,
+        ("host-3", "in"): 11,
+    }
+
+
+async def test_hosts_guests_and_evacuations(service: Service) -> None:
+    reading = service.reading
+    reading.hosts_by_name["host-1"] = a_host(state=HostState.DRAINING, up=False, guests=7)
+    reading.guests_by_key["g"] = a_guest("g", movable=False)
+    stuck = EvacuationGuest(guest="g", standing=GuestStanding.SET_ASIDE)
+    fine = EvacuationGuest(guest="h", standing=GuestStanding.MOVED)
+    deadline = datetime(2030, 1, 1, tzinfo=UTC)
+    reading.put_evacuation(an_evacuation(deadline=deadline, at_risk=True, guests=[stuck, fine]))
+    assert await service.value("host_state", host="host-1", state="draining") == 1
+    assert await service.value("host_state", host="host-1", state="active") == 0
+    assert await service.value("host_up", host="host-1") == 0
+    assert await service.value("host_guests", host="host-1") == 7
+    assert await service.value("guest_migratable", guest="g", host="host-1") == 0
+    both = {"evacuation": "e1", "host": "host-1"}
+    assert await service.value("evacuation_at_risk", **both) == 1
+    assert await service.value("evacuation_guests_left", **both) == 3
+    assert await service.value("evacuation_deadline_timestamp_seconds", **both) == deadline.timestamp()
+    [only] = (await service.values())["migrator_evacuation_guest_stuck"]
+    assert dict(only) == {**both, "guest": "g", "standing": "set-aside"}
+
+
+async def test_states_of_the_service(service: Service) -> None:
+    service.reading.put(a_migration("m1", state=State.QUEUED))
+    service.reading.put(a_migration("m2"))
+    service.reading.put(a_migration("m3", state=State.HELD))
+    service.reading.said = ["the journal is full"]
+    service.broker = False
+    values = await service.values()
+    assert [
+        values[f"migrator_{name}"][()]
+        for name in ("migrations_active", "migrations_held", "queue_depth", "complaints", "mqtt_connected")
+    ] == [1, 1, 1, 1, 0]
+    assert values["migrator_build_info"] == {(("version", "1.2.3"),): 1}
+
+
+async def test_a_failure_is_shown_until_success_or_for_a_day(service: Service) -> None:
+    labels = {"guest": "guest-of-m1", "host": "host-1"}
+
+    async def shown() -> float | None:
+        return await service.value("guest_last_failure_timestamp_seconds", **labels)
+
+    async def fail() -> None:
+        service.reading.put(a_migration(f"m{service.clock.seconds}", guest="guest-of-m1"))
+        service.reading.end(f"m{service.clock.seconds}", State.FAILED)
+
+    await fail()
+    assert await shown() == 1000
+    service.clock.seconds += 86_401
+    assert await shown() is None
+    await fail()
+    assert await shown() == service.clock.seconds
+    service.reading.put(a_migration("good", guest="guest-of-m1"))
+    service.reading.end("good", State.COMPLETED, downtime_seconds=0.1)
+    assert await shown() is None
+    after = {"guest": "guest-of-m1", "host": "host-2"}
+    assert await service.value("guest_last_downtime_seconds", **after) == 0.1
+    service.clock.seconds += 3601
+    assert await service.value("guest_last_downtime_seconds", **after) is None
+
+
+async def test_failures_before_the_start_are_read_from_the_journal(service: Service) -> None:
+    now = datetime.now(UTC)
+    service.clock.seconds = now.timestamp()
+    one = {"ended_at": now - timedelta(hours=1), "state": State.FAILED}
+    service.reading.journal = [
+        a_migration("m4", guest="mended", **{**one, "state": State.COMPLETED}),
+        a_migration("m3", guest="mended", **one),
+        a_migration("m2", guest="failed", **one),
+        a_migration("m1", guest="long ago", **{**one, "ended_at": now - timedelta(days=2)}),
+    ]
+    async with service.metrics:
+        found = (await service.values())["migrator_guest_last_failure_timestamp_seconds"]
+    assert [dict(labels)["guest"] for labels in found] == ["failed"]
+
+
+async def test_a_broken_journal_does_not_keep_metrics_from_starting(service: Service) -> None:
+    service.reading.broken_journal = True
+    async with service.metrics:
+        assert (await service.values())["migrator_build_info"]
+
+
+async def test_guests_beyond_the_most_are_counted_and_the_stuck_ones_shown(
+    service: Service, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("migrator.metrics.shown.MOST_GUESTS", 5)
+    for number in range(20):
+        service.reading.guests_by_key[str(number)] = a_guest(str(number), movable=number != 17)
+    values = await service.values()
+    assert values["migrator_guests_not_shown"][()] == 15
+    assert len(values["migrator_guest_info"]) == 5
+    assert values["migrator_guest_migratable"][("guest", "17"), ("host", "host-1")] == 0
+
+
+async def test_a_guest_that_is_listed_twice_is_shown_once(service: Service) -> None:
+    service.reading.guests_by_key.update(a=a_guest("same"), b=a_guest("same", movable=False))
+    assert len((await service.values())["migrator_guest_migratable"]) == 1
+
+
+# Cost ----------------------------------------------------------------------------------------------------------
+
+
+async def test_the_loops_lag_is_measured() -> None:
+    service = Service()
+    async with service.metrics:
+        await asyncio.sleep(0.15)
+        time.sleep(0.3)
+        blocked = await service.value("event_loop_lag_seconds")
+        assert blocked is not None
+        assert 0.15 < blocked < 2
+    assert all(task.get_name() != "event loop lag" for task in asyncio.all_tasks())
+
+
+async def test_a_scrape_is_made_into_text_in_another_thread(
+    service: Service, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    threads: list[threading.Thread] = []
+
+    def collect(self: Any) -> Iterator[Any]:
+        threads.append(threading.current_thread())
+        return iter(())
+
+    monkeypatch.setattr("migrator.metrics.shown.Shown.collect", collect)
+    await service.metrics.scrape(None)
+    assert threads
+    assert threads[0] is not threading.main_thread()
+
+
+async def test_a_thousand_migrations_cost_under_200_ms(service: Service) -> None:
+    for number in range(1000):
+        service.reading.put(a_migration(f"m{number}"))
+    best, text = math.inf, b""
+    for _ in range(3):
+        began = time.perf_counter()
+        text, _ = await service.metrics.scrape(OPENMETRICS)
+        best = min(best, time.perf_counter() - began)
+    assert text.count(b'migration="m999"') >= len(catalogue.MIGRATIONS) - 1
+    assert best < 1.0, "far beyond 200 ms even for a machine that does much else"
+
+
+# The document --------------------------------------------------------------------------------------------------
+
+
+def test_every_metric_is_well_described() -> None:
+    assert len(BY_NAME) == len(CATALOGUE)
+    for each in CATALOGUE:
+        assert each.help.endswith("."), each.name
+        assert (each.kind is Kind.COUNTER) == each.name.endswith("_total")
+        assert bool(each.buckets) == (each.kind is Kind.HISTOGRAM) == bool(each.why)
+        assert list(each.buckets) == sorted(set(each.buckets))
+
+
+def test_the_document_is_up_to_date() -> None:
+    path = Path(__file__).parent.parent.parent / "docs" / "metrics.md"
+    assert path.read_text(encoding="utf-8") == document(), "run make docs"
