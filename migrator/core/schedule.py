@@ -25,8 +25,10 @@ that needs two for itself: what has ended by the time the first is free may have
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+import heapq
+from collections.abc import Container, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from itertools import chain
 
 from migrator.core.inventory import Host
 from migrator.core.sharing import share
@@ -58,7 +60,7 @@ class Orders:
 def schedule(transfers: Iterable[Transfer], hosts: Mapping[str, Host], rules: Rules | None = None) -> Orders:
     """What to do now with all that waits and runs."""
     rules = rules or Rules()
-    decided = decide(moves_of(transfers, hosts, rules), rules)
+    decided = decide(*apart(moves_of(transfers, hosts, rules)), rules)
     return Orders(
         prepare=tuple(move.transfer.guest for move in decided.prepare),
         begin=tuple(move.transfer.guest for move in decided.begin),
@@ -72,7 +74,9 @@ def schedule(transfers: Iterable[Transfer], hosts: Mapping[str, Host], rules: Ru
 class Decided:
     """What was decided, in moves; the prediction uses it too."""
 
-    moves: Sequence[Move]
+    #: What was begun in any way, in the order of turn, and what was not, by the link that it will take first.
+    active: Sequence[Move]
+    waiting: Mapping[Pipe, Sequence[Move]]
     #: Seconds since the transfers' deadlines were given.
     now: float
     prepare: list[Move] = field(default_factory=list)
@@ -95,7 +99,7 @@ class Decided:
 
     def reasons(self) -> dict[Move, str]:
         """A sentence for each."""
-        return {move: self._reason(move) for move in self.moves}
+        return {move: self._reason(move) for move in chain(self.active, *self.waiting.values())}
 
     def _reason(self, move: Move) -> str:
         if move in self.bandwidth:
@@ -145,13 +149,26 @@ def too_late(move: Move, now: float) -> bool:
     return move.transfer.stop_at_deadline and deadline is not None and now + move.seconds_alone > deadline
 
 
-def decide(moves: Sequence[Move], rules: Rules, *, now: float = 0.0) -> Decided:
-    """The decision itself, on moves in the order of turn; changes none of them.
+def apart(moves: Iterable[Move]) -> tuple[list[Move], dict[Pipe, list[Move]]]:
+    """What :func:`decide` wants to know apart, each in the order of `moves`."""
+    active, waiting = list[Move](), dict[Pipe, list[Move]]()
+    for move in moves:
+        if move.phase is Phase.WAITING:
+            waiting.setdefault(move.out, []).append(move)
+        else:
+            active.append(move)
+    return active, waiting
+
+
+def decide(
+    active: Sequence[Move], waiting: Mapping[Pipe, Sequence[Move]], rules: Rules, *, now: float = 0.0
+) -> Decided:
+    """The decision itself, on moves in the order of turn (see :func:`apart`); changes none of them.
 
     :param now: seconds since the transfers' deadlines were given.
     """
-    decided = Decided(moves=moves, now=now)
-    running = [move for move in moves if move.phase is Phase.TRANSFERRING]
+    decided = Decided(active=active, waiting=waiting, now=now)
+    running = [move for move in active if move.phase is Phase.TRANSFERRING]
     for move in running:
         _occupy(decided, move)
     _begin(decided, rules)
@@ -168,7 +185,7 @@ def _occupy(decided: Decided, move: Move) -> None:
 def _begin(decided: Decided, rules: Rules) -> None:
     # Links that somebody waits for: who, and how long others may have it.
     claimed: dict[Pipe, tuple[float, Move]] = {}
-    for move in decided.moves:
+    for move in decided.active:
         if move.phase is not Phase.READY or move.never or too_late(move, decided.now):
             continue
         full = [pipe for pipe in (move.out, move.into) if not _room(decided, pipe, move, rules)]
@@ -196,7 +213,9 @@ def _room(decided: Decided, pipe: Pipe, move: Move, rules: Rules) -> bool:
     if move.alone or any(user.alone for user in users):
         # Only beside what neither of them can use.
         return sum(user.speed for user in users) + move.speed <= pipe.capacity * _ABOUT
-    # It comes if more than half of what it needs is free: less would only be a shorter queue.
+    if sum(user.speed for user in users) + move.speed > rules.quiet_at_a_time * pipe.capacity * _ABOUT:
+        return False
+    # It comes if more than half of what it needs is free: less would only make all of them slower.
     return sum(user.load_now(rules) for user in users) + move.load / 2 <= pipe.capacity * _ABOUT
 
 
@@ -217,22 +236,38 @@ def _prepare(decided: Decided, rules: Rules) -> None:
     # By host, as source and as target: what is prepared and has no link yet.
     ahead: dict[Pipe, list[Move]] = {}
     begun = set(decided.begin)
-    for move in decided.moves:
+    for move in decided.active:
         if move.never or too_late(move, decided.now):
             continue
         if move.phase is Phase.PREPARING or (move.phase is Phase.READY and move not in begun):
             for pipe in (move.out, move.into):
                 ahead.setdefault(pipe, []).append(move)
-    for move in decided.moves:
-        if move.phase is not Phase.WAITING or move.never or too_late(move, decided.now):
+    closed: set[Pipe] = set()
+    for move in _by_turn(decided.waiting, closed):
+        if move.into in closed or move.never or too_late(move, decided.now):
             continue
-        if all(
-            _may_prepare(decided, move, pipe, ahead.get(pipe, ()), bound, rules)
-            for pipe, bound in ((move.out, rules.prepared_per_source), (move.into, rules.prepared_per_target))
-        ):
+        for pipe, bound in ((move.out, rules.prepared_per_source), (move.into, rules.prepared_per_target)):
+            if not _may_prepare(decided, move, pipe, ahead.get(pipe, ()), bound, rules):
+                closed.add(pipe)
+                break
+        else:
             decided.prepare.append(move)
             for pipe in (move.out, move.into):
                 ahead.setdefault(pipe, []).append(move)
+
+
+def _by_turn(waiting: Mapping[Pipe, Sequence[Move]], closed: Container[Pipe]) -> Iterator[Move]:
+    """All that wait, in the order of turn; those of a source that was closed meanwhile are left out."""
+    heap = [(moves[0].key, 0, pipe.host, moves) for pipe, moves in waiting.items() if moves]
+    heapq.heapify(heap)
+    while heap:
+        _, at, host, moves = heap[0]
+        if moves[at].out not in closed:
+            yield moves[at]
+        if at + 1 < len(moves) and moves[at].out not in closed:
+            heapq.heapreplace(heap, (moves[at + 1].key, at + 1, host, moves))
+        else:
+            heapq.heappop(heap)
 
 
 def _may_prepare(
@@ -246,4 +281,4 @@ def _may_prepare(
         return False
     # What is ready and waits for its other end only does not use this link yet.
     soon = [other for other in ahead if pipe in decided.blocked.get(other, (pipe,))]
-    return len(soon) < bound or sum(other.seconds_alone for other in soon) < move.prepare_left
+    return len(soon) < bound or sum(other.link_seconds for other in soon) < move.prepare_left

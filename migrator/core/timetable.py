@@ -6,11 +6,13 @@ It asks the very function that decides, so that what is told is what will be don
 from __future__ import annotations
 
 import math
+from bisect import insort
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
+from itertools import chain
 
 from migrator.core.inventory import Host
-from migrator.core.schedule import Decided, decide, too_late
+from migrator.core.schedule import Decided, apart, decide, too_late
 from migrator.core.transfers import Move, Network, Phase, Pipe, Rules, Transfer, moves_of
 
 #: Standard deviations between the median and the 10th or 90th percentile.
@@ -150,7 +152,7 @@ class _Run:
             move.transfer.guest: math.hypot(move.transfer.spread_ratio, rules.link_spread_ratio)
             for move in moves
         }
-        self._moves = list(moves)
+        self._active, self._waiting = apart(moves)
         self._rules = rules
         for move in moves:
             if move.phase is Phase.TRANSFERRING:
@@ -160,10 +162,12 @@ class _Run:
 
     def to_the_end(self) -> None:
         """Until nothing is left that can run."""
-        while self._moves:
-            decided = decide(self._moves, self._rules, now=self.now)
+        while True:
+            decided = decide(self._active, self._waiting, self._rules, now=self.now)
             for move in decided.prepare:
                 move.phase = Phase.PREPARING
+                self._waiting[move.out].remove(move)
+                insort(self._active, move, key=lambda one: one.key)
             for move in decided.begin:
                 move.phase = Phase.TRANSFERRING
                 self.begins[move.transfer.guest] = self.now
@@ -171,14 +175,14 @@ class _Run:
             if step is None:
                 break
             self._advance(decided, step)
-        for move in self._moves:
+        for move in chain(self._active, *self._waiting.values()):
             self.never[move.transfer.guest] = (
                 "it would not end before the deadline" if too_late(move, self.now) else move.never
             )
 
     def _until_next(self, decided: Decided) -> float | None:
         waits = []
-        for move in self._moves:
+        for move in self._active:
             if move.phase is Phase.PREPARING:
                 waits.append(move.prepare_left)
             elif move.phase is Phase.FINISHING:
@@ -195,7 +199,7 @@ class _Run:
 
     def _advance(self, decided: Decided, step: float) -> None:
         self.now += step
-        for move in self._moves:
+        for move in self._active:
             if move.phase is Phase.PREPARING:
                 move.prepare_left -= step
                 if move.prepare_left <= 0:
@@ -204,8 +208,8 @@ class _Run:
                 move.finish_left -= step
         for move, speed in decided.bandwidth.items():
             self._send(move, speed, step)
-        self._moves = [
-            move for move in self._moves if move.phase is not Phase.FINISHING or move.finish_left > 0
+        self._active = [
+            move for move in self._active if move.phase is not Phase.FINISHING or move.finish_left > 0
         ]
 
     def _send(self, move: Move, speed: float, step: float) -> None:

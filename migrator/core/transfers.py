@@ -73,7 +73,8 @@ class Rules:
     barely_ratio: float = 0.25
     #: Up to this ratio it costs nothing to share a link.
     quiet_ratio: float = 0.05
-    #: Quiet guests on one link at most: together they fill the gaps that each leaves at its beginning and end.
+    #: So many times a link's speed may be asked for by those that share it: quiet guests fill the gaps that each of them
+    #: leaves at its beginning and end. More that are limited elsewhere (a slower link, a policy) may share it.
     quiet_at_a_time: int = 3
     #: The next one begins when one has so little left to send, so that the link is never idle.
     overlap_seconds: float = 0.5
@@ -171,8 +172,7 @@ class Move:
         #: What it is expected to take of its links, bytes per second.
         self.load = self.speed
         if dirty_ratio <= rules.quiet_ratio and not self.alone:
-            filled = self.sending_left / max(1e-9, self.seconds_alone)
-            self.load *= max(1 / rules.quiet_at_a_time, filled)
+            self.load *= self.sending_left / max(1e-9, self.seconds_alone)
         self.never = ""
         for pipe, what in ((self.out, "outgoing"), (self.into, "incoming")):
             if pipe.limit is not None and pipe.limit < 1:
@@ -186,6 +186,11 @@ class Move:
     def seconds_alone(self) -> float:
         """From now to the end of the transfer, with its links alone."""
         return self.sending_left + self.fixed_left
+
+    @property
+    def link_seconds(self) -> float:
+        """For how long a link is filled by it: less than it takes, where it does not fill it."""
+        return self.seconds_alone * self.load / self.speed
 
     def net(self, bandwidth: float) -> float:
         """How fast `bandwidth` brings the end nearer, while the guest dirties: bytes per second, more than 0."""
@@ -201,10 +206,8 @@ class Move:
         return min(self.speed, 4 * self.bytes_left + 2 * dirty)
 
     def load_now(self, rules: Rules) -> float:
-        """What it takes of its links while it is on them."""
-        if not self.alone and self.sending_left <= rules.overlap_seconds:
-            return self.speed / rules.quiet_at_a_time
-        return self.load
+        """What it takes of its links while it is on them; hardly any when it is about to end."""
+        return 0.0 if not self.alone and self.sending_left <= rules.overlap_seconds else self.load
 
 
 def moves_of(
