@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from enum import StrEnum
+from typing import Any
 
 from migrator.core.model import RunState
 
@@ -125,3 +126,12 @@ class Guest:
     def label(self) -> str:
         """For people: its name where it has one."""
         return self.name or self.key
+
+    def fields(self) -> dict[str, Any]:
+        """As plain JSON, for :meth:`from_fields`."""
+        return {**asdict(self), "requires": dict(self.requires)}
+
+    @classmethod
+    def from_fields(cls, fields: Mapping[str, Any]) -> Guest:
+        """What :meth:`fields` gave."""
+        return cls(**{**fields, "run": RunState(fields["run"])})

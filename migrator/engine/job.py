@@ -6,28 +6,29 @@ every state; the steps in between are in a record of their own (:class:`migrator
 
 from __future__ import annotations
 
-import math
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+import asyncio
+import time
+from collections.abc import Awaitable, Callable, Mapping, Sequence
+from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from typing import Any, Protocol
 
 from migrator import logs
-from migrator.core.forecast import Forecast, Verdict
 from migrator.core.inventory import Guest
 from migrator.core.model import Decision, Finding, Severity, State
 from migrator.core.policy import Policy, from_fields
 from migrator.core.situation import Intent
+from migrator.engine import job_document
 from migrator.engine.documents import (
-    DecisionDocument,
-    FindingDocument,
-    ForecastDocument,
     MigrationDocument,
 )
 from migrator.engine.migration import Migration
 from migrator.engine.result import Result, Status
 from migrator.errors import HostError, MigratorError, QemuError, RecordError
 from migrator.ports import Experience, Qemu, Record, Site, Waiting
+
+#: A destination that was checked so long ago is compared with its source again.
+_STALE_SECONDS = 2.0
 
 
 class Records(Protocol):
@@ -45,6 +46,9 @@ class Records(Protocol):
     def release(self, record: Record) -> None:
         """Let go of a record that has not ended."""
 
+    async def put_away(self, migration: str, outcome: Mapping[str, Any]) -> None:
+        """A person has ended it: its record is put away, if there is one."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class Means:
@@ -53,6 +57,8 @@ class Means:
     site: Site
     records: Records
     experience: Experience | None = None
+    #: Writes the job down: on disk when it returns; raises JournalError.
+    keep: Callable[[Job], Awaitable[None]]
     #: Makes findings into what they are once those codes are accepted; raises UsageError for what cannot be.
     accept: Callable[[Sequence[Finding], Sequence[str]], Sequence[Finding]]
 
@@ -109,9 +115,13 @@ class Job:
         #: Preflight refused it: trying again without a change is no use.
         self.refused = False
         self._means = means
-        self._accepted = list(accepted)
-        self._requested_by = requested_by
-        self._key = key
+        self.accepted = list(accepted)
+        self.requested_by = requested_by
+        #: Of the command that began it.
+        self.key = key
+        #: Both ends are set up; it waits for :meth:`admit`.
+        self.ready = False
+        self._turn = asyncio.Event()
         self._on_state, self._on_progress, self._on_decision = on_state, on_progress, on_decision
         self._source: Qemu | None = None
         self._waiting: Waiting | None = None
@@ -146,7 +156,12 @@ class Job:
         if self._migration is not None and not self._migration.cancel():
             return False
         self._cancelled = True
+        self._turn.set()
         return True
+
+    def admit(self) -> None:
+        """Its turn has come: the links are given to it."""
+        self._turn.set()
 
     def postcopy(self) -> bool:
         """Switch to postcopy now; False where that is not possible."""
@@ -161,10 +176,78 @@ class Job:
     def park(self) -> None:
         """The controller stops: see :meth:`migrator.engine.migration.Migration.park`."""
         self._parked = True
+        self._turn.set()
         if self._migration is not None:
             self._migration.park()
 
+    @property
+    def arrived_socket(self) -> str:
+        """Where the guest is found at its destination."""
+        return self._places["destination"].socket
+
+    @property
+    def arrived_pid(self) -> int | None:
+        """Its process there, where that is known."""
+        pid = self._places["destination"].identity.get("pid")
+        return int(pid) if pid is not None else None
+
+    @property
+    def places(self) -> Mapping[str, Place]:
+        """Both ends, as far as they are known."""
+        return self._places
+
+    @property
+    def means(self) -> Means:
+        """What it works with."""
+        return self._means
+
     # --- its way -----------------------------------------------------------------------------------------------------
+
+    async def drive(self) -> None:
+        """From being queued to its end; waits between preparation and transfer for :meth:`admit`."""
+        if not await self.prepare():
+            return
+        self.ready, since = True, time.monotonic()
+        try:
+            await self._turn.wait()
+        finally:
+            self.ready = False
+        try:
+            if self._unwanted():
+                await self._fall_back(State.CANCELLED, "cancelled before it began")
+                return
+            if time.monotonic() - since > _STALE_SECONDS and await self._refuse(await self._look_again()):
+                return
+            await self._means.keep(self)  # where the destination is, before the source is touched
+        except MigratorError as error:
+            await self._fall_back(State.FAILED, str(error))
+            return
+        await self.transfer()
+
+    async def _look_again(self) -> list[Finding]:
+        again = await self._migration.check() if self._migration is not None else ()
+        return [*self.result.findings, *again]
+
+    async def check_only(self) -> tuple[Finding, ...]:
+        """What speaks against it, as far as it shows before a destination is started; changes nothing.
+
+        :raise MigratorError: an end cannot be asked.
+        """
+        source = await self._means.site.open(self.guest.host, self.guest.socket, role="source")
+        try:
+            return await self._means.site.check(self.guest, source, self.target)
+        finally:
+            await source.close()
+
+    def break_off(self, error: str) -> None:
+        """The controller itself failed: a person must look."""
+        if not self.ended:
+            self._hold("controller-failed", error)
+
+    def resolved(self, state: State, error: str | None) -> None:
+        """A person, or a look, has said how it ended."""
+        self.result.state, self.result.error, self.result.held_code = state, error, None
+        self._end(state)
 
     async def prepare(self) -> bool:
         """Open the source, check, have a destination started; True when :meth:`transfer` may follow.
@@ -180,7 +263,7 @@ class Job:
             findings = await self._means.site.check(self.guest, self._source, self.target)
             if await self._refuse(findings):
                 return False
-            if self._cancelled or self._parked:
+            if self._unwanted():
                 return await self._fall_back(State.CANCELLED, "cancelled before it began")
             self._waiting = await self._means.site.start_destination(
                 self.guest, self._source, self.target, migration=self.id
@@ -197,7 +280,7 @@ class Job:
                 return False
         except MigratorError as error:
             return await self._fall_back(State.FAILED, str(error))
-        if self._cancelled or self._parked:
+        if self._unwanted():
             return await self._fall_back(State.CANCELLED, "cancelled before it began")
         return True
 
@@ -262,9 +345,12 @@ class Job:
         self.result = migration.result
         return migration
 
+    def _unwanted(self) -> bool:
+        return self._cancelled or self._parked
+
     async def _refuse(self, findings: Sequence[Finding]) -> bool:
         found = list({(each.code, each.message): each for each in findings}.values())
-        self.result.findings = list(self._means.accept(found, self._accepted))
+        self.result.findings = list(self._means.accept(found, self.accepted))
         errors = [each for each in self.result.findings if each.severity is Severity.ERROR]
         if not errors:
             return False
@@ -345,58 +431,11 @@ class Job:
 
     def document(self) -> MigrationDocument:
         """As it is now."""
-        result, status = self.result, self.status
-        sample = status.sample if status else None
-        forecast = status.forecast if status else None
-        return MigrationDocument(
-            id=self.id,
-            guest=self.guest.key,
-            guest_name=self.guest.name,
-            source=self.guest.host,
-            destination=self.target,
-            policy=self.policy.name,
-            state=self.state,
-            mode=result.mode,
-            evacuation=self.evacuation,
-            requested_by=self._requested_by,
-            created_at=self.created_at,
-            started_at=self.started_at,
-            ended_at=self.ended_at,
-            progress_ratio=1.0 if self.state is State.COMPLETED else status.progress_ratio if status else 0.0,
-            remaining_bytes=sample.remaining_bytes if sample else None,
-            total_bytes=sample.total_bytes if sample else None,
-            transferred_bytes=max(result.transferred_bytes, sample.transferred_bytes if sample else 0),
-            dirty_rate_bytes_per_second=sample.dirty_rate_bytes_per_second if sample else None,
-            bandwidth_bytes_per_second=sample.bandwidth_bytes_per_second if sample else None,
-            throttle_ratio=sample.throttle_ratio if sample and not self.ended else 0.0,
-            round=sample.round if sample else result.rounds,
-            forecast=_forecast(forecast),
-            expected_downtime_seconds=sample.expected_downtime_seconds if sample else None,
-            max_downtime_seconds=self.policy.max_downtime_seconds,
-            downtime_limit_seconds=status.limit_seconds if status else None,
-            downtime_seconds=result.downtime_seconds,
-            downtime_uncertainty_seconds=result.downtime_uncertainty_seconds,
-            preflight_seconds=result.preflight_seconds or None,
-            duration_seconds=result.duration_seconds if self.ended else None,
-            max_throttle_ratio=result.max_throttle_ratio,
-            forecast_error_ratio=result.forecast_error_ratio,
-            findings=[FindingDocument(**asdict(each)) for each in result.findings],
-            accepted=self._accepted,
-            decisions=[DecisionDocument(**asdict(each)) for each in result.decisions],
-            error=result.error if self.ended or self.state is State.HELD else None,
-            held_code=result.held_code,
-        )
+        return job_document.document(self)
 
     def journalled(self) -> dict[str, Any]:
-        """The document with what another controller needs to go on, under ``_private``."""
-        return self.document().model_dump(mode="json") | {
-            "_private": {
-                "command": self._key,
-                "guest": _guest_fields(self.guest),
-                "policy": asdict(self.policy),
-                "places": {side: asdict(place) for side, place in self._places.items()},
-            }
-        }
+        """The document with what another controller needs to go on."""
+        return job_document.journalled(self)
 
     @classmethod
     def from_journal(cls, saved: Mapping[str, Any], *, means: Means, **callbacks: Any) -> Job:
@@ -407,7 +446,7 @@ class Job:
         )
         job = cls(
             identifier=document.id,
-            guest=Guest(**private["guest"]),
+            guest=Guest.from_fields(private["guest"]),
             target=document.destination,
             policy=from_fields(private["policy"]),
             means=means,
@@ -424,25 +463,3 @@ class Job:
         job.result.findings = [Finding(**each.model_dump()) for each in document.findings]
         job._places = {side: Place(**place) for side, place in private["places"].items()}
         return job
-
-
-def _guest_fields(guest: Guest) -> dict[str, Any]:
-    return {key: dict(value) if key == "requires" else value for key, value in asdict(guest).items()}
-
-
-def _forecast(forecast: Forecast | None) -> ForecastDocument | None:
-    if forecast is None or forecast.verdict is Verdict.UNKNOWN:
-        return None
-    return ForecastDocument(
-        verdict=forecast.verdict,
-        rung=forecast.rung,
-        p10_seconds=_finite(forecast.seconds_p10),
-        p50_seconds=_finite(forecast.seconds_p50),
-        p90_seconds=_finite(forecast.seconds_p90),
-        downtime_p50_seconds=_finite(forecast.downtime_seconds_p50),
-        downtime_p90_seconds=_finite(forecast.downtime_seconds_p90),
-    )
-
-
-def _finite(seconds: float) -> float | None:
-    return seconds if math.isfinite(seconds) else None

@@ -1,0 +1,342 @@
+"""What the service keeps: hosts, migrations and evacuations, each driven to its end, and what another controller left.
+
+Commands come in through :mod:`migrator.engine.verbs`; what is shown goes out through :mod:`migrator.engine.views`.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import secrets
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass, field
+from datetime import UTC, datetime
+from typing import Any
+
+from migrator import logs
+from migrator.core.inventory import Guest, Host, HostState
+from migrator.core.model import Decision, State
+from migrator.core.placement import Fleet, Options
+from migrator.core.policy import Policy
+from migrator.engine.bus import Bus
+from migrator.engine.documents import (
+    EvacuationState,
+    EventKind,
+    GuestStanding,
+    HostDocument,
+    Subject,
+)
+from migrator.engine.evacuation import Evacuation
+from migrator.engine.inventory import Inventory
+from migrator.engine.job import Job, Means
+from migrator.engine.keeper import Keeper
+from migrator.engine.planner import Limits, Planner
+from migrator.engine.preview import Preview
+from migrator.ports import Qemu
+
+#: A host that was looked at so long ago is looked at again before a plan is made for it.
+_FRESH_SECONDS = 10.0
+
+
+@dataclass(frozen=True, kw_only=True)
+class Rules:
+    """What the configuration says of policies and guests."""
+
+    #: The policy of that name; raises UsageError for one that there is not.
+    policy: Callable[[str], Policy]
+    #: The name of the policy of guests that have none of their own.
+    default_policy: str = "default"
+    placement: Options = field(default_factory=Options)
+    limits: Limits = field(default_factory=Limits)
+
+
+class Engine:
+    """Every migration and evacuation that has not ended; one event loop, no locks."""
+
+    def __init__(self, *, inventory: Inventory, means: Means, keeper: Keeper, bus: Bus, rules: Rules) -> None:
+        self.bus = bus
+        self.inventory = inventory
+        self.rules = rules
+        self.jobs: dict[str, Job] = {}
+        self.runs: dict[str, Evacuation] = {}
+        self.means = means
+        self.keeper = keeper
+        self._tasks: dict[str, asyncio.Task[None]] = {}
+        self._stopping = False
+        self.planner = Planner(self)
+        self.preview = Preview(self, self.planner)
+        self._log = logs.logger()
+        bus.call(keeper.hear)
+
+    # --- its life ----------------------------------------------------------------------------------------------------
+
+    async def recover(self) -> None:
+        """Read the journal; begin to go on with everything that was left. Guests that stand still come first.
+
+        :raise JournalError: it cannot be read.
+        """
+        for saved in await self.keeper.journal.unfinished("host"):
+            if self.inventory.host(saved["id"]):
+                self.inventory.set_state(saved["id"], HostState(saved["state"]))
+        for saved in await self.keeper.journal.unfinished("migration"):
+            job = Job.from_journal(saved, means=self.means, **self._callbacks())
+            self.jobs[job.id] = job
+            if job.state is State.QUEUED:
+                continue  # the planner begins it
+            self._start(job, self._take_up(job))
+        for saved in await self.keeper.journal.unfinished("evacuation"):
+            run = Evacuation.from_journal(saved)
+            self.runs[run.id] = run
+        await self._recount()
+        self.planner.wake()
+
+    async def _recount(self) -> None:
+        """What an evacuation's entries say of migrations that ended while nobody wrote it down."""
+        for run in self.runs.values():
+            for key, entry in run.entries.items():
+                if entry.standing is not GuestStanding.MIGRATING or entry.migration in self.jobs:
+                    continue
+                saved = await self.keeper.journal.find("migration", entry.migration or "")
+                state = State(saved["state"]) if saved else State.FAILED
+                error = (saved or {}).get("error") or "it was not begun"
+                run.ended_one(key, state, error, refused=False, now=self.planner.clock())
+
+    async def run(self) -> None:
+        """Look at hosts, plan, and journal, until cancelled."""
+        async with asyncio.TaskGroup() as group:
+            group.create_task(self.keeper.run(), name="journal")
+            group.create_task(self.inventory.run(), name="inventory")
+            group.create_task(self.planner.run(), name="planner")
+
+    async def stop(self, *, drain: bool = False, timeout: float = 60.0) -> bool:
+        """Let go: what is past the guest's STOP is finished, the rest parked; with `drain` all is finished.
+
+        True when nothing is under way any more.
+        """
+        self._stopping = True
+        if not drain:
+            for job in self.jobs.values():
+                job.park()
+        tasks = list(self._tasks.values())
+        if tasks:
+            await asyncio.wait(tasks, timeout=None if drain else timeout)
+        left = [task for task in tasks if not task.done()]
+        for task in left:
+            task.cancel()
+        if left:
+            await asyncio.wait(left, timeout=5.0)
+        await self.keeper.flush(5.0)
+        return not left
+
+    # --- what the planner uses too ------------------------------------------------------------------------------------
+
+    def policy_of(self, guest: Guest, name: str | None = None) -> Policy:
+        """The one asked for, else the guest's, else the site's.
+
+        :raise UsageError: there is none of that name.
+        """
+        return self.rules.policy(name or guest.policy or self.rules.default_policy)
+
+    async def open_source(self, guest: Guest) -> Qemu:
+        """Its QEMU; see :meth:`migrator.ports.Site.open`."""
+        return await self.means.site.open(guest.host, guest.socket, role="source")
+
+    def fleet(self, *, without: str = "") -> Fleet:
+        """The hosts, with those on their way counted; those that are emptied, and `without`, take nobody."""
+        leaving = {run.host for run in self.runs.values() if not run.ended and run.kind == "evacuate"}
+        return Fleet(
+            hosts=self.inventory.hosts(),
+            guests=self.inventory.guests(),
+            reserved={job.guest.key: job.target for job in self.jobs.values() if not job.ended},
+            leaving=leaving | {without} - {""},
+        )
+
+    def make_job(
+        self,
+        guest: Guest,
+        target: str,
+        policy: Policy,
+        *,
+        accept: Sequence[str] = (),
+        run: str | None = None,
+        by: str = "",
+        key: str = "",
+        announce: bool = True,
+    ) -> Job:
+        """A new one; nothing is begun."""
+        return Job(
+            identifier=new_id(),
+            guest=guest,
+            target=target,
+            policy=policy,
+            means=self.means,
+            accepted=accept,
+            evacuation=run,
+            requested_by=by,
+            key=key,
+            **(self._callbacks() if announce else {}),
+        )
+
+    def add(self, job: Job) -> None:
+        """It is journalled: now it may be begun."""
+        self.jobs[job.id] = job
+        self._announce_job(job)
+        self.planner.wake()
+
+    async def journal_job(self, job: Job, run: Evacuation | None = None) -> None:
+        """Intent first.
+
+        :raise JournalError: it is not written; nothing may be begun.
+        """
+        documents = [("migration", job.journalled())]
+        if run is not None:
+            documents.append(("evacuation", run.journalled()))
+        await self.keeper.now(*documents)
+
+    def begin_job(self, job: Job, way: Any) -> None:
+        """Drive it in a task of its own."""
+        self._start(job, way)
+
+    def busy(self, job: Job) -> bool:
+        """Something drives it now."""
+        return job.id in self._tasks
+
+    @property
+    def stopping(self) -> bool:
+        """Nothing new is begun."""
+        return self._stopping
+
+    def stop_jobs(self, run: Evacuation) -> None:
+        """Cancel its migrations as far as that is safe."""
+        for entry in run.under_way:
+            job = self.jobs.get(entry.migration or "")
+            if job is not None:
+                job.cancel()
+
+    def set_host(self, name: str, state: HostState) -> None:
+        """What it may be used for; announced, and journalled soon."""
+        self.inventory.set_state(name, state)
+        self.keeper.later("host", host_saved(name, state))
+        self.announce_host(name)
+
+    def announce_host(self, name: str) -> None:
+        """Tell everyone what it is like."""
+        host = self.inventory.host(name)
+        if host is not None:
+            body = host_document(self, host).model_dump(mode="json")
+            self.bus.publish(EventKind.STATE, Subject.HOST, name, body)
+
+    def end_run(self, run: Evacuation, state: EvacuationState) -> None:
+        """An evacuation has ended."""
+        run.end(state, datetime.now(UTC))
+        match state:
+            case EvacuationState.COMPLETED if run.kind == "evacuate":
+                self.set_host(run.host, HostState.MAINTENANCE)
+            case EvacuationState.CANCELLED:
+                self.set_host(run.host, HostState.ACTIVE)
+        self.announce_run(run)
+
+    def announce_run(self, run: Evacuation) -> None:
+        """Journal and tell how far it is."""
+        self.keeper.later("evacuation", run.journalled())
+        body = run.document().model_dump(mode="json")
+        self.bus.publish(EventKind.STATE, Subject.EVACUATION, run.id, body)
+
+    def begin_run(self, run: Evacuation) -> None:
+        self.runs[run.id] = run
+        self.announce_run(run)
+        self.planner.wake()
+
+    # --- jobs ---------------------------------------------------------------------------------------------------------
+
+    def _callbacks(self) -> dict[str, Any]:
+        return {
+            "on_state": self._announce_job,
+            "on_progress": self._progress,
+            "on_decision": self._decision,
+        }
+
+    def _start(self, job: Job, way: Any) -> None:
+        task = asyncio.create_task(way, name=f"migration {job.id}")
+        self._tasks[job.id] = task
+        task.add_done_callback(lambda done: self._done(job, done))
+
+    def _done(self, job: Job, task: asyncio.Task[None]) -> None:
+        self._tasks.pop(job.id, None)
+        if not task.cancelled() and (error := task.exception()) is not None:
+            self._log.warning("migration broke off", migration=job.id, error=repr(error))
+            job.break_off(f"the controller itself failed: {error!r}")
+        self.after(job)
+
+    async def _take_up(self, job: Job) -> None:
+        await job.take_up()
+
+    def after(self, job: Job) -> None:
+        """It has ended, is held, or waits again."""
+        if job.ended and job.state is State.COMPLETED:
+            self.inventory.moved(job.guest, job.target, job.arrived_socket, job.arrived_pid)
+        elif job.ended and job.state is State.GUEST_ENDED:
+            self.inventory.gone(job.guest)
+        run = self.runs.get(job.evacuation or "")
+        if run is not None and not run.ended and (job.ended or job.state is State.HELD):
+            entry = run.entries.get(job.guest.key)
+            if entry is not None and entry.migration == job.id:
+                run.ended_one(
+                    job.guest.key,
+                    job.state,
+                    job.result.error or "",
+                    refused=job.refused,
+                    now=self.planner.clock(),
+                )
+                self.announce_run(run)
+        self.planner.wake()
+
+    def _announce_job(self, job: Job) -> None:
+        self.keeper.later("migration", job.journalled())
+        body = job.document().model_dump(mode="json", exclude={"decisions"})
+        self.bus.publish(EventKind.STATE, Subject.MIGRATION, job.id, body)
+        self.planner.wake()
+
+    def _progress(self, job: Job) -> None:
+        body = job.document().model_dump(mode="json", exclude={"decisions", "findings"})
+        self.bus.publish(EventKind.PROGRESS, Subject.MIGRATION, job.id, body)
+
+    def _decision(self, job: Job, decision: Decision) -> None:
+        self.bus.publish(EventKind.DECISION, Subject.MIGRATION, job.id, asdict(decision))
+
+    def forget(self) -> None:
+        """Ended ones leave memory; the journal has them."""
+        for job in [job for job in self.jobs.values() if job.ended and job.id not in self._tasks]:
+            if not any(run.id == job.evacuation and not run.ended for run in self.runs.values()):
+                del self.jobs[job.id]
+        for run in [run for run in self.runs.values() if run.ended]:
+            del self.runs[run.id]
+
+
+def host_saved(name: str, state: HostState) -> dict[str, Any]:
+    """As the journal keeps it."""
+    return {"id": name, "state": str(state), "ended_at": None}
+
+
+def new_id() -> str:
+    """For a migration or an evacuation."""
+    return secrets.token_hex(6)
+
+
+def host_document(engine: Engine, host: Host) -> HostDocument:
+    """As it is now."""
+    return HostDocument(
+        host=host.name,
+        state=host.state,
+        up=host.up,
+        error=host.error,
+        address=host.address,
+        guests=len(engine.inventory.guests(host.name)),
+        memory_total_bytes=host.memory_bytes or host.facts.memory_total_bytes,
+        memory_free_bytes=host.facts.memory_free_bytes,
+        cpus=host.facts.cpus,
+        kvm=host.facts.kvm,
+        link_bytes_per_second=host.link_bytes_per_second,
+        labels=dict(host.labels),
+        qemus=dict(host.facts.qemus),
+        looked_at=engine.inventory.looked_at(host.name),
+    )

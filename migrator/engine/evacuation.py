@@ -1,0 +1,328 @@
+"""One evacuation, or restore: which guests belong to it, how far each is, and what is to happen to it next.
+
+It decides nothing about hosts or links: :mod:`migrator.engine.planner` asks it who wants a place, and tells it who got
+which. No I/O and no clock of its own, so that every way through it can be tested.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from typing import Any, Literal
+
+from migrator.core.inventory import Guest
+from migrator.core.model import State
+from migrator.engine.documents import (
+    EvacuationDocument,
+    EvacuationGuest,
+    EvacuationState,
+    GuestStanding,
+)
+
+#: A guest whose migration failed waits so long before it is tried again, doubled each time.
+FIRST_PAUSE_SECONDS = 5.0
+#: After so many failures it is set aside.
+MOST_ATTEMPTS = 3
+#: A guest that no host can take is waited for so long while nothing else is under way.
+NO_TARGET_SECONDS = 30.0
+
+_DONE = {GuestStanding.MOVED, GuestStanding.GONE}
+_LEFT_ALONE = {GuestStanding.SET_ASIDE, GuestStanding.HELD}
+
+
+@dataclass(kw_only=True)
+class Entry:
+    """One guest of an evacuation."""
+
+    guest: Guest
+    standing: GuestStanding = GuestStanding.WAITING
+    target: str | None = None
+    reason: str = ""
+    attempts: int = 0
+    #: Id of the present or last migration.
+    migration: str | None = None
+    #: Hosts it shall not be tried on, each with why: preflight refused it, or it failed there.
+    excluded: dict[str, str] = field(default_factory=dict)
+    #: On the loop's clock: not tried before.
+    not_before: float = 0.0
+    #: Predicted, from now.
+    starts_in_seconds: float | None = None
+    takes_seconds: float | None = None
+    downtime_seconds: float | None = None
+
+    @property
+    def wants_place(self) -> bool:
+        """It is to be moved and has no migration under way."""
+        return self.standing in (GuestStanding.WAITING, GuestStanding.NO_TARGET)
+
+
+class Evacuation:
+    """Empties a host, or brings its guests home.
+
+    :ivar entries: by the guests' keys.
+    """
+
+    def __init__(
+        self,
+        *,
+        identifier: str,
+        host: str,
+        kind: Literal["evacuate", "restore"] = "evacuate",
+        policy: str = "",
+        accept: Iterable[str] = (),
+        deadline: datetime | None = None,
+        on_deadline: Literal["continue", "stop"] = "continue",
+        requested_by: str = "",
+        key: str = "",
+        created_at: datetime | None = None,
+    ) -> None:
+        self.id = identifier
+        self.host = host
+        self.kind = kind
+        self.policy = policy
+        self.accept = list(accept)
+        self.deadline = deadline
+        self.on_deadline = on_deadline
+        self.requested_by = requested_by
+        self.key = key
+        self.created_at = created_at or datetime.now(UTC)
+        self.ended_at: datetime | None = None
+        self.state = EvacuationState.RUNNING
+        self.entries: dict[str, Entry] = {}
+        #: Nothing more is started: it was cancelled, or stopped at its deadline.
+        self.closing: EvacuationState | None = None
+        self.late = self.at_risk = False
+        self.forecast_end_at: tuple[datetime, datetime, datetime] | None = None
+        self.error: str | None = None
+        self._idle_since: float | None = None
+
+    @property
+    def ended(self) -> bool:
+        """Nothing more will happen."""
+        return self.ended_at is not None
+
+    # --- its guests --------------------------------------------------------------------------------------------------
+
+    def take(self, guests: Iterable[Guest]) -> bool:
+        """What is on its host now: new ones join, those that somebody else took away are gone. True: it changed.
+
+        For an evacuation only; whom a restore brings home is settled when it begins.
+        """
+        there = {guest.key: guest for guest in guests}
+        changed = False
+        for key, guest in there.items():
+            entry = self.entries.get(key)
+            if entry is None or (entry.standing in _DONE and self.closing is None):
+                self.entries[key] = Entry(guest=guest)  # new, or somebody brought it back
+                changed = True
+            elif entry.wants_place:
+                entry.guest = guest
+        for key, entry in self.entries.items():
+            if key not in there and entry.standing not in _DONE | {GuestStanding.MIGRATING}:
+                entry.standing, entry.reason = GuestStanding.GONE, "it is not on this host any more"
+                changed = True
+        for entry in self.entries.values():
+            if entry.guest.obstacle and entry.wants_place:
+                entry.standing, entry.reason = GuestStanding.SET_ASIDE, entry.guest.obstacle
+                changed = True
+            elif (
+                entry.standing is GuestStanding.SET_ASIDE
+                and not entry.attempts
+                and entry.guest.key in there
+                and not there[entry.guest.key].obstacle
+                and entry.guest.obstacle
+            ):
+                entry.guest, entry.standing, entry.reason = there[entry.guest.key], GuestStanding.WAITING, ""
+                changed = True
+        return changed
+
+    def wanting(self, now: float) -> list[Entry]:
+        """Who wants a place now."""
+        if self.closing is not None or self.ended:
+            return []
+        return [entry for entry in self.entries.values() if entry.wants_place and now >= entry.not_before]
+
+    def begun(self, key: str, migration: str, target: str, reason: str) -> None:
+        """A migration was begun for it."""
+        entry = self.entries[key]
+        entry.standing, entry.migration, entry.target = GuestStanding.MIGRATING, migration, target
+        entry.reason, entry.attempts = reason, entry.attempts + 1
+
+    def no_target(self, key: str, reason: str) -> bool:
+        """No host can take it as things are; True: that is new."""
+        entry = self.entries[key]
+        changed = (entry.standing, entry.reason) != (GuestStanding.NO_TARGET, reason)
+        entry.standing, entry.reason, entry.target = GuestStanding.NO_TARGET, reason, None
+        return changed
+
+    def ended_one(self, key: str, state: State, error: str, *, refused: bool, now: float) -> None:
+        """Its migration has ended, or is held."""
+        entry = self.entries[key]
+        match state:
+            case State.COMPLETED:
+                entry.standing, entry.reason = GuestStanding.MOVED, f"runs on {entry.target}"
+            case State.GUEST_ENDED:
+                entry.standing, entry.reason = GuestStanding.GONE, "it ended by itself"
+            case State.HELD:
+                entry.standing, entry.reason = GuestStanding.HELD, error
+            case State.CANCELLED:
+                entry.standing, entry.reason = GuestStanding.SET_ASIDE, "its migration was cancelled"
+            case _:
+                self._failed(entry, error, refused=refused, now=now)
+
+    def _failed(self, entry: Entry, error: str, *, refused: bool, now: float) -> None:
+        if entry.target is not None:
+            entry.excluded[entry.target] = f"it failed there: {error}" if not refused else error
+        if refused:
+            entry.attempts -= 1  # nothing was tried
+            entry.standing, entry.reason = GuestStanding.WAITING, error
+        elif entry.attempts >= MOST_ATTEMPTS:
+            entry.standing = GuestStanding.SET_ASIDE
+            entry.reason = f"failed {entry.attempts} times; the last time: {error}"
+        else:
+            pause = FIRST_PAUSE_SECONDS * 2 ** (entry.attempts - 1)
+            entry.standing, entry.not_before = GuestStanding.WAITING, now + pause
+            entry.reason = f"tried again in {pause:.0f} s: {error}"
+
+    def retry_anywhere(self, key: str) -> bool:
+        """Hosts where it merely failed may be tried again; True where there was one."""
+        entry = self.entries[key]
+        failed = [host for host, why in entry.excluded.items() if why.startswith("it failed there")]
+        for host in failed:
+            del entry.excluded[host]
+        return bool(failed)
+
+    # --- its end -----------------------------------------------------------------------------------------------------
+
+    @property
+    def left(self) -> list[Entry]:
+        """Who has not left (evacuate), or is not home (restore)."""
+        return [entry for entry in self.entries.values() if entry.standing not in _DONE]
+
+    @property
+    def under_way(self) -> list[Entry]:
+        """Whose migration runs."""
+        return [entry for entry in self.entries.values() if entry.standing is GuestStanding.MIGRATING]
+
+    def settle(self, now: float, *, host_empty: bool, host_up: bool = True) -> EvacuationState | None:
+        """What it ends with, when it is time for that.
+
+        :param host_empty: a look at the host after the last guest had left showed none.
+        """
+        if self.ended or self.under_way:
+            self._idle_since = None
+            return None
+        if self.closing is not None:
+            return self.closing
+        left = self.left
+        if not left:
+            return EvacuationState.COMPLETED if self.kind == "restore" or host_empty else None
+        if any(entry.standing is GuestStanding.WAITING for entry in left):
+            self._idle_since = None
+            return None
+        if all(entry.standing in _LEFT_ALONE for entry in left) and host_up:
+            return EvacuationState.INCOMPLETE
+        if self._idle_since is None:
+            self._idle_since = now
+        return EvacuationState.INCOMPLETE if now - self._idle_since >= NO_TARGET_SECONDS else None
+
+    def end(self, state: EvacuationState, at: datetime) -> None:
+        """Nothing more happens."""
+        self.state, self.ended_at = state, at
+        left = self.left
+        if left and state is not EvacuationState.CANCELLED:
+            self.error = f"{len(left)} {'guest' if len(left) == 1 else 'guests'} left: " + "; ".join(
+                f"{entry.guest.label}: {entry.reason}" for entry in left
+            )
+
+    # --- what it shows -----------------------------------------------------------------------------------------------
+
+    def document(self) -> EvacuationDocument:
+        """As it is now."""
+        low, middle, high = self.forecast_end_at or (None, None, None)
+        return EvacuationDocument(
+            id=self.id,
+            kind=self.kind,
+            host=self.host,
+            state=self.state,
+            policy=self.policy,
+            requested_by=self.requested_by,
+            created_at=self.created_at,
+            ended_at=self.ended_at,
+            deadline=self.deadline,
+            on_deadline=self.on_deadline,
+            late=self.late,
+            at_risk=self.at_risk,
+            forecast_end_at=None if self.ended else middle,
+            forecast_end_p10_at=None if self.ended else low,
+            forecast_end_p90_at=None if self.ended else high,
+            guests=[
+                EvacuationGuest(
+                    guest=key,
+                    guest_name=entry.guest.name,
+                    standing=entry.standing,
+                    target=entry.target,
+                    reason=entry.reason,
+                    attempts=entry.attempts,
+                    migration=entry.migration,
+                    starts_in_seconds=entry.starts_in_seconds,
+                    takes_seconds=entry.takes_seconds,
+                    downtime_seconds=entry.downtime_seconds,
+                )
+                for key, entry in self.entries.items()
+            ],
+            guests_left=len(self.left),
+            error=self.error,
+        )
+
+    def journalled(self) -> dict[str, Any]:
+        """The document with what another controller needs to go on."""
+        return self.document().model_dump(mode="json") | {
+            "_private": {
+                "command": self.key,
+                "accept": self.accept,
+                "closing": self.closing,
+                "entries": {
+                    key: {
+                        "guest": entry.guest.fields(),
+                        "standing": entry.standing,
+                        "target": entry.target,
+                        "reason": entry.reason,
+                        "attempts": entry.attempts,
+                        "migration": entry.migration,
+                        "excluded": entry.excluded,
+                    }
+                    for key, entry in self.entries.items()
+                },
+            }
+        }
+
+    @classmethod
+    def from_journal(cls, saved: Mapping[str, Any]) -> Evacuation:
+        """One that another controller left, or one that has ended."""
+        private = saved["_private"]
+        document = EvacuationDocument.model_validate(
+            {key: each for key, each in saved.items() if key != "_private"}
+        )
+        found = cls(
+            identifier=document.id,
+            host=document.host,
+            kind=document.kind,
+            policy=document.policy,
+            accept=private["accept"],
+            deadline=document.deadline,
+            on_deadline=document.on_deadline,
+            requested_by=document.requested_by,
+            key=private["command"],
+            created_at=document.created_at,
+        )
+        found.state, found.ended_at, found.late = document.state, document.ended_at, document.late
+        found.error = document.error
+        found.closing = EvacuationState(private["closing"]) if private["closing"] else None
+        for key, fields in private["entries"].items():
+            found.entries[key] = Entry(
+                **fields
+                | {"guest": Guest.from_fields(fields["guest"]), "standing": GuestStanding(fields["standing"])}
+            )
+        return found

@@ -1,0 +1,220 @@
+"""Hosts and guests as they were when they were last looked at, and what each host may be used for."""
+
+from __future__ import annotations
+
+import asyncio
+import random
+from collections import Counter
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from datetime import UTC, datetime
+
+from migrator import logs
+from migrator.core.inventory import Guest, Host, HostState
+from migrator.core.model import RunState
+from migrator.errors import MigratorError
+from migrator.ports import Site
+
+#: A host that did not answer is asked again after so long, doubled up to the interval.
+_FIRST_RETRY_SECONDS = 2.0
+#: The longest that one look at a host may take in all.
+_LOOK_SECONDS = 60.0
+#: A QEMU in one of these is an end of a migration, not a guest to be found.
+_NOT_A_GUEST = {RunState.INMIGRATE, RunState.POSTMIGRATE, RunState.FINISH_MIGRATE}
+
+
+@dataclass
+class _Known:
+    host: Host
+    guests: tuple[Guest, ...] = ()
+    looked_at: datetime | None = None
+
+
+class Inventory:
+    """Every host and every guest.
+
+    :param hosts: as configured, with the state each had last.
+    :param interval: seconds between two looks at a host on which nothing happens.
+    :param rules: gives a guest what the configuration says of it (policy, group, what it requires).
+    :param changed: called when something is different from before.
+    """
+
+    def __init__(
+        self,
+        hosts: Iterable[Host],
+        *,
+        site: Site,
+        interval: float = 180.0,
+        rules: Callable[[Guest], Guest] = lambda guest: guest,
+        changed: Callable[[], None] = lambda: None,
+    ) -> None:
+        self._known = {
+            host.name: _Known(replace(host, up=False, error="not looked at yet")) for host in hosts
+        }
+        self._site = site
+        self._interval = interval
+        self._rules = rules
+        self._changed = changed
+        self._wake = {name: asyncio.Event() for name in self._known}
+        self._looking = {name: asyncio.Lock() for name in self._known}
+        self._log = logs.logger()
+
+    # --- asking ------------------------------------------------------------------------------------------------------
+
+    def hosts(self) -> list[Host]:
+        """All, in the order of the configuration."""
+        return [known.host for known in self._known.values()]
+
+    def host(self, name: str) -> Host | None:
+        """One, or ``None``."""
+        known = self._known.get(name)
+        return known.host if known else None
+
+    def looked_at(self, name: str) -> datetime | None:
+        """When that host last answered."""
+        return self._known[name].looked_at
+
+    def guests(self, host: str | None = None) -> list[Guest]:
+        """All, or those of one host."""
+        chosen = self._known.values() if host is None else [self._known[host]]
+        return [guest for known in chosen for guest in known.guests]
+
+    def find(self, which: str) -> list[Guest]:
+        """Every guest of that key, uuid, name, or HOST/NAME; a key or uuid leaves the others out."""
+        guests = self.guests()
+        exact = [guest for guest in guests if which in (guest.key, guest.uuid)]
+        if exact:
+            return exact
+        host, _, name = which.partition("/")
+        return [
+            guest for guest in guests if guest.name == which or (guest.host == host and guest.name == name)
+        ]
+
+    # --- changing ----------------------------------------------------------------------------------------------------
+
+    def set_state(self, name: str, state: HostState) -> None:
+        """What the host may be used for from now on."""
+        known = self._known[name]
+        if known.host.state is not state:
+            known.host = replace(known.host, state=state)
+            self._changed()
+
+    def configure(self, hosts: Iterable[Host]) -> None:
+        """Take a new configuration over; hosts keep their state and what was read of them."""
+        known, self._known = self._known, {}
+        for host in hosts:
+            old = known.get(host.name)
+            if old is None:
+                self._known[host.name] = _Known(replace(host, up=False, error="not looked at yet"))
+            else:
+                kept = replace(
+                    host, state=old.host.state, up=old.host.up, error=old.host.error, facts=old.host.facts
+                )
+                self._known[host.name] = _Known(_with_link(kept, host), old.guests, old.looked_at)
+            self._wake.setdefault(host.name, asyncio.Event()).set()
+            self._looking.setdefault(host.name, asyncio.Lock())
+        self._changed()
+
+    def moved(self, guest: Guest, host: str, socket: str, pid: int | None) -> None:
+        """A guest has arrived; known at once, and looked at soon."""
+        for known in self._known.values():
+            known.guests = tuple(each for each in known.guests if each.key != guest.key)
+        arrived = replace(guest, host=host, socket=socket, pid=pid)
+        if host in self._known:
+            self._known[host].guests += (arrived,)
+        self.look_soon(guest.host, host)
+        self._changed()
+
+    def gone(self, guest: Guest) -> None:
+        """A guest has ended."""
+        for known in self._known.values():
+            known.guests = tuple(each for each in known.guests if each.key != guest.key)
+        self._changed()
+
+    def note_dirty_rate(self, key: str, bytes_per_second: float) -> None:
+        """As just measured."""
+        for known in self._known.values():
+            known.guests = tuple(
+                replace(each, dirty_rate_bytes_per_second=bytes_per_second) if each.key == key else each
+                for each in known.guests
+            )
+
+    def look_soon(self, *names: str) -> None:
+        """Something happened there."""
+        for name in names:
+            if name in self._wake:
+                self._wake[name].set()
+
+    # --- looking -----------------------------------------------------------------------------------------------------
+
+    async def look(self, name: str) -> Host:
+        """Look at one host now; never raises for a host that cannot be reached: it is then down, with its reason."""
+        async with self._looking[name]:
+            known = self._known[name]
+            before = (known.host, known.guests)
+            try:
+                async with asyncio.timeout(_LOOK_SECONDS):
+                    look = await self._site.look(name)
+            except (MigratorError, TimeoutError) as error:
+                why = str(error) or f"host {name}: it did not answer within {_LOOK_SECONDS:.0f} s"
+                if known.host.up:
+                    self._log.warning("host is down", host=name, error=why)
+                known.host = replace(known.host, up=False, error=why)
+            else:
+                link = known.host.link_bytes_per_second or look.facts.link_bytes_per_second
+                known.host = replace(
+                    known.host, up=True, error="", facts=look.facts, link_bytes_per_second=link
+                )
+                known.guests = self._take(known.guests, look.guests)
+                known.looked_at = datetime.now(UTC)
+            if (known.host, known.guests) != before:
+                self._changed()
+            return known.host
+
+    def _take(self, old: Sequence[Guest], new: Sequence[Guest]) -> tuple[Guest, ...]:
+        rates = {guest.key: guest.dirty_rate_bytes_per_second for guest in old}
+        seen = []
+        for guest in new:
+            if guest.run in _NOT_A_GUEST and not guest.obstacle:
+                continue
+            seen.append(self._rules(replace(guest, dirty_rate_bytes_per_second=rates.get(guest.key))))
+        return tuple(sorted(seen, key=lambda guest: (guest.name, guest.key)))
+
+    def doubled(self) -> Mapping[str, int]:
+        """Keys that more than one QEMU claims, with how many do."""
+        counted = Counter(guest.key for guest in self.guests())
+        return {key: count for key, count in counted.items() if count > 1}
+
+    async def look_at_all(self) -> None:
+        """Look at every host once, together."""
+        async with asyncio.TaskGroup() as group:
+            for name in self._known:
+                group.create_task(self.look(name), name=f"look at host {name}")
+
+    async def run(self) -> None:
+        """Look at every host again and again, until cancelled."""
+        async with asyncio.TaskGroup() as group:
+            for name in self._known:
+                group.create_task(self._watch(name), name=f"watch host {name}")
+
+    async def _watch(self, name: str) -> None:
+        pause = 0.0
+        while name in self._known:
+            host = self._known[name].host
+            if host.up:
+                pause = self._interval * random.uniform(0.9, 1.1)  # noqa: S311 - only spreads the looks
+            else:
+                pause = min(self._interval, max(_FIRST_RETRY_SECONDS, pause * 2))
+            wake = self._wake[name]
+            try:
+                async with asyncio.timeout(pause):
+                    await wake.wait()
+            except TimeoutError:
+                pass  # its time has come
+            wake.clear()
+            await self.look(name)
+
+
+def _with_link(host: Host, configured: Host) -> Host:
+    link = configured.link_bytes_per_second or host.facts.link_bytes_per_second
+    return replace(host, link_bytes_per_second=link)

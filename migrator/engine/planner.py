@@ -1,0 +1,296 @@
+"""Says, at every change, which guest goes where, when, with how much of the links, and what it will come to.
+
+Places come from :mod:`migrator.core.placement`, turns and bandwidth from :mod:`migrator.core.schedule`, times from
+:mod:`migrator.core.timetable`: all three are pure, and asked afresh with what is known now.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from dataclasses import dataclass, field
+from datetime import UTC, datetime, timedelta
+from typing import TYPE_CHECKING
+
+from migrator import logs
+from migrator.core.inventory import Guest
+from migrator.core.model import State
+from migrator.core.placement import NoHost, Request, place
+from migrator.core.policy import Policy
+from migrator.core.schedule import Orders, schedule
+from migrator.core.timetable import Prediction, predict
+from migrator.core.transfers import Phase, Transfer
+from migrator.core.transfers import Rules as LinkRules
+from migrator.engine.documents import (
+    EvacuationState,
+    GuestStanding,
+)
+from migrator.engine.evacuation import Entry, Evacuation
+from migrator.engine.job import Job
+from migrator.errors import JournalError
+
+if TYPE_CHECKING:
+    from migrator.engine.controller import Engine
+
+#: While something is under way the forecast is made anew so often.
+_LIVE_SECONDS = 1.0
+#: A failure of the journal or a host is waited out so long before the next turn.
+_IDLE_SECONDS = 30.0
+
+
+@dataclass(frozen=True, kw_only=True)
+class Limits:
+    """The site's."""
+
+    links: LinkRules = field(default_factory=LinkRules)
+    #: Migrations that are prepared or run at the same time in the whole site.
+    migrations_at_a_time: int = 100
+
+
+class Planner:
+    """One turn at a time; see :meth:`turn`."""
+
+    def __init__(self, engine: Engine) -> None:
+        self._engine = engine
+        self._wake = asyncio.Event()
+        self._empty_seen: dict[str, bool] = {}
+        self._log = logs.logger()
+
+    def clock(self) -> float:
+        """The loop's."""
+        return asyncio.get_running_loop().time()
+
+    def wake(self) -> None:
+        """Something changed."""
+        self._wake.set()
+
+    async def run(self) -> None:
+        """A turn at every change, and from time to time, until cancelled."""
+        while True:
+            self._wake.clear()
+            pause = await self.turn()
+            try:
+                async with asyncio.timeout(pause):
+                    await self._wake.wait()
+            except TimeoutError:
+                pass  # time alone changes forecasts and deadlines
+            await asyncio.sleep(0.02)  # what changes together is seen together
+
+    # --- one turn ----------------------------------------------------------------------------------------------------
+
+    async def turn(self) -> float:
+        """Do what is due; seconds until the next turn at the latest."""
+        engine = self._engine
+        engine.forget()
+        for run in [run for run in engine.runs.values() if not run.ended]:
+            await self._look_after(run)
+        if engine.stopping:
+            return _IDLE_SECONDS
+        targets = self._place()
+        transfers = self._transfers(targets)
+        if not transfers:
+            return _LIVE_SECONDS if engine.runs else _IDLE_SECONDS
+        hosts = {host.name: host for host in engine.inventory.hosts()}
+        orders = schedule(transfers, hosts, engine.rules.limits.links)
+        await self._carry_out(orders, targets)
+        self._foretell(predict(transfers, hosts, engine.rules.limits.links))
+        return min(_LIVE_SECONDS, orders.look_again_seconds or _LIVE_SECONDS)
+
+    async def _look_after(self, run: Evacuation) -> None:
+        engine, now = self._engine, datetime.now(UTC)
+        host = engine.inventory.host(run.host)
+        up = host is not None and host.up
+        changed = False
+        if run.kind == "evacuate" and up:
+            changed = run.take(engine.inventory.guests(run.host))
+        if run.deadline is not None and now >= run.deadline and run.left and not run.late:
+            run.late = changed = True
+            if run.on_deadline == "stop" and run.closing is None:
+                run.closing = EvacuationState.STOPPED
+                engine.stop_jobs(run)
+        if run.kind == "evacuate" and up and not run.left and run.closing is None:
+            # Empty as far as is known: only a fresh look makes it so.
+            host = await engine.inventory.look(run.host)
+            up = host.up
+            changed = run.take(engine.inventory.guests(run.host)) or changed
+        empty = up and not engine.inventory.guests(run.host)
+        state = run.settle(self.clock(), host_empty=empty, host_up=up)
+        if state is not None:
+            engine.end_run(run, state)
+        elif changed:
+            engine.announce_run(run)
+
+    def _place(self) -> dict[str, tuple[Evacuation, Entry, str, str]]:
+        """A target for everyone of an evacuation that wants one: run, entry, host, reason."""
+        engine, now = self._engine, self.clock()
+        busy = {job.guest.key for job in engine.jobs.values() if not job.ended}
+        wanting = [
+            (run, entry)
+            for run in engine.runs.values()
+            for entry in run.wanting(now)
+            if entry.guest.key not in busy
+        ]
+        requests = [request_of(run, entry) for run, entry in wanting]
+        answers = place(engine.fleet(), requests, engine.rules.placement) if requests else {}
+        found = {}
+        for run, entry in wanting:
+            answer = answers[entry.guest.key]
+            if isinstance(answer, NoHost):
+                if run.retry_anywhere(entry.guest.key):
+                    self.wake()  # where it failed is better than nowhere
+                elif run.no_target(entry.guest.key, answer.reason):
+                    engine.announce_run(run)
+                continue
+            if entry.standing is GuestStanding.NO_TARGET:
+                entry.standing = GuestStanding.WAITING
+            entry.target, entry.reason = answer.host, answer.reason
+            found[entry.guest.key] = (run, entry, answer.host, answer.reason)
+        return found
+
+    def _transfers(self, targets: dict[str, tuple[Evacuation, Entry, str, str]]) -> list[Transfer]:
+        engine = self._engine
+        transfers = [
+            self.transfer_of(entry.guest, target, self.policy_of(run, entry.guest), run=run)
+            for run, entry, target, _ in targets.values()
+        ]
+        for job in engine.jobs.values():
+            if job.ended or job.state is State.HELD:
+                continue
+            run_of = engine.runs.get(job.evacuation or "")
+            transfers.append(self.transfer_of(job.guest, job.target, job.policy, run=run_of, job=job))
+        return transfers
+
+    def policy_of(self, run: Evacuation, guest: Guest) -> Policy:
+        """The evacuation's, where it has one."""
+        return self._engine.policy_of(guest, run.policy or None)
+
+    def transfer_of(
+        self,
+        guest: Guest,
+        target: str,
+        policy: Policy,
+        *,
+        run: Evacuation | None = None,
+        job: Job | None = None,
+    ) -> Transfer:
+        """How the schedule sees it."""
+        phase, left, dirty = (
+            Phase.WAITING,
+            float(guest.memory_bytes),
+            guest.dirty_rate_bytes_per_second or 0.0,
+        )
+        alone: float | None = None
+        if job is not None:
+            phase = _phase(job)
+            sample = job.status.sample if job.status else None
+            if sample is not None:
+                left = float(sample.remaining_bytes)
+                dirty = sample.dirty_rate_bytes_per_second or dirty
+            forecast = job.status.forecast if job.status else None
+            if forecast is not None and 0 < forecast.seconds_p50 < 1e6:
+                alone = forecast.seconds_p50
+        deadline = None
+        if run is not None and run.deadline is not None:
+            deadline = (run.deadline - datetime.now(UTC)).total_seconds()
+        return Transfer(
+            guest=guest.key,
+            source=guest.host,
+            target=target,
+            phase=phase,
+            bytes_left=left,
+            # What is fetched after the switch, or copied while the guest stands still, is sent once.
+            dirty_rate_bytes_per_second=0.0 if policy.offline else dirty,
+            alone_seconds=alone,
+            max_bytes_per_second=policy.max_bandwidth_bytes_per_second,
+            priority=guest.priority,
+            deadline_seconds=deadline,
+            stop_at_deadline=run is not None and run.on_deadline == "stop",
+        )
+
+    async def _carry_out(
+        self, orders: Orders, targets: dict[str, tuple[Evacuation, Entry, str, str]]
+    ) -> None:
+        engine = self._engine
+        jobs = {job.guest.key: job for job in engine.jobs.values() if not job.ended}
+        under_way = sum(1 for job in jobs.values() if engine.busy(job))
+        for key in orders.prepare:
+            if under_way >= engine.rules.limits.migrations_at_a_time:
+                break
+            if key in targets:
+                if not await self._begin(*targets[key]):
+                    break
+            elif key in jobs and not engine.busy(jobs[key]):
+                engine.begin_job(jobs[key], jobs[key].drive())
+            under_way += 1
+        for key, speed in orders.bandwidth.items():
+            if key in jobs:
+                jobs[key].set_share(speed)
+        for key in orders.begin:
+            if key in jobs:
+                jobs[key].admit()
+
+    async def _begin(self, run: Evacuation, entry: Entry, target: str, reason: str) -> bool:
+        engine = self._engine
+        job = engine.make_job(
+            entry.guest,
+            target,
+            self.policy_of(run, entry.guest),
+            accept=run.accept,
+            run=run.id,
+            by=run.requested_by,
+        )
+        before = (entry.standing, entry.migration, entry.target, entry.reason, entry.attempts)
+        run.begun(entry.guest.key, job.id, target, reason)
+        try:
+            await engine.journal_job(job, run)
+        except JournalError as error:
+            entry.standing, entry.migration, entry.target, entry.reason, entry.attempts = before
+            self._log.warning("not begun", guest=entry.guest.key, error=str(error))
+            return False
+        engine.add(job)
+        engine.announce_run(run)
+        engine.begin_job(job, job.drive())
+        return True
+
+    def _foretell(self, prediction: Prediction) -> None:
+        now = datetime.now(UTC)
+        for run in self._engine.runs.values():
+            if run.ended:
+                continue
+            ends = []
+            for key, entry in run.entries.items():
+                expected = prediction.guests.get(key)
+                if expected is None or not (entry.wants_place or entry.standing is GuestStanding.MIGRATING):
+                    entry.starts_in_seconds = entry.takes_seconds = None
+                    continue
+                entry.starts_in_seconds = max(0.0, expected.begins.p50)
+                entry.takes_seconds = max(0.0, expected.ends.p50 - expected.begins.p50)
+                ends.append(expected.ends)
+            if not ends:
+                continue
+            low, middle, high = (
+                now + timedelta(seconds=max(getattr(end, name) for end in ends))
+                for name in ("p10", "p50", "p90")
+            )
+            run.forecast_end_at = (low, middle, high)
+            at_risk = run.deadline is not None and high > run.deadline
+            if at_risk != run.at_risk:
+                run.at_risk = at_risk
+                self._engine.announce_run(run)
+
+
+def request_of(run: Evacuation, entry: Entry) -> Request:
+    """What placement is asked for it."""
+    return Request(
+        guest=entry.guest,
+        excluded=dict(entry.excluded),
+        prefer=entry.target or "",
+        only=run.host if run.kind == "restore" else "",
+    )
+
+
+def _phase(job: Job) -> Phase:
+    if job.state is State.QUEUED:
+        return Phase.WAITING
+    if job.state is State.PREPARING:
+        return Phase.READY if job.ready else Phase.TRANSFERRING if job.started_at else Phase.PREPARING
+    return Phase.FINISHING if job.state is State.FINISHING else Phase.TRANSFERRING

@@ -1,0 +1,292 @@
+"""Carries commands out: each verb checked against what is known, journalled, and begun."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict
+from datetime import UTC, datetime
+from typing import Any
+
+from migrator.core.inventory import Guest, Host, HostState
+from migrator.core.model import Severity, State
+from migrator.core.placement import NoHost, Request, place
+from migrator.core.policy import Policy
+from migrator.engine import resolving
+from migrator.engine.commands import (
+    Activate,
+    Answer,
+    Caller,
+    Cancel,
+    Check,
+    Command,
+    Evacuate,
+    Migrate,
+    Plan,
+    Postcopy,
+    Refusal,
+    Resolve,
+    Restore,
+)
+from migrator.engine.controller import Engine, host_document, host_saved, new_id
+from migrator.engine.documents import (
+    CheckDocument,
+    EvacuationDocument,
+    EvacuationState,
+    FindingDocument,
+    GuestStanding,
+    HostDocument,
+    MigrationDocument,
+)
+from migrator.engine.evacuation import Entry, Evacuation
+from migrator.engine.job import Job
+from migrator.engine.views import evacuation_document, migration_document, one_guest
+from migrator.errors import JournalError, MigratorError, UsageError
+
+#: A host that was looked at so long ago is looked at again before something is begun with it.
+_FRESH_SECONDS = 10.0
+
+
+class Verbs:
+    """See :class:`migrator.engine.commands.Controller`."""
+
+    def __init__(self, engine: Engine) -> None:
+        self._engine = engine
+
+    async def carry_out(self, command: Command, caller: Caller, *, key: str) -> Answer:
+        if key and (begun := await self._begun_by(key)) is not None:
+            return begun
+        match command:
+            case Plan():
+                return await self._engine.preview.plan(self._host(command.host).name, command.policy)
+            case Check():
+                return await self._check(command)
+        if self._engine.stopping:
+            raise Refusal("unavailable", "the service is stopping; ask again once it runs")
+        if complaint := self._engine.keeper.journal.complaint:
+            raise Refusal("unavailable", f"no new work is taken: {complaint}")
+        return await self._change(command, caller, key)
+
+    async def _change(self, command: Command, caller: Caller, key: str) -> Answer:
+        match command:
+            case Migrate():
+                return await self._migrate(command, caller, key)
+            case Evacuate():
+                return await self._evacuate(command, caller, key)
+            case Restore():
+                return await self._restore(command, caller, key)
+            case Activate():
+                return await self._activate(command)
+            case Cancel():
+                return await self._cancel(command)
+            case Postcopy():
+                return self._postcopy(command)
+            case Resolve():
+                return await self._resolve(command)
+        raise Refusal("invalid", f"there is no command {command.verb}")
+
+    async def _begun_by(self, key: str) -> Answer | None:
+        for job in self._engine.jobs.values():
+            if job.key == key:
+                return job.document()
+        for run in self._engine.runs.values():
+            if run.key == key:
+                return run.document()
+        for kind in ("migration", "evacuation"):
+            for saved in await self._engine.keeper.journal.page(kind, limit=1, where={"command": key}):
+                return migration_document(saved) if kind == "migration" else evacuation_document(saved)
+        return None
+
+    async def _migrate(self, command: Migrate, caller: Caller, key: str) -> MigrationDocument:
+        guest = one_guest(self._engine, command.guest)
+        policy = self._policy_of(guest, command.policy)
+        if guest.obstacle:
+            raise Refusal("preflight", f"{guest.label} cannot be moved: {guest.obstacle}")
+        for job in self._engine.jobs.values():
+            if job.guest.key == guest.key and not job.ended:
+                raise Refusal("conflict", f"{guest.label} is {job.state} already: migration {job.id}")
+        self._known_codes(command.accept)
+        target = self._target(guest, command.to)
+        job = self._engine.make_job(guest, target, policy, accept=command.accept, by=caller.user, key=key)
+        await self._journal(("migration", job.journalled()))
+        self._engine.add(job)
+        return job.document()
+
+    def _target(self, guest: Guest, to: str | None) -> str:
+        if to is not None:
+            self._host(to)
+        answer = place(
+            self._engine.fleet(), [Request(guest=guest, only=to or "")], self._engine.rules.placement
+        )[guest.key]
+        if isinstance(answer, NoHost):
+            raise Refusal("not-now", f"no host can take {guest.label}: {answer.reason}")
+        return answer.host
+
+    async def _evacuate(self, command: Evacuate, caller: Caller, key: str) -> EvacuationDocument:
+        host = self._host(command.host)
+        self._unoccupied(host)
+        self._known_codes(command.accept)
+        if command.policy is not None:
+            self._policy(command.policy)
+        if command.deadline is not None and command.deadline <= datetime.now(UTC):
+            raise Refusal("invalid", f"the deadline {command.deadline.isoformat()} has passed")
+        host = await self._fresh(host)
+        if not host.up:
+            raise Refusal("not-now", f"it cannot be emptied: {host.error}")
+        run = Evacuation(
+            identifier=new_id(),
+            host=host.name,
+            policy=command.policy or "",
+            accept=command.accept,
+            deadline=command.deadline,
+            on_deadline=command.on_deadline,
+            requested_by=caller.user,
+            key=key,
+        )
+        run.take(self._engine.inventory.guests(host.name))
+        await self._journal(
+            ("evacuation", run.journalled()), ("host", host_saved(host.name, HostState.DRAINING))
+        )
+        self._engine.set_host(host.name, HostState.DRAINING)
+        self._engine.begin_run(run)
+        return run.document()
+
+    async def _restore(self, command: Restore, caller: Caller, key: str) -> EvacuationDocument:
+        host = self._host(command.host)
+        self._unoccupied(host)
+        if not host.up:
+            raise Refusal("not-now", f"guests cannot come home: {host.error}")
+        run = Evacuation(
+            identifier=new_id(), host=host.name, kind="restore", requested_by=caller.user, key=key
+        )
+        for guest in await self._guests_of_last_evacuation(host.name):
+            run.entries[guest.key] = Entry(guest=guest)
+        await self._journal(
+            ("evacuation", run.journalled()), ("host", host_saved(host.name, HostState.ACTIVE))
+        )
+        self._engine.set_host(host.name, HostState.ACTIVE)
+        self._engine.begin_run(run)
+        return run.document()
+
+    async def _guests_of_last_evacuation(self, host: str) -> list[Guest]:
+        """Those that left it, or an evacuation that was gone on with, and still exist elsewhere."""
+        moved: dict[str, Guest] = {}
+        for saved in await self._engine.keeper.journal.page("evacuation", limit=100, where={"host": host}):
+            run = Evacuation.from_journal(saved)
+            if run.kind == "restore" or run.ended_at is None:
+                break
+            for key, entry in run.entries.items():
+                if entry.standing is GuestStanding.MOVED:
+                    moved.setdefault(key, entry.guest)
+        now = {guest.key: guest for guest in self._engine.inventory.guests()}
+        return [now[key] for key in moved if key in now and now[key].host != host]
+
+    async def _activate(self, command: Activate) -> HostDocument:
+        host = self._host(command.host)
+        self._unoccupied(host)
+        await self._journal(("host", host_saved(host.name, HostState.ACTIVE)))
+        self._engine.set_host(host.name, HostState.ACTIVE)
+        return host_document(self._engine, self._host(host.name))
+
+    async def _cancel(self, command: Cancel) -> Answer:
+        if (job := self._engine.jobs.get(command.target)) is not None:
+            if not job.cancel():
+                raise Refusal("not-now", f"migration {job.id} is {job.state}: too late to cancel")
+            self._engine.planner.wake()
+            return job.document()
+        run = self._engine.runs.get(command.target)
+        if run is None or run.ended:
+            raise Refusal("not-found", f"no migration or evacuation {command.target} is under way")
+        run.closing = EvacuationState.CANCELLED
+        await self._journal(("evacuation", run.journalled()))
+        self._engine.stop_jobs(run)
+        self._engine.planner.wake()
+        return run.document()
+
+    def _postcopy(self, command: Postcopy) -> MigrationDocument:
+        job = self._job(command.migration)
+        if not job.postcopy():
+            raise Refusal(
+                "not-now",
+                f"migration {job.id} cannot go to postcopy: it is {job.state}, or its policy {job.policy.name} or one "
+                "of the QEMUs does not allow it",
+            )
+        return job.document()
+
+    async def _resolve(self, command: Resolve) -> MigrationDocument:
+        job = self._job(command.migration)
+        if job.state is not State.HELD or self._engine.busy(job):
+            raise Refusal("not-now", f"migration {job.id} is {job.state}, not held")
+        try:
+            await resolving.resolve(job, command.guest_at)
+        except MigratorError as error:
+            raise Refusal("conflict", str(error)) from error
+        self._engine.after(job)
+        return job.document()
+
+    async def _check(self, command: Check) -> CheckDocument:
+        guest, host = one_guest(self._engine, command.guest), self._host(command.to)
+        policy = self._policy_of(guest, command.policy)
+        job = self._engine.make_job(guest, host.name, policy, announce=False)
+        try:
+            findings = await job.check_only()
+        except MigratorError as error:
+            raise Refusal("not-now", str(error)) from error
+        from_placement = self._engine.preview.against(guest, host.name)
+        found = [*from_placement, *findings]
+        return CheckDocument(
+            guest=guest.key,
+            host=host.name,
+            possible=not any(each.severity is Severity.ERROR for each in found),
+            findings=[FindingDocument(**asdict(each)) for each in found],
+        )
+
+    # --- what commands need -------------------------------------------------------------------------------------------
+
+    def _host(self, name: str) -> Host:
+        host = self._engine.inventory.host(name)
+        if host is None:
+            names = ", ".join(each.name for each in self._engine.inventory.hosts()[:20])
+            raise Refusal("not-found", f"there is no host {name}; there are {names}")
+        return host
+
+    async def _fresh(self, host: Host) -> Host:
+        looked = self._engine.inventory.looked_at(host.name)
+        if looked is None or (datetime.now(UTC) - looked).total_seconds() > _FRESH_SECONDS or not host.up:
+            return await self._engine.inventory.look(host.name)
+        return host
+
+    def _job(self, identifier: str) -> Job:
+        job = self._engine.jobs.get(identifier)
+        if job is None or job.ended:
+            raise Refusal("not-found", f"no migration {identifier} is under way")
+        return job
+
+    def _unoccupied(self, host: Host) -> None:
+        for run in self._engine.runs.values():
+            if run.host == host.name and not run.ended:
+                verb = "emptied by evacuation" if run.kind == "evacuate" else "filled again by restore"
+                raise Refusal("conflict", f"{host.name} is being {verb} {run.id}; cancel that first")
+
+    def _policy(self, name: str) -> Policy:
+        try:
+            return self._engine.rules.policy(name)
+        except UsageError as error:
+            raise Refusal("invalid", str(error)) from error
+
+    def _known_codes(self, codes: Sequence[str]) -> None:
+        try:
+            self._engine.means.accept((), codes)
+        except UsageError as error:
+            raise Refusal("invalid", str(error)) from error
+
+    def _policy_of(self, guest: Guest, name: str | None) -> Policy:
+        try:
+            return self._engine.policy_of(guest, name)
+        except UsageError as error:
+            raise Refusal("invalid", str(error)) from error
+
+    async def _journal(self, *documents: tuple[str, Mapping[str, Any]]) -> None:
+        try:
+            await self._engine.keeper.now(*documents)
+        except JournalError as error:
+            raise Refusal("unavailable", f"it was not begun: {error}") from error

@@ -1,0 +1,146 @@
+"""What the service shows: :class:`~migrator.engine.reading.Reading` over the engine's memory and its journal."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from migrator.core.inventory import Guest
+from migrator.engine.bus import Bus
+from migrator.engine.commands import Refusal
+from migrator.engine.controller import Engine, host_document
+from migrator.engine.documents import (
+    EvacuationDocument,
+    GuestDocument,
+    HostDocument,
+    MigrationDocument,
+)
+
+
+class Views:
+    """See :class:`migrator.engine.reading.Reading`."""
+
+    def __init__(self, engine: Engine) -> None:
+        self._engine = engine
+        self.bus: Bus = engine.bus
+
+    def active_migrations(self) -> list[MigrationDocument]:
+        return [job.document() for job in self._engine.jobs.values() if not job.ended]
+
+    def active_evacuations(self) -> list[EvacuationDocument]:
+        return [run.document() for run in self._engine.runs.values() if not run.ended]
+
+    def hosts(self) -> list[HostDocument]:
+        return [
+            host_document(self._engine, host)
+            for host in sorted(self._engine.inventory.hosts(), key=lambda h: h.name)
+        ]
+
+    def host(self, name: str) -> HostDocument | None:
+        host = self._engine.inventory.host(name)
+        return host_document(self._engine, host) if host else None
+
+    def guests(self) -> list[GuestDocument]:
+        under_way = {job.guest.key: job.id for job in self._engine.jobs.values() if not job.ended}
+        found = [self._guest_document(guest, under_way) for guest in self._engine.inventory.guests()]
+        return sorted(found, key=lambda guest: (guest.host, guest.name, guest.guest))
+
+    def guest(self, which: str) -> GuestDocument | None:
+        try:
+            guest = one_guest(self._engine, which)
+        except Refusal as refusal:
+            if refusal.code == "not-found":
+                return None
+            raise
+        under_way = {job.guest.key: job.id for job in self._engine.jobs.values() if not job.ended}
+        return self._guest_document(guest, under_way)
+
+    def _guest_document(self, guest: Guest, under_way: Mapping[str, str]) -> GuestDocument:
+        return GuestDocument(
+            guest=guest.key,
+            name=guest.name,
+            uuid=guest.uuid,
+            host=guest.host,
+            run_state=guest.run,
+            memory_bytes=guest.memory_bytes,
+            vcpus=guest.vcpus,
+            dirty_rate_bytes_per_second=guest.dirty_rate_bytes_per_second,
+            policy=guest.policy or self._engine.rules.default_policy,
+            movable=not guest.obstacle,
+            obstacle=guest.obstacle,
+            obstacle_code=guest.obstacle_code,
+            migration=under_way.get(guest.key),
+        )
+
+    async def migrations(
+        self, *, limit: int, before: str | None = None, where: Mapping[str, str] | None = None
+    ) -> list[MigrationDocument]:
+        saved = await self._engine.keeper.journal.page("migration", limit=limit, before=before, where=where)
+        # Memory is newer than the journal.
+        return [
+            self._engine.jobs[each["id"]].document()
+            if each["id"] in self._engine.jobs
+            else migration_document(each)
+            for each in saved
+        ]
+
+    async def migration(self, identifier: str) -> MigrationDocument | None:
+        if identifier in self._engine.jobs:
+            return self._engine.jobs[identifier].document()
+        saved = await self._engine.keeper.journal.find("migration", identifier)
+        return migration_document(saved) if saved else None
+
+    async def evacuations(
+        self, *, limit: int, before: str | None = None, where: Mapping[str, str] | None = None
+    ) -> list[EvacuationDocument]:
+        saved = await self._engine.keeper.journal.page("evacuation", limit=limit, before=before, where=where)
+        return [
+            self._engine.runs[each["id"]].document()
+            if each["id"] in self._engine.runs
+            else evacuation_document(each)
+            for each in saved
+        ]
+
+    async def evacuation(self, identifier: str) -> EvacuationDocument | None:
+        if identifier in self._engine.runs:
+            return self._engine.runs[identifier].document()
+        saved = await self._engine.keeper.journal.find("evacuation", identifier)
+        return evacuation_document(saved) if saved else None
+
+    async def events(
+        self, *, after: int = 0, limit: int = 1000, subject: str | None = None, subject_id: str | None = None
+    ) -> list[dict[str, Any]]:
+        return await self._engine.keeper.journal.events(
+            after=after, limit=limit, subject=subject, subject_id=subject_id
+        )
+
+    def complaints(self) -> list[str]:
+        return [self._engine.keeper.journal.complaint] if self._engine.keeper.journal.complaint else []
+
+
+def one_guest(engine: Engine, which: str) -> Guest:
+    """By key, uuid, name or HOST/NAME.
+
+    :raise Refusal: none, or more than one.
+    """
+    found = engine.inventory.find(which)
+    if not found:
+        raise Refusal("not-found", f"there is no guest {which}; see: migrator guests")
+    if len(found) > 1:
+        candidates = ", ".join(f"{guest.host}/{guest.name} ({guest.key})" for guest in found)
+        raise Refusal("ambiguous", f"{which} may be any of {candidates}")
+    return found[0]
+
+
+def _public(saved: Mapping[str, Any]) -> dict[str, Any]:
+    return {key: each for key, each in saved.items() if key != "_private"}
+
+
+def migration_document(saved: Mapping[str, Any]) -> MigrationDocument:
+    """As it is in the journal."""
+    return MigrationDocument.model_validate(_public(saved))
+
+
+def evacuation_document(saved: Mapping[str, Any]) -> EvacuationDocument:
+    """As it is in the journal."""
+    return EvacuationDocument.model_validate(_public(saved))

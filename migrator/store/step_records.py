@@ -1,0 +1,46 @@
+"""The steps of the service's migrations: one append-only file each, beside the journal.
+
+The journal says which migrations there are; how far one got is noted here, because a step must be on record before it
+is taken and may not wait for a database's commit while a guest stands still.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from migrator.core.situation import Intent
+from migrator.ports import Record
+from migrator.store.records import FileRecord, Unfinished
+
+
+class StepRecords:
+    """See :class:`migrator.engine.job.Records`.
+
+    :param directory: made when the first record begins.
+    """
+
+    def __init__(self, directory: Path) -> None:
+        self._directory = directory
+
+    def create(self, migration: str) -> Record:
+        return FileRecord(migration, directory=self._directory)
+
+    def take_up(self, migration: str) -> tuple[Record, Mapping[str, Any], Intent] | None:
+        path = self._directory / f"{migration}.jsonl"
+        if not path.exists():
+            return None
+        left = Unfinished(path)
+        left.claim()
+        return left.record, left.facts, left.intent
+
+    def release(self, record: Record) -> None:
+        if isinstance(record, FileRecord):
+            record.close()
+
+    async def put_away(self, migration: str, outcome: Mapping[str, Any]) -> None:
+        path = self._directory / f"{migration}.jsonl"
+        if path.exists():
+            await asyncio.to_thread(lambda: Unfinished(path).claim().put_away(outcome))
