@@ -58,6 +58,8 @@ class FoundSocket:
     """One unix socket that a pattern matches."""
 
     path: str
+    #: Some process listens; else the file was left by one that was killed.
+    listening: bool = False
     #: Of the process that listens; ``None`` where nobody does, or the rights do not suffice to tell.
     pid: int | None = None
     #: Somebody is connected to it.
@@ -81,8 +83,6 @@ async def find_sockets(
 ) -> list[FoundSocket]:
     """Every unix socket that one of the glob patterns matches, sorted by path.
 
-    One that no process listens at any more (left by a QEMU that was killed) is in it, without a pid.
-
     :param patterns: absolute; as a shell matches them. :func:`literal` makes one of a path.
     :raise HostError: when the host cannot be asked.
     """
@@ -91,12 +91,15 @@ async def find_sockets(
     output = await access.run(["sh", "-s", "--", *patterns], stdin=_SCRIPT, timeout=timeout)
     if not output.stdout.endswith(b"@end\0"):
         raise HostError(access.name, f"its sockets cannot be listed: {output.complaint or 'no answer'}")
+    if b"@table\0\0@held\0" in output.stdout:
+        raise HostError(access.name, "its sockets cannot be listed: install ss there (package iproute2)")
     return parse(output.text)
 
 
 def literal(path: str) -> str:
     """A pattern that matches this path alone."""
-    return re.sub(r"([\\*?\[\]])", r"\\\1", path)
+    # In brackets each: where nothing is left to match, some shells keep the backslashes of a pattern.
+    return re.sub(r"[*?[\\]", lambda found: "[\\\\]" if found[0] == "\\" else f"[{found[0]}]", path)
 
 
 def parse(text: str) -> list[FoundSocket]:
@@ -132,6 +135,7 @@ def parse(text: str) -> list[FoundSocket]:
         mine = words.get(pid, []) if pid is not None else []
         found[path] = FoundSocket(
             path=path,
+            listening=bool(listening[key]),
             pid=pid,
             busy=bool(accepted[key]),
             clients=clients,

@@ -1,7 +1,9 @@
-"""QMP addresses as people write them: ``unix:PATH``, ``tcp:HOST:PORT``, ``tls:HOST:PORT``; IPv6 in brackets."""
+"""QMP addresses as people write them: ``unix:PATH``, ``tcp:HOST:PORT``, ``tls:HOST:PORT``, ``ssh:HOST:PATH``; IPv6 in
+brackets."""
 
 from __future__ import annotations
 
+import os
 import re
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,16 +16,22 @@ class Address:
     """Where a QMP monitor listens."""
 
     kind: str
-    #: With ``unix``.
+    #: With ``unix`` and ``ssh``.
     path: str = ""
-    #: With ``tcp`` and ``tls``.
+    #: With ``tcp``, ``tls`` and ``ssh``.
     host: str = ""
+    #: With ``tcp`` and ``tls``.
     port: int = 0
+    #: With ``ssh``; may be empty.
+    user: str = ""
 
     def __str__(self) -> str:
-        return (
-            f"unix:{self.path}" if self.kind == "unix" else f"{self.kind}:{bracketed(self.host)}:{self.port}"
-        )
+        if self.kind == "unix":
+            return f"unix:{self.path}"
+        if self.kind == "ssh":
+            user = f"{self.user}@" if self.user else ""
+            return f"ssh:{user}{bracketed(self.host)}:{self.path}"
+        return f"{self.kind}:{bracketed(self.host)}:{self.port}"
 
 
 def bracketed(host: str) -> str:
@@ -48,7 +56,18 @@ def parse(text: str) -> Address:
     if kind in ("tcp", "tls") and match is not None and 0 < int(match[2]) < 65536:
         return Address(kind=kind, host=match[1].strip("[]"), port=int(match[2]))
     if kind == "ssh":
-        raise UsageError(
-            f"{text!r}: ssh addresses are not supported by direct yet; forward the socket with ssh -L"
-        )
-    raise UsageError(f"{text!r} is not a QMP address: write unix:PATH, tcp:HOST:PORT or tls:HOST:PORT")
+        return _parse_ssh(text, rest)
+    raise UsageError(
+        f"{text!r} is not a QMP address: write unix:PATH, tcp:HOST:PORT, tls:HOST:PORT or ssh:HOST:PATH"
+    )
+
+
+def _parse_ssh(text: str, rest: str) -> Address:
+    match = re.fullmatch(
+        r"(?:([^@:\[\]\s]+)@)?(\[[0-9A-Fa-f:.%\w]+\]|[^-@:\[\]\s][^@:\[\]\s]*):(/.*)", rest, re.DOTALL
+    )
+    if match is None:
+        raise UsageError(f"{text!r} is not an SSH address: write ssh:HOST:/PATH or ssh:USER@HOST:/PATH")
+    if len(os.fsencode(match[3])) > 107:
+        raise UsageError(f"{text!r}: a unix socket's path has at most 107 bytes; use a shorter one or a link")
+    return Address(kind="ssh", user=match[1] or "", host=match[2].strip("[]"), path=match[3])

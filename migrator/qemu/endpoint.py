@@ -89,6 +89,24 @@ class Endpoint:
         return self._process
 
     @property
+    def dead(self) -> bool:
+        """Its process is proven dead."""
+        return self._process_state() is Process.DEAD
+
+    async def listener(self) -> int | None:
+        """The pid behind its session, where that can be told."""
+        if self._way is None:
+            return self._monitor.pid
+        try:
+            process = await self._way.process()
+        except HostError:
+            return None
+        if process is None:
+            return None
+        process.close()
+        return process.pid
+
+    @property
     def round_trip_seconds(self) -> float:
         return self._monitor.round_trip_seconds
 

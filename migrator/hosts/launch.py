@@ -1,0 +1,299 @@
+"""Starts a QEMU on a host so that it outlives whoever started it, and leaves nothing behind when it does not start."""
+
+from __future__ import annotations
+
+import asyncio
+import re
+from collections.abc import Coroutine, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from migrator import logs
+from migrator.errors import HostError, MigratorError
+from migrator.hosts.access import Access
+from migrator.ports import GuestProcess
+
+#: Of a label in the name of a run directory: sockets below it have to have short paths.
+_LABEL_CHARACTERS = 24
+_WORDS_BYTES = 2000
+#: sun_path of struct sockaddr_un, without its last NUL.
+SOCKET_PATH_BYTES = 107
+#: Time-out of a small command, in seconds.
+_SHORT = 10.0
+_KILL_SECONDS = 10.0
+
+# Fixed texts: what comes from outside is only ever in their arguments.
+_BASES = """
+u=$(id -u)
+if [ "$u" = 0 ]; then r=/run s=/var/log
+else r=${XDG_RUNTIME_DIR:-/tmp/migrator-$u} s=${XDG_STATE_HOME:-$HOME/.local/state}
+fi
+if [ "$u" = 0 ] && [ -d /run/systemd/system ]; then i=systemd; else i=; fi
+printf '%s\\0' "$r/migrator/guests" "$s/migrator/guests" "$i"
+"""
+_MAKE = """
+umask 077 && mkdir -p -- "$1" "$2" && d=$(mktemp -d -- "$1/$3-XXXXXX") || exit
+printf %s "$4" >"$d/migration" || { rm -rf -- "$d"; exit 1; }
+printf %s "$d"
+"""
+_OF_MIGRATION = """
+for d in "$1"/*-??????; do
+  if [ -f "$d/migration" ] && [ "$(cat -- "$d/migration")" = "$2" ]; then printf '%s\\0' "$d"; fi
+done
+"""
+_DETACHED = 'exec "$@" >>"$0" 2>&1 </dev/null'
+_USERS = 'grep -lsaF -e "$1" /proc/[0-9]*/cmdline'
+_REMOVE = 'case "$1" in */*-??????) rm -rf -- "$1";; *) exit 2;; esac'
+
+
+@dataclass(frozen=True, kw_only=True)
+class Nest:
+    """The place of one QEMU on its host."""
+
+    #: Only its owner may enter it; sockets and the pid file are in it, and it goes with the process.
+    run_directory: str
+    #: What it says on its standard error; kept.
+    log: str
+    #: Name of its transient unit; empty where it has none.
+    unit: str = ""
+
+    @property
+    def pid_file(self) -> str:
+        """Where it writes its pid."""
+        return f"{self.run_directory}/qemu.pid"
+
+
+class Launcher:
+    """Starts QEMUs on one host.
+
+    :param base: directory of the run directories; empty is ``/run/migrator/guests``, or below ``$XDG_RUNTIME_DIR``
+        for a user who is not root.
+    :param log_directory: empty is ``/var/log/migrator/guests``, or below ``$XDG_STATE_HOME``.
+    :param systemd: QEMU becomes a transient unit of its own, not a part of ours or of the SSH session; ``None``: where
+        systemd is pid 1 and we are root.
+    :param timeout_seconds: for the start, until it is known to be up.
+    """
+
+    def __init__(
+        self,
+        host: Access,
+        *,
+        base: str = "",
+        log_directory: str = "",
+        systemd: bool | None = None,
+        timeout_seconds: float = 30.0,
+    ) -> None:
+        self.host = host
+        self.timeout_seconds = timeout_seconds
+        self._base, self._log_directory, self._systemd = base, log_directory, systemd
+
+    async def _settle(self) -> None:
+        """Find out what is the custom of that host, where nothing else was configured."""
+        base, log_directory, init = (await self._run("sh", "-c", _BASES)).split("\0")[:3]
+        self._base, self._log_directory = self._base or base, self._log_directory or log_directory
+        self._systemd = init == "systemd" if self._systemd is None else self._systemd
+
+    async def make_nest(self, migration: str) -> Nest:
+        """Make a run directory (0700) and choose the log.
+
+        :param migration: id of the migration it is for.
+        :raise HostError: it cannot be made; nothing is left.
+        """
+        await self._settle()
+        short = re.sub(r"[^A-Za-z0-9._-]", "-", migration)[:_LABEL_CHARACTERS].strip(".-") or "guest"
+        arguments = (self._base, self._log_directory, short, migration)
+        nest = self._nest(await self._run("sh", "-c", _MAKE, "sh", *arguments))
+        if len(f"{nest.run_directory}/control.qmp".encode()) > SOCKET_PATH_BYTES:
+            await self.remove(nest)
+            raise HostError(
+                self.host.name,
+                f"{self._base} is too long for the path of a socket; configure a shorter directory",
+            )
+        return nest
+
+    def _nest(self, run_directory: str) -> Nest:
+        name = run_directory.rpartition("/")[2]
+        unit = f"migrator-guest-{name}.service" if self._systemd else ""
+        return Nest(run_directory=run_directory, log=f"{self._log_directory}/{name}.log", unit=unit)
+
+    async def nests_of(self, migration: str) -> list[Nest]:
+        """The nests that were made for a migration and are still there.
+
+        :raise HostError: when the host cannot be asked.
+        """
+        await self._settle()
+        found = await self._run("sh", "-c", _OF_MIGRATION, "sh", self._base, migration)
+        return [self._nest(path) for path in found.split("\0")[:-1]]
+
+    async def nest_at(self, socket: str) -> Nest | None:
+        """The nest that a socket is in; ``None`` when it is in none of ours.
+
+        :raise HostError: when the host cannot be asked.
+        """
+        await self._settle()
+        directory = socket.rpartition("/")[0]
+        ours = directory.rpartition("/")[0] == self._base.rstrip("/")
+        return self._nest(directory) if ours and re.search(r"-[A-Za-z0-9]{6}$", directory) else None
+
+    async def start(self, nest: Nest, argv: Sequence[str], *, by_itself: bool = False) -> GuestProcess | None:
+        """Start it, and take hold of its process.
+
+        :param argv: with ``-daemonize`` unless it becomes a unit, and with ``-pidfile`` in the run directory.
+        :param by_itself: `argv` is a command that starts QEMU in whatever way it likes, and ends.
+        :returns: ``None`` when it wrote no pid file: nobody knows which process it is.
+        :raise HostError: it did not start, in its own words; whatever came up is ended, only the log is left.
+        """
+        try:
+            if nest.unit and not by_itself:
+                await self._start_unit(nest, argv)
+            else:
+                await self._start_detached(nest, argv)
+            return await self._process(nest)
+        except BaseException:
+            await certainly(self.discard(nest), name=f"clear {nest.run_directory}")
+            raise
+
+    async def _start_detached(self, nest: Nest, argv: Sequence[str]) -> None:
+        try:
+            done = await self.host.run(["sh", "-c", _DETACHED, nest.log, *argv], timeout=self.timeout_seconds)
+        except HostError as error:
+            raise HostError(self.host.name, f"{await self._too_slow(nest, argv[0])}; {error}") from error
+        if done.status:
+            words = await self.last_words(nest) or done.complaint or "it said nothing"
+            raise HostError(
+                self.host.name, f"{argv[0]} ended with status {done.status}: {words} (log: {nest.log})"
+            )
+
+    async def _start_unit(self, nest: Nest, argv: Sequence[str]) -> None:
+        done = await self.host.run(unit_command(nest, argv), timeout=self.timeout_seconds)
+        if done.status:
+            words = await self.last_words(nest) or done.complaint or "it said nothing"
+            raise HostError(
+                self.host.name, f"{argv[0]} could not be started as {nest.unit}: {words} (log: {nest.log})"
+            )
+        # It is up as a process; that it is up as a QEMU shows when it has written its pid file.
+        try:
+            async with asyncio.timeout(self.timeout_seconds):
+                while not await self._read_pid(nest):
+                    active = await self.host.run(
+                        ["systemctl", "is-active", "--quiet", nest.unit], timeout=_SHORT
+                    )
+                    if active.status:
+                        raise HostError(self.host.name, await self.obituary(nest, argv[0]))
+                    await asyncio.sleep(0.05)
+        except TimeoutError as error:
+            raise HostError(self.host.name, await self._too_slow(nest, argv[0])) from error
+
+    async def _too_slow(self, nest: Nest, program: str) -> str:
+        words = await self.last_words(nest)
+        said = f": {words}" if words else ""
+        return f"{program} did not come up within {self.timeout_seconds:g} s and was ended{said} (log: {nest.log})"
+
+    async def obituary(self, nest: Nest, program: str = "QEMU") -> str:
+        """What there is to say about one that has ended."""
+        words = await self.last_words(nest) or "it said nothing"
+        return f"{program} ended right after its start: {words} (log: {nest.log})"
+
+    async def _process(self, nest: Nest) -> GuestProcess | None:
+        pid = await self._read_pid(nest)
+        return await self.host.process(pid) if pid else None
+
+    async def _read_pid(self, nest: Nest) -> int | None:
+        done = await self.host.run(["cat", "--", nest.pid_file], timeout=_SHORT)
+        return int(done.text) if done.status == 0 and done.text.strip().isdecimal() else None
+
+    async def last_words(self, nest: Nest) -> str:
+        """The end of its log in one line; empty where there is none. Never raises for a host that is gone."""
+        try:
+            done = await self.host.run(["tail", "-c", str(_WORDS_BYTES), "--", nest.log], timeout=_SHORT)
+        except HostError:
+            return ""
+        lines = done.stdout.decode(errors="replace").split("\n")
+        said = [" ".join(line.split()) for line in lines if line.strip()]
+        return "; ".join("".join(c if c.isprintable() else "?" for c in line) for line in said[-5:])[-500:]
+
+    async def discard(self, nest: Nest, process: GuestProcess | None = None) -> None:
+        """End whatever was started in this nest and remove it; the log is kept, unless it is empty.
+
+        :param process: one that is not to be found by its command line.
+
+        :raise HostError: the host cannot be asked, or the process could not be seen dead; then the nest is left.
+        """
+        if nest.unit:
+            await self.host.run(["systemctl", "kill", "--signal=SIGKILL", nest.unit], timeout=_SHORT)
+            await self.host.run(["systemctl", "stop", nest.unit], timeout=_KILL_SECONDS + _SHORT)
+            await self.host.run(["systemctl", "reset-failed", nest.unit], timeout=_SHORT)
+        found = await self._inhabitants(nest)
+        try:
+            for one in [*found, *([process] if process is not None else [])]:
+                if not await one.kill(_KILL_SECONDS):
+                    raise HostError(
+                        self.host.name,
+                        f"QEMU (pid {one.pid}) could not be ended; end it, then remove {nest.run_directory}",
+                    )
+        finally:
+            for one in found:
+                one.close()
+        await self.remove(nest)
+
+    async def _inhabitants(self, nest: Nest) -> list[GuestProcess]:
+        """Every QEMU whose command line names the run directory, a name that nobody else has."""
+        done = await self.host.run(["sh", "-c", _USERS, "sh", nest.run_directory], timeout=_SHORT)
+        found = []
+        for line in done.text.splitlines():
+            pid = re.fullmatch(r"/proc/(\d+)/cmdline", line)
+            process = await self.host.process(int(pid[1])) if pid else None
+            if process is None:
+                continue
+            if process.is_qemu and any(nest.run_directory in word for word in process.arguments()):
+                found.append(process)
+            else:
+                process.close()
+        return found
+
+    async def remove(self, nest: Nest) -> None:
+        """Remove the run directory of a process that has ended, and its log if there is nothing in it."""
+        await self._run("sh", "-c", _REMOVE, "sh", nest.run_directory)
+        if nest.log:
+            await self.host.run(["find", nest.log, "-maxdepth", "0", "-empty", "-delete"], timeout=_SHORT)
+
+    async def _run(self, *argv: str) -> str:
+        done = await self.host.run(argv, timeout=_SHORT)
+        if done.status:
+            raise HostError(self.host.name, done.complaint or f"{argv[0]} ended with status {done.status}")
+        return done.text
+
+
+def unit_command(nest: Nest, argv: Sequence[str]) -> list[str]:
+    """How systemd is told to start it. Pure."""
+    # systemd puts the values of variables into a command line; a dollar that is doubled stands for itself.
+    return [
+        *("systemd-run", "--quiet", "--collect", f"--unit={nest.unit}", "--slice=machine.slice"),
+        *("--service-type=exec", "--property=KillMode=mixed", "--property=TasksMax=16384"),
+        *(f"--property=StandardOutput=append:{nest.log}", f"--property=StandardError=append:{nest.log}"),
+        "--",
+        *(word.replace("$", "$$") for word in argv),
+    ]
+
+
+async def certainly(cleaning: Coroutine[Any, Any, None], *, name: str) -> None:
+    """Carry on to the end of a clean-up even if this task is cancelled meanwhile.
+
+    What goes wrong in it is logged: the error that made it necessary is the one to tell.
+    """
+
+    async def told() -> None:
+        try:
+            await cleaning
+        except MigratorError as error:
+            logs.logger().warning("something is left behind", error=str(error))
+
+    task = asyncio.create_task(told(), name=name)
+    cancelled = False
+    while not task.done():
+        try:
+            await asyncio.shield(task)
+        except asyncio.CancelledError:
+            cancelled = True
+    if cancelled:
+        raise asyncio.CancelledError

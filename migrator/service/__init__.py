@@ -1,0 +1,1 @@
+"""The service: joins the siblings below into one program."""
