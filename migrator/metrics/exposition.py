@@ -5,15 +5,12 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from types import TracebackType
 from typing import Self
 
-from prometheus_client import CollectorRegistry
 from prometheus_client.exposition import choose_encoder
-from prometheus_client.metrics_core import Metric
-from prometheus_client.registry import Collector
 
 from migrator.core.model import State
 from migrator.errors import JournalError
@@ -22,6 +19,8 @@ from migrator.metrics.lag import Lag
 from migrator.metrics.seen import Seen
 from migrator.metrics.shown import Shown, Snapshot
 
+#: The last line of OpenMetrics.
+_END = b"# EOF\n"
 #: Ended migrations that are read from the journal at the start, to know of failures that are not mended yet.
 _RECALLED = 1000
 
@@ -135,17 +134,10 @@ class Metrics:
     def render(self, snapshot: Snapshot, accept: str | None) -> tuple[bytes, str]:
         """The text of a scrape and its content type; from any thread."""
         encode, content_type = choose_encoder(accept or "")
-        return encode(_Both(self._counted.registry, Shown(snapshot))), content_type
-
-
-class _Both(Collector):
-    """What was counted, then what is shown: a scrape shares nothing with the next one."""
-
-    def __init__(self, counted: CollectorRegistry, shown: Shown) -> None:
-        self._counted = counted
-        self._shown = shown
-
-    def collect(self) -> Iterator[Metric]:
-        """Every metric."""
-        yield from self._counted.collect()
-        yield from self._shown.collect()
+        counted = encode(self._counted.registry)
+        end = _END if counted.endswith(_END) else b""
+        parts = [counted.removesuffix(end)]
+        for text in Shown(snapshot).texts():
+            parts.append(text.encode())
+            time.sleep(0)  # lets the event loop have its turn
+        return b"".join((*parts, end)), content_type

@@ -1,14 +1,16 @@
-"""Gauges that are built from the service's state at each scrape: what has ended is gone by itself."""
+"""Gauges that are built from the service's state at each scrape: what has ended is gone by itself.
+
+They are written out here, which takes a fifth of the time that prometheus-client's families would: there are tens of
+thousands of them where there are few counters. Both text formats write a gauge in the same way.
+"""
 
 from __future__ import annotations
 
+import math
 from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime
-
-from prometheus_client.metrics_core import GaugeMetricFamily, Metric
-from prometheus_client.registry import Collector
 
 from migrator.core.model import State
 from migrator.metrics.catalogue import (
@@ -62,23 +64,28 @@ class _Family:
         """Add to what is shown."""
         self._values[labels] = self._values.get(labels, 0.0) + value
 
-    def metric(self) -> Metric:
-        """As the encoder takes it."""
-        described = self._described
-        family = GaugeMetricFamily(described.name, described.help, labels=described.labels)
-        for labels, value in self._values.items():
-            family.add_metric(labels, value)
-        return family
+    def text(self) -> str:
+        """As Prometheus reads it, in both formats."""
+        name, names = self._described.name, self._described.labels
+        lines = [f"# HELP {name} {self._described.help}\n# TYPE {name} gauge\n"]
+        if not names:
+            lines += [f"{name} {_number(value)}\n" for value in self._values.values()]
+        else:
+            form = name + "{" + ",".join(f'{label}="%s"' for label in names) + "} %s\n"
+            lines += [
+                form % (*map(_escaped, labels), _number(value)) for labels, value in self._values.items()
+            ]
+        return "".join(lines)
 
 
-class Shown(Collector):
-    """Builds the metrics of one snapshot."""
+class Shown:
+    """Makes the text of one snapshot."""
 
     def __init__(self, snapshot: Snapshot) -> None:
         self._snapshot = snapshot
 
-    def collect(self) -> Iterator[Metric]:
-        """All of them, those without a value too."""
+    def texts(self) -> Iterator[str]:
+        """One metric after the other, those without a value too."""
         for described, fill in (
             (MIGRATIONS, self._migrations),
             (EVACUATIONS, self._evacuations),
@@ -87,12 +94,12 @@ class Shown(Collector):
         ):
             families = {each.name.removeprefix("migrator_"): _Family(each) for each in described}
             fill(families)
-            yield from (family.metric() for family in families.values())
+            yield from (family.text() for family in families.values())
 
     def _migrations(self, families: Mapping[str, _Family]) -> None:
         decided = families["migration_decision_timestamp_seconds"]
         for migration in self._snapshot.migrations:
-            both = (migration.id, _text(migration.guest))
+            both = (migration.id, migration.guest)
             families["migration_info"].set(
                 (*both, migration.source, migration.destination, migration.policy), 1.0
             )
@@ -127,7 +134,7 @@ class Shown(Collector):
             families["evacuation_at_risk"].set(both, evacuation.at_risk)
             for guest in evacuation.guests:
                 if guest.standing in STUCK:
-                    labels = (*both, _text(guest.guest), str(guest.standing))
+                    labels = (*both, guest.guest, str(guest.standing))
                     families["evacuation_guest_stuck"].set(labels, 1.0)
 
     def _inventory(self, families: Mapping[str, _Family]) -> None:
@@ -147,14 +154,14 @@ class Shown(Collector):
         guests = sorted(self._snapshot.guests, key=lambda guest: guest.movable)
         families["guests_not_shown"].set((), max(0, len(guests) - MOST_GUESTS))
         for guest in guests[:MOST_GUESTS]:
-            both = (_text(guest.guest), guest.host)
-            families["guest_info"].set((*both, _text(guest.name)), 1.0)
+            both = (guest.guest, guest.host)
+            families["guest_info"].set((*both, guest.name), 1.0)
             families["guest_migratable"].set(both, guest.movable)
             families["guest_dirty_rate_bytes_per_second"].set(both, guest.dirty_rate_bytes_per_second)
         for key, past in self._snapshot.failures.items():
-            families["guest_last_failure_timestamp_seconds"].set((_text(key), past.host), past.at)
+            families["guest_last_failure_timestamp_seconds"].set((key, past.host), past.at)
         for key, past in self._snapshot.downtimes.items():
-            both = (_text(key), past.host)
+            both = (key, past.host)
             families["guest_last_downtime_seconds"].set(both, past.downtime_seconds)
             families["guest_last_downtime_ceiling_seconds"].set(both, past.ceiling_seconds)
 
@@ -183,6 +190,15 @@ def _epoch(time: datetime | None) -> float | None:
     return None if time is None else time.timestamp()
 
 
-def _text(value: str) -> str:
-    """As UTF-8 can carry it: a name may be anything that came from a command line."""
-    return value.encode("utf-8", "replace").decode("utf-8")
+def _number(value: float) -> str:
+    if math.isfinite(value):
+        return repr(float(value))
+    return "NaN" if math.isnan(value) else "+Inf" if value > 0 else "-Inf"
+
+
+def _escaped(value: str) -> str:
+    """A name may be anything that came from a command line, or no text at all."""
+    if value.isascii() and value.isprintable() and '"' not in value and "\\" not in value:
+        return value
+    value = value.encode("utf-8", "backslashreplace").decode("utf-8")
+    return value.replace("\\", "\\\\").replace("\n", "\\n").replace('"', '\\"')

@@ -174,7 +174,7 @@ async def test_names_may_be_anything(service: Service) -> None:
     service.reading.put(a_migration("m1", guest='host-1/b\nad"'))
     values = await service.values()
     [labels] = values["migrator_guest_info"]
-    assert dict(labels)["name"] == name.replace("\udcff", "?")
+    assert dict(labels)["name"] == name.replace("\udcff", r"\udcff")
     assert (("guest", 'host-1/b\nad"'), ("migration", "m1")) in values["migrator_migration_round"]
     assert list(read_openmetrics((await service.metrics.scrape(OPENMETRICS))[0].decode()))
 
@@ -475,11 +475,11 @@ async def test_a_scrape_is_made_into_text_in_another_thread(
 ) -> None:
     threads: list[threading.Thread] = []
 
-    def collect(self: Any) -> Iterator[Any]:
+    def texts(self: Any) -> Iterator[Any]:
         threads.append(threading.current_thread())
         return iter(())
 
-    monkeypatch.setattr("migrator.metrics.shown.Shown.collect", collect)
+    monkeypatch.setattr("migrator.metrics.shown.Shown.texts", texts)
     await service.metrics.scrape(None)
     assert threads
     assert threads[0] is not threading.main_thread()
