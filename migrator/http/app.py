@@ -1,0 +1,67 @@
+"""The application: every route under its limits, every error a problem."""
+
+from __future__ import annotations
+
+from typing import Any, cast
+
+from fastapi import APIRouter, FastAPI
+
+from migrator import __version__
+from migrator.engine.commands import Door
+from migrator.engine.reading import Reading
+from migrator.http import ask, look, openapi, page, probes, session, stream
+from migrator.http.access import Access, Tokens
+from migrator.http.limits import Guard, Limits, Rates, Streams
+from migrator.http.parts import Metrics, Parts
+from migrator.http.problems import answer_with_problems
+
+
+def create_app(
+    door: Door,
+    reading: Reading,
+    auth: Tokens,
+    *,
+    metrics: Metrics | None = None,
+    limits: Limits | None = None,
+) -> FastAPI:
+    """The API, the page and the probes.
+
+    A request that came by the Unix socket (:mod:`migrator.http.server` says so) needs no token: who may open the
+    socket is an operator. Every other needs one of `auth`.
+
+    :param metrics: see :data:`migrator.http.parts.Metrics`; ``None``: there are none.
+    """
+    limits = limits or Limits()
+    app = FastAPI(
+        title="migrator",
+        version=__version__,
+        openapi_url="/openapi.json",
+        # They load scripts from elsewhere.
+        docs_url=None,
+        redoc_url=None,
+        redirect_slashes=False,
+    )
+    app.state.parts = Parts(
+        door=door,
+        reading=reading,
+        access=Access(tokens=auth, rates=Rates(per_second=limits.requests_per_second, burst=limits.burst)),
+        limits=limits,
+        streams=Streams(limits),
+        metrics=metrics,
+    )
+    api = APIRouter(prefix="/api/v1")
+    for part in (ask, look, stream, session):
+        api.include_router(part.router)
+    app.include_router(api)
+    app.include_router(probes.router)
+    app.include_router(page.router)
+    answer_with_problems(app)
+    app.add_middleware(Guard, limits=limits)
+    app.openapi = lambda: openapi.describe(app)  # type: ignore[method-assign] # as FastAPI's documents do it
+    return app
+
+
+def describe_only() -> FastAPI:
+    """The application with nothing behind it, to be described."""
+    nothing = cast("Any", None)
+    return create_app(nothing, nothing, nothing)

@@ -1,0 +1,208 @@
+"""The routes that are commands: each becomes an envelope and goes through the door."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Mapping
+from typing import Any
+
+from fastapi import APIRouter, Request
+from starlette.responses import Response
+
+from migrator.engine.commands import (
+    COMMANDS,
+    Caller,
+    Envelope,
+    Reply,
+)
+from migrator.engine.documents import (
+    CheckDocument,
+    EvacuationDocument,
+    HostDocument,
+    MigrationDocument,
+    PlanDocument,
+)
+from migrator.http import look
+from migrator.http.parts import Asks, parts
+from migrator.http.problems import ProblemError, request_id
+from migrator.http.problems import response as problem
+
+router = APIRouter()
+
+_KEY = re.compile(r"[\x21-\x7e]{1,128}")
+_KEY_PARAMETER = {
+    "name": "Idempotency-Key",
+    "in": "header",
+    "required": False,
+    "schema": {"type": "string", "pattern": r"^[\x21-\x7e]{1,128}$"},
+    "description": "The caller's own id of this command: the same again gets the same answer and does nothing.",
+}
+
+
+def _takes(verb: str, *from_path: str) -> dict[str, Any]:
+    """The body of `verb` as OpenAPI says it, without what the path gives."""
+    schema = COMMANDS[verb].model_json_schema()
+    for name in from_path:
+        schema["properties"].pop(name)
+    required = [name for name in schema.pop("required", []) if name not in from_path]
+    if required:
+        schema["required"] = required
+    return {
+        "parameters": [_KEY_PARAMETER],
+        "requestBody": {"required": bool(required), "content": {"application/json": {"schema": schema}}},
+    }
+
+
+@router.post(
+    "/migrations",
+    status_code=202,
+    response_model=MigrationDocument,
+    tags=["migrations"],
+    openapi_extra=_takes("migrate"),
+)
+async def migrate(request: Request, caller: Asks) -> Response:
+    """Move one guest."""
+    return await _ask(request, caller, "migrate", {})
+
+
+@router.post(
+    "/migrations/{id}/cancel",
+    status_code=202,
+    response_model=MigrationDocument,
+    tags=["migrations"],
+    openapi_extra=_takes("cancel", "target"),
+)
+async def cancel_migration(request: Request, id: look.Identifier, caller: Asks) -> Response:  # noqa: A002
+    """Stop a migration as far as that is safe."""
+    await look.migration(request, id)
+    return await _ask(request, caller, "cancel", {"target": id})
+
+
+@router.post(
+    "/migrations/{id}/postcopy",
+    status_code=202,
+    response_model=MigrationDocument,
+    tags=["migrations"],
+    openapi_extra=_takes("postcopy", "migration"),
+)
+async def postcopy(request: Request, id: look.Identifier, caller: Asks) -> Response:  # noqa: A002
+    """Switch a migration to postcopy now, where its policy allows it."""
+    return await _ask(request, caller, "postcopy", {"migration": id})
+
+
+@router.post(
+    "/migrations/{id}/resolve",
+    status_code=202,
+    response_model=MigrationDocument,
+    tags=["migrations"],
+    openapi_extra=_takes("resolve", "migration"),
+)
+async def resolve(request: Request, id: look.Identifier, caller: Asks) -> Response:  # noqa: A002
+    """End a held migration: a person has looked and says where the guest is."""
+    return await _ask(request, caller, "resolve", {"migration": id})
+
+
+@router.post(
+    "/hosts/{host}/evacuate",
+    status_code=202,
+    response_model=EvacuationDocument,
+    tags=["hosts"],
+    openapi_extra=_takes("evacuate", "host"),
+)
+async def evacuate(request: Request, host: look.Identifier, caller: Asks) -> Response:
+    """Empty a host."""
+    return await _ask(request, caller, "evacuate", {"host": host})
+
+
+@router.post(
+    "/hosts/{host}/restore",
+    status_code=202,
+    response_model=EvacuationDocument,
+    tags=["hosts"],
+    openapi_extra=_takes("restore", "host"),
+)
+async def restore(request: Request, host: look.Identifier, caller: Asks) -> Response:
+    """Bring the guests of the last evacuation home and make the host active."""
+    return await _ask(request, caller, "restore", {"host": host})
+
+
+@router.post(
+    "/hosts/{host}/activate",
+    response_model=HostDocument,
+    tags=["hosts"],
+    openapi_extra=_takes("activate", "host"),
+)
+async def activate(request: Request, host: look.Identifier, caller: Asks) -> Response:
+    """End a host's maintenance without bringing anyone home."""
+    return await _ask(request, caller, "activate", {"host": host})
+
+
+@router.post("/plans", response_model=PlanDocument, tags=["hosts"], openapi_extra=_takes("plan"))
+async def plan(request: Request, caller: Asks) -> Response:
+    """What an evacuation would do; changes nothing."""
+    return await _ask(request, caller, "plan", {})
+
+
+@router.post("/checks", response_model=CheckDocument, tags=["migrations"], openapi_extra=_takes("check"))
+async def check(request: Request, caller: Asks) -> Response:
+    """Preflight alone; changes nothing."""
+    return await _ask(request, caller, "check", {})
+
+
+@router.post(
+    "/evacuations/{id}/cancel",
+    status_code=202,
+    response_model=EvacuationDocument,
+    tags=["evacuations"],
+    openapi_extra=_takes("cancel", "target"),
+)
+async def cancel_evacuation(request: Request, id: look.Identifier, caller: Asks) -> Response:  # noqa: A002
+    """Stop an evacuation or a restore; guests that moved stay moved."""
+    await look.evacuation(request, id)
+    return await _ask(request, caller, "cancel", {"target": id})
+
+
+async def _ask(request: Request, caller: Caller, verb: str, from_path: Mapping[str, Any]) -> Response:
+    key = request.headers.get("idempotency-key")
+    if key is not None and not _KEY.fullmatch(key):
+        raise ProblemError(
+            422, "invalid", "Idempotency-Key: up to 128 characters of ASCII without spaces, please"
+        )
+    body = _object(await request.body())
+    if twice := sorted(set(body) & set(from_path)):
+        raise ProblemError(422, "invalid", f"{twice[0]}: the path says it already")
+    envelope = Envelope(verb=verb, body={**body, **from_path}, caller=caller, id=key)
+    return _said(request, await parts(request).execute(envelope))
+
+
+def _object(body: bytes) -> dict[str, Any]:
+    """:raise ProblemError: when it is not a JSON object."""
+    if not body.strip():
+        return {}
+    try:
+        found = json.loads(body)
+    except (ValueError, RecursionError) as error:
+        raise ProblemError(422, "invalid", f"the body is not JSON: {str(error)[:200]}") from None
+    if not isinstance(found, dict):
+        raise ProblemError(422, "invalid", "the body must be a JSON object")
+    return found
+
+
+def _said(request: Request, reply: Reply) -> Response:
+    if reply.kind == "refused":
+        code = reply.code or "invalid"
+        return problem(
+            reply.status,
+            code,
+            reply.message or "refused",
+            request_id=request_id(request),
+            findings=reply.findings,
+            headers={"Retry-After": "5"} if code == "unavailable" else None,
+        )
+    headers = {}
+    if reply.subject in ("migration", "evacuation"):
+        headers["Location"] = f"/api/v1/{reply.subject}s/{reply.subject_id}"
+    text = json.dumps(reply.body or {}, allow_nan=False)
+    status = 200 if reply.kind == "outcome" else reply.status
+    return Response(text, status_code=status, media_type="application/json", headers=headers)

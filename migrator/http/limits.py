@@ -1,0 +1,218 @@
+"""What one caller may take of the service: bytes, time, requests a second, streams."""
+
+from __future__ import annotations
+
+import asyncio
+import re
+import time
+import uuid
+from collections import Counter, OrderedDict
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from migrator import logs
+from migrator.http import problems
+from migrator.http.problems import ProblemError
+
+_REQUEST_ID = re.compile(rb"[A-Za-z0-9._-]{1,64}")
+#: Callers whose rate is remembered; the one that asked longest ago goes first.
+_CALLERS = 4096
+
+
+@dataclass(frozen=True, kw_only=True)
+class Limits:
+    """Bounds of one entrance."""
+
+    #: Of a request's body; the largest command is a list of findings to accept.
+    body_bytes: int = 64 * 1024
+    #: For a body to arrive in.
+    body_seconds: float = 10.0
+    #: Until an answer has begun. A preflight looks at two hosts, each within 30 s.
+    request_seconds: float = 60.0
+    #: For a client to take what it was sent; a slower one is let go.
+    send_seconds: float = 30.0
+    #: Of one caller, on average and at once.
+    requests_per_second: float = 50.0
+    burst: int = 200
+    #: Streams of events at a time: of all callers and of one.
+    streams: int = 256
+    streams_per_caller: int = 32
+    #: A stream with nothing to say says that it is alive this often, in seconds.
+    heartbeat_seconds: float = 15.0
+
+
+class Rates:
+    """A bucket of tokens for every caller."""
+
+    def __init__(self, *, per_second: float, burst: int, clock: Callable[[], float] = time.monotonic) -> None:
+        self._per_second = per_second
+        self._burst = burst
+        self._clock = clock
+        self._buckets: OrderedDict[str, tuple[float, float]] = OrderedDict()
+
+    def take(self, who: str, *, cost: float = 1.0) -> None:
+        """Count one request.
+
+        :raise ProblemError: 429, with ``Retry-After``, when it is one too many.
+        """
+        now = self._clock()
+        left, at = self._buckets.pop(who, (float(self._burst), now))
+        left = min(self._burst, left + (now - at) * self._per_second)
+        enough = left >= cost
+        self._buckets[who] = (left - cost if enough else left, now)
+        while len(self._buckets) > _CALLERS:
+            self._buckets.popitem(last=False)
+        if not enough:
+            wait = max(1, round((cost - left) / self._per_second + 0.5))
+            raise ProblemError(
+                429,
+                "too-many-requests",
+                f"more than {self._per_second:g} requests a second; ask again in {wait} s",
+                headers={"Retry-After": str(wait)},
+            )
+
+
+@dataclass
+class Streams:
+    """Counts the streams that are open."""
+
+    limits: Limits
+    _open: Counter[str] = field(default_factory=Counter)
+
+    @contextmanager
+    def one(self, user: str) -> Iterator[None]:
+        """Room for one more of `user`.
+
+        :raise ProblemError: 429 or 503 when there is none.
+        """
+        if self._open[user] >= self.limits.streams_per_caller:
+            raise ProblemError(
+                429,
+                "too-many-streams",
+                f"{user} has {self._open[user]} streams open; close one",
+                headers={"Retry-After": "5"},
+            )
+        if self._open.total() >= self.limits.streams:
+            raise ProblemError(
+                503,
+                "too-many-streams",
+                "too many streams are open; ask again later",
+                headers={"Retry-After": "5"},
+            )
+        self._open[user] += 1
+        try:
+            yield
+        finally:
+            self._open[user] -= 1
+            self._open += Counter()  # drops those at 0
+
+
+class Guard:
+    """Stands before the application: request ids, sizes, times, headers that browsers heed."""
+
+    def __init__(self, app: ASGIApp, limits: Limits) -> None:
+        self._app = app
+        self._limits = limits
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http":
+            await self._app(scope, receive, send)
+            return
+        request_id = _given_id(scope) or uuid.uuid4().hex
+        scope.setdefault("state", {})["request_id"] = request_id
+        stamped = self._stamped(send, request_id)
+
+        async def refuse(status: int, code: str, detail: str) -> None:
+            answer = problems.response(status, code, detail, request_id=request_id)
+            await answer(scope, receive, stamped)
+
+        try:
+            body = await self._body(scope, receive)
+        except ProblemError as error:
+            await refuse(error.status, error.code, str(error))
+            return
+        if body is None:
+            return  # the client went away
+        begun = False
+        try:
+            async with asyncio.timeout(self._limits.request_seconds) as until_answer:
+
+                async def answering(message: Message) -> None:
+                    nonlocal begun
+                    begun = True
+                    until_answer.reschedule(None)
+                    await stamped(message)
+
+                await self._app(scope, _again(body, receive), answering)
+        except TimeoutError:
+            logs.logger(request=request_id).warning("request took too long", path=scope["path"])
+            if begun:
+                return  # a client that does not take its answer is let go
+            await refuse(
+                504,
+                "too-slow",
+                f"no answer within {self._limits.request_seconds:g} s; a command may have been begun: "
+                "repeat it with the same Idempotency-Key to learn its answer",
+            )
+
+    def _stamped(self, send: Send, request_id: str) -> Send:
+        async def stamped(message: Message) -> None:
+            if message["type"] == "http.response.start":
+                own = ((b"x-request-id", request_id.encode()), *_HEADERS)
+                message["headers"] = [*message.get("headers", []), *own]
+            async with asyncio.timeout(self._limits.send_seconds):
+                await send(message)
+
+        return stamped
+
+    async def _body(self, scope: Scope, receive: Receive) -> bytes | None:
+        most = self._limits.body_bytes
+        too_large = ProblemError(413, "too-large", f"the body is larger than {most} bytes")
+        length = dict(scope["headers"]).get(b"content-length", b"0")
+        if length.isdigit() and int(length) > most:
+            raise too_large
+        body = bytearray()
+        try:
+            async with asyncio.timeout(self._limits.body_seconds):
+                while True:
+                    message = await receive()
+                    if message["type"] == "http.disconnect":
+                        return None
+                    body += message.get("body", b"")
+                    if len(body) > most:
+                        raise too_large
+                    if not message.get("more_body", False):
+                        return bytes(body)
+        except TimeoutError:
+            raise ProblemError(
+                408, "too-slow", f"the body did not arrive within {self._limits.body_seconds:g} s"
+            ) from None
+
+
+def _given_id(scope: Scope) -> str | None:
+    given = dict(scope["headers"]).get(b"x-request-id", b"")
+    return given.decode() if _REQUEST_ID.fullmatch(given) else None
+
+
+def _again(body: bytes, receive: Receive) -> Receive:
+    given = False
+
+    async def once_more() -> Message:
+        nonlocal given
+        if not given:
+            given = True
+            return {"type": "http.request", "body": body, "more_body": False}
+        return await receive()
+
+    return once_more
+
+
+_HEADERS = (
+    (b"x-content-type-options", b"nosniff"),
+    (b"referrer-policy", b"no-referrer"),
+    (b"x-frame-options", b"DENY"),
+    (b"cross-origin-resource-policy", b"same-origin"),
+)

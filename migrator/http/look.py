@@ -1,0 +1,183 @@
+"""The routes that change nothing."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any
+
+from fastapi import APIRouter, Path, Query, Request
+from pydantic import BaseModel, StringConstraints
+from starlette.responses import Response
+
+from migrator.core.model import State
+from migrator.engine.commands import Name
+from migrator.engine.documents import (
+    EvacuationDocument,
+    EvacuationState,
+    GuestDocument,
+    HostDocument,
+    MigrationDocument,
+)
+from migrator.http.parts import Asks, answer, parts
+from migrator.http.problems import ProblemError
+
+router = APIRouter()
+
+Limit = Annotated[int, Query(ge=1, le=500, description="At most so many.")]
+Before = Annotated[Name | None, Query(description="Those after this one: `next` of the page before.")]
+#: Anything that can be in a guest's name, but for what no journal can look for.
+_Text = Annotated[str, StringConstraints(max_length=1024, pattern=r"^[^\x00]*$")]
+GuestFilter = Annotated[_Text | None, Query(description="A guest's key.")]
+Identifier = Annotated[Name, Path()]
+
+
+class MigrationPage(BaseModel):
+    """Newest first."""
+
+    items: list[MigrationDocument]
+    #: Give it as ``before`` for the next page; ``null``: this was the last.
+    next: str | None = None
+
+
+class EvacuationPage(BaseModel):
+    """Newest first."""
+
+    items: list[EvacuationDocument]
+    next: str | None = None
+
+
+class HostList(BaseModel):
+    """By name."""
+
+    items: list[HostDocument]
+
+
+class GuestList(BaseModel):
+    """By host and name."""
+
+    items: list[GuestDocument]
+
+
+@router.get("/migrations", response_model=MigrationPage, tags=["migrations"])
+async def list_migrations(
+    request: Request,
+    _: Asks,
+    limit: Limit = 50,
+    before: Before = None,
+    state: State | None = None,
+    guest: GuestFilter = None,
+    host: Name | None = None,
+    evacuation: Name | None = None,
+    active: Annotated[
+        bool, Query(description="Only those that have not ended, held ones among them.")
+    ] = False,
+) -> Response:
+    """Migrations, newest first; with `active` all of them in one page."""
+    reading = parts(request).reading
+    where = {"state": state, "guest": guest, "host": host, "evacuation": evacuation}
+    given = {key: str(value) for key, value in where.items() if value is not None}
+    if active:
+        items = [one for one in reading.active_migrations() if _fits(one, given)]
+        return answer(MigrationPage(items=sorted(items, key=lambda one: one.created_at, reverse=True)))
+    found = list(await reading.migrations(limit=limit + 1, before=before, where=given or None))
+    return answer(
+        MigrationPage(items=found[:limit], next=found[limit - 1].id if len(found) > limit else None)
+    )
+
+
+@router.get("/migrations/{id}", response_model=MigrationDocument, tags=["migrations"])
+async def read_migration(request: Request, id: Identifier, _: Asks) -> Response:  # noqa: A002 - its public name
+    """One migration, ended or not."""
+    return answer(await migration(request, id))
+
+
+@router.get("/evacuations", response_model=EvacuationPage, tags=["evacuations"])
+async def list_evacuations(
+    request: Request,
+    _: Asks,
+    limit: Limit = 50,
+    before: Before = None,
+    state: EvacuationState | None = None,
+    host: Name | None = None,
+    active: Annotated[bool, Query(description="Only those that run.")] = False,
+) -> Response:
+    """Evacuations and restores, newest first; with `active` all of them in one page."""
+    reading = parts(request).reading
+    given = {key: str(value) for key, value in {"state": state, "host": host}.items() if value is not None}
+    if active:
+        items = [one for one in reading.active_evacuations() if host in (None, one.host)]
+        items = [one for one in items if state in (None, one.state)]
+        return answer(EvacuationPage(items=sorted(items, key=lambda one: one.created_at, reverse=True)))
+    found = list(await reading.evacuations(limit=limit + 1, before=before, where=given or None))
+    return answer(
+        EvacuationPage(items=found[:limit], next=found[limit - 1].id if len(found) > limit else None)
+    )
+
+
+@router.get("/evacuations/{id}", response_model=EvacuationDocument, tags=["evacuations"])
+async def read_evacuation(request: Request, id: Identifier, _: Asks) -> Response:  # noqa: A002 - its public name
+    """One evacuation or restore, ended or not."""
+    return answer(await evacuation(request, id))
+
+
+@router.get("/hosts", response_model=HostList, tags=["hosts"])
+async def list_hosts(request: Request, _: Asks) -> Response:
+    """All hosts, by name."""
+    return answer(HostList(items=list(parts(request).reading.hosts())))
+
+
+@router.get("/hosts/{host}", response_model=HostDocument, tags=["hosts"])
+async def read_host(request: Request, host: Identifier, _: Asks) -> Response:
+    """One host."""
+    found = parts(request).reading.host(host)
+    if found is None:
+        raise ProblemError(404, "not-found", f"there is no host {host}")
+    return answer(found)
+
+
+@router.get("/guests", response_model=GuestList, tags=["guests"])
+async def list_guests(request: Request, _: Asks, host: Name | None = None) -> Response:
+    """All guests, or those of one host, by host and name."""
+    found = [guest for guest in parts(request).reading.guests() if host in (None, guest.host)]
+    return answer(GuestList(items=found))
+
+
+@router.get("/guests/{guest:path}", response_model=GuestDocument, tags=["guests"])
+async def read_guest(
+    request: Request, guest: Annotated[_Text, Path(description="Uuid, name, or HOST/NAME.")], _: Asks
+) -> Response:
+    """One guest; a name that several have is refused with the candidates."""
+    found = parts(request).reading.guest(guest)
+    if found is None:
+        raise ProblemError(404, "not-found", f"there is no guest {guest!r}")
+    return answer(found)
+
+
+async def migration(request: Request, identifier: str) -> MigrationDocument:
+    """The migration of that id.
+
+    :raise ProblemError: 404.
+    """
+    found = await parts(request).reading.migration(identifier)
+    if found is None:
+        raise ProblemError(404, "not-found", f"there is no migration {identifier}")
+    return found
+
+
+async def evacuation(request: Request, identifier: str) -> EvacuationDocument:
+    """The evacuation of that id.
+
+    :raise ProblemError: 404.
+    """
+    found = await parts(request).reading.evacuation(identifier)
+    if found is None:
+        raise ProblemError(404, "not-found", f"there is no evacuation {identifier}")
+    return found
+
+
+def _fits(one: MigrationDocument, where: dict[str, Any]) -> bool:
+    host = where.get("host")
+    return all(getattr(one, key) == value for key, value in where.items() if key != "host") and host in (
+        None,
+        one.source,
+        one.destination,
+    )

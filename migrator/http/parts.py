@@ -1,0 +1,89 @@
+"""What every route needs, and who asks: found by :func:`parts` and :func:`asks`."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Annotated
+
+from fastapi import Depends, Request
+from pydantic import BaseModel
+from starlette.responses import Response
+
+from migrator.engine.bus import Listener
+from migrator.engine.commands import Caller, Door, Envelope, Reply
+from migrator.engine.reading import Reading
+from migrator.http.access import Access
+from migrator.http.limits import Limits, Streams
+from migrator.http.problems import ProblemError
+
+#: From the header Accept to the text and its media type.
+Metrics = Callable[[str | None], tuple[bytes, str]]
+
+
+@dataclass(kw_only=True)
+class Parts:
+    """Of one application; made by :func:`migrator.http.app.create_app`."""
+
+    door: Door
+    reading: Reading
+    access: Access
+    limits: Limits
+    streams: Streams
+    metrics: Metrics | None = None
+    _listeners: set[Listener] = field(default_factory=set)
+    _commands: set[asyncio.Task[Reply]] = field(default_factory=set)
+    _closing: bool = False
+
+    @property
+    def closing(self) -> bool:
+        """No stream shall go on."""
+        return self._closing
+
+    def heed(self, listener: Listener) -> None:
+        """A stream has begun to listen; :meth:`close` ends it."""
+        self._listeners.add(listener)
+        if self._closing:
+            listener.close()
+
+    def unheed(self, listener: Listener) -> None:
+        """It has ended."""
+        self._listeners.discard(listener)
+
+    async def execute(self, envelope: Envelope) -> Reply:
+        """Give a command to the door; it is carried to its end though the client goes away."""
+        if self._closing:
+            raise ProblemError(503, "closing", "the service is being stopped", headers={"Retry-After": "5"})
+        task = asyncio.create_task(self.door.execute(envelope), name=f"http {envelope.verb}")
+        self._commands.add(task)
+        task.add_done_callback(self._commands.discard)
+        return await asyncio.shield(task)
+
+    async def close(self, timeout: float = 5.0) -> None:
+        """End every stream; give the commands that were begun `timeout` seconds to be answered."""
+        self._closing = True
+        for listener in self._listeners:
+            listener.close()
+        if self._commands:
+            await asyncio.wait(set(self._commands), timeout=timeout)
+
+
+def parts(request: Request) -> Parts:
+    """Of the application that `request` came to."""
+    found = request.app.state.parts
+    assert isinstance(found, Parts)
+    return found
+
+
+async def _asks(request: Request) -> Caller:
+    return await parts(request).access.caller(request)
+
+
+#: A parameter of a route that only known callers may use.
+Asks = Annotated[Caller, Depends(_asks)]
+
+
+def answer(document: BaseModel, status: int = 200) -> Response:
+    """`document` as JSON, as it is: it was validated when it was made."""
+    return Response(document.model_dump_json(), status_code=status, media_type="application/json")

@@ -1,0 +1,226 @@
+"""Events as they happen (server-sent events) and as they happened (JSON): first the journal, then live, none lost."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from collections.abc import AsyncGenerator, AsyncIterator, Mapping
+from contextlib import aclosing
+from typing import Annotated, Any
+
+from fastapi import APIRouter, Header, Query, Request
+from pydantic import BaseModel
+from starlette.responses import Response
+from starlette.types import Receive, Scope, Send
+
+from migrator.engine.commands import Caller, Name
+from migrator.engine.documents import EventDocument, EventKind, Subject
+from migrator.http import look
+from migrator.http.parts import Asks, Parts, answer, parts
+
+router = APIRouter()
+
+_PAGE = 500
+#: Events are published before they are journalled. For the journal to catch up with what was published, in seconds;
+#: after that (it cannot be written, or that event was swept out of it) the gap is left and shows in the ids.
+_JOURNAL_SECONDS = 2.0
+_LARGEST_ID = 2**63 - 1
+
+After = Annotated[
+    int | None,
+    Query(
+        ge=0, le=_LARGEST_ID, description="Begin after the event of this id; 0 is all that the journal has."
+    ),
+]
+LastEventId = Annotated[
+    str | None, Header(description="What a browser sends when it connects again; stands in for `after`.")
+]
+_SSE: dict[int | str, dict[str, Any]] = {
+    200: {
+        "description": "A stream of events without end, or with `Accept: application/json` a page of past ones.",
+        "content": {
+            "text/event-stream": {"schema": {"type": "string"}},
+            "application/json": {"schema": {"$ref": "#/components/schemas/EventPage"}},
+        },
+    }
+}
+
+
+class EventPage(BaseModel):
+    """Journalled events, oldest first."""
+
+    items: list[EventDocument]
+    #: Give it as ``after`` for the next page; ``null``: there are no more now.
+    next: int | None = None
+
+
+@router.get("/events", tags=["events"], response_class=Response, responses=_SSE)
+async def all_events(
+    request: Request,
+    caller: Asks,
+    after: After = None,
+    last_event_id: LastEventId = None,
+    subject: Subject | None = None,
+    subject_id: Name | None = None,
+    limit: Annotated[int, Query(ge=1, le=_PAGE, description="Of a page of JSON.")] = _PAGE,
+) -> Response:
+    """Events of everything, or of one `subject`; without `after` those from now on.
+
+    Each has its id, but for `progress`, which is sent live only. A client that comes again with the last id it saw
+    (`after` or `Last-Event-ID`) misses none.
+    """
+    return await _events(request, caller, _begin(after, last_event_id), subject, subject_id, limit)
+
+
+@router.get("/migrations/{id}/events", tags=["events"], response_class=Response, responses=_SSE)
+async def migration_events(
+    request: Request,
+    id: look.Identifier,  # noqa: A002 - its public name
+    caller: Asks,
+    after: After = None,
+    last_event_id: LastEventId = None,
+    limit: Annotated[int, Query(ge=1, le=_PAGE, description="Of a page of JSON.")] = _PAGE,
+) -> Response:
+    """Events of one migration, from its first on."""
+    await look.migration(request, id)
+    begin = _begin(after, last_event_id)
+    return await _events(request, caller, begin or 0, Subject.MIGRATION, id, limit)
+
+
+def _begin(after: int | None, last_event_id: str | None) -> int | None:
+    # What a browser saw last is newer than the address it was given at first.
+    if last_event_id is not None and last_event_id.isascii() and last_event_id.isdigit():
+        return min(int(last_event_id[:19]), _LARGEST_ID)
+    return after
+
+
+async def _events(
+    request: Request,
+    caller: Caller,
+    after: int | None,
+    subject: Subject | None,
+    subject_id: str | None,
+    limit: int,
+) -> Response:
+    own = parts(request)
+    if "application/json" in request.headers.get("accept", ""):
+        found = await own.reading.events(
+            after=after or 0, limit=limit, subject=subject, subject_id=subject_id
+        )
+        items = [EventDocument.model_validate(one) for one in found]
+        return answer(EventPage(items=items, next=items[-1].event_id if len(items) == limit else None))
+    return _Stream(own, caller.user, _follow(own, after, subject, subject_id))
+
+
+async def _follow(
+    own: Parts, after: int | None, subject: Subject | None, subject_id: str | None
+) -> AsyncGenerator[bytes, None]:
+    reading = own.reading
+    with reading.bus.listen() as listener:
+        own.heed(listener)
+        try:
+            # All later ones will be heard; those up to here are in the journal, or on their way there.
+            heard_from = reading.bus.last_event_id
+            last = heard_from if after is None else min(after, heard_from)
+            yield b"retry: 1000\nid: %d\n\n" % last
+            past = _journalled(own, last, heard_from, subject, subject_id)
+            async with aclosing(past):
+                async for event in past:
+                    yield _frame(event)
+            last = heard_from
+            async for live in listener:
+                if live.kind is EventKind.PROGRESS:
+                    if _wanted(live, subject, subject_id):
+                        yield _frame(live.model_dump(mode="json"))
+                    continue
+                if live.event_id <= last:
+                    continue
+                # The queue is bounded: a client that was slow for long finds the oldest missing.
+                missed = _journalled(own, last, live.event_id - 1, subject, subject_id)
+                async with aclosing(missed):
+                    async for event in missed:
+                        yield _frame(event)
+                last = live.event_id
+                if _wanted(live, subject, subject_id):
+                    yield _frame(live.model_dump(mode="json"))
+        finally:
+            own.unheed(listener)
+
+
+async def _journalled(
+    own: Parts, after: int, upto: int, subject: Subject | None, subject_id: str | None
+) -> AsyncGenerator[Mapping[str, Any], None]:
+    """Events after `after` up to and with `upto`."""
+    patience = asyncio.get_running_loop().time() + _JOURNAL_SECONDS
+    while after < upto and not own.closing:
+        # It is written in order: when it has the last, it has all. Asked first, so that the page below has them.
+        complete = bool(await own.reading.events(after=upto - 1, limit=1))
+        late = asyncio.get_running_loop().time() > patience
+        page = await own.reading.events(after=after, limit=_PAGE, subject=subject, subject_id=subject_id)
+        for event in page:
+            if event["event_id"] > upto:
+                return
+            after = event["event_id"]
+            yield event
+        if len(page) < _PAGE:
+            if complete or late:
+                return
+            await asyncio.sleep(0.02)
+
+
+def _wanted(event: EventDocument, subject: Subject | None, subject_id: str | None) -> bool:
+    return subject in (None, event.subject) and subject_id in (None, event.subject_id)
+
+
+def _frame(event: Mapping[str, Any]) -> bytes:
+    counted = "" if event["kind"] == EventKind.PROGRESS else f"id: {event['event_id']}\n"
+    text = json.dumps(event, separators=(",", ":"), ensure_ascii=True)
+    return f"{counted}event: {event['kind']}\ndata: {text}\n\n".encode()
+
+
+class _Stream(Response):
+    """Sends frames until they end or the client goes away; a comment when there is none for a while."""
+
+    media_type = "text/event-stream"
+
+    def __init__(self, own: Parts, user: str, frames: AsyncGenerator[bytes, None]) -> None:
+        super().__init__(headers={"Cache-Control": "no-store", "X-Accel-Buffering": "no"})
+        del self.headers["content-length"]
+        self._own = own
+        self._user = user
+        self._frames = frames
+
+    async def __call__(self, _: Scope, receive: Receive, send: Send) -> None:
+        with self._own.streams.one(self._user):
+            await send({"type": "http.response.start", "status": 200, "headers": self.raw_headers})
+            gone = asyncio.create_task(_gone(receive), name="stream's client")
+            coming: asyncio.Task[bytes | None] | None = None
+            try:
+                while True:
+                    coming = coming or asyncio.create_task(_next(self._frames), name="stream's next event")
+                    heartbeat = self._own.limits.heartbeat_seconds
+                    await asyncio.wait({gone, coming}, timeout=heartbeat, return_when="FIRST_COMPLETED")
+                    if gone.done():
+                        return
+                    frame: bytes | None = b": still here\n\n"
+                    if coming.done():
+                        frame, coming = coming.result(), None
+                    if frame is None:
+                        break
+                    await send({"type": "http.response.body", "body": frame, "more_body": True})
+                await send({"type": "http.response.body", "body": b"", "more_body": False})
+            finally:
+                for task in (gone, coming):
+                    if task is not None:
+                        task.cancel()
+                await asyncio.gather(*(task for task in (gone, coming) if task), return_exceptions=True)
+                await self._frames.aclose()
+
+
+async def _next(frames: AsyncIterator[bytes]) -> bytes | None:
+    return await anext(frames, None)
+
+
+async def _gone(receive: Receive) -> None:
+    while (await receive())["type"] != "http.disconnect":
+        pass

@@ -1,0 +1,420 @@
+"""The API over real sockets."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import os
+import re
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from pathlib import Path
+from typing import Any
+
+import httpx2
+import pytest
+
+from migrator.core.model import State
+from migrator.http.limits import Limits
+from tests.service_fakes import HOSTILE, OPERATOR, VIEWER, Place, World, serving
+
+
+@pytest.fixture
+async def world() -> World:
+    return World(steps=None)
+
+
+@pytest.fixture
+async def place(world: World, tmp_path: Path) -> AsyncIterator[Place]:
+    async with serving(world, tmp_path) as place:
+        yield place
+
+
+@asynccontextmanager
+async def by_socket(place: Place) -> AsyncIterator[httpx2.AsyncClient]:
+    transport = httpx2.AsyncHTTPTransport(uds=str(place.socket))
+    async with httpx2.AsyncClient(transport=transport, base_url="http://migrator/api/v1/") as client:
+        yield client
+
+
+@asynccontextmanager
+async def by_tcp(place: Place, token: str | None = OPERATOR) -> AsyncIterator[httpx2.AsyncClient]:
+    headers = {"Authorization": f"Bearer {token}"} if token else {}
+    async with httpx2.AsyncClient(base_url=f"{place.url}/api/v1/", headers=headers) as client:
+        yield client
+
+
+@pytest.fixture
+async def client(place: Place) -> AsyncIterator[httpx2.AsyncClient]:
+    async with by_socket(place) as client:
+        yield client
+
+
+def problem(answer: httpx2.Response, status: int, code: str) -> dict[str, Any]:
+    """It is that problem, in the form of RFC 9457, under its request's id."""
+    assert answer.status_code == status, answer.text
+    assert answer.headers["content-type"] == "application/problem+json"
+    found: dict[str, Any] = answer.json()
+    assert found["status"] == status
+    assert found["code"] == code
+    assert found["title"]
+    assert found["detail"]
+    assert "\n" not in found["detail"]
+    assert found["request_id"] == answer.headers["x-request-id"]
+    assert "Traceback" not in answer.text
+    return found
+
+
+class TestReading:
+    async def test_hosts_and_guests(self, client: httpx2.AsyncClient):
+        hosts = (await client.get("hosts")).json()["items"]
+        assert [(host["host"], host["guests"], host["state"]) for host in hosts] == [
+            ("alpha", 3, "active"),
+            ("beta", 2, "active"),
+        ]
+        assert (await client.get("hosts/beta")).json() == hosts[1]
+        guests = (await client.get("guests", params={"host": "alpha"})).json()["items"]
+        assert {guest["name"] for guest in guests} == {"web", "db", HOSTILE}
+        by_name = (await client.get("guests/beta/web")).json()
+        assert (await client.get(f"guests/{by_name['uuid']}")).json() == by_name
+
+    async def test_an_ambiguous_name_is_refused_with_the_candidates(self, client: httpx2.AsyncClient):
+        found = problem(await client.get("guests/web"), 409, "ambiguous")
+        assert "alpha/web" in found["detail"]
+        assert "beta/web" in found["detail"]
+
+    @pytest.mark.parametrize(
+        "path", ["hosts/gamma", "guests/nobody", "migrations/m9", "evacuations/e9", "nothing"]
+    )
+    async def test_what_is_not_there(self, client: httpx2.AsyncClient, path: str):
+        problem(await client.get(path), 404, "not-found")
+
+    async def test_pages_have_everything_once(self, client: httpx2.AsyncClient, world: World):
+        guest = world.guest("db")
+        assert guest is not None
+        for _ in range(7):
+            world.finish(world.migrate(guest).id)
+        seen, before, pages = [], None, 0
+        while True:
+            page = (
+                await client.get("migrations", params={"limit": 3, **({"before": before} if before else {})})
+            ).json()
+            seen += [one["id"] for one in page["items"]]
+            before, pages = page["next"], pages + 1
+            if before is None:
+                break
+        assert (seen, pages) == ([f"m{n}" for n in range(7, 0, -1)], 3)
+
+    async def test_filters(self, client: httpx2.AsyncClient, world: World):
+        guest = world.guest("db")
+        assert guest is not None
+        first, second = world.migrate(guest), world.migrate(guest)
+        world.finish(first.id, State.FAILED)
+        failed = (await client.get("migrations", params={"state": "failed"})).json()["items"]
+        assert [one["id"] for one in failed] == [first.id]
+        active = (await client.get("migrations", params={"active": "true", "host": "alpha"})).json()["items"]
+        assert [one["id"] for one in active] == [second.id]
+        assert (await client.get("migrations", params={"active": "true", "host": "gone"})).json()[
+            "items"
+        ] == []
+
+    @pytest.mark.parametrize(
+        "query", ["limit=0", "limit=501", "limit=x", "state=odd", "before=a/b", "guest=%00", "active=maybe"]
+    )
+    async def test_a_wrong_query(self, client: httpx2.AsyncClient, query: str):
+        problem(await client.get(f"migrations?{query}"), 422, "invalid")
+
+
+class TestCommands:
+    async def test_a_migration_is_begun_once_for_one_id(self, client: httpx2.AsyncClient, world: World):
+        headers = {"Idempotency-Key": "mine-1"}
+        first = await client.post("migrations", json={"guest": "db", "to": "beta"}, headers=headers)
+        again = await client.post("migrations", json={"guest": "db", "to": "beta"}, headers=headers)
+        assert first.status_code == again.status_code == 202
+        assert first.json() == again.json()
+        assert first.headers["location"] == f"/api/v1/migrations/{first.json()['id']}"
+        assert len(world.carried_out) == 1
+        assert world.carried_out[0][1].user == f"unix:{os.getuid()}"
+        other = await client.post("migrations", json={"guest": "db"}, headers=headers)
+        problem(other, 422, "id-reused")
+        assert len(world.carried_out) == 1
+
+    async def test_the_same_id_at_the_same_time_is_begun_once(self, client: httpx2.AsyncClient, world: World):
+        world.wait_before_answer = lambda: asyncio.sleep(0.02)
+        headers = {"Idempotency-Key": "mine-2"}
+        answers = await asyncio.gather(
+            *(client.post("migrations", json={"guest": "db"}, headers=headers) for _ in range(8))
+        )
+        assert len({answer.text for answer in answers}) == 1
+        assert len(world.carried_out) == 1
+
+    async def test_a_command_outlives_its_client(self, place: Place, world: World):
+        asked, may_answer = asyncio.Event(), asyncio.Event()
+
+        async def wait() -> None:
+            asked.set()
+            await may_answer.wait()
+
+        world.wait_before_answer = wait
+        reader, writer = await asyncio.open_unix_connection(str(place.socket))
+        body = b'{"guest": "db"}'
+        writer.write(
+            b"POST /api/v1/migrations HTTP/1.1\r\nHost: x\r\nIdempotency-Key: gone\r\nContent-Length: %d\r\n\r\n%s"
+            % (len(body), body)
+        )
+        await asyncio.wait_for(asked.wait(), 5)
+        writer.close()
+        may_answer.set()
+        async with by_socket(place) as client:
+            again = await client.post("migrations", json={"guest": "db"}, headers={"Idempotency-Key": "gone"})
+        assert again.json()["id"] == "m1"
+        assert len(world.carried_out) == 1
+        del reader
+
+    async def test_a_refusal_of_preflight_has_its_findings(self, client: httpx2.AsyncClient):
+        found = problem(await client.post("migrations", json={"guest": "mail"}), 409, "preflight")
+        assert [finding["code"] for finding in found["findings"]] == ["libvirt"]
+        assert found["type"] == "urn:migrator:problem:preflight"
+
+    @pytest.mark.parametrize(
+        ("path", "body", "says"),
+        [
+            ("migrations", {}, "guest"),
+            ("migrations", {"guest": "db", "force": True}, "force"),
+            ("migrations", {"guest": "db", "to": "a b"}, "to"),
+            ("hosts/alpha/evacuate", {"deadline": "2027-01-01T00:00:00"}, "deadline"),
+            ("hosts/alpha/evacuate", {"host": "beta"}, "host"),
+            ("plans", {"host": ["alpha"]}, "host"),
+        ],
+    )
+    async def test_wrong_fields(self, client: httpx2.AsyncClient, path: str, body: Any, says: str):
+        assert says in problem(await client.post(path, json=body), 422, "invalid")["detail"]
+
+    @pytest.mark.parametrize("body", [b"{", b"[1]", b'"x"', b"\xff", b"[" * 50_000, b'{"guest": NaN}'])
+    async def test_what_is_no_object_of_json(self, client: httpx2.AsyncClient, body: bytes):
+        problem(await client.post("migrations", content=body), 422, "invalid")
+
+    async def test_an_evacuation_and_its_end(self, client: httpx2.AsyncClient):
+        begun = await client.post("hosts/alpha/evacuate", json={"deadline": "2027-01-01T00:00:00+01:00"})
+        assert begun.status_code == 202
+        identifier = begun.json()["id"]
+        assert begun.json()["deadline"] == "2026-12-31T23:00:00Z" or begun.json()["deadline"].endswith(
+            "+01:00"
+        )
+        problem(await client.post("hosts/alpha/evacuate"), 409, "conflict")
+        problem(await client.post(f"migrations/{identifier}/cancel"), 404, "not-found")
+        ended = await client.post(f"evacuations/{identifier}/cancel")
+        assert ended.json()["state"] == "cancelled"
+
+    async def test_plan_and_check_change_nothing(self, client: httpx2.AsyncClient):
+        plan = (await client.post("plans", json={"host": "alpha"})).json()
+        assert len(plan["guests"]) == 3
+        assert (await client.post("checks", json={"guest": "db", "to": "beta"})).json()["possible"] is True
+        assert (await client.get("migrations")).json() == {"items": [], "next": None}
+
+    async def test_resolve_what_is_not_held(self, client: httpx2.AsyncClient, world: World):
+        guest = world.guest("db")
+        assert guest is not None
+        one = world.migrate(guest)
+        answer = await client.post(f"migrations/{one.id}/resolve", json={"guest_at": "source"})
+        problem(answer, 409, "not-now")
+        world.finish(one.id, State.HELD)
+        assert (
+            await client.post(f"migrations/{one.id}/resolve", json={"guest_at": "source"})
+        ).status_code == 202
+
+
+class TestAccess:
+    @pytest.mark.parametrize("token", [None, "wrong", OPERATOR + "x", "é" * 3, "x" * 5000])
+    async def test_nobody_gets_in_by_tcp_without_a_token(self, place: Place, token: str | None):
+        async with by_tcp(place, None) as client:
+            headers = [(b"Authorization", f"Bearer {token}".encode())] if token else []
+            for path in ("hosts", "guests", "migrations", "events", "session"):
+                answer = await client.get(path, headers=headers)
+                problem(answer, 401, "unauthenticated")
+                assert answer.headers["www-authenticate"].startswith("Bearer")
+            assert (await client.get(f"{place.url}/metrics", headers=headers)).status_code == 401
+            problem(
+                await client.post("migrations", json={"guest": "db"}, headers=headers), 401, "unauthenticated"
+            )
+
+    async def test_a_viewer_may_look_plan_and_check_and_no_more(self, place: Place, world: World):
+        async with by_tcp(place, VIEWER) as client:
+            assert (await client.get("hosts")).status_code == 200
+            assert (await client.get("session")).json() == {"user": "vera", "role": "viewer"}
+            assert (await client.post("plans", json={"host": "alpha"})).status_code == 200
+            assert (await client.post("checks", json={"guest": "db", "to": "beta"})).status_code == 200
+            world.carried_out.clear()
+            guest = world.guest("db")
+            assert guest is not None
+            one = world.migrate(guest)
+            for path in (
+                "migrations",
+                "hosts/alpha/evacuate",
+                "hosts/alpha/restore",
+                "hosts/alpha/activate",
+                f"migrations/{one.id}/cancel",
+                f"migrations/{one.id}/postcopy",
+                f"migrations/{one.id}/resolve",
+            ):
+                problem(await client.post(path, json={}), 403, "forbidden")
+        assert world.carried_out == []
+
+    async def test_the_tokens_name_is_who_asked(self, place: Place, world: World):
+        async with by_tcp(place) as client:
+            await client.post("migrations", json={"guest": "db"})
+        caller = world.carried_out[0][1]
+        assert (caller.user, caller.interface, caller.origin) == ("olga", "http", "127.0.0.1")
+
+    async def test_a_client_cannot_say_it_comes_from_elsewhere(self, place: Place, world: World):
+        async with by_tcp(place) as client:
+            await client.post("migrations", json={"guest": "db"}, headers={"X-Forwarded-For": "unix:0"})
+        assert world.carried_out[0][1].origin == "127.0.0.1"
+
+    async def test_a_wrong_token_on_the_socket_is_not_waved_through(self, client: httpx2.AsyncClient):
+        problem(await client.get("hosts", headers={"Authorization": "Bearer wrong"}), 401, "unauthenticated")
+
+    async def test_guessing_is_slowed(self, place: Place):
+        async with by_tcp(place, "wrong") as client:
+            statuses = [(await client.get("hosts")).status_code for _ in range(40)]
+            assert statuses[0] == 401
+            last = await client.get("hosts")
+        problem(last, 429, "too-many-requests")
+        assert int(last.headers["retry-after"]) >= 1
+
+
+class TestCookie:
+    async def test_a_token_becomes_a_cookie_that_writes_only_from_our_page(self, place: Place, world: World):
+        ours = {"Origin": place.url}
+        async with by_tcp(place, None) as client:
+            problem(await client.post("session", json={"token": OPERATOR}), 403, "foreign-origin")
+            problem(
+                await client.post("session", json={"token": "wrong"}, headers=ours), 401, "unauthenticated"
+            )
+            answer = await client.post("session", json={"token": OPERATOR}, headers=ours)
+            assert answer.json() == {"user": "olga", "role": "operator"}
+            cookie = answer.headers["set-cookie"].lower()
+            assert "httponly" in cookie
+            assert "samesite=strict" in cookie
+            assert (await client.get("hosts")).status_code == 200
+            for foreign in (
+                {},
+                {"Origin": "null"},
+                {"Origin": "http://evil.example"},
+                {"Origin": f"{place.url}.evil"},
+            ):
+                problem(await client.post("hosts/alpha/evacuate", headers=foreign), 403, "foreign-origin")
+            assert world.carried_out == []
+            assert (await client.post("hosts/alpha/evacuate", headers=ours)).status_code == 202
+            assert (await client.delete("session", headers=ours)).status_code == 204
+            problem(await client.get("hosts"), 401, "unauthenticated")
+
+
+class TestLimits:
+    async def test_large_bodies(self, client: httpx2.AsyncClient, world: World):
+        large = b'{"guest": "' + b"x" * 70_000 + b'"}'
+        problem(await client.post("migrations", content=large), 413, "too-large")
+
+        async def pieces() -> AsyncIterator[bytes]:
+            for start in range(0, len(large), 1000):
+                yield large[start : start + 1000]
+
+        problem(await client.post("migrations", content=pieces()), 413, "too-large")
+        assert world.carried_out == []
+
+    async def test_the_rate_of_one_caller_is_not_anothers(self, world: World, tmp_path: Path):
+        async with serving(world, tmp_path, limits=Limits(requests_per_second=0.5, burst=3)) as place:
+            async with by_socket(place) as client:
+                statuses = [(await client.get("hosts")).status_code for _ in range(5)]
+                assert statuses == [200, 200, 200, 429, 429]
+            async with by_tcp(place) as client:
+                assert (await client.get("hosts")).status_code == 200
+
+    async def test_an_answer_that_takes_too_long(self, world: World, tmp_path: Path):
+        async with serving(world, tmp_path, limits=Limits(request_seconds=0.1)) as place:
+            may_answer = asyncio.Event()
+            world.wait_before_answer = may_answer.wait  # type: ignore[assignment]
+            async with by_socket(place) as client:
+                headers = {"Idempotency-Key": "slow"}
+                answer = await client.post("migrations", json={"guest": "db"}, headers=headers)
+                assert "Idempotency-Key" in problem(answer, 504, "too-slow")["detail"]
+                may_answer.set()
+                again = await client.post("migrations", json={"guest": "db"}, headers=headers)
+                assert again.status_code == 202
+            assert len(world.carried_out) == 1
+
+    async def test_a_body_that_does_not_come(self, world: World, tmp_path: Path):
+        async with serving(world, tmp_path, limits=Limits(body_seconds=0.1)) as place:
+            reader, writer = await asyncio.open_unix_connection(str(place.socket))
+            writer.write(b"POST /api/v1/migrations HTTP/1.1\r\nHost: x\r\nContent-Length: 10\r\n\r\n{")
+            head = await asyncio.wait_for(reader.readuntil(b"\r\n\r\n"), 5)
+            assert b" 408 " in head.splitlines()[0]
+            writer.close()
+
+    async def test_streams_are_counted(self, world: World, tmp_path: Path):
+        async with (
+            serving(world, tmp_path, limits=Limits(streams_per_caller=2)) as place,
+            by_socket(place) as client,
+        ):
+            async with client.stream("GET", "events") as one, client.stream("GET", "events") as two:
+                assert one.status_code == two.status_code == 200
+                problem(await client.get("events"), 429, "too-many-streams")
+            for _ in range(100):  # the end of a stream is seen a moment later
+                async with client.stream("GET", "events") as three:
+                    if three.status_code == 200:
+                        break
+            else:
+                pytest.fail("a stream that ended still counts")
+
+
+class TestEverywhere:
+    async def test_a_fault_of_ours_shows_nothing_of_itself(self, client: httpx2.AsyncClient, world: World):
+        world.hosts = lambda: 1 / 0  # type: ignore[assignment,method-assign,return-value]
+        found = problem(await client.get("hosts", headers={"X-Request-Id": "find-me"}), 500, "internal")
+        assert found["request_id"] == "find-me"
+        assert "ZeroDivision" not in json.dumps(found)
+
+    async def test_request_ids(self, client: httpx2.AsyncClient):
+        given = await client.get("hosts", headers={"X-Request-Id": "a-b.c_1"})
+        assert given.headers["x-request-id"] == "a-b.c_1"
+        for odd in ("a b", "x" * 65, "<script>"):
+            made = (await client.get("hosts", headers={"X-Request-Id": odd})).headers["x-request-id"]
+            assert re.fullmatch(r"[0-9a-f]{32}", made)
+
+    async def test_a_method_that_does_not_go_here(self, client: httpx2.AsyncClient):
+        answer = await client.put("migrations", json={})
+        problem(answer, 405, "method-not-allowed")
+        assert answer.headers["allow"] == "GET, POST"
+
+    async def test_what_is_not_http(self, place: Place):
+        reader, writer = await asyncio.open_unix_connection(str(place.socket))
+        writer.write(b"\x16\x03\x01 nonsense\r\n\r\n")
+        answer = await asyncio.wait_for(reader.read(), 5)
+        assert b"application/problem+json" in answer
+        writer.close()
+
+    async def test_probes(self, place: Place, world: World, client: httpx2.AsyncClient):
+        for base in (place.probes, place.url):
+            async with httpx2.AsyncClient(base_url=base) as probe:
+                assert (await probe.get("/healthz")).text == "ok\n"
+                assert (await probe.get("/readyz")).json() == {"ready": True, "complaints": []}
+        async with httpx2.AsyncClient(base_url=place.probes) as probe:
+            metrics = await probe.get("/metrics")
+            assert metrics.text == "migrator_up 1\n"
+            assert metrics.headers["content-type"] == "text/plain; version=0.0.4; charset=utf-8"
+            for path in ("/", "/api/v1/hosts", "/openapi.json"):
+                problem(await probe.get(path), 404, "not-found")
+        world.troubles.append("the journal's disk is full")
+        answer = await client.get("http://migrator/readyz")
+        assert answer.status_code == 503
+        assert answer.json()["complaints"] == ["the journal's disk is full"]
+
+    async def test_the_page_asks_nothing_from_elsewhere(self, place: Place):
+        async with httpx2.AsyncClient() as browser:
+            page = await browser.get(place.url + "/")
+        assert page.status_code == 200
+        policy = page.headers["content-security-policy"]
+        assert "default-src 'none'" in policy
+        assert "unsafe" not in policy
+        assert not re.search(r"(src|href)\s*=\s*[\"']?(https?:)?//", page.text)
+        assert not re.search(r"\son\w+\s*=|innerHTML|style\s*=\s*\"", page.text)

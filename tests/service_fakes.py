@@ -1,0 +1,588 @@
+"""A service without hosts: what the entrances ask of the engine, in memory, with guests that move when told to.
+
+::
+
+    world = World()
+    async with serving(world, tmp_path) as place:
+        ...
+    with in_thread(tmp_path) as service: ...     # for commands as a user types them
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import threading
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+from typing import Any, TypeVar
+
+from fastapi import FastAPI
+
+from migrator.core.inventory import HostState
+from migrator.core.model import Mode, Severity, State
+from migrator.engine.bus import Bus
+from migrator.engine.commands import (
+    Activate,
+    Answer,
+    Caller,
+    Cancel,
+    Check,
+    Claim,
+    Command,
+    Door,
+    Evacuate,
+    Migrate,
+    Plan,
+    Postcopy,
+    Refusal,
+    Resolve,
+    Restore,
+)
+from migrator.engine.documents import (
+    CheckDocument,
+    DecisionDocument,
+    EvacuationDocument,
+    EvacuationGuest,
+    EvacuationState,
+    EventDocument,
+    EventKind,
+    FindingDocument,
+    ForecastDocument,
+    GuestDocument,
+    GuestStanding,
+    HostDocument,
+    MigrationDocument,
+    PlanDocument,
+    PlannedGuest,
+    Subject,
+)
+from migrator.http.app import create_app
+from migrator.http.limits import Limits
+from migrator.http.server import Servers, Tcp, UnixSocket
+
+_Result = TypeVar("_Result")
+MIB = 2**20
+OPERATOR, VIEWER = "operator-secret", "viewer-secret"
+#: A name that wants to be markup, a column and an escape sequence.
+HOSTILE = "<img src=x onerror=alert(1)>[red]\x1b[31m'\";"
+
+
+@dataclass
+class MemoryLog:
+    """Commands and their answers."""
+
+    commands: dict[str, dict[str, Any]] = field(default_factory=dict)
+
+    async def claim_command(
+        self, *, key: str, verb: str, body_hash: str, body: Mapping[str, Any], caller: Mapping[str, str]
+    ) -> Claim:
+        known = self.commands.get(key)
+        if known is None:
+            self.commands[key] = {"verb": verb, "hash": body_hash, "reply": None, "caller": dict(caller)}
+            return Claim(new=True)
+        return Claim(new=False, other_body=known["hash"] != body_hash, reply=known["reply"])
+
+    async def answer_command(self, *, key: str, reply: Mapping[str, Any]) -> None:
+        self.commands[key]["reply"] = dict(reply)
+
+
+class MemoryTokens:
+    async def verify(self, secret: str) -> tuple[str, str] | None:
+        return {OPERATOR: ("olga", "operator"), VIEWER: ("vera", "viewer")}.get(secret)
+
+
+class World:
+    """Two hosts with guests; `Reading` and `Controller` in one.
+
+    :param journal_lag: seconds from an event to its being in the journal.
+    :param steps: of every migration, `pace` seconds each; ``None``: they stay in precopy until :meth:`finish`.
+    """
+
+    def __init__(self, *, journal_lag: float = 0.0, steps: int | None = 4, pace: float = 0.02) -> None:
+        self.bus = Bus()
+        self.bus.call(self._journal)
+        self.journal: list[dict[str, Any]] = []
+        self.log = MemoryLog()
+        self.journal_lag = journal_lag
+        self.steps = steps
+        self.pace = pace
+        self.end = State.COMPLETED
+        self.troubles: list[str] = []
+        self.carried_out: list[tuple[Command, Caller]] = []
+        self.wait_before_answer: Callable[[], Awaitable[None]] | None = None
+        self._begun: dict[str, Answer] = {}
+        self._hosts = {
+            name: HostDocument(
+                host=name,
+                state=HostState.ACTIVE,
+                up=True,
+                address=f"192.0.2.{n}",
+                memory_total_bytes=64 * 2**30,
+                memory_free_bytes=32 * 2**30,
+                cpus=16,
+                kvm=True,
+                link_bytes_per_second=1.25e9,
+            )
+            for n, name in enumerate(("alpha", "beta"), start=1)
+        }
+        self._guests: dict[str, GuestDocument] = {}
+        for n, (name, host) in enumerate(
+            (("web", "alpha"), ("db", "alpha"), (HOSTILE, "alpha"), ("web", "beta"), ("mail", "beta")),
+            start=1,
+        ):
+            uuid = f"00000000-0000-4000-8000-{n:012d}"
+            self._guests[uuid] = GuestDocument(
+                guest=uuid,
+                name=name,
+                uuid=uuid,
+                host=host,
+                run_state="running",
+                memory_bytes=n * 256 * MIB,
+                vcpus=n,
+                policy="default",
+                movable=name != "mail",
+                obstacle="libvirt manages it" if name == "mail" else "",
+                obstacle_code="libvirt" if name == "mail" else "",
+            )
+        self._migrations: dict[str, MigrationDocument] = {}
+        self._evacuations: dict[str, EvacuationDocument] = {}
+        self._tasks: set[asyncio.Task[None]] = set()
+
+    # Reading
+
+    def active_migrations(self) -> Sequence[MigrationDocument]:
+        return [one for one in self._migrations.values() if one.ended_at is None]
+
+    def active_evacuations(self) -> Sequence[EvacuationDocument]:
+        return [one for one in self._evacuations.values() if one.ended_at is None]
+
+    def hosts(self) -> Sequence[HostDocument]:
+        count = {name: sum(g.host == name for g in self._guests.values()) for name in self._hosts}
+        return [host.model_copy(update={"guests": count[name]}) for name, host in self._hosts.items()]
+
+    def host(self, name: str) -> HostDocument | None:
+        return next((host for host in self.hosts() if host.host == name), None)
+
+    def guests(self) -> Sequence[GuestDocument]:
+        return sorted(self._guests.values(), key=lambda guest: (guest.host, guest.name))
+
+    def guest(self, which: str) -> GuestDocument | None:
+        found = [g for g in self._guests.values() if which in (g.guest, g.name, f"{g.host}/{g.name}")]
+        if len(found) > 1:
+            names = ", ".join(f"{g.host}/{g.name} ({g.uuid})" for g in found)
+            raise Refusal("ambiguous", f"{which} may be: {names}")
+        return found[0] if found else None
+
+    async def migrations(
+        self, *, limit: int, before: str | None = None, where: Mapping[str, str] | None = None
+    ) -> Sequence[MigrationDocument]:
+        return self._page(list(self._migrations.values()), limit, before, where)
+
+    async def migration(self, identifier: str) -> MigrationDocument | None:
+        return self._migrations.get(identifier)
+
+    async def evacuations(
+        self, *, limit: int, before: str | None = None, where: Mapping[str, str] | None = None
+    ) -> Sequence[EvacuationDocument]:
+        return self._page(list(self._evacuations.values()), limit, before, where)
+
+    async def evacuation(self, identifier: str) -> EvacuationDocument | None:
+        return self._evacuations.get(identifier)
+
+    async def events(
+        self, *, after: int = 0, limit: int = 1000, subject: str | None = None, subject_id: str | None = None
+    ) -> Sequence[Mapping[str, Any]]:
+        await asyncio.sleep(0)
+        found = [
+            event
+            for event in self.journal
+            if event["event_id"] > after
+            and subject in (None, event["subject"])
+            and subject_id in (None, event["subject_id"])
+        ]
+        return found[:limit]
+
+    def complaints(self) -> Sequence[str]:
+        return self.troubles
+
+    # Controller
+
+    async def carry_out(self, command: Command, caller: Caller, *, key: str) -> Answer:
+        if self.wait_before_answer is not None:
+            await self.wait_before_answer()
+        if key and key in self._begun:
+            return self._begun[key]
+        self.carried_out.append((command, caller))
+        answer = self._begin(command, caller)
+        if key:
+            self._begun[key] = answer
+        return answer
+
+    def _begin(self, command: Command, caller: Caller) -> Answer:
+        match command:
+            case Migrate():
+                return self.migrate(self._known(command.guest), to=command.to or "beta", user=caller.user)
+            case Evacuate():
+                return self._evacuate(self._host(command.host), command.deadline, user=caller.user)
+            case Restore():
+                raise Refusal("conflict", f"host {self._host(command.host).host} was not evacuated")
+            case Activate():
+                return self._host(command.host)
+            case Cancel():
+                return self.cancel(command.target)
+            case Postcopy():
+                return self._migrations[self._migration(command.migration).id]
+            case Resolve():
+                one = self._migration(command.migration)
+                if one.state is not State.HELD:
+                    raise Refusal("not-now", f"migration {one.id} is {one.state}, not held")
+                return one
+            case Plan():
+                host = self._host(command.host).host
+                guests = [g for g in self.guests() if g.host == host]
+                planned = [
+                    PlannedGuest(
+                        guest=guest.guest,
+                        guest_name=guest.name,
+                        target="beta" if guest.movable else None,
+                        order=n,
+                        reason="the most free memory",
+                        takes_p50_seconds=2.0,
+                        downtime_seconds=0.05,
+                        policy="default",
+                        verdict="converges",
+                    )
+                    for n, guest in enumerate(guests, start=1)
+                ]
+                return PlanDocument(host=host, guests=planned, takes_p50_seconds=6.0, takes_p90_seconds=9.0)
+            case Check():
+                guest = self._known(command.guest)
+                return CheckDocument(guest=guest.guest, host=command.to, possible=True)
+        raise Refusal("invalid", "what is that?")
+
+    def _known(self, which: str) -> GuestDocument:
+        guest = self.guest(which)
+        if guest is None:
+            raise Refusal("not-found", f"there is no guest {which!r}")
+        if not guest.movable:
+            finding = FindingDocument(
+                code="libvirt", severity=Severity.ERROR, message="libvirt manages it", remedy="use virsh"
+            )
+            raise Refusal("preflight", "1 finding", findings=[finding.model_dump(mode="json")])
+        return guest
+
+    def _host(self, name: str) -> HostDocument:
+        if name not in self._hosts:
+            raise Refusal("not-found", f"there is no host {name}")
+        return self._hosts[name]
+
+    def _migration(self, identifier: str) -> MigrationDocument:
+        if identifier not in self._migrations:
+            raise Refusal("not-found", f"there is no migration {identifier}")
+        return self._migrations[identifier]
+
+    # What happens
+
+    def migrate(
+        self, guest: GuestDocument, *, to: str = "beta", user: str = "tests", evacuation: str | None = None
+    ) -> MigrationDocument:
+        identifier = f"m{len(self._migrations) + 1}"
+        now = datetime.now(UTC)
+        one = MigrationDocument(
+            id=identifier,
+            guest=guest.guest,
+            guest_name=guest.name,
+            source=guest.host,
+            destination=to,
+            policy="default",
+            state=State.PREPARING,
+            evacuation=evacuation,
+            requested_by=user,
+            created_at=now,
+            started_at=now,
+            max_downtime_seconds=0.3,
+            total_bytes=guest.memory_bytes,
+            remaining_bytes=guest.memory_bytes,
+        )
+        self._set(one)
+        if self.steps is not None:
+            task = asyncio.get_running_loop().create_task(self._move(identifier), name=f"move {identifier}")
+            self._tasks.add(task)
+            task.add_done_callback(self._tasks.discard)
+        return one
+
+    async def _move(self, identifier: str) -> None:
+        for step in range(self.steps or 0):
+            self.progress(identifier, step / (self.steps or 1))
+            await asyncio.sleep(self.pace)
+            if self._migrations[identifier].state.final:
+                return
+        self.finish(identifier)
+
+    def progress(self, identifier: str, ratio: float) -> None:
+        """It is in precopy, so far."""
+        one = self._migrations[identifier]
+        if one.state is not State.PRECOPY:
+            self._set(one.model_copy(update={"state": State.PRECOPY}))
+            self.decide(identifier, "begin", "the stream has 100 MiB/s, the guest dirties 1 MiB/s")
+        one = self._migrations[identifier].model_copy(
+            update={
+                "progress_ratio": ratio,
+                "remaining_bytes": round((one.total_bytes or 0) * (1 - ratio)),
+                "bandwidth_bytes_per_second": 100.0 * MIB,
+                "dirty_rate_bytes_per_second": 1.0 * MIB,
+                "round": 1,
+                "forecast": ForecastDocument(
+                    p10_seconds=1.0, p50_seconds=2.0, p90_seconds=3.0, verdict="converges"
+                ),
+            }
+        )
+        self._migrations[identifier] = one
+        self.bus.publish(EventKind.PROGRESS, Subject.MIGRATION, identifier, _without_lists(one))
+
+    def decide(self, identifier: str, action: str, reason: str) -> None:
+        one = self._migrations[identifier]
+        made = DecisionDocument(at_seconds=0.1, action=action, reason=reason)
+        self._migrations[identifier] = one.model_copy(update={"decisions": [*one.decisions, made]})
+        self.bus.publish(EventKind.DECISION, Subject.MIGRATION, identifier, made.model_dump(mode="json"))
+
+    def finish(self, identifier: str, state: State | None = None) -> None:
+        """It has ended so."""
+        state = state or self.end
+        one = self._migrations[identifier]
+        if one.state.final:
+            return
+        over = state is not State.HELD
+        done = state is State.COMPLETED
+        self._set(
+            one.model_copy(
+                update={
+                    "state": state,
+                    "mode": Mode.PRECOPY,
+                    "ended_at": datetime.now(UTC) if over else None,
+                    "progress_ratio": 1.0 if done else one.progress_ratio,
+                    "remaining_bytes": 0 if done else one.remaining_bytes,
+                    "downtime_seconds": 0.042 if done else None,
+                    "duration_seconds": 1.5,
+                    "error": None if done else f"it was made to be {state}",
+                    "held_code": None if over else "neither-runs",
+                }
+            )
+        )
+        if done:
+            guest = self._guests[one.guest]
+            self._guests[one.guest] = guest.model_copy(update={"host": one.destination})
+        if one.evacuation is not None:
+            self._tally(one.evacuation)
+
+    def cancel(self, target: str) -> Answer:
+        if target in self._evacuations:
+            evacuation = self._evacuations[target]
+            ended = {"state": EvacuationState.CANCELLED, "ended_at": datetime.now(UTC)}
+            self._evacuations[target] = evacuation.model_copy(update=ended)
+            for one in self.active_migrations():
+                if one.evacuation == target:
+                    self.finish(one.id, State.CANCELLED)
+            self._say(self._evacuations[target])
+            return self._evacuations[target]
+        one = self._migration(target)
+        if one.state.final:
+            raise Refusal("not-now", f"migration {target} has ended: {one.state}")
+        self.finish(target, State.CANCELLED)
+        return self._migrations[target]
+
+    def _evacuate(self, host: HostDocument, deadline: datetime | None, *, user: str) -> EvacuationDocument:
+        if any(one.host == host.host for one in self.active_evacuations()):
+            raise Refusal("conflict", f"host {host.host} is being evacuated already")
+        identifier = f"e{len(self._evacuations) + 1}"
+        now = datetime.now(UTC)
+        mine = [guest for guest in self.guests() if guest.host == host.host]
+        self._evacuations[identifier] = EvacuationDocument(
+            id=identifier,
+            host=host.host,
+            state=EvacuationState.RUNNING,
+            policy="default",
+            requested_by=user,
+            created_at=now,
+            deadline=deadline,
+            forecast_end_at=now + timedelta(seconds=30),
+            forecast_end_p10_at=now + timedelta(seconds=20),
+            forecast_end_p90_at=now + timedelta(seconds=60),
+            guests=[
+                EvacuationGuest(guest=guest.guest, guest_name=guest.name, standing=GuestStanding.WAITING)
+                for guest in mine
+            ],
+            guests_left=len(mine),
+        )
+        self._hosts[host.host] = host.model_copy(update={"state": HostState.DRAINING})
+        self._say(self._evacuations[identifier])
+        for guest in mine:
+            if guest.movable:
+                self.migrate(guest, to="beta" if host.host == "alpha" else "alpha", evacuation=identifier)
+        self._tally(identifier)
+        return self._evacuations[identifier]
+
+    def _tally(self, identifier: str) -> None:
+        evacuation = self._evacuations[identifier]
+        latest = {one.guest: one for one in self._migrations.values() if one.evacuation == identifier}
+        guests = []
+        for entry in evacuation.guests:
+            one = latest.get(entry.guest)
+            standing, reason = GuestStanding.NO_TARGET, "nobody can take it"
+            if one is not None:
+                reason = one.error or ""
+                standing = {
+                    State.COMPLETED: GuestStanding.MOVED,
+                    State.HELD: GuestStanding.HELD,
+                    State.FAILED: GuestStanding.SET_ASIDE,
+                }.get(one.state, GuestStanding.MIGRATING)
+            guests.append(
+                entry.model_copy(
+                    update={
+                        "standing": standing,
+                        "reason": reason,
+                        "target": one and one.destination,
+                        "migration": one and one.id,
+                    }
+                )
+            )
+        left = sum(guest.standing is not GuestStanding.MOVED for guest in guests)
+        over = all(guest.standing is not GuestStanding.MIGRATING for guest in guests)
+        update: dict[str, Any] = {"guests": guests, "guests_left": left}
+        if over and evacuation.ended_at is None:
+            update["state"] = EvacuationState.INCOMPLETE if left else EvacuationState.COMPLETED
+            update["ended_at"] = datetime.now(UTC)
+        self._evacuations[identifier] = evacuation.model_copy(update=update)
+        self._say(self._evacuations[identifier])
+
+    def _say(self, evacuation: EvacuationDocument) -> None:
+        self.bus.publish(EventKind.STATE, Subject.EVACUATION, evacuation.id, _without_lists(evacuation))
+
+    def _set(self, one: MigrationDocument) -> None:
+        self._migrations[one.id] = one
+        self.bus.publish(EventKind.STATE, Subject.MIGRATION, one.id, _without_lists(one))
+
+    def _journal(self, event: EventDocument) -> None:
+        if event.kind is EventKind.PROGRESS:
+            return
+        written = event.model_dump(mode="json")
+        if self.journal_lag:
+            asyncio.get_running_loop().call_later(self.journal_lag, self.journal.append, written)
+        else:
+            self.journal.append(written)
+
+    @staticmethod
+    def _page(found: list[Any], limit: int, before: str | None, where: Mapping[str, str] | None) -> list[Any]:
+        found.reverse()
+        if before is not None:
+            ids = [one.id for one in found]
+            found = found[ids.index(before) + 1 :] if before in ids else []
+        for key, value in (where or {}).items():
+            fields = ("source", "destination", "host") if key == "host" else (key,)
+            found = [one for one in found if value in [getattr(one, name, None) for name in fields]]
+        return found[:limit]
+
+    async def close(self) -> None:
+        for task in list(self._tasks):
+            task.cancel()
+        await asyncio.gather(*self._tasks, return_exceptions=True)
+
+
+def _without_lists(document: MigrationDocument | EvacuationDocument) -> dict[str, Any]:
+    return {k: v for k, v in document.model_dump(mode="json").items() if not isinstance(v, list)}
+
+
+@dataclass(frozen=True)
+class Place:
+    """Where a service is."""
+
+    socket: Path
+    app: FastAPI
+    servers: Servers
+
+    @property
+    def url(self) -> str:
+        return self.servers.addresses[1]
+
+    @property
+    def probes(self) -> str:
+        return self.servers.addresses[2]
+
+
+@contextlib.asynccontextmanager
+async def serving(
+    world: World, directory: Path, *, limits: Limits | None = None, patience_seconds: int = 2
+) -> AsyncIterator[Place]:
+    """`world` on a Unix socket, on loopback, and its probes."""
+    app = create_app(
+        Door(controller=world, log=world.log),
+        world,
+        MemoryTokens(),
+        metrics=lambda accept: (b"migrator_up 1\n", "text/plain; version=0.0.4; charset=utf-8"),
+        limits=limits,
+    )
+    path = directory / "run" / "api.sock"
+    servers = Servers(
+        app, unix=UnixSocket(path=path), tcp=Tcp(), metrics=Tcp(), patience_seconds=patience_seconds
+    )
+    try:
+        async with servers:
+            yield Place(path, app, servers)
+    finally:
+        await world.close()
+
+
+@dataclass
+class InThread:
+    """A service in a thread of its own, so that a test may block."""
+
+    directory: Path
+    make: Callable[[], World]
+    world: World = field(init=False)
+    place: Place = field(init=False)
+    _loop: asyncio.AbstractEventLoop = field(init=False)
+    _stop: asyncio.Event = field(init=False)
+    _thread: threading.Thread = field(init=False)
+    _ready: threading.Event = field(init=False)
+
+    def start(self) -> None:
+        self._ready = threading.Event()
+        self._thread = threading.Thread(target=lambda: asyncio.run(self._main()), name="service")
+        self._thread.start()
+        assert self._ready.wait(10), "the service did not start"
+
+    async def _main(self) -> None:
+        self._loop = asyncio.get_running_loop()
+        self._stop = asyncio.Event()
+        self.world = getattr(self, "world", None) or self.make()
+        async with serving(self.world, self.directory) as self.place:
+            self._ready.set()
+            await self._stop.wait()
+
+    def stop(self) -> None:
+        self._loop.call_soon_threadsafe(self._stop.set)
+        self._thread.join(15)
+        assert not self._thread.is_alive(), "the service did not stop"
+
+    def do(self, action: Callable[[World], _Result]) -> _Result:
+        """Do it on the service's own loop."""
+
+        async def there() -> _Result:
+            return action(self.world)
+
+        return asyncio.run_coroutine_threadsafe(there(), self._loop).result(10)
+
+
+@contextlib.contextmanager
+def in_thread(directory: Path, make: Callable[[], World] = World) -> Iterator[InThread]:
+    """A service while the block lasts; it may be stopped and started in it."""
+    service = InThread(directory, make)
+    service.start()
+    try:
+        yield service
+    finally:
+        if service._thread.is_alive():
+            service.stop()
