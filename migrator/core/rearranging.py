@@ -31,6 +31,7 @@ def choose_all(book: Book, items: Sequence[Item]) -> None:
     if left_out:
         _break_up(book, units)
         _help(book, left_out)
+        _try_smallest_first(book, items)
         _solve(book, items)
     _break_up(book, units)
     _prefer_urgent(book, items)
@@ -95,6 +96,27 @@ def _best_fit(book: Book, items: Iterable[Item]) -> None:
             place = book.choose(item)
             if place is not None:
                 book.put(item, place)
+
+
+def _try_smallest_first(book: Book, items: Sequence[Item]) -> None:
+    """Where there is not room enough for all, more find a place if the small ones come first."""
+    before = {item: book.place_of(item) for item in items}
+    left_out = sum(place is None for place in before.values())
+    if not left_out:
+        return
+    mark = book.mark()
+    for item, place in before.items():
+        if place is not None:
+            book.take(item)
+    for item in sorted(items, key=lambda one: (one.memory_bytes, one.vcpus, one.order)):
+        place = book.choose(item)
+        if place is not None:
+            book.put(item, place)
+    if sum(book.place_of(item) is None for item in items) >= left_out:
+        book.go_back(mark)
+        return
+    for item, place in before.items():
+        item.moved = item.moved or book.place_of(item) != place
 
 
 # -- rearranging

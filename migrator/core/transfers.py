@@ -73,8 +73,8 @@ class Rules:
     barely_ratio: float = 0.25
     #: Up to this ratio it costs nothing to share a link.
     quiet_ratio: float = 0.05
-    #: So many times a link's speed may be asked for by those that share it: quiet guests fill the gaps that each of them
-    #: leaves at its beginning and end. More that are limited elsewhere (a slower link, a policy) may share it.
+    #: So many times a link's speed may be asked for by those that share it: quiet guests fill the gaps that each of
+    #: them leaves at its beginning and end. More may share it if they are limited elsewhere (a slower link, a policy).
     quiet_at_a_time: int = 3
     #: The next one begins when one has so little left to send, so that the link is never idle.
     overlap_seconds: float = 0.5
