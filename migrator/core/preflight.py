@@ -11,7 +11,8 @@ from collections import Counter
 from collections.abc import Iterator
 
 from migrator.core.facts import Disk, Facts
-from migrator.core.model import Finding, MigrationStatus, RunState, Severity
+from migrator.core.findings import errors_first, finding
+from migrator.core.model import Finding, MigrationStatus, RunState
 from migrator.core.policy import Policy, Postcopy
 from migrator.units import show_bytes
 
@@ -41,7 +42,7 @@ _MIGRATING = {
 
 def compare(source: Facts, destination: Facts, policy: Policy) -> tuple[Finding, ...]:
     """Every finding about moving the guest in `source` to `destination` under `policy`, errors first."""
-    found = [*_source_ready(source), *_destination_ready(destination)]
+    found = [*source_ready(source), *_destination_ready(destination)]
     if destination.run is RunState.INMIGRATE:
         found += [
             *_identity(source, destination),
@@ -50,44 +51,37 @@ def compare(source: Facts, destination: Facts, policy: Policy) -> tuple[Finding,
         ]
         found += [*_devices(source, destination), *_disks(source, destination)]
     found += _abilities(source, destination, policy)
-    return tuple(sorted(found, key=lambda finding: finding.severity is not Severity.ERROR))
+    return errors_first(found)
 
 
-def _error(code: str, message: str, remedy: str) -> Finding:
-    return Finding(code=code, severity=Severity.ERROR, message=message, remedy=remedy)
-
-
-def _warning(code: str, message: str, remedy: str) -> Finding:
-    return Finding(code=code, severity=Severity.WARNING, message=message, remedy=remedy)
-
-
-def _source_ready(source: Facts) -> Iterator[Finding]:
+def source_ready(source: Facts) -> Iterator[Finding]:
+    """What the source alone has against a migration."""
     if source.run is RunState.INMIGRATE:
-        yield _error(
+        yield finding(
             "source-is-waiting",
             "the source itself waits for a migration",
             "check that --source and --destination are not swapped",
         )
     elif source.run is RunState.POSTMIGRATE:
-        yield _error(
+        yield finding(
             "source-not-running",
             "the guest stands still at the source after an earlier migration (postmigrate)",
             "find out where the guest runs now; only if it runs nowhere, send cont to this QEMU",
         )
     elif source.run is RunState.FINISH_MIGRATE or source.status in _MIGRATING:
-        yield _error(
+        yield finding(
             "source-migrating",
             f"the source is already migrating (run state {source.run}, migration {source.status})",
             "wait for that migration, or cancel it with the tool that began it",
         )
     if source.accelerator == "tcg" and int(source.version.partition(".")[0]) < _TCG_SEES_WRITES_SINCE:
-        yield _warning(
+        yield finding(
             "tcg-loses-writes",
             f"under TCG, QEMU {source.version} misses writes of the guest while it migrates: pages may arrive stale",
             "use KVM, or QEMU 9.0 or later at the source, or --policy offline for a guest that matters",
         )
     for reason in source.blockers:
-        yield _error(
+        yield finding(
             "blocked",
             f"QEMU cannot migrate this guest now: {reason}",
             "remove what QEMU names, then try again",
@@ -97,20 +91,20 @@ def _source_ready(source: Facts) -> Iterator[Finding]:
 def _destination_ready(destination: Facts) -> Iterator[Finding]:
     remedy = "start a fresh QEMU there with the source's command line plus '-S -incoming defer'"
     if destination.run is not RunState.INMIGRATE:
-        yield _error(
+        yield finding(
             "destination-not-waiting",
             f"the destination does not wait for a migration (run state {destination.run})",
             remedy,
         )
     elif destination.status not in (MigrationStatus.NONE, MigrationStatus.SETUP):
-        yield _error(
+        yield finding(
             "destination-used",
             f"the destination was used for a migration already (migration {destination.status}); "
             "QEMU cannot use it again",
             remedy,
         )
     elif destination.listening or destination.incoming not in (None, "defer"):
-        yield _error(
+        yield finding(
             "destination-not-deferred",
             "the destination listens already; its capabilities must be set before that",
             remedy,
@@ -119,13 +113,13 @@ def _destination_ready(destination: Facts) -> Iterator[Finding]:
 
 def _identity(source: Facts, destination: Facts) -> Iterator[Finding]:
     if source.uuid != destination.uuid:
-        yield _error(
+        yield finding(
             "uuid",
             f"uuids differ: {source.uuid or 'none'} at the source, {destination.uuid or 'none'} at the destination",
             f"start the destination with {'-uuid ' + source.uuid if source.uuid else 'no -uuid'}",
         )
     if source.guest_name != destination.guest_name:
-        yield _warning(
+        yield finding(
             "name",
             f"names differ: {source.guest_name!r} at the source, {destination.guest_name!r} at the destination",
             "give both the same -name, so that other tools find the guest again",
@@ -134,26 +128,26 @@ def _identity(source: Facts, destination: Facts) -> Iterator[Finding]:
 
 def _machine(source: Facts, destination: Facts) -> Iterator[Finding]:
     if source.machine != destination.machine:
-        yield _error(
+        yield finding(
             "machine-type",
             f"machine types differ: {source.machine} at the source, {destination.machine} at the destination",
             f"start the destination with -machine {source.machine}",
         )
     if source.accelerator != destination.accelerator:
-        yield _error(
+        yield finding(
             "accelerator",
             f"accelerators differ: {source.accelerator} at the source, {destination.accelerator} at the destination",
             f"start the destination with -accel {source.accelerator}",
         )
     if source.memory_bytes != destination.memory_bytes:
-        yield _error(
+        yield finding(
             "memory-size",
             f"memory differs: {show_bytes(source.memory_bytes)} at the source, "
             f"{show_bytes(destination.memory_bytes)} at the destination",
             "give the destination the source's -m, and plug the memory devices that were hot-plugged",
         )
     elif source.memory_backends != destination.memory_backends:
-        yield _error(
+        yield finding(
             "memory-backend",
             f"memory backends differ: {_backends(source)} at the source, {_backends(destination)} at the destination",
             "give both the same memory backends with the same ids and sizes",
@@ -166,7 +160,7 @@ def _backends(facts: Facts) -> str:
 
 def _cpus(source: Facts, destination: Facts) -> Iterator[Finding]:
     if len(source.cpus) != len(destination.cpus):
-        yield _error(
+        yield finding(
             "cpu-count",
             f"vCPUs differ: {len(source.cpus)} at the source, {len(destination.cpus)} at the destination",
             "give the destination the source's -smp, and plug the vCPUs that were hot-plugged",
@@ -177,7 +171,7 @@ def _cpus(source: Facts, destination: Facts) -> Iterator[Finding]:
             set(destination.cpus) - set(source.cpus),
         )
         models = {cpu.split()[0] for cpu in source.cpus} != {cpu.split()[0] for cpu in destination.cpus}
-        yield _error(
+        yield finding(
             "cpu-model" if models else "cpu-topology",
             f"{'CPU models' if models else 'CPU topologies'} differ: {mine[0]} at the source, "
             f"{min(theirs)} at the destination",
@@ -198,13 +192,13 @@ def _cpus(source: Facts, destination: Facts) -> Iterator[Finding]:
         if there & ~here:
             extra.append(f"{register} bits {_bits(there & ~here)}")
     if lacking:
-        yield _error(
+        yield finding(
             "cpu-features",
             f"the destination lacks CPU features that the guest may be using: {'; '.join(lacking)}",
             "use a -cpu model that both hosts have, or another destination",
         )
     if extra:
-        yield _warning(
+        yield finding(
             "cpu-features-extra",
             f"the destination shows the guest CPU features it did not have: {'; '.join(extra)}",
             "name the features of -cpu on both sides, so that they are the same",
@@ -221,20 +215,20 @@ def _devices(source: Facts, destination: Facts) -> Iterator[Finding]:
     for name, device in named_here.items():
         other = named_there.get(name)
         if other is None:
-            yield _error(
+            yield finding(
                 "device-missing",
                 f"the destination lacks device {name} ({device.driver})",
                 f"add it with the source's arguments: -device {device.driver},id={name},…",
             )
         elif (device.driver, device.slot) != (other.driver, other.slot):
-            yield _error(
+            yield finding(
                 "device-differs",
                 f"device {name} differs: {device.driver} {device.slot} at the source, "
                 f"{other.driver} {other.slot} at the destination",
                 "give it the same driver, bus and address on both sides",
             )
     for name in sorted(named_there.keys() - named_here.keys()):
-        yield _error(
+        yield finding(
             "device-extra",
             f"the destination has device {name} ({named_there[name].driver}), which the source has not",
             "remove it: QEMU would accept it silently, and the guest would find a device from nowhere",
@@ -242,13 +236,13 @@ def _devices(source: Facts, destination: Facts) -> Iterator[Finding]:
     here = Counter((device.driver, device.slot) for device in source.devices if not device.name)
     there = Counter((device.driver, device.slot) for device in destination.devices if not device.name)
     for (driver, slot), count in sorted((here - there).items()):
-        yield _error(
+        yield finding(
             "device-missing",
             f"the destination lacks {count} device without an id: {driver} {slot}".rstrip(),
             "start the destination with the source's -device arguments in the same order",
         )
     for (driver, slot), count in sorted((there - here).items()):
-        yield _error(
+        yield finding(
             "device-extra",
             f"the destination has {count} device without an id that the source has not: {driver} {slot}".rstrip(),
             "start the destination with the source's -device arguments in the same order",
@@ -260,27 +254,27 @@ def _disks(source: Facts, destination: Facts) -> Iterator[Finding]:
     for disk in source.disks:
         other = there.get(disk.device)
         if other is None:
-            yield _error(
+            yield finding(
                 "disk-missing",
                 f"the destination has no medium in disk {disk.device}, the source has {disk.file}",
                 "give the destination the source's -drive or -blockdev arguments",
             )
             continue
         if disk.virtual_bytes != other.virtual_bytes:
-            yield _error(
+            yield finding(
                 "disk-size",
                 f"disk {disk.device} has {disk.virtual_bytes} bytes at the source and {other.virtual_bytes} at the "
                 "destination",
                 "use the same image on both sides, or resize the destination's",
             )
         if disk.read_only != other.read_only:
-            yield _error(
+            yield finding(
                 "disk-read-only",
                 f"disk {disk.device} is {_access(disk)} at the source and {_access(other)} at the destination",
                 "give both the same readonly=",
             )
         if disk.format != other.format:
-            yield _error(
+            yield finding(
                 "disk-format",
                 f"disk {disk.device} is opened as {disk.format} at the source and as {other.format} at the destination",
                 "give both the same format=",
@@ -295,14 +289,14 @@ def _access(disk: Disk) -> str:
 def _same_file(disk: Disk, other: Disk) -> Iterator[Finding]:
     if disk.identity and other.identity:
         if disk.identity != other.identity and not disk.read_only:
-            yield _error(
+            yield finding(
                 "disk-not-shared",
                 f"disk {disk.device} is another file at the destination ({disk.file} and {other.file}): "
                 "the guest would go on with other contents",
                 "use the same image on both sides; disks that are not shared are not copied",
             )
     elif disk.file != other.file and not disk.read_only:
-        yield _warning(
+        yield finding(
             "disk-maybe-not-shared",
             f"disk {disk.device} has another name at the destination ({disk.file} and {other.file}), and from here "
             "it cannot be seen whether it is the same",
@@ -317,13 +311,13 @@ def _abilities(source: Facts, destination: Facts, policy: Policy) -> Iterator[Fi
     for side, facts in (("source", source), ("destination", destination)):
         for capability, why in needed.items():
             if capability not in facts.capabilities:
-                yield _error(
+                yield finding(
                     "capability-missing",
                     f"the {side}'s QEMU {facts.version} has no {capability}: {why}",
                     "use QEMU 4.0 or later on both sides",
                 )
     if policy.max_throttle_ratio > 0 and "auto-converge" not in source.capabilities:
-        yield _warning(
+        yield finding(
             "no-throttle",
             f"the source's QEMU {source.version} cannot throttle the guest",
             "expect it not to be",

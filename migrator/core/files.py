@@ -1,0 +1,157 @@
+"""A file as one host sees it, and whether two hosts see the same one. Pure."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from enum import StrEnum
+
+
+class Kind(StrEnum):
+    """What a path leads to."""
+
+    REGULAR = "regular"
+    DIRECTORY = "directory"
+    BLOCK = "block"
+    CHARACTER = "character"
+    SOCKET = "socket"
+    OTHER = "other"
+    #: Nothing, or nothing that may be looked at.
+    MISSING = "missing"
+
+
+@dataclass(frozen=True, kw_only=True)
+class FileSeen:
+    """What a path leads to on one host, links followed."""
+
+    kind: Kind = Kind.MISSING
+    #: Its path without links.
+    real: str = ""
+    size_bytes: int = 0
+    #: Of the file system it lies in, or of itself where it is a block device: ``major:minor``.
+    device: str = ""
+    inode: int = 0
+    #: As /proc/self/mountinfo names it: ``ext4``, ``nfs4``, ``hugetlbfs``.
+    filesystem: str = ""
+    #: What is mounted, ``nas:/export``, and the path of this file within it.
+    mount_source: str = ""
+    inner_path: str = ""
+    #: Of the file system; on hugetlbfs the size of a page.
+    block_bytes: int = 0
+    #: What tells a block device from all others, of whatever host; empty where nothing does.
+    serial: str = ""
+    #: As the user that migrator is there.
+    readable: bool = False
+    writable: bool = False
+    executable: bool = False
+    owner: int = 0
+    group: int = 0
+    permissions: int = 0
+
+    @property
+    def exists(self) -> bool:
+        """There is something."""
+        return self.kind is not Kind.MISSING
+
+
+@dataclass(frozen=True, kw_only=True)
+class Seen:
+    """What was read of one host for one guest."""
+
+    files: Mapping[str, FileSeen] = field(default_factory=dict)
+    #: By path of the image: itself and what it is based on, as absolute paths; no entry where that was not read.
+    chains: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
+    #: Images that qemu-img complained about, with its words.
+    complaints: Mapping[str, str] = field(default_factory=dict)
+    #: What the QEMU there lists as its machine types, devices and CPU models; empty: not read.
+    machines: frozenset[str] = frozenset()
+    devices: frozenset[str] = frozenset()
+    cpus: frozenset[str] = frozenset()
+    #: Network interfaces and the bridge they are on.
+    masters: Mapping[str, str] = field(default_factory=dict)
+    #: Device and inode (``major:minor:inode``) of images that some process there holds open for writing.
+    written: frozenset[str] = frozenset()
+    #: Of the user that migrator is there.
+    user: int | None = None
+    #: Where the source's QEMU runs, from where relative paths go.
+    directory: str = ""
+
+    def file(self, path: str) -> FileSeen:
+        """What `path` leads to; missing where it was not looked for."""
+        return self.files.get(path, _MISSING)
+
+
+_MISSING = FileSeen()
+
+
+class Same(StrEnum):
+    """Whether a path leads to the same file on two hosts."""
+
+    YES = "yes"
+    NO = "no"
+    UNKNOWN = "unknown"
+
+
+#: File systems of one host alone.
+_OWN = frozenset(
+    {
+        "ext2",
+        "ext3",
+        "ext4",
+        "xfs",
+        "btrfs",
+        "f2fs",
+        "zfs",
+        "tmpfs",
+        "ramfs",
+        "devtmpfs",
+        "squashfs",
+        "vfat",
+        "ext2/ext3",
+    }
+)
+#: File systems whose source and inode numbers mean the same on every host.
+_NETWORK = frozenset(
+    {"nfs", "nfs4", "cifs", "smb3", "ceph", "lustre", "fuse.glusterfs", "fuse.ceph", "beegfs"}
+)
+#: File systems of many hosts whose caches know of each other.
+COHERENT = frozenset({"gfs2", "ocfs2", "ceph", "fuse.ceph", "lustre", "gpfs"})
+_LOCAL_SOURCES = ("localhost:", "127.", "[::1]")
+
+
+def same_file(here: FileSeen, there: FileSeen, *, one_machine: bool) -> Same:
+    """Whether both are the same file, as far as their identities tell; only what is certain is not ``UNKNOWN``.
+
+    :param one_machine: the two hosts run on one kernel (equal boot ids).
+    """
+    if here.kind is not there.kind:
+        return Same.NO
+    if one_machine:
+        same = (here.device, here.inode) == (there.device, there.inode)
+        if here.kind is Kind.BLOCK:
+            same = here.device == there.device
+        return Same.YES if same else Same.NO
+    if here.kind is Kind.BLOCK:
+        return _same_device(here, there)
+    if here.filesystem in _OWN or there.filesystem in _OWN:
+        return Same.NO
+    source = here.mount_source
+    if (
+        here.filesystem == there.filesystem
+        and here.filesystem in _NETWORK
+        and source == there.mount_source
+        and not source.startswith(_LOCAL_SOURCES)
+        and (here.inner_path, here.inode, here.size_bytes)
+        == (there.inner_path, there.inode, there.size_bytes)
+    ):
+        return Same.YES
+    return Same.UNKNOWN
+
+
+def _same_device(here: FileSeen, there: FileSeen) -> Same:
+    if not here.serial or not there.serial:
+        return Same.UNKNOWN
+    if here.serial == there.serial:
+        return Same.YES
+    # Named by different things (a path to it here, itself there) they may still be one.
+    return Same.NO if here.serial.partition("=")[0] == there.serial.partition("=")[0] else Same.UNKNOWN

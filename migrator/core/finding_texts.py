@@ -1,0 +1,289 @@
+"""The words of the catalogue of findings: of every code its rank, what it means, and what to do.
+
+The rank is ``error``, ``overridable`` (an error that a person may accept) or ``warning``. Overridable is what may be
+harmless for a reason that cannot be seen from here, and what then goes wrong at most fails; never what would damage
+the guest's disks or have it run twice.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Literal, TypeAlias
+
+Texts: TypeAlias = Mapping[str, tuple[Literal["error", "overridable", "warning"], str, str]]
+
+#: Why a guest cannot be moved at all.
+GUEST: Texts = {
+    "libvirt": (
+        "error",
+        "libvirt manages this guest and would take it for lost",
+        "move it with virsh migrate",
+    ),
+    "monitor-held": (
+        "error",
+        "somebody else holds its QMP monitor, which serves one client at a time",
+        "let that client go, or give the guest a monitor of its own for migrator",
+    ),
+    "monitor-silent": (
+        "error",
+        "its QMP socket is there and nobody answers: QEMU is stopped, hangs, or has left the socket behind",
+        "look at that process; delete the socket if there is none",
+    ),
+    "not-movable": (
+        "error",
+        "the configuration says that it shall not be moved",
+        "change its [[guests]] entry",
+    ),
+    "placement": (
+        "error",
+        "the rules of placement (state of the host, memory, CPUs, labels, affinity) keep the guest from this host",
+        "choose another host, or change what keeps it from this one",
+    ),
+    "not-checked": (
+        "warning",
+        "the guest or the target could not be looked at for a plan, so nothing is known of them",
+        "look at it before the evacuation",
+    ),
+    "command-line-unknown": (
+        "overridable",
+        "the command line of its QEMU cannot be read, so what it needs of its host is unknown",
+        "let migrator read /proc/PID/cmdline there (same user, or root)",
+    ),
+}
+
+#: What the source's QEMU says by itself.
+SOURCE: Texts = {
+    "source-is-waiting": (
+        "error",
+        "the source itself waits for a migration",
+        "check that source and destination are not swapped",
+    ),
+    "source-not-running": (
+        "error",
+        "the guest stands still at the source after an earlier migration; it may run elsewhere",
+        "find out where it runs; only if nowhere, send cont to this QEMU",
+    ),
+    "source-migrating": (
+        "error",
+        "the source is already migrating",
+        "wait for that migration, or cancel it with the tool that began it",
+    ),
+    "blocked": (
+        "error",
+        "QEMU itself says that it cannot migrate this guest now",
+        "remove what QEMU names, then try again",
+    ),
+    "tcg-loses-writes": (
+        "warning",
+        "under TCG, QEMU before 9.0 misses writes of the guest while it migrates: pages may arrive stale",
+        "use KVM, or QEMU 9.0 or later at the source, or the policy offline for a guest that matters",
+    ),
+    "no-throttle": (
+        "warning",
+        "the policy allows to throttle the guest, and the source's QEMU cannot",
+        "expect it not to be throttled",
+    ),
+    "capability-missing": (
+        "error",
+        "a QEMU lacks a capability without which a migration cannot be made safe",
+        "use QEMU 4.0 or later on both sides",
+    ),
+}
+
+#: What keeps the source's command line from being used again as it is.
+COMMAND: Texts = {
+    "config-file": (
+        "warning",
+        "QEMU reads a part of its configuration from a file, which must be the same at the target",
+        "make sure that it is, and that no socket is named in it",
+    ),
+    "display": (
+        "warning",
+        "the window that shows the guest stays behind",
+        "use -vnc or -spice to see the guest",
+    ),
+    "gdb": ("warning", "QEMU's gdb server does not move along", "attach a debugger again at the target"),
+    "memory-file": (
+        "error",
+        "the file that the guest's memory is in exists at the target already: both QEMUs would write into it",
+        "use share=off, a memfd, or a target on another machine",
+    ),
+    "port-in-use": (
+        "error",
+        "QEMU listens at a port of the machine that both hosts are on",
+        "choose a target on another machine, or take that port out of the guest's command line",
+    ),
+    "preconfig": (
+        "error",
+        "QEMU was configured over QMP before its machine was made (-preconfig), which cannot be read back",
+        "put that configuration into the command line",
+    ),
+    "tap-in-use": (
+        "error",
+        "the source holds the network interface that the destination would use: both are on one machine",
+        "leave ifname= out, or choose a target on another machine",
+    ),
+}
+
+#: A destination that was started and shall take the guest.
+DESTINATION: Texts = {
+    "destination-not-waiting": (
+        "error",
+        "the destination does not wait for a migration",
+        "start a fresh QEMU there with the source's command line plus '-S -incoming defer'",
+    ),
+    "destination-used": (
+        "error",
+        "the destination was used for a migration already; QEMU cannot use it again",
+        "start a fresh QEMU there with the source's command line plus '-S -incoming defer'",
+    ),
+    "destination-not-deferred": (
+        "error",
+        "the destination listens already; its capabilities must be set before that",
+        "start a fresh QEMU there with the source's command line plus '-S -incoming defer'",
+    ),
+}
+
+#: How two QEMUs differ.
+PAIR: Texts = {
+    "uuid": (
+        "error",
+        "the uuids differ: this may be another guest",
+        "start the destination with the source's -uuid",
+    ),
+    "name": (
+        "warning",
+        "the names differ",
+        "give both the same -name, so that other tools find the guest again",
+    ),
+    "machine-type": (
+        "error",
+        "the machine types differ; QEMU would refuse in the middle of the stream",
+        "start the destination with the source's -machine, aliases resolved",
+    ),
+    "accelerator": (
+        "error",
+        "one runs under KVM, the other under TCG",
+        "start the destination with the source's -accel",
+    ),
+    "memory-size": (
+        "error",
+        "the sizes of memory differ; QEMU would refuse in the middle of the stream",
+        "give the destination the source's -m, and plug the memory devices that were hot-plugged",
+    ),
+    "memory-backend": (
+        "error",
+        "ids or sizes of memory backends differ; QEMU matches memory by them",
+        "give both the same memory backends with the same ids and sizes",
+    ),
+    "cpu-count": (
+        "error",
+        "the numbers of vCPUs differ",
+        "give the destination the source's -smp, and plug the vCPUs that were hot-plugged",
+    ),
+    "cpu-model": (
+        "error",
+        "the CPU models differ, which QEMU accepts without a word",
+        "give the destination the source's -cpu",
+    ),
+    "cpu-topology": (
+        "error",
+        "sockets, cores or threads differ, which QEMU accepts without a word",
+        "give the destination the source's -smp",
+    ),
+    "cpu-features": (
+        "overridable",
+        "the destination lacks CPU features that the guest may be using, which QEMU accepts without a word",
+        "use a -cpu model that both hosts have, or another destination",
+    ),
+    "cpu-features-extra": (
+        "warning",
+        "the destination shows the guest CPU features it did not have",
+        "name the features of -cpu on both sides, so that they are the same",
+    ),
+    "device-missing": (
+        "error",
+        "the destination lacks a device that the guest has",
+        "start the destination with the source's -device arguments, what was hot-plugged included",
+    ),
+    "device-differs": (
+        "error",
+        "a device has another driver or another place at the destination",
+        "give it the same driver, bus and address on both sides",
+    ),
+    "device-extra": (
+        "error",
+        "the destination has a device that the guest has not, which QEMU accepts without a word",
+        "remove it, or plug it in at the source first",
+    ),
+    "device-property": (
+        "error",
+        "a device that was plugged in later could not be made the same at the destination",
+        "start the destination with this device by a template, or unplug it",
+    ),
+    "disk-missing": (
+        "error",
+        "the destination has no medium in a disk of the guest",
+        "give the destination the source's -drive or -blockdev arguments",
+    ),
+    "disk-size": (
+        "error",
+        "a disk has another size at the destination",
+        "use the same image on both sides",
+    ),
+    "disk-read-only": (
+        "error",
+        "a disk is writable on one side and read-only on the other",
+        "give both the same readonly=",
+    ),
+    "disk-format": (
+        "error",
+        "a disk is opened as another format at the destination: the guest would read rubbish and write damage",
+        "give both the same format=",
+    ),
+    "disk-not-shared": (
+        "error",
+        "a disk is another file at the destination: the guest would go on with other contents",
+        "use the same image on both sides; disks that are not shared are not copied",
+    ),
+    "disk-maybe-not-shared": (
+        "warning",
+        "whether a disk is the same file on both sides cannot be seen",
+        "make sure that it is the same image; disks that are not shared are not copied",
+    ),
+}
+
+#: What comes up only while a migration is under way.
+WAY: Texts = {
+    "record-lost": (
+        "warning",
+        "the record of this migration can no longer be written",
+        "make room there; do not kill migrator meanwhile",
+    ),
+    "record-left-over": ("warning", "the record of this migration could not be put away", "delete that file"),
+    "left-over": (
+        "warning",
+        "something that was made for the migration, or a process of it, could not be removed",
+        "remove what it names by hand",
+    ),
+    "source-left-over": (
+        "warning",
+        "the source's process could not be seen to end; it cannot run the guest by itself",
+        "end that process; do not send cont to it",
+    ),
+    "destination-left-over": (
+        "warning",
+        "the destination's process could not be seen to end; it holds nothing and does not run",
+        "end that process",
+    ),
+    "not-restored": (
+        "warning",
+        "not all of the source's migration settings could be put back",
+        "compare query-migrate-parameters and query-migrate-capabilities with what you expect",
+    ),
+    "not-announced": (
+        "warning",
+        "the guest's network addresses could not be announced at the destination",
+        "let the guest send something, so that switches learn where it is",
+    ),
+}

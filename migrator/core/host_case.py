@@ -1,0 +1,46 @@
+"""One guest, the host it is on and one it might go to: everything that the checks of hosts look at. Pure."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+from migrator.core.command_line import CommandLine
+from migrator.core.facts import Facts
+from migrator.core.files import FileSeen, Same, Seen
+from migrator.core.inventory import HostFacts
+from migrator.core.policy import Policy
+
+
+@dataclass(frozen=True, kw_only=True)
+class Case:
+    """What was read of both hosts and of the guest's QEMU. What could not be read is at its default."""
+
+    #: Name of the target, for messages.
+    target: str
+    source: Facts
+    command: CommandLine
+    here: HostFacts
+    there: HostFacts
+    #: By the paths as the command line and QEMU write them.
+    seen_here: Seen = field(default_factory=Seen)
+    seen_there: Seen = field(default_factory=Seen)
+    #: What a probe showed where identities do not tell, by path.
+    probed: Mapping[str, Same] = field(default_factory=dict)
+    #: Path of the QEMU that would be started at the target; empty where there is none.
+    qemu: str = ""
+    policy: Policy | None = None
+
+    @property
+    def one_machine(self) -> bool:
+        """Both hosts run on one kernel (network namespaces)."""
+        return bool(self.here.boot_id) and self.here.boot_id == self.there.boot_id
+
+    @property
+    def kvm(self) -> bool:
+        """The guest runs under KVM."""
+        return self.source.accelerator == "kvm"
+
+    def files(self, path: str) -> tuple[FileSeen, FileSeen]:
+        """What `path` leads to here and there."""
+        return self.seen_here.file(path), self.seen_there.file(path)

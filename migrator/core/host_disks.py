@@ -1,0 +1,189 @@
+"""What speaks against a host because of the guest's disks. Pure."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from migrator.core.command_line import ImageUse, path_of
+from migrator.core.facts import Disk, Facts
+from migrator.core.files import COHERENT, FileSeen, Same, same_file
+from migrator.core.findings import finding
+from migrator.core.host_case import Case
+from migrator.core.model import Finding
+
+#: Formats whose images may be based on others. Their names are given to qemu-img: it must never guess, because a
+#: guest can write a header into a raw disk that names any file of the host.
+CHAINED = frozenset({"qcow2", "qed", "vmdk", "qcow", "vhdx", "vpc"})
+#: Protocols behind which there is nothing to reach.
+_NOWHERE = ("null-co:", "null-aio:", "blkdebug:", "fat:", "vvfat:")
+
+
+def images(source: Facts) -> dict[str, str]:
+    """Paths of the images that may be based on others, with their format."""
+    found = {path_of(disk.file): disk.format for disk in source.disks if disk.format in CHAINED}
+    found.pop("", None)
+    return found
+
+
+def to_probe(case: Case) -> list[str]:
+    """Paths of the disks of which identities do not tell whether both hosts see the same file."""
+    unclear = []
+    for path in _writable_paths(case.source):
+        here, there = case.files(path)
+        if (
+            here.exists
+            and there.exists
+            and same_file(here, there, one_machine=case.one_machine) is Same.UNKNOWN
+        ):
+            unclear.append(path)
+    return unclear
+
+
+def _writable_paths(source: Facts) -> list[str]:
+    paths = [path_of(disk.file) for disk in source.disks if not disk.read_only]
+    return list(dict.fromkeys(path for path in paths if path))
+
+
+def check(case: Case) -> Iterator[Finding]:
+    """Findings about every disk of the guest."""
+    uses = {image.path: image for image in case.command.images()}
+    throwaway = [image for image in uses.values() if image.snapshot]
+    for image in throwaway:
+        yield finding(
+            "snapshot", f"what the guest writes to {image.path} goes to a temporary file (snapshot=on)"
+        )
+    of_disks = set()
+    for disk in case.source.disks:
+        path = path_of(disk.file)
+        of_disks.add(path)
+        if not path:
+            if ":" in disk.file and not disk.file.startswith((*_NOWHERE, "json:")):
+                yield finding("disk-remote", f"disk {disk.device} is {disk.file}")
+            continue
+        if throwaway and (path not in uses or uses[path].snapshot):
+            continue  # the temporary file, or what is beneath it: said above
+        yield from _disk(case, disk, path, uses.get(path))
+    for path in sorted(uses.keys() - of_disks):
+        if not uses[path].snapshot and not case.seen_there.file(path).exists:
+            yield finding("disk-file-missing", f"{path} does not exist at {case.target}")
+
+
+def _disk(case: Case, disk: Disk, path: str, use: ImageUse | None) -> Iterator[Finding]:
+    here, there = case.files(path)
+    if not there.exists:
+        yield finding("disk-file-missing", f"{path} of disk {disk.device} does not exist at {case.target}")
+        return
+    needed = there.readable and (disk.read_only or there.writable)
+    if not needed:
+        user = "" if case.seen_there.user is None else f" (uid {case.seen_there.user})"
+        yield finding(
+            "disk-access",
+            f"{path} of disk {disk.device} cannot be {'read' if disk.read_only else 'written'} at {case.target} by "
+            f"migrator's user there{user}; it belongs to {there.owner}:{there.group}, mode {there.permissions:o}",
+        )
+    yield from _backing(case, disk, path)
+    if disk.read_only:
+        if here.exists and here.size_bytes != there.size_bytes:
+            yield finding(
+                "disk-size",
+                f"{path} of disk {disk.device} has {here.size_bytes} bytes at the source and {there.size_bytes} at "
+                f"{case.target}",
+            )
+        return
+    same = _same(case, path)
+    if same is Same.NO:
+        yield finding(
+            "disk-not-shared",
+            f"{path} of disk {disk.device} is another file at {case.target}{_where(here, there)}: the guest would go "
+            "on with other contents",
+        )
+        return
+    if same is Same.UNKNOWN:
+        yield finding(
+            "disk-maybe-not-shared",
+            f"whether {path} of disk {disk.device} is the same at {case.target} cannot be seen{_where(here, there)}",
+        )
+    if not case.one_machine:
+        yield from _two_machines(case, disk, path, use)
+    if use is not None and not use.locked:
+        yield finding("disk-lock-off", f"QEMU does not lock {path} of disk {disk.device} (locking=off)")
+
+
+def _same(case: Case, path: str) -> Same:
+    here, there = case.files(path)
+    if not here.exists:
+        return Same.UNKNOWN
+    same = same_file(here, there, one_machine=case.one_machine)
+    return case.probed.get(path, same) if same is Same.UNKNOWN else same
+
+
+def _where(here: FileSeen, there: FileSeen) -> str:
+    if not here.mount_source or not there.mount_source:
+        return ""
+    return (
+        f" ({here.filesystem} of {here.mount_source} here, {there.filesystem} of {there.mount_source} there)"
+    )
+
+
+def _two_machines(case: Case, disk: Disk, path: str, use: ImageUse | None) -> Iterator[Finding]:
+    there = case.seen_there.file(path)
+    if f"{there.device}:{there.inode}" in case.seen_there.written:
+        yield finding(
+            "disk-locked", f"a process at {case.target} holds {path} of disk {disk.device} open for writing"
+        )
+    if there.filesystem in COHERENT:
+        return
+    if use is None:
+        yield finding(
+            "cache-unknown", f"how {path} of disk {disk.device} is cached cannot be seen in the command line"
+        )
+    elif not use.direct:
+        how = "cache=unsafe" if use.no_flush else "no cache=none or directsync"
+        yield finding(
+            "cache-unsafe",
+            f"{path} of disk {disk.device} goes through the page cache ({how}), and {case.target} is another machine",
+        )
+
+
+def _backing(case: Case, disk: Disk, path: str) -> Iterator[Finding]:
+    if disk.format not in CHAINED:
+        return
+    mine, theirs = case.seen_here.chains.get(path), case.seen_there.chains.get(path)
+    chain = mine or theirs
+    if chain is None:
+        complaint = case.seen_there.complaints.get(path, "")
+        yield finding(
+            "backing-unknown",
+            f"what {path} of disk {disk.device} is based on cannot be read"
+            + (f": {complaint}" if complaint else " (no qemu-img)"),
+        )
+        return
+    if mine and theirs and mine[1:] != theirs[1:]:
+        yield finding(
+            "backing-differs",
+            f"{path} of disk {disk.device} is based on {_chain(mine)} here and on {_chain(theirs)} at {case.target}",
+        )
+        return
+    for file in chain[1:]:
+        here, there = case.files(file)
+        if not there.exists:
+            yield finding(
+                "backing-missing",
+                f"{file}, which {path} of disk {disk.device} is based on, does not exist at {case.target}",
+            )
+        elif here.exists and same_file(here, there, one_machine=case.one_machine) is not Same.YES:
+            if here.size_bytes != there.size_bytes:
+                yield finding(
+                    "backing-differs",
+                    f"{file}, which {path} of disk {disk.device} is based on, has {here.size_bytes} bytes here and "
+                    f"{there.size_bytes} at {case.target}",
+                )
+            else:
+                yield finding(
+                    "backing-not-shared",
+                    f"{file}, which {path} of disk {disk.device} is based on, may be a copy at {case.target}",
+                )
+
+
+def _chain(files: tuple[str, ...]) -> str:
+    return ", ".join(files[1:]) or "nothing"

@@ -1,0 +1,130 @@
+"""The catalogue of findings: it holds every code that the code uses and no other, and says what may be accepted."""
+
+from __future__ import annotations
+
+import ast
+from collections import defaultdict
+from pathlib import Path
+
+import pytest
+
+import migrator
+from migrator.core.findings import CATALOGUE, accept, acceptable, errors_first, finding
+from migrator.core.model import Finding, Severity
+from migrator.errors import UsageError
+
+PACKAGE = Path(migrator.__file__).parent
+#: Who makes a finding of a code, and of which severity; ``None``: as the catalogue says.
+MAKERS = {"finding": None, "warn": Severity.WARNING, "_warn": Severity.WARNING, "_error": Severity.ERROR}
+
+
+def used_codes() -> dict[str, set[Severity | None]]:
+    """Every code that stands in the code of migrator, with the severities that it is given."""
+    found: dict[str, set[Severity | None]] = defaultdict(set)
+    for path in PACKAGE.rglob("*.py"):
+        if path.name.startswith("finding_texts") or "testing" in path.parts:
+            continue
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+            if isinstance(node, ast.Call):
+                name = getattr(node.func, "id", getattr(node.func, "attr", ""))
+                if name in MAKERS and len(node.args) > 1:
+                    for code in constants(node.args[0]):
+                        found[code].add(MAKERS[name])
+                for keyword in node.keywords:
+                    if keyword.arg == "obstacle_code" or (keyword.arg == "code" and name == "Finding"):
+                        for code in constants(keyword.value):
+                            found[code].add(Severity.ERROR if keyword.arg == "obstacle_code" else None)
+    return {code: severities for code, severities in found.items() if code}
+
+
+def constants(node: ast.expr) -> set[str]:
+    """The strings that an expression can be; empty where it is computed."""
+    if isinstance(node, ast.Constant) and isinstance(node.value, str):
+        return {node.value}
+    if isinstance(node, ast.IfExp):
+        return constants(node.body) | constants(node.orelse)
+    if isinstance(node, ast.BoolOp):
+        return set().union(*(constants(value) for value in node.values))
+    return set()
+
+
+def test_every_code_that_is_used_is_in_the_catalogue_with_its_severity() -> None:
+    used = used_codes()
+    assert len(used) > 60
+    assert used.keys() - CATALOGUE.keys() == set()
+    wrong = {
+        code: severities
+        for code, severities in used.items()
+        if severities - {None} - {CATALOGUE[code].severity}
+    }
+    assert not wrong
+
+
+def test_every_code_of_the_catalogue_is_used() -> None:
+    assert CATALOGUE.keys() - used_codes().keys() == set()
+
+
+@pytest.mark.parametrize("code", CATALOGUE)
+def test_entry_says_what_and_what_to_do_in_words(code: str) -> None:
+    entry = CATALOGUE[code]
+    assert entry.code == code
+    assert code.replace("-", "").isalnum()
+    assert code == code.lower()
+    for text in (entry.meaning, entry.remedy):
+        assert len(text) > 15
+        assert not text.endswith(".")
+        assert "|" not in text  # it would break the table in docs/preflight.md
+    assert not entry.overridable or entry.severity is Severity.ERROR
+
+
+@pytest.mark.parametrize(
+    "code",
+    ["disk-not-shared", "snapshot", "disk-locked", "source-not-running", "blocked", "uuid", "disk-format"],
+)
+def test_what_would_damage_the_guest_cannot_be_accepted(code: str) -> None:
+    assert not CATALOGUE[code].overridable
+    with pytest.raises(UsageError, match=rf"{code} cannot be accepted.*cache-unsafe"):
+        accept([finding(code, "no")], [code])
+
+
+def test_accepted_error_becomes_a_warning_that_says_so() -> None:
+    error = finding("cache-unsafe", "disk0 goes through the page cache")
+    (accepted,) = accept([error], ["cache-unsafe"])
+    assert accepted == Finding(
+        code="cache-unsafe",
+        severity=Severity.WARNING,
+        message="accepted: disk0 goes through the page cache",
+        remedy=error.remedy,
+    )
+    assert accept([accepted], ["cache-unsafe"]) == (accepted,)  # twice is once
+
+
+def test_accepting_leaves_everything_else_as_it_is_errors_first() -> None:
+    warning, error = finding("user-network", "lost"), finding("file-missing", "no kernel")
+    unsafe = finding("cache-unsafe", "disk0")
+    got = accept([warning, unsafe, error, error], ["cache-unsafe", "hugepages"])
+    assert [each.code for each in got] == ["file-missing", "user-network", "cache-unsafe"]
+    assert got[0] == error
+    assert got[1] == warning
+    assert accept([unsafe], []) == (unsafe,)
+
+
+@pytest.mark.parametrize(
+    ("code", "words"),
+    [("no-such", "there is no finding 'no-such'"), ("user-network", "user-network is a warning"), ("", "''")],
+)
+def test_code_that_cannot_be_accepted_is_refused_even_where_it_was_not_found(code: str, words: str) -> None:
+    with pytest.raises(UsageError, match=words) as refused:
+        accept([], [code])
+    assert acceptable() in str(refused.value)
+    assert "\n" not in str(refused.value)
+
+
+def test_findings_are_told_once() -> None:
+    one, other = finding("file-missing", "a"), finding("file-missing", "b")
+    assert errors_first([one, other, one]) == (one, other)
+
+
+def test_finding_that_the_catalogue_does_not_know_cannot_be_made() -> None:
+    with pytest.raises(KeyError):
+        finding("made-up", "nothing")
