@@ -89,13 +89,9 @@ class SqlJournal:
 
     async def probe(self) -> str:
         """Try whether it can be written, at the cost of one small write; :attr:`complaint` as it is then."""
-        now = self._now().isoformat()
-
-        async def write(connection: AsyncConnection) -> None:
-            await connection.execute(_upsert_meta, {"key": "probe", "value": now})
-
+        row = {"key": "probe", "value": self._now().isoformat()}
         try:
-            await self._database.write(write)
+            await self._database.write_rows(_upsert_meta, [row])
         except JournalError:
             pass  # the complaint says it
         return self.complaint
@@ -104,12 +100,8 @@ class SqlJournal:
 
     async def save(self, *given: tuple[str, Mapping[str, Any]]) -> None:
         rows = [_row(kind, document) for kind, document in given]
-
-        async def write(connection: AsyncConnection) -> None:
-            await connection.execute(_upsert_document, rows)
-
         if rows:
-            await self._database.write(write)
+            await self._database.write_rows(_upsert_document, rows)
 
     async def unfinished(self, kind: str) -> list[dict[str, Any]]:
         return await self._bodies(
@@ -165,12 +157,8 @@ class SqlJournal:
             }
             for event in given
         ]
-
-        async def write(connection: AsyncConnection) -> None:
-            await connection.execute(_insert_event, rows)
-
         if rows:
-            await self._database.write(write)
+            await self._database.write_rows(_insert_event, rows)
 
     async def events(
         self, *, after: int = 0, limit: int = 1000, subject: str | None = None, subject_id: str | None = None

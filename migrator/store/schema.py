@@ -183,7 +183,7 @@ def keep_copy(path: Path, copy: Path) -> None:
     except OSError as error:
         raise sqlite3.OperationalError(f"cannot copy it to {copy}: {error.strerror}") from error
     finally:
-        if beginning.exists():
+        if beginning.is_file():
             beginning.unlink()
 
 

@@ -1,0 +1,161 @@
+"""Tokens: shown once, kept as hashes, refused once expired or revoked."""
+
+from __future__ import annotations
+
+import hmac
+from collections.abc import AsyncIterator
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+
+import pytest
+
+from migrator.engine.commands import Role
+from migrator.errors import UsageError
+from migrator.store.journal import SqlJournal
+from migrator.store.tokens import ROLES, Tokens
+
+
+class Clock:
+    def __init__(self) -> None:
+        self.time = datetime(2026, 3, 1, 12, tzinfo=UTC)
+
+    def __call__(self) -> datetime:
+        return self.time
+
+
+@pytest.fixture
+def clock() -> Clock:
+    return Clock()
+
+
+@pytest.fixture
+async def journal(tmp_path: Path, clock: Clock) -> AsyncIterator[SqlJournal]:
+    async with await SqlJournal.open(tmp_path / "journal.db", now=clock) as journal:
+        yield journal
+
+
+@pytest.fixture
+def tokens(journal: SqlJournal) -> Tokens:
+    return journal.tokens
+
+
+async def test_a_token_is_good_for_its_name_and_role(tokens: Tokens) -> None:
+    grafana = await tokens.create(name="grafana", role="viewer")
+    ann = await tokens.create(name="ann", role="operator")
+    assert grafana != ann
+    assert await tokens.verify(grafana) == ("grafana", "viewer")
+    assert await tokens.verify(ann) == ("ann", "operator")
+
+
+async def test_its_secret_is_written_nowhere(tokens: Tokens, tmp_path: Path) -> None:
+    secret = (await tokens.create(name="ann", role="operator")).split("_")[2]
+    assert len(bytes.fromhex(secret)) == 32
+    for file in tmp_path.iterdir():
+        assert secret.encode() not in file.read_bytes()
+        assert bytes.fromhex(secret) not in file.read_bytes()
+    assert secret not in repr(await tokens.list())
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda token: token[:-1] + ("0" if token[-1] != "0" else "1"),
+        lambda token: token + "0",
+        lambda token: token[:-1],
+        lambda token: token.upper(),
+        lambda token: token + "\n",
+        lambda token: " " + token,
+        lambda token: token.replace("migrator_", ""),
+        lambda token: "migrator_" + "0" * 12 + token[21:],
+        lambda token: token.split("_")[2],
+        lambda token: f"migrator_{token.split('_')[1]}_{'0' * 64}",
+        lambda token: "",
+        lambda token: "x" * 100_000,
+        lambda token: "\udc80",
+        lambda token: f"migrator_{chr(0x660) * 12}_{chr(0x660) * 64}",  # digits too, but not ours
+    ],
+)
+async def test_another_is_refused(tokens: Tokens, change: object) -> None:
+    token = await tokens.create(name="ann", role="operator")
+    assert callable(change)
+    assert await tokens.verify(change(token)) is None
+    assert await tokens.verify(token) is not None
+
+
+async def test_a_hash_is_always_compared_in_constant_time(
+    tokens: Tokens, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    token = await tokens.create(name="ann", role="operator")
+    compared: list[int] = []
+    truly = hmac.compare_digest
+
+    def compare(one: str, other: str) -> bool:
+        compared.append(len(one) + len(other))
+        return truly(one, other)
+
+    monkeypatch.setattr(hmac, "compare_digest", compare)
+    for given in (token, "nonsense", "migrator_" + "0" * 12 + "_" + "0" * 64):
+        await tokens.verify(given)
+    assert compared == [128] * 3
+
+
+async def test_it_is_refused_from_the_moment_it_expires(tokens: Tokens, clock: Clock) -> None:
+    expires = clock() + timedelta(days=1)
+    token = await tokens.create(name="ann", role="operator", expires_at=expires)
+    clock.time = expires - timedelta(microseconds=1)
+    assert await tokens.verify(token) == ("ann", "operator")
+    clock.time = expires
+    assert await tokens.verify(token) is None
+    (shown,) = await tokens.list()
+    assert (shown.expires_at, shown.revoked_at, shown.valid(clock())) == (expires, None, False)
+
+
+@pytest.mark.parametrize("by", ["id", "name"])
+async def test_it_is_refused_as_soon_as_it_is_revoked(tokens: Tokens, clock: Clock, by: str) -> None:
+    token = await tokens.create(name="ann", role="operator")
+    other = await tokens.create(name="bob", role="viewer")
+    revoked = await tokens.revoke("ann" if by == "name" else token.split("_")[1])
+    assert revoked.name == "ann"
+    assert await tokens.verify(token) is None
+    assert await tokens.verify(other) == ("bob", "viewer")
+    assert {each.name: each.revoked_at for each in await tokens.list()} == {"ann": clock(), "bob": None}
+    with pytest.raises(UsageError, match="there is no token 'ann' to revoke"):
+        await tokens.revoke("ann")
+
+
+async def test_a_name_may_be_used_again_once_its_token_is_not_valid(tokens: Tokens, clock: Clock) -> None:
+    first = await tokens.create(name="ann", role="operator", expires_at=clock() + timedelta(hours=1))
+    with pytest.raises(UsageError, match="there is a valid token of the name 'ann'"):
+        await tokens.create(name="ann", role="viewer")
+    clock.time += timedelta(hours=2)
+    second = await tokens.create(name="ann", role="viewer")
+    assert (await tokens.verify(first), await tokens.verify(second)) == (None, ("ann", "viewer"))
+
+
+@pytest.mark.parametrize("name", ["", "a b", "x" * 65, "ann\n", "ann/7", "\u00e4nn"])
+async def test_a_name_is_one_that_can_stand_anywhere(tokens: Tokens, name: str) -> None:
+    with pytest.raises(UsageError, match="cannot be a token's name"):
+        await tokens.create(name=name, role="viewer")
+
+
+async def test_what_makes_no_sense_is_refused(tokens: Tokens, clock: Clock) -> None:
+    with pytest.raises(UsageError, match="there is no role 'root'; there are viewer and operator"):
+        await tokens.create(name="ann", role="root")
+    with pytest.raises(UsageError, match="would have expired already"):
+        await tokens.create(name="ann", role="viewer", expires_at=clock())
+    assert await tokens.list() == []
+
+
+async def test_one_made_beside_the_service_counts_at_once(
+    tokens: Tokens, journal: SqlJournal, tmp_path: Path
+) -> None:
+    async with await Tokens.open(tmp_path / "journal.db") as beside:
+        token = await beside.create(name="ann", role="operator")
+        assert await tokens.verify(token) == ("ann", "operator")
+        await beside.revoke("ann")
+        assert await tokens.verify(token) is None
+    assert journal.complaint == ""
+
+
+def test_the_roles_are_those_of_the_commands() -> None:
+    assert set(ROLES) == set(Role)
