@@ -74,23 +74,20 @@ def predict(
     for run in runs:
         run.to_the_end()
     middle = runs[1]
-    guests = {}
-    for guest in sorted(middle.ends, key=lambda one: (middle.begins.get(one, 0.0), one)):
-        if all(guest in run.ends for run in runs):
-            guests[guest] = _expected(guest, runs, middle.own_spread[guest])
-    deadlines = {one.guest: one.deadline_seconds for one in transfers if one.deadline_seconds is not None}
-    known = {guest: limit for guest, limit in deadlines.items() if guest in guests}
+    order = sorted(middle.ends, key=lambda guest: (middle.begins[guest], guest))
+    guests = {guest: _expected(guest, runs) for guest in order}
+    limits = {one.guest: one.deadline_seconds for one in transfers if one.guest in guests}
+    late = [guest for guest, limit in limits.items() if limit is not None and guests[guest].ends.p50 > limit]
+    at_risk = [
+        guest for guest, limit in limits.items() if limit is not None and guests[guest].ends.p90 > limit
+    ]
     return Prediction(
         guests=guests,
         makespan=_quantiles(*(run.now for run in runs)),
-        bound_seconds=lower_bound_seconds(transfers, hosts, rules),
+        bound_seconds=lower_bound_seconds((one for one in transfers if one.guest in guests), hosts, rules),
         never=middle.never,
-        late=tuple(guest for guest, limit in known.items() if guests[guest].ends.p50 > limit),
-        at_risk=tuple(
-            guest
-            for guest, limit in known.items()
-            if guests[guest].ends.p50 <= limit < guests[guest].ends.p90
-        ),
+        late=tuple(late),
+        at_risk=tuple(guest for guest in at_risk if guest not in late),
     )
 
 
@@ -125,19 +122,20 @@ def _common_spread(transfers: Sequence[Transfer], rules: Rules) -> float:
     return math.hypot(rules.link_spread_ratio, *(weight * spread / total for weight, spread in longest))
 
 
-def _quantiles(*values: float) -> Quantiles:
-    low, middle, high = sorted(values)
-    return Quantiles(p10=low, p50=middle, p90=high)
+def _quantiles(low: float, middle: float, high: float) -> Quantiles:
+    # A slower run can end earlier where it happens to take another order; the middle is what is told.
+    return Quantiles(p10=min(low, middle), p50=middle, p90=max(high, middle))
 
 
-def _expected(guest: str, runs: Sequence[_Run], own_spread: float) -> Expected:
-    begins = [run.begins.get(guest, 0.0) for run in runs]
-    took = runs[1].ends[guest] - begins[1]
-    ends = [
-        begin + took * math.exp(sign * _P90 * own_spread)
-        for sign, begin in zip((-1, 0, 1), begins, strict=True)
-    ]
-    return Expected(begins=_quantiles(*begins), ends=_quantiles(*ends))
+def _expected(guest: str, runs: Sequence[_Run]) -> Expected:
+    """Of the three runs; in one that does not reach it before its deadline it is taken to be as in the middle."""
+    low, begin, high = (run.begins.get(guest, runs[1].begins[guest]) for run in runs)
+    end = runs[1].ends[guest]
+    factor = math.exp(_P90 * runs[1].own_spread[guest])
+    return Expected(
+        begins=_quantiles(low, begin, high),
+        ends=_quantiles(low + (end - begin) / factor, end, high + (end - begin) * factor),
+    )
 
 
 class _Run:
