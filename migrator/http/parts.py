@@ -36,7 +36,6 @@ class Parts:
     _commands: set[asyncio.Task[Reply]] = field(default_factory=set)
     _closing: bool = False
 
-    @property
     def closing(self) -> bool:
         """No stream shall go on."""
         return self._closing

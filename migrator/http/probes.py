@@ -32,7 +32,7 @@ async def readyz(request: Request) -> Response:
     """Whether new work is taken; 503 and the reasons when it is not."""
     own = parts(request)
     complaints = list(own.reading.complaints())
-    if own.closing:
+    if own.closing():
         complaints.append("the service is being stopped")
     return answer(Ready(ready=not complaints, complaints=complaints), 503 if complaints else 200)
 

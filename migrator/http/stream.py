@@ -127,6 +127,8 @@ async def _follow(
             async with aclosing(past):
                 async for event in past:
                     yield _frame(event)
+            if own.closing():
+                return  # perhaps amid the journal: what comes live must not hide what is still missing
             last = heard_from
             async for live in listener:
                 if live.kind is EventKind.PROGRESS:
@@ -140,6 +142,8 @@ async def _follow(
                 async with aclosing(missed):
                     async for event in missed:
                         yield _frame(event)
+                if own.closing() and live.event_id > last + 1:
+                    return
                 last = live.event_id
                 if _wanted(live, subject, subject_id):
                     yield _frame(live.model_dump(mode="json"))
@@ -152,7 +156,7 @@ async def _journalled(
 ) -> AsyncGenerator[Mapping[str, Any], None]:
     """Events after `after` up to and with `upto`."""
     patience = asyncio.get_running_loop().time() + _JOURNAL_SECONDS
-    while after < upto and not own.closing:
+    while after < upto and not own.closing():
         # It is written in order: when it has the last, it has all. Asked first, so that the page below has them.
         complete = bool(await own.reading.events(after=upto - 1, limit=1))
         late = asyncio.get_running_loop().time() > patience

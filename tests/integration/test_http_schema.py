@@ -1,0 +1,128 @@
+"""The API keeps to its own description, whatever it is sent."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from typing import Any
+
+import hypothesis
+import pytest
+import schemathesis
+from fastapi import FastAPI
+from hypothesis import HealthCheck, Phase
+from schemathesis.specs.openapi.checks import (
+    content_type_conformance,
+    ignored_auth,
+    response_headers_conformance,
+    response_schema_conformance,
+    status_code_conformance,
+    unsupported_method,
+)
+
+from migrator.engine.commands import COMMANDS, Door
+from migrator.http import openapi
+from migrator.http.app import create_app
+from migrator.http.limits import Limits
+from tests.service_fakes import OPERATOR, MemoryTokens, World
+
+_CHECKS = [
+    content_type_conformance,
+    ignored_auth,
+    response_headers_conformance,
+    response_schema_conformance,
+    schemathesis.checks.not_a_server_error,
+    status_code_conformance,
+    unsupported_method,
+]
+
+
+def _app() -> FastAPI:
+    world = World(steps=None)
+    limits = Limits(requests_per_second=1e9, burst=10**9)
+    app = create_app(Door(controller=world, log=world.log), world, MemoryTokens(), limits=limits)
+    guest = world.guest("db")
+    assert guest is not None
+    world.migrate(guest)
+    return app
+
+
+schema = schemathesis.openapi.from_asgi("/openapi.json", _app())
+
+
+# A stream never ends, so what is generated for it would be waited for; tests of its own are beside this.
+_FINITE = schema.exclude(path_regex=r"/events$|^/metrics$")
+
+
+@_FINITE.parametrize()
+@hypothesis.settings(
+    max_examples=12,
+    phases=[Phase.explicit, Phase.generate],
+    suppress_health_check=list(HealthCheck),
+    deadline=None,
+)
+def test_as_described(case: schemathesis.Case[Any]):
+    case.call_and_validate(headers={"Authorization": f"Bearer {OPERATOR}"}, checks=_CHECKS)
+
+
+@pytest.mark.soak
+@_FINITE.parametrize()
+@hypothesis.settings(
+    max_examples=1500, suppress_health_check=list(HealthCheck), deadline=None, derandomize=False
+)
+def test_as_described_at_length(case: schemathesis.Case[Any]):
+    case.call_and_validate(headers={"Authorization": f"Bearer {OPERATOR}"}, checks=_CHECKS)
+
+
+def test_the_description_is_whole():
+    found = json.loads(openapi.text())
+    paths = found["paths"]
+    assert set(paths) == {
+        "/api/v1/migrations",
+        "/api/v1/migrations/{id}",
+        "/api/v1/migrations/{id}/cancel",
+        "/api/v1/migrations/{id}/postcopy",
+        "/api/v1/migrations/{id}/resolve",
+        "/api/v1/migrations/{id}/events",
+        "/api/v1/events",
+        "/api/v1/hosts",
+        "/api/v1/hosts/{host}",
+        "/api/v1/hosts/{host}/evacuate",
+        "/api/v1/hosts/{host}/restore",
+        "/api/v1/hosts/{host}/activate",
+        "/api/v1/guests",
+        "/api/v1/guests/{guest}",
+        "/api/v1/plans",
+        "/api/v1/checks",
+        "/api/v1/evacuations",
+        "/api/v1/evacuations/{id}",
+        "/api/v1/evacuations/{id}/cancel",
+        "/api/v1/session",
+        "/healthz",
+        "/readyz",
+        "/metrics",
+    }
+    text = json.dumps(found)
+    for name in ("Problem", "MigrationDocument", "EvacuationDocument", "EventDocument", "PlanDocument"):
+        assert name in found["components"]["schemas"]
+    for reference in set(_references(found)):
+        assert reference.rpartition("/")[2] in found["components"]["schemas"], reference
+    assert "HTTPValidationError" not in text
+    assert openapi.text() == openapi.text()
+
+
+def test_every_command_has_a_way_in_by_http():
+    ways = {"migrate", "cancel", "postcopy", "resolve", "evacuate", "restore", "activate", "plan", "check"}
+    assert ways == set(COMMANDS)
+
+
+def _references(found: object) -> Iterator[str]:
+    if isinstance(found, dict):
+        for key, value in found.items():
+            if key == "$ref":
+                yield value
+            else:
+                yield from _references(value)
+    elif isinstance(found, list):
+        for value in found:
+            yield from _references(value)
