@@ -178,7 +178,7 @@ class Database:
                 for job in jobs:
                     await self._commit(engine, [job])
                 return
-            jobs[0].fail(JournalError(f"the journal {self.path} has something else there: {error.orig}"))
+            jobs[0].fail(JournalError(f"the journal {self.path} has another one there already: {error.orig}"))
         except (SQLAlchemyError, sqlite3.Error, OSError) as error:
             self.complaint = _in_words(self.path, error, "written")
             for job in jobs:

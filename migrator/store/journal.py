@@ -10,7 +10,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 
-from sqlalchemy import Select, delete, func, or_, select, update
+from sqlalchemy import Select, delete, func, null, or_, select, update
 from sqlalchemy.dialects.sqlite import insert
 from sqlalchemy.ext.asyncio import AsyncConnection
 
@@ -146,6 +146,7 @@ class SqlJournal:
     # --- events
 
     async def append(self, given: Sequence[Mapping[str, Any]]) -> None:
+        """See :meth:`migrator.ports.Journal.append`; an event that is there already, the same in all, is let pass."""
         rows = [
             {
                 "event_id": event["event_id"],
@@ -369,7 +370,12 @@ _upsert_document = _insert_document.on_conflict_do_update(
         if column.name not in ("number", "kind", "id")
     },
 )
-_insert_event = insert(events)
+_new_event = insert(events)
+#: The same event again is let pass: whoever was not told that it is on disk writes it once more. Another one of its
+#: number breaks the rule that a sequence is never empty, and with it the whole transaction.
+_insert_event = _new_event.on_conflict_do_update(
+    index_elements=["event_id"], set_={"sequence": null()}, where=events.c.body != _new_event.excluded.body
+)
 _claim_command = insert(commands).on_conflict_do_nothing()
 _insert_meta = insert(meta)
 _upsert_meta = _insert_meta.on_conflict_do_update(

@@ -228,6 +228,14 @@ class TestEvents:
         assert [each["sequence"] for each in await journal.events()] == [1]
         assert journal.complaint == ""
 
+    async def test_written_twice_are_there_once(self, journal: AnyJournal) -> None:
+        await journal.append([event(1, 1), event(2, 2)])
+        await journal.append([event(2, 2), event(3, 3), event(3, 3)])
+        assert [each["event_id"] for each in await journal.events()] == [1, 2, 3]
+        with pytest.raises(JournalError):
+            await journal.append([event(4, 4), event(4, 5)])
+        assert len(await journal.events()) == 3
+
     async def test_that_are_wrong_do_not_harm_what_is_written_beside_them(self, journal: AnyJournal) -> None:
         await journal.append([event(1, 1)])
         results = await asyncio.gather(
