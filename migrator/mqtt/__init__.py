@@ -1,0 +1,10 @@
+"""The MQTT entrance. The only place that uses aiomqtt.
+
+:class:`Mqtt` is one task of the service; the service works as well without it.
+"""
+
+from migrator.mqtt.client import Mqtt
+from migrator.mqtt.replies import Begun, WhoBegan
+from migrator.mqtt.settings import MqttSettings
+
+__all__ = ["Begun", "Mqtt", "MqttSettings", "WhoBegan"]

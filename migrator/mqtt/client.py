@@ -1,0 +1,325 @@
+"""The MQTT entrance: commands in, replies, states, decisions and progress out, for as long as the service runs."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import random
+from collections import deque
+from collections.abc import Callable
+from datetime import UTC, datetime, timedelta
+
+from migrator import logs
+from migrator.engine.commands import COMMANDS, Door
+from migrator.engine.documents import EventDocument, EventKind, Subject
+from migrator.engine.reading import Reading
+from migrator.mqtt.connection import (
+    BrokerError,
+    Connection,
+    NotAllowed,
+    Received,
+    UnsupportedVersion,
+    Version,
+)
+from migrator.mqtt.inbound import Foreign, Incoming, read
+from migrator.mqtt.outbox import Outbox, Outgoing, Rank
+from migrator.mqtt.replies import Replies, WhoBegan, nobody_began
+from migrator.mqtt.settings import MqttSettings
+from migrator.mqtt.states import States, ended_at, is_stateful
+from migrator.mqtt.topics import Topics
+
+#: Messages on their way to the broker at a time. Brokers allow few: 10 is the least of those in use.
+_WINDOW = 8
+#: A connection that lasted so long was a good one.
+_STEADY_SECONDS = 5.0
+_FIRST_PAUSE_SECONDS = 0.1
+#: Retained messages have all come when none came for so long; and they are not waited for longer than that.
+_QUIET_SECONDS = 0.3
+_SWEEP_SECONDS = 3.0
+#: Between two looks for states to clear.
+_CLEARING_SECONDS = 60.0
+
+
+class Mqtt:
+    """One service's connection to its broker. From its making on it notes what the bus says.
+
+    :param connected: is told each time the broker is there, and is gone.
+    :param who_began: asks the journal for the command behind what ended after a restart.
+    :param now: the clock; only tests need another.
+    """
+
+    def __init__(
+        self,
+        *,
+        settings: MqttSettings,
+        door: Door,
+        reading: Reading,
+        connected: Callable[[bool], None] = lambda there: None,
+        who_began: WhoBegan = nobody_began,
+        now: Callable[[], datetime] = lambda: datetime.now(UTC),
+    ) -> None:
+        self._settings = settings
+        self._door = door
+        self._connected = connected
+        self._now = now
+        self._log = logs.logger(broker=settings.address)
+        self._topics = Topics(settings.site, settings.instance)
+        self._outbox = Outbox(limit=settings.queue_limit, interval=settings.progress_interval_seconds)
+        self._states = States(
+            reading=reading,
+            topics=self._topics,
+            keep=timedelta(seconds=settings.keep_ended_seconds),
+            now=now,
+        )
+        self._replies = Replies(
+            door=door,
+            reading=reading,
+            outbox=self._outbox,
+            topics=self._topics,
+            max_bytes=settings.max_reply_bytes,
+            who_began=who_began,
+            now=now,
+        )
+        self._slots = asyncio.Semaphore(settings.max_commands)
+        self._running: set[asyncio.Task[None]] = set()
+        #: What the broker has retained, while it is being asked; and when the last of it came.
+        self._seen: dict[str, bytes] | None = None
+        self._seen_at = 0.0
+        self._version = Version.V311 if settings.protocol == "3.1.1" else Version.V5
+        reading.bus.call(self._note)
+
+    @property
+    def dropped(self) -> int:
+        """States, decisions and replies that were dropped because too many waited for the broker."""
+        return self._outbox.dropped
+
+    async def run(self) -> None:
+        """Serve until cancelled; whatever becomes of the broker, this goes on.
+
+        After a cancellation it takes twice ``closing_seconds`` at most: what waits is sent, then ``offline``.
+        """
+        async with asyncio.TaskGroup() as tasks:
+            tasks.create_task(self._replies.tell_outcomes(), name="mqtt outcomes")
+            self._states.refresh()
+            await self._states.load()
+            await self._stay_connected(tasks)
+
+    # the connection
+
+    async def _stay_connected(self, tasks: asyncio.TaskGroup) -> None:
+        loop = asyncio.get_running_loop()
+        pause, complaint = _FIRST_PAUSE_SECONDS, ""
+        while True:
+            began = loop.time()
+            try:
+                await self._connect_once(tasks)
+            except UnsupportedVersion as error:
+                if self._settings.protocol == "auto":
+                    self._version = Version.V311 if self._version is Version.V5 else Version.V5
+                self._log.warning("mqtt version refused", error=str(error), next=self._version.name)
+            except BrokerError as error:
+                # Of an outage that goes on one line is enough.
+                if str(error) != complaint:
+                    self._log.warning("no broker", error=str(error))
+                complaint = str(error)
+            if loop.time() - began > _STEADY_SECONDS + self._settings.timeout_seconds:
+                pause, complaint = _FIRST_PAUSE_SECONDS, ""
+            task = asyncio.current_task()
+            if task is not None and task.cancelling():
+                raise asyncio.CancelledError
+            await asyncio.sleep(pause * random.uniform(0.5, 1.0))  # noqa: S311 - no secret
+            pause = min(pause * 2, self._settings.longest_pause_seconds)
+
+    async def _connect_once(self, tasks: asyncio.TaskGroup) -> None:
+        connection = Connection(
+            settings=self._settings, version=self._version, will=(self._topics.service, b"offline")
+        )
+        await connection.open()
+        try:
+            # The session may hold commands: from here on they come.
+            await connection.subscribe(self._topics.commands, qos=1, retained=False)
+            await connection.publish(self._topics.service, b"online", qos=1, retain=True)
+            self._outbox.opened()
+            self._connected(True)
+            self._log.info("connected", version=self._version.name)
+            try:
+                await self._serve(connection, tasks)
+            except asyncio.CancelledError:
+                await self._farewell(connection)
+                raise
+            finally:
+                self._outbox.closed()
+                self._connected(False)
+        finally:
+            await connection.close()
+
+    async def _serve(self, connection: Connection, tasks: asyncio.TaskGroup) -> None:
+        try:
+            async with asyncio.TaskGroup() as serving:
+                serving.create_task(self._receive(connection, tasks), name="mqtt receiving")
+                serving.create_task(self._send(connection), name="mqtt sending")
+                serving.create_task(self._keep_retained(connection), name="mqtt retained state")
+        except BaseExceptionGroup as group:
+            lost, other = group.split(BrokerError)
+            if other is not None or lost is None:
+                raise
+            raise _first(lost) from None
+
+    async def _farewell(self, connection: Connection) -> None:
+        """Send what waits, and that we go; within a bound."""
+        seconds = self._settings.closing_seconds
+        if self._running:
+            await asyncio.wait(self._running, timeout=seconds / 2)
+        with contextlib.suppress(BrokerError, TimeoutError):
+            async with asyncio.timeout(seconds / 2):
+                while (outgoing := self._outbox.take()) is not None:
+                    await self._publish(connection, outgoing)
+                    self._outbox.done(outgoing)
+        with contextlib.suppress(BrokerError, TimeoutError):
+            async with asyncio.timeout(seconds / 2):
+                await connection.publish(self._topics.service, b"offline", qos=1, retain=True)
+
+    # out
+
+    def _note(self, event: EventDocument) -> None:
+        """An event of the bus: queued for the broker. Called by the bus: returns at once and never raises."""
+        if is_stateful(event):
+            self._states.note(event)
+            topic = self._topics.about(event.subject, event.subject_id, "state")
+            if topic is not None:
+                self._outbox.put(Outgoing(rank=Rank.EVENT, topic=topic, payload=event, retain=True))
+            if event.subject is not Subject.HOST and ended_at(event.body) is not None:
+                progress = self._topics.about(event.subject, event.subject_id, "progress")
+                self._outbox.ended(progress or "")
+                self._replies.ended(event)
+        elif event.subject is Subject.MIGRATION and event.kind in (EventKind.DECISION, EventKind.PROGRESS):
+            topic = self._topics.about(event.subject, event.subject_id, event.kind)
+            rank = Rank.EVENT if event.kind is EventKind.DECISION else Rank.PROGRESS
+            if topic is not None:
+                self._outbox.put(Outgoing(rank=rank, topic=topic, payload=event))
+
+    async def _send(self, connection: Connection) -> None:
+        """Publish what waits, several at a time and in order; what was not taken waits again afterwards."""
+        sending: dict[Outgoing, None] = {}
+        window = asyncio.Semaphore(_WINDOW)
+
+        async def send(outgoing: Outgoing) -> None:
+            await self._publish(connection, outgoing)
+            del sending[outgoing]
+            self._outbox.done(outgoing)
+            window.release()
+
+        try:
+            async with asyncio.TaskGroup() as tasks:
+                while True:
+                    await window.acquire()
+                    outgoing = await self._outbox.get()
+                    sending[outgoing] = None
+                    tasks.create_task(send(outgoing), name="mqtt publishing")
+        finally:
+            self._outbox.put_back(sending)
+
+    async def _publish(self, connection: Connection, outgoing: Outgoing) -> None:
+        await connection.publish(
+            outgoing.topic,
+            outgoing.data,
+            qos=outgoing.qos,
+            retain=outgoing.retain,
+            correlation=outgoing.correlation,
+        )
+
+    async def _keep_retained(self, connection: Connection) -> None:
+        """Make what the broker has retained true again, then clear what has ended in time."""
+        retained = await self._ask_retained(connection)
+        self._states.refresh()
+        for outgoing in await self._states.differences(retained, waits=self._outbox.waits):
+            self._outbox.put(outgoing)
+        while True:
+            await asyncio.sleep(min(_CLEARING_SECONDS, self._settings.keep_ended_seconds / 2))
+            for outgoing in (*self._states.clear(), *self._states.refresh()):
+                self._outbox.put(outgoing)
+
+    async def _ask_retained(self, connection: Connection) -> dict[str, bytes]:
+        """No message says that these were all: silence does. What comes later is looked at next time."""
+        loop = asyncio.get_running_loop()
+        self._seen, self._seen_at = {}, loop.time()
+        limit = self._seen_at + _SWEEP_SECONDS
+        try:
+            for topic in self._topics.states:
+                # Not acknowledged one by one: a broker would wait for that.
+                await connection.subscribe(topic, qos=0, retained=True)
+            self._seen_at = loop.time()
+            while loop.time() < min(limit, self._seen_at + _QUIET_SECONDS):
+                await asyncio.sleep(_QUIET_SECONDS / 3)
+            for topic in self._topics.states:
+                await connection.unsubscribe(topic)
+            return self._seen
+        except NotAllowed as error:
+            # Then all is published anew, and what is stale stays.
+            self._log.warning("retained state not checked", error=str(error))
+            return {}
+        finally:
+            self._seen = None
+
+    # in
+
+    async def _receive(self, connection: Connection, tasks: asyncio.TaskGroup) -> None:
+        receipts = Receipts(connection)
+        async for received in connection.messages():
+            if not self._topics.is_command(received.topic):
+                if self._seen is not None and received.retain:
+                    self._seen[received.topic] = received.payload
+                    self._seen_at = asyncio.get_running_loop().time()
+                continue
+            done = receipts.expect(received)
+            try:
+                incoming = read(received, topics=self._topics, settings=self._settings, now=self._now())
+            except Foreign as foreign:
+                self._refuse(foreign, received, done)
+                continue
+            await self._slots.acquire()
+            task = tasks.create_task(self._execute(incoming, done), name=f"mqtt command {incoming.id}")
+            self._running.add(task)
+            task.add_done_callback(self._running.discard)
+
+    def _refuse(self, foreign: Foreign, received: Received, done: Callable[[], None]) -> None:
+        self._door.heard("mqtt", foreign.verb if foreign.verb in COMMANDS else "unknown", "refused")
+        self._log.warning("command refused", topic=received.topic[:256], reason=str(foreign.refusal))
+        if foreign.reply_to is None:
+            done()
+        else:
+            self._replies.give(foreign.reply(), foreign.reply_to, then=done)
+
+    async def _execute(self, incoming: Incoming, done: Callable[[], None]) -> None:
+        try:
+            # Once it returns the command is in the journal. It is acknowledged when the reply is with the broker too:
+            # a crash before that brings both again.
+            await self._replies.execute(incoming, then=done)
+        finally:
+            self._slots.release()
+
+
+class Receipts:
+    """Acknowledges what was received, in the order in which it was, as MQTT demands."""
+
+    def __init__(self, connection: Connection) -> None:
+        self._connection = connection
+        self._open: deque[Received] = deque()
+        self._done: set[Received] = set()
+
+    def expect(self, received: Received) -> Callable[[], None]:
+        """What to call when all is done that it asks for."""
+        self._open.append(received)
+
+        def done() -> None:
+            self._done.add(received)
+            while self._open and self._open[0] in self._done:
+                self._done.discard(self._open[0])
+                self._connection.acknowledge(self._open.popleft())
+
+        return done
+
+
+def _first(group: BaseExceptionGroup[BrokerError]) -> BrokerError:
+    first = group.exceptions[0]
+    return _first(first) if isinstance(first, BaseExceptionGroup) else first

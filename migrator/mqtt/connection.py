@@ -1,0 +1,236 @@
+"""One connection to a broker. The only place that knows aiomqtt, and paho below it."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+import socket
+import ssl
+from collections.abc import AsyncIterator
+from dataclasses import dataclass
+from enum import Enum
+from typing import Any
+
+import aiomqtt
+from paho.mqtt.client import MQTT_CLEAN_START_FIRST_ONLY
+from paho.mqtt.packettypes import PacketTypes
+from paho.mqtt.properties import Properties
+from paho.mqtt.subscribeoptions import SubscribeOptions
+
+from migrator.errors import MigratorError
+from migrator.mqtt.settings import MqttSettings
+
+#: Of commands that were not acknowledged; what a broker takes if nothing is said is 65535.
+_RECEIVE_MAXIMUM = 100
+#: More than the largest command that is read to the end, so that one which is a little too large is told so.
+_PACKET_FACTOR = 4
+#: CONNACK: unsupported protocol version.
+_UNSUPPORTED_VERSION = 132
+
+
+# What goes wrong is raised; what aiomqtt and paho would say beside it is about answers that nobody waits for any more.
+_SILENT = logging.getLogger("migrator.mqtt")
+_SILENT.setLevel(logging.CRITICAL)
+
+
+class BrokerError(MigratorError):
+    """The broker cannot be reached, refuses us, or the connection is lost; says which broker and why."""
+
+
+class NotAllowed(BrokerError):
+    """The broker's ACL is against it; the connection stands."""
+
+
+class UnsupportedVersion(BrokerError):
+    """The broker does not speak this version of MQTT."""
+
+
+class Version(Enum):
+    """Of MQTT."""
+
+    V5 = aiomqtt.ProtocolVersion.V5
+    V311 = aiomqtt.ProtocolVersion.V311
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Received:
+    """A message from the broker."""
+
+    topic: str
+    payload: bytes
+    retain: bool
+    #: Version 5: where the sender wants its answer, and what it will know it by.
+    response_topic: str | None = None
+    correlation: bytes | None = None
+    qos: int = 0
+    mid: int = 0
+
+
+class Connection:
+    """Open it once, close it in any case. Everything else raises :class:`BrokerError` once it is lost.
+
+    :param will: what the broker publishes, retained, when this connection ends without :meth:`close`: topic, payload.
+    """
+
+    def __init__(self, *, settings: MqttSettings, version: Version, will: tuple[str, bytes]) -> None:
+        self._settings = settings
+        self._v5 = version is Version.V5
+        self._client = aiomqtt.Client(
+            settings.host,
+            settings.port,
+            username=settings.username,
+            password=settings.password,
+            identifier=settings.client_id,
+            protocol=version.value,
+            logger=_SILENT,
+            will=aiomqtt.Will(will[0], will[1], qos=1, retain=True),
+            timeout=settings.timeout_seconds,
+            keepalive=settings.keepalive_seconds,
+            tls_context=_tls(settings) if settings.tls else None,
+            properties=self._connect_properties() if self._v5 else None,
+            clean_start=False if self._v5 else MQTT_CLEAN_START_FIRST_ONLY,
+            clean_session=None if self._v5 else False,
+        )
+        self._client.pending_calls_threshold = _RECEIVE_MAXIMUM
+        # aiomqtt acknowledges what its user has not yet seen, and offers no other way.
+        self._paho = self._client._client  # noqa: SLF001
+        self._paho.manual_ack_set(True)
+        self._paho.connect_timeout = settings.timeout_seconds
+        self._open = False
+
+    def _connect_properties(self) -> Properties:
+        properties = _properties(PacketTypes.CONNECT)
+        properties.SessionExpiryInterval = self._settings.session_expiry_seconds
+        properties.ReceiveMaximum = _RECEIVE_MAXIMUM
+        properties.MaximumPacketSize = self._settings.max_command_bytes * _PACKET_FACTOR
+        return properties
+
+    async def open(self) -> None:
+        """Connect, with the session that the broker kept.
+
+        :raise UnsupportedVersion: another version may do.
+        :raise BrokerError: not connected, and nothing is left behind.
+        """
+        # What connects runs in a thread that cannot be interrupted; left alone it would connect after we have gone.
+        opening = asyncio.create_task(self._enter(), name="mqtt opening")
+        try:
+            await asyncio.shield(opening)
+        except asyncio.CancelledError:
+            await asyncio.wait({opening}, timeout=self._settings.closing_seconds)
+            opening.cancel()
+            self._cut()
+            raise
+        except aiomqtt.MqttError as error:
+            self._cut()
+            kind = BrokerError
+            if isinstance(error, aiomqtt.MqttCodeError) and _code(error.rc) == _UNSUPPORTED_VERSION:
+                kind = UnsupportedVersion
+            raise kind(f"broker {self._settings.address}: not connected: {error}") from error
+        self._open = True
+
+    async def _enter(self) -> None:
+        await self._client.__aenter__()
+
+    async def close(self) -> None:
+        """Say goodbye, so that the broker keeps the will to itself. Never raises, and takes its time-out at most."""
+        if self._open:
+            self._open = False
+            with contextlib.suppress(aiomqtt.MqttError):
+                await self._client.__aexit__(None, None, None)
+        self._cut()
+
+    def _cut(self) -> None:
+        # paho sees the end of the stream and clears up after itself.
+        wire = self._paho.socket()
+        if isinstance(wire, socket.socket):
+            with contextlib.suppress(OSError):
+                wire.shutdown(socket.SHUT_RDWR)
+
+    async def publish(
+        self, topic: str, payload: bytes, *, qos: int, retain: bool = False, correlation: bytes | None = None
+    ) -> None:
+        """Returns once the broker has taken it (QoS 1), or it is on the wire (QoS 0)."""
+        properties = None
+        if self._v5 and correlation is not None:
+            properties = _properties(PacketTypes.PUBLISH)
+            properties.CorrelationData = correlation
+        try:
+            await self._client.publish(topic, payload, qos=qos, retain=retain, properties=properties)
+        except (aiomqtt.MqttError, ValueError) as error:
+            raise BrokerError(f"broker {self._settings.address}: {topic} not published: {error}") from error
+
+    async def subscribe(self, topic: str, *, qos: int, retained: bool) -> None:
+        """Have what is published there delivered.
+
+        :param retained: what is retained now, too. Version 3.1.1 delivers it in any case.
+        :raise NotAllowed: the broker refuses it.
+        """
+        options = None
+        if self._v5:
+            options = SubscribeOptions(
+                qos=qos,
+                # So that a command that was published as retained is known as such.
+                retainAsPublished=not retained,
+                retainHandling=SubscribeOptions.RETAIN_SEND_ON_SUBSCRIBE
+                if retained
+                else SubscribeOptions.RETAIN_DO_NOT_SEND,
+            )
+        try:
+            granted = await self._client.subscribe(topic, qos=0 if options else qos, options=options)
+        except aiomqtt.MqttError as error:
+            raise BrokerError(f"broker {self._settings.address}: {topic} not subscribed: {error}") from error
+        if any(_code(each) >= 128 for each in granted):
+            raise NotAllowed(f"broker {self._settings.address} does not let us read {topic}: see its ACL")
+
+    async def unsubscribe(self, topic: str) -> None:
+        """Have it delivered no more."""
+        try:
+            await self._client.unsubscribe(topic)
+        except aiomqtt.MqttError as error:
+            raise BrokerError(
+                f"broker {self._settings.address}: {topic} not unsubscribed: {error}"
+            ) from error
+
+    async def messages(self) -> AsyncIterator[Received]:
+        """What comes, until the connection is lost. Each with a QoS wants :meth:`acknowledge`, in this order."""
+        try:
+            async for message in self._client.messages:
+                properties = message.properties
+                yield Received(
+                    topic=message.topic.value,
+                    payload=message.payload,
+                    retain=message.retain,
+                    response_topic=getattr(properties, "ResponseTopic", None),
+                    correlation=getattr(properties, "CorrelationData", None),
+                    qos=message.qos,
+                    mid=message.mid,
+                )
+        except aiomqtt.MqttError as error:
+            reason = error.__cause__ or error
+            raise BrokerError(f"broker {self._settings.address}: connection lost: {reason}") from error
+
+    def acknowledge(self, received: Received) -> None:
+        """Done with it: the broker may forget it. Until then it is delivered again at the next connection."""
+        if self._open and received.qos:
+            self._paho.ack(received.mid, received.qos)
+
+
+def _tls(settings: MqttSettings) -> ssl.SSLContext:
+    try:
+        context = ssl.create_default_context(cafile=settings.tls_ca)
+        if settings.tls_certificate is not None:
+            context.load_cert_chain(settings.tls_certificate, settings.tls_key)
+    except OSError as error:  # SSLError too
+        files = [str(path) for path in (settings.tls_ca, settings.tls_certificate, settings.tls_key) if path]
+        raise BrokerError(f"mqtt: the TLS files {', '.join(files)} cannot be used: {error}") from error
+    return context
+
+
+def _properties(packet: int) -> Properties:
+    return Properties(packet)  # type: ignore[no-untyped-call]
+
+
+def _code(reason: Any) -> int:
+    value = getattr(reason, "value", reason)
+    return int(value) if isinstance(value, int) else 0

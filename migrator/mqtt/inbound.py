@@ -1,0 +1,186 @@
+"""A message into a command. What is wrong with it is found here as far as MQTT has to do with it, else by the door."""
+
+from __future__ import annotations
+
+import json
+from base64 import b64decode, b64encode
+from dataclasses import dataclass
+from datetime import datetime, timedelta
+from typing import Any
+
+from pydantic import AwareDatetime, BaseModel, ConfigDict, ValidationError
+
+from migrator.engine.commands import COMMANDS, Caller, Envelope, Name, Refusal, Reply, Role
+from migrator.mqtt.connection import Received
+from migrator.mqtt.settings import NAME, MqttSettings
+from migrator.mqtt.topics import Topics
+
+#: ``resolve`` is not among them: it is for a person who has looked.
+VERBS = tuple(verb for verb in COMMANDS if verb != "resolve")
+
+_MAX_CORRELATION_BYTES = 1024
+
+
+class Head(BaseModel):
+    """What every command has beside its own fields."""
+
+    model_config = ConfigDict(frozen=True)
+
+    #: The caller's own. The same id again does nothing and gets the current reply.
+    id: Name
+    sent_at: AwareDatetime
+    #: Until when it may be begun; ten minutes after `sent_at` if it is not said.
+    expires_at: AwareDatetime | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class ReplyTo:
+    """Where a reply goes."""
+
+    topic: str
+    correlation: bytes | None = None
+
+    def origin(self, topic: str) -> str:
+        """Whence a command came and where its replies go, in the words of the journal; see :meth:`of`."""
+        if self.correlation is None:
+            return f"{topic} -> {self.topic}"
+        return f"{topic} -> {self.topic} {b64encode(self.correlation).decode()}"
+
+    @classmethod
+    def of(cls, origin: str, *, topics: Topics, user: str) -> ReplyTo | None:
+        """What :meth:`origin` wrote; ``None`` where it is something else, or not that user's."""
+        _, _, where = origin.partition(" -> ")
+        if topics.may_reply(user, where) and " " not in where:
+            return cls(topic=where)
+        topic, _, correlation = where.rpartition(" ")
+        if not topics.may_reply(user, topic):
+            return None
+        try:
+            return cls(topic=topic, correlation=b64decode(correlation, validate=True))
+        except ValueError:
+            return cls(topic=where)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Incoming:
+    """A command that may go to the door."""
+
+    envelope: Envelope
+    user: str
+    id: str
+    reply_to: ReplyTo
+
+
+class Foreign(Exception):
+    """A message that does not get as far as the door.
+
+    :ivar reply_to: where that can be said, if anywhere.
+    """
+
+    def __init__(
+        self, refusal: Refusal, *, verb: str, identifier: str | None, reply_to: ReplyTo | None
+    ) -> None:
+        super().__init__(str(refusal))
+        self.refusal = refusal
+        self.verb = verb
+        self.id = identifier
+        self.reply_to = reply_to
+
+    def reply(self) -> Reply:
+        """What its sender gets."""
+        return Reply(
+            kind="refused",
+            id=self.id,
+            verb=self.verb[:64],
+            code=self.refusal.code,
+            message=str(self.refusal),
+        )
+
+
+def read(received: Received, *, topics: Topics, settings: MqttSettings, now: datetime) -> Incoming:
+    """The command in a message.
+
+    :raise Foreign: there is none that may be carried out.
+    """
+    where = topics.command(received.topic)
+    if where is None:
+        raise Foreign(
+            Refusal("invalid", f"commands go to {topics.prefix}/command/USER/VERB"),
+            verb="unknown",
+            identifier=None,
+            reply_to=None,
+        )
+    user, verb = where
+    body: dict[str, Any] = {}
+    identifier: str | None = None
+    reply_to = _response(received, user, topics)
+    try:
+        body = _parse(received, settings)
+        if isinstance(body.get("id"), str) and NAME.fullmatch(body["id"]):
+            identifier = body["id"]
+            reply_to = reply_to or ReplyTo(topic=topics.reply(user, identifier))
+        role = _allowed(received, user, verb, topics, settings)
+        head = _head(body, settings, now)
+    except Refusal as refusal:
+        raise Foreign(refusal, verb=verb, identifier=identifier, reply_to=reply_to) from None
+    reply_to = reply_to or ReplyTo(topic=topics.reply(user, head.id))
+    return Incoming(
+        envelope=Envelope(
+            verb=verb,
+            body={name: value for name, value in body.items() if name not in Head.model_fields},
+            caller=Caller(user=user, role=role, interface="mqtt", origin=reply_to.origin(received.topic)),
+            id=head.id,
+            expires_at=head.expires_at or head.sent_at + timedelta(seconds=settings.command_lifetime_seconds),
+        ),
+        user=user,
+        id=head.id,
+        reply_to=reply_to,
+    )
+
+
+def _response(received: Received, user: str, topics: Topics) -> ReplyTo | None:
+    topic, correlation = received.response_topic, received.correlation
+    if topic is None or not topics.may_reply(user, topic):
+        return None
+    if correlation is not None and len(correlation) > _MAX_CORRELATION_BYTES:
+        correlation = None
+    return ReplyTo(topic=topic, correlation=correlation)
+
+
+def _parse(received: Received, settings: MqttSettings) -> dict[str, Any]:
+    if len(received.payload) > settings.max_command_bytes:
+        raise Refusal("invalid", f"a command has at most {settings.max_command_bytes} bytes")
+    try:
+        body = json.loads(received.payload)
+    except (ValueError, RecursionError) as error:
+        raise Refusal("invalid", f"the command is not JSON: {str(error)[:200]}") from None
+    if not isinstance(body, dict):
+        raise Refusal("invalid", "the command is not a JSON object")
+    return body
+
+
+def _allowed(received: Received, user: str, verb: str, topics: Topics, settings: MqttSettings) -> Role:
+    if received.retain:
+        raise Refusal("invalid", "a retained command is not carried out: publish it without the retain flag")
+    if received.response_topic is not None and not topics.may_reply(user, received.response_topic):
+        raise Refusal("invalid", f"the response topic must lie below {topics.prefix}/reply/{user}/")
+    if received.correlation is not None and len(received.correlation) > _MAX_CORRELATION_BYTES:
+        raise Refusal("invalid", f"correlation data has at most {_MAX_CORRELATION_BYTES} bytes")
+    role = settings.role(user)
+    if role is None:
+        raise Refusal("forbidden", f"{user} may ask for nothing here")
+    if verb not in VERBS:
+        raise Refusal("invalid", f"there is no command {verb[:64]!r} here; there are {', '.join(VERBS)}")
+    return role
+
+
+def _head(body: dict[str, Any], settings: MqttSettings, now: datetime) -> Head:
+    try:
+        head = Head.model_validate({name: body[name] for name in Head.model_fields if name in body})
+    except ValidationError as error:
+        first = error.errors(include_url=False)[0]
+        field = ".".join(str(part) for part in first["loc"])
+        raise Refusal("invalid", f"{field}: {first['msg'][:1].lower()}{first['msg'][1:]}") from None
+    if head.sent_at > now + timedelta(seconds=settings.clock_tolerance_seconds):
+        raise Refusal("invalid", f"sent_at is {head.sent_at.isoformat()}, here it is {now.isoformat()}")
+    return head

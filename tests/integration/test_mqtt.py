@@ -1,0 +1,325 @@
+"""Commands and their replies at a real broker: who may, what is refused, what comes twice."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from collections.abc import Iterator
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+from typing import Any
+
+import aiomqtt
+import pytest
+
+from migrator.core.model import State
+from migrator.engine.commands import Command
+from migrator.engine.documents import EvacuationState, Subject
+from migrator.mqtt import Begun
+from migrator.testing.lab import until
+from tests.broker import Broker, mosquitto
+from tests.conftest import missing
+from tests.mqtt_fakes import PREFIX, FakeLog, FakeReading, Peer, Service, peer, settings
+
+
+@pytest.fixture
+def broker(tmp_path: Path) -> Iterator[Broker]:
+    if mosquitto() is None:
+        missing("there is no mosquitto here")
+    with Broker(tmp_path / "broker") as broker:
+        yield broker
+        print(broker.log.read_text(errors="replace")[-5000:])  # noqa: T201 - pytest shows it with a failed test
+
+
+async def answer(client: Peer, identifier: str, count: int = 1) -> Any:
+    """The last of so many replies."""
+    await until(lambda: len(client.replies(identifier)) >= count, what=f"reply {count} to {identifier}")
+    assert len(client.replies(identifier)) == count
+    return client.replies(identifier)[-1]
+
+
+async def test_command_is_carried_out_and_answered(broker: Broker) -> None:
+    async with Service(settings(broker)).running() as service, peer(broker) as scheduler:
+        await scheduler.command("migrate", id="c1", guest="web")
+        reply = await answer(scheduler, "c1")
+    assert (reply["kind"], reply["id"], reply["verb"]) == ("accepted", "c1", "migrate")
+    assert (reply["subject"], reply["subject_id"], reply["body"]["guest"]) == ("migration", "m0", "web")
+    assert (reply["event_id"], reply["sequence"]) == (1, 1)
+    assert datetime.fromisoformat(reply["time"]).tzinfo is not None
+    ((command, caller, _),) = service.controller.begun
+    assert (command.verb, caller.user, caller.role) == ("migrate", "scheduler", "operator")
+    assert caller.interface == "mqtt"
+    assert caller.origin.startswith(f"{PREFIX}/command/scheduler/migrate")
+    assert service.heard == [("mqtt", "migrate", "accepted")]
+
+
+async def test_same_id_again_does_nothing_and_gets_the_same_answer(broker: Broker) -> None:
+    async with Service(settings(broker)).running() as service, peer(broker) as scheduler:
+        await scheduler.command("migrate", id="c1", guest="web")
+        first = await answer(scheduler, "c1")
+        await scheduler.command("migrate", id="c1", guest="web")
+        again = await answer(scheduler, "c1", 2)
+        await scheduler.command("migrate", id="c1", guest="another")
+        other = await answer(scheduler, "c1", 3)
+    assert {**again, "time": 0} == {**first, "time": 0}
+    assert (other["kind"], other["code"]) == ("refused", "id-reused")
+    assert len(service.controller.begun) == 1
+
+
+async def test_what_the_controller_refuses_is_told(broker: Broker) -> None:
+    async with Service(settings(broker)).running(), peer(broker) as scheduler:
+        await scheduler.command("migrate", id="c1", guest="busy")
+        reply = await answer(scheduler, "c1")
+    assert (reply["kind"], reply["code"]) == ("refused", "conflict")
+    assert reply["message"] == "busy is being migrated already"
+    assert reply["body"] is None
+
+
+async def test_expired_command_is_refused(broker: Broker) -> None:
+    long_ago = (datetime.now(UTC) - timedelta(minutes=11)).isoformat()
+    recently = (datetime.now(UTC) - timedelta(minutes=9)).isoformat()
+    past = (datetime.now(UTC) - timedelta(seconds=1)).isoformat()
+    later = (datetime.now(UTC) + timedelta(minutes=1)).isoformat()
+    async with Service(settings(broker)).running() as service, peer(broker) as scheduler:
+        await scheduler.command("migrate", id="old", guest="g", sent_at=long_ago)
+        await scheduler.command("migrate", id="past", guest="g", expires_at=past)
+        assert (await answer(scheduler, "old"))["code"] == "expired"
+        assert (await answer(scheduler, "past"))["code"] == "expired"
+        assert service.controller.begun == []
+        await scheduler.command("migrate", id="recent", guest="g", sent_at=recently)
+        await scheduler.command("migrate", id="longer", guest="g", sent_at=long_ago, expires_at=later)
+        assert (await answer(scheduler, "recent"))["kind"] == "accepted"
+        assert (await answer(scheduler, "longer"))["kind"] == "accepted"
+
+
+@pytest.mark.parametrize("protocol", ["auto", "3.1.1"])
+async def test_retained_command_is_never_carried_out(broker: Broker, protocol: Any) -> None:
+    async with peer(broker) as scheduler:
+        await scheduler.command("migrate", id="before", guest="g", retain=True)
+        async with Service(settings(broker, protocol=protocol)).running() as service:
+            if protocol == "3.1.1":  # version 5 is not given what was retained before
+                assert (await answer(scheduler, "before"))["code"] == "invalid"
+            else:
+                await scheduler.command("migrate", id="live", guest="g", retain=True)
+                reply = await answer(scheduler, "live")
+                assert (reply["kind"], reply["code"]) == ("refused", "invalid")
+                assert "retain" in reply["message"]
+            await scheduler.command("plan", id="last", host="a")
+            await answer(scheduler, "last")
+            assert [command.verb for command, _, _ in service.controller.begun] == ["plan"]
+
+
+BAD: list[tuple[str, str, Any, str, str | None]] = [
+    ("not JSON", "migrate", b"{", "not JSON", None),
+    ("not an object", "migrate", b"[1]", "not a JSON object", None),
+    ("nested beyond sense", "migrate", b"[" * 50_000, "not JSON", None),
+    ("not UTF-8", "migrate", b'{"id": "x\xff"}', "not JSON", None),
+    ("too large", "migrate", b'{"id": "x", "guest": "' + b"g" * 70_000 + b'"}', "at most 65536 bytes", None),
+    ("without an id", "migrate", {"guest": "g"}, "id: field required", None),
+    ("an id that is no name", "migrate", {"id": "../../x", "guest": "g"}, "id: ", None),
+    ("an id with a wildcard", "migrate", {"id": "#", "guest": "g"}, "id: ", None),
+    (
+        "without sent_at",
+        "migrate",
+        {"id": "x", "guest": "g", "sent_at": None},
+        "sent_at: field required",
+        "x",
+    ),
+    ("sent_at without a zone", "migrate", {"id": "x", "sent_at": "2026-01-01T00:00:00"}, "sent_at: ", "x"),
+    ("from the future", "migrate", {"id": "x", "sent_at": "2999-01-01T00:00:00Z"}, "sent_at is 2999", "x"),
+    ("an unknown verb", "destroy", {"id": "x"}, "no command 'destroy'", "x"),
+    (
+        "resolve",
+        "resolve",
+        {"id": "x", "migration": "m", "guest_at": "source"},
+        "no command 'resolve' here",
+        "x",
+    ),
+    ("an unknown field", "migrate", {"id": "x", "guest": "g", "by": 1}, "by: ", "x"),
+    ("a missing field", "migrate", {"id": "x"}, "guest: field required", "x"),
+]
+
+
+@pytest.mark.parametrize(
+    ("verb", "payload", "complaint", "identifier"), [each[1:] for each in BAD], ids=[each[0] for each in BAD]
+)
+async def test_what_is_no_command_is_refused_and_answered_where_that_can_be(
+    broker: Broker, verb: str, payload: Any, complaint: str, identifier: str | None
+) -> None:
+    if isinstance(payload, dict):
+        payload = {"sent_at": datetime.now(UTC).isoformat(), **payload}
+        payload = json.dumps({k: v for k, v in payload.items() if v is not None}).encode()
+    async with Service(settings(broker)).running() as service, peer(broker) as scheduler:
+        await scheduler.client.publish(f"{PREFIX}/command/scheduler/{verb}", payload, qos=1)
+        if identifier is not None:
+            reply = await answer(scheduler, identifier)
+            assert (reply["kind"], reply["code"]) == ("refused", "invalid")
+            assert complaint in reply["message"]
+        await until(lambda: service.heard, what="counted")
+        # Where there is no id, a response topic of the sender's own serves.
+        properties = {"response": f"{PREFIX}/reply/scheduler/here"}
+        await _raw(scheduler, verb, payload, **properties)
+        reply = await answer(scheduler, "here")
+        assert complaint in reply["message"]
+    assert service.controller.begun == []
+    assert {result for _, _, result in service.heard} == {"refused"}
+    assert service.heard[0][1] == (verb if verb != "destroy" else "unknown")
+
+
+async def _raw(scheduler: Peer, verb: str, payload: bytes, *, response: str) -> None:
+    from paho.mqtt.packettypes import PacketTypes  # noqa: PLC0415 - only here
+    from paho.mqtt.properties import Properties  # noqa: PLC0415
+
+    properties = Properties(PacketTypes.PUBLISH)
+    properties.ResponseTopic = response
+    await scheduler.client.publish(
+        f"{PREFIX}/command/scheduler/{verb}", payload, qos=1, properties=properties
+    )
+
+
+async def test_reply_goes_to_the_callers_own_response_topic_with_its_correlation(broker: Broker) -> None:
+    async with Service(settings(broker)).running(), peer(broker) as scheduler:
+        await scheduler.command(
+            "plan", id="c1", host="a", response=f"{PREFIX}/reply/scheduler/inbox/7", correlation=b"\x00\xff"
+        )
+        await until(lambda: scheduler.on("/inbox/7"), what="a reply there")
+    (got,) = scheduler.on("/inbox/7")
+    assert got.json["kind"] == "accepted"
+    assert got.properties.CorrelationData == b"\x00\xff"
+    assert scheduler.replies("c1") == []
+
+
+@pytest.mark.parametrize(
+    "response",
+    ["migrator/v1/site/reply/other/c1", "migrator/v1/site/reply/scheduler/", "migrator/v1/site/service/one"],
+)
+async def test_another_response_topic_is_refused(broker: Broker, response: str) -> None:
+    async with (
+        Service(settings(broker)).running() as service,
+        peer(broker) as scheduler,
+        peer(broker, "other") as other,
+    ):
+        await scheduler.command("migrate", id="c1", guest="g", response=response)
+        reply = await answer(scheduler, "c1")
+        assert (reply["code"], service.controller.begun) == ("invalid", [])
+        assert "response topic must lie below migrator/v1/site/reply/scheduler/" in reply["message"]
+        assert [got for got in other.got if "/reply/" in got.topic] == []
+
+
+async def test_role_decides(broker: Broker) -> None:
+    configured = settings(broker, operators=frozenset(), viewers=frozenset({"other"}))
+    async with Service(configured).running() as service, peer(broker, "other") as viewer:
+        await viewer.command("plan", id="look", host="a")
+        assert (await answer(viewer, "look"))["kind"] == "accepted"
+        await viewer.command("evacuate", id="act", host="a")
+        assert (await answer(viewer, "act"))["code"] == "forbidden"
+        async with peer(broker) as stranger:
+            await stranger.command("plan", id="look", host="a")
+            assert (await answer(stranger, "look"))["code"] == "forbidden"
+    assert [command.verb for command, _, _ in service.controller.begun] == ["plan"]
+
+
+async def test_commands_do_not_wait_for_a_slow_one(broker: Broker) -> None:
+    free = asyncio.Event()
+
+    async def slow(command: Command) -> None:
+        if command.verb == "check":
+            await free.wait()
+
+    async with Service(settings(broker)).running() as service, peer(broker) as scheduler:
+        service.controller.before = slow
+        await scheduler.command("check", id="slow", guest="g", to="b")
+        await scheduler.command("plan", id="quick", host="a")
+        await answer(scheduler, "quick")
+        assert scheduler.replies("slow") == []
+        free.set()
+        await answer(scheduler, "slow")
+
+
+async def test_client_of_version_3_1_1_takes_part(broker: Broker) -> None:
+    async with (
+        Service(settings(broker)).running(),
+        peer(broker, protocol=aiomqtt.ProtocolVersion.V311) as scheduler,
+    ):
+        await scheduler.command("migrate", id="c1", guest="web")
+        assert (await answer(scheduler, "c1"))["kind"] == "accepted"
+
+
+async def test_service_of_version_3_1_1_takes_part(broker: Broker) -> None:
+    async with Service(settings(broker, protocol="3.1.1")).running(), peer(broker) as scheduler:
+        await scheduler.command("migrate", id="c1", guest="web")
+        assert (await answer(scheduler, "c1"))["kind"] == "accepted"
+
+
+async def test_reply_that_is_too_large_goes_without_its_document(broker: Broker) -> None:
+    async with Service(settings(broker, max_reply_bytes=600)).running(), peer(broker) as scheduler:
+        await scheduler.command("migrate", id="c1", guest="g" * 500)
+        reply = await answer(scheduler, "c1")
+    assert (reply["kind"], reply["subject_id"], reply["body"]) == ("accepted", "m0", None)
+
+
+# outcomes
+
+
+async def test_outcome_follows_when_what_was_begun_has_ended(broker: Broker) -> None:
+    async with Service(settings(broker)).running() as service, peer(broker) as scheduler:
+        await scheduler.command("migrate", id="c1", guest="web")
+        await answer(scheduler, "c1")
+        service.controller.change("m0", state=State.PRECOPY)
+        service.controller.end("m0")
+        outcome = await answer(scheduler, "c1", 2)
+        assert (outcome["kind"], outcome["verb"], outcome["subject_id"]) == ("outcome", "migrate", "m0")
+        assert (outcome["body"]["state"], outcome["sequence"]) == ("completed", 3)
+        # From now on the same id gets that.
+        await scheduler.command("migrate", id="c1", guest="web")
+        again = await answer(scheduler, "c1", 3)
+        assert (again["kind"], again["body"]["state"]) == ("outcome", "completed")
+        assert len(service.controller.begun) == 1
+
+
+async def test_outcome_follows_the_reply_where_all_was_over_before_it(broker: Broker) -> None:
+    async with Service(settings(broker)).running() as service, peer(broker) as scheduler:
+
+        async def at_once(command: Command) -> None:
+            service.controller.migration("quick")
+            service.controller.end("quick")
+            service.controller.by_key["scheduler\nc1"] = service.reading.all_migrations["quick"]
+            await asyncio.sleep(0.05)
+
+        service.controller.before = at_once
+        await scheduler.command("migrate", id="c1", guest="web")
+        outcome = await answer(scheduler, "c1", 2)
+    assert [each["kind"] for each in scheduler.replies("c1")] == ["accepted", "outcome"]
+    assert outcome["body"]["state"] == "completed"
+
+
+async def test_outcome_after_a_restart_goes_where_the_journal_says(broker: Broker) -> None:
+    log, reading = FakeLog(), FakeReading()
+
+    async def who(subject: Subject, subject_id: str) -> Begun | None:
+        if (subject, subject_id) != (Subject.EVACUATION, "e0"):
+            return None
+        entry = log.commands["scheduler\nc1"]
+        return Begun(user="scheduler", id="c1", verb=entry["verb"], origin=entry["caller"]["origin"])
+
+    async with peer(broker) as scheduler:
+        async with Service(settings(broker), log=log, reading=reading).running():
+            await scheduler.command(
+                "evacuate",
+                id="c1",
+                host="a",
+                response=f"{PREFIX}/reply/scheduler/inbox",
+                correlation=b"\x00 7",
+            )
+            await until(lambda: scheduler.on("/inbox"), what="the reply")
+        again = Service(settings(broker), log=log, reading=reading, who_began=who)
+        async with again.running():
+            evacuation = reading.all_evacuations["e0"].model_copy(
+                update={"state": EvacuationState.COMPLETED, "ended_at": datetime.now(UTC)}
+            )
+            again.controller.say_evacuation(evacuation)
+            await until(lambda: len(scheduler.on("/inbox")) == 2, what="the outcome")
+    got = scheduler.on("/inbox")[1]
+    assert (got.json["kind"], got.json["id"], got.json["verb"]) == ("outcome", "c1", "evacuate")
+    assert got.json["body"]["guests"] == []
+    assert got.properties.CorrelationData == b"\x00 7"

@@ -1,0 +1,424 @@
+"""A small service behind the MQTT entrance, and clients beside it. Its journal is a dictionary, or a file."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import os
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
+from contextlib import asynccontextmanager
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import aiomqtt
+from paho.mqtt.packettypes import PacketTypes
+from paho.mqtt.properties import Properties
+
+from migrator.core.inventory import HostState
+from migrator.core.model import State
+from migrator.engine.bus import Bus
+from migrator.engine.commands import (
+    Answer,
+    Caller,
+    Claim,
+    Command,
+    Door,
+    Evacuate,
+    Migrate,
+    Refusal,
+)
+from migrator.engine.documents import (
+    CheckDocument,
+    EvacuationDocument,
+    EvacuationState,
+    EventKind,
+    GuestDocument,
+    HostDocument,
+    MigrationDocument,
+    PlanDocument,
+    Subject,
+)
+from migrator.mqtt import Mqtt, MqttSettings
+from tests.broker import USERS, Broker
+
+PREFIX = "migrator/v1/site"
+
+
+def settings(broker: Broker | int, **fields: Any) -> MqttSettings:
+    """Of a service at that broker, or port."""
+    return MqttSettings(
+        **{
+            "host": "127.0.0.1",
+            "port": broker if isinstance(broker, int) else broker.port,
+            "username": "migrator",
+            "password": USERS["migrator"],
+            "site": "site",
+            "instance": "one",
+            "operators": frozenset({"scheduler"}),
+            "viewers": frozenset({"other"}),
+            "timeout_seconds": 2.0,
+            "keepalive_seconds": 3,
+            **fields,
+        }
+    )
+
+
+class FakeLog:
+    """The journal's commands; with a file they outlive the process, and are on disk when a call returns."""
+
+    def __init__(self, path: Path | None = None) -> None:
+        self._path = path
+        self.commands: dict[str, dict[str, Any]] = {}
+        if path is not None and path.exists():
+            for line in path.read_text().splitlines():
+                entry = json.loads(line)
+                self.commands.setdefault(entry["key"], {}).update(entry)
+
+    def _write(self, **entry: Any) -> None:
+        self.commands.setdefault(entry["key"], {}).update(entry)
+        if self._path is not None:
+            with self._path.open("a") as file:
+                file.write(json.dumps(entry) + "\n")
+                file.flush()
+                os.fsync(file.fileno())
+
+    async def claim_command(
+        self, *, key: str, verb: str, body_hash: str, body: Mapping[str, Any], caller: Mapping[str, str]
+    ) -> Claim:
+        known = self.commands.get(key)
+        if known is not None:
+            return Claim(
+                new=False, other_body=known["body_hash"] != body_hash, reply=known.get("reply") or None
+            )
+        self._write(key=key, verb=verb, body_hash=body_hash, body=dict(body), caller=dict(caller))
+        return Claim(new=True)
+
+    async def answer_command(self, *, key: str, reply: Mapping[str, Any]) -> None:
+        self._write(key=key, reply=dict(reply))
+
+
+@dataclass(kw_only=True)
+class FakeReading:
+    """A service's state, as the test sets it."""
+
+    bus: Bus = field(default_factory=Bus)
+    all_migrations: dict[str, MigrationDocument] = field(default_factory=dict)
+    all_evacuations: dict[str, EvacuationDocument] = field(default_factory=dict)
+    all_hosts: dict[str, HostDocument] = field(default_factory=dict)
+    journalled: list[dict[str, Any]] = field(default_factory=list)
+
+    def __post_init__(self) -> None:
+        self.bus.call(lambda event: self.journalled.append(event.model_dump(mode="json")))
+
+    def active_migrations(self) -> Sequence[MigrationDocument]:
+        return [each for each in self.all_migrations.values() if each.ended_at is None]
+
+    def active_evacuations(self) -> Sequence[EvacuationDocument]:
+        return [each for each in self.all_evacuations.values() if each.ended_at is None]
+
+    def hosts(self) -> Sequence[HostDocument]:
+        return list(self.all_hosts.values())
+
+    def host(self, name: str) -> HostDocument | None:
+        return self.all_hosts.get(name)
+
+    def guests(self) -> Sequence[GuestDocument]:
+        return []
+
+    def guest(self, which: str) -> GuestDocument | None:
+        return None
+
+    async def migrations(
+        self, *, limit: int, before: str | None = None, where: Mapping[str, str] | None = None
+    ) -> Sequence[MigrationDocument]:
+        return _page(self.all_migrations, limit, before)
+
+    async def migration(self, identifier: str) -> MigrationDocument | None:
+        return self.all_migrations.get(identifier)
+
+    async def evacuations(
+        self, *, limit: int, before: str | None = None, where: Mapping[str, str] | None = None
+    ) -> Sequence[EvacuationDocument]:
+        return _page(self.all_evacuations, limit, before)
+
+    async def evacuation(self, identifier: str) -> EvacuationDocument | None:
+        return self.all_evacuations.get(identifier)
+
+    async def events(
+        self, *, after: int = 0, limit: int = 1000, subject: str | None = None, subject_id: str | None = None
+    ) -> Sequence[Mapping[str, Any]]:
+        found = [
+            event
+            for event in self.journalled
+            if event["event_id"] > after
+            and event["kind"] != "progress"
+            and subject in (None, event["subject"])
+            and subject_id in (None, event["subject_id"])
+        ]
+        return found[:limit]
+
+    def complaints(self) -> Sequence[str]:
+        return []
+
+
+def _page(documents: Mapping[str, Any], limit: int, before: str | None) -> list[Any]:
+    newest = list(documents.values())[::-1]
+    start = 0 if before is None else [each.id for each in newest].index(before) + 1
+    return newest[start : start + limit]
+
+
+class FakeController:
+    """Begins what it is told, at once, and remembers how often."""
+
+    def __init__(self, reading: FakeReading) -> None:
+        self.reading = reading
+        self.begun: list[tuple[Command, Caller, str]] = []
+        self.by_key: dict[str, Answer] = {}
+        #: Awaited before anything is begun.
+        self.before: Callable[[Command], Awaitable[None]] | None = None
+
+    async def carry_out(self, command: Command, caller: Caller, *, key: str) -> Answer:
+        if self.before is not None:
+            await self.before(command)
+        if key in self.by_key:
+            return self.by_key[key]
+        answer = self._answer(command)
+        self.begun.append((command, caller, key))
+        self.by_key[key] = answer
+        return answer
+
+    def _answer(self, command: Command) -> Answer:
+        match command:
+            case Migrate(guest="busy"):
+                raise Refusal("conflict", "busy is being migrated already")
+            case Migrate():
+                return self.migration(f"m{len(self.begun)}", guest=command.guest)
+            case Evacuate():
+                document = EvacuationDocument(
+                    id=f"e{len(self.begun)}",
+                    host=command.host,
+                    state=EvacuationState.RUNNING,
+                    created_at=datetime.now(UTC),
+                )
+                self.say_evacuation(document)
+                return document
+        match command.verb:
+            case "plan":
+                return PlanDocument(host="a")
+            case "check":
+                return CheckDocument(guest="g", host="b", possible=True)
+        return HostDocument(host="a", state=HostState.ACTIVE, up=True)
+
+    def migration(self, identifier: str, **fields: Any) -> MigrationDocument:
+        """Begin one."""
+        document = MigrationDocument(
+            **{
+                "id": identifier,
+                "guest": "g",
+                "source": "a",
+                "destination": "b",
+                "policy": "default",
+                "state": State.QUEUED,
+                "created_at": datetime.now(UTC),
+                **fields,
+            }
+        )
+        self.say(document)
+        return document
+
+    def say(self, document: MigrationDocument) -> None:
+        """Journal it and tell of it, as the engine does."""
+        self.reading.all_migrations[document.id] = document
+        self.reading.bus.publish(EventKind.STATE, Subject.MIGRATION, document.id, _slim(document))
+
+    def change(self, identifier: str, **fields: Any) -> None:
+        """A migration goes on."""
+        self.say(self.reading.all_migrations[identifier].model_copy(update=fields))
+
+    def end(self, identifier: str, *, at: datetime | None = None) -> None:
+        """It completes."""
+        self.change(identifier, state=State.COMPLETED, ended_at=at or datetime.now(UTC), progress_ratio=1.0)
+
+    def decide(self, identifier: str, action: str) -> None:
+        """A decision of it."""
+        body = {"at_seconds": 1.0, "action": action, "reason": "because", "numbers": {}}
+        self.reading.bus.publish(EventKind.DECISION, Subject.MIGRATION, identifier, body)
+
+    def progress(self, identifier: str, ratio: float) -> None:
+        """How far it is."""
+        body = _slim(self.reading.all_migrations[identifier]) | {"progress_ratio": ratio}
+        self.reading.bus.publish(EventKind.PROGRESS, Subject.MIGRATION, identifier, body)
+
+    def say_evacuation(self, document: EvacuationDocument) -> None:
+        """As :meth:`say`."""
+        self.reading.all_evacuations[document.id] = document
+        self.reading.bus.publish(EventKind.STATE, Subject.EVACUATION, document.id, _slim(document))
+
+    def host(self, name: str, state: HostState = HostState.ACTIVE) -> None:
+        """A host is in that state."""
+        document = HostDocument(host=name, state=state, up=True)
+        self.reading.all_hosts[name] = document
+        self.reading.bus.publish(EventKind.STATE, Subject.HOST, name, _slim(document))
+
+
+def _slim(document: Any) -> dict[str, Any]:
+    return {k: v for k, v in document.model_dump(mode="json").items() if not isinstance(v, list)}
+
+
+class Service:
+    """All of it, joined."""
+
+    def __init__(
+        self,
+        configured: MqttSettings,
+        *,
+        log: FakeLog | None = None,
+        reading: FakeReading | None = None,
+        **fields: Any,
+    ) -> None:
+        self.reading = reading or FakeReading()
+        self.controller = FakeController(self.reading)
+        self.log = log or FakeLog()
+        self.heard: list[tuple[str, str, str]] = []
+        self.door = Door(
+            controller=self.controller, log=self.log, heard=lambda *each: self.heard.append(each)
+        )
+        self.connections: list[bool] = []
+        self.mqtt = Mqtt(
+            settings=configured,
+            door=self.door,
+            reading=self.reading,
+            connected=self.connections.append,
+            **fields,
+        )
+
+    @property
+    def connected(self) -> bool:
+        """Whether the broker is there, as it says."""
+        return bool(self.connections and self.connections[-1])
+
+    @asynccontextmanager
+    async def running(self) -> AsyncIterator[Service]:
+        """Until the end of the block; its end is bounded."""
+        task = asyncio.create_task(self.mqtt.run(), name="service under test")
+        try:
+            while not self.connected and not task.done():
+                await asyncio.sleep(0.005)
+            if task.done():
+                task.result()
+            yield self
+        finally:
+            task.cancel()
+            done, _ = await asyncio.wait({task}, timeout=10)
+            assert done, "it did not end"
+            if not task.cancelled() and task.exception():
+                raise task.exception()  # type: ignore[misc]
+
+
+@dataclass(frozen=True)
+class Got:
+    """A message that a client got."""
+
+    topic: str
+    payload: bytes
+    retain: bool
+    properties: Any = None
+
+    @property
+    def json(self) -> Any:
+        """Its payload."""
+        return json.loads(self.payload)
+
+
+class Peer:
+    """Another client of the broker: a scheduler, a dashboard, anyone. It remembers all that it gets."""
+
+    def __init__(self, client: aiomqtt.Client, user: str) -> None:
+        self.client = client
+        self.user = user
+        self.got: list[Got] = []
+
+    async def _listen(self) -> None:
+        async for message in self.client.messages:
+            assert isinstance(message.payload, bytes)
+            self.got.append(
+                Got(message.topic.value, message.payload, bool(message.retain), message.properties)
+            )
+
+    def on(self, ending: str) -> list[Got]:
+        """What came on topics that end so."""
+        return [each for each in self.got if each.topic.endswith(ending)]
+
+    def replies(self, identifier: str) -> list[Any]:
+        """To that command, in its usual place."""
+        return [each.json for each in self.on(f"reply/{self.user}/{identifier}")]
+
+    async def command(
+        self,
+        verb: str,
+        *,
+        id: str,  # noqa: A002 - as in the payload
+        user: str | None = None,
+        retain: bool = False,
+        response: str | None = None,
+        correlation: bytes | None = None,
+        **fields: Any,
+    ) -> None:
+        """Ask for something; returns once the broker has it."""
+        body = {"id": id, "sent_at": datetime.now(UTC).isoformat(), **fields}
+        properties = None
+        if response is not None or correlation is not None:
+            properties = Properties(PacketTypes.PUBLISH)
+            if response is not None:
+                properties.ResponseTopic = response
+            if correlation is not None:
+                properties.CorrelationData = correlation
+        await self.client.publish(
+            f"{PREFIX}/command/{user or self.user}/{verb}",
+            json.dumps({k: v for k, v in body.items() if v is not None}),
+            qos=1,
+            retain=retain,
+            properties=properties,
+        )
+
+
+@asynccontextmanager
+async def peer(
+    broker: Broker,
+    user: str = "scheduler",
+    *,
+    topics: Sequence[str] | None = None,
+    protocol: aiomqtt.ProtocolVersion = aiomqtt.ProtocolVersion.V5,
+    session: str | None = None,
+) -> AsyncIterator[Peer]:
+    """A client that has subscribed to all that its role may read, or to `topics`.
+
+    :param session: a client id whose session the broker keeps.
+    """
+    options: dict[str, Any] = {}
+    if session is not None:
+        properties = Properties(PacketTypes.CONNECT)
+        properties.SessionExpiryInterval = 600
+        options = {"identifier": session, "clean_start": False, "properties": properties}
+    async with aiomqtt.Client(
+        "127.0.0.1",
+        broker.port,
+        username=user,
+        password=USERS[user],
+        protocol=protocol,
+        timeout=5,
+        **options,
+    ) as client:
+        each = Peer(client, user)
+        listening = asyncio.create_task(each._listen(), name=f"peer {user}")
+        try:
+            for topic in topics if topics is not None else (f"{PREFIX}/#",):
+                await client.subscribe(topic, qos=1)
+            yield each
+        finally:
+            listening.cancel()
+            await asyncio.wait({listening})
+            if not listening.cancelled():
+                listening.exception()
