@@ -251,6 +251,24 @@ class Launcher:
                 process.close()
         return found
 
+    async def lives(self, nest: Nest) -> bool:
+        """Whether a QEMU of this nest is there."""
+        found = await self._inhabitants(nest)
+        for one in found:
+            one.close()
+        return bool(found)
+
+    async def clear(self, nest: Nest) -> None:
+        """Remove the nest of a process that has ended by itself.
+
+        :raise HostError: the host cannot be asked, or the process still lives.
+        """
+        if await self.lives(nest):
+            raise HostError(
+                self.host.name, f"a QEMU still runs in {nest.run_directory}, which is left as it is"
+            )
+        await self.remove(nest)
+
     async def remove(self, nest: Nest) -> None:
         """Remove the run directory of a process that has ended, and its log if there is nothing in it."""
         await self._run("sh", "-c", _REMOVE, "sh", nest.run_directory)

@@ -1,0 +1,438 @@
+"""From the command line of a QEMU that runs a guest, the one of the QEMU that shall take it. Pure.
+
+Whatever the guest can see stays as it is. What belongs to the process (monitors, sockets, pid file, log) becomes the
+new process's own; running it over its own result changes nothing, so a guest may move as often as it likes.
+"""
+
+from __future__ import annotations
+
+import posixpath
+import re
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+
+from migrator.core.model import Finding, Severity
+from migrator.qemu.options import Value, read, write
+
+#: Bytes in the path of a unix socket (sun_path of struct sockaddr_un, without its last NUL).
+SOCKET_PATH_BYTES = 107
+CONTROL, RESCUE = "migrator-control", "migrator-rescue"
+
+#: Of the process, not of the guest; those that the new process needs it gets anew.
+_DROPPED = frozenset({"S", "D", "daemonize", "dump-vmstate", "incoming", "loadvm", "pidfile", "writeconfig"})
+_CHARACTER = frozenset({"serial", "parallel", "monitor", "debugcon"})
+_FIRST = {
+    "machine": "type",
+    "M": "type",
+    "netdev": "type",
+    "nic": "type",
+    "net": "type",
+    "device": "driver",
+    "object": "qom-type",
+    "chardev": "backend",
+    "blockdev": "driver",
+    "drive": "file",
+    "mon": "chardev",
+    "tpmdev": "type",
+    "fsdev": "fsdriver",
+    "virtfs": "fsdriver",
+    "vnc": "vnc",
+    "spice": "spice",
+    "display": "type",
+}
+_MAY_BE_PASSED = frozenset({"netdev", "nic", "net", "chardev", "device", "fsdev", "virtfs", "object"})
+_PASSED = re.compile(r"(^|\.)(fd|fds|vhostfd|vhostfds|sock_fd|sockfd)$")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Live:
+    """What the source has now, by id; what its command line names beside that was unplugged since its start.
+
+    ``None``: it was not asked, and everything is taken to be there.
+    """
+
+    devices: Collection[str] | None = None
+    objects: Collection[str] | None = None
+    netdevs: Collection[str] | None = None
+    chardevs: Collection[str] | None = None
+    #: Node names of block devices.
+    nodes: Collection[str] | None = None
+    #: Ids of drives, where they have one.
+    drives: Collection[str] | None = None
+    #: Of each device: its bus and where on it it sits. Needed where :func:`has_lost` says so: what QEMU places by
+    #: itself moves up when something before it is left out.
+    places: Mapping[str, Mapping[str, str]] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Place:
+    """Where the new process shall live."""
+
+    binary: str
+    run_directory: str
+    #: Its standard error, once it is on its own.
+    log: str
+    #: Paths of :func:`paths` that exist there and are no directories.
+    occupied: Collection[str] = frozenset()
+    #: Those whose directory does not exist there.
+    homeless: Collection[str] = frozenset()
+    #: It shares the source's network: ports cannot be had twice.
+    same_network: bool = False
+    #: With ``-daemonize``; else whoever starts it sees to that.
+    daemonize: bool = True
+
+    @property
+    def control(self) -> str:
+        """Path of the monitor to control it by."""
+        return f"{self.run_directory}/control.qmp"
+
+    @property
+    def rescue(self) -> str:
+        """Path of the monitor that is left alone, for a person in need."""
+        return f"{self.run_directory}/rescue.qmp"
+
+    @property
+    def pid_file(self) -> str:
+        """Path of the file it writes its pid to."""
+        return f"{self.run_directory}/qemu.pid"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Replica:
+    """The destination's command line."""
+
+    argv: tuple[str, ...]
+    #: Errors: the command line cannot be used. Warnings: it differs in what the guest cannot see.
+    findings: tuple[Finding, ...]
+    #: New path of every socket that had to go elsewhere.
+    moved: dict[str, str] = field(default_factory=dict)
+
+
+def paths(argv: Sequence[str]) -> tuple[str, ...]:
+    """Paths in a command line of which :class:`Place` must know whether they can be had there."""
+    found: list[str] = []
+    for name, text in read(argv[1:]):
+        value = Value(text or "", first=_FIRST.get(name, ""))
+        if name in _CHARACTER and text is not None:
+            kind, rest = _character(text)
+            found += [Value(rest, first="path").get("path")] if kind == "unix" else []
+        elif name == "vnc" and text is not None and text.startswith("unix:"):
+            found.append(value.get("vnc").removeprefix("unix:"))
+        found += [value.get(key) for key in ("path", "local.path", "addr.path", "addr", "mem-path")]
+    return tuple(dict.fromkeys(path for path in found if path.startswith("/")))
+
+
+def has_lost(argv: Sequence[str], live: Live) -> bool:
+    """Whether something that the command line names is not there any more."""
+    return any(
+        _is_gone(name, Value(text or "", first=_FIRST.get(name, "")), live) for name, text in read(argv[1:])
+    )
+
+
+def replicate(argv: Sequence[str], *, machine: str, live: Live, place: Place) -> Replica:
+    """The command line of a QEMU that the guest of `argv` can move into.
+
+    :param argv: of the source's process, its program first.
+    :param machine: its machine type with the alias resolved (``qom-get /machine type``).
+    """
+    work = _Work(read(argv[1:]), live, place)
+    options = list(work.options())
+    options = _with_machine(options, machine, graphics="nographic" not in {name for name, _ in work.source})
+    if place.daemonize:
+        options += [("daemonize", None), ("D", place.log)]
+    options.append(("pidfile", place.pid_file))
+    for monitor, path in ((CONTROL, place.control), (RESCUE, place.rescue)):
+        listen = Value(f"socket,id={monitor},server=on,wait=off", first="backend")
+        listen.set("path", path)
+        options += [("chardev", str(listen)), ("mon", f"chardev={monitor},mode=control")]
+    options += [("S", None), ("incoming", "defer")]
+    return Replica(
+        argv=(place.binary, *write(options)), findings=tuple(work.findings), moved=dict(work.moved)
+    )
+
+
+def _with_machine(
+    options: list[tuple[str, str | None]], machine: str, *, graphics: bool
+) -> list[tuple[str, str | None]]:
+    changed, named = [], False
+    for name, text in options:
+        if name in ("machine", "M"):
+            value = Value(text or "", first="type")
+            if value.get("type"):
+                value.set("type", machine)
+                named = True
+            name, text = "machine", str(value)
+        changed.append((name, text))
+    if not named:
+        changed.append(("machine", f"type={machine}"))
+    if not graphics:
+        changed.append(("machine", "graphics=off"))
+    return changed
+
+
+def _character(text: str) -> tuple[str, str]:
+    kind, _, rest = text.removeprefix("mon:").partition(":")
+    return kind, rest
+
+
+def _is_gone(name: str, value: Value, live: Live) -> bool:
+    kinds: dict[str, tuple[Collection[str] | None, str]] = {
+        "device": (live.devices, "id"),
+        "netdev": (live.netdevs, "id"),
+        "object": (live.objects, "id"),
+        "chardev": (live.chardevs, "id"),
+        "blockdev": (live.nodes, "node-name"),
+        "drive": (live.drives, "id"),
+    }
+    there, key = kinds.get(name, (None, ""))
+    if name == "set":
+        group, _, rest = str(value).partition(".")
+        there, identity = kinds.get(group, (None, ""))[0], rest.partition(".")[0]
+    else:
+        identity = value.get(key) if key else ""
+    return there is not None and bool(identity) and identity not in there
+
+
+class _Work:
+    """One pass over the source's options."""
+
+    def __init__(self, source: list[tuple[str, str | None]], live: Live, place: Place) -> None:
+        self.source, self._live, self._place = source, live, place
+        self.findings: list[Finding] = []
+        self.moved: dict[str, str] = {}
+        self._our_chardevs = self._of_control_monitors()
+        self._count = 0
+
+    def _of_control_monitors(self) -> set[str]:
+        """Ids of character devices that only a QMP monitor uses."""
+        used: set[str] = set()
+        control: set[str] = set()
+        for name, text in self.source:
+            if name == "chardev" or text is None:
+                continue
+            value = Value(text, first=_FIRST.get(name, ""))
+            if name == "mon" and value.get("mode") == "control":
+                control.add(value.get("chardev"))
+            else:
+                used |= {value.get("chardev"), text.removeprefix("chardev:")}
+        return control - used
+
+    def options(self) -> Iterator[tuple[str, str | None]]:
+        for name, text in self.source:
+            if name in _DROPPED or name in ("qmp", "qmp-pretty"):
+                continue
+            value = Value(text or "", first=_FIRST.get(name, ""))
+            if name in ("mon", "chardev") and self._is_ours(name, value):
+                continue
+            if _is_gone(name, value, self._live):
+                continue
+            self._refuse(name, text or "", value)
+            if name in _CHARACTER:
+                yield from self._character_option(name, text or "")
+            else:
+                changed = self._changed(name, text, value)
+                if changed is not None:
+                    yield changed
+
+    def _is_ours(self, name: str, value: Value) -> bool:
+        if name == "mon":
+            return value.get("mode") == "control"
+        return value.get("id") in self._our_chardevs
+
+    # --- what is changed -------------------------------------------------------------------------------------------
+
+    def _changed(self, name: str, text: str | None, value: Value) -> tuple[str, str | None] | None:
+        if name == "nographic":
+            return ("display", "none")
+        if name in ("s", "gdb"):
+            self._warn("gdb", "its gdb server does not move along", "attach a debugger again at the target")
+            return None
+        if name in ("sdl", "curses", "full-screen", "portrait") or (
+            name == "display" and value.get("type") in ("gtk", "sdl", "curses", "cocoa", "spice-app")
+        ):
+            self._warn("display", f"its window ({name}) stays behind", "use -vnc or -spice to see the guest")
+            return ("display", "none")
+        if name == "device":
+            keys = value.keys
+            for key, where in self._live.places.get(value.get("id"), {}).items():
+                if key not in keys:
+                    value.set(key, where)
+        elif name == "chardev":
+            self._chardev(value)
+        elif name == "vnc" and text is not None and text.startswith("unix:"):
+            value.set("vnc", "unix:" + self._moved_path(value.get("vnc").removeprefix("unix:")))
+        elif name == "spice" and value.is_on("unix"):
+            value.set("addr", self._moved_path(value.get("addr")))
+        elif name in ("netdev", "nic", "net"):
+            if value.get("local.type") == "unix":
+                value.set("local.path", self._moved_path(value.get("local.path")))
+            if value.is_on("server") and value.get("addr.type") == "unix":
+                value.set("addr.path", self._moved_path(value.get("addr.path")))
+        else:
+            return (name, text)
+        return (name, str(value))
+
+    def _chardev(self, value: Value) -> None:
+        backend = value.get("backend")
+        if backend == "socket" and value.is_on("server"):
+            if value.get("path"):
+                value.set("path", self._moved_path(value.get("path")))
+            elif value.get("port"):
+                self._refuse_port(f"chardev {value.get('id')}", value.get("port"))
+            value.set("wait", "off")  # else it would wait for a client before it answers anybody
+        elif backend == "file":
+            value.set("append", "on")  # where both see the file, what the guest said before stays in it
+        elif backend == "stdio":
+            value.set("backend", "null")
+        if value.get("logfile"):
+            value.set("logappend", "on")
+
+    def _character_option(self, name: str, text: str) -> Iterator[tuple[str, str | None]]:
+        kind, rest = _character(text)
+        mux = "mon:" if text.startswith("mon:") else ""
+        if kind == "stdio":
+            yield (name, "none" if name == "monitor" else "null")
+        elif kind == "file" and not rest.startswith("/dev/"):
+            self._count += 1
+            identity = f"migrator-{name}{self._count}"
+            value = Value(f"file,id={identity},append=on", first="backend")
+            value.set("path", rest)
+            if mux:
+                value.set("mux", "on")
+            yield ("chardev", str(value))
+            if mux:
+                yield ("mon", f"chardev={identity},mode=readline")
+            yield (name, f"chardev:{identity}")
+        elif kind in ("unix", "tcp", "telnet", "websocket"):
+            value = Value(rest, first="path" if kind == "unix" else "address")
+            if value.is_on("server"):
+                if kind == "unix":
+                    value.set("path", self._moved_path(value.get("path")))
+                else:
+                    self._refuse_port(f"-{name}", value.get("address").rpartition(":")[2])
+                value.set("wait", "off")
+            yield (name, f"{mux}{kind}:{value}")
+        else:
+            yield (name, text)
+
+    def _moved_path(self, path: str) -> str:
+        """`path`, or where its socket is put because it cannot be had there."""
+        place = self._place
+        free = path.startswith("/") and path not in place.occupied and path not in place.homeless
+        if not path or free:
+            return path
+        if path in self.moved:
+            return self.moved[path]
+        stem, suffix = posixpath.splitext(posixpath.basename(path))
+        room = SOCKET_PATH_BYTES - len(place.run_directory.encode()) - len(suffix.encode()) - 5
+        stem = stem.encode()[: max(1, room)].decode(errors="ignore") or "socket"
+        taken = {*self.moved.values(), place.control, place.rescue}
+        number, new = 1, f"{place.run_directory}/{stem}{suffix}"
+        while new in taken:
+            number += 1
+            new = f"{place.run_directory}/{re.sub('-[0-9]+$', '', stem)}-{number}{suffix}"
+        self.moved[path] = new
+        return new
+
+    # --- what cannot be had again ----------------------------------------------------------------------------------
+
+    def _refuse(self, name: str, text: str, value: Value) -> None:
+        self._refuse_passed(name, text, value)
+        self._refuse_helpers(name, value)
+        if name == "snapshot" or (name == "drive" and value.is_on("snapshot")):
+            self._error(
+                "snapshot",
+                "what the guest wrote since its start is in a temporary file (snapshot=on) that nobody else can open",
+                "shut the guest down, or commit its changes and start it without snapshot",
+            )
+        if self._place.same_network:
+            self._refuse_network(name, value)
+        if name == "object" and value.is_on("share") and value.get("mem-path") in self._place.occupied:
+            self._error(
+                "memory-file",
+                f"memory {value.get('id')} is the file {value.get('mem-path')}, which exists at the target already: "
+                "both would write into it",
+                "use memory-backend-memfd, or a directory as mem-path",
+            )
+
+    def _refuse_passed(self, name: str, text: str, value: Value) -> None:
+        where = value.get("id") or text
+        pipe = name == "readconfig" and (text == "-" or text.startswith(("/dev/", "/proc/")))
+        if name == "add-fd" or pipe or "/dev/fdset/" in text:
+            self._passed(f"-{name} {text}")
+        elif name in _MAY_BE_PASSED and (
+            any(_PASSED.search(key) for key in value.keys)
+            or "fd" in (value.get("addr.type"), value.get("local.type"), value.get("remote.type"))
+        ):
+            self._passed(f"-{name} {where}")
+        if name == "readconfig" and not pipe:
+            self._warn(
+                "config-file",
+                f"it reads its configuration from {text}, which must be the same at the target",
+                "make sure that it is, and that no socket is named in it",
+            )
+
+    def _passed(self, where: str) -> None:
+        self._error(
+            "passed-descriptor",
+            f"{where} was given an open file by whoever started it, which cannot be read from its command line",
+            "start the destination by the tool that started the source (template or attached), or name the file",
+        )
+
+    def _refuse_helpers(self, name: str, value: Value) -> None:
+        kind = value.get(_FIRST[name]) if name in ("netdev", "nic", "net", "device", "tpmdev") else ""
+        if kind.startswith("vhost-user"):
+            self._error(
+                "vhost-user",
+                f"{value.get('id') or kind} is served by a process of its own (vhost-user), which has to be started at "
+                "the target first",
+                "start that process and the destination there by a template, or replace the device by a virtio one",
+            )
+        elif name == "tpmdev":
+            self._error(
+                "tpm",
+                f"the TPM {value.get('id')} has its state outside QEMU ({kind})",
+                "start swtpm and the destination at the target by a template",
+            )
+        elif name == "preconfig":
+            self._error(
+                "preconfig",
+                "it was configured over QMP before its machine was made (-preconfig), which cannot be read back",
+                "put that configuration into the command line",
+            )
+
+    def _refuse_network(self, name: str, value: Value) -> None:
+        if name not in ("netdev", "nic", "net", "vnc", "spice"):
+            return
+        where = f"{name} {value.get('id')}".strip()
+        for forward in value.all("hostfwd"):
+            self._refuse_port(where, forward.rpartition("-")[0].rpartition(":")[2])
+        kind = value.get("type")
+        if kind == "tap" and value.get("ifname"):
+            self._error(
+                "tap-in-use",
+                f"{where} uses the interface {value.get('ifname')}, which the source has open on the same machine",
+                "leave ifname= out, or choose a target on another machine",
+            )
+        if kind == "socket" and value.get("listen"):
+            self._refuse_port(where, value.get("listen").rpartition(":")[2])
+        if name == "spice" and not value.is_on("unix"):
+            self._refuse_port(where, value.get("port") or value.get("tls-port") or "0")
+        display = value.get("vnc")
+        listens = name == "vnc" and display not in ("", "none") and not display.startswith("unix:")
+        if listens and not value.get("to") and not value.is_on("reverse"):
+            self._refuse_port(where, f"5900+{display.rpartition(':')[2]}")
+
+    def _refuse_port(self, where: str, port: str) -> None:
+        if self._place.same_network and port != "0":
+            self._error(
+                "port-in-use",
+                f"{where} listens at port {port}, which the source has already: both are on one machine",
+                "choose a target on another machine, or take that port out of the guest's command line",
+            )
+
+    def _error(self, code: str, message: str, remedy: str) -> None:
+        self.findings.append(Finding(code=code, severity=Severity.ERROR, message=message, remedy=remedy))
+
+    def _warn(self, code: str, message: str, remedy: str) -> None:
+        self.findings.append(Finding(code=code, severity=Severity.WARNING, message=message, remedy=remedy))

@@ -1,0 +1,359 @@
+"""What a guest has been given and has lost since its QEMU was started, and how another QEMU is made the same.
+
+The source is compared with the destination as it came up, not with a command line: whatever the source has and the
+destination lacks is added over QMP, at the same bus and address, before the destination listens.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import re
+from collections import Counter
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from migrator.core.model import Finding, Severity
+from migrator.errors import CommandFailed, Refused
+from migrator.qemu.backends import Command, Netdev, Nodes, block_nodes, chardev_add, netdev_add, netdevs
+from migrator.qemu.cmdline import Live
+from migrator.qemu.monitor import Monitor
+
+_PLUGGED = "/machine/peripheral"
+#: Properties that QEMU lists among a device's arguments but sets by itself.
+_NOT_GIVEN = frozenset({"size", "busnr", "crash-information", "thread-id"})
+#: Objects that serve others come first.
+_FIRST_OBJECTS = ("secret", "thread-context", "authz-", "tls-creds", "can-bus")
+#: Objects that watch or change traffic for somebody at the source: not the guest's.
+_NOT_THE_GUESTS = ("filter-", "colo-")
+#: What says where on its bus a device sits.
+_PLACES = ("addr", "nr", "scsi-id", "lun", "channel", "port", "unit")
+_ASK_SECONDS = 20.0
+
+
+@dataclass(frozen=True, kw_only=True)
+class Plugged:
+    """One device that can be plugged and unplugged."""
+
+    #: In QOM.
+    path: str
+    #: Empty where it has none.
+    id: str
+    driver: str
+    #: QOM path of the bus it sits on; empty where it needs none.
+    bus: str = ""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Inventory:
+    """What one QEMU has, its built-in devices aside."""
+
+    devices: tuple[Plugged, ...]
+    #: Type of every user-created object, by id.
+    objects: dict[str, str]
+    netdevs: dict[str, Netdev]
+    #: How query-chardev shows each.
+    chardevs: dict[str, str]
+    nodes: Nodes
+    #: Ids of drives.
+    drives: frozenset[str]
+    #: QOM path of every vCPU that was plugged, with its place in the topology.
+    cpus: dict[str, dict[str, Any]]
+    #: Of every drive whose medium can be changed: the device's QOM path, and the file in it (empty: none).
+    media: dict[str, str]
+
+    def live(self) -> Live:
+        """As :func:`migrator.qemu.cmdline.replicate` wants it."""
+        return Live(
+            devices=frozenset(device.id for device in self.devices),
+            objects=frozenset(self.objects),
+            netdevs=frozenset(self.netdevs),
+            chardevs=frozenset(self.chardevs),
+            nodes=frozenset(self.nodes.nodes),
+            drives=self.drives,
+        )
+
+
+async def take_inventory(monitor: Monitor) -> Inventory:
+    """Read it; two pipelined round trips, nothing is changed.
+
+    :raise QemuError: when it cannot be asked.
+    """
+    named, unnamed, objects, cpus, nodes, graph, blocks, network, chardevs = await asyncio.gather(
+        _ask(monitor, "qom-list", path=_PLUGGED),
+        _ask(monitor, "qom-list", path=f"{_PLUGGED}-anon"),
+        _ask(monitor, "qom-list", path="/objects"),
+        _ask(monitor, "query-hotpluggable-cpus", otherwise=[]),
+        _ask(monitor, "query-named-block-nodes", flat=True),
+        _ask(monitor, "x-debug-query-block-graph", otherwise={"nodes": [], "edges": []}),
+        _ask(monitor, "query-block"),
+        _ask(monitor, "human-monitor-command", **{"command-line": "info network"}),
+        _ask(monitor, "query-chardev"),
+    )
+    devices = [(f"{_PLUGGED}/{name}", name, kind) for name, kind in _children(named)]
+    devices += [(f"{_PLUGGED}-anon/{name}", "", kind) for name, kind in _children(unnamed)]
+    buses = await asyncio.gather(
+        *(_ask(monitor, "qom-get", path=path, property="parent_bus", otherwise="") for path, _, _ in devices)
+    )
+    return Inventory(
+        devices=tuple(
+            Plugged(path=path, id=identity, driver=kind, bus=bus or "")
+            for (path, identity, kind), bus in zip(devices, buses, strict=True)
+        ),
+        objects=dict(_children(objects)),
+        netdevs=netdevs(network),
+        chardevs={entry["label"]: entry["filename"] for entry in chardevs},
+        nodes=block_nodes(nodes, graph, blocks),
+        drives=frozenset(block["device"] for block in blocks if block["device"]),
+        cpus={cpu["qom-path"]: cpu["props"] for cpu in cpus if "qom-path" in cpu},
+        media={
+            block["qdev"]: block.get("inserted", {}).get("file", "")
+            for block in blocks
+            if block.get("removable") and block.get("qdev")
+        },
+    )
+
+
+async def places(monitor: Monitor, devices: Iterable[Plugged]) -> dict[str, dict[str, str]]:
+    """Where QEMU, or somebody, has put each device that has an id, as its own properties say it.
+
+    :raise QemuError: when it cannot be asked.
+    """
+
+    async def place(device: Plugged) -> dict[str, str]:
+        values = await asyncio.gather(
+            *(_ask(monitor, "qom-get", path=device.path, property=name, otherwise="") for name in _PLACES)
+        )
+        found = {
+            name: str(value) for name, value in zip(_PLACES, values, strict=True) if value not in ("", -1)
+        }
+        if "addr" in found:
+            found["addr"] = _pci(int(found["addr"]))
+        return found | {"bus": device.bus.rpartition("/")[2]}
+
+    seated = [device for device in devices if device.id and device.bus]
+    return dict(zip([device.id for device in seated], await asyncio.gather(*map(place, seated)), strict=True))
+
+
+def _pci(value: Any) -> Any:
+    return f"{value >> 3:x}.{value & 7:x}" if isinstance(value, int) else value
+
+
+async def _ask(monitor: Monitor, command: str, *, otherwise: Any = None, **arguments: Any) -> Any:
+    try:
+        return await monitor.execute(command, arguments or None, timeout=_ASK_SECONDS)
+    except CommandFailed:
+        if otherwise is None:
+            raise
+        return otherwise
+
+
+def _children(listing: Iterable[dict[str, str]]) -> list[tuple[str, str]]:
+    return [(entry["name"], entry["type"][6:-1]) for entry in listing if entry["type"].startswith("child<")]
+
+
+async def catch_up(source: Monitor, destination: Monitor, *, run_directory: str) -> tuple[Finding, ...]:
+    """Give the destination, which does not listen yet, all that the source has and it lacks.
+
+    :param run_directory: where the destination's sockets are.
+    :returns: what is not the same even so.
+    :raise Refused: QEMU does not show enough of something to make it again.
+    :raise CommandFailed: the destination refused one of them; some may have been added.
+    """
+    here, there = await asyncio.gather(take_inventory(source), take_inventory(destination))
+    added = _in_order(_lacking(here.devices, there.devices), here)
+    for name, kind in _objects_in_order(here.objects):
+        if name not in there.objects and not kind.startswith(_NOT_THE_GUESTS):
+            await _add(destination, "object-add", await _object(source, name, kind))
+    made = {*there.nodes.nodes, *there.drives, *there.netdevs, *there.chardevs}
+    for device in added:
+        if device.path in here.cpus:
+            arguments: dict[str, Any] = {"driver": device.driver, **here.cpus[device.path]}
+        else:
+            arguments = await _arguments(source, destination, device)
+            for command, backend in await _behind(source, here, device, arguments, made, run_directory):
+                await _add(destination, command, backend)
+                made.add(str(backend.get("node-name") or backend["id"]))
+        if device.id:
+            arguments["id"] = device.id
+        await _add(destination, "device_add", arguments)
+    await _change_media(here, there, destination)
+    return tuple([finding for device in added for finding in await _compare(source, destination, device)])
+
+
+def _lacking(here: Sequence[Plugged], there: Sequence[Plugged]) -> list[Plugged]:
+    ids = {device.id for device in there}
+    unnamed = Counter(device.driver for device in there if not device.id)
+    lacking = []
+    for device in here:
+        if device.id:
+            lacking += [] if device.id in ids else [device]
+        elif unnamed[device.driver]:
+            unnamed[device.driver] -= 1
+        else:
+            lacking.append(device)
+    return lacking
+
+
+def _in_order(devices: Sequence[Plugged], here: Inventory) -> list[Plugged]:
+    """vCPUs first, then memory, then whatever sits on a bus after the device that has that bus."""
+    paths = {device.path for device in here.devices}
+
+    def rank(device: Plugged) -> tuple[int, int, str]:
+        depth = 0
+        at: Plugged | None = device
+        while at is not None and depth <= len(paths):
+            holder = "/".join(at.bus.split("/")[:4])
+            at = next((other for other in here.devices if other.path == holder), None)
+            depth += 1
+        kind = 0 if device.path in here.cpus else 1 if not device.bus else 2
+        return kind, depth, device.path
+
+    return sorted(devices, key=rank)
+
+
+def _objects_in_order(objects: dict[str, str]) -> list[tuple[str, str]]:
+    def rank(entry: tuple[str, str]) -> tuple[int, str]:
+        kinds = [n for n, kind in enumerate(_FIRST_OBJECTS) if entry[1].startswith(kind)]
+        return (kinds or [len(_FIRST_OBJECTS)])[0], entry[0]
+
+    return sorted(objects.items(), key=rank)
+
+
+async def _object(source: Monitor, name: str, kind: str) -> dict[str, Any]:
+    path = f"/objects/{name}"
+    listing = await _ask(source, "qom-list", path=path)
+    names = [
+        entry["name"]
+        for entry in listing
+        if entry["name"] not in ("type", "loaded", "opened")
+        and not entry["name"].startswith("x-")
+        and not entry["type"].startswith("child<")
+    ]
+    values = await asyncio.gather(
+        *(_ask(source, "qom-get", path=path, property=name, otherwise="") for name in names)
+    )
+    given = {key: value for key, value in zip(names, values, strict=True) if value not in ("", [], None)}
+    return {"qom-type": kind, "id": name, **given}
+
+
+async def _properties(monitor: Monitor, device: Plugged) -> dict[str, tuple[str, Any, Any]]:
+    """Of every property of a device: its type, its default, its value."""
+    listing = await _ask(monitor, "device-list-properties", typename=device.driver)
+    listing = [entry for entry in listing if not entry["type"].startswith("child<")]
+    unreadable = object()
+    values = await asyncio.gather(
+        *(
+            _ask(monitor, "qom-get", path=device.path, property=entry["name"], otherwise=unreadable)
+            for entry in listing
+        )
+    )
+    return {
+        entry["name"]: (entry["type"], entry.get("default-value"), value)
+        for entry, value in zip(listing, values, strict=True)
+        if value is not unreadable
+    }
+
+
+async def _arguments(source: Monitor, destination: Monitor, device: Plugged) -> dict[str, Any]:
+    """What device_add makes the same device with."""
+    taken = {
+        entry["name"] for entry in await _ask(destination, "device-list-properties", typename=device.driver)
+    }
+    arguments: dict[str, Any] = {"driver": device.driver}
+    if device.bus:
+        arguments["bus"] = device.bus.rpartition("/")[2]
+    for name, (kind, default, value) in (await _properties(source, device)).items():
+        # What begins with x- is set by the machine type, there as here.
+        if name in _NOT_GIVEN or name.startswith("x-") or name not in taken:
+            continue
+        if value in (default, "", [], None) or (name == "bootindex" and value < 0):
+            continue
+        if kind.startswith("link<") and not str(value).startswith(("/objects/", f"{_PLUGGED}/")):
+            continue  # to a part of itself or of the machine
+        arguments[name] = _pci(value) if name == "addr" and kind in ("int32", "str") else value
+    return arguments
+
+
+async def _behind(
+    source: Monitor,
+    here: Inventory,
+    device: Plugged,
+    arguments: dict[str, Any],
+    made: set[str],
+    run_directory: str,
+) -> list[Command]:
+    """What has to be made before the device."""
+    commands: list[Command] = []
+    if drive := arguments.get("drive"):
+        commands += here.nodes.commands(drive, tuple(made))
+    if (netdev := arguments.get("netdev")) and netdev not in made:
+        if netdev not in here.netdevs:
+            raise Refused(f"device {device.id or device.driver} names {netdev}, which QEMU does not show")
+        shown = await _ask(
+            source, "x-query-virtio-status", path=f"{device.path}/virtio-backend", otherwise={}
+        )
+        commands.append(netdev_add(netdev, here.netdevs[netdev], vhost=bool(shown.get("vhost-started"))))
+    if (chardev := arguments.get("chardev")) and chardev not in made:
+        commands.append(chardev_add(chardev, here.chardevs.get(chardev, "nothing"), run_directory))
+    return commands
+
+
+async def _add(destination: Monitor, command: str, arguments: dict[str, Any]) -> None:
+    """Execute it; what this QEMU does not know, or sets by itself, is left out where that changes nothing."""
+    while True:
+        try:
+            await destination.execute(command, arguments, timeout=_ASK_SECONDS)
+        except CommandFailed as error:
+            said = re.search(
+                r"'(?:[\w.-]+\.)?([\w-]+)' (?:is unexpected|is read-only|not found)", error.description
+            )
+            name = said[1] if said else ""
+            if name not in arguments or arguments[name] not in (False, 0, "auto", "off"):
+                raise _named(error, arguments) from error
+            arguments = {key: value for key, value in arguments.items() if key != name}
+        else:
+            return
+
+
+def _named(error: CommandFailed, arguments: dict[str, Any]) -> CommandFailed:
+    name = arguments.get("id") or arguments.get("node-name") or arguments.get("driver")
+    return CommandFailed(error.where, f"{error.command} {name}", error.error_class, error.description)
+
+
+async def _change_media(here: Inventory, there: Inventory, destination: Monitor) -> None:
+    for device, file in here.media.items():
+        other = there.media.get(device)
+        if other is None or other == file:
+            continue
+        if file:
+            arguments = {"id": device, "filename": file, "force": True}
+            await _add(destination, "blockdev-change-medium", arguments)
+        else:
+            await _add(destination, "eject", {"id": device, "force": True})
+
+
+async def _compare(source: Monitor, destination: Monitor, device: Plugged) -> list[Finding]:
+    """Every property of a device that was added, on both sides."""
+    if not device.id or device.driver.endswith("-cpu"):
+        return []
+    here, there = await asyncio.gather(_properties(source, device), _properties(destination, device))
+    bus = await _ask(destination, "qom-get", path=device.path, property="parent_bus", otherwise="")
+    differing = [
+        f"{name} {here[name][2]!r} against {there[name][2]!r}"
+        for name in sorted(here.keys() & there.keys() - _NOT_GIVEN)
+        if here[name][2] != there[name][2]
+    ]
+    if (bus or "") != device.bus:
+        differing.insert(0, f"bus {device.bus} against {bus}")
+    if not differing:
+        return []
+    return [
+        Finding(
+            code="device-property",
+            severity=Severity.ERROR,
+            message=f"device {device.id} ({device.driver}) could not be made the same at the destination: "
+            + "; ".join(differing),
+            remedy="start the destination with this device by a template, or unplug it",
+        )
+    ]

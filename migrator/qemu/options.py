@@ -1,0 +1,188 @@
+"""QEMU's own way of writing options: words and ``key=value`` parted by commas, a comma doubled, or JSON."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from typing import Any
+
+#: Options that stand alone; every other takes the argument after it.
+_ALONE = frozenset(
+    {
+        *("S", "h", "help", "s", "version"),
+        *(
+            "alt-grab",
+            "async-teardown",
+            "ctrl-grab",
+            "curses",
+            "full-screen",
+            "no-frame",
+            "no-quit",
+            "portrait",
+            "sdl",
+        ),
+        *(
+            "daemonize",
+            "enable-kvm",
+            "enable-sync-profile",
+            "mem-prealloc",
+            "one-insn-per-tb",
+            "only-migratable",
+        ),
+        *("no-acpi", "no-fd-bootchk", "no-hpet", "no-reboot", "no-shutdown", "no-user-config", "nodefaults"),
+        *(
+            "nodefconfig",
+            "nographic",
+            "preconfig",
+            "rtc-td-hack",
+            "semihosting",
+            "singlestep",
+            "snapshot",
+            "tdf",
+        ),
+        *("old-param", "usb", "win2k-hack", "xen-attach", "xen-domid-restrict"),
+    }
+)
+
+
+def read(arguments: Sequence[str]) -> list[tuple[str, str | None]]:
+    """Part a command line (its program left out) into options without their dashes, each with its value.
+
+    What is no option, a disk image given by its name alone, has the option ``""``.
+    """
+    found: list[tuple[str, str | None]] = []
+    rest = iter(arguments)
+    for word in rest:
+        if not word.startswith("-") or word == "-":
+            found.append(("", word))
+            continue
+        name = word[2:] if word.startswith("--") else word[1:]
+        found.append((name, None if name in _ALONE else next(rest, "")))
+    return found
+
+
+def write(options: Sequence[tuple[str, str | None]]) -> list[str]:
+    """The opposite of :func:`read`."""
+    words: list[str] = []
+    for name, value in options:
+        words += [f"-{name}"] if name else []
+        words += [] if value is None else [value]
+    return words
+
+
+def escape(text: str) -> str:
+    """`text` as a value among others: its commas doubled."""
+    return text.replace(",", ",,")
+
+
+def _split(text: str) -> list[str]:
+    # A comma that is followed by another stands for itself.
+    return [part.replace("\0", ",") for part in text.replace(",,", "\0").split(",")]
+
+
+class Value:
+    """The value of one option, read and changed by key; what is not changed stays as it was written.
+
+    :param first: the key that a first word without ``=`` belongs to.
+    """
+
+    def __init__(self, text: str, *, first: str) -> None:
+        self._first = first
+        self._json: dict[str, Any] | None = None
+        self._parts: list[tuple[str, str | None]] = []
+        if text.startswith("{"):
+            try:
+                read = json.loads(text)
+                self._json = read if isinstance(read, dict) else {}
+                return
+            except ValueError:
+                pass  # then it is a word like any other
+        for number, part in enumerate(_split(text)):
+            key, equals, value = part.partition("=")
+            if equals:
+                self._parts.append((key, value))
+            elif number == 0:
+                self._parts.append(("", part))
+            else:
+                self._parts.append((part, None))
+
+    def get(self, key: str) -> str:
+        """The last value of `key`, nested keys parted by dots; a lone word is ``on``, with ``no`` before it ``off``;
+        else empty.
+        """
+        if self._json is not None:
+            return _as_text(self._inner(key))
+        found = ""
+        for name, value in self._parts:
+            if name == key or (not name and key == self._first):
+                found = "on" if value is None else value
+            elif value is None and name == f"no{key}":
+                found = "off"
+        return found
+
+    def all(self, key: str) -> list[str]:
+        """Every value of a key that may be repeated; in JSON a list of strings, or of objects with ``str``."""
+        if self._json is not None:
+            inner = self._inner(key)
+            entries = inner if isinstance(inner, list) else []
+            return [str(entry.get("str", "")) if isinstance(entry, dict) else str(entry) for entry in entries]
+        return [value or "" for name, value in self._parts if name == key]
+
+    def is_on(self, key: str) -> bool:
+        """Whether a switch is on."""
+        return self.get(key).lower() in ("on", "yes", "true", "y")
+
+    @property
+    def keys(self) -> frozenset[str]:
+        """Every key that is set, nested ones with dots."""
+        if self._json is not None:
+            return frozenset(_flat(self._json))
+        return frozenset(name or self._first for name, _ in self._parts)
+
+    def set(self, key: str, value: str) -> None:
+        """Set `key`, where it stands already or at the end."""
+        if self._json is not None:
+            inner, _, last = key.rpartition(".")
+            holder = self._inner(inner) if inner else self._json
+            if isinstance(holder, dict):
+                old = holder.get(last)
+                on = {"on": True, "off": False}
+                holder[last] = on[value] if (old is None or isinstance(old, bool)) and value in on else value
+            return
+        names = [name or self._first for name, _ in self._parts]
+        at = next((n for n, name in enumerate(names) if name in (key, f"no{key}")), None)
+        if at is None:
+            self._parts.append((key, value))
+            return
+        self._parts[at] = (self._parts[at][0] and key, value)
+        rest = [(n, part) for n, part in enumerate(self._parts) if n > at]
+        for n, (name, _) in reversed(rest):
+            if name in (key, f"no{key}"):
+                del self._parts[n]
+
+    def _inner(self, path: str) -> Any:
+        inner: Any = self._json
+        for key in path.split("."):
+            inner = inner.get(key) if isinstance(inner, dict) else None
+        return inner
+
+    def __str__(self) -> str:
+        if self._json is not None:
+            return json.dumps(self._json)
+        return ",".join(
+            escape(value or "") if not name else name if value is None else f"{name}={escape(value)}"
+            for name, value in self._parts
+        )
+
+
+def _as_text(value: Any) -> str:
+    if isinstance(value, bool):
+        return "on" if value else "off"
+    return "" if value is None or isinstance(value, (dict, list)) else str(value)
+
+
+def _flat(value: dict[str, Any], before: str = "") -> list[str]:
+    keys: list[str] = []
+    for key, inner in value.items():
+        keys += _flat(inner, f"{before}{key}.") if isinstance(inner, dict) else [before + key]
+    return keys

@@ -1,0 +1,411 @@
+"""The destination's process: started like the source's, by a command, or by somebody else; given what was plugged."""
+
+from __future__ import annotations
+
+import asyncio
+import re
+import time
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, replace
+from enum import StrEnum
+from typing import Protocol
+
+from migrator.core.inventory import Guest
+from migrator.core.model import Finding, MigrationStatus, Process, RunState, Severity
+from migrator.errors import HostError, QemuError, Refused, Unreachable, UsageError
+from migrator.hosts.access import Access
+from migrator.hosts.launch import Launcher, Nest, certainly
+from migrator.hosts.site_config import HostConfig
+from migrator.ports import GuestProcess, Qemu, Waiting
+from migrator.qemu.address import bracketed
+from migrator.qemu.cmdline import Place, Replica, has_lost, paths, replicate
+from migrator.qemu.devices import catch_up, places, take_inventory
+from migrator.qemu.endpoint import Endpoint
+
+#: Seconds that a QEMU may take to greet, once it is known to run.
+_GREETING_SECONDS = 2.0
+_SHORT = 10.0
+
+# What has to be known of the target: is it the source's machine and network, which QEMUs and which paths are there.
+_SURVEY = """
+printf '%s\\0' "$(cat /proc/sys/kernel/random/boot_id)" "$(readlink /proc/self/ns/net)"
+printf '%s\\0' "$(readlink "/proc/$1/ns/net" 2>/dev/null)"
+for q in "$2" "$3"; do printf '%s\\0' "$(command -v "$q" 2>/dev/null)"; done
+shift 3
+for p; do
+  if [ -d "$p" ]; then printf 'directory\\0'
+  elif [ -e "$p" ] || [ -L "$p" ]; then printf 'occupied\\0'
+  elif [ -d "${p%/*}/" ]; then printf 'free\\0'
+  else printf 'homeless\\0'; fi
+done
+"""
+
+
+class Method(StrEnum):
+    """Who starts the destination's process, and how."""
+
+    #: Like the source's: by its command line.
+    REPLICATE = "replicate"
+    #: By a command from the configuration.
+    TEMPLATE = "template"
+    #: Somebody else does, and says where its monitor is.
+    ATTACHED = "attached"
+
+
+@dataclass(frozen=True, kw_only=True)
+class LaunchConfig:
+    """How the QEMUs that take guests are started on a host."""
+
+    method: Method = Method.REPLICATE
+    #: Command and arguments, in which ``{name}``, ``{uuid}``, ``{run_dir}``, ``{qmp}`` and ``{rescue}`` are replaced;
+    #: no shell reads it. It ends once QEMU is up.
+    template: tuple[str, ...] = ()
+    #: Path of the QMP socket of a QEMU that waits already; ``{name}`` and ``{uuid}`` are replaced.
+    attached: str = ""
+    #: The QEMU to start where the source's is not there under the same path; empty: the host's, or of its PATH.
+    binary: str = ""
+    #: See :class:`migrator.hosts.launch.Launcher`.
+    base_directory: str = ""
+    log_directory: str = ""
+    systemd: bool | None = None
+    start_seconds: float = 30.0
+
+
+class Reach(Protocol):
+    """How hosts are reached."""
+
+    def access(self, host: str) -> Access:
+        """The way to a host."""
+
+    def config(self, host: str) -> HostConfig:
+        """What is configured of a host."""
+
+    def endpoint(self, host: str, socket: str, *, role: str) -> Endpoint:
+        """One end of a migration at a QMP socket of a host, not connected yet."""
+
+
+class Destinations:
+    """Starts and clears away the QEMUs that guests move into; see the calls of :class:`migrator.ports.Site`.
+
+    :param reach: shared with whoever opens the sources.
+    :param how: how the QEMU of a guest is started on a host.
+    """
+
+    def __init__(
+        self,
+        reach: Reach,
+        *,
+        how: Callable[[Guest, str], LaunchConfig] = lambda guest, host: LaunchConfig(),
+    ) -> None:
+        self._reach = reach
+        self._how = how
+
+    async def check(self, guest: Guest, source: Qemu, target: str) -> tuple[Finding, ...]:
+        """What speaks against starting it, and what will not be the same; starts nothing.
+
+        :raise HostError: the target cannot be asked, or has no QEMU.
+        :raise QemuError: the source cannot.
+        """
+        config = self._how(guest, target)
+        if config.method is not Method.REPLICATE:
+            return ()
+        nest = Nest(run_directory="/run/migrator/guests/XXXXXX", log="/dev/null")
+        return (await self._replicate(_endpoint(source), target, config, nest)).findings
+
+    async def start_destination(self, guest: Guest, source: Qemu, target: str, *, migration: str) -> Waiting:
+        """Start the QEMU that the guest moves into, everything hot-plugged since its start included.
+
+        After a failure nothing is left behind but the log of what was started; the error carries QEMU's own words.
+
+        :raise Refused: something of the guest cannot be had again there; says what, and what to do.
+        """
+        end, config = _endpoint(source), self._how(guest, target)
+        if config.method is Method.ATTACHED:
+            return await self._attach(guest, target, config)
+        launcher = self._launcher(target, config)
+        nest = await launcher.make_nest(migration)
+        no_notes: tuple[Finding, ...] = ()
+        try:
+            if config.method is Method.TEMPLATE:
+                argv, notes = fill(config.template, guest, nest), no_notes
+            else:
+                replica = await self._replicate(end, target, config, nest)
+                _refuse(replica.findings)
+                argv, notes = replica.argv, replica.findings
+        except BaseException:
+            await certainly(launcher.remove(nest), name=f"remove {nest.run_directory}")
+            raise
+        template = config.method is Method.TEMPLATE
+        process = await launcher.start(nest, argv, by_itself=template)
+        qemu = self._reach.endpoint(target, place(nest).control, role="destination")
+        try:
+            await _greet(qemu, launcher, nest, process, argv[0])
+            _refuse(await catch_up(end.monitor, qemu.monitor, run_directory=nest.run_directory))
+        except BaseException:
+            await certainly(_undo(launcher, nest, qemu), name=f"clear {nest.run_directory}")
+            raise
+        finally:
+            if process is not None:
+                process.close()
+        return Started(
+            qemu,
+            listen=self._listen(target),
+            socket=place(nest).control,
+            launcher=launcher,
+            nest=nest,
+            notes=notes,
+        )
+
+    async def _attach(self, guest: Guest, target: str, config: LaunchConfig) -> Waiting:
+        socket = socket_of(config.attached, guest)
+        qemu = self._reach.endpoint(target, socket, role="destination")
+        try:
+            await qemu.connect()
+            await _sees_to_wait(qemu)
+        except BaseException:
+            await certainly(qemu.close(), name=f"close {qemu.name}")
+            raise
+        return Started(qemu, listen=self._listen(target), socket=socket)
+
+    async def abandon(self, host: str, *, migration: str) -> None:
+        """Remove what :meth:`start_destination` may have begun for a migration that its controller left.
+
+        A process that does not wait any more is left alone.
+
+        :raise HostError: the host cannot be asked, or something could not be ended.
+        """
+        launcher = self._launcher(host, self._how(Guest(key="", host=host), host))
+        for nest in await launcher.nests_of(migration):
+            qemu = self._reach.endpoint(host, place(nest).control, role="destination")
+            await Started(qemu, listen="", socket="", launcher=launcher, nest=nest).discard()
+
+    async def clear(self, guest: Guest) -> None:
+        """Remove what is left of the source once its process has ended: the run directory, if it is one of ours.
+
+        :raise HostError: the host cannot be asked, or the process still lives.
+        """
+        launcher = self._launcher(guest.host, self._how(guest, guest.host))
+        nest = await launcher.nest_at(guest.socket)
+        if nest is not None:
+            await launcher.clear(nest)
+
+    def _launcher(self, host: str, config: LaunchConfig) -> Launcher:
+        return Launcher(
+            self._reach.access(host),
+            base=config.base_directory,
+            log_directory=config.log_directory,
+            systemd=config.systemd,
+            timeout_seconds=config.start_seconds,
+        )
+
+    def _listen(self, target: str) -> str:
+        return f"tcp:{bracketed(self._reach.config(target).address)}:0"
+
+    async def _replicate(self, source: Endpoint, target: str, config: LaunchConfig, nest: Nest) -> Replica:
+        argv = source.process.arguments() if source.process is not None else []
+        if not argv:
+            raise QemuError(
+                source.name,
+                "its command line cannot be read, so that no other can be started like it: run migrator with more "
+                "rights there, or configure a template",
+            )
+        inventory = await take_inventory(source.monitor)
+        live = inventory.live()
+        if has_lost(argv, live):
+            live = replace(live, places=await places(source.monitor, inventory.devices))
+        kind = await source.monitor.execute("qom-get", {"path": "/machine", "property": "type"})
+        configured = config.binary or self._reach.config(target).qemu or "qemu-system-x86_64"
+        wanted = paths(argv)
+        access = self._reach.access(target)
+        done = await access.run(
+            ["sh", "-s", "--", str(source.identity.get("pid", "")), argv[0], configured, *wanted],
+            stdin=_SURVEY.encode(),
+            timeout=_SHORT,
+        )
+        answers = done.text.split("\0")[:-1]
+        if len(answers) != 5 + len(wanted):
+            raise HostError(target, f"it cannot be looked at: {done.complaint or 'sh gave a strange answer'}")
+        boot, network, network_of_source, same, other = answers[:5]
+        if not (same or other):
+            raise HostError(
+                target,
+                f"there is no QEMU: neither {argv[0]}, which the source runs, nor {configured}, as configured",
+            )
+        states = dict(zip(wanted, answers[5:], strict=True))
+        return replicate(
+            argv,
+            machine=str(kind).removesuffix("-machine"),
+            live=live,
+            place=Place(
+                binary=same or other,
+                run_directory=nest.run_directory,
+                log=nest.log,
+                occupied=frozenset(path for path, state in states.items() if state == "occupied"),
+                homeless=frozenset(path for path, state in states.items() if state == "homeless"),
+                same_network=boot == source.identity.get("boot_id") and network == network_of_source != "",
+                daemonize=not nest.unit,
+            ),
+        )
+
+
+class Started:
+    """Implements :class:`migrator.ports.Waiting`.
+
+    :param nest: where it lives, if it was started by us.
+    :param notes: what is not the same as at the source, and does not concern the guest.
+    """
+
+    def __init__(
+        self,
+        qemu: Endpoint,
+        *,
+        listen: str,
+        socket: str,
+        launcher: Launcher | None = None,
+        nest: Nest | None = None,
+        notes: tuple[Finding, ...] = (),
+    ) -> None:
+        self._qemu, self._listen, self._socket = qemu, listen, socket
+        self._launcher, self._nest = launcher, nest
+        self.notes = notes
+
+    @property
+    def qemu(self) -> Qemu:
+        """Connected; ``inmigrate``."""
+        return self._qemu
+
+    @property
+    def listen(self) -> str:
+        """Where it shall take the stream."""
+        return self._listen
+
+    @property
+    def socket(self) -> str:
+        """Path of its QMP socket on its host."""
+        return self._socket
+
+    async def discard(self) -> None:
+        """End the process if it still waits, and remove what was made for it but its log; its monitor is closed.
+
+        :raise HostError: it could not be ended, or nobody can tell whether it waits: it does not answer.
+        """
+        try:
+            view = await self._qemu.observe(timeout=_GREETING_SECONDS)
+            if view.process is not Process.DEAD and view.answers and not _waits(view.run, view.status):
+                return  # the guest has arrived in it
+            if self._launcher is None or self._nest is None:
+                if view.answers:
+                    await self._qemu.quit()
+                return
+            process = self._qemu.process
+            if (
+                not view.answers
+                and view.process is not Process.DEAD
+                and await self._launcher.lives(self._nest)
+            ):
+                raise HostError(
+                    self._launcher.host.name,
+                    f"{self._qemu.name} does not answer, so whether a guest is in it cannot be told; look at it, "
+                    f"then end it and remove {self._nest.run_directory}",
+                )
+            await self._launcher.discard(self._nest, process)
+        finally:
+            await self._qemu.close()
+
+
+def _waits(run: RunState, status: MigrationStatus) -> bool:
+    """No guest is in it, or only a part of one that runs elsewhere."""
+    return run is RunState.INMIGRATE and status is not MigrationStatus.COMPLETED
+
+
+def place(nest: Nest) -> Place:
+    """As the command line knows it."""
+    return Place(binary="", run_directory=nest.run_directory, log=nest.log)
+
+
+def fill(template: Iterable[str], guest: Guest, nest: Nest) -> tuple[str, ...]:
+    """The template's command for a guest.
+
+    :raise UsageError: it names what does not exist.
+    """
+    where = place(nest)
+    values = {"run_dir": nest.run_directory, "qmp": where.control, "rescue": where.rescue}
+    filled = tuple(_put_in(word, {**values, "name": guest.name, "uuid": guest.uuid}) for word in template)
+    if not filled:
+        raise UsageError("the template to start guests by is empty: give a command and its arguments")
+    return filled
+
+
+def socket_of(pattern: str, guest: Guest) -> str:
+    """Path of the QMP socket at which a guest's destination was promised.
+
+    :raise UsageError: the guest's name cannot be a part of a path, or the pattern is none.
+    """
+    if "{name}" in pattern and (not guest.name or "/" in guest.name or guest.name in (".", "..")):
+        raise UsageError(f"a guest of the name {guest.name!r} has no place in {pattern}: use {{uuid}} there")
+    path = _put_in(pattern, {"name": guest.name, "uuid": guest.uuid})
+    if not path.startswith("/"):
+        raise UsageError(f"{pattern!r} is no absolute path of a socket")
+    return path
+
+
+def _put_in(text: str, values: Mapping[str, str]) -> str:
+    def value(match: re.Match[str]) -> str:
+        if match[1] not in values:
+            known = ", ".join(f"{{{name}}}" for name in sorted(values))
+            raise UsageError(f"{text!r}: there is no {match[0]}; there are {known}")
+        return values[match[1]]
+
+    return re.sub(r"\{([a-z_]+)\}", value, text)
+
+
+def _endpoint(source: Qemu) -> Endpoint:
+    if not isinstance(source, Endpoint):
+        raise TypeError(f"{source.name} was not opened by this site")
+    return source
+
+
+def _refuse(findings: tuple[Finding, ...]) -> None:
+    errors = [finding for finding in findings if finding.severity is Severity.ERROR]
+    if errors:
+        raise Refused("; ".join(f"{finding.message} ({finding.remedy})" for finding in errors))
+
+
+async def _sees_to_wait(qemu: Endpoint) -> None:
+    view = await qemu.observe(timeout=_GREETING_SECONDS)
+    if view.answers and view.run is not RunState.INMIGRATE:
+        raise QemuError(
+            qemu.name, f"it does not wait for a guest (run state {view.run}): start it with -incoming defer"
+        )
+
+
+async def _greet(
+    qemu: Endpoint, launcher: Launcher, nest: Nest, process: GuestProcess | None, program: str
+) -> None:
+    """Connect; returns once it is seen to wait.
+
+    :raise HostError: it has ended, or does not answer in time.
+    """
+    deadline = time.monotonic() + launcher.timeout_seconds
+    while True:
+        try:
+            await qemu.connect(timeout=_GREETING_SECONDS)
+            await _sees_to_wait(qemu)
+        except Unreachable as error:
+            if process is not None and process.alive is False:
+                raise HostError(launcher.host.name, await launcher.obituary(nest, program)) from error
+            if time.monotonic() > deadline:
+                words = await launcher.last_words(nest)
+                said = f"; it said: {words}" if words else ""
+                raise HostError(launcher.host.name, f"{program} runs, but {error}{said}") from error
+            await asyncio.sleep(0.05)
+        else:
+            return
+
+
+async def _undo(launcher: Launcher, nest: Nest, qemu: Endpoint) -> None:
+    process = qemu.process  # closed only once it has been killed
+    try:
+        await launcher.discard(nest, process)
+    finally:
+        await qemu.close()

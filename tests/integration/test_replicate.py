@@ -1,0 +1,321 @@
+"""A guest's destination, made from its own command line and what was plugged since, and the guest moved into it."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import json
+import os
+import signal
+from collections.abc import AsyncIterator, Iterator, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from migrator.core.inventory import Guest
+from migrator.core.model import Severity, State
+from migrator.core.policy import builtin
+from migrator.engine.migration import Migration
+from migrator.errors import MigratorError, Refused
+from migrator.hosts.local import LocalAccess
+from migrator.hosts.site_config import HostConfig
+from migrator.qemu.endpoint import Endpoint
+from migrator.qemu.options import Value, read
+from migrator.service.destinations import Destinations, LaunchConfig, Started
+from migrator.service.site import Reach
+from migrator.store.records import FileRecord
+from migrator.testing.lab import Habit, Lab, Machine, Qemu, until
+
+MIB = 1 << 20
+POLICY = builtin("gentle").but(max_downtime_seconds=0.5)
+
+
+class Site:
+    """Two hosts that are directories of this machine, and what a service would do with them."""
+
+    def __init__(self, directory: Path, lab: Lab, **config: Any) -> None:
+        self.lab, self.directory = lab, directory
+        hosts = {name: HostConfig(name=name) for name in ("alpha", "beta")}
+        self.reach = Reach({name: (LocalAccess(name), config) for name, config in hosts.items()})
+        self.binary = ""
+        self.config = LaunchConfig(
+            base_directory=str(directory / "run"), log_directory=str(directory / "log"), **config
+        )
+        self.destinations = Destinations(self.reach, how=lambda guest, host: self.config)
+        self.opened: list[Endpoint] = []
+        self._moves = 0
+
+    async def source(self, guest: Guest) -> Endpoint:
+        end = await self.reach.open(guest.host, guest.socket, role="source")
+        self.opened.append(end)
+        return end
+
+    async def start(self, guest: Guest, target: str = "beta") -> Started:
+        self._moves += 1
+        started = await self.destinations.start_destination(
+            guest, await self.source(guest), target, migration=f"move-{self._moves}"
+        )
+        assert isinstance(started, Started)
+        assert isinstance(started.qemu, Endpoint)
+        self.opened.append(started.qemu)
+        return started
+
+    async def move(self, guest: Guest, target: str) -> Guest:
+        """The whole migration; the guest as it is found afterwards."""
+        started = await self.start(guest, target)
+        source = self.opened[-2]
+        record = FileRecord(f"move-{self._moves}")
+        migration = Migration(
+            name=record.path.stem,
+            source=source,
+            destination=started.qemu,
+            policy=POLICY,
+            listen=started.listen,
+            record=record,
+        )
+        findings = [finding for finding in await migration.check() if finding.severity is Severity.ERROR]
+        assert not [finding.message for finding in findings]
+        result = await migration.run()
+        record.close()
+        assert (result.state, result.error) == (State.COMPLETED, None)
+        await self.destinations.clear(guest)
+        await self.close()
+        return replace(guest, host=target, socket=started.socket, pid=None)
+
+    async def close(self) -> None:
+        while self.opened:
+            await self.opened.pop().close()
+
+    def kill(self) -> None:
+        """Every QEMU of ours, by what its command line names."""
+        for path in Path("/proc").glob("[0-9]*/cmdline"):
+            with contextlib.suppress(OSError):
+                if str(self.directory).encode() in path.read_bytes():
+                    if (path.parent / "exe").readlink().name.startswith("qemu"):
+                        os.kill(int(path.parent.name), signal.SIGKILL)
+
+    @property
+    def left(self) -> list[str]:
+        """What stands in the run directories."""
+        return sorted(path.name for path in (self.directory / "run").glob("*"))
+
+
+@pytest.fixture
+async def site(lab: Lab) -> AsyncIterator[Site]:
+    site = Site(lab.directory, lab)
+    yield site
+    await site.close()
+    site.kill()
+
+
+def guest_of(qemu: Qemu, host: str = "alpha") -> Guest:
+    machine = qemu.machine
+    return Guest(
+        key=str(machine.uuid), host=host, uuid=str(machine.uuid), name=machine.name, socket=str(qemu.qmp)
+    )
+
+
+class Moved(Qemu):
+    """A QEMU that was started by us, looked into by its rescue monitor."""
+
+    def __init__(self, machine: Machine, lab: Lab, socket: str) -> None:
+        super().__init__(machine, Path("qemu"), lab.directory, f"moved-{Path(socket).parent.name}")
+        self.rescue = Path(socket).with_name("rescue.qmp")
+
+
+def arguments_of(pid: int) -> list[str]:
+    return os.fsdecode(Path(f"/proc/{pid}/cmdline").read_bytes()).split("\0")[:-1]
+
+
+HABIT = Habit(region_bytes=8 * MIB, bytes_per_second=4 * MIB)
+
+
+class TestCommandLine:
+    async def test_moves_there_and_back_and_there_again(
+        self, lab: Lab, site: Site, one_crossing: tuple[Path, Path]
+    ) -> None:
+        machine = (
+            Machine(type="q35", habit=HABIT) if one_crossing[0] == one_crossing[1] else Machine(habit=HABIT)
+        )
+        qemu = await lab.boot(machine, binary=one_crossing[0])
+        guest = guest_of(qemu)
+        seen = []
+        for target in ("beta", "alpha", "beta"):
+            guest = await site.move(guest, target)
+            moved = Moved(machine, lab, guest.socket)
+            await moved.check_memory()
+            assert await moved.run_state() == "running"
+            pid = int((Path(guest.socket).parent / "qemu.pid").read_text())
+            seen.append(
+                [word.replace(str(Path(guest.socket).parent.name), "NEST") for word in arguments_of(pid)]
+            )
+        assert seen[0] == seen[1] == seen[2]
+        assert len(site.left) == 1
+        await qemu.wait_dead()
+
+
+PLUGGABLE = (
+    *("-smp", "1,maxcpus=4", "-m", "128M,slots=4,maxmem=1G", "-object", "iothread,id=io0"),
+    *(
+        "-device",
+        "pcie-root-port,id=rp1,chassis=1,addr=6",
+        "-device",
+        "pcie-root-port,id=rp2,chassis=2,addr=7",
+    ),
+    *(
+        "-device",
+        "pcie-root-port,id=rp3,chassis=3,addr=8",
+        "-device",
+        "pcie-root-port,id=rp4,chassis=4,addr=9",
+    ),
+    *("-device", "virtio-serial-pci,id=ports,addr=0xa", "-device", "virtio-scsi-pci,id=scsi0,addr=0xb"),
+    *("-device", "scsi-cd,id=cd0,bus=scsi0.0"),
+)
+
+
+async def plug_everything(qemu: Qemu, directory: Path) -> None:
+    """A disk of two layers, one by drive_add, a card, memory, a vCPU, an iothread, a secret, a port with a socket."""
+    image, layer, medium = directory / "plugged, 1.img", directory / "plugged 2.img", directory / "a, b.iso"
+    for path in (image, layer, medium):
+        path.write_bytes(b"\0" * MIB)
+    async with qemu.monitor() as monitor:
+
+        async def do(command: str, **arguments: Any) -> Any:
+            return await monitor.execute(command, {key.replace("_", "-"): v for key, v in arguments.items()})
+
+        await do("object-add", qom_type="iothread", id="io1", poll_max_ns=0)
+        await do("object-add", qom_type="secret", id="sec1", data="aGVsbG8=", format="base64")
+        await do("object-add", qom_type="memory-backend-ram", id="mem1", size=64 * MIB, merge=False)
+        await do("device_add", driver="pc-dimm", id="dimm1", memdev="mem1")
+        free = [cpu for cpu in await do("query-hotpluggable-cpus") if "qom-path" not in cpu]
+        await monitor.execute("device_add", {"driver": free[-1]["type"], "id": "cpu1", **free[-1]["props"]})
+        await do("blockdev-add", driver="file", node_name="p1f", filename=str(image), cache={"direct": True})
+        await do("blockdev-add", driver="raw", node_name="p1", file="p1f", detect_zeroes="on")
+        await do(
+            "device_add",
+            driver="virtio-blk-pci",
+            id="p1d",
+            drive="p1",
+            bus="rp1",
+            serial="x,y z",
+            iothread="io1",
+        )
+        file = str(layer).replace(",", ",,")
+        await do("human-monitor-command", command_line=f'drive_add 0 "if=none,id=p2,format=raw,file={file}"')
+        await do("device_add", driver="scsi-hd", id="p2d", drive="p2", bus="scsi0.0")
+        await do("netdev_add", type="user", id="n1", restrict=True)
+        await do(
+            "device_add", driver="virtio-net-pci", id="n1d", netdev="n1", bus="rp2", mac="52:54:00:11:22:33"
+        )
+        address = {"type": "unix", "data": {"path": str(directory / "port.sock")}}
+        backend = {"type": "socket", "data": {"addr": address, "server": True, "wait": False}}
+        await do("chardev-add", id="c1", backend=backend)
+        await do(
+            "device_add", driver="virtserialport", id="c1d", chardev="c1", bus="ports.0", name="org.example.0"
+        )
+        await do("device_add", driver="virtio-rng-pci", bus="rp3")
+        await do("blockdev-change-medium", id="cd0", filename=str(medium), format="raw")
+
+
+async def fingerprint(qemu: Qemu) -> dict[str, Any]:
+    """What a guest could see or its owner ask for, in QEMU's own answers."""
+    async with qemu.monitor() as monitor:
+
+        async def do(command: str, **arguments: Any) -> Any:
+            return await monitor.execute(command, arguments)
+
+        async def names(path: str) -> set[tuple[str, str]]:
+            return {(entry["name"], entry["type"]) for entry in await do("qom-list", path=path)}
+
+        async def value(path: str, name: str) -> Any:
+            return await do("qom-get", path=path, property=name)
+
+        blocks = {block["qdev"]: block for block in await do("query-block")}
+        return {
+            "devices": await names("/machine/peripheral") | await names("/machine/peripheral-anon"),
+            "objects": await names("/objects"),
+            "memory": await do("query-memory-devices"),
+            "cpus": [(cpu["props"], "qom-path" in cpu) for cpu in await do("query-hotpluggable-cpus")],
+            "disks": {
+                name: (
+                    block["inserted"]["file"],
+                    block["inserted"]["drv"],
+                    block["inserted"]["cache"],
+                    block["inserted"]["detect_zeroes"],
+                )
+                for name, block in blocks.items()
+                if "inserted" in block
+            },
+            "serial": await value("/machine/peripheral/p1d", "serial"),
+            "iothread": await value("/machine/peripheral/p1d", "iothread"),
+            "buses": [
+                await value(f"/machine/peripheral/{name}", "parent_bus")
+                for name in ("p1d", "n1d", "c1d", "p2d")
+            ],
+            "mac": await value("/machine/peripheral/n1d", "mac"),
+            "merge": await value("/objects/mem1", "merge"),
+            "poll": await value("/objects/io1", "poll-max-ns"),
+            "data": await value("/objects/sec1", "data"),
+            "pci": [
+                (bus["bus"], device["slot"], device["id"], device["qdev_id"])
+                for bus in await do("query-pci")
+                for device in bus["devices"]
+            ],
+        }
+
+
+class TestHotPlug:
+    async def test_everything_that_was_plugged_is_there_after_each_move(
+        self, lab: Lab, site: Site, one_crossing: tuple[Path, Path]
+    ) -> None:
+        machine = Machine(habit=HABIT, extra=PLUGGABLE)
+        qemu = await lab.boot(machine, binary=one_crossing[0])
+        await plug_everything(qemu, lab.directory)
+        before = await fingerprint(qemu)
+        guest = guest_of(qemu)
+        for target in ("beta", "alpha"):
+            site.binary = str(one_crossing[target == "beta"])
+            guest = await site.move(guest, target)
+            moved = Moved(machine, lab, guest.socket)
+            assert await fingerprint(moved) == before
+            await moved.check_memory()
+
+    async def test_what_was_unplugged_is_not_there(self, lab: Lab, site: Site) -> None:
+        image = lab.directory / "gone.img"
+        image.write_bytes(b"\0" * MIB)
+        extra = (
+            *(
+                "-object",
+                "rng-random,id=rng0,filename=/dev/urandom",
+                "-object",
+                "rng-random,id=rng1,filename=/dev/urandom",
+            ),
+            *("-netdev", "user,id=n0", "-device", "virtio-serial-pci,id=ports,addr=0xa"),
+            *(
+                "-device",
+                "virtserialport,id=gone0,bus=ports.0",
+                "-device",
+                "virtserialport,id=stays,bus=ports.0",
+            ),
+            *("-blockdev", f"driver=file,node-name=gonefile,filename={image}"),
+            *("-set", "device.gone0.name=a"),
+        )
+        machine = Machine(habit=HABIT, extra=extra)
+        qemu = await lab.boot(machine)
+        for command, arguments in (
+            ("device_del", {"id": "gone0"}),
+            ("object-del", {"id": "rng1"}),
+            ("netdev_del", {"id": "n0"}),
+            ("blockdev-del", {"node-name": "gonefile"}),
+        ):
+            await qemu.query(command, arguments)
+        image.unlink()
+        guest = await site.move(guest_of(qemu), "beta")
+        moved = Moved(machine, lab, guest.socket)
+        names = {entry["name"] for entry in await moved.query("qom-list", path="/machine/peripheral")}
+        assert names == {"type", "ports", "stays", "disk0-device"}
+        objects = {entry["name"] for entry in await moved.query("qom-list", path="/objects")}
+        assert "rng0" in objects
+        assert "rng1" not in objects
