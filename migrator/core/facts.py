@@ -15,7 +15,7 @@ class Device:
     name: str
     #: QEMU's type name, e.g. ``virtio-blk-pci``.
     driver: str
-    #: ``bus 0 slot 3.0`` for a device on PCI, else empty.
+    #: ``bus pcie.0 slot 3.0`` for a device on PCI, ``bus scsi.0`` on another bus; else empty.
     slot: str = ""
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Iterable
+from collections.abc import Awaitable, Callable, Iterable
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -15,6 +15,8 @@ from migrator.machine import LocalProcess
 from migrator.ports import GuestProcess
 from migrator.qemu.monitor import Monitor
 
+#: Where QEMU keeps the devices it was given: those with an id, and those without.
+_PERIPHERAL = ("/machine/peripheral", "/machine/peripheral-anon")
 _NO_UUID = "00000000-0000-0000-0000-000000000000"
 
 
@@ -53,12 +55,14 @@ async def read_facts(monitor: Monitor, process: GuestProcess | None) -> Facts:
                 "capabilities": ask("query-migrate-capabilities"),
                 "parameters": ask("query-migrate-parameters"),
                 "machine": machine("type"),
-                "named": ask("qom-list", path="/machine/peripheral"),
-                "unnamed": ask("qom-list", path="/machine/peripheral-anon"),
+                **{path: ask("qom-list", path=path) for path in _PERIPHERAL},
             }.items()
         }
     got = {key: task.result() for key, task in tasks.items()}
 
+    devices = await asyncio.gather(
+        *(_device(ask, path, entry) for path in _PERIPHERAL for entry in got[path] or [] if _is_child(entry))
+    )
     plugged = [cpu for cpu in got["cpus"] or [] if "qom-path" in cpu]
     features: dict[str, int] = {}
     if got["vcpus"]:
@@ -85,7 +89,7 @@ async def read_facts(monitor: Monitor, process: GuestProcess | None) -> Facts:
         ),
         cpus=tuple(sorted(_cpu(cpu) for cpu in plugged)),
         cpu_features=features,
-        devices=tuple(sorted(_devices(got["named"] or [], got["unnamed"] or [], got["pci"] or []))),
+        devices=tuple(sorted([*devices, *_built_in(got["pci"] or [])])),
         disks=tuple(_disks(got["block"] or [], process)),
         blockers=tuple(migrate.get("blocked-reasons", ())),
         capabilities=frozenset(entry["capability"] for entry in got["capabilities"] or []),
@@ -106,34 +110,38 @@ def _cpu(cpu: dict[str, Any]) -> str:
     return f"{cpu['type']} {place}"
 
 
-def _devices(
-    named: list[dict[str, str]], unnamed: list[dict[str, str]], buses: list[dict[str, Any]]
-) -> Iterable[Device]:
-    functions = {
-        path: function
-        for bus in buses
-        for path, function in _functions(bus["devices"], f"bus {bus['bus']} slot ")
-    }
-    slots = {function["qdev_id"]: path for path, function in functions.items() if function["qdev_id"]}
-    for entry in named:
-        if entry["type"].startswith("child<"):
-            yield Device(name=entry["name"], driver=entry["type"][6:-1], slot=slots.get(entry["name"], ""))
-    for entry in unnamed:
-        if entry["type"].startswith("child<"):
-            yield Device(name="", driver=entry["type"][6:-1])
-    for path, function in functions.items():
-        if not function["qdev_id"]:
-            identity = function["id"]
-            yield Device(name="", driver=f"pci {identity['vendor']:04x}:{identity['device']:04x}", slot=path)
+def _is_child(entry: dict[str, str]) -> bool:
+    return entry["type"].startswith("child<")
 
 
-def _functions(devices: list[dict[str, Any]], prefix: str) -> Iterable[tuple[str, dict[str, Any]]]:
-    # By the chain of slots from the root: bus numbers behind a bridge are given by the guest's firmware, which has
-    # not run at the destination.
-    for device in devices:
-        path = f"{prefix}{device['slot']}.{device['function']}"
-        yield path, device
-        yield from _functions(device.get("pci_bridge", {}).get("devices", []), f"{path} slot ")
+async def _device(ask: Callable[..., Awaitable[Any]], path: str, entry: dict[str, str]) -> Device:
+    """Its place by its own properties: query-pci shows nothing behind a bridge that no firmware has set up yet, as at a
+    destination.
+    """
+    where = f"{path}/{entry['name']}"
+    bus, address = await asyncio.gather(
+        ask("qom-get", path=where, property="parent_bus"), ask("qom-get", path=where, property="addr")
+    )
+    slot = ""
+    if bus and isinstance(address, int):
+        slot = f"bus {bus.rpartition('/')[2]} slot {address >> 3:x}.{address & 7}"
+    elif bus:
+        slot = f"bus {bus.rpartition('/')[2]}"
+    name = entry["name"] if path == _PERIPHERAL[0] else ""
+    return Device(name=name, driver=entry["type"][6:-1], slot=slot)
+
+
+def _built_in(buses: list[dict[str, Any]]) -> Iterable[Device]:
+    """What the machine itself has on PCI, and what was given no id there."""
+    for bus in buses:
+        for function in bus["devices"]:
+            if not function["qdev_id"]:
+                identity = function["id"]
+                yield Device(
+                    name="",
+                    driver=f"pci {identity['vendor']:04x}:{identity['device']:04x}",
+                    slot=f"bus {bus['bus']} slot {function['slot']}.{function['function']}",
+                )
 
 
 def _disks(blocks: list[dict[str, Any]], process: GuestProcess | None) -> Iterable[Disk]:
