@@ -18,6 +18,7 @@ from typing import TypeVar
 
 from migrator import logs, units
 from migrator.cli import Exit
+from migrator.cli.over_ssh import OverSsh
 from migrator.cli.recording import Recorder
 from migrator.cli.show import Screen
 from migrator.core.model import Decision, Severity, State
@@ -25,7 +26,7 @@ from migrator.core.policy import LastResort, Policy, Postcopy, builtin, from_fie
 from migrator.engine.migration import Migration
 from migrator.engine.result import Result, Status
 from migrator.errors import MigratorError, QemuError, RecordError, UsageError
-from migrator.machine import exists, is_gone
+from migrator.machine import exists
 from migrator.qemu import address
 from migrator.qemu.endpoint import Endpoint
 from migrator.store.experience import FileExperience
@@ -92,14 +93,41 @@ async def _direct(request: Request, screen: Screen, recorder: Recorder, *, json_
     if here == there:
         raise UsageError(f"--source and --destination are the same: {here}")
     policy = _policy(request)
-    if request.destination_pid is not None and not exists(request.destination_pid):
-        raise UsageError(f"--destination-pid: there is no process {request.destination_pid} on this machine")
+    if request.destination_pid is not None:
+        if there.kind == "ssh":
+            raise UsageError("--destination-pid is of this machine; over ssh: the process is found by itself")
+        if not exists(request.destination_pid):
+            raise UsageError(
+                f"--destination-pid: there is no process {request.destination_pid} on this machine"
+            )
+    over_ssh = OverSsh()
+    try:
+        return await _between(here, there, request, policy, screen, recorder, over_ssh, json_output)
+    finally:
+        await over_ssh.close()
+
+
+async def _between(
+    here: address.Address,
+    there: address.Address,
+    request: Request,
+    policy: Policy,
+    screen: Screen,
+    recorder: Recorder,
+    over_ssh: OverSsh,
+    json_output: bool,
+) -> Exit:
     listen = _listen(request.listen, there)
-    left = _left_by_another(str(here), str(there), screen)
+    left = await _left_by_another(str(here), str(there), screen, over_ssh)
     tls = _tls(request, here, there)
-    source = Endpoint(here, role="source", tls=tls)
+    source = Endpoint(here, role="source", tls=tls, way=over_ssh.way(here))
     destination = Endpoint(
-        there, role="destination", pid=request.destination_pid, fence_command=request.fence_command, tls=tls
+        there,
+        role="destination",
+        pid=request.destination_pid,
+        fence_command=request.fence_command,
+        tls=tls,
+        way=over_ssh.way(there),
     )
 
     def show_status(status: Status) -> None:
@@ -131,7 +159,7 @@ async def _direct(request: Request, screen: Screen, recorder: Recorder, *, json_
                     await end.connect()
                 except QemuError as error:
                     screen.line(str(error))
-                end.hold(left.facts[side]["identity"])
+                await end.take_hold(left.facts[side]["identity"])
             result = await migration.take_up(left.facts, left.intent)
         else:
             await _connect_both(source, destination)
@@ -165,7 +193,9 @@ async def _connect_both(source: Endpoint, destination: Endpoint) -> None:
         raise UsageError(f"{source.name} and {destination.name} are monitors of the same QEMU")
 
 
-def _left_by_another(source: str, destination: str, screen: Screen) -> Unfinished | None:
+async def _left_by_another(
+    source: str, destination: str, screen: Screen, over_ssh: OverSsh
+) -> Unfinished | None:
     """The record of an unfinished migration of this pair; one that concerns only one of them is a refusal.
 
     A record of which both processes are gone has nothing left to act on and is put away.
@@ -175,7 +205,11 @@ def _left_by_another(source: str, destination: str, screen: Screen) -> Unfinishe
         pair = (left.facts["source"]["address"], left.facts["destination"]["address"])
         if source not in pair and destination not in pair:
             continue
-        if all(is_gone(left.facts[side]["identity"]) for side in ("source", "destination")):
+        gone = [
+            await over_ssh.is_gone(address.parse(where), left.facts[side]["identity"])
+            for where, side in zip(pair, ("source", "destination"), strict=True)
+        ]
+        if all(gone):
             left.claim().put_away({"state": "both processes are gone"})
             screen.line(
                 f"an unfinished migration from {pair[0]} to {pair[1]} has ended with both of its processes, and the "

@@ -19,8 +19,9 @@ class SshConfig:
 
     #: Name or address of its SSH server.
     host: str
-    port: int = 22
-    #: Empty: as whom the controller runs.
+    #: 0: as the user's SSH configuration says, else 22.
+    port: int = 0
+    #: Empty: as the user's SSH configuration says, else as whom the controller runs.
     user: str = ""
     #: Private key; ``None``: those of the agent, and the usual files of the user.
     key: Path | None = None

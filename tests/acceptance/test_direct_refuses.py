@@ -342,7 +342,7 @@ PAIR = ("--source", "unix:/nowhere/a.qmp", "--destination", "unix:/nowhere/b.qmp
         ("--source", "tcp:localhost", "--destination", "unix:/nowhere/b.qmp"),
         ("--source", "tcp:localhost:0", "--destination", "unix:/nowhere/b.qmp"),
         ("--source", "tcp:::1:4444", "--destination", "unix:/nowhere/b.qmp"),
-        ("--source", "ssh:host:/a.qmp", "--destination", "unix:/nowhere/b.qmp"),
+        ("--source", "ssh:host", "--destination", "unix:/nowhere/b.qmp"),
         ("--source", "unix:" + "/very-long" * 20, "--destination", "unix:/nowhere/b.qmp"),
     ],
     ids=lambda arguments: " ".join(word for word in arguments if "/nowhere" not in word)[:40],

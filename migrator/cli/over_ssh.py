@@ -1,0 +1,61 @@
+"""The ``ssh:`` addresses of ``migrator direct``. Whoever has none does not wait for what this imports."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
+
+from migrator.errors import HostError
+from migrator.machine import is_gone
+from migrator.qemu.address import Address
+from migrator.qemu.way import Way
+
+if TYPE_CHECKING:
+    from migrator.hosts.ssh import SshAccess
+
+
+class OverSsh:
+    """The hosts of one command, each connected to once."""
+
+    def __init__(self) -> None:
+        self._hosts: dict[tuple[str, str], SshAccess] = {}
+
+    def _access(self, address: Address) -> SshAccess:
+        from migrator.hosts.site_config import SshConfig  # noqa: PLC0415 - see above
+        from migrator.hosts.ssh import SshAccess  # noqa: PLC0415 - see above
+
+        key = address.user, address.host
+        if key not in self._hosts:
+            self._hosts[key] = SshAccess(
+                address.host,
+                SshConfig(host=address.host, user=address.user, keepalive_seconds=2.0),
+            )
+        return self._hosts[key]
+
+    def way(self, address: Address) -> Way | None:
+        """To the monitor at `address`; ``None`` where that is not over SSH."""
+        if address.kind != "ssh":
+            return None
+        from migrator.hosts.sockets import RemoteMonitor  # noqa: PLC0415 - see above
+
+        return RemoteMonitor(self._access(address), address.path)
+
+    async def is_gone(self, address: Address, identity: Mapping[str, Any]) -> bool:
+        """Whether the process that was once behind `address` is certainly gone."""
+        if address.kind != "ssh":
+            return is_gone(identity)
+        if not identity:
+            return False
+        try:
+            process = await self._access(address).process(int(identity["pid"]))
+        except HostError:
+            return False
+        if process is None:
+            return True
+        process.close()
+        return process.identity != dict(identity)
+
+    async def close(self) -> None:
+        """Let go of every host."""
+        for access in self._hosts.values():
+            await access.close()

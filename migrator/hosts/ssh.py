@@ -1,0 +1,309 @@
+"""A host over SSH."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import os
+import re
+import shlex
+import shutil
+import tempfile
+from collections import OrderedDict
+from collections.abc import AsyncIterator, Sequence
+from contextlib import asynccontextmanager
+from pathlib import Path
+
+import asyncssh
+
+from migrator.errors import HostError
+from migrator.hosts.access import Output
+from migrator.hosts.local import MAX_OUTPUT_BYTES
+from migrator.hosts.remote_process import RemoteProcess, Watch
+from migrator.hosts.site_config import SshConfig
+
+# What it logs of connections that fail is raised to whoever asked.
+logging.getLogger("asyncssh").addHandler(logging.NullHandler())
+logging.getLogger("asyncssh").propagate = False
+
+#: Files in which the keys of hosts are looked up, where the configuration names none.
+_KNOWN_HOSTS = (Path("~/.ssh/known_hosts"), Path("/etc/ssh/ssh_known_hosts"))
+#: Seconds between two attempts to connect, after the first that failed; doubled up to the second.
+_PAUSES_SECONDS = (0.2, 5.0)
+#: Sockets that are forwarded at a time; the one used longest ago is given up for another.
+_FORWARDED = 64
+#: Seconds that the output of a command that has ended is waited for, where a child keeps it open.
+_LAST_OUTPUT_SECONDS = 0.5
+_KEEPALIVES = 3
+#: What the shell of a command says first: its process group. The protocol's own request to kill it is refused by
+#: OpenSSH when root is logged in.
+_GROUP = re.compile(rb"@group (\d+)\n")
+
+_Process = asyncssh.SSHClientProcess[bytes]
+
+
+class SshAccess:
+    """A host over SSH; see :class:`~migrator.hosts.access.Access` for what each call promises.
+
+    One connection serves all; it is opened when it is first needed and again after it was lost. The user's shell there
+    has to be a POSIX shell, the tools GNU's. Keys are those of the agent and the usual files, or the configured one.
+    """
+
+    def __init__(self, name: str, config: SshConfig) -> None:
+        self.name = name
+        self._config = config
+        self._connection: asyncssh.SSHClientConnection | None = None
+        self._connecting: asyncio.Task[asyncssh.SSHClientConnection] | None = None
+        self._pause = 0.0
+        self._sessions = asyncio.Semaphore(config.max_sessions)
+        self._directory: Path | None = None
+        self._forwarded: OrderedDict[str, tuple[asyncssh.SSHClientConnection, asyncssh.SSHListener, Path]] = (
+            OrderedDict()
+        )
+        self._numbers = 0
+        self._watch = Watch(self)
+        self._killing: set[asyncio.Task[None]] = set()
+        self._closed = False
+
+    # --- the connection ----------------------------------------------------------------------------------------------
+
+    async def _connected(self) -> asyncssh.SSHClientConnection:
+        """The connection, opened if there is none. Who stops waiting for it does not stop the others."""
+        if self._closed:
+            raise HostError(self.name, "it was let go of")
+        if self._connection is not None and not self._connection.is_closed():
+            return self._connection
+        if self._connecting is None:
+            self._connecting = asyncio.create_task(self._connect(), name=f"connect to {self.name}")
+            self._connecting.add_done_callback(self._note_connected)
+        return await asyncio.shield(self._connecting)
+
+    def _note_connected(self, task: asyncio.Task[asyncssh.SSHClientConnection]) -> None:
+        self._connecting = None
+        if not task.cancelled() and task.exception() is None:
+            self._connection = task.result()
+
+    async def _connect(self) -> asyncssh.SSHClientConnection:
+        await asyncio.sleep(self._pause)
+        config = self._config
+        try:
+            async with asyncio.timeout(config.connect_seconds):
+                connection = await asyncssh.connect(
+                    config.host,
+                    config.port or (),
+                    username=config.user or (),
+                    client_keys=[str(config.key)] if config.key else (),
+                    known_hosts=self._known_hosts(),
+                    password_auth=False,
+                    kbdint_auth=False,
+                    keepalive_interval=config.keepalive_seconds,
+                    keepalive_count_max=_KEEPALIVES,
+                    connect_timeout=None,
+                    login_timeout=config.connect_seconds,
+                )
+        except (OSError, asyncssh.Error, ValueError) as error:  # TimeoutError is an OSError
+            shortest, longest = _PAUSES_SECONDS
+            self._pause = min(longest, max(shortest, 2 * self._pause))
+            raise HostError(self.name, self._why(error)) from error
+        self._pause = 0.0
+        return connection
+
+    def _known_hosts(self) -> asyncssh.SSHKnownHosts:
+        files = [self._config.known_hosts] if self._config.known_hosts else _KNOWN_HOSTS
+        text = ""
+        for file in files:
+            try:
+                text += file.expanduser().read_text(encoding="utf-8", errors="replace") + "\n"
+            except FileNotFoundError:
+                pass  # then no host is known by it
+        return asyncssh.import_known_hosts(text)
+
+    def _why(self, error: Exception) -> str:
+        config = self._config
+        where = f"{config.host}, port {config.port}" if config.port else config.host
+        if isinstance(error, TimeoutError):
+            return f"no SSH connection to {where} within {config.connect_seconds:g} s"
+        if isinstance(error, asyncssh.HostKeyNotVerifiable):
+            file = config.known_hosts or _KNOWN_HOSTS[0]
+            port = "" if config.port in (0, 22) else f"-p {config.port} "
+            return (
+                f"the key of the SSH server at {where} is not the one in {file}, or there is none: compare what "
+                f"'ssh-keyscan {port}{config.host} | ssh-keygen -lf -' shows with the host's own, then "
+                f"add it with 'ssh-keyscan {port}{config.host} >> {file}'"
+            )
+        if isinstance(error, asyncssh.PermissionDenied):
+            key = f"the key {config.key}" if config.key else "any key of the agent or of ~/.ssh"
+            return (
+                f"the SSH server at {where} does not let user {config.user or 'of this name'!r} in with {key}: add the "
+                "public key to authorized_keys there"
+            )
+        if isinstance(error, asyncssh.KeyImportError):
+            return (
+                f"the SSH key cannot be used: {error}; give one without a passphrase, or put it into an agent"
+            )
+        text = error.strerror if isinstance(error, OSError) and error.strerror else str(error)
+        return f"no SSH connection to {where}: {' '.join(text.split()) or type(error).__name__}"
+
+    # --- commands ----------------------------------------------------------------------------------------------------
+
+    async def run(self, argv: Sequence[str], *, timeout: float = 30.0, stdin: bytes = b"") -> Output:
+        """Run a command; when it does not end in time its process group there is killed."""
+        command = self._quoted(argv)
+        try:
+            async with asyncio.timeout(timeout):
+                connection = await self._connected()
+                async with self._sessions, self._process(connection, command) as process:
+                    return await self._output(process, argv[0], stdin)
+        except TimeoutError as error:
+            text = (
+                f"{argv[0]} did not end within {timeout:g} s; it was killed as far as the host can be reached"
+            )
+            raise HostError(self.name, text) from error
+
+    def _quoted(self, argv: Sequence[str]) -> bytes:
+        if any("\0" in word for word in argv):
+            raise HostError(self.name, f"{argv[0]} cannot be started: NUL in its arguments")
+        return b"echo @group $$ >&2; exec " + os.fsencode(" ".join(shlex.quote(word) for word in argv))
+
+    @asynccontextmanager
+    async def _process(
+        self, connection: asyncssh.SSHClientConnection, command: bytes
+    ) -> AsyncIterator[_Process]:
+        """A command, as a block."""
+        try:
+            process: _Process = await connection.create_process(command, encoding=None)
+        except (asyncssh.Error, OSError) as error:
+            raise HostError(self.name, f"a command cannot be started: {error}") from error
+        try:
+            yield process
+        except (asyncssh.Error, OSError) as error:
+            if isinstance(error, TimeoutError):
+                raise
+            raise HostError(self.name, f"the SSH connection was lost: {error}") from error
+        finally:
+            process.close()
+
+    def _kill(self, group: bytes) -> None:
+        """Have a process group there killed, by the way."""
+
+        async def kill() -> None:
+            command = b"kill -9 -- -" + group
+            try:
+                async with asyncio.timeout(5.0):
+                    connection = await self._connected()
+                    async with self._process(connection, command) as process:
+                        await process.wait_closed()
+            except (HostError, TimeoutError):
+                pass  # it cannot be reached: that much is promised, and no more
+
+        task = asyncio.create_task(kill(), name=f"kill a command on {self.name}")
+        self._killing.add(task)
+        task.add_done_callback(self._killing.discard)
+
+    async def _output(self, process: _Process, program: str, stdin: bytes) -> Output:
+        process.stdin.write(stdin)
+        process.stdin.write_eof()
+        stdout, stderr = bytearray(), bytearray()
+        read = [
+            asyncio.create_task(_read(stream, into), name=f"{program} on {self.name}")
+            for stream, into in ((process.stdout, stdout), (process.stderr, stderr))
+        ]
+        try:
+            while process.exit_status is None and process.exit_signal is None:
+                done, _ = await asyncio.wait(read, timeout=0.05)
+                if max(len(stdout), len(stderr)) > MAX_OUTPUT_BYTES:
+                    text = f"{program} wrote more than {MAX_OUTPUT_BYTES >> 20} MiB; it was killed"
+                    raise HostError(self.name, text)
+                if len(done) == len(read):
+                    await process.wait_closed()
+                    break
+            await asyncio.wait(read, timeout=_LAST_OUTPUT_SECONDS)
+        finally:
+            for task in read:
+                task.cancel()
+            await asyncio.wait(read)
+            if (
+                process.exit_status is None
+                and process.exit_signal is None
+                and (said := _GROUP.search(stderr))
+            ):
+                self._kill(said[1])
+        if process.returncode is None:
+            raise HostError(self.name, f"the SSH connection was lost while {program} ran; it may still run")
+        return Output(
+            status=process.returncode, stdout=bytes(stdout), stderr=_GROUP.sub(b"", bytes(stderr), count=1)
+        )
+
+    @asynccontextmanager
+    async def stream(self, argv: Sequence[str]) -> AsyncIterator[AsyncIterator[bytes]]:
+        """Run a command for as long as the block lasts; its lines as they come. Counts for no limit.
+
+        :raise HostError: when the host cannot be reached, or the connection is lost.
+        """
+        command = self._quoted(argv)
+        connection = await self._connected()
+        async with self._process(connection, command) as process:
+            yield aiter(process.stdout)
+
+    # --- sockets and processes -------------------------------------------------------------------------------------
+
+    async def forward(self, socket: str) -> str:
+        """A local path that leads to the socket there.
+
+        It is good until the connection is lost, or until many others were asked for: ask for it before each use.
+        """
+        connection = await self._connected()
+        kept = self._forwarded.pop(socket, None)
+        if kept is not None and kept[0] is connection:
+            self._forwarded[socket] = kept
+            return str(kept[2])
+        if kept is not None:
+            _give_up(kept[1], kept[2])
+        if self._directory is None:
+            self._directory = Path(tempfile.mkdtemp(prefix="migrator-ssh-"))  # of mode 0700
+        self._numbers += 1
+        local = self._directory / str(self._numbers)
+        try:
+            listener = await connection.forward_local_path(str(local), os.fsencode(socket))
+        except (OSError, asyncssh.Error) as error:
+            raise HostError(self.name, f"{socket} cannot be forwarded: {error}") from error
+        self._forwarded[socket] = connection, listener, local
+        while len(self._forwarded) > _FORWARDED:
+            _, (_, old, path) = self._forwarded.popitem(last=False)
+            _give_up(old, path)
+        return str(local)
+
+    async def process(self, pid: int) -> RemoteProcess | None:
+        """Take hold of a process there; ``None`` when there is none of that pid."""
+        return await self._watch.hold(pid)
+
+    async def close(self) -> None:
+        """Let go of the host; what still runs there ends as it does when a connection is lost."""
+        await self._watch.close()
+        if self._killing:
+            await asyncio.wait(set(self._killing))
+        self._closed = True
+        if self._connecting is not None:
+            self._connecting.cancel()
+            await asyncio.wait({self._connecting})
+        for _, listener, path in self._forwarded.values():
+            _give_up(listener, path)
+        self._forwarded.clear()
+        if self._connection is not None:
+            self._connection.abort()
+            await self._connection.wait_closed()
+            self._connection = None
+        if self._directory is not None:
+            shutil.rmtree(self._directory, ignore_errors=True)
+            self._directory = None
+
+
+def _give_up(listener: asyncssh.SSHListener, path: Path) -> None:
+    listener.close()
+    path.unlink(missing_ok=True)
+
+
+async def _read(stream: asyncssh.SSHReader[bytes], into: bytearray) -> None:
+    """All of a stream, or a little more than is allowed."""
+    while len(into) <= MAX_OUTPUT_BYTES and (chunk := await stream.read(65536)):
+        into += chunk
