@@ -63,7 +63,10 @@ class Seen:
     chains: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
     #: Images that qemu-img complained about, with its words.
     complaints: Mapping[str, str] = field(default_factory=dict)
-    #: What the QEMU there lists as its machine types, devices and CPU models; empty: not read.
+    #: The QEMU that would be started there, and its version; empty: none was found.
+    qemu: str = ""
+    version: str = ""
+    #: What it lists as its machine types, devices and CPU models; empty: not read.
     machines: frozenset[str] = frozenset()
     devices: frozenset[str] = frozenset()
     cpus: frozenset[str] = frozenset()
@@ -73,8 +76,10 @@ class Seen:
     written: frozenset[str] = frozenset()
     #: Of the user that migrator is there.
     user: int | None = None
-    #: Where the source's QEMU runs, from where relative paths go.
-    directory: str = ""
+    #: From where relative paths go: the directory of the source's QEMU.
+    directory: str = "/"
+    #: The program that the source's QEMU is.
+    program: str = ""
 
     def file(self, path: str) -> FileSeen:
         """What `path` leads to; missing where it was not looked for."""

@@ -27,8 +27,6 @@ class Case:
     seen_there: Seen = field(default_factory=Seen)
     #: What a probe showed where identities do not tell, by path.
     probed: Mapping[str, Same] = field(default_factory=dict)
-    #: Path of the QEMU that would be started at the target; empty where there is none.
-    qemu: str = ""
     policy: Policy | None = None
 
     @property

@@ -14,7 +14,7 @@ from migrator.core import host_disks, host_files, host_network
 from migrator.core.cpu_flags import guest_flags
 from migrator.core.findings import errors_first, finding
 from migrator.core.host_case import Case
-from migrator.core.inventory import Guest, HostFacts
+from migrator.core.inventory import Guest
 from migrator.core.model import Finding
 from migrator.core.policy import Postcopy
 from migrator.core.preflight import source_ready
@@ -59,20 +59,6 @@ def obstacle(guest: Guest) -> Iterator[Finding]:
     """Why the guest cannot be moved at all, as the inventory says."""
     if guest.obstacle:
         yield finding(guest.obstacle_code or "not-movable", f"{guest.label}: {guest.obstacle}")
-
-
-def choose_qemu(programs: tuple[str, ...], target: HostFacts) -> str:
-    """The QEMU at the target that corresponds to the source's: at the same path, else of the same name and newest.
-
-    :param programs: paths that the source's program is known by, best first.
-    :return: its path; empty where there is none.
-    """
-    for program in programs:
-        if program in target.qemus:
-            return program
-    names = {program.rpartition("/")[2] for program in programs}
-    fitting = [path for path in target.qemus if path.rpartition("/")[2] in names]
-    return max(fitting, key=lambda path: (_version(target.qemus[path]), path), default="")
 
 
 def _version(text: str) -> tuple[int, ...]:
@@ -183,27 +169,26 @@ def _size(text: str) -> int:
 
 
 def _versions(case: Case) -> Iterator[Finding]:
-    seen = case.seen_there
-    if not case.qemu:
-        if case.there.qemus:
-            known = ", ".join(f"{path} ({version})" for path, version in sorted(case.there.qemus.items()))
-            yield finding("qemu-missing", f"{case.target} has no QEMU of the source's name, only {known}")
-        else:
-            yield finding("qemu-missing", f"no QEMU was found at {case.target}")
+    seen, version = case.seen_there, case.seen_there.version
+    if not seen.qemu:
+        known = ", ".join(f"{path} ({version})" for path, version in sorted(case.there.qemus.items()))
+        name = case.command.program or "QEMU"
+        yield finding(
+            "qemu-missing", f"{name} was not found at {case.target}" + (f", only {known}" if known else "")
+        )
         return
-    version = case.there.qemus.get(case.qemu, "")
     mine, theirs = _version(case.source.version)[:2], _version(version)[:2]
     if theirs and theirs < _OLDEST:
-        yield finding("qemu-too-old", f"{case.qemu} at {case.target} is QEMU {version}")
+        yield finding("qemu-too-old", f"{seen.qemu} at {case.target} is QEMU {version}")
     elif theirs and theirs < mine:
         yield finding(
             "qemu-older",
-            f"{case.qemu} at {case.target} is QEMU {version}, the guest runs in {case.source.version}",
+            f"{seen.qemu} at {case.target} is QEMU {version}, the guest runs in {case.source.version}",
         )
     machine = case.source.machine
     if seen.machines and machine and machine not in seen.machines:
         yield finding(
-            "machine-not-offered", f"{case.qemu} at {case.target} does not know the machine type {machine}"
+            "machine-not-offered", f"{seen.qemu} at {case.target} does not know the machine type {machine}"
         )
     elif machine and theirs and theirs != mine and not re.search(r"\d\.\d", machine):
         yield finding(
@@ -214,13 +199,14 @@ def _versions(case: Case) -> Iterator[Finding]:
         drivers = {device.driver for device in case.source.devices if " " not in device.driver}
         for driver in sorted(drivers - seen.devices):
             yield finding(
-                "device-not-offered", f"{case.qemu} at {case.target} does not know the device {driver}"
+                "device-not-offered", f"{seen.qemu} at {case.target} does not know the device {driver}"
             )
     if seen.cpus:
-        models = {re.sub(r"-[^-]+-cpu$", "", cpu.split()[0]) for cpu in case.source.cpus}
+        types = {cpu.split()[0] for cpu in case.source.cpus}
+        models = {kind.removesuffix("-x86_64-cpu") for kind in types if kind.endswith("-x86_64-cpu")}
         for model in sorted(models - seen.cpus):
             yield finding(
-                "cpu-not-offered", f"{case.qemu} at {case.target} does not know the CPU model {model}"
+                "cpu-not-offered", f"{seen.qemu} at {case.target} does not know the CPU model {model}"
             )
 
 

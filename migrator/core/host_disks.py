@@ -6,7 +6,7 @@ from collections.abc import Iterator
 
 from migrator.core.command_line import ImageUse, path_of
 from migrator.core.facts import Disk, Facts
-from migrator.core.files import COHERENT, FileSeen, Same, same_file
+from migrator.core.files import COHERENT, FileSeen, Kind, Same, same_file
 from migrator.core.findings import finding
 from migrator.core.host_case import Case
 from migrator.core.model import Finding
@@ -31,7 +31,7 @@ def to_probe(case: Case) -> list[str]:
     for path in _writable_paths(case.source):
         here, there = case.files(path)
         if (
-            here.exists
+            here.kind is Kind.REGULAR
             and there.exists
             and same_file(here, there, one_machine=case.one_machine) is Same.UNKNOWN
         ):

@@ -15,7 +15,7 @@ from migrator.core.facts import Device, Disk, Facts
 from migrator.core.files import FileSeen, Kind, Same, Seen, same_file
 from migrator.core.findings import CATALOGUE
 from migrator.core.host_case import Case
-from migrator.core.host_checks import check, choose_qemu
+from migrator.core.host_checks import check
 from migrator.core.inventory import Guest, HostFacts
 from migrator.core.model import Finding, MigrationStatus, RunState
 from migrator.core.policy import builtin
@@ -70,6 +70,8 @@ SEEN = Seen(
     devices=frozenset({"virtio-blk-pci", "virtio-net-pci"}),
     cpus=frozenset({"EPYC", "host"}),
     user=0,
+    qemu=QEMU,
+    version="7.2.22",
 )
 DISK = Disk(device="disk0", file=IMAGE, format="qcow2", virtual_bytes=GIB)
 SOURCE = Facts(
@@ -92,7 +94,6 @@ CASE = Case(
     there=THERE,
     seen_here=SEEN,
     seen_there=SEEN,
-    qemu=QEMU,
     policy=builtin("default"),
 )
 
@@ -126,6 +127,11 @@ def with_source(**changes: Any) -> Case:
 
 def with_target(**changes: Any) -> Case:
     return replace(CASE, there=replace(THERE, **changes))
+
+
+def with_qemu(**changes: Any) -> Case:
+    """The same with another QEMU at the target."""
+    return replace(CASE, seen_there=replace(SEEN, **changes))
 
 
 def test_hosts_that_fit_raise_nothing() -> None:
@@ -181,8 +187,7 @@ class TestCpu:
     def test_nothing_of_this_matters_under_tcg(self) -> None:
         there = replace(THERE, kvm=False, cpu_flags=frozenset({"fpu"}), nested_flags=frozenset())
         tcg = replace(SOURCE, accelerator="tcg", version="9.0.0")
-        qemus = {QEMU: "9.0.0"}
-        assert codes(replace(CASE, source=tcg, there=replace(there, qemus=qemus))) == []
+        assert codes(replace(with_qemu(version="9.0.0"), source=tcg, there=there)) == []
 
     def test_what_kvm_makes_up_is_not_asked_of_the_cpu(self) -> None:
         shown = {**SOURCE.cpu_features, "CPUID[0x1].ECX": 1 << 21 | 1 << 24 | 1 << 31}
@@ -306,11 +311,14 @@ class TestQemu:
         ],
     )
     def test_versions(self, version: str, found: list[str]) -> None:
-        assert codes(with_target(qemus={QEMU: version})) == found
+        assert codes(with_qemu(version=version)) == found
 
     def test_no_qemu(self) -> None:
-        assert codes(replace(CASE, qemu="")) == ["qemu-missing"]
-        assert codes(replace(with_target(qemus={}), qemu="")) == ["qemu-missing"]
+        assert codes(with_qemu(qemu="")) == ["qemu-missing"]
+        assert (
+            "10.0"
+            in check(replace(with_qemu(qemu=""), there=replace(THERE, qemus={"/q": "10.0"})))[0].message
+        )
 
     @pytest.mark.parametrize(
         ("changes", "found"),
@@ -331,18 +339,8 @@ class TestQemu:
         case = with_source(machine="microvm")
         case = replace(case, seen_there=replace(SEEN, machines=frozenset({"microvm"})))
         assert codes(case) == []
-        newer = replace(case, there=replace(THERE, qemus={QEMU: "10.0.2"}))
+        newer = replace(case, seen_there=replace(case.seen_there, version="10.0.2"))
         assert codes(newer) == ["machine-unversioned"]
-
-    def test_same_path_is_chosen_else_the_newest_of_the_name(self) -> None:
-        other = {
-            "/opt/a/qemu-system-x86_64": "9.2.0",
-            "/opt/b/qemu-system-x86_64": "10.0.2",
-            "/bin/q": "11.0",
-        }
-        assert choose_qemu((QEMU,), HostFacts(qemus={**other, QEMU: "7.2"})) == QEMU
-        assert choose_qemu((QEMU,), HostFacts(qemus=other)) == "/opt/b/qemu-system-x86_64"
-        assert choose_qemu((QEMU,), HostFacts(qemus={"/bin/q": "11.0"})) == ""
 
     @pytest.mark.parametrize(
         ("policy", "found"),
@@ -809,7 +807,7 @@ class TestCommandLine:
 
 def test_everything_is_found_at_once_errors_first() -> None:
     case = with_target(kvm=False, memory_free_bytes=0, bridges=frozenset(), vhost_net=False)
-    case = with_files(replace(case, qemu=""), {IMAGE: FileSeen()})
+    case = with_files(replace(case, seen_there=replace(SEEN, qemu="")), {IMAGE: FileSeen()})
     case = replace(case, command=CommandLine([*ARGV, "-netdev", "user,id=u"]))
     found: list[Finding] = list(check(case))
     assert [each.code for each in found] == [

@@ -1,0 +1,385 @@
+"""What a host shows of the files a guest uses: one script there, one pure function here; and a probe of sharing.
+
+Nothing is changed but by :func:`probe`, which makes empty files of random names beside images and removes them again.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import re
+import secrets
+import stat
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+
+from migrator.core.command_line import path_of
+from migrator.core.files import FileSeen, Kind, Same, Seen
+from migrator.errors import HostError
+from migrator.hosts.access import Access
+
+#: Where the images' locks stand in /proc/locks: QEMU marks with the first byte that it writes, with the second that
+#: nobody else may.
+_WRITER_BYTES = (101, 201)
+#: Names of SCSI and NVMe devices that are unique in the world; others are made up by whoever emulates a disk.
+_UNIQUE = ("naa.", "eui.", "uuid.")
+_KINDS = {
+    stat.S_IFREG: Kind.REGULAR,
+    stat.S_IFDIR: Kind.DIRECTORY,
+    stat.S_IFBLK: Kind.BLOCK,
+    stat.S_IFCHR: Kind.CHARACTER,
+    stat.S_IFSOCK: Kind.SOCKET,
+}
+_MARKER = ".migrator-probe-"
+#: Tenths of a second that all markers together may take to be seen. A network file system shows a name that nobody
+#: has asked for before at once.
+_PATIENCE = 20
+
+# Arguments: a pid or nothing; how many QEMUs to choose from, and these, best first; how many paths, and these; then the
+# format and path of each image.
+# Answers end with NUL, as anything else may stand in a path.
+_SCRIPT = rb"""
+LC_ALL=C; export LC_ALL
+pid=$1 qemus=$2; shift 2
+put() { printf '%s\0' "$@"; }
+directory=; program=
+if [ -n "$pid" ]; then
+  directory=$(readlink "/proc/$pid/cwd" 2>/dev/null)
+  program=$(readlink "/proc/$pid/exe" 2>/dev/null)
+fi
+absolute() { case $p in /*) ;; *) p=${directory%/}/$p ;; esac; }
+serial() {
+  [ -b "$1" ] || return 0
+  set -- $(stat -L -c '%t %T' -- "$1")
+  d=/sys/dev/block/$((0x$1)):$((0x$2))
+  for k in size partition; do [ -r "$d/$k" ] && echo "$k $(cat "$d/$k")"; done
+  [ -r "$d/partition" ] && d=$d/..
+  for k in dm/uuid wwid device/wwid device/cluster_fsid device/pool_id device/name; do
+    [ -r "$d/$k" ] && echo "$k $(cat "$d/$k")"
+  done
+  for s in "$d"/slaves/*; do
+    for k in wwid device/wwid; do [ -r "$s/$k" ] && echo "slave $(cat "$s/$k")"; done
+  done
+} 2>/dev/null
+put "$(id -u)" "$directory" "$program" "$(cat /proc/self/mountinfo)" "$(cat /proc/locks 2>/dev/null)"
+put "$(ip -o link 2>/dev/null)"
+qemu=
+while [ "$qemus" -gt 0 ]; do
+  qemus=$((qemus - 1))
+  [ -n "$qemu" ] || qemu=$(command -v "$1" 2>/dev/null)
+  shift
+done
+put "$qemu"
+[ -n "$qemu" ] && timeout 10 "$qemu" --version </dev/null 2>/dev/null
+put ''
+for what in machine device cpu; do
+  [ -n "$qemu" ] && timeout 10 "$qemu" "-$what" help </dev/null 2>/dev/null
+  put ''
+done
+paths=$1; shift
+while [ "$paths" -gt 0 ]; do
+  paths=$((paths - 1)) p=$1; shift
+  absolute
+  if s=$(stat -L -c '%f %s %d %i %t %T %u %g %a' -- "$p" 2>/dev/null); then
+    a=-; [ -r "$p" ] && a=r$a; [ -w "$p" ] && a=w$a; [ -x "$p" ] && a=x$a
+    put "$s $a $(stat -L -f -c %S -- "$p" 2>/dev/null || echo 0)" "$(serial "$p")"
+    readlink -fz -- "$p" 2>/dev/null || put ''
+  else
+    put '' '' ''
+  fi
+done
+while [ $# -gt 1 ]; do
+  f=$1 p=$2; shift 2
+  absolute
+  if command -v qemu-img >/dev/null; then
+    said=$(timeout 10 qemu-img info -U --backing-chain --output=json -f "$f" -- "$p" </dev/null 2>&1)
+    put "$?" "$said"
+  else
+    put none ''
+  fi
+done
+put end
+"""
+
+_MAKE = rb"""
+name=$1; shift
+for d; do
+  if ( umask 077; set -C; : >"$d/$name" ) 2>/dev/null; then printf 'made\0'; else printf 'no\0'; fi
+done
+# Whatever becomes of us: they do not stay.
+(
+  n=0
+  while [ $n -lt 60 ]; do
+    left=; for d; do [ -e "$d/$name" ] && left=1; done
+    [ -n "$left" ] || exit 0
+    sleep 1; n=$((n + 1))
+  done
+  for d; do rm -f -- "$d/$name"; done
+) </dev/null >/dev/null 2>&1 &
+"""
+_SEE = rb"""
+name=$1 patience=$2; shift 2
+for d; do
+  while [ ! -e "$d/$name" ] && [ "$patience" -gt 0 ]; do sleep 0.1; patience=$((patience - 1)); done
+  if [ -e "$d/$name" ]; then printf 'seen\0'; else printf 'no\0'; fi
+done
+"""
+_REMOVE = rb"""
+name=$1; shift
+for d; do rm -f -- "$d/$name"; done
+"""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Question:
+    """What shall be read of a host."""
+
+    paths: Sequence[str] = ()
+    #: Path of each image that may be based on others, and its format: qemu-img must not guess it.
+    images: Mapping[str, str] | None = None
+    #: QEMUs, the first of which that is there is asked what it knows: paths, or names to be found in PATH.
+    qemus: Sequence[str] = ()
+    #: The process from whose directory relative paths go.
+    pid: int | None = None
+    #: The same where there is no process.
+    directory: str = "/"
+
+
+async def look(access: Access, question: Question, *, timeout: float = 30.0) -> Seen:
+    """Read it in one command.
+
+    :raise HostError: when the host cannot be asked, or did not answer in time.
+    """
+    images = question.images or {}
+    # Without a process the script has no directory: then it gets absolute paths.
+    root = "" if question.pid is not None else question.directory
+    argv = [
+        *("sh", "-s", "--", "" if question.pid is None else str(question.pid)),
+        *(str(len(question.qemus)), *question.qemus, str(len(question.paths))),
+        *(_absolute(path, root) for path in question.paths),
+        *(word for path, kind in images.items() for word in (kind, _absolute(path, root))),
+    ]
+    output = await access.run(argv, stdin=_SCRIPT, timeout=timeout)
+    answers = output.text.split("\0")
+    if answers[-2:] != ["end", ""]:
+        raise HostError(access.name, f"its files cannot be read: {output.complaint or 'no answer'}")
+    return parse(answers, paths=question.paths, images=images, directory=root or "/")
+
+
+def _absolute(path: str, root: str) -> str:
+    return path if path.startswith("/") or not root else f"{root.rstrip('/')}/{path}"
+
+
+def parse(answers: Sequence[str], *, paths: Sequence[str], images: Mapping[str, str], directory: str) -> Seen:
+    """Read the script's answer. Pure."""
+    rest = iter(answers)
+    user, where, program, mounts, locks, links = (next(rest) for _ in range(6))
+    qemu, version, machines, devices, cpus = (next(rest) for _ in range(5))
+    numbered = re.search(r"version (\d+(?:\.\d+)+)", version)
+    table = list(_mounts(mounts))
+    files = {path: _file(next(rest), next(rest), next(rest), table) for path in paths}
+    directory = where or directory
+    chains: dict[str, tuple[str, ...]] = {}
+    complaints: dict[str, str] = {}
+    for path in images:
+        status, said = next(rest), next(rest)
+        chain = _chain(said) if status == "0" else ()
+        if chain:
+            chains[path] = (path, *(_absolute(file, directory) for file in chain[1:]))
+        elif status != "none":
+            complaints[path] = " ".join(said.split())[-300:] or f"qemu-img ended with status {status}"
+    return Seen(
+        files=files,
+        chains=chains,
+        complaints=complaints,
+        qemu=qemu,
+        version=numbered[1] if numbered else "",
+        machines=frozenset(line.split()[0] for line in machines.splitlines()[1:] if line.strip()),
+        devices=frozenset(re.findall(r'^name "([^"]+)"', devices, re.MULTILINE)),
+        cpus=frozenset(re.findall(r"^\s*(?:x86\s+)?([A-Za-z0-9][\w.+-]*)", cpus, re.MULTILINE)),
+        masters=dict(re.findall(r"^\d+: ([^:@\s]+)[:@].* master (\S+)", links, re.MULTILINE)),
+        written=frozenset(_written(locks)),
+        user=int(user) if user.isdigit() else None,
+        directory=directory,
+        program=program.removesuffix(" (deleted)"),
+    )
+
+
+def _file(numbers: str, serial: str, real: str, mounts: Sequence[_Mount]) -> FileSeen:
+    if not numbers:
+        return FileSeen()
+    mode, size, device, inode, major, minor, owner, group, permissions, access, block = numbers.split()
+    kind = _KINDS.get(stat.S_IFMT(int(mode, 16)), Kind.OTHER)
+    named = f"{int(major, 16)}:{int(minor, 16)}" if kind is Kind.BLOCK else _device(int(device))
+    lines = dict(line.split(" ", 1) for line in serial.splitlines() if " " in line)
+    slaves = sorted(line.split(" ", 1)[1] for line in serial.splitlines() if line.startswith("slave "))
+    mount = _mount_of(real, mounts)
+    return FileSeen(
+        kind=kind,
+        real=real,
+        size_bytes=int(lines.get("size", "0")) * 512 if kind is Kind.BLOCK else int(size),
+        device=named,
+        inode=int(inode),
+        filesystem=mount.kind if mount else "",
+        mount_source=mount.source if mount else "",
+        inner_path=mount.inner(real) if mount else "",
+        block_bytes=int(block),
+        serial=_serial(lines, slaves),
+        readable="r" in access,
+        writable="w" in access,
+        executable="x" in access,
+        owner=int(owner),
+        group=int(group),
+        permissions=int(permissions, 8),
+    )
+
+
+def _device(number: int) -> str:
+    major = (number >> 8 & 0xFFF) | (number >> 32 & ~0xFFF)
+    minor = (number & 0xFF) | (number >> 12 & 0xFFFFFF00)
+    return f"{major}:{minor & 0xFFFFFFFF}"
+
+
+def _serial(lines: Mapping[str, str], slaves: Sequence[str]) -> str:
+    """What tells a block device from all others in the world; empty where nothing certain does."""
+    wwid = next((lines[key].strip() for key in ("wwid", "device/wwid") if key in lines), "")
+    mapped = lines.get("dm/uuid", "")
+    found = ""
+    if "device/cluster_fsid" in lines:
+        keys = ("device/cluster_fsid", "device/pool_id", "device/name")
+        found = "rbd=" + "/".join(lines.get(key, "") for key in keys)
+    elif mapped.startswith("mpath-3"):
+        found = f"wwid=naa.{mapped.removeprefix('mpath-3')}"
+    elif mapped.startswith("LVM-"):
+        # Hosts made from one template have the same LVM uuids; what the volume lies on tells them apart.
+        if slaves and all(slave.startswith(_UNIQUE) for slave in slaves):
+            found = f"lvm={mapped} on {','.join(slaves)}"
+    elif wwid.startswith(_UNIQUE):
+        found = f"wwid={wwid}"
+    if found and "partition" in lines:
+        found += f" partition {lines['partition']}"
+    return found
+
+
+@dataclass(frozen=True)
+class _Mount:
+    point: str
+    root: str
+    kind: str
+    source: str
+
+    def inner(self, path: str) -> str:
+        return self.root.rstrip("/") + "/" + path.removeprefix(self.point).lstrip("/")
+
+
+def _mounts(text: str) -> Iterator[_Mount]:
+    for line in text.splitlines():
+        fields, _, rest = line.partition(" - ")
+        words, kind = fields.split(" "), rest.split(" ")
+        if len(words) >= 5 and len(kind) >= 2:
+            yield _Mount(_plain(words[4]), _plain(words[3]), kind[0], _plain(kind[1]))
+
+
+def _plain(text: str) -> str:
+    return re.sub(r"\\([0-7]{3})", lambda found: chr(int(found[1], 8)), text)
+
+
+def _mount_of(path: str, mounts: Sequence[_Mount]) -> _Mount | None:
+    best: _Mount | None = None
+    for mount in mounts:
+        within = path == mount.point or path.startswith(mount.point.rstrip("/") + "/")
+        # Of two at the same point the later hides the earlier.
+        if within and (best is None or len(mount.point) >= len(best.point)):
+            best = mount
+    return best
+
+
+def _written(locks: str) -> Iterator[str]:
+    for line in locks.splitlines():
+        found = re.search(r"([0-9a-f]+):([0-9a-f]+):(\d+) (\d+) (\d+|EOF)$", line)
+        if found is None or "->" in line:
+            continue
+        first = int(found[4])
+        last = float("inf") if found[5] == "EOF" else int(found[5])
+        if any(first <= byte <= last for byte in _WRITER_BYTES):
+            yield f"{int(found[1], 16)}:{int(found[2], 16)}:{found[3]}"
+
+
+def _chain(said: str) -> tuple[str, ...]:
+    start = said.find("[")
+    try:
+        entries = json.loads(said[start:]) if start >= 0 else []
+        names = [str(entry["filename"]) for entry in entries]
+    except (ValueError, TypeError, KeyError):
+        return ()
+    return tuple(path for path in (path_of(name) for name in names) if path)
+
+
+# --- the probe -----------------------------------------------------------------------------------------------------
+
+
+async def probe(
+    source: Access, target: Access, files: Mapping[str, tuple[FileSeen, FileSeen]], *, timeout: float = 10.0
+) -> dict[str, Same]:
+    """Whether files are the same on two hosts: an empty file of a random name made beside each is seen at the other.
+
+    The images themselves are not touched. Markers are removed whatever happens, by the host itself if need be (after a
+    minute, should we be killed).
+
+    :param files: by any name: the file as the source and as the target sees it.
+    :return: an entry for each of which that could be found out; none where neither host may write there.
+    :raise HostError: when a host cannot be asked.
+    """
+    found: dict[str, Same] = {}
+    places = {name: (_directory(here), _directory(there)) for name, (here, there) in files.items()}
+    for writer, reader, side in ((source, target, 0), (target, source, 1)):
+        left = sorted({pair for name, pair in places.items() if name not in found})
+        if not left:
+            break
+        seen = await _seen(writer, reader, [(pair[side], pair[1 - side]) for pair in left], timeout)
+        shared = {pair: seen[pair[side], pair[1 - side]] for pair in left}
+        for name, (here, there) in files.items():
+            answer = shared.get(places[name]) if name not in found else None
+            if answer is not None:
+                alike = here.real.rpartition("/")[2] == there.real.rpartition("/")[2]
+                found[name] = Same.YES if answer and alike else Same.NO
+    return found
+
+
+def _directory(file: FileSeen) -> str:
+    return file.real.rpartition("/")[0] or "/"
+
+
+async def _seen(
+    writer: Access, reader: Access, pairs: Sequence[tuple[str, str]], timeout: float
+) -> dict[tuple[str, str], bool | None]:
+    """Of each pair of directories whether a marker made in the first is seen in the second; ``None``: not writable."""
+    name = _MARKER + secrets.token_hex(16)
+    writing = [pair[0] for pair in pairs]
+    found: dict[tuple[str, str], bool | None] = dict.fromkeys(pairs)
+    try:
+        output = await writer.run(["sh", "-s", "--", name, *writing], stdin=_MAKE, timeout=timeout)
+        made = [
+            pair for pair, answer in zip(pairs, output.text.split("\0"), strict=False) if answer == "made"
+        ]
+        if made:
+            argv = ["sh", "-s", "--", name, str(_PATIENCE), *(pair[1] for pair in made)]
+            output = await reader.run(argv, stdin=_SEE, timeout=timeout)
+            for pair, answer in zip(made, output.text.split("\0"), strict=False):
+                found[pair] = {"seen": True, "no": False}.get(answer)
+    finally:
+        removal = asyncio.create_task(
+            writer.run(["sh", "-s", "--", name, *writing], stdin=_REMOVE, timeout=timeout),
+            name=f"markers of {writer.name} removed",
+        )
+        await _finish(removal)
+    return found
+
+
+async def _finish(task: asyncio.Task[object]) -> None:
+    """Wait for the end of `task`, also when cancelled meanwhile."""
+    try:
+        await asyncio.shield(task)
+    except asyncio.CancelledError:
+        await asyncio.wait([task])
+        raise
