@@ -25,6 +25,9 @@ _NEEDED = {
 #: From this major version on, a dirty sync also resets the translations that TCG caches ("physmem: Fix migration dirty
 #: bitmap coherency with TCG memory access"). A repaired fault shows in no introspection, so this goes by the version.
 _TCG_SEES_WRITES_SINCE = 9
+#: Bits that follow from the number of vCPUs alone (HTT, CmpLegacy): the guest is shown them by every version, but only
+#: since 10.0 ("Set up CPUID_HT in x86_cpu_expand_features") do they stand among the features.
+_TOLD_BY_TOPOLOGY = {"CPUID[0x1].EDX": 1 << 28, "CPUID[0x80000001].ECX": 1 << 1}
 _MIGRATING = {
     MigrationStatus.SETUP,
     MigrationStatus.WAIT_UNPLUG,
@@ -187,6 +190,8 @@ def _cpus(source: Facts, destination: Facts) -> Iterator[Finding]:
             if here != there:
                 lacking.append(f"{register} {here} against {there}")
             continue
+        told = _TOLD_BY_TOPOLOGY.get(register, 0)
+        here, there = here & ~told, there & ~told
         if here & ~there:
             lacking.append(f"{register} bits {_bits(here & ~there)}")
         if there & ~here:
