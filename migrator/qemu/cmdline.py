@@ -11,7 +11,8 @@ import re
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 
-from migrator.core.model import Finding, Severity
+from migrator.core.model import Finding
+from migrator.qemu.limits import Neighbourhood, is_window, limits
 from migrator.qemu.options import Value, read, write
 
 #: Bytes in the path of a unix socket (sun_path of struct sockaddr_un, without its last NUL).
@@ -40,8 +41,7 @@ _FIRST = {
     "spice": "spice",
     "display": "type",
 }
-_MAY_BE_PASSED = frozenset({"netdev", "nic", "net", "chardev", "device", "fsdev", "virtfs", "object"})
-_PASSED = re.compile(r"(^|\.)(fd|fds|vhostfd|vhostfds|sock_fd|sockfd)$")
+_WITH_SOCKETS = frozenset({"netdev", "nic", "net", "vnc", "spice"})
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -76,7 +76,8 @@ class Place:
     occupied: Collection[str] = frozenset()
     #: Those whose directory does not exist there.
     homeless: Collection[str] = frozenset()
-    #: It shares the source's network: ports cannot be had twice.
+    #: It is the source's machine, and the source's network: sockets and ports cannot be had twice.
+    same_machine: bool = False
     same_network: bool = False
     #: With ``-daemonize``; else whoever starts it sees to that.
     daemonize: bool = True
@@ -201,6 +202,12 @@ class _Work:
         self.findings: list[Finding] = []
         self.moved: dict[str, str] = {}
         self._our_chardevs = self._of_control_monitors()
+        self._there = Neighbourhood(
+            occupied=place.occupied,
+            same_machine=place.same_machine,
+            same_network=place.same_network,
+            sockets=self._connected_sockets(),
+        )
         self._count = 0
 
     def _of_control_monitors(self) -> set[str]:
@@ -217,16 +224,25 @@ class _Work:
                 used |= {value.get("chardev"), text.removeprefix("chardev:")}
         return control - used
 
+    def _connected_sockets(self) -> dict[str, str]:
+        values = [Value(text or "", first="backend") for name, text in self.source if name == "chardev"]
+        return {value.get("id"): value.get("path") for value in values if not value.is_on("server")}
+
     def options(self) -> Iterator[tuple[str, str | None]]:
+        directories = set()
         for name, text in self.source:
             if name in _DROPPED or name in ("qmp", "qmp-pretty"):
                 continue
+            if name == "L":  # a program that adds its own each time would make it longer with every move
+                if text in directories:
+                    continue
+                directories.add(text)
             value = Value(text or "", first=_FIRST.get(name, ""))
             if name in ("mon", "chardev") and self._is_ours(name, value):
                 continue
             if _is_gone(name, value, self._live):
                 continue
-            self._refuse(name, text or "", value)
+            self.findings += limits(name, text or "", value, self._there)
             if name in _CHARACTER:
                 yield from self._character_option(name, text or "")
             else:
@@ -245,12 +261,8 @@ class _Work:
         if name == "nographic":
             return ("display", "none")
         if name in ("s", "gdb"):
-            self._warn("gdb", "its gdb server does not move along", "attach a debugger again at the target")
             return None
-        if name in ("sdl", "curses", "full-screen", "portrait") or (
-            name == "display" and value.get("type") in ("gtk", "sdl", "curses", "cocoa", "spice-app")
-        ):
-            self._warn("display", f"its window ({name}) stays behind", "use -vnc or -spice to see the guest")
+        if is_window(name, value):
             return ("display", "none")
         if name == "device":
             keys = value.keys
@@ -259,26 +271,29 @@ class _Work:
                     value.set(key, where)
         elif name == "chardev":
             self._chardev(value)
-        elif name == "vnc" and text is not None and text.startswith("unix:"):
-            value.set("vnc", "unix:" + self._moved_path(value.get("vnc").removeprefix("unix:")))
-        elif name == "spice" and value.is_on("unix"):
-            value.set("addr", self._moved_path(value.get("addr")))
-        elif name in ("netdev", "nic", "net"):
-            if value.get("local.type") == "unix":
-                value.set("local.path", self._moved_path(value.get("local.path")))
-            if value.is_on("server") and value.get("addr.type") == "unix":
-                value.set("addr.path", self._moved_path(value.get("addr.path")))
+        elif name in _WITH_SOCKETS:
+            self._listening(name, value)
         else:
             return (name, text)
         return (name, str(value))
+
+    def _listening(self, name: str, value: Value) -> None:
+        if name == "vnc":
+            if value.get("vnc").startswith("unix:"):
+                value.set("vnc", "unix:" + self._moved_path(value.get("vnc").removeprefix("unix:")))
+        elif name == "spice":
+            if value.is_on("unix"):
+                value.set("addr", self._moved_path(value.get("addr")))
+        elif value.get("local.type") == "unix":
+            value.set("local.path", self._moved_path(value.get("local.path")))
+        elif value.is_on("server") and value.get("addr.type") == "unix":
+            value.set("addr.path", self._moved_path(value.get("addr.path")))
 
     def _chardev(self, value: Value) -> None:
         backend = value.get("backend")
         if backend == "socket" and value.is_on("server"):
             if value.get("path"):
                 value.set("path", self._moved_path(value.get("path")))
-            elif value.get("port"):
-                self._refuse_port(f"chardev {value.get('id')}", value.get("port"))
             value.set("wait", "off")  # else it would wait for a client before it answers anybody
         elif backend == "file":
             value.set("append", "on")  # where both see the file, what the guest said before stays in it
@@ -308,8 +323,6 @@ class _Work:
             if value.is_on("server"):
                 if kind == "unix":
                     value.set("path", self._moved_path(value.get("path")))
-                else:
-                    self._refuse_port(f"-{name}", value.get("address").rpartition(":")[2])
                 value.set("wait", "off")
             yield (name, f"{mux}{kind}:{value}")
         else:
@@ -333,106 +346,3 @@ class _Work:
             new = f"{place.run_directory}/{re.sub('-[0-9]+$', '', stem)}-{number}{suffix}"
         self.moved[path] = new
         return new
-
-    # --- what cannot be had again ----------------------------------------------------------------------------------
-
-    def _refuse(self, name: str, text: str, value: Value) -> None:
-        self._refuse_passed(name, text, value)
-        self._refuse_helpers(name, value)
-        if name == "snapshot" or (name == "drive" and value.is_on("snapshot")):
-            self._error(
-                "snapshot",
-                "what the guest wrote since its start is in a temporary file (snapshot=on) that nobody else can open",
-                "shut the guest down, or commit its changes and start it without snapshot",
-            )
-        if self._place.same_network:
-            self._refuse_network(name, value)
-        if name == "object" and value.is_on("share") and value.get("mem-path") in self._place.occupied:
-            self._error(
-                "memory-file",
-                f"memory {value.get('id')} is the file {value.get('mem-path')}, which exists at the target already: "
-                "both would write into it",
-                "use memory-backend-memfd, or a directory as mem-path",
-            )
-
-    def _refuse_passed(self, name: str, text: str, value: Value) -> None:
-        where = value.get("id") or text
-        pipe = name == "readconfig" and (text == "-" or text.startswith(("/dev/", "/proc/")))
-        if name == "add-fd" or pipe or "/dev/fdset/" in text:
-            self._passed(f"-{name} {text}")
-        elif name in _MAY_BE_PASSED and (
-            any(_PASSED.search(key) for key in value.keys)
-            or "fd" in (value.get("addr.type"), value.get("local.type"), value.get("remote.type"))
-        ):
-            self._passed(f"-{name} {where}")
-        if name == "readconfig" and not pipe:
-            self._warn(
-                "config-file",
-                f"it reads its configuration from {text}, which must be the same at the target",
-                "make sure that it is, and that no socket is named in it",
-            )
-
-    def _passed(self, where: str) -> None:
-        self._error(
-            "passed-descriptor",
-            f"{where} was given an open file by whoever started it, which cannot be read from its command line",
-            "start the destination by the tool that started the source (template or attached), or name the file",
-        )
-
-    def _refuse_helpers(self, name: str, value: Value) -> None:
-        kind = value.get(_FIRST[name]) if name in ("netdev", "nic", "net", "device", "tpmdev") else ""
-        if kind.startswith("vhost-user"):
-            self._error(
-                "vhost-user",
-                f"{value.get('id') or kind} is served by a process of its own (vhost-user), which has to be started at "
-                "the target first",
-                "start that process and the destination there by a template, or replace the device by a virtio one",
-            )
-        elif name == "tpmdev":
-            self._error(
-                "tpm",
-                f"the TPM {value.get('id')} has its state outside QEMU ({kind})",
-                "start swtpm and the destination at the target by a template",
-            )
-        elif name == "preconfig":
-            self._error(
-                "preconfig",
-                "it was configured over QMP before its machine was made (-preconfig), which cannot be read back",
-                "put that configuration into the command line",
-            )
-
-    def _refuse_network(self, name: str, value: Value) -> None:
-        if name not in ("netdev", "nic", "net", "vnc", "spice"):
-            return
-        where = f"{name} {value.get('id')}".strip()
-        for forward in value.all("hostfwd"):
-            self._refuse_port(where, forward.rpartition("-")[0].rpartition(":")[2])
-        kind = value.get("type")
-        if kind == "tap" and value.get("ifname"):
-            self._error(
-                "tap-in-use",
-                f"{where} uses the interface {value.get('ifname')}, which the source has open on the same machine",
-                "leave ifname= out, or choose a target on another machine",
-            )
-        if kind == "socket" and value.get("listen"):
-            self._refuse_port(where, value.get("listen").rpartition(":")[2])
-        if name == "spice" and not value.is_on("unix"):
-            self._refuse_port(where, value.get("port") or value.get("tls-port") or "0")
-        display = value.get("vnc")
-        listens = name == "vnc" and display not in ("", "none") and not display.startswith("unix:")
-        if listens and not value.get("to") and not value.is_on("reverse"):
-            self._refuse_port(where, f"5900+{display.rpartition(':')[2]}")
-
-    def _refuse_port(self, where: str, port: str) -> None:
-        if self._place.same_network and port != "0":
-            self._error(
-                "port-in-use",
-                f"{where} listens at port {port}, which the source has already: both are on one machine",
-                "choose a target on another machine, or take that port out of the guest's command line",
-            )
-
-    def _error(self, code: str, message: str, remedy: str) -> None:
-        self.findings.append(Finding(code=code, severity=Severity.ERROR, message=message, remedy=remedy))
-
-    def _warn(self, code: str, message: str, remedy: str) -> None:
-        self.findings.append(Finding(code=code, severity=Severity.WARNING, message=message, remedy=remedy))

@@ -13,7 +13,8 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from migrator.core.model import Finding, Severity
+from migrator.core.findings import finding
+from migrator.core.model import Finding
 from migrator.errors import CommandFailed, Refused
 from migrator.qemu.backends import Command, Netdev, Nodes, block_nodes, chardev_add, netdev_add, netdevs
 from migrator.qemu.cmdline import Live
@@ -178,7 +179,7 @@ async def catch_up(source: Monitor, destination: Monitor, *, run_directory: str)
             arguments["id"] = device.id
         await _add(destination, "device_add", arguments)
     await _change_media(here, there, destination)
-    return tuple([finding for device in added for finding in await _compare(source, destination, device)])
+    return tuple([found for device in added for found in await _compare(source, destination, device)])
 
 
 def _lacking(here: Sequence[Plugged], there: Sequence[Plugged]) -> list[Plugged]:
@@ -253,6 +254,11 @@ async def _properties(monitor: Monitor, device: Plugged) -> dict[str, tuple[str,
         for entry, value in zip(listing, values, strict=True)
         if value is not unreadable
     }
+
+
+def _is_default(of: tuple[str, Any, Any]) -> bool:
+    # What another version writes differently (rombar: 1, or -1) is the same if neither was told.
+    return bool(of[1] is not None and of[1] == of[2])
 
 
 async def _arguments(source: Monitor, destination: Monitor, device: Plugged) -> dict[str, Any]:
@@ -342,18 +348,11 @@ async def _compare(source: Monitor, destination: Monitor, device: Plugged) -> li
     differing = [
         f"{name} {here[name][2]!r} against {there[name][2]!r}"
         for name in sorted(here.keys() & there.keys() - _NOT_GIVEN)
-        if here[name][2] != there[name][2]
+        if here[name][2] != there[name][2] and not (_is_default(here[name]) and _is_default(there[name]))
     ]
     if (bus or "") != device.bus:
         differing.insert(0, f"bus {device.bus} against {bus}")
     if not differing:
         return []
-    return [
-        Finding(
-            code="device-property",
-            severity=Severity.ERROR,
-            message=f"device {device.id} ({device.driver}) could not be made the same at the destination: "
-            + "; ".join(differing),
-            remedy="start the destination with this device by a template, or unplug it",
-        )
-    ]
+    said = f"device {device.id} ({device.driver}) could not be made the same at the destination"
+    return [finding("device-property", f"{said}: {'; '.join(differing)}")]

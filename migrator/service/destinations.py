@@ -3,16 +3,14 @@
 from __future__ import annotations
 
 import asyncio
-import re
 import time
-from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass, replace
-from enum import StrEnum
+from collections.abc import Callable
+from dataclasses import replace
 from typing import Protocol
 
 from migrator.core.inventory import Guest
 from migrator.core.model import Finding, MigrationStatus, Process, RunState, Severity
-from migrator.errors import HostError, QemuError, Refused, Unreachable, UsageError
+from migrator.errors import HostError, QemuError, Refused, Unreachable
 from migrator.hosts.access import Access
 from migrator.hosts.launch import Launcher, Nest, certainly
 from migrator.hosts.site_config import HostConfig
@@ -21,6 +19,7 @@ from migrator.qemu.address import bracketed
 from migrator.qemu.cmdline import Place, Replica, has_lost, paths, replicate
 from migrator.qemu.devices import catch_up, places, take_inventory
 from migrator.qemu.endpoint import Endpoint
+from migrator.service.launch_config import LaunchConfig, Method, fill, place, socket_of
 
 #: Seconds that a QEMU may take to greet, once it is known to run.
 _GREETING_SECONDS = 2.0
@@ -39,36 +38,6 @@ for p; do
   else printf 'homeless\\0'; fi
 done
 """
-
-
-class Method(StrEnum):
-    """Who starts the destination's process, and how."""
-
-    #: Like the source's: by its command line.
-    REPLICATE = "replicate"
-    #: By a command from the configuration.
-    TEMPLATE = "template"
-    #: Somebody else does, and says where its monitor is.
-    ATTACHED = "attached"
-
-
-@dataclass(frozen=True, kw_only=True)
-class LaunchConfig:
-    """How the QEMUs that take guests are started on a host."""
-
-    method: Method = Method.REPLICATE
-    #: Command and arguments, in which ``{name}``, ``{uuid}``, ``{run_dir}``, ``{qmp}`` and ``{rescue}`` are replaced;
-    #: no shell reads it. It ends once QEMU is up.
-    template: tuple[str, ...] = ()
-    #: Path of the QMP socket of a QEMU that waits already; ``{name}`` and ``{uuid}`` are replaced.
-    attached: str = ""
-    #: The QEMU to start where the source's is not there under the same path; empty: the host's, or of its PATH.
-    binary: str = ""
-    #: See :class:`migrator.hosts.launch.Launcher`.
-    base_directory: str = ""
-    log_directory: str = ""
-    systemd: bool | None = None
-    start_seconds: float = 30.0
 
 
 class Reach(Protocol):
@@ -214,35 +183,36 @@ class Destinations:
         if has_lost(argv, live):
             live = replace(live, places=await places(source.monitor, inventory.devices))
         kind = await source.monitor.execute("qom-get", {"path": "/machine", "property": "type"})
-        configured = config.binary or self._reach.config(target).qemu or "qemu-system-x86_64"
+        configured = config.binary or self._reach.config(target).qemu
+        candidates = (configured, "") if configured else (argv[0], "qemu-system-x86_64")
         wanted = paths(argv)
         access = self._reach.access(target)
         done = await access.run(
-            ["sh", "-s", "--", str(source.identity.get("pid", "")), argv[0], configured, *wanted],
+            ["sh", "-s", "--", str(source.identity.get("pid", "")), *candidates, *wanted],
             stdin=_SURVEY.encode(),
             timeout=_SHORT,
         )
         answers = done.text.split("\0")[:-1]
         if len(answers) != 5 + len(wanted):
             raise HostError(target, f"it cannot be looked at: {done.complaint or 'sh gave a strange answer'}")
-        boot, network, network_of_source, same, other = answers[:5]
-        if not (same or other):
-            raise HostError(
-                target,
-                f"there is no QEMU: neither {argv[0]}, which the source runs, nor {configured}, as configured",
-            )
+        boot, network, network_of_source, *binaries = answers[:5]
+        if not any(binaries):
+            named = f"{configured}, as configured" if configured else f"{argv[0]}, which the source runs"
+            raise HostError(target, f"there is no QEMU: no {named}; install it, or configure its path")
+        here = boot == source.identity.get("boot_id")
         states = dict(zip(wanted, answers[5:], strict=True))
         return replicate(
             argv,
             machine=str(kind).removesuffix("-machine"),
             live=live,
             place=Place(
-                binary=same or other,
+                binary=binaries[0] or binaries[1],
                 run_directory=nest.run_directory,
                 log=nest.log,
                 occupied=frozenset(path for path, state in states.items() if state == "occupied"),
                 homeless=frozenset(path for path, state in states.items() if state == "homeless"),
-                same_network=boot == source.identity.get("boot_id") and network == network_of_source != "",
+                same_machine=here,
+                same_network=here and network == network_of_source != "",
                 daemonize=not nest.unit,
             ),
         )
@@ -316,47 +286,6 @@ class Started:
 def _waits(run: RunState, status: MigrationStatus) -> bool:
     """No guest is in it, or only a part of one that runs elsewhere."""
     return run is RunState.INMIGRATE and status is not MigrationStatus.COMPLETED
-
-
-def place(nest: Nest) -> Place:
-    """As the command line knows it."""
-    return Place(binary="", run_directory=nest.run_directory, log=nest.log)
-
-
-def fill(template: Iterable[str], guest: Guest, nest: Nest) -> tuple[str, ...]:
-    """The template's command for a guest.
-
-    :raise UsageError: it names what does not exist.
-    """
-    where = place(nest)
-    values = {"run_dir": nest.run_directory, "qmp": where.control, "rescue": where.rescue}
-    filled = tuple(_put_in(word, {**values, "name": guest.name, "uuid": guest.uuid}) for word in template)
-    if not filled:
-        raise UsageError("the template to start guests by is empty: give a command and its arguments")
-    return filled
-
-
-def socket_of(pattern: str, guest: Guest) -> str:
-    """Path of the QMP socket at which a guest's destination was promised.
-
-    :raise UsageError: the guest's name cannot be a part of a path, or the pattern is none.
-    """
-    if "{name}" in pattern and (not guest.name or "/" in guest.name or guest.name in (".", "..")):
-        raise UsageError(f"a guest of the name {guest.name!r} has no place in {pattern}: use {{uuid}} there")
-    path = _put_in(pattern, {"name": guest.name, "uuid": guest.uuid})
-    if not path.startswith("/"):
-        raise UsageError(f"{pattern!r} is no absolute path of a socket")
-    return path
-
-
-def _put_in(text: str, values: Mapping[str, str]) -> str:
-    def value(match: re.Match[str]) -> str:
-        if match[1] not in values:
-            known = ", ".join(f"{{{name}}}" for name in sorted(values))
-            raise UsageError(f"{text!r}: there is no {match[0]}; there are {known}")
-        return values[match[1]]
-
-    return re.sub(r"\{([a-z_]+)\}", value, text)
 
 
 def _endpoint(source: Qemu) -> Endpoint:

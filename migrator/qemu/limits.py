@@ -1,0 +1,142 @@
+"""What stands in a command line and cannot be had a second time, or not at the target. Pure."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Collection, Iterator, Mapping
+from dataclasses import dataclass
+
+from migrator.core.findings import finding
+from migrator.core.model import Finding
+from migrator.qemu.options import Value
+
+_MAY_BE_PASSED = frozenset({"netdev", "nic", "net", "chardev", "device", "fsdev", "virtfs", "object"})
+_PASSED = re.compile(r"(^|\.)(fd|fds|vhostfd|vhostfds|sock_fd|sockfd)$")
+_WINDOWS = frozenset({"gtk", "sdl", "curses", "cocoa", "spice-app"})
+
+
+@dataclass(frozen=True, kw_only=True)
+class Neighbourhood:
+    """What the target has already, as far as a command line is concerned."""
+
+    #: Paths that exist there and are no directories.
+    occupied: Collection[str]
+    same_machine: bool
+    same_network: bool
+    #: Of every character device that connects to a socket: its path.
+    sockets: Mapping[str, str]
+
+
+def is_window(name: str, value: Value) -> bool:
+    """Whether an option shows the guest on a screen of the source's host."""
+    return name in ("sdl", "curses", "full-screen", "portrait") or (
+        name == "display" and value.get("type") in _WINDOWS
+    )
+
+
+def limits(name: str, text: str, value: Value, there: Neighbourhood) -> Iterator[Finding]:
+    """Every finding about one option."""
+    yield from _of_descriptors(name, text, value)
+    yield from _of_helpers(name, value, there)
+    if name == "snapshot" or (name == "drive" and value.is_on("snapshot")):
+        yield finding(
+            "snapshot",
+            "what the guest wrote since its start is in a temporary file (snapshot=on) that stays behind",
+        )
+    elif name == "preconfig":
+        yield finding("preconfig", "it was configured over QMP before its machine was made (-preconfig)")
+    elif name in ("s", "gdb"):
+        yield finding("gdb", "its gdb server does not move along")
+    elif is_window(name, value):
+        yield finding("display", f"its window ({name} {text}) stays behind".replace(" )", ")"))
+    elif name == "object" and value.is_on("share") and value.get("mem-path") in there.occupied:
+        yield finding(
+            "memory-file",
+            f"memory {value.get('id')} is the file {value.get('mem-path')}, which exists at the target already: both "
+            "would write into it",
+        )
+    if there.same_network:
+        yield from _of_network(name, text, value)
+
+
+def _of_descriptors(name: str, text: str, value: Value) -> Iterator[Finding]:
+    pipe = name == "readconfig" and (text == "-" or text.startswith(("/dev/", "/proc/")))
+    types = (value.get("addr.type"), value.get("local.type"), value.get("remote.type"))
+    passed = name in _MAY_BE_PASSED and (any(_PASSED.search(key) for key in value.keys) or "fd" in types)
+    if name == "add-fd" or pipe or passed or "/dev/fdset/" in text:
+        yield finding(
+            "passed-descriptor",
+            f"-{name} {value.get('id') if passed else text} was given an open file by whoever started it, which "
+            "cannot be read from its command line",
+            "have the program that started the guest start the destination (template or attached)",
+        )
+    elif name == "readconfig":
+        yield finding("config-file", f"it reads a part of its configuration from {text}")
+
+
+def _of_helpers(name: str, value: Value, there: Neighbourhood) -> Iterator[Finding]:
+    kind = value.get("type" if name in ("netdev", "nic", "net", "tpmdev") else "driver")
+    served = name in ("netdev", "nic", "net", "device") and kind.startswith("vhost-user")
+    if not (served or name == "tpmdev"):
+        return
+    socket = there.sockets.get(value.get("chardev"), "")
+    if socket in there.occupied and not there.same_machine:
+        return  # somebody has started it there
+    where = f"at {socket} " if socket else ""
+    if served:
+        yield finding(
+            "vhost-user",
+            f"{value.get('id') or kind} is served by a process of its own {where}(vhost-user), which is not there for "
+            "the destination",
+        )
+    else:
+        yield finding("tpm", f"the TPM {value.get('id')} has its state in another process {where}({kind})")
+
+
+def _of_network(name: str, text: str, value: Value) -> Iterator[Finding]:
+    if name == "netdev" and value.get("type") == "tap" and value.get("ifname"):
+        yield finding(
+            "tap-in-use",
+            f"netdev {value.get('id')} uses the interface {value.get('ifname')}, which the source has open on the "
+            "same machine",
+        )
+    for port in _ports(name, text, value):
+        if port not in ("", "0"):
+            yield finding(
+                "port-in-use",
+                f"-{name} {value.get('id') or text} listens at port {port}, which the source has already: both are on "
+                "one machine",
+            )
+
+
+def _ports(name: str, text: str, value: Value) -> Iterator[str]:
+    if name in ("netdev", "nic", "net"):
+        for forward in value.all("hostfwd"):
+            yield forward.rpartition("-")[0].rpartition(":")[2]
+        if value.get("type") == "socket":
+            yield value.get("listen").rpartition(":")[2]
+        if value.is_on("server") and value.get("addr.type") == "inet":
+            yield value.get("addr.port")
+    elif name == "chardev":
+        if value.get("backend") == "socket" and value.is_on("server") and not value.get("path"):
+            yield value.get("port")
+    elif name in ("serial", "parallel", "monitor", "debugcon"):
+        kind, _, rest = text.removeprefix("mon:").partition(":")
+        served = Value(rest, first="address")
+        if kind in ("tcp", "telnet", "websocket") and served.is_on("server"):
+            yield served.get("address").rpartition(":")[2]
+    elif name == "spice":
+        if not value.is_on("unix"):
+            yield value.get("port")
+            yield value.get("tls-port")
+    elif name == "vnc":
+        yield _vnc_port(value)
+
+
+def _vnc_port(value: Value) -> str:
+    display = value.get("vnc")
+    number = display.rpartition(":")[2]
+    local = display in ("", "none") or display.startswith("unix:")
+    if local or value.get("to") or value.is_on("reverse"):
+        return ""
+    return str(5900 + int(number)) if number.isdecimal() else number
