@@ -80,6 +80,8 @@ class Mqtt:
             who_began=who_began,
             now=now,
         )
+        #: New commands are taken; those that are not wait at the broker for the next of us.
+        self._taking = True
         self._slots = asyncio.Semaphore(settings.max_commands)
         self._running: set[asyncio.Task[None]] = set()
         #: What the broker has retained, while it is being asked; and when the last of it came.
@@ -124,9 +126,6 @@ class Mqtt:
                 complaint = str(error)
             if loop.time() - began > _STEADY_SECONDS + self._settings.timeout_seconds:
                 pause, complaint = _FIRST_PAUSE_SECONDS, ""
-            task = asyncio.current_task()
-            if task is not None and task.cancelling():
-                raise asyncio.CancelledError
             await asyncio.sleep(pause * random.uniform(0.5, 1.0))  # noqa: S311 - no secret
             pause = min(pause * 2, self._settings.longest_pause_seconds)
 
@@ -142,11 +141,15 @@ class Mqtt:
             self._outbox.opened()
             self._connected(True)
             self._log.info("connected", version=self._version.name)
+            # A task of its own: of a TaskGroup that fails Python 3.11 leaves its task marked as cancelled.
+            serving = asyncio.create_task(self._serve(connection, tasks), name="mqtt serving")
             try:
-                await self._serve(connection, tasks)
+                await asyncio.wait({serving})
             except asyncio.CancelledError:
-                await self._farewell(connection)
+                await self._farewell(connection, serving)
                 raise
+            else:
+                await serving
             finally:
                 self._outbox.closed()
                 self._connected(False)
@@ -165,16 +168,19 @@ class Mqtt:
                 raise
             raise _first(lost) from None
 
-    async def _farewell(self, connection: Connection) -> None:
+    async def _farewell(self, connection: Connection, serving: asyncio.Task[None]) -> None:
         """Send what waits, and that we go; within a bound."""
         seconds = self._settings.closing_seconds
-        if self._running:
-            await asyncio.wait(self._running, timeout=seconds / 2)
-        with contextlib.suppress(BrokerError, TimeoutError):
-            async with asyncio.timeout(seconds / 2):
-                while (outgoing := self._outbox.take()) is not None:
-                    await self._publish(connection, outgoing)
-                    self._outbox.done(outgoing)
+        self._taking = False
+        try:
+            if self._running:
+                await asyncio.wait(self._running, timeout=seconds / 2)
+            rest = asyncio.create_task(self._outbox.drained(), name="mqtt sending the rest")
+            await asyncio.wait({rest, serving}, timeout=seconds / 2, return_when=asyncio.FIRST_COMPLETED)
+            rest.cancel()
+        finally:
+            serving.cancel()
+            await asyncio.wait({serving})
         with contextlib.suppress(BrokerError, TimeoutError):
             async with asyncio.timeout(seconds / 2):
                 await connection.publish(self._topics.service, b"offline", qos=1, retain=True)
@@ -270,6 +276,8 @@ class Mqtt:
                 if self._seen is not None and received.retain:
                     self._seen[received.topic] = received.payload
                     self._seen_at = asyncio.get_running_loop().time()
+                continue
+            if not self._taking:
                 continue
             done = receipts.expect(received)
             try:

@@ -69,6 +69,8 @@ class Outbox:
         self._sent_at: dict[str, float] = {}
         self._open = False
         self._wake = asyncio.Event()
+        self._taken: set[Outgoing] = set()
+        self._taken_less = asyncio.Event()
         #: Messages that were dropped because too many waited.
         self.dropped = 0
 
@@ -101,6 +103,7 @@ class Outbox:
     def put_back(self, outgoing: Iterable[Outgoing]) -> None:
         """The broker may not have taken these, oldest first: they go out again before everything of their rank."""
         for each in reversed(list(outgoing)):
+            self._taken.discard(each)
             if each.rank in (Rank.REPLY, Rank.EVENT):
                 self._queues[each.rank].appendleft(each)
             else:
@@ -108,10 +111,13 @@ class Outbox:
         for queue in self._queues.values():
             self._trim(queue)
         self._wake.set()
+        self._taken_less.set()
 
     def done(self, outgoing: Outgoing) -> None:
         """The broker has taken it."""
         self._forget(outgoing)
+        self._taken.discard(outgoing)
+        self._taken_less.set()
         if outgoing.then is not None:
             outgoing.then()
 
@@ -119,8 +125,13 @@ class Outbox:
         """Whether a state for that topic waits or is on its way."""
         return self._states[topic] > 0
 
-    def take(self) -> Outgoing | None:
-        """The next one, or ``None``. To be followed by :meth:`done` or :meth:`put_back`."""
+    async def drained(self) -> None:
+        """Returns once everything but progress has gone, and the broker has it."""
+        while self._taken or any(self._queues.values()):
+            self._taken_less.clear()
+            await self._taken_less.wait()
+
+    def _next(self) -> Outgoing | None:
         for queue in self._queues.values():
             if queue:
                 return queue.popleft()
@@ -133,11 +144,12 @@ class Outbox:
         return None
 
     async def get(self) -> Outgoing:
-        """As :meth:`take`, but waits for one."""
+        """Wait for the next one; to be followed by :meth:`done` or :meth:`put_back`."""
         while True:
             self._wake.clear()
-            outgoing = self.take()
+            outgoing = self._next()
             if outgoing is not None:
+                self._taken.add(outgoing)
                 return outgoing
             try:
                 async with asyncio.timeout(self._interval / 4 if self._progress else None):
