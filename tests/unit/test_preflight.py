@@ -194,7 +194,7 @@ def test_tcg_that_loses_writes_is_told_of(version: str, warned: bool) -> None:
 
 @pytest.mark.parametrize(("register", "bit"), [("CPUID[0x1].EDX", 28), ("CPUID[0x80000001].ECX", 1)])
 def test_bits_that_the_number_of_vcpus_tells_are_no_features(register: str, bit: int) -> None:
-    with_bit = {
+    with_bit: dict[str, Any] = {
         "cpu_features": {**SOURCE.cpu_features, register: SOURCE.cpu_features.get(register, 0) | 1 << bit}
     }
     assert codes(source=replace(SOURCE, **with_bit)) == {}
