@@ -196,6 +196,10 @@ class Engine:
         """Drive it in a task of its own."""
         self._start(job, way)
 
+    def driving(self) -> list[asyncio.Task[None]]:
+        """The tasks that drive migrations now."""
+        return list(self._tasks.values())
+
     def busy(self, job: Job) -> bool:
         """Something drives it now."""
         return job.id in self._tasks
@@ -253,6 +257,7 @@ class Engine:
             "on_state": self._announce_job,
             "on_progress": self._progress,
             "on_decision": self._decision,
+            "on_ready": self.planner.wake,
         }
 
     def _start(self, job: Job, way: Any) -> None:

@@ -7,7 +7,6 @@ every state; the steps in between are in a record of their own (:class:`migrator
 from __future__ import annotations
 
 import asyncio
-import time
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
@@ -15,10 +14,10 @@ from typing import Any, Protocol
 
 from migrator import logs
 from migrator.core.inventory import Guest
-from migrator.core.model import Decision, Finding, Severity, State
+from migrator.core.model import Decision, Finding, Mode, Severity, State
 from migrator.core.policy import Policy, from_fields
 from migrator.core.situation import Intent
-from migrator.engine import job_document
+from migrator.engine import clock, job_document
 from migrator.engine.documents import (
     MigrationDocument,
 )
@@ -42,6 +41,9 @@ class Records(Protocol):
 
         :raise RecordError: it cannot be read, or a living controller holds it.
         """
+
+    def outcome(self, migration: str) -> Mapping[str, Any] | None:
+        """How a migration ended whose record has been put away, as :data:`migrator.engine.ledger.OUTCOME`."""
 
     def release(self, record: Record) -> None:
         """Let go of a record that has not ended."""
@@ -96,6 +98,7 @@ class Job:
         on_state: Callable[[Job], None] = lambda job: None,
         on_progress: Callable[[Job], None] = lambda job: None,
         on_decision: Callable[[Job, Decision], None] = lambda job, decision: None,
+        on_ready: Callable[[], None] = lambda: None,
     ) -> None:
         self.id = identifier
         self.guest = guest
@@ -123,6 +126,7 @@ class Job:
         self.ready = False
         self._turn = asyncio.Event()
         self._on_state, self._on_progress, self._on_decision = on_state, on_progress, on_decision
+        self._on_ready = on_ready
         self._source: Qemu | None = None
         self._waiting: Waiting | None = None
         self._destination: Qemu | None = None
@@ -207,7 +211,8 @@ class Job:
         """From being queued to its end; waits between preparation and transfer for :meth:`admit`."""
         if not await self.prepare():
             return
-        self.ready, since = True, time.monotonic()
+        self.ready, since = True, clock.now()
+        self._on_ready()
         try:
             await self._turn.wait()
         finally:
@@ -216,7 +221,7 @@ class Job:
             if self._unwanted():
                 await self._fall_back(State.CANCELLED, "cancelled before it began")
                 return
-            if time.monotonic() - since > _STALE_SECONDS and await self._refuse(await self._look_again()):
+            if clock.now() - since > _STALE_SECONDS and await self._refuse(await self._look_again()):
                 return
             await self._means.keep(self)  # where the destination is, before the source is touched
         except MigratorError as error:
@@ -300,11 +305,16 @@ class Job:
         """Go on with what another controller left, from what both QEMUs say."""
         left = self._means.records.take_up(self.id)
         if left is None:
-            # Nothing was changed at the source before the record was there.
-            await self._means.site.abandon(self.target, migration=self.id)
-            await self._fall_back(
-                State.FAILED, "the controller ended before it began; the guest was not touched"
-            )
+            if (outcome := self._means.records.outcome(self.id)) is not None:
+                self._know(outcome)  # it ended, and the controller did before the journal knew
+                await self._close()
+                return
+            # Nothing was changed at the source before the record was there: it begins anew.
+            try:
+                await self._means.site.abandon(self.target, migration=self.id)
+            except MigratorError as error:
+                self.result.warn("left-over", str(error), "end what waits there by hand")
+            self._enter(State.QUEUED)
             return
         self._record, facts, intent = left
         ends = {}
@@ -328,6 +338,12 @@ class Job:
             self._migration.park()
         self.result = await self._migration.take_up(facts, intent)
         await self._close()
+
+    def _know(self, outcome: Mapping[str, Any]) -> None:
+        for name, value in outcome.items():
+            kind = {"state": State, "mode": Mode}.get(name)
+            setattr(self.result, name, kind(value) if kind is not None else value)
+        self.started_at = self.started_at or self.created_at
 
     def _make(self, source: Qemu, destination: Qemu, record: Record, listen: str) -> Migration:
         migration = Migration(

@@ -2,16 +2,29 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Callable, Mapping
-from dataclasses import replace
+from dataclasses import asdict, replace
 from typing import Any
 
 from migrator.core.model import Decision, State
 from migrator.core.situation import Intent, Milestone
+from migrator.engine import clock
 from migrator.engine.result import Result
 from migrator.errors import RecordError
 from migrator.ports import Record
+
+#: Of the result, what the record keeps when it is put away: whoever comes next may not know how it ended.
+OUTCOME = (
+    "state",
+    "error",
+    "mode",
+    "duration_seconds",
+    "downtime_seconds",
+    "downtime_uncertainty_seconds",
+    "transferred_bytes",
+    "rounds",
+    "max_throttle_ratio",
+)
 
 
 class Ledger:
@@ -30,12 +43,12 @@ class Ledger:
         self.undo_reason = ""
         #: It is being undone because somebody or the policy wanted so, not because something went wrong.
         self.undone_by_choice = False
-        self.began = time.monotonic()
+        self.began = clock.now()
 
     @property
     def elapsed(self) -> float:
         """Seconds since the first command that changes anything."""
-        return time.monotonic() - self.began
+        return clock.now() - self.began
 
     async def begin(self, facts: Mapping[str, Any]) -> None:
         """Write how things were; the first command may follow.
@@ -43,7 +56,7 @@ class Ledger:
         :raise RecordError: it could not be written; nothing may be changed then.
         """
         await self._record.begin(facts, self.intent)
-        self.began = time.monotonic()
+        self.began = clock.now()
 
     def note(self, **changes: Any) -> None:
         """Change the intent and have it on record before anything is done about it.
@@ -81,6 +94,7 @@ class Ledger:
     async def end(self) -> None:
         """The migration has ended for good: its record is put away."""
         try:
-            await self._record.end({"state": self._result.state, "error": self._result.error})
+            ended = asdict(self._result)
+            await self._record.end({name: ended[name] for name in OUTCOME})
         except RecordError as error:
             self._result.warn("record-left-over", str(error), "delete that file")

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import time
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, replace
 from typing import Any
@@ -26,6 +25,7 @@ from migrator.core.model import (
 from migrator.core.policy import Policy, Postcopy
 from migrator.core.progress import Progress
 from migrator.core.situation import Intent, Milestone, SourceIs, source_is
+from migrator.engine import clock
 from migrator.engine.ledger import Ledger
 from migrator.engine.observer import Observer, interval, wanted_to_run
 from migrator.engine.patience import Patience
@@ -111,7 +111,7 @@ class Migration:
 
         :raise QemuError: when an end cannot be asked.
         """
-        began = time.monotonic()
+        began = clock.now()
         facts, there, self._steps.settings, self._settings_there = await together(
             self._source.facts(),
             self._destination.facts(),
@@ -130,7 +130,7 @@ class Migration:
         )
         self._ledger.intent = replace(self._ledger.intent, guest_runs=facts.run in RUNNING_STATES)
         self.result.findings = list(findings)
-        self.result.preflight_seconds = time.monotonic() - began
+        self.result.preflight_seconds = clock.now() - began
         return findings
 
     # --- the whole way ---------------------------------------------------------------------------------------------

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import asyncio
-import time
 
 from migrator.core.model import RUNNING_STATES, MigrationStatus, Mode, Process, RunState, Sample, View
 from migrator.core.situation import Intent, Milestone, SourceIs, source_is
+from migrator.engine import clock
 from migrator.engine.patience import Patience
 from migrator.engine.result import Result
 from migrator.ports import Event, Qemu
@@ -31,7 +31,7 @@ class Observer:
         self._result = result
         self._stop: Event | None = None
         self._shown: tuple[object, ...] = ()
-        self._changed_at = time.monotonic()
+        self._changed_at = clock.now()
         #: The guest ran at the destination, and then somebody stopped it there.
         self.stopped_there = False
         self._ran_there = False
@@ -92,7 +92,7 @@ class Observer:
         A destination that takes in a stream may take a tenth of a second to answer, and what counts then is to notice
         at once that the source has reached the switch.
         """
-        now = time.monotonic()
+        now = clock.now()
         kept, at = self._there
         if kept is None or now - at > _KEEP_VIEW_SECONDS:
             source, destination = await asyncio.gather(self._source.observe(), self._destination.observe())
@@ -141,7 +141,7 @@ class Observer:
             *(sample.transferred_bytes, sample.remaining_bytes, sample.postcopy_requests),
             intent,
         )
-        now = time.monotonic()
+        now = clock.now()
         if shown != self._shown:
             self._shown, self._changed_at = shown, now
             return False

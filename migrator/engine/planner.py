@@ -142,8 +142,9 @@ class Planner:
                 continue
             if entry.standing is GuestStanding.NO_TARGET:
                 entry.standing = GuestStanding.WAITING
-            entry.target, entry.reason = answer.host, answer.reason
-            found[entry.guest.key] = (run, entry, answer.host, answer.reason)
+            if entry.target != answer.host or not entry.reason:
+                entry.target, entry.reason = answer.host, answer.reason
+            found[entry.guest.key] = (run, entry, answer.host, entry.reason)
         return found
 
     def _transfers(self, targets: dict[str, tuple[Evacuation, Entry, str, str]]) -> list[Transfer]:

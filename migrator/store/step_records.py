@@ -7,6 +7,7 @@ is taken and may not wait for a database's commit while a guest stands still.
 from __future__ import annotations
 
 import asyncio
+import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -31,10 +32,19 @@ class StepRecords:
     def take_up(self, migration: str) -> tuple[Record, Mapping[str, Any], Intent] | None:
         path = self._directory / f"{migration}.jsonl"
         if not path.exists():
-            return None
+            return None  # it never began, or has ended: see outcome()
         left = Unfinished(path)
         left.claim()
         return left.record, left.facts, left.intent
+
+    def outcome(self, migration: str) -> Mapping[str, Any] | None:
+        path = self._directory / "ended" / f"{migration}.jsonl"
+        try:
+            last = json.loads(path.read_text(encoding="utf-8").splitlines()[-1])
+        except (OSError, ValueError, IndexError):
+            return None
+        ended = last.get("end") if isinstance(last, dict) else None
+        return ended if isinstance(ended, dict) and "state" in ended else None
 
     def release(self, record: Record) -> None:
         if isinstance(record, FileRecord):

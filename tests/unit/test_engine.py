@@ -1,0 +1,368 @@
+"""The engine over a simulated site: evacuations from the command to an empty host, and every way that goes wrong."""
+
+from __future__ import annotations
+
+import asyncio
+import random
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+
+import pytest
+
+from migrator.core.inventory import HostState
+from migrator.core.model import Finding, Severity, State
+from migrator.core.policy import builtin
+from migrator.engine.bus import Bus
+from migrator.engine.commands import Caller, Command, Evacuate, Migrate, Plan, Refusal, Restore, Role
+from migrator.engine.controller import Engine, Rules
+from migrator.engine.documents import EvacuationDocument, EvacuationState, GuestStanding
+from migrator.engine.inventory import Inventory
+from migrator.engine.job import Means
+from migrator.engine.keeper import Keeper
+from migrator.engine.verbs import Verbs
+from migrator.engine.views import Views
+from migrator.store.step_records import StepRecords
+from migrator.testing.journal import MemoryJournal
+from migrator.testing.simulated_site import SimulatedSite
+from migrator.testing.workload import MIB, steady
+
+pytestmark = pytest.mark.looptime
+
+OPERATOR = Caller(user="unix:0", role=Role.OPERATOR, interface="http")
+
+
+class Held(StepRecords):
+    """Knows the locks it holds, as the kernel does of a process that is killed."""
+
+    def __init__(self, directory: Path) -> None:
+        super().__init__(directory)
+        self._held = []
+
+    def create(self, migration: str):
+        self._held.append(super().create(migration))
+        return self._held[-1]
+
+    def take_up(self, migration: str):
+        found = super().take_up(migration)
+        if found is not None:
+            self._held.append(found[0])
+        return found
+
+    def kill(self) -> None:
+        for record in self._held:
+            self.release(record)
+
+
+class World:
+    """A site and an engine that keeps it."""
+
+    def __init__(self, directory: Path, site: SimulatedSite | None = None) -> None:
+        self.site = site or SimulatedSite()
+        self.journal = MemoryJournal()
+        self.directory = directory
+
+    @asynccontextmanager
+    async def engine(self, *, killed: bool = False) -> AsyncIterator[Driver]:
+        """Started as the service does it, and let go at the end; or killed, without a word to anyone."""
+        keeper = Keeper(self.journal)
+        records = Held(self.directory)
+
+        async def keep(job) -> None:
+            await keeper.now(("migration", job.journalled()))
+
+        inventory = Inventory(
+            [host.configured() for host in self.site.hosts.values()],
+            site=self.site,
+            changed=lambda: engine.planner.wake(),
+        )
+        engine = Engine(
+            inventory=inventory,
+            means=Means(
+                site=self.site,
+                records=records,
+                keep=keep,
+                accept=lambda findings, codes: findings,
+            ),
+            keeper=keeper,
+            bus=Bus(),
+            rules=Rules(policy=builtin),
+        )
+        await engine.recover()
+        await inventory.look_at_all()
+        running = asyncio.create_task(engine.run(), name="engine")
+        try:
+            yield Driver(engine)
+        finally:
+            if killed:
+                tasks = {*engine.driving(), running}
+                for task in tasks:
+                    task.cancel()
+                await asyncio.wait(tasks)
+                records.kill()
+                return
+            await engine.stop()
+            assert not running.done() or running.result() is None
+            running.cancel()
+            await asyncio.wait({running})
+
+
+class Driver:
+    def __init__(self, engine: Engine) -> None:
+        self.engine = engine
+        self.views = Views(engine)
+        self._verbs = Verbs(engine)
+
+    async def ask(self, command: Command, *, key: str = ""):
+        return await self._verbs.carry_out(command, OPERATOR, key=key)
+
+    async def until(self, what: Callable[[], bool], seconds: float = 3600) -> None:
+        async with asyncio.timeout(seconds):
+            while not what():
+                await asyncio.sleep(0.1)
+
+    async def end_of(self, run: EvacuationDocument) -> EvacuationDocument:
+        async with asyncio.timeout(3600):
+            while True:
+                now = await self.views.evacuation(run.id)
+                if now.ended_at is not None:
+                    return now
+                await asyncio.sleep(0.2)
+
+
+@pytest.fixture
+def world(tmp_path: Path) -> World:
+    world = World(tmp_path)
+    for name in ("a", "b", "c"):
+        world.site.add_host(name, link=1000 * MIB)
+    return world
+
+
+def fill(world: World, count: int = 6, **how) -> list[str]:
+    names = [f"vm-{number}" for number in range(count)]
+    for name in names:
+        world.site.add_guest(name, host="a", **how)
+    return names
+
+
+async def test_host_is_emptied_and_put_in_maintenance(world: World) -> None:
+    names = fill(world, workload=steady(64 * MIB, 5 * MIB))
+    async with world.engine() as driver:
+        run = await driver.ask(Evacuate(host="a"))
+        assert driver.views.host("a").state is HostState.DRAINING
+        end = await driver.end_of(run)
+        assert end.state is EvacuationState.COMPLETED
+        assert end.guests_left == 0
+        assert driver.views.host("a").state is HostState.MAINTENANCE
+        for name in names:
+            assert world.site.running(name) in (["b"], ["c"])
+        migrations = await driver.views.migrations(limit=50, where={"evacuation": run.id})
+        assert [each.state for each in migrations] == [State.COMPLETED] * len(names)
+        assert all(each.downtime_seconds < each.max_downtime_seconds for each in migrations)
+
+
+async def test_restore_brings_the_same_guests_home(world: World) -> None:
+    names = fill(world, 3)
+    world.site.add_guest("stranger", host="b")
+    async with world.engine() as driver:
+        await driver.end_of(await driver.ask(Evacuate(host="a")))
+        await driver.engine.inventory.look_at_all()
+        end = await driver.end_of(await driver.ask(Restore(host="a")))
+        assert end.state is EvacuationState.COMPLETED
+        assert [world.site.running(name) for name in names] == [["a"]] * 3
+        assert world.site.running("stranger") == ["b"]
+        assert driver.views.host("a").state is HostState.ACTIVE
+
+
+async def test_guest_that_cannot_move_is_left_with_its_reason_and_the_others_go(world: World) -> None:
+    fill(world, 2)
+    world.site.add_guest("passthrough", host="a", obstacle="a VFIO device cannot be migrated")
+    async with world.engine() as driver:
+        end = await driver.end_of(await driver.ask(Evacuate(host="a")))
+        assert end.state is EvacuationState.INCOMPLETE
+        assert end.guests_left == 1
+        assert "passthrough: a VFIO device" in end.error
+        assert driver.views.host("a").state is HostState.DRAINING
+        assert world.site.running("passthrough") == ["a"]
+
+
+async def test_failed_start_is_tried_on_another_host(world: World) -> None:
+    fill(world, 2)
+    world.site.hosts["b"].refuses = "no space left on device"
+    async with world.engine() as driver:
+        end = await driver.end_of(await driver.ask(Evacuate(host="a")))
+        assert end.state is EvacuationState.COMPLETED
+        assert {each.target for each in end.guests} == {"c"}
+
+
+async def test_nothing_is_tried_without_end(world: World) -> None:
+    fill(world, 1)
+    for host in ("b", "c"):
+        world.site.hosts[host].refuses = "no space left on device"
+    async with world.engine() as driver:
+        end = await driver.end_of(await driver.ask(Evacuate(host="a")))
+        assert end.state is EvacuationState.INCOMPLETE
+        (guest,) = end.guests
+        assert guest.standing is GuestStanding.SET_ASIDE
+        assert "no space left" in guest.reason
+        assert sum(world.site.started.values()) <= 5
+        assert world.site.running("vm-0") == ["a"]
+
+
+async def test_no_room_is_said_at_once_and_used_when_it_appears(world: World) -> None:
+    fill(world, 1, memory_bytes=128 << 30)
+    async with world.engine() as driver:
+        run = await driver.ask(Evacuate(host="a"))
+        await driver.until(
+            lambda: driver.views.active_evacuations()[0].guests[0].standing is GuestStanding.NO_TARGET, 5
+        )
+        assert "too little memory" in driver.views.active_evacuations()[0].guests[0].reason
+        world.site.hosts["c"].memory_bytes = 256 << 30
+        await driver.engine.inventory.look("c")
+        assert (await driver.end_of(run)).state is EvacuationState.COMPLETED
+
+
+async def test_new_guest_on_a_draining_host_is_taken_too(world: World) -> None:
+    fill(world, 3, workload=steady(256 * MIB, 5 * MIB))
+    async with world.engine() as driver:
+        run = await driver.ask(Evacuate(host="a"))
+        world.site.add_guest("late", host="a")
+        end = await driver.end_of(run)
+        assert end.state is EvacuationState.COMPLETED
+        assert world.site.running("late") != ["a"]
+
+
+async def test_cancel_leaves_every_guest_running_somewhere(world: World) -> None:
+    names = fill(world, 8, workload=steady(400 * MIB, 20 * MIB), memory_bytes=1024 * MIB)
+    async with world.engine() as driver:
+        run = await driver.ask(Evacuate(host="a"))
+        await driver.until(
+            lambda: any(each.state is State.PRECOPY for each in driver.views.active_migrations())
+        )
+        from migrator.engine.commands import Cancel
+
+        await driver.ask(Cancel(target=run.id))
+        end = await driver.end_of(run)
+        assert end.state is EvacuationState.CANCELLED
+        assert driver.views.host("a").state is HostState.ACTIVE
+        for name in names:
+            assert len(world.site.running(name)) == 1
+        assert any(world.site.running(name) == ["a"] for name in names)
+
+
+async def test_deadline_stop_starts_nothing_more(world: World) -> None:
+    names = fill(world, 12, workload=steady(400 * MIB, 20 * MIB), memory_bytes=1024 * MIB)
+    for host in world.site.hosts.values():
+        host.out.bytes_per_second = host.into.bytes_per_second = 50 * MIB
+    async with world.engine() as driver:
+        deadline = datetime.now(UTC) + timedelta(seconds=0.5)
+        run = await driver.ask(Evacuate(host="a", deadline=deadline, on_deadline="stop"))
+        end = await driver.end_of(run)
+        assert end.state is EvacuationState.STOPPED
+        assert end.late
+        assert driver.views.host("a").state is HostState.DRAINING
+        for name in names:
+            assert len(world.site.running(name)) == 1
+
+
+async def test_two_hosts_never_send_guests_to_each_other(world: World) -> None:
+    fill(world, 3)
+    world.site.add_guest("other", host="b")
+    async with world.engine() as driver:
+        first, second = await asyncio.gather(driver.ask(Evacuate(host="a")), driver.ask(Evacuate(host="b")))
+        for run in (first, second):
+            end = await driver.end_of(run)
+            assert end.state is EvacuationState.COMPLETED
+            assert {each.target for each in end.guests} == {"c"}
+
+
+async def test_host_that_does_not_answer_harms_nothing_else(world: World) -> None:
+    fill(world, 2)
+    world.site.hosts["b"].down = True
+    async with world.engine() as driver:
+        assert not driver.views.host("b").up
+        end = await driver.end_of(await driver.ask(Evacuate(host="a")))
+        assert end.state is EvacuationState.COMPLETED
+        with pytest.raises(Refusal, match="does not answer"):
+            await driver.ask(Evacuate(host="b"))
+
+
+async def test_refused_by_preflight_goes_elsewhere(world: World) -> None:
+    fill(world, 1)
+    finding = Finding(code="bridge-missing", severity=Severity.ERROR, message="no br0", remedy="make it")
+    world.site.findings["vm-0", "b"] = (finding,)
+    async with world.engine() as driver:
+        end = await driver.end_of(await driver.ask(Evacuate(host="a")))
+        assert end.guests[0].target == "c"
+
+
+async def test_same_key_begins_nothing_twice(world: World) -> None:
+    fill(world, 1)
+    async with world.engine() as driver:
+        first = await driver.ask(Migrate(guest="vm-0", to="b"), key="me\n1")
+        again = await driver.ask(Migrate(guest="vm-0", to="b"), key="me\n1")
+        assert first.id == again.id
+        await driver.until(lambda: not driver.views.active_migrations())
+        assert (await driver.ask(Migrate(guest="vm-0", to="b"), key="me\n1")).id == first.id
+        assert world.site.running("vm-0") == ["b"]
+
+
+async def test_plan_says_what_will_be_done(world: World) -> None:
+    fill(world, 4, workload=steady(64 * MIB, 5 * MIB))
+    world.site.add_guest("passthrough", host="a", obstacle="a VFIO device cannot be migrated")
+    async with world.engine() as driver:
+        plan = await driver.ask(Plan(host="a"))
+        placed = [each for each in plan.guests if each.target]
+        assert [each.order for each in placed] == [1, 2, 3, 4]
+        assert plan.takes_p10_seconds <= plan.takes_p50_seconds <= plan.takes_p90_seconds
+        assert plan.lower_bound_seconds <= plan.takes_p50_seconds
+        (stays,) = [each for each in plan.guests if not each.target]
+        assert "VFIO" in stays.reason
+        assert driver.views.host("a").state is HostState.ACTIVE
+        end = await driver.end_of(await driver.ask(Evacuate(host="a")))
+        assert {each.guest: each.target for each in placed} == {
+            each.guest: each.target for each in end.guests if each.standing is GuestStanding.MOVED
+        }
+
+
+async def test_stopped_in_the_middle_another_controller_goes_on(world: World) -> None:
+    names = fill(world, 6, workload=steady(400 * MIB, 20 * MIB), memory_bytes=1024 * MIB)
+    for host in world.site.hosts.values():
+        host.out.bytes_per_second = host.into.bytes_per_second = 200 * MIB
+    async with world.engine() as driver:
+        run = await driver.ask(Evacuate(host="a"))
+        await driver.until(
+            lambda: any(each.state is State.PRECOPY for each in driver.views.active_migrations())
+        )
+    for name in names:
+        assert len(world.site.running(name)) == 1
+    async with world.engine() as driver:
+        end = await driver.end_of(run)
+        assert end.state is EvacuationState.COMPLETED
+        for name in names:
+            assert world.site.running(name) in (["b"], ["c"])
+
+
+@pytest.mark.parametrize("seed", range(20))
+async def test_killed_at_any_instant_nobody_is_lost_doubled_or_forgotten(world: World, seed: int) -> None:
+    chance = random.Random(seed)
+    names = fill(world, 4, workload=steady(200 * MIB, 20 * MIB), memory_bytes=512 * MIB)
+    for host in world.site.hosts.values():
+        host.out.bytes_per_second = host.into.bytes_per_second = 200 * MIB
+    run = None
+    for _ in range(6):
+        async with world.engine(killed=True) as driver:
+            if run is None:
+                run = await driver.ask(Evacuate(host="a"), key="me\n1")
+            else:
+                assert (await driver.ask(Evacuate(host="a"), key="me\n1")).id == run.id
+            until = asyncio.get_running_loop().time() + chance.expovariate(0.7)
+            while asyncio.get_running_loop().time() < until:
+                await asyncio.sleep(0.01)
+                assert all(len(world.site.running(name)) <= 1 for name in names)
+    async with world.engine() as driver:
+        end = await driver.end_of(run)
+        assert end.state is EvacuationState.COMPLETED, end
+        for name in names:
+            assert world.site.running(name) in (["b"], ["c"])
