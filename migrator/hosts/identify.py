@@ -67,6 +67,7 @@ qemu=
 while [ "$qemus" -gt 0 ]; do
   qemus=$((qemus - 1))
   [ -n "$qemu" ] || qemu=$(command -v "$1" 2>/dev/null)
+  [ -x "$qemu" ] || qemu=
   shift
 done
 put "$qemu"

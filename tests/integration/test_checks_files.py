@@ -35,12 +35,16 @@ AWKWARD = [
 
 
 class OtherMounts:
-    """A host on this machine that sees a directory of its own where others see the shared one."""
+    """Mounts of its own, for a host on this machine: where others see `path` it sees what is mounted there.
 
-    def __init__(self, directory: Path, own: Path) -> None:
-        script = 'mount --bind "$1" "$2" && echo ready && exec sleep 600'
+    :param mount: arguments of mount(8) but for the last; by default `own` is bound there.
+    """
+
+    def __init__(self, path: Path, own: Path, *mount: str) -> None:
+        script = 'mount "$@" && echo ready && exec sleep 600'
+        words = [*(mount or ("--bind", str(own))), str(path)]
         self._holder = subprocess.Popen(
-            ["unshare", "-m", "--propagation", "private", "sh", "-c", script, "sh", str(own), str(directory)],
+            ["unshare", "-m", "--propagation", "private", "sh", "-c", script, "sh", *words],
             stdout=subprocess.PIPE,
         )
         assert self._holder.stdout is not None
@@ -48,6 +52,7 @@ class OtherMounts:
         self.prefix = ("nsenter", f"--mount=/proc/{self._holder.pid}/ns/mnt", "--")
 
     def close(self) -> None:
+        """End it; its mounts go with the last process in it."""
         self._holder.kill()
         self._holder.wait()
         assert self._holder.stdout is not None
