@@ -28,14 +28,15 @@ class Constraint(StrEnum):
     LEAVING = "leaving"
     #: Somebody named the one host it shall go to, and this is another.
     NOT_ASKED_FOR = "not-asked-for"
-    #: It was tried there and failed, or the caller knows another reason.
-    EXCLUDED = "excluded"
+    LABEL = "label"
     #: The guest runs under KVM, the host has none.
     KVM = "kvm"
-    LABEL = "label"
-    ANTI_AFFINITY = "anti-affinity"
+    #: It was tried there and failed, or the caller knows another reason.
+    EXCLUDED = "excluded"
     MEMORY = "memory"
     CPU = "cpu"
+    #: A guest of the same word is there.
+    ANTI_AFFINITY = "anti-affinity"
 
 
 @dataclass(frozen=True, kw_only=True)

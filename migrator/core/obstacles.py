@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Mapping
+from dataclasses import dataclass, field
 
 from migrator.core.fleet import Constraint
 from migrator.core.packing import Book, Item
@@ -34,59 +35,100 @@ def count_obstacles(book: Book, item: Item) -> tuple[dict[Constraint, int], str]
         return {Constraint.NOT_ASKED_FOR: len(fleet.hosts)}, f"there is no host {request.only!r}"
     if request.only and request.only == request.guest.host:
         return {Constraint.SAME_HOST: 1}, f"it is on {request.only} already"
-    home = fleet.index.get(request.guest.host)
     if request.only:
-        places = [fleet.index[request.only]]
+        whole = f"only {request.only} was asked for"
+        found = _Found()
+        found.add(book, item, fleet.index[request.only])
     else:
-        places = [place for place in range(len(fleet.hosts)) if place != home]
-    if not places:
-        return {}, "there is no other host"
-    found: Counter[tuple[Constraint, str]] = Counter()
-    best_memory, best_cpus = 0, 0.0
-    for place in places:
-        constraint, detail = _first(book, item, place)
-        found[constraint, detail] += 1
-        if constraint is Constraint.MEMORY:
-            best_memory = max(best_memory, book.memory_left[place])
-        elif constraint is Constraint.CPU:
-            best_cpus = max(best_cpus, book.cpus_left[place])
+        others = len(fleet.hosts) - (request.guest.host in fleet.index)
+        if not others:
+            return {}, "there is no other host"
+        whole = f"{others} other host{'s' * (others > 1)}"
+        found = _everywhere(book, item)
     best = {
-        Constraint.MEMORY: f"{show_bytes(best_memory)} of {show_bytes(item.memory_bytes)}",
-        Constraint.CPU: f"{int(best_cpus)} of {item.vcpus}",
+        Constraint.MEMORY: f"{show_bytes(max(0, found.memory))} of {show_bytes(item.memory_bytes)}",
+        Constraint.CPU: f"{max(0, int(found.cpus))} of {item.vcpus}",
     }
     counted: Counter[Constraint] = Counter()
     parts = []
-    for (constraint, detail), count in sorted(found.items(), key=lambda entry: (-entry[1], entry[0])):
+    for (constraint, detail), count in sorted(found.hosts.items(), key=lambda entry: (-entry[1], entry[0])):
+        if count <= 0:
+            continue
         counted[constraint] += count
         words = f"{count} {_WORDS[constraint][count > 1]}{detail}"
         if constraint in best:
             words += f" ({'best has ' if count > 1 else ''}{best[constraint]})"
         parts.append(words)
-    whole = (
-        f"only {request.only} was asked for"
-        if request.only
-        else f"{len(places)} other host{'s' * (len(places) > 1)}"
-    )
     gave_up = "; there are more ways to rearrange the plan than were tried" if book.tries <= 0 else ""
     return dict(counted), f"{whole}: {', '.join(parts)}{gave_up}"
 
 
-def _first(book: Book, item: Item, place: int) -> tuple[Constraint, str]:
-    fleet, request = book.fleet, item.requests[0]
+@dataclass
+class _Found:
+    """Hosts by the first constraint that each does not meet and what is to be said of it."""
+
+    hosts: Counter[tuple[Constraint, str]] = field(default_factory=Counter)
+    #: The most that any has of what it has too little of.
+    memory: float = 0
+    cpus: float = 0.0
+
+    def add(self, book: Book, item: Item, place: int) -> None:
+        """Count one host."""
+        constraint, detail = _static(book, item, place) or _dynamic(book, item, place)
+        self.hosts[constraint, detail] += 1
+        if constraint is Constraint.MEMORY:
+            self.memory = max(self.memory, book.memory_left[place])
+        elif constraint is Constraint.CPU:
+            self.cpus = max(self.cpus, book.cpus_left[place])
+
+
+def _everywhere(book: Book, item: Item) -> _Found:
+    """Over all hosts but its own, without a look at each of them: there may be many, and many such guests."""
+    fleet, found = book.fleet, _Found()
+    found.hosts.update({(constraint, ""): count for constraint, count in fleet.barred_for.items()})
+    found.hosts.update(book.lacking(item, lambda place: _static(book, item, place)))
+    home = fleet.index.get(item.requests[0].guest.host)
+    apart = item.banned & item.candidates.allowed
+    if home is not None and home not in apart:
+        why = _static(book, item, home)
+        if why is not None:
+            found.hosts[why] -= 1
+    for place in apart - {home}:
+        found.add(book, item, place)
+    by_memory = book.ranking(item).by_memory
+    first = by_memory.below(item.memory_bytes)
+    small = sum(book.memory_left[place] < item.memory_bytes for place in apart)
+    if first > small:
+        found.hosts[Constraint.MEMORY, ""] += first - small
+        best = (left for left, place in by_memory.entries(first, backwards=True) if place not in apart)
+        found.memory = max(found.memory, next(best))
+    for _, place in by_memory.entries(first):
+        if place not in apart:
+            found.add(book, item, place)
+    return found
+
+
+def _static(book: Book, item: Item, place: int) -> tuple[Constraint, str] | None:
+    """What does not depend on who else is there, nor on this one guest more than on others of its kind."""
+    fleet, guest = book.fleet, item.requests[0].guest
     bar = fleet.barred[place]
     if bar is not None:
         return bar, ""
     host = fleet.hosts[place]
-    if host.name in request.excluded:
-        return Constraint.EXCLUDED, f" ({host.name}: {request.excluded[host.name]})"
-    if place not in item.candidates.allowed:
-        for key, value in request.guest.requires.items():
-            if host.labels.get(key) != value:
-                return Constraint.LABEL, f" {key}={value}"
+    for key, value in guest.requires.items():
+        if host.labels.get(key) != value:
+            return Constraint.LABEL, f" {key}={value}"
+    if fleet.needs_kvm(item.requests[0]) and not host.facts.kvm:
         return Constraint.KVM, ""
-    for word in item.words:
-        if book.words(word)[place]:
-            return Constraint.ANTI_AFFINITY, f" {word!r}"
+    return None
+
+
+def _dynamic(book: Book, item: Item, place: int) -> tuple[Constraint, str]:
+    name, excluded = book.fleet.hosts[place].name, item.requests[0].excluded
+    if name in excluded:
+        return Constraint.EXCLUDED, f" ({name}: {excluded[name]})"
     if book.memory_left[place] < item.memory_bytes:
         return Constraint.MEMORY, ""
-    return Constraint.CPU, ""
+    if book.cpus_left[place] < item.vcpus:
+        return Constraint.CPU, ""
+    return Constraint.ANTI_AFFINITY, f" {item.requests[0].guest.anti_affinity!r}"

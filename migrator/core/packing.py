@@ -8,10 +8,10 @@ from __future__ import annotations
 
 from bisect import bisect_left, insort
 from collections import Counter
-from collections.abc import Container, Iterator, Mapping, Sequence
+from collections.abc import Callable, Container, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 
-from migrator.core.fleet import Candidates, Fleet, Request
+from migrator.core.fleet import Candidates, Constraint, Fleet, Request
 
 
 @dataclass(kw_only=True, eq=False)
@@ -62,24 +62,61 @@ class Item:
         )
 
 
-class _Ranking:
-    """The hosts of one set of candidates, the best first; kept in order as they fill."""
+class Sorted:
+    """Hosts in the order of a number that changes as they fill."""
 
-    def __init__(self, places: Sequence[int], book: Book) -> None:
-        self._key = {place: book.rank(place) for place in places}
+    def __init__(self, places: Sequence[int], number: Callable[[int], float]) -> None:
+        self._number = number
+        self._key = {place: number(place) for place in places}
         self._sorted = sorted((key, place) for place, key in self._key.items())
 
-    def update(self, place: int, rank: float) -> None:
+    def update(self, place: int) -> None:
+        """Something went there or away."""
         before = self._key.get(place)
-        if before is not None and before != rank:
+        if before is None:
+            return
+        now = self._number(place)
+        if now != before:
             del self._sorted[bisect_left(self._sorted, (before, place))]
-            insort(self._sorted, (rank, place))
-            self._key[place] = rank
+            insort(self._sorted, (now, place))
+            self._key[place] = now
 
-    def best_first(self, least: float) -> Iterator[int]:
-        """From rank `least` on. Nothing may be placed before it was left."""
-        for at in range(bisect_left(self._sorted, (least, -1)), len(self._sorted)):
-            yield self._sorted[at][1]
+    def __len__(self) -> int:
+        return len(self._sorted)
+
+    def below(self, number: float) -> int:
+        """How many are below."""
+        return bisect_left(self._sorted, (number, -1))
+
+    def entries(self, start: int = 0, *, backwards: bool = False) -> Iterator[tuple[float, int]]:
+        """From one on, or from the one before it downwards. Nothing may change before it is left."""
+        for at in range(start - 1, -1, -1) if backwards else range(start, len(self._sorted)):
+            yield self._sorted[at]
+
+
+class Ranking:
+    """The hosts of one set of candidates, by rank and by memory left."""
+
+    def __init__(self, places: Sequence[int], book: Book) -> None:
+        self.by_memory = Sorted(places, book.memory_left.__getitem__)
+        self.by_rank = self.by_memory if book.pack else Sorted(places, book.rank)
+
+    def update(self, place: int) -> None:
+        """Something went there or away."""
+        self.by_memory.update(place)
+        if self.by_rank is not self.by_memory:
+            self.by_rank.update(place)
+
+    def best_first(self, item: Item, book: Book) -> Iterator[int]:
+        """At least those that have memory for it, the best first."""
+        first = self.by_memory.below(item.memory_bytes)
+        roomy = self.by_memory.entries(first)
+        if book.pack:
+            return (place for _, place in roomy)
+        if 4 * (len(self.by_memory) - first) < len(self.by_memory):
+            # Few have so much: rather through these than through all that are less used.
+            return iter(sorted((place for _, place in roomy), key=lambda place: (book.rank(place), place)))
+        return (place for _, place in self.by_rank.entries())
 
 
 class Book:
@@ -96,7 +133,8 @@ class Book:
         self._groups: dict[str, Counter[int]] = {}
         self._place: dict[Item, int] = {}
         self._on: dict[int, list[Item]] = {}
-        self._rankings: dict[Candidates, _Ranking] = {}
+        self._rankings: dict[Candidates, Ranking] = {}
+        self._lacking: dict[Candidates, Counter[tuple[Constraint, str]]] = {}
         self._done: list[tuple[Item, int, bool]] = []
 
     # -- what is where
@@ -150,9 +188,8 @@ class Book:
             self.words(word)[place] += sign
         if item.group:
             self.group(item.group)[place] += sign * len(item.requests)
-        rank = self.rank(place)
         for ranking in self._rankings.values():
-            ranking.update(place, rank)
+            ranking.update(place)
 
     def words(self, word: str) -> Counter[int]:
         """How many guests of an anti-affinity word each host has or gets."""
@@ -178,20 +215,27 @@ class Book:
         )
 
     def rank(self, place: int) -> float:
-        """Where it stands in the order of choice; lower is first."""
-        left, fleet = self.memory_left[place], self.fleet
-        if self.pack:
-            return left
-        memory = 1 - left / max(1, fleet.capacity_bytes[place])
+        """How much of it is used: the greater part of memory and CPUs."""
+        fleet = self.fleet
+        memory = 1 - self.memory_left[place] / max(1, fleet.capacity_bytes[place])
         cpus = fleet.capacity_cpus[place]
         return max(memory, 1 - self.cpus_left[place] / cpus) if cpus not in (0, float("inf")) else memory
 
-    def ranked(self, item: Item) -> Iterator[int]:
-        """Its candidates that have memory enough (to pack), the best first."""
+    def ranking(self, item: Item) -> Ranking:
+        """Of its candidates."""
         ranking = self._rankings.get(item.candidates)
         if ranking is None:
-            ranking = self._rankings[item.candidates] = _Ranking(item.candidates.places, self)
-        return ranking.best_first(item.memory_bytes if self.pack else float("-inf"))
+            ranking = self._rankings[item.candidates] = Ranking(item.candidates.places, self)
+        return ranking
+
+    def lacking(
+        self, item: Item, why: Callable[[int], tuple[Constraint, str] | None]
+    ) -> Counter[tuple[Constraint, str]]:
+        """Open hosts that are none of its candidates, counted by `why`; the same for all items of its kind."""
+        if item.candidates not in self._lacking:
+            others = (place for place in self.fleet.open if place not in item.candidates.allowed)
+            self._lacking[item.candidates] = Counter(filter(None, map(why, others)))
+        return self._lacking[item.candidates]
 
     def choose(self, item: Item, closed: Container[int] = ()) -> int | None:
         """The best host that can take it now, none of `closed`: with its group, else by rank."""
@@ -201,5 +245,7 @@ class Book:
                 allowed = place in item.candidates.allowed and place not in closed
                 if count > 0 and allowed and self.fits(item, place):
                     return place
-        fitting = (place for place in self.ranked(item) if self.fits(item, place) and place not in closed)
-        return next(fitting, None)
+        for place in self.ranking(item).best_first(item, self):
+            if self.fits(item, place) and place not in closed:
+                return place
+        return None

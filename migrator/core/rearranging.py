@@ -16,6 +16,8 @@ _CHAIN = 3
 #: The largest part of a plan that is solved exactly.
 _EXACT_ITEMS = 14
 _EXACT_HOSTS = 24
+#: Looking at so many hosts is as much work as one try.
+_LOOKS_A_TRY = 20
 
 
 def choose_all(book: Book, items: Sequence[Item]) -> None:
@@ -135,7 +137,7 @@ def _make_room(book: Book, item: Item, chain: int, closed: frozenset[int]) -> bo
     if place is not None:
         book.put(item, place)
         return True
-    if chain == 0:
+    if chain == 0 or book.tries <= 0:
         return False
     for place in _likely(book, item, closed)[:_HOSTS_TRIED]:
         for giving_way in _giving_way(book, item, place):
@@ -156,6 +158,7 @@ def _make_room(book: Book, item: Item, chain: int, closed: frozenset[int]) -> bo
 def _likely(book: Book, item: Item, closed: frozenset[int]) -> list[int]:
     """Hosts that could take it if what this plan sends there went elsewhere; the least lack first."""
     found = []
+    book.tries -= len(book.planned) // _LOOKS_A_TRY
     for place, others in book.planned.items():
         if not others or place in closed or place in item.banned or place not in item.candidates.allowed:
             continue
@@ -289,7 +292,11 @@ def _assign(
 
 def _prefer_urgent(book: Book, items: Sequence[Item]) -> None:
     """Where somebody must stay out, it is not one of higher priority than one that gave him no room."""
-    urgent = [item for item in items if book.place_of(item) is None]
+    placed = [item.requests[0].guest.priority for item in items if book.place_of(item) is not None]
+    least = min(placed, default=0)
+    urgent = [
+        item for item in items if book.place_of(item) is None and item.requests[0].guest.priority > least
+    ]
     for item in sorted(urgent, key=lambda one: -one.requests[0].guest.priority):
         swap = _less_urgent(book, item)
         if swap is not None:
