@@ -1,0 +1,351 @@
+"""The configuration: one TOML file, what it includes, and variables of the environment over both.
+
+Everything that is wrong is said at once, a line each: the file, the dotted key, what is wrong, and what to write.
+"""
+
+from __future__ import annotations
+
+import os
+import tomllib
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any, TypeVar
+
+from pydantic import BaseModel, SecretStr, ValidationError
+
+from migrator.core import policy as core_policy
+from migrator.core.inventory import Guest, Host
+from migrator.core.policy import Policy
+from migrator.errors import UsageError
+from migrator.settings import policies, words
+from migrator.settings.models import (
+    GuestSettings,
+    HostDefaults,
+    HostSettings,
+    HttpSettings,
+    LimitsSettings,
+    MqttSettings,
+    PlacementSettings,
+    PolicySettings,
+    Section,
+    SiteSettings,
+    StoreSettings,
+)
+
+#: Where the service's unit and ``migrator config check`` look for it.
+DEFAULT_PATH = Path("/etc/migrator/migrator.toml")
+
+#: Sections that are there once; the others are in :data:`REPEATED`.
+SECTIONS: Mapping[str, type[Section]] = {
+    "site": SiteSettings,
+    "http": HttpSettings,
+    "mqtt": MqttSettings,
+    "store": StoreSettings,
+    "limits": LimitsSettings,
+    "placement": PlacementSettings,
+    "host_defaults": HostDefaults,
+}
+#: May be in included files too.
+REPEATED: Mapping[str, type[Section]] = {
+    "policies": PolicySettings,
+    "hosts": HostSettings,
+    "guests": GuestSettings,
+}
+#: What a service that runs cannot change.
+_AT_START: Mapping[str, frozenset[str]] = {
+    "site": frozenset({"name", "instance"}),
+    "http": frozenset(HttpSettings.model_fields),
+    "mqtt": frozenset(MqttSettings.model_fields),
+    "store": frozenset({"path"}),
+}
+
+_Model = TypeVar("_Model", bound=BaseModel)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Settings:
+    """All that is configured, checked; see ``config/migrator.toml``."""
+
+    #: Every file it was read from, the main one first.
+    files: tuple[Path, ...] = ()
+    site: SiteSettings = field(default_factory=SiteSettings)
+    http: HttpSettings = field(default_factory=HttpSettings)
+    mqtt: MqttSettings = field(default_factory=MqttSettings)
+    store: StoreSettings = field(default_factory=StoreSettings)
+    limits: LimitsSettings = field(default_factory=LimitsSettings)
+    placement: PlacementSettings = field(default_factory=PlacementSettings)
+    hosts: tuple[HostSettings, ...] = ()
+    guests: tuple[GuestSettings, ...] = ()
+    #: Those built in are not among them, unless they were given other values.
+    policies: Mapping[str, Policy] = field(default_factory=dict)
+
+    def policy(self, name: str) -> Policy:
+        """The policy of that name, configured or built in.
+
+        :raise UsageError: there is none; the message lists those there are.
+        """
+        if name in self.policies:
+            return self.policies[name]
+        try:
+            return core_policy.builtin(name)
+        except UsageError:
+            raise UsageError(
+                f"there is no policy {name!r}; there are {', '.join(policies.known(self.policies))}"
+            ) from None
+
+    def host(self, name: str) -> HostSettings:
+        """What is configured of that host.
+
+        :raise KeyError: nothing.
+        """
+        for host in self.hosts:
+            if host.name == name:
+                return host
+        raise KeyError(name)
+
+    def inventory(self) -> list[Host]:
+        """The hosts as the engine knows them before they have been looked at."""
+        return [host.as_host() for host in self.hosts]
+
+    def rules(self, guest: Guest) -> Guest:
+        """The guest, with what the configuration says of it. Of several entries that match, the last one that gives a
+        key counts. What keeps it from moving anyway stays said.
+        """
+        said: dict[str, Any] = {}
+        for entry in self.guests:
+            if entry.matches(guest):
+                said |= entry.model_dump(exclude={"match"}, exclude_none=True)
+        if said.pop("movable", True) is False and not guest.obstacle:
+            said |= {"obstacle": "the configuration says movable = false", "obstacle_code": "not-movable"}
+        return replace(guest, **said)
+
+
+def load(path: Path | None, *, environ: Mapping[str, str] | None = None) -> Settings:
+    """Read and check the configuration.
+
+    :param path: the file; ``None``: nothing but defaults and variables.
+    :param environ: ``MIGRATOR_SECTION_KEY`` stands for that key; the environment by default.
+    :raise UsageError: it cannot be used; one line for everything that is wrong.
+    """
+    return _Loader(os.environ if environ is None else environ).load(path)
+
+
+def reload(old: Settings, path: Path | None, *, environ: Mapping[str, str] | None = None) -> Settings:
+    """Read it again, for a service that runs with `old`: what is returned can be taken over as a whole.
+
+    :raise UsageError: it cannot be used, or something in it takes a restart; `old` goes on to hold then.
+    """
+    new = load(path, environ=environ)
+    problems = [
+        f"{words.place(path)}{section}.{key}: takes a restart of the service; put it back to reload the rest"
+        for section, keys in _AT_START.items()
+        for key in sorted(keys)
+        if getattr(getattr(old, section), key) != getattr(getattr(new, section), key)
+    ]
+    if problems:
+        raise UsageError("\n".join(problems))
+    return new
+
+
+class _Loader:
+    def __init__(self, environ: Mapping[str, str]) -> None:
+        self._environ = environ
+        self._problems: list[str] = []
+        self._directory = Path.cwd()
+
+    def load(self, path: Path | None) -> Settings:
+        main = {} if path is None else self._read(path)
+        if self._problems or main is None:  # what is in it is not known: nothing else can be said
+            raise UsageError("\n".join(self._problems))
+        if path is not None:
+            self._directory = path.absolute().parent
+        files = [(path, main), *self._included(path, main)]
+        for file, data in files:
+            self._known_tables(file, data, main=file is path)
+        once = {name: self._section(name, path, main.get(name, {})) for name in SECTIONS}
+        hosts = list(self._hosts(files, once["host_defaults"]))
+        configured = self._policies(files)
+        guests = [
+            self._one(GuestSettings, file, key, entry)
+            for file, data in files
+            for key, entry in self._entries(file, data, "guests")
+        ]
+        settings = Settings(
+            files=tuple(file for file, _ in files if file is not None),
+            **{name: found for name, found in once.items() if found is not None and name != "host_defaults"},
+            hosts=tuple(hosts),
+            guests=tuple(guest for guest in guests if guest is not None),
+            policies=configured,
+        )
+        self._policies_exist(settings, files)
+        settings = self._with_password(settings, path)
+        if self._problems:
+            raise UsageError("\n".join(dict.fromkeys(self._problems)))
+        return settings
+
+    # --- files
+
+    def _read(self, path: Path) -> dict[str, Any] | None:
+        try:
+            return tomllib.loads(path.read_text(encoding="utf-8"))
+        except OSError as error:
+            self._problems.append(f"{path}: cannot be read: {error.strerror}")
+        except UnicodeDecodeError:
+            self._problems.append(f"{path}: is not UTF-8")
+        except tomllib.TOMLDecodeError as error:
+            self._problems.append(f"{path}: is no TOML: {str(error)[:1].lower()}{str(error)[1:]}")
+        return None
+
+    def _included(
+        self, path: Path | None, main: dict[str, Any]
+    ) -> Iterator[tuple[Path | None, dict[str, Any]]]:
+        patterns = main.get("include", [])
+        if not isinstance(patterns, list) or not all(isinstance(each, str) and each for each in patterns):
+            self._say(path, "include", 'is a list of patterns: include = ["hosts.d/*.toml"]')
+            return
+        for pattern in patterns:
+            base, relative = self._directory, pattern
+            if pattern.startswith("/"):
+                base, relative = Path("/"), pattern.lstrip("/")
+            for file in sorted(base.glob(relative)):
+                if file.is_file() and (data := self._read(file)) is not None:
+                    yield file, data
+
+    def _known_tables(self, file: Path | None, data: dict[str, Any], *, main: bool) -> None:
+        for name, value in data.items():
+            if name in SECTIONS and not main:
+                self._say(
+                    file, name, "can only be in the main file; included files take " + ", ".join(REPEATED)
+                )
+            elif name not in SECTIONS and name not in REPEATED and name != "include":
+                self._say(file, name, words.unknown(name, [*SECTIONS, *REPEATED, "include"], "section"))
+            elif name in (*SECTIONS, "policies") and not isinstance(value, dict):
+                self._say(file, name, f"is a section: write [{name}]")
+
+    def _entries(
+        self, file: Path | None, data: dict[str, Any], name: str
+    ) -> Iterator[tuple[str, dict[str, Any]]]:
+        entries = data.get(name, [])
+        if not isinstance(entries, list) or not all(isinstance(entry, dict) for entry in entries):
+            self._say(file, name, f"is a list of sections: write [[{name}]] before each")
+            return
+        for number, entry in enumerate(entries):
+            yield f"{name}[{number}]", entry
+
+    # --- sections
+
+    def _section(self, name: str, path: Path | None, given: Any) -> Any:
+        values = dict(given) if isinstance(given, dict) else {}
+        prefix = f"MIGRATOR_{name.upper()}_"
+        variables: dict[str, str] = {}
+        for variable, text in self._environ.items():
+            if variable.startswith(prefix):
+                key = variable.removeprefix(prefix).lower()
+                variables[key] = variable
+                values[key] = _from_variable(text)
+        return self._one(SECTIONS[name], path, name, values, variables=variables)
+
+    def _one(
+        self,
+        model: type[_Model],
+        file: Path | None,
+        key: str,
+        values: Mapping[str, Any],
+        *,
+        variables: Mapping[str, str] | None = None,
+    ) -> _Model | None:
+        directory = self._directory if file is None else file.absolute().parent
+        try:
+            return model.model_validate(values, context={"directory": directory})
+        except ValidationError as error:
+            for problem in error.errors(include_url=False):
+                where = words.dotted(key, problem["loc"])
+                variable = (variables or {}).get(str(problem["loc"][0])) if problem["loc"] else None
+                said = words.of(problem, model, [*SECTIONS.items()])
+                self._problems.append(
+                    f"{variable}: {said}" if variable else f"{words.place(file)}{where}: {said}"
+                )
+        return None
+
+    def _hosts(
+        self, files: list[tuple[Path | None, dict[str, Any]]], defaults: HostDefaults | None
+    ) -> Iterator[HostSettings]:
+        common = defaults.model_dump(exclude_unset=True) if defaults else {}
+        seen: dict[str, str] = {}
+        for file, data in files:
+            for key, entry in self._entries(file, data, "hosts"):
+                labels = entry.get("labels", {})
+                values = common | entry
+                if isinstance(labels, dict) and "labels" in common:
+                    values["labels"] = common["labels"] | labels
+                host = self._one(HostSettings, file, key, values)
+                if host is None:
+                    continue
+                if host.name in seen:
+                    self._say(file, f"{key}.name", f"there is a host {host.name} already: {seen[host.name]}")
+                seen.setdefault(host.name, f"{words.place(file)}{key}")
+                yield host
+
+    def _policies(self, files: list[tuple[Path | None, dict[str, Any]]]) -> dict[str, Policy]:
+        given: dict[str, PolicySettings] = {}
+        places: dict[str, Path | None] = {}
+        for file, data in files:
+            tables = data.get("policies", {})
+            for name, table in tables.items() if isinstance(tables, dict) else ():
+                if name in given:
+                    self._say(file, f"policies.{name}", f"is in {places[name]} too")
+                elif not isinstance(table, dict):
+                    self._say(file, f"policies.{name}", f"is a section: write [policies.{name}]")
+                elif (found := self._one(PolicySettings, file, f"policies.{name}", table)) is not None:
+                    given[name], places[name] = found, file
+        built: dict[str, Policy] = {}
+        for name in given:
+            try:
+                built[name] = policies.build(name, given)
+            except UsageError as error:
+                self._say(places[name], f"policies.{name}", str(error).removeprefix(f"policy {name}: "))
+        return built
+
+    def _policies_exist(self, settings: Settings, files: list[tuple[Path | None, dict[str, Any]]]) -> None:
+        # One that is wrong itself was complained about; that it is used is not wrong too.
+        names = set(policies.known(settings.policies)).union(
+            *(data["policies"] for _, data in files if isinstance(data.get("policies"), dict))
+        )
+        used: list[tuple[Path | None, str, Any]] = [
+            (files[0][0], "site.default_policy", settings.site.default_policy)
+        ]
+        for file, data in files:
+            for key, entry in self._entries(file, data, "guests"):
+                used.append((file, f"{key}.policy", entry.get("policy", "default")))
+        for file, key, name in used:
+            if isinstance(name, str) and name not in names:
+                self._say(file, key, words.unknown(name, sorted(names), "policy"))
+
+    def _with_password(self, settings: Settings, path: Path | None) -> Settings:
+        file = settings.mqtt.password_file
+        if file is None:
+            return settings
+        try:
+            password = file.read_text(encoding="utf-8").rstrip("\r\n")
+        except (OSError, UnicodeDecodeError) as error:
+            why = error.strerror if isinstance(error, OSError) else "it is not UTF-8"
+            self._say(path, "mqtt.password_file", f"{file} cannot be read: {why}")
+            return settings
+        if not password:
+            self._say(path, "mqtt.password_file", f"{file} is empty")
+        mqtt = settings.mqtt.model_copy(update={"password": SecretStr(password)})
+        return replace(settings, mqtt=mqtt)
+
+    def _say(self, file: Path | None, key: str, what: str) -> None:
+        self._problems.append(f"{words.place(file)}{key}: {what}")
+
+
+def _from_variable(text: str) -> Any:
+    """Lists and tables as in TOML; everything else is text, and read as its key wants it."""
+    if text[:1] in ("[", "{"):
+        try:
+            return tomllib.loads(f"value = {text}")["value"]
+        except tomllib.TOMLDecodeError:
+            pass  # refused as the text that it is
+    return text

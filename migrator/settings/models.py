@@ -1,0 +1,271 @@
+"""What can be configured, section by section. ``config/migrator.toml`` says of each key what it is for."""
+
+from __future__ import annotations
+
+import re
+import socket
+from fnmatch import fnmatchcase
+from pathlib import Path
+from typing import Annotated, Any, Literal, Self
+
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, SecretStr, model_validator
+
+from migrator.core.inventory import Guest, Host
+from migrator.core.placement import Strategy
+from migrator.core.policy import LastResort, Postcopy
+from migrator.settings.values import (
+    AutoOrBool,
+    FileMode,
+    FilePath,
+    Listen,
+    ListenAddress,
+    Name,
+    OptionalPath,
+    Rate,
+    RateOrAuto,
+    Ratio,
+    Seconds,
+    SecondsOrNone,
+    Secret,
+    Size,
+    SshAddress,
+    Text,
+    wrong,
+)
+
+Positive = Annotated[int, Field(ge=1)]
+#: Longer than nothing.
+Duration = Annotated[Seconds, Field(gt=0)]
+#: A command and its arguments; no shell reads it.
+Arguments = tuple[Text, ...]
+
+
+class Section(BaseModel):
+    """Frozen; an unknown key is refused."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", hide_input_in_errors=True)
+
+
+def _instance() -> str:
+    return re.sub(r"[^A-Za-z0-9._-]", "-", socket.gethostname().partition(".")[0])[:64] or "migrator"
+
+
+class SiteSettings(Section):
+    """``[site]``"""
+
+    name: Name = "default"
+    instance: Name = Field(default_factory=_instance)
+    default_policy: Name = "default"
+    log_format: Literal["auto", "json", "console"] = "auto"
+    log_level: Literal["debug", "info", "warning", "error"] = "info"
+    stop_timeout: Duration = 60.0
+
+
+class HttpSettings(Section):
+    """``[http]``"""
+
+    socket: OptionalPath = Path("/run/migrator/api.sock")
+    socket_mode: FileMode = 0o660
+    socket_owner: str = ""
+    socket_group: str = ""
+    listen: ListenAddress = None
+    tls_certificate: OptionalPath = None
+    tls_key: OptionalPath = None
+    metrics_listen: ListenAddress = Listen(host="127.0.0.1", port=9733)
+    requests_per_second: Annotated[float, Field(gt=0)] = 50.0
+    burst: Positive = 200
+    streams: Positive = 256
+    streams_per_caller: Positive = 32
+    max_body: Annotated[Size, Field(ge=1024)] = 65_536
+    request_timeout: Duration = 60.0
+
+    @model_validator(mode="after")
+    def _safe(self) -> Self:
+        if (self.tls_certificate is None) != (self.tls_key is None):
+            raise wrong("tls_certificate and tls_key belong together: give both or neither")
+        if self.listen is not None and not self.listen.loopback and self.tls_key is None:
+            raise wrong(
+                f"listen = {str(self.listen)!r} can be reached from elsewhere, which takes tls_certificate and tls_key"
+            )
+        if self.socket is None and self.listen is None:
+            raise wrong("with neither socket nor listen nobody could reach the service: give one")
+        return self
+
+
+class MqttSettings(Section):
+    """``[mqtt]``"""
+
+    host: str = ""
+    port: Annotated[int, Field(ge=1, le=65535)] | None = None
+    tls: bool = False
+    tls_ca: OptionalPath = None
+    tls_certificate: OptionalPath = None
+    tls_key: OptionalPath = None
+    username: str = ""
+    password: Secret = SecretStr("")
+    password_file: OptionalPath = None
+    operators: tuple[Name, ...] = ()
+    viewers: tuple[Name, ...] = ()
+    protocol: Literal["auto", "5", "3.1.1"] = "auto"
+    keepalive: Annotated[Seconds, Field(ge=1, le=65535)] = 15.0
+    timeout: Duration = 5.0
+    session_expiry: Duration = 86_400.0
+    queue_limit: Positive = 10_000
+    max_command_size: Annotated[Size, Field(ge=1024)] = 65_536
+    max_reply_size: Annotated[Size, Field(ge=1024)] = 1 << 20
+    max_commands: Positive = 32
+    command_lifetime: Duration = 600.0
+    clock_tolerance: Seconds = 300.0
+    keep_ended: Seconds = 86_400.0
+    progress_interval: Annotated[Seconds, Field(ge=1)] = 1.0
+
+    @model_validator(mode="after")
+    def _whole(self) -> Self:
+        if self.tls_key is not None and self.tls_certificate is None:
+            raise wrong("tls_key is of no use without tls_certificate")
+        if not self.tls and (self.tls_ca or self.tls_certificate):
+            raise wrong("tls_ca and tls_certificate are of no use without tls = true")
+        if self.password.get_secret_value() and self.password_file:
+            raise wrong("password and password_file contradict each other: give one")
+        if (self.password.get_secret_value() or self.password_file) and not self.username:
+            raise wrong("a password is of no use without username")
+        if both := set(self.operators) & set(self.viewers):
+            raise wrong(
+                f"{', '.join(sorted(both))} is in operators and in viewers: operators may look anyway"
+            )
+        return self
+
+    @property
+    def broker_port(self) -> int:
+        """As given, else the usual one with or without TLS."""
+        return self.port or (8883 if self.tls else 1883)
+
+
+class StoreSettings(Section):
+    """``[store]``"""
+
+    path: FilePath = Path("/var/lib/migrator/journal.db")
+    retention: Duration = 90 * 86_400.0
+    prune_interval: Duration = 3600.0
+
+
+class LimitsSettings(Section):
+    """``[limits]``"""
+
+    migrations_at_a_time: Positive = 100
+    link_reserve: Annotated[Ratio, Field(lt=1)] = 0.1
+    assumed_link_speed: Annotated[Rate, Field(ge=1 << 20)] = 1_187_500_000
+    sharing_at_a_time: Positive = 3
+    prepared_per_source: Positive = 2
+    prepared_per_target: Positive = 4
+    attempts: Positive = 3
+    first_pause: Duration = 5.0
+    refresh_interval: Duration = 180.0
+    ssh_sessions: Annotated[int, Field(ge=1, le=64)] = 8
+    ssh_connect_timeout: Duration = 10.0
+    ssh_keepalive: Duration = 5.0
+
+
+class PlacementSettings(Section):
+    """``[placement]``"""
+
+    strategy: Strategy = Strategy.SPREAD
+    max_tries: Positive = 20_000
+
+
+def _absolute(value: Any) -> Any:
+    if isinstance(value, str) and value and not value.startswith("/"):
+        raise wrong(f"{value!r} is no absolute path on the host")
+    return value
+
+
+#: A path on the host, not here.
+HostPath = Annotated[str, BeforeValidator(_absolute)]
+
+
+class HostDefaults(Section):
+    """``[host_defaults]``: what :class:`HostSettings` take that say nothing else."""
+
+    key_file: OptionalPath = None
+    known_hosts: OptionalPath = None
+    sockets: tuple[HostPath, ...] = ("/run/qemu/*.qmp", "/run/migrator/*/*.qmp")
+    qemu: HostPath = ""
+    run_dir: HostPath = ""
+    log_dir: HostPath = ""
+    systemd: AutoOrBool = None
+    start_timeout: Duration = 30.0
+    launch: Literal["replicate", "template", "attached"] = "replicate"
+    template: Arguments = ()
+    attached: HostPath = ""
+    fence_command: Arguments = ()
+    link_speed: RateOrAuto = None
+    memory: Size = 0
+    memory_reserve: Size = 2 << 30
+    cpu_overcommit: Annotated[float, Field(gt=0)] = 4.0
+    labels: dict[Text, str] = Field(default_factory=dict)
+    max_incoming: Positive | None = None
+    max_outgoing: Positive | None = None
+
+
+class HostSettings(HostDefaults):
+    """One of ``[[hosts]]``."""
+
+    name: Name
+    ssh: SshAddress | None = None
+    prefix: Arguments = ()
+    address: Text = "127.0.0.1"
+
+    @model_validator(mode="after")
+    def _whole(self) -> Self:
+        if self.ssh is not None and self.prefix:
+            raise wrong("ssh and prefix contradict each other: a prefix is for hosts on this machine")
+        if not any(self.sockets):
+            raise wrong("sockets is empty: no guest would ever be found there")
+        if self.launch == "template" and not self.template:
+            raise wrong('launch = "template" takes template: the command that starts the QEMU')
+        if self.launch == "attached" and not self.attached:
+            raise wrong('launch = "attached" takes attached: the QMP socket of the QEMU that waits')
+        return self
+
+    def as_host(self) -> Host:
+        """What the engine knows of it before it has been looked at."""
+        return Host(
+            name=self.name,
+            address=self.address,
+            link_bytes_per_second=self.link_speed,
+            memory_bytes=self.memory,
+            memory_reserve_bytes=self.memory_reserve,
+            cpu_overcommit_ratio=self.cpu_overcommit,
+            labels=self.labels,
+            max_incoming=self.max_incoming,
+            max_outgoing=self.max_outgoing,
+        )
+
+
+class GuestSettings(Section):
+    """One of ``[[guests]]``; what is not given is left to the others that match."""
+
+    match: Text
+    policy: Name | None = None
+    priority: int | None = None
+    group: str | None = None
+    anti_affinity: str | None = None
+    requires: dict[Text, str] | None = None
+    movable: bool | None = None
+
+    def matches(self, guest: Guest) -> bool:
+        """By uuid, name, or HOST/NAME."""
+        names = (guest.uuid, guest.name, guest.key, f"{guest.host}/{guest.name}")
+        return any(name and fnmatchcase(name, self.match) for name in names)
+
+
+class PolicySettings(Section):
+    """One of ``[policies.NAME]``; what is not given is as in the policy that it extends."""
+
+    extends: Name | None = None
+    max_downtime: Seconds | None = None
+    max_bandwidth: RateOrAuto = None
+    max_throttle: Ratio | None = None
+    postcopy: Postcopy | None = None
+    max_duration: SecondsOrNone = None
+    last_resort: LastResort | None = None

@@ -1,0 +1,51 @@
+"""Policies from the configuration: each is another one, with some fields instead."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import replace
+
+from migrator.core.policy import Policy, Postcopy, builtin
+from migrator.errors import UsageError
+from migrator.settings import words
+from migrator.settings.models import PolicySettings
+
+BUILTIN = ("default", "gentle", "must-finish", "postcopy-first", "offline")
+#: As a person writes it, and as :class:`~migrator.core.policy.Policy` has it.
+_FIELDS = {
+    "max_downtime": "max_downtime_seconds",
+    "max_bandwidth": "max_bandwidth_bytes_per_second",
+    "max_throttle": "max_throttle_ratio",
+    "postcopy": "postcopy",
+    "max_duration": "max_duration_seconds",
+    "last_resort": "last_resort",
+}
+
+
+def known(configured: Mapping[str, object]) -> list[str]:
+    """The names of all policies."""
+    return [*BUILTIN, *(name for name in configured if name not in BUILTIN)]
+
+
+def build(name: str, given: Mapping[str, PolicySettings], *, chain: tuple[str, ...] = ()) -> Policy:
+    """That policy, with all that it extends.
+
+    Without ``extends`` one that is named like one built in extends that, and any other ``default``.
+
+    :raise UsageError: one that it extends does not exist or extends it in turn, or the result contradicts itself.
+    """
+    settings = given[name]
+    parent = settings.extends or (name if name in BUILTIN else "default")
+    if parent != name and parent in chain:
+        raise UsageError(f"extends itself: {' → '.join((*chain, name, parent))}")
+    if parent != name and parent in given:
+        base = build(parent, given, chain=(*chain, name))
+    elif parent in BUILTIN:
+        base = builtin(parent)
+    else:
+        raise UsageError(f"extends: {words.unknown(parent, known(given), 'policy')}")
+    changes = {_FIELDS[key]: getattr(settings, key) for key in settings.model_fields_set - {"extends"}}
+    if settings.postcopy is Postcopy.IMMEDIATE:
+        # As Policy.but does: it waits for no round that a throttle could shorten.
+        changes.setdefault("max_throttle_ratio", 0.0)
+    return replace(base, name=name, **changes)

@@ -1,0 +1,187 @@
+"""What a person may write for a value: suffixes, paths, addresses; each becomes a base unit once, here."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Any
+
+from pydantic import BeforeValidator, SecretStr, StringConstraints, ValidationInfo
+from pydantic_core import PydanticCustomError
+
+from migrator import units
+from migrator.errors import UsageError
+
+
+def wrong(message: str) -> PydanticCustomError:
+    """What a validator raises; the message is shown as it is."""
+    # As a parameter: braces in a message would be taken for parameters.
+    return PydanticCustomError("wrong", "{message}", {"message": message})
+
+
+def _in_units(parse: Callable[[str], Any]) -> BeforeValidator:
+    def validate(value: Any) -> Any:
+        if value is None:  # as it was understood before
+            return None
+        if isinstance(value, bool) or not isinstance(value, (str, int, float)):
+            value = str(value)
+        try:
+            return parse(value if isinstance(value, str) else f"{value:f}".rstrip("0").rstrip("."))
+        except UsageError as error:
+            raise wrong(str(error)) from None
+
+    return BeforeValidator(validate)
+
+
+def _auto(parse: Callable[[str], int]) -> Callable[[str], int | None]:
+    return lambda text: None if text.strip().lower() == "auto" else parse(text)
+
+
+def _none(parse: Callable[[str], float]) -> Callable[[str], float | None]:
+    return lambda text: None if text.strip().lower() == "none" else parse(text)
+
+
+#: ``300ms``, ``10m``; seconds.
+Seconds = Annotated[float, _in_units(units.seconds)]
+#: ``10m``, or ``none``: without a limit.
+SecondsOrNone = Annotated[float | None, _in_units(_none(units.seconds))]
+#: ``64KiB``; bytes.
+Size = Annotated[int, _in_units(units.size)]
+#: ``10Gbit/s``; bytes per second.
+Rate = Annotated[int, _in_units(units.rate)]
+#: ``1GiB/s``, or ``auto``.
+RateOrAuto = Annotated[int | None, _in_units(_auto(units.rate))]
+#: ``80%``, ``0.8``.
+Ratio = Annotated[float, _in_units(units.ratio)]
+
+
+def _name(value: Any) -> Any:
+    if isinstance(value, str) and not re.fullmatch(r"[A-Za-z0-9._-]{1,64}", value):
+        raise wrong(f"{value!r} cannot be a name: use 1 to 64 of A-Z a-z 0-9 . _ -")
+    return value
+
+
+#: Ids, hosts, sites.
+Name = Annotated[str, BeforeValidator(_name)]
+#: Not empty.
+Text = Annotated[str, StringConstraints(min_length=1)]
+
+
+def _path(value: Any, info: ValidationInfo) -> Any:
+    if not isinstance(value, str):
+        return value
+    if not value or "\0" in value:
+        raise wrong(f"{value!r} is no path")
+    # A relative one starts where the file is that it stands in.
+    return (info.context or {}).get("directory", Path()) / Path(value).expanduser()
+
+
+#: Absolute once it is loaded.
+FilePath = Annotated[Path, BeforeValidator(_path)]
+
+
+def _path_or_none(value: Any, info: ValidationInfo) -> Any:
+    return None if value == "" else _path(value, info)
+
+
+#: Empty: none.
+OptionalPath = Annotated[Path | None, BeforeValidator(_path_or_none)]
+
+
+def _secret(value: Any) -> Any:
+    # Else the message would repeat what was given.
+    if not isinstance(value, (str, SecretStr)):
+        raise wrong("a secret is a string in quotes")
+    return value
+
+
+#: Never printed.
+Secret = Annotated[SecretStr, BeforeValidator(_secret)]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Ssh:
+    """Where an SSH server is, from ``user@host:port``."""
+
+    host: str
+    port: int = 22
+    #: Empty: as whom the service runs.
+    user: str = ""
+
+
+def _ssh(value: Any) -> Any:
+    match = re.fullmatch(
+        r"(?:([^@\s:/]+)@)?(?:\[([0-9A-Fa-f:.]+(?:%[\w.-]+)?)\]|([^\s:@/\[\]]+))(?::([0-9]{1,5}))?",
+        str(value),
+    )
+    if not isinstance(value, str) or match is None or str(value).startswith("-"):
+        raise wrong(
+            f"{value!r} is no SSH address: write it like root@host-1, host-1:2222 or root@[fd00::1]:22"
+        )
+    user, v6, host, port = match.groups()
+    return Ssh(user=user or "", host=v6 or host, port=_port(port or "22"))
+
+
+#: ``user@host:port``.
+SshAddress = Annotated[Ssh, BeforeValidator(_ssh)]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Listen:
+    """Where to listen, from ``HOST:PORT``."""
+
+    host: str
+    port: int
+
+    def __str__(self) -> str:
+        return f"[{self.host}]:{self.port}" if ":" in self.host else f"{self.host}:{self.port}"
+
+    @property
+    def loopback(self) -> bool:
+        """Only this machine can reach it."""
+        return self.host in ("::1", "localhost") or self.host.startswith("127.")
+
+
+def _listen(value: Any) -> Any:
+    if value == "":
+        return None
+    match = re.fullmatch(r"(?:\[([0-9A-Fa-f:.]+(?:%[\w.-]+)?)\]|([^\s:\[\]]+)):([0-9]{1,5})", str(value))
+    if match is None:
+        raise wrong(f"{value!r} is no address to listen at: write it like 127.0.0.1:8443 or [::]:8443")
+    return Listen(host=match[1] or match[2], port=_port(match[3], least=0))
+
+
+def _port(text: str, *, least: int = 1) -> int:
+    if not least <= int(text) <= 65535:
+        raise wrong(f"there is no port {text}")
+    return int(text)
+
+
+#: ``HOST:PORT``; empty: nowhere.
+ListenAddress = Annotated[Listen | None, BeforeValidator(_listen)]
+
+
+def _auto_or_bool(value: Any) -> Any:
+    if value == "auto":
+        return None
+    if isinstance(value, str) and value in ("true", "false"):  # from a variable
+        return value == "true"
+    if value is None or isinstance(value, bool):
+        return value
+    raise wrong(f'{value!r} is none of true, false and "auto"')
+
+
+#: ``true``, ``false``, or ``"auto"``, which is ``None``.
+AutoOrBool = Annotated[bool | None, BeforeValidator(_auto_or_bool)]
+
+
+def _mode(value: Any) -> Any:
+    if isinstance(value, str) and re.fullmatch(r"0?[0-7]{3}", value):
+        return int(value, 8)
+    raise wrong(f'{value!r} is no file mode: write it in quotes, like "0660"')
+
+
+#: ``"0660"``.
+FileMode = Annotated[int, BeforeValidator(_mode)]
