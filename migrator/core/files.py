@@ -55,6 +55,19 @@ class FileSeen:
 
 
 @dataclass(frozen=True, kw_only=True)
+class Offer:
+    """What one QEMU program knows; whatever could not be read is empty."""
+
+    #: Tells this file from another, and from itself after an upgrade.
+    identity: str = ""
+    version: str = ""
+    #: What it lists with ``-machine help``, ``-device help`` and ``-cpu help``.
+    machines: frozenset[str] = frozenset()
+    devices: frozenset[str] = frozenset()
+    cpus: frozenset[str] = frozenset()
+
+
+@dataclass(frozen=True, kw_only=True)
 class Seen:
     """What was read of one host for one guest."""
 
@@ -63,13 +76,9 @@ class Seen:
     chains: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
     #: Images that qemu-img complained about, with its words.
     complaints: Mapping[str, str] = field(default_factory=dict)
-    #: The QEMU that would be started there, and its version; empty: none was found.
+    #: The QEMU that would be started there; empty: none was found.
     qemu: str = ""
-    version: str = ""
-    #: What it lists as its machine types, devices and CPU models; empty: not read.
-    machines: frozenset[str] = frozenset()
-    devices: frozenset[str] = frozenset()
-    cpus: frozenset[str] = frozenset()
+    offer: Offer = field(default_factory=Offer)
     #: Network interfaces and the bridge they are on.
     masters: Mapping[str, str] = field(default_factory=dict)
     #: Device and inode (``major:minor:inode``) of images that some process there holds open for writing.

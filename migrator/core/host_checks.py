@@ -169,7 +169,7 @@ def _size(text: str) -> int:
 
 
 def _versions(case: Case) -> Iterator[Finding]:
-    seen, version = case.seen_there, case.seen_there.version
+    seen, offer = case.seen_there, case.seen_there.offer
     if not seen.qemu:
         known = ", ".join(f"{path} ({version})" for path, version in sorted(case.there.qemus.items()))
         name = case.command.program or "QEMU"
@@ -177,34 +177,34 @@ def _versions(case: Case) -> Iterator[Finding]:
             "qemu-missing", f"{name} was not found at {case.target}" + (f", only {known}" if known else "")
         )
         return
-    mine, theirs = _version(case.source.version)[:2], _version(version)[:2]
+    mine, theirs = _version(case.source.version)[:2], _version(offer.version)[:2]
     if theirs and theirs < _OLDEST:
-        yield finding("qemu-too-old", f"{seen.qemu} at {case.target} is QEMU {version}")
+        yield finding("qemu-too-old", f"{seen.qemu} at {case.target} is QEMU {offer.version}")
     elif theirs and theirs < mine:
         yield finding(
             "qemu-older",
-            f"{seen.qemu} at {case.target} is QEMU {version}, the guest runs in {case.source.version}",
+            f"{seen.qemu} at {case.target} is QEMU {offer.version}, the guest runs in {case.source.version}",
         )
     machine = case.source.machine
-    if seen.machines and machine and machine not in seen.machines:
+    if offer.machines and machine and machine not in offer.machines:
         yield finding(
             "machine-not-offered", f"{seen.qemu} at {case.target} does not know the machine type {machine}"
         )
     elif machine and theirs and theirs != mine and not re.search(r"\d\.\d", machine):
         yield finding(
             "machine-unversioned",
-            f"the machine type {machine} has no version, and QEMU is {case.source.version} here and {version} there",
+            f"the machine type {machine} has no version; QEMU is {case.source.version} here and {offer.version} there",
         )
-    if seen.devices:
+    if offer.devices:
         drivers = {device.driver for device in case.source.devices if " " not in device.driver}
-        for driver in sorted(drivers - seen.devices):
+        for driver in sorted(drivers - offer.devices):
             yield finding(
                 "device-not-offered", f"{seen.qemu} at {case.target} does not know the device {driver}"
             )
-    if seen.cpus:
+    if offer.cpus:
         types = {cpu.split()[0] for cpu in case.source.cpus}
         models = {kind.removesuffix("-x86_64-cpu") for kind in types if kind.endswith("-x86_64-cpu")}
-        for model in sorted(models - seen.cpus):
+        for model in sorted(models - offer.cpus):
             yield finding(
                 "cpu-not-offered", f"{seen.qemu} at {case.target} does not know the CPU model {model}"
             )

@@ -11,10 +11,10 @@ import re
 import secrets
 import stat
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from migrator.core.command_line import path_of
-from migrator.core.files import FileSeen, Kind, Same, Seen
+from migrator.core.files import FileSeen, Kind, Offer, Same, Seen
 from migrator.errors import HostError
 from migrator.hosts.access import Access
 
@@ -35,12 +35,12 @@ _MARKER = ".migrator-probe-"
 #: has asked for before at once.
 _PATIENCE = 20
 
-# Arguments: a pid or nothing; how many QEMUs to choose from, and these, best first; how many paths, and these; then the
-# format and path of each image.
+# Arguments: a pid or nothing; the QEMU that is known already; how many to choose from, and these, best first; how many
+# paths, and these; then the format and path of each image.
 # Answers end with NUL, as anything else may stand in a path.
 _SCRIPT = rb"""
 LC_ALL=C; export LC_ALL
-pid=$1 qemus=$2; shift 2
+pid=$1 known=$2 qemus=$3; shift 3
 put() { printf '%s\0' "$@"; }
 directory=; program=
 if [ -n "$pid" ]; then
@@ -70,11 +70,10 @@ while [ "$qemus" -gt 0 ]; do
   [ -x "$qemu" ] || qemu=
   shift
 done
-put "$qemu"
-[ -n "$qemu" ] && timeout 10 "$qemu" --version </dev/null 2>/dev/null
-put ''
-for what in machine device cpu; do
-  [ -n "$qemu" ] && timeout 10 "$qemu" "-$what" help </dev/null 2>/dev/null
+identity=; [ -z "$qemu" ] || identity=$(stat -L -c '%d:%i:%Y:%s' -- "$qemu")
+put "$qemu" "$identity"
+for what in --version '-machine help' '-device help' '-cpu help'; do
+  [ -z "$qemu" ] || [ "$identity" = "$known" ] || timeout 10 "$qemu" $what </dev/null 2>/dev/null
   put ''
 done
 paths=$1; shift
@@ -140,6 +139,8 @@ class Question:
     images: Mapping[str, str] | None = None
     #: QEMUs, the first of which that is there is asked what it knows: paths, or names to be found in PATH.
     qemus: Sequence[str] = ()
+    #: What is known of it from before: it is not asked again as long as it is the same file.
+    known: Offer | None = None
     #: The process from whose directory relative paths go.
     pid: int | None = None
     #: The same where there is no process.
@@ -156,7 +157,12 @@ async def look(access: Access, question: Question, *, timeout: float = 30.0) -> 
     root = "" if question.pid is not None else question.directory
     argv = [
         *("sh", "-s", "--", "" if question.pid is None else str(question.pid)),
-        *(str(len(question.qemus)), *question.qemus, str(len(question.paths))),
+        *(
+            question.known.identity if question.known else "",
+            str(len(question.qemus)),
+            *question.qemus,
+            str(len(question.paths)),
+        ),
         *(_absolute(path, root) for path in question.paths),
         *(word for path, kind in images.items() for word in (kind, _absolute(path, root))),
     ]
@@ -164,7 +170,9 @@ async def look(access: Access, question: Question, *, timeout: float = 30.0) -> 
     answers = output.text.split("\0")
     if answers[-2:] != ["end", ""]:
         raise HostError(access.name, f"its files cannot be read: {output.complaint or 'no answer'}")
-    return parse(answers, paths=question.paths, images=images, directory=root or "/")
+    seen = parse(answers, paths=question.paths, images=images, directory=root or "/")
+    known = question.known
+    return replace(seen, offer=known) if known and known.identity == seen.offer.identity else seen
 
 
 def _absolute(path: str, root: str) -> str:
@@ -175,7 +183,7 @@ def parse(answers: Sequence[str], *, paths: Sequence[str], images: Mapping[str, 
     """Read the script's answer. Pure."""
     rest = iter(answers)
     user, where, program, mounts, locks, links = (next(rest) for _ in range(6))
-    qemu, version, machines, devices, cpus = (next(rest) for _ in range(5))
+    qemu, identity, version, machines, devices, cpus = (next(rest) for _ in range(6))
     numbered = re.search(r"version (\d+(?:\.\d+)+)", version)
     table = list(_mounts(mounts))
     files = {path: _file(next(rest), next(rest), next(rest), table) for path in paths}
@@ -194,10 +202,13 @@ def parse(answers: Sequence[str], *, paths: Sequence[str], images: Mapping[str, 
         chains=chains,
         complaints=complaints,
         qemu=qemu,
-        version=numbered[1] if numbered else "",
-        machines=frozenset(line.split()[0] for line in machines.splitlines()[1:] if line.strip()),
-        devices=frozenset(re.findall(r'^name "([^"]+)"', devices, re.MULTILINE)),
-        cpus=frozenset(re.findall(r"^\s*(?:x86\s+)?([A-Za-z0-9][\w.+-]*)", cpus, re.MULTILINE)),
+        offer=Offer(
+            identity=identity,
+            version=numbered[1] if numbered else "",
+            machines=frozenset(line.split()[0] for line in machines.splitlines()[1:] if line.strip()),
+            devices=frozenset(re.findall(r'^name "([^"]+)"', devices, re.MULTILINE)),
+            cpus=frozenset(re.findall(r"^\s*(?:x86\s+)?([A-Za-z0-9][\w.+-]*)", cpus, re.MULTILINE)),
+        ),
         masters=dict(re.findall(r"^\d+: ([^:@\s]+)[:@].* master (\S+)", links, re.MULTILINE)),
         written=frozenset(_written(locks)),
         user=int(user) if user.isdigit() else None,

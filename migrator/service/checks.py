@@ -9,6 +9,7 @@ from typing import Protocol
 
 from migrator.core import host_checks, host_disks, host_files, host_network
 from migrator.core.command_line import CommandLine, path_of
+from migrator.core.files import Offer
 from migrator.core.findings import errors_first
 from migrator.core.host_case import Case
 from migrator.core.inventory import Guest, HostFacts
@@ -40,6 +41,8 @@ class HostChecks:
 
     def __init__(self, *, seconds: float = _SECONDS) -> None:
         self._seconds = seconds
+        #: What the QEMU of a host was found to know, by name of the host: asking it costs more than all the rest.
+        self._offers: dict[str, Offer] = {}
 
     async def check(
         self,
@@ -62,12 +65,21 @@ class HostChecks:
         :raise HostError: when a host cannot be asked, or not in time.
         :raise QemuError: when the source's QEMU cannot.
         """
+
+        async def judged() -> tuple[Finding, ...]:
+            case = await self._read(guest, source, source_access, target_access, here, there, qemu)
+            return host_checks.check(replace(case, policy=policy))
+
+        remembered = target_access.name in self._offers
         try:
             async with asyncio.timeout(self._seconds):
-                case = await self._read(guest, source, source_access, target_access, here, there, qemu)
+                found = await judged()
+                if remembered and any(each.code.endswith("-not-offered") for each in found):
+                    # A module package may have been installed meanwhile, which leaves the program as it was.
+                    self._offers.pop(target_access.name, None)
+                    found = await judged()
         except TimeoutError:
             raise HostError(target_access.name, f"it was not checked within {self._seconds:g} s") from None
-        found = host_checks.check(replace(case, policy=policy))
         return errors_first([*host_checks.obstacle(guest), *found])
 
     async def _read(
@@ -98,9 +110,12 @@ class HostChecks:
             paths=_each_once([*paths, *based]),
             images=images,
             qemus=qemus,
+            known=self._offers.get(target_access.name),
             directory=seen_here.directory,
         )
         seen_there = await look(target_access, question)
+        if seen_there.offer.devices:
+            self._offers[target_access.name] = seen_there.offer
         further = [file for chain in seen_there.chains.values() for file in chain[1:]]
         unread = _each_once([file for file in (*based, *further) if file not in seen_here.files])
         if unread:

@@ -61,6 +61,22 @@ class Counting:
     close = property(lambda self: self._inner.close)
 
 
+class Nameless(Counting):
+    """Shows a QEMU as started from a path that is nowhere else."""
+
+    def __init__(self, inner: Counting, qemu: Qemu) -> None:
+        super().__init__(inner._inner)
+        self._qemu = qemu
+
+    async def process(self, pid: int) -> Any:
+        """The process, by another name."""
+        process = await self._inner.process(pid)
+        assert process is not None
+        arguments = ["/nowhere/qemu-system-none", *process.arguments()[1:]]
+        process.arguments = lambda: arguments  # type: ignore[method-assign]
+        return process
+
+
 def way(host: Host, prefix: Sequence[str] = ()) -> Counting:
     return Counting(LocalAccess(host.name, (*prefix, *host.prefix)))
 
@@ -233,6 +249,40 @@ class TestTarget:
             "cpu-not-offered",
         ]
         assert "2.12.0" in found[0].message
+
+    async def test_what_a_qemu_knows_is_remembered_but_never_held_against_it(
+        self, lab: Lab, hosts: Hosts, tmp_path: Path
+    ) -> None:
+        qemu = await start(lab, hosts)
+        # Only where the source's own program is not there is the configured one taken.
+        alpha, beta, script = Nameless(way(hosts["alpha"]), qemu), way(hosts["beta"]), tmp_path / "qemu"
+        asked = tmp_path / "asked"
+        # Knows what a file beside it says: a program that finds a module which was installed later.
+        (tmp_path / "devices").write_text('name "e1000", bus PCI\n')
+        script.write_text(
+            f'#!/bin/sh\necho "$@" >>{asked}\n[ "$1" = -device ] && exec cat {tmp_path}/devices\n'
+            f'exec {qemu.binary.resolve()} "$@"\n'
+        )
+        script.chmod(0o755)
+        guest = guest_of(qemu)
+        facts = await read_facts(alpha, address="127.0.0.1")
+        checks = HostChecks()
+        async with connected(qemu) as source:
+
+            async def found() -> set[str]:
+                return {
+                    each.code
+                    for each in await checks.check(
+                        guest, source, alpha, beta, here=facts, there=facts, qemu=str(script)
+                    )
+                } - ALWAYS
+
+            assert await found() == {"device-not-offered"}
+            (tmp_path / "devices").write_text('name "virtio-blk-pci", bus PCI\n')
+            assert await found() == set()
+            before = asked.read_text()
+            assert await found() == set()
+            assert asked.read_text() == before
 
     async def test_no_qemu(self, lab: Lab, hosts: Hosts, tmp_path: Path) -> None:
         qemu = await start(lab, hosts)

@@ -7,6 +7,7 @@ import os
 import shutil
 import subprocess
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -165,10 +166,20 @@ class TestLook:
             pytest.skip("there is no qemu-system-x86_64")
         seen = await look(HERE, Question(qemus=["/no/such", "qemu-system-x86_64"]))
         assert seen.qemu == shutil.which("qemu-system-x86_64")
-        assert seen.version.startswith(("7.", "8.", "9.", "10."))
-        assert {"pc-q35-7.2", "microvm"} <= seen.machines
-        assert {"virtio-blk-pci", "virtio-net-pci", "vfio-pci"} <= seen.devices
-        assert {"qemu64", "host", "EPYC", "max"} <= seen.cpus
+        offer = seen.offer
+        assert offer.version.startswith(("7.", "8.", "9.", "10."))
+        assert {"pc-q35-7.2", "microvm"} <= offer.machines
+        assert {"virtio-blk-pci", "virtio-net-pci", "vfio-pci"} <= offer.devices
+        assert {"qemu64", "host", "EPYC", "max"} <= offer.cpus
+        # What is known is not asked again; another program is.
+        known = replace(offer, cpus=frozenset({"only here"}))
+        again = await look(HERE, Question(qemus=["qemu-system-x86_64"], known=known))
+        assert again.offer == known
+        assert again.qemu == seen.qemu
+        stale = await look(
+            HERE, Question(qemus=["qemu-system-x86_64"], known=replace(known, identity="1:1:1:1"))
+        )
+        assert stale.offer == offer
 
     async def test_disk_of_this_machine_has_a_number_of_its_own(self) -> None:
         disks = [path for path in Path("/dev").glob("vd?") if path.is_block_device()]

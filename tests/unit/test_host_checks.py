@@ -12,7 +12,7 @@ from migrator.core import host_checks, host_disks, host_files, host_network
 from migrator.core.command_line import CommandLine, is_path, path_of
 from migrator.core.cpu_flags import guest_flags
 from migrator.core.facts import Device, Disk, Facts
-from migrator.core.files import FileSeen, Kind, Same, Seen, same_file
+from migrator.core.files import FileSeen, Kind, Offer, Same, Seen, same_file
 from migrator.core.findings import CATALOGUE
 from migrator.core.host_case import Case
 from migrator.core.host_checks import check
@@ -63,15 +63,19 @@ FILE = FileSeen(
 HELPER = FileSeen(kind=Kind.REGULAR, readable=True, executable=True, size_bytes=9)
 BASE_SEEN = replace(FILE, real=BASE, inode=8, inner_path="/base.qcow2")
 FILES = {IMAGE: FILE, BASE: BASE_SEEN, "/usr/lib/qemu/qemu-bridge-helper": HELPER}
-SEEN = Seen(
-    files=FILES,
-    chains={IMAGE: (IMAGE, BASE)},
+OFFER = Offer(
+    identity="1:2",
+    version="7.2.22",
     machines=frozenset({"pc-q35-7.2"}),
     devices=frozenset({"virtio-blk-pci", "virtio-net-pci"}),
     cpus=frozenset({"EPYC", "host"}),
+)
+SEEN = Seen(
+    files=FILES,
+    chains={IMAGE: (IMAGE, BASE)},
     user=0,
     qemu=QEMU,
-    version="7.2.22",
+    offer=OFFER,
 )
 DISK = Disk(device="disk0", file=IMAGE, format="qcow2", virtual_bytes=GIB)
 SOURCE = Facts(
@@ -129,9 +133,9 @@ def with_target(**changes: Any) -> Case:
     return replace(CASE, there=replace(THERE, **changes))
 
 
-def with_qemu(**changes: Any) -> Case:
+def with_qemu(path: str = QEMU, **changes: Any) -> Case:
     """The same with another QEMU at the target."""
-    return replace(CASE, seen_there=replace(SEEN, **changes))
+    return replace(CASE, seen_there=replace(SEEN, qemu=path, offer=replace(OFFER, **changes)))
 
 
 def test_hosts_that_fit_raise_nothing() -> None:
@@ -314,11 +318,8 @@ class TestQemu:
         assert codes(with_qemu(version=version)) == found
 
     def test_no_qemu(self) -> None:
-        assert codes(with_qemu(qemu="")) == ["qemu-missing"]
-        assert (
-            "10.0"
-            in check(replace(with_qemu(qemu=""), there=replace(THERE, qemus={"/q": "10.0"})))[0].message
-        )
+        assert codes(with_qemu("")) == ["qemu-missing"]
+        assert "10.0" in check(replace(with_qemu(""), there=replace(THERE, qemus={"/q": "10.0"})))[0].message
 
     @pytest.mark.parametrize(
         ("changes", "found"),
@@ -329,7 +330,7 @@ class TestQemu:
         ],
     )
     def test_what_it_does_not_know(self, changes: dict[str, Any], found: str) -> None:
-        assert codes(replace(CASE, seen_there=replace(SEEN, **changes))) == [found]
+        assert codes(with_qemu(**changes)) == [found]
 
     def test_devices_that_are_no_options_are_not_asked_for(self) -> None:
         devices = (*SOURCE.devices, Device(name="", driver="pci 8086:29c0"))
@@ -337,9 +338,10 @@ class TestQemu:
 
     def test_machine_without_a_version_needs_the_same_qemu(self) -> None:
         case = with_source(machine="microvm")
-        case = replace(case, seen_there=replace(SEEN, machines=frozenset({"microvm"})))
+        offer = replace(OFFER, machines=frozenset({"microvm"}))
+        case = replace(case, seen_there=replace(SEEN, offer=offer))
         assert codes(case) == []
-        newer = replace(case, seen_there=replace(case.seen_there, version="10.0.2"))
+        newer = replace(case, seen_there=replace(SEEN, offer=replace(offer, version="10.0.2")))
         assert codes(newer) == ["machine-unversioned"]
 
     @pytest.mark.parametrize(
