@@ -150,6 +150,21 @@ def test_a_panel_names_only_what_exists(panel: dict[str, Any]) -> None:
         assert_exists(put_in(target["expr"]))
 
 
+def test_columns_of_tables_are_labels_of_what_is_asked() -> None:
+    tables = [panel for board in BOARDS.values() for panel in panels(board) if panel["type"] == "table"]
+    assert len(tables) >= 5
+    for panel in tables:
+        labels = (
+            {"Value"}
+            if len(panel["targets"]) == 1
+            else {f"Value #{each['refId']}" for each in panel["targets"]}
+        )
+        for target in panel["targets"]:
+            for each in selectors(promql_parser.parse(put_in(target["expr"]))):
+                labels |= (labels_of(each.name) or set()) | TARGET
+        assert set(panel["transformations"][-1]["options"]["renameByName"]) <= labels
+
+
 @pytest.mark.parametrize("name", BOARDS)
 def test_every_variable_is_there_and_used(name: str) -> None:
     board = BOARDS[name]
