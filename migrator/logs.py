@@ -12,12 +12,18 @@ import sys
 from typing import Any
 
 _verbose = False
+_json = False
+_level = logging.DEBUG
 
 
-def configure(*, verbose: bool = False) -> None:
-    """Errors to standard error, and everything else too if `verbose`."""
-    global _verbose  # noqa: PLW0603 - one process, one log
-    _verbose = verbose
+def configure(*, verbose: bool = False, json: bool = False, level: str = "debug") -> None:
+    """Errors to standard error, and everything else too if `verbose`.
+
+    :param json: one JSON object a line, for a machine, instead of columns for a person.
+    :param level: ``debug``, ``info``, ``warning`` or ``error``: what is less than that is left out.
+    """
+    global _verbose, _json, _level  # noqa: PLW0603 - one process, one log
+    _verbose, _json, _level = verbose, json, logging.getLevelNamesMapping()[level.upper()]
     _structlog.cache_clear()
 
 
@@ -51,10 +57,12 @@ def _structlog() -> Any:
         processors=[
             structlog.contextvars.merge_contextvars,
             structlog.processors.add_log_level,
-            structlog.processors.TimeStamper(fmt="iso", utc=False),
-            structlog.dev.ConsoleRenderer(colors=sys.stderr.isatty()),
+            structlog.processors.TimeStamper(fmt="iso", utc=_json),
+            structlog.processors.JSONRenderer()
+            if _json
+            else structlog.dev.ConsoleRenderer(colors=sys.stderr.isatty()),
         ],
-        wrapper_class=structlog.make_filtering_bound_logger(logging.DEBUG),
+        wrapper_class=structlog.make_filtering_bound_logger(_level),
         logger_factory=structlog.PrintLoggerFactory(sys.stderr),
     )
     return structlog.get_logger()

@@ -521,7 +521,7 @@ async def serving(
         Door(controller=world, log=world.log),
         world,
         MemoryTokens(),
-        metrics=lambda accept: (b"migrator_up 1\n", "text/plain; version=0.0.4; charset=utf-8"),
+        metrics=_metrics,
         limits=limits,
     )
     path = directory / "run" / "api.sock"
@@ -586,3 +586,7 @@ def in_thread(directory: Path, make: Callable[[], World] = World) -> Iterator[In
     finally:
         if service._thread.is_alive():
             service.stop()
+
+
+async def _metrics(accept: str | None) -> tuple[bytes, str]:
+    return b"migrator_up 1\n", "text/plain; version=0.0.4; charset=utf-8"

@@ -8,6 +8,7 @@ from typing import Annotated
 import typer
 
 from migrator import __version__
+from migrator.cli import service_commands
 
 app = typer.Typer(
     name="migrator",
@@ -15,8 +16,10 @@ app = typer.Typer(
     no_args_is_help=True,
     pretty_exceptions_enable=False,
     rich_markup_mode=None,
-    add_completion=False,
+    # bash, zsh and fish: `migrator --show-completion`.
+    add_completion=True,
 )
+app.add_typer(service_commands.app)
 
 
 def _version(wanted: bool) -> None:
@@ -175,3 +178,26 @@ def demo(
     from migrator.cli.demo import main  # noqa: PLC0415 - quick --help
 
     main(link)
+
+
+@app.command()
+def serve(
+    config: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="FILE", envvar="MIGRATOR_CONFIG", help="The configuration; see config/migrator.toml."
+        ),
+    ] = None,
+    drain: Annotated[
+        bool, typer.Option("--drain", help="Asked to stop, wait for every migration instead of parking it.")
+    ] = False,
+) -> None:
+    """Run the service: HTTP, MQTT and metrics, as configured, until SIGTERM or Ctrl-C.
+
+    Without --config it is /etc/migrator/migrator.toml. Asked to stop, it finishes what is past the switch and parks
+    the rest so that nothing reaches the switch alone; started again, it goes on with all of it. SIGHUP reloads the
+    configuration, all of it or nothing.
+    """
+    from migrator.cli.running import serve as run  # noqa: PLC0415 - quick --help
+
+    run(config, drain=drain)

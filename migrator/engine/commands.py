@@ -230,9 +230,20 @@ class Controller(Protocol):
         """
 
 
+class Claimed(Protocol):
+    """What the journal says of a command's id; see :class:`Claim`."""
+
+    @property
+    def new(self) -> bool: ...
+    @property
+    def other_body(self) -> bool: ...
+    @property
+    def reply(self) -> Mapping[str, Any] | None: ...
+
+
 @dataclass(frozen=True, kw_only=True)
 class Claim:
-    """What the journal said of a command's id."""
+    """What a journal of one's own says of a command's id."""
 
     #: It was not there before and is ours to carry out.
     new: bool
@@ -247,7 +258,7 @@ class CommandLog(Protocol):
 
     async def claim_command(
         self, *, key: str, verb: str, body_hash: str, body: Mapping[str, Any], caller: Mapping[str, str]
-    ) -> Claim:
+    ) -> Claimed:
         """Write it down, once: committed and on disk when this returns.
 
         :param key: user and id.

@@ -62,6 +62,8 @@ class Engine:
         self.keeper = keeper
         self._tasks: dict[str, asyncio.Task[None]] = {}
         self._stopping = False
+        #: What was last said of each host.
+        self._shown_hosts: dict[str, tuple[object, ...]] = {}
         self.planner = Planner(self)
         self.preview = Preview(self, self.planner)
         self._log = logs.logger()
@@ -222,6 +224,15 @@ class Engine:
         self.keeper.later("host", host_saved(name, state))
         self.announce_host(name)
 
+    def inventory_changed(self) -> None:
+        """Hosts or guests are different from before."""
+        self.planner.wake()
+        for host in self.inventory.hosts():
+            shown = (host.state, host.up, host.error, len(self.inventory.guests(host.name)))
+            if self._shown_hosts.get(host.name) != shown:
+                self._shown_hosts[host.name] = shown
+                self.announce_host(host.name)
+
     def announce_host(self, name: str) -> None:
         """Tell everyone what it is like."""
         host = self.inventory.host(name)
@@ -291,6 +302,8 @@ class Engine:
                     job.result.error or "",
                     refused=job.refused,
                     now=self.planner.clock(),
+                    attempts=self.rules.limits.attempts,
+                    first_pause=self.rules.limits.first_pause_seconds,
                 )
                 self.announce_run(run)
         self.planner.wake()

@@ -156,8 +156,22 @@ class Evacuation:
         entry.standing, entry.reason, entry.target = GuestStanding.NO_TARGET, reason, None
         return changed
 
-    def ended_one(self, key: str, state: State, error: str, *, refused: bool, now: float) -> None:
-        """Its migration has ended, or is held."""
+    def ended_one(
+        self,
+        key: str,
+        state: State,
+        error: str,
+        *,
+        refused: bool,
+        now: float,
+        attempts: int = MOST_ATTEMPTS,
+        first_pause: float = FIRST_PAUSE_SECONDS,
+    ) -> None:
+        """Its migration has ended, or is held.
+
+        :param attempts: after so many failures it is set aside.
+        :param first_pause: seconds before the second attempt.
+        """
         entry = self.entries[key]
         match state:
             case State.COMPLETED:
@@ -169,21 +183,18 @@ class Evacuation:
             case State.CANCELLED:
                 entry.standing, entry.reason = GuestStanding.SET_ASIDE, "its migration was cancelled"
             case _:
-                self._failed(entry, error, refused=refused, now=now)
-
-    def _failed(self, entry: Entry, error: str, *, refused: bool, now: float) -> None:
-        if entry.target is not None:
-            entry.excluded[entry.target] = f"it failed there: {error}" if not refused else error
-        if refused:
-            entry.attempts -= 1  # nothing was tried
-            entry.standing, entry.reason = GuestStanding.WAITING, error
-        elif entry.attempts >= MOST_ATTEMPTS:
-            entry.standing = GuestStanding.SET_ASIDE
-            entry.reason = f"failed {entry.attempts} times; the last time: {error}"
-        else:
-            pause = FIRST_PAUSE_SECONDS * 2 ** (entry.attempts - 1)
-            entry.standing, entry.not_before = GuestStanding.WAITING, now + pause
-            entry.reason = f"tried again in {pause:.0f} s: {error}"
+                if entry.target is not None:
+                    entry.excluded[entry.target] = error if refused else f"it failed there: {error}"
+                if refused:
+                    entry.attempts -= 1  # nothing was tried
+                    entry.standing, entry.reason = GuestStanding.WAITING, error
+                elif entry.attempts >= attempts:
+                    entry.standing = GuestStanding.SET_ASIDE
+                    entry.reason = f"failed {entry.attempts} times; the last time: {error}"
+                else:
+                    pause = first_pause * 2 ** (entry.attempts - 1)
+                    entry.standing, entry.not_before = GuestStanding.WAITING, now + pause
+                    entry.reason = f"tried again in {pause:.0f} s: {error}"
 
     def retry_anywhere(self, key: str) -> bool:
         """Hosts where it merely failed may be tried again; True where there was one."""

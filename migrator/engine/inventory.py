@@ -99,8 +99,13 @@ class Inventory:
             known.host = replace(known.host, state=state)
             self._changed()
 
-    def configure(self, hosts: Iterable[Host]) -> None:
+    def on_change(self, changed: Callable[[], None]) -> None:
+        """Call this when something is different from before."""
+        self._changed = changed
+
+    def configure(self, hosts: Iterable[Host], *, rules: Callable[[Guest], Guest]) -> None:
         """Take a new configuration over; hosts keep their state and what was read of them."""
+        self._rules = rules
         known, self._known = self._known, {}
         for host in hosts:
             old = known.get(host.name)

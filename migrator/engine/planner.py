@@ -24,7 +24,7 @@ from migrator.engine.documents import (
     EvacuationState,
     GuestStanding,
 )
-from migrator.engine.evacuation import Entry, Evacuation
+from migrator.engine.evacuation import FIRST_PAUSE_SECONDS, MOST_ATTEMPTS, Entry, Evacuation
 from migrator.engine.job import Job
 from migrator.errors import JournalError
 
@@ -44,6 +44,10 @@ class Limits:
     links: LinkRules = field(default_factory=LinkRules)
     #: Migrations that are prepared or run at the same time in the whole site.
     migrations_at_a_time: int = 100
+    #: A guest whose migration failed so often is set aside.
+    attempts: int = MOST_ATTEMPTS
+    #: Before the second attempt; doubled before each further one.
+    first_pause_seconds: float = FIRST_PAUSE_SECONDS
 
 
 class Planner:

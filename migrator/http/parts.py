@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, field
 from typing import Annotated
 
@@ -19,7 +19,7 @@ from migrator.http.limits import Limits, Streams
 from migrator.http.problems import ProblemError
 
 #: From the header Accept to the text and its media type.
-Metrics = Callable[[str | None], tuple[bytes, str]]
+Metrics = Callable[[str | None], Awaitable[tuple[bytes, str]]]
 
 
 @dataclass(kw_only=True)

@@ -37,11 +37,11 @@ async def readyz(request: Request) -> Response:
     return answer(Ready(ready=not complaints, complaints=complaints), 503 if complaints else 200)
 
 
-def _metrics(request: Request) -> Response:
+async def _metrics(request: Request) -> Response:
     metrics = parts(request).metrics
     if metrics is None:
         raise ProblemError(404, "not-found", "this service has no metrics")
-    text, media_type = metrics(request.headers.get("accept"))
+    text, media_type = await metrics(request.headers.get("accept"))
     # Starlette would add a second charset to a media type of its own choice.
     return Response(text, headers={"Content-Type": media_type})
 
@@ -49,7 +49,7 @@ def _metrics(request: Request) -> Response:
 @router.get("/metrics", response_class=Response, responses={200: {"content": {"text/plain": {}}}})
 async def metrics(request: Request, _: Asks) -> Response:
     """For Prometheus."""
-    return _metrics(request)
+    return await _metrics(request)
 
 
 def create_probes(app: FastAPI) -> FastAPI:

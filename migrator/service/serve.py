@@ -1,0 +1,313 @@
+"""``migrator serve``: puts the parts together, runs them as one group of tasks, and lets go in order."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import fcntl
+import os
+import signal
+import ssl
+import sys
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+from typing import Any
+
+from migrator import __version__, logs
+from migrator import settings as configuration
+from migrator.core import findings as catalogue
+from migrator.core.placement import Options
+from migrator.core.transfers import Rules as LinkRules
+from migrator.engine.bus import Bus
+from migrator.engine.commands import Door
+from migrator.engine.controller import Engine, Rules
+from migrator.engine.documents import Subject
+from migrator.engine.inventory import Inventory
+from migrator.engine.job import Job, Means
+from migrator.engine.keeper import Keeper
+from migrator.engine.planner import Limits
+from migrator.engine.verbs import Verbs
+from migrator.engine.views import Views
+from migrator.errors import JournalError, MigratorError, UsageError
+from migrator.http.app import create_app
+from migrator.http.limits import Limits as HttpLimits
+from migrator.http.server import Servers, Tcp, UnixSocket
+from migrator.metrics import Metrics, Probes
+from migrator.mqtt import Mqtt
+from migrator.mqtt.settings import MqttSettings as BrokerSettings
+from migrator.service.notify import notify, watchdog
+from migrator.service.site_parts import make_site
+from migrator.settings import Settings
+from migrator.store.experience import FileExperience
+from migrator.store.journal import SqlJournal
+from migrator.store.step_records import StepRecords
+from migrator.store.tokens import Tokens
+
+#: A journal that cannot be written is tried so often, so that new work is taken again once it can.
+_PROBE_SECONDS = 5.0
+
+
+class Stop:
+    """How the service was asked to end."""
+
+    def __init__(self, *, drain: bool) -> None:
+        self._asked = asyncio.Event()
+        self.drain = drain
+
+    def ask(self) -> None:
+        """Once: finish what is past STOP and park the rest. Twice: do not wait for migrations to drain."""
+        if self._asked.is_set():
+            self.drain = False
+        self._asked.set()
+
+    async def wait(self) -> None:
+        """Until asked."""
+        await self._asked.wait()
+
+
+async def serve(path: Path | None, *, drain: bool = False) -> None:
+    """Run until SIGTERM or SIGINT.
+
+    :param path: the configuration.
+    :param drain: asked to stop, wait for every migration instead of parking it.
+    :raise MigratorError: it cannot be started; says why.
+    """
+    settings = configuration.load(path)
+    json_lines = settings.site.log_format == "json" or (
+        settings.site.log_format == "auto" and not sys.stderr.isatty()
+    )
+    logs.configure(verbose=True, json=json_lines, level=settings.site.log_level)
+    stop = Stop(drain=drain)
+    loop = asyncio.get_running_loop()
+    for number in (signal.SIGINT, signal.SIGTERM):
+        loop.add_signal_handler(number, stop.ask)
+    with _only_one(settings.store.path.parent):
+        async with _running(settings, path) as engine:
+            await stop.wait()
+            notify("STOPPING=1")
+            logs.logger().info("stopping", drain=stop.drain)
+            await engine.stop(drain=stop.drain, timeout=settings.site.stop_timeout)
+
+
+@contextlib.contextmanager
+def _only_one(directory: Path) -> Any:
+    """Two services never share a journal: the second is refused, and a dead one leaves nothing behind."""
+    try:
+        directory.mkdir(parents=True, exist_ok=True, mode=0o700)
+        lock = os.open(directory / "service.lock", os.O_CREAT | os.O_RDWR | os.O_CLOEXEC, 0o600)
+    except OSError as error:
+        raise UsageError(
+            f"[store] path: {directory} cannot be used: {error.strerror}; make it writable for this user"
+        ) from error
+    try:
+        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        raise UsageError(
+            f"another service runs with the journal in {directory}; stop that one first"
+        ) from None
+    else:
+        yield
+    finally:
+        os.close(lock)
+
+
+@asynccontextmanager
+async def _running(settings: Settings, path: Path | None) -> AsyncIterator[Engine]:
+    log = logs.logger(site=settings.site.name)
+    site = make_site(settings)
+    async with (
+        contextlib.AsyncExitStack() as stack,
+        await SqlJournal.open(settings.store.path) as journal,
+        await Tokens.open(settings.store.path) as tokens,
+    ):
+        stack.push_async_callback(site.close)
+        last, sequences = await journal.positions()
+        bus = Bus(
+            last_event_id=last,
+            sequences={(Subject(kind), name): number for (kind, name), number in sequences.items()},
+        )
+        keeper = Keeper(journal)
+
+        async def keep(job: Job) -> None:
+            await keeper.now(("migration", job.journalled()))
+
+        directory = settings.store.path.parent
+        inventory = Inventory(
+            settings.inventory(),
+            site=site,
+            interval=settings.limits.refresh_interval,
+            rules=settings.rules,
+        )
+        means = Means(
+            site=site,
+            records=StepRecords(directory / "steps"),
+            experience=FileExperience(directory=directory),
+            keep=keep,
+            accept=catalogue.accept,
+        )
+        engine = Engine(inventory=inventory, means=means, keeper=keeper, bus=bus, rules=_rules(settings))
+        inventory.on_change(engine.inventory_changed)
+        views = Views(engine)
+        connected: dict[str, bool] = {}
+        metrics = Metrics(
+            reading=views,
+            version=__version__,
+            probes=Probes(
+                mqtt_connected=lambda: connected.get("mqtt", False) if settings.mqtt.host else None,
+                journal_complaint=lambda: journal.complaint,
+            ),
+        )
+        door = Door(controller=Verbs(engine), log=journal, heard=metrics.command)
+        await engine.recover()  # before anything else: somebody may stand still
+        await stack.enter_async_context(metrics)
+        app = create_app(door, views, tokens, metrics=metrics.scrape, limits=_http_limits(settings))
+        servers = await stack.enter_async_context(_servers(app, settings))
+        async with asyncio.TaskGroup() as group:
+            tasks = [
+                group.create_task(engine.run(), name="engine"),
+                group.create_task(inventory.look_at_all(), name="first look"),
+                group.create_task(servers.wait(), name="servers"),
+                group.create_task(_keep_house(journal, settings), name="housekeeping"),
+                group.create_task(watchdog(), name="watchdog"),
+                group.create_task(_reload_on_hup(engine, settings, path), name="reload"),
+            ]
+            if settings.mqtt.host:
+                mqtt = Mqtt(
+                    settings=_broker(settings),
+                    door=door,
+                    reading=views,
+                    connected=lambda there: connected.update(mqtt=there),
+                )
+                tasks.append(group.create_task(mqtt.run(), name="mqtt"))
+            log.info("ready", listening=servers.addresses, hosts=len(settings.hosts), version=__version__)
+            notify("READY=1")
+            try:
+                yield engine
+            finally:
+                for task in tasks:
+                    task.cancel()
+
+
+def _rules(settings: Settings) -> Rules:
+    limits = settings.limits
+    return Rules(
+        policy=settings.policy,
+        default_policy=settings.site.default_policy,
+        placement=Options(strategy=settings.placement.strategy, max_tries=settings.placement.max_tries),
+        limits=Limits(
+            links=LinkRules(
+                reserve_ratio=limits.link_reserve,
+                assumed_link_bytes_per_second=limits.assumed_link_speed,
+                quiet_at_a_time=limits.sharing_at_a_time,
+                prepared_per_source=limits.prepared_per_source,
+                prepared_per_target=limits.prepared_per_target,
+            ),
+            migrations_at_a_time=limits.migrations_at_a_time,
+            attempts=limits.attempts,
+            first_pause_seconds=limits.first_pause,
+        ),
+    )
+
+
+def _http_limits(settings: Settings) -> HttpLimits:
+    http = settings.http
+    return HttpLimits(
+        requests_per_second=http.requests_per_second,
+        burst=http.burst,
+        streams=http.streams,
+        streams_per_caller=http.streams_per_caller,
+        body_bytes=http.max_body,
+        request_seconds=http.request_timeout,
+    )
+
+
+def _servers(app: Any, settings: Settings) -> Servers:
+    http = settings.http
+    unix = tcp = metrics = None
+    if http.socket is not None:
+        unix = UnixSocket(
+            path=http.socket,
+            mode=http.socket_mode,
+            owner=http.socket_owner or None,
+            group=http.socket_group or None,
+        )
+    if http.listen is not None:
+        tls = None
+        if http.tls_certificate is not None:
+            tls = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
+            try:
+                tls.load_cert_chain(http.tls_certificate, http.tls_key)
+            except (OSError, ssl.SSLError) as error:
+                raise UsageError(f"[http] tls_certificate or tls_key cannot be used: {error}") from error
+        tcp = Tcp(host=http.listen.host, port=http.listen.port, tls=tls)
+    if http.metrics_listen is not None:
+        metrics = Tcp(host=http.metrics_listen.host, port=http.metrics_listen.port)
+    return Servers(app, unix=unix, tcp=tcp, metrics=metrics)
+
+
+def _broker(settings: Settings) -> BrokerSettings:
+    mqtt = settings.mqtt
+    return BrokerSettings(
+        host=mqtt.host,
+        port=mqtt.broker_port,
+        tls=mqtt.tls,
+        tls_ca=mqtt.tls_ca,
+        tls_certificate=mqtt.tls_certificate,
+        tls_key=mqtt.tls_key,
+        username=mqtt.username or None,
+        password=mqtt.password.get_secret_value() or None,
+        site=settings.site.name,
+        instance=settings.site.instance,
+        operators=frozenset(mqtt.operators),
+        viewers=frozenset(mqtt.viewers),
+        protocol=mqtt.protocol,
+        keepalive_seconds=int(mqtt.keepalive),
+        timeout_seconds=mqtt.timeout,
+        session_expiry_seconds=int(mqtt.session_expiry),
+        queue_limit=mqtt.queue_limit,
+        max_command_bytes=mqtt.max_command_size,
+        max_reply_bytes=mqtt.max_reply_size,
+        max_commands=mqtt.max_commands,
+        command_lifetime_seconds=mqtt.command_lifetime,
+        clock_tolerance_seconds=mqtt.clock_tolerance,
+        keep_ended_seconds=mqtt.keep_ended,
+        progress_interval_seconds=mqtt.progress_interval,
+    )
+
+
+async def _keep_house(journal: SqlJournal, settings: Settings) -> None:
+    """Old entries leave the journal; one that could not be written is tried again, so that work is taken again."""
+    log = logs.logger()
+    loop = asyncio.get_running_loop()
+    pruned = loop.time()
+    while True:
+        await asyncio.sleep(_PROBE_SECONDS)
+        if journal.complaint:
+            await journal.probe()
+        elif loop.time() - pruned >= settings.store.prune_interval:
+            pruned = loop.time()
+            try:
+                await journal.prune(datetime.now(UTC) - timedelta(seconds=settings.store.retention))
+            except JournalError as error:
+                log.warning("not pruned", error=str(error))
+
+
+async def _reload_on_hup(engine: Engine, settings: Settings, path: Path | None) -> None:
+    """SIGHUP: everything of the new configuration, or nothing."""
+    log, asked = logs.logger(), asyncio.Event()
+    asyncio.get_running_loop().add_signal_handler(signal.SIGHUP, asked.set)
+    while True:
+        await asked.wait()
+        asked.clear()
+        try:
+            settings = await asyncio.to_thread(configuration.reload, settings, path)
+            if {host.name for host in settings.hosts} != {host.name for host in engine.inventory.hosts()}:
+                raise UsageError("hosts were added or removed: that takes a restart of the service")
+        except MigratorError as error:
+            log.warning("configuration not reloaded", error=str(error))
+            continue
+        engine.rules = _rules(settings)
+        engine.inventory.configure(settings.inventory(), rules=settings.rules)
+        log.info("configuration reloaded", files=[str(file) for file in settings.files])

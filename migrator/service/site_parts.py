@@ -1,0 +1,93 @@
+"""From the configuration to the ways, checks and starts of hosts."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from migrator.core.inventory import Guest
+from migrator.core.model import Finding
+from migrator.core.policy import Policy
+from migrator.errors import UsageError
+from migrator.hosts.access import Access
+from migrator.hosts.site_config import HostConfig, SshConfig, access
+from migrator.ports import Qemu
+from migrator.service.checks import SiteChecks
+from migrator.service.destinations import Destinations
+from migrator.service.launch_config import LaunchConfig, Method
+from migrator.service.site import Reach, SiteHosts
+from migrator.settings import Settings
+from migrator.settings.models import HostSettings
+
+
+class _Checks:
+    """What hosts say against a target, and what starting a destination there would say."""
+
+    def __init__(
+        self, reach: Reach, destinations: Destinations, policy: Callable[[Guest], Policy | None]
+    ) -> None:
+        self._hosts = SiteChecks(reach, policy=policy)
+        self._destinations = destinations
+
+    async def check(self, guest: Guest, source: Qemu, target: str) -> tuple[Finding, ...]:
+        """Changes nothing, starts nothing."""
+        found = await self._hosts.check(guest, source, target)
+        return (*found, *await self._destinations.check(guest, source, target))
+
+
+def host_config(host: HostSettings, settings: Settings) -> HostConfig:
+    """What reaching it takes."""
+    ssh = None
+    if host.ssh is not None:
+        ssh = SshConfig(
+            host=host.ssh.host,
+            port=host.ssh.port,
+            user=host.ssh.user,
+            key=host.key_file,
+            known_hosts=host.known_hosts,
+            max_sessions=settings.limits.ssh_sessions,
+            connect_seconds=settings.limits.ssh_connect_timeout,
+            keepalive_seconds=settings.limits.ssh_keepalive,
+        )
+    return HostConfig(
+        name=host.name,
+        address=host.address,
+        sockets=host.sockets,
+        qemu=host.qemu,
+        prefix=host.prefix,
+        ssh=ssh,
+    )
+
+
+def launch_config(host: HostSettings) -> LaunchConfig:
+    """How destinations are started there."""
+    return LaunchConfig(
+        method=Method(host.launch),
+        template=host.template,
+        attached=host.attached,
+        binary=host.qemu,
+        base_directory=host.run_dir,
+        log_directory=host.log_dir,
+        systemd=host.systemd,
+        start_seconds=host.start_timeout,
+    )
+
+
+def make_site(settings: Settings) -> SiteHosts:
+    """Everything the engine asks of hosts; nothing is connected yet."""
+    ways: dict[str, tuple[Access, HostConfig]] = {}
+    for host in settings.hosts:
+        config = host_config(host, settings)
+        ways[host.name] = (access(config), config)
+    reach = Reach(ways)
+
+    def how(_: Guest, host: str) -> LaunchConfig:
+        return launch_config(settings.host(host))
+
+    def policy(guest: Guest) -> Policy | None:
+        try:
+            return settings.policy(guest.policy or settings.site.default_policy)
+        except UsageError:
+            return None
+
+    destinations = Destinations(reach, how=how)
+    return SiteHosts(reach, checker=_Checks(reach, destinations, policy), launcher=destinations)
