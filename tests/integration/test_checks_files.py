@@ -102,6 +102,12 @@ class TestLook:
         assert seen.readable
         assert sorted(tmp_path.iterdir()) == before
 
+    async def test_name_that_is_no_text_is_read_too(self, tmp_path: Path) -> None:
+        path = tmp_path / os.fsdecode(b"\xff\xfe")
+        path.write_bytes(b"12")
+        seen = await see(path)
+        assert (seen.real, seen.size_bytes) == (str(path), 2)
+
     async def test_kinds_and_what_is_missing(self, tmp_path: Path) -> None:
         (tmp_path / "dangling").symlink_to(tmp_path / "gone")
         (tmp_path / "file").write_bytes(b"")
