@@ -142,10 +142,7 @@ class Servers:
         for server in self._servers:
             server.stop()
         if self._tasks:
-            # uvicorn keeps to its own time-out; this one is for the case that it does not.
             await asyncio.wait(self._tasks, timeout=self._patience + 2)
-        for server in self._servers:
-            server.abort()
         for task in self._tasks:
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
@@ -202,6 +199,22 @@ class _Server(uvicorn.Server):
         """Until :meth:`stop`."""
         await self._stop.wait()
 
+    async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
+        """Let what is being answered end within the patience; then close every connection."""
+        self.stop_listening()
+        for connection in list(self.server_state.connections):
+            connection.shutdown()
+        loop = asyncio.get_running_loop()
+        until = loop.time() + (self.config.timeout_graceful_shutdown or 0)
+        while (self.server_state.connections or self.server_state.tasks) and loop.time() < until:
+            await asyncio.sleep(0.01)
+        for task in self.server_state.tasks:
+            task.cancel()
+        for connection in list(self.server_state.connections):
+            connection.transport.abort()
+        for listener in sockets or ():
+            listener.close()
+
     def stop_listening(self) -> None:
         """Take no more connections; those that are there go on."""
         for server in getattr(self, "servers", ()):
@@ -209,13 +222,7 @@ class _Server(uvicorn.Server):
 
     def stop(self) -> None:
         """Answer what was asked and end."""
-        self.should_exit = True
         self._stop.set()
-
-    def abort(self) -> None:
-        """Close what is still open, whatever was not taken yet."""
-        for connection in list(self.server_state.connections):
-            connection.transport.abort()
 
 
 def _entrance(app: ASGIApp, name: str) -> ASGIApp:

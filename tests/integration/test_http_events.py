@@ -222,10 +222,10 @@ async def test_a_client_that_does_not_read_is_let_go_and_harms_nobody(world: Wor
 async def test_more_than_the_queue_holds_is_read_back_from_the_journal(
     world: World, place: Place, monkeypatch: pytest.MonkeyPatch
 ):
-    coming = asyncio.create_task(take(25_000, place, within=30))
+    coming = asyncio.create_task(take(12_000, place, within=30))
     await until(lambda: world.bus.listening() == 1, what="1 streams")
-    say(world, 25_000)  # at once: the queue keeps the last 10,000
-    assert [event["event_id"] for event in await coming] == list(range(1, 25_001))
+    say(world, 12_000)  # at once: the queue keeps the last 10,000
+    assert [event["event_id"] for event in await coming] == list(range(1, 12_001))
 
 
 async def test_streams_end_with_the_service(world: World, tmp_path: Path):

@@ -56,7 +56,7 @@ _FINITE = schema.exclude(path_regex=r"/events$|^/metrics$")
 
 @_FINITE.parametrize()
 @hypothesis.settings(
-    max_examples=12,
+    max_examples=6,
     phases=[Phase.explicit, Phase.generate],
     suppress_health_check=list(HealthCheck),
     deadline=None,

@@ -1,0 +1,243 @@
+"""The service, as the command line asks it: over its Unix socket, or a URL with a token."""
+
+from __future__ import annotations
+
+import ipaddress
+import json
+import os
+import ssl
+import time
+import uuid
+from collections.abc import Iterator, Mapping
+from typing import Any
+from urllib.parse import quote, urlsplit
+
+import httpx2
+
+from migrator.errors import MigratorError, UsageError
+
+#: Where the service listens unless it was told otherwise.
+DEFAULT_SOCKET = "/run/migrator/api.sock"
+#: A preflight looks at two hosts.
+_ANSWER_SECONDS = 70.0
+_CONNECT_SECONDS = 5.0
+#: A command whose answer got lost is asked for again this long: the service may be restarting.
+_AGAIN_SECONDS = 10.0
+#: The service says that it lives every 15 s.
+_SILENCE_SECONDS = 40.0
+#: While the service is away, a wait goes on this long.
+AWAY_SECONDS = 600.0
+_LONGEST_PAUSE = 2.0
+
+Document = dict[str, Any]
+
+
+class NotReachable(MigratorError):
+    """The service did not answer; the text says how to start it."""
+
+
+class Rejected(MigratorError):
+    """The service refused.
+
+    :ivar code: of the problem.
+    :ivar findings: of preflight.
+    """
+
+    def __init__(self, status: int, code: str, message: str, findings: list[Document]) -> None:
+        super().__init__(message)
+        self.status = status
+        self.code = code
+        self.findings = findings
+
+
+class Client:
+    """One service.
+
+    :param server: ``unix:PATH``, ``http://…`` or ``https://…``; ``None``: ``MIGRATOR_SERVER``, or the usual socket.
+    :param patience_seconds: for an answer.
+    :raise UsageError: when that is no address, or would send the token for all to read.
+    """
+
+    def __init__(self, server: str | None = None, *, patience_seconds: float = _ANSWER_SECONDS) -> None:
+        self.where = server or os.environ.get("MIGRATOR_SERVER") or f"unix:{DEFAULT_SOCKET}"
+        token = os.environ.get("MIGRATOR_TOKEN")
+        headers = {"User-Agent": "migrator"}
+        transport = None
+        if self.where.startswith("unix:"):
+            transport = httpx2.HTTPTransport(uds=self.where.removeprefix("unix:"))
+            base = "http://migrator"
+        else:
+            base = _url(self.where)
+        if token:
+            if not token.isascii() or not token.isprintable():
+                raise UsageError("MIGRATOR_TOKEN has characters that no token has")
+            headers["Authorization"] = f"Bearer {token}"
+        connect = min(_CONNECT_SECONDS, patience_seconds)
+        self._http = httpx2.Client(
+            base_url=f"{base}/api/v1/",
+            transport=transport,
+            headers=headers,
+            timeout=httpx2.Timeout(patience_seconds, connect=connect),
+            verify=ssl.create_default_context() if base.startswith("https") else False,
+            trust_env=False,
+        )
+
+    def get(self, path: str, **query: Any) -> Document:
+        """:raise NotReachable: :raise Rejected:"""
+        given = {key: value for key, value in query.items() if value is not None}
+        headers = {"Accept": "application/json"}
+        try:
+            return _document(self._http.get(path, params=given, headers=headers))
+        except httpx2.TransportError as error:
+            raise self._away(error) from error
+
+    def post(self, path: str, body: Mapping[str, Any] | None = None) -> Document:
+        """Give a command, once: it is sent again under the same id when the answer got lost.
+
+        :raise NotReachable: and it may have been begun, when the connection was there.
+        :raise Rejected:
+        """
+        given = {key: value for key, value in (body or {}).items() if value is not None}
+        headers = {"Idempotency-Key": str(uuid.uuid4())}
+        until = time.monotonic() + _AGAIN_SECONDS
+        sent = False
+        while True:
+            try:
+                return _document(self._http.post(path, json=given, headers=headers))
+            except httpx2.TransportError as error:
+                sent = sent or not isinstance(error, httpx2.ConnectError | httpx2.ConnectTimeout)
+                if not sent:
+                    raise self._away(error) from error
+                if time.monotonic() > until:
+                    raise NotReachable(
+                        f"{self._away(error)}; it may have taken the command: look with migrator status"
+                    ) from error
+                time.sleep(0.2)
+
+    def events(self, path: str = "events", *, after: int | None = None) -> Iterator[Document]:
+        """Events as they happen, over as many connections as it takes; each is given once, but for progress.
+
+        ``{"kind": "connected"}`` comes whenever the stream stands (anew), ``{"kind": "lost"}`` when it broke.
+
+        :raise NotReachable: when the service stays away for :data:`AWAY_SECONDS`.
+        :raise Rejected:
+        """
+        lost_at: float | None = None
+        pause = 0.1
+        while True:
+            try:
+                for event in self._stream(path, after):
+                    if event["kind"] == "connected":
+                        lost_at, pause = None, 0.1
+                    after = event.pop("_last", after)
+                    if event["kind"] != "position":
+                        yield event
+            except httpx2.TransportError as error:
+                if lost_at is None:
+                    lost_at = time.monotonic()
+                    yield {"kind": "lost", "reason": str(self._away(error))}
+                elif time.monotonic() - lost_at > AWAY_SECONDS:
+                    raise self._away(error) from error
+            except Rejected as error:
+                if error.status not in (429, 503):
+                    raise
+                if lost_at is None:
+                    lost_at = time.monotonic()
+                    yield {"kind": "lost", "reason": str(error)}
+            time.sleep(pause)
+            pause = min(_LONGEST_PAUSE, pause * 2)
+
+    def last_event_id(self) -> int:
+        """Of the last event there is."""
+        try:
+            for event in self._stream("events", None):
+                if "_last" in event:
+                    return int(event["_last"])
+        except httpx2.TransportError as error:
+            raise self._away(error) from error
+        return 0
+
+    def _stream(self, path: str, after: int | None) -> Iterator[Document]:
+        timeout = httpx2.Timeout(_SILENCE_SECONDS, connect=_CONNECT_SECONDS)
+        query = {} if after is None else {"after": after}
+        headers = {"Accept": "text/event-stream"}
+        with self._http.stream("GET", path, params=query, headers=headers, timeout=timeout) as answer:
+            if answer.status_code != httpx2.codes.OK:
+                answer.read()
+                _document(answer)
+            yield {"kind": "connected"}
+            fields: dict[str, str] = {}
+            for line in answer.iter_lines():
+                if line:
+                    name, _, value = line.partition(": ")
+                    fields[name] = value
+                    continue
+                found: Document = json.loads(fields["data"]) if "data" in fields else {"kind": "position"}
+                if "id" in fields:
+                    found["_last"] = int(fields["id"])
+                fields = {}
+                yield found
+        raise httpx2.RemoteProtocolError("the service ended the stream")
+
+    def _away(self, error: Exception) -> NotReachable:
+        if self.where.startswith("unix:"):
+            path = self.where.removeprefix("unix:")
+            if "Permission denied" in str(error):
+                return NotReachable(
+                    f"you may not open {path}; ask to be added to the group that owns it (ls -l {path})"
+                )
+            how = "start it with: systemctl start migrator (or: migrator serve --config FILE)"
+            return NotReachable(f"the service does not answer at {path}; {how}")
+        return NotReachable(
+            f"the service does not answer at {self.where} ({_first_line(error)}); start it there "
+            "(systemctl start migrator), or name another with --server or MIGRATOR_SERVER"
+        )
+
+
+def segment(identifier: str) -> str:
+    """`identifier` as a part of a path."""
+    return quote(identifier, safe="")
+
+
+def _document(answer: httpx2.Response) -> Document:
+    try:
+        found = answer.json()
+    except ValueError:
+        found = None
+    if not isinstance(found, dict):
+        raise Rejected(
+            answer.status_code,
+            "odd",
+            f"what answered (status {answer.status_code}) is not migrator's service",
+            [],
+        )
+    if answer.is_error:
+        message = str(found.get("detail", f"status {answer.status_code}"))
+        if answer.status_code == httpx2.codes.UNAUTHORIZED:
+            message += " (MIGRATOR_TOKEN; migrator token create makes one)"
+        raise Rejected(
+            answer.status_code, str(found.get("code", "")), message, list(found.get("findings", []))
+        )
+    return found
+
+
+def _url(where: str) -> str:
+    parts = urlsplit(where)
+    if parts.scheme not in ("http", "https") or not parts.hostname:
+        raise UsageError(
+            f"--server: {where!r} is no address: write unix:PATH, https://HOST:PORT or http://127.0.0.1:PORT"
+        )
+    if parts.scheme == "http" and not _loopback(parts.hostname):
+        raise UsageError(f"--server: {where} would show the token to everyone on the way: use https://")
+    return where.rstrip("/")
+
+
+def _loopback(host: str) -> bool:
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return host == "localhost"
+
+
+def _first_line(error: Exception) -> str:
+    return (str(error) or type(error).__name__).splitlines()[0]

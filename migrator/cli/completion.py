@@ -1,0 +1,74 @@
+"""Names of guests, hosts and what is under way, for the shell: quickly, or none at all."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Iterable
+from typing import Any
+
+from migrator.errors import MigratorError
+
+#: A person waits for it with a finger on the key.
+_PATIENCE_SECONDS = 0.5
+
+
+def hosts(incomplete: str) -> list[str]:
+    """Hosts whose name begins so."""
+    return _names(incomplete, lambda get: [host["host"] for host in get("hosts")])
+
+
+def guests(incomplete: str) -> list[str]:
+    """Names of guests that begin so; of those that share a name ``HOST/NAME``; a uuid once it was begun."""
+
+    def all_of(get: Callable[[str], list[dict[str, Any]]]) -> Iterable[str]:
+        found = get("guests")
+        names = [guest["name"] for guest in found]
+        for guest in found:
+            alone = guest["name"] and names.count(guest["name"]) == 1
+            yield (
+                guest["name"]
+                if alone
+                else f"{guest['host']}/{guest['name']}"
+                if guest["name"]
+                else guest["guest"]
+            )
+            if incomplete and guest["uuid"]:
+                yield guest["uuid"]
+
+    return _names(incomplete, all_of)
+
+
+def under_way(incomplete: str) -> list[str]:
+    """Ids of migrations and evacuations that have not ended."""
+    return _names(
+        incomplete,
+        lambda get: [
+            one["id"] for kind in ("migrations", "evacuations") for one in get(f"{kind}?active=true")
+        ],
+    )
+
+
+def migrations(incomplete: str) -> list[str]:
+    """Ids of migrations that have not ended."""
+    return _names(incomplete, lambda get: [one["id"] for one in get("migrations?active=true")])
+
+
+def policies(incomplete: str) -> list[str]:
+    """The built-in policies."""
+    known = ("default", "gentle", "must-finish", "postcopy-first", "offline")
+    return [name for name in known if name.startswith(incomplete)]
+
+
+def _names(
+    incomplete: str, read: Callable[[Callable[[str], list[dict[str, Any]]]], Iterable[str]]
+) -> list[str]:
+    from migrator.cli.client import Client  # noqa: PLC0415 - only when the shell asks
+
+    logging.disable()
+    try:
+        client = Client(patience_seconds=_PATIENCE_SECONDS)
+        found = list(read(lambda path: client.get(path)["items"]))
+    except MigratorError:
+        return []
+    # A name with a control character in it would end the shell's line early.
+    return sorted({name for name in found if name.startswith(incomplete) and name.isprintable()})

@@ -1,0 +1,329 @@
+"""The commands that ask the service."""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+from collections.abc import Callable, Iterator
+from datetime import UTC, datetime
+from typing import Any, NoReturn
+
+from migrator.cli import Exit, deadline
+from migrator.cli import show_service as show
+from migrator.cli.client import Client, Document, NotReachable, Rejected, segment
+from migrator.units import show_seconds
+
+#: As a shell says it of a program that Ctrl-C ended.
+INTERRUPTED = 130
+_EXITS = {
+    "preflight": Exit.REFUSED,
+    "conflict": Exit.FAILED,
+    "not-now": Exit.FAILED,
+    "unavailable": Exit.FAILED,
+}
+#: Without an id or --after, so many of the last events.
+_LAST_EVENTS = 200
+
+
+def run(action: Callable[[Client], Any], server: str | None, *, json_output: bool = False) -> None:
+    """Do it, and exit with its code: what it returns, or done.
+
+    With `json_output` a refusal is printed as a document too.
+    """
+    try:
+        code = action(Client(server))
+    except NotReachable as error:
+        _stop(Exit.UNREACHABLE, str(error))
+    except Rejected as error:
+        if json_output:
+            problem = {"error": str(error), "code": error.code, "findings": error.findings}
+            print(json.dumps(problem))
+        else:
+            for line in show.finding_lines(error.findings):
+                print(line, file=sys.stderr)
+        _stop(_EXITS.get(error.code, Exit.USAGE if error.status < 500 else Exit.FAILED), str(error))
+    except BrokenPipeError:
+        # Whoever read has had enough. Python would complain once more when it flushes at its end.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        sys.exit(Exit.DONE)
+    sys.exit(Exit.DONE if code is None else code)
+
+
+def _stop(code: int, message: str) -> NoReturn:
+    print(f"migrator: {show.clean(message)}", file=sys.stderr)
+    sys.exit(code)
+
+
+def say(document: Any, *, json_output: bool, lines: Callable[[], list[str]]) -> None:
+    """`document` as JSON or as lines."""
+    if json_output:
+        print(json.dumps(document))
+    else:
+        for line in lines():
+            print(line)
+
+
+def hosts(client: Client, *, json_output: bool) -> None:
+    """All hosts."""
+    found = client.get("hosts")
+    if json_output:
+        print(json.dumps(found))
+        return
+    show.table(
+        show.HOSTS,
+        (show.host_row(host) for host in found["items"]),
+        empty="there are no hosts; add [[hosts]] to the service's configuration",
+        stretch=("NOTE",),
+    )
+
+
+def guests(client: Client, host: str | None, *, json_output: bool) -> None:
+    """All guests, or those of one host."""
+    if host is not None:
+        client.get(f"hosts/{segment(host)}")  # says so when there is none of that name
+    found = client.get("guests", host=host)
+    if json_output:
+        print(json.dumps(found))
+        return
+    rows = (show.guest_row(guest) for guest in found["items"])
+    show.table(show.GUESTS, rows, empty="there are no guests", stretch=("GUEST", "NOTE"))
+
+
+def plan(client: Client, host: str, policy: str | None, *, json_output: bool) -> None:
+    """What an evacuation would do."""
+    found = client.post("plans", {"host": host, "policy": policy})
+    if json_output:
+        print(json.dumps(found))
+        return
+    guests = sorted(found["guests"], key=lambda guest: (guest["order"] is None, guest["order"]))
+    show.table(show.PLAN, map(show.plan_row, guests), empty=f"{host} is empty", stretch=("GUEST", "WHY"))
+    if found["takes_p50_seconds"] is not None:
+        text = f"{host} would be empty after {show_seconds(found['takes_p50_seconds'])}"
+        if found["takes_p10_seconds"] is not None and found["takes_p90_seconds"] is not None:
+            text += (
+                f" ({show_seconds(found['takes_p10_seconds'])} to {show_seconds(found['takes_p90_seconds'])})"
+            )
+        if found["lower_bound_seconds"] is not None:
+            text += f"; no schedule can beat {show_seconds(found['lower_bound_seconds'])}"
+        print(text)
+    if stay := [show.label(guest) for guest in guests if not guest["target"]]:
+        print(show.clean(f"{len(stay)} would stay: {', '.join(stay)}"))
+
+
+def check(client: Client, guest: str, to: str, policy: str | None, *, json_output: bool) -> int:
+    """Preflight alone."""
+    found = client.post("checks", {"guest": guest, "to": to, "policy": policy})
+    verdict = "can move" if found["possible"] else "cannot move"
+    say(
+        found,
+        json_output=json_output,
+        lines=lambda: [*show.finding_lines(found["findings"]), show.clean(f"{guest} {verdict} to {to}")],
+    )
+    return Exit.DONE if found["possible"] else Exit.REFUSED
+
+
+def migrate(
+    client: Client,
+    guest: str,
+    to: str | None,
+    policy: str | None,
+    accept: list[str],
+    *,
+    wait: bool,
+    json_output: bool,
+) -> int:
+    """Move one guest."""
+    begun = client.post("migrations", {"guest": guest, "to": to, "policy": policy, "accept": accept})
+    if wait:
+        from migrator.cli import watch  # noqa: PLC0415 - it watches only when asked to
+
+        return watch.migration(client, begun, json_output=json_output)
+    say(begun, json_output=json_output, lines=lambda: [show.clean(_begun(begun))])
+    return Exit.DONE
+
+
+def _begun(one: Document) -> str:
+    return (
+        f"{one['id']}: {show.label(one)} moves from {one['source']} to {one['destination']}; "
+        f"migrator watch {one['id']} shows it"
+    )
+
+
+def evacuate(
+    client: Client,
+    host: str,
+    when: str | None,
+    on_deadline: str,
+    policy: str | None,
+    accept: list[str],
+    *,
+    wait: bool,
+    json_output: bool,
+) -> int:
+    """Empty a host."""
+    body: Document = {"on_deadline": on_deadline, "policy": policy, "accept": accept}
+    if when is not None:
+        moment = deadline.parse(when, now=datetime.now(UTC))
+        body["deadline"] = moment.astimezone(UTC).isoformat()
+        print(f"migrator: the deadline is {deadline.show(moment)}", file=sys.stderr)
+    begun = client.post(f"hosts/{segment(host)}/evacuate", body)
+    return _emptying(client, begun, wait=wait, json_output=json_output)
+
+
+def restore(client: Client, host: str, *, wait: bool, json_output: bool) -> int:
+    """Bring the guests of the last evacuation home."""
+    begun = client.post(f"hosts/{segment(host)}/restore")
+    return _emptying(client, begun, wait=wait, json_output=json_output)
+
+
+def _emptying(client: Client, begun: Document, *, wait: bool, json_output: bool) -> int:
+    if wait:
+        from migrator.cli import watch  # noqa: PLC0415 - it watches only when asked to
+
+        return watch.evacuation(client, begun, json_output=json_output)
+    say(
+        begun,
+        json_output=json_output,
+        lines=lambda: [*show.evacuation_lines(begun), f"migrator watch {begun['id']} shows it"],
+    )
+    return Exit.DONE
+
+
+def activate(client: Client, host: str, *, json_output: bool) -> None:
+    """End a host's maintenance."""
+    found = client.post(f"hosts/{segment(host)}/activate")
+    say(found, json_output=json_output, lines=lambda: [f"{found['host']} is {found['state']}"])
+
+
+def status(client: Client, identifier: str | None, *, json_output: bool) -> int:
+    """What is under way, or one migration or evacuation."""
+    if identifier is not None:
+        kind, found = find(client, identifier)
+        say(found, json_output=json_output, lines=lambda: _LINES[kind](found))
+        return Exit.DONE
+    migrations = client.get("migrations", active="true")["items"]
+    evacuations = client.get("evacuations", active="true")["items"]
+    if json_output:
+        print(json.dumps({"migrations": migrations, "evacuations": evacuations}))
+        return Exit.DONE
+    if evacuations:
+        show.table(show.EVACUATIONS, map(show.evacuation_row, evacuations), empty="", stretch=("NOTE",))
+    if migrations:
+        show.table(show.MIGRATIONS, map(show.migration_row, migrations), empty="", stretch=("GUEST",))
+    if not migrations and not evacuations:
+        print("nothing is under way")
+    for one in migrations:
+        if one["state"] == "held":
+            print(show.clean(f"{one['id']} is held: migrator status {one['id']} says what to check"))
+    return Exit.DONE
+
+
+_LINES: dict[str, Callable[[Document], list[str]]] = {
+    "migration": show.migration_lines,
+    "evacuation": show.evacuation_lines,
+}
+
+
+def find(client: Client, identifier: str) -> tuple[str, Document]:
+    """A migration or an evacuation, and which of them it is.
+
+    :raise Rejected: when it is neither.
+    """
+    try:
+        return "migration", client.get(f"migrations/{segment(identifier)}")
+    except Rejected as error:
+        if error.status != 404:
+            raise
+    try:
+        return "evacuation", client.get(f"evacuations/{segment(identifier)}")
+    except Rejected as error:
+        if error.status != 404:
+            raise
+    raise Rejected(
+        404, "not-found", f"there is no migration or evacuation {identifier}; migrator status lists them", []
+    )
+
+
+def events(
+    client: Client, identifier: str | None, after: int | None, *, follow: bool, json_output: bool
+) -> None:
+    """What happened, and with `follow` what happens."""
+    query: dict[str, str] = {}
+    if identifier is not None:
+        kind, _ = find(client, identifier)
+        query = {"subject": kind, "subject_id": identifier}
+    if after is None:
+        after = 0 if identifier is not None else max(0, client.last_event_id() - _LAST_EVENTS)
+    items: list[Document] = []
+    for event in _past_events(client, after, query):
+        after = event["event_id"]
+        if json_output and not follow:
+            items.append(event)
+        else:
+            _print_event(event, json_output=json_output)
+    if follow:
+        _follow(client, identifier, after, json_output=json_output)
+    elif json_output:
+        print(json.dumps({"items": items}))
+
+
+def _past_events(client: Client, after: int, query: dict[str, str]) -> Iterator[Document]:
+    position: int | None = after
+    while position is not None:
+        page = client.get("events", after=position, **query)
+        yield from page["items"]
+        position = page["next"]
+
+
+def _follow(client: Client, identifier: str | None, after: int, *, json_output: bool) -> None:
+    try:
+        for event in client.events(after=after):
+            if event["kind"] == "lost":
+                print(f"migrator: {show.clean(event['reason'])}; trying again", file=sys.stderr)
+            elif event["kind"] not in ("connected", "progress") and identifier in (None, event["subject_id"]):
+                _print_event(event, json_output=json_output)
+    except KeyboardInterrupt:
+        sys.exit(INTERRUPTED)
+
+
+def _print_event(event: Document, *, json_output: bool) -> None:
+    print(json.dumps(event) if json_output else show.event_line(event), flush=True)
+
+
+def cancel(client: Client, identifier: str, *, json_output: bool) -> None:
+    """Stop a migration or an evacuation as far as that is safe."""
+    kind, _ = find(client, identifier)
+    found = client.post(f"{kind}s/{segment(identifier)}/cancel")
+    lines = [f"{identifier} is told to stop; it is {found['state']}"]
+    say(found, json_output=json_output, lines=lambda: lines)
+
+
+def postcopy(client: Client, identifier: str, *, json_output: bool) -> None:
+    """Switch a migration to postcopy."""
+    found = client.post(f"migrations/{segment(identifier)}/postcopy")
+    say(
+        found,
+        json_output=json_output,
+        lines=lambda: [f"{identifier} is told to switch; it is {found['state']}"],
+    )
+
+
+def resolve(client: Client, identifier: str, guest_at: str, *, json_output: bool) -> None:
+    """End a held migration."""
+    found = client.post(f"migrations/{segment(identifier)}/resolve", {"guest_at": guest_at})
+    say(found, json_output=json_output, lines=lambda: show.migration_lines(found))
+
+
+def watch_screen(client: Client, identifier: str | None) -> int:
+    """The screen an operator leaves open, or one migration or evacuation to its end."""
+    from migrator.cli import watch  # noqa: PLC0415 - it watches only when asked to
+
+    if identifier is None:
+        from migrator.cli import screen  # noqa: PLC0415
+
+        return screen.everything(client)
+    kind, found = find(client, identifier)
+    if kind == "migration":
+        return watch.migration(client, found, json_output=False)
+    return watch.evacuation(client, found, json_output=False)

@@ -1,0 +1,160 @@
+"""``migrator watch``: the screen an operator leaves open."""
+
+from __future__ import annotations
+
+import queue
+import sys
+import threading
+import time
+from collections import deque
+from typing import TYPE_CHECKING
+
+from migrator.cli import Exit
+from migrator.cli import show_service as show
+from migrator.cli.client import Client, Document, NotReachable, Rejected
+from migrator.errors import MigratorError
+
+if TYPE_CHECKING:
+    from rich.console import Group
+
+_REFRESH_SECONDS = 0.25
+#: Hosts are looked at by the service about this often.
+_HOSTS_EVERY = 5.0
+_EVENTS_SHOWN = 12
+#: What has ended stays on the screen this long.
+_ENDED_SECONDS = 30.0
+
+
+def everything(client: Client) -> int:
+    """Hosts, evacuations, migrations and what happened last, until Ctrl-C; lines of events when piped."""
+    if not sys.stdout.isatty():
+        return _lines(client)
+    from rich.console import Console  # noqa: PLC0415 - slow
+    from rich.live import Live  # noqa: PLC0415
+
+    state = _State(client)
+    state.fetch()
+    coming: queue.SimpleQueue[Document | MigratorError] = queue.SimpleQueue()
+    reader = threading.Thread(target=_read, args=(Client(client.where), coming), name="events", daemon=True)
+    reader.start()
+    try:
+        with Live(state.draw(), console=Console(highlight=False), screen=True, auto_refresh=False) as live:
+            while True:
+                _drain(coming, state)
+                live.update(state.draw(), refresh=True)
+    except KeyboardInterrupt:
+        return Exit.DONE
+
+
+def _drain(coming: queue.SimpleQueue[Document | MigratorError], state: _State) -> None:
+    until = time.monotonic() + _REFRESH_SECONDS
+    while (rest := until - time.monotonic()) > 0:
+        try:
+            event = coming.get(timeout=rest)
+        except queue.Empty:
+            break
+        if isinstance(event, MigratorError):
+            raise event
+        state.take(event)
+    state.tick()
+
+
+def _read(client: Client, coming: queue.SimpleQueue[Document | MigratorError]) -> None:
+    try:
+        for event in client.events():
+            coming.put(event)
+    except (NotReachable, Rejected) as error:
+        coming.put(error)
+
+
+def _lines(client: Client) -> int:
+    client.get("session")  # a service that is not there at first is not waited for
+    try:
+        for event in client.events():
+            if event["kind"] == "lost":
+                print(f"migrator: {event['reason']}; trying again", file=sys.stderr, flush=True)
+            elif event["kind"] not in ("connected", "progress"):
+                print(show.event_line(event), flush=True)
+    except KeyboardInterrupt:
+        pass
+    return Exit.DONE
+
+
+class _State:
+    """What is on the screen."""
+
+    def __init__(self, client: Client) -> None:
+        self._client = client
+        self._hosts: list[Document] = []
+        self._migrations: dict[str, Document] = {}
+        self._evacuations: dict[str, Document] = {}
+        self._ended: dict[str, float] = {}
+        self._events: deque[str] = deque(maxlen=_EVENTS_SHOWN)
+        self._lost = ""
+        self._fetched = 0.0
+
+    def fetch(self) -> None:
+        """Ask for everything anew."""
+        self._hosts = self._client.get("hosts")["items"]
+        found = self._client.get("migrations", active="true")["items"]
+        self._migrations.update({one["id"]: one for one in found})
+        found = self._client.get("evacuations", active="true")["items"]
+        self._evacuations.update({one["id"]: one for one in found})
+        self._fetched = time.monotonic()
+
+    def tick(self) -> None:
+        """Time passes."""
+        now = time.monotonic()
+        for identifier in [key for key, at in self._ended.items() if now - at > _ENDED_SECONDS]:
+            del self._ended[identifier]
+            self._migrations.pop(identifier, None)
+            self._evacuations.pop(identifier, None)
+        if now - self._fetched > _HOSTS_EVERY and not self._lost:
+            self._ask()
+
+    def take(self, event: Document) -> None:
+        """Something happened."""
+        kind = event["kind"]
+        if kind == "lost":
+            self._lost = event["reason"]
+            return
+        if kind == "connected":
+            self._lost = ""
+            self._ask()
+            return
+        if kind != "progress":
+            self._events.append(show.event_line(event))
+        if kind in ("state", "progress"):
+            among = {"migration": self._migrations, "evacuation": self._evacuations}.get(event["subject"])
+            if among is not None:
+                one = {**among.get(event["subject_id"], {"findings": [], "guests": []}), **event["body"]}
+                among[event["subject_id"]] = one
+                if one.get("ended_at"):
+                    self._ended.setdefault(event["subject_id"], time.monotonic())
+
+    def draw(self) -> Group:
+        """As much of it as fits."""
+        from rich.console import Group  # noqa: PLC0415 - slow
+        from rich.text import Text  # noqa: PLC0415
+
+        parts: list[object] = []
+        if self._lost:
+            parts.append(Text(show.clean(self._lost), style="bold red"))
+        parts.append(show.grid(show.HOSTS, map(show.host_row, self._hosts), stretch=("NOTE",)))
+        if self._evacuations:
+            rows = map(show.evacuation_row, self._evacuations.values())
+            parts += [Text(""), show.grid(show.EVACUATIONS, rows, stretch=("NOTE",))]
+        if self._migrations:
+            rows = map(show.migration_row, self._migrations.values())
+            parts += [Text(""), show.grid(show.MIGRATIONS, rows, stretch=("GUEST",))]
+        else:
+            parts += [Text(""), Text("no guest is moving", style="dim")]
+        if self._events:
+            parts += [Text(""), *(Text(line, no_wrap=True, overflow="ellipsis") for line in self._events)]
+        return Group(*parts)  # type: ignore[arg-type] # each of them can be drawn
+
+    def _ask(self) -> None:
+        try:
+            self.fetch()
+        except (NotReachable, Rejected) as error:
+            self._lost = str(error)

@@ -1,0 +1,265 @@
+"""The commands that ask the service, with their options; what they do is in :mod:`migrator.cli.remote`."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+import typer
+
+from migrator.cli import completion
+from migrator.errors import UsageError
+
+app = typer.Typer()
+
+_Server = Annotated[
+    str | None,
+    typer.Option(
+        metavar="WHERE",
+        help="unix:PATH or https://HOST:PORT (with a token in MIGRATOR_TOKEN). Default: MIGRATOR_SERVER, "
+        "else unix:/run/migrator/api.sock.",
+    ),
+]
+_Json = Annotated[bool, typer.Option("--json", help="Print one JSON document and nothing else.")]
+_Wait = Annotated[
+    bool,
+    typer.Option("--wait", help="Show it until it has ended; Ctrl-C leaves (130) and cancels nothing."),
+]
+_Policy = Annotated[
+    str | None,
+    typer.Option(
+        metavar="NAME",
+        help="What may be done to move a guest; default: the guest's own.",
+        autocompletion=completion.policies,
+    ),
+]
+_Accept = Annotated[
+    list[str] | None,
+    typer.Option("--accept", metavar="CODE", help="Go on in spite of this finding; may be given again."),
+]
+_Host = Annotated[str, typer.Argument(metavar="HOST", autocompletion=completion.hosts)]
+_Guest = Annotated[
+    str,
+    typer.Argument(
+        metavar="GUEST", help="Its uuid, its name, or HOST/NAME.", autocompletion=completion.guests
+    ),
+]
+_UnderWay = Annotated[
+    str,
+    typer.Argument(
+        metavar="ID", help="Of a migration or an evacuation.", autocompletion=completion.under_way
+    ),
+]
+_PerhapsUnderWay = Annotated[
+    str | None,
+    typer.Argument(
+        metavar="[ID]", help="Of a migration or an evacuation.", autocompletion=completion.under_way
+    ),
+]
+_Migration = Annotated[
+    str, typer.Argument(metavar="ID", help="Of a migration.", autocompletion=completion.migrations)
+]
+
+
+@app.command()
+def hosts(server: _Server = None, json: _Json = False) -> None:
+    """List the hosts: state, guests, memory, link."""
+    from migrator.cli import remote  # noqa: PLC0415 - quick --help
+
+    remote.run(lambda client: remote.hosts(client, json_output=json), server, json_output=json)
+
+
+@app.command()
+def guests(
+    host: Annotated[
+        str | None,
+        typer.Option(metavar="HOST", help="Only those of this host.", autocompletion=completion.hosts),
+    ] = None,
+    server: _Server = None,
+    json: _Json = False,
+) -> None:
+    """List the guests: where they run, how fast they dirty memory, what keeps them from moving."""
+    from migrator.cli import remote  # noqa: PLC0415 - quick --help
+
+    remote.run(lambda client: remote.guests(client, host, json_output=json), server, json_output=json)
+
+
+@app.command()
+def plan(host: _Host, policy: _Policy = None, server: _Server = None, json: _Json = False) -> None:
+    """Show what an evacuation would do: target, time and downtime of every guest, or why not. Changes nothing."""
+    from migrator.cli import remote  # noqa: PLC0415 - quick --help
+
+    remote.run(lambda client: remote.plan(client, host, policy, json_output=json), server, json_output=json)
+
+
+@app.command()
+def check(
+    guest: _Guest,
+    to: Annotated[str, typer.Option(metavar="HOST", help="The target.", autocompletion=completion.hosts)],
+    policy: _Policy = None,
+    server: _Server = None,
+    json: _Json = False,
+) -> None:
+    """Look whether a guest can move to a host. Changes nothing; exits with 3 when it cannot."""
+    from migrator.cli import remote  # noqa: PLC0415 - quick --help
+
+    remote.run(
+        lambda client: remote.check(client, guest, to, policy, json_output=json), server, json_output=json
+    )
+
+
+@app.command()
+def migrate(
+    guest: _Guest,
+    to: Annotated[
+        str | None,
+        typer.Option(
+            metavar="HOST", help="The target; default: the best there is.", autocompletion=completion.hosts
+        ),
+    ] = None,
+    policy: _Policy = None,
+    accept: _Accept = None,
+    wait: _Wait = False,
+    server: _Server = None,
+    json: _Json = False,
+) -> None:
+    """Move one guest.
+
+    Exit codes with --wait: 0 done; 1 failed, the guest is where it was; 4 cancelled, likewise; 5 held, a person must
+    look; 6 the guest ended by itself. 3 refused by preflight; 7 the service cannot be reached.
+    """
+    from migrator.cli import remote  # noqa: PLC0415 - quick --help
+
+    remote.run(
+        lambda client: remote.migrate(client, guest, to, policy, accept or [], wait=wait, json_output=json),
+        server,
+        json_output=json,
+    )
+
+
+@app.command()
+def evacuate(
+    host: _Host,
+    deadline: Annotated[
+        str | None,
+        typer.Option(metavar="TIME", help="+90m, 22:30 (the next one) or 2026-11-30T22:30:00+01:00."),
+    ] = None,
+    on_deadline: Annotated[
+        str,
+        typer.Option(
+            metavar="WHAT", help="continue (and be late) or stop (start nothing more, cancel what can be)."
+        ),
+    ] = "continue",
+    policy: _Policy = None,
+    accept: _Accept = None,
+    wait: _Wait = False,
+    server: _Server = None,
+    json: _Json = False,
+) -> None:
+    """Empty a host.
+
+    Exit codes with --wait: 0 the host is empty; 1 guests are left, and listed; 5 one of them is held.
+    """
+    from migrator.cli import remote  # noqa: PLC0415 - quick --help
+
+    if on_deadline not in ("continue", "stop"):
+        raise UsageError(f"--on-deadline: {on_deadline!r} is neither continue nor stop")
+    remote.run(
+        lambda client: remote.evacuate(
+            client, host, deadline, on_deadline, policy, accept or [], wait=wait, json_output=json
+        ),
+        server,
+        json_output=json,
+    )
+
+
+@app.command()
+def restore(host: _Host, wait: _Wait = False, server: _Server = None, json: _Json = False) -> None:
+    """Bring the guests of a host's last evacuation home and make the host active."""
+    from migrator.cli import remote  # noqa: PLC0415 - quick --help
+
+    remote.run(
+        lambda client: remote.restore(client, host, wait=wait, json_output=json), server, json_output=json
+    )
+
+
+@app.command()
+def activate(host: _Host, server: _Server = None, json: _Json = False) -> None:
+    """End a host's maintenance without bringing anyone home."""
+    from migrator.cli import remote  # noqa: PLC0415 - quick --help
+
+    remote.run(lambda client: remote.activate(client, host, json_output=json), server, json_output=json)
+
+
+@app.command()
+def status(identifier: _PerhapsUnderWay = None, server: _Server = None, json: _Json = False) -> None:
+    """Show what is under way, or all about one migration or evacuation."""
+    from migrator.cli import remote  # noqa: PLC0415 - quick --help
+
+    remote.run(lambda client: remote.status(client, identifier, json_output=json), server, json_output=json)
+
+
+@app.command()
+def watch(identifier: _PerhapsUnderWay = None, server: _Server = None) -> None:
+    """Show hosts, evacuations and migrations live, or one of them to its end. Ctrl-C leaves and cancels nothing."""
+    from migrator.cli import remote  # noqa: PLC0415 - quick --help
+
+    remote.run(lambda client: remote.watch_screen(client, identifier), server)
+
+
+@app.command()
+def events(
+    identifier: _PerhapsUnderWay = None,
+    after: Annotated[
+        int | None, typer.Option(metavar="EVENT", min=0, help="Only those after this one; 0: all there are.")
+    ] = None,
+    follow: Annotated[bool, typer.Option("--follow", help="Go on with those to come, until Ctrl-C.")] = False,
+    server: _Server = None,
+    json: Annotated[
+        bool, typer.Option("--json", help="Print one JSON document; with --follow one a line.")
+    ] = False,
+) -> None:
+    """Show what happened: the last events, or all of one migration or evacuation."""
+    from migrator.cli import remote  # noqa: PLC0415 - quick --help
+
+    remote.run(
+        lambda client: remote.events(client, identifier, after, follow=follow, json_output=json),
+        server,
+        json_output=json,
+    )
+
+
+@app.command()
+def cancel(identifier: _UnderWay, server: _Server = None, json: _Json = False) -> None:
+    """Stop a migration or an evacuation as far as that is safe; no guest is harmed."""
+    from migrator.cli import remote  # noqa: PLC0415 - quick --help
+
+    remote.run(lambda client: remote.cancel(client, identifier, json_output=json), server, json_output=json)
+
+
+@app.command()
+def postcopy(identifier: _Migration, server: _Server = None, json: _Json = False) -> None:
+    """Switch a migration to postcopy now, where its policy allows it."""
+    from migrator.cli import remote  # noqa: PLC0415 - quick --help
+
+    remote.run(lambda client: remote.postcopy(client, identifier, json_output=json), server, json_output=json)
+
+
+@app.command()
+def resolve(
+    identifier: _Migration,
+    guest_at: Annotated[
+        str, typer.Option("--guest-at", metavar="WHERE", help="Where it is: source, destination or lost.")
+    ],
+    server: _Server = None,
+    json: _Json = False,
+) -> None:
+    """End a held migration, once you have looked at both QEMUs. What contradicts them is refused."""
+    from migrator.cli import remote  # noqa: PLC0415 - quick --help
+
+    if guest_at not in ("source", "destination", "lost"):
+        raise UsageError(f"--guest-at: {guest_at!r} is none of source, destination, lost")
+    remote.run(
+        lambda client: remote.resolve(client, identifier, guest_at, json_output=json),
+        server,
+        json_output=json,
+    )

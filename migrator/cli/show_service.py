@@ -1,0 +1,302 @@
+"""What the service's documents look like to a person: tables that fit the terminal, tabs when piped."""
+
+from __future__ import annotations
+
+import sys
+import unicodedata
+from collections.abc import Iterable, Mapping, Sequence
+from datetime import UTC, datetime
+from typing import TYPE_CHECKING, Any
+
+from migrator.cli import deadline
+from migrator.units import show_bytes, show_rate, show_ratio, show_seconds
+
+if TYPE_CHECKING:
+    from rich.table import Table
+
+Document = Mapping[str, Any]
+Row = Sequence[str]
+
+
+def clean(text: object) -> str:
+    """`text` without what would move the cursor, colour the terminal or turn the line around."""
+    return "".join(
+        char if unicodedata.category(char) not in ("Cc", "Cf", "Cs", "Zl", "Zp") else "�"
+        for char in str(text)
+    )
+
+
+def table(header: Row, rows: Iterable[Row], *, empty: str, stretch: Sequence[str] = ()) -> None:
+    """Print a table: cut to the terminal's width where there is one, whole and with tabs otherwise.
+
+    :param stretch: columns that give way first.
+    """
+    rows = [[clean(cell) for cell in row] for row in rows]
+    if not sys.stdout.isatty():
+        for row in (header, *rows):
+            print("\t".join(row))
+        return
+    if not rows:
+        print(empty)
+        return
+    from rich.console import Console  # noqa: PLC0415 - slow, and of no use to a pipe
+
+    Console(highlight=False).print(grid(header, rows, stretch=stretch))
+
+
+def grid(header: Row, rows: Iterable[Row], *, stretch: Sequence[str] = ()) -> Table:
+    """A table of clean cells for a terminal."""
+    from rich.table import Table  # noqa: PLC0415 - slow
+    from rich.text import Text  # noqa: PLC0415
+
+    made = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0), header_style="bold")
+    for name in header:
+        gives_way = name in stretch
+        made.add_column(
+            name, overflow="ellipsis", no_wrap=True, ratio=None, min_width=8 if gives_way else None
+        )
+    for row in rows:
+        made.add_row(*(Text(clean(cell), style=_STYLE.get(cell, ""), overflow="ellipsis") for cell in row))
+    return made
+
+
+#: Words that shall catch the eye.
+_STYLE = {
+    "held": "bold red",
+    "failed": "red",
+    "down": "red",
+    "completed": "green",
+    "moved": "green",
+    "draining": "yellow",
+    "set-aside": "red",
+    "no-target": "yellow",
+    "late": "bold red",
+    "at risk": "yellow",
+}
+
+HOSTS = ("HOST", "STATE", "UP", "GUESTS", "MEMORY FREE", "OF", "LINK", "NOTE")
+GUESTS = ("GUEST", "HOST", "STATE", "MEMORY", "DIRTIED", "POLICY", "UUID", "NOTE")
+MIGRATIONS = ("ID", "GUEST", "FROM", "TO", "STATE", "DONE", "LEFT", "STREAM", "DIRTIED", "TIME LEFT")
+EVACUATIONS = ("ID", "HOST", "KIND", "STATE", "LEFT", "FORECAST END", "DEADLINE", "NOTE")
+PLAN = ("ORDER", "GUEST", "TO", "STARTS", "TAKES", "DOWNTIME", "POLICY", "WHY")
+
+
+def host_row(host: Document) -> Row:
+    """Cells of :data:`HOSTS`."""
+    link = host["link_bytes_per_second"]
+    return (
+        host["host"],
+        host["state"],
+        "up" if host["up"] else "down",
+        str(host["guests"]),
+        show_bytes(host["memory_free_bytes"]),
+        show_bytes(host["memory_total_bytes"]),
+        "" if link is None else show_rate(link),
+        host["error"],
+    )
+
+
+def guest_row(guest: Document) -> Row:
+    """Cells of :data:`GUESTS`."""
+    note = "" if guest["movable"] else f"cannot move: {guest['obstacle']}"
+    if guest["migration"]:
+        note = f"in migration {guest['migration']}"
+    return (
+        guest["name"] or guest["guest"],
+        guest["host"],
+        guest["run_state"],
+        show_bytes(guest["memory_bytes"]),
+        _rate(guest["dirty_rate_bytes_per_second"]),
+        guest["policy"],
+        guest["uuid"],
+        note,
+    )
+
+
+def migration_row(one: Document) -> Row:
+    """Cells of :data:`MIGRATIONS`."""
+    left = one["remaining_bytes"]
+    over = one["ended_at"] is not None
+    return (
+        one["id"],
+        label(one),
+        one["source"],
+        one["destination"],
+        one["state"],
+        show_ratio(one["progress_ratio"]),
+        "" if left is None or over else show_bytes(left),
+        "" if over else _rate(one["bandwidth_bytes_per_second"]),
+        "" if over else _rate(one["dirty_rate_bytes_per_second"]),
+        "" if over else forecast(one),
+    )
+
+
+def evacuation_row(one: Document) -> Row:
+    """Cells of :data:`EVACUATIONS`."""
+    over = one["ended_at"] is not None
+    note = "late" if one["late"] else "at risk" if one["at_risk"] and not over else one["error"] or ""
+    return (
+        one["id"],
+        one["host"],
+        one["kind"],
+        one["state"],
+        str(one["guests_left"]),
+        "" if over else _clock(one["forecast_end_at"]),
+        _clock(one["deadline"]),
+        note,
+    )
+
+
+def plan_row(guest: Document) -> Row:
+    """Cells of :data:`PLAN`."""
+    findings = [finding["code"] for finding in guest["findings"] if finding["severity"] == "error"]
+    return (
+        "" if guest["order"] is None else str(guest["order"]),
+        label(guest),
+        guest["target"] or "nowhere",
+        _seconds(guest["starts_in_seconds"]),
+        _seconds(guest["takes_p50_seconds"]),
+        _seconds(guest["downtime_seconds"]),
+        guest["policy"],
+        "; ".join([guest["reason"], *findings]) if findings else guest["reason"],
+    )
+
+
+def label(document: Document) -> str:
+    """The guest's name where it has one."""
+    return str(document["guest_name"] or document["guest"])
+
+
+def forecast(one: Document) -> str:
+    """Time left: ``12.0 s (9.0 s to 20.0 s)``."""
+    found = one["forecast"]
+    if not found or found["p50_seconds"] is None:
+        return str(found["verdict"]) if found else ""
+    text = show_seconds(found["p50_seconds"])
+    if found["p10_seconds"] is not None and found["p90_seconds"] is not None:
+        text += f" ({show_seconds(found['p10_seconds'])} to {show_seconds(found['p90_seconds'])})"
+    return text
+
+
+def figures(one: Document) -> str:
+    """What moves, in one line: ``round 2, 96.0 MiB left, stream 100.0 MiB/s, 3.0 s to go``."""
+    parts = [f"round {one['round']}"] if one["round"] else []
+    if one["remaining_bytes"] is not None:
+        parts.append(f"{show_bytes(one['remaining_bytes'])} left")
+    if one["bandwidth_bytes_per_second"]:
+        parts.append(f"stream {show_rate(one['bandwidth_bytes_per_second'])}")
+    if one["dirty_rate_bytes_per_second"]:
+        parts.append(f"dirtied {show_rate(one['dirty_rate_bytes_per_second'])}")
+    if one["throttle_ratio"] > 0.01:
+        parts.append(f"throttled {show_ratio(one['throttle_ratio'])}")
+    if text := forecast(one):
+        parts.append(f"{text} to go")
+    return ", ".join(parts)
+
+
+def finding_lines(findings: Iterable[Document]) -> list[str]:
+    """What preflight found, with what to do."""
+    lines = []
+    for finding in findings:
+        lines.append(clean(f"{finding['severity']} {finding['code']}: {finding['message']}"))
+        lines.append(clean(f"    what to do: {finding['remedy']}"))
+    return lines
+
+
+def migration_lines(one: Document) -> list[str]:
+    """All that is to be said of one migration."""
+    lines = [
+        f"{one['id']}: {label(one)} from {one['source']} to {one['destination']}, policy {one['policy']}"
+        + (f", asked for by {one['requested_by']}" if one["requested_by"] else "")
+        + (f", in evacuation {one['evacuation']}" if one["evacuation"] else "")
+    ]
+    lines.append(f"{one['state']}" + (f": {one['error']}" if one["error"] else ""))
+    if one["ended_at"] is None and one["state"] != "held":
+        lines.append(f"    {show_ratio(one['progress_ratio'])}, {figures(one) or 'nothing sent yet'}")
+    if one["duration_seconds"] is not None:
+        downtime = "none"
+        if one["downtime_seconds"] is not None:
+            downtime = show_seconds(one["downtime_seconds"])
+            if (one["downtime_uncertainty_seconds"] or 0) > 0.001:
+                downtime += f" (give or take {show_seconds(one['downtime_uncertainty_seconds'])})"
+        limit = one["downtime_limit_seconds"]
+        given = "" if limit is None else f", QEMU was given {show_seconds(limit)}"
+        lines.append(
+            f"    {one['mode']}, {show_seconds(one['duration_seconds'])}, downtime {downtime} "
+            f"(ceiling {show_seconds(one['max_downtime_seconds'])}{given}), "
+            f"{show_bytes(one['transferred_bytes'])} sent"
+        )
+    if one["state"] == "held":
+        lines.append(
+            f"    held ({one['held_code']}): look at both QEMUs (query-status, query-migrate), and say where it is:"
+        )
+        lines.append(f"    migrator resolve {one['id']} --guest-at source|destination|lost")
+    lines += [f"    {line}" for line in finding_lines(one["findings"])]
+    lines += [decision_line(decision) for decision in one["decisions"]]
+    return [clean(line) for line in lines]
+
+
+def evacuation_lines(one: Document) -> list[str]:
+    """All that is to be said of one evacuation."""
+    what = "evacuation of" if one["kind"] == "evacuate" else "restore of"
+    lines = [
+        f"{one['id']}: {what} {one['host']}, {one['state']}" + (f": {one['error']}" if one["error"] else "")
+    ]
+    if one["deadline"]:
+        late = ": late" if one["late"] else ": at risk" if one["at_risk"] and not one["ended_at"] else ""
+        lines.append(f"    deadline {_clock(one['deadline'])} ({one['on_deadline']}){late}")
+    if one["ended_at"] is None and one["forecast_end_at"]:
+        span = ""
+        if one["forecast_end_p10_at"] and one["forecast_end_p90_at"]:
+            span = f" (between {_clock(one['forecast_end_p10_at'])} and {_clock(one['forecast_end_p90_at'])})"
+        lines.append(f"    forecast to end {_clock(one['forecast_end_at'])}{span}")
+    for guest in one["guests"]:
+        target = f" to {guest['target']}" if guest["target"] else ""
+        by = f" ({guest['migration']})" if guest["migration"] else ""
+        why = f": {guest['reason']}" if guest["reason"] else ""
+        lines.append(f"    {guest['standing']:<10} {label(guest)}{target}{by}{why}")
+    if one["guests_left"]:
+        lines.append(f"    {one['guests_left']} guests left on {one['host']}")
+    return [clean(line) for line in lines]
+
+
+def decision_line(decision: Document) -> str:
+    """One decision: when, what, why."""
+    return f"{decision['at_seconds']:8.3f} s  {decision['action']}: {decision['reason']}"
+
+
+def event_line(event: Document) -> str:
+    """One event on one line."""
+    body = event["body"]
+    when = deadline.show(datetime.fromisoformat(event["time"]))
+    what = f"{event['subject']} {event['subject_id']}"
+    if event["kind"] == "decision":
+        text = f"{body.get('action', '')}: {body.get('reason', '')}"
+    elif event["kind"] == "state":
+        text = str(body.get("state", ""))
+        name = body.get("guest_name") or body.get("guest")
+        text += f" ({name})" if name else ""
+        text += f": {body['error']}" if body.get("error") else ""
+    else:
+        text = ", ".join(f"{key} {value}" for key, value in body.items() if value not in (None, "", [], {}))
+    return clean(f"{event['event_id']:>6}  {when}  {what}  {text}")
+
+
+def left(one: Document) -> str:
+    """Seconds to the deadline, for people; negative ones are late."""
+    if not one["deadline"]:
+        return ""
+    seconds = (datetime.fromisoformat(one["deadline"]) - datetime.now(UTC)).total_seconds()
+    return f"{show_seconds(seconds)} left" if seconds >= 0 else f"{show_seconds(-seconds)} late"
+
+
+def _clock(text: str | None) -> str:
+    return "" if text is None else deadline.show(datetime.fromisoformat(text))
+
+
+def _rate(value: float | None) -> str:
+    return "" if value is None else show_rate(value)
+
+
+def _seconds(value: float | None) -> str:
+    return "" if value is None else show_seconds(value)

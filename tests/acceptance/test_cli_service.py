@@ -1,0 +1,277 @@
+"""The commands that ask the service, as a user types them."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from migrator.core.model import State
+from tests.command import MIGRATOR
+from tests.service_fakes import HOSTILE, OPERATOR, VIEWER, InThread, World, in_thread
+
+
+@pytest.fixture
+def service(tmp_path: Path) -> Iterator[InThread]:
+    with in_thread(tmp_path) as service:
+        yield service
+
+
+@pytest.fixture(scope="module")
+def untouched(tmp_path_factory: pytest.TempPathFactory) -> Iterator[InThread]:
+    """One service for all tests that change nothing."""
+    with in_thread(tmp_path_factory.mktemp("service")) as service:
+        yield service
+
+
+@pytest.fixture(scope="module")
+def busy(tmp_path_factory: pytest.TempPathFactory) -> Iterator[InThread]:
+    """One service for all tests that change nothing, with a migration under way."""
+    with in_thread(tmp_path_factory.mktemp("busy"), lambda: World(steps=None)) as service:
+        service.do(lambda world: world.migrate(world.guests()[1]))
+        yield service
+
+
+def typed(service: InThread, *arguments: str, **variables: str) -> subprocess.CompletedProcess[str]:
+    """``migrator …`` to its end, by the Unix socket unless `variables` say otherwise."""
+    return subprocess.run(
+        [*MIGRATOR, *arguments],
+        capture_output=True,
+        check=False,
+        text=True,
+        timeout=30,
+        stdin=subprocess.DEVNULL,
+        env={**os.environ, "MIGRATOR_SERVER": f"unix:{service.place.socket}", **variables},
+    )
+
+
+def document(ended: subprocess.CompletedProcess[str], code: int = 0) -> Any:
+    """The one document that ``--json`` printed."""
+    assert ended.returncode == code, (ended.stdout, ended.stderr)
+    return json.loads(ended.stdout)
+
+
+def test_hosts_and_guests(untouched: InThread):
+    hosts = typed(untouched, "hosts")
+    assert hosts.returncode == 0, hosts.stderr
+    lines = [line.split("\t") for line in hosts.stdout.splitlines()]
+    assert lines[0][:4] == ["HOST", "STATE", "UP", "GUESTS"]
+    assert [line[:4] for line in lines[1:]] == [["alpha", "active", "up", "3"], ["beta", "active", "up", "2"]]
+    guests = typed(untouched, "guests", "--host", "beta")
+    assert "cannot move: libvirt manages it" in guests.stdout
+    assert [guest["name"] for guest in document(typed(untouched, "guests", "--json"))["items"]].count(
+        "web"
+    ) == 2
+    assert typed(untouched, "guests", "--host", "gamma").returncode == 2
+
+
+def test_a_guests_name_cannot_write_on_the_terminal(untouched: InThread):
+    shown = typed(untouched, "guests").stdout
+    assert "\x1b" not in shown
+    assert "<img src=x onerror=alert(1)>[red]" in shown
+    assert document(typed(untouched, "guests", "--json"))["items"][0]["name"] == HOSTILE
+
+
+def test_plan_and_check(untouched: InThread):
+    plan = typed(untouched, "plan", "alpha")
+    assert plan.returncode == 0, plan.stderr
+    assert "alpha would be empty after 6.0 s" in plan.stdout
+    assert document(typed(untouched, "plan", "alpha", "--json"))["host"] == "alpha"
+    assert "can move to beta" in typed(untouched, "check", "db", "--to", "beta").stdout
+    refused = typed(untouched, "check", "mail", "--to", "alpha")
+    assert refused.returncode == 3
+    assert "libvirt manages it" in refused.stderr
+    assert "what to do: use virsh" in refused.stderr
+    assert untouched.do(lambda world: world.active_migrations()) == []
+
+
+def test_migrate_and_wait(service: InThread):
+    ended = typed(service, "migrate", "db", "--to", "beta", "--wait")
+    assert ended.returncode == 0, ended.stderr
+    assert "begin: the stream has 100 MiB/s" in ended.stdout
+    assert "completed" in ended.stdout
+    assert "downtime 42 ms (ceiling 300 ms)" in ended.stdout
+    assert "\x1b" not in ended.stdout
+    found = document(typed(service, "status", "m1", "--json"))
+    assert (found["state"], found["requested_by"]) == ("completed", f"unix:{os.getuid()}")
+
+
+def test_wait_with_json_prints_the_end_and_nothing_else(service: InThread):
+    found = document(typed(service, "migrate", "db", "--wait", "--json"))
+    assert found["state"] == "completed"
+
+
+@pytest.mark.parametrize(
+    ("end", "code"),
+    [(State.FAILED, 1), (State.CANCELLED, 4), (State.HELD, 5), (State.GUEST_ENDED, 6)],
+)
+def test_exit_codes_of_a_wait(service: InThread, end: State, code: int):
+    service.do(lambda world: setattr(world, "end", end))
+    ended = typed(service, "migrate", "db", "--wait")
+    assert ended.returncode == code, (ended.stdout, ended.stderr)
+    assert str(end) in ended.stdout
+    if end is State.HELD:
+        assert "migrator resolve m1 --guest-at source|destination|lost" in ended.stdout
+
+
+def test_without_wait_it_says_how_to_watch(service: InThread):
+    begun = typed(service, "migrate", "db")
+    assert begun.returncode == 0
+    assert "migrator watch m1" in begun.stdout
+    assert typed(service, "watch", "m1").returncode == 0
+
+
+@pytest.mark.parametrize(
+    ("arguments", "code", "says"),
+    [
+        (("migrate", "web"), 2, "alpha/web"),
+        (("migrate", "nobody"), 2, "no guest"),
+        (("migrate", "mail"), 3, "1 finding"),
+        (("migrate", "db", "--to", "a b"), 2, "to:"),
+        (("evacuate", "gamma"), 2, "no host gamma"),
+        (("evacuate", "alpha", "--deadline", "soon"), 2, "+90m"),
+        (("evacuate", "alpha", "--deadline", "2020-01-01T00:00:00Z"), 2, "has passed"),
+        (("evacuate", "alpha", "--deadline", "2099-01-01T00:00:00"), 2, "zone"),
+        (("evacuate", "alpha", "--on-deadline", "panic"), 2, "continue"),
+        (("restore", "alpha"), 1, "not evacuated"),
+        (("status", "m99"), 2, "no migration or evacuation m99"),
+        (("cancel", "../hosts"), 2, "no migration or evacuation"),
+        (("resolve", "m1", "--guest-at", "moon"), 2, "lost"),
+        (("hosts", "--server", "ftp://x"), 2, "no address"),
+        (("hosts", "--server", "http://192.0.2.1:80"), 2, "https"),
+    ],
+)
+def test_what_is_refused(untouched: InThread, arguments: tuple[str, ...], code: int, says: str):
+    ended = typed(untouched, *arguments)
+    assert ended.returncode == code, (ended.stdout, ended.stderr)
+    assert says in ended.stderr
+    assert ended.stderr.startswith("migrator: ") or "what to do" in ended.stderr
+    assert "Traceback" not in ended.stderr
+    assert untouched.do(lambda world: world.active_migrations()) == []
+
+
+def test_an_evacuation_to_its_end(service: InThread):
+    service.do(lambda world: setattr(world, "pace", 0.05))
+    ended = typed(service, "evacuate", "alpha", "--deadline", "+90m", "--wait")
+    assert ended.returncode == 0, (ended.stdout, ended.stderr)
+    assert "the deadline is" in ended.stderr
+    assert "evacuation of alpha, completed" in ended.stdout
+    for name in ("web", "db"):
+        assert f"moved      {name} to beta" in ended.stdout
+    found = document(typed(service, "status", "e1", "--json"))
+    assert found["guests_left"] == 0
+    assert found["deadline"] is not None
+
+
+def test_an_evacuation_that_leaves_a_guest_lists_it(service: InThread):
+    ended = typed(service, "evacuate", "beta", "--wait")
+    assert ended.returncode == 1, (ended.stdout, ended.stderr)
+    assert "no-target  mail: nobody can take it" in ended.stdout
+    assert "1 guests left on beta" in ended.stdout
+
+
+def test_an_evacuation_with_a_held_guest(service: InThread):
+    service.do(lambda world: setattr(world, "end", State.HELD))
+    assert typed(service, "evacuate", "alpha", "--wait").returncode == 5
+
+
+def test_cancel_status_and_events(service: InThread):
+    service.do(lambda world: setattr(world, "steps", None))
+    assert "nothing is under way" in typed(service, "status").stdout
+    assert typed(service, "evacuate", "alpha").returncode == 0
+    status = typed(service, "status").stdout
+    assert "e1\talpha\tevacuate\trunning\t3" in status
+    assert "m1\t" in status
+    both = document(typed(service, "status", "--json"))
+    assert (len(both["migrations"]), len(both["evacuations"])) == (3, 1)
+    assert "cancelled" in typed(service, "cancel", "m1").stdout
+    assert typed(service, "cancel", "m1").returncode == 1
+    assert "e1 is told to stop; it is cancelled" in typed(service, "cancel", "e1").stdout
+    events = typed(service, "events", "m1").stdout.splitlines()
+    assert "migration m1  preparing" in events[0]
+    assert "cancelled" in events[-1]
+    everything = document(typed(service, "events", "--json"))["items"]
+    assert [event["event_id"] for event in everything] == list(range(1, len(everything) + 1))
+    after = document(typed(service, "events", "--after", "3", "--json"))["items"]
+    assert after == everything[3:]
+
+
+def test_resolve_and_postcopy(service: InThread):
+    service.do(lambda world: setattr(world, "steps", None))
+    typed(service, "migrate", "db")
+    assert "m1 is told to switch" in typed(service, "postcopy", "m1").stdout
+    assert typed(service, "resolve", "m1", "--guest-at", "source").returncode == 1
+    service.do(lambda world: world.finish("m1", State.HELD))
+    assert typed(service, "resolve", "m1", "--guest-at", "source").returncode == 0
+
+
+class TestOtherPlaces:
+    def test_by_url_with_a_token(self, service: InThread):
+        operator = {"MIGRATOR_SERVER": service.place.url, "MIGRATOR_TOKEN": OPERATOR}
+        assert typed(service, "migrate", "db", **operator).returncode == 0
+        viewer = {**operator, "MIGRATOR_TOKEN": VIEWER}
+        assert typed(service, "hosts", **viewer).returncode == 0
+        refused = typed(service, "evacuate", "alpha", **viewer)
+        assert (refused.returncode, "operator" in refused.stderr) == (2, True)
+        nobody = typed(service, "hosts", MIGRATOR_SERVER=service.place.url, MIGRATOR_TOKEN="")
+        assert (nobody.returncode, "MIGRATOR_TOKEN" in nobody.stderr) == (2, True)
+        assert typed(service, "hosts", **{**operator, "MIGRATOR_TOKEN": "wrong-" + OPERATOR}).returncode == 2
+
+    @pytest.mark.parametrize("where", ["unix:/nowhere/api.sock", "http://127.0.0.1:1"])
+    def test_no_service_there(self, untouched: InThread, where: str):
+        for arguments in (("hosts",), ("migrate", "db", "--wait"), ("watch",), ("events",)):
+            ended = typed(untouched, *arguments, "--server", where)
+            assert ended.returncode == 7, ended.stderr
+            assert "systemctl start migrator" in ended.stderr
+            assert ended.stdout == ""
+            assert len(ended.stderr.splitlines()) == 1
+
+    def test_something_else_there(self, untouched: InThread):
+        ended = typed(untouched, "hosts", "--server", f"{untouched.place.probes}", MIGRATOR_TOKEN=OPERATOR)
+        assert ended.returncode == 2
+        assert "Traceback" not in ended.stderr
+
+
+class TestCompletion:
+    @pytest.mark.parametrize(
+        ("line", "offers"),
+        [
+            ("migrator evacuate a", ["alpha"]),
+            ("migrator evacuate ", ["alpha", "beta"]),
+            ("migrator migrate d", ["db"]),
+            ("migrator migrate beta", ["beta/web"]),
+            ("migrator migrate db --to b", ["beta"]),
+            ("migrator migrate db --policy g", ["gentle"]),
+            ("migrator cancel ", ["m1"]),
+        ],
+    )
+    def test_of_names(self, busy: InThread, line: str, offers: list[str]):
+        words = line.split(" ")
+        bash = {"_MIGRATOR_COMPLETE": "complete_bash", "COMP_WORDS": line, "COMP_CWORD": str(len(words) - 1)}
+        ended = typed(busy, **bash)
+        assert ended.stdout.split() == offers
+        fish = {"_MIGRATOR_COMPLETE": "complete_fish", "_TYPER_COMPLETE_FISH_ACTION": "get-args"}
+        ended = typed(busy, **fish, _TYPER_COMPLETE_ARGS=line)
+        assert [offer.split("\t")[0] for offer in ended.stdout.splitlines()] == offers
+
+    def test_without_a_service_it_is_quick_and_silent(self, busy: InThread):
+        bash = {"_MIGRATOR_COMPLETE": "complete_bash", "COMP_WORDS": "migrator evacuate ", "COMP_CWORD": "2"}
+        ended = typed(busy, **bash, MIGRATOR_SERVER="unix:/nowhere")
+        assert (ended.stdout.strip(), ended.stderr) == ("", "")
+
+    @pytest.mark.parametrize("shell", ["bash", "zsh", "fish"])
+    def test_scripts(self, busy: InThread, shell: str):
+        script = typed(busy, _MIGRATOR_COMPLETE=f"source_{shell}").stdout
+        assert "_MIGRATOR_COMPLETE" in script
+
+
+@pytest.mark.parametrize("command", ["hosts", "plan", "migrate", "evacuate", "events", "watch"])
+def test_help(busy: InThread, command: str):
+    ended = typed(busy, command, "--help")
+    assert ended.returncode == 0
+    assert "--server" in ended.stdout
