@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import re
+import secrets
+import string
 from collections.abc import Coroutine, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -32,9 +34,7 @@ if [ "$u" = 0 ] && [ -d /run/systemd/system ]; then i=systemd; else i=; fi
 printf '%s\\0' "$r/migrator/guests" "$s/migrator/guests" "$i"
 """
 _MAKE = """
-umask 077 && mkdir -p -- "$1" "$2" && d=$(mktemp -d -- "$1/$3-XXXXXX") || exit
-printf %s "$4" >"$d/migration" || { rm -rf -- "$d"; exit 1; }
-printf %s "$d"
+umask 077 && mkdir -p -- "$1" "$2" && mkdir -- "$3" && env printf %s "$4" >"$3/migration"
 """
 _OF_MIGRATION = """
 for d in "$1"/*-??????; do
@@ -101,14 +101,21 @@ class Launcher:
         """
         await self._settle()
         short = re.sub(r"[^A-Za-z0-9._-]", "-", migration)[:_LABEL_CHARACTERS].strip(".-") or "guest"
-        arguments = (self._base, self._log_directory, short, migration)
-        nest = self._nest(await self._run("sh", "-c", _MAKE, "sh", *arguments))
+        mark = "".join(secrets.choice(string.ascii_letters + string.digits) for _ in range(6))
+        # Named here, so that it can be removed whatever became of the command that makes it.
+        nest = self._nest(f"{self._base.rstrip('/')}/{short}-{mark}")
         if len(f"{nest.run_directory}/control.qmp".encode()) > SOCKET_PATH_BYTES:
-            await self.remove(nest)
             raise HostError(
                 self.host.name,
                 f"{self._base} is too long for the path of a socket; configure a shorter directory",
             )
+        try:
+            await self._run(
+                "sh", "-c", _MAKE, "sh", self._base, self._log_directory, nest.run_directory, migration
+            )
+        except BaseException:
+            await certainly(self.remove(nest), name=f"remove {nest.run_directory}")
+            raise
         return nest
 
     def _nest(self, run_directory: str) -> Nest:
@@ -140,7 +147,7 @@ class Launcher:
 
         :param argv: with ``-daemonize`` unless it becomes a unit, and with ``-pidfile`` in the run directory.
         :param by_itself: `argv` is a command that starts QEMU in whatever way it likes, and ends.
-        :returns: ``None`` when it wrote no pid file: nobody knows which process it is.
+        :returns: ``None`` when a command wrote no pid file: nobody knows which process it is.
         :raise HostError: it did not start, in its own words; whatever came up is ended, only the log is left.
         """
         try:
@@ -148,7 +155,10 @@ class Launcher:
                 await self._start_unit(nest, argv)
             else:
                 await self._start_detached(nest, argv)
-            return await self._process(nest)
+            process = await self._process(nest)
+            if process is None and not by_itself:
+                raise HostError(self.host.name, await self.obituary(nest, argv[0]))
+            return process
         except BaseException:
             await certainly(self.discard(nest), name=f"clear {nest.run_directory}")
             raise

@@ -29,7 +29,10 @@ _SHORT = 10.0
 _SURVEY = """
 printf '%s\\0' "$(cat /proc/sys/kernel/random/boot_id)" "$(readlink /proc/self/ns/net)"
 printf '%s\\0' "$(readlink "/proc/$1/ns/net" 2>/dev/null)"
-for q in "$2" "$3"; do printf '%s\\0' "$(command -v "$q" 2>/dev/null)"; done
+for q in "$2" "$3"; do
+  q=$(command -v "$q" 2>/dev/null)
+  if [ -f "$q" ] && [ -x "$q" ]; then printf '%s\\0' "$q"; else printf '\\0'; fi
+done
 shift 3
 for p; do
   if [ -d "$p" ]; then printf 'directory\\0'
@@ -326,7 +329,7 @@ async def _greet(
             if time.monotonic() > deadline:
                 words = await launcher.last_words(nest)
                 said = f"; it said: {words}" if words else ""
-                raise HostError(launcher.host.name, f"{program} runs, but {error}{said}") from error
+                raise HostError(launcher.host.name, f"{program} was started, but {error}{said}") from error
             await asyncio.sleep(0.05)
         else:
             return

@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
-import os
-import signal
 from collections.abc import AsyncIterator
 from dataclasses import replace
 from pathlib import Path
@@ -12,125 +9,14 @@ from typing import Any
 
 import pytest
 
-from migrator.core.inventory import Guest
-from migrator.core.model import Severity, State
-from migrator.core.policy import builtin
-from migrator.engine.migration import Migration
-from migrator.hosts.local import LocalAccess
-from migrator.hosts.site_config import HostConfig
-from migrator.qemu.endpoint import Endpoint
-from migrator.service.destinations import Destinations, Started
-from migrator.service.launch_config import LaunchConfig
-from migrator.service.site import Reach
-from migrator.store.records import FileRecord
 from migrator.testing.lab import Habit, Lab, Machine, Qemu
-
-MIB = 1 << 20
-POLICY = builtin("gentle").but(max_downtime_seconds=0.5)
-
-
-class Site:
-    """Two hosts that are directories of this machine, and what a service would do with them."""
-
-    def __init__(self, directory: Path, lab: Lab, **config: Any) -> None:
-        self.lab, self.directory = lab, directory
-        self.hosts = {name: (LocalAccess(name), HostConfig(name=name)) for name in ("alpha", "beta")}
-        self.reach = Reach(self.hosts)
-        self.config = LaunchConfig(
-            base_directory=str(directory / "run"), log_directory=str(directory / "log"), **config
-        )
-        self.destinations = Destinations(self.reach, how=lambda guest, host: self.config)
-        self.opened: list[Endpoint] = []
-        self._moves = 0
-
-    def have(self, crossing: tuple[Path, Path]) -> None:
-        """Give alpha the one QEMU and beta the other."""
-        for name, binary in zip(self.hosts, crossing, strict=True):
-            access, config = self.hosts[name]
-            self.hosts[name] = access, replace(config, qemu=str(binary))
-        self.reach = Reach(self.hosts)
-        self.destinations = Destinations(self.reach, how=lambda guest, host: self.config)
-
-    async def source(self, guest: Guest) -> Endpoint:
-        end = await self.reach.open(guest.host, guest.socket, role="source")
-        self.opened.append(end)
-        return end
-
-    async def start(self, guest: Guest, target: str = "beta") -> Started:
-        self._moves += 1
-        started = await self.destinations.start_destination(
-            guest, await self.source(guest), target, migration=f"move-{self._moves}"
-        )
-        assert isinstance(started, Started)
-        assert isinstance(started.qemu, Endpoint)
-        self.opened.append(started.qemu)
-        return started
-
-    async def move(self, guest: Guest, target: str) -> Guest:
-        """The whole migration; the guest as it is found afterwards."""
-        started = await self.start(guest, target)
-        source = self.opened[-2]
-        record = FileRecord(f"move-{self._moves}")
-        migration = Migration(
-            name=record.path.stem,
-            source=source,
-            destination=started.qemu,
-            policy=POLICY,
-            listen=started.listen,
-            record=record,
-        )
-        findings = [finding for finding in await migration.check() if finding.severity is Severity.ERROR]
-        assert not [finding.message for finding in findings]
-        result = await migration.run()
-        record.close()
-        assert (result.state, result.error) == (State.COMPLETED, None)
-        await self.destinations.clear(guest)
-        await self.close()
-        return replace(guest, host=target, socket=started.socket, pid=None)
-
-    async def close(self) -> None:
-        while self.opened:
-            await self.opened.pop().close()
-
-    def kill(self) -> None:
-        """Every QEMU of ours, by what its command line names."""
-        for path in Path("/proc").glob("[0-9]*/cmdline"):
-            with contextlib.suppress(OSError):
-                ours = str(self.directory).encode() in path.read_bytes()
-                if ours and (path.parent / "exe").readlink().name.startswith("qemu"):
-                    os.kill(int(path.parent.name), signal.SIGKILL)
-
-    @property
-    def left(self) -> list[str]:
-        """What stands in the run directories."""
-        return sorted(path.name for path in (self.directory / "run").glob("*"))
+from tests.destinations import MIB, Moved, Site, arguments_of, guest_of, site_of
 
 
 @pytest.fixture
 async def site(lab: Lab) -> AsyncIterator[Site]:
-    site = Site(lab.directory, lab)
-    yield site
-    await site.close()
-    site.kill()
-
-
-def guest_of(qemu: Qemu, host: str = "alpha") -> Guest:
-    machine = qemu.machine
-    return Guest(
-        key=str(machine.uuid), host=host, uuid=str(machine.uuid), name=machine.name, socket=str(qemu.qmp)
-    )
-
-
-class Moved(Qemu):
-    """A QEMU that was started by us, looked into by its rescue monitor."""
-
-    def __init__(self, machine: Machine, lab: Lab, socket: str) -> None:
-        super().__init__(machine, Path("qemu"), lab.directory, f"moved-{Path(socket).parent.name}")
-        self.rescue = Path(socket).with_name("rescue.qmp")
-
-
-def arguments_of(pid: int) -> list[str]:
-    return os.fsdecode(Path(f"/proc/{pid}/cmdline").read_bytes()).split("\0")[:-1]
+    async with site_of(lab) as site:
+        yield site
 
 
 def plain(arguments: list[str]) -> list[str]:
@@ -152,7 +38,7 @@ class TestCommandLine:
         )
         qemu = await lab.boot(machine, binary=one_crossing[0])
         guest = guest_of(qemu)
-        site.have(one_crossing)
+        site.have(*one_crossing)
         seen = []
         for target in ("beta", "alpha", "beta"):
             guest = await site.move(guest, target)
@@ -286,7 +172,7 @@ class TestHotPlug:
         await plug_everything(qemu, lab.directory)
         before = await fingerprint(qemu)
         guest = guest_of(qemu)
-        site.have(one_crossing)
+        site.have(*one_crossing)
         for target in ("beta", "alpha"):
             guest = await site.move(guest, target)
             moved = Moved(machine, lab, guest.socket)
@@ -330,3 +216,29 @@ class TestHotPlug:
         objects = {entry["name"] for entry in await moved.query("qom-list", path="/objects")}
         assert "rng0" in objects
         assert "rng1" not in objects
+
+
+class TestNames:
+    async def test_whatever_stands_in_names_and_paths_moves_along(self, lab: Lab, site: Site) -> None:
+        strange = "a b,,c,'d\"e$(touch pwned);`touch pwned`\n%s$HOME\\é"
+        directory = lab.directory / strange
+        directory.mkdir()
+        image = directory / "disk,1 .img"
+        socket = directory / "console, $x.sock"
+        machine = Machine(habit=HABIT, name=strange, image=image)
+        extra = ("-chardev", f"socket,id=extra,path={str(socket).replace(',', ',,')},server=on,wait=off")
+        machine = replace(machine, extra=(*extra, "-device", "isa-debugcon,chardev=extra"))
+        qemu = await lab.boot(machine)
+        guest = guest_of(qemu)
+        for target in ("beta", "alpha"):
+            guest = await site.move(guest, target)
+            moved = Moved(machine, lab, guest.socket)
+            assert (await moved.query("query-name"))["name"] == strange
+            await moved.check_memory()
+        moved = Moved(machine, lab, guest.socket)
+        chardevs = {entry["label"]: entry["filename"] for entry in await moved.query("query-chardev")}
+        new = Path(guest.socket).with_name(socket.name)
+        assert str(new) in chardevs["extra"]
+        assert new.is_socket()
+        assert not list(lab.directory.rglob("pwned"))
+        assert not Path("pwned").exists()

@@ -1,0 +1,163 @@
+"""Two hosts that are directories of this machine, and guests that move between them by our own hands."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import signal
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from dataclasses import replace
+from pathlib import Path
+
+from migrator.core.inventory import Guest
+from migrator.core.model import Severity, State
+from migrator.core.policy import builtin
+from migrator.engine.migration import Migration
+from migrator.hosts.access import Access
+from migrator.hosts.local import LocalAccess
+from migrator.hosts.site_config import HostConfig
+from migrator.qemu.endpoint import Endpoint
+from migrator.service.destinations import Destinations, Started
+from migrator.service.launch_config import LaunchConfig
+from migrator.service.site import Reach
+from migrator.store.records import FileRecord
+from migrator.testing.lab import Lab, Machine, Qemu
+
+MIB = 1 << 20
+POLICY = builtin("gentle").but(max_downtime_seconds=0.5)
+
+
+class Site:
+    """Two hosts that are directories of this machine, and what a service would do with them."""
+
+    def __init__(self, lab: Lab) -> None:
+        self.lab, self.directory = lab, lab.directory
+        self.hosts: dict[str, tuple[Access, HostConfig]] = {
+            name: (LocalAccess(name), HostConfig(name=name)) for name in ("alpha", "beta")
+        }
+        #: How QEMUs are started; a test may change it.
+        self.config = LaunchConfig(
+            base_directory=str(lab.directory / "run"),
+            log_directory=str(lab.directory / "log"),
+            start_seconds=20.0,
+        )
+        self.reach, self.destinations = self._joined()
+        self.opened: list[Endpoint] = []
+        self._moves = 0
+
+    def _joined(self) -> tuple[Reach, Destinations]:
+        reach = Reach(self.hosts)
+        return reach, Destinations(reach, how=lambda guest, host: self.config)
+
+    def have(self, *binaries: Path) -> None:
+        """Give alpha the one QEMU and beta the other."""
+        for name, binary in zip(self.hosts, binaries, strict=True):
+            access, config = self.hosts[name]
+            self.hosts[name] = access, replace(config, qemu=str(binary))
+        self.reach, self.destinations = self._joined()
+
+    def reached_by(self, access: Access) -> None:
+        """Reach beta by other means."""
+        self.hosts["beta"] = access, self.hosts["beta"][1]
+        self.reach, self.destinations = self._joined()
+
+    async def source(self, guest: Guest) -> Endpoint:
+        end = await self.reach.open(guest.host, guest.socket, role="source")
+        self.opened.append(end)
+        return end
+
+    async def start(self, guest: Guest, target: str = "beta") -> Started:
+        self._moves += 1
+        started = await self.destinations.start_destination(
+            guest, await self.source(guest), target, migration=f"move-{self._moves}"
+        )
+        assert isinstance(started, Started)
+        assert isinstance(started.qemu, Endpoint)
+        self.opened.append(started.qemu)
+        return started
+
+    async def move(self, guest: Guest, target: str) -> Guest:
+        """The whole migration; the guest as it is found afterwards."""
+        started = await self.start(guest, target)
+        source = self.opened[-2]
+        record = FileRecord(f"move-{self._moves}")
+        migration = Migration(
+            name=record.path.stem,
+            source=source,
+            destination=started.qemu,
+            policy=POLICY,
+            listen=started.listen,
+            record=record,
+        )
+        findings = [finding for finding in await migration.check() if finding.severity is Severity.ERROR]
+        assert not [finding.message for finding in findings]
+        result = await migration.run()
+        record.close()
+        assert (result.state, result.error) == (State.COMPLETED, None)
+        await self.destinations.clear(guest)
+        await self.close()
+        return replace(guest, host=target, socket=started.socket, pid=None)
+
+    async def close(self) -> None:
+        while self.opened:
+            await self.opened.pop().close()
+
+    @property
+    def processes(self) -> list[int]:
+        """Every QEMU that was started in one of our run directories."""
+        found = []
+        for path in Path("/proc").glob("[0-9]*/cmdline"):
+            with contextlib.suppress(OSError):
+                ours = str(self.directory / "run").encode() in path.read_bytes()
+                if ours and (path.parent / "exe").readlink().name.startswith("qemu"):
+                    found.append(int(path.parent.name))
+        return found
+
+    def kill(self) -> None:
+        """All of them."""
+        for pid in self.processes:
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGKILL)
+
+    @property
+    def left(self) -> list[str]:
+        """What stands among the run directories."""
+        return sorted(path.name for path in (self.directory / "run").glob("*"))
+
+    @property
+    def logs(self) -> str:
+        """What stands in all logs."""
+        return "\n".join(path.read_text(errors="replace") for path in (self.directory / "log").glob("*"))
+
+
+@asynccontextmanager
+async def site_of(lab: Lab) -> AsyncIterator[Site]:
+    """A site whose QEMUs are gone in the end."""
+    site = Site(lab)
+    try:
+        yield site
+    finally:
+        await site.close()
+        site.kill()
+
+
+def guest_of(qemu: Qemu, host: str = "alpha") -> Guest:
+    """As an inventory would have it."""
+    machine = qemu.machine
+    return Guest(
+        key=str(machine.uuid), host=host, uuid=str(machine.uuid), name=machine.name, socket=str(qemu.qmp)
+    )
+
+
+class Moved(Qemu):
+    """A QEMU that was started by us, looked into by its rescue monitor."""
+
+    def __init__(self, machine: Machine, lab: Lab, socket: str) -> None:
+        super().__init__(machine, Path("qemu"), lab.directory, f"moved-{Path(socket).parent.name}")
+        self.rescue = Path(socket).with_name("rescue.qmp")
+
+
+def arguments_of(pid: int) -> list[str]:
+    """Its command line."""
+    return os.fsdecode(Path(f"/proc/{pid}/cmdline").read_bytes()).split("\0")[:-1]
