@@ -35,7 +35,7 @@ def main(arguments: list[str]) -> int:
             "many guests of the plan found no host.",
             speed,
             "Guests left out, beside an exact solver that goes through all ways (3 to 8 guests, 2 to 5 hosts), and in "
-            "plans where every guest has a place if each host is filled to the last byte.",
+            "plans where every guest has a place only if each host is filled to the last byte, or nearly.",
             _gap(given.instances),
         )
     )
@@ -119,16 +119,16 @@ def _gap(instances: int) -> str:
         placed += ours
         worse += ours < most
     rows.append(["exact", f"{instances}", f"{possible}", f"{possible - placed}", f"{worse}"])
-    for count, pieces in ((10, 3), (10, 5), (40, 5), (200, 5)):
+    for count, pieces, spare in ((10, 3, 0), (10, 3, 1), (40, 3, 0), (40, 3, 1), (40, 5, 0), (200, 5, 0)):
         worse = possible = placed = 0
         times = max(3, instances * 3 // (count * pieces))
         for _ in range(times):
-            hosts, guests = _cut(count, pieces, generator)
+            hosts, guests = _cut(count, pieces, spare, generator)
             ours = _placed(hosts, guests)
             possible += len(guests)
             placed += ours
             worse += ours < len(guests)
-        what = f"{count} hosts filled by {pieces} guests each"
+        what = f"{count} hosts filled by {pieces} guests each" + f", but for {spare / 64:.1%}" * bool(spare)
         rows.append([what, f"{times}", f"{possible}", f"{possible - placed}", f"{worse}"])
     return table(
         ["instances", "number", "guests that have a place", "left out by us", "instances with any"], rows
@@ -149,9 +149,9 @@ def _small(generator: random.Random) -> tuple[list[Host], list[Guest]]:
     return hosts, guests
 
 
-def _cut(count: int, pieces: int, generator: random.Random) -> tuple[list[Host], list[Guest]]:
-    """Hosts, and guests that are the pieces of them: all have a place, and there is no other room at all."""
-    hosts = [_host(f"h{n}", 64) for n in range(count)]
+def _cut(count: int, pieces: int, spare: int, generator: random.Random) -> tuple[list[Host], list[Guest]]:
+    """Hosts, and guests that are the pieces of them: all have a place, and there is hardly any other room."""
+    hosts = [_host(f"h{n}", 64 + spare) for n in range(count)]
     sizes: list[int] = []
     for _ in hosts:
         cuts = sorted(generator.sample(range(1, 64), pieces - 1))

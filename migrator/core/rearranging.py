@@ -14,7 +14,7 @@ _HOSTS_TRIED = 24
 _SETS_TRIED = 6
 _CHAIN = 3
 #: The largest part of a plan that is solved exactly.
-_EXACT_ITEMS = 14
+_EXACT_ITEMS = 18
 _EXACT_HOSTS = 24
 #: Looking at so many hosts is as much work as one try.
 _LOOKS_A_TRY = 20

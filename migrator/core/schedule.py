@@ -12,8 +12,9 @@
     predict(transfers, hosts)                       # when each begins and ends, and all: see core/timetable.py
 
 Ask at every event: something is added, becomes ready, ends, fails, or a host changes; and with fresh `bytes_left` of
-what is running from time to time. Nothing is remembered between calls. A guest that failed is put in again as WAITING
-once its pause is over. It is assumed that what is begun ends some day, however late; then everything has its turn.
+what is running every second or so. A new bandwidth is worth telling QEMU if it differs by a few per cent. Nothing is
+remembered between calls. A guest that failed is put in again as WAITING once its pause is over. It is assumed that what
+is begun ends some day, however late; then everything has its turn.
 
 The rules: a link, out of the source and into the target, is a resource of its own. A guest that barely converges is
 given its links for itself, up to what it can use of them. Quiet ones share a link, but only as many as fill it: a link

@@ -11,6 +11,9 @@ from migrator.core.inventory import Host
 #: A guest that dirties as fast as the stream carries is made to end by throttling or postcopy; it then sends about so
 #: many times what one that does not write would.
 _MOST_TIMES_SENT = 3.0
+#: What is left at the end goes in this time, and never with less than this part of the full speed.
+_EMPTY_SECONDS = 0.25
+_LEAST_SHARE = 1 / 16
 
 
 class Phase(StrEnum):
@@ -40,8 +43,9 @@ class Transfer:
     bytes_left: float = 0.0
     #: Distinct bytes of pages that the guest dirties per second.
     dirty_rate_bytes_per_second: float = 0.0
-    #: The transfer from now to its end if it had its links alone, from its forecast; ``None``: reckoned from bytes,
-    #: speed and dirty rate, and a fixed part.
+    #: The transfer from now to its end if it had its links alone, where that is known better (the same guest's last
+    #: migration, a forecast while it does have them alone); ``None``: reckoned from bytes, speed and dirty rate, and a
+    #: fixed part. A forecast made while it shares a link is too long.
     alone_seconds: float | None = None
     #: It needs its links for itself; ``None``: it does if it dirties a good part of what they carry.
     barely_converges: bool | None = None
@@ -201,9 +205,13 @@ class Move:
         return self.net(min(bandwidth, self.speed)) / self.net(self.speed)
 
     def demand(self) -> float:
-        """Bandwidth that it can use: little at its end, when little is left to send."""
-        dirty = self.transfer.dirty_rate_bytes_per_second
-        return min(self.speed, 4 * self.bytes_left + 2 * dirty)
+        """Bandwidth that it can use: less at its end, when little is left to send.
+
+        Never so little that a look at dirty memory that finds more than was thought leaves it crawling, or that QEMU,
+        which switches when what is left goes in the downtime limit at the present speed, waits for it.
+        """
+        soon = self.bytes_left / _EMPTY_SECONDS + 2 * self.transfer.dirty_rate_bytes_per_second
+        return min(self.speed, max(self.speed * _LEAST_SHARE, soon))
 
     def load_now(self, rules: Rules) -> float:
         """What it takes of its links while it is on them; hardly any when it is about to end."""

@@ -210,6 +210,9 @@ def test_every_promise_holds_and_nobody_stays_out_that_could_be_placed(
         answer = answers[one.guest.key]
         if isinstance(answer, NoHost):
             assert not any(world.allows(one, name, present[name]) for name in world.by_name)
+            if not one.only:
+                assert sum(answer.hosts.values()) == len(set(world.by_name) - {one.guest.host})
+                assert all(count > 0 for count in answer.hosts.values())
     assert placed == world.most()
     assert place(world.fleet(), world.requests, Options(strategy=strategy)) == answers
 
