@@ -23,7 +23,7 @@ for pattern; do
     if [ -S "$path" ]; then printf '%s\0' "$path"; fi
   done
 done | xargs -0 -r stat -L --printf '%i %n\0' -- 2>/dev/null
-printf '@table\0'; ss -xaneHO 2>/dev/null
+printf '@table\0'; if command -v ss >/dev/null; then ss -xaneHO 2>/dev/null; else printf '@no-ss'; fi
 printf '\0@held\0'; find /proc/[0-9]*/fd -maxdepth 1 -lname 'socket:*' -printf '%h %l\n' 2>/dev/null
 printf '\0@commands\0'; grep -aH --null '' /proc/[0-9]*/comm 2>/dev/null
 printf '\0@arguments\0'
@@ -91,7 +91,7 @@ async def find_sockets(
     output = await access.run(["sh", "-s", "--", *patterns], stdin=_SCRIPT, timeout=timeout)
     if not output.stdout.endswith(b"@end\0"):
         raise HostError(access.name, f"its sockets cannot be listed: {output.complaint or 'no answer'}")
-    if b"@table\0\0@held\0" in output.stdout:
+    if b"@table\0@no-ss" in output.stdout:
         raise HostError(access.name, "its sockets cannot be listed: install ss there (package iproute2)")
     return parse(output.text)
 
