@@ -6,7 +6,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from enum import StrEnum
 
+from migrator.core.convergence import Act
 from migrator.core.inventory import HostState
+from migrator.core.lifecycle import Step
 from migrator.core.model import Mode, State
 
 #: How a migration can end; each is counted once.
@@ -34,22 +36,15 @@ VERBS = (
 COMMAND_RESULTS = ("accepted", "refused", "repeated")
 #: What stands for a word that is not in a list.
 OTHER = "other"
+#: What the controller decides: steering, steps of the lifecycle, and what it says beside them.
 ACTIONS = (
-    "at-risk",
-    "cancel",
-    "downtime-limit",
-    "give-up",
-    "held",
-    "no-postcopy",
-    "park",
-    "pause",
-    "run-state",
-    "start-postcopy",
-    "take-up",
-    "throttle",
-    "too-late",
-    "undo",
-    "wait",
+    *sorted(
+        {
+            *map(str, Act),
+            *map(str, Step),
+            *("held", "no-postcopy", "park", "run-state", "take-up", "too-late", "undo"),
+        }
+    ),
     OTHER,
 )
 #: As the errors of the QMP layer are called.

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import math
+import re
 import subprocess
 import threading
 import time
@@ -19,6 +20,7 @@ from prometheus_client.parser import text_string_to_metric_families as read_text
 
 from migrator.core.convergence import Act
 from migrator.core.inventory import HostState
+from migrator.core.lifecycle import Step
 from migrator.core.model import Mode, State
 from migrator.engine.commands import COMMANDS
 from migrator.engine.documents import EvacuationGuest, EvacuationState, EventKind, GuestStanding
@@ -94,6 +96,16 @@ def _busy(service: Service) -> None:
     service.metrics.journal_write(0.002)
 
 
+def _decided() -> set[str]:
+    """Actions of decisions as they are written in the engine."""
+    engine = Path(__file__).parent.parent.parent / "migrator" / "engine"
+    found = {str(act) for act in Act} | {str(step) for step in Step}
+    for path in engine.glob("*.py"):
+        found |= set(re.findall(r'(?:\.decide|tell)\(\s*"([a-z-]+)"', path.read_text(encoding="utf-8")))
+    assert {"take-up", "held", "wait", "no-postcopy"} <= found
+    return found
+
+
 # The list, the text and Prometheus ------------------------------------------------------------------------------
 
 
@@ -125,7 +137,7 @@ def test_words_of_the_engine_are_all_in_the_lists() -> None:
     assert set(catalogue.EVACUATION_RESULTS) == set(EvacuationState) - {EvacuationState.RUNNING}
     assert set(catalogue.VERBS) == set(COMMANDS) | {"unknown"}
     assert set(catalogue.STUCK) < set(GuestStanding)
-    assert set(Act) <= set(catalogue.ACTIONS)
+    assert _decided() <= set(catalogue.ACTIONS)
     assert set(catalogue.PHASES) | set(catalogue.RESULTS) == set(State)
 
 
