@@ -188,7 +188,7 @@ class HostDefaults(Section):
 
     key_file: OptionalPath = None
     known_hosts: OptionalPath = None
-    sockets: tuple[HostPath, ...] = ("/run/qemu/*.qmp", "/run/migrator/*/*.qmp")
+    sockets: tuple[HostPath, ...] = ("/run/qemu/*.qmp", "/run/migrator/guests/*/control.qmp")
     qemu: HostPath = ""
     run_dir: HostPath = ""
     log_dir: HostPath = ""

@@ -63,7 +63,9 @@ class Database:
         self.path = path
         self.complaint = ""
         self._lock = lock
-        self._engine = _engine(path)
+        self._readers = _engine(path, connections=4, begin="BEGIN")
+        # A reader that turned writer could fail with the lock held by another; a writer says so at once.
+        self._writing = _engine(path, connections=1, begin="BEGIN IMMEDIATE")
         self._jobs: deque[_Job] = deque()
         self._there = asyncio.Event()
         self._closing = False
@@ -93,7 +95,7 @@ class Database:
         if self._closing:
             raise JournalError(f"the journal {self.path} is closed")
         try:
-            async with asyncio.timeout(_PATIENCE_SECONDS), self._engine.begin() as connection:
+            async with asyncio.timeout(_PATIENCE_SECONDS), self._readers.begin() as connection:
                 return await work(connection)
         except (SQLAlchemyError, sqlite3.Error, OSError) as error:  # a time-out is an OSError
             raise JournalError(_in_words(self.path, error, "read")) from error
@@ -142,13 +144,13 @@ class Database:
         try:
             await self._writer
         finally:
-            await self._engine.dispose()
+            await self._writing.dispose()
+            await self._readers.dispose()
             if self._lock >= 0:
                 os.close(self._lock)
                 self._lock = -1
 
     async def _write_all(self) -> None:
-        engine = self._engine.execution_options(writes=True)
         jobs: list[_Job] = []
         try:
             while True:
@@ -156,30 +158,30 @@ class Database:
                 self._there.clear()
                 while self._jobs:
                     jobs = [self._jobs.popleft() for _ in range(min(_BATCH, len(self._jobs)))]
-                    await self._commit(engine, jobs)
+                    await self._commit(jobs)
                 if self._closing:
                     return
         finally:
             for job in (*jobs, *self._jobs):
                 job.fail(JournalError(f"the journal {self.path} is closed"))
 
-    async def _commit(self, engine: AsyncEngine, jobs: list[_Job]) -> None:
+    async def _commit(self, jobs: list[_Job], *, afresh: bool = True) -> None:
         try:
-            async with engine.begin() as connection:
-                rows: dict[Executable, list[Mapping[str, Any]]] = {}
-                for job in jobs:
-                    if job.statement is not None:
-                        rows.setdefault(job.statement, []).extend(job.rows)
-                for statement, all_rows in rows.items():
-                    await connection.execute(statement, all_rows)
-                results = [await job.work(connection) if job.work else None for job in jobs]
+            results = await self._transaction(jobs)
         except IntegrityError as error:
             if len(jobs) > 1:  # one of them is wrong; the others shall not suffer for it
                 for job in jobs:
-                    await self._commit(engine, [job])
+                    await self._commit([job])
                 return
             jobs[0].fail(JournalError(f"the journal {self.path} has another one there already: {error.orig}"))
         except (SQLAlchemyError, sqlite3.Error, OSError) as error:
+            if _code(error) not in _PASSING:
+                # What was opened while it was read-only remains so as long as one connection is left.
+                await self._writing.dispose()
+                await self._readers.dispose()
+                if afresh and _code(error) == sqlite3.SQLITE_READONLY:
+                    await self._commit(jobs, afresh=False)
+                    return
             self.complaint = _in_words(self.path, error, "written")
             for job in jobs:
                 problem = JournalError(self.complaint)
@@ -191,13 +193,23 @@ class Database:
                 if not job.done.done():
                     job.done.set_result(result)
 
+    async def _transaction(self, jobs: list[_Job]) -> list[Any]:
+        rows: dict[Executable, list[Mapping[str, Any]]] = {}
+        for job in jobs:
+            if job.statement is not None:
+                rows.setdefault(job.statement, []).extend(job.rows)
+        async with self._writing.begin() as connection:
+            for statement, all_rows in rows.items():
+                await connection.execute(statement, all_rows)
+            return [await job.work(connection) if job.work else None for job in jobs]
 
-def _engine(path: Path) -> AsyncEngine:
+
+def _engine(path: Path, *, connections: int, begin: str) -> AsyncEngine:
     engine = create_async_engine(
         f"sqlite+aiosqlite:///{path}",
-        # Transactions begin where we say so, below.
+        # Transactions begin as we say, below.
         connect_args={"timeout": schema.BUSY_SECONDS, "isolation_level": None},
-        pool_size=4,
+        pool_size=connections,
         max_overflow=0,
         pool_timeout=_PATIENCE_SECONDS,
     )
@@ -210,10 +222,8 @@ def _engine(path: Path) -> AsyncEngine:
         cursor.close()
 
     @event.listens_for(engine.sync_engine, "begin")
-    def begin(connection: Any) -> None:
-        # A reader that turned writer could fail with the lock held by another; a writer says so at once.
-        writes = connection.get_execution_options().get("writes", False)
-        connection.exec_driver_sql("BEGIN IMMEDIATE" if writes else "BEGIN")
+    def begins(connection: Any) -> None:
+        connection.exec_driver_sql(begin)
 
     return engine
 
@@ -257,6 +267,9 @@ def _locked(path: Path) -> int:
     return lock
 
 
+#: Opening it afresh would help none of these, and a full disk may have no room for that.
+_PASSING = {sqlite3.SQLITE_FULL, sqlite3.SQLITE_BUSY, sqlite3.SQLITE_LOCKED}
+
 #: By SQLite's result code, or the primary one it belongs to: what is wrong, and what to do.
 _WORDS = {
     sqlite3.SQLITE_FULL: "the disk is full: make room there",
@@ -273,13 +286,22 @@ _WORDS = {
 }
 
 
+def _cause(error: BaseException) -> BaseException:
+    """What SQLAlchemy has wrapped."""
+    wrapped = getattr(error, "orig", None) or error.__cause__ if isinstance(error, SQLAlchemyError) else None
+    return wrapped or error
+
+
+def _code(error: BaseException) -> int | None:
+    """SQLite's primary result code."""
+    code: int | None = getattr(_cause(error), "sqlite_errorcode", None)
+    return None if code is None else code & 0xFF
+
+
 def _in_words(path: Path, error: BaseException, what: str) -> str:
-    cause: BaseException | None = error
-    if isinstance(error, SQLAlchemyError):
-        cause = getattr(error, "orig", None) or error.__cause__ or error
+    cause = _cause(error)
     if isinstance(cause, sqlite3.Error):
-        code = getattr(cause, "sqlite_errorcode", None)
-        why = (_WORDS.get(code) or _WORDS.get(code & 0xFF, "")) if code is not None else ""
+        why = _WORDS.get(getattr(cause, "sqlite_errorcode", -1)) or _WORDS.get(_code(cause) or -1)
         why = f"{why} ({cause})" if why else str(cause)
     elif isinstance(cause, TimeoutError):
         why = f"the disk does not answer (waited {_PATIENCE_SECONDS:g} s)"

@@ -182,8 +182,11 @@ class SqlJournal:
             documents.c.id,
             select(func.max(events.c.sequence)).where(*same).correlate(documents).scalar_subquery(),
         ).where(documents.c.ended_at.is_(None), documents.c.kind != "host")
-        unanswered = select(events.c.subject_id, events.c.sequence, commands.c.reply).join(
-            commands, (events.c.subject == "command") & (events.c.subject_id == commands.c.key)
+        unsettled = (
+            select(commands.c.key, func.max(events.c.sequence))
+            .join(events, (events.c.subject == "command") & (events.c.subject_id == commands.c.key))
+            .where(commands.c.settled == 0)
+            .group_by(commands.c.key)
         )
         hosts = (
             select(events.c.subject_id, func.max(events.c.sequence))
@@ -199,9 +202,8 @@ class SqlJournal:
                     sequences[kind, identifier] = sequence
             for identifier, sequence in await connection.execute(hosts):
                 sequences["host", identifier] = sequence
-            for key, sequence, reply in await connection.execute(unanswered):
-                if not _settled(reply):
-                    sequences["command", key] = max(sequence, sequences.get(("command", key), 0))
+            for key, sequence in await connection.execute(unsettled):
+                sequences["command", key] = sequence
             return last, sequences
 
         return await self._database.read(read)
@@ -219,6 +221,7 @@ class SqlJournal:
             "body": json.dumps(dict(body)),
             "caller": json.dumps(dict(caller)),
             "claimed_at": _microseconds(self._now()),
+            "settled": 0,
         }
 
         async def write(connection: AsyncConnection) -> Claim:
@@ -239,7 +242,11 @@ class SqlJournal:
 
     async def answer_command(self, *, key: str, reply: Mapping[str, Any]) -> None:
         """See :meth:`migrator.engine.commands.CommandLog.answer_command`; one that was not claimed is let pass."""
-        values = {"reply": json.dumps(dict(reply)), "answered_at": _microseconds(self._now())}
+        values = {
+            "reply": json.dumps(dict(reply)),
+            "answered_at": _microseconds(self._now()),
+            "settled": int(_settled(reply)),
+        }
         statement = update(commands).where(commands.c.key == _text(key)).values(values)
 
         async def write(connection: AsyncConnection) -> None:
@@ -353,12 +360,9 @@ def _parsed(time: str | None) -> int | None:
     return _microseconds(datetime.fromisoformat(time)) if time else None
 
 
-def _settled(reply: str | None) -> bool:
+def _settled(reply: Mapping[str, Any]) -> bool:
     """Nothing more will be said to the command."""
-    if reply is None:
-        return False
-    given = json.loads(reply)
-    return given.get("kind") != "accepted" or given.get("subject") not in ("migration", "evacuation")
+    return reply.get("kind") != "accepted" or reply.get("subject") not in ("migration", "evacuation")
 
 
 _insert_document = insert(documents)

@@ -77,9 +77,12 @@ commands = Table(
     Column("caller", Text, nullable=False),
     Column("claimed_at", Integer, nullable=False),
     Column("answered_at", Integer),
+    #: 1 once nothing more will be said to it.
+    Column("settled", Integer, nullable=False),
     #: As JSON; empty while it is being carried out.
     Column("reply", Text),
     Index("commands_claimed", "claimed_at"),
+    Index("commands_settled", "settled"),
 )
 
 tokens = Table(

@@ -53,9 +53,11 @@ def upgrade() -> None:
         sa.Column("caller", sa.Text, nullable=False),
         sa.Column("claimed_at", sa.Integer, nullable=False),
         sa.Column("answered_at", sa.Integer),
+        sa.Column("settled", sa.Integer, nullable=False),
         sa.Column("reply", sa.Text),
     )
     op.create_index("commands_claimed", "commands", ["claimed_at"])
+    op.create_index("commands_settled", "commands", ["settled"])
     op.create_table(
         "tokens",
         sa.Column("id", sa.Text, primary_key=True),
