@@ -73,8 +73,6 @@ class ImageUse:
     direct: bool = False
     #: ``cache=unsafe``: what the guest flushes is not.
     no_flush: bool = False
-    #: QEMU was told not to drop the host's cached pages when the image changes hands.
-    keeps_cache: bool = False
     #: Writes go to a temporary file.
     snapshot: bool = False
     locked: bool = True
@@ -138,7 +136,9 @@ def path_of(file: str) -> str:
             parts = _flat(json.loads(file.removeprefix("json:")))
         except ValueError:
             return ""
-        return next((image.path for image in _nodes(parts)), "")
+        # What it is based on may be written within it, and before it.
+        own = {key: value for key, value in parts.items() if "backing" not in key.split(".")}
+        return next((image.path for image in _nodes(own)), "")
     for prefix in ("file:", "host_device:", "host_cdrom:"):
         file = file.removeprefix(prefix)
     return file if file and is_path(file) else ""
@@ -221,7 +221,6 @@ def _drive(option: Option, throwaway: bool) -> ImageUse:
         path=path_of(file),
         direct=direct,
         no_flush=mode == "unsafe" or option["cache.no-flush"] == "on",
-        keeps_cache=option["file.drop-cache"] == "off",
         snapshot=snapshot and option["readonly"] != "on" and option["read-only"] != "on",
         locked="off" not in (option["file.locking"], option["locking"]),
     )
@@ -241,7 +240,6 @@ def _nodes(parts: Mapping[str, str]) -> list[ImageUse]:
                 path=path,
                 direct=_inherited(parts, prefix, "cache.direct"),
                 no_flush=_inherited(parts, prefix, "cache.no-flush"),
-                keeps_cache=parts.get(f"{prefix}drop-cache") == "off",
                 locked=parts.get(f"{prefix}locking") != "off",
             )
         )

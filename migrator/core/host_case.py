@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
-from migrator.core.command_line import CommandLine
+from migrator.core.command_line import CommandLine, ImageUse
 from migrator.core.facts import Facts
 from migrator.core.files import FileSeen, Same, Seen
 from migrator.core.inventory import HostFacts
@@ -25,6 +25,9 @@ class Case:
     #: By the paths as the command line and QEMU write them.
     seen_here: Seen = field(default_factory=Seen)
     seen_there: Seen = field(default_factory=Seen)
+    #: How QEMU says it has images open, and what it says they are based on; no entry where it was not asked.
+    opened: Mapping[str, ImageUse] = field(default_factory=dict)
+    based: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
     #: What a probe showed where identities do not tell, by path.
     probed: Mapping[str, Same] = field(default_factory=dict)
     policy: Policy | None = None

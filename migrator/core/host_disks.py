@@ -133,12 +133,11 @@ def _two_machines(case: Case, disk: Disk, path: str, use: ImageUse | None) -> It
         )
     if there.filesystem in COHERENT:
         return
-    if use is None:
-        yield finding(
-            "cache-unknown", f"how {path} of disk {disk.device} is cached cannot be seen in the command line"
-        )
-    elif not use.direct:
-        how = "cache=unsafe" if use.no_flush else "no cache=none or directsync"
+    opened = case.opened.get(path, use)
+    if opened is None:
+        yield finding("cache-unknown", f"how {path} of disk {disk.device} is cached cannot be seen")
+    elif not opened.direct:
+        how = "cache=unsafe" if opened.no_flush else "no cache=none or directsync"
         yield finding(
             "cache-unsafe",
             f"{path} of disk {disk.device} goes through the page cache ({how}), and {case.target} is another machine",
@@ -149,7 +148,8 @@ def _backing(case: Case, disk: Disk, path: str) -> Iterator[Finding]:
     if disk.format not in CHAINED:
         return
     mine, theirs = case.seen_here.chains.get(path), case.seen_there.chains.get(path)
-    chain = mine or theirs
+    # What QEMU itself has open counts; the command line may say otherwise than the image.
+    chain = case.based.get(path) or mine or theirs
     if chain is None:
         complaint = case.seen_there.complaints.get(path, "")
         yield finding(

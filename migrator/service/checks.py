@@ -3,27 +3,31 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable
+from collections.abc import Callable, Coroutine
 from dataclasses import replace
-from typing import Protocol
+from typing import Any, Protocol, TypeVar
 
 from migrator.core import host_checks, host_disks, host_files, host_network
-from migrator.core.command_line import CommandLine, path_of
+from migrator.core.command_line import LOCAL_DRIVERS, CommandLine, ImageUse, path_of
 from migrator.core.files import Offer
 from migrator.core.findings import errors_first
 from migrator.core.host_case import Case
 from migrator.core.inventory import Guest, HostFacts
 from migrator.core.model import Finding
 from migrator.core.policy import Policy, builtin
-from migrator.errors import HostError, UsageError
+from migrator.errors import CommandFailed, HostError, UsageError
 from migrator.hosts.access import Access
 from migrator.hosts.facts import read_facts
 from migrator.hosts.identify import Question, look, probe
 from migrator.hosts.site_config import HostConfig
 from migrator.ports import Qemu
+from migrator.qemu.endpoint import Endpoint
 
 #: Seconds that one check may take in all.
 _SECONDS = 60.0
+
+
+T = TypeVar("T")
 
 
 class Reach(Protocol):
@@ -92,39 +96,31 @@ class HostChecks:
         there: HostFacts,
         qemu: str,
     ) -> Case:
-        facts = await source.facts()
+        facts, (opened, based) = await source.facts(), await _block_nodes(source)
         command = CommandLine(await _arguments(source_access, guest.pid))
+        images = host_disks.images(facts)
         paths = [path_of(disk.file) for disk in facts.disks]
         paths += [image.path for image in command.images()]
         paths += [*host_files.to_read(command), *host_network.to_read(command)]
-        images = host_disks.images(facts)
-
-        question = Question(paths=_each_once(paths), images=images, pid=guest.pid)
-        seen_here = await look(source_access, question)
+        paths += [file for path in images for file in based.get(path, ())[1:]]
         # As the destination is started: the source's own program, else the configured or what is in PATH.
-        program = command.program or seen_here.program
-        qemus = _each_once([program, qemu or program.rpartition("/")[2]])
-        # What an image is based on has to be at the target too; the chain is known only now.
-        based = [file for chain in seen_here.chains.values() for file in chain[1:]]
-        question = Question(
-            paths=_each_once([*paths, *based]),
-            images=images,
-            qemus=qemus,
-            known=self._offers.get(target_access.name),
-            directory=seen_here.directory,
-        )
-        seen_there = await look(target_access, question)
+        qemus = _each_once([command.program, qemu or command.program.rpartition("/")[2]])
+        mine = Question(paths=_each_once(paths), images=images, pid=guest.pid)
+        theirs = replace(mine, pid=None, qemus=qemus, known=self._offers.get(target_access.name))
+        if all(path.startswith("/") for path in mine.paths):
+            seen_here, seen_there = await _both(look(source_access, mine), look(target_access, theirs))
+        else:
+            seen_here = await look(source_access, mine)
+            seen_there = await look(target_access, replace(theirs, directory=seen_here.directory))
         if seen_there.offer.devices:
             self._offers[target_access.name] = seen_there.offer
-        further = [file for chain in seen_there.chains.values() for file in chain[1:]]
-        unread = _each_once([file for file in (*based, *further) if file not in seen_here.files])
-        if unread:
-            more = await look(source_access, Question(paths=unread))
-            seen_here = replace(seen_here, files={**seen_here.files, **more.files})
-        unread = _each_once([file for file in further if file not in seen_there.files])
-        if unread:
-            more = await look(target_access, Question(paths=unread))
-            seen_there = replace(seen_there, files={**seen_there.files, **more.files})
+        chains = [*seen_here.chains.values(), *seen_there.chains.values()]
+        further = _each_once([file for chain in chains for file in chain[1:] if file not in mine.paths])
+        if further:  # QEMU was not asked, or the image says otherwise
+            more = Question(paths=further)
+            here_too, there_too = await _both(look(source_access, more), look(target_access, more))
+            seen_here = replace(seen_here, files={**seen_here.files, **here_too.files})
+            seen_there = replace(seen_there, files={**seen_there.files, **there_too.files})
 
         case = Case(
             target=target_access.name,
@@ -134,6 +130,8 @@ class HostChecks:
             there=there,
             seen_here=seen_here,
             seen_there=seen_there,
+            opened=opened,
+            based=based,
         )
         unclear = host_disks.to_probe(case)
         if unclear:
@@ -156,15 +154,7 @@ class SiteChecks:
 
     async def check(self, guest: Guest, source: Qemu, target: str) -> tuple[Finding, ...]:
         """As :meth:`migrator.ports.Site.check`."""
-        try:
-            async with asyncio.TaskGroup() as group:
-                tasks = [
-                    group.create_task(self._facts(host), name=f"facts of {host}")
-                    for host in (guest.host, target)
-                ]
-        except* HostError as errors:
-            raise errors.exceptions[0] from None
-        here, there = (task.result() for task in tasks)
+        here, there = await _both(self._facts(guest.host), self._facts(target))
         return await self._checks.check(
             guest,
             source,
@@ -187,6 +177,46 @@ def _builtin(guest: Guest) -> Policy | None:
         return builtin(guest.policy or "default")
     except UsageError:
         return None  # one of the configuration's: nothing is said about what it needs
+
+
+async def _both(first: Coroutine[Any, Any, T], second: Coroutine[Any, Any, T]) -> tuple[T, T]:
+    """Run them at the same time; the first error ends the other.
+
+    :raise HostError: that error itself.
+    """
+    try:
+        async with asyncio.TaskGroup() as group:
+            tasks = group.create_task(first, name="check here"), group.create_task(second, name="check there")
+    except* HostError as errors:
+        raise errors.exceptions[0] from None
+    return tasks[0].result(), tasks[1].result()
+
+
+async def _block_nodes(source: Qemu) -> tuple[dict[str, ImageUse], dict[str, tuple[str, ...]]]:
+    """How QEMU has its images open, and what they are based on; empty where it cannot be asked or is too old."""
+    opened: dict[str, ImageUse] = {}
+    based: dict[str, tuple[str, ...]] = {}
+    if not isinstance(source, Endpoint):
+        return opened, based
+    try:
+        nodes = await source.monitor.execute("query-named-block-nodes", {"flat": True})
+        blocks = await source.monitor.execute("query-block")
+    except CommandFailed:
+        return opened, based
+    for node in nodes:
+        path = path_of(node["file"])
+        if path and node["drv"] in LOCAL_DRIVERS and not node["ro"]:
+            cache = node["cache"]
+            opened[path] = ImageUse(path=path, direct=cache["direct"], no_flush=cache["no-flush"])
+    for block in blocks:
+        image = block.get("inserted", {}).get("image")
+        chain = []
+        while image:
+            chain.append(path_of(image["filename"]))
+            image = image.get("backing-image")
+        if chain and chain[0]:
+            based[chain[0]] = (chain[0], *(path for path in chain[1:] if path))
+    return opened, based
 
 
 async def _arguments(access: Access, pid: int | None) -> list[str]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import os
+import shutil
 from collections.abc import AsyncIterator, Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -101,17 +102,21 @@ async def check(
     *,
     prefix: Sequence[str] = (),
     there: dict[str, Any] | None = None,
-    binary: str = "",
+    bare: bool = False,
     policy: Policy | None = None,
 ) -> list[Finding]:
-    """The findings of a guest on alpha against beta, but for what is found always."""
-    alpha, beta = way(hosts["alpha"]), way(hosts["beta"], prefix)
+    """The findings of a guest on alpha against beta, but for what is found always.
+
+    :param bare: alpha has only the programs that beta has.
+    """
+    alpha = way(hosts["alpha"], prefix[-2:] if bare else ())
+    beta = way(hosts["beta"], prefix)
     here = await read_facts(alpha, address=hosts["alpha"].address)
     target = replace(await read_facts(beta, address=hosts["beta"].address), **(there or {}))
     async with connected(qemu) as source:
         before = await source.settings(), await source.facts()
         found = await HostChecks().check(
-            guest_of(qemu), source, alpha, beta, here=here, there=target, qemu=binary, policy=policy
+            guest_of(qemu), source, alpha, beta, here=here, there=target, policy=policy
         )
         assert (await source.settings(), await source.facts()) == before
     return [finding for finding in found if finding.code not in ALWAYS]
@@ -376,6 +381,37 @@ class TestDisks:
         (theirs / "base").write_bytes(b"short")
         assert codes(await check(qemu, hosts, prefix=prefix)) == ["backing-differs"]
 
+    async def test_chain_is_known_from_qemu_where_no_host_has_qemu_img(
+        self, lab: Lab, hosts: Hosts, images: tuple[Path, Path, Sequence[str]], tmp_path: Path
+    ) -> None:
+        mine, theirs, prefix = images
+        programs = tmp_path / "bin"
+        programs.mkdir()
+        names = [
+            "sh",
+            "cat",
+            "grep",
+            "sed",
+            "id",
+            "uname",
+            "readlink",
+            "stat",
+            "timeout",
+            "ip",
+            "getent",
+            "head",
+        ]
+        for name in [*names, "nsenter", "qemu-system-x86_64"]:
+            (programs / name).symlink_to(shutil.which(name) or "/nowhere")
+        qemu = await self.qcow2(lab, hosts, mine)
+        os.link(mine / "top", theirs / "top")
+        bare = (*prefix, "env", f"PATH={programs}")
+        assert shutil.which("qemu-img", path=str(programs)) is None
+        found = await check(qemu, hosts, prefix=bare, bare=True)
+        assert codes(found) == ["backing-missing"]
+        os.link(mine / "base", theirs / "base")
+        assert await check(qemu, hosts, prefix=bare, bare=True) == []
+
     async def test_snapshot(self, lab: Lab, hosts: Hosts, tmp_path: Path) -> None:
         qemu = await self.qcow2(lab, hosts, tmp_path, ",snapshot=on")
         found = await check(qemu, hosts)
@@ -452,6 +488,27 @@ class TestTwoMachines:
         else:
             # One kernel has one table of locks: the source's own is seen at the target.
             assert set(top) - {"disk-locked"} == ({"cache-unsafe"} if cache == "writeback" else set())
+
+    @pytest.mark.parametrize("direct", [True, False])
+    async def test_cache_of_a_disk_that_was_plugged_in_later_is_known_from_qemu(
+        self, lab: Lab, hosts: Hosts, overlays: tuple[Path, list[OtherMounts]], direct: bool
+    ) -> None:
+        path, (one, _) = overlays
+        port = ("-device", "pcie-root-port,id=port1,chassis=1")
+        qemu = await lab.start(Machine(extra=port), prefix=(*one.prefix, *hosts["alpha"].prefix))
+        file = {"driver": "file", "filename": str(path / "top"), "cache": {"direct": direct}}
+        await qemu.query("blockdev-add", {"driver": "qcow2", "node-name": "later", "file": file})
+        await qemu.query(
+            "device_add", {"driver": "virtio-blk-pci", "id": "late", "drive": "later", "bus": "port1"}
+        )
+        alpha, beta = way(hosts["alpha"], one.prefix), way(hosts["beta"], one.prefix)
+        here = await read_facts(alpha, address=hosts["alpha"].address)
+        async with connected(qemu) as source:
+            found = await HostChecks().check(
+                guest_of(qemu), source, alpha, beta, here=here, there=replace(here, boot_id="another")
+            )
+        top = {each.code for each in found if str(path / "top") in each.message}
+        assert top - {"disk-locked"} == (set() if direct else {"cache-unsafe"})
 
 
 class TestUnreachable:

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from migrator.core import host_checks, host_disks, host_files, host_network
-from migrator.core.command_line import CommandLine, is_path, path_of
+from migrator.core.command_line import CommandLine, ImageUse, is_path, path_of
 from migrator.core.cpu_flags import guest_flags
 from migrator.core.facts import Device, Disk, Facts
 from migrator.core.files import FileSeen, Kind, Offer, Same, Seen, same_file
@@ -464,6 +464,12 @@ class TestDisks:
         case = with_source(disks=(DISK, later))
         case = with_files(with_files(case, {"/images/b.raw": FILE}), {"/images/b.raw": FILE}, here=True)
         assert codes(case) == ["cache-unknown"]
+        for direct, found in ((True, []), (False, ["cache-unsafe"])):
+            opened = {"/images/b.raw": ImageUse(path="/images/b.raw", direct=direct)}
+            assert codes(replace(case, opened=opened)) == found
+
+    def test_what_qemu_has_open_counts_more_than_its_command_line(self) -> None:
+        assert codes(replace(CASE, opened={IMAGE: ImageUse(path=IMAGE)})) == ["cache-unsafe"]
 
     def test_snapshot_of_all_drives(self) -> None:
         temporary = replace(DISK, file="/var/tmp/vl.ABC123")
@@ -524,6 +530,11 @@ class TestBackingChain:
             seen_there=replace(SEEN, chains={IMAGE: there} if there else {}),
         )
         assert codes(case) == found
+
+    def test_what_qemu_has_open_counts_more_than_the_image(self) -> None:
+        based = replace(CASE, based={IMAGE: (IMAGE, "/other")})
+        assert codes(based) == ["backing-missing"]
+        assert codes(with_files(based, {"/other": BASE_SEEN, BASE: FileSeen()})) == []
 
     def test_raw_disks_are_based_on_nothing_and_never_probed(self) -> None:
         raw = with_source(disks=(replace(DISK, format="raw"),))
@@ -769,6 +780,10 @@ class TestCommandLine:
             ('json:{"driver":"qcow2","file":{"driver":"file","filename":"/a"}}', "/a"),
             (
                 'json:{"driver":"throttle","file":{"driver":"raw","file":{"driver":"file","filename":"/a"}}}',
+                "/a",
+            ),
+            (
+                'json:{"backing":{"driver":"file","filename":"/base"},"file":{"driver":"file","filename":"/a"}}',
                 "/a",
             ),
             ('json:{"driver":"nbd","server":{"host":"h"}}', ""),
