@@ -41,6 +41,13 @@ def show(when: datetime) -> str:
     return f"{local:%a %Y-%m-%d %H:%M:%S} {local.tzname()}"
 
 
+def brief(when: datetime) -> str:
+    """For a table, on this machine's clock: ``22:30:00`` where that is today, else ``Tue 24 Nov 22:30``."""
+    local = when.astimezone()
+    today = datetime.now(local.tzinfo).date() == local.date()
+    return f"{local:%H:%M:%S}" if today else f"{local:%a %d %b %H:%M}"
+
+
 def _next(hour: int, minute: int, now: datetime, text: str) -> datetime:
     try:
         # Without a zone, so that the clock on the wall is meant also where it was put forward tonight.

@@ -74,7 +74,6 @@ def hosts(client: Client, *, json_output: bool) -> None:
         show.HOSTS,
         (show.host_row(host) for host in found["items"]),
         empty="there are no hosts; add [[hosts]] to the service's configuration",
-        stretch=("NOTE",),
     )
 
 
@@ -87,7 +86,7 @@ def guests(client: Client, host: str | None, *, json_output: bool) -> None:
         print(json.dumps(found))
         return
     rows = (show.guest_row(guest) for guest in found["items"])
-    show.table(show.GUESTS, rows, empty="there are no guests", stretch=("GUEST", "NOTE"))
+    show.table(show.GUESTS, rows, empty="there are no guests")
 
 
 def plan(client: Client, host: str, policy: str | None, *, json_output: bool) -> None:
@@ -97,7 +96,7 @@ def plan(client: Client, host: str, policy: str | None, *, json_output: bool) ->
         print(json.dumps(found))
         return
     guests = sorted(found["guests"], key=lambda guest: (guest["order"] is None, guest["order"]))
-    show.table(show.PLAN, map(show.plan_row, guests), empty=f"{host} is empty", stretch=("GUEST", "WHY"))
+    show.table(show.PLAN, map(show.plan_row, guests), empty=f"{host} is empty")
     if found["takes_p50_seconds"] is not None:
         text = f"{host} would be empty after {show_seconds(found['takes_p50_seconds'])}"
         if found["takes_p10_seconds"] is not None and found["takes_p90_seconds"] is not None:
@@ -208,9 +207,9 @@ def status(client: Client, identifier: str | None, *, json_output: bool) -> int:
         print(json.dumps({"migrations": migrations, "evacuations": evacuations}))
         return Exit.DONE
     if evacuations:
-        show.table(show.EVACUATIONS, map(show.evacuation_row, evacuations), empty="", stretch=("NOTE",))
+        show.table(show.EVACUATIONS, map(show.evacuation_row, evacuations), empty="")
     if migrations:
-        show.table(show.MIGRATIONS, map(show.migration_row, migrations), empty="", stretch=("GUEST",))
+        show.table(show.MIGRATIONS, map(show.migration_row, migrations), empty="")
     if not migrations and not evacuations:
         print("nothing is under way")
     for one in migrations:

@@ -38,10 +38,10 @@ def everything(client: Client) -> int:
     reader = threading.Thread(target=_read, args=(Client(client.where), coming), name="events", daemon=True)
     reader.start()
     try:
-        with Live(state.draw(), console=Console(highlight=False), screen=True, auto_refresh=False) as live:
+        with Live(console=Console(highlight=False), screen=True, auto_refresh=False) as live:
             while True:
+                live.update(state.draw(live.console.width), refresh=True)
                 _drain(coming, state)
-                live.update(state.draw(), refresh=True)
     except KeyboardInterrupt:
         return Exit.DONE
 
@@ -132,7 +132,7 @@ class _State:
                 if one.get("ended_at"):
                     self._ended.setdefault(event["subject_id"], time.monotonic())
 
-    def draw(self) -> Group:
+    def draw(self, width: int) -> Group:
         """As much of it as fits."""
         from rich.console import Group  # noqa: PLC0415 - slow
         from rich.text import Text  # noqa: PLC0415
@@ -140,13 +140,13 @@ class _State:
         parts: list[object] = []
         if self._lost:
             parts.append(Text(show.clean(self._lost), style="bold red"))
-        parts.append(show.grid(show.HOSTS, map(show.host_row, self._hosts), stretch=("NOTE",)))
+        parts.append(show.grid(show.HOSTS, map(show.host_row, self._hosts), width=width))
         if self._evacuations:
             rows = map(show.evacuation_row, self._evacuations.values())
-            parts += [Text(""), show.grid(show.EVACUATIONS, rows, stretch=("NOTE",))]
+            parts += [Text(""), show.grid(show.EVACUATIONS, rows, width=width)]
         if self._migrations:
             rows = map(show.migration_row, self._migrations.values())
-            parts += [Text(""), show.grid(show.MIGRATIONS, rows, stretch=("GUEST",))]
+            parts += [Text(""), show.grid(show.MIGRATIONS, rows, width=width)]
         else:
             parts += [Text(""), Text("no guest is moving", style="dim")]
         if self._events:

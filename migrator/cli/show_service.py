@@ -12,7 +12,7 @@ from migrator.cli import deadline
 from migrator.units import show_bytes, show_rate, show_ratio, show_seconds
 
 if TYPE_CHECKING:
-    from rich.table import Table
+    from rich.text import Text
 
 Document = Mapping[str, Any]
 Row = Sequence[str]
@@ -26,11 +26,8 @@ def clean(text: object) -> str:
     )
 
 
-def table(header: Row, rows: Iterable[Row], *, empty: str, stretch: Sequence[str] = ()) -> None:
-    """Print a table: cut to the terminal's width where there is one, whole and with tabs otherwise.
-
-    :param stretch: columns that give way first.
-    """
+def table(header: Row, rows: Iterable[Row], *, empty: str) -> None:
+    """Print a table: fitted to the terminal's width where there is one, whole and with tabs otherwise."""
     rows = [[clean(cell) for cell in row] for row in rows]
     if not sys.stdout.isatty():
         for row in (header, *rows):
@@ -41,24 +38,76 @@ def table(header: Row, rows: Iterable[Row], *, empty: str, stretch: Sequence[str
         return
     from rich.console import Console  # noqa: PLC0415 - slow, and of no use to a pipe
 
-    Console(highlight=False).print(grid(header, rows, stretch=stretch))
+    console = Console(highlight=False)
+    console.print(grid(header, rows, width=console.width), soft_wrap=True)
 
 
-def grid(header: Row, rows: Iterable[Row], *, stretch: Sequence[str] = ()) -> Table:
-    """A table of clean cells for a terminal."""
-    from rich.table import Table  # noqa: PLC0415 - slow
+def grid(header: Row, rows: Iterable[Row], *, width: int) -> Text:
+    """A table for a terminal of that width: what is empty is left out, then names give way, then lesser columns."""
+    from rich.cells import cell_len, set_cell_size  # noqa: PLC0415 - slow
     from rich.text import Text  # noqa: PLC0415
 
-    made = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0), header_style="bold")
-    for name in header:
-        gives_way = name in stretch
-        made.add_column(
-            name, overflow="ellipsis", no_wrap=True, ratio=None, min_width=8 if gives_way else None
-        )
-    for row in rows:
-        made.add_row(*(Text(clean(cell), style=_STYLE.get(cell, ""), overflow="ellipsis") for cell in row))
+    rows = [[clean(cell) for cell in row] for row in rows]
+    natural = [max(cell_len(row[n]) for row in (header, *rows)) for n in range(len(header))]
+    kept = [n for n in range(len(header)) if any(row[n] for row in rows)]
+    widths = _fit(header, natural, kept, width)
+    made = Text()
+    for row in (header, *rows):
+        line = Text()
+        for n in sorted(widths):
+            cell = row[n]
+            if cell_len(cell) > widths[n]:
+                cell = set_cell_size(cell, max(0, widths[n] - 1)) + "…"
+            style = "bold" if row is header else _STYLE.get(row[n], "")
+            line.append(set_cell_size(cell, widths[n]), style)
+            line.append("  ")
+        line.rstrip()
+        line.truncate(width)
+        made.append(line)
+        made.append("\n")
+    made.right_crop(1)
     return made
 
+
+def _fit(header: Row, natural: Sequence[int], kept: list[int], width: int) -> dict[int, int]:
+    widths: dict[int, int] = {}
+    for least in (_LEAST_WIDTH, 1):
+        columns = list(kept)
+        while True:
+            widths = {n: natural[n] for n in columns}
+            gives = [n for n in columns if header[n] in _GIVE_WAY]
+            while sum(widths.values()) + 2 * (len(widths) - 1) > width:
+                widest = max(gives, key=lambda n: widths[n], default=None)
+                if widest is None or widths[widest] <= least:
+                    break
+                widths[widest] -= 1
+            else:
+                return widths
+            lesser = [n for name in _LESSER for n in columns if header[n] == name]
+            if not lesser:
+                break
+            columns.remove(lesser[0])
+    return widths
+
+
+#: Columns that are cut first, and no shorter than this while there are lesser ones to leave out.
+_GIVE_WAY = ("GUEST", "NOTE", "WHY")
+_LEAST_WIDTH = 20
+#: Columns that are left out where there is no room, the first first; --json has them all.
+_LESSER = (
+    "UUID",
+    "OF",
+    "LINK",
+    "POLICY",
+    "STARTS",
+    "TIME LEFT",
+    "DIRTIED",
+    "STREAM",
+    "KIND",
+    "UP",
+    "MEMORY FREE",
+    "WHY",
+)
 
 #: Words that shall catch the eye.
 _STYLE = {
@@ -141,8 +190,8 @@ def evacuation_row(one: Document) -> Row:
         one["kind"],
         one["state"],
         str(one["guests_left"]),
-        "" if over else _clock(one["forecast_end_at"]),
-        _clock(one["deadline"]),
+        "" if over else _brief(one["forecast_end_at"]),
+        _brief(one["deadline"]),
         note,
     )
 
@@ -292,6 +341,10 @@ def left(one: Document) -> str:
 
 def _clock(text: str | None) -> str:
     return "" if text is None else deadline.show(datetime.fromisoformat(text))
+
+
+def _brief(text: str | None) -> str:
+    return "" if text is None else deadline.brief(datetime.fromisoformat(text))
 
 
 def _rate(value: float | None) -> str:

@@ -21,7 +21,7 @@ _INTERRUPTED = 130
 #: A plain line about progress at most this often, in seconds.
 _LINE_EVERY = 2.0
 #: An evacuation's list of guests is asked for again at most this often, in seconds.
-_REFRESH_EVERY = 0.5
+_REFRESH_EVERY = 5.0
 _NAME_WIDTH = 24
 _MOST_MIGRATIONS = 500
 
@@ -99,7 +99,7 @@ class _Evacuation:
 
     def __init__(self, client: Client, one: Document, view: _View) -> None:
         self._client = client
-        self._one = one
+        self._one = dict(one)
         self._view = view
         self._migrations: dict[str, Document] = {}
         self._fetched = 0.0
@@ -128,9 +128,11 @@ class _Evacuation:
         elif kind == "lost":
             return
         elif event["subject"] == "evacuation" and event["subject_id"] == self._one["id"]:
-            # It comes without the list of its guests.
-            if event["body"].get("ended_at") or time.monotonic() - self._fetched > _REFRESH_EVERY:
+            self._one.update(event["body"])
+            # It comes without the list of its guests, which may have grown.
+            if time.monotonic() - self._fetched > _REFRESH_EVERY:
                 self._fetch()
+            self._view.evacuation(self._one)
         elif event["subject"] == "migration":
             known = self._migrations.get(event["subject_id"])
             if kind == "decision" and known is not None:

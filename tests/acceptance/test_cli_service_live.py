@@ -1,0 +1,238 @@
+"""Commands that stay: waits, screens, a service that restarts under them."""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import os
+import pty
+import re
+import select
+import signal
+import struct
+import subprocess
+import termios
+import threading
+import time
+from collections.abc import Callable, Iterator
+from functools import partial
+from pathlib import Path
+
+import pytest
+
+from tests.command import MIGRATOR
+from tests.service_fakes import InThread, World, in_thread
+
+_PATIENCE_SECONDS = 20.0
+
+
+@pytest.fixture
+def service(tmp_path: Path) -> Iterator[InThread]:
+    with in_thread(tmp_path, lambda: World(steps=None)) as service:
+        yield service
+
+
+class Running:
+    """A command that runs, and what it has said."""
+
+    def __init__(self, process: subprocess.Popen[bytes], output: int) -> None:
+        self.process = process
+        self._output = output
+        self._said = b""
+        self._reader = threading.Thread(target=self._read, name="output", daemon=True)
+        self._reader.start()
+
+    def _read(self) -> None:
+        while True:
+            try:
+                piece = os.read(self._output, 65536)
+            except OSError:  # a terminal whose last user has gone
+                return
+            if not piece:
+                return
+            self._said += piece
+
+    @property
+    def said(self) -> str:
+        return self._said.decode(errors="replace")
+
+    def until(self, wanted: str | Callable[[str], bool]) -> str:
+        deadline = time.monotonic() + _PATIENCE_SECONDS
+        while not (wanted in self.said if isinstance(wanted, str) else wanted(self.said)):
+            assert time.monotonic() < deadline, f"waited in vain for {wanted!r}: {self.said!r}"
+            select.select([], [], [], 0.005)
+        return self.said
+
+    def ended(self) -> int:
+        code = self.process.wait(_PATIENCE_SECONDS)
+        self._reader.join(5)
+        return code
+
+
+@contextlib.contextmanager
+def running(service: InThread, *arguments: str, terminal: tuple[int, int] | None = None) -> Iterator[Running]:
+    """A command by a pipe, or on a terminal of so many columns and lines."""
+    if terminal is None:
+        ours, theirs = os.pipe()
+    else:
+        ours, theirs = pty.openpty()
+        fcntl.ioctl(theirs, termios.TIOCSWINSZ, struct.pack("4H", terminal[1], terminal[0], 0, 0))
+    process = subprocess.Popen(
+        [*MIGRATOR, *arguments],
+        stdin=subprocess.DEVNULL,
+        stdout=theirs,
+        stderr=theirs,
+        start_new_session=True,
+        env={
+            **os.environ,
+            "MIGRATOR_SERVER": f"unix:{service.place.socket}",
+            "TERM": "xterm-256color",
+            "COLUMNS": "",
+            "LINES": "",
+        },
+    )
+    os.close(theirs)
+    command = Running(process, ours)
+    try:
+        yield command
+    finally:
+        process.kill()
+        process.wait()
+        command._reader.join(5)
+        os.close(ours)
+
+
+def begun(service: InThread) -> None:
+    service.do(lambda world: world.progress("m1", 0.25))
+
+
+def test_ctrl_c_detaches_and_cancels_nothing(service: InThread):
+    with running(service, "migrate", "db", "--wait") as command:
+        command.until("preparing")
+        begun(service)
+        command.until("precopy")
+        command.process.send_signal(signal.SIGINT)
+        assert command.ended() == 130
+        assert "detached; migration m1 goes on. migrator watch m1 shows it again" in command.said
+        assert "Traceback" not in command.said
+    assert service.do(lambda world: [one.id for one in world.active_migrations()]) == ["m1"]
+
+
+@pytest.mark.parametrize("terminal", [None, (100, 30)], ids=["piped", "terminal"])
+def test_a_wait_goes_on_when_the_service_restarts(service: InThread, terminal: tuple[int, int] | None):
+    with running(service, "migrate", "db", "--wait", terminal=terminal) as command:
+        command.until("preparing")
+        begun(service)
+        service.stop()
+        command.until("trying again")
+        service.start()
+        command.until("the service is back")
+        service.do(lambda world: world.decide("m1", "throttle", "it dirties faster than it is sent"))
+        command.until("throttle: it dirties faster than it is sent")
+        service.do(lambda world: world.finish("m1"))
+        assert command.ended() == 0, command.said
+        assert command.said.count("throttle: it dirties") == 1
+        assert "completed" in command.said
+
+
+def test_what_happened_while_the_service_was_away_is_shown(service: InThread):
+    with running(service, "migrate", "db", "--wait") as command:
+        command.until("preparing")
+        begun(service)
+        command.until("begin: the stream")
+        service.stop()
+        command.until("trying again")
+        service.world.finish("m1")
+        service.start()
+        assert command.ended() == 0, command.said
+
+
+def test_an_evacuation_watched_over_a_restart(service: InThread):
+    with running(service, "evacuate", "alpha", "--wait") as command:
+        command.until("0 of 3")
+        service.do(lambda world: world.finish("m1"))
+        command.until("1 of 3")
+        service.stop()
+        command.until("trying again")
+        service.start()
+        command.until("the service is back")
+        service.do(lambda world: world.finish("m2"))
+        service.do(lambda world: world.finish("m3"))
+        assert command.ended() == 0, command.said
+        assert "evacuation of alpha, completed" in command.said
+
+
+def test_ctrl_c_leaves_an_evacuation_running(service: InThread):
+    with running(service, "evacuate", "alpha", "--wait", terminal=(90, 30)) as command:
+        command.until(lambda said: "running" in said)
+        command.process.send_signal(signal.SIGINT)
+        assert command.ended() == 130
+        assert "evacuation e1 goes on" in command.said
+    assert len(service.do(lambda world: world.active_evacuations())) == 1
+
+
+@pytest.mark.parametrize("columns", [60, 160])
+def test_tables_fit_the_terminal(service: InThread, columns: int):
+    for arguments in (("hosts",), ("guests",), ("plan", "alpha"), ("status",)):
+        with running(service, *arguments, terminal=(columns, 24)) as command:
+            assert command.ended() == 0, command.said
+            lines = [re.sub(r"\x1b\[[0-9;]*m", "", line) for line in command.said.splitlines()]
+            assert max(map(len, lines)) <= columns, arguments
+            assert "\x1b[31m'" not in command.said
+
+
+def test_bars_stay_on_their_line(service: InThread):
+    with running(service, "migrate", "db", "--wait", terminal=(80, 24)) as command:
+        command.until("preparing")
+        for step in range(10):
+            service.do(partial(World.progress, identifier="m1", ratio=step / 10))
+        command.until("precopy")
+        service.do(lambda world: world.finish("m1"))
+        assert command.ended() == 0
+        shown = re.sub(r"\x1b\[[0-9;?]*[a-zA-Z]", "", command.said)
+        assert max(len(line) for piece in shown.split("\n") for line in piece.split("\r")) <= 160
+        assert shown.count("completed") >= 1
+
+
+class TestScreen:
+    def test_on_a_terminal(self, service: InThread):
+        with running(service, "watch", terminal=(120, 40)) as command:
+            command.until("no guest is moving")
+            service.do(lambda world: world.migrate(world.guests()[1]))
+            begun(service)
+            command.until(lambda said: "precopy" in said and "25%" in said)
+            service.stop()
+            command.until("does not answer")
+            service.start()
+            service.do(lambda world: world.finish("m1"))
+            command.until("completed")
+            command.process.send_signal(signal.SIGINT)
+            assert command.ended() == 0
+            assert "Traceback" not in command.said
+
+    def test_piped_it_is_lines_of_events(self, service: InThread):
+        with running(service, "watch") as command:
+            service_listens(service)
+            service.do(lambda world: world.migrate(world.guests()[1]))
+            begun(service)
+            said = command.until("begin: the stream")
+            assert "migration m1  preparing" in said
+            assert "\x1b" not in said
+            command.process.send_signal(signal.SIGINT)
+            assert command.ended() == 0
+
+    def test_events_are_followed(self, service: InThread):
+        with running(service, "events", "--follow", "--json") as command:
+            service_listens(service)
+            service.do(lambda world: world.migrate(world.guests()[1]))
+            command.until('"kind": "state"')
+            command.process.send_signal(signal.SIGINT)
+            assert command.ended() == 130
+
+
+def service_listens(service: InThread) -> None:
+    """Somebody follows its events."""
+    deadline = time.monotonic() + _PATIENCE_SECONDS
+    while service.do(lambda world: world.bus.listening()) == 0:
+        assert time.monotonic() < deadline
+        select.select([], [], [], 0.005)
