@@ -18,23 +18,33 @@ _MOST_POINTS = 2 * _PLOT
 _COLUMNS = 128
 #: A downtime of milliseconds in a run of minutes is still to be seen.
 _LEAST_SPAN = 2.0
+#: A value so many times that of nearly all others does not set the scale.
+_FAR = 3.0
 
-_STYLE = """
-svg { --ground: #ffffff; --ink: #1f2328; --dim: #59636e; --grid: #d8dee4; --a: #0969da; --b: #bc4c00; --c: #8250df;
-      --mark: #9a6700; --span: #cf222e; }
-@media (prefers-color-scheme: dark) {
-  svg { --ground: #0d1117; --ink: #e6edf3; --dim: #9198a1; --grid: #30363d; --a: #58a6ff; --b: #f0883e; --c: #bc8cff;
-        --mark: #d29922; --span: #f85149; } }
-text { font: 12px system-ui, sans-serif; fill: var(--ink); }
-.title { font-size: 17px; font-weight: 600; } .head { font-weight: 600; } .dim { fill: var(--dim); }
-.ground { fill: var(--ground); } .grid { stroke: var(--grid); stroke-width: 1; }
-.curve { fill: none; stroke-width: 1.8; stroke-linejoin: round; } .area { opacity: .15; stroke: none; }
-.a { stroke: var(--a); } .b { stroke: var(--b); stroke-dasharray: 6 3; } .c { stroke: var(--c); }
-.fill-a { fill: var(--a); } .fill-b { fill: var(--b); } .fill-c { fill: var(--c); }
-.mark { stroke: var(--mark); stroke-width: 1; stroke-dasharray: 2 3; }
-.number { fill: var(--mark); font-size: 11px; font-weight: 600; }
-.span { fill: var(--span); opacity: .35; } .span-text { fill: var(--span); font-weight: 600; }
+_FORM = """
+text { font: 12px system-ui, sans-serif; } .title { font-size: 17px; font-weight: 600; } .head { font-weight: 600; }
+.grid { stroke-width: 1; } .curve { fill: none; stroke-width: 1.8; stroke-linejoin: round; }
+.area { fill-opacity: .15; stroke: none; } .b { stroke-dasharray: 6 3; }
+.mark { stroke-width: 1; stroke-dasharray: 2 3; } .number { font-size: 11px; font-weight: 600; }
+.span { fill-opacity: .35; } .span-text { font-weight: 600; }
 """
+#: What has which colour, on light and on dark ground. Not by CSS variables: few programs but browsers know them.
+_COLOURS = (
+    (".ground", "fill", "#ffffff", "#0d1117"),
+    ("text", "fill", "#1f2328", "#e6edf3"),
+    (".dim", "fill", "#59636e", "#9198a1"),
+    (".grid", "stroke", "#d8dee4", "#30363d"),
+    (".a", "stroke", "#0969da", "#58a6ff"),
+    (".b", "stroke", "#bc4c00", "#f0883e"),
+    (".c", "stroke", "#8250df", "#bc8cff"),
+    (".fill-a", "fill", "#0969da", "#58a6ff"),
+    (".mark", "stroke", "#9a6700", "#d29922"),
+    (".number", "fill", "#9a6700", "#d29922"),
+    (".span, .span-text", "fill", "#cf222e", "#f85149"),
+)
+_LIGHT = "\n".join(f"{what} {{ {how}: {light}; }}" for what, how, light, _ in _COLOURS)
+_DARK = "\n".join(f"  {what} {{ {how}: {dark}; }}" for what, how, _, dark in _COLOURS)
+_STYLE = f"{_FORM}{_LIGHT}\n@media (prefers-color-scheme: dark) {{\n{_DARK}\n}}\n"
 
 
 @dataclass(kw_only=True)
@@ -130,7 +140,7 @@ class _Axis:
 
 def _panel(panel: Panel, axis: _Axis, top: int) -> list[str]:
     bottom = top + panel.height
-    most = max((value for curve in panel.curves for _, value in curve.points), default=0.0)
+    most = _most([value for curve in panel.curves for _, value in curve.points])
     scale = panel.top or _round_up(most, panel.base)
     parts = [_text(_LEFT, top - 10, panel.title, "head")]
     x = _LEFT + 8.0 * len(panel.title) + 20
@@ -148,6 +158,15 @@ def _panel(panel: Panel, axis: _Axis, top: int) -> list[str]:
     for curve in panel.curves:
         parts += _curve(curve, axis, scale, bottom, panel.height)
     return parts
+
+
+def _most(values: list[float]) -> float:
+    """The largest, but for a few that stand far above all others: these are cut off, or they would press it flat."""
+    values = sorted(value for value in values if math.isfinite(value))
+    if not values:
+        return 0.0
+    usual = values[int(0.95 * (len(values) - 1))]
+    return usual if usual and values[-1] > _FAR * usual else values[-1]
 
 
 def _curve(curve: Curve, axis: _Axis, scale: float, bottom: int, height: int) -> list[str]:

@@ -123,11 +123,12 @@ def test_any_name_is_only_text(name: str) -> None:
 def test_it_is_readable_on_a_dark_ground_too() -> None:
     svg = render(_ended(), _samples(), DECISIONS)
     assert "prefers-color-scheme: dark" in svg
-    named = set(re.findall(r"var\((--\w+)\)", svg))
-    light, _, dark = svg.partition("prefers-color-scheme: dark")
-    for variable in named:
-        assert f"{variable}: #" in light
-        assert f"{variable}: #" in dark
+    light, _, dark = svg.partition("@media (prefers-color-scheme: dark)")
+    assert "var(" not in svg, "few programs but browsers know variables"
+    coloured = re.findall(r"^(\S.*?) { (?:fill|stroke): #", light, re.MULTILINE)
+    assert len(coloured) > 8
+    for what in coloured:
+        assert f"  {what} {{" in dark
 
 
 def test_a_run_without_figures_says_so() -> None:
@@ -164,6 +165,13 @@ def test_samples_come_from_decisions_where_nothing_else_was_kept() -> None:
 )
 def test_scales_end_at_round_numbers(value: float, base: int, up: float) -> None:
     assert picture._round_up(value, base) == pytest.approx(up)
+
+
+def test_one_burst_does_not_press_the_rest_flat() -> None:
+    assert picture._most([1.0] * 99 + [50.0]) == 1.0
+    assert picture._most([1.0] * 99 + [2.0]) == 2.0
+    assert picture._most([0.0] * 99 + [2.0]) == 2.0
+    assert picture._most([]) == 0.0
 
 
 # Recorded runs ---------------------------------------------------------------------------------------------------
