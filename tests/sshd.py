@@ -130,11 +130,13 @@ class Sshd:
         assert self._process is not None
         return [pid for pid in _descendants(self._process.pid) if _command(pid) == "sshd"]
 
-    def break_connections(self) -> None:
-        """Kill every connection, not the server; what ran in them goes on as it likes."""
-        for pid in self.sessions():
+    def break_connections(self) -> int:
+        """Kill every connection, not the server; what ran in them goes on as it likes. Returns how many there were."""
+        pids = self.sessions()
+        for pid in pids:
             with contextlib.suppress(ProcessLookupError):
                 os.kill(pid, signal.SIGKILL)
+        return len(pids)
 
     def stop(self) -> None:
         """Kill the server and its connections."""

@@ -47,7 +47,7 @@ class LocalAccess:
             except (OSError, ValueError) as error:  # too long; NUL in it
                 raise HostError(self.name, f"{command[0]} cannot be started: {error}") from error
             try:
-                await self._wait(child, command, timeout, (stdout.fileno(), stderr.fileno()))
+                await self._wait(child, argv[0], timeout, (stdout.fileno(), stderr.fileno()))
             finally:
                 if child.returncode is None:
                     os.killpg(child.pid, signal.SIGKILL)  # it is not reaped yet, so the group is its own
@@ -55,7 +55,7 @@ class LocalAccess:
             return Output(status=child.returncode, stdout=_content(stdout), stderr=_content(stderr))
 
     async def _wait(
-        self, child: subprocess.Popen[bytes], command: Sequence[str], timeout: float, outputs: tuple[int, int]
+        self, child: subprocess.Popen[bytes], program: str, timeout: float, outputs: tuple[int, int]
     ) -> None:
         loop = asyncio.get_running_loop()
         deadline = loop.time() + timeout
@@ -66,12 +66,10 @@ class LocalAccess:
                 ended = await wait_readable(pidfd, min(_MEASURE_SECONDS, max(0.0, deadline - loop.time())))
                 if sum(os.fstat(fd).st_size for fd in outputs) > MAX_OUTPUT_BYTES:
                     raise HostError(
-                        self.name, f"{command[0]} wrote more than {MAX_OUTPUT_BYTES >> 20} MiB; it was killed"
+                        self.name, f"{program} wrote more than {MAX_OUTPUT_BYTES >> 20} MiB; it was killed"
                     )
                 if not ended and loop.time() >= deadline:
-                    raise HostError(
-                        self.name, f"{command[0]} did not end within {timeout:g} s; it was killed"
-                    )
+                    raise HostError(self.name, f"{program} did not end within {timeout:g} s; it was killed")
         finally:
             os.close(pidfd)
         child.wait()

@@ -35,6 +35,10 @@ _FORWARDED = 64
 #: Seconds that the output of a command that has ended is waited for, where a child keeps it open.
 _LAST_OUTPUT_SECONDS = 0.5
 _KEEPALIVES = 3
+#: How often it is tried to open a session; the server may still count some that have ended.
+_OPENINGS = 8
+#: Seconds that the killing of a command may take.
+_KILL_SECONDS = 5.0
 #: What the shell of a command says first: its process group. The protocol's own request to kill it is refused by
 #: OpenSSH when root is logged in.
 _GROUP = re.compile(rb"@group (\d+)\n")
@@ -141,7 +145,9 @@ class SshAccess:
             return (
                 f"the SSH key cannot be used: {error}; give one without a passphrase, or put it into an agent"
             )
-        text = error.strerror if isinstance(error, OSError) and error.strerror else str(error)
+        text = str(error)
+        if isinstance(error, OSError) and error.errno is not None and error.errno > 0:
+            text = ": ".join(filter(None, (error.filename, os.strerror(error.errno))))
         return f"no SSH connection to {where}: {' '.join(text.split()) or type(error).__name__}"
 
     # --- commands ----------------------------------------------------------------------------------------------------
@@ -150,10 +156,8 @@ class SshAccess:
         """Run a command; when it does not end in time its process group there is killed."""
         command = self._quoted(argv)
         try:
-            async with asyncio.timeout(timeout):
-                connection = await self._connected()
-                async with self._sessions, self._process(connection, command) as process:
-                    return await self._output(process, argv[0], stdin)
+            async with asyncio.timeout(timeout), self._sessions:
+                return await self._output(await self._begin(command), argv[0], stdin)
         except TimeoutError as error:
             text = (
                 f"{argv[0]} did not end within {timeout:g} s; it was killed as far as the host can be reached"
@@ -165,74 +169,81 @@ class SshAccess:
             raise HostError(self.name, f"{argv[0]} cannot be started: NUL in its arguments")
         return b"echo @group $$ >&2; exec " + os.fsencode(" ".join(shlex.quote(word) for word in argv))
 
-    @asynccontextmanager
-    async def _process(
-        self, connection: asyncssh.SSHClientConnection, command: bytes
-    ) -> AsyncIterator[_Process]:
-        """A command, as a block."""
-        try:
-            process: _Process = await connection.create_process(command, encoding=None)
-        except (asyncssh.Error, OSError) as error:
-            raise HostError(self.name, f"a command cannot be started: {error}") from error
-        try:
-            yield process
-        except (asyncssh.Error, OSError) as error:
-            if isinstance(error, TimeoutError):
-                raise
-            raise HostError(self.name, f"the SSH connection was lost: {error}") from error
-        finally:
-            process.close()
-
-    def _kill(self, group: bytes) -> None:
-        """Have a process group there killed, by the way."""
-
-        async def kill() -> None:
-            command = b"kill -9 -- -" + group
+    async def _begin(self, command: bytes) -> _Process:
+        """Start a command. What was refused before it began is tried again."""
+        for attempt in range(_OPENINGS):
+            connection = await self._connected()
             try:
-                async with asyncio.timeout(5.0):
-                    connection = await self._connected()
-                    async with self._process(connection, command) as process:
-                        await process.wait_closed()
-            except (HostError, TimeoutError):
-                pass  # it cannot be reached: that much is promised, and no more
-
-        task = asyncio.create_task(kill(), name=f"kill a command on {self.name}")
-        self._killing.add(task)
-        task.add_done_callback(self._killing.discard)
+                return await connection.create_process(command, encoding=None)
+            except asyncssh.ChannelOpenError as error:
+                if error.code == asyncssh.OPEN_REQUEST_SESSION_FAILED or attempt == _OPENINGS - 1:
+                    raise HostError(self.name, f"a command cannot be started: {error}") from error
+            except (asyncssh.Error, OSError) as error:
+                raise HostError(self.name, f"a command cannot be started: {error}") from error
+            # The connection was found to be lost, or has as many sessions as the server allows.
+            await asyncio.sleep(0.05 * attempt)
+        raise AssertionError
 
     async def _output(self, process: _Process, program: str, stdin: bytes) -> Output:
-        process.stdin.write(stdin)
-        process.stdin.write_eof()
         stdout, stderr = bytearray(), bytearray()
         read = [
             asyncio.create_task(_read(stream, into), name=f"{program} on {self.name}")
             for stream, into in ((process.stdout, stdout), (process.stderr, stderr))
         ]
+        ended = False
         try:
-            while process.exit_status is None and process.exit_signal is None:
+            try:
+                process.stdin.write(stdin)
+                process.stdin.write_eof()
+            except OSError:
+                pass  # it has ended, or its connection: what follows finds out
+            while not (ended := _has_ended(process)):
                 done, _ = await asyncio.wait(read, timeout=0.05)
                 if max(len(stdout), len(stderr)) > MAX_OUTPUT_BYTES:
                     text = f"{program} wrote more than {MAX_OUTPUT_BYTES >> 20} MiB; it was killed"
                     raise HostError(self.name, text)
                 if len(done) == len(read):
                     await process.wait_closed()
+                    ended = True
                     break
             await asyncio.wait(read, timeout=_LAST_OUTPUT_SECONDS)
         finally:
-            for task in read:
-                task.cancel()
-            await asyncio.wait(read)
-            if (
-                process.exit_status is None
-                and process.exit_signal is None
-                and (said := _GROUP.search(stderr))
-            ):
-                self._kill(said[1])
+            if ended:
+                process.close()
+                await _cancel(read)
+            else:
+                self._kill(process, read, stderr)
         if process.returncode is None:
             raise HostError(self.name, f"the SSH connection was lost while {program} ran; it may still run")
+        await process.wait_closed()  # the server counts it until then
         return Output(
             status=process.returncode, stdout=bytes(stdout), stderr=_GROUP.sub(b"", bytes(stderr), count=1)
         )
+
+    def _kill(self, process: _Process, read: Sequence[asyncio.Task[None]], stderr: bytearray) -> None:
+        """Have the process group of a command there killed, by the way."""
+
+        async def kill() -> None:
+            try:
+                async with asyncio.timeout(_KILL_SECONDS):
+                    while (
+                        not (said := _GROUP.search(stderr))
+                        and not _has_ended(process)
+                        and not process.is_closing()
+                    ):
+                        await asyncio.sleep(0.02)
+                    if said:
+                        killer = await self._begin(b"kill -9 -- -" + said[1])
+                        await killer.wait_closed()
+            except (HostError, TimeoutError):
+                pass  # it cannot be reached: that much is promised, and no more
+            finally:
+                process.close()
+                await _cancel(read)
+
+        task = asyncio.create_task(kill(), name=f"kill a command on {self.name}")
+        self._killing.add(task)
+        task.add_done_callback(self._killing.discard)
 
     @asynccontextmanager
     async def stream(self, argv: Sequence[str]) -> AsyncIterator[AsyncIterator[bytes]]:
@@ -241,9 +252,13 @@ class SshAccess:
         :raise HostError: when the host cannot be reached, or the connection is lost.
         """
         command = self._quoted(argv)
-        connection = await self._connected()
-        async with self._process(connection, command) as process:
+        process = await self._begin(command)
+        try:
             yield aiter(process.stdout)
+        except (asyncssh.Error, OSError) as error:
+            raise HostError(self.name, f"the SSH connection was lost: {error}") from error
+        finally:
+            process.close()
 
     # --- sockets and processes -------------------------------------------------------------------------------------
 
@@ -281,7 +296,11 @@ class SshAccess:
         """Let go of the host; what still runs there ends as it does when a connection is lost."""
         await self._watch.close()
         if self._killing:
-            await asyncio.wait(set(self._killing))
+            killing = set(self._killing)
+            _, late = await asyncio.wait(killing, timeout=1.0)
+            for task in late:
+                task.cancel()
+            await asyncio.wait(killing)
         self._closed = True
         if self._connecting is not None:
             self._connecting.cancel()
@@ -301,6 +320,16 @@ class SshAccess:
 def _give_up(listener: asyncssh.SSHListener, path: Path) -> None:
     listener.close()
     path.unlink(missing_ok=True)
+
+
+def _has_ended(process: _Process) -> bool:
+    return process.exit_status is not None or process.exit_signal is not None
+
+
+async def _cancel(tasks: Sequence[asyncio.Task[None]]) -> None:
+    for task in tasks:
+        task.cancel()
+    await asyncio.wait(tasks)
 
 
 async def _read(stream: asyncssh.SSHReader[bytes], into: bytearray) -> None:
