@@ -81,7 +81,7 @@ class Launcher:
         base: str = "",
         log_directory: str = "",
         systemd: bool | None = None,
-        timeout_seconds: float = 30.0,
+        timeout_seconds: float = 60.0,
     ) -> None:
         self.host = host
         self.timeout_seconds = timeout_seconds

@@ -202,6 +202,7 @@ class _Work:
         self.findings: list[Finding] = []
         self.moved: dict[str, str] = {}
         self._our_chardevs = self._of_control_monitors()
+        self._old_directory = self._our_directory()
         self._there = Neighbourhood(
             occupied=place.occupied,
             same_machine=place.same_machine,
@@ -223,6 +224,12 @@ class _Work:
             else:
                 used |= {value.get("chardev"), text.removeprefix("chardev:")}
         return control - used
+
+    def _our_directory(self) -> str:
+        """The run directory of a source that was started by us."""
+        values = [Value(text or "", first="backend") for name, text in self.source if name == "chardev"]
+        paths = [value.get("path") for value in values if value.get("id") == CONTROL]
+        return posixpath.dirname(paths[0]) if paths else ""
 
     def _connected_sockets(self) -> dict[str, str]:
         values = [Value(text or "", first="backend") for name, text in self.source if name == "chardev"]
@@ -332,6 +339,8 @@ class _Work:
         """`path`, or where its socket is put because it cannot be had there."""
         place = self._place
         free = path.startswith("/") and path not in place.occupied and path not in place.homeless
+        if self._old_directory and path.startswith(f"{self._old_directory}/"):
+            free = False  # it goes with the old process
         if not path or free:
             return path
         if path in self.moved:

@@ -29,6 +29,12 @@ _FIRST_OBJECTS = ("secret", "thread-context", "authz-", "tls-creds", "can-bus")
 _NOT_THE_GUESTS = ("filter-", "colo-")
 #: What says where on its bus a device sits.
 _PLACES = ("addr", "nr", "scsi-id", "lun", "channel", "port", "unit")
+_LIMITS = (
+    *("bps", "bps_rd", "bps_wr", "iops", "iops_rd", "iops_wr"),
+    *("bps_max", "bps_rd_max", "bps_wr_max", "iops_max", "iops_rd_max", "iops_wr_max"),
+    *("bps_max_length", "bps_rd_max_length", "bps_wr_max_length"),
+    *("iops_max_length", "iops_rd_max_length", "iops_wr_max_length", "iops_size", "group"),
+)
 _ASK_SECONDS = 20.0
 
 
@@ -60,6 +66,8 @@ class Inventory:
     drives: frozenset[str]
     #: QOM path of every vCPU that was plugged, with its place in the topology.
     cpus: dict[str, dict[str, Any]]
+    #: Limits that were set on each device's disk, as block_set_io_throttle takes them; those without are left out.
+    throttles: dict[str, dict[str, Any]]
     #: Of every drive whose medium can be changed: the device's QOM path, and the file in it (empty: none).
     media: dict[str, str]
 
@@ -107,12 +115,21 @@ async def take_inventory(monitor: Monitor) -> Inventory:
         nodes=block_nodes(nodes, graph, blocks),
         drives=frozenset(block["device"] for block in blocks if block["device"]),
         cpus={cpu["qom-path"]: cpu["props"] for cpu in cpus if "qom-path" in cpu},
+        throttles={
+            block["qdev"]: limits for block in blocks if block.get("qdev") and (limits := _limits(block))
+        },
         media={
             block["qdev"]: block.get("inserted", {}).get("file", "")
             for block in blocks
             if block.get("removable") and block.get("qdev")
         },
     )
+
+
+def _limits(block: dict[str, Any]) -> dict[str, Any]:
+    shown = block.get("inserted", {})
+    limits = {name: shown[name] for name in _LIMITS if name in shown}
+    return limits if any(limits.get(name) for name in _LIMITS[:6]) else {}
 
 
 async def places(monitor: Monitor, devices: Iterable[Plugged]) -> dict[str, dict[str, str]]:
@@ -179,6 +196,9 @@ async def catch_up(source: Monitor, destination: Monitor, *, run_directory: str)
             arguments["id"] = device.id
         await _add(destination, "device_add", arguments)
     await _change_media(here, there, destination)
+    for qdev, limits in here.throttles.items():
+        if there.throttles.get(qdev) != limits:
+            await _add(destination, "block_set_io_throttle", {"id": qdev, **limits})
     return tuple([found for device in added for found in await _compare(source, destination, device)])
 
 

@@ -41,7 +41,8 @@ class LaunchConfig:
     base_directory: str = ""
     log_directory: str = ""
     systemd: bool | None = None
-    start_seconds: float = 30.0
+    #: Memory that is taken at once (hugepages, prealloc) takes its time.
+    start_seconds: float = 60.0
 
 
 def place(nest: Nest) -> Place:

@@ -53,6 +53,7 @@ class TestCommandLine:
         await qemu.wait_dead()
 
 
+DISK_QDEV = "/machine/peripheral/p1d/virtio-backend"
 PLUGGABLE = (
     *("-smp", "1,maxcpus=4", "-m", "128M,slots=4,maxmem=1G", "-object", "iothread,id=io0"),
     *(
@@ -113,6 +114,10 @@ async def plug_everything(qemu: Qemu, directory: Path) -> None:
             "device_add", driver="virtserialport", id="c1d", chardev="c1", bus="ports.0", name="org.example.0"
         )
         await do("device_add", driver="virtio-rng-pci", bus="rp3")
+        nothing = dict.fromkeys(("bps_rd", "bps_wr", "iops", "iops_rd", "iops_wr"), 0)
+        await monitor.execute(
+            "block_set_io_throttle", {"id": DISK_QDEV, "bps": 5 * MIB, "bps_max": 9 * MIB, **nothing}
+        )
         await do("blockdev-change-medium", id="cd0", filename=str(medium), format="raw")
 
 
@@ -141,6 +146,7 @@ async def fingerprint(qemu: Qemu) -> dict[str, Any]:
                     block["inserted"]["drv"],
                     block["inserted"]["cache"],
                     block["inserted"]["detect_zeroes"],
+                    (block["inserted"]["bps"], block["inserted"].get("bps_max")),
                 )
                 for name, block in blocks.items()
                 if "inserted" in block
@@ -171,6 +177,7 @@ class TestHotPlug:
         qemu = await lab.boot(machine, binary=one_crossing[0])
         await plug_everything(qemu, lab.directory)
         before = await fingerprint(qemu)
+        assert {disk[4] for disk in before["disks"].values()} == {(0, None), (5 * MIB, 9 * MIB)}
         guest = guest_of(qemu)
         site.have(*one_crossing)
         for target in ("beta", "alpha"):
