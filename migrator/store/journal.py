@@ -145,7 +145,7 @@ class SqlJournal:
 
     # --- events
 
-    async def append(self, given: Sequence[Mapping[str, Any]]) -> None:
+    async def append(self, events: Sequence[Mapping[str, Any]]) -> None:
         """See :meth:`migrator.ports.Journal.append`; an event that is there already, the same in all, is let pass."""
         rows = [
             {
@@ -156,7 +156,7 @@ class SqlJournal:
                 "subject_id": _text(event["subject_id"]),
                 "body": json.dumps(event),
             }
-            for event in given
+            for event in events
         ]
         if rows:
             await self._database.write_rows(_insert_event, rows)

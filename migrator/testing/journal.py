@@ -84,8 +84,8 @@ class MemoryJournal:
             found = [each for each in found if value in _values(kind, each, name)]
         return found[::-1][:limit]
 
-    async def append(self, given: Sequence[Mapping[str, Any]]) -> None:
-        rows = [(event["event_id"], json.dumps(event)) for event in given]
+    async def append(self, events: Sequence[Mapping[str, Any]]) -> None:
+        rows = [(event["event_id"], json.dumps(event)) for event in events]
         self._write()
         for number, body in rows:
             if {self._events.get(number, body), dict(rows)[number]} != {body}:

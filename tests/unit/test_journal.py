@@ -10,7 +10,9 @@ from typing import Any
 
 import pytest
 
+from migrator.engine.commands import CommandLog
 from migrator.errors import JournalError
+from migrator.ports import Journal
 from migrator.store.journal import SqlJournal
 from migrator.testing.journal import MemoryJournal
 
@@ -80,6 +82,15 @@ async def claim(journal: AnyJournal, key: str, *, body_hash: str = "hash") -> An
 
 def ids(found: list[dict[str, Any]]) -> list[str]:
     return [each["id"] for each in found]
+
+
+def test_it_is_what_the_engine_and_the_door_ask_for(tmp_path: Path) -> None:
+    # The type checker's.
+    def takes(journal: Journal, log: CommandLog) -> None: ...
+
+    def both(one: SqlJournal, other: MemoryJournal) -> None:
+        takes(one, one)
+        takes(other, other)
 
 
 class TestDocuments:
