@@ -110,7 +110,7 @@ def _nested(case: Case) -> Iterator[Finding]:
                 "nested-missing",
                 f"the guest was shown virtualisation ({flag}), which {case.target} does not offer",
             )
-        elif mine - theirs:
+        elif theirs and mine - theirs:  # old kernels list none of Intel's
             yield finding(
                 "nested-abilities",
                 f"the virtualisation of {case.target} lacks {_some(mine - theirs)}, which nested guests may be using",

@@ -14,6 +14,7 @@ from migrator.core.model import Finding
 #: Formats whose images may be based on others. Their names are given to qemu-img: it must never guess, because a
 #: guest can write a header into a raw disk that names any file of the host.
 CHAINED = frozenset({"qcow2", "qed", "vmdk", "qcow", "vhdx", "vpc"})
+_FDSET = "/dev/fdset/"
 #: Protocols behind which there is nothing to reach.
 _NOWHERE = ("null-co:", "null-aio:", "blkdebug:", "fat:", "vvfat:")
 
@@ -60,11 +61,19 @@ def check(case: Case) -> Iterator[Finding]:
             if ":" in disk.file and not disk.file.startswith((*_NOWHERE, "json:")):
                 yield finding("disk-remote", f"disk {disk.device} is {disk.file}")
             continue
+        if path.startswith(_FDSET):
+            yield finding(
+                "passed-descriptor",
+                f"disk {disk.device} is an open file ({path}) that another program handed to QEMU",
+            )
+            continue
         if throwaway and (path not in uses or uses[path].snapshot):
             continue  # the temporary file, or what is beneath it: said above
         yield from _disk(case, disk, path, uses.get(path))
     for path in sorted(uses.keys() - of_disks):
-        if not uses[path].snapshot and not case.seen_there.file(path).exists:
+        if path.startswith(_FDSET) or uses[path].snapshot:
+            continue
+        if not case.seen_there.file(path).exists:
             yield finding("disk-file-missing", f"{path} does not exist at {case.target}")
 
 
@@ -131,7 +140,8 @@ def _two_machines(case: Case, disk: Disk, path: str, use: ImageUse | None) -> It
         yield finding(
             "disk-locked", f"a process at {case.target} holds {path} of disk {disk.device} open for writing"
         )
-    if there.filesystem in COHERENT:
+    # A flash is read into memory when QEMU starts, and goes on from there at the target.
+    if there.filesystem in COHERENT or "flash" in disk.device:
         return
     opened = case.opened.get(path, use)
     if opened is None:

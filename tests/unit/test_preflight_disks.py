@@ -1,0 +1,259 @@
+"""What speaks against a host because of disks: files that are missing, not the same, or cached unsafely."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import pytest
+
+from migrator.core import host_disks
+from migrator.core.command_line import CommandLine, ImageUse
+from migrator.core.files import FileSeen, Kind, Same, same_file
+from tests.host_case import (
+    ARGV,
+    BASE,
+    BASE_SEEN,
+    CASE,
+    DISK,
+    FILE,
+    IMAGE,
+    SEEN,
+    SOURCE,
+    THERE,
+    codes,
+    with_files,
+    with_options,
+    with_source,
+)
+
+
+def node(text: str) -> list[str]:
+    """A block node in JSON that opens the image, with double quotes for single ones."""
+    return [text.replace("'", '"').replace("IMAGE", IMAGE)]
+
+
+class TestDisks:
+    @pytest.mark.parametrize(
+        ("there", "found"),
+        [
+            (FileSeen(), ["disk-file-missing"]),
+            (replace(FILE, filesystem="ext4", mount_source="/dev/vda1"), ["disk-not-shared"]),
+            (replace(FILE, kind=Kind.BLOCK), ["disk-not-shared"]),
+            (replace(FILE, mount_source="10.0.0.1:/export"), ["disk-maybe-not-shared"]),
+            (replace(FILE, inode=9), ["disk-maybe-not-shared"]),
+            (replace(FILE, writable=False), ["disk-access"]),
+            (replace(FILE, readable=False, writable=False), ["disk-access"]),
+        ],
+    )
+    def test_file_at_the_target(self, there: FileSeen, found: list[str]) -> None:
+        assert codes(with_files(CASE, {IMAGE: there})) == found
+
+    @pytest.mark.parametrize(("probed", "found"), [(Same.YES, []), (Same.NO, ["disk-not-shared"])])
+    def test_what_identities_do_not_tell_a_probe_does(self, probed: Same, found: list[str]) -> None:
+        case = with_files(CASE, {IMAGE: replace(FILE, mount_source="10.0.0.1:/export")})
+        assert host_disks.to_probe(case) == [IMAGE]
+        assert codes(replace(case, probed={IMAGE: probed})) == found
+        assert host_disks.to_probe(CASE) == []
+
+    def test_read_only_disk_may_be_a_copy_of_the_same_size(self) -> None:
+        case = with_source(disks=(replace(DISK, read_only=True),))
+        copy = replace(FILE, filesystem="ext4", mount_source="/dev/vda1", writable=False)
+        assert codes(with_files(case, {IMAGE: copy})) == []
+        assert codes(with_files(case, {IMAGE: replace(copy, size_bytes=1)})) == ["disk-size"]
+        assert codes(with_files(case, {IMAGE: replace(copy, readable=False)})) == ["disk-access"]
+        assert host_disks.to_probe(case) == []
+
+    def test_one_kernel_tells_for_certain(self) -> None:
+        one = replace(CASE, there=replace(THERE, boot_id="one"))
+        local = replace(FILE, filesystem="ext4")
+        one = with_files(with_files(one, {IMAGE: local}), {IMAGE: local}, here=True)
+        assert codes(one) == []
+        assert codes(with_files(one, {IMAGE: replace(local, inode=9)})) == ["disk-not-shared"]
+        assert codes(with_files(one, {IMAGE: replace(local, device="0:51")})) == ["disk-not-shared"]
+
+    @pytest.mark.parametrize(
+        ("drive", "found"),
+        [
+            ("cache=none", []),
+            ("cache=directsync", []),
+            ("cache.direct=on", []),
+            ("cache=writeback", ["cache-unsafe"]),
+            ("cache=writethrough", ["cache-unsafe"]),
+            ("cache=unsafe", ["cache-unsafe"]),
+            ("cache=none,cache.direct=off", ["cache-unsafe"]),
+            ("", ["cache-unsafe"]),
+            ("cache=none,snapshot=on", ["snapshot"]),
+            ("cache=none,file.locking=off", ["disk-lock-off"]),
+        ],
+    )
+    def test_how_a_drive_is_opened(self, drive: str, found: list[str]) -> None:
+        argv = [word for word in ARGV if not word.startswith("file=")]
+        argv[argv.index("-drive") + 1 : argv.index("-drive") + 1] = [
+            f"file={IMAGE},if=none,format=qcow2,{drive}"
+        ]
+        assert codes(replace(CASE, command=CommandLine(argv))) == found
+
+    @pytest.mark.parametrize(
+        ("nodes", "found"),
+        [
+            ([f"driver=file,node-name=f,filename={IMAGE},cache.direct=on", "qcow2,file=f,node-name=d"], []),
+            ([f"driver=file,node-name=f,filename={IMAGE}", "qcow2,file=f,cache.direct=on"], ["cache-unsafe"]),
+            ([f"driver=qcow2,cache.direct=on,file.driver=file,file.filename={IMAGE}"], []),
+            (
+                node(
+                    "{'driver':'qcow2','file':{'driver':'file','filename':'IMAGE','cache':{'direct':true}}}"
+                ),
+                [],
+            ),
+            (
+                node(
+                    "{'driver':'qcow2','cache':{'direct':true},'file':{'driver':'file','filename':'IMAGE'}}"
+                ),
+                [],
+            ),
+            (node("{'driver':'qcow2','file':{'driver':'file','filename':'IMAGE'}}"), ["cache-unsafe"]),
+            (
+                node(
+                    "{'driver':'qcow2','cache':{'direct':true},"
+                    "'file':{'driver':'file','filename':'IMAGE','locking':'off'}}"
+                ),
+                ["disk-lock-off"],
+            ),
+        ],
+    )
+    def test_how_a_block_node_is_opened(self, nodes: list[str], found: list[str]) -> None:
+        at = ARGV.index("-drive")
+        argv = [*ARGV[:at], *(word for node in nodes for word in ("-blockdev", node)), *ARGV[at + 2 :]]
+        assert codes(replace(CASE, command=CommandLine(argv))) == found
+
+    def test_page_cache_is_no_matter_on_one_machine_or_where_caches_know_each_other(self) -> None:
+        argv = [word.replace(",cache=none", "") for word in ARGV]
+        case = replace(CASE, command=CommandLine(argv))
+        assert codes(case) == ["cache-unsafe"]
+        ceph = replace(FILE, filesystem="ceph")
+        assert codes(with_files(with_files(case, {IMAGE: ceph}), {IMAGE: ceph}, here=True)) == []
+        assert "cache-unsafe" not in codes(replace(case, there=replace(THERE, boot_id="one")))
+
+    def test_disk_that_was_plugged_in_later_is_not_known_to_be_safe(self) -> None:
+        later = replace(DISK, device="disk1", file="/images/b.raw", format="raw")
+        case = with_source(disks=(DISK, later))
+        case = with_files(with_files(case, {"/images/b.raw": FILE}), {"/images/b.raw": FILE}, here=True)
+        assert codes(case) == ["cache-unknown"]
+        for direct, found in ((True, []), (False, ["cache-unsafe"])):
+            opened = {"/images/b.raw": ImageUse(path="/images/b.raw", direct=direct)}
+            assert codes(replace(case, opened=opened)) == found
+
+    def test_what_qemu_has_open_counts_more_than_its_command_line(self) -> None:
+        assert codes(replace(CASE, opened={IMAGE: ImageUse(path=IMAGE)})) == ["cache-unsafe"]
+
+    def test_flash_is_not_read_again(self) -> None:
+        flash = replace(DISK, device="/machine/system.flash1")
+        assert codes(replace(with_source(disks=(flash,)), opened={IMAGE: ImageUse(path=IMAGE)})) == []
+
+    def test_image_that_was_handed_over_open(self) -> None:
+        passed = replace(DISK, device="d1", file="/dev/fdset/2", format="raw")
+        assert codes(with_source(disks=(DISK, passed))) == ["passed-descriptor"]
+        case = with_options("-drive", "file=/dev/fdset/2,if=none,id=d1,format=raw")
+        assert codes(case) == []  # no disk of the guest
+
+    def test_snapshot_of_all_drives(self) -> None:
+        temporary = replace(DISK, file="/var/tmp/vl.ABC123")
+        assert codes(replace(with_options("-snapshot"), source=replace(SOURCE, disks=(temporary,)))) == [
+            "snapshot"
+        ]
+
+    def test_disk_that_somebody_writes_to_at_the_target(self) -> None:
+        locked = replace(CASE, seen_there=replace(SEEN, written=frozenset({"0:50:7"})))
+        assert codes(locked) == ["disk-locked"]
+        assert codes(replace(locked, there=replace(THERE, boot_id="one"))) == []  # it is the source itself
+
+    @pytest.mark.parametrize(
+        ("file", "found"),
+        [("nbd://nas:10809/a", ["disk-remote"]), ("rbd:pool/a", ["disk-remote"]), ("null-co://", [])],
+    )
+    def test_disk_that_is_no_file(self, file: str, found: list[str]) -> None:
+        assert codes(with_source(disks=(DISK, replace(DISK, device="d1", file=file, format="raw")))) == found
+
+    def test_image_that_only_the_command_line_names(self) -> None:
+        case = with_options("-drive", "if=pflash,file=/fw/code.fd,format=raw,readonly=on")
+        assert codes(case) == ["disk-file-missing"]
+        assert codes(with_files(case, {"/fw/code.fd": FILE})) == []
+
+
+class TestBackingChain:
+    LOCAL = replace(BASE_SEEN, filesystem="ext4", mount_source="/dev/vda1")
+
+    @pytest.mark.parametrize(
+        ("base", "found"),
+        [
+            (BASE_SEEN, []),
+            (FileSeen(), ["backing-missing"]),
+            (LOCAL, ["backing-not-shared"]),
+            (replace(LOCAL, size_bytes=1), ["backing-differs"]),
+        ],
+    )
+    def test_file_at_the_target(self, base: FileSeen, found: list[str]) -> None:
+        assert codes(with_files(CASE, {BASE: base})) == found
+
+    @pytest.mark.parametrize(
+        ("here", "there", "found"),
+        [
+            ((IMAGE, BASE), (IMAGE, "/other"), ["backing-differs"]),
+            ((IMAGE, BASE), (IMAGE,), ["backing-differs"]),
+            ((IMAGE, BASE), None, []),
+            (None, (IMAGE, BASE), []),
+            (None, (IMAGE, "/gone"), ["backing-missing"]),
+            (None, None, ["backing-unknown"]),
+        ],
+    )
+    def test_chain(
+        self, here: tuple[str, ...] | None, there: tuple[str, ...] | None, found: list[str]
+    ) -> None:
+        case = replace(
+            CASE,
+            seen_here=replace(SEEN, chains={IMAGE: here} if here else {}),
+            seen_there=replace(SEEN, chains={IMAGE: there} if there else {}),
+        )
+        assert codes(case) == found
+
+    def test_what_qemu_has_open_counts_more_than_the_image(self) -> None:
+        based = replace(CASE, based={IMAGE: (IMAGE, "/other")})
+        assert codes(based) == ["backing-missing"]
+        assert codes(with_files(based, {"/other": BASE_SEEN, BASE: FileSeen()})) == []
+
+    def test_raw_disks_are_based_on_nothing_and_never_probed(self) -> None:
+        raw = with_source(disks=(replace(DISK, format="raw"),))
+        raw = replace(raw, seen_here=replace(SEEN, chains={}), seen_there=replace(SEEN, chains={}))
+        assert codes(raw) == []
+        assert host_disks.images(raw.source) == {}
+        assert host_disks.images(SOURCE) == {IMAGE: "qcow2"}
+
+
+class TestSameFile:
+    BLOCK = FileSeen(kind=Kind.BLOCK, device="8:0", serial="wwid=naa.5000")
+
+    @pytest.mark.parametrize(
+        ("here", "there", "one_machine", "same"),
+        [
+            (FILE, FILE, False, Same.YES),
+            (FILE, replace(FILE, inner_path="/b"), False, Same.UNKNOWN),
+            (FILE, replace(FILE, size_bytes=1), False, Same.UNKNOWN),
+            (FILE, replace(FILE, filesystem="tmpfs"), False, Same.NO),
+            (
+                replace(FILE, mount_source="localhost:/x"),
+                replace(FILE, mount_source="localhost:/x"),
+                False,
+                Same.UNKNOWN,
+            ),
+            (replace(FILE, filesystem="overlay"), replace(FILE, filesystem="overlay"), False, Same.UNKNOWN),
+            (BLOCK, BLOCK, False, Same.YES),
+            (BLOCK, replace(BLOCK, device="8:16"), False, Same.YES),
+            (BLOCK, replace(BLOCK, device="8:16"), True, Same.NO),
+            (BLOCK, replace(BLOCK, serial="wwid=naa.6000"), False, Same.NO),
+            (BLOCK, replace(BLOCK, serial="dm=mpath-3600"), False, Same.UNKNOWN),
+            (BLOCK, replace(BLOCK, serial=""), False, Same.UNKNOWN),
+        ],
+    )
+    def test_identity(self, here: FileSeen, there: FileSeen, one_machine: bool, same: Same) -> None:
+        assert same_file(here, there, one_machine=one_machine) is same
+        assert same_file(there, here, one_machine=one_machine) is same
