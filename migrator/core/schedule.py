@@ -72,6 +72,18 @@ def schedule(transfers: Iterable[Transfer], hosts: Mapping[str, Host], rules: Ru
 
 
 @dataclass(kw_only=True)
+class Use:
+    """What is on one direction of a link."""
+
+    users: list[Move] = field(default_factory=list)
+    #: What they would take if each had it alone, and what they are expected to take; bytes per second.
+    speed: float = 0.0
+    load: float = 0.0
+    #: One of them needs it for itself.
+    alone: bool = False
+
+
+@dataclass(kw_only=True)
 class Decided:
     """What was decided, in moves; the prediction uses it too."""
 
@@ -87,7 +99,7 @@ class Decided:
     blocked: dict[Move, list[Pipe]] = field(default_factory=dict)
     #: What is ready, and who waits for its link before it.
     behind: dict[Move, Move] = field(default_factory=dict)
-    on: dict[Pipe, list[Move]] = field(default_factory=dict)
+    on: dict[Pipe, Use] = field(default_factory=dict)
 
     def look_again(self, rules: Rules) -> float | None:
         """Seconds until the first of those that run has so little left that another may begin."""
@@ -121,7 +133,7 @@ class Decided:
         if move in self.behind:
             return f"is ready; {self.behind[move].transfer.guest} is before it and waits for the same link"
         pipes = self.blocked[move]
-        others = [other.transfer.guest for other in self.on.get(pipes[0], ())]
+        others = [other.transfer.guest for other in self.on[pipes[0]].users]
         if pipes[0].limit is not None and len(others) >= pipes[0].limit:
             return f"is ready; waits for {_names(others)}: {pipes[0].host} takes {pipes[0].limit} at a time"
         if move.alone:
@@ -131,7 +143,7 @@ class Decided:
     def _reason_running(self, move: Move) -> str:
         speed = self.bandwidth[move]
         slower = min(move.out, move.into, key=lambda pipe: pipe.capacity)
-        others = [other.transfer.guest for other in self.on[slower] if other is not move]
+        others = [other.transfer.guest for other in self.on[slower].users if other is not move]
         if move.alone:
             dirty = move.transfer.dirty_rate_bytes_per_second
             return f"has all it can use, {show_rate(speed)}: it barely converges (dirties {show_rate(dirty)})"
@@ -146,8 +158,7 @@ def _names(names: Sequence[str]) -> str:
 
 def too_late(move: Move, now: float) -> bool:
     """It would be cancelled before it ended."""
-    deadline = move.transfer.deadline_seconds
-    return move.transfer.stop_at_deadline and deadline is not None and now + move.seconds_alone > deadline
+    return now + move.sending_left + move.fixed_left > move.must_end
 
 
 def apart(moves: Iterable[Move]) -> tuple[list[Move], dict[Pipe, list[Move]]]:
@@ -171,16 +182,22 @@ def decide(
     decided = Decided(active=active, waiting=waiting, now=now)
     running = [move for move in active if move.phase is Phase.TRANSFERRING]
     for move in running:
-        _occupy(decided, move)
+        _occupy(decided, move, rules)
     _begin(decided, rules)
     _prepare(decided, rules)
     decided.bandwidth = share([*running, *decided.begin])
     return decided
 
 
-def _occupy(decided: Decided, move: Move) -> None:
-    decided.on.setdefault(move.out, []).append(move)
-    decided.on.setdefault(move.into, []).append(move)
+def _occupy(decided: Decided, move: Move, rules: Rules) -> None:
+    for pipe in (move.out, move.into):
+        use = decided.on.get(pipe)
+        if use is None:
+            use = decided.on[pipe] = Use()
+        use.users.append(move)
+        use.speed += move.speed
+        use.load += move.load_now(rules)
+        use.alone = use.alone or bool(move.alone)
 
 
 def _begin(decided: Decided, rules: Rules) -> None:
@@ -189,47 +206,49 @@ def _begin(decided: Decided, rules: Rules) -> None:
     for move in decided.active:
         if move.phase is not Phase.READY or move.never or too_late(move, decided.now):
             continue
-        full = [pipe for pipe in (move.out, move.into) if not _room(decided, pipe, move, rules)]
-        before = next(
-            (pipe for pipe in (move.out, move.into) if not _passes(decided, move, pipe, claimed)), None
-        )
+        pipes = (move.out, move.into)
+        full = [pipe for pipe in pipes if not _room(decided, pipe, move, rules)]
         if full:
             decided.blocked[move] = full
-            free = max(_seconds_until_free(decided, pipe, move) for pipe in full)
-            for pipe in (move.out, move.into) if move.alone else full:
-                claimed.setdefault(pipe, (0.0 if pipe in full else free, move))
-        elif before is not None:
+            for pipe in full:
+                claimed.setdefault(pipe, (0.0, move))
+            if move.alone:
+                # Others may have its second link until its first is free.
+                free = max(_seconds_until_free(decided.on[pipe]) for pipe in full)
+                for pipe in pipes:
+                    claimed.setdefault(pipe, (free, move))
+            continue
+        before = next((pipe for pipe in pipes if not _passes(decided, move, pipe, claimed)), None)
+        if before is not None:
             decided.behind[move] = claimed[before][1]
         else:
             decided.begin.append(move)
-            _occupy(decided, move)
+            _occupy(decided, move, rules)
 
 
 def _room(decided: Decided, pipe: Pipe, move: Move, rules: Rules) -> bool:
-    users = decided.on.get(pipe)
-    if not users:
+    use = decided.on.get(pipe)
+    if use is None:
         return True
-    if pipe.limit is not None and len(users) >= pipe.limit:
+    if pipe.limit is not None and len(use.users) >= pipe.limit:
         return False
-    if move.alone or any(user.alone for user in users):
+    if move.alone or use.alone:
         # Only beside what neither of them can use.
-        return sum(user.speed for user in users) + move.speed <= pipe.capacity * _ABOUT
-    if sum(user.speed for user in users) + move.speed > rules.quiet_at_a_time * pipe.capacity * _ABOUT:
+        return use.speed + move.speed <= pipe.capacity * _ABOUT
+    if use.speed + move.speed > rules.quiet_at_a_time * pipe.capacity * _ABOUT:
         return False
     # It comes if more than half of what it needs is free: less would only make all of them slower.
-    return sum(user.load_now(rules) for user in users) + move.load / 2 <= pipe.capacity * _ABOUT
+    return use.load + move.load / 2 <= pipe.capacity * _ABOUT
 
 
-def _seconds_until_free(decided: Decided, pipe: Pipe, move: Move) -> float:
-    users = decided.on[pipe]
-    left = [user.sending_left * len(users) + user.fixed_left for user in users]
-    return max(left) if move.alone else min(left)
+def _seconds_until_free(use: Use) -> float:
+    return max(user.sending_left * len(use.users) + user.fixed_left for user in use.users)
 
 
 def _passes(decided: Decided, move: Move, pipe: Pipe, claimed: Mapping[Pipe, tuple[float, Move]]) -> bool:
     if pipe not in claimed:
         return True
-    sharers = 1 + len(decided.on.get(pipe, ()))
+    sharers = 1 + len(decided.on[pipe].users) if pipe in decided.on else 1
     return move.sending_left * sharers + move.fixed_left <= claimed[pipe][0]
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 
 from migrator.core.transfers import Move, Pipe
 
@@ -16,15 +16,39 @@ def share(moves: Sequence[Move]) -> dict[Move, float]:
     Those that barely converge come first, with all they can have; the others share the rest evenly, as far as each can
     use it. What is left after that is given too, so that an estimate that was too low holds nobody back.
     """
+    on: dict[Pipe, list[Move]] = {}
+    for move in moves:
+        on.setdefault(move.out, []).append(move)
+        on.setdefault(move.into, []).append(move)
+    given: dict[Move, float] = {}
+    for move in moves:
+        if move in given:
+            continue
+        if len(on[move.out]) == 1 == len(on[move.into]):
+            given[move] = move.speed
+        else:
+            given.update(_share_joined(_joined(move, on), on))
+    return given
+
+
+def _joined(first: Move, on: Mapping[Pipe, Sequence[Move]]) -> list[Move]:
+    """All whose links are shared with it, or with one whose links are, and so on."""
+    found, new = {first: None}, [first]
+    while new:
+        move = new.pop()
+        for other in (*on[move.out], *on[move.into]):
+            if other not in found:
+                found[other] = None
+                new.append(other)
+    return list(found)
+
+
+def _share_joined(moves: Sequence[Move], on: Mapping[Pipe, Sequence[Move]]) -> dict[Move, float]:
     given = dict.fromkeys(moves, 0.0)
     left = {pipe: pipe.capacity for move in moves for pipe in (move.out, move.into)}
-    on = dict.fromkeys(left, 0)
-    for move in moves:
-        on[move.out] += 1
-        on[move.into] += 1
 
     def least(move: Move) -> float:
-        a_fourth = min(move.out.capacity / on[move.out], move.into.capacity / on[move.into]) / 4
+        a_fourth = min(pipe.capacity / len(on[pipe]) for pipe in (move.out, move.into)) / 4
         return min(_LEAST_BYTES_PER_SECOND, a_fourth, move.speed)
 
     _raise(given, left, moves, least)

@@ -141,6 +141,7 @@ class Move:
         "into",
         "key",
         "load",
+        "must_end",
         "never",
         "out",
         "phase",
@@ -183,6 +184,8 @@ class Move:
                 self.never = f"{pipe.host} takes no {what} migrations (its limit is {pipe.limit})"
         deadline = transfer.deadline_seconds
         latest_start = float("inf") if deadline is None else deadline - self.seconds_alone
+        #: Seconds from when the deadlines were given, by which it has ended or is cancelled.
+        self.must_end = deadline if deadline is not None and transfer.stop_at_deadline else float("inf")
         #: The order of turn: priority, then who must begin first, then the longest first.
         self.key = (-transfer.priority, latest_start, -self.seconds_alone, transfer.guest)
 
