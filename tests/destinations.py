@@ -42,25 +42,26 @@ class Site:
             log_directory=str(lab.directory / "log"),
             start_seconds=20.0,
         )
-        self.reach, self.destinations = self._joined()
+        self.join()
         self.opened: list[Endpoint] = []
         self._moves = 0
 
-    def _joined(self) -> tuple[Reach, Destinations]:
-        reach = Reach(self.hosts)
-        return reach, Destinations(reach, how=lambda guest, host: self.config)
+    def join(self) -> None:
+        """After a change of the hosts."""
+        self.reach = Reach(self.hosts)
+        self.destinations = Destinations(self.reach, how=lambda guest, host: self.config)
 
     def have(self, *binaries: Path) -> None:
         """Give alpha the one QEMU and beta the other."""
         for name, binary in zip(self.hosts, binaries, strict=True):
             access, config = self.hosts[name]
             self.hosts[name] = access, replace(config, qemu=str(binary))
-        self.reach, self.destinations = self._joined()
+        self.join()
 
     def reached_by(self, access: Access) -> None:
         """Reach beta by other means."""
         self.hosts["beta"] = access, self.hosts["beta"][1]
-        self.reach, self.destinations = self._joined()
+        self.join()
 
     async def source(self, guest: Guest) -> Endpoint:
         end = await self.reach.open(guest.host, guest.socket, role="source")

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import asyncio
+import functools
 import time
 from collections.abc import Callable
 from dataclasses import replace
 from typing import Protocol
 
 from migrator.core.inventory import Guest
-from migrator.core.model import Finding, MigrationStatus, Process, RunState, Severity
+from migrator.core.model import Finding, MigrationStatus, Process, RunState, Severity, View
 from migrator.errors import HostError, QemuError, Refused, Unreachable
 from migrator.hosts.access import Access
 from migrator.hosts.launch import Launcher, Nest, certainly
@@ -23,6 +24,8 @@ from migrator.service.launch_config import LaunchConfig, Method, fill, place, so
 
 #: Seconds that a QEMU may take to greet, once it is known to run.
 _GREETING_SECONDS = 2.0
+#: Seconds that one may be silent that is to be discarded; the way to it may have to be opened again.
+_ANSWER_SECONDS = 4.0
 _SHORT = 10.0
 
 # What has to be known of the target: is it the source's machine and network, which QEMUs and which paths are there.
@@ -125,6 +128,7 @@ class Destinations:
             socket=place(nest).control,
             launcher=launcher,
             nest=nest,
+            rescue=functools.partial(self._rescue, target, nest),
             notes=notes,
         )
 
@@ -149,7 +153,9 @@ class Destinations:
         launcher = self._launcher(host, self._how(Guest(key="", host=host), host))
         for nest in await launcher.nests_of(migration):
             qemu = self._reach.endpoint(host, place(nest).control, role="destination")
-            await Started(qemu, listen="", socket="", launcher=launcher, nest=nest).discard()
+            rescue = functools.partial(self._rescue, host, nest)
+            left = Started(qemu, listen="", socket="", launcher=launcher, nest=nest, rescue=rescue)
+            await left.discard()
 
     async def clear(self, guest: Guest) -> None:
         """Remove what is left of the source once its process has ended: the run directory, if it is one of ours.
@@ -160,6 +166,9 @@ class Destinations:
         nest = await launcher.nest_at(guest.socket)
         if nest is not None:
             await launcher.clear(nest)
+
+    def _rescue(self, host: str, nest: Nest) -> Endpoint:
+        return self._reach.endpoint(host, place(nest).rescue, role="destination")
 
     def _launcher(self, host: str, config: LaunchConfig) -> Launcher:
         return Launcher(
@@ -225,6 +234,7 @@ class Started:
     """Implements :class:`migrator.ports.Waiting`.
 
     :param nest: where it lives, if it was started by us.
+    :param rescue: makes an end of its other monitor, for when the first is silent.
     :param notes: what is not the same as at the source, and does not concern the guest.
     """
 
@@ -236,9 +246,10 @@ class Started:
         socket: str,
         launcher: Launcher | None = None,
         nest: Nest | None = None,
+        rescue: Callable[[], Endpoint] | None = None,
         notes: tuple[Finding, ...] = (),
     ) -> None:
-        self._qemu, self._listen, self._socket = qemu, listen, socket
+        self._qemu, self._listen, self._socket, self._rescue = qemu, listen, socket, rescue
         self._launcher, self._nest = launcher, nest
         self.notes = notes
 
@@ -263,27 +274,41 @@ class Started:
         :raise HostError: it could not be ended, or nobody can tell whether it waits: it does not answer.
         """
         try:
-            view = await self._qemu.observe(timeout=_GREETING_SECONDS)
-            if view.process is not Process.DEAD and view.answers and not _waits(view.run, view.status):
+            view = await self._look()
+            if view.answers and not _waits(view.run, view.status):
                 return  # the guest has arrived in it
             if self._launcher is None or self._nest is None:
                 if view.answers:
                     await self._qemu.quit()
                 return
-            process = self._qemu.process
-            if (
-                not view.answers
-                and view.process is not Process.DEAD
-                and await self._launcher.lives(self._nest)
-            ):
+            silent = not view.answers and view.process is not Process.DEAD
+            if silent and await self._launcher.lives(self._nest):
                 raise HostError(
                     self._launcher.host.name,
                     f"{self._qemu.name} does not answer, so whether a guest is in it cannot be told; look at it, "
                     f"then end it and remove {self._nest.run_directory}",
                 )
-            await self._launcher.discard(self._nest, process)
+            await self._launcher.discard(self._nest, self._qemu.process)
         finally:
             await self._qemu.close()
+
+    async def _look(self) -> View:
+        """By its monitor, or by the other one where somebody holds that, or the way to it has broken."""
+        view = await self._qemu.observe(timeout=1.0)
+        deadline = time.monotonic() + _ANSWER_SECONDS
+        if self._launcher is None or self._nest is None or self._rescue is None:
+            return view
+        if not view.answers and not await self._launcher.lives(self._nest):
+            return view
+        rescue = self._rescue()
+        try:
+            while not (view.answers or view.process is Process.DEAD or time.monotonic() > deadline):
+                view = await rescue.observe(timeout=1.0)
+                if not view.answers and view.process is not Process.DEAD:
+                    view = await self._qemu.observe(timeout=1.0)
+        finally:
+            await rescue.close()
+        return view
 
 
 def _waits(run: RunState, status: MigrationStatus) -> bool:

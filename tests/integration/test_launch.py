@@ -20,7 +20,7 @@ from migrator.hosts.access import Output
 from migrator.hosts.launch import Nest, unit_command
 from migrator.hosts.local import LocalAccess
 from migrator.service.launch_config import Method
-from migrator.testing.lab import Lab, Machine, until
+from migrator.testing.lab import Lab, Machine, RawMonitor, until
 from tests.destinations import Moved, Site, arguments_of, guest_of, site_of
 
 QEMU = "qemu-system-x86_64"
@@ -268,6 +268,13 @@ class TestDiscard:
             await started.discard()
         assert site.processes == [pid]
         assert len(site.left) == 1
+
+    async def test_whose_monitor_somebody_holds_is_seen_by_the_other(self, site: Site, guest: Guest) -> None:
+        started = await site.start(guest)
+        await site.close()
+        async with RawMonitor(Path(started.socket)):
+            await site.destinations.abandon("beta", migration="move-1")
+        assert (site.left, site.processes) == ([], [])
 
     async def test_of_one_that_died_removes_its_directory(self, site: Site, guest: Guest) -> None:
         started = await site.start(guest)
