@@ -14,7 +14,12 @@ from migrator.core.inventory import Guest
 from migrator.core.placement import Options
 from migrator.core.policy import LastResort, Postcopy, builtin
 from migrator.core.transfers import Rules
+from migrator.engine.evacuation import FIRST_PAUSE_SECONDS, MOST_ATTEMPTS
+from migrator.engine.planner import Limits as EngineLimits
 from migrator.errors import UsageError
+from migrator.hosts.site_config import SshConfig
+from migrator.http.limits import Limits as HttpLimits
+from migrator.mqtt.settings import MqttSettings
 from migrator.settings import REPEATED, SECTIONS, Settings, load, reload
 from migrator.settings.models import HostDefaults, HostSettings, Section
 from migrator.settings.values import Listen, Ssh
@@ -124,6 +129,36 @@ class TestExample:
         assert limits.prepared_per_target == rules.prepared_per_target
         placement = Settings().placement
         assert Options(strategy=placement.strategy, max_tries=placement.max_tries) == Options()
+        assert (limits.attempts, limits.first_pause) == (MOST_ATTEMPTS, FIRST_PAUSE_SECONDS)
+        assert limits.migrations_at_a_time == EngineLimits().migrations_at_a_time
+
+    def test_agrees_with_what_the_entrances_take_by_default(self) -> None:
+        mqtt, taken = Settings().mqtt, MqttSettings(host="b", site="s", instance="i")
+        for key, field in {
+            "keepalive": "keepalive_seconds",
+            "timeout": "timeout_seconds",
+            "session_expiry": "session_expiry_seconds",
+            "queue_limit": "queue_limit",
+            "max_command_size": "max_command_bytes",
+            "max_reply_size": "max_reply_bytes",
+            "max_commands": "max_commands",
+            "command_lifetime": "command_lifetime_seconds",
+            "clock_tolerance": "clock_tolerance_seconds",
+            "keep_ended": "keep_ended_seconds",
+            "progress_interval": "progress_interval_seconds",
+            "protocol": "protocol",
+        }.items():
+            assert getattr(mqtt, key) == getattr(taken, field), key
+        http, bounds = Settings().http, HttpLimits()
+        assert (http.max_body, http.request_timeout) == (bounds.body_bytes, bounds.request_seconds)
+        assert (http.requests_per_second, http.burst) == (bounds.requests_per_second, bounds.burst)
+        assert (http.streams, http.streams_per_caller) == (bounds.streams, bounds.streams_per_caller)
+        ssh, limits = SshConfig(host="h"), Settings().limits
+        assert limits.ssh_sessions == ssh.max_sessions
+        assert (limits.ssh_connect_timeout, limits.ssh_keepalive) == (
+            ssh.connect_seconds,
+            ssh.keepalive_seconds,
+        )
 
 
 class TestMeaning:
