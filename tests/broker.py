@@ -73,8 +73,11 @@ class Broker:
             )
         deadline = time.monotonic() + 20
         while True:
-            with contextlib.suppress(OSError), socket.create_connection(("127.0.0.1", self.port), 1):
-                return
+            with contextlib.suppress(OSError), socket.create_connection(("127.0.0.1", self.port), 1) as probe:
+                # An answer, if only that nobody gets in without a name: its loop runs. A SIGTERM before would be lost.
+                probe.sendall(b"\x10\x0c\x00\x04MQTT\x04\x02\x00\x3c\x00\x00")
+                if probe.recv(1):
+                    return
             if self._process.poll() is not None or time.monotonic() > deadline:
                 raise RuntimeError(f"mosquitto did not start: {self.log.read_text(errors='replace')[-2000:]}")
             time.sleep(0.01)

@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import logging
-import socket
 import ssl
-from collections.abc import AsyncIterator
+import traceback
+from collections.abc import AsyncIterator, Coroutine
 from dataclasses import dataclass
 from enum import Enum
-from typing import Any
+from typing import Any, TypeVar
 
 import aiomqtt
 from paho.mqtt.client import MQTT_CLEAN_START_FIRST_ONLY
@@ -20,6 +19,8 @@ from paho.mqtt.subscribeoptions import SubscribeOptions
 
 from migrator.errors import MigratorError
 from migrator.mqtt.settings import MqttSettings
+
+T = TypeVar("T")
 
 #: Of commands that were not acknowledged; what a broker takes if nothing is said is 65535.
 _RECEIVE_MAXIMUM = 100
@@ -93,7 +94,8 @@ class Connection:
             clean_session=None if self._v5 else False,
         )
         self._client.pending_calls_threshold = _RECEIVE_MAXIMUM
-        # aiomqtt acknowledges what its user has not yet seen, and offers no other way.
+        # aiomqtt acknowledges what its user has not yet seen, and offers no other way. What is used of its private
+        # parts, and of paho's, is used in this class and nowhere else; a test names it.
         self._paho = self._client._client  # noqa: SLF001
         self._paho.manual_ack_set(True)
         self._paho.connect_timeout = settings.timeout_seconds
@@ -119,10 +121,14 @@ class Connection:
         except asyncio.CancelledError:
             await asyncio.wait({opening}, timeout=self._settings.closing_seconds)
             opening.cancel()
+            opening.add_done_callback(_heard)
             self._cut()
             raise
         except aiomqtt.MqttError as error:
             self._cut()
+            if error.__context__ is not None:
+                # paho leaves the socket of a handshake that failed to whoever holds the exception.
+                traceback.clear_frames(error.__context__.__traceback__)
             kind = BrokerError
             if isinstance(error, aiomqtt.MqttCodeError) and _code(error.rc) == _UNSUPPORTED_VERSION:
                 kind = UnsupportedVersion
@@ -136,16 +142,20 @@ class Connection:
         """Say goodbye, so that the broker keeps the will to itself. Never raises, and takes its time-out at most."""
         if self._open:
             self._open = False
-            with contextlib.suppress(aiomqtt.MqttError):
-                await self._client.__aexit__(None, None, None)
-        self._cut()
+            try:
+                await _whole(self._client.__aexit__(None, None, None))
+            except aiomqtt.MqttError:
+                pass  # then without a goodbye
+            finally:
+                self._cut()
 
     def _cut(self) -> None:
-        # paho sees the end of the stream and clears up after itself.
-        wire = self._paho.socket()
-        if isinstance(wire, socket.socket):
-            with contextlib.suppress(OSError):
-                wire.shutdown(socket.SHUT_RDWR)
+        # A socket that no goodbye has closed would stay with the loop, and answer should the broker wake up.
+        self._paho._sock_close()  # noqa: SLF001
+        # Why it was lost is known by now; asyncio would say that nobody asked.
+        lost = self._client._disconnected  # noqa: SLF001
+        if lost.done() and not lost.cancelled():
+            lost.exception()
 
     async def publish(
         self, topic: str, payload: bytes, *, qos: int, retain: bool = False, correlation: bytes | None = None
@@ -156,7 +166,7 @@ class Connection:
             properties = _properties(PacketTypes.PUBLISH)
             properties.CorrelationData = correlation
         try:
-            await self._client.publish(topic, payload, qos=qos, retain=retain, properties=properties)
+            await _whole(self._client.publish(topic, payload, qos=qos, retain=retain, properties=properties))
         except (aiomqtt.MqttError, ValueError) as error:
             raise BrokerError(f"broker {self._settings.address}: {topic} not published: {error}") from error
 
@@ -177,7 +187,7 @@ class Connection:
                 else SubscribeOptions.RETAIN_DO_NOT_SEND,
             )
         try:
-            granted = await self._client.subscribe(topic, qos=0 if options else qos, options=options)
+            granted = await _whole(self._client.subscribe(topic, qos=0 if options else qos, options=options))
         except aiomqtt.MqttError as error:
             raise BrokerError(f"broker {self._settings.address}: {topic} not subscribed: {error}") from error
         if any(_code(each) >= 128 for each in granted):
@@ -186,7 +196,7 @@ class Connection:
     async def unsubscribe(self, topic: str) -> None:
         """Have it delivered no more."""
         try:
-            await self._client.unsubscribe(topic)
+            await _whole(self._client.unsubscribe(topic))
         except aiomqtt.MqttError as error:
             raise BrokerError(
                 f"broker {self._settings.address}: {topic} not unsubscribed: {error}"
@@ -214,6 +224,28 @@ class Connection:
         """Done with it: the broker may forget it. Until then it is delivered again at the next connection."""
         if self._open and received.qos:
             self._paho.ack(received.mid, received.qos)
+
+
+async def _whole(call: Coroutine[Any, Any, T]) -> T:
+    """What a call returns or raises; a cancellation is never lost in it.
+
+    aiomqtt waits with :func:`asyncio.wait_for`, which in Python 3.11 returns as if nothing had been if the answer comes
+    in the same moment as a cancellation.
+    """
+    task = asyncio.create_task(call, name="mqtt call")
+    try:
+        await asyncio.wait({task})
+    except asyncio.CancelledError:
+        task.cancel()
+        task.add_done_callback(_heard)
+        raise
+    return await task
+
+
+def _heard(task: asyncio.Task[Any]) -> None:
+    """What became of it concerns nobody any more."""
+    if not task.cancelled():
+        task.exception()
 
 
 def _tls(settings: MqttSettings) -> ssl.SSLContext:
