@@ -234,7 +234,7 @@ def _prepare(path: Path, *, alone: bool) -> int:
     lock = _locked(path) if alone else -1
     try:
         if not path.exists():
-            os.close(os.open(path, os.O_CREAT | os.O_WRONLY | os.O_CLOEXEC, 0o600))
+            os.close(_owned(path, os.O_WRONLY))
         revision = schema.present(path)
         if revision != schema.HEAD:
             # Never under a service that runs.
@@ -256,7 +256,7 @@ def _prepare(path: Path, *, alone: bool) -> int:
 
 def _locked(path: Path) -> int:
     # A file of its own: closing any descriptor of the database would drop SQLite's locks on it.
-    lock = os.open(path.with_name(f"{path.name}.lock"), os.O_RDONLY | os.O_CREAT | os.O_CLOEXEC, 0o600)
+    lock = _owned(path.with_name(f"{path.name}.lock"), os.O_RDONLY)
     try:
         fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:
@@ -265,6 +265,16 @@ def _locked(path: Path) -> int:
             f"the journal {path} is in use by another service: there can be one; stop it first"
         ) from None
     return lock
+
+
+def _owned(path: Path, flags: int) -> int:
+    """Open a file, made where there is none; root makes it for whom the directory belongs to: the service."""
+    new = not path.exists()
+    file = os.open(path, flags | os.O_CREAT | os.O_CLOEXEC, 0o600)
+    if new and os.geteuid() == 0:
+        directory = path.parent.stat()
+        os.fchown(file, directory.st_uid, directory.st_gid)
+    return file
 
 
 #: Opening it afresh would help none of these, and a full disk may have no room for that.

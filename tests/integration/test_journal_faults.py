@@ -22,6 +22,7 @@ from migrator.errors import JournalError
 from migrator.store import database, schema
 from migrator.store.database import Database
 from migrator.store.journal import SqlJournal
+from migrator.store.tokens import Tokens
 from tests.conftest import missing
 
 
@@ -319,6 +320,19 @@ async def test_it_is_for_its_owner_alone(tmp_path: Path) -> None:
     assert set(modes) == {f"journal.db{suffix}" for suffix in ("", "-wal", "-shm", ".lock")}
     assert set(modes.values()) == {0o600}
     assert path.parent.stat().st_mode & 0o777 == 0o700
+
+
+async def test_made_by_root_it_is_the_services(tmp_path: Path) -> None:
+    if os.geteuid() != 0:
+        missing("only root can give files away")
+    directory = tmp_path / "state"
+    directory.mkdir()
+    os.chown(directory, 65534, 65533)
+    async with await Tokens.open(directory / "journal.db") as tokens:
+        await tokens.create(name="ann", role="viewer")
+        found = {each.name: (each.stat().st_uid, each.stat().st_gid) for each in directory.iterdir()}
+    assert set(found.values()) == {(65534, 65533)}, found
+    assert "journal.db-wal" in found
 
 
 async def test_it_syncs_before_it_says_saved(tmp_path: Path) -> None:
