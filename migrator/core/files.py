@@ -81,6 +81,8 @@ class Seen:
     offer: Offer = field(default_factory=Offer)
     #: Network interfaces and the bridge they are on.
     masters: Mapping[str, str] = field(default_factory=dict)
+    #: KVM there offers virtualisation to its guests; ``None``: it does not say.
+    nested: bool | None = None
     #: Device and inode (``major:minor:inode``) of images that some process there holds open for writing.
     written: frozenset[str] = frozenset()
     #: Of the user that migrator is there.

@@ -105,7 +105,7 @@ def _nested(case: Case) -> Iterator[Finding]:
     ):
         if flag not in shown:
             continue
-        if flag not in there.cpu_flags:
+        if flag not in there.cpu_flags or case.seen_there.nested is False:
             yield finding(
                 "nested-missing",
                 f"the guest was shown virtualisation ({flag}), which {case.target} does not offer",

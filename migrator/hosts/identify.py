@@ -62,7 +62,7 @@ serial() {
   done
 } 2>/dev/null
 put "$(id -u)" "$directory" "$program" "$(cat /proc/self/mountinfo)" "$(cat /proc/locks 2>/dev/null)"
-put "$(ip -o link 2>/dev/null)"
+put "$(ip -o link 2>/dev/null)" "$(cat /sys/module/kvm_*/parameters/nested 2>/dev/null)"
 qemu=
 while [ "$qemus" -gt 0 ]; do
   qemus=$((qemus - 1))
@@ -182,7 +182,7 @@ def _absolute(path: str, root: str) -> str:
 def parse(answers: Sequence[str], *, paths: Sequence[str], images: Mapping[str, str], directory: str) -> Seen:
     """Read the script's answer. Pure."""
     rest = iter(answers)
-    user, where, program, mounts, locks, links = (next(rest) for _ in range(6))
+    user, where, program, mounts, locks, links, nested = (next(rest) for _ in range(7))
     qemu, identity, version, machines, devices, cpus = (next(rest) for _ in range(6))
     numbered = re.search(r"version (\d+(?:\.\d+)+)", version)
     table = list(_mounts(mounts))
@@ -210,6 +210,7 @@ def parse(answers: Sequence[str], *, paths: Sequence[str], images: Mapping[str, 
             cpus=frozenset(re.findall(r"^\s*(?:x86\s+)?([A-Za-z0-9][\w.+-]*)", cpus, re.MULTILINE)),
         ),
         masters=dict(re.findall(r"^\d+: ([^:@\s]+)[:@].* master (\S+)", links, re.MULTILINE)),
+        nested={"Y": True, "1": True, "N": False, "0": False}.get(nested.strip()),
         written=frozenset(_written(locks)),
         user=int(user) if user.isdigit() else None,
         directory=directory,

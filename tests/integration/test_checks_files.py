@@ -144,6 +144,11 @@ class TestLook:
         assert [seen.file(name).exists for name in names] == [True, False] * 50
         assert counting.commands == 1
 
+    async def test_whether_kvm_nests_is_what_its_module_says(self) -> None:
+        said = [path.read_text().strip() for path in Path("/sys/module").glob("kvm_*/parameters/nested")]
+        seen = await look(HERE, Question())
+        assert seen.nested == (said[0] in ("Y", "1") if said else None)
+
     async def test_nothing_asked_is_nothing_read(self) -> None:
         seen = await look(HERE, Question())
         assert (seen.files, seen.chains, seen.qemu) == ({}, {}, "")

@@ -128,6 +128,13 @@ class TestCpu:
         source = replace(SOURCE, cpu_features={**SOURCE.cpu_features, **word})
         assert codes(replace(CASE, source=source, there=replace(THERE, **changes))) == found
 
+    @pytest.mark.parametrize(("nested", "found"), [(None, []), (True, []), (False, ["nested-missing"])])
+    def test_kernel_that_does_not_offer_virtualisation(self, nested: bool | None, found: list[str]) -> None:
+        source = replace(SOURCE, cpu_features={**SOURCE.cpu_features, "CPUID[0x1].ECX": 1 << 5})
+        there = replace(SEEN, nested=nested)
+        assert codes(replace(CASE, source=source, seen_there=there)) == found
+        assert codes(replace(CASE, seen_there=there)) == []
+
     def test_flags_are_named_as_the_kernel_names_them(self) -> None:
         assert guest_flags({}) == frozenset()
         words = {
