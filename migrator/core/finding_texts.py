@@ -34,16 +34,6 @@ GUEST: Texts = {
         "the configuration says that it shall not be moved",
         "change its [[guests]] entry",
     ),
-    "placement": (
-        "error",
-        "the rules of placement (state of the host, memory, CPUs, labels, affinity) keep the guest from this host",
-        "choose another host, or change what keeps it from this one",
-    ),
-    "not-checked": (
-        "warning",
-        "the guest or the target could not be looked at for a plan, so nothing is known of them",
-        "look at it before the evacuation",
-    ),
     "command-line-unknown": (
         "overridable",
         "the command line of its QEMU cannot be read, so what it needs of its host is unknown",

@@ -6,6 +6,16 @@ from migrator.core.finding_texts import Texts
 
 #: What the target's host lacks, before anything is started there.
 HOSTS: Texts = {
+    "placement": (
+        "error",
+        "the rules of placement (state of the host, memory, CPUs, labels, affinity) keep the guest from this host",
+        "choose another host, or change what keeps it from this one",
+    ),
+    "not-checked": (
+        "warning",
+        "the guest or the target could not be looked at for a plan, so nothing is known of them",
+        "look at it before the evacuation",
+    ),
     "kvm-missing": (
         "error",
         "the guest runs under KVM, which cannot be opened at the target",
