@@ -218,12 +218,10 @@ class RemoteMonitor:
         """A path on this machine that leads there."""
         return await self._access.forward(self._path)
 
-    async def process(self) -> GuestProcess | None:
-        """Take hold of the process that listens there now; ``None`` where that cannot be told."""
+    async def listener(self) -> int | None:
+        """The pid of the process that listens there now; ``None`` where that cannot be told."""
         found = await find_sockets(self._access, [literal(self._path)])
-        if len(found) != 1 or found[0].pid is None:
-            return None
-        return await self._access.process(found[0].pid)
+        return found[0].pid if len(found) == 1 else None
 
     async def find(self, pid: int) -> GuestProcess | None:
         """Take hold of a process of that host."""

@@ -10,15 +10,16 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from migrator.core.facts import Facts
-from migrator.core.model import MigrationStatus, Process, RunState, Sample, View
-from migrator.errors import CommandFailed, HostError, MigratorError, QemuError, TimedOut, Unreachable
-from migrator.machine import LocalProcess, is_gone
+from migrator.core.model import MigrationStatus, Process, RunState, View
+from migrator.errors import CommandFailed, HostError, QemuError, TimedOut, Unreachable
 from migrator.ports import Event, GuestProcess, Settings, Tuning
 from migrator.qemu import features
 from migrator.qemu.address import Address, bracketed
 from migrator.qemu.features import Features
+from migrator.qemu.hold import Hold
 from migrator.qemu.monitor import Monitor
 from migrator.qemu.read_facts import read_facts
+from migrator.qemu.samples import read_sample
 from migrator.qemu.way import Way
 
 #: More events than this unread means that nobody reads; the oldest go, as the truth is in a query anyway.
@@ -46,18 +47,14 @@ class Endpoint:
     ) -> None:
         self.address = address
         self.name = f"{role} {address}"
-        self._pid = pid
         self._fence_command = fence_command
         self._way = way
-        self._process: GuestProcess | None = None
-        #: Of the process that is meant, where that is known and it could not be taken hold of yet.
-        self._expected: Mapping[str, Any] = {}
+        self._held = Hold(self.name, pid=pid, way=way)
         self._events: deque[Event] = deque(maxlen=_EVENTS_KEPT)
         self._notify: Callable[[], None] = lambda: None
         self._ended = False
         self._ran = role != "destination"
         self._quitting = False
-        self._gone = False  # proven dead otherwise than by a pidfd
         self._look: asyncio.Task[tuple[dict[str, Any], dict[str, Any]]] | None = None
         self._look_began = 0.0
         self._next_connect = 0.0
@@ -77,34 +74,21 @@ class Endpoint:
 
     @property
     def identity(self) -> Mapping[str, Any]:
-        return self._process.identity if self._process else {}
+        return self._held.identity
 
     @property
     def shares_clock(self) -> bool:
-        return isinstance(self._process, LocalProcess)
+        return self._held.is_local
 
     @property
     def process(self) -> GuestProcess | None:
         """The process behind the monitor, once it is known."""
-        return self._process
+        return self._held.process
 
     @property
     def dead(self) -> bool:
         """Its process is proven dead."""
-        return self._process_state() is Process.DEAD
-
-    async def listener(self) -> int | None:
-        """The pid behind its session, where that can be told."""
-        if self._way is None:
-            return self._monitor.pid
-        try:
-            process = await self._way.process()
-        except HostError:
-            return None
-        if process is None:
-            return None
-        process.close()
-        return process.pid
+        return self._held.state is Process.DEAD
 
     @property
     def round_trip_seconds(self) -> float:
@@ -114,105 +98,48 @@ class Endpoint:
         """Open the session and take hold of the process.
 
         :raise Unreachable: when there is none.
+        :raise QemuError: when another process answers than the one that is held.
         """
-        if self._way is not None:
-            await self._connect_over(self._way, timeout)
-            return
         try:
-            await self._monitor.connect(timeout=timeout)
-        finally:
-            pid = self._monitor.pid or self._pid
-            if self._process is None and pid is not None:
-                try:
-                    self._hold(LocalProcess(pid))
-                except ProcessLookupError:
-                    pass  # it has ended since
-
-    async def _connect_over(self, way: Way, timeout: float) -> None:
-        # The peer of the socket that leads there is whoever passes it on, not QEMU: its process is asked for there.
-        try:
-            async with asyncio.timeout(timeout):
-                path = await way.socket()
-            self._monitor.address = Address(kind="unix", path=path)
-            try:
-                await self._monitor.connect(timeout=timeout)
-            finally:
-                if self._process is None:
-                    async with asyncio.timeout(timeout):
-                        self._hold(await way.process())
+            async with asyncio.timeout(None if self._way is None else 2 * timeout):
+                await self._connect(timeout)
         except HostError as error:
             raise Unreachable(self.name, str(error)) from error
         except TimeoutError as error:
-            raise Unreachable(self.name, f"its host does not answer within {timeout:g} s") from error
+            raise Unreachable(self.name, f"its host did not answer within {2 * timeout:g} s") from error
 
-    def _hold(self, process: GuestProcess | None) -> None:
-        if process is None:
-            return
-        if not process.is_qemu:
-            process.close()
-        elif self._expected and process.identity != dict(self._expected):
-            process.close()
-            self._gone = True  # its socket answers for another process
-        else:
-            self._process = process
+    async def _connect(self, timeout: float) -> None:
+        if self._way is not None:
+            self._monitor.address = Address(kind="unix", path=await self._way.socket())
+        failure: QemuError | None = None
+        try:
+            await self._monitor.connect(timeout=timeout)
+        except QemuError as error:
+            failure = error  # whose monitor it is can be told all the same
+        try:
+            await self._held.settle(self._monitor.pid)
+        except BaseException:
+            await self._monitor.close()  # nobody knows whose session it is
+            raise
+        if failure is not None:
+            raise failure
 
     def hold(self, identity: Mapping[str, Any]) -> None:
-        """Take hold of the process of this machine that a record speaks of; one that is gone is then known to be dead.
-
-        :raise MigratorError: when another process answers at this address.
-        """
-        if not identity:
-            return
-        if is_gone(identity):
-            self._refuse_another(identity)
-            self._gone = True
-        elif self._process is None:
-            self._process = LocalProcess(int(identity["pid"]))
+        """See :meth:`migrator.qemu.hold.Hold.expect`."""
+        self._held.expect(identity)
 
     async def take_hold(self, identity: Mapping[str, Any]) -> None:
-        """As :meth:`hold`, wherever the process is.
-
-        While its host cannot be asked, nothing is known of the process, and none but that one is accepted later.
-
-        :raise MigratorError: when another process answers at this address.
-        """
-        if self._way is None:
-            self.hold(identity)
-            return
-        if not identity:
-            return
-        self._expected = identity
-        try:
-            process = await self._way.find(int(identity["pid"]))
-        except HostError:
-            return
-        if process is not None and process.identity == dict(identity) and process.alive is not False:
-            if self._process is not None and self._process.identity == dict(identity):
-                process.close()
-                return
-            self._refuse_another(identity)
-            self._process = process
-            return
-        if process is not None:
-            process.close()
-        self._refuse_another(identity)
-        self._gone = True
-
-    def _refuse_another(self, identity: Mapping[str, Any]) -> None:
-        if self._process is not None:
-            raise MigratorError(
-                f"{self.name}: another process (pid {self._process.pid}) answers there than the one that the "
-                f"record speaks of (pid {identity['pid']}); end that one, or use its own address"
-            )
+        """See :meth:`migrator.qemu.hold.Hold.expect_there`."""
+        await self._held.expect_there(identity)
 
     # --- looking ---------------------------------------------------------------------------------------------------
 
     async def observe(self, *, timeout: float = 1.0) -> View:
-        process = self._process_state()
+        process = self._held.state
         if process is Process.DEAD:
             return self._view(process)
         answer = await self._ask_status(timeout)
-        process = self._process_state()
+        process = self._held.state
         if answer is None:
             return self._view(process)
         status, migrate = answer
@@ -224,20 +151,12 @@ class Endpoint:
             run=RunState(status.get("status", "other")),
             status=MigrationStatus(migrate.get("status", "none")),
             error=str(migrate.get("error-desc", "")),
-            sample=_sample(migrate),
+            sample=read_sample(migrate),
         )
 
     def _view(self, process: Process, **rest: Any) -> View:
-        can_fence = self._process is not None or self._fence_command is not None
+        can_fence = self._held.process is not None or self._fence_command is not None
         return View(process=process, ended=self._ended, can_fence=can_fence, **rest)
-
-    def _process_state(self) -> Process:
-        if self._gone:
-            return Process.DEAD
-        alive = None if self._process is None else self._process.alive
-        if alive is None:
-            return Process.UNKNOWN
-        return Process.ALIVE if alive else Process.DEAD
 
     async def _ask_status(self, timeout: float) -> tuple[dict[str, Any], dict[str, Any]] | None:
         if self._look is None:
@@ -248,7 +167,7 @@ class Endpoint:
                     return None
                 try:
                     await self.connect(timeout=timeout)
-                except Unreachable:
+                except QemuError:
                     self._next_connect = time.monotonic() + 0.2
                     return None
             self._look_began = time.monotonic()
@@ -301,15 +220,16 @@ class Endpoint:
 
     async def facts(self) -> Facts:
         facts, self._features = await asyncio.gather(
-            read_facts(self._monitor, self._process), features.read(self._monitor, self._binary_identity())
+            read_facts(self._monitor, self._held.process),
+            features.read(self._monitor, self._binary_identity()),
         )
         return facts
 
     def _binary_identity(self) -> str:
-        return self._process.binary_identity() if self._process else ""
+        return self._held.process.binary_identity() if self._held.process else ""
 
     def last_words(self) -> str:
-        return self._process.last_words() if self._process else ""
+        return self._held.process.last_words() if self._held.process else ""
 
     # --- settings --------------------------------------------------------------------------------------------------
 
@@ -441,20 +361,20 @@ class Endpoint:
             acknowledged = (
                 False  # it may have gone before it answered, or may not answer: what follows finds out
             )
-        if self._process is not None:
-            if await self._process.wait_dead(max(0.1, timeout - (time.monotonic() - began))):
+        if self._held.process is not None:
+            if await self._held.process.wait_dead(max(0.1, timeout - (time.monotonic() - began))):
                 return True
-            return await self._process.kill(timeout)
+            return await self._held.process.kill(timeout)
         while self._monitor.connected and time.monotonic() - began < timeout:
             await asyncio.sleep(0.01)
         # It acknowledged and hung up. No proof as fencing needs it, but this process holds nothing worth keeping.
-        self._gone = acknowledged and not self._monitor.connected
-        return self._gone or await self.fence()
+        self._held.gone = acknowledged and not self._monitor.connected
+        return self._held.gone or await self.fence()
 
     async def fence(self) -> bool:
         self._quitting = True
-        if self._process is not None:
-            return await self._process.kill(10.0)
+        if self._held.process is not None:
+            return await self._held.process.kill(10.0)
         if self._fence_command is None:
             return False
         child = await asyncio.create_subprocess_shell(
@@ -462,11 +382,11 @@ class Endpoint:
         )
         try:
             async with asyncio.timeout(60.0):
-                self._gone = await child.wait() == 0
+                self._held.gone = await child.wait() == 0
         except TimeoutError:
             child.kill()
             await child.wait()
-        return self._gone
+        return self._held.gone
 
     async def close(self) -> None:
         await self._monitor.close()
@@ -476,26 +396,4 @@ class Endpoint:
             if not self._look.cancelled():
                 self._look.exception()
             self._look = None
-        if self._process is not None:
-            self._process.close()
-            self._process = None
-
-
-def _sample(migrate: Mapping[str, Any]) -> Sample | None:
-    ram = migrate.get("ram")
-    if ram is None:
-        return None
-    page = ram.get("page-size", 4096)
-    return Sample(
-        at_seconds=migrate.get("total-time", 0) / 1e3,
-        round=ram["dirty-sync-count"],
-        total_bytes=ram["total"],
-        remaining_bytes=ram["remaining"],
-        transferred_bytes=ram["transferred"],
-        dirty_rate_bytes_per_second=float(ram["dirty-pages-rate"] * page),
-        bandwidth_bytes_per_second=ram["mbps"] * 1e6 / 8,
-        throttle_ratio=migrate.get("cpu-throttle-percentage", 0) / 100,
-        expected_downtime_seconds=migrate.get("expected-downtime", 0) / 1e3,
-        downtime_seconds=migrate.get("downtime", 0) / 1e3,
-        postcopy_requests=ram.get("postcopy-requests", 0),
-    )
+        self._held.close()

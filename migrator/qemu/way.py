@@ -13,8 +13,8 @@ class Way(Protocol):
     async def socket(self) -> str:
         """A path on this machine that leads to the monitor."""
 
-    async def process(self) -> GuestProcess | None:
-        """Take hold of the process that listens there now; ``None`` where that cannot be told."""
+    async def listener(self) -> int | None:
+        """The pid of the process that listens there now; ``None`` where that cannot be told."""
 
     async def find(self, pid: int) -> GuestProcess | None:
         """Take hold of a process of that host; ``None`` when there is none of that pid."""

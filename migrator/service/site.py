@@ -124,7 +124,10 @@ class Reach:
             if identity:
                 await end.take_hold(identity)
                 if end.process is not None and end.process.alive:
-                    await self._connect_to(end, identity)
+                    try:
+                        await end.connect(timeout=_OPEN_SECONDS)
+                    except Unreachable:
+                        pass  # its looks will tell
                 elif not end.dead:
                     raise HostError(
                         host, f"whether pid {identity['pid']} of {end.name} lives cannot be told now"
@@ -137,18 +140,6 @@ class Reach:
                 raise QemuError(end.name, str(error)) from error
             raise
         return end
-
-    async def _connect_to(self, end: Endpoint, identity: Mapping[str, Any]) -> None:
-        try:
-            await end.connect(timeout=_OPEN_SECONDS)
-        except Unreachable:
-            return
-        listener = await end.listener()
-        if listener is not None and listener != identity["pid"]:
-            raise QemuError(
-                end.name,
-                f"pid {listener} answers there, not the process that is meant (pid {identity['pid']})",
-            )
 
     async def close(self) -> None:
         """Let go of every host."""

@@ -1,0 +1,139 @@
+"""The process behind a monitor: taken hold of once, and from then on no other is accepted in its place."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from migrator.core.model import Process
+from migrator.errors import HostError, MigratorError, QemuError
+from migrator.machine import LocalProcess, is_gone
+from migrator.ports import GuestProcess
+from migrator.qemu.way import Way
+
+
+class Hold:
+    """What is known of the process of one end.
+
+    :param name: of the end, for messages.
+    :param pid: on this machine, where the monitor's address does not tell it.
+    :param way: to the monitor of another host.
+    """
+
+    def __init__(self, name: str, *, pid: int | None, way: Way | None) -> None:
+        self.process: GuestProcess | None = None
+        #: Proven dead otherwise than by its process.
+        self.gone = False
+        self._name = name
+        self._pid = pid
+        self._way = way
+        #: Of the process that is meant, where that is known and it could not be taken hold of yet.
+        self._expected: Mapping[str, Any] = {}
+
+    @property
+    def state(self) -> Process:
+        """What is known of it now."""
+        alive = None if self.process is None else self.process.alive
+        if self.gone or alive is False:
+            return Process.DEAD
+        return Process.ALIVE if alive else Process.UNKNOWN
+
+    @property
+    def identity(self) -> Mapping[str, Any]:
+        """Empty while no process is known."""
+        return self.process.identity if self.process else {}
+
+    @property
+    def is_local(self) -> bool:
+        """It runs on this machine."""
+        return isinstance(self.process, LocalProcess)
+
+    async def settle(self, peer: int | None) -> None:
+        """After every attempt to open a session: find out whose it is.
+
+        :param peer: pid at the other end of the monitor's socket; nothing to go by where a way leads there.
+        :raise QemuError: another process answers there than the one that is held: the session must not be used.
+        :raise HostError: the host cannot be asked.
+        """
+        if self._way is None:
+            pid = peer or self._pid
+            if self.process is None and pid is not None:
+                try:
+                    self._take(LocalProcess(pid))
+                except ProcessLookupError:
+                    pass  # it has ended since
+        else:
+            pid = await self._way.listener()
+            if self.process is None and self._expected:
+                await self._take_expected(self._way)
+            elif self.process is None and pid is not None:
+                process = await self._way.find(pid)
+                if process is not None:
+                    self._take(process)
+        meant = self.process.pid if self.process is not None else self._expected.get("pid")
+        if pid is not None and meant is not None and (self.gone or pid != meant):
+            raise QemuError(
+                self._name, f"pid {pid} answers there, not the process that is meant (pid {meant})"
+            )
+
+    def _take(self, process: GuestProcess) -> None:
+        if process.is_qemu:
+            self.process = process
+        else:
+            process.close()
+
+    async def _take_expected(self, way: Way) -> None:
+        process = await way.find(int(self._expected["pid"]))
+        if process is None:
+            self.gone = True
+        elif process.identity == dict(self._expected):
+            self.process = process
+        else:
+            process.close()
+            self.gone = True
+
+    def expect(self, identity: Mapping[str, Any]) -> None:
+        """A process of this machine is meant, the one a record speaks of; one that is gone is then known to be dead.
+
+        :raise MigratorError: when another is held already.
+        """
+        if not identity:
+            return
+        self._refuse_another(identity)
+        if is_gone(identity):
+            self.gone = True
+        elif self.process is None:
+            self.process = LocalProcess(int(identity["pid"]))
+
+    async def expect_there(self, identity: Mapping[str, Any]) -> None:
+        """As :meth:`expect`, wherever the process is.
+
+        While its host cannot be asked nothing is known of it, and none but that one is accepted later.
+
+        :raise MigratorError: when another is held already.
+        """
+        if self._way is None:
+            self.expect(identity)
+            return
+        if not identity:
+            return
+        self._refuse_another(identity)
+        self._expected = identity
+        if self.process is None:
+            try:
+                await self._take_expected(self._way)
+            except HostError:
+                pass  # it stays unknown
+
+    def _refuse_another(self, identity: Mapping[str, Any]) -> None:
+        if self.process is not None and self.process.identity != dict(identity):
+            raise MigratorError(
+                f"{self._name}: another process (pid {self.process.pid}) answers there than the one that the "
+                f"record speaks of (pid {identity['pid']}); end that one, or use its own address"
+            )
+
+    def close(self) -> None:
+        """Let go of it."""
+        if self.process is not None:
+            self.process.close()
+            self.process = None
