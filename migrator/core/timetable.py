@@ -61,21 +61,24 @@ def predict(
 ) -> Prediction:
     """Simulate the schedule from now on.
 
-    The interval comes of three runs: as expected, and with everything as much quicker and slower as one in ten may be.
-    Guests' own spreads even out along a link, what is common to all does not.
+    The interval: everything takes as much less or more time as one in ten times it may. Guests' own spreads even out
+    along a link, what is common to all of them does not. 500 guests of one source take about 0.1 s.
     """
     rules = rules or Rules()
     transfers = tuple(transfers)
-    spread = _common_spread(transfers, rules)
-    runs = [
-        _Run(moves_of(transfers, hosts, rules, pace=math.exp(sign * _P90 * spread)), rules)
-        for sign in (-1, 0, 1)
-    ]
-    for run in runs:
-        run.to_the_end()
-    middle = runs[1]
-    order = sorted(middle.ends, key=lambda guest: (middle.begins[guest], guest))
-    guests = {guest: _expected(guest, runs) for guest in order}
+    run = _Run(moves_of(transfers, hosts, rules), rules)
+    run.to_the_end()
+    common = math.exp(_P90 * _common_spread(transfers, rules))
+    guests = {}
+    for guest in sorted(run.ends, key=lambda one: (run.begins[one], one)):
+        begin, end = run.begins[guest], run.ends[guest]
+        own = math.exp(_P90 * run.own_spread[guest])
+        guests[guest] = Expected(
+            begins=_interval(begin, common),
+            ends=Quantiles(
+                p10=begin / common + (end - begin) / own, p50=end, p90=begin * common + (end - begin) * own
+            ),
+        )
     limits = {one.guest: one.deadline_seconds for one in transfers if one.guest in guests}
     late = [guest for guest, limit in limits.items() if limit is not None and guests[guest].ends.p50 > limit]
     at_risk = [
@@ -83,9 +86,9 @@ def predict(
     ]
     return Prediction(
         guests=guests,
-        makespan=_quantiles(*(run.now for run in runs)),
+        makespan=_interval(run.now, common),
         bound_seconds=lower_bound_seconds((one for one in transfers if one.guest in guests), hosts, rules),
-        never=middle.never,
+        never=run.never,
         late=tuple(late),
         at_risk=tuple(guest for guest in at_risk if guest not in late),
     )
@@ -122,20 +125,8 @@ def _common_spread(transfers: Sequence[Transfer], rules: Rules) -> float:
     return math.hypot(rules.link_spread_ratio, *(weight * spread / total for weight, spread in longest))
 
 
-def _quantiles(low: float, middle: float, high: float) -> Quantiles:
-    # A slower run can end earlier where it happens to take another order; the middle is what is told.
-    return Quantiles(p10=min(low, middle), p50=middle, p90=max(high, middle))
-
-
-def _expected(guest: str, runs: Sequence[_Run]) -> Expected:
-    """Of the three runs; in one that does not reach it before its deadline it is taken to be as in the middle."""
-    low, begin, high = (run.begins.get(guest, runs[1].begins[guest]) for run in runs)
-    end = runs[1].ends[guest]
-    factor = math.exp(_P90 * runs[1].own_spread[guest])
-    return Expected(
-        begins=_quantiles(low, begin, high),
-        ends=_quantiles(low + (end - begin) / factor, end, high + (end - begin) * factor),
-    )
+def _interval(seconds: float, factor: float) -> Quantiles:
+    return Quantiles(p10=seconds / factor, p50=seconds, p90=seconds * factor)
 
 
 class _Run:

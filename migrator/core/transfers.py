@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from enum import StrEnum
@@ -151,10 +152,7 @@ class Move:
         "transfer",
     )
 
-    def __init__(self, transfer: Transfer, network: Network, rules: Rules, *, pace: float = 1.0) -> None:
-        """
-        :param pace: how much longer than expected everything takes.
-        """
+    def __init__(self, transfer: Transfer, network: Network, rules: Rules) -> None:
         self.transfer = transfer
         self.phase = transfer.phase
         self.out = network.pipe(transfer.source, out=True)
@@ -164,12 +162,14 @@ class Move:
         self.speed = max(1.0, min(self.out.capacity, self.into.capacity, ceiling))
         self.bytes_left = transfer.bytes_left
         sending = transfer.bytes_left / self.net(self.speed)
-        total = sending + rules.fixed_seconds if transfer.alone_seconds is None else transfer.alone_seconds
+        known = transfer.alone_seconds
+        # A forecast that sees no end says nothing: what makes it end is not in it.
+        total = known if known is not None and math.isfinite(known) else sending + rules.fixed_seconds
         #: Seconds alone, at full speed: those that need the link, and those after them that do not.
-        self.sending_left = min(sending, total) * pace
-        self.fixed_left = (total - min(sending, total)) * pace
-        self.prepare_left = transfer.prepare_seconds * pace
-        self.finish_left = transfer.finish_seconds * pace
+        self.sending_left = min(sending, total)
+        self.fixed_left = total - min(sending, total)
+        self.prepare_left = transfer.prepare_seconds
+        self.finish_left = transfer.finish_seconds
         dirty_ratio = transfer.dirty_rate_bytes_per_second / self.speed
         self.alone = transfer.barely_converges
         if self.alone is None:
@@ -221,9 +221,7 @@ class Move:
         return 0.0 if not self.alone and self.sending_left <= rules.overlap_seconds else self.load
 
 
-def moves_of(
-    transfers: Iterable[Transfer], hosts: Mapping[str, Host], rules: Rules, *, pace: float = 1.0
-) -> list[Move]:
+def moves_of(transfers: Iterable[Transfer], hosts: Mapping[str, Host], rules: Rules) -> list[Move]:
     """Each transfer with what follows from it, in the order of turn."""
     network = Network(hosts, rules)
-    return sorted((Move(one, network, rules, pace=pace) for one in transfers), key=lambda move: move.key)
+    return sorted((Move(one, network, rules) for one in transfers), key=lambda move: move.key)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import random
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
@@ -64,7 +65,7 @@ def transfers(draw: st.DrawFn, phases: Sequence[Phase] = tuple(Phase)) -> list[T
             phase=draw(st.sampled_from(phases)),
             bytes_left=draw(st.sampled_from([0, MIB, 50 * MIB, 500 * MIB, 5000 * MIB])),
             dirty_rate_bytes_per_second=draw(st.sampled_from([0, 0, MIB, 9 * MIB, 60 * MIB, 900 * MIB])),
-            alone_seconds=draw(st.sampled_from([None, None, 0.0, 0.3, 5.0, 60.0])),
+            alone_seconds=draw(st.sampled_from([None, None, 0.0, 0.3, 5.0, 60.0, math.inf])),
             barely_converges=draw(st.sampled_from([None, None, None, True, False])),
             max_bytes_per_second=draw(st.sampled_from([None, None, 20 * MIB])),
             priority=draw(st.sampled_from([0, 0, 0, 1, 5])),
