@@ -1,0 +1,122 @@
+"""The examples of docs/mqtt.md, as they stand there, against a real broker and the real entrance."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import re
+import shutil
+import sys
+from collections.abc import Iterator
+from datetime import UTC, datetime
+from pathlib import Path
+
+import pytest
+
+from migrator.engine.commands import COMMANDS, Refusal
+from migrator.engine.documents import EvacuationState
+from migrator.mqtt.inbound import VERBS
+from migrator.testing.lab import until
+from tests.broker import USERS, Broker, mosquitto
+from tests.conftest import missing
+from tests.mqtt_fakes import Service, settings
+
+TEXT = (Path(__file__).parents[2] / "docs" / "mqtt.md").read_text(encoding="utf-8")
+
+
+@pytest.fixture
+def broker(tmp_path: Path) -> Iterator[Broker]:
+    if mosquitto() is None:
+        missing("there is no mosquitto here")
+    with Broker(tmp_path / "broker") as broker:
+        yield broker
+
+
+def example(language: str) -> str:
+    (code,) = re.findall(rf"```{language}\n(.*?)```", TEXT, re.DOTALL)
+    return str(code)
+
+
+@pytest.fixture(params=["sh", "python"])
+def script(request: pytest.FixtureRequest, tmp_path: Path) -> list[str]:
+    path = tmp_path / "example"
+    path.write_text(example(request.param))
+    if request.param == "python":
+        return [sys.executable, str(path), "alpha", "2999-01-01T00:00:00Z", "night-1"]
+    if not shutil.which("mosquitto_sub"):
+        pytest.skip("there are no mosquitto-clients here")
+    return ["sh", str(path), "alpha"]
+
+
+async def run(script: list[str], broker: Broker) -> asyncio.subprocess.Process:
+    environment = {
+        **os.environ,
+        "PORT": str(broker.port),
+        "MQTT_PASSWORD": USERS["scheduler"],
+    }
+    return await asyncio.create_subprocess_exec(*script, env=environment, stdout=asyncio.subprocess.PIPE)
+
+
+@pytest.mark.parametrize(("state", "code"), [(EvacuationState.COMPLETED, 0), (EvacuationState.INCOMPLETE, 1)])
+async def test_example_waits_for_the_end_and_tells_it(
+    broker: Broker, script: list[str], state: EvacuationState, code: int
+) -> None:
+    async with Service(settings(broker)).running() as service:
+        process = await run(script, broker)
+        await until(lambda: service.reading.all_evacuations, what="it has begun")
+        (evacuation,) = service.reading.active_evacuations()
+        assert evacuation.host == "alpha"
+        service.controller.say_evacuation(
+            evacuation.model_copy(update={"state": state, "ended_at": datetime.now(UTC)})
+        )
+        async with asyncio.timeout(20):
+            await process.communicate()
+    assert process.returncode == code
+
+
+async def test_refused_example_says_so(broker: Broker, script: list[str]) -> None:
+    async def refuse(command: object) -> None:
+        raise Refusal("not-now", "the journal is full")
+
+    async with Service(settings(broker)).running() as service:
+        service.controller.before = refuse
+        process = await run(script, broker)
+        async with asyncio.timeout(20):
+            await process.communicate()
+    assert process.returncode == 3
+
+
+async def test_python_example_outlives_the_broker_and_itself(broker: Broker, tmp_path: Path) -> None:
+    path = tmp_path / "example"
+    path.write_text(example("python"))
+    script = [sys.executable, str(path), "alpha", "2999-01-01T00:00:00Z", "night-1"]
+    async with Service(settings(broker)).running() as service:
+        process = await run(script, broker)
+        await until(lambda: service.reading.all_evacuations, what="it has begun")
+        process.kill()
+        await process.communicate()
+        again = await run(script, broker)
+        await until(lambda: ("mqtt", "evacuate", "repeated") in service.heard, what="asked again")
+        await asyncio.to_thread(broker.stop)
+        await broker.started()
+        await until(lambda: service.heard.count(("mqtt", "evacuate", "repeated")) > 1, what="and again")
+        (evacuation,) = service.reading.active_evacuations()
+        service.controller.say_evacuation(
+            evacuation.model_copy(update={"state": EvacuationState.COMPLETED, "ended_at": datetime.now(UTC)})
+        )
+        async with asyncio.timeout(20):
+            await again.communicate()
+    assert again.returncode == 0
+    assert len(service.controller.begun) == 1
+
+
+def test_table_of_commands_is_that_of_the_code() -> None:
+    rows = re.findall(r"^\| `(\w+)` \| (.*?) \| (\w+) \|.*\|$", TEXT, re.MULTILINE)
+    assert [verb for verb, _, _ in rows] == list(VERBS)
+    for verb, fields, role in rows:
+        command = COMMANDS[verb]
+        required, _, optional = fields.partition("[")
+        needed = {name for name, field in command.model_fields.items() if field.is_required()}
+        assert set(re.findall(r"`(\w+)`", required)) == needed, verb
+        assert set(re.findall(r"`(\w+)`", optional)) == set(command.model_fields) - needed, verb
+        assert role == command.role, verb
