@@ -514,7 +514,7 @@ class Place:
 
 @contextlib.asynccontextmanager
 async def serving(
-    world: World, directory: Path, *, limits: Limits | None = None, patience_seconds: int = 2
+    world: World, directory: Path, *, limits: Limits | None = None, patience_seconds: int = 2, port: int = 0
 ) -> AsyncIterator[Place]:
     """`world` on a Unix socket, on loopback, and its probes."""
     app = create_app(
@@ -526,7 +526,7 @@ async def serving(
     )
     path = directory / "run" / "api.sock"
     servers = Servers(
-        app, unix=UnixSocket(path=path), tcp=Tcp(), metrics=Tcp(), patience_seconds=patience_seconds
+        app, unix=UnixSocket(path=path), tcp=Tcp(port=port), metrics=Tcp(), patience_seconds=patience_seconds
     )
     try:
         async with servers:
@@ -558,7 +558,9 @@ class InThread:
         self._loop = asyncio.get_running_loop()
         self._stop = asyncio.Event()
         self.world = getattr(self, "world", None) or self.make()
-        async with serving(self.world, self.directory) as self.place:
+        # Where it was before, once it was somewhere.
+        port = int(self.place.url.rpartition(":")[2]) if hasattr(self, "place") else 0
+        async with serving(self.world, self.directory, port=port) as self.place:
             self._ready.set()
             await self._stop.wait()
 
