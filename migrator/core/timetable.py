@@ -66,9 +66,10 @@ def predict(
     """
     rules = rules or Rules()
     transfers = tuple(transfers)
-    run = _Run(moves_of(transfers, hosts, rules), rules)
+    moves = moves_of(transfers, hosts, rules)
+    common = math.exp(_P90 * _common_spread(moves, rules))
+    run = _Run(moves, rules)
     run.to_the_end()
-    common = math.exp(_P90 * _common_spread(transfers, rules))
     guests = {}
     for guest in sorted(run.ends, key=lambda one: (run.begins[one], one)):
         begin, end = run.begins[guest], run.ends[guest]
@@ -113,16 +114,18 @@ def lower_bound_seconds(
     return max(alone, *(total / pipe.capacity for pipe, total in carries.items())) if carries else 0.0
 
 
-def _common_spread(transfers: Sequence[Transfer], rules: Rules) -> float:
+def _common_spread(moves: Sequence[Move], rules: Rules) -> float:
     """Relative spread of a chain of them: of the links', and of the guests' own what does not even out."""
-    seconds: dict[str, list[tuple[float, float]]] = {}
-    for one in transfers:
-        weight = one.bytes_left if one.alone_seconds is None else one.alone_seconds
-        seconds.setdefault(one.source, []).append((weight, one.spread_ratio))
+    chains: dict[Pipe, list[Move]] = {}
+    for move in moves:
+        chains.setdefault(move.out, []).append(move)
     # The source with the most to send sets the pace.
-    longest = max(seconds.values(), key=lambda chain: sum(weight for weight, _ in chain), default=[])
-    total = sum(weight for weight, _ in longest) or 1.0
-    return math.hypot(rules.link_spread_ratio, *(weight * spread / total for weight, spread in longest))
+    longest = max(chains.values(), key=lambda moves: sum(move.seconds_alone for move in moves), default=[])
+    total = sum(move.seconds_alone for move in longest)
+    if total <= 0:
+        return rules.link_spread_ratio
+    parts = (move.seconds_alone * move.transfer.spread_ratio / total for move in longest)
+    return math.hypot(rules.link_spread_ratio, *parts)
 
 
 def _interval(seconds: float, factor: float) -> Quantiles:
