@@ -30,7 +30,8 @@ class Exit(IntEnum):
 
 
 #: As a shell says it of a program that Ctrl-C ended.
-_INTERRUPTED = 130
+#: Left with Ctrl-C, as a shell counts it.
+INTERRUPTED = 130
 
 
 def main() -> None:
@@ -40,13 +41,13 @@ def main() -> None:
     try:
         from migrator.cli.app import app  # noqa: PLC0415 - keeps `import migrator.cli` cheap
     except KeyboardInterrupt:
-        sys.exit(_INTERRUPTED)
+        sys.exit(INTERRUPTED)
     from migrator.errors import MigratorError  # noqa: PLC0415
 
     try:
         app()
     except KeyboardInterrupt:  # before the command listened to it: nothing has been begun
-        sys.exit(_INTERRUPTED)
+        sys.exit(INTERRUPTED)
     except MigratorError as error:
         print(f"migrator: {error}", file=sys.stderr)
         sys.exit(Exit.USAGE)

@@ -167,13 +167,14 @@ def replay(
 @app.command()
 def demo(
     link: Annotated[
-        str, typer.Option(metavar="RATE", help="Speed of the link between the two hosts.")
+        str, typer.Option(metavar="RATE", help="Speed of each host's link.")
     ] = "64MiB/s",
 ) -> None:
-    """Build two hosts and six guests on this machine, move every guest from one to the other, leave nothing behind.
+    """Build three hosts and seven guests on this machine, empty one host, fill it again, leave nothing behind.
 
-    The hosts are network namespaces with a link slowed to something one can watch; where that is not allowed (it
-    takes root), they share the loopback interface and the stream itself is slowed.
+    The hosts are network namespaces with links slowed to something one can watch; where that is not allowed (it takes
+    root), they are directories that share the loopback interface. A real `migrator serve` does the work, and what is
+    shown is what `migrator plan`, `evacuate --wait` and `restore --wait` show.
     """
     from migrator.cli.demo import main  # noqa: PLC0415 - quick --help
 

@@ -1,30 +1,25 @@
-"""``migrator demo``: two hosts, six guests with different habits, moved one after another before your eyes."""
+"""``migrator demo``: three hosts, seven guests, a service; one host is emptied before your eyes, and filled again."""
 
 from __future__ import annotations
 
 import asyncio
 import gc
-import secrets
 import signal
 import sys
 from dataclasses import dataclass, field
+from typing import Any
 
 from migrator import logs, units
-from migrator.cli import Exit
-from migrator.cli.show import Bars, Screen
-from migrator.core.model import State
-from migrator.core.policy import Policy, builtin
-from migrator.engine.migration import Migration
-from migrator.engine.result import Result
-from migrator.qemu import address
-from migrator.qemu.endpoint import Endpoint
-from migrator.store.records import FileRecord
+from migrator.cli import INTERRUPTED, Exit, remote
+from migrator.cli.client import Client
+from migrator.errors import MigratorError
 from migrator.testing import network
 from migrator.testing.guest import Habit
-from migrator.testing.lab import Lab, LabError, Machine, Qemu
-from migrator.testing.network import Host, Hosts
+from migrator.testing.lab import LabError, Machine, Qemu, until
+from migrator.testing.site import Site
 
 _MIB = 1 << 20
+_HOSTS = ("alpha", "beta", "gamma")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -34,38 +29,45 @@ class _Guest:
     habit: Habit = field(default_factory=Habit)
     policy: str = "default"
     paused: bool = False
+    extra: tuple[str, ...] = ()
 
     @property
     def machine(self) -> Machine:
-        return Machine(name=self.name, memory_bytes=256 * _MIB, habit=self.habit)
+        return Machine(name=self.name, memory_bytes=256 * _MIB, habit=self.habit, extra=self.extra)
 
 
-_GUESTS = (
-    _Guest(name="idle", what="does nothing"),
-    _Guest(
-        name="web",
-        what="rewrites 160 MiB slowly",
-        habit=Habit(region_bytes=160 * _MIB, bytes_per_second=6 * _MIB),
-    ),
-    _Guest(
-        name="mail",
-        what="works for 1 s, rests for 2 s",
-        habit=Habit(region_bytes=96 * _MIB, bytes_per_second=40 * _MIB, on_seconds=1, off_seconds=2),
-        policy="gentle",
-    ),
-    _Guest(name="frozen", what="somebody paused it", habit=Habit(region_bytes=64 * _MIB), paused=True),
-    _Guest(
-        name="batch",
-        what="rewrites 160 MiB faster than the link",
-        habit=Habit(region_bytes=160 * _MIB, bytes_per_second=200 * _MIB),
-    ),
-    _Guest(
-        name="cold",
-        what="may be stopped: policy offline",
-        habit=Habit(region_bytes=64 * _MIB, bytes_per_second=20 * _MIB),
-        policy="offline",
-    ),
-)
+def _guests(folder: str) -> tuple[_Guest, ...]:
+    return (
+        _Guest(name="idle", what="does nothing"),
+        _Guest(
+            name="web",
+            what="rewrites 160 MiB slowly",
+            habit=Habit(region_bytes=160 * _MIB, bytes_per_second=6 * _MIB),
+        ),
+        _Guest(
+            name="mail",
+            what="works for 1 s, rests for 2 s",
+            habit=Habit(region_bytes=96 * _MIB, bytes_per_second=40 * _MIB, on_seconds=1, off_seconds=2),
+            policy="gentle",
+        ),
+        _Guest(name="frozen", what="somebody paused it", habit=Habit(region_bytes=64 * _MIB), paused=True),
+        _Guest(
+            name="batch",
+            what="rewrites 160 MiB faster than the link",
+            habit=Habit(region_bytes=160 * _MIB, bytes_per_second=200 * _MIB),
+        ),
+        _Guest(
+            name="cold",
+            what="may be stopped: policy offline",
+            habit=Habit(region_bytes=64 * _MIB, bytes_per_second=20 * _MIB),
+            policy="offline",
+        ),
+        _Guest(
+            name="shared",
+            what="writes to a folder of its host",
+            extra=("-blockdev", f"driver=vvfat,node-name=folder,dir={folder},rw=on"),
+        ),
+    )
 
 
 def main(link: str) -> None:
@@ -73,132 +75,135 @@ def main(link: str) -> None:
     gc.enable()
     logs.configure()
     speed = units.rate(link)
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, _interrupted)
     try:
-        code = asyncio.run(_interruptible(speed))
-    except (LabError, network.NetworkError) as error:
-        print(f"migrator: the demo cannot be set up: {error}", file=sys.stderr)
+        code = _demo(speed)
+    except KeyboardInterrupt:
+        print("interrupted; everything the demo started has been removed")
+        code = Exit.CANCELLED
+    except (LabError, network.NetworkError, MigratorError) as error:
+        print(f"migrator: the demo cannot go on: {error}", file=sys.stderr)
         code = Exit.FAILED
     sys.exit(code)
 
 
-async def _interruptible(speed: int) -> Exit:
-    demo = asyncio.create_task(_demo(speed), name="demo")
-    loop = asyncio.get_running_loop()
-    for number in (signal.SIGINT, signal.SIGTERM):
-        loop.add_signal_handler(number, demo.cancel)
-    try:
-        return await demo
-    except asyncio.CancelledError:
-        print("interrupted; everything the demo started has been removed")
-        return Exit.CANCELLED
+def _interrupted(*_: object) -> None:
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, signal.SIG_IGN)  # what was started is removed in peace
+    raise KeyboardInterrupt
 
 
-async def _demo(speed: int) -> Exit:
-    results: list[tuple[_Guest, Result, str]] = []
-    bars = Bars(keep=True)
-    told: set[str] = set()  # one warning of a kind is enough
-    with (
-        Hosts("alpha", "beta", bytes_per_second=speed if network.possible() is None else None) as hosts,
-        Lab() as lab,
-    ):
-        where = "network namespaces" if hosts.isolated else f"this machine's loopback ({network.possible()})"
-        print(f"Two hosts, alpha and beta: {where}; the link carries {units.show_rate(speed)}.")
-        alpha, beta = hosts
-        running = await asyncio.gather(*(_boot(lab, guest, alpha) for guest in _GUESTS))
-        print(f"{len(running)} guests run on alpha, under {running[0].binary.name}. Moving them to beta:")
-        try:
-            for guest, source in zip(_GUESTS, running, strict=True):
-                waiting = await lab.start(
-                    source.machine, incoming=True, prefix=beta.prefix, label=f"{guest.name}-beta"
-                )
-                policy = builtin(guest.policy)
-                if not hosts.isolated:
-                    policy = policy.but(max_bandwidth_bytes_per_second=speed)
-                result = await _move(guest, source, waiting, policy, beta, lab, bars, told)
-                results.append((guest, result, await _inspect(waiting, guest)))
-        finally:
-            bars.stop()
-    _table(results)
-    print("Nothing of it is left running.")
-    return Exit.DONE if all(result.state is State.COMPLETED for _, result, _ in results) else Exit.FAILED
+def _demo(speed: int) -> Exit:
+    from rich.console import Console  # noqa: PLC0415 - slow to import
 
+    console = Console(highlight=False, width=None if sys.stdout.isatty() else 140)
 
-async def _boot(lab: Lab, guest: _Guest, host: Host) -> Qemu:
-    qemu = await lab.boot(guest.machine, prefix=host.prefix, label=f"{guest.name}-alpha")
-    if guest.paused:
-        await qemu.query("stop")
-    return qemu
+    def say(text: str) -> None:
+        console.print(text, style="bold")
 
-
-async def _move(
-    guest: _Guest,
-    source: Qemu,
-    waiting: Qemu,
-    policy: Policy,
-    beta: Host,
-    lab: Lab,
-    bars: Bars,
-    told: set[str],
-) -> Result:
-    screen = Screen(label=guest.name, bars=bars)
-    ends = (
-        Endpoint(address.parse(f"unix:{source.qmp}"), role="source"),
-        Endpoint(address.parse(f"unix:{waiting.qmp}"), role="destination"),
+    limited = speed if network.possible() is None else None
+    policies = "".join(
+        f'[[guests]]\nmatch = "{guest.name}"\npolicy = "{guest.policy}"\n' for guest in _guests("")
     )
-    migration = Migration(
-        name=secrets.token_hex(6),
-        source=ends[0],
-        destination=ends[1],
-        policy=policy,
-        listen=f"tcp:{beta.address}:0",
-        record=FileRecord(guest.name, directory=lab.directory / "records"),
-        on_status=screen.status,
-        on_decision=screen.decision,
+    with Site(*_HOSTS, bytes_per_second=limited, extra=policies) as site:
+        folder = site.directory / "folder"
+        folder.mkdir()
+        guests = _guests(str(folder))
+        where = "network namespaces" if site.hosts.isolated else f"on loopback ({network.possible()})"
+        say(f"Three hosts: {', '.join(_HOSTS)}, {where}; each link carries {units.show_rate(speed)}.")
+        machines = {guest.name: guest.machine for guest in guests}
+        running = asyncio.run(_boot(site, guests, machines))
+        say(
+            f"{len(guests)} guests run on alpha, under {running[0].binary.name}, and `migrator serve` looks after them."
+        )
+        site.serve()
+        asyncio.run(site.until_served())
+        client = Client(site.server)
+        _until_known(client, len(guests))
+        say("\n$ migrator plan alpha")
+        remote.plan(client, "alpha", None, json_output=False)
+        say("\n$ migrator evacuate alpha --wait")
+        _or_stop(remote.evacuate(client, "alpha", None, "continue", None, [], wait=True, json_output=False))
+        found = asyncio.run(_inspect(site, guests, machines))
+        say("\nWhat became of them:")
+        console.print(_table(client, guests, found))
+        say("$ migrator restore alpha --wait")
+        _or_stop(remote.restore(client, "alpha", wait=True, json_output=False))
+        home = asyncio.run(_inspect(site, guests, machines))
+        site.stop()
+    lost = [guest.name for guest in guests if "memory intact" not in found[guest.name] + home[guest.name]]
+    back = sum(1 for where in home.values() if where.startswith("alpha"))
+    say(
+        f"\n{back} of {len(guests)} guests run on alpha again, their memory checked. Nothing of it is left running."
     )
-    try:
-        await asyncio.gather(*(end.connect() for end in ends))
-        findings = await migration.check()
-        screen.findings([finding for finding in findings if finding.code not in told])
-        told |= {finding.code for finding in findings}
-        return await migration.run()
-    finally:
-        await asyncio.gather(*(end.close() for end in ends))
+    return Exit.FAILED if lost or back != len(guests) else Exit.DONE
 
 
-async def _inspect(qemu: Qemu, guest: _Guest) -> str:
-    """What the guest at the destination looks like: its run state and whether its memory is whole."""
-    if not qemu.alive:
-        return "lost"
-    state = await qemu.run_state()
-    if not guest.paused:
-        await qemu.query("stop")
-    await qemu.check_memory()
-    if not guest.paused:
-        await qemu.query("cont")
-    return f"{state}, memory intact"
+def _or_stop(code: int) -> None:
+    """Ctrl-C merely leaves a command that waits; here it means the whole."""
+    if code == INTERRUPTED:
+        raise KeyboardInterrupt
 
 
-def _table(results: list[tuple[_Guest, Result, str]]) -> None:
+async def _boot(site: Site, guests: tuple[_Guest, ...], machines: dict[str, Machine]) -> list[Qemu]:
+    running = await asyncio.gather(*(site.boot(machines[guest.name], "alpha") for guest in guests))
+    for guest, qemu in zip(guests, running, strict=True):
+        if guest.paused:
+            await qemu.query("stop")
+    return list(running)
+
+
+def _until_known(client: Client, count: int) -> None:
+    async def known() -> bool:
+        return len(client.get("guests")["items"]) >= count and all(
+            host["up"] for host in client.get("hosts")["items"]
+        )
+
+    asyncio.run(until(known, what="the first look at the hosts", within=30))
+
+
+async def _inspect(site: Site, guests: tuple[_Guest, ...], machines: dict[str, Machine]) -> dict[str, str]:
+    """For each guest: the host it is on, its run state, and whether its memory is whole."""
+    found = {}
+    for guest in guests:
+        instances = site.instances(machines[guest.name])
+        if len(instances) != 1:
+            found[guest.name] = f"in {len(instances)} processes"
+            continue
+        qemu = instances[0]
+        state = await qemu.run_state()
+        await qemu.check_memory()
+        found[guest.name] = f"{site.where(qemu)}: {state}, memory intact"
+    return found
+
+
+def _table(client: Client, guests: tuple[_Guest, ...], found: dict[str, str]) -> Any:
     from rich.box import SIMPLE_HEAD  # noqa: PLC0415 - slow to import
-    from rich.console import Console  # noqa: PLC0415
     from rich.table import Table  # noqa: PLC0415
 
     table = Table(box=SIMPLE_HEAD)
-    for heading in ("guest", "habit", "mode", "rounds", "time", "downtime", "ceiling", "sent", "at beta"):
-        table.add_column(
-            heading, justify="right" if heading in ("rounds", "time", "downtime", "sent") else "left"
-        )
-    for guest, result, found in results:
-        downtime = "-" if result.downtime_seconds is None else units.show_seconds(result.downtime_seconds)
+    for heading in ("guest", "habit", "mode", "rounds", "time", "downtime", "ceiling", "sent", "now at"):
+        right = heading in ("rounds", "time", "downtime", "sent")
+        table.add_column(heading, justify="right" if right else "left")
+    ended = {one["guest_name"]: one for one in reversed(client.get("migrations", limit=50)["items"])}
+    for guest in guests:
+        one = ended.get(guest.name)
+        if one is None or one["state"] != "completed":
+            reason = (one or {}).get("error") or "stays"
+            table.add_row(guest.name, guest.what, "stays", "", "", "", "", "", found[guest.name])
+            table.add_row("", f"[dim]{reason}[/dim]", *[""] * 7)
+            continue
+        downtime = one["downtime_seconds"]
         table.add_row(
             guest.name,
             guest.what,
-            str(result.mode) if result.state is State.COMPLETED else str(result.state),
-            str(result.rounds),
-            units.show_seconds(result.duration_seconds or 0.0),
-            downtime,
-            "none" if guest.policy == "offline" else units.show_seconds(result.max_downtime_seconds),
-            units.show_bytes(result.transferred_bytes),
-            found,
+            one["mode"],
+            str(one["round"]),
+            units.show_seconds(one["duration_seconds"] or 0.0),
+            "-" if downtime is None else units.show_seconds(downtime),
+            "none" if guest.policy == "offline" else units.show_seconds(one["max_downtime_seconds"]),
+            units.show_bytes(one["transferred_bytes"]),
+            found[guest.name],
         )
-    Console(width=None if sys.stdout.isatty() else 140).print(table)
+    return table

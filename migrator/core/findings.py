@@ -72,6 +72,18 @@ def finding(code: str, message: str, remedy: str = "") -> Finding:
     return Finding(code=code, severity=entry.severity, message=message, remedy=remedy or entry.remedy)
 
 
+#: Errors that no other target would change: they are about the guest, or the source.
+_EVERYWHERE = (frozenset(GUEST) | frozenset(SOURCE) | {"snapshot", "vfio", "preconfig"}) - {
+    "capability-missing",
+    "command-line-unknown",
+}
+
+
+def everywhere(code: str) -> bool:
+    """Whether an error of that code speaks against every target, so that another need not be tried."""
+    return code in _EVERYWHERE
+
+
 def errors_first(findings: Iterable[Finding]) -> tuple[Finding, ...]:
     """The same findings, each once, errors before warnings, else in their order."""
     return tuple(sorted(dict.fromkeys(findings), key=lambda each: each.severity is not Severity.ERROR))

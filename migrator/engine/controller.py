@@ -301,6 +301,7 @@ class Engine:
                     job.state,
                     job.result.error or "",
                     refused=job.refused,
+                    everywhere=job.refused_everywhere,
                     now=self.planner.clock(),
                     attempts=self.rules.limits.attempts,
                     first_pause=self.rules.limits.first_pause_seconds,

@@ -25,7 +25,7 @@ FIRST_PAUSE_SECONDS = 5.0
 #: After so many failures it is set aside.
 MOST_ATTEMPTS = 3
 #: A guest that no host can take is waited for so long while nothing else is under way.
-NO_TARGET_SECONDS = 30.0
+NO_TARGET_SECONDS = 10.0
 
 _DONE = {GuestStanding.MOVED, GuestStanding.GONE}
 _LEFT_ALONE = {GuestStanding.SET_ASIDE, GuestStanding.HELD}
@@ -164,11 +164,14 @@ class Evacuation:
         *,
         refused: bool,
         now: float,
+        everywhere: bool = False,
         attempts: int = MOST_ATTEMPTS,
         first_pause: float = FIRST_PAUSE_SECONDS,
     ) -> None:
         """Its migration has ended, or is held.
 
+        :param refused: preflight refused that target; nothing was tried.
+        :param everywhere: it would refuse any other too.
         :param attempts: after so many failures it is set aside.
         :param first_pause: seconds before the second attempt.
         """
@@ -187,7 +190,8 @@ class Evacuation:
                     entry.excluded[entry.target] = error if refused else f"it failed there: {error}"
                 if refused:
                     entry.attempts -= 1  # nothing was tried
-                    entry.standing, entry.reason = GuestStanding.WAITING, error
+                    entry.standing = GuestStanding.SET_ASIDE if everywhere else GuestStanding.WAITING
+                    entry.reason = error
                 elif entry.attempts >= attempts:
                     entry.standing = GuestStanding.SET_ASIDE
                     entry.reason = f"failed {entry.attempts} times; the last time: {error}"

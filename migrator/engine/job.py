@@ -13,6 +13,7 @@ from datetime import UTC, datetime
 from typing import Any, Protocol
 
 from migrator import logs
+from migrator.core.findings import everywhere
 from migrator.core.inventory import Guest
 from migrator.core.model import Decision, Finding, Mode, Severity, State
 from migrator.core.policy import Policy, from_fields
@@ -117,6 +118,8 @@ class Job:
         self.share: int | None = None
         #: Preflight refused it: trying again without a change is no use.
         self.refused = False
+        #: ... nor is trying another target.
+        self.refused_everywhere = False
         self._means = means
         self.accepted = list(accepted)
         self.requested_by = requested_by
@@ -371,6 +374,7 @@ class Job:
         if not errors:
             return False
         self.refused = True
+        self.refused_everywhere = any(everywhere(each.code) for each in errors)
         more = f" (and {len(errors) - 1} more)" if len(errors) > 1 else ""
         await self._fall_back(
             State.FAILED, f"refused by preflight: {errors[0].code}: {errors[0].message}{more}"

@@ -8,6 +8,7 @@ from dataclasses import asdict
 from typing import TYPE_CHECKING
 
 from migrator import logs
+from migrator.core.findings import errors_first, everywhere
 from migrator.core.inventory import Guest
 from migrator.core.model import Finding, Severity
 from migrator.core.placement import NoHost, Request, check, place
@@ -63,8 +64,13 @@ class Preview:
                 findings=[_obstacle(guest)] if guest.obstacle else [],
             )
         hosts = {each.name: each for each in engine.inventory.hosts()}
-        prediction = predict(transfers, hosts, engine.rules.limits.links)
         findings = await self._findings(list(run.entries.values()), planned, run)
+        for key, found in findings.items():
+            refused = [each for each in found if each.severity is Severity.ERROR and everywhere(each.code)]
+            if refused:
+                planned[key] = planned[key].model_copy(update={"target": None, "reason": refused[0].message})
+        transfers = [each for each in transfers if planned[each.guest].target is not None]
+        prediction = predict(transfers, hosts, engine.rules.limits.links)
         guests_planned = []
         for order, (key, expected) in enumerate(prediction.guests.items(), start=1):
             low, middle, high = (
@@ -114,7 +120,7 @@ class Preview:
                             remedy="look at it before the evacuation",
                         ),
                     )
-            found[entry.guest.key] = [FindingDocument(**asdict(each)) for each in findings]
+            found[entry.guest.key] = [FindingDocument(**asdict(each)) for each in errors_first(findings)]
 
         async with asyncio.TaskGroup() as group:
             for entry in entries:

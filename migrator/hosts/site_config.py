@@ -10,7 +10,7 @@ from migrator.hosts.access import Access
 from migrator.hosts.local import LocalAccess
 
 #: Where a distribution's units and our own destinations have their monitors.
-DEFAULT_SOCKETS = ("/run/qemu/*.qmp", "/run/migrator/*/*.qmp")
+DEFAULT_SOCKETS = ("/run/qemu/*.qmp", "/run/migrator/guests/*/control.qmp")
 
 
 @dataclass(frozen=True, kw_only=True)

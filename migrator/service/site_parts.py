@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
+from migrator.core.findings import errors_first
 from migrator.core.inventory import Guest
 from migrator.core.model import Finding
 from migrator.core.policy import Policy
@@ -31,7 +32,9 @@ class _Checks:
     async def check(self, guest: Guest, source: Qemu, target: str) -> tuple[Finding, ...]:
         """Changes nothing, starts nothing."""
         found = await self._hosts.check(guest, source, target)
-        return (*found, *await self._destinations.check(guest, source, target))
+        started = await self._destinations.check(guest, source, target)
+        told = {each.code for each in started}
+        return errors_first([*started, *(each for each in found if each.code not in told)])
 
 
 def host_config(host: HostSettings, settings: Settings) -> HostConfig:

@@ -109,6 +109,17 @@ class Qemu:
         self._wire: socket.socket | None = None
         self._looking = asyncio.Lock()
 
+    @classmethod
+    def attach(cls, machine: Machine, pid: int, rescue: Path) -> Qemu:
+        """One that somebody else started, to look at: its process and a monitor that nobody else uses.
+
+        :raise ProcessLookupError: there is no such process.
+        """
+        found = cls(machine, Path(f"/proc/{pid}/exe").resolve(), rescue.parent, f"pid-{pid}")
+        found.pid, found.rescue = pid, rescue
+        found._pidfd = os.pidfd_open(pid)
+        return found
+
     def __repr__(self) -> str:
         return f"<Qemu {self.label} pid {self.pid} {'alive' if self.alive else f'ended {self.exit_status}'}>"
 

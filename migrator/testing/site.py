@@ -1,0 +1,245 @@
+"""A whole site on this machine: hosts, guests in real QEMUs, and a service of its own; for the demo and for tests.
+
+::
+
+    with Site("alpha", "beta", "gamma", bytes_per_second=100e6) as site:
+        await site.boot(Machine(name="web"), "alpha")
+        site.serve()
+        await site.until_served()
+        site.command("evacuate", "alpha", "--wait")     # a `migrator` that asks this service
+        site.instances(machine)                         # every process of that guest, whoever started it
+
+Hosts are network namespaces where they can be made, else directories. Nothing of it outlives the block.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Self
+
+from migrator.testing.lab import Lab, LabError, Machine, Qemu, until
+from migrator.testing.network import Host, Hosts
+
+#: What a link carries of payload.
+_PAYLOAD_RATIO = 0.95
+
+
+class Site:
+    """Hosts of these names; see the module.
+
+    :param bytes_per_second: of every host's link; ``None``: as fast as the machine goes.
+    :param isolated: make network namespaces; by default where that is possible.
+    :param extra: more lines of the configuration, before the hosts.
+    :param host_extra: more lines for hosts, by name.
+    """
+
+    def __init__(
+        self,
+        *names: str,
+        bytes_per_second: float | None = None,
+        isolated: bool | None = None,
+        extra: str = "",
+        host_extra: Mapping[str, str] | None = None,
+    ) -> None:
+        self._names = names
+        self._speed = bytes_per_second
+        self._extra = extra
+        self._host_extra = host_extra or {}
+        self._stack = contextlib.ExitStack()
+        self.hosts = Hosts(*names, bytes_per_second=bytes_per_second, isolated=isolated)
+        self.lab: Lab
+        self.service: subprocess.Popen[bytes] | None = None
+
+    def __enter__(self) -> Self:
+        with contextlib.ExitStack() as stack:
+            stack.enter_context(self.hosts)
+            self.lab = stack.enter_context(Lab())
+            self.directory = self.lab.directory
+            stack.callback(self._end_everything)
+            (self.directory / "state").mkdir()
+            self.write_config()
+            self._stack = stack.pop_all()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._stack.close()
+
+    # --- hosts and guests --------------------------------------------------------------------------------------------
+
+    def host(self, name: str) -> Host:
+        """One of them."""
+        return self.hosts[name]
+
+    async def boot(self, machine: Machine, host: str, *, extra: Sequence[str] = (), **how: Any) -> Qemu:
+        """Start a guest on a host, and wait until it runs."""
+        label = f"{host}-{machine.uuid.hex[:8]}"
+        return await self.lab.boot(
+            machine, prefix=self.hosts[host].prefix, label=label, extra=tuple(extra), **how
+        )
+
+    def instances(self, machine: Machine) -> list[Qemu]:
+        """Every living process that is, was or may become this guest, to be looked at by its rescue monitor."""
+        found = []
+        for pid, argv in self.processes():
+            if str(machine.uuid) not in argv:
+                continue
+            with contextlib.suppress(ProcessLookupError):
+                found.append(Qemu.attach(machine, pid, _rescue(argv)))
+        return found
+
+    async def running(self, machine: Machine) -> list[Qemu]:
+        """Those of :meth:`instances` whose guest runs now."""
+        found = []
+        for qemu in self.instances(machine):
+            with contextlib.suppress(OSError):
+                if await qemu.run_state() == "running":
+                    found.append(qemu)
+        return found
+
+    def where(self, qemu: Qemu) -> str:
+        """The host that a process is on."""
+        for name in self._names:
+            # One that came from elsewhere may still name files of the host it was started on.
+            if f"/run-{name}/" in _command(qemu.pid):
+                return name
+        for name in self._names:
+            if f"-{name}-" in _command(qemu.pid):
+                return name
+        return "?"
+
+    def processes(self) -> Iterator[tuple[int, list[str]]]:
+        """Every QEMU of this site, with its arguments."""
+        for path in Path("/proc").glob("[0-9]*"):
+            argv = _command(int(path.name)).split("\0")
+            if "qemu" in argv[0] and any(str(self.directory) in word for word in argv):
+                yield int(path.name), argv
+
+    # --- the service -------------------------------------------------------------------------------------------------
+
+    @property
+    def config(self) -> Path:
+        """Its configuration."""
+        return self.directory / "migrator.toml"
+
+    @property
+    def server(self) -> str:
+        """For ``--server``."""
+        return f"unix:{self.directory}/api.sock"
+
+    def write_config(self) -> None:
+        """Write :attr:`config`, before the service starts or for it to reload."""
+        lines = [
+            '[http]\nsocket = "api.sock"\nmetrics_listen = "127.0.0.1:0"',
+            '[store]\npath = "state/journal.db"',
+            "[limits]\nlink_reserve = 0.05",
+            self._extra,
+        ]
+        for name in self._names:
+            host, base = self.hosts[name], self.directory
+            speed = "" if self._speed is None else f'link_speed = "{int(self._speed * _PAYLOAD_RATIO)}"\n'
+            lines.append(
+                f'[[hosts]]\nname = "{name}"\naddress = "{host.address}"\n'
+                f"prefix = {json.dumps(list(host.prefix))}\n"
+                f'sockets = ["{base}/*-{name}-*.qmp", "{base}/run-{name}/*/*.qmp"]\n'
+                f'run_dir = "{base}/run-{name}"\nlog_dir = "{base}/log-{name}"\n'
+                f'memory = "4GiB"\nmemory_reserve = "0"\n{speed}{self._host_extra.get(name, "")}'
+            )
+        self.config.write_text("\n\n".join(lines) + "\n", encoding="utf-8")
+
+    def serve(self, *options: str) -> subprocess.Popen[bytes]:
+        """Start the service; its log is in ``service.log``."""
+        with (self.directory / "service.log").open("ab") as log:
+            self.service = subprocess.Popen(
+                [sys.executable, "-m", "migrator", "serve", "--config", str(self.config), *options],
+                stdin=subprocess.DEVNULL,
+                stdout=log,
+                stderr=log,
+                start_new_session=True,
+            )
+        return self.service
+
+    async def until_served(self, within: float = 30.0) -> None:
+        """Wait until it answers.
+
+        :raise LabError: with its log when it ends instead.
+        """
+
+        def answers() -> bool:
+            if self.service is None or self.service.poll() is not None:
+                raise LabError(f"the service ended: {self.log()}")
+            return (self.directory / "api.sock").exists()
+
+        await until(answers, what="the service", within=within)
+
+    def log(self) -> str:
+        """What the service said."""
+        return (self.directory / "service.log").read_text(encoding="utf-8", errors="replace")
+
+    def stop(self, within: float = 60.0) -> int:
+        """SIGTERM, and wait for its end; its exit status."""
+        if self.service is None:
+            return 0
+        self.service.terminate()
+        try:
+            return self.service.wait(within)
+        except subprocess.TimeoutExpired:
+            self.kill()
+            raise
+
+    def kill(self) -> None:
+        """SIGKILL."""
+        if self.service is not None and self.service.poll() is None:
+            self.service.kill()
+            self.service.wait()
+
+    def command(self, *words: str, timeout: float = 120.0) -> subprocess.CompletedProcess[str]:
+        """Run ``migrator`` against this service."""
+        return subprocess.run(
+            [sys.executable, "-m", "migrator", *words],
+            env={**os.environ, "MIGRATOR_SERVER": self.server, "COLUMNS": "200"},
+            capture_output=True,
+            text=True,
+            timeout=timeout,
+            check=False,
+        )
+
+    def _end_everything(self) -> None:
+        self.kill()
+        # What the service started outlives it, as it should; not this site.
+        deadline = time.monotonic() + 10.0
+        while time.monotonic() < deadline:
+            pids = [pid for pid, _ in self.processes()]
+            if not pids:
+                return
+            for pid in pids:
+                with contextlib.suppress(ProcessLookupError):
+                    os.kill(pid, signal.SIGKILL)
+            time.sleep(0.02)
+
+
+def _command(pid: int) -> str:
+    try:
+        return os.fsdecode(Path(f"/proc/{pid}/cmdline").read_bytes())
+    except OSError:
+        return ""
+
+
+def _rescue(argv: Sequence[str]) -> Path:
+    """The socket of the monitor that nobody uses."""
+    for word in argv:
+        if "rescue" in word:
+            for part in word.replace("unix:", "path=").split(","):
+                if part.startswith("path="):
+                    return Path(part.removeprefix("path="))
+    raise LabError(f"no rescue monitor in {argv}")
