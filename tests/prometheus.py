@@ -8,7 +8,9 @@ import math
 import re
 import shutil
 import socket
-from collections.abc import AsyncIterator
+import subprocess
+import time
+from collections.abc import AsyncIterator, Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -146,3 +148,42 @@ async def running(target: Target, folder: Path) -> AsyncIterator[Prometheus]:
             process.terminate()
         async with asyncio.timeout(15):
             await process.wait()
+
+
+@contextlib.contextmanager
+def serving(data: Path, folder: Path) -> Iterator[Callable[..., Any]]:
+    """A Prometheus over data that exists already, scraping nothing; gives what asks its API."""
+    (folder / "nothing.yml").write_text("global: {}\n", encoding="utf-8")
+    port = _free_port()
+    with (folder / "log").open("wb") as words:
+        process = subprocess.Popen(
+            [
+                "prometheus",
+                f"--config.file={folder / 'nothing.yml'}",
+                f"--storage.tsdb.path={data}",
+                "--storage.tsdb.retention.time=100y",
+                f"--web.listen-address=127.0.0.1:{port}",
+            ],
+            stdout=words,
+            stderr=words,
+        )
+    try:
+        with httpx2.Client(base_url=f"http://127.0.0.1:{port}", timeout=60.0) as client:
+            deadline = time.monotonic() + 20
+            while True:
+                assert process.poll() is None, (folder / "log").read_text(encoding="utf-8")
+                with contextlib.suppress(httpx2.TransportError):
+                    if client.get("/-/ready").status_code == 200:
+                        break
+                assert time.monotonic() < deadline, "Prometheus is not ready"
+                time.sleep(0.05)
+
+            def get(path: str, **parameters: Any) -> Any:
+                answer = client.get(f"/api/v1/{path}", params=parameters)
+                assert answer.status_code == 200, f"{path} {parameters}: {answer.text}"
+                return answer.json()["data"]
+
+            yield get
+    finally:
+        process.terminate()
+        process.wait(timeout=15)

@@ -275,7 +275,7 @@ async def _break_everything(site: Site, prometheus: Prometheus) -> None:
     for number in range(4):
         reading.put(a_migration(f"f{number}", guest="guest-2"))
         reading.end(f"f{number}", State.FAILED)
-    for number in range(12):
+    for number in range(36):
         reading.put(a_migration(f"d{number}", guest="guest-3"))
         reading.end(f"d{number}", State.COMPLETED, downtime_seconds=0.9, forecast_error_ratio=3.0)
     stuck = EvacuationGuest(guest="guest-4", standing=GuestStanding.NO_TARGET)
