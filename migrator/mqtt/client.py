@@ -113,6 +113,8 @@ class Mqtt:
         pause, complaint = _FIRST_PAUSE_SECONDS, ""
         while True:
             began = loop.time()
+            # What has long ended is not kept for a broker that stays away: it is found to be stale there.
+            self._states.clear()
             try:
                 await self._connect_once(tasks)
             except UnsupportedVersion as error:
@@ -267,15 +269,20 @@ class Mqtt:
         finally:
             self._seen = None
 
+    def _see(self, received: Received) -> None:
+        if self._seen is not None:
+            # Without the flag it is what was published just now, and is retained from now on.
+            self._seen[received.topic] = received.payload
+            if received.retain:
+                self._seen_at = asyncio.get_running_loop().time()
+
     # in
 
     async def _receive(self, connection: Connection, tasks: asyncio.TaskGroup) -> None:
         receipts = Receipts(connection)
         async for received in connection.messages():
             if not self._topics.is_command(received.topic):
-                if self._seen is not None and received.retain:
-                    self._seen[received.topic] = received.payload
-                    self._seen_at = asyncio.get_running_loop().time()
+                self._see(received)
                 continue
             if not self._taking:
                 continue

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import socket
 import ssl
 import traceback
 from collections.abc import AsyncIterator, Coroutine
@@ -90,6 +91,8 @@ class Connection:
             keepalive=settings.keepalive_seconds,
             tls_context=_tls(settings) if settings.tls else None,
             properties=self._connect_properties() if self._v5 else None,
+            # A reply does not wait until the broker's machine has confirmed the packet before: that takes it 40 ms.
+            socket_options=[(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)],
             clean_start=False if self._v5 else MQTT_CLEAN_START_FIRST_ONLY,
             clean_session=None if self._v5 else False,
         )
