@@ -107,13 +107,7 @@ class Site:
     @property
     def processes(self) -> list[int]:
         """Every QEMU that was started in one of our run directories."""
-        found = []
-        for path in Path("/proc").glob("[0-9]*/cmdline"):
-            with contextlib.suppress(OSError):
-                ours = str(self.directory / "run").encode() in path.read_bytes()
-                if ours and (path.parent / "exe").readlink().name.startswith("qemu"):
-                    found.append(int(path.parent.name))
-        return found
+        return processes_with(str(self.directory / "run"))
 
     def kill(self) -> None:
         """All of them."""
@@ -162,3 +156,14 @@ class Moved(Qemu):
 def arguments_of(pid: int) -> list[str]:
     """Its command line."""
     return os.fsdecode(Path(f"/proc/{pid}/cmdline").read_bytes()).split("\0")[:-1]
+
+
+def processes_with(text: str) -> list[int]:
+    """Every QEMU whose command line names it."""
+    found = []
+    for path in Path("/proc").glob("[0-9]*/cmdline"):
+        with contextlib.suppress(OSError):
+            ours = text.encode() in path.read_bytes()
+            if ours and (path.parent / "exe").readlink().name.startswith("qemu"):
+                found.append(int(path.parent.name))
+    return found

@@ -23,6 +23,8 @@ SOCKET_PATH_BYTES = 107
 #: Time-out of a small command, in seconds.
 _SHORT = 10.0
 _KILL_SECONDS = 10.0
+#: For what puts a process into the background.
+_START_SECONDS = 20.0
 
 # Fixed texts: what comes from outside is only ever in their arguments.
 _BASES = """
@@ -41,7 +43,19 @@ for d in "$1"/*-??????; do
   if [ -f "$d/migration" ] && [ "$(cat -- "$d/migration")" = "$2" ]; then printf '%s\\0' "$d"; fi
 done
 """
-_DETACHED = 'exec "$@" >>"$0" 2>&1 </dev/null'
+_LOGGED = 'exec "$@" >>"$0" 2>&1 </dev/null'
+# A session of its own, a child of nobody. Not -daemonize: QEMU's sandbox kills it for that where it forbids to fork.
+_DETACHED = """
+exec >>"$0" 2>&1 </dev/null || exit
+printf %s "$$" >"$1/start.pid" || exit
+shift
+exec "$@"
+"""
+_UP = """
+if [ -s "$1/qemu.pid" ]; then printf up; exit; fi
+p=$(cat -- "$1/start.pid" 2>/dev/null) || exit 0
+case $(sed 's/.*) //; s/ .*//' "/proc/$p/stat" 2>/dev/null) in ''|Z|X) printf gone;; esac
+"""
 _USERS = 'grep -lsaF -e "$1" /proc/[0-9]*/cmdline'
 _REMOVE = 'case "$1" in */*-??????) rm -rf -- "$1";; *) exit 2;; esac'
 
@@ -145,16 +159,16 @@ class Launcher:
     async def start(self, nest: Nest, argv: Sequence[str], *, by_itself: bool = False) -> GuestProcess | None:
         """Start it, and take hold of its process.
 
-        :param argv: with ``-daemonize`` unless it becomes a unit, and with ``-pidfile`` in the run directory.
+        :param argv: without ``-daemonize``, and with ``-pidfile`` in the run directory.
         :param by_itself: `argv` is a command that starts QEMU in whatever way it likes, and ends.
         :returns: ``None`` when a command wrote no pid file: nobody knows which process it is.
         :raise HostError: it did not start, in its own words; whatever came up is ended, only the log is left.
         """
         try:
-            if nest.unit and not by_itself:
-                await self._start_unit(nest, argv)
+            if by_itself:
+                await self._run_starter(nest, argv)
             else:
-                await self._start_detached(nest, argv)
+                await self._start(nest, argv)
             process = await self._process(nest)
             if process is None and not by_itself:
                 raise HostError(self.host.name, await self.obituary(nest, argv[0]))
@@ -163,9 +177,9 @@ class Launcher:
             await certainly(self.discard(nest), name=f"clear {nest.run_directory}")
             raise
 
-    async def _start_detached(self, nest: Nest, argv: Sequence[str]) -> None:
+    async def _run_starter(self, nest: Nest, argv: Sequence[str]) -> None:
         try:
-            done = await self.host.run(["sh", "-c", _DETACHED, nest.log, *argv], timeout=self.timeout_seconds)
+            done = await self.host.run(["sh", "-c", _LOGGED, nest.log, *argv], timeout=self.timeout_seconds)
         except HostError as error:
             raise HostError(self.host.name, f"{await self._too_slow(nest, argv[0])}; {error}") from error
         if done.status:
@@ -174,25 +188,27 @@ class Launcher:
                 self.host.name, f"{argv[0]} ended with status {done.status}: {words} (log: {nest.log})"
             )
 
-    async def _start_unit(self, nest: Nest, argv: Sequence[str]) -> None:
-        done = await self.host.run(unit_command(nest, argv), timeout=self.timeout_seconds)
+    async def _start(self, nest: Nest, argv: Sequence[str]) -> None:
+        session = ["setsid", "--fork", "sh", "-c", _DETACHED, nest.log, nest.run_directory, *argv]
+        done = await self.host.run(unit_command(nest, argv) if nest.unit else session, timeout=_START_SECONDS)
         if done.status:
             words = await self.last_words(nest) or done.complaint or "it said nothing"
-            raise HostError(
-                self.host.name, f"{argv[0]} could not be started as {nest.unit}: {words} (log: {nest.log})"
-            )
-        # It is up as a process; that it is up as a QEMU shows when it has written its pid file.
+            raise HostError(self.host.name, f"{argv[0]} could not be started: {words} (log: {nest.log})")
+        # There is a process; that it is a QEMU shows when it has written its pid file.
         try:
             async with asyncio.timeout(self.timeout_seconds):
-                while not await self._read_pid(nest):
-                    active = await self.host.run(
-                        ["systemctl", "is-active", "--quiet", nest.unit], timeout=_SHORT
-                    )
-                    if active.status:
-                        raise HostError(self.host.name, await self.obituary(nest, argv[0]))
-                    await asyncio.sleep(0.05)
+                while not await self._is_up(nest):
+                    await asyncio.sleep(0.02)
         except TimeoutError as error:
             raise HostError(self.host.name, await self._too_slow(nest, argv[0])) from error
+
+    async def _is_up(self, nest: Nest) -> bool:
+        """It has written its pid file, or has ended."""
+        state = (await self.host.run(["sh", "-c", _UP, "sh", nest.run_directory], timeout=_SHORT)).text
+        if nest.unit and not state:
+            active = await self.host.run(["systemctl", "is-active", "--quiet", nest.unit], timeout=_SHORT)
+            return active.status != 0
+        return state in ("up", "gone")
 
     async def _too_slow(self, nest: Nest, program: str) -> str:
         words = await self.last_words(nest)

@@ -19,7 +19,8 @@ from migrator.qemu.options import Value, read, write
 SOCKET_PATH_BYTES = 107
 CONTROL, RESCUE = "migrator-control", "migrator-rescue"
 
-#: Of the process, not of the guest; those that the new process needs it gets anew.
+#: Of the process, not of the guest; those that the new process needs it gets anew. It is put into the background, and
+#: its standard error into a log, by whoever starts it.
 _DROPPED = frozenset({"S", "D", "daemonize", "dump-vmstate", "incoming", "loadvm", "pidfile", "writeconfig"})
 _CHARACTER = frozenset({"serial", "parallel", "monitor", "debugcon"})
 _FIRST = {
@@ -70,8 +71,6 @@ class Place:
 
     binary: str
     run_directory: str
-    #: Its standard error, once it is on its own.
-    log: str
     #: Paths of :func:`paths` that exist there and are no directories.
     occupied: Collection[str] = frozenset()
     #: Those whose directory does not exist there.
@@ -79,8 +78,6 @@ class Place:
     #: It is the source's machine, and the source's network: sockets and ports cannot be had twice.
     same_machine: bool = False
     same_network: bool = False
-    #: With ``-daemonize``; else whoever starts it sees to that.
-    daemonize: bool = True
 
     @property
     def control(self) -> str:
@@ -139,8 +136,6 @@ def replicate(argv: Sequence[str], *, machine: str, live: Live, place: Place) ->
     work = _Work(read(argv[1:]), live, place)
     options = list(work.options())
     options = _with_machine(options, machine, graphics="nographic" not in {name for name, _ in work.source})
-    if place.daemonize:
-        options += [("daemonize", None), ("D", place.log)]
     options.append(("pidfile", place.pid_file))
     for monitor, path in ((CONTROL, place.control), (RESCUE, place.rescue)):
         listen = Value(f"socket,id={monitor},server=on,wait=off", first="backend")

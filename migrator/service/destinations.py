@@ -220,12 +220,10 @@ class Destinations:
             place=Place(
                 binary=binaries[0] or binaries[1],
                 run_directory=nest.run_directory,
-                log=nest.log,
                 occupied=frozenset(path for path, state in states.items() if state == "occupied"),
                 homeless=frozenset(path for path, state in states.items() if state == "homeless"),
                 same_machine=here,
                 same_network=here and network == network_of_source != "",
-                daemonize=not nest.unit,
             ),
         )
 

@@ -47,7 +47,7 @@ class LaunchConfig:
 
 def place(nest: Nest) -> Place:
     """As the command line knows it."""
-    return Place(binary="", run_directory=nest.run_directory, log=nest.log)
+    return Place(binary="", run_directory=nest.run_directory)
 
 
 def fill(template: Iterable[str], guest: Guest, nest: Nest) -> tuple[str, ...]:

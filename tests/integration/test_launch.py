@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import os
 import signal
 import stat
@@ -128,9 +129,17 @@ class TestFailures:
         self, site: Site, guest: Guest, number: signal.Signals
     ) -> None:
         class Murderous(LocalAccess):
+            async def greets(self) -> bool:
+                for path in site.directory.glob("run/*/control.qmp"):
+                    with contextlib.suppress(OSError):
+                        async with RawMonitor(path):
+                            return True
+                return False
+
             async def run(self, argv: Sequence[str], *, timeout: float = 30.0, stdin: bytes = b"") -> Output:
                 done = await super().run(argv, timeout=timeout, stdin=stdin)
-                if "-daemonize" in argv:
+                if "setsid" in argv:
+                    await until(self.greets, what="its start")
                     for pid in site.processes:
                         os.kill(pid, number)
                     await until(lambda: not site.processes, what="its end")
@@ -212,7 +221,7 @@ from migrator.hosts.local import LocalAccess
 async def main():
     launcher = Launcher(LocalAccess("a"), base={str(lab.directory / "run")!r}, log_directory={str(lab.directory)!r})
     nest = await launcher.make_nest("m1")
-    argv = [*{EMPTY!r}, "-daemonize", "-D", nest.log, "-pidfile", nest.pid_file]
+    argv = [*{EMPTY!r}, "-pidfile", nest.pid_file]
     await launcher.start(nest, argv)
     print("up", nest.pid_file, flush=True)
     await asyncio.sleep(60)

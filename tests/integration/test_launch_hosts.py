@@ -61,15 +61,49 @@ class TestOverSsh:
         assert (site.left, site.processes) == ([], [])
 
 
-async def test_a_port_of_the_source_is_free_in_another_network(hosts: Hosts, lab: Lab) -> None:
-    machine = Machine(habit=HABIT, extra=("-netdev", "user,id=n0,hostfwd=tcp:127.0.0.1:50922-:22"))
-    async with site_of(lab) as site:
-        for host in hosts:
-            access = LocalAccess(host.name, host.prefix)
-            site.hosts[host.name] = access, HostConfig(name=host.name, address=host.address)
-        site.join()
+class TestInNetworksOfTheirOwn:
+    @pytest.fixture
+    async def site(self, hosts: Hosts, lab: Lab) -> AsyncIterator[Site]:
+        async with site_of(lab) as site:
+            for host in hosts:
+                access = LocalAccess(host.name, host.prefix)
+                site.hosts[host.name] = access, HostConfig(name=host.name, address=host.address)
+            site.join()
+            yield site
+
+    async def test_a_port_of_the_source_is_free(self, hosts: Hosts, lab: Lab, site: Site) -> None:
+        machine = Machine(habit=HABIT, extra=("-netdev", "user,id=n0,hostfwd=tcp:127.0.0.1:50922-:22"))
         qemu = await lab.boot(machine, prefix=hosts["alpha"].prefix)
         guest = await site.move(guest_of(qemu), "beta")
         assert ":50922" in hosts["beta"].run("ss", "-ltn")
         guest = await site.move(guest, "alpha")
         await Moved(machine, lab, guest.socket).check_memory()
+
+    async def test_interfaces_are_made_there_as_they_were_here(
+        self, hosts: Hosts, lab: Lab, site: Site
+    ) -> None:
+        if not Path("/dev/net/tun").exists():
+            pytest.skip("there is no /dev/net/tun here")
+        extra = (
+            *("-netdev", "tap,id=t0,ifname=tap0,script=no,downscript=no"),
+            *(
+                "-device",
+                "virtio-net-pci,netdev=t0,id=t0d,romfile=",
+                "-device",
+                "pcie-root-port,id=rp1,chassis=1",
+            ),
+        )
+        machine = Machine(habit=HABIT, extra=extra)
+        qemu = await lab.boot(machine, prefix=hosts["alpha"].prefix)
+        tap = {"type": "tap", "id": "t1", "ifname": "tap1", "script": "no", "downscript": "no"}
+        await qemu.query("netdev_add", tap)
+        mac = "52:54:00:aa:bb:cc"
+        await qemu.query("device_add", driver="virtio-net-pci", netdev="t1", id="t1d", bus="rp1", mac=mac)
+        guest = guest_of(qemu)
+        for target, other in (("beta", "alpha"), ("alpha", "beta")):
+            guest = await site.move(guest, target)
+            moved = Moved(machine, lab, guest.socket)
+            assert await moved.query("qom-get", path="/machine/peripheral/t1d", property="mac") == mac
+            for name in ("tap0", "tap1"):
+                assert name in hosts[target].run("ip", "link")
+                assert name not in hosts[other].run("ip", "link")

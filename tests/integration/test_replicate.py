@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import os
+import signal
+import socket
+import subprocess
 from collections.abc import AsyncIterator
 from dataclasses import replace
 from pathlib import Path
@@ -9,8 +13,9 @@ from typing import Any
 
 import pytest
 
-from migrator.testing.lab import Habit, Lab, Machine, Qemu
-from tests.destinations import MIB, Moved, Site, arguments_of, guest_of, site_of
+from migrator.core.inventory import Guest
+from migrator.testing.lab import Habit, Lab, Machine, Qemu, RawMonitor, until
+from tests.destinations import MIB, Moved, Site, arguments_of, guest_of, processes_with, site_of
 
 
 @pytest.fixture
@@ -231,9 +236,9 @@ class TestNames:
         directory = lab.directory / strange
         directory.mkdir()
         image = directory / "disk,1 .img"
-        socket = directory / "console, $x.sock"
+        console = directory / "console, $x.sock"
         machine = Machine(habit=HABIT, name=strange, image=image)
-        extra = ("-chardev", f"socket,id=extra,path={str(socket).replace(',', ',,')},server=on,wait=off")
+        extra = ("-chardev", f"socket,id=extra,path={str(console).replace(',', ',,')},server=on,wait=off")
         machine = replace(machine, extra=(*extra, "-device", "isa-debugcon,chardev=extra"))
         qemu = await lab.boot(machine)
         guest = guest_of(qemu)
@@ -244,8 +249,109 @@ class TestNames:
             await moved.check_memory()
         moved = Moved(machine, lab, guest.socket)
         chardevs = {entry["label"]: entry["filename"] for entry in await moved.query("query-chardev")}
-        new = Path(guest.socket).with_name(socket.name)
+        new = Path(guest.socket).with_name(console.name)
         assert str(new) in chardevs["extra"]
         assert new.is_socket()
         assert not list(lab.directory.rglob("pwned"))
         assert not Path("pwned").exists()
+
+
+#: As people and tools write command lines; {image} is the guest's disk, {dir} a directory for sockets.
+STYLES = {
+    "by-hand": ("-M", "q35", "-m", "128", "-hda", "{image}", "-nographic", "-qmp", "unix:{dir}/q,server"),
+    "old-words": (
+        *("-machine", "pc,usb=on", "-m", "128", "-drive", "file={image},if=virtio,format=raw"),
+        *("-net", "nic,model=virtio", "-net", "user", "-vga", "std", "-device", "usb-tablet", "-k", "de"),
+        *("-vnc", "unix:{dir}/v,,1", "-monitor", "unix:{dir}/mon,server,nowait", "-rtc", "base=localtime"),
+        *(
+            "-serial",
+            "unix:{dir}/s,server,nowait",
+            "-parallel",
+            "none",
+            "-boot",
+            "once=d,menu=on",
+            "-daemonize",
+        ),
+        *(
+            "-pidfile",
+            "{dir}/pid",
+            "-qmp",
+            "unix:{dir}/q,server,nowait",
+            "-smbios",
+            "type=1,serial=a,,b",
+        ),
+    ),
+    "one-image": ("-m", "128", "-display", "none", "-qmp", "unix:{dir}/q,server=on,wait=off", "{image}"),
+    "by-a-tool": (
+        *("-name", "guest=web,debug-threads=on", "-S", "-no-user-config", "-nodefaults", "-no-shutdown"),
+        *(
+            "-object",
+            '{"qom-type": "memory-backend-memfd", "id": "pc.ram", "size": 134217728, "share": true}',
+        ),
+        *("-machine", "pc-q35-7.2,usb=off,dump-guest-core=off,memory-backend=pc.ram", "-m", "size=131072k"),
+        *("-accel", "tcg", "-cpu", "qemu64", "-overcommit", "mem-lock=off", "-smp", "2,sockets=1,cores=2"),
+        *("-uuid", "0c5e4d3e-3a1c-4b7b-9a51-3f2e6a2f2f00", "-display", "none", "-msg", "timestamp=on"),
+        *("-chardev", "socket,id=charmonitor,path={dir}/q,server=on,wait=off"),
+        *("-mon", "chardev=charmonitor,id=monitor,mode=control", "-rtc", "base=utc,driftfix=slew"),
+        *("-global", "kvm-pit.lost_tick_policy=delay", "-boot", "strict=on", "-sandbox", "on,spawn=deny"),
+        *(
+            "-device",
+            '{"driver": "pcie-root-port", "port": 16, "chassis": 1, "id": "pci.1", "bus": "pcie.0"}',
+        ),
+        *(
+            "-blockdev",
+            '{"driver": "file", "filename": "{image}", "node-name": "s1", "auto-read-only": true}',
+        ),
+        *("-blockdev", '{"node-name": "f1", "read-only": false, "driver": "raw", "file": "s1"}'),
+        *(
+            "-device",
+            '{"driver": "virtio-blk-pci", "bus": "pci.1", "drive": "f1", "id": "d0", "bootindex": 1}',
+        ),
+        *("-chardev", "pty,id=charserial0", "-device", '{"driver": "isa-serial", "chardev": "charserial0"}'),
+        *("-netdev", '{"type": "user", "id": "n0"}', "-audiodev", '{"id": "audio1", "driver": "none"}'),
+    ),
+}
+
+
+def accepts(path: Path) -> bool:
+    """Somebody listens there."""
+    with socket.socket(socket.AF_UNIX) as probe:
+        return probe.connect_ex(str(path)) == 0
+
+
+@pytest.mark.parametrize("style", STYLES)
+async def test_command_lines_as_they_are_written(lab: Lab, site: Site, one_version: Path, style: str) -> None:
+    machine = Machine()
+    directory = lab.directory / "dir"
+    directory.mkdir()
+    words = [
+        word.replace("{image}", str(lab.image(machine))).replace("{dir}", str(directory))
+        for word in STYLES[style]
+    ]
+    log = (lab.directory / "log.txt").open("wb")
+    with (
+        log,
+        subprocess.Popen(
+            ["setpriv", "--pdeathsig", "KILL", str(one_version), *words],
+            stdin=subprocess.DEVNULL,
+            stdout=log,
+            stderr=log,
+            start_new_session=True,
+        ) as source,
+    ):
+        monitor_path = directory / "q"
+        try:
+            await until(lambda: accepts(monitor_path), what="its monitor")
+            if style == "by-a-tool":
+                async with RawMonitor(monitor_path) as monitor:
+                    await monitor.execute("cont")
+            guest = Guest(key="g", host="alpha", socket=str(monitor_path))
+            for target in ("beta", "alpha"):
+                guest = await site.move(guest, target)
+            moved = Moved(machine, lab, guest.socket)
+            assert await moved.run_state() == "running"
+        finally:
+            site.kill()
+            source.kill()
+            for pid in processes_with(str(directory)):
+                os.kill(pid, signal.SIGKILL)

@@ -16,10 +16,10 @@ from migrator.qemu.cmdline import Live, Place, Replica, has_lost, paths, replica
 from migrator.qemu.options import Value, escape, read, write
 
 RUN = "/run/migrator/guests/m1-abc123"
-HERE = Place(binary="/usr/bin/qemu", run_directory=RUN, log="/var/log/m1.log")
+HERE = Place(binary="/usr/bin/qemu", run_directory=RUN)
 #: What every result has at its end.
 OURS = (
-    *("-daemonize", "-D", "/var/log/m1.log", "-pidfile", f"{RUN}/qemu.pid"),
+    *("-pidfile", f"{RUN}/qemu.pid"),
     *("-chardev", f"socket,id=migrator-control,server=on,wait=off,path={RUN}/control.qmp"),
     *("-mon", "chardev=migrator-control,mode=control"),
     *("-chardev", f"socket,id=migrator-rescue,server=on,wait=off,path={RUN}/rescue.qmp"),
@@ -163,7 +163,7 @@ def test_sockets_of_one_name_stay_apart_and_names_are_short_enough() -> None:
 def test_a_socket_of_the_old_run_directory_never_stays_there() -> None:
     first = made("-vnc", "unix:/v.sock", place=replace(HERE, occupied={"/v.sock"})).argv
     assert f"unix:{RUN}/v.sock" in first
-    other = Place(binary="/usr/bin/qemu", run_directory="/run/other", log="/var/log/other.log")
+    other = Place(binary="/usr/bin/qemu", run_directory="/run/other")
     again = replicate(first, machine="pc-q35-7.2", live=Live(), place=other).argv
     assert "unix:/run/other/v.sock" in again
     assert not [word for word in again if RUN in word]
@@ -338,7 +338,7 @@ def test_a_guest_may_move_for_ever(groups: list[tuple[str, ...]], shared: bool) 
     for move in range(4):
         run = f"/run/migrator/guests/move-{move}"
         occupied = set(paths(argv)) if shared else set()
-        place = Place(binary="/bin/qemu", run_directory=run, log=f"{run}.log", occupied=occupied)
+        place = Place(binary="/bin/qemu", run_directory=run, occupied=occupied)
         argv = replicate(argv, machine="pc-q35-7.2", live=Live(), place=place).argv
         seen.append([word.replace(run, "RUN") for word in argv])
     assert [sorted(each) for each in seen[1:]] == [sorted(seen[0])] * 3
