@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from types import TracebackType
 from typing import Self
@@ -16,7 +16,7 @@ from migrator.core.model import State
 from migrator.errors import JournalError
 from migrator.metrics.counted import Counted
 from migrator.metrics.lag import Lag
-from migrator.metrics.seen import Seen
+from migrator.metrics.seen import Seen, SeenGuest, SeenHost
 from migrator.metrics.shown import Shown, Snapshot
 
 #: The last line of OpenMetrics.
@@ -109,17 +109,31 @@ class Metrics:
         :param accept: the request's header; OpenMetrics, with exemplars, when it asks for that.
         """
         async with self._rendering:
-            snapshot = self.snapshot()
+            snapshot = await self._look()
             return await asyncio.to_thread(self.render, snapshot, accept)
 
-    def snapshot(self) -> Snapshot:
-        """The present state; only on the loop."""
+    async def _look(self) -> Snapshot:
+        """The present state, one kind of thing after the other: with many guests each takes its time on the loop."""
+        guests = tuple(self._reading.guests())
+        await asyncio.sleep(0)
+        hosts = tuple(self._reading.hosts())
+        await asyncio.sleep(0)
+        return self.snapshot(hosts=hosts, guests=guests)
+
+    def snapshot(
+        self, *, hosts: Sequence[SeenHost] | None = None, guests: Sequence[SeenGuest] | None = None
+    ) -> Snapshot:
+        """The present state; only on the loop.
+
+        :param hosts: as they were seen a moment ago; else they are read too.
+        :param guests: likewise.
+        """
         migrations = tuple(self._reading.active_migrations())
         return Snapshot(
             migrations=migrations,
             evacuations=tuple(self._reading.active_evacuations()),
-            hosts=tuple(self._reading.hosts()),
-            guests=tuple(self._reading.guests()),
+            hosts=tuple(self._reading.hosts()) if hosts is None else hosts,
+            guests=tuple(self._reading.guests()) if guests is None else guests,
             complaints=len(self._reading.complaints()),
             failures=self._counted.failures(),
             downtimes=self._counted.downtimes(),
