@@ -22,7 +22,7 @@ def configure(*, verbose: bool = False, json: bool = False, level: str = "debug"
     :param json: one JSON object a line, for a machine, instead of columns for a person.
     :param level: ``debug``, ``info``, ``warning`` or ``error``: what is less than that is left out.
     """
-    global _verbose, _json, _level  # noqa: PLW0603 - one process, one log
+    global _verbose, _json, _level
     _verbose, _json, _level = verbose, json, logging.getLevelNamesMapping()[level.upper()]
     _structlog.cache_clear()
 

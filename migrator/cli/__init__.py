@@ -30,7 +30,6 @@ class Exit(IntEnum):
 
 
 #: As a shell says it of a program that Ctrl-C ended.
-#: Left with Ctrl-C, as a shell counts it.
 INTERRUPTED = 130
 
 

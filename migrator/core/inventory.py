@@ -102,6 +102,8 @@ class Guest:
     #: On its host; ``None`` where that is unknown.
     pid: int | None = None
     memory_bytes: int = 0
+    #: What its process holds of it and of its own; ``None`` where that cannot be read. The rest was never touched.
+    resident_bytes: int | None = None
     vcpus: int = 1
     run: RunState = RunState.RUNNING
     #: Distinct bytes of pages per second, as last measured; ``None`` until then.

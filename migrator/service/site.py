@@ -14,6 +14,7 @@ from migrator.errors import HostError, MigratorError, Occupied, QemuError, Unrea
 from migrator.hosts.access import Access
 from migrator.hosts.facts import read_facts
 from migrator.hosts.local import LocalAccess
+from migrator.hosts.resident import read_resident
 from migrator.hosts.site_config import HostConfig
 from migrator.hosts.sockets import FoundSocket, RemoteMonitor, find_sockets
 from migrator.ports import HostLook, Qemu, Waiting
@@ -180,7 +181,10 @@ class SiteHosts:
             raise HostError(host, f"it could not be looked at within {_LOOK_SECONDS:g} s") from None
         for key in [key for key in self._known if key[0] == host and key not in self._reach.held]:
             del self._known[key]
-        guests = list(_told_apart(guests))
+        resident = await read_resident(access, [guest.pid for guest in guests if guest.pid is not None])
+        guests = [
+            replace(guest, resident_bytes=resident.get(guest.pid or 0)) for guest in _told_apart(guests)
+        ]
         self._known |= {(host, guest.socket): guest for guest in guests}
         return HostLook(facts=facts, guests=tuple(guests))
 
