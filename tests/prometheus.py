@@ -12,7 +12,7 @@ import subprocess
 import time
 from collections.abc import AsyncIterator, Callable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import httpx2
 import yaml  # type: ignore[import-untyped]
@@ -61,6 +61,14 @@ class Target:
         writer.close()
 
 
+class Scraped(Protocol):
+    """Something that serves ``/metrics``."""
+
+    @property
+    def address(self) -> str:
+        """HOST:PORT."""
+
+
 class Prometheus:
     """Its HTTP API."""
 
@@ -102,7 +110,7 @@ def _faster(text: str) -> str:
 
 
 @contextlib.asynccontextmanager
-async def running(target: Target, folder: Path) -> AsyncIterator[Prometheus]:
+async def running(target: Scraped, folder: Path) -> AsyncIterator[Prometheus]:
     """A Prometheus with data in `folder` that scrapes `target`."""
     if shutil.which("prometheus") is None:
         missing("there is no prometheus here")

@@ -128,7 +128,7 @@ class Sshd:
     def sessions(self) -> list[int]:
         """The pids of its connections' processes."""
         assert self._process is not None
-        return [pid for pid in _descendants(self._process.pid) if _command(pid) == "sshd"]
+        return [pid for pid in _children(self._process.pid) if not ended(pid)]
 
     def break_connections(self) -> int:
         """Kill every connection, not the server; what ran in them goes on as it likes. Returns how many there were."""
@@ -191,21 +191,11 @@ def _free_port(address: str) -> int:
         return int(probe.getsockname()[1])
 
 
-def _command(pid: int) -> str:
+def _children(pid: int) -> list[int]:
     try:
-        return Path(f"/proc/{pid}/comm").read_text().strip()
+        return [int(child) for child in Path(f"/proc/{pid}/task/{pid}/children").read_text().split()]
     except OSError:
-        return ""
-
-
-def _descendants(pid: int) -> Iterator[int]:
-    try:
-        children = Path(f"/proc/{pid}/task/{pid}/children").read_text().split()
-    except OSError:
-        return
-    for child in children:
-        yield int(child)
-        yield from _descendants(int(child))
+        return []
 
 
 def ended(pid: int) -> bool:

@@ -97,6 +97,8 @@ def plan(client: Client, host: str, policy: str | None, *, json_output: bool) ->
         return
     guests = sorted(found["guests"], key=lambda guest: (guest["order"] is None, guest["order"]))
     show.table(show.PLAN, map(show.plan_row, guests), empty=f"{host} is empty")
+    if not guests:
+        return
     if found["takes_p50_seconds"] is not None:
         text = f"{host} would be empty after {show_seconds(found['takes_p50_seconds'])}"
         if found["takes_p10_seconds"] is not None and found["takes_p90_seconds"] is not None:

@@ -211,13 +211,13 @@ class _View:
         done = total - one["guests_left"]
         row = show.evacuation_row(one)
         end = f"forecast to end {row[5]}" if row[5] else ""
-        parts = [f"{one['guests_left']} left", end, show.left(one), row[7]]
+        parts = [f"{one['guests_left']} of {total} guests left", end, show.left(one), row[7]]
         text = show.clean(", ".join(part for part in parts if part))
         if not self._terminal:
             shown = (f"{one['state']} {done}", time.monotonic())
             if self._shown.get(one["id"], ("", 0.0))[0] != shown[0]:
                 self._shown[one["id"]] = shown
-                self._say(f"{one['host']}: {one['state']}, {done} of {total}, {text}")
+                self._say(f"{one['host']}: {one['state']}, {text}")
             return
         bars = self._bars()
         if one["id"] not in self._tasks:

@@ -7,6 +7,7 @@ Places come from :mod:`migrator.core.placement`, turns and bandwidth from :mod:`
 from __future__ import annotations
 
 import asyncio
+import math
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
 from typing import TYPE_CHECKING
@@ -15,7 +16,7 @@ from migrator import logs
 from migrator.core.inventory import Guest
 from migrator.core.model import State
 from migrator.core.placement import NoHost, Request, place
-from migrator.core.policy import Policy
+from migrator.core.policy import Policy, builtin
 from migrator.core.schedule import Orders, schedule
 from migrator.core.timetable import Prediction, predict
 from migrator.core.transfers import Phase, Transfer
@@ -26,13 +27,15 @@ from migrator.engine.documents import (
 )
 from migrator.engine.evacuation import FIRST_PAUSE_SECONDS, MOST_ATTEMPTS, Entry, Evacuation
 from migrator.engine.job import Job
-from migrator.errors import JournalError
+from migrator.errors import JournalError, UsageError
 
 if TYPE_CHECKING:
     from migrator.engine.controller import Engine
 
 #: While something is under way the forecast is made anew so often.
 _LIVE_SECONDS = 1.0
+#: A share of a link is changed by this much at least.
+_SHARE_STEP_RATIO = 0.05
 #: A failure of the journal or a host is waited out so long before the next turn.
 _IDLE_SECONDS = 30.0
 
@@ -56,7 +59,7 @@ class Planner:
     def __init__(self, engine: Engine) -> None:
         self._engine = engine
         self._wake = asyncio.Event()
-        self._empty_seen: dict[str, bool] = {}
+        self._foretold = -math.inf
         self._log = logs.logger()
 
     def clock(self) -> float:
@@ -96,7 +99,9 @@ class Planner:
         hosts = {host.name: host for host in engine.inventory.hosts()}
         orders = schedule(transfers, hosts, engine.rules.limits.links)
         await self._carry_out(orders, targets)
-        self._foretell(predict(transfers, hosts, engine.rules.limits.links))
+        if self.clock() - self._foretold >= _LIVE_SECONDS:
+            self._foretold = self.clock()
+            self._foretell(await asyncio.to_thread(predict, transfers, hosts, engine.rules.limits.links))
         return min(_LIVE_SECONDS, orders.look_again_seconds or _LIVE_SECONDS)
 
     async def _look_after(self, run: Evacuation) -> None:
@@ -165,8 +170,12 @@ class Planner:
         return transfers
 
     def policy_of(self, run: Evacuation, guest: Guest) -> Policy:
-        """The evacuation's, where it has one."""
-        return self._engine.policy_of(guest, run.policy or None)
+        """The evacuation's, where it has one; the built-in default where a reload took it away meanwhile."""
+        try:
+            return self._engine.policy_of(guest, run.policy or None)
+        except UsageError as error:
+            self._log.warning("policy is gone", guest=guest.key, error=str(error))
+            return builtin("default")
 
     def transfer_of(
         self,
@@ -178,11 +187,8 @@ class Planner:
         job: Job | None = None,
     ) -> Transfer:
         """How the schedule sees it."""
-        phase, left, dirty = (
-            Phase.WAITING,
-            float(guest.memory_bytes),
-            guest.dirty_rate_bytes_per_second or 0.0,
-        )
+        phase, dirty = Phase.WAITING, guest.dirty_rate_bytes_per_second or 0.0
+        left = float(min(guest.memory_bytes, guest.resident_bytes or guest.memory_bytes))
         alone: float | None = None
         if job is not None:
             phase = _phase(job)
@@ -191,7 +197,8 @@ class Planner:
                 left = float(sample.remaining_bytes)
                 dirty = sample.dirty_rate_bytes_per_second or dirty
             forecast = job.status.forecast if job.status else None
-            if forecast is not None and 0 < forecast.seconds_p50 < 1e6:
+            # What it takes while it shares its links says nothing of what it would take alone.
+            if forecast is not None and 0 < forecast.seconds_p50 < 1e6 and not self._shares(job):
                 alone = forecast.seconds_p50
         deadline = None
         if run is not None and run.deadline is not None:
@@ -211,6 +218,13 @@ class Planner:
             stop_at_deadline=run is not None and run.on_deadline == "stop",
         )
 
+    def _shares(self, job: Job) -> bool:
+        ends = {job.guest.host, job.target}
+        return any(
+            other is not job and other.copies and ends & {other.guest.host, other.target}
+            for other in self._engine.jobs.values()
+        )
+
     async def _carry_out(
         self, orders: Orders, targets: dict[str, tuple[Evacuation, Entry, str, str]]
     ) -> None:
@@ -227,7 +241,7 @@ class Planner:
                 engine.begin_job(jobs[key], jobs[key].drive())
             under_way += 1
         for key, speed in orders.bandwidth.items():
-            if key in jobs:
+            if key in jobs and not _about(jobs[key].share, speed):
                 jobs[key].set_share(speed)
         for key in orders.begin:
             if key in jobs:
@@ -281,6 +295,11 @@ class Planner:
             if at_risk != run.at_risk:
                 run.at_risk = at_risk
                 self._engine.announce_run(run)
+
+
+def _about(share: int | None, speed: int) -> bool:
+    """Too little a change to tell QEMU."""
+    return share is not None and abs(share - speed) <= _SHARE_STEP_RATIO * share
 
 
 def request_of(run: Evacuation, entry: Entry) -> Request:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
@@ -15,14 +16,15 @@ from migrator.ports import GuestProcess
 
 # Sections end in a NUL, names of files too: anything else may stand in a name. The patterns come as arguments: a
 # pattern that is expanded unquoted with an empty IFS is matched against files, and nothing else happens to it.
-# What tells sockets apart is the inode of their file, as ss says it: names in the kernel's table may be relative.
+# What tells sockets apart is the inode of their file, as ss says it: names in the kernel's table may be relative, or
+# of before a file was renamed. What it does not show are clients in other network namespaces.
 _SCRIPT = rb"""
 IFS=
 for pattern; do
   for path in $pattern; do
     if [ -S "$path" ]; then printf '%s\0' "$path"; fi
   done
-done | xargs -0 -r stat -L --printf '%i %n\0' -- 2>/dev/null
+done | xargs -0 -r stat -L --printf '%d %i %n\0' -- 2>/dev/null
 printf '@table\0'; if command -v ss >/dev/null; then ss -xaneHO 2>/dev/null; else printf '@no-ss'; fi
 printf '\0@held\0'; find /proc/[0-9]*/fd -maxdepth 1 -lname 'socket:*' -printf '%h %l\n' 2>/dev/null
 printf '\0@commands\0'; grep -aH --null '' /proc/[0-9]*/comm 2>/dev/null
@@ -36,7 +38,7 @@ _LIBVIRT_DIRECTORY = "/var/lib/libvirt/qemu/"
 #: Sockets of one host beside each other in ss's answer; a name may have newlines of its own.
 _ENTRY = re.compile(r"\n(?=u_(?:str|dgr|seq) +[A-Z0-9-]+ +\d+ +\d+ )")
 _STREAM = re.compile(
-    r"u_str +(?P<state>[A-Z0-9-]+) +\d+ +\d+ +(?P<name>.*) (?P<inode>\d+) +\S.* (?P<peer>\d+) *<-> +ino:(?P<file>\d+) ",
+    r"u_str +(?P<state>[A-Z0-9-]+) +\d+ +\d+ +(?P<name>.*) (?P<inode>\d+) +\S.* (?P<peer>\d+) *<-> +ino:(?P<file>\d+) dev:(?P<high>\d+)/(?P<low>\d+) ",
     re.DOTALL,
 )
 
@@ -112,40 +114,43 @@ def parse(text: str) -> list[FoundSocket]:
     pids = _pids(held)
     names = _commands(commands)
     words = _arguments(arguments)
-    # A name ends in the same component in the kernel's table, whatever directory it was given relative to.
-    listening: dict[tuple[str, str], list[str]] = defaultdict(list)
-    accepted: dict[tuple[str, str], list[str]] = defaultdict(list)
+    streams: dict[str, list[re.Match[str]]] = defaultdict(list)
     for entry in _ENTRY.split("\n" + table):
         if match := _STREAM.match(entry):
-            key = match["file"], PurePosixPath(match["name"]).name
-            if match["state"] == "LISTEN":
-                listening[key].append(match["inode"])
-            elif match["state"] == "ESTAB":
-                accepted[key].append(match["peer"])
+            streams[match["file"]].append(match)
     found = {}
     for file in files.split("\0")[:-1]:
-        inode, _, path = file.partition(" ")
-        key = inode, PurePosixPath(path).name
-        pid = _listener(listening[key], pids, names)
+        device, inode, path = file.split(" ", 2)
+        mine = _of_file(streams[inode], int(device), path)
+        pid = _listener([match["inode"] for match in mine if match["state"] == "LISTEN"], pids, names)
+        peers = [match["peer"] for match in mine if match["state"] == "ESTAB"]
         clients = tuple(
-            Client(pid=pid, command=names.get(pid, ""))
-            for peer in accepted[key]
-            for pid in pids.get(peer, ())
+            Client(pid=pid, command=names.get(pid, "")) for peer in peers for pid in pids.get(peer, ())
         )
-        mine = words.get(pid, []) if pid is not None else []
+        said = words.get(pid, []) if pid is not None else []
         found[path] = FoundSocket(
             path=path,
-            listening=bool(listening[key]),
+            listening=any(match["state"] == "LISTEN" for match in mine),
             pid=pid,
-            busy=bool(accepted[key]),
+            busy=bool(peers),
             clients=clients,
             libvirt=path.startswith(_LIBVIRT_DIRECTORY)
             or any(client.command in _LIBVIRT_DAEMONS for client in clients)
-            or any("id=charmonitor" in word or _LIBVIRT_DIRECTORY in word for word in mine),
-            name=_guest_name(_after(mine, "name")),
-            uuid=_after(mine, "uuid").lower(),
+            or any("id=charmonitor" in word or _LIBVIRT_DIRECTORY in word for word in said),
+            name=_guest_name(_after(said, "name")),
+            uuid=_after(said, "uuid").lower(),
         )
     return [found[path] for path in sorted(found)]
+
+
+def _of_file(streams: Sequence[re.Match[str]], device: int, path: str) -> Sequence[re.Match[str]]:
+    """Those with this file's inode that are of its file system; where that cannot be told, those of its name."""
+    # The kernel has another way to write a device's number than stat, and ss shows the halves of either.
+    kernels = os.major(device) << 20 | os.minor(device)
+    same = [match for match in streams if (int(match["high"]) << 16 | int(match["low"])) in (device, kernels)]
+    return same or [
+        match for match in streams if PurePosixPath(match["name"]).name == PurePosixPath(path).name
+    ]
 
 
 def _cut(text: str, mark: str) -> tuple[str, str]:

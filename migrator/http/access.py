@@ -46,7 +46,11 @@ class Access:
         secret, by_cookie = _secret(request)
         if secret is None:
             if entrance(request) == "unix":
-                return self._counted(Caller(user=origin(request), role=Role.OPERATOR, interface="http"))
+                return self._counted(
+                    Caller(
+                        user=origin(request), role=Role.OPERATOR, interface="http", origin=_process(request)
+                    )
+                )
             raise _unknown("give a token: the header Authorization: Bearer TOKEN")
         name, role = await self.verify(request, secret)
         if by_cookie and request.method not in ("GET", "HEAD"):
@@ -82,6 +86,11 @@ def origin(request: Request) -> str:
     if request.client is not None and request.client.host:
         return request.client.host
     return entrance(request)
+
+
+def _process(request: Request) -> str:
+    pid = request.client.port if request.client is not None else 0
+    return f"unix socket, pid {pid}" if pid else "unix socket"
 
 
 def require_same_origin(request: Request) -> None:

@@ -10,6 +10,7 @@ from typing import Any
 from fastapi import APIRouter, Request
 from starlette.responses import Response
 
+from migrator import logs
 from migrator.engine.commands import (
     COMMANDS,
     Caller,
@@ -173,7 +174,15 @@ async def _ask(request: Request, caller: Caller, verb: str, from_path: Mapping[s
     if twice := sorted(set(body) & set(from_path)):
         raise ProblemError(422, "invalid", f"{twice[0]}: the path says it already")
     envelope = Envelope(verb=verb, body={**body, **from_path}, caller=caller, id=key)
-    return _said(request, await parts(request).execute(envelope))
+    reply = await parts(request).execute(envelope)
+    logs.logger(request=request_id(request), user=caller.user, origin=caller.origin).info(
+        "command",
+        verb=verb,
+        answer=reply.code or reply.kind,
+        subject=reply.subject,
+        subject_id=reply.subject_id,
+    )
+    return _said(request, reply)
 
 
 def _object(body: bytes) -> dict[str, Any]:

@@ -127,6 +127,8 @@ class Servers:
 
     async def wait(self) -> None:
         """Wait for a server that ends by itself, and raise why; for the service's group of tasks."""
+        if not self._tasks:
+            await asyncio.Event().wait()  # nothing is served, and nothing can end
         done, _ = await asyncio.wait(self._tasks, return_when=asyncio.FIRST_COMPLETED)
         for task in done:
             task.result()

@@ -27,6 +27,12 @@ _NOT_GIVEN = frozenset({"size", "busnr", "crash-information", "thread-id"})
 _FIRST_OBJECTS = ("secret", "thread-context", "authz-", "tls-creds", "can-bus")
 #: Objects that watch or change traffic for somebody at the source: not the guest's.
 _NOT_THE_GUESTS = ("filter-", "colo-")
+#: How QEMU names an argument that it does not take; some are set by QEMU alone.
+_REFUSED = re.compile(
+    r"'(?:[\w.-]+\.)?(?P<name>[\w-]+)' (?:(?P<set>is read-only|is not writable)|is unexpected|not found)"
+)
+#: Properties in which 0 stands for nothing given, and cannot be given.
+_UNSET_AT_ZERO = frozenset({"label-size"})
 #: What says where on its bus a device sits.
 _PLACES = ("addr", "nr", "scsi-id", "lun", "channel", "port", "unit")
 _LIMITS = (
@@ -66,6 +72,8 @@ class Inventory:
     drives: frozenset[str]
     #: QOM path of every vCPU that was plugged, with its place in the topology.
     cpus: dict[str, dict[str, Any]]
+    #: What each device that has a disk calls it, by its QOM path.
+    disks: dict[str, str]
     #: Limits that were set on each device's disk, as block_set_io_throttle takes them; those without are left out.
     throttles: dict[str, dict[str, Any]]
     #: Of every drive whose medium can be changed: the device's QOM path, and the file in it (empty: none).
@@ -115,6 +123,11 @@ async def take_inventory(monitor: Monitor) -> Inventory:
         nodes=block_nodes(nodes, graph, blocks),
         drives=frozenset(block["device"] for block in blocks if block["device"]),
         cpus={cpu["qom-path"]: cpu["props"] for cpu in cpus if "qom-path" in cpu},
+        disks={
+            block["qdev"]: block["device"] or block["inserted"]["node-name"]
+            for block in blocks
+            if block.get("qdev") and "inserted" in block
+        },
         throttles={
             block["qdev"]: limits for block in blocks if block.get("qdev") and (limits := _limits(block))
         },
@@ -188,7 +201,7 @@ async def catch_up(source: Monitor, destination: Monitor, *, run_directory: str)
         if device.path in here.cpus:
             arguments: dict[str, Any] = {"driver": device.driver, **here.cpus[device.path]}
         else:
-            arguments = await _arguments(source, destination, device)
+            arguments = await _arguments(source, destination, device, here.disks)
             for command, backend in await _behind(source, here, device, arguments, made, run_directory):
                 await _add(destination, command, backend)
                 made.add(str(backend.get("node-name") or backend["id"]))
@@ -281,7 +294,9 @@ def _is_default(of: tuple[str, Any, Any]) -> bool:
     return bool(of[1] is not None and of[1] == of[2])
 
 
-async def _arguments(source: Monitor, destination: Monitor, device: Plugged) -> dict[str, Any]:
+async def _arguments(
+    source: Monitor, destination: Monitor, device: Plugged, disks: dict[str, str]
+) -> dict[str, Any]:
     """What device_add makes the same device with."""
     taken = {
         entry["name"] for entry in await _ask(destination, "device-list-properties", typename=device.driver)
@@ -295,9 +310,14 @@ async def _arguments(source: Monitor, destination: Monitor, device: Plugged) -> 
             continue
         if value in (default, "", [], None) or (name == "bootindex" and value < 0):
             continue
+        if name in _UNSET_AT_ZERO and not value:
+            continue
         if kind.startswith("link<") and not str(value).startswith(("/objects/", f"{_PLUGGED}/")):
             continue  # to a part of itself or of the machine
         arguments[name] = _pci(value) if name == "addr" and kind in ("int32", "str") else value
+    if "drive" in taken and "drive" not in arguments:  # usb-storage hands it on to a disk within
+        within = [disk for path, disk in disks.items() if path.startswith(f"{device.path}/")]
+        arguments |= {"drive": within[0]} if within else {}
     return arguments
 
 
@@ -326,16 +346,16 @@ async def _behind(
 
 
 async def _add(destination: Monitor, command: str, arguments: dict[str, Any]) -> None:
-    """Execute it; what this QEMU does not know, or sets by itself, is left out where that changes nothing."""
+    """Execute it, without what nobody can give, and without what this QEMU does not know where that changes nothing."""
     while True:
         try:
             await destination.execute(command, arguments, timeout=_ASK_SECONDS)
         except CommandFailed as error:
-            said = re.search(
-                r"'(?:[\w.-]+\.)?([\w-]+)' (?:is unexpected|is read-only|not found)", error.description
-            )
-            name = said[1] if said else ""
-            if name not in arguments or arguments[name] not in (False, 0, "auto", "off"):
+            said = _REFUSED.search(error.description)
+            name = said["name"] if said else ""
+            if said is None or name not in arguments:
+                raise _named(error, arguments) from error
+            if not said["set"] and arguments[name] not in (False, 0, "auto", "off"):
                 raise _named(error, arguments) from error
             arguments = {key: value for key, value in arguments.items() if key != name}
         else:

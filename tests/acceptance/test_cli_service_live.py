@@ -149,9 +149,9 @@ def test_what_happened_while_the_service_was_away_is_shown(service: InThread):
 
 def test_an_evacuation_watched_over_a_restart(service: InThread):
     with running(service, "evacuate", "alpha", "--wait") as command:
-        command.until("0 of 3")
+        command.until("3 of 3 guests left")
         service.do(lambda world: world.finish("m1"))
-        command.until("1 of 3")
+        command.until("2 of 3 guests left")
         service.stop()
         command.until("trying again")
         service.start()

@@ -207,12 +207,12 @@ def answer(*, files: str, table: str, held: str, commands: str = "", arguments: 
     return f"{files}@table\0{table}\0@held\0{held}\0@commands\0{commands}\0@arguments\0{arguments}@end\0"
 
 
-def entry(state: str, name: str, inode: int, peer: int, file: int) -> str:
-    return f"u_str {state} 0 0 {name} {inode} * {peer} <-> ino:{file} dev:0/24 peers: {peer}\n"
+def entry(state: str, name: str, inode: int, peer: int, file: int, device: str = "0/24") -> str:
+    return f"u_str {state} 0 0 {name} {inode} * {peer} <-> ino:{file} dev:{device} peers: {peer}\n"
 
 
 class TestSockets:
-    FILES = "77 /run/a.qmp\0"
+    FILES = "24 77 /run/a.qmp\0"
     HELD = "/proc/10/fd socket:[500]\n/proc/20/fd socket:[601]\n/proc/10/fd socket:[600]\n"
 
     def test_held_by_another(self) -> None:
@@ -235,9 +235,19 @@ class TestSockets:
 
     def test_inode_of_another_file_system(self) -> None:
         # tmpfs counts its inodes from 1: two sockets of one number are told apart by their names.
-        table = entry("LISTEN", "/run/b.qmp", 500, 0, 77)
+        table = entry("LISTEN", "/dev/shm/b.qmp", 500, 0, 77, "0/25")
         (found,) = parse_sockets(answer(files=self.FILES, table=table, held=self.HELD))
         assert not found.listening
+        table += entry("LISTEN", "/run/renamed since", 600, 0, 77)
+        (found,) = parse_sockets(answer(files=self.FILES, table=table, held=self.HELD))
+        assert found.pid == 10
+
+    @pytest.mark.parametrize("device", ["0/65024", "4064/0", "9/9"])
+    def test_ways_to_write_the_number_of_a_device(self, device: str) -> None:
+        files = "65024 77 /run/a.qmp\0"
+        table = entry("LISTEN", "relative/a.qmp", 500, 0, 77, device)
+        (found,) = parse_sockets(answer(files=files, table=table, held=self.HELD))
+        assert found.pid == 10
 
     def test_name_that_pretends_to_be_an_entry(self) -> None:
         evil = f"x\n{entry('LISTEN', '/run/a.qmp', 601, 0, 77)}u_str LISTEN 0 0 y"

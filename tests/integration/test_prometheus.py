@@ -16,7 +16,6 @@ import pytest
 import pytest_asyncio
 import yaml  # type: ignore[import-untyped]
 
-from dashboards.build import texts
 from migrator.core.inventory import HostState
 from migrator.core.model import State
 from migrator.engine.documents import EvacuationGuest, EvacuationState, EventKind, GuestStanding
@@ -24,12 +23,12 @@ from migrator.metrics import Metrics, Probes
 from migrator.metrics.catalogue import BY_NAME
 from migrator.testing.process import until
 from tests.fake_reading import FakeReading, a_guest, a_host, a_migration, an_evacuation
+from tests.panels import BOARDS, panel_queries
 from tests.prometheus import INTERVAL_SECONDS, RULES, Prometheus, Target, running
 
 # Prometheus takes five seconds until it scrapes for the first time, so there is one for most tests.
 pytestmark = pytest.mark.asyncio(loop_scope="module")
 
-BOARDS = {name: json.loads(text) for name, text in texts().items()}
 #: From a fault to the firing alert, as shipped; here everything is so much faster.
 SHIPPED_SECONDS = 60.0
 PACE = INTERVAL_SECONDS / 10.0
@@ -136,31 +135,13 @@ async def prometheus(site: Site, tmp_path_factory: pytest.TempPathFactory) -> As
             await asyncio.wait({play})
 
 
-def _queries() -> list[tuple[str, str]]:
-    """Every query of every panel, with the variables as they would be chosen."""
-    chosen = {
-        "$__rate_interval": "5s",
-        "$job": "migrator",
-        "$instance": ".+",
-        "$host": "host-1",
-        "$guest": "guest-.*",
-    }
-    found = []
-    for name, board in BOARDS.items():
-        for panel in board["panels"]:
-            for target in panel.get("targets", ()):
-                expr = target["expr"]
-                for variable, value in chosen.items():
-                    expr = expr.replace(variable, value)
-                assert "$" not in expr
-                found.append((f"{name}: {panel['title']}", expr))
-    return found
-
-
 async def test_every_panel_and_every_rule_has_data_in_a_normal_evacuation(
     site: Site, prometheus: Prometheus
 ) -> None:
-    missing = {f"{title}: {expr}" for title, expr in _queries()}
+    missing = {
+        f"{title}: {expr}"
+        for title, expr in panel_queries(rate_interval="5s", host="host-1", guest="guest-.*")
+    }
     assert len(missing) > 80
 
     async def all_there() -> bool:
@@ -184,7 +165,7 @@ async def test_every_panel_and_every_rule_has_data_in_a_normal_evacuation(
 
 
 async def test_every_column_of_a_table_is_a_label_of_its_results(site: Site, prometheus: Prometheus) -> None:
-    queries = dict(_queries())
+    queries = dict(panel_queries(rate_interval="5s", host="host-1", guest="guest-.*"))
     checked = 0
     for name, board in BOARDS.items():
         for panel in board["panels"]:
