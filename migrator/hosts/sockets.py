@@ -38,7 +38,8 @@ _LIBVIRT_DIRECTORY = "/var/lib/libvirt/qemu/"
 #: Sockets of one host beside each other in ss's answer; a name may have newlines of its own.
 _ENTRY = re.compile(r"\n(?=u_(?:str|dgr|seq) +[A-Z0-9-]+ +\d+ +\d+ )")
 _STREAM = re.compile(
-    r"u_str +(?P<state>[A-Z0-9-]+) +\d+ +\d+ +(?P<name>.*) (?P<inode>\d+) +\S.* (?P<peer>\d+) *<-> +ino:(?P<file>\d+) dev:(?P<high>\d+)/(?P<low>\d+) ",
+    r"u_str +(?P<state>[A-Z0-9-]+) +\d+ +\d+ +(?P<name>.*) (?P<inode>\d+) +\S.* (?P<peer>\d+) *<-> +"
+    r"ino:(?P<file>\d+) dev:(?P<high>\d+)/(?P<low>\d+) ",
     re.DOTALL,
 )
 

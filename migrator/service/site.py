@@ -214,7 +214,8 @@ class SiteHosts:
             text = f"its monitor is held by {silent.holders}: close that, or give QEMU a second -qmp"
             return replace(guest, obstacle=text, obstacle_code="monitor-held")
         text = (
-            f"its monitor {silent.path} does not greet: QEMU is stopped or stuck, or no QMP is spoken there"
+            f"its monitor {silent.path} does not greet: QEMU is stopped or stuck, or a client holds it that cannot be "
+            "seen from its host"
         )
         return replace(guest, obstacle=text, obstacle_code="monitor-silent")
 

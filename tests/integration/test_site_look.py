@@ -63,7 +63,7 @@ async def site(lab: Lab) -> AsyncIterator[SiteHosts]:
 
 async def guests(site: SiteHosts) -> dict[str, Guest]:
     look = await site.look("here")
-    found = {guest.key: guest for guest in look.guests}
+    found = {guest.key: replace(guest, resident_bytes=None) for guest in look.guests}
     assert len(found) == len(look.guests), "a key stands for one guest"
     return found
 
@@ -154,8 +154,6 @@ class TestLook:
         qemu = await lab.start(
             Machine(name=EVIL), extra=("-qmp", f"unix:{str(path).replace(',', ',,')},server=on,wait=off")
         )
-        socketless = replace(qemu.machine, name="x")
-        assert socketless.uuid == qemu.machine.uuid
         (found,) = await find_sockets(LocalAccess("here"), [f"{literal(str(lab.directory))}/extra/*"])
         assert (found.path, found.pid, found.listening) == (str(path), qemu.pid, True)
         (found,) = await find_sockets(LocalAccess("here"), [literal(str(path))])
