@@ -150,6 +150,7 @@ class Shown:
             rate = 0.0 if migration.state is State.HELD else migration.bandwidth_bytes_per_second or 0.0
             families["host_link_bytes_per_second"].add((migration.source, "out"), rate)
             families["host_link_bytes_per_second"].add((migration.destination, "in"), rate)
+        measured = {each.guest: each.dirty_rate_bytes_per_second for each in self._snapshot.migrations}
         # Those that cannot move come first: nobody may miss them, however many guests there are.
         guests = sorted(self._snapshot.guests, key=lambda guest: guest.movable)
         families["guests_not_shown"].set((), max(0, len(guests) - MOST_GUESTS))
@@ -157,7 +158,8 @@ class Shown:
             both = (guest.guest, guest.host)
             families["guest_info"].set((*both, guest.name), 1.0)
             families["guest_migratable"].set(both, guest.movable)
-            families["guest_dirty_rate_bytes_per_second"].set(both, guest.dirty_rate_bytes_per_second)
+            dirtied = measured.get(guest.guest) or guest.dirty_rate_bytes_per_second
+            families["guest_dirty_rate_bytes_per_second"].set(both, dirtied)
         for key, past in self._snapshot.failures.items():
             families["guest_last_failure_timestamp_seconds"].set((key, past.host), past.at)
         for key, past in self._snapshot.downtimes.items():

@@ -391,6 +391,16 @@ async def test_hosts_guests_and_evacuations(service: Service) -> None:
     assert dict(only) == {**both, "guest": "g", "standing": "set-aside"}
 
 
+async def test_the_dirty_rate_of_a_guest_is_that_of_its_migration_while_there_is_one(
+    service: Service,
+) -> None:
+    service.reading.guests_by_key["g"] = a_guest("g", dirty_rate_bytes_per_second=None)
+    shown = {"guest": "g", "host": "host-1"}
+    assert await service.value("guest_dirty_rate_bytes_per_second", **shown) is None
+    service.reading.put(a_migration("m1", guest="g", dirty_rate_bytes_per_second=7.0))
+    assert await service.value("guest_dirty_rate_bytes_per_second", **shown) == 7
+
+
 async def test_states_of_the_service(service: Service) -> None:
     service.reading.put(a_migration("m1", state=State.QUEUED))
     service.reading.put(a_migration("m2"))

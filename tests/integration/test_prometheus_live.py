@@ -1,0 +1,130 @@
+"""A real Prometheus scrapes a live service that empties a host of real guests."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager, suppress
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+
+from migrator.testing import network
+from migrator.testing.lab import Habit, Machine, until
+from migrator.testing.site import Site
+from tests.conftest import missing
+from tests.panels import panel_queries
+from tests.prometheus import Prometheus, running
+
+MIB = 1 << 20
+#: No broker is configured here; the panel says so.
+ABSENT = ("migrator_mqtt_connected",)
+#: Nobody tells the metrics of these yet.
+UNTOLD = ("migrator_qmp_command_duration", "migrator_journal_write_duration")
+
+
+@dataclass(frozen=True)
+class Served:
+    """Where the service shows its metrics."""
+
+    address: str
+
+
+def _machines() -> list[Machine]:
+    # Some rest, some write about as fast as the link carries.
+    speeds = {"idle": 0, "quiet": 4 * MIB, "busy": 24 * MIB, "busier": 120 * MIB}
+    return [
+        Machine(
+            name=name,
+            memory_bytes=160 * MIB,
+            habit=Habit(region_bytes=96 * MIB, bytes_per_second=speed),
+            image_locking="off",
+        )
+        for name, speed in speeds.items()
+    ]
+
+
+@asynccontextmanager
+async def _service() -> AsyncIterator[tuple[Site, Served]]:
+    with Site("a", "b", "c", bytes_per_second=64 * MIB) as site:
+        await asyncio.gather(*(site.boot(machine, "a") for machine in _machines()))
+        site.serve()
+        await site.until_served()
+        found: list[str] = []
+
+        def listening() -> bool:
+            for line in site.log().splitlines():
+                with suppress(ValueError):
+                    said = json.loads(line)
+                    found.extend(each for each in said.get("listening", ()) if each.startswith("http"))
+            return bool(found)
+
+        await until(listening, what="the address of the metrics", within=20)
+        yield site, Served(found[-1].removeprefix("http://").rstrip("/"))
+
+
+@pytest.mark.timeout(180)
+async def test_every_panel_has_data_while_real_guests_leave_a_host(tmp_path: Path) -> None:
+    if (why := network.possible()) is not None:
+        missing(why)
+    asked = panel_queries(rate_interval="20s", host="a", guest=".+")
+    without = {(title, expr) for title, expr in asked if not any(name in expr for name in ABSENT + UNTOLD)}
+    assert len(without) > 80
+    async with _service() as (site, served), running(served, tmp_path) as prometheus:
+
+        async def look() -> bool:
+            for title, expr in sorted(without):
+                if await prometheus.query(expr):
+                    without.discard((title, expr))
+            return not without
+
+        async def scraped() -> bool:
+            return len(await prometheus.query('migrator_guest_info{host="a"}')) == 4
+
+        await until(scraped, what="the guests are found and scraped", within=30)
+        done = asyncio.create_task(
+            asyncio.to_thread(site.command, "evacuate", "a", "--deadline", "+10m", "--wait"), name="evacuate"
+        )
+        while not done.done():
+            await look()
+            await asyncio.sleep(0.1)
+        assert (await done).returncode == 0, (await done, site.log())
+        with suppress(TimeoutError):
+            await until(look, what="data for every panel", within=10)
+        assert not without, "\n".join(f"{title}: {expr}" for title, expr in sorted(without))
+
+        await _agrees(site, prometheus)
+        groups = (await prometheus.get("rules"))["groups"]
+        assert [
+            rule["lastError"] for group in groups for rule in group["rules"] if rule["health"] != "ok"
+        ] == []
+        # Whoever stood still for too long on this busy machine is told of; nothing else is wrong.
+        assert set(await prometheus.firing()) <= {"MigratorDowntimeAboveCeiling", "MigratorEventLoopLate"}
+
+
+async def _agrees(site: Site, prometheus: Prometheus) -> None:
+    """What is counted is what the journal says."""
+    moved = [
+        each
+        for name in ("idle", "quiet", "busy", "busier")
+        for each in json.loads(site.command("guests", "--json").stdout)["items"]
+        if each["name"] == name and each["host"] != "a"
+    ]
+    assert len(moved) == 4
+    [completed] = await prometheus.query('sum(migrator_migrations_total{result="completed"})')
+    assert completed["number"] == 4
+    [measured] = await prometheus.query("sum(migrator_migration_downtime_seconds_count)")
+    assert measured["number"] == 4
+    [duration] = await prometheus.query("sum(migrator_migration_duration_seconds_count)")
+    assert duration["number"] == 4
+    [evacuated] = await prometheus.query('migrator_evacuations_total{result="completed"}')
+    assert evacuated["number"] == 1
+    [asked] = await prometheus.query(
+        'migrator_commands_total{interface="http", verb="evacuate", result="accepted"}'
+    )
+    assert asked["number"] == 1
+    assert await prometheus.query("migrator_migration_info") == []
+    [state] = await prometheus.query('migrator_host_state{host="a", state="maintenance"}')
+    assert state["number"] == 1
