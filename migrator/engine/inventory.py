@@ -70,6 +70,13 @@ class Inventory:
         known = self._known.get(name)
         return known.host if known else None
 
+    def link(self, source: str, target: str) -> float | None:
+        """What the slower of their links carries, bytes per second; ``None`` where neither is known."""
+        known = [
+            self._known[name].host.link_bytes_per_second for name in (source, target) if name in self._known
+        ]
+        return min((speed for speed in known if speed is not None), default=None)
+
     def looked_at(self, name: str) -> datetime | None:
         """When that host last answered."""
         return self._known[name].looked_at

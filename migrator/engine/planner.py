@@ -16,7 +16,7 @@ from migrator import logs
 from migrator.core.inventory import Guest
 from migrator.core.model import State
 from migrator.core.placement import NoHost, Request, place
-from migrator.core.policy import Policy, builtin
+from migrator.core.policy import Policy, Postcopy, builtin
 from migrator.core.schedule import Orders, schedule
 from migrator.core.timetable import Prediction, predict
 from migrator.core.transfers import Phase, Transfer
@@ -34,6 +34,8 @@ if TYPE_CHECKING:
 
 #: While something is under way the forecast is made anew so often.
 _LIVE_SECONDS = 1.0
+#: A guest that dirties this share of what its link carries goes to postcopy in its first rounds, if it may.
+_HOPELESS_RATIO = 0.8
 #: A share of a link is changed by this much at least.
 _SHARE_STEP_RATIO = 0.05
 #: A failure of the journal or a host is waited out so long before the next turn.
@@ -200,6 +202,12 @@ class Planner:
             # What it takes while it shares its links says nothing of what it would take alone.
             if forecast is not None and 0 < forecast.seconds_p50 < 1e6 and not self._shares(job):
                 alone = forecast.seconds_p50
+        # What is copied while the guest stands still, or fetched after a switch that comes early, is sent once.
+        fast = self._engine.inventory.link(guest.host, target) or math.inf
+        early = policy.postcopy is Postcopy.IMMEDIATE or (
+            policy.postcopy is Postcopy.ALLOW and dirty >= _HOPELESS_RATIO * fast
+        )
+        once = policy.offline or early
         deadline = None
         if run is not None and run.deadline is not None:
             deadline = (run.deadline - datetime.now(UTC)).total_seconds()
@@ -209,8 +217,8 @@ class Planner:
             target=target,
             phase=phase,
             bytes_left=left,
-            # What is fetched after the switch, or copied while the guest stands still, is sent once.
-            dirty_rate_bytes_per_second=0.0 if policy.offline else dirty,
+            dirty_rate_bytes_per_second=0.0 if once else dirty,
+            barely_converges=True if once and dirty > 0 else None,
             alone_seconds=alone,
             max_bytes_per_second=policy.max_bandwidth_bytes_per_second,
             priority=guest.priority,
