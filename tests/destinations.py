@@ -92,10 +92,10 @@ class Site:
             record=record,
         )
         findings = [finding for finding in await migration.check() if finding.severity is Severity.ERROR]
-        assert not [finding.message for finding in findings]
+        assert not findings, [finding.message for finding in findings]
         result = await migration.run()
         record.close()
-        assert (result.state, result.error) == (State.COMPLETED, None)
+        assert result.state is State.COMPLETED, result.error
         await self.destinations.clear(guest)
         await self.close()
         return replace(guest, host=target, socket=started.socket, pid=None)

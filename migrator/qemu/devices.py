@@ -9,18 +9,24 @@ from __future__ import annotations
 import asyncio
 import re
 from collections import Counter
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from collections.abc import Sequence
 from typing import Any
 
 from migrator.core.findings import finding
 from migrator.core.model import Finding
 from migrator.errors import CommandFailed, Refused
-from migrator.qemu.backends import Command, Netdev, Nodes, block_nodes, chardev_add, netdev_add, netdevs
-from migrator.qemu.cmdline import Live
+from migrator.qemu.backends import Command, chardev_add, netdev_add
 from migrator.qemu.monitor import Monitor
+from migrator.qemu.plugged import (
+    ASK_SECONDS,
+    PERIPHERAL,
+    Inventory,
+    Plugged,
+    ask,
+    pci_address,
+    take_inventory,
+)
 
-_PLUGGED = "/machine/peripheral"
 #: Properties that QEMU lists among a device's arguments but sets by itself.
 _NOT_GIVEN = frozenset({"size", "busnr", "crash-information", "thread-id"})
 #: Objects that serve others come first.
@@ -33,154 +39,6 @@ _REFUSED = re.compile(
 )
 #: Properties in which 0 stands for nothing given, and cannot be given.
 _UNSET_AT_ZERO = frozenset({"label-size"})
-#: What says where on its bus a device sits.
-_PLACES = ("addr", "nr", "scsi-id", "lun", "channel", "port", "unit")
-_LIMITS = (
-    *("bps", "bps_rd", "bps_wr", "iops", "iops_rd", "iops_wr"),
-    *("bps_max", "bps_rd_max", "bps_wr_max", "iops_max", "iops_rd_max", "iops_wr_max"),
-    *("bps_max_length", "bps_rd_max_length", "bps_wr_max_length"),
-    *("iops_max_length", "iops_rd_max_length", "iops_wr_max_length", "iops_size", "group"),
-)
-_ASK_SECONDS = 20.0
-
-
-@dataclass(frozen=True, kw_only=True)
-class Plugged:
-    """One device that can be plugged and unplugged."""
-
-    #: In QOM.
-    path: str
-    #: Empty where it has none.
-    id: str
-    driver: str
-    #: QOM path of the bus it sits on; empty where it needs none.
-    bus: str = ""
-
-
-@dataclass(frozen=True, kw_only=True)
-class Inventory:
-    """What one QEMU has, its built-in devices aside."""
-
-    devices: tuple[Plugged, ...]
-    #: Type of every user-created object, by id.
-    objects: dict[str, str]
-    netdevs: dict[str, Netdev]
-    #: How query-chardev shows each.
-    chardevs: dict[str, str]
-    nodes: Nodes
-    #: Ids of drives.
-    drives: frozenset[str]
-    #: QOM path of every vCPU that was plugged, with its place in the topology.
-    cpus: dict[str, dict[str, Any]]
-    #: What each device that has a disk calls it, by its QOM path.
-    disks: dict[str, str]
-    #: Limits that were set on each device's disk, as block_set_io_throttle takes them; those without are left out.
-    throttles: dict[str, dict[str, Any]]
-    #: Of every drive whose medium can be changed: the device's QOM path, and the file in it (empty: none).
-    media: dict[str, str]
-
-    def live(self) -> Live:
-        """As :func:`migrator.qemu.cmdline.replicate` wants it."""
-        return Live(
-            devices=frozenset(device.id for device in self.devices),
-            objects=frozenset(self.objects),
-            netdevs=frozenset(self.netdevs),
-            chardevs=frozenset(self.chardevs),
-            nodes=frozenset(self.nodes.nodes),
-            drives=self.drives,
-        )
-
-
-async def take_inventory(monitor: Monitor) -> Inventory:
-    """Read it; two pipelined round trips, nothing is changed.
-
-    :raise QemuError: when it cannot be asked.
-    """
-    named, unnamed, objects, cpus, nodes, graph, blocks, network, chardevs = await asyncio.gather(
-        _ask(monitor, "qom-list", path=_PLUGGED),
-        _ask(monitor, "qom-list", path=f"{_PLUGGED}-anon"),
-        _ask(monitor, "qom-list", path="/objects"),
-        _ask(monitor, "query-hotpluggable-cpus", otherwise=[]),
-        _ask(monitor, "query-named-block-nodes", flat=True),
-        _ask(monitor, "x-debug-query-block-graph", otherwise={"nodes": [], "edges": []}),
-        _ask(monitor, "query-block"),
-        _ask(monitor, "human-monitor-command", **{"command-line": "info network"}),
-        _ask(monitor, "query-chardev"),
-    )
-    devices = [(f"{_PLUGGED}/{name}", name, kind) for name, kind in _children(named)]
-    devices += [(f"{_PLUGGED}-anon/{name}", "", kind) for name, kind in _children(unnamed)]
-    buses = await asyncio.gather(
-        *(_ask(monitor, "qom-get", path=path, property="parent_bus", otherwise="") for path, _, _ in devices)
-    )
-    return Inventory(
-        devices=tuple(
-            Plugged(path=path, id=identity, driver=kind, bus=bus or "")
-            for (path, identity, kind), bus in zip(devices, buses, strict=True)
-        ),
-        objects=dict(_children(objects)),
-        netdevs=netdevs(network),
-        chardevs={entry["label"]: entry["filename"] for entry in chardevs},
-        nodes=block_nodes(nodes, graph, blocks),
-        drives=frozenset(block["device"] for block in blocks if block["device"]),
-        cpus={cpu["qom-path"]: cpu["props"] for cpu in cpus if "qom-path" in cpu},
-        disks={
-            block["qdev"]: block["device"] or block["inserted"]["node-name"]
-            for block in blocks
-            if block.get("qdev") and "inserted" in block
-        },
-        throttles={
-            block["qdev"]: limits for block in blocks if block.get("qdev") and (limits := _limits(block))
-        },
-        media={
-            block["qdev"]: block.get("inserted", {}).get("file", "")
-            for block in blocks
-            if block.get("removable") and block.get("qdev")
-        },
-    )
-
-
-def _limits(block: dict[str, Any]) -> dict[str, Any]:
-    shown = block.get("inserted", {})
-    limits = {name: shown[name] for name in _LIMITS if name in shown}
-    return limits if any(limits.get(name) for name in _LIMITS[:6]) else {}
-
-
-async def places(monitor: Monitor, devices: Iterable[Plugged]) -> dict[str, dict[str, str]]:
-    """Where QEMU, or somebody, has put each device that has an id, as its own properties say it.
-
-    :raise QemuError: when it cannot be asked.
-    """
-
-    async def place(device: Plugged) -> dict[str, str]:
-        values = await asyncio.gather(
-            *(_ask(monitor, "qom-get", path=device.path, property=name, otherwise="") for name in _PLACES)
-        )
-        found = {
-            name: str(value) for name, value in zip(_PLACES, values, strict=True) if value not in ("", -1)
-        }
-        if "addr" in found:
-            found["addr"] = _pci(int(found["addr"]))
-        return found | {"bus": device.bus.rpartition("/")[2]}
-
-    seated = [device for device in devices if device.id and device.bus]
-    return dict(zip([device.id for device in seated], await asyncio.gather(*map(place, seated)), strict=True))
-
-
-def _pci(value: Any) -> Any:
-    return f"{value >> 3:x}.{value & 7:x}" if isinstance(value, int) else value
-
-
-async def _ask(monitor: Monitor, command: str, *, otherwise: Any = None, **arguments: Any) -> Any:
-    try:
-        return await monitor.execute(command, arguments or None, timeout=_ASK_SECONDS)
-    except CommandFailed:
-        if otherwise is None:
-            raise
-        return otherwise
-
-
-def _children(listing: Iterable[dict[str, str]]) -> list[tuple[str, str]]:
-    return [(entry["name"], entry["type"][6:-1]) for entry in listing if entry["type"].startswith("child<")]
 
 
 async def catch_up(source: Monitor, destination: Monitor, *, run_directory: str) -> tuple[Finding, ...]:
@@ -233,7 +91,7 @@ def _in_order(devices: Sequence[Plugged], here: Inventory) -> list[Plugged]:
     """vCPUs first, then memory, then whatever sits on a bus after the device that has that bus."""
     paths = {device.path for device in here.devices}
 
-    def rank(device: Plugged) -> tuple[int, int, str]:
+    def rank(device: Plugged) -> tuple[int, int, int, str]:
         depth = 0
         at: Plugged | None = device
         while at is not None and depth <= len(paths):
@@ -241,7 +99,7 @@ def _in_order(devices: Sequence[Plugged], here: Inventory) -> list[Plugged]:
             at = next((other for other in here.devices if other.path == holder), None)
             depth += 1
         kind = 0 if device.path in here.cpus else 1 if not device.bus else 2
-        return kind, depth, device.path
+        return kind, depth, device.port.count("."), device.path
 
     return sorted(devices, key=rank)
 
@@ -256,7 +114,7 @@ def _objects_in_order(objects: dict[str, str]) -> list[tuple[str, str]]:
 
 async def _object(source: Monitor, name: str, kind: str) -> dict[str, Any]:
     path = f"/objects/{name}"
-    listing = await _ask(source, "qom-list", path=path)
+    listing = await ask(source, "qom-list", path=path)
     names = [
         entry["name"]
         for entry in listing
@@ -265,7 +123,7 @@ async def _object(source: Monitor, name: str, kind: str) -> dict[str, Any]:
         and not entry["type"].startswith("child<")
     ]
     values = await asyncio.gather(
-        *(_ask(source, "qom-get", path=path, property=name, otherwise="") for name in names)
+        *(ask(source, "qom-get", path=path, property=name, otherwise="") for name in names)
     )
     given = {key: value for key, value in zip(names, values, strict=True) if value not in ("", [], None)}
     return {"qom-type": kind, "id": name, **given}
@@ -273,12 +131,12 @@ async def _object(source: Monitor, name: str, kind: str) -> dict[str, Any]:
 
 async def _properties(monitor: Monitor, device: Plugged) -> dict[str, tuple[str, Any, Any]]:
     """Of every property of a device: its type, its default, its value."""
-    listing = await _ask(monitor, "device-list-properties", typename=device.driver)
+    listing = await ask(monitor, "device-list-properties", typename=device.driver)
     listing = [entry for entry in listing if not entry["type"].startswith("child<")]
     unreadable = object()
     values = await asyncio.gather(
         *(
-            _ask(monitor, "qom-get", path=device.path, property=entry["name"], otherwise=unreadable)
+            ask(monitor, "qom-get", path=device.path, property=entry["name"], otherwise=unreadable)
             for entry in listing
         )
     )
@@ -299,7 +157,7 @@ async def _arguments(
 ) -> dict[str, Any]:
     """What device_add makes the same device with."""
     taken = {
-        entry["name"] for entry in await _ask(destination, "device-list-properties", typename=device.driver)
+        entry["name"] for entry in await ask(destination, "device-list-properties", typename=device.driver)
     }
     arguments: dict[str, Any] = {"driver": device.driver}
     if device.bus:
@@ -312,9 +170,11 @@ async def _arguments(
             continue
         if name in _UNSET_AT_ZERO and not value:
             continue
-        if kind.startswith("link<") and not str(value).startswith(("/objects/", f"{_PLUGGED}/")):
+        if kind.startswith("link<") and not str(value).startswith(("/objects/", f"{PERIPHERAL}/")):
             continue  # to a part of itself or of the machine
-        arguments[name] = _pci(value) if name == "addr" and kind in ("int32", "str") else value
+        arguments[name] = pci_address(value) if name == "addr" and kind in ("int32", "str") else value
+    if device.port:
+        arguments["port"] = device.port
     if "drive" in taken and "drive" not in arguments:  # usb-storage hands it on to a disk within
         within = [disk for path, disk in disks.items() if path.startswith(f"{device.path}/")]
         arguments |= {"drive": within[0]} if within else {}
@@ -336,9 +196,7 @@ async def _behind(
     if (netdev := arguments.get("netdev")) and netdev not in made:
         if netdev not in here.netdevs:
             raise Refused(f"device {device.id or device.driver} names {netdev}, which QEMU does not show")
-        shown = await _ask(
-            source, "x-query-virtio-status", path=f"{device.path}/virtio-backend", otherwise={}
-        )
+        shown = await ask(source, "x-query-virtio-status", path=f"{device.path}/virtio-backend", otherwise={})
         commands.append(netdev_add(netdev, here.netdevs[netdev], vhost=bool(shown.get("vhost-started"))))
     if (chardev := arguments.get("chardev")) and chardev not in made:
         commands.append(chardev_add(chardev, here.chardevs.get(chardev, "nothing"), run_directory))
@@ -349,7 +207,7 @@ async def _add(destination: Monitor, command: str, arguments: dict[str, Any]) ->
     """Execute it, without what nobody can give, and without what this QEMU does not know where that changes nothing."""
     while True:
         try:
-            await destination.execute(command, arguments, timeout=_ASK_SECONDS)
+            await destination.execute(command, arguments, timeout=ASK_SECONDS)
         except CommandFailed as error:
             said = _REFUSED.search(error.description)
             name = said["name"] if said else ""
@@ -384,7 +242,9 @@ async def _compare(source: Monitor, destination: Monitor, device: Plugged) -> li
     if not device.id or device.driver.endswith("-cpu"):
         return []
     here, there = await asyncio.gather(_properties(source, device), _properties(destination, device))
-    bus = await _ask(destination, "qom-get", path=device.path, property="parent_bus", otherwise="")
+    if device.port and "port" in here:
+        here["port"] = (*here["port"][:2], device.port)  # it was told there what was chosen here
+    bus = await ask(destination, "qom-get", path=device.path, property="parent_bus", otherwise="")
     differing = [
         f"{name} {here[name][2]!r} against {there[name][2]!r}"
         for name in sorted(here.keys() & there.keys() - _NOT_GIVEN)

@@ -18,8 +18,9 @@ from migrator.hosts.site_config import HostConfig
 from migrator.ports import GuestProcess, Qemu, Waiting
 from migrator.qemu.address import bracketed
 from migrator.qemu.cmdline import Place, Replica, has_lost, paths, replicate
-from migrator.qemu.devices import catch_up, places, take_inventory
+from migrator.qemu.devices import catch_up
 from migrator.qemu.endpoint import Endpoint
+from migrator.qemu.plugged import places, take_inventory
 from migrator.service.launch_config import LaunchConfig, Method, fill, place, socket_of
 
 #: Seconds that a QEMU may take to greet, once it is known to run.
