@@ -274,11 +274,13 @@ class Door:
     """Takes commands from every interface.
 
     :param heard: is told interface, verb and result (``accepted``, ``refused``, ``repeated``) of every command.
+    :param told: is told every command that was answered for the first time, and the answer: for the audit.
     """
 
     controller: Controller
     log: CommandLog
     heard: Callable[[str, str, str], None] = field(default=lambda interface, verb, result: None)
+    told: Callable[[Envelope, Reply], None] = field(default=lambda envelope, reply: None)
     _locks: dict[str, asyncio.Lock] = field(default_factory=dict)
 
     async def execute(self, envelope: Envelope) -> Reply:
@@ -291,7 +293,9 @@ class Door:
             command = parse(envelope)
         except Refusal as refusal:
             self.heard(envelope.caller.interface, _known(envelope.verb), "refused")
-            return _refused(envelope, refusal)
+            reply = _refused(envelope, refusal)
+            self.told(envelope, reply)
+            return reply
         key = f"{envelope.caller.user}\n{envelope.id}" if envelope.id else ""
         lock = self._locks.setdefault(key, asyncio.Lock()) if key else asyncio.Lock()
         try:
@@ -343,6 +347,7 @@ class Door:
                 # It was begun, and the journal says so: a repetition finds it claimed and is told what it began.
                 logs.logger(command=key).warning("reply not journalled", error=str(error))
         self.heard(caller.interface, command.verb, result)
+        self.told(envelope, reply)
         return reply
 
     async def finished(self, *, key: str, reply: Reply) -> None:

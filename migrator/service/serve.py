@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import fcntl
-import os
 import signal
 import ssl
 import sys
@@ -21,9 +19,9 @@ from migrator.core import findings as catalogue
 from migrator.core.placement import Options
 from migrator.core.transfers import Rules as LinkRules
 from migrator.engine.bus import Bus
-from migrator.engine.commands import Door
+from migrator.engine.commands import COMMANDS, Door, Envelope, Reply, Role
 from migrator.engine.controller import Engine, Rules
-from migrator.engine.documents import Subject
+from migrator.engine.documents import EventKind, Subject
 from migrator.engine.inventory import Inventory
 from migrator.engine.job import Job, Means
 from migrator.engine.keeper import Keeper
@@ -36,6 +34,7 @@ from migrator.http.limits import Limits as HttpLimits
 from migrator.http.server import Servers, Tcp, UnixSocket
 from migrator.metrics import Metrics, Probes
 from migrator.mqtt import Mqtt
+from migrator.mqtt.replies import Begun
 from migrator.mqtt.settings import MqttSettings as BrokerSettings
 from migrator.service.notify import notify, watchdog
 from migrator.service.site_parts import make_site
@@ -43,7 +42,6 @@ from migrator.settings import Settings
 from migrator.store.experience import FileExperience
 from migrator.store.journal import SqlJournal
 from migrator.store.step_records import StepRecords
-from migrator.store.tokens import Tokens
 
 #: A journal that cannot be written is tried so often, so that new work is taken again once it can.
 _PROBE_SECONDS = 5.0
@@ -83,34 +81,11 @@ async def serve(path: Path | None, *, drain: bool = False) -> None:
     loop = asyncio.get_running_loop()
     for number in (signal.SIGINT, signal.SIGTERM):
         loop.add_signal_handler(number, stop.ask)
-    with _only_one(settings.store.path.parent):
-        async with _running(settings, path) as engine:
-            await stop.wait()
-            notify("STOPPING=1")
-            logs.logger().info("stopping", drain=stop.drain)
-            await engine.stop(drain=stop.drain, timeout=settings.site.stop_timeout)
-
-
-@contextlib.contextmanager
-def _only_one(directory: Path) -> Any:
-    """Two services never share a journal: the second is refused, and a dead one leaves nothing behind."""
-    try:
-        directory.mkdir(parents=True, exist_ok=True, mode=0o700)
-        lock = os.open(directory / "service.lock", os.O_CREAT | os.O_RDWR | os.O_CLOEXEC, 0o600)
-    except OSError as error:
-        raise UsageError(
-            f"[store] path: {directory} cannot be used: {error.strerror}; make it writable for this user"
-        ) from error
-    try:
-        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        raise UsageError(
-            f"another service runs with the journal in {directory}; stop that one first"
-        ) from None
-    else:
-        yield
-    finally:
-        os.close(lock)
+    async with _running(settings, path) as engine:
+        await stop.wait()
+        notify("STOPPING=1")
+        logs.logger().info("stopping", drain=stop.drain)
+        await engine.stop(drain=stop.drain, timeout=settings.site.stop_timeout)
 
 
 @asynccontextmanager
@@ -120,7 +95,6 @@ async def _running(settings: Settings, path: Path | None) -> AsyncIterator[Engin
     async with (
         contextlib.AsyncExitStack() as stack,
         await SqlJournal.open(settings.store.path) as journal,
-        await Tokens.open(settings.store.path) as tokens,
     ):
         stack.push_async_callback(site.close)
         last, sequences = await journal.positions()
@@ -159,10 +133,15 @@ async def _running(settings: Settings, path: Path | None) -> AsyncIterator[Engin
                 journal_complaint=lambda: journal.complaint,
             ),
         )
-        door = Door(controller=Verbs(engine), log=journal, heard=metrics.command)
+        door = Door(
+            controller=Verbs(engine),
+            log=journal,
+            heard=metrics.command,
+            told=lambda *said: _audit(bus, *said),
+        )
         await engine.recover()  # before anything else: somebody may stand still
         await stack.enter_async_context(metrics)
-        app = create_app(door, views, tokens, metrics=metrics.scrape, limits=_http_limits(settings))
+        app = create_app(door, views, journal.tokens, metrics=metrics.scrape, limits=_http_limits(settings))
         servers = await stack.enter_async_context(_servers(app, settings))
         async with asyncio.TaskGroup() as group:
             tasks = [
@@ -179,6 +158,7 @@ async def _running(settings: Settings, path: Path | None) -> AsyncIterator[Engin
                     door=door,
                     reading=views,
                     connected=lambda there: connected.update(mqtt=there),
+                    who_began=lambda subject, identifier: _who_began(journal, subject, identifier),
                 )
                 tasks.append(group.create_task(mqtt.run(), name="mqtt"))
             log.info("ready", listening=servers.addresses, hosts=len(settings.hosts), version=__version__)
@@ -188,6 +168,40 @@ async def _running(settings: Settings, path: Path | None) -> AsyncIterator[Engin
             finally:
                 for task in tasks:
                     task.cancel()
+
+
+def _audit(bus: Bus, envelope: Envelope, reply: Reply) -> None:
+    """Who asked for what, from where, and what it got; what changes nothing only if it was refused."""
+    kind = COMMANDS.get(envelope.verb)
+    if kind is not None and kind.role is Role.VIEWER and reply.kind != "refused":
+        return
+    caller = envelope.caller
+    bus.publish(
+        EventKind.COMMAND,
+        Subject.COMMAND,
+        f"{caller.user}\n{envelope.id}" if envelope.id else "",
+        {
+            "verb": envelope.verb[:64],
+            "user": caller.user,
+            "interface": caller.interface,
+            "origin": caller.origin,
+            "id": envelope.id,
+            "answer": reply.kind,
+            "code": reply.code,
+            "message": reply.message,
+            "subject": reply.subject,
+            "subject_id": reply.subject_id,
+        },
+    )
+
+
+async def _who_began(journal: SqlJournal, subject: Subject, identifier: str) -> Begun | None:
+    """The command by MQTT behind what has ended, if there was one."""
+    found = await journal.command_behind(subject, identifier)
+    if found is None or found["caller"].get("interface") != "mqtt":
+        return None
+    user, _, key = str(found["key"]).partition("\n")
+    return Begun(user=user, id=key, verb=found["verb"], origin=found["caller"].get("origin", ""))
 
 
 def _rules(settings: Settings) -> Rules:

@@ -197,7 +197,6 @@ class HostDefaults(Section):
     launch: Literal["replicate", "template", "attached"] = "replicate"
     template: Arguments = ()
     attached: HostPath = ""
-    fence_command: Arguments = ()
     link_speed: RateOrAuto = None
     memory: Size = 0
     memory_reserve: Size = 2 << 30

@@ -240,6 +240,26 @@ class SqlJournal:
 
         return await self._database.write(write)
 
+    async def command_behind(self, kind: str, identifier: str) -> dict[str, Any] | None:
+        """``key``, ``verb`` and ``caller`` of the command that began a document; ``None`` where none did.
+
+        :raise JournalError: it cannot be read.
+        """
+        document = await self.find(kind, identifier)
+        key = (document or {}).get("_private", {}).get("command")
+        if not key:
+            return None
+
+        async def read(connection: AsyncConnection) -> dict[str, Any] | None:
+            row = (
+                await connection.execute(
+                    select(commands.c.verb, commands.c.caller).where(commands.c.key == _text(key))
+                )
+            ).one_or_none()
+            return None if row is None else {"key": key, "verb": row.verb, "caller": json.loads(row.caller)}
+
+        return await self._database.read(read)
+
     async def answer_command(self, *, key: str, reply: Mapping[str, Any]) -> None:
         """See :meth:`migrator.engine.commands.CommandLog.answer_command`; one that was not claimed is let pass."""
         values = {
