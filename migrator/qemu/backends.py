@@ -105,6 +105,10 @@ class Nodes:
     #: Of each drive that has an id: its uppermost node.
     roots: Mapping[str, str] = field(default_factory=dict)
 
+    def top(self, name: str) -> Mapping[str, Any]:
+        """The uppermost node of a drive or node."""
+        return self.nodes[self.roots.get(name, name)]
+
     def commands(self, wanted: str, there: Sequence[str]) -> Iterator[Command]:
         """What makes the block device that a device calls `wanted`, its named nodes first.
 

@@ -42,6 +42,8 @@ _FIRST = {
     "spice": "spice",
     "display": "type",
 }
+#: Of the places of a device, those that are numbers.
+_NUMBERS = frozenset({"nr", "scsi-id", "lun", "channel", "unit"})
 _WITH_SOCKETS = frozenset({"netdev", "nic", "net", "vnc", "spice"})
 
 
@@ -270,7 +272,7 @@ class _Work:
             keys = value.keys
             for key, where in self._live.places.get(value.get("id"), {}).items():
                 if key not in keys:
-                    value.set(key, where)
+                    value.set(key, where, number=key in _NUMBERS)
         elif name == "chardev":
             self._chardev(value)
         elif name in _WITH_SOCKETS:

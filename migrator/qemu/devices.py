@@ -9,7 +9,7 @@ from __future__ import annotations
 import asyncio
 import re
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 from migrator.core.findings import finding
@@ -41,10 +41,13 @@ _REFUSED = re.compile(
 _UNSET_AT_ZERO = frozenset({"label-size"})
 
 
-async def catch_up(source: Monitor, destination: Monitor, *, run_directory: str) -> tuple[Finding, ...]:
+async def catch_up(
+    source: Monitor, destination: Monitor, *, run_directory: str, same_files: bool = True
+) -> tuple[Finding, ...]:
     """Give the destination, which does not listen yet, all that the source has and it lacks.
 
     :param run_directory: where the destination's sockets are.
+    :param same_files: disks have the same names on both sides.
     :returns: what is not the same even so.
     :raise Refused: QEMU does not show enough of something to make it again.
     :raise CommandFailed: the destination refused one of them; some may have been added.
@@ -70,7 +73,26 @@ async def catch_up(source: Monitor, destination: Monitor, *, run_directory: str)
     for qdev, limits in here.throttles.items():
         if there.throttles.get(qdev) != limits:
             await _add(destination, "block_set_io_throttle", {"id": qdev, **limits})
-    return tuple([found for device in added for found in await _compare(source, destination, device)])
+    differing = [found for device in added for found in await _compare(source, destination, device)]
+    if same_files:
+        differing += _other_files(here, await take_inventory(destination))
+    return tuple(differing)
+
+
+def _other_files(here: Inventory, there: Inventory) -> Iterator[Finding]:
+    """Disks that have become others since the source was started, so that its command line names an old file."""
+    for device, disk in here.disks.items():
+        if device not in there.disks:
+            continue  # said of the device
+        mine, other = here.nodes.top(disk), there.nodes.top(there.disks[device])
+        if (mine["file"], mine["drv"]) != (other["file"], other["drv"]):
+            yield finding(
+                "disk-not-shared",
+                f"disk {device.removeprefix(f'{PERIPHERAL}/')} is {mine['file']} ({mine['drv']}) now, but the command "
+                f"line of the source names {other['file']} ({other['drv']}): it was changed by a snapshot or a copy "
+                "while the guest ran",
+                "merge it back into that file (block-commit), or start the destination by a template",
+            )
 
 
 def _lacking(here: Sequence[Plugged], there: Sequence[Plugged]) -> list[Plugged]:

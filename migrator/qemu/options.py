@@ -139,15 +139,19 @@ class Value:
             return frozenset(_flat(self._json))
         return frozenset(name or self._first for name, _ in self._parts)
 
-    def set(self, key: str, value: str) -> None:
-        """Set `key`, where it stands already or at the end."""
+    def set(self, key: str, value: str, *, number: bool = False) -> None:
+        """Set `key`, where it stands already or at the end.
+
+        :param number: in JSON it is one.
+        """
         if self._json is not None:
             inner, _, last = key.rpartition(".")
             holder = self._inner(inner) if inner else self._json
             if isinstance(holder, dict):
                 old = holder.get(last)
                 on = {"on": True, "off": False}
-                holder[last] = on[value] if (old is None or isinstance(old, bool)) and value in on else value
+                is_switch = (old is None or isinstance(old, bool)) and value in on
+                holder[last] = int(value) if number else on[value] if is_switch else value
             return
         names = [name or self._first for name, _ in self._parts]
         at = next((n for n, name in enumerate(names) if name in (key, f"no{key}")), None)

@@ -116,7 +116,11 @@ class Destinations:
         qemu = self._reach.endpoint(target, place(nest).control, role="destination")
         try:
             await _greet(qemu, launcher, nest, process, argv[0])
-            _refuse(await catch_up(end.monitor, qemu.monitor, run_directory=nest.run_directory))
+            _refuse(
+                await catch_up(
+                    end.monitor, qemu.monitor, run_directory=nest.run_directory, same_files=not template
+                )
+            )
         except BaseException:
             await certainly(_undo(launcher, nest, qemu), name=f"clear {nest.run_directory}")
             raise

@@ -14,6 +14,7 @@ from typing import Any
 import pytest
 
 from migrator.core.inventory import Guest
+from migrator.errors import Refused
 from migrator.testing.lab import Habit, Lab, Machine, Qemu, RawMonitor, until
 from tests.destinations import MIB, Moved, Site, arguments_of, guest_of, processes_with, site_of
 
@@ -302,6 +303,31 @@ class TestHotPlug:
         objects = {entry["name"] for entry in await moved.query("qom-list", path="/objects")}
         assert "rng0" in objects
         assert "rng1" not in objects
+
+    async def test_a_disk_that_was_changed_under_the_guest_is_not_taken_for_the_old_one(
+        self, lab: Lab, site: Site, one_version: Path
+    ) -> None:
+        qemu = await lab.boot(binary=one_version)
+        overlay = str(lab.directory / "overlay.qcow2")
+        arguments = {"node-name": "disk0", "snapshot-file": overlay, "snapshot-node-name": "over"}
+        await qemu.query("blockdev-snapshot-sync", arguments)
+        with pytest.raises(Refused, match=r"is .*overlay\.qcow2 \(qcow2\) now, but the command line"):
+            await site.start(guest_of(qemu))
+        assert (site.left, site.processes) == ([], [])
+        await qemu.query("block-commit", {"job-id": "commit", "device": "over"})
+        await until(lambda: job_is_ready(qemu), what="the commit")
+        await qemu.query("block-job-complete", device="commit")
+        await until(lambda: no_job(qemu), what="its end")
+        await site.close()
+        await site.move(guest_of(qemu), "beta")
+
+
+async def job_is_ready(qemu: Qemu) -> bool:
+    return all(job["status"] == "ready" for job in await qemu.query("query-jobs"))
+
+
+async def no_job(qemu: Qemu) -> bool:
+    return not await qemu.query("query-jobs")
 
 
 class TestNames:

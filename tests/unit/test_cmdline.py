@@ -302,6 +302,19 @@ def test_what_was_unplugged_is_left_out_and_the_rest_keeps_its_place() -> None:
     ]
 
 
+def test_places_in_json_have_their_types() -> None:
+    live = Live(
+        devices={"b", "p"}, places={"b": {"nr": "2", "bus": "s.0"}, "p": {"addr": "3.0", "port": "1"}}
+    )
+    after = kept(
+        *("-device", "e1000,id=gone", "-device", '{"driver": "virtserialport", "id": "b"}'),
+        *("-device", '{"driver": "x", "id": "p"}'),
+        live=live,
+    )
+    assert json.loads(after[1]) == {"driver": "virtserialport", "id": "b", "nr": 2, "bus": "s.0"}
+    assert json.loads(after[3]) == {"driver": "x", "id": "p", "addr": "3.0", "port": "1"}
+
+
 VALUES = st.text(alphabet=st.sampled_from(list("ab=,.-/ \n'\"$é")), min_size=1, max_size=6)
 WORDS = st.lists(
     st.one_of(
