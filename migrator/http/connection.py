@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 import socket
 import struct
 
 import h11
 from uvicorn.protocols.http.h11_impl import H11Protocol
 
+from migrator import logs
 from migrator.http.problems import MEDIA_TYPE, Problem
 
 #: Of one entrance at a time; a further one is closed at once.
@@ -76,3 +78,23 @@ class Connection(H11Protocol):
         elif not waiting and self._impatience is not None:
             self._impatience.cancel()
             self._impatience = None
+
+
+class _OurLog(logging.Handler):
+    """Takes what uvicorn has to say into our log: what is not HTTP, and the traceback of every fault of ours."""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        """See logging."""
+        fields = {}
+        if record.exc_info:
+            fields["exception"] = logging.Formatter().formatException(record.exc_info)
+        logs.logger(part="http").warning(record.getMessage().strip(), **fields)
+
+
+def log_as_we_do() -> None:
+    """Once a process."""
+    logger = logging.getLogger("uvicorn.error")
+    logger.setLevel(logging.WARNING)
+    logger.propagate = False
+    if not any(isinstance(handler, _OurLog) for handler in logger.handlers):
+        logger.addHandler(_OurLog())

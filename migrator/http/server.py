@@ -22,7 +22,7 @@ from fastapi import FastAPI
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from migrator.errors import UsageError
-from migrator.http.connection import Connection
+from migrator.http.connection import Connection, log_as_we_do
 from migrator.http.parts import Parts
 from migrator.http.probes import create_probes
 
@@ -85,6 +85,7 @@ class Servers:
         self.addresses: list[str] = []
 
     async def __aenter__(self) -> Self:
+        log_as_we_do()
         bound: list[tuple[_Server, socket.socket]] = []
         try:
             if self._unix is not None:

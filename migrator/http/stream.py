@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
-from collections.abc import AsyncGenerator, AsyncIterator, Mapping
+from collections.abc import AsyncGenerator, Mapping
 from contextlib import aclosing
 from typing import Annotated, Any
 
@@ -13,8 +13,10 @@ from pydantic import BaseModel
 from starlette.responses import Response
 from starlette.types import Receive, Scope, Send
 
+from migrator import logs
 from migrator.engine.commands import Caller, Name
 from migrator.engine.documents import EventDocument, EventKind, Subject
+from migrator.errors import JournalError
 from migrator.http import look
 from migrator.http.parts import Asks, Parts, answer, parts
 
@@ -24,6 +26,8 @@ _PAGE = 500
 #: Events are published before they are journalled. For the journal to catch up with what was published, in seconds;
 #: after that (it cannot be written, or that event was swept out of it) the gap is left and shows in the ids.
 _JOURNAL_SECONDS = 2.0
+#: Of a client that is slow, so much waits here; the rest in the queue of the bus, and what that drops in the journal.
+_AHEAD_BYTES = 64 * 1024
 _LARGEST_ID = 2**63 - 1
 
 After = Annotated[
@@ -133,7 +137,7 @@ async def _follow(
             async for live in listener:
                 if live.kind is EventKind.PROGRESS:
                     if _wanted(live, subject, subject_id):
-                        yield _frame(live.model_dump(mode="json"))
+                        yield _live(live)
                     continue
                 if live.event_id <= last:
                     continue
@@ -146,7 +150,7 @@ async def _follow(
                     return
                 last = live.event_id
                 if _wanted(live, subject, subject_id):
-                    yield _frame(live.model_dump(mode="json"))
+                    yield _live(live)
         finally:
             own.unheed(listener)
 
@@ -176,10 +180,15 @@ def _wanted(event: EventDocument, subject: Subject | None, subject_id: str | Non
     return subject in (None, event.subject) and subject_id in (None, event.subject_id)
 
 
+def _live(event: EventDocument) -> bytes:
+    counted = b"" if event.kind is EventKind.PROGRESS else b"id: %d\n" % event.event_id
+    text = event.model_dump_json().encode()
+    return b"%sevent: %s\ndata: %s\n\n" % (counted, event.kind.encode(), text)
+
+
 def _frame(event: Mapping[str, Any]) -> bytes:
-    counted = "" if event["kind"] == EventKind.PROGRESS else f"id: {event['event_id']}\n"
     text = json.dumps(event, separators=(",", ":"), ensure_ascii=True)
-    return f"{counted}event: {event['kind']}\ndata: {text}\n\n".encode()
+    return f"id: {event['event_id']}\nevent: {event['kind']}\ndata: {text}\n\n".encode()
 
 
 class _Stream(Response):
@@ -193,38 +202,61 @@ class _Stream(Response):
         self._own = own
         self._user = user
         self._frames = frames
+        self._ready = bytearray()
+        self._over = False
+        self._news = asyncio.Event()
+        self._room = asyncio.Event()
 
     async def __call__(self, _: Scope, receive: Receive, send: Send) -> None:
         with self._own.streams.one(self._user):
-            await send({"type": "http.response.start", "status": 200, "headers": self.raw_headers})
-            gone = asyncio.create_task(_gone(receive), name="stream's client")
-            coming: asyncio.Task[bytes | None] | None = None
+            events = asyncio.create_task(self._collect(), name="stream's events")
+            client = asyncio.create_task(self._await_end(receive), name="stream's client")
             try:
-                while True:
-                    coming = coming or asyncio.create_task(_next(self._frames), name="stream's next event")
-                    heartbeat = self._own.limits.heartbeat_seconds
-                    await asyncio.wait({gone, coming}, timeout=heartbeat, return_when="FIRST_COMPLETED")
-                    if gone.done():
-                        return
-                    frame: bytes | None = b": still here\n\n"
-                    if coming.done():
-                        frame, coming = coming.result(), None
-                    if frame is None:
-                        break
-                    await send({"type": "http.response.body", "body": frame, "more_body": True})
-                await send({"type": "http.response.body", "body": b"", "more_body": False})
+                await send({"type": "http.response.start", "status": 200, "headers": self.raw_headers})
+                while not self._over or self._ready:
+                    frames = await self._next()
+                    await send({"type": "http.response.body", "body": frames, "more_body": True})
+                if not client.done():
+                    await events  # a fault in it is ours, and belongs into the log
+                    await send({"type": "http.response.body", "body": b"", "more_body": False})
             finally:
-                for task in (gone, coming):
-                    if task is not None:
-                        task.cancel()
-                await asyncio.gather(*(task for task in (gone, coming) if task), return_exceptions=True)
+                for task in (events, client):
+                    task.cancel()
+                await asyncio.gather(events, client, return_exceptions=True)
                 await self._frames.aclose()
 
+    async def _next(self) -> bytes:
+        """All that is ready; after a while without anything a comment."""
+        try:
+            async with asyncio.timeout(self._own.limits.heartbeat_seconds):
+                await self._news.wait()
+        except TimeoutError:
+            return b": still here\n\n"
+        frames = bytes(self._ready)
+        self._ready.clear()
+        self._room.set()
+        if not self._over:
+            self._news.clear()
+        return frames
 
-async def _next(frames: AsyncIterator[bytes]) -> bytes | None:
-    return await anext(frames, None)
+    async def _collect(self) -> None:
+        try:
+            async for frame in self._frames:
+                self._ready += frame
+                self._news.set()
+                if len(self._ready) > _AHEAD_BYTES:
+                    self._room.clear()
+                    await self._room.wait()
+        except JournalError as error:
+            # The client comes again with the last id it saw, and finds out what is wrong.
+            logs.logger(user=self._user).warning("stream ended", error=str(error))
+        finally:
+            self._over = True
+            self._news.set()
 
-
-async def _gone(receive: Receive) -> None:
-    while (await receive())["type"] != "http.disconnect":
-        pass
+    async def _await_end(self, receive: Receive) -> None:
+        while (await receive())["type"] != "http.disconnect":
+            pass
+        self._ready.clear()
+        self._over = True
+        self._news.set()

@@ -171,7 +171,7 @@ def test_ctrl_c_leaves_an_evacuation_running(service: InThread):
     assert len(service.do(lambda world: world.active_evacuations())) == 1
 
 
-@pytest.mark.parametrize("columns", [60, 160])
+@pytest.mark.parametrize("columns", [60, pytest.param(160, marks=pytest.mark.matrix)])
 def test_tables_fit_the_terminal(service: InThread, columns: int):
     for arguments in (("hosts",), ("guests",), ("plan", "alpha"), ("status",)):
         with running(service, *arguments, terminal=(columns, 24)) as command:

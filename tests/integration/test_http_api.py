@@ -14,6 +14,7 @@ from typing import Any
 import httpx2
 import pytest
 
+from migrator import logs
 from migrator.core.model import State
 from migrator.http.limits import Limits
 from tests.service_fakes import HOSTILE, OPERATOR, VIEWER, Place, World, serving
@@ -373,6 +374,28 @@ class TestEverywhere:
         found = problem(await client.get("hosts", headers={"X-Request-Id": "find-me"}), 500, "internal")
         assert found["request_id"] == "find-me"
         assert "ZeroDivision" not in json.dumps(found)
+
+    async def test_the_log_has_the_fault_and_who_asked_but_no_token(
+        self, place: Place, world: World, capfd: pytest.CaptureFixture[str]
+    ):
+        logs.configure(verbose=True, json=True)
+        try:
+            async with by_tcp(place) as client:
+                await client.post("migrations", json={"guest": "db"}, headers={"X-Request-Id": "find-me"})
+                world.hosts = lambda: 1 / 0  # type: ignore[assignment,method-assign,return-value]
+                await client.get("hosts")
+                await client.get("hosts", headers={"Authorization": "Bearer another-secret"})
+        finally:
+            logs.configure()
+        said = capfd.readouterr().err
+        lines = [json.loads(line) for line in said.splitlines()]
+        asked = next(line for line in lines if line["event"] == "command")
+        assert (asked["user"], asked["origin"], asked["verb"], asked["answer"], asked["request"]) == (
+            *("olga", "127.0.0.1", "migrate", "accepted", "find-me"),
+        )
+        assert any("ZeroDivisionError" in line.get("exception", "") for line in lines)
+        assert OPERATOR not in said
+        assert "another-secret" not in said
 
     async def test_request_ids(self, client: httpx2.AsyncClient):
         given = await client.get("hosts", headers={"X-Request-Id": "a-b.c_1"})

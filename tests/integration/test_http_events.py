@@ -14,6 +14,7 @@ import pytest
 
 from migrator.core.model import State
 from migrator.engine.documents import EventKind, Subject
+from migrator.errors import JournalError
 from migrator.http.limits import Limits
 from migrator.testing.lab import until
 from tests.service_fakes import Place, World, serving
@@ -226,6 +227,26 @@ async def test_more_than_the_queue_holds_is_read_back_from_the_journal(
     await until(lambda: world.bus.listening() == 1, what="1 streams")
     say(world, 12_000)  # at once: the queue keeps the last 10,000
     assert [event["event_id"] for event in await coming] == list(range(1, 12_001))
+
+
+async def test_a_journal_that_cannot_be_read_ends_the_stream(
+    world: World, place: Place, monkeypatch: pytest.MonkeyPatch
+):
+    say(world, 3)
+
+    async def unreadable(**_: Any) -> list[dict[str, Any]]:
+        raise JournalError("the disk is gone")
+
+    with monkeypatch.context() as patched:
+        patched.setattr(world, "events", unreadable)
+        seen: list[int] = []
+        async with asyncio.timeout(10):
+            await _to_its_end(place, seen)
+        assert seen == []
+        async with client_of(place) as client:
+            answer = await client.get("events", headers={"Accept": "application/json"})
+        assert (answer.status_code, answer.json()["code"]) == (503, "unavailable")
+    assert [event["event_id"] for event in await take(3, place, "events?after=0")] == [1, 2, 3]
 
 
 async def test_streams_end_with_the_service(world: World, tmp_path: Path):

@@ -191,7 +191,7 @@ def test_it_comes_back_with_the_service(operator: Seen, service: InThread):
     operator.complaints[:] = [text for text in operator.complaints if "ERR_" not in text]
 
 
-@pytest.mark.parametrize("scheme", ["light", "dark"])
+@pytest.mark.parametrize("scheme", [pytest.param("light", marks=pytest.mark.matrix), "dark"])
 def test_on_a_phone(browser: Any, service: InThread, scheme: str):
     service.do(lambda world: world._evacuate(world._host("alpha"), None, user="tests"))
     service.do(lambda world: world.progress("m1", 0.4))
