@@ -166,6 +166,9 @@ class Counted:
                 del self._courses[identifier]  # it was held, and a person has resolved it
                 self._remember(identifier, body)
             return
+        if state == State.HELD and identifier not in self._courses:
+            self.held_before(identifier)  # the first that is heard of it: it was read from the journal so
+            return
         course = self._course(identifier)
         if course.at is not None:
             # The share that was taken until now; a share that has just begun counts from now on.

@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import asyncio
 import json
+import subprocess
+import sys
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
+import httpx2
 import pytest
 
 from migrator.testing import network
@@ -96,6 +99,7 @@ async def test_every_panel_has_data_while_real_guests_leave_a_host(tmp_path: Pat
         assert not without, "\n".join(f"{title}: {expr}" for title, expr in sorted(without))
 
         await _agrees(site, prometheus)
+        await asyncio.to_thread(_report, site, tmp_path)
         groups = (await prometheus.get("rules"))["groups"]
         assert [
             rule["lastError"] for group in groups for rule in group["rules"] if rule["health"] != "ok"
@@ -128,3 +132,25 @@ async def _agrees(site: Site, prometheus: Prometheus) -> None:
     assert await prometheus.query("migrator_migration_info") == []
     [state] = await prometheus.query('migrator_host_state{host="a", state="maintenance"}')
     assert state["number"] == 1
+
+
+def _report(site: Site, folder: Path) -> None:
+    """Any of these runs can be drawn from what the service keeps."""
+    transport = httpx2.HTTPTransport(uds=site.server.removeprefix("unix:"))
+    with httpx2.Client(transport=transport, base_url="http://migrator/api/v1/", timeout=20) as client:
+        migrations = client.get("migrations").json()["items"]
+    assert len(migrations) == 4
+    for migration in migrations[:2]:
+        assert _draw(site, migration["id"], folder / "run.svg") == 0
+        drawn = (folder / "run.svg").read_text(encoding="utf-8")
+        assert migration["guest_name"] in drawn
+        assert "took" in drawn
+    assert _draw(site, "no-such-id", folder / "none.svg") != 0
+    assert not (folder / "none.svg").exists()
+
+
+def _draw(site: Site, which: str, output: Path) -> int:
+    code = "import sys, pathlib; from migrator.cli.report import main; "
+    code += "main(sys.argv[1], pathlib.Path(sys.argv[2]), server=sys.argv[3])"
+    command = [sys.executable, "-c", code, which, str(output), site.server]
+    return subprocess.run(command, capture_output=True, timeout=60, check=False).returncode

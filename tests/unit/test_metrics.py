@@ -200,6 +200,7 @@ async def test_a_migration_is_counted_once_by_how_it_ended(service: Service, res
     service.reading.put(a_migration("m1", mode=mode))
     body = service.reading.end("m1", State(result))
     service.reading.put(body)  # said again
+    assert body.mode is mode
     results = (await service.values())["migrator_migrations_total"]
     assert {labels: value for labels, value in results.items() if value} == {
         (("mode", mode), ("result", result)): 1.0
@@ -221,7 +222,9 @@ async def test_a_held_migration_stays_until_it_is_resolved_and_counts_as_held(se
 
 async def test_one_that_was_held_before_the_start_is_not_counted_again(service: Service) -> None:
     service.reading.by_id["m1"] = a_migration("m1", state=State.HELD)
+    service.reading.put(a_migration("m2", state=State.HELD))  # said as it is read from the journal
     async with service.metrics:
+        service.reading.end("m2", State.FAILED)
         service.reading.end("m1", State.COMPLETED)
         assert set((await service.values())["migrator_migrations_total"].values()) == {0.0}
 
