@@ -9,7 +9,7 @@ import asyncio
 import secrets
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, field
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from typing import Any
 
 from migrator import logs
@@ -27,7 +27,8 @@ from migrator.engine.documents import (
 )
 from migrator.engine.evacuation import Evacuation
 from migrator.engine.inventory import Inventory
-from migrator.engine.job import Job, Means
+from migrator.engine.job import NOT_REACHABLE, Job
+from migrator.engine.job_means import Means
 from migrator.engine.keeper import Keeper
 from migrator.engine.planner import Limits, Planner
 from migrator.engine.preview import Preview
@@ -35,6 +36,10 @@ from migrator.ports import Qemu
 
 #: A host that was looked at so long ago is looked at again before a plan is made for it.
 _FRESH_SECONDS = 10.0
+
+
+#: The journal may be a moment behind memory.
+_REMEMBERED_SECONDS = 30.0
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -323,12 +328,21 @@ class Engine:
         self.bus.publish(EventKind.DECISION, Subject.MIGRATION, job.id, asdict(decision))
 
     def forget(self) -> None:
-        """Ended ones leave memory; the journal has them."""
-        for job in [job for job in self.jobs.values() if job.ended and job.id not in self._tasks]:
-            if not any(run.id == job.evacuation and not run.ended for run in self.runs.values()):
+        """What ended a while ago leaves memory; the journal has it."""
+        long_ago = datetime.now(UTC) - timedelta(seconds=_REMEMBERED_SECONDS)
+        going_on = {run.id for run in self.runs.values() if not run.ended}
+        for job in list(self.jobs.values()):
+            if job.ended_at is not None and job.ended_at < long_ago and job.evacuation not in going_on:
                 del self.jobs[job.id]
-        for run in [run for run in self.runs.values() if run.ended]:
-            del self.runs[run.id]
+        for run in list(self.runs.values()):
+            if run.ended_at is not None and run.ended_at < long_ago:
+                del self.runs[run.id]
+
+    def try_held_again(self) -> None:
+        """Those whose hosts could not be asked: they may be by now."""
+        for job in self.jobs.values():
+            if job.state is State.HELD and job.result.held_code == NOT_REACHABLE and not self.busy(job):
+                self._start(job, job.take_up())
 
 
 def host_saved(name: str, state: HostState) -> dict[str, Any]:

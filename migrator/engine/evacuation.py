@@ -6,7 +6,7 @@ which. No I/O and no clock of its own, so that every way through it can be teste
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from typing import Any, Literal
@@ -135,6 +135,21 @@ class Evacuation:
             ):
                 entry.guest, entry.standing, entry.reason = there[entry.guest.key], GuestStanding.WAITING, ""
                 changed = True
+        return changed
+
+    def follow(self, guests: Iterable[Guest], up: Collection[str]) -> bool:
+        """For a restore: where its guests are now; who is on no host that answers is gone. True: it changed."""
+        now = {guest.key: guest for guest in guests}
+        changed = False
+        for key, entry in self.entries.items():
+            if not entry.wants_place:
+                continue
+            if key in now and now[key].host == self.host:
+                entry.standing, entry.reason, changed = GuestStanding.MOVED, "is home already", True
+            elif key in now:
+                entry.guest = now[key]
+            elif entry.guest.host in up:
+                entry.standing, entry.reason, changed = GuestStanding.GONE, "it is nowhere any more", True
         return changed
 
     def wanting(self, now: float) -> list[Entry]:

@@ -7,72 +7,31 @@ every state; the steps in between are in a record of their own (:class:`migrator
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Mapping, Sequence
 from datetime import UTC, datetime
-from typing import Any, Protocol
+from typing import Any
 
 from migrator import logs
 from migrator.core.findings import everywhere
 from migrator.core.inventory import Guest
 from migrator.core.model import Decision, Finding, Mode, Severity, State
 from migrator.core.policy import Policy, from_fields
-from migrator.core.situation import Intent
 from migrator.engine import clock, job_document
 from migrator.engine.documents import (
     MigrationDocument,
 )
+from migrator.engine.job_means import Means, Place
 from migrator.engine.migration import Migration
 from migrator.engine.result import Result, Status
 from migrator.errors import HostError, MigratorError, QemuError, RecordError
-from migrator.ports import Experience, Qemu, Record, Site, Waiting
+from migrator.ports import Qemu, Record, Waiting
 
 #: A destination that was checked so long ago is compared with its source again.
 _STALE_SECONDS = 2.0
 
 
-class Records(Protocol):
-    """Where the steps of migrations are recorded."""
-
-    def create(self, migration: str) -> Record:
-        """A new record; nothing is written before :meth:`migrator.ports.Record.begin`."""
-
-    def take_up(self, migration: str) -> tuple[Record, Mapping[str, Any], Intent] | None:
-        """The record another controller left, locked, with its facts and its last intent; ``None`` without one.
-
-        :raise RecordError: it cannot be read, or a living controller holds it.
-        """
-
-    def outcome(self, migration: str) -> Mapping[str, Any] | None:
-        """How a migration ended whose record has been put away, as :data:`migrator.engine.ledger.OUTCOME`."""
-
-    def release(self, record: Record) -> None:
-        """Let go of a record that has not ended."""
-
-    async def put_away(self, migration: str, outcome: Mapping[str, Any]) -> None:
-        """A person has ended it: its record is put away, if there is one."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class Means:
-    """What every job of a service shares."""
-
-    site: Site
-    records: Records
-    experience: Experience | None = None
-    #: Writes the job down: on disk when it returns; raises JournalError.
-    keep: Callable[[Job], Awaitable[None]]
-    #: Makes findings into what they are once those codes are accepted; raises UsageError for what cannot be.
-    accept: Callable[[Sequence[Finding], Sequence[str]], Sequence[Finding]]
-
-
-@dataclass(frozen=True, kw_only=True)
-class Place:
-    """Where one end of a migration is found again."""
-
-    host: str
-    socket: str
-    identity: Mapping[str, Any] = field(default_factory=dict)
+#: It is held only because a host, or a QEMU, could not be asked when it was to be taken up.
+NOT_REACHABLE = "not-reachable"
 
 
 class Job:
@@ -328,7 +287,7 @@ class Job:
                     place.host, place.socket, role=side, identity=identity
                 )
             except (HostError, QemuError) as error:
-                self._hold("not-reachable", str(error))
+                self._hold(NOT_REACHABLE, str(error))
         if len(ends) < 2:
             self._means.records.release(self._record)
             for end in ends.values():

@@ -36,10 +36,12 @@ if TYPE_CHECKING:
 _LIVE_SECONDS = 1.0
 #: A guest that dirties this share of what its link carries goes to postcopy in its first rounds, if it may.
 _HOPELESS_RATIO = 0.8
+#: A migration that could not be taken up because a host did not answer is tried again so often.
+_TRY_AGAIN_SECONDS = 5.0
 #: A share of a link is changed by this much at least.
 _SHARE_STEP_RATIO = 0.05
-#: A failure of the journal or a host is waited out so long before the next turn.
-_IDLE_SECONDS = 30.0
+#: Between two turns at most: time alone changes deadlines, and a journal that cannot be written is waited for.
+_IDLE_SECONDS = 5.0
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -61,7 +63,7 @@ class Planner:
     def __init__(self, engine: Engine) -> None:
         self._engine = engine
         self._wake = asyncio.Event()
-        self._foretold = -math.inf
+        self._foretold = self._tried_again = -math.inf
         self._log = logs.logger()
 
     def clock(self) -> float:
@@ -94,6 +96,9 @@ class Planner:
             await self._look_after(run)
         if engine.stopping:
             return _IDLE_SECONDS
+        if self.clock() - self._tried_again >= _TRY_AGAIN_SECONDS:
+            self._tried_again = self.clock()
+            engine.try_held_again()
         targets = self._place()
         transfers = self._transfers(targets)
         if not transfers:
@@ -111,7 +116,10 @@ class Planner:
         host = engine.inventory.host(run.host)
         up = host is not None and host.up
         changed = False
-        if run.kind == "evacuate" and up:
+        if run.kind == "restore":
+            up_hosts = {each.name for each in engine.inventory.hosts() if each.up}
+            changed = run.follow(engine.inventory.guests(), up_hosts)
+        elif up:
             changed = run.take(engine.inventory.guests(run.host))
         if run.deadline is not None and now >= run.deadline and run.left and not run.late:
             run.late = changed = True

@@ -23,7 +23,8 @@ from migrator.engine.commands import COMMANDS, Door, Envelope, Reply, Role
 from migrator.engine.controller import Engine, Rules
 from migrator.engine.documents import EventKind, Subject
 from migrator.engine.inventory import Inventory
-from migrator.engine.job import Job, Means
+from migrator.engine.job import Job
+from migrator.engine.job_means import Means
 from migrator.engine.keeper import Keeper
 from migrator.engine.planner import Limits
 from migrator.engine.verbs import Verbs

@@ -1,0 +1,58 @@
+"""What jobs share, and where their ends are."""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any, Protocol
+
+from migrator.core.model import Finding
+from migrator.core.situation import Intent
+from migrator.ports import Experience, Record, Site
+
+if TYPE_CHECKING:
+    from migrator.engine.job import Job
+
+
+class Records(Protocol):
+    """Where the steps of migrations are recorded."""
+
+    def create(self, migration: str) -> Record:
+        """A new record; nothing is written before :meth:`migrator.ports.Record.begin`."""
+
+    def take_up(self, migration: str) -> tuple[Record, Mapping[str, Any], Intent] | None:
+        """The record another controller left, locked, with its facts and its last intent; ``None`` without one.
+
+        :raise RecordError: it cannot be read, or a living controller holds it.
+        """
+
+    def outcome(self, migration: str) -> Mapping[str, Any] | None:
+        """How a migration ended whose record has been put away, as :data:`migrator.engine.ledger.OUTCOME`."""
+
+    def release(self, record: Record) -> None:
+        """Let go of a record that has not ended."""
+
+    async def put_away(self, migration: str, outcome: Mapping[str, Any]) -> None:
+        """A person has ended it: its record is put away, if there is one."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Means:
+    """What every job of a service shares."""
+
+    site: Site
+    records: Records
+    experience: Experience | None = None
+    #: Writes the job down: on disk when it returns; raises JournalError.
+    keep: Callable[[Job], Awaitable[None]]
+    #: Makes findings into what they are once those codes are accepted; raises UsageError for what cannot be.
+    accept: Callable[[Sequence[Finding], Sequence[str]], Sequence[Finding]]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Place:
+    """Where one end of a migration is found again."""
+
+    host: str
+    socket: str
+    identity: Mapping[str, Any] = field(default_factory=dict)
