@@ -263,7 +263,9 @@ class Watch:
             self._changed.set()
 
     async def close(self) -> None:
-        """Watch nothing any more."""
+        """Watch nothing any more; nothing is known of what was watched."""
+        for process in self._watched:
+            process.note_reached(False)
         self._watched.clear()
         task, self._task = self._task, None
         if task is not None:

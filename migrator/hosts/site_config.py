@@ -30,7 +30,7 @@ class SshConfig:
     #: Commands at a time; OpenSSH's server allows 10 sessions a connection, one of which watches processes.
     max_sessions: int = 8
     connect_seconds: float = 10.0
-    #: A connection over which nothing came for three times as long is dropped.
+    #: A connection over which a migration is steered is dropped when nothing came over it for three times as long.
     keepalive_seconds: float = 5.0
 
 

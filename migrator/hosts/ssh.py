@@ -35,6 +35,8 @@ _FORWARDED = 64
 #: Seconds that the output of a command that has ended is waited for, where a child keeps it open.
 _LAST_OUTPUT_SECONDS = 0.5
 _KEEPALIVES = 3
+#: How often a connection is asked whether it lives while nothing depends on it: there may be a thousand of them.
+_IDLE_SECONDS = 30.0
 #: How often it is tried to open a session; the server may still count some that have ended.
 _OPENINGS = 8
 #: Seconds that the killing of a command may take.
@@ -100,7 +102,7 @@ class SshAccess:
                     known_hosts=self._known_hosts(),
                     password_auth=False,
                     kbdint_auth=False,
-                    keepalive_interval=config.keepalive_seconds,
+                    keepalive_interval=max(_IDLE_SECONDS, config.keepalive_seconds),
                     keepalive_count_max=_KEEPALIVES,
                     connect_timeout=None,
                     login_timeout=config.connect_seconds,
@@ -111,6 +113,11 @@ class SshAccess:
             raise HostError(self.name, self._why(error)) from error
         self._pause = 0.0
         return connection
+
+    def _ask_often(self) -> None:
+        """Find out soon when this connection is dead."""
+        if self._connection is not None and not self._connection.is_closed():
+            self._connection.set_keepalive(interval=self._config.keepalive_seconds)
 
     def _known_hosts(self) -> asyncssh.SSHKnownHosts:
         files = [self._config.known_hosts] if self._config.known_hosts else _KNOWN_HOSTS
@@ -159,6 +166,7 @@ class SshAccess:
             async with asyncio.timeout(timeout), self._sessions:
                 return await self._output(await self._begin(command), argv[0], stdin)
         except TimeoutError as error:
+            self._ask_often()
             text = (
                 f"{argv[0]} did not end within {timeout:g} s; it was killed as far as the host can be reached"
             )
@@ -252,6 +260,8 @@ class SshAccess:
         :raise HostError: when the host cannot be reached, or the connection is lost.
         """
         command = self._quoted(argv)
+        await self._connected()
+        self._ask_often()
         process = await self._begin(command)
         try:
             yield aiter(process.stdout)

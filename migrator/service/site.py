@@ -190,9 +190,8 @@ class SiteHosts:
 
     async def _ask(self, host: str, sockets: list[FoundSocket], limit: asyncio.Semaphore) -> Guest | None:
         """The guest behind the sockets of one process; ``None`` where there is none."""
-        for each in sockets:
-            if role := self._reach.held.get((host, each.path)):
-                return None if role == "destination" else self._as_known(host, each)
+        if held := self._held(host, sockets):
+            return None if held[1] == "destination" else self._as_known(host, held[0])
         for each in sockets:
             if each.libvirt:
                 text = "libvirt manages it: move it with virsh migrate"
@@ -209,6 +208,8 @@ class SiteHosts:
                 continue  # it went away, or does not speak QMP
         if silent is None:
             return None
+        if held := self._held(host, sockets):  # we took it meanwhile
+            return None if held[1] == "destination" else self._as_known(host, held[0])
         guest = self._as_known(host, silent)
         if silent.busy:
             text = f"its monitor is held by {silent.holders}: close that, or give QEMU a second -qmp"
@@ -218,6 +219,13 @@ class SiteHosts:
             "seen from its host"
         )
         return replace(guest, obstacle=text, obstacle_code="monitor-silent")
+
+    def _held(self, host: str, sockets: Iterable[FoundSocket]) -> tuple[FoundSocket, str] | None:
+        """The socket of these that this controller holds, with its role."""
+        for each in sockets:
+            if role := self._reach.held.get((host, each.path)):
+                return each, role
+        return None
 
     async def _identify(self, host: str, path: str) -> Identity:
         local = await self._reach.access(host).forward(path)

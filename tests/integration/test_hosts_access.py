@@ -67,7 +67,7 @@ async def remote(site: SimpleNamespace) -> AsyncIterator[SshAccess]:
     assert asyncio.all_tasks() - {asyncio.current_task()} == set()
 
 
-@pytest.fixture(params=["local", "namespace", "ssh"])
+@pytest.fixture(params=["local", pytest.param("namespace", marks=pytest.mark.matrix), "ssh"])
 async def host(request: pytest.FixtureRequest) -> AsyncIterator[Access]:
     if request.param == "local":
         made = access(HostConfig(name="here"))

@@ -143,7 +143,7 @@ SIDES = [
 
 
 class TestConnectionsThatBreak:
-    @pytest.mark.parametrize("phase", only(Phase.ACTIVE, Phase.CONTINUE, Phase.LOADED))
+    @pytest.mark.parametrize("phase", only(Phase.ACTIVE, Phase.CONTINUE))
     @pytest.mark.parametrize("side", SIDES)
     async def test_in_precopy_and_come_back(self, site: Site, phase: Phase, side: str) -> None:
         pair = await site.pair()

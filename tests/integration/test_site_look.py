@@ -217,6 +217,7 @@ class TestObstacles:
         assert guest.obstacle_code == "monitor-silent"
         assert (guest.name, guest.memory_bytes) == ("stuck", qemu.machine.memory_bytes)
 
+    @pytest.mark.matrix  # it takes its time
     async def test_many_that_never_greet_are_asked_together(self, lab: Lab, site: SiteHosts) -> None:
         (lab.directory / "extra").mkdir()
         listeners = []
@@ -363,3 +364,13 @@ async def test_look_is_cheap(lab: Lab, site: SiteHosts) -> None:
         await guests(site)
     after = os.times()
     assert (after.user + after.system - before.user - before.system) / 5 < 0.2
+
+
+async def test_look_and_open_at_the_same_time_do_not_hinder_each_other(lab: Lab, site: SiteHosts) -> None:
+    qemu = await lab.start(Machine(name="wanted"))
+    await guests(site)
+    for _ in range(5):
+        found, end = await asyncio.gather(guests(site), site.open("here", str(qemu.qmp), role="source"))
+        assert [(guest.name, guest.obstacle) for guest in found.values()] == [("wanted", "")]
+        assert (await end.observe()).answers
+        await end.close()
