@@ -340,8 +340,16 @@ class Peer:
         self.client = client
         self.user = user
         self.got: list[Got] = []
+        #: The broker is gone, and all that it sent before has been taken.
+        self.ended = False
 
     async def _listen(self) -> None:
+        try:
+            await self._take()
+        finally:
+            self.ended = True
+
+    async def _take(self) -> None:
         async for message in self.client.messages:
             assert isinstance(message.payload, bytes)
             self.got.append(
