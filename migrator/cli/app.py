@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 
 from migrator import __version__
-from migrator.cli import service_commands
+from migrator.cli import operating, service_commands
 
 app = typer.Typer(
     name="migrator",
@@ -20,6 +20,7 @@ app = typer.Typer(
     add_completion=True,
 )
 app.add_typer(service_commands.app)
+app.add_typer(operating.app)
 
 
 def _version(wanted: bool) -> None:
@@ -166,9 +167,7 @@ def replay(
 
 @app.command()
 def demo(
-    link: Annotated[
-        str, typer.Option(metavar="RATE", help="Speed of each host's link.")
-    ] = "64MiB/s",
+    link: Annotated[str, typer.Option(metavar="RATE", help="Speed of each host's link.")] = "64MiB/s",
 ) -> None:
     """Build three hosts and seven guests on this machine, empty one host, fill it again, leave nothing behind.
 

@@ -1,0 +1,119 @@
+"""How ``migrator doctor`` tries the broker: with the service's credentials, under a name of its own."""
+
+from __future__ import annotations
+
+import asyncio
+
+from migrator.cli.diagnosis import Check, fail, ok, warn
+from migrator.cli.doctor_service import Running
+from migrator.errors import MigratorError
+from migrator.mqtt.connection import BrokerError, Connection, NotAllowed, UnsupportedVersion, Version
+from migrator.mqtt.settings import MqttSettings
+from migrator.mqtt.topics import Topics
+from migrator.settings import Settings
+
+_ALL_SECONDS = 30.0
+_ABOUT = "broker"
+_ACL = "see its ACL; config/mosquitto.acl shows what the service needs"
+
+
+async def broker(settings: Settings, service: Running) -> list[Check]:
+    """Connect, ask for what the service asks for, and go; nothing is left there."""
+    mqtt = settings.mqtt
+    if not mqtt.host:
+        return [ok(_ABOUT, "none is configured")]
+    try:
+        async with asyncio.timeout(_ALL_SECONDS):
+            found = [*await _try(_visitor(settings)), *_rights(settings)]
+    except TimeoutError:
+        found = [fail(_ABOUT, f"{mqtt.host} did not answer within {_ALL_SECONDS:g} s")]
+    except MigratorError as error:
+        remedy = "see that it runs, its port, and the user and password: mosquitto_pub tries the same"
+        found = [fail(_ABOUT, str(error), remedy)]
+    if service.answers and service.mqtt is False:
+        found.append(fail(_ABOUT, "the service itself is not connected", "see journalctl -u migrator"))
+    return found
+
+
+def _visitor(settings: Settings) -> MqttSettings:
+    """The service's credentials under another name: of two clients with one name a broker keeps the last.
+
+    Nothing is kept there once it has gone.
+    """
+    mqtt = settings.mqtt
+    return MqttSettings(
+        host=mqtt.host,
+        port=mqtt.broker_port,
+        tls=mqtt.tls,
+        tls_ca=mqtt.tls_ca,
+        tls_certificate=mqtt.tls_certificate,
+        tls_key=mqtt.tls_key,
+        username=mqtt.username or None,
+        password=mqtt.password.get_secret_value() or None,
+        site=settings.site.name,
+        instance=f"{settings.site.instance[:57]}-doctor",
+        protocol=mqtt.protocol,
+        keepalive_seconds=int(mqtt.keepalive),
+        timeout_seconds=mqtt.timeout,
+        session_expiry_seconds=0,
+    )
+
+
+async def _try(settings: MqttSettings) -> list[Check]:
+    if settings.protocol == "3.1.1":
+        return await _with(settings, Version.V311)
+    try:
+        return await _with(settings, Version.V5)
+    except UnsupportedVersion:
+        return await _with(settings, Version.V311)
+
+
+async def _with(settings: MqttSettings, version: Version) -> list[Check]:
+    topics = Topics(site=settings.site, instance=settings.instance)
+    # A broker may look at the rights to the will too.
+    connection = Connection(settings=settings, version=version, will=(topics.service, b""))
+    await connection.open()
+    found: list[Check] = []
+    try:
+        for topic in (topics.commands, *topics.states):
+            try:
+                await connection.subscribe(topic, qos=1, retained=False)
+            except NotAllowed as error:
+                found.append(fail(_ABOUT, str(error), _ACL))
+        if not found and not await _comes_back(connection, topics, settings.timeout_seconds):
+            text = f"{settings.address} does not let the service publish states, or not read them"
+            found.append(fail(_ABOUT, text, _ACL))
+    finally:
+        await connection.close()
+    which = "5" if version is Version.V5 else "3.1.1"
+    return found or [ok(_ABOUT, f"{settings.address} lets the service in, MQTT {which}")]
+
+
+async def _comes_back(connection: Connection, topics: Topics, seconds: float) -> bool:
+    """Many brokers take what a client may not publish and drop it: whether it may shows only if it arrives."""
+    # Empty, as what is cleared is, and of a migration that never was: nobody keeps it.
+    topic = f"{topics.prefix}/migration/{topics.instance}/state"
+    try:
+        await connection.publish(topic, b"", qos=1)
+        async with asyncio.timeout(seconds):
+            async for message in connection.messages():
+                if message.topic == topic:
+                    return True
+    except (TimeoutError, BrokerError):
+        return False
+    return False
+
+
+def _rights(settings: Settings) -> list[Check]:
+    mqtt = settings.mqtt
+    found = []
+    if not mqtt.operators and not mqtt.viewers:
+        text = "nobody is among [mqtt] operators or viewers: every command will be refused"
+        found.append(warn(_ABOUT, text, 'write operators = ["scheduler"]'))
+    if not mqtt.username and mqtt.tls_certificate is None:
+        text = "the service has no user there; who publishes a command is only true where the ACL makes it so"
+        found.append(warn(_ABOUT, text, "forbid anonymous clients, and use config/mosquitto.acl"))
+    if not mqtt.tls and mqtt.host not in ("localhost", "127.0.0.1", "::1"):
+        text = f"passwords and commands go to {mqtt.host} without TLS"
+        found.append(warn(_ABOUT, text, "tls = true"))
+    return found

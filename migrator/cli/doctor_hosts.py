@@ -1,0 +1,237 @@
+"""What ``migrator doctor`` looks at on the hosts. Nothing is made, started or asked for a monitor there that a service
+may need."""
+
+from __future__ import annotations
+
+import asyncio
+import re
+import time
+from collections.abc import AsyncIterator, Iterable, Sequence
+from dataclasses import dataclass
+
+from migrator.cli.diagnosis import Check, fail, ok, warn
+from migrator.cli.doctor_service import Running
+from migrator.core.inventory import HostFacts
+from migrator.errors import HostError, MigratorError
+from migrator.hosts.access import Access, Output
+from migrator.hosts.facts import read_facts
+from migrator.hosts.site_config import access
+from migrator.hosts.sockets import FoundSocket, find_sockets
+from migrator.service.site_parts import host_config, make_site
+from migrator.settings import Settings
+from migrator.settings.models import HostSettings
+from migrator.units import show_rate, show_seconds
+
+_AT_ONCE = 8
+_HOST_SECONDS = 60.0
+_COMMAND_SECONDS = 20.0
+#: Clocks further apart make logs and times of events hard to compare.
+_CLOCK_SECONDS = 2.0
+#: Guests with an obstacle that are named, of one host.
+_NAMED = 5
+#: Programs without which a host cannot be used, and such that tell more.
+_NEEDED, _USEFUL = ("ss", "find", "xargs", "stat", "setsid", "grep"), ("ip", "qemu-img", "getent")
+
+# Arguments: run_dir and log_dir, or nothing for the usual ones, as they are where QEMUs are started.
+_SCRIPT = rb"""
+printf 'time %s\n' "$(date +%s.%N)"
+printf 'user %s\n' "$(id -un)"
+if [ "$(id -u)" = 0 ]; then r=/run s=/var/log
+else r=${XDG_RUNTIME_DIR:-/tmp/migrator-$(id -u)} s=${XDG_STATE_HOME:-$HOME/.local/state}
+fi
+for d in "${1:-$r/migrator/guests}" "${2:-$s/migrator/guests}"; do
+  n=$d
+  while [ ! -e "$n" ] && [ "${n%/*}" != "$n" ]; do n=${n%/*}; done
+  [ -d "${n:-/}" ] && [ -w "${n:-/}" ] && [ -x "${n:-/}" ] || printf 'closed %s\n' "$d"
+done
+shift 2
+for p; do command -v "$p" >/dev/null || printf 'missing %s\n' "$p"; done
+printf 'end\n'
+"""
+_UNREADABLE = 'for p; do [ -r "$p" ] && [ -w "$p" ] || printf "%s\\0" "$p"; done'
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Look:
+    """What one host showed."""
+
+    facts: HostFacts
+    sockets: Sequence[FoundSocket]
+    #: Those that this user may not open.
+    closed: Sequence[str]
+    said: str
+    clock_seconds: float
+    clock_error_seconds: float
+
+
+async def hosts(settings: Settings, service: Running) -> AsyncIterator[list[Check]]:
+    """Every host, in the order of the configuration, several at a time."""
+    limit = asyncio.Semaphore(_AT_ONCE)
+
+    async def one(host: HostSettings) -> list[Check]:
+        async with limit:
+            return await _host(host, settings, service)
+
+    tasks = [asyncio.create_task(one(host), name=f"doctor {host.name}") for host in settings.hosts]
+    try:
+        for task in tasks:
+            yield await task
+    finally:
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+
+
+async def _host(host: HostSettings, settings: Settings, service: Running) -> list[Check]:
+    about = f"host {host.name}"
+    way = access(host_config(host, settings))
+    try:
+        async with asyncio.timeout(_HOST_SECONDS):
+            look = await _look(host, way)
+            obstacles = await _obstacles(host, settings, service)
+    except TimeoutError:
+        return [
+            fail(
+                about, f"it could not be looked at within {_HOST_SECONDS:g} s", "see its load and its network"
+            )
+        ]
+    except HostError as error:
+        text = str(error).removeprefix(f"host {host.name}: ")
+        # Where the key is the matter, the text says what to do.
+        remedy = "try the same by ssh, as this user" if text.startswith("no SSH connection") else ""
+        return [fail(about, text, remedy)]
+    finally:
+        await way.close()
+    complaints = [
+        *_able(about, host, look),
+        *_qemus(about, host, look.facts),
+        *_network(about, host, settings, look.facts),
+        *_monitors(about, host, look),
+        *obstacles,
+    ]
+    return [_summary(about, look), *complaints]
+
+
+async def _look(host: HostSettings, way: Access) -> _Look:
+    facts = await read_facts(way, address=host.address, qemus=[host.qemu] if host.qemu else [])
+    began, clock = time.monotonic(), time.time()
+    words = ["sh", "-s", "--", host.run_dir, host.log_dir, *_NEEDED, *_USEFUL]
+    output = await way.run(words, stdin=_SCRIPT, timeout=_COMMAND_SECONDS)
+    took = time.monotonic() - began
+    if not output.text.endswith("end\n"):
+        raise HostError(host.name, f"its shell is not one of POSIX: {output.complaint or 'no answer'}")
+    theirs = re.search(r"^time (\d+\.\d+)$", output.text, re.MULTILINE)
+    sockets = await find_sockets(way, host.sockets)
+    listening = [each.path for each in sockets if each.listening]
+    closed = Output(status=0, stdout=b"", stderr=b"")
+    if listening:
+        closed = await way.run(["sh", "-c", _UNREADABLE, "sh", *listening], timeout=_COMMAND_SECONDS)
+    return _Look(
+        facts=facts,
+        sockets=sockets,
+        closed=closed.text.split("\0")[:-1],
+        said=output.text,
+        # It was read somewhere between the question and the answer.
+        clock_seconds=float(theirs[1]) - clock - took / 2 if theirs else 0.0,
+        clock_error_seconds=took / 2,
+    )
+
+
+def _summary(about: str, look: _Look) -> Check:
+    user = re.search(r"^user (.*)$", look.said, re.MULTILINE)
+    versions = sorted(set(look.facts.qemus.values()))
+    there = sum(each.listening for each in look.sockets)
+    return ok(
+        about,
+        f"answers as {user[1] if user else '?'}, QEMU {', '.join(versions) or 'none'}, {there} monitors, "
+        f"link {show_rate(look.facts.link_bytes_per_second) if look.facts.link_bytes_per_second else 'unknown'}",
+    )
+
+
+def _able(about: str, host: HostSettings, look: _Look) -> Iterable[Check]:
+    for path in re.findall(r"^closed (.*)$", look.said, re.MULTILINE):
+        remedy = "log in as a user who may (ssh = root@...), or set run_dir and log_dir"
+        yield fail(about, f"{path} can neither be made nor written there", remedy)
+    missing = re.findall(r"^missing (.*)$", look.said, re.MULTILINE)
+    if needed := [each for each in missing if each in _NEEDED]:
+        yield fail(
+            about, f"programs are missing: {', '.join(needed)}", "install iproute2, util-linux, findutils"
+        )
+    if useful := [each for each in missing if each in _USEFUL]:
+        text = f"without {', '.join(useful)} less is known before a guest moves"
+        yield warn(about, text, "install iproute2 and qemu-utils")
+    if abs(look.clock_seconds) > _CLOCK_SECONDS + look.clock_error_seconds:
+        ahead = "ahead of" if look.clock_seconds > 0 else "behind"
+        text = f"its clock is {show_seconds(abs(look.clock_seconds))} {ahead} this machine's"
+        yield warn(about, text, "let chrony or systemd-timesyncd set both")
+    if host.systemd and not look.facts.systemd:
+        yield fail(about, "systemd = true, but systemd does not run there", 'write systemd = "auto"')
+    if not look.facts.userfaultfd:
+        remedy = "sysctl vm.unprivileged_userfaultfd=1, or run QEMU as root"
+        yield warn(about, "postcopy into it will not work: userfaultfd is not allowed", remedy)
+    if not look.facts.kvm:
+        yield warn(
+            about, "/dev/kvm cannot be opened: guests are emulated", "see kvm-ok, or the rights of /dev/kvm"
+        )
+
+
+def _qemus(about: str, host: HostSettings, facts: HostFacts) -> Iterable[Check]:
+    if host.qemu and host.qemu not in facts.qemus:
+        yield fail(about, f"the configured qemu = {host.qemu!r} is not there", "mend its path, or install it")
+    elif not facts.qemus and host.launch == "replicate":
+        yield fail(about, "no QEMU was found there", "install it, or name it with qemu = ...")
+
+
+def _network(about: str, host: HostSettings, settings: Settings, facts: HostFacts) -> Iterable[Check]:
+    others = len(settings.hosts) > 1
+    if others and host.ssh is not None and re.match(r"127\.|::1$|localhost$", host.address):
+        text = f"address = {host.address!r}: no other host reaches it with a migration there"
+        yield fail(about, text, "give its address in the network for migrations")
+    if host.link_speed is None and facts.link_bytes_per_second is None:
+        assumed = show_rate(settings.limits.assumed_link_speed)
+        text = f"the speed of its link cannot be read; {assumed} is assumed"
+        yield warn(about, text, 'write link_speed = "10Gbit/s" for it')
+
+
+def _monitors(about: str, host: HostSettings, look: _Look) -> Iterable[Check]:
+    there = [each for each in look.sockets if each.listening]
+    if not there:
+        remedy = (
+            "right if it runs no guest; else start QEMU with -qmp unix:/run/qemu/NAME.qmp,server=on,wait=off"
+        )
+        yield warn(about, f"no QMP socket matches {', '.join(host.sockets)}", remedy)
+    if look.closed:
+        named = ", ".join(look.closed[:_NAMED])
+        yield fail(
+            about, f"this user may not open {named}", "log in as a user who may, or give it their group"
+        )
+    unknown = [each.path for each in there if each.pid is None and each.path not in look.closed]
+    if unknown:
+        text = f"which process listens at {', '.join(unknown[:_NAMED])} cannot be told"
+        yield warn(
+            about, text, "log in as root, or as the user that QEMU runs as: otherwise it cannot be fenced"
+        )
+
+
+async def _obstacles(host: HostSettings, settings: Settings, service: Running) -> Iterable[Check]:
+    """What keeps guests there from moving: as the service says, or, where none answers, as their monitors do."""
+    about = f"host {host.name}"
+    if service.answers:
+        known = [
+            (guest["name"] or guest["guest"], guest["obstacle"])
+            for guest in service.guests.get(host.name, [])
+        ]
+    else:
+        site = make_site(settings)
+        try:
+            found = await site.look(host.name)
+        except MigratorError as error:
+            return [fail(about, f"its guests cannot be asked: {error}")]
+        finally:
+            await site.close()
+        known = [(guest.label, guest.obstacle) for guest in found.guests]
+    said = [warn(about, f"guest {name} cannot move: {obstacle}") for name, obstacle in known if obstacle]
+    if len(said) > _NAMED:
+        more = warn(about, f"{len(said) - _NAMED} more guests cannot move", "migrator guests lists them")
+        return [*said[:_NAMED], more]
+    return said

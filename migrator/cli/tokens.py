@@ -1,0 +1,130 @@
+"""``migrator token``: makes, lists and ends what opens the service over TCP."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import sys
+from collections.abc import Awaitable, Callable
+from dataclasses import asdict
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+from typing import Any, TypeVar
+
+from migrator import settings as configuration
+from migrator import units
+from migrator.cli import Exit
+from migrator.cli import show_service as show
+from migrator.errors import JournalError, UsageError
+from migrator.settings import DEFAULT_PATH, Settings
+from migrator.store.tokens import Token, Tokens
+
+T = TypeVar("T")
+
+_HEADER = ("name", "role", "id", "created", "expires", "state")
+
+
+def create(config: Path | None, name: str, role: str, expires: str | None, *, json_output: bool) -> None:
+    """Make one, and print it alone on standard output.
+
+    :raise UsageError: the name, the role or the time cannot be; nothing was made.
+    """
+    settings = configuration.load(config or DEFAULT_PATH)
+    now = datetime.now(UTC)
+    expires_at = None if expires is None else _end(now, expires)
+
+    async def make(tokens: Tokens) -> tuple[str, Token]:
+        secret = await tokens.create(name=name, role=role, expires_at=expires_at)
+        return secret, next(each for each in await tokens.list() if each.id == secret.split("_")[1])
+
+    secret, token = _with(settings, make)
+    if json_output:
+        print(json.dumps({**_document(token, now), "token": secret}))
+        return
+    print(secret)
+    until = "until it is revoked" if expires_at is None else f"until {_moment(expires_at)}"
+    _note(
+        f"this is the only time that it is shown; it holds {until}. To use it: MIGRATOR_TOKEN, or the HTTP header "
+        "'Authorization: Bearer ...'"
+    )
+    if settings.http.listen is None:
+        _note("the service does not listen on TCP, and its Unix socket asks for no token: see [http] listen")
+
+
+def show_all(config: Path | None, *, json_output: bool) -> None:
+    """All of them, those that hold no more too; never what opens the service."""
+    settings = configuration.load(config or DEFAULT_PATH)
+    found, now = _with(settings, lambda tokens: tokens.list()), datetime.now(UTC)
+    if json_output:
+        print(json.dumps({"items": [_document(each, now) for each in found]}))
+        return
+    rows = (
+        (
+            each.name,
+            each.role,
+            each.id,
+            _moment(each.created_at),
+            "never" if each.expires_at is None else _moment(each.expires_at),
+            _state(each, now),
+        )
+        for each in found
+    )
+    show.table(
+        _HEADER, rows, empty="there are no tokens; make one with: migrator token create NAME --role viewer"
+    )
+
+
+def revoke(config: Path | None, which: str, *, json_output: bool) -> None:
+    """End one.
+
+    :raise UsageError: there is none of that name or id that has not been revoked.
+    """
+    settings = configuration.load(config or DEFAULT_PATH)
+    token = _with(settings, lambda tokens: tokens.revoke(which))
+    if json_output:
+        print(json.dumps({"id": token.id, "name": token.name, "state": "revoked"}))
+    else:
+        print(f"the token {token.name} ({token.id}) is revoked")
+
+
+def _with(settings: Settings, work: Callable[[Tokens], Awaitable[T]]) -> T:
+    async def run() -> T:
+        async with await Tokens.open(settings.store.path) as tokens:
+            return await work(tokens)
+
+    try:
+        return asyncio.run(run())
+    except JournalError as error:
+        print(f"migrator: {show.clean(error)}", file=sys.stderr)
+        sys.exit(Exit.FAILED)
+
+
+def _end(now: datetime, text: str) -> datetime:
+    try:
+        return now + timedelta(seconds=units.seconds(text))
+    except UsageError as error:
+        raise UsageError(f"--expires: {error}".replace("300ms, 2s or 10m", "90d or 12h")) from error
+    except OverflowError as error:
+        raise UsageError(f"--expires: {text} is beyond the calendar; leave it out for: never") from error
+
+
+def _state(token: Token, now: datetime) -> str:
+    if token.revoked_at is not None:
+        return "revoked"
+    return "valid" if token.valid(now) else "expired"
+
+
+def _document(token: Token, now: datetime) -> dict[str, Any]:
+    fields = asdict(token)
+    return {
+        **{key: value.isoformat() if isinstance(value, datetime) else value for key, value in fields.items()},
+        "state": _state(token, now),
+    }
+
+
+def _moment(time: datetime) -> str:
+    return time.astimezone().strftime("%Y-%m-%d %H:%M %Z")
+
+
+def _note(text: str) -> None:
+    print(f"migrator: {text}", file=sys.stderr)

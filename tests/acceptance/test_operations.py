@@ -1,0 +1,359 @@
+"""Tokens, the check of the configuration, the doctor and the picture of a migration, as an operator types them."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import os
+import re
+import socket
+import sqlite3
+import subprocess
+import sys
+from collections.abc import AsyncIterator, Iterator
+from contextlib import asynccontextmanager, closing
+from pathlib import Path
+from typing import Any
+from xml.etree import ElementTree as ET
+
+import httpx2
+import pytest
+
+from migrator.testing import network
+from migrator.testing.lab import Habit, Machine, until
+from migrator.testing.site import Site
+from tests.broker import Broker, mosquitto
+from tests.conftest import missing
+
+MIB = 1 << 20
+
+
+def migrator(*words: str | Path, **environment: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [sys.executable, "-m", "migrator", *map(str, words)],
+        env={**os.environ, **environment},
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
+    )
+
+
+@pytest.fixture
+def config(tmp_path: Path) -> Path:
+    """A configuration with a journal of its own, and no host."""
+    path = tmp_path / "migrator.toml"
+    path.write_text(
+        f'[http]\nsocket = "api.sock"\nmetrics_listen = ""\n[store]\npath = "{tmp_path}/state/j.db"\n'
+    )
+    return path
+
+
+# tokens
+
+
+def test_token_is_shown_once_and_only_its_hash_is_kept(config: Path) -> None:
+    made = migrator("token", "create", "grafana", "--role", "viewer", "--expires", "90d", "--config", config)
+    assert made.returncode == 0, made
+    token = made.stdout.strip()
+    assert re.fullmatch(r"migrator_[0-9a-f]{12}_[0-9a-f]{64}", token)
+    secret = token.rpartition("_")[2]
+    assert secret not in made.stderr
+    listed = migrator("token", "list", "--config", config)
+    assert listed.returncode == 0
+    assert "grafana\tviewer" in listed.stdout
+    assert secret not in listed.stdout
+    for file in (config.parent / "state").iterdir():
+        assert secret.encode() not in file.read_bytes(), file
+
+
+def test_token_document_list_and_end(config: Path) -> None:
+    made = migrator("token", "create", "ops", "--role", "operator", "--config", config, "--json")
+    document = json.loads(made.stdout)
+    assert (document["name"], document["role"], document["expires_at"]) == ("ops", "operator", None)
+    again = migrator("token", "create", "ops", "--role", "operator", "--config", config)
+    assert again.returncode == 2
+    assert "there is a valid token of the name 'ops'" in again.stderr
+    assert migrator("token", "revoke", "ops", "--config", config).returncode == 0
+    listed = json.loads(migrator("token", "list", "--config", config, "--json").stdout)["items"]
+    assert [(each["id"], each["state"]) for each in listed] == [(document["id"], "revoked")]
+    assert "token" not in listed[0]
+    gone = migrator("token", "revoke", "ops", "--config", config)
+    assert gone.returncode == 2
+    assert "migrator token list" in gone.stderr
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (["a b", "--role", "viewer"], "cannot be a token's name"),
+        (["a", "--role", "boss"], "there are viewer and operator"),
+        (
+            ["a", "--role", "viewer", "--expires", "soon"],
+            "--expires: 'soon' is not a duration: write it like 90d",
+        ),
+        (["a", "--role", "viewer", "--expires", "99999999999d"], "beyond the calendar"),
+    ],
+)
+def test_wrong_token_is_refused_in_one_line(config: Path, words: list[str], said: str) -> None:
+    done = migrator("token", "create", *words, "--config", config)
+    assert done.returncode == 2
+    assert said in done.stderr
+    assert len(done.stderr.splitlines()) == 1
+    assert done.stdout == ""
+
+
+def test_journal_of_another_is_said_to_be_so(config: Path) -> None:
+    (config.parent / "state").mkdir()
+    (config.parent / "state" / "j.db").write_bytes(b"no database at all, but long enough to be read" * 30)
+    done = migrator("token", "list", "--config", config)
+    assert done.returncode == 1
+    assert "it is no database" in done.stderr
+    assert len(done.stderr.splitlines()) == 1
+
+
+# config check
+
+
+def test_example_is_fine(tmp_path: Path) -> None:
+    example = Path(__file__).parents[2] / "config" / "migrator.toml"
+    done = migrator("config", "check", example)
+    assert done.returncode == 0, done
+    assert done.stdout.startswith(f"ok: {example}")
+    for line in ("hosts     2 (2 over SSH)", "policies  night", "broker    none"):
+        assert line in done.stdout
+    document = json.loads(migrator("config", "check", example, "--json").stdout)
+    assert (document["ok"], document["hosts"], document["broker"]) == (True, ["host-1", "host-2"], None)
+    assert not list(tmp_path.glob("*.db"))
+
+
+def test_every_problem_has_a_line(tmp_path: Path) -> None:
+    path = tmp_path / "bad.toml"
+    path.write_text(
+        '[htp]\n[mqtt]\nusername = 3\n[[hosts]]\nname = "a b"\n[[hosts]]\nname = "c"\nlink_sped = "1"\n'
+    )
+    done = migrator("config", "check", path)
+    assert done.returncode == 2
+    lines = done.stdout.splitlines()
+    for wanted in ("htp: ", "mqtt.username: ", "hosts[0].name: ", "hosts[1].link_sped: "):
+        assert sum(f"{path}: {wanted}" in line for line in lines) == 1, (wanted, lines)
+    assert json.loads(migrator("config", "check", path, "--json").stdout) == {
+        "ok": False,
+        "file": str(path),
+        "problems": lines,
+    }
+    assert migrator("config", "check", MIGRATOR_CONFIG=str(path)).stdout == done.stdout
+
+
+def test_nothing_of_a_secret_is_in_what_the_check_says(tmp_path: Path) -> None:
+    path = tmp_path / "migrator.toml"
+    path.write_text('[mqtt]\nhost = "b.example"\nusername = "u"\npassword = "hunter2-hunter2"\n')
+    for words in (["config", "check", str(path)], ["config", "check", str(path), "--json"]):
+        done = migrator(*words)
+        assert done.returncode == 0
+        assert "b.example:1883" in done.stdout
+        assert "hunter2" not in done.stdout + done.stderr
+    path.write_text('[mqtt]\nhost = "b.example"\npassword = ["hunter2-hunter2"]\n')
+    done = migrator("config", "check", path)
+    assert done.returncode == 2
+    assert "hunter2" not in done.stdout + done.stderr
+
+
+# doctor
+
+
+def checks(config: Path, **environment: str) -> tuple[int, dict[str, list[tuple[str, str]]]]:
+    """What the doctor says: exit status, and by subject each level and text."""
+    done = migrator("doctor", "--config", config, "--json", **environment)
+    assert done.stderr == "", done
+    document = json.loads(done.stdout)
+    assert document["ok"] == (done.returncode == 0)
+    found: dict[str, list[tuple[str, str]]] = {}
+    for check in document["checks"]:
+        line = f"{check['message']}; {check['remedy']}"
+        assert "\n" not in line
+        found.setdefault(check["about"], []).append((check["level"], line))
+    return done.returncode, found
+
+
+def said(found: dict[str, list[tuple[str, str]]], about: str, level: str, text: str) -> bool:
+    return any(level == each and text in line for each, line in found.get(about, []))
+
+
+def test_doctor_finds_what_is_missing_and_makes_nothing(config: Path) -> None:
+    before = sorted(config.parent.rglob("*"))
+    status, found = checks(config)
+    assert status == 1
+    assert said(found, "configuration", "fail", "names no host")
+    assert said(found, "state directory", "warn", "is not there yet")
+    assert said(found, "service", "warn", "it does not run; start it")
+    assert said(found, "broker", "ok", "none is configured")
+    assert sorted(config.parent.rglob("*")) == before
+
+
+def test_doctor_says_what_is_wrong_with_the_configuration_and_ends(config: Path) -> None:
+    config.write_text("[stor]\n")
+    status, found = checks(config)
+    assert status == 1
+    assert list(found) == ["configuration"]
+    assert "did you mean 'store'" in found["configuration"][0][1]
+
+
+def test_doctor_finds_a_damaged_journal_and_leaves_it(config: Path) -> None:
+    assert migrator("token", "list", "--config", config).returncode == 0
+    journal = config.parent / "state" / "j.db"
+    with closing(sqlite3.connect(journal)) as database:
+        database.execute("PRAGMA journal_mode = DELETE")
+        database.execute("PRAGMA writable_schema = ON")
+        database.execute("UPDATE sqlite_master SET rootpage = 3 WHERE name = 'events'")
+        database.commit()
+    content = journal.read_bytes()
+    status, found = checks(config)
+    assert status == 1
+    assert said(found, "journal", "fail", "put the last backup")
+    assert journal.read_bytes() == content
+
+
+def test_doctor_finds_secrets_that_all_may_read_and_files_of_others(config: Path) -> None:
+    password = config.parent / "password"
+    password.write_text("hunter2-hunter2\n")
+    password.chmod(0o644)
+    with config.open("a") as file:
+        file.write(
+            '[mqtt]\nhost = "127.0.0.1"\nport = 1\nusername = "migrator"\npassword_file = "password"\n'
+        )
+    assert migrator("token", "list", "--config", config).returncode == 0
+    (config.parent / "state").chmod(0o755)
+    if os.geteuid() == 0:
+        os.chown(config.parent / "state" / "j.db", 65534, 65534)
+    _, found = checks(config)
+    assert said(found, "configuration", "warn", f"chmod o= {password}")
+    assert said(found, "state directory", "warn", "chmod 700")
+    assert said(found, "broker", "fail", "not connected")
+    if os.geteuid() == 0:
+        assert said(found, "state directory", "fail", "not of its owner: j.db; chown -R")
+    assert "hunter2" not in str(found)
+
+
+@pytest.fixture
+def broker(tmp_path: Path) -> Iterator[Broker]:
+    if mosquitto() is None:
+        missing("there is no mosquitto here")
+    with Broker(tmp_path / "broker") as broker:
+        yield broker
+
+
+def with_broker(config: Path, broker: Broker, user: str, password: str) -> None:
+    text = config.read_text().partition("[mqtt]")[0]
+    config.write_text(
+        f'{text}[mqtt]\nhost = "127.0.0.1"\nport = {broker.port}\nusername = "{user}"\n'
+        f'password = "{password}"\noperators = ["scheduler"]\ntimeout = "2s"\n'
+    )
+    config.chmod(0o600)
+
+
+def test_doctor_tries_the_broker(config: Path, broker: Broker) -> None:
+    with_broker(config, broker, "migrator", "m-secret")
+    _, found = checks(config)
+    assert said(found, "broker", "ok", "lets the service in, MQTT 5"), found
+    with_broker(config, broker, "migrator", "wrong-secret")
+    _, found = checks(config)
+    assert said(found, "broker", "fail", "ot authori"), found
+    assert "wrong-secret" not in str(found)
+    with_broker(config, broker, "other", "o-secret")
+    _, found = checks(config)
+    assert said(found, "broker", "fail", "see its ACL"), found
+
+
+def guest(name: str, **how: Any) -> Machine:
+    habit = Habit(region_bytes=16 * MIB, bytes_per_second=MIB)
+    return Machine(name=name, memory_bytes=128 * MIB, habit=habit, image_locking="off", **how)
+
+
+@asynccontextmanager
+async def served(*names: str, **how: Any) -> AsyncIterator[Site]:
+    if (why := network.possible()) is not None:
+        missing(why)
+    with Site(*names, bytes_per_second=400 * MIB, **how) as site:
+        site.serve()
+        await site.until_served()
+        yield site
+
+
+def ask(site: Site, *words: str) -> Any:
+    done = site.command(*words, "--json")
+    assert done.returncode == 0, (done, site.log())
+    return json.loads(done.stdout)
+
+
+async def known(site: Site, count: int) -> None:
+    await until(lambda: len(ask(site, "guests")["items"]) >= count, what="the guests", within=30)
+
+
+async def test_doctor_of_a_whole_site_and_picture_of_a_migration(tmp_path: Path) -> None:
+    folder = ("-blockdev", f"driver=vvfat,node-name=folder,dir={tmp_path},rw=on")
+    async with served("a", "b", host_extra={"b": 'qemu = "/nowhere/qemu"\n'}) as site:
+        await asyncio.gather(site.boot(guest("goes"), "a"), site.boot(guest("stays", extra=folder), "a"))
+        await known(site, 2)
+        status, found = await asyncio.to_thread(checks, site.config)
+        assert status == 1
+        assert said(found, "journal", "ok", "schema"), found
+        assert said(found, "service", "ok", "answers at"), found
+        assert said(found, "host a", "ok", "monitors"), found
+        assert [line for level, line in found["host b"] if level == "fail"] == [
+            "the configured qemu = '/nowhere/qemu' is not there; mend its path, or install it"
+        ]
+        assert not any(level == "fail" for level, _ in found["host a"]), found
+        site.write_config()
+        site.config.write_text(site.config.read_text().replace('qemu = "/nowhere/qemu"\n', ""))
+        assert site.service is not None
+        site.stop()
+        status, found = await asyncio.to_thread(checks, site.config)
+        assert status == 0, found
+        assert said(found, "service", "warn", "it does not run"), found
+        site.serve()
+        await site.until_served()
+        await known(site, 2)
+        moved = await asyncio.to_thread(site.command, "migrate", "goes", "--to", "b", "--wait", "--json")
+        assert moved.returncode == 0, (moved, site.log())
+        picture = tmp_path / "run.svg"
+        identifier = json.loads(moved.stdout)["id"]
+        drawn = await asyncio.to_thread(site.command, "report", identifier, "-o", str(picture))
+        assert drawn.returncode == 0, drawn
+        assert ET.parse(picture).getroot().tag.endswith("svg")
+        unknown = await asyncio.to_thread(site.command, "report", "nothing", "-o", str(picture))
+        assert unknown.returncode == 2, unknown
+
+
+# tokens at a service that runs
+
+
+def free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
+
+
+async def test_token_made_beside_a_service_holds_and_ends_at_once() -> None:
+    port = free_port()
+    with Site("a", isolated=False) as site:
+        text = site.config.read_text().replace("[http]\n", f'[http]\nlisten = "127.0.0.1:{port}"\n')
+        site.config.write_text(text)
+        site.serve()
+        await site.until_served()
+
+        def get(token: str) -> int:
+            headers = {"Authorization": f"Bearer {token}"}
+            url = f"http://127.0.0.1:{port}/api/v1/hosts"
+            return httpx2.get(url, headers=headers, trust_env=False).status_code
+
+        made = migrator("token", "create", "ci", "--role", "viewer", "--config", site.config)
+        token = made.stdout.strip()
+        assert get(token) == 200
+        assert get(token[:-1] + ("0" if token[-1] != "0" else "1")) == 401
+        listed = migrator("hosts", "--server", f"http://127.0.0.1:{port}", MIGRATOR_TOKEN=token)
+        assert listed.returncode == 0, listed
+        refused = migrator("activate", "a", "--server", f"http://127.0.0.1:{port}", MIGRATOR_TOKEN=token)
+        assert refused.returncode == 2
+        assert migrator("token", "revoke", "ci", "--config", site.config).returncode == 0
+        assert get(token) == 401
