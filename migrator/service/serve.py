@@ -180,7 +180,7 @@ def _audit(bus: Bus, envelope: Envelope, reply: Reply) -> None:
     bus.publish(
         EventKind.COMMAND,
         Subject.COMMAND,
-        f"{caller.user}\n{envelope.id}" if envelope.id else "",
+        f"{caller.user}\n{envelope.id or ''}",  # never empty: no journal takes that
         {
             "verb": envelope.verb[:64],
             "user": caller.user,
