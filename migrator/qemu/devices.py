@@ -38,16 +38,22 @@ _REFUSED = re.compile(
     r"'(?:[\w.-]+\.)?(?P<name>[\w-]+)' (?:(?P<set>is read-only|is not writable)|is unexpected|not found)"
 )
 #: Properties in which 0 stands for nothing given, and cannot be given.
-_UNSET_AT_ZERO = frozenset({"label-size"})
+_UNSET_AT_ZERO = frozenset({"label-size", "hugetlbsize", "align"})
 
 
 async def catch_up(
-    source: Monitor, destination: Monitor, *, run_directory: str, same_files: bool = True
+    source: Monitor,
+    destination: Monitor,
+    *,
+    run_directory: str,
+    same_files: bool = True,
+    same_machine: bool = False,
 ) -> tuple[Finding, ...]:
     """Give the destination, which does not listen yet, all that the source has and it lacks.
 
     :param run_directory: where the destination's sockets are.
     :param same_files: disks have the same names on both sides.
+    :param same_machine: a file that one has mapped is the one that the other would map.
     :returns: what is not the same even so.
     :raise Refused: QEMU does not show enough of something to make it again.
     :raise CommandFailed: the destination refused one of them; some may have been added.
@@ -56,7 +62,13 @@ async def catch_up(
     added = _in_order(_lacking(here.devices, there.devices), here)
     for name, kind in _objects_in_order(here.objects):
         if name not in there.objects and not kind.startswith(_NOT_THE_GUESTS):
-            await _add(destination, "object-add", await _object(source, name, kind))
+            given = await _object(source, name, kind)
+            if same_machine and given.get("share") and given.get("mem-path"):
+                raise Refused(
+                    f"memory {name} is the file {given['mem-path']}, which both would write into on one machine: "
+                    "unplug it, or choose a target on another machine"
+                )
+            await _add(destination, "object-add", given)
     made = {*there.nodes.nodes, *there.drives, *there.netdevs, *there.chardevs}
     for device in added:
         if device.path in here.cpus:
@@ -147,7 +159,11 @@ async def _object(source: Monitor, name: str, kind: str) -> dict[str, Any]:
     values = await asyncio.gather(
         *(ask(source, "qom-get", path=path, property=name, otherwise="") for name in names)
     )
-    given = {key: value for key, value in zip(names, values, strict=True) if value not in ("", [], None)}
+    given = {
+        key: value
+        for key, value in zip(names, values, strict=True)
+        if value not in ("", [], None) and not (key in _UNSET_AT_ZERO and not value)
+    }
     return {"qom-type": kind, "id": name, **given}
 
 
@@ -165,12 +181,13 @@ async def _properties(monitor: Monitor, device: Plugged) -> dict[str, tuple[str,
     return {
         entry["name"]: (entry["type"], entry.get("default-value"), value)
         for entry, value in zip(listing, values, strict=True)
-        if value is not unreadable
+        if value is not unreadable and not isinstance(value, dict)  # that is a state, not an argument
     }
 
 
 def _is_default(of: tuple[str, Any, Any]) -> bool:
-    # What another version writes differently (rombar: 1, or -1) is the same if neither was told.
+    # Neither was told then, and the machine type sees to it that the guest sees the same; what another version shows
+    # for it may be written differently (rombar: 1, or -1), or be what it has worked out (physical_block_size).
     return bool(of[1] is not None and of[1] == of[2])
 
 
@@ -270,7 +287,7 @@ async def _compare(source: Monitor, destination: Monitor, device: Plugged) -> li
     differing = [
         f"{name} {here[name][2]!r} against {there[name][2]!r}"
         for name in sorted(here.keys() & there.keys() - _NOT_GIVEN)
-        if here[name][2] != there[name][2] and not (_is_default(here[name]) and _is_default(there[name]))
+        if here[name][2] != there[name][2] and not _is_default(here[name])
     ]
     if (bus or "") != device.bus:
         differing.insert(0, f"bus {device.bus} against {bus}")

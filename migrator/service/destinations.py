@@ -118,7 +118,11 @@ class Destinations:
             await _greet(qemu, launcher, nest, process, argv[0])
             _refuse(
                 await catch_up(
-                    end.monitor, qemu.monitor, run_directory=nest.run_directory, same_files=not template
+                    end.monitor,
+                    qemu.monitor,
+                    run_directory=nest.run_directory,
+                    same_files=not template,
+                    same_machine=end.identity.get("boot_id") == qemu.identity.get("boot_id"),
                 )
             )
         except BaseException:

@@ -197,7 +197,7 @@ class TestHotPlug:
             assert await fingerprint(moved) == before
             await moved.check_memory()
 
-    async def test_less_usual_devices(self, lab: Lab, site: Site, one_version: Path) -> None:
+    async def test_less_usual_devices(self, lab: Lab, site: Site, one_crossing: tuple[Path, Path]) -> None:
         extra = (
             *("-m", "128M,slots=4,maxmem=1G", "-device", "qemu-xhci,id=xhci,addr=0x1c"),
             *(
@@ -207,7 +207,7 @@ class TestHotPlug:
             ),
         )
         machine = Machine(habit=HABIT, extra=extra, type="pc-q35-7.2,nvdimm=on")
-        qemu = await lab.boot(machine, binary=one_version)
+        qemu = await lab.boot(machine, binary=one_crossing[0])
         for name in ("a", "b", "c"):
             (lab.directory / name).write_bytes(b"\0" * MIB)
         top = lab.directory / "top.qcow2"
@@ -239,9 +239,9 @@ class TestHotPlug:
 
             for kind, name in (("iothread", "t9"), ("rng-builtin", "r1")):
                 await monitor.execute("object-add", {"qom-type": kind, "id": name})
-            for name in ("vm0", "nv0"):
+            for kind, name in (("ram", "vm0"), ("memfd", "nv0")):
                 await monitor.execute(
-                    "object-add", {"qom-type": "memory-backend-ram", "id": name, "size": 128 * MIB}
+                    "object-add", {"qom-type": f"memory-backend-{kind}", "id": name, "size": 128 * MIB}
                 )
             await disk("sa", lab.directory / "a", read_only=True)
             await disk("sb", lab.directory / "b")
@@ -259,6 +259,7 @@ class TestHotPlug:
             await device("virtio-blk-pci", "mq", bus="rp5", drive="sc", num_queues=4, write_cache="off")
             usb = await monitor.execute("human-monitor-command", {"command-line": "info usb"})
         guest = guest_of(qemu)
+        site.have(*one_crossing)
         for target in ("beta", "alpha"):
             guest = await site.move(guest, target)
             moved = Moved(machine, lab, guest.socket)
@@ -303,6 +304,18 @@ class TestHotPlug:
         objects = {entry["name"] for entry in await moved.query("qom-list", path="/objects")}
         assert "rng0" in objects
         assert "rng1" not in objects
+
+    async def test_memory_in_a_shared_file_is_not_mapped_twice(self, lab: Lab, site: Site) -> None:
+        qemu = await lab.start(Machine(extra=("-m", "128M,slots=2,maxmem=1G")))
+        memory = {"qom-type": "memory-backend-file", "id": "m", "size": 64 * MIB, "share": True}
+        await qemu.query("object-add", {**memory, "mem-path": str(lab.directory / "memory")})
+        with pytest.raises(Refused, match="both would write into on one machine"):
+            await site.start(guest_of(qemu))
+        assert (site.left, site.processes) == ([], [])
+        await site.close()
+        await qemu.query("object-del", id="m")
+        await qemu.query("object-add", {**memory, "mem-path": str(lab.directory / "memory"), "share": False})
+        await (await site.start(guest_of(qemu))).discard()
 
     async def test_a_disk_that_was_changed_under_the_guest_is_not_taken_for_the_old_one(
         self, lab: Lab, site: Site, one_version: Path
