@@ -57,6 +57,9 @@ class Inventory:
         self._changed = changed
         self._wake = {name: asyncio.Event() for name in self._known}
         self._looking = {name: asyncio.Lock() for name in self._known}
+        #: Hosts that nobody has tried to look at yet.
+        self._unseen = set(self._known)
+        self._all_seen = asyncio.Event()
         self._log = logs.logger()
 
     # --- asking ------------------------------------------------------------------------------------------------------
@@ -179,9 +182,20 @@ class Inventory:
                 )
                 known.guests = self._take(known.guests, look.guests)
                 known.looked_at = datetime.now(UTC)
+            self._unseen.discard(name)
+            if not self._unseen:
+                self._all_seen.set()
             if (known.host, known.guests) != before:
                 self._changed()
             return known.host
+
+    async def first_look(self, timeout: float) -> None:
+        """Wait until every host was looked at once, whether it answered or not, but no longer than `timeout`."""
+        try:
+            async with asyncio.timeout(timeout if self._unseen else 0):
+                await self._all_seen.wait()
+        except TimeoutError:
+            pass  # one of them is slow: what the others said is all there is
 
     def _take(self, old: Sequence[Guest], new: Sequence[Guest]) -> tuple[Guest, ...]:
         rates = {guest.key: guest.dirty_rate_bytes_per_second for guest in old}

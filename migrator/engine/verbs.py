@@ -44,6 +44,8 @@ from migrator.errors import JournalError, MigratorError, UsageError
 
 #: A host that was looked at so long ago is looked at again before something is begun with it.
 _FRESH_SECONDS = 10.0
+#: A command that needs to know every host waits so long for the first look at them after a start.
+_FIRST_LOOK_SECONDS = 15.0
 
 
 class Verbs:
@@ -55,6 +57,8 @@ class Verbs:
     async def carry_out(self, command: Command, caller: Caller, *, key: str) -> Answer:
         if key and (begun := await self._begun_by(key)) is not None:
             return begun
+        if isinstance(command, Migrate | Restore | Plan | Check):
+            await self._engine.inventory.first_look(_FIRST_LOOK_SECONDS)
         match command:
             case Plan():
                 return await self._engine.preview.plan(self._host(command.host).name, command.policy)
