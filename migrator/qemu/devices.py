@@ -209,8 +209,10 @@ async def _arguments(
             continue
         if name in _UNSET_AT_ZERO and not value:
             continue
-        if kind.startswith("link<") and not str(value).startswith(("/objects/", f"{PERIPHERAL}/")):
-            continue  # to a part of itself or of the machine
+        if kind.startswith("link<"):
+            elsewhere = value.startswith(("/objects/", f"{PERIPHERAL}/"))
+            if not elsewhere or value.startswith(f"{device.path}/"):
+                continue  # to a part of itself or of the machine
         arguments[name] = pci_address(value) if name == "addr" and kind in ("int32", "str") else value
     if device.port:
         arguments["port"] = device.port

@@ -180,6 +180,9 @@ def ports(text: str) -> set[str]:
     return {line.partition(",")[2] for line in text.splitlines()}
 
 
+SLOTTED = ("e1", "b1", "b2", "vs")
+
+
 class TestHotPlug:
     async def test_everything_that_was_plugged_is_there_after_each_move(
         self, lab: Lab, site: Site, one_crossing: tuple[Path, Path]
@@ -266,6 +269,40 @@ class TestHotPlug:
             await moved.check_memory()
             now = await moved.query("human-monitor-command", {"command-line": "info usb"})
             assert ports(now) == ports(usb)
+
+    async def test_devices_on_the_old_bus_come_to_their_slots(
+        self, lab: Lab, site: Site, one_crossing: tuple[Path, Path]
+    ) -> None:
+        bridge = ("-device", "pci-bridge,id=bridge,chassis_nr=1,addr=6")
+        machine = Machine(habit=HABIT, type="pc-i440fx-7.2", extra=bridge)
+        qemu = await lab.boot(machine, binary=one_crossing[0])
+        site.have(*one_crossing)
+        (lab.directory / "a").write_bytes(b"\0" * MIB)
+        file = {"driver": "file", "filename": str(lab.directory / "a")}
+        for command, arguments in (
+            ("netdev_add", {"type": "user", "id": "n1"}),
+            ("device_add", {"driver": "e1000", "id": "e1", "netdev": "n1"}),
+            ("blockdev-add", {"driver": "raw", "node-name": "sd", "file": file}),
+            ("device_add", {"driver": "virtio-blk-pci", "id": "b1", "drive": "sd", "addr": "0x9.0"}),
+            ("device_add", {"driver": "virtio-rng-pci", "id": "b2", "bus": "bridge", "addr": "3"}),
+            ("device_add", {"driver": "virtio-serial-pci", "id": "vs"}),
+            ("device_add", {"driver": "virtserialport", "id": "p", "bus": "vs.0", "nr": 5, "name": "x"}),
+            ("object-add", {"qom-type": "throttle-group", "id": "tg", "limits": {"iops-total": 100}}),
+        ):
+            await qemu.query(command, arguments)
+        slots = [
+            await qemu.query("qom-get", path=f"/machine/peripheral/{name}", property="addr")
+            for name in SLOTTED
+        ]
+        guest = guest_of(qemu)
+        for target in ("beta", "alpha"):
+            guest = await site.move(guest, target)
+            moved = Moved(machine, lab, guest.socket)
+            await moved.check_memory()
+            assert slots == [
+                await moved.query("qom-get", path=f"/machine/peripheral/{name}", property="addr")
+                for name in SLOTTED
+            ]
 
     async def test_what_was_unplugged_is_not_there(self, lab: Lab, site: Site) -> None:
         image = lab.directory / "gone.img"
