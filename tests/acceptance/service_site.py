@@ -1,0 +1,436 @@
+"""A service over real QEMUs, as these tests use it: asked over its socket, watched, broken."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import json
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Sequence
+from contextlib import asynccontextmanager
+from pathlib import Path
+from typing import Any, Self
+
+import aiomqtt
+import httpx2
+from paho.mqtt.packettypes import PacketTypes
+from paho.mqtt.properties import Properties
+
+from migrator.testing.lab import Habit, Machine, Qemu, until
+from migrator.testing.raw_qmp import RawQmpError
+from migrator.testing.site import Site
+from tests.broker import USERS, Broker
+from tests.mqtt_fakes import PREFIX, Got
+
+MIB = 1 << 20
+FAST, SLOW = 400 * MIB, 40 * MIB
+#: Of an evacuation that nothing will happen to any more.
+_PATIENCE_SECONDS = 60.0
+
+
+class LiveSite(Site):
+    """A site whose service is asked without the command line, which takes a second a time."""
+
+    #: Put before the service's own command: the host that it runs on.
+    prefix: Sequence[str] = ()
+
+    def __enter__(self) -> Self:
+        super().__enter__()
+        self.change_config(("[http]\n", "[http]\nrequests_per_second = 1000\nburst = 1000\n"))
+        self._http = httpx2.AsyncClient(
+            transport=httpx2.AsyncHTTPTransport(uds=str(self.directory / "api.sock")),
+            base_url="http://migrator",
+            timeout=30,
+        )
+        return self
+
+    async def disconnect(self) -> None:
+        """At the end."""
+        await self._http.aclose()
+
+    def serve(self, *options: str) -> subprocess.Popen[bytes]:
+        """As :meth:`Site.serve`, on the host of :attr:`prefix`."""
+        with (self.directory / "service.log").open("ab") as log:
+            self.service = subprocess.Popen(
+                [
+                    *self.prefix,
+                    sys.executable,
+                    "-m",
+                    "migrator",
+                    "serve",
+                    "--config",
+                    str(self.config),
+                    *options,
+                ],
+                stdin=subprocess.DEVNULL,
+                stdout=log,
+                stderr=log,
+                start_new_session=True,
+            )
+        return self.service
+
+    async def until_served(self, within: float = 30.0) -> None:
+        """Wait until it answers; a socket that was left by one that was killed does not count."""
+
+        async def answers() -> bool:
+            assert self.service is not None
+            assert self.service.poll() is None, f"the service ended: {self.log()}"
+            try:
+                return (await self._http.get("/healthz")).status_code == 200
+            except httpx2.TransportError:
+                return False
+
+        await until(answers, what="the service", within=within)
+
+    async def restart(self) -> None:
+        """After a kill."""
+        self.kill()
+        self.serve()
+        await self.until_served()
+
+    def change_config(self, *replacements: tuple[str, str]) -> None:
+        """Replace text in its configuration; each has to be there."""
+        text = self.config.read_text(encoding="utf-8")
+        for old, new in replacements:
+            assert old in text, (old, text)
+            text = text.replace(old, new)
+        self.config.write_text(text, encoding="utf-8")
+
+    # --- asking ------------------------------------------------------------------------------------------------------
+
+    async def get(self, path: str, **query: Any) -> Any:
+        """A document; asked again while the service is being restarted."""
+        found: list[httpx2.Response] = []
+
+        async def answers() -> bool:
+            await asyncio.sleep(0.02)  # whoever waits for something asks again and again
+            try:
+                found.append(await self._http.get(f"/api/v1/{path}", params=query))
+            except httpx2.TransportError:
+                return False
+            return True
+
+        await until(answers, what=f"an answer to {path}", within=30)
+        assert found[0].status_code == 200, (path, found[0].text)
+        return found[0].json()
+
+    async def probe(self, path: str) -> tuple[int, str]:
+        """Of ``/readyz`` or ``/metrics``: status and text."""
+        got = await self._http.get(path)
+        return got.status_code, got.text
+
+    async def post(self, path: str, *, key: str = "", **body: Any) -> Any:
+        """A command that is taken: its document."""
+        status, document = await self.try_post(path, key=key, **body)
+        assert status < 300, (path, status, document, self.log()[-2000:])
+        return document
+
+    async def try_post(self, path: str, *, key: str = "", **body: Any) -> tuple[int, Any]:
+        """Status and document, or problem."""
+        headers = {"Idempotency-Key": key} if key else {}
+        got = await self._http.post(f"/api/v1/{path}", json=body, headers=headers)
+        return got.status_code, got.json()
+
+    async def events(self, subject: str = "", subject_id: str = "") -> list[Any]:
+        """Everything that the journal has, oldest first, of one subject or of all."""
+        about = {"subject": subject, "subject_id": subject_id} if subject else {}
+        found: list[Any] = []
+        after: int | None = 0
+        while after is not None:
+            got = await self._http.get(
+                "/api/v1/events", params={"after": after, **about}, headers={"Accept": "application/json"}
+            )
+            assert got.status_code == 200, got.text
+            found += got.json()["items"]
+            after = got.json()["next"]
+        return found
+
+    async def cli(self, *words: str) -> subprocess.CompletedProcess[str]:
+        """As :meth:`Site.command`, while the loop goes on."""
+        return await asyncio.to_thread(self.command, *words)
+
+    async def known(self, guests: int) -> None:
+        """Every host was looked at, and so many guests are known."""
+
+        async def seen() -> bool:
+            hosts = (await self.get("hosts"))["items"]
+            return all(host["up"] for host in hosts) and len((await self.get("guests"))["items"]) >= guests
+
+        try:
+            await until(seen, what="the hosts", within=30)
+        except TimeoutError:
+            raise AssertionError((await self.get("hosts"), await self.get("guests"), self.log())) from None
+
+    async def migrations(self, *states: str) -> list[Any]:
+        """Those in one of these states; all without."""
+        items = (await self.get("migrations", limit=100))["items"]
+        return [each for each in items if not states or each["state"] in states]
+
+    async def until_state(self, *states: str, within: float = 30.0) -> Any:
+        """Wait for a migration in one of these states."""
+        found: list[Any] = []
+
+        async def there() -> bool:
+            found[:] = await self.migrations(*states)
+            return bool(found)
+
+        try:
+            await until(there, what=f"a migration that is {' or '.join(states)}", within=within)
+        except TimeoutError:
+            raise AssertionError((states, await self.migrations(), self.log()[-6000:])) from None
+        return found[0]
+
+    async def ended(self, identifier: str, state: str, within: float = _PATIENCE_SECONDS) -> Any:
+        """The document of an evacuation once it has ended so."""
+        return await self._ended("evacuations", identifier, state, within)
+
+    async def migration_ended(self, identifier: str, state: str, within: float = _PATIENCE_SECONDS) -> Any:
+        """The document of a migration once it has ended so."""
+        return await self._ended("migrations", identifier, state, within)
+
+    async def _ended(self, kind: str, identifier: str, state: str, within: float) -> Any:
+        found: dict[str, Any] = {}
+
+        async def over() -> bool:
+            found.update(await self.get(f"{kind}/{identifier}"))
+            return found["ended_at"] is not None
+
+        try:
+            await until(over, what=f"the end of {identifier}", within=within)
+        except TimeoutError:
+            raise AssertionError((found, await self.migrations(), self.log()[-8000:])) from None
+        assert found["state"] == state, (found, await self.migrations(), self.log()[-8000:])
+        return found
+
+    # --- what must be true -------------------------------------------------------------------------------------------
+
+    async def runs_once(self, machine: Machine) -> Qemu:
+        """The one process in which it runs, its memory checked."""
+        running = await self.running(machine)
+        assert len(running) == 1, (machine.name, running, self.log()[-8000:])
+        await running[0].check_memory()
+        return running[0]
+
+    async def everyone_at(self, machines: Iterable[Machine], *hosts: str) -> None:
+        """Each runs once, on one of these hosts, and no other process is left."""
+        count = 0
+        for count, machine in enumerate(machines, start=1):
+            assert self.where(await self.runs_once(machine)) in hosts, (machine.name, self.log()[-8000:])
+
+        # The source ends after the guest was seen to run at its destination.
+        def alone() -> bool:
+            return len(list(self.processes())) == count
+
+        try:
+            await until(alone, what="nobody else", within=5)
+        except TimeoutError:
+            raise AssertionError((list(self.processes()), self.log()[-8000:])) from None
+
+    def left_in(self, host: str) -> list[str]:
+        """What is in the directories for guests of a host."""
+        base = self.directory / f"run-{host}"
+        return sorted(path.name for path in base.iterdir()) if base.exists() else []
+
+    def said(self, event: str) -> list[dict[str, Any]]:
+        """Lines of the service's log that begin so."""
+        found = []
+        for line in self.log().splitlines():
+            with contextlib.suppress(ValueError):
+                entry = json.loads(line)
+                if str(entry.get("event", "")).startswith(event):
+                    found.append(entry)
+        return found
+
+
+def guest(name: str, *, region: int = 32 * MIB, speed: int = 4 * MIB, **how: Any) -> Machine:
+    """A small one that writes; its image is not locked, as a lock would hide that it runs twice."""
+    return Machine(
+        name=name,
+        memory_bytes=128 * MIB,
+        habit=Habit(region_bytes=region, bytes_per_second=speed),
+        image_locking="off",
+        **how,
+    )
+
+
+def at_broker(broker: Broker) -> str:
+    """For ``extra``: the service at this broker, as tests/mqtt_fakes.py expects it."""
+    return (
+        '[site]\nname = "site"\ninstance = "one"\n'
+        f'[mqtt]\nhost = "127.0.0.1"\nport = {broker.port}\nusername = "migrator"\n'
+        f'password = "{USERS["migrator"]}"\noperators = ["scheduler"]\nviewers = ["other"]\n'
+        'timeout = "2s"\nkeepalive = "3s"'
+    )
+
+
+@asynccontextmanager
+async def made(
+    machines: Iterable[Machine], *names: str, speed: float | None = FAST, **how: Any
+) -> AsyncIterator[LiveSite]:
+    """A site with these guests on its first host; the service is not started yet."""
+    hosts = names or ("a", "b", "c")
+    with LiveSite(*hosts, bytes_per_second=speed, **how) as site:
+        try:
+            await asyncio.gather(*(site.boot(machine, hosts[0]) for machine in machines))
+            yield site
+        finally:
+            await site.disconnect()
+
+
+@asynccontextmanager
+async def served(
+    machines: Sequence[Machine],
+    *names: str,
+    prepare: Callable[[LiveSite], None] = lambda site: None,
+    **how: Any,
+) -> AsyncIterator[LiveSite]:
+    """As :func:`made`, with a service that knows all of them.
+
+    :param prepare: called before the service starts.
+    """
+    async with made(machines, *names, **how) as site:
+        prepare(site)
+        site.serve()
+        await site.until_served()
+        await site.known(len(machines))
+        yield site
+
+
+class Board:
+    """A client of the broker with a session that is kept: it comes back whenever the broker does."""
+
+    def __init__(self, broker: Broker) -> None:
+        self._broker = broker
+        self._subscribed = asyncio.Event()
+        #: All that came, in order.
+        self.got: list[Got] = []
+
+    async def __aenter__(self) -> Self:
+        self._task = asyncio.create_task(self._run(), name="board")
+        async with asyncio.timeout(20):
+            await self._subscribed.wait()
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        self._task.cancel()
+        await asyncio.wait({self._task})
+
+    async def _run(self) -> None:
+        properties = Properties(PacketTypes.CONNECT)
+        properties.SessionExpiryInterval = 600
+        while True:
+            with contextlib.suppress(aiomqtt.MqttError, OSError):
+                async with aiomqtt.Client(
+                    "127.0.0.1",
+                    self._broker.port,
+                    username="dashboard",
+                    password=USERS["dashboard"],
+                    protocol=aiomqtt.ProtocolVersion.V5,
+                    identifier="board",
+                    clean_start=False,
+                    properties=properties,
+                    timeout=5,
+                ) as client:
+                    for what in ("state", "decision"):
+                        await client.subscribe(f"{PREFIX}/+/+/{what}", qos=1)
+                    self._subscribed.set()
+                    async for message in client.messages:
+                        assert isinstance(message.payload, bytes)
+                        topic, retain = message.topic.value, bool(message.retain)
+                        self.got.append(Got(topic, message.payload, retain, message.properties))
+            await asyncio.sleep(0.05)
+
+    def about(self, subject: str, identifier: str) -> list[Any]:
+        """Its states and decisions in the order in which they came. What came twice, or was retained, is left out."""
+        ends = tuple(f"{subject}/{identifier}/{what}" for what in ("state", "decision"))
+        found, newest = [], 0
+        for each in self.got:
+            if (
+                each.topic.endswith(ends)
+                and each.payload
+                and not each.retain
+                and each.json["event_id"] > newest
+            ):
+                newest = each.json["event_id"]
+                found.append(each.json)
+        return found
+
+    def last_state(self, subject: str, identifier: str) -> Any:
+        """As a dashboard would show it; ``None`` without one."""
+        for each in reversed(self.got):
+            if each.topic.endswith(f"{subject}/{identifier}/state"):
+                return each.json["body"] if each.payload else None
+        return None
+
+
+class Witness:
+    """Looks again and again whether somebody runs twice; at the end of its block it says so.
+
+    Two looks, one after the other, are no proof that both were true at once; so the first is looked at again, and
+    beats are what it must have made meanwhile.
+    """
+
+    def __init__(self, site: LiveSite, machines: Sequence[Machine]) -> None:
+        self._site, self._machines = site, machines
+        self.doubled: list[str] = []
+        self.looks = 0
+
+    async def __aenter__(self) -> Self:
+        self._task = asyncio.create_task(self._look(), name="witness")
+        return self
+
+    async def __aexit__(self, kind: type[BaseException] | None, *_: object) -> None:
+        self._task.cancel()
+        await asyncio.wait({self._task})
+        if not self._task.cancelled() and (error := self._task.exception()):
+            raise error
+        if kind is None:
+            assert self.doubled == []
+            assert self.looks > 0
+
+    async def _look(self) -> None:
+        while True:
+            for machine in self._machines:
+                with contextlib.suppress(RawQmpError):
+                    first = {qemu.pid for qemu in await self._site.running(machine)}
+                    if len(first) > 1:
+                        again = {qemu.pid for qemu in await self._site.running(machine)}
+                        if len(first & again) > 1:
+                            self.doubled.append(machine.name)
+                self.looks += 1
+            await asyncio.sleep(0.05)
+
+
+async def eventually(
+    probe: Callable[[], Awaitable[object]], what: str, site: LiveSite, within: float = 20
+) -> None:
+    """As ``until``, with the service's log when it does not come true."""
+    try:
+        await until(probe, what=what, within=within)
+    except TimeoutError:
+        raise AssertionError((what, await site.migrations(), site.log()[-8000:])) from None
+
+
+def freeze(pid: int) -> None:
+    """SIGSTOP."""
+    os.kill(pid, signal.SIGSTOP)
+
+
+def thaw(pid: int) -> None:
+    """SIGCONT."""
+    with contextlib.suppress(ProcessLookupError):
+        os.kill(pid, signal.SIGCONT)
+
+
+@contextlib.contextmanager
+def small_disk(directory: Path, size: str = "1m") -> Any:
+    """A tmpfs of that size at a directory."""
+    directory.mkdir(parents=True, exist_ok=True)
+    subprocess.run(["mount", "-t", "tmpfs", "-o", f"size={size}", "tmpfs", str(directory)], check=True)
+    try:
+        yield
+    finally:
+        subprocess.run(["umount", "-l", str(directory)], check=True)
