@@ -43,7 +43,12 @@ class Connection(H11Protocol):
     def data_received(self, data: bytes) -> None:
         """See asyncio."""
         super().data_received(data)
-        self._wait_for_head(self.conn.their_state is h11.IDLE and bool(self.conn.trailing_data[0]))
+        self._wait_for_rest()
+
+    def on_response_complete(self) -> None:
+        """A further request may have begun to come meanwhile."""
+        super().on_response_complete()
+        self._wait_for_rest()
 
     def connection_lost(self, exc: Exception | None) -> None:
         """See asyncio."""
@@ -71,6 +76,9 @@ class Connection(H11Protocol):
             if sent:
                 self.transport.write(sent)
         self.transport.close()
+
+    def _wait_for_rest(self) -> None:
+        self._wait_for_head(self.conn.their_state is h11.IDLE and bool(self.conn.trailing_data[0]))
 
     def _wait_for_head(self, waiting: bool) -> None:
         if waiting and self._impatience is None:

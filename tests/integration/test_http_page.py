@@ -145,6 +145,9 @@ def test_evacuate_and_cancel_with_the_keyboard(operator: Seen, service: InThread
     page.get_by_role("button", name="Cancel evacuation of alpha").click()
     page.get_by_role("button", name="Cancel the evacuation").click()
     expect(evacuation).to_have_count(0)
+    expect(
+        page.get_by_role("listitem").filter(has_text="evacuation of alpha, 2 guests left")
+    ).to_contain_text("cancelled")
 
 
 def test_a_refusal_is_said_and_the_dialog_stays(operator: Seen, service: InThread):

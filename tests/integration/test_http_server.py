@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import os
 import signal
 import socket
@@ -17,6 +18,7 @@ from fastapi import FastAPI
 
 from migrator.engine.commands import Door
 from migrator.errors import UsageError
+from migrator.http import connection
 from migrator.http.app import create_app
 from migrator.http.server import Servers, Tcp, UnixSocket
 from migrator.testing.lab import until
@@ -179,6 +181,50 @@ class TestTcp:
                     headers={"Origin": f"https://127.0.0.1:{port}"},
                 )
                 assert "secure" in cookie.headers["set-cookie"].lower()
+
+
+class TestPatience:
+    @pytest.mark.parametrize("sent", [b"", b"GET / HT", b"GET /healthz HTTP/1.1\r\nHost: x\r\n\r\nGET /heal"])
+    async def test_a_head_that_does_not_come(
+        self, app: FastAPI, monkeypatch: pytest.MonkeyPatch, sent: bytes
+    ):
+        monkeypatch.setattr(connection, "_HEAD_SECONDS", 0.1)
+        async with Servers(app, tcp=Tcp()) as servers:
+            reader, writer = await asyncio.open_connection(
+                "127.0.0.1", int(servers.addresses[0].rpartition(":")[2])
+            )
+            writer.write(sent)
+            with contextlib.suppress(ConnectionResetError):
+                answer = await asyncio.wait_for(reader.read(), 5)
+                assert (b" 200 " in answer) == (b"healthz" in sent)
+            writer.close()
+
+    async def test_a_connection_that_was_served_is_kept(self, app: FastAPI, monkeypatch: pytest.MonkeyPatch):
+        monkeypatch.setattr(connection, "_HEAD_SECONDS", 0.1)
+        async with Servers(app, tcp=Tcp()) as servers:
+            reader, writer = await asyncio.open_connection(
+                "127.0.0.1", int(servers.addresses[0].rpartition(":")[2])
+            )
+            for _ in range(2):
+                writer.write(b"GET /healthz HTTP/1.1\r\nHost: x\r\n\r\n")
+                assert b" 200 " in await reader.readuntil(b"ok\n")
+                await asyncio.sleep(0.2)
+            writer.close()
+
+    async def test_too_many_connections(self, app: FastAPI, monkeypatch: pytest.MonkeyPatch):
+        monkeypatch.setattr(connection, "_CONNECTIONS", 2)
+        async with Servers(app, tcp=Tcp()) as servers:
+            port = int(servers.addresses[0].rpartition(":")[2])
+            there = [await asyncio.open_connection("127.0.0.1", port) for _ in range(2)]
+            for _, writer in there:
+                writer.write(b"GET /healthz HTTP/1.1\r\nHost: x\r\n\r\n")
+            for reader, _ in there:
+                assert b" 200 " in await reader.readuntil(b"ok\n")
+            reader, one_more = await asyncio.open_connection("127.0.0.1", port)
+            with contextlib.suppress(ConnectionResetError):
+                assert await asyncio.wait_for(reader.read(), 5) == b""
+            for writer in (one_more, *(writer for _, writer in there)):
+                writer.close()
 
 
 class TestEnd:

@@ -1,0 +1,54 @@
+"""Tables of what the service says: they fit, and nothing in them moves the cursor."""
+
+from __future__ import annotations
+
+import unicodedata
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from rich.cells import cell_len
+
+from migrator.cli import show_service as show
+
+_ROWS = st.lists(st.lists(st.text(max_size=30), min_size=8, max_size=8), max_size=6)
+
+
+@given(rows=_ROWS, width=st.integers(20, 200))
+def test_no_line_is_wider_than_the_terminal(rows: list[list[str]], width: int):
+    for line in show.grid(show.GUESTS, rows, width=width).plain.split("\n"):
+        assert cell_len(line) <= width
+
+
+@given(st.text())
+def test_clean_text_has_no_controls(text: str):
+    cleaned = show.clean(text)
+    assert len(cleaned) == len(text)
+    assert not {unicodedata.category(char) for char in cleaned} & {"Cc", "Cf", "Cs", "Zl", "Zp"}
+
+
+def test_names_give_way_before_columns_do_and_lesser_columns_before_what_matters():
+    row = [
+        "a-rather-long-name-of-a-guest",
+        "alpha",
+        "running",
+        "1.0 GiB",
+        "",
+        "default",
+        "u" * 36,
+        "cannot move: x",
+    ]
+    wide = show.grid(show.GUESTS, [row], width=200).plain
+    assert all(cell in wide for cell in row)
+    assert "DIRTIED" not in wide, "a column without anything in it only takes room"
+    narrow = show.grid(show.GUESTS, [row], width=60).plain
+    assert "UUID" not in narrow
+    assert "alpha" in narrow
+    assert "running" in narrow
+    assert "…" in narrow
+
+
+@pytest.mark.parametrize("width", [1, 2, 5, 10])
+def test_a_terminal_that_is_far_too_narrow(width: int):
+    for line in show.grid(show.HOSTS, [["alpha"] * 8], width=width).plain.split("\n"):
+        assert cell_len(line) <= width
