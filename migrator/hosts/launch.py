@@ -30,7 +30,12 @@ _START_SECONDS = 20.0
 _BASES = """
 u=$(id -u)
 if [ "$u" = 0 ]; then r=/run s=/var/log
-else r=${XDG_RUNTIME_DIR:-/tmp/migrator-$u} s=${XDG_STATE_HOME:-$HOME/.local/state}
+else r=${XDG_RUNTIME_DIR:-} s=${XDG_STATE_HOME:-$HOME/.local/state}
+fi
+if [ -z "$r" ]; then
+  r=/tmp/migrator-$u
+  mkdir -m 700 -- "$r" 2>/dev/null
+  if [ -L "$r" ] || [ ! -O "$r" ]; then echo "$r belongs to somebody else" >&2; exit 1; fi
 fi
 if [ "$u" = 0 ] && [ -d /run/systemd/system ]; then i=systemd; else i=; fi
 printf '%s\\0' "$r/migrator/guests" "$s/migrator/guests" "$i"
