@@ -105,8 +105,10 @@ async def _site() -> AsyncIterator[Site]:
     site = Site()
     async with site.metrics:
         await site.target.start()
-        yield site
-        await site.target.stop()
+        try:
+            yield site
+        finally:
+            await site.target.stop()
 
 
 @pytest_asyncio.fixture(scope="module", loop_scope="module")
@@ -253,7 +255,7 @@ async def _break_everything(site: Site, prometheus: Prometheus) -> None:
 
     began = time.monotonic()
     reading.put(a_migration("h", guest="guest-0", state=State.HELD))
-    for number in range(4):
+    for number in range(12):
         reading.put(a_migration(f"f{number}", guest="guest-2"))
         reading.end(f"f{number}", State.FAILED)
     for number in range(36):
