@@ -6,15 +6,14 @@ from collections.abc import Callable, Collection, Mapping, Sequence
 
 from migrator.core.transfers import Move, Pipe
 
-#: Nobody gets less: QEMU takes 0 for "no limit", and a stream that carries nothing looks like a broken one.
-_LEAST_BYTES_PER_SECOND = 2.0**20
-
 
 def share(moves: Sequence[Move]) -> dict[Move, float]:
     """Bytes per second for each; on no link more than it has for migrations, and more than 0 for everybody.
 
-    Those that barely converge come first, with all they can have; the others share the rest evenly, as far as each can
-    use it. What is left after that is given too, so that an estimate that was too low holds nobody back.
+    Everybody gets a fourth of an even share at least: a stream that carries next to nothing looks to its own controller
+    like one that never ends. Then those that barely converge come first, with all they can have; the others share the
+    rest evenly, as far as each can use it. What is left after that is given too, so that an estimate that was too low
+    holds nobody back.
     """
     on: dict[Pipe, list[Move]] = {}
     for move in moves:
@@ -49,7 +48,7 @@ def _share_joined(moves: Sequence[Move], on: Mapping[Pipe, Sequence[Move]]) -> d
 
     def least(move: Move) -> float:
         a_fourth = min(pipe.capacity / len(on[pipe]) for pipe in (move.out, move.into)) / 4
-        return min(_LEAST_BYTES_PER_SECOND, a_fourth, move.speed)
+        return min(a_fourth, move.speed)
 
     _raise(given, left, moves, least)
     _raise(given, left, [move for move in moves if move.alone], lambda move: move.speed)

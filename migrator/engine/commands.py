@@ -309,7 +309,7 @@ class Door:
         caller = envelope.caller
         body = command.model_dump(mode="json")
         digest = sha256(json.dumps([command.verb, body], sort_keys=True).encode()).hexdigest()
-        result = "accepted"
+        result, new = "accepted", True
         try:
             if key:
                 claim = await self.log.claim_command(
@@ -329,7 +329,9 @@ class Door:
                 if claim.reply is not None:
                     self.heard(caller.interface, command.verb, "repeated")
                     return Reply.model_validate(claim.reply)
-            _in_time(envelope)
+                new = claim.new
+            if new:  # one that a controller died over was in time, and may have been begun
+                _in_time(envelope)
             answer = await self.controller.carry_out(command, caller, key=key)
             reply = _accepted(envelope, answer)
         except Refusal as refusal:

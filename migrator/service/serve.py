@@ -140,6 +140,16 @@ async def _running(settings: Settings, path: Path | None) -> AsyncIterator[Engin
             heard=metrics.command,
             told=lambda *said: _audit(bus, *said),
         )
+        # It hears the bus from here on: what becomes of migrations that are taken up is told too.
+        mqtt = None
+        if settings.mqtt.host:
+            mqtt = Mqtt(
+                settings=_broker(settings),
+                door=door,
+                reading=views,
+                connected=lambda there: connected.update(mqtt=there),
+                who_began=lambda subject, identifier: _who_began(journal, subject, identifier),
+            )
         await engine.recover()  # before anything else: somebody may stand still
         await stack.enter_async_context(metrics)
         app = create_app(door, views, journal.tokens, metrics=metrics.scrape, limits=_http_limits(settings))
@@ -153,14 +163,7 @@ async def _running(settings: Settings, path: Path | None) -> AsyncIterator[Engin
                 group.create_task(watchdog(), name="watchdog"),
                 group.create_task(_reload_on_hup(engine, settings, path), name="reload"),
             ]
-            if settings.mqtt.host:
-                mqtt = Mqtt(
-                    settings=_broker(settings),
-                    door=door,
-                    reading=views,
-                    connected=lambda there: connected.update(mqtt=there),
-                    who_began=lambda subject, identifier: _who_began(journal, subject, identifier),
-                )
+            if mqtt is not None:
                 tasks.append(group.create_task(mqtt.run(), name="mqtt"))
             log.info("ready", listening=servers.addresses, hosts=len(settings.hosts), version=__version__)
             notify("READY=1")
