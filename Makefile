@@ -6,7 +6,7 @@ BIN := .build/venv/bin
 WORKERS ?= auto
 PYTEST := $(BIN)/python -m pytest -n $(WORKERS) --dist worksteal
 
-.PHONY: help setup demo test test-all lint docs bench bench-policies soak lock clean
+.PHONY: help setup demo test test-all lint docs bench bench-policies soak lock install uninstall clean
 
 help:
 	@echo 'make demo      guests move between two hosts made on this machine, before your eyes   [DEMO_ARGS=]'
@@ -19,6 +19,8 @@ help:
 	@echo 'make bench-policies   the controller beside what others do, in simulation   [BENCH_ARGS=]'
 	@echo 'make soak      the tests that run for long   [PYTEST_ARGS=]'
 	@echo 'make lock      requirements*.lock anew after a change in pyproject.toml   [LOCK_ARGS=--upgrade]'
+	@echo 'make install   the service on this machine, under /opt/migrator; starts nothing   [PREFIX=, DESTDIR=]'
+	@echo 'make uninstall removes it; configuration and journal stay'
 	@echo 'make clean     removes .build and caches'
 
 setup:
@@ -62,6 +64,12 @@ soak:
 
 lock:
 	@scripts/lock $(LOCK_ARGS)
+
+install:
+	@scripts/install
+
+uninstall:
+	@scripts/install uninstall
 
 clean:
 	rm -rf .build .hypothesis .mypy_cache .ruff_cache .pytest_cache
