@@ -263,7 +263,7 @@ def migration_lines(one: Document) -> list[str]:
     if one["ended_at"] is None and one["state"] != "held":
         lines.append(f"    {show_ratio(one['progress_ratio'])}, {figures(one) or 'nothing sent yet'}")
     if one["duration_seconds"] is not None:
-        downtime = "none"
+        downtime = "none measured"
         if one["downtime_seconds"] is not None:
             downtime = show_seconds(one["downtime_seconds"])
             if (one["downtime_uncertainty_seconds"] or 0) > 0.001:
@@ -319,15 +319,20 @@ def event_line(event: Document) -> str:
     body = event["body"]
     when = deadline.show(datetime.fromisoformat(event["time"]))
     what = f"{event['subject']} {event['subject_id']}"
-    if event["kind"] == "decision":
+    if event["kind"] == "command":
+        where = body.get("origin") or "somewhere"
+        what = f"command of {body.get('user', '?')} ({body.get('interface', '?')}, {where})"
+        text = f"{body.get('verb', '?')}: {body.get('answer', '?')}"
+        text += f" ({body['code']})" if body.get("code") else ""
+        text += f", {body['subject']} {body['subject_id']}" if body.get("subject_id") else ""
+        text += f": {body['message']}" if body.get("message") else ""
+    elif event["kind"] == "decision":
         text = f"{body.get('action', '')}: {body.get('reason', '')}"
-    elif event["kind"] == "state":
+    else:
         text = str(body.get("state", ""))
         name = body.get("guest_name") or body.get("guest")
         text += f" ({name})" if name else ""
         text += f": {body['error']}" if body.get("error") else ""
-    else:
-        text = ", ".join(f"{key} {value}" for key, value in body.items() if value not in (None, "", [], {}))
     return clean(f"{event['event_id']:>6}  {when}  {what}  {text}")
 
 

@@ -52,3 +52,28 @@ def test_names_give_way_before_columns_do_and_lesser_columns_before_what_matters
 def test_a_terminal_that_is_far_too_narrow(width: int):
     for line in show.grid(show.HOSTS, [["alpha"] * 8], width=width).plain.split("\n"):
         assert cell_len(line) <= width
+
+
+def test_a_command_in_the_journal_is_one_line_that_says_who_asked_for_what_from_where_with_what_answer():
+    event = {
+        "event_id": 5,
+        "sequence": 1,
+        "time": "2026-11-22T21:41:49Z",
+        "kind": "command",
+        "subject": "command",
+        "subject_id": "unix:0\n7337e9b5",
+        "body": {
+            "verb": "migrate",
+            "user": "unix:0",
+            "interface": "http",
+            "origin": "unix socket, pid 17452",
+            "answer": "accepted",
+            "subject": "migration",
+            "subject_id": "dcf0a6c68d73",
+        },
+    }
+    line = show.event_line(event)
+    assert (
+        "command of unix:0 (http, unix socket, pid 17452)  migrate: accepted, migration dcf0a6c68d73" in line
+    )
+    assert "\n" not in line
