@@ -44,6 +44,8 @@ _KILL_SECONDS = 5.0
 #: What the shell of a command says first: its process group. The protocol's own request to kill it is refused by
 #: OpenSSH when root is logged in.
 _GROUP = re.compile(rb"@group (\d+)\n")
+#: What comes before it was written by files that the user's shell reads when it starts.
+_OUTPUT = b"@output\n"
 
 _Process = asyncssh.SSHClientProcess[bytes]
 
@@ -175,7 +177,8 @@ class SshAccess:
     def _quoted(self, argv: Sequence[str]) -> bytes:
         if any("\0" in word for word in argv):
             raise HostError(self.name, f"{argv[0]} cannot be started: NUL in its arguments")
-        return b"echo @group $$ >&2; exec " + os.fsencode(" ".join(shlex.quote(word) for word in argv))
+        words = " ".join(shlex.quote(word) for word in argv)
+        return b"echo @group $$ >&2; echo @output; exec " + os.fsencode(words)
 
     async def _begin(self, command: bytes) -> _Process:
         """Start a command. What was refused before it began is tried again."""
@@ -224,9 +227,13 @@ class SshAccess:
         if process.returncode is None:
             raise HostError(self.name, f"the SSH connection was lost while {program} ran; it may still run")
         await process.wait_closed()  # the server counts it until then
-        return Output(
-            status=process.returncode, stdout=bytes(stdout), stderr=_GROUP.sub(b"", bytes(stderr), count=1)
-        )
+        _, begun, said = bytes(stdout).partition(_OUTPUT)
+        if not begun:
+            complaint = " ".join((stdout + stderr).decode(errors="replace").split())[-300:]
+            raise HostError(
+                self.name, f"its SSH server does not run our commands: {complaint or 'no answer'}"
+            )
+        return Output(status=process.returncode, stdout=said, stderr=_GROUP.sub(b"", bytes(stderr), count=1))
 
     def _kill(self, process: _Process, read: Sequence[asyncio.Task[None]], stderr: bytearray) -> None:
         """Have the process group of a command there killed, by the way."""
@@ -264,7 +271,7 @@ class SshAccess:
         self._ask_often()
         process = await self._begin(command)
         try:
-            yield aiter(process.stdout)
+            yield _after_greeting(process.stdout)
         except (asyncssh.Error, OSError) as error:
             raise HostError(self.name, f"the SSH connection was lost: {error}") from error
         finally:
@@ -330,6 +337,14 @@ class SshAccess:
 def _give_up(listener: asyncssh.SSHListener, path: Path) -> None:
     listener.close()
     path.unlink(missing_ok=True)
+
+
+async def _after_greeting(stream: asyncssh.SSHReader[bytes]) -> AsyncIterator[bytes]:
+    begun = False
+    async for line in stream:
+        if begun:
+            yield line
+        begun = begun or line.endswith(_OUTPUT)
 
 
 def _has_ended(process: _Process) -> bool:

@@ -384,6 +384,37 @@ class TestSshConnection:
         site.hosts["alpha"].heal()
         assert (await remote.run(["true"], timeout=20)).status == 0
 
+    async def test_shell_that_talks_when_it_starts(
+        self, tmp_path: Path, sleeper: subprocess.Popen[bytes]
+    ) -> None:
+        # $ENV and ~/.bashrc are read by some shells before a command: here somebody else's words come first.
+        talk = tmp_path / "talk"
+        talk.write_text('#!/bin/sh\nprintf "Welcome! 12"; echo hm >&2; exec sh -c "$SSH_ORIGINAL_COMMAND"\n')
+        talk.chmod(0o755)
+        with Sshd(tmp_path / "talking", options=[f"ForceCommand {talk}"]) as sshd:
+            made = SshAccess("talker", sshd.config())
+            output = await made.run(["echo", "x"])
+            assert (output.stdout, output.complaint) == (b"x\n", "hm")
+            process = await made.process(sleeper.pid)
+            assert process is not None
+            assert process.identity["boot_id"] == boot_id()
+            assert not await process.wait_dead(0.5)
+            assert process.alive
+            sleeper.kill()
+            assert await process.wait_dead(5)
+            await made.close()
+
+    async def test_account_that_runs_nothing(self, tmp_path: Path) -> None:
+        with Sshd(
+            tmp_path / "closed", options=["ForceCommand echo 'This account is currently not available.'"]
+        ) as sshd:
+            made = SshAccess("closed", sshd.config())
+            with pytest.raises(HostError, match="does not run our commands: This account is"):
+                await made.run(["true"])
+            with pytest.raises(HostError, match="does not run"):
+                await made.process(os.getpid())
+            await made.close()
+
     async def test_refused_port(self, site: SimpleNamespace) -> None:
         await self._fails(site, "refused", port=1)
 
