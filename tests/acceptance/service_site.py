@@ -99,6 +99,16 @@ class LiveSite(Site):
             text = text.replace(old, new)
         self.config.write_text(text, encoding="utf-8")
 
+    def change_host(self, name: str, *replacements: tuple[str, str]) -> None:
+        """As :meth:`change_config`, only for one host."""
+        before, mark, after = self.config.read_text(encoding="utf-8").partition(f'[[hosts]]\nname = "{name}"')
+        own, following, rest = after.partition("[[hosts]]")
+        for old, new in replacements:
+            assert mark, name
+            assert old in own, (old, own)
+            own = own.replace(old, new)
+        self.config.write_text(before + mark + own + following + rest, encoding="utf-8")
+
     # --- asking ------------------------------------------------------------------------------------------------------
 
     async def get(self, path: str, **query: Any) -> Any:
@@ -216,13 +226,13 @@ class LiveSite(Site):
 
     async def everyone_at(self, machines: Iterable[Machine], *hosts: str) -> None:
         """Each runs once, on one of these hosts, and no other process is left."""
-        count = 0
-        for count, machine in enumerate(machines, start=1):
+        machines = list(machines)
+        for machine in machines:
             assert self.where(await self.runs_once(machine)) in hosts, (machine.name, self.log()[-8000:])
 
         # The source ends after the guest was seen to run at its destination.
         def alone() -> bool:
-            return len(list(self.processes())) == count
+            return len(list(self.processes())) == len(machines)
 
         try:
             await until(alone, what="nobody else", within=5)
