@@ -14,7 +14,7 @@ help:
 	@echo 'make test      lint, types, layers, and the tests on real QEMU   [PYTEST_ARGS=, WORKERS=]'
 	@echo 'make test-all  further combinations of QEMU versions and faults too'
 	@echo 'make lint      ruff, mypy, import-linter'
-	@echo 'make docs      the documents that are generated from the code'
+	@echo 'make docs      the documents and dashboards that are generated from the code'
 	@echo 'make bench     the measurements in docs/benchmarks.md   [BENCH_ARGS=]'
 	@echo 'make bench-policies   the controller beside what others do, in simulation   [BENCH_ARGS=]'
 	@echo 'make soak      the tests that run for long   [PYTEST_ARGS=]'
@@ -45,10 +45,12 @@ lint:
 	$(BIN)/mypy
 	$(BIN)/lint-imports --no-logo --cache-dir .build/import-linter
 	$(BIN)/python scripts/docs --check
+	$(BIN)/python -m dashboards.build --check
 
 docs:
 	@scripts/setup lint
 	$(BIN)/python scripts/docs
+	$(BIN)/python -m dashboards.build
 
 bench:
 	@scripts/setup bench

@@ -28,6 +28,15 @@ logging.getLogger("qemu.qmp").addHandler(logging.NullHandler())
 logging.getLogger("qemu.qmp").propagate = False
 
 
+def _nobody(*told: object) -> None:
+    pass
+
+
+#: Whoever counts is told every answered command with its seconds, and every failure by its kind (``unreachable``,
+#: ``occupied``, ``timed-out``, ``command-failed``); set once, by the service. They return at once and never raise.
+on_command: Callable[[str, float], None] = _nobody
+on_error: Callable[[str], None] = _nobody
+
 #: What commands that only ask begin with.
 _ASKING = ("query-", "qom-get", "qom-list")
 
@@ -125,6 +134,7 @@ class Monitor:
                 else:
                     await client.connect((self.address.host, self.address.port), self._tls)
         except TimeoutError as error:
+            on_error("occupied")
             raise Occupied(
                 self.name,
                 f"no QMP greeting within {timeout:g} s: another client holds this monitor, or QEMU is stopped; "
@@ -135,6 +145,7 @@ class Monitor:
             text = (
                 cause.strerror if isinstance(cause, OSError) and cause.strerror else str(cause) or "hung up"
             )
+            on_error("unreachable")
             text = " ".join(text.split())  # what it read instead of a greeting may be on a line of its own
             raise Unreachable(
                 self.name, f"cannot open a QMP session: {text}; is QEMU running there?"
@@ -188,14 +199,18 @@ class Monitor:
             async with asyncio.timeout(timeout):
                 answer = await client.execute(command, arguments, oob=oob)
         except TimeoutError as error:
+            on_error("timed-out")
             raise TimedOut(self.name, command, timeout) from error
         except ExecuteError as error:
+            on_error("command-failed")
             raise CommandFailed(self.name, command, error.error_class, str(error)) from error
         except (QMPError, OSError, EOFError) as error:
+            on_error("unreachable")
             raise Unreachable(
                 self.name, f"{command}: the QMP session broke before it was answered"
             ) from error
         self.round_trip_seconds = time.monotonic() - began
+        on_command(command, self.round_trip_seconds)
         return answer
 
     async def close(self) -> None:

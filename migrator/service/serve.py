@@ -37,6 +37,7 @@ from migrator.metrics import Metrics, Probes
 from migrator.mqtt import Mqtt
 from migrator.mqtt.replies import Begun
 from migrator.mqtt.settings import MqttSettings as BrokerSettings
+from migrator.qemu import monitor
 from migrator.service.notify import notify, watchdog
 from migrator.service.site_parts import make_site
 from migrator.settings import Settings
@@ -134,6 +135,8 @@ async def _running(settings: Settings, path: Path | None) -> AsyncIterator[Engin
                 journal_complaint=lambda: journal.complaint,
             ),
         )
+        journal.tell(on_write=metrics.journal_write, on_error=metrics.journal_error)
+        monitor.on_command, monitor.on_error = metrics.qmp_command, metrics.qmp_error
         door = Door(
             controller=Verbs(engine),
             log=journal,

@@ -11,6 +11,7 @@ import contextlib
 import fcntl
 import os
 import sqlite3
+import time
 from collections import deque
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from pathlib import Path
@@ -57,11 +58,15 @@ class Database:
     """A database that is open. Use :meth:`open`; :meth:`close` must be called, or the process does not end.
 
     :ivar complaint: why it cannot be written now, in one line; empty while it can.
+    :ivar on_write: told the seconds of every write that is on disk; must return at once.
+    :ivar on_error: told ``write`` of every write that failed; likewise.
     """
 
     def __init__(self, path: Path, lock: int) -> None:
         self.path = path
         self.complaint = ""
+        self.on_write: Callable[[float], None] = lambda seconds: None
+        self.on_error: Callable[[str], None] = lambda operation: None
         self._lock = lock
         self._readers = _engine(path, connections=4, begin="BEGIN")
         # A reader that turned writer could fail with the lock held by another; a writer says so at once.
@@ -123,10 +128,17 @@ class Database:
             raise JournalError(f"the journal {self.path} is closed")
         self._jobs.append(job)
         self._there.set()
+        began = time.monotonic()
         try:
             async with asyncio.timeout(_PATIENCE_SECONDS):
-                return await asyncio.shield(job.done)
+                result = await asyncio.shield(job.done)
+            self.on_write(time.monotonic() - began)
+            return result
+        except JournalError:
+            self.on_error("write")
+            raise
         except TimeoutError as error:
+            self.on_error("write")
             if job in self._jobs:
                 self._jobs.remove(job)
             self.complaint = (

@@ -87,6 +87,10 @@ class SqlJournal:
     def complaint(self) -> str:
         return self._database.complaint
 
+    def tell(self, *, on_write: Callable[[float], None], on_error: Callable[[str], None]) -> None:
+        """Tell the seconds of every write that is on disk, and ``write`` for every one that failed."""
+        self._database.on_write, self._database.on_error = on_write, on_error
+
     async def probe(self) -> str:
         """Try whether it can be written, at the cost of one small write; :attr:`complaint` as it is then."""
         row = {"key": "probe", "value": self._now().isoformat()}
