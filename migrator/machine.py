@@ -63,8 +63,11 @@ class LocalProcess:
         self._fd = os.pidfd_open(pid)
         try:
             stat = Path(f"/proc/{pid}/stat").read_text(encoding="utf-8", errors="replace")
-        except OSError as error:  # it has ended just now
-            os.close(self._fd)
+        except OSError as error:
+            ended = not self.alive
+            self.close()
+            if not ended:
+                raise
             raise ProcessLookupError(f"there is no process {pid}") from error
         #: In clock ticks since boot: with the pid it names a process for as long as the machine is up.
         self.start_time = int(stat.rpartition(")")[2].split()[19])

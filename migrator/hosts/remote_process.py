@@ -15,7 +15,11 @@ from migrator.hosts.access import Output
 # A process is known by its start time beside its pid. It is dead when the pid is gone from a /proc that is there, when
 # it belongs to another start time, or when it is a zombie without threads; what cannot be read proves nothing.
 _FUNCTIONS = r"""
-boot() { IFS= read -r boot </proc/sys/kernel/random/boot_id; }
+boot() {
+  boot=
+  IFS= read -r boot </proc/sys/kernel/random/boot_id
+  [ -n "$boot" ] || exit 4
+}
 look() {
   stat=
   while IFS= read -r line || [ -n "$line" ]; do stat=$line; done 2>/dev/null <"/proc/$1/stat"
@@ -39,8 +43,11 @@ _HOLD = (
     _FUNCTIONS
     + r"""
 boot
-look "$1" || exit 3
-case $state in [ZX]) exit 3 ;; esac
+if ! look "$1"; then
+  [ -d "/proc/$$" ] && ! [ -d "/proc/$1" ] && exit 3
+  exit 4
+fi
+dead "$1" "$started" && exit 3
 first=$started
 printf '%s\0' "$boot" "$started" "$(readlink "/proc/$1/exe")" \
   "$(stat -L -c '%d:%i:%.9Y:%s' "/proc/$1/exe" 2>/dev/null)"
@@ -60,8 +67,10 @@ _WATCH = (
     + r"""
 watch() {
   boot
-  printf 'boot %s\n' "$boot"
+  turn=0
   while [ $# -gt 0 ]; do
+    [ $((turn % 30)) = 0 ] && printf 'boot %s\n' "$boot"
+    turn=$((turn + 1))
     n=$#
     while [ $n -gt 0 ]; do
       if dead "$1" "$2"; then
@@ -79,8 +88,8 @@ watch() {
     sleep 0.1
   done
 }
-watch "$@" &
-cat >/dev/null
+{ watch "$@"; kill $$; } &
+cat >/dev/null 2>&1
 kill $!
 """
 )
@@ -101,6 +110,10 @@ done
 echo dead
 """
 )
+#: The watch says every few seconds that it is there; one that was silent for longer is not.
+_SILENCE_SECONDS = 15.0
+#: Exit status of the first of these where there is certainly no such process.
+_ABSENT = 3
 #: Seconds between two attempts to watch a host that cannot be reached; doubled up to the second.
 _PAUSES_SECONDS = (0.2, 5.0)
 
@@ -237,9 +250,13 @@ class Watch:
         :raise HostError: when the host cannot be asked.
         """
         output = await self._host.run(["sh", "-c", _HOLD, "sh", str(pid)], timeout=10.0)
-        parts = os.fsdecode(output.stdout).split("\0")
-        if output.status != 0 or len(parts) < 6:
+        if output.status == _ABSENT:
             return None
+        parts = os.fsdecode(output.stdout).split("\0")
+        if output.status != 0 or len(parts) < 7:  # anything else proves nothing
+            raise HostError(
+                self._host.name, f"pid {pid} cannot be looked at: {output.complaint or 'it changed'}"
+            )
         process = RemoteProcess(
             self._host,
             pid,
@@ -322,12 +339,17 @@ async def _cancel(*tasks: asyncio.Task[Any]) -> None:
 
 async def _each(lines: AsyncIterator[bytes], watched: Sequence[RemoteProcess]) -> None:
     known = {(process.pid, process.start_time): process for process in watched}
-    async for line in lines:
+    while True:
+        try:
+            async with asyncio.timeout(_SILENCE_SECONDS):
+                line = await anext(lines)
+        except (TimeoutError, StopAsyncIteration):
+            return
         kind, _, rest = os.fsdecode(line).rstrip("\n").partition(" ")
         if kind == "boot":
             for process in watched:
                 process.note_reached(True)
-                if rest != process.boot_id:
+                if rest and rest != process.boot_id:
                     process.note_dead()
         elif kind in ("dead", "words"):
             pid, start, *text = rest.split(" ", 2)

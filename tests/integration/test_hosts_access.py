@@ -16,6 +16,7 @@ from typing import Any
 import pytest
 
 from migrator.errors import HostError
+from migrator.hosts import remote_process
 from migrator.hosts.access import Access
 from migrator.hosts.local import MAX_OUTPUT_BYTES, LocalAccess
 from migrator.hosts.site_config import HostConfig, access
@@ -347,6 +348,54 @@ class TestSshConnection:
         assert process.alive is None, "no proof"
         site.sshd.start()
         assert await process.wait_dead(15)
+
+    @pytest.mark.parametrize("trouble", ["exit 0", "exit 1", "exit 2", "exit 4", "exit 127"])
+    async def test_process_of_which_nothing_is_known_is_not_taken_for_absent(
+        self, remote: SshAccess, monkeypatch: pytest.MonkeyPatch, trouble: str
+    ) -> None:
+        monkeypatch.setattr(remote_process, "_HOLD", trouble)
+        with pytest.raises(HostError, match="cannot be looked at"):
+            await remote.process(os.getpid())
+
+    async def test_host_on_which_nothing_can_be_read_proves_nothing(
+        self,
+        remote: SshAccess,
+        site: SimpleNamespace,
+        sleeper: subprocess.Popen[bytes],
+        monkeypatch: pytest.MonkeyPatch,
+    ) -> None:
+        process = await remote.process(sleeper.pid)
+        assert process is not None
+        # From now on no file can be opened in any command there, as when the host's table of files is full.
+        for name in ("_WATCH", "_KILL", "_HOLD"):
+            monkeypatch.setattr(remote_process, name, "ulimit -n 3; " + getattr(remote_process, name))
+        site.sshd.break_connections()
+        with pytest.raises(HostError, match="cannot be looked at"):
+            await remote.process(sleeper.pid)
+        assert not await process.kill(0.5)
+        assert not await process.wait_dead(1.0)
+        assert process.alive is not False
+        assert not ended(sleeper.pid)
+
+    @pytest.mark.parametrize("silence", [0.4, 15.0])
+    async def test_watch_that_was_killed_is_begun_again(
+        self,
+        remote: SshAccess,
+        sleeper: subprocess.Popen[bytes],
+        monkeypatch: pytest.MonkeyPatch,
+        silence: float,
+    ) -> None:
+        monkeypatch.setattr(remote_process, "_SILENCE_SECONDS", silence)
+        if silence < 1:  # it hangs instead of ending
+            monkeypatch.setattr(remote_process, "_WATCH", "cat >/dev/null; : $@")
+        else:
+            monkeypatch.setattr(remote_process, "_WATCH", "exit 2")
+        process = await remote.process(sleeper.pid)
+        assert process is not None
+        await until(lambda: process.alive is None, what="a watch that is missed", within=5)
+        monkeypatch.undo()
+        sleeper.kill()
+        assert await process.wait_dead(10)
 
     async def test_leaves_no_watch_behind(
         self, remote: SshAccess, site: SimpleNamespace, sleeper: subprocess.Popen[bytes]
