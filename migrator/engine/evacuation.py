@@ -38,6 +38,8 @@ class Entry:
     guest: Guest
     standing: GuestStanding = GuestStanding.WAITING
     target: str | None = None
+    #: Where a plan said that it would go; empty without one.
+    planned: str = ""
     reason: str = ""
     attempts: int = 0
     #: Id of the present or last migration.
@@ -136,6 +138,12 @@ class Evacuation:
                 entry.guest, entry.standing, entry.reason = there[entry.guest.key], GuestStanding.WAITING, ""
                 changed = True
         return changed
+
+    def hold_to(self, planned: Mapping[str, str]) -> None:
+        """Prefer the targets that a plan has told, by the guests' keys."""
+        for key, target in planned.items():
+            if key in self.entries and self.entries[key].wants_place:
+                self.entries[key].planned = self.entries[key].target = target
 
     def follow(self, guests: Iterable[Guest], up: Collection[str]) -> bool:
         """For a restore: where its guests are now; who is on no host that answers is gone. True: it changed."""
@@ -318,6 +326,7 @@ class Evacuation:
                         "guest": entry.guest.fields(),
                         "standing": entry.standing,
                         "target": entry.target,
+                        "planned": entry.planned,
                         "reason": entry.reason,
                         "attempts": entry.attempts,
                         "migration": entry.migration,

@@ -163,6 +163,9 @@ class Planner:
                 entry.standing = GuestStanding.WAITING
             if entry.target != answer.host or not entry.reason:
                 entry.target, entry.reason = answer.host, answer.reason
+                if entry.planned not in ("", answer.host):
+                    why = entry.excluded.get(entry.planned, "it has no room for it any more")
+                    entry.reason += f"; the plan said {entry.planned}: {why}"
             found[entry.guest.key] = (run, entry, answer.host, entry.reason)
         return found
 

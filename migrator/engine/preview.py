@@ -13,6 +13,7 @@ from migrator.core.inventory import Guest
 from migrator.core.model import Finding, Severity
 from migrator.core.placement import NoHost, Request, check, place
 from migrator.core.timetable import predict
+from migrator.engine import clock
 from migrator.engine.documents import FindingDocument, PlanDocument, PlannedGuest
 from migrator.engine.evacuation import Entry, Evacuation
 from migrator.engine.planner import Planner, request_of
@@ -24,6 +25,8 @@ if TYPE_CHECKING:
 
 #: How long a dirty-rate probe watches, and how long is waited for its answer.
 _PROBE_SECONDS, _PROBE_ANSWER_SECONDS = 1.0, 5.0
+#: An evacuation holds to a plan that is no older, as far as it still can.
+_PLAN_HOLDS_SECONDS = 3600.0
 #: Guests asked at the same time.
 _ASKED_AT_A_TIME = 8
 
@@ -35,6 +38,13 @@ class Preview:
         self._engine = engine
         self._planner = planner
         self._log = logs.logger()
+        #: The last plan of each host: every guest's target, and when it was made on the engine's clock.
+        self._planned: dict[str, tuple[float, dict[str, str]]] = {}
+
+    def planned(self, host: str) -> dict[str, str]:
+        """What was last told of each guest's target, if that was a short while ago; empty without a plan."""
+        made, targets = self._planned.get(host, (-_PLAN_HOLDS_SECONDS, {}))
+        return dict(targets) if clock.now() - made < _PLAN_HOLDS_SECONDS else {}
 
     async def plan(self, host: str, policy: str | None) -> PlanDocument:
         """What :meth:`turn` would do with an evacuation of that host, and what speaks against it."""
@@ -70,6 +80,10 @@ class Preview:
             if refused:
                 planned[key] = planned[key].model_copy(update={"target": None, "reason": refused[0].message})
         transfers = [each for each in transfers if planned[each.guest].target is not None]
+        self._planned[host] = (
+            clock.now(),
+            {key: each.target for key, each in planned.items() if each.target is not None},
+        )
         prediction = predict(transfers, hosts, engine.rules.limits.links)
         guests_planned = []
         for order, (key, expected) in enumerate(prediction.guests.items(), start=1):

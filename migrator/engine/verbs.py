@@ -147,6 +147,7 @@ class Verbs:
             key=key,
         )
         run.take(self._engine.inventory.guests(host.name))
+        run.hold_to(self._engine.preview.planned(host.name))
         await self._journal(
             ("evacuation", run.journalled()), ("host", host_saved(host.name, HostState.DRAINING))
         )

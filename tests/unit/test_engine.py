@@ -327,6 +327,22 @@ async def test_plan_says_what_will_be_done(world: World) -> None:
         }
 
 
+async def test_what_differs_from_the_plan_is_said(world: World) -> None:
+    fill(world, 2)
+    async with world.engine() as driver:
+        plan = await driver.ask(Plan(host="a"))
+        world.site.hosts["b"].refuses = "no space left on device"
+        end = await driver.end_of(await driver.ask(Evacuate(host="a")))
+        differs = [each for each in plan.guests if each.target == "b"]
+        assert differs
+        migrations = await driver.views.migrations(limit=10)
+        assert {each.destination for each in migrations if each.state is State.COMPLETED} == {"c"}
+        assert end.state is EvacuationState.COMPLETED
+        told = [event["body"] for event in await driver.views.events() if event["subject"] == "evacuation"]
+        reasons = " ".join(guest["reason"] for body in told for guest in body["guests"])
+        assert "the plan said b: it failed there" in reasons
+
+
 async def test_stopped_in_the_middle_another_controller_goes_on(world: World) -> None:
     names = fill(world, 6, workload=steady(400 * MIB, 20 * MIB), memory_bytes=1024 * MIB)
     for host in world.site.hosts.values():
