@@ -83,7 +83,11 @@ class Client:
         )
 
     def get(self, path: str, **query: Any) -> Document:
-        """:raise NotReachable: :raise Rejected:"""
+        """What is at `path`.
+
+        :raise NotReachable: nobody answered.
+        :raise Rejected: the service answered with a problem.
+        """
         given = {key: value for key, value in query.items() if value is not None}
         headers = {"Accept": "application/json"}
         try:
@@ -94,8 +98,8 @@ class Client:
     def post(self, path: str, body: Mapping[str, Any] | None = None) -> Document:
         """Give a command, once: it is sent again under the same id when the answer got lost.
 
-        :raise NotReachable: and it may have been begun, when the connection was there.
-        :raise Rejected:
+        :raise NotReachable: nobody answered; where the connection stood it may have been begun, and the text says so.
+        :raise Rejected: the service answered with a problem; nothing was begun.
         """
         given = {key: value for key, value in (body or {}).items() if value is not None}
         headers = {"Idempotency-Key": str(uuid.uuid4())}
@@ -120,7 +124,7 @@ class Client:
         ``{"kind": "connected"}`` comes whenever the stream stands (anew), ``{"kind": "lost"}`` when it broke.
 
         :raise NotReachable: when the service stays away for :data:`AWAY_SECONDS`.
-        :raise Rejected:
+        :raise Rejected: the service answered with a problem that does not pass by itself.
         """
         lost_at: float | None = None
         pause = 0.1
@@ -188,6 +192,11 @@ class Client:
                 )
             how = "start it with: systemctl start migrator (or: migrator serve --config FILE)"
             return NotReachable(f"the service does not answer at {path}; {how}")
+        if "CERTIFICATE_VERIFY_FAILED" in str(error):
+            return NotReachable(
+                f"the certificate at {self.where} is not to be trusted ({_first_line(error)}); "
+                "name the file with its CA in SSL_CERT_FILE"
+            )
         return NotReachable(
             f"the service does not answer at {self.where} ({_first_line(error)}); start it there "
             "(systemctl start migrator), or name another with --server or MIGRATOR_SERVER"

@@ -34,7 +34,11 @@ _Policy = Annotated[
 ]
 _Accept = Annotated[
     list[str] | None,
-    typer.Option("--accept", metavar="CODE", help="Go on in spite of this finding; may be given again."),
+    typer.Option(
+        "--accept",
+        metavar="CODE",
+        help="Go on in spite of this finding; several with commas, or given again.",
+    ),
 ]
 _Host = Annotated[str, typer.Argument(metavar="HOST", autocompletion=completion.hosts)]
 _Guest = Annotated[
@@ -58,6 +62,10 @@ _PerhapsUnderWay = Annotated[
 _Migration = Annotated[
     str, typer.Argument(metavar="ID", help="Of a migration.", autocompletion=completion.migrations)
 ]
+
+
+def _codes(given: list[str] | None) -> list[str]:
+    return [code for codes in given or [] for code in codes.split(",") if code]
 
 
 @app.command()
@@ -130,7 +138,7 @@ def migrate(
     from migrator.cli import remote  # noqa: PLC0415 - quick --help
 
     remote.run(
-        lambda client: remote.migrate(client, guest, to, policy, accept or [], wait=wait, json_output=json),
+        lambda client: remote.migrate(client, guest, to, policy, _codes(accept), wait=wait, json_output=json),
         server,
         json_output=json,
     )
@@ -165,7 +173,7 @@ def evacuate(
         raise UsageError(f"--on-deadline: {on_deadline!r} is neither continue nor stop")
     remote.run(
         lambda client: remote.evacuate(
-            client, host, deadline, on_deadline, policy, accept or [], wait=wait, json_output=json
+            client, host, deadline, on_deadline, policy, _codes(accept), wait=wait, json_output=json
         ),
         server,
         json_output=json,

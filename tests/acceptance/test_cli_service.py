@@ -119,6 +119,12 @@ def test_exit_codes_of_a_wait(service: InThread, end: State, code: int):
         assert "migrator resolve m1 --guest-at source|destination|lost" in ended.stdout
 
 
+def test_findings_are_accepted_with_commas_or_one_by_one(service: InThread):
+    assert typed(service, "migrate", "db", "--accept", "a,b", "--accept", "c").returncode == 0
+    command = service.do(lambda world: world.carried_out[0][0])
+    assert command.model_dump()["accept"] == ["a", "b", "c"]
+
+
 def test_without_wait_it_says_how_to_watch(service: InThread):
     begun = typed(service, "migrate", "db")
     assert begun.returncode == 0

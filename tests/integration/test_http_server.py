@@ -22,6 +22,7 @@ from migrator.http import connection
 from migrator.http.app import create_app
 from migrator.http.server import Servers, Tcp, UnixSocket
 from migrator.testing.lab import until
+from tests.command import started
 from tests.service_fakes import OPERATOR, MemoryTokens, World, serving
 
 
@@ -181,6 +182,13 @@ class TestTcp:
                     headers={"Origin": f"https://127.0.0.1:{port}"},
                 )
                 assert "secure" in cookie.headers["set-cookie"].lower()
+            by_url = {"MIGRATOR_SERVER": f"https://127.0.0.1:{port}", "MIGRATOR_TOKEN": OPERATOR}
+            for trusted, code in ((str(certificate), 0), ("/dev/null", 7)):
+                variables = {**by_url, "SSL_CERT_FILE": trusted}
+                async with started("hosts", variables=variables) as command:
+                    ended = await command.ended()
+                assert ended.code == code, ended.err
+            assert "SSL_CERT_FILE" in ended.err
 
 
 class TestPatience:
