@@ -7,8 +7,6 @@ import logging
 import os
 import re
 import shlex
-import shutil
-import tempfile
 from collections import OrderedDict
 from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
@@ -19,6 +17,7 @@ import asyncssh
 from migrator.errors import HostError
 from migrator.hosts.access import Output
 from migrator.hosts.local import MAX_OUTPUT_BYTES
+from migrator.hosts.private_directory import PrivateDirectory
 from migrator.hosts.remote_process import RemoteProcess, Watch
 from migrator.hosts.site_config import SshConfig
 
@@ -64,7 +63,7 @@ class SshAccess:
         self._connecting: asyncio.Task[asyncssh.SSHClientConnection] | None = None
         self._pause = 0.0
         self._sessions = asyncio.Semaphore(config.max_sessions)
-        self._directory: Path | None = None
+        self._directory: PrivateDirectory | None = None
         self._forwarded: OrderedDict[str, tuple[asyncssh.SSHClientConnection, asyncssh.SSHListener, Path]] = (
             OrderedDict()
         )
@@ -292,9 +291,9 @@ class SshAccess:
         if kept is not None:
             _give_up(kept[1], kept[2])
         if self._directory is None:
-            self._directory = Path(tempfile.mkdtemp(prefix="migrator-ssh-"))  # of mode 0700
+            self._directory = PrivateDirectory()
         self._numbers += 1
-        local = self._directory / str(self._numbers)
+        local = self._directory.path / str(self._numbers)
         try:
             listener = await connection.forward_local_path(str(local), os.fsencode(socket))
         except (OSError, asyncssh.Error) as error:
@@ -330,7 +329,7 @@ class SshAccess:
             await self._connection.wait_closed()
             self._connection = None
         if self._directory is not None:
-            shutil.rmtree(self._directory, ignore_errors=True)
+            self._directory.remove()
             self._directory = None
 
 

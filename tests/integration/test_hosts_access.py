@@ -19,6 +19,7 @@ from migrator.errors import HostError
 from migrator.hosts import remote_process
 from migrator.hosts.access import Access
 from migrator.hosts.local import MAX_OUTPUT_BYTES, LocalAccess
+from migrator.hosts.private_directory import PrivateDirectory
 from migrator.hosts.site_config import HostConfig, access
 from migrator.hosts.ssh import SshAccess
 from migrator.machine import LocalProcess, boot_id
@@ -297,6 +298,28 @@ class TestSocket:
         await remote.close()
         assert not local.parent.exists()
 
+    async def test_of_a_controller_that_was_killed_is_removed_by_the_next(
+        self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setenv("XDG_RUNTIME_DIR", str(tmp_path))
+        code = "from migrator.hosts.private_directory import PrivateDirectory as P; P(); print(flush=True); input()"
+        child = subprocess.Popen(
+            [sys.executable, "-c", code], stdin=subprocess.PIPE, stdout=subprocess.PIPE, cwd=Path.cwd()
+        )
+        with child:
+            assert child.stdout is not None
+            child.stdout.readline()
+            (theirs,) = tmp_path.iterdir()
+            ours = PrivateDirectory()
+            assert set(tmp_path.iterdir()) == {theirs, ours.path}
+            child.kill()
+            child.wait(timeout=10)
+        ours.remove()
+        last = PrivateDirectory()
+        assert list(tmp_path.iterdir()) == [last.path]
+        last.remove()
+        assert list(tmp_path.iterdir()) == []
+
     async def test_many_are_forwarded_one_after_the_other(self, remote: SshAccess, tmp_path: Path) -> None:
         before = len(list(Path("/proc/self/fd").iterdir()))
         locals_ = [await remote.forward(str(tmp_path / str(n))) for n in range(200)]
@@ -505,8 +528,12 @@ class TestSshConnection:
         path = tmp_path / "agent"
         agent = subprocess.Popen(["ssh-agent", "-D", "-a", path], stdout=subprocess.DEVNULL)
         try:
-            await until(path.exists, what="the agent", within=5)
             variables = {**os.environ, "SSH_AUTH_SOCK": str(path)}
+
+            def answers() -> bool:
+                return subprocess.run(["ssh-add", "-l"], env=variables, capture_output=True).returncode != 2
+
+            await until(answers, what="the agent", within=5)
             subprocess.run(["ssh-add", "-q", site.sshd.key], env=variables, check=True)
             with pytest.MonkeyPatch.context() as patch:
                 patch.setenv("SSH_AUTH_SOCK", str(path))
