@@ -531,7 +531,12 @@ class TestSshConnection:
             variables = {**os.environ, "SSH_AUTH_SOCK": str(path)}
 
             def answers() -> bool:
-                return subprocess.run(["ssh-add", "-l"], env=variables, capture_output=True).returncode != 2
+                return (
+                    subprocess.run(
+                        ["ssh-add", "-l"], env=variables, capture_output=True, check=False
+                    ).returncode
+                    != 2
+                )
 
             await until(answers, what="the agent", within=5)
             subprocess.run(["ssh-add", "-q", site.sshd.key], env=variables, check=True)
