@@ -22,7 +22,7 @@ from migrator.engine.bus import Bus
 from migrator.engine.commands import Caller, Evacuate, Role
 from migrator.engine.controller import Engine, Rules
 from migrator.engine.inventory import Inventory
-from migrator.engine.job import Means
+from migrator.engine.job_means import Means
 from migrator.engine.keeper import Keeper
 from migrator.engine.verbs import Verbs
 from migrator.engine.views import Views
