@@ -358,7 +358,7 @@ class Job:
             await self._let_go(discard=False)
             return  # parked
         if state is State.HELD:
-            await self._let_go(discard=False)
+            await self.let_go()
             self._enter(State.HELD)
             return
         if state is State.CANCELLED and self._parked and not self._cancelled:
@@ -372,6 +372,13 @@ class Job:
             except MigratorError as error:
                 self.result.warn("left-over", str(error), "remove what it names by hand")
         self._end(state)
+
+    async def let_go(self) -> None:
+        """While it is held: nothing is kept open or locked, so that a person's look finds both ends and its record."""
+        record, self._record = self._record, None
+        if record is not None:
+            self._means.records.release(record)
+        await self._let_go(discard=False)
 
     async def _let_go(self, *, discard: bool = True) -> None:
         waiting, self._waiting = self._waiting, None

@@ -25,6 +25,7 @@ async def resolve(job: Job, guest_at: _Where) -> None:
     :raise MigratorError: an end contradicts it, or cannot be asked where that is needed; nothing was changed, but for
         a destination that may have been fenced.
     """
+    await job.let_go()  # where the controller itself failed
     ends: dict[str, Qemu] = {}
     try:
         for side, place in job.places.items():
