@@ -121,7 +121,8 @@ class Evacuation:
             elif entry.wants_place:
                 entry.guest = guest
         for key, entry in self.entries.items():
-            if key not in there and entry.standing not in _DONE | {GuestStanding.MIGRATING}:
+            # Whose migration is held is for a person to say; where it was may not even answer.
+            if key not in there and entry.standing not in _DONE | {GuestStanding.MIGRATING, GuestStanding.HELD}:
                 entry.standing, entry.reason = GuestStanding.GONE, "it is not on this host any more"
                 changed = True
         for entry in self.entries.values():
