@@ -135,7 +135,7 @@ def _user(settings: Settings) -> Iterable[Check]:
         yield warn(
             "configuration",
             f"this was run by {mine}, the service seems to run as {name}: its rights and SSH keys are others",
-            f"runuser -u {name} -- migrator doctor",
+            f"setpriv --reuid {name} --regid {name} --init-groups --reset-env migrator doctor",
         )
 
 

@@ -67,27 +67,33 @@ class _Look:
 async def hosts(settings: Settings, service: Running) -> AsyncIterator[list[Check]]:
     """Every host, in the order of the configuration, several at a time."""
     limit = asyncio.Semaphore(_AT_ONCE)
+    looks: list[_Look] = []
 
     async def one(host: HostSettings) -> list[Check]:
         async with limit:
-            return await _host(host, settings, service)
+            return await _host(host, settings, service, looks)
 
     tasks = [asyncio.create_task(one(host), name=f"doctor {host.name}") for host in settings.hosts]
     try:
         for task in tasks:
             yield await task
+        # One host without guests is nothing to speak of.
+        if looks and not any(each.listening for look in looks for each in look.sockets):
+            remedy = "start QEMU with -qmp unix:/run/qemu/NAME.qmp,server=on,wait=off, or see sockets = [...]"
+            yield [warn("hosts", "no QMP socket was found on any of them, so no guest is known", remedy)]
     finally:
         for task in tasks:
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
 
 
-async def _host(host: HostSettings, settings: Settings, service: Running) -> list[Check]:
+async def _host(host: HostSettings, settings: Settings, service: Running, looks: list[_Look]) -> list[Check]:
     about = f"host {host.name}"
     way = access(host_config(host, settings))
     try:
         async with asyncio.timeout(_HOST_SECONDS):
             look = await _look(host, way)
+            looks.append(look)
             obstacles = await _obstacles(host, settings, service)
     except TimeoutError:
         return [
@@ -106,7 +112,7 @@ async def _host(host: HostSettings, settings: Settings, service: Running) -> lis
         *_able(about, host, look),
         *_qemus(about, host, look.facts),
         *_network(about, host, settings, look.facts),
-        *_monitors(about, host, look),
+        *_monitors(about, look),
         *obstacles,
     ]
     return [_summary(about, look), *complaints]
@@ -193,13 +199,8 @@ def _network(about: str, host: HostSettings, settings: Settings, facts: HostFact
         yield warn(about, text, 'write link_speed = "10Gbit/s" for it')
 
 
-def _monitors(about: str, host: HostSettings, look: _Look) -> Iterable[Check]:
+def _monitors(about: str, look: _Look) -> Iterable[Check]:
     there = [each for each in look.sockets if each.listening]
-    if not there:
-        remedy = (
-            "right if it runs no guest; else start QEMU with -qmp unix:/run/qemu/NAME.qmp,server=on,wait=off"
-        )
-        yield warn(about, f"no QMP socket matches {', '.join(host.sockets)}", remedy)
     if look.closed:
         named = ", ".join(look.closed[:_NAMED])
         yield fail(

@@ -179,10 +179,14 @@ async def _running(settings: Settings, path: Path | None) -> AsyncIterator[Engin
 
 def _audit(bus: Bus, envelope: Envelope, reply: Reply) -> None:
     """Who asked for what, from where, and what it got; what changes nothing only if it was refused."""
+    caller = envelope.caller
+    if caller.interface != "http":  # which logs its requests, with their ids
+        logs.logger(user=caller.user, interface=caller.interface, command=envelope.id).info(
+            "command", verb=envelope.verb[:64], answer=reply.code or reply.kind, subject_id=reply.subject_id
+        )
     kind = COMMANDS.get(envelope.verb)
     if kind is not None and kind.role is Role.VIEWER and reply.kind != "refused":
         return
-    caller = envelope.caller
     bus.publish(
         EventKind.COMMAND,
         Subject.COMMAND,
