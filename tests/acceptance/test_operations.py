@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import getpass
 import json
 import os
 import re
@@ -20,10 +21,11 @@ import httpx2
 import pytest
 
 from migrator.testing import network
-from migrator.testing.lab import Habit, Machine, until
+from migrator.testing.lab import Habit, Lab, Machine, until
 from migrator.testing.site import Site
 from tests.broker import Broker, mosquitto
 from tests.conftest import missing
+from tests.sshd import Sshd
 
 MIB = 1 << 20
 
@@ -323,6 +325,42 @@ async def test_doctor_of_a_whole_site_and_picture_of_a_migration(tmp_path: Path)
         assert ET.parse(picture).getroot().tag.endswith("svg")
         unknown = await asyncio.to_thread(site.command, "report", "nothing", "-o", str(picture))
         assert unknown.returncode == 2, unknown
+
+
+async def test_doctor_of_hosts_over_ssh(config: Path, tmp_path: Path) -> None:
+    with Sshd(tmp_path / "sshd") as sshd, Lab() as lab:
+        # What docs/operations.md asks for, and no more.
+        keys = tmp_path / "sshd" / "authorized_keys"
+        keys.write_text(f'from="127.0.0.1",restrict,port-forwarding {keys.read_text()}')
+        qemu = await lab.boot(guest("web"))
+        base = f'ssh = "127.0.0.1:{sshd.port}"\nkey_file = "{sshd.key}"\naddress = "192.0.2.1"\n'
+        trusted = f'{base}known_hosts = "{sshd.known_hosts}"\n'
+        (tmp_path / "nothing").touch()
+        hosts = {
+            "good": f'{trusted}sockets = ["{lab.directory}/*.qmp"]\nlink_speed = "10Gbit/s"\n',
+            "stranger": f'{base}known_hosts = "/dev/null"\n',
+            "away": trusted.replace(f":{sshd.port}", f":{free_port()}"),
+            "odd": f'{trusted}run_dir = "{tmp_path}/nothing/guests"\nqemu = "/nowhere"\n'.replace(
+                "192.0.2.1", "127.0.0.1"
+            ),
+        }
+        text = "".join(f'[[hosts]]\nname = "{name}"\n{lines}' for name, lines in hosts.items())
+        config.write_text(f"{config.read_text()}\n[limits]\nssh_connect_timeout = 3\n{text}")
+        before = sorted(tmp_path.rglob("*"))
+        status, found = await asyncio.to_thread(checks, config)
+        assert status == 1
+        levels = {level for level, _ in found["host good"]}
+        assert "fail" not in levels, found
+        assert said(found, "host good", "ok", f"answers as {getpass.getuser()}"), found
+        assert not any("cannot move" in line for _, line in found["host good"]), found
+        assert said(found, "host stranger", "fail", "add it with 'ssh-keyscan"), found
+        assert said(found, "host away", "fail", "Connection refused"), found
+        assert said(found, "host odd", "fail", "nothing/guests can neither be made nor written"), found
+        assert said(found, "host odd", "fail", "qemu = '/nowhere' is not there"), found
+        assert said(found, "host odd", "fail", "no other host reaches it"), found
+        assert [path for path in sorted(tmp_path.rglob("*")) if path not in before] == []
+        # It neither disturbed the guest nor kept its monitor.
+        assert await qemu.run_state() == "running"
 
 
 # tokens at a service that runs
