@@ -111,10 +111,13 @@ class Qemu(Protocol):
     async def migrate(self, uri: str) -> None:
         """Source: begin. The reply means nothing; the status does."""
 
-    async def start_dirty_rate(self, period_seconds: float) -> None:
+    async def start_dirty_rate(self, period_seconds: float, *, exact: bool = False) -> None:
         """Begin to measure how many distinct pages the guest dirties in `period_seconds` (at least 1).
 
         Bounded in cost: it looks at a sample of the pages, twice. It does not disturb a migration.
+
+        :param exact: look at every page where that is safe, and at a sample where it is not: for the time before a
+            migration. It then costs the guest what keeping a log of dirty pages costs it in a migration.
         """
 
     async def dirty_rate(self) -> float | None:

@@ -184,7 +184,7 @@ class Preview:
 
 
 async def _measure(source: Qemu) -> float | None:
-    await source.start_dirty_rate(_PROBE_SECONDS)
+    await source.start_dirty_rate(_PROBE_SECONDS, exact=True)
     try:
         async with asyncio.timeout(_PROBE_ANSWER_SECONDS):
             await asyncio.sleep(_PROBE_SECONDS)

@@ -94,7 +94,10 @@ class Steering:
                 await self._act(action, self._numbers(sample))
 
     async def _probe(self, sample: Sample) -> None:
-        """Measure the guest's dirty rate beside the first round: it is over before the rounds can tell."""
+        """Measure the guest's dirty rate beside the first round: it is over before the rounds can tell.
+
+        By a sample of the pages: whatever is exact uses the log of dirty pages, and that is the migration's now.
+        """
         if self._probe_began is None:
             self._probe_began = sample.at_seconds
             await self._source.start_dirty_rate(_PROBE_SECONDS)

@@ -15,6 +15,7 @@ from migrator.errors import CommandFailed, HostError, QemuError, TimedOut, Unrea
 from migrator.ports import Event, GuestProcess, Settings, Tuning
 from migrator.qemu import features
 from migrator.qemu.address import Address, bracketed
+from migrator.qemu.dirty_rate import DirtyRate
 from migrator.qemu.features import Features
 from migrator.qemu.hold import Hold
 from migrator.qemu.monitor import Monitor
@@ -59,6 +60,7 @@ class Endpoint:
         self._look_began = 0.0
         self._next_connect = 0.0
         self._features: Features | None = None
+        self._dirty_rate = DirtyRate()
         self._monitor = Monitor(
             address, name=self.name, on_event=self._on_event, on_break=self._on_break, tls=tls
         )
@@ -318,16 +320,11 @@ class Endpoint:
     async def migrate(self, uri: str) -> None:
         await self._monitor.execute("migrate", {"uri": uri})
 
-    async def start_dirty_rate(self, period_seconds: float) -> None:
-        # Page sampling is the one mode that works under every accelerator and beside a migration: dirty-bitmap
-        # crashes QEMU 7.2 under TCG, and both others want the dirty log that the migration is using.
-        await self._monitor.execute(
-            "calc-dirty-rate", {"calc-time": max(1, round(period_seconds)), "mode": "page-sampling"}
-        )
+    async def start_dirty_rate(self, period_seconds: float, *, exact: bool = False) -> None:
+        await self._dirty_rate.start(self._monitor, period_seconds, exact=exact)
 
     async def dirty_rate(self) -> float | None:
-        answer = await self._monitor.execute("query-dirty-rate")
-        return float(answer["dirty-rate"]) * 2**20 if answer.get("status") == "measured" else None
+        return await self._dirty_rate.read(self._monitor)
 
     async def start_postcopy(self) -> None:
         await self._monitor.execute("migrate-start-postcopy")

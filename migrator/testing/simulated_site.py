@@ -280,7 +280,7 @@ class SimulatedQemu:
         destination.stream = self.stream
         self.stream.listeners.append(destination)
 
-    async def start_dirty_rate(self, period_seconds: float) -> None:
+    async def start_dirty_rate(self, period_seconds: float, *, exact: bool = False) -> None:
         self._reach()
         rate = sum(
             min(region.size_bytes, rate)
