@@ -120,8 +120,9 @@ class Engine:
         True when nothing is under way any more.
         """
         self._stopping = True
-        if not drain:
-            for job in self.jobs.values():
+        for job in self.jobs.values():
+            # With drain too: nobody is given a turn any more, so whoever still waits for one would wait for ever.
+            if not drain or job.started_at is None:
                 job.park()
         tasks = list(self._tasks.values())
         if tasks:
