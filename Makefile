@@ -17,6 +17,7 @@ help:
 	@echo 'make docs      the documents and dashboards that are generated from the code'
 	@echo 'make bench     the measurements in docs/benchmarks.md   [BENCH_ARGS=]'
 	@echo 'make bench-policies   the controller beside what others do, in simulation   [BENCH_ARGS=]'
+	@echo 'make bench-evacuation   emptying a host: bound, plan and peers, in simulation   [BENCH_ARGS=--real]'
 	@echo 'make soak      the tests that run for long   [PYTEST_ARGS=]'
 	@echo 'make lock      requirements*.lock anew after a change in pyproject.toml   [LOCK_ARGS=--upgrade]'
 	@echo 'make install   the service on this machine, under /opt/migrator; starts nothing   [PREFIX=, DESTDIR=]'
@@ -59,6 +60,10 @@ bench:
 bench-policies:
 	@scripts/setup bench
 	$(BIN)/python -m bench.policies $(BENCH_ARGS)
+
+bench-evacuation:
+	@scripts/setup bench
+	$(BIN)/python -m bench.evacuation $(BENCH_ARGS)
 
 soak:
 	@scripts/setup test
