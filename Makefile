@@ -6,7 +6,7 @@ BIN := .build/venv/bin
 WORKERS ?= auto
 PYTEST := $(BIN)/python -m pytest -n $(WORKERS) --dist worksteal
 
-.PHONY: help setup demo test test-all lint docs bench bench-policies soak lock install uninstall clean
+.PHONY: help setup demo test test-all lint docs bench bench-policies bench-evacuation soak lock install uninstall clean
 
 help:
 	@echo 'make demo      guests move between two hosts made on this machine, before your eyes   [DEMO_ARGS=]'
