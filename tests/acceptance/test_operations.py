@@ -327,6 +327,28 @@ async def test_doctor_of_a_whole_site_and_picture_of_a_migration(tmp_path: Path)
         assert unknown.returncode == 2, unknown
 
 
+def test_doctor_of_a_host_whose_clock_is_wrong_and_of_one_without_tools(config: Path, tmp_path: Path) -> None:
+    for name, hour in (("fast", "date"), ("bare", "")):
+        programs = tmp_path / name
+        programs.mkdir()
+        for path in Path("/usr/bin").iterdir():
+            if path.name not in (hour, "setsid", "ss"):
+                (programs / path.name).symlink_to(path)
+    for needed in ("setsid", "ss"):
+        (tmp_path / "fast" / needed).symlink_to(f"/usr/bin/{needed}")
+    (tmp_path / "fast" / "date").write_text('#!/bin/sh\nexec /usr/bin/date -d "+1 hour" "$@"\n')
+    (tmp_path / "fast" / "date").chmod(0o755)
+    hosts = "".join(
+        f'[[hosts]]\nname = "{name}"\nprefix = ["env", "PATH={tmp_path}/{name}"]\n'
+        for name in ("fast", "bare")
+    )
+    config.write_text(f"{config.read_text()}\n{hosts}")
+    status, found = checks(config)
+    assert status == 1
+    assert said(found, "host fast", "warn", "its clock is 60 min 0 s ahead of this machine's"), found
+    assert said(found, "host bare", "fail", "install ss there (package iproute2)"), found
+
+
 async def test_doctor_of_hosts_over_ssh(config: Path, tmp_path: Path) -> None:
     with Sshd(tmp_path / "sshd") as sshd, Lab() as lab:
         # What docs/operations.md asks for, and no more.

@@ -162,6 +162,74 @@ def test_whole_installation_works_where_it_will_be(tmp_path: Path) -> None:
     assert list(place.glob("current/lib/python3*/site-packages/migrator/http/page.html"))
 
 
+#: Run where everything that is written to is a layer over this machine's, seen by nobody else and gone afterwards.
+_ON_A_COPY = """
+set -e
+mount -t tmpfs none /mnt
+for d in etc usr/local opt var/lib; do
+    mkdir -p /mnt/upper/$d /mnt/work/$d /$d
+    mount -t overlay none -o lowerdir=/$d,upperdir=/mnt/upper/$d,workdir=/mnt/work/$d /$d
+done
+make --no-print-directory install
+stat -c '%n %U %G %a' /etc/migrator /etc/migrator/migrator.toml /var/lib/migrator
+config=/etc/migrator/migrator.toml
+sed -i -e '/^\\[\\[hosts/,$d' -e 's#^metrics_listen.*#metrics_listen = ""#' $config
+sed -i 's#^socket = .*#socket = "/var/lib/migrator/api.sock"#' $config
+become="setpriv --reuid migrator --regid migrator --init-groups --reset-env --no-new-privs --bounding-set=-all"
+cd /
+# Made by root, and the service's all the same.
+migrator token create somebody --role viewer >/dev/null
+$become migrator serve &
+for i in $(seq 100); do [ -S /var/lib/migrator/api.sock ] && break; sleep 0.1; done
+stat -c '%n %U %G %a' /var/lib/migrator/*
+$become migrator doctor || true
+$become migrator hosts --server unix:/var/lib/migrator/api.sock
+kill %1
+wait %1
+echo "served: $?"
+cd -
+make --no-print-directory uninstall
+ls /var/lib/migrator
+"""
+
+
+@pytest.mark.matrix
+@pytest.mark.timeout(300)
+def test_installed_on_a_copy_of_this_machine_and_served_by_its_own_user() -> None:
+    if os.geteuid() != 0 or shutil.which("unshare") is None:
+        missing("a mount namespace takes root and unshare")
+    before = [path.exists() for path in (Path("/opt/migrator"), Path("/var/lib/migrator"))]
+    done = subprocess.run(
+        ["unshare", "--mount", "--propagation", "private", "bash", "-c", _ON_A_COPY],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        timeout=280,
+        check=False,
+    )
+    if "mount:" in done.stderr:
+        missing(f"no layers here: {done.stderr}")
+    assert done.returncode == 0, done
+    lines = done.stdout.splitlines()
+    for line in (
+        "install: made the system user and group migrator; who is in the group may use the service",
+        "/etc/migrator root migrator 750",
+        "/etc/migrator/migrator.toml root migrator 640",
+        "/var/lib/migrator migrator migrator 700",
+        "/var/lib/migrator/journal.db migrator migrator 600",
+        "/var/lib/migrator/api.sock migrator migrator 660",
+        "ok    broker: none is configured",
+        "served: 0",
+        "journal.db",
+    ):
+        assert line in lines, (line, done)
+    assert any(line.startswith("ok    service: answers at /var/lib/migrator/api.sock") for line in lines), (
+        lines
+    )
+    assert not any("this was run by" in line for line in lines)
+    assert [path.exists() for path in (Path("/opt/migrator"), Path("/var/lib/migrator"))] == before
+
+
 # the unit
 
 
