@@ -43,7 +43,8 @@ def direct(
     source: Annotated[
         str,
         typer.Option(
-            metavar="QMP", help="The guest's QMP monitor: unix:PATH, tcp:HOST:PORT or tls:HOST:PORT."
+            metavar="QMP",
+            help="The guest's QMP monitor: unix:PATH, tcp:HOST:PORT, tls:HOST:PORT or ssh:HOST:PATH.",
         ),
     ],
     destination: Annotated[
@@ -83,7 +84,7 @@ def direct(
         typer.Option(
             metavar="tcp:ADDR:PORT",
             help="Where the destination takes the stream; port 0 is any free one. "
-            "Default: the destination's QMP host, 127.0.0.1 for unix.",
+            "Default: the destination's QMP host; 127.0.0.1 for unix.",
         ),
     ] = None,
     destination_pid: Annotated[
