@@ -88,7 +88,6 @@ def test_token_document_list_and_end(config: Path) -> None:
 @pytest.mark.parametrize(
     ("words", "said"),
     [
-        (["a b", "--role", "viewer"], "cannot be a token's name"),
         (["a", "--role", "boss"], "there are viewer and operator"),
         (
             ["a", "--role", "viewer", "--expires", "soon"],
