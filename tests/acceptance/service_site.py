@@ -421,7 +421,8 @@ async def eventually(
     try:
         await until(probe, what=what, within=within)
     except TimeoutError:
-        raise AssertionError((what, await site.migrations(), site.log()[-8000:])) from None
+        found = [await site.get(kind) for kind in ("migrations", "evacuations", "hosts")]
+        raise AssertionError((what, *found, site.log()[-8000:])) from None
 
 
 def freeze(pid: int) -> None:
