@@ -260,6 +260,11 @@ def migration_lines(one: Document) -> list[str]:
         + (f", in evacuation {one['evacuation']}" if one["evacuation"] else "")
     ]
     lines.append(f"{one['state']}" + (f": {one['error']}" if one["error"] else ""))
+    if one["state"] == "held":
+        for side in ("source", "destination"):
+            where = one.get(f"{side}_socket") or "no QMP socket known"
+            lines.append(clean(f"    look at the {side}: {one[side]}:{where}"))
+        lines.append(f"    then: migrator resolve {one['id']} --guest-at source, destination or lost")
     if one["ended_at"] is None and one["state"] != "held":
         lines.append(f"    {show_ratio(one['progress_ratio'])}, {figures(one) or 'nothing sent yet'}")
     if one["duration_seconds"] is not None:

@@ -62,6 +62,9 @@ class MigrationDocument(Document):
     guest_name: str = ""
     source: str
     destination: str
+    #: Paths of both QEMUs' QMP sockets on their hosts, as far as they are known.
+    source_socket: str = ""
+    destination_socket: str = ""
     policy: str
     state: State
     mode: Mode = Mode.PRECOPY

@@ -30,6 +30,8 @@ def document(job: Job) -> MigrationDocument:
         guest_name=job.guest.name,
         source=job.guest.host,
         destination=job.target,
+        source_socket=_socket(job, "source"),
+        destination_socket=_socket(job, "destination"),
         policy=job.policy.name,
         state=job.state,
         mode=result.mode,
@@ -74,6 +76,11 @@ def journalled(job: Job) -> dict[str, Any]:
             "places": {side: asdict(place) for side, place in job.places.items()},
         }
     }
+
+
+def _socket(job: Job, side: str) -> str:
+    place = job.places.get(side)
+    return place.socket if place is not None else ""
 
 
 def _forecast(forecast: Forecast | None) -> ForecastDocument | None:

@@ -65,7 +65,7 @@ class Site:
             self.lab = stack.enter_context(Lab())
             self.directory = self.lab.directory
             stack.callback(self._end_everything)
-            (self.directory / "state").mkdir()
+            (self.directory / "state").mkdir(mode=0o700)
             self.write_config()
             self._stack = stack.pop_all()
         return self
