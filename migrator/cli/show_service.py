@@ -260,11 +260,6 @@ def migration_lines(one: Document) -> list[str]:
         + (f", in evacuation {one['evacuation']}" if one["evacuation"] else "")
     ]
     lines.append(f"{one['state']}" + (f": {one['error']}" if one["error"] else ""))
-    if one["state"] == "held":
-        for side in ("source", "destination"):
-            where = one.get(f"{side}_socket") or "no QMP socket known"
-            lines.append(clean(f"    look at the {side}: {one[side]}:{where}"))
-        lines.append(f"    then: migrator resolve {one['id']} --guest-at source, destination or lost")
     if one["ended_at"] is None and one["state"] != "held":
         lines.append(f"    {show_ratio(one['progress_ratio'])}, {figures(one) or 'nothing sent yet'}")
     if one["duration_seconds"] is not None:
@@ -284,6 +279,9 @@ def migration_lines(one: Document) -> list[str]:
         lines.append(
             f"    held ({one['held_code']}): look at both QEMUs (query-status, query-migrate), and say where it is:"
         )
+        for side in ("source", "destination"):
+            socket = one.get(f"{side}_socket") or "no QMP socket is known"
+            lines.append(f"        {side}: host {one[side]}, {socket}")
         lines.append(f"    migrator resolve {one['id']} --guest-at source|destination|lost")
     lines += [f"    {line}" for line in finding_lines(one["findings"])]
     lines += [decision_line(decision) for decision in one["decisions"]]

@@ -211,10 +211,12 @@ class Inventory:
         counted = Counter(guest.key for guest in self.guests())
         return {key: count for key, count in counted.items() if count > 1}
 
-    async def look_at_all(self) -> None:
-        """Look at every host once, together."""
+    async def look_at_all(self, *, only_up: bool = False) -> None:
+        """Look at every host once, together; or only at those that answered last."""
         async with asyncio.TaskGroup() as group:
-            for name in self._known:
+            for name, known in self._known.items():
+                if only_up and not known.host.up:
+                    continue
                 group.create_task(self.look(name), name=f"look at host {name}")
 
     async def run(self) -> None:

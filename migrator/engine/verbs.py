@@ -101,7 +101,7 @@ class Verbs:
         return None
 
     async def _migrate(self, command: Migrate, caller: Caller, key: str) -> MigrationDocument:
-        guest = one_guest(self._engine, command.guest)
+        guest = await self._guest(command.guest)
         policy = self._policy_of(guest, command.policy)
         if guest.obstacle:
             raise Refusal("preflight", f"{guest.label} cannot be moved: {guest.obstacle}")
@@ -229,7 +229,7 @@ class Verbs:
         return job.document()
 
     async def _check(self, command: Check) -> CheckDocument:
-        guest, host = one_guest(self._engine, command.guest), self._host(command.to)
+        guest, host = await self._guest(command.guest), self._host(command.to)
         policy = self._policy_of(guest, command.policy)
         job = self._engine.make_job(guest, host.name, policy, announce=False)
         try:
@@ -259,6 +259,12 @@ class Verbs:
         if looked is None or (datetime.now(UTC) - looked).total_seconds() > _FRESH_SECONDS or not host.up:
             return await self._engine.inventory.look(host.name)
         return host
+
+    async def _guest(self, which: str) -> Guest:
+        """One that is not known yet may have been started since the hosts were looked at."""
+        if not self._engine.inventory.find(which):
+            await self._engine.inventory.look_at_all(only_up=True)
+        return one_guest(self._engine, which)
 
     def _job(self, identifier: str) -> Job:
         job = self._engine.jobs.get(identifier)

@@ -142,7 +142,7 @@ class Site:
         lines = [
             '[http]\nsocket = "api.sock"\nmetrics_listen = "127.0.0.1:0"',
             '[store]\npath = "state/journal.db"',
-            "[limits]\nlink_reserve = 0.05",
+            '[limits]\nlink_reserve = 0.05\nrefresh_interval = "2s"',
             self._extra,
         ]
         for name in self._names:
