@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import asyncio
+import signal
 import sys
 import time
 from collections.abc import Sequence
@@ -43,6 +44,9 @@ def main(arguments: list[str]) -> int:
     parser.add_argument("--qemu", choices=list(binaries()), default=next(iter(binaries()), None))
     parser.add_argument("--write", action="store_true", help="put the results into docs/benchmarks.md")
     given = parser.parse_args(arguments)
+    # Both end it in an orderly way, so that hosts and guests are taken down.
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+    signal.signal(signal.SIGTERM, lambda *_: signal.raise_signal(signal.SIGINT))
     began = time.monotonic()
     if given.real:
         if reason := possible():
@@ -97,4 +101,7 @@ def _simulate(job: _Job) -> Outcome:
 
 
 if __name__ == "__main__":
-    sys.exit(main(sys.argv[1:]))
+    try:
+        sys.exit(main(sys.argv[1:]))
+    except KeyboardInterrupt:
+        sys.exit(130)
