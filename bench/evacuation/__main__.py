@@ -22,6 +22,9 @@ from migrator.testing.network import possible
 _COUNTS = (50, 200, 500)
 #: So many runs of the smallest, and as many fewer as the others are larger; peers at most so often.
 _RUNS, _PEERS_RUNS = 10, 3
+_CASES = (("mixed", "precopy only"), ("mixed", "default"), ("idle", "default"))
+#: With more guests than this a mix is moved by precopy only.
+_MOST_OF_ALL = 200
 _LEGEND = (
     "One host with a link of 10 Gbit/s is emptied to four others; guests of 0.5 to 4 GiB. `mixed`: a third dirties 30 "
     "to 70 % of what the link carries, over 30 to 60 % of its memory. The bound is the bytes that must go by the link. "
@@ -77,10 +80,10 @@ def jobs(counts: Sequence[int], runs: int) -> list[_Job]:
     """What is simulated, the longest first."""
     found: list[_Job] = []
     for count in sorted(counts, reverse=True):
-        times = max(1, runs * min(counts) // count)
+        times, with_peers = (max(1, most * min(counts) // count) for most in (runs, _PEERS_RUNS))
         for seed in range(times):
-            for mix, policy in (("mixed", "precopy only"), ("mixed", "default"), ("idle", "default")):
-                peers = () if mix == "idle" or seed >= _PEERS_RUNS else tuple(PEERS)
+            for mix, policy in _CASES if count <= _MOST_OF_ALL else _CASES[::2]:
+                peers = () if mix == "idle" or seed >= with_peers else tuple(reversed(PEERS))
                 found += [(mix, policy, count, seed, strategy) for strategy in (*peers, OURS)]
     return found
 
