@@ -63,6 +63,12 @@ SOURCE: Texts = {
         "QEMU itself says that it cannot migrate this guest now",
         "remove what QEMU names, then try again",
     ),
+    "dirty-ring": (
+        "warning",
+        "the guest has a KVM dirty ring, and on some kernels a ring that fills stops the guest for good, whoever "
+        "migrates it (seen on Linux 6.18 with QEMU 7.2 and 10.0)",
+        "start the guest without dirty-ring-size, or try on a guest that does not matter that yours bears it",
+    ),
     "tcg-loses-writes": (
         "warning",
         "under TCG, QEMU before 9.0 misses writes of the guest while it migrates: pages may arrive stale",

@@ -49,6 +49,8 @@ def check(case: Case) -> tuple[Finding, ...]:
     found = list(source_ready(case.source))
     if not case.command:
         found.append(finding("command-line-unknown", "the command line of the guest's QEMU cannot be read"))
+    if any("dirty-ring-size=" in option.text for option in case.command.all("accel", "machine")):
+        found.append(finding("dirty-ring", "the guest's QEMU was started with a KVM dirty ring"))
     for part in (_cpu, _nested, _memory, _versions, _postcopy):
         found += part(case)
     found += [*host_disks.check(case), *host_files.check(case), *host_network.check(case)]

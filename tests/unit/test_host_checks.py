@@ -52,6 +52,10 @@ def test_source_that_cannot_begin_is_told_without_a_destination() -> None:
     assert codes(with_source(status=MigrationStatus.ACTIVE)) == ["source-migrating"]
 
 
+def test_dirty_ring_is_warned_of() -> None:
+    assert codes(with_options("-accel", "kvm,dirty-ring-size=4096")) == ["dirty-ring"]
+
+
 def test_command_line_that_cannot_be_read_is_told() -> None:
     found = codes(replace(CASE, command=CommandLine([])))
     assert found == ["command-line-unknown", "cache-unknown"]
