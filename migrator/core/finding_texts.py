@@ -65,8 +65,7 @@ SOURCE: Texts = {
     ),
     "dirty-ring": (
         "warning",
-        "the guest has a KVM dirty ring, and on some kernels a ring that fills stops the guest for good, whoever "
-        "migrates it (seen on Linux 6.18 with QEMU 7.2 and 10.0)",
+        "the guest has a KVM dirty ring; on some kernels (seen on Linux 6.18) one that fills stops it for good",
         "start the guest without dirty-ring-size, or try on a guest that does not matter that yours bears it",
     ),
     "tcg-loses-writes": (
