@@ -212,7 +212,7 @@ class LiveSite(Site):
             await until(over, what=f"the end of {identifier}", within=within)
         except TimeoutError:
             raise AssertionError((found, await self.migrations(), self.log()[-8000:])) from None
-        assert found["state"] == state, (found, await self.migrations(), self.log()[-8000:])
+        assert found["state"] == state, (self.log()[-8000:], found, await self.migrations())
         return found
 
     # --- what must be true -------------------------------------------------------------------------------------------

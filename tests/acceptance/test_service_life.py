@@ -16,7 +16,6 @@ from migrator.testing.lab import until
 from tests.acceptance.service_site import (
     MIB,
     SLOW,
-    LiveSite,
     Witness,
     eventually,
     guest,

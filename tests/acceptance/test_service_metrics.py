@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import math
 import shutil
 import subprocess
 from typing import Any
@@ -30,7 +31,7 @@ async def samples(site: LiveSite) -> list[Any]:
 
 def total(found: list[Any], name: str, **labels: str) -> float:
     """The sum of all series of that name with these labels."""
-    return sum(
+    return math.fsum(
         sample.value for sample in found if sample.name == name and labels.items() <= sample.labels.items()
     )
 

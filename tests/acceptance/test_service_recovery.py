@@ -45,7 +45,7 @@ async def killed_at_the_switch(site: LiveSite, machine: Machine, to: str) -> tup
     [source] = await site.running(machine)
 
     async def told_to_go_on() -> bool:  # before that it waits for the service
-        return await source.migration_status() == "device"
+        return bool(await source.migration_status() == "device")
 
     await until(told_to_go_on, what="the switch", within=30)
     site.kill()
@@ -59,7 +59,7 @@ async def killed_at_the_switch(site: LiveSite, machine: Machine, to: str) -> tup
 
 async def held(site: LiveSite, identifier: str) -> Any:
     async def is_held() -> bool:
-        return (await site.get(f"migrations/{identifier}"))["state"] == "held"
+        return bool((await site.get(f"migrations/{identifier}"))["state"] == "held")
 
     await until(is_held, what=f"{identifier} held", within=20)
     return await site.get(f"migrations/{identifier}")
