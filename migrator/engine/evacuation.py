@@ -122,7 +122,10 @@ class Evacuation:
                 entry.guest = guest
         for key, entry in self.entries.items():
             # Whose migration is held is for a person to say; where it was may not even answer.
-            if key not in there and entry.standing not in _DONE | {GuestStanding.MIGRATING, GuestStanding.HELD}:
+            if key not in there and entry.standing not in _DONE | {
+                GuestStanding.MIGRATING,
+                GuestStanding.HELD,
+            }:
                 entry.standing, entry.reason = GuestStanding.GONE, "it is not on this host any more"
                 changed = True
         for entry in self.entries.values():
