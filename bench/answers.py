@@ -158,7 +158,7 @@ def _kinds(http: httpx2.AsyncClient, scheduler: Peer) -> dict[str, _Ask]:
         assert got.status_code == 200, got.text
 
     async def http_refused(_: int) -> None:
-        got = await http.post("/migrations", json={"guest": "nobody"}, headers={"Idempotency-Key": fresh()})
+        got = await http.post("/hosts/nobody/activate", json={}, headers={"Idempotency-Key": fresh()})
         assert got.status_code == 404, got.text
 
     async def by_mqtt(verb: str, kind: str, **fields: Any) -> None:
@@ -174,7 +174,7 @@ def _kinds(http: httpx2.AsyncClient, scheduler: Peer) -> dict[str, _Ask]:
         await by_mqtt("activate", "accepted", host=f"t{n % _PAIRS}")
 
     async def mqtt_refused(_: int) -> None:
-        await by_mqtt("migrate", "refused", guest="nobody")
+        await by_mqtt("activate", "refused", host="nobody")
 
     return {
         "HTTP, accepted": http_accepted,

@@ -6,6 +6,7 @@ Commands come in through :mod:`migrator.engine.verbs`; what is shown goes out th
 from __future__ import annotations
 
 import asyncio
+import math
 import secrets
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, field
@@ -36,6 +37,8 @@ from migrator.ports import Qemu
 
 #: A host that was looked at so long ago is looked at again before a plan is made for it.
 _FRESH_SECONDS = 10.0
+#: Between two words of progress of one migration.
+_PROGRESS_SECONDS = 0.25
 
 
 #: The journal may be a moment behind memory.
@@ -67,6 +70,8 @@ class Engine:
         self.keeper = keeper
         self._tasks: dict[str, asyncio.Task[None]] = {}
         self._stopping = False
+        #: When progress of a migration was last told.
+        self._told_at: dict[str, float] = {}
         #: What was last said of each host.
         self._shown_hosts: dict[str, tuple[object, ...]] = {}
         self.planner = Planner(self)
@@ -322,6 +327,11 @@ class Engine:
         self.planner.wake()
 
     def _progress(self, job: Job) -> None:
+        # A migration is looked at more often than anybody wants to read of it, and each word of it has its price.
+        now = asyncio.get_running_loop().time()
+        if now - self._told_at.get(job.id, -math.inf) < _PROGRESS_SECONDS:
+            return
+        self._told_at[job.id] = now
         body = job.document().model_dump(mode="json", exclude={"decisions", "findings"})
         self.bus.publish(EventKind.PROGRESS, Subject.MIGRATION, job.id, body)
 
@@ -335,6 +345,7 @@ class Engine:
         for job in list(self.jobs.values()):
             if job.ended_at is not None and job.ended_at < long_ago and job.evacuation not in going_on:
                 del self.jobs[job.id]
+                self._told_at.pop(job.id, None)
         for run in list(self.runs.values()):
             if run.ended_at is not None and run.ended_at < long_ago:
                 del self.runs[run.id]
