@@ -31,7 +31,7 @@ _LEGEND = (
     "Others begin a fixed number of guests at a time, in their order, which share the link; everything else is the "
     "same engine. The policy `precopy only` is what oVirt and KubeVirt do unless told otherwise; `default` is ours: "
     "throttling to 50 % and postcopy are allowed. A guest outside its policy was not moved, or stood still for too "
-    "long. Medians, and of what is counted means a run."
+    "long. Medians, and of what is counted means a run. Of the computing some 10 ms a guest are the simulation's."
 )
 
 #: Mix, policy, guests, seed, strategy.
