@@ -104,8 +104,10 @@ def aims(outcomes: Sequence[Outcome]) -> str:
             rows.append(
                 [
                     f"{words}: 28 % shorter than {peer}, and no more guests outside their policy",
-                    f"{abs(1 - ratio):.0%} {'shorter' if ratio <= 1 else 'longer'}, "
-                    f"{abs(more)} {'more' if more > 0 else 'fewer'}",
+                    (
+                        f"{abs(1 - ratio):.0%} {'shorter' if ratio <= 1 else 'longer'}, "
+                        f"{abs(more)} {'more' if more > 0 else 'fewer'}"
+                    ),
                     _met(ratio <= _MOST_OF_PEERS and more <= 0),
                 ]
             )
