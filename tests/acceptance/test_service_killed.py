@@ -23,12 +23,9 @@ async def test_killed_at_random_instants_everything_acknowledged_is_done_once(ti
     seed = random.randrange(1 << 30)  # every long run looks elsewhere
     print(f"seed {seed}")  # noqa: T201 - pytest shows it with a failed test
     chance = random.Random(seed)
-    # One that stands still for long at its switch, one that goes at once, one that is slow to converge.
-    machines = [
-        guest("calm"),
-        guest("busy", region=48 * MIB, speed=30 * MIB),
-        guest("wild", region=48 * MIB, speed=150 * MIB),
-    ]
+    machines = [guest("calm"), guest("busy", region=48 * MIB, speed=20 * MIB)]
+    if times > 3:  # it stands still for long at its switch, and is slow to come there
+        machines.append(guest("wild", region=48 * MIB, speed=150 * MIB))
     places = {"evacuate": ("b", "c"), "restore": ("a",)}
     async with served(machines, speed=SLOW) as site, Witness(site, machines):
         kills = begun = 0
@@ -37,8 +34,8 @@ async def test_killed_at_random_instants_everything_acknowledged_is_done_once(ti
             key = f"{verb}-{begun}"
             begun += 1
             run = await site.post(f"hosts/a/{verb}", key=key)
-            for _ in range(chance.randint(1, 3)):
-                await asyncio.sleep(chance.uniform(0.0, 3.0))  # the instant is what is tested
+            for _ in range(chance.randint(1, 4) if times > 3 else times):
+                await asyncio.sleep(chance.uniform(0.0, 2.0))  # the instant is what is tested
                 await site.restart()
                 kills += 1
                 # Asked for again: the same answer, and nothing more is begun.
