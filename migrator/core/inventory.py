@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from enum import StrEnum
 from typing import Any
 
@@ -131,7 +131,7 @@ class Guest:
 
     def fields(self) -> dict[str, Any]:
         """As plain JSON, for :meth:`from_fields`."""
-        return {**asdict(self), "requires": dict(self.requires)}
+        return {**vars(self), "requires": dict(self.requires)}
 
     @classmethod
     def from_fields(cls, fields: Mapping[str, Any]) -> Guest:

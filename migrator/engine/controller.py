@@ -41,6 +41,8 @@ _FRESH_SECONDS = 10.0
 _PROGRESS_SECONDS = 0.25
 
 
+#: An evacuation waits so long at most for the dirty rates of its guests: they decide who goes when.
+_MEASURED_SECONDS = 3.0
 #: The journal may be a moment behind memory.
 _REMEMBERED_SECONDS = 30.0
 
@@ -70,6 +72,7 @@ class Engine:
         self.keeper = keeper
         self._tasks: dict[str, asyncio.Task[None]] = {}
         self._stopping = False
+        self._measuring: set[asyncio.Task[None]] = set()
         #: When progress of a migration was last told.
         self._told_at: dict[str, float] = {}
         #: What was last said of each host.
@@ -137,6 +140,8 @@ class Engine:
             task.cancel()
         if left:
             await asyncio.wait(left, timeout=5.0)
+        for task in self._measuring:
+            task.cancel()
         await self.keeper.flush(5.0)
         return not left
 
@@ -268,8 +273,24 @@ class Engine:
         self.bus.publish(EventKind.STATE, Subject.EVACUATION, run.id, body)
 
     def begin_run(self, run: Evacuation) -> None:
+        """It is journalled: now its guests are measured, and go."""
+        unknown = [
+            entry.guest
+            for entry in run.entries.values()
+            if entry.wants_place and entry.guest.dirty_rate_bytes_per_second is None
+        ]
+        if unknown:
+            run.not_before = self.planner.clock() + _MEASURED_SECONDS
+            task = asyncio.create_task(self._measure(run, unknown), name=f"measure guests of {run.host}")
+            self._measuring.add(task)
+            task.add_done_callback(self._measuring.discard)
         self.runs[run.id] = run
         self.announce_run(run)
+        self.planner.wake()
+
+    async def _measure(self, run: Evacuation, guests: list[Guest]) -> None:
+        await self.preview.probe(guests)
+        run.not_before = 0.0
         self.planner.wake()
 
     # --- jobs ---------------------------------------------------------------------------------------------------------

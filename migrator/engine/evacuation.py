@@ -25,7 +25,7 @@ FIRST_PAUSE_SECONDS = 5.0
 #: After so many failures it is set aside.
 MOST_ATTEMPTS = 3
 #: A guest that no host can take is waited for so long while nothing else is under way.
-NO_TARGET_SECONDS = 10.0
+NO_TARGET_SECONDS = 30.0
 
 _DONE = {GuestStanding.MOVED, GuestStanding.GONE}
 _LEFT_ALONE = {GuestStanding.SET_ASIDE, GuestStanding.HELD}
@@ -97,6 +97,8 @@ class Evacuation:
         self.late = self.at_risk = False
         self.forecast_end_at: tuple[datetime, datetime, datetime] | None = None
         self.error: str | None = None
+        #: Nobody wants a place before: its guests are being looked at more closely. On the loop's clock.
+        self.not_before = 0.0
         self._idle_since: float | None = None
 
     @property
@@ -166,7 +168,7 @@ class Evacuation:
 
     def wanting(self, now: float) -> list[Entry]:
         """Who wants a place now."""
-        if self.closing is not None or self.ended:
+        if self.closing is not None or self.ended or now < self.not_before:
             return []
         return [entry for entry in self.entries.values() if entry.wants_place and now >= entry.not_before]
 

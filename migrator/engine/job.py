@@ -86,6 +86,8 @@ class Job:
         self.key = key
         #: Both ends are set up; it waits for :meth:`admit`.
         self.ready = False
+        #: Its turn has come: the links are its own from now on, though it may be looked at and written down first.
+        self.admitted = False
         self._turn = asyncio.Event()
         self._on_state, self._on_progress, self._on_decision = on_state, on_progress, on_decision
         self._on_ready = on_ready
@@ -127,6 +129,7 @@ class Job:
 
     def admit(self) -> None:
         """Its turn has come: the links are given to it."""
+        self.admitted = True
         self._turn.set()
 
     def postcopy(self) -> bool:

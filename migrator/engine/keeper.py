@@ -82,11 +82,24 @@ class Keeper:
                 await self.journal.save(*((kind, document) for (kind, _), document in documents.items()))
                 self._forget(documents)
             if events:
-                await self.journal.append(events)
+                await self._append(events)
                 written = {event["event_id"] for event in events}
                 self._events = [event for event in self._events if event["event_id"] not in written]
         if not self._documents and not self._events:
             self._idle.set()
+
+    async def _append(self, events: list[dict[str, Any]]) -> None:
+        """Those that it refuses, though it can be written, are dropped: one must not hold up all that follow."""
+        try:
+            await self.journal.append(events)
+        except JournalError as error:
+            if self.journal.complaint:
+                raise
+            if len(events) == 1:
+                self._log.warning("event not journalled", event_id=events[0]["event_id"], error=str(error))
+                return
+            for event in events:
+                await self._append([event])
 
     def _forget(self, written: Mapping[tuple[str, str], Mapping[str, Any]]) -> None:
         for key, document in written.items():

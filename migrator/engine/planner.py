@@ -34,6 +34,8 @@ if TYPE_CHECKING:
 
 #: While something is under way the forecast is made anew so often.
 _LIVE_SECONDS = 1.0
+#: ... and so much more seldom where there are many: it takes the longer, and changes the less.
+_LIVE_SECONDS_A_GUEST = 0.02
 #: A guest that dirties this share of what its link carries goes to postcopy in its first rounds, if it may.
 _HOPELESS_RATIO = 0.8
 #: A migration that could not be taken up because a host did not answer is tried again so often.
@@ -64,6 +66,8 @@ class Planner:
         self._engine = engine
         self._wake = asyncio.Event()
         self._foretold = self._tried_again = -math.inf
+        #: To be announced at the end of the turn: each is a document of all its guests.
+        self._begun: dict[str, Evacuation] = {}
         self._log = logs.logger()
 
     def clock(self) -> float:
@@ -106,7 +110,9 @@ class Planner:
         hosts = {host.name: host for host in engine.inventory.hosts()}
         orders = schedule(transfers, hosts, engine.rules.limits.links)
         await self._carry_out(orders, targets)
-        if self.clock() - self._foretold >= _LIVE_SECONDS:
+        while self._begun:
+            engine.announce_run(self._begun.popitem()[1])
+        if self.clock() - self._foretold >= max(_LIVE_SECONDS, _LIVE_SECONDS_A_GUEST * len(transfers)):
             self._foretold = self.clock()
             self._foretell(await asyncio.to_thread(predict, transfers, hosts, engine.rules.limits.links))
         return min(_LIVE_SECONDS, orders.look_again_seconds or _LIVE_SECONDS)
@@ -161,7 +167,7 @@ class Planner:
                 continue
             if entry.standing is GuestStanding.NO_TARGET:
                 entry.standing = GuestStanding.WAITING
-            if entry.target != answer.host or not entry.reason:
+            if entry.target != answer.host or not entry.reason or entry.attempts:
                 entry.target, entry.reason = answer.host, answer.reason
                 if entry.planned not in ("", answer.host):
                     why = entry.excluded.get(entry.planned, "it has no room for it any more")
@@ -285,7 +291,7 @@ class Planner:
             self._log.warning("not begun", guest=entry.guest.key, error=str(error))
             return False
         engine.add(job)
-        engine.announce_run(run)
+        self._begun[run.id] = run
         engine.begin_job(job, job.drive())
         return True
 
@@ -335,5 +341,7 @@ def _phase(job: Job) -> Phase:
     if job.state is State.QUEUED:
         return Phase.WAITING
     if job.state is State.PREPARING:
-        return Phase.READY if job.ready else Phase.TRANSFERRING if job.started_at else Phase.PREPARING
+        if job.admitted or job.started_at:
+            return Phase.TRANSFERRING
+        return Phase.READY if job.ready else Phase.PREPARING
     return Phase.FINISHING if job.state is State.FINISHING else Phase.TRANSFERRING

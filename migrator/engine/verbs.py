@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from datetime import UTC, datetime
@@ -44,6 +45,8 @@ from migrator.errors import JournalError, MigratorError, UsageError
 
 #: A host that was looked at so long ago is looked at again before something is begun with it.
 _FRESH_SECONDS = 10.0
+#: For guests that nobody knows the hosts are looked at so often at most.
+_LOOK_AGAIN_SECONDS = 5.0
 #: A command that needs to know every host waits so long for the first look at them after a start.
 _FIRST_LOOK_SECONDS = 15.0
 
@@ -53,6 +56,7 @@ class Verbs:
 
     def __init__(self, engine: Engine) -> None:
         self._engine = engine
+        self._looked = -math.inf
 
     async def carry_out(self, command: Command, caller: Caller, *, key: str) -> Answer:
         if key and (begun := await self._begun_by(key)) is not None:
@@ -262,7 +266,9 @@ class Verbs:
 
     async def _guest(self, which: str) -> Guest:
         """One that is not known yet may have been started since the hosts were looked at."""
-        if not self._engine.inventory.find(which):
+        now = self._engine.planner.clock()
+        if not self._engine.inventory.find(which) and now - self._looked >= _LOOK_AGAIN_SECONDS:
+            self._looked = now
             await self._engine.inventory.look_at_all(only_up=True)
         return one_guest(self._engine, which)
 

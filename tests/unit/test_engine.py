@@ -383,3 +383,24 @@ async def test_killed_at_any_instant_nobody_is_lost_doubled_or_forgotten(world: 
         assert end.state is EvacuationState.COMPLETED, end
         for name in names:
             assert world.site.running(name) in (["b"], ["c"])
+
+
+async def test_one_whose_turn_has_come_has_the_link_while_the_journal_is_written(world: World) -> None:
+    for host in world.site.hosts.values():
+        host.out.bytes_per_second = host.into.bytes_per_second = 100 * MIB
+    fill(world, 3, workload=steady(200 * MIB, 50 * MIB), memory_bytes=256 * MIB)
+    save = world.journal.save
+
+    async def slow(*given: Any) -> None:
+        await asyncio.sleep(0.15)
+        await save(*given)
+
+    world.journal.save = slow  # type: ignore[method-assign]
+    async with world.engine() as driver:
+        await driver.ask(Plan(host="a"))
+        await driver.ask(Evacuate(host="a"))
+        most = 0
+        while driver.views.active_evacuations():
+            most = max(most, sum(each.state is State.PRECOPY for each in driver.views.active_migrations()))
+            await asyncio.sleep(0.01)
+        assert most == 1
