@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import os
+import signal
 from collections.abc import Awaitable, Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Protocol
@@ -18,6 +19,10 @@ from migrator.testing.network import Hosts
 # Before the first test pytest-asyncio asks for the present event loop. Where none was ever set Python makes one, which
 # nobody closes, and the warning about that fails whichever test is running when it is collected.
 asyncio.set_event_loop(None)
+
+# Whoever runs the tests in the background has them ignore Ctrl-C, and every command that they start with it.
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 #: The versions that are promised to work.
 VERSIONS = ("7.2", "10.0")

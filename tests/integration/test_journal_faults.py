@@ -272,9 +272,7 @@ class TestDeath:
             async with await SqlJournal.open(path) as journal:
                 found = {each["id"] for each in await journal.unfinished("migration")}
                 assert expected <= found
-                # At most the one that was under way is there besides, and whole.
-                more = found - expected
-                assert len(more) in (0, 2)
+                # What was not heard of any more may be there besides, and then whole.
                 expected = found
                 assert [each for each in found if not each.endswith("b") and f"{each}b" not in found] == []
         assert integrity(path) == "ok"
