@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import gc
+import json
+import select
 import signal
 import sys
 from dataclasses import dataclass, field
@@ -20,6 +22,8 @@ from migrator.testing.site import Site
 
 _MIB = 1 << 20
 _HOSTS = ("alpha", "beta", "gamma")
+#: How long the page is there for who does not press Enter.
+_PAGE_SECONDS = 60
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -106,7 +110,7 @@ def _demo(speed: int) -> Exit:
     policies = "".join(
         f'[[guests]]\nmatch = "{guest.name}"\npolicy = "{guest.policy}"\n' for guest in _guests("")
     )
-    with Site(*_HOSTS, bytes_per_second=limited, extra=policies) as site:
+    with Site(*_HOSTS, bytes_per_second=limited, extra=policies, page=True) as site:
         folder = site.directory / "folder"
         folder.mkdir()
         guests = _guests(str(folder))
@@ -131,6 +135,7 @@ def _demo(speed: int) -> Exit:
         say("$ migrator restore alpha --wait")
         _or_stop(remote.restore(client, "alpha", wait=True, json_output=False))
         home = asyncio.run(_inspect(site, guests, machines))
+        _show_page(site)
         site.stop()
     lost = [guest.name for guest in guests if "memory intact" not in found[guest.name] + home[guest.name]]
     back = sum(1 for where in home.values() if where.startswith("alpha"))
@@ -138,6 +143,19 @@ def _demo(speed: int) -> Exit:
         f"\n{back} of {len(guests)} guests run on alpha again, their memory checked. Nothing of it is left running."
     )
     return Exit.FAILED if lost or back != len(guests) else Exit.DONE
+
+
+def _show_page(site: Site) -> None:
+    """Where a person sits: the service's own page, with the history of the run, until Enter."""
+    if not (sys.stdin.isatty() and sys.stdout.isatty() and site.page_url()):
+        return
+    made = site.command("token", "create", "demo", "--role", "viewer", "--config", str(site.config), "--json")
+    if made.returncode == 0:
+        print(
+            f"\nThe service's own page shows all of it: {site.page_url()}/  (token: {json.loads(made.stdout)['token']})"
+        )
+        print(f"Enter ends the demo; it ends by itself in {_PAGE_SECONDS} seconds.", flush=True)
+        select.select([sys.stdin], [], [], _PAGE_SECONDS)
 
 
 def _or_stop(code: int) -> None:

@@ -17,6 +17,7 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -40,6 +41,7 @@ class Site:
     :param isolated: make network namespaces; by default where that is possible.
     :param extra: more lines of the configuration, before the hosts.
     :param host_extra: more lines for hosts, by name.
+    :param page: the service listens on loopback too, for a browser; see :meth:`page_url`.
     """
 
     def __init__(
@@ -49,7 +51,9 @@ class Site:
         isolated: bool | None = None,
         extra: str = "",
         host_extra: Mapping[str, str] | None = None,
+        page: bool = False,
     ) -> None:
+        self._page = page
         self._names = names
         self._speed = bytes_per_second
         self._extra = extra
@@ -140,7 +144,8 @@ class Site:
     def write_config(self) -> None:
         """Write :attr:`config`, before the service starts or for it to reload."""
         lines = [
-            '[http]\nsocket = "api.sock"\nmetrics_listen = "127.0.0.1:0"',
+            '[http]\nsocket = "api.sock"\nmetrics_listen = "127.0.0.1:0"'
+            + ('\nlisten = "127.0.0.1:0"' if self._page else ""),
             '[store]\npath = "state/journal.db"',
             '[limits]\nlink_reserve = 0.05\nrefresh_interval = "2s"',
             self._extra,
@@ -185,6 +190,11 @@ class Site:
     def log(self) -> str:
         """What the service said."""
         return (self.directory / "service.log").read_text(encoding="utf-8", errors="replace")
+
+    def page_url(self) -> str:
+        """Where a browser finds the service's page; empty where it does not listen for one."""
+        found = re.search(r"unix:[^\s\"']+api\.sock[\"', ]+(http://127\.0\.0\.1:\d+)", self.log())
+        return found[1] if found and self._page else ""
 
     def stop(self, within: float = 60.0) -> int:
         """SIGTERM, and wait for its end; its exit status."""
