@@ -132,7 +132,12 @@ class CaughtEnd(Endpoint):
         finally:
             await _call(self._hooks.pop(f"after {command}", None))
 
+    def before_look(self, hook: Hook) -> None:
+        """Call it once, before the next look."""
+        self._hooks["before look"] = hook
+
     async def observe(self, *, timeout: float = 1.0) -> View:
+        await _call(self._hooks.pop("before look", None))
         view = await super().observe(timeout=_ANSWER_SECONDS if self._qemu.frozen else timeout)
         self.looks += 1
         if not view.answers:
@@ -243,7 +248,7 @@ async def driven(pair: Pair, **how: Any) -> AsyncIterator[Drive]:
 class Phase(StrEnum):
     """Where in its migration a guest is caught."""
 
-    #: The destination listens.
+    #: Both ends are set up, and ``migrate`` is not decided.
     PREPARED = "prepared"
     #: ``migrate`` is decided and recorded, not yet sent.
     SETUP = "setup"
@@ -284,7 +289,8 @@ def catch(drive: Drive, phase: Phase, hook: Hook) -> None:
 
     match phase:
         case Phase.PREPARED:
-            drive.destination.after("listen", hook)
+            # Both ends are set up at the same time; the source is looked at when both are.
+            drive.destination.after("listen", lambda: drive.source.before_look(hook))
         case Phase.SETUP:
             drive.source.before("migrate", hook)
         case Phase.ACTIVE:
