@@ -66,6 +66,8 @@ class _Machine:
     memory_bytes: int
     vcpus: int
     run: RunState = RunState.RUNNING
+    #: What its process is said to hold.
+    resident_bytes: int | None = None
     #: Guests' processes come and go; the socket tells them apart.
     generation: int = 0
     obstacle: str = ""
@@ -400,6 +402,7 @@ class SimulatedSite:
         workload: Workload | None = None,
         memory_bytes: int = 512 * MIB,
         run: RunState = RunState.RUNNING,
+        resident_bytes: int | None = None,
         obstacle: str = "",
     ) -> str:
         """A guest that runs; its uuid."""
@@ -411,6 +414,7 @@ class SimulatedSite:
             memory_bytes,
             1,
             run,
+            resident_bytes=resident_bytes,
             obstacle=obstacle,
         )
         self.machines[machine.uuid] = machine
@@ -462,6 +466,7 @@ class SimulatedSite:
                     host=host,
                     socket=machine.socket,
                     memory_bytes=machine.memory_bytes,
+                    resident_bytes=machine.resident_bytes,
                     run=machine.run,
                     obstacle=machine.obstacle,
                     obstacle_code="not-movable" if machine.obstacle else "",

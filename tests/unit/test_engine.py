@@ -327,6 +327,26 @@ async def test_plan_says_what_will_be_done(world: World) -> None:
         }
 
 
+@pytest.mark.parametrize(
+    ("resident", "goes"),
+    [(None, 4000), (8000, 4000), (1020, 1000), (5, 0)],
+    ids=["unknown", "more than its memory", "part of it", "as good as nothing"],
+)
+async def test_plan_reckons_with_the_memory_that_a_guest_has_touched(
+    world: World, resident: int | None, goes: int
+) -> None:
+    world.site.add_guest(
+        "vm",
+        host="a",
+        memory_bytes=4000 * MIB,
+        resident_bytes=None if resident is None else resident * MIB,  # 20 MiB of it are QEMU's own
+    )
+    async with world.engine() as driver:
+        plan = await driver.ask(Plan(host="a"))
+        links_share = 1000 * (1 - driver.engine.rules.limits.links.reserve_ratio)
+        assert plan.lower_bound_seconds == pytest.approx(goes / links_share)
+
+
 async def test_what_differs_from_the_plan_is_said(world: World) -> None:
     fill(world, 2)
     async with world.engine() as driver:
