@@ -49,16 +49,22 @@ for d in "$1"/*-??????; do
 done
 """
 _LOGGED = 'exec "$@" >>"$0" 2>&1 </dev/null'
+# What can fail is tried where its reason can still be told. As long as there is a file `starting`, it does.
+_START = """
+: >>"$1" && env printf starting >"$2/starting" && exec setsid --fork sh -c "$0" "$@"
+"""
 # A session of its own, a child of nobody. Not -daemonize: QEMU's sandbox kills it for that where it forbids to fork.
 _DETACHED = """
-exec >>"$0" 2>&1 </dev/null || exit
-printf %s "$$" >"$1/start.pid" || exit
+exec >>"$0" 2>&1 </dev/null &&
+  env printf %s "$$" >"$1/starting" && mv -- "$1/starting" "$1/start.pid" || { rm -f -- "$1/starting"; exit; }
 shift
 exec "$@"
 """
 _UP = """
 if [ -s "$1/qemu.pid" ]; then printf up; exit; fi
-p=$(cat -- "$1/start.pid" 2>/dev/null) || exit 0
+if [ -e "$1/starting" ]; then exit; fi
+p=$(cat -- "$1/start.pid" 2>/dev/null)
+if [ -z "$p" ]; then printf gone; exit; fi
 case $(sed 's/.*) //; s/ .*//' "/proc/$p/stat" 2>/dev/null) in ''|Z|X) printf gone;; esac
 """
 _USERS = 'grep -lsaF -e "$1" /proc/[0-9]*/cmdline'
@@ -194,7 +200,7 @@ class Launcher:
             )
 
     async def _start(self, nest: Nest, argv: Sequence[str]) -> None:
-        session = ["setsid", "--fork", "sh", "-c", _DETACHED, nest.log, nest.run_directory, *argv]
+        session = ["sh", "-c", _START, _DETACHED, nest.log, nest.run_directory, *argv]
         done = await self.host.run(unit_command(nest, argv) if nest.unit else session, timeout=_START_SECONDS)
         if done.status:
             words = await self.last_words(nest) or done.complaint or "it said nothing"
@@ -210,7 +216,7 @@ class Launcher:
     async def _is_up(self, nest: Nest) -> bool:
         """It has written its pid file, or has ended."""
         state = (await self.host.run(["sh", "-c", _UP, "sh", nest.run_directory], timeout=_SHORT)).text
-        if nest.unit and not state:
+        if nest.unit and state != "up":  # it leaves no trace of its start
             active = await self.host.run(["systemctl", "is-active", "--quiet", nest.unit], timeout=_SHORT)
             return active.status != 0
         return state in ("up", "gone")
