@@ -54,7 +54,11 @@ class Observer:
         self._wake.clear()
         source, destination = await self._views()
         self._hear(intent)
-        untouched = intent.undo is None and not intent.dismissed and intent.milestone < Milestone.HANDED_OVER
+        # Before the migration begins nothing of ours but a dismissal ends it; then an undo may have fenced it.
+        untouched = not intent.dismissed and (
+            intent.milestone < Milestone.MIGRATING
+            or (intent.undo is None and intent.milestone < Milestone.HANDED_OVER)
+        )
         if destination.process is Process.DEAD and untouched:
             self.complain("the destination's process has ended")
         for view, side in ((source, "source"), (destination, "destination")):
@@ -67,7 +71,11 @@ class Observer:
             result.transferred_bytes = max(result.transferred_bytes, sample.transferred_bytes)
             result.rounds = max(result.rounds, sample.round)
             result.max_throttle_ratio = max(result.max_throttle_ratio, sample.throttle_ratio)
-        return source, destination, self._overdue(intent, source, destination)
+        overdue = self._overdue(intent, source, destination)
+        for view, side in ((source, "source"), (destination, "destination")):
+            if overdue and view.process is Process.UNKNOWN and view.can_fence and not view.answers:
+                self.complain(f"the {side}'s host does not answer")
+        return source, destination, overdue
 
     def _hear(self, intent: Intent) -> None:
         """What only events tell: when the guest stopped and went on, and that there was a postcopy."""

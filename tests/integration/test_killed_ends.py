@@ -34,6 +34,17 @@ def policy(phase: Phase):
 
 
 class TestDestination:
+    async def test_killed_while_it_is_set_up_is_told(self, lab: Lab, one_version: Path) -> None:
+        pair = await busy_pair(lab, one_version)
+        async with witness(lab, pair) as seen:
+            async with driven(pair) as drive:
+                drive.destination.before("listen", kill(pair.destination))
+                result = await drive.run()
+            assert result.state is State.FAILED
+            assert result.error is not None
+            assert "the destination's process has ended" in result.error
+            await seen.verify(State.FAILED)
+
     @pytest.mark.parametrize(
         "phase", [Phase.SETUP, Phase.ACTIVE, Phase.PRE_SWITCHOVER, Phase.CONTINUE, Phase.DEVICE]
     )
