@@ -8,9 +8,15 @@ from typing import Annotated
 import typer
 
 from migrator import __version__
-from migrator.cli import operating, service_commands
+from migrator.cli.group import Group
+
+
+class _Migrator(Group):
+    more = ("migrator.cli.service_commands", "migrator.cli.operating")
+
 
 app = typer.Typer(
+    cls=_Migrator,
     name="migrator",
     help="Moves running QEMU/KVM guests between hosts, speaking QMP to both ends.",
     no_args_is_help=True,
@@ -19,8 +25,6 @@ app = typer.Typer(
     # bash, zsh and fish: `migrator --show-completion`.
     add_completion=True,
 )
-app.add_typer(service_commands.app)
-app.add_typer(operating.app)
 
 
 def _version(wanted: bool) -> None:

@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-app = typer.Typer()
+app = typer.Typer(rich_markup_mode=None)
 token = typer.Typer(help="Who may use the service over TCP.", no_args_is_help=True)
 config = typer.Typer(help="The service's configuration.", no_args_is_help=True)
 app.add_typer(token, name="token")

@@ -9,7 +9,7 @@ import typer
 from migrator.cli import completion
 from migrator.errors import UsageError
 
-app = typer.Typer()
+app = typer.Typer(rich_markup_mode=None)
 
 _Server = Annotated[
     str | None,

@@ -1,0 +1,77 @@
+"""What makes the commands start quickly: nothing is made ready that the one that was typed does not need."""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+from typer.core import TyperArgument, TyperGroup, TyperOption
+from typer.main import get_group
+
+if TYPE_CHECKING:
+    from typer.main import Typer
+
+
+class Group(TyperGroup):
+    """The program itself: its own commands, and those of :attr:`more`, which are looked at once one is asked for."""
+
+    #: Modules of which each has further commands in its ``app``.
+    more: tuple[str, ...] = ()
+
+    def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
+        """As Typer does."""
+        _lighten(self.get_params(ctx))
+        return super().parse_args(ctx, args)
+
+    def get_command(self, ctx: Any, cmd_name: str) -> Any:
+        """The command of that name, or none."""
+        if cmd_name not in self.commands:
+            self._complete()
+        if command := super().get_command(ctx, cmd_name):
+            _lighten(command.get_params(ctx))  # with --help
+        return command
+
+    def list_commands(self, ctx: Any) -> list[str]:
+        """The names of all commands."""
+        self._complete()
+        return super().list_commands(ctx)
+
+    def _complete(self) -> None:
+        modules, self.more = self.more, ()
+        for module in modules:
+            app: Typer = importlib.import_module(module).app
+            self.commands.update(get_group(app).commands)
+
+
+# Typer asks pydantic to make text of text, and to load it for that takes as long as all the rest of the start.
+
+
+def _is_ready(parameter: Any, value: Any) -> bool:
+    """Whether a value that was typed, or is the default, is what the command gets."""
+    if parameter.nargs != 1 or parameter.multiple:
+        return False
+    kind = parameter.type_descriptor
+    text = kind.annotation is str and kind.parameter_info.parser is None and isinstance(value, str)
+    return text or (value is None and not parameter.required)
+
+
+class _Option(TyperOption):
+    def process_value(self, ctx: Any, value: Any) -> Any:
+        if not _is_ready(self, value):
+            return super().process_value(ctx, value)
+        return self.callback(ctx, self, value) if self.callback else value
+
+
+class _Argument(TyperArgument):
+    def process_value(self, ctx: Any, value: Any) -> Any:
+        if not _is_ready(self, value):
+            return super().process_value(ctx, value)
+        return self.callback(ctx, self, value) if self.callback else value
+
+
+def _lighten(parameters: list[Any]) -> None:
+    for parameter in parameters:
+        if type(parameter) is TyperOption:
+            parameter.__class__ = _Option
+        elif type(parameter) is TyperArgument:
+            parameter.__class__ = _Argument
