@@ -13,6 +13,7 @@ from migrator.core.facts import Facts
 from migrator.core.inventory import Guest, HostFacts
 from migrator.core.model import Finding, View
 from migrator.core.situation import Intent
+from migrator.core.thinning import Point
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -165,6 +166,19 @@ class Experience(Protocol):
 
     def learn(self, pair: str, overhead_seconds: float) -> None:
         """Add one. What cannot be kept is lost without a word: it is a help, not a promise."""
+
+
+class Samples(Protocol):
+    """The figures of migrations, for the curves that people look at. A help, not a promise.
+
+    Bounded for each migration, however long it takes; they go when the journal forgets the migration.
+    """
+
+    def add(self, migration: str, point: Point) -> None:
+        """Keep it if it tells enough. Returns at once; what cannot be kept is lost without a word."""
+
+    async def of(self, migration: str) -> Sequence[Point]:
+        """Those that are kept, by time, those of other controllers among them."""
 
 
 class Record(Protocol):

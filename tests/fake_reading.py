@@ -17,6 +17,7 @@ from migrator.engine.documents import (
     GuestDocument,
     HostDocument,
     MigrationDocument,
+    SampleDocument,
     Subject,
 )
 from migrator.errors import JournalError
@@ -35,6 +36,7 @@ class FakeReading:
         self.hosts_by_name: dict[str, HostDocument] = {}
         self.guests_by_key: dict[str, GuestDocument] = {}
         self.said: list[str] = []
+        self.samples_of: dict[str, list[SampleDocument]] = {}
         #: Newest first.
         self.journal: list[MigrationDocument] = []
         self.broken_journal = False
@@ -115,6 +117,10 @@ class FakeReading:
         """One."""
         ended = {document.id: document for document in self.journal}
         return self.by_id.get(identifier) or ended.get(identifier)
+
+    async def samples(self, migration: str) -> Sequence[SampleDocument]:
+        """What was put there."""
+        return self.samples_of.get(migration, [])
 
     async def evacuations(
         self, *, limit: int, before: str | None = None, where: Mapping[str, str] | None = None

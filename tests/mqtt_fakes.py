@@ -39,6 +39,7 @@ from migrator.engine.documents import (
     HostDocument,
     MigrationDocument,
     PlanDocument,
+    SampleDocument,
     Subject,
 )
 from migrator.mqtt import Mqtt, MqttSettings
@@ -138,6 +139,9 @@ class FakeReading:
 
     async def migration(self, identifier: str) -> MigrationDocument | None:
         return self.all_migrations.get(identifier)
+
+    async def samples(self, migration: str) -> Sequence[SampleDocument]:
+        return []
 
     async def evacuations(
         self, *, limit: int, before: str | None = None, where: Mapping[str, str] | None = None

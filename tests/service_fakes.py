@@ -57,6 +57,7 @@ from migrator.engine.documents import (
     MigrationDocument,
     PlanDocument,
     PlannedGuest,
+    SampleDocument,
     Subject,
 )
 from migrator.http.app import create_app
@@ -149,6 +150,7 @@ class World:
             )
         self._migrations: dict[str, MigrationDocument] = {}
         self._evacuations: dict[str, EvacuationDocument] = {}
+        self._samples: dict[str, list[SampleDocument]] = {}
         self._tasks: set[asyncio.Task[None]] = set()
 
     # Reading
@@ -183,6 +185,9 @@ class World:
 
     async def migration(self, identifier: str) -> MigrationDocument | None:
         return self._migrations.get(identifier)
+
+    async def samples(self, migration: str) -> Sequence[SampleDocument]:
+        return list(self._samples.get(migration, ()))
 
     async def evacuations(
         self, *, limit: int, before: str | None = None, where: Mapping[str, str] | None = None
@@ -341,6 +346,17 @@ class World:
             }
         )
         self._migrations[identifier] = one
+        began = one.started_at or one.created_at
+        sample = SampleDocument(
+            at_seconds=(datetime.now(UTC) - began).total_seconds(),
+            state=one.state,
+            round=one.round,
+            total_bytes=one.total_bytes or 0,
+            remaining_bytes=one.remaining_bytes or 0,
+            bandwidth_bytes_per_second=one.bandwidth_bytes_per_second or 0.0,
+            dirty_rate_bytes_per_second=one.dirty_rate_bytes_per_second or 0.0,
+        )
+        self._samples.setdefault(identifier, []).append(sample)
         self.bus.publish(EventKind.PROGRESS, Subject.MIGRATION, identifier, _without_lists(one))
 
     def decide(self, identifier: str, action: str, reason: str) -> None:

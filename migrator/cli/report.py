@@ -85,18 +85,20 @@ def recorded(path: Path) -> tuple[MigrationDocument, list[Sample], list[Decision
 def _asked(client: Any, identifier: str) -> tuple[MigrationDocument, list[Sample], list[Decision]]:
     from migrator.cli.client import segment  # noqa: PLC0415
 
-    document = MigrationDocument.model_validate(client.get(f"migrations/{segment(identifier)}"))
+    path = f"migrations/{segment(identifier)}"
+    document = MigrationDocument.model_validate(client.get(path))
+    samples = [_made(Sample, each) for each in client.get(f"{path}/samples")["items"]]
     decisions = [
         Decision(
             at_seconds=each.at_seconds, action=each.action, reason=each.reason, numbers=dict(each.numbers)
         )
         for each in document.decisions
     ]
-    return document, sampled(decisions), decisions
+    return document, samples or sampled(decisions), decisions
 
 
 def sampled(decisions: Sequence[Decision]) -> list[Sample]:
-    """The samples that decisions rest on: what the journal keeps of a run's figures."""
+    """The samples that decisions rest on: of a migration that a service drove which kept no others."""
     return [
         _made(Sample, {**each.numbers, "at_seconds": each.at_seconds})
         for each in decisions

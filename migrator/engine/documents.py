@@ -105,6 +105,29 @@ class MigrationDocument(Document):
     held_code: str | None = None
 
 
+class SampleDocument(Document):
+    """The figures of one migration at one moment."""
+
+    #: Since the first command that changed anything, as a decision's.
+    at_seconds: float
+    state: State
+    #: Passes over dirty memory so far; 1 is the first, whole copy.
+    round: int = 0
+    total_bytes: int = 0
+    remaining_bytes: int = 0
+    transferred_bytes: int = 0
+    dirty_rate_bytes_per_second: float = 0.0
+    bandwidth_bytes_per_second: float = 0.0
+    #: CPU time taken from the guest.
+    throttle_ratio: float = 0.0
+    #: As QEMU estimates it.
+    expected_downtime_seconds: float = 0.0
+    #: What QEMU was given; ``null`` once there was nothing left to decide.
+    downtime_limit_seconds: float | None = None
+    #: Pages that the guest had to wait for.
+    postcopy_requests: int = 0
+
+
 class GuestStanding(StrEnum):
     """How far a guest of an evacuation is."""
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from datetime import UTC, datetime
 from typing import Any
 
@@ -16,6 +17,7 @@ from migrator.core.findings import everywhere
 from migrator.core.inventory import Guest
 from migrator.core.model import Decision, Finding, Mode, Severity, State
 from migrator.core.policy import Policy, from_fields
+from migrator.core.thinning import Point
 from migrator.engine import clock, job_document
 from migrator.engine.documents import (
     MigrationDocument,
@@ -298,11 +300,19 @@ class Job:
             return
         self._source, self._destination = ends["source"], ends["destination"]
         self.started_at = self.started_at or self.created_at
+        before = self.result
         self._migration = self._make(self._source, self._destination, self._record, "")
+        self.result.decisions[:0], self.result.findings[:0] = before.decisions, before.findings
         if self._parked:
             self._migration.park()
-        self.result = await self._migration.take_up(facts, intent)
+        self.result = await self._migration.take_up(facts, intent, began_ago_seconds=self._began_ago())
         await self._close()
+
+    def _began_ago(self) -> float:
+        """By the clock on the wall; never before what was decided, should somebody have set it back."""
+        began = self.started_at or self.created_at
+        decided = [each.at_seconds for each in self.result.decisions]
+        return max(0.0, (datetime.now(UTC) - began).total_seconds(), *decided)
 
     def _know(self, outcome: Mapping[str, Any]) -> None:
         for name, value in outcome.items():
@@ -399,6 +409,10 @@ class Job:
 
     def _show(self, status: Status) -> None:
         self.status = status
+        if status.sample is not None and self._means.samples is not None:
+            sample = replace(status.sample, at_seconds=round(status.at_seconds, 6))
+            point = Point(sample=sample, state=status.state, limit_seconds=status.limit_seconds)
+            self._means.samples.add(self.id, point)
         if status.state is not self.state and not status.state.final:
             self._enter(status.state)
         else:

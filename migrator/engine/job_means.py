@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 from migrator.core.model import Finding
 from migrator.core.situation import Intent
-from migrator.ports import Experience, Record, Site
+from migrator.ports import Experience, Record, Samples, Site
 
 if TYPE_CHECKING:
     from migrator.engine.job import Job
@@ -43,6 +43,7 @@ class Means:
     site: Site
     records: Records
     experience: Experience | None = None
+    samples: Samples | None = None
     #: Writes the job down: on disk when it returns; raises JournalError.
     keep: Callable[[Job], Awaitable[None]]
     #: Makes findings into what they are once those codes are accepted; raises UsageError for what cannot be.

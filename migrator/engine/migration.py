@@ -155,12 +155,16 @@ class Migration:
             self._observer.complain(str(error))
         return await self._drive()
 
-    async def take_up(self, facts: Mapping[str, Any], intent: Intent) -> Result:
+    async def take_up(
+        self, facts: Mapping[str, Any], intent: Intent, *, began_ago_seconds: float = 0.0
+    ) -> Result:
         """Finish, undo or hold what another controller left, as its record says.
 
         :param facts: what that controller gave to :meth:`migrator.ports.Record.begin`.
         :param intent: the last it noted.
+        :param began_ago_seconds: how long ago that was: times go on from there.
         """
+        self._ledger.began -= began_ago_seconds
         self._ledger.intent = intent
         self._steps.settings = Settings(**facts["settings"])
         self._abilities = convergence.Abilities(**facts["abilities"])
@@ -406,5 +410,6 @@ class Migration:
                 sample=sample,
                 forecast=self._steering.forecast if copies else None,
                 limit_seconds=self._steering.limit_seconds if copies else None,
+                at_seconds=self._ledger.elapsed,
             )
         )

@@ -11,6 +11,7 @@ from migrator.engine.documents import (
     GuestDocument,
     HostDocument,
     MigrationDocument,
+    SampleDocument,
 )
 
 
@@ -47,6 +48,9 @@ class Reading(Protocol):
 
     async def migration(self, identifier: str) -> MigrationDocument | None:
         """One, ended or not."""
+
+    async def samples(self, migration: str) -> Sequence[SampleDocument]:
+        """The figures of a migration by time, thinned to a few hundred; empty where none were kept."""
 
     async def evacuations(
         self, *, limit: int, before: str | None = None, where: Mapping[str, str] | None = None

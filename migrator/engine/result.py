@@ -20,6 +20,8 @@ class Status:
     forecast: Forecast | None = None
     #: The downtime limit that QEMU has now.
     limit_seconds: float | None = None
+    #: Since the first command that changed anything, as decisions have it.
+    at_seconds: float = 0.0
 
 
 @dataclass(kw_only=True)

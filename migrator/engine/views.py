@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import asdict
 from typing import Any
 
 from migrator.core.inventory import Guest
+from migrator.core.thinning import Point
 from migrator.engine.bus import Bus
 from migrator.engine.commands import Refusal
 from migrator.engine.controller import Engine, host_document
@@ -14,6 +16,7 @@ from migrator.engine.documents import (
     GuestDocument,
     HostDocument,
     MigrationDocument,
+    SampleDocument,
 )
 
 
@@ -90,6 +93,10 @@ class Views:
         saved = await self._engine.keeper.journal.find("migration", identifier)
         return migration_document(saved) if saved else None
 
+    async def samples(self, migration: str) -> list[SampleDocument]:
+        samples = self._engine.means.samples
+        return [_sample_document(point) for point in await samples.of(migration)] if samples else []
+
     async def evacuations(
         self, *, limit: int, before: str | None = None, where: Mapping[str, str] | None = None
     ) -> list[EvacuationDocument]:
@@ -134,6 +141,14 @@ def one_guest(engine: Engine, which: str) -> Guest:
 
 def _public(saved: Mapping[str, Any]) -> dict[str, Any]:
     return {key: each for key, each in saved.items() if key != "_private"}
+
+
+def _sample_document(point: Point) -> SampleDocument:
+    return SampleDocument(
+        **{name: each for name, each in asdict(point.sample).items() if name in SampleDocument.model_fields},
+        state=point.state,
+        downtime_limit_seconds=point.limit_seconds,
+    )
 
 
 def migration_document(saved: Mapping[str, Any]) -> MigrationDocument:

@@ -16,6 +16,7 @@ from migrator.engine.documents import (
     GuestDocument,
     HostDocument,
     MigrationDocument,
+    SampleDocument,
 )
 from migrator.http.parts import Asks, answer, parts
 from migrator.http.problems import ProblemError
@@ -36,6 +37,12 @@ class MigrationPage(BaseModel):
     items: list[MigrationDocument]
     #: Give it as ``before`` for the next page; ``null``: this was the last.
     next: str | None = None
+
+
+class SampleList(BaseModel):
+    """By time; a few hundred at most."""
+
+    items: list[SampleDocument]
 
 
 class EvacuationPage(BaseModel):
@@ -88,6 +95,17 @@ async def list_migrations(
 async def read_migration(request: Request, id: Identifier, _: Asks) -> Response:  # noqa: A002 - its public name
     """One migration, ended or not."""
     return answer(await migration(request, id))
+
+
+@router.get("/migrations/{id}/samples", response_model=SampleList, tags=["migrations"])
+async def read_samples(request: Request, id: Identifier, _: Asks) -> Response:  # noqa: A002 - its public name
+    """The figures of one migration, ended or not, by time: what its curves are drawn from.
+
+    A few hundred at most, however long it took: several a second of a short one, fewer and evenly spread of a long one,
+    and rather those at which a state, a round, the throttle or the downtime limit changed.
+    """
+    await migration(request, id)
+    return answer(SampleList(items=list(await parts(request).reading.samples(id))))
 
 
 @router.get("/evacuations", response_model=EvacuationPage, tags=["evacuations"])

@@ -120,6 +120,7 @@ async def _running(settings: Settings, path: Path | None) -> AsyncIterator[Engin
             site=site,
             records=StepRecords(directory / "steps"),
             experience=FileExperience(directory=directory),
+            samples=journal.samples,
             keep=keep,
             accept=catalogue.accept,
         )
@@ -163,6 +164,7 @@ async def _running(settings: Settings, path: Path | None) -> AsyncIterator[Engin
                 group.create_task(inventory.look_at_all(), name="first look"),
                 group.create_task(servers.wait(), name="servers"),
                 group.create_task(_keep_house(journal, settings), name="housekeeping"),
+                group.create_task(journal.samples.run(), name="samples"),
                 group.create_task(watchdog(), name="watchdog"),
                 group.create_task(_reload_on_hup(engine, settings, path), name="reload"),
             ]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -16,10 +17,13 @@ from sqlalchemy.ext.asyncio import AsyncConnection
 
 from migrator.errors import JournalError
 from migrator.store.database import Database
-from migrator.store.schema import commands, documents, events, meta
+from migrator.store.samples import SqlSamples
+from migrator.store.schema import commands, documents, events, meta, samples
 from migrator.store.tokens import Tokens
 
 _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
+#: What the last samples are waited for at the end.
+_PATIENCE_SECONDS = 2.0
 #: What retention removes in one go, so that nobody waits long for it.
 _PRUNED = 200
 #: What `where` may ask for, and the columns it is looked up in.
@@ -50,12 +54,14 @@ class SqlJournal:
             await journal.save(("migration", document))
 
     :ivar tokens: those who may use the service, in the same file.
+    :ivar samples: the figures of migrations, likewise.
     """
 
     def __init__(self, database: Database, *, now: Callable[[], datetime]) -> None:
         self._database = database
         self._now = now
         self.tokens = Tokens(database, now=now)
+        self.samples = SqlSamples(database)
 
     @classmethod
     async def open(cls, path: Path, *, now: Callable[[], datetime] = lambda: datetime.now(UTC)) -> SqlJournal:
@@ -81,6 +87,11 @@ class SqlJournal:
 
     async def close(self) -> None:
         """Write what is still to be written, and let go of the file."""
+        try:
+            async with asyncio.timeout(_PATIENCE_SECONDS):
+                await self.samples.flush()
+        except TimeoutError:
+            pass  # a help for people; whoever closes has more to do
         await self._database.close()
 
     @property
@@ -281,7 +292,7 @@ class SqlJournal:
     # --- retention
 
     async def prune(self, older_than: datetime) -> int:
-        """Remove what ended before that: documents, their events, and the commands that began them.
+        """Remove what ended before that: documents, their events and samples, and the commands that began them.
 
         Commands that began nothing, and events of hosts and commands, go by their age; the last event of each host
         stays. What has not ended stays whole. The room is used again, the file does not shrink.
@@ -314,6 +325,8 @@ async def _prune_documents(connection: AsyncConnection, limit: int) -> int:
         await connection.execute(
             delete(events).where(events.c.subject == each.kind, events.c.subject_id == each.id)
         )
+    gone = [each.id for each in old if each.kind == "migration"]
+    await connection.execute(delete(samples).where(samples.c.migration.in_(gone)))
     await connection.execute(delete(documents).where(documents.c.number.in_([each.number for each in old])))
     return len(old)
 

@@ -17,7 +17,7 @@ from sqlalchemy.pool import NullPool
 from migrator.errors import JournalError
 
 #: The revision in ``alembic/versions`` that the tables below are; a test holds them together.
-HEAD = "0001"
+HEAD = "0002"
 SCRIPTS = Path(__file__).parent / "alembic"
 #: How long another connection's lock is waited for. Only ``migrator token`` ever holds one, for milliseconds.
 BUSY_SECONDS = 5.0
@@ -96,6 +96,17 @@ tokens = Table(
     Column("created_at", Integer, nullable=False),
     Column("expires_at", Integer),
     Column("revoked_at", Integer),
+)
+
+samples = Table(
+    "samples",
+    metadata,
+    Column("migration", Text, primary_key=True),
+    #: Microseconds since the first command that changed anything.
+    Column("at", Integer, primary_key=True, autoincrement=False),
+    #: The rest of a :class:`migrator.core.thinning.Point`, as JSON; figures that are 0 are left out.
+    Column("body", Text, nullable=False),
+    sqlite_with_rowid=False,
 )
 
 meta = Table(

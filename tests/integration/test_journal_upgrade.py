@@ -15,6 +15,8 @@ from alembic.runtime.migration import MigrationContext
 from alembic.script import ScriptDirectory
 from sqlalchemy import create_engine
 
+from migrator.core.model import Sample, State
+from migrator.core.thinning import Point
 from migrator.errors import JournalError
 from migrator.store import schema
 from migrator.store.journal import SqlJournal
@@ -25,8 +27,8 @@ DOCUMENT = {"id": "m1", "state": "precopy", "ended_at": None}
 NEXT = """
 from alembic import op
 
-revision = "0002"
-down_revision = "0001"
+revision = "0003"
+down_revision = "0002"
 
 
 def upgrade():
@@ -52,9 +54,9 @@ def newer(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Any:
     def become(more: str = "SELECT 1") -> None:
         scripts = tmp_path / "scripts with 100% odd names"
         shutil.copytree(schema.SCRIPTS, scripts)
-        (scripts / "versions" / "r0002_next.py").write_text(NEXT.format(more=more))
+        (scripts / "versions" / "r0003_next.py").write_text(NEXT.format(more=more))
         monkeypatch.setattr(schema, "SCRIPTS", scripts)
-        monkeypatch.setattr(schema, "HEAD", "0002")
+        monkeypatch.setattr(schema, "HEAD", "0003")
 
     return become
 
@@ -75,15 +77,56 @@ async def test_of_an_older_one_is_brought_here_and_a_copy_is_kept(path: Path, ne
         assert await journal.find("migration", "m1") == DOCUMENT
         await journal.save(("migration", DOCUMENT | {"id": "m2"}))
     assert states(path)[0] == "changed"
-    assert schema.present(path) == "0002"
-    copy = path.with_name("journal.db.before-0002")
-    assert (states(copy), schema.present(copy), "added" in tables(copy)) == (["precopy"], "0001", False)
+    assert schema.present(path) == "0003"
+    copy = path.with_name("journal.db.before-0003")
+    assert (states(copy), schema.present(copy), "added" in tables(copy)) == (["precopy"], "0002", False)
     assert copy.stat().st_mode & 0o777 == 0o600
     # The second time there is nothing to do.
     copy.unlink()
     async with await SqlJournal.open(path):
         pass
     assert not copy.exists()
+
+
+FIRST = """
+CREATE TABLE documents (
+    number INTEGER PRIMARY KEY AUTOINCREMENT NOT NULL, kind TEXT NOT NULL, id TEXT NOT NULL, state TEXT, guest TEXT,
+    source TEXT, destination TEXT, evacuation TEXT, command TEXT, created_at INTEGER, ended_at INTEGER,
+    body TEXT NOT NULL, UNIQUE (kind, id)
+);
+CREATE TABLE events (
+    event_id INTEGER PRIMARY KEY NOT NULL, sequence INTEGER NOT NULL, time INTEGER NOT NULL, subject TEXT NOT NULL,
+    subject_id TEXT NOT NULL, body TEXT NOT NULL
+);
+CREATE TABLE commands (
+    "key" TEXT PRIMARY KEY NOT NULL, verb TEXT NOT NULL, body_hash TEXT NOT NULL, body TEXT NOT NULL,
+    caller TEXT NOT NULL, claimed_at INTEGER NOT NULL, answered_at INTEGER, settled INTEGER NOT NULL, reply TEXT
+);
+CREATE TABLE tokens (
+    id TEXT PRIMARY KEY NOT NULL, name TEXT NOT NULL, role TEXT NOT NULL, hash TEXT NOT NULL,
+    created_at INTEGER NOT NULL, expires_at INTEGER, revoked_at INTEGER
+);
+CREATE TABLE meta ("key" TEXT PRIMARY KEY NOT NULL, value TEXT NOT NULL);
+CREATE TABLE alembic_version (version_num VARCHAR(32) PRIMARY KEY NOT NULL);
+INSERT INTO alembic_version VALUES ('0001');
+INSERT INTO documents (kind, id, state, body)
+    VALUES ('migration', 'm1', 'precopy', '{"id": "m1", "state": "precopy", "ended_at": null}');
+"""
+
+
+async def test_of_the_first_version_gets_what_it_has_not(tmp_path: Path) -> None:
+    path = tmp_path / "journal.db"
+    with contextlib.closing(sqlite3.connect(path)) as connection:
+        connection.executescript(FIRST)
+    point = Point(sample=Sample(at_seconds=1.5, remaining_bytes=7), state=State.PRECOPY)
+    async with await SqlJournal.open(path) as journal:
+        assert await journal.unfinished("migration") == [DOCUMENT]
+        assert await journal.samples.of("m1") == []
+        journal.samples.add("m1", point)
+    async with await SqlJournal.open(path) as journal:
+        assert await journal.samples.of("m1") == [point]
+    assert schema.present(path) == schema.HEAD
+    assert schema.present(path.with_name(f"journal.db.before-{schema.HEAD}")) == "0001"
 
 
 async def test_a_copy_holds_what_a_killed_service_left_in_the_log(path: Path, newer: Any) -> None:
@@ -95,23 +138,23 @@ async def test_a_copy_holds_what_a_killed_service_left_in_the_log(path: Path, ne
         newer()
         async with await SqlJournal.open(path) as journal:
             assert len(await journal.unfinished("migration")) == 2
-    assert len(states(path.with_name("journal.db.before-0002"))) == 2
+    assert len(states(path.with_name("journal.db.before-0003"))) == 2
 
 
 async def test_that_fails_leaves_it_as_it_was(path: Path, newer: Any) -> None:
     newer("INSERT INTO nowhere VALUES (1)")
     with pytest.raises(JournalError, match=r"journal.db cannot be opened: no such table: nowhere"):
         await SqlJournal.open(path)
-    assert (states(path), schema.present(path), "added" in tables(path)) == (["precopy"], "0001", False)
-    assert states(path.with_name("journal.db.before-0002")) == ["precopy"]
+    assert (states(path), schema.present(path), "added" in tables(path)) == (["precopy"], "0002", False)
+    assert states(path.with_name("journal.db.before-0003")) == ["precopy"]
 
 
 async def test_without_room_for_the_copy_is_not_begun(path: Path, newer: Any) -> None:
     newer()
-    path.with_name("journal.db.before-0002.new").mkdir()
-    with pytest.raises(JournalError, match=r"cannot copy it to .*before-0002"):
+    path.with_name("journal.db.before-0003.new").mkdir()
+    with pytest.raises(JournalError, match=r"cannot copy it to .*before-0003"):
         await SqlJournal.open(path)
-    assert (states(path), schema.present(path)) == (["precopy"], "0001")
+    assert (states(path), schema.present(path)) == (["precopy"], "0002")
 
 
 async def test_of_a_newer_one_is_refused_and_left_alone(path: Path) -> None:
@@ -122,7 +165,7 @@ async def test_of_a_newer_one_is_refused_and_left_alone(path: Path) -> None:
     with pytest.raises(JournalError) as caught:
         await SqlJournal.open(path)
     assert str(caught.value) == (
-        f"the journal {path} was written by a newer migrator (its schema is 0999, this one knows 0001): install that "
+        f"the journal {path} was written by a newer migrator (its schema is 0999, this one knows 0002): install that "
         "one again, or go back to the copy journal.db.before-0999 if you can do without what was written since"
     )
     assert path.read_bytes() == before
@@ -133,10 +176,10 @@ async def test_under_a_service_that_runs_is_not_done(path: Path, newer: Any) -> 
         newer()
         with pytest.raises(JournalError, match="in use by another service"):
             await Tokens.open(path)
-        assert schema.present(path) == "0001"
+        assert schema.present(path) == "0002"
     async with await Tokens.open(path) as tokens:
         assert await tokens.list() == []
-    assert schema.present(path) == "0002"
+    assert schema.present(path) == "0003"
 
 
 async def test_the_revisions_make_the_tables_that_the_code_believes_in(path: Path) -> None:

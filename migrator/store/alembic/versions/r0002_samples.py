@@ -1,0 +1,22 @@
+"""The figures of migrations."""
+
+from __future__ import annotations
+
+import sqlalchemy as sa
+from alembic import op
+
+revision = "0002"
+down_revision = "0001"
+branch_labels = None
+depends_on = None
+
+
+def upgrade() -> None:
+    """One more table."""
+    op.create_table(
+        "samples",
+        sa.Column("migration", sa.Text, primary_key=True),
+        sa.Column("at", sa.Integer, primary_key=True, autoincrement=False),
+        sa.Column("body", sa.Text, nullable=False),
+        sqlite_with_rowid=False,
+    )

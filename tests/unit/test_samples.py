@@ -1,0 +1,167 @@
+"""The figures of migrations in the journal."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import sqlite3
+from contextlib import closing
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from migrator.core.model import Sample, State
+from migrator.core.thinning import MOST, Point, Series
+from migrator.errors import JournalError
+from migrator.store.journal import SqlJournal
+from migrator.testing.lab import until
+
+
+def _point(at: float, **figures: Any) -> Point:
+    sample = Sample(at_seconds=at, total_bytes=2**30, remaining_bytes=2**20, **figures)
+    return Point(sample=sample, state=State.PRECOPY, limit_seconds=0.25)
+
+
+@pytest.fixture
+def path(tmp_path: Path) -> Path:
+    return tmp_path / "journal.db"
+
+
+def _rows(path: Path) -> list[tuple[str, int, str]]:
+    with closing(sqlite3.connect(path)) as connection:
+        return list(connection.execute("SELECT migration, at, body FROM samples ORDER BY migration, at"))
+
+
+async def test_what_was_added_is_there_at_once_and_after_a_restart(path: Path) -> None:
+    points = [_point(number, round=number, bandwidth_bytes_per_second=1.5e8) for number in range(5)]
+    points.append(Point(sample=Sample(at_seconds=5.25), state=State.POSTCOPY, limit_seconds=None))
+    async with await SqlJournal.open(path) as journal:
+        for point in points:
+            journal.samples.add("m1", point)
+        assert await journal.samples.of("m1") == points
+        assert await journal.samples.of("m2") == []
+    async with await SqlJournal.open(path) as journal:
+        assert await journal.samples.of("m1") == points
+        # Another service goes on: the curve is one.
+        journal.samples.add("m1", _point(7))
+        assert await journal.samples.of("m1") == [*points, _point(7)]
+        await journal.samples.flush()
+        assert await journal.samples.of("m1") == [*points, _point(7)]
+    assert [at for _, at, _ in _rows(path)] == [
+        0,
+        1_000_000,
+        2_000_000,
+        3_000_000,
+        4_000_000,
+        5_250_000,
+        7_000_000,
+    ]
+
+
+async def test_it_is_written_soon_and_in_one_go(path: Path) -> None:
+    async with await SqlJournal.open(path) as journal:
+        writes: list[float] = []
+        journal.tell(on_write=writes.append, on_error=lambda operation: None)
+        task = asyncio.create_task(journal.samples.run())
+        for number in range(50):
+            for migration in range(20):
+                journal.samples.add(f"m{migration}", _point(float(number)))
+        await until(lambda: len(_rows(path)) == 1000, what="all of them on disk", within=10)
+        assert len(writes) == 1
+        task.cancel()
+        await asyncio.wait({task})
+
+
+async def test_the_disk_holds_no_more_than_memory(path: Path) -> None:
+    async with await SqlJournal.open(path) as journal:
+        points = [_point(number / 2, round=number // 9) for number in range(3000)]
+        for number, point in enumerate(points):
+            journal.samples.add("m1", point)
+            if number % 250 == 0:
+                await journal.samples.flush()
+        kept = await journal.samples.of("m1")
+        await journal.samples.flush()
+    rows = _rows(path)
+    assert MOST / 4 <= len(rows) <= MOST
+    assert [round(at / 1e6, 6) for _, at, _ in rows] == [point.sample.at_seconds for point in kept]
+    assert kept == Series(points).points
+
+
+async def test_a_full_disk_harms_nothing_and_what_fits_later_is_written(
+    path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async with await SqlJournal.open(path) as journal:
+        samples = journal.samples
+        with monkeypatch.context() as patch:
+
+            async def full(work: Any) -> None:
+                raise JournalError("the disk is full")
+
+            patch.setattr(samples._database, "write", full)
+            for number in range(10):
+                samples.add("m1", _point(float(number)))
+                await samples.flush()
+            assert len(await samples.of("m1")) == 10
+            assert _rows(path) == []
+        samples.add("m1", _point(10.0))
+        await samples.flush()
+    assert len(_rows(path)) == 11
+
+
+async def test_a_journal_that_cannot_be_read_harms_nothing_either(
+    path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async with await SqlJournal.open(path) as journal:
+        with monkeypatch.context() as patch:
+
+            async def unreadable(work: Any) -> None:
+                raise JournalError("no")
+
+            patch.setattr(journal.samples._database, "read", unreadable)
+            journal.samples.add("m1", _point(1.0))
+            await journal.samples.flush()
+            with pytest.raises(JournalError):
+                await journal.samples.of("m1")
+        await journal.samples.flush()
+        assert len(_rows(path)) == 1
+
+
+async def test_who_says_nothing_leaves_memory_and_may_come_back(path: Path) -> None:
+    async with await SqlJournal.open(path) as journal:
+        journal.samples.add("m1", _point(1.0))
+        for _ in range(12):
+            await journal.samples.flush()
+        assert journal.samples._kept == {}
+        journal.samples.add("m1", _point(2.0))
+        await journal.samples.flush()
+        assert await journal.samples.of("m1") == [_point(1.0), _point(2.0)]
+
+
+async def test_retention_removes_them_with_their_migration(path: Path) -> None:
+    now = datetime.now(UTC)
+    old, young = (
+        {"id": name, "state": "completed", "ended_at": (now - timedelta(days=days)).isoformat()}
+        for name, days in (("old", 30), ("young", 1))
+    )
+    running = {"id": "running", "state": "precopy", "ended_at": None}
+    async with await SqlJournal.open(path) as journal:
+        await journal.save(*(("migration", each) for each in (old, young, running)))
+        await journal.save(("evacuation", old | {"id": "young-too"}))
+        for name in ("old", "young", "running", "young-too"):
+            journal.samples.add(name, _point(1.0))
+        await journal.samples.flush()
+        assert await journal.prune(now - timedelta(days=7)) == 2
+    assert [name for name, _, _ in _rows(path)] == ["running", "young", "young-too"]
+
+
+async def test_a_field_of_another_version_does_not_matter(path: Path) -> None:
+    async with await SqlJournal.open(path) as journal:
+        journal.samples.add("m1", _point(1.0))
+    with closing(sqlite3.connect(path)) as connection:
+        [(_, _, body)] = _rows(path)
+        connection.execute("UPDATE samples SET body = ?", (json.dumps(json.loads(body) | {"new": 1}),))
+        connection.commit()
+    async with await SqlJournal.open(path) as journal:
+        assert await journal.samples.of("m1") == [_point(1.0)]
