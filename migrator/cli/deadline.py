@@ -18,6 +18,12 @@ def parse(text: str, *, now: datetime) -> datetime:
     text = text.strip()
     if text.startswith("+"):
         try:
+            float(text[1:])
+        except ValueError:
+            pass
+        else:
+            raise UsageError(f"{text!r} does not say its unit: write {text}m or {text}h")
+        try:
             return now + timedelta(seconds=units.seconds(text[1:]))
         except (UsageError, OverflowError):
             raise UsageError(f"{text!r} is no time from now: write it like +90m or +2h") from None

@@ -108,8 +108,10 @@ def plan(client: Client, host: str, policy: str | None, *, json_output: bool) ->
         if found["lower_bound_seconds"] is not None:
             text += f"; no schedule can beat {show_seconds(found['lower_bound_seconds'])}"
         print(text)
-    if stay := [show.label(guest) for guest in guests if not guest["target"]]:
-        print(show.clean(f"{len(stay)} would stay: {', '.join(stay)}"))
+    # In whole: the table cuts reasons where the terminal is narrow.
+    for guest in guests:
+        if not guest["target"]:
+            print(show.clean(f"{show.label(guest)} would stay: {guest['reason']}"))
 
 
 def check(client: Client, guest: str, to: str, policy: str | None, *, json_output: bool) -> int:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+import textwrap
 import unicodedata
 from collections.abc import Iterable, Mapping, Sequence
 from datetime import UTC, datetime
@@ -43,7 +44,10 @@ def table(header: Row, rows: Iterable[Row], *, empty: str) -> None:
 
 
 def grid(header: Row, rows: Iterable[Row], *, width: int) -> Text:
-    """A table for a terminal of that width: what is empty is left out, then names give way, then lesser columns."""
+    """A table for a terminal of that width: what is empty is left out, then names give way, then lesser columns.
+
+    A note is never left out: it goes on in the lines below, as far as `_MOST_LINES`.
+    """
     from rich.cells import cell_len, set_cell_size  # noqa: PLC0415 - slow
     from rich.text import Text  # noqa: PLC0415
 
@@ -53,20 +57,33 @@ def grid(header: Row, rows: Iterable[Row], *, width: int) -> Text:
     widths = _fit(header, natural, kept, width)
     made = Text()
     for row in (header, *rows):
-        line = Text()
-        for n in sorted(widths):
-            cell = row[n]
-            if cell_len(cell) > widths[n]:
-                cell = set_cell_size(cell, max(0, widths[n] - 1)) + "…"
-            style = "bold" if row is header else _STYLE.get(row[n], "")
-            line.append(set_cell_size(cell, widths[n]), style)
-            line.append("  ")
-        line.rstrip()
-        line.truncate(width)
-        made.append(line)
-        made.append("\n")
+        cells = {n: _lines(row[n], widths[n], wraps=header[n] in _WRAPS) for n in sorted(widths)}
+        for k in range(max((len(lines) for lines in cells.values()), default=1)):
+            line = Text()
+            for n, lines in cells.items():
+                cell = lines[k] if k < len(lines) else ""
+                if cell_len(cell) > widths[n]:
+                    cell = set_cell_size(cell, max(0, widths[n] - 1)) + "…"
+                style = "bold" if row is header else _STYLE.get(row[n], "")
+                line.append(set_cell_size(cell, widths[n]), style)
+                line.append("  ")
+            line.rstrip()
+            line.truncate(width)
+            made.append(line)
+            made.append("\n")
     made.right_crop(1)
     return made
+
+
+def _lines(cell: str, width: int, *, wraps: bool) -> list[str]:
+    if not wraps or width < _LEAST_WIDTH:
+        return [cell]
+    lines = textwrap.wrap(cell, width) or [""]
+    return (
+        lines
+        if len(lines) <= _MOST_LINES
+        else [*lines[: _MOST_LINES - 1], " ".join(lines[_MOST_LINES - 1 :])]
+    )
 
 
 def _fit(header: Row, natural: Sequence[int], kept: list[int], width: int) -> dict[int, int]:
@@ -91,11 +108,15 @@ def _fit(header: Row, natural: Sequence[int], kept: list[int], width: int) -> di
 
 
 #: Columns that are cut first, and no shorter than this while there are lesser ones to leave out.
-_GIVE_WAY = ("GUEST", "NOTE", "WHY")
+_GIVE_WAY = ("GUEST", "NAME", "NOTE", "WHY")
 _LEAST_WIDTH = 20
+#: Columns that go on below instead of being cut, in so many lines at most.
+_WRAPS = ("NOTE",)
+_MOST_LINES = 6
 #: Columns that are left out where there is no room, the first first; --json has them all.
 _LESSER = (
     "UUID",
+    "CREATED",
     "OF",
     "LINK",
     "POLICY",
@@ -220,26 +241,39 @@ def forecast(one: Document) -> str:
     """Time left: ``12.0 s (9.0 s to 20.0 s)``."""
     found = one["forecast"]
     if not found or found["p50_seconds"] is None:
-        return str(found["verdict"]) if found else ""
+        return _no_end(found) if found else ""
     text = show_seconds(found["p50_seconds"])
     if found["p10_seconds"] is not None and found["p90_seconds"] is not None:
         text += f" ({show_seconds(found['p10_seconds'])} to {show_seconds(found['p90_seconds'])})"
     return text
 
 
+def _no_end(found: Document) -> str:
+    """What a forecast without a time means to a person."""
+    if found["verdict"] == "cannot":
+        return "its policy does not let it end"
+    if found["verdict"] == "converges-if":
+        return f"it takes {_RUNGS.get(found['rung'], found['rung'])} to end"
+    return str(found["verdict"])
+
+
+#: Rungs of the controller's ladder, in words.
+_RUNGS = {"throttle": "throttling", "start-postcopy": "postcopy", "pause": "a pause"}
+
+
 def figures(one: Document) -> str:
-    """What moves, in one line: ``round 2, 96.0 MiB left, stream 100.0 MiB/s, 3.0 s to go``."""
+    """What moves, in one line, what matters most first: ``round 2, 96.0 MiB left, 3.0 s to go, stream 100.0 MiB/s``."""
     parts = [f"round {one['round']}"] if one["round"] else []
     if one["remaining_bytes"] is not None:
         parts.append(f"{show_bytes(one['remaining_bytes'])} left")
+    if text := forecast(one):
+        parts.append(f"{text} to go" if one["forecast"]["p50_seconds"] is not None else text)
     if one["bandwidth_bytes_per_second"]:
         parts.append(f"stream {show_rate(one['bandwidth_bytes_per_second'])}")
     if one["dirty_rate_bytes_per_second"]:
         parts.append(f"dirtied {show_rate(one['dirty_rate_bytes_per_second'])}")
     if one["throttle_ratio"] > 0.01:
         parts.append(f"throttled {show_ratio(one['throttle_ratio'])}")
-    if text := forecast(one):
-        parts.append(f"{text} to go")
     return ", ".join(parts)
 
 

@@ -21,7 +21,8 @@ from migrator.store.tokens import Token, Tokens
 
 T = TypeVar("T")
 
-_HEADER = ("name", "role", "id", "created", "expires", "state")
+#: Columns of the list.
+HEADER = ("NAME", "ROLE", "ID", "CREATED", "EXPIRES", "STATE")
 
 
 def create(config: Path | None, name: str, role: str, expires: str | None, *, json_output: bool) -> None:
@@ -70,7 +71,7 @@ def show_all(config: Path | None, *, json_output: bool) -> None:
         for each in found
     )
     show.table(
-        _HEADER, rows, empty="there are no tokens; make one with: migrator token create NAME --role viewer"
+        HEADER, rows, empty="there are no tokens; make one with: migrator token create NAME --role viewer"
     )
 
 

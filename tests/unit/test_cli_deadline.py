@@ -29,7 +29,7 @@ NOW = datetime(2026, 11, 24, 20, 0, tzinfo=UTC)  # 21:00 in Berlin
     [
         ("+90m", NOW + timedelta(minutes=90)),
         ("+2h", NOW + timedelta(hours=2)),
-        ("+30", NOW + timedelta(seconds=30)),
+        ("+30s", NOW + timedelta(seconds=30)),
         ("22:30", datetime(2026, 11, 24, 21, 30, tzinfo=UTC)),
         ("20:59", datetime(2026, 11, 25, 19, 59, tzinfo=UTC)),
         ("21:00", datetime(2026, 11, 25, 20, 0, tzinfo=UTC)),
@@ -60,6 +60,11 @@ def test_times(text: str, when: datetime):
 def test_what_is_no_time(text: str):
     with pytest.raises(UsageError):
         deadline.parse(text, now=NOW)
+
+
+def test_a_number_without_a_unit_is_not_taken_for_seconds_where_minutes_were_meant():
+    with pytest.raises(UsageError, match=r"'\+90' does not say its unit: write \+90m or \+90h"):
+        deadline.parse("+90", now=NOW)
 
 
 def test_the_night_the_clock_is_put_forward():

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import unicodedata
+from typing import Any
 
 import pytest
 from hypothesis import given
@@ -10,6 +11,7 @@ from hypothesis import strategies as st
 from rich.cells import cell_len
 
 from migrator.cli import show_service as show
+from migrator.cli import tokens
 
 _ROWS = st.lists(st.lists(st.text(max_size=30), min_size=8, max_size=8), max_size=6)
 
@@ -46,6 +48,62 @@ def test_names_give_way_before_columns_do_and_lesser_columns_before_what_matters
     assert "alpha" in narrow
     assert "running" in narrow
     assert "…" in narrow
+
+
+def test_a_note_goes_on_below_instead_of_being_cut():
+    note = "cannot move: blocked: the qcow format used by node 'disk' does not support live migration"
+    row = ["web", "alpha", "running", "1.0 GiB", "", "default", "u" * 36, note]
+    lines = show.grid(show.GUESTS, [row, ["db", *row[1:7], ""]], width=80).plain.split("\n")
+    place = lines[0].index("NOTE")
+    assert " ".join(line[place:].strip() for line in lines[1:-1]) == note
+    assert lines[-1].startswith("db")
+    assert all(line[:place].strip() == "" for line in lines[2:-1])
+    endless = show.grid(show.GUESTS, [[*row[:7], "word " * 200]], width=80).plain.split("\n")
+    assert len(endless) < 10
+    assert endless[-1].endswith("…")
+
+
+def test_the_state_of_a_token_fits_a_usual_terminal():
+    row = [
+        "scheduler-of-the-second-site",
+        "operator",
+        "5056aa2d991f",
+        *["2026-11-22 23:35 UTC"] * 2,
+        "expired",
+    ]
+    for line in show.grid(tokens.HEADER, [row], width=80).plain.split("\n"):
+        assert line.endswith(("STATE", "expired"))
+
+
+@pytest.mark.parametrize(
+    ("forecast", "said"),
+    [
+        (None, "round 2, 1.0 MiB left, stream 2.0 MiB/s"),
+        (("converges", "", 3.0), "round 2, 1.0 MiB left, 3.0 s to go, stream 2.0 MiB/s"),
+        (("cannot", "", None), "round 2, 1.0 MiB left, its policy does not let it end, stream 2.0 MiB/s"),
+        (
+            ("converges-if", "throttle", None),
+            "round 2, 1.0 MiB left, it takes throttling to end, stream 2.0 MiB/s",
+        ),
+    ],
+)
+def test_figures_say_the_time_left_before_the_rates_and_the_verdict_in_words(forecast: Any, said: str):
+    found = forecast and {
+        "verdict": forecast[0],
+        "rung": forecast[1],
+        "p10_seconds": None,
+        "p50_seconds": forecast[2],
+        "p90_seconds": None,
+    }
+    one = {
+        "round": 2,
+        "remaining_bytes": 1 << 20,
+        "bandwidth_bytes_per_second": 2 << 20,
+        "dirty_rate_bytes_per_second": None,
+        "throttle_ratio": 0.0,
+        "forecast": found,
+    }
+    assert show.figures(one) == said
 
 
 @pytest.mark.parametrize("width", [1, 2, 5, 10])
