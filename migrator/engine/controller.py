@@ -398,7 +398,7 @@ def host_document(engine: Engine, host: Host) -> HostDocument:
         address=host.address,
         guests=len(engine.inventory.guests(host.name)),
         memory_total_bytes=host.memory_bytes or host.facts.memory_total_bytes,
-        memory_free_bytes=host.facts.memory_free_bytes,
+        memory_free_bytes=engine.inventory.memory_free(host),
         cpus=host.facts.cpus,
         kvm=host.facts.kvm,
         link_bytes_per_second=host.link_bytes_per_second,

@@ -80,6 +80,14 @@ class Inventory:
         ]
         return min((speed for speed in known if speed is not None), default=None)
 
+    def memory_free(self, host: Host) -> int:
+        """What its kernel says, or what is left of less that was configured, in bytes."""
+        free = host.facts.memory_free_bytes
+        if host.memory_bytes:
+            taken = sum(guest.memory_bytes for guest in self.guests(host.name))
+            free = min(free, max(0, host.memory_bytes - taken))
+        return free
+
     def looked_at(self, name: str) -> datetime | None:
         """When that host last answered."""
         return self._known[name].looked_at
