@@ -319,11 +319,16 @@ class Journal(Protocol):
     Every call raises :class:`~migrator.errors.JournalError` when it cannot be done: nothing was written then.
     """
 
-    async def save(self, *documents: tuple[str, Mapping[str, Any]]) -> None:
+    async def save(
+        self, *documents: tuple[str, Mapping[str, Any]], events: Sequence[Mapping[str, Any]] = ()
+    ) -> None:
         """Write documents, all or none, each with its kind: ``migration``, ``evacuation``, ``host``.
 
         A document has the key ``id`` (of a host: its name) and replaces the one before; ``ended_at`` is empty or
         ``None`` until nothing more will happen to it. What the engine alone needs is in it under ``_private``.
+
+        :param events: :class:`~migrator.engine.documents.EventDocument` as JSON, written with them or not at all. An
+            event that is there already, the same in all, is let pass; another one of its number is refused.
         """
 
     async def unfinished(self, kind: str) -> list[dict[str, Any]]:
@@ -341,16 +346,17 @@ class Journal(Protocol):
             ``evacuation``, ``command`` (the key of the command that began it).
         """
 
-    async def append(self, events: Sequence[Mapping[str, Any]]) -> None:
-        """Write events (:class:`~migrator.engine.documents.EventDocument` as JSON) in one go."""
-
     async def events(
         self, *, after: int = 0, limit: int = 1000, subject: str | None = None, subject_id: str | None = None
     ) -> list[dict[str, Any]]:
         """Events with a larger ``event_id``, in order."""
 
     async def positions(self) -> tuple[int, dict[tuple[str, str], int]]:
-        """The last event's id, and the last sequence of every subject that has not ended."""
+        """The last event's id or a larger one, and the last sequence of every subject that has not ended.
+
+        The id is as large as any that may have been given: numbers are reserved ahead, so that those of events that
+        were told though they could not be written are not given again.
+        """
 
     @property
     def complaint(self) -> str:

@@ -105,6 +105,8 @@ class World:
     def __init__(self, *, journal_lag: float = 0.0, steps: int | None = 4, pace: float = 0.02) -> None:
         self.bus = Bus()
         self.bus.call(self._journal)
+        if journal_lag:
+            self.bus.journalled(0)
         self.journal: list[dict[str, Any]] = []
         self.log = MemoryLog()
         self.journal_lag = journal_lag
@@ -486,9 +488,13 @@ class World:
             return
         written = event.model_dump(mode="json")
         if self.journal_lag:
-            asyncio.get_running_loop().call_later(self.journal_lag, self.journal.append, written)
+            asyncio.get_running_loop().call_later(self.journal_lag, self._journalled, written)
         else:
             self.journal.append(written)
+
+    def _journalled(self, event: dict[str, Any]) -> None:
+        self.journal.append(event)
+        self.bus.journalled(event["event_id"])
 
     @staticmethod
     def _page(found: list[Any], limit: int, before: str | None, where: Mapping[str, str] | None) -> list[Any]:

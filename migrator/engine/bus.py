@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import math
 from collections import deque
-from collections.abc import AsyncIterator, Callable, Mapping
+from collections.abc import AsyncIterator, Callable, Iterator, Mapping
 from contextlib import contextmanager
 from datetime import UTC, datetime
 from typing import Any
@@ -13,6 +14,9 @@ from migrator.engine.documents import EventDocument, EventKind, Subject
 
 #: More than this unheard means that nobody listens: the oldest go, and the gap shows in ``event_id``.
 _QUEUE_EVENTS = 10_000
+
+#: Is told an event; returns at once and never raises.
+Hears = Callable[[EventDocument], None]
 
 
 class Listener:
@@ -44,9 +48,13 @@ class Listener:
 
 
 class Bus:
-    """Numbers events and hands them to everyone who listens.
+    """Numbers events and hands them to everyone who listens, in order.
 
-    :param last_event_id: the last that the journal holds.
+    Some hear at once (the journal itself, metrics). What leaves the process is for those who hear `journalled` ones:
+    an event, and all that follow it, once :meth:`journalled` was told so of its number. As long as nobody ever calls
+    that there is no journal to wait for.
+
+    :param last_event_id: the last that was ever given.
     :param sequences: the last sequence of every subject that may go on, by ``(subject, id)``.
     :param now: the clock of events; only tests need another.
     """
@@ -58,16 +66,20 @@ class Bus:
         sequences: Mapping[tuple[Subject, str], int] | None = None,
         now: Callable[[], datetime] = lambda: datetime.now(UTC),
     ) -> None:
-        self._last = last_event_id
+        self._last = self._told = last_event_id
         self._sequences = dict(sequences or {})
+        self._told_sequences = dict(self._sequences)
         self._now = now
-        self._listeners: list[Listener] = []
-        self._callbacks: list[Callable[[EventDocument], None]] = []
+        self._at_once: list[Hears] = []
+        self._listening = 0
+        self._when_journalled: list[Hears] = []
+        self._journalled: float = math.inf
+        self._waiting: deque[EventDocument] = deque()
 
     def publish(
         self, kind: EventKind, subject: Subject, subject_id: str, body: Mapping[str, Any]
     ) -> EventDocument:
-        """Say it; returns at once. Callbacks have run when this returns, in the order they were added."""
+        """Say it; returns at once. Those who hear at once have, in the order in which they came."""
         key = (subject, subject_id)
         if kind is not EventKind.PROGRESS:
             self._last += 1
@@ -81,39 +93,61 @@ class Bus:
             subject_id=subject_id,
             body=dict(body),
         )
-        for callback in self._callbacks:
-            callback(event)
-        for listener in self._listeners:
-            listener.put(event)
+        for hear in tuple(self._at_once):
+            hear(event)
+        # Progress too: it must not overtake the state whose number it repeats.
+        self._waiting.append(event)
+        self._tell()
         return event
 
-    def call(self, callback: Callable[[EventDocument], None]) -> None:
-        """Call `callback` with every event from now on; it must return at once and never raise."""
-        self._callbacks.append(callback)
+    def journalled(self, upto: int | None) -> None:
+        """The journal has every event up to and with this number; later ones wait. ``None``: none waits any more."""
+        self._journalled = math.inf if upto is None else upto
+        self._tell()
+
+    def _tell(self) -> None:
+        while self._waiting and self._waiting[0].event_id <= self._journalled:
+            event = self._waiting.popleft()
+            if event.kind is not EventKind.PROGRESS:
+                self._told = event.event_id
+                self._told_sequences[event.subject, event.subject_id] = event.sequence
+            for hear in tuple(self._when_journalled):
+                hear(event)
+
+    def call(self, callback: Hears, *, journalled: bool = False) -> None:
+        """Call `callback` with every event from now on; it must return at once and never raise.
+
+        :param journalled: only once the journal has it.
+        """
+        (self._when_journalled if journalled else self._at_once).append(callback)
 
     def forget(self, subject: Subject, subject_id: str) -> None:
         """Nothing more will be said about it."""
         self._sequences.pop((subject, subject_id), None)
+        self._told_sequences.pop((subject, subject_id), None)
 
     @property
     def last_event_id(self) -> int:
-        """Of the last event that was counted; whoever begins to listen now gets all that are larger."""
-        return self._last
+        """Of the last counted event that the journal has; who begins to hear journalled ones gets all larger ones."""
+        return self._told
 
     def sequence(self, subject: Subject, subject_id: str) -> int:
-        """Of the last counted event of that subject; 0 where none is known."""
-        return self._sequences.get((subject, subject_id), 0)
+        """Of the last counted event of that subject that the journal has; 0 where none is known."""
+        return self._told_sequences.get((subject, subject_id), 0)
 
     def listening(self) -> int:
         """How many listen."""
-        return len(self._listeners)
+        return self._listening
 
     @contextmanager
-    def listen(self) -> Any:
-        """A :class:`Listener` of every event from now on, for as long as the block lasts."""
+    def listen(self, *, journalled: bool = False) -> Iterator[Listener]:
+        """A :class:`Listener` of every event from now on, for as long as the block lasts; see :meth:`call`."""
         listener = Listener()
-        self._listeners.append(listener)
+        hearing = self._when_journalled if journalled else self._at_once
+        hearing.append(listener.put)
+        self._listening += 1
         try:
             yield listener
         finally:
-            self._listeners.remove(listener)
+            hearing.remove(listener.put)
+            self._listening -= 1

@@ -80,7 +80,7 @@ class Engine:
         self.planner = Planner(self)
         self.preview = Preview(self, self.planner)
         self._log = logs.logger()
-        bus.call(keeper.hear)
+        keeper.keep(bus)
 
     # --- its life ----------------------------------------------------------------------------------------------------
 
@@ -95,12 +95,16 @@ class Engine:
         for saved in await self.keeper.journal.unfinished("migration"):
             job = Job.from_journal(saved, means=self.means, **self._callbacks())
             self.jobs[job.id] = job
+            if not self.bus.sequence(Subject.MIGRATION, job.id):
+                self._announce_job(job)  # it was journalled, and then there was no time to tell anybody
             if job.state is State.QUEUED:
                 continue  # the planner begins it
             self._start(job, self._take_up(job))
         for saved in await self.keeper.journal.unfinished("evacuation"):
             run = Evacuation.from_journal(saved)
             self.runs[run.id] = run
+            if not self.bus.sequence(Subject.EVACUATION, run.id):
+                self.announce_run(run)
         await self._recount()
         self.planner.wake()
 

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from migrator import logs
+from migrator.engine.bus import Bus
 from migrator.engine.documents import EventDocument, EventKind
 from migrator.errors import JournalError
 from migrator.ports import Journal
@@ -15,12 +16,24 @@ from migrator.ports import Journal
 _RETRY_SECONDS = 1.0
 #: More than this unwritten and the oldest events go; documents are kept, one for each subject.
 _EVENTS_WAITING = 50_000
+#: Of a backlog so many go into one transaction: what must be there at once shall not wait for all of it.
+_EVENTS_AT_ONCE = 1000
+#: What leaves the process waits so long for the journal: state that is true counts for more than its number.
+_PATIENCE_SECONDS = 3.0
 
 
 class Keeper:
-    """Writes to the journal in the background, and at once where that is asked for."""
+    """Writes to the journal in the background, and at once where that is asked for.
 
-    def __init__(self, journal: Journal) -> None:
+    Documents and the events that tell of them go into one transaction: after a crash no document is ahead of what
+    was said of it, but for one that was just journalled to be begun.
+
+    :param patience: seconds that an event which leaves the process waits for the journal. One that is not written by
+        then (the disk is full, locked, or does not answer) is told all the same, and so is all that follows, until
+        the journal is written again. Nothing else ever waits for that.
+    """
+
+    def __init__(self, journal: Journal, *, patience: float = _PATIENCE_SECONDS) -> None:
         self.journal = journal
         self._documents: dict[tuple[str, str], Mapping[str, Any]] = {}
         self._events: list[dict[str, Any]] = []
@@ -29,19 +42,34 @@ class Keeper:
         self._idle.set()
         #: One writer at a time, so that an older document never replaces a newer one.
         self._writing = asyncio.Lock()
+        self._patience = patience
+        self._impatient: asyncio.TimerHandle | None = None
+        #: Events are told without waiting.
+        self._passing = False
+        self._heard = 0
+        self._journalled: Callable[[int | None], None] = lambda upto: None
         self._log = logs.logger()
+
+    def keep(self, bus: Bus) -> None:
+        """Journal every event of `bus` from now on, in order, and tell it what is on disk."""
+        self._heard = bus.last_event_id
+        self._journalled = bus.journalled
+        bus.journalled(self._heard)
+        bus.call(self._hear)
 
     def later(self, kind: str, document: Mapping[str, Any]) -> None:
         """Write it soon; only the last of several is written."""
         self._documents[kind, document["id"]] = document
         self._stir()
 
-    def hear(self, event: EventDocument) -> None:
-        """For the bus: write it soon, in order."""
-        if event.kind is not EventKind.PROGRESS:
-            self._events.append(event.model_dump(mode="json"))
-            del self._events[:-_EVENTS_WAITING]
-            self._stir()
+    def _hear(self, event: EventDocument) -> None:
+        if event.kind is EventKind.PROGRESS:
+            return
+        self._heard = event.event_id
+        self._events.append(event.model_dump(mode="json"))
+        del self._events[:-_EVENTS_WAITING]
+        self._be_patient()
+        self._stir()
 
     def _stir(self) -> None:
         self._idle.clear()
@@ -56,15 +84,23 @@ class Keeper:
             waiting = {**self._documents}
             for kind, document in documents:
                 waiting.pop((kind, document["id"]), None)
-            await self.journal.save(
-                *((kind, document) for (kind, _), document in waiting.items()), *documents
-            )
+            every = [*((kind, document) for (kind, _), document in waiting.items()), *documents]
+            # Where room is short a backlog must not cost what is asked for now.
+            events = [] if self.journal.complaint else self._events[:_EVENTS_AT_ONCE]
+            try:
+                await self.journal.save(*every, events=events)
+            except JournalError:
+                if self.journal.complaint or not events:
+                    raise
+                events = []
+                await self.journal.save(*every)
             self._forget(waiting)
             for kind, document in documents:
                 self._documents.pop((kind, document["id"]), None)
+            self._told(events)
 
     async def run(self) -> None:
-        """Write what is given to :meth:`later` and :meth:`hear`, until cancelled."""
+        """Write what is given to :meth:`later` and said on the bus, until cancelled."""
         while True:
             await self._wake.wait()
             self._wake.clear()
@@ -77,40 +113,72 @@ class Keeper:
 
     async def _write(self) -> None:
         async with self._writing:
-            documents, events = {**self._documents}, list(self._events)
-            if documents:
-                await self.journal.save(*((kind, document) for (kind, _), document in documents.items()))
-                self._forget(documents)
-            if events:
-                await self._append(events)
-                written = {event["event_id"] for event in events}
-                self._events = [event for event in self._events if event["event_id"] not in written]
-        if not self._documents and not self._events:
+            waiting, events = {**self._documents}, self._events[:_EVENTS_AT_ONCE]
+            documents = [(kind, document) for (kind, _), document in waiting.items()]
+            try:
+                await self.journal.save(*documents, events=events)
+            except JournalError:
+                if self.journal.complaint or not events:
+                    raise
+                await self.journal.save(*documents)
+                await self._one_by_one(events)
+            self._forget(waiting)
+            self._told(events)
+        if self._documents or self._events:
+            self._wake.set()
+        else:
             self._idle.set()
 
-    async def _append(self, events: list[dict[str, Any]]) -> None:
+    async def _one_by_one(self, events: Sequence[Mapping[str, Any]]) -> None:
         """Those that it refuses, though it can be written, are dropped: one must not hold up all that follow."""
-        try:
-            await self.journal.append(events)
-        except JournalError as error:
-            if self.journal.complaint:
-                raise
-            if len(events) == 1:
-                self._log.warning("event not journalled", event_id=events[0]["event_id"], error=str(error))
-                return
-            for event in events:
-                await self._append([event])
+        for event in events:
+            try:
+                await self.journal.save(events=[event])
+            except JournalError as error:
+                if self.journal.complaint:
+                    raise
+                self._log.warning("event not journalled", event_id=event["event_id"], error=str(error))
 
     def _forget(self, written: Mapping[tuple[str, str], Mapping[str, Any]]) -> None:
         for key, document in written.items():
             if self._documents.get(key) is document:
                 del self._documents[key]
 
+    # --- what the bus is told ----------------------------------------------------------------------------------------
+
+    def _told(self, written: Sequence[Mapping[str, Any]]) -> None:
+        """These are on disk, or will never be: whoever waits for that may hear them."""
+        if not written:
+            return
+        last = written[-1]["event_id"]
+        self._events = [event for event in self._events if event["event_id"] > last]
+        if self._impatient is not None:
+            self._impatient.cancel()
+            self._impatient = None
+        if self._passing:
+            self._log.info("events are journalled again before they are told")
+        self._passing = False
+        self._journalled(self._events[0]["event_id"] - 1 if self._events else self._heard)
+        if self._events:
+            self._be_patient()
+
+    def _be_patient(self) -> None:
+        if self._impatient is None and not self._passing:
+            self._impatient = asyncio.get_running_loop().call_later(self._patience, self._pass)
+
+    def _pass(self) -> None:
+        self._impatient = None
+        self._passing = True
+        self._log.warning("events are told before they are journalled", waiting=len(self._events))
+        self._journalled(None)
+
     async def flush(self, timeout: float) -> bool:
-        """Wait until everything is written; False when it is not in time."""
+        """Wait until everything is written; False when it is not in time. Whoever listens has heard all then."""
         try:
             async with asyncio.timeout(timeout):
                 await self._idle.wait()
         except TimeoutError:
+            if self._events and not self._passing:
+                self._pass()
             return False
         return True

@@ -23,9 +23,6 @@ from migrator.http.parts import Asks, Parts, answer, parts
 router = APIRouter()
 
 _PAGE = 500
-#: Events are published before they are journalled. For the journal to catch up with what was published, in seconds;
-#: after that (it cannot be written, or that event was swept out of it) the gap is left and shows in the ids.
-_JOURNAL_SECONDS = 2.0
 #: Of a client that is slow, so much waits here; the rest in the queue of the bus, and what that drops in the journal.
 _AHEAD_BYTES = 64 * 1024
 _LARGEST_ID = 2**63 - 1
@@ -120,10 +117,12 @@ async def _follow(
     own: Parts, after: int | None, subject: Subject | None, subject_id: str | None
 ) -> AsyncGenerator[bytes, None]:
     reading = own.reading
-    with reading.bus.listen() as listener:
+    # What is told was journalled before. Only of a journal that cannot be written something is missing below: a gap in
+    # the ids, as where an event was swept out of it.
+    with reading.bus.listen(journalled=True) as listener:
         own.heed(listener)
         try:
-            # All later ones will be heard; those up to here are in the journal, or on their way there.
+            # All later ones will be heard; those up to here are in the journal.
             heard_from = reading.bus.last_event_id
             last = heard_from if after is None else min(after, heard_from)
             yield b"retry: 1000\nid: %d\n\n" % last
@@ -159,11 +158,7 @@ async def _journalled(
     own: Parts, after: int, upto: int, subject: Subject | None, subject_id: str | None
 ) -> AsyncGenerator[Mapping[str, Any], None]:
     """Events after `after` up to and with `upto`."""
-    patience = asyncio.get_running_loop().time() + _JOURNAL_SECONDS
     while after < upto and not own.closing():
-        # It is written in order: when it has the last, it has all. Asked first, so that the page below has them.
-        complete = bool(await own.reading.events(after=upto - 1, limit=1))
-        late = asyncio.get_running_loop().time() > patience
         page = await own.reading.events(after=after, limit=_PAGE, subject=subject, subject_id=subject_id)
         for event in page:
             if event["event_id"] > upto:
@@ -171,9 +166,7 @@ async def _journalled(
             after = event["event_id"]
             yield event
         if len(page) < _PAGE:
-            if complete or late:
-                return
-            await asyncio.sleep(0.02)
+            return
 
 
 def _wanted(event: EventDocument, subject: Subject | None, subject_id: str | None) -> bool:

@@ -41,7 +41,7 @@ _CLEARING_SECONDS = 60.0
 
 
 class Mqtt:
-    """One service's connection to its broker. From its making on it notes what the bus says.
+    """One service's connection to its broker. From its making on it notes what the bus says and the journal has.
 
     :param connected: is told each time the broker is there, and is gone.
     :param who_began: asks the journal for the command behind what ended after a restart.
@@ -88,7 +88,7 @@ class Mqtt:
         self._seen: dict[str, bytes] | None = None
         self._seen_at = 0.0
         self._version = Version.V311 if settings.protocol == "3.1.1" else Version.V5
-        reading.bus.call(self._note)
+        reading.bus.call(self._note, journalled=True)
 
     @property
     def dropped(self) -> int:
@@ -102,7 +102,6 @@ class Mqtt:
         """
         async with asyncio.TaskGroup() as tasks:
             tasks.create_task(self._replies.tell_outcomes(), name="mqtt outcomes")
-            self._states.refresh()
             await self._states.load()
             await self._stay_connected(tasks)
 
@@ -239,12 +238,12 @@ class Mqtt:
     async def _keep_retained(self, connection: Connection) -> None:
         """Make what the broker has retained true again, then clear what has ended in time."""
         retained = await self._ask_retained(connection)
-        self._states.refresh()
+        self._states.forget_hosts()
         for outgoing in await self._states.differences(retained, waits=self._outbox.waits):
             self._outbox.put(outgoing)
         while True:
             await asyncio.sleep(min(_CLEARING_SECONDS, self._settings.keep_ended_seconds / 2))
-            for outgoing in (*self._states.clear(), *self._states.refresh()):
+            for outgoing in (*self._states.clear(), *self._states.forget_hosts()):
                 self._outbox.put(outgoing)
 
     async def _ask_retained(self, connection: Connection) -> dict[str, bytes]:

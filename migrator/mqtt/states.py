@@ -12,7 +12,6 @@ from migrator.engine.documents import (
     EvacuationDocument,
     EventDocument,
     EventKind,
-    HostDocument,
     MigrationDocument,
     Subject,
 )
@@ -58,16 +57,32 @@ class States:
             self._clear_at[key] = ended + self._keep
 
     async def load(self) -> None:
-        """Take in what ended lately, before there was anyone to note it."""
+        """Take in what was last said of what goes on and of what ended lately, before there was anyone to note it.
+
+        Hosts are told of anew by every service, as soon as it has looked at them.
+        """
+        active = [
+            *((Subject.MIGRATION, each.id) for each in self._reading.active_migrations()),
+            *((Subject.EVACUATION, each.id) for each in self._reading.active_evacuations()),
+        ]
         try:
-            async for key, document in self._lately():
-                if key not in self._events:
-                    self._set(key, await self._as_event(key, document))
+            for key in active:
+                await self._recall(key)
+            async for key in self._lately():
+                await self._recall(key)
         except JournalError as error:
             # Those are not published anew should the broker have lost them; nothing that it has is cleared for that.
             _log.warning("recent states unknown", error=str(error))
 
-    async def _lately(self) -> AsyncIterator[tuple[Key, MigrationDocument | EvacuationDocument]]:
+    async def _recall(self, key: Key) -> None:
+        if key in self._events:
+            return
+        event = await self._last_event(key)
+        # Meanwhile something newer may have been said.
+        if event is not None and key not in self._events:
+            self._set(key, event)
+
+    async def _lately(self) -> AsyncIterator[Key]:
         for subject, pages in (
             (Subject.MIGRATION, self._reading.migrations),
             (Subject.EVACUATION, self._reading.evacuations),
@@ -84,21 +99,12 @@ class States:
                         wanted = True
                     elif document.ended_at + self._keep > self._now():
                         wanted = True
-                        yield (subject, document.id), document
+                        yield subject, document.id
                 wanted = wanted and len(page) == _PAGE
 
-    def refresh(self) -> list[Outgoing]:
-        """Take in from memory what no event has told of; forget hosts that are no more, and have them forgotten."""
-        hosts = self._reading.hosts()
-        documents: list[tuple[Key, MigrationDocument | EvacuationDocument | HostDocument]] = [
-            *(((Subject.MIGRATION, each.id), each) for each in self._reading.active_migrations()),
-            *(((Subject.EVACUATION, each.id), each) for each in self._reading.active_evacuations()),
-            *(((Subject.HOST, each.host), each) for each in hosts),
-        ]
-        for key, document in documents:
-            if key not in self._events:
-                self._set(key, self._made_up(key, document))
-        known = {each.host for each in hosts}
+    def forget_hosts(self) -> list[Outgoing]:
+        """Forget hosts that are no more; the messages that make the broker forget them."""
+        known = {each.host for each in self._reading.hosts()}
         gone = [key for key in self._events if key[0] is Subject.HOST and key[1] not in known]
         for key in gone:
             del self._events[key]
@@ -161,8 +167,8 @@ class States:
             return True
         return document.ended_at is not None and document.ended_at + self._keep <= self._now()
 
-    async def _as_event(self, key: Key, document: MigrationDocument | EvacuationDocument) -> EventDocument:
-        """The event that told of its last state, where the journal has it."""
+    async def _last_event(self, key: Key) -> EventDocument | None:
+        """The journalled event that told of its last state; nothing is said of it that is not journalled."""
         after, last = 0, None
         while True:
             page = await self._reading.events(after=after, limit=1000, subject=key[0], subject_id=key[1])
@@ -172,21 +178,7 @@ class States:
                     last = event
             if len(page) < 1000:
                 break
-        return EventDocument.model_validate(last) if last else self._made_up(key, document)
-
-    def _made_up(
-        self, key: Key, document: MigrationDocument | EvacuationDocument | HostDocument
-    ) -> EventDocument:
-        body = document.model_dump(mode="json")
-        return EventDocument(
-            event_id=self._reading.bus.last_event_id,
-            sequence=self._reading.bus.sequence(*key),
-            time=self._now(),
-            kind=EventKind.STATE,
-            subject=key[0],
-            subject_id=key[1],
-            body={name: value for name, value in body.items() if not isinstance(value, list)},
-        )
+        return EventDocument.model_validate(last) if last else None
 
 
 def clearing(topic: str) -> Outgoing:

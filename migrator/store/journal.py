@@ -26,6 +26,8 @@ _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 _PATIENCE_SECONDS = 2.0
 #: What retention removes in one go, so that nobody waits long for it.
 _PRUNED = 200
+#: Numbers of events are reserved so many at a time, when half of them are used.
+_RESERVED = 500
 #: What `where` may ask for, and the columns it is looked up in.
 _COLUMNS = {
     "state": (documents.c.state,),
@@ -60,6 +62,7 @@ class SqlJournal:
     def __init__(self, database: Database, *, now: Callable[[], datetime]) -> None:
         self._database = database
         self._now = now
+        self._reserved = 0
         self.tokens = Tokens(database, now=now)
         self.samples = SqlSamples(database)
 
@@ -113,10 +116,31 @@ class SqlJournal:
 
     # --- documents
 
-    async def save(self, *given: tuple[str, Mapping[str, Any]]) -> None:
+    async def save(
+        self, *given: tuple[str, Mapping[str, Any]], events: Sequence[Mapping[str, Any]] = ()
+    ) -> None:
+        """See :meth:`migrator.ports.Journal.save`."""
         rows = [_row(kind, document) for kind, document in given]
-        if rows:
+        if events:
+            await self._save_all(rows, [_event_row(event) for event in events])
+        elif rows:
             await self._database.write_rows(_upsert_document, rows)
+
+    async def _save_all(self, rows: Sequence[dict[str, Any]], told: Sequence[dict[str, Any]]) -> None:
+        reserved = self._reserved
+        last = max(row["event_id"] for row in told)
+        if last + _RESERVED // 2 > reserved:
+            reserved = last + _RESERVED
+
+        async def write(connection: AsyncConnection) -> None:
+            if rows:
+                await connection.execute(_upsert_document, rows)
+            await connection.execute(_insert_event, told)
+            if reserved != self._reserved:
+                await _keep_last_event_id(connection, reserved)
+
+        await self._database.write(write)
+        self._reserved = max(reserved, self._reserved)
 
     async def unfinished(self, kind: str) -> list[dict[str, Any]]:
         return await self._bodies(
@@ -159,22 +183,6 @@ class SqlJournal:
         return [json.loads(body) for body in await self._database.read(read)]
 
     # --- events
-
-    async def append(self, events: Sequence[Mapping[str, Any]]) -> None:
-        """See :meth:`migrator.ports.Journal.append`; an event that is there already, the same in all, is let pass."""
-        rows = [
-            {
-                "event_id": event["event_id"],
-                "sequence": event["sequence"],
-                "time": _parsed(event["time"]),
-                "subject": _text(event["subject"]),
-                "subject_id": _text(event["subject_id"]),
-                "body": json.dumps(event),
-            }
-            for event in events
-        ]
-        if rows:
-            await self._database.write_rows(_insert_event, rows)
 
     async def events(
         self, *, after: int = 0, limit: int = 1000, subject: str | None = None, subject_id: str | None = None
@@ -353,14 +361,14 @@ async def _prune_rest(connection: AsyncConnection, limit: int) -> None:
 
 
 async def _last_event_id(connection: AsyncConnection) -> int:
-    """The largest that was ever given, also when its event has been removed."""
+    """The largest that was ever given or reserved, also when its event has been removed."""
     there = (await connection.execute(select(func.max(events.c.event_id)))).scalar()
     kept = (await connection.execute(select(meta.c.value).where(meta.c.key == "last_event_id"))).scalar()
     return max(there or 0, int(kept or 0))
 
 
-async def _keep_last_event_id(connection: AsyncConnection) -> None:
-    value = str(await _last_event_id(connection))
+async def _keep_last_event_id(connection: AsyncConnection, reserved: int = 0) -> None:
+    value = str(max(reserved, await _last_event_id(connection)))
     await connection.execute(_upsert_meta, {"key": "last_event_id", "value": value})
 
 
@@ -379,6 +387,17 @@ def _row(kind: str, document: Mapping[str, Any]) -> dict[str, Any]:
         "created_at": _parsed(document.get("created_at")),
         "ended_at": _parsed(document.get("ended_at")),
         "body": json.dumps(document),
+    }
+
+
+def _event_row(event: Mapping[str, Any]) -> dict[str, Any]:
+    return {
+        "event_id": event["event_id"],
+        "sequence": event["sequence"],
+        "time": _parsed(event["time"]),
+        "subject": _text(event["subject"]),
+        "subject_id": _text(event["subject_id"]),
+        "body": json.dumps(event),
     }
 
 

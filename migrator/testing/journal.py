@@ -11,6 +11,9 @@ from typing import Any, Self
 from migrator.engine.commands import Claim
 from migrator.errors import JournalError
 
+#: As in the one on disk.
+_RESERVED = 500
+
 
 class MemoryJournal:
     """See :class:`migrator.ports.Journal` and :class:`migrator.engine.commands.CommandLog`.
@@ -30,6 +33,7 @@ class MemoryJournal:
         self._events: dict[int, str] = {}
         self.commands: dict[str, dict[str, Any]] = {}
         self._last_event_id = 0
+        self._reserved = 0
 
     async def __aenter__(self) -> Self:
         return self
@@ -56,10 +60,20 @@ class MemoryJournal:
         if self.unreadable:
             raise JournalError(self.unreadable)
 
-    async def save(self, *given: tuple[str, Mapping[str, Any]]) -> None:
+    async def save(
+        self, *given: tuple[str, Mapping[str, Any]], events: Sequence[Mapping[str, Any]] = ()
+    ) -> None:
         rows = {(kind, document["id"]): json.dumps(document) for kind, document in given}
+        told = [(event["event_id"], json.dumps(event)) for event in events]
         self._write()
+        for number, body in told:
+            if {self._events.get(number, body), dict(told)[number]} != {body}:
+                raise JournalError(f"the journal has another event {number} already")
         self._documents.update(rows)
+        self._events.update(told)
+        if told and max(dict(told)) + _RESERVED // 2 > self._reserved:
+            self._reserved = max(dict(told)) + _RESERVED
+            self._last_event_id = max(self._last_event_id, self._reserved)
 
     def _of_kind(self, kind: str) -> list[dict[str, Any]]:
         self._read()
@@ -83,14 +97,6 @@ class MemoryJournal:
         for name, value in (where or {}).items():
             found = [each for each in found if value in _values(kind, each, name)]
         return found[::-1][:limit]
-
-    async def append(self, events: Sequence[Mapping[str, Any]]) -> None:
-        rows = [(event["event_id"], json.dumps(event)) for event in events]
-        self._write()
-        for number, body in rows:
-            if {self._events.get(number, body), dict(rows)[number]} != {body}:
-                raise JournalError(f"the journal has another event {number} already")
-        self._events.update(rows)
 
     async def events(
         self, *, after: int = 0, limit: int = 1000, subject: str | None = None, subject_id: str | None = None

@@ -411,9 +411,9 @@ async def test_one_whose_turn_has_come_has_the_link_while_the_journal_is_written
     fill(world, 3, workload=steady(200 * MIB, 50 * MIB), memory_bytes=256 * MIB)
     save = world.journal.save
 
-    async def slow(*given: Any) -> None:
+    async def slow(*given: Any, **events: Any) -> None:
         await asyncio.sleep(0.15)
-        await save(*given)
+        await save(*given, **events)
 
     world.journal.save = slow  # type: ignore[method-assign]
     async with world.engine() as driver:

@@ -143,7 +143,7 @@ class TestDocuments:
         assert await journal.unfinished("migration") == []
         assert await journal.page("migration", limit=3) == []
         await journal.save()
-        await journal.append([])
+        await journal.save(events=[])
 
     async def test_are_saved_all_or_none(self, journal: AnyJournal) -> None:
         with pytest.raises(KeyError):
@@ -221,8 +221,8 @@ class TestPage:
 class TestEvents:
     async def test_are_read_in_order_from_any_place(self, journal: AnyJournal) -> None:
         given = [event(1, 1), event(2, 1, "host", "h1"), event(3, 2), event(5, 1, "migration", "m2")]
-        await journal.append(given[:3])
-        await journal.append(given[3:])
+        await journal.save(events=given[:3])
+        await journal.save(events=given[3:])
         assert await journal.events() == given
         assert await journal.events(after=2) == given[2:]
         assert await journal.events(after=1, limit=2) == given[1:3]
@@ -233,25 +233,32 @@ class TestEvents:
     async def test_whose_number_was_given_before_are_refused_with_all_beside_them(
         self, journal: AnyJournal
     ) -> None:
-        await journal.append([event(1, 1)])
+        await journal.save(events=[event(1, 1)])
         with pytest.raises(JournalError):
-            await journal.append([event(2, 2), event(1, 9)])
+            await journal.save(events=[event(2, 2), event(1, 9)])
         assert [each["sequence"] for each in await journal.events()] == [1]
         assert journal.complaint == ""
 
     async def test_written_twice_are_there_once(self, journal: AnyJournal) -> None:
-        await journal.append([event(1, 1), event(2, 2)])
-        await journal.append([event(2, 2), event(3, 3), event(3, 3)])
+        await journal.save(events=[event(1, 1), event(2, 2)])
+        await journal.save(events=[event(2, 2), event(3, 3), event(3, 3)])
         assert [each["event_id"] for each in await journal.events()] == [1, 2, 3]
         with pytest.raises(JournalError):
-            await journal.append([event(4, 4), event(4, 5)])
+            await journal.save(events=[event(4, 4), event(4, 5)])
         assert len(await journal.events()) == 3
 
+    async def test_are_written_with_their_documents_or_neither_is(self, journal: AnyJournal) -> None:
+        await journal.save(migration("m1"), events=[event(1, 1)])
+        with pytest.raises(JournalError):
+            await journal.save(migration("m1", state="completed"), migration("m2"), events=[event(1, 2)])
+        assert [each["state"] for each in await journal.unfinished("migration")] == ["precopy"]
+        assert [each["sequence"] for each in await journal.events()] == [1]
+
     async def test_that_are_wrong_do_not_harm_what_is_written_beside_them(self, journal: AnyJournal) -> None:
-        await journal.append([event(1, 1)])
+        await journal.save(events=[event(1, 1)])
         results = await asyncio.gather(
-            journal.append([event(2, 2)]),
-            journal.append([event(1, 7)]),
+            journal.save(events=[event(2, 2)]),
+            journal.save(events=[event(1, 7)]),
             journal.save(migration("m1")),
             return_exceptions=True,
         )
@@ -263,6 +270,16 @@ class TestEvents:
 class TestPositions:
     async def test_are_nothing_at_first(self, journal: AnyJournal) -> None:
         assert await journal.positions() == (0, {})
+
+    async def test_are_ahead_of_what_may_have_been_told(self, journal: AnyJournal) -> None:
+        """Numbers that were given while nothing could be written must not be given again after a crash."""
+        for number in (1, 2, 251, 252, 253, 1200):
+            await journal.save(migration("m1"), events=[event(number, number)])
+            reserved, _ = await journal.positions()
+            assert number + 250 <= reserved <= number + 500
+        with pytest.raises(JournalError):
+            await journal.save(events=[event(1200, 9), event(9000, 9)])
+        assert (await journal.positions())[0] == reserved
 
     async def test_are_those_of_what_goes_on(self, journal: AnyJournal) -> None:
         await journal.save(
@@ -281,9 +298,9 @@ class TestPositions:
         sequences: dict[tuple[str, str], int] = {}
         for number, subject in enumerate(subjects, start=1):
             sequences[subject] = sequences.get(subject, 0) + 1
-            await journal.append([event(number, sequences[subject], *subject)])
+            await journal.save(events=[event(number, sequences[subject], *subject)])
         assert await journal.positions() == (
-            11,
+            501,
             {
                 ("migration", "m1"): 2,
                 ("evacuation", "e1"): 1,
@@ -336,7 +353,7 @@ class TestRetention:
             *(("migration", "old"), ("migration", "late"), ("migration", "running"), ("evacuation", "gone")),
             *(("host", "h1"), ("host", "h1"), ("migration", "old")),
         ]
-        await journal.append([event(n, n, *subject) for n, subject in enumerate(subjects, start=-5)])
+        await journal.save(events=[event(n, n, *subject) for n, subject in enumerate(subjects, start=-5)])
         assert await journal.prune(NOON + timedelta(minutes=5)) == 2
         assert ids(await journal.page("migration", limit=9)) == ["running", "late"]
         assert ids(await journal.page("evacuation", limit=9)) == []
@@ -347,16 +364,16 @@ class TestRetention:
 
     async def test_never_gives_a_number_twice(self, journal: AnyJournal) -> None:
         await journal.save(migration("old", ended=at(1)), host("h1"))
-        await journal.append([event(40, 3, "host", "h1"), event(41, 1, "migration", "old")])
+        await journal.save(events=[event(40, 3, "host", "h1"), event(41, 1, "migration", "old")])
         await journal.prune(NOON + timedelta(days=1))
         assert await journal.events() == [event(40, 3, "host", "h1")]
-        assert await journal.positions() == (41, {("host", "h1"): 3})
+        assert await journal.positions() == (541, {("host", "h1"): 3})
 
     async def test_forgets_a_command_only_with_what_it_began(self, journal: AnyJournal) -> None:
         for key in ("gone", "kept", "nothing"):
             await claim(journal, key)
-        await journal.append(
-            [event(n, 1, "command", key) for n, key in enumerate(("gone", "kept", "nothing"))]
+        await journal.save(
+            events=[event(n, 1, "command", key) for n, key in enumerate(("gone", "kept", "nothing"))]
         )
         await journal.save(
             migration("old", ended=at(1), _private={"command": "gone"}),
@@ -375,10 +392,10 @@ class TestRetention:
 
     async def test_of_many_is_done_in_parts(self, journal: AnyJournal) -> None:
         await journal.save(*(migration(f"m{n}", ended=at(1)) for n in range(450)))
-        await journal.append([event(n, 1, "migration", f"m{n}") for n in range(1, 450)])
+        await journal.save(events=[event(n, 1, "migration", f"m{n}") for n in range(1, 450)])
         assert await journal.prune(NOON + timedelta(days=1)) == 450
         assert await journal.events() == []
-        assert (await journal.positions())[0] == 449
+        assert (await journal.positions())[0] == 949
 
 
 async def test_a_probe_finds_nothing_to_complain_about(journal: AnyJournal) -> None:
@@ -390,7 +407,7 @@ async def test_in_memory_it_breaks_as_told() -> None:
     journal = MemoryJournal()
     await journal.save(migration("m1"))
     journal.broken = "the disk is full"
-    for write in (journal.save(migration("m2")), journal.append([event(1, 1)]), claim(journal, "k")):
+    for write in (journal.save(migration("m2")), journal.save(events=[event(1, 1)]), claim(journal, "k")):
         with pytest.raises(JournalError, match="the disk is full"):
             await write
     assert journal.complaint == "the disk is full"

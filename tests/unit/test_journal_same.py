@@ -73,7 +73,7 @@ def _page(kind: str, limit: int, before: str | None, where: dict[str, str]) -> S
 names = st.sampled_from(["state", "guest", "host", "evacuation", "command"])
 steps: st.SearchStrategy[Step] = st.one_of(
     st.lists(documents(), max_size=4).map(lambda given: lambda journal: journal.save(*given)),
-    st.lists(events(), max_size=4).map(lambda given: lambda journal: journal.append(given)),
+    st.lists(events(), max_size=4).map(lambda given: lambda journal: journal.save(events=given)),
     st.builds(lambda key, digest: lambda journal: _claimed(journal, key, digest), few, st.sampled_from("pq")),
     st.builds(
         lambda key, reply: lambda journal: journal.answer_command(key=key, reply=reply), few, replies()
