@@ -37,7 +37,7 @@ test: lint
 
 test-all: lint
 	@scripts/setup test
-	$(PYTEST) -m 'not soak' $(PYTEST_ARGS)
+	$(PYTEST) -p tests.matrix -m 'not soak' $(PYTEST_ARGS)
 
 lint:
 	@scripts/setup lint

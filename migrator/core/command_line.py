@@ -1,28 +1,15 @@
 """QEMU's command line, taken apart for what speaks of its host: options in order, their values as flat mappings. Pure.
 
-Values come as ``a=b,c=d`` (a comma is doubled) or as JSON; both are read into the same flat form with dots, in which
-what is on is ``on``.
+Values are read by :mod:`migrator.core.options` into one flat form with dots, in which what is on is ``on``.
 """
 
 from __future__ import annotations
 
-import json
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
 
-#: Options that are followed by no value; all others are.
-_ALONE = frozenset(
-    {
-        *("S", "alt-grab", "async-teardown", "ctrl-grab", "curses", "daemonize", "enable-kvm"),
-        *("enable-sync-profile", "full-screen", "h", "help", "localtime", "mem-prealloc"),
-        *("no-acpi", "no-fd-bootchk", "no-frame", "no-hpet", "no-kvm", "no-quit", "no-reboot"),
-        *("no-shutdown", "no-user-config", "nodefaults", "nodefconfig", "nographic", "old-param"),
-        *("one-insn-per-tb", "only-migratable", "portrait", "preconfig", "s", "sdl", "semihosting"),
-        *("singlestep", "snapshot", "usb", "version", "win2k-hack"),
-        *("xen-attach", "xen-domid-restrict", "nouserconfig", "rtc-td-hack", "tdf"),
-    }
-)
+from migrator.core.options import Value, read
+
 #: What a value without ``=`` at its beginning stands for.
 _FIRST = {
     "blockdev": "driver",
@@ -86,7 +73,7 @@ class CommandLine:
 
     def __init__(self, arguments: Sequence[str]) -> None:
         self.program = arguments[0] if arguments else ""
-        self.options: tuple[Option, ...] = tuple(_options(arguments[1:]))
+        self.options: tuple[Option, ...] = tuple(_option(*each) for each in read(arguments[1:]))
 
     def __bool__(self) -> bool:
         return bool(self.program)
@@ -132,10 +119,7 @@ def is_path(text: str) -> bool:
 def path_of(file: str) -> str:
     """The path in a file name as QEMU writes it (plain, ``file:…`` or ``json:…``); empty where there is none."""
     if file.startswith("json:"):
-        try:
-            parts = _flat(json.loads(file.removeprefix("json:")))
-        except ValueError:
-            return ""
+        parts = Value(file.removeprefix("json:"), first="").flat()
         # What it is based on may be written within it, and before it.
         own = {key: value for key, value in parts.items() if "backing" not in key.split(".")}
         return next((image.path for image in _nodes(own)), "")
@@ -144,68 +128,11 @@ def path_of(file: str) -> str:
     return file if file and is_path(file) else ""
 
 
-def _options(words: Sequence[str]) -> Iterator[Option]:
-    rest = iter(words)
-    for word in rest:
-        if not word.startswith("-") or word == "-":
-            yield Option(name="hda", text=word, parts={})
-            continue
-        name = word[2:] if word.startswith("--") else word[1:]
-        if name in _ALONE:
-            yield Option(name=name, text="", parts={})
-            continue
-        text = next(rest, "")
-        yield Option(name=name, text=text, parts=_parts(text, _FIRST.get(name, "")))
-
-
-def _parts(text: str, first: str) -> dict[str, str]:
-    if text.startswith("{"):
-        try:
-            return _flat(json.loads(text))
-        except ValueError:
-            return {}
-    parts: dict[str, str] = {}
-    for number, part in enumerate(_split(text)):
-        key, equals, value = part.partition("=")
-        if equals:
-            parts[key] = value
-        elif number == 0 and first:
-            parts[first] = key
-        elif key.startswith("no") and len(key) > 2:
-            parts[key[2:]] = "off"
-        elif key:
-            parts[key] = "on"
-    return parts
-
-
-def _split(text: str) -> list[str]:
-    parts = [""]
-    at = 0
-    while at < len(text):
-        if text[at] != ",":
-            parts[-1] += text[at]
-        elif text[at : at + 2] == ",,":
-            parts[-1] += ","
-            at += 1
-        else:
-            parts.append("")
-        at += 1
-    return parts
-
-
-def _flat(value: Any, prefix: str = "") -> dict[str, str]:
-    if isinstance(value, Mapping):
-        items: Iterator[tuple[Any, Any]] = iter(value.items())
-    elif isinstance(value, list):
-        items = iter(enumerate(value))
-    else:
-        if isinstance(value, bool):
-            value = "on" if value else "off"
-        return {prefix: "" if value is None else str(value)}
-    flat: dict[str, str] = {}
-    for key, inner in items:
-        flat |= _flat(inner, f"{prefix}.{key}" if prefix else str(key))
-    return flat
+def _option(name: str, text: str | None) -> Option:
+    if not name:
+        return Option(name="hda", text=text or "", parts={})
+    parts = Value(text, first=_FIRST.get(name, "")).flat() if text else {}
+    return Option(name=name, text=text or "", parts=parts)
 
 
 def _drive(option: Option, throwaway: bool) -> ImageUse:

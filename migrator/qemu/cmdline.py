@@ -12,8 +12,8 @@ from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 
 from migrator.core.model import Finding
+from migrator.core.options import Value, read, write
 from migrator.qemu.limits import Neighbourhood, is_window, limits
-from migrator.qemu.options import Value, read, write
 
 #: Bytes in the path of a unix socket (sun_path of struct sockaddr_un, without its last NUL).
 SOCKET_PATH_BYTES = 107

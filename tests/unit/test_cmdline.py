@@ -10,10 +10,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from migrator.core.model import Severity
+from migrator.core.options import Value, escape, read, write
 from migrator.errors import Refused
 from migrator.qemu.backends import Nodes, block_nodes, chardev_add, netdev_add, netdevs
 from migrator.qemu.cmdline import Live, Place, Replica, has_lost, paths, replicate
-from migrator.qemu.options import Value, escape, read, write
 
 RUN = "/run/migrator/guests/m1-abc123"
 HERE = Place(binary="/usr/bin/qemu", run_directory=RUN)

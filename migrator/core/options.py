@@ -1,4 +1,4 @@
-"""QEMU's own way of writing options: words and ``key=value`` parted by commas, a comma doubled, or JSON."""
+"""QEMU's own way of writing options: words and ``key=value`` parted by commas, a comma doubled, or JSON. Pure."""
 
 from __future__ import annotations
 
@@ -9,38 +9,13 @@ from typing import Any
 #: Options that stand alone; every other takes the argument after it.
 _ALONE = frozenset(
     {
-        *("S", "h", "help", "s", "version"),
-        *(
-            "alt-grab",
-            "async-teardown",
-            "ctrl-grab",
-            "curses",
-            "full-screen",
-            "no-frame",
-            "no-quit",
-            "portrait",
-            "sdl",
-        ),
-        *(
-            "daemonize",
-            "enable-kvm",
-            "enable-sync-profile",
-            "mem-prealloc",
-            "one-insn-per-tb",
-            "only-migratable",
-        ),
-        *("no-acpi", "no-fd-bootchk", "no-hpet", "no-reboot", "no-shutdown", "no-user-config", "nodefaults"),
-        *(
-            "nodefconfig",
-            "nographic",
-            "preconfig",
-            "rtc-td-hack",
-            "semihosting",
-            "singlestep",
-            "snapshot",
-            "tdf",
-        ),
-        *("old-param", "usb", "win2k-hack", "xen-attach", "xen-domid-restrict"),
+        *("S", "alt-grab", "async-teardown", "ctrl-grab", "curses", "daemonize", "enable-kvm"),
+        *("enable-sync-profile", "full-screen", "h", "help", "localtime", "mem-prealloc"),
+        *("no-acpi", "no-fd-bootchk", "no-frame", "no-hpet", "no-kvm", "no-quit", "no-reboot"),
+        *("no-shutdown", "no-user-config", "nodefaults", "nodefconfig", "nographic", "old-param"),
+        *("one-insn-per-tb", "only-migratable", "portrait", "preconfig", "s", "sdl", "semihosting"),
+        *("singlestep", "snapshot", "usb", "version", "win2k-hack"),
+        *("xen-attach", "xen-domid-restrict", "nouserconfig", "rtc-td-hack", "tdf"),
     }
 )
 
@@ -136,8 +111,24 @@ class Value:
     def keys(self) -> frozenset[str]:
         """Every key that is set, nested ones with dots."""
         if self._json is not None:
-            return frozenset(_flat(self._json))
+            return frozenset(_keys(self._json))
         return frozenset(name or self._first for name, _ in self._parts)
+
+    def flat(self) -> dict[str, str]:
+        """Every key with its last value as :meth:`get` tells it, nested ones with dots, entries of lists by number."""
+        if self._json is not None:
+            return _flat(self._json)
+        parts: dict[str, str] = {}
+        for name, value in self._parts:
+            if name and value is not None:
+                parts[name] = value
+            elif not name and self._first:
+                parts[self._first] = value or ""
+            else:
+                word = name or value or ""
+                is_off = word.startswith("no") and len(word) > 2
+                parts |= {word[2:]: "off"} if is_off else {word: "on"} if word else {}
+        return parts
 
     def set(self, key: str, value: str, *, number: bool = False) -> None:
         """Set `key`, where it stands already or at the end.
@@ -185,8 +176,17 @@ def _as_text(value: Any) -> str:
     return "" if value is None or isinstance(value, (dict, list)) else str(value)
 
 
-def _flat(value: dict[str, Any], before: str = "") -> list[str]:
+def _flat(value: Any, before: str = "") -> dict[str, str]:
+    if not isinstance(value, (dict, list)):
+        return {before: _as_text(value)}
+    flat: dict[str, str] = {}
+    for key, inner in value.items() if isinstance(value, dict) else enumerate(value):
+        flat |= _flat(inner, f"{before}.{key}" if before else str(key))
+    return flat
+
+
+def _keys(value: dict[str, Any], before: str = "") -> list[str]:
     keys: list[str] = []
     for key, inner in value.items():
-        keys += _flat(inner, f"{before}{key}.") if isinstance(inner, dict) else [before + key]
+        keys += _keys(inner, f"{before}{key}.") if isinstance(inner, dict) else [before + key]
     return keys
