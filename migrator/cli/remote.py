@@ -112,6 +112,9 @@ def plan(client: Client, host: str, policy: str | None, *, json_output: bool) ->
     for guest in guests:
         if not guest["target"]:
             print(show.clean(f"{show.label(guest)} would stay: {guest['reason']}"))
+        for finding in guest["findings"]:
+            if finding["code"] == "does-not-converge":
+                print(show.clean(f"{show.label(guest)} may stay: {finding['message']}; {finding['remedy']}"))
 
 
 def check(client: Client, guest: str, to: str, policy: str | None, *, json_output: bool) -> int:

@@ -16,6 +16,11 @@ HOSTS: Texts = {
         "the guest or the target could not be looked at for a plan, so nothing is known of them",
         "look at it before the evacuation",
     ),
+    "does-not-converge": (
+        "warning",
+        "as the guest dirties memory now, nothing that its policy allows would let it end: it would be tried and stay",
+        "give it a policy that may do more (--policy must-finish), a faster link, or a quieter hour",
+    ),
     "kvm-missing": (
         "error",
         "the guest runs under KVM, which cannot be opened at the target",

@@ -8,17 +8,22 @@ from dataclasses import asdict
 from typing import TYPE_CHECKING
 
 from migrator import logs
-from migrator.core.findings import errors_first, everywhere
+from migrator.core.findings import errors_first, everywhere, finding
+from migrator.core.forecast import Verdict
+from migrator.core.foresight import Foreseen, foresee
 from migrator.core.inventory import Guest
-from migrator.core.model import Finding, Severity
+from migrator.core.model import Finding, RunState, Severity
 from migrator.core.placement import NoHost, Request, check, place
+from migrator.core.policy import Policy
 from migrator.core.timetable import predict
+from migrator.core.transfers import Move, Network, Transfer
 from migrator.engine import clock
 from migrator.engine.documents import FindingDocument, PlanDocument, PlannedGuest
 from migrator.engine.evacuation import Entry, Evacuation
 from migrator.engine.planner import Planner, request_of
 from migrator.errors import MigratorError, QemuError
 from migrator.ports import Qemu
+from migrator.units import show_rate
 
 if TYPE_CHECKING:
     from migrator.engine.controller import Engine
@@ -84,7 +89,18 @@ class Preview:
             clock.now(),
             {key: each.target for key, each in planned.items() if each.target is not None},
         )
-        prediction = predict(transfers, hosts, engine.rules.limits.links)
+        links = engine.rules.limits.links
+        prediction = predict(transfers, hosts, links)
+        for transfer in transfers:
+            guest = run.entries[transfer.guest].guest
+            policy_of_it = self._planner.policy_of(run, guest)
+            speed = Move(transfer, Network(hosts, links), links).speed
+            seen = _foreseen(guest, policy_of_it, transfer, speed)
+            planned[guest.key] = planned[guest.key].model_copy(
+                update={"verdict": seen.verdict.value, "downtime_seconds": seen.downtime_seconds}
+            )
+            if seen.verdict is Verdict.CANNOT:
+                findings.setdefault(guest.key, []).append(_no_end(guest, policy_of_it, speed))
         guests_planned = []
         for order, (key, expected) in enumerate(prediction.guests.items(), start=1):
             low, middle, high = (
@@ -193,6 +209,27 @@ async def _measure(source: Qemu) -> float | None:
             return rate
     except (TimeoutError, QemuError):
         return None
+
+
+def _foreseen(guest: Guest, policy: Policy, transfer: Transfer, speed: float) -> Foreseen:
+    if guest.run is not RunState.RUNNING:
+        return Foreseen(verdict=Verdict.CONVERGES)  # nobody dirties anything, and nobody stands still
+    return foresee(
+        policy,
+        left_bytes=transfer.bytes_left,
+        bytes_per_second=speed,
+        dirty_rate_bytes_per_second=guest.dirty_rate_bytes_per_second,
+        probe_seconds=_PROBE_SECONDS,
+    )
+
+
+def _no_end(guest: Guest, policy: Policy, speed: float) -> FindingDocument:
+    said = finding(
+        "does-not-converge",
+        f"it dirties {show_rate(guest.dirty_rate_bytes_per_second or 0.0)}, its link carries {show_rate(speed)}, "
+        f"and policy {policy.name} allows nothing that would let it end",
+    )
+    return FindingDocument(**asdict(said))
 
 
 def _obstacle(guest: Guest) -> FindingDocument:

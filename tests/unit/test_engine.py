@@ -327,6 +327,26 @@ async def test_plan_says_what_will_be_done(world: World) -> None:
         }
 
 
+async def test_plan_says_who_will_not_end_inside_its_policy_and_how_long_the_others_stand_still(
+    world: World,
+) -> None:
+    quiet = world.site.add_guest(
+        "quiet", host="a", memory_bytes=256 * MIB, workload=steady(16 * MIB, 1 * MIB)
+    )
+    wild = world.site.add_guest(
+        "wild", host="a", memory_bytes=8192 * MIB, workload=steady(4096 * MIB, 2000 * MIB)
+    )
+    async with world.engine() as driver:
+        for policy, verdict in (("gentle", "cannot"), ("must-finish", "converges-if")):
+            guests = {each.guest: each for each in (await driver.ask(Plan(host="a", policy=policy))).guests}
+            assert guests[quiet].verdict == "converges"
+            assert 0 < guests[quiet].downtime_seconds <= 0.3
+            assert guests[wild].verdict == verdict
+            said = [each for each in guests[wild].findings if each.code == "does-not-converge"]
+            assert bool(said) is (verdict == "cannot")
+        assert guests[wild].downtime_seconds <= 2.0
+
+
 @pytest.mark.parametrize(
     ("resident", "goes"),
     [(None, 4000), (8000, 4000), (1020, 1000), (5, 0)],
