@@ -100,7 +100,9 @@ def plan(client: Client, host: str, policy: str | None, *, json_output: bool) ->
     if not guests:
         return
     if found["takes_p50_seconds"] is not None:
-        text = f"{host} would be empty after {show_seconds(found['takes_p50_seconds'])}"
+        left = any(not guest["target"] or guest["verdict"] == "cannot" for guest in guests)
+        text = "those that can leave would be gone" if left else f"{host} would be empty"
+        text += f" after {show_seconds(found['takes_p50_seconds'])}"
         if found["takes_p10_seconds"] is not None and found["takes_p90_seconds"] is not None:
             text += (
                 f" ({show_seconds(found['takes_p10_seconds'])} to {show_seconds(found['takes_p90_seconds'])})"
