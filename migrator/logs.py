@@ -9,11 +9,15 @@ from __future__ import annotations
 import functools
 import logging
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
 from typing import Any
 
 _verbose = False
 _json = False
 _level = logging.DEBUG
+_about: ContextVar[dict[str, Any]] = ContextVar("about")
 
 
 def configure(*, verbose: bool = False, json: bool = False, level: str = "debug") -> None:
@@ -36,12 +40,22 @@ class Logger:
     def info(self, event: str, **fields: Any) -> None:
         """For who wants to follow every step."""
         if _verbose:
-            _structlog().info(event, **self._fields, **fields)
+            _structlog().info(event, **{**_about.get({}), **self._fields, **fields})
 
     def warning(self, event: str, **fields: Any) -> None:
         """Something went wrong that the controller copes with."""
         if _verbose:
-            _structlog().warning(event, **self._fields, **fields)
+            _structlog().warning(event, **{**_about.get({}), **self._fields, **fields})
+
+
+@contextmanager
+def about(**fields: Any) -> Iterator[None]:
+    """Every line from within carries `fields`, and every line of tasks that are begun within."""
+    token = _about.set({**_about.get({}), **fields})
+    try:
+        yield
+    finally:
+        _about.reset(token)
 
 
 def logger(**fields: Any) -> Logger:

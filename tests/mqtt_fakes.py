@@ -377,17 +377,20 @@ class Peer:
         retain: bool = False,
         response: str | None = None,
         correlation: bytes | None = None,
+        user_properties: Sequence[tuple[str, str]] = (),
         **fields: Any,
     ) -> None:
         """Ask for something; returns once the broker has it."""
         body = {"id": id, "sent_at": datetime.now(UTC).isoformat(), **fields}
         properties = None
-        if response is not None or correlation is not None:
+        if response is not None or correlation is not None or user_properties:
             properties = Properties(PacketTypes.PUBLISH)
             if response is not None:
                 properties.ResponseTopic = response
             if correlation is not None:
                 properties.CorrelationData = correlation
+            if user_properties:
+                properties.UserProperty = list(user_properties)
         await self.client.publish(
             f"{PREFIX}/command/{user or self.user}/{verb}",
             json.dumps({k: v for k, v in body.items() if v is not None}),

@@ -18,6 +18,7 @@ from typing import Annotated, Any, ClassVar, Literal, Protocol
 from pydantic import AwareDatetime, BaseModel, ConfigDict, Field, StringConstraints, ValidationError
 
 from migrator import logs
+from migrator.core.trace_context import TraceContext
 from migrator.engine.documents import (
     CheckDocument,
     EvacuationDocument,
@@ -151,6 +152,8 @@ class Caller:
     interface: str
     #: From where: an address, a topic.
     origin: str = ""
+    #: What it asks for as part of, where it said so; kept with what is begun.
+    trace: TraceContext | None = None
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -18,6 +18,7 @@ from migrator.core.inventory import Guest, Host, HostState
 from migrator.core.model import Decision, State
 from migrator.core.placement import Fleet, Options
 from migrator.core.policy import Policy
+from migrator.core.trace_context import TraceContext
 from migrator.engine.bus import Bus
 from migrator.engine.documents import (
     EvacuationState,
@@ -182,6 +183,7 @@ class Engine:
         run: str | None = None,
         by: str = "",
         key: str = "",
+        trace: TraceContext | None = None,
         announce: bool = True,
     ) -> Job:
         """A new one; nothing is begun."""
@@ -195,6 +197,7 @@ class Engine:
             evacuation=run,
             requested_by=by,
             key=key,
+            trace=trace,
             **(self._callbacks() if announce else {}),
         )
 
@@ -308,7 +311,8 @@ class Engine:
         }
 
     def _start(self, job: Job, way: Any) -> None:
-        task = asyncio.create_task(way, name=f"migration {job.id}")
+        with logs.about(**({"trace_id": job.trace.trace_id} if job.trace else {})):
+            task = asyncio.create_task(way, name=f"migration {job.id}")
         self._tasks[job.id] = task
         task.add_done_callback(lambda done: self._done(job, done))
 

@@ -71,6 +71,9 @@ class MigrationDocument(Document):
     #: The evacuation it belongs to.
     evacuation: str | None = None
     requested_by: str = ""
+    #: The W3C trace context that came with the command, or with that of its evacuation.
+    traceparent: str | None = None
+    tracestate: str | None = None
     created_at: datetime
     #: When the first thing was changed.
     started_at: datetime | None = None
@@ -188,6 +191,9 @@ class EvacuationDocument(Document):
     state: EvacuationState
     policy: str = ""
     requested_by: str = ""
+    #: The W3C trace context that came with the command.
+    traceparent: str | None = None
+    tracestate: str | None = None
     created_at: datetime
     ended_at: datetime | None = None
     deadline: datetime | None = None

@@ -11,8 +11,10 @@ from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from typing import Any, Literal
 
+from migrator.core import trace_context
 from migrator.core.inventory import Guest
 from migrator.core.model import State
+from migrator.core.trace_context import TraceContext
 from migrator.engine.documents import (
     EvacuationDocument,
     EvacuationGuest,
@@ -77,6 +79,7 @@ class Evacuation:
         on_deadline: Literal["continue", "stop"] = "continue",
         requested_by: str = "",
         key: str = "",
+        trace: TraceContext | None = None,
         created_at: datetime | None = None,
     ) -> None:
         self.id = identifier
@@ -88,6 +91,8 @@ class Evacuation:
         self.on_deadline = on_deadline
         self.requested_by = requested_by
         self.key = key
+        #: What it was asked for as part of.
+        self.trace = trace
         self.created_at = created_at or datetime.now(UTC)
         self.ended_at: datetime | None = None
         self.state = EvacuationState.RUNNING
@@ -292,6 +297,8 @@ class Evacuation:
             state=self.state,
             policy=self.policy,
             requested_by=self.requested_by,
+            traceparent=self.trace.parent if self.trace else None,
+            tracestate=(self.trace.state or None) if self.trace else None,
             created_at=self.created_at,
             ended_at=self.ended_at,
             deadline=self.deadline,
@@ -360,6 +367,7 @@ class Evacuation:
             on_deadline=document.on_deadline,
             requested_by=document.requested_by,
             key=private["command"],
+            trace=trace_context.of(document.traceparent, document.tracestate),
             created_at=document.created_at,
         )
         found.state, found.ended_at, found.late = document.state, document.ended_at, document.late

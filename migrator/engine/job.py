@@ -13,11 +13,13 @@ from datetime import UTC, datetime
 from typing import Any
 
 from migrator import logs
+from migrator.core import trace_context
 from migrator.core.findings import everywhere
 from migrator.core.inventory import Guest
 from migrator.core.model import Decision, Finding, Mode, Severity, State
 from migrator.core.policy import Policy, from_fields
 from migrator.core.thinning import Point
+from migrator.core.trace_context import TraceContext
 from migrator.engine import clock, job_document
 from migrator.engine.documents import (
     MigrationDocument,
@@ -56,6 +58,7 @@ class Job:
         evacuation: str | None = None,
         requested_by: str = "",
         key: str = "",
+        trace: TraceContext | None = None,
         created_at: datetime | None = None,
         on_state: Callable[[Job], None] = lambda job: None,
         on_progress: Callable[[Job], None] = lambda job: None,
@@ -86,6 +89,8 @@ class Job:
         self.requested_by = requested_by
         #: Of the command that began it.
         self.key = key
+        #: What it was asked for as part of.
+        self.trace = trace
         #: Both ends are set up; it waits for :meth:`admit`.
         self.ready = False
         #: Its turn has come: the links are its own from now on, though it may be looked at and written down first.
@@ -457,6 +462,7 @@ class Job:
             evacuation=document.evacuation,
             requested_by=document.requested_by,
             key=private["command"],
+            trace=trace_context.of(document.traceparent, document.tracestate),
             created_at=document.created_at,
             **callbacks,
         )

@@ -37,6 +37,8 @@ def document(job: Job) -> MigrationDocument:
         mode=result.mode,
         evacuation=job.evacuation,
         requested_by=job.requested_by,
+        traceparent=job.trace.parent if job.trace else None,
+        tracestate=(job.trace.state or None) if job.trace else None,
         created_at=job.created_at,
         started_at=job.started_at,
         ended_at=job.ended_at,

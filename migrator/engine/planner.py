@@ -286,6 +286,7 @@ class Planner:
             accept=run.accept,
             run=run.id,
             by=run.requested_by,
+            trace=run.trace,
         )
         before = (entry.standing, entry.migration, entry.target, entry.reason, entry.attempts)
         run.begun(entry.guest.key, job.id, target, reason)

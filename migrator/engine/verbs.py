@@ -114,7 +114,9 @@ class Verbs:
                 raise Refusal("conflict", f"{guest.label} is {job.state} already: migration {job.id}")
         self._known_codes(command.accept)
         target = self._target(guest, command.to)
-        job = self._engine.make_job(guest, target, policy, accept=command.accept, by=caller.user, key=key)
+        job = self._engine.make_job(
+            guest, target, policy, accept=command.accept, by=caller.user, key=key, trace=caller.trace
+        )
         await self._journal(("migration", job.journalled()))
         self._engine.add(job)
         return job.document()
@@ -149,6 +151,7 @@ class Verbs:
             on_deadline=command.on_deadline,
             requested_by=caller.user,
             key=key,
+            trace=caller.trace,
         )
         run.take(self._engine.inventory.guests(host.name))
         run.hold_to(self._engine.preview.planned(host.name))
@@ -165,7 +168,12 @@ class Verbs:
         if not host.up:
             raise Refusal("not-now", f"guests cannot come home: {host.error}")
         run = Evacuation(
-            identifier=new_id(), host=host.name, kind="restore", requested_by=caller.user, key=key
+            identifier=new_id(),
+            host=host.name,
+            kind="restore",
+            requested_by=caller.user,
+            key=key,
+            trace=caller.trace,
         )
         for guest in await self._guests_of_last_evacuation(host.name):
             run.entries[guest.key] = Entry(guest=guest)

@@ -5,12 +5,15 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import Any
 
 from fastapi import APIRouter, Request
 from starlette.responses import Response
 
 from migrator import logs
+from migrator.core import trace_context
+from migrator.core.trace_context import TRACEPARENT, TRACESTATE
 from migrator.engine.commands import (
     COMMANDS,
     Caller,
@@ -39,6 +42,20 @@ _KEY_PARAMETER = {
     "schema": {"type": "string", "pattern": r"^[\x21-\x7e]{1,128}$"},
     "description": "The caller's own id of this command: the same again gets the same answer and does nothing.",
 }
+#: One that is wrong is ignored, as the standard says: so anything is allowed here.
+_TRACE_PARAMETERS = [
+    {
+        "name": name,
+        "in": "header",
+        "required": False,
+        "schema": {"type": "string"},
+        "description": meaning,
+    }
+    for name, meaning in (
+        (TRACEPARENT, "W3C Trace Context: what this is done for. Ignored where it is none."),
+        (TRACESTATE, "W3C Trace Context, with `traceparent`."),
+    )
+]
 
 
 def _takes(verb: str, *from_path: str) -> dict[str, Any]:
@@ -50,7 +67,7 @@ def _takes(verb: str, *from_path: str) -> dict[str, Any]:
     if required:
         schema["required"] = required
     return {
-        "parameters": [_KEY_PARAMETER],
+        "parameters": [_KEY_PARAMETER, *_TRACE_PARAMETERS],
         "requestBody": {"required": bool(required), "content": {"application/json": {"schema": schema}}},
     }
 
@@ -173,6 +190,8 @@ async def _ask(request: Request, caller: Caller, verb: str, from_path: Mapping[s
     body = _object(await request.body())
     if twice := sorted(set(body) & set(from_path)):
         raise ProblemError(422, "invalid", f"{twice[0]}: the path says it already")
+    trace = trace_context.read(request.headers.getlist(TRACEPARENT), request.headers.getlist(TRACESTATE))
+    caller = replace(caller, trace=trace)
     envelope = Envelope(verb=verb, body={**body, **from_path}, caller=caller, id=key)
     reply = await parts(request).execute(envelope)
     logs.logger(request=request_id(request), user=caller.user, origin=caller.origin).info(
@@ -181,6 +200,7 @@ async def _ask(request: Request, caller: Caller, verb: str, from_path: Mapping[s
         answer=reply.code or reply.kind,
         subject=reply.subject,
         subject_id=reply.subject_id,
+        **({"trace_id": trace.trace_id} if trace else {}),
     )
     return _said(request, reply)
 

@@ -49,6 +49,7 @@ ACTIONS = (
 )
 #: As the errors of the QMP layer are called.
 QMP_ERRORS = ("unreachable", "occupied", "timed-out", "command-failed", OTHER)
+SPAN_RESULTS = ("sent", "dropped")
 JOURNAL_OPERATIONS = ("read", "write", OTHER)
 #: Commands of QMP beyond this many go under ``other``; migrator itself sends about forty.
 MOST_COMMANDS = 64
@@ -150,6 +151,13 @@ COUNTED = (
         "Operations on the journal that failed.",
         "operation",
         series=str(len(JOURNAL_OPERATIONS)),
+    ),
+    _counter(
+        "migrator_trace_spans_total",
+        "Spans that the collector of traces has taken, or that were dropped because it was away or too slow; 0 where "
+        "none is configured.",
+        "result",
+        series=str(len(SPAN_RESULTS)),
     ),
     _counter(
         "migrator_migration_downtime_ceiling_exceeded_total",

@@ -71,6 +71,7 @@ class Counted:
         self._decisions = self._counter("decisions_total", words.ACTIONS)
         self._qmp_errors = self._counter("qmp_errors_total", words.QMP_ERRORS)
         self._journal_errors = self._counter("journal_errors_total", words.JOURNAL_OPERATIONS)
+        self._spans = self._counter("trace_spans_total", words.SPAN_RESULTS)
         self._exceeded = self._counter("migration_downtime_ceiling_exceeded_total")
         self._throttled = self._counter("migration_throttled_seconds_total")
         self._duration = self._histogram("migration_duration_seconds", words.MODES)
@@ -130,6 +131,10 @@ class Counted:
     def journal_error(self, operation: str) -> None:
         """The journal could not be read or written."""
         self._journal_errors.labels(operation if operation in words.JOURNAL_OPERATIONS else words.OTHER).inc()
+
+    def spans(self, result: str, number: int) -> None:
+        """So many spans were ``sent`` or ``dropped``; from any thread."""
+        self._spans.labels(result if result in words.SPAN_RESULTS else "dropped").inc(number)
 
     # Events ----------------------------------------------------------------------------------------------
 

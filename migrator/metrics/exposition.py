@@ -42,8 +42,8 @@ class Metrics:
 
     ``async with`` (or :meth:`start` and :meth:`close`) around the time that it shall measure the event loop's lag.
     Whoever has something to count calls the plain functions :attr:`command` (the door's ``heard``),
-    :attr:`qmp_command`, :attr:`qmp_error`, :attr:`journal_write` and :attr:`journal_error`; they return at once and
-    never raise.
+    :attr:`qmp_command`, :attr:`qmp_error`, :attr:`journal_write`, :attr:`journal_error` and :attr:`spans`; they return
+    at once and never raise.
 
     :param version: of migrator.
     :param clock: monotonic seconds; only tests need another.
@@ -71,6 +71,7 @@ class Metrics:
         self.qmp_error = self._counted.qmp_error
         self.journal_write = self._counted.journal_write
         self.journal_error = self._counted.journal_error
+        self.spans = self._counted.spans
         reading.bus.call(self._counted.event)
 
     async def start(self) -> None:

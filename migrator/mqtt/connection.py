@@ -65,6 +65,8 @@ class Received:
     #: Version 5: where the sender wants its answer, and what it will know it by.
     response_topic: str | None = None
     correlation: bytes | None = None
+    #: Version 5: whatever else the sender says, in order.
+    user_properties: tuple[tuple[str, str], ...] = ()
     qos: int = 0
     mid: int = 0
 
@@ -216,6 +218,7 @@ class Connection:
                     retain=message.retain,
                     response_topic=getattr(properties, "ResponseTopic", None),
                     correlation=getattr(properties, "CorrelationData", None),
+                    user_properties=tuple(getattr(properties, "UserProperty", ())),
                     qos=message.qos,
                     mid=message.mid,
                 )

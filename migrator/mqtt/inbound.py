@@ -10,6 +10,8 @@ from typing import Any
 
 from pydantic import AwareDatetime, BaseModel, ConfigDict, ValidationError
 
+from migrator.core import trace_context
+from migrator.core.trace_context import TRACEPARENT, TRACESTATE, TraceContext
 from migrator.engine.commands import COMMANDS, Caller, Envelope, Name, Refusal, Reply, Role
 from migrator.mqtt.connection import Received
 from migrator.mqtt.settings import NAME, MqttSettings
@@ -128,13 +130,27 @@ def read(received: Received, *, topics: Topics, settings: MqttSettings, now: dat
         envelope=Envelope(
             verb=verb,
             body={name: value for name, value in body.items() if name not in Head.model_fields},
-            caller=Caller(user=user, role=role, interface="mqtt", origin=reply_to.origin(received.topic)),
+            caller=Caller(
+                user=user,
+                role=role,
+                interface="mqtt",
+                origin=reply_to.origin(received.topic),
+                trace=_trace(received),
+            ),
             id=head.id,
             expires_at=head.expires_at or head.sent_at + timedelta(seconds=settings.command_lifetime_seconds),
         ),
         user=user,
         id=head.id,
         reply_to=reply_to,
+    )
+
+
+def _trace(received: Received) -> TraceContext | None:
+    given = received.user_properties
+    return trace_context.read(
+        [value for name, value in given if name == TRACEPARENT],
+        [value for name, value in given if name == TRACESTATE],
     )
 
 

@@ -40,10 +40,11 @@ from migrator.mqtt.settings import MqttSettings as BrokerSettings
 from migrator.qemu import monitor
 from migrator.service.notify import notify, watchdog
 from migrator.service.site_parts import make_site
-from migrator.settings import Settings
+from migrator.settings import Settings, traces
 from migrator.store.experience import FileExperience
 from migrator.store.journal import SqlJournal
 from migrator.store.step_records import StepRecords
+from migrator.tracing import Tracing
 
 #: A journal that cannot be written is tried so often, so that new work is taken again once it can.
 _PROBE_SECONDS = 5.0
@@ -154,8 +155,19 @@ async def _running(settings: Settings, path: Path | None) -> AsyncIterator[Engin
                 connected=lambda there: connected.update(mqtt=there),
                 who_began=lambda subject, identifier: _who_began(journal, subject, identifier),
             )
+        tracing: contextlib.AbstractAsyncContextManager[Any] = contextlib.nullcontext()
+        if (collector := traces.collector(settings.traces)) is not None:
+            tracing = Tracing(
+                reading=views,
+                collector=collector,
+                site=settings.site.name,
+                instance=settings.site.instance,
+                version=__version__,
+                counted=metrics.spans,
+            )
         await engine.recover()  # before anything else: somebody may stand still
         await stack.enter_async_context(metrics)
+        await stack.enter_async_context(tracing)
         app = create_app(door, views, journal.tokens, metrics=metrics.scrape, limits=_http_limits(settings))
         servers = await stack.enter_async_context(_servers(app, settings))
         async with asyncio.TaskGroup() as group:

@@ -18,7 +18,7 @@ from migrator.core import policy as core_policy
 from migrator.core.inventory import Guest, Host
 from migrator.core.policy import Policy
 from migrator.errors import UsageError
-from migrator.settings import policies, words
+from migrator.settings import policies, traces, words
 from migrator.settings.models import (
     GuestSettings,
     HostDefaults,
@@ -31,6 +31,7 @@ from migrator.settings.models import (
     Section,
     SiteSettings,
     StoreSettings,
+    TracesSettings,
 )
 
 #: Where the service's unit and ``migrator config check`` look for it.
@@ -42,6 +43,7 @@ SECTIONS: Mapping[str, type[Section]] = {
     "http": HttpSettings,
     "mqtt": MqttSettings,
     "store": StoreSettings,
+    "traces": TracesSettings,
     "limits": LimitsSettings,
     "placement": PlacementSettings,
     "host_defaults": HostDefaults,
@@ -58,6 +60,7 @@ _AT_START: Mapping[str, frozenset[str]] = {
     "http": frozenset(HttpSettings.model_fields),
     "mqtt": frozenset(MqttSettings.model_fields),
     "store": frozenset({"path"}),
+    "traces": frozenset(TracesSettings.model_fields),
 }
 
 _Model = TypeVar("_Model", bound=BaseModel)
@@ -73,6 +76,7 @@ class Settings:
     http: HttpSettings = field(default_factory=HttpSettings)
     mqtt: MqttSettings = field(default_factory=MqttSettings)
     store: StoreSettings = field(default_factory=StoreSettings)
+    traces: TracesSettings = field(default_factory=TracesSettings)
     limits: LimitsSettings = field(default_factory=LimitsSettings)
     placement: PlacementSettings = field(default_factory=PlacementSettings)
     hosts: tuple[HostSettings, ...] = ()
@@ -180,6 +184,8 @@ class _Loader:
         )
         self._policies_exist(settings, files)
         settings = self._with_password(settings, path)
+        for key, problem in traces.problems(settings.traces):
+            self._say(path, f"traces.{key}", problem)
         if self._problems:
             raise UsageError("\n".join(dict.fromkeys(self._problems)))
         return settings

@@ -30,6 +30,7 @@ from migrator.settings.values import (
     Size,
     SshAddress,
     Text,
+    Url,
     wrong,
 )
 
@@ -164,6 +165,22 @@ class LimitsSettings(Section):
     ssh_sessions: Annotated[int, Field(ge=1, le=64)] = 8
     ssh_connect_timeout: Duration = 10.0
     ssh_keepalive: Duration = 5.0
+
+
+class TracesSettings(Section):
+    """``[traces]``"""
+
+    endpoint: Url = ""
+    headers_file: OptionalPath = None
+    ca_file: OptionalPath = None
+    sample_ratio: Ratio = 1.0
+    timeout: Duration = 10.0
+
+    @property
+    def url(self) -> str:
+        """Where to send: OTLP's own path where the endpoint has none."""
+        base = self.endpoint.rstrip("/")
+        return f"{base}/v1/traces" if base.count("/") == 2 else self.endpoint
 
 
 class PlacementSettings(Section):

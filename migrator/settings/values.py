@@ -7,6 +7,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any
+from urllib.parse import urlsplit
 
 from pydantic import BeforeValidator, SecretStr, StringConstraints, ValidationInfo
 from pydantic_core import PydanticCustomError
@@ -99,6 +100,27 @@ def _secret(value: Any) -> Any:
 
 #: Never printed.
 Secret = Annotated[SecretStr, BeforeValidator(_secret)]
+
+
+def _url(value: Any) -> Any:
+    if value == "" or not isinstance(value, str):
+        return value
+    if "@" in value:
+        raise wrong("a URL with a name or a password would be in every log: put them into headers_file")
+    try:
+        parts = urlsplit(value)
+        good = parts.scheme in ("http", "https") and bool(parts.hostname) and parts.port != 0
+    except ValueError:  # a port that is none
+        good = False
+    if not good or re.search(r"[\s?#]", value):
+        raise wrong(
+            f"{value!r} is no URL: write it like http://127.0.0.1:4318 or https://traces.example/v1/traces"
+        )
+    return value
+
+
+#: ``https://host:port/path``, without secrets; may be empty.
+Url = Annotated[str, BeforeValidator(_url)]
 
 
 @dataclass(frozen=True, kw_only=True)
