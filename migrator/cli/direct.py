@@ -5,8 +5,8 @@ from __future__ import annotations
 import asyncio
 import gc
 import json
+import os
 import re
-import secrets
 import signal
 import ssl
 import sys
@@ -14,7 +14,7 @@ from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from enum import StrEnum
 from pathlib import Path
-from typing import TypeVar
+from typing import NoReturn, TypeVar
 
 from migrator import logs, units
 from migrator.cli import Exit
@@ -77,7 +77,18 @@ def main(request: Request, *, record: Path | None, json_output: bool, verbose: b
         code = _refused(error, Exit.REFUSED, json_output=json_output)
     except MigratorError as error:
         code = _refused(error, Exit.USAGE, json_output=json_output)
-    sys.exit(code)
+    _leave(code)
+
+
+def _leave(code: Exit) -> NoReturn:
+    """End the process, without taking to pieces first what the system takes back at once."""
+    try:
+        for stream in (sys.stdout, sys.stderr):
+            if stream is not None:  # as one is that was closed before we began
+                stream.flush()
+    except OSError:
+        sys.exit(code)  # which says what could not be written
+    os._exit(code)
 
 
 def _refused(error: MigratorError, code: Exit, *, json_output: bool) -> Exit:
@@ -138,7 +149,7 @@ async def _between(
         screen.decision(decision)
         recorder.decision(decision)
 
-    record = left.record if left else FileRecord(f"{secrets.token_hex(6)}")
+    record = left.record if left else FileRecord(os.urandom(6).hex())
     migration = Migration(
         name=record.path.stem,
         source=source,

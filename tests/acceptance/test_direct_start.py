@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import json
+import os
 import re
+import shlex
+import subprocess
 import sys
 
 import pytest
@@ -47,3 +51,33 @@ async def test_loads_nothing_that_it_does_not_use(lab: Lab, output: tuple[str, .
     ours = {name for name in loaded if name.startswith("migrator.")}
     others = ("http", "mqtt", "service", "settings", "metrics", "cli.remote", "cli.service_commands")
     assert not {name for name in ours if name.startswith(tuple(f"migrator.{other}" for other in others))}
+
+
+class TestEndsAtOnce:
+    """Without the usual end of Python, which would have written what is left and closed what is open."""
+
+    REFUSED = shlex.join(
+        [*MIGRATOR, "direct", "--source", "unix:/nowhere", "--destination", "unix:/no", "--json"]
+    )
+
+    def shell(self, redirected: str) -> subprocess.CompletedProcess[str]:
+        script = f"{self.REFUSED} {redirected}"
+        # As a user has it: what is written waits in the process until it ends.
+        variables = {name: value for name, value in os.environ.items() if name != "PYTHONUNBUFFERED"}
+        return subprocess.run(
+            ["sh", "-c", script], env=variables, capture_output=True, text=True, timeout=30, check=False
+        )
+
+    def test_all_of_it_is_written(self) -> None:
+        ended = self.shell("| cat; echo more")
+        document, more = ended.stdout.splitlines()
+        assert json.loads(document)["error"]
+        assert more == "more"
+
+    @pytest.mark.parametrize(
+        ("redirected", "code"),
+        [("", 3), (">&-", 3), (">&- 2>&-", 3), ("<&- >&- 2>&-", 3), (">/dev/full", 120)],
+    )
+    def test_with_its_code(self, redirected: str, code: int) -> None:
+        ended = self.shell(redirected)
+        assert ended.returncode == code, ended.stderr
