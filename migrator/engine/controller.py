@@ -365,6 +365,7 @@ class Engine:
         self.bus.publish(EventKind.PROGRESS, Subject.MIGRATION, job.id, body)
 
     def _decision(self, job: Job, decision: Decision) -> None:
+        self.keeper.later("migration", job.journalled())  # another controller shall know it
         self.bus.publish(EventKind.DECISION, Subject.MIGRATION, job.id, asdict(decision))
 
     def forget(self) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
@@ -113,6 +114,48 @@ def test_a_migration_live(operator: Seen, service: InThread):
     row = operator.page.get_by_role("row").filter(has_text="db")
     expect(row).to_contain_text("completed")
     expect(row).to_contain_text("42 ms (300 ms)")
+
+
+def test_a_page_that_is_opened_late_shows_the_whole_curve(operator: Seen, service: InThread):
+    service.do(lambda world: world.migrate(world.guests()[1]))
+    for ratio in (0.1, 0.2, 0.3, 0.4, 0.5):
+        service.do(lambda world, ratio=ratio: world.progress("m1", ratio))  # type: ignore[misc]
+    operator.requests.clear()
+    operator.page.reload()
+    curve = card(operator, "db").locator("path.left")
+    expect(curve).to_have_attribute("d", re.compile(r"M.*(L.*){4}"))
+    # What comes afterwards is added to it.
+    service.do(lambda world: world.progress("m1", 0.6))
+    expect(curve).to_have_attribute("d", re.compile(r"M.*(L.*){5}"))
+    # Asked for once: what follows is told.
+    assert sum(url.endswith("/m1/samples") for url in operator.requests) == 1
+
+
+def test_the_curve_of_what_has_ended(operator: Seen, service: InThread):
+    service.do(lambda world: world.migrate(world.guests()[1]))
+    for ratio in (0.1, 0.5, 0.9):
+        service.do(lambda world, ratio=ratio: world.progress("m1", ratio))  # type: ignore[misc]
+    service.do(lambda world: world.finish("m1"))
+    page = operator.page
+    for _ in range(2):
+        page.get_by_role("button", name="Curve of db").focus()
+        page.keyboard.press("Enter")
+        dialog = page.get_by_role("dialog")
+        expect(dialog.get_by_role("heading")).to_have_text("db, alpha to beta")
+        expect(dialog).to_contain_text("stood still 42 ms (ceiling 300 ms)")
+        expect(dialog.locator("path.left")).to_have_attribute("d", re.compile(r"M.*L.*L.*"))
+        expect(dialog.get_by_role("listitem")).to_have_count(1)
+        assert "1 decisions, listed below" in dialog.get_by_role("img").get_attribute("aria-label")
+        page.get_by_role("button", name="Close").click()
+        expect(dialog).to_have_count(0)
+    expect(page.get_by_role("button", name="Curve of db")).to_be_focused()
+
+
+def test_the_curve_of_what_no_figures_were_kept_of(operator: Seen, service: InThread):
+    service.do(lambda world: world.migrate(world.guests()[1]))
+    service.do(lambda world: world.finish("m1", State.FAILED))
+    operator.page.get_by_role("button", name="Curve of db").click()
+    expect(operator.page.get_by_role("dialog")).to_contain_text("No figures were kept of it.")
 
 
 def test_names_are_only_ever_text(operator: Seen, service: InThread):
