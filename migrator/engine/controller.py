@@ -19,6 +19,7 @@ from migrator.core.model import Decision, State
 from migrator.core.placement import Fleet, Options
 from migrator.core.policy import Policy
 from migrator.core.trace_context import TraceContext
+from migrator.engine import leftovers
 from migrator.engine.bus import Bus
 from migrator.engine.documents import (
     EvacuationState,
@@ -29,9 +30,10 @@ from migrator.engine.documents import (
 )
 from migrator.engine.evacuation import Evacuation
 from migrator.engine.inventory import Inventory
-from migrator.engine.job import NOT_REACHABLE, Job
+from migrator.engine.job import Job
 from migrator.engine.job_means import Means
 from migrator.engine.keeper import Keeper
+from migrator.engine.leftovers import Leftovers
 from migrator.engine.planner import Limits, Planner
 from migrator.engine.preview import Preview
 from migrator.ports import Qemu
@@ -80,6 +82,9 @@ class Engine:
         self._shown_hosts: dict[str, tuple[object, ...]] = {}
         self.planner = Planner(self)
         self.preview = Preview(self, self.planner)
+        self.leftovers = Leftovers(
+            abandon=means.site.abandon, up=self._is_up, under_way=self._is_under_way, keep=keeper.later
+        )
         self._log = logs.logger()
         keeper.keep(bus)
 
@@ -106,8 +111,18 @@ class Engine:
             self.runs[run.id] = run
             if not self.bus.sequence(Subject.EVACUATION, run.id):
                 self.announce_run(run)
+        for saved in await self.keeper.journal.unfinished(leftovers.KIND):
+            self.leftovers.take_over(saved)
         await self._recount()
         self.planner.wake()
+
+    def _is_up(self, name: str) -> bool:
+        host = self.inventory.host(name)
+        return host is not None and host.up
+
+    def _is_under_way(self, migration: str) -> bool:
+        job = self.jobs.get(migration)
+        return job is not None and not job.ended
 
     async def _recount(self) -> None:
         """What an evacuation's entries say of migrations that ended while nobody wrote it down."""
@@ -126,6 +141,7 @@ class Engine:
             group.create_task(self.keeper.run(), name="journal")
             group.create_task(self.inventory.run(), name="inventory")
             group.create_task(self.planner.run(), name="planner")
+            group.create_task(self.leftovers.run(), name="leftovers")
 
     async def stop(self, *, drain: bool = False, timeout: float = 60.0) -> bool:
         """Let go: what is past the guest's STOP is finished, the rest parked; with `drain` all is finished.
@@ -250,6 +266,7 @@ class Engine:
     def inventory_changed(self) -> None:
         """Hosts or guests are different from before."""
         self.planner.wake()
+        self.leftovers.wake()
         for host in self.inventory.hosts():
             shown = (host.state, host.up, host.error, len(self.inventory.guests(host.name)))
             if self._shown_hosts.get(host.name) != shown:
@@ -336,23 +353,33 @@ class Engine:
         if run is not None and not run.ended and (job.ended or job.state is State.HELD):
             entry = run.entries.get(job.guest.key)
             if entry is not None and entry.migration == job.id:
+                before = (entry.standing, entry.reason)
                 run.ended_one(
                     job.guest.key,
                     job.state,
                     job.result.error or "",
                     refused=job.refused,
+                    awaited=job.unreachable,
                     everywhere=job.refused_everywhere,
                     now=self.planner.clock(),
                     attempts=self.rules.limits.attempts,
                     first_pause=self.rules.limits.first_pause_seconds,
                 )
-                self.announce_run(run)
+                if (entry.standing, entry.reason) != before:  # held, tried again, and held as before
+                    self.announce_run(run)
+        if job.ended and job.left_over:
+            self.leftovers.add(job.target, job.id)
         self.planner.wake()
 
     def _announce_job(self, job: Job) -> None:
         self.keeper.later("migration", job.journalled())
         body = job.document().model_dump(mode="json", exclude={"decisions"})
         self.bus.publish(EventKind.STATE, Subject.MIGRATION, job.id, body)
+        run = self.runs.get(job.evacuation or "")
+        if run is not None and not run.ended and job.state is not State.HELD and not job.ended:
+            entry = run.entries.get(job.guest.key)
+            if entry is not None and entry.migration == job.id and run.goes_on(job.guest.key):
+                self.announce_run(run)
         self.planner.wake()
 
     def _progress(self, job: Job) -> None:
@@ -383,7 +410,7 @@ class Engine:
     def try_held_again(self) -> None:
         """Those whose hosts could not be asked: they may be by now."""
         for job in self.jobs.values():
-            if job.state is State.HELD and job.result.held_code == NOT_REACHABLE and not self.busy(job):
+            if job.state is State.HELD and job.unreachable and not self.busy(job):
                 self._start(job, job.take_up())
 
 

@@ -48,6 +48,8 @@ class Entry:
     migration: str | None = None
     #: Hosts it shall not be tried on, each with why: preflight refused it, or it failed there.
     excluded: dict[str, str] = field(default_factory=dict)
+    #: Its migration is held and will be taken up again once a host answers that does not now.
+    awaited: bool = False
     #: On the loop's clock: not tried before.
     not_before: float = 0.0
     #: Predicted, from now.
@@ -183,6 +185,14 @@ class Evacuation:
         entry.standing, entry.migration, entry.target = GuestStanding.MIGRATING, migration, target
         entry.reason, entry.attempts = reason, entry.attempts + 1
 
+    def goes_on(self, key: str) -> bool:
+        """Its migration, which was held, was taken up again; True: that is new."""
+        entry = self.entries[key]
+        if entry.standing is not GuestStanding.HELD:
+            return False
+        entry.standing, entry.reason = GuestStanding.MIGRATING, "taken up again"
+        return True
+
     def no_target(self, key: str, reason: str) -> bool:
         """No host can take it as things are; True: that is new."""
         entry = self.entries[key]
@@ -198,6 +208,7 @@ class Evacuation:
         *,
         refused: bool,
         now: float,
+        awaited: bool = False,
         everywhere: bool = False,
         attempts: int = MOST_ATTEMPTS,
         first_pause: float = FIRST_PAUSE_SECONDS,
@@ -205,6 +216,7 @@ class Evacuation:
         """Its migration has ended, or is held.
 
         :param refused: preflight refused that target; nothing was tried.
+        :param awaited: it is held, but will be taken up again.
         :param everywhere: it would refuse any other too.
         :param attempts: after so many failures it is set aside.
         :param first_pause: seconds before the second attempt.
@@ -216,7 +228,7 @@ class Evacuation:
             case State.GUEST_ENDED:
                 entry.standing, entry.reason = GuestStanding.GONE, "it ended by itself"
             case State.HELD:
-                entry.standing, entry.reason = GuestStanding.HELD, error
+                entry.standing, entry.reason, entry.awaited = GuestStanding.HELD, error, awaited
             case State.CANCELLED:
                 entry.standing, entry.reason = GuestStanding.SET_ASIDE, "its migration was cancelled"
             case _:
@@ -270,7 +282,8 @@ class Evacuation:
         if any(entry.standing is GuestStanding.WAITING for entry in left):
             self._idle_since = None
             return None
-        if all(entry.standing in _LEFT_ALONE for entry in left) and host_up:
+        awaited = any(entry.standing is GuestStanding.HELD and entry.awaited for entry in left)
+        if all(entry.standing in _LEFT_ALONE for entry in left) and host_up and not awaited:
             return EvacuationState.INCOMPLETE
         if self._idle_since is None:
             self._idle_since = now

@@ -36,6 +36,7 @@ _STALE_SECONDS = 2.0
 
 #: It is held only because a host, or a QEMU, could not be asked when it was to be taken up.
 NOT_REACHABLE = "not-reachable"
+_WILL_GO = "nothing: it is ended and removed once its host answers again"
 
 
 class Job:
@@ -84,6 +85,10 @@ class Job:
         self.refused = False
         #: ... nor is trying another target.
         self.refused_everywhere = False
+        #: It is held, and may be taken up again once the host that could not be asked answers.
+        self.unreachable = False
+        #: Something of it is left at its target, which could not be asked.
+        self.left_over = False
         self._means = means
         self.accepted = list(accepted)
         self.requested_by = requested_by
@@ -285,7 +290,7 @@ class Job:
             try:
                 await self._means.site.abandon(self.target, migration=self.id)
             except MigratorError as error:
-                self.result.warn("left-over", str(error), "end what waits there by hand")
+                self._leave(error)
             self._enter(State.QUEUED)
             return
         self._record, facts, intent = left
@@ -297,9 +302,11 @@ class Job:
                     place.host, place.socket, role=side, identity=identity
                 )
             except (HostError, QemuError) as error:
+                self.unreachable = True
                 self._hold(NOT_REACHABLE, str(error))
         if len(ends) < 2:
             self._means.records.release(self._record)
+            self._record = None
             for end in ends.values():
                 await end.close()
             return
@@ -376,6 +383,7 @@ class Job:
             await self._let_go(discard=False)
             return  # parked
         if state is State.HELD:
+            self.unreachable = self._migration is not None and self._migration.unreachable
             await self.let_go()
             self._enter(State.HELD)
             return
@@ -404,11 +412,15 @@ class Job:
             try:
                 await waiting.discard()
             except MigratorError as error:
-                self.result.warn("left-over", str(error), "end that process by hand")
+                self._leave(error)
         for end in (self._source, self._destination):
             if end is not None:
                 await end.close()
         self._source = self._destination = self._migration = None
+
+    def _leave(self, error: MigratorError) -> None:
+        self.left_over = True
+        self.result.warn("left-over", str(error), _WILL_GO)
 
     # --- what it shows -----------------------------------------------------------------------------------------------
 

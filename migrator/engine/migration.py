@@ -17,6 +17,7 @@ from migrator.core.model import (
     Finding,
     MigrationStatus,
     Mode,
+    Process,
     RunState,
     Sample,
     State,
@@ -103,6 +104,8 @@ class Migration:
         self._cancelling_since: float | None = None
         self._last_source: View | None = None
         self._suspect: tuple[str, int] = ("", 0)
+        #: It is held, and the host of an end could not be asked: once that answers, :meth:`take_up` may tell more.
+        self.unreachable = False
 
     # --- before anything is changed --------------------------------------------------------------------------------
 
@@ -290,6 +293,8 @@ class Migration:
                 await self._observer.pause(0.1)
                 continue
             if answer.step is Step.END:
+                unknown = Process.UNKNOWN in (source.process, destination.process)
+                self.unreachable = unknown and answer.state is State.HELD
                 return await self._end(answer)
             if answer.step is Step.WAIT:
                 if source_is(source) is SourceIs.COPIES and source.sample is not None:

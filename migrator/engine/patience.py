@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from migrator.core.model import MigrationStatus, RunState, View
+from migrator.core.model import MigrationStatus, Process, RunState, View
 from migrator.core.situation import Intent, Milestone, SourceIs, source_is
 
 
@@ -16,7 +16,7 @@ class Patience:
     copying: float = 30.0
     #: The guest stands still and a cancel is safe.
     at_switch: float = 2.0
-    #: The guest stands still, or is at risk, and going back takes a fence.
+    #: The guest stands still, or is at risk, and going back takes a fence; or the source's host cannot be asked.
     switching: float = 10.0
     #: A cancel takes effect. QEMU 7.2 that is cancelled while it still tries to connect only ends when the kernel gives
     #: the connection up, after 127 s (tcp_syn_retries = 6); the guest runs meanwhile.
@@ -34,4 +34,7 @@ class Patience:
         if here is SourceIs.AT_SWITCH:
             return self.at_switch
         before_switch = intent.milestone < Milestone.SWITCHING and here is SourceIs.SILENT
+        if before_switch and source.process is Process.UNKNOWN and source.can_fence:
+            # Its host is out of reach, not QEMU busy: it may come to the switch and wait there, with the guest stopped.
+            return self.switching
         return self.copying if here is SourceIs.COPIES or before_switch else self.switching

@@ -7,6 +7,7 @@
         hosts["beta"].address           # where alpha reaches it
         hosts["beta"].black_hole()      # now every packet from and to it disappears, without a word to anyone
         hosts["beta"].heal()
+        hosts["beta"].lose(hosts["alpha"])  # only what these two send each other disappears; heal() as well
 
 The bridge has a namespace of its own, so that nothing of it is seen in the one that the machine itself lives in.
 Where namespaces may not be made (:func:`possible` says why), hosts are addresses on loopback: they can run guests,
@@ -34,6 +35,8 @@ _NAMESPACES = Path("/run/netns")
 _SUBNET = "10.219.77"
 _LINK, _BRIDGE = "uplink", "br0"
 _PATIENCE_SECONDS = 30.0
+#: Hardware that there is not.
+_NOBODY = "02:6d:69:67:ff:ff"
 _numbers = itertools.count(1)
 
 
@@ -77,13 +80,18 @@ def possible() -> str | None:
 class Host:
     """One host of :class:`Hosts`."""
 
-    def __init__(self, name: str, address: str, namespace: str | None, port: tuple[str, str]) -> None:
+    def __init__(
+        self, name: str, address: str, namespace: str | None, port: tuple[str, str], hardware: str = ""
+    ) -> None:
         self.name = name
         #: Where the other hosts reach it.
         self.address = address
         #: As in ``ip netns``; ``None`` on loopback.
         self.namespace = namespace
         self._switch, self._port = port
+        #: Of its link; empty on loopback.
+        self.hardware = hardware
+        self._lost: list[Host] = []
 
     def __repr__(self) -> str:
         return f"<Host {self.name} {self.address} {self.namespace or 'on loopback'}>"
@@ -129,9 +137,32 @@ class Host:
         # Taken from its bridge the port stays up, but what comes in on it goes nowhere.
         self._switch_port("nomaster")
 
+    def lose(self, other: Host) -> None:
+        """As :meth:`black_hole`, only for what goes between this host and another.
+
+        :raise NetworkError: on loopback.
+        """
+        for one, far in ((self, other), (other, self)):
+            one.point(far, _NOBODY)
+        self._lost.append(other)
+
     def heal(self) -> None:
-        """Undo :meth:`black_hole`."""
+        """Undo :meth:`black_hole`, and every :meth:`lose` of this host."""
         self._switch_port("master", _BRIDGE)
+        for other in self._lost:
+            for one, far in ((self, other), (other, self)):
+                one.point(far, far.hardware)
+        self._lost.clear()
+
+    def point(self, other: Host, hardware: str) -> None:
+        """Send what is for another host to this piece of hardware.
+
+        :raise NetworkError: on loopback.
+        """
+        if self.namespace is None:
+            raise NetworkError(f"the link of {self!r} cannot be broken: {possible()}")
+        words = ("neigh", "replace", other.address, "lladdr", hardware, "dev", _LINK, "nud", "permanent")
+        _ip("-n", self.namespace, *words)
 
     def _switch_port(self, *words: str) -> None:
         if self.namespace is None:
@@ -162,9 +193,8 @@ class Hosts:
         run = owned(str(next(_numbers)))
         self._switch = f"{run}-switch"
         for number, name in enumerate(names, start=1):
-            self._hosts[name] = Host(
-                name, f"{_SUBNET}.{number}", f"{run}-{name}", (self._switch, f"port{number}")
-            )
+            port, hardware = (self._switch, f"port{number}"), _hardware(number)
+            self._hosts[name] = Host(name, f"{_SUBNET}.{number}", f"{run}-{name}", port, hardware)
         atexit.register(self.close)
         try:
             self._build()
@@ -180,16 +210,16 @@ class Hosts:
         for number, host in enumerate(self, start=1):
             port = f"port{number}"
             switch += [
-                f"link add {port} type veth peer name {_LINK} address {_hardware(number)} netns {host.namespace}",
+                f"link add {port} type veth peer name {_LINK} address {host.hardware} netns {host.namespace}",
                 f"link set {port} up master {_BRIDGE}",
             ]
         _ip("-n", self._switch, commands=switch)
-        for number, host in enumerate(self, start=1):
+        for host in self:
             # Neighbours are told, not asked for: a host in a black hole is not even known to be unreachable.
             neighbours = [
-                f"neigh add {other.address} lladdr {_hardware(nearby)} dev {_LINK} nud permanent"
-                for nearby, other in enumerate(self, start=1)
-                if nearby != number
+                f"neigh add {other.address} lladdr {other.hardware} dev {_LINK} nud permanent"
+                for other in self
+                if other is not host
             ]
             commands = [
                 "link set lo up",

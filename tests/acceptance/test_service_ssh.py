@@ -14,7 +14,7 @@ import pytest
 
 from migrator.testing import network
 from migrator.testing.lab import Machine
-from tests.acceptance.service_site import MIB, SLOW, LiveSite, Witness, guest, made
+from tests.acceptance.service_site import MIB, SLOW, LiveSite, Witness, eventually, guest, made
 from tests.conftest import missing
 from tests.sshd import Sshd
 
@@ -77,9 +77,127 @@ async def test_target_that_cannot_be_reached_for_a_while_costs_no_guest(tmp_path
         begun = await site.post("hosts/a/evacuate")
         await site.until_state("precopy")
         site.host("b").black_hole()
-        await asyncio.sleep(3)  # longer than the connection's keep-alive
+        await down(site, "b")
         assert [site.where(qemu) for qemu in await site.running(machine)] == ["a"]
         assert (await site.get("guests"))["items"][0]["host"] == "a"
         site.host("b").heal()
         await site.ended(begun["id"], "completed", within=90)
         await site.everyone_at([machine], "b")
+
+
+async def down(site: LiveSite, host: str) -> None:
+    """The service has found out that a host does not answer."""
+
+    async def seen() -> bool:
+        return (await site.get(f"hosts/{host}"))["up"] is False
+
+    await eventually(seen, f"host {host} being down", site, within=30)
+
+
+async def runs_on(site: LiveSite, machine: Machine) -> None:
+    """Its clock goes on, in one process."""
+    (qemu,) = await site.running(machine)
+    before = (await qemu.counters()).ticks
+
+    async def goes_on() -> bool:
+        return (await qemu.counters()).ticks > before
+
+    await eventually(goes_on, "another tick of the guest", site)
+
+
+async def runs_at(site: LiveSite, machine: Machine, host: str) -> bool:
+    """There and nowhere else."""
+    return [site.where(qemu) for qemu in await site.running(machine)] == [host]
+
+
+@pytest.mark.matrix
+@pytest.mark.parametrize("stays", [False, True])
+async def test_target_that_goes_away_for_good_is_replaced_and_cleared_when_it_is_back(
+    tmp_path: Path, stays: bool
+) -> None:
+    """Where the source is lost to the one that waits, also once the host is back, its QEMU waits on."""
+    machine = guest("db", region=64 * MIB)
+    async with over_ssh([machine], tmp_path, "a", "b", "c") as (site, _), Witness(site, [machine]):
+        begun = await site.post("hosts/a/evacuate")
+        moving = await site.until_state("precopy")
+        gone = moving["destination"]
+        (other,) = {"b", "c"} - {gone}
+        if stays:
+            site.host("a").lose(site.host(gone))
+        site.host(gone).black_hole()
+        await runs_on(site, machine)
+        failed = await site.migration_ended(moving["id"], "failed", within=75)
+        assert "the destination's host does not answer" in failed["error"]
+        assert "left-over" in [finding["code"] for finding in failed["findings"]]
+        assert [site.where(qemu) for qemu in await site.running(machine)] == ["a"]
+        await site.ended(begun["id"], "completed", within=60)
+        (there,) = await site.running(machine)
+        assert site.where(there) == other
+        assert site.left_in(gone)
+        assert {await qemu.run_state() for qemu in site.instances(machine)} == {"running", "inmigrate"}
+
+        await site.restart()  # what was left is not forgotten
+        site.host(gone).heal()
+        await eventually(lambda: asyncio.sleep(0, not site.left_in(gone)), "an empty host", site, within=60)
+        await site.everyone_at([machine], other)
+
+
+@pytest.mark.parametrize("fast", [False, pytest.param(True, marks=pytest.mark.matrix)])
+async def test_source_that_is_lost_to_the_controller_alone_costs_no_guest(tmp_path: Path, fast: bool) -> None:
+    """One that writes fast runs on; one that does not comes to the switch meanwhile, and waits there."""
+    machine = guest("db", region=64 * MIB, speed=(60 if fast else 4) * MIB)
+    async with over_ssh([machine], tmp_path, "a", "b") as (site, _), Witness(site, [machine]):
+        begun = await site.post("hosts/a/evacuate")
+        moving = await site.until_state("precopy")
+        site.host("a").lose(site.host("control"))
+
+        async def held() -> object:
+            return [each for each in await site.migrations("held") if each["id"] == moving["id"]]
+
+        await eventually(held, "a migration that is held", site, within=75)
+        assert [site.where(qemu) for qemu in site.instances(machine)] == ["a"]
+        if fast:
+            await runs_on(site, machine)
+        site.host("a").heal()
+        await site.migration_ended(moving["id"], "failed", within=60)
+        await site.ended(begun["id"], "completed", within=90)
+        await site.everyone_at([machine], "b")
+
+
+@pytest.mark.matrix
+async def test_source_that_is_lost_for_long_ends_its_evacuation(tmp_path: Path) -> None:
+    machine = guest("db", region=64 * MIB)
+    async with over_ssh([machine], tmp_path, "a", "b") as (site, _), Witness(site, [machine]):
+        begun = await site.post("hosts/a/evacuate")
+        await site.until_state("precopy")
+        site.host("a").lose(site.host("control"))
+        ended = await site.ended(begun["id"], "incomplete", within=120)
+        assert "1 guest left: db: " in ended["error"]
+        site.host("a").heal()
+        await eventually(lambda: runs_at(site, machine, "a"), "the guest at its source", site, within=60)
+        begun = await site.post("hosts/a/evacuate")
+        await site.ended(begun["id"], "completed", within=90)
+        await site.everyone_at([machine], "b")
+
+
+@pytest.mark.matrix
+async def test_source_and_target_that_go_away_together_cost_no_guest(tmp_path: Path) -> None:
+    machine = guest("db", region=64 * MIB)
+    async with over_ssh([machine], tmp_path, "a", "b", "c") as (site, _), Witness(site, [machine]):
+        begun = await site.post("hosts/a/evacuate")
+        moving = await site.until_state("precopy")
+        both = [site.host(name) for name in ("a", moving["destination"])]
+        for host in both:
+            host.black_hole()
+        await site.ended(begun["id"], "incomplete", within=150)
+        held = await site.get(f"migrations/{moving['id']}")
+        assert held["state"] == "held"
+        assert len(await site.running(machine)) <= 1
+        for host in both:
+            host.heal()
+        await site.migration_ended(moving["id"], "failed", within=90)
+        await runs_on(site, machine)
+        await site.everyone_at([machine], "a")
+        begun = await site.post("hosts/a/evacuate")
+        await site.ended(begun["id"], "completed", within=90)
+        await site.everyone_at([machine], "b", "c")

@@ -168,7 +168,7 @@ class TestFailures:
         """Room for no file, for the one that tells whose it is, and for that and the shell's pid."""
         full, page = lab.directory / "full", os.sysconf("SC_PAGE_SIZE")
         full.mkdir()
-        how = ["-t", "tmpfs", "-o", f"size={max(1, room) * page}", "none", full]
+        how = ["-t", "tmpfs", "-o", f"size={max(1, room) * page}", "none", str(full)]
         if subprocess.run(["mount", *how], check=False).returncode:
             pytest.skip("a small file system cannot be mounted here")
         try:
@@ -176,7 +176,7 @@ class TestFailures:
                 (full / "ballast").write_bytes(bytes(page))
             site.config = replace(site.config, base_directory=str(full / "run"))
             began = time.monotonic()
-            with pytest.raises(HostError, match="No space left on device|Failed to write pid file"):
+            with pytest.raises(HostError, match=r"No space left on device|Failed to write pid file"):
                 await site.start(guest)
             assert time.monotonic() - began < site.config.start_seconds / 2
             assert not list((full / "run").glob("*"))

@@ -112,6 +112,26 @@ def test_black_hole_swallows_without_a_word_and_heals(hosts: Hosts) -> None:
         assert int(line(receiver)) == 1000
 
 
+@pytest.mark.usefixtures("hosts")  # says where they cannot be had
+def test_two_hosts_lose_each_other_and_nobody_else() -> None:
+    with Hosts("alpha", "beta", "gamma", isolated=True) as hosts:
+        _lose_each_other(hosts["alpha"], hosts["beta"], hosts["gamma"])
+
+
+def _lose_each_other(alpha: Host, beta: Host, gamma: Host) -> None:
+    script = "import socket, sys; socket.create_connection((sys.argv[1], 9), timeout=0.5)"
+    beta.lose(alpha)
+    for one, other in ((alpha, beta), (beta, alpha)):
+        with pytest.raises(NetworkError, match="TimeoutError"):
+            one.run(sys.executable, "-c", script, other.address)
+    with pytest.raises(NetworkError, match="ConnectionRefused"):
+        gamma.run(sys.executable, "-c", script, beta.address)
+    beta.heal()
+    for one, other in ((alpha, beta), (beta, alpha)):
+        with pytest.raises(NetworkError, match="ConnectionRefused"):
+            one.run(sys.executable, "-c", script, other.address)
+
+
 def test_connecting_into_a_black_hole_is_not_refused(hosts: Hosts) -> None:
     hosts["beta"].black_hole()
     script = "import socket, sys; socket.create_connection((sys.argv[1], 9), timeout=0.5)"

@@ -1,0 +1,116 @@
+"""What migrations left at hosts that could not be asked: ended and removed once those answer again.
+
+A destination that was started waits for a guest and never runs by itself, so it does no harm meanwhile; it takes
+memory, and says that it is somebody's guest.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Awaitable, Callable, Mapping
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from typing import Any, Protocol
+
+from migrator import logs
+from migrator.errors import MigratorError
+
+#: Of its documents in the journal.
+KIND = "left-over"
+#: One that could not be removed though its host answers is tried again after so long.
+_RETRY_SECONDS = 30.0
+
+
+class Abandon(Protocol):
+    """See :meth:`migrator.ports.Site.abandon`."""
+
+    def __call__(self, host: str, *, migration: str) -> Awaitable[None]: ...
+
+
+@dataclass(kw_only=True)
+class _Left:
+    host: str
+    migration: str
+    since: datetime
+    #: On the loop's clock.
+    not_before: float = 0.0
+
+    def document(self, ended_at: datetime | None = None) -> dict[str, Any]:
+        return {
+            "id": self.migration,
+            "host": self.host,
+            "since": self.since.isoformat(),
+            "ended_at": ended_at.isoformat() if ended_at is not None else None,
+        }
+
+
+class Leftovers:
+    """Knows them across restarts, and removes them.
+
+    :param abandon: removes what waits at a host for a migration.
+    :param up: whether a host answered when it was last looked at.
+    :param under_way: whether a migration has not ended: then nothing of it is touched.
+    :param keep: journals a document soon.
+    """
+
+    def __init__(
+        self,
+        *,
+        abandon: Abandon,
+        up: Callable[[str], bool],
+        under_way: Callable[[str], bool],
+        keep: Callable[[str, Mapping[str, Any]], None],
+    ) -> None:
+        self._abandon, self._up, self._under_way, self._keep = abandon, up, under_way, keep
+        self._left: dict[str, _Left] = {}
+        self._wake = asyncio.Event()
+        self._log = logs.logger()
+
+    def add(self, host: str, migration: str) -> None:
+        """Something of a migration was left there."""
+        left = self._left[migration] = _Left(host=host, migration=migration, since=datetime.now(UTC))
+        self._keep(KIND, left.document())
+        self._wake.set()
+
+    def take_over(self, saved: Mapping[str, Any]) -> None:
+        """One that another controller had journalled."""
+        since = datetime.fromisoformat(saved["since"])
+        self._left[saved["id"]] = _Left(host=saved["host"], migration=saved["id"], since=since)
+        self._wake.set()
+
+    def of(self, host: str) -> list[str]:
+        """The migrations of which something is left there."""
+        return [left.migration for left in self._left.values() if left.host == host]
+
+    def wake(self) -> None:
+        """A host may answer that did not."""
+        if self._left:
+            self._wake.set()
+
+    async def run(self) -> None:
+        """Remove them, each once its host answers, until cancelled."""
+        while True:
+            try:
+                async with asyncio.timeout(_RETRY_SECONDS if self._left else None):
+                    await self._wake.wait()
+            except TimeoutError:
+                pass  # their time has come
+            self._wake.clear()
+            for left in list(self._left.values()):
+                if self._due(left):
+                    await self._clear(left)
+
+    def _due(self, left: _Left) -> bool:
+        now = asyncio.get_running_loop().time()
+        return now >= left.not_before and self._up(left.host) and not self._under_way(left.migration)
+
+    async def _clear(self, left: _Left) -> None:
+        try:
+            await self._abandon(left.host, migration=left.migration)
+        except MigratorError as error:
+            left.not_before = asyncio.get_running_loop().time() + _RETRY_SECONDS
+            self._log.warning("left-over stays", migration=left.migration, host=left.host, error=str(error))
+            return
+        self._left.pop(left.migration, None)
+        self._keep(KIND, left.document(datetime.now(UTC)))
+        self._log.info("left-over removed", migration=left.migration, host=left.host)

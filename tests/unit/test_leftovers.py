@@ -1,0 +1,111 @@
+"""What was left at hosts that went away: removed once they are back, tried again, and known to the next controller."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Mapping
+from contextlib import asynccontextmanager
+from typing import Any
+
+import pytest
+
+from migrator.engine.leftovers import KIND, Leftovers
+from migrator.errors import HostError
+
+pytestmark = pytest.mark.looptime
+
+
+class World:
+    def __init__(self) -> None:
+        self.up: set[str] = set()
+        self.under_way: set[str] = set()
+        self.refuses = ""
+        self.asked: list[tuple[str, str]] = []
+        self.journal: dict[str, Mapping[str, Any]] = {}
+
+    async def abandon(self, host: str, *, migration: str) -> None:
+        self.asked.append((host, migration))
+        if self.refuses:
+            raise HostError(host, self.refuses)
+
+    def keep(self, kind: str, document: Mapping[str, Any]) -> None:
+        assert kind == KIND
+        self.journal[document["id"]] = document
+
+    @asynccontextmanager
+    async def leftovers(self) -> AsyncIterator[Leftovers]:
+        found = Leftovers(
+            abandon=self.abandon,
+            up=self.up.__contains__,
+            under_way=self.under_way.__contains__,
+            keep=self.keep,
+        )
+        running = asyncio.create_task(found.run(), name="leftovers")
+        try:
+            yield found
+            assert not running.done()
+        finally:
+            running.cancel()
+            await asyncio.wait({running})
+
+
+@pytest.fixture
+def world() -> World:
+    return World()
+
+
+async def test_waits_for_its_host_and_is_removed_once(world: World) -> None:
+    async with world.leftovers() as leftovers:
+        leftovers.add("b", "m1")
+        leftovers.wake()
+        await asyncio.sleep(300)
+        assert world.asked == []
+        assert world.journal["m1"]["ended_at"] is None
+        assert leftovers.of("b") == ["m1"]
+        world.up.add("b")
+        leftovers.wake()
+        await asyncio.sleep(1)
+        assert world.asked == [("b", "m1")]
+        assert world.journal["m1"]["ended_at"] is not None
+        assert leftovers.of("b") == []
+        leftovers.wake()
+        await asyncio.sleep(300)
+        assert len(world.asked) == 1
+
+
+async def test_one_that_cannot_be_removed_is_tried_again(world: World) -> None:
+    world.up.add("b")
+    world.refuses = "it does not answer"
+    async with world.leftovers() as leftovers:
+        leftovers.add("b", "m1")
+        await asyncio.sleep(100)
+        assert 3 <= len(world.asked) <= 5  # not at once again, whatever wakes it
+        for _ in range(20):
+            leftovers.wake()
+            await asyncio.sleep(0.1)
+        assert len(world.asked) <= 5
+        assert world.journal["m1"]["ended_at"] is None
+        world.refuses = ""
+        await asyncio.sleep(60)
+        assert world.journal["m1"]["ended_at"] is not None
+
+
+async def test_nothing_of_a_migration_that_goes_on_is_touched(world: World) -> None:
+    world.up.add("b")
+    world.under_way.add("m1")
+    async with world.leftovers() as leftovers:
+        leftovers.add("b", "m1")
+        leftovers.add("b", "m2")
+        await asyncio.sleep(100)
+        assert world.asked == [("b", "m2")]
+
+
+async def test_the_next_controller_knows_them(world: World) -> None:
+    async with world.leftovers() as leftovers:
+        leftovers.add("b", "m1")
+    world.up.add("b")
+    async with world.leftovers() as leftovers:
+        leftovers.take_over(world.journal["m1"])
+        await asyncio.sleep(1)
+        assert world.asked == [("b", "m1")]
+        assert world.journal["m1"]["ended_at"] is not None
