@@ -76,7 +76,9 @@ def _serve(path: Path) -> None:
 
 def _configuration(directory: Path, broker: Broker) -> Path:
     hosts = "".join(
-        f'[[hosts]]\nname = "{side}{n}"\nlink_speed = "100MiB/s"\n' for n in range(_PAIRS) for side in "st"
+        f'[[hosts]]\nname = "{side}{n}"\nssh = "{side}{n}"\nlink_speed = "100MiB/s"\n'
+        for n in range(_PAIRS)
+        for side in "st"
     )
     path = directory / "migrator.toml"
     path.write_text(

@@ -22,6 +22,8 @@ def main(file: Path | None, *, json_output: bool) -> None:
     try:
         settings = configuration.load(path)
         make_site(settings)  # connects nothing
+        if missing := _missing(settings):
+            raise UsageError("\n".join(missing))
     except UsageError as error:
         problems = str(error).splitlines()
         if json_output:
@@ -35,6 +37,17 @@ def main(file: Path | None, *, json_output: bool) -> None:
     else:
         for line in summary(settings, path):
             print(clean(line))
+
+
+def _missing(settings: Settings) -> list[str]:
+    """Files that the service would not start without. That it may read them only its own user can tell: the doctor."""
+    named = [
+        (f"{section}.{key}", getattr(found, key))
+        for section, found in (("http", settings.http), ("mqtt", settings.mqtt))
+        for key in ("tls_ca", "tls_certificate", "tls_key")
+        if getattr(found, key, None) is not None
+    ]
+    return [f"{name}: {path} is not there" for name, path in named if not path.exists()]
 
 
 def document(settings: Settings) -> dict[str, Any]:

@@ -18,6 +18,7 @@ _Config = Annotated[
     typer.Option(
         metavar="FILE",
         envvar="MIGRATOR_CONFIG",
+        readable=False,
         help="The service's configuration. Default: /etc/migrator/migrator.toml.",
     ),
 ]
@@ -76,6 +77,7 @@ def config_check(
         typer.Argument(
             metavar="[FILE]",
             envvar="MIGRATOR_CONFIG",
+            readable=False,  # said in a line, as all that is wrong with it
             help="The configuration. Default: /etc/migrator/migrator.toml.",
         ),
     ] = None,

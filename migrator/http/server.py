@@ -239,7 +239,7 @@ def _entrance(app: ASGIApp, name: str) -> ASGIApp:
 def _bind_unix(where: UnixSocket) -> socket.socket:
     path = where.path
     if len(os.fsencode(path)) > 90:
-        raise UsageError(f"http: the path of the socket is too long for a socket: {path}")
+        raise UsageError(f"http: {path} is too long for a socket: at most 90 bytes")
     try:
         if not path.parent.exists():
             path.parent.mkdir()
@@ -291,9 +291,16 @@ def _require_free(path: Path) -> None:
 def _give(path: Path, where: UnixSocket) -> None:
     try:
         uid = -1 if where.owner is None else pwd.getpwnam(where.owner).pw_uid
+    except KeyError:
+        raise UsageError(
+            f"http: there is no user {where.owner!r}; create it, or configure another owner"
+        ) from None
+    try:
         gid = -1 if where.group is None else grp.getgrnam(where.group).gr_gid
-    except KeyError as error:
-        raise UsageError(f"http: {error.args[0]}; create it, or configure another owner or group") from None
+    except KeyError:
+        raise UsageError(
+            f"http: there is no group {where.group!r}; create it, or configure another"
+        ) from None
     if (uid, gid) != (-1, -1):
         os.chown(path, uid, gid)
 
@@ -308,8 +315,10 @@ def _bind_tcp(where: Tcp) -> socket.socket:
             (where.host, where.port), family=socket.AF_INET6 if family else socket.AF_INET, backlog=128
         )
     except OSError as error:
+        # create_server puts Python's own words behind it.
+        why = os.strerror(error.errno) if error.errno and error.errno > 0 else error.strerror or str(error)
         raise UsageError(
-            f"http: cannot listen at {where.host}:{where.port}: {error.strerror or error}"
+            f"http: cannot listen at {where.host}:{where.port}: {why}; see who does (ss -ltnp), or configure another"
         ) from error
     listener.setblocking(False)
     # Those accepted have it from here: asyncio sets it only where the protocol's number was given. Without it the body

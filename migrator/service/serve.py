@@ -279,7 +279,13 @@ def _servers(app: Any, settings: Settings) -> Servers:
             try:
                 tls.load_cert_chain(http.tls_certificate, http.tls_key)
             except (OSError, ssl.SSLError) as error:
-                raise UsageError(f"[http] tls_certificate or tls_key cannot be used: {error}") from error
+                # OpenSSL has no words for what it does not understand.
+                why = (
+                    "no certificate and its key in PEM" if isinstance(error, ssl.SSLError) else error.strerror
+                )
+                raise UsageError(
+                    f"[http] tls_certificate {http.tls_certificate} or tls_key {http.tls_key} cannot be used: {why}"
+                ) from error
         tcp = Tcp(host=http.listen.host, port=http.listen.port, tls=tls)
     if http.metrics_listen is not None:
         metrics = Tcp(host=http.metrics_listen.host, port=http.metrics_listen.port)

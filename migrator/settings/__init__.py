@@ -279,6 +279,7 @@ class _Loader:
     ) -> Iterator[HostSettings]:
         common = defaults.model_dump(exclude_unset=True) if defaults else {}
         seen: dict[str, str] = {}
+        machines: dict[tuple[object, ...], str] = {}
         for file, data in files:
             for key, entry in self._entries(file, data, "hosts"):
                 labels = entry.get("labels", {})
@@ -291,6 +292,11 @@ class _Loader:
                 if host.name in seen:
                     self._say(file, f"{key}.name", f"there is a host {host.name} already: {seen[host.name]}")
                 seen.setdefault(host.name, f"{words.place(file)}{key}")
+                # Every guest would be there twice, and be moved from itself to itself.
+                first = machines.setdefault((host.ssh, host.prefix, host.sockets), host.name)
+                if first != host.name:
+                    where = "ssh" if host.ssh is not None else "prefix"
+                    self._say(file, key, f"is the machine of host {first} again: same {where}, same sockets")
                 yield host
 
     def _policies(self, files: list[tuple[Path | None, dict[str, Any]]]) -> dict[str, Policy]:

@@ -36,6 +36,8 @@ def build(name: str, given: Mapping[str, PolicySettings], *, chain: tuple[str, .
     """
     settings = given[name]
     parent = settings.extends or (name if name in BUILTIN else "default")
+    if parent == name and name not in BUILTIN:
+        raise UsageError("extends itself; leave extends out, or name another policy")
     if parent != name and parent in chain:
         raise UsageError(f"extends itself: {' → '.join((*chain, name, parent))}")
     if parent != name and parent in given:

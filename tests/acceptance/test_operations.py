@@ -146,6 +146,21 @@ def test_every_problem_has_a_line(tmp_path: Path) -> None:
     assert migrator("config", "check", MIGRATOR_CONFIG=str(path)).stdout == done.stdout
 
 
+def test_files_that_are_named_and_are_not_there_are_missed_before_a_restart_is(tmp_path: Path) -> None:
+    path = tmp_path / "migrator.toml"
+    path.write_text(
+        '[http]\nlisten = "0.0.0.0:8443"\ntls_certificate = "no.pem"\ntls_key = "no.key"\n'
+        '[mqtt]\nhost = "b.example"\ntls = true\ntls_ca = "ca.pem"\n'
+    )
+    done = migrator("config", "check", path)
+    assert done.returncode == 2
+    assert done.stdout.splitlines() == [
+        f"http.tls_certificate: {tmp_path}/no.pem is not there",
+        f"http.tls_key: {tmp_path}/no.key is not there",
+        f"mqtt.tls_ca: {tmp_path}/ca.pem is not there",
+    ]
+
+
 def test_nothing_of_a_secret_is_in_what_the_check_says(tmp_path: Path) -> None:
     path = tmp_path / "migrator.toml"
     path.write_text('[mqtt]\nhost = "b.example"\nusername = "u"\npassword = "hunter2-hunter2"\n')
@@ -359,7 +374,7 @@ async def test_doctor_of_hosts_over_ssh(config: Path, tmp_path: Path) -> None:
         (tmp_path / "nothing").touch()
         hosts = {
             "good": f'{trusted}sockets = ["{lab.directory}/*.qmp"]\nlink_speed = "10Gbit/s"\n',
-            "stranger": f'{base}known_hosts = "/dev/null"\n',
+            "stranger": f'{base}known_hosts = "/dev/null"\nsockets = ["/nowhere/*.qmp"]\n',
             "away": trusted.replace(f":{sshd.port}", f":{free_port()}"),
             "odd": f'{trusted}run_dir = "{tmp_path}/nothing/guests"\nqemu = "/nowhere"\n'.replace(
                 "192.0.2.1", "127.0.0.1"

@@ -208,7 +208,8 @@ class TestMeaning:
     def test_of_host_defaults_gives_way_to_the_host(self, loaded: Load) -> None:
         settings = loaded(
             '[host_defaults]\ncpu_overcommit = 2\nlink_speed = "10Gbit/s"\nlabels = { rack = "a", gpu = "no" }\n'
-            'max_incoming = 7\nsystemd = false\nsockets = ["/q/*"]\n[[hosts]]\nname = "one"\n[[hosts]]\nname = "two"\n'
+            'max_incoming = 7\nsystemd = false\nsockets = ["/q/*"]\n[[hosts]]\nname = "one"\n'
+            '[[hosts]]\nname = "two"\nssh = "two"\n'
             'cpu_overcommit = 8\nlink_speed = "auto"\nlabels = { gpu = "yes" }\nsystemd = "auto"\n'
         )
         one, two = settings.inventory()
@@ -222,8 +223,9 @@ class TestMeaning:
     def test_of_several_files_is_that_of_all_in_order(self, loaded: Load, main: Path) -> None:
         settings = loaded(
             'include = ["hosts.d/*.toml", "nothing/*.toml"]\n' + host(),
-            b='[[hosts]]\nname = "b"',
-            a='[[hosts]]\nname = "a"\n[policies.fast]\nmax_downtime = "5s"\n[[guests]]\nmatch = "*"\npolicy = "fast"',
+            b='[[hosts]]\nname = "b"\nssh = "b"',
+            a='[[hosts]]\nname = "a"\nssh = "a"\n[policies.fast]\nmax_downtime = "5s"\n'
+            '[[guests]]\nmatch = "*"\npolicy = "fast"',
         )
         assert [each.name for each in settings.hosts] == ["h", "a", "b"]
         assert settings.files == (
@@ -459,6 +461,12 @@ class TestWrong:
             (host(labels="{ a = 1 }"), "hosts[0].labels.a: must be text in quotes (it is 1)"),
             (host(systemd='"perhaps"'), "hosts[0].systemd: 'perhaps' is none of true, false and \"auto\""),
             (host() + "\n" + host(), "hosts[1].name: there is a host h already: "),
+            (
+                host(ssh='"x"') + "\n" + host(name='"i"', ssh='"x"'),
+                "hosts[1]: is the machine of host h again: same ssh, same sockets",
+            ),
+            (host() + "\n" + host(name='"i"'), "hosts[1]: is the machine of host h again: same prefix"),
+            ('[policies.x]\nextends = "x"', "policies.x: extends itself; leave extends out"),
             ("[host]\n", "host: there is no section 'host'; did you mean 'hosts'?"),
             (
                 "[http]\nretention = '1d'",
