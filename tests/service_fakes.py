@@ -329,7 +329,7 @@ class World:
                 return
         self.finish(identifier)
 
-    def progress(self, identifier: str, ratio: float) -> None:
+    def progress(self, identifier: str, ratio: float, *, forecast: ForecastDocument | None = None) -> None:
         """It is in precopy, so far."""
         one = self._migrations[identifier]
         if one.state is not State.PRECOPY:
@@ -342,9 +342,8 @@ class World:
                 "bandwidth_bytes_per_second": 100.0 * MIB,
                 "dirty_rate_bytes_per_second": 1.0 * MIB,
                 "round": 1,
-                "forecast": ForecastDocument(
-                    p10_seconds=1.0, p50_seconds=2.0, p90_seconds=3.0, verdict="converges"
-                ),
+                "forecast": forecast
+                or ForecastDocument(p10_seconds=1.0, p50_seconds=2.0, p90_seconds=3.0, verdict="converges"),
             }
         )
         self._migrations[identifier] = one

@@ -124,6 +124,12 @@ class _State:
             return
         if kind != "progress":
             self._events.append(show.event_line(event))
+        if kind == "state" and event["subject"] == "host":
+            # Those that are known; who is new comes with the next look at all of them.
+            self._hosts = [
+                {**host, **event["body"]} if host["host"] == event["subject_id"] else host
+                for host in self._hosts
+            ]
         if kind in ("state", "progress"):
             among = {"migration": self._migrations, "evacuation": self._evacuations}.get(event["subject"])
             if among is not None:

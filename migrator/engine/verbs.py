@@ -109,9 +109,7 @@ class Verbs:
         policy = self._policy_of(guest, command.policy)
         if guest.obstacle:
             raise Refusal("preflight", f"{guest.label} cannot be moved: {guest.obstacle}")
-        for job in self._engine.jobs.values():
-            if job.guest.key == guest.key and not job.ended:
-                raise Refusal("conflict", f"{guest.label} is {job.state} already: migration {job.id}")
+        self._not_under_way(guest)
         self._known_codes(command.accept)
         target = self._target(guest, command.to)
         job = self._engine.make_job(
@@ -240,9 +238,16 @@ class Verbs:
         self._engine.after(job)
         return job.document()
 
+    def _not_under_way(self, guest: Guest) -> None:
+        for job in self._engine.jobs.values():
+            if job.guest.key == guest.key and not job.ended:
+                raise Refusal("conflict", f"{guest.label} is {job.state} already: migration {job.id}")
+
     async def _check(self, command: Check) -> CheckDocument:
         guest, host = await self._guest(command.guest), self._host(command.to)
         policy = self._policy_of(guest, command.policy)
+        # Its monitor would be in use by that: who asks then is told that a stranger holds it.
+        self._not_under_way(guest)
         job = self._engine.make_job(guest, host.name, policy, announce=False)
         try:
             findings = await job.check_only()

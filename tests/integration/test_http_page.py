@@ -13,6 +13,7 @@ from playwright import sync_api
 from playwright.sync_api import expect
 
 from migrator.core.model import State
+from migrator.engine.documents import ForecastDocument
 from tests.conftest import missing
 from tests.service_fakes import OPERATOR, VIEWER, InThread, World, in_thread
 
@@ -156,6 +157,17 @@ def test_the_curve_of_what_no_figures_were_kept_of(operator: Seen, service: InTh
     service.do(lambda world: world.finish("m1", State.FAILED))
     operator.page.get_by_role("button", name="Curve of db").click()
     expect(operator.page.get_by_role("dialog")).to_contain_text("No figures were kept of it.")
+
+
+def test_a_verdict_is_said_in_words(operator: Seen, service: InThread):
+    service.do(lambda world: world.migrate(world.guests()[1]))
+    for forecast, said in (
+        (ForecastDocument(verdict="cannot"), "its policy does not let it end"),
+        (ForecastDocument(verdict="converges-if", rung="start-postcopy"), "it takes postcopy to end"),
+    ):
+        service.do(lambda world, forecast=forecast: world.progress("m1", 0.5, forecast=forecast))  # type: ignore[misc]
+        expect(card(operator, "db")).to_contain_text(said)
+    expect(card(operator, "db")).not_to_contain_text("converges")
 
 
 def test_names_are_only_ever_text(operator: Seen, service: InThread):

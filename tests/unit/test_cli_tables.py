@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+import io
 import unicodedata
-from typing import Any
+from typing import Any, cast
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from rich.cells import cell_len
+from rich.console import Console
 
+from migrator.cli import screen, tokens
 from migrator.cli import show_service as show
-from migrator.cli import tokens
+from migrator.cli.client import Client
 
 _ROWS = st.lists(st.lists(st.text(max_size=30), min_size=8, max_size=8), max_size=6)
 
@@ -135,3 +138,28 @@ def test_a_command_in_the_journal_is_one_line_that_says_who_asked_for_what_from_
         "command of unix:0 (http, unix socket, pid 17452)  migrate: accepted, migration dcf0a6c68d73" in line
     )
     assert "\n" not in line
+
+
+def test_the_screen_has_the_numbers_of_its_own_last_line():
+    host = {
+        "host": "a",
+        "state": "active",
+        "up": True,
+        "guests": 5,
+        "link_bytes_per_second": None,
+        "error": "",
+    }
+    host |= {"memory_free_bytes": 1, "memory_total_bytes": 2}
+
+    class Asked:
+        def get(self, path: str, **_: str) -> Any:
+            return {"items": [host] if path == "hosts" else []}
+
+    state = screen._State(cast(Client, Asked()))
+    state.fetch()
+    event = {"event_id": 7, "time": "2026-11-22T23:37:44+00:00", "kind": "state"}
+    state.take({**event, "subject": "host", "subject_id": "a", "body": {"guests": 4, "state": "draining"}})
+    console = Console(width=100, file=io.StringIO())
+    console.print(state.draw(100))
+    shown = cast(io.StringIO, console.file).getvalue().splitlines()
+    assert shown[1].split()[:4] == ["a", "draining", "up", "4"]

@@ -16,7 +16,18 @@ from migrator.core.inventory import HostState
 from migrator.core.model import Finding, Severity, State
 from migrator.core.policy import builtin
 from migrator.engine.bus import Bus
-from migrator.engine.commands import Caller, Cancel, Command, Evacuate, Migrate, Plan, Refusal, Restore, Role
+from migrator.engine.commands import (
+    Caller,
+    Cancel,
+    Check,
+    Command,
+    Evacuate,
+    Migrate,
+    Plan,
+    Refusal,
+    Restore,
+    Role,
+)
 from migrator.engine.controller import Engine, Rules
 from migrator.engine.documents import EvacuationState, GuestStanding
 from migrator.engine.inventory import Inventory
@@ -307,6 +318,16 @@ async def test_same_key_begins_nothing_twice(world: World) -> None:
         await driver.until(lambda: not driver.views.active_migrations())
         assert (await driver.ask(Migrate(guest="vm-0", to="b"), key="me\n1")).id == first.id
         assert world.site.running("vm-0") == ["b"]
+
+
+async def test_a_guest_that_moves_is_not_checked_through_a_monitor_that_is_in_use(world: World) -> None:
+    fill(world, 1, workload=steady(64 * MIB, 5 * MIB))
+    async with world.engine() as driver:
+        begun = await driver.ask(Migrate(guest="vm-0", to="b"))
+        with pytest.raises(Refusal, match=rf"vm-0 is \w+ already: migration {begun.id}"):
+            await driver.ask(Check(guest="vm-0", to="c"))
+        await driver.until(lambda: not driver.views.active_migrations())
+        assert (await driver.ask(Check(guest="vm-0", to="c"))).possible
 
 
 async def test_plan_says_what_will_be_done(world: World) -> None:
