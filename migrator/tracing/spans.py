@@ -21,6 +21,7 @@ MOST_DECISIONS = 256
 #: Phases of one migration; a postcopy may break and be mended many times. Of more the latest become one.
 MOST_PHASES = 256
 
+_HELD = "held for a person"
 _WRONG = {State.FAILED, State.HELD}
 _WRONG_ENDS = {"incomplete", "stopped"}
 
@@ -127,12 +128,7 @@ class Course:
                 ended=end,
                 attributes=_known(_PHASE, body),
                 moments=tuple(phase.moments),
-                # What it ended of, it ended of in its last phase; a held one waits because something went wrong.
-                error=error
-                if number == len(ends) - 1
-                else "held for a person"
-                if phase.state == State.HELD
-                else "",
+                error=_HELD if phase.state == State.HELD else error if number == len(ends) - 1 else "",
             )
             for number, (phase, end) in enumerate(zip(self._phases, ends, strict=True))
         ]
