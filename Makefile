@@ -6,7 +6,7 @@ BIN := .build/venv/bin
 WORKERS ?= auto
 PYTEST := $(BIN)/python -m pytest -n $(WORKERS) --dist worksteal
 
-.PHONY: help setup demo test test-all lint docs bench bench-policies bench-evacuation soak lock install uninstall clean
+.PHONY: help setup demo test test-all lint docs picture bench bench-policies bench-evacuation soak lock install uninstall clean
 
 help:
 	@echo 'make demo      guests move between two hosts made on this machine, before your eyes   [DEMO_ARGS=]'
@@ -15,6 +15,7 @@ help:
 	@echo 'make test-all  further combinations of QEMU versions and faults too'
 	@echo 'make lint      ruff, mypy, import-linter'
 	@echo 'make docs      the documents and dashboards that are generated from the code'
+	@echo 'make picture   docs/images/run.svg anew, from a migration on this machine'
 	@echo 'make bench     the measurements in docs/benchmarks.md   [BENCH_ARGS=]'
 	@echo 'make bench-policies   the controller beside what others do, in simulation   [BENCH_ARGS=]'
 	@echo 'make bench-evacuation   emptying a host: bound, plan and peers, in simulation   [BENCH_ARGS=--real]'
@@ -52,6 +53,10 @@ docs:
 	@scripts/setup lint
 	$(BIN)/python scripts/docs
 	$(BIN)/python -m dashboards.build
+
+picture:
+	@scripts/setup demo
+	$(BIN)/python scripts/picture
 
 bench:
 	@scripts/setup bench

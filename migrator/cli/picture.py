@@ -6,6 +6,7 @@ import math
 import textwrap
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 from xml.sax.saxutils import escape, quoteattr
 
 _WIDTH = 960
@@ -18,6 +19,8 @@ _MOST_POINTS = 2 * _PLOT
 _COLUMNS = 128
 #: A downtime of milliseconds in a run of minutes is still to be seen.
 _LEAST_SPAN = 2.0
+#: A line is broken where nothing was seen for so long, and for so many times the usual pause.
+_BREAK_SECONDS, _BREAK_TIMES = 1.5, 8.0
 #: A value so many times that of nearly all others does not set the scale.
 _FAR = 3.0
 
@@ -27,10 +30,12 @@ text { font: 12px system-ui, sans-serif; } .title { font-size: 17px; font-weight
 .area { fill-opacity: .15; stroke: none; } .b { stroke-dasharray: 6 3; }
 .mark { stroke-width: 1; stroke-dasharray: 2 3; } .number { font-size: 11px; font-weight: 600; }
 .span { fill-opacity: .35; } .span-text { font-weight: 600; }
+.number, .span-text { paint-order: stroke; stroke-width: 4px; stroke-linejoin: round; }
 """
 #: What has which colour, on light and on dark ground. Not by CSS variables: few programs but browsers know them.
 _COLOURS = (
     (".ground", "fill", "#ffffff", "#0d1117"),
+    (".number, .span-text", "stroke", "#ffffff", "#0d1117"),
     ("text", "fill", "#1f2328", "#e6edf3"),
     (".dim", "fill", "#59636e", "#9198a1"),
     (".grid", "stroke", "#d8dee4", "#30363d"),
@@ -109,13 +114,15 @@ def picture(
     axis = _Axis(end_seconds)
     parts = [_text(_LEFT, 34, title, "title")]
     parts += [_text(_LEFT, 56 + 17 * line, fact, "dim") for line, fact in enumerate(facts)]
-    top = y = 56 + 17 * len(facts) + 34
+    y = 56 + 17 * len(facts) + 34
+    heights = []
     for panel in panels:
         parts += _panel(panel, axis, y)
+        heights.append((y, y + panel.height))
         y += panel.height + _GAP
     bottom = y - _GAP
     parts += _time(axis, bottom, panels)
-    parts += _marked(marks, spans, axis, top, bottom)
+    parts += _marked(marks, spans, axis, heights)
     listed, y = _explained(marks, bottom + 52)
     parts += listed
     described = "; ".join(facts)
@@ -170,21 +177,34 @@ def _most(values: list[float]) -> float:
 
 
 def _curve(curve: Curve, axis: _Axis, scale: float, bottom: int, height: int) -> list[str]:
-    points = [
-        (axis.x(at), round(bottom - height * min(max(value / scale, 0.0), 1.0), 1))
-        for at, value in _thinned(curve.points)
-        if math.isfinite(at) and math.isfinite(value)
-    ]
-    if not points:
+    path = area = ""
+    for run in _unbroken(
+        [each for each in _thinned(curve.points) if math.isfinite(each[0]) and math.isfinite(each[1])]
+    ):
+        points = [
+            (axis.x(at), round(bottom - height * min(max(value / scale, 0.0), 1.0), 1)) for at, value in run
+        ]
+        line = f"M{points[0][0]:g} {points[0][1]:g}"
+        for x, y in points[1:]:
+            line += f"H{x:g}V{y:g}" if curve.steps else f"L{x:g} {y:g}"
+        path += line
+        area += f"{line}L{points[-1][0]:g} {bottom}H{points[0][0]:g}Z"
+    if not path:
         return []
-    path = f"M{points[0][0]:g} {points[0][1]:g}"
-    for x, y in points[1:]:
-        path += f"H{x:g}V{y:g}" if curve.steps else f"L{x:g} {y:g}"
-    parts = []
-    if curve.area:
-        closed = f"{path}L{points[-1][0]:g} {bottom}H{points[0][0]:g}Z"
-        parts.append(f'<path class="area fill-{curve.style}" d="{closed}"/>')
+    parts = [f'<path class="area fill-{curve.style}" d="{area}"/>'] if curve.area else []
     return [*parts, f'<path class="curve {curve.style}" d="{path}"><title>{_safe(curve.name)}</title></path>']
+
+
+def _unbroken(points: Sequence[tuple[float, float]]) -> list[list[tuple[float, float]]]:
+    """Runs of points between which nobody can say what was: the controller was away."""
+    gaps = sorted(after[0] - before[0] for before, after in pairwise(points))
+    longest = max(_BREAK_SECONDS, _BREAK_TIMES * gaps[len(gaps) // 2]) if gaps else math.inf
+    runs = [list(points[:1])] if points else []
+    for before, after in pairwise(points):
+        if after[0] - before[0] > longest:
+            runs.append([])
+        runs[-1].append(after)
+    return runs
 
 
 def _thinned(points: Sequence[tuple[float, float]]) -> list[tuple[float, float]]:
@@ -207,7 +227,10 @@ def _time(axis: _Axis, bottom: int, panels: Sequence[Panel]) -> list[str]:
     return [*parts, _text(_LEFT - 8, bottom + 19, "seconds", "dim", end=True)] if panels else []
 
 
-def _marked(marks: Sequence[Mark], spans: Sequence[Span], axis: _Axis, top: int, bottom: int) -> list[str]:
+def _marked(
+    marks: Sequence[Mark], spans: Sequence[Span], axis: _Axis, heights: Sequence[tuple[int, int]]
+) -> list[str]:
+    top, bottom = heights[0][0], heights[-1][1]
     parts = []
     for span in spans:
         left, right = axis.x(span.begin), axis.x(span.end)
@@ -223,9 +246,8 @@ def _marked(marks: Sequence[Mark], spans: Sequence[Span], axis: _Axis, top: int,
         x = axis.x(mark.at_seconds)
         row = (row + 1) % 3 if x - last < 16 else 0  # numbers of marks close together stand above each other
         last = x
-        parts.append(
-            f'<path class="mark" d="M{x:g} {top - 2}V{bottom}"><title>{_safe(mark.text)}</title></path>'
-        )
+        lines = "".join(f"M{x:g} {begin - 2}V{end}" for begin, end in heights)
+        parts.append(f'<path class="mark" d="{lines}"><title>{_safe(mark.text)}</title></path>')
         parts.append(_text(x + 3, top + 10 + 12 * row, str(mark.number), "number"))
     return parts
 

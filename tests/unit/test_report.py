@@ -139,6 +139,36 @@ def test_a_run_without_figures_says_so() -> None:
     assert "Decisions" not in texts
 
 
+def _paths(svg: str, name: str) -> str:
+    [path] = [each for each in ET.fromstring(svg).iter(f"{SVG}path") if each.findtext(f"{SVG}title") == name]
+    return path.get("d") or ""
+
+
+def test_where_nobody_looked_there_is_no_line() -> None:
+    samples = [each for each in _samples(100) if not 3.0 < each.at_seconds < 7.0]
+    for name in ("remaining memory", "dirty rate", "bandwidth"):
+        assert _paths(render(_ended(), _samples(100), []), name).count("M") == 1
+        assert _paths(render(_ended(), samples, []), name).count("M") == 2
+    # A few figures far from each other are no gap: there are no others.
+    sparse = _samples(200)[::40]
+    assert _paths(render(_ended(duration_seconds=16.5), sparse, []), "bandwidth").count("M") == 1
+
+
+def test_marks_do_not_cross_what_is_written_between_the_panels() -> None:
+    svg = render(_ended(), _samples(), DECISIONS)
+    titles = [
+        float(text.get("y") or 0)
+        for text in ET.fromstring(svg).iter(f"{SVG}text")
+        if text.get("class") == "head" and text.text != "Decisions"
+    ]
+    assert len(titles) == 3
+    marks = [each for each in ET.fromstring(svg).iter(f"{SVG}path") if each.get("class") == "mark"]
+    for mark in marks:
+        spans = re.findall(r"M[\d.]+ (\d+)V(\d+)", mark.get("d") or "")
+        assert len(spans) == 3
+        assert not any(float(top) < y < float(bottom) for top, bottom in spans for y in titles)
+
+
 def test_an_offline_run_has_no_ceiling() -> None:
     assert not any("ceiling" in text for text in _texts(render(_ended(mode=Mode.OFFLINE), _samples(), [])))
 
