@@ -205,7 +205,7 @@ def _judge(
     elif rung:
         verdict = Verdict.CONVERGES_IF
     else:
-        verdict = Verdict.CANNOT if state.bad_rounds >= _ROUNDS_TO_BELIEVE else Verdict.UNKNOWN
+        verdict = Verdict.CANNOT if _believed(state, sample, rung, left) else Verdict.UNKNOWN
     seen = Forecast(
         verdict=verdict,
         rung=rung,
@@ -232,6 +232,13 @@ def _judge(
     elif _believed(state, sample, rung, left):
         state, climbed = _climb(state, sample, policy, abilities, rung, left)
         actions += climbed
+    elif not rung and state.bad_rounds >= _ROUNDS_TO_BELIEVE and not state.at_risk:
+        # Whoever writes without a pause, and who does so for some seconds, look the same so far.
+        state = replace(state, at_risk=True)
+        reason = (
+            f"{_why(state)}: it will not end while the guest goes on like that; waiting for a quiet moment"
+        )
+        actions.append(Action(act=Act.AT_RISK, reason=reason))
     if not state.settled:
         state, seen, late = _too_late(state, sample, policy, abilities, seen)
         actions += late

@@ -177,13 +177,13 @@ def _with_bandwidth(model: Model, sample: Sample) -> Model:
 class Verdict(StrEnum):
     """Whether precopy will end inside the policy."""
 
-    #: Too early to say.
+    #: Too early to say, or waiting for a quiet moment of the guest.
     UNKNOWN = "unknown"
     #: As it goes.
     CONVERGES = "converges"
     #: If a rung of the ladder is taken; :attr:`Forecast.rung` says which.
     CONVERGES_IF = "converges-if"
-    #: Nothing that the policy allows will do.
+    #: Nothing that the policy allows will do, and no quiet moment came while it was waited for.
     CANNOT = "cannot"
 
 
