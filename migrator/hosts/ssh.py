@@ -8,9 +8,10 @@ import os
 import re
 import shlex
 from collections import OrderedDict
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Coroutine, Sequence
 from contextlib import asynccontextmanager
 from pathlib import Path
+from typing import Any
 
 import asyncssh
 
@@ -39,7 +40,7 @@ _IDLE_SECONDS = 30.0
 #: How often it is tried to open a session; the server may still count some that have ended.
 _OPENINGS = 8
 #: Seconds that the killing of a command may take.
-_KILL_SECONDS = 5.0
+_KILL_SECONDS = 10.0
 #: What the shell of a command says first: its process group. The protocol's own request to kill it is refused by
 #: OpenSSH when root is logged in.
 _GROUP = re.compile(rb"@group (\d+)\n")
@@ -184,7 +185,7 @@ class SshAccess:
         for attempt in range(_OPENINGS):
             connection = await self._connected()
             try:
-                return await connection.create_process(command, encoding=None)
+                return await self._create(connection, command)
             except asyncssh.ChannelOpenError as error:
                 if error.code == asyncssh.OPEN_REQUEST_SESSION_FAILED or attempt == _OPENINGS - 1:
                     raise HostError(self.name, f"a command cannot be started: {error}") from error
@@ -194,12 +195,40 @@ class SshAccess:
             await asyncio.sleep(0.05 * attempt)
         raise AssertionError
 
-    async def _output(self, process: _Process, program: str, stdin: bytes) -> Output:
+    async def _create(self, connection: asyncssh.SSHClientConnection, command: bytes) -> _Process:
+        """Begin it now. It may run there before that is known here: who goes away meanwhile leaves nothing running."""
+
+        async def create() -> _Process:
+            return await connection.create_process(command, encoding=None)
+
+        creating = asyncio.create_task(create(), name=f"begin a command on {self.name}")
+        try:
+            return await asyncio.shield(creating)
+        except asyncio.CancelledError:
+            self._clear_up(self._kill_new(creating))
+            raise
+
+    async def _kill_new(self, creating: asyncio.Task[_Process]) -> None:
+        try:
+            async with asyncio.timeout(_KILL_SECONDS):
+                process = await creating
+        except (asyncssh.Error, OSError):
+            return  # it has not begun, or nothing can be done there
+        _, stderr, read = self._reading(process, "a command")
+        await self._kill(process, read, stderr)
+
+    def _reading(
+        self, process: _Process, program: str
+    ) -> tuple[bytearray, bytearray, list[asyncio.Task[None]]]:
         stdout, stderr = bytearray(), bytearray()
         read = [
             asyncio.create_task(_read(stream, into), name=f"{program} on {self.name}")
             for stream, into in ((process.stdout, stdout), (process.stderr, stderr))
         ]
+        return stdout, stderr, read
+
+    async def _output(self, process: _Process, program: str, stdin: bytes) -> Output:
+        stdout, stderr, read = self._reading(process, program)
         ended = False
         try:
             try:
@@ -222,7 +251,7 @@ class SshAccess:
                 process.close()
                 await _cancel(read)
             else:
-                self._kill(process, read, stderr)
+                self._clear_up(self._kill(process, read, stderr))
         if process.returncode is None:
             raise HostError(self.name, f"the SSH connection was lost while {program} ran; it may still run")
         await process.wait_closed()  # the server counts it until then
@@ -234,28 +263,28 @@ class SshAccess:
             )
         return Output(status=process.returncode, stdout=said, stderr=_GROUP.sub(b"", bytes(stderr), count=1))
 
-    def _kill(self, process: _Process, read: Sequence[asyncio.Task[None]], stderr: bytearray) -> None:
-        """Have the process group of a command there killed, by the way."""
+    async def _kill(self, process: _Process, read: Sequence[asyncio.Task[None]], stderr: bytearray) -> None:
+        """Have the process group of a command there killed."""
+        try:
+            async with asyncio.timeout(_KILL_SECONDS):
+                while (
+                    not (said := _GROUP.search(stderr))
+                    and not _has_ended(process)
+                    and not process.is_closing()
+                ):
+                    await asyncio.sleep(0.02)
+                if said:
+                    killer = await self._begin(b"kill -9 -- -" + said[1])
+                    await killer.wait_closed()
+        except (HostError, TimeoutError):
+            pass  # it cannot be reached: that much is promised, and no more
+        finally:
+            process.close()
+            await _cancel(read)
 
-        async def kill() -> None:
-            try:
-                async with asyncio.timeout(_KILL_SECONDS):
-                    while (
-                        not (said := _GROUP.search(stderr))
-                        and not _has_ended(process)
-                        and not process.is_closing()
-                    ):
-                        await asyncio.sleep(0.02)
-                    if said:
-                        killer = await self._begin(b"kill -9 -- -" + said[1])
-                        await killer.wait_closed()
-            except (HostError, TimeoutError):
-                pass  # it cannot be reached: that much is promised, and no more
-            finally:
-                process.close()
-                await _cancel(read)
-
-        task = asyncio.create_task(kill(), name=f"kill a command on {self.name}")
+    def _clear_up(self, killing: Coroutine[Any, Any, None]) -> None:
+        """By the way; :meth:`close` waits for it."""
+        task = asyncio.create_task(killing, name=f"kill a command on {self.name}")
         self._killing.add(task)
         task.add_done_callback(self._killing.discard)
 
@@ -312,11 +341,13 @@ class SshAccess:
         """Let go of the host; what still runs there ends as it does when a connection is lost."""
         await self._watch.close()
         if self._killing:
-            killing = set(self._killing)
-            _, late = await asyncio.wait(killing, timeout=1.0)
+            _, late = await asyncio.wait(set(self._killing), timeout=1.0)
             for task in late:
                 task.cancel()
-            await asyncio.wait(killing)
+            while self._killing:  # one that was about to begin another leaves that to be killed in its turn
+                await asyncio.wait(set(self._killing), timeout=1.0)
+                for task in set(self._killing):
+                    task.cancel()
         self._closed = True
         if self._connecting is not None:
             self._connecting.cancel()
