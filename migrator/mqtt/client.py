@@ -35,7 +35,7 @@ _STEADY_SECONDS = 5.0
 _FIRST_PAUSE_SECONDS = 0.1
 #: Retained messages have all come when none came for so long; and they are not waited for longer than that.
 _QUIET_SECONDS = 0.3
-_SWEEP_SECONDS = 3.0
+_SWEEP_SECONDS = 10.0
 #: Between two looks for states to clear.
 _CLEARING_SECONDS = 60.0
 
@@ -247,19 +247,22 @@ class Mqtt:
                 self._outbox.put(outgoing)
 
     async def _ask_retained(self, connection: Connection) -> dict[str, bytes]:
-        """No message says that these were all: silence does. What comes later is looked at next time."""
-        loop = asyncio.get_running_loop()
-        self._seen, self._seen_at = {}, loop.time()
-        limit = self._seen_at + _SWEEP_SECONDS
+        """No message says that these were all: silence does, or what the broker answers only after it has sent them.
+
+        What comes later is looked at next time.
+        """
+        self._seen = {}
+        limit = asyncio.get_running_loop().time() + _SWEEP_SECONDS
         try:
             for topic in self._topics.states:
                 # Not acknowledged one by one: a broker would wait for that.
                 await connection.subscribe(topic, qos=0, retained=True)
-            self._seen_at = loop.time()
-            while loop.time() < min(limit, self._seen_at + _QUIET_SECONDS):
-                await asyncio.sleep(_QUIET_SECONDS / 3)
+            self._seen_at = asyncio.get_running_loop().time()
+            await self._quiet(limit)
             for topic in self._topics.states:
                 await connection.unsubscribe(topic)
+            # Was it silent because it is slow, then the rest has come before this answer.
+            await self._quiet(limit)
             return self._seen
         except NotAllowed as error:
             # Then all is published anew, and what is stale stays.
@@ -267,6 +270,11 @@ class Mqtt:
             return {}
         finally:
             self._seen = None
+
+    async def _quiet(self, limit: float) -> None:
+        loop = asyncio.get_running_loop()
+        while loop.time() < min(limit, self._seen_at + _QUIET_SECONDS):
+            await asyncio.sleep(_QUIET_SECONDS / 3)
 
     def _see(self, received: Received) -> None:
         if self._seen is not None:

@@ -75,7 +75,7 @@ async def nothing_missing(site: LiveSite, board: Board, subject: str, identifier
             for each in await site.events(subject, identifier)
             if each["kind"] in ("state", "decision") and each["event_id"] >= since
         ]
-        await asyncio.sleep(0.05)  # messages are sent before they are journalled, which is soon
+        await asyncio.sleep(0.05)
         return got == wanted
 
     try:

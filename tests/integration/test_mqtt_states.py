@@ -34,10 +34,10 @@ def broker(tmp_path: Path) -> Iterator[Broker]:
 async def retained(broker: Broker) -> dict[str, Any]:
     """What a dashboard that comes now is given, by topic without the prefix."""
     async with peer(broker, "dashboard") as dashboard:
-        size = -1
-        while len(dashboard.got) != size:
-            size = len(dashboard.got)
-            await asyncio.sleep(0.1)
+        # Asked for once more it comes once more, after all the others.
+        await dashboard.client.subscribe(f"{PREFIX}/service/one", qos=1, timeout=20)
+        last = f"{PREFIX}/service/one"
+        await until(lambda: [got.topic for got in dashboard.got if got.retain].count(last) == 2, what="all")
         return {
             got.topic.removeprefix(f"{PREFIX}/"): (
                 got.json if got.payload.startswith(b"{") else got.payload.decode()

@@ -1,0 +1,243 @@
+"""Who hears of an event when: at once, or once the journal has it; and what that becomes when it cannot be written."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Mapping, Sequence
+from contextlib import asynccontextmanager
+from typing import Any
+
+import pytest
+
+from migrator.engine.bus import Bus
+from migrator.engine.documents import EventDocument, EventKind, Subject
+from migrator.engine.keeper import Keeper
+from migrator.errors import JournalError
+from migrator.testing.journal import MemoryJournal
+
+pytestmark = pytest.mark.looptime
+
+
+class SlowJournal(MemoryJournal):
+    """Every write takes until :attr:`free` is set; `refused` events are refused with all beside them."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.free = asyncio.Event()
+        self.refused: set[int] = set()
+
+    async def save(
+        self, *given: tuple[str, Mapping[str, Any]], events: Sequence[Mapping[str, Any]] = ()
+    ) -> None:
+        await self.free.wait()
+        if self.refused & {event["event_id"] for event in events}:
+            raise JournalError("no such event")
+        await super().save(*given, events=events)
+
+
+class Site:
+    """A bus that is journalled, and who hears it."""
+
+    def __init__(self, journal: MemoryJournal, *, last: int = 0) -> None:
+        self.journal = journal
+        self.bus = Bus(last_event_id=last)
+        self.keeper = Keeper(journal)
+        self.keeper.keep(self.bus)
+        self.at_once: list[EventDocument] = []
+        self.later: list[EventDocument] = []
+        self.bus.call(self.at_once.append)
+        self.bus.call(self.later.append, journalled=True)
+
+    def say(self, count: int = 1, *, kind: EventKind = EventKind.STATE, about: str = "m1") -> None:
+        for _ in range(count):
+            self.keeper.later("migration", {"id": about, "told": self.bus._last + 1})
+            self.bus.publish(kind, Subject.MIGRATION, about, {})
+
+    @property
+    def told(self) -> list[int]:
+        return [event.event_id for event in self.later if event.kind is not EventKind.PROGRESS]
+
+    async def journalled(self) -> list[int]:
+        return [event["event_id"] for event in await self.journal.events(limit=10_000)]
+
+    @asynccontextmanager
+    async def running(self) -> AsyncIterator[None]:
+        task = asyncio.create_task(self.keeper.run())
+        try:
+            yield
+        finally:
+            task.cancel()
+            await asyncio.wait({task})
+
+
+async def test_told_at_once_where_nobody_keeps_a_journal() -> None:
+    bus = Bus()
+    heard: list[EventDocument] = []
+    bus.call(heard.append, journalled=True)
+    with bus.listen(journalled=True) as listener:
+        said = bus.publish(EventKind.STATE, Subject.HOST, "a", {})
+        listener.close()
+        assert [event async for event in listener] == heard == [said]
+    assert (bus.last_event_id, bus.sequence(Subject.HOST, "a"), bus.listening()) == (1, 1, 0)
+
+
+async def test_what_leaves_the_process_is_told_once_it_is_on_disk_and_the_rest_at_once() -> None:
+    journal = SlowJournal()
+    site = Site(journal)
+    async with site.running():
+        site.say(3)
+        await asyncio.sleep(1)
+        assert [event.event_id for event in site.at_once] == [1, 2, 3]
+        assert site.told == []
+        # What is shown with replies is what was told, not what was counted.
+        assert (site.bus.last_event_id, site.bus.sequence(Subject.MIGRATION, "m1")) == (0, 0)
+        journal.free.set()
+        assert await site.keeper.flush(1)
+        assert site.told == await site.journalled() == [1, 2, 3]
+        assert (site.bus.last_event_id, site.bus.sequence(Subject.MIGRATION, "m1")) == (3, 3)
+
+
+async def test_progress_does_not_overtake_the_state_whose_number_it_shows() -> None:
+    journal = SlowJournal()
+    site = Site(journal)
+    async with site.running():
+        site.say()
+        site.say(kind=EventKind.PROGRESS)
+        site.say()
+        site.say(kind=EventKind.PROGRESS)
+        assert site.later == []
+        journal.free.set()
+        await site.keeper.flush(1)
+        assert [(event.kind, event.sequence) for event in site.later] == [
+            (EventKind.STATE, 1),
+            (EventKind.PROGRESS, 1),
+            (EventKind.STATE, 2),
+            (EventKind.PROGRESS, 2),
+        ]
+        site.say(kind=EventKind.PROGRESS)
+        assert len(site.later) == 5  # nothing is before it
+
+
+async def test_what_was_counted_while_the_journal_was_written_waits_for_the_next_write() -> None:
+    journal = SlowJournal()
+    site = Site(journal)
+    async with site.running():
+        site.say(2)
+        await asyncio.sleep(0)
+        await asyncio.sleep(0)
+        site.say(2)  # those before are on their way to the disk
+        told_with: list[int] = []
+        site.bus.call(lambda _: told_with.append(len(journal._events)), journalled=True)
+        journal.free.set()
+        await site.keeper.flush(1)
+    assert site.told == [1, 2, 3, 4]
+    assert told_with == [2, 2, 4, 4]
+
+
+async def test_a_step_that_waits_for_the_journal_takes_the_events_with_it() -> None:
+    journal = MemoryJournal()
+    site = Site(journal)
+    site.say(2)
+    await site.keeper.now(("migration", {"id": "m2"}))
+    assert site.told == await site.journalled() == [1, 2]
+    assert {each["id"] for each in await journal.unfinished("migration")} == {"m1", "m2"}
+
+
+async def test_a_journal_that_fails_holds_nothing_back_for_longer_than_three_seconds() -> None:
+    journal = MemoryJournal()
+    site = Site(journal)
+    loop = asyncio.get_running_loop()
+    async with site.running():
+        journal.broken = "the disk is full"
+        began = loop.time()
+        site.say(2)
+        while not site.told:
+            await asyncio.sleep(0.01)
+        assert loop.time() - began == pytest.approx(3, abs=0.1)
+        assert site.told == [1, 2]
+        site.say()  # nobody believes in it any more
+        assert site.told == [1, 2, 3]
+        journal.broken = ""
+        assert await site.keeper.flush(5)
+        assert await site.journalled() == [1, 2, 3]
+        site.say()
+        assert site.told == [1, 2, 3]  # it is waited for again
+        assert await site.keeper.flush(1)
+        assert site.told == await site.journalled() == [1, 2, 3, 4]
+
+
+async def test_a_disk_that_does_not_answer_holds_nothing_back_for_longer_either() -> None:
+    site = Site(SlowJournal())
+    async with site.running():
+        site.say(2)
+        await asyncio.sleep(2.9)
+        assert site.told == []
+        await asyncio.sleep(0.2)
+        assert site.told == [1, 2]
+
+
+async def test_numbers_that_were_told_but_never_journalled_are_not_given_again() -> None:
+    journal = MemoryJournal()
+    site = Site(journal)
+    async with site.running():
+        site.say()
+        assert await site.keeper.flush(1)
+        journal.broken = "the disk is full"
+        site.say(100)
+        await asyncio.sleep(5)
+        assert site.told == list(range(1, 102))
+    journal.broken = ""  # killed, and the next one finds room
+    last, _ = await journal.positions()
+    again = Site(journal, last=last)
+    async with again.running():
+        again.say()
+        assert await again.keeper.flush(1)
+    assert set(again.told).isdisjoint(site.told)
+    assert again.told > site.told
+
+
+async def test_who_goes_has_told_everything() -> None:
+    site = Site(SlowJournal())
+    async with site.running():
+        site.say(5)
+        assert not await site.keeper.flush(0.5)
+        assert site.told == [1, 2, 3, 4, 5]
+
+
+async def test_one_that_is_refused_holds_up_no_other() -> None:
+    journal = SlowJournal()
+    journal.refused = {2}
+    site = Site(journal)
+    async with site.running():
+        site.say(3)
+        journal.free.set()
+        await site.keeper.now(("migration", {"id": "m2"}))
+        assert await site.keeper.flush(1)
+        assert await site.journalled() == [1, 3]
+        assert site.told == [1, 2, 3]
+
+
+async def test_a_document_is_never_ahead_of_what_was_said_of_it() -> None:
+    """Whenever it is killed: the document that the journal has, and its last event, are of the same moment."""
+    journal = MemoryJournal()
+    site = Site(journal)
+    async with site.running():
+        for number in range(20):
+            site.say()
+            if number % 3:
+                await asyncio.sleep(0)
+            if number % 5 == 0:
+                await site.keeper.now(("migration", {"id": "m2"}))
+            saved = await journal.find("migration", "m1")
+            told = await site.journalled()
+            assert (saved or {"told": 0})["told"] == (told[-1] if told else 0)
+
+
+async def test_a_long_backlog_is_written_in_parts() -> None:
+    journal = SlowJournal()
+    site = Site(journal)
+    async with site.running():
+        site.say(2500)
+        journal.free.set()
+        assert await site.keeper.flush(1)
+    assert site.told == await site.journalled() == list(range(1, 2501))
