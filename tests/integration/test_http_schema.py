@@ -84,6 +84,7 @@ def test_the_description_is_whole():
         "/api/v1/migrations/{id}/postcopy",
         "/api/v1/migrations/{id}/resolve",
         "/api/v1/migrations/{id}/events",
+        "/api/v1/migrations/{id}/samples",
         "/api/v1/events",
         "/api/v1/hosts",
         "/api/v1/hosts/{host}",

@@ -18,6 +18,8 @@ from typing import Any
 
 import pytest
 
+from migrator.core.model import Sample, State
+from migrator.core.thinning import Point
 from migrator.errors import JournalError
 from migrator.store import database, schema
 from migrator.store.database import Database
@@ -96,6 +98,27 @@ class TestFullDisk:
             rest.unlink()
             await works(journal)
         assert integrity(small / "journal.db") == "ok"
+
+    async def test_costs_figures_of_migrations_and_nothing_else(self, small: Path) -> None:
+        async with await SqlJournal.open(small / "journal.db") as journal:
+            await journal.save(migration("m1"))
+            rest = fill(small)
+            added = 0
+            while not journal.complaint:  # what room the log has left is used up first
+                for number in range(300):
+                    point = Point(sample=Sample(at_seconds=number, round=number), state=State.PRECOPY)
+                    journal.samples.add(f"m{added}", point)
+                await journal.samples.flush()
+                added += 1
+                assert added < 200
+            assert "the disk is full: make room" in journal.complaint
+            rest.unlink()
+            await works(journal)
+            # Those of a moment ago are still in memory: with room they are written after all.
+            await journal.samples.flush()
+        assert integrity(small / "journal.db") == "ok"
+        async with await SqlJournal.open(small / "journal.db") as journal:
+            assert len(await journal.samples.of(f"m{added - 1}")) == 300
 
     async def test_writes_nothing_by_halves(self, small: Path) -> None:
         """Of batches of ten, every one is there whole or not at all."""

@@ -68,7 +68,7 @@ async def test_it_is_written_soon_and_in_one_go(path: Path) -> None:
         for number in range(50):
             for migration in range(20):
                 journal.samples.add(f"m{migration}", _point(float(number)))
-        await until(lambda: len(_rows(path)) == 1000, what="all of them on disk", within=10)
+        await until(lambda: len(_rows(path)) == 1000 and writes, what="all of them on disk", within=10)
         assert len(writes) == 1
         task.cancel()
         await asyncio.wait({task})
