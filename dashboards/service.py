@@ -134,6 +134,14 @@ def _own() -> list[Any]:
             "s",
             query(f"scrape_duration_seconds{{{ALL}}}", "{{instance}}"),
         ),
+        curves(
+            "Traces",
+            "Spans a second that the collector has taken, or that were dropped; 0 where none is configured.",
+            "ops",
+            query(
+                f"sum by (result) (rate(migrator_trace_spans_total{{{ALL}}}[$__rate_interval]))", "{{result}}"
+            ),
+        ),
     ]
 
 

@@ -14,6 +14,7 @@ from urllib.parse import quote, urlsplit
 
 import httpx2
 
+from migrator.core.trace_context import TRACEPARENT, TRACESTATE
 from migrator.errors import MigratorError, UsageError
 
 #: Where the service listens unless it was told otherwise.
@@ -102,7 +103,7 @@ class Client:
         :raise Rejected: the service answered with a problem; nothing was begun.
         """
         given = {key: value for key, value in (body or {}).items() if value is not None}
-        headers = {"Idempotency-Key": str(uuid.uuid4())}
+        headers = {"Idempotency-Key": str(uuid.uuid4()), **_trace()}
         until = time.monotonic() + _AGAIN_SECONDS
         sent = False
         while True:
@@ -206,6 +207,12 @@ class Client:
 def segment(identifier: str) -> str:
     """`identifier` as a part of a path."""
     return quote(identifier, safe="")
+
+
+def _trace() -> dict[str, str]:
+    """The trace that this command is part of, as tools that begin others say it: in variables."""
+    found = {name: os.environ.get(name.upper(), "") for name in (TRACEPARENT, TRACESTATE)}
+    return {name: value for name, value in found.items() if value and value.isascii() and value.isprintable()}
 
 
 def _document(answer: httpx2.Response) -> Document:

@@ -105,7 +105,7 @@ def phases_are_whole(collector: Collector, root: Got, document: Any, events: lis
 
 
 async def test_traces_of_callers_by_http_and_mqtt_agree_with_the_documents(
-    collector: Collector, broker: Broker, tmp_path: Path
+    collector: Collector, broker: Broker, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     machines = [guest("web"), guest("db", region=48 * MIB, speed=30 * MIB)]
     headers = tmp_path / "headers"
@@ -183,11 +183,13 @@ async def test_traces_of_callers_by_http_and_mqtt_agree_with_the_documents(
         own = await the_span(collector, "migrate", site, migration__id=wrong["id"])
         assert own.parent_id == ""
         assert own.trace_id not in (TRACE, other)
-        # What waits is sent when the service stops.
-        last = await ask(site, "migrations", {}, guest="db", to=there)
-        await site.migration_ended(last["id"], "completed")
+        # The command line has it from its surroundings; what waits is sent when the service stops.
+        monkeypatch.setenv("TRACEPARENT", f"00-{'8' * 32}-{CALLER}-01")
+        done = await site.cli("migrate", "db", "--to", there, "--wait", "--json")
+        assert done.returncode == 0, done
         assert await asyncio.to_thread(site.stop) == 0
-        assert len(collector.named("migrate", migration__id=last["id"])) == 1
+        (last,) = [each for each in collector.named("migrate") if each.trace_id == "8" * 32]
+        assert last.parent_id == CALLER
     assert [each for each in collector.spans if each.trace_id == "7" * 32] == []
     assert len({each.span_id for each in collector.spans}) == len(collector.spans)
 

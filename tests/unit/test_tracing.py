@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import subprocess
 import sys
 import threading
@@ -15,6 +16,7 @@ from typing import Any
 
 import pytest
 
+from migrator import logs
 from migrator.engine.bus import Bus
 from migrator.engine.documents import EventKind, Subject
 from migrator.engine.reading import Reading
@@ -443,6 +445,31 @@ class TestListening:
         async with self.tracing(journal, exporter):
             pass
         assert time.monotonic() - began < 8
+
+
+async def test_lines_of_a_task_say_what_it_was_begun_about(capsys: pytest.CaptureFixture[str]) -> None:
+    async def work() -> None:
+        logs.logger(migration="m1").warning("happened")
+        with logs.about(more=1):
+            await asyncio.create_task(deeper())
+
+    async def deeper() -> None:
+        logs.logger().info("deeper", more=2)
+
+    logs.configure(verbose=True, json=True)
+    try:
+        with logs.about(trace_id=TRACE):
+            task = asyncio.create_task(work())
+        logs.logger().warning("elsewhere")
+        await task
+    finally:
+        logs.configure()
+    lines = [json.loads(line) for line in capsys.readouterr().err.splitlines()]
+    assert [(line["event"], line.get("trace_id"), line.get("more")) for line in lines] == [
+        ("elsewhere", None, None),
+        ("happened", TRACE, None),
+        ("deeper", TRACE, 2),
+    ]
 
 
 def test_without_traces_in_the_configuration_nothing_of_the_library_is_loaded() -> None:
