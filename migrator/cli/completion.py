@@ -59,6 +59,16 @@ def policies(incomplete: str) -> list[str]:
     return [name for name in known if name.startswith(incomplete)]
 
 
+def one_of(*words: str) -> Callable[[str], list[str]]:
+    """Fixed words that begin so."""
+
+    # Typer looks at the annotations, which a lambda has none of.
+    def offer(incomplete: str) -> list[str]:
+        return [word for word in words if word.startswith(incomplete)]
+
+    return offer
+
+
 def _names(
     incomplete: str, read: Callable[[Callable[[str], list[dict[str, Any]]]], Iterable[str]]
 ) -> list[str]:

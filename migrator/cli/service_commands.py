@@ -154,7 +154,9 @@ def evacuate(
     on_deadline: Annotated[
         str,
         typer.Option(
-            metavar="WHAT", help="continue (and be late) or stop (start nothing more, cancel what can be)."
+            metavar="WHAT",
+            help="continue (and be late) or stop (start nothing more, cancel what can be).",
+            autocompletion=completion.one_of("continue", "stop"),
         ),
     ] = "continue",
     policy: _Policy = None,
@@ -256,7 +258,13 @@ def postcopy(identifier: _Migration, server: _Server = None, json: _Json = False
 def resolve(
     identifier: _Migration,
     guest_at: Annotated[
-        str, typer.Option("--guest-at", metavar="WHERE", help="Where it is: source, destination or lost.")
+        str,
+        typer.Option(
+            "--guest-at",
+            metavar="WHERE",
+            help="Where it is: source, destination or lost.",
+            autocompletion=completion.one_of("source", "destination", "lost"),
+        ),
     ],
     server: _Server = None,
     json: _Json = False,

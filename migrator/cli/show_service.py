@@ -342,7 +342,7 @@ def evacuation_lines(one: Document) -> list[str]:
         why = f": {guest['reason']}" if guest["reason"] else ""
         lines.append(f"    {guest['standing']:<10} {label(guest)}{target}{by}{why}")
     if one["guests_left"]:
-        lines.append(f"    {one['guests_left']} guests left on {one['host']}")
+        lines.append(f"    {guests_left(one)}" + (f" on {one['host']}" if one["kind"] == "evacuate" else ""))
     return [clean(line) for line in lines]
 
 
@@ -371,6 +371,13 @@ def event_line(event: Document) -> str:
         text += f" ({name})" if name else ""
         text += f": {body['error']}" if body.get("error") else ""
     return clean(f"{event['event_id']:>6}  {when}  {what}  {text}")
+
+
+def guests_left(one: Document, total: int | None = None) -> str:
+    """``2 of 5 guests left``; of a restore those that are not home yet."""
+    of = f" of {total}" if total is not None else ""
+    noun = "guest" if one["guests_left"] == 1 and total is None else "guests"
+    return f"{one['guests_left']}{of} {noun} {'left' if one['kind'] == 'evacuate' else 'not at home'}"
 
 
 def left(one: Document) -> str:

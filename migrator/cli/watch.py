@@ -211,7 +211,7 @@ class _View:
         done = total - one["guests_left"]
         row = show.evacuation_row(one)
         end = f"forecast to end {row[5]}" if row[5] else ""
-        parts = [f"{one['guests_left']} of {total} guests left", end, show.left(one), row[7]]
+        parts = [show.guests_left(one, total), end, show.left(one), row[7]]
         text = show.clean(", ".join(part for part in parts if part))
         if not self._terminal:
             shown = (f"{one['state']} {done}", time.monotonic())

@@ -38,6 +38,7 @@ from migrator.mqtt import Mqtt
 from migrator.mqtt.replies import Begun
 from migrator.mqtt.settings import MqttSettings as BrokerSettings
 from migrator.qemu import monitor
+from migrator.service.narrator import Narrator
 from migrator.service.notify import notify, watchdog
 from migrator.service.site_parts import make_site
 from migrator.settings import Settings, traces
@@ -165,6 +166,7 @@ async def _running(settings: Settings, path: Path | None) -> AsyncIterator[Engin
                 version=__version__,
                 counted=metrics.spans,
             )
+        Narrator(bus)
         await engine.recover()  # before anything else: somebody may stand still
         await stack.enter_async_context(metrics)
         await stack.enter_async_context(tracing)

@@ -254,6 +254,8 @@ class TestCompletion:
             ("migrator migrate db --to b", ["beta"]),
             ("migrator migrate db --policy g", ["gentle"]),
             ("migrator cancel ", ["m1"]),
+            ("migrator evacuate a --on-deadline ", ["continue", "stop"]),
+            ("migrator resolve m1 --guest-at l", ["lost"]),
         ],
     )
     def test_of_names(self, busy: InThread, line: str, offers: list[str]):

@@ -163,3 +163,18 @@ def test_the_screen_has_the_numbers_of_its_own_last_line():
     console.print(state.draw(100))
     shown = cast(io.StringIO, console.file).getvalue().splitlines()
     assert shown[1].split()[:4] == ["a", "draining", "up", "4"]
+
+
+@pytest.mark.parametrize(
+    ("kind", "left", "total", "said"),
+    [
+        ("evacuate", 1, None, "1 guest left"),
+        ("evacuate", 2, 5, "2 of 5 guests left"),
+        ("restore", 1, None, "1 guest not at home"),
+        ("restore", 1, 3, "1 of 3 guests not at home"),
+    ],
+)
+def test_guests_that_are_left_of_an_evacuation_and_not_back_from_one(
+    kind: str, left: int, total: int | None, said: str
+):
+    assert show.guests_left({"kind": kind, "guests_left": left}, total) == said

@@ -1,0 +1,79 @@
+"""What is in the log when somebody wonders at night."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+
+from migrator import logs
+from migrator.engine.bus import Bus
+from migrator.engine.documents import EventKind, Subject
+from migrator.service.narrator import Narrator
+
+
+@pytest.fixture
+def bus() -> Iterator[Bus]:
+    logs.configure(verbose=True, json=True, level="info")
+    bus = Bus()
+    Narrator(bus)
+    yield bus
+    logs.configure()
+
+
+def lines(capsys: pytest.CaptureFixture[str]) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in capsys.readouterr().err.splitlines()]
+
+
+def state(bus: Bus, subject: Subject, identifier: str, **body: Any) -> None:
+    bus.publish(EventKind.STATE, subject, identifier, body)
+
+
+def test_a_migration_from_its_beginning_to_its_end_by_its_id(
+    bus: Bus, capsys: pytest.CaptureFixture[str]
+) -> None:
+    one = {"guest": "u", "guest_name": "web", "source": "a", "destination": "b", "evacuation": "e1"}
+    state(bus, Subject.MIGRATION, "m1", **one, state="precopy", ended_at=None, error=None)
+    bus.publish(EventKind.PROGRESS, Subject.MIGRATION, "m1", {**one, "state": "precopy"})
+    bus.publish(EventKind.DECISION, Subject.MIGRATION, "m1", {"action": "throttle", "reason": "too fast"})
+    state(bus, Subject.MIGRATION, "m1", **one, state="failed", ended_at="now", error="cut off")
+    said = lines(capsys)
+    assert [(each["event"], each["level"]) for each in said] == [
+        ("migration", "info"),
+        ("decision", "info"),
+        ("migration", "warning"),
+    ]
+    assert {(each["migration"], each["guest"], each["host"], each["target"]) for each in said} == {
+        ("m1", "web", "a", "b")
+    }
+    assert said[1]["reason"] == "too fast"
+    assert (said[2]["state"], said[2]["error"]) == ("failed", "cut off")
+
+
+def test_what_has_not_changed_is_not_said_again(bus: Bus, capsys: pytest.CaptureFixture[str]) -> None:
+    for free in (1, 2):
+        state(bus, Subject.HOST, "a", state="active", up=True, error="", memory_free_bytes=free)
+    state(bus, Subject.HOST, "a", state="active", up=False, error="no route to host")
+    for left in (2, 2, 1):
+        state(bus, Subject.EVACUATION, "e1", host="a", kind="evacuate", state="running", guests_left=left)
+    state(bus, Subject.EVACUATION, "e1", host="a", kind="evacuate", state="running", guests_left=1, late=True)
+    said = lines(capsys)
+    assert [(each["event"], each["level"]) for each in said] == [
+        ("host", "info"),
+        ("host", "warning"),
+        ("evacuation", "info"),
+        ("evacuation", "info"),
+        ("evacuation", "warning"),
+    ]
+    assert said[1]["error"] == "no route to host"
+    assert all(each["host"] == "a" for each in said)
+
+
+def test_a_log_that_is_gone_keeps_nothing_from_going_on(bus: Bus, monkeypatch: pytest.MonkeyPatch) -> None:
+    def gone(*_: object, **__: object) -> None:
+        raise BrokenPipeError
+
+    monkeypatch.setattr(logs.Logger, "info", gone)
+    state(bus, Subject.HOST, "a", state="active", up=True, error="")
