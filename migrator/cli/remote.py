@@ -5,7 +5,8 @@ from __future__ import annotations
 import json
 import os
 import sys
-from collections.abc import Callable, Iterator
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from datetime import UTC, datetime
 from typing import Any, NoReturn
 
@@ -261,10 +262,15 @@ def events(
     if identifier is not None:
         kind, _ = find(client, identifier)
         query = {"subject": kind, "subject_id": identifier}
-    if after is None:
-        after = 0 if identifier is not None else max(0, client.last_event_id() - _LAST_EVENTS)
+    past: Iterable[Document]
+    if after is None and identifier is None:
+        after = client.last_event_id()
+        past = _last_events(client, after)
+    else:
+        after = after or 0
+        past = _past_events(client, after, query)
     items: list[Document] = []
-    for event in _past_events(client, after, query):
+    for event in past:
         after = event["event_id"]
         if json_output and not follow:
             items.append(event)
@@ -274,6 +280,16 @@ def events(
         _follow(client, identifier, after, json_output=json_output)
     elif json_output:
         print(json.dumps({"items": items}))
+
+
+def _last_events(client: Client, last: int) -> Sequence[Document]:
+    # Their ids are not without gaps: those that a service had reserved when it was killed are not given again.
+    back = _LAST_EVENTS
+    while True:
+        found = deque(_past_events(client, max(0, last - back), {}), maxlen=_LAST_EVENTS)
+        if len(found) == _LAST_EVENTS or back >= last:
+            return found
+        back *= 4
 
 
 def _past_events(client: Client, after: int, query: dict[str, str]) -> Iterator[Document]:

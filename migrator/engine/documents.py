@@ -311,7 +311,7 @@ class Subject(StrEnum):
 class EventDocument(Document):
     """Something that happened. Journalled but for progress."""
 
-    #: Grows by one with every journalled event of this service; progress repeats the last.
+    #: Grows with every journalled event of this service; progress repeats the last. By one, but after a crash by more.
     event_id: int
     #: Grows by one with every journalled event of this subject: a gap shows that some were not delivered.
     sequence: int

@@ -112,7 +112,7 @@ samples = Table(
 meta = Table(
     "meta",
     metadata,
-    #: ``last_event_id``: of what retention has removed; ``probe``: when it was last tried whether it can be written.
+    #: ``last_event_id``: the largest that was removed or reserved; ``probe``: when it was last tried to be written.
     Column("key", Text, primary_key=True),
     Column("value", Text, nullable=False),
 )

@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 
 from migrator.core.model import State
+from migrator.engine.documents import EventKind, Subject
 from tests.command import MIGRATOR
 from tests.service_fakes import HOSTILE, OPERATOR, VIEWER, InThread, World, in_thread
 
@@ -184,6 +185,21 @@ def test_an_evacuation_that_leaves_a_guest_lists_it(service: InThread):
 def test_an_evacuation_with_a_held_guest(service: InThread):
     service.do(lambda world: setattr(world, "end", State.HELD))
     assert typed(service, "evacuate", "alpha", "--wait").returncode == 5
+
+
+def test_last_events_are_found_over_numbers_that_were_never_given(service: InThread):
+    def say(world: World) -> None:
+        world.bus.publish(EventKind.STATE, Subject.HOST, "before", {})
+        world.bus._last += 5000  # as after a kill
+        world.bus.publish(EventKind.STATE, Subject.HOST, "after", {})
+
+    service.do(say)
+    found = document(typed(service, "events", "--json"))["items"]
+    assert [event["subject_id"] for event in found] == ["before", "after"]
+    service.do(lambda world: [world.bus.publish(EventKind.STATE, Subject.HOST, "x", {}) for _ in range(300)])
+    found = document(typed(service, "events", "--json"))["items"]
+    assert [event["subject_id"] for event in found] == ["x"] * 200
+    assert found[-1]["event_id"] == 5302
 
 
 def test_cancel_status_and_events(service: InThread):
