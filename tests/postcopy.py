@@ -159,8 +159,8 @@ class PostcopyDrive(Drive):
 
     def make_it_last(self) -> None:
         """See :func:`slowly`."""
-        # Not later: 7.2 reads the limit before it stops the guest.
-        self.source.before("migrate", lambda: slowly(self.pair))
+        # Not later: 7.2 reads the limit before it stops the guest. The first look is the one right before `migrate`.
+        self.source.before_look(lambda: slowly(self.pair))
 
     @property
     def was_postcopy(self) -> bool:

@@ -266,13 +266,9 @@ class Migration:
         self._ledger.note(milestone=Milestone.MIGRATING)
         if self._ledger.intent.undo is None:
             try:
-                await self._source.migrate(uri)
+                await self._steering.begin_copying(uri, self._abilities)
             except TimedOut as error:
                 self._observer.complain(str(error))  # it may have begun all the same: the next look tells
-            try:
-                await self._steering.begin_postcopy(self._abilities)
-            except QemuError as error:
-                self._observer.complain(str(error))  # the steering tries again
 
     async def _drive(self) -> Result:
         while True:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import math
 from collections.abc import Mapping
 from dataclasses import asdict, replace
@@ -68,15 +69,18 @@ class Steering:
         """Postcopy was begun by somebody else: there is nothing left to decide."""
         self._state = replace(self._state, settled=True)
 
-    async def begin_postcopy(self, abilities: Abilities) -> None:
-        """Right behind ``migrate``, where the policy asks for postcopy at once: a moment later the first long turn of
-        sending is under way, and the switch would wait for it.
+    async def begin_copying(self, uri: str, abilities: Abilities) -> None:
+        """Have the source begin, and where the policy asks for postcopy at once, have it switch in the same breath: a
+        moment later the first long turn of sending is under way, and the switch would wait for it.
 
-        :raise QemuError: the source refused it or did not answer; :meth:`step` will try again.
+        :raise QemuError: the source refused to begin, or did not answer; :meth:`step` will try to switch again.
         """
-        if self._policy.postcopy is Postcopy.IMMEDIATE and abilities.postcopy:
-            await self._act(Action(act=Act.START_POSTCOPY, reason="the policy asks for postcopy at once"), {})
-            self.settle()
+        if self._policy.postcopy is not Postcopy.IMMEDIATE or not abilities.postcopy:
+            await self._source.migrate(uri)
+            return
+        self._ledger.decide(Act.START_POSTCOPY, "the policy asks for postcopy at once")
+        await self._start_postcopy(uri)
+        self.settle()
 
     async def step(self, sample: Sample, abilities: Abilities) -> None:
         """Take one more sample into account and do what is due.
@@ -150,20 +154,26 @@ class Steering:
             case Act.START_POSTCOPY:
                 await self._start_postcopy()
 
-    async def _start_postcopy(self) -> None:
-        """Stop the guest, then switch.
+    async def _start_postcopy(self, uri: str | None = None) -> None:
+        """Stop the guest and switch, without waiting in between; QEMU does in order what it is sent in order.
 
         Stopped by us, because QEMU 10.0 takes a connection that breaks after it has sent everything for a precopy that
         failed, and lets a guest that it stopped itself run again, whatever runs at the destination by then.
+
+        :param uri: begin to migrate to there first.
         """
         runs = self._ledger.intent.guest_runs
         self._ledger.note(postcopy=True, stopped_by_us=self._ledger.intent.stopped_by_us or runs)
-        if runs:
-            await self._source.stop()
-        try:
-            await self._source.start_postcopy()
-        except CommandFailed as error:
-            self._ledger.undo(State.FAILED, f"the source refused to switch to postcopy: {error.description}")
+        if self._ledger.intent.undo is not None:
+            return  # that could not be put on record
+        begin = [self._source.migrate(uri)] if uri is not None else []
+        stop = [self._source.stop()] if runs else []
+        outcomes = await asyncio.gather(*begin, *stop, self._source.start_postcopy(), return_exceptions=True)
+        failed = next((outcome for outcome in outcomes if outcome is not None), None)
+        if isinstance(failed, CommandFailed) and failed not in outcomes[: len(begin)]:
+            self._ledger.undo(State.FAILED, f"the source refused to switch to postcopy: {failed.description}")
+        elif failed is not None:
+            raise failed
 
     def _numbers(self, sample: Sample) -> dict[str, Any]:
         shown = {**asdict(sample), **asdict(self.forecast)}

@@ -68,7 +68,6 @@ class TestKilled:
     @pytest.mark.parametrize(
         "fate",
         [
-            pytest.param("before source.stop", marks=matrix),
             "after source.stop",
             "after source.start_postcopy",
             "before source.switch",
@@ -84,6 +83,16 @@ class TestKilled:
     async def test_the_guest_arrives_and_runs(self, lab: Lab, one_version: Path, fate: str) -> None:
         ended = await self.killed_and_typed_again(lab, one_version, fate, run_state="running")
         assert (ended.code, ended.state) == (0, "completed")
+
+    @pytest.mark.parametrize(
+        "fate", ["before source.migrate", pytest.param("before source.stop", marks=matrix)]
+    )
+    async def test_before_anything_of_it_was_sent_the_guest_stays(
+        self, lab: Lab, one_version: Path, fate: str
+    ) -> None:
+        # What begins it, stops the guest and switches is sent together.
+        ended = await self.killed_and_typed_again(lab, one_version, fate, run_state="running")
+        assert (ended.code, ended.state) == (1, "failed")
 
     @pytest.mark.parametrize("fate", ["after source.switch", "before destination.cont"])
     async def test_the_guest_arrives_and_runs_on_the_other_version_too(

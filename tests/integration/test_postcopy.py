@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -49,6 +50,27 @@ class TestImmediate:
         assert result.downtime_seconds < took / 2
         # As its user sees it: what was measured and some beats.
         assert result.downtime_seconds < seen.watch.longest_silence_seconds + 0.01
+
+    async def test_switch_does_not_wait_until_copying_has_begun(self, lab: Lab, each_qemu: Path) -> None:
+        pair = await lab.pair(BUSY, source=each_qemu, destination=each_qemu)
+        sent = asyncio.Event()
+
+        async def start_postcopy() -> None:
+            sent.set()
+            await plain()
+
+        async def wait() -> None:
+            async with asyncio.timeout(5):
+                await sent.wait()
+
+        async with witness(lab, pair) as seen:
+            async with driven(pair) as drive:
+                plain = drive.source.start_postcopy
+                drive.source.start_postcopy = start_postcopy  # type: ignore[method-assign]
+                drive.source.after("migrate", wait)
+                result = await drive.run()
+            assert (result.state, result.mode) == (State.COMPLETED, Mode.POSTCOPY)
+            await seen.verify(State.COMPLETED)
 
     async def test_says_that_it_is_in_postcopy_while_it_is(self, lab: Lab) -> None:
         pair = await lab.pair(FULL)

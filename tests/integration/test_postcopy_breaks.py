@@ -333,6 +333,24 @@ async def mend(pair: Pair) -> None:
 
 
 class TestRefused:
+    async def test_migrate_itself_and_the_guest_that_was_stopped_with_it_runs_on(
+        self, lab: Lab, each_qemu: Path
+    ) -> None:
+        pair = await pair_of(lab, each_qemu)
+
+        async def nowhere(uri: str) -> str:
+            return "nosuch:nowhere"
+
+        async with witness(lab, pair) as seen:
+            async with driven(pair) as drive:
+                drive.destination.listen = nowhere  # type: ignore[method-assign]
+                result = await drive.run()
+            assert result.state is State.FAILED
+            # That nothing can be switched to postcopy then is no news.
+            assert "nosuch" in str(result.error) or "protocol" in str(result.error)
+            assert "postcopy" not in str(result.error)
+            await seen.verify(State.FAILED)
+
     async def test_postcopy_by_the_destination_is_done_without_where_that_is_allowed(self, lab: Lab) -> None:
         # Without CAP_SYS_PTRACE, userfaultfd is refused to it.
         pair = await lab.pair(
