@@ -30,11 +30,13 @@ class Series:
     """Points of one migration in the order of their times, evenly thinned over all of it.
 
     :param points: what was kept so far.
+    :ivar dropped: those that were kept and are not any more; whoever wants to know empties it.
     """
 
     def __init__(self, points: Iterable[Point] = ()) -> None:
         self._points: list[Point] = []
         self._pause = FIRST_SECONDS
+        self.dropped: list[Point] = []
         for point in points:
             self.add(point)
 
@@ -50,7 +52,10 @@ class Series:
         self._points.append(point)
         while len(self._points) > MOST:
             self._pause *= 2
-            self._points = _thinned(self._points, self._pause)
+            kept = _thinned(self._points, self._pause)
+            still = {id(each) for each in kept}
+            self.dropped += [each for each in self._points if id(each) not in still]
+            self._points = kept
         return True
 
 

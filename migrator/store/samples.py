@@ -9,7 +9,7 @@ from __future__ import annotations
 import asyncio
 import json
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field, fields
+from dataclasses import dataclass, field, fields
 from typing import Any
 
 from sqlalchemy import bindparam, delete, select
@@ -35,10 +35,41 @@ _NAMES = {field.name for field in fields(Sample)} - {"at_seconds"}
 @dataclass(kw_only=True)
 class _Kept:
     series: Series = field(default_factory=Series)
-    #: Times of what is on disk; ``None`` while it was not looked at.
-    stored: set[int] | None = None
-    changed: bool = False
+    #: What another service may have stored is in it too.
+    whole: bool = False
+    #: To be written, and to be removed, by time.
+    new: dict[int, Point] = field(default_factory=dict)
+    old: set[int] = field(default_factory=set)
+    #: Their write failed, as far as anybody can tell of a disk that does not answer.
+    unsure: set[int] = field(default_factory=set)
     quiet: int = 0
+
+    def add(self, point: Point) -> bool:
+        """Keep it if it tells enough."""
+        if not self.series.add(point):
+            return False
+        self.new[_time(point)] = point
+        for dropped in self.series.dropped:
+            if self.new.pop(_time(dropped), None) is None or _time(dropped) in self.unsure:
+                self.old.add(_time(dropped))
+        self.series.dropped.clear()
+        return True
+
+    def complete(self, stored: list[Point]) -> None:
+        """Put what is on disk before what was added."""
+        self.series = Series([*stored, *self.series.points])
+        self.series.dropped.clear()
+        there = {_time(point) for point in stored}
+        now = {_time(point): point for point in self.series.points}
+        self.new = {at: point for at, point in now.items() if at not in there}
+        self.old = there - now.keys()
+        self.whole = True
+
+    def again(self, new: Mapping[int, Point], old: set[int]) -> None:
+        """These could not be written, or so it seemed; to do it twice does no harm."""
+        self.unsure |= new.keys()
+        self.new = {at: point for at, point in new.items() if at not in self.old} | self.new
+        self.old |= old
 
 
 class SqlSamples:
@@ -59,8 +90,7 @@ class SqlSamples:
                 del self._kept[next(iter(self._kept))]
             kept = self._kept[migration] = _Kept()
         kept.quiet = 0
-        if kept.series.add(point):
-            kept.changed = True
+        if kept.add(point):
             self._there.set()
 
     async def of(self, migration: str) -> list[Point]:
@@ -69,7 +99,7 @@ class SqlSamples:
         :raise JournalError: it cannot be read.
         """
         kept = self._kept.get(migration)
-        if kept is not None and kept.stored is not None:
+        if kept is not None and kept.whole:
             return kept.series.points
         stored = await self._read(migration)
         kept = self._kept.get(migration)
@@ -86,7 +116,7 @@ class SqlSamples:
         """Write what was added until now, if that can be done."""
         self._there.clear()
         try:
-            await self._write({key: kept for key, kept in self._kept.items() if kept.changed})
+            await self._write({key: kept for key, kept in self._kept.items() if kept.new or kept.old})
             self._failing = False
         except JournalError as error:
             if not self._failing:
@@ -94,24 +124,23 @@ class SqlSamples:
             self._failing = True
         for migration, kept in list(self._kept.items()):
             kept.quiet += 1
-            if kept.quiet > _QUIET_WRITES and not kept.changed:
+            if kept.quiet > _QUIET_WRITES and not kept.new and not kept.old:
                 del self._kept[migration]
         if self._kept:
             self._there.set()
 
     async def _write(self, changed: Mapping[str, _Kept]) -> None:
+        for migration, kept in changed.items():
+            if not kept.whole:
+                kept.complete(await self._read(migration))
         new: list[dict[str, Any]] = []
         old: list[dict[str, Any]] = []
+        taken = []
         for migration, kept in changed.items():
-            if kept.stored is None:
-                stored = await self._read(migration)
-                kept.stored = {_time(point) for point in stored}
-                kept.series = Series([*stored, *kept.series.points])
-            kept.changed = False
-            there = {_time(point): point for point in kept.series.points}
-            new += [_row(migration, at, point) for at, point in there.items() if at not in kept.stored]
-            old += [{"its": migration, "time": at} for at in kept.stored - there.keys()]
-            kept.stored = set(there)
+            new += [_row(migration, at, point) for at, point in kept.new.items()]
+            old += [{"its": migration, "time": at} for at in kept.old]
+            taken.append((kept, kept.new, kept.old))
+            kept.new, kept.old = {}, set()
 
         async def write(connection: AsyncConnection) -> None:
             if new:
@@ -121,12 +150,16 @@ class SqlSamples:
 
         if not new and not old:
             return
+        written = False
         try:
             await self._database.write(write)
-        except JournalError:
-            for kept in changed.values():  # whatever is on disk: it is looked at again
-                kept.stored, kept.changed = None, True
-            raise
+            written = True
+        finally:
+            for kept, its_new, its_old in taken:
+                if written:
+                    kept.unsure.clear()
+                else:
+                    kept.again(its_new, its_old)
 
     async def _read(self, migration: str) -> list[Point]:
         query = select(samples.c.at, samples.c.body).where(samples.c.migration == migration)
@@ -142,7 +175,7 @@ def _time(point: Point) -> int:
 
 
 def _row(migration: str, at: int, point: Point) -> dict[str, Any]:
-    figures = asdict(point.sample)
+    figures = vars(point.sample)
     body = {name: figures[name] for name in _NAMES if figures[name]}
     body |= {"state": point.state, "limit_seconds": point.limit_seconds}
     return {"migration": migration, "at": at, "body": json.dumps(body)}

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import random
 import sqlite3
 from contextlib import closing
 from datetime import UTC, datetime, timedelta
@@ -108,6 +109,35 @@ async def test_a_full_disk_harms_nothing_and_what_fits_later_is_written(
         samples.add("m1", _point(10.0))
         await samples.flush()
     assert len(_rows(path)) == 11
+
+
+@pytest.mark.parametrize("done_all_the_same", [False, True])
+async def test_whatever_fails_on_the_way_the_disk_is_memory_in_the_end(
+    path: Path, monkeypatch: pytest.MonkeyPatch, *, done_all_the_same: bool
+) -> None:
+    chance = random.Random(11)
+    async with await SqlJournal.open(path) as journal:
+        write = journal.samples._database.write
+
+        async def sometimes(work: Any) -> Any:
+            fails = chance.random() < 0.6
+            if done_all_the_same or not fails:
+                await write(work)
+            if fails:
+                journal.samples.add("m1", _point(at + 0.25, round=-1))  # time goes on meanwhile
+                raise JournalError("the disk does not answer")
+
+        monkeypatch.setattr(journal.samples._database, "write", sometimes)
+        for number in range(3000):
+            at = number / 2
+            journal.samples.add("m1", _point(at, round=number // 9))
+            if number % 40 == 0:
+                await journal.samples.flush()
+        monkeypatch.undo()
+        await journal.samples.flush()
+        kept = await journal.samples.of("m1")
+    assert [at for _, at, _ in _rows(path)] == [round(point.sample.at_seconds * 1e6) for point in kept]
+    assert len(kept) <= MOST
 
 
 async def test_a_journal_that_cannot_be_read_harms_nothing_either(
