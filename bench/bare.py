@@ -5,7 +5,9 @@ decides nothing, and when something goes wrong it stops where it is. What it doe
 
 * a return path and pause-before-switchover, so that a destination that rejects the guest cannot cost it;
 * before the switch the destination lives, answers, and waits with an active migration;
-* the destination is sent ``cont`` only when the source can no longer run the guest by itself.
+* the destination is sent ``cont`` only when the source can no longer run the guest by itself;
+* for postcopy the guest is stopped by whoever moves it, as QEMU 10.0 lets one that it stopped itself run again when the
+  connection breaks late. What this one costs is measured by leaving it out.
 """
 
 from __future__ import annotations
@@ -38,11 +40,14 @@ class Moved:
     downtime_seconds: float
 
 
-async def move(pair: Pair, *, max_downtime_seconds: float, postcopy: bool = False) -> Moved:
+async def move(
+    pair: Pair, *, max_downtime_seconds: float, postcopy: bool = False, stopping: bool = True
+) -> Moved:
     """Move the guest and quit the source.
 
     :param max_downtime_seconds: QEMU's downtime-limit.
     :param postcopy: switch to postcopy at once.
+    :param stopping: false: leave the guest's stop before a postcopy to QEMU, which is not safe with QEMU 10.0.
     :raise Broken: when it does not come through.
     """
     async with RawMonitor(pair.source.qmp) as source, RawMonitor(pair.destination.qmp) as destination:
@@ -51,9 +56,12 @@ async def move(pair: Pair, *, max_downtime_seconds: float, postcopy: bool = Fals
             _listen(destination, postcopy=postcopy),
             _prepare(source, max_downtime_seconds, postcopy=postcopy),
         )
-        await source.execute("migrate", uri=uri)
+        begin: list[tuple[str, dict[str, Any]]] = [("migrate", {"uri": uri})]
         if postcopy:
-            await source.execute("migrate-start-postcopy")
+            # In one go: else the first long turn of sending comes before the switch.
+            begin += [("stop", {})] if stopping else []
+            begin += [("migrate-start-postcopy", {})]
+        await source.execute_all(begin)
         await _status(source, "pre-switchover")
         await _check_before_switch(destination, lambda: pair.destination.alive)
         await source.execute("migrate-continue", state="pre-switchover")
@@ -62,7 +70,9 @@ async def move(pair: Pair, *, max_downtime_seconds: float, postcopy: bool = Fals
             # No event tells when such a destination is ready.
             await _until(lambda: _stands(destination, {"paused"}, {"postcopy-active", "completed"}))
             await _until(
-                lambda: _stands(source, {"finish-migrate", "postmigrate"}, {"postcopy-active", "completed"})
+                lambda: _stands(
+                    source, {"finish-migrate", "postmigrate", "paused"}, {"postcopy-active", "completed"}
+                )
             )
         else:
             await asyncio.gather(_status(source, "completed"), _status(destination, "completed"))

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import json
+from collections.abc import Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
@@ -60,18 +61,32 @@ class RawMonitor:
         :raise TimeoutError: when it does not answer in time.
         :raise ConnectionError: when it hangs up.
         """
-        message: dict[str, Any] = {"execute": command}
         given = (arguments or {}) | {name.replace("_", "-"): value for name, value in more.items()}
-        if given:
-            message["arguments"] = given
-        self._writer.write(json.dumps(message).encode() + b"\n")
+        [answer] = await self.execute_all([(command, given)])
+        return answer
+
+    async def execute_all(self, commands: Sequence[tuple[str, dict[str, Any]]]) -> list[Any]:
+        """Several commands in one go, and their answers.
+
+        :raise RawQmpError: when QEMU refused one (the first that it did); those behind it are not withdrawn.
+        :raise TimeoutError: when it does not answer in time.
+        :raise ConnectionError: when it hangs up.
+        """
+        messages = [
+            {"execute": command, **({"arguments": arguments} if arguments else {})}
+            for command, arguments in commands
+        ]
+        self._writer.writelines(json.dumps(message).encode() + b"\n" for message in messages)
+        answers: list[dict[str, Any]] = []
         async with asyncio.timeout(self._timeout):
             await self._writer.drain()
-            while "event" in (answer := await self._read()):
-                self.events.append(answer)
-        if "error" in answer:
-            raise RawQmpError(command, answer["error"])
-        return answer["return"]
+            while len(answers) < len(commands):
+                message = await self._read()
+                (self.events if "event" in message else answers).append(message)
+        for (command, _), answer in zip(commands, answers, strict=True):
+            if "error" in answer:
+                raise RawQmpError(command, answer["error"])
+        return [answer["return"] for answer in answers]
 
     async def event(self, *names: str, within: float | None = None) -> dict[str, Any]:
         """The next event with one of these names (any, if none is given) that was not waited for before.
