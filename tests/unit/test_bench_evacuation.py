@@ -135,6 +135,13 @@ def outcome(strategy: str, makespan: float, *, late: bool = False, mix: str = "m
 def test_the_aim_beside_a_peer_counts_time_and_guests(ours: Outcome, met: bool) -> None:
     (line,) = (line for line in report.aims([ours, outcome(TWO, 20.0)]).splitlines() if TWO in line)
     assert ("**not met**" not in line) is met
+    # The bound is 10 s.
+    assert "(at most 50% is possible)" in line
+
+
+def test_an_aim_that_nobody_can_meet_is_not_met_and_says_so() -> None:
+    text = report.aims([outcome(OURS, 10.0), outcome(TWO, 12.5)])
+    assert "20% shorter, 0 fewer (at most 20% is possible) | **not met**" in text
 
 
 def test_the_aims_of_idle_guests_and_of_the_plan() -> None:
