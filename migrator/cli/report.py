@@ -83,11 +83,16 @@ def recorded(path: Path) -> tuple[MigrationDocument, list[Sample], list[Decision
 
 
 def _asked(client: Any, identifier: str) -> tuple[MigrationDocument, list[Sample], list[Decision]]:
-    from migrator.cli.client import segment  # noqa: PLC0415
+    from migrator.cli.client import Rejected, segment  # noqa: PLC0415
 
     path = f"migrations/{segment(identifier)}"
     document = MigrationDocument.model_validate(client.get(path))
-    samples = [_made(Sample, each) for each in client.get(f"{path}/samples")["items"]]
+    try:
+        samples = [_made(Sample, each) for each in client.get(f"{path}/samples")["items"]]
+    except Rejected as error:
+        if error.status != 404:
+            raise
+        samples = []  # an older service
     decisions = [
         Decision(
             at_seconds=each.at_seconds, action=each.action, reason=each.reason, numbers=dict(each.numbers)

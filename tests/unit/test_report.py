@@ -11,12 +11,14 @@ from xml.etree import ElementTree as ET
 
 import pytest
 
-from migrator.cli import picture
+from migrator.cli import picture, report
+from migrator.cli.client import Rejected
 from migrator.cli.recording import Recorder
 from migrator.cli.report import main, recorded, render, sampled
 from migrator.core.convergence import Abilities
 from migrator.core.model import Decision, Mode, Sample, State
 from migrator.core.policy import builtin
+from migrator.engine.documents import DecisionDocument, SampleDocument
 from migrator.engine.result import Result, Status
 from migrator.errors import UsageError
 from tests.fake_reading import a_migration
@@ -180,6 +182,40 @@ def test_a_long_run_stays_a_small_file() -> None:
 def test_samples_come_from_decisions_where_nothing_else_was_kept() -> None:
     [only] = sampled(DECISIONS)
     assert (only.at_seconds, only.remaining_bytes, only.round) == (2.0, 5, 3)
+
+
+class _Service:
+    """Answers as a service would that has these documents; a status where there is none."""
+
+    def __init__(self, documents: dict[str, Any]) -> None:
+        self._documents = documents
+
+    def get(self, path: str) -> Any:
+        found = self._documents.get(path, 404)
+        if isinstance(found, int):
+            raise Rejected(found, "none", "none", [])
+        return found
+
+
+@pytest.mark.parametrize("samples", [404, {"items": []}])
+def test_by_id_there_are_those_of_decisions_where_the_service_has_no_others(samples: Any) -> None:
+    document = _ended(decisions=[DecisionDocument(**asdict(each)) for each in DECISIONS])
+    documents = {"migrations/m1": document.model_dump(mode="json"), "migrations/m1/samples": samples}
+    found, points, decisions = report._asked(_Service(documents), "m1")
+    assert (found, points, decisions) == (document, sampled(DECISIONS), DECISIONS)
+
+
+def test_by_id_there_are_those_that_the_service_kept() -> None:
+    one = SampleDocument(at_seconds=1.5, state=State.POSTCOPY, remaining_bytes=7, downtime_limit_seconds=0.1)
+    documents = {"migrations/m1": _ended().model_dump(mode="json")}
+    documents["migrations/m1/samples"] = {"items": [one.model_dump(mode="json") | {"newer": 1}]}
+    assert report._asked(_Service(documents), "m1")[1] == [Sample(at_seconds=1.5, remaining_bytes=7)]
+
+
+def test_a_refusal_is_no_lack_of_samples() -> None:
+    documents = {"migrations/m1": _ended().model_dump(mode="json"), "migrations/m1/samples": 403}
+    with pytest.raises(Rejected):
+        report._asked(_Service(documents), "m1")
 
 
 @pytest.mark.parametrize(
