@@ -10,6 +10,7 @@ import contextlib
 from typing import Any
 
 from migrator import logs
+from migrator.core import trace_context
 from migrator.core.model import State
 from migrator.engine.bus import Bus
 from migrator.engine.documents import EventDocument, EventKind, Subject
@@ -57,6 +58,7 @@ class Narrator:
         }
         if body.get("evacuation"):
             about["evacuation"] = body["evacuation"]
+        about |= _trace(body)
         figures = {name: body[name] for name in _FIGURES if body.get(name) not in (None, 0, "")}
         say = self._log.warning if body.get("state") in _BAD else self._log.info
         say("migration", migration=identifier, **about, state=body.get("state"), **figures)
@@ -73,7 +75,7 @@ class Narrator:
             return
         bad = told["late"] or told["at_risk"] or told["error"]
         say = self._log.warning if bad else self._log.info
-        kept = {name: value for name, value in told.items() if value not in (None, "", False)}
+        kept = {name: value for name, value in told.items() if value not in (None, "", False)} | _trace(body)
         say("evacuation", evacuation=identifier, host=body.get("host"), **kept)
 
     def _host(self, name: str, body: dict[str, Any]) -> None:
@@ -90,3 +92,9 @@ class Narrator:
         if ended:
             del self._said[key]
         return True
+
+
+def _trace(body: dict[str, Any]) -> dict[str, str]:
+    """What to look for among traces, where the caller said it."""
+    trace = trace_context.of(body.get("traceparent"), None)
+    return {"trace_id": trace.trace_id} if trace else {}

@@ -151,6 +151,9 @@ async def test_traces_of_callers_by_http_and_mqtt_agree_with_the_documents(
         assert all(each["x-key"] == "very-secret" for each in collector.requests)
         assert "very-secret" not in site.log()
         assert {each["trace_id"] for each in site.said("command") if "trace_id" in each} == {TRACE}
+        lines = [each for each in site.said("") if each.get("migration") == begun["id"]]
+        assert [each for each in lines if each["event"] == "decision"]
+        assert {each.get("trace_id") for each in lines} == {TRACE}
 
         # By MQTT: an evacuation. Its migrations are its children.
         other = TRACE[::-1]
