@@ -31,6 +31,7 @@ from migrator.qemu import address
 from migrator.qemu.endpoint import Endpoint
 from migrator.store.experience import FileExperience
 from migrator.store.records import FileRecord, Unfinished, unfinished
+from migrator.tls import File, client_context
 
 _EXITS = {
     State.COMPLETED: Exit.DONE,
@@ -298,13 +299,7 @@ def _tls(request: Request, *addresses: address.Address) -> ssl.SSLContext | None
         return None
     if (request.tls_cert is None) != (request.tls_key is None):
         raise UsageError("--tls-cert and --tls-key belong together: give both or neither")
-    for flag, path in given.items():
-        if path is not None and not path.is_file():
-            raise UsageError(f"{flag}: there is no file {path}")
-    try:
-        context = ssl.create_default_context(cafile=request.tls_ca)
-        if request.tls_cert is not None:
-            context.load_cert_chain(request.tls_cert, request.tls_key)
-    except (ssl.SSLError, OSError) as error:
-        raise UsageError(f"--tls-ca, --tls-cert or --tls-key cannot be used: {error}") from error
-    return context
+    ca, certificate, key = (
+        File(name=flag, path=path) if path is not None else None for flag, path in given.items()
+    )
+    return client_context(ca=ca, certificate=certificate, key=key)

@@ -6,7 +6,6 @@ import asyncio
 import json
 import os
 import pwd
-import ssl
 import sys
 from collections.abc import AsyncIterator, Iterable
 from datetime import UTC, datetime, timedelta
@@ -21,6 +20,7 @@ from migrator.cli.doctor_service import journal, running, state_directory
 from migrator.cli.show_service import clean
 from migrator.errors import UsageError
 from migrator.settings import DEFAULT_PATH, Settings
+from migrator.tls import File, server_context
 
 _COLOURS = {Level.OK: "32", Level.WARN: "33", Level.FAIL: "1;31"}
 #: A certificate that ends sooner is worth a warning.
@@ -110,9 +110,12 @@ def _certificate(settings: Settings) -> Iterable[Check]:
         return
     about = "configuration"
     try:
-        ssl.create_default_context(ssl.Purpose.CLIENT_AUTH).load_cert_chain(file, settings.http.tls_key)
-    except OSError as error:  # SSLError too
-        yield fail(about, f"[http] {file} and its key cannot be used: {error}", "put a matching pair there")
+        server_context(
+            certificate=File(name="[http] tls_certificate", path=file),
+            key=File(name="[http] tls_key", path=settings.http.tls_key) if settings.http.tls_key else None,
+        )
+    except UsageError as error:
+        yield fail(about, str(error), "put a certificate and its key there")
         return
     from cryptography import x509  # noqa: PLC0415 - most have none
 

@@ -18,8 +18,9 @@ from paho.mqtt.packettypes import PacketTypes
 from paho.mqtt.properties import Properties
 from paho.mqtt.subscribeoptions import SubscribeOptions
 
-from migrator.errors import MigratorError
+from migrator.errors import MigratorError, UsageError
 from migrator.mqtt.settings import MqttSettings
+from migrator.tls import File, client_context
 
 T = TypeVar("T")
 
@@ -255,14 +256,14 @@ def _heard(task: asyncio.Task[Any]) -> None:
 
 
 def _tls(settings: MqttSettings) -> ssl.SSLContext:
+    given = {"ca": settings.tls_ca, "certificate": settings.tls_certificate, "key": settings.tls_key}
+    files = {
+        kind: File(name=f"[mqtt] tls_{kind}", path=path) for kind, path in given.items() if path is not None
+    }
     try:
-        context = ssl.create_default_context(cafile=settings.tls_ca)
-        if settings.tls_certificate is not None:
-            context.load_cert_chain(settings.tls_certificate, settings.tls_key)
-    except OSError as error:  # SSLError too
-        files = [str(path) for path in (settings.tls_ca, settings.tls_certificate, settings.tls_key) if path]
-        raise BrokerError(f"mqtt: the TLS files {', '.join(files)} cannot be used: {error}") from error
-    return context
+        return client_context(**files)
+    except UsageError as error:
+        raise BrokerError(str(error)) from error
 
 
 def _properties(packet: int) -> Properties:

@@ -45,6 +45,7 @@ from migrator.settings import Settings, traces
 from migrator.store.experience import FileExperience
 from migrator.store.journal import SqlJournal
 from migrator.store.step_records import StepRecords
+from migrator.tls import File, server_context
 from migrator.tracing import Tracing
 
 #: A journal that cannot be written is tried so often, so that new work is taken again once it can.
@@ -275,23 +276,20 @@ def _servers(app: Any, settings: Settings) -> Servers:
             group=http.socket_group or None,
         )
     if http.listen is not None:
-        tls = None
-        if http.tls_certificate is not None:
-            tls = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
-            try:
-                tls.load_cert_chain(http.tls_certificate, http.tls_key)
-            except (OSError, ssl.SSLError) as error:
-                # OpenSSL has no words for what it does not understand.
-                why = (
-                    "no certificate and its key in PEM" if isinstance(error, ssl.SSLError) else error.strerror
-                )
-                raise UsageError(
-                    f"[http] tls_certificate {http.tls_certificate} or tls_key {http.tls_key} cannot be used: {why}"
-                ) from error
-        tcp = Tcp(host=http.listen.host, port=http.listen.port, tls=tls)
+        tcp = Tcp(host=http.listen.host, port=http.listen.port, tls=_tls(settings))
     if http.metrics_listen is not None:
         metrics = Tcp(host=http.metrics_listen.host, port=http.metrics_listen.port)
     return Servers(app, unix=unix, tcp=tcp, metrics=metrics)
+
+
+def _tls(settings: Settings) -> ssl.SSLContext | None:
+    http = settings.http
+    if http.tls_certificate is None:
+        return None
+    return server_context(
+        certificate=File(name="[http] tls_certificate", path=http.tls_certificate),
+        key=File(name="[http] tls_key", path=http.tls_key) if http.tls_key is not None else None,
+    )
 
 
 def _broker(settings: Settings) -> BrokerSettings:

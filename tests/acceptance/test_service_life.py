@@ -58,7 +58,7 @@ WRONG: dict[str, tuple[str, Sequence[str]]] = {
     "contradiction": (f'{_HOST}ssh = "h"\nprefix = ["x"]\n', ["ssh and prefix contradict each other"]),
     "no such certificate": (
         '[http]\nlisten = "0.0.0.0:0"\ntls_certificate = "none.pem"\ntls_key = "none.key"\n',
-        ["tls_certificate or tls_key"],
+        ["[http] tls_certificate", "none.pem cannot be read: No such file"],
     ),
     "no directory for the socket": ('[http]\nsocket = "/dev/null/api.sock"\n', ["/dev/null"]),
 }
