@@ -11,7 +11,7 @@ import time
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 
-from bench import document, floor, startup, virsh
+from bench import answers, document, floor, idle, placement, startup, virsh
 from bench.libvirt import Unavailable
 from bench.machine import Quiet
 from bench.options import Options
@@ -33,6 +33,9 @@ PARTS = {
     "floor": Part("Beside a bare script", floor.run),
     "virsh": Part("Beside libvirt", virsh.run),
     "startup": Part("Start of the command line", startup.run, of_qemu=False),
+    "placement": Part("Plans for a large site", placement.run, of_qemu=False),
+    "answers": Part("Answers while 100 migrations run", answers.run, of_qemu=False),
+    "idle": Part("A service with nothing to do", idle.run, of_qemu=False),
 }
 
 
@@ -41,7 +44,9 @@ def main(arguments: list[str]) -> int:
     versions = list(binaries())
     parser = argparse.ArgumentParser(prog="python -m bench", description=__doc__)
     parser.add_argument("parts", nargs="*", metavar="PART", help=f"{', '.join(PARTS)}; all by default")
-    parser.add_argument("--runs", type=int, help="how often each thing is measured (default: 20, virsh 10)")
+    parser.add_argument(
+        "--runs", type=int, help="how often each thing is measured (default: 20, virsh 10, placement 5)"
+    )
     parser.add_argument("--qemu", choices=versions, default=versions[0] if versions else None)
     parser.add_argument(
         "--patience", type=float, default=600.0, help="seconds a part may wait for a quiet machine"

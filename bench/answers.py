@@ -23,16 +23,19 @@ from typing import Any
 import httpx2
 
 from bench.figures import ms, paragraphs, table
-from bench.machine import describe
+from bench.libvirt import Unavailable
+from bench.machine import Quiet, describe
+from bench.options import Options
 from migrator import logs
 from migrator.service import serve as service
 from migrator.settings import Settings
 from migrator.testing.simulated_site import SimulatedSite
 from migrator.testing.workload import MIB, steady
-from tests.broker import USERS, Broker
+from tests.broker import USERS, Broker, mosquitto
 from tests.mqtt_fakes import Peer, peer
 
 _PAIRS = 100
+_COMMANDS = 200
 _MEDIAN_SECONDS, _P99_SECONDS = 0.020, 0.100
 _PATIENCE_SECONDS = 60.0
 #: Between two commands: what is measured is an answer, not a queue.
@@ -44,15 +47,27 @@ _Ask = Callable[[int], Awaitable[None]]
 def main(arguments: list[str]) -> int:
     """Measure and print; the exit status is 1 when an aim was not met."""
     parser = argparse.ArgumentParser(prog="python -m bench.answers", description=__doc__)
-    parser.add_argument("--commands", type=int, default=200, help="of each kind (default: 200)")
+    parser.add_argument("--commands", type=int, default=_COMMANDS, help="of each kind (default: %(default)s)")
     parser.add_argument("--serve", type=Path, help=argparse.SUPPRESS)
     given = parser.parse_args(arguments)
     if given.serve is not None:
         _serve(given.serve)
         return 0
     text, met = asyncio.run(_measure(given.commands))
-    print(text)
+    print(f"{describe()}\n\n{text}")
     return 0 if met else 1
+
+
+async def run(_: Options, quiet: Quiet) -> str:
+    """Measure it; returns the section's text.
+
+    :raise Unavailable: where there is no broker.
+    """
+    if mosquitto() is None:
+        raise Unavailable("there is no mosquitto here")
+    await quiet.wait()
+    text, _ = await _measure(_COMMANDS)
+    return paragraphs(f"{describe()} · {_COMMANDS} commands of each kind · {quiet}", text)
 
 
 def _serve(path: Path) -> None:
@@ -137,7 +152,7 @@ async def _figures(http: httpx2.AsyncClient, scheduler: Peer, commands: int) -> 
             )
     header = ["command", "migrations", "median ms", "p99 ms", "median beside none", "verdict"]
     text = paragraphs(
-        f"## Answers\n\n{describe()} · {commands} commands of each kind",
+        "The service with its journal on disk and a real broker; only hosts and QEMUs are simulated. "
         f"From sending a command until its answer is there. Aim: {ms(_MEDIAN_SECONDS)} ms in the median, "
         f"{ms(_P99_SECONDS)} ms at p99, with {_PAIRS} migrations under way"
         + ("." if still else "; **fewer were at the end**."),

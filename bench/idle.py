@@ -20,31 +20,50 @@ import time
 import uuid
 from pathlib import Path
 
-from bench import document
+from bench.figures import paragraphs, table
+from bench.machine import Quiet, describe
+from bench.options import Options
 
 _AIM_CORE, _AIM_MIB = 0.02, 150
+_GUESTS, _SECONDS = 1000, 180.0
 _TICKS = os.sysconf("SC_CLK_TCK")
 _PATIENCE_SECONDS = 120.0
 
 
 def main(arguments: list[str]) -> int:
-    """Measure, print, and with ``--write`` put it into docs/benchmarks.md."""
+    """Measure and print."""
     parser = argparse.ArgumentParser(prog="python -m bench.idle", description=__doc__)
-    parser.add_argument("--guests", type=int, default=1000)
+    parser.add_argument("--guests", type=int, default=_GUESTS)
     parser.add_argument(
-        "--seconds", type=float, default=180.0, help="watch for so long: one refresh of the inventory"
+        "--seconds", type=float, default=_SECONDS, help="watch for so long: one refresh of the inventory"
     )
-    parser.add_argument("--write", action="store_true", help="put the table into docs/benchmarks.md")
-    options = parser.parse_args(arguments)
+    given = parser.parse_args(arguments)
+    print(_measure(given.guests, given.seconds))
+    return 0
+
+
+async def run(_: Options, quiet: Quiet) -> str:
+    """Measure it; returns the section's text."""
+    await quiet.wait()
+    text = _measure(_GUESTS, _SECONDS)
+    return paragraphs(
+        f"{describe()} · 1 run · {quiet}",
+        "`migrator serve` with HTTP, metrics and its journal. A guest is a process with a QMP socket that answers "
+        "what a look at a host asks.",
+        text,
+    )
+
+
+def _measure(count: int, seconds: float) -> str:
     directory = Path(tempfile.mkdtemp(prefix="migrator-idle-", dir="/tmp"))
     guests: list[int] = []
     service: subprocess.Popen[bytes] | None = None
     try:
-        guests = [_guest(directory, number) for number in range(options.guests)]
+        guests += (_guest(directory, number) for number in range(count))
         config = directory / "migrator.toml"
         config.write_text(
             f'[http]\nsocket = "api.sock"\nmetrics_listen = "127.0.0.1:0"\n[store]\npath = "state/journal.db"\n'
-            f'[limits]\nrefresh_interval = "{options.seconds:g}s"\n'
+            f'[limits]\nrefresh_interval = "{seconds:g}s"\n'
             f'[[hosts]]\nname = "here"\nsockets = ["{directory}/*.qmp"]\nrun_dir = "{directory}/run"\n',
             encoding="utf-8",
         )
@@ -52,10 +71,10 @@ def main(arguments: list[str]) -> int:
             service = subprocess.Popen(
                 [sys.executable, "-m", "migrator", "serve", "--config", str(config)], stdout=log, stderr=log
             )
-        _until_known(directory, service, options.guests)
+        _until_known(directory, service, count)
         time.sleep(5.0)
         before, began = _cpu_seconds(service.pid), time.monotonic()
-        time.sleep(options.seconds)
+        time.sleep(seconds)
         used = (_cpu_seconds(service.pid) - before) / (time.monotonic() - began)
         status = Path(f"/proc/{service.pid}/status").read_text(encoding="utf-8")
         resident = int((re.search(r"VmRSS:\s+(\d+)", status) or ["", "0"])[1]) / 1024
@@ -67,16 +86,15 @@ def main(arguments: list[str]) -> int:
             os.kill(pid, signal.SIGKILL)
             os.waitpid(pid, 0)
         shutil.rmtree(directory, ignore_errors=True)
-    text = (
-        "| guests known | refreshed every | share of a core | aim | resident | aim |\n"
-        "| --- | --- | --- | --- | --- | --- |\n"
-        f"| {options.guests} | {options.seconds:g} s | {used:.1%} | {_AIM_CORE:.0%} | {resident:.0f} MiB "
-        f"| {_AIM_MIB} MiB |\n"
-    )
-    print(text)
-    if options.write:
-        document.write("idle", "A service with nothing to do", text, order=["idle"])
-    return 0
+    found = [
+        ("share of a core", f"{used:.1%}", f"< {_AIM_CORE:.0%}", used < _AIM_CORE),
+        ("resident memory", f"{resident:.0f} MiB", f"< {_AIM_MIB} MiB", resident < _AIM_MIB),
+    ]
+    rows = [
+        [f"{count}", f"{seconds:g} s", what, value, aim, "aim met" if met else "**aim not met**"]
+        for what, value, aim, met in found
+    ]
+    return table(["guests known", "refreshed every", "what", "found", "aim", "verdict"], rows)
 
 
 def _guest(directory: Path, number: int) -> int:
@@ -95,13 +113,18 @@ def _guest(directory: Path, number: int) -> int:
         "query-memory-size-summary": {"base-memory": 1 << 30},
         "query-cpus-fast": [{}, {}],
     }
-    while True:
-        session, _ = listener.accept()
-        with session:
-            session.sendall(
-                b'{"QMP": {"version": {"qemu": {"major": 10, "minor": 0, "micro": 0}}, "capabilities": []}}\n'
-            )
-            _converse(session, answers)
+    try:
+        for ending in (signal.SIGINT, signal.SIGTERM):
+            signal.signal(ending, signal.SIG_DFL)
+        while True:
+            session, _ = listener.accept()
+            with session:
+                session.sendall(
+                    b'{"QMP": {"version": {"qemu": {"major": 10, "minor": 0, "micro": 0}}, "capabilities": []}}\n'
+                )
+                _converse(session, answers)
+    finally:
+        os._exit(1)  # what its parent began is not its to end
 
 
 def _converse(session: socket.socket, answers: dict[str, object]) -> None:

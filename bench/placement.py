@@ -9,7 +9,8 @@ import time
 from collections.abc import Mapping, Sequence
 
 from bench.figures import Figures, paragraphs, table, verdict
-from bench.machine import describe
+from bench.machine import Quiet, describe
+from bench.options import Options as Measurement
 from migrator.core.inventory import Guest, Host, HostFacts
 from migrator.core.placement import Fleet, NoHost, Options, Placement, Request, Strategy, place
 
@@ -17,29 +18,46 @@ GIB = 2**30
 _HOSTS, _GUESTS = 10_000, 200_000
 _ONE_HOST_SECONDS, _RACK_SECONDS = 1.0, 10.0
 _RACK = 40
+_RUNS, _INSTANCES = 5, 300
 
 
 def main(arguments: list[str]) -> int:
     """Measure and print; the exit status is 1 when an aim was not met."""
     parser = argparse.ArgumentParser(prog="python -m bench.placement", description=__doc__)
-    parser.add_argument("--runs", type=int, default=5, help="how often each plan is made (default: 5)")
     parser.add_argument(
-        "--instances", type=int, default=300, help="small instances solved exactly (default: 300)"
+        "--runs", type=int, default=_RUNS, help="how often each plan is made (default: %(default)s)"
+    )
+    parser.add_argument(
+        "--instances",
+        type=int,
+        default=_INSTANCES,
+        help="small instances solved exactly (default: %(default)s)",
     )
     given = parser.parse_args(arguments)
-    speed, met = _speed(given.runs)
-    print(
-        paragraphs(
-            f"## Placement\n\n{describe()} · {_HOSTS:,} hosts, {_GUESTS:,} guests · {given.runs} runs",
-            "Milliseconds: median (minimum – maximum), of making the index and the plan together. `left out` is how "
-            "many guests of the plan found no host.",
-            speed,
-            "Guests left out, beside an exact solver that goes through all ways (3 to 8 guests, 2 to 5 hosts), and in "
-            "plans where every guest has a place only if each host is filled to the last byte, or nearly.",
-            _gap(given.instances),
-        )
-    )
+    text, met = _measure(given.runs, given.instances)
+    print(f"{describe()}\n\n{text}")
     return 0 if met else 1
+
+
+async def run(options: Measurement, quiet: Quiet) -> str:
+    """Measure it; returns the section's text."""
+    await quiet.wait()
+    runs = options.runs or _RUNS
+    text, _ = _measure(runs, _INSTANCES)
+    return paragraphs(f"{describe()} · {runs} runs · {quiet}", text)
+
+
+def _measure(runs: int, instances: int) -> tuple[str, bool]:
+    speed, met = _speed(runs)
+    text = paragraphs(
+        f"{_HOSTS:,} hosts, {_GUESTS:,} guests. Milliseconds: median (minimum – maximum), of making the index and the "
+        "plan together. `left out` is how many guests of the plan found no host.",
+        speed,
+        "Guests left out, beside an exact solver that goes through all ways (3 to 8 guests, 2 to 5 hosts), and in "
+        "plans where every guest has a place only if each host is filled to the last byte, or nearly.",
+        _gap(instances),
+    )
+    return text, met
 
 
 # -- how long
