@@ -66,7 +66,7 @@ async def run(_: Options, quiet: Quiet) -> str:
     if mosquitto() is None:
         raise Unavailable("there is no mosquitto here")
     await quiet.wait()
-    text, _ = await _measure(_COMMANDS)
+    text, _met = await _measure(_COMMANDS)
     return paragraphs(f"{describe()} · {_COMMANDS} commands of each kind · {quiet}", text)
 
 

@@ -64,7 +64,7 @@ async def each(call: Callable[[int], Awaitable[Any]]) -> str:
 
 
 async def together(journal: SqlJournal) -> str:
-    """A hundred migrations, each of which writes an event and its document as soon as the last is on disk."""
+    """A hundred migrations, each of which writes its document and an event as soon as the last are on disk."""
     written, latencies = 0, []
     began = time.perf_counter()
 
@@ -73,8 +73,7 @@ async def together(journal: SqlJournal) -> str:
         while time.perf_counter() - began < _SECONDS:
             started = time.perf_counter()
             written += 1
-            await journal.append([event(100_000 + written)])
-            await journal.save(("migration", document(number)))
+            await journal.save(("migration", document(number)), events=[event(100_000 + written)])
             latencies.append((time.perf_counter() - started) * 1e3)
 
     async with asyncio.TaskGroup() as tasks:
@@ -109,7 +108,7 @@ async def main(parent: str | None) -> None:
             print(
                 f"save one migration           {await each(lambda n: journal.save(('migration', document(n))))}"
             )
-            print(f"append one event             {await each(lambda n: journal.append([event(n + 1)]))}")
+            print(f"append one event             {await each(lambda n: journal.save(events=[event(n + 1)]))}")
             print(
                 "claim a command              "
                 + await each(
