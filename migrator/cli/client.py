@@ -21,6 +21,8 @@ from migrator.errors import MigratorError, UsageError
 DEFAULT_SOCKET = "/run/migrator/api.sock"
 #: A preflight looks at two hosts.
 _ANSWER_SECONDS = 70.0
+#: What is only read is known, or nobody is there to tell it: a person waits for it.
+_READ_SECONDS = 15.0
 _CONNECT_SECONDS = 5.0
 #: A command whose answer got lost is asked for again this long: the service may be restarting.
 _AGAIN_SECONDS = 10.0
@@ -29,6 +31,8 @@ _SILENCE_SECONDS = 40.0
 #: While the service is away, a wait goes on this long.
 AWAY_SECONDS = 600.0
 _LONGEST_PAUSE = 2.0
+#: What is posted and changes nothing.
+_ASKING = ("plans", "checks")
 
 Document = dict[str, Any]
 
@@ -74,6 +78,7 @@ class Client:
                 raise UsageError("MIGRATOR_TOKEN has characters that no token has")
             headers["Authorization"] = f"Bearer {token}"
         connect = min(_CONNECT_SECONDS, patience_seconds)
+        self._reading = httpx2.Timeout(min(_READ_SECONDS, patience_seconds), connect=connect)
         self._http = httpx2.Client(
             base_url=f"{base}/api/v1/",
             transport=transport,
@@ -92,7 +97,7 @@ class Client:
         given = {key: value for key, value in query.items() if value is not None}
         headers = {"Accept": "application/json"}
         try:
-            return _document(self._http.get(path, params=given, headers=headers))
+            return _document(self._http.get(path, params=given, headers=headers, timeout=self._reading))
         except httpx2.TransportError as error:
             raise self._away(error) from error
 
@@ -114,9 +119,12 @@ class Client:
                 if not sent:
                     raise self._away(error) from error
                 if time.monotonic() > until:
-                    raise NotReachable(
-                        f"{self._away(error)}; it may have taken the command: look with migrator status"
-                    ) from error
+                    taken = (
+                        ""
+                        if path in _ASKING
+                        else "; it may have taken the command: look with migrator status"
+                    )
+                    raise NotReachable(f"{self._away(error)}{taken}") from error
                 time.sleep(0.2)
 
     def events(self, path: str = "events", *, after: int | None = None) -> Iterator[Document]:
@@ -185,6 +193,11 @@ class Client:
         raise httpx2.RemoteProtocolError("the service ended the stream")
 
     def _away(self, error: Exception) -> NotReachable:
+        if isinstance(error, httpx2.ReadTimeout):
+            return NotReachable(
+                f"the service at {self.where.removeprefix('unix:')} takes connections but gives no answer: it is busy "
+                "or stuck; see journalctl -u migrator"
+            )
         if self.where.startswith("unix:"):
             path = self.where.removeprefix("unix:")
             if "Permission denied" in str(error):
