@@ -134,6 +134,7 @@ class Engine:
                 state = State(saved["state"]) if saved else State.FAILED
                 error = (saved or {}).get("error") or "it was not begun"
                 run.ended_one(key, state, error, refused=False, now=self.planner.clock())
+                self.announce_run(run)
 
     async def run(self) -> None:
         """Look at hosts, plan, and journal, until cancelled."""

@@ -57,6 +57,8 @@ class Inventory:
         self._changed = changed
         self._wake = {name: asyncio.Event() for name in self._known}
         self._looking = {name: asyncio.Lock() for name in self._known}
+        #: Of every look under way: the guests that were heard to move or to end since it began.
+        self._meanwhile: dict[str, set[str]] = {}
         #: Hosts that nobody has tried to look at yet.
         self._unseen = set(self._known)
         self._all_seen = asyncio.Event()
@@ -140,8 +142,7 @@ class Inventory:
 
     def moved(self, guest: Guest, host: str, socket: str, pid: int | None) -> None:
         """A guest has arrived; known at once, and looked at soon."""
-        for known in self._known.values():
-            known.guests = tuple(each for each in known.guests if each.key != guest.key)
+        self._forget(guest.key)
         arrived = replace(guest, host=host, socket=socket, pid=pid)
         if host in self._known:
             self._known[host].guests += (arrived,)
@@ -150,9 +151,15 @@ class Inventory:
 
     def gone(self, guest: Guest) -> None:
         """A guest has ended."""
-        for known in self._known.values():
-            known.guests = tuple(each for each in known.guests if each.key != guest.key)
+        self._forget(guest.key)
         self._changed()
+
+    def _forget(self, key: str) -> None:
+        for known in self._known.values():
+            known.guests = tuple(each for each in known.guests if each.key != key)
+        for name, meanwhile in self._meanwhile.items():
+            meanwhile.add(key)
+            self.look_soon(name)
 
     def note_dirty_rate(self, key: str, bytes_per_second: float) -> None:
         """As just measured."""
@@ -175,6 +182,7 @@ class Inventory:
         async with self._looking[name]:
             known = self._known[name]
             before = (known.host, known.guests)
+            meanwhile = self._meanwhile[name] = set()
             try:
                 async with asyncio.timeout(_LOOK_SECONDS):
                     look = await self._site.look(name)
@@ -188,8 +196,10 @@ class Inventory:
                 known.host = replace(
                     known.host, up=True, error="", facts=look.facts, link_bytes_per_second=link
                 )
-                known.guests = self._take(known.guests, look.guests)
+                known.guests = self._take(known.guests, look.guests, meanwhile)
                 known.looked_at = datetime.now(UTC)
+            finally:
+                self._meanwhile.pop(name, None)
             self._unseen.discard(name)
             if not self._unseen:
                 self._all_seen.set()
@@ -205,11 +215,12 @@ class Inventory:
         except TimeoutError:
             pass  # one of them is slow: what the others said is all there is
 
-    def _take(self, old: Sequence[Guest], new: Sequence[Guest]) -> tuple[Guest, ...]:
+    def _take(self, old: Sequence[Guest], new: Sequence[Guest], meanwhile: set[str]) -> tuple[Guest, ...]:
         rates = {guest.key: guest.dirty_rate_bytes_per_second for guest in old}
-        seen = []
+        # It may have been seen before it went, or not yet.
+        seen = [guest for guest in old if guest.key in meanwhile]
         for guest in new:
-            if guest.run in _NOT_A_GUEST and not guest.obstacle:
+            if guest.key in meanwhile or (guest.run in _NOT_A_GUEST and not guest.obstacle):
                 continue
             seen.append(self._rules(replace(guest, dirty_rate_bytes_per_second=rates.get(guest.key))))
         return tuple(sorted(seen, key=lambda guest: (guest.name, guest.key)))

@@ -12,6 +12,7 @@ import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
 from migrator.testing import network
+from migrator.testing.lab import until
 from tests.acceptance.service_site import MIB, SLOW, LiveSite, guest, served
 from tests.conftest import missing
 
@@ -41,11 +42,17 @@ async def test_counts_downtimes_and_series_agree_with_what_happened() -> None:
     async with served(machines, speed=SLOW) as site:
         cancelled = await site.post("migrations", guest="busy", to="b")
         await site.until_state("precopy")
-        during = await samples(site)
+        during: list[Any] = []
+
+        async def copied() -> bool:
+            """What is left to copy is known a moment after it has begun."""
+            during[:] = await samples(site)
+            return total(during, "migrator_migration_remaining_bytes") > 0
+
+        await until(copied, what="what is left")
         active = {sample.labels["migration"] for sample in during if "migration" in sample.labels}
         assert active == {cancelled["id"]}
         assert total(during, "migrator_migration_state", state="precopy") == 1
-        assert total(during, "migrator_migration_remaining_bytes") > 0
         await site.post(f"migrations/{cancelled['id']}/cancel")
         await site.migration_ended(cancelled["id"], "cancelled")
         run = await site.post("hosts/a/evacuate")

@@ -29,7 +29,7 @@ from migrator.engine.commands import (
     Role,
 )
 from migrator.engine.controller import Engine, Rules
-from migrator.engine.documents import EvacuationState, GuestStanding
+from migrator.engine.documents import EvacuationState, GuestStanding, Subject
 from migrator.engine.inventory import Inventory
 from migrator.engine.job import Job
 from migrator.engine.job_means import Means
@@ -80,6 +80,7 @@ class World:
     @asynccontextmanager
     async def engine(self, *, killed: bool = False) -> AsyncIterator[Driver]:
         """Started as the service does it, and let go at the end; or killed, without a word to anyone."""
+        last, sequences = await self.journal.positions()
         keeper = Keeper(self.journal)
         records = Held(self.directory)
 
@@ -99,7 +100,10 @@ class World:
                 accept=lambda findings, codes: findings,
             ),
             keeper=keeper,
-            bus=Bus(),
+            bus=Bus(
+                last_event_id=last,
+                sequences={(Subject(kind), name): number for (kind, name), number in sequences.items()},
+            ),
             rules=Rules(policy=builtin),
         )
         inventory.on_change(engine.inventory_changed)
