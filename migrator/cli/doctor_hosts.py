@@ -115,7 +115,7 @@ async def _host(host: HostSettings, settings: Settings, service: Running, looks:
         *_monitors(about, look),
         *obstacles,
     ]
-    return [_summary(about, look), *complaints]
+    return [_summary(about, host, look), *complaints]
 
 
 async def _look(host: HostSettings, way: Access) -> _Look:
@@ -143,14 +143,15 @@ async def _look(host: HostSettings, way: Access) -> _Look:
     )
 
 
-def _summary(about: str, look: _Look) -> Check:
+def _summary(about: str, host: HostSettings, look: _Look) -> Check:
     user = re.search(r"^user (.*)$", look.said, re.MULTILINE)
     versions = sorted(set(look.facts.qemus.values()))
     there = sum(each.listening for each in look.sockets)
+    link = host.link_speed or look.facts.link_bytes_per_second
     return ok(
         about,
-        f"answers as {user[1] if user else '?'}, QEMU {', '.join(versions) or 'none'}, {there} monitors, "
-        f"link {show_rate(look.facts.link_bytes_per_second) if look.facts.link_bytes_per_second else 'unknown'}",
+        f"answers as {user[1] if user else '?'}, QEMU {', '.join(versions) or 'none'}, "
+        f"{there} monitor{'' if there == 1 else 's'}, link {show_rate(link) if link else 'unknown'}",
     )
 
 

@@ -315,7 +315,7 @@ async def test_doctor_of_a_whole_site_and_picture_of_a_migration(tmp_path: Path)
         assert status == 1
         assert said(found, "journal", "ok", "schema"), found
         assert said(found, "service", "ok", "answers at"), found
-        assert said(found, "host a", "ok", "monitors"), found
+        assert said(found, "host a", "ok", "monitor"), found
         assert [line for level, line in found["host b"] if level == "fail"] == [
             "the configured qemu = '/nowhere/qemu' is not there; mend its path, or install it"
         ]
@@ -388,6 +388,7 @@ async def test_doctor_of_hosts_over_ssh(config: Path, tmp_path: Path) -> None:
         levels = {level for level, _ in found["host good"]}
         assert "fail" not in levels, found
         assert said(found, "host good", "ok", f"answers as {getpass.getuser()}"), found
+        assert said(found, "host good", "ok", "1 monitor, link 1.2 GiB/s"), found
         assert not any("cannot move" in line for _, line in found["host good"]), found
         assert said(found, "host stranger", "fail", "add it with 'ssh-keyscan"), found
         assert said(found, "host away", "fail", "Connection refused"), found
