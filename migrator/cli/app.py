@@ -42,7 +42,7 @@ def _common(
     pass
 
 
-@app.command()
+@app.command(short_help="Move one guest between two QMP sockets, without a service.")
 def direct(
     source: Annotated[
         str,
@@ -170,7 +170,7 @@ def replay(
     main(file, policy, json_output=json)
 
 
-@app.command()
+@app.command(short_help="Empty and fill a host on this machine, before your eyes.")
 def demo(
     link: Annotated[str, typer.Option(metavar="RATE", help="Speed of each host's link.")] = "64MiB/s",
 ) -> None:
@@ -185,7 +185,7 @@ def demo(
     main(link)
 
 
-@app.command()
+@app.command(short_help="Run the service until SIGTERM or Ctrl-C.")
 def serve(
     config: Annotated[
         Path | None,

@@ -48,7 +48,7 @@ def token_create(
     tokens.create(config, name, role, expires, json_output=json)
 
 
-@token.command("list")
+@token.command("list", short_help="List the tokens, never what opens the service.")
 def token_list(config: _Config = None, json: _Json = False) -> None:
     """List the tokens: name, role, when they were made and until when they hold; never the tokens themselves."""
     from migrator.cli import tokens  # noqa: PLC0415 - quick --help
@@ -70,7 +70,7 @@ def token_revoke(
     tokens.revoke(config, which, json_output=json)
 
 
-@config.command("check")
+@config.command("check", short_help="Say everything that is wrong with a configuration.")
 def config_check(
     file: Annotated[
         Path | None,
@@ -92,7 +92,7 @@ def config_check(
     main(file, json_output=json)
 
 
-@app.command()
+@app.command(short_help="Check all that the service needs, and say what to do.")
 def doctor(config: _Config = None, json: _Json = False) -> None:
     """Check all that the service needs: configuration, journal, hosts, broker, rights; and say what to do.
 
@@ -104,7 +104,7 @@ def doctor(config: _Config = None, json: _Json = False) -> None:
     main(config, json_output=json)
 
 
-@app.command()
+@app.command(short_help="Draw one migration as a picture.")
 def report(
     which: Annotated[
         str, typer.Argument(metavar="WHICH", help="A migration's id, or a file that direct --record wrote.")

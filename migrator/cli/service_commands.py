@@ -76,7 +76,7 @@ def hosts(server: _Server = None, json: _Json = False) -> None:
     remote.run(lambda client: remote.hosts(client, json_output=json), server, json_output=json)
 
 
-@app.command()
+@app.command(short_help="List the guests: where they run, what keeps them from moving.")
 def guests(
     host: Annotated[
         str | None,
@@ -91,7 +91,7 @@ def guests(
     remote.run(lambda client: remote.guests(client, host, json_output=json), server, json_output=json)
 
 
-@app.command()
+@app.command(short_help="Show what an evacuation would do; changes nothing.")
 def plan(host: _Host, policy: _Policy = None, server: _Server = None, json: _Json = False) -> None:
     """Show what an evacuation would do: target, time and downtime of every guest, or why not. Changes nothing."""
     from migrator.cli import remote  # noqa: PLC0415 - quick --help
@@ -182,7 +182,7 @@ def evacuate(
     )
 
 
-@app.command()
+@app.command(short_help="Bring the guests of a host's last evacuation home.")
 def restore(host: _Host, wait: _Wait = False, server: _Server = None, json: _Json = False) -> None:
     """Bring the guests of a host's last evacuation home and make the host active."""
     from migrator.cli import remote  # noqa: PLC0415 - quick --help
@@ -200,7 +200,7 @@ def activate(host: _Host, server: _Server = None, json: _Json = False) -> None:
     remote.run(lambda client: remote.activate(client, host, json_output=json), server, json_output=json)
 
 
-@app.command()
+@app.command(short_help="Show what is under way, or all about one of it.")
 def status(identifier: _PerhapsUnderWay = None, server: _Server = None, json: _Json = False) -> None:
     """Show what is under way, or all about one migration or evacuation."""
     from migrator.cli import remote  # noqa: PLC0415 - quick --help
@@ -208,7 +208,7 @@ def status(identifier: _PerhapsUnderWay = None, server: _Server = None, json: _J
     remote.run(lambda client: remote.status(client, identifier, json_output=json), server, json_output=json)
 
 
-@app.command()
+@app.command(short_help="Show everything live, or one migration or evacuation.")
 def watch(identifier: _PerhapsUnderWay = None, server: _Server = None) -> None:
     """Show hosts, evacuations and migrations live, or one of them to its end. Ctrl-C leaves and cancels nothing."""
     from migrator.cli import remote  # noqa: PLC0415 - quick --help
@@ -216,7 +216,7 @@ def watch(identifier: _PerhapsUnderWay = None, server: _Server = None) -> None:
     remote.run(lambda client: remote.watch_screen(client, identifier), server)
 
 
-@app.command()
+@app.command(short_help="Show what happened, and who asked for it.")
 def events(
     identifier: _PerhapsUnderWay = None,
     after: Annotated[
@@ -238,7 +238,7 @@ def events(
     )
 
 
-@app.command()
+@app.command(short_help="Stop a migration or an evacuation as far as that is safe.")
 def cancel(identifier: _UnderWay, server: _Server = None, json: _Json = False) -> None:
     """Stop a migration or an evacuation as far as that is safe; no guest is harmed."""
     from migrator.cli import remote  # noqa: PLC0415 - quick --help

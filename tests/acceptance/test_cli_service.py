@@ -296,6 +296,15 @@ class TestCompletion:
         assert "_MIGRATOR_COMPLETE" in script
 
 
+@pytest.mark.parametrize("words", [(), ("token",), ("config",)])
+def test_what_a_command_is_for_is_said_whole_on_a_usual_terminal(busy: InThread, words: tuple[str, ...]):
+    ended = typed(busy, *words, "--help", COLUMNS="80")
+    assert ended.returncode == 0
+    listed = ended.stdout.partition("Commands:\n")[2].splitlines()
+    assert len(listed) > 0
+    assert [line for line in listed if line.endswith("...") or len(line) > 80] == []
+
+
 @pytest.mark.parametrize("command", ["migrate", "events"])
 def test_help(busy: InThread, command: str):
     ended = typed(busy, command, "--help")
