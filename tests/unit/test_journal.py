@@ -273,6 +273,7 @@ class TestPositions:
 
     async def test_are_ahead_of_what_may_have_been_told(self, journal: AnyJournal) -> None:
         """Numbers that were given while nothing could be written must not be given again after a crash."""
+        reserved = 0
         for number in (1, 2, 251, 252, 253, 1200):
             await journal.save(migration("m1"), events=[event(number, number)])
             reserved, _ = await journal.positions()
