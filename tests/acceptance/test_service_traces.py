@@ -220,8 +220,9 @@ async def test_killed_in_the_middle_and_started_again_it_is_the_same_trace(colle
 
 
 async def test_failure_is_an_error_with_its_reason(collector: Collector) -> None:
-    machines = [guest("vm", region=64 * MIB, speed=30 * MIB)]
-    async with served(machines, speed=SLOW, prepare=traced(collector.endpoint)) as site:
+    machines = [guest("vm", region=64 * MIB)]
+    # So slow that its first round lasts for seconds: what is killed later may leave more to a person.
+    async with served(machines, speed=10 * MIB, prepare=traced(collector.endpoint)) as site:
         begun = await ask(site, "migrations", {"traceparent": GIVEN}, guest="vm", to="b")
         await site.until_state("precopy")
         (destination,) = [each for each in site.instances(machines[0]) if site.where(each) == "b"]
