@@ -279,6 +279,10 @@ def _source_obeys(  # noqa: C901 - one case a command
                 raise Broken("the source is run while the destination lives")
             changed = end._replace(run=RUNNING if setting.guest_runs else PAUSED)
             return world._replace(source=changed, forked=world.forked or world.whole)
+        case "resume" if end.run in (POSTMIGRATE, PAUSED):
+            if world.ran or world.whole:
+                raise Broken("the source is run though the destination has the guest")
+            return world._replace(source=end._replace(run=RUNNING))
         case "restore" if end.run is PAUSED and setting.guest_runs:
             if world.ran:
                 raise Broken("the source is run after the destination ran")
@@ -425,7 +429,7 @@ def decided(  # noqa: C901 - one case a step
     here = source_is(source)
     answer = _decide(intent, source, destination, overdue)
     failed = {} if intent.undo else {"undo": State.FAILED}
-    if answer.step in (Step.CANCEL, Step.REVIVE, Step.RESTORE, Step.FENCE_DESTINATION):
+    if answer.step in (Step.CANCEL, Step.REVIVE, Step.RESUME, Step.RESTORE, Step.FENCE_DESTINATION):
         intent = _but(intent, **failed)
     match answer.step:
         case Step.WAIT:
@@ -469,6 +473,11 @@ def _act(world: World, step: Step, setting: Setting) -> Moves:  # noqa: C901 - o
             yield "cancel", tell(world, "source", "cancel", setting)
         case Step.REVIVE:
             yield "cont the source", tell(world, "source", "cont", setting)
+        case Step.RESUME:
+            after = tell(world, "source", "resume", setting)
+            if after.source.acts:
+                after = after._replace(intent=_but(intent, stopped_by_us=False))
+            yield "resume the source", after
         case Step.RESTORE:
             after = tell(world, "source", "restore", setting) if intent.stopped_by_us else world
             if after.source.acts or not intent.stopped_by_us:

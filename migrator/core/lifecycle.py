@@ -17,7 +17,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from enum import StrEnum
 
-from migrator.core.model import MigrationStatus, Process, State, View
+from migrator.core.model import MigrationStatus, Process, RunState, State, View
 from migrator.core.situation import (
     DestinationIs,
     Intent,
@@ -48,6 +48,8 @@ class Step(StrEnum):
     FENCE_SOURCE = "fence-source"
     #: ``cont`` at the source (then ``stop``, if the guest was paused).
     REVIVE = "revive"
+    #: ``cont`` at a source that is being cancelled and never came to the switch: we had stopped its guest.
+    RESUME = "resume"
     #: Parameters and capabilities of the source as they were; the guest runs again if we stopped it.
     RESTORE = "restore"
     #: ``quit`` to the destination, which has nothing worth keeping, and wait for its end.
@@ -322,6 +324,12 @@ ROWS: tuple[Row, ...] = (
          lambda now: now.overdue),
     _row("at-switch", S.AT_SWITCH, _ANY_D, Step.WAIT,
          "the guest stands still; the destination is not ready yet"),
+    # --- cancelled before it, which may take QEMU minutes where it still tries to connect ---------------------------
+    _row("cancelling-resume", S.FAILING, {D.LOADS, D.FAILED, D.SILENT, *_GONE_D}, Step.RESUME,
+         "the migration ends before the switch: the guest, which was stopped for it, runs again at once",
+         lambda now: now.source.status is MigrationStatus.CANCELLING and now.source.run is RunState.PAUSED
+         and now.intent.stopped_by_us and now.intent.guest_runs
+         and not (now.may_have_switched or now.overdue)),
     # --- between the switch and its outcome ----------------------------------------------------------------------
     _row("postcopy-rejected", {S.SWITCHING, S.SERVES, S.BROKEN, S.DONE}, {D.FAILED}, State.HELD,
          "the destination rejected the guest after a postcopy switch; the source holds the memory but may not "

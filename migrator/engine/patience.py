@@ -31,8 +31,9 @@ class Patience:
             and source.run is not RunState.FINISH_MIGRATE
         ):
             return self.cancelling
-        if here is SourceIs.AT_SWITCH:
-            return self.at_switch
+        stopped = intent.postcopy and intent.stopped_by_us and intent.guest_runs
+        if here is SourceIs.AT_SWITCH or (here is SourceIs.COPIES and stopped):
+            return self.at_switch  # on the way to a postcopy switch nobody has stopped the guest for long
         before_switch = intent.milestone < Milestone.SWITCHING and here is SourceIs.SILENT
         if before_switch and source.process is Process.UNKNOWN and source.can_fence:
             # Its host is out of reach, not QEMU busy: it may come to the switch and wait there, with the guest stopped.

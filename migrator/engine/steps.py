@@ -19,7 +19,7 @@ from migrator.ports import Qemu, Settings
 
 #: So long putting the source's settings back is tried.
 _PUT_BACK_SECONDS = 5.0
-_WORTH_TELLING = (Step.HAND_OVER, Step.FENCE_DESTINATION, Step.FENCE_SOURCE, Step.REVIVE)
+_WORTH_TELLING = (Step.HAND_OVER, Step.FENCE_DESTINATION, Step.FENCE_SOURCE, Step.REVIVE, Step.RESUME)
 
 
 class Steps:
@@ -43,7 +43,7 @@ class Steps:
 
         :return: True when the migration is complete though the source could not be seen to end.
         """
-        if answer.step in (Step.CANCEL, Step.FENCE_DESTINATION, Step.REVIVE, Step.RESTORE):
+        if answer.step in (Step.CANCEL, Step.FENCE_DESTINATION, Step.REVIVE, Step.RESUME, Step.RESTORE):
             self._ledger.undo(State.FAILED, answer.why)
         steps: dict[Step, Callable[[], Coroutine[Any, Any, None]]] = {
             Step.SWITCH: self._switch,
@@ -52,6 +52,7 @@ class Steps:
             Step.FENCE_DESTINATION: self._fence_destination,
             Step.FENCE_SOURCE: self._fence_source,
             Step.REVIVE: self._revive,
+            Step.RESUME: self._resume,
             Step.RESTORE: self._restore,
             Step.DISMISS: self._dismiss,
         }
@@ -110,6 +111,10 @@ class Steps:
         else:
             # A guest left in postmigrate cannot migrate again until it was continued: for the blink of an eye.
             await together(self._source.cont(), self._source.stop())
+
+    async def _resume(self) -> None:
+        await self._source.cont()
+        self._ledger.note(stopped_by_us=False)
 
     async def _restore(self) -> None:
         if self._ledger.intent.stopped_by_us and self._ledger.intent.guest_runs:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from pathlib import Path
 
 import pytest
 
@@ -11,6 +12,7 @@ from migrator.testing.lab import Habit, Lab, Machine, Pair, until
 from migrator.testing.network import Host, Hosts
 from tests.driven import LONG, MIB, SHORT, Drive, Phase, catch, driven, reaches
 from tests.invariants import witness
+from tests.postcopy import IMMEDIATE
 
 BUSY = Machine(habit=Habit(region_bytes=16 * MIB, bytes_per_second=4 * MIB), image_locking="off")
 
@@ -175,3 +177,24 @@ async def test_black_hole_after_the_hand_over_concerns_nobody(hosts: Hosts, lab:
             result = await drive.run()
         assert result.state is State.COMPLETED
         await seen.verify(State.COMPLETED)
+
+
+async def test_nobody_there_costs_a_guest_that_is_stopped_for_postcopy_next_to_nothing(
+    hosts: Hosts, lab: Lab, each_qemu: Path
+) -> None:
+    # 7.2 stays in cancelling for as long as the kernel tries to connect: here 7 s, where the default is 127 s.
+    pair = await lab.pair(
+        BUSY,
+        source=each_qemu,
+        destination=each_qemu,
+        source_prefix=hosts["alpha"].prefix,
+        destination_prefix=hosts["beta"].prefix,
+    )
+    hosts["alpha"].run("sysctl", "-qw", "net.ipv4.tcp_syn_retries=2")
+    hosts["beta"].black_hole()
+    async with witness(lab, pair) as seen:
+        async with driven(pair, policy=IMMEDIATE, listen=across(hosts), patience=SHORT) as drive:
+            result = await drive.run()
+        assert result.state is State.FAILED
+        await seen.verify(State.FAILED)
+    assert seen.watch.longest_silence_seconds < 3

@@ -50,7 +50,11 @@ SOURCES = [
     *(shown(R.PRELAUNCH, M.COMPLETED), shown(R.RUNNING, M.ACTIVE), shown(R.FINISH_MIGRATE, M.PRE_SWITCHOVER)),
     *(shown(R.FINISH_MIGRATE, M.DEVICE), shown(R.FINISH_MIGRATE, M.POSTCOPY_ACTIVE)),
     *(shown(R.FINISH_MIGRATE, M.POSTCOPY_PAUSED), shown(R.POSTMIGRATE, M.COMPLETED)),
-    *(shown(R.FINISH_MIGRATE, M.CANCELLING), shown(R.POSTMIGRATE, M.CANCELLED)),
+    *(
+        shown(R.FINISH_MIGRATE, M.CANCELLING),
+        shown(R.PAUSED, M.CANCELLING),
+        shown(R.POSTMIGRATE, M.CANCELLED),
+    ),
 ]
 DESTINATIONS = [
     *(
@@ -325,6 +329,19 @@ STEPS: dict[Step, Rules] = {
             lambda now: now.here is S.LEFT_STOPPED or not now.intent.postcopy,
         ),
         ("it is not left stopped", lambda now: now.here in (S.DONE, S.LEFT_STOPPED)),
+    ],
+    Step.RESUME: [
+        ("it is not being cancelled", lambda now: now.source.status is M.CANCELLING),
+        ("the switch may have been sent", lambda now: now.intent.live and not now.switched),
+        (
+            "we have not stopped it",
+            lambda now: now.source.run is RunState.PAUSED and now.intent.stopped_by_us,
+        ),
+        ("the guest shall stand still", lambda now: now.intent.guest_runs),
+        (
+            "the destination may run the guest",
+            lambda now: not now.handed and now.there in {D.LOADS, D.FAILED, D.SILENT, *GONE_D},
+        ),
     ],
     Step.RESTORE: [
         ("the source is not settled", lambda now: now.here in (S.RUNS, S.RESTS)),

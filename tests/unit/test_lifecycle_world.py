@@ -156,6 +156,7 @@ class TestTheModelBites:
             ("cancel-destination-dead", {"step": Step.WAIT}, Setting(), {Fault.DESTINATION_DIES}),
             ("left-stopped", {"step": Step.REVIVE}, Setting(old=True, guest_runs=False), {Fault.REJECTED}),
             ("revive", {"when": lambda now: False}, Setting(old=True, guest_runs=False), {Fault.REJECTED}),
+            ("switching", {"step": Step.RESUME}, Setting(postcopy=True), {Fault.BLACK_HOLE}),
             ("source-gone-still-loading", {"step": Step.DISMISS}, Setting(), {Fault.SOURCE_DIES}),
             ("arrived", {}, Setting(postcopy=True, stops_first=False), {Fault.RESET}),
             ("dismiss", {"when": lambda now: False}, Setting(), {Fault.REJECTED}),
