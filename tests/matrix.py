@@ -45,7 +45,7 @@ class Matrix:
         self._found: Counter[tuple[str, str, bool]] = Counter()
 
     def pytest_runtest_logreport(self, report: pytest.TestReport) -> None:
-        if report.when == "call" or not report.passed:
+        if not report.skipped and (report.when == "call" or not report.passed):
             self._found[report.nodeid.partition("::")[0], versions(report.nodeid), report.passed] += 1
 
     def pytest_terminal_summary(self, terminalreporter: pytest.TerminalReporter) -> None:
