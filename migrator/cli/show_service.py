@@ -267,7 +267,10 @@ def figures(one: Document) -> str:
     if one["remaining_bytes"] is not None:
         parts.append(f"{show_bytes(one['remaining_bytes'])} left")
     if text := forecast(one):
-        parts.append(f"{text} to go" if one["forecast"]["p50_seconds"] is not None else text)
+        if one["forecast"]["p50_seconds"] is not None:
+            middle, bracket, span = text.partition(" (")
+            text = f"{middle} to go{bracket}{span}"
+        parts.append(text)
     if one["bandwidth_bytes_per_second"]:
         parts.append(f"stream {show_rate(one['bandwidth_bytes_per_second'])}")
     if one["dirty_rate_bytes_per_second"]:

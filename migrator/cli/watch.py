@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 import sys
 import time
 from collections.abc import Callable
@@ -23,6 +24,9 @@ _LINE_EVERY = 2.0
 #: An evacuation's list of guests is asked for again at most this often, in seconds.
 _REFRESH_EVERY = 5.0
 _NAME_WIDTH = 24
+#: On a terminal of fewer columns bar, name and time gone by make room for what is left.
+_NARROW = 100
+_NARROW_NAME_WIDTH = 14
 _MOST_MIGRATIONS = 500
 
 _EXITS = {
@@ -238,11 +242,12 @@ class _View:
             from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn  # noqa: PLC0415 - slow
             from rich.table import Column  # noqa: PLC0415
 
+            narrow = shutil.get_terminal_size().columns < _NARROW
             self._progress = Progress(
                 TextColumn("{task.description}", markup=False, table_column=Column(no_wrap=True)),
-                BarColumn(bar_width=16),
+                BarColumn(bar_width=6 if narrow else 16),
                 TextColumn("{task.percentage:>3.0f}%", markup=False),
-                TimeElapsedColumn(),
+                *([] if narrow else [TimeElapsedColumn()]),
                 TextColumn("{task.fields[state]}", markup=False, table_column=Column(no_wrap=True)),
                 TextColumn(
                     "{task.fields[figures]}",
@@ -264,7 +269,9 @@ class _View:
 
 
 def _short(name: str) -> str:
-    return name if len(name) <= _NAME_WIDTH else name[: _NAME_WIDTH - 1] + "…"
+    narrow = shutil.get_terminal_size().columns < _NARROW
+    width = _NARROW_NAME_WIDTH if narrow else _NAME_WIDTH
+    return name if len(name) <= width else name[: width - 1] + "…"
 
 
 def _patiently(ask: Callable[[], _Found]) -> _Found:

@@ -181,6 +181,19 @@ def test_tables_fit_the_terminal(service: InThread, columns: int):
             assert "\x1b[31m'" not in command.said
 
 
+def test_the_time_left_is_seen_on_a_usual_terminal(service: InThread):
+    with running(service, "migrate", "db", "--wait", terminal=(80, 24)) as command:
+        command.until("preparing")
+
+        def seen(said: str) -> bool:
+            begun(service)  # again, as what comes too soon after the last is not drawn
+            return "2.0 s to go" in said
+
+        command.until(seen)
+        service.do(lambda world: world.finish("m1"))
+        assert command.ended() == 0
+
+
 def test_bars_stay_on_their_line(service: InThread):
     with running(service, "migrate", "db", "--wait", terminal=(80, 24)) as command:
         command.until("preparing")
