@@ -7,13 +7,15 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 from migrator.core.facts import Facts
-from migrator.core.inventory import Guest, HostFacts
 from migrator.core.model import Finding, View
 from migrator.core.situation import Intent
-from migrator.core.thinning import Point
+
+if TYPE_CHECKING:  # of what `migrator direct` does not need, nor loads
+    from migrator.core.inventory import Guest, HostFacts
+    from migrator.core.thinning import Point
 
 
 @dataclass(frozen=True, kw_only=True)

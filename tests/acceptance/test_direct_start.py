@@ -49,7 +49,10 @@ async def test_loads_nothing_that_it_does_not_use(lab: Lab, output: tuple[str, .
     assert not HEAVY & loaded
     # Nor what other commands are.
     ours = {name for name in loaded if name.startswith("migrator.")}
-    others = ("http", "mqtt", "service", "settings", "metrics", "cli.remote", "cli.service_commands")
+    others = (
+        *("http", "mqtt", "service", "settings", "metrics", "tracing"),
+        *("cli.remote", "cli.service_commands", "core.inventory"),
+    )
     assert not {name for name in ours if name.startswith(tuple(f"migrator.{other}" for other in others))}
 
 
