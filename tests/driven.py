@@ -214,7 +214,8 @@ class Drive:
         await asyncio.gather(self.source.connect(), self.destination.connect())
         migration = self._migration(record or FileRecord("under-test"), self._policy)
         findings = await migration.check()
-        assert not [finding for finding in findings if finding.severity is Severity.ERROR]
+        errors = [finding for finding in findings if finding.severity is Severity.ERROR]
+        assert not errors, errors
         return await migration.run()
 
     async def take_up(self) -> Result:
