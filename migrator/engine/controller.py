@@ -404,9 +404,11 @@ class Engine:
             if job.ended_at is not None and job.ended_at < long_ago and job.evacuation not in going_on:
                 del self.jobs[job.id]
                 self._told_at.pop(job.id, None)
+                self.bus.forget(Subject.MIGRATION, job.id)
         for run in list(self.runs.values()):
             if run.ended_at is not None and run.ended_at < long_ago:
                 del self.runs[run.id]
+                self.bus.forget(Subject.EVACUATION, run.id)
 
     def try_held_again(self) -> None:
         """Those whose hosts could not be asked: they may be by now."""
