@@ -361,6 +361,7 @@ async def test_plan_says_who_will_not_end_inside_its_policy_and_how_long_the_oth
     wild = world.site.add_guest(
         "wild", host="a", memory_bytes=8192 * MIB, workload=steady(4096 * MIB, 2000 * MIB)
     )
+    guests = {}
     async with world.engine() as driver:
         for policy, verdict in (("gentle", "cannot"), ("must-finish", "converges-if")):
             guests = {each.guest: each for each in (await driver.ask(Plan(host="a", policy=policy))).guests}
