@@ -19,6 +19,7 @@ from pydantic import AwareDatetime, BaseModel, ConfigDict, Field, StringConstrai
 
 from migrator import logs
 from migrator.core.trace_context import TraceContext
+from migrator.engine import wrong_fields
 from migrator.engine.documents import (
     CheckDocument,
     EvacuationDocument,
@@ -29,7 +30,7 @@ from migrator.engine.documents import (
 from migrator.errors import JournalError, MigratorError
 
 #: Ids, hosts and sites.
-Name = Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9._-]{1,64}$")]
+Name = Annotated[str, StringConstraints(pattern=wrong_fields.NAME_PATTERN)]
 #: A guest's uuid, its name, or HOST/NAME: anything.
 GuestName = Annotated[str, StringConstraints(min_length=1, max_length=1024)]
 
@@ -80,6 +81,7 @@ class Restore(Command):
 
     verb: ClassVar[str] = "restore"
     host: Name
+    policy: Name | None = None
 
 
 class Activate(Command):
@@ -375,14 +377,9 @@ def parse(envelope: Envelope) -> Command:
     try:
         return kind.model_validate(dict(envelope.body))
     except ValidationError as error:
-        raise Refusal("invalid", _in_words(error)) from None
-
-
-def _in_words(error: ValidationError) -> str:
-    first = error.errors(include_url=False)[0]
-    where = ".".join(str(part) for part in first["loc"]) or "the command"
-    more = f" (and {error.error_count() - 1} more)" if error.error_count() > 1 else ""
-    return f"{where}: {first['msg'][:1].lower()}{first['msg'][1:]}{more}"
+        raise Refusal(
+            "invalid", wrong_fields.in_words(error.errors(include_url=False), known=kind.model_fields)
+        ) from None
 
 
 def _in_time(envelope: Envelope) -> None:

@@ -12,6 +12,7 @@ from pydantic import BaseModel, Field
 from starlette.exceptions import HTTPException
 from starlette.responses import Response
 
+from migrator.engine import wrong_fields
 from migrator.engine.commands import Refusal
 from migrator.engine.documents import FindingDocument
 from migrator.errors import JournalError, MigratorError
@@ -94,9 +95,7 @@ def answer_with_problems(app: FastAPI) -> None:
 
     async def invalid(request: Request, error: Exception) -> Response:
         assert isinstance(error, RequestValidationError)
-        first = error.errors()[0]
-        where = ".".join(str(part) for part in first["loc"])
-        return answer(request, 422, "invalid", f"{where}: {first['msg']}")
+        return answer(request, 422, "invalid", wrong_fields.in_words(error.errors()))
 
     async def http(request: Request, error: Exception) -> Response:
         assert isinstance(error, HTTPException)

@@ -12,6 +12,7 @@ from pydantic import AwareDatetime, BaseModel, ConfigDict, ValidationError
 
 from migrator.core import trace_context
 from migrator.core.trace_context import TRACEPARENT, TRACESTATE, TraceContext
+from migrator.engine import wrong_fields
 from migrator.engine.commands import COMMANDS, Caller, Envelope, Name, Refusal, Reply, Role
 from migrator.mqtt.connection import Received
 from migrator.mqtt.settings import NAME, MqttSettings
@@ -194,9 +195,7 @@ def _head(body: dict[str, Any], settings: MqttSettings, now: datetime) -> Head:
     try:
         head = Head.model_validate({name: body[name] for name in Head.model_fields if name in body})
     except ValidationError as error:
-        first = error.errors(include_url=False)[0]
-        field = ".".join(str(part) for part in first["loc"])
-        raise Refusal("invalid", f"{field}: {first['msg'][:1].lower()}{first['msg'][1:]}") from None
+        raise Refusal("invalid", wrong_fields.in_words(error.errors(include_url=False))) from None
     if head.sent_at > now + timedelta(seconds=settings.clock_tolerance_seconds):
         raise Refusal("invalid", f"sent_at is {head.sent_at.isoformat()}, here it is {now.isoformat()}")
     return head

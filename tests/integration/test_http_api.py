@@ -120,10 +120,19 @@ class TestReading:
         ] == []
 
     @pytest.mark.parametrize(
-        "query", ["limit=0", "limit=501", "limit=x", "state=odd", "before=a/b", "guest=%00", "active=maybe"]
+        ("query", "says"),
+        [
+            ("limit=0", "query.limit: must be greater than or equal to 1"),
+            ("limit=501", "query.limit: must be less than or equal to 500"),
+            ("limit=x", "query.limit: must be a whole number"),
+            ("state=odd", "query.state: must be 'queued', "),
+            ("before=a/b", "query.before: is not a name: 1 to 64 of A-Z a-z 0-9 . _ -"),
+            ("guest=%00", "query.guest: must match"),
+            ("active=maybe", "query.active: must be true or false"),
+        ],
     )
-    async def test_a_wrong_query(self, client: httpx2.AsyncClient, query: str):
-        problem(await client.get(f"migrations?{query}"), 422, "invalid")
+    async def test_a_wrong_query(self, client: httpx2.AsyncClient, query: str, says: str):
+        assert problem(await client.get(f"migrations?{query}"), 422, "invalid")["detail"].startswith(says)
 
 
 class TestCommands:
@@ -180,12 +189,35 @@ class TestCommands:
     @pytest.mark.parametrize(
         ("path", "body", "says"),
         [
-            ("migrations", {}, "guest"),
-            ("migrations", {"guest": "db", "force": True}, "force"),
-            ("migrations", {"guest": "db", "to": "a b"}, "to"),
-            ("hosts/alpha/evacuate", {"deadline": "2027-01-01T00:00:00"}, "deadline"),
+            ("migrations", {}, "guest: is missing"),
+            (
+                "migrations",
+                {"guest": "db", "force": True},
+                "force: there is no such field (there are guest, to, policy, accept)",
+            ),
+            (
+                "migrations",
+                {"guest": "db", "to": "a b"},
+                "to: is not a name: 1 to 64 of A-Z a-z 0-9 . _ -",
+            ),
+            (
+                "migrations",
+                {"guest": "", "accept": ["libvirt", ""]},
+                "guest: must not be empty; accept[1]: is not a name: 1 to 64 of A-Z a-z 0-9 . _ -",
+            ),
+            (
+                "migrations",
+                {"guest": 1, "to": 2, "policy": 3, "accept": 4},
+                "guest: must be text; to: must be text; policy: must be text (and 1 more)",
+            ),
+            ("migrations", {"guest": "x" * 1025}, "guest: must not have more than 1024 characters"),
+            (
+                "hosts/alpha/evacuate",
+                {"deadline": "2027-01-01T00:00:00", "on_deadline": "panic"},
+                "deadline: must be a time with its zone, as 2026-01-31T22:00:00Z; on_deadline: must be 'continue'",
+            ),
             ("hosts/alpha/evacuate", {"host": "beta"}, "host"),
-            ("plans", {"host": ["alpha"]}, "host"),
+            ("plans", {"host": ["alpha"]}, "host: must be text"),
         ],
     )
     async def test_wrong_fields(self, client: httpx2.AsyncClient, path: str, body: Any, says: str):

@@ -115,17 +115,29 @@ BAD: list[tuple[str, str, Any, str, str | None]] = [
     ("nested beyond sense", "migrate", b"[" * 50_000, "not JSON", None),
     ("not UTF-8", "migrate", b'{"id": "x\xff"}', "not JSON", None),
     ("too large", "migrate", b'{"id": "x", "guest": "' + b"g" * 70_000 + b'"}', "at most 65536 bytes", None),
-    ("without an id", "migrate", {"guest": "g"}, "id: field required", None),
-    ("an id that is no name", "migrate", {"id": "../../x", "guest": "g"}, "id: ", None),
+    ("without an id", "migrate", {"guest": "g"}, "id: is missing", None),
+    (
+        "an id that is no name",
+        "migrate",
+        {"id": "../../x", "guest": "g"},
+        "id: is not a name: 1 to 64 of",
+        None,
+    ),
     ("an id with a wildcard", "migrate", {"id": "#", "guest": "g"}, "id: ", None),
     (
         "without sent_at",
         "migrate",
         {"id": "x", "guest": "g", "sent_at": None},
-        "sent_at: field required",
+        "sent_at: is missing",
         "x",
     ),
-    ("sent_at without a zone", "migrate", {"id": "x", "sent_at": "2026-01-01T00:00:00"}, "sent_at: ", "x"),
+    (
+        "sent_at without a zone",
+        "migrate",
+        {"id": "x", "sent_at": "2026-01-01T00:00:00"},
+        "sent_at: must be a time with its zone",
+        "x",
+    ),
     ("from the future", "migrate", {"id": "x", "sent_at": "2999-01-01T00:00:00Z"}, "sent_at is 2999", "x"),
     ("an unknown verb", "destroy", {"id": "x"}, "no command 'destroy'", "x"),
     (
@@ -135,8 +147,21 @@ BAD: list[tuple[str, str, Any, str, str | None]] = [
         "no command 'resolve' here",
         "x",
     ),
-    ("an unknown field", "migrate", {"id": "x", "guest": "g", "by": 1}, "by: ", "x"),
-    ("a missing field", "migrate", {"id": "x"}, "guest: field required", "x"),
+    (
+        "an unknown field",
+        "migrate",
+        {"id": "x", "guest": "g", "by": 1},
+        "by: there is no such field (there are guest, to, policy, accept)",
+        "x",
+    ),
+    ("a missing field", "migrate", {"id": "x"}, "guest: is missing", "x"),
+    (
+        "two wrong fields",
+        "migrate",
+        {"id": "x", "guest": "", "to": "a b"},
+        "guest: must not be empty; to: is not a name: 1 to 64 of A-Z a-z 0-9 . _ -",
+        "x",
+    ),
 ]
 
 

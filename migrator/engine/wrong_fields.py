@@ -1,0 +1,75 @@
+"""What is wrong with the fields of a request, in words for whoever sent it."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
+
+#: Of ids, hosts, sites and policies.
+NAME_PATTERN = r"^[A-Za-z0-9._-]{1,64}$"
+
+#: More would be no line for a person any more.
+_MOST_SAID = 3
+
+_NO_MOMENT = "must be a time with its zone, as 2026-01-31T22:00:00Z"
+
+#: By pydantic's type of error.
+_KINDS = {
+    "missing": "is missing",
+    "string_type": "must be text",
+    "string_unicode": "must be text in UTF-8",
+    "string_too_short": "must not be empty",
+    "list_type": "must be a list",
+    "bool_type": "must be true or false",
+    "bool_parsing": "must be true or false",
+    "int_type": "must be a whole number",
+    "int_parsing": "must be a whole number",
+    "int_from_float": "must be a whole number",
+    "datetime_type": _NO_MOMENT,
+    "datetime_parsing": _NO_MOMENT,
+    "datetime_from_date_parsing": _NO_MOMENT,
+    "timezone_aware": _NO_MOMENT,
+}
+
+
+def in_words(problems: Sequence[Mapping[str, Any]], *, known: Iterable[str] = ()) -> str:
+    """Pydantic's errors in one line; what was given is not repeated.
+
+    :param known: the fields that there are.
+    """
+    said = [f"{_place(problem['loc'])} {_wrong(problem, tuple(known))}" for problem in problems[:_MOST_SAID]]
+    more = len(problems) - len(said)
+    return "; ".join(said) + (f" (and {more} more)" if more else "")
+
+
+def _place(location: Sequence[int | str]) -> str:
+    place = ""
+    for part in location:
+        place += f"[{part}]" if isinstance(part, int) else f".{part[:64]}"
+    return f"{place.removeprefix('.')}:" if place else "the command"
+
+
+def _wrong(problem: Mapping[str, Any], known: tuple[str, ...]) -> str:
+    limits: Mapping[str, Any] = problem.get("ctx") or {}
+    match problem["type"]:
+        case "string_pattern_mismatch" if limits.get("pattern") == NAME_PATTERN:
+            return "is not a name: 1 to 64 of A-Z a-z 0-9 . _ -"
+        case "extra_forbidden":
+            return f"there is no such field (there {_are(known)})"
+        case "string_too_long":
+            return f"must not have more than {limits['max_length']} characters"
+        case "too_long":
+            return f"must not have more than {limits['max_length']} entries"
+        case "literal_error" | "enum":
+            return f"must be {limits['expected']}"
+        case kind if kind in _KINDS:
+            return _KINDS[kind]
+    said = re.sub(r"^\w+ should ", "must ", str(problem["msg"]))
+    return f"{said[:1].lower()}{said[1:]}"
+
+
+def _are(known: tuple[str, ...]) -> str:
+    if not known:
+        return "are none"
+    return f"{'is' if len(known) == 1 else 'are'} {', '.join(known)}"
