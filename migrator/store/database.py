@@ -250,7 +250,7 @@ def _prepare(path: Path, *, alone: bool) -> int:
         revision = schema.present(path)
         if revision != schema.HEAD:
             # Never under a service that runs.
-            meanwhile = -1 if alone else _locked(path)
+            meanwhile = -1 if alone else _locked(path, revision)
             try:
                 if revision is None:
                     with contextlib.closing(sqlite3.connect(path, timeout=schema.BUSY_SECONDS)) as fresh:
@@ -266,15 +266,29 @@ def _prepare(path: Path, *, alone: bool) -> int:
     return lock
 
 
-def _locked(path: Path) -> int:
+def _locked(path: Path, revision: str | None = None) -> int:
+    """Keep every service away from it.
+
+    :param revision: what it is to be upgraded from, where that is why.
+    """
     # A file of its own: closing any descriptor of the database would drop SQLite's locks on it.
     lock = _owned(path.with_name(f"{path.name}.lock"), os.O_RDONLY)
     try:
         fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:
         os.close(lock)
+        if revision is None:
+            raise JournalError(
+                f"the journal {path} is in use by another service: there can be one; stop it first"
+            ) from None
+        what_to_do = (
+            "restart that service with this version"
+            if schema.knows(revision)
+            else "use the migrator of that version, which is newer"
+        )
         raise JournalError(
-            f"the journal {path} is in use by another service: there can be one; stop it first"
+            f"the service that runs is of another version (the schema of its journal {path} is {revision}, this "
+            f"version's is {schema.HEAD}): {what_to_do}"
         ) from None
     return lock
 
@@ -328,7 +342,19 @@ def _in_words(path: Path, error: BaseException, what: str) -> str:
     elif isinstance(cause, TimeoutError):
         why = f"the disk does not answer (waited {_PATIENCE_SECONDS:g} s)"
     elif isinstance(cause, OSError):
-        why = cause.strerror or str(cause)
+        why = f"{cause.strerror or cause}{_remedy(path, cause)}"
     else:
         why = str(cause)
     return f"the journal {path} cannot be {what}: {' '.join(why.split())}"
+
+
+def _remedy(path: Path, error: OSError) -> str:
+    match error:
+        case PermissionError():
+            return (
+                f": the service's user must be able to write {path.parent}, and what is to use the journal beside the "
+                "service has to be run as that user"
+            )
+        case FileExistsError() | NotADirectoryError():
+            return f": {path.parent} has to be a directory, and so has all above it; move away what is there"
+    return ""

@@ -9,12 +9,16 @@ import os
 import sqlite3
 from contextlib import closing
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from sqlalchemy import Column, Index, Integer, MetaData, Table, Text, UniqueConstraint, create_engine
 from sqlalchemy.exc import SQLAlchemyError
 from sqlalchemy.pool import NullPool
 
 from migrator.errors import JournalError
+
+if TYPE_CHECKING:
+    from alembic.config import Config
 
 #: The revision in ``alembic/versions`` that the tables below are; a test holds them together.
 HEAD = "0002"
@@ -147,14 +151,10 @@ def upgrade(path: Path, *, since: str | None) -> None:
     """
     # Only where there is something to do: it takes a while to import.
     from alembic import command  # noqa: PLC0415
-    from alembic.config import Config  # noqa: PLC0415
-    from alembic.script import ScriptDirectory  # noqa: PLC0415
 
-    config = Config()
-    config.set_main_option("script_location", str(SCRIPTS).replace("%", "%%"))
+    config = _alembic()
     if since is not None:
-        known = {each.revision for each in ScriptDirectory.from_config(config).walk_revisions()}
-        if since not in known:
+        if not knows(since):
             raise JournalError(
                 f"the journal {path} was written by a newer migrator (its schema is {since}, this one knows {HEAD}): "
                 f"install that one again, or go back to the copy {path.name}.before-{since} if you can do without "
@@ -178,6 +178,21 @@ def upgrade(path: Path, *, since: str | None) -> None:
         raise JournalError(f"the journal {path} cannot be brought to schema {HEAD}: {error}") from error
     finally:
         engine.dispose()
+
+
+def knows(revision: str) -> bool:
+    """It is this version's own, or one that this version can bring the database from."""
+    from alembic.script import ScriptDirectory  # noqa: PLC0415
+
+    return revision in {each.revision for each in ScriptDirectory.from_config(_alembic()).walk_revisions()}
+
+
+def _alembic() -> Config:
+    from alembic.config import Config  # noqa: PLC0415
+
+    config = Config()
+    config.set_main_option("script_location", str(SCRIPTS).replace("%", "%%"))
+    return config
 
 
 def keep_copy(path: Path, copy: Path) -> None:

@@ -246,6 +246,49 @@ class TestLock:
             pass
 
 
+class TestPlace:
+    @pytest.mark.parametrize("below", ["", "deeper"])
+    async def test_that_is_a_file_is_said_with_what_to_do(self, tmp_path: Path, below: str) -> None:
+        (tmp_path / "state").write_text("here")
+        parent = tmp_path / "state" / below
+        with pytest.raises(
+            JournalError,
+            match=rf"(File exists|Not a directory): {parent} has to be a directory, .*; move away",
+        ):
+            await SqlJournal.open(parent / "journal.db")
+        assert (tmp_path / "state").read_text() == "here"
+
+    @pytest.mark.parametrize("mode", [0o000, 0o555])
+    def test_that_is_another_users_is_said_with_what_to_do(self, tmp_path: Path, mode: int) -> None:
+        state = tmp_path / "state"
+        state.mkdir(mode=mode)
+        # Root may write everywhere, unless it gives that up.
+        weak = ("setpriv", "--bounding-set=-dac_override,-dac_read_search", "--inh-caps=-all")
+        tried = subprocess.run(
+            [*(weak if os.geteuid() == 0 else ()), sys.executable, "-c", _OPENS, str(state / "journal.db")],
+            capture_output=True,
+            text=True,
+            timeout=30,
+            check=True,
+        )
+        assert f"Permission denied: the service's user must be able to write {state}, and" in tried.stdout
+        state.chmod(0o700)
+        assert list(state.iterdir()) == []
+
+
+_OPENS = """
+import asyncio, sys
+from pathlib import Path
+from migrator.errors import JournalError
+from migrator.store.tokens import Tokens
+
+try:
+    asyncio.run(Tokens.open(Path(sys.argv[1])))
+except JournalError as error:
+    print(error)
+"""
+
+
 class TestDamage:
     @pytest.mark.parametrize(
         "content", [b"not a database at all " * 500, b"SQLite format 3\0" + b"\xff" * 9000]

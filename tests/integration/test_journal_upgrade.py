@@ -174,11 +174,26 @@ async def test_of_a_newer_one_is_refused_and_left_alone(path: Path) -> None:
 async def test_under_a_service_that_runs_is_not_done(path: Path, newer: Any) -> None:
     async with await SqlJournal.open(path):
         newer()
-        with pytest.raises(JournalError, match="in use by another service"):
+        said = r"of another version \(the schema of its journal .* is 0002, this version's is 0003\): restart"
+        with pytest.raises(JournalError, match=said):
             await Tokens.open(path)
         assert schema.present(path) == "0002"
     async with await Tokens.open(path) as tokens:
         assert await tokens.list() == []
+    assert schema.present(path) == "0003"
+
+
+async def test_beside_a_newer_service_that_runs_the_newer_program_is_asked_for(
+    path: Path, newer: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    today, scripts = schema.HEAD, schema.SCRIPTS
+    newer()
+    async with await SqlJournal.open(path):
+        monkeypatch.setattr(schema, "HEAD", today)
+        monkeypatch.setattr(schema, "SCRIPTS", scripts)
+        said = r"of another version \(.* is 0003, this version's is 0002\): use the migrator of that version"
+        with pytest.raises(JournalError, match=said):
+            await Tokens.open(path)
     assert schema.present(path) == "0003"
 
 
