@@ -284,13 +284,20 @@ class Site(Protocol):
         """Facts and guests, read afresh; nothing is held afterwards."""
 
     async def open(
-        self, host: str, socket: str, *, role: str, identity: Mapping[str, Any] | None = None
+        self,
+        host: str,
+        socket: str,
+        *,
+        role: str,
+        identity: Mapping[str, Any] | None = None,
+        absent: bool = False,
     ) -> Qemu:
         """Connect to the QEMU behind a QMP socket of a host.
 
         :param role: ``source`` or ``destination``.
         :param identity: of the process that is meant, where that is known: another one at the same socket is refused,
             and one that has died is opened all the same, as a QEMU that is dead.
+        :param absent: one of a host that cannot be asked is opened too, as a QEMU of which nothing is known.
         """
 
     async def check(self, guest: Guest, source: Qemu, target: str) -> tuple[Finding, ...]:
@@ -305,8 +312,8 @@ class Site(Protocol):
         """
 
     async def abandon(self, host: str, *, migration: str) -> None:
-        """Remove what :meth:`start_destination` may have begun there for a migration that its controller left before
-        the guest's source was touched; a process that does not wait any more is left alone."""
+        """Remove what :meth:`start_destination` may have begun there for a migration that nobody drives any more; a
+        process that does not wait any more is left alone."""
 
     async def clear(self, guest: Guest) -> None:
         """Remove what is left of the source once its process has ended: sockets and files that we made."""

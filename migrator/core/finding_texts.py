@@ -259,7 +259,7 @@ WAY: Texts = {
     "left-over": (
         "warning",
         "something that was made for the migration, or a process of it, could not be removed",
-        "remove what it names by hand",
+        "what waits at a target is removed once its host answers again; anything else that it names, by hand",
     ),
     "source-left-over": (
         "warning",

@@ -18,6 +18,7 @@ from migrator.core.findings import everywhere
 from migrator.core.inventory import Guest
 from migrator.core.model import Decision, Finding, Mode, Severity, State
 from migrator.core.policy import Policy, from_fields
+from migrator.core.situation import Intent, Milestone
 from migrator.core.thinning import Point
 from migrator.core.trace_context import TraceContext
 from migrator.engine import clock, job_document
@@ -109,7 +110,7 @@ class Job:
         self._migration: Migration | None = None
         self._record: Record | None = None
         self._places: dict[str, Place] = {"source": Place(host=guest.host, socket=guest.socket)}
-        self._cancelled = self._parked = False
+        self._cancelled = self._parked = self._went_without = False
         self._log = logs.logger(migration=identifier, guest=guest.key, host=guest.host)
 
     # --- what others may ask of it ---------------------------------------------------------------------------------
@@ -224,6 +225,7 @@ class Job:
     def break_off(self, error: str) -> None:
         """The controller itself failed: a person must look."""
         if not self.ended:
+            self.unreachable = False
             self._hold("controller-failed", error)
 
     def resolved(self, state: State, error: str | None) -> None:
@@ -287,21 +289,22 @@ class Job:
                 await self._close()
                 return
             # Nothing was changed at the source before the record was there: it begins anew.
-            try:
-                await self._means.site.abandon(self.target, migration=self.id)
-            except MigratorError as error:
-                self._leave(error)
+            await self._abandon()
             self._enter(State.QUEUED)
             return
         self._record, facts, intent = left
         ends = {}
         for side, place in self._places.items():
-            identity = facts[side]["identity"]
             try:
                 ends[side] = await self._means.site.open(
-                    place.host, place.socket, role=side, identity=identity
+                    place.host, place.socket, role=side, identity=facts[side]["identity"]
                 )
             except (HostError, QemuError) as error:
+                if side == "destination" and "source" in ends and self._may_go_without(intent):
+                    ends[side] = await self._means.site.open(
+                        place.host, place.socket, role=side, identity=facts[side]["identity"], absent=True
+                    )
+                    continue
                 self.unreachable = True
                 self._hold(NOT_REACHABLE, str(error))
         if len(ends) < 2:
@@ -319,6 +322,12 @@ class Job:
             self._migration.park()
         self.result = await self._migration.take_up(facts, intent, began_ago_seconds=self._began_ago())
         await self._close()
+
+    def _may_go_without(self, intent: Intent) -> bool:
+        """Before the switch the guest is the source's alone, and the target may be gone for good; tried once."""
+        may = intent.milestone < Milestone.SWITCHING and not self._went_without
+        self._went_without = self._went_without or may
+        return may
 
     def _began_ago(self) -> float:
         """By the clock on the wall; never before what was decided, should somebody have set it back."""
@@ -391,7 +400,11 @@ class Job:
             await self._let_go()
             self._enter(State.QUEUED)
             return
-        await self._let_go(discard=state is not State.COMPLETED)
+        if self._waiting is None and state is not State.COMPLETED:
+            await self._let_go()
+            await self._abandon()  # another controller started it
+        else:
+            await self._let_go(discard=state is not State.COMPLETED)
         if state in (State.COMPLETED, State.GUEST_ENDED):
             try:
                 await self._means.site.clear(self.guest)
@@ -417,6 +430,12 @@ class Job:
             if end is not None:
                 await end.close()
         self._source = self._destination = self._migration = None
+
+    async def _abandon(self) -> None:
+        try:
+            await self._means.site.abandon(self.target, migration=self.id)
+        except MigratorError as error:
+            self._leave(error)
 
     def _leave(self, error: MigratorError) -> None:
         self.left_over = True

@@ -153,7 +153,7 @@ class Destinations:
         return Started(qemu, listen=self._listen(target), socket=socket)
 
     async def abandon(self, host: str, *, migration: str) -> None:
-        """Remove what :meth:`start_destination` may have begun for a migration that its controller left.
+        """Remove what :meth:`start_destination` may have begun for a migration that nobody drives any more.
 
         A process that does not wait any more is left alone.
 

@@ -115,7 +115,13 @@ class Reach:
         return _OpenEndpoint(address, role=role, way=way, on_close=let_go)
 
     async def open(
-        self, host: str, socket: str, *, role: str, identity: Mapping[str, Any] | None = None
+        self,
+        host: str,
+        socket: str,
+        *,
+        role: str,
+        identity: Mapping[str, Any] | None = None,
+        absent: bool = False,
     ) -> Endpoint:
         """As :meth:`migrator.ports.Site.open`. A process that lives and is silent is opened too where its identity is
         given: its looks will tell.
@@ -129,7 +135,7 @@ class Reach:
                         await end.connect(timeout=_OPEN_SECONDS)
                     except Unreachable:
                         pass  # its looks will tell
-                elif not end.dead:
+                elif not end.dead and not absent:
                     raise HostError(
                         host, f"whether pid {identity['pid']} of {end.name} lives cannot be told now"
                     )
@@ -241,10 +247,16 @@ class SiteHosts:
     # --- using -------------------------------------------------------------------------------------------------------
 
     async def open(
-        self, host: str, socket: str, *, role: str, identity: Mapping[str, Any] | None = None
+        self,
+        host: str,
+        socket: str,
+        *,
+        role: str,
+        identity: Mapping[str, Any] | None = None,
+        absent: bool = False,
     ) -> Qemu:
         """See :meth:`Reach.open`."""
-        end = await self._reach.open(host, socket, role=role, identity=identity)
+        end = await self._reach.open(host, socket, role=role, identity=identity, absent=absent)
         if role == "source" and (host, socket) not in self._known and end.monitor.connected:
             try:
                 found = FoundSocket(path=socket, pid=end.process.pid if end.process else None)

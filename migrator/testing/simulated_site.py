@@ -476,10 +476,17 @@ class SimulatedSite:
         )
 
     async def open(
-        self, host: str, socket: str, *, role: str, identity: Mapping[str, Any] | None = None
+        self,
+        host: str,
+        socket: str,
+        *,
+        role: str,
+        identity: Mapping[str, Any] | None = None,
+        absent: bool = False,
     ) -> SimulatedQemu:
         await asyncio.sleep(0.001)
-        self._up(host)
+        if not absent:
+            self._up(host)
         for machine in self.machines.values():
             if machine.socket == socket:
                 stream = self.streams.get(socket)
@@ -491,6 +498,10 @@ class SimulatedSite:
                 return SimulatedQemu(self, machine, host, socket)
         if (host, socket) in self.waiting:
             return self.waiting[host, socket]
+        for stream in self.streams.values() if identity else ():
+            for end in stream.listeners:
+                if end.dead and (end.host, end.socket) == (host, socket):
+                    return end
         raise QemuError(f"{host}:{socket}", "there is no QEMU")
 
     async def check(self, guest: Guest, source: Any, target: str) -> tuple[Finding, ...]:

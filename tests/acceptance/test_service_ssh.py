@@ -6,9 +6,10 @@ import asyncio
 import contextlib
 import getpass
 import json
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -17,6 +18,9 @@ from migrator.testing.lab import Machine
 from tests.acceptance.service_site import MIB, SLOW, LiveSite, Witness, eventually, guest, made
 from tests.conftest import missing
 from tests.sshd import Sshd
+
+#: Bytes per second of a link on which a guest's first round takes a quarter of a minute.
+_CRAWL = 4 * MIB
 
 
 @pytest.fixture(autouse=True)
@@ -64,25 +68,46 @@ async def test_connections_that_are_killed_again_and_again_cost_no_guest(tmp_pat
         for what in ("preparing", "precopy", "precopy", "finishing"):
             with contextlib.suppress(AssertionError):  # some phases are too short to be seen
                 await site.until_state(what, within=3)
+            await eventually(lambda: connected(servers), "a connection", site)
             for server in servers.values():
                 broken += server.break_connections()
         assert broken >= 4
-        await site.ended(begun["id"], "completed", within=60)
+        await site.ended(begun["id"], "completed", within=120)
         await site.everyone_at(machines, "b")
+
+
+async def connected(servers: Mapping[str, Sshd]) -> bool:
+    """There is something to break."""
+    return any(server.sessions() for server in servers.values())
 
 
 async def test_target_that_cannot_be_reached_for_a_while_costs_no_guest(tmp_path: Path) -> None:
     machine = guest("db", region=64 * MIB)
     async with over_ssh([machine], tmp_path, "a", "b") as (site, _), Witness(site, [machine]):
-        begun = await site.post("hosts/a/evacuate")
-        await site.until_state("precopy")
+        begun, _ = await copying(site)
         site.host("b").black_hole()
         await down(site, "b")
         assert [site.where(qemu) for qemu in await site.running(machine)] == ["a"]
         assert (await site.get("guests"))["items"][0]["host"] == "a"
         site.host("b").heal()
-        await site.ended(begun["id"], "completed", within=90)
+        as_fast_as_before(site)
+        await site.ended(begun["id"], "completed", within=120)
         await site.everyone_at([machine], "b")
+
+
+async def copying(site: LiveSite) -> tuple[Any, Any]:
+    """Host a is being evacuated, over a link so slow that there is time to break it; see :func:`as_fast_as_before`."""
+    for host in site.hosts:
+        if host.name not in ("a", "control"):
+            host.set_speed(_CRAWL)
+    begun = await site.post("hosts/a/evacuate")
+    return begun, await site.until_state("precopy")
+
+
+def as_fast_as_before(site: LiveSite) -> None:
+    """After :func:`copying`."""
+    for host in site.hosts:
+        host.set_speed(SLOW)
 
 
 async def down(site: LiveSite, host: str) -> None:
@@ -118,13 +143,13 @@ async def test_target_that_goes_away_for_good_is_replaced_and_cleared_when_it_is
     """Where the source is lost to the one that waits, also once the host is back, its QEMU waits on."""
     machine = guest("db", region=64 * MIB)
     async with over_ssh([machine], tmp_path, "a", "b", "c") as (site, _), Witness(site, [machine]):
-        begun = await site.post("hosts/a/evacuate")
-        moving = await site.until_state("precopy")
+        begun, moving = await copying(site)
         gone = moving["destination"]
         (other,) = {"b", "c"} - {gone}
         if stays:
             site.host("a").lose(site.host(gone))
         site.host(gone).black_hole()
+        as_fast_as_before(site)
         await runs_on(site, machine)
         failed = await site.migration_ended(moving["id"], "failed", within=75)
         assert "the destination's host does not answer" in failed["error"]
@@ -142,14 +167,31 @@ async def test_target_that_goes_away_for_good_is_replaced_and_cleared_when_it_is
         await site.everyone_at([machine], other)
 
 
+@pytest.mark.matrix
+async def test_target_that_is_gone_when_the_controller_comes_back_costs_no_guest(tmp_path: Path) -> None:
+    machine = guest("db", region=64 * MIB)
+    async with over_ssh([machine], tmp_path, "a", "b", "c") as (site, _), Witness(site, [machine]):
+        begun, moving = await copying(site)
+        gone = moving["destination"]
+        site.host(gone).black_hole()
+        as_fast_as_before(site)
+        await site.restart()
+        await site.migration_ended(moving["id"], "failed", within=120)
+        await site.ended(begun["id"], "completed", within=60)
+        assert [site.where(qemu) for qemu in await site.running(machine)] != [gone]
+        site.host(gone).heal()
+        await eventually(lambda: asyncio.sleep(0, not site.left_in(gone)), "an empty host", site, within=60)
+        await site.everyone_at([machine], *({"b", "c"} - {gone}))
+
+
 @pytest.mark.parametrize("fast", [False, pytest.param(True, marks=pytest.mark.matrix)])
 async def test_source_that_is_lost_to_the_controller_alone_costs_no_guest(tmp_path: Path, fast: bool) -> None:
     """One that writes fast runs on; one that does not comes to the switch meanwhile, and waits there."""
     machine = guest("db", region=64 * MIB, speed=(60 if fast else 4) * MIB)
     async with over_ssh([machine], tmp_path, "a", "b") as (site, _), Witness(site, [machine]):
-        begun = await site.post("hosts/a/evacuate")
-        moving = await site.until_state("precopy")
+        begun, moving = await copying(site)
         site.host("a").lose(site.host("control"))
+        as_fast_as_before(site)
 
         async def held() -> object:
             return [each for each in await site.migrations("held") if each["id"] == moving["id"]]
@@ -168,9 +210,9 @@ async def test_source_that_is_lost_to_the_controller_alone_costs_no_guest(tmp_pa
 async def test_source_that_is_lost_for_long_ends_its_evacuation(tmp_path: Path) -> None:
     machine = guest("db", region=64 * MIB)
     async with over_ssh([machine], tmp_path, "a", "b") as (site, _), Witness(site, [machine]):
-        begun = await site.post("hosts/a/evacuate")
-        await site.until_state("precopy")
+        begun, _ = await copying(site)
         site.host("a").lose(site.host("control"))
+        as_fast_as_before(site)
         ended = await site.ended(begun["id"], "incomplete", within=120)
         assert "1 guest left: db: " in ended["error"]
         site.host("a").heal()
@@ -184,11 +226,11 @@ async def test_source_that_is_lost_for_long_ends_its_evacuation(tmp_path: Path) 
 async def test_source_and_target_that_go_away_together_cost_no_guest(tmp_path: Path) -> None:
     machine = guest("db", region=64 * MIB)
     async with over_ssh([machine], tmp_path, "a", "b", "c") as (site, _), Witness(site, [machine]):
-        begun = await site.post("hosts/a/evacuate")
-        moving = await site.until_state("precopy")
+        begun, moving = await copying(site)
         both = [site.host(name) for name in ("a", moving["destination"])]
         for host in both:
             host.black_hole()
+        as_fast_as_before(site)
         await site.ended(begun["id"], "incomplete", within=150)
         held = await site.get(f"migrations/{moving['id']}")
         assert held["state"] == "held"
