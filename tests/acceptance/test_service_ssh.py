@@ -184,7 +184,8 @@ async def test_target_that_is_gone_when_the_controller_comes_back_costs_no_guest
         await site.everyone_at([machine], *({"b", "c"} - {gone}))
 
 
-@pytest.mark.parametrize("fast", [False, pytest.param(True, marks=pytest.mark.matrix)])
+@pytest.mark.matrix
+@pytest.mark.parametrize("fast", [False, True])
 async def test_source_that_is_lost_to_the_controller_alone_costs_no_guest(tmp_path: Path, fast: bool) -> None:
     """One that writes fast runs on; one that does not comes to the switch meanwhile, and waits there."""
     machine = guest("db", region=64 * MIB, speed=(60 if fast else 4) * MIB)
