@@ -133,7 +133,7 @@ def _demo(speed: int) -> Exit:
         say("\nWhat became of them:")
         console.print(_table(client, guests, found))
         say("$ migrator restore alpha --wait")
-        _or_stop(remote.restore(client, "alpha", wait=True, json_output=False))
+        _or_stop(remote.restore(client, "alpha", None, wait=True, json_output=False))
         home = asyncio.run(_inspect(site, guests, machines))
         _show_page(site)
         site.stop()

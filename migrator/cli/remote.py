@@ -180,9 +180,9 @@ def evacuate(
     return _emptying(client, begun, wait=wait, json_output=json_output)
 
 
-def restore(client: Client, host: str, *, wait: bool, json_output: bool) -> int:
+def restore(client: Client, host: str, policy: str | None, *, wait: bool, json_output: bool) -> int:
     """Bring the guests of the last evacuation home."""
-    begun = client.post(f"hosts/{segment(host)}/restore")
+    begun = client.post(f"hosts/{segment(host)}/restore", {"policy": policy})
     return _emptying(client, begun, wait=wait, json_output=json_output)
 
 

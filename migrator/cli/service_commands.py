@@ -183,12 +183,16 @@ def evacuate(
 
 
 @app.command(short_help="Bring the guests of a host's last evacuation home.")
-def restore(host: _Host, wait: _Wait = False, server: _Server = None, json: _Json = False) -> None:
+def restore(
+    host: _Host, policy: _Policy = None, wait: _Wait = False, server: _Server = None, json: _Json = False
+) -> None:
     """Bring the guests of a host's last evacuation home and make the host active."""
     from migrator.cli import remote  # noqa: PLC0415 - quick --help
 
     remote.run(
-        lambda client: remote.restore(client, host, wait=wait, json_output=json), server, json_output=json
+        lambda client: remote.restore(client, host, policy, wait=wait, json_output=json),
+        server,
+        json_output=json,
     )
 
 

@@ -163,12 +163,15 @@ class Verbs:
     async def _restore(self, command: Restore, caller: Caller, key: str) -> EvacuationDocument:
         host = self._host(command.host)
         self._unoccupied(host)
+        if command.policy is not None:
+            self._policy(command.policy)
         if not host.up:
             raise Refusal("not-now", f"guests cannot come home: {host.error}")
         run = Evacuation(
             identifier=new_id(),
             host=host.name,
             kind="restore",
+            policy=command.policy or "",
             requested_by=caller.user,
             key=key,
             trace=caller.trace,
@@ -183,11 +186,19 @@ class Verbs:
         return run.document()
 
     async def _guests_of_last_evacuation(self, host: str) -> list[Guest]:
-        """Those that left it, or an evacuation that was gone on with, and still exist elsewhere."""
+        """Those that left it, or an evacuation that was gone on with, and still exist elsewhere.
+
+        Where a restore came last: those that it did not bring home.
+        """
         moved: dict[str, Guest] = {}
         for saved in await self._engine.keeper.journal.page("evacuation", limit=100, where={"host": host}):
-            run = Evacuation.from_journal(saved)
-            if run.kind == "restore" or run.ended_at is None:
+            # What has just ended may not have reached the journal yet.
+            run = self._engine.runs.get(saved["id"]) or Evacuation.from_journal(saved)
+            if run.ended_at is None:
+                break
+            if run.kind == "restore":
+                if not moved:
+                    moved = {entry.guest.key: entry.guest for entry in run.left}
                 break
             for key, entry in run.entries.items():
                 if entry.standing is GuestStanding.MOVED:

@@ -126,6 +126,17 @@ def test_findings_are_accepted_with_commas_or_one_by_one(service: InThread):
     assert command.model_dump()["accept"] == ["a", "b", "c"]
 
 
+def test_a_restore_takes_a_policy_as_an_evacuation_does(service: InThread):
+    service.do(lambda world: setattr(world, "steps", None))
+    assert typed(service, "evacuate", "alpha", "--policy", "must-finish").returncode == 0
+    typed(service, "restore", "beta", "--policy", "must-finish")
+    typed(service, "restore", "beta")
+    commands = service.do(
+        lambda world: [(each.verb, each.model_dump()["policy"]) for each, _ in world.carried_out]
+    )
+    assert commands == [("evacuate", "must-finish"), ("restore", "must-finish"), ("restore", None)]
+
+
 def test_without_wait_it_says_how_to_watch(service: InThread):
     begun = typed(service, "migrate", "db")
     assert begun.returncode == 0
