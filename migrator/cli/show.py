@@ -6,6 +6,7 @@ import sys
 import time
 from typing import TYPE_CHECKING
 
+from migrator.cli import remedies
 from migrator.core.model import Decision, Finding, State
 from migrator.engine.result import Result, Status
 from migrator.units import show_bytes, show_rate, show_ratio, show_seconds
@@ -158,6 +159,7 @@ def _summary(result: Result) -> list[str]:
             f"(ceiling {show_seconds(result.max_downtime_seconds)}), {result.rounds} rounds, "
             f"{show_bytes(result.transferred_bytes)} sent"
         )
+    lines += remedies.failed(result.error, another_policy=True)
     if result.state is State.HELD:
         lines += [
             f"    held ({result.held_code}): nothing was quit. Look at both QEMUs (query-status, query-migrate).",

@@ -9,7 +9,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any
 
-from migrator.cli import deadline
+from migrator.cli import deadline, remedies
 from migrator.units import show_bytes, show_rate, show_ratio, show_seconds
 
 if TYPE_CHECKING:
@@ -320,6 +320,8 @@ def migration_lines(one: Document) -> list[str]:
             socket = one.get(f"{side}_socket") or "no QMP socket is known"
             lines.append(f"        {side}: host {one[side]}, {socket}")
         lines.append(f"    migrator resolve {one['id']} --guest-at source|destination|lost")
+    if one["state"] == "failed":
+        lines += remedies.failed(one["error"], another_policy=one["policy"] != remedies.MUST_FINISH)
     lines += [f"    {line}" for line in finding_lines(one["findings"])]
     lines += [decision_line(decision) for decision in one["decisions"]]
     return [clean(line) for line in lines]
@@ -328,9 +330,11 @@ def migration_lines(one: Document) -> list[str]:
 def evacuation_lines(one: Document) -> list[str]:
     """All that is to be said of one evacuation."""
     what = "evacuation of" if one["kind"] == "evacuate" else "restore of"
-    lines = [
-        f"{one['id']}: {what} {one['host']}, {one['state']}" + (f": {one['error']}" if one["error"] else "")
-    ]
+    reasons = [guest["reason"] for guest in one["guests"] if guest["reason"]]
+    error = one["error"] or ""
+    if any(reason in error for reason in reasons):  # each is said with its guest, below
+        error = ""
+    lines = [f"{one['id']}: {what} {one['host']}, {one['state']}" + (f": {error}" if error else "")]
     if one["deadline"]:
         late = ": late" if one["late"] else ": at risk" if one["at_risk"] and not one["ended_at"] else ""
         lines.append(f"    deadline {_clock(one['deadline'])} ({one['on_deadline']}){late}")
@@ -338,14 +342,19 @@ def evacuation_lines(one: Document) -> list[str]:
         span = ""
         if one["forecast_end_p10_at"] and one["forecast_end_p90_at"]:
             span = f" (between {_clock(one['forecast_end_p10_at'])} and {_clock(one['forecast_end_p90_at'])})"
+        if any(guest.get("doubt") for guest in one["guests"]):
+            span += ", without those that are not expected to"
         lines.append(f"    forecast to end {_clock(one['forecast_end_at'])}{span}")
     for guest in one["guests"]:
         target = f" to {guest['target']}" if guest["target"] else ""
         by = f" ({guest['migration']})" if guest["migration"] else ""
-        why = f": {guest['reason']}" if guest["reason"] else ""
+        said = "; ".join(text for text in (guest["reason"], guest.get("doubt")) if text)
+        why = f": {said}" if said else ""
         lines.append(f"    {guest['standing']:<10} {label(guest)}{target}{by}{why}")
     if one["guests_left"]:
         lines.append(f"    {guests_left(one)}" + (f" on {one['host']}" if one["kind"] == "evacuate" else ""))
+    if one["ended_at"] is not None:
+        lines += remedies.failed("; ".join(reasons), another_policy=one["kind"] == "evacuate")
     return [clean(line) for line in lines]
 
 

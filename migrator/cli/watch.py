@@ -190,7 +190,10 @@ class _View:
             return
         self._shown[one["id"]] = (state, now)
         name = show.clean(show.label(one))
-        text = show.clean(show.figures(one)) if state not in _EXITS else show.clean(one.get("error") or "")
+        if state not in _EXITS:
+            text = show.clean(show.figures(one))
+        else:  # of one alone the report that follows says it
+            text = show.clean(one.get("error") or "") if among_many else ""
         if not self._terminal:
             prefix = f"{name}: " if among_many else ""
             self._say(f"{prefix}{state} {show_ratio(one['progress_ratio'])}  {text}".rstrip())
@@ -215,7 +218,8 @@ class _View:
         done = total - one["guests_left"]
         row = show.evacuation_row(one)
         end = f"forecast to end {row[5]}" if row[5] else ""
-        parts = [show.guests_left(one, total), end, show.left(one), row[7]]
+        note = "" if row[7] == one["error"] else row[7]  # the report that follows says it
+        parts = [show.guests_left(one, total), end, show.left(one), note]
         text = show.clean(", ".join(part for part in parts if part))
         if not self._terminal:
             shown = (f"{one['state']} {done}", time.monotonic())

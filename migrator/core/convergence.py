@@ -70,6 +70,9 @@ _THROTTLE_LAG_SECONDS = 10.0
 #: CPU time is given back at most so often; after that what was taken stays.
 _RELAXED_AT_MOST = 2
 
+#: How the reason ends of a migration that is given up, and its error.
+GIVING_UP = "giving up"
+
 
 class Act(StrEnum):
     """What the controller may do while memory is copied."""
@@ -342,8 +345,8 @@ def _climb(
         reason = f"{why}: stopping the guest until its memory has arrived"
         return replace(state, settled=True), [Action(act=Act.PAUSE, reason=reason)]
     waited = show_seconds(max(0.0, sample.at_seconds - state.bad_since))
-    reason = f"{why}; nothing that the policy allows would let it end, and no quiet moment came in {waited}: giving up"
-    return replace(state, settled=True), [Action(act=Act.GIVE_UP, reason=reason)]
+    why += f"; nothing that the policy allows would let it end, and no quiet moment came in {waited}"
+    return replace(state, settled=True), [Action(act=Act.GIVE_UP, reason=f"{why}: {GIVING_UP}")]
 
 
 def _relax(state: State, ceiling: float, left: float) -> tuple[State, list[Action]]:
@@ -376,7 +379,7 @@ def _too_late(
     elif policy.last_resort is LastResort.PAUSE:
         action = Action(act=Act.PAUSE, reason=f"{why}: stopping the guest until its memory has arrived")
     else:
-        action = Action(act=Act.GIVE_UP, reason=f"{why}: giving up")
+        action = Action(act=Act.GIVE_UP, reason=f"{why}: {GIVING_UP}")
     return replace(state, settled=True), seen, (action,)
 
 

@@ -190,7 +190,7 @@ def test_an_evacuation_that_leaves_a_guest_lists_it(service: InThread):
     ended = typed(service, "evacuate", "beta", "--wait")
     assert ended.returncode == 1, (ended.stdout, ended.stderr)
     assert "no-target  mail: nobody can take it" in ended.stdout
-    assert "1 guests left on beta" in ended.stdout
+    assert "1 guest left on beta" in ended.stdout
 
 
 def test_an_evacuation_with_a_held_guest(service: InThread):

@@ -178,3 +178,71 @@ def test_guests_that_are_left_of_an_evacuation_and_not_back_from_one(
     kind: str, left: int, total: int | None, said: str
 ):
     assert show.guests_left({"kind": kind, "guests_left": left}, total) == said
+
+
+def _evacuation(kind: str, **more: Any) -> dict[str, Any]:
+    why = "failed 3 times; the last time: nothing would let it end: giving up"
+    guest = {"guest_name": "web", "guest": "u", "standing": "failed", "target": "b", "migration": "m3"}
+    return {
+        "id": "e1",
+        "kind": kind,
+        "host": "a",
+        "state": "incomplete",
+        "error": f"1 guest left: web: {why}",
+        "deadline": None,
+        "ended_at": "2026-11-22T23:37:44+00:00",
+        "guests": [{**guest, "reason": why}],
+        "guests_left": 1,
+        **more,
+    }
+
+
+@pytest.mark.parametrize(
+    ("kind", "remedy"), [("evacuate", "quieter, or with --policy must-finish"), ("restore", "quieter")]
+)
+def test_an_evacuation_that_gave_up_on_a_guest_says_so_once_and_what_to_do(kind: str, remedy: str):
+    lines = show.evacuation_lines(_evacuation(kind))
+    assert lines[0].endswith("of a, incomplete")
+    assert "\n".join(lines).count("giving up") == 1
+    assert lines[-1] == f"    what to do: try again when the guest is {remedy}"
+
+
+def test_what_no_guest_is_the_reason_of_is_said_of_the_evacuation():
+    one = _evacuation("evacuate", error="the host is gone", guests=[], guests_left=0)
+    assert show.evacuation_lines(one) == ["e1: evacuation of a, incomplete: the host is gone"]
+
+
+def test_a_running_evacuation_has_no_remedy_yet():
+    lines = show.evacuation_lines(_evacuation("evacuate", ended_at=None, error=None, forecast_end_at=None))
+    assert not any("what to do" in line for line in lines)
+
+
+@pytest.mark.parametrize(
+    ("error", "policy", "remedy"),
+    [
+        ("it does not end: giving up", "default", ["quieter, or with --policy must-finish"]),
+        ("it does not end: giving up", "must-finish", ["quieter"]),
+        ("the destination died", "default", []),
+    ],
+)
+def test_a_migration_that_was_given_up_says_what_to_do(error: str, policy: str, remedy: list[str]):
+    one: dict[str, Any] = {
+        "id": "m1",
+        "guest": "u",
+        "guest_name": "web",
+        "source": "a",
+        "destination": "b",
+        "policy": policy,
+        "requested_by": "",
+        "evacuation": "",
+        "state": "failed",
+        "error": error,
+        "ended_at": "2026-11-22T23:37:44+00:00",
+        "duration_seconds": None,
+        "findings": [],
+        "decisions": [],
+    }
+    lines = show.migration_lines(one)
+    assert [line for line in lines if "what to do" in line] == [
+        f"    what to do: try again when the guest is {each}" for each in remedy
+    ]
