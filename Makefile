@@ -72,7 +72,7 @@ bench-evacuation:
 
 soak:
 	@scripts/setup test
-	$(PYTEST) -m soak --timeout 0 $(PYTEST_ARGS)
+	$(PYTEST) -m soak --timeout 0 -o faulthandler_timeout=0 $(PYTEST_ARGS)
 
 lock:
 	@scripts/lock $(LOCK_ARGS)
