@@ -170,6 +170,19 @@ def test_a_verdict_is_said_in_words(operator: Seen, service: InThread):
     expect(card(operator, "db")).not_to_contain_text("converges")
 
 
+@pytest.mark.parametrize(
+    ("longest", "said"),
+    [(9.0, "3.0 s to go (1.0 s to 9.0 s)"), (None, "3.0 s to go (at least 1.0 s, it may take much longer)")],
+)
+def test_a_forecast_that_nothing_bounds_is_said_in_words(
+    operator: Seen, service: InThread, longest: float | None, said: str
+):
+    service.do(lambda world: world.migrate(world.guests()[1]))
+    forecast = ForecastDocument(verdict="converges", p10_seconds=1.0, p50_seconds=3.0, p90_seconds=longest)
+    service.do(lambda world: world.progress("m1", 0.5, forecast=forecast))
+    expect(card(operator, "db")).to_contain_text(said)
+
+
 def test_names_are_only_ever_text(operator: Seen, service: InThread):
     service.do(lambda world: world.migrate(world.guests()[0]))
     expect(operator.page.get_by_role("heading", name="<img src=x onerror=alert(1)>")).to_be_visible()
@@ -253,10 +266,21 @@ def test_it_comes_back_with_the_service(operator: Seen, service: InThread):
 def test_on_a_phone(browser: Any, service: InThread, scheme: str):
     service.do(lambda world: world._evacuate(world._host("alpha"), None, user="tests"))
     service.do(lambda world: world.progress("m1", 0.4))
+    service.do(lambda world: world.finish(world.migrate(world.guests()[2]).id, State.FAILED))
     seen = Seen(browser, service.place.url, size=_PHONE, color_scheme=scheme, has_touch=True, is_mobile=True)
     seen.sign_in(OPERATOR)
     expect(card(seen, "evacuation of alpha")).to_be_visible()
     page = seen.page
+    history = page.locator(".scroll")
+    assert history.evaluate("region => region.scrollWidth <= region.clientWidth")
+    ended = history.get_by_role("row").filter(has_text="it was made to be failed").get_by_role("cell")
+    expect(ended).to_have_count(6)
+    for cell in ended.all():
+        box = cell.bounding_box()
+        assert box is not None
+        assert box["width"] > 0.8 * _PHONE["width"]
+        assert box["x"] + box["width"] <= _PHONE["width"]
+    assert ended.last.evaluate("cell => getComputedStyle(cell, '::before').content").startswith('"Ended')
     assert page.evaluate("document.documentElement.scrollWidth") <= _PHONE["width"]
     for button in page.get_by_role("button").all():
         box = button.bounding_box()
