@@ -166,6 +166,8 @@ class EvacuationGuest(Document):
     starts_in_seconds: float | None = None
     takes_seconds: float | None = None
     downtime_seconds: float | None = None
+    #: Why its migration is not expected to end under its policy, in one sentence; empty where it is.
+    doubt: str = ""
 
 
 class EvacuationState(StrEnum):
@@ -200,8 +202,9 @@ class EvacuationDocument(Document):
     on_deadline: Literal["continue", "stop"] = "continue"
     #: The deadline has passed with guests left.
     late: bool = False
-    #: The forecast says that the deadline will be missed (its p50), or may be (its p90).
+    #: The forecast says that the deadline will be missed (its p50), or may be (its p90), or that a guest will stay.
     at_risk: bool = False
+    #: Without the guests that are not expected to leave; ``null`` where nobody is.
     forecast_end_at: datetime | None = None
     forecast_end_p10_at: datetime | None = None
     forecast_end_p90_at: datetime | None = None

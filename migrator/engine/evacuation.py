@@ -56,11 +56,18 @@ class Entry:
     starts_in_seconds: float | None = None
     takes_seconds: float | None = None
     downtime_seconds: float | None = None
+    #: Why it is not expected to end under its policy; empty where it is.
+    doubt: str = ""
 
     @property
     def wants_place(self) -> bool:
         """It is to be moved and has no migration under way."""
         return self.standing in (GuestStanding.WAITING, GuestStanding.NO_TARGET)
+
+    @property
+    def going(self) -> bool:
+        """It waits, or is on its way."""
+        return self.wants_place or self.standing is GuestStanding.MIGRATING
 
 
 class Evacuation:
@@ -333,6 +340,7 @@ class Evacuation:
                     starts_in_seconds=entry.starts_in_seconds,
                     takes_seconds=entry.takes_seconds,
                     downtime_seconds=entry.downtime_seconds,
+                    doubt=entry.doubt if entry.going else "",
                 )
                 for key, entry in self.entries.items()
             ],

@@ -8,17 +8,20 @@ from __future__ import annotations
 
 import asyncio
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
 from typing import TYPE_CHECKING
 
 from migrator import logs
+from migrator.core.convergence import Act
+from migrator.core.forecast import Verdict
 from migrator.core.inventory import Guest
 from migrator.core.model import State
 from migrator.core.placement import NoHost, Request, place
 from migrator.core.policy import Policy, Postcopy, builtin
 from migrator.core.schedule import Orders, schedule
-from migrator.core.timetable import Prediction, predict
+from migrator.core.timetable import Prediction, Quantiles
 from migrator.core.transfers import Phase, Transfer
 from migrator.core.transfers import Rules as LinkRules
 from migrator.engine.documents import (
@@ -26,6 +29,7 @@ from migrator.engine.documents import (
     GuestStanding,
 )
 from migrator.engine.evacuation import FIRST_PAUSE_SECONDS, MOST_ATTEMPTS, Entry, Evacuation
+from migrator.engine.foretelling import Going, foretell
 from migrator.engine.job import Job
 from migrator.errors import JournalError, UsageError
 
@@ -117,7 +121,9 @@ class Planner:
             engine.announce_run(self._begun.popitem()[1])
         if self.clock() - self._foretold >= max(_LIVE_SECONDS, _LIVE_SECONDS_A_GUEST * len(transfers)):
             self._foretold = self.clock()
-            self._foretell(await asyncio.to_thread(predict, transfers, hosts, engine.rules.limits.links))
+            going = self._going(targets)
+            found = await asyncio.to_thread(foretell, transfers, going, hosts, engine.rules.limits.links)
+            self._foretell(*found)
         return min(_LIVE_SECONDS, orders.look_again_seconds or _LIVE_SECONDS)
 
     async def _look_after(self, run: Evacuation) -> None:
@@ -190,6 +196,26 @@ class Planner:
             run_of = engine.runs.get(job.evacuation or "")
             transfers.append(self.transfer_of(job.guest, job.target, job.policy, run=run_of, job=job))
         return transfers
+
+    def _going(self, targets: dict[str, tuple[Evacuation, Entry, str, str]]) -> dict[str, Going]:
+        """Whose the transfers are."""
+        going = {
+            key: Going(guest=entry.guest, policy=self.policy_of(run, entry.guest))
+            for key, (run, entry, _, _) in targets.items()
+        }
+        for job in self._engine.jobs.values():
+            if job.ended or job.state is State.HELD:
+                continue
+            forecast = job.status.forecast if job.status else None
+            at_risk = [each.reason for each in job.result.decisions if each.action == Act.AT_RISK]
+            going[job.guest.key] = Going(
+                guest=job.guest,
+                policy=job.policy,
+                verdict=forecast.verdict if forecast else Verdict.UNKNOWN,
+                said=at_risk[-1] if at_risk else "",
+                sure=job.state not in (State.QUEUED, State.PREPARING, State.PRECOPY),
+            )
+        return going
 
     def policy_of(self, run: Evacuation, guest: Guest) -> Policy:
         """The evacuation's, where it has one; the built-in default where a reload took it away meanwhile."""
@@ -301,7 +327,7 @@ class Planner:
         engine.begin_job(job, job.drive())
         return True
 
-    def _foretell(self, prediction: Prediction) -> None:
+    def _foretell(self, prediction: Prediction, doubts: dict[str, str]) -> None:
         now = datetime.now(UTC)
         for run in self._engine.runs.values():
             if run.ended:
@@ -309,23 +335,35 @@ class Planner:
             ends = []
             for key, entry in run.entries.items():
                 expected = prediction.guests.get(key)
-                if expected is None or not (entry.wants_place or entry.standing is GuestStanding.MIGRATING):
-                    entry.starts_in_seconds = entry.takes_seconds = None
-                    continue
+                entry.starts_in_seconds = entry.takes_seconds = None
+                if expected is None or not entry.going:
+                    continue  # what was doubted stays so while it waits to be tried again, or is set aside
                 entry.starts_in_seconds = max(0.0, expected.begins.p50)
-                entry.takes_seconds = max(0.0, expected.ends.p50 - expected.begins.p50)
-                ends.append(expected.ends)
-            if not ends:
+                entry.doubt = doubts.get(key, "")
+                if not entry.doubt:
+                    entry.takes_seconds = max(0.0, expected.ends.p50 - expected.begins.p50)
+                    ends.append(expected.ends)
+            doubted = any(entry.doubt for entry in run.left)
+            if not ends and not doubted:
                 continue
-            low, middle, high = (
-                now + timedelta(seconds=max(getattr(end, name) for end in ends))
-                for name in ("p10", "p50", "p90")
+            run.forecast_end_at = _all_ended(now, ends)
+            at_risk = run.deadline is not None and (
+                doubted or (run.forecast_end_at is not None and run.forecast_end_at[2] > run.deadline)
             )
-            run.forecast_end_at = (low, middle, high)
-            at_risk = run.deadline is not None and high > run.deadline
             if at_risk != run.at_risk:
                 run.at_risk = at_risk
                 self._engine.announce_run(run)
+
+
+def _all_ended(now: datetime, ends: Sequence[Quantiles]) -> tuple[datetime, datetime, datetime] | None:
+    """At p10, p50 and p90; ``None`` where nobody is expected to."""
+    if not ends:
+        return None
+    return (
+        now + timedelta(seconds=max(end.p10 for end in ends)),
+        now + timedelta(seconds=max(end.p50 for end in ends)),
+        now + timedelta(seconds=max(end.p90 for end in ends)),
+    )
 
 
 def _about(share: int | None, speed: int) -> bool:

@@ -10,26 +10,25 @@ from typing import TYPE_CHECKING
 from migrator import logs
 from migrator.core.findings import errors_first, everywhere, finding
 from migrator.core.forecast import Verdict
-from migrator.core.foresight import Foreseen, foresee
 from migrator.core.inventory import Guest
-from migrator.core.model import Finding, RunState, Severity
+from migrator.core.model import Finding, Severity
 from migrator.core.placement import NoHost, Request, check, place
 from migrator.core.policy import Policy
 from migrator.core.timetable import predict
-from migrator.core.transfers import Move, Network, Transfer
+from migrator.core.transfers import Move, Network
 from migrator.engine import clock
 from migrator.engine.documents import FindingDocument, PlanDocument, PlannedGuest
 from migrator.engine.evacuation import Entry, Evacuation
+from migrator.engine.foretelling import PROBE_SECONDS, foreseen, no_end
 from migrator.engine.planner import Planner, request_of
 from migrator.errors import MigratorError, QemuError
 from migrator.ports import Qemu
-from migrator.units import show_rate
 
 if TYPE_CHECKING:
     from migrator.engine.controller import Engine
 
-#: How long a dirty-rate probe watches, and how long is waited for its answer.
-_PROBE_SECONDS, _PROBE_ANSWER_SECONDS = 1.0, 5.0
+#: A dirty-rate probe's answer is waited for so long.
+_PROBE_ANSWER_SECONDS = 5.0
 #: An evacuation holds to a plan that is no older, as far as it still can.
 _PLAN_HOLDS_SECONDS = 3600.0
 #: Guests asked at the same time.
@@ -95,7 +94,7 @@ class Preview:
             guest = run.entries[transfer.guest].guest
             policy_of_it = self._planner.policy_of(run, guest)
             speed = Move(transfer, Network(hosts, links), links).speed
-            seen = _foreseen(guest, policy_of_it, transfer, speed)
+            seen = foreseen(guest, policy_of_it, transfer, speed)
             planned[guest.key] = planned[guest.key].model_copy(
                 update={"verdict": seen.verdict.value, "downtime_seconds": seen.downtime_seconds}
             )
@@ -200,10 +199,10 @@ class Preview:
 
 
 async def _measure(source: Qemu) -> float | None:
-    await source.start_dirty_rate(_PROBE_SECONDS, exact=True)
+    await source.start_dirty_rate(PROBE_SECONDS, exact=True)
     try:
         async with asyncio.timeout(_PROBE_ANSWER_SECONDS):
-            await asyncio.sleep(_PROBE_SECONDS)
+            await asyncio.sleep(PROBE_SECONDS)
             while (rate := await source.dirty_rate()) is None:
                 await asyncio.sleep(0.1)
             return rate
@@ -211,25 +210,8 @@ async def _measure(source: Qemu) -> float | None:
         return None
 
 
-def _foreseen(guest: Guest, policy: Policy, transfer: Transfer, speed: float) -> Foreseen:
-    if guest.run is not RunState.RUNNING:
-        return Foreseen(verdict=Verdict.CONVERGES)  # nobody dirties anything, and nobody stands still
-    return foresee(
-        policy,
-        left_bytes=transfer.bytes_left,
-        bytes_per_second=speed,
-        dirty_rate_bytes_per_second=guest.dirty_rate_bytes_per_second,
-        probe_seconds=_PROBE_SECONDS,
-    )
-
-
 def _no_end(guest: Guest, policy: Policy, speed: float) -> FindingDocument:
-    said = finding(
-        "does-not-converge",
-        f"it dirties {show_rate(guest.dirty_rate_bytes_per_second or 0.0)}, its link carries {show_rate(speed)}, "
-        f"and policy {policy.name} allows nothing that would let it end",
-    )
-    return FindingDocument(**asdict(said))
+    return FindingDocument(**asdict(finding("does-not-converge", no_end(guest, policy, speed))))
 
 
 def _obstacle(guest: Guest) -> FindingDocument:

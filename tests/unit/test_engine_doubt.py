@@ -1,0 +1,117 @@
+"""What an evacuation under way says of guests that cannot end inside their policy; over a simulated site."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from migrator.cli.show_service import evacuation_lines
+from migrator.core.model import State
+from migrator.engine.commands import Evacuate
+from migrator.engine.documents import EvacuationDocument, EvacuationState, GuestStanding
+from migrator.testing.workload import MIB, steady
+from tests.unit.test_engine import Driver, World
+
+pytestmark = pytest.mark.looptime
+
+
+@pytest.fixture
+def world(tmp_path: Path) -> World:
+    world = World(tmp_path)
+    for name in ("a", "b"):
+        world.site.add_host(name, link=1000 * MIB)
+    world.site.add_guest("quiet", host="a", memory_bytes=8192 * MIB, workload=steady(16 * MIB, 1 * MIB))
+    world.site.add_guest("wild", host="a", memory_bytes=8192 * MIB, workload=steady(4096 * MIB, 2000 * MIB))
+    return world
+
+
+async def begun(driver: Driver, policy: str, **how: Any) -> EvacuationDocument:
+    """As it is once there is a forecast."""
+    rules = driver.engine.rules
+    driver.engine.rules = replace(rules, limits=replace(rules.limits, attempts=1))
+    run = await driver.ask(Evacuate(host="a", policy=policy, **how))
+    live = driver.engine.runs[run.id]
+    await driver.until(
+        lambda: any(entry.starts_in_seconds is not None for entry in live.entries.values()), 30
+    )
+    return live.document()
+
+
+def of(run: EvacuationDocument, name: str) -> Any:
+    return next(each for each in run.guests if each.guest_name == name)
+
+
+async def test_guest_that_will_not_end_under_its_policy_is_told_before_it_is_tried(world: World) -> None:
+    async with world.engine() as driver:
+        run = await begun(driver, "gentle", deadline=datetime.now(UTC) + timedelta(days=1))
+        wild = of(run, "wild")
+        assert wild.doubt.startswith("not expected to end: it dirties 2")
+        assert "policy gentle allows nothing" in wild.doubt
+        assert of(run, "quiet").doubt == ""
+        assert run.at_risk
+        # The forecast is of those that can go: the other would need as long as it is given.
+        assert run.forecast_end_at is not None
+        assert run.forecast_end_at < run.created_at + timedelta(minutes=2)
+        said = evacuation_lines(run.model_dump(mode="json"))
+        assert any("deadline" in line and line.endswith(": at risk") for line in said)
+        assert any("forecast to end" in line and "without those" in line for line in said)
+        assert any("wild" in line and "not expected to end" in line for line in said)
+
+        end = await driver.end_of(run)
+        assert end.state is EvacuationState.INCOMPLETE
+        assert of(end, "wild").standing is GuestStanding.SET_ASIDE
+        assert of(end, "wild").doubt == ""  # what came of it is said instead
+        assert end.at_risk
+
+
+async def test_doubt_stays_while_it_is_tried(world: World) -> None:
+    async with world.engine() as driver:
+        run = await begun(driver, "gentle", deadline=datetime.now(UTC) + timedelta(days=1))
+        live = driver.engine.runs[run.id]
+        lost = []
+
+        def tried() -> bool:
+            wild = next(entry for entry in live.entries.values() if entry.guest.name == "wild")
+            if not wild.doubt or not live.at_risk:
+                lost.append((wild.standing, wild.reason))
+            return wild.standing is GuestStanding.SET_ASIDE
+
+        await driver.until(tried)
+        assert lost == []
+
+
+async def test_where_the_policy_lets_everyone_end_nothing_is_doubted(world: World) -> None:
+    async with world.engine() as driver:
+        run = await begun(driver, "must-finish", deadline=datetime.now(UTC) + timedelta(days=1))
+        live = driver.engine.runs[run.id]
+        doubted: list[str] = []
+
+        def ended() -> bool:
+            doubted.extend(entry.doubt for entry in live.entries.values() if entry.doubt)
+            return live.ended
+
+        await driver.until(ended)
+        assert doubted == []
+        assert not live.at_risk
+        assert live.state is EvacuationState.COMPLETED
+
+
+async def test_what_a_running_migration_finds_out_is_believed(world: World) -> None:
+    """Nobody knew how fast it writes when it was begun."""
+    async with world.engine() as driver:
+        run = await begun(driver, "gentle")
+        live = driver.engine.runs[run.id]
+        (wild,) = [entry for entry in live.entries.values() if entry.guest.name == "wild"]
+        await driver.until(lambda: any(job.guest.name == "wild" for job in driver.engine.jobs.values()))
+        (job,) = [each for each in driver.engine.jobs.values() if each.guest.name == "wild"]
+        wild.guest = replace(wild.guest, dirty_rate_bytes_per_second=None)
+        job.guest = replace(job.guest, dirty_rate_bytes_per_second=None)
+        wild.doubt = ""
+        await driver.until(lambda: bool(wild.doubt) or job.ended)
+        assert job.state is State.PRECOPY
+        assert "it will not end while the guest goes on like that" in wild.doubt
+        assert not live.at_risk  # nothing is missed where nobody said by when
