@@ -14,6 +14,8 @@ from migrator.engine.documents import EventDocument, EventKind, Subject
 
 #: More than this unheard means that nobody listens: the oldest go, and the gap shows in ``event_id``.
 _QUEUE_EVENTS = 10_000
+#: Commands whose sequence is kept. All that is ever said of one comes soon; nobody says when it was the last.
+_COMMANDS = 10_000
 
 #: Is told an event; returns at once and never raises.
 Hears = Callable[[EventDocument], None]
@@ -75,6 +77,7 @@ class Bus:
         self._when_journalled: list[Hears] = []
         self._journalled: float = math.inf
         self._waiting: deque[EventDocument] = deque()
+        self._commands = deque(one for subject, one in self._sequences if subject is Subject.COMMAND)
 
     def publish(
         self, kind: EventKind, subject: Subject, subject_id: str, body: Mapping[str, Any]
@@ -84,6 +87,8 @@ class Bus:
         if kind is not EventKind.PROGRESS:
             self._last += 1
             self._sequences[key] = self._sequences.get(key, 0) + 1
+            if subject is Subject.COMMAND and self._sequences[key] == 1:
+                self._new_command(subject_id)
         event = EventDocument(
             event_id=self._last,
             sequence=self._sequences.get(key, 0),
@@ -105,12 +110,18 @@ class Bus:
         self._journalled = math.inf if upto is None else upto
         self._tell()
 
+    def _new_command(self, command: str) -> None:
+        self._commands.append(command)
+        while len(self._commands) > _COMMANDS:
+            self.forget(Subject.COMMAND, self._commands.popleft())
+
     def _tell(self) -> None:
         while self._waiting and self._waiting[0].event_id <= self._journalled:
             event = self._waiting.popleft()
             if event.kind is not EventKind.PROGRESS:
                 self._told = event.event_id
-                self._told_sequences[event.subject, event.subject_id] = event.sequence
+                if (event.subject, event.subject_id) in self._sequences:
+                    self._told_sequences[event.subject, event.subject_id] = event.sequence
             for hear in tuple(self._when_journalled):
                 hear(event)
 

@@ -1,0 +1,63 @@
+"""What the bus remembers of what it has numbered."""
+
+from __future__ import annotations
+
+import pytest
+
+from migrator.engine import bus as module
+from migrator.engine.bus import Bus
+from migrator.engine.documents import EventKind, Subject
+
+
+@pytest.fixture(autouse=True)
+def few(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "_COMMANDS", 3)
+
+
+def say(bus: Bus, one: str, subject: Subject = Subject.COMMAND) -> int:
+    kind = EventKind.COMMAND if subject is Subject.COMMAND else EventKind.STATE
+    return bus.publish(kind, subject, one, {}).sequence
+
+
+def known(bus: Bus, *ids: str) -> list[int]:
+    return [bus.sequence(Subject.COMMAND, one) for one in ids]
+
+
+def test_only_the_last_commands_sequences_are_kept():
+    bus = Bus()
+    assert [say(bus, one) for one in ("a", "b", "b", "c")] == [1, 1, 2, 1]
+    assert known(bus, "a", "b", "c") == [1, 2, 1]
+    say(bus, "d")
+    assert known(bus, "a", "b", "c", "d") == [0, 2, 1, 1]
+    assert say(bus, "b") == 3
+    assert bus.last_event_id == 6
+
+
+def test_what_commands_there_were_before_goes_first():
+    bus = Bus(last_event_id=9, sequences={(Subject.COMMAND, one): 4 for one in "abc"})
+    say(bus, "d")
+    assert known(bus, "a", "b", "c", "d") == [0, 4, 4, 1]
+
+
+def test_however_many_commands_there_are_the_rest_is_kept():
+    bus = Bus()
+    say(bus, "m", Subject.MIGRATION)
+    for number in range(1000):
+        say(bus, f"c{number}")
+    assert say(bus, "m", Subject.MIGRATION) == 2
+    assert len(bus._sequences) == len(bus._told_sequences) == 4
+    assert len(bus._commands) == 3
+
+
+def test_a_command_that_is_journalled_when_it_is_forgotten_already_does_not_stay():
+    bus = Bus()
+    heard: list[tuple[str, int]] = []
+    bus.call(lambda event: heard.append((event.subject_id, event.sequence)), journalled=True)
+    bus.journalled(0)
+    for one in "abcdef":
+        say(bus, one)
+    assert heard == []
+    bus.journalled(6)
+    assert heard == [(one, 1) for one in "abcdef"]
+    assert known(bus, *"abcdef") == [0, 0, 0, 1, 1, 1]
+    assert len(bus._told_sequences) == 3
