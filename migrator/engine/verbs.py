@@ -120,8 +120,8 @@ class Verbs:
         return job.document()
 
     def _target(self, guest: Guest, to: str | None) -> str:
-        if to is not None:
-            self._host(to)
+        if to is not None and self._host(to).name == guest.host:
+            raise Refusal("conflict", f"{guest.label} is on {to} already")
         answer = place(
             self._engine.fleet(), [Request(guest=guest, only=to or "")], self._engine.rules.placement
         )[guest.key]
@@ -167,6 +167,13 @@ class Verbs:
             self._policy(command.policy)
         if not host.up:
             raise Refusal("not-now", f"guests cannot come home: {host.error}")
+        guests = await self._guests_of_last_evacuation(host.name)
+        if not guests and host.state is HostState.ACTIVE:
+            raise Refusal(
+                "conflict",
+                f"{host.name} is active and there is nobody to bring home: no guest that an evacuation moved away from "
+                "it is known to run elsewhere",
+            )
         run = Evacuation(
             identifier=new_id(),
             host=host.name,
@@ -176,7 +183,7 @@ class Verbs:
             key=key,
             trace=caller.trace,
         )
-        for guest in await self._guests_of_last_evacuation(host.name):
+        for guest in guests:
             run.entries[guest.key] = Entry(guest=guest)
         await self._journal(
             ("evacuation", run.journalled()), ("host", host_saved(host.name, HostState.ACTIVE))

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from migrator.engine.commands import Evacuate, Refusal, Restore
+from migrator.engine.commands import Evacuate, Migrate, Refusal, Restore
 from migrator.engine.documents import EvacuationState, GuestStanding
 from migrator.testing.workload import MIB, steady
 from tests.unit.test_engine import Driver, World
@@ -74,3 +74,38 @@ async def test_restore_with_a_policy_that_is_not_there_begins_nothing(world: Wor
         assert refused.value.code == "invalid"
         assert [run.kind for run in driver.engine.runs.values()] == ["evacuate"]
         assert driver.views.host("a").state == "maintenance"
+
+
+async def test_restore_with_nobody_to_bring_home_is_refused(world: World) -> None:
+    world.site.add_guest("vm", host="a")
+    async with world.engine() as driver:
+        # Never evacuated; and evacuated, with everyone at home again.
+        for _ in range(2):
+            before = list(driver.engine.runs)
+            with pytest.raises(Refusal, match="a is active and there is nobody to bring home") as refused:
+                await driver.ask(Restore(host="a"))
+            assert refused.value.code == "conflict"
+            assert "\n" not in str(refused.value)
+            assert list(driver.engine.runs) == before
+            await driver.end_of(await driver.ask(Evacuate(host="a")))
+            assert (await driver.end_of(await driver.ask(Restore(host="a")))).state == "completed"
+        assert world.site.running("vm") == ["a"]
+
+
+async def test_restore_ends_the_maintenance_of_a_host_that_was_empty(world: World) -> None:
+    async with world.engine() as driver:
+        await driver.end_of(await driver.ask(Evacuate(host="a")))
+        assert driver.views.host("a").state == "maintenance"
+        end = await driver.end_of(await driver.ask(Restore(host="a")))
+        assert (end.state, end.guests) == (EvacuationState.COMPLETED, [])
+        assert driver.views.host("a").state == "active"
+
+
+async def test_guest_is_not_moved_to_where_it_is(world: World) -> None:
+    world.site.add_guest("web", host="b")
+    async with world.engine() as driver:
+        with pytest.raises(Refusal, match=r"^web is on b already$") as refused:
+            await driver.ask(Migrate(guest="web", to="b"))
+        assert refused.value.code == "conflict"
+        assert not driver.engine.jobs
+        assert await driver.views.migrations(limit=9) == []
