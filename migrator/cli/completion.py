@@ -3,8 +3,13 @@
 from __future__ import annotations
 
 import logging
+import os
+import shlex
+import sqlite3
 from collections.abc import Callable, Iterable
 from typing import Any
+
+import typer
 
 from migrator.errors import MigratorError
 
@@ -53,6 +58,18 @@ def migrations(incomplete: str) -> list[str]:
     return _names(incomplete, lambda get: [one["id"] for one in get("migrations?active=true")])
 
 
+def tokens(context: typer.Context, incomplete: str) -> list[str]:
+    """Names of the tokens that have not been revoked, where the journal may be read; it is left as it is."""
+    from migrator.cli import tokens as known  # noqa: PLC0415 - only when the shell asks
+
+    logging.disable()
+    try:
+        found = known.names(context.params.get("config"))
+    except (MigratorError, OSError, sqlite3.Error):
+        return []
+    return _offered(incomplete, found)
+
+
 def policies(incomplete: str) -> list[str]:
     """The built-in policies."""
     known = ("default", "gentle", "must-finish", "postcopy-first", "offline")
@@ -80,5 +97,32 @@ def _names(
         found = list(read(lambda path: client.get(path)["items"]))
     except MigratorError:
         return []
+    return _offered(incomplete, found)
+
+
+def _offered(incomplete: str, found: Iterable[str]) -> list[str]:
     # A name with a control character in it would end the shell's line early.
-    return sorted({name for name in found if name.startswith(incomplete) and name.isprintable()})
+    names = sorted({name for name in found if name.startswith(incomplete) and name.isprintable()})
+    # The other shells quote what they insert themselves; in a quotation that was begun nothing is to be done.
+    if not os.environ.get("_MIGRATOR_COMPLETE", "").endswith("bash") or _in_quotes(
+        os.environ.get("COMP_WORDS", "")
+    ):
+        return names
+    return [_ForBash(name) for name in names]
+
+
+class _ForBash(str):
+    """A name that is compared as it is, and written as it has to stand in a line of the shell's."""
+
+    __slots__ = ()
+
+    def __format__(self, _: str) -> str:
+        return "".join(char if char.isalnum() or char in "_@%+=:,./-" else f"\\{char}" for char in str(self))
+
+
+def _in_quotes(line: str) -> bool:
+    try:
+        shlex.split(line)
+    except ValueError as error:
+        return "quotation" in str(error)
+    return False

@@ -7,6 +7,8 @@ from typing import Annotated
 
 import typer
 
+from migrator.cli import completion
+
 app = typer.Typer(rich_markup_mode=None)
 token = typer.Typer(help="Who may use the service over TCP.", no_args_is_help=True)
 config = typer.Typer(help="The service's configuration.", no_args_is_help=True)
@@ -59,7 +61,12 @@ def token_list(config: _Config = None, json: _Json = False) -> None:
 @token.command("revoke")
 def token_revoke(
     which: Annotated[
-        str, typer.Argument(metavar="NAME", help="Its name, or its id from migrator token list.")
+        str,
+        typer.Argument(
+            metavar="NAME",
+            help="Its name, or its id from migrator token list.",
+            autocompletion=completion.tokens,
+        ),
     ],
     config: _Config = None,
     json: _Json = False,

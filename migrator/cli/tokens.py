@@ -17,6 +17,7 @@ from migrator.cli import Exit
 from migrator.cli import show_service as show
 from migrator.errors import JournalError, UsageError
 from migrator.settings import DEFAULT_PATH, Settings
+from migrator.store import schema
 from migrator.store.tokens import Token, Tokens
 
 T = TypeVar("T")
@@ -86,6 +87,22 @@ def revoke(config: Path | None, which: str, *, json_output: bool) -> None:
         print(json.dumps({"id": token.id, "name": token.name, "state": "revoked"}))
     else:
         print(f"the token {token.name} ({token.id}) is revoked")
+
+
+def names(config: Path | None) -> list[str]:
+    """Of all that have not been revoked; none where there is no journal of this version yet.
+
+    :raise MigratorError: configuration or journal cannot be read; ``OSError`` and ``sqlite3.Error`` likewise.
+    """
+    path = configuration.load(config or DEFAULT_PATH).store.path
+    if not path.exists() or schema.present(path) != schema.HEAD:
+        return []
+
+    async def read() -> list[str]:
+        async with await Tokens.open(path) as tokens:
+            return [token.name for token in await tokens.list() if token.revoked_at is None]
+
+    return asyncio.run(read())
 
 
 def _with(settings: Settings, work: Callable[[Tokens], Awaitable[T]]) -> T:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shlex
 import subprocess
 from collections.abc import Iterator
 from pathlib import Path
@@ -295,6 +296,51 @@ class TestCompletion:
         fish = {"_MIGRATOR_COMPLETE": "complete_fish", "_TYPER_COMPLETE_FISH_ACTION": "get-args"}
         ended = typed(busy, **fish, _TYPER_COMPLETE_ARGS=line)
         assert [offer.split("\t")[0] for offer in ended.stdout.splitlines()] == offers
+
+    @pytest.mark.parametrize(
+        ("begun", "offers"),
+        [
+            ("vm", [r"vm\ four\ \(\$HOME\)"]),
+            (r"vm\ f", [r"vm\ four\ \(\$HOME\)"]),
+            ("'vm f", ["vm four ($HOME)"]),
+            ("d", ["db"]),
+        ],
+    )
+    def test_a_name_with_blanks_goes_into_bash_as_one_word(
+        self, service: InThread, begun: str, offers: list[str]
+    ):
+        def rename(world: World) -> None:
+            guest = next(guest for guest in world.guests() if guest.name == "mail")
+            world._guests[guest.guest] = guest.model_copy(update={"name": "vm four ($HOME)"})
+
+        service.do(rename)
+        script = typed(service, _MIGRATOR_COMPLETE="source_bash").stdout
+        shell = f'{script}\nCOMP_WORDS=(migrator migrate "$BEGUN") COMP_CWORD=2\n'
+        shell += f"_migrator_completion {shlex.join(MIGRATOR)}\n" + 'printf "%s\\n" "${COMPREPLY[@]}"'
+        ended = subprocess.run(
+            ["bash", "--norc", "-c", shell],
+            capture_output=True,
+            check=True,
+            text=True,
+            timeout=30,
+            env={**os.environ, "MIGRATOR_SERVER": f"unix:{service.place.socket}", "BEGUN": begun},
+        )
+        assert ended.stdout.splitlines() == offers
+
+    def test_of_tokens_that_hold(self, busy: InThread, tmp_path: Path):
+        config = tmp_path / "migrator.toml"
+        config.write_text(f'[store]\npath = "{tmp_path}/journal.db"\n')
+        line = f"migrator token revoke --config {config} "
+        bash = {"_MIGRATOR_COMPLETE": "complete_bash", "COMP_WORDS": line, "COMP_CWORD": "5"}
+        assert typed(busy, **bash).stdout.split() == []
+        assert not (tmp_path / "journal.db").exists()
+        for name in ("ann", "bob", "grafana"):
+            typed(busy, "token", "create", name, "--role", "viewer", "--config", str(config))
+        typed(busy, "token", "revoke", "bob", "--config", str(config))
+        assert typed(busy, **bash).stdout.split() == ["ann", "grafana"]
+        assert typed(busy, **{**bash, "COMP_WORDS": f"{line}g"}).stdout.split() == ["grafana"]
+        config.write_text("wrong")
+        assert (typed(busy, **bash).stdout.strip(), typed(busy, **bash).stderr) == ("", "")
 
     def test_without_a_service_it_is_quick_and_silent(self, busy: InThread):
         bash = {"_MIGRATOR_COMPLETE": "complete_bash", "COMP_WORDS": "migrator evacuate ", "COMP_CWORD": "2"}
