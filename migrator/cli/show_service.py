@@ -354,7 +354,7 @@ def evacuation_lines(one: Document) -> list[str]:
     if one["guests_left"]:
         lines.append(f"    {guests_left(one)}" + (f" on {one['host']}" if one["kind"] == "evacuate" else ""))
     if one["ended_at"] is not None:
-        lines += remedies.failed("; ".join(reasons), another_policy=one["kind"] == "evacuate")
+        lines += remedies.failed("; ".join(reasons), another_policy=one["policy"] != remedies.MUST_FINISH)
     return [clean(line) for line in lines]
 
 

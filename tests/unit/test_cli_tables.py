@@ -187,6 +187,7 @@ def _evacuation(kind: str, **more: Any) -> dict[str, Any]:
         "id": "e1",
         "kind": kind,
         "host": "a",
+        "policy": "",
         "state": "incomplete",
         "error": f"1 guest left: web: {why}",
         "deadline": None,
@@ -198,10 +199,13 @@ def _evacuation(kind: str, **more: Any) -> dict[str, Any]:
 
 
 @pytest.mark.parametrize(
-    ("kind", "remedy"), [("evacuate", "quieter, or with --policy must-finish"), ("restore", "quieter")]
+    ("policy", "remedy"), [("", "quieter, or with --policy must-finish"), ("must-finish", "quieter")]
 )
-def test_an_evacuation_that_gave_up_on_a_guest_says_so_once_and_what_to_do(kind: str, remedy: str):
-    lines = show.evacuation_lines(_evacuation(kind))
+@pytest.mark.parametrize("kind", ["evacuate", "restore"])
+def test_an_evacuation_that_gave_up_on_a_guest_says_so_once_and_what_to_do(
+    kind: str, policy: str, remedy: str
+):
+    lines = show.evacuation_lines(_evacuation(kind, policy=policy))
     assert lines[0].endswith("of a, incomplete")
     assert "\n".join(lines).count("giving up") == 1
     assert lines[-1] == f"    what to do: try again when the guest is {remedy}"
