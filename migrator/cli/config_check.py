@@ -20,10 +20,8 @@ def main(file: Path | None, *, json_output: bool) -> None:
     """Print what is wrong, a line each, and exit with 2; or what is configured."""
     path = file or DEFAULT_PATH
     try:
-        settings = configuration.load(path)
+        settings = configuration.load(path, also=_missing)
         make_site(settings)  # connects nothing
-        if missing := _missing(settings):
-            raise UsageError("\n".join(missing))
     except UsageError as error:
         problems = str(error).splitlines()
         if json_output:

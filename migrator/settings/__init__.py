@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import os
 import tomllib
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, TypeVar
@@ -125,14 +125,20 @@ class Settings:
         return replace(guest, **said)
 
 
-def load(path: Path | None, *, environ: Mapping[str, str] | None = None) -> Settings:
+def load(
+    path: Path | None,
+    *,
+    environ: Mapping[str, str] | None = None,
+    also: Callable[[Settings], list[str]] = lambda settings: [],
+) -> Settings:
     """Read and check the configuration.
 
     :param path: the file; ``None``: nothing but defaults and variables.
     :param environ: ``MIGRATOR_SECTION_KEY`` stands for that key; the environment by default.
+    :param also: more that is wrong, a line each; given defaults for sections that are wrong themselves.
     :raise UsageError: it cannot be used; one line for everything that is wrong.
     """
-    return _Loader(os.environ if environ is None else environ).load(path)
+    return _Loader(os.environ if environ is None else environ).load(path, also)
 
 
 def reload(old: Settings, path: Path | None, *, environ: Mapping[str, str] | None = None) -> Settings:
@@ -158,7 +164,7 @@ class _Loader:
         self._problems: list[str] = []
         self._directory = Path.cwd()
 
-    def load(self, path: Path | None) -> Settings:
+    def load(self, path: Path | None, also: Callable[[Settings], list[str]]) -> Settings:
         main = {} if path is None else self._read(path)
         if self._problems or main is None:  # what is in it is not known: nothing else can be said
             raise UsageError("\n".join(self._problems))
@@ -186,6 +192,7 @@ class _Loader:
         settings = self._with_password(settings, path)
         for key, problem in traces.problems(settings.traces):
             self._say(path, f"traces.{key}", problem)
+        self._problems += also(settings)
         if self._problems:
             raise UsageError("\n".join(dict.fromkeys(self._problems)))
         return settings
@@ -309,8 +316,9 @@ class _Loader:
                     self._say(file, f"policies.{name}", f"is in {places[name]} too")
                 elif not isinstance(table, dict):
                     self._say(file, f"policies.{name}", f"is a section: write [policies.{name}]")
-                elif (found := self._one(PolicySettings, file, f"policies.{name}", table)) is not None:
-                    given[name], places[name] = found, file
+                else:
+                    found = self._one(PolicySettings, file, f"policies.{name}", table)
+                    given[name], places[name] = found or _only_extends(table), file
         built: dict[str, Policy] = {}
         for name in given:
             try:
@@ -351,6 +359,14 @@ class _Loader:
 
     def _say(self, file: Path | None, key: str, what: str) -> None:
         self._problems.append(f"{words.place(file)}{key}: {what}")
+
+
+def _only_extends(table: Mapping[str, Any]) -> PolicySettings:
+    """Of a policy that is wrong: what is to be said of those that extend it, and of what it extends, is said too."""
+    try:
+        return PolicySettings.model_validate({key: table[key] for key in ("extends",) if key in table})
+    except ValidationError:
+        return PolicySettings()
 
 
 def _from_variable(text: str) -> Any:

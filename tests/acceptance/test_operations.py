@@ -161,6 +161,30 @@ def test_files_that_are_named_and_are_not_there_are_missed_before_a_restart_is(t
     ]
 
 
+def test_what_is_wrong_in_one_section_hides_nothing_of_the_others(tmp_path: Path) -> None:
+    path = tmp_path / "migrator.toml"
+    path.write_text(
+        '[site]\nnam = "x"\n[http]\nlisten = "0.0.0.0:8443"\ntls_certificate = "no.pem"\ntls_key = "no.key"\n'
+        '[mqtt]\nhost = "b.example"\nusername = "u"\npassword_file = "no.password"\n'
+        '[policies.a]\nextends = "gentel"\nmax_downtime = "soon"\n[policies.b]\nextends = "c"\n'
+        '[policies.c]\nmax_throttle = "much"\n'
+    )
+    done = migrator("config", "check", path)
+    assert done.returncode == 2
+    lines = done.stdout.splitlines()
+    for wanted in (
+        f"{path}: site.nam: ",
+        f"{path}: policies.a.max_downtime: ",
+        f"{path}: policies.a: extends: there is no policy 'gentel'",
+        f"{path}: policies.c.max_throttle: ",
+        f"{path}: mqtt.password_file: {tmp_path}/no.password cannot be read",
+        f"http.tls_certificate: {tmp_path}/no.pem is not there",
+        f"http.tls_key: {tmp_path}/no.key is not there",
+    ):
+        assert sum(line.startswith(wanted) for line in lines) == 1, (wanted, lines)
+    assert len(lines) == 7, lines  # that b extends what is wrong itself is not wrong too
+
+
 def test_nothing_of_a_secret_is_in_what_the_check_says(tmp_path: Path) -> None:
     path = tmp_path / "migrator.toml"
     path.write_text('[mqtt]\nhost = "b.example"\nusername = "u"\npassword = "hunter2-hunter2"\n')
