@@ -14,7 +14,7 @@ from migrator.core import timetable
 from migrator.core.inventory import Host
 from migrator.core.schedule import Orders
 from migrator.core.transfers import Phase, Rules, Transfer
-from migrator.engine import planner
+from migrator.engine import foretelling, planner
 
 Schedule = Callable[[Iterable[Transfer], Mapping[str, Host], Rules | None], Orders]
 
@@ -50,7 +50,7 @@ def install(strategy: str) -> None:
     number = PEERS.get(strategy)
     planner.schedule = ours.schedule if number is None else at_a_time(number)  # type: ignore[assignment,attr-defined]
     # Others foretell nothing; ours would foretell what it does not do.
-    planner.predict = timetable.predict if number is None else _foretell_nothing  # type: ignore[assignment,attr-defined]
+    foretelling.predict = timetable.predict if number is None else _foretell_nothing  # type: ignore[assignment,attr-defined]
 
 
 def _foretell_nothing(*_: object) -> timetable.Prediction:

@@ -10,6 +10,7 @@ import select
 import signal
 import socket
 import subprocess
+import weakref
 from collections.abc import AsyncIterator, Callable
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -118,6 +119,7 @@ class Qemu:
         found = cls(machine, Path(f"/proc/{pid}/exe").resolve(), rescue.parent, f"pid-{pid}")
         found.pid, found.rescue = pid, rescue
         found._pidfd = os.pidfd_open(pid)
+        weakref.finalize(found, os.close, found._pidfd)  # it is nobody's to discard
         return found
 
     def __repr__(self) -> str:

@@ -7,6 +7,7 @@ import time
 from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager
 from datetime import UTC, datetime, timedelta
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -226,9 +227,14 @@ async def test_broker_killed_has_the_true_state_within_five_seconds_and_gaps_are
             assert time.monotonic() - began < 5
         enough.set()
         for identifier in await asyncio.wait_for(moving, 60):
+            await until(partial(completed, board, identifier), what="the last state")
             journalled = [each["sequence"] for each in await site.events("evacuation", identifier)]
             assert journalled == list(range(1, len(journalled) + 1))
             got = [each["sequence"] for each in board.about("evacuation", identifier)]
             assert got == sorted(got)
             assert set(got) <= set(journalled)
-            assert board.last_state("evacuation", identifier)["state"] == "completed"
+
+
+async def completed(board: Board, identifier: str) -> bool:
+    shown = board.last_state("evacuation", identifier)
+    return shown is not None and shown["state"] == "completed"
