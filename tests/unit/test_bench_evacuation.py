@@ -15,7 +15,7 @@ from bench.evacuation.peers import OURS, PEERS, at_a_time
 from migrator.core.schedule import schedule
 from migrator.core.timetable import predict
 from migrator.core.transfers import Phase, Transfer
-from migrator.engine import planner
+from migrator.engine import foretelling, planner
 
 TWO = "2 at a time (oVirt)"
 
@@ -47,7 +47,7 @@ def test_after_a_peer_the_engine_goes_by_its_own_schedule_again() -> None:
         assert vars(planner)["schedule"] is not schedule
         peers.install(OURS)
         assert vars(planner)["schedule"] is schedule
-        assert vars(planner)["predict"] is predict
+        assert vars(foretelling)["predict"] is predict
     finally:
         peers.install(OURS)
 
