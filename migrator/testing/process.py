@@ -116,9 +116,15 @@ class Qemu:
 
         :raise ProcessLookupError: there is no such process.
         """
-        found = cls(machine, Path(f"/proc/{pid}/exe").resolve(), rescue.parent, f"pid-{pid}")
+        pidfd = os.pidfd_open(pid)
+        try:
+            binary = Path(f"/proc/{pid}/exe").resolve()
+        except FileNotFoundError:  # it ends at this moment
+            os.close(pidfd)
+            raise ProcessLookupError(pid) from None
+        found = cls(machine, binary, rescue.parent, f"pid-{pid}")
         found.pid, found.rescue = pid, rescue
-        found._pidfd = os.pidfd_open(pid)
+        found._pidfd = pidfd
         weakref.finalize(found, os.close, found._pidfd)  # it is nobody's to discard
         return found
 
