@@ -128,7 +128,7 @@ class TestMachinesThatDiffer:
             assert (await direct(pair)).code == 0
             assert await pair.destination.run_state() == "running"
             assert not pair.source.alive
-            assert pair.destination in seen.watch.course
+            await until(lambda: pair.destination in seen.watch.course, what="a guest that counts on")
 
 
 class TestDestination:

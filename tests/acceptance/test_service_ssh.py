@@ -168,6 +168,7 @@ async def test_target_that_goes_away_for_good_is_replaced_and_cleared_when_it_is
 
 
 @pytest.mark.matrix
+@pytest.mark.timeout(350)
 async def test_target_that_is_gone_when_the_controller_comes_back_costs_no_guest(tmp_path: Path) -> None:
     machine = guest("db", region=64 * MIB)
     async with over_ssh([machine], tmp_path, "a", "b", "c") as (site, _), Witness(site, [machine]):
@@ -208,6 +209,7 @@ async def test_source_that_is_lost_to_the_controller_alone_costs_no_guest(tmp_pa
 
 
 @pytest.mark.matrix
+@pytest.mark.timeout(350)
 async def test_source_that_is_lost_for_long_ends_its_evacuation(tmp_path: Path) -> None:
     machine = guest("db", region=64 * MIB)
     async with over_ssh([machine], tmp_path, "a", "b") as (site, _), Witness(site, [machine]):
@@ -224,6 +226,7 @@ async def test_source_that_is_lost_for_long_ends_its_evacuation(tmp_path: Path) 
 
 
 @pytest.mark.matrix
+@pytest.mark.timeout(350)
 async def test_source_and_target_that_go_away_together_cost_no_guest(tmp_path: Path) -> None:
     machine = guest("db", region=64 * MIB)
     async with over_ssh([machine], tmp_path, "a", "b", "c") as (site, _), Witness(site, [machine]):
