@@ -66,7 +66,7 @@ async def move(
         await _check_before_switch(destination, lambda: pair.destination.alive)
         await source.execute("migrate-continue", state="pre-switchover")
         if postcopy:
-            await _status(source, "postcopy-active")
+            await _status(source, "postcopy-active", "completed")  # precopy may have got there first
             # No event tells when such a destination is ready.
             await _until(lambda: _stands(destination, {"paused"}, {"postcopy-active", "completed"}))
             await _until(
@@ -82,7 +82,8 @@ async def move(
         await _until(lambda: _runs(destination))
         duration = time.monotonic() - began
         if postcopy:
-            await asyncio.gather(_status(source, "completed"), _status(destination, "completed"))
+            await _until(lambda: _stands(source, {"postmigrate", "paused"}, {"completed"}))
+            await _until(lambda: _stands(destination, {"running"}, {"completed"}))
         await source.execute("quit")
         downtime = _stamp(destination, "RESUME") - _stamp(source, "STOP")
     return Moved(duration_seconds=duration, downtime_seconds=downtime)
@@ -111,14 +112,14 @@ async def _enable(monitor: RawMonitor, *, postcopy: bool) -> None:
     )
 
 
-async def _status(monitor: RawMonitor, wanted: str) -> None:
-    """Wait for the event that says so."""
+async def _status(monitor: RawMonitor, *wanted: str) -> None:
+    """Wait for the event that says one of these."""
     while True:
         status = (await monitor.event("MIGRATION", within=_PATIENCE_SECONDS))["data"]["status"]
-        if status == wanted:
+        if status in wanted:
             return
         if status in ("failed", "cancelled", "postcopy-paused"):
-            raise Broken(f"waited for {wanted}, and it was {status}")
+            raise Broken(f"waited for {' or '.join(wanted)}, and it was {status}")
 
 
 async def _check_before_switch(destination: RawMonitor, alive: Callable[[], bool]) -> None:
