@@ -24,6 +24,9 @@ _MIB = 1 << 20
 _HOSTS = ("alpha", "beta", "gamma")
 #: How long the page is there for who does not press Enter.
 _PAGE_SECONDS = 60
+_FIGURES = ("mode", "rounds", "time", "downtime", "ceiling", "sent")
+#: From here on the table of results has room for all of it.
+_WIDE_COLUMNS = 110
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -131,7 +134,7 @@ def _demo(speed: int) -> Exit:
         _or_stop(remote.evacuate(client, "alpha", None, "continue", None, [], wait=True, json_output=False))
         found = asyncio.run(_inspect(site, guests, machines))
         say("\nWhat became of them:")
-        console.print(_table(client, guests, found))
+        console.print(_table(client, guests, found, width=console.width))
         say("$ migrator restore alpha --wait")
         _or_stop(remote.restore(client, "alpha", None, wait=True, json_output=False))
         home = asyncio.run(_inspect(site, guests, machines))
@@ -196,32 +199,37 @@ async def _inspect(site: Site, guests: tuple[_Guest, ...], machines: dict[str, M
     return found
 
 
-def _table(client: Client, guests: tuple[_Guest, ...], found: dict[str, str]) -> Any:
+def _table(client: Client, guests: tuple[_Guest, ...], found: dict[str, str], *, width: int) -> Any:
+    """How each went; on a narrow terminal without what leaves no room for the rest."""
     from rich.box import SIMPLE_HEAD  # noqa: PLC0415 - slow to import
+    from rich.console import Group  # noqa: PLC0415
     from rich.table import Table  # noqa: PLC0415
+    from rich.text import Text  # noqa: PLC0415
 
+    wide = width >= _WIDE_COLUMNS
     table = Table(box=SIMPLE_HEAD)
-    for heading in ("guest", "habit", "mode", "rounds", "time", "downtime", "ceiling", "sent", "now at"):
+    headings = ("guest", "habit", *_FIGURES, "now at")
+    shown = [heading for heading in headings if wide or heading not in ("habit", "ceiling")]
+    for heading in shown:
         right = heading in ("rounds", "time", "downtime", "sent")
-        table.add_column(heading, justify="right" if right else "left")
+        table.add_column(heading, justify="right" if right else "left", no_wrap=heading in _FIGURES)
     ended = {one["guest_name"]: one for one in reversed(client.get("migrations", limit=50)["items"])}
+    reasons = []
     for guest in guests:
         one = ended.get(guest.name)
         if one is None or one["state"] != "completed":
-            reason = (one or {}).get("error") or "stays"
-            table.add_row(guest.name, guest.what, "stays", "", "", "", "", "", found[guest.name])
-            table.add_row("", f"[dim]{reason}[/dim]", *[""] * 7)
-            continue
-        downtime = one["downtime_seconds"]
-        table.add_row(
-            guest.name,
-            guest.what,
-            one["mode"],
-            str(one["round"]),
-            units.show_seconds(one["duration_seconds"] or 0.0),
-            "-" if downtime is None else units.show_seconds(downtime),
-            "none" if guest.policy == "offline" else units.show_seconds(one["max_downtime_seconds"]),
-            units.show_bytes(one["transferred_bytes"]),
-            found[guest.name],
-        )
-    return table
+            figures = ["stays", *[""] * (len(_FIGURES) - 1)]
+            reasons.append(Text(f"  {guest.name} stays: {(one or {}).get('error') or 'no reason is known'}"))
+        else:
+            downtime = one["downtime_seconds"]
+            figures = [
+                one["mode"],
+                str(one["round"]),
+                units.show_seconds(one["duration_seconds"] or 0.0),
+                "-" if downtime is None else units.show_seconds(downtime),
+                "none" if guest.policy == "offline" else units.show_seconds(one["max_downtime_seconds"]),
+                units.show_bytes(one["transferred_bytes"]),
+            ]
+        row = dict(zip(headings, (guest.name, guest.what, *figures, found[guest.name]), strict=True))
+        table.add_row(*(row[heading] for heading in shown))
+    return Group(table, *reasons)

@@ -294,17 +294,15 @@ class Job:
             return
         self._record, facts, intent = left
         ends = {}
-        for side, place in self._places.items():
+        for side in self._places:
             try:
-                ends[side] = await self._means.site.open(
-                    place.host, place.socket, role=side, identity=facts[side]["identity"]
-                )
+                try:
+                    ends[side] = await self._open(side, facts)
+                except (HostError, QemuError):
+                    if side != "destination" or "source" not in ends or not self._may_go_without(intent):
+                        raise
+                    ends[side] = await self._open(side, facts, absent=True)
             except (HostError, QemuError) as error:
-                if side == "destination" and "source" in ends and self._may_go_without(intent):
-                    ends[side] = await self._means.site.open(
-                        place.host, place.socket, role=side, identity=facts[side]["identity"], absent=True
-                    )
-                    continue
                 self.unreachable = True
                 self._hold(NOT_REACHABLE, str(error))
         if len(ends) < 2:
@@ -322,6 +320,12 @@ class Job:
             self._migration.park()
         self.result = await self._migration.take_up(facts, intent, began_ago_seconds=self._began_ago())
         await self._close()
+
+    async def _open(self, side: str, facts: Mapping[str, Any], *, absent: bool = False) -> Qemu:
+        place = self._places[side]
+        return await self._means.site.open(
+            place.host, place.socket, role=side, identity=facts[side]["identity"], absent=absent
+        )
 
     def _may_go_without(self, intent: Intent) -> bool:
         """Before the switch the guest is the source's alone, and the target may be gone for good; tried once."""

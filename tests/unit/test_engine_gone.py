@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from migrator.core.model import State
 from migrator.engine.commands import Evacuate
 from migrator.engine.documents import EvacuationState, GuestStanding
+from migrator.errors import HostError
 from migrator.testing.workload import MIB, steady
 from tests.unit.test_engine import Driver, World
 
@@ -61,3 +63,28 @@ async def test_source_that_is_lost_is_taken_up_again(world: World) -> None:
     (guest,) = ended.guests
     assert world.site.running("db") == [guest.target]
     assert guest.target != "a"
+
+
+async def test_target_that_cannot_even_be_opened_holds_what_a_controller_takes_up(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As one that is no longer in the configuration."""
+    async with world.engine(killed=True) as driver:
+        await driver.ask(Evacuate(host="a"), key="e1")
+        target = await copying(driver)
+    plain = world.site.open
+
+    async def without(host: str, socket: str, **how: Any) -> Any:
+        if host == target:
+            raise HostError(host, "it is not in the configuration")
+        return await plain(host, socket, **how)
+
+    monkeypatch.setattr(world.site, "open", without)
+    async with world.engine() as driver:
+        (job,) = driver.engine.jobs.values()
+        await driver.until(lambda: job.state is State.HELD)
+        assert job.result.held_code == "not-reachable"
+        assert "not in the configuration" in str(job.result.error)
+        assert world.site.running("db") == ["a"]
+        monkeypatch.undo()
+        await driver.until(lambda: job.ended or job.state is not State.HELD, 300)
