@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from migrator.errors import CommandFailed
+from migrator.qemu import marks
 from migrator.qemu.backends import Netdev, Nodes, block_nodes, netdevs
 from migrator.qemu.cmdline import Live
 from migrator.qemu.monitor import Monitor
@@ -49,7 +50,7 @@ class Inventory:
     """What one QEMU has, its built-in devices aside."""
 
     devices: tuple[Plugged, ...]
-    #: Type of every user-created object, by id.
+    #: Type of every user-created object, by id; our own marks are left out.
     objects: dict[str, str]
     netdevs: dict[str, Netdev]
     #: How query-chardev shows each.
@@ -106,7 +107,7 @@ async def take_inventory(monitor: Monitor) -> Inventory:
             Plugged(path=path, id=identity, driver=kind, bus=bus or "", port=ports.get(identity, ""))
             for (path, identity, kind), bus in zip(devices, buses, strict=True)
         ),
-        objects=dict(_children(objects)),
+        objects={name: kind for name, kind in _children(objects) if not name.startswith(marks.PREFIX)},
         netdevs=netdevs(network),
         chardevs={entry["label"]: entry["filename"] for entry in chardevs},
         nodes=block_nodes(nodes, graph, blocks),

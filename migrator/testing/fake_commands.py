@@ -61,6 +61,8 @@ class Commands:
             "migrate-recover": self._migrate_recover,
             "migrate-set-capabilities": self._set_capabilities,
             "migrate-set-parameters": self._set_parameters,
+            "object-add": self._object_add,
+            "object-del": self._object_del,
             "qom-get": self._qom_get,
             "qom-list": self._qom_list,
             "yank": self._yank,
@@ -74,7 +76,8 @@ class Commands:
         members = self._members.get(name)
         if members is None:
             raise Refused(f"The command {name} has not been found", "CommandNotFound")
-        self._check(members, arguments)
+        if name != "object-add":  # whose members depend on the type
+            self._check(members, arguments)
         self._node.catch_up()
         if name in self._plain:
             return self._plain[name]()
@@ -135,6 +138,8 @@ class Commands:
 
     def _qom_get(self, given: Message) -> Any:
         path, name = given["path"], given["property"]
+        if path.startswith("/objects/") and (added := self._node.objects.get(path[len("/objects/") :])):
+            return added[name]
         properties = self._node.recorded["properties"]
         if not any(key.split(" ")[0] == path for key in properties):
             raise Refused(f"Device '{path}' not found", "DeviceNotFound")
@@ -144,10 +149,25 @@ class Commands:
         return deepcopy(found)
 
     def _qom_list(self, given: Message) -> Any:
+        if given["path"] == "/objects":
+            added = self._node.objects.items()
+            return [{"name": name, "type": f"child<{each['qom-type']}>"} for name, each in added]
         found = self._node.recorded["lists"].get(given["path"])
         if found is None:
             raise Refused(f"Device '{given['path']}' not found", "DeviceNotFound")
         return deepcopy(found)
+
+    def _object_add(self, given: Message) -> Message:
+        name = given["id"]
+        if name in self._node.objects:
+            raise Refused(f"attempt to add duplicate property '{name}' to object (type 'container')")
+        self._node.objects[name] = {key: each for key, each in given.items() if key != "id"}
+        return {}
+
+    def _object_del(self, given: Message) -> Message:
+        if self._node.objects.pop(given["id"], None) is None:
+            raise Refused(f"object '{given['id']}' not found")
+        return {}
 
     def _calc_dirty_rate(self, given: Message) -> Message:
         seconds = given["calc-time"]

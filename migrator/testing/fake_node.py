@@ -73,6 +73,8 @@ class Node:
         self.was_told_to_listen = False
         #: What becomes of it when the incoming migration fails.
         self.exit_on_error = True
+        #: What object-add has made, by id.
+        self.objects: dict[str, dict[str, Any]] = {}
         self.stream: Stream | None = None
         #: The figures of the last outgoing migration.
         self.last_sample: Sample | None = None

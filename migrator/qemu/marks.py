@@ -1,0 +1,62 @@
+"""Marks at a QEMU: texts under fixed names that everyone who asks that QEMU sees.
+
+A mark is an object of QEMU's that does nothing (``authz-simple``, since 4.0). It may be added and removed at any time,
+also while QEMU waits for a guest, stands at the switch or was left; it ends with its process and does not migrate. QEMU
+never has two objects of one name, so of several that add a mark at once exactly one succeeds.
+"""
+
+from __future__ import annotations
+
+import asyncio
+
+from migrator.errors import CommandFailed
+from migrator.qemu.monitor import Monitor
+
+#: What the ids of our objects begin with; no other object is ours.
+PREFIX = "migrator-"
+_TYPE, _TEXT = "authz-simple", "identity"
+
+
+async def read(monitor: Monitor, *names: str, timeout: float = 5.0) -> dict[str, str]:
+    """The texts of those marks that are there, asked for together.
+
+    :raise QemuError: it cannot be asked.
+    """
+
+    async def one(name: str) -> str | None:
+        where = {"path": f"/objects/{PREFIX}{name}", "property": _TEXT}
+        try:
+            return str(await monitor.execute("qom-get", where, timeout=timeout))
+        except CommandFailed:
+            return None
+
+    found = await asyncio.gather(*map(one, names))
+    return {name: text for name, text in zip(names, found, strict=True) if text is not None}
+
+
+async def add(monitor: Monitor, name: str, text: str) -> bool:
+    """Add a mark; False where there is one of that name, and then nothing has changed.
+
+    :param name: letters, digits, ``-``, ``.`` and ``_``.
+    :raise CommandFailed: this QEMU cannot have marks.
+    :raise QemuError: it cannot be asked; the mark may have been added.
+    """
+    try:
+        await monitor.execute("object-add", {"qom-type": _TYPE, "id": f"{PREFIX}{name}", _TEXT: text})
+    except CommandFailed:
+        if await read(monitor, name):
+            return False
+        raise
+    return True
+
+
+async def remove(monitor: Monitor, name: str) -> None:
+    """Remove a mark; one that is not there is no error.
+
+    :raise QemuError: it cannot be asked; the mark may have been removed.
+    """
+    try:
+        await monitor.execute("object-del", {"id": f"{PREFIX}{name}"})
+    except CommandFailed:
+        if await read(monitor, name):
+            raise
