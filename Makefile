@@ -6,7 +6,7 @@ BIN := .build/venv/bin
 WORKERS ?= auto
 PYTEST := $(BIN)/python -m pytest -n $(WORKERS) --dist worksteal
 
-.PHONY: help setup demo test test-all lint docs picture bench bench-policies bench-evacuation soak lock install uninstall clean
+.PHONY: help setup demo test test-all lint docs picture bench bench-policies bench-evacuation soak lock audit install uninstall clean
 
 help:
 	@echo 'make demo      guests move between two hosts made on this machine, before your eyes   [DEMO_ARGS=]'
@@ -21,6 +21,7 @@ help:
 	@echo 'make bench-evacuation   emptying a host: bound, plan and peers, in simulation   [BENCH_ARGS=--real]'
 	@echo 'make soak      the tests that run for long   [PYTEST_ARGS=]'
 	@echo 'make lock      requirements*.lock anew after a change in pyproject.toml   [LOCK_ARGS=--upgrade]'
+	@echo 'make audit     what is known to be wrong with the locked versions; takes a way to the OSV database'
 	@echo 'make install   the service on this machine, under /opt/migrator; starts nothing   [PREFIX=, DESTDIR=, TRACES=1]'
 	@echo 'make uninstall removes it; configuration and journal stay'
 	@echo 'make clean     removes .build and caches'
@@ -76,6 +77,9 @@ soak:
 
 lock:
 	@scripts/lock $(LOCK_ARGS)
+
+audit:
+	@scripts/audit
 
 install:
 	@scripts/install

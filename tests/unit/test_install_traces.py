@@ -39,6 +39,15 @@ def test_locks_name_the_same_versions_and_only_one_has_the_libraries() -> None:
         lines = (ROOT / name).read_text(encoding="utf-8").splitlines()
         return {line.split(" ")[0] for line in lines if "==" in line and not line.startswith((" ", "#"))}
 
-    small, traces, large = (pinned(f"requirements{which}.lock") for which in ("", "-traces", "-dev"))
+    small, traces, build, large = (
+        pinned(f"requirements{which}.lock") for which in ("", "-traces", "-build", "-dev")
+    )
     assert small < traces < large
+    assert build < large
     assert any(line.startswith("opentelemetry-sdk==") for line in traces - small)
+
+
+def test_what_builds_the_project_is_not_among_what_runs() -> None:
+    runs = (ROOT / "requirements-traces.lock").read_text(encoding="utf-8")
+    for name in ("hatchling", "trove-classifiers", "editables", "pluggy", "pathspec"):
+        assert f"\n{name}==" not in runs
