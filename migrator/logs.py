@@ -9,10 +9,15 @@ from __future__ import annotations
 import functools
 import logging
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, MutableMapping
 from contextlib import contextmanager
 from contextvars import ContextVar
 from typing import Any
+
+from migrator.text import clean_lines
+
+#: Characters of one value in a log line; what is longer is cut.
+_LONGEST = 4000
 
 _verbose = False
 _json = False
@@ -63,6 +68,22 @@ def logger(**fields: Any) -> Logger:
     return Logger(**fields)
 
 
+def _cleaned(log: Any, method: str, line: MutableMapping[str, Any]) -> MutableMapping[str, Any]:
+    """What guests, hosts and clients say may hold what acts on the terminal that a log is read on."""
+    del log, method  # as structlog calls every processor
+    return {key: _clean_value(value) for key, value in line.items()}
+
+
+def _clean_value(value: Any) -> Any:
+    if isinstance(value, str):
+        return clean_lines(value)[:_LONGEST]
+    if isinstance(value, (int, float)) or value is None:
+        return value
+    if isinstance(value, (list, tuple, set, frozenset)):
+        return [_clean_value(each) for each in value]
+    return clean_lines(value)[:_LONGEST]
+
+
 @functools.cache
 def _structlog() -> Any:
     import structlog  # noqa: PLC0415 - see above
@@ -72,6 +93,7 @@ def _structlog() -> Any:
             structlog.contextvars.merge_contextvars,
             structlog.processors.add_log_level,
             structlog.processors.TimeStamper(fmt="iso", utc=_json),
+            _cleaned,
             structlog.processors.JSONRenderer()
             if _json
             else structlog.dev.ConsoleRenderer(colors=sys.stderr.isatty()),

@@ -10,6 +10,23 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+#: Variables of the environment that a command which we start is given; secrets and what systemd told us are not.
+_CHILD_VARIABLES = frozenset(
+    {"PATH", "HOME", "USER", "LOGNAME", "SHELL", "LANG", "LANGUAGE", "TZ", "TERM", "TMPDIR", "SSH_AUTH_SOCK"}
+    | {f"XDG_{which}" for which in ("RUNTIME_DIR", "STATE_HOME", "CONFIG_HOME", "CACHE_HOME", "DATA_HOME")}
+    | {"DBUS_SESSION_BUS_ADDRESS"}
+)
+
+
+def child_environment(environ: Mapping[str, str]) -> dict[str, str]:
+    """The part of an environment that commands which we start may see: a QEMU keeps it for as long as it lives.
+
+    :param environ: ours.
+    """
+    return {
+        name: value for name, value in environ.items() if name in _CHILD_VARIABLES or name.startswith("LC_")
+    }
+
 
 def boot_id() -> str:
     """Tells one boot of this machine from the next."""

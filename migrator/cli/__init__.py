@@ -42,18 +42,19 @@ def main() -> None:
     except KeyboardInterrupt:
         sys.exit(INTERRUPTED)
     from migrator.errors import MigratorError  # noqa: PLC0415
+    from migrator.text import clean, clean_lines  # noqa: PLC0415
 
     try:
         app()
     except KeyboardInterrupt:  # before the command listened to it: nothing has been begun
         sys.exit(INTERRUPTED)
     except MigratorError as error:
-        print(f"migrator: {error}", file=sys.stderr)
+        print(f"migrator: {clean_lines(error)}", file=sys.stderr)
         sys.exit(Exit.USAGE)
     except Exception as error:
         if os.environ.get("MIGRATOR_DEBUG"):
             raise
-        what = f"{type(error).__name__}: {error}".splitlines()[0]
+        what = clean(f"{type(error).__name__}: {error}".splitlines()[0])
         print(
             f"migrator: internal error, {what}; if a migration was under way look at both QEMUs, then run the same "
             "command again: its record is kept. MIGRATOR_DEBUG=1 shows where it happened",

@@ -10,10 +10,10 @@ from typing import Any
 
 from migrator import settings as configuration
 from migrator.cli import Exit
-from migrator.cli.show_service import clean
 from migrator.errors import UsageError
 from migrator.service.site_parts import make_site
 from migrator.settings import DEFAULT_PATH, Settings
+from migrator.text import clean
 
 
 def main(file: Path | None, *, json_output: bool) -> None:

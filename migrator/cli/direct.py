@@ -31,6 +31,7 @@ from migrator.qemu import address
 from migrator.qemu.endpoint import Endpoint
 from migrator.store.experience import FileExperience
 from migrator.store.records import FileRecord, Unfinished, unfinished
+from migrator.text import clean_lines
 from migrator.tls import File, client_context
 
 _EXITS = {
@@ -93,7 +94,7 @@ def _leave(code: Exit) -> NoReturn:
 
 
 def _refused(error: MigratorError, code: Exit, *, json_output: bool) -> Exit:
-    print(f"migrator: {error}", file=sys.stderr)
+    print(f"migrator: {clean_lines(error)}", file=sys.stderr)
     if json_output:
         result = Result(id="", state=State.FAILED)
         print(json.dumps(asdict(result) | {"error": str(error)}))

@@ -17,9 +17,9 @@ from migrator.cli.diagnosis import Check, Level, fail, ok, open_to_all, warn
 from migrator.cli.doctor_broker import broker
 from migrator.cli.doctor_hosts import hosts
 from migrator.cli.doctor_service import journal, running, state_directory
-from migrator.cli.show_service import clean
 from migrator.errors import UsageError
 from migrator.settings import DEFAULT_PATH, Settings
+from migrator.text import clean
 from migrator.tls import File, server_context
 
 _COLOURS = {Level.OK: "32", Level.WARN: "33", Level.FAIL: "1;31"}

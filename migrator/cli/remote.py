@@ -13,6 +13,7 @@ from typing import Any, NoReturn
 from migrator.cli import Exit, deadline
 from migrator.cli import show_service as show
 from migrator.cli.client import Client, Document, NotReachable, Rejected, segment
+from migrator.text import clean
 from migrator.units import show_seconds
 
 #: As a shell says it of a program that Ctrl-C ended.
@@ -52,7 +53,7 @@ def run(action: Callable[[Client], Any], server: str | None, *, json_output: boo
 
 
 def _stop(code: int, message: str) -> NoReturn:
-    print(f"migrator: {show.clean(message)}", file=sys.stderr)
+    print(f"migrator: {clean(message)}", file=sys.stderr)
     sys.exit(code)
 
 
@@ -114,10 +115,10 @@ def plan(client: Client, host: str, policy: str | None, *, json_output: bool) ->
     # In whole: the table cuts reasons where the terminal is narrow.
     for guest in guests:
         if not guest["target"]:
-            print(show.clean(f"{show.label(guest)} would stay: {guest['reason']}"))
+            print(clean(f"{show.label(guest)} would stay: {guest['reason']}"))
         for finding in guest["findings"]:
             if finding["code"] == "does-not-converge":
-                print(show.clean(f"{show.label(guest)} may stay: {finding['message']}; {finding['remedy']}"))
+                print(clean(f"{show.label(guest)} may stay: {finding['message']}; {finding['remedy']}"))
 
 
 def check(client: Client, guest: str, to: str, policy: str | None, *, json_output: bool) -> int:
@@ -127,7 +128,7 @@ def check(client: Client, guest: str, to: str, policy: str | None, *, json_outpu
     say(
         found,
         json_output=json_output,
-        lines=lambda: [*show.finding_lines(found["findings"]), show.clean(f"{guest} {verdict} to {to}")],
+        lines=lambda: [*show.finding_lines(found["findings"]), clean(f"{guest} {verdict} to {to}")],
     )
     return Exit.DONE if found["possible"] else Exit.REFUSED
 
@@ -148,7 +149,7 @@ def migrate(
         from migrator.cli import watch  # noqa: PLC0415 - it watches only when asked to
 
         return watch.migration(client, begun, json_output=json_output)
-    say(begun, json_output=json_output, lines=lambda: [show.clean(_begun(begun))])
+    say(begun, json_output=json_output, lines=lambda: [clean(_begun(begun))])
     return Exit.DONE
 
 
@@ -224,7 +225,7 @@ def status(client: Client, identifier: str | None, *, json_output: bool) -> int:
         print("nothing is under way")
     for one in migrations:
         if one["state"] == "held":
-            print(show.clean(f"{one['id']} is held: migrator status {one['id']} says what to check"))
+            print(clean(f"{one['id']} is held: migrator status {one['id']} says what to check"))
     return Exit.DONE
 
 
@@ -304,7 +305,7 @@ def _follow(client: Client, identifier: str | None, after: int, *, json_output: 
     try:
         for event in client.events(after=after):
             if event["kind"] == "lost":
-                print(f"migrator: {show.clean(event['reason'])}; trying again", file=sys.stderr)
+                print(f"migrator: {clean(event['reason'])}; trying again", file=sys.stderr)
             elif event["kind"] not in ("connected", "progress") and identifier in (None, event["subject_id"]):
                 _print_event(event, json_output=json_output)
     except KeyboardInterrupt:

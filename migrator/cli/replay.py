@@ -14,6 +14,7 @@ from migrator.core.convergence import Abilities
 from migrator.core.model import Sample, State
 from migrator.core.policy import Postcopy, builtin
 from migrator.errors import UsageError
+from migrator.text import clean
 from migrator.units import show_seconds
 
 
@@ -29,12 +30,12 @@ def main(file: Path, policy: str, *, json_output: bool) -> None:
             )
         )
         sys.exit(Exit.DONE)
-    print(f"As it was, under policy {lines[0]['policy']['name']}:")
+    print(clean(f"As it was, under policy {lines[0]['policy']['name']}:"))
     for decision in made:
-        print(f"{decision['at_seconds']:8.3f} s  {decision['action']}: {decision['reason']}")
+        print(clean(f"{decision['at_seconds']:8.3f} s  {decision['action']}: {decision['reason']}"))
     print(f"Under policy {policy}:")
     for decision in decided:
-        print(f"{decision['at_seconds']:8.3f} s  {decision['action']}: {decision['reason']}")
+        print(clean(f"{decision['at_seconds']:8.3f} s  {decision['action']}: {decision['reason']}"))
     if not decided:
         print("    it would have let it run as it did")
     sys.exit(Exit.DONE)

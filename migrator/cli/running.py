@@ -11,6 +11,7 @@ from migrator.cli import Exit
 from migrator.errors import MigratorError, UsageError
 from migrator.service.serve import serve as run
 from migrator.settings import DEFAULT_PATH
+from migrator.text import clean
 
 
 def serve(config: Path | None, *, drain: bool) -> None:
@@ -33,4 +34,4 @@ def serve(config: Path | None, *, drain: bool) -> None:
 def _say(errors: BaseExceptionGroup[MigratorError]) -> None:
     for error in errors.exceptions:
         for line in str(error).splitlines():
-            print(f"migrator: {line}", file=sys.stderr)
+            print(f"migrator: {clean(line)}", file=sys.stderr)

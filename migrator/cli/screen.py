@@ -13,6 +13,7 @@ from migrator.cli import Exit
 from migrator.cli import show_service as show
 from migrator.cli.client import Client, Document, NotReachable, Rejected
 from migrator.errors import MigratorError
+from migrator.text import clean
 
 if TYPE_CHECKING:
     from rich.console import Group
@@ -72,7 +73,7 @@ def _lines(client: Client) -> int:
     try:
         for event in client.events():
             if event["kind"] == "lost":
-                print(f"migrator: {event['reason']}; trying again", file=sys.stderr, flush=True)
+                print(f"migrator: {clean(event['reason'])}; trying again", file=sys.stderr, flush=True)
             elif event["kind"] not in ("connected", "progress"):
                 print(show.event_line(event), flush=True)
     except KeyboardInterrupt:
@@ -145,7 +146,7 @@ class _State:
 
         parts: list[object] = []
         if self._lost:
-            parts.append(Text(show.clean(self._lost), style="bold red"))
+            parts.append(Text(clean(self._lost), style="bold red"))
         parts.append(show.grid(show.HOSTS, map(show.host_row, self._hosts), width=width))
         if self._evacuations:
             rows = map(show.evacuation_row, self._evacuations.values())

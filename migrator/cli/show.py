@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 from migrator.cli import remedies
 from migrator.core.model import Decision, Finding, State
 from migrator.engine.result import Result, Status
+from migrator.text import clean
 from migrator.units import show_bytes, show_rate, show_ratio, show_seconds
 
 if TYPE_CHECKING:
@@ -89,7 +90,7 @@ class Screen:
         self._print(f"migrator: {text}", error=self._quiet)
 
     def _print(self, text: str, *, error: bool = False) -> None:
-        text = f"{self._label:<8} {text}" if self._label else text
+        text = clean(f"{self._label:<8} {text}" if self._label else text)
         if not self._bars.print(text):
             print(text, file=sys.stderr if error else sys.stdout, flush=True)
 

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import sys
 import textwrap
-import unicodedata
 from collections.abc import Iterable, Mapping, Sequence
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any
 
 from migrator.cli import deadline, remedies
+from migrator.text import clean
 from migrator.units import show_bytes, show_rate, show_ratio, show_seconds
 
 if TYPE_CHECKING:
@@ -17,14 +17,6 @@ if TYPE_CHECKING:
 
 Document = Mapping[str, Any]
 Row = Sequence[str]
-
-
-def clean(text: object) -> str:
-    """`text` without what would move the cursor, colour the terminal or turn the line around."""
-    return "".join(
-        char if unicodedata.category(char) not in ("Cc", "Cf", "Cs", "Zl", "Zp") else "�"
-        for char in str(text)
-    )
 
 
 def table(header: Row, rows: Iterable[Row], *, empty: str) -> None:

@@ -19,6 +19,7 @@ from migrator.errors import JournalError, UsageError
 from migrator.settings import DEFAULT_PATH, Settings
 from migrator.store import schema
 from migrator.store.tokens import Token, Tokens
+from migrator.text import clean
 
 T = TypeVar("T")
 
@@ -113,7 +114,7 @@ def _with(settings: Settings, work: Callable[[Tokens], Awaitable[T]]) -> T:
     try:
         return asyncio.run(run())
     except JournalError as error:
-        print(f"migrator: {show.clean(error)}", file=sys.stderr)
+        print(f"migrator: {clean(error)}", file=sys.stderr)
         sys.exit(Exit.FAILED)
 
 

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, TypeVar
 from migrator.cli import Exit
 from migrator.cli import show_service as show
 from migrator.cli.client import AWAY_SECONDS, Client, Document, NotReachable, segment
+from migrator.text import clean
 from migrator.units import show_ratio
 
 if TYPE_CHECKING:
@@ -180,7 +181,7 @@ class _View:
     def line(self, text: str) -> None:
         """Something that was decided."""
         if not self._quiet:
-            self._say(show.clean(text))
+            self._say(clean(text))
 
     def migration(self, one: Document, *, among_many: bool = False) -> None:
         """New figures or a new state of a migration."""
@@ -189,11 +190,11 @@ class _View:
         if self._quiet or (state == before and now - at < (0.1 if self._terminal else _LINE_EVERY)):
             return
         self._shown[one["id"]] = (state, now)
-        name = show.clean(show.label(one))
+        name = clean(show.label(one))
         if state not in _EXITS:
-            text = show.clean(show.figures(one))
+            text = clean(show.figures(one))
         else:  # of one alone the report that follows says it
-            text = show.clean(one.get("error") or "") if among_many else ""
+            text = clean(one.get("error") or "") if among_many else ""
         if not self._terminal:
             prefix = f"{name}: " if among_many else ""
             self._say(f"{prefix}{state} {show_ratio(one['progress_ratio'])}  {text}".rstrip())
@@ -220,7 +221,7 @@ class _View:
         end = f"forecast to end {row[5]}" if row[5] else ""
         note = "" if row[7] == one["error"] else row[7]  # the report that follows says it
         parts = [show.guests_left(one, total), end, show.left(one), note]
-        text = show.clean(", ".join(part for part in parts if part))
+        text = clean(", ".join(part for part in parts if part))
         if not self._terminal:
             shown = (f"{one['state']} {done}", time.monotonic())
             if self._shown.get(one["id"], ("", 0.0))[0] != shown[0]:

@@ -11,7 +11,7 @@ from io import FileIO
 
 from migrator.errors import HostError
 from migrator.hosts.access import Output
-from migrator.machine import LocalProcess, wait_readable
+from migrator.machine import LocalProcess, child_environment, wait_readable
 
 #: A command that writes more than this, in bytes, is not one of ours: it is killed.
 MAX_OUTPUT_BYTES = 8 << 20
@@ -40,7 +40,12 @@ class LocalAccess:
         with _memory(stdin) as input_, _memory() as stdout, _memory() as stderr:
             try:
                 child = subprocess.Popen(  # noqa: ASYNC220 - returns once it has exec'ed; what waits is below
-                    command, stdin=input_, stdout=stdout, stderr=stderr, start_new_session=True
+                    command,
+                    stdin=input_,
+                    stdout=stdout,
+                    stderr=stderr,
+                    start_new_session=True,
+                    env=child_environment(os.environ),
                 )
             except (FileNotFoundError, NotADirectoryError, PermissionError) as error:
                 return Output(status=127, stdout=b"", stderr=f"{command[0]}: {error.strerror}".encode())

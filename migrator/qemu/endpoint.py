@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import os
 import ssl
 import time
 from collections import deque
@@ -12,6 +13,7 @@ from typing import Any
 from migrator.core.facts import Facts
 from migrator.core.model import MigrationStatus, Process, RunState, View
 from migrator.errors import CommandFailed, HostError, QemuError, TimedOut, Unreachable
+from migrator.machine import child_environment
 from migrator.ports import Event, GuestProcess, Settings, Tuning
 from migrator.qemu import features
 from migrator.qemu.address import Address, bracketed
@@ -375,7 +377,10 @@ class Endpoint:
         if self._fence_command is None:
             return False
         child = await asyncio.create_subprocess_shell(
-            self._fence_command, stdin=asyncio.subprocess.DEVNULL, stdout=asyncio.subprocess.DEVNULL
+            self._fence_command,
+            stdin=asyncio.subprocess.DEVNULL,
+            stdout=asyncio.subprocess.DEVNULL,
+            env=child_environment(os.environ),
         )
         try:
             async with asyncio.timeout(60.0):

@@ -123,6 +123,14 @@ class TestCommand:
         assert not list(Path.cwd().glob("EVIL"))
         assert not list(Path.home().glob("EVIL"))
 
+    async def test_is_told_no_secret_of_ours(self, host: Access, monkeypatch: pytest.MonkeyPatch) -> None:
+        for name in ("MIGRATOR_MQTT_PASSWORD", "MIGRATOR_TOKEN", "NOTIFY_SOCKET", "WHATEVER"):
+            monkeypatch.setenv(name, "hush")
+        monkeypatch.setenv("LC_TIME", "C")
+        said = (await host.run(["env"])).text.splitlines()
+        assert not [line for line in said if "hush" in line]
+        assert any(line.startswith("PATH=") for line in said)
+
     async def test_that_is_not_there(self, host: Access) -> None:
         output = await host.run(["no such program"])
         assert output.status == 127

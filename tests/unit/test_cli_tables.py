@@ -15,6 +15,7 @@ from rich.console import Console
 from migrator.cli import screen, tokens
 from migrator.cli import show_service as show
 from migrator.cli.client import Client
+from migrator.text import clean
 
 _ROWS = st.lists(st.lists(st.text(max_size=30), min_size=8, max_size=8), max_size=6)
 
@@ -27,7 +28,7 @@ def test_no_line_is_wider_than_the_terminal(rows: list[list[str]], width: int):
 
 @given(st.text())
 def test_clean_text_has_no_controls(text: str):
-    cleaned = show.clean(text)
+    cleaned = clean(text)
     assert len(cleaned) == len(text)
     assert not {unicodedata.category(char) for char in cleaned} & {"Cc", "Cf", "Cs", "Zl", "Zp"}
 
