@@ -8,26 +8,8 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-from migrator.core.options import Value, read
+from migrator.core.options import FIRST, Value, read
 
-#: What a value without ``=`` at its beginning stands for.
-_FIRST = {
-    "blockdev": "driver",
-    "chardev": "backend",
-    "cpu": "model",
-    "device": "driver",
-    "fsdev": "fsdriver",
-    "fw_cfg": "name",
-    "m": "size",
-    "machine": "type",
-    "M": "type",
-    "net": "type",
-    "netdev": "type",
-    "nic": "type",
-    "object": "qom-type",
-    "tpmdev": "type",
-    "virtfs": "fsdriver",
-}
 #: Drives by an option of their own.
 _IMAGES = ("hda", "hdb", "hdc", "hdd", "cdrom", "sd", "mtdblock", "pflash", "fda", "fdb")
 #: Block drivers whose ``filename`` is a path on the host.
@@ -131,7 +113,7 @@ def path_of(file: str) -> str:
 def _option(name: str, text: str | None) -> Option:
     if not name:
         return Option(name="hda", text=text or "", parts={})
-    parts = Value(text, first=_FIRST.get(name, "")).flat() if text else {}
+    parts = Value(text, first=FIRST.get(name, "")).flat() if text else {}
     return Option(name=name, text=text or "", parts=parts)
 
 

@@ -6,18 +6,48 @@ import json
 from collections.abc import Sequence
 from typing import Any
 
-#: Options that stand alone; every other takes the argument after it.
+#: Options that stand alone; every other takes the argument after it. Those of every version since 2.0 and of every
+#: target, whatever has become of them.
 _ALONE = frozenset(
     {
-        *("S", "alt-grab", "async-teardown", "ctrl-grab", "curses", "daemonize", "enable-kvm"),
-        *("enable-sync-profile", "full-screen", "h", "help", "localtime", "mem-prealloc"),
-        *("no-acpi", "no-fd-bootchk", "no-frame", "no-hpet", "no-kvm", "no-quit", "no-reboot"),
-        *("no-shutdown", "no-user-config", "nodefaults", "nodefconfig", "nographic", "old-param"),
-        *("one-insn-per-tb", "only-migratable", "portrait", "preconfig", "s", "sdl", "semihosting"),
-        *("singlestep", "snapshot", "usb", "version", "win2k-hack"),
-        *("xen-attach", "xen-domid-restrict", "nouserconfig", "rtc-td-hack", "tdf"),
+        *("S", "alt-grab", "async-teardown", "audio-help", "ctrl-grab", "curses", "daemonize"),
+        *("enable-fips", "enable-kvm", "enable-sync-profile", "full-screen", "h", "help", "jitdump"),
+        *("localtime", "mem-prealloc", "no-acpi", "no-fd-bootchk", "no-frame", "no-hpet", "no-kvm"),
+        *("no-kvm-irqchip", "no-kvm-pit", "no-kvm-pit-reinjection", "no-quit", "no-reboot", "no-shutdown"),
+        *("no-user-config", "nodefaults", "nodefconfig", "nographic", "nouserconfig", "old-param"),
+        *("one-insn-per-tb", "only-migratable", "perfmap", "portrait", "preconfig", "rtc-td-hack", "s"),
+        *("sdl", "semihosting", "singlestep", "snapshot", "tdf", "usb", "version", "win2k-hack"),
+        *("xen-attach", "xen-create", "xen-domid-restrict"),
     }
 )
+#: Of the options with parts, the key of a first word without ``=``.
+FIRST = {
+    "M": "type",
+    "accel": "accel",
+    "audiodev": "driver",
+    "blockdev": "driver",
+    "chardev": "backend",
+    "cpu": "model",
+    "device": "driver",
+    "display": "type",
+    "drive": "file",
+    "fsdev": "fsdriver",
+    "fw_cfg": "name",
+    "m": "size",
+    "machine": "type",
+    "mon": "chardev",
+    "net": "type",
+    "netdev": "type",
+    "nic": "type",
+    "numa": "type",
+    "object": "qom-type",
+    "plugin": "file",
+    "smp": "cpus",
+    "spice": "spice",
+    "tpmdev": "type",
+    "virtfs": "fsdriver",
+    "vnc": "vnc",
+}
 
 
 def read(arguments: Sequence[str]) -> list[tuple[str, str | None]]:

@@ -12,7 +12,7 @@ from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 
 from migrator.core.model import Finding
-from migrator.core.options import Value, read, write
+from migrator.core.options import FIRST, Value, read, write
 from migrator.qemu.limits import Neighbourhood, is_window, limits
 
 #: Bytes in the path of a unix socket (sun_path of struct sockaddr_un, without its last NUL).
@@ -23,25 +23,6 @@ CONTROL, RESCUE = "migrator-control", "migrator-rescue"
 #: its standard error into a log, by whoever starts it.
 _DROPPED = frozenset({"S", "D", "daemonize", "dump-vmstate", "incoming", "loadvm", "pidfile", "writeconfig"})
 _CHARACTER = frozenset({"serial", "parallel", "monitor", "debugcon"})
-_FIRST = {
-    "machine": "type",
-    "M": "type",
-    "netdev": "type",
-    "nic": "type",
-    "net": "type",
-    "device": "driver",
-    "object": "qom-type",
-    "chardev": "backend",
-    "blockdev": "driver",
-    "drive": "file",
-    "mon": "chardev",
-    "tpmdev": "type",
-    "fsdev": "fsdriver",
-    "virtfs": "fsdriver",
-    "vnc": "vnc",
-    "spice": "spice",
-    "display": "type",
-}
 #: Of the places of a device, those that are numbers.
 _NUMBERS = frozenset({"nr", "scsi-id", "lun", "channel", "unit"})
 _WITH_SOCKETS = frozenset({"netdev", "nic", "net", "vnc", "spice"})
@@ -112,7 +93,7 @@ def paths(argv: Sequence[str]) -> tuple[str, ...]:
     """Paths in a command line of which :class:`Place` must know whether they can be had there."""
     found: list[str] = []
     for name, text in read(argv[1:]):
-        value = Value(text or "", first=_FIRST.get(name, ""))
+        value = Value(text or "", first=FIRST.get(name, ""))
         if name in _CHARACTER and text is not None:
             kind, rest = _character(text)
             found += [Value(rest, first="path").get("path")] if kind == "unix" else []
@@ -125,7 +106,7 @@ def paths(argv: Sequence[str]) -> tuple[str, ...]:
 def has_lost(argv: Sequence[str], live: Live) -> bool:
     """Whether something that the command line names is not there any more."""
     return any(
-        _is_gone(name, Value(text or "", first=_FIRST.get(name, "")), live) for name, text in read(argv[1:])
+        _is_gone(name, Value(text or "", first=FIRST.get(name, "")), live) for name, text in read(argv[1:])
     )
 
 
@@ -215,7 +196,7 @@ class _Work:
         for name, text in self.source:
             if name == "chardev" or text is None:
                 continue
-            value = Value(text, first=_FIRST.get(name, ""))
+            value = Value(text, first=FIRST.get(name, ""))
             if name == "mon" and value.get("mode") == "control":
                 control.add(value.get("chardev"))
             else:
@@ -241,7 +222,7 @@ class _Work:
                 if text in directories:
                     continue
                 directories.add(text)
-            value = Value(text or "", first=_FIRST.get(name, ""))
+            value = Value(text or "", first=FIRST.get(name, ""))
             if name in ("mon", "chardev") and self._is_ours(name, value):
                 continue
             if _is_gone(name, value, self._live):
