@@ -19,3 +19,9 @@ def clean(text: object) -> str:
 def clean_lines(text: object) -> str:
     """As :func:`clean`, for a text of several lines: what ends a line stays."""
     return "\n".join(clean(line) for line in str(text).split("\n"))
+
+
+def shortened(given: object) -> str:
+    """As Python writes a value, cut where nobody reads on: for a message that repeats what was given."""
+    text = repr(given)
+    return text if len(text) <= 80 else f"{text[:80]}…"

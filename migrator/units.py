@@ -9,6 +9,11 @@ import re
 from collections.abc import Mapping
 
 from migrator.errors import UsageError
+from migrator.text import shortened
+
+#: Longest duration and largest size that can be meant: a century, and what a signed 64-bit number holds.
+_MOST_SECONDS = 100 * 365 * 86400.0
+_MOST_BYTES = float(2**63 - 1024)
 
 _NUMBER = r"(\d+(?:\.\d+)?|\.\d+)"
 _SECONDS = {"us": 1e-6, "ms": 1e-3, "s": 1.0, "": 1.0, "m": 60.0, "min": 60.0, "h": 3600.0, "d": 86400.0}
@@ -18,11 +23,14 @@ for _power, _letter in enumerate("kmgt", start=1):
     _BYTES[f"{_letter}b"] = 1000**_power
 
 
-def _scaled(text: str, units: Mapping[str, float], what: str, example: str) -> float:
+def _scaled(text: str, units: Mapping[str, float], most: float, what: str, example: str) -> float:
     match = re.fullmatch(rf"{_NUMBER}\s*([a-z]*)", text.strip().lower())
     if match is None or match[2] not in units:
-        raise UsageError(f"{text!r} is not {what}: write it like {example}")
-    return float(match[1]) * units[match[2]]
+        raise UsageError(f"{shortened(text)} is not {what}: write it like {example}")
+    value = float(match[1]) * units[match[2]]
+    if value > most:
+        raise UsageError(f"{shortened(text)} is more than can be meant: write it like {example}")
+    return value
 
 
 def seconds(text: str) -> float:
@@ -30,7 +38,7 @@ def seconds(text: str) -> float:
 
     :raise UsageError: when it is none of these.
     """
-    return _scaled(text, _SECONDS, "a duration", "300ms, 2s or 10m")
+    return _scaled(text, _SECONDS, _MOST_SECONDS, "a duration", "300ms, 2s or 10m")
 
 
 def size(text: str) -> int:
@@ -38,7 +46,7 @@ def size(text: str) -> int:
 
     :raise UsageError: when it is neither.
     """
-    return int(_scaled(text, _BYTES, "a size", "512MiB or 4GiB"))
+    return int(_scaled(text, _BYTES, _MOST_BYTES, "a size", "512MiB or 4GiB"))
 
 
 def rate(text: str) -> int:
@@ -49,11 +57,13 @@ def rate(text: str) -> int:
     plain = text.strip().lower().removesuffix("/s")
     bits = re.fullmatch(rf"{_NUMBER}\s*([kmgt]?)bit", plain)
     if bits is not None:
-        return round(float(bits[1]) * 1000.0 ** ("_kmgt".index(bits[2]) if bits[2] else 0) / 8)
+        value = float(bits[1]) * 1000.0 ** ("_kmgt".index(bits[2]) if bits[2] else 0) / 8
+        if value <= _MOST_BYTES:
+            return round(value)
     try:
         return size(plain)
     except UsageError:
-        raise UsageError(f"{text!r} is not a bandwidth: write it like 1GiB/s or 10Gbit/s") from None
+        raise UsageError(f"{shortened(text)} is not a bandwidth: write it like 1GiB/s or 10Gbit/s") from None
 
 
 def ratio(text: str) -> float:
@@ -65,7 +75,7 @@ def ratio(text: str) -> float:
     match = re.fullmatch(rf"{_NUMBER}\s*(%?)", plain)
     value = float(match[1]) / (100 if match[2] else 1) if match else -1.0
     if not 0 <= value <= 1:
-        raise UsageError(f"{text!r} is not a share between 0 and 1: write it like 80% or 0.8")
+        raise UsageError(f"{shortened(text)} is not a share between 0 and 1: write it like 80% or 0.8")
     return value
 
 

@@ -6,6 +6,7 @@ Everything that is wrong is said at once, a line each: the file, the dotted key,
 from __future__ import annotations
 
 import os
+import stat
 import tomllib
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
@@ -33,6 +34,8 @@ from migrator.settings.models import (
     StoreSettings,
     TracesSettings,
 )
+from migrator.text import shortened
+from migrator.units import show_seconds
 
 #: Where the service's unit and ``migrator config check`` look for it.
 DEFAULT_PATH = Path("/etc/migrator/migrator.toml")
@@ -62,6 +65,9 @@ _AT_START: Mapping[str, frozenset[str]] = {
     "store": frozenset({"path"}),
     "traces": frozenset(TracesSettings.model_fields),
 }
+
+#: Of one file; a thousand hosts take a tenth of it.
+_LARGEST_FILE_BYTES = 4 << 20
 
 _Model = TypeVar("_Model", bound=BaseModel)
 
@@ -138,7 +144,12 @@ def load(
     :param also: more that is wrong, a line each; given defaults for sections that are wrong themselves.
     :raise UsageError: it cannot be used; one line for everything that is wrong.
     """
-    return _Loader(os.environ if environ is None else environ).load(path, also)
+    try:
+        return _Loader(os.environ if environ is None else environ).load(path, also)
+    except (ValueError, OverflowError, RecursionError) as error:
+        # What no check above foresaw: a service that reads its configuration again goes on with the one it has.
+        why = f"{type(error).__name__}: {error}".splitlines()[0][:200]
+        raise UsageError(f"{words.place(path)}something in it cannot be used: {why}") from error
 
 
 def reload(old: Settings, path: Path | None, *, environ: Mapping[str, str] | None = None) -> Settings:
@@ -190,6 +201,14 @@ class _Loader:
         )
         self._policies_exist(settings, files)
         settings = self._with_password(settings, path)
+        if settings.store.retention < settings.mqtt.command_lifetime:
+            lifetime = show_seconds(settings.mqtt.command_lifetime)
+            self._say(
+                path,
+                "store.retention",
+                f"is less than mqtt.command_lifetime ({lifetime}): a command that is still good would be forgotten, "
+                "and carried out twice",
+            )
         for key, problem in traces.problems(settings.traces):
             self._say(path, f"traces.{key}", problem)
         self._problems += also(settings)
@@ -201,13 +220,24 @@ class _Loader:
 
     def _read(self, path: Path) -> dict[str, Any] | None:
         try:
-            return tomllib.loads(path.read_text(encoding="utf-8"))
+            status = path.stat()
+            if not stat.S_ISREG(status.st_mode):
+                self._problems.append(f"{path}: is no regular file")
+            elif status.st_size > _LARGEST_FILE_BYTES:
+                self._problems.append(f"{path}: is larger than {_LARGEST_FILE_BYTES >> 20} MiB")
+            else:
+                return tomllib.loads(path.read_text(encoding="utf-8"))
         except OSError as error:
             self._problems.append(f"{path}: cannot be read: {error.strerror}")
         except UnicodeDecodeError:
             self._problems.append(f"{path}: is not UTF-8")
-        except tomllib.TOMLDecodeError as error:
-            self._problems.append(f"{path}: is no TOML: {str(error)[:1].lower()}{str(error)[1:]}")
+        except RecursionError:
+            self._problems.append(f"{path}: lists or tables in it are nested too deep")
+        except (
+            ValueError
+        ) as error:  # TOMLDecodeError, and what Python says of a number of thousands of digits
+            said = shortened(str(error))[1:-1]
+            self._problems.append(f"{path}: is no TOML: {said[:1].lower()}{said[1:]}")
         return None
 
     def _included(
@@ -221,8 +251,16 @@ class _Loader:
             base, relative = self._directory, pattern
             if pattern.startswith("/"):
                 base, relative = Path("/"), pattern.lstrip("/")
-            for file in sorted(base.glob(relative)):
-                if file.is_file() and (data := self._read(file)) is not None:
+            if "**" in relative:  # it may walk through all that the machine has
+                self._say(path, "include", f"{shortened(pattern)}: name each directory instead of **")
+                continue
+            try:
+                found = sorted(base.glob(relative))
+            except (ValueError, LookupError, NotImplementedError, RecursionError, OSError) as error:
+                self._say(path, "include", f"{shortened(pattern)} is no pattern of files: {error}")
+                continue
+            for file in found:
+                if not file.is_dir() and (data := self._read(file)) is not None:
                     yield file, data
 
     def _known_tables(self, file: Path | None, data: dict[str, Any], *, main: bool) -> None:
@@ -374,6 +412,6 @@ def _from_variable(text: str) -> Any:
     if text[:1] in ("[", "{"):
         try:
             return tomllib.loads(f"value = {text}")["value"]
-        except tomllib.TOMLDecodeError:
+        except (ValueError, RecursionError):
             pass  # refused as the text that it is
     return text

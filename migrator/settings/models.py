@@ -33,8 +33,11 @@ from migrator.settings.values import (
     Url,
     wrong,
 )
+from migrator.text import shortened
 
-Positive = Annotated[int, Field(ge=1)]
+#: No limit and no count of ours is meant to be larger; journal and event loop take no number of any size.
+_MOST = 1_000_000_000
+Positive = Annotated[int, Field(ge=1, le=_MOST)]
 #: Longer than nothing.
 Duration = Annotated[Seconds, Field(gt=0)]
 #: A command and its arguments; no shell reads it.
@@ -44,7 +47,7 @@ Arguments = tuple[Text, ...]
 class Section(BaseModel):
     """Frozen; an unknown key is refused."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid", hide_input_in_errors=True)
+    model_config = ConfigDict(frozen=True, extra="forbid", hide_input_in_errors=True, allow_inf_nan=False)
 
 
 def _instance() -> str:
@@ -192,7 +195,7 @@ class PlacementSettings(Section):
 
 def _absolute(value: Any) -> Any:
     if isinstance(value, str) and value and not value.startswith("/"):
-        raise wrong(f"{value!r} is no absolute path on the host")
+        raise wrong(f"{shortened(value)} is no absolute path on the host")
     return value
 
 
@@ -263,7 +266,7 @@ class GuestSettings(Section):
 
     match: Text
     policy: Name | None = None
-    priority: int | None = None
+    priority: Annotated[int, Field(ge=-_MOST, le=_MOST)] | None = None
     group: str | None = None
     anti_affinity: str | None = None
     requires: dict[Text, str] | None = None

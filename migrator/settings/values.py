@@ -14,6 +14,7 @@ from pydantic_core import PydanticCustomError
 
 from migrator import units
 from migrator.errors import UsageError
+from migrator.text import shortened
 
 
 def wrong(message: str) -> PydanticCustomError:
@@ -29,11 +30,16 @@ def _in_units(parse: Callable[[str], Any]) -> BeforeValidator:
         if isinstance(value, bool) or not isinstance(value, (str, int, float)):
             value = str(value)
         try:
-            return parse(value if isinstance(value, str) else f"{value:f}".rstrip("0").rstrip("."))
+            return parse(_written(value))
         except UsageError as error:
             raise wrong(str(error)) from None
 
     return BeforeValidator(validate)
+
+
+def _written(value: str | float) -> str:
+    """As it would be typed; no exponent, which no unit takes."""
+    return f"{value:f}".rstrip("0").rstrip(".") if isinstance(value, float) else str(value)
 
 
 def _auto(parse: Callable[[str], int]) -> Callable[[str], int | None]:
@@ -60,21 +66,21 @@ Ratio = Annotated[float, _in_units(units.ratio)]
 
 def _name(value: Any) -> Any:
     if isinstance(value, str) and not re.fullmatch(r"[A-Za-z0-9._-]{1,64}", value):
-        raise wrong(f"{value!r} cannot be a name: use 1 to 64 of A-Z a-z 0-9 . _ -")
+        raise wrong(f"{shortened(value)} cannot be a name: use 1 to 64 of A-Z a-z 0-9 . _ -")
     return value
 
 
 #: Ids, hosts, sites.
 Name = Annotated[str, BeforeValidator(_name)]
-#: Not empty.
-Text = Annotated[str, StringConstraints(min_length=1)]
+#: Not empty, and no novel.
+Text = Annotated[str, StringConstraints(min_length=1, max_length=4096)]
 
 
 def _path(value: Any, info: ValidationInfo) -> Any:
     if not isinstance(value, str):
         return value
     if not value or "\0" in value:
-        raise wrong(f"{value!r} is no path")
+        raise wrong(f"{shortened(value)} is no path")
     # A relative one starts where the file is that it stands in.
     return (info.context or {}).get("directory", Path()) / Path(value).expanduser()
 
@@ -114,7 +120,7 @@ def _url(value: Any) -> Any:
         good = False
     if not good or re.search(r"[\s?#]", value):
         raise wrong(
-            f"{value!r} is no URL: write it like http://127.0.0.1:4318 or https://traces.example/v1/traces"
+            f"{shortened(value)} is no URL: write it like http://127.0.0.1:4318 or https://traces.example/v1/traces"
         )
     return value
 
@@ -140,7 +146,7 @@ def _ssh(value: Any) -> Any:
     )
     if not isinstance(value, str) or match is None or str(value).startswith("-"):
         raise wrong(
-            f"{value!r} is no SSH address: write it like root@host-1, host-1:2222 or root@[fd00::1]:22"
+            f"{shortened(value)} is no SSH address: write it like root@host-1, host-1:2222 or root@[fd00::1]:22"
         )
     user, v6, host, port = match.groups()
     return Ssh(user=user or "", host=v6 or host, port=_port(port or "22"))
@@ -171,7 +177,9 @@ def _listen(value: Any) -> Any:
         return None
     match = re.fullmatch(r"(?:\[([0-9A-Fa-f:.]+(?:%[\w.-]+)?)\]|([^\s:\[\]]+)):([0-9]{1,5})", str(value))
     if match is None:
-        raise wrong(f"{value!r} is no address to listen at: write it like 127.0.0.1:8443 or [::]:8443")
+        raise wrong(
+            f"{shortened(value)} is no address to listen at: write it like 127.0.0.1:8443 or [::]:8443"
+        )
     return Listen(host=match[1] or match[2], port=_port(match[3], least=0))
 
 
@@ -192,7 +200,7 @@ def _auto_or_bool(value: Any) -> Any:
         return value == "true"
     if value is None or isinstance(value, bool):
         return value
-    raise wrong(f'{value!r} is none of true, false and "auto"')
+    raise wrong(f'{shortened(value)} is none of true, false and "auto"')
 
 
 #: ``true``, ``false``, or ``"auto"``, which is ``None``.
@@ -202,7 +210,7 @@ AutoOrBool = Annotated[bool | None, BeforeValidator(_auto_or_bool)]
 def _mode(value: Any) -> Any:
     if isinstance(value, str) and re.fullmatch(r"0?[0-7]{3}", value):
         return int(value, 8)
-    raise wrong(f'{value!r} is no file mode: write it in quotes, like "0660"')
+    raise wrong(f'{shortened(value)} is no file mode: write it in quotes, like "0660"')
 
 
 #: ``"0660"``.

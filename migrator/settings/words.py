@@ -9,6 +9,8 @@ from typing import Any
 
 from pydantic import BaseModel
 
+from migrator.text import shortened
+
 #: What pydantic says in Python's words.
 _KINDS = {
     "string_type": "must be text in quotes",
@@ -22,6 +24,7 @@ _KINDS = {
     "bool_type": "must be true or false",
     "bool_parsing": "must be true or false",
     "string_too_short": "must not be empty",
+    "finite_number": "must be a number, neither inf nor nan",
 }
 
 
@@ -33,7 +36,7 @@ def place(file: Path | None) -> str:
 def dotted(key: str, location: Sequence[int | str]) -> str:
     """``hosts[3].link_speed``."""
     for part in location:
-        key += f"[{part}]" if isinstance(part, int) else f".{part}"
+        key += f"[{part}]" if isinstance(part, int) else f".{str(part)[:80]}"
     return key
 
 
@@ -43,8 +46,8 @@ def unknown(name: str, known: Iterable[str], what: str) -> str:
     close = get_close_matches(name.lower().replace("-", "_"), candidates, n=1, cutoff=0.6)
     close = close or get_close_matches(name, candidates, n=1, cutoff=0.6)
     if close:
-        return f"there is no {what} {name!r}; did you mean {close[0]!r}?"
-    return f"there is no {what} {name!r}; there are {', '.join(candidates)}"
+        return f"there is no {what} {shortened(name)}; did you mean {close[0]!r}?"
+    return f"there is no {what} {shortened(name)}; there are {', '.join(candidates)}"
 
 
 def of(
@@ -66,7 +69,7 @@ def of(
     given = problem.get("input")
     secret = any("password" in str(part) for part in location)
     if isinstance(given, (str, int, float)) and not secret:
-        said += f" (it is {given!r})"
+        said += f" (it is {shortened(given)})"
     return said
 
 
@@ -74,5 +77,5 @@ def _extra(key: str, model: type[BaseModel], sections: Iterable[tuple[str, type[
     if not get_close_matches(key.lower().replace("-", "_"), model.model_fields, n=1, cutoff=0.6):
         for section, other in sections:
             if other is not model and key in other.model_fields:
-                return f"there is no key {key!r} here; it belongs into [{section}]"
+                return f"there is no key {shortened(key)} here; it belongs into [{section}]"
     return unknown(key, model.model_fields, "key")

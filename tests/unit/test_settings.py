@@ -505,6 +505,10 @@ class TestWrong:
                 "placement.strategy: must be 'spread' or 'pack' (it is 'random')",
             ),
             ("[[guests]]\npriority = 1", "guests[0].match: is missing"),
+            (
+                '[store]\nretention = "9m"',
+                "store.retention: is less than mqtt.command_lifetime (10 min 0 s): a command that is still good",
+            ),
         ],
     )
     def test_is_said_with_file_and_key_and_what_to_write(
