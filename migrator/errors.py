@@ -10,6 +10,7 @@
     ├── HostError              a host cannot be reached, or a command on it failed
     └── QemuError              something about one QEMU process
         ├── Unreachable        no session: refused, no greeting, closed, broken
+        │   ├── NobodyListens  there is no such socket, or no process listens at it any more
         │   └── Occupied       the socket accepts but never greets: another client holds it, or QEMU is stopped
         ├── TimedOut           sent, not answered in time; QEMU MAY STILL CARRY IT OUT
         └── CommandFailed      QEMU answered with an error; it did not carry it out
@@ -60,6 +61,10 @@ class QemuError(MigratorError):
 
 class Unreachable(QemuError):
     """There is no QMP session with this QEMU; it says nothing about whether its process lives."""
+
+
+class NobodyListens(Unreachable):
+    """There is no such socket, or no process listens at it any more."""
 
 
 class Occupied(Unreachable):

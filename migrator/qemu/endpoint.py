@@ -20,6 +20,7 @@ from migrator.qemu.address import Address, bracketed
 from migrator.qemu.dirty_rate import DirtyRate
 from migrator.qemu.features import Features
 from migrator.qemu.hold import Hold
+from migrator.qemu.knocks import Knocks
 from migrator.qemu.monitor import Monitor
 from migrator.qemu.read_facts import read_facts
 from migrator.qemu.samples import read_sample
@@ -36,6 +37,7 @@ class Endpoint:
     :param pid: the process, where the address does not tell it (anything but a unix socket).
     :param fence_command: run to kill the process where we cannot; exit 0 must mean that it is dead for certain.
     :param way: to a monitor of another host; `address` is then for people alone.
+    :param knocks: see :class:`~migrator.qemu.monitor.Monitor`.
     """
 
     def __init__(
@@ -47,6 +49,7 @@ class Endpoint:
         fence_command: str | None = None,
         tls: ssl.SSLContext | None = None,
         way: Way | None = None,
+        knocks: Knocks | None = None,
     ) -> None:
         self.address = address
         self.name = f"{role} {address}"
@@ -64,7 +67,7 @@ class Endpoint:
         self._features: Features | None = None
         self._dirty_rate = DirtyRate()
         self._monitor = Monitor(
-            address, name=self.name, on_event=self._on_event, on_break=self._on_break, tls=tls
+            address, name=self.name, on_event=self._on_event, on_break=self._on_break, tls=tls, knocks=knocks
         )
 
     @property

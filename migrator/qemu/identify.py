@@ -10,6 +10,7 @@ from typing import Any
 from migrator.core.model import RunState
 from migrator.errors import CommandFailed
 from migrator.qemu.address import Address
+from migrator.qemu.knocks import Knocks
 from migrator.qemu.monitor import Monitor
 
 _NO_UUID = "00000000-0000-0000-0000-000000000000"
@@ -58,15 +59,20 @@ async def identify(monitor: Monitor, *, timeout: float = 2.0) -> Identity:
     )
 
 
-async def identify_at(path: str, *, name: str, greeting: float = 1.0) -> Identity:
+async def identify_at(
+    path: str, *, name: str, greeting: float = 1.0, knocks: Knocks | None = None
+) -> Identity:
     """Connect to a unix socket of this machine, ask, and let go of it.
 
     :param name: of the monitor, for messages.
     :param greeting: seconds to wait for QEMU's greeting: whoever holds a monitor keeps it for longer.
+    :param knocks: those of whoever else may open it.
     :raise Occupied: it does not greet.
     :raise QemuError: it cannot be asked otherwise.
     """
-    monitor = Monitor(Address(kind="unix", path=path), name=name, on_event=_ignore, on_break=_nothing)
+    monitor = Monitor(
+        Address(kind="unix", path=path), name=name, on_event=_ignore, on_break=_nothing, knocks=knocks
+    )
     try:
         await monitor.connect(timeout=greeting)
         return await identify(monitor)

@@ -19,9 +19,9 @@ from typing import Any
 
 from qemu.qmp import ConnectError, EventListener, ExecuteError, Message, QMPClient, QMPError, Runstate
 
-from migrator.errors import CommandFailed, Occupied, TimedOut, Unreachable
+from migrator.errors import CommandFailed, NobodyListens, Occupied, TimedOut, Unreachable
 from migrator.qemu.address import Address
-from migrator.qemu.process import peer_pid
+from migrator.qemu.knocks import Knocks
 
 # qemu.qmp logs every failed connection as an error; here that is an answer, raised to whoever asked.
 logging.getLogger("qemu.qmp").addHandler(logging.NullHandler())
@@ -83,6 +83,7 @@ class Monitor:
     :param on_event: called with every event, in order, as it arrives.
     :param on_break: called once when an open session breaks.
     :param tls: for ``tls:`` addresses.
+    :param knocks: shared with others who open the same monitors; by default its own, given up in :meth:`close`.
     """
 
     def __init__(
@@ -93,12 +94,15 @@ class Monitor:
         on_event: Callable[[Mapping[str, Any]], None],
         on_break: Callable[[], None],
         tls: ssl.SSLContext | None = None,
+        knocks: Knocks | None = None,
     ) -> None:
         self.address = address
         self.name = name
         #: Process behind a unix socket, as the kernel says; known once :meth:`connect` was tried.
         self.pid: int | None = None
         self._tls = tls
+        self._knocks = knocks
+        self._own_knocks: Knocks | None = None
         self._on_event = on_event
         self._on_break = on_break
         self._client: QMPClient | None = None
@@ -116,12 +120,13 @@ class Monitor:
     async def connect(self, *, timeout: float = 5.0) -> None:
         """Open the session; an open one is left as it is.
 
-        :raise Occupied: accepted, but not greeted within `timeout` seconds.
-        :raise Unreachable: refused, or what answered does not speak QMP.
+        :raise Occupied: accepted, but not greeted within `timeout` seconds; or its queue is full.
+        :raise NobodyListens: refused, or there is no such socket.
+        :raise Unreachable: it may not be opened, or what answered does not speak QMP.
         """
         if self.connected:
             return
-        await self.close()
+        await self._end_session()
         client = (_TlsClient if self.address.kind == "tls" else _Client)(self.name)
         client.events.names = {"(none: see _Tap)"}
         client.register_listener(_Tap(self._on_event))
@@ -129,15 +134,17 @@ class Monitor:
         try:
             async with asyncio.timeout(timeout):
                 if self.address.kind == "unix":
-                    sock = await self._open_socket()
+                    sock = await self._greeted(timeout)
                     await client.connect(sock)
                 else:
                     await client.connect((self.address.host, self.address.port), self._tls)
-        except TimeoutError as error:
+        except (TimeoutError, BlockingIOError) as error:
             on_error("occupied")
+            full = isinstance(error, BlockingIOError)
+            what = "its queue of waiting clients is full" if full else f"no QMP greeting within {timeout:g} s"
             raise Occupied(
                 self.name,
-                f"no QMP greeting within {timeout:g} s: another client holds this monitor, or QEMU is stopped; "
+                f"{what}: another client holds this monitor, or QEMU is stopped; "
                 "close the other client, or give QEMU a second -qmp",
             ) from error
         except (OSError, EOFError, ConnectError, QMPError) as error:
@@ -147,7 +154,8 @@ class Monitor:
             )
             on_error("unreachable")
             text = " ".join(text.split())  # what it read instead of a greeting may be on a line of its own
-            raise Unreachable(
+            absent = isinstance(cause, ConnectionRefusedError | FileNotFoundError)
+            raise (NobodyListens if absent else Unreachable)(
                 self.name, f"cannot open a QMP session: {text}; is QEMU running there?"
             ) from error
         finally:
@@ -156,16 +164,14 @@ class Monitor:
         self._client = client
         self._watch = asyncio.create_task(self._watch_break(client), name=f"watch {self.name}")
 
-    async def _open_socket(self) -> socket.socket:
-        sock = socket.socket(socket.AF_UNIX)
-        sock.setblocking(False)
-        try:
-            await asyncio.get_running_loop().sock_connect(sock, self.address.path)
-            self.pid = peer_pid(sock)
-        except BaseException:
-            sock.close()
-            raise
-        return sock
+    async def _greeted(self, timeout: float) -> socket.socket:
+        def note(pid: int | None) -> None:
+            self.pid = pid
+
+        knocks = self._knocks
+        if knocks is None:
+            knocks = self._own_knocks = self._own_knocks or Knocks()
+        return await knocks.greeted(self.address.path, timeout=timeout, note_pid=note)
 
     async def _watch_break(self, client: QMPClient) -> None:
         while client.runstate is Runstate.RUNNING:
@@ -215,6 +221,12 @@ class Monitor:
 
     async def close(self) -> None:
         """Close the session; a broken or absent one is no error."""
+        if self._own_knocks is not None:
+            self._own_knocks.close()
+            self._own_knocks = None
+        await self._end_session()
+
+    async def _end_session(self) -> None:
         client, self._client = self._client, None
         watch, self._watch = self._watch, None
         if client is not None and client.runstate is not Runstate.IDLE:

@@ -97,6 +97,11 @@ class TestConnecting:
             ):
                 await monitor.connect(timeout=0.1)
             assert not monitor.connected
+            # It stays in the socket's queue: the next attempt is no second one there.
+            with pytest.raises(Occupied):
+                await monitor.connect(timeout=0.1)
+            assert len(server.sessions) == 1
+            await monitor.close()
             await until(lambda: server.sessions[0].closed, what="the client's hanging up")
 
     async def test_to_what_greets_and_then_says_nothing_ends(self, path: Path, monitor: Monitor) -> None:
@@ -181,6 +186,7 @@ class TestConnecting:
             connecting.cancel()
             with pytest.raises(asyncio.CancelledError):
                 await connecting
+            await monitor.close()
             await until(lambda: server.sessions[0].closed, what="the client's hanging up")
 
 

@@ -1,0 +1,100 @@
+"""Connections to monitors on unix sockets that have not been greeted yet: one at most to each socket.
+
+QEMU serves one client at a time and lets two more wait. A connection that is given up before QEMU took it stays in that
+queue all the same, so whoever connects again and again to a QEMU that is stopped, or whose monitor another client
+holds, fills it, and then even a person cannot get in. Therefore a connection that was not greeted in time is kept, and
+the next who wants the same monitor goes on waiting with it.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import socket
+from collections.abc import Callable
+
+from migrator.machine import wait_readable
+from migrator.qemu.process import peer_pid
+
+
+def _nobody(path: str) -> None:
+    pass
+
+
+class Knocks:
+    """Those of one controller, or of one monitor; used on one event loop.
+
+    :param on_answer: called with the path when one that nobody waits for any more is greeted, or hung up; it is closed
+        by then.
+    """
+
+    def __init__(self, on_answer: Callable[[str], None] = _nobody) -> None:
+        self.on_answer = on_answer
+        self._kept: dict[str, socket.socket] = {}
+        self._turns: dict[str, asyncio.Lock] = {}
+        self._closed = False
+
+    def waits(self, path: str) -> bool:
+        """One of ours is in the queue of that socket."""
+        return path in self._kept
+
+    async def greeted(
+        self, path: str, *, timeout: float, note_pid: Callable[[int | None], None]
+    ) -> socket.socket:
+        """A connection to the socket at `path`, once there is something to read from it.
+
+        :param timeout: seconds; when they have passed, the connection is kept for the next call.
+        :param note_pid: told the pid of the process that listens, as soon as it is known.
+        :raise TimeoutError: nothing was said in time.
+        :raise BlockingIOError: the queue is full: it was not even knocked.
+        :raise OSError: it cannot be connected to.
+        """
+        async with asyncio.timeout(timeout), self._turn(path):
+            sock = self._kept.pop(path, None)
+            if sock is not None:
+                asyncio.get_running_loop().remove_reader(sock)
+            else:
+                sock = _connect(path)
+            note_pid(peer_pid(sock))
+            try:
+                if await wait_readable(sock.fileno(), timeout):
+                    return sock
+                raise TimeoutError
+            except BaseException:
+                self._keep(path, sock)
+                raise
+
+    def _turn(self, path: str) -> asyncio.Lock:
+        return self._turns.setdefault(path, asyncio.Lock())
+
+    def _keep(self, path: str, sock: socket.socket) -> None:
+        if self._closed:
+            sock.close()
+            return
+        self._kept[path] = sock
+        asyncio.get_running_loop().add_reader(sock, self._answered, path)
+
+    def _answered(self, path: str) -> None:
+        self._drop(path)
+        self.on_answer(path)
+
+    def _drop(self, path: str) -> None:
+        sock = self._kept.pop(path)
+        asyncio.get_running_loop().remove_reader(sock)
+        sock.close()
+
+    def close(self) -> None:
+        """Give up what is kept; what waits for nothing any more is not kept from now on."""
+        self._closed = True
+        for path in list(self._kept):
+            self._drop(path)
+
+
+def _connect(path: str) -> socket.socket:
+    sock = socket.socket(socket.AF_UNIX)
+    sock.setblocking(False)
+    try:
+        sock.connect(path)  # never waits: a queue that is full refuses at once
+    except BaseException:
+        sock.close()
+        raise
+    return sock
