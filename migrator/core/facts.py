@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 
 from migrator.core.model import MigrationStatus, RunState
+from migrator.core.under_way import UnderWay
 
 
 @dataclass(frozen=True, kw_only=True, order=True)
@@ -63,6 +64,8 @@ class Facts:
     blockers: tuple[str, ...] = ()
     capabilities: frozenset[str] = frozenset()
     parameters: frozenset[str] = frozenset()
+    #: What does not travel.
+    under_way: UnderWay = field(default_factory=UnderWay)
     #: It already listens for a migration.
     listening: bool = False
     #: The value of -incoming, where the command line can be read; ``None`` where not.

@@ -11,6 +11,7 @@ from types import MappingProxyType
 
 from migrator.core.finding_texts import COMMAND, DESTINATION, GUEST, PAIR, SOURCE, WAY, Texts
 from migrator.core.finding_texts_hosts import HOSTS
+from migrator.core.finding_texts_travel import TRAVEL
 from migrator.core.model import Finding, Severity
 from migrator.errors import UsageError
 
@@ -53,6 +54,7 @@ CATALOGUE: Mapping[str, Entry] = MappingProxyType(
     {
         **dict(_entries("The guest", GUEST)),
         **dict(_entries("The source", SOURCE)),
+        **dict(_entries("Under way or set in the source's QEMU", TRAVEL)),
         **dict(_entries("The hosts", HOSTS)),
         **dict(_entries("The command line, used again", COMMAND)),
         **dict(_entries("The waiting destination", DESTINATION)),
@@ -73,7 +75,11 @@ def finding(code: str, message: str, remedy: str = "") -> Finding:
 
 
 #: Errors that no other target would change: they are about the guest, or the source.
-_EVERYWHERE = (frozenset(GUEST) | frozenset(SOURCE) | {"snapshot", "vfio", "preconfig"}) - {
+_EVERYWHERE = (
+    frozenset(GUEST)
+    | frozenset(SOURCE)
+    | {"snapshot", "vfio", "preconfig", "block-job", "block-export", "replay"}
+) - {
     "capability-missing",
     "command-line-unknown",
 }

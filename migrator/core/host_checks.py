@@ -46,7 +46,7 @@ _HUGE_PAGE_BYTES = 2 << 20
 
 def check(case: Case) -> tuple[Finding, ...]:
     """Everything that is known to speak against the target, errors first."""
-    found = list(source_ready(case.source))
+    found = list(source_ready(case.source, case.policy))
     if not case.command:
         found.append(finding("command-line-unknown", "the command line of the guest's QEMU cannot be read"))
     if any("dirty-ring-size=" in option.text for option in case.command.all("accel", "machine")):

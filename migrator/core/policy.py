@@ -30,6 +30,15 @@ class LastResort(StrEnum):
     PAUSE = "pause"
 
 
+class BlockJobs(StrEnum):
+    """What to do about block jobs and exports of the guest's disks, which do not survive a move."""
+
+    #: Wait until they have ended, before anything is changed.
+    WAIT = "wait"
+    #: Do not begin.
+    REFUSE = "refuse"
+
+
 @dataclass(frozen=True, kw_only=True)
 class Policy:
     """What may be done to a guest to move it; see :func:`builtin` for the ones that exist."""
@@ -47,6 +56,7 @@ class Policy:
     last_resort: LastResort = LastResort.ABORT
     #: Stop the guest first, then copy: no convergence needed, the downtime is the duration.
     offline: bool = False
+    block_jobs: BlockJobs = BlockJobs.WAIT
 
     def __post_init__(self) -> None:
         if not 0 < self.max_downtime_seconds <= 2000:  # QEMU's own maximum for downtime-limit
@@ -101,7 +111,11 @@ def from_fields(fields: Mapping[str, Any]) -> Policy:
 
     :raise UsageError: when it contradicts itself.
     """
-    enums = {"postcopy": Postcopy(fields["postcopy"]), "last_resort": LastResort(fields["last_resort"])}
+    enums = {
+        "postcopy": Postcopy(fields["postcopy"]),
+        "last_resort": LastResort(fields["last_resort"]),
+        "block_jobs": BlockJobs(fields.get("block_jobs", BlockJobs.WAIT)),
+    }
     return Policy(**{**fields, **enums})
 
 

@@ -10,10 +10,11 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Iterator
 
+from migrator.core import under_way
 from migrator.core.facts import Disk, Facts
 from migrator.core.findings import errors_first, finding
 from migrator.core.model import Finding, MigrationStatus, RunState
-from migrator.core.policy import Policy, Postcopy
+from migrator.core.policy import BlockJobs, Policy, Postcopy
 from migrator.units import show_bytes
 
 #: What every migration needs from either side, and what goes wrong without it.
@@ -45,7 +46,7 @@ _MIGRATING = {
 
 def compare(source: Facts, destination: Facts, policy: Policy) -> tuple[Finding, ...]:
     """Every finding about moving the guest in `source` to `destination` under `policy`, errors first."""
-    found = [*source_ready(source), *_destination_ready(destination)]
+    found = [*source_ready(source, policy), *_destination_ready(destination)]
     if destination.run is RunState.INMIGRATE:
         found += [
             *_identity(source, destination),
@@ -57,8 +58,11 @@ def compare(source: Facts, destination: Facts, policy: Policy) -> tuple[Finding,
     return errors_first(found)
 
 
-def source_ready(source: Facts) -> Iterator[Finding]:
-    """What the source alone has against a migration."""
+def source_ready(source: Facts, policy: Policy | None = None) -> Iterator[Finding]:
+    """What the source alone has against a migration.
+
+    :param policy: without it that of the default is taken for what policies say.
+    """
     if source.run is RunState.INMIGRATE:
         yield finding(
             "source-is-waiting",
@@ -89,6 +93,7 @@ def source_ready(source: Facts) -> Iterator[Finding]:
             f"QEMU cannot migrate this guest now: {reason}",
             "remove what QEMU names, then try again",
         )
+    yield from under_way.judge(source.under_way, policy.block_jobs if policy else BlockJobs.WAIT)
 
 
 def _destination_ready(destination: Facts) -> Iterator[Finding]:

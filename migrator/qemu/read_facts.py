@@ -14,6 +14,7 @@ from migrator.errors import CommandFailed
 from migrator.machine import LocalProcess
 from migrator.ports import GuestProcess
 from migrator.qemu.monitor import Monitor
+from migrator.qemu.under_way import read_under_way
 
 #: Where QEMU keeps the devices it was given: those with an id, and those without.
 _PERIPHERAL = ("/machine/peripheral", "/machine/peripheral-anon")
@@ -55,6 +56,7 @@ async def read_facts(monitor: Monitor, process: GuestProcess | None) -> Facts:
                 "capabilities": ask("query-migrate-capabilities"),
                 "parameters": ask("query-migrate-parameters"),
                 "machine": machine("type"),
+                "under_way": read_under_way(ask, process.arguments() if process else []),
                 **{path: ask("qom-list", path=path) for path in _PERIPHERAL},
             }.items()
         }
@@ -94,6 +96,7 @@ async def read_facts(monitor: Monitor, process: GuestProcess | None) -> Facts:
         blockers=tuple(migrate.get("blocked-reasons", ())),
         capabilities=frozenset(entry["capability"] for entry in got["capabilities"] or []),
         parameters=frozenset(got["parameters"] or ()),
+        under_way=got["under_way"],
         listening="socket-address" in migrate,
         incoming=_incoming(process),
         pid=process.pid if process else None,

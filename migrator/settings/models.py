@@ -12,7 +12,7 @@ from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, SecretStr, m
 
 from migrator.core.inventory import Guest, Host
 from migrator.core.placement import Strategy
-from migrator.core.policy import LastResort, Postcopy
+from migrator.core.policy import BlockJobs, LastResort, Postcopy
 from migrator.settings.values import (
     AutoOrBool,
     FileMode,
@@ -288,3 +288,4 @@ class PolicySettings(Section):
     postcopy: Postcopy | None = None
     max_duration: SecondsOrNone = None
     last_resort: LastResort | None = None
+    block_jobs: BlockJobs | None = None

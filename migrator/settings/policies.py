@@ -19,6 +19,7 @@ _FIELDS = {
     "postcopy": "postcopy",
     "max_duration": "max_duration_seconds",
     "last_resort": "last_resort",
+    "block_jobs": "block_jobs",
 }
 
 

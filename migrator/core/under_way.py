@@ -1,0 +1,114 @@
+"""What is under way, or was set by somebody, in a guest's QEMU and does not travel; what is to be said of it. Pure."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+
+from migrator.core.findings import finding
+from migrator.core.model import Finding
+from migrator.core.policy import BlockJobs
+
+#: Jobs and exports with an id that begins so are ours.
+OURS = "migrator-"
+#: A job in one of these works on nothing any more.
+_DONE = frozenset({"concluded", "null", "undefined"})
+
+
+@dataclass(frozen=True, kw_only=True, order=True)
+class Job:
+    """One job of QEMU: what works on the guest's disks, or saves a snapshot."""
+
+    id: str
+    #: ``backup``, ``mirror``, ``commit``, ``stream``, ``create``, ``amend``, ``snapshot-save``, …
+    kind: str
+    status: str = "running"
+
+    @property
+    def at_work(self) -> bool:
+        """It holds what it works on; otherwise only its result waits for somebody to read it."""
+        return self.status not in _DONE
+
+    def __str__(self) -> str:
+        return f"{self.kind} {self.id}" + (f" ({self.status})" if self.status != "running" else "")
+
+
+@dataclass(frozen=True, kw_only=True, order=True)
+class Export:
+    """One disk that QEMU serves to somebody else."""
+
+    id: str
+    #: ``nbd``, ``vhost-user-blk``, ``fuse``, …
+    kind: str
+    node: str
+
+    def __str__(self) -> str:
+        # QEMU calls a node by a name of its own where nobody gave it one.
+        return f"{self.kind} export {self.id}" + ("" if self.node.startswith("#") else f" of {self.node}")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Busy:
+    """What must have ended before the guest may move."""
+
+    jobs: tuple[Job, ...] = ()
+    exports: tuple[Export, ...] = ()
+
+    def __bool__(self) -> bool:
+        return bool(self.jobs or self.exports)
+
+    def __str__(self) -> str:
+        return ", ".join(str(each) for each in (*self.jobs, *self.exports))
+
+
+@dataclass(frozen=True, kw_only=True)
+class UnderWay:
+    """One QEMU, as it was asked."""
+
+    busy: Busy = field(default_factory=Busy)
+    #: Jobs that have ended, and whose results nobody has read.
+    unread: tuple[Job, ...] = ()
+    #: Of dirty bitmaps that are in QEMU's memory alone: their node and name.
+    bitmaps: tuple[tuple[str, str], ...] = ()
+    #: Remote displays with a password that is not on the command line.
+    passwords: tuple[str, ...] = ()
+    #: ``record`` or ``play``; empty: neither.
+    replay: str = ""
+    #: Its gdb server was started while it ran.
+    gdb: bool = False
+    #: Further things that stay behind, each in a few words.
+    behind: tuple[str, ...] = ()
+
+
+def judge(way: UnderWay, block_jobs: BlockJobs) -> Iterator[Finding]:
+    """Every finding about what is under way or set at the source."""
+    waits = block_jobs is BlockJobs.WAIT
+    for job in way.busy.jobs:
+        if waits:
+            yield finding("block-job-waits", f"{job} is under way: the migration begins once it has ended")
+        else:
+            yield finding("block-job", f"{job} is under way, and the policy says block_jobs = refuse")
+    for export in way.busy.exports:
+        if waits:
+            yield finding(
+                "block-export-waits", f"there is the {export}: the migration begins once it is gone"
+            )
+        else:
+            yield finding("block-export", f"there is the {export}, and the policy says block_jobs = refuse")
+    if way.replay:
+        yield finding("replay", f"QEMU was started to {way.replay} its execution (-icount rr={way.replay})")
+    for node, name in way.bitmaps:
+        yield finding(
+            "dirty-bitmap", f"dirty bitmap {name} of {node} is not kept in the image and stays behind"
+        )
+    for display in way.passwords:
+        yield finding(
+            "display-password",
+            f"the password of {display} is not on the command line: it has to be set again",
+        )
+    if way.gdb:
+        yield finding("gdb", "its gdb server does not move along")
+    for job in way.unread:
+        yield finding("stays-behind", f"the result of job {job} has not been read, and goes with the source")
+    for thing in way.behind:
+        yield finding("stays-behind", f"{thing} stays behind")

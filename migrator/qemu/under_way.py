@@ -1,0 +1,114 @@
+"""Reads what is under way or was set in one QEMU and does not travel; nothing is changed."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Awaitable, Callable, Iterable, Sequence
+from itertools import pairwise
+from typing import Any
+
+from migrator.core.options import Value
+from migrator.core.under_way import OURS, Busy, Export, Job, UnderWay
+
+#: Asks one QEMU; ``None`` where it has no such command, or refuses.
+Ask = Callable[..., Awaitable[Any]]
+
+#: Objects that watch or change somebody's traffic.
+_WATCHERS = ("filter-", "colo-")
+
+
+async def read_busy(ask: Ask) -> Busy:
+    """Jobs at work and exports that are there now, ours left out."""
+    jobs, exports = await asyncio.gather(ask("query-jobs"), ask("query-block-exports"))
+    return Busy(
+        jobs=tuple(job for job in _jobs(jobs) if job.at_work),
+        exports=tuple(
+            Export(id=each["id"], kind=each["type"], node=each["node-name"])
+            for each in exports or []
+            if not each["id"].startswith(OURS)
+        ),
+    )
+
+
+def _jobs(shown: Iterable[dict[str, Any]] | None) -> Iterable[Job]:
+    for job in shown or []:
+        if not job["id"].startswith(OURS):
+            yield Job(id=job["id"], kind=job["type"], status=job["status"])
+
+
+async def read_under_way(ask: Ask, arguments: Sequence[str]) -> UnderWay:
+    """All of it.
+
+    :param arguments: its command line; empty: unknown.
+    """
+    busy, jobs, nodes, vnc, spice, replay, chardevs, fdsets, limits, objects = await asyncio.gather(
+        read_busy(ask),
+        ask("query-jobs"),
+        ask("query-named-block-nodes", flat=True),
+        ask("query-vnc-servers"),
+        ask("query-spice"),
+        ask("query-replay"),
+        ask("query-chardev"),
+        ask("query-fdsets"),
+        ask("query-vcpu-dirty-limit"),
+        ask("qom-list", path="/objects"),
+    )
+    labels = {each["label"]: each["filename"] for each in chardevs or []}
+    mode = (replay or {}).get("mode", "none")
+    return UnderWay(
+        busy=busy,
+        unread=tuple(job for job in _jobs(jobs) if not job.at_work),
+        bitmaps=tuple(
+            (node["node-name"], bitmap["name"])
+            for node in nodes or []
+            for bitmap in node.get("dirty-bitmaps") or []
+            # One without a name belongs to a job.
+            if not bitmap["persistent"] and bitmap.get("name", "").partition(OURS)[0]
+        ),
+        passwords=(*_vnc(vnc or [], arguments), *_spice(spice or {}, arguments)),
+        replay="" if mode == "none" else mode,
+        gdb="gdb" in labels and not {"-gdb", "--gdb", "-s", "--s"} & set(arguments),
+        behind=(
+            *(f"what ring buffer {label} holds" for label, file in labels.items() if file == "ringbuf"),
+            *(f"file descriptor set {each['fdset-id']}" for each in fdsets or [] if each["fds"]),
+            *(["the limit of what vCPUs may dirty (set-vcpu-dirty-limit)"] if limits else []),
+            *(f"network filter {name}" for name in _watchers(objects or [], arguments)),
+            *(
+                f"that block node {node['node-name']} is inactive"
+                for node in nodes or []
+                if node.get("active") is False
+            ),
+        ),
+    )
+
+
+def _watchers(objects: Iterable[dict[str, str]], arguments: Sequence[str]) -> Iterable[str]:
+    """Those that somebody added while it ran: the others are started with the destination."""
+    given = {Value(text, first="qom-type").get("id") for text in _options(arguments, "object")}
+    for each in objects:
+        if (
+            each["type"].startswith(tuple(f"child<{kind}" for kind in _WATCHERS))
+            and each["name"] not in given
+        ):
+            yield each["name"]
+
+
+def _options(arguments: Sequence[str], name: str) -> list[str]:
+    return [value for flag, value in pairwise(arguments) if flag in (f"-{name}", f"--{name}")]
+
+
+def _vnc(servers: Iterable[dict[str, Any]], arguments: Sequence[str]) -> Iterable[str]:
+    """VNC displays that ask for a password which was set over QMP."""
+    given = [Value(text, first="vnc") for text in _options(arguments, "vnc")]
+    secret = {value.get("id") or "default" for value in given if value.get("password-secret")}
+    for server in servers:
+        asks = server["auth"] == "vnc" or any(each["auth"] == "vnc" for each in server["server"])
+        if asks and server["id"] not in secret:
+            yield f"VNC display {server['id']}"
+
+
+def _spice(shown: dict[str, Any], arguments: Sequence[str]) -> Iterable[str]:
+    given = [Value(text, first="spice") for text in _options(arguments, "spice")]
+    known = any(value.get("password") or value.get("password-secret") for value in given)
+    if shown.get("enabled") and shown.get("auth") == "spice" and not known:
+        yield "the SPICE display"
