@@ -19,6 +19,8 @@ from migrator.errors import Refused
 Command = tuple[str, dict[str, Any]]
 
 _FILES = frozenset({"file", "host_device", "host_cdrom"})
+#: Drivers that have no contents of their own.
+FILTERS = frozenset({"copy-on-read", "throttle", "preallocate", "compress", "mirror_top", "commit_top"})
 _MAY_HAVE_BACKING = frozenset({"qcow2", "qed", "vmdk", "qcow", "parallels"})
 
 
@@ -109,6 +111,19 @@ class Nodes:
         """The uppermost node of a drive or node."""
         return self.nodes[self.roots.get(name, name)]
 
+    def chain(self, name: str) -> list[tuple[str, str]]:
+        """File and driver of a node and of all that it is based on; filters, which only pass on, are left out."""
+        found: list[tuple[str, str]] = []
+        at: str | None = name
+        while at is not None and at in self.nodes and len(found) < len(self.nodes):
+            below, driver = self.children.get(at, {}), self.nodes[at]["drv"]
+            if driver in FILTERS:
+                at = below.get("file") or below.get("backing")
+                continue
+            found.append((_plain(self.nodes[at]["file"]), driver))
+            at = below.get("backing")
+        return found
+
     def commands(self, wanted: str, there: Sequence[str]) -> Iterator[Command]:
         """What makes the block device that a device calls `wanted`, its named nodes first.
 
@@ -182,6 +197,11 @@ class Nodes:
             f"block device {name} was added while the guest ran, and QEMU does not show enough of it to make it again "
             f"({why}): start the destination with it by a template, or unplug its disk"
         )
+
+
+def _plain(file: str) -> str:
+    """A file name of QEMU's, written in one way where it is JSON."""
+    return json.dumps(json.loads(file[5:]), sort_keys=True) if file.startswith("json:") else file
 
 
 def _nbd(shown: str) -> dict[str, Any]:

@@ -9,23 +9,18 @@ from __future__ import annotations
 import asyncio
 import re
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 from migrator.core.findings import finding
 from migrator.core.model import Finding
 from migrator.errors import CommandFailed, Refused
+from migrator.qemu import media
+from migrator.qemu.asking import ASK_SECONDS, ask
 from migrator.qemu.backends import Command, chardev_add, netdev_add
 from migrator.qemu.monitor import Monitor
-from migrator.qemu.plugged import (
-    ASK_SECONDS,
-    PERIPHERAL,
-    Inventory,
-    Plugged,
-    ask,
-    pci_address,
-    take_inventory,
-)
+from migrator.qemu.plugged import Inventory, Plugged, take_inventory
+from migrator.qemu.seats import PERIPHERAL, pci_address
 
 #: Properties that QEMU lists among a device's arguments but sets by itself.
 _NOT_GIVEN = frozenset({"size", "busnr", "crash-information", "thread-id"})
@@ -69,7 +64,8 @@ async def catch_up(
                     "unplug it, or choose a target on another machine"
                 )
             await _add(destination, "object-add", given)
-    made = {*there.nodes.nodes, *there.drives, *there.netdevs, *there.chardevs}
+    nodes = {name for name in there.nodes.nodes if not name.startswith("#")}
+    made = {*nodes, *there.drive_ids, *there.netdevs, *there.chardevs}
     for device in added:
         if device.path in here.cpus:
             arguments: dict[str, Any] = {"driver": device.driver, **here.cpus[device.path]}
@@ -81,41 +77,26 @@ async def catch_up(
         if device.id:
             arguments["id"] = device.id
         await _add(destination, "device_add", arguments)
-    await _change_media(here, there, destination)
-    for qdev, limits in here.throttles.items():
-        if there.throttles.get(qdev) != limits:
-            await _add(destination, "block_set_io_throttle", {"id": qdev, **limits})
+    for command, change in media.changes(here, await take_inventory(destination), made):
+        await _add(destination, command, change)
     differing = [found for device in added for found in await _compare(source, destination, device)]
     if same_files:
-        differing += _other_files(here, await take_inventory(destination))
+        differing += media.differing(here, await take_inventory(destination))
     return tuple(differing)
 
 
-def _other_files(here: Inventory, there: Inventory) -> Iterator[Finding]:
-    """Disks that have become others since the source was started, so that its command line names an old file."""
-    for device, disk in here.disks.items():
-        if device not in there.disks:
-            continue  # said of the device
-        mine, other = here.nodes.top(disk), there.nodes.top(there.disks[device])
-        if (mine["file"], mine["drv"]) != (other["file"], other["drv"]):
-            yield finding(
-                "disk-not-shared",
-                f"disk {device.removeprefix(f'{PERIPHERAL}/')} is {mine['file']} ({mine['drv']}) now, but the command "
-                f"line of the source names {other['file']} ({other['drv']}): it was changed by a snapshot or a copy "
-                "while the guest ran",
-                "merge it back into that file (block-commit), or start the destination by a template",
-            )
-
-
 def _lacking(here: Sequence[Plugged], there: Sequence[Plugged]) -> list[Plugged]:
-    ids = {device.id for device in there}
-    unnamed = Counter(device.driver for device in there if not device.id)
+    def key(device: Plugged) -> tuple[object, ...]:
+        """What tells it from all others of its QEMU, and is the same in another's."""
+        if device.id:
+            return (device.id,)
+        return device.driver, device.bus.rpartition("/")[2], device.place
+
+    left = Counter(key(device) for device in there)
     lacking = []
     for device in here:
-        if device.id:
-            lacking += [] if device.id in ids else [device]
-        elif unnamed[device.driver]:
-            unnamed[device.driver] -= 1
+        if left[key(device)]:
+            left[key(device)] -= 1
         else:
             lacking.append(device)
     return lacking
@@ -264,18 +245,6 @@ async def _add(destination: Monitor, command: str, arguments: dict[str, Any]) ->
 def _named(error: CommandFailed, arguments: dict[str, Any]) -> CommandFailed:
     name = arguments.get("id") or arguments.get("node-name") or arguments.get("driver")
     return CommandFailed(error.where, f"{error.command} {name}", error.error_class, error.description)
-
-
-async def _change_media(here: Inventory, there: Inventory, destination: Monitor) -> None:
-    for device, file in here.media.items():
-        other = there.media.get(device)
-        if other is None or other == file:
-            continue
-        if file:
-            arguments = {"id": device, "filename": file, "force": True}
-            await _add(destination, "blockdev-change-medium", arguments)
-        else:
-            await _add(destination, "eject", {"id": device, "force": True})
 
 
 async def _compare(source: Monitor, destination: Monitor, device: Plugged) -> list[Finding]:

@@ -4,22 +4,17 @@ from __future__ import annotations
 
 import asyncio
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from migrator.errors import CommandFailed
 from migrator.qemu import marks
+from migrator.qemu.asking import ask
 from migrator.qemu.backends import Netdev, Nodes, block_nodes, netdevs
 from migrator.qemu.cmdline import Live
 from migrator.qemu.monitor import Monitor
+from migrator.qemu.seats import PERIPHERAL, Seat, place_of, seats
 
-#: Where QEMU keeps what has an id; what has none is beside it.
-PERIPHERAL = "/machine/peripheral"
-#: Seconds that one command may take here.
-ASK_SECONDS = 20.0
-#: What says where on its bus a device sits.
-_PLACES = ("addr", "nr", "scsi-id", "lun", "channel", "port", "unit")
 _LIMITS = (
     *("bps", "bps_rd", "bps_wr", "iops", "iops_rd", "iops_wr"),
     *("bps_max", "bps_rd_max", "bps_wr_max", "iops_max", "iops_rd_max", "iops_wr_max"),
@@ -43,6 +38,8 @@ class Plugged:
     bus: str = ""
     #: Of a USB bus, which its properties do not tell where QEMU has chosen it.
     port: str = ""
+    #: Where on its bus it sits, of one without an id: that tells it from others of its kind.
+    place: tuple[tuple[str, str], ...] = ()
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -56,16 +53,24 @@ class Inventory:
     #: How query-chardev shows each.
     chardevs: dict[str, str]
     nodes: Nodes
-    #: Ids of drives.
-    drives: frozenset[str]
     #: QOM path of every vCPU that was plugged, with its place in the topology.
     cpus: dict[str, dict[str, Any]]
-    #: What each device that has a disk calls it, by its QOM path.
-    disks: dict[str, str]
-    #: Limits that were set on each device's disk, as block_set_io_throttle takes them; those without are left out.
-    throttles: dict[str, dict[str, Any]]
-    #: Of every drive whose medium can be changed: the device's QOM path, and the file in it (empty: none).
-    media: dict[str, str]
+    #: Every drive, by the name that it has in every QEMU.
+    drives: Mapping[str, Seat]
+
+    @property
+    def drive_ids(self) -> frozenset[str]:
+        """Of those that have one."""
+        return frozenset(drive.block["device"] for drive in self.drives.values() if drive.block["device"])
+
+    @property
+    def disks(self) -> dict[str, str]:
+        """What each device that has a disk calls it, by its QOM path."""
+        return {
+            drive.handle: drive.block["device"] or drive.inserted["node-name"]
+            for drive in self.drives.values()
+            if drive.block.get("qdev") and drive.inserted
+        }
 
     def live(self) -> Live:
         """As :func:`migrator.qemu.cmdline.replicate` wants it."""
@@ -75,12 +80,12 @@ class Inventory:
             netdevs=frozenset(self.netdevs),
             chardevs=frozenset(self.chardevs),
             nodes=frozenset(self.nodes.nodes),
-            drives=self.drives,
+            drives=self.drive_ids,
         )
 
 
 async def take_inventory(monitor: Monitor) -> Inventory:
-    """Read it; two pipelined round trips, nothing is changed.
+    """Read it; three pipelined round trips, nothing is changed.
 
     :raise QemuError: when it cannot be asked.
     """
@@ -101,37 +106,36 @@ async def take_inventory(monitor: Monitor) -> Inventory:
     buses = await asyncio.gather(
         *(ask(monitor, "qom-get", path=path, property="parent_bus", otherwise="") for path, _, _ in devices)
     )
+    nameless = [path for path, identity, _ in devices if not identity]
+    drives, found = await asyncio.gather(
+        seats(monitor, blocks), asyncio.gather(*(place_of(monitor, path) for path in nameless))
+    )
+    where = {path: tuple(sorted(place.items())) for path, place in zip(nameless, found, strict=True)}
     ports = {found["id"]: found["port"] for found in _USB.finditer(usb)}
     return Inventory(
         devices=tuple(
-            Plugged(path=path, id=identity, driver=kind, bus=bus or "", port=ports.get(identity, ""))
+            Plugged(
+                path=path,
+                id=identity,
+                driver=kind,
+                bus=bus or "",
+                port=ports.get(identity, ""),
+                place=where.get(path, ()),
+            )
             for (path, identity, kind), bus in zip(devices, buses, strict=True)
         ),
         objects={name: kind for name, kind in _children(objects) if not name.startswith(marks.PREFIX)},
         netdevs=netdevs(network),
         chardevs={entry["label"]: entry["filename"] for entry in chardevs},
         nodes=block_nodes(nodes, graph, blocks),
-        drives=frozenset(block["device"] for block in blocks if block["device"]),
         cpus={cpu["qom-path"]: cpu["props"] for cpu in cpus if "qom-path" in cpu},
-        disks={
-            block["qdev"]: block["device"] or block["inserted"]["node-name"]
-            for block in blocks
-            if block.get("qdev") and "inserted" in block
-        },
-        throttles={
-            block["qdev"]: limits for block in blocks if block.get("qdev") and (limits := _limits(block))
-        },
-        media={
-            block["qdev"]: block.get("inserted", {}).get("file", "")
-            for block in blocks
-            if block.get("removable") and block.get("qdev")
-        },
+        drives={drive.name: drive for drive in drives},
     )
 
 
-def _limits(block: dict[str, Any]) -> dict[str, Any]:
-    shown = block.get("inserted", {})
-    limits = {name: shown[name] for name in _LIMITS if name in shown}
+def limits_of(drive: Seat) -> dict[str, Any]:
+    """Limits that were set on a disk, as block_set_io_throttle takes them; empty where there are none."""
+    limits = {name: drive.inserted[name] for name in _LIMITS if name in drive.inserted}
     return limits if any(limits.get(name) for name in _LIMITS[:6]) else {}
 
 
@@ -142,33 +146,11 @@ async def places(monitor: Monitor, devices: Iterable[Plugged]) -> dict[str, dict
     """
 
     async def place(device: Plugged) -> dict[str, str]:
-        values = await asyncio.gather(
-            *(ask(monitor, "qom-get", path=device.path, property=name, otherwise="") for name in _PLACES)
-        )
-        found = {
-            name: str(value) for name, value in zip(_PLACES, values, strict=True) if value not in ("", -1)
-        }
-        if "addr" in found:
-            found["addr"] = pci_address(int(found["addr"]))
+        found = await place_of(monitor, device.path)
         return found | {"bus": device.bus.rpartition("/")[2]} | ({"port": device.port} if device.port else {})
 
     seated = [device for device in devices if device.id and device.bus]
     return dict(zip([device.id for device in seated], await asyncio.gather(*map(place, seated)), strict=True))
-
-
-def pci_address(value: Any) -> Any:
-    """As device_add wants the ``addr`` that QEMU shows as a number."""
-    return f"{value >> 3:x}.{value & 7:x}" if isinstance(value, int) else value
-
-
-async def ask(monitor: Monitor, command: str, *, otherwise: Any = None, **arguments: Any) -> Any:
-    """The answer; `otherwise`, if that is given, where this QEMU has no such thing."""
-    try:
-        return await monitor.execute(command, arguments or None, timeout=ASK_SECONDS)
-    except CommandFailed:
-        if otherwise is None:
-            raise
-        return otherwise
 
 
 def _children(listing: Iterable[dict[str, str]]) -> list[tuple[str, str]]:

@@ -14,10 +14,11 @@ from migrator.errors import CommandFailed
 from migrator.machine import LocalProcess
 from migrator.ports import GuestProcess
 from migrator.qemu.monitor import Monitor
+from migrator.qemu.seats import PERIPHERAL, Seat, seats
 from migrator.qemu.under_way import read_under_way
 
 #: Where QEMU keeps the devices it was given: those with an id, and those without.
-_PERIPHERAL = ("/machine/peripheral", "/machine/peripheral-anon")
+_PERIPHERAL = (PERIPHERAL, f"{PERIPHERAL}-anon")
 _NO_UUID = "00000000-0000-0000-0000-000000000000"
 
 
@@ -92,7 +93,7 @@ async def read_facts(monitor: Monitor, process: GuestProcess | None) -> Facts:
         cpus=tuple(sorted(_cpu(cpu) for cpu in plugged)),
         cpu_features=features,
         devices=tuple(sorted([*devices, *_built_in(got["pci"] or [])])),
-        disks=tuple(_disks(got["block"] or [], process)),
+        disks=tuple(_disks(await seats(monitor, got["block"] or []), process)),
         blockers=tuple(migrate.get("blocked-reasons", ())),
         capabilities=frozenset(entry["capability"] for entry in got["capabilities"] or []),
         parameters=frozenset(got["parameters"] or ()),
@@ -147,10 +148,10 @@ def _built_in(buses: list[dict[str, Any]]) -> Iterable[Device]:
                 )
 
 
-def _disks(blocks: list[dict[str, Any]], process: GuestProcess | None) -> Iterable[Disk]:
-    for block in blocks:
-        inserted = block.get("inserted")
-        if inserted is None:
+def _disks(drives: list[Seat], process: GuestProcess | None) -> Iterable[Disk]:
+    for drive in drives:
+        inserted = drive.inserted
+        if not inserted:
             continue
         file = inserted["file"]
         identity = ""
@@ -161,7 +162,7 @@ def _disks(blocks: list[dict[str, Any]], process: GuestProcess | None) -> Iterab
             except OSError:
                 pass  # not to be seen from here: then it cannot be compared
         yield Disk(
-            device=(block.get("qdev") or block["device"]).removeprefix("/machine/peripheral/"),
+            device=drive.name,
             file=file,
             format=inserted["drv"],
             virtual_bytes=inserted["image"]["virtual-size"],

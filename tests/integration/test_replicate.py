@@ -361,7 +361,7 @@ class TestHotPlug:
         overlay = str(lab.directory / "overlay.qcow2")
         arguments = {"node-name": "disk0", "snapshot-file": overlay, "snapshot-node-name": "over"}
         await qemu.query("blockdev-snapshot-sync", arguments)
-        with pytest.raises(Refused, match=r"is .*overlay\.qcow2 \(qcow2\) now, but the command line"):
+        with pytest.raises(Refused, match=r"is .*overlay\.qcow2 \(qcow2\).* now, but the destination"):
             await site.start(guest_of(qemu))
         assert (site.left, site.processes) == ([], [])
         await qemu.query("block-commit", {"job-id": "commit", "device": "over"})

@@ -1,0 +1,24 @@
+"""One question to a QEMU that may be too old, or too new, for it."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from migrator.errors import CommandFailed
+from migrator.qemu.monitor import Monitor
+
+#: Seconds that one answer may take.
+ASK_SECONDS = 20.0
+
+
+async def ask(monitor: Monitor, command: str, *, otherwise: Any = None, **arguments: Any) -> Any:
+    """The answer; `otherwise`, if that is given, where this QEMU has no such thing.
+
+    :raise QemuError: when it cannot be asked.
+    """
+    try:
+        return await monitor.execute(command, arguments or None, timeout=ASK_SECONDS)
+    except CommandFailed:
+        if otherwise is None:
+            raise
+        return otherwise

@@ -1,0 +1,99 @@
+"""Names for a guest's drives and devices that every version of QEMU gives them alike.
+
+QEMU numbers what has no id in the order in which it happens to make it: ``/machine/unattached/device[23]`` is the disk
+that another version calls ``device[4]``. What the guest sees does not depend on that: which drive it is, on which bus
+a device sits and where on it.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from migrator.qemu.asking import ask
+from migrator.qemu.monitor import Monitor
+
+#: Where QEMU keeps what has an id; what has none is beside it.
+PERIPHERAL = "/machine/peripheral"
+#: What says where on its bus a device sits.
+PLACES = ("addr", "nr", "scsi-id", "lun", "channel", "port", "unit")
+_NUMBERED = re.compile(r"/machine/(?:unattached|peripheral-anon)/device\[\d+\]")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Seat:
+    """One drive of a guest, whether or not something is in it."""
+
+    #: The same in every QEMU that has this guest: the id of the device, else of the drive, else the device's place.
+    name: str
+    #: What this one QEMU knows it by, and takes for an id in commands about drives.
+    handle: str
+    #: Its entry in query-block.
+    block: Mapping[str, Any]
+
+    @property
+    def inserted(self) -> Mapping[str, Any]:
+        """What is in it; empty for nothing."""
+        found: Mapping[str, Any] = self.block.get("inserted") or {}
+        return found
+
+
+async def seats(monitor: Monitor, blocks: Sequence[Mapping[str, Any]]) -> list[Seat]:
+    """The drives of query-block by their names.
+
+    :param blocks: what query-block answered a moment ago.
+    :raise QemuError: when it cannot be asked.
+    """
+    names = await asyncio.gather(*(_name(monitor, block) for block in blocks))
+    # A drive may have the id that another's device has.
+    of_devices = {name for name, block in zip(names, blocks, strict=True) if name != block["device"]}
+    names = [
+        f"drive {name}" if name == block["device"] and name in of_devices else name
+        for name, block in zip(names, blocks, strict=True)
+    ]
+    return [
+        Seat(name=name, handle=block.get("qdev") or block["device"], block=block)
+        for name, block in zip(names, blocks, strict=True)
+    ]
+
+
+async def _name(monitor: Monitor, block: Mapping[str, Any]) -> str:
+    path = str(block.get("qdev") or "")
+    numbered = _NUMBERED.match(path)
+    if path and not numbered:
+        return path.removeprefix(f"{PERIPHERAL}/")
+    if numbered is None or block["device"]:
+        return str(block["device"])
+    driver, bus, place = await asyncio.gather(
+        ask(monitor, "qom-get", path=numbered[0], property="type", otherwise="device"),
+        *_where(monitor, numbered[0]),
+    )
+    return " ".join(
+        [str(driver), "at", str(bus).rpartition("/")[2], *(f"{k}={v}" for k, v in sorted(place.items()))]
+    )
+
+
+def _where(monitor: Monitor, path: str) -> tuple[Any, Any]:
+    return ask(monitor, "qom-get", path=path, property="parent_bus", otherwise=""), place_of(monitor, path)
+
+
+async def place_of(monitor: Monitor, path: str) -> dict[str, str]:
+    """Where on its bus a device sits, as its own properties say it and as device_add takes it.
+
+    :raise QemuError: when it cannot be asked.
+    """
+    values = await asyncio.gather(
+        *(ask(monitor, "qom-get", path=path, property=name, otherwise="") for name in PLACES)
+    )
+    found = {name: str(value) for name, value in zip(PLACES, values, strict=True) if value not in ("", -1)}
+    if "addr" in found:
+        found["addr"] = pci_address(int(found["addr"]))
+    return found
+
+
+def pci_address(value: Any) -> Any:
+    """As device_add wants the ``addr`` that QEMU shows as a number."""
+    return f"{value >> 3:x}.{value & 7:x}" if isinstance(value, int) else value
