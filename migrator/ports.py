@@ -15,6 +15,7 @@ from migrator.core.situation import Intent
 
 if TYPE_CHECKING:  # of what `migrator direct` does not need, nor loads
     from migrator.core.inventory import Guest, HostFacts
+    from migrator.core.policy import Policy
     from migrator.core.thinning import Point
 
 
@@ -300,15 +301,22 @@ class Site(Protocol):
         :param absent: one of a host that cannot be asked is opened too, as a QEMU of which nothing is known.
         """
 
-    async def check(self, guest: Guest, source: Qemu, target: str) -> tuple[Finding, ...]:
-        """What speaks against `target` for this guest, as far as hosts tell it; changes nothing, starts nothing."""
+    async def check(self, guest: Guest, source: Qemu, target: str, policy: Policy) -> tuple[Finding, ...]:
+        """What speaks against `target` for this guest, as far as hosts tell it; changes nothing, starts nothing.
 
-    async def start_destination(self, guest: Guest, source: Qemu, target: str, *, migration: str) -> Waiting:
+        :param policy: what it would be moved under.
+        """
+
+    async def start_destination(
+        self, guest: Guest, source: Qemu, target: str, *, migration: str, accepted: Sequence[str] = ()
+    ) -> Waiting:
         """Start the QEMU that the guest moves into, everything hot-plugged since its start included.
 
         After a failure nothing is left behind; the error carries QEMU's own words.
 
         :param source: as :meth:`open` gave it.
+        :param accepted: codes of findings that shall not keep it from being started.
+        :raise migrator.core.findings.Objected: something that only shows now keeps the guest from moving there.
         """
 
     async def abandon(self, host: str, *, migration: str) -> None:

@@ -113,6 +113,8 @@ class World:
         self.steps = steps
         self.pace = pace
         self.end = State.COMPLETED
+        #: With ``failed``: it was preflight.
+        self.refuses = False
         self.troubles: list[str] = []
         self.carried_out: list[tuple[Command, Caller]] = []
         self.wait_before_answer: Callable[[], Awaitable[None]] | None = None
@@ -261,10 +263,17 @@ class World:
                         downtime_seconds=0.05,
                         policy="default",
                         verdict="converges",
+                        possible=guest.movable,
                     )
                     for n, guest in enumerate(guests, start=1)
                 ]
-                return PlanDocument(host=host, guests=planned, takes_p50_seconds=6.0, takes_p90_seconds=9.0)
+                return PlanDocument(
+                    host=host,
+                    guests=planned,
+                    cannot_move=sum(not each.possible for each in planned),
+                    takes_p50_seconds=6.0,
+                    takes_p90_seconds=9.0,
+                )
             case Check():
                 guest = self._known(command.guest)
                 return CheckDocument(guest=guest.guest, host=command.to, possible=True)
@@ -378,6 +387,7 @@ class World:
             one.model_copy(
                 update={
                     "state": state,
+                    "refused": self.refuses,
                     "mode": Mode.PRECOPY,
                     "ended_at": datetime.now(UTC) if over else None,
                     "progress_ratio": 1.0 if done else one.progress_ratio,

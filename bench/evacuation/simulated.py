@@ -135,8 +135,12 @@ class _Site(SimulatedSite):
                     stream.advance()
             await asyncio.sleep(_TICK_SECONDS)
 
-    async def start_destination(self, guest: Any, source: Any, target: str, *, migration: str) -> Any:
-        waiting: Waiting = await super().start_destination(guest, source, target, migration=migration)
+    async def start_destination(
+        self, guest: Any, source: Any, target: str, *, migration: str, accepted: Sequence[str] = ()
+    ) -> Any:
+        waiting: Waiting = await super().start_destination(
+            guest, source, target, migration=migration, accepted=accepted
+        )
         self.times[guest.key].started = asyncio.get_running_loop().time()
         self.times[guest.key].qemu += self.hosts[target].start_seconds
         return waiting

@@ -27,6 +27,8 @@ class Exit(IntEnum):
     GUEST_ENDED = 6
     #: The service cannot be reached.
     UNREACHABLE = 7
+    #: A plan with guests that cannot move; nothing was changed.
+    STAY = 8
 
 
 #: As a shell says it of a program that Ctrl-C ended.

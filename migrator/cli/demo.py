@@ -129,7 +129,7 @@ def _demo(speed: int) -> Exit:
         client = Client(site.server)
         _until_known(client, len(guests))
         say("\n$ migrator plan alpha")
-        remote.plan(client, "alpha", None, json_output=False)
+        remote.plan(client, "alpha", None, [], json_output=False)
         say("\n$ migrator evacuate alpha --wait")
         _or_stop(remote.evacuate(client, "alpha", None, "continue", None, [], wait=True, json_output=False))
         found = asyncio.run(_inspect(site, guests, machines))

@@ -14,7 +14,6 @@ from migrator.cli import Exit, deadline
 from migrator.cli import show_service as show
 from migrator.cli.client import Client, Document, NotReachable, Rejected, segment
 from migrator.text import clean
-from migrator.units import show_seconds
 
 #: As a shell says it of a program that Ctrl-C ended.
 INTERRUPTED = 130
@@ -91,39 +90,25 @@ def guests(client: Client, host: str | None, *, json_output: bool) -> None:
     show.table(show.GUESTS, rows, empty="there are no guests")
 
 
-def plan(client: Client, host: str, policy: str | None, *, json_output: bool) -> None:
+def plan(client: Client, host: str, policy: str | None, accept: list[str], *, json_output: bool) -> int:
     """What an evacuation would do."""
-    found = client.post("plans", {"host": host, "policy": policy})
+    found = client.post("plans", {"host": host, "policy": policy, "accept": accept})
+    code = Exit.STAY if found["cannot_move"] else Exit.DONE
     if json_output:
         print(json.dumps(found))
-        return
+        return code
     guests = sorted(found["guests"], key=lambda guest: (guest["order"] is None, guest["order"]))
     show.table(show.PLAN, map(show.plan_row, guests), empty=f"{host} is empty")
-    if not guests:
-        return
-    if found["takes_p50_seconds"] is not None:
-        left = any(not guest["target"] or guest["verdict"] == "cannot" for guest in guests)
-        text = "those that can leave would be gone" if left else f"{host} would be empty"
-        text += f" after {show_seconds(found['takes_p50_seconds'])}"
-        if found["takes_p10_seconds"] is not None and found["takes_p90_seconds"] is not None:
-            text += (
-                f" ({show_seconds(found['takes_p10_seconds'])} to {show_seconds(found['takes_p90_seconds'])})"
-            )
-        if found["lower_bound_seconds"] is not None:
-            text += f"; no schedule can beat {show_seconds(found['lower_bound_seconds'])}"
-        print(text)
-    # In whole: the table cuts reasons where the terminal is narrow.
-    for guest in guests:
-        if not guest["target"]:
-            print(clean(f"{show.label(guest)} would stay: {guest['reason']}"))
-        for finding in guest["findings"]:
-            if finding["code"] == "does-not-converge":
-                print(clean(f"{show.label(guest)} may stay: {finding['message']}; {finding['remedy']}"))
+    for line in show.plan_lines(found):
+        print(line)
+    return code
 
 
-def check(client: Client, guest: str, to: str, policy: str | None, *, json_output: bool) -> int:
+def check(
+    client: Client, guest: str, to: str, policy: str | None, accept: list[str], *, json_output: bool
+) -> int:
     """Preflight alone."""
-    found = client.post("checks", {"guest": guest, "to": to, "policy": policy})
+    found = client.post("checks", {"guest": guest, "to": to, "policy": policy, "accept": accept})
     verdict = "can move" if found["possible"] else "cannot move"
     say(
         found,

@@ -92,11 +92,24 @@ def guests(
 
 
 @app.command(short_help="Show what an evacuation would do; changes nothing.")
-def plan(host: _Host, policy: _Policy = None, server: _Server = None, json: _Json = False) -> None:
-    """Show what an evacuation would do: target, time and downtime of every guest, or why not. Changes nothing."""
+def plan(
+    host: _Host,
+    policy: _Policy = None,
+    accept: _Accept = None,
+    server: _Server = None,
+    json: _Json = False,
+) -> None:
+    """Show what an evacuation would do: target, time and downtime of every guest, or why not. Changes nothing.
+
+    Exit codes: 0 the host would be empty; 8 there are guests that cannot move, and they are listed.
+    """
     from migrator.cli import remote  # noqa: PLC0415 - quick --help
 
-    remote.run(lambda client: remote.plan(client, host, policy, json_output=json), server, json_output=json)
+    remote.run(
+        lambda client: remote.plan(client, host, policy, _codes(accept), json_output=json),
+        server,
+        json_output=json,
+    )
 
 
 @app.command()
@@ -104,6 +117,7 @@ def check(
     guest: _Guest,
     to: Annotated[str, typer.Option(metavar="HOST", help="The target.", autocompletion=completion.hosts)],
     policy: _Policy = None,
+    accept: _Accept = None,
     server: _Server = None,
     json: _Json = False,
 ) -> None:
@@ -111,7 +125,9 @@ def check(
     from migrator.cli import remote  # noqa: PLC0415 - quick --help
 
     remote.run(
-        lambda client: remote.check(client, guest, to, policy, json_output=json), server, json_output=json
+        lambda client: remote.check(client, guest, to, policy, _codes(accept), json_output=json),
+        server,
+        json_output=json,
     )
 
 
@@ -132,8 +148,8 @@ def migrate(
 ) -> None:
     """Move one guest.
 
-    Exit codes with --wait: 0 done; 1 failed, the guest is where it was; 4 cancelled, likewise; 5 held, a person must
-    look; 6 the guest ended by itself. 3 refused by preflight; 7 the service cannot be reached.
+    Exit codes: 3 refused by preflight, nothing was changed; 7 the service cannot be reached. With --wait: 0 done; 1
+    failed, the guest is where it was; 4 cancelled, likewise; 5 held, a person must look; 6 the guest ended by itself.
     """
     from migrator.cli import remote  # noqa: PLC0415 - quick --help
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import sys
-import textwrap
 from collections.abc import Iterable, Mapping, Sequence
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any
@@ -38,7 +37,7 @@ def table(header: Row, rows: Iterable[Row], *, empty: str) -> None:
 def grid(header: Row, rows: Iterable[Row], *, width: int) -> Text:
     """A table for a terminal of that width: what is empty is left out, then names give way, then lesser columns.
 
-    A note is never left out: it goes on in the lines below, as far as `_MOST_LINES`.
+    A note is never cut nor left out: it goes on in the lines below, at its column where that has room, else below all.
     """
     from rich.cells import cell_len, set_cell_size  # noqa: PLC0415 - slow
     from rich.text import Text  # noqa: PLC0415
@@ -46,7 +45,12 @@ def grid(header: Row, rows: Iterable[Row], *, width: int) -> Text:
     rows = [[clean(cell) for cell in row] for row in rows]
     natural = [max(cell_len(row[n]) for row in (header, *rows)) for n in range(len(header))]
     kept = [n for n in range(len(header)) if any(row[n] for row in rows)]
+    below = [n for n in kept if header[n] in _WRAPS]
     widths = _fit(header, natural, kept, width)
+    if any(widths.get(n, 0) < min(natural[n], _LEAST_WIDTH) for n in below):
+        widths = _fit(header, natural, [n for n in kept if n not in below], width)
+    else:
+        below = []
     made = Text()
     for row in (header, *rows):
         cells = {n: _lines(row[n], widths[n], wraps=header[n] in _WRAPS) for n in sorted(widths)}
@@ -63,19 +67,31 @@ def grid(header: Row, rows: Iterable[Row], *, width: int) -> Text:
             line.truncate(width)
             made.append(line)
             made.append("\n")
+        indent = _INDENT if width > 3 * _INDENT else 0
+        for n in below if row is not header else ():
+            for text in _wrapped(row[n], max(1, width - indent)):
+                made.append(f"{' ' * indent}{text}\n")
     made.right_crop(1)
     return made
 
 
 def _lines(cell: str, width: int, *, wraps: bool) -> list[str]:
-    if not wraps or width < _LEAST_WIDTH:
-        return [cell]
-    lines = textwrap.wrap(cell, width) or [""]
-    return (
-        lines
-        if len(lines) <= _MOST_LINES
-        else [*lines[: _MOST_LINES - 1], " ".join(lines[_MOST_LINES - 1 :])]
-    )
+    return _wrapped(cell, width) or [""] if wraps else [cell]
+
+
+def _wrapped(text: str, width: int) -> list[str]:
+    """In lines of at most so many cells, nothing left out but blanks; a character may take two."""
+    from rich.cells import cell_len, chop_cells  # noqa: PLC0415 - slow
+
+    lines = [""]
+    for word in text.split():
+        for part in [word] if cell_len(word) <= width else chop_cells(word, width):
+            joined = f"{lines[-1]} {part}" if lines[-1] else part
+            if cell_len(joined) <= width:
+                lines[-1] = joined
+            else:
+                lines.append(part)
+    return [line for line in lines if line]
 
 
 def _fit(header: Row, natural: Sequence[int], kept: list[int], width: int) -> dict[int, int]:
@@ -102,9 +118,10 @@ def _fit(header: Row, natural: Sequence[int], kept: list[int], width: int) -> di
 #: Columns that are cut first, and no shorter than this while there are lesser ones to leave out.
 _GIVE_WAY = ("GUEST", "NAME", "NOTE", "WHY")
 _LEAST_WIDTH = 20
-#: Columns that go on below instead of being cut, in so many lines at most.
-_WRAPS = ("NOTE",)
-_MOST_LINES = 6
+#: Columns that go on below instead of being cut.
+_WRAPS = ("NOTE", "WHY")
+#: Of what stands below its row.
+_INDENT = 4
 #: Columns that are left out where there is no room, the first first; --json has them all.
 _LESSER = (
     "UUID",
@@ -119,7 +136,6 @@ _LESSER = (
     "KIND",
     "UP",
     "MEMORY FREE",
-    "WHY",
 )
 
 #: Words that shall catch the eye.
@@ -212,6 +228,7 @@ def evacuation_row(one: Document) -> Row:
 def plan_row(guest: Document) -> Row:
     """Cells of :data:`PLAN`."""
     findings = [finding["code"] for finding in guest["findings"] if finding["severity"] == "error"]
+    findings = [code for code in dict.fromkeys(findings) if code not in guest["reason"]]
     return (
         "" if guest["order"] is None else str(guest["order"]),
         label(guest),
@@ -222,6 +239,41 @@ def plan_row(guest: Document) -> Row:
         guest["policy"],
         "; ".join([guest["reason"], *findings]) if findings else guest["reason"],
     )
+
+
+def plan_lines(found: Document) -> list[str]:
+    """What is to be said of a plan below its table: who would stay and why, how long it would take."""
+    guests, lines = found["guests"], []
+    for guest in guests:
+        told = [each for each in guest["findings"] if each["severity"] == "error" or each["code"] in _STAYS]
+        if not guest["possible"] and not told:
+            lines.append(f"{label(guest)} would stay: {guest['reason']}")
+        for each in told:
+            lines += [
+                f"{label(guest)} would stay: {each['code']}: {each['message']}",
+                f"    what to do: {each['remedy']}",
+            ]
+    if stay := found["cannot_move"]:
+        text = f"{found['host']} would not be empty: {stay} of {len(guests)} guests cannot move"
+        if stay < len(guests):
+            text += "; the others would be gone"
+    elif guests:
+        text = f"{found['host']} would be empty"
+    else:
+        return lines
+    if found["takes_p50_seconds"] is not None and stay < len(guests):
+        text += f" after {show_seconds(found['takes_p50_seconds'])}"
+        if found["takes_p10_seconds"] is not None and found["takes_p90_seconds"] is not None:
+            text += (
+                f" ({show_seconds(found['takes_p10_seconds'])} to {show_seconds(found['takes_p90_seconds'])})"
+            )
+        if found["lower_bound_seconds"] is not None:
+            text += f"; no schedule can beat {show_seconds(found['lower_bound_seconds'])}"
+    return [clean(line) for line in (*lines, text)]
+
+
+#: Warnings by which a guest is expected to stay.
+_STAYS = ("does-not-converge",)
 
 
 def label(document: Document) -> str:

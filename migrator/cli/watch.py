@@ -58,7 +58,7 @@ def migration(client: Client, one: Document, *, json_output: bool) -> int:
     else:
         for line in show.migration_lines({**one, "decisions": []}):
             print(line)
-    return _EXITS.get(one["state"], Exit.FAILED)
+    return Exit.REFUSED if one.get("refused") else _EXITS.get(one["state"], Exit.FAILED)
 
 
 def _watch_migration(client: Client, path: str, one: Document, view: _View) -> None:

@@ -12,9 +12,9 @@ HOSTS: Texts = {
         "choose another host, or change what keeps it from this one",
     ),
     "not-checked": (
-        "warning",
-        "the guest or the target could not be looked at for a plan, so nothing is known of them",
-        "look at it before the evacuation",
+        "error",
+        "the guest or the target cannot be looked at, so nothing can be promised; a migration would fail of the same",
+        "see that the host answers and that nobody else holds the guest's monitor, then ask again",
     ),
     "does-not-converge": (
         "warning",
@@ -62,7 +62,7 @@ HOSTS: Texts = {
         "mount it there as it is at the source",
     ),
     "qemu-missing": (
-        "overridable",
+        "error",
         "no QEMU for this guest was found at the target",
         "install the source's version there",
     ),

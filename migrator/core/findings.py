@@ -5,7 +5,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from types import MappingProxyType
 
@@ -13,7 +13,7 @@ from migrator.core.finding_texts import COMMAND, DESTINATION, GUEST, PAIR, SOURC
 from migrator.core.finding_texts_hosts import HOSTS
 from migrator.core.finding_texts_travel import TRAVEL
 from migrator.core.model import Finding, Severity
-from migrator.errors import UsageError
+from migrator.errors import Refused, UsageError
 
 _ACCEPTED = "accepted: "
 
@@ -62,6 +62,18 @@ CATALOGUE: Mapping[str, Entry] = MappingProxyType(
         **dict(_entries("On the way", WAY)),
     }
 )
+
+
+class Objected(Refused):
+    """Findings keep a migration from beginning.
+
+    :ivar findings: all of them, warnings too.
+    """
+
+    def __init__(self, findings: Sequence[Finding]) -> None:
+        errors = [each for each in findings if each.severity is Severity.ERROR]
+        super().__init__("; ".join(f"{each.message} ({each.remedy})" for each in errors))
+        self.findings = tuple(findings)
 
 
 def finding(code: str, message: str, remedy: str = "") -> Finding:

@@ -121,6 +121,8 @@ class Plan(Command):
     role: ClassVar[Role] = Role.VIEWER
     host: Name
     policy: Name | None = None
+    #: As they would be given to the evacuation.
+    accept: Annotated[list[Name], Field(max_length=64)] = []
 
 
 class Check(Command):
@@ -131,6 +133,8 @@ class Check(Command):
     guest: GuestName
     to: Name
     policy: Name | None = None
+    #: As they would be given to the migration.
+    accept: Annotated[list[Name], Field(max_length=64)] = []
 
 
 #: By verb.

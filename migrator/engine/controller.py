@@ -359,7 +359,7 @@ class Engine:
                     job.guest.key,
                     job.state,
                     job.result.error or "",
-                    refused=job.refused,
+                    refused=job.refused and not job.may_pass,
                     awaited=job.unreachable,
                     everywhere=job.refused_everywhere,
                     now=self.planner.clock(),

@@ -67,6 +67,8 @@ class MigrationDocument(Document):
     destination_socket: str = ""
     policy: str
     state: State
+    #: With ``failed``: preflight refused it, and nothing was changed; see ``findings``.
+    refused: bool = False
     mode: Mode = Mode.PRECOPY
     #: The evacuation it belongs to.
     evacuation: str | None = None
@@ -268,6 +270,8 @@ class PlannedGuest(Document):
     downtime_seconds: float | None = None
     policy: str = ""
     verdict: str = ""
+    #: False: no host can take it, an error is among its findings, or its policy is not expected to let it end.
+    possible: bool = True
     findings: list[FindingDocument] = Field(default_factory=list)
 
 
@@ -276,6 +280,8 @@ class PlanDocument(Document):
 
     host: str
     guests: list[PlannedGuest] = Field(default_factory=list)
+    #: Guests that are not ``possible``: with one of them the host would not become empty.
+    cannot_move: int = 0
     takes_p10_seconds: float | None = None
     takes_p50_seconds: float | None = None
     takes_p90_seconds: float | None = None

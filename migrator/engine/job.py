@@ -14,14 +14,14 @@ from typing import Any
 
 from migrator import logs
 from migrator.core import trace_context
-from migrator.core.findings import everywhere
+from migrator.core.findings import Objected
 from migrator.core.inventory import Guest
-from migrator.core.model import Decision, Finding, Mode, Severity, State
+from migrator.core.model import Decision, Finding, Mode, State
 from migrator.core.policy import Policy, from_fields
 from migrator.core.situation import Intent, Milestone
 from migrator.core.thinning import Point
 from migrator.core.trace_context import TraceContext
-from migrator.engine import clock, job_document
+from migrator.engine import clock, job_document, judging
 from migrator.engine.documents import (
     MigrationDocument,
 )
@@ -82,8 +82,10 @@ class Job:
         self.status: Status | None = None
         #: Its stream's share of the links, as last given.
         self.share: int | None = None
-        #: Preflight refused it: trying again without a change is no use.
+        #: Preflight refused it; nothing was changed.
         self.refused = False
+        #: ... only because something could not be asked, which may pass; else trying again without a change is no use.
+        self.may_pass = False
         #: ... nor is trying another target.
         self.refused_everywhere = False
         #: It is held, and may be taken up again once the host that could not be asked answers.
@@ -212,15 +214,9 @@ class Job:
         return [*self.result.findings, *again]
 
     async def check_only(self) -> tuple[Finding, ...]:
-        """What speaks against it, as far as it shows before a destination is started; changes nothing.
-
-        :raise MigratorError: an end cannot be asked.
-        """
-        source = await self._means.site.open(self.guest.host, self.guest.socket, role="source")
-        try:
-            return await self._means.site.check(self.guest, source, self.target)
-        finally:
-            await source.close()
+        """What speaks against it, as far as it shows before a destination is started; changes nothing."""
+        found = await judging.look(self._means, self.guest, self.target, self.policy)
+        return tuple(self._means.accept(found, self.accepted))
 
     def break_off(self, error: str) -> None:
         """The controller itself failed: a person must look."""
@@ -239,18 +235,14 @@ class Job:
         The guest notices nothing of it. After False the job has ended and nothing is left behind.
         """
         self._enter(State.PREPARING)
+        findings = await self._look()
+        if await self._refuse(findings) or self._source is None:
+            return False
         try:
-            self._source = await self._means.site.open(self.guest.host, self.guest.socket, role="source")
-            self._places["source"] = Place(
-                host=self.guest.host, socket=self.guest.socket, identity=dict(self._source.identity)
-            )
-            findings = await self._means.site.check(self.guest, self._source, self.target)
-            if await self._refuse(findings):
-                return False
             if self._unwanted():
                 return await self._fall_back(State.CANCELLED, "cancelled before it began")
             self._waiting = await self._means.site.start_destination(
-                self.guest, self._source, self.target, migration=self.id
+                self.guest, self._source, self.target, migration=self.id, accepted=self.accepted
             )
             self._destination = self._waiting.qemu
             self._places["destination"] = Place(
@@ -262,11 +254,25 @@ class Job:
             self._migration = self._make(self._source, self._destination, self._record, self._waiting.listen)
             if await self._refuse([*findings, *await self._migration.check()]):
                 return False
+        except Objected as error:
+            await self._refuse([*findings, *error.findings])
+            return False
         except MigratorError as error:
             return await self._fall_back(State.FAILED, str(error))
         if self._unwanted():
             return await self._fall_back(State.CANCELLED, "cancelled before it began")
         return True
+
+    async def _look(self) -> Sequence[Finding]:
+        """Open the source, and ask what is against it before anything is started; the same as a check asks."""
+        try:
+            self._source = await self._means.site.open(self.guest.host, self.guest.socket, role="source")
+        except MigratorError as error:
+            return [judging.unchecked(error)]
+        self._places["source"] = Place(
+            host=self.guest.host, socket=self.guest.socket, identity=dict(self._source.identity)
+        )
+        return await judging.seen(self._means, self.guest, self._source, self.target, self.policy)
 
     async def transfer(self) -> None:
         """Move the guest; afterwards the job has ended, is held, or is parked."""
@@ -367,15 +373,13 @@ class Job:
     async def _refuse(self, findings: Sequence[Finding]) -> bool:
         found = list({(each.code, each.message): each for each in findings}.values())
         self.result.findings = list(self._means.accept(found, self.accepted))
-        errors = [each for each in self.result.findings if each.severity is Severity.ERROR]
+        errors = judging.errors(self.result.findings)
         if not errors:
             return False
         self.refused = True
-        self.refused_everywhere = any(everywhere(each.code) for each in errors)
-        more = f" (and {len(errors) - 1} more)" if len(errors) > 1 else ""
-        await self._fall_back(
-            State.FAILED, f"refused by preflight: {errors[0].code}: {errors[0].message}{more}"
-        )
+        self.may_pass = {each.code for each in errors} == {judging.UNCHECKED}
+        self.refused_everywhere = judging.hopeless(errors)
+        await self._fall_back(State.FAILED, judging.in_one_line(errors))
         return True
 
     async def _fall_back(self, state: State, error: str) -> bool:
@@ -502,6 +506,7 @@ class Job:
             **callbacks,
         )
         job.state, job.started_at = document.state, document.started_at
+        job.refused = document.refused
         job.result.held_code, job.result.error = document.held_code, document.error
         job.result.decisions = [Decision(**each.model_dump()) for each in document.decisions]
         job.result.findings = [Finding(**each.model_dump()) for each in document.findings]

@@ -34,6 +34,7 @@ def document(job: Job) -> MigrationDocument:
         destination_socket=_socket(job, "destination"),
         policy=job.policy.name,
         state=job.state,
+        refused=job.refused,
         mode=result.mode,
         evacuation=job.evacuation,
         requested_by=job.requested_by,

@@ -8,18 +8,18 @@ from dataclasses import asdict
 from typing import TYPE_CHECKING
 
 from migrator import logs
-from migrator.core.findings import errors_first, everywhere, finding
+from migrator.core.findings import errors_first, finding
 from migrator.core.forecast import Verdict
 from migrator.core.inventory import Guest
-from migrator.core.model import Finding, Severity
-from migrator.core.placement import NoHost, Request, check, place
-from migrator.core.policy import Policy
+from migrator.core.model import Finding, State
+from migrator.core.placement import NoHost, place
 from migrator.core.timetable import predict
 from migrator.core.transfers import Move, Network
-from migrator.engine import clock
+from migrator.engine import clock, judging
 from migrator.engine.documents import FindingDocument, PlanDocument, PlannedGuest
 from migrator.engine.evacuation import Entry, Evacuation
 from migrator.engine.foretelling import PROBE_SECONDS, foreseen, no_end
+from migrator.engine.job import Job
 from migrator.engine.planner import Planner, request_of
 from migrator.errors import MigratorError, QemuError
 from migrator.ports import Qemu
@@ -33,6 +33,8 @@ _PROBE_ANSWER_SECONDS = 5.0
 _PLAN_HOLDS_SECONDS = 3600.0
 #: Guests asked at the same time.
 _ASKED_AT_A_TIME = 8
+#: Targets that are tried for one guest, each of which preflight may refuse.
+_TARGETS_TRIED = 6
 
 
 class Preview:
@@ -50,40 +52,32 @@ class Preview:
         made, targets = self._planned.get(host, (-_PLAN_HOLDS_SECONDS, {}))
         return dict(targets) if clock.now() - made < _PLAN_HOLDS_SECONDS else {}
 
-    async def plan(self, host: str, policy: str | None) -> PlanDocument:
-        """What :meth:`turn` would do with an evacuation of that host, and what speaks against it."""
+    async def plan(self, host: str, policy: str | None, accept: Sequence[str] = ()) -> PlanDocument:
+        """What :meth:`turn` would do with an evacuation of that host, and what speaks against it.
+
+        The host has just been looked at.
+        """
         engine = self._engine
-        await engine.inventory.look(host)
-        guests = engine.inventory.guests(host)
-        await self.probe(guests)
-        run = Evacuation(identifier="plan", host=host, policy=policy or "")
+        await self.probe(engine.inventory.guests(host))
+        run = Evacuation(identifier="plan", host=host, policy=policy or "", accept=accept)
         run.take(engine.inventory.guests(host))
-        fleet = engine.fleet(without=host)
-        wanting = run.wanting(0.0)
-        answers = place(fleet, [request_of(run, entry) for entry in wanting], engine.rules.placement)
+        targets, findings = await self._settle(run)
         planned: dict[str, PlannedGuest] = {}
         transfers = []
-        for entry in run.entries.values():
+        for key, entry in run.entries.items():
             guest, chosen = entry.guest, self._planner.policy_of(run, entry.guest)
-            answer = answers.get(guest.key)
-            target = None if answer is None or isinstance(answer, NoHost) else answer.host
+            target, reason = targets[key]
             if target is not None:
                 transfers.append(self._planner.transfer_of(guest, target, chosen))
-            planned[guest.key] = PlannedGuest(
-                guest=guest.key,
+            planned[key] = PlannedGuest(
+                guest=key,
                 guest_name=guest.name,
                 target=target,
-                reason=answer.reason if answer is not None else guest.obstacle,
+                reason=reason,
                 policy=chosen.name,
-                findings=[_obstacle(guest)] if guest.obstacle else [],
+                possible=target is not None and not judging.errors(findings.get(key, ())),
             )
         hosts = {each.name: each for each in engine.inventory.hosts()}
-        findings = await self._findings(list(run.entries.values()), planned, run)
-        for key, found in findings.items():
-            refused = [each for each in found if each.severity is Severity.ERROR and everywhere(each.code)]
-            if refused:
-                planned[key] = planned[key].model_copy(update={"target": None, "reason": refused[0].message})
-        transfers = [each for each in transfers if planned[each.guest].target is not None]
         self._planned[host] = (
             clock.now(),
             {key: each.target for key, each in planned.items() if each.target is not None},
@@ -95,11 +89,17 @@ class Preview:
             policy_of_it = self._planner.policy_of(run, guest)
             speed = Move(transfer, Network(hosts, links), links).speed
             seen = foreseen(guest, policy_of_it, transfer, speed)
+            ends = seen.verdict is not Verdict.CANNOT
             planned[guest.key] = planned[guest.key].model_copy(
-                update={"verdict": seen.verdict.value, "downtime_seconds": seen.downtime_seconds}
+                update={
+                    "verdict": seen.verdict.value,
+                    "downtime_seconds": seen.downtime_seconds,
+                    "possible": planned[guest.key].possible and ends,
+                }
             )
-            if seen.verdict is Verdict.CANNOT:
-                findings.setdefault(guest.key, []).append(_no_end(guest, policy_of_it, speed))
+            if not ends:
+                found = finding("does-not-converge", no_end(guest, policy_of_it, speed))
+                findings[guest.key] = (*findings.get(guest.key, ()), found)
         guests_planned = []
         for order, (key, expected) in enumerate(prediction.guests.items(), start=1):
             low, middle, high = (
@@ -118,61 +118,94 @@ class Preview:
         return PlanDocument(
             host=host,
             guests=[
-                each.model_copy(update={"findings": [*each.findings, *findings.get(each.guest, [])]})
+                each.model_copy(update={"findings": _documents(findings.get(each.guest, ()))})
                 for each in guests_planned
             ],
+            cannot_move=sum(not each.possible for each in guests_planned),
             takes_p10_seconds=prediction.makespan.p10,
             takes_p50_seconds=prediction.makespan.p50,
             takes_p90_seconds=prediction.makespan.p90,
             lower_bound_seconds=prediction.bound_seconds,
         )
 
-    async def _findings(
-        self, entries: Sequence[Entry], planned: dict[str, PlannedGuest], run: Evacuation
-    ) -> dict[str, list[FindingDocument]]:
-        engine, found = self._engine, dict[str, list[FindingDocument]]()
+    async def _settle(
+        self, run: Evacuation
+    ) -> tuple[dict[str, tuple[str | None, str]], dict[str, tuple[Finding, ...]]]:
+        """Of every guest the target, or none, with the reason; and what was found.
+
+        As the evacuation would: where preflight refuses a target, the guest is placed anew without it.
+        """
+        engine = self._engine
+        fleet = engine.fleet(without=run.host)
+        found: dict[str, tuple[Finding, ...]] = {}
+        targets: dict[str, tuple[str | None, str]] = {}
+        asked: set[tuple[str, str]] = set()
+        for key, entry in run.entries.items():
+            if under_way := self._job_of(entry.guest):
+                targets[key] = (
+                    None if under_way.state is State.HELD else under_way.target,
+                    f"its migration {under_way.id} is {under_way.state}",
+                )
+            elif entry.guest.obstacle:
+                targets[key], found[key] = (None, entry.guest.obstacle), judging.obstacle(entry.guest)
+        open_ = {key: entry for key, entry in run.entries.items() if key not in targets}
+        for _ in range(_TARGETS_TRIED):
+            requests = [request_of(run, entry) for entry in open_.values()]
+            answers = place(fleet, requests, engine.rules.placement)
+            for key, answer in answers.items():
+                targets[key] = (
+                    (None, answer.reason) if isinstance(answer, NoHost) else (answer.host, answer.reason)
+                )
+            new = [
+                (entry, target)
+                for key, entry in open_.items()
+                if (target := targets[key][0]) is not None and (key, target) not in asked
+            ]
+            asked |= {(entry.guest.key, target) for entry, target in new}
+            if not await self._ask(run, new, open_, targets, found):
+                break
+        return targets, found
+
+    async def _ask(
+        self,
+        run: Evacuation,
+        wanted: Sequence[tuple[Entry, str]],
+        open_: dict[str, Entry],
+        targets: dict[str, tuple[str | None, str]],
+        found: dict[str, tuple[Finding, ...]],
+    ) -> bool:
+        """Ask preflight of these; True where a guest has to be placed anew."""
         slots = asyncio.Semaphore(_ASKED_AT_A_TIME)
 
-        async def ask(entry: Entry, target: str) -> None:
-            job = engine.make_job(
-                entry.guest, target, self._planner.policy_of(run, entry.guest), announce=False
-            )
+        async def ask(entry: Entry, target: str) -> bool:
+            policy, key = self._planner.policy_of(run, entry.guest), entry.guest.key
+            job = self._engine.make_job(entry.guest, target, policy, accept=run.accept, announce=False)
             async with slots:
-                try:
-                    findings = await job.check_only()
-                except MigratorError as error:
-                    findings = (
-                        Finding(
-                            code="not-checked",
-                            severity=Severity.WARNING,
-                            message=str(error),
-                            remedy="look at it before the evacuation",
-                        ),
-                    )
-            found[entry.guest.key] = [FindingDocument(**asdict(each)) for each in errors_first(findings)]
+                answer = await job.check_only()
+            errors = judging.errors(answer)
+            if not errors:
+                found[key] = answer
+                return False
+            # What kept it from the hosts that were tried before stays said.
+            before = judging.errors(found.get(key, ()))
+            found[key] = errors_first([*before, *answer])
+            if judging.hopeless(errors):
+                targets[key] = (None, errors[0].message)
+                del open_[key]
+                return False
+            entry.excluded[target] = judging.in_one_line(errors)
+            return True
 
         async with asyncio.TaskGroup() as group:
-            for entry in entries:
-                target = planned[entry.guest.key].target
-                if target is not None and not self._has_job(entry.guest):
-                    group.create_task(ask(entry, target), name=f"check {entry.guest.key}")
-        return found
+            asked = [
+                group.create_task(ask(entry, target), name=f"check {entry.guest.key}")
+                for entry, target in wanted
+            ]
+        return any(task.result() for task in asked)
 
-    def _has_job(self, guest: Guest) -> bool:
-        return any(job.guest.key == guest.key and not job.ended for job in self._engine.jobs.values())
-
-    def against(self, guest: Guest, host: str) -> list[Finding]:
-        """What placement has against that host for this guest."""
-        return [
-            Finding(
-                code="placement",
-                severity=Severity.ERROR,
-                message=f"{each.constraint}: {each.text}",
-                remedy="choose another host, or change what keeps it from this one",
-            )
-            for each in check(self._engine.fleet(), Request(guest=guest), host)
-            if not each.fits
-        ]
+    def _job_of(self, guest: Guest) -> Job | None:
+        jobs = self._engine.jobs.values()
+        return next((job for job in jobs if job.guest.key == guest.key and not job.ended), None)
 
     async def probe(self, guests: Iterable[Guest]) -> None:
         """Measure how fast each guest dirties its memory, all at the same time; what cannot be asked is left out."""
@@ -194,7 +227,7 @@ class Preview:
 
         async with asyncio.TaskGroup() as group:
             for guest in guests:
-                if not guest.obstacle and not self._has_job(guest):
+                if not guest.obstacle and self._job_of(guest) is None:
                     group.create_task(measure(guest), name=f"probe {guest.key}")
 
 
@@ -210,14 +243,5 @@ async def _measure(source: Qemu) -> float | None:
         return None
 
 
-def _no_end(guest: Guest, policy: Policy, speed: float) -> FindingDocument:
-    return FindingDocument(**asdict(finding("does-not-converge", no_end(guest, policy, speed))))
-
-
-def _obstacle(guest: Guest) -> FindingDocument:
-    return FindingDocument(
-        code=guest.obstacle_code or "not-movable",
-        severity=Severity.ERROR,
-        message=guest.obstacle,
-        remedy="see docs/preflight.md",
-    )
+def _documents(findings: Sequence[Finding]) -> list[FindingDocument]:
+    return [FindingDocument(**asdict(each)) for each in findings]

@@ -8,11 +8,12 @@ from dataclasses import asdict
 from datetime import UTC, datetime
 from typing import Any
 
+from migrator.core.findings import errors_first
 from migrator.core.inventory import Guest, Host, HostState
-from migrator.core.model import Severity, State
+from migrator.core.model import Finding, State
 from migrator.core.placement import NoHost, Request, place
 from migrator.core.policy import Policy
-from migrator.engine import resolving
+from migrator.engine import judging, resolving
 from migrator.engine.commands import (
     Activate,
     Answer,
@@ -37,6 +38,7 @@ from migrator.engine.documents import (
     GuestStanding,
     HostDocument,
     MigrationDocument,
+    PlanDocument,
 )
 from migrator.engine.evacuation import Entry, Evacuation
 from migrator.engine.job import Job
@@ -65,7 +67,7 @@ class Verbs:
             await self._engine.inventory.first_look(_FIRST_LOOK_SECONDS)
         match command:
             case Plan():
-                return await self._engine.preview.plan(self._host(command.host).name, command.policy)
+                return await self._plan(command)
             case Check():
                 return await self._check(command)
         if self._engine.stopping:
@@ -107,10 +109,10 @@ class Verbs:
     async def _migrate(self, command: Migrate, caller: Caller, key: str) -> MigrationDocument:
         guest = await self._guest(command.guest)
         policy = self._policy_of(guest, command.policy)
-        if guest.obstacle:
-            raise Refusal("preflight", f"{guest.label} cannot be moved: {guest.obstacle}")
-        self._not_under_way(guest)
         self._known_codes(command.accept)
+        if found := judging.obstacle(guest):
+            raise _refusal(f"{guest.label} cannot be moved: {guest.obstacle}", found)
+        self._not_under_way(guest)
         target = self._target(guest, command.to)
         job = self._engine.make_job(
             guest, target, policy, accept=command.accept, by=caller.user, key=key, trace=caller.trace
@@ -122,11 +124,13 @@ class Verbs:
     def _target(self, guest: Guest, to: str | None) -> str:
         if to is not None and self._host(to).name == guest.host:
             raise Refusal("conflict", f"{guest.label} is on {to} already")
+        if to is not None and (found := judging.known(self._engine.fleet(), Request(guest=guest), to)):
+            raise _refusal(f"{guest.label} cannot move to {to}: {found[0].message}", found)
         answer = place(
             self._engine.fleet(), [Request(guest=guest, only=to or "")], self._engine.rules.placement
         )[guest.key]
         if isinstance(answer, NoHost):
-            raise Refusal("not-now", f"no host can take {guest.label}: {answer.reason}")
+            raise _refusal(f"no host can take {guest.label}: {answer.reason}", judging.nowhere(answer))
         return answer.host
 
     async def _evacuate(self, command: Evacuate, caller: Caller, key: str) -> EvacuationDocument:
@@ -266,19 +270,26 @@ class Verbs:
         policy = self._policy_of(guest, command.policy)
         # Its monitor would be in use by that: who asks then is told that a stranger holds it.
         self._not_under_way(guest)
-        job = self._engine.make_job(guest, host.name, policy, announce=False)
-        try:
-            findings = await job.check_only()
-        except MigratorError as error:
-            raise Refusal("not-now", str(error)) from error
-        from_placement = self._engine.preview.against(guest, host.name)
-        found = [*from_placement, *findings]
+        self._known_codes(command.accept)
+        known = judging.known(self._engine.fleet(), Request(guest=guest), host.name)
+        job = self._engine.make_job(guest, host.name, policy, accept=command.accept, announce=False)
+        found = errors_first([*known, *(await job.check_only() if host.up else ())])
         return CheckDocument(
             guest=guest.key,
             host=host.name,
-            possible=not any(each.severity is Severity.ERROR for each in found),
+            possible=not judging.errors(found),
             findings=[FindingDocument(**asdict(each)) for each in found],
         )
+
+    async def _plan(self, command: Plan) -> PlanDocument:
+        host = self._host(command.host)
+        self._known_codes(command.accept)
+        if command.policy is not None:
+            self._policy(command.policy)
+        host = await self._engine.inventory.look(host.name)
+        if not host.up:
+            raise Refusal("not-now", f"it cannot be emptied: {host.error}")
+        return await self._engine.preview.plan(host.name, command.policy, command.accept)
 
     # --- what commands need -------------------------------------------------------------------------------------------
 
@@ -338,3 +349,8 @@ class Verbs:
             await self._engine.keeper.now(*documents)
         except JournalError as error:
             raise Refusal("unavailable", f"it was not begun: {error}") from error
+
+
+def _refusal(message: str, findings: Sequence[Finding]) -> Refusal:
+    """Of preflight, at once."""
+    return Refusal("preflight", message, findings=[asdict(each) for each in findings])

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Coroutine
+from collections.abc import Coroutine
 from dataclasses import replace
 from typing import Any, Protocol, TypeVar
 
@@ -14,8 +14,8 @@ from migrator.core.findings import errors_first
 from migrator.core.host_case import Case
 from migrator.core.inventory import Guest, HostFacts
 from migrator.core.model import Finding
-from migrator.core.policy import Policy, builtin
-from migrator.errors import CommandFailed, HostError, UsageError
+from migrator.core.policy import Policy
+from migrator.errors import CommandFailed, HostError
 from migrator.hosts.access import Access
 from migrator.hosts.facts import read_facts
 from migrator.hosts.identify import Question, look, probe
@@ -144,15 +144,13 @@ class SiteChecks:
     """The same for hosts by their names, as a site asks for it.
 
     :param reach: the way to them.
-    :param policy: the policy of a guest; ``None``: the built-in of that name, if there is one.
     """
 
-    def __init__(self, reach: Reach, *, policy: Callable[[Guest], Policy | None] | None = None) -> None:
+    def __init__(self, reach: Reach) -> None:
         self._reach = reach
-        self._policy = policy or _builtin
         self._checks = HostChecks()
 
-    async def check(self, guest: Guest, source: Qemu, target: str) -> tuple[Finding, ...]:
+    async def check(self, guest: Guest, source: Qemu, target: str, policy: Policy) -> tuple[Finding, ...]:
         """As :meth:`migrator.ports.Site.check`."""
         here, there = await _both(self._facts(guest.host), self._facts(target))
         return await self._checks.check(
@@ -163,20 +161,13 @@ class SiteChecks:
             here=here,
             there=there,
             qemu=self._reach.config(target).qemu,
-            policy=self._policy(guest),
+            policy=policy,
         )
 
     async def _facts(self, host: str) -> HostFacts:
         config = self._reach.config(host)
         qemus = [config.qemu] if config.qemu else []
         return await read_facts(self._reach.access(host), address=config.address, qemus=qemus)
-
-
-def _builtin(guest: Guest) -> Policy | None:
-    try:
-        return builtin(guest.policy or "default")
-    except UsageError:
-        return None  # one of the configuration's: nothing is said about what it needs
 
 
 async def _both(first: Coroutine[Any, Any, T], second: Coroutine[Any, Any, T]) -> tuple[T, T]:

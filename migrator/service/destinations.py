@@ -5,13 +5,16 @@ from __future__ import annotations
 import asyncio
 import functools
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import replace
 from typing import Protocol
 
+from migrator.core.findings import Objected, finding
 from migrator.core.inventory import Guest
 from migrator.core.model import Finding, MigrationStatus, Process, RunState, Severity, View
-from migrator.errors import HostError, QemuError, Refused, Unreachable
+from migrator.core.policy import Policy
+from migrator.core.preflight import compare
+from migrator.errors import HostError, QemuError, Unreachable
 from migrator.hosts.access import Access
 from migrator.hosts.launch import Launcher, Nest, certainly
 from migrator.hosts.site_config import HostConfig
@@ -28,6 +31,8 @@ _GREETING_SECONDS = 2.0
 #: Seconds that one may be silent that is to be discarded; the way to it may have to be opened again.
 _ANSWER_SECONDS = 4.0
 _SHORT = 10.0
+#: What nobody's word makes possible: a file that was handed over cannot be opened from a command line.
+_NEVER = frozenset({"passed-descriptor"})
 
 # What has to be known of the target: is it the source's machine and network, which QEMUs and which paths are there.
 _SURVEY = """
@@ -76,24 +81,44 @@ class Destinations:
         self._reach = reach
         self._how = how
 
-    async def check(self, guest: Guest, source: Qemu, target: str) -> tuple[Finding, ...]:
+    def replicates(self, guest: Guest, target: str) -> bool:
+        """The guest's QEMU is started there by its command line, not by somebody else's."""
+        return self._how(guest, target).method is Method.REPLICATE
+
+    async def check(self, guest: Guest, source: Qemu, target: str, policy: Policy) -> tuple[Finding, ...]:
         """What speaks against starting it, and what will not be the same; starts nothing.
 
-        :raise HostError: the target cannot be asked, or has no QEMU.
-        :raise QemuError: the source cannot.
+        A QEMU that somebody else has started there is compared with the source already.
+
+        :raise HostError: the target cannot be asked.
+        :raise QemuError: the source, or the QEMU that shall wait there, cannot.
+        :raise UsageError: what is configured for the start cannot be used for this guest.
         """
         config = self._how(guest, target)
-        if config.method is not Method.REPLICATE:
-            return ()
         nest = Nest(run_directory="/run/migrator/guests/XXXXXX", log="/dev/null")
-        return (await self._replicate(_endpoint(source), target, config, nest)).findings
+        match config.method:
+            case Method.TEMPLATE:
+                fill(config.template, guest, nest)
+                return ()
+            case Method.ATTACHED:
+                waiting = await self._attach(guest, target, config)
+                try:
+                    return compare(await source.facts(), await waiting.qemu.facts(), policy)
+                finally:
+                    await waiting.qemu.close()
+        try:
+            return (await self._replicate(_endpoint(source), target, config, nest)).findings
+        except Objected as error:
+            return error.findings
 
-    async def start_destination(self, guest: Guest, source: Qemu, target: str, *, migration: str) -> Waiting:
+    async def start_destination(
+        self, guest: Guest, source: Qemu, target: str, *, migration: str, accepted: Sequence[str] = ()
+    ) -> Waiting:
         """Start the QEMU that the guest moves into, everything hot-plugged since its start included.
 
         After a failure nothing is left behind but the log of what was started; the error carries QEMU's own words.
 
-        :raise Refused: something of the guest cannot be had again there; says what, and what to do.
+        :raise Objected: something of the guest cannot be had again there; says what, and what to do.
         """
         end, config = _endpoint(source), self._how(guest, target)
         if config.method is Method.ATTACHED:
@@ -106,7 +131,7 @@ class Destinations:
                 argv, notes = fill(config.template, guest, nest), no_notes
             else:
                 replica = await self._replicate(end, target, config, nest)
-                _refuse(replica.findings)
+                _refuse(replica.findings, frozenset(accepted) - _NEVER)
                 argv, notes = replica.argv, replica.findings
         except BaseException:
             await certainly(launcher.remove(nest), name=f"remove {nest.run_directory}")
@@ -123,7 +148,8 @@ class Destinations:
                     run_directory=nest.run_directory,
                     same_files=not template,
                     same_machine=end.identity.get("boot_id") == qemu.identity.get("boot_id"),
-                )
+                ),
+                accepted,
             )
         except BaseException:
             await certainly(_undo(launcher, nest, qemu), name=f"clear {nest.run_directory}")
@@ -194,11 +220,9 @@ class Destinations:
     async def _replicate(self, source: Endpoint, target: str, config: LaunchConfig, nest: Nest) -> Replica:
         argv = source.process.arguments() if source.process is not None else []
         if not argv:
-            raise QemuError(
-                source.name,
-                "its command line cannot be read, so that no other can be started like it: run migrator with more "
-                "rights there, or configure a template",
-            )
+            text = f"{source.name}: its command line cannot be read, so that no other can be started like it"
+            remedy = "run migrator with more rights there, or configure a template"
+            raise Objected([finding("not-checked", text, remedy)])
         inventory = await take_inventory(source.monitor)
         live = inventory.live()
         if has_lost(argv, live):
@@ -219,7 +243,8 @@ class Destinations:
         boot, network, network_of_source, *binaries = answers[:5]
         if not any(binaries):
             named = f"{configured}, as configured" if configured else f"{argv[0]}, which the source runs"
-            raise HostError(target, f"there is no QEMU: no {named}; install it, or configure its path")
+            text, remedy = f"host {target}: there is no QEMU: no {named}", "install it, or configure its path"
+            raise Objected([finding("qemu-missing", text, remedy)])
         here = boot == source.identity.get("boot_id")
         states = dict(zip(wanted, answers[5:], strict=True))
         return replicate(
@@ -329,10 +354,10 @@ def _endpoint(source: Qemu) -> Endpoint:
     return source
 
 
-def _refuse(findings: tuple[Finding, ...]) -> None:
-    errors = [finding for finding in findings if finding.severity is Severity.ERROR]
-    if errors:
-        raise Refused("; ".join(f"{finding.message} ({finding.remedy})" for finding in errors))
+def _refuse(findings: tuple[Finding, ...], accepted: Collection[str]) -> None:
+    """:raise Objected: an error is among them that was not accepted."""
+    if any(each.severity is Severity.ERROR and each.code not in accepted for each in findings):
+        raise Objected(findings)
 
 
 async def _sees_to_wait(qemu: Endpoint) -> None:

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import asyncio
 from collections import Counter
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any, Protocol
 
 from migrator.core.inventory import Guest
 from migrator.core.model import Finding, RunState
+from migrator.core.policy import Policy
 from migrator.errors import HostError, MigratorError, Occupied, QemuError, Unreachable
 from migrator.hosts.access import Access
 from migrator.hosts.facts import read_facts
@@ -37,14 +38,16 @@ _ELSEWHERE = frozenset({RunState.INMIGRATE, RunState.FINISH_MIGRATE, RunState.PO
 class Checker(Protocol):
     """What hosts tell against a target; see :meth:`migrator.ports.Site.check`."""
 
-    async def check(self, guest: Guest, source: Qemu, target: str) -> tuple[Finding, ...]:
+    async def check(self, guest: Guest, source: Qemu, target: str, policy: Policy) -> tuple[Finding, ...]:
         """Changes nothing, starts nothing."""
 
 
 class Launcher(Protocol):
     """Starts and clears away QEMUs; see the calls of the same names of :class:`migrator.ports.Site`."""
 
-    async def start_destination(self, guest: Guest, source: Qemu, target: str, *, migration: str) -> Waiting:
+    async def start_destination(
+        self, guest: Guest, source: Qemu, target: str, *, migration: str, accepted: Sequence[str] = ()
+    ) -> Waiting:
         """Start the QEMU that the guest moves into."""
 
     async def abandon(self, host: str, *, migration: str) -> None:
@@ -265,13 +268,17 @@ class SiteHosts:
                 pass  # what its command line says will do
         return end
 
-    async def check(self, guest: Guest, source: Qemu, target: str) -> tuple[Finding, ...]:
+    async def check(self, guest: Guest, source: Qemu, target: str, policy: Policy) -> tuple[Finding, ...]:
         """See :class:`Checker`."""
-        return await self._checker.check(guest, source, target)
+        return await self._checker.check(guest, source, target, policy)
 
-    async def start_destination(self, guest: Guest, source: Qemu, target: str, *, migration: str) -> Waiting:
+    async def start_destination(
+        self, guest: Guest, source: Qemu, target: str, *, migration: str, accepted: Sequence[str] = ()
+    ) -> Waiting:
         """See :class:`Launcher`."""
-        return await self._launcher.start_destination(guest, source, target, migration=migration)
+        return await self._launcher.start_destination(
+            guest, source, target, migration=migration, accepted=accepted
+        )
 
     async def abandon(self, host: str, *, migration: str) -> None:
         """See :class:`Launcher`."""

@@ -2,13 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-
 from migrator.core.findings import errors_first
 from migrator.core.inventory import Guest
 from migrator.core.model import Finding
 from migrator.core.policy import Policy
-from migrator.errors import UsageError
 from migrator.hosts.access import Access
 from migrator.hosts.site_config import HostConfig, SshConfig, access
 from migrator.ports import Qemu
@@ -23,17 +20,17 @@ from migrator.settings.models import HostSettings
 class _Checks:
     """What hosts say against a target, and what starting a destination there would say."""
 
-    def __init__(
-        self, reach: Reach, destinations: Destinations, policy: Callable[[Guest], Policy | None]
-    ) -> None:
-        self._hosts = SiteChecks(reach, policy=policy)
+    def __init__(self, reach: Reach, destinations: Destinations) -> None:
+        self._hosts = SiteChecks(reach)
         self._destinations = destinations
 
-    async def check(self, guest: Guest, source: Qemu, target: str) -> tuple[Finding, ...]:
+    async def check(self, guest: Guest, source: Qemu, target: str, policy: Policy) -> tuple[Finding, ...]:
         """Changes nothing, starts nothing."""
-        found = await self._hosts.check(guest, source, target)
-        started = await self._destinations.check(guest, source, target)
+        found = await self._hosts.check(guest, source, target, policy)
+        started = await self._destinations.check(guest, source, target, policy)
         told = {each.code for each in started}
+        if not self._destinations.replicates(guest, target):
+            told.add("qemu-missing")  # which QEMU it will be is nothing that we choose
         return errors_first([*started, *(each for each in found if each.code not in told)])
 
 
@@ -86,11 +83,5 @@ def make_site(settings: Settings) -> SiteHosts:
     def how(_: Guest, host: str) -> LaunchConfig:
         return launch_config(settings.host(host))
 
-    def policy(guest: Guest) -> Policy | None:
-        try:
-            return settings.policy(guest.policy or settings.site.default_policy)
-        except UsageError:
-            return None
-
     destinations = Destinations(reach, how=how)
-    return SiteHosts(reach, checker=_Checks(reach, destinations, policy), launcher=destinations)
+    return SiteHosts(reach, checker=_Checks(reach, destinations), launcher=destinations)

@@ -23,6 +23,7 @@ from typing import Any
 from migrator.core.facts import Facts
 from migrator.core.inventory import Guest, Host, HostFacts
 from migrator.core.model import Finding, MigrationStatus, Process, RunState, View
+from migrator.core.policy import Policy
 from migrator.errors import CommandFailed, HostError, QemuError, Unreachable
 from migrator.ports import Event, HostLook, Settings, Tuning
 from migrator.testing.link import Link
@@ -385,6 +386,10 @@ class SimulatedSite:
         self.started: dict[str, int] = {}
         #: Findings by guest's name and host, as a check would give them.
         self.findings: dict[tuple[str, str], tuple[Finding, ...]] = {}
+        #: Why a check against a host fails, by its name.
+        self.unasked: dict[str, str] = {}
+        #: Of every check, the policy that it was asked about.
+        self.policies: list[str] = []
 
     def add_host(
         self, name: str, *, link: float = 1000 * MIB, memory_bytes: int = 64 << 30, **how: Any
@@ -504,11 +509,16 @@ class SimulatedSite:
                     return end
         raise QemuError(f"{host}:{socket}", "there is no QEMU")
 
-    async def check(self, guest: Guest, source: Any, target: str) -> tuple[Finding, ...]:
+    async def check(self, guest: Guest, source: Any, target: str, policy: Policy) -> tuple[Finding, ...]:
         self._up(target)
+        self.policies.append(policy.name)
+        if target in self.unasked:
+            raise HostError(target, self.unasked[target])
         return self.findings.get((guest.name, target), ())
 
-    async def start_destination(self, guest: Guest, source: Any, target: str, *, migration: str) -> _Waiting:
+    async def start_destination(
+        self, guest: Guest, source: Any, target: str, *, migration: str, accepted: Sequence[str] = ()
+    ) -> _Waiting:
         self.started[guest.key] = self.started.get(guest.key, 0) + 1
         host = self._up(target)
         await asyncio.sleep(host.start_seconds)

@@ -84,6 +84,11 @@ def test_plan_and_check(untouched: InThread):
     assert plan.returncode == 0, plan.stderr
     assert "alpha would be empty after 6.0 s" in plan.stdout
     assert document(typed(untouched, "plan", "alpha", "--json"))["host"] == "alpha"
+    stays = typed(untouched, "plan", "beta", "--accept", "a,b")
+    assert stays.returncode == 8, stays.stderr
+    assert "beta would not be empty: 1 of 2 guests cannot move; the others would be gone" in stays.stdout
+    assert "mail would stay: " in stays.stdout
+    assert document(typed(untouched, "plan", "beta", "--json"), 8)["cannot_move"] == 1
     assert "can move to beta" in typed(untouched, "check", "db", "--to", "beta").stdout
     refused = typed(untouched, "check", "mail", "--to", "alpha")
     assert refused.returncode == 3
@@ -106,6 +111,12 @@ def test_migrate_and_wait(service: InThread):
 def test_wait_with_json_prints_the_end_and_nothing_else(service: InThread):
     found = document(typed(service, "migrate", "db", "--wait", "--json"))
     assert found["state"] == "completed"
+
+
+def test_a_wait_for_what_preflight_refuses(service: InThread):
+    service.do(lambda world: (setattr(world, "end", State.FAILED), setattr(world, "refuses", True)))
+    for more in ((), ("--json",)):
+        assert typed(service, "migrate", "db", "--wait", *more).returncode == 3
 
 
 @pytest.mark.parametrize(

@@ -167,10 +167,10 @@ class TestFits:
 
         qemu = await start(lab, hosts)
         async with connected(qemu) as source:
-            found = await SiteChecks(Reach()).check(guest_of(qemu), source, "beta")
+            found = await SiteChecks(Reach()).check(guest_of(qemu), source, "beta", builtin("default"))
             assert {each.code for each in found} == ALWAYS
             with pytest.raises(HostError, match="gamma"):
-                await SiteChecks(Reach()).check(guest_of(qemu), source, "gamma")
+                await SiteChecks(Reach()).check(guest_of(qemu), source, "gamma", builtin("default"))
 
 
 class TestTarget:

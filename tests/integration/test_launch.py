@@ -17,6 +17,7 @@ from pathlib import Path
 import pytest
 
 from migrator.core.inventory import Guest
+from migrator.core.policy import builtin
 from migrator.errors import HostError, MigratorError, QemuError, Refused, UsageError
 from migrator.hosts.access import Output
 from migrator.hosts.launch import Nest, unit_command
@@ -195,7 +196,7 @@ class TestFailures:
         with pytest.raises(Refused, match=r"listens at port 50922.*on one machine"):
             await site.start(guest_of(qemu))
         assert site.left == []
-        findings = await site.destinations.check(guest_of(qemu), site.opened[-1], "beta")
+        findings = await site.destinations.check(guest_of(qemu), site.opened[-1], "beta", builtin("default"))
         assert [finding.code for finding in findings] == ["port-in-use"]
 
     async def test_being_cancelled(self, lab: Lab, site: Site) -> None:

@@ -6,7 +6,7 @@ import asyncio
 import contextlib
 import os
 import socket
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -15,6 +15,7 @@ import pytest
 
 from migrator.core.inventory import Guest
 from migrator.core.model import Finding, RunState
+from migrator.core.policy import Policy
 from migrator.errors import HostError, QemuError
 from migrator.hosts.local import LocalAccess
 from migrator.hosts.site_config import HostConfig, access
@@ -31,10 +32,12 @@ EVIL = "a 'b' \"c\" $(touch EVIL) `touch EVIL`\n; touch EVIL"
 class NobodyThere:
     """Stands where destinations are checked and started; nothing here does either."""
 
-    async def check(self, guest: Guest, source: Qemu, target: str) -> tuple[Finding, ...]:
+    async def check(self, guest: Guest, source: Qemu, target: str, policy: Policy) -> tuple[Finding, ...]:
         raise AssertionError
 
-    async def start_destination(self, guest: Guest, source: Qemu, target: str, *, migration: str) -> Waiting:
+    async def start_destination(
+        self, guest: Guest, source: Qemu, target: str, *, migration: str, accepted: Sequence[str] = ()
+    ) -> Waiting:
         raise AssertionError
 
     async def abandon(self, host: str, *, migration: str) -> None:

@@ -6,7 +6,7 @@ import asyncio
 import os
 import sys
 import time
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator, Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
@@ -15,6 +15,7 @@ import pytest
 
 from migrator.core.inventory import Guest
 from migrator.core.model import Finding, Process
+from migrator.core.policy import Policy
 from migrator.errors import HostError, QemuError, Unreachable
 from migrator.hosts.site_config import HostConfig, access
 from migrator.hosts.sockets import RemoteMonitor, literal
@@ -35,10 +36,12 @@ EVIL = "a 'b' \"c\" $(touch EVIL) `touch EVIL`\n; touch EVIL"
 class NobodyThere:
     """Stands where destinations are checked and started; nothing here does either."""
 
-    async def check(self, guest: Guest, source: Qemu, target: str) -> tuple[Finding, ...]:
+    async def check(self, guest: Guest, source: Qemu, target: str, policy: Policy) -> tuple[Finding, ...]:
         raise AssertionError
 
-    async def start_destination(self, guest: Guest, source: Qemu, target: str, *, migration: str) -> Waiting:
+    async def start_destination(
+        self, guest: Guest, source: Qemu, target: str, *, migration: str, accepted: Sequence[str] = ()
+    ) -> Waiting:
         raise AssertionError
 
     async def abandon(self, host: str, *, migration: str) -> None:

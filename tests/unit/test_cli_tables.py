@@ -62,9 +62,18 @@ def test_a_note_goes_on_below_instead_of_being_cut():
     assert " ".join(line[place:].strip() for line in lines[1:-1]) == note
     assert lines[-1].startswith("db")
     assert all(line[:place].strip() == "" for line in lines[2:-1])
-    endless = show.grid(show.GUESTS, [[*row[:7], "word " * 200]], width=80).plain.split("\n")
-    assert len(endless) < 10
-    assert endless[-1].endswith("…")
+
+
+@pytest.mark.parametrize("width", [20, 40, 80, 120])
+def test_reasons_are_never_cut_whatever_the_width(width: int):
+    why = " ".join(f"reason{n}" for n in range(60)) + " " + "x" * 300
+    row = ["1", "a-rather-long-name-of-a-guest", "nowhere", "1.0 s", "2.0 s", "300 ms", "must-finish", why]
+    shown = show.grid(show.PLAN, [row], width=width).plain
+    assert all(cell_len(line) <= width for line in shown.split("\n"))
+    assert "".join(why.split()) in "".join(shown.split())
+    host = ["alpha", "draining", "down", "3", "1.0 GiB", "2.0 GiB", "1.0 MiB/s", why]
+    shown = show.grid(show.HOSTS, [host], width=width).plain
+    assert "".join(why.split()) in "".join(shown.split())
 
 
 def test_the_state_of_a_token_fits_a_usual_terminal():

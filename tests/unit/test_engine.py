@@ -6,13 +6,14 @@ import asyncio
 import random
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
+from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from migrator.core.inventory import HostState
+from migrator.core.inventory import Guest, HostState
 from migrator.core.model import Finding, Severity, State
 from migrator.core.policy import builtin
 from migrator.engine.bus import Bus
@@ -72,10 +73,22 @@ class Held(StepRecords):
 class World:
     """A site and an engine that keeps it."""
 
-    def __init__(self, directory: Path, site: SimulatedSite | None = None) -> None:
+    def __init__(
+        self,
+        directory: Path,
+        site: SimulatedSite | None = None,
+        accept: Callable[[Any, Any], Any] = lambda findings, codes: findings,
+    ) -> None:
         self.site = site or SimulatedSite()
+        self.accept = accept
+        #: What the configuration says of every guest.
+        self.requires: dict[str, str] = {}
+        self.anti_affinity = ""
         self.journal = MemoryJournal()
         self.directory = directory
+
+    def _annotated(self, guest: Guest) -> Guest:
+        return replace(guest, requires=self.requires, anti_affinity=self.anti_affinity)
 
     @asynccontextmanager
     async def engine(self, *, killed: bool = False) -> AsyncIterator[Driver]:
@@ -90,6 +103,7 @@ class World:
         inventory = Inventory(
             [host.configured() for host in self.site.hosts.values()],
             site=self.site,
+            rules=self._annotated,
         )
         engine = Engine(
             inventory=inventory,
@@ -97,7 +111,7 @@ class World:
                 site=self.site,
                 records=records,
                 keep=keep,
-                accept=lambda findings, codes: findings,
+                accept=self.accept,
             ),
             keeper=keeper,
             bus=Bus(
