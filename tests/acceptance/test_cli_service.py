@@ -114,7 +114,8 @@ def test_wait_with_json_prints_the_end_and_nothing_else(service: InThread):
 
 
 def test_a_wait_for_what_preflight_refuses(service: InThread):
-    service.do(lambda world: (setattr(world, "end", State.FAILED), setattr(world, "refuses", True)))
+    service.do(lambda world: setattr(world, "end", State.FAILED))
+    service.do(lambda world: setattr(world, "refuses", True))
     for more in ((), ("--json",)):
         assert typed(service, "migrate", "db", "--wait", *more).returncode == 3
 
