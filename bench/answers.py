@@ -80,7 +80,7 @@ def _serve(path: Path) -> None:
             f"vm-{n}", host=f"s{n}", workload=steady(4096 * MIB, 90 * MIB), memory_bytes=8192 * MIB
         )
 
-    def simulated(_: Settings) -> SimulatedSite:
+    def simulated(_: Settings, **__: object) -> SimulatedSite:
         return site
 
     logs.configure()

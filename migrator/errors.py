@@ -12,6 +12,7 @@
         ├── Unreachable        no session: refused, no greeting, closed, broken
         │   ├── NobodyListens  there is no such socket, or no process listens at it any more
         │   └── Occupied       the socket accepts but never greets: another client holds it, or QEMU is stopped
+        ├── Driven             another controller drives it, or did and may wake up; nothing was changed
         ├── TimedOut           sent, not answered in time; QEMU MAY STILL CARRY IT OUT
         └── CommandFailed      QEMU answered with an error; it did not carry it out
 
@@ -69,6 +70,10 @@ class NobodyListens(Unreachable):
 
 class Occupied(Unreachable):
     """The socket accepts connections but nobody greets: another client holds it, or QEMU is stopped."""
+
+
+class Driven(QemuError):
+    """Another controller drives this QEMU, or did and may wake up. What was asked for was not done."""
 
 
 class TimedOut(QemuError):

@@ -10,6 +10,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from migrator.core.drivers import Driver
+
 #: Variables of the environment that a command which we start is given; secrets and what systemd told us are not.
 _CHILD_VARIABLES = frozenset(
     {"PATH", "HOME", "USER", "LOGNAME", "SHELL", "LANG", "LANGUAGE", "TZ", "TERM", "TMPDIR", "SSH_AUTH_SOCK"}
@@ -67,6 +69,44 @@ def is_gone(identity: Mapping[str, Any]) -> bool:
         return process.identity != dict(identity) or not process.alive
     finally:
         process.close()
+
+
+def own_process() -> dict[str, Any]:
+    """This process, so that others can tell whether it still lives; see :func:`is_gone_as_seen_here`."""
+    process = LocalProcess(os.getpid())
+    try:
+        return {**process.identity, "pid_namespace": _pid_namespace()}
+    finally:
+        process.close()
+
+
+def this_driver(program: str, *, controller: str) -> Driver:
+    """This process as the driver of QEMUs.
+
+    :param program: for people: ``migrator direct``.
+    :param controller: what stays the same when it is started again to go on with its work.
+    """
+    return Driver(
+        token=os.urandom(6).hex(),
+        controller=controller,
+        who=f"{program}, pid {os.getpid()} on {os.uname().nodename}",
+        process=own_process(),
+    )
+
+
+def is_gone_as_seen_here(process: Mapping[str, Any]) -> bool | None:
+    """Whether what :func:`own_process` once described is gone; ``None`` where that cannot be told.
+
+    Another boot may be another machine, and in another pid namespace a pid means somebody else.
+    """
+    known = {key: process.get(key) for key in ("pid", "start_time", "boot_id")}
+    if process.get("pid_namespace") != _pid_namespace() or known["boot_id"] != boot_id():
+        return None
+    return is_gone(known)
+
+
+def _pid_namespace() -> str:
+    return str(Path("/proc/self/ns/pid").readlink())
 
 
 class LocalProcess:

@@ -97,6 +97,19 @@ class Qemu(Protocol):
     async def facts(self) -> Facts:
         """What preflight compares; changes nothing."""
 
+    async def claim(self, migration: str) -> None:
+        """Mark it as driven by this controller, before anything of it is changed; what is ours already stays ours.
+
+        Every call that changes something does so by itself where it was not done before, and sees that the mark is
+        still there where the controller may have slept.
+
+        :param migration: what it is claimed for.
+        :raise Driven: another controller drives it, or did and may wake up.
+        """
+
+    async def release(self) -> None:
+        """Remove the mark; one that cannot be removed now hinders nobody once this controller has ended."""
+
     async def settings(self) -> Settings:
         """Capabilities and parameters as they are now."""
 

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import asyncio
 import inspect
+import os
 from collections import Counter
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from contextlib import asynccontextmanager
@@ -18,6 +19,7 @@ from dataclasses import replace
 from enum import StrEnum
 from typing import Any
 
+from migrator.core.drivers import Driver
 from migrator.core.model import MigrationStatus, Process, Severity, View
 from migrator.core.policy import Policy, builtin
 from migrator.engine.migration import Migration
@@ -25,6 +27,7 @@ from migrator.engine.patience import Patience
 from migrator.engine.result import Result, Status
 from migrator.errors import QemuError, TimedOut
 from migrator.qemu.address import Address
+from migrator.qemu.claim import Claim
 from migrator.qemu.endpoint import Endpoint
 from migrator.qemu.monitor import Monitor
 from migrator.store.records import FileRecord, unfinished
@@ -96,7 +99,8 @@ class CaughtEnd(Endpoint):
         fence_command: str | None = None,
     ) -> None:
         address = address or Address(kind="unix", path=str(qemu.qmp))
-        super().__init__(address, role=role, pid=pid, fence_command=fence_command)
+        driver = Driver(token=os.urandom(6).hex(), controller="under-test", who="a test")
+        super().__init__(address, role=role, pid=pid, fence_command=fence_command, driver=driver)
         self._qemu = qemu
         self._monitor = ImpatientMonitor(
             address,
@@ -105,6 +109,7 @@ class CaughtEnd(Endpoint):
             on_break=self._on_break,
             frozen=lambda: qemu.frozen,
         )
+        self._claim = Claim(self._monitor, driver, name=self.name)
         self._hooks: dict[str, Hook] = {}
         self._last = View(process=Process.ALIVE)
         #: How often each command was given.

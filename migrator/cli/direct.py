@@ -26,7 +26,7 @@ from migrator.core.policy import LastResort, Policy, Postcopy, builtin, from_fie
 from migrator.engine.migration import Migration
 from migrator.engine.result import Result, Status
 from migrator.errors import MigratorError, QemuError, RecordError, UsageError
-from migrator.machine import exists
+from migrator.machine import exists, this_driver
 from migrator.qemu import address
 from migrator.qemu.endpoint import Endpoint
 from migrator.store.experience import FileExperience
@@ -133,7 +133,9 @@ async def _between(
     listen = _listen(request.listen, there)
     left = await _left_by_another(str(here), str(there), screen, over_ssh)
     tls = _tls(request, here, there)
-    source = Endpoint(here, role="source", tls=tls, way=over_ssh.way(here))
+    record = left.record if left else FileRecord(os.urandom(6).hex())
+    driver = this_driver("migrator direct", controller=record.path.stem)
+    source = Endpoint(here, role="source", tls=tls, way=over_ssh.way(here), driver=driver)
     destination = Endpoint(
         there,
         role="destination",
@@ -141,6 +143,7 @@ async def _between(
         fence_command=request.fence_command,
         tls=tls,
         way=over_ssh.way(there),
+        driver=driver,
     )
 
     def show_status(status: Status) -> None:
@@ -151,7 +154,6 @@ async def _between(
         screen.decision(decision)
         recorder.decision(decision)
 
-    record = left.record if left else FileRecord(os.urandom(6).hex())
     migration = Migration(
         name=record.path.stem,
         source=source,

@@ -72,3 +72,5 @@ class Facts:
     incoming: str | None = None
     #: pid, where it is known.
     pid: int | None = None
+    #: Another controller that has marked it and may not be followed, for a person; empty where there is none.
+    driven_by: str = ""

@@ -58,6 +58,11 @@ SOURCE: Texts = {
         "the source is already migrating",
         "wait for that migration, or cancel it with the tool that began it",
     ),
+    "driven-elsewhere": (
+        "error",
+        "another controller drives this QEMU, as its mark there says: two that do would be in each other's way",
+        "wait for it; where it is dead for certain and cannot be seen from here: migrator direct --rescue --take-over",
+    ),
     "blocked": (
         "error",
         "QEMU itself says that it cannot migrate this guest now",

@@ -47,6 +47,7 @@ _MIGRATING = {
 def compare(source: Facts, destination: Facts, policy: Policy) -> tuple[Finding, ...]:
     """Every finding about moving the guest in `source` to `destination` under `policy`, errors first."""
     found = [*source_ready(source, policy), *_destination_ready(destination)]
+    found += _driven("destination", destination)
     if destination.run is RunState.INMIGRATE:
         found += [
             *_identity(source, destination),
@@ -63,6 +64,7 @@ def source_ready(source: Facts, policy: Policy | None = None) -> Iterator[Findin
 
     :param policy: without it that of the default is taken for what policies say.
     """
+    yield from _driven("source", source)
     if source.run is RunState.INMIGRATE:
         yield finding(
             "source-is-waiting",
@@ -94,6 +96,11 @@ def source_ready(source: Facts, policy: Policy | None = None) -> Iterator[Findin
             "remove what QEMU names, then try again",
         )
     yield from under_way.judge(source.under_way, policy.block_jobs if policy else BlockJobs.WAIT)
+
+
+def _driven(side: str, facts: Facts) -> Iterator[Finding]:
+    if facts.driven_by:
+        yield finding("driven-elsewhere", f"the {side} is driven by {facts.driven_by}")
 
 
 def _destination_ready(destination: Facts) -> Iterator[Finding]:

@@ -239,6 +239,7 @@ class Job:
         if await self._refuse(findings) or self._source is None:
             return False
         try:
+            await self._source.claim(self.id)  # before anything is started for it
             if self._unwanted():
                 return await self._fall_back(State.CANCELLED, "cancelled before it began")
             self._waiting = await self._means.site.start_destination(
@@ -281,7 +282,7 @@ class Job:
         self.started_at = datetime.now(UTC)
         try:
             self.result = await self._migration.run()
-        except RecordError as error:
+        except (RecordError, QemuError) as error:
             await self._fall_back(State.FAILED, str(error))
             return
         await self._close()
@@ -384,6 +385,8 @@ class Job:
 
     async def _fall_back(self, state: State, error: str) -> bool:
         """It ends before anything was changed; always False."""
+        if self._source is not None:
+            await self._source.release()
         if self._parked and state is State.CANCELLED and not self._cancelled:
             await self._let_go()  # stays queued for the next controller
             return False

@@ -34,7 +34,7 @@ from migrator.engine.prepare import UNLIMITED_BYTES_PER_SECOND, prepare, togethe
 from migrator.engine.result import Result, Status
 from migrator.engine.steering import Steering
 from migrator.engine.steps import Steps
-from migrator.errors import QemuError, TimedOut
+from migrator.errors import Driven, QemuError, TimedOut
 from migrator.ports import Experience, Qemu, Record, Settings, Tuning
 
 #: Two ends are not looked at in one instant, so what needs a person must show so many times in a row.
@@ -145,11 +145,17 @@ class Migration:
         whoever wants the migration cancelled calls :meth:`cancel`.
 
         :raise RecordError: the record could not be written; nothing was changed.
+        :raise QemuError: an end is driven by another controller, or cannot be marked; nothing was changed.
         """
         facts, settings = self._facts, self._steps.settings
         if facts is None or settings is None:
             raise RuntimeError("check() comes before run()")
-        await self._ledger.begin(self._what_was(facts, settings))
+        await self._claim()
+        try:
+            await self._ledger.begin(self._what_was(facts, settings))
+        except BaseException:
+            await self._release()
+            raise
         self._report(State.PREPARING)
         try:
             await self._prepare(settings)
@@ -157,6 +163,16 @@ class Migration:
             self._ledger.undo(State.FAILED, "it could not be prepared")
             self._observer.complain(str(error))
         return await self._drive()
+
+    async def _claim(self) -> None:
+        try:
+            await together(self._source.claim(self.result.id), self._destination.claim(self.result.id))
+        except BaseException:
+            await self._release()
+            raise
+
+    async def _release(self) -> None:
+        await together(self._source.release(), self._destination.release())
 
     async def take_up(
         self, facts: Mapping[str, Any], intent: Intent, *, began_ago_seconds: float = 0.0
@@ -271,6 +287,14 @@ class Migration:
                 self._observer.complain(str(error))  # it may have begun all the same: the next look tells
 
     async def _drive(self) -> Result:
+        try:
+            return await self._go_on()
+        except Driven as error:
+            self._observer.complain(str(error))
+            why = "another controller has taken it over: what it does with the guest is its own"
+            return await self._end(Next(step=Step.END, row="driven-elsewhere", why=why, state=State.HELD))
+
+    async def _go_on(self) -> Result:
         while True:
             source, destination, overdue = await self._observer.look(self._ledger.intent)
             self._last_source = source
@@ -332,6 +356,8 @@ class Migration:
             if self._postcopy_wanted and not self._ledger.intent.postcopy:
                 await self._steering.switch_to_postcopy("somebody asked for postcopy now")
             await self._steering.step(sample, self._abilities)
+        except Driven:
+            raise
         except QemuError as error:
             self._log.warning("steering failed", error=str(error))
             self._observer.complain(str(error))
@@ -379,6 +405,7 @@ class Migration:
             result.held_code = answer.row
             self._ledger.decide("held", answer.why)
         else:
+            await self._release()
             await self._ledger.end()
         self._report(result.state)
         return result

@@ -14,7 +14,7 @@ from migrator.engine.ledger import Ledger
 from migrator.engine.observer import Observer
 from migrator.engine.prepare import together
 from migrator.engine.result import Result
-from migrator.errors import CommandFailed, QemuError
+from migrator.errors import CommandFailed, Driven, QemuError
 from migrator.ports import Qemu, Settings
 
 #: So long putting the source's settings back is tried.
@@ -41,6 +41,7 @@ class Steps:
     async def take(self, answer: Next) -> bool:
         """Take one step. What QEMU answers is only a hint: the next look shows what became of it.
 
+        :raise Driven: another controller has taken an end over; nothing was done to it.
         :return: True when the migration is complete though the source could not be seen to end.
         """
         if answer.step in (Step.CANCEL, Step.FENCE_DESTINATION, Step.REVIVE, Step.RESUME, Step.RESTORE):
@@ -62,6 +63,8 @@ class Steps:
             if answer.step in _WORTH_TELLING and answer.row != "hand-over-again":
                 self._ledger.decide(answer.step, answer.why)
             await steps[answer.step]()
+        except Driven:
+            raise
         except QemuError as error:
             self._log.warning("step failed", step=answer.step, row=answer.row, error=str(error))
             self._observer.complain(str(error))

@@ -8,8 +8,10 @@ import ssl
 import time
 from collections import deque
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
+from migrator.core.drivers import Driver
 from migrator.core.facts import Facts
 from migrator.core.model import MigrationStatus, Process, RunState, View
 from migrator.errors import CommandFailed, HostError, QemuError, TimedOut, Unreachable
@@ -17,6 +19,7 @@ from migrator.machine import child_environment
 from migrator.ports import Event, GuestProcess, Settings, Tuning
 from migrator.qemu import features
 from migrator.qemu.address import Address, bracketed
+from migrator.qemu.claim import Claim
 from migrator.qemu.dirty_rate import DirtyRate
 from migrator.qemu.features import Features
 from migrator.qemu.hold import Hold
@@ -38,6 +41,8 @@ class Endpoint:
     :param fence_command: run to kill the process where we cannot; exit 0 must mean that it is dead for certain.
     :param way: to a monitor of another host; `address` is then for people alone.
     :param knocks: see :class:`~migrator.qemu.monitor.Monitor`.
+    :param driver: who drives it: QEMU is marked before it is changed, and not changed while another's mark is there.
+    :param by_force: a person has said that the controller which the mark names is dead, where that cannot be seen.
     """
 
     def __init__(
@@ -50,6 +55,8 @@ class Endpoint:
         tls: ssl.SSLContext | None = None,
         way: Way | None = None,
         knocks: Knocks | None = None,
+        driver: Driver | None = None,
+        by_force: bool = False,
     ) -> None:
         self.address = address
         self.name = f"{role} {address}"
@@ -69,6 +76,7 @@ class Endpoint:
         self._monitor = Monitor(
             address, name=self.name, on_event=self._on_event, on_break=self._on_break, tls=tls, knocks=knocks
         )
+        self._claim = Claim(self._monitor, driver, name=self.name, by_force=by_force)
 
     @property
     def monitor(self) -> Monitor:
@@ -187,6 +195,7 @@ class Endpoint:
             answer = look.result()
         except QemuError:
             return None
+        self._claim.heard()
         # An answer that was asked for before the last command, or long ago, may be older than what has happened since.
         stale = self._look_began <= self._monitor.commanded_at
         if stale or time.monotonic() - self._look_began > 2 * timeout:
@@ -226,17 +235,26 @@ class Endpoint:
         self._notify()
 
     async def facts(self) -> Facts:
-        facts, self._features = await asyncio.gather(
+        facts, self._features, driver = await asyncio.gather(
             read_facts(self._monitor, self._held.process),
             features.read(self._monitor, self._binary_identity()),
+            self._claim.other(),
         )
-        return facts
+        return replace(facts, driven_by=driver)
 
     def _binary_identity(self) -> str:
         return self._held.process.binary_identity() if self._held.process else ""
 
     def last_words(self) -> str:
         return self._held.process.last_words() if self._held.process else ""
+
+    # --- the right to change it ------------------------------------------------------------------------------------
+
+    async def claim(self, migration: str) -> None:
+        await self._claim.take(migration)
+
+    async def release(self) -> None:
+        await self._claim.release()
 
     # --- settings --------------------------------------------------------------------------------------------------
 
@@ -251,7 +269,7 @@ class Endpoint:
         )
 
     async def enable(self, capabilities: Mapping[str, bool]) -> None:
-        await self._monitor.execute(
+        await self._claim.execute(
             "migrate-set-capabilities",
             {"capabilities": [{"capability": name, "state": state} for name, state in capabilities.items()]},
         )
@@ -277,7 +295,7 @@ class Endpoint:
             }
             arguments["throttle-trigger-threshold"] = 100 if asleep else 1
         if arguments:
-            await self._monitor.execute("migrate-set-parameters", arguments)
+            await self._claim.execute("migrate-set-parameters", arguments)
 
     async def restore(self, settings: Settings) -> None:
         now = await self.settings()
@@ -287,7 +305,7 @@ class Endpoint:
             if name in now.parameters and now.parameters[name] != value
         }
         if changed:
-            await self._monitor.execute("migrate-set-parameters", changed)
+            await self._claim.execute("migrate-set-parameters", changed)
         switched = {
             name: state
             for name, state in settings.capabilities.items()
@@ -299,15 +317,20 @@ class Endpoint:
     # --- steps -----------------------------------------------------------------------------------------------------
 
     async def listen(self, uri: str) -> str:
+        run = RunState((await self._monitor.execute("query-status")).get("status", "other"))
+        if run is not RunState.INMIGRATE:  # "stop" would halt a guest that runs there
+            raise CommandFailed(
+                self.name, "stop", "GenericError", f"it does not wait for a guest (it is {run})"
+            )
         # Disarms a destination that was started without -S: in inmigrate this clears its autostart.
-        await self._monitor.execute("stop")
+        await self._claim.execute("stop")
         arguments: dict[str, Any] = {"uri": uri}
         if self._features is None:
             self._features = await features.read(self._monitor, self._binary_identity())
         if self._features.takes("migrate-incoming", "exit-on-error"):
             arguments["exit-on-error"] = False  # it stays to tell why it failed
         try:
-            await self._monitor.execute("migrate-incoming", arguments)
+            await self._claim.execute("migrate-incoming", arguments)
         except CommandFailed as error:  # QEMU does not always say which address it could not have
             raise CommandFailed(
                 self.name, f"migrate-incoming {uri}", error.error_class, error.description
@@ -323,7 +346,7 @@ class Endpoint:
         raise CommandFailed(self.name, "migrate-incoming", "GenericError", f"it never listened at {uri}")
 
     async def migrate(self, uri: str) -> None:
-        await self._monitor.execute("migrate", {"uri": uri})
+        await self._claim.execute("migrate", {"uri": uri})
 
     async def start_dirty_rate(self, period_seconds: float, *, exact: bool = False) -> None:
         await self._dirty_rate.start(self._monitor, period_seconds, exact=exact)
@@ -332,28 +355,30 @@ class Endpoint:
         return await self._dirty_rate.read(self._monitor)
 
     async def start_postcopy(self) -> None:
-        await self._monitor.execute("migrate-start-postcopy")
+        await self._claim.execute("migrate-start-postcopy")
 
     async def switch(self) -> None:
-        await self._monitor.execute("migrate-continue", {"state": "pre-switchover"})
+        await self._claim.execute("migrate-continue", {"state": "pre-switchover"})
 
     async def cancel(self) -> None:
+        await self._claim.refuse_another()
         try:
             await self._monitor.execute("migrate_cancel", timeout=2.0)
         except TimedOut:
             await self._monitor.execute("yank", {"instances": [{"type": "migration"}]}, oob=True)
 
     async def cont(self) -> None:
-        await self._monitor.execute("cont")
+        await self._claim.execute("cont")
 
     async def stop(self) -> None:
-        await self._monitor.execute("stop")
+        await self._claim.execute("stop")
 
     async def announce(self) -> None:
         # The values that QEMU itself announces with by default: 5 rounds, 50 ms apart at first, 550 ms at most.
-        await self._monitor.execute("announce-self", {"initial": 50, "max": 550, "rounds": 5, "step": 100})
+        await self._claim.execute("announce-self", {"initial": 50, "max": 550, "rounds": 5, "step": 100})
 
     async def quit(self, *, timeout: float = 5.0) -> bool:
+        await self._claim.refuse_another()
         self._quitting = True
         began = time.monotonic()
         try:
@@ -374,6 +399,7 @@ class Endpoint:
         return self._held.gone or await self.fence()
 
     async def fence(self) -> bool:
+        await self._claim.refuse_another()
         self._quitting = True
         if self._held.process is not None:
             return await self._held.process.kill(10.0)

@@ -34,7 +34,7 @@ async def read(monitor: Monitor, *names: str, timeout: float = 5.0) -> dict[str,
     return {name: text for name, text in zip(names, found, strict=True) if text is not None}
 
 
-async def add(monitor: Monitor, name: str, text: str) -> bool:
+async def add(monitor: Monitor, name: str, text: str, *, timeout: float = 5.0) -> bool:
     """Add a mark; False where there is one of that name, and then nothing has changed.
 
     :param name: letters, digits, ``-``, ``.`` and ``_``.
@@ -42,21 +42,23 @@ async def add(monitor: Monitor, name: str, text: str) -> bool:
     :raise QemuError: it cannot be asked; the mark may have been added.
     """
     try:
-        await monitor.execute("object-add", {"qom-type": _TYPE, "id": f"{PREFIX}{name}", _TEXT: text})
+        await monitor.execute(
+            "object-add", {"qom-type": _TYPE, "id": f"{PREFIX}{name}", _TEXT: text}, timeout=timeout
+        )
     except CommandFailed:
-        if await read(monitor, name):
+        if await read(monitor, name, timeout=timeout):
             return False
         raise
     return True
 
 
-async def remove(monitor: Monitor, name: str) -> None:
+async def remove(monitor: Monitor, name: str, *, timeout: float = 5.0) -> None:
     """Remove a mark; one that is not there is no error.
 
     :raise QemuError: it cannot be asked; the mark may have been removed.
     """
     try:
-        await monitor.execute("object-del", {"id": f"{PREFIX}{name}"})
+        await monitor.execute("object-del", {"id": f"{PREFIX}{name}"}, timeout=timeout)
     except CommandFailed:
-        if await read(monitor, name):
+        if await read(monitor, name, timeout=timeout):
             raise

@@ -33,6 +33,7 @@ from migrator.errors import JournalError, MigratorError, UsageError
 from migrator.http.app import create_app
 from migrator.http.limits import Limits as HttpLimits
 from migrator.http.server import Servers, Tcp, UnixSocket
+from migrator.machine import this_driver
 from migrator.metrics import Metrics, Probes
 from migrator.mqtt import Mqtt
 from migrator.mqtt.replies import Begun
@@ -44,7 +45,7 @@ from migrator.service.site_parts import make_site
 from migrator.settings import Settings, traces
 from migrator.store.experience import FileExperience
 from migrator.store.journal import SqlJournal
-from migrator.store.step_records import StepRecords
+from migrator.store.step_records import StepRecords, controller_id
 from migrator.tls import File, server_context
 from migrator.tracing import Tracing
 
@@ -96,11 +97,13 @@ async def serve(path: Path | None, *, drain: bool = False) -> None:
 @asynccontextmanager
 async def _running(settings: Settings, path: Path | None) -> AsyncIterator[Engine]:
     log = logs.logger(site=settings.site.name)
-    site = make_site(settings)
     async with (
         contextlib.AsyncExitStack() as stack,
         await SqlJournal.open(settings.store.path) as journal,
     ):
+        directory = settings.store.path.parent
+        who = f"migrator serve, site {settings.site.name}"
+        site = make_site(settings, driver=this_driver(who, controller=controller_id(directory)))
         stack.push_async_callback(site.close)
         last, sequences = await journal.positions()
         bus = Bus(
@@ -112,7 +115,6 @@ async def _running(settings: Settings, path: Path | None) -> AsyncIterator[Engin
         async def keep(job: Job) -> None:
             await keeper.now(("migration", job.journalled()))
 
-        directory = settings.store.path.parent
         inventory = Inventory(
             settings.inventory(),
             site=site,

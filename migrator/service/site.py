@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any, Protocol
 
+from migrator.core.drivers import Driver
 from migrator.core.inventory import Guest
 from migrator.core.model import Finding, RunState
 from migrator.core.policy import Policy
@@ -75,10 +76,14 @@ class Reach:
     """Every host, how to reach it, and the monitors that this controller holds open.
 
     :param hosts: by name: the way to it and what is configured of it.
+    :param driver: who marks the QEMUs that are changed; ``None`` for whoever changes none.
     """
 
-    def __init__(self, hosts: Mapping[str, tuple[Access, HostConfig]]) -> None:
+    def __init__(
+        self, hosts: Mapping[str, tuple[Access, HostConfig]], *, driver: Driver | None = None
+    ) -> None:
         self._hosts = dict(hosts)
+        self._driver = driver
         #: Role of every monitor held open, by host and path of its socket.
         self.held: dict[tuple[str, str], str] = {}
 
@@ -115,7 +120,7 @@ class Reach:
         def let_go() -> None:
             self.held.pop(key, None)
 
-        return _OpenEndpoint(address, role=role, way=way, on_close=let_go)
+        return _OpenEndpoint(address, role=role, way=way, driver=self._driver, on_close=let_go)
 
     async def open(
         self,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from migrator.core.drivers import Driver
 from migrator.core.findings import errors_first
 from migrator.core.inventory import Guest
 from migrator.core.model import Finding
@@ -72,13 +73,16 @@ def launch_config(host: HostSettings) -> LaunchConfig:
     )
 
 
-def make_site(settings: Settings) -> SiteHosts:
-    """Everything the engine asks of hosts; nothing is connected yet."""
+def make_site(settings: Settings, *, driver: Driver | None = None) -> SiteHosts:
+    """Everything the engine asks of hosts; nothing is connected yet.
+
+    :param driver: who marks the QEMUs that are changed.
+    """
     ways: dict[str, tuple[Access, HostConfig]] = {}
     for host in settings.hosts:
         config = host_config(host, settings)
         ways[host.name] = (access(config), config)
-    reach = Reach(ways)
+    reach = Reach(ways, driver=driver)
 
     def how(_: Guest, host: str) -> LaunchConfig:
         return launch_config(settings.host(host))

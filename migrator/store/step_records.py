@@ -8,13 +8,32 @@ from __future__ import annotations
 
 import asyncio
 import json
+import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from migrator.core.situation import Intent
+from migrator.errors import RecordError
 from migrator.ports import Record
 from migrator.store.records import FileRecord, Unfinished
+
+
+def controller_id(directory: Path) -> str:
+    """What stays the same for as long as the journal in that directory is used: by it QEMUs are marked.
+
+    :raise RecordError: it cannot be read or written.
+    """
+    path = directory / "controller"
+    try:
+        if not path.exists():
+            beginning = path.with_suffix(".new")
+            beginning.write_text(os.urandom(8).hex(), encoding="ascii")
+            beginning.replace(path)
+        return path.read_text(encoding="ascii").strip()
+    except (OSError, UnicodeError) as error:
+        why = error.strerror if isinstance(error, OSError) else "it is damaged: delete it"
+        raise RecordError(f"the controller's id {path} cannot be had: {why}") from error
 
 
 class StepRecords:

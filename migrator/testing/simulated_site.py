@@ -305,6 +305,12 @@ class SimulatedQemu:
             raise CommandFailed(self.name, command, "GenericError", "there is no migration")
         return self.stream.simulator
 
+    async def claim(self, migration: str) -> None:
+        self._reach()
+
+    async def release(self) -> None:
+        pass
+
     async def start_postcopy(self) -> None:
         self._moving("migrate-start-postcopy").start_postcopy()
 

@@ -1,0 +1,57 @@
+"""Who drives a QEMU: what its mark says, and who may follow whom. Pure."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+#: Name of the mark; a QEMU has one at the most.
+MARK = "driver"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Driver:
+    """One controller, as it marks every QEMU that it is about to change."""
+
+    #: Of this life of the controller and no other.
+    token: str
+    #: Stays the same over restarts: whoever has the same journal, or takes up the same record.
+    controller: str
+    #: For people: ``migrator direct, pid 4711 on host-a``.
+    who: str
+    #: Tells its process from any other, for ever; see :func:`migrator.machine.own_process`.
+    process: Mapping[str, Any] = field(default_factory=dict)
+    #: The migration that it drives; empty where it only looks after what another has left.
+    migration: str = ""
+
+    def text(self) -> str:
+        """As the mark has it."""
+        return json.dumps(asdict(self), sort_keys=True)
+
+    @classmethod
+    def read(cls, text: str) -> Driver:
+        """What :meth:`text` gave; of a mark that this version cannot read nobody is known but that he is there."""
+        try:
+            return cls(**json.loads(text))
+        except (TypeError, ValueError):
+            return cls(token=text, controller="", who="another version of migrator")
+
+    def __str__(self) -> str:
+        return self.who + (f" (migration {self.migration})" if self.migration else "")
+
+
+def may_follow(mine: Driver, other: Driver, *, other_is_gone: bool | None) -> bool:
+    """Whether a mark of `other` may be replaced by one of `mine`.
+
+    Yes where it is the same controller after a restart, or one whose process is proven dead. A controller that is only
+    silent, or stopped, may wake up and go on at any time.
+
+    :param other_is_gone: ``None`` where that cannot be told from here.
+    """
+    if other.token == mine.token:
+        return True
+    if other.controller and other.controller == mine.controller:
+        return other_is_gone is not False
+    return other_is_gone is True

@@ -1,0 +1,167 @@
+"""The right to change a QEMU: one controller has it at a time, and its mark says who.
+
+Whoever is about to change a QEMU adds the mark first. Of two who do so at once one fails, as no QEMU has two marks of
+one name. A mark is taken over only by the rule of :func:`migrator.core.drivers.may_follow`; who takes one over holds a
+mark of that name first, so that of several who see the same dead owner one alone replaces him.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import time
+from collections.abc import Mapping
+from dataclasses import replace
+from typing import Any
+
+from migrator.core.drivers import MARK, Driver, may_follow
+from migrator.errors import Driven, QemuError
+from migrator.machine import is_gone_as_seen_here
+from migrator.qemu import marks
+from migrator.qemu.monitor import Monitor
+
+#: A mark that comes and goes under our hands is read so often.
+_TRIES = 10
+#: Whoever has not heard of a QEMU for so long may have slept while another took it over.
+_SLEPT_SECONDS = 1.0
+
+
+class Claim:
+    """What one controller may do with one QEMU: nothing that changes it before it has the mark.
+
+    :param driver: who claims it; ``None`` for whoever does without marks.
+    :param name: of the end, for messages.
+    :param by_force: a person has said that whoever the mark names is dead, where that cannot be seen from here.
+    """
+
+    def __init__(self, monitor: Monitor, driver: Driver | None, *, name: str, by_force: bool = False) -> None:
+        self._monitor = monitor
+        self._driver = driver
+        self._name = name
+        self._by_force = by_force
+        #: The mark was ours when it was last looked at.
+        self._held = False
+        #: Who took it over while we slept; nothing is sent any more, even when they have gone.
+        self._lost = ""
+        self._heard_at = 0.0
+
+    def heard(self) -> None:
+        """QEMU has answered just now."""
+        self._heard_at = time.monotonic()
+
+    async def execute(self, command: str, arguments: Mapping[str, Any] | None = None) -> Any:
+        """A command that changes something, with :meth:`ensure` before it.
+
+        :raise Driven: another drives it; the command was not sent.
+        :raise QemuError: see :meth:`migrator.qemu.monitor.Monitor.execute`.
+        """
+        await self.ensure()
+        return await self._monitor.execute(command, arguments)
+
+    async def ensure(self, *, timeout: float = 5.0) -> None:
+        """See to it that QEMU has our mark; after a time in which we may have slept, that it has it still.
+
+        :raise Driven: another drives it.
+        :raise QemuError: it cannot be asked.
+        """
+        if not self._held:
+            await self.take(timeout=timeout)
+        elif time.monotonic() - self._heard_at > _SLEPT_SECONDS:
+            await self.verify(timeout=timeout)
+
+    async def refuse_another(self) -> None:
+        """As :meth:`ensure`, for what has to be possible at a QEMU that does not answer, too.
+
+        :raise Driven: another drives it.
+        """
+        try:
+            await self.ensure(timeout=1.0)
+        except Driven:
+            raise
+        except QemuError:
+            pass
+
+    async def take(self, migration: str = "", *, timeout: float = 5.0) -> None:
+        """Add the mark, or take it over by rule; one that is ours already is left as it is.
+
+        :param migration: what it is claimed for.
+        :param timeout: seconds that each question may take.
+        :raise Driven: another has it.
+        :raise QemuError: QEMU cannot be asked, or cannot have marks.
+        """
+        if self._driver is None:
+            return
+        if self._lost:
+            raise Driven(self._name, self._lost)
+        if migration:
+            self._driver = replace(self._driver, migration=migration)
+        await self._take(self._driver, MARK, timeout)
+        self._held = True
+        self.heard()
+
+    async def verify(self, *, timeout: float = 5.0) -> None:
+        """See that the mark is still ours.
+
+        :raise Driven: it is not.
+        :raise QemuError: QEMU cannot be asked.
+        """
+        if self._driver is None:
+            return
+        found = (await marks.read(self._monitor, MARK, timeout=timeout)).get(MARK)
+        self.heard()
+        if found is None or Driver.read(found).token != self._driver.token:
+            self._held = False
+            whose = f"it is marked by {Driver.read(found)}" if found is not None else "its mark was removed"
+            self._lost = f"another controller has taken it over: {whose}"
+            raise Driven(self._name, self._lost)
+
+    async def release(self) -> None:
+        """Remove the mark if it is ours; where that fails it stays, and is taken over by rule."""
+        if self._driver is None or not self._held:
+            return
+        self._held = False
+        with contextlib.suppress(QemuError):
+            found = (await marks.read(self._monitor, MARK, timeout=1.0)).get(MARK)
+            if found is not None and Driver.read(found).token == self._driver.token:
+                await marks.remove(self._monitor, MARK)
+
+    async def other(self) -> str:
+        """Who else has it and may not be followed, for a person; empty where nobody has.
+
+        :raise QemuError: QEMU cannot be asked.
+        """
+        if self._driver is None:
+            return ""
+        found = (await marks.read(self._monitor, MARK)).get(MARK)
+        return self._in_the_way(self._driver, Driver.read(found)) if found is not None else ""
+
+    def _in_the_way(self, mine: Driver, other: Driver) -> str:
+        gone = is_gone_as_seen_here(other.process)
+        if may_follow(mine, other, other_is_gone=True if gone is None and self._by_force else gone):
+            return ""
+        return f"{other}, which " + ("is alive" if gone is False else "cannot be seen from here")
+
+    async def _take(self, mine: Driver, mark: str, timeout: float) -> None:
+        text = mine.text()
+        for _ in range(_TRIES):
+            if await marks.add(self._monitor, mark, text, timeout=timeout):
+                return
+            found = (await marks.read(self._monitor, mark, timeout=timeout)).get(mark)
+            if found is None:
+                continue  # it has just been removed
+            other = Driver.read(found)
+            if other.token == mine.token:
+                return
+            if why := self._in_the_way(mine, other):
+                raise Driven(self._name, f"it is driven by {why}")
+            turn = f"{mark}-after-{hashlib.sha256(found.encode()).hexdigest()[:16]}"
+            await self._take(mine, turn, timeout)
+            try:
+                if (await marks.read(self._monitor, mark, timeout=timeout)).get(mark) == found:
+                    await marks.remove(self._monitor, mark, timeout=timeout)
+                    if await marks.add(self._monitor, mark, text, timeout=timeout):
+                        return
+            finally:
+                with contextlib.suppress(QemuError):
+                    await marks.remove(self._monitor, turn, timeout=timeout)
+        raise Driven(self._name, "its mark changes hands again and again: other controllers are at it")
