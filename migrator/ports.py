@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 from migrator.core.facts import Facts
 from migrator.core.model import Finding, View
 from migrator.core.situation import Intent
+from migrator.core.under_way import Busy
 
 if TYPE_CHECKING:  # of what `migrator direct` does not need, nor loads
     from migrator.core.inventory import Guest, HostFacts
@@ -96,6 +97,15 @@ class Qemu(Protocol):
 
     async def facts(self) -> Facts:
         """What preflight compares; changes nothing."""
+
+    async def busy(self) -> Busy:
+        """Jobs and exports of the guest's disks that are at work now: they do not survive a move.
+
+        Opens the session again after :meth:`rest`.
+        """
+
+    async def rest(self) -> None:
+        """Let others have the monitor for a while; the process stays held."""
 
     async def claim(self, migration: str) -> None:
         """Mark it as driven by this controller, before anything of it is changed; what is ours already stays ours.

@@ -178,6 +178,7 @@ async def _between(
             result = await migration.take_up(left.facts, left.intent)
         else:
             await _connect_both(source, destination)
+            await migration.come_to_rest()
             findings = await migration.check()
             if any(finding.severity is Severity.ERROR for finding in findings):
                 result = migration.result

@@ -307,7 +307,8 @@ _RUNGS = {"throttle": "throttling", "start-postcopy": "postcopy", "pause": "a pa
 
 def figures(one: Document) -> str:
     """What moves, in one line, what matters most first: ``round 2, 96.0 MiB left, 3.0 s to go, stream 100.0 MiB/s``."""
-    parts = [f"round {one['round']}"] if one["round"] else []
+    parts = [f"waits for {one['waiting_for']} to end"] if one.get("waiting_for") else []
+    parts += [f"round {one['round']}"] if one["round"] else []
     if one["remaining_bytes"] is not None:
         parts.append(f"{show_bytes(one['remaining_bytes'])} left")
     if text := forecast(one):

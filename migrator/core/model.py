@@ -11,6 +11,8 @@ class State(StrEnum):
 
     #: Waits for its turn.
     QUEUED = "queued"
+    #: Something has to come first: a job on its disks has to end. Nothing is changed meanwhile.
+    WAITING = "waiting"
     #: Both ends are being set up; the guest notices nothing.
     PREPARING = "preparing"
     #: Memory is copied while the guest runs.

@@ -84,6 +84,13 @@ class Policy:
                 "each other: no round is waited for that throttling could shorten; set max_throttle=0"
             )
 
+    def after(self, waited_seconds: float) -> Policy:
+        """This policy with so much less time, at least a second."""
+        limit = self.max_duration_seconds
+        if limit is None or not waited_seconds:
+            return self
+        return replace(self, max_duration_seconds=max(1.0, limit - waited_seconds))
+
     def but(
         self,
         *,

@@ -69,6 +69,8 @@ class MigrationDocument(Document):
     state: State
     #: With ``failed``: preflight refused it, and nothing was changed; see ``findings``.
     refused: bool = False
+    #: With ``waiting``: what has to end first, in a few words.
+    waiting_for: str = ""
     mode: Mode = Mode.PRECOPY
     #: The evacuation it belongs to.
     evacuation: str | None = None

@@ -27,6 +27,7 @@ from migrator.engine.documents import (
 )
 from migrator.engine.job_means import Means, Place
 from migrator.engine.migration import Migration
+from migrator.engine.quiet import Quiet
 from migrator.engine.result import Result, Status
 from migrator.errors import HostError, MigratorError, QemuError, RecordError
 from migrator.ports import Qemu, Record, Waiting
@@ -99,6 +100,8 @@ class Job:
         self.key = key
         #: What it was asked for as part of.
         self.trace = trace
+        #: With ``waiting``: what has to end first.
+        self.waiting_for = ""
         #: Both ends are set up; it waits for :meth:`admit`.
         self.ready = False
         #: Its turn has come: the links are its own from now on, though it may be looked at and written down first.
@@ -125,7 +128,7 @@ class Job:
     @property
     def preparing(self) -> bool:
         """Holds no transfer slot yet."""
-        return self.state in (State.QUEUED, State.PREPARING)
+        return self.state in (State.QUEUED, State.WAITING, State.PREPARING)
 
     @property
     def copies(self) -> bool:
@@ -198,16 +201,39 @@ class Job:
         finally:
             self.ready = False
         try:
+            waited = await self._come_to_rest()
             if self._unwanted():
                 await self._fall_back(State.CANCELLED, "cancelled before it began")
                 return
-            if clock.now() - since > _STALE_SECONDS and await self._refuse(await self._look_again()):
+            if (waited or clock.now() - since > _STALE_SECONDS) and await self._refuse(
+                await self._look_again()
+            ):
                 return
             await self._means.keep(self)  # where the destination is, before the source is touched
         except MigratorError as error:
             await self._fall_back(State.FAILED, str(error))
             return
         await self.transfer()
+
+    async def _come_to_rest(self) -> bool:
+        """Wait for jobs and exports on the guest's disks as the policy says; whether there was something to wait for.
+
+        :raise Refused: they do not end in time.
+        """
+        if self._source is None:
+            return False
+        quiet = Quiet(self._source, self.policy, unwanted=self._unwanted, tell=self._tell_waiting)
+        try:
+            await quiet.come()
+        finally:
+            self.policy = self.policy.after(quiet.waited_seconds)
+            if self._migration is not None:
+                self._migration.govern(self.policy)
+        return quiet.waited_seconds > 0
+
+    def _tell_waiting(self, what: str) -> None:
+        self.waiting_for = what
+        self._enter(State.WAITING if what else State.PREPARING)
 
     async def _look_again(self) -> list[Finding]:
         again = await self._migration.check() if self._migration is not None else ()
@@ -239,6 +265,10 @@ class Job:
         if await self._refuse(findings) or self._source is None:
             return False
         try:
+            if await self._come_to_rest():
+                findings = await judging.seen(self._means, self.guest, self._source, self.target, self.policy)
+                if await self._refuse(findings):
+                    return False
             await self._source.claim(self.id)  # before anything is started for it
             if self._unwanted():
                 return await self._fall_back(State.CANCELLED, "cancelled before it began")

@@ -35,6 +35,7 @@ def document(job: Job) -> MigrationDocument:
         policy=job.policy.name,
         state=job.state,
         refused=job.refused,
+        waiting_for=job.waiting_for if job.state is State.WAITING else "",
         mode=result.mode,
         evacuation=job.evacuation,
         requested_by=job.requested_by,

@@ -31,6 +31,7 @@ from migrator.engine.ledger import Ledger
 from migrator.engine.observer import Observer, interval, wanted_to_run
 from migrator.engine.patience import Patience
 from migrator.engine.prepare import UNLIMITED_BYTES_PER_SECOND, prepare, together
+from migrator.engine.quiet import Quiet, too_late
 from migrator.engine.result import Result, Status
 from migrator.engine.steering import Steering
 from migrator.engine.steps import Steps
@@ -109,6 +110,34 @@ class Migration:
 
     # --- before anything is changed --------------------------------------------------------------------------------
 
+    async def come_to_rest(self) -> None:
+        """Wait until no job or export works on the guest's disks, if the policy says so. Changes nothing.
+
+        :raise Refused: that takes longer than the policy allows.
+        :raise QemuError: the source cannot be asked.
+        """
+        quiet = Quiet(
+            self._source,
+            self._policy,
+            unwanted=lambda: self._cancel_wanted or self._park_wanted,
+            tell=self._tell_waiting,
+        )
+        try:
+            await quiet.come()
+        finally:
+            self.govern(self._policy.after(quiet.waited_seconds))
+
+    def govern(self, policy: Policy) -> None:
+        """Take this policy instead; before :meth:`run`."""
+        if policy != self._policy:
+            self._policy = policy
+            self._steering.govern(policy)
+
+    def _tell_waiting(self, what: str) -> None:
+        if what:
+            self._ledger.decide("wait", f"waits for {what} to end: nothing is changed before")
+        self._report(State.WAITING if what else State.PREPARING)
+
     async def check(self) -> tuple[Finding, ...]:
         """Preflight: every finding, errors first. Changes nothing.
 
@@ -150,6 +179,11 @@ class Migration:
         facts, settings = self._facts, self._steps.settings
         if facts is None or settings is None:
             raise RuntimeError("check() comes before run()")
+        if why := await self._why_not_now():
+            self.result.state, self.result.error = why
+            await self._release()
+            self._report(self.result.state)
+            return self.result
         await self._claim()
         try:
             await self._ledger.begin(self._what_was(facts, settings))
@@ -173,6 +207,14 @@ class Migration:
 
     async def _release(self) -> None:
         await together(self._source.release(), self._destination.release())
+
+    async def _why_not_now(self) -> tuple[State, str] | None:
+        """What came between :meth:`check` and :meth:`run`; nothing is changed yet."""
+        try:
+            busy = await self._source.busy()
+        except QemuError as error:
+            return State.FAILED, str(error)
+        return (State.FAILED, too_late(busy)) if busy else None
 
     async def take_up(
         self, facts: Mapping[str, Any], intent: Intent, *, began_ago_seconds: float = 0.0
@@ -349,6 +391,9 @@ class Migration:
                 await self._source.tune(PARKED)
                 self._ledger.decide("park", "the controller stops: the stream waits for the next one")
                 self._parked = True
+                return
+            if self._ledger.intent.undo is None and (busy := await self._source.busy()):
+                self._ledger.undo(State.FAILED, too_late(busy))
                 return
             if self._untold:
                 self._untold = False

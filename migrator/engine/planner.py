@@ -191,7 +191,7 @@ class Planner:
             for run, entry, target, _ in targets.values()
         ]
         for job in engine.jobs.values():
-            if job.ended or job.state is State.HELD:
+            if job.ended or job.state in (State.HELD, State.WAITING):
                 continue
             run_of = engine.runs.get(job.evacuation or "")
             transfers.append(self.transfer_of(job.guest, job.target, job.policy, run=run_of, job=job))
@@ -204,7 +204,7 @@ class Planner:
             for key, (run, entry, _, _) in targets.items()
         }
         for job in self._engine.jobs.values():
-            if job.ended or job.state is State.HELD:
+            if job.ended or job.state in (State.HELD, State.WAITING):
                 continue
             forecast = job.status.forecast if job.status else None
             at_risk = [each.reason for each in job.result.decisions if each.action == Act.AT_RISK]
@@ -286,7 +286,7 @@ class Planner:
     ) -> None:
         engine = self._engine
         jobs = {job.guest.key: job for job in engine.jobs.values() if not job.ended}
-        under_way = sum(1 for job in jobs.values() if engine.busy(job))
+        under_way = sum(1 for job in jobs.values() if engine.busy(job) and job.state is not State.WAITING)
         for key in orders.prepare:
             if under_way >= engine.rules.limits.migrations_at_a_time:
                 break

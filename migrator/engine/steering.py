@@ -45,6 +45,10 @@ class Steering:
         """The downtime limit that QEMU shall have now."""
         return self._state.model.limit_seconds
 
+    def govern(self, policy: Policy) -> None:
+        """Take this policy from now on; before anything is copied."""
+        self._policy, self._state = policy, convergence.begin(policy)
+
     async def resume(self, bandwidth_bytes_per_second: int) -> None:
         """Give QEMU its parameters again: another controller may have parked it.
 

@@ -13,6 +13,7 @@ from migrator.core.situation import Milestone
 from migrator.engine.ledger import Ledger
 from migrator.engine.observer import Observer
 from migrator.engine.prepare import together
+from migrator.engine.quiet import too_late
 from migrator.engine.result import Result
 from migrator.errors import CommandFailed, Driven, QemuError
 from migrator.ports import Qemu, Settings
@@ -72,6 +73,12 @@ class Steps:
         return False
 
     async def _switch(self) -> None:
+        # The last look: from here on QEMU makes the images the destination's, and a job that still has one is lost, or
+        # takes the source along.
+        if busy := await self._source.busy():
+            self._ledger.undo(State.FAILED, too_late(busy))
+            await self._observer.pause(0.02)
+            return
         self._ledger.note(milestone=Milestone.SWITCHING)
         if self._ledger.intent.milestone is Milestone.SWITCHING:
             await self._source.switch()

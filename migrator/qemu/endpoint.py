@@ -14,6 +14,7 @@ from typing import Any
 from migrator.core.drivers import Driver
 from migrator.core.facts import Facts
 from migrator.core.model import MigrationStatus, Process, RunState, View
+from migrator.core.under_way import Busy
 from migrator.errors import CommandFailed, HostError, QemuError, TimedOut, Unreachable
 from migrator.machine import child_environment
 from migrator.ports import Event, GuestProcess, Settings, Tuning
@@ -27,6 +28,7 @@ from migrator.qemu.knocks import Knocks
 from migrator.qemu.monitor import Monitor
 from migrator.qemu.read_facts import read_facts
 from migrator.qemu.samples import read_sample
+from migrator.qemu.under_way import read_busy
 from migrator.qemu.way import Way
 
 #: More events than this unread means that nobody reads; the oldest go, as the truth is in a query anyway.
@@ -247,6 +249,21 @@ class Endpoint:
 
     def last_words(self) -> str:
         return self._held.process.last_words() if self._held.process else ""
+
+    async def rest(self) -> None:
+        await self._monitor.close()
+
+    async def busy(self) -> Busy:
+        if not self._monitor.connected:
+            await self.connect()
+
+        async def ask(command: str) -> Any:
+            try:
+                return await self._monitor.execute(command)
+            except CommandFailed:
+                return None  # one too old for it
+
+        return await read_busy(ask)
 
     # --- the right to change it ------------------------------------------------------------------------------------
 

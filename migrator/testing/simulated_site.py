@@ -24,6 +24,7 @@ from migrator.core.facts import Facts
 from migrator.core.inventory import Guest, Host, HostFacts
 from migrator.core.model import Finding, MigrationStatus, Process, RunState, View
 from migrator.core.policy import Policy
+from migrator.core.under_way import Busy
 from migrator.errors import CommandFailed, HostError, QemuError, Unreachable
 from migrator.ports import Event, HostLook, Settings, Tuning
 from migrator.testing.link import Link
@@ -72,6 +73,8 @@ class _Machine:
     #: Guests' processes come and go; the socket tells them apart.
     generation: int = 0
     obstacle: str = ""
+    #: Jobs and exports that a test has under way in it.
+    busy: Busy = field(default_factory=Busy)
 
     @property
     def socket(self) -> str:
@@ -228,6 +231,13 @@ class SimulatedQemu:
             memory_bytes=self.machine.memory_bytes,
             capabilities=_CAPABILITIES,
         )
+
+    async def busy(self) -> Busy:
+        self._reach()
+        return self.machine.busy
+
+    async def rest(self) -> None:
+        pass
 
     async def settings(self) -> Settings:
         self._reach()

@@ -1,0 +1,168 @@
+"""Jobs and exports of the guest's disks: waited for before a migration, and seen before its switch."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Awaitable, Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Self, TypeAlias
+
+import pytest
+
+from migrator.core.model import MigrationStatus, State
+from migrator.core.policy import BlockJobs, Policy, builtin
+from migrator.core.under_way import Busy
+from migrator.engine.migration import Migration
+from migrator.engine.result import Result, Status
+from migrator.errors import Refused
+from migrator.qemu.address import Address
+from migrator.qemu.endpoint import Endpoint
+from migrator.store.records import FileRecord
+from migrator.testing.lab import Habit, Lab, Pair, RawMonitor, until
+from tests.conftest import MakePair
+
+Begin: TypeAlias = Callable[[RawMonitor, Path], Awaitable[None]]
+GENTLE = builtin("gentle").but(max_downtime_seconds=1.0)
+#: Dirtied so fast that it takes a while under the bandwidth that the test gives.
+BUSY = Habit(region_bytes=16 << 20, bytes_per_second=8 << 20)
+
+
+class Move:
+    """One migration between two QEMUs, with what it showed."""
+
+    def __init__(self, pair: Pair, policy: Policy, *, source: type[Endpoint] = Endpoint) -> None:
+        self.source = source(Address(kind="unix", path=str(pair.source.qmp)), role="source")
+        there = Address(kind="unix", path=str(pair.destination.qmp))
+        self.destination = Endpoint(there, role="destination")
+        self.record = FileRecord("move")
+        self.states: list[State] = []
+        self.migration = Migration(
+            name="move",
+            source=self.source,
+            destination=self.destination,
+            policy=policy,
+            listen="tcp:127.0.0.1:0",
+            record=self.record,
+            on_status=self._note,
+        )
+
+    def _note(self, status: Status) -> None:
+        if status.state not in self.states[-1:]:
+            self.states.append(status.state)
+
+    async def __aenter__(self) -> Self:
+        await asyncio.gather(self.source.connect(), self.destination.connect())
+        return self
+
+    async def __aexit__(self, *error: object) -> None:
+        self.record.close()
+        await asyncio.gather(self.source.close(), self.destination.close())
+
+
+async def mirror(monitor: RawMonitor, directory: Path) -> None:
+    """A job that is ready for ever."""
+    target = {"driver": "null-co", "node-name": "copy", "size": 1 << 20, "read-zeroes": True}
+    await monitor.execute("blockdev-add", target)
+    await monitor.execute(
+        "blockdev-mirror", {"device": "disk0", "target": "copy", "sync": "none", "job-id": "copying"}
+    )
+
+
+async def export(monitor: RawMonitor, directory: Path) -> None:
+    listen = {"type": "unix", "data": {"path": str(directory / "nbd.sock")}}
+    await monitor.execute("nbd-server-start", {"addr": listen})
+    await monitor.execute("block-export-add", {"type": "nbd", "id": "fleece", "node-name": "disk0"})
+
+
+class TestBefore:
+    async def test_a_job_and_an_export_are_waited_for(
+        self, pair: MakePair, lab: Lab, each_crossing: tuple[Path, Path]
+    ) -> None:
+        made = await pair(each_crossing)
+        async with Move(made, GENTLE) as move:
+            async with made.source.monitor() as monitor:
+                await mirror(monitor, lab.directory)
+                await export(monitor, lab.directory)
+            waiting = asyncio.create_task(move.migration.come_to_rest())
+            await until(lambda: State.WAITING in move.states, what="it waits")
+            # There is nobody at its monitor meanwhile but for a moment.
+            async with RawMonitor(made.source.qmp) as monitor:
+                await monitor.execute("block-export-del", {"id": "fleece"})
+                await monitor.execute("block-job-cancel", {"device": "copying", "force": True})
+            await asyncio.wait_for(waiting, 20)
+            assert move.states[-1] is State.PREPARING
+            assert not [each for each in await move.migration.check() if each.severity == "error"]
+            result = await move.migration.run()
+        assert result.state is State.COMPLETED, result.error
+        waits = [each.reason for each in result.decisions if each.action == "wait"]
+        assert waits[0].startswith("waits for mirror copying")
+        assert "nbd export fleece" in waits[0]
+        assert await lab.counting() == [made.destination]
+
+    async def test_not_for_longer_than_the_policy_allows_nor_when_it_says_refuse(
+        self, pair: MakePair, lab: Lab, one_crossing: tuple[Path, Path]
+    ) -> None:
+        made = await pair(one_crossing)
+        async with made.source.monitor() as monitor:
+            await mirror(monitor, lab.directory)
+        async with Move(made, GENTLE.but(max_duration_seconds=0.2)) as move:
+            with pytest.raises(Refused, match=r"mirror copying.* max_duration .*job-cancel"):
+                await move.migration.come_to_rest()
+        async with Move(made, replace(GENTLE, block_jobs=BlockJobs.REFUSE)) as move:
+            await move.migration.come_to_rest()
+            assert {"block-job"} <= {each.code for each in await move.migration.check()}
+            assert State.WAITING not in move.states
+        assert await lab.counting() == [made.source]
+
+
+class LateJob(Endpoint):
+    """A source in which a job begins as late as one can: it is at the last safe point already."""
+
+    begin: Callable[[], Awaitable[None]]
+
+    async def busy(self) -> Busy:
+        if (await self.observe()).status is MigrationStatus.PRE_SWITCHOVER:
+            await self.begin()
+        return await super().busy()
+
+
+class TestMeanwhile:
+    @pytest.mark.parametrize("late", [mirror, export])
+    async def test_what_begins_while_memory_is_copied_ends_the_migration(
+        self, pair: MakePair, lab: Lab, each_qemu: Path, late: Begin
+    ) -> None:
+        made = await pair((each_qemu, each_qemu), habit=BUSY)
+        async with Move(made, GENTLE.but(max_bandwidth_bytes_per_second=4 << 20)) as move:
+            await move.migration.check()
+            running = asyncio.create_task(move.migration.run())
+            await until(lambda: State.PRECOPY in move.states, what="it copies")
+            async with made.source.monitor() as monitor:
+                await late(monitor, lab.directory)
+            result = await asyncio.wait_for(running, 40)
+        await self.stays(made, lab, result)
+        assert State.SWITCHOVER not in move.states
+
+    @pytest.mark.parametrize("late", [mirror, export])
+    async def test_so_does_what_begins_at_the_last_safe_point(
+        self, pair: MakePair, lab: Lab, each_qemu: Path, late: Begin
+    ) -> None:
+        made = await pair((each_qemu, each_qemu))
+
+        async def begin() -> None:
+            async with made.source.monitor() as monitor:
+                await late(monitor, lab.directory)
+
+        async with Move(made, GENTLE, source=LateJob) as move:
+            move.source.begin = begin  # type: ignore[attr-defined]
+            await move.migration.check()
+            result = await asyncio.wait_for(move.migration.run(), 40)
+        await self.stays(made, lab, result)
+
+    async def stays(self, made: Pair, lab: Lab, result: Result) -> None:
+        assert result.state is State.FAILED, result.error
+        assert "has begun at the source meanwhile" in (result.error or "")
+        assert await lab.counting() == [made.source]
+        async with made.source.monitor() as monitor:
+            jobs, exports = [await monitor.execute(f"query-{each}") for each in ("jobs", "block-exports")]
+            assert jobs or exports  # which went on as if nothing had been

@@ -1,0 +1,97 @@
+"""The engine over a simulated site, with guests on whose disks something works."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+
+import pytest
+
+from migrator.core.model import State
+from migrator.core.policy import builtin
+from migrator.core.under_way import Busy, Export, Job
+from migrator.engine.commands import Cancel, Evacuate, Migrate
+from migrator.engine.documents import EvacuationState
+from tests.unit.test_engine import World, fill
+
+pytestmark = pytest.mark.looptime
+
+BACKUP = Busy(jobs=(Job(id="nightly", kind="backup"),))
+
+
+@pytest.fixture
+def world(tmp_path: Path) -> World:
+    world = World(tmp_path)
+    for name in ("a", "b"):
+        world.site.add_host(name)
+    return world
+
+
+async def test_guest_under_backup_waits_and_says_for_what_while_the_others_go(world: World) -> None:
+    names = fill(world, 3)
+    (saved,) = [each for each in world.site.machines.values() if each.name == names[0]]
+    saved.busy = BACKUP
+    async with world.engine() as driver:
+        run = await driver.ask(Evacuate(host="a"))
+        await driver.until(lambda: world.site.running(names[1]) == world.site.running(names[2]) == ["b"])
+        (waiting,) = [job for job in driver.engine.jobs.values() if not job.ended]
+        assert waiting.state is State.WAITING
+        assert waiting.document().waiting_for == "backup nightly"
+        assert world.site.running(names[0]) == ["a"]
+        saved.busy = Busy()
+        assert (await driver.end_of(run)).state is EvacuationState.COMPLETED
+        assert waiting.document().waiting_for == ""
+
+
+async def test_one_that_waits_is_cancelled_at_once(world: World) -> None:
+    (name,) = fill(world, 1)
+    (machine,) = world.site.machines.values()
+    machine.busy = Busy(exports=(Export(id="fleece", kind="nbd", node="disk0"),))
+    async with world.engine() as driver:
+        one = await driver.ask(Migrate(guest=name, to="b"))
+        job = driver.engine.jobs[one.id]
+        await driver.until(lambda: job.state is State.WAITING)
+        await driver.ask(Cancel(target=one.id))
+        await driver.until(lambda: job.ended, 2)
+        assert (job.state, world.site.running(name)) == (State.CANCELLED, ["a"])
+
+
+async def test_a_deadline_that_stops_does_not_wait_on(world: World) -> None:
+    fill(world, 1)
+    (machine,) = world.site.machines.values()
+    machine.busy = BACKUP
+    async with world.engine() as driver:
+        soon = datetime.now(UTC) + timedelta(seconds=1)
+        run = await driver.ask(Evacuate(host="a", deadline=soon, on_deadline="stop"))
+        end = await driver.end_of(run)
+        assert (end.state, end.guests_left) == (EvacuationState.STOPPED, 1)
+
+
+async def test_no_longer_than_max_duration(world: World) -> None:
+    (name,) = fill(world, 1)
+    (machine,) = world.site.machines.values()
+    machine.busy = BACKUP
+    async with world.engine() as driver:
+        short = builtin("default").but(max_duration_seconds=5.0)
+        driver.engine.rules = replace(driver.engine.rules, policy=lambda name: short)
+        one = await driver.ask(Migrate(guest=name, to="b"))
+        job = driver.engine.jobs[one.id]
+        await driver.until(lambda: job.ended, 10)
+        assert job.state is State.FAILED
+        assert "backup nightly did not end within" in (job.result.error or "")
+
+
+async def test_one_that_waited_when_the_controller_was_killed_waits_again(world: World) -> None:
+    (name,) = fill(world, 1)
+    (machine,) = world.site.machines.values()
+    machine.busy = BACKUP
+    async with world.engine(killed=True) as driver:
+        one = await driver.ask(Migrate(guest=name, to="b"))
+        await driver.until(lambda: driver.engine.jobs[one.id].state is State.WAITING)
+    async with world.engine() as driver:
+        job = driver.engine.jobs[one.id]
+        await driver.until(lambda: job.state is State.WAITING)
+        machine.busy = Busy()
+        await driver.until(lambda: job.ended)
+        assert (job.state, world.site.running(name)) == (State.COMPLETED, ["b"])
