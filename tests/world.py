@@ -17,7 +17,16 @@ from typing import NamedTuple
 
 from migrator.core.lifecycle import Next, Step, can_cancel, decide
 from migrator.core.model import MigrationStatus, Process, RunState, State, View
-from migrator.core.situation import DestinationIs, Intent, Milestone, SourceIs, destination_is, source_is
+from migrator.core.resolving import Answer, consider, spoken
+from migrator.core.situation import (
+    DestinationIs,
+    Intent,
+    Milestone,
+    SourceIs,
+    Word,
+    destination_is,
+    source_is,
+)
 
 R = RunState
 M = MigrationStatus
@@ -118,6 +127,8 @@ class World(NamedTuple):
     misfortunes: int = 1
     crashes: int = 0
     cancels: int = 0
+    #: A person may say so often where the guest is, once it is held.
+    words: int = 0
     #: What has happened.
     happened: frozenset[Fault] = frozenset()
 
@@ -390,6 +401,7 @@ def _decide(intent: Intent, source: View, destination: View, overdue: bool) -> N
 def forget_answers() -> None:
     """What the table answers is remembered: forget it when the table was changed."""
     _decide.cache_clear()
+    _consider.cache_clear()
 
 
 @cache
@@ -504,6 +516,38 @@ def _act(world: World, step: Step, setting: Setting) -> Moves:  # noqa: C901 - o
                 yield "fail to fence", world._replace(intent=_but(intent, fence_failed=True))
 
 
+@cache
+def _consider(word: Word, intent: Intent, source: View, destination: View, held_code: str) -> Answer:
+    return consider(word, intent, source, destination, held_code=held_code)
+
+
+def person_moves(world: World, setting: Setting) -> Moves:
+    """What happens while it is held: both ends go on, and a person who has looked says what is true.
+
+    Only a person can know what became of the disks: whether the destination wrote to them before it died, or the
+    source after the destination was whole.
+    """
+    assert world.end is not None
+    yield from qemu_moves(world, setting)
+    for word in Word:
+        if word is Word.SOURCE and world.ran and not world.destination.alive:
+            continue
+        if word is Word.DESTINATION and world.forked:
+            continue
+        here, there = view(world.source, setting), view(world.destination, setting)
+        answer = _consider(word, world.intent, here, there, world.end.row)
+        if answer.accepted:
+            ended = Fault.GUEST_ENDS in world.happened
+            if (
+                word is Word.LOST
+                and not ended
+                and (world.source.alive or (world.destination.alive and world.whole))
+            ):
+                raise Broken("lost, and a process that holds the guest lives")
+            heard = world._replace(intent=spoken(world.intent, word), end=None, words=world.words - 1)
+            yield f"a person says: {word} ({answer.code})", heard
+
+
 def _killed(world: World, name: str) -> World:
     """The controller ends a process: it must hold nothing that only it has."""
     here, there = world.source, world.destination
@@ -526,6 +570,9 @@ def _ended(world: World, answer: Next, setting: Setting) -> None:  # noqa: C901 
                 return  # at the very moment
             if not (there.alive and world.whole and there.run is runs):
                 raise Broken("completed, and the guest is not there as it was")
+        case State.FAILED if answer.row == "said-lost":
+            if here.alive or there.alive:
+                raise Broken("lost, and a process lives")
         case State.FAILED | State.CANCELLED:
             if {Fault.GUEST_ENDS, Fault.SOURCE_DIES} & world.happened:
                 return
@@ -607,6 +654,8 @@ def way(reached: dict[World, tuple[World, str] | None], world: World) -> list[st
 
 def _moves(world: World, setting: Setting) -> Moves:
     if world.end is not None:
+        if world.end.state is State.HELD and world.words:
+            yield from person_moves(world, setting)
         return
     yield from qemu_moves(world, setting)
     for name, after in fault_moves(world):

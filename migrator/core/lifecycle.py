@@ -13,361 +13,268 @@ The rows keep the safety invariants:
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass
-from enum import StrEnum
-
 from migrator.core.model import MigrationStatus, Process, RunState, State, View
+from migrator.core.rules import (
+    ANY_D,
+    ANY_S,
+    CANNOT_RUN,
+    GONE_D,
+    GONE_S,
+    OWNS,
+    Next,
+    Now,
+    Row,
+    Step,
+    fenceable,
+    past_postcopy_switch,
+    row,
+)
+from migrator.core.said import SAID
 from migrator.core.situation import (
     DestinationIs,
     Intent,
     Milestone,
     SourceIs,
+    as_said,
     classify,
     destination_is,
     source_is,
 )
 
-
-class Step(StrEnum):
-    """What to do next."""
-
-    #: Nothing; look again at the next event, or soon.
-    WAIT = "wait"
-    #: ``migrate-continue`` at the source.
-    SWITCH = "switch"
-    #: ``cont`` at the destination: the point of no return.
-    HAND_OVER = "hand-over"
-    #: Quit the source; the guest is elsewhere.
-    RETIRE = "retire"
-    #: ``migrate_cancel`` at the source, ``yank`` where that is not answered.
-    CANCEL = "cancel"
-    #: Kill the destination's process and see it dead.
-    FENCE_DESTINATION = "fence-destination"
-    #: Kill the source's process and see it dead; the destination holds the whole guest.
-    FENCE_SOURCE = "fence-source"
-    #: ``cont`` at the source (then ``stop``, if the guest was paused).
-    REVIVE = "revive"
-    #: ``cont`` at a source that is being cancelled and never came to the switch: we had stopped its guest.
-    RESUME = "resume"
-    #: Parameters and capabilities of the source as they were; the guest runs again if we stopped it.
-    RESTORE = "restore"
-    #: ``quit`` to the destination, which has nothing worth keeping, and wait for its end.
-    DISMISS = "dismiss"
-    #: The end; :attr:`Next.state` says which.
-    END = "end"
-
-
-@dataclass(frozen=True, kw_only=True)
-class Next:
-    """The answer of :func:`decide`."""
-
-    step: Step
-    #: The row that answered; stable, and the code of a ``held``.
-    row: str
-    #: Why, for a person.
-    why: str
-    #: With :attr:`Step.END`: the final state.
-    state: State | None = None
-
-
-@dataclass(frozen=True, kw_only=True)
-class _Now:
-    intent: Intent
-    source: View
-    destination: View
-    #: Nothing has changed for longer than this phase may take.
-    overdue: bool
-
-    @property
-    def handed(self) -> bool:
-        return self.intent.milestone >= Milestone.HANDED_OVER
-
-    @property
-    def may_have_switched(self) -> bool:
-        """``migrate-continue`` may be on its way: a controller that took a record up cannot know it is not."""
-        return self.intent.milestone >= Milestone.SWITCHING or not self.intent.live
-
+__all__ = ["ROWS", "Next", "Row", "Step", "can_cancel", "decide", "state_of"]
 
 S, D = SourceIs, DestinationIs
-_ANY_S, _ANY_D = frozenset(SourceIs), frozenset(DestinationIs)
-_GONE_S, _GONE_D = frozenset({S.DEAD, S.ENDED}), frozenset({D.DEAD, D.ENDED})
-#: The source cannot run again unless somebody sends it ``cont``.
-_CANNOT_RUN = frozenset({S.DEAD, S.ENDED, S.DONE})
-#: The source runs, or would by itself: what the record says of a hand-over cannot be so.
-_OWNS = frozenset({S.RUNS, S.RESTS, S.COPIES, S.AT_SWITCH})
-
-
-@dataclass(frozen=True, kw_only=True)
-class Row:
-    """One rule: where both ends are in these sets and the condition holds, this is the answer."""
-
-    name: str
-    source: frozenset[SourceIs]
-    destination: frozenset[DestinationIs]
-    step: Step
-    why: str
-    state: State | None = None
-    when: Callable[[_Now], bool] = lambda now: True
-
-
-def _row(
-    name: str,
-    source: SourceIs | frozenset[SourceIs] | set[SourceIs],
-    destination: DestinationIs | frozenset[DestinationIs] | set[DestinationIs],
-    answer: Step | State,
-    why: str,
-    when: Callable[[_Now], bool] = lambda now: True,
-) -> Row:
-    return Row(
-        name=name,
-        source=frozenset({source}) if isinstance(source, SourceIs) else frozenset(source),
-        destination=frozenset({destination})
-        if isinstance(destination, DestinationIs)
-        else frozenset(destination),
-        step=answer if isinstance(answer, Step) else Step.END,
-        state=None if isinstance(answer, Step) else answer,
-        why=why,
-        when=when,
-    )
-
-
-def _fenceable(now: _Now) -> bool:
-    return now.destination.can_fence and not now.intent.fence_failed
-
-
-def _past_postcopy_switch(now: _Now) -> bool:
-    return now.intent.postcopy and now.intent.milestone >= Milestone.SWITCHING
-
 
 # fmt: off
 # A table: a rule reads better as one paragraph.
 ROWS: tuple[Row, ...] = (
+    # --- what a person has said, and nothing that both ends show forbids ------------------------------------------
+    *SAID,
     # --- a contradiction that nobody but a person may end -------------------------------------------------------
-    _row("both-run", {S.RUNS, S.COPIES}, {D.RUNS, D.FETCHES}, State.HELD,
-         "the guest runs at both ends"),
-    _row("arrived-source-failed", S.RESTS, D.RUNS, Step.RETIRE,
-         "the guest runs at the destination, complete; the source, where we had stopped it, failed at the very end",
-         lambda now: now.handed and now.intent.postcopy and now.intent.stopped_by_us),
-    _row("runs-there-rests-here", {S.RESTS, S.AT_SWITCH}, {D.RUNS, D.FETCHES}, State.HELD,
-         "the guest runs at the destination, yet the source has not handed it over"),
-    _row("strange-destination", _ANY_S, D.STRANGE, State.HELD,
-         "the destination is not what this migration made of it"),
+    row("both-run", {S.RUNS, S.COPIES}, {D.RUNS, D.FETCHES}, State.HELD,
+        "the guest runs at both ends"),
+    row("arrived-source-failed", S.RESTS, D.RUNS, Step.RETIRE,
+        "the guest runs at the destination, complete; the source, where we had stopped it, failed at the very end",
+        lambda now: now.handed and now.intent.postcopy and now.intent.stopped_by_us),
+    row("runs-there-rests-here", {S.RESTS, S.AT_SWITCH}, {D.RUNS, D.FETCHES}, State.HELD,
+        "the guest runs at the destination, yet the source has not handed it over"),
+    row("strange-destination", ANY_S, D.STRANGE, State.HELD,
+        "the destination is not what this migration made of it"),
     # --- the guest runs at the destination ----------------------------------------------------------------------
-    _row("arrived-source-gone", _GONE_S, D.RUNS, State.COMPLETED,
-         "the guest runs at the destination and the source is gone"),
-    _row("arrived", S.DONE, D.RUNS, Step.RETIRE,
-         "both ends are complete and the guest runs at the destination"),
-    _row("arrived-source-stalled", _ANY_S - _OWNS - _GONE_S - {S.DONE, S.SILENT}, D.RUNS, State.HELD,
-         "the guest runs at the destination, complete, and the source does not come to its end",
-         lambda now: now.overdue),
-    _row("arriving", _ANY_S - _OWNS - _GONE_S - {S.DONE, S.SILENT}, D.RUNS, Step.WAIT,
-         "the guest runs at the destination, complete, and the source is about to end"),
-    _row("postcopy-source-died", _GONE_S, {D.FETCHES, D.READY, D.BROKEN}, State.HELD,
-         "the source died while the destination still needed memory from it: that memory is lost"),
-    _row("postcopy-broken", _ANY_S, D.BROKEN, State.HELD,
-         "the postcopy stream broke; the guest waits for memory that only the source holds: quit neither"),
-    _row("postcopy-broken-source", S.BROKEN, _ANY_D - _GONE_D, State.HELD,
-         "the postcopy stream broke; the guest needs memory that only the source holds: quit neither",
-         lambda now: now.handed or now.overdue),
-    _row("fetching-stalled", _ANY_S, D.FETCHES, State.HELD,
-         "postcopy makes no progress; the guest needs memory that only the source holds: quit neither",
-         lambda now: now.overdue),
-    _row("fetching", _ANY_S, D.FETCHES, Step.WAIT,
-         "the guest runs at the destination and fetches its memory"),
-    _row("arrived-source-silent", S.SILENT, D.RUNS, Step.RETIRE,
-         "the guest runs at the destination, complete, and the source does not answer",
-         lambda now: now.overdue and now.handed),
+    row("arrived-source-gone", GONE_S, D.RUNS, State.COMPLETED,
+        "the guest runs at the destination and the source is gone"),
+    row("arrived", S.DONE, D.RUNS, Step.RETIRE,
+        "both ends are complete and the guest runs at the destination"),
+    row("arrived-source-stalled", ANY_S - OWNS - GONE_S - {S.DONE, S.SILENT}, D.RUNS, State.HELD,
+        "the guest runs at the destination, complete, and the source does not come to its end",
+        lambda now: now.overdue),
+    row("arriving", ANY_S - OWNS - GONE_S - {S.DONE, S.SILENT}, D.RUNS, Step.WAIT,
+        "the guest runs at the destination, complete, and the source is about to end"),
+    row("postcopy-source-died", GONE_S, {D.FETCHES, D.READY, D.BROKEN}, State.HELD,
+        "the source died while the destination still needed memory from it: that memory is lost"),
+    row("postcopy-broken", ANY_S, D.BROKEN, State.HELD,
+        "the postcopy stream broke; the guest waits for memory that only the source holds: quit neither"),
+    row("postcopy-broken-source", S.BROKEN, ANY_D - GONE_D, State.HELD,
+        "the postcopy stream broke; the guest needs memory that only the source holds: quit neither",
+        lambda now: now.handed or now.overdue),
+    row("fetching-stalled", ANY_S, D.FETCHES, State.HELD,
+        "postcopy makes no progress; the guest needs memory that only the source holds: quit neither",
+        lambda now: now.overdue),
+    row("fetching", ANY_S, D.FETCHES, Step.WAIT,
+        "the guest runs at the destination and fetches its memory"),
+    row("arrived-source-silent", S.SILENT, D.RUNS, Step.RETIRE,
+        "the guest runs at the destination, complete, and the source does not answer",
+        lambda now: now.overdue and now.handed),
     # --- after the point of no return ---------------------------------------------------------------------------
-    _row("ended-at-destination", _ANY_S - _OWNS - _GONE_S, D.ENDED, Step.RETIRE,
-         "the guest ended by itself at the destination",
-         lambda now: now.handed),
-    _row("ended-after-arrival", _GONE_S, D.ENDED, State.GUEST_ENDED,
-         "the guest ended by itself at the destination",
-         lambda now: now.handed),
-    _row("settled-here-handed-there", {S.RUNS, S.RESTS}, _ANY_D - _GONE_D, State.HELD,
-         "the guest was handed to the destination, yet the source is not stopped by a migration: somebody "
-         "intervened",
-         lambda now: now.handed),
-    _row("settled-here-destination-died", {S.RUNS, S.RESTS}, _GONE_D, State.HELD,
-         "the guest was handed to the destination, which died and may have written to the disks; QEMU, or somebody, "
-         "has settled the guest at the source again: look at the disks before it goes on",
-         lambda now: now.handed),
-    _row("destination-died-after-hand-over", _ANY_S - _OWNS, _GONE_D, State.HELD,
-         "the destination died after the guest was handed to it, and it may have written to the disks",
-         lambda now: now.handed),
-    _row("refuses-to-run", _CANNOT_RUN | {S.SERVES}, {D.LOADED, D.READY}, State.HELD,
-         "the destination was told to run the guest and does not",
-         lambda now: now.intent.milestone is Milestone.HANDED_OVER and now.intent.guest_runs and now.overdue),
-    _row("hand-over-again", _CANNOT_RUN | {S.SERVES}, {D.LOADED, D.READY}, Step.HAND_OVER,
-         "the guest was about to be run at the destination and stands still there",
-         lambda now: now.intent.milestone is Milestone.HANDED_OVER and now.intent.guest_runs),
-    _row("arrived-paused", S.DONE, D.LOADED, Step.RETIRE,
-         "both ends are complete, and the guest stands still at the destination as it shall",
-         lambda now: not now.intent.guest_runs or now.intent.milestone is Milestone.RETIRING),
-    _row("arrived-paused-source-gone", _GONE_S, D.LOADED, State.COMPLETED,
-         "the guest stands still at the destination as it shall, and the source is gone",
-         lambda now: not now.intent.guest_runs or now.intent.milestone is Milestone.RETIRING),
-    _row("arrived-paused-source-silent", S.SILENT, D.LOADED, Step.RETIRE,
-         "the guest stands still at the destination as it shall, and the source, which was done, does not answer",
-         lambda now: now.overdue and now.intent.milestone is Milestone.RETIRING),
+    row("ended-at-destination", ANY_S - OWNS - GONE_S, D.ENDED, Step.RETIRE,
+        "the guest ended by itself at the destination",
+        lambda now: now.handed),
+    row("ended-after-arrival", GONE_S, D.ENDED, State.GUEST_ENDED,
+        "the guest ended by itself at the destination",
+        lambda now: now.handed),
+    row("settled-here-handed-there", {S.RUNS, S.RESTS}, ANY_D - GONE_D, State.HELD,
+        "the guest was handed to the destination, yet the source is not stopped by a migration: somebody "
+        "intervened",
+        lambda now: now.handed),
+    row("settled-here-destination-died", {S.RUNS, S.RESTS}, GONE_D, State.HELD,
+        "the guest was handed to the destination, which died and may have written to the disks; QEMU, or somebody, "
+        "has settled the guest at the source again: look at the disks before it goes on",
+        lambda now: now.handed),
+    row("destination-died-after-hand-over", ANY_S - OWNS, GONE_D, State.HELD,
+        "the destination died after the guest was handed to it, and it may have written to the disks",
+        lambda now: now.handed),
+    row("refuses-to-run", CANNOT_RUN | {S.SERVES}, {D.LOADED, D.READY}, State.HELD,
+        "the destination was told to run the guest and does not",
+        lambda now: now.intent.milestone is Milestone.HANDED_OVER and now.intent.guest_runs and now.overdue),
+    row("hand-over-again", CANNOT_RUN | {S.SERVES}, {D.LOADED, D.READY}, Step.HAND_OVER,
+        "the guest was about to be run at the destination and stands still there",
+        lambda now: now.intent.milestone is Milestone.HANDED_OVER and now.intent.guest_runs),
+    row("arrived-paused", S.DONE, D.LOADED, Step.RETIRE,
+        "both ends are complete, and the guest stands still at the destination as it shall",
+        lambda now: not now.intent.guest_runs or now.intent.milestone is Milestone.RETIRING),
+    row("arrived-paused-source-gone", GONE_S, D.LOADED, State.COMPLETED,
+        "the guest stands still at the destination as it shall, and the source is gone",
+        lambda now: not now.intent.guest_runs or now.intent.milestone is Milestone.RETIRING),
+    row("arrived-paused-source-silent", S.SILENT, D.LOADED, Step.RETIRE,
+        "the guest stands still at the destination as it shall, and the source, which was done, does not answer",
+        lambda now: now.overdue and now.intent.milestone is Milestone.RETIRING),
     # Where nobody watched, it may have run on, and its monitor be held by another.
-    _row("loaded-source-silent", S.SILENT, D.LOADED, Step.FENCE_SOURCE,
-         "the source does not answer; the destination is complete and may run once the source is dead",
-         lambda now: (now.overdue and now.source.can_fence and (not now.intent.fence_failed)
-             and (now.intent.milestone >= Milestone.SWITCHING) and (now.intent.undo is None) and (now.intent.live
-             or now.handed))),
-    _row("silent-after-hand-over", _ANY_S - _OWNS, {D.SILENT, D.LOADS, D.FAILED, D.LOADED, D.READY}, State.HELD,
-         "the guest was handed to the destination, which does not show it running",
-         lambda now: now.handed and now.overdue),
-    _row("wait-after-hand-over", _ANY_S - _OWNS, {D.SILENT, D.LOADS, D.FAILED, D.LOADED, D.READY}, Step.WAIT,
-         "the guest was handed to the destination, which does not show it running yet",
-         lambda now: now.handed),
+    row("loaded-source-silent", S.SILENT, D.LOADED, Step.FENCE_SOURCE,
+        "the source does not answer; the destination is complete and may run once the source is dead",
+        lambda now: (now.overdue and now.source.can_fence and (not now.intent.fence_failed)
+            and (now.intent.milestone >= Milestone.SWITCHING) and (now.intent.undo is None) and (now.intent.live
+            or now.handed))),
+    row("silent-after-hand-over", ANY_S - OWNS, {D.SILENT, D.LOADS, D.FAILED, D.LOADED, D.READY}, State.HELD,
+        "the guest was handed to the destination, which does not show it running",
+        lambda now: now.handed and now.overdue),
+    row("wait-after-hand-over", ANY_S - OWNS, {D.SILENT, D.LOADS, D.FAILED, D.LOADED, D.READY}, Step.WAIT,
+        "the guest was handed to the destination, which does not show it running yet",
+        lambda now: now.handed),
     # --- the destination has the whole guest, or in postcopy enough of it ----------------------------------------
-    _row("hand-over", S.DONE, D.LOADED, Step.HAND_OVER,
-         "the source is done and cannot run by itself; the destination is complete"),
+    row("hand-over", S.DONE, D.LOADED, Step.HAND_OVER,
+        "the source is done and cannot run by itself; the destination is complete"),
     # Where nobody watched, the switch may have failed for the source alone, and the guest have run on there.
-    _row("hand-over-source-gone", S.DEAD, D.LOADED, Step.HAND_OVER,
-         "the source is dead and the destination is complete",
-         lambda now: now.intent.undo is None and now.intent.live),
-    _row("source-gone-unwatched", _GONE_S, D.LOADED, State.HELD,
-         "the source is gone; the destination has the guest as it was at the switch, but the source may have "
-         "run on after it and written to the disks: look at them before it is run"),
-    _row("hand-over-postcopy", {S.SERVES, S.DONE}, {D.READY, D.LOADED}, Step.HAND_OVER,
-         "the source serves pages and cannot run; the destination has what it needs to run the guest",
-         lambda now: now.intent.guest_runs),
+    row("hand-over-source-gone", S.DEAD, D.LOADED, Step.HAND_OVER,
+        "the source is dead and the destination is complete",
+        lambda now: now.intent.undo is None and now.intent.live),
+    row("source-gone-unwatched", GONE_S, D.LOADED, State.HELD,
+        "the source is gone; the destination has the guest as it was at the switch, but the source may have "
+        "run on after it and written to the disks: look at them before it is run"),
+    row("hand-over-postcopy", {S.SERVES, S.DONE}, {D.READY, D.LOADED}, Step.HAND_OVER,
+        "the source serves pages and cannot run; the destination has what it needs to run the guest",
+        lambda now: now.intent.guest_runs),
     # --- the source is gone and the guest with it ----------------------------------------------------------------
-    _row("source-gone-still-loading", _GONE_S, {D.LOADS, D.SILENT}, Step.WAIT,
-         "the source is gone; the destination may have all of the guest",
-         lambda now: not now.overdue and now.intent.milestone >= Milestone.SWITCHING),
-    _row("source-gone-destination-silent", _GONE_S, D.SILENT, State.HELD,
-         "the source is gone since the switch; the destination does not answer, and may have the whole guest",
-         lambda now: now.intent.milestone >= Milestone.SWITCHING),
-    _row("guest-ended-clear-away", S.ENDED, _ANY_D - _GONE_D, Step.DISMISS,
-         "the guest ended by itself at the source",
-         lambda now: not now.intent.dismissed),
-    _row("guest-ended", S.ENDED, _ANY_D, State.GUEST_ENDED,
-         "the guest ended by itself at the source"),
-    _row("source-died-clear-away", S.DEAD, _ANY_D - _GONE_D, Step.DISMISS,
-         "the source's process died before the destination was complete",
-         lambda now: not now.intent.dismissed),
-    _row("source-died", S.DEAD, _ANY_D, State.HELD,
-         "the source's process died (killed or crashed) before the destination was complete: the guest is lost"),
+    row("source-gone-still-loading", GONE_S, {D.LOADS, D.SILENT}, Step.WAIT,
+        "the source is gone; the destination may have all of the guest",
+        lambda now: not now.overdue and now.intent.milestone >= Milestone.SWITCHING),
+    row("source-gone-destination-silent", GONE_S, D.SILENT, State.HELD,
+        "the source is gone since the switch; the destination does not answer, and may have the whole guest",
+        lambda now: now.intent.milestone >= Milestone.SWITCHING),
+    row("guest-ended-clear-away", S.ENDED, ANY_D - GONE_D, Step.DISMISS,
+        "the guest ended by itself at the source",
+        lambda now: not now.intent.dismissed),
+    row("guest-ended", S.ENDED, ANY_D, State.GUEST_ENDED,
+        "the guest ended by itself at the source"),
+    row("source-died-clear-away", S.DEAD, ANY_D - GONE_D, Step.DISMISS,
+        "the source's process died before the destination was complete",
+        lambda now: not now.intent.dismissed),
+    row("source-died", S.DEAD, ANY_D, State.HELD,
+        "the source's process died (killed or crashed) before the destination was complete: the guest is lost"),
     # --- the source is not migrating (any more): undo ------------------------------------------------------------
-    _row("restore", {S.RUNS, S.RESTS}, _ANY_D, Step.RESTORE,
-         "the source does not migrate any more; it is put back as it was",
-         lambda now: not now.intent.restored and (not now.overdue)),
-    _row("cannot-restore", {S.RUNS, S.RESTS}, _ANY_D, State.HELD,
-         "the source does not migrate any more, but it cannot be put back as it was",
-         lambda now: not now.intent.restored),
-    _row("dismiss", {S.RUNS, S.RESTS}, _ANY_D - _GONE_D, Step.DISMISS,
-         "the destination has nothing worth keeping and QEMU cannot use it again",
-         lambda now: not now.intent.dismissed),
-    _row("undone-cancelled", {S.RUNS, S.RESTS}, _ANY_D, State.CANCELLED,
-         "cancelled; the guest is at the source, as it was",
-         lambda now: now.intent.undo is State.CANCELLED),
-    _row("undone", {S.RUNS, S.RESTS}, _ANY_D, State.FAILED,
-         "the guest is at the source, as it was"),
+    row("restore", {S.RUNS, S.RESTS}, ANY_D, Step.RESTORE,
+        "the source does not migrate any more; it is put back as it was",
+        lambda now: not now.intent.restored and (not now.overdue)),
+    row("cannot-restore", {S.RUNS, S.RESTS}, ANY_D, State.HELD,
+        "the source does not migrate any more, but it cannot be put back as it was",
+        lambda now: not now.intent.restored),
+    row("dismiss", {S.RUNS, S.RESTS}, ANY_D - GONE_D, Step.DISMISS,
+        "the destination has nothing worth keeping and QEMU cannot use it again",
+        lambda now: not now.intent.dismissed),
+    row("undone-cancelled", {S.RUNS, S.RESTS}, ANY_D, State.CANCELLED,
+        "cancelled; the guest is at the source, as it was",
+        lambda now: now.intent.undo is State.CANCELLED),
+    row("undone", {S.RUNS, S.RESTS}, ANY_D, State.FAILED,
+        "the guest is at the source, as it was"),
     # --- the way back, once the destination is seen dead -----------------------------------------------------------
-    _row("postcopy-no-way-back", {S.SWITCHING, S.SERVES, S.BROKEN, S.DONE}, _GONE_D, State.HELD,
-         "the destination died after a postcopy switch; the source holds the memory but may not run it again",
-         lambda now: now.intent.postcopy),
-    _row("revive", {S.DONE, S.LEFT_STOPPED}, _GONE_D, Step.REVIVE,
-         "the destination is dead and never ran the guest; the source has all of it",
-         lambda now: not now.overdue),
-    _row("cannot-revive", {S.DONE, S.LEFT_STOPPED}, _GONE_D, State.HELD,
-         "the destination is dead and never ran the guest; the source has all of it, but does not run it"),
-    _row("cancel-destination-dead", {S.COPIES, S.AT_SWITCH, S.SWITCHING}, _GONE_D, Step.CANCEL,
-         "the destination is dead",
-         lambda now: not now.overdue),
-    _row("cannot-cancel", {S.COPIES, S.AT_SWITCH, S.SWITCHING}, _GONE_D, State.HELD,
-         "the destination is dead, and the source does not give the migration up"),
-    _row("left-stopped", S.LEFT_STOPPED, _ANY_D - _GONE_D, Step.FENCE_DESTINATION,
-         "the source was left stopped; it may run again once the destination is dead",
-         _fenceable),
-    _row("left-stopped-cannot-fence", S.LEFT_STOPPED, _ANY_D - _GONE_D, State.HELD,
-         "the source was left stopped, and the destination cannot be fenced from here"),
+    row("postcopy-no-way-back", {S.SWITCHING, S.SERVES, S.BROKEN, S.DONE}, GONE_D, State.HELD,
+        "the destination died after a postcopy switch; the source holds the memory but may not run it again",
+        lambda now: now.intent.postcopy),
+    row("revive", {S.DONE, S.LEFT_STOPPED}, GONE_D, Step.REVIVE,
+        "the destination is dead and never ran the guest; the source has all of it",
+        lambda now: not now.overdue),
+    row("cannot-revive", {S.DONE, S.LEFT_STOPPED}, GONE_D, State.HELD,
+        "the destination is dead and never ran the guest; the source has all of it, but does not run it"),
+    row("cancel-destination-dead", {S.COPIES, S.AT_SWITCH, S.SWITCHING}, GONE_D, Step.CANCEL,
+        "the destination is dead",
+        lambda now: not now.overdue),
+    row("cannot-cancel", {S.COPIES, S.AT_SWITCH, S.SWITCHING}, GONE_D, State.HELD,
+        "the destination is dead, and the source does not give the migration up"),
+    row("left-stopped", S.LEFT_STOPPED, ANY_D - GONE_D, Step.FENCE_DESTINATION,
+        "the source was left stopped; it may run again once the destination is dead",
+        fenceable),
+    row("left-stopped-cannot-fence", S.LEFT_STOPPED, ANY_D - GONE_D, State.HELD,
+        "the source was left stopped, and the destination cannot be fenced from here"),
     # --- copying -----------------------------------------------------------------------------------------------
-    _row("copying-undo", S.COPIES, _ANY_D, Step.CANCEL,
-         "cancelled while that is safe",
-         lambda now: now.intent.undo is not None and (not now.overdue)),
-    _row("copying-ignores-cancel", S.COPIES, _ANY_D, Step.FENCE_DESTINATION,
-         "the source does not give the migration up; without a destination it has to",
-         lambda now: now.intent.undo is not None and _fenceable(now)),
-    _row("copying-cannot-fence", S.COPIES, _ANY_D, State.HELD,
-         "the source does not give the migration up, and the destination cannot be fenced from here",
-         lambda now: now.intent.undo is not None),
-    _row("copying-rejected", S.COPIES, D.FAILED, Step.CANCEL,
-         "the destination has failed"),
-    _row("copying-stalled", S.COPIES, _ANY_D, Step.CANCEL,
-         "the migration makes no progress",
-         lambda now: now.overdue),
-    _row("copying", S.COPIES, _ANY_D, Step.WAIT,
-         "memory is being copied"),
+    row("copying-undo", S.COPIES, ANY_D, Step.CANCEL,
+        "cancelled while that is safe",
+        lambda now: now.intent.undo is not None and (not now.overdue)),
+    row("copying-ignores-cancel", S.COPIES, ANY_D, Step.FENCE_DESTINATION,
+        "the source does not give the migration up; without a destination it has to",
+        lambda now: now.intent.undo is not None and fenceable(now)),
+    row("copying-cannot-fence", S.COPIES, ANY_D, State.HELD,
+        "the source does not give the migration up, and the destination cannot be fenced from here",
+        lambda now: now.intent.undo is not None),
+    row("copying-rejected", S.COPIES, D.FAILED, Step.CANCEL,
+        "the destination has failed"),
+    row("copying-stalled", S.COPIES, ANY_D, Step.CANCEL,
+        "the migration makes no progress",
+        lambda now: now.overdue),
+    row("copying", S.COPIES, ANY_D, Step.WAIT,
+        "memory is being copied"),
     # --- at the last safe point --------------------------------------------------------------------------------
     # A cancel that was not obeyed by the time it is overdue is not tried again.
-    _row("at-switch-undo", S.AT_SWITCH, _ANY_D, Step.CANCEL,
-         "undone at the last safe point",
-         lambda now: (now.intent.undo is not None) is not now.overdue and (not now.may_have_switched)),
-    _row("at-switch-rejected", S.AT_SWITCH, {D.FAILED}, Step.CANCEL,
-         "the destination has failed",
-         lambda now: not now.overdue and (not now.may_have_switched)),
-    _row("switch", S.AT_SWITCH, D.LOADS, Step.SWITCH,
-         "the destination lives, answers, and waits for the rest",
-         lambda now: now.destination.status in (MigrationStatus.ACTIVE, MigrationStatus.OTHER) and (not now.overdue)),
-    _row("at-switch-fence", S.AT_SWITCH, _ANY_D - _GONE_D, Step.FENCE_DESTINATION,
-         "the switch may be on its way and the destination does not go on: no cancel before it is dead",
-         lambda now: (now.overdue or destination_is(now.destination) is D.FAILED)
-         and _fenceable(now) and not _past_postcopy_switch(now)),
-    _row("at-switch-cannot-fence", S.AT_SWITCH, _ANY_D - _GONE_D, State.HELD,
-         "the switch may be on its way, and the destination neither goes on nor can, or in postcopy may, be fenced",
-         lambda now: now.overdue),
-    _row("at-switch", S.AT_SWITCH, _ANY_D, Step.WAIT,
-         "the guest stands still; the destination is not ready yet"),
+    row("at-switch-undo", S.AT_SWITCH, ANY_D, Step.CANCEL,
+        "undone at the last safe point",
+        lambda now: (now.intent.undo is not None) is not now.overdue and (not now.may_have_switched)),
+    row("at-switch-rejected", S.AT_SWITCH, {D.FAILED}, Step.CANCEL,
+        "the destination has failed",
+        lambda now: not now.overdue and (not now.may_have_switched)),
+    row("switch", S.AT_SWITCH, D.LOADS, Step.SWITCH,
+        "the destination lives, answers, and waits for the rest",
+        lambda now: now.destination.status in (MigrationStatus.ACTIVE, MigrationStatus.OTHER) and (not now.overdue)),
+    row("at-switch-fence", S.AT_SWITCH, ANY_D - GONE_D, Step.FENCE_DESTINATION,
+        "the switch may be on its way and the destination does not go on: no cancel before it is dead",
+        lambda now: (now.overdue or destination_is(now.destination) is D.FAILED)
+        and fenceable(now) and not past_postcopy_switch(now)),
+    row("at-switch-cannot-fence", S.AT_SWITCH, ANY_D - GONE_D, State.HELD,
+        "the switch may be on its way, and the destination neither goes on nor can, or in postcopy may, be fenced",
+        lambda now: now.overdue),
+    row("at-switch", S.AT_SWITCH, ANY_D, Step.WAIT,
+        "the guest stands still; the destination is not ready yet"),
     # --- cancelled before it, which may take QEMU minutes where it still tries to connect ---------------------------
-    _row("cancelling-resume", S.FAILING, {D.LOADS, D.FAILED, D.SILENT, *_GONE_D}, Step.RESUME,
-         "the migration ends before the switch: the guest, which was stopped for it, runs again at once",
-         lambda now: now.source.status is MigrationStatus.CANCELLING and now.source.run is RunState.PAUSED
-         and now.intent.stopped_by_us and now.intent.guest_runs
-         and not (now.may_have_switched or now.overdue)),
+    row("cancelling-resume", S.FAILING, {D.LOADS, D.FAILED, D.SILENT, *GONE_D}, Step.RESUME,
+        "the migration ends before the switch: the guest, which was stopped for it, runs again at once",
+        lambda now: now.source.status is MigrationStatus.CANCELLING and now.source.run is RunState.PAUSED
+        and now.intent.stopped_by_us and now.intent.guest_runs
+        and not (now.may_have_switched or now.overdue)),
     # --- between the switch and its outcome ----------------------------------------------------------------------
-    _row("postcopy-rejected", {S.SWITCHING, S.SERVES, S.BROKEN, S.DONE}, {D.FAILED}, State.HELD,
-         "the destination rejected the guest after a postcopy switch; the source holds the memory but may not "
-         "run it",
-         lambda now: now.intent.postcopy and now.overdue),
-    _row("postcopy-stalled", {S.SWITCHING, S.SERVES, S.BROKEN, S.DONE}, _ANY_D - _GONE_D, State.HELD,
-         "the postcopy switch makes no progress; the source holds the memory but may not run it again",
-         lambda now: now.intent.postcopy and now.overdue),
-    _row("postcopy-failing", S.FAILING, _ANY_D - _GONE_D, State.HELD,
-         "the postcopy switch failed half-way; the source holds the memory but may not run it again",
-         lambda now: now.overdue and _past_postcopy_switch(now)),
-    _row("switch-rejected", {S.SWITCHING, S.DONE}, D.FAILED, Step.FENCE_DESTINATION,
-         "the destination rejected the guest; the source may go on once it is dead",
-         lambda now: not now.intent.postcopy and _fenceable(now)),
-    _row("switch-stalled", {S.SWITCHING, S.DONE, S.FAILING}, _ANY_D - _GONE_D, Step.FENCE_DESTINATION,
-         "the switch makes no progress; the source may go on once the destination is dead",
-         lambda now: now.overdue and _fenceable(now)),
-    _row("switch-stalled-cannot-fence", {S.SWITCHING, S.DONE, S.FAILING}, _ANY_D - _GONE_D, State.HELD,
-         "the switch makes no progress, and the destination cannot be fenced from here",
-         lambda now: now.overdue),
-    _row("switching", {S.SWITCHING, S.SERVES, S.BROKEN, S.DONE, S.FAILING}, _ANY_D, Step.WAIT,
-         "the outcome is on its way",
-         lambda now: not now.overdue),
+    row("postcopy-rejected", {S.SWITCHING, S.SERVES, S.BROKEN, S.DONE}, {D.FAILED}, State.HELD,
+        "the destination rejected the guest after a postcopy switch; the source holds the memory but may not "
+        "run it",
+        lambda now: now.intent.postcopy and now.overdue),
+    row("postcopy-stalled", {S.SWITCHING, S.SERVES, S.BROKEN, S.DONE}, ANY_D - GONE_D, State.HELD,
+        "the postcopy switch makes no progress; the source holds the memory but may not run it again",
+        lambda now: now.intent.postcopy and now.overdue),
+    row("postcopy-failing", S.FAILING, ANY_D - GONE_D, State.HELD,
+        "the postcopy switch failed half-way; the source holds the memory but may not run it again",
+        lambda now: now.overdue and past_postcopy_switch(now)),
+    row("switch-rejected", {S.SWITCHING, S.DONE}, D.FAILED, Step.FENCE_DESTINATION,
+        "the destination rejected the guest; the source may go on once it is dead",
+        lambda now: not now.intent.postcopy and fenceable(now)),
+    row("switch-stalled", {S.SWITCHING, S.DONE, S.FAILING}, ANY_D - GONE_D, Step.FENCE_DESTINATION,
+        "the switch makes no progress; the source may go on once the destination is dead",
+        lambda now: now.overdue and fenceable(now)),
+    row("switch-stalled-cannot-fence", {S.SWITCHING, S.DONE, S.FAILING}, ANY_D - GONE_D, State.HELD,
+        "the switch makes no progress, and the destination cannot be fenced from here",
+        lambda now: now.overdue),
+    row("switching", {S.SWITCHING, S.SERVES, S.BROKEN, S.DONE, S.FAILING}, ANY_D, Step.WAIT,
+        "the outcome is on its way",
+        lambda now: not now.overdue),
     # --- an end that does not answer -------------------------------------------------------------------------------
-    _row("source-silent", S.SILENT, _ANY_D, Step.WAIT,
-         "the source does not answer",
-         lambda now: not now.overdue),
-    _row("source-silent-fence", S.SILENT, _ANY_D - _GONE_D - {D.RUNS}, Step.FENCE_DESTINATION,
-         "the source does not answer; its migration is broken off so that it cannot reach the switch alone",
-         lambda now: not now.may_have_switched and _fenceable(now)),
-    _row("both-silent-fence", S.SILENT, {D.SILENT, D.LOADS, D.FAILED}, Step.FENCE_DESTINATION,
-         "the source does not answer, as it does not while it waits for a destination that has stalled; its "
-         "process lives and holds the guest, and may go on once the destination is dead",
-         lambda now: now.source.process is Process.ALIVE and (not now.intent.postcopy) and _fenceable(now)),
-    _row("source-does-not-answer", S.SILENT, _ANY_D, State.HELD,
-         "the source does not answer"),
-    _row("unclear", _ANY_S, _ANY_D, State.HELD,
-         "both ends together show something that no rule answers"),
+    row("source-silent", S.SILENT, ANY_D, Step.WAIT,
+        "the source does not answer",
+        lambda now: not now.overdue),
+    row("source-silent-fence", S.SILENT, ANY_D - GONE_D - {D.RUNS}, Step.FENCE_DESTINATION,
+        "the source does not answer; its migration is broken off so that it cannot reach the switch alone",
+        lambda now: not now.may_have_switched and fenceable(now)),
+    row("both-silent-fence", S.SILENT, {D.SILENT, D.LOADS, D.FAILED}, Step.FENCE_DESTINATION,
+        "the source does not answer, as it does not while it waits for a destination that has stalled; its "
+        "process lives and holds the guest, and may go on once the destination is dead",
+        lambda now: now.source.process is Process.ALIVE and (not now.intent.postcopy) and fenceable(now)),
+    row("source-does-not-answer", S.SILENT, ANY_D, State.HELD,
+        "the source does not answer"),
+    row("unclear", ANY_S, ANY_D, State.HELD,
+        "both ends together show something that no rule answers"),
 )
 # fmt: on
 
@@ -380,11 +287,12 @@ def decide(intent: Intent, source: View, destination: View, *, overdue: bool = F
     :param destination: a fresh view of the destination.
     :param overdue: nothing has changed for longer than this phase may take.
     """
-    now = _Now(intent=intent, source=source, destination=destination, overdue=overdue)
+    source, destination = as_said(intent, source), as_said(intent, destination)
+    now = Now(intent=intent, source=source, destination=destination, overdue=overdue)
     here, there = classify(intent, source, destination)
-    for row in ROWS:
-        if here in row.source and there in row.destination and row.when(now):
-            return Next(step=row.step, row=row.name, why=row.why, state=row.state)
+    for each in ROWS:
+        if here in each.source and there in each.destination and each.when(now):
+            return Next(step=each.step, row=each.name, why=each.why, state=each.state)
     raise AssertionError("the last row fits everything")
 
 

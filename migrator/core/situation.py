@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from enum import IntEnum, StrEnum
 
 from migrator.core.model import RUNNING_STATES, MigrationStatus, Process, RunState, State, View
@@ -21,6 +21,17 @@ class Milestone(IntEnum):
     HANDED_OVER = 3
     #: The guest was seen running (or, paused, complete) at the destination; the source may have been quit.
     RETIRING = 4
+
+
+class Word(StrEnum):
+    """What a person who has looked says of a guest whose migration is held."""
+
+    #: It is, or shall go on, at the source.
+    SOURCE = "source"
+    #: It is, or shall go on, at the destination.
+    DESTINATION = "destination"
+    #: Neither end holds it any more.
+    LOST = "lost"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -44,6 +55,12 @@ class Intent:
     restored: bool = False
     #: An attempt to fence came to nothing.
     fence_failed: bool = False
+    #: The guest was seen running at the destination; if it stands still there, somebody wanted that.
+    ran_there: bool = False
+    #: Where a person has said that it is, until that is done or turns out not to be so.
+    said: Word | None = None
+    #: A person has seen to it that an end whose host cannot be asked is off.
+    said_off: bool = False
 
 
 class SourceIs(StrEnum):
@@ -161,8 +178,16 @@ def destination_is(view: View) -> DestinationIs:
     return DestinationIs.STRANGE
 
 
+def as_said(intent: Intent, view: View) -> View:
+    """An end that nobody can ask is dead where a person has seen to that; one that lives never is."""
+    if intent.said_off and view.process is Process.UNKNOWN and not view.answers:
+        return replace(view, process=Process.DEAD)
+    return view
+
+
 def classify(intent: Intent, source: View, destination: View) -> tuple[SourceIs, DestinationIs]:
     """Both ends classified, with what only the intent can tell."""
+    source, destination = as_said(intent, source), as_said(intent, destination)
     here, there = source_is(source), destination_is(destination)
     reset = source.run is _R.PRELAUNCH and source.status is _M.COMPLETED
     if here is SourceIs.RESTS and reset and intent.milestone >= Milestone.SWITCHING:

@@ -12,6 +12,7 @@ import pytest
 from migrator.core import lifecycle
 from migrator.core.lifecycle import ROWS, Next, Row, Step, can_cancel, decide, state_of
 from migrator.core.model import MigrationStatus, Process, RunState, State, View
+from migrator.core.said import SAID
 from migrator.core.situation import (
     DestinationIs,
     Intent,
@@ -395,7 +396,7 @@ ENDS: dict[State, Rules] = {
 def test_every_row_is_the_answer_to_something(fitting: Callable[[tuple[Row, ...]], None]) -> None:
     names = [row.name for row in ROWS]
     assert len(set(names)) == len(names), "the code of a held migration names one row"
-    missing = set(names)
+    missing = set(names) - {row.name for row in SAID}  # those wait for a word: see test_lifecycle_word.py
     seen = product((INTENTS[::11], INTENTS), SOURCES, DESTINATIONS, FENCES)
     for intents, source, destination, (fence_source, fence) in seen:
         mine, other = replace(source, can_fence=fence_source), replace(destination, can_fence=fence)

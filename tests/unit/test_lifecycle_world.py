@@ -121,6 +121,27 @@ def test_nothing_is_doubled_or_lost_and_every_way_has_an_end(setting: Setting) -
     assert setting.fence_fails or not setting.can_fence or unexpected(setting, looked_at) == {}
 
 
+@pytest.mark.timeout(300)
+@pytest.mark.parametrize(
+    "setting",
+    [
+        Setting(),
+        Setting(postcopy=True, hasty=False),
+        pytest.param(Setting(postcopy=True), marks=pytest.mark.matrix),
+        pytest.param(Setting(old=True, guest_runs=False), marks=pytest.mark.matrix),
+        pytest.param(Setting(postcopy=True, old=True), marks=pytest.mark.matrix),
+        pytest.param(Setting(fence_fails=True), marks=pytest.mark.matrix),
+        pytest.param(Setting(postcopy=True, can_fence=False), marks=pytest.mark.matrix),
+    ],
+    ids=named,
+)
+def test_no_word_of_a_person_doubles_a_guest_or_loses_it(setting: Setting) -> None:
+    """Whatever holds it, whatever the person then says truly, and whatever happens before it is done."""
+    reached = explore(setting, faults=any_fault(setting), words=2)
+    said = {each.end.row for each in reached if each.end is not None and each.intent.said is not None}
+    assert said & {"said-lost", "arrived-source-gone", "undone", "undone-cancelled"}
+
+
 @pytest.mark.matrix
 @pytest.mark.timeout(300)
 @pytest.mark.parametrize("postcopy", [False, True], ids=["precopy", "postcopy"])

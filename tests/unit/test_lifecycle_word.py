@@ -1,0 +1,328 @@
+"""A person's word on a held migration, over the whole product of what can be meant, seen and said.
+
+Never two, and never none where something can be saved; a word that is refused names one that is taken, or what makes
+one be taken.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import replace
+from functools import cache, partial
+from itertools import product
+
+import pytest
+
+from migrator.core import lifecycle, resolving
+from migrator.core.lifecycle import ROWS, Next, Row, Step, decide
+from migrator.core.model import MigrationStatus, Process, RunState, State, View
+from migrator.core.resolving import Act, Answer, consider, spoken, unrecorded
+from migrator.core.said import SAID
+from migrator.core.situation import DestinationIs, Intent, Milestone, SourceIs, Word, classify
+from tests.unit.test_lifecycle_table import DESTINATIONS, FENCES, SOURCES, Situation, faults, sentence, shown
+
+S, D = SourceIs, DestinationIs
+R, M = RunState, MigrationStatus
+POSTCOPY = {status for status in M if status.startswith("postcopy")}
+GONE_S, GONE_D = {S.DEAD, S.ENDED}, {D.DEAD, D.ENDED}
+DEAD = View(process=Process.DEAD)
+#: Besides one of each class: what a source in postcopy shows before and after it is settled, one that runs on.
+HERE = [
+    *SOURCES,
+    shown(R.RUNNING, M.POSTCOPY_ACTIVE),
+    shown(R.RUNNING, M.CANCELLED),
+    shown(R.FINISH_MIGRATE, M.FAILED),
+]
+THERE = [*DESTINATIONS, View(process=Process.UNKNOWN)]
+
+
+def every_intent(*, all_of_it: bool = False) -> Iterator[Intent]:
+    flags = (False, True)
+    undone = (None, State.CANCELLED, State.FAILED) if all_of_it else (None, State.FAILED)
+    runs = [(False, False), (True, False), (True, True)] if all_of_it else [(False, False), (True, True)]
+    for milestone, undo, restored in product(Milestone, undone, flags if all_of_it else (False,)):
+        for postcopy, ran_there in product(flags, repeat=2):
+            if ran_there and milestone < Milestone.HANDED_OVER:
+                continue
+            for guest_runs, stopped_by_us in runs:
+                yield Intent(
+                    milestone=milestone,
+                    postcopy=postcopy,
+                    guest_runs=guest_runs,
+                    stopped_by_us=stopped_by_us,
+                    undo=undo,
+                    live=False,
+                    restored=restored,
+                    ran_there=ran_there,
+                )
+
+
+INTENTS = list(every_intent())
+ALL_INTENTS = list(every_intent(all_of_it=True))
+
+
+@pytest.fixture(autouse=True)
+def quick(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The same answers, looked up instead of looked for."""
+
+    @cache
+    def rows_of(here: SourceIs, there: DestinationIs) -> tuple[Row, ...]:
+        return tuple(row for row in ROWS if here in row.source and there in row.destination)
+
+    @cache
+    def quick_decide(intent: Intent, source: View, destination: View, *, overdue: bool = False) -> Next:
+        monkeypatch.setattr(lifecycle, "ROWS", rows_of(*classify(intent, source, destination)))
+        return decide(intent, source, destination, overdue=overdue)
+
+    monkeypatch.setattr(resolving, "decide", quick_decide)
+    monkeypatch.setattr(lifecycle, "decide", quick_decide)
+
+
+def every_pair(sources: list[View]) -> Iterator[tuple[View, View]]:
+    for source, destination, (fence_source, fence) in product(sources, THERE, FENCES):
+        yield replace(source, can_fence=fence_source), replace(destination, can_fence=fence)
+
+
+def held_codes(intent: Intent, source: View, destination: View) -> Iterator[str | None]:
+    """It is held for what both ends still show, or for what they showed before; or nobody knows what was meant."""
+    yield lifecycle.decide(intent, source, destination, overdue=True).row
+    yield "controller-failed"
+
+
+@pytest.mark.parametrize("source", HERE, ids=sentence)
+@pytest.mark.parametrize(
+    "intents", [INTENTS, pytest.param(ALL_INTENTS, marks=pytest.mark.matrix)], ids=["most", "all"]
+)
+@pytest.mark.timeout(600)
+def test_no_word_doubles_a_guest_or_loses_one_that_can_be_saved(source: View, intents: list[Intent]) -> None:
+    wrong: dict[str, str] = {}
+    for here, there in every_pair([source]):
+        for intent in intents:
+            for code, word in product(held_codes(intent, here, there), Word):
+                answer = consider(word, intent, here, there, held_code=code)
+                rules = (
+                    harm(answer, intent, here, there)
+                    if answer.accepted
+                    else dead_ends(answer, intent, here, there)
+                )
+                for fault in rules:
+                    wrong.setdefault(fault, f"{fault}: {answer}\n  {intent}\n  {here}\n  {there}")
+    assert not wrong, "\n".join(wrong.values())
+
+
+def harm(  # noqa: C901 - one case for each thing that must not be
+    answer: Answer, intent: Intent, source: View, destination: View
+) -> Iterator[str]:
+    """What is wrong with doing what was said."""
+    split = any(view.answers and view.status in POSTCOPY for view in (source, destination))
+    here, there = classify(intent, source, destination)
+    handed, switched = intent.milestone >= Milestone.HANDED_OVER, intent.milestone >= Milestone.SWITCHING
+    names = [each.step for each in answer.steps]
+    fenced = Step.FENCE_DESTINATION in names
+    if split and {Step.FENCE_DESTINATION, Step.FENCE_SOURCE, Step.DISMISS, Step.CANCEL} & set(names):
+        yield "an end is ended in a postcopy status"
+    if fenced and there is D.SILENT and handed:
+        yield "a destination that may run the guest and does not answer is killed"
+    if {Step.FENCE_DESTINATION, Step.DISMISS} & set(names):
+        if there in (D.FETCHES, D.BROKEN, D.READY, D.STRANGE):
+            yield "the destination holds what only it has"
+        if there is D.RUNS and not (here in (S.RUNS, S.COPIES) and source.run is R.RUNNING):
+            yield "the destination runs the guest"
+        if here is S.SILENT:
+            yield "the source may be unable to run the guest"
+        if here in GONE_S and (there in (D.LOADED, D.RUNS) or (there is D.SILENT and switched)):
+            yield "nobody else has the guest"
+    if fenced and not destination.can_fence:
+        yield "the destination cannot be seen dead"
+    if Step.FENCE_SOURCE in names and not (there in (D.RUNS, D.LOADED) and source.can_fence):
+        yield "the source is ended, and the destination has not all of the guest"
+    if Step.RETIRE in names and there not in (D.RUNS, D.LOADED, D.READY, D.ENDED):
+        yield "the source is retired before the guest has arrived"
+    if Step.HAND_OVER in names and Step.FENCE_SOURCE not in names and here not in {*GONE_S, S.DONE, S.SERVES}:
+        yield "the destination is run while the source may run"
+    if Step.REVIVE in names and there not in GONE_D and not fenced:
+        yield "the source is run while the destination lives"
+    match answer.word:
+        case Word.LOST:
+            empty = there in {*GONE_D, D.LOADS, D.FAILED} or (there is D.SILENT and not switched)
+            if answer.state is not State.GUEST_ENDED and not (here in GONE_S and empty):
+                yield "lost, and a process that may hold it lives"
+        case Word.SOURCE:
+            if answer.state in (State.COMPLETED, State.HELD) or (
+                answer.state is None and there not in GONE_D
+            ):
+                yield "it does not end at the source"
+        case Word.DESTINATION:
+            if answer.state in (State.FAILED, State.CANCELLED, State.HELD):
+                yield "it does not end at the destination"
+
+
+def dead_ends(answer: Answer, intent: Intent, source: View, destination: View) -> Iterator[str]:
+    """What is wrong with a refusal."""
+    if answer.steps or not answer.why:
+        yield "a refusal says what it would do, or not why"
+    if answer.instead:
+        return
+    if not _helps(answer.acts, intent, source, destination):
+        yield "nothing that it advises is of any use"
+
+
+def _helps(acts: tuple[Act, ...], intent: Intent, source: View, destination: View) -> bool:
+    """Some of it done, a word is taken or none is needed."""
+
+    def ends(here: View, there: View) -> bool:
+        here, there = (
+            replace(here, can_fence=source.can_fence),
+            replace(there, can_fence=destination.can_fence),
+        )
+        by_itself = lifecycle.decide(intent, here, there).state is not State.HELD
+        return by_itself or any(
+            consider(word, intent, here, there, held_code="controller-failed").accepted for word in Word
+        )
+
+    sources, destinations = [source], [destination]
+    for act in acts:
+        match act:
+            case Act.END_SOURCE:
+                sources.append(DEAD)
+            case Act.END_DESTINATION:
+                destinations.append(DEAD)
+            case Act.REACH_SOURCE:
+                sources += [view for view in SOURCES if view.answers]
+            case Act.REACH_DESTINATION:
+                destinations += [view for view in DESTINATIONS if view.answers]
+            case Act.MEND:
+                sources += [view for view in SOURCES if view.answers]
+                destinations += [view for view in DESTINATIONS if view.answers]
+    return any(ends(here, there) for here, there in product(sources, destinations))
+
+
+@pytest.mark.parametrize("word", Word)
+@pytest.mark.parametrize("source", HERE, ids=sentence)
+def test_table_that_has_heard_it_is_as_careful_as_before(word: Word, source: View) -> None:
+    """Between the answer and the act anything may change: whatever is seen then, the table does no harm."""
+    said = {row.name for row in SAID}
+    wrong: dict[tuple[str, str], str] = {}
+    for here, there in every_pair([source]):
+        for intent in INTENTS:
+            meant = spoken(intent, word)
+            for overdue in (False, True):
+                answer = lifecycle.decide(meant, here, there, overdue=overdue)
+                now = Situation(meant, here, there, overdue, *classify(meant, here, there))
+                followed = partial(Answer, word=word, accepted=True, code="", why="", state=answer.state)
+                steps = () if answer.step is Step.END else (answer,)
+                if answer.row in said:
+                    found = harm(followed(steps=steps, state=None), meant, here, there) if steps else ()
+                    found = (each for each in found if not each.startswith("it does not end"))
+                elif word is Word.SOURCE and now.there is D.DEAD:
+                    continue  # what it may have done before it died a person has looked at
+                else:
+                    found = faults(answer, now)
+                for fault in found:
+                    wrong.setdefault((answer.row, fault), f"{answer.row}: {fault}, in {now}")
+    assert not wrong, "\n".join(wrong.values())
+
+
+def test_every_row_of_a_word_is_the_answer_to_something() -> None:
+    missing = {row.name for row in SAID}
+    for intent, (source, destination) in product(INTENTS, every_pair(SOURCES)):
+        for word in Word:
+            for overdue in (False, True):
+                missing.discard(
+                    lifecycle.decide(spoken(intent, word), source, destination, overdue=overdue).row
+                )
+        if not missing:
+            break
+    assert missing == set()
+
+
+def test_without_a_record_every_word_is_weighed_by_what_both_ends_show() -> None:
+    for source, destination in every_pair(SOURCES):
+        intent = unrecorded(source, destination)
+        for word in Word:
+            answer = consider(word, intent, source, destination)
+            assert not list(harm(answer, intent, source, destination)) or not answer.accepted, answer
+
+
+SWITCHED = Intent(milestone=Milestone.SWITCHING, postcopy=True, live=False, stopped_by_us=True)
+HANDED = replace(SWITCHED, milestone=Milestone.HANDED_OVER)
+LOADED, RUNS_THERE = shown(R.PAUSED, M.COMPLETED), shown(R.RUNNING, M.COMPLETED)
+INCOMING = shown(R.INMIGRATE, M.ACTIVE)
+FROZEN = View(process=Process.ALIVE, can_fence=True)
+
+
+def fenceable(view: View) -> View:
+    return replace(view, can_fence=True)
+
+
+def of(word: Word, intent: Intent, source: View, destination: View, code: str) -> Answer:
+    return consider(word, intent, fenceable(source), fenceable(destination), held_code=code)
+
+
+class TestPostcopyPairWhoseMemoryIsAtBothEnds:
+    @pytest.mark.parametrize("there", [INCOMING, shown(R.PAUSED, M.POSTCOPY_ACTIVE), FROZEN])
+    @pytest.mark.parametrize(
+        "here", [shown(R.FINISH_MIGRATE, M.POSTCOPY_ACTIVE), shown(R.FINISH_MIGRATE, M.DEVICE)]
+    )
+    def test_is_ended_by_no_word(self, here: View, there: View) -> None:
+        for word in Word:
+            answer = of(word, SWITCHED, here, there, "postcopy-stalled")
+            assert not {Step.FENCE_DESTINATION, Step.FENCE_SOURCE} & {each.step for each in answer.steps}
+
+    def test_is_driven_on_where_a_person_says_destination(self) -> None:
+        here, there = shown(R.FINISH_MIGRATE, M.POSTCOPY_ACTIVE), INCOMING
+        answer = of(Word.DESTINATION, SWITCHED, here, there, "postcopy-stalled")
+        assert (answer.accepted, answer.steps, answer.state) == (True, (), None)
+        refused = of(Word.SOURCE, SWITCHED, here, there, "postcopy-stalled")
+        assert not refused.accepted
+        assert refused.instead == (Word.DESTINATION,)
+
+    def test_that_broke_waits_for_the_stream_to_be_mended(self) -> None:
+        here, there = shown(R.FINISH_MIGRATE, M.POSTCOPY_PAUSED), shown(R.RUNNING, M.POSTCOPY_PAUSED)
+        for word in Word:
+            answer = of(word, HANDED, here, there, "postcopy-broken")
+            assert not answer.accepted
+            assert answer.acts == (Act.MEND,)
+
+
+def test_frozen_destination_that_may_run_the_guest_is_not_killed() -> None:
+    precopy = replace(HANDED, postcopy=False)
+    answer = of(Word.SOURCE, precopy, shown(R.POSTMIGRATE, M.COMPLETED), FROZEN, "silent-after-hand-over")
+    assert not answer.accepted
+    assert answer.acts == (Act.REACH_DESTINATION, Act.END_DESTINATION)
+
+
+def test_lost_is_taken_once_neither_process_is_left() -> None:
+    here, there = shown(R.FINISH_MIGRATE, M.POSTCOPY_PAUSED), shown(R.RUNNING, M.POSTCOPY_PAUSED)
+    assert not of(Word.LOST, HANDED, here, DEAD, "postcopy-no-way-back").accepted
+    assert not of(Word.LOST, HANDED, DEAD, there, "postcopy-source-died").accepted
+    assert of(Word.LOST, HANDED, DEAD, DEAD, "source-died").accepted
+
+
+def test_host_that_cannot_be_asked_counts_as_off_where_a_person_says_so() -> None:
+    unreachable = View(process=Process.UNKNOWN)
+    here = shown(R.POSTMIGRATE, M.COMPLETED)
+    precopy = replace(HANDED, postcopy=False)
+    assert not of(Word.SOURCE, precopy, here, replace(unreachable), "silent-after-hand-over").accepted
+    off = replace(precopy, said_off=True)
+    answer = of(Word.SOURCE, off, here, unreachable, "silent-after-hand-over")
+    assert (answer.accepted, answer.state) == (True, State.FAILED)
+    assert not of(Word.SOURCE, off, here, FROZEN, "silent-after-hand-over").accepted, (
+        "a process that is seen to live"
+    )
+
+
+def test_guest_that_runs_at_both_ends_stays_where_a_person_says() -> None:
+    here = shown(R.RUNNING, M.FAILED)
+    for word, step in ((Word.SOURCE, Step.FENCE_DESTINATION), (Word.DESTINATION, Step.FENCE_SOURCE)):
+        answer = of(word, HANDED, here, RUNS_THERE, "both-run")
+        assert (answer.accepted, answer.steps[0].step) == (True, step)
+
+
+def test_destination_that_refuses_to_run_gives_way_to_the_source() -> None:
+    precopy = replace(HANDED, postcopy=False)
+    here = shown(R.POSTMIGRATE, M.COMPLETED)
+    answer = of(Word.SOURCE, precopy, here, LOADED, "refuses-to-run")
+    assert [each.step for each in answer.steps][:2] == [Step.FENCE_DESTINATION, Step.REVIVE]
+    # Where it has not had its time it completes by itself.
+    assert of(Word.SOURCE, precopy, here, LOADED, "not-reachable").instead == (Word.DESTINATION,)
