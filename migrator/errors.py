@@ -6,6 +6,7 @@
     ├── UsageError             what a person typed or configured is wrong; nothing was changed
     ├── Refused                preflight found a reason not to begin; nothing was changed
     ├── RecordError            the record of a migration cannot be read, written or claimed
+    │   └── RecordInUse        another migrator that lives holds it
     ├── JournalError           the service's journal cannot be read or written; no new work is taken
     ├── HostError              a host cannot be reached, or a command on it failed
     └── QemuError              something about one QEMU process
@@ -37,6 +38,10 @@ class Refused(MigratorError):
 
 class RecordError(MigratorError):
     """The record of a migration cannot be read, written or claimed."""
+
+
+class RecordInUse(RecordError):
+    """Another migrator that lives holds the record: it drives that migration."""
 
 
 class JournalError(MigratorError):

@@ -231,6 +231,29 @@ class Record(Protocol):
         """The migration has ended for good; the record is put away."""
 
 
+@dataclass(frozen=True, kw_only=True)
+class Outcome:
+    """What the record of a migration says that has been put away."""
+
+    #: Which of the migration's attempts it was of: one that begins anew has the same id.
+    attempt: int
+    #: It was undone only because its controller stopped, or had gone: it begins anew.
+    postponed: bool
+    #: :data:`migrator.engine.ledger.OUTCOME`, as far as it was written.
+    fields: Mapping[str, Any]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Stray:
+    """A record of a migration that the journal does not know as one that is under way."""
+
+    migration: str
+    #: Where the record is.
+    path: str
+    #: What it was begun with; ``None`` where it cannot be read.
+    facts: Mapping[str, Any] | None
+
+
 class GuestProcess(Protocol):
     """A QEMU process on some host, held so that a pid used again is never mistaken for it."""
 

@@ -26,7 +26,7 @@ from migrator.engine.job_means import Means
 from migrator.engine.keeper import Keeper
 from migrator.engine.planner import Limits
 from migrator.engine.verbs import Verbs
-from migrator.ports import Record, Waiting
+from migrator.ports import Record, Stray, Waiting
 from migrator.testing.journal import MemoryJournal
 from migrator.testing.simulated_site import SimulatedSite
 from migrator.testing.simulator import Simulator
@@ -93,6 +93,8 @@ class _NoRecord:
 
 
 class _NoRecords:
+    whole = True
+
     def create(self, _: str) -> Record:
         return _NoRecord()
 
@@ -101,6 +103,9 @@ class _NoRecords:
 
     def outcome(self, _: str) -> None:
         return
+
+    def strays(self, _: object) -> list[Stray]:
+        return []
 
     def release(self, _: Record) -> None:
         return

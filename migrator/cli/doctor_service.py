@@ -18,7 +18,7 @@ import httpx2
 
 from migrator.cli.diagnosis import Check, fail, ok, warn
 from migrator.settings import Settings
-from migrator.store import schema
+from migrator.store import belonging, schema
 from migrator.units import show_bytes
 
 #: Less is too little to write down what is under way.
@@ -98,6 +98,7 @@ def journal(path: Path) -> list[Check]:
                 said = "ok"  # as far as it was read
             database.set_progress_handler(None, 0)
             unfinished = _unfinished(database) if revision == schema.HEAD else 0
+            doubt = _doubt(database, path.parent / "steps") if revision == schema.HEAD else ""
     except (OSError, sqlite3.Error) as error:
         return [fail(about, f"{path} cannot be read: {error}", "see its owner; or put the last backup there")]
     if said != "ok":
@@ -108,6 +109,11 @@ def journal(path: Path) -> list[Check]:
         text = f"{path} is of schema {revision or 'none'}, this migrator's is {schema.HEAD}"
         return [warn(about, text, "the service brings it to its own at its start, and keeps a copy")]
     found = [ok(about, f"{path}: schema {revision}, {size}")]
+    if doubt:
+        remedy = (
+            "put both from the same backup there, or look at every migration that is held after the start"
+        )
+        found.append(warn(about, doubt, remedy))
     if unfinished and _holder(path) is None:
         text = f"{unfinished} migrations are under way, and no service looks after them"
         found.append(fail(about, text, "start it: systemctl start migrator"))
@@ -127,6 +133,13 @@ def _revision(database: sqlite3.Connection) -> str:
         return ""
     row = database.execute("SELECT version_num FROM alembic_version").fetchone()
     return str(row[0]) if row else ""
+
+
+def _doubt(database: sqlite3.Connection, steps: Path) -> str:
+    """Journal and records of steps do not belong together; empty where they do."""
+    row = database.execute("SELECT value FROM meta WHERE key = ?", (belonging.KEY,)).fetchone()
+    marks = belonging.Marks(journal=str(row[0]) if row else None, records=belonging.read(steps))
+    return marks.doubt(steps)
 
 
 def _unfinished(database: sqlite3.Connection) -> int:

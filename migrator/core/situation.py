@@ -47,6 +47,8 @@ class Intent:
     stopped_by_us: bool = False
     #: Why the migration shall be undone: ``CANCELLED`` or ``FAILED``; ``None`` while it shall go on.
     undo: State | None = None
+    #: It is undone only because the controller goes away, or went, before anything was sent: it begins anew.
+    postponed: bool = False
     #: This controller sent every command itself and knows what it did not send. False after taking a record up.
     live: bool = True
     #: The destination was told to quit, and waited for.

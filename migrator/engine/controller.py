@@ -19,7 +19,7 @@ from migrator.core.model import Decision, State
 from migrator.core.placement import Fleet, Options
 from migrator.core.policy import Policy
 from migrator.core.trace_context import TraceContext
-from migrator.engine import leftovers
+from migrator.engine import leftovers, strays
 from migrator.engine.bus import Bus
 from migrator.engine.documents import (
     EvacuationState,
@@ -85,6 +85,8 @@ class Engine:
         self.leftovers = Leftovers(
             abandon=means.site.abandon, up=self._is_up, under_way=self._is_under_way, keep=keeper.later
         )
+        #: Records of steps that nobody can make anything of, each in one line for a person.
+        self.left_records: list[str] = []
         self._log = logs.logger()
         keeper.keep(bus)
 
@@ -106,6 +108,7 @@ class Engine:
             if job.state is State.QUEUED:
                 continue  # the planner begins it
             self._start(job, self._take_up(job))
+        await self._sort_out_strays()
         for saved in await self.keeper.journal.unfinished("evacuation"):
             run = Evacuation.from_journal(saved)
             self.runs[run.id] = run
@@ -115,6 +118,19 @@ class Engine:
             self.leftovers.take_over(saved)
         await self._recount()
         self.planner.wake()
+
+    async def _sort_out_strays(self) -> None:
+        held, self.left_records = await strays.sort_out(
+            self.means.records.strays(self.jobs),
+            journal=self.keeper.journal,
+            means=self.means,
+            callbacks=self._callbacks(),
+        )
+        for job in held:
+            self._log.warning("record without its journal", migration=job.id, guest=job.guest.key)
+            self.jobs[job.id] = job
+            self._announce_job(job)
+            self._start(job, job.look_at_orphan())
 
     def _is_up(self, name: str) -> bool:
         host = self.inventory.host(name)

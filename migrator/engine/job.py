@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import replace
+from dataclasses import asdict, replace
 from datetime import UTC, datetime
 from typing import Any
 
@@ -21,15 +21,16 @@ from migrator.core.policy import Policy, from_fields
 from migrator.core.situation import Intent, Milestone
 from migrator.core.thinning import Point
 from migrator.core.trace_context import TraceContext
-from migrator.engine import clock, job_document, judging
+from migrator.engine import clock, job_document, judging, recordless
 from migrator.engine.documents import (
     MigrationDocument,
 )
 from migrator.engine.job_means import Means, Place
+from migrator.engine.ledger import OUTCOME
 from migrator.engine.migration import Migration
 from migrator.engine.quiet import Quiet
 from migrator.engine.result import Result, Status
-from migrator.errors import HostError, MigratorError, QemuError, RecordError
+from migrator.errors import HostError, JournalError, MigratorError, QemuError, RecordError, RecordInUse
 from migrator.ports import Qemu, Record, Waiting
 
 #: A destination that was checked so long ago is compared with its source again.
@@ -38,6 +39,10 @@ _STALE_SECONDS = 2.0
 
 #: It is held only because a host, or a QEMU, could not be asked when it was to be taken up.
 NOT_REACHABLE = "not-reachable"
+_ORPHANED = (
+    "the journal does not know this migration, but {path} is the record of its steps, and it had not ended: journal "
+    "and records were not restored together; nothing was done to either end"
+)
 _WILL_GO = "nothing: it is ended and removed once its host answers again"
 
 
@@ -116,6 +121,11 @@ class Job:
         self._record: Record | None = None
         self._places: dict[str, Place] = {"source": Place(host=guest.host, socket=guest.socket)}
         self._cancelled = self._parked = self._went_without = False
+        #: How often it was begun from the start: one that a controller had to leave before anything was sent is
+        #: begun anew under the same id.
+        self.attempt = 1
+        #: The record of this attempt is there, or was: a missing one does not mean that nothing was done.
+        self.recorded = False
         self._log = logs.logger(migration=identifier, guest=guest.key, host=guest.host)
 
     # --- what others may ask of it ---------------------------------------------------------------------------------
@@ -209,7 +219,6 @@ class Job:
                 await self._look_again()
             ):
                 return
-            await self._means.keep(self)  # where the destination is, before the source is touched
         except MigratorError as error:
             await self._fall_back(State.FAILED, str(error))
             return
@@ -311,27 +320,68 @@ class Job:
             raise RuntimeError("prepare() comes before transfer()")
         self.started_at = datetime.now(UTC)
         try:
-            self.result = await self._migration.run()
-        except (RecordError, QemuError) as error:
+            self.result = await self._migration.run(begun=self._note_record)
+        except (RecordError, JournalError, QemuError) as error:
+            self.recorded = False
             await self._fall_back(State.FAILED, str(error))
             return
         await self._close()
 
+    async def _note_record(self) -> None:
+        """The journal knows that the record is there, and where the destination is, before either end is touched."""
+        self.recorded = True
+        await self._means.keep(self)
+
     async def take_up(self) -> None:
-        """Go on with what another controller left, from what both QEMUs say."""
-        left = self._means.records.take_up(self.id)
+        """Go on with what another controller left, from what both QEMUs say.
+
+        Its record says how far it got. Without one it begins anew where the journal says that there never was one, and
+        is held where there was: nothing is done to either end then.
+        """
+        if self.result.held_code == recordless.ORPHANED:
+            return  # only a person knows what it was
+        try:
+            left = self._means.records.take_up(self.id)
+        except RecordInUse as error:
+            self.unreachable = True
+            self._hold(NOT_REACHABLE, str(error))
+            return
+        except RecordError as error:
+            await self._hold_without_record(recordless.DAMAGED, str(error))
+            return
         if left is None:
-            if (outcome := self._means.records.outcome(self.id)) is not None:
-                self._know(outcome)  # it ended, and the controller did before the journal knew
-                await self._close()
-                return
-            # Nothing was changed at the source before the record was there: it begins anew.
-            await self._abandon()
-            self._enter(State.QUEUED)
+            await self._take_up_without_record()
             return
         self._record, facts, intent = left
+        self.recorded = True
+        for side, place in facts.get("places", {}).items():
+            self._places.setdefault(side, Place(**place))
+        if "destination" not in self._places:
+            await self.let_go()
+            await self._hold_without_record(
+                recordless.DAMAGED, "neither the journal nor the record says where the destination is"
+            )
+            return
+        if (ends := await self._open_both(facts, intent)) is None:
+            self._means.records.release(self._record)
+            self._record = None
+            return
+        self._source, self._destination = ends
+        self.started_at = self.started_at or self.created_at
+        before = self.result
+        self._migration = self._make(self._source, self._destination, self._record, "")
+        self.result.decisions[:0], self.result.findings[:0] = before.decisions, before.findings
+        if self._parked:
+            self._migration.park()
+        self.result = await self._migration.take_up(
+            facts, intent, began_ago_seconds=self._began_ago(), anew=True
+        )
+        await self._close()
+
+    async def _open_both(self, facts: Mapping[str, Any], intent: Intent) -> tuple[Qemu, Qemu] | None:
+        """``None``: one of them cannot be asked, and it is held."""
         ends = {}
-        for side in self._places:
+        for side in ("source", "destination"):
             try:
                 try:
                     ends[side] = await self._open(side, facts)
@@ -342,21 +392,82 @@ class Job:
             except (HostError, QemuError) as error:
                 self.unreachable = True
                 self._hold(NOT_REACHABLE, str(error))
-        if len(ends) < 2:
-            self._means.records.release(self._record)
-            self._record = None
-            for end in ends.values():
-                await end.close()
+        if len(ends) == 2:
+            return ends["source"], ends["destination"]
+        for end in ends.values():
+            await end.close()
+        return None
+
+    async def _take_up_without_record(self) -> None:
+        records = self._means.records
+        outcome = records.outcome(self.id)
+        if outcome is not None and outcome.attempt >= self.attempt:
+            self.attempt = outcome.attempt
+            if not outcome.postponed:  # it ended, and the controller did before the journal knew
+                self._know(outcome.fields)
+                await self._close()
+                return
+        elif self.recorded:
+            await self._hold_without_record(
+                recordless.MISSING,
+                "the journal says that the record of its steps was begun, and it is not there",
+            )
             return
-        self._source, self._destination = ends["source"], ends["destination"]
-        self.started_at = self.started_at or self.created_at
-        before = self.result
-        self._migration = self._make(self._source, self._destination, self._record, "")
-        self.result.decisions[:0], self.result.findings[:0] = before.decisions, before.findings
-        if self._parked:
-            self._migration.park()
-        self.result = await self._migration.take_up(facts, intent, began_ago_seconds=self._began_ago())
-        await self._close()
+        elif not records.whole:
+            views = await recordless.look(self._means.site, {"source": self._places["source"]})
+            if not recordless.untouched(views["source"]):
+                await self._hold_without_record(
+                    recordless.MISSING,
+                    "the records of steps are not those of this journal, and it has none there",
+                )
+                return
+        await self._abandon()
+        self._begin_anew()
+
+    def orphan(self, facts: Mapping[str, Any], path: str) -> None:
+        """It is held: the journal does not know it, and this record says what it was begun with.
+
+        :raise KeyError, TypeError: it does not say enough.
+        """
+        self._places = {
+            side: Place(**place | {"identity": facts[side]["identity"]})
+            for side, place in facts["places"].items()
+        }
+        self.attempt, self.recorded = int(facts["attempt"]), True
+        self._hold(recordless.ORPHANED, _ORPHANED.format(path=path))
+
+    async def look_at_orphan(self) -> None:
+        """Add what both ends show."""
+        views = await recordless.look(self._means.site, self._places)
+        self._hold(recordless.ORPHANED, f"{self.result.error}; {recordless.told(views)}. {self._say_where()}")
+        self._on_state(self)
+
+    def _say_where(self) -> str:
+        return (
+            "Look at both, then say where the guest is: "
+            f"migrator resolve {self.id} --guest-at source|destination|lost"
+        )
+
+    async def _hold_without_record(self, code: str, error: str) -> None:
+        views = await recordless.look(self._means.site, self._places)
+        self.unreachable = recordless.unknown(views)
+        self._hold(
+            code,
+            f"{error}; nothing was done to either end; {recordless.told(views)}. {self._say_where()}",
+        )
+
+    def _begin_anew(self) -> None:
+        """Nothing was changed, or all was put back: it is queued as if it had never been begun."""
+        self.attempt += 1
+        self.recorded = self.ready = self.admitted = self.refused = self.unreachable = False
+        self.started_at, self.status, self._record = None, None, None
+        self._places = {"source": Place(host=self.guest.host, socket=self.guest.socket)}
+        self.result = Result(
+            id=self.id, state=State.QUEUED, max_downtime_seconds=self.policy.max_downtime_seconds
+        )
+        if not self._unwanted():
+            self._turn.clear()
+        self._enter(State.QUEUED)
 
     async def _open(self, side: str, facts: Mapping[str, Any], *, absent: bool = False) -> Qemu:
         place = self._places[side]
@@ -377,7 +488,10 @@ class Job:
         return max(0.0, (datetime.now(UTC) - began).total_seconds(), *decided)
 
     def _know(self, outcome: Mapping[str, Any]) -> None:
-        for name, value in outcome.items():
+        for name in OUTCOME:
+            if name not in outcome:
+                continue
+            value = outcome[name]
             kind = {"state": State, "mode": Mode}.get(name)
             setattr(self.result, name, kind(value) if kind is not None else value)
         self.started_at = self.started_at or self.created_at
@@ -391,6 +505,12 @@ class Job:
             listen=listen,
             record=record,
             experience=self._means.experience,
+            about={
+                "attempt": self.attempt,
+                "guest_fields": self.guest.fields(),
+                "target": self.target,
+                "places": {side: asdict(place) for side, place in self._places.items()},
+            },
             on_status=self._show,
             on_decision=lambda decision: self._on_decision(self, decision),
         )
@@ -418,8 +538,11 @@ class Job:
         if self._source is not None:
             await self._source.release()
         if self._parked and state is State.CANCELLED and not self._cancelled:
-            await self._let_go()  # stays queued for the next controller
+            await self._let_go()
+            self._begin_anew()  # by the next controller
             return False
+        if self._cancelled and state is State.FAILED:
+            state, error = State.CANCELLED, f"cancelled before it began; besides: {error}"
         self.result.state, self.result.error = state, error.replace("\n", " ")
         await self._let_go()
         self._end(state)
@@ -437,15 +560,16 @@ class Job:
             await self.let_go()
             self._enter(State.HELD)
             return
-        if state is State.CANCELLED and self._parked and not self._cancelled:
-            await self._let_go()
-            self._enter(State.QUEUED)
-            return
-        if self._waiting is None and state is not State.COMPLETED:
+        started_here = self._waiting is not None
+        anew = self._migration is not None and self._migration.postponed and not self._cancelled
+        if not started_here and state is not State.COMPLETED:
             await self._let_go()
             await self._abandon()  # another controller started it
         else:
             await self._let_go(discard=state is not State.COMPLETED)
+        if anew and state is State.CANCELLED:
+            self._begin_anew()
+            return
         if state in (State.COMPLETED, State.GUEST_ENDED):
             try:
                 await self._means.site.clear(self.guest)
@@ -538,8 +662,11 @@ class Job:
             created_at=document.created_at,
             **callbacks,
         )
-        job.state, job.started_at = document.state, document.started_at
-        job.refused = document.refused
+        job.state, job.refused = document.state, document.refused
+        job.started_at = document.started_at if job.state is not State.QUEUED else None
+        # Of an older version: where the destination is was written down just before the record was begun.
+        job.attempt = private.get("attempt", 1)
+        job.recorded = private.get("recorded", "destination" in private["places"])
         job.result.held_code, job.result.error = document.held_code, document.error
         job.result.decisions = [Decision(**each.model_dump()) for each in document.decisions]
         job.result.findings = [Finding(**each.model_dump()) for each in document.findings]

@@ -78,6 +78,8 @@ def journalled(job: Job) -> dict[str, Any]:
             "guest": job.guest.fields(),
             "policy": asdict(job.policy),
             "places": {side: asdict(place) for side, place in job.places.items()},
+            "attempt": job.attempt,
+            "recorded": job.recorded,
         }
     }
 

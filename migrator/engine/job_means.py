@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Container, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Protocol
 
 from migrator.core.model import Finding
 from migrator.core.situation import Intent
-from migrator.ports import Experience, Record, Samples, Site
+from migrator.ports import Experience, Outcome, Record, Samples, Site, Stray
 
 if TYPE_CHECKING:
     from migrator.engine.job import Job
@@ -20,20 +20,31 @@ class Records(Protocol):
     def create(self, migration: str) -> Record:
         """A new record; nothing is written before :meth:`migrator.ports.Record.begin`."""
 
+    @property
+    def whole(self) -> bool:
+        """They are the ones that belong to the journal: what neither knows to have begun has not."""
+
     def take_up(self, migration: str) -> tuple[Record, Mapping[str, Any], Intent] | None:
         """The record another controller left, locked, with its facts and its last intent; ``None`` without one.
 
-        :raise RecordError: it cannot be read, or a living controller holds it.
+        :raise RecordInUse: a living controller holds it.
+        :raise RecordError: it cannot be read.
         """
 
-    def outcome(self, migration: str) -> Mapping[str, Any] | None:
-        """How a migration ended whose record has been put away, as :data:`migrator.engine.ledger.OUTCOME`."""
+    def outcome(self, migration: str) -> Outcome | None:
+        """How a migration ended whose record has been put away; ``None`` without such a record."""
+
+    def strays(self, known: Container[str]) -> Sequence[Stray]:
+        """Records that have not been put away, of other migrations than these."""
 
     def release(self, record: Record) -> None:
         """Let go of a record that has not ended."""
 
     async def put_away(self, migration: str, outcome: Mapping[str, Any]) -> None:
-        """A person has ended it: its record is put away, if there is one."""
+        """A person, or the journal, says that it has ended: its record is put away, if there is one.
+
+        :raise RecordError: it cannot be, or a living controller holds it.
+        """
 
 
 @dataclass(frozen=True, kw_only=True)

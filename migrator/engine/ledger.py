@@ -58,6 +58,13 @@ class Ledger:
         await self._record.begin(facts, self.intent)
         self.began = clock.now()
 
+    async def withdraw(self, error: str) -> None:
+        """Nothing was done after :meth:`begin`, and nothing will be: the record is put away."""
+        try:
+            await self._record.end({"state": State.FAILED, "error": error, "postponed": False})
+        except RecordError as left:
+            self._result.warn("record-left-over", str(left), "delete that file")
+
     def note(self, **changes: Any) -> None:
         """Change the intent and have it on record before anything is done about it.
 
@@ -75,12 +82,21 @@ class Ledger:
         self.intent = intent
 
     def undo(
-        self, state: State, reason: str, numbers: Mapping[str, Any] | None = None, *, by_choice: bool = False
+        self,
+        state: State,
+        reason: str,
+        numbers: Mapping[str, Any] | None = None,
+        *,
+        by_choice: bool = False,
+        postponed: bool = False,
     ) -> None:
-        """From here on the guest shall stay at the source; the first reason counts."""
+        """From here on the guest shall stay at the source; the first reason counts.
+
+        :param postponed: for now only: nothing was sent, and it will begin anew.
+        """
         if self.intent.undo is None:
             self.undo_reason, self.undone_by_choice = reason, by_choice
-            self.note(undo=state)
+            self.note(undo=state, postponed=postponed)
             self.decide("cancel" if state is State.CANCELLED else "undo", reason, numbers)
 
     def decide(self, action: str, reason: str, numbers: Mapping[str, Any] | None = None) -> None:
@@ -95,6 +111,7 @@ class Ledger:
         """The migration has ended for good: its record is put away."""
         try:
             ended = asdict(self._result)
-            await self._record.end({name: ended[name] for name in OUTCOME})
+            outcome = {name: ended[name] for name in OUTCOME}
+            await self._record.end(outcome | {"postponed": self.intent.postponed})
         except RecordError as error:
             self._result.warn("record-left-over", str(error), "delete that file")

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import asdict, replace
 from typing import Any
 
@@ -35,7 +35,7 @@ from migrator.engine.quiet import Quiet, too_late
 from migrator.engine.result import Result, Status
 from migrator.engine.steering import Steering
 from migrator.engine.steps import Steps
-from migrator.errors import Driven, QemuError, TimedOut
+from migrator.errors import Driven, MigratorError, QemuError, TimedOut
 from migrator.ports import Experience, Qemu, Record, Settings, Tuning
 
 #: Two ends are not looked at in one instant, so what needs a person must show so many times in a row.
@@ -53,6 +53,7 @@ class Migration:
 
     :param name: the migration's id.
     :param experience: what earlier migrations taught; ``None`` begins with a guess and learns nothing.
+    :param about: what the record shall say besides, for whoever finds it without anything else.
     :param listen: where the destination listens for the stream: ``tcp:ADDR:0``.
     :param on_status: called with every new sample and state, on the event loop; must return at once.
     :param on_decision: called with every decision, likewise.
@@ -69,12 +70,14 @@ class Migration:
         record: Record,
         experience: Experience | None = None,
         patience: Patience | None = None,
+        about: Mapping[str, Any] | None = None,
         on_status: Callable[[Status], None] = lambda status: None,
         on_decision: Callable[[Decision], None] = lambda decision: None,
     ) -> None:
         self._source, self._destination = source, destination
         self._policy = policy
         self._listen = listen
+        self._about = dict(about or {})
         self._experience = experience
         self._pair = ""
         self._on_status = on_status
@@ -167,8 +170,12 @@ class Migration:
 
     # --- the whole way ---------------------------------------------------------------------------------------------
 
-    async def run(self) -> Result:
+    async def run(self, *, begun: Callable[[], Awaitable[None]] | None = None) -> Result:
         """Begin, and drive it to its end; :meth:`check` has found no error.
+
+        :param begun: awaited once the record is on disk, before the first command: whoever keeps a journal notes there
+            that the record was begun, so that one that is missing later is not taken for one that never was. Where it
+            raises nothing was changed, and the record is put away.
 
         Cancelling the task that runs this leaves both QEMUs as they are at that instant, for :meth:`take_up`;
         whoever wants the migration cancelled calls :meth:`cancel`.
@@ -186,7 +193,7 @@ class Migration:
             return self.result
         await self._claim()
         try:
-            await self._ledger.begin(self._what_was(facts, settings))
+            await self._begin(self._what_was(facts, settings), begun)
         except BaseException:
             await self._release()
             raise
@@ -197,6 +204,15 @@ class Migration:
             self._ledger.undo(State.FAILED, "it could not be prepared")
             self._observer.complain(str(error))
         return await self._drive()
+
+    async def _begin(self, what_was: Mapping[str, Any], begun: Callable[[], Awaitable[None]] | None) -> None:
+        await self._ledger.begin(what_was)
+        try:
+            if begun is not None:
+                await begun()
+        except MigratorError as error:
+            await self._ledger.withdraw(str(error))
+            raise
 
     async def _claim(self) -> None:
         try:
@@ -217,13 +233,19 @@ class Migration:
         return (State.FAILED, too_late(busy)) if busy else None
 
     async def take_up(
-        self, facts: Mapping[str, Any], intent: Intent, *, began_ago_seconds: float = 0.0
+        self,
+        facts: Mapping[str, Any],
+        intent: Intent,
+        *,
+        began_ago_seconds: float = 0.0,
+        anew: bool = False,
     ) -> Result:
         """Finish, undo or hold what another controller left, as its record says.
 
         :param facts: what that controller gave to :meth:`migrator.ports.Record.begin`.
         :param intent: the last it noted.
         :param began_ago_seconds: how long ago that was: times go on from there.
+        :param anew: whoever asks begins it anew where nothing was sent yet: see :attr:`postponed`.
         """
         self._ledger.began -= began_ago_seconds
         self._ledger.intent = intent
@@ -235,7 +257,25 @@ class Migration:
             self._steering.settle()
         at = intent.milestone.name.lower().replace("_", "-")
         self._ledger.decide("take-up", f"a migration of this pair was left unfinished at {at}: taking it up")
+        if anew and intent.undo is None and await self._never_sent(facts):
+            reason = "nothing was sent before its controller went: it begins anew"
+            self._ledger.undo(State.CANCELLED, reason, by_choice=True, postponed=True)
         return await self._drive()
+
+    @property
+    def postponed(self) -> bool:
+        """It was undone only because a controller went away before anything was sent; it may begin anew."""
+        return self._ledger.intent.postponed
+
+    async def _never_sent(self, facts: Mapping[str, Any]) -> bool:
+        """Whether ``migrate`` is known not to have been sent: by the record, or by both ends."""
+        if self._ledger.intent.milestone > Milestone.MIGRATING:
+            return False
+        if self._ledger.intent.milestone is Milestone.PREPARING:
+            return True
+        source, destination, _ = await self._observer.look(self._ledger.intent)
+        idle = source_is(source) in (SourceIs.RUNS, SourceIs.RESTS)
+        return idle and source.status == facts.get("status") and destination.status is MigrationStatus.NONE
 
     @property
     def abilities(self) -> convergence.Abilities:
@@ -289,12 +329,14 @@ class Migration:
             "uuid": facts.uuid,
             "guest": facts.guest_name,
             "run_state": facts.run,
+            "status": facts.status,
             "policy": asdict(self._policy),
             "settings": {
                 "capabilities": dict(settings.capabilities),
                 "parameters": dict(settings.parameters),
             },
             "abilities": asdict(self._abilities),
+            **self._about,
         }
 
     async def _prepare(self, settings: Settings) -> None:
@@ -316,7 +358,9 @@ class Migration:
             )
         self._untold = False
         if self._cancel_wanted or self._park_wanted:
-            self._ledger.undo(State.CANCELLED, "cancelled before it began", by_choice=True)
+            only_parked = not self._cancel_wanted
+            reason = "the controller stops: it begins anew" if only_parked else "cancelled before it began"
+            self._ledger.undo(State.CANCELLED, reason, by_choice=True, postponed=only_parked)
             return
         before = await self._source.observe()
         if before.answers:

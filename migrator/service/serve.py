@@ -43,6 +43,7 @@ from migrator.service.narrator import Narrator
 from migrator.service.notify import notify, watchdog
 from migrator.service.site_parts import make_site
 from migrator.settings import Settings, traces
+from migrator.store import belonging
 from migrator.store.experience import FileExperience
 from migrator.store.journal import SqlJournal
 from migrator.store.step_records import StepRecords, controller_id
@@ -51,6 +52,8 @@ from migrator.tracing import Tracing
 
 #: A journal that cannot be written is tried so often, so that new work is taken again once it can.
 _PROBE_SECONDS = 5.0
+#: Journal and records that did not belong together do so after so long: each migration has been looked at by then.
+_DOUBT_SECONDS = 60.0
 
 
 class Stop:
@@ -115,6 +118,11 @@ async def _running(settings: Settings, path: Path | None) -> AsyncIterator[Engin
         async def keep(job: Job) -> None:
             await keeper.now(("migration", job.journalled()))
 
+        steps = settings.store.path.parent / "steps"
+        if doubt := (await belonging.marks(journal, steps)).doubt(steps):
+            log.warning("journal and records do not belong together", what=doubt)
+        else:
+            await belonging.mark(journal, steps)
         inventory = Inventory(
             settings.inventory(),
             site=site,
@@ -123,7 +131,7 @@ async def _running(settings: Settings, path: Path | None) -> AsyncIterator[Engin
         )
         means = Means(
             site=site,
-            records=StepRecords(directory / "steps"),
+            records=StepRecords(steps, whole=not doubt),
             experience=FileExperience(directory=directory),
             samples=journal.samples,
             keep=keep,
@@ -185,6 +193,8 @@ async def _running(settings: Settings, path: Path | None) -> AsyncIterator[Engin
                 group.create_task(watchdog(), name="watchdog"),
                 group.create_task(_reload_on_hup(engine, settings, path), name="reload"),
             ]
+            if doubt:
+                tasks.append(group.create_task(_mark_later(journal, steps), name="marks"))
             if mqtt is not None:
                 tasks.append(group.create_task(mqtt.run(), name="mqtt"))
             log.info("ready", listening=servers.addresses, hosts=len(settings.hosts), version=__version__)
@@ -194,6 +204,12 @@ async def _running(settings: Settings, path: Path | None) -> AsyncIterator[Engin
             finally:
                 for task in tasks:
                     task.cancel()
+
+
+async def _mark_later(journal: SqlJournal, directory: Path) -> None:
+    """Once what was under way has been looked at: were it killed before, the next start shall doubt as this one did."""
+    await asyncio.sleep(_DOUBT_SECONDS)
+    await belonging.mark(journal, directory)
 
 
 def _audit(bus: Bus, envelope: Envelope, reply: Reply) -> None:

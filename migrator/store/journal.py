@@ -114,6 +114,25 @@ class SqlJournal:
             pass  # the complaint says it
         return self.complaint
 
+    async def meta(self, key: str) -> str | None:
+        """What :meth:`keep_meta` kept.
+
+        :raise JournalError: it cannot be read.
+        """
+
+        async def read(connection: AsyncConnection) -> str | None:
+            found = (await connection.execute(select(meta.c.value).where(meta.c.key == key))).scalar()
+            return None if found is None else str(found)
+
+        return await self._database.read(read)
+
+    async def keep_meta(self, key: str, value: str) -> None:
+        """Keep one value of the journal itself.
+
+        :raise JournalError: it cannot be written.
+        """
+        await self._database.write_rows(_upsert_meta, [{"key": key, "value": value}])
+
     # --- documents
 
     async def save(

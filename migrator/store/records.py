@@ -20,7 +20,7 @@ from typing import Any
 
 from migrator.core.model import State
 from migrator.core.situation import Intent, Milestone
-from migrator.errors import RecordError
+from migrator.errors import RecordError, RecordInUse
 from migrator.machine import boot_id
 
 #: Records of ended migrations that are kept for whoever wants to look.
@@ -136,12 +136,12 @@ class FileRecord:
             self._append("")  # an interrupted write ends here
         except OSError as error:
             self.close()
-            why = (
-                "another migrator is moving this guest right now; wait for it"
-                if isinstance(error, BlockingIOError)
-                else error.strerror
-            )
-            raise RecordError(f"cannot take the record {self.path} up: {why}") from error
+            if isinstance(error, BlockingIOError):
+                raise RecordInUse(
+                    f"cannot take the record {self.path} up: another migrator is moving this guest right now; wait for "
+                    "it"
+                ) from error
+            raise RecordError(f"cannot take the record {self.path} up: {error.strerror}") from error
         return self
 
     def close(self) -> None:

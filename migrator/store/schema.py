@@ -116,7 +116,8 @@ samples = Table(
 meta = Table(
     "meta",
     metadata,
-    #: ``last_event_id``: the largest that was removed or reserved; ``probe``: when it was last tried to be written.
+    #: ``last_event_id``: the largest that was removed or reserved; ``probe``: when it was last tried to be written;
+    #: ``life``: the mark of the last start (:mod:`migrator.store.belonging`).
     Column("key", Text, primary_key=True),
     Column("value", Text, nullable=False),
 )

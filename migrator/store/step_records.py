@@ -9,13 +9,14 @@ from __future__ import annotations
 import asyncio
 import json
 import os
-from collections.abc import Mapping
+from collections.abc import Container, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from migrator.core.model import State
 from migrator.core.situation import Intent
 from migrator.errors import RecordError
-from migrator.ports import Record
+from migrator.ports import Outcome, Record, Stray
 from migrator.store.records import FileRecord, Unfinished
 
 
@@ -37,13 +38,15 @@ def controller_id(directory: Path) -> str:
 
 
 class StepRecords:
-    """See :class:`migrator.engine.job.Records`.
+    """See :class:`migrator.engine.job_means.Records`.
 
     :param directory: made when the first record begins.
+    :param whole: see :attr:`migrator.engine.job_means.Records.whole`.
     """
 
-    def __init__(self, directory: Path) -> None:
+    def __init__(self, directory: Path, *, whole: bool = True) -> None:
         self._directory = directory
+        self.whole = whole
 
     def create(self, migration: str) -> Record:
         return FileRecord(migration, directory=self._directory)
@@ -56,20 +59,38 @@ class StepRecords:
         left.claim()
         return left.record, left.facts, left.intent
 
-    def outcome(self, migration: str) -> Mapping[str, Any] | None:
+    def outcome(self, migration: str) -> Outcome | None:
         path = self._directory / "ended" / f"{migration}.jsonl"
         try:
-            last = json.loads(path.read_text(encoding="utf-8").splitlines()[-1])
-        except (OSError, ValueError, IndexError):
+            lines = path.read_text(encoding="utf-8").splitlines()
+            ended = json.loads(lines[-1])["end"]
+            State(ended["state"])
+            attempt = json.loads(lines[0])["facts"].get("attempt", 1) if len(lines) > 1 else 1
+            return Outcome(attempt=int(attempt), postponed=bool(ended.get("postponed")), fields={**ended})
+        except (OSError, ValueError, LookupError, TypeError, AttributeError):
             return None
-        ended = last.get("end") if isinstance(last, dict) else None
-        return ended if isinstance(ended, dict) and "state" in ended else None
+
+    def strays(self, known: Container[str]) -> Sequence[Stray]:
+        found = []
+        for path in sorted(self._directory.glob("*.jsonl")):
+            if path.stem in known:
+                continue
+            facts: Mapping[str, Any] | None = None
+            try:
+                facts = Unfinished(path).facts
+            except RecordError:
+                if not path.exists():
+                    continue
+            found.append(Stray(migration=path.stem, path=str(path), facts=facts))
+        return found
 
     def release(self, record: Record) -> None:
         if isinstance(record, FileRecord):
             record.close()
 
     async def put_away(self, migration: str, outcome: Mapping[str, Any]) -> None:
-        path = self._directory / f"{migration}.jsonl"
-        if path.exists():
-            await asyncio.to_thread(lambda: Unfinished(path).claim().put_away(outcome))
+        record = FileRecord(
+            migration, directory=self._directory
+        )  # one that cannot be read can be put away all the same
+        if record.path.exists():
+            await asyncio.to_thread(lambda: record.reopen().put_away(outcome))

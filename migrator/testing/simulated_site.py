@@ -72,13 +72,18 @@ class _Machine:
     resident_bytes: int | None = None
     #: Guests' processes come and go; the socket tells them apart.
     generation: int = 0
+    #: Processes that were ever started for it besides its first.
+    started: int = 0
     obstacle: str = ""
     #: Jobs and exports that a test has under way in it.
     busy: Busy = field(default_factory=Busy)
 
     @property
     def socket(self) -> str:
-        return f"/sim/{self.uuid}.{self.generation}"
+        return self.socket_of(self.generation)
+
+    def socket_of(self, generation: int) -> str:
+        return f"/sim/{self.uuid}.{generation}"
 
 
 @dataclass
@@ -185,6 +190,12 @@ class SimulatedQemu:
         return View(
             process=Process.ALIVE, answers=True, run=run, status=status, can_fence=True, sample=sample
         )
+
+    @property
+    def waits(self) -> bool:
+        """For a guest, of whom at most a part has arrived."""
+        run, status, _ = self._state()
+        return run is RunState.INMIGRATE and status is not MigrationStatus.COMPLETED
 
     def _state(self) -> tuple[RunState, MigrationStatus, Any]:
         if self.stream is None:
@@ -384,7 +395,7 @@ class _Waiting:
         self.socket = qemu.socket
 
     async def discard(self) -> None:
-        if self.qemu.stream is None or not self.qemu.stream.simulator.at_destination:
+        if not self.qemu.dead and self.qemu.waits:
             self.qemu.die()
 
 
@@ -400,6 +411,8 @@ class SimulatedSite:
         self.waiting: dict[tuple[str, str], SimulatedQemu] = {}
         self.streams: dict[str, _Stream] = {}
         self.started: dict[str, int] = {}
+        #: Destinations that were started for a migration.
+        self.made: dict[str, list[SimulatedQemu]] = {}
         #: Findings by guest's name and host, as a check would give them.
         self.findings: dict[tuple[str, str], tuple[Finding, ...]] = {}
         #: Why a check against a host fails, by its name.
@@ -510,20 +523,28 @@ class SimulatedSite:
             self._up(host)
         for machine in self.machines.values():
             if machine.socket == socket:
-                stream = self.streams.get(socket)
-                if stream is not None:
-                    for end in stream.listeners:
-                        if end.socket == socket and not end.dead and not stream.simulator.ended:
-                            end.gone = False
-                            return end
-                return SimulatedQemu(self, machine, host, socket)
+                return self._source_of(machine, host, socket, known=bool(identity))
         if (host, socket) in self.waiting:
             return self.waiting[host, socket]
-        for stream in self.streams.values() if identity else ():
-            for end in stream.listeners:
-                if end.dead and (end.host, end.socket) == (host, socket):
-                    return end
+        for end in [end for made in self.made.values() for end in made] if identity else ():
+            if end.dead and (end.host, end.socket) == (host, socket):
+                return end
         raise QemuError(f"{host}:{socket}", "there is no QEMU")
+
+    def _source_of(self, machine: _Machine, host: str, socket: str, *, known: bool) -> SimulatedQemu:
+        stream = self.streams.get(socket)
+        ends = [end for end in stream.listeners if end.socket == socket] if stream is not None else []
+        for end in ends:
+            if end.dead and not known:
+                raise QemuError(f"{host}:{socket}", "there is no QEMU")
+            over = end.stream is not None and end.stream.simulator.status in (
+                MigrationStatus.FAILED,
+                MigrationStatus.CANCELLED,
+            )
+            if end.dead or not over:
+                end.gone = False
+                return end
+        return SimulatedQemu(self, machine, host, socket)
 
     async def check(self, guest: Guest, source: Any, target: str, policy: Policy) -> tuple[Finding, ...]:
         self._up(target)
@@ -541,13 +562,18 @@ class SimulatedSite:
         if host.refuses:
             raise HostError(target, host.refuses)
         machine = self.machines[guest.key]
-        socket = f"/sim/{machine.uuid}.{machine.generation + 1}"
+        machine.started += 1
+        socket = machine.socket_of(machine.started)
         qemu = SimulatedQemu(self, machine, target, socket)
         self.waiting[target, socket] = qemu
+        self.made.setdefault(migration, []).append(qemu)
         return _Waiting(qemu)
 
     async def abandon(self, host: str, *, migration: str) -> None:
         self._up(host)
+        for qemu in self.made.get(migration, ()):
+            if not qemu.dead and qemu.waits:
+                qemu.die()
 
     async def clear(self, guest: Guest) -> None:
         machine = self.machines[guest.key]
@@ -556,7 +582,7 @@ class SimulatedSite:
             for end in stream.listeners:
                 if end.is_destination and not end.dead:
                     machine.host = end.host
-                    machine.generation += 1
+                    machine.generation = machine.started
                     machine.run = RunState.RUNNING
 
     async def close(self) -> None:

@@ -1,0 +1,193 @@
+"""Lives of the engine that end at a chosen instant: killed, or asked to stop, at any call to what is outside of it.
+
+Every call of the site, of a QEMU, of the journal and of a record is two instants: before it has done anything, and
+after it has, when its answer has not been heard yet. After a kill nothing of that life does anything any more.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import functools
+import inspect
+from collections import Counter
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
+from pathlib import Path
+from typing import Any
+
+from migrator.core.policy import builtin
+from migrator.engine.bus import Bus
+from migrator.engine.controller import Engine, Rules
+from migrator.engine.documents import Subject
+from migrator.engine.inventory import Inventory
+from migrator.engine.job import Job
+from migrator.engine.job_means import Means
+from migrator.engine.keeper import Keeper
+from migrator.ports import Record
+from migrator.store.step_records import StepRecords
+from migrator.testing.journal import MemoryJournal
+from migrator.testing.simulated_site import SimulatedSite
+
+#: Of a call that is made again and again these are instants; the others look like them.
+_TIMES = 3
+_OFTEN = ("observe", "look", "round_trip", "dirty_rate")
+
+
+class Life:
+    """Counts instants, and ends at one of them.
+
+    :param end_at: number of the instant; ``None``: never.
+    :param kill: then nothing is done any more; else :attr:`asked` is set.
+    """
+
+    def __init__(self, end_at: int | None = None, *, kill: bool = True) -> None:
+        self.end_at, self.kill = end_at, kill
+        self.instants: list[str] = []
+        self.dead = False
+        self.asked = asyncio.Event()
+        self._calls: Counter[str] = Counter()
+
+    def at(self, instant: str, *, counted: bool = True) -> None:
+        """:raise CancelledError: this life has ended."""
+        if self.dead:
+            raise asyncio.CancelledError
+        if not counted:
+            return
+        self.instants.append(instant)
+        if len(self.instants) == self.end_at:
+            self.asked.set()
+            if self.kill:
+                self.dead = True
+                raise asyncio.CancelledError
+
+    def counts(self, name: str) -> bool:
+        """Whether this call is an instant."""
+        self._calls[name] += 1
+        return self._calls[name] <= _TIMES or not name.endswith(_OFTEN)
+
+
+class Outside:
+    """Stands before something outside: all that is asked of it goes by :meth:`Life.at`."""
+
+    def __init__(self, inner: Any, life: Life, name: str) -> None:
+        self._inner, self._life, self._name = inner, life, name
+
+    def __getattr__(self, name: str) -> Any:
+        found = getattr(self._inner, name)
+        if inspect.iscoroutinefunction(found):
+            return functools.partial(self._call, name, found)
+        if name in ("note", "create", "take_up", "outcome") and callable(found):
+            return functools.partial(self._call_at_once, name, found)
+        if name == "qemu":
+            return Outside(found, self._life, "qemu")
+        return found
+
+    async def _call(self, name: str, what: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
+        called = f"{self._name}.{name}"
+        counted = self._life.counts(called)
+        self._life.at(called, counted=counted)
+        if self._name == "journal":
+            await asyncio.sleep(0.002)  # as the real one, it lets others go on
+        answer = await what(*[_inner(each) for each in args], **kwargs)
+        self._life.at(f"{called}, done", counted=counted)
+        return _wrapped(answer, self._life)
+
+    def _call_at_once(self, name: str, what: Callable[..., Any], *args: Any) -> Any:
+        self._life.at(f"{self._name}.{name}")
+        answer = what(*args)
+        self._life.at(f"{self._name}.{name}, done")
+        if name == "create":
+            return Outside(answer, self._life, "record")
+        if name == "take_up" and answer is not None:
+            return (Outside(answer[0], self._life, "record"), *answer[1:])
+        return answer
+
+
+def _inner(value: Any) -> Any:
+    return value._inner if isinstance(value, Outside) else value
+
+
+def _wrapped(answer: Any, life: Life) -> Any:
+    kinds = {"SimulatedQemu": "qemu", "_Waiting": "waiting"}
+    kind = kinds.get(type(answer).__name__)
+    return answer if kind is None else Outside(answer, life, kind)
+
+
+class Records(StepRecords):
+    """Knows the locks that it holds, as the kernel does of a process that is killed."""
+
+    def __init__(self, directory: Path) -> None:
+        super().__init__(directory)
+        self._held: list[Record] = []
+
+    def create(self, migration: str) -> Record:
+        self._held.append(super().create(migration))
+        return self._held[-1]
+
+    def take_up(self, migration: str) -> Any:
+        found = super().take_up(migration)
+        if found is not None:
+            self._held.append(found[0])
+        return found
+
+    def release(self, record: Record) -> None:
+        super().release(_inner(record))
+
+    def let_go(self) -> None:
+        """Of every lock."""
+        for record in self._held:
+            super().release(record)
+
+
+class Lives:
+    """One site, journal and directory of records, kept by one engine after the other."""
+
+    def __init__(self, directory: Path, site: SimulatedSite) -> None:
+        self.site, self.directory = site, directory
+        self.journal = MemoryJournal()
+        #: Journal and records belong together.
+        self.whole = True
+
+    @asynccontextmanager
+    async def engine(self, life: Life) -> AsyncIterator[Engine]:
+        """Started as the service does it. At the end of the block it is let go, or was killed before."""
+        journal: Any = Outside(self.journal, life, "journal")
+        records = Records(self.directory)
+        records.whole = self.whole
+        keeper = Keeper(journal)
+        site: Any = Outside(self.site, life, "site")
+        last, sequences = await self.journal.positions()
+
+        async def keep(job: Job) -> None:
+            await keeper.now(("migration", job.journalled()))
+
+        inventory = Inventory([host.configured() for host in self.site.hosts.values()], site=site)
+        outside: Any = Outside(records, life, "records")
+        means = Means(
+            site=site,
+            records=outside,
+            keep=keep,
+            accept=lambda findings, codes: findings,
+        )
+        bus = Bus(
+            last_event_id=last,
+            sequences={(Subject(kind), name): number for (kind, name), number in sequences.items()},
+        )
+        engine = Engine(inventory=inventory, means=means, keeper=keeper, bus=bus, rules=Rules(policy=builtin))
+        inventory.on_change(engine.inventory_changed)
+        running: asyncio.Task[None] | None = None
+        try:
+            await engine.recover()
+            await inventory.look_at_all()
+            running = asyncio.create_task(engine.run(), name="engine")
+            yield engine
+        finally:
+            if not life.dead:
+                await engine.stop(timeout=30.0)
+            life.dead = True
+            tasks = {*engine.driving(), *([running] if running is not None else [])}
+            for task in tasks:
+                task.cancel()
+            if tasks:
+                await asyncio.wait(tasks)
+            records.let_go()
