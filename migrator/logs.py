@@ -16,8 +16,8 @@ from typing import Any
 
 from migrator.text import clean_lines
 
-#: Characters of one value in a log line; what is longer is cut.
-_LONGEST = 4000
+#: Characters of one value in a log line; of what is longer the middle is left out.
+_LONGEST = 8000
 
 _verbose = False
 _json = False
@@ -76,12 +76,17 @@ def _cleaned(log: Any, method: str, line: MutableMapping[str, Any]) -> MutableMa
 
 def _clean_value(value: Any) -> Any:
     if isinstance(value, str):
-        return clean_lines(value)[:_LONGEST]
+        return _cut(clean_lines(value))
     if isinstance(value, (int, float)) or value is None:
         return value
     if isinstance(value, (list, tuple, set, frozenset)):
         return [_clean_value(each) for each in value]
-    return clean_lines(value)[:_LONGEST]
+    return _cut(clean_lines(value))
+
+
+def _cut(text: str) -> str:
+    """Its beginning and its end: a traceback's last line says most."""
+    return text if len(text) <= _LONGEST else f"{text[: _LONGEST // 4]} … {text[-3 * _LONGEST // 4 :]}"
 
 
 @functools.cache

@@ -376,6 +376,16 @@ class Site(Protocol):
         """Let go of every host."""
 
 
+@dataclass(frozen=True, kw_only=True)
+class EventTexts:
+    """A page of journalled events as they are kept."""
+
+    #: ``event_id`` and JSON of each, in order.
+    items: Sequence[tuple[int, str]]
+    #: There are later ones.
+    more: bool
+
+
 class Journal(Protocol):
     """What the service must not forget. Whatever returned is on disk; documents are plain JSON.
 
@@ -413,6 +423,20 @@ class Journal(Protocol):
         self, *, after: int = 0, limit: int = 1000, subject: str | None = None, subject_id: str | None = None
     ) -> list[dict[str, Any]]:
         """Events with a larger ``event_id``, in order."""
+
+    async def event_texts(
+        self,
+        *,
+        after: int = 0,
+        limit: int = 1000,
+        most_bytes: int = 1 << 20,
+        subject: str | None = None,
+        subject_id: str | None = None,
+    ) -> EventTexts:
+        """As :meth:`events`, each as the JSON it is kept as: for those who hand them on.
+
+        :param most_bytes: fewer than `limit` where they would be more than this together; one at least.
+        """
 
     async def positions(self) -> tuple[int, dict[tuple[str, str], int]]:
         """The last event's id or a larger one, and the last sequence of every subject that has not ended.

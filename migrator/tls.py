@@ -6,6 +6,8 @@ import ssl
 from dataclasses import dataclass
 from pathlib import Path
 
+from cryptography import x509
+
 from migrator.errors import UsageError
 
 
@@ -46,6 +48,22 @@ def server_context(*, certificate: File, key: File | None) -> ssl.SSLContext:
     context = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
     _load(context, certificate, key)
     return context
+
+
+def names_in(certificate: File) -> list[str]:
+    """DNS names that a server certificate is for; empty where it names none.
+
+    :raise UsageError: the file cannot be used.
+    """
+    _read(certificate)
+    try:
+        found = x509.load_pem_x509_certificate(certificate.path.read_bytes())
+        names = found.extensions.get_extension_for_class(x509.SubjectAlternativeName).value
+    except x509.ExtensionNotFound:
+        return []
+    except ValueError as error:
+        raise UsageError(f"{certificate} cannot be used: there is no certificate in PEM in it") from error
+    return list(names.get_values_for_type(x509.DNSName))
 
 
 def _read(file: File) -> None:

@@ -21,6 +21,7 @@ from migrator.engine.documents import (
     Subject,
 )
 from migrator.errors import JournalError
+from migrator.ports import EventTexts
 
 #: What an event's body leaves out.
 _LISTS = {"findings", "accepted", "decisions", "guests"}
@@ -137,6 +138,18 @@ class FakeReading:
     ) -> Sequence[Mapping[str, Any]]:
         """None are kept."""
         return []
+
+    async def event_texts(
+        self,
+        *,
+        after: int = 0,
+        limit: int = 1000,
+        most_bytes: int = 1 << 20,
+        subject: str | None = None,
+        subject_id: str | None = None,
+    ) -> EventTexts:
+        """None are kept."""
+        return EventTexts(items=[], more=False)
 
     def complaints(self) -> Sequence[str]:
         """What was put there."""

@@ -43,6 +43,7 @@ from migrator.engine.documents import (
     Subject,
 )
 from migrator.mqtt import Mqtt, MqttSettings
+from migrator.ports import EventTexts
 from tests.broker import USERS, Broker
 
 PREFIX = "migrator/v1/site"
@@ -163,6 +164,18 @@ class FakeReading:
             and subject_id in (None, event["subject_id"])
         ]
         return found[:limit]
+
+    async def event_texts(
+        self,
+        *,
+        after: int = 0,
+        limit: int = 1000,
+        most_bytes: int = 1 << 20,
+        subject: str | None = None,
+        subject_id: str | None = None,
+    ) -> EventTexts:
+        """Only HTTP asks for them."""
+        raise NotImplementedError
 
     def complaints(self) -> Sequence[str]:
         return []

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import json
 import threading
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -63,6 +64,7 @@ from migrator.engine.documents import (
 from migrator.http.app import create_app
 from migrator.http.limits import Limits
 from migrator.http.server import Servers, Tcp, UnixSocket
+from migrator.ports import EventTexts
 
 _Result = TypeVar("_Result")
 MIB = 2**20
@@ -213,6 +215,25 @@ class World:
             and subject_id in (None, event["subject_id"])
         ]
         return found[:limit]
+
+    async def event_texts(
+        self,
+        *,
+        after: int = 0,
+        limit: int = 1000,
+        most_bytes: int = 1 << 20,
+        subject: str | None = None,
+        subject_id: str | None = None,
+    ) -> EventTexts:
+        items: list[tuple[int, str]] = []
+        size = 0
+        for event in await self.events(after=after, limit=limit + 1, subject=subject, subject_id=subject_id):
+            text = json.dumps(event, separators=(",", ":"))
+            size += len(text)
+            if len(items) == limit or (items and size > most_bytes):
+                return EventTexts(items=items, more=True)
+            items.append((event["event_id"], text))
+        return EventTexts(items=items, more=False)
 
     def complaints(self) -> Sequence[str]:
         return self.troubles

@@ -82,12 +82,21 @@ async def examine(path: Path) -> AsyncIterator[list[Check]]:
 
 def _configuration(settings: Settings, path: Path) -> Iterable[Check]:
     about = "configuration"
-    complaints = [*_secrets(settings, path), *_certificate(settings), *_user(settings)]
+    complaints = [*_entrance(settings), *_secrets(settings, path), *_certificate(settings), *_user(settings)]
     if not settings.hosts:
         complaints.append(fail(about, f"{path} names no host", "add [[hosts]]"))
     yield from complaints
     if not any(check.level is Level.FAIL for check in complaints):
         yield ok(about, f"{path}: {len(settings.hosts)} hosts")
+
+
+def _entrance(settings: Settings) -> Iterable[Check]:
+    mode = settings.http.socket_mode
+    if settings.http.socket is not None and mode & 0o002:
+        text = f'socket_mode = "{mode:04o}": everybody on this machine may open the API\'s socket and is an operator'
+        yield fail(
+            "API socket", text, 'set [http] socket_mode = "0660", and socket_group to the operators\' group'
+        )
 
 
 def _secrets(settings: Settings, path: Path) -> Iterable[Check]:

@@ -13,6 +13,7 @@ from migrator.engine.documents import (
     MigrationDocument,
     SampleDocument,
 )
+from migrator.ports import EventTexts
 
 
 class Reading(Protocol):
@@ -64,6 +65,17 @@ class Reading(Protocol):
         self, *, after: int = 0, limit: int = 1000, subject: str | None = None, subject_id: str | None = None
     ) -> Sequence[Mapping[str, Any]]:
         """Journalled events after that one, in order."""
+
+    async def event_texts(
+        self,
+        *,
+        after: int = 0,
+        limit: int = 1000,
+        most_bytes: int = 1 << 20,
+        subject: str | None = None,
+        subject_id: str | None = None,
+    ) -> EventTexts:
+        """See :meth:`migrator.ports.Journal.event_texts`."""
 
     def complaints(self) -> Sequence[str]:
         """Why new work is not taken now, in one line each; empty when all is well."""

@@ -18,6 +18,7 @@ from migrator.engine.documents import (
     MigrationDocument,
     SampleDocument,
 )
+from migrator.ports import EventTexts
 
 
 class Views:
@@ -119,6 +120,19 @@ class Views:
     ) -> list[dict[str, Any]]:
         return await self._engine.keeper.journal.events(
             after=after, limit=limit, subject=subject, subject_id=subject_id
+        )
+
+    async def event_texts(
+        self,
+        *,
+        after: int = 0,
+        limit: int = 1000,
+        most_bytes: int = 1 << 20,
+        subject: str | None = None,
+        subject_id: str | None = None,
+    ) -> EventTexts:
+        return await self._engine.keeper.journal.event_texts(
+            after=after, limit=limit, most_bytes=most_bytes, subject=subject, subject_id=subject_id
         )
 
     def complaints(self) -> list[str]:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from typing import Protocol
-from urllib.parse import urlsplit
 
 from fastapi import Request
 from starlette.responses import Response
@@ -99,7 +98,7 @@ def require_same_origin(request: Request) -> None:
     :raise ProblemError: 403 when it was not ours, or was not said.
     """
     given = request.headers.get("origin", "")
-    if not given or urlsplit(given).netloc != request.headers.get("host", ""):
+    if given != f"{request.url.scheme}://{request.headers.get('host', '')}":
         raise ProblemError(
             403, "foreign-origin", "a write with a cookie must come from this service's own page"
         )

@@ -1,4 +1,4 @@
-"""One connection: who is at the other end of a Unix socket, and patience with those that say nothing."""
+"""One connection: who is at the other end, how soon each of its requests is begun, and no patience with silence."""
 
 from __future__ import annotations
 
@@ -6,31 +6,38 @@ import asyncio
 import logging
 import socket
 import struct
+from collections.abc import Callable
+from typing import Any
 
 import h11
 from uvicorn.protocols.http.h11_impl import H11Protocol
 
 from migrator import logs
+from migrator.http.admission import Gate
 from migrator.http.problems import MEDIA_TYPE, Problem
 
-#: Of one entrance at a time; a further one is closed at once.
-_CONNECTIONS = 1024
-#: For the first bytes of a connection to become a whole request head.
-_HEAD_SECONDS = 15.0
 _PEER = struct.Struct("3i")
 
 
 class Connection(H11Protocol):
-    """As uvicorn's, with the peer's uid as the client's address, and a limit to how long a request head may take."""
+    """As uvicorn's, with the peer's uid as the client's address, and bounds to what one address may ask.
 
-    _impatience: asyncio.TimerHandle | None = None
+    :param address: whose connection it is (:func:`migrator.http.admission.address_of`).
+    :param leave: called once it has ended.
+    """
+
+    def __init__(self, *, gate: Gate, address: str, leave: Callable[[], None], **uvicorn: Any) -> None:
+        super().__init__(**uvicorn)
+        self._gate, self._address, self._leave = gate, address, leave
+        self._impatience: asyncio.TimerHandle | None = None
+        #: Set while the next request waits for its turn.
+        self._turn: asyncio.TimerHandle | None = None
+        #: How often the next request was counted: at its address, then among all.
+        self._counted = 0
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override] # as the base does
         """See asyncio."""
         super().connection_made(transport)
-        if len(self.connections) > _CONNECTIONS:
-            transport.abort()
-            return
         peer = transport.get_extra_info("socket")
         if peer is not None and peer.family == socket.AF_UNIX:
             try:
@@ -45,22 +52,57 @@ class Connection(H11Protocol):
         super().data_received(data)
         self._wait_for_rest()
 
+    def handle_events(self) -> None:
+        """Begin what has come, once it is this address' turn; until then nothing more is read of it."""
+        if self._turn is not None:
+            return
+        if self.conn.their_state is h11.IDLE and self.conn.trailing_data[0]:
+            while self._counted < 2:
+                wait = self._gate.turn() if self._counted else self._gate.request(self._address)
+                self._counted += 1
+                if wait > 0:
+                    self.flow.pause_reading()
+                    self._turn = self.loop.call_later(wait, self._have_turn)
+                    return
+        super().handle_events()
+        if self.conn.their_state is not h11.IDLE:
+            self._counted = 0
+
+    def _have_turn(self) -> None:
+        self._turn = None
+        if not self.transport.is_closing():
+            self.flow.resume_reading()
+            self.handle_events()
+            self._wait_for_rest()
+
     def on_response_complete(self) -> None:
         """A further request may have begun to come meanwhile."""
         super().on_response_complete()
+        if self._turn is not None:
+            self.flow.pause_reading()
         self._wait_for_rest()
 
     def connection_lost(self, exc: Exception | None) -> None:
         """See asyncio."""
         self._wait_for_head(False)
+        if self._turn is not None:
+            self._turn.cancel()
+            self._turn = None
         super().connection_lost(exc)
+        self._leave()
 
     def send_400_response(self, msg: str) -> None:
         """What came is not HTTP."""
         if self.conn.our_state not in (h11.IDLE, h11.SEND_RESPONSE):
             self.transport.abort()  # an answer is under way, and nothing can be put into it
             return
-        problem = Problem(title="Bad Request", status=400, detail=msg, code="bad-request")
+        problem = Problem(
+            type="urn:migrator:problem:bad-request",
+            title="Bad Request",
+            status=400,
+            detail=msg,
+            code="bad-request",
+        )
         body = problem.model_dump_json().encode()
         headers = [
             ("content-type", MEDIA_TYPE),
@@ -78,11 +120,12 @@ class Connection(H11Protocol):
         self.transport.close()
 
     def _wait_for_rest(self) -> None:
-        self._wait_for_head(self.conn.their_state is h11.IDLE and bool(self.conn.trailing_data[0]))
+        coming = self.conn.their_state is h11.IDLE and bool(self.conn.trailing_data[0])
+        self._wait_for_head(coming and self._turn is None)
 
     def _wait_for_head(self, waiting: bool) -> None:
         if waiting and self._impatience is None:
-            self._impatience = self.loop.call_later(_HEAD_SECONDS, self.transport.abort)
+            self._impatience = self.loop.call_later(self._gate.admission.head_seconds, self.transport.abort)
         elif not waiting and self._impatience is not None:
             self._impatience.cancel()
             self._impatience = None

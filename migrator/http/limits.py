@@ -7,7 +7,7 @@ import re
 import time
 import uuid
 from collections import Counter, OrderedDict
-from collections.abc import Callable, Iterator
+from collections.abc import Awaitable, Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 
@@ -15,7 +15,9 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from migrator import logs
 from migrator.http import problems
+from migrator.http.admission import network_of
 from migrator.http.problems import ProblemError
+from migrator.http.wellformed import require_well_formed
 
 _REQUEST_ID = re.compile(rb"[A-Za-z0-9._-]{1,64}")
 #: Callers whose rate is remembered; the one that asked longest ago goes first.
@@ -26,6 +28,13 @@ _CALLERS = 4096
 class Limits:
     """Bounds of one entrance."""
 
+    #: Of a request's line and headers together.
+    head_bytes: int = 32 * 1024
+    #: Names under which this service may be asked over TCP, beside addresses and ``localhost``; in lower case.
+    hosts: frozenset[str] = frozenset()
+    #: Requests that are being answered at a time: of all callers and of one address. Streams are counted apart.
+    in_flight: int = 128
+    in_flight_per_address: int = 32
     #: Of a request's body; the largest command is a list of findings to accept.
     body_bytes: int = 64 * 1024
     #: For a body to arrive in.
@@ -110,12 +119,46 @@ class Streams:
             self._open += Counter()  # drops those at 0
 
 
+class InFlight:
+    """Counts the requests that are being answered."""
+
+    def __init__(self, limits: Limits) -> None:
+        self._limits = limits
+        self._open: Counter[str] = Counter()
+
+    def begin(self, address: str) -> Callable[[], None]:
+        """Room for one more of an address; what is returned gives it back, once.
+
+        :raise ProblemError: 429 or 503 when there is none.
+        """
+        soon = {"Retry-After": "1"}
+        if self._open[address] >= self._limits.in_flight_per_address:
+            raise ProblemError(
+                429, "too-many-requests", "too many requests of this address are being answered", headers=soon
+            )
+        if self._open.total() >= self._limits.in_flight:
+            raise ProblemError(503, "busy", "too many requests are being answered; ask again", headers=soon)
+        self._open[address] += 1
+        counted = True
+
+        def end() -> None:
+            nonlocal counted
+            if counted:
+                counted = False
+                self._open[address] -= 1
+                if not self._open[address]:
+                    del self._open[address]
+
+        return end
+
+
 class Guard:
     """Stands before the application: request ids, sizes, times, headers that browsers heed."""
 
     def __init__(self, app: ASGIApp, limits: Limits) -> None:
         self._app = app
         self._limits = limits
+        self._in_flight = InFlight(limits)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
@@ -123,19 +166,42 @@ class Guard:
             return
         request_id = _given_id(scope) or uuid.uuid4().hex
         scope.setdefault("state", {})["request_id"] = request_id
-        stamped = self._stamped(send, request_id)
+        stamped = self._stamped(send, request_id, over_tls=scope.get("scheme") == "https")
 
-        async def refuse(status: int, code: str, detail: str) -> None:
-            answer = problems.response(status, code, detail, request_id=request_id)
+        async def refuse(error: ProblemError) -> None:
+            answer = problems.response(
+                error.status, error.code, str(error), request_id=request_id, headers=error.headers
+            )
             await answer(scope, receive, stamped)
 
         try:
-            body = await self._body(scope, receive)
+            require_well_formed(
+                scope,
+                head_bytes=self._limits.head_bytes,
+                hosts=self._limits.hosts,
+                any_host=scope["state"].get("entrance") == "unix",
+            )
+            ended = self._in_flight.begin(network_of(scope["client"][0] if scope.get("client") else ""))
         except ProblemError as error:
-            await refuse(error.status, error.code, str(error))
+            await refuse(error)
             return
-        if body is None:
-            return  # the client went away
+        try:
+            body = await self._body(scope, receive)
+            if body is not None:  # else the client went away
+                await self._answer(scope, _again(body, receive), stamped, refuse, ended)
+        except ProblemError as error:
+            await refuse(error)
+        finally:
+            ended()
+
+    async def _answer(
+        self,
+        scope: Scope,
+        receive: Receive,
+        stamped: Send,
+        refuse: Callable[[ProblemError], Awaitable[None]],
+        ended: Callable[[], None],
+    ) -> None:
         begun = False
         try:
             async with asyncio.timeout(self._limits.request_seconds) as until_answer:
@@ -144,24 +210,32 @@ class Guard:
                     nonlocal begun
                     begun = True
                     until_answer.reschedule(None)
+                    if message["type"] == "http.response.start" and _is_stream(message):
+                        ended()
                     await stamped(message)
 
-                await self._app(scope, _again(body, receive), answering)
+                await _as_asked(self._app, scope, receive, answering)
         except TimeoutError:
-            logs.logger(request=request_id).warning("request took too long", path=scope["path"])
+            logs.logger(request=scope["state"]["request_id"]).warning(
+                "request took too long", path=scope["path"][:200]
+            )
             if begun:
                 return  # a client that does not take its answer is let go
             await refuse(
-                504,
-                "too-slow",
-                f"no answer within {self._limits.request_seconds:g} s; a command may have been begun: "
-                "repeat it with the same Idempotency-Key to learn its answer",
+                ProblemError(
+                    504,
+                    "too-slow",
+                    f"no answer within {self._limits.request_seconds:g} s; a command may have been begun: "
+                    "repeat it with the same Idempotency-Key to learn its answer",
+                )
             )
 
-    def _stamped(self, send: Send, request_id: str) -> Send:
+    def _stamped(self, send: Send, request_id: str, *, over_tls: bool) -> Send:
+        more = (_HSTS,) if over_tls else ()
+
         async def stamped(message: Message) -> None:
             if message["type"] == "http.response.start":
-                own = ((b"x-request-id", request_id.encode()), *_HEADERS)
+                own = ((b"x-request-id", request_id.encode()), *_HEADERS, *more)
                 message["headers"] = [*message.get("headers", []), *own]
             async with asyncio.timeout(self._limits.send_seconds):
                 await send(message)
@@ -192,6 +266,38 @@ class Guard:
             ) from None
 
 
+async def _as_asked(app: ASGIApp, scope: Scope, receive: Receive, send: Send) -> None:
+    """Let the application answer; ``HEAD`` is ``GET`` without the content, also where that would never end."""
+    if scope["method"] != "HEAD":
+        await app(scope, receive, send)
+        return
+    over = asyncio.Event()
+
+    async def only_head(message: Message) -> None:
+        if message["type"] == "http.response.start":
+            await send(message)
+            await send({"type": "http.response.body", "body": b"", "more_body": False})
+            over.set()
+
+    async def answer() -> None:
+        await app({**scope, "method": "GET"}, receive, only_head)
+
+    answering = asyncio.create_task(answer(), name="answer to HEAD")
+    ended = asyncio.create_task(over.wait(), name="head of an answer")
+    try:
+        await asyncio.wait({answering, ended}, return_when=asyncio.FIRST_COMPLETED)
+    finally:
+        ended.cancel()
+        answering.cancel()
+        await asyncio.gather(answering, ended, return_exceptions=True)
+    if not over.is_set():
+        await answering  # it failed before it began to answer
+
+
+def _is_stream(message: Message) -> bool:
+    return (b"content-type", b"text/event-stream; charset=utf-8") in message["headers"]
+
+
 def _given_id(scope: Scope) -> str | None:
     given = dict(scope["headers"]).get(b"x-request-id", b"")
     return given.decode() if _REQUEST_ID.fullmatch(given) else None
@@ -210,6 +316,8 @@ def _again(body: bytes, receive: Receive) -> Receive:
     return once_more
 
 
+#: A browser that has come by TLS once takes no other way for a year.
+_HSTS = (b"strict-transport-security", b"max-age=31536000")
 _HEADERS = (
     (b"x-content-type-options", b"nosniff"),
     (b"referrer-policy", b"no-referrer"),

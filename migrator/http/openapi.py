@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import json
 import sys
+from collections.abc import Awaitable, Callable
+from hashlib import sha256
 from typing import Any
 
-from fastapi import FastAPI
+from fastapi import FastAPI, Request
 from fastapi.openapi.utils import get_openapi
+from starlette.responses import Response
 
 from migrator import __version__
 from migrator.http.problems import MEDIA_TYPE, Problem
@@ -30,6 +33,22 @@ def describe(app: FastAPI) -> dict[str, Any]:
         _complete(found)
         app.openapi_schema = found
     return app.openapi_schema
+
+
+def served(app: FastAPI) -> Callable[[Request], Awaitable[Response]]:
+    """The route that answers with the description of `app`; it is made into bytes once."""
+    made = b""
+
+    async def description(request: Request) -> Response:
+        nonlocal made
+        if not made:
+            made = json.dumps(app.openapi(), separators=(",", ":"), ensure_ascii=False).encode()
+        tag = f'"{sha256(made).hexdigest()[:16]}"'
+        if request.headers.get("if-none-match") == tag:
+            return Response(status_code=304, headers={"ETag": tag})
+        return Response(made, media_type="application/json", headers={"ETag": tag})
+
+    return description
 
 
 def text() -> str:

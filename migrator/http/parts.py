@@ -32,6 +32,8 @@ class Parts:
     limits: Limits
     streams: Streams
     metrics: Metrics | None = None
+    #: By format: when the last scrape was begun, on the loop's clock, and what comes of it.
+    scrapes: dict[str, tuple[float, asyncio.Future[tuple[bytes, str]]]] = field(default_factory=dict)
     _listeners: set[Listener] = field(default_factory=set)
     _commands: set[asyncio.Task[Reply]] = field(default_factory=set)
     _closing: bool = False

@@ -2,15 +2,23 @@
 
 from __future__ import annotations
 
+import asyncio
+
 from fastapi import APIRouter, FastAPI, Request
 from pydantic import BaseModel
 from starlette.responses import Response
 
 from migrator.http.limits import Guard
-from migrator.http.parts import Asks, Parts, answer, parts
+from migrator.http.parts import Asks, Metrics, Parts, answer, parts
 from migrator.http.problems import ProblemError, answer_with_problems
 
 router = APIRouter(tags=["probes"])
+
+#: A scrape answers those too that come so soon after it was begun.
+_SCRAPE_SECONDS = 0.25
+#: Formats whose last scrape is kept, and how much of the header that asks for one tells it from others.
+_FORMATS = 8
+_FORMAT_CHARACTERS = 200
 
 
 class Ready(BaseModel):
@@ -37,11 +45,31 @@ async def readyz(request: Request) -> Response:
     return answer(Ready(ready=not complaints, complaints=complaints), 503 if complaints else 200)
 
 
+async def _shared(request: Request, metrics: Metrics) -> tuple[bytes, str]:
+    """A scrape; those that come together get the same one: a look at a thousand guests takes its time."""
+    accept = request.headers.get("accept")
+    made = parts(request).scrapes
+    wanted = (accept or "")[:_FORMAT_CHARACTERS]
+    now = asyncio.get_running_loop().time()
+    found = made.get(wanted)
+    if found is None or (found[1].done() and now - found[0] > _SCRAPE_SECONDS):
+        if len(made) >= _FORMATS:
+            made.clear()
+        found = made[wanted] = now, asyncio.ensure_future(metrics(accept))
+        found[1].add_done_callback(_heard)
+    return await asyncio.shield(found[1])
+
+
+def _heard(scrape: asyncio.Future[tuple[bytes, str]]) -> None:
+    if not scrape.cancelled():
+        scrape.exception()  # whoever waited has it; perhaps nobody did any more
+
+
 async def _metrics(request: Request) -> Response:
     metrics = parts(request).metrics
     if metrics is None:
         raise ProblemError(404, "not-found", "this service has no metrics")
-    text, media_type = await metrics(request.headers.get("accept"))
+    text, media_type = await _shared(request, metrics)
     # Starlette would add a second charset to a media type of its own choice.
     return Response(text, headers={"Content-Type": media_type})
 

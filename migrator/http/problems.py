@@ -23,9 +23,7 @@ MEDIA_TYPE = "application/problem+json"
 class Problem(BaseModel):
     """What went wrong, for a person (``detail``) and for a program (``code``)."""
 
-    type: str = Field(
-        "about:blank", description="`urn:migrator:problem:CODE`, or `about:blank` for HTTP's own."
-    )
+    type: str = Field(description="`urn:migrator:problem:CODE`.")
     title: str = Field(description="HTTP's words for the status.")
     status: int
     detail: str = Field(description="One line: what is wrong and what to do.")
@@ -61,9 +59,8 @@ def response(
     findings: list[dict[str, Any]] | None = None,
 ) -> Response:
     """The answer that says so."""
-    own = code in _OWN_OF_HTTP
     problem = Problem(
-        type="about:blank" if own else f"urn:migrator:problem:{code}",
+        type=f"urn:migrator:problem:{code}",
         title=_title(status),
         status=status,
         detail=detail,
@@ -133,7 +130,8 @@ def allowed_methods(app: FastAPI, path: str) -> str:
     """What may be done at `path`, as the header ``Allow`` says it; empty when nothing."""
     for template, operations in app.openapi()["paths"].items():
         if _fits(template.split("/"), path.split("/")):
-            return ", ".join(sorted(method.upper() for method in operations if method != "parameters"))
+            methods = {method.upper() for method in operations if method != "parameters"}
+            return ", ".join(sorted(methods | ({"HEAD"} if "GET" in methods else set())))
     return ""
 
 
@@ -153,6 +151,3 @@ def _title(status: int) -> str:
         return HTTPStatus(status).phrase
     except ValueError:
         return "Error"
-
-
-_OWN_OF_HTTP = {"not-found", "method-not-allowed", "internal"}

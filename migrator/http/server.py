@@ -11,7 +11,7 @@ import pwd
 import socket
 import ssl
 import stat
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
@@ -22,10 +22,14 @@ from fastapi import FastAPI
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from migrator.errors import UsageError
+from migrator.http.acceptor import Acceptor
+from migrator.http.admission import Admission, Gate, within_descriptors
 from migrator.http.connection import Connection, log_as_we_do
 from migrator.http.parts import Parts
 from migrator.http.probes import create_probes
 
+#: Of this process' file descriptors each entrance may hold so much, in connections.
+_SHARES = {"tcp": 0.25, "unix": 0.125, "metrics": 0.0625}
 _LARGEST_HEAD_BYTES = 32 * 1024
 _KEEP_ALIVE_SECONDS = 30
 #: For a probe of a socket that may be stale.
@@ -61,6 +65,7 @@ class Servers:
     Leaving it ends the streams, gives what is being answered `patience_seconds`, and closes every connection.
 
     :param metrics: only the probes and metrics, to whoever can reach it; for Prometheus.
+    :param admission: what may come by each entrance; fewer connections where file descriptors are short.
     :raise UsageError: on entering, when one of the places cannot be listened at; none is then.
     """
 
@@ -71,9 +76,11 @@ class Servers:
         unix: UnixSocket | None = None,
         tcp: Tcp | None = None,
         metrics: Tcp | None = None,
+        admission: Admission | None = None,
         patience_seconds: int = 5,
     ) -> None:
         self._app = app
+        self._admission = admission or Admission()
         self._unix = unix
         self._tcp = tcp
         self._metrics = metrics
@@ -92,18 +99,21 @@ class Servers:
                 listener = await asyncio.to_thread(_bind_unix, self._unix)
                 status = self._unix.path.stat()
                 self._inode = (status.st_dev, status.st_ino)
-                bound.append((self._server(_entrance(self._app, "unix"), None), listener))
+                bound.append((self._server(_entrance(self._app, "unix"), None, self._gate("unix")), listener))
                 self.addresses.append(f"unix:{self._unix.path}")
             if self._tcp is not None:
                 if self._tcp.tls is None:
                     _require_loopback(self._tcp.host)
                 listener = _bind_tcp(self._tcp)
-                bound.append((self._server(_entrance(self._app, "tcp"), self._tcp.tls), listener))
+                bound.append(
+                    (self._server(_entrance(self._app, "tcp"), self._tcp.tls, self._gate("tcp")), listener)
+                )
                 self.addresses.append(_url(self._tcp, listener))
             if self._metrics is not None:
                 listener = _bind_tcp(self._metrics)
                 probes = create_probes(self._app)
-                bound.append((self._server(_entrance(probes, "metrics"), self._metrics.tls), listener))
+                served = _entrance(probes, "metrics")
+                bound.append((self._server(served, self._metrics.tls, self._gate("metrics")), listener))
                 self.addresses.append(_url(self._metrics, listener))
         except BaseException:
             for _, listener in bound:
@@ -150,7 +160,10 @@ class Servers:
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
 
-    def _server(self, app: ASGIApp, tls: ssl.SSLContext | None) -> _Server:
+    def _gate(self, entrance: str) -> Gate:
+        return Gate(entrance, within_descriptors(self._admission, share=_SHARES[entrance]))
+
+    def _server(self, app: ASGIApp, tls: ssl.SSLContext | None, gate: Gate) -> _Server:
         config = uvicorn.Config(
             app,
             http=Connection,
@@ -168,7 +181,7 @@ class Servers:
         )
         config.load()
         config.ssl = tls
-        return _Server(config)
+        return _Server(config, gate)
 
     def _unlink(self) -> None:
         if self._unix is None or self._inode is None:
@@ -183,10 +196,12 @@ class Servers:
 class _Server(uvicorn.Server):
     """One listener; it leaves signals alone and does not wake up ten times a second to see whether it shall end."""
 
-    def __init__(self, config: uvicorn.Config) -> None:
+    def __init__(self, config: uvicorn.Config, gate: Gate) -> None:
         super().__init__(config)
         self.ready = asyncio.Event()
+        self._gate = gate
         self._stop = asyncio.Event()
+        self._acceptors: list[Acceptor] = []
 
     @contextlib.contextmanager
     def capture_signals(self) -> Iterator[None]:
@@ -194,9 +209,23 @@ class _Server(uvicorn.Server):
         yield
 
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
-        """Listen."""
-        await super().startup(sockets)
+        """Listen, through the gate."""
+        await self.lifespan.startup()
+        for listener in sockets or ():
+            listener.setblocking(False)
+            self._acceptors.append(Acceptor(listener, self._gate, self._connection, tls=self.config.ssl))
+        self.started = True
         self.ready.set()
+
+    def _connection(self, address: str, leave: Callable[[], None]) -> Connection:
+        return Connection(
+            gate=self._gate,
+            address=address,
+            leave=leave,
+            config=self.config,
+            server_state=self.server_state,
+            app_state=self.lifespan.state,
+        )
 
     async def main_loop(self) -> None:
         """Until :meth:`stop`."""
@@ -220,8 +249,8 @@ class _Server(uvicorn.Server):
 
     def stop_listening(self) -> None:
         """Take no more connections; those that are there go on."""
-        for server in getattr(self, "servers", ()):
-            server.close()
+        for acceptor in self._acceptors:
+            acceptor.close()
 
     def stop(self) -> None:
         """Answer what was asked and end."""

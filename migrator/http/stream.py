@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import asyncio
-import json
-from collections.abc import AsyncGenerator, Mapping
+import re
+from collections.abc import AsyncGenerator
 from contextlib import aclosing
 from typing import Annotated, Any
 
@@ -18,11 +18,16 @@ from migrator.engine.commands import Caller, Name
 from migrator.engine.documents import EventDocument, EventKind, Subject
 from migrator.errors import JournalError
 from migrator.http import look
-from migrator.http.parts import Asks, Parts, answer, parts
+from migrator.http.parts import Asks, Parts, parts
 
 router = APIRouter()
 
 _PAGE = 500
+#: Of events that are read from the journal at once, for a page and for one of many streams.
+_PAGE_BYTES = 1 << 20
+_STREAM_PAGE_BYTES = 128 * 1024
+#: What an event is comes early in its JSON, before anything that others have said.
+_KIND = re.compile(r'"kind": ?"([a-z-]{1,40})"')
 #: Of a client that is slow, so much waits here; the rest in the queue of the bus, and what that drops in the journal.
 _AHEAD_BYTES = 64 * 1024
 _LARGEST_ID = 2**63 - 1
@@ -105,11 +110,12 @@ async def _events(
 ) -> Response:
     own = parts(request)
     if "application/json" in request.headers.get("accept", ""):
-        found = await own.reading.events(
-            after=after or 0, limit=limit, subject=subject, subject_id=subject_id
+        found = await own.reading.event_texts(
+            after=after or 0, limit=limit, most_bytes=_PAGE_BYTES, subject=subject, subject_id=subject_id
         )
-        items = [EventDocument.model_validate(one) for one in found]
-        return answer(EventPage(items=items, next=items[-1].event_id if len(items) == limit else None))
+        following = found.items[-1][0] if found.more else "null"
+        body = f'{{"items":[{",".join(text for _, text in found.items)}],"next":{following}}}'
+        return Response(body, media_type="application/json")
     return _Stream(own, caller.user, _follow(own, after, subject, subject_id))
 
 
@@ -128,60 +134,81 @@ async def _follow(
             yield b"retry: 1000\nid: %d\n\n" % last
             past = _journalled(own, last, heard_from, subject, subject_id)
             async with aclosing(past):
-                async for event in past:
-                    yield _frame(event)
+                async for frame in past:
+                    yield frame
             if own.closing():
                 return  # perhaps amid the journal: what comes live must not hide what is still missing
             last = heard_from
             async for live in listener:
                 if live.kind is EventKind.PROGRESS:
                     if _wanted(live, subject, subject_id):
-                        yield _live(live)
+                        yield _FRAMES.of(live)
                     continue
                 if live.event_id <= last:
                     continue
                 # The queue is bounded: a client that was slow for long finds the oldest missing.
                 missed = _journalled(own, last, live.event_id - 1, subject, subject_id)
                 async with aclosing(missed):
-                    async for event in missed:
-                        yield _frame(event)
+                    async for frame in missed:
+                        yield frame
                 if own.closing() and live.event_id > last + 1:
                     return
                 last = live.event_id
                 if _wanted(live, subject, subject_id):
-                    yield _live(live)
+                    yield _FRAMES.of(live)
         finally:
             own.unheed(listener)
 
 
 async def _journalled(
     own: Parts, after: int, upto: int, subject: Subject | None, subject_id: str | None
-) -> AsyncGenerator[Mapping[str, Any], None]:
-    """Events after `after` up to and with `upto`."""
-    while after < upto and not own.closing():
-        page = await own.reading.events(after=after, limit=_PAGE, subject=subject, subject_id=subject_id)
-        for event in page:
-            if event["event_id"] > upto:
+) -> AsyncGenerator[bytes, None]:
+    """Frames of the events after `after` up to and with `upto`."""
+    more = True
+    while more and after < upto and not own.closing():
+        page = await own.reading.event_texts(
+            after=after, limit=_PAGE, most_bytes=_STREAM_PAGE_BYTES, subject=subject, subject_id=subject_id
+        )
+        more = page.more
+        for number, text in page.items:
+            if number > upto:
                 return
-            after = event["event_id"]
-            yield event
-        if len(page) < _PAGE:
-            return
+            after = number
+            yield _frame(number, text)
 
 
 def _wanted(event: EventDocument, subject: Subject | None, subject_id: str | None) -> bool:
     return subject in (None, event.subject) and subject_id in (None, event.subject_id)
 
 
-def _live(event: EventDocument) -> bytes:
-    counted = b"" if event.kind is EventKind.PROGRESS else b"id: %d\n" % event.event_id
-    text = event.model_dump_json().encode()
-    return b"%sevent: %s\ndata: %s\n\n" % (counted, event.kind.encode(), text)
+class _Frames:
+    """Live events as frames, each made once for however many streams."""
+
+    _KEPT = 256
+
+    def __init__(self) -> None:
+        #: By identity; the event is kept, so that no other takes its identity.
+        self._made: dict[int, tuple[EventDocument, bytes]] = {}
+
+    def of(self, event: EventDocument) -> bytes:
+        """Its frame."""
+        made = self._made.get(id(event))
+        if made is None:
+            counted = b"" if event.kind is EventKind.PROGRESS else b"id: %d\n" % event.event_id
+            text = event.model_dump_json().encode()
+            made = event, b"%sevent: %s\ndata: %s\n\n" % (counted, event.kind.encode(), text)
+            while len(self._made) >= self._KEPT:
+                del self._made[next(iter(self._made))]
+            self._made[id(event)] = made
+        return made[1]
 
 
-def _frame(event: Mapping[str, Any]) -> bytes:
-    text = json.dumps(event, separators=(",", ":"), ensure_ascii=True)
-    return f"id: {event['event_id']}\nevent: {event['kind']}\ndata: {text}\n\n".encode()
+_FRAMES = _Frames()
+
+
+def _frame(number: int, text: str) -> bytes:
+    kind = _KIND.search(text)
+    return f"id: {number}\nevent: {kind[1] if kind else 'message'}\ndata: {text}\n\n".encode()
 
 
 class _Stream(Response):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import signal
+import socket
 import ssl
 import sys
 from collections.abc import AsyncIterator
@@ -30,9 +31,11 @@ from migrator.engine.planner import Limits
 from migrator.engine.verbs import Verbs
 from migrator.engine.views import Views
 from migrator.errors import JournalError, MigratorError, UsageError
+from migrator.http.admission import Admission, raise_descriptor_limit
 from migrator.http.app import create_app
 from migrator.http.limits import Limits as HttpLimits
 from migrator.http.server import Servers, Tcp, UnixSocket
+from migrator.http.wellformed import known_names
 from migrator.machine import this_driver
 from migrator.metrics import Metrics, Probes
 from migrator.mqtt import Mqtt
@@ -47,7 +50,7 @@ from migrator.store import belonging
 from migrator.store.experience import FileExperience
 from migrator.store.journal import SqlJournal
 from migrator.store.step_records import StepRecords, controller_id
-from migrator.tls import File, server_context
+from migrator.tls import File, names_in, server_context
 from migrator.tracing import Tracing
 
 #: A journal that cannot be written is tried so often, so that new work is taken again once it can.
@@ -86,6 +89,7 @@ async def serve(path: Path | None, *, drain: bool = False) -> None:
         settings.site.log_format == "auto" and not sys.stderr.isatty()
     )
     logs.configure(verbose=True, json=json_lines, level=settings.site.log_level)
+    raise_descriptor_limit()
     stop = Stop(drain=drain)
     loop = asyncio.get_running_loop()
     for number in (signal.SIGINT, signal.SIGTERM):
@@ -280,7 +284,19 @@ def _http_limits(settings: Settings) -> HttpLimits:
         streams_per_caller=http.streams_per_caller,
         body_bytes=http.max_body,
         request_seconds=http.request_timeout,
+        hosts=_names(settings),
     )
+
+
+def _names(settings: Settings) -> frozenset[str]:
+    """What the service may be called by who asks it over TCP; addresses always do."""
+    http = settings.http
+    own = socket.gethostname()
+    names = [*http.hosts, own, own.partition(".")[0]]
+    names += [listen.host for listen in (http.listen, http.metrics_listen) if listen is not None]
+    if http.tls_certificate is not None:
+        names += names_in(File(name="[http] tls_certificate", path=http.tls_certificate))
+    return known_names(names)
 
 
 def _servers(app: Any, settings: Settings) -> Servers:
@@ -297,7 +313,12 @@ def _servers(app: Any, settings: Settings) -> Servers:
         tcp = Tcp(host=http.listen.host, port=http.listen.port, tls=_tls(settings))
     if http.metrics_listen is not None:
         metrics = Tcp(host=http.metrics_listen.host, port=http.metrics_listen.port)
-    return Servers(app, unix=unix, tcp=tcp, metrics=metrics)
+    admission = Admission(
+        connections=http.connections,
+        connections_per_address=http.connections_per_address,
+        address_requests_per_second=http.address_requests_per_second,
+    )
+    return Servers(app, unix=unix, tcp=tcp, metrics=metrics, admission=admission)
 
 
 def _tls(settings: Settings) -> ssl.SSLContext | None:

@@ -75,11 +75,15 @@ class HttpSettings(Section):
     listen: ListenAddress = None
     tls_certificate: OptionalPath = None
     tls_key: OptionalPath = None
+    hosts: tuple[Text, ...] = ()
     metrics_listen: ListenAddress = Listen(host="127.0.0.1", port=9733)
     requests_per_second: Annotated[float, Field(gt=0)] = 50.0
     burst: Positive = 200
     streams: Positive = 256
     streams_per_caller: Positive = 32
+    connections: Positive = 512
+    connections_per_address: Positive = 128
+    address_requests_per_second: Annotated[float, Field(gt=0)] = 100.0
     max_body: Annotated[Size, Field(ge=1024)] = 65_536
     request_timeout: Duration = 60.0
 

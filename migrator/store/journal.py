@@ -11,11 +11,12 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 
-from sqlalchemy import Select, delete, func, null, or_, select, update
+from sqlalchemy import ColumnElement, Select, delete, func, null, or_, select, update
 from sqlalchemy.dialects.sqlite import insert
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from migrator.errors import JournalError
+from migrator.ports import EventTexts
 from migrator.store.database import Database
 from migrator.store.samples import SqlSamples
 from migrator.store.schema import commands, documents, events, meta, samples
@@ -206,12 +207,41 @@ class SqlJournal:
     async def events(
         self, *, after: int = 0, limit: int = 1000, subject: str | None = None, subject_id: str | None = None
     ) -> list[dict[str, Any]]:
-        query = select(events.c.body).where(events.c.event_id > after)
-        if subject is not None:
-            query = query.where(events.c.subject == _text(subject))
-        if subject_id is not None:
-            query = query.where(events.c.subject_id == _text(subject_id))
+        query = select(events.c.body).where(*_chosen(after, subject, subject_id))
         return await self._bodies(query.order_by(events.c.event_id).limit(limit))
+
+    async def event_texts(
+        self,
+        *,
+        after: int = 0,
+        limit: int = 1000,
+        most_bytes: int = 1 << 20,
+        subject: str | None = None,
+        subject_id: str | None = None,
+    ) -> EventTexts:
+        """See :meth:`migrator.ports.Journal.event_texts`."""
+        chosen = _chosen(after, subject, subject_id)
+        sizes = select(events.c.event_id, func.length(events.c.body)).where(*chosen)
+        texts = select(events.c.event_id, events.c.body).where(*chosen)
+
+        async def read(connection: AsyncConnection) -> EventTexts:
+            # Before they are read it is known how many of them are not too much.
+            last, count, size = after, 0, 0
+            for number, length in await connection.execute(
+                sizes.order_by(events.c.event_id).limit(limit + 1)
+            ):
+                size += length
+                if count == limit or (count and size > most_bytes):
+                    break
+                last, count = number, count + 1
+            else:
+                size = -1
+            found = await connection.execute(
+                texts.where(events.c.event_id <= last).order_by(events.c.event_id)
+            )
+            return EventTexts(items=[(number, body) for number, body in found], more=size >= 0)
+
+        return await self._database.read(read)
 
     async def positions(self) -> tuple[int, dict[tuple[str, str], int]]:
         """See :meth:`migrator.ports.Journal.positions`.
@@ -460,3 +490,13 @@ _insert_meta = insert(meta)
 _upsert_meta = _insert_meta.on_conflict_do_update(
     index_elements=["key"], set_={"value": _insert_meta.excluded.value}
 )
+
+
+def _chosen(after: int, subject: str | None, subject_id: str | None) -> list[ColumnElement[bool]]:
+    """Which events are asked for."""
+    chosen = [events.c.event_id > after]
+    if subject is not None:
+        chosen.append(events.c.subject == _text(subject))
+    if subject_id is not None:
+        chosen.append(events.c.subject_id == _text(subject_id))
+    return chosen

@@ -10,6 +10,7 @@ from typing import Any, Self
 
 from migrator.engine.commands import Claim
 from migrator.errors import JournalError
+from migrator.ports import EventTexts
 
 #: As in the one on disk.
 _RESERVED = 500
@@ -108,6 +109,25 @@ class MemoryJournal:
             for each in found
             if subject in (None, each["subject"]) and subject_id in (None, each["subject_id"])
         ][:limit]
+
+    async def event_texts(
+        self,
+        *,
+        after: int = 0,
+        limit: int = 1000,
+        most_bytes: int = 1 << 20,
+        subject: str | None = None,
+        subject_id: str | None = None,
+    ) -> EventTexts:
+        items: list[tuple[int, str]] = []
+        size = 0
+        for event in await self.events(after=after, limit=limit + 1, subject=subject, subject_id=subject_id):
+            text = json.dumps(event, separators=(",", ":"))
+            size += len(text)
+            if len(items) == limit or (items and size > most_bytes):
+                return EventTexts(items=items, more=True)
+            items.append((event["event_id"], text))
+        return EventTexts(items=items, more=False)
 
     async def positions(self) -> tuple[int, dict[tuple[str, str], int]]:
         sequences: dict[tuple[str, str], int] = {}

@@ -275,6 +275,13 @@ def test_doctor_finds_secrets_that_all_may_read_and_files_of_others(config: Path
     assert "hunter2" not in str(found)
 
 
+def test_doctor_finds_a_socket_that_makes_everybody_an_operator(config: Path) -> None:
+    config.write_text(config.read_text().replace("[http]\n", '[http]\nsocket_mode = "0666"\n'))
+    status, found = checks(config)
+    assert status == 1
+    assert said(found, "API socket", "fail", "everybody on this machine may open the API's socket")
+
+
 @pytest.fixture
 def broker(tmp_path: Path) -> Iterator[Broker]:
     if mosquitto() is None:

@@ -439,7 +439,7 @@ class TestEverywhere:
     async def test_a_method_that_does_not_go_here(self, client: httpx2.AsyncClient):
         answer = await client.put("migrations", json={})
         problem(answer, 405, "method-not-allowed")
-        assert answer.headers["allow"] == "GET, POST"
+        assert answer.headers["allow"] == "GET, HEAD, POST"
 
     async def test_what_is_not_http(self, place: Place):
         reader, writer = await asyncio.open_unix_connection(str(place.socket))

@@ -18,7 +18,7 @@ from fastapi import FastAPI
 
 from migrator.engine.commands import Door
 from migrator.errors import UsageError
-from migrator.http import connection
+from migrator.http.admission import Admission
 from migrator.http.app import create_app
 from migrator.http.server import Servers, Tcp, UnixSocket
 from migrator.testing.lab import until
@@ -191,12 +191,11 @@ class TestTcp:
 
 
 class TestPatience:
-    @pytest.mark.parametrize("sent", [b"", b"GET / HT", b"GET /healthz HTTP/1.1\r\nHost: x\r\n\r\nGET /heal"])
-    async def test_a_head_that_does_not_come(
-        self, app: FastAPI, monkeypatch: pytest.MonkeyPatch, sent: bytes
-    ):
-        monkeypatch.setattr(connection, "_HEAD_SECONDS", 0.1)
-        async with Servers(app, tcp=Tcp()) as servers:
+    @pytest.mark.parametrize(
+        "sent", [b"", b"GET / HT", b"GET /healthz HTTP/1.1\r\nHost: localhost\r\n\r\nGET /heal"]
+    )
+    async def test_a_head_that_does_not_come(self, app: FastAPI, sent: bytes):
+        async with Servers(app, tcp=Tcp(), admission=Admission(head_seconds=0.1)) as servers:
             reader, writer = await asyncio.open_connection(
                 "127.0.0.1", int(servers.addresses[0].rpartition(":")[2])
             )
@@ -206,31 +205,30 @@ class TestPatience:
                 assert (b" 200 " in answer) == (b"healthz" in sent)
             writer.close()
 
-    async def test_a_connection_that_was_served_is_kept(self, app: FastAPI, monkeypatch: pytest.MonkeyPatch):
-        monkeypatch.setattr(connection, "_HEAD_SECONDS", 0.1)
-        async with Servers(app, tcp=Tcp()) as servers:
+    async def test_a_connection_that_was_served_is_kept(self, app: FastAPI):
+        async with Servers(app, tcp=Tcp(), admission=Admission(head_seconds=0.1)) as servers:
             reader, writer = await asyncio.open_connection(
                 "127.0.0.1", int(servers.addresses[0].rpartition(":")[2])
             )
             for _ in range(2):
-                writer.write(b"GET /healthz HTTP/1.1\r\nHost: x\r\n\r\n")
+                writer.write(b"GET /healthz HTTP/1.1\r\nHost: localhost\r\n\r\n")
                 assert b" 200 " in await reader.readuntil(b"ok\n")
                 await asyncio.sleep(0.2)
             writer.close()
 
-    async def test_too_many_connections(self, app: FastAPI, monkeypatch: pytest.MonkeyPatch):
-        monkeypatch.setattr(connection, "_CONNECTIONS", 2)
-        async with Servers(app, tcp=Tcp()) as servers:
+    async def test_too_many_connections(self, app: FastAPI):
+        async with Servers(app, tcp=Tcp(), admission=Admission(connections_per_address=2)) as servers:
             port = int(servers.addresses[0].rpartition(":")[2])
             there = [await asyncio.open_connection("127.0.0.1", port) for _ in range(2)]
             for _, writer in there:
-                writer.write(b"GET /healthz HTTP/1.1\r\nHost: x\r\n\r\n")
+                writer.write(b"GET /healthz HTTP/1.1\r\nHost: localhost\r\n\r\n")
             for reader, _ in there:
                 assert b" 200 " in await reader.readuntil(b"ok\n")
-            reader, one_more = await asyncio.open_connection("127.0.0.1", port)
-            with contextlib.suppress(ConnectionResetError):
+            with contextlib.suppress(ConnectionResetError):  # perhaps before it knows that it is connected
+                reader, one_more = await asyncio.open_connection("127.0.0.1", port)
+                there.append((reader, one_more))
                 assert await asyncio.wait_for(reader.read(), 5) == b""
-            for writer in (one_more, *(writer for _, writer in there)):
+            for _, writer in there:
                 writer.close()
 
 
@@ -264,7 +262,7 @@ class TestEnd:
         world.wait_before_answer = never.wait  # type: ignore[assignment]
         async with serving(world, tmp_path, patience_seconds=1) as place:
             reader, writer = await asyncio.open_unix_connection(str(place.socket))
-            writer.write(b"POST /api/v1/migrations HTTP/1.1\r\nHost: x\r\nContent-Length: 15\r\n\r\n")
+            writer.write(b"POST /api/v1/migrations HTTP/1.1\r\nHost: localhost\r\nContent-Length: 15\r\n\r\n")
             writer.write(b'{"guest": "db"}')
             idle = await asyncio.open_unix_connection(str(place.socket))
             await until(lambda: len(place.app.state.parts._commands) == 1, what="a command")

@@ -18,6 +18,7 @@ from migrator.engine.evacuation import FIRST_PAUSE_SECONDS, MOST_ATTEMPTS
 from migrator.engine.planner import Limits as EngineLimits
 from migrator.errors import UsageError
 from migrator.hosts.site_config import SshConfig
+from migrator.http.admission import Admission
 from migrator.http.limits import Limits as HttpLimits
 from migrator.mqtt.settings import MqttSettings
 from migrator.settings import REPEATED, SECTIONS, Settings, load, reload
@@ -153,6 +154,12 @@ class TestExample:
         assert (http.max_body, http.request_timeout) == (bounds.body_bytes, bounds.request_seconds)
         assert (http.requests_per_second, http.burst) == (bounds.requests_per_second, bounds.burst)
         assert (http.streams, http.streams_per_caller) == (bounds.streams, bounds.streams_per_caller)
+        admission = Admission()
+        assert (http.connections, http.connections_per_address) == (
+            admission.connections,
+            admission.connections_per_address,
+        )
+        assert http.address_requests_per_second == admission.address_requests_per_second
         ssh, limits = SshConfig(host="h"), Settings().limits
         assert limits.ssh_sessions == ssh.max_sessions
         assert (limits.ssh_connect_timeout, limits.ssh_keepalive) == (
