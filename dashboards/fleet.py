@@ -242,6 +242,9 @@ def _hosts() -> list[Any]:
             "By host; migrator guests says why.",
             "short",
             query(stuck, "{{host}}"),
+            query(
+                f"max by (host) (migrator_guest_unmonitored{{{_HOST}}}) > 0", "{{host}}: without a monitor"
+            ),
         ),
         rows(
             "Evacuations under way",

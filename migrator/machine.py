@@ -35,6 +35,14 @@ def boot_id() -> str:
     return Path("/proc/sys/kernel/random/boot_id").read_text(encoding="ascii").strip()
 
 
+def own_network() -> str:
+    """Tells the network namespace that this process is in from others; empty where that cannot be read."""
+    try:
+        return str(Path("/proc/self/ns/net").readlink())
+    except OSError:
+        return ""
+
+
 async def wait_readable(fd: int, timeout: float) -> bool:
     """Wait up to `timeout` seconds until `fd` can be read; a pidfd can when its process has ended."""
     loop = asyncio.get_running_loop()

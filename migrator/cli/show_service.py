@@ -146,6 +146,7 @@ _STYLE = {
     "completed": "green",
     "moved": "green",
     "draining": "yellow",
+    "lost-contact": "bold red",
     "set-aside": "red",
     "no-target": "yellow",
     "late": "bold red",
@@ -162,6 +163,8 @@ PLAN = ("ORDER", "GUEST", "TO", "STARTS", "TAKES", "DOWNTIME", "POLICY", "WHY")
 def host_row(host: Document) -> Row:
     """Cells of :data:`HOSTS`."""
     link = host["link_bytes_per_second"]
+    strangers = host.get("guests_unmonitored", 0)
+    note = f"{strangers} of its guests without a monitor: see migrator guests" if strangers else ""
     return (
         host["host"],
         host["state"],
@@ -170,7 +173,7 @@ def host_row(host: Document) -> Row:
         show_bytes(host["memory_free_bytes"]),
         show_bytes(host["memory_total_bytes"]),
         "" if link is None else show_rate(link),
-        host["error"],
+        host["error"] or note,
     )
 
 

@@ -26,8 +26,13 @@ GUEST: Texts = {
     ),
     "monitor-silent": (
         "error",
-        "its QMP socket is there and nobody answers: QEMU is stopped, hangs, or has left the socket behind",
-        "look at that process; delete the socket if there is none",
+        "its QEMU is there and does not answer: it is stopped, hangs, or its monitor may not be opened",
+        "look at that process, continue it if it was stopped, give migrator the right to open its monitor",
+    ),
+    "no-monitor": (
+        "error",
+        "its QEMU has no QMP monitor where the host's monitors are looked for",
+        "add its socket to that host's sockets, or start it with -qmp unix:/run/qemu/NAME.qmp,server=on,wait=off",
     ),
     "not-movable": (
         "error",

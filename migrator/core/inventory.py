@@ -9,6 +9,9 @@ from typing import Any
 
 from migrator.core.model import RunState
 
+#: Stands for the run state of a guest that cannot be asked.
+LOST_CONTACT = "lost-contact"
+
 
 class HostState(StrEnum):
     """What a host may be used for; the one word for it on every interface."""
@@ -121,8 +124,17 @@ class Guest:
     #: Why it cannot be moved at all, in one line (libvirt manages it, its monitor is held, the configuration says
     #: so); empty when it can be tried.
     obstacle: str = ""
-    #: Code of that finding: ``libvirt``, ``monitor-held``, ``monitor-silent``, ``not-movable``.
+    #: Code of that finding: ``libvirt``, ``monitor-held``, ``monitor-silent``, ``no-monitor``, ``not-movable``.
     obstacle_code: str = ""
+    #: It cannot be asked: it is there, and everything else of it is as it was when it last could be.
+    lost_contact: bool = False
+    #: A monitor of it is where its host's monitors are looked for; else only its process is known.
+    monitored: bool = True
+
+    @property
+    def state(self) -> str:
+        """For everybody: its run state, or that nobody knows it."""
+        return LOST_CONTACT if self.lost_contact else self.run.value
 
     @property
     def label(self) -> str:

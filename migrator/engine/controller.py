@@ -445,13 +445,15 @@ def new_id() -> str:
 
 def host_document(engine: Engine, host: Host) -> HostDocument:
     """As it is now."""
+    guests = engine.inventory.guests(host.name)
     return HostDocument(
         host=host.name,
         state=host.state,
         up=host.up,
         error=host.error,
         address=host.address,
-        guests=len(engine.inventory.guests(host.name)),
+        guests=len(guests),
+        guests_unmonitored=sum(not guest.monitored for guest in guests),
         memory_total_bytes=host.memory_bytes or host.facts.memory_total_bytes,
         memory_free_bytes=engine.inventory.memory_free(host),
         cpus=host.facts.cpus,

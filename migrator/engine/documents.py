@@ -226,6 +226,8 @@ class HostDocument(Document):
     error: str = ""
     address: str = ""
     guests: int = 0
+    #: Of these: QEMUs without a monitor where it was looked for.
+    guests_unmonitored: int = 0
     memory_total_bytes: int = 0
     memory_free_bytes: int = 0
     cpus: int = 0
@@ -242,8 +244,13 @@ class GuestDocument(Document):
     guest: str
     name: str = ""
     uuid: str = ""
+    #: Ours, for one that was started without a uuid: it stays when the guest moves.
+    identity: str = ""
     host: str
+    #: QEMU's word for it; ``lost-contact`` while it cannot be asked.
     run_state: str
+    #: It has a monitor where its host's are looked for.
+    monitored: bool = True
     memory_bytes: int = 0
     vcpus: int = 0
     dirty_rate_bytes_per_second: float | None = None

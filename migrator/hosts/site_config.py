@@ -43,6 +43,10 @@ class HostConfig:
     address: str = "127.0.0.1"
     #: Glob patterns of QMP sockets; absolute.
     sockets: tuple[str, ...] = DEFAULT_SOCKETS
+    #: Every QEMU process there is a guest; else only those with one of these sockets.
+    processes: bool = True
+    #: Patterns of sockets of other hosts on the same machine; what has one of those is a guest there.
+    others: tuple[str, ...] = ()
     #: The QEMU to start there; empty: what is found in its PATH.
     qemu: str = ""
     #: Put before every command; for hosts on this machine.

@@ -6,39 +6,45 @@ import os
 import re
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
-from itertools import pairwise
+from dataclasses import dataclass, replace
 from pathlib import PurePosixPath
 
 from migrator.errors import HostError
-from migrator.hosts.access import Access
+from migrator.hosts import processes
+from migrator.hosts.access import Access, Output
+from migrator.hosts.processes import Processes, after, guest_name
 from migrator.ports import GuestProcess
 
 # Sections end in a NUL, names of files too: anything else may stand in a name. The patterns come as arguments: a
 # pattern that is expanded unquoted with an empty IFS is matched against files, and nothing else happens to it.
 # What tells sockets apart is the inode of their file, as ss says it: names in the kernel's table may be relative, or
 # of before a file was renamed. What it does not show are clients in other network namespaces.
-_SCRIPT = rb"""
+_SCRIPT = (
+    rb"""
 IFS=
 for pattern; do
   for path in $pattern; do
     if [ -S "$path" ]; then printf '%s\0' "$path"; fi
   done
 done | xargs -0 -r stat -L --printf '%d %i %n\0' -- 2>/dev/null
-printf '@table\0'; if command -v ss >/dev/null; then ss -xaneHO 2>/dev/null; else printf '@no-ss'; fi
+printf '@table\0'
+if command -v ss >/dev/null; then ss -xaneHO 2>/dev/null || printf '\n@failed'; else printf '@no-ss'; fi
 printf '\0@held\0'; find /proc/[0-9]*/fd -maxdepth 1 -lname 'socket:*' -printf '%h %l\n' 2>/dev/null
-printf '\0@commands\0'; grep -aH --null '' /proc/[0-9]*/comm 2>/dev/null
 printf '\0@arguments\0'
-grep -azHZ --no-group-separator -A1 -e '^--\{0,1\}uuid$' -e '^--\{0,1\}name$' -e charmonitor -e /libvirt/qemu/ \
-  /proc/[0-9]*/cmdline 2>/dev/null
+grep -azHZ --no-group-separator -A1 """
+    + processes.READ
+    + rb""" -e charmonitor -e /libvirt/qemu/ /proc/[0-9]*/cmdline 2>/dev/null
+printf '\0@commands\0'; grep -aH --null '' /proc/[0-9]*/comm 2>/dev/null
 printf '@end\0'
 """
+)
 _LIBVIRT_DAEMONS = frozenset({"libvirtd", "virtqemud"})
 _LIBVIRT_DIRECTORY = "/var/lib/libvirt/qemu/"
 #: Sockets of one host beside each other in ss's answer; a name may have newlines of its own.
 _ENTRY = re.compile(r"\n(?=u_(?:str|dgr|seq) +[A-Z0-9-]+ +\d+ +\d+ )")
 _STREAM = re.compile(
-    r"u_str +(?P<state>[A-Z0-9-]+) +\d+ +\d+ +(?P<name>.*) (?P<inode>\d+) +\S.* (?P<peer>\d+) *<-> +"
+    r"u_str +(?P<state>[A-Z0-9-]+) +(?P<waiting>\d+) +(?P<room>\d+) +"
+    r"(?P<name>.*) (?P<inode>\d+) +\S.* (?P<peer>\d+) *<-> +"
     r"ino:(?P<file>\d+) dev:(?P<high>\d+)/(?P<low>\d+) ",
     re.DOTALL,
 )
@@ -67,6 +73,9 @@ class FoundSocket:
     pid: int | None = None
     #: Somebody is connected to it.
     busy: bool = False
+    #: Connections that it has not accepted yet, and how many may wait; one more is refused.
+    waiting: int = 0
+    room: int = 0
     #: Who, where that can be told.
     clients: tuple[Client, ...] = ()
     #: It is the monitor by which libvirt manages the guest.
@@ -76,9 +85,47 @@ class FoundSocket:
     uuid: str = ""
 
     @property
+    def full(self) -> bool:
+        """No other connection can wait: one more would be refused."""
+        return self.waiting > self.room
+
+    @property
     def holders(self) -> str:
         """Who is connected, for a message."""
         return ", ".join(str(client) for client in self.clients) or "a client that cannot be told from here"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Survey:
+    """The monitors of a host, and its QEMUs: of one and the same moment."""
+
+    sockets: list[FoundSocket]
+    processes: Processes
+
+
+async def survey(access: Access, patterns: Sequence[str], *, timeout: float = 20.0) -> Survey:
+    """Every unix socket that one of the glob patterns matches, sorted by path, and every QEMU process.
+
+    :raise HostError: when the host cannot be asked, or not everything of it.
+    """
+    output = await access.run(
+        ["sh", "-s", "--", *patterns], stdin=processes.SCRIPT + _SCRIPT, timeout=timeout
+    )
+    text = _whole(access, output)
+    mine, rest = _cut(text, "\0@sockets\0")
+    read = _Read(rest)
+    found = processes.parse(mine, read.words, read.names)
+    if found is None:
+        raise HostError(access.name, "its processes cannot be seen: /proc is not what it should be there")
+    listeners = {
+        pid
+        for streams in read.streams.values()
+        for match in streams
+        if match["state"] == "LISTEN"
+        for pid in read.pids.get(match["inode"], ())
+    }
+    qemus = tuple(replace(each, listens=each.pid in listeners) for each in found.qemus)
+    return Survey(sockets=read.sockets(), processes=replace(found, qemus=qemus))
 
 
 async def find_sockets(
@@ -92,11 +139,18 @@ async def find_sockets(
     if not patterns:
         return []
     output = await access.run(["sh", "-s", "--", *patterns], stdin=_SCRIPT, timeout=timeout)
+    return parse(_whole(access, output))
+
+
+def _whole(access: Access, output: Output) -> str:
+    """The answer, if it is one: what is missing from it must never look like what is not there."""
     if not output.stdout.endswith(b"@end\0"):
         raise HostError(access.name, f"its sockets cannot be listed: {output.complaint or 'no answer'}")
     if b"@table\0@no-ss" in output.stdout:
         raise HostError(access.name, "its sockets cannot be listed: install ss there (package iproute2)")
-    return parse(output.text)
+    if b"\n@failed\0@held\0" in output.stdout:
+        raise HostError(access.name, "its sockets cannot be listed: ss -xaneHO fails there")
+    return output.text
 
 
 def literal(path: str) -> str:
@@ -107,41 +161,58 @@ def literal(path: str) -> str:
 
 def parse(text: str) -> list[FoundSocket]:
     """Read the script's answer. Pure."""
-    files, rest = _cut(text, "@table\0")
-    table, rest = _cut(rest, "\0@held\0")
-    held, rest = _cut(rest, "\0@commands\0")
-    commands, rest = _cut(rest, "\0@arguments\0")
-    arguments, _ = _cut(rest, "@end\0")
-    pids = _pids(held)
-    names = _commands(commands)
-    words = _arguments(arguments)
-    streams: dict[str, list[re.Match[str]]] = defaultdict(list)
-    for entry in _ENTRY.split("\n" + table):
-        if match := _STREAM.match(entry):
-            streams[match["file"]].append(match)
-    found = {}
-    for file in files.split("\0")[:-1]:
-        device, inode, path = file.split(" ", 2)
-        mine = _of_file(streams[inode], int(device), path)
-        pid = _listener([match["inode"] for match in mine if match["state"] == "LISTEN"], pids, names)
+    return _Read(text).sockets()
+
+
+class _Read:
+    """The script's answer, taken apart."""
+
+    def __init__(self, text: str) -> None:
+        self._files, rest = _cut(text, "@table\0")
+        table, rest = _cut(rest, "\0@held\0")
+        held, rest = _cut(rest, "\0@arguments\0")
+        # The last mark is ours: an argument may be like it, the name of a program has no NUL.
+        arguments, _, commands = rest.removesuffix("@end\0").rpartition("\0@commands\0")
+        self.pids = _pids(held)
+        self.names = _commands(commands)
+        self.words = _arguments(arguments)
+        self.streams: dict[str, list[re.Match[str]]] = defaultdict(list)
+        for entry in _ENTRY.split("\n" + table):
+            if match := _STREAM.match(entry):
+                self.streams[match["file"]].append(match)
+
+    def sockets(self) -> list[FoundSocket]:
+        """Those whose files the patterns matched."""
+        found = {}
+        for file in self._files.split("\0")[:-1]:
+            device, inode, path = file.split(" ", 2)
+            found[path] = self._socket(path, _of_file(self.streams.get(inode, []), int(device), path))
+        return [found[path] for path in sorted(found)]
+
+    def _socket(self, path: str, mine: Sequence[re.Match[str]]) -> FoundSocket:
+        listening = [match for match in mine if match["state"] == "LISTEN"]
+        pid = _listener([match["inode"] for match in listening], self.pids, self.names)
         peers = [match["peer"] for match in mine if match["state"] == "ESTAB"]
         clients = tuple(
-            Client(pid=pid, command=names.get(pid, "")) for peer in peers for pid in pids.get(peer, ())
+            Client(pid=pid, command=self.names.get(pid, ""))
+            for peer in peers
+            for pid in self.pids.get(peer, ())
         )
-        said = words.get(pid, []) if pid is not None else []
-        found[path] = FoundSocket(
+        said = self.words.get(pid, []) if pid is not None else []
+        return FoundSocket(
             path=path,
-            listening=any(match["state"] == "LISTEN" for match in mine),
+            listening=bool(listening),
             pid=pid,
             busy=bool(peers),
+            waiting=sum(int(match["waiting"]) for match in listening),
+            room=sum(int(match["room"]) for match in listening),
             clients=clients,
             libvirt=path.startswith(_LIBVIRT_DIRECTORY)
             or any(client.command in _LIBVIRT_DAEMONS for client in clients)
             or any("id=charmonitor" in word or _LIBVIRT_DIRECTORY in word for word in said),
-            name=_guest_name(_after(said, "name")),
-            uuid=_after(said, "uuid").lower(),
+            name=guest_name(after(said, "name")),
+            uuid=after(said, "uuid").lower(),
         )
-    return [found[path] for path in sorted(found)]
 
 
 def _of_file(streams: Sequence[re.Match[str]], device: int, path: str) -> Sequence[re.Match[str]]:
@@ -195,19 +266,6 @@ def _listener(inodes: Sequence[str], pids: Mapping[str, list[int]], names: Mappi
     if len(holders) > 1:  # passed on by whoever started it, and kept there too
         holders = [pid for pid in holders if names.get(pid, "").startswith(("qemu", "kvm"))]
     return holders[0] if len(holders) == 1 else None
-
-
-def _after(words: Sequence[str], flag: str) -> str:
-    return next((value for word, value in pairwise(words) if word.lstrip("-") == flag), "")
-
-
-def _guest_name(value: str) -> str:
-    """The guest's name in the value of ``-name``, in which a comma is written twice."""
-    for part in re.split(r"(?<!,),(?!,)", value):
-        key, equals, text = part.partition("=")
-        if not equals or key == "guest":
-            return (text if equals else key).replace(",,", ",")
-    return ""
 
 
 class RemoteMonitor:

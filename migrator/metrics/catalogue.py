@@ -292,6 +292,12 @@ INVENTORY = (
         series="3 H",
     ),
     _gauge("migrator_host_guests", "Guests on the host.", "host", series="H"),
+    _gauge(
+        "migrator_guest_unmonitored",
+        "Guests on the host whose QEMU has no monitor where it was looked for: they cannot be moved, nor asked.",
+        "host",
+        series="H",
+    ),
     _gauge("migrator_host_up", "1 when the host answered when it was last asked.", "host", series="H"),
     _gauge(
         "migrator_host_link_bytes_per_second",

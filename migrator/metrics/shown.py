@@ -142,6 +142,7 @@ class Shown:
             for state in HOST_STATES:
                 families["host_state"].set((host.host, state), state == host.state)
             families["host_guests"].set((host.host,), host.guests)
+            families["guest_unmonitored"].set((host.host,), host.guests_unmonitored)
             families["host_up"].set((host.host,), host.up)
             families["host_link_capacity_bytes_per_second"].set((host.host,), host.link_bytes_per_second)
             for direction in ("in", "out"):

@@ -6,6 +6,7 @@ import asyncio
 import functools
 import time
 from collections.abc import Callable, Collection, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import replace
 from typing import Protocol
 
@@ -63,6 +64,9 @@ class Reach(Protocol):
 
     def endpoint(self, host: str, socket: str, *, role: str) -> Endpoint:
         """One end of a migration at a QMP socket of a host, not connected yet."""
+
+    def starting(self, host: str, directory: str) -> AbstractContextManager[None]:
+        """For as long as a QEMU that will live in that directory is being started: it is no guest."""
 
 
 class Destinations:
@@ -137,7 +141,8 @@ class Destinations:
             await certainly(launcher.remove(nest), name=f"remove {nest.run_directory}")
             raise
         template = config.method is Method.TEMPLATE
-        process = await launcher.start(nest, argv, by_itself=template)
+        with self._reach.starting(target, nest.run_directory):
+            process = await launcher.start(nest, argv, by_itself=template)
         qemu = self._reach.endpoint(target, place(nest).control, role="destination")
         try:
             await _greet(qemu, launcher, nest, process, argv[0])

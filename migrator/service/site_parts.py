@@ -53,6 +53,13 @@ def host_config(host: HostSettings, settings: Settings) -> HostConfig:
         name=host.name,
         address=host.address,
         sockets=host.sockets,
+        processes=host.look_for == "processes",
+        others=tuple(
+            pattern
+            for other in settings.hosts
+            if other.name != host.name and (other.ssh, other.prefix) == (host.ssh, host.prefix)
+            for pattern in other.sockets
+        ),
         qemu=host.qemu,
         prefix=host.prefix,
         ssh=ssh,

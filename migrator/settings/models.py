@@ -213,6 +213,7 @@ class HostDefaults(Section):
     key_file: OptionalPath = None
     known_hosts: OptionalPath = None
     sockets: tuple[HostPath, ...] = ("/run/qemu/*.qmp", "/run/migrator/guests/*/control.qmp")
+    look_for: Literal["processes", "sockets"] = "processes"
     qemu: HostPath = ""
     run_dir: HostPath = ""
     log_dir: HostPath = ""

@@ -158,6 +158,7 @@ class Site:
                 f"prefix = {json.dumps(list(host.prefix))}\n"
                 f'sockets = ["{base}/*-{name}-*.qmp", "{base}/run-{name}/*/*.qmp"]\n'
                 f'run_dir = "{base}/run-{name}"\nlog_dir = "{base}/log-{name}"\n'
+                f'look_for = "{"sockets" if host.namespace is None else "processes"}"\n'
                 f'memory = "4GiB"\nmemory_reserve = "0"\n{speed}{self._host_extra.get(name, "")}'
             )
         self.config.write_text("\n\n".join(lines) + "\n", encoding="utf-8")

@@ -404,8 +404,8 @@ async def test_doctor_of_hosts_over_ssh(config: Path, tmp_path: Path) -> None:
         trusted = f'{base}known_hosts = "{sshd.known_hosts}"\n'
         (tmp_path / "nothing").touch()
         hosts = {
-            "good": f'{trusted}sockets = ["{lab.directory}/*.qmp"]\nlink_speed = "10Gbit/s"\n',
-            "stranger": f'{base}known_hosts = "/dev/null"\nsockets = ["/nowhere/*.qmp"]\n',
+            "good": f'{trusted}look_for = "sockets"\nsockets = ["{lab.directory}/*.qmp"]\nlink_speed = "10Gbit/s"\n',
+            "stranger": f'{base}known_hosts = "/dev/null"\nlook_for = "sockets"\nsockets = ["/nowhere/*.qmp"]\n',
             "away": trusted.replace(f":{sshd.port}", f":{free_port()}"),
             "odd": f'{trusted}run_dir = "{tmp_path}/nothing/guests"\nqemu = "/nowhere"\n'.replace(
                 "192.0.2.1", "127.0.0.1"

@@ -46,7 +46,12 @@ async def over_ssh(
                     f'ssh = "{getpass.getuser()}@{host.address}"\nkey_file = "{servers[name].key}"\n'
                     f'known_hosts = "{servers[name].known_hosts}"'
                 )
-                site.change_host(name, (f"prefix = {json.dumps(list(host.prefix))}", ssh))
+                # Over SSH a namespace looks like the whole machine, on which other tests have QEMUs.
+                site.change_host(
+                    name,
+                    (f"prefix = {json.dumps(list(host.prefix))}", ssh),
+                    ('look_for = "processes"', 'look_for = "sockets"'),
+                )
             text = site.config.read_text()
             before, _, _ = text.partition('[[hosts]]\nname = "control"')
             quick = 'ssh_keepalive = "1s"\nssh_connect_timeout = "5s"\nfirst_pause = "200ms"\nattempts = 9\n'

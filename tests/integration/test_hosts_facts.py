@@ -204,7 +204,7 @@ class TestRead:
 
 
 def answer(*, files: str, table: str, held: str, commands: str = "", arguments: str = "") -> str:
-    return f"{files}@table\0{table}\0@held\0{held}\0@commands\0{commands}\0@arguments\0{arguments}@end\0"
+    return f"{files}@table\0{table}\0@held\0{held}\0@arguments\0{arguments}\0@commands\0{commands}@end\0"
 
 
 def entry(state: str, name: str, inode: int, peer: int, file: int, device: str = "0/24") -> str:

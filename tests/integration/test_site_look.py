@@ -57,7 +57,11 @@ async def site(lab: Lab) -> AsyncIterator[SiteHosts]:
     """One host ``here`` with the QEMUs of the lab, of which each has two monitors."""
     pattern = literal(str(lab.directory))
     site = site_of(
-        HostConfig(name="here", sockets=(f"{pattern}/*.qmp", f"{pattern}/*.rescue", f"{pattern}/extra/*"))
+        HostConfig(
+            name="here",
+            processes=False,
+            sockets=(f"{pattern}/*.qmp", f"{pattern}/*.rescue", f"{pattern}/extra/*"),
+        )
     )
     yield site
     await site.close()

@@ -1,0 +1,271 @@
+"""The QEMU processes of a host, whether or not anybody can ask them: found by what /proc shows of every process."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from itertools import pairwise
+from pathlib import PurePosixPath
+
+#: Options whose values are read, from the command line of every process.
+READ_OPTIONS = (
+    *("uuid", "name", "qmp", "qmp-pretty", "mon", "chardev", "machine", "M", "cpu", "accel", "m", "incoming"),
+    *("version", "help", "h"),
+)
+#: Options that few programs but QEMU have; two of them tell it, whatever its program is called.
+_TELLING = (
+    *(
+        "qmp",
+        "qmp-pretty",
+        "mon",
+        "monitor",
+        "chardev",
+        "machine",
+        "M",
+        "accel",
+        "enable-kvm",
+        "smp",
+        "drive",
+        "hda",
+    ),
+    *(
+        "blockdev",
+        "device",
+        "netdev",
+        "nic",
+        "incoming",
+        "nodefaults",
+        "nographic",
+        "no-user-config",
+        "cdrom",
+        "vnc",
+    ),
+    *(
+        "readconfig",
+        "vga",
+        "serial",
+        "daemonize",
+        "pidfile",
+        "kernel",
+        "bios",
+        "display",
+        "object",
+        "global",
+        "boot",
+    ),
+)
+_TOLD_BY = 2
+
+
+def _any_of(options: Iterable[str]) -> bytes:
+    """For grep: each a whole argument, with one dash or two."""
+    return b" ".join(b"-e '^--\\{0,1\\}%s$'" % each.encode() for each in options)
+
+
+#: What comes first says that /proc could be read at all: the shell itself has to be found in it.
+SCRIPT = (
+    rb"""
+printf '%s\0' "$$" "$(readlink /proc/self/ns/net)" "$(readlink /proc/1/ns/net 2>/dev/null)"
+printf '%s\0' "$(cat /proc/1/comm 2>/dev/null)" "$(cat /proc/sys/kernel/random/boot_id)"
+find /proc/[0-9]*/exe -maxdepth 0 -printf '%p %l\0' 2>/dev/null
+printf '@networks\0'; find /proc/[0-9]*/ns/net -maxdepth 0 -printf '%p %l\0' 2>/dev/null
+printf '@parents\0'; grep -aH '^PPid:' /proc/[0-9]*/status 2>/dev/null
+printf '\0@counts\0'; grep -azc """
+    + _any_of(_TELLING)
+    + rb""" /proc/[0-9]*/cmdline 2>/dev/null
+printf '\0@sockets\0'
+"""
+)
+#: As grep takes them in the script that lists sockets.
+READ = _any_of(READ_OPTIONS)
+
+_SYSTEM = re.compile(r"(^|\W)qemu-(system-\w|kvm)|^(qemu|kvm|kvm-spice)$")
+#: Programs that run QEMU and have its options on their own command lines.
+_RUNNERS = re.compile(
+    r"(ba|da|z|k|a|fi|)sh|busybox|python[\d.]*|perl|ruby|sudo|doas|su|env|nice|ionice|nohup|setsid|timeout|time|"
+    r"chrt|taskset|numactl|prlimit|setpriv|runuser|stdbuf|script|screen|tmux.*|systemd-run|nsenter|unshare|ip|"
+    r"chroot|strace|ltrace|gdb|xargs|find|grep|ssh|parallel|make|bwrap|firejail|flock|start-stop-daemon"
+)
+_SIZE = re.compile(r"(?:size=)?(\d+(?:\.\d+)?)([bkmgt]?)", re.IGNORECASE)
+_DEFAULT_MEMORY_BYTES = 128 << 20
+
+
+@dataclass(frozen=True, kw_only=True)
+class FoundProcess:
+    """One QEMU process."""
+
+    pid: int
+    #: Name of its program; as the kernel keeps it where the path cannot be read.
+    program: str = ""
+    #: Those arguments that are read: options, each with its value.
+    words: tuple[str, ...] = ()
+    #: Its network namespace; empty where that cannot be read.
+    network: str = ""
+    #: It listens at a unix socket, wherever that is.
+    listens: bool = False
+
+    @property
+    def name(self) -> str:
+        """The guest's, as its command line has it."""
+        return guest_name(after(self.words, "name"))
+
+    @property
+    def uuid(self) -> str:
+        """Likewise."""
+        return after(self.words, "uuid").lower()
+
+    @cached_property
+    def monitors(self) -> tuple[str, ...]:
+        """Where its QMP monitors are, as it was told when it was started: ``unix:PATH``, ``tcp:…``, ``stdio``."""
+        chardevs = {}
+        found = []
+        for word, value in pairwise(self.words):
+            option = word.lstrip("-")
+            if option in ("qmp", "qmp-pretty"):
+                found.append(_first(value))
+            elif option == "chardev":
+                parts = _parts(value)
+                chardevs[parts.get("id", "")] = _chardev(_first(value), parts)
+        for word, value in pairwise(self.words):
+            parts = _parts(value)
+            if word.lstrip("-") == "mon" and parts.get("mode") == "control":
+                found.append(chardevs.get(parts.get("chardev", _first(value)), _first(value)))
+        return tuple(chardevs.get(each.removeprefix("chardev:"), each) for each in found)
+
+    @property
+    def memory_bytes(self) -> int:
+        """What its guest was given at its start."""
+        match = _SIZE.match(after(self.words, "m"))
+        if match is None:
+            return _DEFAULT_MEMORY_BYTES
+        shift = {"b": 0, "k": 10, "m": 20, "g": 30, "t": 40}[match[2].lower() or "m"]
+        return int(float(match[1]) * (1 << shift))
+
+
+@dataclass(frozen=True, kw_only=True)
+class Processes:
+    """What the processes of a host show."""
+
+    qemus: tuple[FoundProcess, ...] = ()
+    boot_id: str = ""
+    #: The network namespace that the host's commands run in.
+    network: str = ""
+    #: That is the one of the machine itself: processes in other namespaces, containers for example, are its own too.
+    whole_machine: bool = True
+    #: The processes of other users are hidden there.
+    hidden: bool = False
+
+
+def parse(text: str, words: Mapping[int, Sequence[str]], names: Mapping[int, str]) -> Processes | None:
+    """Read what :data:`SCRIPT` gave, up to its last mark; ``None`` where it could not read /proc. Pure.
+
+    :param words: of each process those arguments that :data:`READ` matches, with what follows them.
+    :param names: of each process that was there at the end the name that the kernel keeps.
+    """
+    head, _, rest = text.partition("@networks\0")
+    namespaces, _, rest = rest.partition("@parents\0")
+    parents, _, counts = rest.partition("\0@counts\0")
+    shell, network, first_network, first, boot, *exes = [*head.split("\0"), *[""] * 5]
+    programs = _links(exes)
+    if not shell.isdigit() or int(shell) not in programs:
+        return None
+    telling = {
+        int(pid): int(count)
+        for pid, count in re.findall(r"^/proc/(\d+)/cmdline:(\d+)$", counts, re.MULTILINE)
+    }
+    above = {
+        int(pid): int(parent)
+        for pid, parent in re.findall(r"^/proc/(\d+)/status:PPid:\s+(\d+)$", parents, re.MULTILINE)
+    }
+    networks = _links(namespaces.split("\0"))
+    found = {}
+    for pid in (
+        programs.keys() | telling.keys()
+    ) & names.keys():  # the names come last: it was there all the time
+        program = PurePosixPath(programs.get(pid, "").removesuffix(" (deleted)")).name or names.get(pid, "")
+        said, count = tuple(words.get(pid, ())), telling.get(pid, 0)
+        by_name = _SYSTEM.search(program) is not None and (bool(programs.get(pid)) or count > 0)
+        by_words = count >= _TOLD_BY and not _RUNNERS.fullmatch(program)
+        if (by_name or by_words) and not _only_tells(said):
+            found[pid] = (
+                by_name,
+                FoundProcess(pid=pid, program=program, words=said, network=networks.get(pid, "")),
+            )
+    running = _ancestors(found, above)
+    return Processes(
+        qemus=tuple(each for pid, (by_name, each) in sorted(found.items()) if by_name or pid not in running),
+        boot_id=boot,
+        network=network,
+        whole_machine=network == first_network or not first_network,
+        hidden=not first,
+    )
+
+
+def _ancestors(found: Iterable[int], above: Mapping[int, int]) -> set[int]:
+    """Who began these: a program that waits for a QEMU has its options, too."""
+    seen: set[int] = set()
+    for pid in found:
+        parent = above.get(pid, 0)
+        while parent > 1 and parent not in seen:
+            seen.add(parent)
+            parent = above.get(parent, 0)
+    return seen
+
+
+def _only_tells(words: Sequence[str]) -> bool:
+    """It was asked what it can do, and runs no guest."""
+    for word, value in pairwise([*words, ""]):
+        option = word.lstrip("-") if word.startswith("-") else ""
+        if option in ("version", "help", "h"):
+            return True
+        if option in ("machine", "M", "cpu", "accel") and value in ("help", "?"):
+            return True
+        if option in ("machine", "M") and _first(value).removeprefix("type=") == "none":
+            return True
+    return False
+
+
+def _links(records: Iterable[str]) -> dict[int, str]:
+    """Of ``/proc/PID/… TARGET``."""
+    found = {}
+    for record in records:
+        place, _, target = record.partition(" ")
+        if place.startswith("/proc/"):
+            found[int(place.split("/")[2])] = target
+    return found
+
+
+def after(words: Sequence[str], option: str) -> str:
+    """The word after that option; empty where it is not there."""
+    return next((value for word, value in pairwise(words) if word.lstrip("-") == option), "")
+
+
+def guest_name(value: str) -> str:
+    """The guest's name in the value of ``-name``, in which a comma is written twice."""
+    for part in _split(value):
+        key, equals, text = part.partition("=")
+        if not equals or key == "guest":
+            return (text if equals else key).replace(",,", ",")
+    return ""
+
+
+def _split(value: str) -> list[str]:
+    return re.split(r"(?<!,),(?!,)", value)
+
+
+def _first(value: str) -> str:
+    return _split(value)[0].replace(",,", ",")
+
+
+def _parts(value: str) -> dict[str, str]:
+    return {key: text.replace(",,", ",") for key, _, text in (part.partition("=") for part in _split(value))}
+
+
+def _chardev(kind: str, parts: Mapping[str, str]) -> str:
+    if kind == "socket" and "path" in parts:
+        return f"unix:{parts['path']}"
+    if kind == "socket" and "port" in parts:
+        return f"tcp:{parts.get('host', '')}:{parts['port']}"
+    return kind

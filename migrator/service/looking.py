@@ -1,0 +1,348 @@
+"""The guests of one host: its QEMUs found, asked, and told apart.
+
+What counts is the process. A QEMU that cannot be asked (its monitor is held, silent, closed to us, or nowhere to be
+found) is a guest that cannot be asked, never one that is not there.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections import Counter
+from collections.abc import Collection, Iterable, Mapping
+from dataclasses import dataclass, replace
+from fnmatch import fnmatchcase
+from typing import Protocol
+
+from migrator.core.inventory import Guest
+from migrator.core.model import RunState
+from migrator.errors import NobodyListens, Occupied, QemuError
+from migrator.hosts.access import Access
+from migrator.hosts.processes import FoundProcess
+from migrator.hosts.site_config import HostConfig
+from migrator.hosts.sockets import FoundSocket, Survey, find_sockets, literal, survey
+from migrator.machine import own_network
+from migrator.qemu.identify import Identity, identify_at
+from migrator.qemu.knocks import Knocks
+
+#: Guests of one host that are asked at a time.
+_ASKED_AT_ONCE = 16
+#: Monitors of one process that are tried; one that is stopped greets at none.
+_MONITORS_TRIED = 3
+#: Seconds to wait for a greeting, and for that of a monitor that we wait at already.
+_GREETING_SECONDS, _STILL_SECONDS = 1.0, 0.05
+#: Seconds after which a socket at which others wait is looked at again.
+_QUEUE_SECONDS = 0.3
+#: Run states of an end of a migration in which the guest is not, or not yet.
+ELSEWHERE = frozenset({RunState.INMIGRATE, RunState.FINISH_MIGRATE, RunState.POSTMIGRATE})
+
+
+class Reach(Protocol):
+    """How hosts are reached, and which QEMUs are this controller's own."""
+
+    knocks: Knocks
+
+    @property
+    def held(self) -> Mapping[tuple[str, str], str]:
+        """Role of every monitor held open, by host and path of its socket."""
+
+    def access(self, host: str) -> Access: ...
+
+    def config(self, host: str) -> HostConfig: ...
+
+    def starts(self, host: str) -> Iterable[str]:
+        """Directories of QEMUs that are being started there now."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Found:
+    """One QEMU, or what else listens at a socket under the patterns."""
+
+    #: Under the patterns.
+    sockets: tuple[FoundSocket, ...] = ()
+    #: ``None``: it is no QEMU, or nobody can tell.
+    process: FoundProcess | None = None
+
+
+class Looker:
+    """Looks at hosts; remembers every guest as it last could be asked."""
+
+    def __init__(self, reach: Reach) -> None:
+        self._reach = reach
+        #: By host and path of its socket.
+        self.known: dict[tuple[str, str], Guest] = {}
+        #: Boot and network namespace of every host, as last seen.
+        self._places: dict[str, tuple[str, str]] = {}
+
+    async def guests(self, host: str) -> list[Guest]:
+        """Those of a host.
+
+        A guest whose monitor this controller holds as a source's is shown as it was before; a destination's is left
+        out. QEMUs that only wait, or that a guest has left, are shown with the run state that says so.
+
+        :raise HostError: the host cannot be asked, or not all of it.
+        """
+        access, config = self._reach.access(host), self._reach.config(host)
+        waiting = self._waiting(host)
+        seen = await survey(access, config.sockets)
+        self._places[host] = seen.processes.boot_id, seen.processes.network
+        limit = asyncio.Semaphore(_ASKED_AT_ONCE)
+        seen = await self._with_room(access, host, seen)
+        found = self._of(host, config, seen, waiting | self._waiting(host))
+        asked = await asyncio.gather(*(self._ask(host, config, each, limit) for each in found))
+        guests = list(told_apart([guest for guest in asked if guest is not None]))
+        for key in [key for key in self.known if key[0] == host and key not in self._reach.held]:
+            del self.known[key]
+        self.known |= {(host, guest.socket or f"pid {guest.pid}"): guest for guest in guests}
+        return guests
+
+    # --- finding -----------------------------------------------------------------------------------------------------
+
+    async def _with_room(self, access: Access, host: str, seen: Survey) -> Survey:
+        """Where others wait to be accepted, looked at again: it may have been for a moment only."""
+        waiting = [
+            each.path for each in seen.sockets if each.waiting and not await self._knocked(host, each.path)
+        ]
+        if not waiting:
+            return seen
+        await asyncio.sleep(_QUEUE_SECONDS)
+        again = {each.path: each for each in await find_sockets(access, [literal(path) for path in waiting])}
+        return replace(seen, sockets=[again.get(each.path, each) for each in seen.sockets])
+
+    async def _knocked(self, host: str, path: str) -> bool:
+        return self._reach.knocks.waits(await self._reach.access(host).forward(path))
+
+    def _waiting(self, host: str) -> set[str]:
+        """What the paths of the sockets of our own destinations begin with."""
+        held = (
+            path for (name, path), role in self._reach.held.items() if name == host and role == "destination"
+        )
+        return {*held, *(f"{directory}/" for directory in self._reach.starts(host))}
+
+    def _of(self, host: str, config: HostConfig, seen: Survey, waiting: Collection[str]) -> list[_Found]:
+        """Sockets that somebody listens at, those of one process together; and QEMUs without one."""
+        qemus = {each.pid: each for each in seen.processes.qemus}
+        named = {path: each for each in qemus.values() for path in _paths(each)}
+        groups: dict[int | str, list[FoundSocket]] = {}
+        for each in seen.sockets:
+            pid = each.pid
+            if not each.listening and each.path in named:
+                pid = named[each.path].pid  # ss does not show what is in another network namespace
+            elif not each.listening:
+                continue
+            groups.setdefault(each.path if pid is None else pid, []).append(replace(each, pid=pid))
+        found = [
+            _Found(sockets=tuple(sockets), process=qemus.get(key) if isinstance(key, int) else None)
+            for key, sockets in groups.items()
+        ]
+        if config.processes:
+            strangers = (each for each in qemus.values() if each.pid not in groups)
+            found += [_Found(process=each) for each in self._ours(host, config, seen, strangers, waiting)]
+        return found
+
+    def _ours(
+        self,
+        host: str,
+        config: HostConfig,
+        seen: Survey,
+        strangers: Iterable[FoundProcess],
+        waiting: Collection[str],
+    ) -> Iterable[FoundProcess]:
+        """Of QEMUs without a socket under the patterns, those that run on this host and are guests."""
+        there = seen.processes
+        # A prefix that leads into a network namespace makes that a host of its own on this machine.
+        whole = there.whole_machine and (not config.prefix or there.network == own_network())
+        others = {place for name, place in self._places.items() if name != host}
+        with_sockets = {
+            each.words
+            for each in there.qemus
+            if each.listens and any(s.pid == each.pid for s in seen.sockets)
+        }
+        started: set[tuple[str, ...]] = set()
+        for each in strangers:
+            elsewhere = each.network not in ("", there.network)
+            if elsewhere and (not whole or (there.boot_id, each.network) in others):
+                continue
+            if any(path.startswith(run) for run in waiting for path in _paths(each)):
+                continue
+            if any(fnmatchcase(path, pattern) for path in _paths(each) for pattern in config.others):
+                continue
+            if not each.listens and each.monitors:
+                # It waits until the QEMU that it began is up, and ends then.
+                if each.words in with_sockets or each.words in started:
+                    continue
+                started.add(each.words)
+            yield each
+
+    # --- asking ------------------------------------------------------------------------------------------------------
+
+    async def _ask(
+        self, host: str, config: HostConfig, found: _Found, limit: asyncio.Semaphore
+    ) -> Guest | None:
+        """The guest in it; ``None`` where there is none."""
+        if not found.sockets:
+            return self._unmonitored(host, config, found)
+        if held := self._held(host, found.sockets):
+            return None if held[1] == "destination" else self._as_known(host, held[0])
+        for each in found.sockets:
+            if each.libvirt:
+                text = "libvirt manages it: move it with virsh migrate"
+                return replace(self._as_known(host, each), obstacle=text, obstacle_code="libvirt")
+        silent: FoundSocket | None = None
+        failure: QemuError | None = None
+        for each in sorted(found.sockets, key=lambda each: each.busy)[:_MONITORS_TRIED]:
+            try:
+                async with limit:
+                    identity = await self._identify(host, each)
+                return guest_of(host, each, identity)
+            except Occupied:
+                silent = silent or each
+            except QemuError as error:
+                if not isinstance(error, NobodyListens):
+                    failure = failure or error
+        if held := self._held(host, found.sockets):  # we took it meanwhile
+            return None if held[1] == "destination" else self._as_known(host, held[0])
+        if silent is not None:
+            return self._silent(host, silent)
+        return await self._dumb(host, config, found, failure)
+
+    def _silent(self, host: str, silent: FoundSocket) -> Guest:
+        guest = replace(self._as_known(host, silent), lost_contact=True)
+        if silent.busy:
+            text = f"its monitor is held by {silent.holders}: close that, or give QEMU a second -qmp"
+            return replace(guest, obstacle=text, obstacle_code="monitor-held")
+        text = (
+            f"its monitor {silent.path} does not greet: QEMU is stopped or stuck, or a client holds it that cannot be "
+            "seen from its host"
+        )
+        return replace(guest, obstacle=text, obstacle_code="monitor-silent")
+
+    async def _dumb(
+        self, host: str, config: HostConfig, found: _Found, failure: QemuError | None
+    ) -> Guest | None:
+        """Nothing that speaks QMP could be opened: its process may have ended meanwhile."""
+        paths = [literal(each.path) for each in found.sockets]
+        seen = await survey(self._reach.access(host), paths)
+        alive = {each.pid: each for each in seen.processes.qemus}
+        process = alive.get(found.process.pid) if found.process is not None else None
+        if found.process is not None and process is None:
+            return None  # it has ended
+        if process is None and not (
+            failure and any(each.listening and each.pid is None for each in seen.sockets)
+        ):
+            return None  # nobody listens any more, or what does is no QEMU and speaks no QMP
+        if failure is None:
+            return self._unmonitored(host, config, replace(found, process=process))
+        first = found.sockets[0]
+        text = f"its monitor {first.path} cannot be used: {failure}"
+        guest = self._as_known(host, first)
+        return replace(guest, lost_contact=True, obstacle=text, obstacle_code="monitor-silent")
+
+    def _unmonitored(self, host: str, config: HostConfig, found: _Found) -> Guest | None:
+        process = found.process
+        if process is None:
+            return None
+        known = next(
+            (guest for (name, _), guest in self.known.items() if name == host and guest.pid == process.pid),
+            None,
+        )
+        if known is None or (known.uuid and process.uuid not in ("", known.uuid)):
+            identity = Identity(
+                uuid=process.uuid, name=process.name, run=RunState.OTHER, memory_bytes=process.memory_bytes
+            )
+            known = guest_of(host, FoundSocket(path="", pid=process.pid), identity)
+        return replace(
+            known,
+            lost_contact=True,
+            monitored=False,
+            obstacle=_advice(config, process),
+            obstacle_code="no-monitor",
+        )
+
+    def _held(self, host: str, sockets: Iterable[FoundSocket]) -> tuple[FoundSocket, str] | None:
+        """The socket of these that this controller holds, with its role."""
+        for each in sockets:
+            if role := self._reach.held.get((host, each.path)):
+                return each, role
+        return None
+
+    async def _identify(self, host: str, found: FoundSocket) -> Identity:
+        local = await self._reach.access(host).forward(found.path)
+        name, knocks = f"{host}:{found.path}", self._reach.knocks
+        waits = knocks.waits(local)
+        if not waits and found.waiting:
+            raise Occupied(name, "others wait for it already, and it accepts nobody")
+        return await identify_at(
+            local, name=name, greeting=_STILL_SECONDS if waits else _GREETING_SECONDS, knocks=knocks
+        )
+
+    def _as_known(self, host: str, found: FoundSocket) -> Guest:
+        """A guest that cannot be asked: as it was, if it is the same process, else as its command line says."""
+        known = self.known.get((host, found.path))
+        if known is not None and found.pid in (known.pid, None):
+            return replace(known, obstacle="", obstacle_code="", lost_contact=False, monitored=True)
+        return guest_of(host, found, Identity(uuid=found.uuid, name=found.name))
+
+
+def guest_of(host: str, found: FoundSocket, identity: Identity) -> Guest:
+    """The guest behind a socket, or in a process without one."""
+    key = identity.uuid or (
+        f"{host}/{identity.name}" if identity.name else _place(host, found.path, found.pid)
+    )
+    return Guest(
+        key=key,
+        host=host,
+        uuid=identity.uuid,
+        name=identity.name,
+        socket=found.path,
+        pid=found.pid,
+        memory_bytes=identity.memory_bytes,
+        vcpus=identity.vcpus,
+        run=identity.run,
+    )
+
+
+def _place(host: str, socket: str, pid: int | None) -> str:
+    return f"{host}:{socket or f'pid-{pid}'}"
+
+
+def _paths(process: FoundProcess) -> list[str]:
+    return [each.removeprefix("unix:") for each in process.monitors if each.startswith("unix:/")]
+
+
+def _advice(config: HostConfig, process: FoundProcess) -> str:
+    """Why a QEMU without a monitor that we see cannot be asked, and what to do."""
+    what = f"{process.program} (pid {process.pid})"
+    for path in _paths(process):
+        if any(fnmatchcase(path, pattern) for pattern in config.sockets):
+            return (
+                f"the socket {path} of {what} is not to be seen there: it was removed, or the user that migrator is "
+                "there may not enter its directory; give it that right, or start the guest anew"
+            )
+    for path in _paths(process):
+        return (
+            f"the socket {path} of {what} is none of this host's sockets: add it to them in the configuration"
+        )
+    if process.monitors:
+        return (
+            f"the monitor of {what} is at {process.monitors[0]}, where migrator does not look: give it a second one, "
+            "-qmp unix:/run/qemu/NAME.qmp,server=on,wait=off, at its next start"
+        )
+    return (
+        f"{what} has no QMP monitor: give it one, -qmp unix:/run/qemu/NAME.qmp,server=on,wait=off, at its next start, "
+        "and shut it down by other means until then"
+    )
+
+
+def told_apart(guests: list[Guest]) -> Iterable[Guest]:
+    """No key twice on a host: by their sockets where names are equal; equal uuids are for a person to mend."""
+    # The two ends of a migration within a host have one uuid: the guest is the end that it has not left.
+    count = Counter(guest.key for guest in guests if guest.run not in ELSEWHERE)
+    for guest in guests:
+        if count[guest.key] > 1 or (guest.run in ELSEWHERE and count[guest.key]):
+            other = replace(guest, key=_place(guest.host, guest.socket, guest.pid))
+            if guest.uuid and guest.run not in ELSEWHERE and not guest.obstacle:
+                text = f"another QEMU on host {guest.host} has the same uuid {guest.uuid}: give one of them another"
+                other = replace(other, obstacle=text, obstacle_code="not-movable")
+            yield other
+        else:
+            yield guest

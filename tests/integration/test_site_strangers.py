@@ -1,0 +1,180 @@
+"""A QEMU that cannot be asked is a guest that cannot be asked: real QEMUs on a host of their own."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import errno
+import os
+import shutil
+import signal
+import socket
+from collections.abc import AsyncIterator, Iterator
+from pathlib import Path
+
+import pytest
+
+from migrator.core.inventory import Guest
+from migrator.hosts.local import LocalAccess
+from migrator.hosts.site_config import HostConfig, access
+from migrator.hosts.sockets import find_sockets, literal
+from migrator.machine import exists
+from migrator.service.site import Reach, SiteHosts
+from migrator.testing.lab import Lab, Machine, Qemu, binaries, until
+from migrator.testing.network import Hosts
+from tests.integration.test_site_look import NobodyThere
+
+
+@pytest.fixture
+async def site(hosts: Hosts, lab: Lab) -> AsyncIterator[SiteHosts]:
+    """The host of the first namespace, with the monitors that end in ``.qmp``."""
+    here = next(iter(hosts))
+    config = HostConfig(name="here", prefix=here.prefix, sockets=(f"{literal(str(lab.directory))}/*.qmp",))
+    site = SiteHosts(Reach({"here": (access(config), config)}), checker=NobodyThere(), launcher=NobodyThere())
+    yield site
+    await site.close()
+
+
+#: By :func:`bare`.
+_STARTED: list[int] = []
+
+
+async def guests(site: SiteHosts) -> dict[str, Guest]:
+    return {guest.name: guest for guest in (await site.look("here")).guests}
+
+
+def prefix(hosts: Hosts) -> tuple[str, ...]:
+    return next(iter(hosts)).prefix
+
+
+async def bare(hosts: Hosts, lab: Lab, name: str, *words: str, program: Path | None = None) -> int:
+    """A QEMU that is started as somebody else would, without the lab's monitors; its pid."""
+    pidfile = lab.directory / f"{name}.pid"
+    command = [
+        *(
+            *prefix(hosts),
+            str(program or next(iter(binaries().values()))),
+            "-machine",
+            "pc",
+            "-nodefaults",
+            "-name",
+            name,
+        ),
+        *("-display", "none", "-m", "64", "-S", "-pidfile", str(pidfile), "-daemonize", *words),
+    ]
+    child = await asyncio.create_subprocess_exec(*command)
+    assert await child.wait() == 0
+    pid = int(pidfile.read_text())
+    _STARTED.append(pid)
+    return pid
+
+
+@pytest.fixture(autouse=True)
+def _nobody_left() -> Iterator[None]:
+    yield
+    while _STARTED:
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(_STARTED.pop(), signal.SIGKILL)
+
+
+async def waiting(hosts: Hosts, qemu: Qemu) -> int:
+    (found,) = await find_sockets(LocalAccess("here", prefix(hosts)), [literal(str(qemu.qmp))])
+    return found.waiting
+
+
+async def test_qemus_without_a_monitor_that_we_see_are_guests_in_the_way(
+    hosts: Hosts, lab: Lab, site: SiteHosts
+) -> None:
+    # QEMU finds its modules and firmware from where its program is.
+    wrapped = lab.directory / "usr" / "bin" / "vmm"
+    wrapped.parent.mkdir(parents=True)
+    for name in ("lib", "share"):
+        (lab.directory / "usr" / name).symlink_to(f"/usr/{name}")
+    shutil.copy(next(iter(binaries().values())), wrapped)
+    elsewhere = lab.directory / "elsewhere.sock"
+    started = {
+        "none": await bare(hosts, lab, "none"),
+        "elsewhere": await bare(hosts, lab, "elsewhere", "-qmp", f"unix:{elsewhere},server=on,wait=off"),
+        "tcp": await bare(hosts, lab, "tcp", "-qmp", "tcp:127.0.0.1:0,server=on,wait=off"),
+        "wrapped": await bare(hosts, lab, "wrapped", program=wrapped),
+        "human": await bare(
+            hosts, lab, "human", "-monitor", f"unix:{lab.directory}/human.qmp,server=on,wait=off"
+        ),
+    }
+    seen = await lab.start(Machine(name="seen"), prefix=prefix(hosts))
+    found = await guests(site)
+    assert {name: guest.pid for name, guest in found.items()} == {**started, "seen": seen.pid}
+    assert (found["seen"].monitored, found["seen"].state) == (True, "running")
+    for name in started:
+        assert found[name].state == "lost-contact"
+    codes = {name: guest.obstacle_code for name, guest in found.items() if not guest.monitored}
+    assert codes == dict.fromkeys(("none", "elsewhere", "tcp", "wrapped"), "no-monitor")
+    assert found["human"].obstacle_code == "monitor-silent"
+    assert f"{elsewhere} of" in found["elsewhere"].obstacle
+    assert "add it" in found["elsewhere"].obstacle
+    assert "has no QMP monitor" in found["none"].obstacle
+    assert "tcp:127.0.0.1:0" in found["tcp"].obstacle
+    assert found["none"].memory_bytes == 64 << 20
+    assert len({guest.key for guest in found.values()}) == len(found)
+    # One that ends is gone at the next look, and nothing else is.
+    os.kill(started["none"], 9)
+    await until(lambda: not exists(started["none"]), what="its end")
+    assert sorted(await guests(site)) == sorted({*started, "seen"} - {"none"})
+
+
+async def test_a_qemu_that_is_stopped_stays_and_its_queue_is_not_filled(
+    hosts: Hosts, lab: Lab, site: SiteHosts
+) -> None:
+    qemu = await lab.start(Machine(name="stopped"), prefix=prefix(hosts))
+    before = (await guests(site))["stopped"]
+    qemu.sigstop()
+    for _ in range(4):
+        guest = (await guests(site))["stopped"]
+        assert (guest.state, guest.obstacle_code, guest.key) == ("lost-contact", "monitor-silent", before.key)
+        assert await waiting(hosts, qemu) == 1
+    qemu.sigcont()
+
+    async def asked() -> bool:
+        return (await guests(site))["stopped"].state == before.state
+
+    await until(asked, what="its answer")
+    assert await waiting(hosts, qemu) == 0
+
+
+async def test_a_queue_that_others_have_filled_is_not_taken_for_absence(
+    hosts: Hosts, lab: Lab, site: SiteHosts
+) -> None:
+    qemu = await lab.start(Machine(name="full", uuid=Machine().uuid), prefix=prefix(hosts))
+    qemu.sigstop()
+    refused = 0
+    while not refused:  # what gives up stays in the queue
+        with socket.socket(socket.AF_UNIX) as client:
+            client.setblocking(False)
+            refused = client.connect_ex(str(qemu.qmp))
+    assert refused == errno.EAGAIN
+    for _ in range(2):
+        guest = (await guests(site))["full"]  # never asked before: known by its command line
+        assert (guest.state, guest.key) == ("lost-contact", str(qemu.machine.uuid))
+    qemu.sigcont()
+
+
+async def test_a_socket_that_was_removed_leaves_the_guest_known(
+    hosts: Hosts, lab: Lab, site: SiteHosts
+) -> None:
+    qemu = await lab.start(Machine(name="orphan"), prefix=prefix(hosts))
+    before = (await guests(site))["orphan"]
+    qemu.qmp.unlink()
+    guest = (await guests(site))["orphan"]
+    assert (guest.key, guest.pid, guest.monitored) == (before.key, qemu.pid, False)
+    assert "was removed" in guest.obstacle
+
+
+async def test_a_destination_that_is_being_started_is_no_guest(
+    hosts: Hosts, lab: Lab, site: SiteHosts
+) -> None:
+    run = lab.directory / "run"
+    run.mkdir()
+    await bare(hosts, lab, "ours", "-incoming", "defer", "-qmp", f"unix:{run}/control,server=on,wait=off")
+    with site.reach.starting("here", str(run)):
+        assert await guests(site) == {}
+    assert list(await guests(site)) == ["ours"]
