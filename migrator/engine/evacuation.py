@@ -26,6 +26,9 @@ from migrator.engine.documents import (
 FIRST_PAUSE_SECONDS = 5.0
 #: After so many failures it is set aside.
 MOST_ATTEMPTS = 3
+#: A guest that cannot be asked is waited for so long while nothing else is under way: it may be at its end, or its
+#: monitor be held for a moment only.
+LOST_SECONDS = 10.0
 #: A guest that no host can take is waited for so long while nothing else is under way.
 NO_TARGET_SECONDS = 30.0
 
@@ -144,6 +147,10 @@ class Evacuation:
             }:
                 entry.standing, entry.reason = GuestStanding.GONE, "it is not on this host any more"
                 changed = True
+        for key, entry in self.entries.items():
+            aside = entry.standing is GuestStanding.SET_ASIDE and not entry.attempts and entry.guest.obstacle
+            if aside and key in there and there[key].obstacle:
+                entry.guest, entry.reason = there[key], there[key].obstacle  # who holds it may be another
         for entry in self.entries.values():
             if entry.guest.obstacle and entry.wants_place:
                 entry.standing, entry.reason = GuestStanding.SET_ASIDE, entry.guest.obstacle
@@ -273,6 +280,13 @@ class Evacuation:
         """Whose migration runs."""
         return [entry for entry in self.entries.values() if entry.standing is GuestStanding.MIGRATING]
 
+    @property
+    def waits_for_contact(self) -> bool:
+        """Somebody who could not be asked may be asked soon, or be gone."""
+        return any(
+            entry.standing is GuestStanding.SET_ASIDE and entry.guest.lost_contact for entry in self.left
+        )
+
     def settle(self, now: float, *, host_empty: bool, host_up: bool = True) -> EvacuationState | None:
         """What it ends with, when it is time for that.
 
@@ -290,11 +304,14 @@ class Evacuation:
             self._idle_since = None
             return None
         awaited = any(entry.standing is GuestStanding.HELD and entry.awaited for entry in left)
+        patience = NO_TARGET_SECONDS
         if all(entry.standing in _LEFT_ALONE for entry in left) and host_up and not awaited:
-            return EvacuationState.INCOMPLETE
+            if not self.waits_for_contact:
+                return EvacuationState.INCOMPLETE
+            patience = LOST_SECONDS
         if self._idle_since is None:
             self._idle_since = now
-        return EvacuationState.INCOMPLETE if now - self._idle_since >= NO_TARGET_SECONDS else None
+        return EvacuationState.INCOMPLETE if now - self._idle_since >= patience else None
 
     def end(self, state: EvacuationState, at: datetime) -> None:
         """Nothing more happens."""

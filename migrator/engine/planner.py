@@ -146,6 +146,8 @@ class Planner:
             host = await engine.inventory.look(run.host)
             up = host.up
             changed = run.take(engine.inventory.guests(run.host)) or changed
+        if run.kind == "evacuate" and run.waits_for_contact and not run.under_way:
+            engine.inventory.look_soon(run.host)
         empty = up and not engine.inventory.guests(run.host)
         state = run.settle(self.clock(), host_empty=empty, host_up=up)
         if state is not None:

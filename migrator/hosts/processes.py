@@ -105,6 +105,8 @@ class FoundProcess:
     network: str = ""
     #: It listens at a unix socket, wherever that is.
     listens: bool = False
+    #: It was seen to have arguments; one without is likely to be at its end.
+    sure: bool = True
 
     @property
     def name(self) -> str:
@@ -191,7 +193,13 @@ def parse(text: str, words: Mapping[int, Sequence[str]], names: Mapping[int, str
         if (by_name or by_words) and not _only_tells(said):
             found[pid] = (
                 by_name,
-                FoundProcess(pid=pid, program=program, words=said, network=networks.get(pid, "")),
+                FoundProcess(
+                    pid=pid,
+                    program=program,
+                    words=said,
+                    network=networks.get(pid, ""),
+                    sure=bool(said or count),
+                ),
             )
     running = _ancestors(found, above)
     return Processes(

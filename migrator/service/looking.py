@@ -30,8 +30,8 @@ _ASKED_AT_ONCE = 16
 _MONITORS_TRIED = 3
 #: Seconds to wait for a greeting, and for that of a monitor that we wait at already.
 _GREETING_SECONDS, _STILL_SECONDS = 1.0, 0.05
-#: Seconds after which a socket at which others wait is looked at again.
-_QUEUE_SECONDS = 0.3
+#: Seconds after which what may have been for a moment only is looked at again.
+_AGAIN_SECONDS = 0.3
 #: Run states of an end of a migration in which the guest is not, or not yet.
 ELSEWHERE = frozenset({RunState.INMIGRATE, RunState.FINISH_MIGRATE, RunState.POSTMIGRATE})
 
@@ -86,6 +86,9 @@ class Looker:
         seen = await survey(access, config.sockets)
         self._places[host] = seen.processes.boot_id, seen.processes.network
         limit = asyncio.Semaphore(_ASKED_AT_ONCE)
+        if not all(each.sure for each in seen.processes.qemus):
+            await asyncio.sleep(_AGAIN_SECONDS)  # it may have been at its end
+            seen = await survey(access, config.sockets)
         seen = await self._with_room(access, host, seen)
         found = self._of(host, config, seen, waiting | self._waiting(host))
         asked = await asyncio.gather(*(self._ask(host, config, each, limit) for each in found))
@@ -104,7 +107,7 @@ class Looker:
         ]
         if not waiting:
             return seen
-        await asyncio.sleep(_QUEUE_SECONDS)
+        await asyncio.sleep(_AGAIN_SECONDS)
         again = {each.path: each for each in await find_sockets(access, [literal(path) for path in waiting])}
         return replace(seen, sockets=[again.get(each.path, each) for each in seen.sockets])
 
