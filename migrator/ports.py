@@ -104,6 +104,12 @@ class Qemu(Protocol):
         Opens the session again after :meth:`rest`.
         """
 
+    async def was_set(self) -> Any:
+        """What somebody set in it while it ran and no migration carries; only :meth:`put_back` looks into it."""
+
+    async def put_back(self, given: Any) -> Sequence[str]:
+        """Set the same in this one, where it differs; what could not be, each in a few words."""
+
     async def rest(self) -> None:
         """Let others have the monitor for a while; the process stays held."""
 

@@ -48,4 +48,9 @@ TRAVEL: Texts = {
         "something that was set in the source's QEMU while it ran cannot be made again at the target",
         "make it again at the target after the move, if it is still wanted",
     ),
+    "not-put-back": (
+        "warning",
+        "something that was set in the source's QEMU while it ran was refused by the destination's",
+        "set it again at the target after the move",
+    ),
 }

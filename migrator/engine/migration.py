@@ -340,6 +340,7 @@ class Migration:
         }
 
     async def _prepare(self, settings: Settings) -> None:
+        await self._steps.carrying.before()
         uri, self._abilities = await prepare(
             self._source,
             self._destination,

@@ -10,6 +10,7 @@ from migrator import logs
 from migrator.core.lifecycle import Next, Step
 from migrator.core.model import State
 from migrator.core.situation import Milestone
+from migrator.engine.carrying import Carrying
 from migrator.engine.ledger import Ledger
 from migrator.engine.observer import Observer
 from migrator.engine.prepare import together
@@ -38,6 +39,7 @@ class Steps:
         self._result = result
         self._log = logs.logger(migration=result.id)
         self.settings: Settings | None = None
+        self.carrying = Carrying(source, destination, result=result)
 
     async def take(self, answer: Next) -> bool:
         """Take one step. What QEMU answers is only a hint: the next look shows what became of it.
@@ -93,6 +95,8 @@ class Steps:
         self._ledger.note(milestone=Milestone.RETIRING)
         if guest_arrived and self._ledger.intent.guest_runs:
             await self._announce(self._destination)
+        if guest_arrived and (await self._source.observe()).answers:
+            await self.carrying.after(self.settings)
         gone = await self._source.quit()
         if not gone:
             self._result.warn(

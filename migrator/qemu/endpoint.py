@@ -23,6 +23,7 @@ from migrator.qemu.address import Address, bracketed
 from migrator.qemu.claim import Claim
 from migrator.qemu.dirty_rate import DirtyRate
 from migrator.qemu.features import Features
+from migrator.qemu.given import Given, put_back, read_given
 from migrator.qemu.hold import Hold
 from migrator.qemu.knocks import Knocks
 from migrator.qemu.monitor import Monitor
@@ -249,6 +250,12 @@ class Endpoint:
 
     def last_words(self) -> str:
         return self._held.process.last_words() if self._held.process else ""
+
+    async def was_set(self) -> Given:
+        return await read_given(self._monitor)
+
+    async def put_back(self, given: Given) -> Sequence[str]:
+        return await put_back(self._monitor, given)
 
     async def rest(self) -> None:
         await self._monitor.close()

@@ -24,6 +24,7 @@ from migrator.qemu.address import bracketed
 from migrator.qemu.cmdline import Place, Replica, has_lost, paths, replicate
 from migrator.qemu.devices import catch_up
 from migrator.qemu.endpoint import Endpoint
+from migrator.qemu.given import carry_traces
 from migrator.qemu.plugged import places, take_inventory
 from migrator.service.launch_config import LaunchConfig, Method, fill, place, socket_of
 
@@ -156,6 +157,8 @@ class Destinations:
                 ),
                 accepted,
             )
+            refused = await carry_traces(end.monitor, qemu.monitor)
+            notes += tuple(finding("not-put-back", text) for text in refused)
         except BaseException:
             await certainly(_undo(launcher, nest, qemu), name=f"clear {nest.run_directory}")
             raise

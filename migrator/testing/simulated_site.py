@@ -247,6 +247,13 @@ class SimulatedQemu:
         self._reach()
         return self.machine.busy
 
+    async def was_set(self) -> None:
+        self._reach()
+
+    async def put_back(self, given: None) -> Sequence[str]:
+        self._reach()
+        return ()
+
     async def rest(self) -> None:
         pass
 

@@ -1,0 +1,56 @@
+"""Sets at the destination what was set at the source while it ran and is not in the stream."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Sequence
+
+from migrator import logs
+from migrator.engine.result import Result
+from migrator.errors import QemuError
+from migrator.ports import Qemu, Settings
+
+#: The guest has arrived, and nothing waits for this but the end of the source.
+_AFTER_SECONDS = 5.0
+
+
+class Carrying:
+    """Both ends of one migration, as far as what does not travel is concerned.
+
+    Done before the stream begins, so that the guest never runs without its limits, and once more when it has arrived,
+    from a source that still answers: somebody may have changed something meanwhile.
+    """
+
+    def __init__(self, source: Qemu, destination: Qemu, *, result: Result) -> None:
+        self._source, self._destination, self._result = source, destination, result
+        self._log = logs.logger(migration=result.id)
+
+    async def before(self) -> None:
+        """While the destination waits.
+
+        :raise QemuError: an end does not answer.
+        """
+        self._tell(await self._destination.put_back(await self._source.was_set()))
+
+    async def after(self, settings: Settings | None) -> None:
+        """Once the guest is at the destination. Never raises: it is no reason to undo anything.
+
+        :param settings: migration parameters and capabilities that the source had before.
+        """
+        try:
+            async with asyncio.timeout(_AFTER_SECONDS):
+                self._tell(await self._destination.put_back(await self._source.was_set()))
+                if settings is not None:
+                    await self._destination.restore(settings)
+        except (QemuError, TimeoutError) as error:
+            self._tell([str(error) or f"the ends did not answer within {_AFTER_SECONDS:g} s"])
+
+    def _tell(self, refused: Sequence[str]) -> None:
+        if not refused:
+            return
+        self._log.warning("not all was put back at the destination", refused=list(refused))
+        self._result.warn(
+            "not-put-back",
+            f"not all that was set in the source while it ran could be set at the destination: {'; '.join(refused)}",
+            "set it again at the target after the move",
+        )
