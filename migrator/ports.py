@@ -316,6 +316,10 @@ class Waiting(Protocol):
         """Where it shall take the stream: ``tcp:ADDR:0``."""
 
     @property
+    def notes(self) -> tuple[Finding, ...]:
+        """What is not there as it is at the source, and does not keep the guest from moving."""
+
+    @property
     def socket(self) -> str:
         """Path of its QMP socket on its host, where the guest will be found after it has arrived."""
 

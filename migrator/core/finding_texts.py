@@ -114,9 +114,19 @@ COMMAND: Texts = {
         "use share=off, a memfd, or a target on another machine",
     ),
     "port-in-use": (
+        "overridable",
+        "a port that QEMU listens at (VNC, SPICE, forwarded, serial) is taken at the target; accepted, it gets another",
+        'choose another target, or let it have another port (ports = "any", or --accept port-in-use)',
+    ),
+    "port-moved": (
+        "warning",
+        'QEMU listens at another port at the target, as it may (ports = "any", or accepted)',
+        "tell whoever connects to it",
+    ),
+    "address-missing": (
         "error",
-        "QEMU listens at a port of the machine that both hosts are on",
-        "choose a target on another machine, or take that port out of the guest's command line",
+        "QEMU listens at an address that the target has not",
+        "give the target that address, choose another target, or start the guest with an address that all hosts have",
     ),
     "preconfig": (
         "error",

@@ -12,6 +12,8 @@ from dataclasses import dataclass, field
 from enum import StrEnum
 
 from migrator.core.inventory import Guest, Host, HostState
+from migrator.core.listening import Port
+from migrator.core.ports_taken import PortsTaken
 from migrator.units import show_bytes
 
 
@@ -37,6 +39,8 @@ class Constraint(StrEnum):
     CPU = "cpu"
     #: A guest of the same word is there.
     ANTI_AFFINITY = "anti-affinity"
+    #: A port that its QEMU listens at is taken there, or the host has not the address.
+    PORT = "port"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -50,6 +54,8 @@ class Request:
     prefer: str = ""
     #: The one host it may go to, where somebody asked for one; for ``restore`` its home.
     only: str = ""
+    #: It may be given other ports for those that are taken.
+    spare_ports: bool = False
     #: It runs under KVM; ``None``: unknown, then it is taken to do so if its own host has KVM.
     kvm: bool | None = None
 
@@ -109,6 +115,8 @@ class Fleet:
         #: How many guests of each anti-affinity word, and of each group, a host has or gets.
         self.words: dict[str, dict[int, int]] = {}
         self.groups: dict[str, dict[int, int]] = {}
+        #: Ports that are taken on each host.
+        self.ports = PortsTaken((host.facts.ports, host.facts.addresses) for host in self.hosts)
         self._classes: dict[tuple[frozenset[tuple[str, str]], bool, str], Candidates] = {}
         leaving = frozenset(leaving)
         self.barred = [_barred(host, leaving) for host in self.hosts]
@@ -136,6 +144,7 @@ class Fleet:
     def _add(self, guest: Guest, place: int) -> None:
         self.memory_left[place] -= guest.memory_bytes
         self.cpus_left[place] -= guest.vcpus
+        self.ports.shift(guest.listens, place, 1)
         if guest.anti_affinity:
             there = self.words.setdefault(guest.anti_affinity, {})
             there[place] = there.get(place, 0) + 1
@@ -149,6 +158,13 @@ class Fleet:
             return request.kvm
         home = self.index.get(request.guest.host)
         return home is not None and self.hosts[home].facts.kvm
+
+    def keeps(self, request: Request, place: int) -> tuple[Port, ...]:
+        """The ports that it has to have on that host; none where it may be given others."""
+        ports, spare = request.guest.listens, self.hosts[place].spare_ports
+        if request.spare_ports or request.guest.ports == "any" or (spare and request.guest.ports != "keep"):
+            return ()
+        return ports
 
     def candidates(self, requires: Mapping[str, str], kvm: bool, only: str = "") -> Candidates:
         """Open hosts that have these labels, and KVM where it is needed; `only` leaves at most that one."""
@@ -211,7 +227,21 @@ def check(fleet: Fleet, request: Request, host: str) -> tuple[Check, ...]:
         others = fleet.words.get(guest.anti_affinity, {}).get(place, 0) - (guest.host == host)
         text = f"{others or 'no'} other guest{'s' * (others != 1)} with anti-affinity {guest.anti_affinity!r} there"
         found.append(Check(constraint=Constraint.ANTI_AFFINITY, fits=others <= 0, text=text))
+    if (ports := fleet.keeps(request, place)) and guest.host != host:
+        found.append(_check_ports(fleet, ports, place))
     return (*found, _check_memory(fleet, guest, place), _check_cpu(fleet, guest, place))
+
+
+def _check_ports(fleet: Fleet, ports: tuple[Port, ...], place: int) -> Check:
+    port = fleet.ports.against(ports, place)
+    if port is None:
+        return Check(constraint=Constraint.PORT, fits=True, text="its ports are free there")
+    text = (
+        f"{port} is taken there"
+        if fleet.ports.has_address(port, place)
+        else f"it has not the address of {port}"
+    )
+    return Check(constraint=Constraint.PORT, fits=False, text=text)
 
 
 def _check_state(host: Host, bar: Constraint | None) -> Check:

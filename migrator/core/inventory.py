@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from enum import StrEnum
 from typing import Any
 
+from migrator.core.listening import Port
 from migrator.core.model import RunState
 
 #: Stands for the run state of a guest that cannot be asked.
@@ -52,6 +53,10 @@ class HostFacts:
     #: Network interfaces that exist there, bridges among them.
     interfaces: frozenset[str] = frozenset()
     bridges: frozenset[str] = frozenset()
+    #: Ports that somebody listens at there who is no guest we know of, and the addresses that it has; empty where that
+    #: could not be read.
+    ports: frozenset[Port] = frozenset()
+    addresses: frozenset[str] = frozenset()
     #: systemd runs as pid 1: processes are started as units of their own.
     systemd: bool = False
     boot_id: str = ""
@@ -83,6 +88,8 @@ class Host:
     #: Streams at a time, where there shall be a limit beside the link's speed.
     max_incoming: int | None = None
     max_outgoing: int | None = None
+    #: Guests that come here may be given other ports for those that are taken.
+    spare_ports: bool = False
 
     @property
     def usable_bytes(self) -> int:
@@ -121,6 +128,11 @@ class Guest:
     anti_affinity: str = ""
     #: Labels that its host must have.
     requires: Mapping[str, str] = field(default_factory=dict)
+    #: Ports that its QEMU listens at, and would again at a target.
+    listens: tuple[Port, ...] = ()
+    #: What is to be done about one that is taken at a target: ``keep`` it, or ``any`` other will do; empty: as its
+    #: host says.
+    ports: str = ""
     #: Why it cannot be moved at all, in one line (libvirt manages it, its monitor is held, the configuration says
     #: so); empty when it can be tried.
     obstacle: str = ""
@@ -143,9 +155,11 @@ class Guest:
 
     def fields(self) -> dict[str, Any]:
         """As plain JSON, for :meth:`from_fields`."""
-        return {**vars(self), "requires": dict(self.requires)}
+        listens = [port.fields() for port in self.listens]
+        return {**vars(self), "requires": dict(self.requires), "listens": listens}
 
     @classmethod
     def from_fields(cls, fields: Mapping[str, Any]) -> Guest:
         """What :meth:`fields` gave."""
-        return cls(**{**fields, "run": RunState(fields["run"])})
+        listens = tuple(Port.of(*each) for each in fields.get("listens", ()))
+        return cls(**{**fields, "run": RunState(fields["run"]), "listens": listens})

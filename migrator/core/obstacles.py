@@ -20,6 +20,7 @@ _WORDS: Mapping[Constraint, tuple[str, str]] = {
     Constraint.KVM: ("has no KVM", "have no KVM"),
     Constraint.LABEL: ("lacks label", "lack label"),
     Constraint.ANTI_AFFINITY: ("has a guest with anti-affinity", "have a guest with anti-affinity"),
+    Constraint.PORT: ("has no room for port", "have no room for port"),
     Constraint.MEMORY: ("has too little memory", "have too little memory"),
     Constraint.CPU: ("has too few vCPUs left", "have too few vCPUs left"),
 }
@@ -131,4 +132,7 @@ def _dynamic(book: Book, item: Item, place: int) -> tuple[Constraint, str]:
         return Constraint.MEMORY, ""
     if book.cpus_left[place] < item.vcpus:
         return Constraint.CPU, ""
-    return Constraint.ANTI_AFFINITY, f" {item.requests[0].guest.anti_affinity!r}"
+    if any(book.words(word)[place] for word in item.words):
+        return Constraint.ANTI_AFFINITY, f" {item.requests[0].guest.anti_affinity!r}"
+    port = book.ports_for(item, place)
+    return Constraint.PORT, "" if port is None else f" {port}"

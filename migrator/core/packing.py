@@ -11,7 +11,10 @@ from collections import Counter
 from collections.abc import Callable, Container, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 
+from migrator.core import listening
 from migrator.core.fleet import Candidates, Constraint, Fleet, Request
+from migrator.core.listening import Port
+from migrator.core.ports_taken import PortsTaken
 
 
 @dataclass(kw_only=True, eq=False)
@@ -26,6 +29,8 @@ class Item:
     words: frozenset[str]
     group: str
     candidates: Candidates
+    #: Somebody of it listens at a port.
+    listens: bool
     #: Hosts it must not go to, its own among them.
     banned: frozenset[int]
     prefer: int | None = None
@@ -37,6 +42,16 @@ class Item:
     def key(self) -> str:
         """Of its first guest."""
         return self.requests[0].guest.key
+
+    def collides(self, other: Item) -> bool:
+        """Both listen at a port that one host has once."""
+        return bool(self.listens and other.listens) and any(
+            listening.collides(mine, theirs) and not (mine.last or theirs.last)
+            for one in self.requests
+            for two in other.requests
+            for mine in one.guest.listens
+            for theirs in two.guest.listens
+        )
 
     @classmethod
     def of(cls, fleet: Fleet, requests: Sequence[Request], order: int) -> Item:
@@ -56,6 +71,7 @@ class Item:
             vcpus=sum(guest.vcpus for guest in guests),
             words=frozenset(guest.anti_affinity for guest in guests if guest.anti_affinity),
             group=guests[0].group,
+            listens=any(guest.listens for guest in guests),
             candidates=fleet.candidates(requires, any(map(fleet.needs_kvm, requests)), requests[0].only),
             banned=frozenset(banned),
             prefer=fleet.index.get(prefer),
@@ -129,6 +145,7 @@ class Book:
         self.tries = tries
         self.memory_left = fleet.memory_left.copy()
         self.cpus_left = fleet.cpus_left.copy()
+        self.ports = fleet.ports.copy()
         self._words: dict[str, Counter[int]] = {}
         self._groups: dict[str, Counter[int]] = {}
         self._place: dict[Item, int] = {}
@@ -184,6 +201,8 @@ class Book:
     def _shift(self, item: Item, place: int, sign: int) -> None:
         self.memory_left[place] -= sign * item.memory_bytes
         self.cpus_left[place] -= sign * item.vcpus
+        for request in item.requests:
+            self.ports.shift(request.guest.listens, place, sign)
         for word in item.words:
             self.words(word)[place] += sign
         if item.group:
@@ -212,7 +231,19 @@ class Book:
             and self.cpus_left[place] >= item.vcpus
             and place not in item.banned
             and not (item.words and any(self.words(word)[place] for word in item.words))
+            and self.ports_for(item, place) is None
         )
+
+    def ports_for(self, item: Item, place: int, taken: PortsTaken | None = None) -> Port | None:
+        """The first of the ports that it has to keep that is taken there.
+
+        :param taken: as things were at another time; else as they are now.
+        """
+        for request in item.requests if item.listens else ():
+            port = (taken or self.ports).against(self.fleet.keeps(request, place), place)
+            if port is not None:
+                return port
+        return None
 
     def rank(self, place: int) -> float:
         """How much of it is used: the greater part of memory and CPUs."""

@@ -63,6 +63,8 @@ def _unit(fleet: Fleet, members: Sequence[Item]) -> Item | None:
                 return None
     if len(set(words)) != len(words) or len(prefer) > 1 or len(only) > 1:
         return None
+    if any(one.collides(other) for one, other in combinations(members, 2)):
+        return None
     unit = Item.of(fleet, [member.requests[0] for member in members], members[0].order)
     unit.members = list(members)
     return unit
@@ -146,6 +148,9 @@ def _make_room(book: Book, item: Item, chain: int, closed: frozenset[int]) -> bo
             mark = book.mark()
             for other in giving_way:
                 book.take(other)
+            if not book.fits(item, place):
+                book.go_back(mark)
+                continue
             book.put(item, place)
             if all(_make_room(book, other, chain - 1, closed | {place}) for other in giving_way):
                 for one in (item, *giving_way):
@@ -170,6 +175,7 @@ def _likely(book: Book, item: Item, closed: frozenset[int]) -> list[int]:
             and all(
                 book.words(word)[place] == sum(word in other.words for other in others) for word in item.words
             )
+            and (not item.listens or book.ports_for(item, place, book.fleet.ports) is None)
         ):
             found.append((lack, place))
     return [place for _, place in sorted(found)]
@@ -178,7 +184,7 @@ def _likely(book: Book, item: Item, closed: frozenset[int]) -> list[int]:
 def _giving_way(book: Book, item: Item, place: int) -> Iterator[tuple[Item, ...]]:
     """Sets of items on a host of which each, gone, leaves room for `item`: few and small ones first."""
     others = sorted(book.on(place), key=lambda other: (other.memory_bytes, other.vcpus, other.order))
-    must = tuple(other for other in others if other.words & item.words)
+    must = tuple(other for other in others if other.words & item.words or item.collides(other))
     may = [other for other in others if other not in must]
     lack = item.memory_bytes - book.memory_left[place] - sum(other.memory_bytes for other in must)
     lack_cpus = item.vcpus - book.cpus_left[place] - sum(other.vcpus for other in must)
@@ -275,6 +281,7 @@ def _assign(
             book.cpus_left[place],
             kind[at:],
             tuple(sorted({word for one in part[at:] for word in one.words if book.words(word)[place]})),
+            tuple(not one.listens or book.ports_for(one, place) is None for one in part[at:]),
         )
         if alike in seen:
             continue

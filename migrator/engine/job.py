@@ -290,6 +290,7 @@ class Job:
                 socket=self._waiting.socket,
                 identity=dict(self._destination.identity),
             )
+            findings = judging.started(findings, self._waiting.notes)
             self._record = self._means.records.create(self.id)
             self._migration = self._make(self._source, self._destination, self._record, self._waiting.listen)
             if await self._refuse([*findings, *await self._migration.check()]):

@@ -22,6 +22,9 @@ from migrator.ports import Qemu
 
 #: Code of the finding about what could not be looked at.
 UNCHECKED = "not-checked"
+#: Of the one that says that a port is taken: who accepts it has the guest listen at another.
+SPARES_PORTS = "port-in-use"
+_MOVED = "port-moved"
 
 
 def errors(findings: Sequence[Finding]) -> list[Finding]:
@@ -39,6 +42,11 @@ def obstacle(guest: Guest) -> tuple[Finding, ...]:
     if not guest.obstacle:
         return ()
     return (finding(guest.obstacle_code or "not-movable", f"{guest.label}: {guest.obstacle}"),)
+
+
+def request(guest: Guest, accepted: Sequence[str], *, only: str = "") -> Request:
+    """What placement is asked for a guest by itself."""
+    return Request(guest=guest, only=only, spare_ports=SPARES_PORTS in accepted)
 
 
 def known(fleet: Fleet, request: Request, host: str) -> tuple[Finding, ...]:
@@ -83,6 +91,17 @@ async def look(means: Means, guest: Guest, target: str, policy: Policy) -> tuple
         return await seen(means, guest, source, target, policy)
     finally:
         await source.close()
+
+
+def started(before: Sequence[Finding], notes: Sequence[Finding]) -> list[Finding]:
+    """What is to be said now that a QEMU waits: of what was looked at anew, only what it came to.
+
+    :param notes: of the start.
+    """
+    anew = {each.code for each in notes} | (
+        {SPARES_PORTS} if any(each.code == _MOVED for each in notes) else set()
+    )
+    return [*(each for each in before if each.code not in anew), *notes]
 
 
 def unchecked(error: MigratorError) -> Finding:

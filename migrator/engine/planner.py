@@ -24,6 +24,7 @@ from migrator.core.schedule import Orders, schedule
 from migrator.core.timetable import Prediction, Quantiles
 from migrator.core.transfers import Phase, Transfer
 from migrator.core.transfers import Rules as LinkRules
+from migrator.engine import judging
 from migrator.engine.documents import (
     EvacuationState,
     GuestStanding,
@@ -378,6 +379,7 @@ def request_of(run: Evacuation, entry: Entry) -> Request:
     return Request(
         guest=entry.guest,
         excluded=dict(entry.excluded),
+        spare_ports=judging.SPARES_PORTS in run.accept,
         prefer=entry.target or "",
         only=run.host if run.kind == "restore" else "",
     )

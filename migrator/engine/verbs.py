@@ -11,7 +11,7 @@ from typing import Any
 from migrator.core.findings import errors_first
 from migrator.core.inventory import Guest, Host, HostState
 from migrator.core.model import Finding, State
-from migrator.core.placement import NoHost, Request, place
+from migrator.core.placement import NoHost, place
 from migrator.core.policy import Policy
 from migrator.engine import judging, resolving
 from migrator.engine.commands import (
@@ -113,7 +113,7 @@ class Verbs:
         if found := judging.obstacle(guest):
             raise _refusal(f"{guest.label} cannot be moved: {guest.obstacle}", found)
         self._not_under_way(guest)
-        target = self._target(guest, command.to)
+        target = self._target(guest, command.to, command.accept)
         job = self._engine.make_job(
             guest, target, policy, accept=command.accept, by=caller.user, key=key, trace=caller.trace
         )
@@ -121,14 +121,13 @@ class Verbs:
         self._engine.add(job)
         return job.document()
 
-    def _target(self, guest: Guest, to: str | None) -> str:
+    def _target(self, guest: Guest, to: str | None, accept: Sequence[str]) -> str:
         if to is not None and self._host(to).name == guest.host:
             raise Refusal("conflict", f"{guest.label} is on {to} already")
-        if to is not None and (found := judging.known(self._engine.fleet(), Request(guest=guest), to)):
+        fleet, wanted = self._engine.fleet(), judging.request(guest, accept, only=to or "")
+        if to is not None and (found := judging.known(fleet, wanted, to)):
             raise _refusal(f"{guest.label} cannot move to {to}: {found[0].message}", found)
-        answer = place(
-            self._engine.fleet(), [Request(guest=guest, only=to or "")], self._engine.rules.placement
-        )[guest.key]
+        answer = place(fleet, [wanted], self._engine.rules.placement)[guest.key]
         if isinstance(answer, NoHost):
             raise _refusal(f"no host can take {guest.label}: {answer.reason}", judging.nowhere(answer))
         return answer.host
@@ -271,7 +270,7 @@ class Verbs:
         # Its monitor would be in use by that: who asks then is told that a stranger holds it.
         self._not_under_way(guest)
         self._known_codes(command.accept)
-        known = judging.known(self._engine.fleet(), Request(guest=guest), host.name)
+        known = judging.known(self._engine.fleet(), judging.request(guest, command.accept), host.name)
         job = self._engine.make_job(guest, host.name, policy, accept=command.accept, announce=False)
         found = errors_first([*known, *(await job.check_only() if host.up else ())])
         return CheckDocument(

@@ -9,13 +9,15 @@ from dataclasses import dataclass, field
 
 from migrator.core.inventory import HostFacts
 from migrator.errors import HostError
+from migrator.hosts import bound
 from migrator.hosts.access import Access
 
 #: What TCP over IPv4 with time stamps, and Ethernet below it, leave of a link's speed at an MTU of 1500.
 PAYLOAD_RATIO = 0.95
 
 # Arguments: the migration address, then the QEMUs that are configured.
-_SCRIPT = rb"""
+_SCRIPT = (
+    rb"""
 section() { printf '\n@@%s\n' "$1"; }
 first() { IFS= read -r line <"$1" && printf '%s %s\n' "$2" "$line"; } 2>/dev/null
 address=$1; shift
@@ -41,6 +43,10 @@ for d in /sys/class/net/*; do
   { IFS= read -r mac <"$d/address"; IFS= read -r speed <"$d/speed"; } 2>/dev/null
   printf '%s %s %s %s\n' "${d##*/}" "${mac:--}" $kind "$speed"
 done
+section sockets
+"""
+    + bound.SOCKETS
+    + rb"""
 section mine; getent ahosts "$address"
 section qemus
 IFS=:
@@ -55,6 +61,7 @@ for q; do
 done
 section end
 """
+)
 
 
 @dataclass
@@ -115,6 +122,8 @@ def parse(text: str) -> HostFacts:
         qemus=dict(_qemus(sections.get("qemus", ""))),
         interfaces=frozenset(links),
         bridges=frozenset(name for name, link in links.items() if link.bridge),
+        ports=bound.sockets(sections.get("sockets", "")),
+        addresses=frozenset(address for link in links.values() for address in link.addresses),
         systemd="systemd" in has,
         boot_id=sections.get("boot", "").strip(),
         kernel=sections.get("kernel", "").strip(),

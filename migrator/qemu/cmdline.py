@@ -14,6 +14,7 @@ from dataclasses import dataclass, field
 from migrator.core.model import Finding
 from migrator.core.options import FIRST, Value, read, write
 from migrator.qemu.limits import Neighbourhood, is_window, limits
+from migrator.qemu.ports import Network, Ports
 
 #: Bytes in the path of a unix socket (sun_path of struct sockaddr_un, without its last NUL).
 SOCKET_PATH_BYTES = 107
@@ -61,6 +62,7 @@ class Place:
     #: It is the source's machine, and the source's network: sockets and ports cannot be had twice.
     same_machine: bool = False
     same_network: bool = False
+    network: Network = field(default_factory=Network)
 
     @property
     def control(self) -> str:
@@ -187,6 +189,7 @@ class _Work:
             same_network=place.same_network,
             sockets=self._connected_sockets(),
         )
+        self._ports = Ports(place.network, same=place.same_network)
         self._count = 0
 
     def _of_control_monitors(self) -> set[str]:
@@ -228,6 +231,9 @@ class _Work:
             if _is_gone(name, value, self._live):
                 continue
             self.findings += limits(name, text or "", value, self._there)
+            if text is not None:
+                text, said = self._ports.settle(name, text)
+                value, self.findings = Value(text, first=FIRST.get(name, "")), [*self.findings, *said]
             if name in _CHARACTER:
                 yield from self._character_option(name, text or "")
             else:

@@ -56,7 +56,7 @@ def limits(name: str, text: str, value: Value, there: Neighbourhood) -> Iterator
             "would write into it",
         )
     if there.same_network:
-        yield from _of_network(name, text, value)
+        yield from _of_network(name, value)
 
 
 def _of_descriptors(name: str, text: str, value: Value) -> Iterator[Finding]:
@@ -93,50 +93,10 @@ def _of_helpers(name: str, value: Value, there: Neighbourhood) -> Iterator[Findi
         yield finding("tpm", f"the TPM {value.get('id')} has its state in another process {where}({kind})")
 
 
-def _of_network(name: str, text: str, value: Value) -> Iterator[Finding]:
+def _of_network(name: str, value: Value) -> Iterator[Finding]:
     if name == "netdev" and value.get("type") == "tap" and value.get("ifname"):
         yield finding(
             "tap-in-use",
             f"netdev {value.get('id')} uses the interface {value.get('ifname')}, which the source has open on the "
             "same machine",
         )
-    for port in _ports(name, text, value):
-        if port not in ("", "0"):
-            yield finding(
-                "port-in-use",
-                f"-{name} {value.get('id') or text} listens at port {port}, which the source has already: both are on "
-                "one machine",
-            )
-
-
-def _ports(name: str, text: str, value: Value) -> Iterator[str]:
-    if name in ("netdev", "nic", "net"):
-        for forward in value.all("hostfwd"):
-            yield forward.rpartition("-")[0].rpartition(":")[2]
-        if value.get("type") == "socket":
-            yield value.get("listen").rpartition(":")[2]
-        if value.is_on("server") and value.get("addr.type") == "inet":
-            yield value.get("addr.port")
-    elif name == "chardev":
-        if value.get("backend") == "socket" and value.is_on("server") and not value.get("path"):
-            yield value.get("port")
-    elif name in ("serial", "parallel", "monitor", "debugcon"):
-        kind, _, rest = text.removeprefix("mon:").partition(":")
-        served = Value(rest, first="address")
-        if kind in ("tcp", "telnet", "websocket") and served.is_on("server"):
-            yield served.get("address").rpartition(":")[2]
-    elif name == "spice":
-        if not value.is_on("unix"):
-            yield value.get("port")
-            yield value.get("tls-port")
-    elif name == "vnc":
-        yield _vnc_port(value)
-
-
-def _vnc_port(value: Value) -> str:
-    display = value.get("vnc")
-    number = display.rpartition(":")[2]
-    local = display in ("", "none") or display.startswith("unix:")
-    if local or value.get("to") or value.is_on("reverse"):
-        return ""
-    return str(5900 + int(number)) if number.isdecimal() else number

@@ -16,6 +16,7 @@ from migrator.core.model import Finding, MigrationStatus, Process, RunState, Sev
 from migrator.core.policy import Policy
 from migrator.core.preflight import compare
 from migrator.errors import HostError, QemuError, Unreachable
+from migrator.hosts import bound
 from migrator.hosts.access import Access
 from migrator.hosts.launch import Launcher, Nest, certainly
 from migrator.hosts.site_config import HostConfig
@@ -26,6 +27,7 @@ from migrator.qemu.devices import catch_up
 from migrator.qemu.endpoint import Endpoint
 from migrator.qemu.given import carry_traces
 from migrator.qemu.plugged import places, take_inventory
+from migrator.qemu.ports import Network
 from migrator.service.launch_config import LaunchConfig, Method, fill, place, socket_of
 
 #: Seconds that a QEMU may take to greet, once it is known to run.
@@ -36,10 +38,16 @@ _SHORT = 10.0
 #: What nobody's word makes possible: a file that was handed over cannot be opened from a command line.
 _NEVER = frozenset({"passed-descriptor"})
 
-# What has to be known of the target: is it the source's machine and network, which QEMUs and which paths are there.
-_SURVEY = """
+# What has to be known of the target: is it the source's machine and network, which ports are taken and which addresses
+# it has, which QEMUs and which paths are there.
+_SURVEY = (
+    """
 printf '%s\\0' "$(cat /proc/sys/kernel/random/boot_id)" "$(readlink /proc/self/ns/net)"
 printf '%s\\0' "$(readlink "/proc/$1/ns/net" 2>/dev/null)"
+printf '%s\\0' "$(
+"""
+    + bound.SOCKETS.decode()
+    + """)" "$(ip -o addr show 2>/dev/null)"
 for q in "$2" "$3"; do
   q=$(command -v "$q" 2>/dev/null)
   if [ -f "$q" ] && [ -x "$q" ]; then printf '%s\\0' "$q"; else printf '\\0'; fi
@@ -52,6 +60,7 @@ for p; do
   else printf 'homeless\\0'; fi
 done
 """
+)
 
 
 class Reach(Protocol):
@@ -126,6 +135,8 @@ class Destinations:
         :raise Objected: something of the guest cannot be had again there; says what, and what to do.
         """
         end, config = _endpoint(source), self._how(guest, target)
+        if "port-in-use" in accepted:
+            config = replace(config, spare_ports=True)
         if config.method is Method.ATTACHED:
             return await self._attach(guest, target, config)
         launcher = self._launcher(target, config)
@@ -246,15 +257,15 @@ class Destinations:
             timeout=_SHORT,
         )
         answers = done.text.split("\0")[:-1]
-        if len(answers) != 5 + len(wanted):
+        if len(answers) != 7 + len(wanted):
             raise HostError(target, f"it cannot be looked at: {done.complaint or 'sh gave a strange answer'}")
-        boot, network, network_of_source, *binaries = answers[:5]
+        boot, network, network_of_source, taken, addresses, *binaries = answers[:7]
         if not any(binaries):
             named = f"{configured}, as configured" if configured else f"{argv[0]}, which the source runs"
             text, remedy = f"host {target}: there is no QEMU: no {named}", "install it, or configure its path"
             raise Objected([finding("qemu-missing", text, remedy)])
         here = boot == source.identity.get("boot_id")
-        states = dict(zip(wanted, answers[5:], strict=True))
+        states = dict(zip(wanted, answers[7:], strict=True))
         return replicate(
             argv,
             machine=str(kind).removesuffix("-machine"),
@@ -266,6 +277,11 @@ class Destinations:
                 homeless=frozenset(path for path, state in states.items() if state == "homeless"),
                 same_machine=here,
                 same_network=here and network == network_of_source != "",
+                network=Network(
+                    taken=bound.sockets(taken),
+                    addresses=bound.addresses(addresses),
+                    spare=config.spare_ports,
+                ),
             ),
         )
 

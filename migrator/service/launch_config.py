@@ -41,6 +41,8 @@ class LaunchConfig:
     base_directory: str = ""
     log_directory: str = ""
     systemd: bool | None = None
+    #: A port of the guest's QEMU that is taken there may be exchanged for another.
+    spare_ports: bool = False
     #: Memory that is taken at once (hugepages, prealloc) takes its time.
     start_seconds: float = 60.0
 

@@ -72,6 +72,12 @@ class Looker:
         self.known: dict[tuple[str, str], Guest] = {}
         #: Boot and network namespace of every host, as last seen.
         self._places: dict[str, tuple[str, str]] = {}
+        #: Of every host, the pids of all QEMUs in its network, as last seen.
+        self._qemus: dict[str, frozenset[int]] = {}
+
+    def qemus(self, host: str) -> frozenset[int]:
+        """Pids of every QEMU in the network of a host, those that wait for a guest too, as last seen."""
+        return self._qemus.get(host, frozenset())
 
     async def guests(self, host: str) -> list[Guest]:
         """Those of a host.
@@ -90,6 +96,9 @@ class Looker:
             await asyncio.sleep(_AGAIN_SECONDS)  # it may have been at its end
             seen = await survey(access, config.sockets)
         seen = await self._with_room(access, host, seen)
+        self._qemus[host] = frozenset(
+            each.pid for each in seen.processes.qemus if each.network in ("", seen.processes.network)
+        )
         found = self._of(host, config, seen, waiting | self._waiting(host))
         asked = await asyncio.gather(*(self._ask(host, config, each, limit) for each in found))
         guests = list(told_apart([guest for guest in asked if guest is not None]))

@@ -10,11 +10,13 @@ from typing import Any, Protocol
 
 from migrator.core.drivers import Driver
 from migrator.core.inventory import Guest
+from migrator.core.listening import without
 from migrator.core.model import Finding
 from migrator.core.policy import Policy
 from migrator.errors import HostError, MigratorError, QemuError, Unreachable
 from migrator.hosts.access import Access
 from migrator.hosts.facts import read_facts
+from migrator.hosts.listening import read_listening
 from migrator.hosts.local import LocalAccess
 from migrator.hosts.resident import read_resident
 from migrator.hosts.site_config import HostConfig
@@ -198,10 +200,22 @@ class SiteHosts:
                 qemus = [config.qemu] if config.qemu else []
                 facts = await read_facts(access, address=config.address, qemus=qemus)
                 guests = await self._looker.guests(host)
-                resident = await read_resident(access, [each.pid for each in guests if each.pid is not None])
+                pids = [each.pid for each in guests if each.pid is not None]
+                resident = await read_resident(access, pids)
+                listening = await read_listening(access, {*pids, *self._looker.qemus(host)})
         except TimeoutError:
             raise HostError(host, f"it could not be looked at within {_LOOK_SECONDS:g} s") from None
-        shown = [replace(each, resident_bytes=resident.get(each.pid or 0)) for each in guests]
+        # Those that wait for a guest listen too, and are no strangers.
+        strangers = without(facts.ports, [port for ports in listening.values() for port in ports])
+        facts = replace(facts, ports=strangers)
+        shown = [
+            replace(
+                each,
+                resident_bytes=resident.get(each.pid or 0),
+                listens=listening.get(each.pid or 0, ()),
+            )
+            for each in guests
+        ]
         return HostLook(facts=facts, guests=tuple(shown))
 
     # --- using -------------------------------------------------------------------------------------------------------

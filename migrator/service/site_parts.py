@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 from migrator.core.drivers import Driver
 from migrator.core.findings import errors_first
 from migrator.core.inventory import Guest
@@ -76,6 +78,7 @@ def launch_config(host: HostSettings) -> LaunchConfig:
         base_directory=host.run_dir,
         log_directory=host.log_dir,
         systemd=host.systemd,
+        spare_ports=host.ports == "any",
         start_seconds=host.start_timeout,
     )
 
@@ -91,8 +94,9 @@ def make_site(settings: Settings, *, driver: Driver | None = None) -> SiteHosts:
         ways[host.name] = (access(config), config)
     reach = Reach(ways, driver=driver)
 
-    def how(_: Guest, host: str) -> LaunchConfig:
-        return launch_config(settings.host(host))
+    def how(guest: Guest, host: str) -> LaunchConfig:
+        config = launch_config(settings.host(host))
+        return replace(config, spare_ports=guest.ports == "any") if guest.ports else config
 
     destinations = Destinations(reach, how=how)
     return SiteHosts(reach, checker=_Checks(reach, destinations), launcher=destinations)

@@ -229,6 +229,7 @@ class HostDefaults(Section):
     labels: dict[Text, str] = Field(default_factory=dict)
     max_incoming: Positive | None = None
     max_outgoing: Positive | None = None
+    ports: Literal["keep", "any"] = "keep"
 
 
 class HostSettings(HostDefaults):
@@ -263,6 +264,7 @@ class HostSettings(HostDefaults):
             labels=self.labels,
             max_incoming=self.max_incoming,
             max_outgoing=self.max_outgoing,
+            spare_ports=self.ports == "any",
         )
 
 
@@ -276,6 +278,7 @@ class GuestSettings(Section):
     anti_affinity: str | None = None
     requires: dict[Text, str] | None = None
     movable: bool | None = None
+    ports: Literal["keep", "any"] | None = None
 
     def matches(self, guest: Guest) -> bool:
         """By uuid, name, or HOST/NAME."""

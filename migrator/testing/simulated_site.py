@@ -399,6 +399,7 @@ class _Waiting:
     def __init__(self, qemu: SimulatedQemu) -> None:
         self.qemu = qemu
         self.listen = "sim"
+        self.notes: tuple[Finding, ...] = ()
         self.socket = qemu.socket
 
     async def discard(self) -> None:

@@ -128,6 +128,7 @@ class TestRecorded:
                 "/usr/bin/qemu-system-x86_64": "7.2.22",
             },
             interfaces=frozenset({"lo", "eno1", "eno2", "eno3", "bond0", "tap100i0", "vmbr0", "vmbr0.7"}),
+            addresses=frozenset({"192.0.2.10", "127.0.0.1", "fe80::1"}),
             bridges=frozenset({"vmbr0"}),
             systemd=True,
             boot_id="5f1c63c4-9e0b-4f6c-a8a3-1f4d7d2a9a10",

@@ -1,0 +1,47 @@
+"""The ports and addresses of a host, as its kernel shows them. Pure; the scripts that read a host print them."""
+
+from __future__ import annotations
+
+import ipaddress
+import re
+import struct
+from collections.abc import Iterator
+
+from migrator.core.listening import ANY, ANY_V4, TCP, UDP, Port
+
+#: For a script: the tables of sockets that listen, and of those that are bound. Connections, which may be many, stay
+#: there.
+SOCKETS = rb"""for t in tcp tcp6; do echo "=$t"; grep -a ' 0A ' /proc/net/$t; done 2>/dev/null
+for t in udp udp6; do echo "=$t"; grep -a ' 07 ' /proc/net/$t; done 2>/dev/null
+"""
+_ROW = re.compile(r"^ *\d+: ([0-9A-F]+):([0-9A-F]{4}) ")
+
+
+def sockets(text: str) -> frozenset[Port]:
+    """What :data:`SOCKETS` printed."""
+    return frozenset(_sockets(text))
+
+
+def _sockets(text: str) -> Iterator[Port]:
+    protocol = TCP
+    for line in text.splitlines():
+        if line.startswith("="):
+            protocol = TCP if line.startswith("=tcp") else UDP
+        elif match := _ROW.match(line):
+            yield Port(protocol, _address(match[1]), int(match[2], 16))
+
+
+def addresses(text: str) -> frozenset[str]:
+    """Of ``ip -o addr show``."""
+    return frozenset(re.findall(r" inet6? ([0-9a-f.:]+)/", text))
+
+
+def _address(written: str) -> str:
+    """The kernel writes it in words of four bytes, each in its own order (little endian wherever QEMU runs KVM)."""
+    words = [int(written[at : at + 8], 16) for at in range(0, len(written), 8)]
+    address = ipaddress.ip_address(struct.pack(f"<{len(words)}I", *words))
+    if isinstance(address, ipaddress.IPv6Address) and address.ipv4_mapped is not None:
+        address = address.ipv4_mapped
+    if int(address) == 0:
+        return ANY if address.version == 6 else ANY_V4
+    return str(address)

@@ -1,0 +1,32 @@
+"""Ports that QEMUs of a host were told to listen at."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+from migrator.core.listening import Port, listens
+from migrator.hosts.access import Access
+
+# What may listen, each option with the word after it; the names of files and the rest of the command lines stay there.
+_OPTIONS = "^--?(vnc|display|spice|netdev|nic|net|chardev|serial|parallel|monitor|debugcon)$"
+
+
+async def read_listening(
+    access: Access, pids: Iterable[int], *, timeout: float = 10.0
+) -> dict[int, tuple[Port, ...]]:
+    """Of each process; one whose command line cannot be read is left out.
+
+    :raise HostError: the host cannot be asked.
+    """
+    files = [f"/proc/{pid}/cmdline" for pid in pids]
+    if not files:
+        return {}
+    argv = ["grep", "-azEHZ", "--no-group-separator", "-A1", "-e", _OPTIONS, "--", *files]
+    output = await access.run(argv, timeout=timeout)
+    parts = output.text.split("\0")
+    words: dict[int, list[str]] = {}
+    # With -Z the name of the file and each line end in the same NUL.
+    for place, word in zip(parts[::2], parts[1::2], strict=False):
+        if place.startswith("/proc/") and place.endswith("/cmdline"):
+            words.setdefault(int(place.split("/")[2]), []).append(word)
+    return {pid: listens(said) for pid, said in words.items()}

@@ -1,0 +1,70 @@
+"""Ports of a command line that are taken at the target: said, or given others where that is allowed. Pure."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Iterator
+from dataclasses import dataclass, field
+
+from migrator.core import listening
+from migrator.core.findings import finding
+from migrator.core.listening import Listens, Port
+from migrator.core.model import Finding
+from migrator.core.options import FIRST, Value
+
+
+@dataclass(frozen=True, kw_only=True)
+class Network:
+    """What the target's network has."""
+
+    #: Ports that are taken there, and addresses that it has; empty where that could not be read.
+    taken: Collection[Port] = frozenset()
+    addresses: Collection[str] = frozenset()
+    #: Another port may be given for one that is taken.
+    spare: bool = False
+
+
+@dataclass
+class Ports:
+    """One pass over a command line; see :meth:`settle`."""
+
+    there: Network
+    #: It is the source's own network: what the guest has cannot be had twice.
+    same: bool = False
+    #: What is taken there, and what was given instead.
+    taken: set[Port] = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.taken = set(self.there.taken)
+
+    def settle(self, name: str, text: str) -> tuple[str, list[Finding]]:
+        """An option's value with the ports that it can have, and what is to be said of them."""
+        found: list[Finding] = []
+        first = FIRST.get(name, "")
+        for each in listening.of_option(name, text, Value(text, first=first)):
+            said = list(self._against(each))
+            if said and said[0].code == "port-in-use" and self.there.spare:
+                free = listening.next_free(each.port, self.taken)
+                if free:
+                    text = listening.moved(each, text, Value(text, first=first), free)
+                    self.taken.add(each.port.at(free))
+                    said = [
+                        finding(
+                            "port-moved", f"{each.what} listens at port {free} there, as {said[0].message}"
+                        )
+                    ]
+            found += said
+        return text, found
+
+    def _against(self, each: Listens) -> Iterator[Finding]:
+        port = each.port
+        if listening.missing_address(port, self.there.addresses):
+            yield finding(
+                "address-missing", f"{each.what} listens at {port}, an address that the target has not"
+            )
+            return
+        taken = listening.taken(port, self.taken)
+        if self.same and (taken is not None or not port.last):
+            text = f"{each.what} listens at port {port.number}, which the source has already: both are on one machine"
+            yield finding("port-in-use", text)
+        elif taken is not None:
+            yield finding("port-in-use", f"{each.what} listens at {port}, which is taken at the target")
