@@ -10,9 +10,12 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from datetime import UTC, datetime
 from typing import Any, NoReturn
 
+import typer
+
 from migrator.cli import Exit, deadline
 from migrator.cli import show_service as show
 from migrator.cli.client import Client, Document, NotReachable, Rejected, segment
+from migrator.errors import UsageError
 from migrator.text import clean
 
 #: As a shell says it of a program that Ctrl-C ended.
@@ -319,10 +322,29 @@ def postcopy(client: Client, identifier: str, *, json_output: bool) -> None:
     )
 
 
-def resolve(client: Client, identifier: str, guest_at: str, *, json_output: bool) -> None:
-    """End a held migration."""
-    found = client.post(f"migrations/{segment(identifier)}/resolve", {"guest_at": guest_at})
+def resolve(
+    client: Client, identifier: str, said: Document, *, yes: bool, dry_run: bool, json_output: bool
+) -> int:
+    """Say what a person's word would do to a held migration, ask, and do it."""
+    path = f"migrations/{segment(identifier)}/resolve"
+    answer = client.post(path, said | {"dry_run": True})
+    if dry_run:
+        say(answer, json_output=json_output, lines=lambda: show.resolution_lines(answer))
+        return 0 if answer["accepted"] else 1
+    if not answer["accepted"]:
+        raise Rejected(409, "conflict", answer["refused"], [])
+    if not yes:
+        asking = sys.stdin.isatty() and sys.stderr.isatty()
+        for line in show.resolution_lines(answer):
+            print(line, file=sys.stderr)
+        if asking and not typer.confirm("Do it?", err=True):
+            print("migrator: nothing was done", file=sys.stderr)
+            return 1
+        if not asking and answer["ends_process"]:
+            raise UsageError("it kills a QEMU, and there is no terminal to ask: say --yes")
+    found = client.post(path, said | {"agreed": answer["code"]})
     say(found, json_output=json_output, lines=lambda: show.migration_lines(found))
+    return 0
 
 
 def watch_screen(client: Client, identifier: str | None) -> int:

@@ -286,16 +286,35 @@ def resolve(
             autocompletion=completion.one_of("source", "destination", "lost"),
         ),
     ],
+    yes: Annotated[bool, typer.Option("--yes", "-y", help="Do it without asking.")] = False,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Only say what would be done.")] = False,
+    unreachable_is_off: Annotated[
+        bool,
+        typer.Option(
+            "--unreachable-is-off",
+            help="An end whose host cannot be asked is off, you have seen to that: else the guest may run twice.",
+        ),
+    ] = False,
     server: _Server = None,
     json: _Json = False,
 ) -> None:
-    """End a held migration, once you have looked at both QEMUs. What contradicts them is refused."""
+    """End a held migration, once you have looked at both QEMUs. What contradicts them is refused.
+
+    Says what will be done and asks. Without a terminal it asks nobody: what kills a QEMU then needs --yes.
+    """
     from migrator.cli import remote  # noqa: PLC0415 - quick --help
 
     if guest_at not in ("source", "destination", "lost"):
         raise UsageError(f"--guest-at: {guest_at!r} is none of source, destination, lost")
     remote.run(
-        lambda client: remote.resolve(client, identifier, guest_at, json_output=json),
+        lambda client: remote.resolve(
+            client,
+            identifier,
+            {"guest_at": guest_at, "unreachable_is_off": unreachable_is_off},
+            yes=yes,
+            dry_run=dry_run,
+            json_output=json,
+        ),
         server,
         json_output=json,
     )

@@ -375,6 +375,16 @@ def migration_lines(one: Document) -> list[str]:
     return [clean(line) for line in lines]
 
 
+def resolution_lines(answer: Document) -> list[str]:
+    """What a word on a held migration would come to."""
+    if not answer["accepted"]:
+        return [clean(f"{answer['migration']}: refused: {answer['refused']}")]
+    lines = [f"{answer['migration']}: the guest is at the {answer['guest_at']}; this will be done:"]
+    if answer["guest_at"] == "lost":
+        lines = [f"{answer['migration']}: the guest is lost; this will be done:"]
+    return [clean(line) for line in (*lines, *(f"    {each}" for each in answer["will"]))]
+
+
 def evacuation_lines(one: Document) -> list[str]:
     """All that is to be said of one evacuation."""
     what = "evacuation of" if one["kind"] == "evacuate" else "restore of"

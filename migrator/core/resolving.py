@@ -96,13 +96,13 @@ def _judge(word: Word, intent: Intent, source: View, destination: View, held_cod
     split = in_postcopy(source) or in_postcopy(destination)
     match word:
         case _ if split and any(each.step in _ENDS_ONE for each in steps):
-            why = _why_not(here, there, source, destination, last)
+            why = _why_not(word, here, there, source, destination, last)
         case Word.SOURCE:
             given_time = held_code is None or held_code == _overdue(intent, source, destination).row
             if last.state not in (State.FAILED, State.CANCELLED, State.GUEST_ENDED) and not (
                 last.step is Step.WAIT and here is S.FAILING and there in _GONE_D
             ):
-                why = _why_not(here, there, source, destination, last)
+                why = _why_not(word, here, there, source, destination, last)
             elif not given_time and _completes(intent, source, destination):
                 why = "the destination has all of the guest, and it completes there by itself"
         case Word.DESTINATION:
@@ -112,18 +112,24 @@ def _judge(word: Word, intent: Intent, source: View, destination: View, held_cod
             if last.state not in (State.COMPLETED, State.GUEST_ENDED) and not (
                 goes_on and not undone and not stalled and there not in _GONE_D | {D.FAILED}
             ):
-                why = _why_not(here, there, source, destination, last)
+                why = _why_not(word, here, there, source, destination, last)
         case Word.LOST:
             harmless = all(each.step in (Step.DISMISS, Step.RETIRE) for each in steps)
             if not (harmless and (last.row == "said-lost" or last.state is State.GUEST_ENDED)):
-                why = _why_not(here, there, source, destination, last)
+                why = _why_not(word, here, there, source, destination, last)
     if why:
         return Answer(word=word, accepted=False, code=code, why=why)
     ends = last.state if last.step is Step.END else None
     return Answer(word=word, accepted=True, code=code, why=last.why, steps=steps, state=ends)
 
 
-def _why_not(here: SourceIs, there: DestinationIs, source: View, destination: View, last: Next) -> str:
+def _why_not(
+    word: Word, here: SourceIs, there: DestinationIs, source: View, destination: View, last: Next
+) -> str:
+    if word is Word.SOURCE and here in _GONE_S:
+        return "the source's QEMU does not answer: its process is gone"
+    if word is Word.DESTINATION and there in _GONE_D:
+        return "the destination's QEMU does not answer: its process is gone"
     if in_postcopy(source) or in_postcopy(destination):
         if there is D.RUNS:
             return "the guest runs at the destination, complete, and the source does not come to its end"
@@ -142,10 +148,6 @@ def _why_not(here: SourceIs, there: DestinationIs, source: View, destination: Vi
         return "the guest is at the source"
     if there in (D.RUNS, D.FETCHES):
         return "the guest is at the destination"
-    if here in _GONE_S:
-        return "the source's process is gone"
-    if there in _GONE_D:
-        return "the destination's process is gone"
     return f"both ends show something else: {last.why}"
 
 

@@ -26,6 +26,7 @@ from migrator.engine.documents import (
     HostDocument,
     MigrationDocument,
     PlanDocument,
+    ResolutionDocument,
 )
 from migrator.errors import JournalError, MigratorError
 
@@ -112,6 +113,12 @@ class Resolve(Command):
     verb: ClassVar[str] = "resolve"
     migration: Name
     guest_at: Literal["source", "destination", "lost"]
+    #: Only say what would be done; nothing is.
+    dry_run: bool = False
+    #: The code that such an answer had: what is not the same any more is refused.
+    agreed: Annotated[str, Field(max_length=1024)] = ""
+    #: An end whose host cannot be asked is off: the person has seen to that.
+    unreachable_is_off: bool = False
 
 
 class Plan(Command):
@@ -144,7 +151,9 @@ COMMANDS: Mapping[str, type[Command]] = {
 }
 
 #: What a command's outcome is about.
-Answer = MigrationDocument | EvacuationDocument | HostDocument | PlanDocument | CheckDocument
+Answer = (
+    MigrationDocument | EvacuationDocument | HostDocument | PlanDocument | CheckDocument | ResolutionDocument
+)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -215,7 +224,7 @@ class Reply(BaseModel):
     message: str | None = None
     findings: list[dict[str, Any]] = []
     #: What was begun or found, as its document.
-    subject: Literal["migration", "evacuation", "host", "plan", "check"] | None = None
+    subject: Literal["migration", "evacuation", "host", "plan", "check", "resolution"] | None = None
     subject_id: str | None = None
     body: dict[str, Any] | None = None
 
@@ -430,5 +439,7 @@ def _subject(answer: Answer) -> tuple[str, str]:
             return "host", answer.host
         case PlanDocument():
             return "plan", answer.host
+        case ResolutionDocument():
+            return "resolution", answer.migration
         case CheckDocument():
             return "check", answer.guest

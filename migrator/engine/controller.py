@@ -29,6 +29,7 @@ from migrator.engine.documents import (
     Subject,
 )
 from migrator.engine.evacuation import Evacuation
+from migrator.engine.held import Held
 from migrator.engine.inventory import Inventory
 from migrator.engine.job import Job
 from migrator.engine.job_means import Means
@@ -85,6 +86,7 @@ class Engine:
         self.leftovers = Leftovers(
             abandon=means.site.abandon, up=self._is_up, under_way=self._is_under_way, keep=keeper.later
         )
+        self.held = Held(self)
         #: Records of steps that nobody can make anything of, each in one line for a person.
         self.left_records: list[str] = []
         self._log = logs.logger()
@@ -257,6 +259,10 @@ class Engine:
     def driving(self) -> list[asyncio.Task[None]]:
         """The tasks that drive migrations now."""
         return list(self._tasks.values())
+
+    def task(self, job: Job) -> asyncio.Task[None] | None:
+        """The one that drives it, or does something else with it, now."""
+        return self._tasks.get(job.id)
 
     def busy(self, job: Job) -> bool:
         """Something drives it now."""

@@ -112,6 +112,24 @@ class MigrationDocument(Document):
     held_code: str | None = None
 
 
+class ResolutionDocument(Document):
+    """What a person's word on a held migration comes to; nothing was done."""
+
+    migration: str
+    guest_at: str
+    accepted: bool
+    #: Of this course of action; given back as ``agreed``, it is done only if it still is the same.
+    code: str
+    #: A QEMU is killed for it.
+    ends_process: bool = False
+    #: What will be done, in this order, and how it ends.
+    will: list[str] = Field(default_factory=list)
+    #: Why it is refused, and what to do instead; empty where it is not.
+    refused: str = ""
+    #: What would be accepted instead.
+    instead: list[str] = Field(default_factory=list)
+
+
 class SampleDocument(Document):
     """The figures of one migration at one moment."""
 

@@ -367,15 +367,34 @@ class Job:
             self._means.records.release(self._record)
             self._record = None
             return
-        self._source, self._destination = ends
+        await self.go_on(self._record, facts, intent, *ends, anew=True)
+
+    async def go_on(
+        self,
+        record: Record,
+        facts: Mapping[str, Any],
+        intent: Intent,
+        source: Qemu,
+        destination: Qemu,
+        *,
+        anew: bool = False,
+    ) -> None:
+        """Drive it with these, which it lets go in the end: until it has ended, is held, or is parked.
+
+        :param facts: what the record began with.
+        :param intent: the last it noted.
+        :param anew: see :meth:`migrator.engine.migration.Migration.take_up`.
+        """
+        self._record, self._source, self._destination = record, source, destination
+        self.recorded, self.unreachable = True, False
         self.started_at = self.started_at or self.created_at
         before = self.result
-        self._migration = self._make(self._source, self._destination, self._record, "")
+        self._migration = self._make(source, destination, record, "")
         self.result.decisions[:0], self.result.findings[:0] = before.decisions, before.findings
         if self._parked:
             self._migration.park()
         self.result = await self._migration.take_up(
-            facts, intent, began_ago_seconds=self._began_ago(), anew=True
+            facts, intent, began_ago_seconds=self._began_ago(), anew=anew
         )
         await self._close()
 

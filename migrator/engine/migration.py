@@ -25,7 +25,7 @@ from migrator.core.model import (
 )
 from migrator.core.policy import Policy, Postcopy
 from migrator.core.progress import Progress
-from migrator.core.situation import Intent, Milestone, SourceIs, source_is
+from migrator.core.situation import Intent, Milestone, SourceIs, Word, source_is
 from migrator.engine import clock
 from migrator.engine.ledger import Ledger
 from migrator.engine.observer import Observer, interval, wanted_to_run
@@ -255,11 +255,21 @@ class Migration:
         if intent.postcopy:
             self.result.mode = Mode.POSTCOPY  # its event may have gone to another controller
             self._steering.settle()
+        if intent.said is not None:
+            return await self._as_said(intent.said)
         at = intent.milestone.name.lower().replace("_", "-")
         self._ledger.decide("take-up", f"a migration of this pair was left unfinished at {at}: taking it up")
         if anew and intent.undo is None and await self._never_sent(facts):
             reason = "nothing was sent before its controller went: it begins anew"
             self._ledger.undo(State.CANCELLED, reason, by_choice=True, postponed=True)
+        return await self._drive()
+
+    async def _as_said(self, word: Word) -> Result:
+        """A person said where the guest is, and that is on record: it is done, or held again."""
+        says = "the guest is lost" if word is Word.LOST else f"the guest is at the {word}"
+        if word is Word.SOURCE:
+            self._ledger.undo_reason = f"a person said: {says}"
+        self._ledger.decide("resolve", f"a person said: {says}")
         return await self._drive()
 
     @property
@@ -493,6 +503,8 @@ class Migration:
             result.error = self._explain(answer)
         if result.state is State.HELD:
             result.held_code = answer.row
+            if self._ledger.intent.said is not None:
+                self._ledger.note(said=None, said_off=False)  # it was said of what was there then
             self._ledger.decide("held", answer.why)
         else:
             await self._release()

@@ -1,109 +1,296 @@
-"""Ends a held migration as a person says, after a look at both ends that must not contradict them."""
+"""Ends a held migration as a person says: what :mod:`migrator.core.resolving` makes of the word, and nothing else.
+
+The answer comes before anything is done. What is done is the lifecycle table's, with the word on record: a controller
+that dies on the way is followed by one that knows it. Whatever both ends show then is looked at again before each step.
+"""
 
 from __future__ import annotations
 
-from typing import Literal
+from collections.abc import AsyncIterator, Callable, Mapping
+from contextlib import asynccontextmanager
+from dataclasses import asdict, dataclass, replace
+from typing import TYPE_CHECKING, Any
 
-from migrator.core.model import RUNNING_STATES, Process, RunState, State, View
-from migrator.engine.job import Job
-from migrator.errors import HostError, MigratorError, QemuError
-from migrator.ports import Qemu
+from migrator.core import resolving as core
+from migrator.core.lifecycle import Step
+from migrator.core.model import Process, State, View
+from migrator.core.resolving import Act, Answer
+from migrator.core.situation import Intent, Word
+from migrator.engine.documents import ResolutionDocument
+from migrator.errors import HostError, MigratorError, QemuError, RecordError
+from migrator.ports import Qemu, Record
 
-_Where = Literal["source", "destination", "lost"]
+if TYPE_CHECKING:
+    from migrator.engine.job import Job
+
+_LOOK_SECONDS = 2.0
+_NOWHERE = View(process=Process.UNKNOWN)
 
 
 class Contradiction(MigratorError):
-    """What both ends show is not what was said; nothing was changed."""
+    """What both ends show is not what was said, or has changed since it was answered; nothing was changed."""
 
 
-async def resolve(job: Job, guest_at: _Where) -> None:
-    """Look at both ends, and end it.
+@dataclass(frozen=True, kw_only=True)
+class Said:
+    """What a person says of one held migration."""
 
-    ``source``: the destination is fenced first, and the guest runs on as it was. ``destination``: the guest runs on
-    there, and the source is ended. ``lost``: neither holds the guest any more.
+    word: Word
+    #: An end whose host cannot be asked is off: the person has seen to that.
+    off: bool = False
+    #: Of the answer that the person agreed to; empty where none was asked for.
+    agreed: str = ""
 
-    :raise MigratorError: an end contradicts it, or cannot be asked where that is needed; nothing was changed, but for
-        a destination that may have been fenced.
+
+@dataclass(kw_only=True)
+class Held:
+    """A held migration, its record claimed and both ends looked at."""
+
+    job: Job
+    source: Qemu | None
+    destination: Qemu | None
+    here: View
+    there: View
+    intent: Intent
+    record: Record | None
+    #: As the record has them; empty without one.
+    facts: Mapping[str, Any]
+    #: Why an end could not even be opened.
+    errors: list[str]
+    #: The job has ends and record now.
+    driven: bool = False
+
+    @property
+    def held_code(self) -> str | None:
+        """The row that holds it; ``None`` where nothing tells what was meant."""
+        return self.job.result.held_code if self.record is not None else None
+
+    def weigh(self, said: Said) -> Answer:
+        """What the word comes to."""
+        intent = replace(self.intent, said_off=said.off)
+        return core.consider(said.word, intent, self.here, self.there, held_code=self.held_code)
+
+
+@asynccontextmanager
+async def looked_at(job: Job) -> AsyncIterator[Held]:
+    """Both ends of a held migration, seen afresh, and its record: all of it let go in the end, unless it is driven.
+
+    :raise RecordError: a living controller holds the record.
     """
     await job.let_go()  # where the controller itself failed
-    ends: dict[str, Qemu] = {}
+    record: Record | None = None
+    facts: Mapping[str, Any] = {}
+    intent: Intent | None = None
     try:
+        left = job.means.records.take_up(job.id)
+    except RecordError:
+        if job.result.held_code is None or not job.result.held_code.startswith("record-"):
+            raise
+        left = None  # damaged: that is why it is held
+    if left is not None:
+        record, facts, intent = left
+    ends: dict[str, Qemu] = {}
+    errors = []
+    held: Held | None = None
+    try:
+        views = {"source": _NOWHERE, "destination": _NOWHERE}
         for side, place in job.places.items():
+            identity = facts.get(side, {}).get("identity") or place.identity or None
             try:
                 ends[side] = await job.means.site.open(
-                    place.host, place.socket, role=side, identity=place.identity
+                    place.host, place.socket, role=side, identity=identity, absent=True
                 )
-            except (HostError, QemuError):
-                continue  # how much that matters is said below
-        source, destination = ends.get("source"), ends.get("destination")
-        views = {side: await end.observe(timeout=2.0) for side, end in ends.items()}
-        here, there = views.get("source"), views.get("destination")
-        match guest_at:
-            case "source":
-                await _at_source(source, here, destination, there)
-                outcome, error = State.FAILED, "a person said: the guest is at the source"
-            case "destination":
-                await _at_destination(source, here, destination, there)
-                outcome, error = State.COMPLETED, ""
-            case _:
-                _lost(here, there)
-                outcome, error = State.FAILED, "a person said: the guest is lost"
+            except (HostError, QemuError) as error:
+                errors.append(str(error))
+                continue
+            views[side] = await ends[side].observe(timeout=_LOOK_SECONDS)
+        here, there = views["source"], views["destination"]
+        held = Held(
+            job=job,
+            source=ends.get("source"),
+            destination=ends.get("destination"),
+            here=here,
+            there=there,
+            intent=intent or core.unrecorded(here, there),
+            record=record,
+            facts=facts,
+            errors=errors,
+        )
+        yield held
     finally:
-        for end in ends.values():
-            await end.close()
-    await job.means.records.put_away(job.id, {"state": outcome, "resolved": guest_at})
-    job.resolved(outcome, error or None)
+        if held is None or not held.driven:
+            for end in ends.values():
+                await end.close()
+            if record is not None:
+                job.means.records.release(record)
 
 
-def _runs(view: View | None) -> bool:
-    return view is not None and view.answers and view.run in RUNNING_STATES
+def document(job: Job, said: Said, answer: Answer, *, errors: list[str]) -> ResolutionDocument:
+    """What is said to the person."""
+    return ResolutionDocument(
+        migration=job.id,
+        guest_at=said.word.value,
+        accepted=answer.accepted,
+        code=answer.code,
+        ends_process=any(each.step in (Step.FENCE_SOURCE, Step.FENCE_DESTINATION) for each in answer.steps),
+        will=_will(job, said, answer) if answer.accepted else [],
+        refused="" if answer.accepted else refusal(job, answer, errors),
+        instead=[word.value for word in answer.instead],
+    )
 
 
-def _dead(view: View | None) -> bool:
-    return view is not None and view.process is Process.DEAD
+_DOES: Mapping[Step, str] = {
+    Step.FENCE_DESTINATION: "kill the destination's QEMU{at_destination} and see it dead",
+    Step.FENCE_SOURCE: "kill the source's QEMU{at_source} and see it dead",
+    Step.HAND_OVER: "let the guest run at the destination{at_destination}",
+    Step.RETIRE: "end the source's QEMU{at_source}, which the guest has left",
+    Step.CANCEL: "cancel the migration at the source{at_source}: the guest goes on there",
+    Step.REVIVE: "let the guest go on at the source{at_source}, from the moment at which it was stopped for the switch",
+    Step.RESUME: "let the guest go on at the source{at_source}",
+    Step.RESTORE: "put the source{at_source} back as it was",
+    Step.DISMISS: "end the destination's QEMU{at_destination}, which holds nothing",
+}
+_ENDS: Mapping[State, str] = {
+    State.COMPLETED: "it ends completed, the guest at the destination{at_destination}",
+    State.FAILED: "it ends failed, the guest at the source{at_source}",
+    State.CANCELLED: "it ends cancelled, the guest at the source{at_source}",
+    State.GUEST_ENDED: "it ends guest-ended: the guest ended by itself",
+}
+_GOES_ON = (
+    "it is driven on, and ends by itself as soon as both ends let it; nothing is ended before, and if nothing changes "
+    "it is held again"
+)
 
 
-async def _at_source(
-    source: Qemu | None, here: View | None, destination: Qemu | None, there: View | None
-) -> None:
-    if _runs(there):
-        raise Contradiction("the guest runs at the destination: resolve it with --guest-at destination")
-    if source is None or here is None or _dead(here) or not here.answers:
-        raise Contradiction("the source's QEMU does not answer: the guest cannot be there")
-    if not _dead(there) and (destination is None or not await destination.fence()):
-        raise Contradiction(
-            "the destination's QEMU cannot be proven dead: end its process on its host first, then ask again"
+def _will(job: Job, said: Said, answer: Answer) -> list[str]:
+    where = _where(job)
+    lines = [_DOES[each.step].format(**where) for each in answer.steps]
+    if any(each.step is Step.REVIVE for each in answer.steps):
+        lines.append(
+            "what the guest may have written to its disks elsewhere since then stays: look at them first"
         )
-    if here.run is RunState.FINISH_MIGRATE:
-        raise Contradiction(
-            "the source's QEMU is stuck in finish-migrate and cannot run the guest any more: it is lost there"
+    if said.off:
+        lines.append("a host that cannot be asked is taken to be off: a guest that runs there will run twice")
+    if answer.state is None:
+        return [*lines, _GOES_ON]
+    if said.word is Word.LOST and answer.state is State.FAILED:
+        return [*lines, "it ends failed, the guest lost: start it from its disks"]
+    return [*lines, _ENDS[answer.state].format(**where)]
+
+
+def _where(job: Job) -> dict[str, str]:
+    found = {}
+    for side in ("source", "destination"):
+        place = job.places.get(side)
+        pid = place.identity.get("pid") if place is not None else None
+        host = (
+            place.host if place is not None else {"source": job.guest.host, "destination": job.target}[side]
         )
-    if here.run not in RUNNING_STATES:
-        await source.cont()
-        await source.announce()
+        found[f"at_{side}"] = f" on {host}" + (f" (pid {pid})" if pid else "")
+    return found
 
 
-async def _at_destination(
-    source: Qemu | None, here: View | None, destination: Qemu | None, there: View | None
-) -> None:
-    if _runs(here):
-        raise Contradiction("the guest runs at the source: resolve it with --guest-at source")
-    if destination is None or there is None or _dead(there) or not there.answers:
-        raise Contradiction("the destination's QEMU does not answer: the guest cannot be there")
-    if there.run is RunState.INMIGRATE:
-        raise Contradiction("the destination still waits for the guest (inmigrate): it has not arrived")
-    if not _runs(there):
-        if not _dead(here) and (source is None or not await source.fence()):
+_ADVICE: Mapping[Act, str] = {
+    Act.REACH_SOURCE: "see to it that the source's QEMU{at_source} answers (wake it, free its monitor, mend the way to "
+    "its host; a host that is off for good: add --unreachable-is-off)",
+    Act.REACH_DESTINATION: "see to it that the destination's QEMU{at_destination} answers (wake it, free its monitor, "
+    "mend the way to its host; a host that is off for good: add --unreachable-is-off)",
+    Act.MEND: "mend the way between both hosts, or the stream (docs/operations.md): it then goes on by itself",
+    Act.END_SOURCE: "end the source's process{at_source} yourself, once you are certain that nobody needs it",
+    Act.END_DESTINATION: "end the destination's process{at_destination} yourself, once you are certain that nobody "
+    "needs it",
+}
+
+
+def refusal(job: Job, answer: Answer, errors: list[str]) -> str:
+    """One line: why, and what would be taken."""
+    advice = [f"--guest-at {word}" for word in answer.instead]
+    text = "; ".join([answer.why, *errors])
+    if advice:
+        return f"{text}: resolve it with {' or '.join(advice)}"
+    return f"{text}: {', or '.join(_ADVICE[act].format(**_where(job)) for act in answer.acts)}"
+
+
+def awaited(intent: Intent, source: View, destination: View, code: str) -> str:
+    """What ends a held migration, in a few words."""
+    words = [
+        f"--guest-at {word}"
+        for word in Word
+        if core.consider(word, intent, source, destination, held_code=code).accepted
+    ]
+    first = core.consider(Word.LOST, intent, source, destination, held_code=code)
+    texts = [_AWAITED[act] for act in first.acts if act not in (Act.END_SOURCE, Act.END_DESTINATION)]
+    if words:
+        texts.append(f"your word ({' or '.join(words)})")
+    return ", or ".join(texts or ["the end of the process that is left"])
+
+
+_AWAITED: Mapping[Act, str] = {
+    Act.REACH_SOURCE: "the source's QEMU to answer",
+    Act.REACH_DESTINATION: "the destination's QEMU to answer",
+    Act.MEND: "the stream between both hosts to go on",
+}
+
+
+async def weigh(job: Job, said: Said) -> ResolutionDocument:
+    """What would be done; nothing is.
+
+    :raise MigratorError: it cannot be told.
+    """
+    async with looked_at(job) as held:
+        return document(job, said, held.weigh(said), errors=held.errors)
+
+
+async def resolve(job: Job, said: Said, *, agreed: Callable[[], None]) -> None:
+    """Look at both ends, and do what was said, to its end or until it is held again.
+
+    :param agreed: called once the word is taken and on record.
+    :raise Contradiction: it is refused, or no longer what was agreed to; nothing was changed.
+    :raise MigratorError: the record cannot be had; nothing was changed.
+    """
+    async with looked_at(job) as held:
+        answer = held.weigh(said)
+        if not answer.accepted:
+            raise Contradiction(refusal(job, answer, held.errors))
+        if said.agreed and said.agreed != answer.code:
+            will = "; ".join(_will(job, said, answer))
             raise Contradiction(
-                "the source's QEMU cannot be proven dead: end its process on its host first, then ask again"
+                f"both ends have changed since it was answered, and now this would be done: {will}"
             )
-        await destination.cont()
-        await destination.announce()
-    elif source is not None and here is not None and here.answers and here.run is RunState.POSTMIGRATE:
-        await source.quit()
+        source, destination = held.source, held.destination
+        if source is None or destination is None:
+            raise Contradiction("; ".join(held.errors) or "where its destination is, nobody knows")
+        intent = replace(core.spoken(held.intent, said.word), said_off=said.off)
+        record, facts = held.record, held.facts
+        if record is None:
+            record, facts = await _begin(job, source, destination, intent)
+        record.note(intent)
+        held.driven = True  # from here on the job has all of it
+        agreed()
+        await job.go_on(record, facts, intent, source, destination)
 
 
-def _lost(here: View | None, there: View | None) -> None:
-    for view, side in ((here, "source"), (there, "destination")):
-        if _runs(view):
-            raise Contradiction(f"the guest runs at the {side}: resolve it with --guest-at {side}")
+async def _begin(
+    job: Job, source: Qemu, destination: Qemu, intent: Intent
+) -> tuple[Record, Mapping[str, Any]]:
+    """A record of what a person said, where there was none."""
+    settings: Mapping[str, Any] = {"capabilities": {}, "parameters": {}}
+    try:
+        now = await source.settings()
+        settings = {"capabilities": dict(now.capabilities), "parameters": dict(now.parameters)}
+    except QemuError:
+        pass  # then there is nothing to put back
+    facts = {
+        "source": {"address": source.address_text, "identity": dict(source.identity)},
+        "destination": {"address": destination.address_text, "identity": dict(destination.identity)},
+        "uuid": job.guest.uuid,
+        "guest": job.guest.name,
+        "policy": asdict(job.policy),
+        "settings": settings,
+        "abilities": {"postcopy": intent.postcopy, "throttle": False},
+    }
+    # One that cannot be read is kept, out of the way.
+    await job.means.records.put_away(job.id, {"by": "resolve"})
+    record = job.means.records.create(job.id)
+    await record.begin(facts, intent)
+    return record, facts

@@ -13,7 +13,8 @@ from migrator.core.inventory import Guest, Host, HostState
 from migrator.core.model import Finding, State
 from migrator.core.placement import NoHost, place
 from migrator.core.policy import Policy
-from migrator.engine import judging, resolving
+from migrator.core.situation import Word
+from migrator.engine import judging
 from migrator.engine.commands import (
     Activate,
     Answer,
@@ -39,9 +40,12 @@ from migrator.engine.documents import (
     HostDocument,
     MigrationDocument,
     PlanDocument,
+    ResolutionDocument,
 )
 from migrator.engine.evacuation import Entry, Evacuation
+from migrator.engine.held import NotHeld
 from migrator.engine.job import Job
+from migrator.engine.resolving import Said
 from migrator.engine.views import evacuation_document, migration_document, one_guest
 from migrator.errors import JournalError, MigratorError, UsageError
 
@@ -248,15 +252,19 @@ class Verbs:
             )
         return job.document()
 
-    async def _resolve(self, command: Resolve) -> MigrationDocument:
+    async def _resolve(self, command: Resolve) -> MigrationDocument | ResolutionDocument:
         job = self._job(command.migration)
-        if job.state is not State.HELD or self._engine.busy(job):
-            raise Refusal("not-now", f"migration {job.id} is {job.state}, not held")
+        if job.state is not State.HELD:
+            raise Refusal("not-now", f"migration {job.id} is {job.state}: only a held one takes a word")
+        said = Said(word=Word(command.guest_at), off=command.unreachable_is_off, agreed=command.agreed)
         try:
-            await resolving.resolve(job, command.guest_at)
+            if command.dry_run:
+                return await self._engine.held.weigh(job, said)
+            await self._engine.held.resolve(job, said)
+        except NotHeld as error:
+            raise Refusal("not-now", str(error)) from error
         except MigratorError as error:
             raise Refusal("conflict", str(error)) from error
-        self._engine.after(job)
         return job.document()
 
     def _not_under_way(self, guest: Guest) -> None:

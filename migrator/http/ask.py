@@ -26,6 +26,7 @@ from migrator.engine.documents import (
     HostDocument,
     MigrationDocument,
     PlanDocument,
+    ResolutionDocument,
 )
 from migrator.http import look
 from migrator.http.parts import Asks, parts
@@ -113,11 +114,16 @@ async def postcopy(request: Request, id: look.Identifier, caller: Asks) -> Respo
     "/migrations/{id}/resolve",
     status_code=202,
     response_model=MigrationDocument,
+    responses={200: {"model": ResolutionDocument, "description": "With `dry_run`: what would be done"}},
     tags=["migrations"],
     openapi_extra=_takes("resolve", "migration"),
 )
 async def resolve(request: Request, id: look.Identifier, caller: Asks) -> Response:  # noqa: A002
-    """End a held migration: a person has looked and says where the guest is."""
+    """End a held migration: a person has looked and says where the guest is.
+
+    Ask with `dry_run` first: the answer says what will be done. Its `code`, given back as `agreed`, has it done only if
+    it still is the same.
+    """
     return await _ask(request, caller, "resolve", {"migration": id})
 
 
