@@ -185,6 +185,21 @@ class Value:
             if name in (key, f"no{key}"):
                 del self._parts[n]
 
+    def remove(self, *keys: str) -> None:
+        """Leave out keys, and whatever is nested in them."""
+
+        def goes(name: str) -> bool:
+            return any(name in (key, f"no{key}") or name.startswith(f"{key}.") for key in keys)
+
+        if self._json is not None:
+            for key in keys:
+                holder, _, last = key.rpartition(".")
+                inner = self._inner(holder) if holder else self._json
+                if isinstance(inner, dict):
+                    inner.pop(last, None)
+        else:
+            self._parts = [part for part in self._parts if not goes(part[0] or self._first)]
+
     def _inner(self, path: str) -> Any:
         inner: Any = self._json
         for key in path.split("."):

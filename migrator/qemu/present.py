@@ -1,0 +1,194 @@
+"""A command line brought up to date: it says what the guest has now, not what it was started with. Pure.
+
+What is gone is left out, and what is left keeps its place; a drive that is empty starts empty; a disk that has become
+another image starts with that; what stands behind a card or a port is what stands there now. What was plugged in since
+is not in it: that is given to the new QEMU over QMP (:mod:`migrator.qemu.devices`).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+from migrator.core.findings import finding
+from migrator.core.model import Finding
+from migrator.core.options import FIRST, Value
+from migrator.errors import Refused
+from migrator.qemu import present_disks
+from migrator.qemu.backends import chardev_words, netdev_words
+from migrator.qemu.drive_ids import drives
+from migrator.qemu.live import Live
+
+Options = list[tuple[str, str | None]]
+#: Of the places of a device, those that are numbers.
+_NUMBERS = frozenset({"nr", "scsi-id", "lun", "channel", "unit"})
+
+
+@dataclass(frozen=True, kw_only=True)
+class Present:
+    """What a guest's command line would be, had it been started as it is now."""
+
+    options: Options
+    #: What cannot be had again as it is now.
+    findings: tuple[Finding, ...] = ()
+
+
+def value_of(name: str, text: str | None) -> Value:
+    """The argument of an option, taken apart."""
+    return Value(text or "", first=FIRST.get(name, ""))
+
+
+def present(options: Sequence[tuple[str, str | None]], *, machine: str, live: Live) -> Present:
+    """Bring it up to date.
+
+    :param machine: its type with the alias resolved.
+    """
+    work = _Work(options, machine, live)
+    return Present(options=work.options(), findings=tuple(work.findings))
+
+
+def has_lost(options: Sequence[tuple[str, str | None]], *, machine: str, live: Live) -> bool:
+    """Whether something that the command line names is not there any more, so that the places of the rest matter."""
+    return bool(_Work(options, machine, live).gone)
+
+
+class _Work:
+    def __init__(self, options: Sequence[tuple[str, str | None]], machine: str, live: Live) -> None:
+        self._source, self._live = list(options), live
+        self._drives = {drive.option: drive for drive in drives(self._source, machine)}
+        #: Of each device, by its option: its id, or ``#`` and its number among those that have none.
+        self._devices = dict(_devices(self._source))
+        self.findings: list[Finding] = []
+        #: Numbers of the options of which nothing is left.
+        self.gone = {number for number in range(len(self._source)) if self._is_gone(number)}
+
+    def _is_gone(self, number: int) -> bool:
+        name, text = self._source[number]
+        if number in self._drives:
+            return self._live.drives is not None and not self._has_drive(number)
+        value = value_of(name, text)
+        if name == "device" and self._devices[number].startswith("#"):
+            return not self._live.has_nameless(int(self._devices[number][1:]), value.get("driver"))
+        return not self._live.has(name, value)
+
+    def _has_drive(self, number: int) -> bool:
+        drive = self._drives[number]
+        return self._live.drive(drive.id) is not None or (
+            # Where QEMU was seen to number them otherwise than we do, nothing is said of those that have no id.
+            not drive.value.get("id") and not self._numbers_are_known
+        )
+
+    @property
+    def _numbers_are_known(self) -> bool:
+        own = [drive for drive in self._drives.values() if not drive.value.get("id")]
+        return any(self._live.drive(drive.id) is not None for drive in own)
+
+    def options(self) -> Options:
+        disks = present_disks.Disks(self._source, self._live, self._drives, self._devices, self.gone)
+        changed: list[tuple[int, tuple[str, str | None]]] = []
+        serial = 0
+        for number, (name, text) in enumerate(self._source):
+            label = f"serial{serial}"
+            serial += name == "serial"
+            if number in self.gone or number in disks.left_over:
+                continue
+            option = (name, text)
+            if number in self._drives:
+                option = disks.drive(number)
+            elif name == "device":
+                option = (name, self._device(number, disks))
+            elif name == "blockdev":
+                option = (name, disks.node(number))
+            elif name in ("netdev", "chardev"):
+                option = (name, self._backend(name, text or ""))
+            elif name == "serial":
+                option = self._serial(label, text or "")
+            changed.append((number, option))
+        self.findings += disks.findings
+        return disks.in_order(changed)
+
+    def _device(self, number: int, disks: present_disks.Disks) -> str:
+        name, text = self._source[number]
+        value = value_of(name, text)
+        device, before = self._devices[number], str(value)
+        keys = value.keys
+        for key, where in self._live.places.get(device, {}).items():
+            if key not in keys:
+                value.set(key, where, number=key in _NUMBERS)
+        disks.device(device, value)
+        if (
+            value.get("netdev")
+            and self._live.netdevs is not None
+            and value.get("netdev") not in self._live.netdevs
+        ):
+            self._lost(device, f"its network {value.get('netdev')}")
+        return (text or "") if str(value) == before else str(value)
+
+    def _lost(self, device: str, what: str) -> None:
+        self.findings.append(
+            finding("backend-lost", f"device {device} is still there, but {what} was taken from it")
+        )
+
+    def _backend(self, name: str, text: str) -> str:
+        value, live = value_of(name, text), self._live
+        identity = value.get("id")
+        try:
+            if name == "netdev":
+                return netdev_words(value, (live.netdevs or {}).get(identity)) or text
+            return chardev_words(value, (live.chardevs or {}).get(identity)) or text
+        except Refused as refused:
+            self.findings.append(finding("backend-unreadable", str(refused)))
+            return text
+
+    def _serial(self, label: str, text: str) -> tuple[str, str | None]:
+        shown = (self._live.chardevs or {}).get(label)
+        if shown is None or text.startswith(("chardev:", "mon:")) or text in ("none", "null"):
+            return "serial", text
+        kind, _, rest = text.partition(":")
+        backend = {"unix": "socket", "tcp": "socket", "telnet": "socket", "websocket": "socket"}.get(
+            kind, kind
+        )
+        value = Value(f"{backend},id={label}", first="backend")
+        if kind == "unix":
+            value.set("path", Value(rest, first="path").get("path"))
+        try:
+            words = chardev_words(value, shown)
+        except Refused as refused:
+            self.findings.append(finding("backend-unreadable", str(refused)))
+            return "serial", text
+        return "serial", _short(words) if words else text
+
+
+def _short(words: str) -> str:
+    """A character device as ``-serial`` has it."""
+    value = Value(words, first="backend")
+    if value.get("backend") != "socket":
+        return value.get("backend")
+    where = (
+        f"unix:{value.get('path')}" if value.get("path") else f"tcp:{value.get('host')}:{value.get('port')}"
+    )
+    return f"{where},server=on,wait=off" if value.is_on("server") else where
+
+
+def _devices(options: Sequence[tuple[str, str | None]]) -> Iterator[tuple[int, str]]:
+    """Number of each option for a device, and what it goes by.
+
+    QEMU makes those in JSON after all others, and those of ``-drive if=virtio`` between them.
+    """
+    plain, late = [], []
+    virtio = 0
+    for number, (name, text) in enumerate(options):
+        if name == "device":
+            (late if (text or "").startswith("{") else plain).append(number)
+        elif name == "virtfs":
+            plain.append(number)
+        elif name == "drive" and value_of(name, text).get("if") == "virtio":
+            virtio += 1
+    count = 0
+    for number in [*plain, -1, *late]:
+        if number < 0:
+            count += virtio
+            continue
+        identity = value_of(*options[number]).get("id") if options[number][0] == "device" else ""
+        yield number, identity or f"#{count}"
+        count += not identity
