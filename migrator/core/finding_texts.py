@@ -97,6 +97,16 @@ SOURCE: Texts = {
 
 #: What keeps the source's command line from being used again as it is.
 COMMAND: Texts = {
+    "backend-lost": (
+        "error",
+        "what stood behind a device was taken from it while the guest ran (drive_del); none can be started without",
+        "unplug that device (device_del), or start the guest anew",
+    ),
+    "backend-unreadable": (
+        "error",
+        "what stands behind a device was changed while the guest ran, and QEMU does not show enough of it",
+        "unplug its device, or start the destination by a template",
+    ),
     "config-file": (
         "warning",
         "QEMU reads a part of its configuration from a file, which must be the same at the target",
@@ -240,6 +250,11 @@ PAIR: Texts = {
         "error",
         "the destination has no medium in a disk of the guest",
         "give the destination the source's -drive or -blockdev arguments",
+    ),
+    "medium-extra": (
+        "error",
+        "a drive has a medium at the destination and none at the source, which QEMU accepts without a word",
+        "start the destination with that drive empty, or eject the medium there",
     ),
     "disk-size": (
         "error",

@@ -216,6 +216,11 @@ HOSTS: Texts = {
         "the guest's network is QEMU's own (user mode): its connections and forwarded ports are lost",
         "use a tap on a bridge for a guest whose connections matter",
     ),
+    "user-networks": (
+        "error",
+        "of several networks of QEMU's own, QEMU before 8.2 takes in only the first from a later one",
+        "use a target with QEMU 8.2 or later, or unplug all of them but one",
+    ),
     "socket-network": (
         "warning",
         "the guest's network is a socket to another program, which has to be reachable in the same way at the target",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator
 
 from migrator.core.command_line import CommandLine, Option
@@ -11,6 +12,8 @@ from migrator.core.model import Finding
 
 #: What QEMU runs where none is named.
 _IFUP = "/etc/qemu-ifup"
+#: From this version on, networks of QEMU's own stand in the stream by a number.
+NUMBERS_NETWORKS_SINCE = (8, 2)
 _ON = ("on", "yes", "true")
 _SOCKETS = frozenset({"socket", "stream", "dgram", "l2tpv3", "vde", "passt"})
 
@@ -23,6 +26,7 @@ def to_read(command: CommandLine) -> list[str]:
 
 def check(case: Case) -> Iterator[Finding]:
     """Findings about everything that the guest's network cards hang on."""
+    yield from _numbered(case)
     for option in case.command.network():
         kind, name = option["type"], option["id"] or option["type"]
         if option["fd"] or option["fds"] or option["vhostfd"] or option["vhostfds"]:
@@ -41,6 +45,20 @@ def check(case: Case) -> Iterator[Finding]:
             yield finding(
                 "file-missing", f"{option['vhostdev']} of network {name} does not exist at {case.target}"
             )
+
+
+def _numbered(case: Case) -> Iterator[Finding]:
+    own = [option for option in case.command.network() if option["type"] == "user"]
+    mine, theirs = (
+        tuple(int(part) for part in re.findall(r"\d+", text)[:2])
+        for text in (case.source.version, case.seen_there.offer.version)
+    )
+    if len(own) > 1 and theirs and theirs < NUMBERS_NETWORKS_SINCE <= mine:
+        version = case.seen_there.offer.version
+        yield finding(
+            "user-networks",
+            f"of {len(own)} networks of QEMU's own, QEMU {version} at {case.target} takes in only the first",
+        )
 
 
 def _programs(option: Option) -> list[str]:

@@ -119,7 +119,7 @@ class Value:
             return _as_text(self._inner(key))
         found = ""
         for name, value in self._parts:
-            if name == key or (not name and key == self._first):
+            if self._key(name, value) == key:
                 found = "on" if value is None else value
             elif value is None and name == f"no{key}":
                 found = "off"
@@ -142,7 +142,7 @@ class Value:
         """Every key that is set, nested ones with dots."""
         if self._json is not None:
             return frozenset(_keys(self._json))
-        return frozenset(name or self._first for name, _ in self._parts)
+        return frozenset(self._key(*part) for part in self._parts) - {""}
 
     def flat(self) -> dict[str, str]:
         """Every key with its last value as :meth:`get` tells it, nested ones with dots, entries of lists by number."""
@@ -152,8 +152,8 @@ class Value:
         for name, value in self._parts:
             if name and value is not None:
                 parts[name] = value
-            elif not name and self._first:
-                parts[self._first] = value or ""
+            elif self._first and value is not None:
+                parts[self._first] = value
             else:
                 word = name or value or ""
                 is_off = word.startswith("no") and len(word) > 2
@@ -174,7 +174,7 @@ class Value:
                 is_switch = (old is None or isinstance(old, bool)) and value in on
                 holder[last] = int(value) if number else on[value] if is_switch else value
             return
-        names = [name or self._first for name, _ in self._parts]
+        names = [self._key(*part) for part in self._parts]
         at = next((n for n, name in enumerate(names) if name in (key, f"no{key}")), None)
         if at is None:
             self._parts.append((key, value))
@@ -198,7 +198,11 @@ class Value:
                 if isinstance(inner, dict):
                     inner.pop(last, None)
         else:
-            self._parts = [part for part in self._parts if not goes(part[0] or self._first)]
+            self._parts = [part for part in self._parts if not goes(self._key(*part))]
+
+    def _key(self, name: str, value: str | None) -> str:
+        """Of one part; nothing for what stands after a comma at the end."""
+        return name if name or value is None else self._first
 
     def _inner(self, path: str) -> Any:
         inner: Any = self._json

@@ -298,6 +298,14 @@ def _disks(source: Facts, destination: Facts) -> Iterator[Finding]:
             )
         yield from _same_file(disk, other)
 
+    here = {disk.device for disk in source.disks}
+    for disk in destination.disks:
+        if disk.device not in here:
+            yield finding(
+                "medium-extra",
+                f"the destination has {disk.file} in {disk.device}, which is empty or not there at the source",
+            )
+
 
 def _access(disk: Disk) -> str:
     return "read-only" if disk.read_only else "writable"

@@ -6,13 +6,15 @@ show is either of no consequence for the guest, or refused in plain words.
 
 from __future__ import annotations
 
+import ipaddress
 import json
 import re
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 from urllib.parse import parse_qs, unquote, urlsplit
 
+from migrator.core.options import Value, escape
 from migrator.errors import Refused
 
 #: A QMP command with its arguments.
@@ -31,18 +33,29 @@ class Netdev:
     kind: str
     detail: str
     queues: int = 1
+    #: A card hangs on it.
+    attached: bool = False
+    #: The one of the same name on which none hangs: then this one was removed, and is only shown by its card.
+    successor: Netdev | None = None
 
 
 def netdevs(text: str) -> dict[str, Netdev]:
     """Read the answer of ``info network``; cards are left out."""
     found: dict[str, Netdev] = {}
     for match in re.finditer(
-        r"^ *(?:\\ )?([#\w.-]+): index=(\d+),type=([\w-]+),?(.*?)\r?$", text, re.MULTILINE
+        r"^ *(\\ )?([#\w.-]+): index=(\d+),type=([\w-]+),?(.*?)\r?$", text, re.MULTILINE
     ):
-        name, kind = match[1], match[3]
-        if kind not in ("nic", "hubport"):
-            queues = found[name].queues + 1 if name in found else 1
-            found[name] = Netdev(kind=kind, detail=match[4], queues=queues)
+        attached, name, kind = bool(match[1]), match[2], match[4]
+        if kind in ("nic", "hubport"):
+            continue
+        new, old = Netdev(kind=kind, detail=match[5], attached=attached), found.get(name)
+        if old is None:
+            found[name] = new
+        elif old.attached == attached:
+            found[name] = replace(old, queues=old.queues + 1)
+        else:
+            dead, alive = (old, new) if old.attached else (new, old)
+            found[name] = replace(dead, successor=alive)
     return found
 
 
@@ -76,6 +89,94 @@ def netdev_add(name: str, netdev: Netdev, *, vhost: bool) -> Command:
     )
 
 
+def netdev_words(written: Value, shown: Netdev | None) -> str:
+    """What a network backend has become that was written so; empty where it is as it was.
+
+    :raise Refused: when QEMU does not show enough of it.
+    """
+    if shown is None:
+        return ""
+    kind = written.get("type")
+    same = shown.kind == ("tap" if kind == "bridge" else kind)
+    ifname = re.search(r"ifname=([^,]*)", shown.detail)
+    if same and kind == "tap" and written.get("ifname") and ifname:
+        same = written.get("ifname") == ifname[1]
+    user = re.fullmatch(r"net=([\d.]+),restrict=(on|off)", shown.detail)
+    if same and user:
+        same = written.is_on("restrict") == (user[2] == "on") and _network(written) in ("", user[1])
+    if same and kind == "tap" and "helper=" in shown.detail:
+        same = bool(written.get("helper") or written.get("br"))
+    return "" if same else json.dumps(netdev_add(written.get("id"), shown, vhost=False)[1])
+
+
+def _network(written: Value) -> str:
+    """Address of a network of QEMU's own; empty where it cannot be told from what is written."""
+    text = written.get("net") or "10.0.2.0/24"
+    try:
+        return str(ipaddress.ip_network(text, strict=False).network_address) if "/" in text else ""
+    except ValueError:
+        return ""
+
+
+#: Of each kind of character device, the words with which query-chardev may begin its file name; of those that are not
+#: here, nothing is ever taken for a change.
+_SHOWN_AS = {
+    "file": ("file",),
+    "null": ("null",),
+    "pty": ("pty",),
+    "ringbuf": ("ringbuf",),
+    "memory": ("ringbuf",),
+    "socket": ("unix:", "tcp:", "telnet:", "websocket:", "tn3270:", "disconnected:"),
+    "stdio": ("stdio",),
+    "udp": ("udp",),
+}
+_KNOWN = tuple(word for words in _SHOWN_AS.values() for word in words)
+_UNIX = re.compile(
+    r"(?:disconnected:)?unix:(?P<path>.*?)(?:,abstract=on)?(?:,tight=\w+)?(?P<server>,server(?:=on)?)?(?: <-> .*)?",
+    re.DOTALL,
+)
+_INET = re.compile(
+    r"(?:disconnected:)?tcp:(?P<host>.*):(?P<port>\d+)(?P<server>,server(?:=on)?)?(?: <-> .*)?"
+)
+
+
+def chardev_words(written: Value, shown: str | None) -> str:
+    """What a character device has become that was written so; empty where it is as it was.
+
+    :param shown: its ``filename`` in query-chardev.
+    :raise Refused: when QEMU does not show enough of it.
+    """
+    backend = written.get("backend")
+    if shown is None or backend not in _SHOWN_AS or written.is_on("mux") or not shown.startswith(_KNOWN):
+        return ""
+    unix, inet = _UNIX.fullmatch(shown), _INET.fullmatch(shown)
+    same = shown.startswith(_SHOWN_AS[backend])
+    if same and backend == "socket" and (unix or written.get("path")):
+        same = unix is not None and unix["path"] in ("", written.get("path"))
+    if same:
+        return ""
+    new = Value(f"null,id={escape(written.get('id'))}", first="backend")
+    if unix:
+        new.set("backend", "socket")
+        new.set("path", unix["path"])
+    elif inet:
+        new.set("backend", "socket")
+        new.set("host", inet["host"].strip("[]"))
+        new.set("port", inet["port"])
+    elif shown.startswith("pty"):
+        new.set("backend", "pty")
+    elif shown != "null":
+        raise Refused(
+            f"character device {written.get('id')} was changed while the guest ran, and QEMU does not show enough of "
+            f"what it is now ({shown}) to make it again"
+        )
+    found = unix or inet
+    if found and found["server"]:
+        new.set("server", "on")
+        new.set("wait", "off")
+    return str(new)
+
+
 def chardev_add(name: str, shown: str, run_directory: str) -> Command:
     """How to make a character device again; a listening socket is put into `run_directory`.
 
@@ -106,6 +207,25 @@ class Nodes:
     children: Mapping[str, Mapping[str, str]]
     #: Of each drive that has an id: its uppermost node.
     roots: Mapping[str, str] = field(default_factory=dict)
+    #: Nodes that something has: a device, a drive, a job, an export, or another such node; ``None``: not known.
+    used: frozenset[str] | None = None
+
+    @property
+    def bases(self) -> frozenset[str]:
+        """Nodes that others are based on."""
+        return frozenset(below["backing"] for below in self.children.values() if "backing" in below)
+
+    def depth(self, name: str) -> int:
+        """How many nodes it stands on, one on the other; for one that is not there 0."""
+        node = name if name in self.nodes else next((n for n in self.nodes if lasting_name(n) == name), "")
+        return max((1 + self.depth(child) for child in self.children.get(node, {}).values()), default=0)
+
+    def contents(self, name: str) -> str:
+        """The node that has the contents of this one: itself, but for filters, which only pass on."""
+        while name in self.nodes and self.nodes[name]["drv"] in FILTERS:
+            below = self.children.get(name, {})
+            name = below.get("file") or below.get("backing") or ""
+        return name
 
     def top(self, name: str) -> Mapping[str, Any]:
         """The uppermost node of a drive or node."""
@@ -114,14 +234,10 @@ class Nodes:
     def chain(self, name: str) -> list[tuple[str, str]]:
         """File and driver of a node and of all that it is based on; filters, which only pass on, are left out."""
         found: list[tuple[str, str]] = []
-        at: str | None = name
-        while at is not None and at in self.nodes and len(found) < len(self.nodes):
-            below, driver = self.children.get(at, {}), self.nodes[at]["drv"]
-            if driver in FILTERS:
-                at = below.get("file") or below.get("backing")
-                continue
-            found.append((_plain(self.nodes[at]["file"]), driver))
-            at = below.get("backing")
+        at = self.contents(name)
+        while at in self.nodes:
+            found.append((_plain(self.nodes[at]["file"]), self.nodes[at]["drv"]))
+            at = self.contents(self.children.get(at, {}).get("backing", ""))
         return found
 
     def commands(self, wanted: str, there: Sequence[str]) -> Iterator[Command]:
@@ -140,7 +256,7 @@ class Nodes:
             if name not in made:
                 made.add(name)
                 yield "blockdev-add", {**self._options(name), "node-name": name}
-        yield "blockdev-add", {**self._options(root), "node-name": wanted}
+        yield "blockdev-add", {**self._options(root), "node-name": lasting_name(wanted)}
 
     def _named_below(self, node: str) -> Iterator[str]:
         for child in self.children.get(node, {}).values():
@@ -199,6 +315,11 @@ class Nodes:
         )
 
 
+def lasting_name(node: str) -> str:
+    """The name of a node, or one for a node that has none but QEMU's own, which nobody may give."""
+    return f"migrator-{node[1:]}" if node.startswith("#") else node
+
+
 def _plain(file: str) -> str:
     """A file name of QEMU's, written in one way where it is JSON."""
     return json.dumps(json.loads(file[5:]), sort_keys=True) if file.startswith("json:") else file
@@ -231,4 +352,21 @@ def block_nodes(
         for block in blocks
         if block["device"] and "inserted" in block
     }
-    return Nodes(nodes={node["node-name"]: node for node in named}, children=children, roots=roots)
+    parents = {node["id"] for node in graph["nodes"]} - names.keys()
+    waiting = [
+        names[edge["child"]]
+        for edge in graph["edges"]
+        if edge["parent"] in parents and edge["child"] in names
+    ]
+    used: set[str] = set()
+    while waiting:
+        name = waiting.pop()
+        if name not in used:
+            used.add(name)
+            waiting += children.get(name, {}).values()
+    return Nodes(
+        nodes={node["node-name"]: node for node in named},
+        children=children,
+        roots=roots,
+        used=frozenset(used) if graph["nodes"] else None,
+    )

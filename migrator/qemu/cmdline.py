@@ -8,13 +8,15 @@ from __future__ import annotations
 
 import posixpath
 import re
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass, field
 
 from migrator.core.model import Finding
 from migrator.core.options import FIRST, Value, read, write
 from migrator.qemu.limits import Neighbourhood, is_window, limits
+from migrator.qemu.live import Live
 from migrator.qemu.ports import Network, Ports
+from migrator.qemu.present import present
 
 #: Bytes in the path of a unix socket (sun_path of struct sockaddr_un, without its last NUL).
 SOCKET_PATH_BYTES = 107
@@ -24,29 +26,7 @@ CONTROL, RESCUE = "migrator-control", "migrator-rescue"
 #: its standard error into a log, by whoever starts it.
 _DROPPED = frozenset({"S", "D", "daemonize", "dump-vmstate", "incoming", "loadvm", "pidfile", "writeconfig"})
 _CHARACTER = frozenset({"serial", "parallel", "monitor", "debugcon"})
-#: Of the places of a device, those that are numbers.
-_NUMBERS = frozenset({"nr", "scsi-id", "lun", "channel", "unit"})
 _WITH_SOCKETS = frozenset({"netdev", "nic", "net", "vnc", "spice"})
-
-
-@dataclass(frozen=True, kw_only=True)
-class Live:
-    """What the source has now, by id; what its command line names beside that was unplugged since its start.
-
-    ``None``: it was not asked, and everything is taken to be there.
-    """
-
-    devices: Collection[str] | None = None
-    objects: Collection[str] | None = None
-    netdevs: Collection[str] | None = None
-    chardevs: Collection[str] | None = None
-    #: Node names of block devices.
-    nodes: Collection[str] | None = None
-    #: Ids of drives, where they have one.
-    drives: Collection[str] | None = None
-    #: Of each device: its bus and where on it it sits. Needed where :func:`has_lost` says so: what QEMU places by
-    #: itself moves up when something before it is left out.
-    places: Mapping[str, Mapping[str, str]] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -105,20 +85,14 @@ def paths(argv: Sequence[str]) -> tuple[str, ...]:
     return tuple(dict.fromkeys(path for path in found if path.startswith("/")))
 
 
-def has_lost(argv: Sequence[str], live: Live) -> bool:
-    """Whether something that the command line names is not there any more."""
-    return any(
-        _is_gone(name, Value(text or "", first=FIRST.get(name, "")), live) for name, text in read(argv[1:])
-    )
-
-
 def replicate(argv: Sequence[str], *, machine: str, live: Live, place: Place) -> Replica:
     """The command line of a QEMU that the guest of `argv` can move into.
 
     :param argv: of the source's process, its program first.
     :param machine: its machine type with the alias resolved (``qom-get /machine type``).
     """
-    work = _Work(read(argv[1:]), live, place)
+    now = present(read(argv[1:]), machine=machine, live=live)
+    work = _Work(now.options, place)
     options = list(work.options())
     options = _with_machine(options, machine, graphics="nographic" not in {name for name, _ in work.source})
     options.append(("pidfile", place.pid_file))
@@ -128,7 +102,7 @@ def replicate(argv: Sequence[str], *, machine: str, live: Live, place: Place) ->
         options += [("chardev", str(listen)), ("mon", f"chardev={monitor},mode=control")]
     options += [("S", None), ("incoming", "defer")]
     return Replica(
-        argv=(place.binary, *write(options)), findings=tuple(work.findings), moved=dict(work.moved)
+        argv=(place.binary, *write(options)), findings=(*now.findings, *work.findings), moved=dict(work.moved)
     )
 
 
@@ -156,29 +130,11 @@ def _character(text: str) -> tuple[str, str]:
     return kind, rest
 
 
-def _is_gone(name: str, value: Value, live: Live) -> bool:
-    kinds: dict[str, tuple[Collection[str] | None, str]] = {
-        "device": (live.devices, "id"),
-        "netdev": (live.netdevs, "id"),
-        "object": (live.objects, "id"),
-        "chardev": (live.chardevs, "id"),
-        "blockdev": (live.nodes, "node-name"),
-        "drive": (live.drives, "id"),
-    }
-    there, key = kinds.get(name, (None, ""))
-    if name == "set":
-        group, _, rest = str(value).partition(".")
-        there, identity = kinds.get(group, (None, ""))[0], rest.partition(".")[0]
-    else:
-        identity = value.get(key) if key else ""
-    return there is not None and bool(identity) and identity not in there
-
-
 class _Work:
     """One pass over the source's options."""
 
-    def __init__(self, source: list[tuple[str, str | None]], live: Live, place: Place) -> None:
-        self.source, self._live, self._place = source, live, place
+    def __init__(self, source: list[tuple[str, str | None]], place: Place) -> None:
+        self.source, self._place = source, place
         self.findings: list[Finding] = []
         self.moved: dict[str, str] = {}
         self._our_chardevs = self._of_control_monitors()
@@ -228,8 +184,6 @@ class _Work:
             value = Value(text or "", first=FIRST.get(name, ""))
             if name in ("mon", "chardev") and self._is_ours(name, value):
                 continue
-            if _is_gone(name, value, self._live):
-                continue
             self.findings += limits(name, text or "", value, self._there)
             if text is not None:
                 text, said = self._ports.settle(name, text)
@@ -255,12 +209,7 @@ class _Work:
             return None
         if is_window(name, value):
             return ("display", "none")
-        if name == "device":
-            keys = value.keys
-            for key, where in self._live.places.get(value.get("id"), {}).items():
-                if key not in keys:
-                    value.set(key, where, number=key in _NUMBERS)
-        elif name == "chardev":
+        if name == "chardev":
             self._chardev(value)
         elif name in _WITH_SOCKETS:
             self._listening(name, value)

@@ -9,7 +9,7 @@ from __future__ import annotations
 import asyncio
 import re
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 from migrator.core.findings import finding
@@ -17,7 +17,7 @@ from migrator.core.model import Finding
 from migrator.errors import CommandFailed, Refused
 from migrator.qemu import media
 from migrator.qemu.asking import ASK_SECONDS, ask
-from migrator.qemu.backends import Command, chardev_add, netdev_add
+from migrator.qemu.backends import Command, chardev_add, lasting_name, netdev_add
 from migrator.qemu.monitor import Monitor
 from migrator.qemu.plugged import Inventory, Plugged, take_inventory
 from migrator.qemu.seats import PERIPHERAL, pci_address
@@ -77,12 +77,27 @@ async def catch_up(
         if device.id:
             arguments["id"] = device.id
         await _add(destination, "device_add", arguments)
+    for command, change in _networks(here, there):
+        await _add(destination, command, change)
     for command, change in media.changes(here, await take_inventory(destination), made):
         await _add(destination, command, change)
     differing = [found for device in added for found in await _compare(source, destination, device)]
     if same_files:
         differing += media.differing(here, await take_inventory(destination))
     return tuple(differing)
+
+
+def _networks(here: Inventory, there: Inventory) -> Iterator[Command]:
+    """Networks on which no card hangs, and cards that have lost theirs: either may be a part of the stream."""
+    for name in sorted(here.dead_netdevs - there.dead_netdevs):
+        yield "netdev_del", {"id": name}
+    for name, netdev in here.netdevs.items():
+        loose = netdev.successor or (None if netdev.attached or name in there.netdevs else netdev)
+        if loose is not None and not name.startswith("#"):
+            yield netdev_add(name, loose, vhost=False)
+    for name, netdev in there.netdevs.items():
+        if name not in here.netdevs and not netdev.attached and not name.startswith("#"):
+            yield "netdev_del", {"id": name}
 
 
 def _lacking(here: Sequence[Plugged], there: Sequence[Plugged]) -> list[Plugged]:
@@ -215,6 +230,7 @@ async def _behind(
     commands: list[Command] = []
     if drive := arguments.get("drive"):
         commands += here.nodes.commands(drive, tuple(made))
+        arguments["drive"] = lasting_name(drive)
     if (netdev := arguments.get("netdev")) and netdev not in made:
         if netdev not in here.netdevs:
             raise Refused(f"device {device.id or device.driver} names {netdev}, which QEMU does not show")

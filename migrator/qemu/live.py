@@ -29,6 +29,8 @@ class Live:
     netdevs: Mapping[str, Netdev] | None = None
     #: Those that were removed while a card hangs on them.
     dead_netdevs: Collection[str] = frozenset()
+    #: Networks of QEMU's own stand in the stream by the order in which they were made.
+    numbers_networks: bool = False
     #: How query-chardev shows each.
     chardevs: Mapping[str, str] | None = None
     nodes: Nodes | None = None
@@ -79,4 +81,4 @@ class Live:
 
 def _is(there: str | None, driver: str) -> bool:
     """Whether a device is of that driver, as command lines name it."""
-    return there in (driver, _ALIASES.get(driver), *(f"{driver}{bus}" for bus in _BUSES))
+    return there in (driver, _ALIASES.get(driver, driver), *(f"{driver}{bus}" for bus in _BUSES))

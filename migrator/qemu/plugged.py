@@ -4,15 +4,19 @@ from __future__ import annotations
 
 import asyncio
 import re
-from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from typing import Any
 
+from migrator.core.host_network import NUMBERS_NETWORKS_SINCE
+from migrator.core.options import read
+from migrator.errors import CommandFailed
 from migrator.qemu import marks
-from migrator.qemu.asking import ask
+from migrator.qemu.asking import ASK_SECONDS, ask
 from migrator.qemu.backends import Netdev, Nodes, block_nodes, netdevs
-from migrator.qemu.cmdline import Live
+from migrator.qemu.live import Live
 from migrator.qemu.monitor import Monitor
+from migrator.qemu.present import has_lost
 from migrator.qemu.seats import PERIPHERAL, Seat, place_of, seats
 
 _LIMITS = (
@@ -23,6 +27,10 @@ _LIMITS = (
 )
 #: A line of ``info usb``.
 _USB = re.compile(r"^ *Device [\d.]+, Port (?P<port>[\d.]+), .*, ID: (?P<id>\S+?)\r?$", re.MULTILINE)
+
+
+#: The end of the QOM path of a device that has no id.
+_NAMELESS = re.compile(r"/peripheral-anon/device\[(\d+)\]$")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -50,6 +58,8 @@ class Inventory:
     #: Type of every user-created object, by id; our own marks are left out.
     objects: dict[str, str]
     netdevs: dict[str, Netdev]
+    #: Those that were removed, and on which a card still hangs.
+    dead_netdevs: frozenset[str]
     #: How query-chardev shows each.
     chardevs: dict[str, str]
     nodes: Nodes
@@ -73,14 +83,20 @@ class Inventory:
         }
 
     def live(self) -> Live:
-        """As :func:`migrator.qemu.cmdline.replicate` wants it."""
+        """As :func:`migrator.qemu.present.present` wants it."""
         return Live(
-            devices=frozenset(device.id for device in self.devices),
-            objects=frozenset(self.objects),
-            netdevs=frozenset(self.netdevs),
-            chardevs=frozenset(self.chardevs),
-            nodes=frozenset(self.nodes.nodes),
-            drives=self.drive_ids,
+            devices={device.id: device.driver for device in self.devices if device.id},
+            nameless={
+                int(found[1]): device.driver
+                for device in self.devices
+                if (found := _NAMELESS.search(device.path))
+            },
+            objects=self.objects,
+            netdevs=self.netdevs,
+            dead_netdevs=self.dead_netdevs,
+            chardevs=self.chardevs,
+            nodes=self.nodes,
+            drives=tuple(self.drives.values()),
         )
 
 
@@ -112,6 +128,7 @@ async def take_inventory(monitor: Monitor) -> Inventory:
     )
     where = {path: tuple(sorted(place.items())) for path, place in zip(nameless, found, strict=True)}
     ports = {found["id"]: found["port"] for found in _USB.finditer(usb)}
+    backends = netdevs(network)
     return Inventory(
         devices=tuple(
             Plugged(
@@ -125,11 +142,36 @@ async def take_inventory(monitor: Monitor) -> Inventory:
             for (path, identity, kind), bus in zip(devices, buses, strict=True)
         ),
         objects={name: kind for name, kind in _children(objects) if not name.startswith(marks.PREFIX)},
-        netdevs=netdevs(network),
+        netdevs=backends,
+        dead_netdevs=await _dead(monitor, backends),
         chardevs={entry["label"]: entry["filename"] for entry in chardevs},
         nodes=block_nodes(nodes, graph, blocks),
         cpus={cpu["qom-path"]: cpu["props"] for cpu in cpus if "qom-path" in cpu},
         drives={drive.name: drive for drive in drives},
+    )
+
+
+async def _dead(monitor: Monitor, backends: Mapping[str, Netdev]) -> frozenset[str]:
+    """Which of them are only shown because a card hangs on them."""
+
+    async def is_dead(name: str) -> bool:
+        # QEMU looks for the name before it looks for the descriptor, which there is not: nothing is made either way.
+        attempt = {"type": "tap", "id": name, "fd": "migrator-no-such-descriptor"}
+        try:
+            await monitor.execute("netdev_add", attempt, timeout=ASK_SECONDS)
+        except CommandFailed as error:
+            return "escriptor" in error.description
+        return False
+
+    names = [
+        name
+        for name, each in backends.items()
+        if each.attached and not each.successor and not name.startswith("#")
+    ]
+    answers = await asyncio.gather(*(is_dead(name) for name in names))
+    return frozenset(
+        [name for name, dead in zip(names, answers, strict=True) if dead]
+        + [name for name, each in backends.items() if each.successor]
     )
 
 
@@ -140,17 +182,40 @@ def limits_of(drive: Seat) -> dict[str, Any]:
 
 
 async def places(monitor: Monitor, devices: Iterable[Plugged]) -> dict[str, dict[str, str]]:
-    """Where QEMU, or somebody, has put each device that has an id, as its own properties say it.
+    """Where QEMU, or somebody, has put each device, as its own properties say it; see :attr:`Live.places`.
 
     :raise QemuError: when it cannot be asked.
     """
 
-    async def place(device: Plugged) -> dict[str, str]:
+    async def place(device: Plugged) -> tuple[str, dict[str, str]]:
         found = await place_of(monitor, device.path)
-        return found | {"bus": device.bus.rpartition("/")[2]} | ({"port": device.port} if device.port else {})
+        # QEMU makes up addresses in the order of the cards.
+        mac = await ask(monitor, "qom-get", path=device.path, property="mac", otherwise="")
+        found |= {"mac": mac} if mac else {}
+        number = _NAMELESS.search(device.path)
+        return device.id or f"#{number[1] if number else ''}", (
+            found | {"bus": device.bus.rpartition("/")[2]} | ({"port": device.port} if device.port else {})
+        )
 
-    seated = [device for device in devices if device.id and device.bus]
-    return dict(zip([device.id for device in seated], await asyncio.gather(*map(place, seated)), strict=True))
+    return dict(await asyncio.gather(*(place(device) for device in devices if device.bus)))
+
+
+async def read_live(monitor: Monitor, argv: Sequence[str]) -> tuple[str, Live]:
+    """Type of the machine with its alias resolved, and what the guest has now, beside its command line.
+
+    :raise QemuError: when it cannot be asked.
+    """
+    kind, version, inventory = await asyncio.gather(
+        ask(monitor, "qom-get", path="/machine", property="type"),
+        ask(monitor, "query-version"),
+        take_inventory(monitor),
+    )
+    version = version["qemu"]["major"], version["qemu"]["minor"]
+    machine = str(kind).removesuffix("-machine")
+    live = replace(inventory.live(), numbers_networks=version >= NUMBERS_NETWORKS_SINCE)
+    if has_lost(read(argv[1:]), machine=machine, live=live):
+        live = replace(live, places=await places(monitor, inventory.devices))
+    return machine, live
 
 
 def _children(listing: Iterable[dict[str, str]]) -> list[tuple[str, str]]:

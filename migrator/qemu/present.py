@@ -7,15 +7,16 @@ is not in it: that is given to the new QEMU over QMP (:mod:`migrator.qemu.device
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+import json
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 from migrator.core.findings import finding
 from migrator.core.model import Finding
-from migrator.core.options import FIRST, Value
+from migrator.core.options import FIRST, Value, escape, read, write
 from migrator.errors import Refused
 from migrator.qemu import present_disks
-from migrator.qemu.backends import chardev_words, netdev_words
+from migrator.qemu.backends import chardev_words, netdev_add, netdev_words
 from migrator.qemu.drive_ids import drives
 from migrator.qemu.live import Live
 
@@ -45,6 +46,24 @@ def present(options: Sequence[tuple[str, str | None]], *, machine: str, live: Li
     """
     work = _Work(options, machine, live)
     return Present(options=work.options(), findings=tuple(work.findings))
+
+
+def up_to_date(argv: Sequence[str], *, machine: str, live: Live) -> list[str]:
+    """A whole command line, its program first, as :func:`present` has it."""
+    return [*argv[:1], *write(present(read(argv[1:]), machine=machine, live=live).options)]
+
+
+def plugged(options: Sequence[tuple[str, str | None]], live: Live) -> Options:
+    """Options for the networks that were plugged in since the start, as far as QEMU shows enough of them."""
+    written = {value_of(name, text).get("id") for name, text in options if name in ("netdev", "nic", "net")}
+    found: Options = []
+    for name, netdev in (live.netdevs or {}).items():
+        if name not in written and netdev.attached and not name.startswith("#"):
+            try:
+                found.append(("netdev", json.dumps(netdev_add(name, netdev, vhost=False)[1])))
+            except Refused:
+                continue  # said when the destination is to be given it
+    return found
 
 
 def has_lost(options: Sequence[tuple[str, str | None]], *, machine: str, live: Live) -> bool:
@@ -91,10 +110,14 @@ class _Work:
             label = f"serial{serial}"
             serial += name == "serial"
             if number in self.gone or number in disks.left_over:
+                changed += [(number, ("netdev", text)) for text in self._ghost(number)]
                 continue
             option = (name, text)
             if number in self._drives:
                 option = disks.drive(number)
+                if places := self._live.places.get(self._devices.get(number, "")):
+                    option, card = _apart(option[1] or "", self._drives[number].id, places)
+                    changed.append((number, card))
             elif name == "device":
                 option = (name, self._device(number, disks))
             elif name == "blockdev":
@@ -106,6 +129,18 @@ class _Work:
             changed.append((number, option))
         self.findings += disks.findings
         return disks.in_order(changed)
+
+    def _ghost(self, number: int) -> Iterator[str]:
+        """A network of QEMU's own that has gone, where another one was made after it.
+
+        These stand in the stream by their number, so the new QEMU makes it too, and removes it as the old one did.
+        """
+        is_user = [
+            name == "netdev" and value_of(name, text).get("type") == "user" for name, text in self._source
+        ]
+        later = [n for n in range(number + 1, len(self._source)) if is_user[n] and n not in self.gone]
+        if self._live.numbers_networks and is_user[number] and later:
+            yield f"user,id={escape(value_of(*self._source[number]).get('id'))},restrict=on"
 
     def _device(self, number: int, disks: present_disks.Disks) -> str:
         name, text = self._source[number]
@@ -170,25 +205,33 @@ def _short(words: str) -> str:
     return f"{where},server=on,wait=off" if value.is_on("server") else where
 
 
+def _apart(text: str, identity: str, places: Mapping[str, str]) -> tuple[tuple[str, str], tuple[str, str]]:
+    """A drive that comes with its card as the two of them, so that the card can be told its place."""
+    drive = Value(text, first=FIRST["drive"])
+    drive.remove("index", "bus", "unit")
+    drive.set("if", "none")
+    drive.set("id", identity)
+    where = "".join(f",{key}={escape(value)}" for key, value in places.items())
+    return ("drive", str(drive)), ("device", f"virtio-blk-pci,drive={escape(identity)}{where}")
+
+
 def _devices(options: Sequence[tuple[str, str | None]]) -> Iterator[tuple[int, str]]:
     """Number of each option for a device, and what it goes by.
 
     QEMU makes those in JSON after all others, and those of ``-drive if=virtio`` between them.
     """
-    plain, late = [], []
-    virtio = 0
+    plain: list[int] = []
+    virtio: list[int] = []
+    late: list[int] = []
     for number, (name, text) in enumerate(options):
         if name == "device":
             (late if (text or "").startswith("{") else plain).append(number)
         elif name == "virtfs":
             plain.append(number)
         elif name == "drive" and value_of(name, text).get("if") == "virtio":
-            virtio += 1
+            virtio.append(number)
     count = 0
-    for number in [*plain, -1, *late]:
-        if number < 0:
-            count += virtio
-            continue
+    for number in [*plain, *virtio, *late]:
         identity = value_of(*options[number]).get("id") if options[number][0] == "device" else ""
         yield number, identity or f"#{count}"
         count += not identity

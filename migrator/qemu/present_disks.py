@@ -8,7 +8,7 @@ from collections.abc import Collection, Mapping, Sequence
 from migrator.core.command_line import path_of
 from migrator.core.findings import finding
 from migrator.core.model import Finding
-from migrator.core.options import FIRST, Value
+from migrator.core.options import FIRST, Value, escape
 from migrator.errors import Refused
 from migrator.qemu.backends import Nodes, lasting_name
 from migrator.qemu.drive_ids import Numbered
@@ -74,9 +74,9 @@ class Disks:
             value.set("index", str(numbered.index))
         if seat is not None and not _is_thrown_away(value, self._options):
             if not seat.inserted:
-                self._empty(numbered, seat)
+                value = self._empty(numbered, seat)
             elif not _same(value, *self._contents(seat)):
-                self._fill(numbered, seat)
+                value = self._fill(numbered, seat)
         return (name, text) if str(value) == before else ("drive", str(value))
 
     def _contents(self, seat: Seat) -> tuple[str, str]:
@@ -85,24 +85,15 @@ class Disks:
         found = self._nodes.nodes.get(self._nodes.contents(root), seat.inserted)
         return str(found["file"]), str(found["drv"])
 
-    def _empty(self, numbered: Numbered, seat: Seat) -> None:
-        value = numbered.value
+    def _empty(self, numbered: Numbered, seat: Seat) -> Value:
         if not seat.block.get("removable"):
             self._lost(numbered.id, "its disk")
-            return
-        value.remove(*(value.keys - set(_OF_THE_DRIVE)))
+            return numbered.value
+        return _kept(numbered.value, _OF_THE_DRIVE)
 
-    def _fill(self, numbered: Numbered, seat: Seat) -> None:
-        value, (file, driver) = numbered.value, self._contents(seat)
-        kept = {key for key in value.keys if key in (*_OF_THE_DRIVE, *_OF_OPENING) or key.startswith(_LIMITS)}
-        value.remove(
-            *(
-                {
-                    key.partition(".")[0] if key.startswith(("file.", "backing.")) else key
-                    for key in value.keys - kept
-                }
-            )
-        )
+    def _fill(self, numbered: Numbered, seat: Seat) -> Value:
+        value = _kept(numbered.value, (*_OF_THE_DRIVE, *_OF_OPENING), _LIMITS)
+        file, driver = self._contents(seat)
         value.set("file", file)
         if not file.startswith("json:"):
             value.set("format", driver)
@@ -110,6 +101,7 @@ class Disks:
             read_only = "read-only" if value.get("read-only") else "readonly"
             if bool(seat.inserted["ro"]) != value.is_on(read_only):
                 value.set(read_only, "on" if seat.inserted["ro"] else "off")
+        return value
 
     def _lost(self, device: str, what: str) -> None:
         self.findings.append(
@@ -217,6 +209,12 @@ def _is_thrown_away(value: Value, options: Sequence[tuple[str, str | None]]) -> 
     """Writes go to a temporary file, which is refused as such."""
     everywhere = any(name == "snapshot" for name, _ in options)
     return value.is_on("snapshot") or (everywhere and value.get("snapshot") != "off")
+
+
+def _kept(value: Value, keys: Collection[str], beginnings: tuple[str, ...] = ("\0",)) -> Value:
+    """The same with nothing but these keys, and those that begin like that."""
+    parts = {key: text for key, text in value.flat().items() if key in keys or key.startswith(beginnings)}
+    return Value(",".join(f"{key}={escape(text)}" for key, text in parts.items()), first=FIRST["drive"])
 
 
 def _same(value: Value, file: str, driver: str) -> bool:

@@ -14,6 +14,7 @@ from migrator.core.findings import errors_first
 from migrator.core.host_case import Case
 from migrator.core.inventory import Guest, HostFacts
 from migrator.core.model import Finding
+from migrator.core.options import read, write
 from migrator.core.policy import Policy
 from migrator.errors import CommandFailed, HostError
 from migrator.hosts.access import Access
@@ -22,6 +23,8 @@ from migrator.hosts.identify import Question, look, probe
 from migrator.hosts.site_config import HostConfig
 from migrator.ports import Qemu
 from migrator.qemu.endpoint import Endpoint
+from migrator.qemu.plugged import read_live
+from migrator.qemu.present import plugged, present
 
 #: Seconds that one check may take in all.
 _SECONDS = 60.0
@@ -97,7 +100,7 @@ class HostChecks:
         qemu: str,
     ) -> Case:
         facts, (opened, based) = await source.facts(), await _block_nodes(source)
-        command = CommandLine(await _arguments(source_access, guest.pid))
+        command = CommandLine(await _command(source, await _arguments(source_access, guest.pid)))
         images = host_disks.images(facts)
         paths = [path_of(disk.file) for disk in facts.disks]
         paths += [image.path for image in command.images()]
@@ -208,6 +211,15 @@ async def _block_nodes(source: Qemu) -> tuple[dict[str, ImageUse], dict[str, tup
         if chain and chain[0]:
             based[chain[0]] = (chain[0], *(path for path in chain[1:] if path))
     return opened, based
+
+
+async def _command(source: Qemu, argv: list[str]) -> list[str]:
+    """A command line that says what the guest has now, networks that were plugged in since included."""
+    if not argv or not isinstance(source, Endpoint):
+        return argv
+    machine, live = await read_live(source.monitor, argv)
+    now = present(read(argv[1:]), machine=machine, live=live)
+    return [argv[0], *write([*now.options, *plugged(now.options, live)])]
 
 
 async def _arguments(access: Access, pid: int | None) -> list[str]:

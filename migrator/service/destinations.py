@@ -22,12 +22,13 @@ from migrator.hosts.launch import Launcher, Nest, certainly
 from migrator.hosts.site_config import HostConfig
 from migrator.ports import GuestProcess, Qemu, Waiting
 from migrator.qemu.address import bracketed
-from migrator.qemu.cmdline import Place, Replica, has_lost, paths, replicate
+from migrator.qemu.cmdline import Place, Replica, paths, replicate
 from migrator.qemu.devices import catch_up
 from migrator.qemu.endpoint import Endpoint
 from migrator.qemu.given import carry_traces
-from migrator.qemu.plugged import places, take_inventory
+from migrator.qemu.plugged import read_live
 from migrator.qemu.ports import Network
+from migrator.qemu.present import up_to_date
 from migrator.service.launch_config import LaunchConfig, Method, fill, place, socket_of
 
 #: Seconds that a QEMU may take to greet, once it is known to run.
@@ -242,14 +243,10 @@ class Destinations:
             text = f"{source.name}: its command line cannot be read, so that no other can be started like it"
             remedy = "run migrator with more rights there, or configure a template"
             raise Objected([finding("not-checked", text, remedy)])
-        inventory = await take_inventory(source.monitor)
-        live = inventory.live()
-        if has_lost(argv, live):
-            live = replace(live, places=await places(source.monitor, inventory.devices))
-        kind = await source.monitor.execute("qom-get", {"path": "/machine", "property": "type"})
+        machine, live = await read_live(source.monitor, argv)
         configured = config.binary or self._reach.config(target).qemu
         candidates = (configured, "") if configured else (argv[0], "qemu-system-x86_64")
-        wanted = paths(argv)
+        wanted = paths(up_to_date(argv, machine=machine, live=live))
         access = self._reach.access(target)
         done = await access.run(
             ["sh", "-s", "--", str(source.identity.get("pid", "")), *candidates, *wanted],
@@ -268,7 +265,7 @@ class Destinations:
         states = dict(zip(wanted, answers[7:], strict=True))
         return replicate(
             argv,
-            machine=str(kind).removesuffix("-machine"),
+            machine=machine,
             live=live,
             place=Place(
                 binary=binaries[0] or binaries[1],

@@ -13,7 +13,9 @@ from migrator.core.model import Severity
 from migrator.core.options import Value, escape, read, write
 from migrator.errors import Refused
 from migrator.qemu.backends import Nodes, block_nodes, chardev_add, netdev_add, netdevs
-from migrator.qemu.cmdline import Live, Place, Replica, has_lost, paths, replicate
+from migrator.qemu.cmdline import Place, Replica, paths, replicate
+from migrator.qemu.live import Live
+from migrator.qemu.present import has_lost
 
 RUN = "/run/migrator/guests/m1-abc123"
 HERE = Place(binary="/usr/bin/qemu", run_directory=RUN)
@@ -281,16 +283,16 @@ def test_what_was_unplugged_is_left_out_and_the_rest_keeps_its_place() -> None:
         *("-device", "e1000", "-set", "device.b.name=y"),
     )
     live = Live(
-        devices={"s", "b"},
-        objects=set(),
-        netdevs=set(),
-        chardevs=set(),
-        nodes=set(),
-        drives=set(),
+        devices={"s": "virtio-serial-pci", "b": "virtserialport"},
+        objects={},
+        netdevs={},
+        chardevs={},
+        nodes=Nodes(nodes={}, children={}),
+        drives=(),
         places={"s": {"addr": "2.0", "bus": "pcie.0"}, "b": {"nr": "2", "bus": "s.0"}},
     )
-    assert has_lost(("qemu", *words), live)
-    assert not has_lost(("qemu", *words), Live())
+    assert has_lost(read(words), machine="pc-q35-7.2", live=live)
+    assert not has_lost(read(words), machine="pc-q35-7.2", live=Live())
     assert kept(*words, live=live) == [
         *(
             "-device",
@@ -304,7 +306,8 @@ def test_what_was_unplugged_is_left_out_and_the_rest_keeps_its_place() -> None:
 
 def test_places_in_json_have_their_types() -> None:
     live = Live(
-        devices={"b", "p"}, places={"b": {"nr": "2", "bus": "s.0"}, "p": {"addr": "3.0", "port": "1"}}
+        devices={"b": "virtserialport", "p": "x"},
+        places={"b": {"nr": "2", "bus": "s.0"}, "p": {"addr": "3.0", "port": "1"}},
     )
     after = kept(
         *("-device", "e1000,id=gone", "-device", '{"driver": "virtserialport", "id": "b"}'),

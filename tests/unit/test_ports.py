@@ -14,7 +14,8 @@ from migrator.core.listening import Port, collides, listens, next_free, taken, w
 from migrator.core.model import Severity
 from migrator.core.placement import Constraint, Fleet, NoHost, Placement, Request, check, place
 from migrator.hosts import bound
-from migrator.qemu.cmdline import Live, Place, replicate
+from migrator.qemu.cmdline import Place, replicate
+from migrator.qemu.live import Live
 from migrator.qemu.ports import Network
 
 GIB = 2**30
