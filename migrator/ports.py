@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from datetime import datetime
 from typing import TYPE_CHECKING, Any, Protocol
 
 from migrator.core.facts import Facts
@@ -384,6 +385,20 @@ class Site(Protocol):
 
     async def close(self) -> None:
         """Let go of every host."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Grant:
+    """By what somebody may use the service over TCP: a token, or a session of the page that was begun with one."""
+
+    #: Stable; tells it from every other, and opens nothing.
+    id: str
+    #: Of the token.
+    name: str
+    #: ``viewer`` or ``operator``.
+    role: str
+    #: ``None``: it does not end by itself.
+    ends_at: datetime | None = None
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -14,8 +14,8 @@ import asyncio
 import contextlib
 import json
 import threading
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import AsyncIterator, Awaitable, Callable, Collection, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any, TypeVar
@@ -64,7 +64,7 @@ from migrator.engine.documents import (
 from migrator.http.app import create_app
 from migrator.http.limits import Limits
 from migrator.http.server import Servers, Tcp, UnixSocket
-from migrator.ports import EventTexts
+from migrator.ports import EventTexts, Grant
 
 _Result = TypeVar("_Result")
 MIB = 2**20
@@ -93,8 +93,35 @@ class MemoryLog:
 
 
 class MemoryTokens:
-    async def verify(self, secret: str) -> tuple[str, str] | None:
-        return {OPERATOR: ("olga", "operator"), VIEWER: ("vera", "viewer")}.get(secret)
+    """Two tokens; what is in :attr:`revoked` (a name) holds no more."""
+
+    def __init__(self) -> None:
+        self.revoked: set[str] = set()
+        self._sessions: dict[str, Grant] = {}
+
+    async def verify(self, secret: str) -> Grant | None:
+        name, role = {OPERATOR: ("olga", "operator"), VIEWER: ("vera", "viewer")}.get(secret, ("", ""))
+        if not name or name in self.revoked:
+            return None
+        return Grant(id=f"token {name}", name=name, role=role)
+
+    async def begin_session(self, token: Grant, *, seconds: float) -> tuple[str, Grant]:
+        secret = f"session-of-{token.name}-{len(self._sessions)}"
+        ends_at = datetime.now(UTC) + timedelta(seconds=seconds)
+        self._sessions[secret] = replace(token, id=f"session {secret}", ends_at=ends_at)
+        return secret, self._sessions[secret]
+
+    async def session(self, secret: str) -> Grant | None:
+        found = self._sessions.get(secret)
+        return None if found is None or found.name in self.revoked else found
+
+    async def end_session(self, secret: str) -> None:
+        self._sessions.pop(secret, None)
+
+    async def holding(self, grants: Collection[str]) -> set[str]:
+        tokens = {f"token {name}" for name in ("olga", "vera") if name not in self.revoked}
+        sitting = {each.id for each in self._sessions.values() if each.name not in self.revoked}
+        return (tokens | sitting) & set(grants)
 
 
 class World:
@@ -566,13 +593,19 @@ class Place:
 
 @contextlib.asynccontextmanager
 async def serving(
-    world: World, directory: Path, *, limits: Limits | None = None, patience_seconds: int = 2, port: int = 0
+    world: World,
+    directory: Path,
+    *,
+    limits: Limits | None = None,
+    patience_seconds: int = 2,
+    port: int = 0,
+    tokens: MemoryTokens | None = None,
 ) -> AsyncIterator[Place]:
     """`world` on a Unix socket, on loopback, and its probes."""
     app = create_app(
         Door(controller=world, log=world.log),
         world,
-        MemoryTokens(),
+        tokens or MemoryTokens(),
         metrics=_metrics,
         limits=limits,
     )
@@ -595,6 +628,8 @@ class InThread:
     make: Callable[[], World]
     world: World = field(init=False)
     place: Place = field(init=False)
+    #: As in a journal: they outlive a service.
+    tokens: MemoryTokens = field(default_factory=MemoryTokens)
     _loop: asyncio.AbstractEventLoop = field(init=False)
     _stop: asyncio.Event = field(init=False)
     _thread: threading.Thread = field(init=False)
@@ -612,7 +647,7 @@ class InThread:
         self.world = getattr(self, "world", None) or self.make()
         # Where it was before, once it was somewhere.
         port = int(self.place.url.rpartition(":")[2]) if hasattr(self, "place") else 0
-        async with serving(self.world, self.directory, port=port) as self.place:
+        async with serving(self.world, self.directory, port=port, tokens=self.tokens) as self.place:
             self._ready.set()
             await self._stop.wait()
 

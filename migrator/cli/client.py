@@ -6,6 +6,7 @@ import ipaddress
 import json
 import os
 import ssl
+import sys
 import time
 import uuid
 from collections.abc import Iterator, Mapping
@@ -16,6 +17,7 @@ import httpx2
 
 from migrator.core.trace_context import TRACEPARENT, TRACESTATE
 from migrator.errors import MigratorError, UsageError
+from migrator.text import clean
 
 #: Where the service listens unless it was told otherwise.
 DEFAULT_SOCKET = "/run/migrator/api.sock"
@@ -77,6 +79,7 @@ class Client:
             if not token.isascii() or not token.isprintable():
                 raise UsageError("MIGRATOR_TOKEN has characters that no token has")
             headers["Authorization"] = f"Bearer {token}"
+        self._warned = False
         connect = min(_CONNECT_SECONDS, patience_seconds)
         self._reading = httpx2.Timeout(min(_READ_SECONDS, patience_seconds), connect=connect)
         self._http = httpx2.Client(
@@ -88,6 +91,16 @@ class Client:
             trust_env=False,
         )
 
+    def _said(self, answer: httpx2.Response) -> Document:
+        ends = answer.headers.get("migrator-token-ends")
+        if ends and not self._warned:
+            self._warned = True
+            print(
+                f"migrator: your token ends at {clean(ends)[:40]}; make another with: migrator token create",
+                file=sys.stderr,
+            )
+        return _document(answer)
+
     def get(self, path: str, **query: Any) -> Document:
         """What is at `path`.
 
@@ -97,7 +110,7 @@ class Client:
         given = {key: value for key, value in query.items() if value is not None}
         headers = {"Accept": "application/json"}
         try:
-            return _document(self._http.get(path, params=given, headers=headers, timeout=self._reading))
+            return self._said(self._http.get(path, params=given, headers=headers, timeout=self._reading))
         except httpx2.TransportError as error:
             raise self._away(error) from error
 
@@ -113,7 +126,7 @@ class Client:
         sent = False
         while True:
             try:
-                return _document(self._http.post(path, json=given, headers=headers))
+                return self._said(self._http.post(path, json=given, headers=headers))
             except httpx2.TransportError as error:
                 sent = sent or not isinstance(error, httpx2.ConnectError | httpx2.ConnectTimeout)
                 if not sent:

@@ -10,6 +10,7 @@ import stat
 import time
 from collections import defaultdict
 from dataclasses import dataclass, field
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 from urllib.parse import quote
@@ -27,6 +28,8 @@ _AMPLE_BYTES = 512 << 20
 #: A large journal is not read to its end.
 _READ_SECONDS = 5.0
 _ANSWER_SECONDS = 5.0
+#: A token that ends within so long is said.
+_SOON_SECONDS = 14 * 86400.0
 _NETWORK = re.compile(r"nfs|cifs|smb|ceph|gluster|9p|fuse")
 
 
@@ -99,6 +102,7 @@ def journal(path: Path) -> list[Check]:
             database.set_progress_handler(None, 0)
             unfinished = _unfinished(database) if revision == schema.HEAD else 0
             doubt = _doubt(database, path.parent / "steps") if revision == schema.HEAD else ""
+            ending = _ending(database) if revision == schema.HEAD else []
     except (OSError, sqlite3.Error) as error:
         return [fail(about, f"{path} cannot be read: {error}", "see its owner; or put the last backup there")]
     if said != "ok":
@@ -114,6 +118,14 @@ def journal(path: Path) -> list[Check]:
             "put both from the same backup there, or look at every migration that is held after the start"
         )
         found.append(warn(about, doubt, remedy))
+    for name, end in ending:
+        found.append(
+            warn(
+                "tokens",
+                f"the token {name} ends on {end:%Y-%m-%d}",
+                f"make another: migrator token create {name}-2",
+            )
+        )
     if unfinished and _holder(path) is None:
         text = f"{unfinished} migrations are under way, and no service looks after them"
         found.append(fail(about, text, "start it: systemctl start migrator"))
@@ -140,6 +152,14 @@ def _doubt(database: sqlite3.Connection, steps: Path) -> str:
     row = database.execute("SELECT value FROM meta WHERE key = ?", (belonging.KEY,)).fetchone()
     marks = belonging.Marks(journal=str(row[0]) if row else None, records=belonging.read(steps))
     return marks.doubt(steps)
+
+
+def _ending(database: sqlite3.Connection) -> list[tuple[str, datetime]]:
+    """Tokens that end by themselves within two weeks, with when."""
+    now = time.time()
+    query = "SELECT name, expires_at FROM tokens WHERE revoked_at IS NULL AND expires_at BETWEEN ? AND ?"
+    rows = database.execute(query, (int(now * 1e6), int((now + _SOON_SECONDS) * 1e6)))
+    return [(str(name), datetime.fromtimestamp(end / 1e6, UTC)) for name, end in rows]
 
 
 def _unfinished(database: sqlite3.Connection) -> int:

@@ -36,7 +36,7 @@ def token_create(
         str, typer.Option(metavar="ROLE", help="viewer (looks, changes nothing) or operator (everything).")
     ],
     expires: Annotated[
-        str | None, typer.Option(metavar="TIME", help="When it ends, from now: 90d, 12h. Default: never.")
+        str | None, typer.Option(metavar="TIME", help="When it ends, from now: 12h, or never. Default: 90d.")
     ] = None,
     config: _Config = None,
     json: _Json = False,

@@ -23,6 +23,8 @@ from migrator.text import clean
 
 T = TypeVar("T")
 
+#: Of a token of which nothing else was said.
+_DEFAULT_LIFETIME = "90d"
 #: Columns of the list.
 HEADER = ("NAME", "ROLE", "ID", "CREATED", "EXPIRES", "STATE")
 
@@ -34,7 +36,7 @@ def create(config: Path | None, name: str, role: str, expires: str | None, *, js
     """
     settings = configuration.load(config or DEFAULT_PATH)
     now = datetime.now(UTC)
-    expires_at = None if expires is None else _end(now, expires)
+    expires_at = None if expires == "never" else _end(now, expires or _DEFAULT_LIFETIME)
 
     async def make(tokens: Tokens) -> tuple[str, Token]:
         secret = await tokens.create(name=name, role=role, expires_at=expires_at)
@@ -122,9 +124,11 @@ def _end(now: datetime, text: str) -> datetime:
     try:
         return now + timedelta(seconds=units.seconds(text))
     except UsageError as error:
-        raise UsageError(f"--expires: {error}".replace("300ms, 2s or 10m", "90d or 12h")) from error
+        raise UsageError(f"--expires: {error}".replace("300ms, 2s or 10m", "90d, 12h or never")) from error
     except OverflowError as error:
-        raise UsageError(f"--expires: {text} is beyond the calendar; leave it out for: never") from error
+        raise UsageError(
+            f"--expires: {text} is beyond the calendar; give never, if it shall not end"
+        ) from error
 
 
 def _state(token: Token, now: datetime) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -11,23 +12,37 @@ from starlette.responses import Response
 from migrator.engine.commands import Caller, Role
 from migrator.http.limits import Rates
 from migrator.http.problems import ProblemError
+from migrator.ports import Grant
 
-COOKIE = "migrator_session"
-#: A browser keeps it this long; the token's own end comes first where that is earlier.
-_COOKIE_SECONDS = 7 * 24 * 3600
+#: Over TLS the name makes browsers take it from this very host only, and only over TLS. By plain HTTP, on loopback,
+#: they would not take it under that name.
+COOKIES = {"https": "__Host-migrator", "http": "migrator_session"}
+#: A session ends after so long; with its token where that ends earlier.
+_SESSION_SECONDS = 7 * 24 * 3600
 #: A guess at a token costs as much as so many requests.
 _GUESS_COST = 10.0
 _LONGEST_SECRET = 512
 
 
 class Tokens(Protocol):
-    """The tokens that were made."""
+    """The tokens that were made, and the sessions begun with them. Every call raises
+    :class:`~migrator.errors.JournalError` when they cannot be read or written.
+    """
 
-    async def verify(self, secret: str) -> tuple[str, str] | None:
-        """Name and role of a token that holds now; ``None`` for any other.
+    async def verify(self, secret: str) -> Grant | None:
+        """What a token gives that holds now; ``None`` for any other."""
 
-        :raise JournalError: when they cannot be read.
-        """
+    async def begin_session(self, token: Grant, *, seconds: float) -> tuple[str, Grant]:
+        """What a browser shows from now on, and what it gives; ends with the token, or after `seconds`."""
+
+    async def session(self, secret: str) -> Grant | None:
+        """What a session gives; ``None`` when it is unknown or over, or its token holds no more."""
+
+    async def end_session(self, secret: str) -> None:
+        """Sign it out."""
+
+    async def holding(self, grants: Collection[str]) -> set[str]:
+        """Those of the given grants (their ids) that hold now."""
 
 
 @dataclass(kw_only=True)
@@ -51,24 +66,40 @@ class Access:
                     )
                 )
             raise _unknown("give a token: the header Authorization: Bearer TOKEN")
-        name, role = await self.verify(request, secret)
+        grant = await self._grant(request, secret, by_cookie=by_cookie)
         if by_cookie and request.method not in ("GET", "HEAD"):
             require_same_origin(request)
-        return self._counted(Caller(user=name, role=role, interface="http", origin=origin(request)))
+        request.state.grant = grant
+        return self._counted(
+            Caller(user=grant.name, role=Role(grant.role), interface="http", origin=origin(request))
+        )
 
-    async def verify(self, request: Request, secret: str) -> tuple[str, Role]:
-        """Name and role of a token.
+    async def begin_session(self, request: Request, secret: str) -> tuple[str, Grant]:
+        """Trade a token for a session.
 
         :raise ProblemError: 401 when it is none, 429 after many that were none.
         """
+        token = await self._grant(request, secret, by_cookie=False)
+        return await self.tokens.begin_session(token, seconds=_SESSION_SECONDS)
+
+    async def end_session(self, request: Request) -> None:
+        """Sign the session of a request out, if it has one."""
+        cookie = request.cookies.get(cookie_name(request))
+        if cookie and len(cookie) <= _LONGEST_SECRET and cookie.isascii():
+            await self.tokens.end_session(cookie)
+
+    async def _grant(self, request: Request, secret: str, *, by_cookie: bool) -> Grant:
         found = None
         if len(secret) <= _LONGEST_SECRET and secret.isascii():
-            found = await self.tokens.verify(secret)
+            found = await (self.tokens.session(secret) if by_cookie else self.tokens.verify(secret))
         if found is None:
             self.rates.take(f"guess {origin(request)}", cost=_GUESS_COST)
-            raise _unknown("the token is unknown, has expired or was revoked")
-        name, role = found
-        return name, Role(role)
+            raise _unknown(
+                "the session is over: sign in again"
+                if by_cookie
+                else "the token is unknown, has expired or was revoked"
+            )
+        return found
 
     def _counted(self, caller: Caller) -> Caller:
         self.rates.take(caller.user)
@@ -104,12 +135,17 @@ def require_same_origin(request: Request) -> None:
         )
 
 
+def cookie_name(request: Request) -> str:
+    """Of the cookie that a browser has for this scheme."""
+    return COOKIES["https" if request.url.scheme == "https" else "http"]
+
+
 def set_cookie(request: Request, response: Response, secret: str) -> None:
     """Let the browser come with `secret` from now on; scripts cannot read it."""
     response.set_cookie(
-        COOKIE,
+        cookie_name(request),
         secret,
-        max_age=_COOKIE_SECONDS,
+        max_age=_SESSION_SECONDS,
         path="/",
         httponly=True,
         samesite="strict",
@@ -124,7 +160,7 @@ def _secret(request: Request) -> tuple[str | None, bool]:
         if scheme.lower() != "bearer" or not secret.strip():
             raise _unknown("the header Authorization must be: Bearer TOKEN")
         return secret.strip(), False
-    cookie = request.cookies.get(COOKIE)
+    cookie = request.cookies.get(cookie_name(request))
     return (cookie, True) if cookie else (None, False)
 
 

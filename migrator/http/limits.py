@@ -10,6 +10,7 @@ from collections import Counter, OrderedDict
 from collections.abc import Awaitable, Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from datetime import UTC, datetime, timedelta
 
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
@@ -18,10 +19,12 @@ from migrator.http import problems
 from migrator.http.admission import network_of
 from migrator.http.problems import ProblemError
 from migrator.http.wellformed import require_well_formed
+from migrator.ports import Grant
 
 _REQUEST_ID = re.compile(rb"[A-Za-z0-9._-]{1,64}")
 #: Callers whose rate is remembered; the one that asked longest ago goes first.
 _CALLERS = 4096
+_SOON = timedelta(days=14)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -166,7 +169,7 @@ class Guard:
             return
         request_id = _given_id(scope) or uuid.uuid4().hex
         scope.setdefault("state", {})["request_id"] = request_id
-        stamped = self._stamped(send, request_id, over_tls=scope.get("scheme") == "https")
+        stamped = self._stamped(send, scope, request_id)
 
         async def refuse(error: ProblemError) -> None:
             answer = problems.response(
@@ -230,12 +233,14 @@ class Guard:
                 )
             )
 
-    def _stamped(self, send: Send, request_id: str, *, over_tls: bool) -> Send:
-        more = (_HSTS,) if over_tls else ()
+    def _stamped(self, send: Send, scope: Scope, request_id: str) -> Send:
+        more = (_HSTS,) if scope.get("scheme") == "https" else ()
 
         async def stamped(message: Message) -> None:
             if message["type"] == "http.response.start":
                 own = ((b"x-request-id", request_id.encode()), *_HEADERS, *more)
+                if (moment := ends_soon(scope["state"].get("grant"))) is not None:
+                    own = (*own, (b"migrator-token-ends", moment.isoformat().encode()))
                 message["headers"] = [*message.get("headers", []), *own]
             async with asyncio.timeout(self._limits.send_seconds):
                 await send(message)
@@ -264,6 +269,13 @@ class Guard:
             raise ProblemError(
                 408, "too-slow", f"the body did not arrive within {self._limits.body_seconds:g} s"
             ) from None
+
+
+def ends_soon(grant: object) -> datetime | None:
+    """When a grant ends, if that is soon: whoever uses it is told, and has time to make another."""
+    if not isinstance(grant, Grant) or grant.ends_at is None or not grant.id.startswith("token "):
+        return None
+    return grant.ends_at if grant.ends_at - datetime.now(UTC) < _SOON else None
 
 
 async def _as_asked(app: ASGIApp, scope: Scope, receive: Receive, send: Send) -> None:

@@ -89,8 +89,8 @@ def _complete(found: dict[str, Any]) -> None:
         "cookie": {
             "type": "apiKey",
             "in": "cookie",
-            "name": "migrator_session",
-            "description": "The page's.",
+            "name": "__Host-migrator",
+            "description": "The page's session; by plain HTTP, on loopback, it is called `migrator_session`.",
         },
     }
 

@@ -14,9 +14,13 @@ from starlette.responses import Response
 from migrator.engine.bus import Listener
 from migrator.engine.commands import Caller, Door, Envelope, Reply
 from migrator.engine.reading import Reading
+from migrator.errors import JournalError
 from migrator.http.access import Access
 from migrator.http.limits import Limits, Streams
 from migrator.http.problems import ProblemError
+
+#: Streams are looked after so often: a token may be revoked by another process.
+_GRANTS_SECONDS = 0.5
 
 #: From the header Accept to the text and its media type.
 Metrics = Callable[[str | None], Awaitable[tuple[bytes, str]]]
@@ -34,7 +38,9 @@ class Parts:
     metrics: Metrics | None = None
     #: By format: when the last scrape was begun, on the loop's clock, and what comes of it.
     scrapes: dict[str, tuple[float, asyncio.Future[tuple[bytes, str]]]] = field(default_factory=dict)
-    _listeners: set[Listener] = field(default_factory=set)
+    #: Of every stream that goes on, by what it may: a grant's id; empty by the Unix socket.
+    _listeners: dict[Listener, str] = field(default_factory=dict)
+    _watch: asyncio.Task[None] | None = None
     _commands: set[asyncio.Task[Reply]] = field(default_factory=set)
     _closing: bool = False
 
@@ -42,15 +48,30 @@ class Parts:
         """No stream shall go on."""
         return self._closing
 
-    def heed(self, listener: Listener) -> None:
-        """A stream has begun to listen; :meth:`close` ends it."""
-        self._listeners.add(listener)
+    def heed(self, listener: Listener, grant: str = "") -> None:
+        """A stream has begun to listen; :meth:`close` ends it, and so does the end of its grant, within a second."""
+        self._listeners[listener] = grant
         if self._closing:
             listener.close()
+        elif grant and (self._watch is None or self._watch.done()):
+            self._watch = asyncio.create_task(self._watch_grants(), name="http grants of streams")
+
+    async def _watch_grants(self) -> None:
+        """As long as there are streams that somebody may end elsewhere."""
+        while grants := {grant for grant in self._listeners.values() if grant}:
+            try:
+                holding = await self.access.tokens.holding(grants)
+            except JournalError:
+                holding = grants  # nobody knows better now
+            for listener, grant in list(self._listeners.items()):
+                if grant in grants and grant not in holding:
+                    listener.close()
+                    self._listeners[listener] = ""
+            await asyncio.sleep(_GRANTS_SECONDS)
 
     def unheed(self, listener: Listener) -> None:
         """It has ended."""
-        self._listeners.discard(listener)
+        self._listeners.pop(listener, None)
 
     async def execute(self, envelope: Envelope) -> Reply:
         """Give a command to the door; it is carried to its end though the client goes away."""
@@ -64,6 +85,9 @@ class Parts:
     async def close(self, timeout: float = 5.0) -> None:
         """End every stream; give the commands that were begun `timeout` seconds to be answered."""
         self._closing = True
+        if self._watch is not None:
+            self._watch.cancel()
+            await asyncio.wait({self._watch})
         for listener in self._listeners:
             listener.close()
         if self._commands:

@@ -1,7 +1,8 @@
-"""The page's way in: a token for a cookie."""
+"""The page's way in: a token for a session."""
 
 from __future__ import annotations
 
+from datetime import datetime
 from typing import Annotated
 
 from fastapi import APIRouter, Body, Request
@@ -11,6 +12,7 @@ from starlette.responses import Response
 from migrator.engine.commands import Role
 from migrator.http import access
 from migrator.http.parts import Asks, answer, parts
+from migrator.ports import Grant
 
 router = APIRouter(prefix="/session", tags=["session"])
 
@@ -27,28 +29,39 @@ class Session(BaseModel):
 
     user: str
     role: Role
+    #: When the token or the session ends by itself; ``null``: never, or asked by the Unix socket.
+    ends_at: datetime | None = None
 
 
 @router.get("", response_model=Session)
-async def who(caller: Asks) -> Response:
-    """Who asks, and what they may do."""
-    return answer(Session(user=caller.user, role=caller.role))
+async def who(request: Request, caller: Asks) -> Response:
+    """Who asks, what they may do, and until when."""
+    grant = getattr(request.state, "grant", None)
+    ends_at = grant.ends_at if isinstance(grant, Grant) else None
+    return answer(Session(user=caller.user, role=caller.role, ends_at=ends_at))
 
 
 @router.post("", response_model=Session)
 async def begin(request: Request, given: Annotated[Given, Body()]) -> Response:
-    """Trade a token for a cookie that scripts cannot read."""
+    """Trade a token for a session, whose cookie scripts cannot read.
+
+    It ends with the token, or when it is signed out.
+    """
     access.require_same_origin(request)
-    user, role = await parts(request).access.verify(request, given.token)
-    response = answer(Session(user=user, role=role))
-    access.set_cookie(request, response, given.token)
+    secret, grant = await parts(request).access.begin_session(request, given.token)
+    response = answer(Session(user=grant.name, role=Role(grant.role), ends_at=grant.ends_at))
+    access.set_cookie(request, response, secret)
     return response
 
 
 @router.delete("", status_code=204, response_class=Response)
 async def end(request: Request) -> Response:
-    """Forget the cookie."""
+    """Sign out: the session holds no more, whoever still has its cookie."""
     access.require_same_origin(request)
+    await parts(request).access.end_session(request)
     response = Response(status_code=204)
-    response.delete_cookie(access.COOKIE, path="/", httponly=True, samesite="strict")
+    secure = request.url.scheme == "https"
+    response.delete_cookie(
+        access.cookie_name(request), path="/", httponly=True, samesite="strict", secure=secure
+    )
     return response

@@ -19,6 +19,7 @@ from migrator.engine.documents import EventDocument, EventKind, Subject
 from migrator.errors import JournalError
 from migrator.http import look
 from migrator.http.parts import Asks, Parts, parts
+from migrator.ports import Grant
 
 router = APIRouter()
 
@@ -116,17 +117,19 @@ async def _events(
         following = found.items[-1][0] if found.more else "null"
         body = f'{{"items":[{",".join(text for _, text in found.items)}],"next":{following}}}'
         return Response(body, media_type="application/json")
-    return _Stream(own, caller.user, _follow(own, after, subject, subject_id))
+    grant = getattr(request.state, "grant", None)
+    held_by = grant.id if isinstance(grant, Grant) else ""
+    return _Stream(own, caller.user, _follow(own, after, subject, subject_id, held_by))
 
 
 async def _follow(
-    own: Parts, after: int | None, subject: Subject | None, subject_id: str | None
+    own: Parts, after: int | None, subject: Subject | None, subject_id: str | None, grant: str
 ) -> AsyncGenerator[bytes, None]:
     reading = own.reading
     # What is told was journalled before. Only of a journal that cannot be written something is missing below: a gap in
     # the ids, as where an event was swept out of it.
     with reading.bus.listen(journalled=True) as listener:
-        own.heed(listener)
+        own.heed(listener, grant)
         try:
             # All later ones will be heard; those up to here are in the journal.
             heard_from = reading.bus.last_event_id

@@ -1,4 +1,4 @@
-"""Who may use the service over TCP: bearer tokens, shown once, kept as hashes.
+"""Who may use the service over TCP: bearer tokens and the page's sessions, shown once, kept as hashes.
 
 A token is ``migrator_ID_SECRET``. Its secret is 256 random bits, which nobody can guess or try out, so one round of
 SHA-256 is enough to keep whoever reads the journal from using it; slow hashes are there for what people think up.
@@ -9,23 +9,25 @@ from __future__ import annotations
 import hmac
 import re
 import secrets
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Collection, Sequence
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime, timedelta
 from hashlib import sha256
 from pathlib import Path
-from types import TracebackType
+from types import SimpleNamespace, TracebackType
 from typing import Any, Self
 
-from sqlalchemy import insert, or_, select, update
+from sqlalchemy import delete, insert, or_, select, update
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from migrator.errors import UsageError
+from migrator.ports import Grant
 from migrator.store.database import Database
-from migrator.store.schema import tokens
+from migrator.store.schema import sessions, tokens
 
 ROLES = ("viewer", "operator")
 _TOKEN = re.compile(r"migrator_([0-9a-f]{12})_([0-9a-f]{64})")
+_SESSION = re.compile(r"[0-9a-f]{64}")
 _NAME = re.compile(r"[A-Za-z0-9._-]{1,64}")
 _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 #: Stands for the hash of a token that does not exist.
@@ -140,8 +142,8 @@ class Tokens:
             )
         return found[-1]
 
-    async def verify(self, secret: str) -> tuple[str, str] | None:
-        """Name and role of whoever shows this token; ``None`` when it is unknown, expired or revoked.
+    async def verify(self, secret: str) -> Grant | None:
+        """What this token gives; ``None`` when it is unknown, expired or revoked.
 
         How long it takes tells nothing about a secret.
         """
@@ -155,11 +157,102 @@ class Tokens:
         same = hmac.compare_digest(_hashed(shown), _NOBODY if found is None else found.hash)
         if found is None or not same or not _token(found).valid(self._now()):
             return None
-        return found.name, found.role
+        return _grant(_token(found), f"token {found.id}", None)
+
+    # --- sessions of the page ----------------------------------------------------------------------------------------
+
+    async def begin_session(self, token: Grant, *, seconds: float) -> tuple[str, Grant]:
+        """A session that ends with its token, after `seconds`, or when it is signed out.
+
+        :param token: what :meth:`verify` gave.
+        :returns: what the browser shows from now on, which is in no file; and what it gives.
+        """
+        now = self._now()
+        ends_at = now + timedelta(seconds=seconds)
+        if token.ends_at is not None:
+            ends_at = min(ends_at, token.ends_at)
+        secret = secrets.token_hex(32)
+        row = {
+            "hash": _hashed(secret),
+            "token": token.id.removeprefix("token "),
+            "created_at": _microseconds(now),
+            "ends_at": _microseconds(ends_at),
+        }
+
+        async def write(connection: AsyncConnection) -> None:
+            await connection.execute(delete(sessions).where(sessions.c.ends_at < _microseconds(now)))
+            await connection.execute(insert(sessions).values(row))
+
+        await self._database.write(write)
+        return secret, replace(token, id=f"session {row['hash']}", ends_at=ends_at)
+
+    async def session(self, secret: str) -> Grant | None:
+        """What a session gives; ``None`` when it is unknown, over or signed out, or its token holds no more."""
+        if not _SESSION.fullmatch(secret):
+            return None
+        return (await self._holding([_hashed(secret)])).get(_hashed(secret))
+
+    async def end_session(self, secret: str) -> None:
+        """Sign it out; one that is unknown is no error."""
+        now = _microseconds(self._now())
+        mine = (sessions.c.hash == _hashed(secret), sessions.c.ended_at.is_(None))
+
+        async def write(connection: AsyncConnection) -> None:
+            await connection.execute(update(sessions).where(*mine).values(ended_at=now))
+
+        await self._database.write(write)
+
+    async def holding(self, grants: Collection[str]) -> set[str]:
+        """Those of the given grants (their ids) that hold now."""
+        own = {each.removeprefix("token ") for each in grants if each.startswith("token ")}
+        hashes = [each.removeprefix("session ") for each in grants if each.startswith("session ")]
+
+        async def read(connection: AsyncConnection) -> list[Token]:
+            return [
+                _token(each) for each in await connection.execute(select(tokens).where(tokens.c.id.in_(own)))
+            ]
+
+        now = self._now()
+        held = (
+            {f"token {each.id}" for each in await self._database.read(read) if each.valid(now)}
+            if own
+            else set()
+        )
+        return held | {each.id for each in (await self._holding(hashes)).values()}
+
+    async def _holding(self, hashes: Collection[str]) -> dict[str, Grant]:
+        if not hashes:
+            return {}
+        now = self._now()
+        query = select(sessions.c.hash, sessions.c.ends_at, tokens).join(
+            tokens, tokens.c.id == sessions.c.token
+        )
+        query = query.where(
+            sessions.c.hash.in_(list(hashes)),
+            sessions.c.ended_at.is_(None),
+            sessions.c.ends_at > _microseconds(now),
+        )
+
+        async def read(connection: AsyncConnection) -> list[Any]:
+            return list(await connection.execute(query))
+
+        return {
+            row[0]: _grant(_token_of(row[2:]), f"session {row[0]}", _EPOCH + timedelta(microseconds=row[1]))
+            for row in await self._database.read(read)
+            if _token_of(row[2:]).valid(now)
+        }
 
 
 def _hashed(secret: str) -> str:
     return sha256(secret.encode()).hexdigest()
+
+
+def _grant(token: Token, identifier: str, ends_at: datetime | None) -> Grant:
+    return Grant(id=identifier, name=token.name, role=token.role, ends_at=ends_at or token.expires_at)
+
+
+def _token_of(columns: Sequence[Any]) -> Token:
+    return _token(SimpleNamespace(**dict(zip(tokens.c.keys(), columns, strict=True))))
 
 
 def _token(row: Any) -> Token:

@@ -8,6 +8,7 @@ import os
 import re
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -274,7 +275,7 @@ class TestAccess:
     async def test_a_viewer_may_look_plan_and_check_and_no_more(self, place: Place, world: World):
         async with by_tcp(place, VIEWER) as client:
             assert (await client.get("hosts")).status_code == 200
-            assert (await client.get("session")).json() == {"user": "vera", "role": "viewer"}
+            assert (await client.get("session")).json() == {"user": "vera", "role": "viewer", "ends_at": None}
             assert (await client.post("plans", json={"host": "alpha"})).status_code == 200
             assert (await client.post("checks", json={"guest": "db", "to": "beta"})).status_code == 200
             world.carried_out.clear()
@@ -307,8 +308,9 @@ class TestAccess:
     async def test_a_wrong_token_on_the_socket_is_not_waved_through(self, client: httpx2.AsyncClient):
         problem(await client.get("hosts", headers={"Authorization": "Bearer wrong"}), 401, "unauthenticated")
 
-    async def test_guessing_is_slowed(self, place: Place):
-        async with by_tcp(place, "wrong") as client:
+    async def test_guessing_is_slowed(self, world: World, tmp_path: Path):
+        slow = Limits(requests_per_second=0.5, burst=200)  # however slow this machine is
+        async with serving(world, tmp_path, limits=slow) as place, by_tcp(place, "wrong") as client:
             statuses = [(await client.get("hosts")).status_code for _ in range(40)]
             assert statuses[0] == 401
             last = await client.get("hosts")
@@ -325,7 +327,10 @@ class TestCookie:
                 await client.post("session", json={"token": "wrong"}, headers=ours), 401, "unauthenticated"
             )
             answer = await client.post("session", json={"token": OPERATOR}, headers=ours)
-            assert answer.json() == {"user": "olga", "role": "operator"}
+            session = answer.json()
+            assert (session["user"], session["role"]) == ("olga", "operator")
+            assert datetime.fromisoformat(session["ends_at"]) > datetime.now(UTC)
+            assert OPERATOR not in str(answer.headers)
             cookie = answer.headers["set-cookie"].lower()
             assert "httponly" in cookie
             assert "samesite=strict" in cookie
@@ -339,8 +344,22 @@ class TestCookie:
                 problem(await client.post("hosts/alpha/evacuate", headers=foreign), 403, "foreign-origin")
             assert world.carried_out == []
             assert (await client.post("hosts/alpha/evacuate", headers=ours)).status_code == 202
+            kept = dict(client.cookies)
             assert (await client.delete("session", headers=ours)).status_code == 204
             problem(await client.get("hosts"), 401, "unauthenticated")
+            client.cookies.update(kept)  # whoever has kept it has nothing any more
+            problem(await client.get("hosts"), 401, "unauthenticated")
+
+    async def test_a_token_is_no_cookie_and_a_session_no_token(self, place: Place):
+        async with by_tcp(place, None) as client:
+            client.cookies.set("migrator_session", OPERATOR)
+            problem(await client.get("hosts"), 401, "unauthenticated")
+            client.cookies.clear()
+            await client.post("session", json={"token": OPERATOR}, headers={"Origin": place.url})
+            secret = client.cookies["migrator_session"]
+            client.cookies.clear()
+            answer = await client.get("hosts", headers={"Authorization": f"Bearer {secret}"})
+            problem(answer, 401, "unauthenticated")
 
 
 class TestLimits:

@@ -17,7 +17,7 @@ from migrator.engine.documents import EventKind, Subject
 from migrator.errors import JournalError
 from migrator.http.limits import Limits
 from migrator.testing.lab import until
-from tests.service_fakes import Place, World, serving
+from tests.service_fakes import OPERATOR, VIEWER, MemoryTokens, Place, World, serving
 
 
 @pytest.fixture
@@ -91,6 +91,38 @@ async def test_without_a_place_to_begin_only_what_comes(place: Place, world: Wor
     await until(lambda: world.bus.listening() == 1, what="1 streams")
     say(world, 2)
     assert [event["event_id"] for event in await coming] == [6, 7]
+
+
+@pytest.mark.parametrize("by", ["token", "session"])
+async def test_a_stream_ends_soon_after_its_token_was_revoked(tmp_path: Path, by: str):
+    tokens, world = MemoryTokens(), World(steps=None)
+    async with (
+        serving(world, tmp_path, tokens=tokens) as place,
+        httpx2.AsyncClient(base_url=f"{place.url}/api/v1/") as client,
+    ):
+        headers = {"Origin": place.url}
+        if by == "session":
+            await client.post("session", json={"token": OPERATOR}, headers=headers)
+        else:
+            headers["Authorization"] = f"Bearer {OPERATOR}"
+        async with client.stream("GET", "events", headers=headers) as revoked:
+            viewers = {"Authorization": f"Bearer {VIEWER}"}
+            async with (
+                httpx2.AsyncClient(base_url=f"{place.url}/api/v1/", headers=viewers) as other,
+                other.stream("GET", "events") as goes_on,
+            ):
+                await until(lambda: world.bus.listening() == 2, what="2 streams")
+                tokens.revoked.add("olga")
+                async with asyncio.timeout(10):
+                    async for _ in revoked.aiter_lines():
+                        pass
+                await until(lambda: world.bus.listening() == 1, what="1 stream")
+                say(world, 1)
+                async with asyncio.timeout(10):
+                    async for line in goes_on.aiter_lines():
+                        if line.startswith("data"):
+                            break
+        assert (await client.get("hosts", headers=headers)).status_code == 401
 
 
 async def test_the_journal_first_and_then_what_comes(place: Place, world: World):

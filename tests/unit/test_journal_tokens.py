@@ -6,6 +6,7 @@ import hmac
 from collections.abc import AsyncIterator
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -39,12 +40,17 @@ def tokens(journal: SqlJournal) -> Tokens:
     return journal.tokens
 
 
+async def gives(tokens: Tokens, secret: str) -> tuple[str, str] | None:
+    grant = await tokens.verify(secret)
+    return None if grant is None else (grant.name, grant.role)
+
+
 async def test_a_token_is_good_for_its_name_and_role(tokens: Tokens) -> None:
     grafana = await tokens.create(name="grafana", role="viewer")
     ann = await tokens.create(name="ann", role="operator")
     assert grafana != ann
-    assert await tokens.verify(grafana) == ("grafana", "viewer")
-    assert await tokens.verify(ann) == ("ann", "operator")
+    assert await gives(tokens, grafana) == ("grafana", "viewer")
+    assert await gives(tokens, ann) == ("ann", "operator")
 
 
 async def test_its_secret_is_written_nowhere(tokens: Tokens, tmp_path: Path) -> None:
@@ -103,7 +109,7 @@ async def test_it_is_refused_from_the_moment_it_expires(tokens: Tokens, clock: C
     expires = clock() + timedelta(days=1)
     token = await tokens.create(name="ann", role="operator", expires_at=expires)
     clock.time = expires - timedelta(microseconds=1)
-    assert await tokens.verify(token) == ("ann", "operator")
+    assert await gives(tokens, token) == ("ann", "operator")
     clock.time = expires
     assert await tokens.verify(token) is None
     (shown,) = await tokens.list()
@@ -117,7 +123,7 @@ async def test_it_is_refused_as_soon_as_it_is_revoked(tokens: Tokens, clock: Clo
     revoked = await tokens.revoke("ann" if by == "name" else token.split("_")[1])
     assert revoked.name == "ann"
     assert await tokens.verify(token) is None
-    assert await tokens.verify(other) == ("bob", "viewer")
+    assert await gives(tokens, other) == ("bob", "viewer")
     assert {each.name: each.revoked_at for each in await tokens.list()} == {"ann": clock(), "bob": None}
     with pytest.raises(UsageError, match="there is no token 'ann' to revoke"):
         await tokens.revoke("ann")
@@ -129,7 +135,7 @@ async def test_a_name_may_be_used_again_once_its_token_is_not_valid(tokens: Toke
         await tokens.create(name="ann", role="viewer")
     clock.time += timedelta(hours=2)
     second = await tokens.create(name="ann", role="viewer")
-    assert (await tokens.verify(first), await tokens.verify(second)) == (None, ("ann", "viewer"))
+    assert (await gives(tokens, first), await gives(tokens, second)) == (None, ("ann", "viewer"))
 
 
 @pytest.mark.parametrize("name", ["", "a b", "x" * 65, "ann\n", "ann/7", "\u00e4nn"])
@@ -151,7 +157,7 @@ async def test_one_made_beside_the_service_counts_at_once(
 ) -> None:
     async with await Tokens.open(tmp_path / "journal.db") as beside:
         token = await beside.create(name="ann", role="operator")
-        assert await tokens.verify(token) == ("ann", "operator")
+        assert await gives(tokens, token) == ("ann", "operator")
         await beside.revoke("ann")
         assert await tokens.verify(token) is None
     assert journal.complaint == ""
@@ -159,3 +165,65 @@ async def test_one_made_beside_the_service_counts_at_once(
 
 def test_the_roles_are_those_of_the_commands() -> None:
     assert set(ROLES) == set(Role)
+
+
+class TestSession:
+    """What the page has instead of the token."""
+
+    async def begun(self, tokens: Tokens, *, seconds: float = 3600, **token: Any) -> tuple[str, str]:
+        secret = await tokens.create(name="ann", role="operator", **token)
+        grant = await tokens.verify(secret)
+        assert grant is not None
+        return secret, (await tokens.begin_session(grant, seconds=seconds))[0]
+
+    async def test_is_neither_the_token_nor_written_anywhere(self, tokens: Tokens, tmp_path: Path) -> None:
+        token, session = await self.begun(tokens)
+        assert session not in token
+        assert await tokens.verify(session) is None
+        assert await tokens.session(token) is None
+        found = await tokens.session(session)
+        assert found is not None
+        assert (found.name, found.role) == ("ann", "operator")
+        for file in tmp_path.iterdir():
+            assert session.encode() not in file.read_bytes()
+
+    async def test_ends_by_itself_and_never_after_its_token(self, tokens: Tokens, clock: Clock) -> None:
+        _, session = await self.begun(tokens, seconds=60, expires_at=clock() + timedelta(seconds=30))
+        clock.time += timedelta(seconds=29)
+        assert await tokens.session(session) is not None
+        clock.time += timedelta(seconds=1)
+        assert await tokens.session(session) is None
+
+    async def test_is_over_once_it_was_signed_out_and_others_are_not(self, tokens: Tokens) -> None:
+        token, session = await self.begun(tokens)
+        grant = await tokens.verify(token)
+        assert grant is not None
+        other, _ = await tokens.begin_session(grant, seconds=60)
+        await tokens.end_session(session)
+        await tokens.end_session(session)
+        await tokens.end_session("nonsense")
+        assert await tokens.session(session) is None
+        assert await tokens.session(other) is not None
+
+    async def test_is_over_once_its_token_is_revoked(self, tokens: Tokens) -> None:
+        _, session = await self.begun(tokens)
+        await tokens.revoke("ann")
+        assert await tokens.session(session) is None
+
+    async def test_of_many_grants_those_that_hold_are_told(self, tokens: Tokens, clock: Clock) -> None:
+        token, session = await self.begun(tokens)
+        ann, sitting = await tokens.verify(token), await tokens.session(session)
+        bob = await tokens.verify(
+            await tokens.create(name="bob", role="viewer", expires_at=clock() + timedelta(hours=2))
+        )
+        assert ann is not None
+        assert sitting is not None
+        assert bob is not None
+        grants = {ann.id, sitting.id, bob.id}
+        assert await tokens.holding({*grants, "token nobody", "session nobody", "nonsense"}) == grants
+        await tokens.end_session(session)
+        assert await tokens.holding(grants) == {ann.id, bob.id}
+        clock.time += timedelta(hours=2)
+        assert await tokens.holding(grants) == {ann.id}
+        await tokens.revoke("ann")
+        assert await tokens.holding(grants) == set()

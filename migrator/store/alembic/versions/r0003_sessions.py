@@ -1,0 +1,23 @@
+"""Sessions of the page."""
+
+from __future__ import annotations
+
+import sqlalchemy as sa
+from alembic import op
+
+revision = "0003"
+down_revision = "0002"
+branch_labels = None
+depends_on = None
+
+
+def upgrade() -> None:
+    """One more table."""
+    op.create_table(
+        "sessions",
+        sa.Column("hash", sa.Text, primary_key=True),
+        sa.Column("token", sa.Text, nullable=False),
+        sa.Column("created_at", sa.Integer, nullable=False),
+        sa.Column("ends_at", sa.Integer, nullable=False),
+        sa.Column("ended_at", sa.Integer),
+    )
