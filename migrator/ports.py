@@ -341,6 +341,14 @@ class Site(Protocol):
     async def look(self, host: str) -> HostLook:
         """Facts and guests, read afresh; nothing is held afterwards."""
 
+    async def watch(self, host: str, changed: Callable[[], None]) -> None:
+        """Call `changed` whenever guests may have come to that host, or gone; runs until cancelled.
+
+        A help, not a promise: what it does not see, the next look does.
+
+        :raise HostError: the host cannot be watched any more.
+        """
+
     async def open(
         self,
         host: str,

@@ -37,6 +37,8 @@ class FakeReading:
         self.hosts_by_name: dict[str, HostDocument] = {}
         self.guests_by_key: dict[str, GuestDocument] = {}
         self.said: list[str] = []
+        #: Hosts that were looked at on demand; ``None``: all.
+        self.refreshed: list[str | None] = []
         self.samples_of: dict[str, list[SampleDocument]] = {}
         #: Newest first.
         self.journal: list[MigrationDocument] = []
@@ -97,6 +99,9 @@ class FakeReading:
     def host(self, name: str) -> HostDocument | None:
         """One."""
         return self.hosts_by_name.get(name)
+
+    async def refresh(self, host: str | None = None) -> None:
+        self.refreshed.append(host)
 
     def guests(self) -> Sequence[GuestDocument]:
         """All."""

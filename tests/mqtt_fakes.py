@@ -127,6 +127,9 @@ class FakeReading:
     def host(self, name: str) -> HostDocument | None:
         return self.all_hosts.get(name)
 
+    async def refresh(self, host: str | None = None) -> None:
+        raise AssertionError("MQTT never asks hosts")
+
     def guests(self) -> Sequence[GuestDocument]:
         return []
 

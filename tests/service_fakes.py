@@ -137,6 +137,7 @@ class World:
         if journal_lag:
             self.bus.journalled(0)
         self.journal: list[dict[str, Any]] = []
+        self.refreshed: list[str | None] = []
         self.log = MemoryLog()
         self.journal_lag = journal_lag
         self.steps = steps
@@ -200,6 +201,9 @@ class World:
 
     def host(self, name: str) -> HostDocument | None:
         return next((host for host in self.hosts() if host.host == name), None)
+
+    async def refresh(self, host: str | None = None) -> None:
+        self.refreshed.append(host)
 
     def guests(self) -> Sequence[GuestDocument]:
         return sorted(self._guests.values(), key=lambda guest: (guest.host, guest.name))

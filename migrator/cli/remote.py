@@ -81,11 +81,12 @@ def hosts(client: Client, *, json_output: bool) -> None:
     )
 
 
-def guests(client: Client, host: str | None, *, json_output: bool) -> None:
+def guests(client: Client, host: str | None, *, refresh: bool, json_output: bool) -> None:
     """All guests, or those of one host."""
     if host is not None:
         client.get(f"hosts/{segment(host)}")  # says so when there is none of that name
-    found = client.get("guests", host=host)
+    # Without it the parameter is not sent: a service of before does not know it.
+    found = client.get("guests", host=host, refresh="true" if refresh else None)
     if json_output:
         print(json.dumps(found))
         return

@@ -82,13 +82,20 @@ def guests(
         str | None,
         typer.Option(metavar="HOST", help="Only those of this host.", autocompletion=completion.hosts),
     ] = None,
+    refresh: Annotated[
+        bool, typer.Option("--refresh", help="Have the service look at the hosts first, or at that one.")
+    ] = False,
     server: _Server = None,
     json: _Json = False,
 ) -> None:
     """List the guests: where they run, how fast they dirty memory, what keeps them from moving."""
     from migrator.cli import remote  # noqa: PLC0415 - quick --help
 
-    remote.run(lambda client: remote.guests(client, host, json_output=json), server, json_output=json)
+    remote.run(
+        lambda client: remote.guests(client, host, refresh=refresh, json_output=json),
+        server,
+        json_output=json,
+    )
 
 
 @app.command(short_help="Show what an evacuation would do; changes nothing.")

@@ -39,8 +39,6 @@ from migrator.engine.planner import Limits, Planner
 from migrator.engine.preview import Preview
 from migrator.ports import Qemu
 
-#: A host that was looked at so long ago is looked at again before a plan is made for it.
-_FRESH_SECONDS = 10.0
 #: Between two words of progress of one migration.
 _PROGRESS_SECONDS = 0.25
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import math
 import random
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -15,8 +16,13 @@ from migrator.core.model import RunState
 from migrator.errors import MigratorError
 from migrator.ports import Site
 
-#: A host that did not answer is asked again after so long, doubled up to the interval.
-_FIRST_RETRY_SECONDS = 2.0
+#: A host that did not answer is asked again after so long, doubled up to the second, or to a shorter interval.
+_RETRY_SECONDS = (1.0, 15.0)
+#: A host that cannot be watched is tried again after so long.
+_WATCH_AGAIN_SECONDS = 5.0
+#: What was noticed at a host is looked at after the first, and not sooner than the second after the last look; nor
+#: sooner than so many times as long as that took, up to the fourth: where much happens, looking stays a small part.
+_NOTICE_SECONDS, _NOTICE_PAUSE_SECONDS, _NOTICE_RATIO, _NOTICE_MOST_SECONDS = 0.2, 1.0, 10.0, 30.0
 #: The longest that one look at a host may take in all.
 _LOOK_SECONDS = 60.0
 #: A QEMU in one of these is an end of a migration, not a guest to be found.
@@ -28,6 +34,9 @@ class _Known:
     host: Host
     guests: tuple[Guest, ...] = ()
     looked_at: datetime | None = None
+    #: On the loop's clock: when the last look ended, and how long it took.
+    ended: float = -math.inf
+    took: float = 0.0
 
 
 class Inventory:
@@ -59,6 +68,10 @@ class Inventory:
         self._looking = {name: asyncio.Lock() for name in self._known}
         #: Of every look under way: the guests that were heard to move or to end since it began.
         self._meanwhile: dict[str, set[str]] = {}
+        #: Looks that somebody waits for and that have not begun yet.
+        self._queued: dict[str, asyncio.Future[None]] = {}
+        #: Hosts at which something was noticed that the next look will show.
+        self._noticed: set[str] = set()
         #: Hosts that nobody has tried to look at yet.
         self._unseen = set(self._known)
         self._all_seen = asyncio.Event()
@@ -183,6 +196,8 @@ class Inventory:
             known = self._known[name]
             before = (known.host, known.guests)
             meanwhile = self._meanwhile[name] = set()
+            self._noticed.discard(name)
+            began = asyncio.get_running_loop().time()
             try:
                 async with asyncio.timeout(_LOOK_SECONDS):
                     look = await self._site.look(name)
@@ -200,6 +215,8 @@ class Inventory:
                 known.looked_at = datetime.now(UTC)
             finally:
                 self._meanwhile.pop(name, None)
+                known.ended = asyncio.get_running_loop().time()
+                known.took = known.ended - began
             self._unseen.discard(name)
             if not self._unseen:
                 self._all_seen.set()
@@ -230,6 +247,29 @@ class Inventory:
         counted = Counter(guest.key for guest in self.guests())
         return {key: count for key, count in counted.items() if count > 1}
 
+    async def refresh(self, *names: str) -> None:
+        """Look at these hosts, or at all: each look begins after this was called. Several who ask wait for the same."""
+        async with asyncio.TaskGroup() as group:
+            for name in names or self._known:
+                group.create_task(self._refresh(name), name=f"refresh host {name}")
+
+    async def _refresh(self, name: str) -> None:
+        while (queued := self._queued.get(name)) is not None:
+            await asyncio.wait({queued})
+            if not queued.cancelled():
+                return
+        mine = self._queued[name] = asyncio.get_running_loop().create_future()
+        try:
+            async with self._looking[name]:
+                pass  # one that is under way began before
+            self._queued.pop(name)
+            await self.look(name)
+            mine.set_result(None)
+        finally:
+            if self._queued.get(name) is mine:
+                del self._queued[name]
+            mine.cancel()
+
     async def look_at_all(self, *, only_up: bool = False) -> None:
         """Look at every host once, together; or only at those that answered last."""
         async with asyncio.TaskGroup() as group:
@@ -242,19 +282,45 @@ class Inventory:
         """Look at every host again and again, until cancelled."""
         async with asyncio.TaskGroup() as group:
             for name in self._known:
-                group.create_task(self._watch(name), name=f"watch host {name}")
+                group.create_task(self._watch(name), name=f"look at host {name}")
+                group.create_task(self._attend(name), name=f"watch host {name}")
+
+    async def _attend(self, name: str) -> None:
+        """Notice what comes to a host and goes, for as long as that can be."""
+        first = True
+        while name in self._known:
+            if first or self._known[name].host.up:
+                first = False
+                self._notice(name)  # what happened before it was watched
+                try:
+                    await self._site.watch(name, lambda: self._notice(name))
+                except MigratorError:
+                    pass  # looks from time to time have to do until it can be watched again
+            await asyncio.sleep(_WATCH_AGAIN_SECONDS)
+
+    def _notice(self, name: str) -> None:
+        known = self._known.get(name)
+        if known is None or name in self._noticed:
+            return
+        pause = min(_NOTICE_MOST_SECONDS, max(_NOTICE_PAUSE_SECONDS, _NOTICE_RATIO * known.took))
+        loop = asyncio.get_running_loop()
+        since = loop.time() if self._looking[name].locked() else known.ended
+        self._noticed.add(name)
+        loop.call_at(max(loop.time() + _NOTICE_SECONDS, since + pause), self.look_soon, name)
 
     async def _watch(self, name: str) -> None:
         pause = 0.0
         while name in self._known:
             host = self._known[name].host
             if host.up:
-                pause = self._interval * random.uniform(0.9, 1.1)  # noqa: S311 - only spreads the looks
+                pause = 0.0
             else:
-                pause = min(self._interval, max(_FIRST_RETRY_SECONDS, pause * 2))
+                first, longest = _RETRY_SECONDS
+                pause = min(self._interval, longest, max(first, 2 * pause))
             wake = self._wake[name]
             try:
-                async with asyncio.timeout(pause):
+                # Spread, so that not all hosts are looked at together.
+                async with asyncio.timeout(pause or self._interval * random.uniform(0.9, 1.1)):  # noqa: S311
                     await wake.wait()
             except TimeoutError:
                 pass  # its time has come

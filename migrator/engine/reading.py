@@ -17,7 +17,7 @@ from migrator.ports import EventTexts
 
 
 class Reading(Protocol):
-    """The state of the service, from memory and the journal; never asks a QEMU or a host anything."""
+    """The state of the service, from memory and the journal; only :meth:`refresh` asks a QEMU or a host anything."""
 
     bus: Bus
 
@@ -35,6 +35,9 @@ class Reading(Protocol):
 
     def guests(self) -> Sequence[GuestDocument]:
         """All, by host and name."""
+
+    async def refresh(self, host: str | None = None) -> None:
+        """Look at every host, or at that one, before the next question; ends when they have answered, or not."""
 
     def guest(self, which: str) -> GuestDocument | None:
         """By uuid, name or HOST/NAME.

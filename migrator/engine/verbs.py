@@ -49,8 +49,6 @@ from migrator.engine.resolving import Said
 from migrator.engine.views import evacuation_document, migration_document, one_guest
 from migrator.errors import JournalError, MigratorError, UsageError
 
-#: A host that was looked at so long ago is looked at again before something is begun with it.
-_FRESH_SECONDS = 10.0
 #: For guests that nobody knows the hosts are looked at so often at most.
 _LOOK_AGAIN_SECONDS = 5.0
 #: A command that needs to know every host waits so long for the first look at them after a start.
@@ -144,7 +142,7 @@ class Verbs:
             self._policy(command.policy)
         if command.deadline is not None and command.deadline <= datetime.now(UTC):
             raise Refusal("invalid", f"the deadline {command.deadline.isoformat()} has passed")
-        host = await self._fresh(host)
+        host = await self._engine.inventory.look(host.name)
         if not host.up:
             raise Refusal("not-now", f"it cannot be emptied: {host.error}")
         run = Evacuation(
@@ -305,12 +303,6 @@ class Verbs:
         if host is None:
             names = ", ".join(each.name for each in self._engine.inventory.hosts()[:20])
             raise Refusal("not-found", f"there is no host {name}; there are {names}")
-        return host
-
-    async def _fresh(self, host: Host) -> Host:
-        looked = self._engine.inventory.looked_at(host.name)
-        if looked is None or (datetime.now(UTC) - looked).total_seconds() > _FRESH_SECONDS or not host.up:
-            return await self._engine.inventory.look(host.name)
         return host
 
     async def _guest(self, which: str) -> Guest:

@@ -49,6 +49,12 @@ class Views:
         found = [self._guest_document(guest, under_way) for guest in self._engine.inventory.guests()]
         return sorted(found, key=lambda guest: (guest.host, guest.name, guest.guest))
 
+    async def refresh(self, host: str | None = None) -> None:
+        if host is None:
+            await self._engine.inventory.refresh()
+        elif self._engine.inventory.host(host) is not None:
+            await self._engine.inventory.refresh(host)
+
     def guest(self, which: str) -> GuestDocument | None:
         try:
             guest = one_guest(self._engine, which)

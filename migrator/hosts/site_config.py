@@ -27,7 +27,7 @@ class SshConfig:
     key: Path | None = None
     #: ``None``: the user's ``~/.ssh/known_hosts`` and ``/etc/ssh/ssh_known_hosts``. Always checked.
     known_hosts: Path | None = None
-    #: Commands at a time; OpenSSH's server allows 10 sessions a connection, one of which watches processes.
+    #: Commands at a time; OpenSSH's server allows 10 sessions a connection, two of which watch.
     max_sessions: int = 8
     connect_seconds: float = 10.0
     #: A connection over which a migration is steered is dropped when nothing came over it for three times as long.

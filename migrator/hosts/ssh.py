@@ -289,14 +289,19 @@ class SshAccess:
         task.add_done_callback(self._killing.discard)
 
     @asynccontextmanager
-    async def stream(self, argv: Sequence[str]) -> AsyncIterator[AsyncIterator[bytes]]:
+    async def stream(
+        self, argv: Sequence[str], *, steering: bool = True
+    ) -> AsyncIterator[AsyncIterator[bytes]]:
         """Run a command for as long as the block lasts; its lines as they come. Counts for no limit.
+
+        :param steering: a migration depends on it: that the connection is lost has to be known soon.
 
         :raise HostError: when the host cannot be reached, or the connection is lost.
         """
         command = self._quoted(argv)
         await self._connected()
-        self._ask_often()
+        if steering:
+            self._ask_often()
         process = await self._begin(command)
         try:
             yield _after_greeting(process.stdout)

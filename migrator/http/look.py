@@ -153,9 +153,17 @@ async def read_host(request: Request, host: Identifier, _: Asks) -> Response:
 
 
 @router.get("/guests", response_model=GuestList, tags=["guests"])
-async def list_guests(request: Request, _: Asks, host: Name | None = None) -> Response:
+async def list_guests(
+    request: Request,
+    _: Asks,
+    host: Name | None = None,
+    refresh: Annotated[bool, Query(description="Look at the hosts first, or at that one.")] = False,
+) -> Response:
     """All guests, or those of one host, by host and name."""
-    found = [guest for guest in parts(request).reading.guests() if host in (None, guest.host)]
+    reading = parts(request).reading
+    if refresh:
+        await reading.refresh(host)
+    found = [guest for guest in reading.guests() if host in (None, guest.host)]
     return answer(GuestList(items=found))
 
 

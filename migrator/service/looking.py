@@ -70,6 +70,8 @@ class Looker:
         self._reach = reach
         #: By host and path of its socket.
         self.known: dict[tuple[str, str], Guest] = {}
+        #: The host of every monitor that was silent, by its path on this machine.
+        self.asked: dict[str, str] = {}
         #: Boot and network namespace of every host, as last seen.
         self._places: dict[str, tuple[str, str]] = {}
         #: Of every host, the pids of all QEMUs in its network, as last seen.
@@ -283,9 +285,12 @@ class Looker:
         waits = knocks.waits(local)
         if not waits and found.waiting:
             raise Occupied(name, "others wait for it already, and it accepts nobody")
-        return await identify_at(
-            local, name=name, greeting=_STILL_SECONDS if waits else _GREETING_SECONDS, knocks=knocks
-        )
+        greeting = _STILL_SECONDS if waits else _GREETING_SECONDS
+        try:
+            return await identify_at(local, name=name, greeting=greeting, knocks=knocks)
+        except Occupied:
+            self.asked[local] = host
+            raise
 
     def _as_known(self, host: str, found: FoundSocket) -> Guest:
         """A guest that cannot be asked: as it was, if it is the same process, else as its command line says."""

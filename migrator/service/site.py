@@ -18,6 +18,7 @@ from migrator.hosts.access import Access
 from migrator.hosts.facts import read_facts
 from migrator.hosts.listening import read_listening
 from migrator.hosts.local import LocalAccess
+from migrator.hosts.notice import notice
 from migrator.hosts.resident import read_resident
 from migrator.hosts.site_config import HostConfig
 from migrator.hosts.sockets import FoundSocket, RemoteMonitor
@@ -189,6 +190,8 @@ class SiteHosts:
         self._checker = checker
         self._launcher = launcher
         self._looker = Looker(reach)
+        self._watching: dict[str, Callable[[], None]] = {}
+        reach.knocks.on_answer = self._answered
 
     # --- looking -----------------------------------------------------------------------------------------------------
 
@@ -217,6 +220,20 @@ class SiteHosts:
             for each in guests
         ]
         return HostLook(facts=facts, guests=tuple(shown))
+
+    async def watch(self, host: str, changed: Callable[[], None]) -> None:
+        """See :meth:`migrator.ports.Site.watch`: sockets that come or go, monitors that answer again."""
+        self._watching[host] = changed
+        try:
+            await notice(self._reach.access(host), self._reach.config(host).sockets, changed)
+        finally:
+            self._watching.pop(host, None)
+
+    def _answered(self, path: str) -> None:
+        """A monitor that was silent is not any more."""
+        changed = self._watching.get(self._looker.asked.pop(path, ""))
+        if changed is not None:
+            changed()
 
     # --- using -------------------------------------------------------------------------------------------------------
 

@@ -490,6 +490,10 @@ class SimulatedSite:
             raise HostError(host, "it does not answer")
         return found
 
+    async def watch(self, host: str, changed: Callable[[], None]) -> None:
+        """Nothing is noticed: looks have to do."""
+        await asyncio.Event().wait()
+
     async def look(self, host: str) -> HostLook:
         await asyncio.sleep(0.01)
         here = self._up(host)

@@ -80,6 +80,15 @@ class TestReading:
         by_name = (await client.get("guests/beta/web")).json()
         assert (await client.get(f"guests/{by_name['uuid']}")).json() == by_name
 
+    async def test_guests_are_looked_at_where_that_is_asked_for(
+        self, client: httpx2.AsyncClient, world: World
+    ):
+        await client.get("guests")
+        assert world.refreshed == []
+        await client.get("guests", params={"refresh": "true"})
+        await client.get("guests", params={"refresh": "true", "host": "alpha"})
+        assert world.refreshed == [None, "alpha"]
+
     async def test_an_ambiguous_name_is_refused_with_the_candidates(self, client: httpx2.AsyncClient):
         found = problem(await client.get("guests/web"), 409, "ambiguous")
         assert "alpha/web" in found["detail"]

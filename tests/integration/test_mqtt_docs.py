@@ -8,6 +8,7 @@ import re
 import shutil
 import sys
 from collections.abc import Iterator
+from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
 
@@ -16,10 +17,13 @@ import pytest
 from migrator.engine.commands import COMMANDS, Refusal
 from migrator.engine.documents import EvacuationState
 from migrator.mqtt.inbound import VERBS
+from migrator.mqtt.settings import MqttSettings
+from migrator.settings.models import SiteSettings
 from migrator.testing.lab import until
 from tests.broker import USERS, Broker, mosquitto
 from tests.conftest import missing
-from tests.mqtt_fakes import Service, settings
+from tests.mqtt_fakes import Service
+from tests.mqtt_fakes import settings as settings_of
 
 TEXT = (Path(__file__).parents[2] / "docs" / "mqtt.md").read_text(encoding="utf-8")
 
@@ -30,6 +34,11 @@ def broker(tmp_path: Path) -> Iterator[Broker]:
         missing("there is no mosquitto here")
     with Broker(tmp_path / "broker") as broker:
         yield broker
+
+
+def settings(broker: Broker) -> MqttSettings:
+    """With the site's name that a configuration has which says none: the examples have that, too."""
+    return replace(settings_of(broker), site=SiteSettings().name)
 
 
 def example(language: str) -> str:
@@ -72,6 +81,17 @@ async def test_example_waits_for_the_end_and_tells_it(
         async with asyncio.timeout(20):
             await process.communicate()
     assert process.returncode == code
+
+
+async def test_example_at_another_site_says_at_once_why_nobody_replies(
+    broker: Broker, script: list[str]
+) -> None:
+    async with Service(settings_of(broker)).running() as service:
+        process = await run(script, broker)
+        async with asyncio.timeout(20):
+            await process.communicate()
+    assert process.returncode == 7
+    assert service.heard == []
 
 
 async def test_refused_example_says_so(broker: Broker, script: list[str]) -> None:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
 from dataclasses import replace
 from typing import Any
 
@@ -11,6 +13,7 @@ import pytest
 from migrator.core.inventory import Guest, Host, HostFacts
 from migrator.core.model import RunState
 from migrator.engine.inventory import Inventory
+from migrator.errors import HostError
 from migrator.ports import HostLook
 
 pytestmark = pytest.mark.looptime
@@ -64,3 +67,86 @@ async def test_a_look_that_began_before_a_guest_ended_does_not_bring_it_back() -
     # It was started again meanwhile: the next look says so.
     await inventory.look_at_all()
     assert where(inventory) == {"a": ["vm"], "b": []}
+
+
+class WatchedSite(SlowSite):
+    """Counts looks, and lets a test notice something; a look takes as long as it is told."""
+
+    def __init__(self, *guests: Guest, takes: float = 0.01) -> None:
+        super().__init__(*guests)
+        self.takes = takes
+        self.looks: list[float] = []
+        self.changed: Callable[[], None] = lambda: None
+        self.down = False
+
+    async def look(self, host: str) -> HostLook:
+        self.looks.append(asyncio.get_running_loop().time())
+        await asyncio.sleep(self.takes)
+        if self.down:
+            raise HostError(host, "no route")
+        return HostLook(facts=HostFacts(), guests=tuple(self.guests.values()))
+
+    async def watch(self, host: str, changed: Callable[[], None]) -> None:
+        self.changed = changed
+        await asyncio.Event().wait()
+
+
+@asynccontextmanager
+async def running(site: Any) -> AsyncIterator[Inventory]:
+    inventory = Inventory([Host(name="a")], site=site)
+    task = asyncio.create_task(inventory.run())
+    await inventory.first_look(60)
+    await asyncio.sleep(6)  # it is watched once it is known to be up
+    yield inventory
+    task.cancel()
+    await asyncio.wait({task})
+
+
+async def test_what_is_noticed_is_looked_at_within_a_second_or_two() -> None:
+    site = WatchedSite()
+    async with running(site) as inventory:
+        site.guests["new"] = Guest(key="new", host="a")
+        site.changed()
+        await asyncio.sleep(1.5)
+        assert [guest.key for guest in inventory.guests("a")] == ["new"]
+
+
+async def test_where_much_happens_looks_take_a_small_part_of_the_time() -> None:
+    site = WatchedSite(takes=1.0)
+    async with running(site):
+        site.looks.clear()
+        for _ in range(1000):
+            site.changed()
+            await asyncio.sleep(0.1)
+    assert len(site.looks) <= 10  # of 100 seconds
+
+
+async def test_a_host_that_is_back_is_seen_within_seconds() -> None:
+    site = WatchedSite()
+    async with running(site) as inventory:
+        site.down = True
+        inventory.look_soon("a")
+        await asyncio.sleep(2)
+        tried = site.looks[-2:]
+        assert tried[1] - tried[0] <= 1.1
+        await asyncio.sleep(600)
+        site.down = False
+        await asyncio.sleep(16)
+        host = inventory.host("a")
+        assert host is not None
+        assert host.up
+
+
+async def test_a_refresh_begins_after_it_was_asked_for_and_serves_all_who_wait() -> None:
+    site = WatchedSite(takes=1.0)
+    async with running(site) as inventory:
+        site.looks.clear()
+        first = asyncio.create_task(inventory.refresh())
+        await asyncio.sleep(0.5)
+        site.guests["new"] = Guest(key="new", host="a")
+        asking = [asyncio.create_task(inventory.refresh("a")) for _ in range(20)]
+        await asyncio.sleep(0.1)
+        asking[0].cancel()  # the others do not depend on it
+        await asyncio.gather(first, *asking[1:])
+        assert [guest.key for guest in inventory.guests("a")] == ["new"]
+        assert len(site.looks) <= 3
