@@ -6,6 +6,7 @@ import asyncio
 import os
 import select
 import signal
+import stat
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -117,6 +118,12 @@ def _pid_namespace() -> str:
     return str(Path("/proc/self/ns/pid").readlink())
 
 
+def _file_identity(path: Path) -> str:
+    found = path.stat()
+    block = stat.S_ISBLK(found.st_mode)
+    return f"device {found.st_rdev}" if block else f"{found.st_dev}:{found.st_ino}"
+
+
 class LocalProcess:
     """One process, held by its pidfd, so that a pid used again is never mistaken for it.
 
@@ -127,7 +134,7 @@ class LocalProcess:
         self.pid = pid
         self._fd = os.pidfd_open(pid)
         try:
-            stat = Path(f"/proc/{pid}/stat").read_text(encoding="utf-8", errors="replace")
+            words = Path(f"/proc/{pid}/stat").read_text(encoding="utf-8", errors="replace")
         except OSError as error:
             ended = not self.alive
             self.close()
@@ -135,7 +142,7 @@ class LocalProcess:
                 raise
             raise ProcessLookupError(f"there is no process {pid}") from error
         #: In clock ticks since boot: with the pid it names a process for as long as the machine is up.
-        self.start_time = int(stat.rpartition(")")[2].split()[19])
+        self.start_time = int(words.rpartition(")")[2].split()[19])
         self._stderr = self._stderr_file()
 
     @property
@@ -158,10 +165,10 @@ class LocalProcess:
     def binary_identity(self) -> str:
         """Tells one build of the program from another; empty when it cannot be read."""
         try:
-            stat = Path(f"/proc/{self.pid}/exe").stat()
+            found = Path(f"/proc/{self.pid}/exe").stat()
         except OSError:
             return ""
-        return f"{stat.st_dev}:{stat.st_ino}:{stat.st_mtime_ns}:{stat.st_size}"
+        return f"{found.st_dev}:{found.st_ino}:{found.st_mtime_ns}:{found.st_size}"
 
     def arguments(self) -> list[str]:
         """Its command line; empty when that cannot be read."""
@@ -169,6 +176,32 @@ class LocalProcess:
             return os.fsdecode(Path(f"/proc/{self.pid}/cmdline").read_bytes()).split("\0")[:-1]
         except OSError:
             return []
+
+    def opened(self, path: str) -> str:
+        """What tells the file that it opened under `path` from all others of this machine; empty where we may not see.
+
+        The path may lead to another file by now. One that it has not open, whatever its name, is ``other``.
+        """
+        root = Path(f"/proc/{self.pid}")
+        where = root / "root" if path.startswith("/") else root / "cwd"
+        held: set[str] = set()
+        by_name = ""
+        try:
+            for link in (root / "fd").iterdir():
+                try:
+                    identity, name = _file_identity(link), os.readlink(link)  # noqa: PTH115 - as it is written
+                except OSError:
+                    continue  # closed meanwhile
+                held.add(identity)
+                if name in (path, f"{path} (deleted)"):
+                    by_name = identity
+        except OSError:
+            return ""
+        try:
+            now = _file_identity(where / path.lstrip("/"))
+        except OSError:
+            now = ""
+        return now if now in held else by_name or "other"
 
     @property
     def alive(self) -> bool:

@@ -40,7 +40,7 @@ class FileSeen:
     block_bytes: int = 0
     #: What tells a block device from all others, of whatever host; empty where nothing does.
     serial: str = ""
-    #: As the user that migrator is there.
+    #: As the user that QEMU will be there, where that is known, else as the one that migrator is.
     readable: bool = False
     writable: bool = False
     executable: bool = False
@@ -85,7 +85,7 @@ class Seen:
     nested: bool | None = None
     #: Device and inode (``major:minor:inode``) of images that some process there holds open for writing.
     written: frozenset[str] = frozenset()
-    #: Of the user that migrator is there.
+    #: Of the user that `readable` and the like were tried as.
     user: int | None = None
     #: From where relative paths go: the directory of the source's QEMU.
     directory: str = "/"

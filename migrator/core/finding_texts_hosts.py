@@ -113,8 +113,8 @@ HOSTS: Texts = {
     ),
     "disk-access": (
         "overridable",
-        "a disk's file cannot be opened at the target by the user that migrator is there",
-        "give that user, or the one QEMU runs as there, access to it",
+        "a disk's file cannot be opened at the target by the user that QEMU will be there",
+        "give that user access to it",
     ),
     "disk-locked": (
         "error",
@@ -173,8 +173,8 @@ HOSTS: Texts = {
     ),
     "file-access": (
         "overridable",
-        "a file that QEMU's command line names cannot be read at the target by the user that migrator is there",
-        "give that user, or the one QEMU runs as there, access to it",
+        "a file that QEMU's command line names cannot be read at the target by the user that QEMU will be there",
+        "give that user access to it",
     ),
     "file-differs": (
         "warning",

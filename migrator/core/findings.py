@@ -11,6 +11,7 @@ from types import MappingProxyType
 
 from migrator.core.finding_texts import COMMAND, DESTINATION, GUEST, PAIR, SOURCE, WAY, Texts
 from migrator.core.finding_texts_hosts import HOSTS
+from migrator.core.finding_texts_process import PROCESS
 from migrator.core.finding_texts_travel import TRAVEL
 from migrator.core.model import Finding, Severity
 from migrator.errors import Refused, UsageError
@@ -56,6 +57,7 @@ CATALOGUE: Mapping[str, Entry] = MappingProxyType(
         **dict(_entries("The source", SOURCE)),
         **dict(_entries("Under way or set in the source's QEMU", TRAVEL)),
         **dict(_entries("The hosts", HOSTS)),
+        **dict(_entries("The process, made again", PROCESS)),
         **dict(_entries("The command line, used again", COMMAND)),
         **dict(_entries("The waiting destination", DESTINATION)),
         **dict(_entries("Both QEMUs beside each other", PAIR)),

@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from migrator.core.command_line import CommandLine, ImageUse
 from migrator.core.facts import Facts
 from migrator.core.files import FileSeen, Same, Seen
+from migrator.core.host_process import ProcessCase
 from migrator.core.inventory import HostFacts
 from migrator.core.policy import Policy
 
@@ -30,6 +31,8 @@ class Case:
     based: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
     #: What a probe showed where identities do not tell, by path.
     probed: Mapping[str, Same] = field(default_factory=dict)
+    #: The source's process beside what it would be there; ``None``: it is not known which process it is.
+    process: ProcessCase | None = None
     policy: Policy | None = None
 
     @property

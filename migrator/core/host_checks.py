@@ -10,7 +10,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator
 
-from migrator.core import host_disks, host_files, host_network
+from migrator.core import host_disks, host_files, host_network, host_process
 from migrator.core.cpu_flags import guest_flags
 from migrator.core.findings import errors_first, finding
 from migrator.core.host_case import Case
@@ -51,7 +51,7 @@ def check(case: Case) -> tuple[Finding, ...]:
         found.append(finding("command-line-unknown", "the command line of the guest's QEMU cannot be read"))
     if any("dirty-ring-size=" in option.text for option in case.command.all("accel", "machine")):
         found.append(finding("dirty-ring", "the guest's QEMU was started with a KVM dirty ring"))
-    for part in (_cpu, _nested, _memory, _versions, _postcopy):
+    for part in (_process, _cpu, _nested, _memory, _versions, _postcopy):
         found += part(case)
     found += [*host_disks.check(case), *host_files.check(case), *host_network.check(case)]
     return errors_first(found)
@@ -61,6 +61,18 @@ def obstacle(guest: Guest) -> Iterator[Finding]:
     """Why the guest cannot be moved at all, as the inventory says."""
     if guest.obstacle:
         yield finding(guest.obstacle_code or "not-movable", f"{guest.label}: {guest.obstacle}")
+
+
+def _process(case: Case) -> Iterator[Finding]:
+    if case.process is None:
+        return
+    kvm = case.kvm and case.there.kvm
+    yield from host_process.check(
+        case.process, case.command, target=case.target, systemd=case.there.systemd, kvm=kvm
+    )
+    if case.process.replicated:
+        paths = [*case.seen_there.files, *case.seen_there.chains]
+        yield from host_process.paths_unclear(case.process, paths, target=case.target)
 
 
 def _version(text: str) -> tuple[int, ...]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
+from migrator.core import host_process
 from migrator.core.command_line import ImageUse, path_of
 from migrator.core.facts import Disk, Facts
 from migrator.core.files import COHERENT, FileSeen, Kind, Same, same_file
@@ -79,16 +80,22 @@ def check(case: Case) -> Iterator[Finding]:
 
 def _disk(case: Case, disk: Disk, path: str, use: ImageUse | None) -> Iterator[Finding]:
     here, there = case.files(path)
+    replaced = list(host_process.disk_replaced(case.process, path, here, disk.device))
+    if replaced:
+        yield from replaced
+        return
     if not there.exists:
         yield finding("disk-file-missing", f"{path} of disk {disk.device} does not exist at {case.target}")
         return
     needed = there.readable and (disk.read_only or there.writable)
     if not needed:
-        user = "" if case.seen_there.user is None else f" (uid {case.seen_there.user})"
+        tried = case.process is not None and case.process.target is not None
+        user = "that QEMU will be there" if tried else "that migrator is there"
+        number = "" if case.seen_there.user is None else f" (uid {case.seen_there.user})"
         yield finding(
             "disk-access",
             f"{path} of disk {disk.device} cannot be {'read' if disk.read_only else 'written'} at {case.target} by "
-            f"migrator's user there{user}; it belongs to {there.owner}:{there.group}, mode {there.permissions:o}",
+            f"the user {user}{number}; it belongs to {there.owner}:{there.group}, mode {there.permissions:o}",
         )
     yield from _backing(case, disk, path)
     if disk.read_only:

@@ -141,10 +141,10 @@ class Question:
     qemus: Sequence[str] = ()
     #: What is known of it from before: it is not asked again as long as it is the same file.
     known: Offer | None = None
-    #: The process from whose directory relative paths go.
+    #: The source's process.
     pid: int | None = None
-    #: The same where there is no process.
-    directory: str = "/"
+    #: From where relative paths go; empty: from the directory where that process is, else from the root.
+    directory: str = ""
 
 
 async def look(access: Access, question: Question, *, timeout: float = 30.0) -> Seen:
@@ -154,7 +154,7 @@ async def look(access: Access, question: Question, *, timeout: float = 30.0) -> 
     """
     images = question.images or {}
     # Without a process the script has no directory: then it gets absolute paths.
-    root = "" if question.pid is not None else question.directory
+    root = question.directory or ("" if question.pid is not None else "/")
     argv = [
         *("sh", "-s", "--", "" if question.pid is None else str(question.pid)),
         *(

@@ -40,8 +40,13 @@ fi
 if [ "$u" = 0 ] && [ -d /run/systemd/system ]; then i=systemd; else i=; fi
 printf '%s\\0' "$r/migrator/guests" "$s/migrator/guests" "$i"
 """
+# A run directory is its owner's alone. Those above it may be passed through, where QEMU will be somebody else.
 _MAKE = """
-umask 077 && mkdir -p -- "$1" "$2" && mkdir -- "$3" && env printf %s "$4" >"$3/migration"
+umask 077 && mkdir -p -- "$1" "$2" && mkdir -- "$3" && env printf %s "$4" >"$3/migration" || exit
+[ -n "$5" ] && [ "$(id -u)" = 0 ] || exit 0
+for d in "$1" "${1%/*}"; do
+  case $d in */migrator|*/migrator/guests|"$1") [ ! -O "$d" ] || chmod go+x -- "$d" || exit ;; esac
+done
 """
 _OF_MIGRATION = """
 for d in "$1"/*-??????; do
@@ -69,6 +74,20 @@ case $(sed 's/.*) //; s/ .*//' "/proc/$p/stat" 2>/dev/null) in ''|Z|X) printf go
 """
 _USERS = 'grep -lsaF -e "$1" /proc/[0-9]*/cmdline'
 _REMOVE = 'case "$1" in */*-??????) rm -rf -- "$1";; *) exit 2;; esac'
+
+
+@dataclass(frozen=True, kw_only=True)
+class Like:
+    """What a QEMU is to be beside its command line."""
+
+    #: Put before its command line: it makes the process so, and becomes it.
+    become: Sequence[str] = ()
+    #: Of its unit, where it has one.
+    slice: str = "machine.slice"
+    properties: Sequence[str] = ()
+
+
+_AS_WE_ARE = Like()
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -118,10 +137,19 @@ class Launcher:
         self._base, self._log_directory = self._base or base, self._log_directory or log_directory
         self._systemd = init == "systemd" if self._systemd is None else self._systemd
 
-    async def make_nest(self, migration: str) -> Nest:
+    async def base(self) -> str:
+        """Where run directories are made.
+
+        :raise HostError: when the host cannot be asked.
+        """
+        await self._settle()
+        return self._base
+
+    async def make_nest(self, migration: str, *, other_user: bool = False) -> Nest:
         """Make a run directory (0700) and choose the log.
 
         :param migration: id of the migration it is for.
+        :param other_user: it will be given to another user, who has to get there.
         :raise HostError: it cannot be made; nothing is left.
         """
         await self._settle()
@@ -135,9 +163,8 @@ class Launcher:
                 f"{self._base} is too long for the path of a socket; configure a shorter directory",
             )
         try:
-            await self._run(
-                "sh", "-c", _MAKE, "sh", self._base, self._log_directory, nest.run_directory, migration
-            )
+            where = (self._base, self._log_directory, nest.run_directory)
+            await self._run("sh", "-c", _MAKE, "sh", *where, migration, "open" if other_user else "")
         except BaseException:
             await certainly(self.remove(nest), name=f"remove {nest.run_directory}")
             raise
@@ -167,10 +194,13 @@ class Launcher:
         ours = directory.rpartition("/")[0] == self._base.rstrip("/")
         return self._nest(directory) if ours and re.search(r"-[A-Za-z0-9]{6}$", directory) else None
 
-    async def start(self, nest: Nest, argv: Sequence[str], *, by_itself: bool = False) -> GuestProcess | None:
+    async def start(
+        self, nest: Nest, argv: Sequence[str], *, by_itself: bool = False, like: Like = _AS_WE_ARE
+    ) -> GuestProcess | None:
         """Start it, and take hold of its process.
 
         :param argv: without ``-daemonize``, and with ``-pidfile`` in the run directory.
+        :param like: what its process is to be.
         :param by_itself: `argv` is a command that starts QEMU in whatever way it likes, and ends.
         :returns: ``None`` when a command wrote no pid file: nobody knows which process it is.
         :raise HostError: it did not start, in its own words; whatever came up is ended, only the log is left.
@@ -179,7 +209,7 @@ class Launcher:
             if by_itself:
                 await self._run_starter(nest, argv)
             else:
-                await self._start(nest, argv)
+                await self._start(nest, argv, like)
             process = await self._process(nest)
             if process is None and not by_itself:
                 raise HostError(self.host.name, await self.obituary(nest, argv[0]))
@@ -199,9 +229,11 @@ class Launcher:
                 self.host.name, f"{argv[0]} ended with status {done.status}: {words} (log: {nest.log})"
             )
 
-    async def _start(self, nest: Nest, argv: Sequence[str]) -> None:
-        session = ["sh", "-c", _START, _DETACHED, nest.log, nest.run_directory, *argv]
-        done = await self.host.run(unit_command(nest, argv) if nest.unit else session, timeout=_START_SECONDS)
+    async def _start(self, nest: Nest, argv: Sequence[str], like: Like) -> None:
+        whole = [*like.become, *argv]
+        session = ["sh", "-c", _START, _DETACHED, nest.log, nest.run_directory, *whole]
+        command = unit_command(nest, whole, like) if nest.unit else session
+        done = await self.host.run(command, timeout=_START_SECONDS)
         if done.status:
             words = await self.last_words(nest) or done.complaint or "it said nothing"
             raise HostError(self.host.name, f"{argv[0]} could not be started: {words} (log: {nest.log})")
@@ -319,13 +351,14 @@ class Launcher:
         return done.text
 
 
-def unit_command(nest: Nest, argv: Sequence[str]) -> list[str]:
+def unit_command(nest: Nest, argv: Sequence[str], like: Like = _AS_WE_ARE) -> list[str]:
     """How systemd is told to start it. Pure."""
     # systemd puts the values of variables into a command line; a dollar that is doubled stands for itself.
     return [
-        *("systemd-run", "--quiet", "--collect", f"--unit={nest.unit}", "--slice=machine.slice"),
+        *("systemd-run", "--quiet", "--collect", f"--unit={nest.unit}", f"--slice={like.slice}"),
         *("--service-type=exec", "--property=KillMode=mixed", "--property=TasksMax=16384"),
         *(f"--property=StandardOutput=append:{nest.log}", f"--property=StandardError=append:{nest.log}"),
+        *(f"--property={each}" for each in like.properties),
         "--",
         *(word.replace("$", "$$") for word in argv),
     ]

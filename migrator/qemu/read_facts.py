@@ -5,9 +5,9 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Awaitable, Callable, Iterable
 from itertools import pairwise
-from pathlib import Path
 from typing import Any
 
+from migrator.core.command_line import path_of
 from migrator.core.facts import Device, Disk, Facts
 from migrator.core.model import MigrationStatus, RunState
 from migrator.errors import CommandFailed
@@ -155,12 +155,9 @@ def _disks(drives: list[Seat], process: GuestProcess | None) -> Iterable[Disk]:
             continue
         file = inserted["file"]
         identity = ""
-        if isinstance(process, LocalProcess) and file.startswith("/"):
-            try:
-                stat = Path(f"/proc/{process.pid}/root{file}").stat()
-                identity = f"{stat.st_dev}:{stat.st_ino}"
-            except OSError:
-                pass  # not to be seen from here: then it cannot be compared
+        path = path_of(file)
+        if isinstance(process, LocalProcess) and path and not path.startswith("/dev/fdset/"):
+            identity = process.opened(path)
         yield Disk(
             device=drive.name,
             file=file,

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Coroutine
+from collections.abc import Callable, Coroutine
 from dataclasses import replace
 from typing import Any, Protocol, TypeVar
 
@@ -25,12 +25,14 @@ from migrator.ports import Qemu
 from migrator.qemu.endpoint import Endpoint
 from migrator.qemu.plugged import read_live
 from migrator.qemu.present import plugged, present
+from migrator.service.process_checks import read_beside, read_source, seen_by
 
 #: Seconds that one check may take in all.
 _SECONDS = 60.0
 
 
 T = TypeVar("T")
+U = TypeVar("U")
 
 
 class Reach(Protocol):
@@ -62,6 +64,7 @@ class HostChecks:
         there: HostFacts,
         qemu: str = "",
         policy: Policy | None = None,
+        replicated: bool = True,
     ) -> tuple[Finding, ...]:
         """Every finding of the guest against that host, errors first.
 
@@ -69,12 +72,15 @@ class HostChecks:
         :param there: what was read of the target.
         :param qemu: the QEMU that is configured to be started there; empty: the one that corresponds to the source's.
         :param policy: without it nothing is said about what policies need.
+        :param replicated: the destination is started like the source, not by a command of the configuration.
         :raise HostError: when a host cannot be asked, or not in time.
         :raise QemuError: when the source's QEMU cannot.
         """
 
         async def judged() -> tuple[Finding, ...]:
-            case = await self._read(guest, source, source_access, target_access, here, there, qemu)
+            case = await self._read(
+                guest, source, source_access, target_access, here, there, qemu, replicated=replicated
+            )
             return host_checks.check(replace(case, policy=policy))
 
         remembered = target_access.name in self._offers
@@ -98,9 +104,12 @@ class HostChecks:
         here: HostFacts,
         there: HostFacts,
         qemu: str,
+        *,
+        replicated: bool,
     ) -> Case:
         facts, (opened, based) = await source.facts(), await _block_nodes(source)
-        command = CommandLine(await _command(source, await _arguments(source_access, guest.pid)))
+        arguments = await _arguments(source_access, guest.pid)
+        command = CommandLine(await _command(source, arguments))
         images = host_disks.images(facts)
         paths = [path_of(disk.file) for disk in facts.disks]
         paths += [image.path for image in command.images()]
@@ -108,22 +117,29 @@ class HostChecks:
         paths += [file for path in images for file in based.get(path, ())[1:]]
         # As the destination is started: the source's own program, else the configured or what is in PATH.
         qemus = _each_once([command.program, qemu or command.program.rpartition("/")[2]])
-        mine = Question(paths=_each_once(paths), images=images, pid=guest.pid)
+        process = await read_source(source_access, guest.pid, CommandLine(arguments), _each_once(paths))
+        # Relative paths go from where it was started, which need not be where it is.
+        start = process[1].directory if process else ""
+        mine = Question(paths=_each_once(paths), images=images, pid=guest.pid, directory=start)
         theirs = replace(mine, pid=None, qemus=qemus, known=self._offers.get(target_access.name))
-        if all(path.startswith("/") for path in mine.paths):
-            seen_here, seen_there = await _both(look(source_access, mine), look(target_access, theirs))
-        else:
-            seen_here = await look(source_access, mine)
-            seen_there = await look(target_access, replace(theirs, directory=seen_here.directory))
+        (seen_here, seen_there), beside = await _both(
+            _both(look(source_access, mine), look(target_access, theirs)),
+            read_beside(process, target_access, command, mine.paths, replicated=replicated),
+        )
         if seen_there.offer.devices:
             self._offers[target_access.name] = seen_there.offer
         chains = [*seen_here.chains.values(), *seen_there.chains.values()]
         further = _each_once([file for chain in chains for file in chain[1:] if file not in mine.paths])
         if further:  # QEMU was not asked, or the image says otherwise
-            more = Question(paths=further)
+            more = Question(paths=further, directory=seen_here.directory)
             here_too, there_too = await _both(look(source_access, more), look(target_access, more))
             seen_here = replace(seen_here, files={**seen_here.files, **here_too.files})
             seen_there = replace(seen_there, files={**seen_there.files, **there_too.files})
+            if process and replicated:
+                beside = await read_beside(
+                    process, target_access, command, [*mine.paths, *further], replicated=True
+                )
+        disks = {*(path_of(disk.file) for disk in facts.disks), *further}
 
         case = Case(
             target=target_access.name,
@@ -132,9 +148,10 @@ class HostChecks:
             here=here,
             there=there,
             seen_here=seen_here,
-            seen_there=seen_there,
+            seen_there=seen_by(seen_there, beside, command, disks),
             opened=opened,
             based=based,
+            process=beside,
         )
         unclear = host_disks.to_probe(case)
         if unclear:
@@ -147,10 +164,14 @@ class SiteChecks:
     """The same for hosts by their names, as a site asks for it.
 
     :param reach: the way to them.
+    :param replicated: whether the destination of a guest on a host is started like its source.
     """
 
-    def __init__(self, reach: Reach) -> None:
+    def __init__(
+        self, reach: Reach, *, replicated: Callable[[Guest, str], bool] = lambda guest, host: True
+    ) -> None:
         self._reach = reach
+        self._replicated = replicated
         self._checks = HostChecks()
 
     async def check(self, guest: Guest, source: Qemu, target: str, policy: Policy) -> tuple[Finding, ...]:
@@ -165,6 +186,7 @@ class SiteChecks:
             there=there,
             qemu=self._reach.config(target).qemu,
             policy=policy,
+            replicated=self._replicated(guest, target),
         )
 
     async def _facts(self, host: str) -> HostFacts:
@@ -173,7 +195,7 @@ class SiteChecks:
         return await read_facts(self._reach.access(host), address=config.address, qemus=qemus)
 
 
-async def _both(first: Coroutine[Any, Any, T], second: Coroutine[Any, Any, T]) -> tuple[T, T]:
+async def _both(first: Coroutine[Any, Any, T], second: Coroutine[Any, Any, U]) -> tuple[T, U]:
     """Run them at the same time; the first error ends the other.
 
     :raise HostError: that error itself.

@@ -16,10 +16,10 @@ from migrator.core.model import Finding, MigrationStatus, Process, RunState, Sev
 from migrator.core.policy import Policy
 from migrator.core.preflight import compare
 from migrator.errors import HostError, QemuError, Unreachable
-from migrator.hosts import bound
 from migrator.hosts.access import Access
-from migrator.hosts.launch import Launcher, Nest, certainly
+from migrator.hosts.launch import Launcher, Like, Nest, certainly
 from migrator.hosts.site_config import HostConfig
+from migrator.hosts.survey import survey
 from migrator.ports import GuestProcess, Qemu, Waiting
 from migrator.qemu.address import bracketed
 from migrator.qemu.cmdline import Place, Replica, paths, replicate
@@ -30,38 +30,14 @@ from migrator.qemu.plugged import read_live
 from migrator.qemu.ports import Network
 from migrator.qemu.present import up_to_date
 from migrator.service.launch_config import LaunchConfig, Method, fill, place, socket_of
+from migrator.service.process_checks import SourceProcess, read_source_process
 
 #: Seconds that a QEMU may take to greet, once it is known to run.
 _GREETING_SECONDS = 2.0
 #: Seconds that one may be silent that is to be discarded; the way to it may have to be opened again.
 _ANSWER_SECONDS = 4.0
-_SHORT = 10.0
 #: What nobody's word makes possible: a file that was handed over cannot be opened from a command line.
 _NEVER = frozenset({"passed-descriptor"})
-
-# What has to be known of the target: is it the source's machine and network, which ports are taken and which addresses
-# it has, which QEMUs and which paths are there.
-_SURVEY = (
-    """
-printf '%s\\0' "$(cat /proc/sys/kernel/random/boot_id)" "$(readlink /proc/self/ns/net)"
-printf '%s\\0' "$(readlink "/proc/$1/ns/net" 2>/dev/null)"
-printf '%s\\0' "$(
-"""
-    + bound.SOCKETS.decode()
-    + """)" "$(ip -o addr show 2>/dev/null)"
-for q in "$2" "$3"; do
-  q=$(command -v "$q" 2>/dev/null)
-  if [ -f "$q" ] && [ -x "$q" ]; then printf '%s\\0' "$q"; else printf '\\0'; fi
-done
-shift 3
-for p; do
-  if [ -d "$p" ]; then printf 'directory\\0'
-  elif [ -e "$p" ] || [ -L "$p" ]; then printf 'occupied\\0'
-  elif [ -d "${p%/*}/" ]; then printf 'free\\0'
-  else printf 'homeless\\0'; fi
-done
-"""
-)
 
 
 class Reach(Protocol):
@@ -121,8 +97,11 @@ class Destinations:
                     return compare(await source.facts(), await waiting.qemu.facts(), policy)
                 finally:
                     await waiting.qemu.close()
+        end = _endpoint(source)
+        process = await self._process(guest, end)
+        base = await self._launcher(target, config).base()
         try:
-            return (await self._replicate(_endpoint(source), target, config, nest)).findings
+            return (await self._replicate(end, target, config, nest, process, base)).findings
         except Objected as error:
             return error.findings
 
@@ -141,24 +120,29 @@ class Destinations:
         if config.method is Method.ATTACHED:
             return await self._attach(guest, target, config)
         launcher = self._launcher(target, config)
-        nest = await launcher.make_nest(migration)
+        template = config.method is Method.TEMPLATE
+        process = None if template else await self._process(guest, end)
+        other_user = process is not None and process.other_user
+        nest = await launcher.make_nest(migration, other_user=other_user)
         no_notes: tuple[Finding, ...] = ()
+        like = Like()
         try:
-            if config.method is Method.TEMPLATE:
+            if template:
                 argv, notes = fill(config.template, guest, nest), no_notes
             else:
-                replica = await self._replicate(end, target, config, nest)
+                base = await launcher.base()
+                replica = await self._replicate(end, target, config, nest, process, base)
                 _refuse(replica.findings, frozenset(accepted) - _NEVER)
                 argv, notes = replica.argv, replica.findings
+                like = process.like(nest) if process is not None else like
         except BaseException:
             await certainly(launcher.remove(nest), name=f"remove {nest.run_directory}")
             raise
-        template = config.method is Method.TEMPLATE
         with self._reach.starting(target, nest.run_directory):
-            process = await launcher.start(nest, argv, by_itself=template)
+            started = await launcher.start(nest, argv, by_itself=template, like=like)
         qemu = self._reach.endpoint(target, place(nest).control, role="destination")
         try:
-            await _greet(qemu, launcher, nest, process, argv[0])
+            await _greet(qemu, launcher, nest, started, argv[0])
             _refuse(
                 await catch_up(
                     end.monitor,
@@ -175,8 +159,8 @@ class Destinations:
             await certainly(_undo(launcher, nest, qemu), name=f"clear {nest.run_directory}")
             raise
         finally:
-            if process is not None:
-                process.close()
+            if started is not None:
+                started.close()
         return Started(
             qemu,
             listen=self._listen(target),
@@ -237,7 +221,21 @@ class Destinations:
     def _listen(self, target: str) -> str:
         return f"tcp:{bracketed(self._reach.config(target).address)}:0"
 
-    async def _replicate(self, source: Endpoint, target: str, config: LaunchConfig, nest: Nest) -> Replica:
+    async def _process(self, guest: Guest, source: Endpoint) -> SourceProcess | None:
+        """Whose the source's process is; ``None`` where it is not known which one it is."""
+        if source.process is None:
+            return None
+        return await read_source_process(self._reach.access(guest.host), source.process)
+
+    async def _replicate(
+        self,
+        source: Endpoint,
+        target: str,
+        config: LaunchConfig,
+        nest: Nest,
+        process: SourceProcess | None,
+        base: str,
+    ) -> Replica:
         argv = source.process.arguments() if source.process is not None else []
         if not argv:
             text = f"{source.name}: its command line cannot be read, so that no other can be started like it"
@@ -247,40 +245,37 @@ class Destinations:
         configured = config.binary or self._reach.config(target).qemu
         candidates = (configured, "") if configured else (argv[0], "qemu-system-x86_64")
         wanted = paths(up_to_date(argv, machine=machine, live=live))
-        access = self._reach.access(target)
-        done = await access.run(
-            ["sh", "-s", "--", str(source.identity.get("pid", "")), *candidates, *wanted],
-            stdin=_SURVEY.encode(),
-            timeout=_SHORT,
+        seen = await survey(
+            self._reach.access(target),
+            source_pid=source.identity.get("pid"),
+            binaries=candidates,
+            base=base,
+            paths=wanted,
+            become=process.as_user() if process is not None else (),
         )
-        answers = done.text.split("\0")[:-1]
-        if len(answers) != 7 + len(wanted):
-            raise HostError(target, f"it cannot be looked at: {done.complaint or 'sh gave a strange answer'}")
-        boot, network, network_of_source, taken, addresses, *binaries = answers[:7]
-        if not any(binaries):
+        if not seen.binary:
             named = f"{configured}, as configured" if configured else f"{argv[0]}, which the source runs"
             text, remedy = f"host {target}: there is no QEMU: no {named}", "install it, or configure its path"
             raise Objected([finding("qemu-missing", text, remedy)])
-        here = boot == source.identity.get("boot_id")
-        states = dict(zip(wanted, answers[7:], strict=True))
-        return replicate(
+        here = seen.boot_id == source.identity.get("boot_id")
+        replica = replicate(
             argv,
             machine=machine,
             live=live,
             place=Place(
-                binary=binaries[0] or binaries[1],
+                binary=seen.binary,
                 run_directory=nest.run_directory,
-                occupied=frozenset(path for path, state in states.items() if state == "occupied"),
-                homeless=frozenset(path for path, state in states.items() if state == "homeless"),
+                occupied=seen.occupied,
+                homeless=seen.homeless,
                 same_machine=here,
-                same_network=here and network == network_of_source != "",
-                network=Network(
-                    taken=bound.sockets(taken),
-                    addresses=bound.addresses(addresses),
-                    spare=config.spare_ports,
-                ),
+                same_network=here and seen.network == seen.network_of_source != "",
+                network=Network(taken=seen.taken, addresses=seen.addresses, spare=config.spare_ports),
             ),
         )
+        if seen.enters:
+            return replica
+        shut = finding("run-directory", f"its user may not enter {base} at {target}")
+        return replace(replica, findings=(shut, *replica.findings))
 
 
 class Started:

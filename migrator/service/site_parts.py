@@ -24,7 +24,7 @@ class _Checks:
     """What hosts say against a target, and what starting a destination there would say."""
 
     def __init__(self, reach: Reach, destinations: Destinations) -> None:
-        self._hosts = SiteChecks(reach)
+        self._hosts = SiteChecks(reach, replicated=destinations.replicates)
         self._destinations = destinations
 
     async def check(self, guest: Guest, source: Qemu, target: str, policy: Policy) -> tuple[Finding, ...]:

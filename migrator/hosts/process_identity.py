@@ -1,0 +1,403 @@
+"""Whose a process of a host is, where it lives and what it may use: read there, and given to another process there.
+
+One script gives a process what was read of another, and then becomes any command: QEMU itself, or the script that
+reads, so that what would come of it is known before anything is started.
+"""
+
+from __future__ import annotations
+
+import re
+import stat
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+
+from migrator.core.files import Kind
+from migrator.core.process_identity import (
+    UNIT_PROPERTIES,
+    Drops,
+    Held,
+    OpenFile,
+    ProcessIdentity,
+    started_in,
+)
+from migrator.errors import HostError
+from migrator.hosts.access import Access
+
+_NOTHING = Drops()
+#: Resources by the names that /proc/PID/limits gives them, and the options of prlimit for them.
+_RESOURCES = {
+    "cpu time": "cpu",
+    "file size": "fsize",
+    "data size": "data",
+    "stack size": "stack",
+    "core file size": "core",
+    "resident set": "rss",
+    "processes": "nproc",
+    "open files": "nofile",
+    "locked memory": "memlock",
+    "address space": "as",
+    "file locks": "locks",
+    "pending signals": "sigpending",
+    "msgqueue size": "msgqueue",
+    "nice priority": "nice",
+    "realtime priority": "rtprio",
+    "realtime timeout": "rttime",
+}
+_POLICIES = ("other", "fifo", "rr", "batch", "", "idle", "deadline")
+_KINDS = {
+    stat.S_IFREG: Kind.REGULAR,
+    stat.S_IFDIR: Kind.DIRECTORY,
+    stat.S_IFBLK: Kind.BLOCK,
+    stat.S_IFCHR: Kind.CHARACTER,
+    stat.S_IFSOCK: Kind.SOCKET,
+}
+
+# Gives itself what the words before `--` say, and becomes the command after it. All programs are of util-linux, which
+# every Debian has. What it may not do it leaves as it is: what came of it is read afterwards. Only whose it is must be
+# right: root that cannot become somebody else does not go on.
+_BECOME = r"""
+user= group= groups= words= owner=
+while [ $# -gt 0 ]; do
+  value=${1#*=}
+  case $1 in
+    --) shift; break ;;
+    directory=*) cd -- "$value" 2>/dev/null || cd / ;;
+    umask=*) umask "$value" ;;
+    oom=*) echo "$value" >/proc/$$/oom_score_adj ;;
+    limit=*) prlimit --pid $$ "--$value" ;;
+    cpus=) taskset -pc "$(cat /sys/devices/system/cpu/online)" $$ ;;
+    cpus=*) taskset -pc "$value" $$ ;;
+    nice=*) renice "$value" -p $$ ;;
+    policy=*) chrt --pid "--${value% *}" "${value#* }" $$ ;;
+    io=*) ionice -c "${value% *}" -n "${value#* }" -p $$ ;;
+    owner=*) owner=$value ;;
+    own=*) [ -z "$owner" ] || [ "$(id -u)" != 0 ] || chown -h -- "$owner" "$value" ;;
+    user=*) user=$value ;;
+    group=*) group=$value ;;
+    groups=*) groups=$value ;;
+    account=*) user=$(id -u -- "$value") && group=$(id -g -- "$value") && groups=$(id -G -- "$value" | tr ' ' ,) ;;
+    setpriv=*) words="$words $value" ;;
+  esac >/dev/null 2>&1
+  shift
+done
+if [ "$(id -u)" = 0 ] && [ -n "$user" ]; then
+  if [ -n "$groups" ]; then words="$words --groups=$groups"; else words="$words --clear-groups"; fi
+  words="$words --reuid=$user --regid=$group"
+fi
+# Where there is no setpriv, root stays root all the same.
+[ "$user" != "$(id -u)" ] || command -v setpriv >/dev/null || words=
+[ -z "$words" ] || set -- setpriv $words "$@"
+exec "$@"
+"""
+# Arguments: a pid, or `self`; a user name; a uid; then paths.
+_READ = rb"""
+LC_ALL=C; export LC_ALL
+pid=$1 name=$2 number=$3; shift 3
+it=$pid; [ "$pid" = self ] && pid=$$
+put() { printf '%s\0' "$@"; }
+p=/proc/$pid
+[ -d "$p" ] || exit 3
+put "$(cat "$p/status" 2>/dev/null)" "$(cat "$p/stat" 2>/dev/null)" "$(cat "$p/limits" 2>/dev/null)"
+put "$(cat "$p/oom_score_adj" 2>/dev/null)" "$(cat "$p/cgroup" 2>/dev/null)"
+put "$(tr -d '\0' 2>/dev/null <"$p/attr/current")"
+put "$(cat /sys/devices/system/cpu/online 2>/dev/null)" "$(readlink "$p/cwd" 2>/dev/null)"
+put "$(readlink "$p/root" 2>/dev/null)" "$(ionice -p "$pid" 2>/dev/null)"
+other=
+for kind in mnt user pid net; do
+  theirs=$(readlink "$p/ns/$kind" 2>/dev/null)
+  [ -z "$theirs" ] || [ "$theirs" = "$(readlink "/proc/self/ns/$kind")" ] || other="$other $kind"
+done
+put "$other"
+uid=$(sed -n 's/^Uid:[^0-9]*[0-9]*[^0-9]*\([0-9]*\).*/\1/p' "$p/status" 2>/dev/null)
+put "$(getent passwd "${number:-$uid}" | cut -d: -f1)" "$( [ -z "$name" ] || id -u -- "$name" 2>/dev/null )"
+c=$(sed -n 's/^0:://p' "$p/cgroup" 2>/dev/null)
+put "$(
+  [ "${c:-/}" != / ] && cd "/sys/fs/cgroup$c" 2>/dev/null &&
+    grep -s '' memory.max memory.high memory.swap.max cpu.max cpu.weight io.weight cpuset.cpus cpuset.mems
+)"
+if [ "$it" = self ]; then
+  for f; do
+    a=-; [ -e "$f" ] && a=e; [ -r "$f" ] && a=r$a; [ -w "$f" ] && a=w$a; [ -x "$f" ] && a=x$a
+    put "$a"
+  done
+  put end; exit
+fi
+if ls "$p/fd" >/dev/null 2>&1; then
+  put readable
+  stat -L --printf '%n %f %d %i %t %T\n' "$p"/fd/* 2>/dev/null; put ''
+  find "$p/fd" -type l -printf '%f %l\0' 2>/dev/null
+else put '' ''; fi
+put ''
+d=$(readlink "$p/cwd" 2>/dev/null) r=$(readlink "$p/root" 2>/dev/null)
+case "$other" in *mnt*) ;; *) [ "${r:-/}" != / ] || set -- ;; esac
+for f; do
+  case $f in /*) a=$p/root$f b=$f ;; *) a=$p/cwd/$f b=$d/$f ;; esac
+  [ "$(stat -L -c %d:%i -- "$a" 2>/dev/null)" = "$(stat -L -c %d:%i -- "$b" 2>/dev/null)" ] || put "$f"
+done
+put '' end
+"""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Accounts:
+    """What a host calls a user, and which user it means by a name."""
+
+    #: Name of the user by number; empty: there is none.
+    name: str = ""
+    #: Number of the user by name; ``None``: there is none, or no name was asked for.
+    number: int | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Trial:
+    """What would come of a process that is started like another."""
+
+    #: ``None``: it could not become that.
+    identity: ProcessIdentity | None
+    complaint: str = ""
+    accounts: Accounts
+    #: By path: what it may do with it, of ``rwx``, and ``e`` where it sees that there is something.
+    may: Mapping[str, str] = field(default_factory=dict)
+
+
+async def read_process(
+    access: Access, pid: int, *, paths: Sequence[str] = (), daemonized: bool = False, timeout: float = 20.0
+) -> tuple[ProcessIdentity, Held] | None:
+    """One process of a host and the files it has open; ``None`` when there is none of that pid.
+
+    Its directory is the one that it was started in, where that can be told.
+
+    :param paths: files of its command line.
+    :param daemonized: it has left the directory where it was started.
+    :raise HostError: when the host cannot be asked.
+    """
+    argv = ["sh", "-s", "--", str(pid), "", "", *paths]
+    output = await access.run(argv, stdin=_READ, timeout=timeout)
+    answers = output.text.split("\0")
+    if answers[-2:] != ["end", ""]:
+        if output.status == 3:
+            return None
+        raise HostError(access.name, f"pid {pid} cannot be looked at: {output.complaint or 'no answer'}")
+    identity, _, rest = _parse(answers)
+    files: tuple[OpenFile, ...] | None = None
+    readable, numbers = next(rest), next(rest)
+    links = []
+    while link := next(rest):
+        links.append(link)
+    if readable:
+        files = tuple(_open_files(numbers, links))
+    elsewhere = []
+    while path := next(rest):
+        elsewhere.append(path)
+    relative = [path for path in paths if path and not path.startswith("/")]
+    start = started_in(files or (), relative, directory=identity.directory, daemonized=daemonized)
+    held = Held(files=files, directory=start, elsewhere=frozenset(elsewhere))
+    return replace(identity, directory=start or identity.directory), held
+
+
+async def try_process(
+    access: Access,
+    like: ProcessIdentity,
+    *,
+    drops: Drops,
+    paths: Sequence[str] = (),
+    timeout: float = 20.0,
+) -> Trial:
+    """What a QEMU that is started there like another will be, once it has dropped what it is told to drop.
+
+    :param paths: what it may do with these.
+    :raise HostError: when the host cannot be asked.
+    """
+    name = "" if ":" in drops.user else drops.user
+    reading = ["sh", "-s", "--", "self", name or like.account, str(like.user), *paths]
+    output = await access.run([*become(like, as_user=drops.user), *reading], stdin=_READ, timeout=timeout)
+    answers = output.text.split("\0")
+    complaint = "" if answers[-2:] == ["end", ""] else output.complaint or "it does not say why"
+    if complaint:  # it cannot become that user; who it is by itself still tells the names
+        output = await access.run(reading, stdin=_READ, timeout=timeout)
+        answers = output.text.split("\0")
+        if answers[-2:] != ["end", ""]:
+            raise HostError(
+                access.name, f"its processes cannot be looked at: {output.complaint or 'no answer'}"
+            )
+    identity, accounts, rest = _parse(answers)
+    may = {path: next(rest) for path in paths}
+    return Trial(identity=None if complaint else identity, complaint=complaint, accounts=accounts, may=may)
+
+
+def become(
+    like: ProcessIdentity,
+    *,
+    as_user: str = "",
+    drops: Drops = _NOTHING,
+    run_directory: str = "",
+) -> list[str]:
+    """The beginning of a command line whose rest is run like that process. Pure.
+
+    :param as_user: be that user instead, named as `-runas` names them.
+    :param drops: what the rest gives up by itself: it is started with more.
+    :param run_directory: made to belong to whoever the rest will be.
+    """
+    words = list(_settings(like))
+    if run_directory:
+        owner = f"{like.user}:{like.group}"
+        if drops.user:
+            owner = drops.user if ":" in drops.user else f"{drops.user}:"
+        words += [f"owner={owner}", f"own={run_directory}"]
+    user, colon, group = as_user.partition(":")
+    if colon:
+        words += [f"user={user}", f"group={group}", f"groups={group}"]
+    elif user:
+        words.append(f"account={user}")
+    elif not drops.user:
+        groups = ",".join(map(str, sorted(like.groups)))
+        words += [f"user={like.user}", f"group={like.group}", f"groups={groups}", *_privileges(like)]
+    return ["sh", "-c", _BECOME, "sh", *words, "--"]
+
+
+def _settings(like: ProcessIdentity) -> Iterator[str]:
+    if like.directory:
+        yield f"directory={like.directory}"
+    if like.umask is not None:
+        yield f"umask={like.umask:04o}"
+    for name, (soft, hard) in like.limits.items():
+        yield f"limit={name}={soft}:{hard}"
+    yield f"cpus={like.cpus}"
+    yield f"nice={like.nice}"
+    if like.policy in ("other", "fifo", "rr", "batch", "idle"):
+        yield f"policy={like.policy} {like.priority}"
+    if like.io:
+        kind, _, level = like.io.partition(" ")
+        yield f"io={({'realtime': 1, 'best-effort': 2, 'idle': 3}).get(kind, 2)} {level or 0}"
+    yield f"oom={like.oom_adjustment}"
+
+
+def _privileges(like: ProcessIdentity) -> Iterator[str]:
+    """Words of setpriv; what users other than root have beside is given to them."""
+    if like.no_new_privileges:
+        yield "setpriv=--no-new-privs"
+    if like.user and like.capabilities:
+        kept = ",".join(f"+cap_{bit}" for bit in range(64) if like.capabilities >> bit & 1)
+        yield f"setpriv=--inh-caps=-all,{kept}"
+        yield f"setpriv=--ambient-caps=-all,{kept}"
+
+
+def unit_properties(like: ProcessIdentity) -> list[str]:
+    """What systemd shall set of the unit that a process like it gets. Pure."""
+    found = []
+    for name, value in like.cgroup_limits.items():
+        if name == "cpu.max":
+            quota, _, period = value.partition(" ")
+            found += [
+                f"CPUQuota={int(quota) * 100 // int(period)}%",
+                f"CPUQuotaPeriodSec={int(period) // 1000}ms",
+            ]
+        else:
+            found.append(f"{UNIT_PROPERTIES[name]}={value.removeprefix('default ')}")
+    return found
+
+
+def _parse(answers: Sequence[str]) -> tuple[ProcessIdentity, Accounts, Iterator[str]]:
+    rest = iter(answers)
+    status_text, stat_text, limits, oom, cgroups, label, online = (next(rest) for _ in range(7))
+    directory, root, io, other, name, number, set_limits = (next(rest) for _ in range(7))
+    lines = (line.partition(":") for line in status_text.splitlines())
+    status = {key: value.strip() for key, _, value in lines}
+    fields = stat_text.rpartition(")")[2].split()
+    policy = _field(fields, 38)
+    identity = ProcessIdentity(
+        user=_field(status.get("Uid", "").split(), 1),
+        group=_field(status.get("Gid", "").split(), 1),
+        groups=frozenset(int(group) for group in status.get("Groups", "").split()),
+        account=name,
+        directory=directory.removesuffix(" (deleted)"),
+        root=root,
+        umask=int(status["Umask"], 8) if "Umask" in status else None,
+        limits=dict(_limits(limits)),
+        cpus=_cpus(status.get("Cpus_allowed_list", ""), online.strip()),
+        nice=_field(fields, 16),
+        policy=_POLICIES[policy] if policy < len(_POLICIES) else "",
+        priority=_field(fields, 37),
+        io=_io(io),
+        oom_adjustment=int(oom) if oom.strip().lstrip("-").isdecimal() else 0,
+        capabilities=int(status.get("CapEff", "0"), 16),
+        bounding=int(status.get("CapBnd", "0"), 16),
+        no_new_privileges=status.get("NoNewPrivs") == "1",
+        filtered=status.get("Seccomp", "0") != "0",
+        label="" if label.strip() in ("", "unconfined", "kernel") else label.strip(),
+        cgroup=_cgroup(cgroups),
+        cgroup_limits=dict(_cgroup_limits(set_limits)),
+        namespaces=frozenset(other.split()),
+    )
+    return identity, Accounts(name=name, number=int(number) if number.isdecimal() else None), rest
+
+
+def _field(fields: Sequence[str], number: int) -> int:
+    return int(fields[number]) if len(fields) > number else 0
+
+
+def _limits(text: str) -> Iterator[tuple[str, tuple[str, str]]]:
+    for line in text.splitlines():
+        found = re.match(r"Max (.+?) +(unlimited|\d+) +(unlimited|\d+)", line)
+        if found and found[1] in _RESOURCES:
+            yield _RESOURCES[found[1]], (found[2], found[3])
+
+
+def _cpus(allowed: str, online: str) -> str:
+    return "" if _numbers(online) <= _numbers(allowed) else allowed
+
+
+def _numbers(text: str) -> frozenset[int]:
+    found: set[int] = set()
+    for part in text.split(","):
+        first, dash, last = part.partition("-")
+        if first.strip().isdecimal():
+            found.update(range(int(first), int(last if dash else first) + 1))
+    return frozenset(found)
+
+
+def _io(text: str) -> str:
+    found = re.match(r"(realtime|best-effort): prio (\d)", text.strip())
+    return f"{found[1]} {found[2]}" if found else "idle" if text.strip() == "idle" else ""
+
+
+def _cgroup(text: str) -> str:
+    """Of the unified hierarchy; of version 1 that of systemd, by name."""
+    lines = [line.split(":", 2) for line in text.splitlines() if line.count(":") >= 2]
+    named = {controllers: path for _, controllers, path in lines}
+    return named.get("") or named.get("name=systemd", "")
+
+
+def _cgroup_limits(text: str) -> Iterator[tuple[str, str]]:
+    for line in text.splitlines():
+        name, _, value = line.partition(":")
+        unset = {"cpu.weight": ("100",), "io.weight": ("default 100", "100")}.get(name, ("max", ""))
+        if name in UNIT_PROPERTIES and value.strip() not in unset and not value.startswith("max "):
+            yield name, value.strip()
+
+
+def _open_files(numbers: str, links: Sequence[str]) -> Iterator[OpenFile]:
+    targets: Mapping[str, str] = dict(link.split(" ", 1) for link in links if " " in link)
+    for line in numbers.splitlines():
+        name, mode, device, inode, major, minor = line.split(" ")
+        number = name.rpartition("/")[2]
+        target = targets.get(number, "")
+        kind = _KINDS.get(stat.S_IFMT(int(mode, 16)), Kind.OTHER)
+        if not target.startswith("/") or kind is Kind.SOCKET:
+            continue  # pipes, sockets, files without a name
+        own = f"{int(major, 16)}:{int(minor, 16)}"
+        yield OpenFile(
+            path=target.removesuffix(" (deleted)"),
+            deleted=target.endswith(" (deleted)"),
+            kind=kind,
+            device=own if kind is Kind.BLOCK else device_of(int(device)),
+            inode=int(inode),
+            descriptor=name,
+        )
+
+
+def device_of(number: int) -> str:
+    """``major:minor`` of a device number as stat tells it."""
+    major = (number >> 8 & 0xFFF) | (number >> 32 & ~0xFFF)
+    minor = (number & 0xFF) | (number >> 12 & 0xFFFFFF00)
+    return f"{major}:{minor & 0xFFFFFFFF}"

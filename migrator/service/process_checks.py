@@ -1,0 +1,117 @@
+"""The source's process and what one started like it at a target would be, read from both hosts."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass, replace
+
+from migrator.core import host_files, host_process
+from migrator.core.command_line import CommandLine
+from migrator.core.files import FileSeen, Seen
+from migrator.core.host_process import ProcessCase
+from migrator.core.process_identity import Drops, Held, ProcessIdentity
+from migrator.hosts.access import Access
+from migrator.hosts.launch import Like, Nest
+from migrator.hosts.process_identity import become, read_process, try_process, unit_properties
+from migrator.ports import GuestProcess
+
+
+async def read_source(
+    access: Access, pid: int | None, command: CommandLine, paths: Sequence[str]
+) -> tuple[ProcessIdentity, Held] | None:
+    """The source's process; ``None`` where it is not known which one it is, or it has ended.
+
+    :raise HostError: when its host cannot be asked.
+    """
+    if pid is None:
+        return None
+    return await read_process(access, pid, paths=paths, daemonized=command.has("daemonize"))
+
+
+async def read_beside(
+    source: tuple[ProcessIdentity, Held] | None,
+    target: Access,
+    command: CommandLine,
+    paths: Sequence[str],
+    *,
+    replicated: bool,
+) -> ProcessCase | None:
+    """That process beside what it would be there, and what it may do with files there.
+
+    :param source: as :func:`read_source` gave it.
+    :param replicated: the destination is started like the source.
+    :raise HostError: when the target cannot be asked.
+    """
+    if source is None:
+        return None
+    identity, held = source
+    if not replicated:
+        return ProcessCase(source=identity, held=held, target=None, replicated=False)
+    tried = list(dict.fromkeys([*paths, *host_process.to_try(command)]))
+    trial = await try_process(target, identity, drops=Drops.of(command), paths=tried)
+    return ProcessCase(
+        source=identity,
+        held=held,
+        target=trial.identity,
+        complaint=trial.complaint,
+        account=trial.accounts.name,
+        number=trial.accounts.number,
+        may=trial.may,
+    )
+
+
+def seen_by(seen: Seen, case: ProcessCase | None, command: CommandLine, disks: Collection[str]) -> Seen:
+    """What was seen of the target's files, with what QEMU's user may do with them there.
+
+    :param disks: paths of disks; a QEMU that drops its rights opens only these afterwards.
+    """
+    if case is None or not case.replicated or case.target is None:
+        return seen
+    drops = bool(Drops.of(command).user)
+    files: Mapping[str, FileSeen] = {
+        path: file if drops and path not in disks else _with(file, case.may.get(path))
+        for path, file in seen.files.items()
+    }
+    return replace(seen, files=files, user=case.target.user)
+
+
+def _with(file: FileSeen, may: str | None) -> FileSeen:
+    if may is None or not file.exists:
+        return file
+    return replace(file, readable="r" in may, writable="w" in may, executable="x" in may)
+
+
+@dataclass(frozen=True, kw_only=True)
+class SourceProcess:
+    """The source's process, for one to be started like it."""
+
+    identity: ProcessIdentity
+    drops: Drops
+
+    @property
+    def other_user(self) -> bool:
+        """It need not be the user that migrator is."""
+        return bool(self.drops.user) or self.identity.user != 0
+
+    def as_user(self) -> list[str]:
+        """Makes a command run as the user that QEMU will be."""
+        return become(self.identity, as_user=self.drops.user)
+
+    def like(self, nest: Nest) -> Like:
+        """How the launcher shall start it."""
+        return Like(
+            become=become(self.identity, drops=self.drops, run_directory=nest.run_directory),
+            slice=self.identity.slice or "machine.slice",
+            properties=unit_properties(self.identity),
+        )
+
+
+async def read_source_process(access: Access, process: GuestProcess) -> SourceProcess | None:
+    """Whose it is; ``None`` when it has ended.
+
+    :raise HostError: when its host cannot be asked.
+    """
+    command = CommandLine(process.arguments())
+    named = [*(image.path for image in command.images()), *host_files.to_read(command)]
+    found = await read_source(access, process.pid, command, named)
+    return None if found is None else SourceProcess(identity=found[0], drops=Drops.of(command))
