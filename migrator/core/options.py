@@ -108,7 +108,7 @@ class Value:
                 self._parts.append((key, value))
             elif number == 0:
                 self._parts.append(("", part))
-            else:
+            elif part:  # a comma at the end says nothing
                 self._parts.append((part, None))
 
     def get(self, key: str) -> str:
