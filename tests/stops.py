@@ -159,7 +159,7 @@ class Lives:
         last, sequences = await self.journal.positions()
 
         async def keep(job: Job) -> None:
-            await keeper.now(("migration", job.journalled()))
+            await keeper.now(("migration", job.journalled))
 
         inventory = Inventory([host.configured() for host in self.site.hosts.values()], site=site)
         outside: Any = Outside(records, life, "records")

@@ -195,7 +195,7 @@ async def _evacuate(guests: Sequence[Guest], policy: Policy) -> _Evacuation:
 
     async def keep(job: Job) -> None:
         site.times[job.guest.key].admitted = asyncio.get_running_loop().time()
-        await keeper.now(("migration", job.journalled()))
+        await keeper.now(("migration", job.journalled))
 
     def accept(findings: Sequence[Finding], _: Sequence[str]) -> Sequence[Finding]:
         return findings

@@ -299,10 +299,15 @@ class Door:
     log: CommandLog
     heard: Callable[[str, str, str], None] = field(default=lambda interface, verb, result: None)
     told: Callable[[Envelope, Reply], None] = field(default=lambda envelope, reply: None)
-    _locks: dict[str, asyncio.Lock] = field(default_factory=dict)
+    #: What is being carried out, by the command's key, with the hash of its body.
+    _running: dict[str, tuple[str, asyncio.Task[Reply]]] = field(default_factory=dict)
+    _tasks: set[asyncio.Task[Reply]] = field(default_factory=set)
 
     async def execute(self, envelope: Envelope) -> Reply:
         """Carry it out, once. Never raises but for cancellation: what is wrong is said in the reply.
+
+        One that changes something is carried out to its end, also when whoever asked goes away meanwhile: the journal
+        would have what nobody does. The same id again waits for that, and gets the same.
 
         An accepted or refused command is in the journal when this returns, but for one without a caller's id that
         changes nothing.
@@ -315,18 +320,25 @@ class Door:
             self.told(envelope, reply)
             return reply
         key = f"{envelope.caller.user}\n{envelope.id}" if envelope.id else ""
-        lock = self._locks.setdefault(key, asyncio.Lock()) if key else asyncio.Lock()
-        try:
-            async with lock:
-                return await self._once(command, envelope, key)
-        finally:
-            if key and not lock.locked():
-                self._locks.pop(key, None)
+        digest = _digest(command)
+        if key in self._running:
+            its, task = self._running[key]
+            reply = _reused(envelope) if its != digest else await asyncio.shield(task)
+            self.heard(envelope.caller.interface, command.verb, "refused" if its != digest else "repeated")
+            return reply
+        task = asyncio.create_task(self._once(command, envelope, key, digest), name=f"command {command.verb}")
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+        if key:
+            self._running[key] = (digest, task)
+            task.add_done_callback(lambda _: self._running.pop(key))
+        if command.role is Role.VIEWER and not key:
+            return await task  # it changes nothing
+        return await asyncio.shield(task)
 
-    async def _once(self, command: Command, envelope: Envelope, key: str) -> Reply:
+    async def _once(self, command: Command, envelope: Envelope, key: str, digest: str) -> Reply:
         caller = envelope.caller
         body = command.model_dump(mode="json")
-        digest = sha256(json.dumps([command.verb, body], sort_keys=True).encode()).hexdigest()
         result, new = "accepted", True
         try:
             if key:
@@ -343,7 +355,8 @@ class Door:
                     },
                 )
                 if claim.other_body:
-                    raise Refusal("id-reused", f"the id {envelope.id} was used before for another command")
+                    self.heard(caller.interface, command.verb, "refused")
+                    return _reused(envelope)
                 if claim.reply is not None:
                     self.heard(caller.interface, command.verb, "repeated")
                     return Reply.model_validate(claim.reply)
@@ -354,9 +367,6 @@ class Door:
             reply = _accepted(envelope, answer)
         except Refusal as refusal:
             result, reply = "refused", _refused(envelope, refusal)
-            if refusal.code == "id-reused":
-                self.heard(caller.interface, command.verb, result)
-                return reply
         except JournalError as error:
             self.heard(caller.interface, command.verb, "refused")
             return _refused(envelope, Refusal("unavailable", str(error)))
@@ -372,6 +382,8 @@ class Door:
 
     async def finished(self, *, key: str, reply: Reply) -> None:
         """What a command began has ended: from now on the same id gets this."""
+        if key in self._running:
+            await asyncio.wait({self._running[key][1]})  # its first reply goes into the journal before
         await self.log.answer_command(key=key, reply=reply.model_dump(mode="json"))
 
 
@@ -393,6 +405,17 @@ def parse(envelope: Envelope) -> Command:
         raise Refusal(
             "invalid", wrong_fields.in_words(error.errors(include_url=False), known=kind.model_fields)
         ) from None
+
+
+def _digest(command: Command) -> str:
+    text = json.dumps([command.verb, command.model_dump(mode="json")], sort_keys=True)
+    return sha256(text.encode()).hexdigest()
+
+
+def _reused(envelope: Envelope) -> Reply:
+    return _refused(
+        envelope, Refusal("id-reused", f"the id {envelope.id} was used before for another command")
+    )
 
 
 def _in_time(envelope: Envelope) -> None:

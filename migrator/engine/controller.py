@@ -33,10 +33,11 @@ from migrator.engine.held import Held
 from migrator.engine.inventory import Inventory
 from migrator.engine.job import Job
 from migrator.engine.job_means import Means
-from migrator.engine.keeper import Keeper
+from migrator.engine.keeper import Document, Keeper
 from migrator.engine.leftovers import Leftovers
 from migrator.engine.planner import Limits, Planner
 from migrator.engine.preview import Preview
+from migrator.engine.reserved import Reserved
 from migrator.ports import Qemu
 
 #: Between two words of progress of one migration.
@@ -75,6 +76,10 @@ class Engine:
         self._tasks: dict[str, asyncio.Task[None]] = {}
         self._stopping = False
         self._measuring: set[asyncio.Task[None]] = set()
+        #: What commands and the planner are about to change.
+        self.reserved = Reserved()
+        #: Jobs that are being journalled: their targets are not given away meanwhile.
+        self._coming: dict[str, Job] = {}
         #: When progress of a migration was last told.
         self._told_at: dict[str, float] = {}
         #: What was last said of each host.
@@ -100,20 +105,29 @@ class Engine:
         for saved in await self.keeper.journal.unfinished("host"):
             if self.inventory.host(saved["id"]):
                 self.inventory.set_state(saved["id"], HostState(saved["state"]))
-        for saved in await self.keeper.journal.unfinished("migration"):
-            job = Job.from_journal(saved, means=self.means, **self._callbacks())
-            self.jobs[job.id] = job
-            if not self.bus.sequence(Subject.MIGRATION, job.id):
-                self._announce_job(job)  # it was journalled, and then there was no time to tell anybody
-            if job.state is State.QUEUED:
-                continue  # the planner begins it
-            self._start(job, self._take_up(job))
-        await self._sort_out_strays()
+        # All is read before anything is driven: what ends at once is to find its evacuation.
+        left = [
+            Job.from_journal(saved, means=self.means, **self._callbacks())
+            for saved in await self.keeper.journal.unfinished("migration")
+        ]
         for saved in await self.keeper.journal.unfinished("evacuation"):
             run = Evacuation.from_journal(saved)
             self.runs[run.id] = run
+        self.jobs |= {job.id: job for job in left}
+        for job in left:
+            if not self.bus.sequence(Subject.MIGRATION, job.id):
+                self._announce_job(job)  # it was journalled, and then there was no time to tell anybody
+            if job.state is not State.QUEUED:
+                self._start(job, self._take_up(job))
+            elif job.cancelled:
+                job.call_off()  # that was accepted, and then there was no time to do it
+                self.after(job)
+        for run in self.runs.values():
             if not self.bus.sequence(Subject.EVACUATION, run.id):
                 self.announce_run(run)
+            if run.closing is not None:
+                self.stop_jobs(run)
+        await self._sort_out_strays()
         for saved in await self.keeper.journal.unfinished(leftovers.KIND):
             self.leftovers.take_over(saved)
         await self._recount()
@@ -202,7 +216,11 @@ class Engine:
         return Fleet(
             hosts=self.inventory.hosts(),
             guests=self.inventory.guests(),
-            reserved={job.guest.key: job.target for job in self.jobs.values() if not job.ended},
+            reserved={
+                job.guest.key: job.target
+                for job in (*self._coming.values(), *self.jobs.values())
+                if not job.ended
+            },
             leaving=leaving | {without} - {""},
         )
 
@@ -240,19 +258,50 @@ class Engine:
         self._announce_job(job)
         self.planner.wake()
 
-    async def journal_job(self, job: Job, run: Evacuation | None = None) -> None:
-        """Intent first.
+    async def journal_job(self, job: Job, run: Evacuation | None = None, *, reason: str = "") -> None:
+        """Intent first: once it is written the engine has it, and its evacuation knows of it.
 
-        :raise JournalError: it is not written; nothing may be begun.
+        :param reason: why it goes to its target.
+        :raise JournalError: it is not written, and nothing is begun.
         """
-        documents = [("migration", job.journalled())]
+        key = job.guest.key
+
+        def begun() -> None:
+            if run is not None:
+                run.begun(key, job.id, job.target, reason)
+            self.add(job)
+
+        documents: list[tuple[str, Document]] = [("migration", job.journalled)]
         if run is not None:
-            documents.append(("evacuation", run.journalled()))
-        await self.keeper.now(*documents)
+            documents.append(
+                ("evacuation", lambda: run.as_if_begun(key, job.id, job.target, reason).journalled())
+            )
+        self._coming[job.id] = job
+        try:
+            await self.keeper.now(*documents, then=begun)
+        finally:
+            del self._coming[job.id]
 
     def begin_job(self, job: Job, way: Any) -> None:
-        """Drive it in a task of its own."""
+        """Do this with it, in the one task that it has."""
         self._start(job, way)
+
+    def drive_job(self, job: Job) -> None:
+        """Drive it in a task of its own; one that the service stops before stays for the next controller."""
+        if not (self._stopping or job.ended or self.busy(job)):
+            self._start(job, job.drive())
+
+    def cancel_job(self, job: Job) -> bool:
+        """The guest shall stay where it is; one that nobody drives yet ends at once. False: it is too late."""
+        if not job.cancel():
+            return False
+        if job.state is State.QUEUED and not self.busy(job):
+            job.call_off()
+            self.after(job)
+        else:
+            self.keeper.afresh("migration", job.id, job.journalled)
+        self.planner.wake()
+        return True
 
     def driving(self) -> list[asyncio.Task[None]]:
         """The tasks that drive migrations now."""
@@ -276,7 +325,7 @@ class Engine:
         for entry in run.under_way:
             job = self.jobs.get(entry.migration or "")
             if job is not None:
-                job.cancel()
+                self.cancel_job(job)
 
     def set_host(self, name: str, state: HostState) -> None:
         """What it may be used for; announced, and journalled soon."""
@@ -313,7 +362,7 @@ class Engine:
 
     def announce_run(self, run: Evacuation) -> None:
         """Journal and tell how far it is."""
-        self.keeper.later("evacuation", run.journalled())
+        self.keeper.afresh("evacuation", run.id, run.journalled)
         body = run.document().model_dump(mode="json")
         self.bus.publish(EventKind.STATE, Subject.EVACUATION, run.id, body)
 
@@ -393,7 +442,7 @@ class Engine:
         self.planner.wake()
 
     def _announce_job(self, job: Job) -> None:
-        self.keeper.later("migration", job.journalled())
+        self.keeper.afresh("migration", job.id, job.journalled)
         body = job.document().model_dump(mode="json", exclude={"decisions"})
         self.bus.publish(EventKind.STATE, Subject.MIGRATION, job.id, body)
         run = self.runs.get(job.evacuation or "")
@@ -413,7 +462,7 @@ class Engine:
         self.bus.publish(EventKind.PROGRESS, Subject.MIGRATION, job.id, body)
 
     def _decision(self, job: Job, decision: Decision) -> None:
-        self.keeper.later("migration", job.journalled())  # another controller shall know it
+        self.keeper.afresh("migration", job.id, job.journalled)  # another controller shall know it
         self.bus.publish(EventKind.DECISION, Subject.MIGRATION, job.id, asdict(decision))
 
     def forget(self) -> None:

@@ -6,8 +6,9 @@ which. No I/O and no clock of its own, so that every way through it can be teste
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Collection, Iterable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from typing import Any, Literal
 
@@ -198,6 +199,19 @@ class Evacuation:
         entry = self.entries[key]
         entry.standing, entry.migration, entry.target = GuestStanding.MIGRATING, migration, target
         entry.reason, entry.attempts = reason, entry.attempts + 1
+
+    def as_if_begun(self, key: str, migration: str, target: str, reason: str) -> Evacuation:
+        """One as this will be after :meth:`begun`: for the journal, which is told before."""
+        other = copy.copy(self)
+        other.entries = {**self.entries, key: replace(self.entries[key])}
+        other.begun(key, migration, target, reason)
+        return other
+
+    def as_if_closing(self, closing: EvacuationState) -> Evacuation:
+        """One as this will be when it is told to close."""
+        other = copy.copy(self)
+        other.closing = closing
+        return other
 
     def goes_on(self, key: str) -> bool:
         """Its migration, which was held, was taken up again; True: that is new."""

@@ -145,6 +145,22 @@ class Job:
         """Its stream takes part of a link."""
         return self.state in (State.PRECOPY, State.SWITCHOVER, State.POSTCOPY, State.RECOVERING)
 
+    @property
+    def cancelled(self) -> bool:
+        """Somebody wants the guest to stay where it is, and it was not too late then."""
+        return self._cancelled
+
+    @property
+    def can_cancel(self) -> bool:
+        """It is not too late for :meth:`cancel` now."""
+        if self.ended or self.state is State.HELD:
+            return False
+        return self._migration is None or self._migration.can_cancel
+
+    def call_off(self) -> None:
+        """It ends, cancelled, before anything drove it."""
+        self._end_as(State.CANCELLED, "cancelled before it began")
+
     def cancel(self) -> bool:
         """The guest shall stay where it is; False when it is too late, and then nothing changes."""
         if self.ended or self.state is State.HELD:
@@ -393,6 +409,8 @@ class Job:
         self.result.decisions[:0], self.result.findings[:0] = before.decisions, before.findings
         if self._parked:
             self._migration.park()
+        if self._cancelled:
+            self._migration.cancel()
         self.result = await self._migration.take_up(
             facts, intent, began_ago_seconds=self._began_ago(), anew=anew
         )
@@ -525,18 +543,22 @@ class Job:
             listen=listen,
             record=record,
             experience=self._means.experience,
-            about={
-                "attempt": self.attempt,
-                "guest_fields": self.guest.fields(),
-                "target": self.target,
-                "places": {side: asdict(place) for side, place in self._places.items()},
-            },
+            about=self.about(),
             on_status=self._show,
             on_decision=lambda decision: self._on_decision(self, decision),
         )
         migration.set_bandwidth(self.share)
         self.result = migration.result
         return migration
+
+    def about(self) -> dict[str, Any]:
+        """What its record says for whoever finds it without anything else."""
+        return {
+            "attempt": self.attempt,
+            "guest_fields": self.guest.fields(),
+            "target": self.target,
+            "places": {side: asdict(place) for side, place in self._places.items()},
+        }
 
     def _unwanted(self) -> bool:
         return self._cancelled or self._parked
@@ -563,9 +585,8 @@ class Job:
             return False
         if self._cancelled and state is State.FAILED:
             state, error = State.CANCELLED, f"cancelled before it began; besides: {error}"
-        self.result.state, self.result.error = state, error.replace("\n", " ")
         await self._let_go()
-        self._end(state)
+        self._end_as(state, error)
         return False
 
     async def _close(self) -> None:
@@ -648,6 +669,10 @@ class Job:
         self.result.state, self.result.held_code, self.result.error = State.HELD, code, error
         self._enter(State.HELD)
 
+    def _end_as(self, state: State, error: str) -> None:
+        self.result.state, self.result.error = state, error.replace("\n", " ")
+        self._end(state)
+
     def _end(self, state: State) -> None:
         self.ended_at = datetime.now(UTC)
         self.state = state
@@ -660,6 +685,10 @@ class Job:
     def journalled(self) -> dict[str, Any]:
         """The document with what another controller needs to go on."""
         return job_document.journalled(self)
+
+    def as_if_cancelled(self) -> dict[str, Any]:
+        """As :meth:`journalled` will be once :meth:`cancel` is done."""
+        return job_document.journalled(self, cancelled=True)
 
     @classmethod
     def from_journal(cls, saved: Mapping[str, Any], *, means: Means, **callbacks: Any) -> Job:
@@ -686,6 +715,7 @@ class Job:
         job.started_at = document.started_at if job.state is not State.QUEUED else None
         # Of an older version: where the destination is was written down just before the record was begun.
         job.attempt = private.get("attempt", 1)
+        job._cancelled = private.get("cancelled", False)
         job.recorded = private.get("recorded", "destination" in private["places"])
         job.result.held_code, job.result.error = document.held_code, document.error
         job.result.decisions = [Decision(**each.model_dump()) for each in document.decisions]

@@ -70,8 +70,11 @@ def document(job: Job) -> MigrationDocument:
     )
 
 
-def journalled(job: Job) -> dict[str, Any]:
-    """The document with what another controller needs to go on, under ``_private``."""
+def journalled(job: Job, *, cancelled: bool = False) -> dict[str, Any]:
+    """The document with what another controller needs to go on, under ``_private``.
+
+    :param cancelled: as if it had been told to cancel.
+    """
     return document(job).model_dump(mode="json") | {
         "_private": {
             "command": job.key,
@@ -80,6 +83,7 @@ def journalled(job: Job) -> dict[str, Any]:
             "places": {side: asdict(place) for side, place in job.places.items()},
             "attempt": job.attempt,
             "recorded": job.recorded,
+            "cancelled": job.cancelled or cancelled,
         }
     }
 

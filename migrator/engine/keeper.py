@@ -22,6 +22,25 @@ _EVENTS_AT_ONCE = 1000
 _PATIENCE_SECONDS = 3.0
 
 
+#: A document, or what makes it at the moment at which it is written.
+Document = Mapping[str, Any] | Callable[[], Mapping[str, Any]]
+
+
+class _Waiting:
+    """One document that is to be written; a newer one of its subject is another object."""
+
+    def __init__(self, document: Document) -> None:
+        self._document = document
+
+    def made(self) -> Mapping[str, Any]:
+        """As it is now."""
+        return _made(self._document)
+
+
+def _made(document: Document) -> Mapping[str, Any]:
+    return document() if callable(document) else document
+
+
 class Keeper:
     """Writes to the journal in the background, and at once where that is asked for.
 
@@ -35,7 +54,7 @@ class Keeper:
 
     def __init__(self, journal: Journal, *, patience: float = _PATIENCE_SECONDS) -> None:
         self.journal = journal
-        self._documents: dict[tuple[str, str], Mapping[str, Any]] = {}
+        self._documents: dict[tuple[str, str], _Waiting] = {}
         self._events: list[dict[str, Any]] = []
         self._wake = asyncio.Event()
         self._idle = asyncio.Event()
@@ -59,7 +78,11 @@ class Keeper:
 
     def later(self, kind: str, document: Mapping[str, Any]) -> None:
         """Write it soon; only the last of several is written."""
-        self._documents[kind, document["id"]] = document
+        self.afresh(kind, document["id"], lambda: document)
+
+    def afresh(self, kind: str, identifier: str, document: Callable[[], Mapping[str, Any]]) -> None:
+        """Write it soon, as it is then: what is changed meanwhile by :meth:`now` is in it."""
+        self._documents[kind, identifier] = _Waiting(document)
         self._stir()
 
     def _hear(self, event: EventDocument) -> None:
@@ -75,16 +98,22 @@ class Keeper:
         self._idle.clear()
         self._wake.set()
 
-    async def now(self, *documents: tuple[str, Mapping[str, Any]]) -> None:
+    async def now(self, *documents: tuple[str, Document], then: Callable[[], None] = lambda: None) -> None:
         """Write these, and all that waits; on disk when this returns.
 
+        :param then: called at once when they are written, before anything else is: there memory takes over what they
+            say. Until then nobody acts upon it, and where it fails nobody ever does.
         :raise JournalError: they could not be written, and are not.
         """
         async with self._writing:
             waiting = {**self._documents}
-            for kind, document in documents:
-                waiting.pop((kind, document["id"]), None)
-            every = [*((kind, document) for (kind, _), document in waiting.items()), *documents]
+            asked = [(kind, _made(document)) for kind, document in documents]
+            # What waits of the same subjects is older.
+            own = {(kind, document["id"]) for kind, document in asked}
+            every = [
+                *((kind, each.made()) for (kind, name), each in waiting.items() if (kind, name) not in own)
+            ]
+            every += asked
             # Where room is short a backlog must not cost what is asked for now.
             events = [] if self.journal.complaint else self._events[:_EVENTS_AT_ONCE]
             try:
@@ -94,9 +123,8 @@ class Keeper:
                     raise
                 events = []
                 await self.journal.save(*every)
+            then()
             self._forget(waiting)
-            for kind, document in documents:
-                self._documents.pop((kind, document["id"]), None)
             self._told(events)
 
     async def run(self) -> None:
@@ -114,7 +142,7 @@ class Keeper:
     async def _write(self) -> None:
         async with self._writing:
             waiting, events = {**self._documents}, self._events[:_EVENTS_AT_ONCE]
-            documents = [(kind, document) for (kind, _), document in waiting.items()]
+            documents = [(kind, each.made()) for (kind, _), each in waiting.items()]
             try:
                 await self.journal.save(*documents, events=events)
             except JournalError:
@@ -139,9 +167,9 @@ class Keeper:
                     raise
                 self._log.warning("event not journalled", event_id=event["event_id"], error=str(error))
 
-    def _forget(self, written: Mapping[tuple[str, str], Mapping[str, Any]]) -> None:
-        for key, document in written.items():
-            if self._documents.get(key) is document:
+    def _forget(self, written: Mapping[tuple[str, str], _Waiting]) -> None:
+        for key, each in written.items():
+            if self._documents.get(key) is each:
                 del self._documents[key]
 
     # --- what the bus is told ----------------------------------------------------------------------------------------

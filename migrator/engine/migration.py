@@ -292,9 +292,14 @@ class Migration:
         """What both ends support, as far as :meth:`check` could see."""
         return self._abilities
 
+    @property
+    def can_cancel(self) -> bool:
+        """It is not too late, by the last look."""
+        return self._last_source is None or lifecycle.can_cancel(self._ledger.intent, self._last_source)
+
     def cancel(self) -> bool:
         """Ask for the guest to stay where it is; False when it is too late, and then nothing changes."""
-        if self._last_source is not None and not lifecycle.can_cancel(self._ledger.intent, self._last_source):
+        if not self.can_cancel:
             return False
         self._cancel_wanted = True
         self._observer.wake()

@@ -297,7 +297,7 @@ class Planner:
                 if not await self._begin(*targets[key]):
                     break
             elif key in jobs and not engine.busy(jobs[key]):
-                engine.begin_job(jobs[key], jobs[key].drive())
+                engine.drive_job(jobs[key])
             under_way += 1
         for key, speed in orders.bandwidth.items():
             if key in jobs and not _about(jobs[key].share, speed):
@@ -307,7 +307,18 @@ class Planner:
                 jobs[key].admit()
 
     async def _begin(self, run: Evacuation, entry: Entry, target: str, reason: str) -> bool:
-        engine = self._engine
+        engine, key = self._engine, entry.guest.key
+        taken = engine.reserved.taken(("evacuation", run.id), ("guest", key), ("host", target))
+        moving = any(job.guest.key == key and not job.ended for job in engine.jobs.values())
+        if (
+            taken
+            or moving
+            or not entry.wants_place
+            or run.closing is not None
+            or run.ended
+            or engine.stopping
+        ):
+            return True  # a command came between; the next turn sees what it did
         job = engine.make_job(
             entry.guest,
             target,
@@ -317,17 +328,14 @@ class Planner:
             by=run.requested_by,
             trace=run.trace,
         )
-        before = (entry.standing, entry.migration, entry.target, entry.reason, entry.attempts)
-        run.begun(entry.guest.key, job.id, target, reason)
         try:
-            await engine.journal_job(job, run)
+            async with engine.reserved.hold(("evacuation", run.id), ("guest", key)):
+                await engine.journal_job(job, run, reason=reason)
         except JournalError as error:
-            entry.standing, entry.migration, entry.target, entry.reason, entry.attempts = before
-            self._log.warning("not begun", guest=entry.guest.key, error=str(error))
+            self._log.warning("not begun", guest=key, error=str(error))
             return False
-        engine.add(job)
         self._begun[run.id] = run
-        engine.begin_job(job, job.drive())
+        engine.drive_job(job)
         return True
 
     def _foretell(self, prediction: Prediction, doubts: dict[str, str]) -> None:

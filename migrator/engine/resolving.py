@@ -288,6 +288,7 @@ async def _begin(
         "policy": asdict(job.policy),
         "settings": settings,
         "abilities": {"postcopy": intent.postcopy, "throttle": False},
+        **job.about(),
     }
     # One that cannot be read is kept, out of the way.
     await job.means.records.put_away(job.id, {"by": "resolve"})

@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict
 from datetime import UTC, datetime
-from typing import Any
 
 from migrator.core.findings import errors_first
 from migrator.core.inventory import Guest, Host, HostState
@@ -45,6 +44,7 @@ from migrator.engine.documents import (
 from migrator.engine.evacuation import Entry, Evacuation
 from migrator.engine.held import NotHeld
 from migrator.engine.job import Job
+from migrator.engine.keeper import Document
 from migrator.engine.resolving import Said
 from migrator.engine.views import evacuation_document, migration_document, one_guest
 from migrator.errors import JournalError, MigratorError, UsageError
@@ -112,16 +112,36 @@ class Verbs:
         guest = await self._guest(command.guest)
         policy = self._policy_of(guest, command.policy)
         self._known_codes(command.accept)
-        if found := judging.obstacle(guest):
-            raise _refusal(f"{guest.label} cannot be moved: {guest.obstacle}", found)
-        self._not_under_way(guest)
-        target = self._target(guest, command.to, command.accept)
-        job = self._engine.make_job(
-            guest, target, policy, accept=command.accept, by=caller.user, key=key, trace=caller.trace
-        )
-        await self._journal(("migration", job.journalled()))
-        self._engine.add(job)
-        return job.document()
+        async with self._engine.reserved.hold(("guest", guest.key)):
+            guest = self._again(guest, command.guest)
+            if found := judging.obstacle(guest):
+                raise _refusal(f"{guest.label} cannot be moved: {guest.obstacle}", found)
+            self._not_under_way(guest)
+            while True:
+                target = self._target(guest, command.to, command.accept)
+                async with self._engine.reserved.hold(("host", target)):
+                    if self._target(guest, command.to, command.accept) != target:
+                        continue  # a command that was waited for has taken that host
+                    job = self._engine.make_job(
+                        guest,
+                        target,
+                        policy,
+                        accept=command.accept,
+                        by=caller.user,
+                        key=key,
+                        trace=caller.trace,
+                    )
+                    try:
+                        await self._engine.journal_job(job)
+                    except JournalError as error:
+                        raise _not_begun(error) from error
+                    return job.document()
+
+    def _again(self, guest: Guest, which: str) -> Guest:
+        """It, as it is now: it may have moved while a command about it was waited for."""
+        there = [each for each in self._engine.inventory.guests() if each.key == guest.key]
+        same = [each for each in there if each.host == guest.host]
+        return same[0] if same else one_guest(self._engine, there[0].key if there else which)
 
     def _target(self, guest: Guest, to: str | None, accept: Sequence[str]) -> str:
         if to is not None and self._host(to).name == guest.host:
@@ -135,6 +155,10 @@ class Verbs:
         return answer.host
 
     async def _evacuate(self, command: Evacuate, caller: Caller, key: str) -> EvacuationDocument:
+        async with self._engine.reserved.hold(("host", self._host(command.host).name)):
+            return await self._evacuate_alone(command, caller, key)
+
+    async def _evacuate_alone(self, command: Evacuate, caller: Caller, key: str) -> EvacuationDocument:
         host = self._host(command.host)
         self._unoccupied(host)
         self._known_codes(command.accept)
@@ -158,14 +182,21 @@ class Verbs:
         )
         run.take(self._engine.inventory.guests(host.name))
         run.hold_to(self._engine.preview.planned(host.name))
-        await self._journal(
-            ("evacuation", run.journalled()), ("host", host_saved(host.name, HostState.DRAINING))
-        )
-        self._engine.set_host(host.name, HostState.DRAINING)
-        self._engine.begin_run(run)
+        await self._begin(run, HostState.DRAINING)
         return run.document()
 
+    async def _begin(self, run: Evacuation, state: HostState) -> None:
+        def begun() -> None:
+            self._engine.set_host(run.host, state)
+            self._engine.begin_run(run)
+
+        await self._journal(("evacuation", run.journalled), ("host", host_saved(run.host, state)), then=begun)
+
     async def _restore(self, command: Restore, caller: Caller, key: str) -> EvacuationDocument:
+        async with self._engine.reserved.hold(("host", self._host(command.host).name)):
+            return await self._restore_alone(command, caller, key)
+
+    async def _restore_alone(self, command: Restore, caller: Caller, key: str) -> EvacuationDocument:
         host = self._host(command.host)
         self._unoccupied(host)
         if command.policy is not None:
@@ -190,11 +221,7 @@ class Verbs:
         )
         for guest in guests:
             run.entries[guest.key] = Entry(guest=guest)
-        await self._journal(
-            ("evacuation", run.journalled()), ("host", host_saved(host.name, HostState.ACTIVE))
-        )
-        self._engine.set_host(host.name, HostState.ACTIVE)
-        self._engine.begin_run(run)
+        await self._begin(run, HostState.ACTIVE)
         return run.document()
 
     async def _guests_of_last_evacuation(self, host: str) -> list[Guest]:
@@ -220,23 +247,48 @@ class Verbs:
 
     async def _activate(self, command: Activate) -> HostDocument:
         host = self._host(command.host)
-        self._unoccupied(host)
-        await self._journal(("host", host_saved(host.name, HostState.ACTIVE)))
-        self._engine.set_host(host.name, HostState.ACTIVE)
+        async with self._engine.reserved.hold(("host", host.name)):
+            self._unoccupied(host)
+            await self._journal(
+                ("host", host_saved(host.name, HostState.ACTIVE)),
+                then=lambda: self._engine.set_host(host.name, HostState.ACTIVE),
+            )
         return host_document(self._engine, self._host(host.name))
 
     async def _cancel(self, command: Cancel) -> Answer:
         if (job := self._engine.jobs.get(command.target)) is not None:
-            if not job.cancel():
-                raise Refusal("not-now", f"migration {job.id} is {job.state}: too late to cancel")
-            self._engine.planner.wake()
-            return job.document()
+            async with self._engine.reserved.hold(("migration", job.id)):
+                return await self._cancel_job(job)
         run = self._engine.runs.get(command.target)
         if run is None or run.ended:
             raise Refusal("not-found", f"no migration or evacuation {command.target} is under way")
-        run.closing = EvacuationState.CANCELLED
-        await self._journal(("evacuation", run.journalled()))
-        self._engine.stop_jobs(run)
+        async with self._engine.reserved.hold(("evacuation", run.id)):
+            return await self._cancel_run(run)
+
+    async def _cancel_job(self, job: Job) -> MigrationDocument:
+        if not job.can_cancel:
+            raise _too_late(job)
+        done: list[bool] = []
+        await self._journal(
+            ("migration", job.as_if_cancelled), then=lambda: done.append(self._engine.cancel_job(job))
+        )
+        if not all(done):  # it came to its switch meanwhile
+            self._engine.keeper.afresh("migration", job.id, job.journalled)
+            raise _too_late(job)
+        return job.document()
+
+    async def _cancel_run(self, run: Evacuation) -> EvacuationDocument:
+        def closes() -> None:
+            if not run.ended:
+                run.closing = EvacuationState.CANCELLED
+                self._engine.stop_jobs(run)
+
+        await self._journal(
+            ("evacuation", lambda: run.as_if_closing(EvacuationState.CANCELLED).journalled()), then=closes
+        )
+        if run.ended and run.closing is not EvacuationState.CANCELLED:
+            self._engine.keeper.afresh("evacuation", run.id, run.journalled)
+            raise Refusal("not-found", f"{run.kind} {run.id} has just ended")
         self._engine.planner.wake()
         return run.document()
 
@@ -343,11 +395,19 @@ class Verbs:
         except UsageError as error:
             raise Refusal("invalid", str(error)) from error
 
-    async def _journal(self, *documents: tuple[str, Mapping[str, Any]]) -> None:
+    async def _journal(self, *documents: tuple[str, Document], then: Callable[[], None]) -> None:
         try:
-            await self._engine.keeper.now(*documents)
+            await self._engine.keeper.now(*documents, then=then)
         except JournalError as error:
-            raise Refusal("unavailable", f"it was not begun: {error}") from error
+            raise _not_begun(error) from error
+
+
+def _too_late(job: Job) -> Refusal:
+    return Refusal("not-now", f"migration {job.id} is {job.state}: too late to cancel")
+
+
+def _not_begun(error: JournalError) -> Refusal:
+    return Refusal("unavailable", f"it was not begun: {error}")
 
 
 def _refusal(message: str, findings: Sequence[Finding]) -> Refusal:

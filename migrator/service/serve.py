@@ -120,7 +120,7 @@ async def _running(settings: Settings, path: Path | None) -> AsyncIterator[Engin
         keeper = Keeper(journal)
 
         async def keep(job: Job) -> None:
-            await keeper.now(("migration", job.journalled()))
+            await keeper.now(("migration", job.journalled))
 
         steps = settings.store.path.parent / "steps"
         if doubt := (await belonging.marks(journal, steps)).doubt(steps):

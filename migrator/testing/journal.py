@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from datetime import UTC, datetime
 from types import TracebackType
 from typing import Any, Self
@@ -16,17 +17,24 @@ from migrator.ports import EventTexts
 _RESERVED = 500
 
 
+async def _let_others_go_on(call: str) -> None:  # noqa: ARG001 - as whatever a test puts in its place
+    await asyncio.sleep(0)
+
+
 class MemoryJournal:
     """See :class:`migrator.ports.Journal` and :class:`migrator.engine.commands.CommandLog`.
 
     What one service left in it another can go on with: give the same object to both.
 
     :ivar broken: while it is not empty every write fails and says so.
+    :ivar pause: awaited in every call before it does anything, with what is called: as with a disk, others go on
+        meanwhile. Tests put there what they want to happen then; what it raises, the call raises.
     :ivar unreadable: while it is not empty every read fails and says so.
     :ivar commands: by key, for tests that look: ``verb``, ``hash``, ``body``, ``caller``, ``reply``, ``at``.
     """
 
     def __init__(self) -> None:
+        self.pause: Callable[[str], Awaitable[None]] = _let_others_go_on
         self.broken = ""
         self.unreadable = ""
         self.complaint = ""
@@ -57,13 +65,15 @@ class MemoryJournal:
         if self.broken:
             raise JournalError(self.broken)
 
-    def _read(self) -> None:
+    async def _read(self) -> None:
+        await self.pause("read")
         if self.unreadable:
             raise JournalError(self.unreadable)
 
     async def save(
         self, *given: tuple[str, Mapping[str, Any]], events: Sequence[Mapping[str, Any]] = ()
     ) -> None:
+        await self.pause("save")
         rows = {(kind, document["id"]): json.dumps(document) for kind, document in given}
         told = [(event["event_id"], json.dumps(event)) for event in events]
         self._write()
@@ -76,22 +86,22 @@ class MemoryJournal:
             self._reserved = max(dict(told)) + _RESERVED
             self._last_event_id = max(self._last_event_id, self._reserved)
 
-    def _of_kind(self, kind: str) -> list[dict[str, Any]]:
-        self._read()
+    async def _of_kind(self, kind: str) -> list[dict[str, Any]]:
+        await self._read()
         return [json.loads(body) for (its, _), body in self._documents.items() if its == kind]
 
     async def unfinished(self, kind: str) -> list[dict[str, Any]]:
-        return [each for each in self._of_kind(kind) if not each.get("ended_at")]
+        return [each for each in await self._of_kind(kind) if not each.get("ended_at")]
 
     async def find(self, kind: str, identifier: str) -> dict[str, Any] | None:
-        self._read()
+        await self._read()
         body = self._documents.get((kind, identifier))
         return None if body is None else json.loads(body)
 
     async def page(
         self, kind: str, *, limit: int, before: str | None = None, where: Mapping[str, str] | None = None
     ) -> list[dict[str, Any]]:
-        found = self._of_kind(kind)
+        found = await self._of_kind(kind)
         if before is not None:
             places = [place for place, each in enumerate(found) if each["id"] == before]
             found = found[: places[0]] if places else []
@@ -102,7 +112,7 @@ class MemoryJournal:
     async def events(
         self, *, after: int = 0, limit: int = 1000, subject: str | None = None, subject_id: str | None = None
     ) -> list[dict[str, Any]]:
-        self._read()
+        await self._read()
         found = [json.loads(self._events[number]) for number in sorted(self._events) if number > after]
         return [
             each
@@ -155,6 +165,7 @@ class MemoryJournal:
     async def claim_command(
         self, *, key: str, verb: str, body_hash: str, body: Mapping[str, Any], caller: Mapping[str, str]
     ) -> Claim:
+        await self.pause("claim_command")
         self._write()
         there = self.commands.get(key)
         if there is not None:
@@ -170,6 +181,7 @@ class MemoryJournal:
         return Claim(new=True)
 
     async def answer_command(self, *, key: str, reply: Mapping[str, Any]) -> None:
+        await self.pause("answer_command")
         self._write()
         if key in self.commands:
             self.commands[key]["reply"] = json.loads(json.dumps(reply))

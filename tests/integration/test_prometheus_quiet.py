@@ -117,7 +117,7 @@ async def _evacuate(number: int, directory: Path, scrapes: Scrapes, broken: str)
     keeper = Keeper(MemoryJournal())
 
     async def keep(job: Any) -> None:
-        await keeper.now(("migration", job.journalled()))
+        await keeper.now(("migration", job.journalled))
 
     configured = [host.configured() for host in site.hosts.values()]
     inventory = Inventory(configured, site=site)

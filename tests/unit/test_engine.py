@@ -98,7 +98,7 @@ class World:
         records = Held(self.directory)
 
         async def keep(job: Job) -> None:
-            await keeper.now(("migration", job.journalled()))
+            await keeper.now(("migration", job.journalled))
 
         inventory = Inventory(
             [host.configured() for host in self.site.hosts.values()],

@@ -1,0 +1,52 @@
+"""What somebody is about to change: one at a time, from before the first look at it until it is done or refused."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator
+from contextlib import AsyncExitStack, asynccontextmanager
+from typing import Literal
+
+#: ``guest`` by its key, ``host`` by its name, ``evacuation`` and ``migration`` by their ids.
+Kind = Literal["evacuation", "guest", "host", "migration"]
+Name = tuple[Kind, str]
+
+
+class Reserved:
+    """Guests, hosts, evacuations and migrations that are being changed now.
+
+    ::
+
+        async with reserved.hold(("host", name)):
+            ...                                     # nobody else begins anything with that host meanwhile
+
+    Whoever comes second waits, and then sees what the first has done.
+    """
+
+    def __init__(self) -> None:
+        self._locks: dict[Name, asyncio.Lock] = {}
+        self._users: dict[Name, int] = {}
+
+    def taken(self, *names: Name) -> bool:
+        """Somebody changes one of these, or waits for that."""
+        return any(name in self._users for name in names)
+
+    @asynccontextmanager
+    async def hold(self, *names: Name) -> AsyncIterator[None]:
+        """Have all of these for oneself; one who holds some already may ask only for later kinds of the alphabet."""
+        async with AsyncExitStack() as stack:
+            for name in sorted(set(names)):
+                await stack.enter_async_context(self._one(name))
+            yield
+
+    @asynccontextmanager
+    async def _one(self, name: Name) -> AsyncIterator[None]:
+        self._users[name] = self._users.get(name, 0) + 1
+        lock = self._locks.setdefault(name, asyncio.Lock())
+        try:
+            async with lock:
+                yield
+        finally:
+            self._users[name] -= 1
+            if not self._users[name]:
+                del self._users[name], self._locks[name]
