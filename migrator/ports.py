@@ -167,7 +167,10 @@ class Qemu(Protocol):
         """Source: migrate_cancel, and ``yank`` out of band where that is not answered."""
 
     async def cont(self) -> None:
-        """Let the guest run."""
+        """Let the guest run; at a destination :meth:`was_run` is true from then on, whoever asks."""
+
+    async def was_run(self) -> bool:
+        """Destination: it was told to run its guest, and did: if that stands still now, somebody wanted it."""
 
     async def stop(self) -> None:
         """Let the guest stand still."""

@@ -367,6 +367,8 @@ def migration_lines(one: Document) -> list[str]:
         for side in ("source", "destination"):
             socket = one.get(f"{side}_socket") or "no QMP socket is known"
             lines.append(f"        {side}: host {one[side]}, {socket}")
+        if one.get("held_until"):
+            lines.append(f"    waits for {one['held_until']}")
         lines.append(f"    migrator resolve {one['id']} --guest-at source|destination|lost")
     if one["state"] == "failed":
         lines += remedies.failed(one["error"], another_policy=one["policy"] != remedies.MUST_FINISH)

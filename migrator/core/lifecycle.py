@@ -35,6 +35,7 @@ from migrator.core.situation import (
     Intent,
     Milestone,
     SourceIs,
+    as_found,
     as_said,
     classify,
     destination_is,
@@ -287,6 +288,7 @@ def decide(intent: Intent, source: View, destination: View, *, overdue: bool = F
     :param destination: a fresh view of the destination.
     :param overdue: nothing has changed for longer than this phase may take.
     """
+    intent = as_found(intent, destination)
     source, destination = as_said(intent, source), as_said(intent, destination)
     now = Now(intent=intent, source=source, destination=destination, overdue=overdue)
     here, there = classify(intent, source, destination)

@@ -225,6 +225,30 @@ def _acts(intent: Intent, source: View, destination: View) -> tuple[Act, ...]:
     return tuple(acts)
 
 
+_AWAITED = {
+    Act.REACH_SOURCE: "the source's QEMU to answer",
+    Act.REACH_DESTINATION: "the destination's QEMU to answer",
+    Act.MEND: "the stream between both hosts to go on",
+}
+
+
+def awaited(intent: Intent, source: View, destination: View, held_code: str | None) -> str:
+    """What a held migration waits for, in a few words."""
+    words = [word for word in Word if _judge(word, intent, source, destination, held_code).accepted]
+    acts = _acts(intent, source, destination)
+    texts = [_AWAITED[act] for act in acts if act in _AWAITED]
+    if words:
+        texts.append(f"a person's word: --guest-at {' or --guest-at '.join(words)}")
+    if not texts:
+        ends = [
+            side
+            for side, act in (("source", Act.END_SOURCE), ("destination", Act.END_DESTINATION))
+            if act in acts
+        ]
+        texts.append(f"the end of the {' or the '.join(ends)}'s process")
+    return ", or ".join(texts)
+
+
 def unrecorded(source: View, destination: View) -> Intent:
     """What has to be taken as meant where nothing tells: whatever may have been done was done.
 

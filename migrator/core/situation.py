@@ -180,6 +180,14 @@ def destination_is(view: View) -> DestinationIs:
     return DestinationIs.STRANGE
 
 
+def as_found(intent: Intent, destination: View) -> Intent:
+    """A guest that ran at the destination and stands still there was stopped by somebody: so it stays."""
+    stands = destination.answers and destination.run in _NOT_YET_RUN
+    if intent.ran_there and intent.guest_runs and stands and intent.milestone >= Milestone.HANDED_OVER:
+        return replace(intent, guest_runs=False)
+    return intent
+
+
 def as_said(intent: Intent, view: View) -> View:
     """An end that nobody can ask is dead where a person has seen to that; one that lives never is."""
     if intent.said_off and view.process is Process.UNKNOWN and not view.answers:

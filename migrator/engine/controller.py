@@ -173,6 +173,7 @@ class Engine:
             group.create_task(self.inventory.run(), name="inventory")
             group.create_task(self.planner.run(), name="planner")
             group.create_task(self.leftovers.run(), name="leftovers")
+            group.create_task(self.held.run(), name="held migrations")
 
     async def stop(self, *, drain: bool = False, timeout: float = 60.0) -> bool:
         """Let go: what is past the guest's STOP is finished, the rest parked; with `drain` all is finished.
@@ -337,6 +338,7 @@ class Engine:
         """Hosts or guests are different from before."""
         self.planner.wake()
         self.leftovers.wake()
+        self.held.wake()
         for host in self.inventory.hosts():
             shown = (host.state, host.up, host.error, len(self.inventory.guests(host.name)))
             if self._shown_hosts.get(host.name) != shown:
@@ -478,12 +480,6 @@ class Engine:
             if run.ended_at is not None and run.ended_at < long_ago:
                 del self.runs[run.id]
                 self.bus.forget(Subject.EVACUATION, run.id)
-
-    def try_held_again(self) -> None:
-        """Those whose hosts could not be asked: they may be by now."""
-        for job in self.jobs.values():
-            if job.state is State.HELD and job.unreachable and not self.busy(job):
-                self._start(job, job.take_up())
 
 
 def host_saved(name: str, state: HostState) -> dict[str, Any]:

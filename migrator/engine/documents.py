@@ -110,6 +110,8 @@ class MigrationDocument(Document):
     error: str | None = None
     #: With ``held``: the row of the lifecycle table, and what a person shall check.
     held_code: str | None = None
+    #: ... and what it waits for, in a few words.
+    held_until: str | None = None
 
 
 class ResolutionDocument(Document):

@@ -7,7 +7,9 @@ from collections.abc import Awaitable, Callable
 from typing import TYPE_CHECKING, TypeVar
 
 from migrator import logs
-from migrator.core.model import State
+from migrator.core.lifecycle import Step, decide
+from migrator.core.model import Process, State, View
+from migrator.core.resolving import awaited
 from migrator.engine import resolving
 from migrator.engine.documents import ResolutionDocument
 from migrator.engine.resolving import Said
@@ -19,6 +21,10 @@ if TYPE_CHECKING:
 
 Found = TypeVar("Found")
 
+#: Another controller drives it: see :meth:`migrator.engine.migration.Migration`.
+DRIVEN_ELSEWHERE = "driven-elsewhere"
+#: At least so long between two rounds.
+_SECONDS_BETWEEN = 1.0
 #: Both ends of a held migration are looked at so often.
 _LOOK_SECONDS = 5.0
 #: A word is answered once it is done, or after so long while it still goes on.
@@ -36,6 +42,62 @@ class Held:
         self._engine = engine
         self._wake = asyncio.Event()
         self._log = logs.logger()
+
+    # --- judged again ------------------------------------------------------------------------------------------------
+
+    def wake(self) -> None:
+        """A host may answer that did not, or a guest be where it was not."""
+        self._wake.set()
+
+    async def run(self) -> None:
+        """Look at every held migration from time to time, and when a host has changed, until cancelled."""
+        while True:
+            try:
+                async with asyncio.timeout(_LOOK_SECONDS):
+                    await self._wake.wait()
+            except TimeoutError:
+                pass  # their time has come
+            self._wake.clear()
+            engine = self._engine
+            for job in list(engine.jobs.values()):
+                if job.state is State.HELD and engine.task(job) is None and not engine.stopping:
+                    engine.begin_job(job, self._look(job))
+            await asyncio.sleep(_SECONDS_BETWEEN)
+
+    async def _look(self, job: Job) -> None:
+        """Go on with it, where what both ends show now has an answer; else say what is the matter now."""
+        if job.shown is None and job.unreachable:
+            await job.take_up()  # they could not even be looked at
+            return
+        try:
+            async with resolving.looked_at(job) as held:
+                goes_on = self._judge(job, held)
+        except MigratorError as error:
+            self._log.info("held migration not looked at", migration=job.id, error=str(error))
+            return
+        if goes_on:
+            await job.take_up()
+
+    def _judge(self, job: Job, held: resolving.Held) -> bool:
+        before, now = job.shown, (held.here, held.there)
+        if before is None:
+            job.shown = now
+            return False
+        if not _news(before, now):
+            return False
+        if held.record is None:
+            return True  # what both ends show now is said; nothing is done
+        answer = decide(held.intent, *now)
+        if answer.state is State.HELD:
+            code = held.held_code and answer.row
+            until = awaited(held.intent, *now, code)
+            job.judged_again(answer.row, answer.why, until, now)
+            return False
+        if job.result.held_code == DRIVEN_ELSEWHERE and answer.step is not Step.END:
+            job.shown = now  # whoever drives it is still about it
+            return False
+        self._log.info("held migration goes on", migration=job.id, row=answer.row)
+        return True
 
     # --- a person's word ---------------------------------------------------------------------------------------------
 
@@ -93,3 +155,18 @@ class Held:
 
         self._engine.begin_job(job, run())
         return await found
+
+
+def _news(before: tuple[View, View], now: tuple[View, View]) -> bool:
+    """Something has changed, and neither end says less than it did: a person may just be asking one that is silent."""
+    for was, shows in zip(before, now, strict=True):
+        if was.answers and not shows.answers and shows.process is not Process.DEAD:
+            return False
+    return _seen(before) != _seen(now)
+
+
+def _seen(views: tuple[View, View]) -> tuple[object, ...]:
+    return tuple(
+        (view.process, view.answers, view.run, view.status, view.sample and view.sample.transferred_bytes)
+        for view in views
+    )

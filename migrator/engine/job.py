@@ -16,7 +16,7 @@ from migrator import logs
 from migrator.core import trace_context
 from migrator.core.findings import Objected
 from migrator.core.inventory import Guest
-from migrator.core.model import Decision, Finding, Mode, State
+from migrator.core.model import Decision, Finding, Mode, State, View
 from migrator.core.policy import Policy, from_fields
 from migrator.core.situation import Intent, Milestone
 from migrator.core.thinning import Point
@@ -43,7 +43,7 @@ _ORPHANED = (
     "the journal does not know this migration, but {path} is the record of its steps, and it had not ended: journal "
     "and records were not restored together; nothing was done to either end"
 )
-_WILL_GO = "nothing: it is ended and removed once its host answers again"
+_WILL_GO = "bring that host back, or wait: it is ended and removed by itself once its host answers again"
 
 
 class Job:
@@ -96,6 +96,8 @@ class Job:
         self.refused_everywhere = False
         #: It is held, and may be taken up again once the host that could not be asked answers.
         self.unreachable = False
+        #: What both ends showed when it was held; ``None`` where they could not be looked at together.
+        self.shown: tuple[View, View] | None = None
         #: Something of it is left at its target, which could not be asked.
         self.left_over = False
         self._means = means
@@ -598,6 +600,7 @@ class Job:
             return  # parked
         if state is State.HELD:
             self.unreachable = self._migration is not None and self._migration.unreachable
+            self.shown = self._migration.views if self._migration is not None else None
             await self.let_go()
             self._enter(State.HELD)
             return
@@ -665,7 +668,17 @@ class Job:
             self.state = state
             self._on_state(self)
 
+    def judged_again(self, code: str, error: str, until: str, shown: tuple[View, View]) -> None:
+        """It stays held, for what both ends show now."""
+        self.shown = shown
+        told = code, error, until
+        if told != (self.result.held_code, self.result.error, self.result.held_until):
+            self.result.held_code, self.result.error, self.result.held_until = told
+            self._on_state(self)
+
     def _hold(self, code: str, error: str) -> None:
+        self.shown = None
+        self.result.held_until = "its host to answer" if self.unreachable else "a person's word"
         self.result.state, self.result.held_code, self.result.error = State.HELD, code, error
         self._enter(State.HELD)
 
@@ -718,6 +731,7 @@ class Job:
         job._cancelled = private.get("cancelled", False)
         job.recorded = private.get("recorded", "destination" in private["places"])
         job.result.held_code, job.result.error = document.held_code, document.error
+        job.result.held_until = document.held_until
         job.result.decisions = [Decision(**each.model_dump()) for each in document.decisions]
         job.result.findings = [Finding(**each.model_dump()) for each in document.findings]
         job._places = {side: Place(**place) for side, place in private["places"].items()}

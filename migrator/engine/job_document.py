@@ -67,6 +67,7 @@ def document(job: Job) -> MigrationDocument:
         decisions=[DecisionDocument(**asdict(each)) for each in result.decisions],
         error=result.error if job.ended or job.state is State.HELD else None,
         held_code=result.held_code,
+        held_until=result.held_until if job.state is State.HELD else None,
     )
 
 

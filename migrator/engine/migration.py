@@ -8,7 +8,7 @@ from dataclasses import asdict, replace
 from typing import Any
 
 from migrator import logs
-from migrator.core import convergence, lifecycle, preflight
+from migrator.core import convergence, lifecycle, preflight, resolving
 from migrator.core.facts import Facts
 from migrator.core.lifecycle import Next, Step
 from migrator.core.model import (
@@ -25,7 +25,7 @@ from migrator.core.model import (
 )
 from migrator.core.policy import Policy, Postcopy
 from migrator.core.progress import Progress
-from migrator.core.situation import Intent, Milestone, SourceIs, Word, source_is
+from migrator.core.situation import Intent, Milestone, SourceIs, Word, as_found, source_is
 from migrator.engine import clock
 from migrator.engine.ledger import Ledger
 from migrator.engine.observer import Observer, interval, wanted_to_run
@@ -107,6 +107,7 @@ class Migration:
         self._park_wanted = self._parked = False
         self._cancelling_since: float | None = None
         self._last_source: View | None = None
+        self._last: tuple[View, View] | None = None
         self._suspect: tuple[str, int] = ("", 0)
         #: It is held, and the host of an end could not be asked: once that answers, :meth:`take_up` may tell more.
         self.unreachable = False
@@ -255,6 +256,7 @@ class Migration:
         if intent.postcopy:
             self.result.mode = Mode.POSTCOPY  # its event may have gone to another controller
             self._steering.settle()
+        await self._ask_whether_it_ran()
         if intent.said is not None:
             return await self._as_said(intent.said)
         at = intent.milestone.name.lower().replace("_", "-")
@@ -271,6 +273,11 @@ class Migration:
             self._ledger.undo_reason = f"a person said: {says}"
         self._ledger.decide("resolve", f"a person said: {says}")
         return await self._drive()
+
+    @property
+    def views(self) -> tuple[View, View] | None:
+        """What both ends showed when they were last looked at."""
+        return self._last
 
     @property
     def postponed(self) -> bool:
@@ -399,14 +406,12 @@ class Migration:
     async def _go_on(self) -> Result:
         while True:
             source, destination, overdue = await self._observer.look(self._ledger.intent)
-            self._last_source = source
+            self._last_source, self._last = source, (source, destination)
             if self._ledger.intent.milestone is Milestone.HANDED_OVER and destination.run in RUNNING_STATES:
                 self.result.duration_seconds = self.result.duration_seconds or self._ledger.elapsed
             if source.answers:
                 self._note_run_state(source.run)
-            if self._observer.stopped_there and self._ledger.intent.guest_runs:
-                self._ledger.note(guest_runs=False)
-                self._ledger.decide("run-state", "somebody stopped the guest at the destination: so it stays")
+            self._note_run_there(destination)
             if self._cancel_wanted and self._ledger.intent.undo is None:
                 self._consider_cancel(source)
             answer = lifecycle.decide(self._ledger.intent, source, destination, overdue=overdue)
@@ -429,6 +434,29 @@ class Migration:
             if await self._steps.take(answer):
                 ended = State.GUEST_ENDED if answer.row.startswith("ended") else State.COMPLETED
                 return await self._end(replace(answer, step=Step.END, state=ended))
+
+    def _note_run_there(self, destination: View) -> None:
+        intent = self._ledger.intent
+        if intent.milestone < Milestone.HANDED_OVER:
+            return
+        runs = destination.answers and destination.run in RUNNING_STATES
+        if runs and not intent.ran_there:
+            self._ledger.note(ran_there=True)
+        stopped = self._observer.stopped_there or as_found(intent, destination) != intent
+        if stopped and intent.guest_runs:
+            self._ledger.note(guest_runs=False)
+            self._ledger.decide("run-state", "somebody stopped the guest at the destination: so it stays")
+
+    async def _ask_whether_it_ran(self) -> None:
+        """Its controller may have died between the hand-over and noting that the guest runs."""
+        intent = self._ledger.intent
+        if intent.milestone < Milestone.HANDED_OVER or intent.ran_there:
+            return
+        try:
+            if await self._destination.was_run():
+                self._ledger.note(ran_there=True)
+        except QemuError:
+            pass  # it cannot be asked: neither can it be told to run
 
     def _note_run_state(self, run: RunState) -> None:
         wanted = wanted_to_run(run)
@@ -508,6 +536,8 @@ class Migration:
             result.error = self._explain(answer)
         if result.state is State.HELD:
             result.held_code = answer.row
+            if self._last is not None:
+                result.held_until = resolving.awaited(self._ledger.intent, *self._last, answer.row)
             if self._ledger.intent.said is not None:
                 self._ledger.note(said=None, said_off=False)  # it was said of what was there then
             self._ledger.decide("held", answer.why)

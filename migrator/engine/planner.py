@@ -46,8 +46,6 @@ _HOPELESS_RATIO = 0.8
 #: What QEMU holds beside the memory of its guest: RssAnon of 7.2 and 10.0 whose guest has touched nothing is 20 to
 #: 28 MiB, under KVM and TCG.
 _QEMUS_OWN_BYTES = 20 << 20
-#: A migration that could not be taken up because a host did not answer is tried again so often.
-_TRY_AGAIN_SECONDS = 5.0
 #: A share of a link is changed by this much at least.
 _SHARE_STEP_RATIO = 0.05
 #: Between two turns at most: time alone changes deadlines, and a journal that cannot be written is waited for.
@@ -73,7 +71,7 @@ class Planner:
     def __init__(self, engine: Engine) -> None:
         self._engine = engine
         self._wake = asyncio.Event()
-        self._foretold = self._tried_again = -math.inf
+        self._foretold = -math.inf
         #: To be announced at the end of the turn: each is a document of all its guests.
         self._begun: dict[str, Evacuation] = {}
         self._log = logs.logger()
@@ -108,9 +106,6 @@ class Planner:
             await self._look_after(run)
         if engine.stopping:
             return _IDLE_SECONDS
-        if self.clock() - self._tried_again >= _TRY_AGAIN_SECONDS:
-            self._tried_again = self.clock()
-            engine.try_held_again()
         targets = self._place()
         transfers = self._transfers(targets)
         if not transfers:

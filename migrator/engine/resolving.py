@@ -15,7 +15,7 @@ from migrator.core import resolving as core
 from migrator.core.lifecycle import Step
 from migrator.core.model import Process, State, View
 from migrator.core.resolving import Act, Answer
-from migrator.core.situation import Intent, Word
+from migrator.core.situation import Intent, Milestone, Word
 from migrator.engine.documents import ResolutionDocument
 from migrator.errors import HostError, MigratorError, QemuError, RecordError
 from migrator.ports import Qemu, Record
@@ -105,6 +105,12 @@ async def looked_at(job: Job) -> AsyncIterator[Held]:
                 continue
             views[side] = await ends[side].observe(timeout=_LOOK_SECONDS)
         here, there = views["source"], views["destination"]
+        if intent is not None and intent.milestone >= Milestone.HANDED_OVER and there.answers:
+            try:
+                ran = intent.ran_there or await ends["destination"].was_run()
+                intent = replace(intent, ran_there=ran)
+            except QemuError:
+                pass  # what both ends show tells enough
         held = Held(
             job=job,
             source=ends.get("source"),
@@ -209,27 +215,6 @@ def refusal(job: Job, answer: Answer, errors: list[str]) -> str:
     if advice:
         return f"{text}: resolve it with {' or '.join(advice)}"
     return f"{text}: {', or '.join(_ADVICE[act].format(**_where(job)) for act in answer.acts)}"
-
-
-def awaited(intent: Intent, source: View, destination: View, code: str) -> str:
-    """What ends a held migration, in a few words."""
-    words = [
-        f"--guest-at {word}"
-        for word in Word
-        if core.consider(word, intent, source, destination, held_code=code).accepted
-    ]
-    first = core.consider(Word.LOST, intent, source, destination, held_code=code)
-    texts = [_AWAITED[act] for act in first.acts if act not in (Act.END_SOURCE, Act.END_DESTINATION)]
-    if words:
-        texts.append(f"your word ({' or '.join(words)})")
-    return ", or ".join(texts or ["the end of the process that is left"])
-
-
-_AWAITED: Mapping[Act, str] = {
-    Act.REACH_SOURCE: "the source's QEMU to answer",
-    Act.REACH_DESTINATION: "the destination's QEMU to answer",
-    Act.MEND: "the stream between both hosts to go on",
-}
 
 
 async def weigh(job: Job, said: Said) -> ResolutionDocument:

@@ -53,6 +53,8 @@ class Result:
     error: str | None = None
     #: With ``held``: the row of the lifecycle table that says so.
     held_code: str | None = None
+    #: ... and what it waits for.
+    held_until: str | None = None
 
     def warn(self, code: str, message: str, remedy: str) -> None:
         """Add a finding made on the way; one of each code is enough."""

@@ -18,7 +18,7 @@ from migrator.core.under_way import Busy
 from migrator.errors import CommandFailed, HostError, QemuError, TimedOut, Unreachable
 from migrator.machine import child_environment
 from migrator.ports import Event, GuestProcess, Settings, Tuning
-from migrator.qemu import features
+from migrator.qemu import features, marks
 from migrator.qemu.address import Address, bracketed
 from migrator.qemu.claim import Claim
 from migrator.qemu.dirty_rate import DirtyRate
@@ -32,6 +32,8 @@ from migrator.qemu.samples import read_sample
 from migrator.qemu.under_way import read_busy
 from migrator.qemu.way import Way
 
+#: Name of the mark at a destination that was told to run its guest.
+_RAN = "ran"
 #: More events than this unread means that nobody reads; the oldest go, as the truth is in a query anyway.
 _EVENTS_KEPT = 1000
 
@@ -70,6 +72,7 @@ class Endpoint:
         self._notify: Callable[[], None] = lambda: None
         self._ended = False
         self._ran = role != "destination"
+        self._arrives = role == "destination"
         self._quitting = False
         self._look: asyncio.Task[tuple[dict[str, Any], dict[str, Any]]] | None = None
         self._look_began = 0.0
@@ -392,7 +395,24 @@ class Endpoint:
             await self._monitor.execute("yank", {"instances": [{"type": "migration"}]}, oob=True)
 
     async def cont(self) -> None:
-        await self._claim.execute("cont")
+        if not self._arrives:
+            await self._claim.execute("cont")
+            return
+        # QEMU carries out what one monitor was told in order, and both are sent at once: where the mark is, it ran.
+        await self._claim.ensure()
+        answers: Sequence[object] = await asyncio.gather(
+            self._monitor.execute("cont"), marks.add(self._monitor, _RAN, "1"), return_exceptions=True
+        )
+        told, marked = answers
+        if isinstance(told, BaseException):
+            if isinstance(told, CommandFailed) and marked is True:
+                await marks.remove(self._monitor, _RAN)
+            raise told
+        if isinstance(marked, BaseException) and not isinstance(marked, QemuError):
+            raise marked
+
+    async def was_run(self) -> bool:
+        return _RAN in await marks.read(self._monitor, _RAN)
 
     async def stop(self) -> None:
         await self._claim.execute("stop")

@@ -348,6 +348,10 @@ class SimulatedQemu:
     async def cancel(self) -> None:
         self._moving("migrate_cancel").cancel()
 
+    async def was_run(self) -> bool:
+        self._reach()
+        return self.stream is not None and self.stream.simulator.at_destination
+
     async def cont(self) -> None:
         self._reach()
         if self.is_destination and self.stream is not None:

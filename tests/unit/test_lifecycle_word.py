@@ -18,7 +18,7 @@ from migrator.core.lifecycle import ROWS, Next, Row, Step, decide
 from migrator.core.model import MigrationStatus, Process, RunState, State, View
 from migrator.core.resolving import Act, Answer, consider, spoken, unrecorded
 from migrator.core.said import SAID
-from migrator.core.situation import DestinationIs, Intent, Milestone, SourceIs, Word, classify
+from migrator.core.situation import DestinationIs, Intent, Milestone, SourceIs, Word, as_found, classify
 from tests.unit.test_lifecycle_table import DESTINATIONS, FENCES, SOURCES, Situation, faults, sentence, shown
 
 S, D = SourceIs, DestinationIs
@@ -208,7 +208,8 @@ def test_table_that_has_heard_it_is_as_careful_as_before(word: Word, source: Vie
             meant = spoken(intent, word)
             for overdue in (False, True):
                 answer = lifecycle.decide(meant, here, there, overdue=overdue)
-                now = Situation(meant, here, there, overdue, *classify(meant, here, there))
+                found_out = as_found(meant, there)
+                now = Situation(found_out, here, there, overdue, *classify(found_out, here, there))
                 followed = partial(Answer, word=word, accepted=True, code="", why="", state=answer.state)
                 steps = () if answer.step is Step.END else (answer,)
                 if answer.row in said:
