@@ -391,6 +391,14 @@ class Site(Protocol):
         """Remove what :meth:`start_destination` may have begun there for a migration that nobody drives any more; a
         process that does not wait any more is left alone."""
 
+    async def settle(self, guest: Guest) -> Sequence[str]:
+        """Have the paths that the operator knows lead to a guest that has arrived; what could not be, in sentences.
+
+        Those of its source are gone (:meth:`clear`). May be called again.
+
+        :param guest: as it is found at its new host.
+        """
+
     async def clear(self, guest: Guest) -> None:
         """Remove what is left of the source once its process has ended: sockets and files that we made."""
 

@@ -45,6 +45,8 @@ class Site:
         self.join()
         self.opened: list[Endpoint] = []
         self._moves = 0
+        #: What the last move could not put under the path that it had.
+        self.lacking: list[str] = []
 
     def join(self) -> None:
         """After a change of the hosts."""
@@ -98,7 +100,9 @@ class Site:
         assert result.state is State.COMPLETED, result.error
         await self.destinations.clear(guest)
         await self.close()
-        return replace(guest, host=target, socket=started.socket, pid=None)
+        there = replace(guest, host=target, socket=started.socket, pid=None)
+        self.lacking = await self.destinations.settle(there)
+        return there
 
     async def close(self) -> None:
         while self.opened:

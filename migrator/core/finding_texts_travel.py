@@ -48,6 +48,11 @@ TRAVEL: Texts = {
         "something that was set in the source's QEMU while it ran cannot be made again at the target",
         "make it again at the target after the move, if it is still wanted",
     ),
+    "path-moved": (
+        "warning",
+        "a monitor, socket, pid file or log of the guest's QEMU cannot be had under the same path at the target",
+        "free that path there, or make its directory; until then use the path that is named",
+    ),
     "not-put-back": (
         "warning",
         "something that was set in the source's QEMU while it ran was refused by the destination's",

@@ -617,9 +617,21 @@ class Job:
         if state in (State.COMPLETED, State.GUEST_ENDED):
             try:
                 await self._means.site.clear(self.guest)
+                if state is State.COMPLETED:
+                    await self._settle()
             except MigratorError as error:
                 self.result.warn("left-over", str(error), "remove what it names by hand")
         self._end(state)
+
+    async def _settle(self) -> None:
+        """Where the operator finds the guest's process from now on."""
+        there = replace(self.guest, host=self.target, socket=self.arrived_socket, pid=self.arrived_pid)
+        if lacking := await self._means.site.settle(there):
+            self.result.warn(
+                "path-moved",
+                "; ".join(lacking),
+                "free that path there, or make its directory; until then use the one that is named",
+            )
 
     async def let_go(self) -> None:
         """While it is held: nothing is kept open or locked, so that a person's look finds both ends and its record."""

@@ -73,7 +73,14 @@ if [ -z "$p" ]; then printf gone; exit; fi
 case $(sed 's/.*) //; s/ .*//' "/proc/$p/stat" 2>/dev/null) in ''|Z|X) printf gone;; esac
 """
 _USERS = 'grep -lsaF -e "$1" /proc/[0-9]*/cmdline'
-_REMOVE = 'case "$1" in */*-??????) rm -rf -- "$1";; *) exit 2;; esac'
+# With the links that lead into it (migrator.hosts.belongings).
+_REMOVE = """
+case "$1" in */*-??????) ;; *) exit 2;; esac
+if [ -f "$1/paths" ]; then
+  xargs -0 -r -n 2 sh -c 'if [ "$(readlink -- "$0")" = "$1" ]; then rm -f -- "$0"; fi' <"$1/paths" || :
+fi
+rm -rf -- "$1"
+"""
 
 
 @dataclass(frozen=True, kw_only=True)

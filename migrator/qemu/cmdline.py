@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import posixpath
 import re
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 
 from migrator.core.model import Finding
@@ -69,6 +69,8 @@ class Replica:
     findings: tuple[Finding, ...]
     #: New path of every socket that had to go elsewhere.
     moved: dict[str, str] = field(default_factory=dict)
+    #: Where each path that the operator knows shall lead once the guest has arrived.
+    links: Mapping[str, str] = field(default_factory=dict)
 
 
 def paths(argv: Sequence[str]) -> tuple[str, ...]:

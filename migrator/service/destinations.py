@@ -16,12 +16,15 @@ from migrator.core.model import Finding, MigrationStatus, Process, RunState, Sev
 from migrator.core.policy import Policy
 from migrator.core.preflight import compare
 from migrator.errors import HostError, QemuError, Unreachable
+from migrator.hosts import belongings
 from migrator.hosts.access import Access
 from migrator.hosts.launch import Launcher, Like, Nest, certainly
 from migrator.hosts.site_config import HostConfig
 from migrator.hosts.survey import survey
 from migrator.ports import GuestProcess, Qemu, Waiting
 from migrator.qemu.address import bracketed
+from migrator.qemu.belongings import belongings as of_process
+from migrator.qemu.belongings import own_directory
 from migrator.qemu.cmdline import Place, Replica, paths, replicate
 from migrator.qemu.devices import catch_up
 from migrator.qemu.endpoint import Endpoint
@@ -29,6 +32,7 @@ from migrator.qemu.given import carry_traces
 from migrator.qemu.plugged import read_live
 from migrator.qemu.ports import Network
 from migrator.qemu.present import up_to_date
+from migrator.service.home import Home
 from migrator.service.launch_config import LaunchConfig, Method, fill, place, socket_of
 from migrator.service.process_checks import SourceProcess, read_source_process
 
@@ -101,7 +105,7 @@ class Destinations:
         process = await self._process(guest, end)
         base = await self._launcher(target, config).base()
         try:
-            return (await self._replicate(end, target, config, nest, process, base)).findings
+            return (await self._replicate(guest, end, target, config, nest, process, base)).findings
         except Objected as error:
             return error.findings
 
@@ -131,8 +135,9 @@ class Destinations:
                 argv, notes = fill(config.template, guest, nest), no_notes
             else:
                 base = await launcher.base()
-                replica = await self._replicate(end, target, config, nest, process, base)
+                replica = await self._replicate(guest, end, target, config, nest, process, base)
                 _refuse(replica.findings, frozenset(accepted) - _NEVER)
+                await belongings.note(launcher.host, nest, replica.links)
                 argv, notes = replica.argv, replica.findings
                 like = process.like(nest) if process is not None else like
         except BaseException:
@@ -196,13 +201,32 @@ class Destinations:
             left = Started(qemu, listen="", socket="", launcher=launcher, nest=nest, rescue=rescue)
             await left.discard()
 
+    async def _home(self, guest: Guest, argv: Sequence[str]) -> Home:
+        """What the operator has at the source's process."""
+        own = own_directory(argv)
+        launcher = self._launcher(guest.host, self._how(guest, guest.host))
+        nest = await launcher.nest_at(f"{own}/control.qmp") if own else None
+        if nest is None:
+            return Home(having=of_process(argv, {}), names={})
+        names = await belongings.noted(launcher.host, nest)
+        return Home(having=of_process(argv, names, log=nest.log), names=names)
+
+    async def settle(self, guest: Guest) -> list[str]:
+        """Have the paths that the operator knows lead to a guest that has arrived; what could not be, in sentences.
+
+        :raise HostError: the host cannot be asked.
+        """
+        launcher = self._launcher(guest.host, self._how(guest, guest.host))
+        nest = await launcher.nest_at(guest.socket)
+        return [] if nest is None else await belongings.link(launcher.host, nest)
+
     async def clear(self, guest: Guest) -> None:
         """Remove what is left of the source once its process has ended: the run directory, if it is one of ours.
 
         :raise HostError: the host cannot be asked, or the process still lives.
         """
         launcher = self._launcher(guest.host, self._how(guest, guest.host))
-        nest = await launcher.nest_at(guest.socket)
+        nest = await launcher.nest_at(await belongings.leads_to(launcher.host, guest.socket))
         if nest is not None:
             await launcher.clear(nest)
 
@@ -229,6 +253,7 @@ class Destinations:
 
     async def _replicate(
         self,
+        guest: Guest,
         source: Endpoint,
         target: str,
         config: LaunchConfig,
@@ -244,13 +269,14 @@ class Destinations:
         machine, live = await read_live(source.monitor, argv)
         configured = config.binary or self._reach.config(target).qemu
         candidates = (configured, "") if configured else (argv[0], "qemu-system-x86_64")
+        home = await self._home(guest, argv)
         wanted = paths(up_to_date(argv, machine=machine, live=live))
         seen = await survey(
             self._reach.access(target),
             source_pid=source.identity.get("pid"),
             binaries=candidates,
             base=base,
-            paths=wanted,
+            paths=tuple(dict.fromkeys((*wanted, *home.known(wanted)))),
             become=process.as_user() if process is not None else (),
         )
         if not seen.binary:
@@ -258,20 +284,22 @@ class Destinations:
             text, remedy = f"host {target}: there is no QEMU: no {named}", "install it, or configure its path"
             raise Objected([finding("qemu-missing", text, remedy)])
         here = seen.boot_id == source.identity.get("boot_id")
+        where = Place(
+            binary=seen.binary,
+            run_directory=nest.run_directory,
+            occupied=seen.occupied,
+            homeless=seen.homeless,
+            same_machine=here,
+            same_network=here and seen.network == seen.network_of_source != "",
+            network=Network(taken=seen.taken, addresses=seen.addresses, spare=config.spare_ports),
+        )
         replica = replicate(
             argv,
             machine=machine,
             live=live,
-            place=Place(
-                binary=seen.binary,
-                run_directory=nest.run_directory,
-                occupied=seen.occupied,
-                homeless=seen.homeless,
-                same_machine=here,
-                same_network=here and seen.network == seen.network_of_source != "",
-                network=Network(taken=seen.taken, addresses=seen.addresses, spare=config.spare_ports),
-            ),
+            place=where,
         )
+        replica = home.moved(replica, where, log=nest.log)
         if seen.enters:
             return replica
         shut = finding("run-directory", f"its user may not enter {base} at {target}")

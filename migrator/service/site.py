@@ -53,6 +53,9 @@ class Launcher(Protocol):
     async def abandon(self, host: str, *, migration: str) -> None:
         """Remove what an earlier start has left."""
 
+    async def settle(self, guest: Guest) -> Sequence[str]:
+        """Have the paths that the operator knows lead to a guest that has arrived."""
+
     async def clear(self, guest: Guest) -> None:
         """Remove what is left of a source that has ended."""
 
@@ -271,6 +274,10 @@ class SiteHosts:
     async def abandon(self, host: str, *, migration: str) -> None:
         """See :class:`Launcher`."""
         await self._launcher.abandon(host, migration=migration)
+
+    async def settle(self, guest: Guest) -> Sequence[str]:
+        """See :class:`Launcher`."""
+        return await self._launcher.settle(guest)
 
     async def clear(self, guest: Guest) -> None:
         """See :class:`Launcher`."""

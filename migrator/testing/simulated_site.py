@@ -591,6 +591,10 @@ class SimulatedSite:
             if not qemu.dead and qemu.waits:
                 qemu.die()
 
+    async def settle(self, guest: Guest) -> Sequence[str]:
+        self._up(guest.host)
+        return ()
+
     async def clear(self, guest: Guest) -> None:
         machine = self.machines[guest.key]
         stream = self.streams.pop(machine.socket, None)

@@ -47,6 +47,9 @@ class NobodyThere:
     async def abandon(self, host: str, *, migration: str) -> None:
         raise AssertionError
 
+    async def settle(self, guest: Guest) -> Sequence[str]:
+        raise AssertionError
+
     async def clear(self, guest: Guest) -> None:
         raise AssertionError
 

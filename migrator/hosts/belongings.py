@@ -1,0 +1,81 @@
+"""The paths that an operator knows, as symbolic links into the directory of a process that we started.
+
+Which path leads where stands in a file of that directory. Nothing of anybody else's is ever overwritten or removed: a
+link is made only where nothing is, and removed only while it still leads where it was told to.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+from migrator.errors import HostError
+from migrator.hosts.access import Access
+from migrator.hosts.launch import Nest
+
+_FILE = "paths"
+_SECONDS = 10.0
+_WRITE = 'cat >"$1/paths.new" && mv -- "$1/paths.new" "$1/paths"'
+_READ = 'if [ -f "$1/paths" ]; then cat -- "$1/paths"; fi'
+# In a directory of ours that is gone: the link was left by a process that ended with its machine.
+_ONE = """
+to=$(readlink -- "$1")
+if [ "$to" = "$2" ]; then exit 0; fi
+if [ -n "$to" ] && [ ! -e "$1" ]; then
+  case $to in "$0"/*-??????/*) if [ ! -d "${to%/*}" ]; then rm -f -- "$1"; fi;; esac
+fi
+if [ -e "$1" ] || [ -L "$1" ]; then printf '%s\\0%s\\0taken\\0' "$1" "$2"
+elif [ ! -d "${1%/*}/" ]; then printf '%s\\0%s\\0homeless\\0' "$1" "$2"
+elif ! ln -s -- "$2" "$1" 2>/dev/null; then printf '%s\\0%s\\0refused\\0' "$1" "$2"
+fi
+"""
+_LINK = 'if [ -f "$1/paths" ]; then xargs -0 -r -n 2 sh -c "$2" "${1%/*}" <"$1/paths"; fi'
+_WHY = {
+    "taken": "something else is there",
+    "homeless": "its directory is not there",
+    "refused": "a link could not be made there",
+}
+
+
+async def note(host: Access, nest: Nest, links: Mapping[str, str]) -> None:
+    """Keep which path of the operator's shall lead where.
+
+    :raise HostError: it could not be written.
+    """
+    text = "".join(f"{path}\0{to}\0" for path, to in links.items())
+    done = await host.run(
+        ["sh", "-c", _WRITE, "sh", nest.run_directory], stdin=text.encode(), timeout=_SECONDS
+    )
+    if done.status:
+        raise HostError(host.name, f"{nest.run_directory}/{_FILE} cannot be written: {done.complaint}")
+
+
+async def noted(host: Access, nest: Nest) -> dict[str, str]:
+    """The operator's path of each path of the process's own; empty where nothing was kept.
+
+    :raise HostError: when the host cannot be asked.
+    """
+    done = await host.run(["sh", "-c", _READ, "sh", nest.run_directory], timeout=_SECONDS)
+    words = done.text.split("\0")[:-1]
+    return {to: path for path, to in zip(words[::2], words[1::2], strict=True)}
+
+
+async def link(host: Access, nest: Nest) -> list[str]:
+    """Make the links, those that are there already left as they are; what could not be, each in one sentence.
+
+    :raise HostError: when the host cannot be asked.
+    """
+    done = await host.run(["sh", "-c", _LINK, "sh", nest.run_directory, _ONE], timeout=_SECONDS)
+    words = done.text.split("\0")[:-1]
+    return [
+        f"{path} is at {to} now: {_WHY[why]}"
+        for path, to, why in zip(words[::3], words[1::3], words[2::3], strict=True)
+    ]
+
+
+async def leads_to(host: Access, path: str) -> str:
+    """Where a path leads, if it is a symbolic link; itself if it is none.
+
+    :raise HostError: when the host cannot be asked.
+    """
+    done = await host.run(["readlink", "--", path], timeout=_SECONDS)
+    return done.text.removesuffix("\n") if done.status == 0 else path

@@ -1,0 +1,52 @@
+"""What the operator has at a guest's process, and what becomes of it at the target."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+
+from migrator.core.findings import finding
+from migrator.core.model import Finding
+from migrator.core.options import FIRST, Value, read
+from migrator.qemu.belongings import Belongings, move
+from migrator.qemu.cmdline import Place, Replica
+
+
+@dataclass(frozen=True, kw_only=True)
+class Home:
+    """Of one process."""
+
+    having: Belongings
+    #: Of a process that was started by us: the operator's path of each path of its own.
+    names: Mapping[str, str]
+
+    def known(self, sockets: Sequence[str]) -> list[str]:
+        """Every path by which the operator knows something of it; `sockets`: those of its command line."""
+        return [*self.having.paths, *(self.names.get(path, path) for path in sockets)]
+
+    def moved(self, replica: Replica, place: Place, *, log: str) -> Replica:
+        """The replica with all of it.
+
+        :param log: where the destination writes what QEMU says.
+        """
+        used = {
+            Value(text or "", first=FIRST["chardev"]).get("id")
+            for name, text in read(replica.argv[1:])
+            if name == "chardev"
+        }
+        found = move(self.having, place, log=log, moved=replica.moved, names=self.names, taken=used)
+        return replace(
+            replica,
+            argv=(*replica.argv, *found.words),
+            findings=(*replica.findings, *self._lacking(found.links, place)),
+            links=found.links,
+        )
+
+    def _lacking(self, links: Mapping[str, str], place: Place) -> Iterator[Finding]:
+        for lost in self.having.lost:
+            yield finding("stays-behind", f"{lost} stays behind: only a unix socket or a file is made again")
+        for path in links:
+            if path in place.homeless:
+                yield finding("path-moved", f"{path} cannot be had there: its directory does not exist")
+            elif path in place.occupied and not place.same_machine:  # where it would be the source's own
+                yield finding("path-moved", f"{path} cannot be had there: something else is there")
