@@ -114,13 +114,14 @@ class Qemu(Protocol):
     async def rest(self) -> None:
         """Let others have the monitor for a while; the process stays held."""
 
-    async def claim(self, migration: str) -> None:
+    async def claim(self, migration: str, *, was: Mapping[str, Any] | None = None) -> None:
         """Mark it as driven by this controller, before anything of it is changed; what is ours already stays ours.
 
         Every call that changes something does so by itself where it was not done before, and sees that the mark is
         still there where the controller may have slept.
 
         :param migration: what it is claimed for.
+        :param was: how things were, plain JSON, for whoever finds it left standing and no record of it.
         :raise Driven: another controller drives it, or did and may wake up.
         """
 

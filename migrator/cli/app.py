@@ -45,16 +45,16 @@ def _common(
 @app.command(short_help="Move one guest between two QMP sockets, without a service.")
 def direct(
     source: Annotated[
-        str,
+        str | None,
         typer.Option(
             metavar="QMP",
             help="The guest's QMP monitor: unix:PATH, tcp:HOST:PORT, tls:HOST:PORT or ssh:HOST:PATH.",
         ),
-    ],
+    ] = None,
     destination: Annotated[
-        str,
+        str | None,
         typer.Option(metavar="QMP", help="QMP monitor of a QEMU started there with '-S -incoming defer'."),
-    ],
+    ] = None,
     policy: Annotated[
         str,
         typer.Option(
@@ -111,6 +111,33 @@ def direct(
         Path | None, typer.Option(metavar="FILE", help="Our certificate, for tls: monitors.")
     ] = None,
     tls_key: Annotated[Path | None, typer.Option(metavar="FILE", help="Our key, for tls: monitors.")] = None,
+    rescue: Annotated[
+        bool,
+        typer.Option(
+            "--rescue",
+            help="End what a migration left that nobody drives any more, from what both QEMUs show; leave out the end "
+            "whose process is dead. Says what it will do, and asks.",
+        ),
+    ] = False,
+    guest_at: Annotated[
+        str | None,
+        typer.Option(
+            metavar="WHERE",
+            help="With --rescue, where only a person can tell: source or destination, where the guest shall go on.",
+        ),
+    ] = None,
+    run_state: Annotated[
+        str | None,
+        typer.Option(metavar="STATE", help="With --rescue: running or paused, what the guest shall be."),
+    ] = None,
+    take_over: Annotated[
+        bool,
+        typer.Option(
+            "--take-over",
+            help="The controller that marked a QEMU is dead for certain, though that cannot be seen from here.",
+        ),
+    ] = False,
+    yes: Annotated[bool, typer.Option("--yes", "-y", help="With --rescue: do it without asking.")] = False,
     record: Annotated[
         Path | None,
         typer.Option(metavar="FILE", help="Write samples and decisions there, for migrator replay."),
@@ -147,6 +174,11 @@ def direct(
             tls_ca=tls_ca,
             tls_cert=tls_cert,
             tls_key=tls_key,
+            rescue=rescue,
+            guest_at=guest_at,
+            run_state=run_state,
+            take_over=take_over,
+            yes=yes,
         ),
         record=record,
         json_output=json,

@@ -49,8 +49,8 @@ _Value = TypeVar("_Value")
 class Request:
     """What was typed, as it was typed."""
 
-    source: str
-    destination: str
+    source: str | None
+    destination: str | None
     policy: str = "default"
     max_downtime: str | None = None
     max_bandwidth: str | None = None
@@ -64,6 +64,11 @@ class Request:
     tls_ca: Path | None = None
     tls_cert: Path | None = None
     tls_key: Path | None = None
+    rescue: bool = False
+    guest_at: str | None = None
+    run_state: str | None = None
+    take_over: bool = False
+    yes: bool = False
 
 
 def main(request: Request, *, record: Path | None, json_output: bool, verbose: bool) -> None:
@@ -102,9 +107,9 @@ def _refused(error: MigratorError, code: Exit, *, json_output: bool) -> Exit:
 
 
 async def _direct(request: Request, screen: Screen, recorder: Recorder, *, json_output: bool) -> Exit:
-    here, there = address.parse(request.source), address.parse(request.destination)
-    if here == there:
-        raise UsageError(f"--source and --destination are the same: {here}")
+    if request.rescue:
+        return await _rescue(request, screen, json_output=json_output)
+    here, there = _both(request)
     policy = _policy(request)
     if request.destination_pid is not None:
         if there.kind == "ssh":
@@ -116,6 +121,35 @@ async def _direct(request: Request, screen: Screen, recorder: Recorder, *, json_
     over_ssh = OverSsh()
     try:
         return await _between(here, there, request, policy, screen, recorder, over_ssh, json_output)
+    finally:
+        await over_ssh.close()
+
+
+def _both(request: Request) -> tuple[address.Address, address.Address]:
+    for flag, given in (("--source", request.source), ("--destination", request.destination)):
+        if given is None:
+            raise UsageError(f"{flag} is missing")
+    for flag, said in (("--guest-at", request.guest_at), ("--run-state", request.run_state)):
+        if said is not None:
+            raise UsageError(f"{flag} is for --rescue")
+    here, there = address.parse(request.source or ""), address.parse(request.destination or "")
+    if here == there:
+        raise UsageError(f"--source and --destination are the same: {here}")
+    return here, there
+
+
+async def _rescue(request: Request, screen: Screen, *, json_output: bool) -> Exit:
+    from migrator.cli import rescue  # noqa: PLC0415 - seldom needed
+
+    here, there = rescue.parse(request)
+    over_ssh = OverSsh()
+    try:
+        left = await _left_by_another(str(here or ""), str(there or ""), screen, over_ssh)
+        given = [where for where in (here, there) if where is not None]
+        one = rescue.Rescue(
+            request, here, there, left=left, over_ssh=over_ssh, tls=_tls(request, *given), screen=screen
+        )
+        return await one.run(json_output=json_output)
     finally:
         await over_ssh.close()
 
@@ -135,7 +169,8 @@ async def _between(
     tls = _tls(request, here, there)
     record = left.record if left else FileRecord(os.urandom(6).hex())
     driver = this_driver("migrator direct", controller=record.path.stem)
-    source = Endpoint(here, role="source", tls=tls, way=over_ssh.way(here), driver=driver)
+    by_force = request.take_over
+    source = Endpoint(here, role="source", tls=tls, way=over_ssh.way(here), driver=driver, by_force=by_force)
     destination = Endpoint(
         there,
         role="destination",
@@ -144,6 +179,7 @@ async def _between(
         tls=tls,
         way=over_ssh.way(there),
         driver=driver,
+        by_force=by_force,
     )
 
     def show_status(status: Status) -> None:

@@ -163,9 +163,7 @@ def _summary(result: Result) -> list[str]:
     lines += remedies.failed(result.error, another_policy=True)
     if result.state is State.HELD:
         lines += [
-            f"    held ({result.held_code}): nothing was quit. Look at both QEMUs (query-status, query-migrate).",
-            "    If the guest is to stay at the source: make sure the destination's process is dead, then send cont",
-            "    to the source. If it is to run at the destination: make sure the source is postmigrate or dead, then",
-            "    send cont to the destination. Then run this command again: it looks at both and ends the record.",
+            f"    held ({result.held_code}): nothing was quit. Run this command again: it looks at both ends anew.",
+            "    If that does not end it, add --rescue: it says what can be done, and asks.",
         ]
     return lines

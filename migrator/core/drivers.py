@@ -25,6 +25,9 @@ class Driver:
     process: Mapping[str, Any] = field(default_factory=dict)
     #: The migration that it drives; empty where it only looks after what another has left.
     migration: str = ""
+    #: How things were before: ``runs``, whether the guest ran, and ``settings``, the source's. For whoever finds it
+    #: left standing, and no record of it.
+    was: Mapping[str, Any] = field(default_factory=dict)
 
     def text(self) -> str:
         """As the mark has it."""

@@ -56,12 +56,12 @@ SOURCE: Texts = {
     "source-not-running": (
         "error",
         "the guest stands still at the source after an earlier migration; it may run elsewhere",
-        "find out where it runs; only if nowhere, send cont to this QEMU",
+        "find out where it runs; if nowhere: migrator direct --rescue --source QMP",
     ),
     "source-migrating": (
         "error",
         "the source is already migrating",
-        "wait for that migration, or cancel it with the tool that began it",
+        "wait for it, or cancel it with the tool that began it; if nobody drives it: migrator direct --rescue",
     ),
     "driven-elsewhere": (
         "error",

@@ -75,13 +75,13 @@ def source_ready(source: Facts, policy: Policy | None = None) -> Iterator[Findin
         yield finding(
             "source-not-running",
             "the guest stands still at the source after an earlier migration (postmigrate)",
-            "find out where the guest runs now; only if it runs nowhere, send cont to this QEMU",
+            "find out where the guest runs now; if it runs nowhere: migrator direct --rescue --source QMP",
         )
     elif source.run is RunState.FINISH_MIGRATE or source.status in _MIGRATING:
         yield finding(
             "source-migrating",
             f"the source is already migrating (run state {source.run}, migration {source.status})",
-            "wait for that migration, or cancel it with the tool that began it",
+            "wait for it, or cancel it with the tool that began it; if nobody drives it: migrator direct --rescue",
         )
     if source.accelerator == "tcg" and int(source.version.partition(".")[0]) < _TCG_SEES_WRITES_SINCE:
         yield finding(

@@ -192,7 +192,7 @@ class Migration:
             await self._release()
             self._report(self.result.state)
             return self.result
-        await self._claim()
+        await self._claim(facts, settings)
         try:
             await self._begin(self._what_was(facts, settings), begun)
         except BaseException:
@@ -215,9 +215,12 @@ class Migration:
             await self._ledger.withdraw(str(error))
             raise
 
-    async def _claim(self) -> None:
+    async def _claim(self, facts: Facts, settings: Settings) -> None:
+        was = {"runs": facts.run in RUNNING_STATES, "settings": _plain(settings)}
         try:
-            await together(self._source.claim(self.result.id), self._destination.claim(self.result.id))
+            await together(
+                self._source.claim(self.result.id, was=was), self._destination.claim(self.result.id)
+            )
         except BaseException:
             await self._release()
             raise
@@ -353,10 +356,7 @@ class Migration:
             "run_state": facts.run,
             "status": facts.status,
             "policy": asdict(self._policy),
-            "settings": {
-                "capabilities": dict(settings.capabilities),
-                "parameters": dict(settings.parameters),
-            },
+            "settings": _plain(settings),
             "abilities": asdict(self._abilities),
             **self._about,
         }
@@ -578,3 +578,7 @@ class Migration:
                 at_seconds=self._ledger.elapsed,
             )
         )
+
+
+def _plain(settings: Settings) -> dict[str, Any]:
+    return {"capabilities": dict(settings.capabilities), "parameters": dict(settings.parameters)}

@@ -81,10 +81,13 @@ class Claim:
         except QemuError:
             pass
 
-    async def take(self, migration: str = "", *, timeout: float = 5.0) -> None:
+    async def take(
+        self, migration: str = "", was: Mapping[str, Any] | None = None, *, timeout: float = 5.0
+    ) -> None:
         """Add the mark, or take it over by rule; one that is ours already is left as it is.
 
         :param migration: what it is claimed for.
+        :param was: how things were, for whoever finds it left standing.
         :param timeout: seconds that each question may take.
         :raise Driven: another has it.
         :raise QemuError: QEMU cannot be asked, or cannot have marks.
@@ -94,7 +97,7 @@ class Claim:
         if self._lost:
             raise Driven(self._name, self._lost)
         if migration:
-            self._driver = replace(self._driver, migration=migration)
+            self._driver = replace(self._driver, migration=migration, was=was or {})
         await self._take(self._driver, MARK, timeout)
         self._held = True
         self.heard()
@@ -125,6 +128,14 @@ class Claim:
             if found is not None and Driver.read(found).token == self._driver.token:
                 await marks.remove(self._monitor, MARK)
 
+    async def found(self) -> Driver | None:
+        """Whom the mark names; ``None`` where there is none.
+
+        :raise QemuError: QEMU cannot be asked.
+        """
+        text = (await marks.read(self._monitor, MARK)).get(MARK)
+        return Driver.read(text) if text is not None else None
+
     async def other(self) -> str:
         """Who else has it and may not be followed, for a person; empty where nobody has.
 
@@ -132,8 +143,8 @@ class Claim:
         """
         if self._driver is None:
             return ""
-        found = (await marks.read(self._monitor, MARK)).get(MARK)
-        return self._in_the_way(self._driver, Driver.read(found)) if found is not None else ""
+        other = await self.found()
+        return self._in_the_way(self._driver, other) if other is not None else ""
 
     def _in_the_way(self, mine: Driver, other: Driver) -> str:
         gone = is_gone_as_seen_here(other.process)
@@ -150,7 +161,12 @@ class Claim:
             if found is None:
                 continue  # it has just been removed
             other = Driver.read(found)
+            if not mine.was:  # it goes on with what the other has begun
+                mine = replace(mine, was=other.was)
+                text = mine.text()
             if other.token == mine.token:
+                if found != text:
+                    await marks.change(self._monitor, mark, text, timeout=timeout)
                 return
             if why := self._in_the_way(mine, other):
                 raise Driven(self._name, f"it is driven by {why}")

@@ -153,6 +153,10 @@ class Endpoint:
         """See :meth:`migrator.qemu.hold.Hold.expect_there`."""
         await self._held.expect_there(identity)
 
+    def presume_dead(self) -> None:
+        """A person says that its process is gone; it is not looked for."""
+        self._held.gone = True
+
     # --- looking ---------------------------------------------------------------------------------------------------
 
     async def observe(self, *, timeout: float = 1.0) -> View:
@@ -277,8 +281,16 @@ class Endpoint:
 
     # --- the right to change it ------------------------------------------------------------------------------------
 
-    async def claim(self, migration: str) -> None:
-        await self._claim.take(migration)
+    async def claim(self, migration: str, *, was: Mapping[str, Any] | None = None) -> None:
+        await self._claim.take(migration, was)
+
+    async def driver(self) -> Driver | None:
+        """Whom its mark names; ``None`` where it has none."""
+        return await self._claim.found()
+
+    async def other_driver(self) -> str:
+        """Whom its mark names, for a person, where that is another who may not be followed; else empty."""
+        return await self._claim.other()
 
     async def release(self) -> None:
         await self._claim.release()

@@ -52,6 +52,15 @@ async def add(monitor: Monitor, name: str, text: str, *, timeout: float = 5.0) -
     return True
 
 
+async def change(monitor: Monitor, name: str, text: str, *, timeout: float = 5.0) -> None:
+    """Give a mark that is there another text.
+
+    :raise QemuError: it is not there, or it cannot be asked.
+    """
+    where = {"path": f"/objects/{PREFIX}{name}", "property": _TEXT, "value": text}
+    await monitor.execute("qom-set", where, timeout=timeout)
+
+
 async def remove(monitor: Monitor, name: str, *, timeout: float = 5.0) -> None:
     """Remove a mark; one that is not there is no error.
 

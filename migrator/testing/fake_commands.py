@@ -65,6 +65,7 @@ class Commands:
             "object-del": self._object_del,
             "qom-get": self._qom_get,
             "qom-list": self._qom_list,
+            "qom-set": self._qom_set,
             "yank": self._yank,
         }
 
@@ -156,6 +157,13 @@ class Commands:
         if found is None:
             raise Refused(f"Device '{given['path']}' not found", "DeviceNotFound")
         return deepcopy(found)
+
+    def _qom_set(self, given: Message) -> Message:
+        added = self._node.objects.get(given["path"].removeprefix("/objects/"))
+        if added is None:
+            raise Refused(f"Device '{given['path']}' not found", "DeviceNotFound")
+        added[given["property"]] = given["value"]
+        return {}
 
     def _object_add(self, given: Message) -> Message:
         name = given["id"]

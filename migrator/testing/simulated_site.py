@@ -333,7 +333,7 @@ class SimulatedQemu:
             raise CommandFailed(self.name, command, "GenericError", "there is no migration")
         return self.stream.simulator
 
-    async def claim(self, migration: str) -> None:
+    async def claim(self, migration: str, *, was: Mapping[str, Any] | None = None) -> None:
         self._reach()
 
     async def release(self) -> None:
