@@ -148,7 +148,9 @@ class Inventory:
                 kept = replace(
                     host, state=old.host.state, up=old.host.up, error=old.host.error, facts=old.host.facts
                 )
-                self._known[host.name] = _Known(_with_link(kept, host), old.guests, old.looked_at)
+                # The same object: a look that is under way writes to it.
+                old.host = _with_link(kept, host)
+                self._known[host.name] = old
             self._wake.setdefault(host.name, asyncio.Event()).set()
             self._looking.setdefault(host.name, asyncio.Lock())
         self._changed()

@@ -28,6 +28,7 @@ from migrator.engine.job import Job
 from migrator.engine.job_means import Means
 from migrator.engine.keeper import Keeper
 from migrator.engine.planner import Limits
+from migrator.engine.settling import Settling
 from migrator.engine.verbs import Verbs
 from migrator.engine.views import Views
 from migrator.errors import JournalError, MigratorError, UsageError
@@ -171,6 +172,9 @@ async def _running(settings: Settings, path: Path | None) -> AsyncIterator[Engin
                 connected=lambda there: connected.update(mqtt=there),
                 who_began=lambda subject, identifier: _who_began(journal, subject, identifier),
             )
+        settling = Settling(
+            bus=bus, journal=journal, door=door, elsewhere=("mqtt",) if mqtt is not None else ()
+        )
         tracing: contextlib.AbstractAsyncContextManager[Any] = contextlib.nullcontext()
         if (collector := traces.collector(settings.traces)) is not None:
             tracing = Tracing(
@@ -194,6 +198,7 @@ async def _running(settings: Settings, path: Path | None) -> AsyncIterator[Engin
                 group.create_task(servers.wait(), name="servers"),
                 group.create_task(_keep_house(journal, settings), name="housekeeping"),
                 group.create_task(journal.samples.run(), name="samples"),
+                group.create_task(settling.run(), name="settling"),
                 group.create_task(watchdog(), name="watchdog"),
                 group.create_task(_reload_on_hup(engine, settings, path), name="reload"),
             ]

@@ -332,6 +332,23 @@ class SqlJournal:
 
         return await self._database.read(read)
 
+    async def unsettled(self) -> list[tuple[str, str]]:
+        """See :meth:`migrator.engine.settling.Commands.unsettled`.
+
+        :raise JournalError: it cannot be read.
+        """
+        query = (
+            select(documents.c.kind, documents.c.id)
+            .join(commands, commands.c.key == documents.c.command)
+            .where(commands.c.settled == 0, documents.c.ended_at.is_not(None))
+            .order_by(documents.c.number)
+        )
+
+        async def read(connection: AsyncConnection) -> list[tuple[str, str]]:
+            return [(str(kind), str(identifier)) for kind, identifier in await connection.execute(query)]
+
+        return await self._database.read(read)
+
     async def answer_command(self, *, key: str, reply: Mapping[str, Any]) -> None:
         """See :meth:`migrator.engine.commands.CommandLog.answer_command`; one that was not claimed is let pass."""
         values = {

@@ -180,6 +180,25 @@ class MemoryJournal:
         }
         return Claim(new=True)
 
+    async def command_behind(self, kind: str, identifier: str) -> dict[str, Any] | None:
+        """See :meth:`migrator.store.journal.SqlJournal.command_behind`."""
+        document = await self.find(kind, identifier)
+        key = (document or {}).get("_private", {}).get("command")
+        if not key or key not in self.commands:
+            return None
+        return {"key": key, "verb": self.commands[key]["verb"], "caller": self.commands[key]["caller"]}
+
+    async def unsettled(self) -> list[tuple[str, str]]:
+        """See :meth:`migrator.store.journal.SqlJournal.unsettled`."""
+        await self._read()
+        found = []
+        for (kind, identifier), body in self._documents.items():
+            document = json.loads(body)
+            for key in _values(kind, document, "command"):
+                if document.get("ended_at") and self._goes_on("command", key):
+                    found.append((kind, identifier))
+        return found
+
     async def answer_command(self, *, key: str, reply: Mapping[str, Any]) -> None:
         await self.pause("answer_command")
         self._write()

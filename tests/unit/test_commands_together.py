@@ -25,6 +25,7 @@ from migrator.engine.commands import (
     Restore,
 )
 from migrator.engine.controller import Engine
+from migrator.engine.settling import Settling
 from migrator.engine.verbs import Verbs
 from migrator.testing.simulated_site import SimulatedSite
 from migrator.testing.workload import MIB, steady
@@ -356,3 +357,34 @@ async def test_an_evacuation_whose_migration_is_held_at_a_restart_says_so(tmp_pa
         (run,) = engine.runs.values()
         while [entry.standing for entry in run.entries.values()] != ["held"]:
             await asyncio.sleep(0.1)
+
+
+async def test_an_id_gets_the_outcome_once_what_it_began_has_ended(tmp_path: Path) -> None:
+    world = Lives(tmp_path, small_site())
+    async with world.engine(Life()) as engine, asyncio.timeout(60):
+        door = Door(controller=Verbs(engine), log=world.journal)
+        settling = Settling(bus=engine.bus, journal=world.journal, door=door)
+        running = asyncio.create_task(settling.run(), name="settling")
+        for command, key in ((Migrate(guest="vm-0", to="b"), "1"), (Evacuate(host="b"), "2")):
+            begun = await ask(door, command, key)
+            assert (begun.kind, begun.status) == ("accepted", 202)
+            while (again := await ask(door, command, key)).kind != "outcome":
+                assert again.subject_id == begun.subject_id
+                await asyncio.sleep(0.1)
+            assert again.body["state"] == State.COMPLETED
+            assert again.subject_id == begun.subject_id
+        running.cancel()
+        await asyncio.wait({running})
+        # One that ended while nobody settled: the next start does.
+        begun = await ask(door, Restore(host="b"), "3")
+        while not engine.runs[begun.subject_id].ended:
+            await asyncio.sleep(0.1)
+        await engine.keeper.flush(5.0)
+        assert (await ask(door, Restore(host="b"), "3")).kind == "accepted"
+        running = asyncio.create_task(
+            Settling(bus=engine.bus, journal=world.journal, door=door).run(), name="settling"
+        )
+        while (await ask(door, Restore(host="b"), "3")).kind != "outcome":
+            await asyncio.sleep(0.1)
+        running.cancel()
+        await asyncio.wait({running})

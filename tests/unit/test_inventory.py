@@ -150,3 +150,17 @@ async def test_a_refresh_begins_after_it_was_asked_for_and_serves_all_who_wait()
         await asyncio.gather(first, *asking[1:])
         assert [guest.key for guest in inventory.guests("a")] == ["new"]
         assert len(site.looks) <= 3
+
+
+async def test_a_look_that_began_before_a_reload_is_not_lost() -> None:
+    site = SlowSite()
+    inventory = await known(site)
+    site.guests["vm"] = Guest(key="vm", host="a")
+    looking = asyncio.create_task(inventory.look_at_all())
+    await asyncio.sleep(0.5)
+    inventory.configure([Host(name="a", labels={"rack": "1"}), Host(name="b")], rules=lambda guest: guest)
+    await looking
+    assert where(inventory) == {"a": ["vm"], "b": []}
+    host = inventory.host("a")
+    assert host is not None
+    assert (host.labels, host.up) == ({"rack": "1"}, True)

@@ -125,6 +125,7 @@ def test_the_same(empty: Path, given_steps: list[Step]) -> None:
             for step in given_steps:
                 assert await answer(step, sql) == await answer(step, memory)
                 assert await sql.positions() == await memory.positions()
+            assert await sql.unsettled() == await memory.unsettled()
             for kind in ("migration", "evacuation", "host"):
                 assert await sql.unfinished(kind) == await memory.unfinished(kind)
             assert await sql.events() == await memory.events()
