@@ -194,9 +194,11 @@ class MemoryJournal:
         found = []
         for (kind, identifier), body in self._documents.items():
             document = json.loads(body)
-            for key in _values(kind, document, "command"):
-                if document.get("ended_at") and self._goes_on("command", key):
-                    found.append((kind, identifier))
+            found += [
+                (kind, identifier)
+                for key in _values(kind, document, "command")
+                if document.get("ended_at") and self._goes_on("command", key)
+            ]
         return found
 
     async def answer_command(self, *, key: str, reply: Mapping[str, Any]) -> None:
