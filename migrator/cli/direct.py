@@ -27,7 +27,7 @@ from migrator.engine.migration import Migration
 from migrator.engine.result import Result, Status
 from migrator.errors import MigratorError, QemuError, RecordError, UsageError
 from migrator.machine import exists, this_driver
-from migrator.qemu import address
+from migrator.qemu import address, naming
 from migrator.qemu.endpoint import Endpoint
 from migrator.store.experience import FileExperience
 from migrator.store.records import FileRecord, Unfinished, unfinished
@@ -224,6 +224,7 @@ async def _between(
                     print(json.dumps(asdict(result)))
                 return Exit.REFUSED
             screen.findings(findings)
+            await naming.hand_on(source, destination)
             recorder.begin(policy, migration.abilities)
             result = await migration.run()
     finally:

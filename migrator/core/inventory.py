@@ -101,10 +101,12 @@ class Host:
 class Guest:
     """One guest, known by its uuid; while it migrates it is the one at the source."""
 
-    #: Its uuid; ``HOST/NAME`` where it has none; ``HOST:SOCKET`` where it has no name either.
+    #: Its uuid; where it has none its identity; where that cannot be known either ``HOST/NAME``, or ``HOST:SOCKET``.
     key: str
     host: str
     uuid: str = ""
+    #: What we call it, where it has no uuid; it stays when the guest moves.
+    identity: str = ""
     #: As its owner called it: anything, and never part of a topic, a path or a shell line.
     name: str = ""
     #: Path of its QMP socket on its host.
@@ -150,8 +152,8 @@ class Guest:
 
     @property
     def label(self) -> str:
-        """For people: its name where it has one."""
-        return self.name or self.key
+        """For people: its name where it has one, else its uuid, else where it is."""
+        return self.name or self.uuid or (f"{self.host}:{self.socket}" if self.socket else self.key)
 
     def fields(self) -> dict[str, Any]:
         """As plain JSON, for :meth:`from_fields`."""

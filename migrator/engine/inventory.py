@@ -113,14 +113,18 @@ class Inventory:
         return [guest for known in chosen for guest in known.guests]
 
     def find(self, which: str) -> list[Guest]:
-        """Every guest of that key, uuid, name, or HOST/NAME; a key or uuid leaves the others out."""
+        """Every guest of that key, uuid, name, HOST/NAME or HOST:SOCKET; a key or uuid leaves the others out."""
         guests = self.guests()
         exact = [guest for guest in guests if which in (guest.key, guest.uuid)]
         if exact:
             return exact
         host, _, name = which.partition("/")
         return [
-            guest for guest in guests if guest.name == which or (guest.host == host and guest.name == name)
+            guest
+            for guest in guests
+            if guest.name == which
+            or (guest.host == host and guest.name == name)
+            or (guest.socket and which == f"{guest.host}:{guest.socket}")
         ]
 
     # --- changing ----------------------------------------------------------------------------------------------------

@@ -70,6 +70,7 @@ class Views:
             guest=guest.key,
             name=guest.name,
             uuid=guest.uuid,
+            identity=guest.identity,
             host=guest.host,
             run_state=guest.state,
             monitored=guest.monitored,

@@ -71,7 +71,7 @@ printf '%s\0' "$$" "$(readlink /proc/self/ns/net)" "$(readlink /proc/1/ns/net 2>
 printf '%s\0' "$(cat /proc/1/comm 2>/dev/null)" "$(cat /proc/sys/kernel/random/boot_id)"
 find /proc/[0-9]*/exe -maxdepth 0 -printf '%p %l\0' 2>/dev/null
 printf '@networks\0'; find /proc/[0-9]*/ns/net -maxdepth 0 -printf '%p %l\0' 2>/dev/null
-printf '@parents\0'; grep -aH '^PPid:' /proc/[0-9]*/status 2>/dev/null
+printf '@parents\0'; grep -aH '' /proc/[0-9]*/stat 2>/dev/null
 printf '\0@counts\0'; grep -azc """
     + _any_of(_TELLING)
     + rb""" /proc/[0-9]*/cmdline 2>/dev/null
@@ -105,6 +105,8 @@ class FoundProcess:
     network: str = ""
     #: It listens at a unix socket, wherever that is.
     listens: bool = False
+    #: In clock ticks since its host's boot; empty where that cannot be read.
+    started: str = ""
     #: It was seen to have arguments; one without is likely to be at its end.
     sure: bool = True
 
@@ -116,7 +118,7 @@ class FoundProcess:
     @property
     def uuid(self) -> str:
         """Likewise."""
-        return after(self.words, "uuid").lower()
+        return uuid_of(self.words)
 
     @cached_property
     def monitors(self) -> tuple[str, ...]:
@@ -177,10 +179,7 @@ def parse(text: str, words: Mapping[int, Sequence[str]], names: Mapping[int, str
         int(pid): int(count)
         for pid, count in re.findall(r"^/proc/(\d+)/cmdline:(\d+)$", counts, re.MULTILINE)
     }
-    above = {
-        int(pid): int(parent)
-        for pid, parent in re.findall(r"^/proc/(\d+)/status:PPid:\s+(\d+)$", parents, re.MULTILINE)
-    }
+    above, started = _stats(parents)
     networks = _links(namespaces.split("\0"))
     found = {}
     for pid in (
@@ -199,6 +198,7 @@ def parse(text: str, words: Mapping[int, Sequence[str]], names: Mapping[int, str
                     words=said,
                     network=networks.get(pid, ""),
                     sure=bool(said or count),
+                    started=started.get(pid, ""),
                 ),
             )
     running = _ancestors(found, above)
@@ -209,6 +209,16 @@ def parse(text: str, words: Mapping[int, Sequence[str]], names: Mapping[int, str
         whole_machine=network == first_network or not first_network,
         hidden=not first,
     )
+
+
+def _stats(text: str) -> tuple[dict[int, int], dict[int, str]]:
+    """The parent and the start time of every process."""
+    above, started = {}, {}
+    # A program's name may have newlines, of which grep makes lines of their own; what follows it is on the last.
+    for pid, rest in re.findall(r"^/proc/(\d+)/stat:.*\) (\S \d+ .*)$", text, re.MULTILINE):
+        fields = rest.split()
+        above[int(pid)], started[int(pid)] = int(fields[1]), fields[19]
+    return above, started
 
 
 def _ancestors(found: Iterable[int], above: Mapping[int, int]) -> set[int]:
@@ -246,8 +256,15 @@ def _links(records: Iterable[str]) -> dict[int, str]:
 
 
 def after(words: Sequence[str], option: str) -> str:
-    """The word after that option; empty where it is not there."""
-    return next((value for word, value in pairwise(words) if word.lstrip("-") == option), "")
+    """The word after that option, the last where there are several; empty where it is not there."""
+    found = [value for word, value in pairwise(words) if word.startswith("-") and word.lstrip("-") == option]
+    return found[-1] if found else ""
+
+
+def uuid_of(words: Sequence[str]) -> str:
+    """The guest's uuid; empty where it has none, which QEMU writes with zeros."""
+    uuid = after(words, "uuid").lower()
+    return uuid if uuid.strip("0-") else ""
 
 
 def guest_name(value: str) -> str:

@@ -12,7 +12,7 @@ from pathlib import PurePosixPath
 from migrator.errors import HostError
 from migrator.hosts import processes
 from migrator.hosts.access import Access, Output
-from migrator.hosts.processes import Processes, after, guest_name
+from migrator.hosts.processes import Processes, after, guest_name, uuid_of
 from migrator.ports import GuestProcess
 
 # Sections end in a NUL, names of files too: anything else may stand in a name. The patterns come as arguments: a
@@ -211,7 +211,7 @@ class _Read:
             or any(client.command in _LIBVIRT_DAEMONS for client in clients)
             or any("id=charmonitor" in word or _LIBVIRT_DIRECTORY in word for word in said),
             name=guest_name(after(said, "name")),
-            uuid=after(said, "uuid").lower(),
+            uuid=uuid_of(said),
         )
 
 

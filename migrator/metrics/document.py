@@ -22,8 +22,8 @@ QEMU and no host: it shows what the controller knows. `site` is a label of the s
 
 Bytes, bytes per second, seconds, ratios of 0 to 1. Counters begin at 0 with the process, for every result and mode.
 Series of a migration or an evacuation exist only while it is active; a held migration is active until a person resolves
-it. A value that is not known has no series. `guest` is the guest's uuid (`HOST/NAME` where it has none); the name is in
-`migrator_guest_info`.
+it. A value that is not known has no series. `guest` is the guest's uuid (`guest-…`, a name of ours, where it has none);
+the name is in `migrator_guest_info`.
 
 ## How many series
 

@@ -9,11 +9,10 @@ from typing import Any
 
 from migrator.core.model import RunState
 from migrator.errors import CommandFailed
+from migrator.qemu import naming
 from migrator.qemu.address import Address
 from migrator.qemu.knocks import Knocks
 from migrator.qemu.monitor import Monitor
-
-_NO_UUID = "00000000-0000-0000-0000-000000000000"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -22,6 +21,8 @@ class Identity:
 
     #: Empty where QEMU was started without.
     uuid: str = ""
+    #: The name of ours that it was marked with, where it has no uuid and came from elsewhere.
+    carried: str = ""
     name: str = ""
     run: RunState = RunState.OTHER
     #: What it was given, hot-plugged memory included.
@@ -49,9 +50,11 @@ async def identify(monitor: Monitor, *, timeout: float = 2.0) -> Identity:
         ask("query-memory-size-summary"),
         ask("query-cpus-fast"),
     )
-    text = (uuid or {}).get("UUID", _NO_UUID)
+    text = (uuid or {}).get("UUID", naming.NO_UUID)
+    unnumbered = text == naming.NO_UUID
     return Identity(
-        uuid="" if text == _NO_UUID else text,
+        uuid="" if unnumbered else text,
+        carried=await naming.carried(monitor, timeout=timeout) if unnumbered else "",
         name=(name or {}).get("name", ""),
         run=RunState((status or {}).get("status", "other")),
         memory_bytes=sum((memory or {}).values()),

@@ -22,6 +22,7 @@ from migrator.hosts.launch import Launcher, Like, Nest, certainly
 from migrator.hosts.site_config import HostConfig
 from migrator.hosts.survey import survey
 from migrator.ports import GuestProcess, Qemu, Waiting
+from migrator.qemu import naming
 from migrator.qemu.address import bracketed
 from migrator.qemu.belongings import belongings as of_process
 from migrator.qemu.belongings import own_directory
@@ -122,7 +123,13 @@ class Destinations:
         if "port-in-use" in accepted:
             config = replace(config, spare_ports=True)
         if config.method is Method.ATTACHED:
-            return await self._attach(guest, target, config)
+            waiting = await self._attach(guest, target, config)
+            try:
+                await naming.hand_on(end, _endpoint(waiting.qemu))
+            except BaseException:
+                await certainly(waiting.qemu.close(), name=f"close {waiting.qemu.name}")
+                raise
+            return waiting
         launcher = self._launcher(target, config)
         template = config.method is Method.TEMPLATE
         process = None if template else await self._process(guest, end)
@@ -158,6 +165,7 @@ class Destinations:
                 ),
                 accepted,
             )
+            await naming.hand_on(end, qemu)
             refused = await carry_traces(end.monitor, qemu.monitor)
             notes += tuple(finding("not-put-back", text) for text in refused)
         except BaseException:

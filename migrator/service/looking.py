@@ -21,6 +21,7 @@ from migrator.hosts.processes import FoundProcess
 from migrator.hosts.site_config import HostConfig
 from migrator.hosts.sockets import FoundSocket, Survey, find_sockets, literal, survey
 from migrator.machine import own_network
+from migrator.qemu import naming
 from migrator.qemu.identify import Identity, identify_at
 from migrator.qemu.knocks import Knocks
 
@@ -70,6 +71,8 @@ class Looker:
         self._reach = reach
         #: By host and path of its socket.
         self.known: dict[tuple[str, str], Guest] = {}
+        #: By host and pid, what a guest without a uuid is called whose first process that is.
+        self._first: dict[tuple[str, int | None], str] = {}
         #: The host of every monitor that was silent, by its path on this machine.
         self.asked: dict[str, str] = {}
         #: Boot and network namespace of every host, as last seen.
@@ -93,6 +96,10 @@ class Looker:
         waiting = self._waiting(host)
         seen = await survey(access, config.sockets)
         self._places[host] = seen.processes.boot_id, seen.processes.network
+        self._first = {key: name for key, name in self._first.items() if key[0] != host}
+        for each in seen.processes.qemus:
+            named = {"boot_id": seen.processes.boot_id, "pid": each.pid, "start_time": each.started}
+            self._first[host, each.pid] = naming.of_process(named)
         limit = asyncio.Semaphore(_ASKED_AT_ONCE)
         if not all(each.sure for each in seen.processes.qemus):
             await asyncio.sleep(_AGAIN_SECONDS)  # it may have been at its end
@@ -207,7 +214,7 @@ class Looker:
             try:
                 async with limit:
                     identity = await self._identify(host, each)
-                return guest_of(host, each, identity)
+                return self._guest(host, each, identity)
             except Occupied:
                 silent = silent or each
             except QemuError as error:
@@ -263,7 +270,7 @@ class Looker:
             identity = Identity(
                 uuid=process.uuid, name=process.name, run=RunState.OTHER, memory_bytes=process.memory_bytes
             )
-            known = guest_of(host, FoundSocket(path="", pid=process.pid), identity)
+            known = self._guest(host, FoundSocket(path="", pid=process.pid), identity)
         return replace(
             known,
             lost_contact=True,
@@ -297,18 +304,24 @@ class Looker:
         known = self.known.get((host, found.path))
         if known is not None and found.pid in (known.pid, None):
             return replace(known, obstacle="", obstacle_code="", lost_contact=False, monitored=True)
-        return guest_of(host, found, Identity(uuid=found.uuid, name=found.name))
+        return self._guest(host, found, Identity(uuid=found.uuid, name=found.name))
+
+    def _guest(self, host: str, found: FoundSocket, identity: Identity) -> Guest:
+        return guest_of(host, found, identity, first=self._first.get((host, found.pid), ""))
 
 
-def guest_of(host: str, found: FoundSocket, identity: Identity) -> Guest:
-    """The guest behind a socket, or in a process without one."""
-    key = identity.uuid or (
-        f"{host}/{identity.name}" if identity.name else _place(host, found.path, found.pid)
-    )
+def guest_of(host: str, found: FoundSocket, identity: Identity, *, first: str = "") -> Guest:
+    """The guest behind a socket, or in a process without one.
+
+    :param first: what it is called if this is the process that it was started in, and it has no uuid.
+    """
+    name = "" if identity.uuid else identity.carried or first
+    place = f"{host}/{identity.name}" if identity.name else _place(host, found.path, found.pid)
     return Guest(
-        key=key,
+        key=identity.uuid or name or place,
         host=host,
         uuid=identity.uuid,
+        identity=name,
         name=identity.name,
         socket=found.path,
         pid=found.pid,

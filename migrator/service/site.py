@@ -23,6 +23,7 @@ from migrator.hosts.resident import read_resident
 from migrator.hosts.site_config import HostConfig
 from migrator.hosts.sockets import FoundSocket, RemoteMonitor
 from migrator.ports import HostLook, Qemu, Waiting
+from migrator.qemu import naming
 from migrator.qemu.address import Address
 from migrator.qemu.endpoint import Endpoint
 from migrator.qemu.identify import identify
@@ -254,7 +255,10 @@ class SiteHosts:
         if role == "source" and (host, socket) not in self._looker.known and end.monitor.connected:
             try:
                 found = FoundSocket(path=socket, pid=end.process.pid if end.process else None)
-                self._looker.known[host, socket] = guest_of(host, found, await identify(end.monitor))
+                first = naming.of_process(end.identity)
+                self._looker.known[host, socket] = guest_of(
+                    host, found, await identify(end.monitor), first=first
+                )
             except QemuError:
                 pass  # what its command line says will do
         return end

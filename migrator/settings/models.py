@@ -282,7 +282,8 @@ class GuestSettings(Section):
 
     def matches(self, guest: Guest) -> bool:
         """By uuid, name, or HOST/NAME."""
-        names = (guest.uuid, guest.name, guest.key, f"{guest.host}/{guest.name}")
+        places = (f"{guest.host}/{guest.name}", f"{guest.host}:{guest.socket}")
+        names = (guest.uuid, guest.name, guest.key, *places)
         return any(name and fnmatchcase(name, self.match) for name in names)
 
 

@@ -130,14 +130,20 @@ class TestLook:
         first, second = [await lab.start(Machine(name="double", extra=UNNUMBERED)) for _ in range(2)]
         nobody = await lab.start(Machine(name="", extra=UNNUMBERED))
         found = await guests(site)
-        assert {key: guest.pid for key, guest in found.items()} == {
-            str(twins[0].machine.uuid): twins[0].pid,
-            str(twins[1].machine.uuid): twins[1].pid,
-            "here/single": single.pid,
-            f"here:{first.qmp}": first.pid,
-            f"here:{second.qmp}": second.pid,
-            f"here:{nobody.qmp}": nobody.pid,
+        assert {guest.pid for guest in found.values()} == {
+            qemu.pid for qemu in (*twins, single, first, second, nobody)
         }
+        assert {found[str(qemu.machine.uuid)].pid for qemu in twins} == {qemu.pid for qemu in twins}
+        named = {guest.identity: guest for key, guest in found.items() if not guest.uuid}
+        assert all(identity.startswith("guest-") and identity in found for identity in named)
+        assert {guest.label for guest in named.values()} == {"single", "double", f"here:{nobody.qmp}"}
+        assert await guests(site) == found, "they are called the same whenever they are looked at"
+        # Whoever cannot ask one comes to the same name by its process.
+        nobody.sigstop()
+        other = site_of(site.reach.config("here"))
+        assert {each.key for each in (await other.look("here")).guests} == set(found)
+        nobody.sigcont()
+        await other.close()
 
     async def test_two_that_claim_one_uuid_cannot_be_moved(self, lab: Lab, site: SiteHosts) -> None:
         machine = Machine(image_locking="off")

@@ -1,0 +1,66 @@
+"""Names of ours for guests whose QEMU was started without a uuid.
+
+The first process of such a guest names it: whoever can see that process comes to the same name, and nothing has to be
+changed for that. When the guest moves, the QEMU that it moves into is marked with the name, and so is each after it.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Mapping
+from typing import Any
+
+from migrator.errors import CommandFailed
+from migrator.qemu import marks
+from migrator.qemu.endpoint import Endpoint
+from migrator.qemu.monitor import Monitor
+
+#: Of the mark.
+_MARK = "guest"
+NO_UUID = "00000000-0000-0000-0000-000000000000"
+
+
+def of_process(identity: Mapping[str, Any]) -> str:
+    """What a guest is called whose first process this is; empty where the process is not known.
+
+    :param identity: as of :attr:`migrator.ports.GuestProcess.identity`.
+    """
+    words = [str(identity.get(key, "")) for key in ("boot_id", "pid", "start_time")]
+    if not all(words):
+        return ""
+    return "guest-" + hashlib.sha256(" ".join(words).encode()).hexdigest()[:16]
+
+
+async def carried(monitor: Monitor, *, timeout: float = 5.0) -> str:
+    """The name that a QEMU was marked with when its guest moved into it; empty where it was not.
+
+    :raise QemuError: it cannot be asked.
+    """
+    return (await marks.read(monitor, _MARK, timeout=timeout)).get(_MARK, "")
+
+
+async def hand_on(source: Endpoint, destination: Endpoint) -> None:
+    """Mark the destination with the name of the guest at the source, where that has no uuid.
+
+    A QEMU that cannot have marks is left without: its guest has another name after the move.
+
+    :raise QemuError: one of them cannot be asked.
+    """
+    try:
+        uuid = await source.monitor.execute("query-uuid")
+    except CommandFailed:
+        uuid = {}
+    if uuid.get("UUID", NO_UUID) != NO_UUID:
+        return
+    name = await carried(source.monitor) or of_process(source.identity)
+    if not name:
+        return
+    try:
+        if (
+            not await marks.add(destination.monitor, _MARK, name)
+            and await carried(destination.monitor) != name
+        ):
+            await marks.remove(destination.monitor, _MARK)  # it waited for another guest, in vain
+            await marks.add(destination.monitor, _MARK, name)
+    except CommandFailed:
+        pass  # before 4.0 there is no such object
