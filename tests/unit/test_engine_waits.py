@@ -34,8 +34,9 @@ async def test_guest_under_backup_waits_and_says_for_what_while_the_others_go(wo
     saved.busy = BACKUP
     async with world.engine() as driver:
         run = await driver.ask(Evacuate(host="a"))
-        await driver.until(lambda: world.site.running(names[1]) == world.site.running(names[2]) == ["b"])
+        await driver.until(lambda: sum(job.ended for job in driver.engine.jobs.values()) == 2)
         (waiting,) = [job for job in driver.engine.jobs.values() if not job.ended]
+        assert world.site.running(names[1]) == world.site.running(names[2]) == ["b"]
         assert waiting.state is State.WAITING
         assert waiting.document().waiting_for == "backup nightly"
         assert world.site.running(names[0]) == ["a"]
