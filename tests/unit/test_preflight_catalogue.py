@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 import migrator
+from migrator.core.comparisons import COMPARED
 from migrator.core.findings import CATALOGUE, accept, acceptable, errors_first, finding
 from migrator.core.model import Finding, Severity
 from migrator.errors import UsageError
@@ -59,6 +60,11 @@ def test_every_code_that_is_used_is_in_the_catalogue_with_its_severity() -> None
         if severities - {None} - {CATALOGUE[code].severity}
     }
     assert not wrong
+
+
+def test_of_every_code_it_is_said_what_is_compared_with_what() -> None:
+    assert set(COMPARED) == set(CATALOGUE)
+    assert all(text == text.strip(" .") and "|" not in text for text in COMPARED.values())
 
 
 def test_every_code_of_the_catalogue_is_used() -> None:

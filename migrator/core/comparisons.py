@@ -1,0 +1,185 @@
+"""Of every finding, what is compared with what: what is read, where, and against what it is held.
+
+``docs/preflight.md`` has it beside the words of the catalogue; a test asks for one of every code. "Source" and
+"destination" are the two QEMU processes, "here" and "there" their hosts.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from types import MappingProxyType
+
+_INVENTORY = {
+    "libvirt": "the monitor's socket, who is connected to it, and the process's arguments, with libvirt's own names",
+    "monitor-held": "clients of the monitor's socket (ss, /proc/*/fd), while it does not greet us",
+    "monitor-silent": "whether the listening socket greets within a second",
+    "no-monitor": "QEMU processes of the host, with the sockets under its patterns",
+    "not-movable": "the guest, with the [[guests]] entries of the configuration; its uuid, with those of its host",
+    "command-line-unknown": "/proc/PID/cmdline of the source",
+}
+_SOURCE = {
+    "source-is-waiting": "the source's run state (query-status), with inmigrate",
+    "source-not-running": "the source's run state, with postmigrate",
+    "source-migrating": "the source's run state and migration status, with those of a migration under way",
+    "driven-elsewhere": "the mark of a controller in the QEMU, with our own",
+    "blocked": "the source's blocked-reasons (query-migrate)",
+    "dirty-ring": "-accel and -machine on the source's command line, with dirty-ring-size=",
+    "tcg-loses-writes": "the source's accelerator and version (query-kvm, query-version), with TCG before 9.0",
+    "no-throttle": "the policy's max_throttle, with auto-converge among the source's capabilities",
+    "capability-missing": "capabilities of both (query-migrate-capabilities), with those that the policy needs",
+}
+_TRAVEL = {
+    "block-job": "query-jobs of the source, with the policy's block_jobs",
+    "block-job-waits": "query-jobs of the source, with the policy's block_jobs",
+    "block-export": "query-block-exports of the source, with the policy's block_jobs",
+    "block-export-waits": "query-block-exports of the source, with the policy's block_jobs",
+    "replay": "query-replay of the source, with none",
+    "dirty-bitmap": "dirty bitmaps of the source (query-named-block-nodes), with persistent ones",
+    "display-password": "query-vnc-servers and query-spice of the source, with passwords on its command line",
+    "stays-behind": "ring buffers, descriptor sets, vCPU limits, filters, job results and monitors of the source, with "
+    "what its command line makes",
+    "path-moved": "the operator's paths on the source's command line, with what is at the same paths there",
+    "not-put-back": "what was set in the source, as both QEMUs show it ([travels.md](travels.md))",
+}
+_HOSTS = {
+    "placement": "the guest's memory, vCPUs and rules, with the state, room, labels and guests of the target",
+    "not-checked": "whether source and target could be asked",
+    "does-not-converge": "the dirty rate last measured, with the links' speed under the guest's policy",
+    "kvm-missing": "the source's accelerator, with /dev/kvm there",
+    "cpu-flags": "CPU features the guest was shown, with /proc/cpuinfo there",
+    "cpu-host-passthrough": "-cpu host or max, with the CPU models of both hosts",
+    "nested-missing": "vmx or svm in what the guest was shown, with the CPU and kvm_intel or kvm_amd there",
+    "nested-abilities": "vmx flags or SVM flags of /proc/cpuinfo here, with those there",
+    "memory-free": "the source's memory (query-memory-size-summary), with MemAvailable there",
+    "hugepages": "the source's memory in huge pages, with the free ones of that size there",
+    "memory-path": "mem-path= of the source, with that directory and its page size there",
+    "qemu-missing": "the configured QEMU, else that under the source's path, else that in PATH, with what is there",
+    "qemu-too-old": "the version of the QEMU there, with 4.0",
+    "qemu-older": "the version of the QEMU there, with the source's",
+    "machine-not-offered": "the source's machine type (QOM), with -machine help of the QEMU there",
+    "machine-unversioned": "the source's machine type, with versioned names, where the QEMUs' versions differ",
+    "device-not-offered": "types of the source's devices (QOM), with -device help of the QEMU there",
+    "cpu-not-offered": "the source's CPU model, with -cpu help of the QEMU there",
+    "userfaultfd": "the policy's postcopy, with userfaultfd there",
+    "no-postcopy": "the policy's postcopy, with userfaultfd there",
+    "disk-file-missing": "files of the source's disks (query-block), with the same paths there",
+    "disk-access": "files of the source's disks, opened there as QEMU's user would",
+    "disk-locked": "the image's device and inode there, with QEMU's locks in /proc/locks there",
+    "disk-lock-off": "locking= of the source's disks, with auto",
+    "snapshot": "-snapshot and snapshot=on of the source",
+    "disk-remote": "the driver of the source's disks, with those that are files",
+    "cache-unsafe": "cache.direct of the source's images (query-named-block-nodes), with file systems that keep hosts "
+    "coherent",
+    "cache-unknown": "cache.direct of the source's images, with what QEMU shows",
+    "backing-missing": "the backing chain as the source has it open, with the same paths there",
+    "backing-differs": "the backing chain as the source has it open, with that of the image there (qemu-img info)",
+    "backing-not-shared": "device, inode, size and content of backing files here, with those there",
+    "backing-unknown": "whether QEMU or qemu-img can tell the backing chain",
+    "file-missing": "files on the source's command line, with the same paths there",
+    "file-access": "files on the source's command line, opened there as QEMU's user would",
+    "file-differs": "sizes of files on the source's command line, with those of the same paths there",
+    "bridge-missing": "bridges of the source's networks, with the interfaces there",
+    "bridge-maybe-missing": "the bridge that the source's tap is on, with the interfaces there",
+    "tap-missing": "ifname= of the source's taps, with the interfaces there",
+    "net-script": "scripts and helpers of the source's networks, with the same paths there",
+    "net-interface": "interfaces that the source's networks are built on, with the interfaces there",
+    "passed-descriptor": "fd= and the like on the source's command line",
+    "user-network": "the source's networks (info network), with QEMU's own kind",
+    "user-networks": "the number of the source's own networks, with what the version of the QEMU there takes in",
+    "socket-network": "the source's networks, with those that lead to another program",
+    "vhost-net-missing": "vhost= of the source's networks, with /dev/vhost-net there",
+    "vhost-net-required": "vhostforce= of the source's networks, with /dev/vhost-net there",
+    "vhost-user": "devices of the source that another process serves, with its socket there",
+    "vhost-user-socket": "sockets of processes that serve the source's devices, with the same paths there",
+    "vsock": "the source's devices, with vhost-vsock",
+    "tpm": "TPMs of the source, with where their state is",
+    "vfio": "the source's devices, with passed-through ones",
+    "vfio-state": "passed-through devices of the source, with those whose driver can migrate",
+    "vfio-failover": "passed-through cards of the source, with a virtio partner (failover_pair_id)",
+    "vfio-missing": "host= of passed-through devices, with the devices and their drivers there",
+    "host-device": "devices of the host that the source's command line names, with the same paths there",
+}
+_PROCESS = {
+    "process-unknown": "/proc/PID of the source: whether it may be read",
+    "process-user": "uid and gids of the source's process, tried at the target",
+    "user-differs": "the name of the source's uid, with the uid of that name there",
+    "user-missing": "the source's uid, with the accounts there",
+    "runas-missing": "-runas and -run-with user= of the source, with the accounts there",
+    "chroot": "root directory of the source's process, with its host's",
+    "mount-namespace": "device and inode of the guest's files in the source's mounts, with those in its host's",
+    "user-namespace": "the user namespace of the source's process, with its host's",
+    "process-namespace": "further namespaces of the source's process, with its host's",
+    "relative-path": "relative paths on the source's command line, with its working directory there",
+    "working-directory": "the source's working directory, entered there as its user",
+    "disk-replaced": "device and inode of what the source has open (/proc/PID/fd), with those of the path",
+    "run-directory": "the directory of the destination's sockets, entered there as the source's user",
+    "process-settings": "groups, umask, limits, CPUs, scheduling, OOM score, rights, label of the source, with "
+    "what can be had there",
+    "cgroup": "the source's cgroup and its limits, with systemd there",
+}
+_COMMAND = {
+    "backend-lost": "what each of the source's devices has behind it now, with its command line",
+    "backend-unreadable": "what each of the source's devices has behind it now, with its command line",
+    "config-file": "-readconfig on the source's command line",
+    "display": "-display of the source, with windows of its host",
+    "gdb": "-gdb and -s of the source, and its character devices (query-chardev)",
+    "memory-file": "mem-path= with share=on of the source, with the same path there",
+    "port-in-use": "ports that the source listens at, with those in use there (ss)",
+    "port-moved": "ports that the source listens at, with those in use there, where others are allowed",
+    "address-missing": "addresses that the source listens at, with those of the interfaces there",
+    "preconfig": "-preconfig on the source's command line",
+    "tap-in-use": "ifname= of the source's taps, where both hosts are one machine",
+}
+_DESTINATION = {
+    "destination-not-waiting": "the destination's run state, with inmigrate",
+    "destination-used": "the destination's migration status, with none",
+    "destination-not-deferred": "the destination's socket address and -incoming, with defer",
+}
+_PAIR = {
+    "uuid": "query-uuid of both",
+    "name": "query-name of both",
+    "machine-type": "machine types of both, aliases resolved (QOM)",
+    "accelerator": "query-kvm of both",
+    "memory-size": "query-memory-size-summary of both",
+    "memory-backend": "ids and sizes of memory backends of both (query-memdev)",
+    "cpu-count": "plugged vCPUs of both (query-hotpluggable-cpus)",
+    "cpu-model": "types of plugged vCPUs of both (query-hotpluggable-cpus)",
+    "cpu-topology": "places of plugged vCPUs of both (query-hotpluggable-cpus)",
+    "cpu-features": "CPUID words of the first vCPU of both (QOM): bits of the source that the destination lacks",
+    "cpu-features-extra": "CPUID words of the first vCPU of both (QOM): bits that only the destination has",
+    "device-missing": "devices of both by id, those without one by driver and place (QOM, query-pci)",
+    "device-differs": "driver, bus and slot of each device of both",
+    "device-extra": "devices of both by id, those without one by driver and place",
+    "device-property": "every property of a device that was plugged in later, of both",
+    "disk-missing": "media of the source's drives, with those of the destination's (query-block)",
+    "medium-extra": "media of the destination's drives, with those of the source's (query-block)",
+    "disk-size": "virtual sizes of each disk of both (query-block)",
+    "disk-read-only": "whether each disk of both may be written",
+    "disk-format": "formats of each disk of both",
+    "disk-not-shared": "device and inode of each disk's file, or its name and driver, of both",
+    "disk-maybe-not-shared": "names of each disk's file of both, where their identity cannot be read",
+}
+_WAY = {
+    "record-lost": "whether the record of the migration can be written",
+    "record-left-over": "whether the record of the migration can be put away",
+    "left-over": "what was made for the migration, with what could be removed",
+    "source-left-over": "the source's process, which should have ended",
+    "destination-left-over": "the destination's process, which should have ended",
+    "not-restored": "migration parameters and capabilities of the source, with those before",
+    "not-announced": "the answer to announce-self",
+}
+
+#: Of every code of the catalogue.
+COMPARED: Mapping[str, str] = MappingProxyType(
+    {
+        **_INVENTORY,
+        **_SOURCE,
+        **_TRAVEL,
+        **_HOSTS,
+        **_PROCESS,
+        **_COMMAND,
+        **_DESTINATION,
+        **_PAIR,
+        **_WAY,
+    }
+)
