@@ -15,6 +15,7 @@ from urllib.parse import quote, urlsplit
 
 import httpx2
 
+from migrator import addresses
 from migrator.core.trace_context import TRACEPARENT, TRACESTATE
 from migrator.errors import MigratorError, UsageError
 from migrator.text import clean
@@ -264,7 +265,15 @@ def _document(answer: httpx2.Response) -> Document:
 
 
 def _url(where: str) -> str:
-    parts = urlsplit(where)
+    try:
+        parts = urlsplit(where)
+        if parts.hostname:
+            addresses.host(parts.hostname)
+        _ = parts.port
+    except ValueError as error:
+        raise UsageError(f"--server: {where!r} is no address: {error}") from None
+    except UsageError as error:
+        raise UsageError(f"--server: {error}") from None
     if parts.scheme not in ("http", "https") or not parts.hostname:
         raise UsageError(
             f"--server: {where!r} is no address: write unix:PATH, https://HOST:PORT or http://127.0.0.1:PORT"

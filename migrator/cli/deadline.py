@@ -3,17 +3,21 @@
 from __future__ import annotations
 
 import re
-from datetime import datetime, timedelta
+from datetime import UTC, datetime, timedelta, tzinfo
 
 from migrator import units
 from migrator.errors import UsageError
 
+#: A wall clock shows every time of day again within a day but where it is put forward; no zone skips one for a week.
+_DAYS = 8
 
-def parse(text: str, *, now: datetime) -> datetime:
-    """RFC 3339 with an offset, ``+90m``, or ``22:30``: the next one on this machine's clock.
+
+def parse(text: str, *, now: datetime, zone: tzinfo | None = None) -> datetime:
+    """RFC 3339 with an offset, ``+90m``, or ``22:30``: the next one that the clock on the wall will show.
 
     :param now: with its zone.
-    :raise UsageError: when it is none of these, or has passed.
+    :param zone: of the wall; ``None``: this machine's.
+    :raise UsageError: when it is none of these, has passed, or never comes.
     """
     text = text.strip()
     if text.startswith("+"):
@@ -29,7 +33,7 @@ def parse(text: str, *, now: datetime) -> datetime:
             raise UsageError(f"{text!r} is no time from now: write it like +90m or +2h") from None
     clock = re.fullmatch(r"(\d{1,2}):(\d{2})", text)
     if clock is not None:
-        return _next(int(clock[1]), int(clock[2]), now, text)
+        return _next(int(clock[1]), int(clock[2]), now, zone, text)
     try:
         found = datetime.fromisoformat(text)
     except ValueError:
@@ -41,10 +45,36 @@ def parse(text: str, *, now: datetime) -> datetime:
     return found
 
 
-def show(when: datetime) -> str:
-    """For people, with the zone: ``Tue 2026-11-24 22:30:00 CET``."""
-    local = when.astimezone()
-    return f"{local:%a %Y-%m-%d %H:%M:%S} {local.tzname()}"
+def show(when: datetime, zone: tzinfo | None = None) -> str:
+    """For people, with the zone: ``Tue 2026-11-24 22:30:00 CET``; where the wall shows that twice, which of the two."""
+    local = _in(when, zone)
+    said = f"{local:%a %Y-%m-%d %H:%M:%S} {local.tzname()}"
+    moments = _moments(local.replace(tzinfo=None), zone)
+    if len(moments) < 2:
+        return said
+    offset = f"{local:%z}"
+    which = "first" if when.astimezone(UTC) <= moments[0] else "second"
+    return f"{said} ({offset[:3]}:{offset[3:5]}, the {which} of two)"
+
+
+def remark(text: str, when: datetime, *, now: datetime, zone: tzinfo | None = None) -> str:
+    """What is to be said of a time of day that a clock change moves to a later day; mostly nothing.
+
+    :param text: as it was typed.
+    :param when: what :func:`parse` made of it.
+    """
+    clock = re.fullmatch(r"(\d{1,2}):(\d{2})", text.strip())
+    if clock is None:
+        return ""
+    wall = _in(now, zone).replace(
+        hour=int(clock[1]), minute=int(clock[2]), second=0, microsecond=0, tzinfo=None
+    )
+    until = _in(when, zone).replace(tzinfo=None)
+    while wall < until:
+        if not _moments(wall, zone):
+            return f"on {wall:%a %Y-%m-%d} the clock does not show {wall:%H:%M}: it is put forward then"
+        wall += timedelta(days=1)
+    return ""
 
 
 def brief(when: datetime) -> str:
@@ -54,11 +84,30 @@ def brief(when: datetime) -> str:
     return f"{local:%H:%M:%S}" if today else f"{local:%a %d %b %H:%M}"
 
 
-def _next(hour: int, minute: int, now: datetime, text: str) -> datetime:
+def _next(hour: int, minute: int, now: datetime, zone: tzinfo | None, text: str) -> datetime:
+    today = _in(now, zone)
     try:
-        # Without a zone, so that the clock on the wall is meant also where it was put forward tonight.
-        wall = now.astimezone().replace(hour=hour, minute=minute, second=0, microsecond=0, tzinfo=None)
+        wall = today.replace(hour=hour, minute=minute, second=0, microsecond=0, tzinfo=None)
     except ValueError:
-        raise UsageError(f"{text!r} is no time of day") from None
-    found = wall.astimezone()
-    return found if found > now else (wall + timedelta(days=1)).astimezone()
+        raise UsageError(f"{text!r} is no time of day: they go from 0:00 to 23:59") from None
+    # From yesterday on: where the clock is put back over midnight, yesterday comes again.
+    for day in range(-1, _DAYS):
+        for moment in _moments(wall + timedelta(days=day), zone):
+            if moment > now.astimezone(UTC):
+                return moment
+    raise UsageError(f"{text!r} never comes: no clock here shows it within a week")
+
+
+def _in(when: datetime, zone: tzinfo | None) -> datetime:
+    # By way of UTC: within one zone nothing would be converted.
+    return when.astimezone(UTC).astimezone(zone)
+
+
+def _moments(wall: datetime, zone: tzinfo | None) -> list[datetime]:
+    """When the clock on the wall shows that: once, twice where it is put back, never where it is put forward."""
+    found = set()
+    for fold in (0, 1):
+        moment = wall.replace(fold=fold, tzinfo=zone).astimezone(UTC)
+        if moment.astimezone(zone).replace(tzinfo=None, fold=0) == wall.replace(fold=0):
+            found.add(moment)
+    return sorted(found)

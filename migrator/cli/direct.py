@@ -6,7 +6,6 @@ import asyncio
 import gc
 import json
 import os
-import re
 import signal
 import ssl
 import sys
@@ -16,7 +15,7 @@ from enum import StrEnum
 from pathlib import Path
 from typing import NoReturn, TypeVar
 
-from migrator import logs, units
+from migrator import addresses, logs, units
 from migrator.cli import Exit
 from migrator.cli.over_ssh import OverSsh
 from migrator.cli.recording import Recorder
@@ -323,13 +322,20 @@ def _choice(flag: str, text: str | None, kind: type[_Choice]) -> _Choice | None:
 def _listen(text: str | None, destination: address.Address) -> str:
     if text is None:
         host = destination.host if destination.kind != "unix" else "127.0.0.1"
-        return f"tcp:{address.bracketed(host)}:0"
-    match = re.fullmatch(r"tcp:(?:\[[0-9A-Fa-f:.]+\]|[A-Za-z0-9._-]+):(\d{1,5})", text)
-    if match is None or int(match[1]) > 65535:
+        return f"tcp:{addresses.bracketed(host)}:0"
+    kind, _, rest = text.partition(":")
+    if kind != "tcp":
         raise UsageError(
             f"--listen: {text!r} is not an address: write tcp:ADDR:PORT, with port 0 for any free one"
         )
-    return text
+    try:
+        host, port = addresses.host_port(rest, least=0)
+        addresses.reachable(host)
+    except UsageError as error:
+        raise UsageError(
+            f"--listen: {text!r} is not an address: {error}; port 0 stands for any free one"
+        ) from None
+    return f"tcp:{addresses.bracketed(host)}:{port}"
 
 
 def _tls(request: Request, *addresses: address.Address) -> ssl.SSLContext | None:

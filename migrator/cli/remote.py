@@ -163,9 +163,12 @@ def evacuate(
     """Empty a host."""
     body: Document = {"on_deadline": on_deadline, "policy": policy, "accept": accept}
     if when is not None:
-        moment = deadline.parse(when, now=datetime.now(UTC))
+        now = datetime.now(UTC)
+        moment = deadline.parse(when, now=now)
         body["deadline"] = moment.astimezone(UTC).isoformat()
-        print(f"migrator: the deadline is {deadline.show(moment)}", file=sys.stderr)
+        remark = deadline.remark(when, moment, now=now)
+        said = deadline.show(moment) + (f"; {remark}" if remark else "")
+        print(f"migrator: the deadline is {said}", file=sys.stderr)
     begun = client.post(f"hosts/{segment(host)}/evacuate", body)
     return _emptying(client, begun, wait=wait, json_output=json_output)
 

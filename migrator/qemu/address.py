@@ -8,6 +8,8 @@ import re
 from dataclasses import dataclass
 from pathlib import Path
 
+from migrator import addresses
+from migrator.addresses import bracketed
 from migrator.errors import UsageError
 
 
@@ -34,11 +36,6 @@ class Address:
         return f"{self.kind}:{bracketed(self.host)}:{self.port}"
 
 
-def bracketed(host: str) -> str:
-    """`host` as it stands before a port: IPv6 in brackets."""
-    return f"[{host}]" if ":" in host else host
-
-
 def parse(text: str) -> Address:
     """Read an address; a unix path is made absolute.
 
@@ -52,9 +49,12 @@ def parse(text: str) -> Address:
                 f"{text!r}: a unix socket's path has at most 107 bytes; use a shorter one or a link"
             )
         return Address(kind=kind, path=path)
-    match = re.fullmatch(r"(\[[0-9A-Fa-f:.%\w]+\]|[^:\[\]]+):(\d{1,5})", rest)
-    if kind in ("tcp", "tls") and match is not None and 0 < int(match[2]) < 65536:
-        return Address(kind=kind, host=match[1].strip("[]"), port=int(match[2]))
+    if kind in ("tcp", "tls"):
+        try:
+            host, port = addresses.host_port(rest)
+        except UsageError as error:
+            raise UsageError(f"{text!r} is not a QMP address: {error}") from None
+        return Address(kind=kind, host=host, port=port)
     if kind == "ssh":
         return _parse_ssh(text, rest)
     raise UsageError(
@@ -70,4 +70,8 @@ def _parse_ssh(text: str, rest: str) -> Address:
         raise UsageError(f"{text!r} is not an SSH address: write ssh:HOST:/PATH or ssh:USER@HOST:/PATH")
     if len(os.fsencode(match[3])) > 107:
         raise UsageError(f"{text!r}: a unix socket's path has at most 107 bytes; use a shorter one or a link")
-    return Address(kind="ssh", user=match[1] or "", host=match[2].strip("[]"), path=match[3])
+    try:
+        host, _ = addresses.host_port(match[2], default=22)
+    except UsageError as error:
+        raise UsageError(f"{text!r} is not an SSH address: {error}") from None
+    return Address(kind="ssh", user=match[1] or "", host=host, path=match[3])

@@ -11,6 +11,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
+from migrator.addresses import bracketed
 from migrator.core.drivers import Driver
 from migrator.core.facts import Facts
 from migrator.core.model import MigrationStatus, Process, RunState, View
@@ -19,7 +20,7 @@ from migrator.errors import CommandFailed, HostError, QemuError, TimedOut, Unrea
 from migrator.machine import child_environment
 from migrator.ports import Event, GuestProcess, Settings, Tuning
 from migrator.qemu import features, marks
-from migrator.qemu.address import Address, bracketed
+from migrator.qemu.address import Address
 from migrator.qemu.claim import Claim
 from migrator.qemu.dirty_rate import DirtyRate
 from migrator.qemu.features import Features

@@ -10,6 +10,7 @@ from contextlib import AbstractContextManager
 from dataclasses import replace
 from typing import Protocol
 
+from migrator.addresses import bracketed
 from migrator.core.findings import Objected, finding
 from migrator.core.inventory import Guest
 from migrator.core.model import Finding, MigrationStatus, Process, RunState, Severity, View
@@ -23,7 +24,6 @@ from migrator.hosts.site_config import HostConfig
 from migrator.hosts.survey import survey
 from migrator.ports import GuestProcess, Qemu, Waiting
 from migrator.qemu import naming
-from migrator.qemu.address import bracketed
 from migrator.qemu.belongings import belongings as of_process
 from migrator.qemu.belongings import own_directory
 from migrator.qemu.cmdline import Place, Replica, paths, replicate

@@ -17,13 +17,16 @@ from migrator.settings.values import (
     AutoOrBool,
     FileMode,
     FilePath,
+    HostName,
     Listen,
     ListenAddress,
     Name,
+    OptionalHost,
     OptionalPath,
     Rate,
     RateOrAuto,
     Ratio,
+    ReachableHost,
     Seconds,
     SecondsOrNone,
     Secret,
@@ -75,7 +78,7 @@ class HttpSettings(Section):
     listen: ListenAddress = None
     tls_certificate: OptionalPath = None
     tls_key: OptionalPath = None
-    hosts: tuple[Text, ...] = ()
+    hosts: tuple[HostName, ...] = ()
     metrics_listen: ListenAddress = Listen(host="127.0.0.1", port=9733)
     requests_per_second: Annotated[float, Field(gt=0)] = 50.0
     burst: Positive = 200
@@ -103,7 +106,7 @@ class HttpSettings(Section):
 class MqttSettings(Section):
     """``[mqtt]``"""
 
-    host: str = ""
+    host: OptionalHost = ""
     port: Annotated[int, Field(ge=1, le=65535)] | None = None
     tls: bool = False
     tls_ca: OptionalPath = None
@@ -238,7 +241,7 @@ class HostSettings(HostDefaults):
     name: Name
     ssh: SshAddress | None = None
     prefix: Arguments = ()
-    address: Text = "127.0.0.1"
+    address: ReachableHost = "127.0.0.1"
 
     @model_validator(mode="after")
     def _whole(self) -> Self:

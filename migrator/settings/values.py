@@ -6,13 +6,13 @@ import re
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, TypeVar
 from urllib.parse import urlsplit
 
 from pydantic import BeforeValidator, SecretStr, StringConstraints, ValidationInfo
 from pydantic_core import PydanticCustomError
 
-from migrator import units
+from migrator import addresses, units
 from migrator.errors import UsageError
 from migrator.text import shortened
 
@@ -116,6 +116,10 @@ def _url(value: Any) -> Any:
     try:
         parts = urlsplit(value)
         good = parts.scheme in ("http", "https") and bool(parts.hostname) and parts.port != 0
+        if good and not re.search(r"\s", value):
+            addresses.host(parts.hostname or "")
+    except UsageError as error:
+        raise wrong(f"{shortened(value)} is no URL: {error}") from None
     except ValueError:  # a port that is none
         good = False
     if not good or re.search(r"[\s?#]", value):
@@ -139,6 +143,28 @@ class Ssh:
     user: str = ""
 
 
+T = TypeVar("T")
+
+
+def _checked(parse: Callable[[], T]) -> T:
+    try:
+        return parse()
+    except UsageError as error:
+        raise wrong(str(error)) from None
+
+
+def _text(value: Any, parse: Callable[[str], str]) -> Any:
+    return _checked(lambda: parse(value)) if isinstance(value, str) else value
+
+
+#: A name or an address, IPv6 without brackets.
+HostName = Annotated[str, BeforeValidator(lambda value: _text(value, addresses.host))]
+#: May be empty.
+OptionalHost = Annotated[str, BeforeValidator(lambda value: value and _text(value, addresses.host))]
+#: One that others can connect to.
+ReachableHost = Annotated[str, BeforeValidator(lambda value: _text(value, addresses.reachable))]
+
+
 def _ssh(value: Any) -> Any:
     match = re.fullmatch(
         r"(?:([^@\s:/]+)@)?(?:\[([0-9A-Fa-f:.]+(?:%[\w.-]+)?)\]|([^\s:@/\[\]]+))(?::([0-9]{1,5}))?",
@@ -148,8 +174,9 @@ def _ssh(value: Any) -> Any:
         raise wrong(
             f"{shortened(value)} is no SSH address: write it like root@host-1, host-1:2222 or root@[fd00::1]:22"
         )
-    user, v6, host, port = match.groups()
-    return Ssh(user=user or "", host=v6 or host, port=_port(port or "22"))
+    where = value.rpartition("@")[2]
+    host, port = _checked(lambda: addresses.host_port(where, default=22))
+    return Ssh(user=match[1] or "", host=host, port=port)
 
 
 #: ``user@host:port``.
@@ -180,13 +207,8 @@ def _listen(value: Any) -> Any:
         raise wrong(
             f"{shortened(value)} is no address to listen at: write it like 127.0.0.1:8443 or [::]:8443"
         )
-    return Listen(host=match[1] or match[2], port=_port(match[3], least=0))
-
-
-def _port(text: str, *, least: int = 1) -> int:
-    if not least <= int(text) <= 65535:
-        raise wrong(f"there is no port {text}")
-    return int(text)
+    host, port = _checked(lambda: addresses.host_port(str(value), least=0))
+    return Listen(host=host, port=port)
 
 
 #: ``HOST:PORT``; empty: nowhere.

@@ -431,6 +431,8 @@ def test_address_is_read_and_shown_as_it_is_written(text: str, read: str) -> Non
     [
         *("", "unix:", "tcp:host", "tcp:host:0", "tcp:host:65536", "tcp:::1:44", "udp:host:1", "/run/a.sock"),
         "unix:/" + 107 * "x",
+        *("tcp:10.66.0.999:1", "tls:[10.0.0.1]:1", "tcp:10.0.0.1/24:1", "tcp:a b:1", "tcp:fd00::1:4444"),
+        *("tcp:[fd00::1]", "tcp:[fd00::g]:1"),
     ],
 )
 def test_what_is_no_address_is_refused(text: str) -> None:

@@ -8,7 +8,10 @@ from pathlib import Path
 
 import pytest
 
+from migrator.cli import direct
 from migrator.cli.client import Client, NotReachable
+from migrator.errors import UsageError
+from migrator.qemu import address
 
 
 @pytest.fixture
@@ -34,3 +37,46 @@ def test_a_command_may_have_been_taken_a_question_not(stuck: str, monkeypatch: p
         client.post("hosts/a/evacuate", {})
     with pytest.raises(NotReachable, match=r"journalctl -u migrator$"):
         client.post("plans", {"host": "a"})
+
+
+@pytest.mark.parametrize(
+    ("server", "words"),
+    [
+        ("https://10.66.0.999:8443", "999 in it is more than 255"),
+        ("https://host:99999", "Port out of range"),
+        ("https://host:http", "no address"),
+        ("https://[fd66::2", "no address"),
+        ("https://[10.0.0.1]:1", "no address"),
+        ("https://", "write unix:PATH, https://HOST:PORT"),
+        ("10.0.0.1:8443", "write unix:PATH, https://HOST:PORT"),
+    ],
+)
+def test_server_that_is_none_is_refused_at_once(server: str, words: str) -> None:
+    with pytest.raises(UsageError, match="--server: ") as refused:
+        Client(server)
+    assert words in str(refused.value)
+
+
+@pytest.mark.parametrize(
+    ("listen", "words"),
+    [
+        ("tcp:10.66.0.999:0", "999 in it is more than 255"),
+        ("tcp:fd66::2:0", "write [fd66::2]:0"),
+        ("tcp:[10.0.0.1]:0", "brackets are for IPv6 only: write 10.0.0.1:0"),
+        ("tcp:0.0.0.0:0", "is where to listen, not where to be reached"),
+        ("tcp:10.0.0.1:65536", "there is no port 65536"),
+        ("tcp:10.0.0.1", "has no port: write 10.0.0.1:PORT"),
+        ("10.0.0.1:0", "write tcp:ADDR:PORT"),
+        ("unix:/x", "write tcp:ADDR:PORT"),
+    ],
+)
+def test_where_to_take_the_stream_is_refused_at_once(listen: str, words: str) -> None:
+    with pytest.raises(UsageError, match="--listen: ") as refused:
+        direct._listen(listen, address.parse("tcp:10.0.0.1:1"))
+    assert words in str(refused.value)
+
+
+def test_where_to_take_the_stream_is_taken() -> None:
+    there = address.parse("tcp:[fd66::2]:1")
+    assert direct._listen(None, there) == "tcp:[fd66::2]:0"
+    assert direct._listen("tcp:[fe80::1%eth0]:49152", there) == "tcp:[fe80::1%eth0]:49152"

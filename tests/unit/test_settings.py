@@ -452,6 +452,51 @@ class TestWrong:
             (host(ssh='"root@h:99999"'), "hosts[0].ssh: there is no port 99999"),
             (host(ssh='"-oProxyCommand=x"'), "hosts[0].ssh: '-oProxyCommand=x' is no SSH address"),
             (host(ssh='"a b"'), "hosts[0].ssh: 'a b' is no SSH address: write it like root@host-1"),
+            (
+                host(address='"[fd66::2]"'),
+                "hosts[0].address: '[fd66::2]' is no host: write it without brackets: fd66::2",
+            ),
+            (
+                host(address='"10.66.0.2/24"'),
+                "hosts[0].address: '10.66.0.2/24' is no host: that is a network: write 10.66.0.2",
+            ),
+            (host(address='"10.66.0.999"'), "hosts[0].address: '10.66.0.999' is no host: 999 in it is more"),
+            (
+                host(address='"10.66.0.2:4444"'),
+                "hosts[0].address: '10.66.0.2:4444' is no host: a port has no",
+            ),
+            (host(address='"0.0.0.0"'), "hosts[0].address: '0.0.0.0' is where to listen, not where to be"),
+            (host(address='"fe80::1"'), "hosts[0].address: 'fe80::1' is on every link: add the interface"),
+            (host(address='"tcp://h"'), "hosts[0].address: 'tcp://h' is no host: that is a URL: write h"),
+            (host(address='"h h"'), "hosts[0].address: 'h h' is no host: there is a blank in it"),
+            (
+                host(ssh='"root@10.66.0.999"'),
+                "hosts[0].ssh: '10.66.0.999' is no host: 999 in it is more than",
+            ),
+            (host(ssh='"[10.0.0.1]:22"'), "hosts[0].ssh: '[10.0.0.1]:22': brackets are for IPv6 only: write"),
+            ('[mqtt]\nhost = "[::1]"', "mqtt.host: '[::1]' is no host: write it without brackets: ::1"),
+            (
+                '[mqtt]\nhost = "mqtt://b:1883"',
+                "mqtt.host: 'mqtt://b:1883' is no host: that is a URL: write b",
+            ),
+            (
+                '[mqtt]\nhost = "broker:1883"',
+                "mqtt.host: 'broker:1883' is no host: a port has no place in it",
+            ),
+            (
+                '[http]\nhosts = ["a:1"]',
+                "http.hosts[0]: 'a:1' is no host: a port has no place in it: write a",
+            ),
+            ('[http]\nlisten = "127.0.0.1:99999"', "http.listen: there is no port 99999: they go from 0 to"),
+            ('[http]\nlisten = "127.0.0.999:1"', "http.listen: '127.0.0.999' is no host: 999 in it is more"),
+            (
+                '[http]\nmetrics_listen = "[127.0.0.1]:1"',
+                "http.metrics_listen: '[127.0.0.1]:1': brackets are",
+            ),
+            (
+                '[traces]\nendpoint = "http://10.0.0.999"',
+                "traces.endpoint: 'http://10.0.0.999' is no URL: '10",
+            ),
             (host(ssh='"h"', prefix='["ip"]'), "hosts[0]: ssh and prefix contradict each other"),
             (
                 host(sockets='["run/*.qmp"]'),
