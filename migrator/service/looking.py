@@ -15,7 +15,7 @@ from typing import Protocol
 
 from migrator.core.inventory import Guest
 from migrator.core.model import RunState
-from migrator.errors import NobodyListens, Occupied, QemuError
+from migrator.errors import HostError, NobodyListens, Occupied, QemuError
 from migrator.hosts.access import Access
 from migrator.hosts.processes import FoundProcess
 from migrator.hosts.site_config import HostConfig
@@ -101,6 +101,12 @@ class Looker:
             named = {"boot_id": seen.processes.boot_id, "pid": each.pid, "start_time": each.started}
             self._first[host, each.pid] = naming.of_process(named)
         limit = asyncio.Semaphore(_ASKED_AT_ONCE)
+        if config.processes and seen.processes.hidden:
+            raise HostError(
+                host,
+                "the processes of other users are hidden there (hidepid), so whether guests run cannot be told: let "
+                'the user that migrator has there into the group of gid= of /proc, or write look_for = "sockets"',
+            )
         if not all(each.sure for each in seen.processes.qemus):
             await asyncio.sleep(_AGAIN_SECONDS)  # it may have been at its end
             seen = await survey(access, config.sockets)

@@ -15,6 +15,7 @@ import pytest
 
 from migrator.core.inventory import Guest
 from migrator.errors import Refused
+from migrator.qemu import marks
 from migrator.testing.lab import Habit, Lab, Machine, Qemu, RawMonitor, until
 from tests.destinations import MIB, Moved, Site, arguments_of, guest_of, processes_with, site_of
 
@@ -143,7 +144,7 @@ async def fingerprint(qemu: Qemu) -> dict[str, Any]:
         blocks = {block["qdev"]: block for block in await do("query-block")}
         return {
             "devices": await names("/machine/peripheral") | await names("/machine/peripheral-anon"),
-            "objects": await names("/objects"),
+            "objects": {each for each in await names("/objects") if not each[0].startswith(marks.PREFIX)},
             "memory": await do("query-memory-devices"),
             "cpus": [(cpu["props"], "qom-path" in cpu) for cpu in await do("query-hotpluggable-cpus")],
             "disks": {

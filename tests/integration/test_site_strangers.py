@@ -15,6 +15,7 @@ from pathlib import Path
 import pytest
 
 from migrator.core.inventory import Guest
+from migrator.errors import HostError
 from migrator.hosts.local import LocalAccess
 from migrator.hosts.site_config import HostConfig, access
 from migrator.hosts.sockets import find_sockets, literal
@@ -22,6 +23,7 @@ from migrator.machine import exists
 from migrator.service.site import Reach, SiteHosts
 from migrator.testing.lab import Lab, Machine, Qemu, binaries, until
 from migrator.testing.network import Hosts
+from tests.conftest import missing
 from tests.integration.test_site_look import NobodyThere
 
 
@@ -178,3 +180,15 @@ async def test_a_destination_that_is_being_started_is_no_guest(
     with site.reach.starting("here", str(run)):
         assert await guests(site) == {}
     assert list(await guests(site)) == ["ours"]
+
+
+async def test_a_host_that_hides_processes_is_not_taken_for_an_empty_one(hosts: Hosts, lab: Lab) -> None:
+    hide = 'mount -t proc -o hidepid=2 proc /proc && exec setpriv --reuid=65534 --regid=65534 --clear-groups "$@"'
+    prefix = ("unshare", "-m", "sh", "-c", hide, "sh")
+    config = HostConfig(name="here", prefix=prefix, sockets=(f"{literal(str(lab.directory))}/*.qmp",))
+    if (await access(config).run(["true"])).status:
+        missing("/proc cannot be mounted in a namespace here")
+    site = SiteHosts(Reach({"here": (access(config), config)}), checker=NobodyThere(), launcher=NobodyThere())
+    with pytest.raises(HostError, match=r"the processes of other users are hidden there .* look_for"):
+        await site.look("here")
+    await site.close()
