@@ -17,8 +17,9 @@ from migrator.core.inventory import Guest
 from migrator.core.model import Finding, Process
 from migrator.core.policy import Policy
 from migrator.errors import HostError, QemuError, Unreachable
+from migrator.hosts.local import LocalAccess
 from migrator.hosts.site_config import HostConfig, access
-from migrator.hosts.sockets import RemoteMonitor, literal
+from migrator.hosts.sockets import RemoteMonitor, find_sockets, literal
 from migrator.hosts.ssh import SshAccess
 from migrator.ports import Qemu, Waiting
 from migrator.qemu.address import Address
@@ -295,3 +296,28 @@ class TestIdentity:
             await until(known, what=f"{wanted}", within=15)
             await end.close()
         await reached.close()
+
+
+async def test_qemus_that_cannot_be_asked_are_guests_there(world: SimpleNamespace) -> None:
+    # A namespace over SSH looks like the whole machine, on which others may have QEMUs.
+    config = HostConfig(
+        name="alpha", sockets=(f"{literal(str(world.lab.directory))}/*alpha.qmp",), ssh=world.alpha.config()
+    )
+    site = SiteHosts(
+        Reach({"alpha": (access(config), config)}), checker=NobodyThere(), launcher=NobodyThere()
+    )
+    prefix = world.hosts["alpha"].prefix
+    elsewhere = await world.lab.start(Machine(name="elsewhere"), prefix=prefix, label="elsewhere")
+    stopped = await world.lab.start(Machine(name="stopped"), prefix=prefix, label="alpha")
+    stopped.sigstop()
+    for _ in range(3):
+        found = {guest.pid: guest for guest in (await site.look("alpha")).guests}
+        assert found[elsewhere.pid].obstacle_code == "no-monitor"
+        assert found[stopped.pid].obstacle_code == "monitor-silent"
+        for qemu in (elsewhere, stopped):
+            guest = found[qemu.pid]
+            assert (guest.key, guest.state) == (str(qemu.machine.uuid), "lost-contact")
+        (socket,) = await find_sockets(LocalAccess("alpha", prefix), [literal(str(stopped.qmp))])
+        assert socket.waiting == 1
+    stopped.sigcont()
+    await site.close()
