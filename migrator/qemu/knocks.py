@@ -9,8 +9,10 @@ the next who wants the same monitor goes on waiting with it.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import socket
-from collections.abc import Callable
+from collections import Counter
+from collections.abc import AsyncIterator, Callable
 
 from migrator.machine import wait_readable
 from migrator.qemu.process import peer_pid
@@ -30,7 +32,9 @@ class Knocks:
     def __init__(self, on_answer: Callable[[str], None] = _nobody) -> None:
         self.on_answer = on_answer
         self._kept: dict[str, socket.socket] = {}
+        #: Whose turn it is at each socket, and how many want one.
         self._turns: dict[str, asyncio.Lock] = {}
+        self._waiting: Counter[str] = Counter()
         self._closed = False
 
     def waits(self, path: str) -> bool:
@@ -63,8 +67,18 @@ class Knocks:
                 self._keep(path, sock)
                 raise
 
-    def _turn(self, path: str) -> asyncio.Lock:
-        return self._turns.setdefault(path, asyncio.Lock())
+    @contextlib.asynccontextmanager
+    async def _turn(self, path: str) -> AsyncIterator[None]:
+        """One after the other; nothing is kept of sockets at which nobody waits."""
+        lock = self._turns.setdefault(path, asyncio.Lock())
+        self._waiting[path] += 1
+        try:
+            async with lock:
+                yield
+        finally:
+            self._waiting[path] -= 1
+            if not self._waiting[path]:
+                del self._waiting[path], self._turns[path]
 
     def _keep(self, path: str, sock: socket.socket) -> None:
         if self._closed:

@@ -302,7 +302,8 @@ class Looker:
         try:
             return await identify_at(local, name=name, greeting=greeting, knocks=knocks)
         except Occupied:
-            self.asked[local] = host
+            if knocks.waits(local):
+                self.asked[local] = host
             raise
 
     def _as_known(self, host: str, found: FoundSocket) -> Guest:
