@@ -313,6 +313,11 @@ class Job:
             self._migration = self._make(self._source, self._destination, self._record, self._waiting.listen)
             if await self._refuse([*findings, *await self._migration.check()]):
                 return False
+            if self.guest.uuid and self._migration.uuid not in ("", self.guest.uuid):
+                # What is known of it may be as old as the backup of a journal.
+                where = f"at {self.guest.socket} on {self.guest.host}"
+                error = f"another guest ({self._migration.uuid}) is {where} by now; see: migrator guests"
+                return await self._fall_back(State.FAILED, error)
         except Objected as error:
             await self._refuse([*findings, *error.findings])
             return False

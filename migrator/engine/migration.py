@@ -298,6 +298,11 @@ class Migration:
         return idle and source.status == facts.get("status") and destination.status is MigrationStatus.NONE
 
     @property
+    def uuid(self) -> str:
+        """Of the guest in the source, as :meth:`check` found it; empty where it has none."""
+        return self._facts.uuid if self._facts is not None else ""
+
+    @property
     def abilities(self) -> convergence.Abilities:
         """What both ends support, as far as :meth:`check` could see."""
         return self._abilities

@@ -395,9 +395,21 @@ class Started:
         return view
 
 
+_HOLDS_A_GUEST = frozenset(
+    {
+        MigrationStatus.COMPLETED,
+        MigrationStatus.POSTCOPY_DEVICE,
+        MigrationStatus.POSTCOPY_ACTIVE,
+        MigrationStatus.POSTCOPY_PAUSED,
+        MigrationStatus.POSTCOPY_RECOVER_SETUP,
+        MigrationStatus.POSTCOPY_RECOVER,
+    }
+)
+
+
 def _waits(run: RunState, status: MigrationStatus) -> bool:
-    """No guest is in it, or only a part of one that runs elsewhere."""
-    return run is RunState.INMIGRATE and status is not MigrationStatus.COMPLETED
+    """No guest is in it, or only a part of one that runs elsewhere: not where postcopy has begun, whatever it shows."""
+    return run is RunState.INMIGRATE and status not in _HOLDS_A_GUEST
 
 
 def _endpoint(source: Qemu) -> Endpoint:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -145,3 +146,18 @@ async def test_record_that_nobody_can_make_anything_of_is_named(tmp_path: Path) 
         (said,) = engine.left_records
         assert "0123456789ab.jsonl is the record of a migration that the journal does not know" in said
     assert (tmp_path / "0123456789ab.jsonl").exists()
+
+
+async def test_another_guest_at_the_socket_of_one_that_was_to_be_moved_is_not_moved(tmp_path: Path) -> None:
+    world = lives(tmp_path)
+    async with world.engine(Life()) as engine, asyncio.timeout(60):
+        begun = await Verbs(engine).carry_out(Migrate(guest="vm-0", to="b"), OPERATOR, key="")
+        assert isinstance(begun, MigrationDocument)
+        job = engine.jobs[begun.id]
+        job.guest = replace(job.guest, uuid="00000000-0000-4000-8000-000000000001")
+        while not job.ended:
+            await asyncio.sleep(0.05)
+        assert job.state is State.FAILED
+        assert "another guest (" in (job.result.error or "")
+    assert world.site.running("vm-0") == ["a"]
+    assert not any(not end.dead for made in world.site.made.values() for end in made)
