@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from migrator.core.drivers import Driver
+from migrator.core.qemu_program import is_qemu
 
 #: Variables of the environment that a command which we start is given; secrets and what systemd told us are not.
 _CHILD_VARIABLES = frozenset(
@@ -153,7 +154,7 @@ class LocalProcess:
     @property
     def is_qemu(self) -> bool:
         """Its program is a QEMU. A passed socket names its creator, which must never be killed."""
-        return self.executable().name.startswith("qemu")
+        return is_qemu(self.executable().name.removesuffix(" (deleted)"), self.arguments())
 
     def executable(self) -> Path:
         """The program it runs; empty when that cannot be read."""

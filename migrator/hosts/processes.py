@@ -9,54 +9,13 @@ from functools import cached_property
 from itertools import pairwise
 from pathlib import PurePosixPath
 
+from migrator.core.qemu_program import TELLING, is_qemu_by_name, is_qemu_by_words
+
 #: Options whose values are read, from the command line of every process.
 READ_OPTIONS = (
     *("uuid", "name", "qmp", "qmp-pretty", "mon", "chardev", "machine", "M", "cpu", "accel", "m", "incoming"),
     *("version", "help", "h"),
 )
-#: Options that few programs but QEMU have; two of them tell it, whatever its program is called.
-_TELLING = (
-    *(
-        "qmp",
-        "qmp-pretty",
-        "mon",
-        "monitor",
-        "chardev",
-        "machine",
-        "M",
-        "accel",
-        "enable-kvm",
-        "smp",
-        "drive",
-        "hda",
-    ),
-    *(
-        "blockdev",
-        "device",
-        "netdev",
-        "nic",
-        "incoming",
-        "nodefaults",
-        "nographic",
-        "no-user-config",
-        "cdrom",
-        "vnc",
-    ),
-    *(
-        "readconfig",
-        "vga",
-        "serial",
-        "daemonize",
-        "pidfile",
-        "kernel",
-        "bios",
-        "display",
-        "object",
-        "global",
-        "boot",
-    ),
-)
-_TOLD_BY = 2
 
 
 def _any_of(options: Iterable[str]) -> bytes:
@@ -73,7 +32,7 @@ find /proc/[0-9]*/exe -maxdepth 0 -printf '%p %l\0' 2>/dev/null
 printf '@networks\0'; find /proc/[0-9]*/ns/net -maxdepth 0 -printf '%p %l\0' 2>/dev/null
 printf '@parents\0'; grep -aH '' /proc/[0-9]*/stat 2>/dev/null
 printf '\0@counts\0'; grep -azc """
-    + _any_of(_TELLING)
+    + _any_of(TELLING)
     + rb""" /proc/[0-9]*/cmdline 2>/dev/null
 printf '\0@sockets\0'
 """
@@ -81,13 +40,6 @@ printf '\0@sockets\0'
 #: As grep takes them in the script that lists sockets.
 READ = _any_of(READ_OPTIONS)
 
-_SYSTEM = re.compile(r"(^|\W)qemu-(system-\w|kvm)|^(qemu|kvm|kvm-spice)$")
-#: Programs that run QEMU and have its options on their own command lines.
-_RUNNERS = re.compile(
-    r"(ba|da|z|k|a|fi|)sh|busybox|python[\d.]*|perl|ruby|sudo|doas|su|env|nice|ionice|nohup|setsid|timeout|time|"
-    r"chrt|taskset|numactl|prlimit|setpriv|runuser|stdbuf|script|screen|tmux.*|systemd-run|nsenter|unshare|ip|"
-    r"chroot|strace|ltrace|gdb|xargs|find|grep|ssh|parallel|make|bwrap|firejail|flock|start-stop-daemon"
-)
 _SIZE = re.compile(r"(?:size=)?(\d+(?:\.\d+)?)([bkmgt]?)", re.IGNORECASE)
 _DEFAULT_MEMORY_BYTES = 128 << 20
 
@@ -187,8 +139,8 @@ def parse(text: str, words: Mapping[int, Sequence[str]], names: Mapping[int, str
     ) & names.keys():  # the names come last: it was there all the time
         program = PurePosixPath(programs.get(pid, "").removesuffix(" (deleted)")).name or names.get(pid, "")
         said, count = tuple(words.get(pid, ())), telling.get(pid, 0)
-        by_name = _SYSTEM.search(program) is not None and (bool(programs.get(pid)) or count > 0)
-        by_words = count >= _TOLD_BY and not _RUNNERS.fullmatch(program)
+        by_name = is_qemu_by_name(program) and (bool(programs.get(pid)) or count > 0)
+        by_words = is_qemu_by_words(program, count)
         if (by_name or by_words) and not _only_tells(said):
             found[pid] = (
                 by_name,

@@ -9,6 +9,7 @@ from contextlib import AbstractAsyncContextManager
 from pathlib import PurePosixPath
 from typing import Any, Protocol
 
+from migrator.core.qemu_program import is_qemu
 from migrator.errors import HostError
 from migrator.hosts.access import Output
 
@@ -173,7 +174,8 @@ class RemoteProcess:
     @property
     def is_qemu(self) -> bool:
         """Its program is a QEMU."""
-        return PurePosixPath(self._executable).name.startswith("qemu")
+        program = PurePosixPath(self._executable).name.removesuffix(" (deleted)")
+        return is_qemu(program, self._arguments)
 
     @property
     def alive(self) -> bool | None:

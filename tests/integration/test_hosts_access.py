@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import os
+import shutil
 import signal
 import socket
 import subprocess
@@ -47,6 +48,10 @@ AWKWARD = [
     "ünïcode",
     "\udcff\udc80",
 ]
+
+
+#: Of the distribution.
+SYSTEM_QEMU = Path("/usr/bin/qemu-system-x86_64")
 
 
 @pytest.fixture
@@ -222,6 +227,16 @@ class TestProcess:
         assert process is not None
         assert process.is_qemu
         assert process.arguments()[0] == str(qemu.binary)
+        process.close()
+
+    async def test_qemu_by_another_name_is_known_as_one(self, host: Access, lab: Lab, tmp_path: Path) -> None:
+        program = tmp_path / "hypervisor"
+        shutil.copy(SYSTEM_QEMU, program)
+        modules = "QEMU_MODULE_DIR=/usr/lib/x86_64-linux-gnu/qemu"
+        qemu = await lab.start(binary=program, prefix=("env", modules), extra=("-L", "/usr/share/seabios"))
+        process = await host.process(qemu.pid)
+        assert process is not None
+        assert process.is_qemu
         process.close()
 
     async def test_whose_name_would_lead_astray(self, host: Access, tmp_path: Path) -> None:
