@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass, field
 
 from migrator.core.model import MigrationStatus, RunState
@@ -34,6 +35,14 @@ class Disk:
     read_only: bool = False
     #: Device and inode of the file on this machine, where it can be looked up; else empty.
     identity: str = ""
+
+    @property
+    def is_flash(self) -> bool:
+        """It is the machine's flash (variables of its firmware), whose contents QEMU carries and writes anew.
+
+        Nothing that a user can give a name has one like these.
+        """
+        return re.fullmatch(r"/machine/[^/]*flash[^/]*", self.device) is not None
 
 
 @dataclass(frozen=True, kw_only=True)

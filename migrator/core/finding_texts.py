@@ -40,9 +40,9 @@ GUEST: Texts = {
         "change its [[guests]] entry",
     ),
     "command-line-unknown": (
-        "overridable",
+        "error",
         "the command line of its QEMU cannot be read, so what it needs of its host is unknown",
-        "let migrator read /proc/PID/cmdline there (same user, or root)",
+        "let migrator read /proc/PID/cmdline there (same user, or root), or start the destination by a template",
     ),
 }
 

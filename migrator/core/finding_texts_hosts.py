@@ -207,9 +207,9 @@ HOSTS: Texts = {
         "make it there, or use another target",
     ),
     "passed-descriptor": (
-        "overridable",
+        "error",
         "another program handed QEMU an open file (fd=), which cannot be opened again from the command line",
-        "have the program that started the guest start the destination",
+        "have the program that started the guest start the destination (launch = template or attached)",
     ),
     "user-network": (
         "warning",
@@ -242,7 +242,7 @@ HOSTS: Texts = {
         "start that process there before",
     ),
     "vhost-user-socket": (
-        "overridable",
+        "error",
         "the socket of the process that serves a device, or TPM, does not exist at the target",
         "start that process there, with the same socket",
     ),

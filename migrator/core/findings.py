@@ -99,6 +99,11 @@ _EVERYWHERE = (
 }
 
 
+#: What speaks against starting the destination by the source's command line, and against nothing else: whoever starts
+#: it otherwise chooses the QEMU and hands it what it needs.
+OF_OUR_START = frozenset({"command-line-unknown", "passed-descriptor", "qemu-missing"})
+
+
 def everywhere(code: str) -> bool:
     """Whether an error of that code speaks against every target, so that another need not be tried."""
     return code in _EVERYWHERE

@@ -42,7 +42,7 @@ def to_probe(case: Case) -> list[str]:
 
 
 def _writable_paths(source: Facts) -> list[str]:
-    paths = [path_of(disk.file) for disk in source.disks if not disk.read_only]
+    paths = [path_of(disk.file) for disk in source.disks if not disk.read_only and not disk.is_flash]
     return list(dict.fromkeys(path for path in paths if path))
 
 
@@ -84,6 +84,9 @@ def _disk(case: Case, disk: Disk, path: str, use: ImageUse | None) -> Iterator[F
     if replaced:
         yield from replaced
         return
+    if disk.is_flash and not disk.read_only and not there.exists:
+        yield from _new_flash(case, disk, path)
+        return
     if not there.exists:
         yield finding("disk-file-missing", f"{path} of disk {disk.device} does not exist at {case.target}")
         return
@@ -100,13 +103,21 @@ def _disk(case: Case, disk: Disk, path: str, use: ImageUse | None) -> Iterator[F
     yield from _backing(case, disk, path)
     if disk.read_only:
         if here.exists and here.size_bytes != there.size_bytes:
-            yield finding(
-                "disk-size",
-                f"{path} of disk {disk.device} has {here.size_bytes} bytes at the source and {there.size_bytes} at "
-                f"{case.target}",
-            )
+            yield _other_size(case, disk, path)
         return
+    yield from _shared(case, disk, path, use)
+
+
+def _shared(case: Case, disk: Disk, path: str, use: ImageUse | None) -> Iterator[Finding]:
+    """Whether both write to the same file, and may."""
+    here, there = case.files(path)
     same = _same(case, path)
+    if disk.is_flash and same is not Same.YES:
+        if disk.format not in CHAINED and here.exists and here.size_bytes != there.size_bytes:
+            yield _other_size(case, disk, path)
+        elif f"{there.device}:{there.inode}" in case.seen_there.written:
+            yield _locked(case, disk, path)
+        return
     if same is Same.NO:
         yield finding(
             "disk-not-shared",
@@ -123,6 +134,46 @@ def _disk(case: Case, disk: Disk, path: str, use: ImageUse | None) -> Iterator[F
         yield from _two_machines(case, disk, path, use)
     if use is not None and not use.locked:
         yield finding("disk-lock-off", f"QEMU does not lock {path} of disk {disk.device} (locking=off)")
+
+
+def to_read(source: Facts) -> list[str]:
+    """Paths to be looked at besides the disks' own: where the file of a flash would be made."""
+    return [parent(path) for disk in source.disks if disk.is_flash and (path := path_of(disk.file))]
+
+
+def parent(path: str) -> str:
+    """The directory that a file is in."""
+    return path.rpartition("/")[0] or ("/" if path.startswith("/") else ".")
+
+
+def _new_flash(case: Case, disk: Disk, path: str) -> Iterator[Finding]:
+    """One that is made before the destination is started."""
+    where = case.seen_there.file(parent(path))
+    if not where.exists or not path.startswith("/"):
+        yield finding(
+            "disk-file-missing",
+            f"{path} of disk {disk.device} cannot be made at {case.target}: there is no directory {parent(path)}",
+        )
+    elif not where.writable:
+        yield finding(
+            "disk-access",
+            f"{path} of disk {disk.device} cannot be made at {case.target}: {parent(path)} cannot be written to",
+        )
+
+
+def _other_size(case: Case, disk: Disk, path: str) -> Finding:
+    here, there = case.files(path)
+    return finding(
+        "disk-size",
+        f"{path} of disk {disk.device} has {here.size_bytes} bytes at the source and {there.size_bytes} at "
+        f"{case.target}",
+    )
+
+
+def _locked(case: Case, disk: Disk, path: str) -> Finding:
+    return finding(
+        "disk-locked", f"a process at {case.target} holds {path} of disk {disk.device} open for writing"
+    )
 
 
 def _same(case: Case, path: str) -> Same:
@@ -144,11 +195,9 @@ def _where(here: FileSeen, there: FileSeen) -> str:
 def _two_machines(case: Case, disk: Disk, path: str, use: ImageUse | None) -> Iterator[Finding]:
     there = case.seen_there.file(path)
     if f"{there.device}:{there.inode}" in case.seen_there.written:
-        yield finding(
-            "disk-locked", f"a process at {case.target} holds {path} of disk {disk.device} open for writing"
-        )
+        yield _locked(case, disk, path)
     # A flash is read into memory when QEMU starts, and goes on from there at the target.
-    if there.filesystem in COHERENT or "flash" in disk.device:
+    if there.filesystem in COHERENT or disk.is_flash:
         return
     opened = case.opened.get(path, use)
     if opened is None:

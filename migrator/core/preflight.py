@@ -312,6 +312,8 @@ def _access(disk: Disk) -> str:
 
 
 def _same_file(disk: Disk, other: Disk) -> Iterator[Finding]:
+    if disk.is_flash:
+        return  # QEMU carries what is in it
     if disk.identity and other.identity:
         if disk.identity != other.identity and not disk.read_only:
             yield finding(

@@ -106,7 +106,7 @@ def started(before: Sequence[Finding], notes: Sequence[Finding]) -> list[Finding
 
 def unchecked(error: MigratorError) -> Finding:
     """An end that cannot be looked at: a migration would fail of the same."""
-    return finding(UNCHECKED, str(error).replace("\n", " "))
+    return finding("not-checked", str(error).replace("\n", " "))
 
 
 def in_one_line(findings: Sequence[Finding]) -> str:

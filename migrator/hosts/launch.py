@@ -13,6 +13,7 @@ from typing import Any
 from migrator import logs
 from migrator.errors import HostError, MigratorError
 from migrator.hosts.access import Access
+from migrator.hosts.new_files import remove_files
 from migrator.ports import GuestProcess
 
 #: Of a label in the name of a run directory: sockets below it have to have short paths.
@@ -310,6 +311,7 @@ class Launcher:
         finally:
             for one in found:
                 one.close()
+        await remove_files(self.host, nest.run_directory)
         await self.remove(nest)
 
     async def _inhabitants(self, nest: Nest) -> list[GuestProcess]:

@@ -13,6 +13,7 @@ from collections.abc import Iterator, Sequence
 from typing import Any
 
 from migrator.core.findings import finding
+from migrator.core.host_network import NUMBERS_NETWORKS_SINCE
 from migrator.core.model import Finding
 from migrator.errors import CommandFailed, Refused
 from migrator.qemu import media
@@ -89,8 +90,11 @@ async def catch_up(
 
 def _networks(here: Inventory, there: Inventory) -> Iterator[Command]:
     """Networks on which no card hangs, and cards that have lost theirs: either may be a part of the stream."""
+    numbered = [each.version >= NUMBERS_NETWORKS_SINCE for each in (here, there)]
     for name in sorted(here.dead_netdevs - there.dead_netdevs):
-        yield "netdev_del", {"id": name}
+        # One of QEMU's own that was removed stays in the stream of later versions, and is no more in earlier ones.
+        if here.netdevs[name].kind != "user" or numbered != [True, False]:
+            yield "netdev_del", {"id": name}
     for name, netdev in here.netdevs.items():
         loose = netdev.successor or (None if netdev.attached or name in there.netdevs else netdev)
         if loose is not None and not name.startswith("#"):

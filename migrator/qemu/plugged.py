@@ -54,6 +54,8 @@ class Plugged:
 class Inventory:
     """What one QEMU has, its built-in devices aside."""
 
+    #: Major and minor.
+    version: tuple[int, int]
     devices: tuple[Plugged, ...]
     #: Type of every user-created object, by id; our own marks are left out.
     objects: dict[str, str]
@@ -94,6 +96,7 @@ class Inventory:
             objects=self.objects,
             netdevs=self.netdevs,
             dead_netdevs=self.dead_netdevs,
+            numbers_networks=self.version >= NUMBERS_NETWORKS_SINCE,
             chardevs=self.chardevs,
             nodes=self.nodes,
             drives=tuple(self.drives.values()),
@@ -105,7 +108,20 @@ async def take_inventory(monitor: Monitor) -> Inventory:
 
     :raise QemuError: when it cannot be asked.
     """
-    named, unnamed, objects, cpus, nodes, graph, blocks, network, chardevs, usb = await asyncio.gather(
+    (
+        version,
+        named,
+        unnamed,
+        objects,
+        cpus,
+        nodes,
+        graph,
+        blocks,
+        network,
+        chardevs,
+        usb,
+    ) = await asyncio.gather(
+        ask(monitor, "query-version"),
         ask(monitor, "qom-list", path=PERIPHERAL),
         ask(monitor, "qom-list", path=f"{PERIPHERAL}-anon"),
         ask(monitor, "qom-list", path="/objects"),
@@ -130,6 +146,7 @@ async def take_inventory(monitor: Monitor) -> Inventory:
     ports = {found["id"]: found["port"] for found in _USB.finditer(usb)}
     backends = netdevs(network)
     return Inventory(
+        version=(version["qemu"]["major"], version["qemu"]["minor"]),
         devices=tuple(
             Plugged(
                 path=path,
@@ -205,14 +222,10 @@ async def read_live(monitor: Monitor, argv: Sequence[str]) -> tuple[str, Live]:
 
     :raise QemuError: when it cannot be asked.
     """
-    kind, version, inventory = await asyncio.gather(
-        ask(monitor, "qom-get", path="/machine", property="type"),
-        ask(monitor, "query-version"),
-        take_inventory(monitor),
+    kind, inventory = await asyncio.gather(
+        ask(monitor, "qom-get", path="/machine", property="type"), take_inventory(monitor)
     )
-    version = version["qemu"]["major"], version["qemu"]["minor"]
-    machine = str(kind).removesuffix("-machine")
-    live = replace(inventory.live(), numbers_networks=version >= NUMBERS_NETWORKS_SINCE)
+    machine, live = str(kind).removesuffix("-machine"), inventory.live()
     if has_lost(read(argv[1:]), machine=machine, live=live):
         live = replace(live, places=await places(monitor, inventory.devices))
     return machine, live

@@ -58,9 +58,10 @@ def plugged(options: Sequence[tuple[str, str | None]], live: Live) -> Options:
     written = {value_of(name, text).get("id") for name, text in options if name in ("netdev", "nic", "net")}
     found: Options = []
     for name, netdev in (live.netdevs or {}).items():
-        if name not in written and netdev.attached and not name.startswith("#"):
+        if (name not in written or netdev.successor) and not name.startswith("#"):
             try:
-                found.append(("netdev", json.dumps(netdev_add(name, netdev, vhost=False)[1])))
+                new = netdev.successor or netdev
+                found.append(("netdev", json.dumps(netdev_add(name, new, vhost=False)[1])))
             except Refused:
                 continue  # said when the destination is to be given it
     return found

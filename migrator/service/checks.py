@@ -112,7 +112,7 @@ class HostChecks:
         command = CommandLine(await _command(source, arguments))
         images = host_disks.images(facts)
         paths = [path_of(disk.file) for disk in facts.disks]
-        paths += [image.path for image in command.images()]
+        paths += [*(image.path for image in command.images()), *host_disks.to_read(facts)]
         paths += [*host_files.to_read(command), *host_network.to_read(command)]
         paths += [file for path in images for file in based.get(path, ())[1:]]
         # As the destination is started: the source's own program, else the configured or what is in PATH.

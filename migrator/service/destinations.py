@@ -11,6 +11,7 @@ from dataclasses import replace
 from typing import Protocol
 
 from migrator.addresses import bracketed
+from migrator.core.command_line import path_of
 from migrator.core.findings import Objected, finding
 from migrator.core.inventory import Guest
 from migrator.core.model import Finding, MigrationStatus, Process, RunState, Severity, View
@@ -20,6 +21,7 @@ from migrator.errors import HostError, QemuError, Unreachable
 from migrator.hosts import belongings
 from migrator.hosts.access import Access
 from migrator.hosts.launch import Launcher, Like, Nest, certainly
+from migrator.hosts.new_files import NewFile, make_files
 from migrator.hosts.site_config import HostConfig
 from migrator.hosts.survey import survey
 from migrator.ports import GuestProcess, Qemu, Waiting
@@ -41,8 +43,8 @@ from migrator.service.process_checks import SourceProcess, read_source_process
 _GREETING_SECONDS = 2.0
 #: Seconds that one may be silent that is to be discarded; the way to it may have to be opened again.
 _ANSWER_SECONDS = 4.0
-#: What nobody's word makes possible: a file that was handed over cannot be opened from a command line.
-_NEVER = frozenset({"passed-descriptor"})
+#: Time-out of a small command, in seconds.
+_SHORT = 10.0
 
 
 class Reach(Protocol):
@@ -143,12 +145,13 @@ class Destinations:
             else:
                 base = await launcher.base()
                 replica = await self._replicate(guest, end, target, config, nest, process, base)
-                _refuse(replica.findings, frozenset(accepted) - _NEVER)
+                _refuse(replica.findings, accepted)
                 await belongings.note(launcher.host, nest, replica.links)
+                await make_files(launcher.host, nest.run_directory, await self._flashes(end, guest.host))
                 argv, notes = replica.argv, replica.findings
                 like = process.like(nest) if process is not None else like
         except BaseException:
-            await certainly(launcher.remove(nest), name=f"remove {nest.run_directory}")
+            await certainly(launcher.discard(nest), name=f"remove {nest.run_directory}")
             raise
         with self._reach.starting(target, nest.run_directory):
             started = await launcher.start(nest, argv, by_itself=template, like=like)
@@ -183,6 +186,26 @@ class Destinations:
             rescue=functools.partial(self._rescue, target, nest),
             notes=notes,
         )
+
+    async def _flashes(self, source: Endpoint, host: str) -> list[NewFile]:
+        """The files of the guest's flashes, as they are at the source; QEMU carries what is in them."""
+        disks = [disk for disk in (await source.facts()).disks if disk.is_flash and not disk.read_only]
+        found = []
+        for disk in disks:
+            path = path_of(disk.file)
+            if not path.startswith("/"):
+                continue
+            done = await self._reach.access(host).run(
+                ["stat", "-L", "-c", "%u:%g %a %s", "--", path], timeout=_SHORT
+            )
+            if done.status:
+                raise HostError(host, f"{path} cannot be looked at: {done.complaint}")
+            owner, mode, size = done.text.split()
+            size_bytes = int(size) if disk.format == "raw" else disk.virtual_bytes
+            found.append(
+                NewFile(path=path, format=disk.format, size_bytes=size_bytes, owner=owner, mode=mode)
+            )
+        return found
 
     async def _attach(self, guest: Guest, target: str, config: LaunchConfig) -> Waiting:
         socket = socket_of(config.attached, guest)
@@ -273,7 +296,7 @@ class Destinations:
         if not argv:
             text = f"{source.name}: its command line cannot be read, so that no other can be started like it"
             remedy = "run migrator with more rights there, or configure a template"
-            raise Objected([finding("not-checked", text, remedy)])
+            raise Objected([finding("command-line-unknown", text, remedy)])
         machine, live = await read_live(source.monitor, argv)
         configured = config.binary or self._reach.config(target).qemu
         candidates = (configured, "") if configured else (argv[0], "qemu-system-x86_64")

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import replace
 
 from migrator.core.drivers import Driver
-from migrator.core.findings import errors_first
+from migrator.core.findings import OF_OUR_START, errors_first
 from migrator.core.inventory import Guest
 from migrator.core.model import Finding
 from migrator.core.policy import Policy
@@ -33,7 +33,7 @@ class _Checks:
         started = await self._destinations.check(guest, source, target, policy)
         told = {each.code for each in started}
         if not self._destinations.replicates(guest, target):
-            told.add("qemu-missing")  # which QEMU it will be is nothing that we choose
+            told |= OF_OUR_START
         return errors_first([*started, *(each for each in found if each.code not in told)])
 
 

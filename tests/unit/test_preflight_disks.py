@@ -146,6 +146,27 @@ class TestDisks:
     def test_what_qemu_has_open_counts_more_than_its_command_line(self) -> None:
         assert codes(replace(CASE, opened={IMAGE: ImageUse(path=IMAGE)})) == ["cache-unsafe"]
 
+    def test_variables_of_the_firmware_need_only_room(self) -> None:
+        flash = replace(DISK, device="/machine/system.flash1", format="raw")
+        case = with_source(disks=(flash,))
+        local = replace(FILE, filesystem="ext4", mount_source="/dev/vda1")
+        room = replace(local, kind=Kind.DIRECTORY)
+        here = with_files(case, {IMAGE: local}, here=True)
+        assert codes(with_files(here, {IMAGE: local})) == []
+        assert codes(with_files(here, {IMAGE: replace(local, size_bytes=9)})) == ["disk-size"]
+        missing = {IMAGE: FileSeen()}
+        assert codes(with_files(here, {**missing, "/images": room})) == []
+        assert codes(with_files(here, missing)) == ["disk-file-missing"]
+        assert codes(with_files(here, {**missing, "/images": replace(room, writable=False)})) == [
+            "disk-access"
+        ]
+
+    def test_a_disk_that_is_only_called_flash_is_none(self) -> None:
+        local = replace(FILE, filesystem="ext4", mount_source="/dev/vda1")
+        for name in ("flash0", "system.flash0", "pflash0", "flash/virtio-backend"):
+            case = with_files(with_source(disks=(replace(DISK, device=name),)), {IMAGE: local})
+            assert "disk-not-shared" in codes(with_files(case, {IMAGE: local}, here=True))
+
     def test_flash_is_not_read_again(self) -> None:
         flash = replace(DISK, device="/machine/system.flash1")
         assert codes(replace(with_source(disks=(flash,)), opened={IMAGE: ImageUse(path=IMAGE)})) == []

@@ -1,0 +1,80 @@
+"""Images that a guest needs on its new host, made there before its QEMU is started, and removed if it does not come."""
+
+from __future__ import annotations
+
+import secrets
+import string
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from migrator.errors import HostError
+from migrator.hosts.access import Access
+
+#: Time-out of a command, in seconds.
+_SECONDS = 10.0
+# Arguments: the list of what was made, a name that nobody else gives; then of each file its path, format, size, owner,
+# mode. Made beside its place and put there by a link, so that nothing of anybody else's is ever written over.
+_MAKE = """
+list=$1 mark=$2; shift 2
+umask 077
+while [ $# -ge 5 ]; do
+  p=$1 f=$2 s=$3 o=$4 m=$5 t=$1.$mark; shift 5
+  if [ -e "$p" ] || [ -L "$p" ]; then continue; fi
+  env printf '%s\\0' "$t" >>"$list" || exit
+  if [ "$f" = raw ]; then truncate -s "$s" -- "$t"; else qemu-img create -q -f "$f" -- "$t" "$s"; fi || exit
+  [ "$(id -u)" != 0 ] || chown -- "$o" "$t" || exit
+  chmod -- "$m" "$t" && ln -T -- "$t" "$p" && env printf '%s\\0' "$p" >>"$list" || exit
+  rm -f -- "$t"
+done
+"""
+_REMOVE = """
+[ ! -s "$1" ] || xargs -0 rm -f -- <"$1"
+"""
+
+
+@dataclass(frozen=True, kw_only=True)
+class NewFile:
+    """An image whose contents come with the guest."""
+
+    path: str
+    format: str
+    #: What the guest sees.
+    size_bytes: int
+    #: ``uid:gid``, given where we may.
+    owner: str
+    #: As chmod takes it.
+    mode: str
+
+
+async def make_files(host: Access, run_directory: str, files: Sequence[NewFile]) -> None:
+    """Make those of the files that are not there; :func:`remove_files` removes what was made.
+
+    :param run_directory: of the QEMU that they are for; the list is kept there.
+    :raise HostError: one could not be made; others may have been.
+    """
+    if files:
+        mark = "migrator-" + "".join(secrets.choice(string.ascii_letters) for _ in range(8))
+        words = [
+            word
+            for file in files
+            for word in (file.path, file.format, str(file.size_bytes), file.owner, file.mode)
+        ]
+        await _run(host, _MAKE, _list(run_directory), mark, *words)
+
+
+async def remove_files(host: Access, run_directory: str) -> None:
+    """Remove what was made for a guest that has not come.
+
+    :raise HostError: the host cannot be asked, or something could not be removed.
+    """
+    await _run(host, _REMOVE, _list(run_directory))
+
+
+def _list(run_directory: str) -> str:
+    return f"{run_directory}/made"
+
+
+async def _run(host: Access, script: str, *words: str) -> None:
+    done = await host.run(["sh", "-c", script, "sh", *words], timeout=_SECONDS)
+    if done.status:
+        raise HostError(host.name, done.complaint or f"a file for the guest: status {done.status}")
