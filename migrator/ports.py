@@ -15,7 +15,8 @@ from migrator.core.model import Finding, View
 from migrator.core.situation import Intent
 from migrator.core.under_way import Busy
 
-if TYPE_CHECKING:  # of what `migrator direct` does not need, nor loads
+if TYPE_CHECKING:
+    from migrator.core.carriers import Carried  # of what `migrator direct` does not need, nor loads
     from migrator.core.inventory import Guest, HostFacts
     from migrator.core.policy import Policy
     from migrator.core.thinning import Point
@@ -335,7 +336,17 @@ class Waiting(Protocol):
         """
 
 
-class Site(Protocol):
+class Carriers(Protocol):
+    """What carries the networks of guests."""
+
+    async def carried(self, host: str, pid: int) -> Carried:
+        """The taps that a process of a host has open, and what they hang on; changes nothing.
+
+        :raise HostError: the host cannot be asked.
+        """
+
+
+class Site(Carriers, Protocol):
     """The hosts, as the engine uses them. A host that cannot be reached harms nothing else.
 
     Every call is bounded in time and raises :class:`~migrator.errors.HostError` when the host cannot be asked, and

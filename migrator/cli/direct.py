@@ -17,12 +17,15 @@ from typing import NoReturn, TypeVar
 
 from migrator import addresses, logs, units
 from migrator.cli import Exit
+from migrator.cli.direct_network import Carriers
 from migrator.cli.over_ssh import OverSsh
 from migrator.cli.recording import Recorder
 from migrator.cli.show import Screen
+from migrator.core.findings import errors_first
 from migrator.core.model import Decision, Severity, State
 from migrator.core.policy import LastResort, Policy, Postcopy, builtin, from_fields
 from migrator.engine.migration import Migration
+from migrator.engine.network import Network
 from migrator.engine.result import Result, Status
 from migrator.errors import MigratorError, QemuError, RecordError, UsageError
 from migrator.machine import exists, this_driver
@@ -200,6 +203,7 @@ async def _between(
         on_status=show_status,
         on_decision=show_decision,
     )
+    network = Network(Carriers(over_ssh, here, there), source=str(here), target=str(there))
     _cancel_on_signals(migration, screen)
     try:
         if left:
@@ -214,7 +218,9 @@ async def _between(
         else:
             await _connect_both(source, destination)
             await migration.come_to_rest()
-            findings = await migration.check()
+            found = [*await migration.check(), *await network.look(source.identity, destination.identity)]
+            findings = errors_first(found)
+            migration.result.findings = list(findings)
             if any(finding.severity is Severity.ERROR for finding in findings):
                 result = migration.result
                 result.state, result.error = State.FAILED, "refused by preflight; nothing was changed"
@@ -226,6 +232,8 @@ async def _between(
             await naming.hand_on(source, destination)
             recorder.begin(policy, migration.abilities)
             result = await migration.run()
+        if result.state is State.COMPLETED:
+            await network.arrive(destination.identity, result)
     finally:
         record.close()
         await asyncio.gather(source.close(), destination.close())

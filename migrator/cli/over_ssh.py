@@ -20,7 +20,8 @@ class OverSsh:
     def __init__(self) -> None:
         self._hosts: dict[tuple[str, str], SshAccess] = {}
 
-    def _access(self, address: Address) -> SshAccess:
+    def access(self, address: Address) -> SshAccess:
+        """The way to the host of an ``ssh:`` address."""
         from migrator.hosts.site_config import SshConfig  # noqa: PLC0415 - see above
         from migrator.hosts.ssh import SshAccess  # noqa: PLC0415 - see above
 
@@ -38,7 +39,7 @@ class OverSsh:
             return None
         from migrator.hosts.sockets import RemoteMonitor  # noqa: PLC0415 - see above
 
-        return RemoteMonitor(self._access(address), address.path)
+        return RemoteMonitor(self.access(address), address.path)
 
     async def is_gone(self, address: Address, identity: Mapping[str, Any]) -> bool:
         """Whether the process that was once behind `address` is certainly gone."""
@@ -47,7 +48,7 @@ class OverSsh:
         if not identity:
             return False
         try:
-            process = await self._access(address).process(int(identity["pid"]))
+            process = await self.access(address).process(int(identity["pid"]))
         except HostError:
             return False
         if process is None:

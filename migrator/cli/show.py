@@ -160,6 +160,8 @@ def _summary(result: Result) -> list[str]:
             f"(ceiling {show_seconds(result.max_downtime_seconds)}), {result.rounds} rounds, "
             f"{show_bytes(result.transferred_bytes)} sent"
         )
+    if result.network_problem:
+        lines.append(f"    network {result.network_state}: {result.network_problem}")
     lines += remedies.failed(result.error, another_policy=True)
     if result.state is State.HELD:
         lines += [

@@ -182,6 +182,8 @@ def guest_row(guest: Document) -> Row:
     note = "" if guest["movable"] else f"cannot move: {guest['obstacle']}"
     if guest["migration"]:
         note = f"in migration {guest['migration']}"
+    if guest["network_state"] == "down":
+        note = "; ".join(filter(None, (note, f"network down: {guest['network_problem']}")))
     return (
         guest["name"] or guest["guest"],
         guest["host"],
@@ -360,6 +362,9 @@ def migration_lines(one: Document) -> list[str]:
             f"(ceiling {show_seconds(one['max_downtime_seconds'])}{given}), "
             f"{show_bytes(one['transferred_bytes'])} sent"
         )
+    if one["state"] == "completed" and one["network_state"] not in ("unknown", "none"):
+        problem = f": {one['network_problem']}" if one["network_problem"] else ""
+        lines.append(f"    network {one['network_state']}{problem}")
     if one["state"] == "held":
         lines.append(
             f"    held ({one['held_code']}): look at both QEMUs (query-status, query-migrate), and say where it is:"

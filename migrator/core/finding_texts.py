@@ -291,6 +291,11 @@ WAY: Texts = {
         "make room there; do not kill migrator meanwhile",
     ),
     "record-left-over": ("warning", "the record of this migration could not be put away", "delete that file"),
+    "network-down": (
+        "warning",
+        "the guest has arrived, but its tap or bridge there is down or not as it was at the source: it is not reached",
+        "switch on what it names, or put it on its bridge; the guest need not move for that",
+    ),
     "left-over": (
         "warning",
         "something that was made for the migration, or a process of it, could not be removed",

@@ -196,6 +196,31 @@ HOSTS: Texts = {
         "the tap that the guest uses is not at the target, and no script sets it up: the guest would have no network",
         "make it there (ip tuntap add) and put it on its bridge",
     ),
+    "tap-down": (
+        "overridable",
+        "the tap that the guest uses is down at the target: the guest would not be reached",
+        "switch it on there (ip link set TAP up)",
+    ),
+    "tap-bridge": (
+        "overridable",
+        "the tap that the guest uses is on no bridge at the target, or on another than at the source",
+        "put it on its bridge there (ip link set TAP master BRIDGE)",
+    ),
+    "tap-vlan": (
+        "overridable",
+        "the guest's tap, or its bridge, is in other VLANs at the target than at the source",
+        "set the same there (bridge vlan), or use another target",
+    ),
+    "bridge-down": (
+        "overridable",
+        "the bridge that the guest's network card hangs on is down at the target",
+        "switch it on there (ip link set BRIDGE up)",
+    ),
+    "bridge-uplink": (
+        "overridable",
+        "the bridge leads out of the source's host, but not out of the target",
+        "put the target's card on that bridge, and see to its cable",
+    ),
     "net-script": (
         "error",
         "the script or helper that sets up the guest's network does not exist, or is not executable, at the target",

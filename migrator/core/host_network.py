@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator
 
+from migrator.core import carriers
 from migrator.core.command_line import CommandLine, Option
 from migrator.core.findings import finding
 from migrator.core.host_case import Case
@@ -82,13 +83,11 @@ def _tap(case: Case, option: Option, name: str) -> Iterator[Finding]:
             yield finding("net-script", f"{path}, which sets up network {name}, {what} at {case.target}")
     yield from _bridge(case, option, name)
     tap = option["ifname"]
+    by_hand = option["script"] in ("no", "off")
+    if tap and by_hand:  # else somebody sets it up once QEMU has it
+        yield from carriers.tap(case.here.links, case.there.links, tap, tap, case.target)
     # QEMU would make the tap itself, but nobody would then put it on a bridge.
-    if (
-        tap
-        and option["script"] in ("no", "off")
-        and case.there.interfaces
-        and tap not in case.there.interfaces
-    ):
+    if tap and by_hand and case.there.interfaces and tap not in case.there.interfaces:
         yield finding("tap-missing", f"tap {tap} of network {name} does not exist at {case.target}")
     if not case.there.vhost_net:
         if option["vhostforce"] in _ON:
@@ -110,6 +109,7 @@ def _bridge(case: Case, option: Option, name: str) -> Iterator[Finding]:
             yield finding(
                 "bridge-missing", f"bridge {bridge} of network {name} does not exist at {case.target}"
             )
+        yield from carriers.bridge(case.here.links, case.there.links, bridge, bridge, case.target)
         return
     master = case.seen_here.masters.get(option["ifname"], "")
     if master and master not in case.there.interfaces:
@@ -117,6 +117,8 @@ def _bridge(case: Case, option: Option, name: str) -> Iterator[Finding]:
             "bridge-maybe-missing",
             f"tap {option['ifname']} of network {name} is on {master} here, which does not exist at {case.target}",
         )
+    elif master and option["script"] not in ("no", "off"):  # which will put it there
+        yield from carriers.bridge(case.here.links, case.there.links, master, master, case.target)
 
 
 def _interface(case: Case, interface: str, name: str) -> Iterator[Finding]:

@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from enum import StrEnum
 from typing import Any
 
+from migrator.core.carriers import Link, NetworkState
 from migrator.core.listening import Port
 from migrator.core.model import RunState
 
@@ -57,6 +58,8 @@ class HostFacts:
     #: could not be read.
     ports: frozenset[Port] = frozenset()
     addresses: frozenset[str] = frozenset()
+    #: Each of the interfaces, and what it is on; those that could not be looked at are missing.
+    links: Mapping[str, Link] = field(default_factory=dict)
     #: systemd runs as pid 1: processes are started as units of their own.
     systemd: bool = False
     boot_id: str = ""
@@ -135,6 +138,8 @@ class Guest:
     #: What is to be done about one that is taken at a target: ``keep`` it, or ``any`` other will do; empty: as its
     #: host says.
     ports: str = ""
+    #: Whether what carries its network cards is up, and what is not, in one line.
+    network: tuple[NetworkState, str] = (NetworkState.UNKNOWN, "")
     #: Why it cannot be moved at all, in one line (libvirt manages it, its monitor is held, the configuration says
     #: so); empty when it can be tried.
     obstacle: str = ""
@@ -158,10 +163,17 @@ class Guest:
     def fields(self) -> dict[str, Any]:
         """As plain JSON, for :meth:`from_fields`."""
         listens = [port.fields() for port in self.listens]
-        return {**vars(self), "requires": dict(self.requires), "listens": listens}
+        return {
+            **vars(self),
+            "requires": dict(self.requires),
+            "listens": listens,
+            "network": list(self.network),
+        }
 
     @classmethod
     def from_fields(cls, fields: Mapping[str, Any]) -> Guest:
         """What :meth:`fields` gave."""
         listens = tuple(Port.of(*each) for each in fields.get("listens", ()))
-        return cls(**{**fields, "run": RunState(fields["run"]), "listens": listens})
+        state, problem = fields.get("network", (NetworkState.UNKNOWN, ""))
+        network = (NetworkState(state), problem)
+        return cls(**{**fields, "run": RunState(fields["run"]), "listens": listens, "network": network})

@@ -12,6 +12,7 @@ from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
+from migrator.core.carriers import NetworkState
 from migrator.core.inventory import HostState
 from migrator.core.model import Mode, Severity, State
 
@@ -102,6 +103,10 @@ class MigrationDocument(Document):
     duration_seconds: float | None = None
     max_throttle_ratio: float = 0.0
     forecast_error_ratio: float | None = None
+    #: With ``completed``: whether what carries the guest's network cards is up at its destination (``up``, ``down``,
+    #: ``none``: it has no tap, ``unknown``), and what is not as it was at the source, in one line.
+    network_state: NetworkState = NetworkState.UNKNOWN
+    network_problem: str = ""
     findings: list[FindingDocument] = Field(default_factory=list)
     #: Findings that were accepted by code.
     accepted: list[str] = Field(default_factory=list)
@@ -275,6 +280,10 @@ class GuestDocument(Document):
     vcpus: int = 0
     dirty_rate_bytes_per_second: float | None = None
     policy: str = ""
+    #: Whether what carries its network cards is up (``up``, ``down``, ``none``: it has no tap, ``unknown``), and what
+    #: is not, in one line.
+    network_state: NetworkState = NetworkState.UNKNOWN
+    network_problem: str = ""
     movable: bool = True
     #: Why not, in one line.
     obstacle: str = ""

@@ -28,6 +28,7 @@ from migrator.engine.documents import (
 from migrator.engine.job_means import Means, Place
 from migrator.engine.ledger import OUTCOME
 from migrator.engine.migration import Migration
+from migrator.engine.network import Network
 from migrator.engine.quiet import Quiet
 from migrator.engine.result import Result, Status
 from migrator.errors import HostError, JournalError, MigratorError, QemuError, RecordError, RecordInUse
@@ -116,6 +117,7 @@ class Job:
         self._turn = asyncio.Event()
         self._on_state, self._on_progress, self._on_decision = on_state, on_progress, on_decision
         self._on_ready = on_ready
+        self._network = Network(means.site, source=guest.host, target=target)
         self._source: Qemu | None = None
         self._waiting: Waiting | None = None
         self._destination: Qemu | None = None
@@ -263,8 +265,18 @@ class Job:
         self._enter(State.WAITING if what else State.PREPARING)
 
     async def _look_again(self) -> list[Finding]:
-        again = await self._migration.check() if self._migration is not None else ()
+        again = await self._compare() if self._migration is not None else ()
         return [*self.result.findings, *again]
+
+    async def _compare(self) -> list[Finding]:
+        """Both QEMUs, and what carries their networks; the destination's start is over."""
+        if self._migration is None:
+            raise RuntimeError("there is nothing to compare yet")
+        places = (self._places["source"], self._places["destination"])
+        return [
+            *await self._migration.check(),
+            *await self._network.look(*(place.identity for place in places)),
+        ]
 
     async def check_only(self) -> tuple[Finding, ...]:
         """What speaks against it, as far as it shows before a destination is started; changes nothing."""
@@ -311,7 +323,7 @@ class Job:
             findings = judging.started(findings, self._waiting.notes)
             self._record = self._means.records.create(self.id)
             self._migration = self._make(self._source, self._destination, self._record, self._waiting.listen)
-            if await self._refuse([*findings, *await self._migration.check()]):
+            if await self._refuse([*findings, *await self._compare()]):
                 return False
             if self.guest.uuid and self._migration.uuid not in ("", self.guest.uuid):
                 # What is known of it may be as old as the backup of a journal.
@@ -616,6 +628,8 @@ class Job:
             await self._abandon()  # another controller started it
         else:
             await self._let_go(discard=state is not State.COMPLETED)
+        if state is State.COMPLETED:
+            await self._network.arrive(self._places["destination"].identity, self.result)
         if anew and state is State.CANCELLED:
             self._begin_anew()
             return

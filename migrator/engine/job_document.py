@@ -62,6 +62,8 @@ def document(job: Job) -> MigrationDocument:
         duration_seconds=result.duration_seconds if job.ended else None,
         max_throttle_ratio=result.max_throttle_ratio,
         forecast_error_ratio=result.forecast_error_ratio,
+        network_state=result.network_state,
+        network_problem=result.network_problem,
         findings=[FindingDocument(**asdict(each)) for each in result.findings],
         accepted=job.accepted,
         decisions=[DecisionDocument(**asdict(each)) for each in result.decisions],

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
+from migrator.core.carriers import NetworkState
 from migrator.core.forecast import Forecast
 from migrator.core.model import Decision, Finding, Mode, Sample, Severity, State
 
@@ -47,6 +48,9 @@ class Result:
     max_throttle_ratio: float = 0.0
     #: How far the time forecast at the end of the first round was off; ``None`` without a forecast or in postcopy.
     forecast_error_ratio: float | None = None
+    #: With ``completed``: whether what carries the guest's network cards is up at the destination, and what is not.
+    network_state: NetworkState = NetworkState.UNKNOWN
+    network_problem: str = ""
     findings: list[Finding] = field(default_factory=list)
     decisions: list[Decision] = field(default_factory=list)
     #: Why it did not complete, in one line; ``None`` when it did.

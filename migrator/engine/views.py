@@ -74,6 +74,8 @@ class Views:
             host=guest.host,
             run_state=guest.state,
             monitored=guest.monitored,
+            network_state=guest.network[0],
+            network_problem=guest.network[1],
             memory_bytes=guest.memory_bytes,
             vcpus=guest.vcpus,
             dirty_rate_bytes_per_second=guest.dirty_rate_bytes_per_second,

@@ -11,6 +11,7 @@ from migrator.core.inventory import HostFacts
 from migrator.errors import HostError
 from migrator.hosts import bound
 from migrator.hosts.access import Access
+from migrator.hosts.carriers import SHOW_LINKS, SHOW_VLANS, parse_links
 
 #: What TCP over IPv4 with time stamps, and Ethernet below it, leave of a link's speed at an MTU of 1500.
 PAYLOAD_RATIO = 0.95
@@ -34,7 +35,12 @@ section hugepages
 for d in /sys/kernel/mm/hugepages/hugepages-*; do first "$d/free_hugepages" "${d##*-}"; done
 section boot; cat /proc/sys/kernel/random/boot_id
 section kernel; uname -r
-section links; ip -j -d addr show 2>/dev/null
+section links; """
+    + SHOW_LINKS.encode()
+    + rb"""
+section vlans; """
+    + SHOW_VLANS.encode()
+    + rb"""
 section speeds
 for d in /sys/class/net/*; do
   [ -d "$d" ] || continue
@@ -122,6 +128,7 @@ def parse(text: str) -> HostFacts:
         qemus=dict(_qemus(sections.get("qemus", ""))),
         interfaces=frozenset(links),
         bridges=frozenset(name for name, link in links.items() if link.bridge),
+        links=parse_links(sections.get("links", ""), sections.get("vlans", "")),
         ports=bound.sockets(sections.get("sockets", "")),
         addresses=frozenset(address for link in links.values() for address in link.addresses),
         systemd="systemd" in has,

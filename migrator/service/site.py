@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from typing import Any, Protocol
 
+from migrator.core.carriers import Carried
 from migrator.core.drivers import Driver
 from migrator.core.inventory import Guest
 from migrator.core.listening import without
@@ -15,6 +16,7 @@ from migrator.core.model import Finding
 from migrator.core.policy import Policy
 from migrator.errors import HostError, MigratorError, QemuError, Unreachable
 from migrator.hosts.access import Access
+from migrator.hosts.carriers import read_carriers
 from migrator.hosts.facts import read_facts
 from migrator.hosts.listening import read_listening
 from migrator.hosts.local import LocalAccess
@@ -209,6 +211,7 @@ class SiteHosts:
                 guests = await self._looker.guests(host)
                 pids = [each.pid for each in guests if each.pid is not None]
                 resident = await read_resident(access, pids)
+                carried = await read_carriers(access, pids, links=facts.links)
                 listening = await read_listening(access, {*pids, *self._looker.qemus(host)})
         except TimeoutError:
             raise HostError(host, f"it could not be looked at within {_LOOK_SECONDS:g} s") from None
@@ -220,6 +223,7 @@ class SiteHosts:
                 each,
                 resident_bytes=resident.get(each.pid or 0),
                 listens=listening.get(each.pid or 0, ()),
+                network=carried.get(each.pid or 0, Carried()).state,
             )
             for each in guests
         ]
@@ -274,6 +278,10 @@ class SiteHosts:
         return await self._launcher.start_destination(
             guest, source, target, migration=migration, accepted=accepted
         )
+
+    async def carried(self, host: str, pid: int) -> Carried:
+        """See :func:`read_carriers`."""
+        return (await read_carriers(self._reach.access(host), [pid]))[pid]
 
     async def abandon(self, host: str, *, migration: str) -> None:
         """See :class:`Launcher`."""

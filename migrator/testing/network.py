@@ -108,6 +108,30 @@ class Host:
         """
         return _run(*self.prefix, *command)
 
+    def add_bridge(self, name: str, *, way_out: str = "") -> None:
+        """A bridge for guests on this host.
+
+        :param way_out: an interface made for it, with a cable, that leads nowhere; empty: the bridge has none.
+        :raise NetworkError: when it cannot be made, or is there already.
+        """
+        self.run("ip", "link", "add", name, "type", "bridge")
+        self.run("ip", "link", "set", name, "up")
+        if way_out:
+            self.run("ip", "link", "add", way_out, "type", "veth", "peer", "name", f"{way_out}-far")
+            self.run("ip", "link", "set", f"{way_out}-far", "up")
+            self.run("ip", "link", "set", way_out, "up", "master", name)
+
+    def add_tap(self, name: str, *, bridge: str = "", up: bool = True) -> None:
+        """A tap that stays, for a QEMU to open; on a bridge, and up, as asked.
+
+        :raise NetworkError: when it cannot be made, or is there already.
+        """
+        self.run("ip", "tuntap", "add", name, "mode", "tap")
+        if bridge:
+            self.run("ip", "link", "set", name, "master", bridge)
+        if up:
+            self.run("ip", "link", "set", name, "up")
+
     def set_speed(self, bytes_per_second: float | None) -> None:
         """Limit the host's link, each way; ``None``: as fast as the machine goes.
 

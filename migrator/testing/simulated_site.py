@@ -20,6 +20,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
+from migrator.core.carriers import Carried
 from migrator.core.facts import Facts
 from migrator.core.inventory import Guest, Host, HostFacts
 from migrator.core.model import Finding, MigrationStatus, Process, RunState, View
@@ -584,6 +585,9 @@ class SimulatedSite:
         self.waiting[target, socket] = qemu
         self.made.setdefault(migration, []).append(qemu)
         return _Waiting(qemu)
+
+    async def carried(self, host: str, pid: int) -> Carried:
+        return Carried(taps=())
 
     async def abandon(self, host: str, *, migration: str) -> None:
         self._up(host)

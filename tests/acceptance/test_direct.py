@@ -37,7 +37,7 @@ FIELDS = {
     "decisions",
     "error",
 }
-MORE_FIELDS = {"held_code"}
+MORE_FIELDS = {"network_state", "network_problem", "held_code"}
 
 
 class TestMoves:

@@ -124,7 +124,7 @@ async def test_what_is_in_the_way_of_real_guests_is_the_same_for_all_commands() 
             code, plan = await command(site, "plan", "a", "--accept", ALWAYS)
             assert code == 8
             planned = {each["guest_name"]: each for each in plan["guests"]}
-            assert plan["cannot_move"] == sum(bool(wanted) for _, wanted in shapes.values())
+            assert plan["cannot_move"] == sum(not each["possible"] for each in plan["guests"])
             for name, (machine, wanted) in shapes.items():
                 typed = name in ("plain", "screen", "wire")
                 code, checked = await check(site, name, typed=typed)

@@ -1,0 +1,58 @@
+"""Which taps the two QEMUs of ``migrator direct`` have open, and what those hang on."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from migrator.cli.over_ssh import OverSsh
+from migrator.core.carriers import Carried
+from migrator.qemu.address import Address
+
+
+class Carriers:
+    """Implements :class:`migrator.ports.Carriers` for ends that are named by their addresses."""
+
+    def __init__(self, over_ssh: OverSsh, *addresses: Address) -> None:
+        self._over_ssh = over_ssh
+        self._addresses = {str(address): address for address in addresses}
+
+    async def carried(self, host: str, pid: int) -> Carried:
+        """Of one that is on another machine, over SSH; of one here, without a word to anyone if it has no tap.
+
+        :raise HostError: it cannot be asked.
+        """
+        address = self._addresses[host]
+        if address.kind != "ssh" and not (opened := _opened(pid)):
+            return Carried(taps=None if opened is None else ())
+        from migrator.hosts.carriers import read_carriers  # noqa: PLC0415 - few guests of this command have a tap
+        from migrator.hosts.local import LocalAccess  # noqa: PLC0415 - likewise
+
+        if address.kind == "ssh":
+            access = self._over_ssh.access(address)
+            return (await read_carriers(access, [pid]))[pid]
+        elsewhere = _in_another_network(pid)
+        if elsewhere is None:
+            return Carried()
+        local = LocalAccess(host, ("nsenter", f"--net=/proc/{pid}/ns/net", "--") if elsewhere else ())
+        return (await read_carriers(local, [pid]))[pid]
+
+
+def _opened(pid: int) -> list[str] | None:
+    """Taps that a process of this machine has open; ``None`` where that cannot be read."""
+    taps = []
+    try:
+        for path in Path(f"/proc/{pid}/fdinfo").iterdir():
+            text = path.read_text(encoding="utf-8", errors="replace")
+            taps += [line.split()[1] for line in text.splitlines() if line.startswith("iff:")]
+    except OSError:
+        return None  # no right to, or it has ended
+    return taps
+
+
+def _in_another_network(pid: int) -> bool | None:
+    """Whether its network namespace is not ours; ``None`` where that cannot be read."""
+    own, its = Path("/proc/self/ns/net"), Path(f"/proc/{pid}/ns/net")
+    try:
+        return own.readlink() != its.readlink()
+    except OSError:
+        return None

@@ -1,0 +1,170 @@
+"""What carries a guest's network: its tap, the bridge and VLAN that is on, and the way out of the host. Pure."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from enum import StrEnum
+
+from migrator.core.findings import finding
+from migrator.core.model import Finding
+
+#: The bridge that Open vSwitch shows for all of its own; it is never up, and which of them it is cannot be seen.
+_OVS = "ovs-system"
+_TAP = "tun"
+#: Of a port that nobody has set anything at.
+_USUAL = frozenset({"1 PVID Egress Untagged"})
+
+
+@dataclass(frozen=True, kw_only=True)
+class Link:
+    """One network interface of a host."""
+
+    #: ``tun``, ``bridge``, ``vlan``, ``bond``, ``veth``, as the kernel calls it; empty of hardware.
+    kind: str = ""
+    #: Somebody has switched it on.
+    up: bool = False
+    #: There is a cable; of a tap: a process has it open.
+    carrier: bool = False
+    #: The bridge or bond that it is on.
+    master: str = ""
+    #: Of a VLAN's interface its number.
+    vlan: int | None = None
+    #: Of a bridge: it tells VLANs apart.
+    filters: bool = False
+    #: VLANs of a bridge's port, each with its flags: ``10 PVID Egress Untagged``.
+    vlans: frozenset[str] = frozenset()
+
+
+Links = Mapping[str, Link]
+
+
+class NetworkState(StrEnum):
+    """Whether what carries a guest's network cards is up where it runs."""
+
+    UP = "up"
+    #: A tap or its bridge is down, or not as it was at the source.
+    DOWN = "down"
+    #: It has no tap: no network, or one of QEMU's own.
+    NONE = "none"
+    #: It cannot be seen.
+    UNKNOWN = "unknown"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Carried:
+    """The taps of one QEMU process, and the interfaces of its host."""
+
+    #: In the order in which it opened them; ``None``: they cannot be read.
+    taps: tuple[str, ...] | None = None
+    links: Links = field(default_factory=dict)
+
+    @property
+    def state(self) -> tuple[NetworkState, str]:
+        """With what is the matter, in one line; empty where nothing is."""
+        if self.taps is None or (self.taps and not self.links):
+            return NetworkState.UNKNOWN, ""
+        if not self.taps:
+            return NetworkState.NONE, ""
+        wrong = [said for tap in self.taps if (said := _wrong(self.links, tap))]
+        return (NetworkState.DOWN, "; ".join(wrong)) if wrong else (NetworkState.UP, "")
+
+
+def _wrong(links: Links, tap: str) -> str:
+    link = links.get(tap)
+    if link is None:
+        return f"{tap} does not exist"
+    if not link.up:
+        return f"{tap} is down"
+    bridge = links.get(link.master)
+    if bridge is not None and not bridge.up and link.master != _OVS:
+        return f"{link.master}, which {tap} is on, is down"
+    return ""
+
+
+def arrived(here: Carried, there: Carried) -> tuple[NetworkState, str]:
+    """The state of a guest that has come from `here`, measured by what it had."""
+    state, wrong = there.state
+    said = [each.message for each in compare(here, there, "its host")]
+    if state is NetworkState.UP and said:
+        return NetworkState.DOWN, "; ".join(said)
+    return state, wrong
+
+
+def compare(here: Carried, there: Carried, target: str) -> Iterator[Finding]:
+    """What two QEMUs' taps hang on: findings about everything that is not at the target as it is at the source."""
+    for mine, theirs in _pairs(here.taps or (), there.taps or ()):
+        yield from tap(here.links, there.links, mine, theirs, target)
+
+
+def _pairs(here: Sequence[str], there: Sequence[str]) -> list[tuple[str, str]]:
+    """By name where both have it, else in their order."""
+    alike = [(name, name) for name in here if name in there]
+    left = [name for name in here if name not in there]
+    return alike + list(zip(left, (name for name in there if name not in here), strict=False))
+
+
+def tap(here: Links, there: Links, mine: str, theirs: str, target: str) -> Iterator[Finding]:
+    """The same for one tap; one that does not exist there, or of which nothing is known here, has none."""
+    before, now = here.get(mine), there.get(theirs)
+    if before is None or now is None:
+        return
+    if before.up and not now.up:
+        yield finding("tap-down", f"tap {theirs} is down at {target}; at the source it is up")
+    if now.master != before.master:
+        where = f"on {now.master}" if now.master else "on no bridge"
+        was = f"on {before.master}" if before.master else "on none"
+        yield finding("tap-bridge", f"tap {theirs} is {where} at {target}; at the source it is {was}")
+    elif (here_ := _vlans(here, before)) != (there_ := _vlans(there, now)):
+        yield finding(
+            "tap-vlan",
+            f"tap {theirs} is in VLAN {_said(there_)} at {target}; at the source it is in {_said(here_)}",
+        )
+    if before.master and now.master:
+        yield from bridge(here, there, before.master, now.master, target)
+
+
+def bridge(here: Links, there: Links, mine: str, theirs: str, target: str) -> Iterator[Finding]:
+    """The same for a bridge that taps are on, or will be."""
+    before, now = here.get(mine), there.get(theirs)
+    if before is None or now is None or _OVS in (mine, theirs):
+        return
+    if before.up and not now.up:
+        yield finding("bridge-down", f"bridge {theirs} is down at {target}; at the source it is up")
+    out = _uplinks(here, mine)
+    if not any(here[name].up and here[name].carrier for name in out):
+        return
+    ways = _uplinks(there, theirs)
+    if not ways:
+        yield finding(
+            "bridge-uplink",
+            f"bridge {theirs} has no way out of {target}; at the source it has {', '.join(out)}",
+        )
+        return
+    if not any(there[name].up and there[name].carrier for name in ways):
+        down = ", ".join(f"{name} is {'without a cable' if there[name].up else 'down'}" for name in ways)
+        yield finding("bridge-uplink", f"bridge {theirs} has no way out of {target}: {down}")
+    tags, theirs_ = _tags(here, out), _tags(there, ways)
+    if tags != theirs_ and (tags or theirs_):
+        yield finding(
+            "tap-vlan",
+            f"bridge {theirs} leads into VLAN {_said(theirs_)} at {target}; at the source into {_said(tags)}",
+        )
+
+
+def _vlans(links: Links, port: Link) -> frozenset[str]:
+    above = links.get(port.master)
+    return port.vlans if above is not None and above.filters else _USUAL
+
+
+def _uplinks(links: Links, name: str) -> list[str]:
+    """What is on a bridge and is no guest's."""
+    return sorted(each for each, link in links.items() if link.master == name and link.kind != _TAP)
+
+
+def _tags(links: Links, names: Sequence[str]) -> frozenset[str]:
+    return frozenset(str(links[name].vlan) for name in names if links[name].vlan is not None)
+
+
+def _said(vlans: frozenset[str]) -> str:
+    return ", ".join(sorted(vlans)) or "none"

@@ -1,0 +1,48 @@
+"""What carries a guest's network while it moves: looked at before the switch, and where it has arrived."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from migrator.core.carriers import Carried, NetworkState, arrived, compare
+from migrator.core.findings import finding
+from migrator.core.model import Finding
+from migrator.engine.result import Result
+from migrator.errors import HostError
+from migrator.ports import Carriers
+
+
+class Network:
+    """Of one migration. A host whose network cannot be read is not held against it."""
+
+    def __init__(self, carriers: Carriers, *, source: str, target: str) -> None:
+        self._carriers, self._source, self._target = carriers, source, target
+        #: As it was at the source when it was last looked at.
+        self._before = Carried()
+
+    async def look(self, source: Mapping[str, Any], waiting: Mapping[str, Any]) -> tuple[Finding, ...]:
+        """What the taps of both QEMUs hang on, compared; a start script has done its work by now.
+
+        :param source: identity of the process that runs the guest.
+        :param waiting: of the one that waits for it.
+        """
+        self._before = await self._carried(self._source, source)
+        return tuple(compare(self._before, await self._carried(self._target, waiting), self._target))
+
+    async def arrive(self, identity: Mapping[str, Any], result: Result) -> None:
+        """Note how the guest is carried where it runs now."""
+        state, problem = arrived(self._before, await self._carried(self._target, identity))
+        result.network_state, result.network_problem = state, problem
+        if state is NetworkState.DOWN:
+            said = finding("network-down", f"the guest has arrived, but its network is not up: {problem}")
+            result.warn(said.code, said.message, said.remedy)
+
+    async def _carried(self, host: str, identity: Mapping[str, Any]) -> Carried:
+        pid = identity.get("pid")
+        if pid is None:
+            return Carried()
+        try:
+            return await self._carriers.carried(host, int(pid))
+        except HostError:
+            return Carried()

@@ -1,0 +1,104 @@
+"""Network interfaces of a host, and which taps its QEMUs have open."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+from migrator.core.carriers import Carried, Link, Links
+from migrator.errors import HostError
+from migrator.hosts.access import Access
+
+#: For scripts: all there is to see of interfaces, and of the VLANs of a bridge's ports.
+SHOW_LINKS, SHOW_VLANS = "ip -j -d addr show 2>/dev/null", "bridge -j vlan show 2>/dev/null"
+# What a process has open of /dev/net/tun the kernel names in its fdinfo, whoever made the tap and whatever its name.
+_SCRIPT = f"""
+known=$1; shift
+[ -n "$known" ] || printf '%s\\0' "$({SHOW_LINKS})" "$({SHOW_VLANS})"
+[ -z "$known" ] || printf '\\0\\0'
+for pid; do
+  [ -r "/proc/$pid/fdinfo" ] && printf '%s\\n' "$pid" && grep -Hs '^iff:' /proc/"$pid"/fdinfo/*
+done
+printf '\\0end'
+"""
+_LINE = re.compile(r"/proc/(\d+)/fdinfo/(\d+):iff:\s*(\S+)")
+
+
+async def read_carriers(
+    access: Access, pids: Iterable[int], *, links: Links | None = None, timeout: float = 10.0
+) -> dict[int, Carried]:
+    """Of each of these processes the taps that it has open, and what they hang on.
+
+    :param links: the host's interfaces, where they have been read already.
+
+    :raise HostError: the host cannot be asked.
+    """
+    wanted = list(pids)
+    if not wanted:
+        return {}
+    output = await access.run(
+        ["sh", "-s", "--", "" if links is None else "known", *map(str, wanted)],
+        stdin=_SCRIPT.encode(),
+        timeout=timeout,
+    )
+    interfaces, vlans, taps, end = (output.text.split("\0") + [""] * 4)[:4]
+    if end != "end":
+        raise HostError(access.name, f"its network cannot be read: {output.complaint or 'no answer'}")
+    shown = parse_links(interfaces, vlans) if links is None else links
+    read = {int(line) for line in taps.splitlines() if line.isdecimal()}
+    opened: dict[int, dict[int, str]] = {}
+    for match in _LINE.finditer(taps):
+        opened.setdefault(int(match[1]), {})[int(match[2])] = match[3]
+    return {
+        pid: Carried(
+            taps=tuple(dict.fromkeys(name for _, name in sorted(opened.get(pid, {}).items())))
+            if pid in read
+            else None,
+            links=shown,
+        )
+        for pid in wanted
+    }
+
+
+def parse_links(links: str, vlans: str) -> Mapping[str, Link]:
+    """What :data:`SHOW_LINKS` and :data:`SHOW_VLANS` printed, by name; empty where there is no ``ip``."""
+    ports = {
+        entry["ifname"]: frozenset(_vlan(each) for each in entry.get("vlans", ()))
+        for entry in _entries(vlans)
+        if "ifname" in entry
+    }
+    return {
+        entry["ifname"]: _link(entry, ports.get(entry["ifname"], frozenset()))
+        for entry in _entries(links)
+        if "ifname" in entry
+    }
+
+
+def _link(entry: Mapping[str, Any], vlans: frozenset[str]) -> Link:
+    info = entry.get("linkinfo", {})
+    data, flags = info.get("info_data", {}), entry.get("flags", ())
+    kind = info.get("info_kind", "")
+    return Link(
+        kind=kind,
+        up="UP" in flags,
+        carrier="LOWER_UP" in flags,
+        master=entry.get("master", ""),
+        vlan=data.get("id") if kind == "vlan" else None,
+        filters=bool(data.get("vlan_filtering")) if kind == "bridge" else False,
+        vlans=vlans,
+    )
+
+
+def _vlan(each: Mapping[str, Any]) -> str:
+    last = f"-{each['vlanEnd']}" if "vlanEnd" in each else ""
+    return " ".join([f"{each.get('vlan')}{last}", *each.get("flags", ())])
+
+
+def _entries(text: str) -> list[dict[str, Any]]:
+    try:
+        found = json.loads(text)
+    except ValueError:
+        return []
+    return [each for each in found if isinstance(each, dict)] if isinstance(found, list) else []

@@ -1,0 +1,120 @@
+"""Interfaces as ``ip`` and ``bridge`` print them, and what is said of two hosts that carry a guest differently."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+from typing import Any
+
+import pytest
+
+from migrator.core.carriers import Carried, Link, NetworkState, arrived, compare
+from migrator.hosts.carriers import parse_links
+
+UP = ["BROADCAST", "MULTICAST", "UP", "LOWER_UP"]
+
+
+def shown(name: str, flags: list[str] = UP, kind: str = "", **more: Any) -> dict[str, Any]:
+    data = more.pop("data", {})
+    info = {"linkinfo": {"info_kind": kind, "info_data": data}} if kind else {}
+    return {"ifname": name, "flags": flags, **info, **more}
+
+
+def test_what_the_programs_print() -> None:
+    links = json.dumps(
+        [
+            shown("eno1", master="vmbr0"),
+            shown("eno1.7", kind="vlan", data={"id": 7}, link="eno1", master="vmbr7"),
+            shown("vmbr0", kind="bridge", data={"vlan_filtering": 1}),
+            shown("tap100i0", ["BROADCAST", "UP", "NO-CARRIER"], "tun", master="vmbr0", data={"type": "tap"}),
+            {},
+        ]
+    )
+    vlans = json.dumps(
+        [
+            {
+                "ifname": "eno1",
+                "vlans": [{"vlan": 1, "flags": ["PVID", "Egress Untagged"]}, {"vlan": 2, "vlanEnd": 9}],
+            },
+            {"ifname": "tap100i0", "vlans": [{"vlan": 7, "flags": ["PVID", "Egress Untagged"]}]},
+        ]
+    )
+    found = parse_links(links, vlans)
+    assert found["eno1"].vlans == {"1 PVID Egress Untagged", "2-9"}
+    assert found["eno1.7"] == Link(kind="vlan", up=True, carrier=True, master="vmbr7", vlan=7)
+    assert found["vmbr0"].filters
+    assert found["tap100i0"] == Link(
+        kind="tun", up=True, master="vmbr0", vlans=frozenset({"7 PVID Egress Untagged"})
+    )
+    assert parse_links("", "") == parse_links("no ip here", "[1]") == {}
+
+
+LINKS = {
+    "out": Link(up=True, carrier=True, master="br0"),
+    "br0": Link(kind="bridge", up=True, carrier=True),
+    "t0": Link(kind="tun", up=True, master="br0"),
+}
+HERE = Carried(taps=("t0",), links=LINKS)
+
+
+def there(**changes: Link | None) -> Carried:
+    links = {**LINKS, **changes}
+    return Carried(taps=("t0",), links={name: link for name, link in links.items() if link is not None})
+
+
+def codes(other: Carried, here: Carried = HERE) -> list[str]:
+    return [each.code for each in compare(here, other, "beta")]
+
+
+@pytest.mark.parametrize(
+    ("changes", "found"),
+    [
+        ({}, []),
+        ({"t0": replace(LINKS["t0"], up=False)}, ["tap-down"]),
+        ({"t0": replace(LINKS["t0"], master="")}, ["tap-bridge"]),
+        ({"br0": replace(LINKS["br0"], up=False)}, ["bridge-down"]),
+        ({"out": None}, ["bridge-uplink"]),
+        ({"out": replace(LINKS["out"], carrier=False)}, ["bridge-uplink"]),
+        ({"out": replace(LINKS["out"], kind="vlan", vlan=7)}, ["tap-vlan"]),
+        ({"t0": replace(LINKS["t0"], vlans=frozenset({"7"}))}, []),  # the bridge does not look at it
+        (
+            {"t0": replace(LINKS["t0"], vlans=frozenset({"7"})), "br0": replace(LINKS["br0"], filters=True)},
+            ["tap-vlan"],
+        ),
+        ({"t0": None}, []),  # said by whoever looks for it
+    ],
+)
+def test_each_difference(changes: dict[str, Link | None], found: list[str]) -> None:
+    assert codes(there(**changes)) == found
+
+
+def test_bridges_of_other_names_are_said_and_compared() -> None:
+    links = {"br9": Link(kind="bridge"), "t0": replace(LINKS["t0"], master="br9")}
+    assert codes(Carried(taps=("t0",), links=links)) == ["tap-bridge", "bridge-down", "bridge-uplink"]
+
+
+def test_open_vswitch_shows_one_bridge_that_is_never_up() -> None:
+    links = {"ovs-system": Link(kind="openvswitch"), "t0": Link(kind="tun", up=True, master="ovs-system")}
+    one = Carried(taps=("t0",), links=links)
+    assert one.state == (NetworkState.UP, "")
+    assert codes(one, one) == []
+
+
+def test_taps_are_paired_by_name_and_else_in_their_order() -> None:
+    names = ("tap3", "web0", "tap9")
+    links = {**LINKS, **dict.fromkeys((*names, "tap0", "tap1"), LINKS["t0"])}
+    down = replace(LINKS["t0"], up=False)
+    other = Carried(taps=("tap0", "tap1", "web0"), links={**links, "tap1": down})
+    (said,) = compare(Carried(taps=names, links=links), other, "beta")
+    assert said.message == "tap tap1 is down at beta; at the source it is up"
+
+
+def test_what_cannot_be_read_is_held_against_nobody() -> None:
+    assert codes(Carried()) == codes(HERE, Carried()) == []
+    assert Carried().state == Carried(taps=("t0",)).state == (NetworkState.UNKNOWN, "")
+    assert arrived(HERE, Carried()) == (NetworkState.UNKNOWN, "")
+    assert Carried(taps=()).state == (NetworkState.NONE, "")
+    assert arrived(HERE, there(t0=replace(LINKS["t0"], master=""))) == (
+        NetworkState.DOWN,
+        "tap t0 is on no bridge at its host; at the source it is on br0",
+    )
