@@ -22,6 +22,8 @@ from typing import Any
 from migrator.core.drivers import Driver
 from migrator.core.model import MigrationStatus, Process, Severity, View
 from migrator.core.policy import Policy, builtin
+from migrator.core.resolving import Answer, consider, spoken
+from migrator.core.situation import Word
 from migrator.engine.migration import Migration
 from migrator.engine.patience import Patience
 from migrator.engine.result import Result, Status
@@ -233,6 +235,22 @@ class Drive:
                 pass  # it is silent or gone; hold() and the looks find out
             end.hold(left.facts[side]["identity"])
         return await self._migration(left.claim(), self._policy).take_up(left.facts, left.intent)
+
+    async def say(self, word: Word, held: Result) -> tuple[Answer, Result | None]:
+        """What the service does with a person's word on what `held` says; no result where it is refused."""
+        (left,) = unfinished()
+        for end, side in ((self.source, "source"), (self.destination, "destination")):
+            try:
+                await end.connect(timeout=1.0)
+            except QemuError:
+                pass
+            end.hold(left.facts[side]["identity"])
+        here, there = await self.source.observe(), await self.destination.observe()
+        answer = consider(word, left.intent, here, there, held_code=held.held_code)
+        if not answer.accepted:
+            return answer, None
+        migration = self._migration(left.claim(), self._policy)
+        return answer, await migration.take_up(left.facts, spoken(left.intent, word))
 
     async def close(self) -> None:
         """Let go of the record and of both ends."""
