@@ -169,6 +169,11 @@ def _migrations() -> list[Any]:
             "s",
             query(f"max(job:migrator_migration_downtime_seconds:p50_1h{{{RECORDED}}})", "p50"),
             query(f"max(job:migrator_migration_downtime_seconds:p99_1h{{{RECORDED}}})", "p99"),
+            query(
+                "histogram_quantile(0.99, sum by (le) "
+                f"(rate(migrator_migration_standstill_seconds_bucket{{{ALL}}}[1h])))",
+                "p99, watched or not",
+            ),
             query(f"max(migrator_migration_downtime_ceiling_seconds{{{ALL}}})", "highest ceiling"),
         ),
         curves(

@@ -227,6 +227,10 @@ class Record(Protocol):
     point of no return had been passed.
     """
 
+    @property
+    def noted_at(self) -> float | None:
+        """Of one that was taken up: when the last intent was noted, in seconds since the epoch."""
+
     async def begin(self, facts: Mapping[str, Any], intent: Intent) -> None:
         """Write what is about to be done and how things were; returns once it is on disk.
 

@@ -82,6 +82,8 @@ class _Evacuation:
 class _NoRecord:
     """Steps are kept nowhere: nobody will have to go on with this."""
 
+    noted_at = None
+
     async def begin(self, *_: object) -> None:
         return
 

@@ -47,6 +47,8 @@ _ITS_OWN = (
 class _Unrecorded:
     """A record that is none: a rescue looks at both ends anew wherever it was broken off."""
 
+    noted_at = None
+
     async def begin(self, facts: Mapping[str, Any], intent: Intent) -> None:
         pass
 

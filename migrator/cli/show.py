@@ -155,6 +155,7 @@ def _summary(result: Result) -> list[str]:
             downtime = show_seconds(result.downtime_seconds)
             if (result.downtime_uncertainty_seconds or 0) > 0.001:
                 downtime += f" (give or take {show_seconds(result.downtime_uncertainty_seconds or 0)})"
+        downtime += stood_still(result.downtime_seconds, result.standstill_seconds)
         lines.append(
             f"    {result.mode}, {show_seconds(result.duration_seconds)}, downtime {downtime} "
             f"(ceiling {show_seconds(result.max_downtime_seconds)}), {result.rounds} rounds, "
@@ -169,3 +170,10 @@ def _summary(result: Result) -> list[str]:
             "    If that does not end it, add --rescue: it says what can be done, and asks.",
         ]
     return lines
+
+
+def stood_still(downtime: float | None, standstill: float | None) -> str:
+    """What is said beside a downtime where the guest stood still for longer in all."""
+    if standstill is None or standstill - (downtime or 0.0) < 0.001:
+        return ""
+    return f", stood still for {show_seconds(standstill)} in all"

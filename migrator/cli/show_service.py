@@ -8,6 +8,7 @@ from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any
 
 from migrator.cli import deadline, remedies
+from migrator.cli.show import stood_still
 from migrator.text import clean
 from migrator.units import show_bytes, show_rate, show_ratio, show_seconds
 
@@ -355,6 +356,7 @@ def migration_lines(one: Document) -> list[str]:
             downtime = show_seconds(one["downtime_seconds"])
             if (one["downtime_uncertainty_seconds"] or 0) > 0.001:
                 downtime += f" (give or take {show_seconds(one['downtime_uncertainty_seconds'])})"
+        downtime += stood_still(one["downtime_seconds"], one.get("standstill_seconds"))
         limit = one["downtime_limit_seconds"]
         given = "" if limit is None else f", QEMU was given {show_seconds(limit)}"
         lines.append(

@@ -57,6 +57,12 @@ class Intent:
     restored: bool = False
     #: An attempt to fence came to nothing.
     fence_failed: bool = False
+    #: When the guest was stopped for the migration, in seconds since the epoch, give or take so many.
+    stopped_at: float | None = None
+    stopped_give_or_take: float = 0.0
+    #: For so long it stood still, give or take; ``None`` while it was not seen to go on.
+    stood_seconds: float | None = None
+    stood_give_or_take: float = 0.0
     #: The guest was seen running at the destination; if it stands still there, somebody wanted that.
     ran_there: bool = False
     #: Where a person has said that it is, until that is done or turns out not to be so.

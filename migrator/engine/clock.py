@@ -12,3 +12,8 @@ def now() -> float:
         return asyncio.get_running_loop().time()
     except RuntimeError:
         return time.monotonic()
+
+
+def wall() -> float:
+    """Seconds since the epoch: what a record, and another controller, can make something of."""
+    return time.time() - time.monotonic() + now()

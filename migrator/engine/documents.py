@@ -99,6 +99,9 @@ class MigrationDocument(Document):
     downtime_limit_seconds: float | None = None
     downtime_seconds: float | None = None
     downtime_uncertainty_seconds: float | None = None
+    #: All the time that the guest stood still for the migration, whether somebody watched or not, give or take so much.
+    standstill_seconds: float | None = None
+    standstill_uncertainty_seconds: float | None = None
     preflight_seconds: float | None = None
     duration_seconds: float | None = None
     max_throttle_ratio: float = 0.0

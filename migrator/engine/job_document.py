@@ -58,6 +58,8 @@ def document(job: Job) -> MigrationDocument:
         downtime_limit_seconds=status.limit_seconds if status else None,
         downtime_seconds=result.downtime_seconds,
         downtime_uncertainty_seconds=result.downtime_uncertainty_seconds,
+        standstill_seconds=result.standstill_seconds,
+        standstill_uncertainty_seconds=result.standstill_uncertainty_seconds,
         preflight_seconds=result.preflight_seconds or None,
         duration_seconds=result.duration_seconds if job.ended else None,
         max_throttle_ratio=result.max_throttle_ratio,

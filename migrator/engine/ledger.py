@@ -21,6 +21,8 @@ OUTCOME = (
     "duration_seconds",
     "downtime_seconds",
     "downtime_uncertainty_seconds",
+    "standstill_seconds",
+    "standstill_uncertainty_seconds",
     "transferred_bytes",
     "rounds",
     "max_throttle_ratio",
@@ -46,6 +48,11 @@ class Ledger:
         self.began = clock.now()
 
     @property
+    def taken_up_from(self) -> float | None:
+        """Until when another controller is known to have watched, in seconds since the epoch."""
+        return self._record.noted_at
+
+    @property
     def elapsed(self) -> float:
         """Seconds since the first command that changes anything."""
         return clock.now() - self.began
@@ -64,6 +71,10 @@ class Ledger:
             await self._record.end({"state": State.FAILED, "error": error, "postponed": False})
         except RecordError as left:
             self._result.warn("record-left-over", str(left), "delete that file")
+
+    def keep(self, **changes: Any) -> None:
+        """Change the intent; it is on record with what is noted next. For what is only worth knowing."""
+        self.intent = replace(self.intent, **changes)
 
     def note(self, **changes: Any) -> None:
         """Change the intent and have it on record before anything is done about it.

@@ -259,6 +259,7 @@ class Migration:
         if intent.postcopy:
             self.result.mode = Mode.POSTCOPY  # its event may have gone to another controller
             self._steering.settle()
+        self._observer.take_up(intent, self._ledger.taken_up_from)
         await self._ask_whether_it_ran()
         if intent.said is not None:
             return await self._as_said(intent.said)
@@ -414,6 +415,7 @@ class Migration:
             self._last_source, self._last = source, (source, destination)
             if self._ledger.intent.milestone is Milestone.HANDED_OVER and destination.run in RUNNING_STATES:
                 self.result.duration_seconds = self.result.duration_seconds or self._ledger.elapsed
+            self._note_standstill()
             if source.answers:
                 self._note_run_state(source.run)
             self._note_run_there(destination)
@@ -439,6 +441,20 @@ class Migration:
             if await self._steps.take(answer):
                 ended = State.GUEST_ENDED if answer.row.startswith("ended") else State.COMPLETED
                 return await self._end(replace(answer, step=Step.END, state=ended))
+
+    def _note_standstill(self) -> None:
+        """Whoever takes this up shall know since when the guest stands still, or how long it did."""
+        standstill, intent = self._observer.standstill, self._ledger.intent
+        stopped = standstill.stopped
+        if stopped is not None and intent.stopped_at is None:
+            middle, around = (stopped.earliest + stopped.latest) / 2, (stopped.latest - stopped.earliest) / 2
+            self._ledger.keep(stopped_at=middle, stopped_give_or_take=around)
+        elif stopped is None and intent.stopped_at is not None:
+            self._ledger.keep(
+                stopped_at=None,
+                stood_seconds=self.result.standstill_seconds,
+                stood_give_or_take=self.result.standstill_uncertainty_seconds or 0.0,
+            )
 
     def _note_run_there(self, destination: View) -> None:
         intent = self._ledger.intent
@@ -531,6 +547,7 @@ class Migration:
     async def _end(self, answer: Next) -> Result:
         result = self.result
         result.state = answer.state or State.HELD
+        self._measure(result)
         if result.duration_seconds is None or result.state is not State.COMPLETED:
             result.duration_seconds = self._ledger.elapsed
         if result.state is State.COMPLETED:
@@ -551,6 +568,30 @@ class Migration:
             await self._ledger.end()
         self._report(result.state)
         return result
+
+    def _measure(self, result: Result) -> None:
+        """What the guest felt, and whether that certainly was more than its policy allows."""
+        standstill = self._observer.standstill
+        if result.state is State.GUEST_ENDED or not self._ledger.intent.guest_runs:
+            standstill.forget()
+        elif result.state is State.HELD:
+            standstill.so_far()
+        else:
+            standstill.over()  # where it was seen to run, and nobody said since when
+        if result.standstill_seconds is None or result.mode is Mode.OFFLINE:
+            return
+        least = result.standstill_seconds - (result.standstill_uncertainty_seconds or 0.0)
+        if least > result.max_downtime_seconds > 0:
+            self._ledger.decide(
+                "ceiling-exceeded",
+                f"the guest stood still for {least:.3g} s at least, and its policy allows "
+                f"{result.max_downtime_seconds:.3g} s",
+                {
+                    "standstill_seconds": result.standstill_seconds,
+                    "standstill_uncertainty_seconds": result.standstill_uncertainty_seconds or 0.0,
+                    "max_downtime_seconds": result.max_downtime_seconds,
+                },
+            )
 
     def _learn(self) -> None:
         left = self._observer.at_switch

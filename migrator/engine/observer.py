@@ -9,11 +9,8 @@ from migrator.core.situation import Intent, Milestone, SourceIs, source_is
 from migrator.engine import clock
 from migrator.engine.patience import Patience
 from migrator.engine.result import Result
-from migrator.ports import Event, Qemu
-
-#: QEMU stamps events in microseconds; two stamps make a downtime.
-_STAMPS_SECONDS = 2e-6
-
+from migrator.engine.standstill import Moment, Standstill
+from migrator.ports import Qemu
 
 #: So old a destination's view may be while the source copies.
 _KEEP_VIEW_SECONDS = 1.0
@@ -29,7 +26,12 @@ class Observer:
         self._source, self._destination = source, destination
         self._patience = patience
         self._result = result
-        self._stop: Event | None = None
+        self.standstill = Standstill(result)
+        #: The guest was seen to stop at the source at least once.
+        self.stopped = False
+        self._heard_stop = False
+        #: Until when another controller watched; ``None`` once we do.
+        self._noted_at: float | None = None
         self._shown: tuple[object, ...] = ()
         self._changed_at = clock.now()
         #: The guest ran at the destination, and then somebody stopped it there.
@@ -44,16 +46,12 @@ class Observer:
         source.on_change(self._wake.set)
         destination.on_change(self._wake.set)
 
-    @property
-    def stopped(self) -> bool:
-        """The guest was seen to stop at the source at least once."""
-        return self._stop is not None
-
     async def look(self, intent: Intent) -> tuple[View, View, bool]:
         """Fresh views of source and destination, and whether this phase is overdue."""
         self._wake.clear()
         source, destination = await self._views()
         self._hear(intent)
+        self._bound(intent, source, destination)
         # Before the migration begins nothing of ours but a dismissal ends it; then an undo may have fenced it.
         untouched = not intent.dismissed and (
             intent.milestone < Milestone.MIGRATING
@@ -83,16 +81,18 @@ class Observer:
             if event.name == "MIGRATION" and event.data.get("status") == MigrationStatus.POSTCOPY_ACTIVE:
                 self._result.mode = Mode.POSTCOPY
             if event.name == "STOP":
-                self._stop = event
+                self.stopped = self._heard_stop = True
+                self.standstill.stop(event, self._source)
             elif event.name == "RESUME" and intent.undo is not None:
-                self._note_downtime(event, one_clock=True)
+                self.standstill.resume(event, self._source)
+            elif event.name == "RESUME":
+                self.standstill.forget()
         for event in self._destination.take_events():
             if event.name == "STOP":
                 self.stopped_there = self._ran_there
             if event.name == "RESUME":
                 self._ran_there, self.stopped_there = True, False
-                one_clock = self._source.shares_clock and self._destination.shares_clock
-                self._note_downtime(event, one_clock=one_clock)
+                self.standstill.resume(event, self._destination)
 
     async def _views(self) -> tuple[View, View]:
         """Fresh views; while the source copies, the destination's may be a second old.
@@ -130,17 +130,38 @@ class Observer:
         """End a :meth:`pause` now."""
         self._wake.set()
 
-    def _note_downtime(self, resume: Event, *, one_clock: bool) -> None:
-        """From STOP to RESUME: by one machine's stamps, else by arrival, give or take the round trips."""
-        if self._stop is None:
+    def take_up(self, intent: Intent, noted_at: float | None) -> None:
+        """Another controller watched until then: what it did not note is known between bounds only."""
+        self._noted_at = noted_at
+        if intent.stopped_at is not None:
+            around = intent.stopped_give_or_take
+            self.standstill.stopped_at(Moment(intent.stopped_at - around, intent.stopped_at + around))
+            self._heard_stop = True
+        if intent.stood_seconds is not None:
+            self.standstill.took(intent.stood_seconds, intent.stood_give_or_take)
+            self._heard_stop = True
+
+    def _bound(self, intent: Intent, source: View, destination: View) -> None:
+        """What happened while nobody watched, from the first look after it."""
+        since, now = self._noted_at, clock.wall()
+        if since is None:
             return
-        if one_clock:
-            seconds, uncertainty = resume.stamped - self._stop.stamped, _STAMPS_SECONDS
-        else:
-            seconds = resume.arrived - self._stop.arrived
-            uncertainty = self._source.round_trip_seconds + self._destination.round_trip_seconds
-        self._result.downtime_seconds = max(0.0, seconds)
-        self._result.downtime_uncertainty_seconds = uncertainty
+        runs_there = (
+            intent.milestone >= Milestone.HANDED_OVER
+            and destination.answers
+            and destination.run in RUNNING_STATES
+        )
+        stopped_here = source.answers and source.run in (RunState.FINISH_MIGRATE, RunState.POSTMIGRATE)
+        reached_it_alone = stopped_here and intent.milestone < Milestone.SWITCHING
+        if intent.guest_runs and reached_it_alone and not self._heard_stop:
+            # It ran when the last thing was noted.
+            self.standstill.stopped_at(Moment(since, now))
+            self._heard_stop = True
+        runs_here = source.answers and source.run in RUNNING_STATES
+        if runs_there or (runs_here and source_is(source) is not SourceIs.COPIES):
+            self.standstill.resumed_at(Moment(since, now))
+        if source.answers or runs_there:
+            self._noted_at = None  # from here on we watch
 
     def _overdue(self, intent: Intent, source: View, destination: View) -> bool:
         sample = source.sample or Sample()

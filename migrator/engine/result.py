@@ -40,6 +40,10 @@ class Result:
     #: From STOP to RESUME, wherever that was; ``None`` when the guest never stood still, or never ran.
     downtime_seconds: float | None = None
     downtime_uncertainty_seconds: float | None = None
+    #: All the time that the guest stood still for the migration, whether somebody watched or not, give or take so much;
+    #: of one that is held until then. ``None`` as above.
+    standstill_seconds: float | None = None
+    standstill_uncertainty_seconds: float | None = None
     #: The policy's ceiling; the limits that QEMU was given stay below it and are among the decisions.
     max_downtime_seconds: float = 0.0
     transferred_bytes: int = 0

@@ -42,7 +42,8 @@ ACTIONS = (
         {
             *map(str, Act),
             *map(str, Step),
-            *("held", "no-postcopy", "park", "run-state", "take-up", "too-late", "undo"),
+            *("ceiling-exceeded", "held", "no-postcopy", "park", "resolve"),
+            *("run-state", "take-up", "too-late", "undo"),
         }
     ),
     OTHER,
@@ -161,8 +162,8 @@ COUNTED = (
     ),
     _counter(
         "migrator_migration_downtime_ceiling_exceeded_total",
-        "Migrations whose measured downtime was above their policy's ceiling; those that were to stand still "
-        "(mode offline) are not counted.",
+        "Migrations whose guest stood still for longer than their policy's ceiling, whether or not a controller "
+        "watched; those that were to stand still (mode offline) are not counted.",
     ),
     _counter(
         "migrator_migration_throttled_seconds_total",
@@ -186,6 +187,13 @@ COUNTED = (
         why="the ceilings of the built-in policies (0.1, 0.3 and 2 s) are bounds, so that the share below each is "
         "exact; the long end is for guests that stand still on purpose",
         times=len(MODES),
+    ),
+    _histogram(
+        "migrator_migration_standstill_seconds",
+        "All the time that the guest stood still for a migration, whether or not a controller watched; not for mode "
+        "offline. Where it is known between bounds only, the middle.",
+        buckets=(0.01, 0.02, 0.05, 0.1, 0.15, 0.2, 0.3, 0.5, 0.75, 1, 2, 5, 10, 30, 60, 300, 1800),
+        why="as of downtimes; the long end is for a controller that was away at the switch, and for held guests",
     ),
     _histogram(
         "migrator_migration_downtime_ceiling_ratio",
@@ -336,7 +344,7 @@ INVENTORY = (
     ),
     _gauge(
         "migrator_guest_last_downtime_seconds",
-        "Downtime of its last migration, as measured; for an hour. Not for mode offline.",
+        "For how long it stood still at least in its last migration, as measured; for an hour. Not for mode offline.",
         "guest",
         "host",
         series="G",

@@ -76,6 +76,7 @@ class Counted:
         self._throttled = self._counter("migration_throttled_seconds_total")
         self._duration = self._histogram("migration_duration_seconds", words.MODES)
         self._downtime = self._histogram("migration_downtime_seconds", words.MODES)
+        self._standstill = self._histogram("migration_standstill_seconds")
         self._of_ceiling = self._histogram("migration_downtime_ceiling_ratio", words.MODES)
         self._preparation = self._histogram("migration_preparation_seconds")
         self._phases = self._histogram("migration_phase_duration_seconds", words.PHASES)
@@ -169,6 +170,7 @@ class Counted:
         if identifier in self._counted:
             if counts and state in words.RESULTS and state != State.HELD and identifier in self._courses:
                 del self._courses[identifier]  # it was held, and a person has resolved it
+                self._feel(identifier, body)
                 self._remember(identifier, body)
             return
         if state == State.HELD and identifier not in self._courses:
@@ -215,11 +217,23 @@ class Counted:
             ceiling = body.get("max_downtime_seconds") or 0.0
             if ceiling > 0 and mode != Mode.OFFLINE:
                 self._of_ceiling.labels(mode).observe(downtime / ceiling, exemplar=exemplar)
-                if downtime > ceiling:
-                    self._exceeded.inc(exemplar=exemplar)
+        if state != State.HELD:
+            self._feel(identifier, body)
         if (error := body.get("forecast_error_ratio")) is not None:
             self._forecast.observe(abs(error), exemplar=exemplar)
         self._remember(identifier, body)
+
+    def _feel(self, identifier: str, body: Mapping[str, Any]) -> None:
+        """What the guest felt, once it is over."""
+        if body.get("mode") == Mode.OFFLINE:
+            return
+        exemplar = {"migration": identifier}
+        standstill = body.get("standstill_seconds")
+        if standstill is not None:
+            self._standstill.observe(standstill, exemplar=exemplar)
+        least, ceiling = _felt(body), body.get("max_downtime_seconds") or 0.0
+        if least is not None and least > ceiling > 0:
+            self._exceeded.inc(exemplar=exemplar)
 
     def _first_time(self, identifier: str) -> bool:
         if identifier in self._counted:
@@ -237,7 +251,7 @@ class Counted:
             mode=str(body.get("mode")),
             source=str(body.get("source") or ""),
             destination=str(body.get("destination") or ""),
-            downtime=body.get("downtime_seconds"),
+            downtime=_felt(body),
             ceiling=float(body.get("max_downtime_seconds") or 0.0),
             at=self._now(),
         )
@@ -257,7 +271,13 @@ class Counted:
                     mode=migration.mode,
                     source=migration.source,
                     destination=migration.destination,
-                    downtime=migration.downtime_seconds,
+                    downtime=_felt(
+                        {
+                            "downtime_seconds": migration.downtime_seconds,
+                            "standstill_seconds": migration.standstill_seconds,
+                            "standstill_uncertainty_seconds": migration.standstill_uncertainty_seconds,
+                        }
+                    ),
                     ceiling=migration.max_downtime_seconds,
                     at=migration.ended_at.timestamp(),
                 )
@@ -306,6 +326,14 @@ class Counted:
         """When each action was last decided, by migration."""
         wanted = set(active) & self._courses.keys()
         return {identifier: dict(self._courses[identifier].decisions) for identifier in wanted}
+
+
+def _felt(body: Mapping[str, Any]) -> float | None:
+    """For how long the guest stood still at least."""
+    downtime, standstill = body.get("downtime_seconds"), body.get("standstill_seconds")
+    if standstill is None:
+        return float(downtime) if downtime is not None else None
+    return max(0.0, float(standstill) - float(body.get("standstill_uncertainty_seconds") or 0.0))
 
 
 def _begin_at_zero(metric: Counter | Histogram, values: tuple[Iterable[str], ...]) -> None:

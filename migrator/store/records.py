@@ -46,6 +46,7 @@ class FileRecord:
         self.directory = directory or state_directory()
         self.path = self.directory / f"{name}.jsonl"
         self._fd = -1
+        self.noted_at: float | None = None
         self._torn = False  # the last line was cut short, for lack of room
 
     async def begin(self, facts: Mapping[str, Any], intent: Intent) -> None:
@@ -177,6 +178,7 @@ class Unfinished:
         try:
             self.facts: dict[str, Any] = lines[0]["facts"]
             self.intent = _intent([line["intent"] for line in lines if "intent" in line][-1])
+            self.record.noted_at = [line["time"] for line in lines if "intent" in line][-1]
             if lines[0]["boot_id"] != boot_id():
                 self.intent = replace(
                     self.intent, milestone=max(self.intent.milestone, Milestone.HANDED_OVER)

@@ -37,7 +37,11 @@ FIELDS = {
     "decisions",
     "error",
 }
-MORE_FIELDS = {"network_state", "network_problem", "held_code"}
+MORE_FIELDS = {
+    *("network_state", "network_problem"),
+    *("held_code", "held_until"),
+    *("standstill_seconds", "standstill_uncertainty_seconds"),
+}
 
 
 class TestMoves:

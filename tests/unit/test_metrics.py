@@ -346,3 +346,23 @@ def test_every_metric_is_well_described() -> None:
 def test_the_document_is_up_to_date() -> None:
     path = Path(__file__).parent.parent.parent / "docs" / "metrics.md"
     assert path.read_text(encoding="utf-8") == document(), "run make docs"
+
+
+@pytest.mark.parametrize(
+    ("standstill", "around", "exceeded"), [(8.7, 0.001, 1), (0.2, 0.0, 0), (5.0, 4.9, 0)]
+)
+async def test_standstill_that_nobody_watched_counts_by_what_is_certain(
+    service: Service, standstill: float, around: float, exceeded: int
+) -> None:
+    service.reading.put(a_migration("m1"))
+    service.reading.end(
+        "m1",
+        State.COMPLETED,
+        downtime_seconds=standstill,
+        standstill_seconds=standstill,
+        standstill_uncertainty_seconds=around,
+    )
+    assert await service.value("migration_downtime_ceiling_exceeded_total") == exceeded
+    assert await service.value("migration_standstill_seconds_sum") == standstill
+    last = await service.value("guest_last_downtime_seconds", guest="guest-of-m1", host="host-2")
+    assert last == pytest.approx(standstill - around)

@@ -1,0 +1,118 @@
+"""What the guest felt is measured, whoever watched: exactly where somebody noted it, else between honest bounds."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+from collections.abc import AsyncIterator, Callable
+from pathlib import Path
+
+import pytest
+
+from migrator.core.model import State
+from migrator.engine.result import Result
+from migrator.testing.lab import Habit, Lab, Machine, Pair
+from tests.driven import MIB, PLAIN, SLOW, Drive, driven, hurry, reaches
+from tests.invariants import witness
+
+BUSY = Machine(habit=Habit(region_bytes=16 * MIB, bytes_per_second=4 * MIB), image_locking="off")
+_AWAY_SECONDS = 1.0
+
+
+@contextlib.asynccontextmanager
+async def dies(drive: Drive, when: Callable[[Drive, Callable[[], object]], None]) -> AsyncIterator[None]:
+    """As a controller that is killed at that step; the body is what happens while it is away."""
+    gone = asyncio.Event()
+
+    async def die() -> None:
+        gone.set()
+        await asyncio.Event().wait()
+
+    when(drive, die)
+    driving = asyncio.create_task(drive.run(), name="a controller that dies")
+    await gone.wait()
+    driving.cancel()
+    await asyncio.wait({driving})
+    await drive.close()
+    yield
+
+
+def exceeded(result: Result) -> bool:
+    return "ceiling-exceeded" in [each.action for each in result.decisions]
+
+
+@pytest.mark.parametrize(
+    "when",
+    [
+        lambda drive, die: drive.source.after("switch", die),
+        lambda drive, die: drive.destination.before("cont", die),
+    ],
+    ids=["past the switch", "before it is handed over"],
+)
+async def test_controller_that_was_away_while_it_stood_still_is_no_excuse(
+    lab: Lab, one_version: Path, when: Callable[[Drive, Callable[[], object]], None]
+) -> None:
+    pair = await lab.pair(BUSY, source=one_version, destination=one_version)
+    async with witness(lab, pair) as seen:
+        async with dies(Drive(pair, policy=PLAIN), when):
+            await asyncio.sleep(_AWAY_SECONDS)  # the time that is measured
+        async with driven(pair) as drive:
+            result = await drive.take_up()
+        assert result.state is State.COMPLETED
+        await seen.verify(State.COMPLETED)
+    felt(result, seen.watch.longest_silence_seconds)
+    assert result.standstill_uncertainty_seconds is not None
+    assert result.standstill_uncertainty_seconds < 0.01
+    assert exceeded(result)
+
+
+async def test_switch_that_was_reached_with_nobody_there_is_known_between_bounds(
+    lab: Lab, one_version: Path
+) -> None:
+    pair = await lab.pair(BUSY, source=one_version, destination=one_version)
+    async with witness(lab, pair) as seen:
+        async with dies(Drive(pair, policy=SLOW), lambda drive, die: drive.source.after("migrate", die)):
+            await reaches(pair.source, "active")
+            await hurry(pair)
+            await pair.source.query("migrate-set-parameters", downtime_limit=2000)
+            await reaches(pair.source, "pre-switchover")
+            await asyncio.sleep(_AWAY_SECONDS)
+        async with driven(pair) as drive:
+            result = await drive.take_up()
+        assert result.state is State.COMPLETED
+        await seen.verify(State.COMPLETED)
+    felt(result, seen.watch.longest_silence_seconds)
+    assert result.standstill_uncertainty_seconds is not None
+    assert result.standstill_uncertainty_seconds > _AWAY_SECONDS / 3
+
+
+async def test_measure_of_a_controller_that_died_later_is_kept(lab: Lab, one_version: Path) -> None:
+    pair = await lab.pair(BUSY, source=one_version, destination=one_version)
+    async with witness(lab, pair) as seen:
+        async with dies(Drive(pair, policy=PLAIN), lambda drive, die: drive.source.before("quit", die)):
+            await asyncio.sleep(_AWAY_SECONDS)
+        async with driven(pair) as drive:
+            result = await drive.take_up()
+        await seen.verify(State.COMPLETED)
+    assert result.standstill_seconds is not None
+    assert result.standstill_seconds < _AWAY_SECONDS
+    felt(result, seen.watch.longest_silence_seconds)
+
+
+async def test_switch_that_is_watched_is_all_that_it_felt(lab: Lab, one_version: Path) -> None:
+    pair: Pair = await lab.pair(BUSY, source=one_version, destination=one_version)
+    async with witness(lab, pair) as seen:
+        async with driven(pair) as drive:
+            result = await drive.run()
+        await seen.verify(State.COMPLETED)
+    assert result.standstill_seconds == result.downtime_seconds
+    assert result.standstill_uncertainty_seconds == result.downtime_uncertainty_seconds
+    assert exceeded(result) == ((result.downtime_seconds or 0.0) > result.max_downtime_seconds)
+
+
+def felt(result: Result, silence_seconds: float) -> None:
+    """What was measured is what was seen from outside, give or take: the guest beats every 20 ms."""
+    assert result.standstill_seconds is not None
+    around = (result.standstill_uncertainty_seconds or 0.0) + 0.25
+    assert abs(result.standstill_seconds - silence_seconds) < around, silence_seconds
+    assert result.downtime_seconds == result.standstill_seconds
