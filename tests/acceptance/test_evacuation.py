@@ -14,7 +14,7 @@ from typing import Any
 import pytest
 
 from migrator.testing import network
-from migrator.testing.lab import Habit, Machine, Qemu, until
+from migrator.testing.lab import Habit, Machine, Qemu, RawMonitor, until
 from migrator.testing.site import Site
 from tests.conftest import missing
 
@@ -63,8 +63,8 @@ def ask(site: Site, *words: str) -> Any:
     return json.loads(done.stdout)
 
 
-async def filled(site: Site, machines: list[Machine], host: str = "a") -> None:
-    await asyncio.gather(*(site.boot(machine, host) for machine in machines))
+async def filled(site: Site, machines: list[Machine], host: str = "a") -> list[Qemu]:
+    return await asyncio.gather(*(site.boot(machine, host) for machine in machines))
 
 
 async def command(site: Site, *words: str) -> Any:
@@ -109,7 +109,7 @@ class Witness:
 async def test_emptied_as_planned_and_brought_home() -> None:
     machines = [guest(name) for name in ("web", "two words", "a'b\"c$(touch /tmp/owned)", "line\nbreak")]
     async with served() as site:
-        await filled(site, machines)
+        begun = await filled(site, machines)
         site.command("status")
         plan = ask(site, "plan", "a")
         assert {each["guest_name"] for each in plan["guests"]} == {machine.name for machine in machines}
@@ -127,6 +127,9 @@ async def test_emptied_as_planned_and_brought_home() -> None:
         assert done.returncode == 0, (done.stdout, done.stderr, site.log())
         for machine in machines:
             assert site.where(await runs_once(site, machine)) == "a"
+        for qemu in begun:  # by the path that it was started with
+            async with RawMonitor(qemu.qmp) as monitor:
+                assert (await monitor.execute("query-name"))["name"] == qemu.machine.name
         await witness.verdict()
         assert not Path("/tmp/owned").exists()
 
