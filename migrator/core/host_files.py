@@ -3,106 +3,22 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
 
 from migrator.core.command_line import CommandLine, Option
 from migrator.core.files import Kind
 from migrator.core.findings import finding
 from migrator.core.host_case import Case
 from migrator.core.model import Finding
+from migrator.core.named_files import named, served
 
 #: The first version that says by itself what blocks a migration (blocked-reasons).
 _SAYS_BLOCKERS = (6, 0)
 _PCI = "/sys/bus/pci/devices"
 
 
-@dataclass(frozen=True, kw_only=True)
-class Named:
-    """A file that the command line names."""
-
-    path: str
-    #: For a message: ``the kernel``.
-    what: str
-    #: Its contents belong to the guest's start: another size there means another version.
-    compared: bool = False
-
-
-def named(command: CommandLine) -> list[Named]:
-    """The files that a QEMU started anew with this command line has to find; disks and network left out."""
-    found = []
-    for name, what in (("kernel", "the kernel"), ("initrd", "the initrd"), ("dtb", "the device tree")):
-        found += [Named(path=option.text, what=what, compared=True) for option in command.all(name)]
-    for option in command.all("bios"):
-        found.append(Named(path=option.text, what="the firmware", compared=True))
-    for option in command.all("readconfig"):
-        found.append(Named(path=option.text, what="a configuration of QEMU"))
-    for option in command.all("acpitable", "smbios", "fw_cfg"):
-        for path in (option["file"], *option["data"].split(":")):
-            found.append(Named(path=path, what=f"a table for -{option.name}", compared=True))
-    for option in command.all("device"):
-        found += _of_device(option)
-    for option in command.all("object"):
-        found += _of_object(option)
-    for option in command.all("fsdev", "virtfs"):
-        found.append(Named(path=option["path"], what="a directory that the guest shares"))
-    for option in command.all("chardev"):
-        found += _of_chardev(option, served(command))
-    # A name without a directory is looked for in QEMU's own; an absolute one is what must be there.
-    return [file for file in dict.fromkeys(found) if "/" in file.path]
-
-
-def _of_device(option: Option) -> Iterator[Named]:
-    driver = option["driver"]
-    if driver in ("loader", "guest-loader"):
-        yield Named(
-            path=option["file"] or option["kernel"] or option["initrd"], what="a file to load", compared=True
-        )
-    yield Named(path=option["romfile"], what=f"the ROM of {driver}", compared=True)
-    if driver.startswith("vhost-vsock"):
-        yield Named(path="/dev/vhost-vsock", what="vhost of vsock")
-    if driver.startswith("vhost-scsi"):
-        yield Named(path="/dev/vhost-scsi", what="vhost of SCSI")
-
-
-def _of_object(option: Option) -> Iterator[Named]:
-    kind = option["qom-type"]
-    if kind.startswith("tls-creds-"):
-        yield Named(path=option["dir"], what="the directory of TLS keys")
-    elif kind in ("secret", "authz-list-file", "authz-listfile", "rng-random", "can-host-socketcan"):
-        yield Named(path=option["file"] or option["filename"], what=f"the file of {kind} {option['id']}")
-    elif kind == "sev-guest":
-        for key in ("dh-cert-file", "session-file"):
-            yield Named(path=option[key], what=f"the {key} of SEV")
-    elif kind == "input-linux":
-        yield Named(path=option["evdev"], what="an input device")
-
-
-def _of_chardev(option: Option, served: dict[str, str]) -> Iterator[Named]:
-    backend = option["backend"]
-    if option["id"] in served:
-        return
-    if backend == "socket" and option["path"] and option["server"] not in ("on", "yes", "true"):
-        yield Named(path=option["path"], what=f"the socket of chardev {option['id']}")
-    elif backend in ("serial", "tty", "parallel", "parport"):
-        yield Named(path=option["path"], what=f"the device of chardev {option['id']}")
-
-
-def served(command: CommandLine) -> dict[str, str]:
-    """Chardevs behind which another process serves a device, and which one."""
-    found = {}
-    for option in command.all("device", "netdev"):
-        kind = option["driver"] or option["type"]
-        if kind.startswith("vhost-user") and option["chardev"]:
-            found[option["chardev"]] = option["id"] or kind
-    for option in command.all("tpmdev"):
-        if option["chardev"]:
-            found[option["chardev"]] = option["id"] or "tpm"
-    return found
-
-
 def to_read(command: CommandLine) -> list[str]:
     """Every path that :func:`check` and the checks of memory look at."""
-    paths = [file.path for file in named(command)]
+    paths = [path for file in named(command) for path in (file.path, file.instead) if path]
     paths += [path for _, path in _sockets(command)]
     for path in memory_paths(command):
         paths += [path, _parent(path)]
@@ -157,6 +73,8 @@ def check(case: Case) -> Iterator[Finding]:
     """Findings about files, devices of the host, and processes that serve devices."""
     for file in named(case.command):
         here, there = case.files(file.path)
+        if file.instead and not there.exists:
+            here, there = case.files(file.instead)
         if not there.exists:
             yield finding("file-missing", f"{file.path}, {file.what}, does not exist at {case.target}")
         elif not there.readable:

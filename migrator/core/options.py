@@ -41,10 +41,12 @@ FIRST = {
     "nic": "type",
     "numa": "type",
     "object": "qom-type",
+    "option-rom": "romfile",
     "plugin": "file",
     "smp": "cpus",
     "spice": "spice",
     "tpmdev": "type",
+    "trace": "enable",
     "virtfs": "fsdriver",
     "vnc": "vnc",
 }

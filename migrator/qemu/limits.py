@@ -94,9 +94,10 @@ def _of_helpers(name: str, value: Value, there: Neighbourhood) -> Iterator[Findi
 
 
 def _of_network(name: str, value: Value) -> Iterator[Finding]:
-    if name == "netdev" and value.get("type") == "tap" and value.get("ifname"):
+    is_tap = name in ("netdev", "nic", "net") and value.get("type") == "tap"
+    if is_tap and value.get("ifname"):
         yield finding(
             "tap-in-use",
-            f"netdev {value.get('id')} uses the interface {value.get('ifname')}, which the source has open on the "
-            "same machine",
+            f"network {value.get('id') or 'tap'} uses the interface {value.get('ifname')}, which the source has open "
+            "on the same machine",
         )

@@ -237,6 +237,8 @@ def test_what_stays_behind_is_told(words: tuple[str, ...], code: str) -> None:
         (("-vnc", ":1"), "port-in-use"),
         (("-spice", "port=5901,disable-ticketing=on"), "port-in-use"),
         (("-netdev", "tap,id=n,ifname=tap7,script=no"), "tap-in-use"),
+        (("-nic", "tap,ifname=tap7,script=no"), "tap-in-use"),
+        (("-net", "tap,ifname=tap7,script=no"), "tap-in-use"),
     ],
 )
 def test_what_the_source_holds_on_the_same_machine_is_refused_there_alone(

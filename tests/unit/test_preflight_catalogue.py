@@ -135,3 +135,38 @@ def test_findings_are_told_once() -> None:
 def test_finding_that_the_catalogue_does_not_know_cannot_be_made() -> None:
     with pytest.raises(KeyError):
         finding("made-up", "nothing")
+
+
+#: Every error that a person may accept, and how the guest may arrive all the same. One that has no such way is refused
+#: whatever anybody says, or an accepted migration would only fail later.
+MAY_GO_WELL = {
+    "cache-unsafe": "the file system may be coherent, or the guest may not read what it wrote",
+    "cpu-features": "the guest may not use them",
+    "cpu-flags": "the guest may not use them",
+    "disk-access": "QEMU may run as another user than was tried",
+    "file-access": "QEMU may run as another user than was tried",
+    "hugepages": "the kernel may make more when asked (nr_overcommit_hugepages)",
+    "machine-unversioned": "two versions may have the same machine of that name",
+    "memory-free": "the guest may not touch all of it, or the target may swap",
+    "nested-abilities": "no guest within may use them",
+    "port-in-use": "the guest listens at another port then",
+    "process-user": "another user may be right for the guest's files",
+    "tap-missing": "QEMU makes the tap, and the guest does without the network",
+    "tpm": "swtpm may have been started there",
+    "user-namespace": "the guest may need nothing that only its namespace gave",
+    "vhost-user": "the process may have been started there",
+}
+
+
+def test_what_can_be_accepted_can_go_well() -> None:
+    accepted = {code for code, entry in CATALOGUE.items() if entry.overridable}
+    assert accepted - MAY_GO_WELL.keys() == set()
+    assert MAY_GO_WELL.keys() - accepted == set()
+
+
+@pytest.mark.parametrize(
+    "code", ["passed-descriptor", "command-line-unknown", "vhost-user-socket", "backend-lost", "memory-file"]
+)
+def test_what_cannot_go_well_cannot_be_accepted(code: str) -> None:
+    with pytest.raises(UsageError, match="cannot be accepted"):
+        accept([], [code])

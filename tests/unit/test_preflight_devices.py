@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from migrator.core import host_files, host_network
+from migrator.core import host_files, host_network, named_files
 from migrator.core.command_line import CommandLine, is_path, path_of
 from migrator.core.facts import Device
 from migrator.core.files import FileSeen, Kind
@@ -258,7 +258,7 @@ class TestCommandLine:
         (image,) = line.images()
         assert image.path == path
         assert image.direct
-        assert [file.path for file in host_files.named(line)] == [path]
+        assert [file.path for file in named_files.named(line)] == [path]
 
     def test_rubbish_is_no_reason_to_fall_over(self) -> None:
         for words in (
