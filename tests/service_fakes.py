@@ -58,6 +58,7 @@ from migrator.engine.documents import (
     MigrationDocument,
     PlanDocument,
     PlannedGuest,
+    ResolutionDocument,
     SampleDocument,
     Subject,
 )
@@ -282,6 +283,25 @@ class World:
             self._begun[key] = answer
         return answer
 
+    def _resolve(self, one: MigrationDocument, command: Resolve) -> Answer:
+        if one.state is not State.HELD:
+            raise Refusal("not-now", f"migration {one.id} is {one.state}, not held")
+        taken = command.guest_at == "destination"
+        if command.dry_run:
+            return ResolutionDocument(
+                migration=one.id,
+                guest_at=command.guest_at,
+                accepted=taken,
+                code="said",
+                will=["let the guest run at the destination"] if taken else [],
+                refused="" if taken else "the guest is at the destination",
+            )
+        if not taken or command.agreed not in ("", "said"):
+            raise Refusal("conflict", "the guest is at the destination")
+        ended = {"state": State.COMPLETED, "ended_at": datetime.now(UTC), "error": None}
+        self._set(one.model_copy(update=ended))
+        return self._migrations[one.id]
+
     def _begin(self, command: Command, caller: Caller) -> Answer:
         match command:
             case Migrate():
@@ -297,10 +317,7 @@ class World:
             case Postcopy():
                 return self._migrations[self._migration(command.migration).id]
             case Resolve():
-                one = self._migration(command.migration)
-                if one.state is not State.HELD:
-                    raise Refusal("not-now", f"migration {one.id} is {one.state}, not held")
-                return one
+                return self._resolve(self._migration(command.migration), command)
             case Plan():
                 host = self._host(command.host).host
                 guests = [g for g in self.guests() if g.host == host]

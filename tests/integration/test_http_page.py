@@ -218,6 +218,25 @@ def test_evacuate_and_cancel_with_the_keyboard(operator: Seen, service: InThread
     ).to_contain_text("cancelled")
 
 
+def test_a_held_one_takes_a_word_and_says_first_what_it_will_do(operator: Seen, service: InThread):
+    page = operator.page
+    service.do(lambda world: world.migrate(world.guests()[1]))
+    words = page.get_by_role("group", name="Where is the guest db?")
+    expect(card(operator, "db")).to_be_visible()
+    expect(words).to_have_count(0)
+    service.do(lambda world: world.finish("m1", State.HELD))
+    words.get_by_role("button", name="It is at alpha").click()
+    expect(page.get_by_role("dialog")).to_contain_text("the guest is at the destination")
+    page.get_by_role("button", name="Understood").click()
+    words.get_by_role("button", name="It is at beta").click()
+    expect(page.get_by_role("dialog")).to_contain_text("let the guest run at the destination")
+    page.get_by_role("button", name="Back").click()
+    assert service.do(lambda world: [each.state for each in world.active_migrations()]) == [State.HELD]
+    words.get_by_role("button", name="It is at beta").click()
+    page.get_by_role("button", name="Do it").click()
+    expect(page.get_by_role("row").filter(has_text="db")).to_contain_text("completed")
+
+
 def test_a_refusal_is_said_and_the_dialog_stays(operator: Seen, service: InThread):
     service.do(lambda world: world.carry_out.__self__._hosts.pop("beta"))  # type: ignore[attr-defined]
     operator.page.get_by_role("button", name="Evacuate beta").click()
