@@ -1,0 +1,72 @@
+"""Held migrations of a service whose hosts lose each other: what ends by itself, and what a person's word does."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from migrator.testing import network
+from migrator.testing.lab import Machine, until
+from tests.acceptance.service_site import MIB, SLOW, LiveSite, Witness, guest, served
+from tests.conftest import missing
+
+_FIRST = '[policies.now]\nextends = "postcopy-first"\nmax_bandwidth = "10MiB/s"'
+
+
+@pytest.fixture(autouse=True)
+def _needs_namespaces() -> None:
+    if (why := network.possible()) is not None:
+        missing(why)
+
+
+async def held(site: LiveSite, identifier: str) -> Any:
+    async def is_held() -> bool:
+        return bool((await site.get(f"migrations/{identifier}"))["state"] == "held")
+
+    await until(is_held, what=f"{identifier} held", within=60)
+    return await site.get(f"migrations/{identifier}")
+
+
+async def cut_while_it_fetches(site: LiveSite, machine: Machine) -> Any:
+    begun = await site.post("migrations", guest=machine.name, to="b", policy="now")
+
+    async def fetches() -> bool:
+        return bool((await site.get(f"migrations/{begun['id']}"))["state"] == "postcopy")
+
+    await until(fetches, what="a guest that fetches its memory", within=30)
+    site.host("b").black_hole()
+    return await held(site, begun["id"])
+
+
+async def test_held_guest_takes_no_deadly_word_and_ends_by_itself_once_its_hosts_meet_again() -> None:
+    machine = guest("db", region=64 * MIB, speed=1 * MIB)
+    async with served([machine], speed=SLOW, extra=_FIRST) as site, Witness(site, [machine]):
+        document = await cut_while_it_fetches(site, machine)
+        identifier = document["id"]
+        assert document["held_until"]
+        shown = await site.cli("status", identifier)
+        assert "waits for" in shown.stdout
+        both = site.instances(machine)
+        assert len(both) == 2
+
+        for word in ("source", "lost"):
+            refused = await site.cli("resolve", identifier, "--guest-at", word, "--yes")
+            assert refused.returncode == 1, refused
+            assert "--guest-at destination" in refused.stderr
+        dry = await site.post(f"migrations/{identifier}/resolve", guest_at="destination", dry_run=True)
+        assert dry["accepted"]
+        assert not dry["ends_process"]
+        assert any("driven on" in line for line in dry["will"])
+        status, problem = await site.try_post(
+            f"migrations/{identifier}/resolve", guest_at="destination", agreed="something-else"
+        )
+        assert (status, problem["code"]) == (409, "conflict"), problem
+        assert (await site.get(f"migrations/{identifier}"))["state"] == "held"
+        assert all(qemu.alive for qemu in both)
+
+        site.host("b").heal()
+        ended = await site.migration_ended(identifier, "completed")
+        assert ended["held_until"] is None
+        assert ended["standstill_seconds"] is not None
+        await site.everyone_at([machine], "b")
