@@ -13,7 +13,7 @@ from typing import Any
 from migrator import logs
 from migrator.errors import HostError, MigratorError
 from migrator.hosts.access import Access
-from migrator.hosts.new_files import remove_files
+from migrator.hosts.new_files import remove_files, remove_memory
 from migrator.ports import GuestProcess
 
 #: Of a label in the name of a run directory: sockets below it have to have short paths.
@@ -345,6 +345,7 @@ class Launcher:
             raise HostError(
                 self.host.name, f"a QEMU still runs in {nest.run_directory}, which is left as it is"
             )
+        await remove_memory(self.host, nest.run_directory)
         await self.remove(nest)
 
     async def remove(self, nest: Nest) -> None:

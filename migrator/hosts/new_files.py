@@ -1,4 +1,7 @@
-"""Images that a guest needs on its new host, made there before its QEMU is started, and removed if it does not come."""
+"""Files that a guest has on its new host and had not before: images that are made for it, and files of its memory.
+
+What is made for a guest that does not come is removed again; the memory of one that has left is, too.
+"""
 
 from __future__ import annotations
 
@@ -30,6 +33,33 @@ done
 _REMOVE = """
 [ ! -s "$1" ] || xargs -0 rm -f -- <"$1"
 """
+# Whether no process has it mapped, as far as we may know: others' mappings are shown to root alone.
+_UNUSED = r"""
+unused() {
+  [ -f "$1" ] && { [ "$(id -u)" = 0 ] || [ -O "$1" ]; } || return 1
+  ! cat /proc/[0-9]*/maps 2>/dev/null | grep -qE " $(stat -L -c %i -- "$1") +/"
+}
+"""
+_LIST_UNUSED = (
+    _UNUSED
+    + r"""
+for p; do if unused "$p"; then printf 'yes\0'; else printf 'no\0'; fi; done
+"""
+)
+_NOTE_MEMORY = r"""
+list=$1; shift
+env printf '%s\0' "$@" >>"$list"
+"""
+_REMOVE_MEMORY = (
+    _UNUSED
+    + r"""
+[ -s "$1" ] || exit 0
+tr '\0\n' '\n\0' <"$1" | while IFS= read -r p; do
+  p=$(printf '%s.' "$p" | tr '\0' '\n')
+  if unused "${p%.}"; then rm -f -- "${p%.}"; fi
+done
+"""
+)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -68,6 +98,35 @@ async def remove_files(host: Access, run_directory: str) -> None:
     :raise HostError: the host cannot be asked, or something could not be removed.
     """
     await _run(host, _REMOVE, _list(run_directory))
+    await remove_memory(host, run_directory)
+
+
+async def unused(host: Access, paths: Sequence[str]) -> frozenset[str]:
+    """Those of the files that are there and in which no process has its memory: QEMU can take them for its own.
+
+    :raise HostError: the host cannot be asked.
+    """
+    done = await host.run(["sh", "-c", _LIST_UNUSED, "sh", *paths], timeout=_SECONDS)
+    return frozenset(
+        path for path, answer in zip(paths, done.text.split("\0"), strict=False) if answer == "yes"
+    )
+
+
+async def note_memory(host: Access, run_directory: str, paths: Sequence[str]) -> None:
+    """Note the files that QEMU will make for the guest's memory, for :func:`remove_memory`.
+
+    :raise HostError: it could not be noted.
+    """
+    if paths:
+        await _run(host, _NOTE_MEMORY, f"{run_directory}/memory", *paths)
+
+
+async def remove_memory(host: Access, run_directory: str) -> None:
+    """Remove the files of the memory of a guest that is not there any more; one that a process uses is left.
+
+    :raise HostError: the host cannot be asked, or something could not be removed.
+    """
+    await _run(host, _REMOVE_MEMORY, f"{run_directory}/memory")
 
 
 def _list(run_directory: str) -> str:

@@ -67,6 +67,8 @@ class Replica:
     argv: tuple[str, ...]
     #: Errors: the command line cannot be used. Warnings: it differs in what the guest cannot see.
     findings: tuple[Finding, ...]
+    #: Files of its memory that it makes.
+    memory: tuple[str, ...] = ()
     #: New path of every socket that had to go elsewhere.
     moved: dict[str, str] = field(default_factory=dict)
     #: Where each path that the operator knows shall lead once the guest has arrived.
@@ -85,6 +87,12 @@ def paths(argv: Sequence[str]) -> tuple[str, ...]:
             found.append(value.get("vnc").removeprefix("unix:"))
         found += [value.get(key) for key in ("path", "local.path", "addr.path", "addr", "mem-path")]
     return tuple(dict.fromkeys(path for path in found if path.startswith("/")))
+
+
+def memory_files(argv: Sequence[str]) -> tuple[str, ...]:
+    """Files that the guest's memory is in, where others may map it too; such a file outlives its QEMU."""
+    values = [Value(text or "", first=FIRST["object"]) for name, text in read(argv[1:]) if name == "object"]
+    return tuple(value.get("mem-path") for value in values if value.is_on("share") and value.get("mem-path"))
 
 
 def replicate(argv: Sequence[str], *, machine: str, live: Live, place: Place) -> Replica:

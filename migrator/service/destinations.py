@@ -21,14 +21,14 @@ from migrator.errors import HostError, QemuError, Unreachable
 from migrator.hosts import belongings
 from migrator.hosts.access import Access
 from migrator.hosts.launch import Launcher, Like, Nest, certainly
-from migrator.hosts.new_files import NewFile, make_files
+from migrator.hosts.new_files import NewFile, make_files, note_memory, unused
 from migrator.hosts.site_config import HostConfig
 from migrator.hosts.survey import survey
 from migrator.ports import GuestProcess, Qemu, Waiting
 from migrator.qemu import naming
 from migrator.qemu.belongings import belongings as of_process
 from migrator.qemu.belongings import own_directory
-from migrator.qemu.cmdline import Place, Replica, paths, replicate
+from migrator.qemu.cmdline import Place, Replica, memory_files, paths, replicate
 from migrator.qemu.devices import catch_up
 from migrator.qemu.endpoint import Endpoint
 from migrator.qemu.given import carry_traces
@@ -148,6 +148,7 @@ class Destinations:
                 _refuse(replica.findings, accepted)
                 await belongings.note(launcher.host, nest, replica.links)
                 await make_files(launcher.host, nest.run_directory, await self._flashes(end, guest.host))
+                await note_memory(launcher.host, nest.run_directory, replica.memory)
                 argv, notes = replica.argv, replica.findings
                 like = process.like(nest) if process is not None else like
         except BaseException:
@@ -301,7 +302,8 @@ class Destinations:
         configured = config.binary or self._reach.config(target).qemu
         candidates = (configured, "") if configured else (argv[0], "qemu-system-x86_64")
         home = await self._home(guest, argv)
-        wanted = paths(up_to_date(argv, machine=machine, live=live))
+        now = up_to_date(argv, machine=machine, live=live)
+        wanted, memory = paths(now), memory_files(now)
         seen = await survey(
             self._reach.access(target),
             source_pid=source.identity.get("pid"),
@@ -315,10 +317,13 @@ class Destinations:
             text, remedy = f"host {target}: there is no QEMU: no {named}", "install it, or configure its path"
             raise Objected([finding("qemu-missing", text, remedy)])
         here = seen.boot_id == source.identity.get("boot_id")
+        # What one QEMU left behind, the next may have: the guest's memory is written over it.
+        left = [path for path in memory if path in seen.occupied]
+        free = await unused(self._reach.access(target), left) if left else frozenset()
         where = Place(
             binary=seen.binary,
             run_directory=nest.run_directory,
-            occupied=seen.occupied,
+            occupied=seen.occupied - free,
             homeless=seen.homeless,
             same_machine=here,
             same_network=here and seen.network == seen.network_of_source != "",
@@ -330,7 +335,8 @@ class Destinations:
             live=live,
             place=where,
         )
-        replica = home.moved(replica, where, log=nest.log)
+        new = tuple(path for path in memory if path not in seen.occupied)
+        replica = replace(home.moved(replica, where, log=nest.log), memory=new)
         if seen.enters:
             return replica
         shut = finding("run-directory", f"its user may not enter {base} at {target}")

@@ -1,4 +1,4 @@
-"""The variables of a guest's firmware move along where hosts share no storage for them."""
+"""What a guest has in files that hosts do not share moves along: variables of its firmware, and its memory."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 
+from migrator.core.findings import Objected
 from migrator.core.model import Severity
 from migrator.errors import HostError
 from migrator.hosts.local import LocalAccess
@@ -114,3 +115,32 @@ async def test_no_room_is_said_and_nothing_is_left(lab: Lab, site: Site, local: 
     with pytest.raises(HostError, match="vars, 1"):
         await site.start(guest_of(qemu))
     assert (site.left, site.processes) == ([], [])
+
+
+async def test_shared_memory_is_not_left_behind_and_does_not_block_the_way_home(
+    lab: Lab, site: Site, local: Path, one_version: Path
+) -> None:
+    memory = site.directory / "nv" / "ram"
+    backend = f"memory-backend-file,id=ram,size=128M,mem-path={memory},share=on"
+    habit = Habit(region_bytes=8 * MIB, bytes_per_second=4 * MIB)
+    qemu = await lab.boot(
+        Machine(habit=habit, extra=("-object", backend, "-machine", "memory-backend=ram")), binary=one_version
+    )
+    site.have(one_version, one_version)
+    await (await site.start(guest_of(qemu))).discard()
+    assert list(local.iterdir()) == []
+    await site.close()
+    guest = await site.move(guest_of(qemu), "beta")
+    assert [path.name for path in local.iterdir()] == ["ram"]
+    guest = await site.move(guest, "alpha")
+    assert list(local.iterdir()) == []
+    await Moved(qemu.machine, lab, guest.socket).check_memory()
+
+
+async def test_memory_that_a_process_has_is_not_taken(lab: Lab, site: Site) -> None:
+    memory = site.directory / "ram"
+    backend = f"memory-backend-file,id=ram,size=128M,mem-path={memory},share=on"
+    qemu = await lab.start(Machine(extra=("-object", backend, "-machine", "memory-backend=ram")))
+    with pytest.raises(Objected, match="memory"):
+        await site.start(guest_of(qemu))
+    assert memory.exists()
