@@ -134,7 +134,7 @@ _COMMAND = {
     "port-moved": "ports that the source listens at, with those in use there, where others are allowed",
     "address-missing": "addresses that the source listens at, with those of the interfaces there",
     "preconfig": "-preconfig on the source's command line",
-    "tap-in-use": "ifname= of the source's taps, where both hosts are one machine",
+    "tap-in-use": "ifname= of the source's taps, with taps there that are open (ip), and where both are one machine",
 }
 _DESTINATION = {
     "destination-not-waiting": "the destination's run state, with inmigrate",

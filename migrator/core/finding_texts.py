@@ -145,8 +145,8 @@ COMMAND: Texts = {
     ),
     "tap-in-use": (
         "error",
-        "the source holds the network interface that the destination would use: both are on one machine",
-        "leave ifname= out, or choose a target on another machine",
+        "a process has the tap open that the destination would use: the source, on one machine, or another there",
+        "end what has it there, leave ifname= out, or choose another target",
     ),
 }
 

@@ -101,7 +101,7 @@ _EVERYWHERE = (
 
 #: What speaks against starting the destination by the source's command line, and against nothing else: whoever starts
 #: it otherwise chooses the QEMU and hands it what it needs.
-OF_OUR_START = frozenset({"command-line-unknown", "passed-descriptor", "qemu-missing"})
+OF_OUR_START = frozenset({"command-line-unknown", "passed-descriptor", "qemu-missing", "tap-in-use"})
 
 
 def everywhere(code: str) -> bool:

@@ -86,6 +86,9 @@ def _tap(case: Case, option: Option, name: str) -> Iterator[Finding]:
     by_hand = option["script"] in ("no", "off")
     if tap and by_hand:  # else somebody sets it up once QEMU has it
         yield from carriers.tap(case.here.links, case.there.links, tap, tap, case.target)
+    held = case.there.links.get(tap)
+    if held is not None and held.kind == "tun" and held.carrier and not option["queues"]:
+        yield finding("tap-in-use", f"tap {tap} of network {name} is open at {case.target}: a process has it")
     # QEMU would make the tap itself, but nobody would then put it on a bridge.
     if tap and by_hand and case.there.interfaces and tap not in case.there.interfaces:
         yield finding("tap-missing", f"tap {tap} of network {name} does not exist at {case.target}")

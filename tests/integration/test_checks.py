@@ -216,6 +216,8 @@ class TestTarget:
             assert "vmbr" in found[1].message
             beta.run("ip", "link", "add", "vmbr", "type", "bridge")
             beta.run("ip", "tuntap", "add", "dev", "vm7", "mode", "tap")
+            assert codes(await check(qemu, hosts)) == ["tap-bridge"]
+            beta.run("ip", "link", "set", "vm7", "master", "vmbr")
             assert await check(qemu, hosts) == []
         finally:
             with contextlib.suppress(Exception):

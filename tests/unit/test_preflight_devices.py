@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 
 from migrator.core import host_files, host_network, named_files
+from migrator.core.carriers import Link
 from migrator.core.command_line import CommandLine, is_path, path_of
 from migrator.core.facts import Device
 from migrator.core.files import FileSeen, Kind
@@ -178,6 +179,23 @@ class TestNetwork:
         assert self.found(tap, interfaces=THERE.interfaces | {"tap7"}) == []
         assert self.found("tap,id=n,ifname=tap7,script=/s", {"/s": HELPER}) == []
         assert self.found(tap, interfaces=frozenset()) == []  # could not be read
+
+    def test_tap_that_another_process_has_open(self) -> None:
+        tap, there = "tap,id=n,ifname=tap7,script=no,downscript=no", THERE.interfaces | {"tap7"}
+        held = {"tap7": Link(kind="tun", up=True, carrier=True)}
+        assert self.found(tap, interfaces=there, links=held) == ["tap-in-use"]
+        assert self.found(f"{tap},queues=2", interfaces=there, links=held) == []  # more may open it
+        assert self.found(tap, interfaces=there, links={"tap7": Link(kind="tun", up=True)}) == []
+
+    def test_taps_and_bridges_are_compared_with_the_sources_host(self) -> None:
+        here = {"tap7": Link(kind="tun", up=True, master="br0"), "br0": Link(kind="bridge", up=True)}
+        there = {"tap7": Link(kind="tun", up=False, master=""), "br0": Link(kind="bridge", up=False)}
+        case = with_options("-netdev", "tap,id=n,ifname=tap7,script=no")
+        there_ = replace(THERE, links=there, interfaces=THERE.interfaces | {"tap7"})
+        case = replace(case, here=replace(case.here, links=here), there=there_)
+        # The first of what every guest here has, br=br0.
+        assert codes(case) == ["bridge-down", "tap-down", "tap-bridge"]
+        assert codes(replace(case, here=replace(case.here, links=there))) == []
 
     def test_bridge_that_the_tap_is_on_here(self) -> None:
         case = with_options("-netdev", "tap,id=n,ifname=tap7,script=no")
