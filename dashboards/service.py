@@ -113,6 +113,12 @@ def _own() -> list[Any]:
             query(_quantile(0.99, "journal_write_duration_seconds"), "p99"),
         ),
         curves(
+            "MQTT, sessions taken by others",
+            "Anything but 0 is somebody who should not.",
+            "short",
+            query(f"increase(migrator_mqtt_sessions_taken_total{{{ALL}}}[$__rate_interval])", "{{instance}}"),
+        ),
+        curves(
             "Journal, errors",
             "A second.",
             "ops",

@@ -312,7 +312,8 @@ class Service:
             door=self.door,
             reading=self.reading,
             connected=self.connections.append,
-            **fields,
+            # As kept in a state directory: one service after the other has it.
+            **{"client_id": f"migrator-{configured.site}-{configured.instance}-{'0' * 32}", **fields},
         )
 
     @property

@@ -71,7 +71,9 @@ async def _try(settings: MqttSettings) -> list[Check]:
 async def _with(settings: MqttSettings, version: Version) -> list[Check]:
     topics = Topics(site=settings.site, instance=settings.instance)
     # A broker may look at the rights to the will too.
-    connection = Connection(settings=settings, version=version, will=(topics.service, b""))
+    connection = Connection(
+        settings=settings, client_id=settings.new_client_id(), version=version, will=(topics.service, b"")
+    )
     await connection.open()
     found: list[Check] = []
     try:

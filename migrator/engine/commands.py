@@ -15,7 +15,15 @@ from enum import StrEnum
 from hashlib import sha256
 from typing import Annotated, Any, ClassVar, Literal, Protocol
 
-from pydantic import AwareDatetime, BaseModel, ConfigDict, Field, StringConstraints, ValidationError
+from pydantic import (
+    AwareDatetime,
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    StringConstraints,
+    ValidationError,
+)
 
 from migrator import logs
 from migrator.core.trace_context import TraceContext
@@ -32,6 +40,8 @@ from migrator.errors import JournalError, MigratorError
 
 #: Ids, hosts and sites.
 Name = Annotated[str, StringConstraints(pattern=wrong_fields.NAME_PATTERN)]
+#: A time with its zone, as text: a number could be seconds or milliseconds.
+Moment = Annotated[AwareDatetime, BeforeValidator(wrong_fields.no_number)]
 #: A guest's uuid, its name, or HOST/NAME: anything.
 GuestName = Annotated[str, StringConstraints(min_length=1, max_length=1024)]
 
@@ -71,7 +81,7 @@ class Evacuate(Command):
 
     verb: ClassVar[str] = "evacuate"
     host: Name
-    deadline: AwareDatetime | None = None
+    deadline: Moment | None = None
     on_deadline: Literal["continue", "stop"] = "continue"
     policy: Name | None = None
     accept: Annotated[list[Name], Field(max_length=64)] = []

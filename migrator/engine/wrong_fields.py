@@ -6,6 +6,8 @@ import re
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
+from pydantic_core import PydanticCustomError
+
 #: Of ids, hosts, sites and policies.
 NAME_PATTERN = r"^[A-Za-z0-9._-]{1,64}$"
 
@@ -31,6 +33,16 @@ _KINDS = {
     "datetime_from_date_parsing": _NO_MOMENT,
     "timezone_aware": _NO_MOMENT,
 }
+
+
+def no_number(value: Any) -> Any:
+    """For a field of a time: pydantic would take a number for one too, also as text.
+
+    :raise PydanticCustomError: it is one.
+    """
+    if isinstance(value, (int, float)) or (isinstance(value, str) and re.fullmatch(r"[\s\d.eE+-]*", value)):
+        raise PydanticCustomError("datetime_type", "a number is no time")
+    return value
 
 
 def in_words(problems: Sequence[Mapping[str, Any]], *, known: Iterable[str] = ()) -> str:

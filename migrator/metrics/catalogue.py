@@ -148,6 +148,10 @@ COUNTED = (
         series=str(len(QMP_ERRORS)),
     ),
     _counter(
+        "migrator_mqtt_sessions_taken_total",
+        "Times that another client connected under our id and got what was meant for us: see the broker's log.",
+    ),
+    _counter(
         "migrator_journal_errors_total",
         "Operations on the journal that failed.",
         "operation",

@@ -4,30 +4,41 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import functools
 import random
 from collections import deque
 from collections.abc import Callable
 from datetime import UTC, datetime, timedelta
 
 from migrator import logs
-from migrator.engine.commands import COMMANDS, Door
+from migrator.engine.commands import COMMANDS, Door, Role
 from migrator.engine.documents import EventDocument, EventKind, Subject
 from migrator.engine.reading import Reading
+from migrator.errors import JournalError
 from migrator.mqtt.connection import (
     BrokerError,
+    ClosedByBroker,
     Connection,
     NotAllowed,
     Received,
+    SessionTaken,
     UnsupportedVersion,
     Version,
 )
-from migrator.mqtt.inbound import Foreign, Incoming, read
+from migrator.mqtt.inbound import Foreign, read, too_many
 from migrator.mqtt.outbox import Outbox, Outgoing, Rank
 from migrator.mqtt.replies import Replies, WhoBegan, nobody_began
 from migrator.mqtt.settings import MqttSettings
 from migrator.mqtt.states import States, ended_at, is_stateful
 from migrator.mqtt.topics import Topics
+from migrator.mqtt.turns import Turns
 
+#: Of the commands that are carried out at a time one user may have this part.
+_SHARE = 4
+#: Two clients of one id throw each other out: a broker that does so often within a minute, soon after it let us in.
+_TOO_OFTEN = 4
+_SHORT_SECONDS = 20.0
+_OFTEN_SECONDS = 60.0
 #: Messages on their way to the broker at a time. Brokers allow few: 10 is the least of those in use.
 _WINDOW = 8
 #: A connection that lasted so long was a good one.
@@ -45,6 +56,9 @@ class Mqtt:
 
     :param connected: is told each time the broker is there, and is gone.
     :param who_began: asks the journal for the command behind what ended after a restart.
+    :param client_id: of the session that the broker keeps; empty: a new one.
+    :param keep_client_id: writes it down for the next service, before it is used.
+    :param taken: is told each time that another client has taken the session.
     :param now: the clock; only tests need another.
     """
 
@@ -54,6 +68,9 @@ class Mqtt:
         settings: MqttSettings,
         door: Door,
         reading: Reading,
+        client_id: str = "",
+        keep_client_id: Callable[[str], None] = lambda client_id: None,
+        taken: Callable[[], None] = lambda: None,
         connected: Callable[[bool], None] = lambda there: None,
         who_began: WhoBegan = nobody_began,
         now: Callable[[], datetime] = lambda: datetime.now(UTC),
@@ -61,8 +78,12 @@ class Mqtt:
         self._settings = settings
         self._door = door
         self._connected = connected
+        self._keep_client_id, self._taken = keep_client_id, taken
         self._now = now
         self._log = logs.logger(broker=settings.address)
+        self._client_id = client_id
+        if not settings.is_client_id(client_id):
+            self._renew_client_id()
         self._topics = Topics(settings.site, settings.instance)
         self._outbox = Outbox(limit=settings.queue_limit, interval=settings.progress_interval_seconds)
         self._states = States(
@@ -82,11 +103,16 @@ class Mqtt:
         )
         #: New commands are taken; those that are not wait at the broker for the next of us.
         self._taking = True
-        self._slots = asyncio.Semaphore(settings.max_commands)
-        self._running: set[asyncio.Task[None]] = set()
+        self._turns = Turns(
+            at_a_time=settings.max_commands,
+            at_a_time_each=max(1, settings.max_commands // _SHARE),
+            waiting_each=settings.max_waiting_commands,
+        )
         #: What the broker has retained, while it is being asked; and when the last of it came.
         self._seen: dict[str, bytes] | None = None
         self._seen_at = 0.0
+        #: When the last connections that did not last were closed by the broker.
+        self._closed: deque[float] = deque(maxlen=_TOO_OFTEN)
         self._version = Version.V311 if settings.protocol == "3.1.1" else Version.V5
         reading.bus.call(self._note, journalled=True)
 
@@ -107,6 +133,34 @@ class Mqtt:
 
     # the connection
 
+    def _looks_taken(self, now: float, began: float) -> bool:
+        """Whether this was once too often that a connection, hardly open, was closed by a broker that is well."""
+        if now - began > _SHORT_SECONDS:
+            return False
+        self._closed.append(now)
+        often = len(self._closed) == self._closed.maxlen and now - self._closed[0] < _OFTEN_SECONDS
+        if often:
+            self._closed.clear()
+        return often
+
+    def _session_was_taken(self, error: BrokerError) -> None:
+        # Who has taken it gets what comes to it. Under an id that nobody knows there is one of ours again; what was on
+        # its way meanwhile gets no reply, and is to be sent again.
+        self._renew_client_id()
+        self._taken()
+        self._log.warning(
+            "session taken over: another client uses our id; see the broker's log for which, and take its rights away",
+            error=str(error),
+        )
+
+    def _renew_client_id(self) -> None:
+        self._client_id = self._settings.new_client_id()
+        try:
+            self._keep_client_id(self._client_id)
+        except JournalError as error:
+            # It serves for now; the next service begins a session of its own.
+            self._log.warning("client id not kept", error=str(error))
+
     async def _stay_connected(self, tasks: asyncio.TaskGroup) -> None:
         loop = asyncio.get_running_loop()
         pause, complaint = _FIRST_PAUSE_SECONDS, ""
@@ -116,11 +170,17 @@ class Mqtt:
             self._states.clear()
             try:
                 await self._connect_once(tasks)
+            except (SessionTaken, ClosedByBroker) as error:
+                if isinstance(error, SessionTaken) or self._looks_taken(loop.time(), began):
+                    self._session_was_taken(error)
+                else:
+                    self._log.warning("no broker", error=str(error))
             except UnsupportedVersion as error:
                 if self._settings.protocol == "auto":
                     self._version = Version.V311 if self._version is Version.V5 else Version.V5
                 self._log.warning("mqtt version refused", error=str(error), next=self._version.name)
             except BrokerError as error:
+                self._closed.clear()  # it was away itself
                 # Of an outage that goes on one line is enough.
                 if str(error) != complaint:
                     self._log.warning("no broker", error=str(error))
@@ -132,7 +192,10 @@ class Mqtt:
 
     async def _connect_once(self, tasks: asyncio.TaskGroup) -> None:
         connection = Connection(
-            settings=self._settings, version=self._version, will=(self._topics.service, b"offline")
+            settings=self._settings,
+            client_id=self._client_id,
+            version=self._version,
+            will=(self._topics.service, b"offline"),
         )
         await connection.open()
         try:
@@ -154,6 +217,10 @@ class Mqtt:
             finally:
                 self._outbox.closed()
                 self._connected(False)
+        except NotAllowed:
+            raise
+        except BrokerError as error:
+            raise connection.why_lost(error) from error
         finally:
             await connection.close()
 
@@ -174,8 +241,9 @@ class Mqtt:
         seconds = self._settings.closing_seconds
         self._taking = False
         try:
-            if self._running:
-                await asyncio.wait(self._running, timeout=seconds / 2)
+            self._turns.drop_waiting()  # they stay at the broker, which has no receipt for them
+            if self._turns.tasks:
+                await asyncio.wait(set(self._turns.tasks), timeout=seconds / 2)
             rest = asyncio.create_task(self._outbox.drained(), name="mqtt sending the rest")
             await asyncio.wait({rest, serving}, timeout=seconds / 2, return_when=asyncio.FIRST_COMPLETED)
             rest.cancel()
@@ -296,13 +364,20 @@ class Mqtt:
             done = receipts.expect(received)
             try:
                 incoming = read(received, topics=self._topics, settings=self._settings, now=self._now())
+                if self._turns.full(incoming.user):
+                    raise too_many(incoming, self._settings.max_waiting_commands)
             except Foreign as foreign:
                 self._refuse(foreign, received, done)
                 continue
-            await self._slots.acquire()
-            task = tasks.create_task(self._execute(incoming, done), name=f"mqtt command {incoming.id}")
-            self._running.add(task)
-            task.add_done_callback(self._running.discard)
+            if COMMANDS[incoming.envelope.verb].role is Role.VIEWER:
+                # It changes nothing, so nothing is lost with it; what takes its time must not keep the commands of
+                # others at the broker, which sends only so many that have no receipt.
+                done()
+                done = _nothing
+            # Once it returns the command is in the journal. It is acknowledged when the reply is with the broker too: a
+            # crash before that brings both again.
+            work = functools.partial(self._replies.execute, incoming, then=done)
+            self._turns.put(incoming.user, f"mqtt command {incoming.id}", work, tasks)
 
     def _refuse(self, foreign: Foreign, received: Received, done: Callable[[], None]) -> None:
         self._door.heard("mqtt", foreign.verb if foreign.verb in COMMANDS else "unknown", "refused")
@@ -312,13 +387,9 @@ class Mqtt:
         else:
             self._replies.give(foreign.reply(), foreign.reply_to, then=done)
 
-    async def _execute(self, incoming: Incoming, done: Callable[[], None]) -> None:
-        try:
-            # Once it returns the command is in the journal. It is acknowledged when the reply is with the broker too:
-            # a crash before that brings both again.
-            await self._replies.execute(incoming, then=done)
-        finally:
-            self._slots.release()
+
+def _nothing() -> None:
+    pass
 
 
 class Receipts:

@@ -25,11 +25,15 @@ from migrator.tls import File, client_context
 T = TypeVar("T")
 
 #: Of commands that were not acknowledged; what a broker takes if nothing is said is 65535.
-_RECEIVE_MAXIMUM = 100
-#: More than the largest command that is read to the end, so that one which is a little too large is told so.
-_PACKET_FACTOR = 4
+_RECEIVE_MAXIMUM = 64
+#: What a broker sends; larger than a command may be, so that one which is too large is told so instead of vanishing.
+_PACKET_BYTES = 2 << 20
 #: CONNACK: unsupported protocol version.
 _UNSUPPORTED_VERSION = 132
+#: DISCONNECT: session taken over.
+_SESSION_TAKEN = 142
+#: What paho makes of a connection that was closed without one.
+_UNSPECIFIED = 128
 
 
 # What goes wrong is raised; what aiomqtt and paho would say beside it is about answers that nobody waits for any more.
@@ -43,6 +47,14 @@ class BrokerError(MigratorError):
 
 class NotAllowed(BrokerError):
     """The broker's ACL is against it; the connection stands."""
+
+
+class SessionTaken(BrokerError):
+    """Another client has connected under our client's id, and has the session now."""
+
+
+class ClosedByBroker(BrokerError):
+    """The connection was closed at the broker's side, without a reason."""
 
 
 class UnsupportedVersion(BrokerError):
@@ -75,10 +87,13 @@ class Received:
 class Connection:
     """Open it once, close it in any case. Everything else raises :class:`BrokerError` once it is lost.
 
+    :param client_id: the same at every connection, so that the broker finds the session again.
     :param will: what the broker publishes, retained, when this connection ends without :meth:`close`: topic, payload.
     """
 
-    def __init__(self, *, settings: MqttSettings, version: Version, will: tuple[str, bytes]) -> None:
+    def __init__(
+        self, *, settings: MqttSettings, client_id: str, version: Version, will: tuple[str, bytes]
+    ) -> None:
         self._settings = settings
         self._v5 = version is Version.V5
         self._client = aiomqtt.Client(
@@ -86,7 +101,7 @@ class Connection:
             settings.port,
             username=settings.username,
             password=settings.password,
-            identifier=settings.client_id,
+            identifier=client_id,
             protocol=version.value,
             logger=_SILENT,
             will=aiomqtt.Will(will[0], will[1], qos=1, retain=True),
@@ -111,7 +126,7 @@ class Connection:
         properties = _properties(PacketTypes.CONNECT)
         properties.SessionExpiryInterval = self._settings.session_expiry_seconds
         properties.ReceiveMaximum = _RECEIVE_MAXIMUM
-        properties.MaximumPacketSize = self._settings.max_command_bytes * _PACKET_FACTOR
+        properties.MaximumPacketSize = max(_PACKET_BYTES, 2 * self._settings.max_command_bytes)
         return properties
 
     async def open(self) -> None:
@@ -226,6 +241,16 @@ class Connection:
         except aiomqtt.MqttError as error:
             reason = error.__cause__ or error
             raise BrokerError(f"broker {self._settings.address}: connection lost: {reason}") from error
+
+    def why_lost(self, error: BrokerError) -> BrokerError:
+        """What there is to say of a connection that is lost, whichever call found out first."""
+        lost = self._client._disconnected  # noqa: SLF001
+        cause = lost.exception() if lost.done() and not lost.cancelled() else None
+        code = _code(cause.rc) if isinstance(cause, aiomqtt.MqttCodeError) else 0
+        if code == _SESSION_TAKEN:
+            return SessionTaken(f"broker {self._settings.address}: another client has taken our session")
+        # A broker may close a connection without a word, as mosquitto does with one whose session is taken.
+        return ClosedByBroker(str(error)) if code == _UNSPECIFIED else error
 
     def acknowledge(self, received: Received) -> None:
         """Done with it: the broker may forget it. Until then it is delivered again at the next connection."""

@@ -8,20 +8,23 @@ from dataclasses import dataclass
 from datetime import datetime, timedelta
 from typing import Any
 
-from pydantic import AwareDatetime, BaseModel, ConfigDict, ValidationError
+from pydantic import BaseModel, ConfigDict, ValidationError
 
 from migrator.core import trace_context
 from migrator.core.trace_context import TRACEPARENT, TRACESTATE, TraceContext
 from migrator.engine import wrong_fields
-from migrator.engine.commands import COMMANDS, Caller, Envelope, Name, Refusal, Reply, Role
+from migrator.engine.commands import COMMANDS, Caller, Envelope, Moment, Name, Refusal, Reply, Role
 from migrator.mqtt.connection import Received
 from migrator.mqtt.settings import NAME, MqttSettings
 from migrator.mqtt.topics import Topics
+from migrator.units import show_seconds
 
 #: ``resolve`` is not among them: it is for a person who has looked.
 VERBS = tuple(verb for verb in COMMANDS if verb != "resolve")
 
 _MAX_CORRELATION_BYTES = 1024
+#: Stands for the id in the topic of a refusal, where the command had none that can be in a topic.
+NAMELESS = "unknown"
 
 
 class Head(BaseModel):
@@ -31,9 +34,9 @@ class Head(BaseModel):
 
     #: The caller's own. The same id again does nothing and gets the current reply.
     id: Name
-    sent_at: AwareDatetime
-    #: Until when it may be begun; ten minutes after `sent_at` if it is not said.
-    expires_at: AwareDatetime | None = None
+    sent_at: Moment
+    #: Until when it may be begun; ten minutes after `sent_at` if it is not said, and a day after it at the latest.
+    expires_at: Moment | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -117,16 +120,20 @@ def read(received: Received, *, topics: Topics, settings: MqttSettings, now: dat
     body: dict[str, Any] = {}
     identifier: str | None = None
     reply_to = _response(received, user, topics)
+    # Without an id that can be in a topic its sender is told here.
+    nameless = ReplyTo(topic=topics.reply(user, NAMELESS))
     try:
         body = _parse(received, settings)
         if isinstance(body.get("id"), str) and NAME.fullmatch(body["id"]):
             identifier = body["id"]
             reply_to = reply_to or ReplyTo(topic=topics.reply(user, identifier))
+        reply_to = reply_to or nameless
         role = _allowed(received, user, verb, topics, settings)
         head = _head(body, settings, now)
     except Refusal as refusal:
-        raise Foreign(refusal, verb=verb, identifier=identifier, reply_to=reply_to) from None
-    reply_to = reply_to or ReplyTo(topic=topics.reply(user, head.id))
+        raise Foreign(refusal, verb=verb, identifier=identifier, reply_to=reply_to or nameless) from None
+    if reply_to is nameless:
+        reply_to = ReplyTo(topic=topics.reply(user, head.id))
     return Incoming(
         envelope=Envelope(
             verb=verb,
@@ -198,4 +205,23 @@ def _head(body: dict[str, Any], settings: MqttSettings, now: datetime) -> Head:
         raise Refusal("invalid", wrong_fields.in_words(error.errors(include_url=False))) from None
     if head.sent_at > now + timedelta(seconds=settings.clock_tolerance_seconds):
         raise Refusal("invalid", f"sent_at is {head.sent_at.isoformat()}, here it is {now.isoformat()}")
+    latest = head.sent_at + timedelta(seconds=settings.longest_lifetime_seconds)
+    if head.expires_at is not None and head.expires_at > latest:
+        raise Refusal(
+            "invalid",
+            f"expires_at is {head.expires_at.isoformat()}; a command is good for "
+            f"{show_seconds(settings.longest_lifetime_seconds)} at most: until {latest.isoformat()}",
+        )
     return head
+
+
+def too_many(incoming: Incoming, most: int) -> Foreign:
+    """What a user gets of whom too many commands wait already."""
+    return Foreign(
+        Refusal(
+            "not-now", f"{most} commands of yours wait already; wait for their replies, then send it again"
+        ),
+        verb=incoming.envelope.verb,
+        identifier=incoming.id,
+        reply_to=incoming.reply_to,
+    )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import secrets
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
@@ -32,7 +33,7 @@ class MqttSettings:
     username: str | None = None
     password: str | None = field(default=None, repr=False)
     site: str
-    #: Of this service; with the site it is the client's id, which no other client may have.
+    #: Of this service.
     instance: str
     #: Users, as in ``command/<user>/…``, that may ask for everything.
     operators: frozenset[str] = frozenset()
@@ -56,10 +57,14 @@ class MqttSettings:
     max_command_bytes: int = 65_536
     #: The document in a larger reply is left out.
     max_reply_bytes: int = 1 << 20
-    #: How many commands are carried out at a time.
+    #: How many commands are carried out at a time; of one user a quarter.
     max_commands: int = 32
+    #: How many more of one user wait; further ones are refused.
+    max_waiting_commands: int = 64
     #: When a command without ``expires_at`` expires, from ``sent_at``.
     command_lifetime_seconds: float = 600.0
+    #: And how late at most ``expires_at`` may be, from ``sent_at``.
+    longest_lifetime_seconds: float = 86_400.0
     #: How far ahead of ours a caller's clock may be.
     clock_tolerance_seconds: float = 300.0
     #: How long the retained state of what has ended stays.
@@ -82,13 +87,22 @@ class MqttSettings:
             raise UsageError("mqtt.tls_ca and mqtt.tls_certificate are of no use without mqtt.tls = true")
         if self.password is not None and self.username is None:
             raise UsageError("mqtt.password is of no use without mqtt.username")
-        if self.queue_limit < 1 or self.max_commands < 1:
-            raise UsageError("mqtt.queue_limit and mqtt.max_commands must be at least 1")
+        if min(self.queue_limit, self.max_commands, self.max_waiting_commands) < 1:
+            raise UsageError(
+                "mqtt.queue_limit, mqtt.max_commands and mqtt.max_waiting_commands must be at least 1"
+            )
+
+    def new_client_id(self) -> str:
+        """A client's id that nobody can guess: whoever connects under it has the session and all that comes to it."""
+        return f"{self._client_id_head}{secrets.token_hex(16)}"
+
+    def is_client_id(self, text: str) -> bool:
+        """Whether it is one of this service, as :meth:`new_client_id` makes them."""
+        return re.fullmatch(re.escape(self._client_id_head) + "[0-9a-f]{32}", text) is not None
 
     @property
-    def client_id(self) -> str:
-        """The same at every connection, so that the broker finds the session again."""
-        return f"migrator-{self.site}-{self.instance}"
+    def _client_id_head(self) -> str:
+        return f"migrator-{self.site}-{self.instance}-"
 
     @property
     def address(self) -> str:

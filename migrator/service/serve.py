@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import functools
 import signal
 import socket
 import ssl
@@ -39,7 +40,7 @@ from migrator.http.server import Servers, Tcp, UnixSocket
 from migrator.http.wellformed import known_names
 from migrator.machine import this_driver
 from migrator.metrics import Metrics, Probes
-from migrator.mqtt import Mqtt
+from migrator.mqtt import Mqtt, client_id
 from migrator.mqtt.replies import Begun
 from migrator.mqtt.settings import MqttSettings as BrokerSettings
 from migrator.qemu import monitor
@@ -169,6 +170,9 @@ async def _running(settings: Settings, path: Path | None) -> AsyncIterator[Engin
                 settings=_broker(settings),
                 door=door,
                 reading=views,
+                client_id=client_id.read(directory),
+                keep_client_id=functools.partial(client_id.keep, directory),
+                taken=metrics.mqtt_session_taken,
                 connected=lambda there: connected.update(mqtt=there),
                 who_began=lambda subject, identifier: _who_began(journal, subject, identifier),
             )
@@ -359,6 +363,8 @@ def _broker(settings: Settings) -> BrokerSettings:
         max_command_bytes=mqtt.max_command_size,
         max_reply_bytes=mqtt.max_reply_size,
         max_commands=mqtt.max_commands,
+        max_waiting_commands=mqtt.max_waiting_commands,
+        longest_lifetime_seconds=min(86_400.0, settings.store.retention),
         command_lifetime_seconds=mqtt.command_lifetime,
         clock_tolerance_seconds=mqtt.clock_tolerance,
         keep_ended_seconds=mqtt.keep_ended,

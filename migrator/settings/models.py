@@ -125,6 +125,7 @@ class MqttSettings(Section):
     max_command_size: Annotated[Size, Field(ge=1024)] = 65_536
     max_reply_size: Annotated[Size, Field(ge=1024)] = 1 << 20
     max_commands: Positive = 32
+    max_waiting_commands: Positive = 64
     command_lifetime: Duration = 600.0
     clock_tolerance: Seconds = 300.0
     keep_ended: Seconds = 86_400.0

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import json
 from collections.abc import Iterator
 from datetime import UTC, datetime, timedelta
@@ -17,7 +18,7 @@ from migrator.engine.commands import Command
 from migrator.engine.documents import EvacuationState, Subject
 from migrator.mqtt import Begun
 from migrator.testing.lab import until
-from tests.broker import Broker, mosquitto
+from tests.broker import USERS, Broker, mosquitto
 from tests.conftest import missing
 from tests.mqtt_fakes import PREFIX, FakeLog, FakeReading, Peer, Service, peer, settings
 
@@ -348,3 +349,110 @@ async def test_outcome_after_a_restart_goes_where_the_journal_says(broker: Broke
     assert (got.json["kind"], got.json["id"], got.json["verb"]) == ("outcome", "c1", "evacuate")
     assert got.json["body"]["guests"] == []
     assert got.properties.CorrelationData == b"\x00 7"
+
+
+async def test_session_that_another_takes_is_noticed_and_the_next_commands_come(broker: Broker) -> None:
+    kept: list[str] = []
+    taken: list[None] = []
+    own = f"migrator-site-one-{'a' * 32}"
+    service = Service(
+        settings(broker), client_id=own, keep_client_id=kept.append, taken=lambda: taken.append(None)
+    )
+
+    async def take() -> None:
+        """A mere reader that has learned the id, and comes again whenever it is thrown out."""
+        while True:
+            with contextlib.suppress(aiomqtt.MqttError):
+                async with aiomqtt.Client(
+                    "127.0.0.1",
+                    broker.port,
+                    username="dashboard",
+                    password=USERS["dashboard"],
+                    identifier=own,
+                    protocol=aiomqtt.ProtocolVersion.V5,
+                    clean_start=False,
+                ) as reader:
+                    async for _ in reader.messages:
+                        pass
+
+    async with service.running(), peer(broker) as scheduler:
+        taking = asyncio.create_task(take())
+        try:
+            await until(lambda: len(taken) == 1, what="notice of it", within=60)
+            await until(lambda: service.connected, what="another session")
+            await scheduler.command("migrate", id="c1", guest="web")
+            assert (await answer(scheduler, "c1"))["kind"] == "accepted"
+        finally:
+            taking.cancel()
+            await asyncio.wait({taking})
+    assert len(taken) == len(kept) == 1
+    assert kept[0] != own
+
+
+async def test_operator_does_not_wait_behind_the_plans_of_a_viewer(broker: Broker) -> None:
+    async with Service(settings(broker)).running() as service:
+        going_on = asyncio.Event()
+
+        async def slow(command: Command) -> None:
+            if command.verb == "plan":
+                await going_on.wait()
+
+        service.controller.before = slow
+        async with peer(broker, "other") as viewer, peer(broker) as scheduler:
+            for number in range(400):
+                await viewer.command("plan", id=f"p{number}", host="a")
+            await scheduler.command("migrate", id="c1", guest="web")
+            # Not one plan has been made, nor can be.
+            assert (await answer(scheduler, "c1"))["kind"] == "accepted"
+            refused = [each for number in range(400) for each in viewer.replies(f"p{number}")]
+            assert {(each["kind"], each["code"]) for each in refused} == {("refused", "not-now")}
+            assert "wait already" in refused[0]["message"]
+            going_on.set()
+            await until(
+                lambda: all(viewer.replies(f"p{number}") for number in range(400)), what="an answer to each"
+            )
+
+
+@pytest.mark.parametrize(
+    ("body", "words"),
+    [
+        ({"id": "a b"}, "id: is not a name"),
+        ({"id": 5}, "id: must be text"),
+        ({"id": None}, "id: must be text"),
+        ({"id": "x" * 70_000}, "at most 65536 bytes"),
+        ({"id": "c1", "filler": "x" * 1_000_000}, "at most 65536 bytes"),
+    ],
+    ids=["blank", "number", "null", "long", "large"],
+)
+async def test_command_whose_id_cannot_be_answered_to_is_answered_all_the_same(
+    broker: Broker, body: dict[str, Any], words: str
+) -> None:
+    async with Service(settings(broker)).running() as service, peer(broker) as scheduler:
+        sent = {"sent_at": datetime.now(UTC).isoformat(), "host": "a", **body}
+        await scheduler.client.publish(f"{PREFIX}/command/scheduler/plan", json.dumps(sent), qos=1)
+        reply = await answer(scheduler, "unknown")
+        assert (reply["kind"], reply["code"]) == ("refused", "invalid")
+        assert words in reply["message"]
+        assert service.controller.begun == []
+
+
+@pytest.mark.parametrize(
+    ("times", "words"),
+    [
+        ({"sent_at": 1_800_000_000}, "sent_at: must be a time with its zone"),
+        ({"sent_at": "1800000000.5"}, "sent_at: must be a time with its zone"),
+        ({"expires_at": 4_000_000_000}, "expires_at: must be a time with its zone"),
+        ({"expires_at": "9999-12-31T23:59:59Z"}, "a command is good for"),
+        ({"deadline": 1_800_000_000}, "deadline: must be a time with its zone"),
+    ],
+)
+async def test_time_is_one_with_a_zone_and_within_reason(
+    broker: Broker, times: dict[str, Any], words: str
+) -> None:
+    async with Service(settings(broker)).running() as service, peer(broker) as scheduler:
+        sent = {"id": "c1", "sent_at": datetime.now(UTC).isoformat(), "host": "a", **times}
+        await scheduler.client.publish(f"{PREFIX}/command/scheduler/evacuate", json.dumps(sent), qos=1)
+        reply = await answer(scheduler, "c1")
+        assert (reply["kind"], reply["code"]) == ("refused", "invalid")
+        assert words in reply["message"]
+        assert service.controller.begun == []

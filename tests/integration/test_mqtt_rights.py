@@ -138,7 +138,10 @@ async def test_service_with_a_wrong_password_says_so_but_not_the_password(
     configured = settings(broker, password="s3cr3t-guess")
     assert "s3cr3t-guess" not in repr(configured)
     connection = Connection(
-        settings=configured, version=Version.V5, will=(f"{PREFIX}/service/one", b"offline")
+        settings=configured,
+        client_id=configured.new_client_id(),
+        version=Version.V5,
+        will=(f"{PREFIX}/service/one", b"offline"),
     )
     with pytest.raises(
         BrokerError, match=rf"broker 127.0.0.1:{broker.port}: not connected: .*ot authori"
@@ -202,7 +205,8 @@ async def test_broker_that_is_not_believed_is_not_spoken_to(broker: Broker, tmp_
 async def fails(configured: MqttSettings, complaint: str) -> None:
     async def attempt() -> None:
         will = (f"{PREFIX}/service/one", b"offline")
-        connection = Connection(settings=configured, version=Version.V5, will=will)
+        own = configured.new_client_id()
+        connection = Connection(settings=configured, client_id=own, version=Version.V5, will=will)
         try:
             await connection.open()
         finally:
@@ -247,8 +251,11 @@ async def test_private_parts_of_aiomqtt_that_are_used_are_there_and_acknowledge(
     will = (f"{PREFIX}/service/one", b"offline")
     topic = f"{PREFIX}/command/scheduler/plan"
 
+    configured = settings(broker)
+    client_id = configured.new_client_id()
+
     async def receive(acknowledge: bool, count: int) -> list[bytes]:
-        connection = Connection(settings=settings(broker), version=Version.V5, will=will)
+        connection = Connection(settings=configured, client_id=client_id, version=Version.V5, will=will)
         await connection.open()
         await connection.subscribe(f"{PREFIX}/command/#", qos=1, retained=False)
         if count == 3:

@@ -143,6 +143,7 @@ class TestExample:
             "max_command_size": "max_command_bytes",
             "max_reply_size": "max_reply_bytes",
             "max_commands": "max_commands",
+            "max_waiting_commands": "max_waiting_commands",
             "command_lifetime": "command_lifetime_seconds",
             "clock_tolerance": "clock_tolerance_seconds",
             "keep_ended": "keep_ended_seconds",

@@ -1,0 +1,78 @@
+"""Nobody's command waits behind another's flood."""
+
+from __future__ import annotations
+
+import asyncio
+from pathlib import Path
+
+from migrator.mqtt import client_id
+from migrator.mqtt.settings import MqttSettings
+from migrator.mqtt.turns import Turns
+
+
+async def test_every_user_has_its_turn_however_many_wait_of_another() -> None:
+    turns = Turns(at_a_time=2, at_a_time_each=1, waiting_each=1000)
+    begun: list[str] = []
+
+    async def work(name: str) -> None:
+        begun.append(name)
+        await asyncio.sleep(0)
+
+    async with asyncio.TaskGroup() as group:
+        for number in range(400):
+            turns.put("viewer", f"v{number}", lambda number=number: work(f"v{number}"), group)  # type: ignore[misc]
+        turns.put("operator", "o", lambda: work("o"), group)
+    assert begun.index("o") <= 2
+    assert len(begun) == 401
+    assert [name for name in begun if name != "o"] == [f"v{number}" for number in range(400)]
+
+
+async def test_no_more_than_may_be_are_carried_out_at_a_time() -> None:
+    turns = Turns(at_a_time=5, at_a_time_each=3, waiting_each=1000)
+    now: dict[str, int] = {"a": 0, "b": 0}
+    most: list[tuple[int, int]] = []
+
+    async def work(user: str) -> None:
+        now[user] += 1
+        most.append((sum(now.values()), max(now.values())))
+        await asyncio.sleep(0)
+        now[user] -= 1
+
+    async with asyncio.TaskGroup() as group:
+        for number in range(300):
+            user = "ab"[number % 2]
+            turns.put(user, user, lambda user=user: work(user), group)  # type: ignore[misc]
+    assert (max(each[0] for each in most), max(each[1] for each in most)) == (5, 3)
+
+
+async def test_of_one_user_only_so_many_wait() -> None:
+    turns = Turns(at_a_time=1, at_a_time_each=1, waiting_each=2)
+    going_on = asyncio.Event()
+
+    async def work() -> None:
+        await going_on.wait()
+
+    async with asyncio.TaskGroup() as group:
+        for _ in range(3):
+            assert not turns.full("a")
+            turns.put("a", "a", work, group)
+        assert turns.full("a")
+        assert not turns.full("b")
+        turns.drop_waiting()
+        assert not turns.full("a")
+        going_on.set()
+
+
+def test_client_id_is_kept_for_the_service_alone_and_cannot_be_guessed(tmp_path: Path) -> None:
+    settings = MqttSettings(host="b", site="s", instance="i")
+    one, other = settings.new_client_id(), settings.new_client_id()
+    assert one != other
+    assert settings.is_client_id(one)
+    assert not settings.is_client_id("migrator-s-i")
+    assert not settings.is_client_id(MqttSettings(host="b", site="s", instance="j").new_client_id())
+    assert client_id.read(tmp_path) == ""
+    client_id.keep(tmp_path, one)
+    client_id.keep(tmp_path, other)
+    assert client_id.read(tmp_path) == other
+    assert [file.name for file in tmp_path.iterdir()] == [client_id.NAME]
+    assert (tmp_path / client_id.NAME).stat().st_mode & 0o777 == 0o600
