@@ -1,0 +1,91 @@
+"""Held migrations in the engine: one thing at a time is done with each, and a word that is refused changes nothing."""
+
+from __future__ import annotations
+
+import asyncio
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from migrator.core.model import State
+from migrator.engine.commands import Evacuate, Refusal, Resolve
+from migrator.engine.job import Job
+from migrator.testing.workload import MIB, steady
+from tests.unit.test_engine import Driver, World
+
+pytestmark = pytest.mark.looptime
+
+
+@pytest.fixture
+def world(tmp_path: Path) -> World:
+    world = World(tmp_path)
+    for name in ("a", "b"):
+        world.site.add_host(name, link=20 * MIB)
+    world.site.add_guest("db", host="a", workload=steady(256 * MIB, 1 * MIB))
+    return world
+
+
+async def held(driver: Driver, world: World) -> Job:
+    """Its source's host is gone in the middle."""
+    await driver.ask(Evacuate(host="a"), key="e1")
+    await driver.until(lambda: any(job.state is State.PRECOPY for job in driver.engine.jobs.values()))
+    world.site.hosts["a"].down = True
+    (job,) = driver.engine.jobs.values()
+    await driver.until(lambda: job.state is State.HELD, 200)
+    return job
+
+
+async def test_says_what_it_waits_for_and_goes_on_by_itself(world: World) -> None:
+    async with world.engine() as driver:
+        job = await held(driver, world)
+        assert "the source's QEMU to answer" in str(job.document().held_until)
+        world.site.hosts["a"].down = False
+        await driver.until(lambda: job.ended, 300)
+        assert job.document().held_until is None
+
+
+async def test_words_and_looks_at_once_never_meet(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    plain, inside, most = world.site.open, set[str](), 0
+
+    async with world.engine() as driver:
+        job = await held(driver, world)
+
+        async def counted(host: str, socket: str, **how: Any) -> Any:
+            nonlocal most
+            task = asyncio.current_task()
+            assert task is not None
+            inside.add(task.get_name())
+            most = max(most, len({driver.engine.task(job)} | {task}))
+            assert driver.engine.task(job) is task
+            return await plain(host, socket, **how)
+
+        monkeypatch.setattr(world.site, "open", counted)
+        words = [
+            driver.ask(Resolve(migration=job.id, guest_at=where, dry_run=dry))
+            for where in ("source", "lost")
+            for dry in (True, False)
+        ]
+        driver.engine.held.wake()
+        said = await asyncio.gather(*words, return_exceptions=True)
+        monkeypatch.undo()
+        assert inside == {f"migration {job.id}"}
+        assert most == 1
+        refused = [each for each in said if isinstance(each, Refusal)]
+        assert [each.code for each in refused] == ["conflict", "conflict"], said
+        assert all("does not answer" in str(each) for each in refused)
+        answers = [each for each in said if not isinstance(each, BaseException)]
+        assert [each.accepted for each in answers] == [False, False]
+        assert job.state is State.HELD
+        world.site.hosts["a"].down = False
+        await driver.until(lambda: job.ended, 300)
+
+
+async def test_one_that_is_not_held_takes_no_word(world: World) -> None:
+    async with world.engine() as driver:
+        job = await held(driver, world)
+        world.site.hosts["a"].down = False
+        await driver.until(lambda: job.state is not State.HELD, 300)
+        with pytest.raises(Refusal) as refusal:
+            await driver.ask(Resolve(migration=job.id, guest_at="source"))
+        assert refusal.value.code in ("not-now", "not-found")
