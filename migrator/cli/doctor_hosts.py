@@ -232,7 +232,12 @@ async def _obstacles(host: HostSettings, settings: Settings, service: Running) -
         finally:
             await site.close()
         known = [(guest.label, guest.obstacle) for guest in found.guests]
-    said = [warn(about, f"guest {name} cannot move: {obstacle}") for name, obstacle in known if obstacle]
+    said = [
+        # A name may be anything, and this is one line.
+        warn(about, f"guest {' '.join(name.split())} cannot move: {' '.join(obstacle.split())}")
+        for name, obstacle in known
+        if obstacle
+    ]
     if len(said) > _NAMED:
         more = warn(about, f"{len(said) - _NAMED} more guests cannot move", "migrator guests lists them")
         return [*said[:_NAMED], more]

@@ -384,7 +384,7 @@ def test_doctor_of_a_host_whose_clock_is_wrong_and_of_one_without_tools(config: 
     (tmp_path / "fast" / "date").write_text('#!/bin/sh\nexec /usr/bin/date -d "+1 hour" "$@"\n')
     (tmp_path / "fast" / "date").chmod(0o755)
     hosts = "".join(
-        f'[[hosts]]\nname = "{name}"\nprefix = ["env", "PATH={tmp_path}/{name}"]\n'
+        f'[[hosts]]\nname = "{name}"\nlook_for = "sockets"\nprefix = ["env", "PATH={tmp_path}/{name}"]\n'
         for name in ("fast", "bare")
     )
     config.write_text(f"{config.read_text()}\n{hosts}")
