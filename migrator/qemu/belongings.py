@@ -96,7 +96,9 @@ def _monitors(options: Sequence[tuple[str, str | None]]) -> Iterator[tuple[Monit
             sockets[value.get("id")] = value
     for name, text in options:
         said = text or ""
-        if name in _QMP:
+        if name in _QMP and said.startswith("chardev:"):
+            yield _of_chardev(sockets, said.removeprefix("chardev:"), pretty=_QMP[name]), said
+        elif name in _QMP:
             kind, _, rest = said.partition(":")
             value = Value(rest, first="path")
             usable = kind == "unix" and value.is_on("server")
@@ -106,10 +108,13 @@ def _monitors(options: Sequence[tuple[str, str | None]]) -> Iterator[tuple[Monit
             identity = control.get("chardev")
             if control.get("mode") != "control" or identity in _OURS:
                 continue
-            value = sockets.get(identity, Value("", first="backend"))
-            usable = value.get("backend") == "socket" and value.is_on("server")
-            path = value.get("path") if usable else ""
-            yield Monitor(id=identity, path=path, pretty=control.is_on("pretty")), said
+            yield _of_chardev(sockets, identity, pretty=control.is_on("pretty")), said
+
+
+def _of_chardev(sockets: Mapping[str, Value], identity: str, *, pretty: bool) -> Monitor:
+    value = sockets.get(identity, Value("", first="backend"))
+    usable = value.get("backend") == "socket" and value.is_on("server")
+    return Monitor(id=identity, path=value.get("path") if usable else "", pretty=pretty)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -168,6 +168,8 @@ class _Work:
             value = Value(text, first=FIRST.get(name, ""))
             if name == "mon" and value.get("mode") == "control":
                 control.add(value.get("chardev"))
+            elif name in ("qmp", "qmp-pretty"):
+                control.add(text.removeprefix("chardev:"))
             else:
                 used |= {value.get("chardev"), text.removeprefix("chardev:")}
         return control - used

@@ -25,6 +25,10 @@ OURS = (
             Monitor(id="m", path="/a,b.sock", pretty=True),
         ),
         (
+            ("-chardev", "socket,id=m,path=/a.sock,server=on", "-qmp", "chardev:m"),
+            Monitor(id="m", path="/a.sock"),
+        ),
+        (
             ("-chardev", '{"backend": "socket"}', "-mon", "chardev=none,mode=control"),
             None,
         ),

@@ -77,6 +77,8 @@ def test_what_the_guest_sees_stays_word_for_word(words: tuple[str, ...]) -> None
         ("-qmp-pretty", "tcp:127.0.0.1:4444,server"),
         ("-chardev", "socket,id=m,path=/m.sock,server=on", "-mon", "chardev=m,mode=control"),
         ("-chardev", "socket,id=m,path=/m.sock,server=on", "-mon", "m,mode=control,pretty=on"),
+        ("-chardev", "socket,id=m,path=/m.sock,server=on", "-qmp", "chardev:m"),
+        ("-qmp-pretty", "chardev:m", "-chardev", "socket,id=m,path=/m.sock,server=on"),
         ("-S",),
         ("--daemonize", "-pidfile", "/run/a.pid", "-D", "/var/log/a.log"),
         ("-incoming", "tcp:0:4444", "-loadvm", "snap"),
