@@ -757,10 +757,12 @@ class Job:
         )
         job.state, job.refused = document.state, document.refused
         job.started_at = document.started_at if job.state is not State.QUEUED else None
-        # Of an older version: where the destination is was written down just before the record was begun.
-        job.attempt = private.get("attempt", 1)
+        # Of an older version: where the destination is was written down just before the record was begun, and one that
+        # is queued again has the outcome of what was undone for it.
+        queued = job.state is State.QUEUED
+        job.attempt = private.get("attempt", 2 if queued and document.started_at else 1)
         job._cancelled = private.get("cancelled", False)
-        job.recorded = private.get("recorded", "destination" in private["places"])
+        job.recorded = private.get("recorded", "destination" in private["places"] and not queued)
         job.result.held_code, job.result.error = document.held_code, document.error
         job.result.held_until = document.held_until
         job.result.decisions = [Decision(**each.model_dump()) for each in document.decisions]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import shutil
 from dataclasses import replace
 from pathlib import Path
@@ -161,3 +162,26 @@ async def test_another_guest_at_the_socket_of_one_that_was_to_be_moved_is_not_mo
         assert "another guest (" in (job.result.error or "")
     assert world.site.running("vm-0") == ["a"]
     assert not any(not end.dead for made in world.site.made.values() for end in made)
+
+
+async def test_one_that_an_older_version_had_queued_again_is_begun_anew_however_often(tmp_path: Path) -> None:
+    world = lives(tmp_path)
+    await killed_at(world, "qemu.listen, done", "default")
+    (saved,) = await world.journal.page("migration", limit=9)
+    (tmp_path / "ended").mkdir(exist_ok=True)
+    for record in tmp_path.glob("*.jsonl"):
+        outcome = json.dumps(
+            {"time": 1.0, "end": {"state": "cancelled", "error": "cancelled before it began"}}
+        )
+        lines = json.loads(record.read_text().splitlines()[0])
+        del lines["facts"]["attempt"]
+        (tmp_path / "ended" / record.name).write_text(f"{json.dumps(lines)}\n{outcome}\n")
+        record.unlink()
+    for name in ("attempt", "recorded", "cancelled"):
+        del saved["_private"][name]
+    saved |= {"state": "queued", "started_at": saved["created_at"]}
+    saved["_private"]["places"]["destination"] = {"host": "b", "socket": "/gone", "identity": {}}
+    await world.journal.save(("migration", saved))
+    await begin(world, Life(20), Migrate(guest="vm-0", to="b"))
+    await go_on(world)
+    assert world.site.running("vm-0") == ["b"]
