@@ -140,9 +140,15 @@ class Inventory:
         """Call this when something is different from before."""
         self._changed = changed
 
-    def configure(self, hosts: Iterable[Host], *, rules: Callable[[Guest], Guest]) -> None:
-        """Take a new configuration over; hosts keep their state and what was read of them."""
+    def configure(
+        self, hosts: Iterable[Host], *, rules: Callable[[Guest], Guest], interval: float | None = None
+    ) -> None:
+        """Take a new configuration over; hosts keep their state and what was read of them.
+
+        :param interval: as for the class; ``None``: as before.
+        """
         self._rules = rules
+        self._interval = self._interval if interval is None else interval
         known, self._known = self._known, {}
         for host in hosts:
             old = known.get(host.name)

@@ -121,6 +121,7 @@ class Launcher:
     :param base: directory of the run directories; empty is ``/run/migrator/guests``, or below ``$XDG_RUNTIME_DIR``
         for a user who is not root.
     :param log_directory: empty is ``/var/log/migrator/guests``, or below ``$XDG_STATE_HOME``.
+    :param former: such pairs that were configured before: what was started there is still ours.
     :param systemd: QEMU becomes a transient unit of its own, not a part of ours or of the SSH session; ``None``: where
         systemd is pid 1 and we are root.
     :param timeout_seconds: for the start, until it is known to be up.
@@ -132,17 +133,21 @@ class Launcher:
         *,
         base: str = "",
         log_directory: str = "",
+        former: Sequence[tuple[str, str]] = (),
         systemd: bool | None = None,
         timeout_seconds: float = 60.0,
     ) -> None:
         self.host = host
         self.timeout_seconds = timeout_seconds
         self._base, self._log_directory, self._systemd = base, log_directory, systemd
+        #: Directories of runs and of logs, the present pair first.
+        self._places = [(base, log_directory), *former]
 
     async def _settle(self) -> None:
         """Find out what is the custom of that host, where nothing else was configured."""
         base, log_directory, init = (await self._run("sh", "-c", _BASES)).split("\0")[:3]
-        self._base, self._log_directory = self._base or base, self._log_directory or log_directory
+        self._places = [(runs or base, logs_ or log_directory) for runs, logs_ in self._places]
+        self._base, self._log_directory = self._places[0]
         self._systemd = init == "systemd" if self._systemd is None else self._systemd
 
     async def base(self) -> str:
@@ -164,7 +169,7 @@ class Launcher:
         short = re.sub(r"[^A-Za-z0-9._-]", "-", migration)[:_LABEL_CHARACTERS].strip(".-") or "guest"
         mark = "".join(secrets.choice(string.ascii_letters + string.digits) for _ in range(6))
         # Named here, so that it can be removed whatever became of the command that makes it.
-        nest = self._nest(f"{self._base.rstrip('/')}/{short}-{mark}")
+        nest = self._nest(f"{self._base.rstrip('/')}/{short}-{mark}", self._log_directory)
         if len(f"{nest.run_directory}/control.qmp".encode()) > SOCKET_PATH_BYTES:
             raise HostError(
                 self.host.name,
@@ -178,10 +183,10 @@ class Launcher:
             raise
         return nest
 
-    def _nest(self, run_directory: str) -> Nest:
+    def _nest(self, run_directory: str, log_directory: str) -> Nest:
         name = run_directory.rpartition("/")[2]
         unit = f"migrator-guest-{name}.service" if self._systemd else ""
-        return Nest(run_directory=run_directory, log=f"{self._log_directory}/{name}.log", unit=unit)
+        return Nest(run_directory=run_directory, log=f"{log_directory}/{name}.log", unit=unit)
 
     async def nests_of(self, migration: str) -> list[Nest]:
         """The nests that were made for a migration and are still there.
@@ -189,8 +194,11 @@ class Launcher:
         :raise HostError: when the host cannot be asked.
         """
         await self._settle()
-        found = await self._run("sh", "-c", _OF_MIGRATION, "sh", self._base, migration)
-        return [self._nest(path) for path in found.split("\0")[:-1]]
+        nests = []
+        for base, log_directory in dict.fromkeys(self._places):
+            found = await self._run("sh", "-c", _OF_MIGRATION, "sh", base, migration)
+            nests += [self._nest(path, log_directory) for path in found.split("\0")[:-1]]
+        return nests
 
     async def nest_at(self, socket: str) -> Nest | None:
         """The nest that a socket is in; ``None`` when it is in none of ours.
@@ -199,8 +207,11 @@ class Launcher:
         """
         await self._settle()
         directory = socket.rpartition("/")[0]
-        ours = directory.rpartition("/")[0] == self._base.rstrip("/")
-        return self._nest(directory) if ours and re.search(r"-[A-Za-z0-9]{6}$", directory) else None
+        if not re.search(r"-[A-Za-z0-9]{6}$", directory):
+            return None
+        above = directory.rpartition("/")[0]
+        found = (self._nest(directory, log) for base, log in self._places if above == base.rstrip("/"))
+        return next(found, None)
 
     async def start(
         self, nest: Nest, argv: Sequence[str], *, by_itself: bool = False, like: Like = _AS_WE_ARE

@@ -276,6 +276,11 @@ class Watch:
             self._task = asyncio.create_task(self._run(), name=f"watch processes of {self._host.name}")
         return process
 
+    @property
+    def needed(self) -> bool:
+        """Somebody holds a process."""
+        return bool(self._watched)
+
     def _drop(self, process: RemoteProcess) -> None:
         if process in self._watched:
             self._watched.remove(process)

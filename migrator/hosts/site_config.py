@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Protocol, runtime_checkable
 
 from migrator.errors import UsageError
 from migrator.hosts.access import Access
@@ -60,6 +61,14 @@ class HostConfig:
                 raise UsageError(f"host {self.name}: {pattern!r} is no absolute path: write /run/qemu/*.qmp")
         if self.ssh is not None and self.prefix:
             raise UsageError(f"host {self.name}: a command prefix is for hosts on this machine, not over SSH")
+
+
+@runtime_checkable
+class Reconfigurable(Protocol):
+    """A way that can be told to be another, to the same host."""
+
+    def configure(self, config: SshConfig) -> None:
+        """Go by this from now on; cannot fail."""
 
 
 def access(config: HostConfig) -> Access:

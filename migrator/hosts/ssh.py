@@ -72,6 +72,22 @@ class SshAccess:
         self._watch = Watch(self)
         self._killing: set[asyncio.Task[None]] = set()
         self._closed = False
+        #: Commands that run now.
+        self._running = 0
+        #: Keys are others than those that the connection was opened with.
+        self._outdated = False
+
+    def configure(self, config: SshConfig) -> None:
+        """Go by this from now on. A connection that was opened with other keys is given up as soon as no migration, and
+        no command, depends on it.
+        """
+        old, self._config = self._config, config
+        if config.max_sessions != old.max_sessions:  # those that run have their place in the old one
+            self._sessions = asyncio.Semaphore(config.max_sessions)
+        if (config.key, config.known_hosts) != (old.key, old.known_hosts):
+            self._outdated, self._pause = True, 0.0
+        if config.keepalive_seconds != old.keepalive_seconds:
+            self._ask_often()
 
     # --- the connection ----------------------------------------------------------------------------------------------
 
@@ -79,6 +95,11 @@ class SshAccess:
         """The connection, opened if there is none. Who stops waiting for it does not stop the others."""
         if self._closed:
             raise HostError(self.name, "it was let go of")
+        if self._outdated and not (self._running or self._watch.needed or self._connecting):
+            self._outdated = False
+            if self._connection is not None:
+                self._connection.abort()
+                self._connection = None
         if self._connection is not None and not self._connection.is_closed():
             return self._connection
         if self._connecting is None:
@@ -166,7 +187,12 @@ class SshAccess:
         command = self._quoted(argv)
         try:
             async with asyncio.timeout(timeout), self._sessions:
-                return await self._output(await self._begin(command), argv[0], stdin)
+                process = await self._begin(command)
+                self._running += 1
+                try:
+                    return await self._output(process, argv[0], stdin)
+                finally:
+                    self._running -= 1
         except TimeoutError as error:
             self._ask_often()
             text = (

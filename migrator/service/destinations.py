@@ -270,6 +270,7 @@ class Destinations:
             self._reach.access(host),
             base=config.base_directory,
             log_directory=config.log_directory,
+            former=config.former_directories,
             systemd=config.systemd,
             timeout_seconds=config.start_seconds,
         )

@@ -40,6 +40,7 @@ class LaunchConfig:
     #: See :class:`migrator.hosts.launch.Launcher`.
     base_directory: str = ""
     log_directory: str = ""
+    former_directories: tuple[tuple[str, str], ...] = ()
     systemd: bool | None = None
     #: A port of the guest's QEMU that is taken there may be exchanged for another.
     spare_ports: bool = False

@@ -9,7 +9,7 @@ import signal
 import socket
 import ssl
 import sys
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -32,7 +32,7 @@ from migrator.engine.planner import Limits
 from migrator.engine.settling import Settling
 from migrator.engine.verbs import Verbs
 from migrator.engine.views import Views
-from migrator.errors import JournalError, MigratorError, UsageError
+from migrator.errors import JournalError
 from migrator.http.admission import Admission, raise_descriptor_limit
 from migrator.http.app import create_app
 from migrator.http.limits import Limits as HttpLimits
@@ -44,6 +44,7 @@ from migrator.mqtt import Mqtt, client_id
 from migrator.mqtt.replies import Begun
 from migrator.mqtt.settings import MqttSettings as BrokerSettings
 from migrator.qemu import monitor
+from migrator.service.in_force import InForce
 from migrator.service.narrator import Narrator
 from migrator.service.notify import notify, watchdog
 from migrator.service.site_parts import make_site
@@ -87,24 +88,30 @@ async def serve(path: Path | None, *, drain: bool = False) -> None:
     :raise MigratorError: it cannot be started; says why.
     """
     settings = configuration.load(path)
-    json_lines = settings.site.log_format == "json" or (
-        settings.site.log_format == "auto" and not sys.stderr.isatty()
-    )
-    logs.configure(verbose=True, json=json_lines, level=settings.site.log_level)
+    _log_as(settings)
     raise_descriptor_limit()
     stop = Stop(drain=drain)
     loop = asyncio.get_running_loop()
     for number in (signal.SIGINT, signal.SIGTERM):
         loop.add_signal_handler(number, stop.ask)
-    async with _running(settings, path) as engine:
+    in_force = InForce(settings, path, parts=[lambda new: lambda: _log_as(new)])
+    async with _running(in_force) as engine:
         await stop.wait()
         notify("STOPPING=1")
         logs.logger().info("stopping", drain=stop.drain)
-        await engine.stop(drain=stop.drain, timeout=settings.site.stop_timeout)
+        await engine.stop(drain=stop.drain, timeout=in_force.settings.site.stop_timeout)
+
+
+def _log_as(settings: Settings) -> None:
+    json_lines = settings.site.log_format == "json" or (
+        settings.site.log_format == "auto" and not sys.stderr.isatty()
+    )
+    logs.configure(verbose=True, json=json_lines, level=settings.site.log_level)
 
 
 @asynccontextmanager
-async def _running(settings: Settings, path: Path | None) -> AsyncIterator[Engine]:
+async def _running(in_force: InForce) -> AsyncIterator[Engine]:
+    settings = in_force.settings
     log = logs.logger(site=settings.site.name)
     async with (
         contextlib.AsyncExitStack() as stack,
@@ -145,6 +152,7 @@ async def _running(settings: Settings, path: Path | None) -> AsyncIterator[Engin
         )
         engine = Engine(inventory=inventory, means=means, keeper=keeper, bus=bus, rules=_rules(settings))
         inventory.on_change(engine.inventory_changed)
+        in_force.extend(site.prepare, lambda new: _take_over(engine, new))
         views = Views(engine)
         connected: dict[str, bool] = {}
         metrics = Metrics(
@@ -200,11 +208,11 @@ async def _running(settings: Settings, path: Path | None) -> AsyncIterator[Engin
                 group.create_task(engine.run(), name="engine"),
                 group.create_task(inventory.look_at_all(), name="first look"),
                 group.create_task(servers.wait(), name="servers"),
-                group.create_task(_keep_house(journal, settings), name="housekeeping"),
+                group.create_task(_keep_house(journal, in_force), name="housekeeping"),
                 group.create_task(journal.samples.run(), name="samples"),
                 group.create_task(settling.run(), name="settling"),
                 group.create_task(watchdog(), name="watchdog"),
-                group.create_task(_reload_on_hup(engine, settings, path), name="reload"),
+                group.create_task(in_force.reload_on_hup(), name="reload"),
             ]
             if doubt:
                 tasks.append(group.create_task(_mark_later(journal, steps), name="marks"))
@@ -372,7 +380,7 @@ def _broker(settings: Settings) -> BrokerSettings:
     )
 
 
-async def _keep_house(journal: SqlJournal, settings: Settings) -> None:
+async def _keep_house(journal: SqlJournal, in_force: InForce) -> None:
     """Old entries leave the journal; one that could not be written is tried again, so that work is taken again."""
     log = logs.logger()
     loop = asyncio.get_running_loop()
@@ -381,28 +389,19 @@ async def _keep_house(journal: SqlJournal, settings: Settings) -> None:
         await asyncio.sleep(_PROBE_SECONDS)
         if journal.complaint:
             await journal.probe()
-        elif loop.time() - pruned >= settings.store.prune_interval:
+        elif loop.time() - pruned >= in_force.settings.store.prune_interval:
             pruned = loop.time()
             try:
-                await journal.prune(datetime.now(UTC) - timedelta(seconds=settings.store.retention))
+                await journal.prune(datetime.now(UTC) - timedelta(seconds=in_force.settings.store.retention))
             except JournalError as error:
                 log.warning("not pruned", error=str(error))
 
 
-async def _reload_on_hup(engine: Engine, settings: Settings, path: Path | None) -> None:
-    """SIGHUP: everything of the new configuration, or nothing."""
-    log, asked = logs.logger(), asyncio.Event()
-    asyncio.get_running_loop().add_signal_handler(signal.SIGHUP, asked.set)
-    while True:
-        await asked.wait()
-        asked.clear()
-        try:
-            settings = await asyncio.to_thread(configuration.reload, settings, path)
-            if {host.name for host in settings.hosts} != {host.name for host in engine.inventory.hosts()}:
-                raise UsageError("hosts were added or removed: that takes a restart of the service")
-        except MigratorError as error:
-            log.warning("configuration not reloaded", error=str(error))
-            continue
-        engine.rules = _rules(settings)
-        engine.inventory.configure(settings.inventory(), rules=settings.rules)
-        log.info("configuration reloaded", files=[str(file) for file in settings.files])
+def _take_over(engine: Engine, settings: Settings) -> Callable[[], None]:
+    rules, hosts = _rules(settings), settings.inventory()
+
+    def take_over() -> None:
+        engine.rules = rules
+        engine.inventory.configure(hosts, rules=settings.rules, interval=settings.limits.refresh_interval)
+
+    return take_over

@@ -22,7 +22,7 @@ from migrator.hosts.listening import read_listening
 from migrator.hosts.local import LocalAccess
 from migrator.hosts.notice import notice
 from migrator.hosts.resident import read_resident
-from migrator.hosts.site_config import HostConfig
+from migrator.hosts.site_config import HostConfig, Reconfigurable
 from migrator.hosts.sockets import FoundSocket, RemoteMonitor
 from migrator.ports import HostLook, Qemu, Waiting
 from migrator.qemu import naming
@@ -94,6 +94,23 @@ class Reach:
         #: What waits for a monitor to answer.
         self.knocks = Knocks()
         self._starting: list[tuple[str, str]] = []
+        #: By host: set, and forgotten, when another configuration of it is in force.
+        self._configured: dict[str, asyncio.Event] = {}
+
+    def configure(self, config: HostConfig) -> None:
+        """Another configuration of a host that is reached in the same way; cannot fail."""
+        access, before = self._hosts[config.name]
+        if config == before:
+            return
+        self._hosts[config.name] = access, config
+        if config.ssh is not None and isinstance(access, Reconfigurable):
+            access.configure(config.ssh)
+        if (event := self._configured.pop(config.name, None)) is not None:
+            event.set()
+
+    async def configured(self, host: str) -> None:
+        """Wait until another configuration of a host is in force."""
+        await self._configured.setdefault(host, asyncio.Event()).wait()
 
     def access(self, host: str) -> Access:
         """The way to a host.
@@ -233,9 +250,28 @@ class SiteHosts:
         """See :meth:`migrator.ports.Site.watch`: sockets that come or go, monitors that answer again."""
         self._watching[host] = changed
         try:
-            await notice(self._reach.access(host), self._reach.config(host).sockets, changed)
+            while await self._watch(host, changed):
+                pass  # for other sockets from now on
         finally:
             self._watching.pop(host, None)
+
+    async def _watch(self, host: str, changed: Callable[[], None]) -> bool:
+        """True: another configuration of the host is in force meanwhile."""
+        watching = asyncio.create_task(
+            notice(self._reach.access(host), self._reach.config(host).sockets, changed),
+            name=f"watch sockets of {host}",
+        )
+        configured = asyncio.create_task(self._reach.configured(host), name=f"configuration of {host}")
+        try:
+            await asyncio.wait({watching, configured}, return_when=asyncio.FIRST_COMPLETED)
+            if watching.done():
+                watching.result()
+                return False
+            return True
+        finally:
+            for task in (watching, configured):
+                task.cancel()
+            await asyncio.wait({watching, configured})
 
     def _answered(self, path: str) -> None:
         """A monitor that was silent is not any more."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 
 from migrator.core.drivers import Driver
@@ -9,7 +10,6 @@ from migrator.core.findings import OF_OUR_START, errors_first
 from migrator.core.inventory import Guest
 from migrator.core.model import Finding
 from migrator.core.policy import Policy
-from migrator.hosts.access import Access
 from migrator.hosts.site_config import HostConfig, SshConfig, access
 from migrator.ports import Qemu
 from migrator.service.checks import SiteChecks
@@ -83,20 +83,60 @@ def launch_config(host: HostSettings) -> LaunchConfig:
     )
 
 
-def make_site(settings: Settings, *, driver: Driver | None = None) -> SiteHosts:
+class ConfiguredSite(SiteHosts):
+    """The hosts of the configuration; it may be given another one of the same hosts.
+
+    :param driver: who marks the QEMUs that are changed.
+    """
+
+    def __init__(self, settings: Settings, *, driver: Driver | None = None) -> None:
+        self._launches: Mapping[str, LaunchConfig] = _launches(settings)
+        configs = _configs(settings)
+        self.reach = Reach({name: (access(each), each) for name, each in configs.items()}, driver=driver)
+        destinations = Destinations(self.reach, how=self.how)
+        super().__init__(self.reach, checker=_Checks(self.reach, destinations), launcher=destinations)
+
+    def how(self, guest: Guest, host: str) -> LaunchConfig:
+        """How the guest's destination is started on a host."""
+        config = self._launches[host]
+        return replace(config, spare_ports=guest.ports == "any") if guest.ports else config
+
+    def prepare(self, settings: Settings) -> Callable[[], None]:
+        """Make ready to take another configuration over: what it returns does it, and cannot fail.
+
+        :raise UsageError: it cannot be used.
+        """
+        launches, configs = _launches(settings), _configs(settings)
+        launches = {name: _after(self._launches.get(name), new) for name, new in launches.items()}
+
+        def take_over() -> None:
+            self._launches = launches
+            for config in configs.values():
+                self.reach.configure(config)
+
+        return take_over
+
+
+def _launches(settings: Settings) -> dict[str, LaunchConfig]:
+    return {host.name: launch_config(host) for host in settings.hosts}
+
+
+def _after(old: LaunchConfig | None, new: LaunchConfig) -> LaunchConfig:
+    """What was started where it was configured before is still ours."""
+    if old is None:
+        return new
+    former = dict.fromkeys([(old.base_directory, old.log_directory), *old.former_directories])
+    former.pop((new.base_directory, new.log_directory), None)
+    return replace(new, former_directories=tuple(former))
+
+
+def _configs(settings: Settings) -> dict[str, HostConfig]:
+    return {host.name: host_config(host, settings) for host in settings.hosts}
+
+
+def make_site(settings: Settings, *, driver: Driver | None = None) -> ConfiguredSite:
     """Everything the engine asks of hosts; nothing is connected yet.
 
     :param driver: who marks the QEMUs that are changed.
     """
-    ways: dict[str, tuple[Access, HostConfig]] = {}
-    for host in settings.hosts:
-        config = host_config(host, settings)
-        ways[host.name] = (access(config), config)
-    reach = Reach(ways, driver=driver)
-
-    def how(guest: Guest, host: str) -> LaunchConfig:
-        config = launch_config(settings.host(host))
-        return replace(config, spare_ports=guest.ports == "any") if guest.ports else config
-
-    destinations = Destinations(reach, how=how)
-    return SiteHosts(reach, checker=_Checks(reach, destinations), launcher=destinations)
+    return ConfiguredSite(settings, driver=driver)

@@ -19,7 +19,7 @@ from migrator.core import policy as core_policy
 from migrator.core.inventory import Guest, Host
 from migrator.core.policy import Policy
 from migrator.errors import UsageError
-from migrator.settings import policies, traces, words
+from migrator.settings import policies, reloading, traces, words
 from migrator.settings.models import (
     GuestSettings,
     HostDefaults,
@@ -57,15 +57,6 @@ REPEATED: Mapping[str, type[Section]] = {
     "hosts": HostSettings,
     "guests": GuestSettings,
 }
-#: What a service that runs cannot change.
-_AT_START: Mapping[str, frozenset[str]] = {
-    "site": frozenset({"name", "instance"}),
-    "http": frozenset(HttpSettings.model_fields),
-    "mqtt": frozenset(MqttSettings.model_fields),
-    "store": frozenset({"path"}),
-    "traces": frozenset(TracesSettings.model_fields),
-}
-
 #: Of one file; a thousand hosts take a tenth of it.
 _LARGEST_FILE_BYTES = 4 << 20
 
@@ -159,10 +150,9 @@ def reload(old: Settings, path: Path | None, *, environ: Mapping[str, str] | Non
     """
     new = load(path, environ=environ)
     problems = [
-        f"{words.place(path)}{section}.{key}: takes a restart of the service; put it back to reload the rest"
-        for section, keys in _AT_START.items()
-        for key in sorted(keys)
-        if getattr(getattr(old, section), key) != getattr(getattr(new, section), key)
+        f"{words.place(path)}{key}: takes a restart of the service; put it back to reload the rest"
+        for key, when in reloading.changes(old, new)
+        if when == reloading.RESTART
     ]
     if problems:
         raise UsageError("\n".join(problems))

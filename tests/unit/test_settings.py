@@ -627,18 +627,28 @@ class TestWrong:
 
 
 class TestReload:
-    def test_takes_over_hosts_guests_policies_and_limits(self, loaded: Load, main: Path) -> None:
+    def test_takes_over_guests_policies_and_limits(self, loaded: Load, main: Path) -> None:
         old = loaded(host())
         main.write_text(
-            '[limits]\nattempts = 9\n[policies.x]\n[[hosts]]\nname = "new"\n[store]\nretention = "1d"\n'
+            f'[limits]\nattempts = 9\n[policies.x]\n{host(max_incoming="2")}\n[store]\nretention = "1d"\n'
         )
         new = reload(old, main, environ={})
-        assert (new.limits.attempts, [each.name for each in new.hosts]) == (9, ["new"])
-        assert [each.name for each in old.hosts] == ["h"]
+        assert (new.limits.attempts, [each.max_incoming for each in new.hosts]) == (9, [2])
+        assert [each.max_incoming for each in old.hosts] == [None]
+
+    def test_refuses_other_hosts_and_names_them(self, loaded: Load, main: Path) -> None:
+        old = loaded(host())
+        main.write_text(host(name='"new"'))
+        assert complaints(lambda: reload(old, main, environ={})) == [
+            f"{main}: {key}: takes a restart of the service; put it back to reload the rest"
+            for key in ("hosts[0] (host new is new)", "hosts (host h is gone)")
+        ]
 
     def test_refuses_what_takes_a_restart_and_names_all_of_it(self, loaded: Load, main: Path) -> None:
         old = loaded(host())
-        main.write_text('[site]\nname = "x"\nlog_level = "debug"\n[mqtt]\nhost = "b"\n[store]\npath = "/x"\n')
+        main.write_text(
+            '[site]\nname = "x"\nlog_level = "debug"\n[mqtt]\nhost = "b"\n[store]\npath = "/x"\n' + host()
+        )
         assert complaints(lambda: reload(old, main, environ={})) == [
             f"{main}: {key}: takes a restart of the service; put it back to reload the rest"
             for key in ("site.name", "mqtt.host", "store.path")
