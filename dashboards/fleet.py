@@ -247,8 +247,14 @@ def _hosts() -> list[Any]:
             "By host; migrator guests says why.",
             "short",
             query(stuck, "{{host}}"),
+            query(f"sum(max by (host) (migrator_guest_unmonitored{{{_HOST}}}))", "without a monitor, in all"),
             query(
-                f"max by (host) (migrator_guest_unmonitored{{{_HOST}}}) > 0", "{{host}}: without a monitor"
+                f"sum(max by (host) (migrator_guest_undriven{{{_HOST}}}))",
+                "in a migration that nobody drives, in all",
+            ),
+            query(
+                'count(max by (guest) (migrator_guest_duplicate{job=~"$job", instance=~"$instance"})) or vector(0)',
+                "that RUN TWICE, in all",
             ),
         ),
         rows(

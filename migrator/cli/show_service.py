@@ -151,6 +151,7 @@ _STYLE = {
     "set-aside": "red",
     "no-target": "yellow",
     "late": "bold red",
+    "RUNS TWICE": "bold red",
     "at risk": "yellow",
 }
 
@@ -165,7 +166,15 @@ def host_row(host: Document) -> Row:
     """Cells of :data:`HOSTS`."""
     link = host["link_bytes_per_second"]
     strangers = host.get("guests_unmonitored", 0)
-    note = f"{strangers} of its guests without a monitor: see migrator guests" if strangers else ""
+    twice, undriven = len(host.get("guests_duplicate", ())), host.get("guests_undriven", 0)
+    notes = [
+        f"{twice} of its guests RUN TWICE: see migrator guests" if twice else "",
+        f"{undriven} of its guests in a migration that nobody drives: see migrator guests"
+        if undriven
+        else "",
+        f"{strangers} of its guests without a monitor: see migrator guests" if strangers else "",
+    ]
+    note = "; ".join(each for each in notes if each)
     return (
         host["host"],
         host["state"],
@@ -180,7 +189,10 @@ def host_row(host: Document) -> Row:
 
 def guest_row(guest: Document) -> Row:
     """Cells of :data:`GUESTS`."""
-    note = "" if guest["movable"] else f"cannot move: {guest['obstacle']}"
+    managed = guest.get("managed_by", "")
+    note = f"managed by {managed}" if managed else ""
+    if not guest["movable"]:
+        note = f"cannot move: {guest['obstacle']}"
     if guest["migration"]:
         note = f"in migration {guest['migration']}"
     if guest["network_state"] == "down":
@@ -188,7 +200,7 @@ def guest_row(guest: Document) -> Row:
     return (
         guest["name"] or guest["guest"],
         guest["host"],
-        guest["run_state"],
+        "RUNS TWICE" if guest.get("duplicate") else guest["run_state"],
         show_bytes(guest["memory_bytes"]),
         _rate(guest["dirty_rate_bytes_per_second"]),
         guest["policy"],

@@ -39,6 +39,16 @@ GUEST: Texts = {
         "the configuration says that it shall not be moved",
         "change its [[guests]] entry",
     ),
+    "duplicate": (
+        "error",
+        "the same uuid runs twice: one guest, two QEMUs, and both write to its disks",
+        "stop one at once, and whatever starts it again; then look at the disks",
+    ),
+    "unfinished-migration": (
+        "error",
+        "it stands in a migration that nobody drives: at the switch, left, or arrived and not let run",
+        "migrator direct --rescue, with the monitors of both ends",
+    ),
     "command-line-unknown": (
         "error",
         "the command line of its QEMU cannot be read, so what it needs of its host is unknown",

@@ -145,6 +145,8 @@ class Guest:
     obstacle: str = ""
     #: Code of that finding: ``libvirt``, ``monitor-held``, ``monitor-silent``, ``no-monitor``, ``not-movable``.
     obstacle_code: str = ""
+    #: Who else manages it: ``libvirt``, ``systemd:UNIT``…; empty where nobody is known to.
+    managed_by: str = ""
     #: It cannot be asked: it is there, and everything else of it is as it was when it last could be.
     lost_contact: bool = False
     #: A monitor of it is where its host's monitors are looked for; else only its process is known.

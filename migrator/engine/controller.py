@@ -14,6 +14,7 @@ from datetime import UTC, datetime, timedelta
 from typing import Any
 
 from migrator import logs
+from migrator.core import standing
 from migrator.core.inventory import Guest, Host, HostState
 from migrator.core.model import Decision, State
 from migrator.core.placement import Fleet, Options
@@ -28,6 +29,7 @@ from migrator.engine.documents import (
     HostDocument,
     Subject,
 )
+from migrator.engine.doubles import DUPLICATE
 from migrator.engine.evacuation import Evacuation
 from migrator.engine.held import Held
 from migrator.engine.inventory import Inventory
@@ -48,6 +50,10 @@ _PROGRESS_SECONDS = 0.25
 _MEASURED_SECONDS = 3.0
 #: The journal may be a moment behind memory.
 _REMEMBERED_SECONDS = 30.0
+
+
+#: Obstacles of which everyone is told when they come and go.
+_LOUD = frozenset({standing.UNFINISHED, DUPLICATE})
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -340,7 +346,11 @@ class Engine:
         self.leftovers.wake()
         self.held.wake()
         for host in self.inventory.hosts():
-            shown = (host.state, host.up, host.error, len(self.inventory.guests(host.name)))
+            guests = self.inventory.guests(host.name)
+            trouble = sorted(
+                (guest.key, guest.obstacle_code) for guest in guests if guest.obstacle_code in _LOUD
+            )
+            shown = (host.state, host.up, host.error, len(guests), *trouble)
             if self._shown_hosts.get(host.name) != shown:
                 self._shown_hosts[host.name] = shown
                 self.announce_host(host.name)
@@ -495,6 +505,7 @@ def new_id() -> str:
 def host_document(engine: Engine, host: Host) -> HostDocument:
     """As it is now."""
     guests = engine.inventory.guests(host.name)
+    moving = {job.guest.key for job in engine.jobs.values() if not job.ended}
     return HostDocument(
         host=host.name,
         state=host.state,
@@ -503,6 +514,10 @@ def host_document(engine: Engine, host: Host) -> HostDocument:
         address=host.address,
         guests=len(guests),
         guests_unmonitored=sum(not guest.monitored for guest in guests),
+        guests_undriven=sum(
+            guest.obstacle_code == standing.UNFINISHED for guest in guests if guest.key not in moving
+        ),
+        guests_duplicate=sorted({guest.uuid for guest in guests} & engine.inventory.doubled().keys()),
         memory_total_bytes=host.memory_bytes or host.facts.memory_total_bytes,
         memory_free_bytes=engine.inventory.memory_free(host),
         cpus=host.facts.cpus,

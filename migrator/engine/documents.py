@@ -256,6 +256,10 @@ class HostDocument(Document):
     guests: int = 0
     #: Of these: QEMUs without a monitor where it was looked for.
     guests_unmonitored: int = 0
+    #: Of these: in a migration that nobody drives.
+    guests_undriven: int = 0
+    #: Uuids that run here and, at the same time, once more, here or elsewhere: an emergency.
+    guests_duplicate: list[str] = Field(default_factory=list)
     memory_total_bytes: int = 0
     memory_free_bytes: int = 0
     cpus: int = 0
@@ -291,6 +295,10 @@ class GuestDocument(Document):
     #: Why not, in one line.
     obstacle: str = ""
     obstacle_code: str = ""
+    #: Its uuid runs twice: an emergency.
+    duplicate: bool = False
+    #: Who else manages it: ``libvirt``, ``proxmox``, ``systemd:UNIT``…; empty where nobody is known to.
+    managed_by: str = ""
     #: Its migration under way.
     migration: str | None = None
 

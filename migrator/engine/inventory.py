@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import math
 import random
-from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
@@ -13,6 +12,7 @@ from datetime import UTC, datetime
 from migrator import logs
 from migrator.core.inventory import Guest, Host, HostState
 from migrator.core.model import RunState
+from migrator.engine.doubles import Doubles
 from migrator.errors import MigratorError
 from migrator.ports import Site
 
@@ -37,6 +37,8 @@ class _Known:
     #: On the loop's clock: when the last look ended, and how long it took.
     ended: float = -math.inf
     took: float = 0.0
+    #: When the last look that showed its guests began.
+    began: float = -math.inf
 
 
 class Inventory:
@@ -72,6 +74,7 @@ class Inventory:
         self._queued: dict[str, asyncio.Future[None]] = {}
         #: Hosts at which something was noticed that the next look will show.
         self._noticed: set[str] = set()
+        self._doubles = Doubles()
         #: Hosts that nobody has tried to look at yet.
         self._unseen = set(self._known)
         self._all_seen = asyncio.Event()
@@ -110,7 +113,7 @@ class Inventory:
     def guests(self, host: str | None = None) -> list[Guest]:
         """All, or those of one host."""
         chosen = self._known.values() if host is None else [self._known[host]]
-        return [guest for known in chosen for guest in known.guests]
+        return [self._doubles.marked(guest) for known in chosen for guest in known.guests]
 
     def find(self, which: str) -> list[Guest]:
         """Every guest of that key, uuid, name, HOST/NAME or HOST:SOCKET; a key or uuid leaves the others out."""
@@ -224,7 +227,7 @@ class Inventory:
                     known.host, up=True, error="", facts=look.facts, link_bytes_per_second=link
                 )
                 known.guests = self._take(known.guests, look.guests, meanwhile)
-                known.looked_at = datetime.now(UTC)
+                known.looked_at, known.began = datetime.now(UTC), began
             finally:
                 self._meanwhile.pop(name, None)
                 known.ended = asyncio.get_running_loop().time()
@@ -232,7 +235,9 @@ class Inventory:
             self._unseen.discard(name)
             if not self._unseen:
                 self._all_seen.set()
-            if (known.host, known.guests) != before:
+            doubled = self._doubles.found
+            self._judge_doubles(name)
+            if (known.host, known.guests) != before or self._doubles.found != doubled:
                 self._changed()
             return known.host
 
@@ -254,10 +259,19 @@ class Inventory:
             seen.append(self._rules(replace(guest, dirty_rate_bytes_per_second=rates.get(guest.key))))
         return tuple(sorted(seen, key=lambda guest: (guest.name, guest.key)))
 
-    def doubled(self) -> Mapping[str, int]:
-        """Keys that more than one QEMU claims, with how many do."""
-        counted = Counter(guest.key for guest in self.guests())
-        return {key: count for key, count in counted.items() if count > 1}
+    def doubled(self) -> Mapping[str, tuple[str, ...]]:
+        """By uuid, the hosts that each of those that run more than once was seen to run on."""
+        return self._doubles.found
+
+    def _judge_doubles(self, looked_at: str) -> None:
+        loop = asyncio.get_running_loop()
+        again = self._doubles.judge(
+            (guest for known in self._known.values() for guest in known.guests),
+            looked_at=looked_at,
+            began=lambda name: self._known[name].began if name in self._known else math.inf,
+            now=loop.time(),
+        )
+        self.look_soon(*again)
 
     async def refresh(self, *names: str) -> None:
         """Look at these hosts, or at all: each look begins after this was called. Several who ask wait for the same."""

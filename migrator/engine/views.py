@@ -83,6 +83,8 @@ class Views:
             movable=not guest.obstacle,
             obstacle=guest.obstacle,
             obstacle_code=guest.obstacle_code,
+            duplicate=guest.uuid in self._engine.inventory.doubled(),
+            managed_by=guest.managed_by,
             migration=under_way.get(guest.key),
         )
 

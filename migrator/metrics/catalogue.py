@@ -310,6 +310,18 @@ INVENTORY = (
         "host",
         series="H",
     ),
+    _gauge(
+        "migrator_guest_undriven",
+        "Guests on the host that stand in a migration which nobody drives: at the switch, left, or not let run.",
+        "host",
+        series="H",
+    ),
+    _gauge(
+        "migrator_guest_duplicate",
+        "1 for a guest whose uuid runs twice: an emergency, its disks are being destroyed. Absent otherwise.",
+        "guest",
+        series="0",
+    ),
     _gauge("migrator_host_up", "1 when the host answered when it was last asked.", "host", series="H"),
     _gauge(
         "migrator_host_link_bytes_per_second",

@@ -143,6 +143,9 @@ class Shown:
                 families["host_state"].set((host.host, state), state == host.state)
             families["host_guests"].set((host.host,), host.guests)
             families["guest_unmonitored"].set((host.host,), host.guests_unmonitored)
+            families["guest_undriven"].set((host.host,), host.guests_undriven)
+            for uuid in host.guests_duplicate:
+                families["guest_duplicate"].set((uuid,), 1.0)
             families["host_up"].set((host.host,), host.up)
             families["host_link_capacity_bytes_per_second"].set((host.host,), host.link_bytes_per_second)
             for direction in ("in", "out"):

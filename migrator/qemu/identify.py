@@ -7,9 +7,10 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from migrator.core.model import RunState
+from migrator.core.drivers import MARK, Driver
+from migrator.core.model import MigrationStatus, RunState
 from migrator.errors import CommandFailed
-from migrator.qemu import naming
+from migrator.qemu import marks, naming
 from migrator.qemu.address import Address
 from migrator.qemu.knocks import Knocks
 from migrator.qemu.monitor import Monitor
@@ -25,6 +26,10 @@ class Identity:
     carried: str = ""
     name: str = ""
     run: RunState = RunState.OTHER
+    #: Of a migration, out or in.
+    status: MigrationStatus = MigrationStatus.NONE
+    #: Whom its mark names; ``None`` where it has none.
+    driver: Driver | None = None
     #: What it was given, hot-plugged memory included.
     memory_bytes: int = 0
     vcpus: int = 1
@@ -43,12 +48,14 @@ async def identify(monitor: Monitor, *, timeout: float = 2.0) -> Identity:
         except CommandFailed:
             return None  # this machine type has no such thing
 
-    name, uuid, status, memory, vcpus = await asyncio.gather(
+    name, uuid, status, memory, vcpus, migrate, marked = await asyncio.gather(
         ask("query-name"),
         ask("query-uuid"),
         ask("query-status"),
         ask("query-memory-size-summary"),
         ask("query-cpus-fast"),
+        ask("query-migrate"),
+        marks.read(monitor, MARK, timeout=timeout),
     )
     text = (uuid or {}).get("UUID", naming.NO_UUID)
     unnumbered = text == naming.NO_UUID
@@ -57,6 +64,8 @@ async def identify(monitor: Monitor, *, timeout: float = 2.0) -> Identity:
         carried=await naming.carried(monitor, timeout=timeout) if unnumbered else "",
         name=(name or {}).get("name", ""),
         run=RunState((status or {}).get("status", "other")),
+        status=MigrationStatus((migrate or {}).get("status", "none")),
+        driver=Driver.read(marked[MARK]) if MARK in marked else None,
         memory_bytes=sum((memory or {}).values()),
         vcpus=len(vcpus or ()) or 1,
     )

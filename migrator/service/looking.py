@@ -13,6 +13,8 @@ from dataclasses import dataclass, replace
 from fnmatch import fnmatchcase
 from typing import Protocol
 
+from migrator.core import standing
+from migrator.core.drivers import Driver
 from migrator.core.inventory import Guest
 from migrator.core.model import RunState
 from migrator.errors import HostError, NobodyListens, Occupied, QemuError
@@ -20,7 +22,7 @@ from migrator.hosts.access import Access
 from migrator.hosts.processes import FoundProcess
 from migrator.hosts.site_config import HostConfig
 from migrator.hosts.sockets import FoundSocket, Survey, find_sockets, literal, survey
-from migrator.machine import own_network
+from migrator.machine import is_gone_as_seen_here, own_network
 from migrator.qemu import naming
 from migrator.qemu.identify import Identity, identify_at
 from migrator.qemu.knocks import Knocks
@@ -41,6 +43,10 @@ class Reach(Protocol):
     """How hosts are reached, and which QEMUs are this controller's own."""
 
     knocks: Knocks
+
+    @property
+    def driver(self) -> Driver | None:
+        """By whom the QEMUs are marked that it changes."""
 
     @property
     def held(self) -> Mapping[tuple[str, str], str]:
@@ -220,7 +226,7 @@ class Looker:
             try:
                 async with limit:
                     identity = await self._identify(host, each)
-                return self._guest(host, each, identity)
+                return self._standing(self._guest(host, each, identity), identity)
             except Occupied:
                 silent = silent or each
             except QemuError as error:
@@ -231,6 +237,21 @@ class Looker:
         if silent is not None:
             return self._silent(host, silent)
         return await self._dumb(host, config, found, failure)
+
+    def _standing(self, guest: Guest, identity: Identity) -> Guest:
+        """With what stands in its way where it stands in a migration that this controller does not drive now."""
+        mine, other = self._reach.driver, identity.driver
+        ours = mine is not None and other is not None and mine.controller == other.controller
+        gone = is_gone_as_seen_here(other.process) if other is not None else None
+        found = standing.obstacle(identity.run, identity.status, other, ours=ours, gone=gone)
+        if found is None:
+            return guest
+        driven, text = found
+        return replace(
+            guest,
+            obstacle_code="driven-elsewhere" if driven else "unfinished-migration",
+            obstacle=text,
+        )
 
     def _silent(self, host: str, silent: FoundSocket) -> Guest:
         guest = replace(self._as_known(host, silent), lost_contact=True)
@@ -374,8 +395,10 @@ def told_apart(guests: list[Guest]) -> Iterable[Guest]:
     """No key twice on a host: by their sockets where names are equal; equal uuids are for a person to mend."""
     # The two ends of a migration within a host have one uuid: the guest is the end that it has not left.
     count = Counter(guest.key for guest in guests if guest.run not in ELSEWHERE)
+    left = Counter(guest.key for guest in guests if guest.run in ELSEWHERE - {RunState.INMIGRATE})
     for guest in guests:
-        if count[guest.key] > 1 or (guest.run in ELSEWHERE and count[guest.key]):
+        waits = guest.run is RunState.INMIGRATE and left[guest.key]
+        if count[guest.key] > 1 or (guest.run in ELSEWHERE and (count[guest.key] or waits)):
             other = replace(guest, key=_place(guest.host, guest.socket, guest.pid))
             if guest.uuid and guest.run not in ELSEWHERE and not guest.obstacle:
                 text = f"another QEMU on host {guest.host} has the same uuid {guest.uuid}: give one of them another"

@@ -88,7 +88,7 @@ class Reach:
         self, hosts: Mapping[str, tuple[Access, HostConfig]], *, driver: Driver | None = None
     ) -> None:
         self._hosts = dict(hosts)
-        self._driver = driver
+        self.driver = driver
         #: Role of every monitor held open, by host and path of its socket.
         self.held: dict[tuple[str, str], str] = {}
         #: What waits for a monitor to answer.
@@ -159,7 +159,7 @@ class Reach:
             self.held.pop(key, None)
 
         return _OpenEndpoint(
-            address, role=role, way=way, driver=self._driver, knocks=self.knocks, on_close=let_go
+            address, role=role, way=way, driver=self.driver, knocks=self.knocks, on_close=let_go
         )
 
     async def open(

@@ -264,7 +264,9 @@ async def _break_everything(site: Site, prometheus: Prometheus) -> None:
     stuck = EvacuationGuest(guest="guest-4", standing=GuestStanding.NO_TARGET)
     late = datetime.now(UTC) - timedelta(seconds=1)
     reading.put_evacuation(an_evacuation(at_risk=True, deadline=late, guests=[stuck]))
-    reading.hosts_by_name["host-2"] = a_host("host-2", up=False)
+    reading.hosts_by_name["host-2"] = a_host(
+        "host-2", up=False, guests_undriven=1, guests_duplicate=["guest-1"]
+    )
     site.broker = site.lease = False
     site.complaint = "disk full"
     time.sleep(0.5)  # the loop is late
@@ -292,6 +294,8 @@ async def _break_everything(site: Site, prometheus: Prometheus) -> None:
         ("MigratorDowntimeAboveCeiling", "name of guest-3 (guest-3)"),
         ("MigratorGuestCannotLeave", "name of guest-4 (guest-4)"),
         ("MigratorHostUnreachable", "host-2"),
+        ("MigratorGuestUndriven", "host-2"),
+        ("MigratorGuestRunsTwice", "guest-1"),
         ("MigratorEvacuationLate", "host-1"),
         ("MigratorBrokerAway", site.target.address),
     ):

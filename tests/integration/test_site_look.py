@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import os
+import signal
 import socket
 from collections.abc import AsyncIterator, Sequence
 from dataclasses import replace
@@ -24,6 +25,8 @@ from migrator.ports import Qemu, Waiting
 from migrator.service.site import Reach, SiteHosts
 from migrator.testing.lab import Lab, Machine
 from migrator.testing.network import Hosts
+from tests.acceptance.test_two_controllers import frozen
+from tests.command import direct, direct_doomed
 
 UNNUMBERED = ("-uuid", "00000000-0000-0000-0000-000000000000")
 EVIL = "a 'b' \"c\" $(touch EVIL) `touch EVIL`\n; touch EVIL"
@@ -260,6 +263,46 @@ class TestObstacles:
         (guest,) = (await guests(site)).values()
         assert (guest.obstacle_code, guest.name) == ("libvirt", "theirs")
         assert "virsh" in guest.obstacle
+
+
+class TestMigrationThatNobodyDrives:
+    async def test_both_ends_are_guests_with_what_is_to_be_done(
+        self, lab: Lab, site: SiteHosts, each_qemu: Path
+    ) -> None:
+        pair = await lab.pair(source=each_qemu, destination=each_qemu)
+        dead = await direct_doomed(pair, "KILL before source.switch", "--postcopy", "never")
+        assert dead.code == -signal.SIGKILL
+        (standing,) = [guest for guest in (await guests(site)).values() if guest.obstacle]
+        assert (standing.pid, standing.obstacle_code) == (pair.source.pid, "unfinished-migration")
+        assert (
+            "it stands still at the switch of a migration, which migrator direct, pid " in standing.obstacle
+        )
+        assert "migrator direct --rescue" in standing.obstacle
+        assert (await direct(pair, "--postcopy", "never")).code == 0
+        (arrived,) = (await guests(site)).values()
+        assert arrived.obstacle == ""
+
+    async def test_a_guest_that_arrived_and_was_not_let_run_is_told_from_a_paused_one(
+        self, lab: Lab, site: SiteHosts
+    ) -> None:
+        pair = await lab.pair()
+        await direct_doomed(pair, "KILL before destination.cont", "--postcopy", "never")
+        found = {guest.pid: guest for guest in (await guests(site)).values()}
+        assert found[pair.source.pid].obstacle.startswith(
+            "it was left standing by a migration that has sent all"
+        )
+        assert found[pair.destination.pid].obstacle.startswith(
+            "it has arrived by a migration, and nobody has let it"
+        )
+
+    async def test_of_one_that_another_controller_drives_that_is_said(
+        self, lab: Lab, site: SiteHosts
+    ) -> None:
+        pair = await lab.pair()
+        async with frozen(pair, "before source.migrate") as command:
+            (guest,) = [guest for guest in (await guests(site)).values() if guest.run is RunState.RUNNING]
+            assert guest.obstacle_code == "driven-elsewhere"
+            assert f"migrator direct, pid {command.pid} on " in guest.obstacle
 
 
 class TestHeldByOurselves:

@@ -164,3 +164,57 @@ async def test_a_look_that_began_before_a_reload_is_not_lost() -> None:
     host = inventory.host("a")
     assert host is not None
     assert (host.labels, host.up) == ({"rack": "1"}, True)
+
+
+def one(key: str, host: str, **how: Any) -> Guest:
+    return Guest(key=key, uuid=how.pop("uuid", "u-1"), host=host, run=how.pop("run", RunState.RUNNING), **how)
+
+
+class TestUuidThatRunsTwice:
+    async def test_it_is_believed_once_the_other_host_was_looked_at_since(self) -> None:
+        site: Any = SlowSite(one("one", "a"), one("two", "b"))
+        inventory = Inventory([Host(name="a"), Host(name="b")], site=site)
+        await inventory.look("a")
+        await inventory.look("b")
+        assert inventory.doubled() == {}, "it may have moved between the two looks"
+        assert all(not guest.obstacle for guest in inventory.guests())
+        await inventory.look("a")
+        assert inventory.doubled() == {"u-1": ("a", "b")}
+        assert {guest.obstacle_code for guest in inventory.guests()} == {"duplicate"}
+        assert "here and on b" in inventory.guests("a")[0].obstacle
+        del site.guests["two"]
+        await inventory.look("b")
+        assert inventory.doubled() == {}
+        assert inventory.guests("a")[0].obstacle == ""
+
+    async def test_the_host_that_was_looked_at_before_is_looked_at_again_at_once(self) -> None:
+        site: Any = SlowSite(one("one", "a"), one("two", "b"))
+        inventory = Inventory([Host(name="a"), Host(name="b")], site=site)
+        await inventory.look("a")
+        looks = asyncio.create_task(inventory._watch("a"))
+        await asyncio.sleep(3)
+        await inventory.look("b")
+        await asyncio.sleep(2)
+        assert inventory.doubled() == {"u-1": ("a", "b")}
+        looks.cancel()
+        await asyncio.wait({looks})
+
+    async def test_a_guest_that_moved_between_two_looks_is_not_doubled(self) -> None:
+        site: Any = SlowSite(one("one", "a"))
+        inventory = Inventory([Host(name="a"), Host(name="b")], site=site)
+        await inventory.look("a")
+        site.guests = {"one": one("one", "b")}
+        await inventory.look("b")
+        await inventory.look("a")
+        assert inventory.doubled() == {}
+
+    async def test_on_one_host_it_is_believed_at_once(self) -> None:
+        inventory = await known(SlowSite(one("one", "a"), one("two", "a")))
+        assert inventory.doubled() == {"u-1": ("a", "a")}
+
+    async def test_a_paused_one_and_one_without_uuid_are_nobodys_double(self) -> None:
+        paused = one("two", "b", run=RunState.PAUSED)
+        others = [one(f"{host}/x", host, uuid="") for host in ("a", "b")]
+        inventory = await known(SlowSite(one("one", "a"), paused, *others))
+        await inventory.look_at_all()
+        assert inventory.doubled() == {}

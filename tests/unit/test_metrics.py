@@ -40,7 +40,7 @@ def _busy(service: Service) -> None:
     """Something of everything."""
     reading = service.reading
     for name in ("host-1", "host-2"):
-        reading.hosts_by_name[name] = a_host(name)
+        reading.hosts_by_name[name] = a_host(name, guests_duplicate=["guest-1"])
     reading.guests_by_key["guest-1"] = a_guest("guest-1")
     reading.put(a_migration("m1", state=State.PREPARING))
     reading.change("m1", state=State.PRECOPY)
