@@ -6,8 +6,6 @@ import ssl
 from dataclasses import dataclass
 from pathlib import Path
 
-from cryptography import x509
-
 from migrator.errors import UsageError
 
 
@@ -55,6 +53,8 @@ def names_in(certificate: File) -> list[str]:
 
     :raise UsageError: the file cannot be used.
     """
+    from cryptography import x509  # noqa: PLC0415 - only the service has a certificate, and this takes a while
+
     _read(certificate)
     try:
         found = x509.load_pem_x509_certificate(certificate.path.read_bytes())
