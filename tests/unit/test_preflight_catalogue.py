@@ -140,6 +140,10 @@ def test_finding_that_the_catalogue_does_not_know_cannot_be_made() -> None:
 #: Every error that a person may accept, and how the guest may arrive all the same. One that has no such way is refused
 #: whatever anybody says, or an accepted migration would only fail later.
 MAY_GO_WELL = {
+    **dict.fromkeys(
+        ("bridge-down", "bridge-uplink", "tap-bridge", "tap-down", "tap-vlan"),
+        "somebody sees to the network while the guest moves, or it does without",
+    ),
     "cache-unsafe": "the file system may be coherent, or the guest may not read what it wrote",
     "cpu-features": "the guest may not use them",
     "cpu-flags": "the guest may not use them",
