@@ -24,6 +24,7 @@ from migrator.hosts.launch import Launcher, Like, Nest, certainly
 from migrator.hosts.new_files import NewFile, make_files, note_memory, unused
 from migrator.hosts.site_config import HostConfig
 from migrator.hosts.survey import survey
+from migrator.hosts.threads import give_turns
 from migrator.ports import GuestProcess, Qemu, Waiting
 from migrator.qemu import naming
 from migrator.qemu.belongings import belongings as of_process
@@ -35,6 +36,7 @@ from migrator.qemu.given import carry_traces
 from migrator.qemu.plugged import read_live
 from migrator.qemu.ports import Network
 from migrator.qemu.present import up_to_date
+from migrator.qemu.threads import threads
 from migrator.service.home import Home
 from migrator.service.launch_config import LaunchConfig, Method, fill, place, socket_of
 from migrator.service.process_checks import SourceProcess, read_source_process
@@ -172,6 +174,8 @@ class Destinations:
             await naming.hand_on(end, qemu)
             refused = await carry_traces(end.monitor, qemu.monitor)
             notes += tuple(finding("not-put-back", text) for text in refused)
+            if process is not None:
+                notes += await self._give_turns(guest, end, target, qemu)
         except BaseException:
             await certainly(_undo(launcher, nest, qemu), name=f"clear {nest.run_directory}")
             raise
@@ -277,6 +281,17 @@ class Destinations:
 
     def _listen(self, target: str) -> str:
         return f"tcp:{bracketed(self._reach.config(target).address)}:0"
+
+    async def _give_turns(
+        self, guest: Guest, source: Endpoint, target: str, qemu: Endpoint
+    ) -> tuple[Finding, ...]:
+        """Threads that were pinned one by one are so again; what could not be is a finding."""
+        if source.process is None or qemu.process is None:
+            return ()
+        mine, theirs = await threads(source.monitor), await threads(qemu.monitor)
+        here, there = self._reach.access(guest.host), self._reach.access(target)
+        left = await give_turns(here, source.process.pid, mine, there, qemu.process.pid, theirs)
+        return tuple(finding("process-settings", text) for text in left)
 
     async def _process(self, guest: Guest, source: Endpoint) -> SourceProcess | None:
         """Whose the source's process is; ``None`` where it is not known which one it is."""

@@ -20,6 +20,7 @@ from migrator.errors import HostError
 from migrator.hosts.facts import read_facts
 from migrator.hosts.local import LocalAccess
 from migrator.hosts.process_identity import read_process
+from migrator.hosts.threads import give_turns, read_turns
 from migrator.machine import LocalProcess
 from migrator.service.checks import HostChecks
 from migrator.testing.guest import write_image
@@ -111,6 +112,38 @@ class TestArrives:
             guest = await site.move(guest, target)
             assert (await identity_of(pid_of(guest))).user == NOBODY
             await Moved(machine, lab, guest.socket).check_memory()
+
+    async def test_threads_that_were_pinned_one_by_one(self, lab: Lab, site: Site) -> None:
+        extra = ("-object", "iothread,id=io0")
+        machine = Machine(habit=HABIT, smp=2, accelerator="tcg,thread=multi,tb-size=32", extra=extra)
+        qemu = await lab.boot(machine)
+        cpus = await qemu.query("query-cpus-fast")
+        (iothread,) = await qemu.query("query-iothreads")
+        for thread, command in (
+            (cpus[0]["thread-id"], ("taskset", "-pc", "0")),
+            (cpus[1]["thread-id"], ("renice", "15", "-p")),
+            (iothread["thread-id"], ("chrt", "--batch", "--pid", "0")),
+        ):
+            subprocess.run([*command, str(thread)], check=True, capture_output=True)
+        guest = await site.move(guest_of(qemu), "beta")
+        moved = Moved(machine, lab, guest.socket)
+        pid, access = pid_of(guest), LocalAccess("beta")
+        there = [cpu["thread-id"] for cpu in await moved.query("query-cpus-fast")]
+        there += [each["thread-id"] for each in await moved.query("query-iothreads")]
+        turns = await read_turns(access, pid, [pid, *there])
+        whole, first, second, third = (turns[thread] for thread in (pid, *there))
+        assert first == replace(whole, cpus="0")
+        assert second == replace(whole, nice=15)
+        assert third == replace(whole, policy="batch")
+
+    async def test_cpu_that_is_not_there_is_told(self, lab: Lab) -> None:
+        qemu = await lab.start()
+        (cpu,) = await qemu.query("query-cpus-fast")
+        subprocess.run(["taskset", "-pc", "0", str(cpu["thread-id"])], check=True, capture_output=True)
+        alpha, beta, names = LocalAccess("alpha"), LocalAccess("beta"), {"vCPU 0": cpu["thread-id"]}
+        (said,) = await give_turns(alpha, qemu.pid, names, beta, qemu.pid, {"vCPU 0": 999_999_999})
+        assert said.startswith("vCPU 0 has CPUs 0, nice ")
+        assert said.endswith("and nothing known at beta")
 
 
 class TestMayNot:

@@ -1,0 +1,19 @@
+"""Which threads of a QEMU do what."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+from migrator.qemu.asking import ask
+from migrator.qemu.monitor import Monitor
+
+
+async def threads(monitor: Monitor) -> Mapping[str, int]:
+    """Thread ids by what they are for a person: ``vCPU 0``, ``iothread io0``.
+
+    :raise QemuError: when it cannot be asked.
+    """
+    cpus = await ask(monitor, "query-cpus-fast", otherwise=[])
+    iothreads = await ask(monitor, "query-iothreads", otherwise=[])
+    found = {f"vCPU {cpu['cpu-index']}": cpu["thread-id"] for cpu in cpus}
+    return found | {f"iothread {each['id']}": each["thread-id"] for each in iothreads}
