@@ -39,7 +39,8 @@ class LiveSite(Site):
 
     def __enter__(self) -> Self:
         super().__enter__()
-        self.change_config(("[http]\n", "[http]\nrequests_per_second = 1000\nburst = 1000\n"))
+        fast = "requests_per_second = 1000\nburst = 1000\naddress_requests_per_second = 2000\n"
+        self.change_config(("[http]\n", f"[http]\n{fast}"))
         self._http = httpx2.AsyncClient(
             transport=httpx2.AsyncHTTPTransport(uds=str(self.directory / "api.sock")),
             base_url="http://migrator",
