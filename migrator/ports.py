@@ -403,6 +403,15 @@ class Site(Carriers, Protocol):
         :raise migrator.core.findings.Objected: something that only shows now keeps the guest from moving there.
         """
 
+    async def hold_off(self, guest: Guest) -> None:
+        """Tell who manages a guest not to start it again when it has left; nothing where that cannot be told.
+
+        May be called again. :meth:`let_be` undoes it.
+        """
+
+    async def let_be(self, guest: Guest) -> None:
+        """The guest stays: who manages it may do as before."""
+
     async def abandon(self, host: str, *, migration: str) -> None:
         """Remove what :meth:`start_destination` may have begun there for a migration that nobody drives any more; a
         process that does not wait any more is left alone."""

@@ -14,6 +14,9 @@ _INVENTORY = {
     "monitor-held": "clients of the monitor's socket (ss, /proc/*/fd), while it does not greet us",
     "monitor-silent": "whether the listening socket greets within a second",
     "no-monitor": "QEMU processes of the host, with the sockets under its patterns",
+    "managed-elsewhere": "the QEMU's arguments, cgroup and parents, with what Proxmox, Incus, LXD, Ganeti, supervisors "
+    "and shells with a loop leave there",
+    "managed-unit": "the QEMU's cgroup, with MainPID and Restart of that unit (systemctl show)",
     "duplicate": "uuids of all guests that run, as looks at every host show them",
     "unfinished-migration": "run state, migration status (query-status, query-migrate) and the mark of a controller",
     "not-movable": "the guest, with the [[guests]] entries of the configuration; its uuid, with those of its host",

@@ -34,6 +34,16 @@ GUEST: Texts = {
         "its QEMU has no QMP monitor where the host's monitors are looked for",
         "add its socket to that host's sockets, or start it with -qmp unix:/run/qemu/NAME.qmp,server=on,wait=off",
     ),
+    "managed-elsewhere": (
+        "overridable",
+        "somebody else manages this guest, and may start it again at the source when it has left: it would run twice",
+        "tell that manager to leave it alone, then accept this; MigratorGuestRunsTwice tells when it was not so",
+    ),
+    "managed-unit": (
+        "warning",
+        "a unit of systemd would start the guest again when it has left; it is told not to, until that host boots",
+        "systemctl disable UNIT, if the guest shall not be started there when its host boots",
+    ),
     "not-movable": (
         "error",
         "the configuration says that it shall not be moved",

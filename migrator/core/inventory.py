@@ -147,6 +147,8 @@ class Guest:
     obstacle_code: str = ""
     #: Who else manages it: ``libvirt``, ``systemd:UNIT``…; empty where nobody is known to.
     managed_by: str = ""
+    #: ... and would start the guest again when its process ends.
+    restarts: bool = False
     #: It cannot be asked: it is there, and everything else of it is as it was when it last could be.
     lost_contact: bool = False
     #: A monitor of it is where its host's monitors are looked for; else only its process is known.

@@ -356,8 +356,9 @@ class Job:
             raise RuntimeError("prepare() comes before transfer()")
         self.started_at = datetime.now(UTC)
         try:
+            await self._means.site.hold_off(self.guest)
             self.result = await self._migration.run(begun=self._note_record)
-        except (RecordError, JournalError, QemuError) as error:
+        except (RecordError, JournalError, QemuError, HostError) as error:
             self.recorded = False
             await self._fall_back(State.FAILED, str(error))
             return
@@ -598,6 +599,7 @@ class Job:
         """It ends before anything was changed; always False."""
         if self._source is not None:
             await self._source.release()
+            await self._let_be()
         if self._parked and state is State.CANCELLED and not self._cancelled:
             await self._let_go()
             self._begin_anew()  # by the next controller
@@ -628,6 +630,8 @@ class Job:
             await self._abandon()  # another controller started it
         else:
             await self._let_go(discard=state is not State.COMPLETED)
+        if state in (State.FAILED, State.CANCELLED):
+            await self._let_be()
         if state is State.COMPLETED:
             await self._network.arrive(self._places["destination"].identity, self.result)
         if anew and state is State.CANCELLED:
@@ -641,6 +645,13 @@ class Job:
             except MigratorError as error:
                 self.result.warn("left-over", str(error), "remove what it names by hand")
         self._end(state)
+
+    async def _let_be(self) -> None:
+        """The guest stays where it is: who manages it there may do as before."""
+        try:
+            await self._means.site.let_be(self.guest)
+        except MigratorError as error:
+            self.result.warn("left-over", str(error), "remove what it names by hand")
 
     async def _settle(self) -> None:
         """Where the operator finds the guest's process from now on."""

@@ -10,8 +10,11 @@ from typing import Any, Protocol
 
 from migrator.core.carriers import Carried
 from migrator.core.drivers import Driver
+from migrator.core.findings import errors_first
 from migrator.core.inventory import Guest
 from migrator.core.listening import without
+from migrator.core.managers import Manager, manager, unit_of
+from migrator.core.managers import findings as managing
 from migrator.core.model import Finding
 from migrator.core.policy import Policy
 from migrator.errors import HostError, MigratorError, QemuError, Unreachable
@@ -20,6 +23,7 @@ from migrator.hosts.carriers import read_carriers
 from migrator.hosts.facts import read_facts
 from migrator.hosts.listening import read_listening
 from migrator.hosts.local import LocalAccess
+from migrator.hosts.managers import Units, read_processes
 from migrator.hosts.notice import notice
 from migrator.hosts.resident import read_resident
 from migrator.hosts.site_config import HostConfig, Reconfigurable
@@ -229,15 +233,19 @@ class SiteHosts:
                 pids = [each.pid for each in guests if each.pid is not None]
                 resident = await read_resident(access, pids)
                 carried = await read_carriers(access, pids, links=facts.links)
+                processes = await read_processes(access, pids)
                 listening = await read_listening(access, {*pids, *self._looker.qemus(host)})
         except TimeoutError:
             raise HostError(host, f"it could not be looked at within {_LOOK_SECONDS:g} s") from None
         # Those that wait for a guest listen too, and are no strangers.
         strangers = without(facts.ports, [port for ports in listening.values() for port in ports])
         facts = replace(facts, ports=strangers)
+        managers = {pid: manager(process) for pid, process in processes.items()}
         shown = [
             replace(
                 each,
+                managed_by=managers.get(each.pid or 0, Manager()).name,
+                restarts=managers.get(each.pid or 0, Manager()).restarts,
                 resident_bytes=resident.get(each.pid or 0),
                 listens=listening.get(each.pid or 0, ()),
                 network=carried.get(each.pid or 0, Carried()).state,
@@ -304,8 +312,18 @@ class SiteHosts:
         return end
 
     async def check(self, guest: Guest, source: Qemu, target: str, policy: Policy) -> tuple[Finding, ...]:
-        """See :class:`Checker`."""
-        return await self._checker.check(guest, source, target, policy)
+        """See :class:`Checker`; and what who manages the guest would do when it has left."""
+        return errors_first([*managing(guest), *await self._checker.check(guest, source, target, policy)])
+
+    async def hold_off(self, guest: Guest) -> None:
+        """See :meth:`migrator.ports.Site.hold_off`: a unit of systemd is told."""
+        if unit := unit_of(guest):
+            await Units(self._reach.access(guest.host)).hold_off(unit)
+
+    async def let_be(self, guest: Guest) -> None:
+        """See :meth:`migrator.ports.Site.let_be`."""
+        if unit := unit_of(guest):
+            await Units(self._reach.access(guest.host)).let_be(unit)
 
     async def start_destination(
         self, guest: Guest, source: Qemu, target: str, *, migration: str, accepted: Sequence[str] = ()

@@ -595,6 +595,12 @@ class SimulatedSite:
             if not qemu.dead and qemu.waits:
                 qemu.die()
 
+    async def hold_off(self, guest: Guest) -> None:
+        self._up(guest.host)
+
+    async def let_be(self, guest: Guest) -> None:
+        self._up(guest.host)
+
     async def settle(self, guest: Guest) -> Sequence[str]:
         self._up(guest.host)
         return ()

@@ -76,7 +76,7 @@ async def site(lab: Lab) -> AsyncIterator[SiteHosts]:
 
 async def guests(site: SiteHosts) -> dict[str, Guest]:
     look = await site.look("here")
-    found = {guest.key: replace(guest, resident_bytes=None) for guest in look.guests}
+    found = {guest.key: replace(guest, resident_bytes=None, managed_by="") for guest in look.guests}
     assert len(found) == len(look.guests), "a key stands for one guest"
     return found
 

@@ -151,6 +151,7 @@ MAY_GO_WELL = {
     "file-access": "QEMU may run as another user than was tried",
     "hugepages": "the kernel may make more when asked (nr_overcommit_hugepages)",
     "machine-unversioned": "two versions may have the same machine of that name",
+    "managed-elsewhere": "its manager may have been told to leave it alone",
     "memory-free": "the guest may not touch all of it, or the target may swap",
     "nested-abilities": "no guest within may use them",
     "port-in-use": "the guest listens at another port then",
