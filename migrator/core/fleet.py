@@ -260,11 +260,11 @@ def _check_state(host: Host, bar: Constraint | None) -> Check:
 def _check_memory(fleet: Fleet, guest: Guest, place: int) -> Check:
     left, host = max(0, fleet.memory_left[place]), fleet.hosts[place]
     if not fleet.capacity_bytes[place]:
-        text = "its memory is unknown; set it in the configuration"
+        text = "its memory is unknown: set memory of that host"
         return Check(constraint=Constraint.MEMORY, fits=False, text=text)
     text = f"{show_bytes(left)} of memory left, {show_bytes(guest.memory_bytes)} needed"
     if left < guest.memory_bytes <= fleet.capacity_bytes[place] and host.memory_reserve_bytes:
-        text += f" ({show_bytes(host.memory_reserve_bytes)} are kept in reserve)"
+        text += f" ({show_bytes(host.memory_reserve_bytes)} are kept in reserve: memory_reserve)"
     return Check(constraint=Constraint.MEMORY, fits=fleet.memory_left[place] >= guest.memory_bytes, text=text)
 
 
@@ -274,6 +274,6 @@ def _check_cpu(fleet: Fleet, guest: Guest, place: int) -> Check:
         return Check(constraint=Constraint.CPU, fits=True, text="its number of CPUs is unknown: no limit")
     text = (
         f"{max(0, math.floor(left))} vCPUs left, {guest.vcpus} needed "
-        f"({host.facts.cpus} CPUs, {host.cpu_overcommit_ratio:g} vCPUs on each)"
+        f"({host.facts.cpus} CPUs, {host.cpu_overcommit_ratio:g} vCPUs on each: cpu_overcommit)"
     )
     return Check(constraint=Constraint.CPU, fits=left >= guest.vcpus, text=text)

@@ -46,9 +46,10 @@ def count_obstacles(book: Book, item: Item) -> tuple[dict[Constraint, int], str]
             return {}, "there is no other host"
         whole = f"{others} other host{'s' * (others > 1)}"
         found = _everywhere(book, item)
+    kept = ", without memory_reserve" if any(host.memory_reserve_bytes for host in fleet.hosts) else ""
     best = {
-        Constraint.MEMORY: f"{show_bytes(max(0, found.memory))} of {show_bytes(item.memory_bytes)}",
-        Constraint.CPU: f"{max(0, int(found.cpus))} of {item.vcpus}",
+        Constraint.MEMORY: f"{show_bytes(max(0, found.memory))} of {show_bytes(item.memory_bytes)}{kept}",
+        Constraint.CPU: f"{max(0, int(found.cpus))} of {item.vcpus}, by cpu_overcommit",
     }
     counted: Counter[Constraint] = Counter()
     parts = []

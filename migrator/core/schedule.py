@@ -129,13 +129,17 @@ class Decided:
             left = show_seconds(max(0.0, (move.transfer.deadline_seconds or 0.0) - self.now))
             return f"is not begun: it takes {show_seconds(move.seconds_alone)}, and the deadline is in {left}"
         if move.phase is Phase.WAITING:
-            return "waits for its turn: enough others are prepared already"
+            return (
+                "waits for its turn: enough others are prepared already (limits.prepared_per_source and "
+                "prepared_per_target)"
+            )
         if move in self.behind:
             return f"is ready; {self.behind[move].transfer.guest} is before it and waits for the same link"
         pipes = self.blocked[move]
         others = [other.transfer.guest for other in self.on[pipes[0]].users]
         if pipes[0].limit is not None and len(others) >= pipes[0].limit:
-            return f"is ready; waits for {_names(others)}: {pipes[0].host} takes {pipes[0].limit} at a time"
+            limit = f"{pipes[0].host} takes {pipes[0].limit} at a time ({pipes[0].key})"
+            return f"is ready; waits for {_names(others)}: {limit}"
         if move.alone:
             return f"is ready; needs {pipes[0].name} for itself and waits for {_names(others)}"
         return f"is ready; {pipes[0].name} is filled by {_names(others)}"

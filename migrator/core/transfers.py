@@ -101,6 +101,8 @@ class Pipe:
     host: str
     #: For people: ``host-1's link out``.
     name: str
+    #: What the configuration calls its limit.
+    key: str
     #: What migrations may take of it, bytes per second.
     capacity: float
     #: Streams at a time; ``None`` is no limit.
@@ -124,6 +126,7 @@ class Network:
             pipe = self._pipes[name, out] = Pipe(
                 host=name,
                 name=f"{name}'s link {'out' if out else 'in'}",
+                key="max_outgoing" if out else "max_incoming",
                 capacity=(speed or self._rules.assumed_link_bytes_per_second)
                 * (1 - self._rules.reserve_ratio),
                 limit=None if host is None else host.max_outgoing if out else host.max_incoming,
@@ -181,7 +184,7 @@ class Move:
         self.never = ""
         for pipe, what in ((self.out, "outgoing"), (self.into, "incoming")):
             if pipe.limit is not None and pipe.limit < 1:
-                self.never = f"{pipe.host} takes no {what} migrations (its limit is {pipe.limit})"
+                self.never = f"{pipe.host} takes no {what} migrations ({pipe.key} is {pipe.limit})"
         deadline = transfer.deadline_seconds
         latest_start = float("inf") if deadline is None else deadline - self.seconds_alone
         #: Seconds from when the deadlines were given, by which it has ended or is cancelled.

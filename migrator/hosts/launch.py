@@ -275,7 +275,8 @@ class Launcher:
     async def _too_slow(self, nest: Nest, program: str) -> str:
         words = await self.last_words(nest)
         said = f": {words}" if words else ""
-        return f"{program} did not come up within {self.timeout_seconds:g} s and was ended{said} (log: {nest.log})"
+        limit = f"{self.timeout_seconds:g} s (start_timeout)"
+        return f"{program} did not come up within {limit} and was ended{said} (log: {nest.log})"
 
     async def obituary(self, nest: Nest, program: str = "QEMU") -> str:
         """What there is to say about one that has ended."""

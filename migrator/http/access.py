@@ -93,7 +93,7 @@ class Access:
         if len(secret) <= _LONGEST_SECRET and secret.isascii():
             found = await (self.tokens.session(secret) if by_cookie else self.tokens.verify(secret))
         if found is None:
-            self.rates.take(f"guess {origin(request)}", cost=_GUESS_COST)
+            self.rates.take(f"guess {origin(request)}", cost=_GUESS_COST, what="wrong tokens")
             raise _unknown(
                 "the session is over: sign in again"
                 if by_cookie

@@ -132,7 +132,11 @@ class Gate:
             self._open[address] += 1
         else:
             self._open += Counter()  # drops those at 0
-            self._say_refused(f"{address}: {self._open[address]} of {self.connections} open are its own")
+            self._say_refused(
+                f"{address}: {self._open[address]} of {self.connections} open are its own; "
+                f"http.connections is {self.admission.connections}, http.connections_per_address "
+                f"{self.admission.connections_per_address}"
+            )
         return allowed
 
     def leave(self, address: str) -> None:

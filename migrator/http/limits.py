@@ -65,8 +65,10 @@ class Rates:
         self._clock = clock
         self._buckets: OrderedDict[str, tuple[float, float]] = OrderedDict()
 
-    def take(self, who: str, *, cost: float = 1.0) -> None:
+    def take(self, who: str, *, cost: float = 1.0, what: str = "requests") -> None:
         """Count one request.
+
+        :param what: are too many then, in words.
 
         :raise ProblemError: 429, with ``Retry-After``, when it is one too many.
         """
@@ -82,7 +84,7 @@ class Rates:
             raise ProblemError(
                 429,
                 "too-many-requests",
-                f"more than {self._per_second:g} requests a second; ask again in {wait} s",
+                f"too many {what} (http.requests_per_second is {self._per_second:g}); ask again in {wait} s",
                 headers={"Retry-After": str(wait)},
             )
 
@@ -104,14 +106,14 @@ class Streams:
             raise ProblemError(
                 429,
                 "too-many-streams",
-                f"{user} has {self._open[user]} streams open; close one",
+                f"{user} has {self._open[user]} streams open (http.streams_per_caller); close one",
                 headers={"Retry-After": "5"},
             )
         if self._open.total() >= self.limits.streams:
             raise ProblemError(
                 503,
                 "too-many-streams",
-                "too many streams are open; ask again later",
+                "too many streams are open (http.streams); ask again later",
                 headers={"Retry-After": "5"},
             )
         self._open[user] += 1
@@ -228,8 +230,8 @@ class Guard:
                 ProblemError(
                     504,
                     "too-slow",
-                    f"no answer within {self._limits.request_seconds:g} s; a command may have been begun: "
-                    "repeat it with the same Idempotency-Key to learn its answer",
+                    f"no answer within {self._limits.request_seconds:g} s (http.request_timeout); a command may have "
+                    "been begun: repeat it with the same Idempotency-Key to learn its answer",
                 )
             )
 
@@ -249,7 +251,7 @@ class Guard:
 
     async def _body(self, scope: Scope, receive: Receive) -> bytes | None:
         most = self._limits.body_bytes
-        too_large = ProblemError(413, "too-large", f"the body is larger than {most} bytes")
+        too_large = ProblemError(413, "too-large", f"the body is larger than {most} bytes (http.max_body)")
         length = dict(scope["headers"]).get(b"content-length", b"0")
         if length.isdigit() and int(length) > most:
             raise too_large

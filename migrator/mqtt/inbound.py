@@ -173,7 +173,9 @@ def _response(received: Received, user: str, topics: Topics) -> ReplyTo | None:
 
 def _parse(received: Received, settings: MqttSettings) -> dict[str, Any]:
     if len(received.payload) > settings.max_command_bytes:
-        raise Refusal("invalid", f"a command has at most {settings.max_command_bytes} bytes")
+        raise Refusal(
+            "invalid", f"a command has at most {settings.max_command_bytes} bytes (mqtt.max_command_size)"
+        )
     try:
         body = json.loads(received.payload)
     except (ValueError, RecursionError) as error:
@@ -204,7 +206,11 @@ def _head(body: dict[str, Any], settings: MqttSettings, now: datetime) -> Head:
     except ValidationError as error:
         raise Refusal("invalid", wrong_fields.in_words(error.errors(include_url=False))) from None
     if head.sent_at > now + timedelta(seconds=settings.clock_tolerance_seconds):
-        raise Refusal("invalid", f"sent_at is {head.sent_at.isoformat()}, here it is {now.isoformat()}")
+        raise Refusal(
+            "invalid",
+            f"sent_at is {head.sent_at.isoformat()}, here it is {now.isoformat()}: set the clocks right, or allow more "
+            "by mqtt.clock_tolerance",
+        )
     latest = head.sent_at + timedelta(seconds=settings.longest_lifetime_seconds)
     if head.expires_at is not None and head.expires_at > latest:
         raise Refusal(
@@ -219,7 +225,9 @@ def too_many(incoming: Incoming, most: int) -> Foreign:
     """What a user gets of whom too many commands wait already."""
     return Foreign(
         Refusal(
-            "not-now", f"{most} commands of yours wait already; wait for their replies, then send it again"
+            "not-now",
+            f"{most} commands of yours wait already (mqtt.max_waiting_commands); wait for their replies, then send it "
+            "again",
         ),
         verb=incoming.envelope.verb,
         identifier=incoming.id,

@@ -302,7 +302,7 @@ class TestRoom:
         fleet = Fleet(hosts=[host("a"), Host(name="b")], guests=[])
         found = check(fleet, Request(guest=guest("g", "a"), kvm=False), "b")
         assert [entry.text for entry in found if not entry.fits] == [
-            "its memory is unknown; set it in the configuration"
+            "its memory is unknown: set memory of that host"
         ]
 
     def test_of_cpus_has_the_overcommit_of_the_host(self) -> None:
@@ -400,7 +400,7 @@ class TestWhyNot:
         for part in (
             *("2 drain", "2 lack label ssd=yes", "1 does not answer", "1 is in maintenance", "1 has no KVM"),
             *("1 is ruled out (failed: no bridge br0)", "1 has a guest with anti-affinity 'db'"),
-            *("1 has too few vCPUs left (4 of 8)", "1 is emptied in the same plan"),
+            *("1 has too few vCPUs left (4 of 8, by cpu_overcommit)", "1 is emptied in the same plan"),
         ):
             assert part in answer.reason
 
@@ -420,7 +420,7 @@ class TestWhyNot:
             Constraint.LABEL: "lacks label ssd=yes (has ssd=no)",
             Constraint.ANTI_AFFINITY: "1 other guest with anti-affinity 'db' there",
             Constraint.MEMORY: "512.0 MiB of memory left, 4.0 GiB needed",
-            Constraint.CPU: "0 vCPUs left, 2 needed (1 CPUs, 1 vCPUs on each)",
+            Constraint.CPU: "0 vCPUs left, 2 needed (1 CPUs, 1 vCPUs on each: cpu_overcommit)",
         }
 
     def test_of_a_host_that_does_not_exist_is_an_error(self) -> None:

@@ -467,12 +467,12 @@ class TestLimits:
         assert schedule(small, links(*"ab", max_outgoing=2), RULES).begin == ("g0", "g1")
         orders = schedule(small, links(*"ab", max_incoming=1), RULES)
         assert orders.begin == ("g0",)
-        assert orders.reasons["g1"] == "is ready; waits for g0: b takes 1 at a time"
+        assert orders.reasons["g1"] == "is ready; waits for g0: b takes 1 at a time (max_incoming)"
 
     def test_of_none_at_all_are_said(self) -> None:
         orders = schedule([transfer("g", phase=Phase.WAITING)], links(*"ab", max_incoming=0), RULES)
         assert orders.prepare == ()
-        assert orders.reasons["g"] == "cannot run: b takes no incoming migrations (its limit is 0)"
+        assert orders.reasons["g"] == "cannot run: b takes no incoming migrations (max_incoming is 0)"
 
     def test_that_shrank_do_not_stop_what_runs(self) -> None:
         pair = [transfer(name, 5, phase=Phase.TRANSFERRING) for name in ("x", "y")]
