@@ -285,7 +285,7 @@ class World:
 
     def _resolve(self, one: MigrationDocument, command: Resolve) -> Answer:
         if one.state is not State.HELD:
-            raise Refusal("not-now", f"migration {one.id} is {one.state}, not held")
+            raise Refusal("not-now", f"migration {one.id} is {one.state}: only a held one takes a word")
         taken = command.guest_at == "destination"
         if command.dry_run:
             return ResolutionDocument(
@@ -438,13 +438,17 @@ class World:
         self._samples.setdefault(identifier, []).append(sample)
         self.bus.publish(EventKind.PROGRESS, Subject.MIGRATION, identifier, _without_lists(one))
 
+    def enter(self, identifier: str, state: State) -> None:
+        """It is in that state now."""
+        self._set(self._migrations[identifier].model_copy(update={"state": state}))
+
     def decide(self, identifier: str, action: str, reason: str) -> None:
         one = self._migrations[identifier]
         made = DecisionDocument(at_seconds=0.1, action=action, reason=reason)
         self._migrations[identifier] = one.model_copy(update={"decisions": [*one.decisions, made]})
         self.bus.publish(EventKind.DECISION, Subject.MIGRATION, identifier, made.model_dump(mode="json"))
 
-    def finish(self, identifier: str, state: State | None = None) -> None:
+    def finish(self, identifier: str, state: State | None = None, *, downtime_seconds: float = 0.042) -> None:
         """It has ended so."""
         state = state or self.end
         one = self._migrations[identifier]
@@ -461,7 +465,7 @@ class World:
                     "ended_at": datetime.now(UTC) if over else None,
                     "progress_ratio": 1.0 if done else one.progress_ratio,
                     "remaining_bytes": 0 if done else one.remaining_bytes,
-                    "downtime_seconds": 0.042 if done else None,
+                    "downtime_seconds": downtime_seconds if done else None,
                     "duration_seconds": 1.5,
                     "error": None if done else f"it was made to be {state}",
                     "held_code": None if over else "neither-runs",
@@ -555,10 +559,17 @@ class World:
         self._say(self._evacuations[identifier])
 
     def _say(self, evacuation: EvacuationDocument) -> None:
+        evacuation = evacuation.model_copy(update={"can_cancel": evacuation.ended_at is None})
+        self._evacuations[evacuation.id] = evacuation
         self.bus.publish(EventKind.STATE, Subject.EVACUATION, evacuation.id, _without_lists(evacuation))
 
     def _set(self, one: MigrationDocument) -> None:
+        late = one.state.final or one.state in (State.FINISHING, State.HELD)
+        one = one.model_copy(update={"can_cancel": not late, "can_postcopy": one.state is State.PRECOPY})
         self._migrations[one.id] = one
+        if (guest := self._guests.get(one.guest)) is not None:
+            under_way = None if one.ended_at else one.id
+            self._guests[one.guest] = guest.model_copy(update={"migration": under_way})
         self.bus.publish(EventKind.STATE, Subject.MIGRATION, one.id, _without_lists(one))
 
     def _journal(self, event: EventDocument) -> None:

@@ -53,9 +53,33 @@ def under_way(incomplete: str) -> list[str]:
     )
 
 
-def migrations(incomplete: str) -> list[str]:
-    """Ids of migrations that have not ended."""
-    return _names(incomplete, lambda get: [one["id"] for one in get("migrations?active=true")])
+def cancellable(incomplete: str) -> list[str]:
+    """Ids of migrations and evacuations that may be cancelled now."""
+    return _names(
+        incomplete,
+        lambda get: [
+            one["id"]
+            for kind in ("migrations", "evacuations")
+            for one in get(f"{kind}?active=true")
+            if one.get("can_cancel", True)
+        ],
+    )
+
+
+def for_postcopy(incomplete: str) -> list[str]:
+    """Ids of migrations that may be switched to postcopy now."""
+    return _names(
+        incomplete,
+        lambda get: [one["id"] for one in get("migrations?active=true") if one.get("can_postcopy", True)],
+    )
+
+
+def held(incomplete: str) -> list[str]:
+    """Ids of held migrations."""
+    return _names(
+        incomplete,
+        lambda get: [one["id"] for one in get("migrations?active=true") if one["state"] == "held"],
+    )
 
 
 def tokens(context: typer.Context, incomplete: str) -> list[str]:

@@ -218,18 +218,27 @@ def _table(client: Client, guests: tuple[_Guest, ...], found: dict[str, str], *,
     for guest in guests:
         one = ended.get(guest.name)
         if one is None or one["state"] != "completed":
-            figures = ["stays", *[""] * (len(_FIGURES) - 1)]
+            figures: list[Any] = ["stays", *[""] * (len(_FIGURES) - 1)]
             reasons.append(Text(f"  {guest.name} stays: {(one or {}).get('error') or 'no reason is known'}"))
         else:
-            downtime = one["downtime_seconds"]
             figures = [
                 one["mode"],
                 str(one["round"]),
                 units.show_seconds(one["duration_seconds"] or 0.0),
-                "-" if downtime is None else units.show_seconds(downtime),
+                _downtime(one),
                 "none" if guest.policy == "offline" else units.show_seconds(one["max_downtime_seconds"]),
                 units.show_bytes(one["transferred_bytes"]),
             ]
         row = dict(zip(headings, (guest.name, guest.what, *figures, found[guest.name]), strict=True))
         table.add_row(*(row[heading] for heading in shown))
     return Group(table, *reasons)
+
+
+def _downtime(one: Any) -> Any:
+    """Red where it was above the ceiling."""
+    from rich.text import Text  # noqa: PLC0415 - slow to import
+
+    if one["downtime_seconds"] is None:
+        return "-"
+    style = "bold red" if one["ceiling_exceeded"] else ""
+    return Text(units.show_seconds(one["downtime_seconds"]), style=style)

@@ -45,7 +45,8 @@ _COLOURS = (
     (".fill-a", "fill", "#0969da", "#58a6ff"),
     (".mark", "stroke", "#9a6700", "#d29922"),
     (".number", "fill", "#9a6700", "#d29922"),
-    (".span, .span-text", "fill", "#cf222e", "#f85149"),
+    (".span, .span-text", "fill", "#1a7f37", "#3fb950"),
+    (".span.bad, .span-text.bad, .bad", "fill", "#cf222e", "#f85149"),
 )
 _LIGHT = "\n".join(f"{what} {{ {how}: {light}; }}" for what, how, light, _ in _COLOURS)
 _DARK = "\n".join(f"  {what} {{ {how}: {dark}; }}" for what, how, _, dark in _COLOURS)
@@ -96,6 +97,8 @@ class Span:
     begin: float
     end: float
     text: str
+    #: Not as it should be.
+    bad: bool = False
 
 
 def picture(
@@ -106,14 +109,19 @@ def picture(
     marks: Sequence[Mark],
     spans: Sequence[Span],
     end_seconds: float,
+    alarm: bool = False,
 ) -> str:
     """The SVG; any text may be in any argument.
 
+    :param alarm: the first of the facts is not as it should be.
     :param end_seconds: where the axis of time ends; more than 0.
     """
     axis = _Axis(end_seconds)
     parts = [_text(_LEFT, 34, title, "title")]
-    parts += [_text(_LEFT, 56 + 17 * line, fact, "dim") for line, fact in enumerate(facts)]
+    parts += [
+        _text(_LEFT, 56 + 17 * line, fact, "bad" if alarm and not line else "dim")
+        for line, fact in enumerate(facts)
+    ]
     y = 56 + 17 * len(facts) + 34
     heights = []
     for panel in panels:
@@ -235,11 +243,12 @@ def _marked(
     for span in spans:
         left, right = axis.x(span.begin), axis.x(span.end)
         left = min(left, right - _LEAST_SPAN)
+        bad = " bad" if span.bad else ""
         parts.append(
-            f'<rect class="span" x="{left:g}" y="{top}" width="{right - left:g}" height="{bottom - top}">'
+            f'<rect class="span{bad}" x="{left:g}" y="{top}" width="{right - left:g}" height="{bottom - top}">'
             f"<title>{_safe(span.text)}</title></rect>"
         )
-        parts.append(_text(left - 6, bottom - 8, span.text, "span-text", end=left > _WIDTH / 2))
+        parts.append(_text(left - 6, bottom - 8, span.text, f"span-text{bad}", end=left > _WIDTH / 2))
     last = -math.inf
     row = 0
     for mark in marks:

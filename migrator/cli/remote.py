@@ -15,6 +15,7 @@ import typer
 from migrator.cli import Exit, deadline
 from migrator.cli import show_service as show
 from migrator.cli.client import Client, Document, NotReachable, Rejected, segment
+from migrator.cli.show import tell
 from migrator.errors import UsageError
 from migrator.text import clean
 
@@ -65,7 +66,7 @@ def say(document: Any, *, json_output: bool, lines: Callable[[], list[str]]) -> 
         print(json.dumps(document))
     else:
         for line in lines():
-            print(line)
+            tell(line)
 
 
 def hosts(client: Client, *, json_output: bool) -> None:
@@ -227,24 +228,53 @@ _LINES: dict[str, Callable[[Document], list[str]]] = {
 }
 
 
-def find(client: Client, identifier: str) -> tuple[str, Document]:
-    """A migration or an evacuation, and which of them it is.
+def find(client: Client, which: str) -> tuple[str, Document]:
+    """A migration or an evacuation, and which of them it is: by its id, else by the guest or host it is about.
 
-    :raise Rejected: when it is neither.
+    :raise Rejected: when it is neither, or may be either.
     """
+    for kind in ("migration", "evacuation"):
+        found = _perhaps(client, f"{kind}s/{segment(which)}")
+        if found is not None:
+            return kind, found
+    guest = _perhaps(client, f"guests/{segment(which)}")
+    under_way = []
+    if guest is not None and guest["migration"]:
+        under_way.append(("migration", client.get(f"migrations/{segment(guest['migration'])}")))
+    if _perhaps(client, f"hosts/{segment(which)}") is not None:
+        runs = client.get("evacuations", active="true", host=which)["items"]
+        under_way += [("evacuation", one) for one in runs]
+    match under_way:
+        case [one]:
+            return one
+        case []:
+            what = f"{which} is in no migration" if guest is not None else f"there is no {_EITHER} {which}"
+            raise Rejected(404, "not-found", f"{what}; migrator status lists what is under way", [])
+    told = ", ".join(f"{kind} {one['id']}" for kind, one in under_way)
+    raise Rejected(409, "ambiguous", f"{which} may be any of {told}", [])
+
+
+_EITHER = "migration or evacuation"
+
+
+def _perhaps(client: Client, path: str) -> Document | None:
     try:
-        return "migration", client.get(f"migrations/{segment(identifier)}")
+        return client.get(path)
     except Rejected as error:
-        if error.status != 404:
+        if error.status not in (404, 422):  # what is no id at all may be the name of a guest
             raise
-    try:
-        return "evacuation", client.get(f"evacuations/{segment(identifier)}")
-    except Rejected as error:
-        if error.status != 404:
-            raise
-    raise Rejected(
-        404, "not-found", f"there is no migration or evacuation {identifier}; migrator status lists them", []
-    )
+        return None
+
+
+def _migration(client: Client, which: str) -> str:
+    """The id of a migration.
+
+    :raise Rejected: it is none.
+    """
+    kind, found = find(client, which)
+    if kind != "migration":
+        raise Rejected(404, "not-found", f"{which} is an evacuation: give one of its guests", [])
+    return str(found["id"])
 
 
 def events(
@@ -253,7 +283,8 @@ def events(
     """What happened, and with `follow` what happens."""
     query: dict[str, str] = {}
     if identifier is not None:
-        kind, _ = find(client, identifier)
+        kind, found = find(client, identifier)
+        identifier = found["id"]
         query = {"subject": kind, "subject_id": identifier}
     past: Iterable[Document]
     if after is None and identifier is None:
@@ -310,7 +341,8 @@ def _print_event(event: Document, *, json_output: bool) -> None:
 
 def cancel(client: Client, identifier: str, *, json_output: bool) -> None:
     """Stop a migration or an evacuation as far as that is safe."""
-    kind, _ = find(client, identifier)
+    kind, one = find(client, identifier)
+    identifier = one["id"]
     found = client.post(f"{kind}s/{segment(identifier)}/cancel")
     lines = [f"{identifier} is told to stop; it is {found['state']}"]
     say(found, json_output=json_output, lines=lambda: lines)
@@ -318,6 +350,7 @@ def cancel(client: Client, identifier: str, *, json_output: bool) -> None:
 
 def postcopy(client: Client, identifier: str, *, json_output: bool) -> None:
     """Switch a migration to postcopy."""
+    identifier = _migration(client, identifier)
     found = client.post(f"migrations/{segment(identifier)}/postcopy")
     say(
         found,
@@ -330,7 +363,7 @@ def resolve(
     client: Client, identifier: str, said: Document, *, yes: bool, dry_run: bool, json_output: bool
 ) -> int:
     """Say what a person's word would do to a held migration, ask, and do it."""
-    path = f"migrations/{segment(identifier)}/resolve"
+    path = f"migrations/{segment(_migration(client, identifier))}/resolve"
     answer = client.post(path, said | {"dry_run": True})
     if dry_run:
         say(answer, json_output=json_output, lines=lambda: show.resolution_lines(answer))

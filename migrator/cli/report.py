@@ -137,6 +137,7 @@ def render(
     return picture(
         title=_title(document),
         facts=_facts(document),
+        alarm=document.ceiling_exceeded,
         panels=_panels(document, samples, end),
         marks=[_mark(number, each) for number, each in enumerate(decisions, start=1)],
         spans=_spans(document),
@@ -156,7 +157,8 @@ def _facts(document: MigrationDocument) -> list[str]:
     if document.duration_seconds is not None:
         first.append(f"took {show_seconds(document.duration_seconds)}")
     if document.downtime_seconds is not None:
-        asked = "" if document.mode is Mode.OFFLINE else f" (ceiling {ceiling})"
+        above = "above its ceiling of" if document.ceiling_exceeded else "ceiling"
+        asked = "" if document.mode is Mode.OFFLINE else f" ({above} {ceiling})"
         first.append(f"downtime {show_seconds(document.downtime_seconds)}{asked}")
     second = [f"{show_bytes(document.transferred_bytes)} sent"] if document.transferred_bytes else []
     if document.round:
@@ -210,4 +212,7 @@ def _spans(document: MigrationDocument) -> list[Span]:
     if duration is None or downtime is None or document.state is not State.COMPLETED:
         return []
     begin = max(0.0, duration - downtime)
-    return [Span(begin=begin, end=duration, text=f"downtime {show_seconds(downtime)}")]
+    text = f"downtime {show_seconds(downtime)}"
+    if document.ceiling_exceeded:
+        text += f", above its ceiling of {show_seconds(document.max_downtime_seconds)}"
+    return [Span(begin=begin, end=duration, text=text, bad=document.ceiling_exceeded)]

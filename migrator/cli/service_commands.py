@@ -47,21 +47,20 @@ _Guest = Annotated[
         metavar="GUEST", help="Its uuid, its name, or HOST/NAME.", autocompletion=completion.guests
     ),
 ]
-_UnderWay = Annotated[
-    str,
-    typer.Argument(
-        metavar="ID", help="Of a migration or an evacuation.", autocompletion=completion.under_way
-    ),
+_OF_EITHER = (
+    "Of a migration or an evacuation; or the guest, or the host, that it is about while it is under way."
+)
+_OF_A_MIGRATION = "Of a migration; or its guest."
+_Cancellable = Annotated[
+    str, typer.Argument(metavar="ID", help=_OF_EITHER, autocompletion=completion.cancellable)
 ]
 _PerhapsUnderWay = Annotated[
-    str | None,
-    typer.Argument(
-        metavar="[ID]", help="Of a migration or an evacuation.", autocompletion=completion.under_way
-    ),
+    str | None, typer.Argument(metavar="[ID]", help=_OF_EITHER, autocompletion=completion.under_way)
 ]
-_Migration = Annotated[
-    str, typer.Argument(metavar="ID", help="Of a migration.", autocompletion=completion.migrations)
+_ForPostcopy = Annotated[
+    str, typer.Argument(metavar="ID", help=_OF_A_MIGRATION, autocompletion=completion.for_postcopy)
 ]
+_Held = Annotated[str, typer.Argument(metavar="ID", help=_OF_A_MIGRATION, autocompletion=completion.held)]
 
 
 def _codes(given: list[str] | None) -> list[str]:
@@ -266,7 +265,7 @@ def events(
 
 
 @app.command(short_help="Stop a migration or an evacuation as far as that is safe.")
-def cancel(identifier: _UnderWay, server: _Server = None, json: _Json = False) -> None:
+def cancel(identifier: _Cancellable, server: _Server = None, json: _Json = False) -> None:
     """Stop a migration or an evacuation as far as that is safe; no guest is harmed."""
     from migrator.cli import remote  # noqa: PLC0415 - quick --help
 
@@ -274,7 +273,7 @@ def cancel(identifier: _UnderWay, server: _Server = None, json: _Json = False) -
 
 
 @app.command()
-def postcopy(identifier: _Migration, server: _Server = None, json: _Json = False) -> None:
+def postcopy(identifier: _ForPostcopy, server: _Server = None, json: _Json = False) -> None:
     """Switch a migration to postcopy now, where its policy allows it."""
     from migrator.cli import remote  # noqa: PLC0415 - quick --help
 
@@ -283,7 +282,7 @@ def postcopy(identifier: _Migration, server: _Server = None, json: _Json = False
 
 @app.command()
 def resolve(
-    identifier: _Migration,
+    identifier: _Held,
     guest_at: Annotated[
         str,
         typer.Option(

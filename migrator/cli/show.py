@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import os
 import sys
 import time
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TextIO
 
 from migrator.cli import remedies
 from migrator.core.model import Decision, Finding, State
@@ -92,7 +93,7 @@ class Screen:
     def _print(self, text: str, *, error: bool = False) -> None:
         text = clean(f"{self._label:<8} {text}" if self._label else text)
         if not self._bars.print(text):
-            print(text, file=sys.stderr if error else sys.stdout, flush=True)
+            tell(text, file=sys.stderr if error else sys.stdout)
 
     def findings(self, findings: tuple[Finding, ...] | list[Finding]) -> None:
         """What preflight found."""
@@ -158,7 +159,7 @@ def _summary(result: Result) -> list[str]:
         downtime += stood_still(result.downtime_seconds, result.standstill_seconds)
         lines.append(
             f"    {result.mode}, {show_seconds(result.duration_seconds)}, downtime {downtime} "
-            f"(ceiling {show_seconds(result.max_downtime_seconds)}), {result.rounds} rounds, "
+            f"({ceiling(result.max_downtime_seconds, exceeded=result.ceiling_exceeded)}), {result.rounds} rounds, "
             f"{show_bytes(result.transferred_bytes)} sent"
         )
     if result.network_problem:
@@ -170,6 +171,23 @@ def _summary(result: Result) -> list[str]:
             "    If that does not end it, add --rescue: it says what can be done, and asks.",
         ]
     return lines
+
+
+_ABOVE = "above its ceiling of"
+#: In a line about a guest that stood still for longer than its policy allows.
+_ALARMING = (_ABOVE, "longer than its policy allows")
+
+
+def ceiling(seconds: float, *, exceeded: bool) -> str:
+    """What is said of the ceiling beside a downtime."""
+    return f"{_ABOVE} {show_seconds(seconds)}" if exceeded else f"ceiling {show_seconds(seconds)}"
+
+
+def tell(line: str, *, file: TextIO | None = None) -> None:
+    """Print a line; one that says of a ceiling that it was exceeded is red on a terminal."""
+    file = file or sys.stdout
+    red = any(words in line for words in _ALARMING) and file.isatty() and not os.environ.get("NO_COLOR")
+    print(f"\x1b[31m{line}\x1b[0m" if red else line, file=file, flush=True)
 
 
 def stood_still(downtime: float | None, standstill: float | None) -> str:

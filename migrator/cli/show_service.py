@@ -8,7 +8,7 @@ from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any
 
 from migrator.cli import deadline, remedies
-from migrator.cli.show import stood_still
+from migrator.cli.show import ceiling, stood_still
 from migrator.text import clean
 from migrator.units import show_bytes, show_rate, show_ratio, show_seconds
 
@@ -139,12 +139,16 @@ _LESSER = (
     "MEMORY FREE",
 )
 
+#: The state of a migration that completed, but not as its policy wants it.
+_ABOVE = "completed, above ceiling"
+
 #: Words that shall catch the eye.
 _STYLE = {
     "held": "bold red",
     "failed": "red",
     "down": "red",
     "completed": "green",
+    _ABOVE: "bold red",
     "moved": "green",
     "draining": "yellow",
     "lost-contact": "bold red",
@@ -218,7 +222,7 @@ def migration_row(one: Document) -> Row:
         label(one),
         one["source"],
         one["destination"],
-        one["state"],
+        _ABOVE if exceeded(one) else one["state"],
         show_ratio(one["progress_ratio"]),
         "" if left is None or over else show_bytes(left),
         "" if over else _rate(one["bandwidth_bytes_per_second"]),
@@ -292,6 +296,11 @@ def plan_lines(found: Document) -> list[str]:
 
 #: Warnings by which a guest is expected to stay.
 _STAYS = ("does-not-converge",)
+
+
+def exceeded(one: Document) -> bool:
+    """It completed, and the guest stood still for longer than its policy allows."""
+    return one["state"] == "completed" and bool(one.get("ceiling_exceeded"))
 
 
 def label(document: Document) -> str:
@@ -373,7 +382,7 @@ def migration_lines(one: Document) -> list[str]:
         given = "" if limit is None else f", QEMU was given {show_seconds(limit)}"
         lines.append(
             f"    {one['mode']}, {show_seconds(one['duration_seconds'])}, downtime {downtime} "
-            f"(ceiling {show_seconds(one['max_downtime_seconds'])}{given}), "
+            f"({ceiling(one['max_downtime_seconds'], exceeded=exceeded(one))}{given}), "
             f"{show_bytes(one['transferred_bytes'])} sent"
         )
     if one["state"] == "completed" and one["network_state"] not in ("unknown", "none"):
@@ -411,7 +420,9 @@ def evacuation_lines(one: Document) -> list[str]:
     what = "evacuation of" if one["kind"] == "evacuate" else "restore of"
     reasons = [guest["reason"] for guest in one["guests"] if guest["reason"]]
     error = one["error"] or ""
-    if any(reason in error for reason in reasons):  # each is said with its guest, below
+    if one["guests_left"] and error.startswith(
+        f"{one['guests_left']} guest"
+    ):  # said below, each guest in its line
         error = ""
     lines = [f"{one['id']}: {what} {one['host']}, {one['state']}" + (f": {error}" if error else "")]
     if one["deadline"]:

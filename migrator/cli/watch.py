@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, TypeVar
 from migrator.cli import Exit
 from migrator.cli import show_service as show
 from migrator.cli.client import AWAY_SECONDS, Client, Document, NotReachable, segment
+from migrator.cli.show import ceiling, tell
 from migrator.text import clean
 from migrator.units import show_ratio
 
@@ -43,21 +44,22 @@ def migration(client: Client, one: Document, *, json_output: bool) -> int:
     """Show it until it has ended; its exit code, or 130 when the person leaves."""
     identifier = one["id"]
     view = _View(quiet=json_output)
+    seen = dict(one)
     try:
         path = f"migrations/{segment(identifier)}"
         if one["state"] not in _EXITS:
-            _watch_migration(client, path, dict(one), view)
+            _watch_migration(client, path, seen, view)
         one = _patiently(lambda: client.get(path))
     except KeyboardInterrupt:
         view.stop()
-        return _detached("migration", identifier)
+        return _detached("migration", seen)
     finally:
         view.stop()
     if json_output:
         print(json.dumps(one))
     else:
         for line in show.migration_lines({**one, "decisions": []}):
-            print(line)
+            tell(line)
     return Exit.REFUSED if one.get("refused") else _EXITS.get(one["state"], Exit.FAILED)
 
 
@@ -80,31 +82,35 @@ def evacuation(client: Client, one: Document, *, json_output: bool) -> int:
     identifier = one["id"]
     view = _View(quiet=json_output)
     path = f"evacuations/{segment(identifier)}"
+    seen = dict(one)
     try:
         if one["ended_at"] is None:
-            _Evacuation(client, one, view).watch()
+            _Evacuation(client, seen, view).watch()
         one = _patiently(lambda: client.get(path))
     except KeyboardInterrupt:
         view.stop()
-        return _detached("evacuation" if one["kind"] == "evacuate" else "restore", identifier)
+        return _detached("evacuation" if one["kind"] == "evacuate" else "restore", seen)
     finally:
         view.stop()
     if json_output:
         print(json.dumps(one))
     else:
         for line in show.evacuation_lines(one):
-            print(line)
+            tell(line)
     if any(guest["standing"] == "held" for guest in one["guests"]):
         return Exit.HELD
     return Exit.DONE if one["state"] == "completed" else Exit.FAILED
 
 
 class _Evacuation:
-    """One that runs, and its migrations."""
+    """One that runs, and its migrations.
+
+    :param one: is kept up to date.
+    """
 
     def __init__(self, client: Client, one: Document, view: _View) -> None:
         self._client = client
-        self._one = dict(one)
+        self._one = one
         self._view = view
         self._migrations: dict[str, Document] = {}
         self._fetched = 0.0
@@ -146,7 +152,7 @@ class _Evacuation:
                 self._moves({**(known or {}), **event["body"]})
 
     def _fetch(self) -> None:
-        self._one = self._client.get(f"evacuations/{segment(self._one['id'])}")
+        self._one.update(self._client.get(f"evacuations/{segment(self._one['id'])}"))
         self._fetched = time.monotonic()
         self._view.evacuation(self._one)
 
@@ -194,7 +200,7 @@ class _View:
         if state not in _EXITS:
             text = clean(show.figures(one))
         else:  # of one alone the report that follows says it
-            text = clean(one.get("error") or "") if among_many else ""
+            text = clean(_end(one)) if among_many else ""
         if not self._terminal:
             prefix = f"{name}: " if among_many else ""
             self._say(f"{prefix}{state} {show_ratio(one['progress_ratio'])}  {text}".rstrip())
@@ -213,13 +219,13 @@ class _View:
 
     def evacuation(self, one: Document) -> None:
         """A new state of the whole."""
-        if self._quiet:
-            return
+        if self._quiet or (one["ended_at"] is not None and not self._terminal):
+            return  # the report that follows says it
         total = len(one["guests"])
         done = total - one["guests_left"]
         row = show.evacuation_row(one)
         end = f"forecast to end {row[5]}" if row[5] else ""
-        note = "" if row[7] == one["error"] else row[7]  # the report that follows says it
+        note = "" if row[7] == one["error"] else row[7]
         parts = [show.guests_left(one, total), end, show.left(one), note]
         text = clean(", ".join(part for part in parts if part))
         if not self._terminal:
@@ -273,6 +279,12 @@ class _View:
             print(text, file=sys.stderr if error else sys.stdout, flush=True)
 
 
+def _end(one: Document) -> str:
+    if show.exceeded(one):
+        return f"the guest stood still, {ceiling(one['max_downtime_seconds'], exceeded=True)}"
+    return one.get("error") or ""
+
+
 def _short(name: str) -> str:
     narrow = shutil.get_terminal_size().columns < _NARROW
     width = _NARROW_NAME_WIDTH if narrow else _NAME_WIDTH
@@ -291,10 +303,12 @@ def _patiently(ask: Callable[[], _Found]) -> _Found:
             time.sleep(0.5)
 
 
-def _detached(what: str, identifier: str) -> int:
+def _detached(what: str, one: Document) -> int:
+    """:param one: as last seen."""
+    identifier = one["id"]
+    stops = f", migrator cancel {identifier} stops it" if one.get("can_cancel", True) else ""
     print(
-        f"migrator: detached; {what} {identifier} goes on. migrator watch {identifier} shows it again, "
-        f"migrator cancel {identifier} stops it",
+        f"migrator: detached; {what} {identifier} goes on. migrator watch {identifier} shows it again{stops}",
         file=sys.stderr,
     )
     return _INTERRUPTED

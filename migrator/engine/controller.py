@@ -443,6 +443,7 @@ class Engine:
                     refused=job.refused and not job.may_pass,
                     awaited=job.unreachable,
                     everywhere=job.refused_everywhere,
+                    exceeded=job.result.ceiling_exceeded,
                     now=self.planner.clock(),
                     attempts=self.rules.limits.attempts,
                     first_pause=self.rules.limits.first_pause_seconds,

@@ -10,9 +10,10 @@ from datetime import datetime
 from enum import StrEnum
 from typing import Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, computed_field
 
 from migrator.core.carriers import NetworkState
+from migrator.core.felt import above_ceiling, felt
 from migrator.core.inventory import HostState
 from migrator.core.model import Mode, Severity, State
 
@@ -72,6 +73,9 @@ class MigrationDocument(Document):
     refused: bool = False
     #: With ``waiting``: what has to end first, in a few words.
     waiting_for: str = ""
+    #: Whether it may be cancelled, or told to go to postcopy, as of now.
+    can_cancel: bool = False
+    can_postcopy: bool = False
     mode: Mode = Mode.PRECOPY
     #: The evacuation it belongs to.
     evacuation: str | None = None
@@ -120,6 +124,17 @@ class MigrationDocument(Document):
     held_code: str | None = None
     #: ... and what it waits for, in a few words.
     held_until: str | None = None
+
+    @computed_field  # type: ignore[prop-decorator] # as pydantic documents it
+    @property
+    def ceiling_exceeded(self) -> bool:
+        """The guest certainly stood still for longer than its policy allows."""
+        least = felt(
+            downtime=self.downtime_seconds,
+            standstill=self.standstill_seconds,
+            uncertainty=self.standstill_uncertainty_seconds,
+        )
+        return above_ceiling(least, self.max_downtime_seconds, self.mode)
 
 
 class ResolutionDocument(Document):
@@ -194,6 +209,8 @@ class EvacuationGuest(Document):
     attempts: int = 0
     #: Of the present or last attempt.
     migration: str | None = None
+    #: In that it certainly stood still for longer than its policy allows.
+    ceiling_exceeded: bool = False
     #: Seconds from now, p50, as predicted.
     starts_in_seconds: float | None = None
     takes_seconds: float | None = None
@@ -232,6 +249,8 @@ class EvacuationDocument(Document):
     ended_at: datetime | None = None
     deadline: datetime | None = None
     on_deadline: Literal["continue", "stop"] = "continue"
+    #: Whether it may be cancelled, as of now.
+    can_cancel: bool = False
     #: The deadline has passed with guests left.
     late: bool = False
     #: The forecast says that the deadline will be missed (its p50), or may be (its p90), or that a guest will stay.

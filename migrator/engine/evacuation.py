@@ -47,11 +47,15 @@ class Entry:
     #: Where a plan said that it would go; empty without one.
     planned: str = ""
     reason: str = ""
+    #: Why its last migration failed.
+    failed: str = ""
     attempts: int = 0
     #: Id of the present or last migration.
     migration: str | None = None
     #: Hosts it shall not be tried on, each with why: preflight refused it, or it failed there.
     excluded: dict[str, str] = field(default_factory=dict)
+    #: In its last migration it stood still for longer than its policy allows.
+    exceeded: bool = False
     #: Its migration is held and will be taken up again once a host answers that does not now.
     awaited: bool = False
     #: On the loop's clock: not tried before.
@@ -238,6 +242,7 @@ class Evacuation:
         now: float,
         awaited: bool = False,
         everywhere: bool = False,
+        exceeded: bool = False,
         attempts: int = MOST_ATTEMPTS,
         first_pause: float = FIRST_PAUSE_SECONDS,
     ) -> None:
@@ -246,13 +251,17 @@ class Evacuation:
         :param refused: preflight refused that target; nothing was tried.
         :param awaited: it is held, but will be taken up again.
         :param everywhere: it would refuse any other too.
+        :param exceeded: the guest stood still for longer than its policy allows.
         :param attempts: after so many failures it is set aside.
         :param first_pause: seconds before the second attempt.
         """
         entry = self.entries[key]
+        entry.exceeded = exceeded
         match state:
             case State.COMPLETED:
                 entry.standing, entry.reason = GuestStanding.MOVED, f"runs on {entry.target}"
+                if exceeded:
+                    entry.reason += "; it stood still for longer than its policy allows"
             case State.GUEST_ENDED:
                 entry.standing, entry.reason = GuestStanding.GONE, "it ended by itself"
             case State.HELD:
@@ -260,6 +269,7 @@ class Evacuation:
             case State.CANCELLED:
                 entry.standing, entry.reason = GuestStanding.SET_ASIDE, "its migration was cancelled"
             case _:
+                entry.failed = error
                 if entry.target is not None:
                     entry.excluded[entry.target] = error if refused else f"it failed there: {error}"
                 if refused:
@@ -268,7 +278,7 @@ class Evacuation:
                     entry.reason = error
                 elif entry.attempts >= attempts:
                     entry.standing = GuestStanding.SET_ASIDE
-                    entry.reason = f"failed {entry.attempts} times; the last time: {error}"
+                    entry.reason = f"failed {entry.attempts} times (limits.attempts); the last time: {error}"
                 else:
                     pause = first_pause * 2 ** (entry.attempts - 1)
                     entry.standing, entry.not_before = GuestStanding.WAITING, now + pause
@@ -331,10 +341,15 @@ class Evacuation:
         """Nothing more happens."""
         self.state, self.ended_at = state, at
         left = self.left
+        for entry in left:
+            entry.starts_in_seconds = entry.takes_seconds = None
+            if entry.standing is GuestStanding.WAITING:
+                # Why it had that target, or when it was to be tried again, is not true any more.
+                entry.reason = f"not tried again: {entry.failed}" if entry.failed else "it was not begun"
         if left and state is not EvacuationState.CANCELLED:
-            self.error = f"{len(left)} {'guest' if len(left) == 1 else 'guests'} left: " + "; ".join(
-                f"{entry.guest.label}: {entry.reason}" for entry in left
-            )
+            what = f"{len(left)} {'guest' if len(left) == 1 else 'guests'} "
+            what += "left: " if self.kind == "evacuate" else "not at home: "
+            self.error = what + "; ".join(f"{entry.guest.label}: {entry.reason}" for entry in left)
 
     # --- what it shows -----------------------------------------------------------------------------------------------
 
@@ -354,6 +369,7 @@ class Evacuation:
             ended_at=self.ended_at,
             deadline=self.deadline,
             on_deadline=self.on_deadline,
+            can_cancel=not self.ended and self.closing is None,
             late=self.late,
             at_risk=self.at_risk,
             forecast_end_at=None if self.ended else middle,
@@ -368,6 +384,7 @@ class Evacuation:
                     reason=entry.reason,
                     attempts=entry.attempts,
                     migration=entry.migration,
+                    ceiling_exceeded=entry.exceeded,
                     starts_in_seconds=entry.starts_in_seconds,
                     takes_seconds=entry.takes_seconds,
                     downtime_seconds=entry.downtime_seconds,
@@ -396,6 +413,7 @@ class Evacuation:
                         "attempts": entry.attempts,
                         "migration": entry.migration,
                         "excluded": entry.excluded,
+                        "exceeded": entry.exceeded,
                     }
                     for key, entry in self.entries.items()
                 },

@@ -134,8 +134,12 @@ class Held:
             await asyncio.wait({task}, timeout=_PATIENCE_SECONDS)
             if not task.done():
                 break
-        if job.state is not State.HELD or self._engine.task(job) is not None:
-            raise NotHeld(f"migration {job.id} is {job.state}, not held")
+        if job.state is not State.HELD:
+            raise NotHeld(f"migration {job.id} is {job.state}: only a held one takes a word")
+        if self._engine.task(job) is not None:
+            raise NotHeld(
+                f"migration {job.id} is held, and is being looked at just now; ask again in a moment"
+            )
         found: asyncio.Future[Found] = asyncio.get_running_loop().create_future()
 
         def tell(what: Found) -> None:

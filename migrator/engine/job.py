@@ -161,6 +161,11 @@ class Job:
             return False
         return self._migration is None or self._migration.can_cancel
 
+    @property
+    def can_postcopy(self) -> bool:
+        """:meth:`postcopy` would do something."""
+        return self._migration is not None and not self.ended and self._migration.can_postcopy
+
     def call_off(self) -> None:
         """It ends, cancelled, before anything drove it."""
         self._end_as(State.CANCELLED, "cancelled before it began")

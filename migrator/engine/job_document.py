@@ -36,6 +36,8 @@ def document(job: Job) -> MigrationDocument:
         state=job.state,
         refused=job.refused,
         waiting_for=job.waiting_for if job.state is State.WAITING else "",
+        can_cancel=job.can_cancel,
+        can_postcopy=job.can_postcopy,
         mode=result.mode,
         evacuation=job.evacuation,
         requested_by=job.requested_by,

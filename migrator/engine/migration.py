@@ -10,6 +10,7 @@ from typing import Any
 from migrator import logs
 from migrator.core import convergence, lifecycle, preflight, resolving
 from migrator.core.facts import Facts
+from migrator.core.felt import above_ceiling, felt
 from migrator.core.lifecycle import Next, Step
 from migrator.core.model import (
     RUNNING_STATES,
@@ -327,10 +328,15 @@ class Migration:
             self._share, self._untold = bytes_per_second, True
             self._observer.wake()
 
-    def postcopy(self) -> bool:
-        """Ask for postcopy now; False where policy or QEMUs do not allow it, or it is past that."""
+    @property
+    def can_postcopy(self) -> bool:
+        """Policy and QEMUs allow it, and it is not past that."""
         intent = self._ledger.intent
-        if not self._abilities.postcopy or intent.undo is not None or intent.milestone > Milestone.MIGRATING:
+        return self._abilities.postcopy and intent.undo is None and intent.milestone <= Milestone.MIGRATING
+
+    def postcopy(self) -> bool:
+        """Ask for postcopy now; False where :attr:`can_postcopy` is."""
+        if not self.can_postcopy:
             return False
         self._postcopy_wanted = True
         self._observer.wake()
@@ -578,16 +584,18 @@ class Migration:
             standstill.so_far()
         else:
             standstill.over()  # where it was seen to run, and nobody said since when
-        if result.standstill_seconds is None or result.mode is Mode.OFFLINE:
-            return
-        least = result.standstill_seconds - (result.standstill_uncertainty_seconds or 0.0)
-        if least > result.max_downtime_seconds > 0:
+        least = felt(
+            downtime=None,
+            standstill=result.standstill_seconds,
+            uncertainty=result.standstill_uncertainty_seconds,
+        )
+        if least is not None and above_ceiling(least, result.max_downtime_seconds, result.mode):
             self._ledger.decide(
                 "ceiling-exceeded",
                 f"the guest stood still for {least:.3g} s at least, and its policy allows "
                 f"{result.max_downtime_seconds:.3g} s",
                 {
-                    "standstill_seconds": result.standstill_seconds,
+                    "standstill_seconds": result.standstill_seconds or 0.0,
                     "standstill_uncertainty_seconds": result.standstill_uncertainty_seconds or 0.0,
                     "max_downtime_seconds": result.max_downtime_seconds,
                 },

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 
 from migrator.core.carriers import NetworkState
+from migrator.core.felt import above_ceiling, felt
 from migrator.core.forecast import Forecast
 from migrator.core.model import Decision, Finding, Mode, Sample, Severity, State
 
@@ -63,6 +64,16 @@ class Result:
     held_code: str | None = None
     #: ... and what it waits for.
     held_until: str | None = None
+
+    @property
+    def ceiling_exceeded(self) -> bool:
+        """The guest certainly stood still for longer than its policy allows."""
+        least = felt(
+            downtime=self.downtime_seconds,
+            standstill=self.standstill_seconds,
+            uncertainty=self.standstill_uncertainty_seconds,
+        )
+        return above_ceiling(least, self.max_downtime_seconds, self.mode)
 
     def warn(self, code: str, message: str, remedy: str) -> None:
         """Add a finding made on the way; one of each code is enough."""

@@ -10,6 +10,7 @@ from typing import Any
 
 from prometheus_client import CollectorRegistry, Counter, Histogram, disable_created_metrics
 
+from migrator.core.felt import above_ceiling, felt
 from migrator.core.model import Mode, State
 from migrator.metrics import catalogue as words
 from migrator.metrics.catalogue import BY_NAME
@@ -230,14 +231,14 @@ class Counted:
 
     def _feel(self, identifier: str, body: Mapping[str, Any]) -> None:
         """What the guest felt, once it is over."""
-        if body.get("mode") == Mode.OFFLINE:
+        mode = str(body.get("mode"))
+        if mode == Mode.OFFLINE:
             return
         exemplar = {"migration": identifier}
         standstill = body.get("standstill_seconds")
         if standstill is not None:
             self._standstill.observe(standstill, exemplar=exemplar)
-        least, ceiling = _felt(body), body.get("max_downtime_seconds") or 0.0
-        if least is not None and least > ceiling > 0:
+        if above_ceiling(_felt(body), body.get("max_downtime_seconds") or 0.0, mode):
             self._exceeded.inc(exemplar=exemplar)
 
     def _first_time(self, identifier: str) -> bool:
@@ -335,10 +336,11 @@ class Counted:
 
 def _felt(body: Mapping[str, Any]) -> float | None:
     """For how long the guest stood still at least."""
-    downtime, standstill = body.get("downtime_seconds"), body.get("standstill_seconds")
-    if standstill is None:
-        return float(downtime) if downtime is not None else None
-    return max(0.0, float(standstill) - float(body.get("standstill_uncertainty_seconds") or 0.0))
+    return felt(
+        downtime=body.get("downtime_seconds"),
+        standstill=body.get("standstill_seconds"),
+        uncertainty=body.get("standstill_uncertainty_seconds"),
+    )
 
 
 def _begin_at_zero(metric: Counter | Histogram, values: tuple[Iterable[str], ...]) -> None:

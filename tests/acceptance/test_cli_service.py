@@ -203,6 +203,7 @@ def test_an_evacuation_that_leaves_a_guest_lists_it(service: InThread):
     ended = typed(service, "evacuate", "beta", "--wait")
     assert ended.returncode == 1, (ended.stdout, ended.stderr)
     assert "no-target  mail: nobody can take it" in ended.stdout
+    assert ended.stdout.count("1 guest left") == 1
     assert "1 guest left on beta" in ended.stdout
 
 
@@ -247,13 +248,61 @@ def test_cancel_status_and_events(service: InThread):
     assert after == everything[3:]
 
 
+def test_what_is_under_way_is_found_by_its_guest_or_host_too(service: InThread):
+    service.do(lambda world: setattr(world, "steps", None))
+    idle = typed(service, "cancel", "db")
+    assert (idle.returncode, idle.stderr.count("\n")) == (2, 1)
+    assert "db is in no migration" in idle.stderr
+    typed(service, "evacuate", "alpha")
+    db = next(one["id"] for one in _migrations(service) if one["guest_name"] == "db")
+    assert document(typed(service, "status", "db", "--json"))["id"] == db
+    assert f"{db} is told to switch" in typed(service, "postcopy", "db").stdout
+    assert f"{db} is told to stop" in typed(service, "cancel", "alpha/db").stdout
+    either = typed(service, "cancel", "web")
+    assert either.returncode == 2
+    assert "alpha/web" in either.stderr
+    assert "beta/web" in either.stderr
+    assert "evacuation of alpha" in typed(service, "status", "alpha").stdout
+    assert "e1 is told to stop" in typed(service, "cancel", "alpha").stdout
+
+
+def _migrations(service: InThread) -> list[dict[str, Any]]:
+    items: list[dict[str, Any]] = document(typed(service, "status", "--json"))["migrations"]
+    return items
+
+
+def test_only_what_may_be_cancelled_now_is_offered(service: InThread):
+    service.do(lambda world: setattr(world, "steps", None))
+    typed(service, "migrate", "db")
+    complete = {"_MIGRATOR_COMPLETE": "complete_bash", "COMP_CWORD": "2"}
+
+    def offered(verb: str) -> list[str]:
+        return typed(service, **complete, COMP_WORDS=f"migrator {verb} ").stdout.split()
+
+    assert (offered("cancel"), offered("resolve")) == (["m1"], [])
+    service.do(lambda world: world.enter("m1", State.FINISHING))
+    assert (offered("cancel"), offered("postcopy"), offered("watch")) == ([], [], ["m1"])
+    service.do(lambda world: world.finish("m1", State.HELD))
+    assert (offered("cancel"), offered("resolve")) == ([], ["m1"])
+
+
+def test_a_ceiling_that_was_exceeded_is_said(service: InThread):
+    service.do(lambda world: setattr(world, "steps", None))
+    for number, downtime in ((1, 0.2), (2, 4.0)):
+        typed(service, "migrate", "db", "--to", "beta")
+        service.do(lambda world, n=number, s=downtime: world.finish(f"m{n}", downtime_seconds=s))  # type: ignore[misc]
+    assert "downtime 200 ms (ceiling 300 ms" in typed(service, "status", "m1").stdout
+    assert "downtime 4.0 s (above its ceiling of 300 ms" in typed(service, "status", "m2").stdout
+    assert document(typed(service, "status", "m2", "--json"))["ceiling_exceeded"] is True
+
+
 def test_resolve_and_postcopy(service: InThread):
     service.do(lambda world: setattr(world, "steps", None))
     typed(service, "migrate", "db")
     assert "m1 is told to switch" in typed(service, "postcopy", "m1").stdout
     assert typed(service, "resolve", "m1", "--guest-at", "source").returncode == 1
     service.do(lambda world: world.finish("m1", State.HELD))
-    assert typed(service, "resolve", "m1", "--guest-at", "source").returncode == 0
+    assert typed(service, "resolve", "m1", "--guest-at", "destination").returncode == 0
 
 
 class TestOtherPlaces:

@@ -218,6 +218,30 @@ def test_evacuate_and_cancel_with_the_keyboard(operator: Seen, service: InThread
     ).to_contain_text("cancelled")
 
 
+def test_cancel_is_offered_only_while_it_is_possible(operator: Seen, service: InThread):
+    service.do(lambda world: world.migrate(world.guests()[1]))
+    button = operator.page.get_by_role("button", name="Cancel migration of db")
+    expect(button).to_be_visible()
+    service.do(lambda world: world.enter("m1", State.FINISHING))
+    expect(card(operator, "db")).to_contain_text("finishing")
+    expect(button).to_have_count(0)
+
+
+def test_a_ceiling_that_was_exceeded_is_red(operator: Seen, service: InThread):
+    page = operator.page
+    for number, downtime in ((1, 0.2), (2, 4.0)):
+        service.do(lambda world, n=number: world.migrate(world.guests()[n]))  # type: ignore[misc]
+        service.do(lambda world, n=number, s=downtime: world.finish(f"m{n}", downtime_seconds=s))  # type: ignore[misc]
+    kept, above = (
+        page.get_by_role("row").filter(has_text=text) for text in ("(300 ms)", "(300 ms, exceeded)")
+    )
+    expect(kept.locator(".good")).to_have_text("completed")
+    expect(above.locator(".state.bad")).to_have_text("completed")
+    expect(above.locator("td.bad")).to_contain_text("4")
+    above.get_by_role("button").click()
+    expect(page.get_by_role("dialog")).to_contain_text("stood still for longer than its policy allows")
+
+
 def test_a_held_one_takes_a_word_and_says_first_what_it_will_do(operator: Seen, service: InThread):
     page = operator.page
     service.do(lambda world: world.migrate(world.guests()[1]))

@@ -292,8 +292,29 @@ async def test_deadline_stop_starts_nothing_more(world: World) -> None:
         assert end.state is EvacuationState.STOPPED
         assert end.late
         assert driver.views.host("a").state is HostState.DRAINING
+        never_begun = [guest for guest in end.guests if guest.migration is None]
+        assert {guest.reason for guest in never_begun} == {"it was not begun"}
+        assert {guest.starts_in_seconds for guest in never_begun} == {None}
+        assert (end.error or "").count("it was not begun") == len(never_begun) > 0
         for name in names:
             assert len(world.site.running(name)) == 1
+
+
+async def test_what_may_be_asked_of_a_migration_is_said_with_its_state(world: World) -> None:
+    (name,) = fill(world, 1, workload=steady(64 * MIB, 5 * MIB))
+    seen: dict[State, tuple[bool, bool]] = {}
+    async with world.engine() as driver:
+        with driver.engine.bus.listen() as heard:
+            await driver.ask(Migrate(guest=name, to="b"))
+            async for event in heard:
+                if "can_cancel" in event.body and event.subject is Subject.MIGRATION:
+                    body = event.body
+                    seen[State(body["state"])] = (body["can_cancel"], body["can_postcopy"])
+                if State.COMPLETED in seen:
+                    break
+    assert seen[State.PREPARING][0]
+    assert seen[State.PRECOPY] == (True, True)
+    assert seen[State.FINISHING] == seen[State.COMPLETED] == (False, False)
 
 
 async def test_two_hosts_never_send_guests_to_each_other(world: World) -> None:

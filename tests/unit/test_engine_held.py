@@ -89,3 +89,19 @@ async def test_one_that_is_not_held_takes_no_word(world: World) -> None:
         with pytest.raises(Refusal) as refusal:
             await driver.ask(Resolve(migration=job.id, guest_at="source"))
         assert refusal.value.code in ("not-now", "not-found")
+
+
+async def test_one_that_is_being_looked_at_says_so_and_takes_the_word_later(world: World) -> None:
+    async with world.engine() as driver:
+        job = await held(driver, world)
+        await driver.until(lambda: driver.engine.task(job) is None)
+        over = asyncio.Event()
+        driver.engine.begin_job(job, over.wait())
+        with pytest.raises(Refusal) as refusal:
+            await driver.ask(Resolve(migration=job.id, guest_at="source"))
+        assert str(refusal.value) == (
+            f"migration {job.id} is held, and is being looked at just now; ask again in a moment"
+        )
+        over.set()
+        world.site.hosts["a"].down = False
+        await driver.until(lambda: job.ended, 300)
