@@ -15,6 +15,8 @@ from migrator.text import shortened
 _LABEL = re.compile(r"(?!-)[A-Za-z0-9_-]{1,63}(?<!-)")
 _ZONE = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,14}")
 _PORTS = 65535
+#: Of a name, by RFC 1035.
+_LONGEST = 253
 
 
 def host(text: str) -> str:
@@ -85,7 +87,7 @@ def host_port(text: str, *, least: int = 1, default: int | None = None) -> tuple
 
 
 def _write(text: str) -> str:
-    plain = text.isascii() and text.replace(" or ", "").isprintable() and bool(text)
+    plain = text.isascii() and text.replace(" or ", "").isprintable() and 0 < len(text) <= _LONGEST + 8
     return f"write {text}" if plain else "write the name or the address alone"
 
 
@@ -109,6 +111,8 @@ def _unbracketed(text: str) -> str:
 def _why_no_host(text: str) -> str:
     if not text:
         return "it is empty"
+    if len(text) > _LONGEST:
+        return f"it is longer than {_LONGEST} characters"
     if text.startswith("[") and text.endswith("]") and _address(text[1:-1]) is not None:
         return f"write it without brackets: {text[1:-1]}"
     if "://" in text:
