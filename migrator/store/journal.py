@@ -1,4 +1,4 @@
-"""The service's journal in SQLite."""
+"""The service's journal in SQLite: documents, events and commands, written and found again."""
 
 from __future__ import annotations
 
@@ -6,27 +6,24 @@ import asyncio
 import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from datetime import UTC, datetime, timedelta
+from datetime import UTC, datetime
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 
-from sqlalchemy import ColumnElement, Select, delete, func, null, or_, select, update
-from sqlalchemy.dialects.sqlite import insert
+from sqlalchemy import ColumnElement, Select, func, or_, select, update
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from migrator.errors import JournalError
 from migrator.ports import EventTexts
+from migrator.store import retention, rows
 from migrator.store.database import Database
 from migrator.store.samples import SqlSamples
-from migrator.store.schema import commands, documents, events, meta, samples
+from migrator.store.schema import commands, documents, events, meta
 from migrator.store.tokens import Tokens
 
-_EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 #: What the last samples are waited for at the end.
 _PATIENCE_SECONDS = 2.0
-#: What retention removes in one go, so that nobody waits long for it.
-_PRUNED = 200
 #: Numbers of events are reserved so many at a time, when half of them are used.
 _RESERVED = 500
 #: What `where` may ask for, and the columns it is looked up in.
@@ -110,7 +107,7 @@ class SqlJournal:
         """Try whether it can be written, at the cost of one small write; :attr:`complaint` as it is then."""
         row = {"key": "probe", "value": self._now().isoformat()}
         try:
-            await self._database.write_rows(_upsert_meta, [row])
+            await self._database.write_rows(rows.upsert_meta, [row])
         except JournalError:
             pass  # the complaint says it
         return self.complaint
@@ -132,7 +129,7 @@ class SqlJournal:
 
         :raise JournalError: it cannot be written.
         """
-        await self._database.write_rows(_upsert_meta, [{"key": key, "value": value}])
+        await self._database.write_rows(rows.upsert_meta, [{"key": key, "value": value}])
 
     # --- documents
 
@@ -140,24 +137,24 @@ class SqlJournal:
         self, *given: tuple[str, Mapping[str, Any]], events: Sequence[Mapping[str, Any]] = ()
     ) -> None:
         """See :meth:`migrator.ports.Journal.save`."""
-        rows = [_row(kind, document) for kind, document in given]
+        written = [rows.document_row(kind, document) for kind, document in given]
         if events:
-            await self._save_all(rows, [_event_row(event) for event in events])
-        elif rows:
-            await self._database.write_rows(_upsert_document, rows)
+            await self._save_all(written, [rows.event_row(event) for event in events])
+        elif written:
+            await self._database.write_rows(rows.upsert_document, written)
 
-    async def _save_all(self, rows: Sequence[dict[str, Any]], told: Sequence[dict[str, Any]]) -> None:
+    async def _save_all(self, written: Sequence[dict[str, Any]], told: Sequence[dict[str, Any]]) -> None:
         reserved = self._reserved
         last = max(row["event_id"] for row in told)
         if last + _RESERVED // 2 > reserved:
             reserved = last + _RESERVED
 
         async def write(connection: AsyncConnection) -> None:
-            if rows:
-                await connection.execute(_upsert_document, rows)
-            await connection.execute(_insert_event, told)
+            if written:
+                await connection.execute(rows.upsert_document, written)
+            await connection.execute(rows.insert_event, told)
             if reserved != self._reserved:
-                await _keep_last_event_id(connection, reserved)
+                await rows.keep_last_event_id(connection, reserved)
 
         await self._database.write(write)
         self._reserved = max(reserved, self._reserved)
@@ -165,14 +162,14 @@ class SqlJournal:
     async def unfinished(self, kind: str) -> list[dict[str, Any]]:
         return await self._bodies(
             select(documents.c.body)
-            .where(documents.c.kind == _text(kind), documents.c.ended_at.is_(None))
+            .where(documents.c.kind == rows.text(kind), documents.c.ended_at.is_(None))
             .order_by(documents.c.number)
         )
 
     async def find(self, kind: str, identifier: str) -> dict[str, Any] | None:
         found = await self._bodies(
             select(documents.c.body).where(
-                documents.c.kind == _text(kind), documents.c.id == _text(identifier)
+                documents.c.kind == rows.text(kind), documents.c.id == rows.text(identifier)
             )
         )
         return found[0] if found else None
@@ -184,14 +181,14 @@ class SqlJournal:
 
         :raise ValueError: `where` asks for something else.
         """
-        query = select(documents.c.body).where(documents.c.kind == _text(kind))
+        query = select(documents.c.body).where(documents.c.kind == rows.text(kind))
         for name, value in (where or {}).items():
             if name not in _COLUMNS:
                 raise ValueError(f"cannot ask for {name}; there are {', '.join(_COLUMNS)}")
-            query = query.where(or_(*(column == (_text(value) or "") for column in _COLUMNS[name])))
+            query = query.where(or_(*(column == (rows.text(value) or "") for column in _COLUMNS[name])))
         if before is not None:
             last = select(documents.c.number).where(
-                documents.c.kind == _text(kind), documents.c.id == _text(before)
+                documents.c.kind == rows.text(kind), documents.c.id == rows.text(before)
             )
             query = query.where(documents.c.number < last.scalar_subquery())
         return await self._bodies(query.order_by(documents.c.number.desc()).limit(limit))
@@ -267,7 +264,7 @@ class SqlJournal:
         )
 
         async def read(connection: AsyncConnection) -> tuple[int, dict[tuple[str, str], int]]:
-            last = await _last_event_id(connection)
+            last = await rows.last_event_id(connection)
             sequences: dict[tuple[str, str], int] = {}
             for kind, identifier, sequence in await connection.execute(going_on):
                 if sequence is not None:
@@ -287,17 +284,17 @@ class SqlJournal:
     ) -> Claim:
         """See :meth:`migrator.engine.commands.CommandLog.claim_command`."""
         row = {
-            "key": _text(key),
+            "key": rows.text(key),
             "verb": verb,
             "body_hash": body_hash,
             "body": json.dumps(dict(body)),
             "caller": json.dumps(dict(caller)),
-            "claimed_at": _microseconds(self._now()),
+            "claimed_at": rows.microseconds(self._now()),
             "settled": 0,
         }
 
         async def write(connection: AsyncConnection) -> Claim:
-            if (await connection.execute(_claim_command, row)).rowcount == 1:
+            if (await connection.execute(rows.claim_command, row)).rowcount == 1:
                 return Claim(new=True)
             there = (
                 await connection.execute(
@@ -325,7 +322,7 @@ class SqlJournal:
         async def read(connection: AsyncConnection) -> dict[str, Any] | None:
             row = (
                 await connection.execute(
-                    select(commands.c.verb, commands.c.caller).where(commands.c.key == _text(key))
+                    select(commands.c.verb, commands.c.caller).where(commands.c.key == rows.text(key))
                 )
             ).one_or_none()
             return None if row is None else {"key": key, "verb": row.verb, "caller": json.loads(row.caller)}
@@ -353,17 +350,15 @@ class SqlJournal:
         """See :meth:`migrator.engine.commands.CommandLog.answer_command`; one that was not claimed is let pass."""
         values = {
             "reply": json.dumps(dict(reply)),
-            "answered_at": _microseconds(self._now()),
+            "answered_at": rows.microseconds(self._now()),
             "settled": int(_settled(reply)),
         }
-        statement = update(commands).where(commands.c.key == _text(key)).values(values)
+        statement = update(commands).where(commands.c.key == rows.text(key)).values(values)
 
         async def write(connection: AsyncConnection) -> None:
             await connection.execute(statement)
 
         await self._database.write(write)
-
-    # --- retention
 
     async def prune(self, older_than: datetime) -> int:
         """Remove what ended before that: documents, their events and samples, and the commands that began them.
@@ -374,112 +369,7 @@ class SqlJournal:
         :return: how many documents were removed.
         :raise JournalError: it cannot be written; what was removed until then stays removed.
         """
-        limit = _microseconds(older_than)
-        removed = 0
-        while True:
-            batch = await self._database.write(lambda connection: _prune_documents(connection, limit))
-            removed += batch
-            if batch < _PRUNED:
-                break
-        await self._database.write(lambda connection: _prune_rest(connection, limit))
-        return removed
-
-
-async def _prune_documents(connection: AsyncConnection, limit: int) -> int:
-    await _keep_last_event_id(connection)
-    old = (
-        await connection.execute(
-            select(documents.c.number, documents.c.kind, documents.c.id)
-            .where(documents.c.ended_at < limit)
-            .order_by(documents.c.number)
-            .limit(_PRUNED)
-        )
-    ).all()
-    for each in old:
-        await connection.execute(
-            delete(events).where(events.c.subject == each.kind, events.c.subject_id == each.id)
-        )
-    gone = [each.id for each in old if each.kind == "migration"]
-    await connection.execute(delete(samples).where(samples.c.migration.in_(gone)))
-    await connection.execute(delete(documents).where(documents.c.number.in_([each.number for each in old])))
-    return len(old)
-
-
-async def _prune_rest(connection: AsyncConnection, limit: int) -> None:
-    await _keep_last_event_id(connection)
-    needed = select(documents.c.command).where(documents.c.command.is_not(None))
-    await connection.execute(
-        delete(commands).where(commands.c.claimed_at < limit, commands.c.key.not_in(needed))
-    )
-    await connection.execute(
-        delete(events).where(
-            events.c.subject == "command",
-            events.c.time < limit,
-            events.c.subject_id.not_in(select(commands.c.key)),
-        )
-    )
-    last = select(func.max(events.c.event_id)).where(events.c.subject == "host").group_by(events.c.subject_id)
-    await connection.execute(
-        delete(events).where(
-            events.c.subject == "host", events.c.time < limit, events.c.event_id.not_in(last)
-        )
-    )
-
-
-async def _last_event_id(connection: AsyncConnection) -> int:
-    """The largest that was ever given or reserved, also when its event has been removed."""
-    there = (await connection.execute(select(func.max(events.c.event_id)))).scalar()
-    kept = (await connection.execute(select(meta.c.value).where(meta.c.key == "last_event_id"))).scalar()
-    return max(there or 0, int(kept or 0))
-
-
-async def _keep_last_event_id(connection: AsyncConnection, reserved: int = 0) -> None:
-    value = str(max(reserved, await _last_event_id(connection)))
-    await connection.execute(_upsert_meta, {"key": "last_event_id", "value": value})
-
-
-def _row(kind: str, document: Mapping[str, Any]) -> dict[str, Any]:
-    private = document.get("_private") or {}
-    host = document.get("host") or (document["id"] if kind == "host" else None)
-    return {
-        "kind": _text(kind),
-        "id": _text(document["id"]),
-        "state": _text(document.get("state")),
-        "guest": _text(document.get("guest")),
-        "source": _text(document.get("source") or host),
-        "destination": _text(document.get("destination")),
-        "evacuation": _text(document.get("evacuation")),
-        "command": _text(document.get("command") or private.get("command")),
-        "created_at": _parsed(document.get("created_at")),
-        "ended_at": _parsed(document.get("ended_at")),
-        "body": json.dumps(document),
-    }
-
-
-def _event_row(event: Mapping[str, Any]) -> dict[str, Any]:
-    return {
-        "event_id": event["event_id"],
-        "sequence": event["sequence"],
-        "time": _parsed(event["time"]),
-        "subject": _text(event["subject"]),
-        "subject_id": _text(event["subject_id"]),
-        "body": json.dumps(event),
-    }
-
-
-def _text(value: Any) -> str | None:
-    """As it stands in a column: SQLite takes no lone surrogates, which names of guests may hold."""
-    if value is None or value == "":
-        return None
-    return str(value).encode(errors="backslashreplace").decode()
-
-
-def _microseconds(time: datetime) -> int:
-    return (time - _EPOCH) // timedelta(microseconds=1)
-
-
-def _parsed(time: str | None) -> int | None:
-    return _microseconds(datetime.fromisoformat(time)) if time else None
+        return await retention.prune(self._database, older_than)
 
 
 def _settled(reply: Mapping[str, Any]) -> bool:
@@ -487,33 +377,11 @@ def _settled(reply: Mapping[str, Any]) -> bool:
     return reply.get("kind") != "accepted" or reply.get("subject") not in ("migration", "evacuation")
 
 
-_insert_document = insert(documents)
-_upsert_document = _insert_document.on_conflict_do_update(
-    index_elements=["kind", "id"],
-    set_={
-        column.name: _insert_document.excluded[column.name]
-        for column in documents.c
-        if column.name not in ("number", "kind", "id")
-    },
-)
-_new_event = insert(events)
-#: The same event again is let pass: whoever was not told that it is on disk writes it once more. Another one of its
-#: number breaks the rule that a sequence is never empty, and with it the whole transaction.
-_insert_event = _new_event.on_conflict_do_update(
-    index_elements=["event_id"], set_={"sequence": null()}, where=events.c.body != _new_event.excluded.body
-)
-_claim_command = insert(commands).on_conflict_do_nothing()
-_insert_meta = insert(meta)
-_upsert_meta = _insert_meta.on_conflict_do_update(
-    index_elements=["key"], set_={"value": _insert_meta.excluded.value}
-)
-
-
 def _chosen(after: int, subject: str | None, subject_id: str | None) -> list[ColumnElement[bool]]:
     """Which events are asked for."""
     chosen = [events.c.event_id > after]
     if subject is not None:
-        chosen.append(events.c.subject == _text(subject))
+        chosen.append(events.c.subject == rows.text(subject))
     if subject_id is not None:
-        chosen.append(events.c.subject_id == _text(subject_id))
+        chosen.append(events.c.subject_id == rows.text(subject_id))
     return chosen

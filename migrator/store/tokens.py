@@ -23,13 +23,13 @@ from sqlalchemy.ext.asyncio import AsyncConnection
 from migrator.errors import UsageError
 from migrator.ports import Grant
 from migrator.store.database import Database
+from migrator.store.rows import microseconds, moment
 from migrator.store.schema import sessions, tokens
 
 ROLES = ("viewer", "operator")
 _TOKEN = re.compile(r"migrator_([0-9a-f]{12})_([0-9a-f]{64})")
 _SESSION = re.compile(r"[0-9a-f]{64}")
 _NAME = re.compile(r"[A-Za-z0-9._-]{1,64}")
-_EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 #: Stands for the hash of a token that does not exist.
 _NOBODY = "0" * 64
 
@@ -98,8 +98,8 @@ class Tokens:
             "name": name,
             "role": role,
             "hash": _hashed(secret),
-            "created_at": _microseconds(now),
-            "expires_at": None if expires_at is None else _microseconds(expires_at),
+            "created_at": microseconds(now),
+            "expires_at": None if expires_at is None else microseconds(expires_at),
         }
 
         async def write(connection: AsyncConnection) -> bool:
@@ -132,7 +132,7 @@ class Tokens:
 
         async def write(connection: AsyncConnection) -> list[Token]:
             found = [_token(each) for each in await connection.execute(select(tokens).where(*mine))]
-            await connection.execute(update(tokens).where(*mine).values(revoked_at=_microseconds(now)))
+            await connection.execute(update(tokens).where(*mine).values(revoked_at=microseconds(now)))
             return found
 
         found = await self._database.write(write)
@@ -175,12 +175,12 @@ class Tokens:
         row = {
             "hash": _hashed(secret),
             "token": token.id.removeprefix("token "),
-            "created_at": _microseconds(now),
-            "ends_at": _microseconds(ends_at),
+            "created_at": microseconds(now),
+            "ends_at": microseconds(ends_at),
         }
 
         async def write(connection: AsyncConnection) -> None:
-            await connection.execute(delete(sessions).where(sessions.c.ends_at < _microseconds(now)))
+            await connection.execute(delete(sessions).where(sessions.c.ends_at < microseconds(now)))
             await connection.execute(insert(sessions).values(row))
 
         await self._database.write(write)
@@ -194,7 +194,7 @@ class Tokens:
 
     async def end_session(self, secret: str) -> None:
         """Sign it out; one that is unknown is no error."""
-        now = _microseconds(self._now())
+        now = microseconds(self._now())
         mine = (sessions.c.hash == _hashed(secret), sessions.c.ended_at.is_(None))
 
         async def write(connection: AsyncConnection) -> None:
@@ -230,14 +230,14 @@ class Tokens:
         query = query.where(
             sessions.c.hash.in_(list(hashes)),
             sessions.c.ended_at.is_(None),
-            sessions.c.ends_at > _microseconds(now),
+            sessions.c.ends_at > microseconds(now),
         )
 
         async def read(connection: AsyncConnection) -> list[Any]:
             return list(await connection.execute(query))
 
         return {
-            row[0]: _grant(_token_of(row[2:]), f"session {row[0]}", _EPOCH + timedelta(microseconds=row[1]))
+            row[0]: _grant(_token_of(row[2:]), f"session {row[0]}", moment(row[1]))
             for row in await self._database.read(read)
             if _token_of(row[2:]).valid(now)
         }
@@ -257,17 +257,13 @@ def _token_of(columns: Sequence[Any]) -> Token:
 
 def _token(row: Any) -> Token:
     def time(value: int | None) -> datetime | None:
-        return None if value is None else _EPOCH + timedelta(microseconds=value)
+        return None if value is None else moment(value)
 
     return Token(
         id=row.id,
         name=row.name,
         role=row.role,
-        created_at=_EPOCH + timedelta(microseconds=row.created_at),
+        created_at=moment(row.created_at),
         expires_at=time(row.expires_at),
         revoked_at=time(row.revoked_at),
     )
-
-
-def _microseconds(time: datetime) -> int:
-    return (time - _EPOCH) // timedelta(microseconds=1)

@@ -1,0 +1,69 @@
+"""What the journal forgets: what ended long ago, with all that belongs to it."""
+
+from __future__ import annotations
+
+from datetime import datetime
+
+from sqlalchemy import delete, func, select
+from sqlalchemy.ext.asyncio import AsyncConnection
+
+from migrator.store.database import Database
+from migrator.store.rows import keep_last_event_id, microseconds
+from migrator.store.schema import commands, documents, events, samples
+
+#: What is removed in one go, so that nobody waits long for it.
+_AT_ONCE = 200
+
+
+async def prune(database: Database, older_than: datetime) -> int:
+    """See :meth:`migrator.store.journal.SqlJournal.prune`."""
+    limit = microseconds(older_than)
+    removed = 0
+    while True:
+        batch = await database.write(lambda connection: _prune_documents(connection, limit))
+        removed += batch
+        if batch < _AT_ONCE:
+            break
+    await database.write(lambda connection: _prune_rest(connection, limit))
+    return removed
+
+
+async def _prune_documents(connection: AsyncConnection, limit: int) -> int:
+    await keep_last_event_id(connection)
+    old = (
+        await connection.execute(
+            select(documents.c.number, documents.c.kind, documents.c.id)
+            .where(documents.c.ended_at < limit)
+            .order_by(documents.c.number)
+            .limit(_AT_ONCE)
+        )
+    ).all()
+    for each in old:
+        await connection.execute(
+            delete(events).where(events.c.subject == each.kind, events.c.subject_id == each.id)
+        )
+    gone = [each.id for each in old if each.kind == "migration"]
+    await connection.execute(delete(samples).where(samples.c.migration.in_(gone)))
+    await connection.execute(delete(documents).where(documents.c.number.in_([each.number for each in old])))
+    return len(old)
+
+
+async def _prune_rest(connection: AsyncConnection, limit: int) -> None:
+    await keep_last_event_id(connection)
+    needed = select(documents.c.command).where(documents.c.command.is_not(None))
+    await connection.execute(
+        delete(commands).where(commands.c.claimed_at < limit, commands.c.key.not_in(needed))
+    )
+    await connection.execute(
+        delete(events).where(
+            events.c.subject == "command",
+            events.c.time < limit,
+            events.c.subject_id.not_in(select(commands.c.key)),
+        )
+    )
+    last = select(func.max(events.c.event_id)).where(events.c.subject == "host").group_by(events.c.subject_id)
+    await connection.execute(
+        delete(events).where(
+            events.c.subject == "host", events.c.time < limit, events.c.event_id.not_in(last)
+        )
+    )

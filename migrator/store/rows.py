@@ -1,0 +1,103 @@
+"""How documents, events and times stand in rows of the journal, and the statements that write them."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from datetime import UTC, datetime, timedelta
+from typing import Any
+
+from sqlalchemy import func, null, select
+from sqlalchemy.dialects.sqlite import insert
+from sqlalchemy.ext.asyncio import AsyncConnection
+
+from migrator.store.schema import commands, documents, events, meta
+
+_EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
+
+
+def document_row(kind: str, document: Mapping[str, Any]) -> dict[str, Any]:
+    """A document, with what it can be looked up by in columns of their own."""
+    private = document.get("_private") or {}
+    host = document.get("host") or (document["id"] if kind == "host" else None)
+    return {
+        "kind": text(kind),
+        "id": text(document["id"]),
+        "state": text(document.get("state")),
+        "guest": text(document.get("guest")),
+        "source": text(document.get("source") or host),
+        "destination": text(document.get("destination")),
+        "evacuation": text(document.get("evacuation")),
+        "command": text(document.get("command") or private.get("command")),
+        "created_at": _parsed(document.get("created_at")),
+        "ended_at": _parsed(document.get("ended_at")),
+        "body": json.dumps(document),
+    }
+
+
+def event_row(event: Mapping[str, Any]) -> dict[str, Any]:
+    """An event, with what it can be looked up by in columns of their own."""
+    return {
+        "event_id": event["event_id"],
+        "sequence": event["sequence"],
+        "time": _parsed(event["time"]),
+        "subject": text(event["subject"]),
+        "subject_id": text(event["subject_id"]),
+        "body": json.dumps(event),
+    }
+
+
+def text(value: Any) -> str | None:
+    """As it stands in a column: SQLite takes no lone surrogates, which names of guests may hold."""
+    if value is None or value == "":
+        return None
+    return str(value).encode(errors="backslashreplace").decode()
+
+
+def microseconds(time: datetime) -> int:
+    """A time as it stands in a column: since the epoch."""
+    return (time - _EPOCH) // timedelta(microseconds=1)
+
+
+def moment(count: int) -> datetime:
+    """The time that :func:`microseconds` counted."""
+    return _EPOCH + timedelta(microseconds=count)
+
+
+def _parsed(time: str | None) -> int | None:
+    return microseconds(datetime.fromisoformat(time)) if time else None
+
+
+_insert_document = insert(documents)
+upsert_document = _insert_document.on_conflict_do_update(
+    index_elements=["kind", "id"],
+    set_={
+        column.name: _insert_document.excluded[column.name]
+        for column in documents.c
+        if column.name not in ("number", "kind", "id")
+    },
+)
+_new_event = insert(events)
+#: The same event again is let pass: whoever was not told that it is on disk writes it once more. Another one of its
+#: number breaks the rule that a sequence is never empty, and with it the whole transaction.
+insert_event = _new_event.on_conflict_do_update(
+    index_elements=["event_id"], set_={"sequence": null()}, where=events.c.body != _new_event.excluded.body
+)
+claim_command = insert(commands).on_conflict_do_nothing()
+_insert_meta = insert(meta)
+upsert_meta = _insert_meta.on_conflict_do_update(
+    index_elements=["key"], set_={"value": _insert_meta.excluded.value}
+)
+
+
+async def last_event_id(connection: AsyncConnection) -> int:
+    """The largest that was ever given or reserved, also when its event has been removed."""
+    there = (await connection.execute(select(func.max(events.c.event_id)))).scalar()
+    kept = (await connection.execute(select(meta.c.value).where(meta.c.key == "last_event_id"))).scalar()
+    return max(there or 0, int(kept or 0))
+
+
+async def keep_last_event_id(connection: AsyncConnection, reserved: int = 0) -> None:
+    """Write it down, so that it is known when the event itself is gone; `reserved` where that is more."""
+    value = str(max(reserved, await last_event_id(connection)))
+    await connection.execute(upsert_meta, {"key": "last_event_id", "value": value})
