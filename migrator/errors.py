@@ -15,6 +15,7 @@
         │   └── Occupied       the socket accepts but never greets: another client holds it, or QEMU is stopped
         ├── Driven             another controller drives it, or did and may wake up; nothing was changed
         ├── TimedOut           sent, not answered in time; QEMU MAY STILL CARRY IT OUT
+        ├── StrangeAnswer      QEMU answered what is no answer; it MAY HAVE CARRIED IT OUT
         └── CommandFailed      QEMU answered with an error; it did not carry it out
 
 The text of each is one line for a person: what is wrong, where, and what to do.
@@ -88,6 +89,14 @@ class TimedOut(QemuError):
         super().__init__(
             where, f"{command} was not answered within {seconds:g} s and may still be carried out"
         )
+        self.command = command
+
+
+class StrangeAnswer(QemuError):
+    """What QEMU answered is no answer to that command: nothing of it is believed. It may have been carried out."""
+
+    def __init__(self, where: str, command: str, wrong: str) -> None:
+        super().__init__(where, f"what it answers to {command} is no answer: {wrong}")
         self.command = command
 
 

@@ -112,6 +112,8 @@ def is_gone_as_seen_here(process: Mapping[str, Any]) -> bool | None:
     known = {key: process.get(key) for key in ("pid", "start_time", "boot_id")}
     if process.get("pid_namespace") != _pid_namespace() or known["boot_id"] != boot_id():
         return None
+    if not (isinstance(known["pid"], int) and 0 < known["pid"] < 2**22):  # no more are there
+        return None
     return is_gone(known)
 
 
@@ -200,7 +202,7 @@ class LocalProcess:
             return ""
         try:
             now = _file_identity(where / path.lstrip("/"))
-        except OSError:
+        except (OSError, ValueError):  # ValueError: no path at all, as one with a zero byte
             now = ""
         return now if now in held else by_name or "other"
 

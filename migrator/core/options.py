@@ -82,9 +82,25 @@ def escape(text: str) -> str:
     return text.replace(",", ",,")
 
 
+#: What is written deeper is no option of QEMU's; libvirt ends at 200 images based on each other.
+_DEEPEST = 300
+
+
 def _split(text: str) -> list[str]:
     # A comma that is followed by another stands for itself.
     return [part.replace("\0", ",") for part in text.replace(",,", "\0").split(",")]
+
+
+def _depth(text: str) -> int:
+    """How deep a text nests at the most, were it JSON."""
+    depth = most = 0
+    for char in text:
+        if char in "{[":
+            depth += 1
+            most = max(most, depth)
+        elif char in "}]":
+            depth -= 1
+    return most
 
 
 class Value:
@@ -97,7 +113,7 @@ class Value:
         self._first = first
         self._json: dict[str, Any] | None = None
         self._parts: list[tuple[str, str | None]] = []
-        if text.startswith("{"):
+        if text.startswith("{") and _depth(text) <= _DEEPEST:
             try:
                 read = json.loads(text)
                 self._json = read if isinstance(read, dict) else {}

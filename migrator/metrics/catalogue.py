@@ -49,7 +49,7 @@ ACTIONS = (
     OTHER,
 )
 #: As the errors of the QMP layer are called.
-QMP_ERRORS = ("unreachable", "occupied", "timed-out", "command-failed", OTHER)
+QMP_ERRORS = ("unreachable", "occupied", "timed-out", "strange-answer", "command-failed", OTHER)
 SPAN_RESULTS = ("sent", "dropped")
 JOURNAL_OPERATIONS = ("read", "write", OTHER)
 #: Commands of QMP beyond this many go under ``other``; migrator itself sends about forty.
@@ -143,7 +143,7 @@ COUNTED = (
     ),
     _counter(
         "migrator_qmp_errors_total",
-        "QMP sessions and commands that failed; command-failed is QEMU's refusal.",
+        "QMP sessions and commands that failed; command-failed is QEMU's refusal, strange-answer what was no answer.",
         "kind",
         series=str(len(QMP_ERRORS)),
     ),

@@ -9,13 +9,16 @@ from __future__ import annotations
 import ipaddress
 import json
 import re
+from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 from urllib.parse import parse_qs, unquote, urlsplit
 
+from pydantic_core import from_json
+
 from migrator.core.options import Value, escape
-from migrator.errors import Refused
+from migrator.errors import Refused, StrangeAnswer
 
 #: A QMP command with its arguments.
 Command = tuple[str, dict[str, Any]]
@@ -23,6 +26,8 @@ Command = tuple[str, dict[str, Any]]
 _FILES = frozenset({"file", "host_device", "host_cdrom"})
 #: Drivers that have no contents of their own.
 FILTERS = frozenset({"copy-on-read", "throttle", "preallocate", "compress", "mirror_top", "commit_top"})
+#: More block devices that stand on one another, and more ways through them, are not looked into: libvirt ends at 200.
+_DEEPEST, _WAYS = 256, 200_000
 _MAY_HAVE_BACKING = frozenset({"qcow2", "qed", "vmdk", "qcow", "parallels"})
 
 
@@ -281,7 +286,7 @@ class Nodes:
         if "file" not in below:
             return options | self._protocol(name, driver, shown)
         if shown.startswith("json:"):
-            told = json.loads(shown[5:])
+            told = self._told(name, shown)
             plain = {key: value for key, value in told.items() if not isinstance(value, dict)}
             options |= {
                 key: value for key, value in plain.items() if key not in ("driver", "file", "backing")
@@ -300,13 +305,22 @@ class Nodes:
 
     def _protocol(self, name: str, driver: str, shown: str) -> dict[str, Any]:
         if shown.startswith("json:"):
-            told = json.loads(shown[5:])
+            told = self._told(name, shown)
             return {key: value for key, value in told.items() if key != "driver"}
         if driver in _FILES:
             return {"filename": shown}
         if driver == "nbd":
-            return _nbd(shown)
+            try:
+                return _nbd(shown)
+            except (KeyError, ValueError) as error:
+                raise self._unreadable(name, "its address cannot be read") from error
         raise self._unreadable(name, f"its driver is {driver}")
+
+    def _told(self, name: str, shown: str) -> dict[str, Any]:
+        told = _json(shown[5:])
+        if told is None:
+            raise self._unreadable(name, "its file name is no JSON")
+        return told
 
     def _unreadable(self, name: str, why: str) -> Refused:
         return Refused(
@@ -322,7 +336,17 @@ def lasting_name(node: str) -> str:
 
 def _plain(file: str) -> str:
     """A file name of QEMU's, written in one way where it is JSON."""
-    return json.dumps(json.loads(file[5:]), sort_keys=True) if file.startswith("json:") else file
+    told = _json(file[5:]) if file.startswith("json:") else None
+    return file if told is None else json.dumps(told, sort_keys=True)
+
+
+def _json(text: str) -> dict[str, Any] | None:
+    """An object; ``None`` where it is none."""
+    try:
+        found = from_json(text, allow_inf_nan=False)
+    except ValueError:
+        return None
+    return found if isinstance(found, dict) else None
 
 
 def _nbd(shown: str) -> dict[str, Any]:
@@ -340,13 +364,24 @@ def block_nodes(
     named: Sequence[Mapping[str, Any]],
     graph: Mapping[str, Sequence[Mapping[str, Any]]],
     blocks: Sequence[Mapping[str, Any]],
+    *,
+    where: str = "QEMU",
 ) -> Nodes:
-    """Read query-named-block-nodes, x-debug-query-block-graph and query-block."""
+    """Read query-named-block-nodes, x-debug-query-block-graph and query-block.
+
+    :param where: whose they are, for messages.
+    :raise StrangeAnswer: they do not hang together.
+    """
     names = {node["id"]: node["name"] for node in graph["nodes"] if node["type"] == "block-driver"}
     children: dict[str, dict[str, str]] = {}
     for edge in graph["edges"]:
         if edge["parent"] in names and edge["child"] in names:
             children.setdefault(names[edge["parent"]], {})[edge["name"]] = names[edge["child"]]
+    known = {node["node-name"] for node in named}
+    if wrong := _no_graph(children) or (
+        "" if known.issuperset(children) else "nodes that query-named-block-nodes does not show"
+    ):
+        raise StrangeAnswer(where, "x-debug-query-block-graph", wrong)
     roots = {
         block["device"]: block["inserted"]["node-name"]
         for block in blocks
@@ -370,3 +405,27 @@ def block_nodes(
         roots=roots,
         used=frozenset(used) if graph["nodes"] else None,
     )
+
+
+def _no_graph(children: Mapping[str, Mapping[str, str]]) -> str:
+    """Why nobody can walk through these; empty where one can: no circle, not too deep, not too many ways."""
+    parents = Counter(child for below in children.values() for child in below.values())
+    depths: dict[str, int] = {}
+    ways: Counter[str] = Counter()
+    waiting = [name for name in children if not parents[name]]
+    ways.update(dict.fromkeys(waiting, 1))
+    walked = 0
+    while waiting:
+        name = waiting.pop()
+        walked += name in children
+        for child in children.get(name, {}).values():
+            depths[child] = max(depths.get(child, 0), depths.get(name, 0) + 1)
+            ways[child] += ways[name]
+            parents[child] -= 1
+            if not parents[child]:
+                waiting.append(child)
+    if walked < len(children):
+        return "block devices that stand on each other in a circle"
+    if max(depths.values(), default=0) > _DEEPEST or ways.total() > _WAYS:
+        return f"more than {_DEEPEST} block devices that stand on one another"
+    return ""

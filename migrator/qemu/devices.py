@@ -210,8 +210,8 @@ async def _arguments(
         if name in _UNSET_AT_ZERO and not value:
             continue
         if kind.startswith("link<"):
-            elsewhere = value.startswith(("/objects/", f"{PERIPHERAL}/"))
-            if not elsewhere or value.startswith(f"{device.path}/"):
+            elsewhere = str(value).startswith(("/objects/", f"{PERIPHERAL}/"))
+            if not elsewhere or str(value).startswith(f"{device.path}/"):
                 continue  # to a part of itself or of the machine
         arguments[name] = pci_address(value) if name == "addr" and kind in ("int32", "str") else value
     if device.port:

@@ -46,7 +46,8 @@ class DirtyRate:
     async def read(self, monitor: Monitor) -> float | None:
         """See :meth:`migrator.ports.Qemu.dirty_rate`."""
         answer = await monitor.execute("query-dirty-rate")
-        return float(answer["dirty-rate"]) * _MIB if answer.get("status") == "measured" else None
+        rate = answer.get("dirty-rate", -1)
+        return float(rate) * _MIB if answer["status"] == "measured" and rate >= 0 else None
 
 
 async def _may_be_exact(monitor: Monitor) -> bool:

@@ -36,13 +36,13 @@ def cache_directory() -> Path:
 def from_schema(schema: list[dict[str, Any]]) -> Features:
     """Read the answer of query-qmp-schema."""
     objects = {
-        entry["name"]: frozenset(member["name"] for member in entry["members"])
+        entry["name"]: frozenset(member.get("name", "") for member in entry.get("members", ()))
         for entry in schema
         if entry["meta-type"] == "object"
     }
     return Features(
         {
-            entry["name"]: objects.get(entry["arg-type"], frozenset())
+            entry["name"]: objects.get(entry.get("arg-type", ""), frozenset())
             for entry in schema
             if entry["meta-type"] == "command"
         }

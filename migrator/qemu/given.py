@@ -36,7 +36,7 @@ _FORWARD = re.compile(
     r"^ *(?P<kind>TCP|UDP)\[HOST_FORWARD\] +\d+ +(?P<from>\S+) +(?P<port>\d+) +(?P<to>\S+) +(?P<toport>\d+) ",
     re.MULTILINE,
 )
-_HUB = re.compile(r"^Hub -?\d+ \((?P<name>[^)]+)\):\r?$", re.MULTILINE)
+_HUB = re.compile(r"^Hub -?\d+ \((?P<name>[^)\n]+)\):\r?$", re.MULTILINE)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -95,7 +95,8 @@ async def read_given(monitor: Monitor) -> Given:
         *(_ask(monitor, "qom-get", path=path, property=name) for path, name in wanted)
     )
     places = _places(
-        block_nodes(nodes or [], graph or {"nodes": [], "edges": []}, blocks or []), blocks or []
+        block_nodes(nodes or [], graph or {"nodes": [], "edges": []}, blocks or [], where=monitor.name),
+        blocks or [],
     )
     thresholds = {node["node-name"]: node["write_threshold"] for node in nodes or []}
     return Given(

@@ -9,23 +9,21 @@ dropped what an old session left unexecuted.
 from __future__ import annotations
 
 import asyncio
-import contextlib
-import logging
 import socket
 import ssl
 import time
 from collections.abc import Callable, Mapping
 from typing import Any
 
-from qemu.qmp import ConnectError, EventListener, ExecuteError, Message, QMPClient, QMPError, Runstate
+from qemu.qmp import ConnectError, ExecuteError, QMPError, Runstate
+from qemu.qmp.qmp_client import BadReplyError
 
-from migrator.errors import CommandFailed, NobodyListens, Occupied, TimedOut, Unreachable
+from migrator.errors import CommandFailed, NobodyListens, Occupied, StrangeAnswer, TimedOut, Unreachable
 from migrator.qemu.address import Address
+from migrator.qemu.client import Client, Tap, TlsClient
 from migrator.qemu.knocks import Knocks
-
-# qemu.qmp logs every failed connection as an error; here that is an answer, raised to whoever asked.
-logging.getLogger("qemu.qmp").addHandler(logging.NullHandler())
-logging.getLogger("qemu.qmp").propagate = False
+from migrator.qemu.replies import wrong_with
+from migrator.text import clean
 
 
 def _nobody(*told: object) -> None:
@@ -33,46 +31,15 @@ def _nobody(*told: object) -> None:
 
 
 #: Whoever counts is told every answered command with its seconds, and every failure by its kind (``unreachable``,
-#: ``occupied``, ``timed-out``, ``command-failed``); set once, by the service. They return at once and never raise.
+#: ``occupied``, ``timed-out``, ``strange-answer``, ``command-failed``); set once, by the service. They return at once
+#: and never raise.
 on_command: Callable[[str, float], None] = _nobody
 on_error: Callable[[str], None] = _nobody
 
+#: Characters of what QEMU says when it refuses that are kept.
+_DESCRIPTION = 2_000
 #: What commands that only ask begin with.
 _ASKING = ("query-", "qom-get", "qom-list")
-
-
-class _Tap(EventListener):
-    """Hands every event on at once and keeps none: qemu.qmp's own queues grow without bound."""
-
-    def __init__(self, hand_on: Callable[[Message], None]) -> None:
-        super().__init__()
-        self._hand_on = hand_on
-
-    async def put(self, event: Message) -> None:
-        self._hand_on(event)
-
-
-class _Client(QMPClient):
-    """Drops its session at once when it is told to, whatever is unsent: a stalled QEMU reads nothing, and over TLS
-    asyncio cannot flush a buffer down to nothing, nor close without the other side's consent.
-    """
-
-    async def _bh_flush_writer(self) -> None:
-        pass  # what was not sent is given up
-
-    async def _bh_close_stream(self, error_pathway: bool = False) -> None:
-        if self._writer is not None:
-            self._writer.transport.abort()
-        await super()._bh_close_stream(error_pathway)
-
-
-class _TlsClient(_Client):
-    """Over TLS, QEMU 7.2 leaves the end of what it was sent unread until more comes: send white space after it."""
-
-    def _do_send(self, msg: Message) -> None:
-        super()._do_send(msg)
-        if self._writer is not None:
-            self._writer.write(b"\n")
 
 
 class Monitor:
@@ -105,7 +72,7 @@ class Monitor:
         self._own_knocks: Knocks | None = None
         self._on_event = on_event
         self._on_break = on_break
-        self._client: QMPClient | None = None
+        self._client: Client | None = None
         self._watch: asyncio.Task[None] | None = None
         #: Seconds the last command took.
         self.round_trip_seconds = 0.0
@@ -127,9 +94,9 @@ class Monitor:
         if self.connected:
             return
         await self._end_session()
-        client = (_TlsClient if self.address.kind == "tls" else _Client)(self.name)
-        client.events.names = {"(none: see _Tap)"}
-        client.register_listener(_Tap(self._on_event))
+        client = (TlsClient if self.address.kind == "tls" else Client)(self.name)
+        client.events.names = {"(none: see Tap)"}
+        client.register_listener(Tap(self._on_event))
         sock: socket.socket | None = None
         try:
             async with asyncio.timeout(timeout):
@@ -153,7 +120,8 @@ class Monitor:
                 cause.strerror if isinstance(cause, OSError) and cause.strerror else str(cause) or "hung up"
             )
             on_error("unreachable")
-            text = " ".join(text.split())  # what it read instead of a greeting may be on a line of its own
+            # What it read instead of a greeting may be of any length, on a line of its own.
+            text = clean(" ".join(text[:2_000].split()))[:500]
             absent = isinstance(cause, ConnectionRefusedError | FileNotFoundError)
             raise (NobodyListens if absent else Unreachable)(
                 self.name, f"cannot open a QMP session: {text}; is QEMU running there?"
@@ -173,7 +141,7 @@ class Monitor:
             knocks = self._own_knocks = self._own_knocks or Knocks()
         return await knocks.greeted(self.address.path, timeout=timeout, note_pid=note)
 
-    async def _watch_break(self, client: QMPClient) -> None:
+    async def _watch_break(self, client: Client) -> None:
         while client.runstate is Runstate.RUNNING:
             await client.runstate_changed()
         if self._client is client:
@@ -194,6 +162,7 @@ class Monitor:
         :raise CommandFailed: QEMU refused.
         :raise TimedOut: no answer in time; it may still be carried out.
         :raise Unreachable: there is no session, or it broke before the answer: it may have been carried out.
+        :raise StrangeAnswer: what came is no answer to that command; it may have been carried out.
         """
         client = self._client
         if client is None or client.runstate is not Runstate.RUNNING:
@@ -209,14 +178,22 @@ class Monitor:
             raise TimedOut(self.name, command, timeout) from error
         except ExecuteError as error:
             on_error("command-failed")
-            raise CommandFailed(self.name, command, error.error_class, str(error)) from error
+            description = clean(str(error)[:_DESCRIPTION])
+            raise CommandFailed(self.name, command, error.error_class[:64], description) from error
+        except BadReplyError as error:
+            on_error("strange-answer")
+            raise StrangeAnswer(self.name, command, error.error_message) from error
         except (QMPError, OSError, EOFError) as error:
             on_error("unreachable")
+            broke_by = f": it sent {client.broke_by}" if client.broke_by else ""
             raise Unreachable(
-                self.name, f"{command}: the QMP session broke before it was answered"
+                self.name, f"{command}: the QMP session broke before it was answered{broke_by}"
             ) from error
         self.round_trip_seconds = time.monotonic() - began
         on_command(command, self.round_trip_seconds)
+        if wrong := wrong_with(command, arguments, answer):
+            on_error("strange-answer")
+            raise StrangeAnswer(self.name, command, wrong)
         return answer
 
     async def close(self) -> None:
@@ -229,11 +206,8 @@ class Monitor:
     async def _end_session(self) -> None:
         client, self._client = self._client, None
         watch, self._watch = self._watch, None
-        if client is not None and client.runstate is not Runstate.IDLE:
-            # What disconnect raises is why the session broke (ValueError: what came was no text).
-            with contextlib.suppress(TimeoutError, QMPError, OSError, EOFError, ValueError):
-                async with asyncio.timeout(1.0):
-                    await client.disconnect()
+        if client is not None:
+            await client.end()
         if watch is not None:
             watch.cancel()
             await asyncio.wait({watch})

@@ -7,6 +7,7 @@ changed for that. When the guest moves, the QEMU that it moves into is marked wi
 from __future__ import annotations
 
 import hashlib
+import re
 from collections.abc import Mapping
 from typing import Any
 
@@ -17,6 +18,7 @@ from migrator.qemu.monitor import Monitor
 
 #: Of the mark.
 _MARK = "guest"
+_OURS = re.compile("guest-[0-9a-f]{16}")
 NO_UUID = "00000000-0000-0000-0000-000000000000"
 
 
@@ -36,7 +38,8 @@ async def carried(monitor: Monitor, *, timeout: float = 5.0) -> str:
 
     :raise QemuError: it cannot be asked.
     """
-    return (await marks.read(monitor, _MARK, timeout=timeout)).get(_MARK, "")
+    name = (await marks.read(monitor, _MARK, timeout=timeout)).get(_MARK, "")
+    return name if _OURS.fullmatch(name) else ""
 
 
 async def hand_on(source: Endpoint, destination: Endpoint) -> None:

@@ -162,7 +162,7 @@ async def take_inventory(monitor: Monitor) -> Inventory:
         netdevs=backends,
         dead_netdevs=await _dead(monitor, backends),
         chardevs={entry["label"]: entry["filename"] for entry in chardevs},
-        nodes=block_nodes(nodes, graph, blocks),
+        nodes=block_nodes(nodes, graph, blocks, where=monitor.name),
         cpus={cpu["qom-path"]: cpu["props"] for cpu in cpus if "qom-path" in cpu},
         drives={drive.name: drive for drive in drives},
     )

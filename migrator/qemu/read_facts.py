@@ -38,30 +38,26 @@ async def read_facts(monitor: Monitor, process: GuestProcess | None) -> Facts:
     def machine(name: str) -> Any:
         return ask("qom-get", path="/machine", property=name)
 
-    async with asyncio.TaskGroup() as group:
-        tasks = {
-            key: group.create_task(coroutine, name=f"{monitor.name} {key}")
-            for key, coroutine in {
-                "version": ask("query-version"),
-                "status": ask("query-status"),
-                "migrate": ask("query-migrate"),
-                "uuid": ask("query-uuid"),
-                "name": ask("query-name"),
-                "kvm": ask("query-kvm"),
-                "memory": ask("query-memory-size-summary"),
-                "backends": ask("query-memdev"),
-                "cpus": ask("query-hotpluggable-cpus"),
-                "vcpus": ask("query-cpus-fast"),
-                "pci": ask("query-pci"),
-                "block": ask("query-block"),
-                "capabilities": ask("query-migrate-capabilities"),
-                "parameters": ask("query-migrate-parameters"),
-                "machine": machine("type"),
-                "under_way": read_under_way(ask, process.arguments() if process else []),
-                **{path: ask("qom-list", path=path) for path in _PERIPHERAL},
-            }.items()
-        }
-    got = {key: task.result() for key, task in tasks.items()}
+    questions = {
+        "version": monitor.execute("query-version", timeout=10.0),
+        "status": monitor.execute("query-status", timeout=10.0),
+        "migrate": ask("query-migrate"),
+        "uuid": ask("query-uuid"),
+        "name": ask("query-name"),
+        "kvm": ask("query-kvm"),
+        "memory": ask("query-memory-size-summary"),
+        "backends": ask("query-memdev"),
+        "cpus": ask("query-hotpluggable-cpus"),
+        "vcpus": ask("query-cpus-fast"),
+        "pci": ask("query-pci"),
+        "block": ask("query-block"),
+        "capabilities": ask("query-migrate-capabilities"),
+        "parameters": ask("query-migrate-parameters"),
+        "machine": machine("type"),
+        "under_way": read_under_way(ask, process.arguments() if process else []),
+        **{path: ask("qom-list", path=path) for path in _PERIPHERAL},
+    }
+    got = dict(zip(questions, await asyncio.gather(*questions.values()), strict=True))
 
     devices = await asyncio.gather(
         *(_device(ask, path, entry) for path in _PERIPHERAL for entry in got[path] or [] if _is_child(entry))

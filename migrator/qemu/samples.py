@@ -23,7 +23,7 @@ def read_sample(migrate: Mapping[str, Any]) -> Sample | None:
         dirty_rate_bytes_per_second=float(ram["dirty-pages-rate"] * page),
         bandwidth_bytes_per_second=ram["mbps"] * 1e6 / 8,
         throttle_ratio=migrate.get("cpu-throttle-percentage", 0) / 100,
-        expected_downtime_seconds=migrate.get("expected-downtime", 0) / 1e3,
-        downtime_seconds=migrate.get("downtime", 0) / 1e3,
+        expected_downtime_seconds=max(0, migrate.get("expected-downtime", 0)) / 1e3,
+        downtime_seconds=max(0, migrate.get("downtime", 0)) / 1e3,
         postcopy_requests=ram.get("postcopy-requests", 0),
     )

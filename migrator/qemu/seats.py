@@ -90,7 +90,7 @@ async def place_of(monitor: Monitor, path: str) -> dict[str, str]:
     )
     found = {name: str(value) for name, value in zip(PLACES, values, strict=True) if value not in ("", -1)}
     if "addr" in found:
-        found["addr"] = pci_address(int(found["addr"]))
+        found["addr"] = pci_address(int(found["addr"])) if found["addr"].isdecimal() else found["addr"]
     return found
 
 

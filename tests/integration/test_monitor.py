@@ -9,6 +9,7 @@ from collections.abc import AsyncIterator, Mapping
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
+from uuid import UUID
 
 import pytest
 
@@ -173,7 +174,7 @@ class TestConnecting:
             address = parse(f"tcp:[{host}]:{server.port}" if ":" in host else f"tcp:{host}:{server.port}")
             monitor = Monitor(address, name="source", on_event=heard.event, on_break=heard.broke)
             await monitor.connect()
-            assert await monitor.execute("query-status") == {}
+            assert await monitor.execute("query-name") == {}
             assert monitor.pid is None
             await monitor.close()
         finally:
@@ -214,10 +215,10 @@ class TestCommand:
         self, server: ScriptedQmp, monitor: Monitor
     ) -> None:
         server.on("query-name", replies({"name": "late"}, after=0.2))
-        server.on("query-uuid", replies({"UUID": "mine"}))
+        server.on("query-uuid", replies({"UUID": str(UUID(int=7))}))
         with pytest.raises(TimedOut):
             await monitor.execute("query-name", timeout=0.05)
-        assert await monitor.execute("query-uuid") == {"UUID": "mine"}
+        assert await monitor.execute("query-uuid") == {"UUID": str(UUID(int=7))}
 
     async def test_that_is_refused_tells_class_and_words(self, server: ScriptedQmp, monitor: Monitor) -> None:
         server.on("migrate", refuses("CommandNotFound", "The command migrate has not been found"))
@@ -316,10 +317,10 @@ class TestEvents:
         async def storm(session: Session, message: dict[str, Any]) -> None:
             for number in range(3000):
                 await session.event(f"E{number}")
-            await session.reply(message, "calm")
+            await session.reply(message, {"status": "running"})
 
         server.on("query-status", storm)
-        assert await monitor.execute("query-status") == "calm"
+        assert await monitor.execute("query-status") == {"status": "running"}
         assert heard.events == [f"E{number}" for number in range(3000)]
 
     async def test_that_come_in_pieces_are_put_together(

@@ -344,12 +344,15 @@ class TestListening:
     @pytest.fixture(autouse=True)
     def listening(self, server: ScriptedQmp) -> None:
         server.on("query-qmp-schema", replies(SCHEMA))
+        server.on("query-status", replies({"status": "inmigrate"}))
+        server.on("query-version", replies({"qemu": {"major": 10, "minor": 0, "micro": 2}}))
+        server.on("query-commands", replies([{"name": "stop"}]))
         address = {"type": "inet", "host": "::1", "port": "4711"}
         server.on("query-migrate", replies({"socket-address": [address]}))
 
     async def test_disarms_first_and_tells_where(self, server: ScriptedQmp, end: Endpoint) -> None:
         assert await end.listen("tcp:[::1]:0") == "tcp:[::1]:4711"
-        assert server.names[0] == "stop"
+        assert server.names[:2] == ["query-status", "stop"]
         assert server.names.index("migrate-incoming") < server.names.index("query-migrate")
 
     @pytest.mark.parametrize("known", [True, False])
@@ -372,7 +375,7 @@ class TestFeatures:
     @pytest.fixture(autouse=True)
     def schema(self, server: ScriptedQmp) -> None:
         server.on("query-qmp-schema", replies(SCHEMA))
-        server.on("query-version", replies({"qemu": {"major": 10}}))
+        server.on("query-version", replies({"qemu": {"major": 10, "minor": 0, "micro": 2}}))
         server.on("query-commands", replies([{"name": "stop"}, {"name": "quit"}]))
 
     async def test_are_asked_for_once_a_binary(self, server: ScriptedQmp, end: Endpoint) -> None:

@@ -1,0 +1,176 @@
+"""The client below a session: what comes over a monitor's socket is bounded here, before anybody sees it.
+
+A QEMU that speaks no QMP loses its session, and nothing else happens. One that says too much is read more slowly than
+it speaks, and of its events those above a rate are dropped: they are hints, and the truth is asked for.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import re
+import time
+from collections.abc import Callable
+from typing import Any
+
+from pydantic_core import from_json
+from qemu.qmp import EventListener, Message, QMPClient, Runstate
+from qemu.qmp.error import ProtocolError
+
+from migrator import logs
+from migrator.qemu.replies import wrong_with_event
+from migrator.text import clean, shortened
+
+# qemu.qmp logs every failed connection as an error; here that is an answer, raised to whoever asked.
+logging.getLogger("qemu.qmp").addHandler(logging.NullHandler())
+logging.getLogger("qemu.qmp").propagate = False
+
+#: Bytes of the longest message that is honest: a QEMU's whole schema has 200 to 300 kB.
+MESSAGE_BYTES = 4 * 2**20
+#: Bytes a second that are read for long, and at once; a message costs so much besides.
+_BYTES_PER_SECOND, _BURST_BYTES, _MESSAGE_COSTS = 4 * 2**20, 16 * 2**20, 512
+#: Events a second that are handed on for long, and at once.
+EVENTS_PER_SECOND, EVENTS_AT_ONCE = 200.0, 4_000.0
+#: How an event begins, as QEMU writes it: then it need not be read to be dropped.
+_EVENT = re.compile(rb'\s*\{\s*"timestamp"')
+#: Seconds between two lines on one QEMU that floods.
+_SAID_EVERY = 60.0
+
+
+class _Bucket:
+    """So much a second, and so much at once."""
+
+    def __init__(self, per_second: float, at_once: float) -> None:
+        self._per_second, self._at_once = per_second, at_once
+        self._left, self._at = at_once, time.monotonic()
+
+    def take(self, cost: float) -> float:
+        """Take it; the seconds until it would have been there, 0 where it was."""
+        now = time.monotonic()
+        self._left = min(self._at_once, self._left + (now - self._at) * self._per_second) - cost
+        self._at = now
+        return max(0.0, -self._left / self._per_second)
+
+    def give_back(self, cost: float) -> None:
+        """It was not used."""
+        self._left += cost
+
+
+class Tap(EventListener):
+    """Hands every event on at once and keeps none: qemu.qmp's own queues grow without bound."""
+
+    def __init__(self, hand_on: Callable[[Message], None]) -> None:
+        super().__init__()
+        self._hand_on = hand_on
+
+    async def put(self, event: Message) -> None:
+        self._hand_on(event)
+
+
+class Client(QMPClient):
+    """Drops its session at once when it is told to, whatever is unsent: a stalled QEMU reads nothing, and over TLS
+    asyncio cannot flush a buffer down to nothing, nor close without the other side's consent.
+    """
+
+    def __init__(self, name: str) -> None:
+        super().__init__(name, MESSAGE_BYTES)
+        #: Why its session broke, where that was said by what came; else empty.
+        self.broke_by = ""
+        self._log = logs.logger(monitor=name)
+        self._reading = _Bucket(_BYTES_PER_SECOND, _BURST_BYTES)
+        self._events = _Bucket(EVENTS_PER_SECOND, EVENTS_AT_ONCE)
+        self._dropped = 0
+        self._said_at = -_SAID_EVERY
+
+    async def _bh_flush_writer(self) -> None:
+        pass  # what was not sent is given up
+
+    async def _bh_close_stream(self, error_pathway: bool = False) -> None:
+        if self._writer is not None:
+            self._writer.transport.abort()
+        await super()._bh_close_stream(error_pathway)
+
+    # The library writes every message out for its log, whether there is one or not.
+    def _cb_outbound(self, msg: Message) -> Message:
+        return msg
+
+    def _cb_inbound(self, msg: Message) -> Message:
+        return msg
+
+    async def _issue(self, msg: Message) -> str:
+        name = str(msg["id"])
+        self._pending[name] = (
+            asyncio.Queue()
+        )  # without a bound: one that is answered twice must not stop the reader
+        await self._outgoing.put(msg)
+        return name
+
+    async def _do_recv(self) -> Message:
+        while True:
+            try:
+                line = await self._readline()
+            except ValueError as error:
+                raise self._breaks(f"a message of more than {MESSAGE_BYTES} bytes") from error
+            if pause := self._reading.take(len(line) + _MESSAGE_COSTS):
+                await asyncio.sleep(pause)
+            # One too many is not even read, where it is seen to be an event.
+            is_event = _EVENT.match(line) is not None
+            if is_event and self._too_many():
+                continue
+            message = self._read(line)
+            if is_event or "event" not in message or not self._too_many():
+                return message
+
+    def _read(self, line: bytes) -> Message:
+        try:
+            found = from_json(line, allow_inf_nan=False)
+        except ValueError as error:
+            raise self._breaks(f"no JSON ({error})") from error
+        if not isinstance(found, dict):
+            raise self._breaks(f"no message ({clean(shortened(found))})")
+        if "event" in found:
+            if wrong := wrong_with_event(found):
+                raise self._breaks(f"no event ({wrong})")
+        elif not isinstance(found.get("id"), str | None):
+            raise self._breaks(f"an answer to what was never asked (id {clean(shortened(found['id']))})")
+        return Message(found, eager=False)
+
+    def _too_many(self) -> bool:
+        if not self._events.take(1.0):
+            if self._dropped and time.monotonic() - self._said_at > _SAID_EVERY:
+                self._said_at = time.monotonic()
+                self._log.warning("this QEMU sends too many events: some were dropped", dropped=self._dropped)
+                self._dropped = 0
+            return False
+        self._events.give_back(1.0)
+        self._dropped += 1
+        return True
+
+    def _breaks(self, what: str) -> ProtocolError:
+        self.broke_by = what[:500]
+        return ProtocolError(f"it sent {self.broke_by}")
+
+    async def end(self, within_seconds: float = 1.0) -> None:
+        """End the session; a broken one is no error. Whatever broke it is raised by the library once more, here."""
+        if self.runstate is Runstate.IDLE:
+            return
+        ending: asyncio.Task[Any] = asyncio.create_task(self.disconnect(), name=f"end {self.name}")
+        try:
+            await asyncio.wait({ending}, timeout=within_seconds)
+        finally:
+            ending.cancel()
+            ending.add_done_callback(_heard)
+
+
+class TlsClient(Client):
+    """Over TLS, QEMU 7.2 leaves the end of what it was sent unread until more comes: send white space after it."""
+
+    def _do_send(self, msg: Message) -> None:
+        super()._do_send(msg)
+        if self._writer is not None:
+            self._writer.write(b"\n")
+
+
+def _heard(ended: asyncio.Task[Any]) -> None:
+    if not ended.cancelled():
+        ended.exception()
