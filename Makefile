@@ -9,7 +9,7 @@ PYTEST := $(BIN)/python -m pytest -n $(WORKERS) --dist worksteal
 .PHONY: help setup demo test test-all lint docs picture bench bench-policies bench-evacuation soak lock audit install uninstall clean
 
 help:
-	@echo 'make demo      guests move between two hosts made on this machine, before your eyes   [DEMO_ARGS=]'
+	@echo 'make demo      guests move between three hosts made on this machine, before your eyes   [DEMO_ARGS=]'
 	@echo 'make setup     only what the demo needs: Debian packages, .build/venv'
 	@echo 'make test      lint, types, layers, and the tests on real QEMU   [PYTEST_ARGS=, WORKERS=]'
 	@echo 'make test-all  further combinations of QEMU versions and faults too'

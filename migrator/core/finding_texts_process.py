@@ -69,7 +69,7 @@ PROCESS: Texts = {
     "run-directory": (
         "error",
         "the user that QEMU runs as may not enter the directory in which the destination has its sockets",
-        "chmod o+x that directory and those above it, or configure another (run_directory)",
+        "chmod o+x that directory and those above it, or configure another (run_dir)",
     ),
     "process-settings": (
         "warning",
