@@ -89,10 +89,11 @@ async def hosts(settings: Settings, service: Running) -> AsyncIterator[list[Chec
 
 async def _host(host: HostSettings, settings: Settings, service: Running, looks: list[_Look]) -> list[Check]:
     about = f"host {host.name}"
-    way = access(host_config(host, settings))
+    config = host_config(host, settings)
+    way = access(config)
     try:
         async with asyncio.timeout(_HOST_SECONDS):
-            look = await _look(host, way)
+            look = await _look(host, way, config.sockets)
             looks.append(look)
             obstacles = await _obstacles(host, settings, service)
     except TimeoutError:
@@ -118,7 +119,7 @@ async def _host(host: HostSettings, settings: Settings, service: Running, looks:
     return [_summary(about, host, look), *complaints]
 
 
-async def _look(host: HostSettings, way: Access) -> _Look:
+async def _look(host: HostSettings, way: Access, patterns: Sequence[str]) -> _Look:
     facts = await read_facts(way, address=host.address, qemus=[host.qemu] if host.qemu else [])
     began, clock = time.monotonic(), time.time()
     words = ["sh", "-s", "--", host.run_dir, host.log_dir, *_NEEDED, *_USEFUL]
@@ -127,7 +128,7 @@ async def _look(host: HostSettings, way: Access) -> _Look:
     if not output.text.endswith("end\n"):
         raise HostError(host.name, f"its shell is not one of POSIX: {output.complaint or 'no answer'}")
     theirs = re.search(r"^time (\d+\.\d+)$", output.text, re.MULTILINE)
-    sockets = await find_sockets(way, host.sockets)
+    sockets = await find_sockets(way, patterns)
     listening = [each.path for each in sockets if each.listening]
     closed = Output(status=0, stdout=b"", stderr=b"")
     if listening:

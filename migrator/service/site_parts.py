@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import replace
+from glob import escape
 
 from migrator.core.drivers import Driver
 from migrator.core.findings import OF_OUR_START, errors_first
@@ -18,6 +19,9 @@ from migrator.service.launch_config import LaunchConfig, Method
 from migrator.service.site import Reach, SiteHosts
 from migrator.settings import Settings
 from migrator.settings.models import HostSettings
+
+#: Where a destination's run directory is made if nothing else is configured and root starts it.
+_RUN_DIRECTORY = "/run/migrator/guests"
 
 
 class _Checks:
@@ -54,18 +58,33 @@ def host_config(host: HostSettings, settings: Settings) -> HostConfig:
     return HostConfig(
         name=host.name,
         address=host.address,
-        sockets=host.sockets,
+        sockets=_sockets(host, settings),
         processes=host.look_for == "processes",
         others=tuple(
             pattern
             for other in settings.hosts
             if other.name != host.name and (other.ssh, other.prefix) == (host.ssh, host.prefix)
-            for pattern in other.sockets
+            for pattern in _sockets(other, settings)
         ),
         qemu=host.qemu,
         prefix=host.prefix,
         ssh=ssh,
     )
+
+
+def _sockets(host: HostSettings, settings: Settings) -> tuple[str, ...]:
+    """Where QMP sockets are looked for: as configured, and where the destinations that are started there have theirs.
+
+    Else a guest would be out of sight once it has been moved. Not where another host on the same machine has that
+    directory too: whose its guests are could not be told.
+    """
+    own = f"{escape(host.run_dir or _RUN_DIRECTORY)}/*/control.qmp"
+    shared = any(
+        (other.ssh, other.run_dir) == (host.ssh, host.run_dir)
+        for other in settings.hosts
+        if other.name != host.name
+    )
+    return host.sockets if shared or own in host.sockets else (*host.sockets, own)
 
 
 def launch_config(host: HostSettings) -> LaunchConfig:

@@ -32,7 +32,7 @@ _HOST = {
     "sockets": _NEXT_LOOK,
     "look_for": _NEXT_LOOK,
     "qemu": f"{_NEXT_LOOK}; {_NEXT_START}",
-    "run_dir": _NEXT_START,
+    "run_dir": f"{_NEXT_LOOK}; {_NEXT_START}",
     "log_dir": _NEXT_START,
     "systemd": _NEXT_START,
     "start_timeout": _NEXT_START,

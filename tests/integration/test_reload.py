@@ -145,7 +145,11 @@ def settled(section: str, name: str) -> Probe:
 HOST: dict[str, tuple[str, Probe, Any]] = {
     "key_file": ('"/k"', lambda service: service.ssh().key, Path("/k")),
     "known_hosts": ('"/h"', lambda service: service.ssh().known_hosts, Path("/h")),
-    "sockets": ('["/x/*"]', lambda service: service.site.reach.config("a").sockets, ("/x/*",)),
+    "sockets": (
+        '["/x/*"]',
+        lambda service: service.site.reach.config("a").sockets,
+        ("/x/*", "/run/migrator/guests/*/control.qmp"),
+    ),
     "look_for": ('"processes"', lambda service: service.site.reach.config("a").processes, True),
     "qemu": ('"/usr/bin/q"', lambda service: service.site.reach.config("a").qemu, "/usr/bin/q"),
     "run_dir": ('"/r"', of_launch("base_directory"), "/r"),
