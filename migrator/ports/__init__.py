@@ -1,0 +1,28 @@
+"""The interfaces between the engine and what it drives, with their contracts.
+
+The engine never sees QMP, a file or a socket. Whatever implements these converts units and wraps errors.
+"""
+
+from migrator.ports.qemu import Event, GuestProcess, Qemu, Settings, Tuning
+from migrator.ports.site import Carriers, HostLook, Site, Waiting
+from migrator.ports.store import EventTexts, Experience, Grant, Journal, Outcome, Record, Samples, Stray
+
+__all__ = [
+    "Carriers",
+    "Event",
+    "EventTexts",
+    "Experience",
+    "Grant",
+    "GuestProcess",
+    "HostLook",
+    "Journal",
+    "Outcome",
+    "Qemu",
+    "Record",
+    "Samples",
+    "Settings",
+    "Site",
+    "Stray",
+    "Tuning",
+    "Waiting",
+]

@@ -1,0 +1,221 @@
+"""What the engine asks of one QEMU, and of the process that it is."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Protocol
+
+from migrator.core.facts import Facts
+from migrator.core.model import View
+from migrator.core.under_way import Busy
+
+
+@dataclass(frozen=True, kw_only=True)
+class Event:
+    """Something a QEMU announced. A hint: the truth is what a fresh query says."""
+
+    name: str
+    #: Seconds on the controller's monotonic clock when it arrived.
+    arrived: float
+    #: Seconds since the epoch on the clock of the host that QEMU runs on.
+    stamped: float
+    data: Mapping[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Settings:
+    """Capabilities and parameters of one end, read so that they can be put back. Opaque to the engine."""
+
+    capabilities: Mapping[str, bool]
+    parameters: Mapping[str, Any]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Tuning:
+    """Parameters of a migration, in base units; ``None`` leaves one alone."""
+
+    max_bandwidth_bytes_per_second: int | None = None
+    #: In whole milliseconds, 1 at the least; 0 is nothing at all, so that only an idle stream would switch.
+    downtime_limit_seconds: float | None = None
+    #: 0 is no limit of its own. It caps the postcopy switch too, so it stays 0 until the destination runs.
+    max_postcopy_bandwidth_bytes_per_second: int | None = None
+    #: Share of CPU time that auto-converge may take from the guest; 0 lets it sleep.
+    throttle_ratio: float | None = None
+
+
+class Qemu(Protocol):
+    """One QEMU process, seen by its QMP monitor.
+
+    Every call is bounded in time. Those that change something raise
+    :class:`~migrator.errors.CommandFailed` when QEMU refused (it did nothing),
+    :class:`~migrator.errors.TimedOut` when it did not answer (it MAY still do it), and
+    :class:`~migrator.errors.Unreachable` when there is no session.
+    """
+
+    @property
+    def name(self) -> str:
+        """For people: ``source unix:/run/a.sock``."""
+
+    @property
+    def address_text(self) -> str:
+        """As a person would type it again: ``unix:/run/a.sock``."""
+
+    @property
+    def identity(self) -> Mapping[str, Any]:
+        """What tells this process from another at the same address (pid and its start time), where known."""
+
+    @property
+    def shares_clock(self) -> bool:
+        """Its events are stamped by the clock of the machine the controller runs on."""
+
+    @property
+    def round_trip_seconds(self) -> float:
+        """The last round trip of a query."""
+
+    async def observe(self, *, timeout: float = 1.0) -> View:
+        """A fresh view of it. Never raises: what cannot be asked is said in the view.
+
+        A session that broke is opened again. A query that was not answered in time is not sent twice: the next
+        call goes on waiting for it.
+        """
+
+    def on_change(self, callback: Callable[[], None]) -> None:
+        """Call `callback` whenever an event arrives or the session breaks."""
+
+    def take_events(self) -> Sequence[Event]:
+        """The events since the last call, oldest first."""
+
+    async def facts(self) -> Facts:
+        """What preflight compares; changes nothing."""
+
+    async def busy(self) -> Busy:
+        """Jobs and exports of the guest's disks that are at work now: they do not survive a move.
+
+        Opens the session again after :meth:`rest`.
+        """
+
+    async def was_set(self) -> Any:
+        """What somebody set in it while it ran and no migration carries; only :meth:`put_back` looks into it."""
+
+    async def put_back(self, given: Any) -> Sequence[str]:
+        """Set the same in this one, where it differs; what could not be, each in a few words."""
+
+    async def rest(self) -> None:
+        """Let others have the monitor for a while; the process stays held."""
+
+    async def claim(self, migration: str, *, was: Mapping[str, Any] | None = None) -> None:
+        """Mark it as driven by this controller, before anything of it is changed; what is ours already stays ours.
+
+        Every call that changes something does so by itself where it was not done before, and sees that the mark is
+        still there where the controller may have slept.
+
+        :param migration: what it is claimed for.
+        :param was: how things were, plain JSON, for whoever finds it left standing and no record of it.
+        :raise Driven: another controller drives it, or did and may wake up.
+        """
+
+    async def release(self) -> None:
+        """Remove the mark; one that cannot be removed now hinders nobody once this controller has ended."""
+
+    async def settings(self) -> Settings:
+        """Capabilities and parameters as they are now."""
+
+    async def enable(self, capabilities: Mapping[str, bool]) -> None:
+        """Set migration capabilities."""
+
+    async def tune(self, tuning: Tuning) -> None:
+        """Set migration parameters; may be called while migrating."""
+
+    async def restore(self, settings: Settings) -> None:
+        """Put capabilities and parameters back; only what differs is sent."""
+
+    async def listen(self, uri: str) -> str:
+        """Destination: disarm (it must not run by itself), then listen at `uri`; the address to migrate to."""
+
+    async def migrate(self, uri: str) -> None:
+        """Source: begin. The reply means nothing; the status does."""
+
+    async def start_dirty_rate(self, period_seconds: float, *, exact: bool = False) -> None:
+        """Begin to measure how many distinct pages the guest dirties in `period_seconds` (at least 1).
+
+        Bounded in cost: it looks at a sample of the pages, twice. It does not disturb a migration.
+
+        :param exact: look at every page where that is safe, and at a sample where it is not: for the time before a
+            migration. It then costs the guest what keeping a log of dirty pages costs it in a migration.
+        """
+
+    async def dirty_rate(self) -> float | None:
+        """Bytes of distinct pages dirtied per second over that period; ``None`` until it is measured."""
+
+    async def start_postcopy(self) -> None:
+        """Source: switch to postcopy at once."""
+
+    async def switch(self) -> None:
+        """Source: migrate-continue, the end of every blind cancel."""
+
+    async def cancel(self) -> None:
+        """Source: migrate_cancel, and ``yank`` out of band where that is not answered."""
+
+    async def cont(self) -> None:
+        """Let the guest run; at a destination :meth:`was_run` is true from then on, whoever asks."""
+
+    async def was_run(self) -> bool:
+        """Destination: it was told to run its guest, and did: if that stands still now, somebody wanted it."""
+
+    async def stop(self) -> None:
+        """Let the guest stand still."""
+
+    async def announce(self) -> None:
+        """Make the guest's network addresses known where it is now."""
+
+    async def quit(self, *, timeout: float = 5.0) -> bool:
+        """End it, by force if it does not go; True when it was seen dead.
+
+        Only for a process that holds nothing worth keeping.
+        """
+
+    async def fence(self) -> bool:
+        """Kill the process and see it dead; True only with proof. A closed socket is no proof."""
+
+    def last_words(self) -> str:
+        """The end of what it wrote to its standard error, where that can be read; else empty."""
+
+    async def close(self) -> None:
+        """Let go of the monitor; the process is left alone."""
+
+
+class GuestProcess(Protocol):
+    """A QEMU process on some host, held so that a pid used again is never mistaken for it."""
+
+    pid: int
+
+    @property
+    def identity(self) -> dict[str, Any]:
+        """pid, start time, and the boot they belong to: tells this process from any other, for ever."""
+
+    @property
+    def is_qemu(self) -> bool:
+        """Its program is a QEMU. A passed socket names its creator, which must never be killed."""
+
+    @property
+    def alive(self) -> bool | None:
+        """False is proof of its death; ``None``: its host cannot be asked now."""
+
+    def binary_identity(self) -> str:
+        """Tells one build of its program from another; empty when that is unknown."""
+
+    def arguments(self) -> list[str]:
+        """Its command line; empty when that cannot be read."""
+
+    def last_words(self) -> str:
+        """The end of what it wrote to its standard error, where that can be read; else empty."""
+
+    async def wait_dead(self, timeout: float) -> bool:
+        """Wait up to `timeout` seconds for its end; True only with proof of it."""
+
+    async def kill(self, timeout: float) -> bool:
+        """SIGKILL; True only when it was seen dead within `timeout` seconds."""
+
+    def close(self) -> None:
+        """Let go of it; the process is left alone."""

@@ -1,0 +1,140 @@
+"""What the engine asks of the hosts: who is there, and a QEMU for a guest to move into."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Protocol
+
+from migrator.core.model import Finding
+from migrator.ports.qemu import Qemu
+
+if TYPE_CHECKING:
+    from migrator.core.carriers import Carried  # of what `migrator direct` does not need, nor loads
+    from migrator.core.inventory import Guest, HostFacts
+    from migrator.core.policy import Policy
+
+
+@dataclass(frozen=True, kw_only=True)
+class HostLook:
+    """What one look at a host showed."""
+
+    facts: HostFacts
+    guests: tuple[Guest, ...]
+
+
+class Waiting(Protocol):
+    """A QEMU that was started, or found, at a target, and waits for a guest."""
+
+    @property
+    def qemu(self) -> Qemu:
+        """Connected; ``inmigrate``."""
+
+    @property
+    def listen(self) -> str:
+        """Where it shall take the stream: ``tcp:ADDR:0``."""
+
+    @property
+    def notes(self) -> tuple[Finding, ...]:
+        """What is not there as it is at the source, and does not keep the guest from moving."""
+
+    @property
+    def socket(self) -> str:
+        """Path of its QMP socket on its host, where the guest will be found after it has arrived."""
+
+    async def discard(self) -> None:
+        """End the process if it still waits and remove everything that was made for it but its log.
+
+        Never touches a process that the guest has arrived in: that one is not waiting any more.
+        """
+
+
+class Carriers(Protocol):
+    """What carries the networks of guests."""
+
+    async def carried(self, host: str, pid: int) -> Carried:
+        """The taps that a process of a host has open, and what they hang on; changes nothing.
+
+        :raise HostError: the host cannot be asked.
+        """
+
+
+class Site(Carriers, Protocol):
+    """The hosts, as the engine uses them. A host that cannot be reached harms nothing else.
+
+    Every call is bounded in time and raises :class:`~migrator.errors.HostError` when the host cannot be asked, and
+    :class:`~migrator.errors.QemuError` when the QEMU cannot.
+    """
+
+    async def look(self, host: str) -> HostLook:
+        """Facts and guests, read afresh; nothing is held afterwards."""
+
+    async def watch(self, host: str, changed: Callable[[], None]) -> None:
+        """Call `changed` whenever guests may have come to that host, or gone; runs until cancelled.
+
+        A help, not a promise: what it does not see, the next look does.
+
+        :raise HostError: the host cannot be watched any more.
+        """
+
+    async def open(
+        self,
+        host: str,
+        socket: str,
+        *,
+        role: str,
+        identity: Mapping[str, Any] | None = None,
+        absent: bool = False,
+    ) -> Qemu:
+        """Connect to the QEMU behind a QMP socket of a host.
+
+        :param role: ``source`` or ``destination``.
+        :param identity: of the process that is meant, where that is known: another one at the same socket is refused,
+            and one that has died is opened all the same, as a QEMU that is dead.
+        :param absent: one of a host that cannot be asked is opened too, as a QEMU of which nothing is known.
+        """
+
+    async def check(self, guest: Guest, source: Qemu, target: str, policy: Policy) -> tuple[Finding, ...]:
+        """What speaks against `target` for this guest, as far as hosts tell it; changes nothing, starts nothing.
+
+        :param policy: what it would be moved under.
+        """
+
+    async def start_destination(
+        self, guest: Guest, source: Qemu, target: str, *, migration: str, accepted: Sequence[str] = ()
+    ) -> Waiting:
+        """Start the QEMU that the guest moves into, everything hot-plugged since its start included.
+
+        After a failure nothing is left behind; the error carries QEMU's own words.
+
+        :param source: as :meth:`open` gave it.
+        :param accepted: codes of findings that shall not keep it from being started.
+        :raise migrator.core.findings.Objected: something that only shows now keeps the guest from moving there.
+        """
+
+    async def hold_off(self, guest: Guest) -> None:
+        """Tell who manages a guest not to start it again when it has left; nothing where that cannot be told.
+
+        May be called again. :meth:`let_be` undoes it.
+        """
+
+    async def let_be(self, guest: Guest) -> None:
+        """The guest stays: who manages it may do as before."""
+
+    async def abandon(self, host: str, *, migration: str) -> None:
+        """Remove what :meth:`start_destination` may have begun there for a migration that nobody drives any more; a
+        process that does not wait any more is left alone."""
+
+    async def settle(self, guest: Guest) -> Sequence[str]:
+        """Have the paths that the operator knows lead to a guest that has arrived; what could not be, in sentences.
+
+        Those of its source are gone (:meth:`clear`). May be called again.
+
+        :param guest: as it is found at its new host.
+        """
+
+    async def clear(self, guest: Guest) -> None:
+        """Remove what is left of the source once its process has ended: sockets and files that we made."""
+
+    async def close(self) -> None:
+        """Let go of every host."""

@@ -1,0 +1,175 @@
+"""What the engine has written down: records of migrations, the journal, and what earlier migrations taught."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from datetime import datetime
+from typing import TYPE_CHECKING, Any, Protocol
+
+from migrator.core.situation import Intent
+
+if TYPE_CHECKING:
+    from migrator.core.thinning import Point  # of what `migrator direct` does not need, nor loads
+
+
+class Record(Protocol):
+    """The durable record of one migration: intent first.
+
+    What :meth:`begin` wrote is on disk when it returns. :meth:`note` survives the death of the controller's process
+    at once; after the death of its machine :attr:`exact` of the reader is false and the record is read as if the
+    point of no return had been passed.
+    """
+
+    @property
+    def noted_at(self) -> float | None:
+        """Of one that was taken up: when the last intent was noted, in seconds since the epoch."""
+
+    async def begin(self, facts: Mapping[str, Any], intent: Intent) -> None:
+        """Write what is about to be done and how things were; returns once it is on disk.
+
+        :raise RecordError: when it cannot be written; nothing may be changed then.
+        """
+
+    def note(self, intent: Intent) -> None:
+        """Add what is about to be done next.
+
+        :raise RecordError: when it cannot be written; the step must not be taken then.
+        """
+
+    async def end(self, outcome: Mapping[str, Any]) -> None:
+        """The migration has ended for good; the record is put away."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Outcome:
+    """What the record of a migration says that has been put away."""
+
+    #: Which of the migration's attempts it was of: one that begins anew has the same id.
+    attempt: int
+    #: It was undone only because its controller stopped, or had gone: it begins anew.
+    postponed: bool
+    #: :data:`migrator.engine.ledger.OUTCOME`, as far as it was written.
+    fields: Mapping[str, Any]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Stray:
+    """A record of a migration that the journal does not know as one that is under way."""
+
+    migration: str
+    #: Where the record is.
+    path: str
+    #: What it was begun with; ``None`` where it cannot be read.
+    facts: Mapping[str, Any] | None
+
+
+@dataclass(frozen=True, kw_only=True)
+class EventTexts:
+    """A page of journalled events as they are kept."""
+
+    #: ``event_id`` and JSON of each, in order.
+    items: Sequence[tuple[int, str]]
+    #: There are later ones.
+    more: bool
+
+
+class Journal(Protocol):
+    """What the service must not forget. Whatever returned is on disk; documents are plain JSON.
+
+    Every call raises :class:`~migrator.errors.JournalError` when it cannot be done: nothing was written then.
+    """
+
+    async def save(
+        self, *documents: tuple[str, Mapping[str, Any]], events: Sequence[Mapping[str, Any]] = ()
+    ) -> None:
+        """Write documents, all or none, each with its kind: ``migration``, ``evacuation``, ``host``.
+
+        A document has the key ``id`` (of a host: its name) and replaces the one before; ``ended_at`` is empty or
+        ``None`` until nothing more will happen to it. What the engine alone needs is in it under ``_private``.
+
+        :param events: :class:`~migrator.engine.documents.EventDocument` as JSON, written with them or not at all. An
+            event that is there already, the same in all, is let pass; another one of its number is refused.
+        """
+
+    async def unfinished(self, kind: str) -> list[dict[str, Any]]:
+        """Every document of that kind that has not ended (of hosts: all), oldest first."""
+
+    async def find(self, kind: str, identifier: str) -> dict[str, Any] | None:
+        """One document, ended or not."""
+
+    async def page(
+        self, kind: str, *, limit: int, before: str | None = None, where: Mapping[str, str] | None = None
+    ) -> list[dict[str, Any]]:
+        """Newest first; `before` is the id of the last one seen.
+
+        :param where: equal values of ``state``, ``guest``, ``host`` (source or destination, or the evacuation's),
+            ``evacuation``, ``command`` (the key of the command that began it).
+        """
+
+    async def events(
+        self, *, after: int = 0, limit: int = 1000, subject: str | None = None, subject_id: str | None = None
+    ) -> list[dict[str, Any]]:
+        """Events with a larger ``event_id``, in order."""
+
+    async def event_texts(
+        self,
+        *,
+        after: int = 0,
+        limit: int = 1000,
+        most_bytes: int = 1 << 20,
+        subject: str | None = None,
+        subject_id: str | None = None,
+    ) -> EventTexts:
+        """As :meth:`events`, each as the JSON it is kept as: for those who hand them on.
+
+        :param most_bytes: fewer than `limit` where they would be more than this together; one at least.
+        """
+
+    async def positions(self) -> tuple[int, dict[tuple[str, str], int]]:
+        """The last event's id or a larger one, and the last sequence of every subject that has not ended.
+
+        The id is as large as any that may have been given: numbers are reserved ahead, so that those of events that
+        were told though they could not be written are not given again.
+        """
+
+    @property
+    def complaint(self) -> str:
+        """Why it cannot be written now, in one line; empty while it can."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Grant:
+    """By what somebody may use the service over TCP: a token, or a session of the page that was begun with one."""
+
+    #: Stable; tells it from every other, and opens nothing.
+    id: str
+    #: Of the token.
+    name: str
+    #: ``viewer`` or ``operator``.
+    role: str
+    #: ``None``: it does not end by itself.
+    ends_at: datetime | None = None
+
+
+class Experience(Protocol):
+    """What earlier migrations of the same kind of pair taught."""
+
+    def overhead_seconds(self, pair: str) -> float | None:
+        """The part of downtime that is not memory over the network, at its 90th percentile; ``None`` if unknown."""
+
+    def learn(self, pair: str, overhead_seconds: float) -> None:
+        """Add one. What cannot be kept is lost without a word: it is a help, not a promise."""
+
+
+class Samples(Protocol):
+    """The figures of migrations, for the curves that people look at. A help, not a promise.
+
+    Bounded for each migration, however long it takes; they go when the journal forgets the migration.
+    """
+
+    def add(self, migration: str, point: Point) -> None:
+        """Keep it if it tells enough. Returns at once; what cannot be kept is lost without a word."""
+
+    async def of(self, migration: str) -> Sequence[Point]:
+        """Those that are kept, by time, those of other controllers among them."""
