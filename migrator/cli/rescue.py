@@ -21,6 +21,7 @@ from migrator.engine.migration import Migration
 from migrator.engine.result import Result
 from migrator.errors import Driven, QemuError, UsageError
 from migrator.machine import this_driver
+from migrator.ports import Settings
 from migrator.qemu import address
 from migrator.qemu.address import Address
 from migrator.qemu.endpoint import Endpoint
@@ -115,6 +116,8 @@ class Rescue:
         self._given = [
             end for end, where in ((self._source, here), (self._destination, there)) if where is not None
         ]
+        #: Those that are marked by a controller that is gone.
+        self._marked: dict[Endpoint, Driver] = {}
         for end in (self._source, self._destination):
             if end not in self._given:
                 end.name = f"{end.name.split()[0]} (not given)"
@@ -132,8 +135,10 @@ class Rescue:
             shown, was = await self._look()
             found = rescue.find(shown)
             if isinstance(found, Refusal):
+                if found.nothing_to_do and self._marked:
+                    return await self._remove_marks(found, json_output=json_output)
                 return self._refuse(found, json_output=json_output)
-            if not self._agreed(found, json_output=json_output):
+            if not self._agreed(found.says, json_output=json_output):
                 return Exit.USAGE
             for end in self._given:
                 await end.claim(self._name, was=was if end is self._source else None)
@@ -173,6 +178,8 @@ class Rescue:
             if other := await end.other_driver():
                 raise Driven(end.name, f"it is driven by {other}: {_ITS_OWN}")
             driver = drivers[side] = await end.driver()
+            if driver is not None:
+                self._marked[end] = driver
             guest = await identify(end.monitor)
             guests[side] = guest.uuid or guest.name
             by = f", marked by {driver}" if driver is not None else ""
@@ -224,14 +231,31 @@ class Rescue:
             )
         return code
 
-    def _agreed(self, found: Course, *, json_output: bool) -> bool:
+    async def _remove_marks(self, found: Refusal, *, json_output: bool) -> Exit:
+        """Where there is nothing else to do: a mark that stays would keep every controller away for good."""
+        says = tuple(
+            f"{end.name}: its migration settings are put back, as far as they are known, and the mark of a controller "
+            "that is gone is removed: then others may move the guest"
+            for end in self._marked
+        )
+        self._screen.line(found.why)
+        if not self._agreed(says, json_output=json_output):
+            return Exit.USAGE
+        for end, driver in self._marked.items():
+            await end.claim(self._name)
+            if end is self._source and driver.was.get("settings"):
+                await end.restore(Settings(**driver.was["settings"]))
+            await end.release()
+        return self._refuse(found, json_output=json_output)
+
+    def _agreed(self, says: tuple[str, ...], *, json_output: bool) -> bool:
         absent = [
             side
             for side, end in zip(_SIDES, (self._source, self._destination), strict=True)
             if end not in self._given
         ]
         lines = [f"you say, by leaving it out, that the {side}'s process is dead" for side in absent]
-        for text in (*lines, *(f"{number}. {text}" for number, text in enumerate(found.says, 1))):
+        for text in (*lines, *(f"{number}. {text}" for number, text in enumerate(says, 1))):
             self._screen.line(text)
         if self._request.yes:
             return True
@@ -240,7 +264,7 @@ class Rescue:
         print(clean("migrator: nothing was done; add --yes to have it done"), file=sys.stderr)
         if json_output:
             result = Result(id="", state=State.HELD, error="nothing was done; add --yes to have it done")
-            print(json.dumps({**asdict(result), "would_do": list(found.says)}))
+            print(json.dumps({**asdict(result), "would_do": list(says)}))
         return False
 
     async def _carry_out(self, found: Course, was: Mapping[str, Any], *, json_output: bool) -> Exit:

@@ -19,6 +19,7 @@ _INVENTORY = {
     "managed-unit": "the QEMU's cgroup, with MainPID and Restart of that unit (systemctl show)",
     "duplicate": "uuids of all guests that run, as looks at every host show them",
     "unfinished-migration": "run state, migration status (query-status, query-migrate) and the mark of a controller",
+    "arriving": "the targets of all migrations that have not ended, with the host that is to be emptied",
     "not-movable": "the guest, with the [[guests]] entries of the configuration; its uuid, with those of its host",
     "command-line-unknown": "/proc/PID/cmdline of the source",
 }

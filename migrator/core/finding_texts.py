@@ -83,6 +83,11 @@ SOURCE: Texts = {
         "the source is already migrating",
         "wait for it, or cancel it with the tool that began it; if nobody drives it: migrator direct --rescue",
     ),
+    "arriving": (
+        "error",
+        "it is not on this host yet: a migration brings it here",
+        "wait until it has arrived, or cancel that migration",
+    ),
     "driven-elsewhere": (
         "error",
         "another controller drives this QEMU, as its mark there says: two that do would be in each other's way",

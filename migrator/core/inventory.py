@@ -143,7 +143,8 @@ class Guest:
     #: Why it cannot be moved at all, in one line (libvirt manages it, its monitor is held, the configuration says
     #: so); empty when it can be tried.
     obstacle: str = ""
-    #: Code of that finding: ``libvirt``, ``monitor-held``, ``monitor-silent``, ``no-monitor``, ``not-movable``.
+    #: Code of that finding: ``libvirt``, ``monitor-held``, ``monitor-silent``, ``no-monitor``, ``not-movable``,
+    #: ``arriving``…
     obstacle_code: str = ""
     #: Who else manages it: ``libvirt``, ``systemd:UNIT``…; empty where nobody is known to.
     managed_by: str = ""

@@ -16,6 +16,7 @@ from migrator.core import trace_context
 from migrator.core.inventory import Guest
 from migrator.core.model import State
 from migrator.core.trace_context import TraceContext
+from migrator.engine.arriving import ARRIVING
 from migrator.engine.documents import (
     EvacuationDocument,
     EvacuationGuest,
@@ -322,6 +323,9 @@ class Evacuation:
         if self.closing is not None:
             return self.closing
         left = self.left
+        if any(entry.guest.obstacle_code == ARRIVING for entry in left):
+            self._idle_since = None
+            return None
         if not left:
             return EvacuationState.COMPLETED if self.kind == "restore" or host_empty else None
         if any(entry.standing is GuestStanding.WAITING for entry in left):

@@ -25,6 +25,7 @@ from migrator.core.timetable import Prediction, Quantiles
 from migrator.core.transfers import Phase, Transfer
 from migrator.core.transfers import Rules as LinkRules
 from migrator.engine import judging
+from migrator.engine.arriving import here_or_coming
 from migrator.engine.documents import (
     EvacuationState,
     GuestStanding,
@@ -131,7 +132,7 @@ class Planner:
             up_hosts = {each.name for each in engine.inventory.hosts() if each.up}
             changed = run.follow(engine.inventory.guests(), up_hosts)
         elif up:
-            changed = run.take(engine.inventory.guests(run.host))
+            changed = run.take(here_or_coming(engine, run.host))
         if run.deadline is not None and now >= run.deadline and run.left and not run.late:
             run.late = changed = True
             if run.on_deadline == "stop" and run.closing is None:
@@ -141,10 +142,10 @@ class Planner:
             # Empty as far as is known: only a fresh look makes it so.
             host = await engine.inventory.look(run.host)
             up = host.up
-            changed = run.take(engine.inventory.guests(run.host)) or changed
+            changed = run.take(here_or_coming(engine, run.host)) or changed
         if run.kind == "evacuate" and run.waits_for_contact and not run.under_way:
             engine.inventory.look_soon(run.host)
-        empty = up and not engine.inventory.guests(run.host)
+        empty = up and not here_or_coming(engine, run.host)
         state = run.settle(self.clock(), host_empty=empty, host_up=up)
         if state is not None:
             engine.end_run(run, state)

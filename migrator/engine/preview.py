@@ -16,6 +16,7 @@ from migrator.core.placement import NoHost, place
 from migrator.core.timetable import predict
 from migrator.core.transfers import Move, Network
 from migrator.engine import clock, judging
+from migrator.engine.arriving import here_or_coming
 from migrator.engine.documents import FindingDocument, PlanDocument, PlannedGuest
 from migrator.engine.evacuation import Entry, Evacuation
 from migrator.engine.foretelling import PROBE_SECONDS, foreseen, no_end
@@ -60,7 +61,7 @@ class Preview:
         engine = self._engine
         await self.probe(engine.inventory.guests(host))
         run = Evacuation(identifier="plan", host=host, policy=policy or "", accept=accept)
-        run.take(engine.inventory.guests(host))
+        run.take(here_or_coming(engine, host))
         targets, findings = await self._settle(run)
         planned: dict[str, PlannedGuest] = {}
         transfers = []
@@ -141,7 +142,8 @@ class Preview:
         targets: dict[str, tuple[str | None, str]] = {}
         asked: set[tuple[str, str]] = set()
         for key, entry in run.entries.items():
-            if under_way := self._job_of(entry.guest):
+            under_way = self._job_of(entry.guest)
+            if under_way is not None and under_way.target != run.host:
                 targets[key] = (
                     None if under_way.state is State.HELD else under_way.target,
                     f"its migration {under_way.id} is {under_way.state}",

@@ -14,6 +14,7 @@ from migrator.core.placement import NoHost, place
 from migrator.core.policy import Policy
 from migrator.core.situation import Word
 from migrator.engine import judging
+from migrator.engine.arriving import here_or_coming
 from migrator.engine.commands import (
     Activate,
     Answer,
@@ -180,7 +181,7 @@ class Verbs:
             key=key,
             trace=caller.trace,
         )
-        run.take(self._engine.inventory.guests(host.name))
+        run.take(here_or_coming(self._engine, host.name))
         run.hold_to(self._engine.preview.planned(host.name))
         await self._begin(run, HostState.DRAINING)
         return run.document()

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 
+from migrator.core.drivers import Driver
 from migrator.testing.lab import Habit, Lab, Machine, Pair
 from tests.acceptance.test_two_controllers import frozen
 from tests.command import Ended, addresses, direct_doomed, run
@@ -131,6 +132,31 @@ async def test_nothing_is_rescued_from_a_controller_that_lives(lab: Lab, one_ver
             first.signal(signal.SIGCONT)
             assert (await first.ended()).code == 0
         await seen.verify("completed")
+
+
+async def test_a_mark_of_a_controller_that_is_gone_keeps_nobody_from_a_guest_that_stayed(
+    lab: Lab, one_version: Path
+) -> None:
+    qemu = await lab.boot(BUSY, binary=one_version)
+    before = await settings(qemu)
+    elsewhere = {"pid": 1, "start_time": 1, "boot_id": "another", "pid_namespace": "pid:[1]"}
+    was = {
+        "runs": True,
+        "settings": {"capabilities": before.capabilities, "parameters": before.parameters},
+    }
+    driver = Driver(token="t", controller="c", who="migrator direct", process=elsewhere, was=was)
+    mark = {"qom-type": "authz-simple", "id": "migrator-driver", "identity": driver.text()}
+    await qemu.query("object-add", mark)
+    await qemu.query("migrate-set-parameters", {"downtime-limit": 1})
+    source = ("--source", f"unix:{qemu.qmp}", "--json")
+    assert (await run("direct", "--rescue", *source)).code == 3, "it may be alive"
+    told = await run("direct", "--rescue", *source, "--take-over")
+    assert told.code == 2
+    assert "the mark of a controller that is gone is removed" in told.document["would_do"][0]
+    assert (await run("direct", "--rescue", *source, "--take-over", "--yes")).code == 0
+    assert "migrator-driver" not in str(await qemu.query("qom-list", {"path": "/objects"}))
+    assert await settings(qemu) == before
+    assert await qemu.run_state() == "running"
 
 
 async def test_a_migration_that_another_tool_left_is_rescued_too(lab: Lab, each_qemu: Path) -> None:
