@@ -112,7 +112,7 @@ def _why_no_host(text: str) -> str:
     if not text:
         return "it is empty"
     if len(text) > _LONGEST:
-        return f"it is longer than {_LONGEST} characters"
+        return f"a name has at most {_LONGEST} characters"
     if text.startswith("[") and text.endswith("]") and _address(text[1:-1]) is not None:
         return f"write it without brackets: {text[1:-1]}"
     if "://" in text:
