@@ -5,7 +5,7 @@ Values are read by :mod:`migrator.core.options` into one flat form with dots, in
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 from migrator.core.options import FIRST, Value, read
@@ -90,6 +90,26 @@ class CommandLine:
         if self and not self.all("netdev", "nic", "net") and not self.has("nodefaults"):
             found.append(Option(name="nic", text="user", parts={"type": "user"}))
         return found
+
+
+def only_of_qmp(options: Iterable[tuple[str, str | None]]) -> set[str]:
+    """Ids of the character devices that nothing but a QMP monitor uses.
+
+    :param options: names and values, as :func:`migrator.core.options.read` gives them.
+    """
+    used: set[str] = set()
+    control: set[str] = set()
+    for name, text in options:
+        if name == "chardev" or text is None:
+            continue
+        value = Value(text, first=FIRST.get(name, ""))
+        if name == "mon" and value.get("mode") == "control":
+            control.add(value.get("chardev"))
+        elif name in ("qmp", "qmp-pretty"):
+            control.add(text.removeprefix("chardev:"))
+        else:
+            used |= {value.get("chardev"), text.removeprefix("chardev:")}
+    return control - used
 
 
 def is_path(text: str) -> bool:

@@ -142,6 +142,11 @@ COMMAND: Texts = {
         "the window that shows the guest stays behind",
         "use -vnc or -spice to see the guest",
     ),
+    "sound": (
+        "warning",
+        "the guest's sound goes to a device, program or file of the source's host, and stays behind",
+        "use SPICE to hear the guest",
+    ),
     "gdb": ("warning", "QEMU's gdb server does not move along", "attach a debugger again at the target"),
     "memory-file": (
         "error",

@@ -281,6 +281,11 @@ HOSTS: Texts = {
         "the guest's TPM is another process (swtpm), which has to run at the target and take over the state",
         "start swtpm there before, with storage that both hosts share",
     ),
+    "tpm-of-host": (
+        "error",
+        "the guest has the TPM of its host, whose keys no other has",
+        "give the guest a TPM of its own (-tpmdev emulator, swtpm), or stop it there and start it here",
+    ),
     "vfio": (
         "error",
         "the guest has hardware of its host passed through, whose state cannot be moved",

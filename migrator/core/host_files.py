@@ -14,6 +14,10 @@ from migrator.core.named_files import named, served
 #: The first version that says by itself what blocks a migration (blocked-reasons).
 _SAYS_BLOCKERS = (6, 0)
 _PCI = "/sys/bus/pci/devices"
+#: Devices that are the host's.
+_OF_HOST = frozenset(
+    {"usb-host", "scsi-generic", "scsi-block", "pci-assign", "ccid-card-passthru", "u2f-passthru"}
+)
 
 
 def to_read(command: CommandLine) -> list[str]:
@@ -89,16 +93,24 @@ def check(case: Case) -> Iterator[Finding]:
     for option in case.command.all("device"):
         if option["driver"].startswith("vhost-vsock"):
             yield finding("vsock", f"connections over vsock (cid {option['guest-cid']}) are lost")
-        elif option["driver"] in (
-            "usb-host",
-            "scsi-generic",
-            "scsi-block",
-            "pci-assign",
-            "ccid-card-passthru",
-        ):
+        elif option["driver"] in _OF_HOST or option["driver"].startswith("virtio-input-host"):
             yield finding(
                 "host-device", f"device {option['id'] or option['driver']} is one of the host's own"
             )
+    for option in case.command.options:
+        if what := _terminal(option):
+            yield finding("host-device", f"{what} is a device of the host's own")
+
+
+def _terminal(option: Option) -> str:
+    """What has a terminal, port or keyboard of the host; empty for all else."""
+    if option.name == "object" and option["qom-type"] == "input-linux":
+        return f"object {option['id']} ({option['evdev']})"
+    if option.name == "chardev" and option["backend"] in ("serial", "tty", "parallel", "parport"):
+        return f"chardev {option['id']} ({option['path']})"
+    if option.name in ("serial", "parallel", "monitor", "debugcon") and option.text.startswith("/dev/"):
+        return f"-{option.name} {option.text}"
+    return ""
 
 
 def _sockets(command: CommandLine) -> list[tuple[str, str]]:
@@ -118,6 +130,9 @@ def _served(case: Case) -> Iterator[Finding]:
     for option in case.command.all("tpmdev"):
         if option["type"] == "emulator":
             yield finding("tpm", f"{option['id']}, the guest's TPM, is another process")
+        elif option["type"] == "passthrough":
+            where = option["path"] or "/dev/tpm0"
+            yield finding("tpm-of-host", f"{option['id']}, the guest's TPM, is {where} of its host")
     for device, path in _sockets(case.command):
         if not case.seen_there.file(path).exists:
             yield finding(

@@ -154,7 +154,7 @@ def _of_option(name: str, text: str, value: Value) -> Iterator[Listens]:
         address = _address(value.get("addr"))
         for key in ("port", "tls-port"):
             yield Listens(what=what, port=Port(TCP, address, _number(value.get(key))), key=key)
-    elif name == "vnc" or (name == "display" and "vnc" in value.keys):
+    elif name == "vnc":
         yield from _of_vnc(f"-{name}", value)
 
 

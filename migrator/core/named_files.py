@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-from migrator.core.command_line import CommandLine, Option
+from migrator.core.command_line import CommandLine, Option, only_of_qmp
 from migrator.core.options import Value
 
 _ON = ("on", "yes", "true")
@@ -41,6 +41,9 @@ _PARTS = {
     "fsdev": ("path", "socket"),
     "fw_cfg": ("file",),
     "machine": ("dtb", "firmware", "initrd", "kernel", "shim"),
+    "net": ("smb", "tftp", "sock"),
+    "netdev": ("smb", "tftp", "sock"),
+    "nic": ("smb", "tftp", "sock"),
     "option-rom": ("romfile",),
     "plugin": ("file",),
     "smbios": ("file",),
@@ -53,6 +56,8 @@ _PARTS = {
     "virtfs": ("path", "socket"),
     "vnc": ("x509", "x509verify"),
 }
+#: Of options, and of their keys: what QEMU also looks for in its own directories, where it has no directory.
+_SEARCHED = frozenset({"bios", "firmware", "romfile"})
 #: Those of which another size means another version.
 _COMPARED = frozenset({"M", "acpitable", "fw_cfg", "machine", "option-rom", "plugin", "smbios"})
 #: Of devices: what names a file, and what it is.
@@ -77,21 +82,23 @@ _OF_OBJECTS = {
     "tls-creds-psk": ("dir",),
     "tls-creds-x509": ("dir",),
 }
-_CHARACTER = ("serial", "parallel", "monitor", "debugcon", "qmp", "qmp-pretty")
+_CHARACTER = ("serial", "parallel", "monitor", "debugcon")
 _TERMINALS = frozenset({"serial", "tty", "parallel", "parport"})
 
 
 def named(command: CommandLine) -> list[Named]:
     """All of them, each once."""
     found: list[Named] = []
-    ports = served(command)
+    # What only a QMP monitor uses is not made again as it is.
+    others = {*served(command), *only_of_qmp((option.name, option.text) for option in command.options)}
     for option in command.options:
         if option.name in _WHOLE:
             what, compared = _WHOLE[option.name]
-            found.append(Named(path=option.text, what=what, compared=compared))
+            path = _path(option.name, option.text)
+            found.append(Named(path=path, what=what, compared=compared))
         for key in _PARTS.get(option.name, ()):
             what = f"a file for -{option.name}"
-            found.append(Named(path=option[key], what=what, compared=option.name in _COMPARED))
+            found.append(Named(path=_path(key, option[key]), what=what, compared=option.name in _COMPARED))
         if option.name == "acpitable":
             paths = option["data"].split(":")
             found += [Named(path=path, what="a table for -acpitable", compared=True) for path in paths]
@@ -104,14 +111,26 @@ def named(command: CommandLine) -> list[Named]:
             kind = option["qom-type"]
             what = f"a file of {kind} {option['id']}"
             found += [Named(path=option[key], what=what) for key in _OF_OBJECTS.get(kind, ())]
-        elif option.name == "chardev" and option["id"] not in ports:
+        elif option.name in ("netdev", "nic", "net"):
+            found += _of_stream(option)
+        elif option.name == "chardev" and option["id"] not in others:
             found += _of_chardev(
                 option["backend"], option["path"], option["server"], f"chardev {option['id']}"
             )
         elif option.name in _CHARACTER:
             found += _of_character(option)
-    # A name without a directory is looked for in QEMU's own; an absolute one is what must be there.
-    return [file for file in dict.fromkeys(found) if "/" in file.path]
+    return [file for file in dict.fromkeys(found) if file.path]
+
+
+def _path(key: str, text: str) -> str:
+    """As it must be there; empty for one that QEMU may have in a directory of its own."""
+    return "" if key in _SEARCHED and "/" not in text else text
+
+
+def _of_stream(option: Option) -> Iterator[Named]:
+    """Of a network to another program, which listens at a socket before QEMU starts."""
+    if option["type"] == "stream" and option["server"] not in _ON and option["addr.type"] == "unix":
+        yield Named(path=option["addr.path"], what=f"the socket of network {option['id']}")
 
 
 def _of_device(option: Option) -> Iterator[Named]:
@@ -120,7 +139,7 @@ def _of_device(option: Option) -> Iterator[Named]:
         for key in ("file", "kernel", "initrd"):
             yield Named(path=option[key], what="a file to load", compared=True)
     for key, what in _OF_DEVICES.items():
-        yield Named(path=option[key], what=f"{what} of {driver}", compared=key.endswith("file"))
+        yield Named(path=_path(key, option[key]), what=f"{what} of {driver}", compared=key.endswith("file"))
     if driver.startswith("vhost-vsock"):
         yield Named(path="/dev/vhost-vsock", what="vhost of vsock")
     if driver.startswith("vhost-scsi"):

@@ -24,6 +24,7 @@ _ALONE = frozenset(
 FIRST = {
     "M": "type",
     "accel": "accel",
+    "audio": "driver",
     "audiodev": "driver",
     "blockdev": "driver",
     "chardev": "backend",
@@ -64,7 +65,10 @@ def read(arguments: Sequence[str]) -> list[tuple[str, str | None]]:
             found.append(("", word))
             continue
         name = word[2:] if word.startswith("--") else word[1:]
-        found.append((name, None if name in _ALONE else next(rest, "")))
+        value = None if name in _ALONE else next(rest, "")
+        if name == "display" and value is not None and value.startswith("vnc="):
+            name, value = "vnc", value.removeprefix("vnc=")  # as QEMU reads it
+        found.append((name, value))
     return found
 
 

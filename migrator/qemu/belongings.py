@@ -38,6 +38,8 @@ class Belongings:
     log: str = ""
     #: What cannot be had elsewhere, each in a few words.
     lost: tuple[str, ...] = ()
+    #: From where the process's relative paths go; empty: that is not known.
+    directory: str = ""
 
     @property
     def paths(self) -> tuple[str, ...]:
@@ -55,17 +57,20 @@ def own_directory(argv: Sequence[str]) -> str:
     return ""
 
 
-def belongings(argv: Sequence[str], names: Mapping[str, str], *, log: str = "") -> Belongings:
+def belongings(
+    argv: Sequence[str], names: Mapping[str, str], *, log: str = "", directory: str = ""
+) -> Belongings:
     """Of the process with this command line.
 
     :param names: of a process that was started by us: the operator's path of each path of its own.
     :param log: where such a process writes what QEMU says.
+    :param directory: from where its relative paths go; empty: that is not known.
     """
     own, lost = own_directory(argv), []
     monitors: list[Monitor] = []
     for monitor, said in _monitors(read(argv[1:])):
         inside = bool(own) and posixpath.dirname(monitor.path) == own
-        path = names.get(monitor.path, "" if inside else monitor.path)
+        path = names.get(monitor.path, "" if inside else absolute(monitor.path, directory))
         if path.startswith("/"):
             monitors.append(Monitor(id=monitor.id, path=path, pretty=monitor.pretty))
         elif not inside:  # one of ours of which nobody knows any more what it was called
@@ -73,9 +78,11 @@ def belongings(argv: Sequence[str], names: Mapping[str, str], *, log: str = "") 
     files = {}
     for option, kind in (("pidfile", "pid file"), ("D", "log file")):
         given = [text for name, text in read(argv[1:]) if name == option and text]
+        if option == "D":
+            given = [*_traces(argv), *given]
         path = given[-1] if given else ""
         inside = bool(own) and posixpath.dirname(path) == own
-        files[option] = names.get(path, "" if inside else path)
+        files[option] = names.get(path, "" if inside else absolute(path, directory))
         if files[option] and not files[option].startswith("/"):
             lost.append(f"{kind} {files[option]}, which is not an absolute path,")
             files[option] = ""
@@ -84,7 +91,20 @@ def belongings(argv: Sequence[str], names: Mapping[str, str], *, log: str = "") 
         pid_file=files["pidfile"],
         log=files["D"] or names.get(log, ""),
         lost=tuple(lost),
+        directory=directory,
     )
+
+
+def absolute(path: str, directory: str) -> str:
+    """`path` from that directory; itself where it is absolute, or empty, or the directory is not known."""
+    return posixpath.normpath(posixpath.join(directory, path)) if path and directory else path
+
+
+def _traces(argv: Sequence[str]) -> Iterator[str]:
+    """The file that its trace events go to."""
+    for name, text in read(argv[1:]):
+        if name == "trace" and (file := Value(text or "", first=FIRST["trace"]).get("file")):
+            yield file
 
 
 def _monitors(options: Sequence[tuple[str, str | None]]) -> Iterator[tuple[Monitor, str]]:
@@ -144,7 +164,7 @@ def move(
     :param taken: ids of character devices that the destination has.
     """
     words: list[tuple[str, str | None]] = []
-    links = {names.get(old, old): new for old, new in moved.items()}
+    links = {names.get(old, absolute(old, having.directory)): new for old, new in moved.items()}
     used = {place.control, place.rescue, *moved.values()}
     for number, monitor in enumerate(having.monitors):
         path = _free(place.run_directory, monitor.path, used)

@@ -11,9 +11,10 @@ import re
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 
+from migrator.core.command_line import only_of_qmp
 from migrator.core.model import Finding
 from migrator.core.options import FIRST, Value, read, write
-from migrator.qemu.limits import Neighbourhood, is_window, limits
+from migrator.qemu.limits import Neighbourhood, is_capture, is_sound, is_window, limits, silenced
 from migrator.qemu.live import Live
 from migrator.qemu.ports import Network, Ports
 from migrator.qemu.present import present
@@ -24,7 +25,12 @@ CONTROL, RESCUE = "migrator-control", "migrator-rescue"
 
 #: Of the process, not of the guest; those that the new process needs it gets anew. It is put into the background, and
 #: its standard error into a log, by whoever starts it.
-_DROPPED = frozenset({"S", "D", "daemonize", "dump-vmstate", "incoming", "loadvm", "pidfile", "writeconfig"})
+_DROPPED = frozenset(
+    {
+        *("S", "D", "daemonize", "dump-vmstate", "incoming", "loadvm", "pidfile", "writeconfig"),
+        "loadstate",  # as Proxmox VE has it: a guest that was saved into a file before
+    }
+)
 _CHARACTER = frozenset({"serial", "parallel", "monitor", "debugcon"})
 _WITH_SOCKETS = frozenset({"netdev", "nic", "net", "vnc", "spice"})
 
@@ -75,8 +81,20 @@ class Replica:
     links: Mapping[str, str] = field(default_factory=dict)
 
 
-def paths(argv: Sequence[str]) -> tuple[str, ...]:
-    """Paths in a command line of which :class:`Place` must know whether they can be had there."""
+#: Where they stand in the options that have parts.
+_PATHS = {
+    "net": ("local.path", "addr.path"),
+    "netdev": ("local.path", "addr.path"),
+    "nic": ("local.path", "addr.path"),
+    "object": ("mem-path",),
+}
+
+
+def paths(argv: Sequence[str], directory: str = "") -> tuple[str, ...]:
+    """Paths in a command line of which :class:`Place` must know whether they can be had there.
+
+    :param directory: from where relative ones go; empty: that is not known, and they are left out.
+    """
     found: list[str] = []
     for name, text in read(argv[1:]):
         value = Value(text or "", first=FIRST.get(name, ""))
@@ -85,7 +103,12 @@ def paths(argv: Sequence[str]) -> tuple[str, ...]:
             found += [Value(rest, first="path").get("path")] if kind == "unix" else []
         elif name == "vnc" and text is not None and text.startswith("unix:"):
             found.append(value.get("vnc").removeprefix("unix:"))
-        found += [value.get(key) for key in ("path", "local.path", "addr.path", "addr", "mem-path")]
+        elif name == "chardev" and value.get("backend") in ("socket", "pty"):
+            found.append(value.get("path"))
+        elif name == "spice" and value.is_on("unix"):
+            found.append(value.get("addr"))
+        found += [value.get(key) for key in _PATHS.get(name, ())]
+    found = [posixpath.join(directory, path) for path in found if path]
     return tuple(dict.fromkeys(path for path in found if path.startswith("/")))
 
 
@@ -147,7 +170,7 @@ class _Work:
         self.source, self._place = source, place
         self.findings: list[Finding] = []
         self.moved: dict[str, str] = {}
-        self._our_chardevs = self._of_control_monitors()
+        self._our_chardevs = only_of_qmp(source)
         self._old_directory = self._our_directory()
         self._there = Neighbourhood(
             occupied=place.occupied,
@@ -157,22 +180,6 @@ class _Work:
         )
         self._ports = Ports(place.network, same=place.same_network)
         self._count = 0
-
-    def _of_control_monitors(self) -> set[str]:
-        """Ids of character devices that only a QMP monitor uses."""
-        used: set[str] = set()
-        control: set[str] = set()
-        for name, text in self.source:
-            if name == "chardev" or text is None:
-                continue
-            value = Value(text, first=FIRST.get(name, ""))
-            if name == "mon" and value.get("mode") == "control":
-                control.add(value.get("chardev"))
-            elif name in ("qmp", "qmp-pretty"):
-                control.add(text.removeprefix("chardev:"))
-            else:
-                used |= {value.get("chardev"), text.removeprefix("chardev:")}
-        return control - used
 
     def _our_directory(self) -> str:
         """The run directory of a source that was started by us."""
@@ -215,19 +222,22 @@ class _Work:
     # --- what is changed -------------------------------------------------------------------------------------------
 
     def _changed(self, name: str, text: str | None, value: Value) -> tuple[str, str | None] | None:
-        if name == "nographic":
-            return ("display", "none")
-        if name in ("s", "gdb"):
+        if name in ("s", "gdb") or is_capture(name, value):
             return None
-        if is_window(name, value):
+        if name == "nographic" or is_window(name, value):
             return ("display", "none")
+        before = str(value)
         if name == "chardev":
             self._chardev(value)
         elif name in _WITH_SOCKETS:
             self._listening(name, value)
-        else:
-            return (name, text)
-        return (name, str(value))
+        elif is_sound(name, value):
+            return (name, silenced(value))
+        elif name == "trace":
+            value.remove("file")  # its standard error is kept, by whoever starts it
+            if not value.keys:
+                return None
+        return (name, text if str(value) == before else str(value))
 
     def _listening(self, name: str, value: Value) -> None:
         if name == "vnc":
@@ -251,6 +261,8 @@ class _Work:
             value.set("append", "on")  # where both see the file, what the guest said before stays in it
         elif backend == "stdio":
             value.set("backend", "null")
+        elif backend == "pty" and value.get("path"):
+            value.set("path", self._moved_path(value.get("path")))
         if value.get("logfile"):
             value.set("logappend", "on")
 

@@ -8,11 +8,15 @@ from dataclasses import dataclass
 
 from migrator.core.findings import finding
 from migrator.core.model import Finding
-from migrator.core.options import Value
+from migrator.core.options import Value, escape
 
 _MAY_BE_PASSED = frozenset({"netdev", "nic", "net", "chardev", "device", "fsdev", "virtfs", "object"})
 _PASSED = re.compile(r"(^|\.)(fd|fds|vhostfd|vhostfds|sock_fd|sockfd)$")
-_WINDOWS = frozenset({"gtk", "sdl", "curses", "cocoa", "spice-app"})
+_WINDOWS = frozenset({"gtk", "sdl", "curses", "cocoa", "spice-app", "dbus"})
+#: Where sound goes that stays at the host: its devices, programs of a desktop, a file that would be begun anew.
+_SOUND = frozenset(
+    {"alsa", "coreaudio", "dbus", "dsound", "jack", "oss", "pa", "pipewire", "sdl", "sndio", "wav"}
+)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -34,6 +38,22 @@ def is_window(name: str, value: Value) -> bool:
     )
 
 
+def is_sound(name: str, value: Value) -> bool:
+    """Whether an option has the guest heard at the source's host."""
+    return name in ("audiodev", "audio") and value.get("driver") in _SOUND
+
+
+def silenced(value: Value) -> str:
+    """Such an option with the sound going nowhere; the guest has the same card."""
+    kept = {key: value.get(key) for key in ("id", "model") if value.get(key)}
+    return ",".join(["none", *(f"{key}={escape(text)}" for key, text in kept.items())])
+
+
+def is_capture(name: str, value: Value) -> bool:
+    """Whether an option has the guest's traffic written into a file, which another QEMU would begin anew."""
+    return name == "object" and value.get("qom-type") == "filter-dump"
+
+
 def limits(name: str, text: str, value: Value, there: Neighbourhood) -> Iterator[Finding]:
     """Every finding about one option."""
     yield from _of_descriptors(name, text, value)
@@ -49,6 +69,16 @@ def limits(name: str, text: str, value: Value, there: Neighbourhood) -> Iterator
         yield finding("gdb", "its gdb server does not move along")
     elif is_window(name, value):
         yield finding("display", f"its window ({name} {text}) stays behind".replace(" )", ")"))
+    elif is_sound(name, value):
+        where = value.get("driver")
+        yield finding(
+            "sound", f"its sound ({where}{' ' * bool(value.get('id'))}{value.get('id')}) stays behind"
+        )
+    elif is_capture(name, value):
+        yield finding(
+            "stays-behind",
+            f"object {value.get('id')} stays behind: it would begin {value.get('file')} anew, over what is in it",
+        )
     elif name == "object" and value.is_on("share") and value.get("mem-path") in there.occupied:
         yield finding(
             "memory-file",
@@ -77,7 +107,7 @@ def _of_descriptors(name: str, text: str, value: Value) -> Iterator[Finding]:
 def _of_helpers(name: str, value: Value, there: Neighbourhood) -> Iterator[Finding]:
     kind = value.get("type" if name in ("netdev", "nic", "net", "tpmdev") else "driver")
     served = name in ("netdev", "nic", "net", "device") and kind.startswith("vhost-user")
-    if not (served or name == "tpmdev"):
+    if not (served or (name == "tpmdev" and kind == "emulator")):
         return
     socket = there.sockets.get(value.get("chardev"), "")
     if socket in there.occupied and not there.same_machine:

@@ -35,6 +35,8 @@ class Live:
     chardevs: Mapping[str, str] | None = None
     nodes: Nodes | None = None
     drives: Collection[Seat] | None = None
+    #: Ids of its VNC servers.
+    vnc: Collection[str] | None = None
     #: Of each device, by its id or ``#`` and its number: its bus and where on it it sits. Needed where something has
     #: gone: what QEMU places by itself moves up when something before it is left out.
     places: Mapping[str, Mapping[str, str]] = field(default_factory=dict)

@@ -69,6 +69,8 @@ class Inventory:
     cpus: dict[str, dict[str, Any]]
     #: Every drive, by the name that it has in every QEMU.
     drives: Mapping[str, Seat]
+    #: Ids of its VNC servers.
+    vnc: frozenset[str] = frozenset()
 
     @property
     def drive_ids(self) -> frozenset[str]:
@@ -100,6 +102,7 @@ class Inventory:
             chardevs=self.chardevs,
             nodes=self.nodes,
             drives=tuple(self.drives.values()),
+            vnc=self.vnc,
         )
 
 
@@ -120,6 +123,7 @@ async def take_inventory(monitor: Monitor) -> Inventory:
         network,
         chardevs,
         usb,
+        vnc,
     ) = await asyncio.gather(
         ask(monitor, "query-version"),
         ask(monitor, "qom-list", path=PERIPHERAL),
@@ -132,6 +136,7 @@ async def take_inventory(monitor: Monitor) -> Inventory:
         ask(monitor, "human-monitor-command", **{"command-line": "info network"}),
         ask(monitor, "query-chardev"),
         ask(monitor, "human-monitor-command", **{"command-line": "info usb"}),
+        ask(monitor, "query-vnc-servers", otherwise=[]),
     )
     devices = [(f"{PERIPHERAL}/{name}", name, kind) for name, kind in _children(named)]
     devices += [(f"{PERIPHERAL}-anon/{name}", "", kind) for name, kind in _children(unnamed)]
@@ -165,6 +170,7 @@ async def take_inventory(monitor: Monitor) -> Inventory:
         nodes=block_nodes(nodes, graph, blocks, where=monitor.name),
         cpus={cpu["qom-path"]: cpu["props"] for cpu in cpus if "qom-path" in cpu},
         drives={drive.name: drive for drive in drives},
+        vnc=frozenset(server["id"] for server in vnc),
     )
 
 

@@ -25,6 +25,10 @@ Options = list[tuple[str, str | None]]
 _NUMBERS = frozenset({"nr", "scsi-id", "lun", "channel", "unit"})
 
 
+#: Options that say where the guest is seen, or may.
+_DISPLAYS = frozenset({"curses", "display", "nographic", "readconfig", "sdl", "spice", "vnc"})
+
+
 @dataclass(frozen=True, kw_only=True)
 class Present:
     """What a guest's command line would be, had it been started as it is now."""
@@ -129,7 +133,17 @@ class _Work:
                 option = self._serial(label, text or "")
             changed.append((number, option))
         self.findings += disks.findings
-        return disks.in_order(changed)
+        return [*disks.in_order(changed), *self._display()]
+
+    def _display(self) -> Iterator[tuple[str, str]]:
+        """What QEMU shows the guest on where it was told nothing: that depends on what is installed on its host."""
+        if self._live.vnc is None or any(name in _DISPLAYS for name, _ in self._source):
+            return
+        if "default" in self._live.vnc:
+            yield "vnc", "localhost:0,to=99,id=default"
+        else:
+            self.findings.append(finding("display", "its window stays behind"))
+            yield "display", "none"
 
     def _ghost(self, number: int) -> Iterator[str]:
         """A network of QEMU's own that has gone, where another one was made after it.

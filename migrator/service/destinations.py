@@ -237,15 +237,15 @@ class Destinations:
             left = Started(qemu, listen="", socket="", launcher=launcher, nest=nest, rescue=rescue)
             await left.discard()
 
-    async def _home(self, guest: Guest, argv: Sequence[str]) -> Home:
-        """What the operator has at the source's process."""
+    async def _home(self, guest: Guest, argv: Sequence[str], directory: str) -> Home:
+        """What the operator has at the source's process, whose relative paths go from that directory."""
         own = own_directory(argv)
         launcher = self._launcher(guest.host, self._how(guest, guest.host))
         nest = await launcher.nest_at(f"{own}/control.qmp") if own else None
         if nest is None:
-            return Home(having=of_process(argv, {}), names={})
+            return Home(having=of_process(argv, {}, directory=directory), names={})
         names = await belongings.noted(launcher.host, nest)
-        return Home(having=of_process(argv, names, log=nest.log), names=names)
+        return Home(having=of_process(argv, names, log=nest.log, directory=directory), names=names)
 
     async def settle(self, guest: Guest) -> list[str]:
         """Have the paths that the operator knows lead to a guest that has arrived; what could not be, in sentences.
@@ -317,9 +317,9 @@ class Destinations:
         machine, live = await read_live(source.monitor, argv)
         configured = config.binary or self._reach.config(target).qemu
         candidates = (configured, "") if configured else (argv[0], "qemu-system-x86_64")
-        home = await self._home(guest, argv)
+        home = await self._home(guest, argv, process.identity.directory if process is not None else "")
         now = up_to_date(argv, machine=machine, live=live)
-        wanted, memory = paths(now), memory_files(now)
+        wanted, memory = paths(now, home.having.directory), memory_files(now)
         seen = await survey(
             self._reach.access(target),
             source_pid=source.identity.get("pid"),

@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 from migrator.core.findings import finding
 from migrator.core.model import Finding
 from migrator.core.options import FIRST, Value, read
-from migrator.qemu.belongings import Belongings, move
+from migrator.qemu.belongings import Belongings, absolute, move
 from migrator.qemu.cmdline import Place, Replica
 
 
@@ -22,7 +22,8 @@ class Home:
 
     def known(self, sockets: Sequence[str]) -> list[str]:
         """Every path by which the operator knows something of it; `sockets`: those of its command line."""
-        return [*self.having.paths, *(self.names.get(path, path) for path in sockets)]
+        found = [*self.having.paths, *(self.names.get(path, path) for path in sockets)]
+        return [path for each in found if (path := absolute(each, self.having.directory)).startswith("/")]
 
     def moved(self, replica: Replica, place: Place, *, log: str) -> Replica:
         """The replica with all of it.
@@ -39,14 +40,16 @@ class Home:
             replica,
             argv=(*replica.argv, *found.words),
             findings=(*replica.findings, *self._lacking(found.links, place)),
-            links=found.links,
+            links={path: to for path, to in found.links.items() if path.startswith("/")},
         )
 
     def _lacking(self, links: Mapping[str, str], place: Place) -> Iterator[Finding]:
         for lost in self.having.lost:
             yield finding("stays-behind", f"{lost} stays behind: only a unix socket or a file is made again")
         for path in links:
-            if path in place.homeless:
+            if not path.startswith("/"):
+                yield finding("path-moved", f"{path} cannot be had there: from where it goes is not known")
+            elif path in place.homeless:
                 yield finding("path-moved", f"{path} cannot be had there: its directory does not exist")
             elif path in place.occupied and not place.same_machine:  # where it would be the source's own
                 yield finding("path-moved", f"{path} cannot be had there: something else is there")

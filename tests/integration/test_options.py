@@ -21,20 +21,29 @@ def names(qemu: Path) -> list[str]:
     return sorted(found - {"h", "help", "audio-help"})  # which end it whatever follows
 
 
-def stands_alone(qemu: Path, name: str) -> bool:
-    """Whether it leaves the word after it for itself; QEMU ends at once either way."""
+def stands_alone(qemu: Path, name: str, scratch: Path) -> bool:
+    """Whether it leaves the word after it for itself; QEMU ends at once either way.
+
+    :param scratch: where it may leave files behind, as some options make it do.
+    """
     done = subprocess.run(
-        [qemu, f"-{name}", "-version", "-help"], capture_output=True, text=True, timeout=20, check=False
+        [qemu, f"-{name}", "-version", "-help"],
+        capture_output=True,
+        text=True,
+        timeout=20,
+        check=False,
+        cwd=scratch,
     )
     if "usage:" in done.stdout:
         return False
     return done.stdout.startswith("QEMU emulator version") or f" -{name}: " in done.stderr
 
 
-def test_every_option_of_every_qemu_is_read_as_it_reads_it(each_qemu: Path) -> None:
+def test_every_option_of_every_qemu_is_read_as_it_reads_it(each_qemu: Path, tmp_path: Path) -> None:
     known = names(each_qemu)
     assert len(known) > 90
     with ThreadPoolExecutor(4) as pool:
-        theirs = dict(zip(known, pool.map(lambda name: stands_alone(each_qemu, name), known), strict=True))
+        alone = pool.map(lambda name: stands_alone(each_qemu, name, tmp_path), known)
+        theirs = dict(zip(known, alone, strict=True))
     ours = {name: read([f"-{name}", "word"]) == [(name, None), ("", "word")] for name in known}
     assert ours == theirs

@@ -19,6 +19,7 @@ from tests.host_case import (
     CASE,
     FILE,
     HELPER,
+    IMAGE,
     QEMU,
     SEEN,
     SOURCE,
@@ -219,13 +220,19 @@ class TestNetwork:
             ("tap,id=n,fd=9", "passed-descriptor"),
             ("tap,id=n,br=br0,vhost=on,vhostfd=9", "passed-descriptor"),
             ("socket,id=n,connect=h:1", "socket-network"),
-            ("stream,id=n,addr.type=unix,addr.path=/s", "socket-network"),
+            ("stream,id=n,server=on,addr.type=unix,addr.path=/s", "socket-network"),
+            (f"stream,id=n,addr.type=unix,addr.path={IMAGE}", "socket-network"),
             ("af-xdp,id=n,ifname=eth9", "net-interface"),
             ("vhost-vdpa,id=n,vhostdev=/dev/vhost-vdpa-0", "file-missing"),
         ],
     )
     def test_other_kinds(self, netdev: str, code: str) -> None:
         assert self.found(netdev) == [code]
+
+    def test_a_program_that_is_to_be_there_already(self) -> None:
+        assert self.found("stream,id=n,addr.type=unix,addr.path=/s") == ["file-missing", "socket-network"]
+        assert self.found("vde,id=n,sock=/s") == ["file-missing", "socket-network"]
+        assert self.found("user,id=n,tftp=/s") == ["file-missing", "user-network"]
 
     def test_network_by_default_is_qemus_own(self) -> None:
         assert codes(replace(CASE, command=CommandLine([QEMU]))) == ["cache-unknown", "user-network"]
