@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import asyncio
 import functools
-import time
 from collections.abc import Callable, Collection, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import replace
@@ -14,10 +12,10 @@ from migrator.addresses import bracketed
 from migrator.core.command_line import path_of
 from migrator.core.findings import Objected, finding
 from migrator.core.inventory import Guest
-from migrator.core.model import Finding, MigrationStatus, Process, RunState, Severity, View
+from migrator.core.model import Finding, Severity
 from migrator.core.policy import Policy
 from migrator.core.preflight import compare
-from migrator.errors import HostError, QemuError, Unreachable
+from migrator.errors import HostError
 from migrator.hosts import belongings
 from migrator.hosts.access import Access
 from migrator.hosts.launch import Launcher, Like, Nest, certainly
@@ -25,7 +23,7 @@ from migrator.hosts.new_files import NewFile, make_files, note_memory, unused
 from migrator.hosts.site_config import HostConfig
 from migrator.hosts.survey import survey
 from migrator.hosts.threads import give_turns
-from migrator.ports import GuestProcess, Qemu, Waiting
+from migrator.ports import Qemu, Waiting
 from migrator.qemu import naming
 from migrator.qemu.belongings import belongings as of_process
 from migrator.qemu.belongings import own_directory
@@ -40,11 +38,8 @@ from migrator.qemu.threads import threads
 from migrator.service.home import Home
 from migrator.service.launch_config import LaunchConfig, Method, fill, place, socket_of
 from migrator.service.process_checks import SourceProcess, read_source_process
+from migrator.service.waiting import Started, greet, sees_to_wait, undo
 
-#: Seconds that a QEMU may take to greet, once it is known to run.
-_GREETING_SECONDS = 2.0
-#: Seconds that one may be silent that is to be discarded; the way to it may have to be opened again.
-_ANSWER_SECONDS = 4.0
 #: Time-out of a small command, in seconds.
 _SHORT = 10.0
 
@@ -160,7 +155,7 @@ class Destinations:
             started = await launcher.start(nest, argv, by_itself=template, like=like)
         qemu = self._reach.endpoint(target, place(nest).control, role="destination")
         try:
-            await _greet(qemu, launcher, nest, started, argv[0])
+            await greet(qemu, launcher, nest, started, argv[0])
             _refuse(
                 await catch_up(
                     end.monitor,
@@ -177,7 +172,7 @@ class Destinations:
             if process is not None:
                 notes += await self._give_turns(guest, end, target, qemu)
         except BaseException:
-            await certainly(_undo(launcher, nest, qemu), name=f"clear {nest.run_directory}")
+            await certainly(undo(launcher, nest, qemu), name=f"clear {nest.run_directory}")
             raise
         finally:
             if started is not None:
@@ -217,7 +212,7 @@ class Destinations:
         qemu = self._reach.endpoint(target, socket, role="destination")
         try:
             await qemu.connect()
-            await _sees_to_wait(qemu)
+            await sees_to_wait(qemu)
         except BaseException:
             await certainly(qemu.close(), name=f"close {qemu.name}")
             raise
@@ -359,104 +354,6 @@ class Destinations:
         return replace(replica, findings=(shut, *replica.findings))
 
 
-class Started:
-    """Implements :class:`migrator.ports.Waiting`.
-
-    :param nest: where it lives, if it was started by us.
-    :param rescue: makes an end of its other monitor, for when the first is silent.
-    :param notes: what is not the same as at the source, and does not concern the guest.
-    """
-
-    def __init__(
-        self,
-        qemu: Endpoint,
-        *,
-        listen: str,
-        socket: str,
-        launcher: Launcher | None = None,
-        nest: Nest | None = None,
-        rescue: Callable[[], Endpoint] | None = None,
-        notes: tuple[Finding, ...] = (),
-    ) -> None:
-        self._qemu, self._listen, self._socket, self._rescue = qemu, listen, socket, rescue
-        self._launcher, self._nest = launcher, nest
-        self.notes = notes
-
-    @property
-    def qemu(self) -> Qemu:
-        """Connected; ``inmigrate``."""
-        return self._qemu
-
-    @property
-    def listen(self) -> str:
-        """Where it shall take the stream."""
-        return self._listen
-
-    @property
-    def socket(self) -> str:
-        """Path of its QMP socket on its host."""
-        return self._socket
-
-    async def discard(self) -> None:
-        """End the process if it still waits, and remove what was made for it but its log; its monitor is closed.
-
-        :raise HostError: it could not be ended, or nobody can tell whether it waits: it does not answer.
-        """
-        try:
-            view = await self._look()
-            if view.answers and not _waits(view.run, view.status):
-                return  # the guest has arrived in it
-            if self._launcher is None or self._nest is None:
-                if view.answers:
-                    await self._qemu.quit()
-                return
-            silent = not view.answers and view.process is not Process.DEAD
-            if silent and await self._launcher.lives(self._nest):
-                raise HostError(
-                    self._launcher.host.name,
-                    f"{self._qemu.name} does not answer, so whether a guest is in it cannot be told; look at it, "
-                    f"then end it and remove {self._nest.run_directory}",
-                )
-            await self._launcher.discard(self._nest, self._qemu.process)
-        finally:
-            await self._qemu.close()
-
-    async def _look(self) -> View:
-        """By its monitor, or by the other one where somebody holds that, or the way to it has broken."""
-        view = await self._qemu.observe(timeout=1.0)
-        deadline = time.monotonic() + _ANSWER_SECONDS
-        if self._launcher is None or self._nest is None or self._rescue is None:
-            return view
-        if not view.answers and not await self._launcher.lives(self._nest):
-            return view
-        rescue = self._rescue()
-        try:
-            while not (view.answers or view.process is Process.DEAD or time.monotonic() > deadline):
-                view = await rescue.observe(timeout=1.0)
-                if not view.answers and view.process is not Process.DEAD:
-                    view = await self._qemu.observe(timeout=1.0)
-        finally:
-            await rescue.close()
-        return view
-
-
-_HOLDS_A_GUEST = frozenset(
-    {
-        MigrationStatus.COMPLETED,
-        MigrationStatus.POSTCOPY_DEVICE,
-        MigrationStatus.POSTCOPY_ACTIVE,
-        MigrationStatus.POSTCOPY_PAUSED,
-        MigrationStatus.POSTCOPY_RECOVER_SETUP,
-        MigrationStatus.POSTCOPY_RECOVER,
-    }
-)
-
-
-def _waits(run: RunState, status: MigrationStatus) -> bool:
-    """No guest is in it, or only a part of one that runs elsewhere: not where postcopy has begun, whatever it shows."""
-    return run is RunState.INMIGRATE and status not in _HOLDS_A_GUEST
-
-
 def _endpoint(source: Qemu) -> Endpoint:
     if not isinstance(source, Endpoint):
         raise TypeError(f"{source.name} was not opened by this site")
@@ -467,43 +364,3 @@ def _refuse(findings: tuple[Finding, ...], accepted: Collection[str]) -> None:
     """:raise Objected: an error is among them that was not accepted."""
     if any(each.severity is Severity.ERROR and each.code not in accepted for each in findings):
         raise Objected(findings)
-
-
-async def _sees_to_wait(qemu: Endpoint) -> None:
-    view = await qemu.observe(timeout=_GREETING_SECONDS)
-    if view.answers and view.run is not RunState.INMIGRATE:
-        raise QemuError(
-            qemu.name, f"it does not wait for a guest (run state {view.run}): start it with -incoming defer"
-        )
-
-
-async def _greet(
-    qemu: Endpoint, launcher: Launcher, nest: Nest, process: GuestProcess | None, program: str
-) -> None:
-    """Connect; returns once it is seen to wait.
-
-    :raise HostError: it has ended, or does not answer in time.
-    """
-    deadline = time.monotonic() + launcher.timeout_seconds
-    while True:
-        try:
-            await qemu.connect(timeout=_GREETING_SECONDS)
-            await _sees_to_wait(qemu)
-        except Unreachable as error:
-            if process is not None and process.alive is False:
-                raise HostError(launcher.host.name, await launcher.obituary(nest, program)) from error
-            if time.monotonic() > deadline:
-                words = await launcher.last_words(nest)
-                said = f"; it said: {words}" if words else ""
-                raise HostError(launcher.host.name, f"{program} was started, but {error}{said}") from error
-            await asyncio.sleep(0.05)
-        else:
-            return
-
-
-async def _undo(launcher: Launcher, nest: Nest, qemu: Endpoint) -> None:
-    process = qemu.process  # closed only once it has been killed
-    try:
-        await launcher.discard(nest, process)
-    finally:
-        await qemu.close()

@@ -7,7 +7,6 @@ found) is a guest that cannot be asked, never one that is not there.
 from __future__ import annotations
 
 import asyncio
-from collections import Counter
 from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass, replace
 from fnmatch import fnmatchcase
@@ -26,6 +25,8 @@ from migrator.machine import is_gone_as_seen_here, own_network
 from migrator.qemu import naming
 from migrator.qemu.identify import Identity, identify_at
 from migrator.qemu.knocks import Knocks
+from migrator.service import unasked
+from migrator.service.seen_guests import guest_of, told_apart
 
 #: Guests of one host that are asked at a time.
 _ASKED_AT_ONCE = 16
@@ -35,8 +36,6 @@ _MONITORS_TRIED = 3
 _GREETING_SECONDS, _STILL_SECONDS = 1.0, 0.05
 #: Seconds after which what may have been for a moment only is looked at again.
 _AGAIN_SECONDS = 0.3
-#: Run states of an end of a migration in which the guest is not, or not yet.
-ELSEWHERE = frozenset({RunState.INMIGRATE, RunState.FINISH_MIGRATE, RunState.POSTMIGRATE})
 
 
 class Reach(Protocol):
@@ -154,7 +153,7 @@ class Looker:
     def _of(self, host: str, config: HostConfig, seen: Survey, waiting: Collection[str]) -> list[_Found]:
         """Sockets that somebody listens at, those of one process together; and QEMUs without one."""
         qemus = {each.pid: each for each in seen.processes.qemus}
-        named = {path: each for each in qemus.values() for path in _paths(each)}
+        named = {path: each for each in qemus.values() for path in unasked.monitor_paths(each)}
         groups: dict[int | str, list[FoundSocket]] = {}
         for each in seen.sockets:
             pid = each.pid
@@ -195,9 +194,13 @@ class Looker:
             elsewhere = each.network not in ("", there.network)
             if elsewhere and (not whole or (there.boot_id, each.network) in others):
                 continue
-            if any(path.startswith(run) for run in waiting for path in _paths(each)):
+            if any(path.startswith(run) for run in waiting for path in unasked.monitor_paths(each)):
                 continue
-            if any(fnmatchcase(path, pattern) for path in _paths(each) for pattern in config.others):
+            if any(
+                fnmatchcase(path, pattern)
+                for path in unasked.monitor_paths(each)
+                for pattern in config.others
+            ):
                 continue
             if not each.listens and each.monitors:
                 # It waits until the QEMU that it began is up, and ends then.
@@ -302,7 +305,7 @@ class Looker:
             known,
             lost_contact=True,
             monitored=False,
-            obstacle=_advice(config, process),
+            obstacle=unasked.no_monitor(config, process),
             obstacle_code="no-monitor",
         )
 
@@ -336,73 +339,3 @@ class Looker:
 
     def _guest(self, host: str, found: FoundSocket, identity: Identity) -> Guest:
         return guest_of(host, found, identity, first=self._first.get((host, found.pid), ""))
-
-
-def guest_of(host: str, found: FoundSocket, identity: Identity, *, first: str = "") -> Guest:
-    """The guest behind a socket, or in a process without one.
-
-    :param first: what it is called if this is the process that it was started in, and it has no uuid.
-    """
-    name = "" if identity.uuid else identity.carried or first
-    place = f"{host}/{identity.name}" if identity.name else _place(host, found.path, found.pid)
-    return Guest(
-        key=identity.uuid or name or place,
-        host=host,
-        uuid=identity.uuid,
-        identity=name,
-        name=identity.name,
-        socket=found.path,
-        pid=found.pid,
-        memory_bytes=identity.memory_bytes,
-        vcpus=identity.vcpus,
-        run=identity.run,
-    )
-
-
-def _place(host: str, socket: str, pid: int | None) -> str:
-    return f"{host}:{socket or f'pid-{pid}'}"
-
-
-def _paths(process: FoundProcess) -> list[str]:
-    return [each.removeprefix("unix:") for each in process.monitors if each.startswith("unix:/")]
-
-
-def _advice(config: HostConfig, process: FoundProcess) -> str:
-    """Why a QEMU without a monitor that we see cannot be asked, and what to do."""
-    what = f"{process.program} (pid {process.pid})"
-    for path in _paths(process):
-        if any(fnmatchcase(path, pattern) for pattern in config.sockets):
-            return (
-                f"the socket {path} of {what} is not to be seen there: it was removed, or the user that migrator is "
-                "there may not enter its directory; give it that right, or start the guest anew"
-            )
-    for path in _paths(process):
-        return (
-            f"the socket {path} of {what} is none of this host's sockets: add it to them in the configuration"
-        )
-    if process.monitors:
-        return (
-            f"the monitor of {what} is at {process.monitors[0]}, where migrator does not look: give it a second one, "
-            "-qmp unix:/run/qemu/NAME.qmp,server=on,wait=off, at its next start"
-        )
-    return (
-        f"{what} has no QMP monitor: give it one, -qmp unix:/run/qemu/NAME.qmp,server=on,wait=off, at its next start, "
-        "and shut it down by other means until then"
-    )
-
-
-def told_apart(guests: list[Guest]) -> Iterable[Guest]:
-    """No key twice on a host: by their sockets where names are equal; equal uuids are for a person to mend."""
-    # The two ends of a migration within a host have one uuid: the guest is the end that it has not left.
-    count = Counter(guest.key for guest in guests if guest.run not in ELSEWHERE)
-    left = Counter(guest.key for guest in guests if guest.run in ELSEWHERE - {RunState.INMIGRATE})
-    for guest in guests:
-        waits = guest.run is RunState.INMIGRATE and left[guest.key]
-        if count[guest.key] > 1 or (guest.run in ELSEWHERE and (count[guest.key] or waits)):
-            other = replace(guest, key=_place(guest.host, guest.socket, guest.pid))
-            if guest.uuid and guest.run not in ELSEWHERE and not guest.obstacle:
-                text = f"another QEMU on host {guest.host} has the same uuid {guest.uuid}: give one of them another"
-                other = replace(other, obstacle=text, obstacle_code="not-movable")
-            yield other
-        else:
-            yield guest

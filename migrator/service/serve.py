@@ -6,8 +6,6 @@ import asyncio
 import contextlib
 import functools
 import signal
-import socket
-import ssl
 import sys
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
@@ -18,32 +16,26 @@ from typing import Any
 from migrator import __version__, logs
 from migrator import settings as configuration
 from migrator.core import findings as catalogue
-from migrator.core.placement import Options
-from migrator.core.transfers import Rules as LinkRules
 from migrator.engine.bus import Bus
 from migrator.engine.commands import COMMANDS, Door, Envelope, Reply, Role
-from migrator.engine.controller import Engine, Rules
+from migrator.engine.controller import Engine
 from migrator.engine.documents import EventKind, Subject
 from migrator.engine.inventory import Inventory
 from migrator.engine.job import Job
 from migrator.engine.job_means import Means
 from migrator.engine.keeper import Keeper
-from migrator.engine.planner import Limits
 from migrator.engine.settling import Settling
 from migrator.engine.verbs import Verbs
 from migrator.engine.views import Views
 from migrator.errors import JournalError
-from migrator.http.admission import Admission, raise_descriptor_limit
+from migrator.http.admission import raise_descriptor_limit
 from migrator.http.app import create_app
-from migrator.http.limits import Limits as HttpLimits
-from migrator.http.server import Servers, Tcp, UnixSocket
-from migrator.http.wellformed import known_names
 from migrator.machine import this_driver
 from migrator.metrics import Metrics, Probes
 from migrator.mqtt import Mqtt, client_id
 from migrator.mqtt.replies import Begun
-from migrator.mqtt.settings import MqttSettings as BrokerSettings
 from migrator.qemu import monitor
+from migrator.service.as_configured import broker, http_limits, http_servers, rules_of
 from migrator.service.in_force import InForce
 from migrator.service.narrator import Narrator
 from migrator.service.notify import notify, watchdog
@@ -53,7 +45,6 @@ from migrator.store import belonging
 from migrator.store.experience import FileExperience
 from migrator.store.journal import SqlJournal
 from migrator.store.step_records import StepRecords, controller_id
-from migrator.tls import File, names_in, server_context
 from migrator.tracing import Tracing
 
 #: A journal that cannot be written is tried so often, so that new work is taken again once it can.
@@ -150,7 +141,7 @@ async def _running(in_force: InForce) -> AsyncIterator[Engine]:
             keep=keep,
             accept=catalogue.accept,
         )
-        engine = Engine(inventory=inventory, means=means, keeper=keeper, bus=bus, rules=_rules(settings))
+        engine = Engine(inventory=inventory, means=means, keeper=keeper, bus=bus, rules=rules_of(settings))
         inventory.on_change(engine.inventory_changed)
         in_force.extend(site.prepare, lambda new: _take_over(engine, new))
         views = Views(engine)
@@ -175,7 +166,7 @@ async def _running(in_force: InForce) -> AsyncIterator[Engine]:
         mqtt = None
         if settings.mqtt.host:
             mqtt = Mqtt(
-                settings=_broker(settings),
+                settings=broker(settings),
                 door=door,
                 reading=views,
                 client_id=client_id.read(directory),
@@ -201,8 +192,8 @@ async def _running(in_force: InForce) -> AsyncIterator[Engine]:
         await engine.recover()  # before anything else: somebody may stand still
         await stack.enter_async_context(metrics)
         await stack.enter_async_context(tracing)
-        app = create_app(door, views, journal.tokens, metrics=metrics.scrape, limits=_http_limits(settings))
-        servers = await stack.enter_async_context(_servers(app, settings))
+        app = create_app(door, views, journal.tokens, metrics=metrics.scrape, limits=http_limits(settings))
+        servers = await stack.enter_async_context(http_servers(app, settings))
         async with asyncio.TaskGroup() as group:
             tasks = [
                 group.create_task(engine.run(), name="engine"),
@@ -271,115 +262,6 @@ async def _who_began(journal: SqlJournal, subject: Subject, identifier: str) -> 
     return Begun(user=user, id=key, verb=found["verb"], origin=found["caller"].get("origin", ""))
 
 
-def _rules(settings: Settings) -> Rules:
-    limits = settings.limits
-    return Rules(
-        policy=settings.policy,
-        default_policy=settings.site.default_policy,
-        placement=Options(strategy=settings.placement.strategy, max_tries=settings.placement.max_tries),
-        limits=Limits(
-            links=LinkRules(
-                reserve_ratio=limits.link_reserve,
-                assumed_link_bytes_per_second=limits.assumed_link_speed,
-                quiet_at_a_time=limits.sharing_at_a_time,
-                prepared_per_source=limits.prepared_per_source,
-                prepared_per_target=limits.prepared_per_target,
-            ),
-            migrations_at_a_time=limits.migrations_at_a_time,
-            attempts=limits.attempts,
-            first_pause_seconds=limits.first_pause,
-        ),
-    )
-
-
-def _http_limits(settings: Settings) -> HttpLimits:
-    http = settings.http
-    return HttpLimits(
-        requests_per_second=http.requests_per_second,
-        burst=http.burst,
-        streams=http.streams,
-        streams_per_caller=http.streams_per_caller,
-        body_bytes=http.max_body,
-        request_seconds=http.request_timeout,
-        hosts=_names(settings),
-    )
-
-
-def _names(settings: Settings) -> frozenset[str]:
-    """What the service may be called by who asks it over TCP; addresses always do."""
-    http = settings.http
-    own = socket.gethostname()
-    names = [*http.hosts, own, own.partition(".")[0]]
-    names += [listen.host for listen in (http.listen, http.metrics_listen) if listen is not None]
-    if http.tls_certificate is not None:
-        names += names_in(File(name="[http] tls_certificate", path=http.tls_certificate))
-    return known_names(names)
-
-
-def _servers(app: Any, settings: Settings) -> Servers:
-    http = settings.http
-    unix = tcp = metrics = None
-    if http.socket is not None:
-        unix = UnixSocket(
-            path=http.socket,
-            mode=http.socket_mode,
-            owner=http.socket_owner or None,
-            group=http.socket_group or None,
-        )
-    if http.listen is not None:
-        tcp = Tcp(host=http.listen.host, port=http.listen.port, tls=_tls(settings))
-    if http.metrics_listen is not None:
-        metrics = Tcp(host=http.metrics_listen.host, port=http.metrics_listen.port)
-    admission = Admission(
-        connections=http.connections,
-        connections_per_address=http.connections_per_address,
-        address_requests_per_second=http.address_requests_per_second,
-    )
-    return Servers(app, unix=unix, tcp=tcp, metrics=metrics, admission=admission)
-
-
-def _tls(settings: Settings) -> ssl.SSLContext | None:
-    http = settings.http
-    if http.tls_certificate is None:
-        return None
-    return server_context(
-        certificate=File(name="[http] tls_certificate", path=http.tls_certificate),
-        key=File(name="[http] tls_key", path=http.tls_key) if http.tls_key is not None else None,
-    )
-
-
-def _broker(settings: Settings) -> BrokerSettings:
-    mqtt = settings.mqtt
-    return BrokerSettings(
-        host=mqtt.host,
-        port=mqtt.broker_port,
-        tls=mqtt.tls,
-        tls_ca=mqtt.tls_ca,
-        tls_certificate=mqtt.tls_certificate,
-        tls_key=mqtt.tls_key,
-        username=mqtt.username or None,
-        password=mqtt.password.get_secret_value() or None,
-        site=settings.site.name,
-        instance=settings.site.instance,
-        operators=frozenset(mqtt.operators),
-        viewers=frozenset(mqtt.viewers),
-        protocol=mqtt.protocol,
-        keepalive_seconds=int(mqtt.keepalive),
-        timeout_seconds=mqtt.timeout,
-        session_expiry_seconds=int(mqtt.session_expiry),
-        queue_limit=mqtt.queue_limit,
-        max_command_bytes=mqtt.max_command_size,
-        max_reply_bytes=mqtt.max_reply_size,
-        max_commands=mqtt.max_commands,
-        max_waiting_commands=mqtt.max_waiting_commands,
-        longest_lifetime_seconds=min(86_400.0, settings.store.retention),
-        command_lifetime_seconds=mqtt.command_lifetime,
-        clock_tolerance_seconds=mqtt.clock_tolerance,
-        keep_ended_seconds=mqtt.keep_ended,
-        progress_interval_seconds=mqtt.progress_interval,
-    )
-
-
 async def _keep_house(journal: SqlJournal, in_force: InForce) -> None:
     """Old entries leave the journal; one that could not be written is tried again, so that work is taken again."""
     log = logs.logger()
@@ -398,7 +280,7 @@ async def _keep_house(journal: SqlJournal, in_force: InForce) -> None:
 
 
 def _take_over(engine: Engine, settings: Settings) -> Callable[[], None]:
-    rules, hosts = _rules(settings), settings.inventory()
+    rules, hosts = rules_of(settings), settings.inventory()
 
     def take_over() -> None:
         engine.rules = rules

@@ -34,7 +34,8 @@ from migrator.qemu.address import Address
 from migrator.qemu.endpoint import Endpoint
 from migrator.qemu.identify import identify
 from migrator.qemu.knocks import Knocks
-from migrator.service.looking import Looker, guest_of
+from migrator.service.looking import Looker
+from migrator.service.seen_guests import guest_of
 
 #: Seconds that a look may take in all.
 _LOOK_SECONDS = 45.0

@@ -22,7 +22,7 @@ from migrator.errors import HostError, MigratorError, QemuError, Refused, UsageE
 from migrator.hosts.access import Output
 from migrator.hosts.launch import Nest, unit_command
 from migrator.hosts.local import LocalAccess
-from migrator.service import destinations
+from migrator.service import waiting
 from migrator.service.launch_config import Method
 from migrator.testing.lab import Lab, Machine, RawMonitor, until
 from tests.destinations import Moved, Site, arguments_of, guest_of, site_of
@@ -279,7 +279,7 @@ class TestDiscard:
     async def test_does_not_touch_what_does_not_answer(
         self, site: Site, guest: Guest, monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        monkeypatch.setattr(destinations, "_ANSWER_SECONDS", 0.5)
+        monkeypatch.setattr(waiting, "_ANSWER_SECONDS", 0.5)
         started = await site.start(guest)
         (pid,) = site.processes
         os.kill(pid, signal.SIGSTOP)

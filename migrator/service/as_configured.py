@@ -1,0 +1,132 @@
+"""What the configuration says, put as each part of the service wants to hear it."""
+
+from __future__ import annotations
+
+import socket
+import ssl
+from typing import Any
+
+from migrator.core.placement import Options
+from migrator.core.transfers import Rules as LinkRules
+from migrator.engine.controller import Rules
+from migrator.engine.planner import Limits
+from migrator.http.admission import Admission
+from migrator.http.limits import Limits as HttpLimits
+from migrator.http.server import Servers, Tcp, UnixSocket
+from migrator.http.wellformed import known_names
+from migrator.mqtt.settings import MqttSettings as BrokerSettings
+from migrator.settings import Settings
+from migrator.tls import File, names_in, server_context
+
+
+def rules_of(settings: Settings) -> Rules:
+    """What the engine keeps to."""
+    limits = settings.limits
+    return Rules(
+        policy=settings.policy,
+        default_policy=settings.site.default_policy,
+        placement=Options(strategy=settings.placement.strategy, max_tries=settings.placement.max_tries),
+        limits=Limits(
+            links=LinkRules(
+                reserve_ratio=limits.link_reserve,
+                assumed_link_bytes_per_second=limits.assumed_link_speed,
+                quiet_at_a_time=limits.sharing_at_a_time,
+                prepared_per_source=limits.prepared_per_source,
+                prepared_per_target=limits.prepared_per_target,
+            ),
+            migrations_at_a_time=limits.migrations_at_a_time,
+            attempts=limits.attempts,
+            first_pause_seconds=limits.first_pause,
+        ),
+    )
+
+
+def http_limits(settings: Settings) -> HttpLimits:
+    """What whoever asks by HTTP may cost."""
+    http = settings.http
+    return HttpLimits(
+        requests_per_second=http.requests_per_second,
+        burst=http.burst,
+        streams=http.streams,
+        streams_per_caller=http.streams_per_caller,
+        body_bytes=http.max_body,
+        request_seconds=http.request_timeout,
+        hosts=_names(settings),
+    )
+
+
+def _names(settings: Settings) -> frozenset[str]:
+    """What the service may be called by who asks it over TCP; addresses always do."""
+    http = settings.http
+    own = socket.gethostname()
+    names = [*http.hosts, own, own.partition(".")[0]]
+    names += [listen.host for listen in (http.listen, http.metrics_listen) if listen is not None]
+    if http.tls_certificate is not None:
+        names += names_in(File(name="[http] tls_certificate", path=http.tls_certificate))
+    return known_names(names)
+
+
+def http_servers(app: Any, settings: Settings) -> Servers:
+    """Where HTTP is listened for, not begun yet."""
+    http = settings.http
+    unix = tcp = metrics = None
+    if http.socket is not None:
+        unix = UnixSocket(
+            path=http.socket,
+            mode=http.socket_mode,
+            owner=http.socket_owner or None,
+            group=http.socket_group or None,
+        )
+    if http.listen is not None:
+        tcp = Tcp(host=http.listen.host, port=http.listen.port, tls=_tls(settings))
+    if http.metrics_listen is not None:
+        metrics = Tcp(host=http.metrics_listen.host, port=http.metrics_listen.port)
+    admission = Admission(
+        connections=http.connections,
+        connections_per_address=http.connections_per_address,
+        address_requests_per_second=http.address_requests_per_second,
+    )
+    return Servers(app, unix=unix, tcp=tcp, metrics=metrics, admission=admission)
+
+
+def _tls(settings: Settings) -> ssl.SSLContext | None:
+    http = settings.http
+    if http.tls_certificate is None:
+        return None
+    return server_context(
+        certificate=File(name="[http] tls_certificate", path=http.tls_certificate),
+        key=File(name="[http] tls_key", path=http.tls_key) if http.tls_key is not None else None,
+    )
+
+
+def broker(settings: Settings) -> BrokerSettings:
+    """The MQTT broker, and what is told to it."""
+    mqtt = settings.mqtt
+    return BrokerSettings(
+        host=mqtt.host,
+        port=mqtt.broker_port,
+        tls=mqtt.tls,
+        tls_ca=mqtt.tls_ca,
+        tls_certificate=mqtt.tls_certificate,
+        tls_key=mqtt.tls_key,
+        username=mqtt.username or None,
+        password=mqtt.password.get_secret_value() or None,
+        site=settings.site.name,
+        instance=settings.site.instance,
+        operators=frozenset(mqtt.operators),
+        viewers=frozenset(mqtt.viewers),
+        protocol=mqtt.protocol,
+        keepalive_seconds=int(mqtt.keepalive),
+        timeout_seconds=mqtt.timeout,
+        session_expiry_seconds=int(mqtt.session_expiry),
+        queue_limit=mqtt.queue_limit,
+        max_command_bytes=mqtt.max_command_size,
+        max_reply_bytes=mqtt.max_reply_size,
+        max_commands=mqtt.max_commands,
+        max_waiting_commands=mqtt.max_waiting_commands,
+        longest_lifetime_seconds=min(86_400.0, settings.store.retention),
+        command_lifetime_seconds=mqtt.command_lifetime,
+        clock_tolerance_seconds=mqtt.clock_tolerance,
+        keep_ended_seconds=mqtt.keep_ended,
+        progress_interval_seconds=mqtt.progress_interval,
+    )

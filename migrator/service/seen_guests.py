@@ -1,0 +1,57 @@
+"""Which guest is in a QEMU that was seen on a host, and how those that look alike are told apart."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterable
+from dataclasses import replace
+
+from migrator.core.inventory import Guest
+from migrator.core.model import RunState
+from migrator.hosts.sockets import FoundSocket
+from migrator.qemu.identify import Identity
+
+#: Run states of an end of a migration in which the guest is not, or not yet.
+_ELSEWHERE = frozenset({RunState.INMIGRATE, RunState.FINISH_MIGRATE, RunState.POSTMIGRATE})
+
+
+def guest_of(host: str, found: FoundSocket, identity: Identity, *, first: str = "") -> Guest:
+    """The guest behind a socket, or in a process without one.
+
+    :param first: what it is called if this is the process that it was started in, and it has no uuid.
+    """
+    name = "" if identity.uuid else identity.carried or first
+    place = f"{host}/{identity.name}" if identity.name else _place(host, found.path, found.pid)
+    return Guest(
+        key=identity.uuid or name or place,
+        host=host,
+        uuid=identity.uuid,
+        identity=name,
+        name=identity.name,
+        socket=found.path,
+        pid=found.pid,
+        memory_bytes=identity.memory_bytes,
+        vcpus=identity.vcpus,
+        run=identity.run,
+    )
+
+
+def _place(host: str, socket: str, pid: int | None) -> str:
+    return f"{host}:{socket or f'pid-{pid}'}"
+
+
+def told_apart(guests: list[Guest]) -> Iterable[Guest]:
+    """No key twice on a host: by their sockets where names are equal; equal uuids are for a person to mend."""
+    # The two ends of a migration within a host have one uuid: the guest is the end that it has not left.
+    count = Counter(guest.key for guest in guests if guest.run not in _ELSEWHERE)
+    left = Counter(guest.key for guest in guests if guest.run in _ELSEWHERE - {RunState.INMIGRATE})
+    for guest in guests:
+        waits = guest.run is RunState.INMIGRATE and left[guest.key]
+        if count[guest.key] > 1 or (guest.run in _ELSEWHERE and (count[guest.key] or waits)):
+            other = replace(guest, key=_place(guest.host, guest.socket, guest.pid))
+            if guest.uuid and guest.run not in _ELSEWHERE and not guest.obstacle:
+                text = f"another QEMU on host {guest.host} has the same uuid {guest.uuid}: give one of them another"
+                other = replace(other, obstacle=text, obstacle_code="not-movable")
+            yield other
+        else:
+            yield guest

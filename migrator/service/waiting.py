@@ -1,0 +1,158 @@
+"""A QEMU that waits at a target: greeted, looked at, and discarded unless a guest has arrived in it."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Callable
+
+from migrator.core.model import Finding, MigrationStatus, Process, RunState, View
+from migrator.errors import HostError, QemuError, Unreachable
+from migrator.hosts.launch import Launcher, Nest
+from migrator.ports import GuestProcess, Qemu
+from migrator.qemu.endpoint import Endpoint
+
+#: Seconds that a QEMU may take to greet, once it is known to run.
+_GREETING_SECONDS = 2.0
+#: Seconds that one may be silent that is to be discarded; the way to it may have to be opened again.
+_ANSWER_SECONDS = 4.0
+
+
+class Started:
+    """Implements :class:`migrator.ports.Waiting`.
+
+    :param nest: where it lives, if it was started by us.
+    :param rescue: makes an end of its other monitor, for when the first is silent.
+    :param notes: what is not the same as at the source, and does not concern the guest.
+    """
+
+    def __init__(
+        self,
+        qemu: Endpoint,
+        *,
+        listen: str,
+        socket: str,
+        launcher: Launcher | None = None,
+        nest: Nest | None = None,
+        rescue: Callable[[], Endpoint] | None = None,
+        notes: tuple[Finding, ...] = (),
+    ) -> None:
+        self._qemu, self._listen, self._socket, self._rescue = qemu, listen, socket, rescue
+        self._launcher, self._nest = launcher, nest
+        self.notes = notes
+
+    @property
+    def qemu(self) -> Qemu:
+        """Connected; ``inmigrate``."""
+        return self._qemu
+
+    @property
+    def listen(self) -> str:
+        """Where it shall take the stream."""
+        return self._listen
+
+    @property
+    def socket(self) -> str:
+        """Path of its QMP socket on its host."""
+        return self._socket
+
+    async def discard(self) -> None:
+        """End the process if it still waits, and remove what was made for it but its log; its monitor is closed.
+
+        :raise HostError: it could not be ended, or nobody can tell whether it waits: it does not answer.
+        """
+        try:
+            view = await self._look()
+            if view.answers and not _waits(view.run, view.status):
+                return  # the guest has arrived in it
+            if self._launcher is None or self._nest is None:
+                if view.answers:
+                    await self._qemu.quit()
+                return
+            silent = not view.answers and view.process is not Process.DEAD
+            if silent and await self._launcher.lives(self._nest):
+                raise HostError(
+                    self._launcher.host.name,
+                    f"{self._qemu.name} does not answer, so whether a guest is in it cannot be told; look at it, "
+                    f"then end it and remove {self._nest.run_directory}",
+                )
+            await self._launcher.discard(self._nest, self._qemu.process)
+        finally:
+            await self._qemu.close()
+
+    async def _look(self) -> View:
+        """By its monitor, or by the other one where somebody holds that, or the way to it has broken."""
+        view = await self._qemu.observe(timeout=1.0)
+        deadline = time.monotonic() + _ANSWER_SECONDS
+        if self._launcher is None or self._nest is None or self._rescue is None:
+            return view
+        if not view.answers and not await self._launcher.lives(self._nest):
+            return view
+        rescue = self._rescue()
+        try:
+            while not (view.answers or view.process is Process.DEAD or time.monotonic() > deadline):
+                view = await rescue.observe(timeout=1.0)
+                if not view.answers and view.process is not Process.DEAD:
+                    view = await self._qemu.observe(timeout=1.0)
+        finally:
+            await rescue.close()
+        return view
+
+
+_HOLDS_A_GUEST = frozenset(
+    {
+        MigrationStatus.COMPLETED,
+        MigrationStatus.POSTCOPY_DEVICE,
+        MigrationStatus.POSTCOPY_ACTIVE,
+        MigrationStatus.POSTCOPY_PAUSED,
+        MigrationStatus.POSTCOPY_RECOVER_SETUP,
+        MigrationStatus.POSTCOPY_RECOVER,
+    }
+)
+
+
+def _waits(run: RunState, status: MigrationStatus) -> bool:
+    """No guest is in it, or only a part of one that runs elsewhere: not where postcopy has begun, whatever it shows."""
+    return run is RunState.INMIGRATE and status not in _HOLDS_A_GUEST
+
+
+async def sees_to_wait(qemu: Endpoint) -> None:
+    """:raise QemuError: it does not wait for a guest."""
+    view = await qemu.observe(timeout=_GREETING_SECONDS)
+    if view.answers and view.run is not RunState.INMIGRATE:
+        raise QemuError(
+            qemu.name, f"it does not wait for a guest (run state {view.run}): start it with -incoming defer"
+        )
+
+
+async def greet(
+    qemu: Endpoint, launcher: Launcher, nest: Nest, process: GuestProcess | None, program: str
+) -> None:
+    """Connect; returns once it is seen to wait.
+
+    :raise HostError: it has ended, or does not answer in time.
+    """
+    deadline = time.monotonic() + launcher.timeout_seconds
+    while True:
+        try:
+            await qemu.connect(timeout=_GREETING_SECONDS)
+            await sees_to_wait(qemu)
+        except Unreachable as error:
+            if process is not None and process.alive is False:
+                raise HostError(launcher.host.name, await launcher.obituary(nest, program)) from error
+            if time.monotonic() > deadline:
+                words = await launcher.last_words(nest)
+                said = f"; it said: {words}" if words else ""
+                raise HostError(launcher.host.name, f"{program} was started, but {error}{said}") from error
+            await asyncio.sleep(0.05)
+        else:
+            return
+
+
+async def undo(launcher: Launcher, nest: Nest, qemu: Endpoint) -> None:
+    """Remove one that was started and did not come to wait, with all that was made for it but its log."""
+    process = qemu.process  # closed only once it has been killed
+    try:
+        await launcher.discard(nest, process)
+    finally:
+        await qemu.close()
