@@ -20,16 +20,7 @@ from paho.mqtt.properties import Properties
 from migrator.core.inventory import HostState
 from migrator.core.model import State
 from migrator.engine.bus import Bus
-from migrator.engine.commands import (
-    Answer,
-    Caller,
-    Claim,
-    Command,
-    Door,
-    Evacuate,
-    Migrate,
-    Refusal,
-)
+from migrator.engine.commands import Answer, Caller, Command, Evacuate, Migrate, Refusal
 from migrator.engine.documents import (
     CheckDocument,
     EvacuationDocument,
@@ -42,6 +33,7 @@ from migrator.engine.documents import (
     SampleDocument,
     Subject,
 )
+from migrator.engine.door import Claim, Door
 from migrator.mqtt import Mqtt, MqttSettings
 from migrator.ports import EventTexts
 from tests.broker import USERS, Broker

@@ -31,9 +31,7 @@ from migrator.engine.commands import (
     Caller,
     Cancel,
     Check,
-    Claim,
     Command,
-    Door,
     Evacuate,
     Migrate,
     Plan,
@@ -62,6 +60,7 @@ from migrator.engine.documents import (
     SampleDocument,
     Subject,
 )
+from migrator.engine.door import Claim, Door
 from migrator.http.app import create_app
 from migrator.http.limits import Limits
 from migrator.http.server import Servers, Tcp, UnixSocket

@@ -11,8 +11,9 @@ from typing import Any, Protocol
 
 from migrator import logs
 from migrator.engine.bus import Bus
-from migrator.engine.commands import Door, Reply
+from migrator.engine.commands import Reply
 from migrator.engine.documents import EventDocument, EventKind, Subject
+from migrator.engine.door import Door
 from migrator.errors import JournalError
 
 _RETRY_SECONDS = 5.0

@@ -57,7 +57,7 @@ _FIRST_LOOK_SECONDS = 15.0
 
 
 class Verbs:
-    """See :class:`migrator.engine.commands.Controller`."""
+    """See :class:`migrator.engine.door.Controller`."""
 
     def __init__(self, engine: Engine) -> None:
         self._engine = engine

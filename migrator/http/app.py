@@ -7,7 +7,7 @@ from typing import Any, cast
 from fastapi import APIRouter, FastAPI
 
 from migrator import __version__
-from migrator.engine.commands import Door
+from migrator.engine.door import Door
 from migrator.engine.reading import Reading
 from migrator.http import ask, look, openapi, page, probes, session, stream
 from migrator.http.access import Access, Tokens

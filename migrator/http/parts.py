@@ -12,7 +12,8 @@ from pydantic import BaseModel
 from starlette.responses import Response
 
 from migrator.engine.bus import Listener
-from migrator.engine.commands import Caller, Door, Envelope, Reply
+from migrator.engine.commands import Caller, Envelope, Reply
+from migrator.engine.door import Door
 from migrator.engine.reading import Reading
 from migrator.errors import JournalError
 from migrator.http.access import Access

@@ -10,8 +10,9 @@ from datetime import datetime
 from typing import Any
 
 from migrator import logs
-from migrator.engine.commands import Door, Reply
+from migrator.engine.commands import Reply
 from migrator.engine.documents import EventDocument, Subject
+from migrator.engine.door import Door
 from migrator.engine.reading import Reading
 from migrator.errors import JournalError
 from migrator.mqtt.inbound import Incoming, ReplyTo

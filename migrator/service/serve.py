@@ -17,9 +17,10 @@ from migrator import __version__, logs
 from migrator import settings as configuration
 from migrator.core import findings as catalogue
 from migrator.engine.bus import Bus
-from migrator.engine.commands import COMMANDS, Door, Envelope, Reply, Role
+from migrator.engine.commands import COMMANDS, Envelope, Reply, Role
 from migrator.engine.controller import Engine
 from migrator.engine.documents import EventKind, Subject
+from migrator.engine.door import Door
 from migrator.engine.inventory import Inventory
 from migrator.engine.job import Job
 from migrator.engine.job_means import Means

@@ -38,7 +38,7 @@ _COLUMNS = {
 
 @dataclass(frozen=True, kw_only=True)
 class Claim:
-    """See :class:`migrator.engine.commands.Claim`."""
+    """See :class:`migrator.engine.door.Claim`."""
 
     new: bool
     other_body: bool = False
@@ -46,7 +46,7 @@ class Claim:
 
 
 class SqlJournal:
-    """See :class:`migrator.ports.Journal` and :class:`migrator.engine.commands.CommandLog`.
+    """See :class:`migrator.ports.Journal` and :class:`migrator.engine.door.CommandLog`.
 
     ::
 
@@ -282,7 +282,7 @@ class SqlJournal:
     async def claim_command(
         self, *, key: str, verb: str, body_hash: str, body: Mapping[str, Any], caller: Mapping[str, str]
     ) -> Claim:
-        """See :meth:`migrator.engine.commands.CommandLog.claim_command`."""
+        """See :meth:`migrator.engine.door.CommandLog.claim_command`."""
         row = {
             "key": rows.text(key),
             "verb": verb,
@@ -347,7 +347,7 @@ class SqlJournal:
         return await self._database.read(read)
 
     async def answer_command(self, *, key: str, reply: Mapping[str, Any]) -> None:
-        """See :meth:`migrator.engine.commands.CommandLog.answer_command`; one that was not claimed is let pass."""
+        """See :meth:`migrator.engine.door.CommandLog.answer_command`; one that was not claimed is let pass."""
         values = {
             "reply": json.dumps(dict(reply)),
             "answered_at": rows.microseconds(self._now()),

@@ -9,7 +9,7 @@ from datetime import UTC, datetime
 from types import TracebackType
 from typing import Any, Self
 
-from migrator.engine.commands import Claim
+from migrator.engine.door import Claim
 from migrator.errors import JournalError
 from migrator.ports import EventTexts
 
@@ -22,7 +22,7 @@ async def _let_others_go_on(call: str) -> None:  # noqa: ARG001 - as whatever a 
 
 
 class MemoryJournal:
-    """See :class:`migrator.ports.Journal` and :class:`migrator.engine.commands.CommandLog`.
+    """See :class:`migrator.ports.Journal` and :class:`migrator.engine.door.CommandLog`.
 
     What one service left in it another can go on with: give the same object to both.
 

@@ -14,7 +14,7 @@ import httpx2
 import pytest
 from fastapi import FastAPI
 
-from migrator.engine.commands import Door
+from migrator.engine.door import Door
 from migrator.http.admission import Admission
 from migrator.http.app import create_app
 from migrator.http.limits import Limits

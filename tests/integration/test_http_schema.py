@@ -20,7 +20,8 @@ from schemathesis.specs.openapi.checks import (
     unsupported_method,
 )
 
-from migrator.engine.commands import COMMANDS, Door
+from migrator.engine.commands import COMMANDS
+from migrator.engine.door import Door
 from migrator.http import openapi
 from migrator.http.app import create_app
 from migrator.http.limits import Limits

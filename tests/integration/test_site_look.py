@@ -14,6 +14,7 @@ from typing import Any
 
 import pytest
 
+from migrator.core.carriers import NetworkState
 from migrator.core.inventory import Guest
 from migrator.core.model import Finding, RunState
 from migrator.core.policy import Policy
@@ -105,6 +106,7 @@ class TestLook:
             memory_bytes=96 << 20,
             vcpus=2,
             run=RunState.RUNNING,
+            network=(NetworkState.NONE, ""),
         )
 
     async def test_leaves_the_monitors_to_others(self, lab: Lab, site: SiteHosts) -> None:

@@ -14,8 +14,8 @@ from typing import Any
 import httpx2
 import pytest
 
-from migrator.engine.commands import Door
 from migrator.engine.documents import EventKind, Subject
+from migrator.engine.door import Door
 from migrator.engine.keeper import Keeper
 from migrator.http.limits import Limits
 from migrator.mqtt import Mqtt

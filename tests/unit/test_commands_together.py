@@ -17,7 +17,6 @@ from migrator.engine.commands import (
     Activate,
     Cancel,
     Command,
-    Door,
     Envelope,
     Evacuate,
     Migrate,
@@ -25,6 +24,7 @@ from migrator.engine.commands import (
     Restore,
 )
 from migrator.engine.controller import Engine
+from migrator.engine.door import Door
 from migrator.engine.settling import Settling
 from migrator.engine.verbs import Verbs
 from migrator.testing.simulated_site import SimulatedSite

@@ -1,0 +1,262 @@
+"""The one door: every command validated, authorised, journalled and executed the same way from everywhere.
+
+HTTP, MQTT and, through HTTP, the command line make an :class:`Envelope` and give it to :meth:`Door.execute`. Its reply
+is journalled before it is given, so the same id again gets the same answer and does nothing, also after a restart.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from hashlib import sha256
+from typing import Any, Protocol
+
+from pydantic import ValidationError
+
+from migrator import logs
+from migrator.engine import wrong_fields
+from migrator.engine.commands import COMMANDS, Answer, Caller, Command, Envelope, Refusal, Reply, Role
+from migrator.engine.documents import (
+    CheckDocument,
+    EvacuationDocument,
+    HostDocument,
+    MigrationDocument,
+    PlanDocument,
+    ResolutionDocument,
+)
+from migrator.errors import JournalError
+
+
+class Controller(Protocol):
+    """What carries commands out: :class:`migrator.engine.controller.Fleet`."""
+
+    async def carry_out(self, command: Command, caller: Caller, *, key: str) -> Answer:
+        """Begin it; returns once it is journalled.
+
+        :param key: of the command, or empty. What was begun with the same key is not begun again: a controller that
+            died between the beginning and the reply is asked once more.
+        :raise Refusal: it was not begun and nothing was changed.
+        """
+
+
+class Claimed(Protocol):
+    """What the journal says of a command's id; see :class:`Claim`."""
+
+    @property
+    def new(self) -> bool: ...
+    @property
+    def other_body(self) -> bool: ...
+    @property
+    def reply(self) -> Mapping[str, Any] | None: ...
+
+
+@dataclass(frozen=True, kw_only=True)
+class Claim:
+    """What a journal of one's own says of a command's id."""
+
+    #: It was not there before and is ours to carry out.
+    new: bool
+    #: The body given with that id before is another.
+    other_body: bool = False
+    #: What it got, as :meth:`Reply.model_dump`; ``None`` while it is being carried out.
+    reply: Mapping[str, Any] | None = None
+
+
+class CommandLog(Protocol):
+    """The part of the journal that the door needs; see :class:`migrator.store.journal.Journal`."""
+
+    async def claim_command(
+        self, *, key: str, verb: str, body_hash: str, body: Mapping[str, Any], caller: Mapping[str, str]
+    ) -> Claimed:
+        """Write it down, once: committed and on disk when this returns.
+
+        :param key: user and id.
+        :raise JournalError: it cannot be written; nothing may be begun.
+        """
+
+    async def answer_command(self, *, key: str, reply: Mapping[str, Any]) -> None:
+        """Write down what it got, or what has become of it."""
+
+
+@dataclass(kw_only=True)
+class Door:
+    """Takes commands from every interface.
+
+    :param heard: is told interface, verb and result (``accepted``, ``refused``, ``repeated``) of every command.
+    :param told: is told every command that was answered for the first time, and the answer: for the audit.
+    """
+
+    controller: Controller
+    log: CommandLog
+    heard: Callable[[str, str, str], None] = field(default=lambda interface, verb, result: None)
+    told: Callable[[Envelope, Reply], None] = field(default=lambda envelope, reply: None)
+    #: What is being carried out, by the command's key, with the hash of its body.
+    _running: dict[str, tuple[str, asyncio.Task[Reply]]] = field(default_factory=dict)
+    _tasks: set[asyncio.Task[Reply]] = field(default_factory=set)
+
+    async def execute(self, envelope: Envelope) -> Reply:
+        """Carry it out, once. Never raises but for cancellation: what is wrong is said in the reply.
+
+        One that changes something is carried out to its end, also when whoever asked goes away meanwhile: the journal
+        would have what nobody does. The same id again waits for that, and gets the same.
+
+        An accepted or refused command is in the journal when this returns, but for one without a caller's id that
+        changes nothing.
+        """
+        try:
+            command = parse(envelope)
+        except Refusal as refusal:
+            self.heard(envelope.caller.interface, _known(envelope.verb), "refused")
+            reply = _refused(envelope, refusal)
+            self.told(envelope, reply)
+            return reply
+        key = f"{envelope.caller.user}\n{envelope.id}" if envelope.id else ""
+        digest = _digest(command)
+        if key in self._running:
+            its, task = self._running[key]
+            reply = _reused(envelope) if its != digest else await asyncio.shield(task)
+            self.heard(envelope.caller.interface, command.verb, "refused" if its != digest else "repeated")
+            return reply
+        task = asyncio.create_task(self._once(command, envelope, key, digest), name=f"command {command.verb}")
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+        if key:
+            self._running[key] = (digest, task)
+            task.add_done_callback(lambda _: self._running.pop(key))
+        if command.role is Role.VIEWER and not key:
+            return await task  # it changes nothing
+        return await asyncio.shield(task)
+
+    async def _once(self, command: Command, envelope: Envelope, key: str, digest: str) -> Reply:
+        caller = envelope.caller
+        body = command.model_dump(mode="json")
+        result, new = "accepted", True
+        try:
+            if key:
+                claim = await self.log.claim_command(
+                    key=key,
+                    verb=command.verb,
+                    body_hash=digest,
+                    body=body,
+                    caller={
+                        "user": caller.user,
+                        "role": caller.role,
+                        "interface": caller.interface,
+                        "origin": caller.origin,
+                    },
+                )
+                if claim.other_body:
+                    self.heard(caller.interface, command.verb, "refused")
+                    return _reused(envelope)
+                if claim.reply is not None:
+                    self.heard(caller.interface, command.verb, "repeated")
+                    return Reply.model_validate(claim.reply)
+                new = claim.new
+            if new:  # one that a controller died over was in time, and may have been begun
+                _in_time(envelope)
+            answer = await self.controller.carry_out(command, caller, key=key)
+            reply = _accepted(envelope, answer)
+        except Refusal as refusal:
+            result, reply = "refused", _refused(envelope, refusal)
+        except JournalError as error:
+            self.heard(caller.interface, command.verb, "refused")
+            return _refused(envelope, Refusal("unavailable", str(error)))
+        if key:
+            try:
+                await self.log.answer_command(key=key, reply=reply.model_dump(mode="json"))
+            except JournalError as error:
+                # It was begun, and the journal says so: a repetition finds it claimed and is told what it began.
+                logs.logger(command=key).warning("reply not journalled", error=str(error))
+        self.heard(caller.interface, command.verb, result)
+        self.told(envelope, reply)
+        return reply
+
+    async def finished(self, *, key: str, reply: Reply) -> None:
+        """What a command began has ended: from now on the same id gets this."""
+        if key in self._running:
+            await asyncio.wait({self._running[key][1]})  # its first reply goes into the journal before
+        await self.log.answer_command(key=key, reply=reply.model_dump(mode="json"))
+
+
+def parse(envelope: Envelope) -> Command:
+    """The command in it.
+
+    :raise Refusal: unknown verb, wrong or unknown fields, or not allowed to this caller.
+    """
+    kind = COMMANDS.get(envelope.verb)
+    if kind is None:
+        raise Refusal("invalid", f"there is no command {envelope.verb!r}; there are {', '.join(COMMANDS)}")
+    if kind.role is Role.OPERATOR and envelope.caller.role is not Role.OPERATOR:
+        raise Refusal(
+            "forbidden", f"{envelope.verb} takes the role operator; {envelope.caller.user} is a viewer"
+        )
+    try:
+        return kind.model_validate(dict(envelope.body))
+    except ValidationError as error:
+        raise Refusal(
+            "invalid", wrong_fields.in_words(error.errors(include_url=False), known=kind.model_fields)
+        ) from None
+
+
+def _digest(command: Command) -> str:
+    text = json.dumps([command.verb, command.model_dump(mode="json")], sort_keys=True)
+    return sha256(text.encode()).hexdigest()
+
+
+def _reused(envelope: Envelope) -> Reply:
+    return _refused(
+        envelope, Refusal("id-reused", f"the id {envelope.id} was used before for another command")
+    )
+
+
+def _in_time(envelope: Envelope) -> None:
+    if envelope.expires_at is not None and datetime.now(UTC) > envelope.expires_at:
+        raise Refusal("expired", f"it was to be begun before {envelope.expires_at.isoformat()}")
+
+
+def _known(verb: str) -> str:
+    return verb if verb in COMMANDS else "unknown"
+
+
+def _refused(envelope: Envelope, refusal: Refusal) -> Reply:
+    return Reply(
+        kind="refused",
+        id=envelope.id,
+        verb=envelope.verb,
+        code=refusal.code,
+        message=str(refusal),
+        findings=refusal.findings,
+    )
+
+
+def _accepted(envelope: Envelope, answer: Answer) -> Reply:
+    subject, subject_id = _subject(answer)
+    return Reply.model_validate(
+        {
+            "kind": "accepted",
+            "id": envelope.id,
+            "verb": envelope.verb,
+            "subject": subject,
+            "subject_id": subject_id,
+            "body": answer.model_dump(mode="json"),
+        }
+    )
+
+
+def _subject(answer: Answer) -> tuple[str, str]:
+    match answer:
+        case MigrationDocument():
+            return "migration", answer.id
+        case EvacuationDocument():
+            return "evacuation", answer.id
+        case HostDocument():
+            return "host", answer.host
+        case PlanDocument():
+            return "plan", answer.host
+        case ResolutionDocument():
+            return "resolution", answer.migration
+        case CheckDocument():
+            return "check", answer.guest
