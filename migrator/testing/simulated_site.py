@@ -17,385 +17,17 @@ from __future__ import annotations
 import asyncio
 import uuid
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field, replace
 from typing import Any
 
 from migrator.core.carriers import Carried
-from migrator.core.facts import Facts
-from migrator.core.inventory import Guest, Host, HostFacts
-from migrator.core.model import Finding, MigrationStatus, Process, RunState, View
+from migrator.core.inventory import Guest, HostFacts
+from migrator.core.model import Finding, MigrationStatus, RunState
 from migrator.core.policy import Policy
-from migrator.core.under_way import Busy
-from migrator.errors import CommandFailed, HostError, QemuError, Unreachable
-from migrator.ports import Event, HostLook, Settings, Tuning
+from migrator.errors import HostError, QemuError
+from migrator.ports import HostLook
 from migrator.testing.link import Link
-from migrator.testing.settings import Parameters
-from migrator.testing.simulator import Simulator
+from migrator.testing.simulated_qemu import Machine, SimulatedHost, SimulatedQemu, Stream
 from migrator.testing.workload import MIB, Workload, idle
-
-_CAPABILITIES = frozenset(
-    {"return-path", "pause-before-switchover", "events", "auto-converge", "postcopy-ram", "multifd", "xbzrle"}
-)
-_NO_LIMIT = 1e15
-
-
-class Way(Link):
-    """From one host to another: as fast as the slower of the two links, shared with all other streams on either."""
-
-    def __init__(self, out: Link, into: Link) -> None:
-        super().__init__()
-        self._links = (out, into)
-
-    def join(self, stream: object, most_bytes_per_second: float) -> None:
-        for link in self._links:
-            link.join(stream, most_bytes_per_second)
-
-    def leave(self, stream: object) -> None:
-        for link in self._links:
-            link.leave(stream)
-
-    def share(self, stream: object) -> float:
-        return min(link.share(stream) for link in self._links)
-
-
-@dataclass
-class _Machine:
-    """One guest, wherever it is."""
-
-    name: str
-    uuid: str
-    host: str
-    workload: Workload
-    memory_bytes: int
-    vcpus: int
-    run: RunState = RunState.RUNNING
-    #: What its process is said to hold.
-    resident_bytes: int | None = None
-    #: Guests' processes come and go; the socket tells them apart.
-    generation: int = 0
-    #: Processes that were ever started for it besides its first.
-    started: int = 0
-    obstacle: str = ""
-    #: Jobs and exports that a test has under way in it.
-    busy: Busy = field(default_factory=Busy)
-
-    @property
-    def socket(self) -> str:
-        return self.socket_of(self.generation)
-
-    def socket_of(self, generation: int) -> str:
-        return f"/sim/{self.uuid}.{generation}"
-
-
-@dataclass
-class SimulatedHost:
-    """One host; change what you like."""
-
-    name: str
-    out: Link
-    into: Link
-    memory_bytes: int
-    #: Every call fails as for a host that does not answer.
-    down: bool = False
-    #: What starting a destination here fails with.
-    refuses: str = ""
-    #: Seconds that starting a destination takes.
-    start_seconds: float = 0.3
-    labels: dict[str, str] = field(default_factory=dict)
-
-    def configured(self) -> Host:
-        """As the configuration has it."""
-        return Host(
-            name=self.name,
-            address=f"{self.name}.example",
-            link_bytes_per_second=self.out.bytes_per_second,
-            labels=self.labels,
-        )
-
-
-class _Stream:
-    """One migration: the simulator that both of its ends look at."""
-
-    def __init__(self, machine: _Machine, way: Way) -> None:
-        self.simulator = Simulator(
-            machine.workload,
-            memory_bytes=machine.memory_bytes,
-            link=way,
-            parameters=Parameters(max_bandwidth_bytes_per_second=_NO_LIMIT, pause_before_switchover=True),
-            auto_hand_over=False,
-        )
-        self.simulator.run = machine.run
-        self._began = asyncio.get_running_loop().time()
-        self._told = 0
-        self.listeners: list[SimulatedQemu] = []
-
-    def advance(self) -> None:
-        self.simulator.advance_to(asyncio.get_running_loop().time() - self._began)
-        new, self._told = self.simulator.events[self._told :], len(self.simulator.events)
-        for event in new:
-            at = self._began + event.at_seconds
-            for listener in self.listeners:
-                if listener.is_destination == event.at_destination:
-                    listener.hear(Event(name=event.name, arrived=at, stamped=at, data=event.data))
-
-
-class SimulatedQemu:
-    """Implements :class:`migrator.ports.Qemu` for one end."""
-
-    def __init__(self, site: SimulatedSite, machine: _Machine, host: str, socket: str) -> None:
-        self.name = f"{host}:{socket}"
-        self.address_text = f"sim:{host}:{socket}"
-        self.shares_clock = True
-        self.round_trip_seconds = 0.001
-        self.host, self.socket = host, socket
-        self.machine = machine
-        self.is_destination = socket != machine.socket
-        self.dead = False
-        self.gone = False  # it let go
-        self.stream: _Stream | None = None
-        self._site = site
-        self._parameters: dict[str, Any] = {}
-        self._capabilities = dict.fromkeys(sorted(_CAPABILITIES), False)
-        self._events: list[Event] = []
-        self._notify: Callable[[], None] = lambda: None
-        self._probed: tuple[float, float] | None = None
-        self._paused_here = False
-
-    @property
-    def identity(self) -> dict[str, Any]:
-        return {"socket": self.socket}
-
-    def hear(self, event: Event) -> None:
-        """An event of the stream."""
-        self._events.append(event)
-        self._notify()
-
-    def _reach(self) -> None:
-        if self._site.hosts[self.host].down:
-            raise Unreachable(self.name, "the host does not answer")
-        if self.dead:
-            raise Unreachable(self.name, "the process has ended")
-        if self.stream is not None:
-            self.stream.advance()
-
-    async def observe(self, *, timeout: float = 1.0) -> View:
-        await asyncio.sleep(
-            self.round_trip_seconds
-        )  # without it a loop that waits for time to pass never ends
-        if self.dead:
-            return View(process=Process.DEAD, can_fence=True)
-        if self._site.hosts[self.host].down:
-            return View(process=Process.UNKNOWN)
-        self._reach()
-        run, status, sample = self._state()
-        return View(
-            process=Process.ALIVE, answers=True, run=run, status=status, can_fence=True, sample=sample
-        )
-
-    @property
-    def waits(self) -> bool:
-        """For a guest, of whom at most a part has arrived."""
-        run, status, _ = self._state()
-        return run is RunState.INMIGRATE and status is not MigrationStatus.COMPLETED
-
-    def _state(self) -> tuple[RunState, MigrationStatus, Any]:
-        if self.stream is None:
-            return (
-                (RunState.INMIGRATE if self.is_destination else self.machine.run),
-                MigrationStatus.NONE,
-                None,
-            )
-        simulator = self.stream.simulator
-        if not self.is_destination:
-            sample = simulator.sample() if simulator.status is not MigrationStatus.SETUP else None
-            return simulator.run, simulator.status, sample
-        if simulator.at_destination:
-            run = RunState.PAUSED if self._paused_here else RunState.RUNNING
-            done = simulator.status is MigrationStatus.COMPLETED
-            return run, MigrationStatus.COMPLETED if done else MigrationStatus.POSTCOPY_ACTIVE, None
-        if simulator.ready:
-            postcopy = simulator.status is MigrationStatus.POSTCOPY_ACTIVE
-            return (
-                RunState.PAUSED,
-                MigrationStatus.POSTCOPY_ACTIVE if postcopy else MigrationStatus.COMPLETED,
-                None,
-            )
-        return RunState.INMIGRATE, MigrationStatus.ACTIVE, None
-
-    def on_change(self, callback: Callable[[], None]) -> None:
-        self._notify = callback
-
-    def take_events(self) -> Sequence[Event]:
-        taken, self._events = self._events, []
-        return taken
-
-    async def facts(self) -> Facts:
-        self._reach()
-        run, status, _ = self._state()
-        return Facts(
-            version="10.0.2",
-            run=run,
-            status=status,
-            uuid=self.machine.uuid,
-            guest_name=self.machine.name,
-            machine="pc-q35-10.0",
-            accelerator="kvm",
-            memory_bytes=self.machine.memory_bytes,
-            capabilities=_CAPABILITIES,
-        )
-
-    async def busy(self) -> Busy:
-        self._reach()
-        return self.machine.busy
-
-    async def was_set(self) -> None:
-        self._reach()
-
-    async def put_back(self, given: None) -> Sequence[str]:
-        self._reach()
-        return ()
-
-    async def rest(self) -> None:
-        pass
-
-    async def settings(self) -> Settings:
-        self._reach()
-        return Settings(capabilities=dict(self._capabilities), parameters=dict(self._parameters))
-
-    async def enable(self, capabilities: Mapping[str, bool]) -> None:
-        self._reach()
-        self._capabilities |= capabilities
-
-    async def tune(self, tuning: Tuning) -> None:
-        self._reach()
-        if self.stream is None:
-            self._parameters["tuning"] = [*self._parameters.get("tuning", ()), tuning]
-            return
-        simulator = self.stream.simulator
-        changes: dict[str, Any] = {}
-        if tuning.max_bandwidth_bytes_per_second is not None:
-            changes["max_bandwidth_bytes_per_second"] = float(tuning.max_bandwidth_bytes_per_second)
-        if tuning.downtime_limit_seconds is not None:
-            changes["downtime_limit_seconds"] = tuning.downtime_limit_seconds
-        if tuning.throttle_ratio is not None:
-            share = max(0.01, tuning.throttle_ratio)
-            changes |= {
-                "auto_converge": True,
-                "throttle_initial_ratio": share,
-                "throttle_increment_ratio": share,
-                "max_throttle_ratio": share,
-                "throttle_trigger_ratio": 0.01 if tuning.throttle_ratio > 0 else 1.0,
-            }
-        simulator.parameters = replace(simulator.parameters, **changes)
-
-    async def restore(self, settings: Settings) -> None:
-        self._reach()
-
-    async def listen(self, uri: str) -> str:
-        self._reach()
-        return f"sim:{self.host}:{self.socket}"
-
-    async def migrate(self, uri: str) -> None:
-        self._reach()
-        _, host, socket = uri.split(":", 2)
-        destination = self._site.waiting.get((host, socket))
-        way = Way(self._site.hosts[self.host].out, self._site.hosts[host].into)
-        self.stream = _Stream(self.machine, way)
-        self.stream.listeners.append(self)
-        self._site.streams[self.socket] = self.stream
-        for tuning in self._parameters.pop("tuning", ()):
-            await self.tune(tuning)
-        self.stream.simulator.start()
-        if destination is None or destination.dead:
-            self.stream.simulator.fail()
-            return
-        destination.stream = self.stream
-        self.stream.listeners.append(destination)
-
-    async def start_dirty_rate(self, period_seconds: float, *, exact: bool = False) -> None:
-        self._reach()
-        rate = sum(
-            min(region.size_bytes, rate)
-            for region, rate in zip(
-                self.machine.workload.regions, self.machine.workload.rates_at(0.0)[0], strict=True
-            )
-        )
-        self._probed = (asyncio.get_running_loop().time() + period_seconds, rate)
-
-    async def dirty_rate(self) -> float | None:
-        self._reach()
-        if self._probed is None or asyncio.get_running_loop().time() < self._probed[0]:
-            return None
-        return self._probed[1]
-
-    def _moving(self, command: str) -> Simulator:
-        self._reach()
-        if self.stream is None:
-            raise CommandFailed(self.name, command, "GenericError", "there is no migration")
-        return self.stream.simulator
-
-    async def claim(self, migration: str, *, was: Mapping[str, Any] | None = None) -> None:
-        self._reach()
-
-    async def release(self) -> None:
-        pass
-
-    async def start_postcopy(self) -> None:
-        self._moving("migrate-start-postcopy").start_postcopy()
-
-    async def switch(self) -> None:
-        self._moving("migrate-continue").proceed()
-
-    async def cancel(self) -> None:
-        self._moving("migrate_cancel").cancel()
-
-    async def was_run(self) -> bool:
-        self._reach()
-        return self.stream is not None and self.stream.simulator.at_destination
-
-    async def cont(self) -> None:
-        self._reach()
-        if self.is_destination and self.stream is not None:
-            self.stream.simulator.hand_over()
-            if self.stream.simulator.at_destination:
-                self._site.arrived(self)
-            self.stream.advance()
-        elif self.stream is not None:
-            self.stream.simulator.cont()
-            self.stream.advance()
-
-    async def stop(self) -> None:
-        self._reach()
-        if self.stream is not None and not self.is_destination:
-            self.stream.simulator.stop()
-            self.stream.advance()
-
-    async def announce(self) -> None:
-        self._reach()
-
-    async def quit(self, *, timeout: float = 5.0) -> bool:
-        return await self.fence()
-
-    async def fence(self) -> bool:
-        if self._site.hosts[self.host].down:
-            return False
-        self.die()
-        return True
-
-    def die(self) -> None:
-        """The process ends."""
-        self.dead = True
-        self._site.waiting.pop((self.host, self.socket), None)
-        if self.stream is not None and not self.stream.simulator.ended:
-            self.stream.advance()
-            self.stream.simulator.fail()
-        self._notify()
-
-    def last_words(self) -> str:
-        return ""
-
-    async def close(self) -> None:
-        self.gone = True
 
 
 class _Waiting:
@@ -420,9 +52,9 @@ class SimulatedSite:
 
     def __init__(self) -> None:
         self.hosts: dict[str, SimulatedHost] = {}
-        self.machines: dict[str, _Machine] = {}
+        self.machines: dict[str, Machine] = {}
         self.waiting: dict[tuple[str, str], SimulatedQemu] = {}
-        self.streams: dict[str, _Stream] = {}
+        self.streams: dict[str, Stream] = {}
         self.started: dict[str, int] = {}
         #: Destinations that were started for a migration.
         self.made: dict[str, list[SimulatedQemu]] = {}
@@ -453,7 +85,7 @@ class SimulatedSite:
         obstacle: str = "",
     ) -> str:
         """A guest that runs; its uuid."""
-        machine = _Machine(
+        machine = Machine(
             name,
             str(uuid.uuid5(uuid.NAMESPACE_DNS, name)),
             host,
@@ -483,9 +115,6 @@ class SimulatedSite:
             if end.is_destination and stream.simulator.at_destination:
                 found.append(end.host)
         return found
-
-    def arrived(self, qemu: SimulatedQemu) -> None:
-        """The guest runs there now."""
 
     # --- the port ----------------------------------------------------------------------------------------------------
 
@@ -548,7 +177,7 @@ class SimulatedSite:
                 return end
         raise QemuError(f"{host}:{socket}", "there is no QEMU")
 
-    def _source_of(self, machine: _Machine, host: str, socket: str, *, known: bool) -> SimulatedQemu:
+    def _source_of(self, machine: Machine, host: str, socket: str, *, known: bool) -> SimulatedQemu:
         stream = self.streams.get(socket)
         ends = [end for end in stream.listeners if end.socket == socket] if stream is not None else []
         for end in ends:
