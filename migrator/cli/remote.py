@@ -12,7 +12,7 @@ from typing import Any, NoReturn
 
 import typer
 
-from migrator.cli import Exit, deadline
+from migrator.cli import Exit, deadline, tables
 from migrator.cli import show_service as show
 from migrator.cli.client import Client, Document, NotReachable, Rejected, segment
 from migrator.cli.show import tell
@@ -75,7 +75,7 @@ def hosts(client: Client, *, json_output: bool) -> None:
     if json_output:
         print(json.dumps(found))
         return
-    show.table(
+    tables.table(
         show.HOSTS,
         (show.host_row(host) for host in found["items"]),
         empty="there are no hosts; add [[hosts]] to the service's configuration",
@@ -92,7 +92,7 @@ def guests(client: Client, host: str | None, *, refresh: bool, json_output: bool
         print(json.dumps(found))
         return
     rows = (show.guest_row(guest) for guest in found["items"])
-    show.table(show.GUESTS, rows, empty="there are no guests")
+    tables.table(show.GUESTS, rows, empty="there are no guests")
 
 
 def plan(client: Client, host: str, policy: str | None, accept: list[str], *, json_output: bool) -> int:
@@ -103,7 +103,7 @@ def plan(client: Client, host: str, policy: str | None, accept: list[str], *, js
         print(json.dumps(found))
         return code
     guests = sorted(found["guests"], key=lambda guest: (guest["order"] is None, guest["order"]))
-    show.table(show.PLAN, map(show.plan_row, guests), empty=f"{host} is empty")
+    tables.table(show.PLAN, map(show.plan_row, guests), empty=f"{host} is empty")
     for line in show.plan_lines(found):
         print(line)
     return code
@@ -211,9 +211,9 @@ def status(client: Client, identifier: str | None, *, json_output: bool) -> int:
         print(json.dumps({"migrations": migrations, "evacuations": evacuations}))
         return Exit.DONE
     if evacuations:
-        show.table(show.EVACUATIONS, map(show.evacuation_row, evacuations), empty="")
+        tables.table(show.EVACUATIONS, map(show.evacuation_row, evacuations), empty="")
     if migrations:
-        show.table(show.MIGRATIONS, map(show.migration_row, migrations), empty="")
+        tables.table(show.MIGRATIONS, map(show.migration_row, migrations), empty="")
     if not migrations and not evacuations:
         print("nothing is under way")
     for one in migrations:

@@ -9,7 +9,7 @@ import time
 from collections import deque
 from typing import TYPE_CHECKING
 
-from migrator.cli import Exit
+from migrator.cli import Exit, tables
 from migrator.cli import show_service as show
 from migrator.cli.client import Client, Document, NotReachable, Rejected
 from migrator.errors import MigratorError
@@ -147,13 +147,13 @@ class _State:
         parts: list[object] = []
         if self._lost:
             parts.append(Text(clean(self._lost), style="bold red"))
-        parts.append(show.grid(show.HOSTS, map(show.host_row, self._hosts), width=width))
+        parts.append(tables.grid(show.HOSTS, map(show.host_row, self._hosts), width=width))
         if self._evacuations:
             rows = map(show.evacuation_row, self._evacuations.values())
-            parts += [Text(""), show.grid(show.EVACUATIONS, rows, width=width)]
+            parts += [Text(""), tables.grid(show.EVACUATIONS, rows, width=width)]
         if self._migrations:
             rows = map(show.migration_row, self._migrations.values())
-            parts += [Text(""), show.grid(show.MIGRATIONS, rows, width=width)]
+            parts += [Text(""), tables.grid(show.MIGRATIONS, rows, width=width)]
         else:
             parts += [Text(""), Text("no guest is moving", style="dim")]
         if self._events:

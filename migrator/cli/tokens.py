@@ -13,8 +13,7 @@ from typing import Any, TypeVar
 
 from migrator import settings as configuration
 from migrator import units
-from migrator.cli import Exit
-from migrator.cli import show_service as show
+from migrator.cli import Exit, tables
 from migrator.errors import JournalError, UsageError
 from migrator.settings import DEFAULT_PATH, Settings
 from migrator.store import schema
@@ -74,7 +73,7 @@ def show_all(config: Path | None, *, json_output: bool) -> None:
         )
         for each in found
     )
-    show.table(
+    tables.table(
         HEADER, rows, empty="there are no tokens; make one with: migrator token create NAME --role viewer"
     )
 

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from rich.cells import cell_len
 from rich.console import Console
 
-from migrator.cli import screen, tokens
+from migrator.cli import screen, tables, tokens
 from migrator.cli import show_service as show
 from migrator.cli.client import Client
 from migrator.text import clean
@@ -22,7 +22,7 @@ _ROWS = st.lists(st.lists(st.text(max_size=30), min_size=8, max_size=8), max_siz
 
 @given(rows=_ROWS, width=st.integers(20, 200))
 def test_no_line_is_wider_than_the_terminal(rows: list[list[str]], width: int):
-    for line in show.grid(show.GUESTS, rows, width=width).plain.split("\n"):
+    for line in tables.grid(show.GUESTS, rows, width=width).plain.split("\n"):
         assert cell_len(line) <= width
 
 
@@ -44,10 +44,10 @@ def test_names_give_way_before_columns_do_and_lesser_columns_before_what_matters
         "u" * 36,
         "cannot move: x",
     ]
-    wide = show.grid(show.GUESTS, [row], width=200).plain
+    wide = tables.grid(show.GUESTS, [row], width=200).plain
     assert all(cell in wide for cell in row)
     assert "DIRTIED" not in wide, "a column without anything in it only takes room"
-    narrow = show.grid(show.GUESTS, [row], width=60).plain
+    narrow = tables.grid(show.GUESTS, [row], width=60).plain
     assert "UUID" not in narrow
     assert "alpha" in narrow
     assert "running" in narrow
@@ -57,7 +57,7 @@ def test_names_give_way_before_columns_do_and_lesser_columns_before_what_matters
 def test_a_note_goes_on_below_instead_of_being_cut():
     note = "cannot move: blocked: the qcow format used by node 'disk' does not support live migration"
     row = ["web", "alpha", "running", "1.0 GiB", "", "default", "u" * 36, note]
-    lines = show.grid(show.GUESTS, [row, ["db", *row[1:7], ""]], width=80).plain.split("\n")
+    lines = tables.grid(show.GUESTS, [row, ["db", *row[1:7], ""]], width=80).plain.split("\n")
     place = lines[0].index("NOTE")
     assert " ".join(line[place:].strip() for line in lines[1:-1]) == note
     assert lines[-1].startswith("db")
@@ -68,11 +68,11 @@ def test_a_note_goes_on_below_instead_of_being_cut():
 def test_reasons_are_never_cut_whatever_the_width(width: int):
     why = " ".join(f"reason{n}" for n in range(60)) + " " + "x" * 300
     row = ["1", "a-rather-long-name-of-a-guest", "nowhere", "1.0 s", "2.0 s", "300 ms", "must-finish", why]
-    shown = show.grid(show.PLAN, [row], width=width).plain
+    shown = tables.grid(show.PLAN, [row], width=width).plain
     assert all(cell_len(line) <= width for line in shown.split("\n"))
     assert "".join(why.split()) in "".join(shown.split())
     host = ["alpha", "draining", "down", "3", "1.0 GiB", "2.0 GiB", "1.0 MiB/s", why]
-    shown = show.grid(show.HOSTS, [host], width=width).plain
+    shown = tables.grid(show.HOSTS, [host], width=width).plain
     assert "".join(why.split()) in "".join(shown.split())
 
 
@@ -84,7 +84,7 @@ def test_the_state_of_a_token_fits_a_usual_terminal():
         *["2026-11-22 23:35 UTC"] * 2,
         "expired",
     ]
-    for line in show.grid(tokens.HEADER, [row], width=80).plain.split("\n"):
+    for line in tables.grid(tokens.HEADER, [row], width=80).plain.split("\n"):
         assert line.endswith(("STATE", "expired"))
 
 
@@ -121,7 +121,7 @@ def test_figures_say_the_time_left_before_the_rates_and_the_verdict_in_words(for
 
 @pytest.mark.parametrize("width", [1, 2, 5, 10])
 def test_a_terminal_that_is_far_too_narrow(width: int):
-    for line in show.grid(show.HOSTS, [["alpha"] * 8], width=width).plain.split("\n"):
+    for line in tables.grid(show.HOSTS, [["alpha"] * 8], width=width).plain.split("\n"):
         assert cell_len(line) <= width
 
 
