@@ -22,13 +22,11 @@ from typing import Any
 
 import httpx2
 
+from bench import simulated_service
 from bench.figures import ms, paragraphs, table
 from bench.libvirt import Unavailable
 from bench.machine import Quiet, describe
 from bench.options import Options
-from migrator import logs
-from migrator.service import serve as service
-from migrator.settings import Settings
 from migrator.testing.simulated_site import SimulatedSite
 from migrator.testing.workload import MIB, steady
 from tests.broker import USERS, Broker, mosquitto
@@ -51,7 +49,7 @@ def main(arguments: list[str]) -> int:
     parser.add_argument("--serve", type=Path, help=argparse.SUPPRESS)
     given = parser.parse_args(arguments)
     if given.serve is not None:
-        _serve(given.serve)
+        simulated_service.run(given.serve, _populate)
         return 0
     text, met = asyncio.run(_measure(given.commands))
     print(f"{describe()}\n\n{text}")
@@ -70,23 +68,14 @@ async def run(_: Options, quiet: Quiet) -> str:
     return paragraphs(f"{describe()} · {_COMMANDS} commands of each kind · {quiet}", text)
 
 
-def _serve(path: Path) -> None:
-    """The service, over a site of pairs of hosts with a guest each that never comes to rest."""
-    site = SimulatedSite()
+def _populate(site: SimulatedSite) -> None:
+    """Pairs of hosts with a guest each that never comes to rest."""
     for n in range(_PAIRS):
         site.add_host(f"s{n}", link=100 * MIB)
         site.add_host(f"t{n}", link=100 * MIB)
         site.add_guest(
             f"vm-{n}", host=f"s{n}", workload=steady(4096 * MIB, 90 * MIB), memory_bytes=8192 * MIB
         )
-
-    def simulated(_: Settings, **__: object) -> SimulatedSite:
-        return site
-
-    logs.configure()
-    # The one part that is not the service's own.
-    setattr(service, "make_site", simulated)  # noqa: B010 - it belongs to another module
-    asyncio.run(service.serve(path))
 
 
 def _configuration(directory: Path, broker: Broker) -> Path:

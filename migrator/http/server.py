@@ -12,7 +12,7 @@ import socket
 import ssl
 import stat
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from types import TracebackType
 from typing import Self
@@ -161,7 +161,11 @@ class Servers:
         await asyncio.gather(*self._tasks, return_exceptions=True)
 
     def _gate(self, entrance: str) -> Gate:
-        return Gate(entrance, within_descriptors(self._admission, share=_SHARES[entrance]))
+        admission = within_descriptors(self._admission, share=_SHARES[entrance])
+        if entrance == "unix":
+            # Who may open it is an operator of this machine, and there is no TLS to be agreed upon.
+            admission = replace(admission, connects_per_second=1000.0, connects_burst=1000)
+        return Gate(entrance, admission)
 
     def _server(self, app: ASGIApp, tls: ssl.SSLContext | None, gate: Gate) -> _Server:
         config = uvicorn.Config(

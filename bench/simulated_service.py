@@ -1,0 +1,38 @@
+"""The whole service as it is, but for its hosts and their QEMUs, which are simulated in real time."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable
+from pathlib import Path
+
+from migrator import logs
+from migrator.service import serve as service
+from migrator.settings import Settings
+from migrator.testing.simulated_site import SimulatedSite
+
+
+class _Site(SimulatedSite):
+    """As the service expects one of its own making."""
+
+    def prepare(self, settings: Settings) -> Callable[[], None]:
+        """Nothing of a configuration concerns what is simulated."""
+        del settings
+        return lambda: None
+
+
+def run(path: Path, populate: Callable[[SimulatedSite], None]) -> None:
+    """Serve until killed.
+
+    :param path: the configuration; its hosts are those that `populate` makes.
+    """
+    site = _Site()
+    populate(site)
+
+    def simulated(_: Settings, **__: object) -> SimulatedSite:
+        return site
+
+    logs.configure()
+    # The one part that is not the service's own.
+    setattr(service, "make_site", simulated)  # noqa: B010 - it belongs to another module
+    asyncio.run(service.serve(path))
