@@ -103,9 +103,9 @@ class FakeReading:
     async def refresh(self, host: str | None = None) -> None:
         self.refreshed.append(host)
 
-    def guests(self) -> Sequence[GuestDocument]:
-        """All."""
-        return list(self.guests_by_key.values())
+    def guests(self, host: str | None = None) -> Sequence[GuestDocument]:
+        """All, or those of one host."""
+        return [guest for guest in self.guests_by_key.values() if host in (None, guest.host)]
 
     def guest(self, which: str) -> GuestDocument | None:
         """One, by its key."""

@@ -122,7 +122,7 @@ class FakeReading:
     async def refresh(self, host: str | None = None) -> None:
         raise AssertionError("MQTT never asks hosts")
 
-    def guests(self) -> Sequence[GuestDocument]:
+    def guests(self, host: str | None = None) -> Sequence[GuestDocument]:
         return []
 
     def guest(self, which: str) -> GuestDocument | None:

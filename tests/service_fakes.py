@@ -205,8 +205,9 @@ class World:
     async def refresh(self, host: str | None = None) -> None:
         self.refreshed.append(host)
 
-    def guests(self) -> Sequence[GuestDocument]:
-        return sorted(self._guests.values(), key=lambda guest: (guest.host, guest.name))
+    def guests(self, host: str | None = None) -> Sequence[GuestDocument]:
+        found = [guest for guest in self._guests.values() if host in (None, guest.host)]
+        return sorted(found, key=lambda guest: (guest.host, guest.name))
 
     def guest(self, which: str) -> GuestDocument | None:
         found = [g for g in self._guests.values() if which in (g.guest, g.name, f"{g.host}/{g.name}")]

@@ -33,8 +33,8 @@ class Reading(Protocol):
     def host(self, name: str) -> HostDocument | None:
         """One, or ``None``."""
 
-    def guests(self) -> Sequence[GuestDocument]:
-        """All, by host and name."""
+    def guests(self, host: str | None = None) -> Sequence[GuestDocument]:
+        """All, or those of one host, by host and name; none of a host that is not known."""
 
     async def refresh(self, host: str | None = None) -> None:
         """Look at every host, or at that one, before the next question; ends when they have answered, or not."""

@@ -44,9 +44,12 @@ class Views:
         host = self._engine.inventory.host(name)
         return host_document(self._engine, host) if host else None
 
-    def guests(self) -> list[GuestDocument]:
+    def guests(self, host: str | None = None) -> list[GuestDocument]:
+        inventory = self._engine.inventory
+        if host is not None and inventory.host(host) is None:
+            return []
         under_way = {job.guest.key: job.id for job in self._engine.jobs.values() if not job.ended}
-        found = [self._guest_document(guest, under_way) for guest in self._engine.inventory.guests()]
+        found = [self._guest_document(guest, under_way) for guest in inventory.guests(host)]
         return sorted(found, key=lambda guest: (guest.host, guest.name, guest.guest))
 
     async def refresh(self, host: str | None = None) -> None:

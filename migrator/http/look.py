@@ -163,7 +163,7 @@ async def list_guests(
     reading = parts(request).reading
     if refresh:
         await reading.refresh(host)
-    found = [guest for guest in reading.guests() if host in (None, guest.host)]
+    found = list(reading.guests(host))
     return answer(GuestList(items=found))
 
 
