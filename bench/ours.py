@@ -71,6 +71,7 @@ class Migrator:
                 PROGRAM,
                 "direct",
                 "--json",
+                *("--accept", "tcg-loses-writes"),
                 "--source",
                 f"unix:{source}",
                 "--destination",

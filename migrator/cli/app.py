@@ -83,6 +83,21 @@ def direct(
     last_resort: Annotated[
         str | None, typer.Option(metavar="WHAT", help="abort (give up) or pause (stop the guest and copy).")
     ] = None,
+    block_jobs: Annotated[
+        str | None,
+        typer.Option(
+            metavar="WHAT",
+            help="While jobs or exports use the guest's disks: wait until they have ended, or refuse.",
+        ),
+    ] = None,
+    accept: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--accept",
+            metavar="CODE",
+            help="Go on in spite of this finding; several with commas, or given again.",
+        ),
+    ] = None,
     listen: Annotated[
         str | None,
         typer.Option(
@@ -168,6 +183,8 @@ def direct(
             postcopy=postcopy,
             max_duration=max_duration,
             last_resort=last_resort,
+            block_jobs=block_jobs,
+            accept=tuple(code for codes in accept or [] for code in codes.split(",") if code),
             listen=listen,
             destination_pid=destination_pid,
             fence_command=fence_command,

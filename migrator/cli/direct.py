@@ -21,9 +21,9 @@ from migrator.cli.direct_network import Carriers
 from migrator.cli.over_ssh import OverSsh
 from migrator.cli.recording import Recorder
 from migrator.cli.show import Screen
-from migrator.core.findings import errors_first
+from migrator.core.findings import accept
 from migrator.core.model import Decision, Severity, State
-from migrator.core.policy import LastResort, Policy, Postcopy, builtin, from_fields
+from migrator.core.policy import BlockJobs, LastResort, Policy, Postcopy, builtin, from_fields
 from migrator.engine.migration import Migration
 from migrator.engine.network import Network
 from migrator.engine.result import Result, Status
@@ -60,6 +60,8 @@ class Request:
     postcopy: str | None = None
     max_duration: str | None = None
     last_resort: str | None = None
+    block_jobs: str | None = None
+    accept: tuple[str, ...] = ()
     listen: str | None = None
     destination_pid: int | None = None
     fence_command: str | None = None
@@ -113,6 +115,7 @@ async def _direct(request: Request, screen: Screen, recorder: Recorder, *, json_
         return await _rescue(request, screen, json_output=json_output)
     here, there = _both(request)
     policy = _policy(request)
+    accept((), request.accept)  # before anybody is asked
     if request.destination_pid is not None:
         if there.kind == "ssh":
             raise UsageError("--destination-pid is of this machine; over ssh: the process is found by itself")
@@ -219,7 +222,7 @@ async def _between(
             await _connect_both(source, destination)
             await migration.come_to_rest()
             found = [*await migration.check(), *await network.look(source.identity, destination.identity)]
-            findings = errors_first(found)
+            findings = accept(found, request.accept)
             migration.result.findings = list(findings)
             if any(finding.severity is Severity.ERROR for finding in findings):
                 result = migration.result
@@ -309,6 +312,7 @@ def _policy(request: Request) -> Policy:
         postcopy=_choice("--postcopy", request.postcopy, Postcopy),
         max_duration_seconds=_option("--max-duration", request.max_duration, units.seconds),
         last_resort=_choice("--last-resort", request.last_resort, LastResort),
+        block_jobs=_choice("--block-jobs", request.block_jobs, BlockJobs),
     )
 
 

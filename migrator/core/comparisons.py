@@ -30,7 +30,8 @@ _SOURCE = {
     "driven-elsewhere": "the mark of a controller in the QEMU, with our own",
     "blocked": "the source's blocked-reasons (query-migrate)",
     "dirty-ring": "-accel and -machine on the source's command line, with dirty-ring-size=",
-    "tcg-loses-writes": "the source's accelerator and version (query-kvm, query-version), with TCG before 9.0",
+    "tcg-loses-writes": "the source's accelerator and version (query-kvm, query-version), with TCG before 9.0; not "
+    "under a policy that stops the guest",
     "no-throttle": "the policy's max_throttle, with auto-converge among the source's capabilities",
     "capability-missing": "capabilities of both (query-migrate-capabilities), with those that the policy needs",
 }

@@ -104,9 +104,9 @@ SOURCE: Texts = {
         "start the guest without dirty-ring-size, or try on a guest that does not matter that yours bears it",
     ),
     "tcg-loses-writes": (
-        "warning",
-        "under TCG, QEMU before 9.0 misses writes of the guest while it migrates: pages may arrive stale",
-        "use KVM, or QEMU 9.0 or later at the source, or the policy offline for a guest that matters",
+        "overridable",
+        "under TCG, QEMU before 9.0 misses writes of a guest that migrates as it runs: it may die of stale pages",
+        "use KVM, or QEMU 9.0 at the source, or the policy offline; accept it where the guest does not matter",
     ),
     "no-throttle": (
         "warning",

@@ -138,6 +138,8 @@ class Guest:
     #: What is to be done about one that is taken at a target: ``keep`` it, or ``any`` other will do; empty: as its
     #: host says.
     ports: str = ""
+    #: Codes of findings that the configuration accepts for it.
+    accept: tuple[str, ...] = ()
     #: Whether what carries its network cards is up, and what is not, in one line.
     network: tuple[NetworkState, str] = (NetworkState.UNKNOWN, "")
     #: Why it cannot be moved at all, in one line (libvirt manages it, its monitor is held, the configuration says
@@ -172,6 +174,7 @@ class Guest:
             **vars(self),
             "requires": dict(self.requires),
             "listens": listens,
+            "accept": list(self.accept),
             "network": list(self.network),
         }
 
@@ -181,4 +184,10 @@ class Guest:
         listens = tuple(Port.of(*each) for each in fields.get("listens", ()))
         state, problem = fields.get("network", (NetworkState.UNKNOWN, ""))
         network = (NetworkState(state), problem)
-        return cls(**{**fields, "run": RunState(fields["run"]), "listens": listens, "network": network})
+        made = {
+            "run": RunState(fields["run"]),
+            "listens": listens,
+            "accept": tuple(fields.get("accept", ())),
+            "network": network,
+        }
+        return cls(**{**fields, **made})

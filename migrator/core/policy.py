@@ -100,6 +100,7 @@ class Policy:
         postcopy: Postcopy | None = None,
         max_duration_seconds: float | None = None,
         last_resort: LastResort | None = None,
+        block_jobs: BlockJobs | None = None,
     ) -> Policy:
         """This policy with the given fields instead; what is ``None`` stays.
 

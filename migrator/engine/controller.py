@@ -251,7 +251,7 @@ class Engine:
             target=target,
             policy=policy,
             means=self.means,
-            accepted=accept,
+            accepted=tuple(dict.fromkeys((*accept, *guest.accept))),
             evacuation=run,
             requested_by=by,
             key=key,

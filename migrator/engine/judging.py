@@ -46,7 +46,7 @@ def obstacle(guest: Guest) -> tuple[Finding, ...]:
 
 def request(guest: Guest, accepted: Sequence[str], *, only: str = "") -> Request:
     """What placement is asked for a guest by itself."""
-    return Request(guest=guest, only=only, spare_ports=SPARES_PORTS in accepted)
+    return Request(guest=guest, only=only, spare_ports=SPARES_PORTS in (*accepted, *guest.accept))
 
 
 def known(fleet: Fleet, request: Request, host: str) -> tuple[Finding, ...]:

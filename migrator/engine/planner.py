@@ -383,7 +383,7 @@ def request_of(run: Evacuation, entry: Entry) -> Request:
     return Request(
         guest=entry.guest,
         excluded=dict(entry.excluded),
-        spare_ports=judging.SPARES_PORTS in run.accept,
+        spare_ports=judging.SPARES_PORTS in (*run.accept, *entry.guest.accept),
         prefer=entry.target or "",
         only=run.host if run.kind == "restore" else "",
     )

@@ -8,11 +8,21 @@ from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, SecretStr, model_validator
+from pydantic import (
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    SecretStr,
+    field_validator,
+    model_validator,
+)
 
+from migrator.core import findings
 from migrator.core.inventory import Guest, Host
 from migrator.core.placement import Strategy
 from migrator.core.policy import BlockJobs, LastResort, Postcopy
+from migrator.errors import UsageError
 from migrator.settings.values import (
     AutoOrBool,
     FileMode,
@@ -283,6 +293,16 @@ class GuestSettings(Section):
     requires: dict[Text, str] | None = None
     movable: bool | None = None
     ports: Literal["keep", "any"] | None = None
+    accept: tuple[Text, ...] | None = None
+
+    @field_validator("accept")
+    @classmethod
+    def _acceptable(cls, codes: tuple[str, ...] | None) -> tuple[str, ...] | None:
+        try:
+            findings.accept((), codes or ())
+        except UsageError as error:
+            raise wrong(str(error)) from error
+        return codes
 
     def matches(self, guest: Guest) -> bool:
         """By uuid, name, or HOST/NAME."""

@@ -48,7 +48,17 @@ _HOST = {
     "max_outgoing": _NEXT_PLAN,
     "ports": f"{_NEXT_PLAN}; {_NEXT_START}",
 }
-_GUEST_KEYS = ("match", "policy", "priority", "group", "anti_affinity", "requires", "movable", "ports")
+_GUEST_KEYS = (
+    "match",
+    "policy",
+    "priority",
+    "group",
+    "anti_affinity",
+    "requires",
+    "movable",
+    "ports",
+    "accept",
+)
 _POLICY_KEYS = (
     *("extends", "max_downtime", "max_bandwidth", "max_throttle", "postcopy", "max_duration"),
     *("last_resort", "block_jobs"),

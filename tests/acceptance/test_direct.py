@@ -13,7 +13,7 @@ import pytest
 
 from migrator.testing.guest import BEAT_SECONDS
 from migrator.testing.lab import Habit, Lab, Machine, Pair, Qemu, until
-from tests.command import MIGRATOR, addresses, direct, run, running
+from tests.command import ACCEPTED, MIGRATOR, addresses, direct, run, running
 from tests.invariants import witness
 
 MIB = 1 << 20
@@ -302,7 +302,7 @@ class TestForPeople:
         try:
             process = await asyncio.create_subprocess_exec(
                 *MIGRATOR,
-                *("direct", *addresses(pair), "--postcopy", "never", "--max-bandwidth", "20MiB/s"),
+                *("direct", *addresses(pair), "--postcopy", "never", "--max-bandwidth", "20MiB/s", *ACCEPTED),
                 stdin=terminal,
                 stdout=terminal,
                 stderr=terminal,

@@ -13,7 +13,7 @@ import pytest
 
 from migrator.testing.guest import write_image
 from migrator.testing.lab import Habit, Lab, Machine, Pair, Qemu, RawMonitor, until
-from tests.command import Ended, addresses, direct, run
+from tests.command import Ended, addresses, direct, run, started
 from tests.invariants import settings, witness
 
 BALLOON = ("-device", "virtio-balloon-pci,id=balloon0,addr=0x6")
@@ -107,6 +107,28 @@ class TestMachinesThatDiffer:
             refused(ended, "cpu-model", "memory-size", "device-extra")
             assert "name" in ended.codes
             await seen.verify_untouched()
+
+    async def test_are_refused_until_their_code_is_accepted(self, lab: Lab) -> None:
+        pair = await lab.pair(Machine())
+        nbd = {"type": "unix", "data": {"path": str(lab.directory / "nbd")}}
+        await pair.source.query("nbd-server-start", addr=nbd)
+        await pair.source.query("block-export-add", id="e", type="nbd", **{"node-name": "disk0"})
+        loses_writes = (await pair.source.query("query-version"))["qemu"]["major"] < 9
+        async with witness(lab, pair) as seen:
+            arguments = ("direct", *addresses(pair), "--json", "--block-jobs", "refuse")
+            async with started(*arguments, accepting=False) as command:
+                ended = await command.ended()
+            refused(ended, "block-export", *["tcg-loses-writes"] * loses_writes)
+            await seen.verify_untouched()
+            mistyped = await run(*arguments, "--accept", "uuid")
+            assert (mistyped.code, mistyped.err.count("\n")) == (2, 1)
+            assert "finding uuid cannot be accepted" in mistyped.err
+            await pair.source.query("block-export-del", id="e", mode="hard")
+            accepted = await direct(pair, "--block-jobs", "refuse")
+            assert accepted.code == 0, accepted.err
+            found = {each["code"]: each for each in accepted.document["findings"]}
+            assert ("tcg-loses-writes" in found) == loses_writes
+            assert all(each["message"].startswith("accepted: ") for each in found.values())
 
     async def test_are_refused_in_words_for_people_too(self, lab: Lab) -> None:
         machine = Machine()

@@ -185,10 +185,11 @@ def test_everything_is_found_at_once_errors_first() -> None:
 @pytest.mark.parametrize(
     ("version", "warned"), [("7.2.22", True), ("8.2.0", True), ("9.0.0", False), ("10.0.2", False)]
 )
-def test_tcg_that_loses_writes_is_told_of(version: str, warned: bool) -> None:
+def test_tcg_that_loses_writes_takes_a_word(version: str, warned: bool) -> None:
     source, destination = (replace(end, accelerator="tcg") for end in (SOURCE, DESTINATION))
     found = codes(replace(source, version=version), destination)
-    assert found == ({"tcg-loses-writes": Severity.WARNING} if warned else {})
+    assert found == ({"tcg-loses-writes": Severity.ERROR} if warned else {})
+    assert codes(replace(source, version=version), destination, policy="offline") == {}
     assert codes(replace(SOURCE, version=version)) == {}
 
 

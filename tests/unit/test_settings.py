@@ -308,8 +308,12 @@ class TestPolicies:
                 '[[guests]]\nmatch = "*"\npolicy = "zzz"',
                 "guests[0].policy: there is no policy 'zzz'; there are ",
             ),
+            (
+                '[[guests]]\nmatch = "*"\naccept = ["uuid"]',
+                "guests[0].accept: finding uuid cannot be accepted",
+            ),
         ],
-        ids=range(9),
+        ids=range(10),
     )
     def test_that_are_wrong_are_refused(self, loaded: Load, main: Path, text: str, expected: str) -> None:
         said = complaints(lambda: loaded(text))
@@ -322,7 +326,7 @@ class TestGuests:
         '[[guests]]\nmatch = "web-*"\npriority = 5\npolicy = "gentle"\nmovable = false\n'
         '[[guests]]\nmatch = "web-1"\npriority = 7\nmovable = true\nrequires = { rack = "a" }\n'
         '[[guests]]\nmatch = "h2/*"\ngroup = "second"\n'
-        '[[guests]]\nmatch = "7a6b*"\nanti_affinity = "x"\n'
+        '[[guests]]\nmatch = "7a6b*"\nanti_affinity = "x"\naccept = ["cpu-flags"]\n'
     )
 
     def test_get_what_the_last_that_matches_says(self, loaded: Load) -> None:
@@ -333,6 +337,7 @@ class TestGuests:
         one = rules(Guest(key="7a6b", uuid="7a6b", name="web-1", host="h2"))
         assert (one.priority, one.policy, one.obstacle_code) == (7, "gentle", "")
         assert (one.requires, one.group, one.anti_affinity) == ({"rack": "a"}, "second", "x")
+        assert (two.accept, one.accept) == ((), ("cpu-flags",))
 
     def test_that_nothing_matches_stay_as_they_are(self, loaded: Load) -> None:
         guest = Guest(
