@@ -119,6 +119,12 @@ def _own() -> list[Any]:
             query(f"increase(migrator_mqtt_sessions_taken_total{{{ALL}}}[$__rate_interval])", "{{instance}}"),
         ),
         curves(
+            "Errors of migrator itself",
+            "Anything but 0 is a fault of migrator: its log has each under an id. Please report it.",
+            "short",
+            query(f"increase(migrator_faults_total{{{ALL}}}[$__rate_interval])", "{{instance}}"),
+        ),
+        curves(
             "Journal, errors",
             "A second.",
             "ops",

@@ -8,6 +8,7 @@
     ├── RecordError            the record of a migration cannot be read, written or claimed
     │   └── RecordInUse        another migrator that lives holds it
     ├── JournalError           the service's journal cannot be read or written; no new work is taken
+    ├── Fault                  an error of our own, that nobody foresaw; the log has its traceback
     ├── HostError              a host cannot be reached, or a command on it failed
     └── QemuError              something about one QEMU process
         ├── Unreachable        no session: refused, no greeting, closed, broken
@@ -47,6 +48,16 @@ class RecordInUse(RecordError):
 
 class JournalError(MigratorError):
     """The service's journal cannot be read or written. No new work is taken until it can."""
+
+
+class Fault(MigratorError):
+    """A programming error of ours; :attr:`id` is in the log with its traceback."""
+
+    def __init__(self, identifier: str, what: str, error: str) -> None:
+        super().__init__(
+            f"{what}: an error of migrator itself ({error}); its log has it under {identifier}: please report it"
+        )
+        self.id = identifier
 
 
 class HostError(MigratorError):

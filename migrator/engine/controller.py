@@ -40,6 +40,8 @@ from migrator.engine.leftovers import Leftovers
 from migrator.engine.planner import Limits, Planner
 from migrator.engine.preview import Preview
 from migrator.engine.reserved import Reserved
+from migrator.errors import MigratorError
+from migrator.faults import keep_going, told
 from migrator.ports import Qemu
 
 #: Between two words of progress of one migration.
@@ -175,11 +177,14 @@ class Engine:
     async def run(self) -> None:
         """Look at hosts, plan, and journal, until cancelled."""
         async with asyncio.TaskGroup() as group:
-            group.create_task(self.keeper.run(), name="journal")
-            group.create_task(self.inventory.run(), name="inventory")
-            group.create_task(self.planner.run(), name="planner")
-            group.create_task(self.leftovers.run(), name="leftovers")
-            group.create_task(self.held.run(), name="held migrations")
+            for name, work in {
+                "journal": self.keeper.run,
+                "inventory": self.inventory.run,
+                "planner": self.planner.run,
+                "leftovers": self.leftovers.run,
+                "held migrations": self.held.run,
+            }.items():
+                group.create_task(keep_going(name, work), name=name)
 
     async def stop(self, *, drain: bool = False, timeout: float = 60.0) -> bool:
         """Let go: what is past the guest's STOP is finished, the rest parked; with `drain` all is finished.
@@ -418,8 +423,9 @@ class Engine:
     def _done(self, job: Job, task: asyncio.Task[None]) -> None:
         self._tasks.pop(job.id, None)
         if not task.cancelled() and (error := task.exception()) is not None:
-            self._log.warning("migration broke off", migration=job.id, error=repr(error))
-            job.break_off(f"the controller itself failed: {error!r}")
+            fault = error if isinstance(error, MigratorError) else told(f"migration {job.id}", error)
+            self._log.warning("migration broke off", migration=job.id, error=str(fault))
+            job.break_off(str(fault))
         self.after(job)
 
     async def _take_up(self, job: Job) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import functools
 import math
 import random
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -14,6 +15,7 @@ from migrator.core.inventory import Guest, Host, HostState
 from migrator.core.model import RunState
 from migrator.engine.doubles import Doubles
 from migrator.errors import MigratorError
+from migrator.faults import contained, keep_going
 from migrator.ports import Site
 
 #: A host that did not answer is asked again after so long, doubled up to the second, or to a shorter interval.
@@ -215,7 +217,9 @@ class Inventory:
             began = asyncio.get_running_loop().time()
             try:
                 async with asyncio.timeout(_LOOK_SECONDS):
-                    look = await self._site.look(name)
+                    with contained(f"the look at host {name}"):
+                        look = await self._site.look(name)
+                        guests = self._take(known.guests, look.guests, meanwhile)
             except (MigratorError, TimeoutError) as error:
                 why = str(error) or f"host {name}: it did not answer within {_LOOK_SECONDS:.0f} s"
                 if known.host.up:
@@ -226,7 +230,7 @@ class Inventory:
                 known.host = replace(
                     known.host, up=True, error="", facts=look.facts, link_bytes_per_second=link
                 )
-                known.guests = self._take(known.guests, look.guests, meanwhile)
+                known.guests = guests
                 known.looked_at, known.began = datetime.now(UTC), began
             finally:
                 self._meanwhile.pop(name, None)
@@ -308,8 +312,9 @@ class Inventory:
         """Look at every host again and again, until cancelled."""
         async with asyncio.TaskGroup() as group:
             for name in self._known:
-                group.create_task(self._watch(name), name=f"look at host {name}")
-                group.create_task(self._attend(name), name=f"watch host {name}")
+                for what, work in (("look at", self._watch), ("watch", self._attend)):
+                    task = f"{what} host {name}"
+                    group.create_task(keep_going(task, functools.partial(work, name)), name=task)
 
     async def _attend(self, name: str) -> None:
         """Notice what comes to a host and goes, for as long as that can be."""

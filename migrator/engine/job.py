@@ -31,7 +31,8 @@ from migrator.engine.migration import Migration
 from migrator.engine.network import Network
 from migrator.engine.quiet import Quiet
 from migrator.engine.result import Result, Status
-from migrator.errors import HostError, JournalError, MigratorError, QemuError, RecordError, RecordInUse
+from migrator.errors import Fault, HostError, JournalError, MigratorError, QemuError, RecordError, RecordInUse
+from migrator.faults import contained
 from migrator.ports import Qemu, Record, Waiting
 
 #: A destination that was checked so long ago is compared with its source again.
@@ -304,6 +305,13 @@ class Job:
 
         The guest notices nothing of it. After False the job has ended and nothing is left behind.
         """
+        try:
+            with contained(f"migration {self.id}"):
+                return await self._prepare()
+        except Fault as fault:
+            return await self._fall_back(State.FAILED, str(fault))
+
+    async def _prepare(self) -> bool:
         self._enter(State.PREPARING)
         findings = await self._look()
         if await self._refuse(findings) or self._source is None:

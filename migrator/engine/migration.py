@@ -36,13 +36,16 @@ from migrator.engine.quiet import Quiet, too_late
 from migrator.engine.result import Result, Status
 from migrator.engine.steering import Steering
 from migrator.engine.steps import Steps
-from migrator.errors import Driven, MigratorError, QemuError, TimedOut
+from migrator.errors import Driven, Fault, MigratorError, QemuError, TimedOut
+from migrator.faults import contained
 from migrator.ports import Experience, Qemu, Record, Settings, Tuning
 
 #: Two ends are not looked at in one instant, so what needs a person must show so many times in a row.
 _LOOKS_TO_HOLD = 3
 #: With these the stream does not reach the switch by itself (watched for 6 s on 7.2 and 10.0, an idle guest).
 PARKED = Tuning(max_bandwidth_bytes_per_second=4096, downtime_limit_seconds=0.0)
+#: After so many errors of our own in one migration its guest is left to a person.
+_FAULTS_BORNE = 5
 #: A cancel that takes longer than this is worth a word.
 _SLOW_CANCEL_SECONDS = 2.0
 
@@ -201,8 +204,9 @@ class Migration:
             raise
         self._report(State.PREPARING)
         try:
-            await self._prepare(settings)
-        except QemuError as error:
+            with contained("the preparation"):
+                await self._prepare(settings)
+        except (QemuError, Fault) as error:
             self._ledger.undo(State.FAILED, "it could not be prepared")
             self._observer.complain(str(error))
         return await self._drive()
@@ -408,12 +412,26 @@ class Migration:
                 self._observer.complain(str(error))  # it may have begun all the same: the next look tells
 
     async def _drive(self) -> Result:
-        try:
-            return await self._go_on()
-        except Driven as error:
-            self._observer.complain(str(error))
-            why = "another controller has taken it over: what it does with the guest is its own"
-            return await self._end(Next(step=Step.END, row="driven-elsewhere", why=why, state=State.HELD))
+        faults = 0
+        while True:
+            try:
+                with contained(f"migration {self.result.id}"):
+                    return await self._go_on()
+            except Driven as error:
+                self._observer.complain(str(error))
+                why = "another controller has taken it over: what it does with the guest is its own"
+                return await self._end(Next(step=Step.END, row="driven-elsewhere", why=why, state=State.HELD))
+            except Fault as fault:
+                faults += 1
+                self._observer.complain(str(fault))
+                if faults == _FAULTS_BORNE:
+                    return await self._end(
+                        Next(step=Step.END, row="controller-failed", why=str(fault), state=State.HELD)
+                    )
+                # The guest first: before the switch it stays where it is, after it what is begun is finished.
+                if self.can_cancel and self._ledger.intent.undo is None:
+                    self._ledger.undo(State.FAILED, str(fault))
+            await self._observer.pause(0.1 * faults)
 
     async def _go_on(self) -> Result:
         while True:

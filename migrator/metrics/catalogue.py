@@ -148,6 +148,10 @@ COUNTED = (
         series=str(len(QMP_ERRORS)),
     ),
     _counter(
+        "migrator_faults_total",
+        "Errors of migrator itself, each in its log with an id: whatever it was about was left undone. Please report.",
+    ),
+    _counter(
         "migrator_mqtt_sessions_taken_total",
         "Times that another client connected under our id and got what was meant for us: see the broker's log.",
     ),

@@ -72,6 +72,7 @@ class Counted:
         self._decisions = self._counter("decisions_total", words.ACTIONS)
         self._qmp_errors = self._counter("qmp_errors_total", words.QMP_ERRORS)
         self._journal_errors = self._counter("journal_errors_total", words.JOURNAL_OPERATIONS)
+        self._faults = self._counter("faults_total")
         self._sessions_taken = self._counter("mqtt_sessions_taken_total")
         self._spans = self._counter("trace_spans_total", words.SPAN_RESULTS)
         self._exceeded = self._counter("migration_downtime_ceiling_exceeded_total")
@@ -126,6 +127,10 @@ class Counted:
     def qmp_error(self, kind: str) -> None:
         """A session or a command failed."""
         self._qmp_errors.labels(kind if kind in words.QMP_ERRORS else words.OTHER).inc()
+
+    def fault(self) -> None:
+        """An error of our own, that nobody foresaw."""
+        self._faults.inc()
 
     def mqtt_session_taken(self) -> None:
         """Another client has taken our session with the broker."""

@@ -69,6 +69,7 @@ class Metrics:
         self.command = self._counted.command
         self.qmp_command = self._counted.qmp_command
         self.qmp_error = self._counted.qmp_error
+        self.fault = self._counted.fault
         self.mqtt_session_taken = self._counted.mqtt_session_taken
         self.journal_write = self._counted.journal_write
         self.journal_error = self._counted.journal_error

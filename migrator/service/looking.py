@@ -16,7 +16,8 @@ from migrator.core import standing
 from migrator.core.drivers import Driver
 from migrator.core.inventory import Guest
 from migrator.core.model import RunState
-from migrator.errors import HostError, NobodyListens, Occupied, QemuError
+from migrator.errors import Fault, HostError, NobodyListens, Occupied, QemuError
+from migrator.faults import contained
 from migrator.hosts.access import Access
 from migrator.hosts.processes import FoundProcess
 from migrator.hosts.site_config import HostConfig
@@ -120,7 +121,7 @@ class Looker:
             each.pid for each in seen.processes.qemus if each.network in ("", seen.processes.network)
         )
         found = self._of(host, config, seen, waiting | self._waiting(host))
-        asked = await asyncio.gather(*(self._ask(host, config, each, limit) for each in found))
+        asked = await asyncio.gather(*(self._contained(host, config, each, limit) for each in found))
         guests = list(told_apart([guest for guest in asked if guest is not None]))
         for key in [key for key in self.known if key[0] == host and key not in self._reach.held]:
             del self.known[key]
@@ -210,6 +211,23 @@ class Looker:
             yield each
 
     # --- asking ------------------------------------------------------------------------------------------------------
+
+    async def _contained(
+        self, host: str, config: HostConfig, found: _Found, limit: asyncio.Semaphore
+    ) -> Guest | None:
+        """The guest in it; of one that we fail at nobody knows more than before, and the others do not notice."""
+        try:
+            with contained(f"the look at a guest of host {host}"):
+                return await self._ask(host, config, found, limit)
+        except Fault as fault:
+            pid = found.process.pid if found.process is not None else None
+            first = found.sockets[0] if found.sockets else FoundSocket(path="", pid=pid)
+            return replace(
+                self._as_known(host, first),
+                lost_contact=True,
+                obstacle=str(fault),
+                obstacle_code="monitor-silent",
+            )
 
     async def _ask(
         self, host: str, config: HostConfig, found: _Found, limit: asyncio.Semaphore

@@ -7,13 +7,13 @@ import contextlib
 import functools
 import signal
 import sys
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
-from migrator import __version__, logs
+from migrator import __version__, faults, logs
 from migrator import settings as configuration
 from migrator.core import findings as catalogue
 from migrator.engine.bus import Bus
@@ -29,6 +29,7 @@ from migrator.engine.settling import Settling
 from migrator.engine.verbs import Verbs
 from migrator.engine.views import Views
 from migrator.errors import JournalError
+from migrator.faults import keep_going
 from migrator.http.admission import raise_descriptor_limit
 from migrator.http.app import create_app
 from migrator.machine import this_driver
@@ -156,6 +157,7 @@ async def _running(in_force: InForce) -> AsyncIterator[Engine]:
             ),
         )
         journal.tell(on_write=metrics.journal_write, on_error=metrics.journal_error)
+        faults.on_fault = metrics.fault
         monitor.on_command, monitor.on_error = metrics.qmp_command, metrics.qmp_error
         door = Door(
             controller=Verbs(engine),
@@ -196,20 +198,26 @@ async def _running(in_force: InForce) -> AsyncIterator[Engine]:
         app = create_app(door, views, journal.tokens, metrics=metrics.scrape, limits=http_limits(settings))
         servers = await stack.enter_async_context(http_servers(app, settings))
         async with asyncio.TaskGroup() as group:
-            tasks = [
-                group.create_task(engine.run(), name="engine"),
-                group.create_task(inventory.look_at_all(), name="first look"),
-                group.create_task(servers.wait(), name="servers"),
-                group.create_task(_keep_house(journal, in_force), name="housekeeping"),
-                group.create_task(journal.samples.run(), name="samples"),
-                group.create_task(settling.run(), name="settling"),
-                group.create_task(watchdog(), name="watchdog"),
-                group.create_task(in_force.reload_on_hup(), name="reload"),
-            ]
-            if doubt:
-                tasks.append(group.create_task(_mark_later(journal, steps), name="marks"))
+            work: dict[str, Callable[[], Awaitable[None]]] = {
+                "engine": engine.run,
+                "servers": servers.wait,
+                "housekeeping": lambda: _keep_house(journal, in_force),
+                "samples": journal.samples.run,
+                "settling": settling.run,
+                "watchdog": watchdog,
+                "reload": in_force.reload_on_hup,
+            }
             if mqtt is not None:
-                tasks.append(group.create_task(mqtt.run(), name="mqtt"))
+                work["mqtt"] = mqtt.run
+            once: dict[str, Callable[[], Awaitable[None]]] = {"first look": inventory.look_at_all}
+            if doubt:
+                once["marks"] = lambda: _mark_later(journal, steps)
+            # None of them ends the service by failing: it is begun anew.
+            tasks = [group.create_task(keep_going(name, each), name=name) for name, each in work.items()]
+            tasks += [
+                group.create_task(keep_going(name, each, again=False), name=name)
+                for name, each in once.items()
+            ]
             log.info("ready", listening=servers.addresses, hosts=len(settings.hosts), version=__version__)
             notify("READY=1")
             try:

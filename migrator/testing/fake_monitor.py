@@ -40,6 +40,8 @@ class Manners:
         self.late_seconds = 0.0
         #: Commands whose answer breaks off in the middle, and the session with it.
         self.cut: set[str] = set()
+        #: What is sent instead of the answer to a command; given the command and its id; ``None``: the answer itself.
+        self.distort: Callable[[str, Any], bytes | None] = lambda command, identity: None
 
 
 class Port:
@@ -183,6 +185,10 @@ class _Session(asyncio.Protocol):
             answer = {"error": error.answer}
         except Hangs:
             self._port.manners.stalled = True
+            return
+        command = str(message.get("execute", message.get("exec-oob")))
+        if (instead := self._port.manners.distort(command, message.get("id"))) is not None:
+            self._write(instead, cut=False)
             return
         cut = message.get("execute") in self._port.manners.cut
         self._send(answer | identity, cut=cut)

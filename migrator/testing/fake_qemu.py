@@ -15,7 +15,8 @@ quirks included, and compared with the real ones in a test. ``migrate-incoming``
 join two fakes of one process; those ports are no real ones.
 
 Faults, at any time: :meth:`FakeQemu.kill`, :meth:`~FakeQemu.freeze` and :meth:`~FakeQemu.thaw`,
-:meth:`~FakeQemu.stall`, :meth:`~FakeQemu.answer_late`, :meth:`~FakeQemu.cut_answer`, :meth:`~FakeQemu.die_at`,
+:meth:`~FakeQemu.stall`, :meth:`~FakeQemu.answer_late`, :meth:`~FakeQemu.cut_answer`, :meth:`~FakeQemu.answer_with`,
+:meth:`~FakeQemu.die_at`,
 :meth:`~FakeQemu.reject_stream`, :meth:`~FakeQemu.lose_return_path`, :meth:`~FakeQemu.cut_off`,
 :meth:`~FakeQemu.power_off`.
 """
@@ -28,6 +29,7 @@ import os
 import shlex
 import shutil
 import tempfile
+from collections.abc import Callable
 from copy import deepcopy
 from pathlib import Path
 from types import TracebackType
@@ -257,6 +259,13 @@ class FakeQemu:
     def cut_answer(self, command: str) -> None:
         """Hang up in the middle of each answer to `command`, which is carried out."""
         self._there.manners.cut.add(command)
+
+    def answer_with(self, distort: Callable[[str, Any], bytes | None]) -> None:
+        """Carry out commands, and say something else instead of their answers.
+
+        :param distort: given a command and its id; ``None``: the answer itself.
+        """
+        self._there.manners.distort = distort
 
     def die_at(self, status: str) -> None:
         """Die as soon as the migration has this status here."""
