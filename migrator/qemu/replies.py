@@ -162,12 +162,13 @@ REPLIES: Final[Mapping[str, CoreSchema]] = {
     ),
     "query-chardev": _list(_object({"label": _name, "filename": _text})),
     "query-commands": _list(_named),
-    "query-cpus-fast": _list(_object({"qom-path": _name})),
+    "query-cpus-fast": _list(_object({"qom-path": _name, "cpu-index": _count, "thread-id": _count})),
     "query-dirty-rate": _object(
         {"status": _name}, {"dirty-rate": form.int_schema(ge=-1, le=2**40, strict=True)}
     ),
     "query-fdsets": _list(_object({"fdset-id": _number, "fds": _list(_nothing)})),
     "query-hotpluggable-cpus": _list(_object({"type": _name, "props": _table(_number)}, {"qom-path": _name})),
+    "query-iothreads": _list(_object({"id": _name, "thread-id": _count})),
     "query-jobs": _list(_object({"id": _name, "type": _name, "status": _name})),
     "query-kvm": _object({"enabled": _flag}),
     "query-memdev": _list(_object({"size": _count}, {"id": _name})),
