@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Collection, Iterable, Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 from datetime import UTC, datetime
 from typing import Any, Literal
 
@@ -19,10 +19,10 @@ from migrator.core.trace_context import TraceContext
 from migrator.engine.arriving import ARRIVING
 from migrator.engine.documents import (
     EvacuationDocument,
-    EvacuationGuest,
     EvacuationState,
     GuestStanding,
 )
+from migrator.engine.evacuation_entry import Entry
 
 #: A guest whose migration failed waits so long before it is tried again, doubled each time.
 FIRST_PAUSE_SECONDS = 5.0
@@ -36,47 +36,6 @@ NO_TARGET_SECONDS = 30.0
 
 _DONE = {GuestStanding.MOVED, GuestStanding.GONE}
 _LEFT_ALONE = {GuestStanding.SET_ASIDE, GuestStanding.HELD}
-
-
-@dataclass(kw_only=True)
-class Entry:
-    """One guest of an evacuation."""
-
-    guest: Guest
-    standing: GuestStanding = GuestStanding.WAITING
-    target: str | None = None
-    #: Where a plan said that it would go; empty without one.
-    planned: str = ""
-    reason: str = ""
-    #: Why its last migration failed.
-    failed: str = ""
-    attempts: int = 0
-    #: Id of the present or last migration.
-    migration: str | None = None
-    #: Hosts it shall not be tried on, each with why: preflight refused it, or it failed there.
-    excluded: dict[str, str] = field(default_factory=dict)
-    #: In its last migration it stood still for longer than its policy allows.
-    exceeded: bool = False
-    #: Its migration is held and will be taken up again once a host answers that does not now.
-    awaited: bool = False
-    #: On the loop's clock: not tried before.
-    not_before: float = 0.0
-    #: Predicted, from now.
-    starts_in_seconds: float | None = None
-    takes_seconds: float | None = None
-    downtime_seconds: float | None = None
-    #: Why it is not expected to end under its policy; empty where it is.
-    doubt: str = ""
-
-    @property
-    def wants_place(self) -> bool:
-        """It is to be moved and has no migration under way."""
-        return self.standing in (GuestStanding.WAITING, GuestStanding.NO_TARGET)
-
-    @property
-    def going(self) -> bool:
-        """It waits, or is on its way."""
-        return self.wants_place or self.standing is GuestStanding.MIGRATING
 
 
 class Evacuation:
@@ -379,23 +338,7 @@ class Evacuation:
             forecast_end_at=None if self.ended else middle,
             forecast_end_p10_at=None if self.ended else low,
             forecast_end_p90_at=None if self.ended else high,
-            guests=[
-                EvacuationGuest(
-                    guest=key,
-                    guest_name=entry.guest.name,
-                    standing=entry.standing,
-                    target=entry.target,
-                    reason=entry.reason,
-                    attempts=entry.attempts,
-                    migration=entry.migration,
-                    ceiling_exceeded=entry.exceeded,
-                    starts_in_seconds=entry.starts_in_seconds,
-                    takes_seconds=entry.takes_seconds,
-                    downtime_seconds=entry.downtime_seconds,
-                    doubt=entry.doubt if entry.going else "",
-                )
-                for key, entry in self.entries.items()
-            ],
+            guests=[entry.document(key) for key, entry in self.entries.items()],
             guests_left=len(self.left),
             error=self.error,
         )
@@ -407,20 +350,7 @@ class Evacuation:
                 "command": self.key,
                 "accept": self.accept,
                 "closing": self.closing,
-                "entries": {
-                    key: {
-                        "guest": entry.guest.fields(),
-                        "standing": entry.standing,
-                        "target": entry.target,
-                        "planned": entry.planned,
-                        "reason": entry.reason,
-                        "attempts": entry.attempts,
-                        "migration": entry.migration,
-                        "excluded": entry.excluded,
-                        "exceeded": entry.exceeded,
-                    }
-                    for key, entry in self.entries.items()
-                },
+                "entries": {key: entry.journalled() for key, entry in self.entries.items()},
             }
         }
 
@@ -448,8 +378,5 @@ class Evacuation:
         found.error = document.error
         found.closing = EvacuationState(private["closing"]) if private["closing"] else None
         for key, fields in private["entries"].items():
-            found.entries[key] = Entry(
-                **fields
-                | {"guest": Guest.from_fields(fields["guest"]), "standing": GuestStanding(fields["standing"])}
-            )
+            found.entries[key] = Entry.from_journal(fields)
         return found

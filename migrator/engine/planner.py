@@ -30,7 +30,8 @@ from migrator.engine.documents import (
     EvacuationState,
     GuestStanding,
 )
-from migrator.engine.evacuation import FIRST_PAUSE_SECONDS, MOST_ATTEMPTS, Entry, Evacuation
+from migrator.engine.evacuation import FIRST_PAUSE_SECONDS, MOST_ATTEMPTS, Evacuation
+from migrator.engine.evacuation_entry import Entry
 from migrator.engine.foretelling import Going, foretell
 from migrator.engine.job import Job
 from migrator.errors import JournalError, UsageError

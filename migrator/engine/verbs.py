@@ -42,7 +42,8 @@ from migrator.engine.documents import (
     PlanDocument,
     ResolutionDocument,
 )
-from migrator.engine.evacuation import Entry, Evacuation
+from migrator.engine.evacuation import Evacuation
+from migrator.engine.evacuation_entry import Entry
 from migrator.engine.held import NotHeld
 from migrator.engine.job import Job
 from migrator.engine.keeper import Document
