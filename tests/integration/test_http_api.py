@@ -262,9 +262,8 @@ class TestCommands:
         answer = await client.post(f"migrations/{one.id}/resolve", json={"guest_at": "source"})
         problem(answer, 409, "not-now")
         world.finish(one.id, State.HELD)
-        assert (
-            await client.post(f"migrations/{one.id}/resolve", json={"guest_at": "source"})
-        ).status_code == 202
+        answer = await client.post(f"migrations/{one.id}/resolve", json={"guest_at": "destination"})
+        assert answer.status_code == 202, answer.text
 
 
 class TestAccess:
