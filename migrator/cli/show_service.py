@@ -121,7 +121,7 @@ def plan_row(guest: Document) -> Row:
 
 def plan_lines(found: Document) -> list[str]:
     """What is to be said of a plan below its table: who would stay and why, how long it would take."""
-    guests, lines = found["guests"], []
+    guests, lines, awaited = found["guests"], [], False
     for guest in guests:
         told = [each for each in guest["findings"] if each["severity"] == "error" or each["code"] in _STAYS]
         if not guest["possible"] and not told:
@@ -131,6 +131,9 @@ def plan_lines(found: Document) -> list[str]:
                 f"{label(guest)} would stay: {each['code']}: {each['message']}",
                 f"    what to do: {each['remedy']}",
             ]
+        waits = [each for each in guest["findings"] if each["code"] in _WAITS]
+        lines += [f"{label(guest)} waits first: {each['message']}" for each in waits]
+        awaited = awaited or bool(waits)
     if stay := found["cannot_move"]:
         text = f"{found['host']} would not be empty: {stay} of {len(guests)} guests cannot move"
         if stay < len(guests):
@@ -145,6 +148,8 @@ def plan_lines(found: Document) -> list[str]:
             text += (
                 f" ({show_seconds(found['takes_p10_seconds'])} to {show_seconds(found['takes_p90_seconds'])})"
             )
+        if awaited:
+            text += ", not counting what is waited for"
         if found["lower_bound_seconds"] is not None:
             text += f"; no schedule can beat {show_seconds(found['lower_bound_seconds'])}"
     return [clean(line) for line in (*lines, text)]
@@ -152,6 +157,8 @@ def plan_lines(found: Document) -> list[str]:
 
 #: Warnings by which a guest is expected to stay.
 _STAYS = ("does-not-converge",)
+#: Those by which it waits before it moves, nobody knows how long.
+_WAITS = ("block-job-waits", "block-export-waits")
 
 
 def exceeded(one: Document) -> bool:

@@ -29,7 +29,7 @@ def obstacle(
     :param gone: that one's process is proven dead; ``None`` where that cannot be told from here.
     """
     if run is RunState.INMIGRATE:
-        return None  # it waits, and holds no guest
+        return None if ours else _arrival(status, driver, gone=gone)
     what = _what(run, status, marked=driver is not None and not ours)
     if ours:
         if run not in _LEFT or driver is None:
@@ -46,6 +46,24 @@ def obstacle(
         return None
     by = f", which {driver} began before it died" if driver is not None else ""
     return False, f"it {what}{by}: if nobody drives it, {_RESCUE}"
+
+
+def _arrival(status: MigrationStatus, driver: Driver | None, *, gone: bool | None) -> tuple[bool, str] | None:
+    """One that waits holds no guest; one into which another controller moves a guest soon will."""
+    if driver is not None:
+        if gone is True:
+            return None
+        text = f"a guest is on its way here, {driver} drives it: wait until it has arrived"
+        return (
+            True,
+            text if gone is False else f"{text}; where that controller is dead for certain, end this process",
+        )
+    if status in _IDLE or status is MigrationStatus.SETUP:
+        return None
+    return (
+        True,
+        f"a guest is on its way here by a migration that somebody else began ({status}): wait for that",
+    )
 
 
 def _what(run: RunState, status: MigrationStatus, *, marked: bool) -> str:

@@ -16,13 +16,13 @@ from migrator.core import trace_context
 from migrator.core.inventory import Guest
 from migrator.core.model import State
 from migrator.core.trace_context import TraceContext
-from migrator.engine.arriving import ARRIVING
 from migrator.engine.documents import (
     EvacuationDocument,
     EvacuationState,
     GuestStanding,
 )
 from migrator.engine.evacuation_entry import Entry
+from migrator.engine.others import ARRIVING
 
 #: A guest whose migration failed waits so long before it is tried again, doubled each time.
 FIRST_PAUSE_SECONDS = 5.0

@@ -124,9 +124,11 @@ class Inventory:
         if exact:
             return exact
         host, _, name = which.partition("/")
+        # One that is on its way to another host is where it comes from.
+        there = [guest for guest in guests if guest.run is not RunState.INMIGRATE]
         return [
             guest
-            for guest in guests
+            for guest in there
             if guest.name == which
             or (guest.host == host and guest.name == name)
             or (guest.socket and which == f"{guest.host}:{guest.socket}")

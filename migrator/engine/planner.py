@@ -25,7 +25,6 @@ from migrator.core.timetable import Prediction, Quantiles
 from migrator.core.transfers import Phase, Transfer
 from migrator.core.transfers import Rules as LinkRules
 from migrator.engine import judging
-from migrator.engine.arriving import here_or_coming
 from migrator.engine.documents import (
     EvacuationState,
     GuestStanding,
@@ -34,6 +33,7 @@ from migrator.engine.evacuation import FIRST_PAUSE_SECONDS, MOST_ATTEMPTS, Evacu
 from migrator.engine.evacuation_entry import Entry
 from migrator.engine.foretelling import Going, foretell
 from migrator.engine.job import Job
+from migrator.engine.others import heed, here_or_coming
 from migrator.errors import JournalError, UsageError
 
 if TYPE_CHECKING:
@@ -128,12 +128,12 @@ class Planner:
         engine, now = self._engine, datetime.now(UTC)
         host = engine.inventory.host(run.host)
         up = host is not None and host.up
-        changed = False
+        changed = heed(engine, run)
         if run.kind == "restore":
             up_hosts = {each.name for each in engine.inventory.hosts() if each.up}
-            changed = run.follow(engine.inventory.guests(), up_hosts)
+            changed = run.follow(engine.inventory.guests(), up_hosts) or changed
         elif up:
-            changed = run.take(here_or_coming(engine, run.host))
+            changed = run.take(here_or_coming(engine, run.host)) or changed
         if run.deadline is not None and now >= run.deadline and run.left and not run.late:
             run.late = changed = True
             if run.on_deadline == "stop" and run.closing is None:

@@ -16,12 +16,12 @@ from migrator.core.placement import NoHost, place
 from migrator.core.timetable import predict
 from migrator.core.transfers import Move, Network
 from migrator.engine import clock, judging
-from migrator.engine.arriving import here_or_coming
 from migrator.engine.documents import FindingDocument, PlanDocument, PlannedGuest
 from migrator.engine.evacuation import Evacuation
 from migrator.engine.evacuation_entry import Entry
 from migrator.engine.foretelling import PROBE_SECONDS, foreseen, no_end
 from migrator.engine.job import Job
+from migrator.engine.others import here_or_coming
 from migrator.engine.planner import Planner, request_of
 from migrator.errors import MigratorError, QemuError
 from migrator.ports import Qemu

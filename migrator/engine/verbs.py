@@ -14,7 +14,6 @@ from migrator.core.placement import NoHost, place
 from migrator.core.policy import Policy
 from migrator.core.situation import Word
 from migrator.engine import judging
-from migrator.engine.arriving import here_or_coming
 from migrator.engine.commands import (
     Activate,
     Answer,
@@ -47,6 +46,7 @@ from migrator.engine.evacuation_entry import Entry
 from migrator.engine.held import NotHeld
 from migrator.engine.job import Job
 from migrator.engine.keeper import Document
+from migrator.engine.others import here_or_coming
 from migrator.engine.resolving import Said
 from migrator.engine.views import evacuation_document, migration_document, one_guest
 from migrator.errors import JournalError, MigratorError, UsageError

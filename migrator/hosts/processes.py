@@ -14,7 +14,7 @@ from migrator.core.qemu_program import TELLING, is_qemu_by_name, is_qemu_by_word
 #: Options whose values are read, from the command line of every process.
 READ_OPTIONS = (
     *("uuid", "name", "qmp", "qmp-pretty", "mon", "chardev", "machine", "M", "cpu", "accel", "m", "incoming"),
-    *("version", "help", "h"),
+    *("version", "help", "h", "daemonize", "smbios"),
 )
 
 
@@ -91,6 +91,11 @@ class FoundProcess:
         return tuple(chardevs.get(each.removeprefix("chardev:"), each) for each in found)
 
     @property
+    def daemonizes(self) -> bool:
+        """It lets another QEMU, with the same command line, go on in its place."""
+        return any(word.lstrip("-") == "daemonize" for word in self.words)
+
+    @property
     def memory_bytes(self) -> int:
         """What its guest was given at its start."""
         match = _SIZE.match(after(self.words, "m"))
@@ -149,7 +154,7 @@ def parse(text: str, words: Mapping[int, Sequence[str]], names: Mapping[int, str
                     program=program,
                     words=said,
                     network=networks.get(pid, ""),
-                    sure=bool(said or count),
+                    sure=bool(said),
                     started=started.get(pid, ""),
                 ),
             )
@@ -216,6 +221,9 @@ def after(words: Sequence[str], option: str) -> str:
 def uuid_of(words: Sequence[str]) -> str:
     """The guest's uuid; empty where it has none, which QEMU writes with zeros."""
     uuid = after(words, "uuid").lower()
+    for word, value in pairwise(words) if not uuid else ():
+        parts = _parts(value) if word.lstrip("-") == "smbios" else {}
+        uuid = parts.get("uuid", "").lower() if parts.get("type") == "1" else uuid
     return uuid if uuid.strip("0-") else ""
 
 

@@ -27,7 +27,7 @@ from migrator.qemu import naming
 from migrator.qemu.identify import Identity, identify_at
 from migrator.qemu.knocks import Knocks
 from migrator.service import unasked
-from migrator.service.seen_guests import guest_of, told_apart
+from migrator.service.seen_guests import ELSEWHERE, guest_of, told_apart
 
 #: Guests of one host that are asked at a time.
 _ASKED_AT_ONCE = 16
@@ -203,7 +203,7 @@ class Looker:
                 for pattern in config.others
             ):
                 continue
-            if not each.listens and each.monitors:
+            if not each.listens and each.monitors and each.daemonizes:
                 # It waits until the QEMU that it began is up, and ends then.
                 if each.words in with_sockets or each.words in started:
                     continue
@@ -352,6 +352,8 @@ class Looker:
         """A guest that cannot be asked: as it was, if it is the same process, else as its command line says."""
         known = self.known.get((host, found.path))
         if known is not None and found.pid in (known.pid, None):
+            if known.run in ELSEWHERE:
+                return known  # what stands in a migration stays in the way of all else: the host is not empty
             return replace(known, obstacle="", obstacle_code="", lost_contact=False, monitored=True)
         return self._guest(host, found, Identity(uuid=found.uuid, name=found.name))
 

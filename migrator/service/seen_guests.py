@@ -12,7 +12,7 @@ from migrator.hosts.sockets import FoundSocket
 from migrator.qemu.identify import Identity
 
 #: Run states of an end of a migration in which the guest is not, or not yet.
-_ELSEWHERE = frozenset({RunState.INMIGRATE, RunState.FINISH_MIGRATE, RunState.POSTMIGRATE})
+ELSEWHERE = frozenset({RunState.INMIGRATE, RunState.FINISH_MIGRATE, RunState.POSTMIGRATE})
 
 
 def guest_of(host: str, found: FoundSocket, identity: Identity, *, first: str = "") -> Guest:
@@ -43,13 +43,14 @@ def _place(host: str, socket: str, pid: int | None) -> str:
 def told_apart(guests: list[Guest]) -> Iterable[Guest]:
     """No key twice on a host: by their sockets where names are equal; equal uuids are for a person to mend."""
     # The two ends of a migration within a host have one uuid: the guest is the end that it has not left.
-    count = Counter(guest.key for guest in guests if guest.run not in _ELSEWHERE)
-    left = Counter(guest.key for guest in guests if guest.run in _ELSEWHERE - {RunState.INMIGRATE})
+    count = Counter(guest.key for guest in guests if guest.run not in ELSEWHERE)
+    left = Counter(guest.key for guest in guests if guest.run in ELSEWHERE - {RunState.INMIGRATE})
     for guest in guests:
         waits = guest.run is RunState.INMIGRATE and left[guest.key]
-        if count[guest.key] > 1 or (guest.run in _ELSEWHERE and (count[guest.key] or waits)):
+        comes = guest.run is RunState.INMIGRATE and guest.obstacle  # until then it is where it comes from
+        if comes or count[guest.key] > 1 or (guest.run in ELSEWHERE and (count[guest.key] or waits)):
             other = replace(guest, key=_place(guest.host, guest.socket, guest.pid))
-            if guest.uuid and guest.run not in _ELSEWHERE and not guest.obstacle:
+            if guest.uuid and guest.run not in ELSEWHERE and not guest.obstacle:
                 text = f"another QEMU on host {guest.host} has the same uuid {guest.uuid}: give one of them another"
                 other = replace(other, obstacle=text, obstacle_code="not-movable")
             yield other

@@ -70,3 +70,24 @@ async def test_held_guest_takes_no_deadly_word_and_ends_by_itself_once_its_hosts
         assert ended["held_until"] is None
         assert ended["standstill_seconds"] is not None
         await site.everyone_at([machine], "b")
+
+
+async def test_host_whose_guest_is_held_between_two_is_not_empty_for_a_service_that_was_killed() -> None:
+    machine = guest("db", region=64 * MIB, speed=1 * MIB)
+    async with served([machine], speed=SLOW, extra=_FIRST) as site, Witness(site, [machine]):
+        identifier = (await cut_while_it_fetches(site, machine))["id"]
+        both = site.instances(machine)
+        await site.restart()
+        await site.known(1)
+        for name in ("a", "b"):
+            planned = await site.cli("plan", name)
+            assert planned.returncode == 8, planned
+        await held(site, identifier)
+        for name in ("a", "b"):
+            left = await site.cli("evacuate", name, "--wait")
+            assert left.returncode == 5, left
+            assert f"its migration {identifier} is held" in left.stdout
+        assert all(qemu.alive for qemu in both)
+        site.host("b").heal()
+        await site.migration_ended(identifier, "completed")
+        await site.everyone_at([machine], "b")

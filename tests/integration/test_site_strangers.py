@@ -21,8 +21,9 @@ from migrator.hosts.site_config import HostConfig, access
 from migrator.hosts.sockets import find_sockets, literal
 from migrator.machine import exists
 from migrator.service.site import Reach, SiteHosts
-from migrator.testing.lab import Lab, Machine, Qemu, binaries, until
+from migrator.testing.lab import Habit, Lab, Machine, Qemu, binaries, until
 from migrator.testing.network import Hosts
+from tests.command import SLOWLY, started
 from tests.conftest import missing
 from tests.integration.test_site_look import NobodyThere
 
@@ -122,6 +123,49 @@ async def test_qemus_without_a_monitor_that_we_see_are_guests_in_the_way(
     os.kill(started["none"], 9)
     await until(lambda: not exists(started["none"]), what="its end")
     assert sorted(await guests(site)) == sorted({*started, "seen"} - {"none"})
+
+
+async def test_qemus_that_were_started_alike_are_counted_each(
+    hosts: Hosts, lab: Lab, site: SiteHosts
+) -> None:
+    words = ("qemu-system-x86_64", "-nodefaults", "-display", "none", "-m", "64", "-S", "-qmp", "stdio")
+    both = [
+        await asyncio.create_subprocess_exec(
+            *prefix(hosts), *words, stdin=asyncio.subprocess.PIPE, stdout=asyncio.subprocess.DEVNULL
+        )
+        for _ in range(2)
+    ]
+    try:
+        pids = {each.pid for each in both}
+        await until(
+            lambda: all(b"-qmp" in Path(f"/proc/{pid}/cmdline").read_bytes() for pid in pids), what="both"
+        )
+        assert {guest.pid for guest in (await site.look("here")).guests} == pids
+    finally:
+        for each in both:
+            each.kill()
+            await each.wait()
+
+
+async def test_a_guest_that_another_controller_brings_is_on_its_way(
+    hosts: Hosts, lab: Lab, site: SiteHosts
+) -> None:
+    """The host is not empty: it will have the guest at any moment."""
+    machine = Machine(
+        name="comes", image_locking="off", habit=Habit(region_bytes=16 << 20, bytes_per_second=8 << 20)
+    )
+    source = await lab.boot(machine, prefix=prefix(hosts), label="from")
+    there = await lab.start(machine, prefix=prefix(hosts), label="here", incoming=True)
+    assert {guest.pid for guest in (await site.look("here")).guests if guest.obstacle} == set()
+    ends = ("--source", f"unix:{source.rescue}", "--destination", f"unix:{there.rescue}")
+    async with started("direct", *ends, *SLOWLY):
+
+        async def seen() -> bool:
+            found = {guest.pid: guest for guest in (await site.look("here")).guests}
+            coming = found[there.pid]
+            return "is on its way here, migrator direct" in coming.obstacle and coming.key != coming.uuid
+
+        await until(seen, what="a guest on its way")
 
 
 async def test_a_qemu_that_is_stopped_stays_and_its_queue_is_not_filled(

@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 
 import pytest
 
-from migrator.hosts.processes import FoundProcess, Processes, parse
+from migrator.hosts.processes import FoundProcess, Processes, parse, uuid_of
 
 OWN, OTHER = "net:[1]", "net:[2]"
 SHELL = 7
@@ -140,3 +140,9 @@ def test_where_its_monitors_are() -> None:
 )
 def test_what_memory_its_guest_was_given(words: tuple[str, ...], bytes_: int) -> None:
     assert FoundProcess(pid=1, words=words).memory_bytes == bytes_
+
+
+def test_a_uuid_of_the_firmware_is_the_guests() -> None:
+    uuid = "0b7b4a3c-6a2b-4a5e-8a6e-3f1f3f1f3f1f"
+    assert uuid_of(["-smbios", f"type=1,manufacturer=x,uuid={uuid.upper()}"]) == uuid
+    assert uuid_of(["-smbios", f"type=2,uuid={uuid}"]) == ""

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 
+from migrator.core.model import State
 from migrator.engine.commands import Cancel, Evacuate, Migrate, Plan
 from migrator.engine.documents import EvacuationState, GuestStanding, PlanDocument
 from migrator.testing.workload import MIB, steady
@@ -49,4 +50,19 @@ async def test_guest_that_was_on_its_way_and_did_not_come_is_waited_for_no_longe
         end = await driver.end_of(run)
         assert end.state is EvacuationState.COMPLETED
         assert [each.standing for each in end.guests] == [GuestStanding.GONE]
+        assert world.site.running("vm") == ["a"]
+
+
+async def test_guest_whose_earlier_migration_is_held_is_left_for_a_person(world: World) -> None:
+    async with world.engine(killed=True) as driver:
+        move = await driver.ask(Migrate(guest="vm", to="b"))
+        await driver.until(lambda: driver.engine.jobs[move.id].state is State.PRECOPY)
+    for record in world.directory.rglob("*.jsonl"):
+        record.unlink()
+    async with world.engine() as driver:
+        assert driver.engine.jobs[move.id].state is State.HELD
+        for host in ("a", "b"):
+            end = await driver.end_of(await driver.ask(Evacuate(host=host)))
+            assert end.state is EvacuationState.INCOMPLETE
+            assert f"its migration {move.id}" in str(end.error)
         assert world.site.running("vm") == ["a"]

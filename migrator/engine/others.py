@@ -1,4 +1,7 @@
-"""Guests that are on their way to a host: it is not empty while one of them may arrive."""
+"""Migrations that an evacuation did not begin and has to reckon with.
+
+Of guests that are on their way to its host, which is not empty while one of them may arrive; and of its own guests.
+"""
 
 from __future__ import annotations
 
@@ -8,9 +11,11 @@ from typing import TYPE_CHECKING
 
 from migrator.core.inventory import Guest
 from migrator.core.model import State
+from migrator.engine.documents import GuestStanding
 
 if TYPE_CHECKING:
     from migrator.engine.controller import Engine
+    from migrator.engine.evacuation import Evacuation
 
 #: Code of what keeps one from leaving: it is not there yet.
 ARRIVING = "arriving"
@@ -21,6 +26,26 @@ def here_or_coming(engine: Engine, host: str) -> list[Guest]:
     here = engine.inventory.guests(host)
     known = {guest.key for guest in here}
     return [*here, *(guest for guest in _coming(engine, host) if guest.key not in known)]
+
+
+def heed(engine: Engine, run: Evacuation) -> bool:
+    """Leave to a person whom a migration that somebody else asked for holds, until it is resolved. True: it changed."""
+    held = {
+        job.guest.key: job
+        for job in engine.jobs.values()
+        if job.state is State.HELD and not job.ended and job.evacuation != run.id
+    }
+    changed = False
+    for key, entry in run.entries.items():
+        job = held.get(key)
+        aside = entry.standing is GuestStanding.SET_ASIDE and not entry.attempts
+        if job is not None and (entry.wants_place or aside):
+            entry.standing, entry.migration, entry.awaited = GuestStanding.HELD, job.id, job.unreachable
+            entry.reason, changed = f"its migration {job.id} is held: migrator status {job.id}", True
+        elif job is None and entry.standing is GuestStanding.HELD and not entry.attempts:
+            entry.standing, entry.migration, entry.reason = GuestStanding.WAITING, None, ""
+            entry.awaited, changed = False, True
+    return changed
 
 
 def _coming(engine: Engine, host: str) -> Iterator[Guest]:
