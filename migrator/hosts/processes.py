@@ -154,7 +154,7 @@ def parse(text: str, words: Mapping[int, Sequence[str]], names: Mapping[int, str
                     program=program,
                     words=said,
                     network=networks.get(pid, ""),
-                    sure=bool(said),
+                    sure=bool(said) and bool(networks.get(pid) or not programs.get(pid)),
                     started=started.get(pid, ""),
                 ),
             )
