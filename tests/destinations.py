@@ -45,6 +45,7 @@ class Site:
             log_directory=str(lab.directory / "log"),
             start_seconds=20.0,
         )
+        self._reaches: list[Reach] = []
         self.join()
         self.opened: list[Endpoint] = []
         self._moves = 0
@@ -54,6 +55,7 @@ class Site:
     def join(self) -> None:
         """After a change of the hosts."""
         self.reach = Reach(self.hosts)
+        self._reaches.append(self.reach)
         self.destinations = Destinations(self.reach, how=lambda guest, host: self.config)
 
     def have(self, *binaries: Path) -> None:
@@ -112,8 +114,15 @@ class Site:
         return there
 
     async def close(self) -> None:
+        """Let go of every QEMU."""
         while self.opened:
             await self.opened.pop().close()
+
+    async def leave(self) -> None:
+        """Let go of the hosts too, and of what still waits at a monitor that did not greet in time."""
+        await self.close()
+        while self._reaches:
+            await self._reaches.pop().close()
 
     @property
     def processes(self) -> list[int]:
@@ -144,7 +153,7 @@ async def site_of(lab: Lab) -> AsyncIterator[Site]:
     try:
         yield site
     finally:
-        await site.close()
+        await site.leave()
         site.kill()
 
 

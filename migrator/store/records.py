@@ -10,10 +10,11 @@ import asyncio
 import contextlib
 import errno
 import fcntl
+import functools
 import json
 import os
 import time
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
@@ -57,7 +58,7 @@ class FileRecord:
             "facts": dict(facts),
             "intent": asdict(intent),
         }
-        await asyncio.to_thread(self._create, json.dumps(line))
+        await _in_thread(functools.partial(self._create, json.dumps(line)))
 
     def _create(self, line: str) -> None:
         # Under another name until it is whole: one that was cut short would look like a migration left unfinished.
@@ -101,7 +102,7 @@ class FileRecord:
             raise RecordError(f"cannot write the record {self.path}: {error.strerror}") from error
 
     async def end(self, outcome: Mapping[str, Any]) -> None:
-        await asyncio.to_thread(self.put_away, outcome)
+        await _in_thread(functools.partial(self.put_away, outcome))
 
     def put_away(self, outcome: Mapping[str, Any]) -> None:
         """As :meth:`end`, for whoever has no event loop."""
@@ -150,6 +151,22 @@ class FileRecord:
         if self._fd >= 0:
             os.close(self._fd)
             self._fd = -1
+
+
+async def _in_thread(work: Callable[[], None]) -> None:
+    """Do it in a thread, to its end. Whoever is cancelled meanwhile waits for that end too: the file descriptor is the
+    thread's until then, and a number that was closed twice may be another file's by the second time.
+    """
+    working = asyncio.get_running_loop().run_in_executor(None, work)
+    try:
+        await asyncio.shield(working)
+    except asyncio.CancelledError:
+        while not working.done():
+            with contextlib.suppress(
+                asyncio.CancelledError
+            ):  # it is told to whoever cancelled by the first one
+                await asyncio.wait({working})
+        raise
 
 
 class Unfinished:

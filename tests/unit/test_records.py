@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
+import os
 import subprocess
 import sys
+import threading
 from dataclasses import asdict, replace
 from pathlib import Path
 
@@ -94,6 +97,34 @@ class TestRecord:
         for name in ("z", "a", "m"):
             await left(directory, MIGRATING, name=name)
         assert [found.record.path.stem for found in unfinished(directory=directory)] == ["z", "a", "m"]
+
+    @pytest.mark.parametrize("ends", [False, True], ids=["begun", "ended"])
+    async def test_whoever_is_cancelled_while_it_is_written_goes_on_when_that_is_done(
+        self, directory: Path, monkeypatch: pytest.MonkeyPatch, ends: bool
+    ) -> None:
+        record = FileRecord("one", directory=directory)
+        if ends:
+            await record.begin(FACTS, MIGRATING)
+        writing, room = threading.Event(), threading.Event()
+        write = os.write
+
+        def slow(fd: int, data: bytes) -> int:
+            writing.set()
+            assert room.wait(20)
+            return write(fd, data)
+
+        monkeypatch.setattr(os, "write", slow)
+        task = asyncio.create_task(record.end({}) if ends else record.begin(FACTS, MIGRATING))
+        assert await asyncio.to_thread(writing.wait, 20)
+        for _ in range(2):
+            task.cancel()
+            await asyncio.wait({task}, timeout=0)
+            assert not task.done()
+        room.set()
+        with pytest.raises(asyncio.CancelledError):
+            await task
+        record.close()
+        assert len(unfinished(directory=directory)) == (0 if ends else 1)
 
     def test_none_is_there_where_nothing_was_ever_moved(self, directory: Path) -> None:
         assert unfinished(directory=directory) == []
