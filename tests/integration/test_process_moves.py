@@ -276,8 +276,7 @@ class TestWhere:
         self, lab: Lab, site: Site, two: tuple[Path, Path], monkeypatch: pytest.MonkeyPatch
     ) -> None:
         machine = Machine(habit=HABIT, image=Path("disk"))
-        (lab.directory / "disk").touch()  # else one is made where the test is
-        monkeypatch.chdir(two[1])
+        monkeypatch.chdir(two[1])  # else the lab makes one where the test is
         qemu = await lab.boot(machine, prefix=shell(f"cd {two[0]}"))
         guest = guest_of(qemu)
         assert await findings(site, guest) == []
@@ -309,9 +308,15 @@ class TestWhere:
             os.kill(running.pid, signal.SIGKILL)
 
     async def test_directory_that_is_not_at_the_target(
-        self, lab: Lab, site: Site, two: tuple[Path, Path], tmp_path: Path
+        self,
+        lab: Lab,
+        site: Site,
+        two: tuple[Path, Path],
+        tmp_path: Path,
+        monkeypatch: pytest.MonkeyPatch,
     ) -> None:
         machine = Machine(habit=HABIT, image=Path("disk"))
+        monkeypatch.chdir(two[1])  # else the lab makes one where the test is
         qemu = await lab.start(machine, prefix=shell(f"cd {two[0]}"), paused=False)
         empty = tmp_path / "empty"
         empty.mkdir()
