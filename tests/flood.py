@@ -1,6 +1,7 @@
-"""A flood on the service's entrances, in a process of its own: ``python -m tests.flood KIND HOST:PORT [WHAT]``.
+"""A flood on the service's entrances, in a process of its own.
 
-It goes on until its standard input ends. Bounded: so many connections, each with one request at a time.
+``python -m tests.flood CONNECTIONS PAUSE KIND HOST:PORT [WHAT]`` goes on until its standard input ends. Bounded: so
+many connections, each with one request at a time and so many seconds between two.
 """
 
 from __future__ import annotations
@@ -19,11 +20,8 @@ import aiomqtt
 
 from tests.mqtt_fakes import PREFIX
 
-#: Connections that one flood has at a time.
-CONNECTIONS = 100
 
-
-async def _silent(host: str, port: int, _: str) -> None:
+async def _silent(host: str, port: int, _what: str, _pause: float) -> None:
     """Connects, says nothing, and comes again."""
     reader, writer = await asyncio.open_connection(host, port)
     try:
@@ -32,7 +30,7 @@ async def _silent(host: str, port: int, _: str) -> None:
         writer.close()
 
 
-async def _asks(host: str, port: int, what: str) -> None:
+async def _asks(host: str, port: int, what: str, pause: float) -> None:
     """Asks for a path, again and again."""
     reader, writer = await asyncio.open_connection(host, port)
     try:
@@ -42,11 +40,12 @@ async def _asks(host: str, port: int, what: str) -> None:
             head = await reader.readuntil(b"\r\n\r\n")
             length = re.search(rb"(?i)content-length: *(\d+)", head)
             await reader.readexactly(int(length[1]) if length else 0)
+            await asyncio.sleep(pause)
     finally:
         writer.close()
 
 
-async def _streams(host: str, port: int, token: str) -> None:
+async def _streams(host: str, port: int, token: str, _pause: float) -> None:
     """Opens a stream of all that ever was, and does not read."""
     reader, writer = await asyncio.open_connection(host, port, limit=1024)
     try:
@@ -61,16 +60,18 @@ async def _streams(host: str, port: int, token: str) -> None:
         writer.close()
 
 
-async def _commands(host: str, port: int, who: str) -> None:
+async def _commands(host: str, port: int, who: str, pause: float) -> None:
     """A viewer of the broker that asks for one plan after the other, and reads no reply."""
     user, password = who.split()
     async with aiomqtt.Client(host, port, username=user, password=password, timeout=20) as client:
         for number in itertools.count():
             body = {"id": f"flood-{number}", "sent_at": datetime.now(UTC).isoformat(), "host": "a"}
             await client.publish(f"{PREFIX}/command/{user}/plan", json.dumps(body), qos=1)
+            await asyncio.sleep(pause)
 
 
-KINDS: dict[str, Callable[[str, int, str], Awaitable[None]]] = {
+Kind = Callable[[str, int, str, float], Awaitable[None]]
+KINDS: dict[str, Kind] = {
     "silent": _silent,
     "asks": _asks,
     "streams": _streams,
@@ -78,18 +79,18 @@ KINDS: dict[str, Callable[[str, int, str], Awaitable[None]]] = {
 }
 
 
-async def _again(kind: Callable[[str, int, str], Awaitable[None]], host: str, port: int, what: str) -> None:
+async def _again(kind: Kind, host: str, port: int, what: str, pause: float) -> None:
     while True:
         with contextlib.suppress(OSError, EOFError, ValueError, aiomqtt.MqttError):
-            await kind(host, port, what)
-        await asyncio.sleep(0.05)
+            await kind(host, port, what, pause)
+        await asyncio.sleep(max(0.05, pause))
 
 
-async def _main(kind: str, where: str, what: str) -> None:
+async def _main(connections: str, pause: str, kind: str, where: str, what: str = "") -> None:
     host, _, port = where.rpartition(":")
-    many = 1 if kind == "commands" else CONNECTIONS
+    many = 1 if kind == "commands" else int(connections)
     tasks = [
-        asyncio.create_task(_again(KINDS[kind], host, int(port), what), name=f"flood {number}")
+        asyncio.create_task(_again(KINDS[kind], host, int(port), what, float(pause)), name=f"flood {number}")
         for number in range(many)
     ]
     await asyncio.to_thread(sys.stdin.buffer.read)
@@ -100,4 +101,4 @@ async def _main(kind: str, where: str, what: str) -> None:
 
 if __name__ == "__main__":
     os.nice(5)  # it is the service that is measured, not what is left of two processors
-    asyncio.run(_main(sys.argv[1], sys.argv[2], sys.argv[3] if len(sys.argv) > 3 else ""))
+    asyncio.run(_main(*sys.argv[1:]))

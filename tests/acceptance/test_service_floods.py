@@ -8,6 +8,7 @@ import statistics
 import subprocess
 import sys
 from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -38,10 +39,28 @@ def resident_bytes(process: subprocess.Popen[bytes]) -> int:
     return int(Path(f"/proc/{process.pid}/statm").read_text().split()[1]) * 4096
 
 
+@dataclass(frozen=True)
+class Size:
+    """Of the floods, and of what goes on beside them."""
+
+    #: Of each flood.
+    connections: int
+    #: Seconds between two requests of one connection.
+    pause: float
+    #: How often all guests are moved there and back.
+    times: int
+    #: Connections that the service takes from one address: fewer than come.
+    taken: int = 128
+
+
+SHORT = Size(connections=20, pause=0.2, times=1, taken=32)
+LONG = Size(connections=100, pause=0.0, times=10)
+
+
 @contextlib.contextmanager
-def flood(kind: str, where: str, what: str = "") -> Iterator[None]:
+def flood(size: Size, kind: str, where: str, what: str = "") -> Iterator[None]:
     process = subprocess.Popen(
-        [sys.executable, "-m", "tests.flood", kind, where, what],
+        [sys.executable, "-m", "tests.flood", str(size.connections), str(size.pause), kind, where, what],
         stdin=subprocess.PIPE,
         stdout=subprocess.DEVNULL,
         stderr=subprocess.DEVNULL,
@@ -59,7 +78,7 @@ def flood(kind: str, where: str, what: str = "") -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def flooded(broker: Broker, api: str, token: str) -> Iterator[None]:
+def flooded(size: Size, broker: Broker, api: str, token: str) -> Iterator[None]:
     """Every entrance at once: connections, requests with and without a token, streams, commands."""
     with contextlib.ExitStack() as stack:
         for kind, what in (
@@ -68,8 +87,8 @@ def flooded(broker: Broker, api: str, token: str) -> Iterator[None]:
             ("asks", "/openapi.json"),
             ("streams", token),
         ):
-            stack.enter_context(flood(kind, api, what))
-        stack.enter_context(flood("commands", f"127.0.0.1:{broker.port}", f"other {USERS['other']}"))
+            stack.enter_context(flood(size, kind, api, what))
+        stack.enter_context(flood(size, "commands", f"127.0.0.1:{broker.port}", f"other {USERS['other']}"))
         yield
 
 
@@ -83,30 +102,38 @@ async def moved(site: LiveSite, times: int) -> list[dict[str, Any]]:
     return [each for each in await site.migrations() if each["id"] not in before]
 
 
-@pytest.mark.parametrize("times", [1, pytest.param(10, marks=pytest.mark.soak)], ids=["short", "long"])
-async def test_floods_on_every_entrance_cost_the_guests_nothing(broker: Broker, times: int) -> None:
+@pytest.mark.parametrize("size", [SHORT, pytest.param(LONG, marks=pytest.mark.soak)], ids=["short", "long"])
+async def test_floods_on_every_entrance_cost_the_guests_nothing(broker: Broker, size: Size) -> None:
+    """What they cost in time is measured by the long one alone, on a machine that does nothing else."""
     machines = [guest("calm", region=4 * MIB, speed=1 * MIB), guest("busy")]
+
+    def prepare(site: LiveSite) -> None:
+        site.change_config(("[http]\n", f"[http]\nconnections_per_address = {size.taken}\n"))
+
     async with (
-        served(machines, speed=FAST, extra=at_broker(broker), page=True) as site,
+        served(machines, speed=FAST, extra=at_broker(broker), page=True, prepare=prepare) as site,
         Witness(site, machines),
     ):
         assert site.service is not None
         ready = (await asyncio.to_thread(site.said, "ready"))[-1]
         api = next(where for where in ready["listening"] if where.startswith("http://"))
         token = (await site.cli("token", "create", "reader", "--role", "viewer")).stdout.strip()
-        quiet = await moved(site, times)
+        quiet = await moved(site, size.times) if size is LONG else []
         at_first = resident_bytes(site.service)
-        with flooded(broker, api.removeprefix("http://"), token):
-            await asyncio.sleep(2.0 if times > 1 else 0.5)  # until it is under way; nothing marks that
-            loud = await moved(site, times)
+        with flooded(size, broker, api.removeprefix("http://"), token):
+            await until(
+                lambda: bool(site.said("connections refused")),
+                what="the floods to be under way",
+            )
+            loud = await moved(site, size.times)
         assert {each["state"] for each in (*quiet, *loud)} == {"completed"}
-        assert len(loud) == len(quiet) == 2 * len(machines) * times
+        assert len(loud) == 2 * len(machines) * size.times
         await site.everyone_at(machines, "a")
-        for each in loud:
-            assert each["downtime_seconds"] <= each["max_downtime_seconds"], (each, site.log()[-4000:])
         status, _ = await site.probe("/healthz")
         assert status == 200
-        if times > 1:
+        if size is LONG:
+            for each in loud:
+                assert each["downtime_seconds"] <= each["max_downtime_seconds"], (each, site.log()[-4000:])
             gone = [statistics.median(each["downtime_seconds"] for each in some) for some in (quiet, loud)]
             print(f"median downtime: quiet {gone[0]:.4f} s, under the floods {gone[1]:.4f} s")  # noqa: T201
             assert gone[1] - gone[0] <= 0.010
@@ -116,4 +143,4 @@ async def test_floods_on_every_entrance_cost_the_guests_nothing(broker: Broker, 
                 within=120,
             )
         refused = site.said("connections refused")
-        assert len(refused) <= 6 * max(1, times), "one line a minute and entrance"
+        assert len(refused) <= 6 * size.times, "one line a minute and entrance"

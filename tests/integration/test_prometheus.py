@@ -154,7 +154,7 @@ async def test_every_panel_and_every_rule_has_data_in_a_normal_evacuation(
         return not missing
 
     with contextlib.suppress(TimeoutError):
-        await until(all_there, what="data for every panel", within=10)
+        await until(all_there, what="data for every panel", within=PATIENCE_SECONDS)
     assert not missing
 
     groups = (await prometheus.get("rules"))["groups"]

@@ -37,7 +37,7 @@ async def test_guest_under_backup_waits_and_says_for_what_while_the_others_go(wo
         await driver.until(lambda: sum(job.ended for job in driver.engine.jobs.values()) == 2)
         (waiting,) = [job for job in driver.engine.jobs.values() if not job.ended]
         assert world.site.running(names[1]) == world.site.running(names[2]) == ["b"]
-        assert waiting.state is State.WAITING
+        await driver.until(lambda: waiting.state is State.WAITING)  # it may be looked at again just now
         assert waiting.document().waiting_for == "backup nightly"
         assert world.site.running(names[0]) == ["a"]
         saved.busy = Busy()
