@@ -20,7 +20,7 @@ from migrator.core.model import Decision, State
 from migrator.core.placement import Fleet, Options
 from migrator.core.policy import Policy
 from migrator.core.trace_context import TraceContext
-from migrator.engine import leftovers, strays
+from migrator.engine import leftovers, strays, taking_up
 from migrator.engine.bus import Bus
 from migrator.engine.documents import (
     EvacuationState,
@@ -152,7 +152,7 @@ class Engine:
             self._log.warning("record without its journal", migration=job.id, guest=job.guest.key)
             self.jobs[job.id] = job
             self._announce_job(job)
-            self._start(job, job.look_at_orphan())
+            self._start(job, taking_up.look_at_orphan(job))
 
     def _is_up(self, name: str) -> bool:
         host = self.inventory.host(name)

@@ -3,20 +3,26 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
+from migrator.core import trace_context
 from migrator.core.forecast import Forecast, Verdict
-from migrator.core.model import State
+from migrator.core.inventory import Guest
+from migrator.core.model import Decision, Finding, State
+from migrator.core.policy import from_fields
 from migrator.engine.documents import (
     DecisionDocument,
     FindingDocument,
     ForecastDocument,
     MigrationDocument,
 )
+from migrator.engine.job_means import Place
 
 if TYPE_CHECKING:
     from migrator.engine.job import Job
+    from migrator.engine.job_state import JobState
 
 
 def document(job: Job) -> MigrationDocument:
@@ -116,3 +122,42 @@ def _forecast(forecast: Forecast | None) -> ForecastDocument | None:
 
 def _finite(seconds: float) -> float | None:
     return seconds if math.isfinite(seconds) else None
+
+
+def read(saved: Mapping[str, Any]) -> tuple[MigrationDocument, Mapping[str, Any]]:
+    """What :func:`journalled` gave: the document, and what is private."""
+    shown = {key: each for key, each in saved.items() if key != "_private"}
+    return MigrationDocument.model_validate(shown), saved["_private"]
+
+
+def asked_for(document: MigrationDocument, private: Mapping[str, Any]) -> dict[str, Any]:
+    """With what a job that the journal has was made."""
+    return {
+        "identifier": document.id,
+        "guest": Guest.from_fields(private["guest"]),
+        "target": document.destination,
+        "policy": from_fields(private["policy"]),
+        "accepted": document.accepted,
+        "evacuation": document.evacuation,
+        "requested_by": document.requested_by,
+        "key": private["command"],
+        "trace": trace_context.of(document.traceparent, document.tracestate),
+        "created_at": document.created_at,
+    }
+
+
+def put_back(job: JobState, document: MigrationDocument, private: Mapping[str, Any]) -> None:
+    """How far it was, for a job that was made with :func:`asked_for`."""
+    job.state, job.refused = document.state, document.refused
+    job.started_at = document.started_at if job.state is not State.QUEUED else None
+    # Of an older version: where the destination is was written down just before the record was begun, and one that
+    # is queued again has the outcome of what was undone for it.
+    queued = job.state is State.QUEUED
+    job.attempt = private.get("attempt", 2 if queued and document.started_at else 1)
+    job.cancelled = private.get("cancelled", False)
+    job.recorded = private.get("recorded", "destination" in private["places"] and not queued)
+    job.result.held_code, job.result.error = document.held_code, document.error
+    job.result.held_until = document.held_until
+    job.result.decisions = [Decision(**each.model_dump()) for each in document.decisions]
+    job.result.findings = [Finding(**each.model_dump()) for each in document.findings]
+    job.places = {side: Place(**place) for side, place in private["places"].items()}

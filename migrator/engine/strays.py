@@ -11,6 +11,7 @@ from typing import Any
 from migrator import logs
 from migrator.core.inventory import Guest
 from migrator.core.policy import from_fields
+from migrator.engine import taking_up
 from migrator.engine.job import Job
 from migrator.engine.job_means import Means
 from migrator.errors import RecordError
@@ -62,7 +63,7 @@ def _job(stray: Stray, means: Means, callbacks: Mapping[str, Any]) -> Job | None
             means=means,
             **callbacks,
         )
-        job.orphan(facts, stray.path)
+        taking_up.orphan(job, facts, stray.path)
     except (KeyError, TypeError, ValueError, AttributeError):
         return None  # of a version that did not write all of it
     return job
