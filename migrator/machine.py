@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import os
+import posixpath
 import select
 import signal
 import stat
@@ -183,12 +184,14 @@ class LocalProcess:
     def opened(self, path: str) -> str:
         """What tells the file that it opened under `path` from all others of this machine; empty where we may not see.
 
-        The path may lead to another file by now. One that it has not open, whatever its name, is ``other``.
+        The path may lead to another file by now. One that it has not open, whatever its name, is ``other``. Where a
+        relative one went from need not be where the process is: QEMU leaves that directory for the background.
         """
         root = Path(f"/proc/{self.pid}")
         where = root / "root" if path.startswith("/") else root / "cwd"
         held: set[str] = set()
-        by_name = ""
+        by_name, ending = "", set()
+        relative = "" if path.startswith("/") else posixpath.normpath(path)
         try:
             for link in (root / "fd").iterdir():
                 try:
@@ -198,13 +201,19 @@ class LocalProcess:
                 held.add(identity)
                 if name in (path, f"{path} (deleted)"):
                     by_name = identity
+                if relative and name.removesuffix(" (deleted)").endswith(f"/{relative}"):
+                    ending.add(identity)
         except OSError:
             return ""
         try:
             now = _file_identity(where / path.lstrip("/"))
         except (OSError, ValueError):  # ValueError: no path at all, as one with a zero byte
             now = ""
-        return now if now in held else by_name or "other"
+        if now in held or not relative:
+            return now if now in held else by_name or "other"
+        if len(ending) == 1:
+            return ending.pop()
+        return "" if ending or relative.startswith("..") else "other"
 
     @property
     def alive(self) -> bool:

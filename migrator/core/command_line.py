@@ -45,6 +45,8 @@ class ImageUse:
     #: Writes go to a temporary file.
     snapshot: bool = False
     locked: bool = True
+    #: QEMU opens it again by its name when it gives up writing, as it does at the switch (``auto-read-only``).
+    reopened: bool = False
 
 
 class CommandLine:
@@ -78,7 +80,9 @@ class CommandLine:
         """Every image that it names by a path."""
         throwaway = self.has("snapshot")
         found = [_drive(option, throwaway) for option in self.all("drive")]
-        found += [ImageUse(path=option.text, snapshot=throwaway) for option in self.all(*_IMAGES)]
+        found += [
+            ImageUse(path=option.text, snapshot=throwaway, reopened=True) for option in self.all(*_IMAGES)
+        ]
         for option in self.all("blockdev"):
             found += _nodes(option.parts)
         return [image for image in found if image.path and is_path(image.path)]
@@ -152,6 +156,7 @@ def _drive(option: Option, throwaway: bool) -> ImageUse:
         no_flush=mode == "unsafe" or option["cache.no-flush"] == "on",
         snapshot=snapshot and option["readonly"] != "on" and option["read-only"] != "on",
         locked="off" not in (option["file.locking"], option["locking"]),
+        reopened="off" not in (option["file.auto-read-only"], option["auto-read-only"]),
     )
 
 
@@ -170,6 +175,7 @@ def _nodes(parts: Mapping[str, str]) -> list[ImageUse]:
                 direct=_inherited(parts, prefix, "cache.direct"),
                 no_flush=_inherited(parts, prefix, "cache.no-flush"),
                 locked=parts.get(f"{prefix}locking") != "off",
+                reopened=_inherited(parts, prefix, "auto-read-only"),
             )
         )
     return found

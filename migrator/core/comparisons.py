@@ -124,6 +124,8 @@ _PROCESS = {
     "user-namespace": "the user namespace of the source's process, with its host's",
     "process-namespace": "further namespaces of the source's process, with its host's",
     "relative-path": "relative paths on the source's command line, with its working directory there",
+    "image-unreachable": "device and inode of relative images that are open for writing, with those of the same path "
+    "from where the process is now",
     "working-directory": "the source's working directory, entered there as its user",
     "disk-replaced": "device and inode of what the source has open (/proc/PID/fd), with those of the path",
     "run-directory": "the directory of the destination's sockets, entered there as the source's user",

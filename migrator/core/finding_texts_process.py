@@ -56,6 +56,11 @@ PROCESS: Texts = {
         "paths of the command line are relative, and the directory that they go from is not known or not at the target",
         "use absolute paths, or make that directory there",
     ),
+    "image-unreachable": (
+        "error",
+        "QEMU opens an image again by its relative path at the switch, and its process has left that directory",
+        "until the guest has moved, let a symbolic link lead there; start guests with absolute paths",
+    ),
     "working-directory": (
         "warning",
         "the source's working directory is not at the target, or that user may not enter it; QEMU is started in /",

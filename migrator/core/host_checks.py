@@ -70,6 +70,7 @@ def _process(case: Case) -> Iterator[Finding]:
     yield from host_process.check(
         case.process, case.command, target=case.target, systemd=case.there.systemd, kvm=kvm
     )
+    yield from host_process.images_unreachable(case.process.held)
     if case.process.replicated:
         paths = [*case.seen_there.files, *case.seen_there.chains]
         yield from host_process.paths_unclear(case.process, paths, target=case.target)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import posixpath
+import shlex
 from collections.abc import Callable, Collection, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 
@@ -166,9 +168,22 @@ def paths_unclear(case: ProcessCase, paths: Collection[str], *, target: str) -> 
         yield finding(
             "relative-path", f"from where {shown} goes cannot be told: the process has left that directory"
         )
-    elif case.target is not None and case.target.directory not in ("", case.held.directory):
+        return
+    if case.target is not None and case.target.directory not in ("", case.held.directory):
         yield finding(
             "relative-path", f"{shown} goes from {case.held.directory}, which cannot be entered at {target}"
+        )
+
+
+def images_unreachable(held: Held) -> Iterator[Finding]:
+    """Findings about images that QEMU is going to open again, from another directory than before."""
+    for path in sorted(held.unreachable):
+        at, image = held.now(path), posixpath.normpath(posixpath.join(held.directory, path))
+        yield finding(
+            "image-unreachable",
+            f"QEMU opens the image {path} again at the switch, and from {held.left_for}, where its process is now, "
+            f"that is not {image}",
+            remedy=f"until it has moved: ln -s {shlex.quote(image)} {shlex.quote(at)}",
         )
 
 

@@ -120,6 +120,10 @@ class Held:
     files: tuple[OpenFile, ...] | None = None
     #: Where it was started, which need not be where it is; empty: not known.
     directory: str = ""
+    #: Where it is now, if it has left that directory.
+    left_for: str = ""
+    #: Images that it has open for writing, by names that do not lead to them from there.
+    unreachable: frozenset[str] = frozenset()
     #: Paths that mean another file to it than to its host (mounts or a root of its own).
     elsewhere: frozenset[str] = frozenset()
 
@@ -128,6 +132,10 @@ class Held:
         if self.files is None:
             return True
         return any(_is(file, seen) for file in self.files)
+
+    def now(self, path: str) -> str:
+        """Where a relative path leads from where the process is now."""
+        return posixpath.normpath(posixpath.join(self.left_for, path))
 
     def under(self, path: str) -> OpenFile | None:
         """What it opened under a path, wherever that leads now, if it can be told."""

@@ -191,7 +191,12 @@ async def read_process(
         elsewhere.append(path)
     relative = [path for path in paths if path and not path.startswith("/")]
     start = started_in(files or (), relative, directory=identity.directory, daemonized=daemonized)
-    held = Held(files=files, directory=start, elsewhere=frozenset(elsewhere))
+    held = Held(
+        files=files,
+        directory=start,
+        left_for=identity.directory if start != identity.directory else "",
+        elsewhere=frozenset(elsewhere),
+    )
     return replace(identity, directory=start or identity.directory), held
 
 

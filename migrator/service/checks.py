@@ -25,7 +25,7 @@ from migrator.ports import Qemu
 from migrator.qemu.endpoint import Endpoint
 from migrator.qemu.plugged import read_live
 from migrator.qemu.present import plugged, present
-from migrator.service.process_checks import read_beside, read_source, seen_by
+from migrator.service.process_checks import read_beside, read_source, seen_by, with_unreachable
 
 #: Seconds that one check may take in all.
 _SECONDS = 60.0
@@ -118,6 +118,7 @@ class HostChecks:
         # As the destination is started: the source's own program, else the configured or what is in PATH.
         qemus = _each_once([command.program, qemu or command.program.rpartition("/")[2]])
         process = await read_source(source_access, guest.pid, CommandLine(arguments), _each_once(paths))
+        process = await with_unreachable(source_access, process, command, opened)
         # Relative paths go from where it was started, which need not be where it is.
         start = process[1].directory if process else ""
         mine = Question(paths=_each_once(paths), images=images, pid=guest.pid, directory=start)

@@ -6,11 +6,12 @@ from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 from migrator.core import host_files, host_process
-from migrator.core.command_line import CommandLine
+from migrator.core.command_line import CommandLine, ImageUse
 from migrator.core.files import FileSeen, Seen
 from migrator.core.host_process import ProcessCase
 from migrator.core.process_identity import Drops, Held, ProcessIdentity
 from migrator.hosts.access import Access
+from migrator.hosts.identify import Question, look
 from migrator.hosts.launch import Like, Nest
 from migrator.hosts.process_identity import become, read_process, try_process, unit_properties
 from migrator.ports import GuestProcess
@@ -26,6 +27,29 @@ async def read_source(
     if pid is None:
         return None
     return await read_process(access, pid, paths=paths, daemonized=command.has("daemonize"))
+
+
+async def with_unreachable(
+    access: Access,
+    process: tuple[ProcessIdentity, Held] | None,
+    command: CommandLine,
+    opened: Mapping[str, ImageUse],
+) -> tuple[ProcessIdentity, Held] | None:
+    """The source's process, with the images that it could not open again by their names from where it is now.
+
+    :param opened: those that it has open for writing.
+    :raise HostError: when the host cannot be asked.
+    """
+    if process is None or not process[1].left_for or not process[1].directory:
+        return process
+    identity, held = process
+    again = {each.path for each in command.images() if each.reopened and each.path in opened}
+    now = {held.now(path): path for path in host_process.relative(again)}
+    if not now:
+        return process
+    files = (await look(access, Question(paths=list(now)))).files
+    lost = (path for at, path in now.items() if at not in files or not held.has(files[at]))
+    return identity, replace(held, unreachable=frozenset(lost))
 
 
 async def read_beside(

@@ -7,6 +7,7 @@ import signal
 import stat
 import subprocess
 from collections.abc import AsyncIterator, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -306,6 +307,33 @@ class TestWhere:
             assert "the process has left that directory" in found["relative-path"]
         finally:
             os.kill(running.pid, signal.SIGKILL)
+
+    async def test_image_that_qemu_could_not_open_again_at_the_switch_is_refused_until_its_path_leads_there(
+        self, lab: Lab, site: Site, two: tuple[Path, Path], tmp_path: Path
+    ) -> None:
+        beside = Path(*tmp_path.parts[1:], "more")
+        image = two[0] / beside
+        image.parent.mkdir(parents=True)
+        write_image(image, HABIT)
+        drive = ("-drive", f"file={beside},if=none,id=more,format=raw", "-device", "virtio-blk,drive=more")
+        running = await daemon(lab, two[0], Machine(habit=HABIT, image=Path("disk")), *drive)
+        try:
+            guest = Guest(key="k", host="alpha", uuid=str(running.machine.uuid), socket=str(running.qmp))
+            (found,) = await findings(site, guest)
+            assert (found.code, found.severity) == ("image-unreachable", "error")
+            assert found.remedy.endswith(f"ln -s {image} /{beside}")
+            (tmp_path / "more").write_bytes(image.read_bytes())  # another image is no better
+            assert "image-unreachable" in told(await findings(site, guest))
+            (tmp_path / "more").unlink()
+            (tmp_path / "more").symlink_to(image)
+            assert await findings(site, guest) == []
+            moved = await site.move(guest, "beta")
+            (tmp_path / "more").unlink()
+            # There it is where its paths go from, and needs no link.
+            await site.move(moved, "alpha")
+        finally:
+            with suppress(ProcessLookupError):  # it ended when the guest had left
+                os.kill(running.pid, signal.SIGKILL)
 
     async def test_directory_that_is_not_at_the_target(
         self,
