@@ -14,7 +14,7 @@ from migrator.core.qemu_program import TELLING, is_qemu_by_name, is_qemu_by_word
 #: Options whose values are read, from the command line of every process.
 READ_OPTIONS = (
     *("uuid", "name", "qmp", "qmp-pretty", "mon", "chardev", "machine", "M", "cpu", "accel", "m", "incoming"),
-    *("version", "help", "h", "daemonize", "smbios"),
+    *("version", "help", "h", "daemonize", "smbios", "object"),
 )
 
 
@@ -59,7 +59,7 @@ class FoundProcess:
     listens: bool = False
     #: In clock ticks since its host's boot; empty where that cannot be read.
     started: str = ""
-    #: It was seen to have arguments; one without is likely to be at its end.
+    #: Its arguments and its network were seen; one without is likely to be at its end.
     sure: bool = True
 
     @property
@@ -89,6 +89,15 @@ class FoundProcess:
             if word.lstrip("-") == "mon" and parts.get("mode") == "control":
                 found.append(chardevs.get(parts.get("chardev", _first(value)), _first(value)))
         return tuple(chardevs.get(each.removeprefix("chardev:"), each) for each in found)
+
+    @property
+    def named(self) -> str:
+        """What we call the guest, where we started its QEMU and it has no uuid."""
+        for word, value in pairwise(self.words):
+            parts = _parts(value) if word.lstrip("-") == "object" else {}
+            if parts.get("id") == "migrator-guest":
+                return parts.get("identity", "")
+        return ""
 
     @property
     def daemonizes(self) -> bool:
@@ -154,7 +163,7 @@ def parse(text: str, words: Mapping[int, Sequence[str]], names: Mapping[int, str
                     program=program,
                     words=said,
                     network=networks.get(pid, ""),
-                    sure=bool(said) and bool(networks.get(pid) or not programs.get(pid)),
+                    sure=bool(said) and bool(networks.get(pid) or not first_network),
                     started=started.get(pid, ""),
                 ),
             )

@@ -8,6 +8,8 @@ never has two objects of one name, so of several that add a mark at once exactly
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Sequence
+from itertools import pairwise
 
 from migrator.errors import CommandFailed
 from migrator.qemu.monitor import Monitor
@@ -32,6 +34,35 @@ async def read(monitor: Monitor, *names: str, timeout: float = 5.0) -> dict[str,
 
     found = await asyncio.gather(*map(one, names))
     return {name: text for name, text in zip(names, found, strict=True) if text is not None}
+
+
+async def possible(monitor: Monitor) -> bool:
+    """Whether QEMUs of this kind can have marks.
+
+    :raise QemuError: it cannot be asked.
+    """
+    try:
+        return bool(await monitor.execute("qom-list-types", {"implements": _TYPE}))
+    except CommandFailed:
+        return False
+
+
+def option(name: str, text: str) -> tuple[str, str]:
+    """For the command line of a QEMU that shall have a mark from its start; see :func:`without`.
+
+    :param text: without commas.
+    """
+    return "-object", f"{_TYPE},id={PREFIX}{name},{_TEXT}={text}"
+
+
+def without(argv: Sequence[str]) -> list[str]:
+    """A command line without the marks that :func:`option` put there."""
+    ours = {
+        at + 1
+        for at, (word, value) in enumerate(pairwise(argv))
+        if word.lstrip("-") == "object" and value.startswith(f"{_TYPE},id={PREFIX}")
+    }
+    return [word for at, word in enumerate(argv) if at not in ours and at + 1 not in ours]
 
 
 async def add(monitor: Monitor, name: str, text: str, *, timeout: float = 5.0) -> bool:

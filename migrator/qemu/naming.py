@@ -2,6 +2,7 @@
 
 The first process of such a guest names it: whoever can see that process comes to the same name, and nothing has to be
 changed for that. When the guest moves, the QEMU that it moves into is marked with the name, and so is each after it.
+One that we start has the mark on its command line, where it is seen when QEMU cannot be asked, too.
 """
 
 from __future__ import annotations
@@ -42,6 +43,26 @@ async def carried(monitor: Monitor, *, timeout: float = 5.0) -> str:
     return name if _OURS.fullmatch(name) else ""
 
 
+async def _name_of(source: Endpoint) -> str:
+    """Empty where it has a uuid, or its process is not known."""
+    try:
+        uuid = await source.monitor.execute("query-uuid")
+    except CommandFailed:
+        uuid = {}
+    if uuid.get("UUID", NO_UUID) != NO_UUID:
+        return ""
+    return await carried(source.monitor) or of_process(source.identity)
+
+
+async def options(source: Endpoint) -> tuple[str, ...]:
+    """What marks a QEMU that is started for the guest at the source, where that has no uuid.
+
+    :raise QemuError: it cannot be asked.
+    """
+    name = await _name_of(source)
+    return marks.option(_MARK, name) if name and await marks.possible(source.monitor) else ()
+
+
 async def hand_on(source: Endpoint, destination: Endpoint) -> None:
     """Mark the destination with the name of the guest at the source, where that has no uuid.
 
@@ -49,13 +70,7 @@ async def hand_on(source: Endpoint, destination: Endpoint) -> None:
 
     :raise QemuError: one of them cannot be asked.
     """
-    try:
-        uuid = await source.monitor.execute("query-uuid")
-    except CommandFailed:
-        uuid = {}
-    if uuid.get("UUID", NO_UUID) != NO_UUID:
-        return
-    name = await carried(source.monitor) or of_process(source.identity)
+    name = await _name_of(source)
     if not name:
         return
     try:

@@ -24,7 +24,7 @@ from migrator.hosts.site_config import HostConfig
 from migrator.hosts.survey import survey
 from migrator.hosts.threads import give_turns
 from migrator.ports import Qemu, Waiting
-from migrator.qemu import naming
+from migrator.qemu import marks, naming
 from migrator.qemu.belongings import belongings as of_process
 from migrator.qemu.belongings import own_directory
 from migrator.qemu.cmdline import Place, Replica, memory_files, paths, replicate
@@ -309,6 +309,7 @@ class Destinations:
             text = f"{source.name}: its command line cannot be read, so that no other can be started like it"
             remedy = "run migrator with more rights there, or configure a template"
             raise Objected([finding("command-line-unknown", text, remedy)])
+        argv = marks.without(argv)
         machine, live = await read_live(source.monitor, argv)
         configured = config.binary or self._reach.config(target).qemu
         candidates = (configured, "") if configured else (argv[0], "qemu-system-x86_64")
@@ -348,6 +349,7 @@ class Destinations:
         )
         new = tuple(path for path in memory if path not in seen.occupied)
         replica = replace(home.moved(replica, where, log=nest.log), memory=new)
+        replica = replace(replica, argv=(*replica.argv, *await naming.options(source)))
         if seen.enters:
             return replica
         shut = finding("run-directory", f"its user may not enter {base} at {target}")

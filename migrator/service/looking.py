@@ -29,6 +29,8 @@ from migrator.qemu.knocks import Knocks
 from migrator.service import unasked
 from migrator.service.seen_guests import ELSEWHERE, guest_of, told_apart
 
+#: So often is looked again where a process may be at its end: where many end, another may be then.
+_LOOKS_AT_ENDS = 3
 #: Guests of one host that are asked at a time.
 _ASKED_AT_ONCE = 16
 #: Monitors of one process that are tried; one that is stopped greets at none.
@@ -105,7 +107,7 @@ class Looker:
         self._first = {key: name for key, name in self._first.items() if key[0] != host}
         for each in seen.processes.qemus:
             named = {"boot_id": seen.processes.boot_id, "pid": each.pid, "start_time": each.started}
-            self._first[host, each.pid] = naming.of_process(named)
+            self._first[host, each.pid] = each.named or naming.of_process(named)
         limit = asyncio.Semaphore(_ASKED_AT_ONCE)
         if config.processes and seen.processes.hidden:
             raise HostError(
@@ -113,7 +115,9 @@ class Looker:
                 "the processes of other users are hidden there (hidepid), so whether guests run cannot be told: let "
                 'the user that migrator has there into the group of gid= of /proc, or write look_for = "sockets"',
             )
-        if not all(each.sure for each in seen.processes.qemus):
+        for _ in range(_LOOKS_AT_ENDS):
+            if all(each.sure for each in seen.processes.qemus):
+                break
             await asyncio.sleep(_AGAIN_SECONDS)  # it may have been at its end
             seen = await survey(access, config.sockets)
         seen = await self._with_room(access, host, seen)
