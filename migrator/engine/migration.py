@@ -2,43 +2,35 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Awaitable, Callable, Mapping
-from dataclasses import asdict, replace
+from dataclasses import replace
 from typing import Any
 
-from migrator import logs
 from migrator.core import convergence, lifecycle, preflight, resolving
 from migrator.core.facts import Facts
-from migrator.core.felt import above_ceiling, felt
 from migrator.core.lifecycle import Next, Step
 from migrator.core.model import (
     RUNNING_STATES,
-    Decision,
     Finding,
     MigrationStatus,
     Mode,
     Process,
-    RunState,
     Sample,
     State,
     View,
 )
-from migrator.core.policy import Policy, Postcopy
-from migrator.core.progress import Progress
-from migrator.core.situation import Intent, Milestone, SourceIs, Word, as_found, source_is
+from migrator.core.policy import Postcopy
+from migrator.core.situation import Intent, Milestone, SourceIs, Word, source_is
 from migrator.engine import clock
-from migrator.engine.ledger import Ledger
-from migrator.engine.observer import Observer, interval, wanted_to_run
-from migrator.engine.patience import Patience
-from migrator.engine.prepare import UNLIMITED_BYTES_PER_SECOND, prepare, together
+from migrator.engine.ending import explain, measure
+from migrator.engine.migration_state import MigrationState, plain
+from migrator.engine.observer import interval
+from migrator.engine.prepare import prepare, together
 from migrator.engine.quiet import Quiet, too_late
-from migrator.engine.result import Result, Status
-from migrator.engine.steering import Steering
-from migrator.engine.steps import Steps
+from migrator.engine.result import Result
 from migrator.errors import Driven, Fault, MigratorError, QemuError, TimedOut
 from migrator.faults import contained
-from migrator.ports import Experience, Qemu, Record, Settings, Tuning
+from migrator.ports import Settings, Tuning
 
 #: Two ends are not looked at in one instant, so what needs a person must show so many times in a row.
 _LOOKS_TO_HOLD = 3
@@ -46,75 +38,13 @@ _LOOKS_TO_HOLD = 3
 PARKED = Tuning(max_bandwidth_bytes_per_second=4096, downtime_limit_seconds=0.0)
 #: After so many errors of our own in one migration its guest is left to a person.
 _FAULTS_BORNE = 5
-#: A cancel that takes longer than this is worth a word.
-_SLOW_CANCEL_SECONDS = 2.0
 
 
-class Migration:
+class Migration(MigrationState):
     """One guest going from a source to a destination, once.
 
     Use :meth:`check`, then :meth:`run`; or :meth:`take_up` with the record another controller left.
-
-    :param name: the migration's id.
-    :param experience: what earlier migrations taught; ``None`` begins with a guess and learns nothing.
-    :param about: what the record shall say besides, for whoever finds it without anything else.
-    :param listen: where the destination listens for the stream: ``tcp:ADDR:0``.
-    :param on_status: called with every new sample and state, on the event loop; must return at once.
-    :param on_decision: called with every decision, likewise.
     """
-
-    def __init__(
-        self,
-        *,
-        name: str,
-        source: Qemu,
-        destination: Qemu,
-        policy: Policy,
-        listen: str,
-        record: Record,
-        experience: Experience | None = None,
-        patience: Patience | None = None,
-        about: Mapping[str, Any] | None = None,
-        on_status: Callable[[Status], None] = lambda status: None,
-        on_decision: Callable[[Decision], None] = lambda decision: None,
-    ) -> None:
-        self._source, self._destination = source, destination
-        self._policy = policy
-        self._listen = listen
-        self._about = dict(about or {})
-        self._experience = experience
-        self._pair = ""
-        self._on_status = on_status
-        self._log = logs.logger(migration=name)
-        self.result = Result(
-            id=name,
-            state=State.PREPARING,
-            mode=Mode.OFFLINE if policy.offline else Mode.PRECOPY,
-            max_downtime_seconds=policy.max_downtime_seconds,
-        )
-        self._ledger = Ledger(record, result=self.result, on_decision=on_decision)
-        self._steering = Steering(source, policy=policy, ledger=self._ledger, result=self.result)
-        self._observer = Observer(source, destination, patience=patience or Patience(), result=self.result)
-        self._steps = Steps(
-            source, destination, ledger=self._ledger, observer=self._observer, result=self.result
-        )
-        self._facts: Facts | None = None
-        self._settings_there: Settings | None = None
-        self._abilities = convergence.Abilities(postcopy=False, throttle=False)
-        self._progress = Progress()
-        self._cancel_wanted = False
-        #: The stream's share of the link; ``None``: whatever it gets.
-        self._share: int | None = None
-        #: What QEMU has to be told once it copies.
-        self._untold = False
-        self._postcopy_wanted = False
-        self._park_wanted = self._parked = False
-        self._cancelling_since: float | None = None
-        self._last_source: View | None = None
-        self._last: tuple[View, View] | None = None
-        self._suspect: tuple[str, int] = ("", 0)
-        #: It is held, and the host of an end could not be asked: once that answers, :meth:`take_up` may tell more.
-        self.unreachable = False
 
     # --- before anything is changed --------------------------------------------------------------------------------
 
@@ -134,12 +64,6 @@ class Migration:
             await quiet.come()
         finally:
             self.govern(self._policy.after(quiet.waited_seconds))
-
-    def govern(self, policy: Policy) -> None:
-        """Take this policy instead; before :meth:`run`."""
-        if policy != self._policy:
-            self._policy = policy
-            self._steering.govern(policy)
 
     def _tell_waiting(self, what: str) -> None:
         if what:
@@ -221,7 +145,7 @@ class Migration:
             raise
 
     async def _claim(self, facts: Facts, settings: Settings) -> None:
-        was = {"runs": facts.run in RUNNING_STATES, "settings": _plain(settings)}
+        was = {"runs": facts.run in RUNNING_STATES, "settings": plain(settings)}
         try:
             await together(
                 self._source.claim(self.result.id, was=was), self._destination.claim(self.result.id)
@@ -265,7 +189,7 @@ class Migration:
             self.result.mode = Mode.POSTCOPY  # its event may have gone to another controller
             self._steering.settle()
         self._observer.take_up(intent, self._ledger.taken_up_from)
-        await self._ask_whether_it_ran()
+        await self._noting.ask_whether_it_ran()
         if intent.said is not None:
             return await self._as_said(intent.said)
         at = intent.milestone.name.lower().replace("_", "-")
@@ -283,16 +207,6 @@ class Migration:
         self._ledger.decide("resolve", f"a person said: {says}")
         return await self._drive()
 
-    @property
-    def views(self) -> tuple[View, View] | None:
-        """What both ends showed when they were last looked at."""
-        return self._last
-
-    @property
-    def postponed(self) -> bool:
-        """It was undone only because a controller went away before anything was sent; it may begin anew."""
-        return self._ledger.intent.postponed
-
     async def _never_sent(self, facts: Mapping[str, Any]) -> bool:
         """Whether ``migrate`` is known not to have been sent: by the record, or by both ends."""
         if self._ledger.intent.milestone > Milestone.MIGRATING:
@@ -302,80 +216,6 @@ class Migration:
         source, destination, _ = await self._observer.look(self._ledger.intent)
         idle = source_is(source) in (SourceIs.RUNS, SourceIs.RESTS)
         return idle and source.status == facts.get("status") and destination.status is MigrationStatus.NONE
-
-    @property
-    def uuid(self) -> str:
-        """Of the guest in the source, as :meth:`check` found it; empty where it has none."""
-        return self._facts.uuid if self._facts is not None else ""
-
-    @property
-    def abilities(self) -> convergence.Abilities:
-        """What both ends support, as far as :meth:`check` could see."""
-        return self._abilities
-
-    @property
-    def can_cancel(self) -> bool:
-        """It is not too late, by the last look."""
-        return self._last_source is None or lifecycle.can_cancel(self._ledger.intent, self._last_source)
-
-    def cancel(self) -> bool:
-        """Ask for the guest to stay where it is; False when it is too late, and then nothing changes."""
-        if not self.can_cancel:
-            return False
-        self._cancel_wanted = True
-        self._observer.wake()
-        return True
-
-    def set_bandwidth(self, bytes_per_second: int | None) -> None:
-        """Its share of the link from now on, below the policy's own ceiling; ``None``: whatever it gets."""
-        if bytes_per_second != self._share:
-            self._share, self._untold = bytes_per_second, True
-            self._observer.wake()
-
-    @property
-    def can_postcopy(self) -> bool:
-        """Policy and QEMUs allow it, and it is not past that."""
-        intent = self._ledger.intent
-        return self._abilities.postcopy and intent.undo is None and intent.milestone <= Milestone.MIGRATING
-
-    def postcopy(self) -> bool:
-        """Ask for postcopy now; False where :attr:`can_postcopy` is."""
-        if not self.can_postcopy:
-            return False
-        self._postcopy_wanted = True
-        self._observer.wake()
-        return True
-
-    def park(self) -> None:
-        """Ask to be left alone for a while: the controller stops.
-
-        :meth:`run` then returns with a state that is not final, the source copying so slowly that it cannot reach the
-        switch, for :meth:`take_up`. What is past the guest's STOP is brought to its end; what has not begun is undone.
-        """
-        self._park_wanted = True
-        self._observer.wake()
-
-    @property
-    def _bandwidth(self) -> int:
-        ceilings = (self._policy.max_bandwidth_bytes_per_second, self._share, UNLIMITED_BYTES_PER_SECOND)
-        return min(ceiling for ceiling in ceilings if ceiling is not None)
-
-    def _what_was(self, facts: Facts, settings: Settings) -> dict[str, Any]:
-        return {
-            "source": {"address": self._source.address_text, "identity": dict(self._source.identity)},
-            "destination": {
-                "address": self._destination.address_text,
-                "identity": dict(self._destination.identity),
-            },
-            "uuid": facts.uuid,
-            "guest": facts.guest_name,
-            "run_state": facts.run,
-            "status": facts.status,
-            "policy": asdict(self._policy),
-            "settings": _plain(settings),
-            "abilities": asdict(self._abilities),
-            **self._about,
-        }
 
     async def _prepare(self, settings: Settings) -> None:
         await self._steps.carrying.before()
@@ -403,7 +243,7 @@ class Migration:
             return
         before = await self._source.observe()
         if before.answers:
-            self._note_run_state(before.run)  # somebody may have stopped or resumed it since preflight
+            self._noting.run_state(before.run)  # somebody may have stopped or resumed it since preflight
         self._ledger.note(milestone=Milestone.MIGRATING)
         if self._ledger.intent.undo is None:
             try:
@@ -439,10 +279,10 @@ class Migration:
             self._last_source, self._last = source, (source, destination)
             if self._ledger.intent.milestone is Milestone.HANDED_OVER and destination.run in RUNNING_STATES:
                 self.result.duration_seconds = self.result.duration_seconds or self._ledger.elapsed
-            self._note_standstill()
+            self._noting.standstill()
             if source.answers:
-                self._note_run_state(source.run)
-            self._note_run_there(destination)
+                self._noting.run_state(source.run)
+            self._noting.run_there(destination)
             if self._cancel_wanted and self._ledger.intent.undo is None:
                 self._consider_cancel(source)
             answer = lifecycle.decide(self._ledger.intent, source, destination, overdue=overdue)
@@ -459,64 +299,12 @@ class Migration:
                     if self._parked:
                         return self.result  # a look after it was parked found it copying: there it stays
                     await self._steer(source.sample)
-                self._tell_slow_cancel(source)
+                self._noting.slow_cancel(source)
                 await self._observer.pause(interval(self._ledger.intent, source))
                 continue
             if await self._steps.take(answer):
                 ended = State.GUEST_ENDED if answer.row.startswith("ended") else State.COMPLETED
                 return await self._end(replace(answer, step=Step.END, state=ended))
-
-    def _note_standstill(self) -> None:
-        """Whoever takes this up shall know since when the guest stands still, or how long it did."""
-        standstill, intent = self._observer.standstill, self._ledger.intent
-        stopped = standstill.stopped
-        if stopped is not None and intent.stopped_at is None:
-            middle, around = (stopped.earliest + stopped.latest) / 2, (stopped.latest - stopped.earliest) / 2
-            self._ledger.keep(stopped_at=middle, stopped_give_or_take=around)
-        elif stopped is None and intent.stopped_at is not None:
-            self._ledger.keep(
-                stopped_at=None,
-                stood_seconds=self.result.standstill_seconds,
-                stood_give_or_take=self.result.standstill_uncertainty_seconds or 0.0,
-            )
-
-    def _note_run_there(self, destination: View) -> None:
-        intent = self._ledger.intent
-        if intent.milestone < Milestone.HANDED_OVER:
-            return
-        runs = destination.answers and destination.run in RUNNING_STATES
-        if runs and not intent.ran_there:
-            self._ledger.note(ran_there=True)
-        stopped = self._observer.stopped_there or as_found(intent, destination) != intent
-        if stopped and intent.guest_runs:
-            self._ledger.note(guest_runs=False)
-            self._ledger.decide("run-state", "somebody stopped the guest at the destination: so it stays")
-
-    async def _ask_whether_it_ran(self) -> None:
-        """Its controller may have died between the hand-over and noting that the guest runs."""
-        intent = self._ledger.intent
-        if intent.milestone < Milestone.HANDED_OVER or intent.ran_there:
-            return
-        try:
-            if await self._destination.was_run():
-                self._ledger.note(ran_there=True)
-        except QemuError:
-            pass  # it cannot be asked: neither can it be told to run
-
-    def _note_run_state(self, run: RunState) -> None:
-        wanted = wanted_to_run(run)
-        if self._ledger.intent.stopped_by_us and not wanted:
-            return
-        if run is RunState.PRELAUNCH and self._ledger.intent.milestone >= Milestone.SWITCHING:
-            return  # reset after it had sent everything: that says nothing of the guest at the destination
-        if (
-            wanted not in (None, self._ledger.intent.guest_runs)
-            and self._ledger.intent.milestone < Milestone.HANDED_OVER
-        ):
-            self._ledger.note(guest_runs=wanted)
-            self._ledger.decide(
-                "run-state", f"somebody {'resumed' if wanted else 'stopped'} the guest ({run}): so it stays"
-            )
 
     async def _steer(self, sample: Sample) -> None:
         try:
@@ -540,18 +328,6 @@ class Migration:
             self._log.warning("steering failed", error=str(error))
             self._observer.complain(str(error))
 
-    def _tell_slow_cancel(self, source: View) -> None:
-        if source.status is not MigrationStatus.CANCELLING or not source.answers:
-            return
-        if self._cancelling_since is None:
-            self._cancelling_since = self._ledger.elapsed
-        elif self._ledger.elapsed - self._cancelling_since > _SLOW_CANCEL_SECONDS:
-            self._cancelling_since = math.inf
-            self._ledger.decide(
-                "wait",
-                "QEMU still tries to connect and ends only when that fails, in up to two minutes; the guest runs",
-            )
-
     def _confirmed(self, answer: Next) -> bool:
         row, times = self._suspect
         self._suspect = (answer.row, times + 1 if row == answer.row else 1)
@@ -571,7 +347,7 @@ class Migration:
     async def _end(self, answer: Next) -> Result:
         result = self.result
         result.state = answer.state or State.HELD
-        self._measure(result)
+        measure(result, self._ledger, self._observer)
         if result.duration_seconds is None or result.state is not State.COMPLETED:
             result.duration_seconds = self._ledger.elapsed
         if result.state is State.COMPLETED:
@@ -579,7 +355,7 @@ class Migration:
             self._steering.judge(result.duration_seconds)
             self._learn()
         else:
-            result.error = self._explain(answer)
+            result.error = explain(answer, self._ledger, self._observer, self._destination)
         if result.state is State.HELD:
             result.held_code = answer.row
             if self._last is not None:
@@ -593,64 +369,8 @@ class Migration:
         self._report(result.state)
         return result
 
-    def _measure(self, result: Result) -> None:
-        """What the guest felt, and whether that certainly was more than its policy allows."""
-        standstill = self._observer.standstill
-        if result.state is State.GUEST_ENDED or not self._ledger.intent.guest_runs:
-            standstill.forget()
-        elif result.state is State.HELD:
-            standstill.so_far()
-        else:
-            standstill.over()  # where it was seen to run, and nobody said since when
-        least = felt(
-            downtime=None,
-            standstill=result.standstill_seconds,
-            uncertainty=result.standstill_uncertainty_seconds,
-        )
-        if least is not None and above_ceiling(least, result.max_downtime_seconds, result.mode):
-            self._ledger.decide(
-                "ceiling-exceeded",
-                f"the guest stood still for {least:.3g} s at least, and its policy allows "
-                f"{result.max_downtime_seconds:.3g} s",
-                {
-                    "standstill_seconds": result.standstill_seconds or 0.0,
-                    "standstill_uncertainty_seconds": result.standstill_uncertainty_seconds or 0.0,
-                    "max_downtime_seconds": result.max_downtime_seconds,
-                },
-            )
-
     def _learn(self) -> None:
         left = self._observer.at_switch
         overhead = self._steering.overhead(left) if left is not None else None
         if self._experience is not None and self._pair and overhead is not None:
             self._experience.learn(self._pair, overhead)
-
-    def _explain(self, answer: Next) -> str:
-        """One line: why, and what QEMU says of it on either side."""
-        if self._ledger.undone_by_choice and answer.state is not State.HELD:
-            return self._ledger.undo_reason
-        own = answer.state in (State.HELD, State.GUEST_ENDED) or not self._ledger.undo_reason
-        said = [answer.why if own else self._ledger.undo_reason, *self._observer.complaints]
-        words = self._destination.last_words()
-        if words and not any(words in complaint for complaint in said):
-            said.append(f"destination's log: {words}")
-        return "; ".join(said).replace("\n", " ")
-
-    def _report(self, state: State, sample: Sample | None = None) -> None:
-        if sample is not None:
-            self._progress.update(sample)
-        copies = sample is not None and state is State.PRECOPY
-        self._on_status(
-            Status(
-                state=state,
-                progress_ratio=self._progress.ratio,
-                sample=sample,
-                forecast=self._steering.forecast if copies else None,
-                limit_seconds=self._steering.limit_seconds if copies else None,
-                at_seconds=self._ledger.elapsed,
-            )
-        )
-
-
-def _plain(settings: Settings) -> dict[str, Any]:
-    return {"capabilities": dict(settings.capabilities), "parameters": dict(settings.parameters)}

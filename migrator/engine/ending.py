@@ -1,0 +1,50 @@
+"""What is said of a migration at its end: what its guest felt, and why it did not complete."""
+
+from __future__ import annotations
+
+from migrator.core.felt import above_ceiling, felt
+from migrator.core.lifecycle import Next
+from migrator.core.model import State
+from migrator.engine.ledger import Ledger
+from migrator.engine.observer import Observer
+from migrator.engine.result import Result
+from migrator.ports import Qemu
+
+
+def measure(result: Result, ledger: Ledger, observer: Observer) -> None:
+    """What the guest felt, and whether that certainly was more than its policy allows."""
+    standstill = observer.standstill
+    if result.state is State.GUEST_ENDED or not ledger.intent.guest_runs:
+        standstill.forget()
+    elif result.state is State.HELD:
+        standstill.so_far()
+    else:
+        standstill.over()  # where it was seen to run, and nobody said since when
+    least = felt(
+        downtime=None,
+        standstill=result.standstill_seconds,
+        uncertainty=result.standstill_uncertainty_seconds,
+    )
+    if least is not None and above_ceiling(least, result.max_downtime_seconds, result.mode):
+        ledger.decide(
+            "ceiling-exceeded",
+            f"the guest stood still for {least:.3g} s at least, and its policy allows "
+            f"{result.max_downtime_seconds:.3g} s",
+            {
+                "standstill_seconds": result.standstill_seconds or 0.0,
+                "standstill_uncertainty_seconds": result.standstill_uncertainty_seconds or 0.0,
+                "max_downtime_seconds": result.max_downtime_seconds,
+            },
+        )
+
+
+def explain(answer: Next, ledger: Ledger, observer: Observer, destination: Qemu) -> str:
+    """One line: why, and what QEMU says of it on either side."""
+    if ledger.undone_by_choice and answer.state is not State.HELD:
+        return ledger.undo_reason
+    own = answer.state in (State.HELD, State.GUEST_ENDED) or not ledger.undo_reason
+    said = [answer.why if own else ledger.undo_reason, *observer.complaints]
+    words = destination.last_words()
+    if words and not any(words in complaint for complaint in said):
+        said.append(f"destination's log: {words}")
+    return "; ".join(said).replace("\n", " ")

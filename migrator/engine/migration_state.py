@@ -1,0 +1,209 @@
+"""What one migration is made of, what is known of it, and what may be asked of it while it is driven."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import asdict
+from typing import Any
+
+from migrator import logs
+from migrator.core import convergence, lifecycle
+from migrator.core.facts import Facts
+from migrator.core.model import (
+    Decision,
+    Mode,
+    Sample,
+    State,
+    View,
+)
+from migrator.core.policy import Policy
+from migrator.core.progress import Progress
+from migrator.core.situation import Milestone
+from migrator.engine.ledger import Ledger
+from migrator.engine.noting import Noting
+from migrator.engine.observer import Observer
+from migrator.engine.patience import Patience
+from migrator.engine.prepare import UNLIMITED_BYTES_PER_SECOND
+from migrator.engine.result import Result, Status
+from migrator.engine.steering import Steering
+from migrator.engine.steps import Steps
+from migrator.ports import Experience, Qemu, Record, Settings
+
+
+class MigrationState:
+    """The parts of a migration; :class:`migrator.engine.migration.Migration` drives it with them.
+
+    :param name: the migration's id.
+    :param experience: what earlier migrations taught; ``None`` begins with a guess and learns nothing.
+    :param about: what the record shall say besides, for whoever finds it without anything else.
+    :param listen: where the destination listens for the stream: ``tcp:ADDR:0``.
+    :param on_status: called with every new sample and state, on the event loop; must return at once.
+    :param on_decision: called with every decision, likewise.
+    """
+
+    def __init__(
+        self,
+        *,
+        name: str,
+        source: Qemu,
+        destination: Qemu,
+        policy: Policy,
+        listen: str,
+        record: Record,
+        experience: Experience | None = None,
+        patience: Patience | None = None,
+        about: Mapping[str, Any] | None = None,
+        on_status: Callable[[Status], None] = lambda status: None,
+        on_decision: Callable[[Decision], None] = lambda decision: None,
+    ) -> None:
+        self._source, self._destination = source, destination
+        self._policy = policy
+        self._listen = listen
+        self._about = dict(about or {})
+        self._experience = experience
+        self._pair = ""
+        self._on_status = on_status
+        self._log = logs.logger(migration=name)
+        self.result = Result(
+            id=name,
+            state=State.PREPARING,
+            mode=Mode.OFFLINE if policy.offline else Mode.PRECOPY,
+            max_downtime_seconds=policy.max_downtime_seconds,
+        )
+        self._ledger = Ledger(record, result=self.result, on_decision=on_decision)
+        self._steering = Steering(source, policy=policy, ledger=self._ledger, result=self.result)
+        self._observer = Observer(source, destination, patience=patience or Patience(), result=self.result)
+        self._steps = Steps(
+            source, destination, ledger=self._ledger, observer=self._observer, result=self.result
+        )
+        self._noting = Noting(destination, ledger=self._ledger, observer=self._observer, result=self.result)
+        self._facts: Facts | None = None
+        self._settings_there: Settings | None = None
+        self._abilities = convergence.Abilities(postcopy=False, throttle=False)
+        self._progress = Progress()
+        self._cancel_wanted = False
+        #: The stream's share of the link; ``None``: whatever it gets.
+        self._share: int | None = None
+        #: What QEMU has to be told once it copies.
+        self._untold = False
+        self._postcopy_wanted = False
+        self._park_wanted = self._parked = False
+        self._last_source: View | None = None
+        self._last: tuple[View, View] | None = None
+        self._suspect: tuple[str, int] = ("", 0)
+        #: It is held, and the host of an end could not be asked: once that answers, :meth:`take_up` may tell more.
+        self.unreachable = False
+
+    def govern(self, policy: Policy) -> None:
+        """Take this policy instead; before :meth:`run`."""
+        if policy != self._policy:
+            self._policy = policy
+            self._steering.govern(policy)
+
+    # --- what is known of it ----------------------------------------------------------------------------------------
+
+    @property
+    def views(self) -> tuple[View, View] | None:
+        """What both ends showed when they were last looked at."""
+        return self._last
+
+    @property
+    def postponed(self) -> bool:
+        """It was undone only because a controller went away before anything was sent; it may begin anew."""
+        return self._ledger.intent.postponed
+
+    @property
+    def uuid(self) -> str:
+        """Of the guest in the source, as :meth:`check` found it; empty where it has none."""
+        return self._facts.uuid if self._facts is not None else ""
+
+    @property
+    def abilities(self) -> convergence.Abilities:
+        """What both ends support, as far as :meth:`check` could see."""
+        return self._abilities
+
+    # --- what may be asked of it ------------------------------------------------------------------------------------
+
+    @property
+    def can_cancel(self) -> bool:
+        """It is not too late, by the last look."""
+        return self._last_source is None or lifecycle.can_cancel(self._ledger.intent, self._last_source)
+
+    def cancel(self) -> bool:
+        """Ask for the guest to stay where it is; False when it is too late, and then nothing changes."""
+        if not self.can_cancel:
+            return False
+        self._cancel_wanted = True
+        self._observer.wake()
+        return True
+
+    def set_bandwidth(self, bytes_per_second: int | None) -> None:
+        """Its share of the link from now on, below the policy's own ceiling; ``None``: whatever it gets."""
+        if bytes_per_second != self._share:
+            self._share, self._untold = bytes_per_second, True
+            self._observer.wake()
+
+    @property
+    def can_postcopy(self) -> bool:
+        """Policy and QEMUs allow it, and it is not past that."""
+        intent = self._ledger.intent
+        return self._abilities.postcopy and intent.undo is None and intent.milestone <= Milestone.MIGRATING
+
+    def postcopy(self) -> bool:
+        """Ask for postcopy now; False where :attr:`can_postcopy` is."""
+        if not self.can_postcopy:
+            return False
+        self._postcopy_wanted = True
+        self._observer.wake()
+        return True
+
+    def park(self) -> None:
+        """Ask to be left alone for a while: the controller stops.
+
+        :meth:`run` then returns with a state that is not final, the source copying so slowly that it cannot reach the
+        switch, for :meth:`take_up`. What is past the guest's STOP is brought to its end; what has not begun is undone.
+        """
+        self._park_wanted = True
+        self._observer.wake()
+
+    @property
+    def _bandwidth(self) -> int:
+        ceilings = (self._policy.max_bandwidth_bytes_per_second, self._share, UNLIMITED_BYTES_PER_SECOND)
+        return min(ceiling for ceiling in ceilings if ceiling is not None)
+
+    def _what_was(self, facts: Facts, settings: Settings) -> dict[str, Any]:
+        return {
+            "source": {"address": self._source.address_text, "identity": dict(self._source.identity)},
+            "destination": {
+                "address": self._destination.address_text,
+                "identity": dict(self._destination.identity),
+            },
+            "uuid": facts.uuid,
+            "guest": facts.guest_name,
+            "run_state": facts.run,
+            "status": facts.status,
+            "policy": asdict(self._policy),
+            "settings": plain(settings),
+            "abilities": asdict(self._abilities),
+            **self._about,
+        }
+
+    def _report(self, state: State, sample: Sample | None = None) -> None:
+        if sample is not None:
+            self._progress.update(sample)
+        copies = sample is not None and state is State.PRECOPY
+        self._on_status(
+            Status(
+                state=state,
+                progress_ratio=self._progress.ratio,
+                sample=sample,
+                forecast=self._steering.forecast if copies else None,
+                limit_seconds=self._steering.limit_seconds if copies else None,
+                at_seconds=self._ledger.elapsed,
+            )
+        )
+
+
+def plain(settings: Settings) -> dict[str, Any]:
+    """As plain JSON, for the record and the mark."""
+    return {"capabilities": dict(settings.capabilities), "parameters": dict(settings.parameters)}
