@@ -155,6 +155,8 @@ def plan_lines(found: Document) -> list[str]:
     return [clean(line) for line in (*lines, text)]
 
 
+#: Of an evacuation: nothing is done with it now.
+_STAYING = ("held", "set-aside", "no-target")
 #: Warnings by which a guest is expected to stay.
 _STAYS = ("does-not-converge",)
 #: Those by which it waits before it moves, nobody knows how long.
@@ -295,8 +297,8 @@ def evacuation_lines(one: Document) -> list[str]:
         span = ""
         if one["forecast_end_p10_at"] and one["forecast_end_p90_at"]:
             span = f" (between {_clock(one['forecast_end_p10_at'])} and {_clock(one['forecast_end_p90_at'])})"
-        if any(guest.get("doubt") for guest in one["guests"]):
-            span += ", without those that are not expected to"
+        if any(guest.get("doubt") or guest["standing"] in _STAYING for guest in one["guests"]):
+            span += ", without those that are not expected to leave"
         lines.append(f"    forecast to end {_clock(one['forecast_end_at'])}{span}")
     for guest in one["guests"]:
         target = f" to {guest['target']}" if guest["target"] else ""

@@ -70,14 +70,21 @@ def predict(
     common = math.exp(_P90 * _common_spread(moves, rules))
     run = _Run(moves, rules)
     run.to_the_end()
+    # As far as it is before them: others are prepared while these transfer.
+    off = {
+        move.transfer.guest: rules.prepare_spread_ratio * move.transfer.prepare_seconds
+        for move in moves
+        if move.transfer.phase in (Phase.WAITING, Phase.PREPARING)
+    }
     guests = {}
     for guest in sorted(run.ends, key=lambda one: (run.begins[one], one)):
         begin, end = run.begins[guest], run.ends[guest]
         own = math.exp(_P90 * run.own_spread[guest])
+        begins = _interval(begin, common, off.get(guest, 0.0))
         guests[guest] = Expected(
-            begins=_interval(begin, common),
+            begins=begins,
             ends=Quantiles(
-                p10=begin / common + (end - begin) / own, p50=end, p90=begin * common + (end - begin) * own
+                p10=begins.p10 + (end - begin) / own, p50=end, p90=begins.p90 + (end - begin) * own
             ),
         )
     limits = {one.guest: one.deadline_seconds for one in transfers if one.guest in guests}
@@ -87,7 +94,7 @@ def predict(
     ]
     return Prediction(
         guests=guests,
-        makespan=_interval(run.now, common),
+        makespan=_interval(run.now, common, max(off.values(), default=0.0)),
         bound_seconds=lower_bound_seconds((one for one in transfers if one.guest in guests), hosts, rules),
         never=run.never,
         late=tuple(late),
@@ -128,8 +135,8 @@ def _common_spread(moves: Sequence[Move], rules: Rules) -> float:
     return math.hypot(rules.link_spread_ratio, *parts)
 
 
-def _interval(seconds: float, factor: float) -> Quantiles:
-    return Quantiles(p10=seconds / factor, p50=seconds, p90=seconds * factor)
+def _interval(seconds: float, factor: float, off: float = 0.0) -> Quantiles:
+    return Quantiles(p10=max(0.0, seconds / factor - off), p50=seconds, p90=seconds * factor + off)
 
 
 class _Run:

@@ -90,6 +90,8 @@ class Rules:
     prepared_at_most: int = 6
     #: The part of a transfer that uses no bandwidth, where no forecast says so.
     fixed_seconds: float = 0.3
+    #: How far the time of preparing may be off, either way.
+    prepare_spread_ratio: float = 0.5
     #: Common to all: how far the links' speeds may be off (one standard deviation).
     link_spread_ratio: float = 0.05
 

@@ -38,6 +38,7 @@ from migrator.engine.job_means import Means
 from migrator.engine.keeper import Document, Keeper
 from migrator.engine.leftovers import Leftovers
 from migrator.engine.planner import Limits, Planner
+from migrator.engine.preparations import Preparations
 from migrator.engine.preview import Preview
 from migrator.engine.reserved import Reserved
 from migrator.errors import MigratorError
@@ -52,6 +53,8 @@ _PROGRESS_SECONDS = 0.25
 _MEASURED_SECONDS = 3.0
 #: The journal may be a moment behind memory.
 _REMEMBERED_SECONDS = 30.0
+#: So many of the last migrations tell at a start how long preparing takes.
+_PREPARED_BEFORE = 50
 
 
 #: Obstacles of which everyone is told when they come and go.
@@ -93,6 +96,7 @@ class Engine:
         #: What was last said of each host.
         self._shown_hosts: dict[str, tuple[object, ...]] = {}
         self.planner = Planner(self)
+        self.preparations = Preparations()
         self.preview = Preview(self, self.planner)
         self.leftovers = Leftovers(
             abandon=means.site.abandon, up=self._is_up, under_way=self._is_under_way, keep=keeper.later
@@ -139,7 +143,13 @@ class Engine:
         for saved in await self.keeper.journal.unfinished(leftovers.KIND):
             self.leftovers.take_over(saved)
         await self._recount()
+        await self._learn()
         self.planner.wake()
+
+    async def _learn(self) -> None:
+        for saved in reversed(await self.keeper.journal.page("migration", limit=_PREPARED_BEFORE)):
+            if (seconds := saved.get("preparation_seconds")) is not None:
+                self.preparations.note(saved["destination"], seconds)
 
     async def _sort_out_strays(self) -> None:
         held, self.left_records = await strays.sort_out(
@@ -411,8 +421,12 @@ class Engine:
             "on_state": self._announce_job,
             "on_progress": self._progress,
             "on_decision": self._decision,
-            "on_ready": self.planner.wake,
+            "on_ready": self._ready,
         }
+
+    def _ready(self, job: Job) -> None:
+        self.preparations.note(job.target, job.preparation_seconds or 0.0)
+        self.planner.wake()
 
     def _start(self, job: Job, way: Any) -> None:
         with logs.about(**({"trace_id": job.trace.trace_id} if job.trace else {})):

@@ -106,6 +106,8 @@ class MigrationDocument(Document):
     #: All the time that the guest stood still for the migration, whether somebody watched or not, give or take so much.
     standstill_seconds: float | None = None
     standstill_uncertainty_seconds: float | None = None
+    #: What it took until both ends were set up and it could wait for its turn.
+    preparation_seconds: float | None = None
     preflight_seconds: float | None = None
     duration_seconds: float | None = None
     max_throttle_ratio: float = 0.0
@@ -255,7 +257,7 @@ class EvacuationDocument(Document):
     late: bool = False
     #: The forecast says that the deadline will be missed (its p50), or may be (its p90), or that a guest will stay.
     at_risk: bool = False
-    #: Without the guests that are not expected to leave; ``null`` where nobody is.
+    #: Without the guests that are not expected to leave; ``null`` where nobody is, or where it has proved wrong.
     forecast_end_at: datetime | None = None
     forecast_end_p10_at: datetime | None = None
     forecast_end_p90_at: datetime | None = None

@@ -316,9 +316,17 @@ class Evacuation:
 
     # --- what it shows -----------------------------------------------------------------------------------------------
 
+    def _forecast(self) -> tuple[datetime, datetime, datetime] | tuple[None, None, None]:
+        """What can still be true of it: what has not ended does not end in the past."""
+        now = datetime.now(UTC)
+        if self.ended or self.forecast_end_at is None or self.forecast_end_at[2] <= now:
+            return None, None, None
+        low, middle, high = self.forecast_end_at
+        return max(low, now), max(middle, now), high
+
     def document(self) -> EvacuationDocument:
         """As it is now."""
-        low, middle, high = self.forecast_end_at or (None, None, None)
+        low, middle, high = self._forecast()
         return EvacuationDocument(
             id=self.id,
             kind=self.kind,
@@ -335,9 +343,9 @@ class Evacuation:
             can_cancel=not self.ended and self.closing is None,
             late=self.late,
             at_risk=self.at_risk,
-            forecast_end_at=None if self.ended else middle,
-            forecast_end_p10_at=None if self.ended else low,
-            forecast_end_p90_at=None if self.ended else high,
+            forecast_end_at=middle,
+            forecast_end_p10_at=low,
+            forecast_end_p90_at=high,
             guests=[entry.document(key) for key, entry in self.entries.items()],
             guests_left=len(self.left),
             error=self.error,

@@ -108,6 +108,10 @@ class Inventory:
             free = min(free, max(0, host.memory_bytes - taken))
         return free
 
+    def look_seconds(self, *names: str) -> float:
+        """What the last looks at these hosts took, together."""
+        return sum(self._known[name].took for name in names if name in self._known)
+
     def looked_at(self, name: str) -> datetime | None:
         """When that host last answered."""
         return self._known[name].looked_at

@@ -101,7 +101,8 @@ class Job(JobState):
         if not await self.prepare():
             return
         self.ready, since = True, clock.now()
-        self._on_ready()
+        self.preparation_seconds = since - self.preparing_since
+        self._on_ready(self)
         try:
             await self._turn.wait()
         finally:

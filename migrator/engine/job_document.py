@@ -68,6 +68,7 @@ def document(job: Job) -> MigrationDocument:
         downtime_uncertainty_seconds=result.downtime_uncertainty_seconds,
         standstill_seconds=result.standstill_seconds,
         standstill_uncertainty_seconds=result.standstill_uncertainty_seconds,
+        preparation_seconds=job.preparation_seconds,
         preflight_seconds=result.preflight_seconds or None,
         duration_seconds=result.duration_seconds if job.ended else None,
         max_throttle_ratio=result.max_throttle_ratio,
@@ -150,6 +151,7 @@ def put_back(job: JobState, document: MigrationDocument, private: Mapping[str, A
     """How far it was, for a job that was made with :func:`asked_for`."""
     job.state, job.refused = document.state, document.refused
     job.started_at = document.started_at if job.state is not State.QUEUED else None
+    job.preparation_seconds = document.preparation_seconds
     # Of an older version: where the destination is was written down just before the record was begun, and one that
     # is queued again has the outcome of what was undone for it.
     queued = job.state is State.QUEUED

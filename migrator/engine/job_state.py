@@ -13,6 +13,7 @@ from migrator.core.model import Decision, Mode, State, View
 from migrator.core.policy import Policy
 from migrator.core.thinning import Point
 from migrator.core.trace_context import TraceContext
+from migrator.engine import clock
 from migrator.engine.job_means import Means, Place
 from migrator.engine.ledger import OUTCOME
 from migrator.engine.result import Result, Status
@@ -27,7 +28,7 @@ class JobState:
     :param on_state: called with the job whenever its state changed; as the other callbacks, it must return at once.
     :param on_progress: likewise when it has come further in the same state.
     :param on_decision: likewise, with what was decided about it.
-    :param on_ready: called when it waits for its turn.
+    :param on_ready: likewise when it waits for its turn.
     """
 
     def __init__(
@@ -47,7 +48,7 @@ class JobState:
         on_state: Callable[[Any], None] = lambda job: None,
         on_progress: Callable[[Any], None] = lambda job: None,
         on_decision: Callable[[Any, Decision], None] = lambda job, decision: None,
-        on_ready: Callable[[], None] = lambda: None,
+        on_ready: Callable[[Any], None] = lambda job: None,
     ) -> None:
         self.id = identifier
         self.guest = guest
@@ -86,6 +87,9 @@ class JobState:
         self.trace = trace
         #: With ``waiting``: what has to end first.
         self.waiting_for = ""
+        #: On the engine's clock: since when it is being prepared; and how long that took in the end.
+        self.preparing_since = clock.now()
+        self.preparation_seconds: float | None = None
         #: Both ends are set up; it waits for :meth:`admit`.
         self.ready = False
         #: Its turn has come: the links are its own from now on, though it may be looked at and written down first.
@@ -193,6 +197,8 @@ class JobState:
 
     def _enter(self, state: State) -> None:
         if state is not self.state:
+            if state is State.PREPARING:
+                self.preparing_since = clock.now()
             self.state = state
             self._on_state(self)
 

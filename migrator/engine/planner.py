@@ -9,19 +9,16 @@ from __future__ import annotations
 import asyncio
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass, field
-from datetime import UTC, datetime, timedelta
+from dataclasses import dataclass, field, replace
+from datetime import UTC, datetime
 from typing import TYPE_CHECKING
 
 from migrator import logs
-from migrator.core.convergence import Act
-from migrator.core.forecast import Verdict
 from migrator.core.inventory import Guest
 from migrator.core.model import State
 from migrator.core.placement import NoHost, Request, place
 from migrator.core.policy import Policy, Postcopy, builtin
 from migrator.core.schedule import Orders, schedule
-from migrator.core.timetable import Prediction, Quantiles
 from migrator.core.transfers import Phase, Transfer
 from migrator.core.transfers import Rules as LinkRules
 from migrator.engine import judging
@@ -31,7 +28,7 @@ from migrator.engine.documents import (
 )
 from migrator.engine.evacuation import FIRST_PAUSE_SECONDS, MOST_ATTEMPTS, Evacuation
 from migrator.engine.evacuation_entry import Entry
-from migrator.engine.foretelling import Going, foretell
+from migrator.engine.foretelling import Going, foretell, going_jobs, tell
 from migrator.engine.job import Job
 from migrator.engine.others import heed, here_or_coming
 from migrator.errors import JournalError, UsageError
@@ -110,7 +107,9 @@ class Planner:
             return _IDLE_SECONDS
         targets = self._place()
         transfers = self._transfers(targets)
-        if not transfers:
+        later = self._later()
+        if not transfers and not later:
+            await self._foretell((), targets)
             return _LIVE_SECONDS if engine.runs else _IDLE_SECONDS
         hosts = {host.name: host for host in engine.inventory.hosts()}
         orders = schedule(transfers, hosts, engine.rules.limits.links)
@@ -119,9 +118,7 @@ class Planner:
             engine.announce_run(self._begun.popitem()[1])
         if self.clock() - self._foretold >= max(_LIVE_SECONDS, _LIVE_SECONDS_A_GUEST * len(transfers)):
             self._foretold = self.clock()
-            going = self._going(targets)
-            found = await asyncio.to_thread(foretell, transfers, going, hosts, engine.rules.limits.links)
-            self._foretell(*found)
+            await self._foretell([*transfers, *later], targets)
         return min(_LIVE_SECONDS, orders.look_again_seconds or _LIVE_SECONDS)
 
     async def _look_after(self, run: Evacuation) -> None:
@@ -197,25 +194,42 @@ class Planner:
             transfers.append(self.transfer_of(job.guest, job.target, job.policy, run=run_of, job=job))
         return transfers
 
-    def _going(self, targets: dict[str, tuple[Evacuation, Entry, str, str]]) -> dict[str, Going]:
-        """Whose the transfers are."""
-        going = {
-            key: Going(guest=entry.guest, policy=self.policy_of(run, entry.guest))
-            for key, (run, entry, _, _) in targets.items()
-        }
-        for job in self._engine.jobs.values():
-            if job.ended or job.state in (State.HELD, State.WAITING):
-                continue
-            forecast = job.status.forecast if job.status else None
-            at_risk = [each.reason for each in job.result.decisions if each.action == Act.AT_RISK]
-            going[job.guest.key] = Going(
-                guest=job.guest,
-                policy=job.policy,
-                verdict=forecast.verdict if forecast else Verdict.UNKNOWN,
-                said=at_risk[-1] if at_risk else "",
-                sure=job.state not in (State.QUEUED, State.PREPARING, State.PRECOPY),
+    def _later(self) -> list[Transfer]:
+        """What cannot be begun yet, for the forecast: guests that wait to be tried again, or for somebody's job."""
+        engine, now = self._engine, self.clock()
+        later = [
+            self.transfer_of(
+                job.guest, job.target, job.policy, run=engine.runs.get(job.evacuation or ""), job=job
             )
-        return going
+            for job in engine.jobs.values()
+            if job.state is State.WAITING
+        ]
+        for run in engine.runs.values():
+            if run.ended or run.closing is not None:
+                continue
+            for entry in run.entries.values():
+                if entry.wants_place and entry.target and entry.not_before > now:
+                    one = self.transfer_of(
+                        entry.guest, entry.target, self.policy_of(run, entry.guest), run=run
+                    )
+                    pause = entry.not_before - now
+                    later.append(replace(one, prepare_seconds=one.prepare_seconds + pause))
+        return later
+
+    async def _foretell(
+        self, transfers: Sequence[Transfer], targets: dict[str, tuple[Evacuation, Entry, str, str]]
+    ) -> None:
+        engine = self._engine
+        hosts = {host.name: host for host in engine.inventory.hosts()}
+        going = {
+            entry.guest.key: Going(guest=entry.guest, policy=self.policy_of(run, entry.guest))
+            for run in engine.runs.values()
+            for entry in run.entries.values()
+            if entry.guest.key in targets or entry.not_before > self.clock()
+        }
+        going |= going_jobs(engine.jobs.values())
+        found = await asyncio.to_thread(foretell, transfers, going, hosts, engine.rules.limits.links)
+        tell(engine, *found)
 
     def policy_of(self, run: Evacuation, guest: Guest) -> Policy:
         """The evacuation's, where it has one; the built-in default where a reload took it away meanwhile."""
@@ -240,8 +254,12 @@ class Planner:
         if guest.resident_bytes is not None:
             left = min(left, max(0.0, guest.resident_bytes - _QEMUS_OWN_BYTES))
         alone: float | None = None
+        look = self._engine.inventory.look_seconds(guest.host, target)
+        prepare = self._engine.preparations.expected(target, look_seconds=look)
         if job is not None:
             phase = _phase(job)
+            if phase is Phase.PREPARING:
+                prepare = self._engine.preparations.left(prepare, self.clock() - job.preparing_since)
             sample = job.status.sample if job.status else None
             if sample is not None:
                 left = float(sample.remaining_bytes)
@@ -269,6 +287,7 @@ class Planner:
             barely_converges=True if once and dirty > 0 else None,
             alone_seconds=alone,
             max_bytes_per_second=policy.max_bandwidth_bytes_per_second,
+            prepare_seconds=prepare,
             priority=guest.priority,
             deadline_seconds=deadline,
             stop_at_deadline=run is not None and run.on_deadline == "stop",
@@ -335,44 +354,6 @@ class Planner:
         engine.drive_job(job)
         return True
 
-    def _foretell(self, prediction: Prediction, doubts: dict[str, str]) -> None:
-        now = datetime.now(UTC)
-        for run in self._engine.runs.values():
-            if run.ended:
-                continue
-            ends = []
-            for key, entry in run.entries.items():
-                expected = prediction.guests.get(key)
-                entry.starts_in_seconds = entry.takes_seconds = None
-                if expected is None or not entry.going:
-                    continue  # what was doubted stays so while it waits to be tried again, or is set aside
-                entry.starts_in_seconds = max(0.0, expected.begins.p50)
-                entry.doubt = doubts.get(key, "")
-                if not entry.doubt:
-                    entry.takes_seconds = max(0.0, expected.ends.p50 - expected.begins.p50)
-                    ends.append(expected.ends)
-            doubted = any(entry.doubt for entry in run.left)
-            if not ends and not doubted:
-                continue
-            run.forecast_end_at = _all_ended(now, ends)
-            at_risk = run.deadline is not None and (
-                doubted or (run.forecast_end_at is not None and run.forecast_end_at[2] > run.deadline)
-            )
-            if at_risk != run.at_risk:
-                run.at_risk = at_risk
-                self._engine.announce_run(run)
-
-
-def _all_ended(now: datetime, ends: Sequence[Quantiles]) -> tuple[datetime, datetime, datetime] | None:
-    """At p10, p50 and p90; ``None`` where nobody is expected to."""
-    if not ends:
-        return None
-    return (
-        now + timedelta(seconds=max(end.p10 for end in ends)),
-        now + timedelta(seconds=max(end.p50 for end in ends)),
-        now + timedelta(seconds=max(end.p90 for end in ends)),
-    )
-
 
 def _about(share: int | None, speed: int) -> bool:
     """Too little a change to tell QEMU."""
@@ -393,7 +374,7 @@ def request_of(run: Evacuation, entry: Entry) -> Request:
 def _phase(job: Job) -> Phase:
     if job.state is State.QUEUED:
         return Phase.WAITING
-    if job.state is State.PREPARING:
+    if job.state in (State.PREPARING, State.WAITING):
         if job.admitted or job.started_at:
             return Phase.TRANSFERRING
         return Phase.READY if job.ready else Phase.PREPARING

@@ -33,13 +33,19 @@ async def test_guest_under_backup_waits_and_says_for_what_while_the_others_go(wo
     (saved,) = [each for each in world.site.machines.values() if each.name == names[0]]
     saved.busy = BACKUP
     async with world.engine() as driver:
-        run = await driver.ask(Evacuate(host="a"))
+        late = datetime.now(UTC) + timedelta(days=1)
+        run = await driver.ask(Evacuate(host="a", deadline=late))
         await driver.until(lambda: sum(job.ended for job in driver.engine.jobs.values()) == 2)
         (waiting,) = [job for job in driver.engine.jobs.values() if not job.ended]
         assert world.site.running(names[1]) == world.site.running(names[2]) == ["b"]
         await driver.until(lambda: waiting.state is State.WAITING)  # it may be looked at again just now
         assert waiting.document().waiting_for == "backup nightly"
         assert world.site.running(names[0]) == ["a"]
+        live = driver.engine.runs[run.id]
+        await driver.until(lambda: live.at_risk)  # nobody knows when the backup will have ended
+        told = next(each for each in live.document().guests if each.guest_name == names[0])
+        assert told.takes_seconds is not None, "it is part of the forecast"
+        assert live.document().forecast_end_at is not None
         saved.busy = Busy()
         assert (await driver.end_of(run)).state is EvacuationState.COMPLETED
         assert waiting.document().waiting_for == ""

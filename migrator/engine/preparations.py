@@ -1,0 +1,37 @@
+"""How long it takes until a migration may begin to send, by those of before: hosts, and ways to them, differ a lot."""
+
+from __future__ import annotations
+
+from collections import deque
+from statistics import median
+
+#: So many of the last ones of a target count.
+_REMEMBERED = 8
+#: Where nothing is known: a QEMU is started and set up in about so long, and a host that is slow to be looked at is so
+#: many times slower to be prepared at.
+_LEAST_SECONDS, _LOOKS = 1.0, 2.0
+#: One that takes longer than was expected takes at least this part of what it took already.
+_MORE_RATIO = 0.25
+
+
+class Preparations:
+    """Remembers them, by target."""
+
+    def __init__(self) -> None:
+        self._took: dict[str, deque[float]] = {}
+
+    def note(self, target: str, seconds: float) -> None:
+        """One was prepared there."""
+        self._took.setdefault(target, deque(maxlen=_REMEMBERED)).append(seconds)
+
+    def expected(self, target: str, *, look_seconds: float = 0.0) -> float:
+        """Seconds that the next one there takes.
+
+        :param look_seconds: what the last look at both hosts took; counts while nothing was prepared anywhere.
+        """
+        took = self._took.get(target) or [each for known in self._took.values() for each in known]
+        return median(took) if took else max(_LEAST_SECONDS, _LOOKS * look_seconds)
+
+    def left(self, expected: float, spent: float) -> float:
+        """Seconds that one still takes which was begun `spent` seconds ago."""
+        return max(expected - spent, _MORE_RATIO * spent)
