@@ -86,7 +86,7 @@ def summary(settings: Settings, path: Path) -> list[str]:
         f"ok: {path}{included}",
         f"site      {settings.site.name}, instance {settings.site.instance}",
         f"hosts     {len(settings.hosts)}" + (f" ({ways})" if ways else "; add [[hosts]]"),
-        f"guests    {len(settings.guests)} entries of [[guests]]",
+        f"guests    {len(settings.guests)} {'entry' if len(settings.guests) == 1 else 'entries'} of [[guests]]",
         f"policies  {policies}; default: {settings.site.default_policy}",
         f"http      {', '.join(place for place in places if place)}",
         f"broker    {broker}",

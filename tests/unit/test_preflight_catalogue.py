@@ -26,7 +26,15 @@ def used_codes() -> dict[str, set[Severity | None]]:
         # What the doctor says are no findings of preflight.
         if path.name.startswith(("finding_texts", "doctor")) or "testing" in path.parts:
             continue
-        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+        tree = ast.parse(path.read_text(encoding="utf-8"))
+        named = {
+            target.id: constants(each.value)
+            for each in tree.body
+            if isinstance(each, ast.Assign)
+            for target in each.targets
+            if isinstance(target, ast.Name)
+        }
+        for node in ast.walk(tree):
             if isinstance(node, ast.Call):
                 name = getattr(node.func, "id", getattr(node.func, "attr", ""))
                 if name in MAKERS and len(node.args) > 1:
@@ -34,7 +42,9 @@ def used_codes() -> dict[str, set[Severity | None]]:
                         found[code].add(MAKERS[name])
                 for keyword in node.keywords:
                     if keyword.arg == "obstacle_code" or (keyword.arg == "code" and name == "Finding"):
-                        for code in constants(keyword.value):
+                        value = keyword.value
+                        by_name = named.get(value.id, set()) if isinstance(value, ast.Name) else set()
+                        for code in constants(value) | by_name:
                             found[code].add(Severity.ERROR if keyword.arg == "obstacle_code" else None)
     return {code: severities for code, severities in found.items() if code}
 
