@@ -63,7 +63,7 @@ ALL_INTENTS = list(every_intent(all_of_it=True))
 
 @pytest.fixture(autouse=True)
 def quick(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The same answers, looked up instead of looked for."""
+    """The same answers, looked up instead of looked for, and each found once."""
 
     @cache
     def rows_of(here: SourceIs, there: DestinationIs) -> tuple[Row, ...]:
@@ -74,6 +74,7 @@ def quick(monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setattr(lifecycle, "ROWS", rows_of(*classify(intent, source, destination)))
         return decide(intent, source, destination, overdue=overdue)
 
+    monkeypatch.setattr(resolving, "_judge", cache(resolving._judge))
     monkeypatch.setattr(resolving, "decide", quick_decide)
     monkeypatch.setattr(lifecycle, "decide", quick_decide)
 
