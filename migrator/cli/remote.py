@@ -95,8 +95,17 @@ def guests(client: Client, host: str | None, *, refresh: bool, json_output: bool
     tables.table(show.GUESTS, rows, empty="there are no guests")
 
 
-def plan(client: Client, host: str, policy: str | None, accept: list[str], *, json_output: bool) -> int:
-    """What an evacuation would do."""
+def plan(
+    client: Client,
+    host: str,
+    policy: str | None,
+    accept: list[str],
+    *,
+    when: str | None = None,
+    json_output: bool,
+) -> int:
+    """What an evacuation would do; with `when` also whether it would keep that deadline."""
+    moment = _deadline(when) if when is not None else None
     found = client.post("plans", {"host": host, "policy": policy, "accept": accept})
     code = Exit.STAY if found["cannot_move"] else Exit.DONE
     if json_output:
@@ -106,7 +115,19 @@ def plan(client: Client, host: str, policy: str | None, accept: list[str], *, js
     tables.table(show.PLAN, map(show.plan_row, guests), empty=f"{host} is empty")
     for line in show.plan_lines(found):
         print(line)
+    if moment is not None:
+        print(show.in_time(found, moment - datetime.now(UTC)))
     return code
+
+
+def _deadline(when: str) -> datetime:
+    """What a person typed; said back, with its zone."""
+    now = datetime.now(UTC)
+    moment = deadline.parse(when, now=now)
+    remark = deadline.remark(when, moment, now=now)
+    said = deadline.show(moment) + (f"; {remark}" if remark else "")
+    print(f"migrator: the deadline is {said}", file=sys.stderr)
+    return moment.astimezone(UTC)
 
 
 def check(
@@ -164,12 +185,7 @@ def evacuate(
     """Empty a host."""
     body: Document = {"on_deadline": on_deadline, "policy": policy, "accept": accept}
     if when is not None:
-        now = datetime.now(UTC)
-        moment = deadline.parse(when, now=now)
-        body["deadline"] = moment.astimezone(UTC).isoformat()
-        remark = deadline.remark(when, moment, now=now)
-        said = deadline.show(moment) + (f"; {remark}" if remark else "")
-        print(f"migrator: the deadline is {said}", file=sys.stderr)
+        body["deadline"] = _deadline(when).isoformat()
     begun = client.post(f"hosts/{segment(host)}/evacuate", body)
     return _emptying(client, begun, wait=wait, json_output=json_output)
 

@@ -183,18 +183,31 @@ def evacuate(
     ] = "continue",
     policy: _Policy = None,
     accept: _Accept = None,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Only show what would be done, as plan does; changes nothing.")
+    ] = False,
     wait: _Wait = False,
     server: _Server = None,
     json: _Json = False,
 ) -> None:
     """Empty a host.
 
-    Exit codes with --wait: 0 the host is empty; 1 guests are left, and listed; 5 one of them is held.
+    Exit codes with --wait: 0 the host is empty; 1 guests are left, and listed; 5 one of them is held. With --dry-run:
+    0 the host would be empty; 8 there are guests that cannot move, and they are listed.
     """
     from migrator.cli import remote  # noqa: PLC0415 - quick --help
 
     if on_deadline not in ("continue", "stop"):
         raise UsageError(f"--on-deadline: {on_deadline!r} is neither continue nor stop")
+    if dry_run:
+        if wait:
+            raise UsageError("--dry-run begins nothing that --wait could wait for")
+        remote.run(
+            lambda client: remote.plan(client, host, policy, _codes(accept), when=deadline, json_output=json),
+            server,
+            json_output=json,
+        )
+        return
     remote.run(
         lambda client: remote.evacuate(
             client, host, deadline, on_deadline, policy, _codes(accept), wait=wait, json_output=json

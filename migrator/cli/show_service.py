@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from typing import Any
 
 from migrator.cli import deadline, remedies
@@ -153,6 +153,19 @@ def plan_lines(found: Document) -> list[str]:
         if found["lower_bound_seconds"] is not None:
             text += f"; no schedule can beat {show_seconds(found['lower_bound_seconds'])}"
     return [clean(line) for line in (*lines, text)]
+
+
+def in_time(found: Document, left: timedelta) -> str:
+    """Whether what a plan foretells is done in the time that is left."""
+    middle, late = found["takes_p50_seconds"], found["takes_p90_seconds"]
+    if middle is None or found["cannot_move"]:
+        return "the deadline would pass with guests left"
+    seconds = left.total_seconds()
+    if middle > seconds:
+        return f"the deadline would be missed by {show_seconds(middle - seconds)}"
+    if (late or middle) > seconds:
+        return f"the deadline may be missed: {show_seconds(seconds - middle)} to spare at most likely"
+    return f"the deadline would be kept, with {show_seconds(seconds - middle)} to spare"
 
 
 #: Of an evacuation: nothing is done with it now.

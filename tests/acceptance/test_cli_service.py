@@ -89,6 +89,16 @@ def test_plan_and_check(untouched: InThread):
     assert "beta would not be empty: 1 of 2 guests cannot move; the others would be gone" in stays.stdout
     assert "mail would stay: " in stays.stdout
     assert document(typed(untouched, "plan", "beta", "--json"), 8)["cannot_move"] == 1
+    dry = typed(untouched, "evacuate", "alpha", "--dry-run")
+    assert (dry.returncode, dry.stdout) == (0, plan.stdout)
+    for deadline, said in (
+        ("+90m", "would be kept"),
+        ("+8s", "may be missed"),
+        ("+2s", "would be missed by"),
+    ):
+        assert said in typed(untouched, "evacuate", "alpha", "--dry-run", "--deadline", deadline).stdout
+    assert typed(untouched, "evacuate", "beta", "--dry-run").returncode == 8
+    assert typed(untouched, "evacuate", "alpha", "--dry-run", "--wait").returncode == 2
     assert "can move to beta" in typed(untouched, "check", "db", "--to", "beta").stdout
     refused = typed(untouched, "check", "mail", "--to", "alpha")
     assert refused.returncode == 3
