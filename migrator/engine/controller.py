@@ -470,6 +470,11 @@ class Engine:
                 )
                 if (entry.standing, entry.reason) != before:  # held, tried again, and held as before
                     self.announce_run(run)
+        if job.state is State.HELD:
+            for host in (job.guest.host, job.target):
+                self.inventory.notice(
+                    host
+                )  # one of them may not answer, which is to be known of the host too
         if job.ended and job.left_over:
             self.leftovers.add(job.target, job.id)
         self.planner.wake()

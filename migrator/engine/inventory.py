@@ -328,14 +328,15 @@ class Inventory:
         while name in self._known:
             if first or self._known[name].host.up:
                 first = False
-                self._notice(name)  # what happened before it was watched
+                self.notice(name)  # what happened before it was watched
                 try:
-                    await self._site.watch(name, lambda: self._notice(name))
+                    await self._site.watch(name, lambda: self.notice(name))
                 except MigratorError:
                     pass  # looks from time to time have to do until it can be watched again
             await asyncio.sleep(_WATCH_AGAIN_SECONDS)
 
-    def _notice(self, name: str) -> None:
+    def notice(self, name: str) -> None:
+        """Something may have happened there: it is looked at soon, though a small part of the time at most."""
         known = self._known.get(name)
         if known is None or name in self._noticed:
             return

@@ -105,3 +105,16 @@ async def test_one_that_is_being_looked_at_says_so_and_takes_the_word_later(worl
         over.set()
         world.site.hosts["a"].down = False
         await driver.until(lambda: job.ended, 300)
+
+
+async def test_a_host_that_is_away_while_a_migration_is_held_is_known_to_be_down_soon(world: World) -> None:
+    async with world.engine() as driver:
+        await driver.ask(Evacuate(host="a"))
+        await driver.until(lambda: any(job.state is State.PRECOPY for job in driver.engine.jobs.values()))
+        (job,) = driver.engine.jobs.values()
+        world.site.hosts["a"].down = world.site.hosts["b"].down = True
+        await driver.until(lambda: job.state is State.HELD, 200)
+        # MigratorHostUnreachable takes at most 40 s from then on.
+        await driver.until(lambda: not any(host.up for host in driver.views.hosts()), 5)
+        world.site.hosts["a"].down = world.site.hosts["b"].down = False
+        await driver.until(lambda: job.ended, 300)
