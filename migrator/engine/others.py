@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from migrator.engine.controller import Engine
     from migrator.engine.evacuation import Evacuation
 
-#: Code of what keeps one from leaving: it is not there yet.
+#: Code of what keeps one from leaving, as the catalogue of findings has it: it is not there yet.
 ARRIVING = "arriving"
 
 
@@ -59,4 +59,4 @@ def _coming(engine: Engine, host: str) -> Iterator[Guest]:
             text = (
                 f"migration {job.id} brings it here: it can leave once it has arrived, or that is cancelled"
             )
-            yield replace(job.guest, obstacle=text, obstacle_code=ARRIVING)
+            yield replace(job.guest, obstacle=text, obstacle_code="arriving")
