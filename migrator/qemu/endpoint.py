@@ -6,7 +6,6 @@ import asyncio
 import os
 import ssl
 import time
-from collections import deque
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
@@ -19,12 +18,13 @@ from migrator.core.under_way import Busy
 from migrator.errors import CommandFailed, HostError, QemuError, TimedOut, Unreachable
 from migrator.machine import child_environment
 from migrator.ports import Event, GuestProcess, Settings, Tuning
-from migrator.qemu import features, marks
+from migrator.qemu import features, marks, settable
 from migrator.qemu.address import Address
 from migrator.qemu.claim import Claim
 from migrator.qemu.dirty_rate import DirtyRate
 from migrator.qemu.features import Features
 from migrator.qemu.given import Given, put_back, read_given
+from migrator.qemu.heard import Heard
 from migrator.qemu.hold import Hold
 from migrator.qemu.knocks import Knocks
 from migrator.qemu.monitor import Monitor
@@ -35,8 +35,6 @@ from migrator.qemu.way import Way
 
 #: Name of the mark at a destination that was told to run its guest.
 _RAN = "ran"
-#: More events than this unread means that nobody reads; the oldest go, as the truth is in a query anyway.
-_EVENTS_KEPT = 1000
 
 
 class Endpoint:
@@ -69,19 +67,20 @@ class Endpoint:
         self._fence_command = fence_command
         self._way = way
         self._held = Hold(self.name, pid=pid, way=way)
-        self._events: deque[Event] = deque(maxlen=_EVENTS_KEPT)
-        self._notify: Callable[[], None] = lambda: None
-        self._ended = False
-        self._ran = role != "destination"
+        self._heard = Heard(ran=role != "destination")
         self._arrives = role == "destination"
-        self._quitting = False
         self._look: asyncio.Task[tuple[dict[str, Any], dict[str, Any]]] | None = None
         self._look_began = 0.0
         self._next_connect = 0.0
         self._features: Features | None = None
         self._dirty_rate = DirtyRate()
         self._monitor = Monitor(
-            address, name=self.name, on_event=self._on_event, on_break=self._on_break, tls=tls, knocks=knocks
+            address,
+            name=self.name,
+            on_event=self._on_event,
+            on_break=self._on_break,
+            tls=tls,
+            knocks=knocks,
         )
         self._claim = Claim(self._monitor, driver, name=self.name, by_force=by_force)
 
@@ -182,7 +181,7 @@ class Endpoint:
 
     def _view(self, process: Process, **rest: Any) -> View:
         can_fence = self._held.process is not None or self._fence_command is not None
-        return View(process=process, ended=self._ended, can_fence=can_fence, **rest)
+        return View(process=process, ended=self._heard.ended, can_fence=can_fence, **rest)
 
     async def _ask_status(self, timeout: float) -> tuple[dict[str, Any], dict[str, Any]] | None:
         if self._look is None:
@@ -223,27 +222,16 @@ class Endpoint:
         return status, migrate
 
     def on_change(self, callback: Callable[[], None]) -> None:
-        self._notify = callback
-
-    def _on_break(self) -> None:
-        self._notify()
-
-    def take_events(self) -> Sequence[Event]:
-        taken = tuple(self._events)
-        self._events.clear()
-        return taken
+        self._heard.notify = callback
 
     def _on_event(self, message: Mapping[str, Any]) -> None:
-        stamp = message.get("timestamp", {})
-        stamped = stamp.get("seconds", -1) + stamp.get("microseconds", 0) / 1e6
-        name = str(message.get("event", ""))
-        data = message.get("data", {})
-        self._ran = self._ran or name == "RESUME"
-        # The end of a process in which the guest never ran is not the guest's end, unless the guest itself says so.
-        if name == "SHUTDOWN" and not self._quitting and (self._ran or data.get("guest")):
-            self._ended = True
-        self._events.append(Event(name=name, arrived=time.monotonic(), stamped=stamped, data=data))
-        self._notify()
+        self._heard.hear(message)
+
+    def _on_break(self) -> None:
+        self._heard.notify()
+
+    def take_events(self) -> Sequence[Event]:
+        return self._heard.take()
 
     async def facts(self) -> Facts:
         facts, self._features, driver = await asyncio.gather(
@@ -299,58 +287,19 @@ class Endpoint:
     # --- settings --------------------------------------------------------------------------------------------------
 
     async def settings(self) -> Settings:
-        capabilities, parameters = await asyncio.gather(
-            self._monitor.execute("query-migrate-capabilities"),
-            self._monitor.execute("query-migrate-parameters"),
-        )
-        return Settings(
-            capabilities={entry["capability"]: entry["state"] for entry in capabilities},
-            parameters=parameters,
-        )
+        return await settable.read(self._monitor)
 
     async def enable(self, capabilities: Mapping[str, bool]) -> None:
-        await self._claim.execute(
-            "migrate-set-capabilities",
-            {"capabilities": [{"capability": name, "state": state} for name, state in capabilities.items()]},
-        )
+        await self._claim.execute("migrate-set-capabilities", settable.capabilities(capabilities))
 
     async def tune(self, tuning: Tuning) -> None:
-        arguments: dict[str, int] = {}
-        if tuning.max_bandwidth_bytes_per_second is not None:
-            arguments["max-bandwidth"] = tuning.max_bandwidth_bytes_per_second
-        if tuning.max_postcopy_bandwidth_bytes_per_second is not None:
-            arguments["max-postcopy-bandwidth"] = tuning.max_postcopy_bandwidth_bytes_per_second
-        if tuning.downtime_limit_seconds is not None:
-            least = 1 if tuning.downtime_limit_seconds > 0 else 0
-            arguments["downtime-limit"] = max(least, int(tuning.downtime_limit_seconds * 1000))
-        if tuning.throttle_ratio is not None:
-            # QEMU steps at every second round that dirties more than the trigger's share of what was sent: with these
-            # one step is enough, up or down. It cannot be forbidden while migrating; asleep it may take one per cent.
-            asleep = tuning.throttle_ratio <= 0
-            share = min(99, max(1, round(tuning.throttle_ratio * 100)))
-            arguments |= {
-                "cpu-throttle-initial": share,
-                "cpu-throttle-increment": share,
-                "max-cpu-throttle": share,
-            }
-            arguments["throttle-trigger-threshold"] = 100 if asleep else 1
-        if arguments:
-            await self._claim.execute("migrate-set-parameters", arguments)
+        if parameters := settable.parameters(tuning):
+            await self._claim.execute("migrate-set-parameters", parameters)
 
     async def restore(self, settings: Settings) -> None:
-        now = await self.settings()
-        changed = {
-            name: value
-            for name, value in settings.parameters.items()
-            if name in now.parameters and now.parameters[name] != value
-        }
-        if changed:
-            await self._claim.execute("migrate-set-parameters", changed)
-        switched = {
-            name: state
-            for name, state in settings.capabilities.items()
-            if now.capabilities.get(name, state) != state
-        }
+        parameters, switched = settable.different(settings, await self.settings())
+        if parameters:
+            await self._claim.execute("migrate-set-parameters", parameters)
         if switched:
             await self.enable(switched)
 
@@ -436,7 +385,7 @@ class Endpoint:
 
     async def quit(self, *, timeout: float = 5.0) -> bool:
         await self._claim.refuse_another()
-        self._quitting = True
+        self._heard.quitting = True
         began = time.monotonic()
         try:
             await self._monitor.execute("quit", timeout=timeout / 2)
@@ -457,7 +406,7 @@ class Endpoint:
 
     async def fence(self) -> bool:
         await self._claim.refuse_another()
-        self._quitting = True
+        self._heard.quitting = True
         if self._held.process is not None:
             return await self._held.process.kill(10.0)
         if self._fence_command is None:

@@ -1,0 +1,48 @@
+"""The events of one QEMU: kept until somebody reads them, and what they tell of the guest's end."""
+
+from __future__ import annotations
+
+import time
+from collections import deque
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+from migrator.ports import Event
+
+#: More events than this unread means that nobody reads; the oldest go, as the truth is in a query anyway.
+_EVENTS_KEPT = 1000
+
+
+class Heard:
+    """Events as they come.
+
+    :param ran: the guest has run in this process.
+    :ivar ended: the guest has shut down; the end of a process that only waited for one says nothing of it.
+    :ivar quitting: QEMU was told to end: that is not the guest's doing.
+    :ivar notify: called after every event.
+    """
+
+    def __init__(self, *, ran: bool) -> None:
+        self.ended = self.quitting = False
+        self.notify: Callable[[], None] = lambda: None
+        self._ran = ran
+        self._events: deque[Event] = deque(maxlen=_EVENTS_KEPT)
+
+    def take(self) -> Sequence[Event]:
+        """Those since the last call, oldest first."""
+        taken = tuple(self._events)
+        self._events.clear()
+        return taken
+
+    def hear(self, message: Mapping[str, Any]) -> None:
+        """An event as QMP has it."""
+        stamp = message.get("timestamp", {})
+        stamped = stamp.get("seconds", -1) + stamp.get("microseconds", 0) / 1e6
+        name = str(message.get("event", ""))
+        data = message.get("data", {})
+        self._ran = self._ran or name == "RESUME"
+        # The end of a process in which the guest never ran is not the guest's end, unless the guest itself says so.
+        if name == "SHUTDOWN" and not self.quitting and (self._ran or data.get("guest")):
+            self.ended = True
+        self._events.append(Event(name=name, arrived=time.monotonic(), stamped=stamped, data=data))
+        self.notify()
