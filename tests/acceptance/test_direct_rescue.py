@@ -66,9 +66,9 @@ async def test_a_guest_that_stands_at_the_switch_goes_on_at_the_source_as_it_was
     ids=["arrived", "postcopy-stands", "postcopy-fetches", "runs"],
 )
 async def test_a_guest_that_has_left_goes_on_at_the_destination(
-    lab: Lab, each_qemu: Path, step: str, options: tuple[str, ...]
+    lab: Lab, one_version: Path, step: str, options: tuple[str, ...]
 ) -> None:
-    async with left_behind(lab, each_qemu, step, *options) as (pair, seen):
+    async with left_behind(lab, one_version, step, *options) as (pair, seen):
         ended = await rescue(pair, "--yes")
         assert ended.code == 0, ended
         assert ended.document["guest_at"] == "destination"

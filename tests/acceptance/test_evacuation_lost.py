@@ -40,7 +40,12 @@ async def test_guests_that_cannot_be_asked_are_in_the_way_of_an_evacuation() -> 
         assert await child.wait() == 0
         freeze(qemu.pid)
         try:
-            await asyncio.sleep(5)  # two looks and more: that of the evacuation is not the first that fails
+
+            async def lost() -> bool:  # the evacuation's look is not the first that fails
+                items = (await site.get("guests"))["items"]
+                return [each["run_state"] for each in items].count("lost-contact") == 2
+
+            await eventually(lost, "those that cannot be asked", site)
             done = await site.cli("evacuate", "a", "--wait")
             assert done.returncode == 1, (done, site.log())
             assert "2 guests left" in done.stdout + done.stderr

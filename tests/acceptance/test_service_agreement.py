@@ -16,7 +16,7 @@ import pytest
 from migrator.core.findings import CATALOGUE
 from migrator.testing import network
 from migrator.testing.lab import Machine, binaries
-from tests.acceptance.service_site import LiveSite, eventually, guest, served
+from tests.acceptance.service_site import MIB, LiveSite, eventually, guest, served
 from tests.conftest import missing
 
 VNC, FORWARDED = 5977, 50987
@@ -53,7 +53,7 @@ def listener(site: LiveSite, host: str, *ports: int) -> Iterator[None]:
 
 
 def small(name: str, *extra: str) -> Machine:
-    return replace(guest(name), extra=extra)
+    return replace(guest(name, region=4 * MIB, speed=1 * MIB), extra=extra)
 
 
 async def command(site: LiveSite, *words: str) -> tuple[int, Any]:
