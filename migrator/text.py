@@ -2,10 +2,73 @@
 
 from __future__ import annotations
 
+import json
+import math
+import re
 import unicodedata
+from collections.abc import Mapping
+from typing import Any
 
 #: Categories of characters that move the cursor, colour the terminal, end the line or turn it around.
 _UNSAFE = frozenset({"Cc", "Cf", "Cs", "Zl", "Zp"})  # Cs: lone surrogates
+
+
+#: Of a pair that stands for no character; no encoding has them, and no JSON may.
+_SURROGATE = re.compile("[\ud800-\udfff]")
+#: Characters of one text of a document. Nothing honest is longer.
+_LONGEST = 65_536
+#: How deep a document nests.
+_DEEPEST = 64
+
+
+def writable(text: str, most: int = _LONGEST) -> str:
+    """`text` as it can be written anywhere: a replacement character for what no encoding has, and cut at `most`."""
+    if len(text) > most:
+        text = f"{text[: most - 1]}…"
+    return text if text.isascii() else _SURROGATE.sub("\ufffd", text)
+
+
+def storable(value: Any, depth: int = 0) -> Any:
+    """A value of a document as every JSON can have it: texts :func:`writable`, numbers finite and of no more than 64
+    bits, else ``None``.
+    """
+    if isinstance(value, str):
+        return writable(value) if type(value) is str else value
+    if isinstance(value, float):
+        return value if math.isfinite(value) else None
+    if isinstance(value, bool):
+        return value
+    if isinstance(value, int):
+        return value if -(2**63) <= value < 2**64 else None
+    if isinstance(value, (dict, list, tuple)) and depth >= _DEEPEST:
+        return None
+    if isinstance(value, dict):
+        return {
+            writable(key) if isinstance(key, str) else key: storable(each, depth + 1)
+            for key, each in value.items()
+        }
+    if isinstance(value, (list, tuple)):
+        return [storable(each, depth + 1) for each in value]
+    return value
+
+
+#: What json.dumps writes for what no JSON may have; a pair of surrogates is among it, and is right.
+_SUSPECT = re.compile(r"\\u[dD][89a-fA-F]|\bNaN\b|\bInfinity\b")
+
+
+def as_json(document: Mapping[str, Any]) -> str:
+    """A document or an event as it is kept: JSON that everyone can read."""
+    return mended(json.dumps(document))
+
+
+def mended(text: str) -> str:
+    """As :func:`as_json` would have written it: an older version may have let in what no JSON may have."""
+    if not _SUSPECT.search(text):
+        return text
+    found = json.loads(text)
+    # Paths of sockets may have bytes that are no text: what nobody is shown stays as it was.
+    private = {"_private": found.pop("_private")} if "_private" in found else {}
+    return json.dumps({**storable(found), **private})
 
 
 def clean(text: object) -> str:

@@ -11,6 +11,7 @@ from collections.abc import Mapping
 from migrator.errors import HostError
 from migrator.hosts.access import Access
 from migrator.hosts.launch import Nest
+from migrator.hosts.understanding import understood
 
 _FILE = "paths"
 _SECONDS = 10.0
@@ -56,7 +57,8 @@ async def noted(host: Access, nest: Nest) -> dict[str, str]:
     """
     done = await host.run(["sh", "-c", _READ, "sh", nest.run_directory], timeout=_SECONDS)
     words = done.text.split("\0")[:-1]
-    return {to: path for path, to in zip(words[::2], words[1::2], strict=True)}
+    with understood(host.name, "the paths of a process"):
+        return {to: path for path, to in zip(words[::2], words[1::2], strict=True)}
 
 
 async def link(host: Access, nest: Nest) -> list[str]:
@@ -66,10 +68,11 @@ async def link(host: Access, nest: Nest) -> list[str]:
     """
     done = await host.run(["sh", "-c", _LINK, "sh", nest.run_directory, _ONE], timeout=_SECONDS)
     words = done.text.split("\0")[:-1]
-    return [
-        f"{path} is at {to} now: {_WHY[why]}"
-        for path, to, why in zip(words[::3], words[1::3], words[2::3], strict=True)
-    ]
+    with understood(host.name, "the paths of a process"):
+        return [
+            f"{path} is at {to} now: {_WHY[why]}"
+            for path, to, why in zip(words[::3], words[1::3], words[2::3], strict=True)
+        ]
 
 
 async def leads_to(host: Access, path: str) -> str:

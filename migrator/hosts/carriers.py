@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import re
 from collections.abc import Iterable, Mapping
 from typing import Any
@@ -10,6 +9,7 @@ from typing import Any
 from migrator.core.carriers import Carried, Link, Links
 from migrator.errors import HostError
 from migrator.hosts.access import Access
+from migrator.hosts.understanding import interfaces, understood, vlans
 
 #: For scripts: all there is to see of interfaces, and of the VLANs of a bridge's ports.
 SHOW_LINKS, SHOW_VLANS = "ip -j -d addr show 2>/dev/null", "bridge -j vlan show 2>/dev/null"
@@ -23,7 +23,7 @@ for pid; do
 done
 printf '\\0end'
 """
-_LINE = re.compile(r"/proc/(\d+)/fdinfo/(\d+):iff:\s*(\S+)")
+_LINE = re.compile(r"/proc/(\d{1,10})/fdinfo/(\d{1,10}):iff:\s*(\S{1,256})")
 
 
 async def read_carriers(
@@ -43,14 +43,13 @@ async def read_carriers(
         stdin=_SCRIPT.encode(),
         timeout=timeout,
     )
-    interfaces, vlans, taps, end = (output.text.split("\0") + [""] * 4)[:4]
+    ip, bridge, taps, end = (output.text.split("\0") + [""] * 4)[:4]
     if end != "end":
         raise HostError(access.name, f"its network cannot be read: {output.complaint or 'no answer'}")
-    shown = parse_links(interfaces, vlans) if links is None else links
-    read = {int(line) for line in taps.splitlines() if line.isdecimal()}
-    opened: dict[int, dict[int, str]] = {}
-    for match in _LINE.finditer(taps):
-        opened.setdefault(int(match[1]), {})[int(match[2])] = match[3]
+    with understood(access.name, "its network"):
+        shown = parse_links(ip, bridge) if links is None else links
+        opened = parse_taps(taps)
+    read = {int(line) for line in taps.splitlines() if line.isdecimal() and len(line) < 11}
     return {
         pid: Carried(
             taps=tuple(dict.fromkeys(name for _, name in sorted(opened.get(pid, {}).items())))
@@ -62,17 +61,25 @@ async def read_carriers(
     }
 
 
-def parse_links(links: str, vlans: str) -> Mapping[str, Link]:
-    """What :data:`SHOW_LINKS` and :data:`SHOW_VLANS` printed, by name; empty where there is no ``ip``."""
+def parse_taps(text: str) -> dict[int, dict[int, str]]:
+    """Of each process the interface behind each of its descriptors."""
+    opened: dict[int, dict[int, str]] = {}
+    for match in _LINE.finditer(text):
+        opened.setdefault(int(match[1]), {})[int(match[2])] = match[3]
+    return opened
+
+
+def parse_links(shown: str, of_vlans: str) -> Mapping[str, Link]:
+    """What :data:`SHOW_LINKS` and :data:`SHOW_VLANS` printed, by name; empty where there is no ``ip``.
+
+    :raise ValueError: it is something else.
+    """
     ports = {
         entry["ifname"]: frozenset(_vlan(each) for each in entry.get("vlans", ()))
-        for entry in _entries(vlans)
-        if "ifname" in entry
+        for entry in vlans(of_vlans)
     }
     return {
-        entry["ifname"]: _link(entry, ports.get(entry["ifname"], frozenset()))
-        for entry in _entries(links)
-        if "ifname" in entry
+        entry["ifname"]: _link(entry, ports.get(entry["ifname"], frozenset())) for entry in interfaces(shown)
     }
 
 
@@ -94,11 +101,3 @@ def _link(entry: Mapping[str, Any], vlans: frozenset[str]) -> Link:
 def _vlan(each: Mapping[str, Any]) -> str:
     last = f"-{each['vlanEnd']}" if "vlanEnd" in each else ""
     return " ".join([f"{each.get('vlan')}{last}", *each.get("flags", ())])
-
-
-def _entries(text: str) -> list[dict[str, Any]]:
-    try:
-        found = json.loads(text)
-    except ValueError:
-        return []
-    return [each for each in found if isinstance(each, dict)] if isinstance(found, list) else []

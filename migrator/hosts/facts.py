@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -12,6 +11,8 @@ from migrator.errors import HostError
 from migrator.hosts import bound
 from migrator.hosts.access import Access
 from migrator.hosts.carriers import SHOW_LINKS, SHOW_VLANS, parse_links
+from migrator.hosts.understanding import interfaces, number, understood
+from migrator.text import writable
 
 #: What TCP over IPv4 with time stamps, and Ethernet below it, leave of a link's speed at an MTU of 1500.
 PAYLOAD_RATIO = 0.95
@@ -93,11 +94,15 @@ async def read_facts(
     output = await access.run(["sh", "-s", "--", address, *qemus], stdin=_SCRIPT, timeout=timeout)
     if "\n@@end\n" not in output.text:
         raise HostError(access.name, f"its facts cannot be read: {output.complaint or 'no answer'}")
-    return parse(output.text)
+    with understood(access.name, "itself"):
+        return parse(output.text)
 
 
 def parse(text: str) -> HostFacts:
-    """Read the script's answer. Pure."""
+    """Read the script's answer. Pure.
+
+    :raise ValueError: it is none, or another error of who reads what is not there; see :mod:`.understanding`.
+    """
     sections: dict[str, str] = {}
     for part in text.split("\n@@")[1:]:
         name, _, content = part.partition("\n")
@@ -111,17 +116,17 @@ def parse(text: str) -> HostFacts:
     }
     links = _links(sections.get("links", ""), sections.get("speeds", ""))
     return HostFacts(
-        memory_total_bytes=int(memory.get("MemTotal", 0)) << 10,
-        memory_free_bytes=int(memory.get("MemAvailable", 0)) << 10,
+        memory_total_bytes=number(memory.get("MemTotal", "0")) << 10,
+        memory_free_bytes=number(memory.get("MemAvailable", "0")) << 10,
         cpus=_number(sections.get("cpus", "")),
-        cpu_model=cpu.get("model name", cpu.get("Processor", "")),
+        cpu_model=writable(cpu.get("model name", cpu.get("Processor", "")), 256),
         cpu_flags=frozenset(cpu.get("flags", cpu.get("Features", "")).split()),
         nested_flags=frozenset(cpu.get("vmx flags", "").split()),
         kvm="kvm" in has,
         userfaultfd=bool(has & {"root", "userfaultfd"}),
         vhost_net="vhost-net" in has,
         hugepages={
-            int(size) << 10: int(count)
+            number(size) << 10: number(count)
             for size, count in re.findall(r"^(\d+)kB (\d+)$", sections.get("hugepages", ""), re.MULTILINE)
         },
         link_bytes_per_second=_speed(links, _interface(links, sections.get("mine", ""))),
@@ -132,30 +137,27 @@ def parse(text: str) -> HostFacts:
         ports=bound.sockets(sections.get("sockets", "")),
         addresses=frozenset(address for link in links.values() for address in link.addresses),
         systemd="systemd" in has,
-        boot_id=sections.get("boot", "").strip(),
-        kernel=sections.get("kernel", "").strip(),
+        boot_id=writable(sections.get("boot", "").strip(), 256),
+        kernel=writable(sections.get("kernel", "").strip(), 256),
     )
 
 
 def _number(text: str) -> int:
-    return int(text) if text.strip().isdigit() else 0
+    return number(text) if text.strip().isdecimal() else 0
 
 
 def _links(text: str, speeds: str) -> dict[str, _Link]:
-    try:
-        shown = json.loads(text)
-    except ValueError:
-        shown = []  # no ip there
+    shown = interfaces(text)
     links: dict[str, _Link] = {}
     hardware: dict[str, str] = {}
     for entry in shown:
-        if name := entry.get("ifname"):  # there are empty entries
-            links[name] = _Link(
-                bridge=entry.get("linkinfo", {}).get("info_kind") == "bridge",
-                addresses=frozenset(each["local"] for each in entry["addr_info"] if "local" in each),
-                lower=[entry["link"]] if "link" in entry else [],
-            )
-            hardware[name] = entry.get("address", "-")
+        name = entry["ifname"]
+        links[name] = _Link(
+            bridge=entry.get("linkinfo", {}).get("info_kind") == "bridge",
+            addresses=frozenset(each["local"] for each in entry.get("addr_info", ()) if "local" in each),
+            lower=[entry["link"]] if entry.get("link") else [],
+        )
+        hardware[name] = entry.get("address", "-")
     for entry in shown:
         if entry.get("master") in links:
             links[entry["master"]].lower.append(entry["ifname"])
@@ -164,7 +166,7 @@ def _links(text: str, speeds: str) -> dict[str, _Link]:
         # What /sys shows may be another network namespace than the one that ip is asked in.
         if name in links and hardware[name] == mac:
             links[name].device = kind == "device"
-            links[name].speed = float(speed) if speed.isdigit() and int(speed) > 0 else None
+            links[name].speed = float(number(speed)) if speed.isdecimal() and number(speed) > 0 else None
     return links
 
 
@@ -197,4 +199,4 @@ def _qemus(text: str) -> Iterator[tuple[str, str]]:
     lines = text.splitlines()
     for path, said in zip(lines[::2], lines[1::2], strict=False):
         if version := re.search(r"version (\d+(?:\.\d+)+)", said):
-            yield path, version[1]
+            yield writable(path), writable(version[1], 64)

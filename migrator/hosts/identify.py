@@ -17,6 +17,7 @@ from migrator.core.command_line import path_of
 from migrator.core.files import FileSeen, Kind, Offer, Same, Seen
 from migrator.errors import HostError
 from migrator.hosts.access import Access
+from migrator.hosts.understanding import understood
 
 #: Where the images' locks stand in /proc/locks: QEMU marks with the first byte that it writes, with the second that
 #: nobody else may.
@@ -170,7 +171,8 @@ async def look(access: Access, question: Question, *, timeout: float = 30.0) -> 
     answers = output.text.split("\0")
     if answers[-2:] != ["end", ""]:
         raise HostError(access.name, f"its files cannot be read: {output.complaint or 'no answer'}")
-    seen = parse(answers, paths=question.paths, images=images, directory=root or "/")
+    with understood(access.name, "its files"):
+        seen = parse(answers, paths=question.paths, images=images, directory=root or "/")
     known = question.known
     return replace(seen, offer=known) if known and known.identity == seen.offer.identity else seen
 

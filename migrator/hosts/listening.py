@@ -6,6 +6,7 @@ from collections.abc import Iterable
 
 from migrator.core.listening import Port, listens
 from migrator.hosts.access import Access
+from migrator.hosts.understanding import understood
 
 # What may listen, each option with the word after it; the names of files and the rest of the command lines stay there.
 _OPTIONS = "^--?(vnc|display|spice|netdev|nic|net|chardev|serial|parallel|monitor|debugcon)$"
@@ -23,7 +24,13 @@ async def read_listening(
         return {}
     argv = ["grep", "-azEHZ", "--no-group-separator", "-A1", "-e", _OPTIONS, "--", *files]
     output = await access.run(argv, timeout=timeout)
-    parts = output.text.split("\0")
+    with understood(access.name, "where its QEMUs listen"):
+        return parse(output.text)
+
+
+def parse(text: str) -> dict[int, tuple[Port, ...]]:
+    """Read what grep printed. Pure."""
+    parts = text.split("\0")
     words: dict[int, list[str]] = {}
     # With -Z the name of the file and each line end in the same NUL.
     for place, word in zip(parts[::2], parts[1::2], strict=False):

@@ -9,6 +9,7 @@ from collections.abc import Iterable
 from migrator.core.managers import Ancestor, Process
 from migrator.errors import HostError
 from migrator.hosts.access import Access
+from migrator.hosts.understanding import understood
 
 # Of every process a record: what it is, NUL, its text, NUL. A program's name may hold anything but a NUL; what the
 # kernel says of a process follows the last closing bracket.
@@ -66,7 +67,8 @@ async def read_processes(access: Access, pids: Iterable[int], *, timeout: float 
         raise HostError(
             access.name, f"who manages its guests cannot be read: {output.complaint or 'no answer'}"
         )
-    return parse(output.text)
+    with understood(access.name, "who manages its guests"):
+        return parse(output.text)
 
 
 def parse(text: str) -> dict[int, Process]:

@@ -22,6 +22,7 @@ from migrator.core.process_identity import (
 )
 from migrator.errors import HostError
 from migrator.hosts.access import Access
+from migrator.hosts.understanding import understood
 
 _NOTHING = Drops()
 #: Resources by the names that /proc/PID/limits gives them, and the options of prlimit for them.
@@ -178,6 +179,13 @@ async def read_process(
         if output.status == 3:
             return None
         raise HostError(access.name, f"pid {pid} cannot be looked at: {output.complaint or 'no answer'}")
+    with understood(access.name, f"pid {pid}"):
+        return _process(answers, paths, daemonized=daemonized)
+
+
+def _process(
+    answers: Sequence[str], paths: Sequence[str], *, daemonized: bool
+) -> tuple[ProcessIdentity, Held]:
     identity, _, rest = _parse(answers)
     files: tuple[OpenFile, ...] | None = None
     readable, numbers = next(rest), next(rest)
@@ -225,8 +233,9 @@ async def try_process(
             raise HostError(
                 access.name, f"its processes cannot be looked at: {output.complaint or 'no answer'}"
             )
-    identity, accounts, rest = _parse(answers)
-    may = {path: next(rest) for path in paths}
+    with understood(access.name, "its processes"):
+        identity, accounts, rest = _parse(answers)
+        may = {path: next(rest) for path in paths}
     return Trial(identity=None if complaint else identity, complaint=complaint, accounts=accounts, may=may)
 
 
@@ -357,8 +366,15 @@ def _numbers(text: str) -> frozenset[int]:
     for part in text.split(","):
         first, dash, last = part.partition("-")
         if first.strip().isdecimal():
-            found.update(range(int(first), int(last if dash else first) + 1))
+            begin, end = int(first), int(last if dash else first)
+            if end > _MOST_CPUS:
+                raise ValueError(f"it has no CPU {end}")
+            found.update(range(begin, end + 1))
     return frozenset(found)
+
+
+#: More than any kernel was built for.
+_MOST_CPUS = 65_536
 
 
 def _io(text: str) -> str:

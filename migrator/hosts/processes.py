@@ -10,6 +10,7 @@ from itertools import pairwise
 from pathlib import PurePosixPath
 
 from migrator.core.qemu_program import TELLING, is_qemu_by_name, is_qemu_by_words
+from migrator.text import writable
 
 #: Options whose values are read, from the command line of every process.
 READ_OPTIONS = (
@@ -41,6 +42,10 @@ printf '\0@sockets\0'
 READ = _any_of(READ_OPTIONS)
 
 _SIZE = re.compile(r"(?:size=)?(\d+(?:\.\d+)?)([bkmgt]?)", re.IGNORECASE)
+#: As every QEMU takes one.
+_UUID = re.compile(r"[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}")
+#: Characters; as of one that says its name over QMP.
+_LONGEST_NAME = 4_096
 _DEFAULT_MEMORY_BYTES = 128 << 20
 
 
@@ -111,7 +116,7 @@ class FoundProcess:
         if match is None:
             return _DEFAULT_MEMORY_BYTES
         shift = {"b": 0, "k": 10, "m": 20, "g": 30, "t": 40}[match[2].lower() or "m"]
-        return int(float(match[1]) * (1 << shift))
+        return min(2**60, int(float(match[1][:30]) * (1 << shift)))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -233,7 +238,7 @@ def uuid_of(words: Sequence[str]) -> str:
     for word, value in pairwise(words) if not uuid else ():
         parts = _parts(value) if word.lstrip("-") == "smbios" else {}
         uuid = parts.get("uuid", "").lower() if parts.get("type") == "1" else uuid
-    return uuid if uuid.strip("0-") else ""
+    return uuid if _UUID.fullmatch(uuid) and uuid.strip("0-") else ""
 
 
 def guest_name(value: str) -> str:
@@ -241,7 +246,7 @@ def guest_name(value: str) -> str:
     for part in _split(value):
         key, equals, text = part.partition("=")
         if not equals or key == "guest":
-            return (text if equals else key).replace(",,", ",")
+            return writable((text if equals else key).replace(",,", ","), _LONGEST_NAME)
     return ""
 
 

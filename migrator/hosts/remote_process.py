@@ -12,6 +12,7 @@ from typing import Any, Protocol
 from migrator.core.qemu_program import is_qemu
 from migrator.errors import HostError
 from migrator.hosts.access import Output
+from migrator.hosts.understanding import understood
 
 # A process is known by its start time beside its pid. It is dead when the pid is gone from a /proc that is there, when
 # it belongs to another start time, or when it is a zombie without threads; what cannot be read proves nothing.
@@ -259,17 +260,18 @@ class Watch:
             raise HostError(
                 self._host.name, f"pid {pid} cannot be looked at: {output.complaint or 'it changed'}"
             )
-        process = RemoteProcess(
-            self._host,
-            pid,
-            boot_id=parts[0],
-            start_time=int(parts[1]),
-            executable=parts[2],
-            binary=parts[3],
-            stderr=(parts[4], int(parts[5] or 0)),
-            arguments=parts[6:-1],
-            let_go=self._drop,
-        )
+        with understood(self._host.name, f"pid {pid}"):
+            process = RemoteProcess(
+                self._host,
+                pid,
+                boot_id=parts[0],
+                start_time=int(parts[1]),
+                executable=parts[2],
+                binary=parts[3],
+                stderr=(parts[4], int(parts[5] or 0)),
+                arguments=parts[6:-1],
+                let_go=self._drop,
+            )
         self._watched.append(process)
         self._changed.set()
         if self._task is None or self._task.done():

@@ -6,8 +6,9 @@ import re
 from collections.abc import Iterable
 
 from migrator.hosts.access import Access
+from migrator.hosts.understanding import number, understood
 
-_LINE = re.compile(r"/proc/(\d+)/status:Rss(?:Anon|Shmem):\s+(\d+) kB")
+_LINE = re.compile(r"/proc/(\d{1,10})/status:Rss(?:Anon|Shmem):\s+(\d+) kB")
 
 
 async def read_resident(access: Access, pids: Iterable[int], *, timeout: float = 10.0) -> dict[int, int]:
@@ -20,8 +21,14 @@ async def read_resident(access: Access, pids: Iterable[int], *, timeout: float =
     if not files:
         return {}
     output = await access.run(["grep", "-aHE", "^Rss(Anon|Shmem):", "--", *files], timeout=timeout)
+    with understood(access.name, "the memory of its QEMUs"):
+        return parse(output.text)
+
+
+def parse(text: str) -> dict[int, int]:
+    """Read what grep printed. Pure."""
     found: dict[int, int] = {}
-    for line in output.text.splitlines():
+    for line in text.splitlines():
         if match := _LINE.match(line):
-            found[int(match[1])] = found.get(int(match[1]), 0) + int(match[2]) * 1024
+            found[int(match[1])] = found.get(int(match[1]), 0) + number(match[2]) * 1024
     return found

@@ -13,6 +13,7 @@ from migrator.errors import HostError
 from migrator.hosts import processes
 from migrator.hosts.access import Access, Output
 from migrator.hosts.processes import Processes, after, guest_name, uuid_of
+from migrator.hosts.understanding import understood
 from migrator.ports import GuestProcess
 
 # Sections end in a NUL, names of files too: anything else may stand in a name. The patterns come as arguments: a
@@ -42,12 +43,33 @@ _LIBVIRT_DAEMONS = frozenset({"libvirtd", "virtqemud"})
 _LIBVIRT_DIRECTORY = "/var/lib/libvirt/qemu/"
 #: Sockets of one host beside each other in ss's answer; a name may have newlines of its own.
 _ENTRY = re.compile(r"\n(?=u_(?:str|dgr|seq) +[A-Z0-9-]+ +\d+ +\d+ )")
-_STREAM = re.compile(
-    r"u_str +(?P<state>[A-Z0-9-]+) +(?P<waiting>\d+) +(?P<room>\d+) +"
-    r"(?P<name>.*) (?P<inode>\d+) +\S.* (?P<peer>\d+) *<-> +"
-    r"ino:(?P<file>\d+) dev:(?P<high>\d+)/(?P<low>\d+) ",
-    re.DOTALL,
-)
+# In parts, each of which is searched for once: a name may be anything, also what costs a search without end.
+_HEAD = re.compile(r"u_str +(?P<state>[A-Z0-9-]+) +(?P<waiting>\d{1,18}) +(?P<room>\d{1,18}) +")
+_TAIL = re.compile(r" +ino:(?P<file>\d{1,20}) dev:(?P<high>\d{1,18})/(?P<low>\d{1,18}) ")
+_Stream = dict[str, str]
+
+
+def _stream(entry: str) -> _Stream | None:
+    """One line of ss about a stream socket: its name, its inode, the name and the inode of its peer, its file."""
+    head, (rest, _, tail) = _HEAD.match(entry), entry.rpartition("<->")
+    file = _TAIL.match(tail)
+    if head is None or file is None:
+        return None
+    words = rest[head.end() :].rstrip(" ").split(" ")
+    if not words[-1].isdecimal():
+        return None
+    # The last number that has the name of the peer after it; there may be numbers in that of the socket.
+    for at in range(len(words) - 3, 0, -1):
+        if words[at].isdecimal() and any(words[at + 1 : -1]):
+            name = " ".join(words[:at])
+            return {
+                **head.groupdict(),
+                **file.groupdict(),
+                "name": name,
+                "inode": words[at],
+                "peer": words[-1],
+            }
+    return None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -113,8 +135,10 @@ async def survey(access: Access, patterns: Sequence[str], *, timeout: float = 20
     )
     text = _whole(access, output)
     mine, rest = _cut(text, "\0@sockets\0")
-    read = _Read(rest)
-    found = processes.parse(mine, read.words, read.names)
+    with understood(access.name, "its sockets and processes"):
+        read = _Read(rest)
+        sockets = read.sockets()
+        found = processes.parse(mine, read.words, read.names)
     if found is None:
         raise HostError(access.name, "its processes cannot be seen: /proc is not what it should be there")
     listeners = {
@@ -125,7 +149,7 @@ async def survey(access: Access, patterns: Sequence[str], *, timeout: float = 20
         for pid in read.pids.get(match["inode"], ())
     }
     qemus = tuple(replace(each, listens=each.pid in listeners) for each in found.qemus)
-    return Survey(sockets=read.sockets(), processes=replace(found, qemus=qemus))
+    return Survey(sockets=sockets, processes=replace(found, qemus=qemus))
 
 
 async def find_sockets(
@@ -139,7 +163,8 @@ async def find_sockets(
     if not patterns:
         return []
     output = await access.run(["sh", "-s", "--", *patterns], stdin=_SCRIPT, timeout=timeout)
-    return parse(_whole(access, output))
+    with understood(access.name, "its sockets"):
+        return parse(_whole(access, output))
 
 
 def _whole(access: Access, output: Output) -> str:
@@ -176,10 +201,10 @@ class _Read:
         self.pids = _pids(held)
         self.names = _commands(commands)
         self.words = _arguments(arguments)
-        self.streams: dict[str, list[re.Match[str]]] = defaultdict(list)
+        self.streams: dict[str, list[_Stream]] = defaultdict(list)
         for entry in _ENTRY.split("\n" + table):
-            if match := _STREAM.match(entry):
-                self.streams[match["file"]].append(match)
+            if (stream := _stream(entry)) is not None:
+                self.streams[stream["file"]].append(stream)
 
     def sockets(self) -> list[FoundSocket]:
         """Those whose files the patterns matched."""
@@ -189,7 +214,7 @@ class _Read:
             found[path] = self._socket(path, _of_file(self.streams.get(inode, []), int(device), path))
         return [found[path] for path in sorted(found)]
 
-    def _socket(self, path: str, mine: Sequence[re.Match[str]]) -> FoundSocket:
+    def _socket(self, path: str, mine: Sequence[_Stream]) -> FoundSocket:
         listening = [match for match in mine if match["state"] == "LISTEN"]
         pid = _listener([match["inode"] for match in listening], self.pids, self.names)
         peers = [match["peer"] for match in mine if match["state"] == "ESTAB"]
@@ -215,7 +240,7 @@ class _Read:
         )
 
 
-def _of_file(streams: Sequence[re.Match[str]], device: int, path: str) -> Sequence[re.Match[str]]:
+def _of_file(streams: Sequence[_Stream], device: int, path: str) -> Sequence[_Stream]:
     """Those with this file's inode that are of its file system; where that cannot be told, those of its name."""
     # The kernel has another way to write a device's number than stat, and ss shows the halves of either.
     kernels = os.major(device) << 20 | os.minor(device)

@@ -9,6 +9,7 @@ from migrator.core.listening import Port
 from migrator.errors import HostError
 from migrator.hosts import bound
 from migrator.hosts.access import Access
+from migrator.hosts.understanding import understood
 
 _SHORT = 10.0
 
@@ -98,14 +99,15 @@ async def survey(
         )
     boot, network, network_of_source, taken, addresses, first, second, enters = answers[:8]
     states: Mapping[str, str] = dict(zip(paths, answers[8:], strict=True))
-    return Survey(
-        boot_id=boot,
-        network=network,
-        network_of_source=network_of_source,
-        taken=bound.sockets(taken),
-        addresses=bound.addresses(addresses),
-        binary=first or second,
-        enters=enters == "yes",
-        occupied=frozenset(path for path, state in states.items() if state == "occupied"),
-        homeless=frozenset(path for path, state in states.items() if state == "homeless"),
-    )
+    with understood(access.name, "itself"):
+        return Survey(
+            boot_id=boot,
+            network=network,
+            network_of_source=network_of_source,
+            taken=bound.sockets(taken),
+            addresses=bound.addresses(addresses),
+            binary=first or second,
+            enters=enters == "yes",
+            occupied=frozenset(path for path, state in states.items() if state == "occupied"),
+            homeless=frozenset(path for path, state in states.items() if state == "homeless"),
+        )

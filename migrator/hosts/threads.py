@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 from migrator.errors import HostError
 from migrator.hosts.access import Access
+from migrator.hosts.understanding import understood
 
 _SHORT = 10.0
 _POLICIES = ("other", "fifo", "rr", "batch", "", "idle")
@@ -56,6 +57,11 @@ async def read_turns(access: Access, pid: int, threads: Sequence[int]) -> dict[i
         raise HostError(
             access.name, f"threads of pid {pid} cannot be read: {output.complaint or 'no answer'}"
         )
+    with understood(access.name, f"the threads of pid {pid}"):
+        return _turns(threads, answers)
+
+
+def _turns(threads: Sequence[int], answers: Sequence[str]) -> dict[int, Turn]:
     found = {}
     for thread, cpus, line in zip(threads, answers[::2], answers[1::2], strict=True):
         fields = line.rpartition(")")[2].split()

@@ -23,6 +23,7 @@ from migrator.hosts.new_files import NewFile, make_files, note_memory, unused
 from migrator.hosts.site_config import HostConfig
 from migrator.hosts.survey import survey
 from migrator.hosts.threads import give_turns
+from migrator.hosts.understanding import understood
 from migrator.ports import Qemu, Waiting
 from migrator.qemu import marks, naming
 from migrator.qemu.belongings import belongings as of_process
@@ -200,8 +201,9 @@ class Destinations:
             )
             if done.status:
                 raise HostError(host, f"{path} cannot be looked at: {done.complaint}")
-            owner, mode, size = done.text.split()
-            size_bytes = int(size) if disk.format == "raw" else disk.virtual_bytes
+            with understood(host, path):
+                owner, mode, size = done.text.split()
+                size_bytes = int(size) if disk.format == "raw" else disk.virtual_bytes
             found.append(
                 NewFile(path=path, format=disk.format, size_bytes=size_bytes, owner=owner, mode=mode)
             )

@@ -46,7 +46,7 @@ def test_what_the_programs_print() -> None:
     assert found["tap100i0"] == Link(
         kind="tun", up=True, master="vmbr0", vlans=frozenset({"7 PVID Egress Untagged"})
     )
-    assert parse_links("", "") == parse_links("no ip here", "[1]") == {}
+    assert parse_links("", "") == parse_links("no ip here", "[]") == {}
 
 
 LINKS = {
