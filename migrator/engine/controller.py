@@ -8,7 +8,8 @@ from __future__ import annotations
 import asyncio
 import math
 import secrets
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from datetime import UTC, datetime, timedelta
 from typing import Any
@@ -41,6 +42,7 @@ from migrator.engine.planner import Limits, Planner
 from migrator.engine.preparations import Preparations
 from migrator.engine.preview import Preview
 from migrator.engine.reserved import Reserved
+from migrator.engine.unreadable import UNREADABLE, say_unreadable
 from migrator.errors import MigratorError
 from migrator.faults import keep_going, told
 from migrator.ports import Qemu
@@ -104,6 +106,8 @@ class Engine:
         self.held = Held(self)
         #: Records of steps that nobody can make anything of, each in one line for a person.
         self.left_records: list[str] = []
+        #: Rows that cannot be read, by kind and name: they are left out and said once.
+        self.unreadable: set[tuple[str, str]] = set()
         self._log = logs.logger()
         keeper.keep(bus)
 
@@ -114,17 +118,8 @@ class Engine:
 
         :raise JournalError: it cannot be read.
         """
-        for saved in await self.keeper.journal.unfinished("host"):
-            if self.inventory.host(saved["id"]):
-                self.inventory.set_state(saved["id"], HostState(saved["state"]))
         # All is read before anything is driven: what ends at once is to find its evacuation.
-        left = [
-            Job.from_journal(saved, means=self.means, **self._callbacks())
-            for saved in await self.keeper.journal.unfinished("migration")
-        ]
-        for saved in await self.keeper.journal.unfinished("evacuation"):
-            run = Evacuation.from_journal(saved)
-            self.runs[run.id] = run
+        left = await self._read_journal()
         self.jobs |= {job.id: job for job in left}
         for job in left:
             if not self.bus.sequence(Subject.MIGRATION, job.id):
@@ -141,15 +136,41 @@ class Engine:
                 self.stop_jobs(run)
         await self._sort_out_strays()
         for saved in await self.keeper.journal.unfinished(leftovers.KIND):
-            self.leftovers.take_over(saved)
+            with self._left_out("leftover", saved):
+                self.leftovers.take_over(saved)
         await self._recount()
         await self._learn()
         self.planner.wake()
 
     async def _learn(self) -> None:
         for saved in reversed(await self.keeper.journal.page("migration", limit=_PREPARED_BEFORE)):
-            if (seconds := saved.get("preparation_seconds")) is not None:
-                self.preparations.note(saved["destination"], seconds)
+            with self._left_out("migration", saved):
+                if (seconds := saved.get("preparation_seconds")) is not None:
+                    self.preparations.note(str(saved["destination"]), float(seconds))
+
+    async def _read_journal(self) -> list[Job]:
+        """What has not ended; a row that cannot be read is left out."""
+        for saved in await self.keeper.journal.unfinished("host"):
+            with self._left_out("host", saved):
+                if self.inventory.host(saved["id"]):
+                    self.inventory.set_state(saved["id"], HostState(saved["state"]))
+        left: list[Job] = []
+        for saved in await self.keeper.journal.unfinished("migration"):
+            with self._left_out("migration", saved):
+                left.append(Job.from_journal(saved, means=self.means, **self._callbacks()))
+        for saved in await self.keeper.journal.unfinished("evacuation"):
+            with self._left_out("evacuation", saved):
+                run = Evacuation.from_journal(saved)
+                self.runs[run.id] = run
+        return left
+
+    @contextmanager
+    def _left_out(self, kind: str, saved: Mapping[str, Any]) -> Iterator[None]:
+        """A row that cannot be read is left out; a record of its steps is found all the same, and is held."""
+        try:
+            yield
+        except UNREADABLE as error:
+            say_unreadable(self.unreadable, kind, str(saved.get("id", "")), error)
 
     async def _sort_out_strays(self) -> None:
         held, self.left_records = await strays.sort_out(

@@ -10,18 +10,25 @@ from datetime import datetime
 from enum import StrEnum
 from typing import Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, computed_field
+from pydantic import BaseModel, ConfigDict, Field, computed_field, model_validator
 
 from migrator.core.carriers import NetworkState
 from migrator.core.felt import above_ceiling, felt
 from migrator.core.inventory import HostState
 from migrator.core.model import Mode, Severity, State
+from migrator.text import storable
 
 
 class Document(BaseModel):
     """Frozen; what is not known is ``null``."""
 
     model_config = ConfigDict(frozen=True, ser_json_timedelta="float")
+
+    @model_validator(mode="before")
+    @classmethod
+    def _storable(cls, given: Any) -> Any:
+        """Whatever came from a guest or a host, it can be written as JSON by everyone."""
+        return storable(given)
 
 
 class FindingDocument(Document):

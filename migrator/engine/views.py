@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import asdict
-from typing import Any
+from typing import Any, TypeVar
 
+from migrator import faults
 from migrator.core.inventory import Guest
 from migrator.core.thinning import Point
 from migrator.engine.bus import Bus
@@ -18,7 +19,11 @@ from migrator.engine.documents import (
     MigrationDocument,
     SampleDocument,
 )
+from migrator.engine.unreadable import UNREADABLE, say_unreadable
 from migrator.ports import EventTexts
+
+_Row = TypeVar("_Row")
+_Made = TypeVar("_Made")
 
 
 class Views:
@@ -35,10 +40,8 @@ class Views:
         return [run.document() for run in self._engine.runs.values() if not run.ended]
 
     def hosts(self) -> list[HostDocument]:
-        return [
-            host_document(self._engine, host)
-            for host in sorted(self._engine.inventory.hosts(), key=lambda h: h.name)
-        ]
+        hosts = sorted(self._engine.inventory.hosts(), key=lambda h: h.name)
+        return self._readable("host", hosts, lambda host: host_document(self._engine, host))
 
     def host(self, name: str) -> HostDocument | None:
         host = self._engine.inventory.host(name)
@@ -49,7 +52,9 @@ class Views:
         if host is not None and inventory.host(host) is None:
             return []
         under_way = {job.guest.key: job.id for job in self._engine.jobs.values() if not job.ended}
-        found = [self._guest_document(guest, under_way) for guest in inventory.guests(host)]
+        found = self._readable(
+            "guest", inventory.guests(host), lambda guest: self._guest_document(guest, under_way)
+        )
         return sorted(found, key=lambda guest: (guest.host, guest.name, guest.guest))
 
     async def refresh(self, host: str | None = None) -> None:
@@ -96,18 +101,19 @@ class Views:
     ) -> list[MigrationDocument]:
         saved = await self._engine.keeper.journal.page("migration", limit=limit, before=before, where=where)
         # Memory is newer than the journal.
-        return [
-            self._engine.jobs[each["id"]].document()
-            if each["id"] in self._engine.jobs
-            else migration_document(each)
-            for each in saved
-        ]
+        jobs = self._engine.jobs
+        return self._readable(
+            "migration",
+            saved,
+            lambda each: jobs[each["id"]].document() if each["id"] in jobs else migration_document(each),
+        )
 
     async def migration(self, identifier: str) -> MigrationDocument | None:
         if identifier in self._engine.jobs:
             return self._engine.jobs[identifier].document()
         saved = await self._engine.keeper.journal.find("migration", identifier)
-        return migration_document(saved) if saved else None
+        found = self._readable("migration", [saved] if saved else [], migration_document)
+        return found[0] if found else None
 
     async def samples(self, migration: str) -> list[SampleDocument]:
         samples = self._engine.means.samples
@@ -117,18 +123,19 @@ class Views:
         self, *, limit: int, before: str | None = None, where: Mapping[str, str] | None = None
     ) -> list[EvacuationDocument]:
         saved = await self._engine.keeper.journal.page("evacuation", limit=limit, before=before, where=where)
-        return [
-            self._engine.runs[each["id"]].document()
-            if each["id"] in self._engine.runs
-            else evacuation_document(each)
-            for each in saved
-        ]
+        runs = self._engine.runs
+        return self._readable(
+            "evacuation",
+            saved,
+            lambda each: runs[each["id"]].document() if each["id"] in runs else evacuation_document(each),
+        )
 
     async def evacuation(self, identifier: str) -> EvacuationDocument | None:
         if identifier in self._engine.runs:
             return self._engine.runs[identifier].document()
         saved = await self._engine.keeper.journal.find("evacuation", identifier)
-        return evacuation_document(saved) if saved else None
+        found = self._readable("evacuation", [saved] if saved else [], evacuation_document)
+        return found[0] if found else None
 
     async def events(
         self, *, after: int = 0, limit: int = 1000, subject: str | None = None, subject_id: str | None = None
@@ -151,7 +158,19 @@ class Views:
         )
 
     def complaints(self) -> list[str]:
-        return [self._engine.keeper.journal.complaint] if self._engine.keeper.journal.complaint else []
+        own = [self._engine.keeper.journal.complaint] if self._engine.keeper.journal.complaint else []
+        return own + [f"task {name}: {why}" for name, why in faults.complaints.items()]
+
+    def _readable(self, kind: str, rows: Iterable[_Row], read: Callable[[_Row], _Made]) -> list[_Made]:
+        """Those of the rows that can be read: one that cannot is left out and said, once."""
+        found = []
+        for row in rows:
+            try:
+                found.append(read(row))
+            except UNREADABLE as error:
+                name = row.get("id") if isinstance(row, Mapping) else getattr(row, "key", None)
+                say_unreadable(self._engine.unreadable, kind, str(name or getattr(row, "name", "")), error)
+        return found
 
 
 def one_guest(engine: Engine, which: str) -> Guest:

@@ -225,6 +225,7 @@ REPLIES: Final[Mapping[str, CoreSchema]] = {
     "device-list-properties": _list(_object({"name": _name, "type": _name}, {"default-value": _any})),
     "qom-get": _any,  # by the property: see _PROPERTIES
     "qom-list": _list(_child),
+    "qom-list-types": _list(_named),
     "trace-event-get-state": _list(_object({"name": _name, "state": _name})),
     "x-debug-query-block-graph": _object(
         {

@@ -21,6 +21,7 @@ from migrator.store.database import Database
 from migrator.store.samples import SqlSamples
 from migrator.store.schema import commands, documents, events, meta
 from migrator.store.tokens import Tokens
+from migrator.text import mended
 
 #: What the last samples are waited for at the end.
 _PATIENCE_SECONDS = 2.0
@@ -197,7 +198,7 @@ class SqlJournal:
         async def read(connection: AsyncConnection) -> list[str]:
             return list((await connection.execute(query)).scalars())
 
-        return [json.loads(body) for body in await self._database.read(read)]
+        return [json.loads(mended(body)) for body in await self._database.read(read)]
 
     # --- events
 
@@ -236,7 +237,8 @@ class SqlJournal:
             found = await connection.execute(
                 texts.where(events.c.event_id <= last).order_by(events.c.event_id)
             )
-            return EventTexts(items=[(number, body) for number, body in found], more=size >= 0)
+            items = [(number, mended(body)) for number, body in found]
+            return EventTexts(items=items, more=size >= 0)
 
         return await self._database.read(read)
 

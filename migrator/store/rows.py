@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from datetime import UTC, datetime, timedelta
 from typing import Any
@@ -12,6 +11,7 @@ from sqlalchemy.dialects.sqlite import insert
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from migrator.store.schema import commands, documents, events, meta
+from migrator.text import as_json, writable
 
 _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 
@@ -31,7 +31,7 @@ def document_row(kind: str, document: Mapping[str, Any]) -> dict[str, Any]:
         "command": text(document.get("command") or private.get("command")),
         "created_at": _parsed(document.get("created_at")),
         "ended_at": _parsed(document.get("ended_at")),
-        "body": json.dumps(document),
+        "body": as_json(document),
     }
 
 
@@ -43,7 +43,7 @@ def event_row(event: Mapping[str, Any]) -> dict[str, Any]:
         "time": _parsed(event["time"]),
         "subject": text(event["subject"]),
         "subject_id": text(event["subject_id"]),
-        "body": json.dumps(event),
+        "body": as_json(event),
     }
 
 
@@ -51,7 +51,7 @@ def text(value: Any) -> str | None:
     """As it stands in a column: SQLite takes no lone surrogates, which names of guests may hold."""
     if value is None or value == "":
         return None
-    return str(value).encode(errors="backslashreplace").decode()
+    return writable(str(value))
 
 
 def microseconds(time: datetime) -> int:

@@ -12,6 +12,7 @@ from typing import Any, Self
 from migrator.engine.door import Claim
 from migrator.errors import JournalError
 from migrator.ports import EventTexts
+from migrator.text import as_json, writable
 
 #: As in the one on disk.
 _RESERVED = 500
@@ -74,8 +75,8 @@ class MemoryJournal:
         self, *given: tuple[str, Mapping[str, Any]], events: Sequence[Mapping[str, Any]] = ()
     ) -> None:
         await self.pause("save")
-        rows = {(kind, document["id"]): json.dumps(document) for kind, document in given}
-        told = [(event["event_id"], json.dumps(event)) for event in events]
+        rows = {(kind, document["id"]): as_json(document) for kind, document in given}
+        told = [(event["event_id"], as_json(event)) for event in events]
         self._write()
         for number, body in told:
             if {self._events.get(number, body), dict(told)[number]} != {body}:
@@ -106,7 +107,7 @@ class MemoryJournal:
             places = [place for place, each in enumerate(found) if each["id"] == before]
             found = found[: places[0]] if places else []
         for name, value in (where or {}).items():
-            found = [each for each in found if value in _values(kind, each, name)]
+            found = [each for each in found if writable(value) in _values(kind, each, name)]
         return found[::-1][:limit]
 
     async def events(
