@@ -152,6 +152,8 @@ async def test_no_gap_and_none_twice_while_much_is_published(tmp_path: Path, lag
     world = World(steps=None, journal_lag=lag)
     async with serving(world, tmp_path) as place:
         say(world, 100)
+        # Nobody has heard of an event that the journal does not have.
+        await until(lambda: world.bus.last_event_id == 100, what="a hundred in the journal")
         published = asyncio.Event()
 
         async def publish() -> None:
@@ -175,7 +177,7 @@ async def _all_of(place: Place, upto: int, *, after: int) -> list[int]:
     """Ids up to `upto`, over as many streams as it takes: each is broken off after some."""
     seen: list[int] = []
     last = after
-    async with asyncio.timeout(20):
+    async with asyncio.timeout(60):
         while last < upto:
             async with aclosing(events(place, "events?after=0", last=str(last))) as coming:  # type: ignore[type-var]
                 taken = 0
