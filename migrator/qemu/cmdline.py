@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import posixpath
 import re
+from collections import Counter
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 
@@ -179,7 +180,7 @@ class _Work:
             sockets=self._connected_sockets(),
         )
         self._ports = Ports(place.network, same=place.same_network)
-        self._count = 0
+        self._counted: Counter[str] = Counter()
 
     def _our_directory(self) -> str:
         """The run directory of a source that was started by us."""
@@ -208,6 +209,7 @@ class _Work:
                 text, said = self._ports.settle(name, text)
                 value, self.findings = Value(text, first=FIRST.get(name, "")), [*self.findings, *said]
             if name in _CHARACTER:
+                self._counted[name] += 1
                 yield from self._character_option(name, text or "")
             else:
                 changed = self._changed(name, text, value)
@@ -272,8 +274,7 @@ class _Work:
         if kind == "stdio":
             yield (name, "none" if name == "monitor" else "null")
         elif kind == "file" and not rest.startswith("/dev/"):
-            self._count += 1
-            identity = f"migrator-{name}{self._count}"
+            identity = self._label(name)
             value = Value(f"file,id={identity},append=on", first="backend")
             value.set("path", rest)
             if mux:
@@ -281,7 +282,10 @@ class _Work:
             yield ("chardev", str(value))
             if mux:
                 yield ("mon", f"chardev={identity},mode=readline")
-            yield (name, f"chardev:{identity}")
+            if name == "debugcon":  # which takes no character device that is there already
+                yield ("device", f"isa-debugcon,chardev={identity},id={identity}")
+            else:
+                yield (name, f"chardev:{identity}")
         elif kind in ("unix", "tcp", "telnet", "websocket"):
             value = Value(rest, first="path" if kind == "unix" else "address")
             if value.is_on("server"):
@@ -291,6 +295,12 @@ class _Work:
             yield (name, f"{mux}{kind}:{value}")
         else:
             yield (name, text)
+
+    def _label(self, name: str) -> str:
+        """What QEMU calls the character device of the option that was read last."""
+        if name == "monitor":  # of these it numbers those for QMP, too
+            return f"migrator-monitor{self._counted[name]}"
+        return name if name == "debugcon" else f"{name}{self._counted[name] - 1}"
 
     def _moved_path(self, path: str) -> str:
         """`path`, or where its socket is put because it cannot be had there."""

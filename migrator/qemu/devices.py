@@ -35,6 +35,8 @@ _REFUSED = re.compile(
 )
 #: Properties in which 0 stands for nothing given, and cannot be given.
 _UNSET_AT_ZERO = frozenset({"label-size", "hugetlbsize", "align"})
+#: Those in which nothing stands for none at all, where a device that is told nothing takes its own.
+_NONE_IF_EMPTY = frozenset({"romfile"})
 
 
 async def catch_up(
@@ -205,6 +207,8 @@ async def _arguments(
         # What begins with x- is set by the machine type, there as here.
         if name in _NOT_GIVEN or name.startswith("x-") or name not in taken:
             continue
+        if value == "" and name in _NONE_IF_EMPTY:
+            arguments[name] = value
         if value in (default, "", [], None) or (name == "bootindex" and value < 0):
             continue
         if name in _UNSET_AT_ZERO and not value:

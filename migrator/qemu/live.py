@@ -62,8 +62,8 @@ class Live:
             group, _, rest = str(value).partition(".")
             there = {"device": self.devices, "netdev": self.netdevs, "object": self.objects}.get(group)
             return there is None or rest.partition(".")[0] in there
-        if not identity:
-            return True
+        if not identity or value.get("failover_pair_id"):
+            return True  # the partner of a card is hidden until the guest takes it, and again while it moves
         if name == "device" and self.devices is not None:
             return _is(self.devices.get(identity), value.get("driver"))
         if name == "object" and self.objects is not None:

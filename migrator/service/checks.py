@@ -115,8 +115,8 @@ class HostChecks:
         paths += [*(image.path for image in command.images()), *host_disks.to_read(facts)]
         paths += [*host_files.to_read(command), *host_network.to_read(command)]
         paths += [file for path in images for file in based.get(path, ())[1:]]
-        # As the destination is started: the source's own program, else the configured or what is in PATH.
-        qemus = _each_once([command.program, qemu or command.program.rpartition("/")[2]])
+        # As the destination is started: the configured one, else the source's own program, else what is in PATH.
+        qemus = [qemu] if qemu else _each_once([command.program, command.program.rpartition("/")[2]])
         process = await read_source(source_access, guest.pid, CommandLine(arguments), _each_once(paths))
         process = await with_unreachable(source_access, process, command, opened)
         # Relative paths go from where it was started, which need not be where it is.

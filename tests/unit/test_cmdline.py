@@ -178,9 +178,9 @@ def test_what_the_guest_says_goes_on_in_the_same_file() -> None:
     assert after == [
         *(
             "-chardev",
-            "file,id=migrator-serial1,append=on,path=/a,,b.log",
+            "file,id=serial0,append=on,path=/a,,b.log",
             "-serial",
-            "chardev:migrator-serial1",
+            "chardev:serial0",
         ),
         *("-chardev", "file,id=f,path=/f.log,append=on"),
     ]
