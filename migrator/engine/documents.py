@@ -104,6 +104,7 @@ class MigrationDocument(Document):
     throttle_ratio: float = 0.0
     round: int = 0
     forecast: ForecastDocument | None = None
+    #: By our forecast, not QEMU's own guess, which may be off by fifty times.
     expected_downtime_seconds: float | None = None
     #: What was asked, what QEMU was given, what was measured: always shown together.
     max_downtime_seconds: float = 0.0

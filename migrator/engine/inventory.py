@@ -11,12 +11,13 @@ from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 
 from migrator import logs
+from migrator.awake import Absence
 from migrator.core.inventory import Guest, Host, HostState
 from migrator.core.model import RunState
 from migrator.engine.doubles import Doubles
 from migrator.errors import MigratorError
 from migrator.faults import contained, keep_going
-from migrator.ports import Site
+from migrator.ports import HostLook, Site
 
 #: A host that did not answer is asked again after so long, doubled up to the second, or to a shorter interval.
 _RETRY_SECONDS = (1.0, 15.0)
@@ -27,6 +28,8 @@ _WATCH_AGAIN_SECONDS = 5.0
 _NOTICE_SECONDS, _NOTICE_PAUSE_SECONDS, _NOTICE_RATIO, _NOTICE_MOST_SECONDS = 0.2, 1.0, 10.0, 30.0
 #: The longest that one look at a host may take in all.
 _LOOK_SECONDS = 60.0
+#: Looks that are begun anew because this process did not run meanwhile.
+_LOOKS_AWAY = 2
 #: A QEMU in one of these is an end of a migration, not a guest to be found.
 _NOT_A_GUEST = {RunState.INMIGRATE, RunState.POSTMIGRATE, RunState.FINISH_MIGRATE}
 
@@ -222,10 +225,9 @@ class Inventory:
             self._noticed.discard(name)
             began = asyncio.get_running_loop().time()
             try:
-                async with asyncio.timeout(_LOOK_SECONDS):
-                    with contained(f"the look at host {name}"):
-                        look = await self._site.look(name)
-                        guests = self._take(known.guests, look.guests, meanwhile)
+                look = await self._seen(name)
+                with contained(f"the look at host {name}"):
+                    guests = self._take(known.guests, look.guests, meanwhile)
             except (MigratorError, TimeoutError) as error:
                 why = str(error) or f"host {name}: it did not answer within {_LOOK_SECONDS:.0f} s"
                 if known.host.up:
@@ -250,6 +252,20 @@ class Inventory:
             if (known.host, known.guests) != before or self._doubles.found != doubled:
                 self._changed()
             return known.host
+
+    async def _seen(self, name: str) -> HostLook:
+        """What one look shows. One that failed because we ourselves did not run says nothing of the host."""
+        for left in range(_LOOKS_AWAY, -1, -1):
+            with Absence() as away:
+                try:
+                    async with asyncio.timeout(_LOOK_SECONDS):
+                        with contained(f"the look at host {name}"):
+                            return await self._site.look(name)
+                except (MigratorError, TimeoutError) as error:
+                    if not left or not away.seconds:
+                        raise
+                    self._log.info("looked at again: this process did not run", host=name, error=str(error))
+        raise AssertionError
 
     async def first_look(self, timeout: float) -> None:
         """Wait until every host was looked at once, whether it answered or not, but no longer than `timeout`."""

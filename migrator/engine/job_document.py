@@ -29,7 +29,7 @@ def document(job: Job) -> MigrationDocument:
     """As it is now."""
     result, status = job.result, job.status
     sample = status.sample if status else None
-    forecast = status.forecast if status else None
+    foretold = _forecast(status.forecast if status else None)
     return MigrationDocument(
         id=job.id,
         guest=job.guest.key,
@@ -60,8 +60,8 @@ def document(job: Job) -> MigrationDocument:
         bandwidth_bytes_per_second=sample.bandwidth_bytes_per_second if sample else None,
         throttle_ratio=sample.throttle_ratio if sample and not job.ended else 0.0,
         round=sample.round if sample else result.rounds,
-        forecast=_forecast(forecast),
-        expected_downtime_seconds=sample.expected_downtime_seconds if sample else None,
+        forecast=foretold,
+        expected_downtime_seconds=foretold.downtime_p50_seconds if foretold else None,
         max_downtime_seconds=job.policy.max_downtime_seconds,
         downtime_limit_seconds=status.limit_seconds if status else None,
         downtime_seconds=result.downtime_seconds,

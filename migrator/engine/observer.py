@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 
+from migrator.awake import Absence
 from migrator.core.model import RUNNING_STATES, MigrationStatus, Mode, Process, RunState, Sample, View
 from migrator.core.situation import Intent, Milestone, SourceIs, source_is
 from migrator.engine import clock
@@ -49,7 +50,9 @@ class Observer:
     async def look(self, intent: Intent) -> tuple[View, View, bool]:
         """Fresh views of source and destination, and whether this phase is overdue."""
         self._wake.clear()
-        source, destination = await self._views()
+        with Absence() as away:
+            source, destination = await self._views()
+        self._changed_at += away.seconds  # nobody is late because we were
         self._hear(intent)
         self._bound(intent, source, destination)
         # Before the migration begins nothing of ours but a dismissal ends it; then an undo may have fenced it.
@@ -120,11 +123,13 @@ class Observer:
 
     async def pause(self, seconds: float) -> None:
         """Until something happens at either end, or somebody calls :meth:`wake`, or `seconds` have passed."""
-        try:
-            async with asyncio.timeout(seconds):
-                await self._wake.wait()
-        except TimeoutError:
-            pass  # time to look again
+        with Absence() as away:
+            try:
+                async with asyncio.timeout(seconds):
+                    await self._wake.wait()
+            except TimeoutError:
+                pass  # time to look again
+        self._changed_at += away.seconds
 
     def wake(self) -> None:
         """End a :meth:`pause` now."""

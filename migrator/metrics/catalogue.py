@@ -270,7 +270,7 @@ MIGRATIONS = (
     _migration("throttle_ratio", "Share of CPU time that is taken from the guest."),
     _migration("round", "Passes over dirty memory so far."),
     _migration("eta_seconds", "Predicted time left (median)."),
-    _migration("expected_downtime_seconds", "Predicted downtime."),
+    _migration("expected_downtime_seconds", "Predicted downtime, by our forecast."),
     _migration("downtime_limit_seconds", "The downtime limit that QEMU was given."),
     _migration("downtime_ceiling_seconds", "The policy's ceiling of the downtime."),
     _gauge(

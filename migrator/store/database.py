@@ -21,11 +21,14 @@ from sqlalchemy import Executable, event
 from sqlalchemy.exc import IntegrityError, SQLAlchemyError
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine, create_async_engine
 
+from migrator.awake import patience
 from migrator.errors import JournalError
 from migrator.store import schema
 
 #: A disk that does not answer for so long is said to have failed.
 _PATIENCE_SECONDS = 30.0
+#: Those who read at once.
+_READERS = 4
 #: Writes in one transaction; more would make the first wait for the last.
 _BATCH = 200
 
@@ -68,7 +71,9 @@ class Database:
         self.on_write: Callable[[float], None] = lambda seconds: None
         self.on_error: Callable[[str], None] = lambda operation: None
         self._lock = lock
-        self._readers = _engine(path, connections=4, begin="BEGIN")
+        self._readers = _engine(path, connections=_READERS, begin="BEGIN")
+        #: Taken before a connection is, so that who waits for others is told from who waits for the disk.
+        self._turns = asyncio.Semaphore(_READERS)
         # A reader that turned writer could fail with the lock held by another; a writer says so at once.
         self._writing = _engine(path, connections=1, begin="BEGIN IMMEDIATE")
         self._jobs: deque[_Job] = deque()
@@ -100,10 +105,20 @@ class Database:
         if self._closing:
             raise JournalError(f"the journal {self.path} is closed")
         try:
-            async with asyncio.timeout(_PATIENCE_SECONDS), self._readers.begin() as connection:
+            async with patience(_PATIENCE_SECONDS):
+                await self._turns.acquire()
+        except TimeoutError as error:
+            raise JournalError(
+                f"the journal {self.path} is asked for more than it can answer: others have read it for "
+                f"{_PATIENCE_SECONDS:g} s; try again in a while"
+            ) from error
+        try:
+            async with patience(_PATIENCE_SECONDS), self._readers.begin() as connection:
                 return await work(connection)
         except (SQLAlchemyError, sqlite3.Error, OSError) as error:  # a time-out is an OSError
             raise JournalError(_in_words(self.path, error, "read")) from error
+        finally:
+            self._turns.release()
 
     async def write(self, work: Callable[[AsyncConnection], Awaitable[T]]) -> T:
         """Do `work`; committed and on disk when this returns.
@@ -130,7 +145,7 @@ class Database:
         self._there.set()
         began = time.monotonic()
         try:
-            async with asyncio.timeout(_PATIENCE_SECONDS):
+            async with patience(_PATIENCE_SECONDS):
                 result = await asyncio.shield(job.done)
             self.on_write(time.monotonic() - began)
             return result
@@ -223,7 +238,7 @@ def _engine(path: Path, *, connections: int, begin: str) -> AsyncEngine:
         connect_args={"timeout": schema.BUSY_SECONDS, "isolation_level": None},
         pool_size=connections,
         max_overflow=0,
-        pool_timeout=_PATIENCE_SECONDS,
+        pool_timeout=100 * _PATIENCE_SECONDS,  # whoever waits gives up before that
     )
 
     @event.listens_for(engine.sync_engine, "connect")

@@ -1,0 +1,78 @@
+"""Whether this process itself ran: one that was stopped for a while must not judge others by the time it missed."""
+
+from __future__ import annotations
+
+import asyncio
+from types import TracebackType
+from typing import Self
+
+#: The loop is asked so often whether it runs, and one that is late by more was away.
+_TICK_SECONDS, _LATE_SECONDS = 0.5, 1.0
+
+
+class Absence:
+    """``with Absence() as away:`` and :attr:`seconds` is for how long nothing of this process ran meanwhile."""
+
+    def __enter__(self) -> Self:
+        self._loop = asyncio.get_running_loop()
+        self._missed, self._at = 0.0, self._loop.time()
+        self._timer = self._loop.call_later(_TICK_SECONDS, self._tick)
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._note()
+        self._timer.cancel()
+
+    def _tick(self) -> None:
+        self._note()
+        self._timer = self._loop.call_later(_TICK_SECONDS, self._tick)
+
+    def _note(self) -> None:
+        now = self._loop.time()
+        late = now - self._at - _TICK_SECONDS
+        self._missed += late if late > _LATE_SECONDS else 0.0
+        self._at = now
+
+    @property
+    def seconds(self) -> float:
+        """Until now."""
+        self._note()
+        return self._missed
+
+
+class patience:  # noqa: N801 - it is used like asyncio.timeout
+    """As :func:`asyncio.timeout`, but the time in which this process did not run does not count."""
+
+    def __init__(self, seconds: float) -> None:
+        self._left = seconds
+        self._timeout = asyncio.timeout(None)
+
+    async def __aenter__(self) -> Self:
+        self._loop = asyncio.get_running_loop()
+        self._at = self._loop.time()
+        await self._timeout.__aenter__()
+        self._arm()
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._timer.cancel()
+        await self._timeout.__aexit__(kind, error, trace)
+
+    def _arm(self) -> None:
+        self._step = min(_TICK_SECONDS, max(0.0, self._left))
+        self._timer = self._loop.call_later(self._step, self._tick)
+
+    def _tick(self) -> None:
+        now = self._loop.time()
+        passed = now - self._at
+        # Of a gap no more counts than the tick that it began in.
+        self._left -= passed if passed - self._step <= _LATE_SECONDS else self._step
+        self._at = now
+        if self._left <= 0.001:
+            self._timeout.reschedule(now)
+        else:
+            self._arm()
