@@ -16,6 +16,7 @@ from migrator.engine.commands import Caller, Envelope, Reply
 from migrator.engine.door import Door
 from migrator.engine.reading import Reading
 from migrator.errors import JournalError
+from migrator.faults import keep_going
 from migrator.http.access import Access
 from migrator.http.limits import Limits, Streams
 from migrator.http.problems import ProblemError
@@ -55,7 +56,9 @@ class Parts:
         if self._closing:
             listener.close()
         elif grant and (self._watch is None or self._watch.done()):
-            self._watch = asyncio.create_task(self._watch_grants(), name="http grants of streams")
+            self._watch = asyncio.create_task(
+                keep_going("http grants of streams", self._watch_grants), name="http grants of streams"
+            )
 
     async def _watch_grants(self) -> None:
         """As long as there are streams that somebody may end elsewhere."""

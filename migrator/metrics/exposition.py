@@ -14,6 +14,7 @@ from prometheus_client.exposition import choose_encoder
 
 from migrator.core.model import State
 from migrator.errors import JournalError
+from migrator.faults import keep_going
 from migrator.metrics.counted import Counted
 from migrator.metrics.lag import Lag
 from migrator.metrics.seen import Seen, SeenGuest, SeenHost
@@ -81,7 +82,9 @@ class Metrics:
 
         A journal that cannot be read is no error: what it would have told is not shown.
         """
-        self._watch = asyncio.create_task(self._lag.watch(), name="event loop lag")
+        self._watch = asyncio.create_task(
+            keep_going("event loop lag", self._lag.watch), name="event loop lag"
+        )
         for migration in self._reading.active_migrations():
             if migration.state is State.HELD:
                 self._counted.held_before(migration.id)

@@ -22,7 +22,8 @@ from sqlalchemy.exc import IntegrityError, SQLAlchemyError
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine, create_async_engine
 
 from migrator.awake import patience
-from migrator.errors import JournalError
+from migrator.errors import JournalError, MigratorError
+from migrator.faults import contained
 from migrator.store import schema
 
 #: A disk that does not answer for so long is said to have failed.
@@ -185,7 +186,12 @@ class Database:
                 self._there.clear()
                 while self._jobs:
                     jobs = [self._jobs.popleft() for _ in range(min(_BATCH, len(self._jobs)))]
-                    await self._commit(jobs)
+                    try:
+                        with contained("the writer of the journal"):
+                            await self._commit(jobs)
+                    except MigratorError as error:
+                        for job in jobs:
+                            job.fail(JournalError(str(error)))
                 if self._closing:
                     return
         finally:

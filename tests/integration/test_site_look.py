@@ -18,11 +18,13 @@ from migrator.core.carriers import NetworkState
 from migrator.core.inventory import Guest
 from migrator.core.model import Finding, RunState
 from migrator.core.policy import Policy
-from migrator.errors import HostError, QemuError
+from migrator.errors import HostError, QemuError, StrangeAnswer
 from migrator.hosts.local import LocalAccess
 from migrator.hosts.site_config import HostConfig, access
 from migrator.hosts.sockets import find_sockets, literal
 from migrator.ports import Qemu, Waiting
+from migrator.qemu.identify import identify_at
+from migrator.service import looking
 from migrator.service.site import Reach, SiteHosts
 from migrator.testing.lab import Lab, Machine
 from migrator.testing.network import Hosts
@@ -435,3 +437,37 @@ async def test_look_and_open_at_the_same_time_do_not_hinder_each_other(lab: Lab,
         assert [(guest.name, guest.obstacle) for guest in found.values()] == [("wanted", "")]
         assert (await end.observe()).answers
         await end.close()
+
+
+@pytest.mark.parametrize(
+    ("error", "words"),
+    [
+        (KeyError("UUID"), "an error of migrator itself (KeyError: 'UUID'); its log has it under "),
+        (
+            StrangeAnswer("here", "query-status", "it is 5"),
+            "what it answers to query-status is no answer: it is 5",
+        ),
+    ],
+    ids=["ours", "its own"],
+)
+async def test_one_that_cannot_be_looked_at_is_shown_so_and_the_others_are_as_ever(
+    lab: Lab, site: SiteHosts, monkeypatch: pytest.MonkeyPatch, error: Exception, words: str
+) -> None:
+    bad, good = Machine(), Machine()
+    await asyncio.gather(lab.start(bad), lab.start(good))
+    before = await guests(site)
+    strange = before[str(bad.uuid)]
+
+    async def fails(path: str, **how: Any) -> Any:
+        if path.rpartition(".")[0] == strange.socket.rpartition(".")[0]:
+            raise error
+        return await identify_at(path, **how)
+
+    monkeypatch.setattr(looking, "identify_at", fails)
+    after = await guests(site)
+    assert after[str(good.uuid)] == before[str(good.uuid)]
+    shown = after[str(bad.uuid)]
+    assert shown.lost_contact
+    assert words in shown.obstacle
+    monkeypatch.undo()
+    assert await guests(site) == before

@@ -244,33 +244,39 @@ async def one_beside_an_honest_one(distort: Callable[[str, Any], bytes | None], 
                 assert strange.destination.running is (result.state is State.COMPLETED)
 
 
-def beside(examples: int) -> Callable[..., Any]:
-    def fuzz(state: Path, command: str, strange: str | bytes, at_source: bool, from_the: int) -> None:
-        distort = distorted(command, strange, from_the=from_the)
-        asyncio.run(asyncio.wait_for(one_beside_an_honest_one(distort, at_source), 60))
-
-    given_all = given(
-        command=COMMANDS, strange=STRANGE | LINES, at_source=st.booleans(), from_the=st.integers(1, 8)
-    )
-    return given_all(
-        settings(
-            max_examples=examples,
-            deadline=None,
-            suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow],
-        )(fuzz)
-    )
-
-
 @pytest.fixture
 def state(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.setenv("XDG_STATE_HOME", str(tmp_path))
     return tmp_path
 
 
-test_nonsense_from_one_never_reaches_an_honest_one = beside(6)
-test_nonsense_of_every_kind_never_reaches_an_honest_one = pytest.mark.soak(
-    pytest.mark.timeout(3600)(beside(400))
+fuzzed = given(command=COMMANDS, strange=STRANGE | LINES, at_source=st.booleans(), from_the=st.integers(1, 8))
+UNHURRIED = settings(
+    deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow]
 )
+
+
+def beside(command: str, strange: str | bytes, at_source: bool, from_the: int) -> None:
+    distort = distorted(command, strange, from_the=from_the)
+    asyncio.run(asyncio.wait_for(one_beside_an_honest_one(distort, at_source), 60))
+
+
+@settings(UNHURRIED, max_examples=6)
+@fuzzed
+def test_nonsense_from_one_never_reaches_an_honest_one(
+    state: Path, command: str, strange: str | bytes, at_source: bool, from_the: int
+) -> None:
+    beside(command, strange, at_source, from_the)
+
+
+@pytest.mark.soak
+@pytest.mark.timeout(3600)
+@settings(UNHURRIED, max_examples=400)
+@fuzzed
+def test_nonsense_of_every_kind_never_reaches_an_honest_one(
+    state: Path, command: str, strange: str | bytes, at_source: bool, from_the: int
+) -> None:
+    beside(command, strange, at_source, from_the)
 
 
 @pytest.mark.parametrize(
