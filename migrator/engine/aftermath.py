@@ -7,7 +7,7 @@ from dataclasses import replace
 from migrator.engine.job_state import JobState
 from migrator.errors import MigratorError
 
-_WILL_GO = "bring that host back, or wait: it is ended and removed by itself once its host answers again"
+_WILL_GO = "bring that host back, or wait: it is removed by itself once its host answers again"
 _BY_HAND = "remove what it names by hand"
 
 
@@ -23,10 +23,17 @@ async def clear(job: JobState, *, arrived: bool) -> None:
     """Remove what is left of the source; a guest that has arrived is found from now on where the operator knows it."""
     try:
         await job.means.site.clear(job.guest)
-        if arrived:
-            await _settle(job)
     except MigratorError as error:
-        job.result.warn("left-over", str(error), _BY_HAND)
+        job.source_left_over = True
+        job.result.warn("left-over", str(error), _WILL_GO)
+    if not arrived:
+        return
+    try:
+        await _settle(job)
+    except MigratorError as error:
+        job.result.warn(
+            "path-moved", str(error), "bring that host back; until then use the path that it has there"
+        )
 
 
 async def _settle(job: JobState) -> None:

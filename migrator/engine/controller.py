@@ -42,6 +42,7 @@ from migrator.engine.planner import Limits, Planner
 from migrator.engine.preparations import Preparations
 from migrator.engine.preview import Preview
 from migrator.engine.reserved import Reserved
+from migrator.engine.sweeping import Sweeping
 from migrator.engine.unreadable import UNREADABLE, say_unreadable
 from migrator.errors import MigratorError
 from migrator.faults import keep_going, told
@@ -101,8 +102,13 @@ class Engine:
         self.preparations = Preparations()
         self.preview = Preview(self, self.planner)
         self.leftovers = Leftovers(
-            abandon=means.site.abandon, up=self._is_up, under_way=self._is_under_way, keep=keeper.later
+            abandon=means.site.abandon,
+            clear=means.site.clear,
+            up=self._is_up,
+            under_way=self._is_under_way,
+            keep=keeper.later,
         )
+        self.sweeping = Sweeping(means.site, hosts=inventory.hosts, under_way=self._is_under_way)
         self.held = Held(self)
         #: Records of steps that nobody can make anything of, each in one line for a person.
         self.left_records: list[str] = []
@@ -213,6 +219,7 @@ class Engine:
                 "inventory": self.inventory.run,
                 "planner": self.planner.run,
                 "leftovers": self.leftovers.run,
+                "sweeping": self.sweeping.run,
                 "held migrations": self.held.run,
             }.items():
                 group.create_task(keep_going(name, work), name=name)
@@ -471,7 +478,7 @@ class Engine:
         if job.ended and job.state is State.COMPLETED:
             self.inventory.moved(job.guest, job.target, job.arrived_socket, job.arrived_pid)
         elif job.ended and job.state is State.GUEST_ENDED:
-            self.inventory.gone(job.guest)
+            self.inventory.gone(job.guest, job.guest.host, job.target)
         run = self.runs.get(job.evacuation or "")
         if run is not None and not run.ended and (job.ended or job.state is State.HELD):
             entry = run.entries.get(job.guest.key)
@@ -498,6 +505,8 @@ class Engine:
                 )  # one of them may not answer, which is to be known of the host too
         if job.ended and job.left_over:
             self.leftovers.add(job.target, job.id)
+        if job.ended and job.source_left_over:
+            self.leftovers.add_source(job.guest, job.id)
         self.planner.wake()
 
     def _announce_job(self, job: Job) -> None:

@@ -42,6 +42,12 @@ def explain(answer: Next, ledger: Ledger, observer: Observer, destination: Qemu)
     """One line: why, and what QEMU says of it on either side."""
     if ledger.undone_by_choice and answer.state is not State.HELD:
         return ledger.undo_reason
+    end = "destination" if answer.row == "ended-after-arrival" else "source"
+    if answer.state is State.GUEST_ENDED and (how := observer.ended_by.get(end)):
+        return (
+            f"somebody ended the guest's QEMU at the {end}, {how}; if it was moved from there, migrator guests says "
+            "where it is now"
+        )
     own = answer.state in (State.HELD, State.GUEST_ENDED) or not ledger.undo_reason
     said = [answer.why if own else ledger.undo_reason, *observer.complaints]
     words = destination.last_words()

@@ -223,7 +223,7 @@ class Evacuation:
                 if exceeded:
                     entry.reason += "; it stood still for longer than its policy allows"
             case State.GUEST_ENDED:
-                entry.standing, entry.reason = GuestStanding.GONE, "it ended by itself"
+                entry.standing, entry.reason = GuestStanding.GONE, error or "it ended by itself"
             case State.HELD:
                 entry.standing, entry.reason, entry.awaited = GuestStanding.HELD, error, awaited
             case State.CANCELLED:

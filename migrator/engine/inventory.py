@@ -6,7 +6,7 @@ import asyncio
 import functools
 import math
 import random
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 
@@ -188,14 +188,16 @@ class Inventory:
         self.look_soon(guest.host, host)
         self._changed()
 
-    def gone(self, guest: Guest) -> None:
-        """A guest has ended."""
-        self._forget(guest.key)
+    def gone(self, guest: Guest, *hosts: str) -> None:
+        """A guest is not on these hosts any more: it has ended, or somebody took it elsewhere."""
+        self._forget(guest.key, hosts)
         self._changed()
 
-    def _forget(self, key: str) -> None:
-        for known in self._known.values():
-            known.guests = tuple(each for each in known.guests if each.key != key)
+    def _forget(self, key: str, hosts: Collection[str] = ()) -> None:
+        """:param hosts: only there; empty: everywhere."""
+        for name, known in self._known.items():
+            if not hosts or name in hosts:
+                known.guests = tuple(each for each in known.guests if each.key != key)
         for name, meanwhile in self._meanwhile.items():
             meanwhile.add(key)
             self.look_soon(name)

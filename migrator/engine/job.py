@@ -13,7 +13,7 @@ from typing import Any
 
 from migrator.core.findings import Objected
 from migrator.core.model import Finding, State
-from migrator.core.situation import Intent
+from migrator.core.situation import Intent, Word
 from migrator.engine import aftermath, clock, job_document, judging, taking_up
 from migrator.engine.documents import (
     MigrationDocument,
@@ -39,6 +39,8 @@ class Job(JobState):
     #: What was started at the target and has not got its guest yet.
     _waiting: Waiting | None = None
     _migration: Migration | None = None
+    #: A person has said that it is nowhere any more.
+    _lost = False
 
     @cached_property
     def _network(self) -> Network:
@@ -264,6 +266,7 @@ class Job(JobState):
         """
         self.record, self._source, self._destination = record, source, destination
         self.recorded, self.unreachable = True, False
+        self._lost = intent.said is Word.LOST
         self.started_at = self.started_at or self.created_at
         before = self.result
         self._migration = self._make(source, destination, record, "")
@@ -348,7 +351,7 @@ class Job(JobState):
         if anew and state is State.CANCELLED:
             self.begin_anew()
             return
-        if state in (State.COMPLETED, State.GUEST_ENDED):
+        if state in (State.COMPLETED, State.GUEST_ENDED) or self._lost:
             await aftermath.clear(self, arrived=state is State.COMPLETED)
         self._end(state)
 

@@ -77,6 +77,8 @@ class JobState:
         self.shown: tuple[View, View] | None = None
         #: Something of it is left at its target, which could not be asked.
         self.left_over = False
+        #: ... or at its source.
+        self.source_left_over = False
         #: What it works with.
         self.means = means
         self.accepted = list(accepted)

@@ -13,6 +13,7 @@ from datetime import UTC, datetime
 from typing import Any, Protocol
 
 from migrator import logs
+from migrator.core.inventory import Guest
 from migrator.errors import MigratorError
 
 #: Of its documents in the journal.
@@ -32,13 +33,22 @@ class _Left:
     host: str
     migration: str
     since: datetime
+    #: At its source: the guest as it was there.
+    guest: Guest | None = None
     #: On the loop's clock.
     not_before: float = 0.0
 
+    @property
+    def key(self) -> str:
+        """Its id in the journal."""
+        return f"{self.migration}.source" if self.guest is not None else self.migration
+
     def document(self, ended_at: datetime | None = None) -> dict[str, Any]:
         return {
-            "id": self.migration,
+            "id": self.key,
+            "migration": self.migration,
             "host": self.host,
+            "guest": self.guest.fields() if self.guest is not None else None,
             "since": self.since.isoformat(),
             "ended_at": ended_at.isoformat() if ended_at is not None else None,
         }
@@ -48,6 +58,7 @@ class Leftovers:
     """Knows them across restarts, and removes them.
 
     :param abandon: removes what waits at a host for a migration.
+    :param clear: removes what is left of a source that has ended.
     :param up: whether a host answered when it was last looked at.
     :param under_way: whether a migration has not ended: then nothing of it is touched.
     :param keep: journals a document soon.
@@ -57,25 +68,41 @@ class Leftovers:
         self,
         *,
         abandon: Abandon,
+        clear: Callable[[Guest], Awaitable[None]],
         up: Callable[[str], bool],
         under_way: Callable[[str], bool],
         keep: Callable[[str, Mapping[str, Any]], None],
     ) -> None:
-        self._abandon, self._up, self._under_way, self._keep = abandon, up, under_way, keep
+        self._abandon, self._clear_source, self._up = abandon, clear, up
+        self._under_way, self._keep = under_way, keep
         self._left: dict[str, _Left] = {}
         self._wake = asyncio.Event()
         self._log = logs.logger()
 
     def add(self, host: str, migration: str) -> None:
-        """Something of a migration was left there."""
-        left = self._left[migration] = _Left(host=host, migration=migration, since=datetime.now(UTC))
+        """Something of a migration was left there, at its target."""
+        self._add(_Left(host=host, migration=migration, since=datetime.now(UTC)))
+
+    def add_source(self, guest: Guest, migration: str) -> None:
+        """... at its source, which has ended.
+
+        :param guest: as it was there.
+        """
+        self._add(_Left(host=guest.host, migration=migration, since=datetime.now(UTC), guest=guest))
+
+    def _add(self, left: _Left) -> None:
+        self._left[left.key] = left
         self._keep(KIND, left.document())
         self._wake.set()
 
     def take_over(self, saved: Mapping[str, Any]) -> None:
         """One that another controller had journalled."""
         since = datetime.fromisoformat(saved["since"])
-        self._left[saved["id"]] = _Left(host=saved["host"], migration=saved["id"], since=since)
+        guest = Guest.from_fields(saved["guest"]) if saved.get("guest") else None
+        # Of an older version: only of targets, under the migration's own id.
+        migration = saved.get("migration", saved["id"])
+        left = _Left(host=saved["host"], migration=migration, since=since, guest=guest)
+        self._left[left.key] = left
         self._wake.set()
 
     def of(self, host: str) -> list[str]:
@@ -106,11 +133,14 @@ class Leftovers:
 
     async def _clear(self, left: _Left) -> None:
         try:
-            await self._abandon(left.host, migration=left.migration)
+            if left.guest is not None:
+                await self._clear_source(left.guest)
+            else:
+                await self._abandon(left.host, migration=left.migration)
         except MigratorError as error:
             left.not_before = asyncio.get_running_loop().time() + _RETRY_SECONDS
             self._log.warning("left-over stays", migration=left.migration, host=left.host, error=str(error))
             return
-        self._left.pop(left.migration, None)
+        self._left.pop(left.key, None)
         self._keep(KIND, left.document(datetime.now(UTC)))
         self._log.info("left-over removed", migration=left.migration, host=left.host)

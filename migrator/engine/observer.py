@@ -11,10 +11,16 @@ from migrator.engine import clock
 from migrator.engine.patience import Patience
 from migrator.engine.result import Result
 from migrator.engine.standstill import Moment, Standstill
-from migrator.ports import Qemu
+from migrator.ports import Event, Qemu
 
 #: So old a destination's view may be while the source copies.
 _KEEP_VIEW_SECONDS = 1.0
+#: Reasons of QEMU's event SHUTDOWN that are not the guest's, in words.
+_BY_SOMEBODY = {
+    "host-qmp-quit": "by a quit over its monitor",
+    "host-signal": "by a signal",
+    "host-ui": "by its window",
+}
 
 
 class Observer:
@@ -43,6 +49,8 @@ class Observer:
         self._there: tuple[View | None, float] = (None, 0.0)
         #: What QEMU said went wrong, either side, in order.
         self.complaints: list[str] = []
+        #: How somebody had an end's QEMU end, by its role; empty where the guest ended by itself.
+        self.ended_by: dict[str, str] = {}
         self._wake = asyncio.Event()
         source.on_change(self._wake.set)
         destination.on_change(self._wake.set)
@@ -81,6 +89,7 @@ class Observer:
     def _hear(self, intent: Intent) -> None:
         """What only events tell: when the guest stopped and went on, and that there was a postcopy."""
         for event in self._source.take_events():
+            self._hear_end("source", event)
             if event.name == "MIGRATION" and event.data.get("status") == MigrationStatus.POSTCOPY_ACTIVE:
                 self._result.mode = Mode.POSTCOPY
             if event.name == "STOP":
@@ -91,11 +100,16 @@ class Observer:
             elif event.name == "RESUME":
                 self.standstill.forget()
         for event in self._destination.take_events():
+            self._hear_end("destination", event)
             if event.name == "STOP":
                 self.stopped_there = self._ran_there
             if event.name == "RESUME":
                 self._ran_there, self.stopped_there = True, False
                 self.standstill.resume(event, self._destination)
+
+    def _hear_end(self, role: str, event: Event) -> None:
+        if event.name == "SHUTDOWN" and (how := _BY_SOMEBODY.get(str(event.data.get("reason")))):
+            self.ended_by[role] = how
 
     async def _views(self) -> tuple[View, View]:
         """Fresh views; while the source copies, the destination's may be a second old.

@@ -43,7 +43,9 @@ printf '%s\\0' "$r/migrator/guests" "$s/migrator/guests" "$i"
 """
 # A run directory is its owner's alone. Those above it may be passed through, where QEMU will be somebody else.
 _MAKE = """
-umask 077 && mkdir -p -- "$1" "$2" && mkdir -- "$3" && env printf %s "$4" >"$3/migration" || exit
+umask 077 && mkdir -p -- "$1" "$2" && mkdir -- "$3" || exit
+env printf %s "$4" >"$3/migration" || { echo "(writing $3/migration)" >&2; exit 1; }
+echo "$(cat /proc/sys/kernel/random/boot_id) $(readlink /proc/self/ns/pid)" >"$3/made-in"
 [ -n "$5" ] && [ "$(id -u)" = 0 ] || exit 0
 for d in "$1" "${1%/*}"; do
   case $d in */migrator|*/migrator/guests|"$1") [ ! -O "$d" ] || chmod go+x -- "$d" || exit ;; esac
@@ -57,7 +59,10 @@ done
 _LOGGED = 'exec "$@" >>"$0" 2>&1 </dev/null'
 # What can fail is tried where its reason can still be told. As long as there is a file `starting`, it does.
 _START = """
-: >>"$1" && env printf starting >"$2/starting" && exec setsid --fork sh -c "$0" "$@"
+script=$1; shift
+: >>"$1" || exit
+env printf starting >"$2/starting" || { echo "(writing $2/starting)" >&2; exit 1; }
+exec setsid --fork sh -c "$script" "$@"
 """
 # A session of its own, a child of nobody. Not -daemonize: QEMU's sandbox kills it for that where it forbids to fork.
 _DETACHED = """
@@ -150,6 +155,14 @@ class Launcher:
         self._base, self._log_directory = self._places[0]
         self._systemd = init == "systemd" if self._systemd is None else self._systemd
 
+    async def places(self) -> list[tuple[str, str]]:
+        """Directories of runs and of logs that are, or were, ours.
+
+        :raise HostError: when the host cannot be asked.
+        """
+        await self._settle()
+        return list(dict.fromkeys(self._places))
+
     async def base(self) -> str:
         """Where run directories are made.
 
@@ -169,7 +182,7 @@ class Launcher:
         short = re.sub(r"[^A-Za-z0-9._-]", "-", migration)[:_LABEL_CHARACTERS].strip(".-") or "guest"
         mark = "".join(secrets.choice(string.ascii_letters + string.digits) for _ in range(6))
         # Named here, so that it can be removed whatever became of the command that makes it.
-        nest = self._nest(f"{self._base.rstrip('/')}/{short}-{mark}", self._log_directory)
+        nest = self.nest(f"{self._base.rstrip('/')}/{short}-{mark}", self._log_directory)
         if len(f"{nest.run_directory}/control.qmp".encode()) > SOCKET_PATH_BYTES:
             raise HostError(
                 self.host.name,
@@ -183,7 +196,8 @@ class Launcher:
             raise
         return nest
 
-    def _nest(self, run_directory: str, log_directory: str) -> Nest:
+    def nest(self, run_directory: str, log_directory: str) -> Nest:
+        """The place of the QEMU whose directory that is."""
         name = run_directory.rpartition("/")[2]
         unit = f"migrator-guest-{name}.service" if self._systemd else ""
         return Nest(run_directory=run_directory, log=f"{log_directory}/{name}.log", unit=unit)
@@ -193,11 +207,10 @@ class Launcher:
 
         :raise HostError: when the host cannot be asked.
         """
-        await self._settle()
         nests = []
-        for base, log_directory in dict.fromkeys(self._places):
+        for base, log_directory in await self.places():
             found = await self._run("sh", "-c", _OF_MIGRATION, "sh", base, migration)
-            nests += [self._nest(path, log_directory) for path in found.split("\0")[:-1]]
+            nests += [self.nest(path, log_directory) for path in found.split("\0")[:-1]]
         return nests
 
     async def nest_at(self, socket: str) -> Nest | None:
@@ -210,7 +223,7 @@ class Launcher:
         if not re.search(r"-[A-Za-z0-9]{6}$", directory):
             return None
         above = directory.rpartition("/")[0]
-        found = (self._nest(directory, log) for base, log in self._places if above == base.rstrip("/"))
+        found = (self.nest(directory, log) for base, log in self._places if above == base.rstrip("/"))
         return next(found, None)
 
     async def start(
@@ -250,7 +263,7 @@ class Launcher:
 
     async def _start(self, nest: Nest, argv: Sequence[str], like: Like) -> None:
         whole = [*like.become, *argv]
-        session = ["sh", "-c", _START, _DETACHED, nest.log, nest.run_directory, *whole]
+        session = ["sh", "-c", _START, "sh", _DETACHED, nest.log, nest.run_directory, *whole]
         command = unit_command(nest, whole, like) if nest.unit else session
         done = await self.host.run(command, timeout=_START_SECONDS)
         if done.status:
@@ -327,7 +340,7 @@ class Launcher:
         await self.remove(nest)
 
     async def _inhabitants(self, nest: Nest) -> list[GuestProcess]:
-        """Every QEMU whose command line names the run directory, a name that nobody else has."""
+        """Every QEMU whose command line names the run directory, a name that nobody else has; and what becomes one."""
         done = await self.host.run(["sh", "-c", _USERS, "sh", nest.run_directory], timeout=_SHORT)
         found = []
         for line in done.text.splitlines():
@@ -335,7 +348,9 @@ class Launcher:
             process = await self.host.process(int(pid[1])) if pid else None
             if process is None:
                 continue
-            if process.is_qemu and any(nest.run_directory in word for word in process.arguments()):
+            words = process.arguments()
+            ours = process.is_qemu or _DETACHED in words
+            if ours and any(nest.run_directory in word for word in words):
                 found.append(process)
             else:
                 process.close()

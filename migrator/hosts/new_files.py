@@ -136,4 +136,5 @@ def _list(run_directory: str) -> str:
 async def _run(host: Access, script: str, *words: str) -> None:
     done = await host.run(["sh", "-c", script, "sh", *words], timeout=_SECONDS)
     if done.status:
-        raise HostError(host.name, done.complaint or f"a file for the guest: status {done.status}")
+        why = done.complaint or f"status {done.status}"
+        raise HostError(host.name, f"files of the guest, as noted in {words[0]}: {why}")

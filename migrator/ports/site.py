@@ -136,5 +136,11 @@ class Site(Carriers, Protocol):
     async def clear(self, guest: Guest) -> None:
         """Remove what is left of the source once its process has ended: sockets and files that we made."""
 
+    async def sweep(self, host: str, *, under_way: Callable[[str], bool]) -> Sequence[str]:
+        """Remove the same of guests that ended a while ago without anybody watching; what was removed.
+
+        :param under_way: whether a migration of that id has not ended; what was made for it is left.
+        """
+
     async def close(self) -> None:
         """Let go of every host."""

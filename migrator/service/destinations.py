@@ -18,6 +18,7 @@ from migrator.core.preflight import compare
 from migrator.errors import HostError
 from migrator.hosts import belongings
 from migrator.hosts.access import Access
+from migrator.hosts.deserted import sweep
 from migrator.hosts.launch import Launcher, Like, Nest, certainly
 from migrator.hosts.new_files import NewFile, make_files, note_memory, unused
 from migrator.hosts.site_config import HostConfig
@@ -233,6 +234,15 @@ class Destinations:
             rescue = functools.partial(self._rescue, host, nest)
             left = Started(qemu, listen="", socket="", launcher=launcher, nest=nest, rescue=rescue)
             await left.discard()
+
+    async def sweep(self, host: str, *, under_way: Callable[[str], bool]) -> list[str]:
+        """Remove the run directories whose QEMU has ended by itself; their paths.
+
+        :raise HostError: the host cannot be asked, or one cannot be removed.
+        """
+        return await sweep(
+            self._launcher(host, self._how(Guest(key="", host=host), host)), under_way=under_way
+        )
 
     async def _home(self, guest: Guest, argv: Sequence[str], directory: str) -> Home:
         """What the operator has at the source's process, whose relative paths go from that directory."""

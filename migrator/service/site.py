@@ -67,6 +67,9 @@ class Launcher(Protocol):
     async def clear(self, guest: Guest) -> None:
         """Remove what is left of a source that has ended."""
 
+    async def sweep(self, host: str, *, under_way: Callable[[str], bool]) -> list[str]:
+        """Remove what guests left that have ended."""
+
 
 class _OpenEndpoint(Endpoint):
     """Says when it is closed."""
@@ -349,6 +352,10 @@ class SiteHosts:
     async def clear(self, guest: Guest) -> None:
         """See :class:`Launcher`."""
         await self._launcher.clear(guest)
+
+    async def sweep(self, host: str, *, under_way: Callable[[str], bool]) -> Sequence[str]:
+        """See :class:`Launcher`."""
+        return await self._launcher.sweep(host, under_way=under_way)
 
     async def close(self) -> None:
         """Let go of every host."""

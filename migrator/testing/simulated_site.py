@@ -58,6 +58,9 @@ class SimulatedSite:
         self.started: dict[str, int] = {}
         #: Destinations that were started for a migration.
         self.made: dict[str, list[SimulatedQemu]] = {}
+        #: Hosts that were swept, and host and socket of every source that was cleared away.
+        self.swept: list[str] = []
+        self.cleared: list[tuple[str, str]] = []
         #: Findings by guest's name and host, as a check would give them.
         self.findings: dict[tuple[str, str], tuple[Finding, ...]] = {}
         #: Why a check against a host fails, by its name.
@@ -234,7 +237,14 @@ class SimulatedSite:
         self._up(guest.host)
         return ()
 
+    async def sweep(self, host: str, *, under_way: Callable[[str], bool]) -> Sequence[str]:
+        self._up(host)
+        self.swept.append(host)
+        return ()
+
     async def clear(self, guest: Guest) -> None:
+        self._up(guest.host)
+        self.cleared.append((guest.host, guest.socket))
         machine = self.machines[guest.key]
         stream = self.streams.pop(machine.socket, None)
         if stream is not None:

@@ -259,6 +259,12 @@ class TestPoweredOff:
         async with witness(lab, pair) as seen:
             result = await interfered(pair, phase, act)
             assert result.state is State.GUEST_ENDED
+            told = (
+                "the guest ended by itself"
+                if command == "system_powerdown"
+                else "somebody ended the guest's QEMU"
+            )
+            assert (result.error or "").startswith(told)
             await seen.verify(State.GUEST_ENDED)
 
     @pytest.mark.parametrize("phase", [Phase.PRE_SWITCHOVER, Phase.CONTINUE])

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import os
+import re
 import signal
 import stat
 import subprocess
@@ -13,6 +14,7 @@ import time
 from collections.abc import AsyncIterator, Sequence
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -20,7 +22,8 @@ from migrator.core.inventory import Guest
 from migrator.core.policy import builtin
 from migrator.errors import HostError, MigratorError, QemuError, Refused, UsageError
 from migrator.hosts.access import Output
-from migrator.hosts.launch import Nest, unit_command
+from migrator.hosts.deserted import sweep
+from migrator.hosts.launch import Launcher, Nest, unit_command
 from migrator.hosts.local import LocalAccess
 from migrator.service import waiting
 from migrator.service.launch_config import Method
@@ -184,6 +187,37 @@ class TestFailures:
         finally:
             subprocess.run(["umount", full], check=True)
 
+    async def test_log_that_cannot_be_made(self, site: Site, guest: Guest) -> None:
+        """Its path is said, and nothing of our own scripts."""
+        log_directory = Path(site.config.log_directory)
+        log_directory.mkdir(parents=True, exist_ok=True)
+        plain = Launcher.make_nest
+
+        async def made(launcher: Launcher, *words: Any, **how: Any) -> Nest:
+            nest = await plain(launcher, *words, **how)
+            Path(nest.log).mkdir()
+            return nest
+
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(Launcher, "make_nest", made)
+            text = await failure(site, guest)
+        assert str(log_directory) in text
+        assert "Is a directory" in text
+        assert "setsid" not in text
+
+    async def test_run_directory_that_is_full(self, site: Site, guest: Guest) -> None:
+        plain = Launcher.make_nest
+
+        async def made(launcher: Launcher, *words: Any, **how: Any) -> Nest:
+            nest = await plain(launcher, *words, **how)
+            Path(nest.run_directory, "starting").symlink_to("/dev/full")
+            return nest
+
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(Launcher, "make_nest", made)
+            text = await failure(site, guest)
+        assert re.search(r"No space left on device \(writing /[^ ]+/starting\)", text)
+
     async def test_directory_too_deep_for_a_socket(self, site: Site, guest: Guest) -> None:
         deep = site.directory / ("d" * 60)
         site.config = replace(site.config, base_directory=str(deep))
@@ -314,6 +348,32 @@ class TestDiscard:
         site.kill()
         await site.destinations.abandon("beta", migration="move-2")
         assert site.left == []
+
+    async def test_what_guests_leave_that_end_by_themselves_is_swept(
+        self, lab: Lab, site: Site, guest: Guest
+    ) -> None:
+        """Not what lives, nor what a migration that is under way has made, nor what has just changed."""
+        made = []
+        for _ in range(3):
+            made.append(Path((await site.start(guest)).socket))
+            await site.close()
+        first, second, third = (socket.parent for socket in made)
+
+        async def swept(under_way: str = "", idle_seconds: float = 0.0) -> list[str]:
+            launcher = site.destinations._launcher("beta", site.config)
+            return await sweep(launcher, under_way=under_way.__eq__, idle_seconds=idle_seconds)
+
+        assert await swept() == []
+        for directory in (first, second):
+            pid = int((directory / "qemu.pid").read_text())
+            os.kill(pid, signal.SIGKILL)
+            await until(lambda pid=pid: not Path(f"/proc/{pid}").exists(), what="its end")  # type: ignore[misc]
+        assert await swept(idle_seconds=300) == []
+        await asyncio.sleep(1.1)  # a directory that changed within this second is not looked at
+        assert await swept("move-2") == [str(first)]
+        assert await swept() == [str(second)]
+        assert site.left == [third.name]
+        await site.destinations.abandon("beta", migration="move-3")
 
     async def test_clear_refuses_while_the_process_lives_and_leaves_alone_what_is_not_ours(
         self, site: Site, guest: Guest

@@ -7,7 +7,7 @@ import contextlib
 import os
 import signal
 import socket
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -53,6 +53,9 @@ class NobodyThere:
         raise AssertionError
 
     async def clear(self, guest: Guest) -> None:
+        raise AssertionError
+
+    async def sweep(self, host: str, *, under_way: Callable[[str], bool]) -> list[str]:
         raise AssertionError
 
 

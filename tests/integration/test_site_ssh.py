@@ -6,7 +6,7 @@ import asyncio
 import os
 import sys
 import time
-from collections.abc import AsyncIterator, Iterator, Sequence
+from collections.abc import AsyncIterator, Callable, Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
@@ -52,6 +52,9 @@ class NobodyThere:
         raise AssertionError
 
     async def clear(self, guest: Guest) -> None:
+        raise AssertionError
+
+    async def sweep(self, host: str, *, under_way: Callable[[str], bool]) -> list[str]:
         raise AssertionError
 
 

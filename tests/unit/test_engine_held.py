@@ -118,3 +118,27 @@ async def test_a_host_that_is_away_while_a_migration_is_held_is_known_to_be_down
         await driver.until(lambda: not any(host.up for host in driver.views.hosts()), 5)
         world.site.hosts["a"].down = world.site.hosts["b"].down = False
         await driver.until(lambda: job.ended, 300)
+
+
+async def test_what_is_left_of_a_source_goes_once_its_host_is_back(world: World) -> None:
+    async with world.engine() as driver:
+        await driver.ask(Evacuate(host="a"))
+        plain = world.site.clear
+
+        async def away(guest: Any) -> None:
+            world.site.hosts["a"].down = True
+            await plain(guest)
+
+        world.site.clear = away  # type: ignore[method-assign]
+        driver.engine.leftovers._clear_source = plain
+        await driver.until(lambda: any(job.ended for job in driver.engine.jobs.values()), 300)
+        (job,) = driver.engine.jobs.values()
+        assert (job.state, world.site.cleared) == (State.COMPLETED, [])
+        assert [each.code for each in job.document().findings] == ["left-over"]
+        world.site.hosts["a"].down = False
+        await driver.until(lambda: bool(world.site.cleared), 200)
+
+
+async def test_hosts_are_swept_of_what_guests_leave_that_end_by_themselves(world: World) -> None:
+    async with world.engine() as driver:
+        await driver.until(lambda: {"a", "b"} <= set(world.site.swept), 400)

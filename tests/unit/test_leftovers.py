@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 
+from migrator.core.inventory import Guest
 from migrator.engine.leftovers import KIND, Leftovers
 from migrator.errors import HostError
 
@@ -28,6 +29,11 @@ class World:
         if self.refuses:
             raise HostError(host, self.refuses)
 
+    async def clear(self, guest: Guest) -> None:
+        self.asked.append((guest.host, guest.socket))
+        if self.refuses:
+            raise HostError(guest.host, self.refuses)
+
     def keep(self, kind: str, document: Mapping[str, Any]) -> None:
         assert kind == KIND
         self.journal[document["id"]] = document
@@ -36,6 +42,7 @@ class World:
     async def leftovers(self) -> AsyncIterator[Leftovers]:
         found = Leftovers(
             abandon=self.abandon,
+            clear=self.clear,
             up=self.up.__contains__,
             under_way=self.under_way.__contains__,
             keep=self.keep,
@@ -109,3 +116,20 @@ async def test_the_next_controller_knows_them(world: World) -> None:
         await asyncio.sleep(1)
         assert world.asked == [("b", "m1")]
         assert world.journal["m1"]["ended_at"] is not None
+
+
+async def test_what_is_left_at_a_source_is_removed_too_by_the_next_controller_as_well(world: World) -> None:
+    guest = Guest(key="g", host="a", socket="/run/migrator/guests/x-abcdef/control.qmp")
+    async with world.leftovers() as leftovers:
+        leftovers.add_source(guest, "m1")
+        leftovers.add("b", "m1")
+        await asyncio.sleep(1)
+    assert set(world.journal) == {"m1", "m1.source"}
+    async with world.leftovers() as leftovers:
+        for saved in list(world.journal.values()):
+            leftovers.take_over(saved)
+        world.up |= {"a", "b"}
+        leftovers.wake()
+        await asyncio.sleep(1)
+    assert sorted(world.asked) == [("a", guest.socket), ("b", "m1")]
+    assert all(each["ended_at"] for each in world.journal.values())
