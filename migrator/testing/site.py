@@ -9,7 +9,8 @@
         site.command("evacuate", "alpha", "--wait")     # a `migrator` that asks this service
         site.instances(machine)                         # every process of that guest, whoever started it
 
-Hosts are network namespaces where they can be made, else directories. Nothing of it outlives the block.
+Hosts are network namespaces where they can be made, else directories. Nothing of it outlives the block,
+nor a process that is killed inside it.
 """
 
 from __future__ import annotations
@@ -27,6 +28,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 
+from migrator.testing.caretaker import Caretaker
 from migrator.testing.lab import Lab, LabError, Machine, Qemu, until
 from migrator.testing.network import Host, Hosts
 
@@ -68,6 +70,7 @@ class Site:
             stack.enter_context(self.hosts)
             self.lab = stack.enter_context(Lab())
             self.directory = self.lab.directory
+            stack.enter_context(Caretaker(self.directory))
             stack.callback(self._end_everything)
             (self.directory / "state").mkdir(mode=0o700)
             self.write_config()

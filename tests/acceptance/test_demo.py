@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import signal
 import subprocess
+import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -66,6 +67,20 @@ async def test_interrupted_it_leaves_nothing() -> None:
     assert ended.code == 4
     assert "interrupted" in ended.out
     assert left_over(pid) == []
+
+
+async def test_killed_it_leaves_nothing() -> None:
+    async with started("demo", "--link", "20MiB/s") as command:
+        pid = command.pid
+        moving = "guests of the demo on their way"
+        await until(lambda: any("-incoming" in line for line in left_over(pid)), what=moving, within=60)
+        command.signal(signal.SIGKILL)
+        await until(lambda: left_over(pid) == [], what="its service and its guests to be gone", within=20)
+        await until(
+            lambda: not list(Path(tempfile.gettempdir()).glob(f"migrator-{pid}-*")),
+            what="its files",
+            within=5,
+        )
 
 
 async def test_a_link_that_is_no_rate_is_refused_in_one_line() -> None:
