@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import ctypes
 import errno
 import fcntl
 import functools
@@ -26,6 +27,10 @@ from migrator.machine import boot_id
 
 #: Records of ended migrations that are kept for whoever wants to look.
 _KEPT = 200
+#: For the notes of one migration: a dozen, of less than a kilobyte each.
+_ROOM_BYTES = 32 * 1024
+#: linux/falloc.h: the file does not look longer for it.
+_FALLOC_FL_KEEP_SIZE = 1
 #: Nobody takes so long to begin a record: its migrator died in it.
 _CUT_SHORT_SECONDS = 3600.0
 
@@ -72,6 +77,7 @@ class FileRecord:
             )
             fcntl.flock(self._fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
             self._append(line)
+            _keep_room(self._fd, _ROOM_BYTES)
             os.fsync(self._fd)
             beginning.rename(self.path)
             directory = os.open(self.directory, os.O_RDONLY)
@@ -151,6 +157,20 @@ class FileRecord:
         if self._fd >= 0:
             os.close(self._fd)
             self._fd = -1
+
+
+def _keep_room(fd: int, size: int) -> None:
+    """Have a file's next `size` bytes on its disk already: what is noted at the switch is not refused for lack of room.
+
+    :raise OSError: there is no room for them now. A file system that cannot keep any is no error.
+    """
+    libc = ctypes.CDLL(None, use_errno=True)
+    done = libc.fallocate(
+        fd, _FALLOC_FL_KEEP_SIZE, ctypes.c_longlong(os.fstat(fd).st_size), ctypes.c_longlong(size)
+    )
+    error = ctypes.get_errno()
+    if done != 0 and error in (errno.ENOSPC, errno.EDQUOT):
+        raise OSError(error, os.strerror(error))
 
 
 async def _in_thread(work: Callable[[], None]) -> None:
