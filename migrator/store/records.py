@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import ctypes
 import errno
 import fcntl
 import functools
@@ -164,6 +163,8 @@ def _keep_room(fd: int, size: int) -> None:
 
     :raise OSError: there is no room for them now. A file system that cannot keep any is no error.
     """
+    import ctypes  # noqa: PLC0415 - slow, and wanted only where something is about to be changed
+
     libc = ctypes.CDLL(None, use_errno=True)
     done = libc.fallocate(
         fd, _FALLOC_FL_KEEP_SIZE, ctypes.c_longlong(os.fstat(fd).st_size), ctypes.c_longlong(size)
