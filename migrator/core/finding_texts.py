@@ -329,7 +329,7 @@ WAY: Texts = {
     "left-over": (
         "warning",
         "something that was made for the migration, or a process of it, could not be removed",
-        "what waits at a target is removed once its host answers again; anything else that it names, by hand",
+        "it is removed once its host answers again; what stays then, by hand",
     ),
     "source-left-over": (
         "warning",
