@@ -91,12 +91,9 @@ def direct(
         ),
     ] = None,
     accept: Annotated[
-        list[str] | None,
-        typer.Option(
-            "--accept",
-            metavar="CODE",
-            help="Go on in spite of this finding; several with commas, or given again.",
-        ),
+        # Not a list: what typer takes for one costs as much as the rest of the start.
+        str | None,
+        typer.Option(metavar="CODE", help="Go on in spite of this finding; several with commas."),
     ] = None,
     listen: Annotated[
         str | None,
@@ -184,7 +181,7 @@ def direct(
             max_duration=max_duration,
             last_resort=last_resort,
             block_jobs=block_jobs,
-            accept=tuple(code for codes in accept or [] for code in codes.split(",") if code),
+            accept=tuple(code for code in (accept or "").split(",") if code),
             listen=listen,
             destination_pid=destination_pid,
             fence_command=fence_command,
