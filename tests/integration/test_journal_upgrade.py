@@ -27,8 +27,8 @@ DOCUMENT = {"id": "m1", "state": "precopy", "ended_at": None}
 NEXT = """
 from alembic import op
 
-revision = "0003"
-down_revision = "0002"
+revision = "0004"
+down_revision = "0003"
 
 
 def upgrade():
@@ -54,9 +54,9 @@ def newer(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Any:
     def become(more: str = "SELECT 1") -> None:
         scripts = tmp_path / "scripts with 100% odd names"
         shutil.copytree(schema.SCRIPTS, scripts)
-        (scripts / "versions" / "r0003_next.py").write_text(NEXT.format(more=more))
+        (scripts / "versions" / "r0004_next.py").write_text(NEXT.format(more=more))
         monkeypatch.setattr(schema, "SCRIPTS", scripts)
-        monkeypatch.setattr(schema, "HEAD", "0003")
+        monkeypatch.setattr(schema, "HEAD", "0004")
 
     return become
 
@@ -77,9 +77,9 @@ async def test_of_an_older_one_is_brought_here_and_a_copy_is_kept(path: Path, ne
         assert await journal.find("migration", "m1") == DOCUMENT
         await journal.save(("migration", DOCUMENT | {"id": "m2"}))
     assert states(path)[0] == "changed"
-    assert schema.present(path) == "0003"
-    copy = path.with_name("journal.db.before-0003")
-    assert (states(copy), schema.present(copy), "added" in tables(copy)) == (["precopy"], "0002", False)
+    assert schema.present(path) == "0004"
+    copy = path.with_name("journal.db.before-0004")
+    assert (states(copy), schema.present(copy), "added" in tables(copy)) == (["precopy"], "0003", False)
     assert copy.stat().st_mode & 0o777 == 0o600
     # The second time there is nothing to do.
     copy.unlink()
@@ -138,23 +138,23 @@ async def test_a_copy_holds_what_a_killed_service_left_in_the_log(path: Path, ne
         newer()
         async with await SqlJournal.open(path) as journal:
             assert len(await journal.unfinished("migration")) == 2
-    assert len(states(path.with_name("journal.db.before-0003"))) == 2
+    assert len(states(path.with_name("journal.db.before-0004"))) == 2
 
 
 async def test_that_fails_leaves_it_as_it_was(path: Path, newer: Any) -> None:
     newer("INSERT INTO nowhere VALUES (1)")
     with pytest.raises(JournalError, match=r"journal.db cannot be opened: no such table: nowhere"):
         await SqlJournal.open(path)
-    assert (states(path), schema.present(path), "added" in tables(path)) == (["precopy"], "0002", False)
-    assert states(path.with_name("journal.db.before-0003")) == ["precopy"]
+    assert (states(path), schema.present(path), "added" in tables(path)) == (["precopy"], "0003", False)
+    assert states(path.with_name("journal.db.before-0004")) == ["precopy"]
 
 
 async def test_without_room_for_the_copy_is_not_begun(path: Path, newer: Any) -> None:
     newer()
-    path.with_name("journal.db.before-0003.new").mkdir()
-    with pytest.raises(JournalError, match=r"cannot copy it to .*before-0003"):
+    path.with_name("journal.db.before-0004.new").mkdir()
+    with pytest.raises(JournalError, match=r"cannot copy it to .*before-0004"):
         await SqlJournal.open(path)
-    assert (states(path), schema.present(path)) == (["precopy"], "0002")
+    assert (states(path), schema.present(path)) == (["precopy"], "0003")
 
 
 async def test_of_a_newer_one_is_refused_and_left_alone(path: Path) -> None:
@@ -165,7 +165,7 @@ async def test_of_a_newer_one_is_refused_and_left_alone(path: Path) -> None:
     with pytest.raises(JournalError) as caught:
         await SqlJournal.open(path)
     assert str(caught.value) == (
-        f"the journal {path} was written by a newer migrator (its schema is 0999, this one knows 0002): install that "
+        f"the journal {path} was written by a newer migrator (its schema is 0999, this one knows 0003): install that "
         "one again, or go back to the copy journal.db.before-0999 if you can do without what was written since"
     )
     assert path.read_bytes() == before
@@ -174,13 +174,13 @@ async def test_of_a_newer_one_is_refused_and_left_alone(path: Path) -> None:
 async def test_under_a_service_that_runs_is_not_done(path: Path, newer: Any) -> None:
     async with await SqlJournal.open(path):
         newer()
-        said = r"of another version \(the schema of its journal .* is 0002, this version's is 0003\): restart"
+        said = r"of another version \(the schema of its journal .* is 0003, this version's is 0004\): restart"
         with pytest.raises(JournalError, match=said):
             await Tokens.open(path)
-        assert schema.present(path) == "0002"
+        assert schema.present(path) == "0003"
     async with await Tokens.open(path) as tokens:
         assert await tokens.list() == []
-    assert schema.present(path) == "0003"
+    assert schema.present(path) == "0004"
 
 
 async def test_beside_a_newer_service_that_runs_the_newer_program_is_asked_for(
@@ -191,10 +191,10 @@ async def test_beside_a_newer_service_that_runs_the_newer_program_is_asked_for(
     async with await SqlJournal.open(path):
         monkeypatch.setattr(schema, "HEAD", today)
         monkeypatch.setattr(schema, "SCRIPTS", scripts)
-        said = r"of another version \(.* is 0003, this version's is 0002\): use the migrator of that version"
+        said = r"of another version \(.* is 0004, this version's is 0003\): use the migrator of that version"
         with pytest.raises(JournalError, match=said):
             await Tokens.open(path)
-    assert schema.present(path) == "0003"
+    assert schema.present(path) == "0004"
 
 
 async def test_the_revisions_make_the_tables_that_the_code_believes_in(path: Path) -> None:

@@ -94,6 +94,7 @@ class Site:
             name,
             State.COMPLETED,
             downtime_seconds=0.05,
+            standstill_seconds=0.05,
             duration_seconds=0.7,
             forecast_error_ratio=0.04,
             progress_ratio=1.0,
@@ -268,6 +269,7 @@ async def _break_everything(site: Site, prometheus: Prometheus) -> None:
         "host-2", up=False, guests_undriven=1, guests_duplicate=["guest-1"]
     )
     site.broker = site.lease = False
+    site.metrics.mqtt_session_taken()
     site.complaint = "disk full"
     time.sleep(0.5)  # the loop is late
 

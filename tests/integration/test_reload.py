@@ -206,6 +206,7 @@ LIVE: dict[str, tuple[str, Probe, Any]] = {
     "guests.requires": ('{ rack = "1" }', of_guest("requires"), {"rack": "1"}),
     "guests.movable": ("false", of_guest("obstacle_code"), "not-movable"),
     "guests.ports": ('"any"', of_guest("ports"), "any"),
+    "guests.accept": ('["tcg-loses-writes"]', of_guest("accept"), ("tcg-loses-writes",)),
     "policies.extends": (
         '"must-finish"',
         of_policy("max_throttle_ratio"),
