@@ -34,6 +34,12 @@ pytestmark = pytest.mark.skipif(os.geteuid() != 0, reason="only root can become 
 HABIT = Habit(region_bytes=8 * MIB, bytes_per_second=4 * MIB)
 
 
+@pytest.fixture(autouse=True)
+def _elsewhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What is named by a relative path is left in no tree of sources."""
+    monkeypatch.chdir(tmp_path)
+
+
 @pytest.fixture
 async def site(lab: Lab) -> AsyncIterator[Site]:
     lab.directory.chmod(0o777)
