@@ -91,9 +91,10 @@ def direct(
         ),
     ] = None,
     accept: Annotated[
-        # Not a list: what typer takes for one costs as much as the rest of the start.
-        str | None,
-        typer.Option(metavar="CODE", help="Go on in spite of this finding; several with commas."),
+        list[str] | None,
+        typer.Option(
+            metavar="CODE", help="Go on in spite of this finding; several with commas, or given again."
+        ),
     ] = None,
     listen: Annotated[
         str | None,
@@ -181,7 +182,7 @@ def direct(
             max_duration=max_duration,
             last_resort=last_resort,
             block_jobs=block_jobs,
-            accept=tuple(code for code in (accept or "").split(",") if code),
+            accept=tuple(code for codes in accept or [] for code in codes.split(",") if code),
             listen=listen,
             destination_pid=destination_pid,
             fence_command=fence_command,

@@ -48,25 +48,32 @@ class Group(TyperGroup):
 
 def _is_ready(parameter: Any, value: Any) -> bool:
     """Whether a value that was typed, or is the default, is what the command gets."""
-    if parameter.nargs != 1 or parameter.multiple:
+    if parameter.nargs != 1:
         return False
+    if value is None or value == ():
+        return not parameter.required
     kind = parameter.type_descriptor
-    text = kind.annotation is str and kind.parameter_info.parser is None and isinstance(value, str)
-    return text or (value is None and not parameter.required)
+    if kind.parameter_info.parser is not None:
+        return False
+    if parameter.multiple:
+        return bool(kind.annotation == list[str]) and all(isinstance(each, str) for each in value)
+    return kind.annotation is str and isinstance(value, str)
+
+
+def _process(parameter: Any, ctx: Any, value: Any) -> Any:
+    """Return a value that is ready as the command gets it, through the parameter's own callback if it has one."""
+    value = tuple(value or ()) if parameter.multiple else value
+    return parameter.callback(ctx, parameter, value) if parameter.callback else value
 
 
 class _Option(TyperOption):
     def process_value(self, ctx: Any, value: Any) -> Any:
-        if not _is_ready(self, value):
-            return super().process_value(ctx, value)
-        return self.callback(ctx, self, value) if self.callback else value
+        return _process(self, ctx, value) if _is_ready(self, value) else super().process_value(ctx, value)
 
 
 class _Argument(TyperArgument):
     def process_value(self, ctx: Any, value: Any) -> Any:
-        if not _is_ready(self, value):
-            return super().process_value(ctx, value)
-        return self.callback(ctx, self, value) if self.callback else value
+        return _process(self, ctx, value) if _is_ready(self, value) else super().process_value(ctx, value)
 
 
 def _lighten(parameters: list[Any]) -> None:

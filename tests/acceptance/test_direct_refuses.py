@@ -120,7 +120,8 @@ class TestMachinesThatDiffer:
                 ended = await command.ended()
             refused(ended, "block-export", *["tcg-loses-writes"] * loses_writes)
             await seen.verify_untouched()
-            mistyped = await run(*arguments, "--accept", "uuid")
+            # Each --accept counts, not only the last.
+            mistyped = await run(*arguments, "--accept", "uuid", "--accept", "tcg-loses-writes")
             assert (mistyped.code, mistyped.err.count("\n")) == (2, 1)
             assert "finding uuid cannot be accepted" in mistyped.err
             await pair.source.query("block-export-del", id="e", mode="hard")
