@@ -12,8 +12,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from migrator.core.drivers import Driver
-from migrator.core.qemu_program import is_qemu
+from migrator.core.migration.drivers import Driver
+from migrator.core.process.qemu_program import is_qemu
 
 #: Variables of the environment that a command which we start is given; secrets and what systemd told us are not.
 _CHILD_VARIABLES = frozenset(

@@ -19,12 +19,12 @@ from dataclasses import replace
 from enum import StrEnum
 from typing import Any
 
-from migrator.core.drivers import Driver
 from migrator.core.findings import accept
+from migrator.core.migration.drivers import Driver
+from migrator.core.migration.resolving import Answer, consider, spoken
+from migrator.core.migration.situation import Word
 from migrator.core.model import MigrationStatus, Process, Severity, View
 from migrator.core.policy import Policy, builtin
-from migrator.core.resolving import Answer, consider, spoken
-from migrator.core.situation import Word
 from migrator.engine.migration import Migration
 from migrator.engine.patience import Patience
 from migrator.engine.result import Result, Status

@@ -6,15 +6,15 @@ from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any
 
-from migrator.core.command_line import CommandLine
-from migrator.core.facts import Device, Disk, Facts
-from migrator.core.files import FileSeen, Kind, Offer, Seen
 from migrator.core.findings import CATALOGUE
-from migrator.core.host_case import Case
-from migrator.core.host_checks import check
 from migrator.core.inventory import HostFacts
 from migrator.core.model import MigrationStatus, RunState
 from migrator.core.policy import builtin
+from migrator.core.preflight.facts import Device, Disk, Facts
+from migrator.core.preflight.host_case import Case
+from migrator.core.preflight.host_checks import check
+from migrator.core.process.command_line import CommandLine
+from migrator.core.process.files import FileSeen, Kind, Offer, Seen
 
 GIB = 1 << 30
 QEMU = "/usr/bin/qemu-system-x86_64"

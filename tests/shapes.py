@@ -12,16 +12,16 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from migrator.core import host_checks, host_files, host_network, host_process
-from migrator.core.command_line import CommandLine
-from migrator.core.facts import Facts
-from migrator.core.files import FileSeen, Kind, Seen
-from migrator.core.host_case import Case
-from migrator.core.host_process import ProcessCase
 from migrator.core.inventory import HostFacts
 from migrator.core.model import Finding, MigrationStatus, RunState
-from migrator.core.options import read, write
-from migrator.core.process_identity import Held, ProcessIdentity
+from migrator.core.preflight import host_checks, host_files, host_network, host_process
+from migrator.core.preflight.facts import Facts
+from migrator.core.preflight.host_case import Case
+from migrator.core.preflight.host_process import ProcessCase
+from migrator.core.process.command_line import CommandLine
+from migrator.core.process.files import FileSeen, Kind, Seen
+from migrator.core.process.options import read, write
+from migrator.core.process.process_identity import Held, ProcessIdentity
 from migrator.qemu.belongings import belongings, own_directory
 from migrator.qemu.cmdline import Place, Replica, memory_files, paths, replicate
 from migrator.qemu.live import Live

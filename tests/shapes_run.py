@@ -8,7 +8,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
-from migrator.core.options import read, write
+from migrator.core.process.options import read, write
 from tests.shapes import Shape
 
 #: Those that no machine of a test can run, and why.

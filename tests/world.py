@@ -15,10 +15,9 @@ from enum import StrEnum
 from functools import cache
 from typing import NamedTuple
 
-from migrator.core.lifecycle import Next, Step, can_cancel, decide
-from migrator.core.model import MigrationStatus, Process, RunState, State, View
-from migrator.core.resolving import Answer, consider, spoken
-from migrator.core.situation import (
+from migrator.core.migration.lifecycle import Next, Step, can_cancel, decide
+from migrator.core.migration.resolving import Answer, consider, spoken
+from migrator.core.migration.situation import (
     DestinationIs,
     Intent,
     Milestone,
@@ -27,6 +26,7 @@ from migrator.core.situation import (
     destination_is,
     source_is,
 )
+from migrator.core.model import MigrationStatus, Process, RunState, State, View
 
 R = RunState
 M = MigrationStatus

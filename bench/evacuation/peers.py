@@ -10,10 +10,9 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Mapping
 
 from migrator.core import schedule as ours
-from migrator.core import timetable
 from migrator.core.inventory import Host
-from migrator.core.schedule import Orders
-from migrator.core.transfers import Phase, Rules, Transfer
+from migrator.core.schedule import Orders, timetable
+from migrator.core.schedule.transfers import Phase, Rules, Transfer
 from migrator.engine import foretelling, planner
 
 Schedule = Callable[[Iterable[Transfer], Mapping[str, Host], Rules | None], Orders]

@@ -15,7 +15,7 @@ from bench.evacuation.loop import SkippingLoop
 from bench.evacuation.outcome import Moved, Outcome
 from migrator.core.model import Finding, MigrationStatus, Mode
 from migrator.core.policy import Policy, builtin
-from migrator.core.transfers import Rules as LinkRules
+from migrator.core.schedule.transfers import Rules as LinkRules
 from migrator.engine.bus import Bus
 from migrator.engine.commands import Caller, Evacuate, Plan, Role
 from migrator.engine.controller import Engine, Rules

@@ -1,11 +1,11 @@
-"""Our controller as the harness sees it: :mod:`migrator.core.convergence`, driven as the engine drives it."""
+"""Our controller as the harness sees it: :mod:`migrator.core.migration.convergence`, driven as the engine drives it."""
 
 from __future__ import annotations
 
 from bench.policies.strategy import ASLEEP_RATIO, Action, Do, Setup, Strategy
-from migrator.core import convergence
-from migrator.core.convergence import Abilities, Act
-from migrator.core.forecast import Verdict
+from migrator.core.migration import convergence
+from migrator.core.migration.convergence import Abilities, Act
+from migrator.core.migration.forecast import Verdict
 from migrator.core.model import Sample
 from migrator.core.policy import Policy
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from migrator.cli.over_ssh import OverSsh
-from migrator.core.carriers import Carried
+from migrator.core.process.carriers import Carried
 from migrator.qemu.address import Address
 
 

@@ -13,7 +13,7 @@ def failed(error: str | None, *, another_policy: bool) -> list[str]:
     """
     if not error:
         return []
-    from migrator.core.convergence import GIVING_UP  # noqa: PLC0415 - slow
+    from migrator.core.migration.convergence import GIVING_UP  # noqa: PLC0415 - slow
 
     if not error.endswith(GIVING_UP) and f"{GIVING_UP}; " not in error:
         return []

@@ -9,8 +9,8 @@ from typing import Any
 
 from migrator.cli import Exit
 from migrator.cli.recording import read
-from migrator.core import convergence
-from migrator.core.convergence import Abilities
+from migrator.core.migration import convergence
+from migrator.core.migration.convergence import Abilities
 from migrator.core.model import Sample, State
 from migrator.core.policy import Postcopy, builtin
 from migrator.errors import UsageError

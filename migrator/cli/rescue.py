@@ -11,12 +11,12 @@ from dataclasses import asdict, replace
 from typing import TYPE_CHECKING, Any
 
 from migrator.cli import Exit
-from migrator.core import rescue
-from migrator.core.drivers import Driver
+from migrator.core.migration import rescue
+from migrator.core.migration.drivers import Driver
+from migrator.core.migration.rescue import Course, Refusal, Shown
+from migrator.core.migration.situation import Intent, Word
 from migrator.core.model import State, View
 from migrator.core.policy import builtin
-from migrator.core.rescue import Course, Refusal, Shown
-from migrator.core.situation import Intent, Word
 from migrator.engine.migration import Migration
 from migrator.engine.result import Result
 from migrator.errors import Driven, QemuError, UsageError

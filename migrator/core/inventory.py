@@ -7,9 +7,9 @@ from dataclasses import dataclass, field
 from enum import StrEnum
 from typing import Any
 
-from migrator.core.carriers import Link, NetworkState
-from migrator.core.listening import Port
 from migrator.core.model import RunState
+from migrator.core.process.carriers import Link, NetworkState
+from migrator.core.process.listening import Port
 
 #: Stands for the run state of a guest that cannot be asked.
 LOST_CONTACT = "lost-contact"

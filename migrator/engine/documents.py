@@ -12,10 +12,10 @@ from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, computed_field, model_validator
 
-from migrator.core.carriers import NetworkState
-from migrator.core.felt import above_ceiling, felt
 from migrator.core.inventory import HostState
+from migrator.core.migration.felt import above_ceiling, felt
 from migrator.core.model import Mode, Severity, State
+from migrator.core.process.carriers import NetworkState
 from migrator.text import storable
 
 

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from migrator.core.felt import above_ceiling, felt
-from migrator.core.lifecycle import Next
+from migrator.core.migration.felt import above_ceiling, felt
+from migrator.core.migration.lifecycle import Next
 from migrator.core.model import State
 from migrator.engine.ledger import Ledger
 from migrator.engine.observer import Observer

@@ -7,14 +7,14 @@ from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from typing import TYPE_CHECKING
 
-from migrator.core.convergence import Act
-from migrator.core.forecast import Verdict
-from migrator.core.foresight import Foreseen, foresee
 from migrator.core.inventory import Guest, Host
+from migrator.core.migration.advance_forecast import Foreseen, foresee
+from migrator.core.migration.convergence import Act
+from migrator.core.migration.forecast import Verdict
 from migrator.core.model import RunState, State
 from migrator.core.policy import Policy
-from migrator.core.timetable import Prediction, Quantiles, predict
-from migrator.core.transfers import Move, Network, Rules, Transfer
+from migrator.core.schedule.timetable import Prediction, Quantiles, predict
+from migrator.core.schedule.transfers import Move, Network, Rules, Transfer
 from migrator.units import show_rate
 
 if TYPE_CHECKING:

@@ -7,9 +7,9 @@ from collections.abc import Awaitable, Callable
 from typing import TYPE_CHECKING, TypeVar
 
 from migrator import logs
-from migrator.core.lifecycle import Step, decide
+from migrator.core.migration.lifecycle import Step, decide
+from migrator.core.migration.resolving import awaited
 from migrator.core.model import Process, State, View
-from migrator.core.resolving import awaited
 from migrator.engine import resolving
 from migrator.engine.documents import ResolutionDocument
 from migrator.engine.resolving import Said

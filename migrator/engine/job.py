@@ -12,8 +12,8 @@ from functools import cached_property
 from typing import Any
 
 from migrator.core.findings import Objected
+from migrator.core.migration.situation import Intent, Word
 from migrator.core.model import Finding, State
-from migrator.core.situation import Intent, Word
 from migrator.engine import aftermath, clock, job_document, judging, taking_up
 from migrator.engine.documents import (
     MigrationDocument,

@@ -8,8 +8,8 @@ from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
 from migrator.core import trace_context
-from migrator.core.forecast import Forecast, Verdict
 from migrator.core.inventory import Guest
+from migrator.core.migration.forecast import Forecast, Verdict
 from migrator.core.model import Decision, Finding, State
 from migrator.core.policy import from_fields
 from migrator.engine.documents import (

@@ -6,8 +6,8 @@ from collections.abc import Awaitable, Callable, Container, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Protocol
 
+from migrator.core.migration.situation import Intent
 from migrator.core.model import Finding
-from migrator.core.situation import Intent
 from migrator.ports import Experience, Outcome, Record, Samples, Site, Stray
 
 if TYPE_CHECKING:

@@ -9,9 +9,9 @@ from datetime import UTC, datetime
 from typing import Any
 
 from migrator.core.inventory import Guest
+from migrator.core.migration.downsampling import Point
 from migrator.core.model import Decision, Mode, State, View
 from migrator.core.policy import Policy
-from migrator.core.thinning import Point
 from migrator.core.trace_context import TraceContext
 from migrator.engine import clock
 from migrator.engine.job_means import Means, Place

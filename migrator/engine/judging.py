@@ -3,7 +3,7 @@
 ``check``, ``plan``, ``migrate`` and the planner of an evacuation all go through here, so that none of them knows of an
 obstacle that another has not heard of. Two parts make the answer: what the inventory tells (:func:`known`), and what
 both ends show when they are asked (:func:`seen`). Only what a QEMU that waits at the target shows comes later, when
-there is one: :func:`migrator.core.preflight.compare`.
+there is one: :func:`migrator.core.preflight.compare.compare`.
 """
 
 from __future__ import annotations
@@ -11,10 +11,10 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from migrator.core.findings import Objected, errors_first, everywhere, finding
-from migrator.core.fleet import Fleet, Request, check
 from migrator.core.inventory import Guest
 from migrator.core.model import Finding, Severity
 from migrator.core.placement import NoHost
+from migrator.core.placement.fleet import Fleet, Request, check
 from migrator.core.policy import Policy
 from migrator.engine.job_means import Means
 from migrator.errors import MigratorError

@@ -6,8 +6,8 @@ from collections.abc import Callable, Mapping
 from dataclasses import asdict, replace
 from typing import Any
 
+from migrator.core.migration.situation import Intent, Milestone
 from migrator.core.model import Decision, State
-from migrator.core.situation import Intent, Milestone
 from migrator.engine import clock
 from migrator.engine.result import Result
 from migrator.errors import RecordError

@@ -6,9 +6,9 @@ from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import replace
 from typing import Any
 
-from migrator.core import convergence, lifecycle, preflight, resolving
-from migrator.core.facts import Facts
-from migrator.core.lifecycle import Next, Step
+from migrator.core.migration import convergence, lifecycle, resolving
+from migrator.core.migration.lifecycle import Next, Step
+from migrator.core.migration.situation import Intent, Milestone, SourceIs, Word, source_is
 from migrator.core.model import (
     RUNNING_STATES,
     Finding,
@@ -20,7 +20,8 @@ from migrator.core.model import (
     View,
 )
 from migrator.core.policy import Postcopy
-from migrator.core.situation import Intent, Milestone, SourceIs, Word, source_is
+from migrator.core.preflight.compare import compare
+from migrator.core.preflight.facts import Facts
 from migrator.engine import clock
 from migrator.engine.ending import explain, measure
 from migrator.engine.migration_state import MigrationState, plain
@@ -82,7 +83,7 @@ class Migration(MigrationState):
             self._source.settings(),
             self._destination.settings(),
         )
-        findings = preflight.compare(facts, there, self._policy)
+        findings = compare(facts, there, self._policy)
         self._facts = facts
         self._pair = f"{facts.accelerator} {facts.version} to {there.version}"
         if self._experience is not None:

@@ -7,8 +7,9 @@ from dataclasses import asdict
 from typing import Any
 
 from migrator import logs
-from migrator.core import convergence, lifecycle
-from migrator.core.facts import Facts
+from migrator.core.migration import convergence, lifecycle
+from migrator.core.migration.progress import Progress
+from migrator.core.migration.situation import Milestone
 from migrator.core.model import (
     Decision,
     Mode,
@@ -17,8 +18,7 @@ from migrator.core.model import (
     View,
 )
 from migrator.core.policy import Policy
-from migrator.core.progress import Progress
-from migrator.core.situation import Milestone
+from migrator.core.preflight.facts import Facts
 from migrator.engine.ledger import Ledger
 from migrator.engine.noting import Noting
 from migrator.engine.observer import Observer

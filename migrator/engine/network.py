@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from migrator.core.carriers import Carried, NetworkState, arrived, compare
 from migrator.core.findings import finding
 from migrator.core.model import Finding
+from migrator.core.process.carriers import Carried, NetworkState, arrived, compare
 from migrator.engine.result import Result
 from migrator.errors import HostError
 from migrator.ports import Carriers

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import math
 
+from migrator.core.migration.situation import Milestone, as_found
 from migrator.core.model import RUNNING_STATES, MigrationStatus, RunState, View
-from migrator.core.situation import Milestone, as_found
 from migrator.engine.ledger import Ledger
 from migrator.engine.observer import Observer, wanted_to_run
 from migrator.engine.result import Result

@@ -5,8 +5,8 @@ from __future__ import annotations
 import asyncio
 
 from migrator.awake import Absence
+from migrator.core.migration.situation import Intent, Milestone, SourceIs, source_is
 from migrator.core.model import RUNNING_STATES, MigrationStatus, Mode, Process, RunState, Sample, View
-from migrator.core.situation import Intent, Milestone, SourceIs, source_is
 from migrator.engine import clock
 from migrator.engine.patience import Patience
 from migrator.engine.result import Result

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from migrator.core.migration.situation import Intent, Milestone, SourceIs, source_is
 from migrator.core.model import MigrationStatus, Process, RunState, View
-from migrator.core.situation import Intent, Milestone, SourceIs, source_is
 
 
 @dataclass(frozen=True, kw_only=True)

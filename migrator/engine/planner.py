@@ -1,7 +1,7 @@
 """Says, at every change, which guest goes where, when, with how much of the links, and what it will come to.
 
 Places come from :mod:`migrator.core.placement`, turns and bandwidth from :mod:`migrator.core.schedule`, times from
-:mod:`migrator.core.timetable`: all three are pure, and asked afresh with what is known now.
+:mod:`migrator.core.schedule.timetable`: all three are pure, and asked afresh with what is known now.
 """
 
 from __future__ import annotations
@@ -19,8 +19,8 @@ from migrator.core.model import State
 from migrator.core.placement import NoHost, Request, place
 from migrator.core.policy import Policy, Postcopy, builtin
 from migrator.core.schedule import Orders, schedule
-from migrator.core.transfers import Phase, Transfer
-from migrator.core.transfers import Rules as LinkRules
+from migrator.core.schedule.transfers import Phase, Transfer
+from migrator.core.schedule.transfers import Rules as LinkRules
 from migrator.engine import judging
 from migrator.engine.documents import (
     EvacuationState,

@@ -9,12 +9,12 @@ from typing import TYPE_CHECKING
 
 from migrator import logs
 from migrator.core.findings import errors_first, finding
-from migrator.core.forecast import Verdict
 from migrator.core.inventory import Guest
+from migrator.core.migration.forecast import Verdict
 from migrator.core.model import Finding, State
 from migrator.core.placement import NoHost, place
-from migrator.core.timetable import predict
-from migrator.core.transfers import Move, Network
+from migrator.core.schedule.timetable import predict
+from migrator.core.schedule.transfers import Move, Network
 from migrator.engine import clock, judging
 from migrator.engine.documents import FindingDocument, PlanDocument, PlannedGuest
 from migrator.engine.evacuation import Evacuation

@@ -6,7 +6,7 @@ import asyncio
 from collections.abc import Callable
 
 from migrator.core.policy import BlockJobs, Policy
-from migrator.core.under_way import Busy
+from migrator.core.preflight.under_way import Busy
 from migrator.engine import clock
 from migrator.errors import Occupied, Refused
 from migrator.ports import Qemu

@@ -8,8 +8,8 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
+from migrator.core.migration.situation import DestinationIs, Intent, Milestone, SourceIs, classify
 from migrator.core.model import Process, View
-from migrator.core.situation import DestinationIs, Intent, Milestone, SourceIs, classify
 from migrator.engine.job_means import Place
 from migrator.errors import HostError, QemuError
 from migrator.ports import Site

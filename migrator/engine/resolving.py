@@ -1,4 +1,4 @@
-"""Ends a held migration as a person says: what :mod:`migrator.core.resolving` makes of the word, and nothing else.
+"""Ends a held migration as a person says: what :mod:`migrator.core.migration.resolving` makes of the word, no more.
 
 The answer comes before anything is done. What is done is the lifecycle table's, with the word on record: a controller
 that dies on the way is followed by one that knows it. Whatever both ends show then is looked at again before each step.
@@ -11,11 +11,11 @@ from contextlib import asynccontextmanager
 from dataclasses import asdict, dataclass, replace
 from typing import TYPE_CHECKING, Any
 
-from migrator.core import resolving as core
-from migrator.core.lifecycle import Step
+from migrator.core.migration import resolving as core
+from migrator.core.migration.lifecycle import Step
+from migrator.core.migration.resolving import Act, Answer
+from migrator.core.migration.situation import Intent, Milestone, Word
 from migrator.core.model import Process, State, View
-from migrator.core.resolving import Act, Answer
-from migrator.core.situation import Intent, Milestone, Word
 from migrator.engine.documents import ResolutionDocument
 from migrator.errors import HostError, MigratorError, QemuError, RecordError
 from migrator.ports import Qemu, Record

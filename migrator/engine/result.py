@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
-from migrator.core.carriers import NetworkState
-from migrator.core.felt import above_ceiling, felt
-from migrator.core.forecast import Forecast
+from migrator.core.migration.felt import above_ceiling, felt
+from migrator.core.migration.forecast import Forecast
 from migrator.core.model import Decision, Finding, Mode, Sample, Severity, State
+from migrator.core.process.carriers import NetworkState
 
 
 @dataclass(frozen=True, kw_only=True)

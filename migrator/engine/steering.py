@@ -1,4 +1,4 @@
-"""Carries out at the source what :mod:`migrator.core.convergence` decides while memory is copied."""
+"""Carries out at the source what :mod:`migrator.core.migration.convergence` decides while memory is copied."""
 
 from __future__ import annotations
 
@@ -9,9 +9,9 @@ from dataclasses import asdict, replace
 from typing import Any
 
 from migrator import logs
-from migrator.core import convergence
-from migrator.core.convergence import Abilities, Act, Action
-from migrator.core.forecast import Forecast, Verdict
+from migrator.core.migration import convergence
+from migrator.core.migration.convergence import Abilities, Act, Action
+from migrator.core.migration.forecast import Forecast, Verdict
 from migrator.core.model import Mode, Sample, State
 from migrator.core.policy import Policy, Postcopy
 from migrator.engine.ledger import Ledger

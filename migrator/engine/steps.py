@@ -7,9 +7,9 @@ from collections.abc import Callable, Coroutine
 from typing import Any
 
 from migrator import logs
-from migrator.core.lifecycle import Next, Step
+from migrator.core.migration.lifecycle import Next, Step
+from migrator.core.migration.situation import Milestone
 from migrator.core.model import State
-from migrator.core.situation import Milestone
 from migrator.engine.carrying import Carrying
 from migrator.engine.ledger import Ledger
 from migrator.engine.observer import Observer
@@ -27,7 +27,7 @@ _WORTH_TELLING = (Step.HAND_OVER, Step.FENCE_DESTINATION, Step.FENCE_SOURCE, Ste
 class Steps:
     """The steps of one migration.
 
-    :ivar settings: the source's, as they were; :attr:`~migrator.core.lifecycle.Step.RESTORE` puts them back.
+    :ivar settings: the source's, as they were; :attr:`~migrator.core.migration.lifecycle.Step.RESTORE` puts them back.
     """
 
     def __init__(

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
-from migrator.core.situation import Intent, Milestone
+from migrator.core.migration.situation import Intent, Milestone
 from migrator.engine import aftermath, recordless
 from migrator.engine.job_means import Place
 from migrator.errors import HostError, QemuError, RecordError, RecordInUse

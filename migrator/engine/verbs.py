@@ -9,10 +9,10 @@ from datetime import UTC, datetime
 
 from migrator.core.findings import errors_first
 from migrator.core.inventory import Guest, Host, HostState
+from migrator.core.migration.situation import Word
 from migrator.core.model import Finding, State
 from migrator.core.placement import NoHost, place
 from migrator.core.policy import Policy
-from migrator.core.situation import Word
 from migrator.engine import judging
 from migrator.engine.commands import (
     Activate,

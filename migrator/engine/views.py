@@ -8,7 +8,7 @@ from typing import Any, TypeVar
 
 from migrator import faults
 from migrator.core.inventory import Guest
-from migrator.core.thinning import Point
+from migrator.core.migration.downsampling import Point
 from migrator.engine.bus import Bus
 from migrator.engine.commands import Refusal
 from migrator.engine.controller import Engine, host_document

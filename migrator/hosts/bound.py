@@ -7,7 +7,7 @@ import re
 import struct
 from collections.abc import Iterator
 
-from migrator.core.listening import ANY, ANY_V4, TCP, UDP, Port
+from migrator.core.process.listening import ANY, ANY_V4, TCP, UDP, Port
 
 #: For a script: the tables of sockets that listen, and of those that are bound. Connections, which may be many, stay
 #: there.

@@ -6,7 +6,7 @@ import re
 from collections.abc import Iterable, Mapping
 from typing import Any
 
-from migrator.core.carriers import Carried, Link, Links
+from migrator.core.process.carriers import Carried, Link, Links
 from migrator.errors import HostError
 from migrator.hosts.access import Access
 from migrator.hosts.understanding import interfaces, understood, vlans

@@ -13,8 +13,8 @@ import stat
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 
-from migrator.core.command_line import path_of
-from migrator.core.files import FileSeen, Kind, Offer, Same, Seen
+from migrator.core.process.command_line import path_of
+from migrator.core.process.files import FileSeen, Kind, Offer, Same, Seen
 from migrator.errors import HostError
 from migrator.hosts.access import Access
 from migrator.hosts.understanding import understood

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
-from migrator.core.listening import Port, listens
+from migrator.core.process.listening import Port, listens
 from migrator.hosts.access import Access
 from migrator.hosts.understanding import understood
 

@@ -6,7 +6,7 @@ import re
 import shlex
 from collections.abc import Iterable
 
-from migrator.core.managers import Ancestor, Process
+from migrator.core.preflight.managers import Ancestor, Process
 from migrator.errors import HostError
 from migrator.hosts.access import Access
 from migrator.hosts.understanding import understood

@@ -11,8 +11,8 @@ import stat
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
-from migrator.core.files import Kind
-from migrator.core.process_identity import (
+from migrator.core.process.files import Kind
+from migrator.core.process.process_identity import (
     UNIT_PROPERTIES,
     Drops,
     Held,

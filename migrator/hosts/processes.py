@@ -9,7 +9,7 @@ from functools import cached_property
 from itertools import pairwise
 from pathlib import PurePosixPath
 
-from migrator.core.qemu_program import TELLING, is_qemu_by_name, is_qemu_by_words
+from migrator.core.process.qemu_program import TELLING, is_qemu_by_name, is_qemu_by_words
 from migrator.text import writable
 
 #: Options whose values are read, from the command line of every process.

@@ -9,7 +9,7 @@ from contextlib import AbstractAsyncContextManager
 from pathlib import PurePosixPath
 from typing import Any, Protocol
 
-from migrator.core.qemu_program import is_qemu
+from migrator.core.process.qemu_program import is_qemu
 from migrator.errors import HostError
 from migrator.hosts.access import Output
 from migrator.hosts.understanding import understood

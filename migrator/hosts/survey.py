@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-from migrator.core.listening import Port
+from migrator.core.process.listening import Port
 from migrator.errors import HostError
 from migrator.hosts import bound
 from migrator.hosts.access import Access

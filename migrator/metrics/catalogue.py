@@ -6,9 +6,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from enum import StrEnum
 
-from migrator.core.convergence import Act
 from migrator.core.inventory import HostState
-from migrator.core.lifecycle import Step
+from migrator.core.migration.convergence import Act
+from migrator.core.migration.lifecycle import Step
 from migrator.core.model import Mode, State
 
 #: How a migration can end; each is counted once.

@@ -10,7 +10,7 @@ from typing import Any
 
 from prometheus_client import CollectorRegistry, Counter, Histogram, disable_created_metrics
 
-from migrator.core.felt import above_ceiling, felt
+from migrator.core.migration.felt import above_ceiling, felt
 from migrator.core.model import Mode, State
 from migrator.metrics import catalogue as words
 from migrator.metrics.catalogue import BY_NAME

@@ -6,9 +6,9 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
-from migrator.core.facts import Facts
 from migrator.core.model import View
-from migrator.core.under_way import Busy
+from migrator.core.preflight.facts import Facts
+from migrator.core.preflight.under_way import Busy
 
 
 @dataclass(frozen=True, kw_only=True)

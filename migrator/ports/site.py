@@ -10,9 +10,9 @@ from migrator.core.model import Finding
 from migrator.ports.qemu import Qemu
 
 if TYPE_CHECKING:
-    from migrator.core.carriers import Carried  # of what `migrator direct` does not need, nor loads
     from migrator.core.inventory import Guest, HostFacts
     from migrator.core.policy import Policy
+    from migrator.core.process.carriers import Carried  # of what `migrator direct` does not need, nor loads
 
 
 @dataclass(frozen=True, kw_only=True)

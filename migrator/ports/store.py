@@ -7,10 +7,12 @@ from dataclasses import dataclass
 from datetime import datetime
 from typing import TYPE_CHECKING, Any, Protocol
 
-from migrator.core.situation import Intent
+from migrator.core.migration.situation import Intent
 
 if TYPE_CHECKING:
-    from migrator.core.thinning import Point  # of what `migrator direct` does not need, nor loads
+    from migrator.core.migration.downsampling import (
+        Point,  # of what `migrator direct` does not need, nor loads
+    )
 
 
 class Record(Protocol):

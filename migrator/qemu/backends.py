@@ -17,7 +17,7 @@ from urllib.parse import parse_qs, unquote, urlsplit
 
 from pydantic_core import from_json
 
-from migrator.core.options import Value, escape
+from migrator.core.process.options import Value, escape
 from migrator.errors import Refused, StrangeAnswer
 
 #: A QMP command with its arguments.

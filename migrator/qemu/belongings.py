@@ -11,7 +11,7 @@ import posixpath
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 
-from migrator.core.options import FIRST, Value, read, write
+from migrator.core.process.options import FIRST, Value, read, write
 from migrator.qemu.cmdline import CONTROL, RESCUE, SOCKET_PATH_BYTES, Place
 
 _OURS = frozenset({CONTROL, RESCUE})

@@ -1,8 +1,8 @@
 """The right to change a QEMU: one controller has it at a time, and its mark says who.
 
 Whoever is about to change a QEMU adds the mark first. Of two who do so at once one fails, as no QEMU has two marks of
-one name. A mark is taken over only by the rule of :func:`migrator.core.drivers.may_follow`; who takes one over holds a
-mark of that name first, so that of several who see the same dead owner one alone replaces him.
+one name. A mark is taken over only by the rule of :func:`migrator.core.migration.drivers.may_follow`; who takes one
+over holds a mark of that name first, so that of several who see the same dead owner one alone replaces him.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any
 
-from migrator.core.drivers import MARK, Driver, may_follow
+from migrator.core.migration.drivers import MARK, Driver, may_follow
 from migrator.errors import Driven, QemuError
 from migrator.machine import is_gone_as_seen_here
 from migrator.qemu import marks

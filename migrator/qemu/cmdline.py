@@ -12,9 +12,9 @@ from collections import Counter
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 
-from migrator.core.command_line import only_of_qmp
 from migrator.core.model import Finding
-from migrator.core.options import FIRST, Value, read, write
+from migrator.core.process.command_line import only_of_qmp
+from migrator.core.process.options import FIRST, Value, read, write
 from migrator.qemu.limits import Neighbourhood, is_capture, is_sound, is_window, limits, silenced
 from migrator.qemu.live import Live
 from migrator.qemu.ports import Network, Ports

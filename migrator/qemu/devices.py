@@ -13,8 +13,8 @@ from collections.abc import Iterator, Sequence
 from typing import Any
 
 from migrator.core.findings import finding
-from migrator.core.host_network import NUMBERS_NETWORKS_SINCE
 from migrator.core.model import Finding
+from migrator.core.preflight.host_network import NUMBERS_NETWORKS_SINCE
 from migrator.errors import CommandFailed, Refused
 from migrator.qemu import media
 from migrator.qemu.asking import ASK_SECONDS, ask

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from migrator.core.options import FIRST, Value, escape
+from migrator.core.process.options import FIRST, Value, escape
 
 #: Options that stand for a drive: its interface (empty: the machine's), its index, its medium.
 _SHORT: dict[str, tuple[str, int | None, str]] = {

@@ -11,10 +11,10 @@ from dataclasses import replace
 from typing import Any
 
 from migrator.addresses import bracketed
-from migrator.core.drivers import Driver
-from migrator.core.facts import Facts
+from migrator.core.migration.drivers import Driver
 from migrator.core.model import MigrationStatus, Process, RunState, View
-from migrator.core.under_way import Busy
+from migrator.core.preflight.facts import Facts
+from migrator.core.preflight.under_way import Busy
 from migrator.errors import CommandFailed, HostError, QemuError, TimedOut, Unreachable
 from migrator.machine import child_environment
 from migrator.ports import Event, GuestProcess, Settings, Tuning

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from migrator.core.drivers import MARK, Driver
+from migrator.core.migration.drivers import MARK, Driver
 from migrator.core.model import MigrationStatus, RunState
 from migrator.errors import CommandFailed
 from migrator.qemu import marks, naming

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 from migrator.core.findings import finding
 from migrator.core.model import Finding
-from migrator.core.options import Value, escape
+from migrator.core.process.options import Value, escape
 
 _MAY_BE_PASSED = frozenset({"netdev", "nic", "net", "chardev", "device", "fsdev", "virtfs", "object"})
 _PASSED = re.compile(r"(^|\.)(fd|fds|vhostfd|vhostfds|sock_fd|sockfd)$")

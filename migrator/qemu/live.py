@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field
 
-from migrator.core.options import Value
+from migrator.core.process.options import Value
 from migrator.qemu.backends import Netdev, Nodes
 from migrator.qemu.seats import Seat
 

@@ -8,8 +8,8 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
-from migrator.core.host_network import NUMBERS_NETWORKS_SINCE
-from migrator.core.options import read
+from migrator.core.preflight.host_network import NUMBERS_NETWORKS_SINCE
+from migrator.core.process.options import read
 from migrator.errors import CommandFailed
 from migrator.qemu import marks
 from migrator.qemu.asking import ASK_SECONDS, ask

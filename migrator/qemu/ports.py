@@ -5,11 +5,11 @@ from __future__ import annotations
 from collections.abc import Collection, Iterator
 from dataclasses import dataclass, field
 
-from migrator.core import listening
 from migrator.core.findings import finding
-from migrator.core.listening import Listens, Port
 from migrator.core.model import Finding
-from migrator.core.options import FIRST, Value
+from migrator.core.process import listening
+from migrator.core.process.listening import Listens, Port
+from migrator.core.process.options import FIRST, Value
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 
 from migrator.core.findings import finding
 from migrator.core.model import Finding
-from migrator.core.options import FIRST, Value, escape, read, write
+from migrator.core.process.options import FIRST, Value, escape, read, write
 from migrator.errors import Refused
 from migrator.qemu import present_disks
 from migrator.qemu.backends import chardev_words, netdev_add, netdev_words

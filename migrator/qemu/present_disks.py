@@ -5,10 +5,10 @@ from __future__ import annotations
 import json
 from collections.abc import Collection, Mapping, Sequence
 
-from migrator.core.command_line import path_of
 from migrator.core.findings import finding
 from migrator.core.model import Finding
-from migrator.core.options import FIRST, Value, escape
+from migrator.core.process.command_line import path_of
+from migrator.core.process.options import FIRST, Value, escape
 from migrator.errors import Refused
 from migrator.qemu.backends import Nodes, lasting_name
 from migrator.qemu.drive_ids import Numbered

@@ -1,4 +1,4 @@
-"""Reads :class:`~migrator.core.facts.Facts` over QMP: two pipelined round trips, nothing changed."""
+"""Reads :class:`~migrator.core.preflight.facts.Facts` over QMP: two pipelined round trips, nothing changed."""
 
 from __future__ import annotations
 
@@ -7,9 +7,9 @@ from collections.abc import Awaitable, Callable, Iterable
 from itertools import pairwise
 from typing import Any
 
-from migrator.core.command_line import path_of
-from migrator.core.facts import Device, Disk, Facts
 from migrator.core.model import MigrationStatus, RunState
+from migrator.core.preflight.facts import Device, Disk, Facts
+from migrator.core.process.command_line import path_of
 from migrator.errors import CommandFailed
 from migrator.machine import LocalProcess
 from migrator.ports import GuestProcess

@@ -7,8 +7,8 @@ from collections.abc import Awaitable, Callable, Iterable, Sequence
 from itertools import pairwise
 from typing import Any
 
-from migrator.core.options import Value
-from migrator.core.under_way import OURS, Busy, Export, Job, UnderWay
+from migrator.core.preflight.under_way import OURS, Busy, Export, Job, UnderWay
+from migrator.core.process.options import Value
 
 #: Asks one QEMU; ``None`` where it has no such command, or refuses.
 Ask = Callable[..., Awaitable[Any]]

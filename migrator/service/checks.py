@@ -7,15 +7,15 @@ from collections.abc import Callable, Coroutine
 from dataclasses import replace
 from typing import Any, Protocol, TypeVar
 
-from migrator.core import host_checks, host_disks, host_files, host_network
-from migrator.core.command_line import LOCAL_DRIVERS, CommandLine, ImageUse, path_of
-from migrator.core.files import Offer
 from migrator.core.findings import errors_first
-from migrator.core.host_case import Case
 from migrator.core.inventory import Guest, HostFacts
 from migrator.core.model import Finding
-from migrator.core.options import read, write
 from migrator.core.policy import Policy
+from migrator.core.preflight import host_checks, host_disks, host_files, host_network
+from migrator.core.preflight.host_case import Case
+from migrator.core.process.command_line import LOCAL_DRIVERS, CommandLine, ImageUse, path_of
+from migrator.core.process.files import Offer
+from migrator.core.process.options import read, write
 from migrator.errors import CommandFailed, HostError
 from migrator.hosts.access import Access
 from migrator.hosts.facts import read_facts

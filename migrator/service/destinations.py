@@ -9,12 +9,12 @@ from dataclasses import replace
 from typing import Protocol
 
 from migrator.addresses import bracketed
-from migrator.core.command_line import path_of
 from migrator.core.findings import Objected, finding
 from migrator.core.inventory import Guest
 from migrator.core.model import Finding, Severity
 from migrator.core.policy import Policy
-from migrator.core.preflight import compare
+from migrator.core.preflight.compare import compare
+from migrator.core.process.command_line import path_of
 from migrator.errors import HostError
 from migrator.hosts import belongings
 from migrator.hosts.access import Access

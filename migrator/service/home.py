@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 
 from migrator.core.findings import finding
 from migrator.core.model import Finding
-from migrator.core.options import FIRST, Value, read
+from migrator.core.process.options import FIRST, Value, read
 from migrator.qemu.belongings import Belongings, absolute, move
 from migrator.qemu.cmdline import Place, Replica
 

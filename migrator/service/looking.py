@@ -12,9 +12,8 @@ from dataclasses import dataclass, replace
 from fnmatch import fnmatchcase
 from typing import Protocol
 
-from migrator.core import standing
-from migrator.core.drivers import Driver
 from migrator.core.inventory import Guest
+from migrator.core.migration.drivers import Driver
 from migrator.core.model import RunState
 from migrator.errors import Fault, HostError, NobodyListens, Occupied, QemuError
 from migrator.faults import contained
@@ -268,7 +267,7 @@ class Looker:
         mine, other = self._reach.driver, identity.driver
         ours = mine is not None and other is not None and mine.controller == other.controller
         gone = is_gone_as_seen_here(other.process) if other is not None else None
-        found = standing.obstacle(identity.run, identity.status, other, ours=ours, gone=gone)
+        found = stranded.obstacle(identity.run, identity.status, other, ours=ours, gone=gone)
         if found is None:
             return guest
         driven, text = found

@@ -5,11 +5,11 @@ from __future__ import annotations
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 
-from migrator.core import host_files, host_process
-from migrator.core.command_line import CommandLine, ImageUse
-from migrator.core.files import FileSeen, Seen
-from migrator.core.host_process import ProcessCase
-from migrator.core.process_identity import Drops, Held, ProcessIdentity
+from migrator.core.preflight import host_files, host_process
+from migrator.core.preflight.host_process import ProcessCase
+from migrator.core.process.command_line import CommandLine, ImageUse
+from migrator.core.process.files import FileSeen, Seen
+from migrator.core.process.process_identity import Drops, Held, ProcessIdentity
 from migrator.hosts.access import Access
 from migrator.hosts.identify import Question, look
 from migrator.hosts.launch import Like, Nest

@@ -8,15 +8,15 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from typing import Any, Protocol
 
-from migrator.core.carriers import Carried
-from migrator.core.drivers import Driver
 from migrator.core.findings import errors_first
 from migrator.core.inventory import Guest
-from migrator.core.listening import without
-from migrator.core.managers import Manager, manager, unit_of
-from migrator.core.managers import findings as managing
+from migrator.core.migration.drivers import Driver
 from migrator.core.model import Finding
 from migrator.core.policy import Policy
+from migrator.core.preflight.managers import Manager, manager, unit_of
+from migrator.core.preflight.managers import findings as managing
+from migrator.core.process.carriers import Carried
+from migrator.core.process.listening import without
 from migrator.errors import HostError, MigratorError, QemuError, Unreachable
 from migrator.hosts.access import Access
 from migrator.hosts.carriers import read_carriers

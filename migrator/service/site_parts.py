@@ -6,9 +6,9 @@ from collections.abc import Callable, Mapping
 from dataclasses import replace
 from glob import escape
 
-from migrator.core.drivers import Driver
 from migrator.core.findings import OF_OUR_START, errors_first
 from migrator.core.inventory import Guest
+from migrator.core.migration.drivers import Driver
 from migrator.core.model import Finding
 from migrator.core.policy import Policy
 from migrator.hosts.site_config import HostConfig, SshConfig, access

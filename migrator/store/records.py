@@ -19,8 +19,8 @@ from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
+from migrator.core.migration.situation import Intent, Milestone, Word
 from migrator.core.model import State
-from migrator.core.situation import Intent, Milestone, Word
 from migrator.errors import RecordError, RecordInUse
 from migrator.machine import boot_id
 

@@ -17,8 +17,8 @@ from sqlalchemy.dialects.sqlite import insert
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from migrator import logs
+from migrator.core.migration.downsampling import Point, Series
 from migrator.core.model import Sample, State
-from migrator.core.thinning import Point, Series
 from migrator.errors import JournalError
 from migrator.store.database import Database
 from migrator.store.schema import samples

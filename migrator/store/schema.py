@@ -121,7 +121,7 @@ samples = Table(
     Column("migration", Text, primary_key=True),
     #: Microseconds since the first command that changed anything.
     Column("at", Integer, primary_key=True, autoincrement=False),
-    #: The rest of a :class:`migrator.core.thinning.Point`, as JSON; figures that are 0 are left out.
+    #: The rest of a :class:`migrator.core.migration.downsampling.Point`, as JSON; figures that are 0 are left out.
     Column("body", Text, nullable=False),
     sqlite_with_rowid=False,
 )

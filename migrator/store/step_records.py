@@ -13,8 +13,8 @@ from collections.abc import Container, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from migrator.core.migration.situation import Intent
 from migrator.core.model import State
-from migrator.core.situation import Intent
 from migrator.errors import RecordError
 from migrator.ports import Outcome, Record, Stray
 from migrator.store.records import FileRecord, Unfinished

@@ -7,10 +7,10 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, Protocol
 
-from migrator.core.facts import Facts
 from migrator.core.inventory import Host
 from migrator.core.model import MigrationStatus, Process, RunState, View
-from migrator.core.under_way import Busy
+from migrator.core.preflight.facts import Facts
+from migrator.core.preflight.under_way import Busy
 from migrator.errors import CommandFailed, Unreachable
 from migrator.ports import Event, Settings, Tuning
 from migrator.testing.link import Link

@@ -19,10 +19,10 @@ import uuid
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-from migrator.core.carriers import Carried
 from migrator.core.inventory import Guest, HostFacts
 from migrator.core.model import Finding, MigrationStatus, RunState
 from migrator.core.policy import Policy
+from migrator.core.process.carriers import Carried
 from migrator.errors import HostError, QemuError
 from migrator.ports import HostLook
 from migrator.testing.link import Link

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from migrator.core.drivers import Driver
+from migrator.core.migration.drivers import Driver
 from migrator.testing.lab import Habit, Lab, Machine, Pair
 from tests.acceptance.test_two_controllers import frozen
 from tests.command import Ended, addresses, direct_doomed, run

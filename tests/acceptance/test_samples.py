@@ -10,7 +10,7 @@ from xml.etree import ElementTree as ET
 
 import pytest
 
-from migrator.core.thinning import MOST
+from migrator.core.migration.downsampling import MOST
 from migrator.testing import network
 from tests.acceptance.service_site import MIB, SLOW, LiveSite, eventually, guest, served
 from tests.conftest import missing

@@ -6,8 +6,8 @@ from collections.abc import AsyncIterator, Iterator
 
 import pytest
 
-from migrator.core.carriers import Carried, NetworkState, arrived, compare
 from migrator.core.findings import CATALOGUE
+from migrator.core.process.carriers import Carried, NetworkState, arrived, compare
 from migrator.hosts.carriers import read_carriers
 from migrator.hosts.local import LocalAccess
 from migrator.testing.lab import Lab, Machine

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from migrator.core.files import FileSeen, Kind, Same, same_file
+from migrator.core.process.files import FileSeen, Kind, Same, same_file
 from migrator.errors import HostError
 from migrator.hosts.access import Output
 from migrator.hosts.identify import Question, look, probe

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from migrator.core.files import Same
+from migrator.core.process.files import Same
 from migrator.hosts.identify import Question, look, probe
 from migrator.hosts.local import LocalAccess
 from migrator.hosts.ssh import SshAccess

@@ -10,8 +10,8 @@ from typing import Any
 
 import pytest
 
-from migrator.core.carriers import Link
 from migrator.core.inventory import HostFacts
+from migrator.core.process.carriers import Link
 from migrator.errors import HostError
 from migrator.hosts.facts import PAYLOAD_RATIO, parse, read_facts
 from migrator.hosts.local import LocalAccess

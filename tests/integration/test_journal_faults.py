@@ -18,8 +18,8 @@ from typing import Any
 
 import pytest
 
+from migrator.core.migration.downsampling import Point
 from migrator.core.model import Sample, State
-from migrator.core.thinning import Point
 from migrator.errors import JournalError
 from migrator.store import database, schema
 from migrator.store.database import Database

@@ -15,8 +15,8 @@ from alembic.runtime.migration import MigrationContext
 from alembic.script import ScriptDirectory
 from sqlalchemy import create_engine
 
+from migrator.core.migration.downsampling import Point
 from migrator.core.model import Sample, State
-from migrator.core.thinning import Point
 from migrator.errors import JournalError
 from migrator.store import schema
 from migrator.store.journal import SqlJournal

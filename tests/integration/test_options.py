@@ -7,7 +7,7 @@ import subprocess
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
-from migrator.core.options import read
+from migrator.core.process.options import read
 
 
 def names(qemu: Path) -> list[str]:

@@ -11,8 +11,8 @@ from pathlib import Path
 
 import pytest
 
-from migrator.core.host_process import differences
-from migrator.core.process_identity import Drops, ProcessIdentity
+from migrator.core.preflight.host_process import differences
+from migrator.core.process.process_identity import Drops, ProcessIdentity
 from migrator.errors import HostError
 from migrator.hosts.access import Access
 from migrator.hosts.local import LocalAccess

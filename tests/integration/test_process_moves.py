@@ -13,10 +13,10 @@ from pathlib import Path
 
 import pytest
 
-from migrator.core.host_process import differences
 from migrator.core.inventory import Guest
 from migrator.core.model import Finding, Severity
-from migrator.core.process_identity import ProcessIdentity
+from migrator.core.preflight.host_process import differences
+from migrator.core.process.process_identity import ProcessIdentity
 from migrator.errors import HostError
 from migrator.hosts.facts import read_facts
 from migrator.hosts.local import LocalAccess

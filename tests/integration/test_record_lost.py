@@ -6,8 +6,8 @@ from pathlib import Path
 
 import pytest
 
+from migrator.core.migration.situation import Intent, Milestone
 from migrator.core.model import State
-from migrator.core.situation import Intent, Milestone
 from migrator.errors import RecordError
 from migrator.store.records import FileRecord
 from migrator.testing.lab import Habit, Lab, Machine

@@ -14,10 +14,10 @@ from typing import Any
 
 import pytest
 
-from migrator.core.carriers import NetworkState
 from migrator.core.inventory import Guest
 from migrator.core.model import Finding, RunState
 from migrator.core.policy import Policy
+from migrator.core.process.carriers import NetworkState
 from migrator.errors import HostError, QemuError, StrangeAnswer
 from migrator.hosts.local import LocalAccess
 from migrator.hosts.site_config import HostConfig, access

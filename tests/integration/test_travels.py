@@ -8,12 +8,12 @@ from typing import Any, ClassVar
 
 import pytest
 
-from migrator.core.facts import Facts
 from migrator.core.findings import CATALOGUE
 from migrator.core.policy import BlockJobs
-from migrator.core.preflight import source_ready
-from migrator.core.travels import KINDS, asks, classified
-from migrator.core.under_way import judge
+from migrator.core.preflight.compare import source_ready
+from migrator.core.preflight.facts import Facts
+from migrator.core.preflight.travels import KINDS, asks, classified
+from migrator.core.preflight.under_way import judge
 from migrator.qemu.address import Address
 from migrator.qemu.endpoint import Endpoint
 from migrator.qemu.monitor import Monitor

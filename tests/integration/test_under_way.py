@@ -12,7 +12,7 @@ import pytest
 
 from migrator.core.model import MigrationStatus, State
 from migrator.core.policy import BlockJobs, Policy, builtin
-from migrator.core.under_way import Busy
+from migrator.core.preflight.under_way import Busy
 from migrator.engine.migration import Migration
 from migrator.engine.result import Result, Status
 from migrator.errors import Refused

@@ -10,10 +10,10 @@ from pathlib import Path
 
 import pytest
 
-from migrator.core.lifecycle import Step
+from migrator.core.migration.lifecycle import Step
+from migrator.core.migration.resolving import Act
+from migrator.core.migration.situation import Word
 from migrator.core.model import MigrationStatus, State
-from migrator.core.resolving import Act
-from migrator.core.situation import Word
 from migrator.engine.result import Result
 from migrator.testing.lab import Lab, Pair
 from migrator.testing.network import Hosts

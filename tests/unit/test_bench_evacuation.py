@@ -13,8 +13,8 @@ from bench.evacuation.loop import SkippingLoop
 from bench.evacuation.outcome import Moved, Outcome
 from bench.evacuation.peers import OURS, PEERS, at_a_time
 from migrator.core.schedule import schedule
-from migrator.core.timetable import predict
-from migrator.core.transfers import Phase, Transfer
+from migrator.core.schedule.timetable import predict
+from migrator.core.schedule.transfers import Phase, Transfer
 from migrator.engine import foretelling, planner
 
 TWO = "2 at a time (oVirt)"

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from migrator.core.carriers import Carried, Link, NetworkState, arrived, compare
+from migrator.core.process.carriers import Carried, Link, NetworkState, arrived, compare
 from migrator.hosts.carriers import parse_links
 
 UP = ["BROADCAST", "MULTICAST", "UP", "LOWER_UP"]

@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from migrator.core.drivers import MARK, Driver, may_follow
+from migrator.core.migration.drivers import MARK, Driver, may_follow
 from migrator.errors import CommandFailed, Driven
 from migrator.machine import LocalProcess, is_gone_as_seen_here, own_process, this_driver
 from migrator.qemu import claim, marks

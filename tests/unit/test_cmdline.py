@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from migrator.core.model import Severity
-from migrator.core.options import Value, escape, read, write
+from migrator.core.process.options import Value, escape, read, write
 from migrator.errors import Refused
 from migrator.qemu.backends import Nodes, block_nodes, chardev_add, netdev_add, netdevs
 from migrator.qemu.cmdline import Place, Replica, paths, replicate

@@ -9,9 +9,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from migrator.core import convergence
-from migrator.core.convergence import Abilities, Act, Action, State, begin, decide, usable_limit
-from migrator.core.forecast import Forecast, Verdict
+from migrator.core.migration import convergence
+from migrator.core.migration.convergence import Abilities, Act, Action, State, begin, decide, usable_limit
+from migrator.core.migration.forecast import Forecast, Verdict
 from migrator.core.model import Sample
 from migrator.core.policy import LastResort, Policy, Postcopy, builtin
 

@@ -10,7 +10,7 @@ import pytest
 
 from migrator.core.model import State
 from migrator.core.policy import builtin
-from migrator.core.under_way import Busy, Export, Job
+from migrator.core.preflight.under_way import Busy, Export, Job
 from migrator.engine.commands import Cancel, Evacuate, Migrate
 from migrator.engine.documents import EvacuationState
 from tests.unit.test_engine import World, fill

@@ -6,7 +6,7 @@ import math
 
 import pytest
 
-from migrator.core.forecast import Model, Round, observe, outlook, probe, spread_of
+from migrator.core.migration.forecast import Model, Round, observe, outlook, probe, spread_of
 from migrator.core.model import Sample
 
 MIB = 1 << 20

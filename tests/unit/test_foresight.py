@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from migrator.core.forecast import Verdict
-from migrator.core.foresight import Foreseen, foresee
+from migrator.core.migration.advance_forecast import Foreseen, foresee
+from migrator.core.migration.forecast import Verdict
 from migrator.core.policy import Policy, builtin
 
 MIB = 1 << 20

@@ -7,15 +7,15 @@ from typing import Any
 
 import pytest
 
-from migrator.core import host_checks, host_files
-from migrator.core.command_line import CommandLine
-from migrator.core.cpu_flags import guest_flags
-from migrator.core.facts import Device
-from migrator.core.files import FileSeen, Kind
-from migrator.core.host_checks import check
 from migrator.core.inventory import Guest, HostFacts
 from migrator.core.model import Finding, MigrationStatus
 from migrator.core.policy import builtin
+from migrator.core.preflight import host_checks, host_files
+from migrator.core.preflight.cpu_flags import guest_flags
+from migrator.core.preflight.facts import Device
+from migrator.core.preflight.host_checks import check
+from migrator.core.process.command_line import CommandLine
+from migrator.core.process.files import FileSeen, Kind
 from tests.host_case import (
     ARGV,
     CASE,

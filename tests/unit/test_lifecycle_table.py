@@ -9,11 +9,10 @@ from itertools import product
 
 import pytest
 
-from migrator.core import lifecycle
-from migrator.core.lifecycle import ROWS, Next, Row, Step, can_cancel, decide, state_of
-from migrator.core.model import MigrationStatus, Process, RunState, State, View
-from migrator.core.said import SAID
-from migrator.core.situation import (
+from migrator.core.migration import lifecycle
+from migrator.core.migration.lifecycle import ROWS, Next, Row, Step, can_cancel, decide, state_of
+from migrator.core.migration.said import SAID
+from migrator.core.migration.situation import (
     DestinationIs,
     Intent,
     Milestone,
@@ -22,6 +21,7 @@ from migrator.core.situation import (
     destination_is,
     source_is,
 )
+from migrator.core.model import MigrationStatus, Process, RunState, State, View
 
 S, D = SourceIs, DestinationIs
 R, M = RunState, MigrationStatus

@@ -13,12 +13,20 @@ from itertools import product
 
 import pytest
 
-from migrator.core import lifecycle, resolving
-from migrator.core.lifecycle import ROWS, Next, Row, Step, decide
+from migrator.core.migration import lifecycle, resolving
+from migrator.core.migration.lifecycle import ROWS, Next, Row, Step, decide
+from migrator.core.migration.resolving import Act, Answer, consider, spoken, unrecorded
+from migrator.core.migration.said import SAID
+from migrator.core.migration.situation import (
+    DestinationIs,
+    Intent,
+    Milestone,
+    SourceIs,
+    Word,
+    as_found,
+    classify,
+)
 from migrator.core.model import MigrationStatus, Process, RunState, State, View
-from migrator.core.resolving import Act, Answer, consider, spoken, unrecorded
-from migrator.core.said import SAID
-from migrator.core.situation import DestinationIs, Intent, Milestone, SourceIs, Word, as_found, classify
 from tests.unit.test_lifecycle_table import DESTINATIONS, FENCES, SOURCES, Situation, faults, sentence, shown
 
 S, D = SourceIs, DestinationIs

@@ -13,10 +13,10 @@ from dataclasses import replace
 
 import pytest
 
-from migrator.core import lifecycle
-from migrator.core.lifecycle import ROWS, Step
+from migrator.core.migration import lifecycle
+from migrator.core.migration.lifecycle import ROWS, Step
+from migrator.core.migration.situation import DestinationIs, SourceIs
 from migrator.core.model import State
-from migrator.core.situation import DestinationIs, SourceIs
 from tests import world as model
 from tests.world import Broken, Endings, Fault, Setting, explore, way
 

@@ -11,8 +11,8 @@ from pathlib import Path
 import pytest
 
 from migrator.core.inventory import Guest
-from migrator.core.managers import Ancestor, Manager, Process, findings, manager
 from migrator.core.model import Severity
+from migrator.core.preflight.managers import Ancestor, Manager, Process, findings, manager
 from migrator.errors import HostError
 from migrator.hosts.local import LocalAccess
 from migrator.hosts.managers import Units, parse, read_processes

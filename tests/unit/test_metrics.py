@@ -17,8 +17,8 @@ import pytest
 from prometheus_client.openmetrics.parser import text_string_to_metric_families as read_openmetrics
 from prometheus_client.parser import text_string_to_metric_families as read_text
 
-from migrator.core.convergence import Act
-from migrator.core.lifecycle import Step
+from migrator.core.migration.convergence import Act
+from migrator.core.migration.lifecycle import Step
 from migrator.core.model import Mode, State
 from migrator.engine.commands import COMMANDS
 from migrator.engine.documents import EvacuationGuest, EvacuationState, EventKind, GuestStanding

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import pytest
 
-from migrator.core.command_line import CommandLine
-from migrator.core.host_files import to_read
-from migrator.core.named_files import named
+from migrator.core.preflight.host_files import to_read
+from migrator.core.process.command_line import CommandLine
+from migrator.core.process.named_files import named
 
 
 @pytest.mark.parametrize(

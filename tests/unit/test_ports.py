@@ -10,9 +10,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from migrator.core.inventory import Guest, Host, HostFacts
-from migrator.core.listening import Port, collides, listens, next_free, taken, without
 from migrator.core.model import Severity
 from migrator.core.placement import Constraint, Fleet, NoHost, Placement, Request, check, place
+from migrator.core.process.listening import Port, collides, listens, next_free, taken, without
 from migrator.hosts import bound
 from migrator.qemu.cmdline import Place, replicate
 from migrator.qemu.live import Live

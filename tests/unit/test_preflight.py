@@ -7,10 +7,10 @@ from typing import Any
 
 import pytest
 
-from migrator.core.facts import Device, Disk, Facts
 from migrator.core.model import MigrationStatus, RunState, Severity
 from migrator.core.policy import builtin
-from migrator.core.preflight import compare
+from migrator.core.preflight.compare import compare
+from migrator.core.preflight.facts import Device, Disk, Facts
 
 DEFAULT = builtin("default")
 DISK = Disk(device="disk0", file="/images/a.img", format="raw", virtual_bytes=1 << 30, identity="1:2")

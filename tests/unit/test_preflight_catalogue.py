@@ -9,9 +9,9 @@ from pathlib import Path
 import pytest
 
 import migrator
-from migrator.core.comparisons import COMPARED
 from migrator.core.findings import CATALOGUE, accept, acceptable, errors_first, finding
 from migrator.core.model import Finding, Severity
+from migrator.core.preflight.comparisons import COMPARED
 from migrator.errors import UsageError
 
 PACKAGE = Path(migrator.__file__).parent

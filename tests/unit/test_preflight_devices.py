@@ -8,12 +8,13 @@ from typing import Any
 
 import pytest
 
-from migrator.core import host_files, host_network, named_files
-from migrator.core.carriers import Link
-from migrator.core.command_line import CommandLine, is_path, path_of
-from migrator.core.facts import Device
-from migrator.core.files import FileSeen, Kind
-from migrator.core.host_checks import check
+from migrator.core.preflight import host_files, host_network
+from migrator.core.preflight.facts import Device
+from migrator.core.preflight.host_checks import check
+from migrator.core.process import named_files
+from migrator.core.process.carriers import Link
+from migrator.core.process.command_line import CommandLine, is_path, path_of
+from migrator.core.process.files import FileSeen, Kind
 from tests.host_case import (
     ARGV,
     CASE,

@@ -6,9 +6,9 @@ from dataclasses import replace
 
 import pytest
 
-from migrator.core import host_disks
-from migrator.core.command_line import CommandLine, ImageUse
-from migrator.core.files import FileSeen, Kind, Same, same_file
+from migrator.core.preflight import host_disks
+from migrator.core.process.command_line import CommandLine, ImageUse
+from migrator.core.process.files import FileSeen, Kind, Same, same_file
 from tests.host_case import (
     ARGV,
     BASE,

@@ -6,7 +6,7 @@ import os
 
 import pytest
 
-from migrator.core.files import FileSeen, Kind, Same, Seen, same_file
+from migrator.core.process.files import FileSeen, Kind, Same, Seen, same_file
 from migrator.hosts.identify import parse
 
 MOUNTS = """\

@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from migrator.core.options import Value, read
+from migrator.core.process.options import Value, read
 from migrator.errors import Refused
 from migrator.qemu.backends import Netdev, Nodes, chardev_words, netdev_words
 from migrator.qemu.drive_ids import drives

@@ -7,12 +7,12 @@ from typing import Any
 
 import pytest
 
-from migrator.core.command_line import CommandLine
-from migrator.core.files import FileSeen, Kind
-from migrator.core.host_checks import check
-from migrator.core.host_process import ProcessCase, differences, written
 from migrator.core.model import Severity
-from migrator.core.process_identity import Drops, Held, OpenFile, ProcessIdentity, started_in
+from migrator.core.preflight.host_checks import check
+from migrator.core.preflight.host_process import ProcessCase, differences, written
+from migrator.core.process.command_line import CommandLine
+from migrator.core.process.files import FileSeen, Kind
+from migrator.core.process.process_identity import Drops, Held, OpenFile, ProcessIdentity, started_in
 from migrator.hosts.launch import Like, Nest, unit_command
 from migrator.hosts.process_identity import become, unit_properties
 from tests.host_case import ARGV, CASE, IMAGE, codes

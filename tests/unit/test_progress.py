@@ -5,8 +5,8 @@ from __future__ import annotations
 from hypothesis import given
 from hypothesis import strategies as st
 
+from migrator.core.migration.progress import Progress
 from migrator.core.model import Sample
-from migrator.core.progress import Progress
 
 sizes = st.integers(min_value=0, max_value=1 << 40)
 samples = st.builds(Sample, round=st.integers(0, 50), total_bytes=sizes, remaining_bytes=sizes)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from migrator.core.qemu_program import is_qemu
+from migrator.core.process.qemu_program import is_qemu
 
 WORDS = ("-machine", "q35", "-qmp", "unix:/q", "-m", "1G")
 

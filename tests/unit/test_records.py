@@ -13,8 +13,8 @@ from pathlib import Path
 
 import pytest
 
+from migrator.core.migration.situation import Intent, Milestone
 from migrator.core.model import State
-from migrator.core.situation import Intent, Milestone
 from migrator.errors import RecordError
 from migrator.store import records
 from migrator.store.records import FileRecord, Unfinished, state_directory, unfinished
@@ -251,7 +251,7 @@ class TestNoRoom:
         head = (
             "import asyncio, resource, sys\n"
             "from pathlib import Path\n"
-            "from migrator.core.situation import Intent, Milestone\n"
+            "from migrator.core.migration.situation import Intent, Milestone\n"
             "from migrator.errors import RecordError\n"
             "from migrator.store.records import FileRecord, Unfinished, unfinished\n"
             "def room(more):\n"

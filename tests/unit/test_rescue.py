@@ -6,9 +6,9 @@ from itertools import product
 
 import pytest
 
+from migrator.core.migration.rescue import GONE, Course, Refusal, Shown, find
+from migrator.core.migration.situation import DestinationIs, Intent, SourceIs, Word, destination_is, source_is
 from migrator.core.model import MigrationStatus, Process, RunState, View
-from migrator.core.rescue import GONE, Course, Refusal, Shown, find
-from migrator.core.situation import DestinationIs, Intent, SourceIs, Word, destination_is, source_is
 from tests.unit.test_lifecycle_table import DESTINATIONS, SOURCES, every_view, shown
 
 S, D, R, M = SourceIs, DestinationIs, RunState, MigrationStatus

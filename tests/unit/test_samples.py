@@ -13,8 +13,8 @@ from typing import Any
 
 import pytest
 
+from migrator.core.migration.downsampling import MOST, Point, Series
 from migrator.core.model import Sample, State
-from migrator.core.thinning import MOST, Point, Series
 from migrator.errors import JournalError
 from migrator.store.journal import SqlJournal
 from migrator.testing.lab import until

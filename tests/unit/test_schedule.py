@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 
 from migrator.core.inventory import Host
 from migrator.core.schedule import Orders, Phase, Rules, Transfer, schedule
-from migrator.core.timetable import lower_bound_seconds, predict
+from migrator.core.schedule.timetable import lower_bound_seconds, predict
 
 MIB = 2**20
 LINK = 100 * MIB

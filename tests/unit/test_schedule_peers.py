@@ -10,7 +10,7 @@ import pytest
 
 from migrator.core.inventory import Host
 from migrator.core.schedule import Phase, Rules, Transfer, schedule
-from migrator.core.timetable import predict
+from migrator.core.schedule.timetable import predict
 
 MIB = 2**20
 LINK = 117 * MIB

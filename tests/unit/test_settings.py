@@ -13,7 +13,7 @@ import pytest
 from migrator.core.inventory import Guest
 from migrator.core.placement import Options
 from migrator.core.policy import LastResort, Postcopy, builtin
-from migrator.core.transfers import Rules
+from migrator.core.schedule.transfers import Rules
 from migrator.engine.evacuation import FIRST_PAUSE_SECONDS, MOST_ATTEMPTS
 from migrator.engine.planner import Limits as EngineLimits
 from migrator.errors import UsageError

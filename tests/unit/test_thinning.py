@@ -8,8 +8,8 @@ from typing import Any
 
 import pytest
 
+from migrator.core.migration.downsampling import FIRST_SECONDS, MOST, Point, Series
 from migrator.core.model import Sample, State
-from migrator.core.thinning import FIRST_SECONDS, MOST, Point, Series
 
 
 def _point(at: float, *, state: State = State.PRECOPY, limit: float | None = 0.1, **figures: Any) -> Point:

@@ -1,0 +1,76 @@
+"""Whether a guest can be moved inside its policy and how long it will stand still, before anything is begun. Pure.
+
+It asks the very function that will decide, with what a dirty-rate probe saw and what the link carries as its first
+sample, so that what is told is what will be done as long as the guest goes on like that.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from migrator.core.migration import convergence
+from migrator.core.migration.convergence import Abilities, Act
+from migrator.core.migration.forecast import DEFAULT_OVERHEAD_SECONDS, Verdict, outlook
+from migrator.core.model import Sample
+from migrator.core.policy import Policy, Postcopy
+
+
+@dataclass(frozen=True, kw_only=True)
+class Foreseen:
+    """What will come of it."""
+
+    verdict: Verdict
+    #: What the guest will stand still, seconds; ``None``: it does not get so far, or too little is known.
+    downtime_seconds: float | None = None
+
+
+def foresee(
+    policy: Policy,
+    *,
+    left_bytes: float,
+    bytes_per_second: float,
+    dirty_rate_bytes_per_second: float | None,
+    probe_seconds: float,
+) -> Foreseen:
+    """Verdict and downtime of a precopy that begins now.
+
+    :param left_bytes: what the first copy sends.
+    :param bytes_per_second: what the stream will carry.
+    :param dirty_rate_bytes_per_second: of distinct pages, as a probe of `probe_seconds` saw it; ``None``: not measured.
+    """
+    if left_bytes <= 0 or bytes_per_second <= 0:
+        return Foreseen(verdict=Verdict.UNKNOWN)
+    if policy.offline:
+        # It stands still until all has arrived.
+        downtime = left_bytes / bytes_per_second + DEFAULT_OVERHEAD_SECONDS
+        return Foreseen(verdict=Verdict.CONVERGES, downtime_seconds=downtime)
+    if policy.postcopy is Postcopy.IMMEDIATE:
+        return Foreseen(verdict=Verdict.CONVERGES, downtime_seconds=DEFAULT_OVERHEAD_SECONDS)
+    if dirty_rate_bytes_per_second is None:
+        return Foreseen(verdict=Verdict.UNKNOWN)
+    state = convergence.probed(
+        convergence.begin(policy),
+        at_seconds=0.0,
+        period_seconds=probe_seconds,
+        dirty_rate=dirty_rate_bytes_per_second,
+    )
+    left = round(left_bytes)
+    sample = Sample(
+        round=1,
+        total_bytes=left,
+        remaining_bytes=left,
+        transferred_bytes=1,
+        bandwidth_bytes_per_second=bytes_per_second,
+    )
+    # What both ends support preflight says, and the controller takes into account.
+    state, forecast, _ = convergence.decide(state, sample, policy, Abilities(postcopy=True, throttle=True))
+    if forecast.verdict is Verdict.CONVERGES:
+        likely = outlook(state.model, limit_seconds=state.model.limit_seconds)
+        return Foreseen(verdict=Verdict.CONVERGES, downtime_seconds=likely.downtime_seconds)
+    if not forecast.rung:
+        return Foreseen(verdict=Verdict.CANNOT)
+    downtime = {
+        Act.START_POSTCOPY: DEFAULT_OVERHEAD_SECONDS,
+        Act.PAUSE: forecast.downtime_seconds_p50,
+    }.get(Act(forecast.rung), policy.max_downtime_seconds)
+    return Foreseen(verdict=Verdict.CONVERGES_IF, downtime_seconds=downtime)

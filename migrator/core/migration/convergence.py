@@ -1,0 +1,407 @@
+"""What to do while memory is copied: the least disturbing thing that the forecast says will work. Pure.
+
+:func:`decide` takes the state it left behind and one more sample, and gives a new state, a forecast, and the actions
+that are due, each with its reason. It is called only while the source copies; after the switch there is nothing left
+to decide. The ladder, cheapest for the guest first:
+
+1. wait, while the forecast says that it ends, or that the guest will be quiet in time;
+2. raise the downtime limit towards the ceiling, as far as that pays;
+3. take CPU time from the guest, up to the policy's ceiling, and give it back when it is not needed any more;
+4. go to postcopy;
+5. stop the guest until its memory has arrived;
+6. give up, leaving the guest as it was.
+
+A rung is skipped when the forecast says that it will not do, or not in the time left.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, field, replace
+from enum import StrEnum
+
+from migrator.core.migration import forecast
+from migrator.core.migration.forecast import (
+    DEFAULT_OVERHEAD_SECONDS,
+    Forecast,
+    Model,
+    Outlook,
+    Verdict,
+    outlook,
+    spread_of,
+)
+from migrator.core.model import Sample
+from migrator.core.policy import LastResort, Policy, Postcopy
+from migrator.units import show_bytes, show_rate, show_ratio, show_seconds
+
+#: The limit QEMU begins with, as a share of the ceiling: low, because on a fast stream that costs next to no time and
+#: the downtime follows the limit.
+_FIRST_LIMIT_RATIO = 0.1
+#: A lower limit may cost so much of the whole time and no more.
+_LIMIT_MAY_COST_RATIO = 0.035
+#: Left of the ceiling for what the bandwidth may fall by during the switch.
+_CEILING_MARGIN_RATIO = 0.1
+#: A limit is changed only if it changes by at least this factor.
+_LIMIT_STEP = 1.25
+#: Throttling goes in steps of this much.
+_THROTTLE_STEP_RATIO = 0.1
+#: So long a guest is watched for a quiet moment before something is done to it that cannot be taken back, where the
+#: policy leaves nothing but giving up or stopping it; or so many times what one whole copy takes, if that is more.
+_QUIET_WAIT_SECONDS = 8.0
+_QUIET_WAIT_COPIES = 2.7
+#: So many bad verdicts, each after another round, before a guest is throttled or goes to postcopy, ...
+_ROUNDS_TO_BELIEVE = 2
+#: ...but one is enough where the guest dirties this much faster than the stream carries.
+_HOPELESS_FACTOR = 1.15
+#: A guest that rewrites its whole working set in less than a round shows only the rate of the stream; it is then taken
+#: to write this much faster than it shows.
+_SATURATED_FACTOR = 2.0
+#: A verdict must stand even if the guest dirties this much faster than it showed.
+_DOUBT_FACTOR = 1.05
+#: After one round alone the guest may write much faster than it showed: the less a round dirties, the longer it was.
+_FIRST_DOUBT_FACTOR = 4.0
+#: Where the policy sets no time limit, one that has not ended after so many times its first round, and at least so many
+#: seconds, will not.
+_ROUNDS_WORTH = 30.0
+_LEAST_BUDGET_SECONDS = 120.0
+#: QEMU throttles at the second look that finds much dirtied, looks being a second apart at least; a share that it has
+#: not taken after so long is judged as if it had.
+_THROTTLE_LAG_SECONDS = 10.0
+#: CPU time is given back at most so often; after that what was taken stays.
+_RELAXED_AT_MOST = 2
+
+#: How the reason ends of a migration that is given up, and its error.
+GIVING_UP = "giving up"
+
+
+class Act(StrEnum):
+    """What the controller may do while memory is copied."""
+
+    LIMIT = "downtime-limit"
+    THROTTLE = "throttle"
+    START_POSTCOPY = "start-postcopy"
+    #: Stop the guest until its memory has arrived.
+    PAUSE = "pause"
+    GIVE_UP = "give-up"
+    #: Nothing is done; somebody should know.
+    AT_RISK = "at-risk"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Action:
+    """One thing to do and why."""
+
+    act: Act
+    reason: str
+    #: With ``downtime-limit``: seconds. With ``throttle``: the share of CPU time to take.
+    value: float = 0.0
+
+
+@dataclass(frozen=True, kw_only=True)
+class Abilities:
+    """What both ends turned out to support."""
+
+    postcopy: bool
+    throttle: bool
+
+
+@dataclass(frozen=True, kw_only=True)
+class State:
+    """What the controller remembers from one sample to the next."""
+
+    model: Model = field(default_factory=Model)
+    #: Share of CPU time that QEMU was told to take, and since when.
+    throttle_ratio: float = 0.0
+    throttled_at: float = -math.inf
+    relaxed_times: int = 0
+    #: Rounds after which the verdict was bad, in a row.
+    bad_rounds: int = 0
+    #: When the first of them ended, seconds since the migration began.
+    bad_since: float = math.inf
+    #: The round that the last verdict is about.
+    judged_rounds: int = 0
+    #: Something was done that nothing follows on: postcopy, pause or giving up.
+    settled: bool = False
+    at_risk: bool = False
+    #: Total time forecast at the end of the first round, seconds; what the forecast's error is measured by.
+    first_forecast_seconds: float | None = None
+
+
+def begin(policy: Policy, *, overhead_seconds: float = DEFAULT_OVERHEAD_SECONDS) -> State:
+    """The state to begin with; :attr:`Model.limit_seconds` in it is the limit to give to QEMU.
+
+    :param overhead_seconds: learned: the part of downtime that is not memory over the network.
+    """
+    ceiling = usable_limit(policy, overhead_seconds)
+    first = min(ceiling, _FIRST_LIMIT_RATIO * policy.max_downtime_seconds)
+    if policy.offline:
+        first = policy.max_downtime_seconds  # nothing is dirtied, so no limit is too high
+    if policy.postcopy is Postcopy.IMMEDIATE:
+        first = 0.001  # the switch does not wait for it, and a low one keeps precopy from getting there first
+    return State(model=Model(overhead_seconds=overhead_seconds, limit_seconds=max(0.001, first)))
+
+
+def usable_limit(policy: Policy, overhead_seconds: float) -> float:
+    """The highest downtime limit that keeps the downtime under the policy's ceiling, in seconds.
+
+    Never less than a tenth of the ceiling: where the overhead alone exceeds it, no limit would help.
+    """
+    ceiling = policy.max_downtime_seconds
+    return max(ceiling * (1 - _CEILING_MARGIN_RATIO) - overhead_seconds, ceiling * 0.1, 0.001)
+
+
+def decide(
+    state: State, sample: Sample, policy: Policy, abilities: Abilities
+) -> tuple[State, Forecast, tuple[Action, ...]]:
+    """One more sample, with :attr:`Sample.at_seconds` since the migration began.
+
+    :return: the new state, the forecast as of now, and what to do, in this order.
+    """
+    state = replace(state, model=forecast.observe(state.model, sample))
+    if state.settled or policy.offline:
+        return state, Forecast(verdict=Verdict.UNKNOWN), ()
+    if policy.postcopy is Postcopy.IMMEDIATE and abilities.postcopy:
+        action = Action(act=Act.START_POSTCOPY, reason="the policy asks for postcopy at once")
+        return replace(state, settled=True), Forecast(verdict=Verdict.CONVERGES), (action,)
+    if not state.model.known:
+        return _too_late(state, sample, policy, abilities, Forecast(verdict=Verdict.UNKNOWN))
+    return _judge(state, sample, policy, abilities)
+
+
+def probed(state: State, *, at_seconds: float, period_seconds: float, dirty_rate: float) -> State:
+    """The state after a dirty-rate probe; the next :func:`decide` at `at_seconds` takes it into account.
+
+    :param dirty_rate: bytes of distinct pages dirtied a second over `period_seconds`.
+    """
+    model = forecast.probe(
+        state.model, at_seconds=at_seconds, period_seconds=period_seconds, dirty_rate=dirty_rate
+    )
+    return replace(state, model=model)
+
+
+def _judge(
+    state: State, sample: Sample, policy: Policy, abilities: Abilities
+) -> tuple[State, Forecast, tuple[Action, ...]]:
+    left = (
+        math.inf if policy.max_duration_seconds is None else policy.max_duration_seconds - sample.at_seconds
+    )
+    ceiling = usable_limit(policy, state.model.overhead_seconds)
+    low, middle, high = spread_of(state.model, limit_seconds=ceiling, throttle_ratio=state.throttle_ratio)
+    # The rate that shows is never above the true one, so what ends only just does not end.
+    likely = outlook(
+        state.model, limit_seconds=ceiling, throttle_ratio=state.throttle_ratio, rate_factor=_DOUBT_FACTOR
+    )
+    enough = likely.ends and middle.ends and middle.seconds <= left and not state.model.stalled()
+    new_round = (
+        len(state.model.rounds) != state.judged_rounds
+        and state.model.rounds[-1].at_seconds == sample.at_seconds
+    )
+    if new_round:
+        lag = sample.at_seconds - state.throttled_at
+        throttling = sample.throttle_ratio < state.throttle_ratio - 0.01 and lag < _THROTTLE_LAG_SECONDS
+        bad = 0 if enough or throttling else state.bad_rounds + 1
+        since = math.inf if enough else min(state.bad_since, sample.at_seconds)
+        state = replace(state, bad_rounds=bad, bad_since=since, judged_rounds=len(state.model.rounds))
+    rung = "" if enough else _rung(state, policy, abilities, ceiling, left)
+    if enough:
+        verdict = Verdict.CONVERGES
+    elif rung:
+        verdict = Verdict.CONVERGES_IF
+    else:
+        verdict = Verdict.CANNOT if _believed(state, sample, rung, left) else Verdict.UNKNOWN
+    seen = Forecast(
+        verdict=verdict,
+        rung=rung,
+        seconds_p10=low.seconds,
+        seconds_p50=middle.seconds,
+        seconds_p90=high.seconds,
+        downtime_seconds_p10=low.downtime_seconds,
+        downtime_seconds_p50=middle.downtime_seconds,
+        downtime_seconds_p90=high.downtime_seconds,
+    )
+    copied_once = any(entry.pending_bytes for entry in state.model.rounds)
+    if state.first_forecast_seconds is None and copied_once and math.isfinite(middle.seconds):
+        state = replace(state, first_forecast_seconds=sample.at_seconds + middle.seconds)
+    actions: list[Action] = []
+    state, limit = _limit(state, sample, middle, ceiling)
+    actions += limit
+    if enough:
+        state, relaxed = _relax(state, ceiling, left) if new_round else (state, [])
+        actions += relaxed
+        if not high.seconds <= left and not state.at_risk:
+            state = replace(state, at_risk=True)
+            reason = f"{_why(state)}: it may take longer than the {show_seconds(max(0.0, left))} left"
+            actions.append(Action(act=Act.AT_RISK, reason=reason))
+    elif _believed(state, sample, rung, left):
+        state, climbed = _climb(state, sample, policy, abilities, rung, left)
+        actions += climbed
+    elif not rung and state.bad_rounds >= _ROUNDS_TO_BELIEVE and not state.at_risk:
+        # Whoever writes without a pause, and who does so for some seconds, look the same so far.
+        state = replace(state, at_risk=True)
+        reason = (
+            f"{_why(state)}: it will not end while the guest goes on like that; waiting for a quiet moment"
+        )
+        actions.append(Action(act=Act.AT_RISK, reason=reason))
+    if not state.settled:
+        state, seen, late = _too_late(state, sample, policy, abilities, seen)
+        actions += late
+    return state, seen, tuple(actions)
+
+
+def _limit(state: State, sample: Sample, best: Outlook, ceiling: float) -> tuple[State, list[Action]]:
+    """The lowest limit that costs next to no time against the highest allowed."""
+    model = state.model
+    chosen = ceiling
+    if best.ends and not model.stalled():
+        allowed = best.seconds + _LIMIT_MAY_COST_RATIO * (sample.at_seconds + best.seconds)
+        doubt = _FIRST_DOUBT_FACTOR if len(model.rounds) < 2 else _DOUBT_FACTOR
+        for share in (0.1, 0.2, 0.35, 0.6):
+            tried = outlook(
+                model, limit_seconds=share * ceiling, throttle_ratio=state.throttle_ratio, rate_factor=doubt
+            )
+            if tried.ends and tried.seconds <= allowed:
+                chosen = share * ceiling
+                break
+    # Lowering it again only while far away: near the switch it would undo what a round has gained.
+    if chosen < model.limit_seconds * _LIMIT_STEP:
+        return state, []
+    before = show_seconds(model.limit_seconds)
+    reason = f"{_why(state)}: a downtime limit of {show_seconds(chosen)} instead of {before} pays"
+    state = replace(state, model=replace(model, limit_seconds=chosen))
+    return state, [Action(act=Act.LIMIT, reason=reason, value=chosen)]
+
+
+def _rung(state: State, policy: Policy, abilities: Abilities, ceiling: float, left: float) -> str:
+    """The lowest rung above the present one that will do; empty when none will."""
+    if _throttle(state, policy, abilities, ceiling, left) is not None:
+        return Act.THROTTLE
+    if policy.postcopy is Postcopy.ALLOW and abilities.postcopy:
+        return Act.START_POSTCOPY
+    if policy.last_resort is LastResort.PAUSE:
+        return Act.PAUSE
+    return ""
+
+
+def _throttle(
+    state: State, policy: Policy, abilities: Abilities, ceiling: float, left: float
+) -> float | None:
+    """The least share of CPU time, above what is taken now, with which it ends in time."""
+    if not abilities.throttle:
+        return None
+    # With 10 per cent in hand: a throttle that just suffices would have to stay for long.
+    factor = _SATURATED_FACTOR if state.model.stalled() else 1.1
+    share = _THROTTLE_STEP_RATIO * (1 + math.floor(state.throttle_ratio / _THROTTLE_STEP_RATIO + 1e-9))
+    while share <= policy.max_throttle_ratio + 1e-9:
+        tried = outlook(state.model, limit_seconds=ceiling, throttle_ratio=share, rate_factor=factor)
+        if tried.ends and tried.seconds <= left:
+            return min(share, policy.max_throttle_ratio)
+        share += _THROTTLE_STEP_RATIO
+    if state.model.stalled() and state.throttle_ratio < policy.max_throttle_ratio:
+        # What a guest that saturates its working set really writes, and how far throttling slows it, only trying tells.
+        other = policy.postcopy is Postcopy.ALLOW and abilities.postcopy
+        return None if other else policy.max_throttle_ratio
+    return None
+
+
+def _believed(state: State, sample: Sample, rung: str, left: float) -> bool:
+    """Whether the bad verdict has stood for long enough to act on."""
+    model = state.model
+    if state.bad_rounds == 0:
+        return False
+    hopeless = (
+        model.write_rate() * (1 - state.throttle_ratio) > _HOPELESS_FACTOR * model.bandwidth_bytes_per_second
+    )
+    if rung in (Act.THROTTLE, Act.START_POSTCOPY):
+        needed = 2.0 * max(0.0, sample.remaining_bytes / model.bandwidth_bytes_per_second)
+        if math.isfinite(left) and left < needed:
+            return True
+        return hopeless or state.bad_rounds >= _ROUNDS_TO_BELIEVE
+    wait = max(
+        _QUIET_WAIT_SECONDS, _QUIET_WAIT_COPIES * sample.total_bytes / model.bandwidth_bytes_per_second
+    )
+    if math.isfinite(left) and rung == Act.PAUSE:
+        wait = min(wait, left - 2.0 * sample.remaining_bytes / model.bandwidth_bytes_per_second)
+    return state.bad_rounds >= _ROUNDS_TO_BELIEVE and sample.at_seconds - state.bad_since >= wait
+
+
+def _climb(
+    state: State, sample: Sample, policy: Policy, abilities: Abilities, rung: str, left: float
+) -> tuple[State, list[Action]]:
+    ceiling = usable_limit(policy, state.model.overhead_seconds)
+    why = _why(state)
+    if rung == Act.THROTTLE:
+        share = _throttle(state, policy, abilities, ceiling, left)
+        if share is None:
+            return state, []
+        reason = f"{why}: taking {show_ratio(share)} of the guest's CPU time lets it end"
+        state = replace(
+            state, throttle_ratio=share, throttled_at=sample.at_seconds, bad_rounds=0, bad_since=math.inf
+        )
+        return state, [Action(act=Act.THROTTLE, reason=reason, value=share)]
+    if rung == Act.START_POSTCOPY:
+        reason = f"{why}: switching to postcopy"
+        return replace(state, settled=True), [Action(act=Act.START_POSTCOPY, reason=reason)]
+    if rung == Act.PAUSE:
+        reason = f"{why}: stopping the guest until its memory has arrived"
+        return replace(state, settled=True), [Action(act=Act.PAUSE, reason=reason)]
+    waited = show_seconds(max(0.0, sample.at_seconds - state.bad_since))
+    why += f"; nothing that the policy allows would let it end, and no quiet moment came in {waited}"
+    return replace(state, settled=True), [Action(act=Act.GIVE_UP, reason=f"{why}: {GIVING_UP}")]
+
+
+def _relax(state: State, ceiling: float, left: float) -> tuple[State, list[Action]]:
+    """Give CPU time back when it would end without taking it."""
+    if state.throttle_ratio <= 0 or state.relaxed_times >= _RELAXED_AT_MOST:
+        return state, []
+    free = outlook(state.model, limit_seconds=ceiling, rate_factor=1.2)
+    if not free.ends or free.seconds > left:
+        return state, []
+    reason = f"{_why(state)}: it ends without throttling"
+    state = replace(state, throttle_ratio=0.0, relaxed_times=state.relaxed_times + 1)
+    return state, [Action(act=Act.THROTTLE, reason=reason, value=0.0)]
+
+
+def _too_late(
+    state: State, sample: Sample, policy: Policy, abilities: Abilities, seen: Forecast
+) -> tuple[State, Forecast, tuple[Action, ...]]:
+    """The time is over, the policy's or any reasonable one: the last rung, now."""
+    limit = policy.max_duration_seconds
+    if limit is not None:
+        what = f"the policy's max_duration of {show_seconds(limit)}"
+    else:
+        limit = _budget(state.model, sample)
+        what = f"{_ROUNDS_WORTH:.0f} times what one whole copy takes"
+    if sample.at_seconds < limit:
+        return state, seen, ()
+    why = f"{show_seconds(sample.at_seconds)} are over, {what}"
+    if policy.postcopy is Postcopy.ALLOW and abilities.postcopy:
+        action = Action(act=Act.START_POSTCOPY, reason=f"{why}: switching to postcopy")
+    elif policy.last_resort is LastResort.PAUSE:
+        action = Action(act=Act.PAUSE, reason=f"{why}: stopping the guest until its memory has arrived")
+    else:
+        action = Action(act=Act.GIVE_UP, reason=f"{why}: {GIVING_UP}")
+    return replace(state, settled=True), seen, (action,)
+
+
+def _budget(model: Model, sample: Sample) -> float:
+    """How long it may take where the policy does not say."""
+    if model.rounds:
+        first = model.rounds[0].duration_seconds
+    else:
+        first = sample.total_bytes / max(1.0, model.bandwidth_bytes_per_second)
+    return max(_LEAST_BUDGET_SECONDS, _ROUNDS_WORTH * first)
+
+
+def _why(state: State) -> str:
+    """The numbers in words a person can check."""
+    model = state.model
+    ended = model.rounds[-1]
+    took = show_seconds(ended.duration_seconds)
+    if ended.pending_bytes and model.last is not None:
+        what = f"round {max(1, model.last.round - 1)} left {show_bytes(ended.pending_bytes)} after {took}"
+    else:
+        what = f"a probe saw {show_bytes(ended.dirtied_bytes)} dirtied in {took}"
+    return (
+        f"{what}, the guest rewrites up to {show_bytes(model.working_set_bytes())} at "
+        f"{show_rate(model.write_rate())}, the stream carries {show_rate(model.bandwidth_bytes_per_second)}"
+    )

@@ -1,0 +1,321 @@
+"""The one decision table: what was intended and what both ends show go in, the next safe step comes out.
+
+The live path and the recovery after a crash of the controller call the same :func:`decide`. It is total: each
+end is first classified (:mod:`migrator.core.migration.situation`, total over everything QEMU can show), then
+the first row of :data:`ROWS` that fits answers, and the last row fits everything.
+
+The rows keep the safety invariants:
+
+- the destination is sent ``cont`` (:attr:`Step.HAND_OVER`) only when the source can no longer run by itself;
+- once that was sent, or in postcopy once the source has switched, it is never sent ``cont`` (:attr:`Step.REVIVE`);
+- between the switch and its outcome nothing is cancelled unless the destination has been seen dead.
+"""
+
+from __future__ import annotations
+
+from migrator.core.migration.rules import (
+    ANY_D,
+    ANY_S,
+    CANNOT_RUN,
+    GONE_D,
+    GONE_S,
+    OWNS,
+    Next,
+    Now,
+    Row,
+    Step,
+    fenceable,
+    past_postcopy_switch,
+    row,
+)
+from migrator.core.migration.said import SAID
+from migrator.core.migration.situation import (
+    DestinationIs,
+    Intent,
+    Milestone,
+    SourceIs,
+    as_found,
+    as_said,
+    classify,
+    destination_is,
+    source_is,
+)
+from migrator.core.model import MigrationStatus, Process, RunState, State, View
+
+__all__ = ["ROWS", "Next", "Row", "Step", "can_cancel", "decide", "state_of"]
+
+S, D = SourceIs, DestinationIs
+
+# fmt: off
+# A table: a rule reads better as one paragraph.
+ROWS: tuple[Row, ...] = (
+    # --- what a person has said, and nothing that both ends show forbids ------------------------------------------
+    *SAID,
+    # --- a contradiction that nobody but a person may end -------------------------------------------------------
+    row("both-run", {S.RUNS, S.COPIES}, {D.RUNS, D.FETCHES}, State.HELD,
+        "the guest runs at both ends"),
+    row("arrived-source-failed", S.RESTS, D.RUNS, Step.RETIRE,
+        "the guest runs at the destination, complete; the source, where we had stopped it, failed at the very end",
+        lambda now: now.handed and now.intent.postcopy and now.intent.stopped_by_us),
+    row("runs-there-rests-here", {S.RESTS, S.AT_SWITCH}, {D.RUNS, D.FETCHES}, State.HELD,
+        "the guest runs at the destination, yet the source has not handed it over"),
+    row("strange-destination", ANY_S, D.STRANGE, State.HELD,
+        "the destination is not what this migration made of it"),
+    # --- the guest runs at the destination ----------------------------------------------------------------------
+    row("arrived-source-gone", GONE_S, D.RUNS, State.COMPLETED,
+        "the guest runs at the destination and the source is gone"),
+    row("arrived", S.DONE, D.RUNS, Step.RETIRE,
+        "both ends are complete and the guest runs at the destination"),
+    row("arrived-source-stalled", ANY_S - OWNS - GONE_S - {S.DONE, S.SILENT}, D.RUNS, State.HELD,
+        "the guest runs at the destination, complete, and the source does not come to its end",
+        lambda now: now.overdue),
+    row("arriving", ANY_S - OWNS - GONE_S - {S.DONE, S.SILENT}, D.RUNS, Step.WAIT,
+        "the guest runs at the destination, complete, and the source is about to end"),
+    row("postcopy-source-died", GONE_S, {D.FETCHES, D.READY, D.BROKEN}, State.HELD,
+        "the source died while the destination still needed memory from it: that memory is lost"),
+    row("postcopy-broken", ANY_S, D.BROKEN, State.HELD,
+        "the postcopy stream broke; the guest waits for memory that only the source holds: quit neither"),
+    row("postcopy-broken-source", S.BROKEN, ANY_D - GONE_D, State.HELD,
+        "the postcopy stream broke; the guest needs memory that only the source holds: quit neither",
+        lambda now: now.handed or now.overdue),
+    row("fetching-stalled", ANY_S, D.FETCHES, State.HELD,
+        "postcopy makes no progress; the guest needs memory that only the source holds: quit neither",
+        lambda now: now.overdue),
+    row("fetching", ANY_S, D.FETCHES, Step.WAIT,
+        "the guest runs at the destination and fetches its memory"),
+    row("arrived-source-silent", S.SILENT, D.RUNS, Step.RETIRE,
+        "the guest runs at the destination, complete, and the source does not answer",
+        lambda now: now.overdue and now.handed),
+    # --- after the point of no return ---------------------------------------------------------------------------
+    row("ended-at-destination", ANY_S - OWNS - GONE_S, D.ENDED, Step.RETIRE,
+        "the guest ended by itself at the destination",
+        lambda now: now.handed),
+    row("ended-after-arrival", GONE_S, D.ENDED, State.GUEST_ENDED,
+        "the guest ended by itself at the destination",
+        lambda now: now.handed),
+    row("settled-here-handed-there", {S.RUNS, S.RESTS}, ANY_D - GONE_D, State.HELD,
+        "the guest was handed to the destination, yet the source is not stopped by a migration: somebody "
+        "intervened",
+        lambda now: now.handed),
+    row("settled-here-destination-died", {S.RUNS, S.RESTS}, GONE_D, State.HELD,
+        "the guest was handed to the destination, which died and may have written to the disks; QEMU, or somebody, "
+        "has settled the guest at the source again: look at the disks before it goes on",
+        lambda now: now.handed),
+    row("destination-died-after-hand-over", ANY_S - OWNS, GONE_D, State.HELD,
+        "the destination died after the guest was handed to it, and it may have written to the disks",
+        lambda now: now.handed),
+    row("refuses-to-run", CANNOT_RUN | {S.SERVES}, {D.LOADED, D.READY}, State.HELD,
+        "the destination was told to run the guest and does not",
+        lambda now: now.intent.milestone is Milestone.HANDED_OVER and now.intent.guest_runs and now.overdue),
+    row("hand-over-again", CANNOT_RUN | {S.SERVES}, {D.LOADED, D.READY}, Step.HAND_OVER,
+        "the guest was about to be run at the destination and stands still there",
+        lambda now: now.intent.milestone is Milestone.HANDED_OVER and now.intent.guest_runs),
+    row("arrived-paused", S.DONE, D.LOADED, Step.RETIRE,
+        "both ends are complete, and the guest stands still at the destination as it shall",
+        lambda now: not now.intent.guest_runs or now.intent.milestone is Milestone.RETIRING),
+    row("arrived-paused-source-gone", GONE_S, D.LOADED, State.COMPLETED,
+        "the guest stands still at the destination as it shall, and the source is gone",
+        lambda now: not now.intent.guest_runs or now.intent.milestone is Milestone.RETIRING),
+    row("arrived-paused-source-silent", S.SILENT, D.LOADED, Step.RETIRE,
+        "the guest stands still at the destination as it shall, and the source, which was done, does not answer",
+        lambda now: now.overdue and now.intent.milestone is Milestone.RETIRING),
+    # Where nobody watched, it may have run on, and its monitor be held by another.
+    row("loaded-source-silent", S.SILENT, D.LOADED, Step.FENCE_SOURCE,
+        "the source does not answer; the destination is complete and may run once the source is dead",
+        lambda now: (now.overdue and now.source.can_fence and (not now.intent.fence_failed)
+            and (now.intent.milestone >= Milestone.SWITCHING) and (now.intent.undo is None) and (now.intent.live
+            or now.handed))),
+    row("silent-after-hand-over", ANY_S - OWNS, {D.SILENT, D.LOADS, D.FAILED, D.LOADED, D.READY}, State.HELD,
+        "the guest was handed to the destination, which does not show it running",
+        lambda now: now.handed and now.overdue),
+    row("wait-after-hand-over", ANY_S - OWNS, {D.SILENT, D.LOADS, D.FAILED, D.LOADED, D.READY}, Step.WAIT,
+        "the guest was handed to the destination, which does not show it running yet",
+        lambda now: now.handed),
+    # --- the destination has the whole guest, or in postcopy enough of it ----------------------------------------
+    row("hand-over", S.DONE, D.LOADED, Step.HAND_OVER,
+        "the source is done and cannot run by itself; the destination is complete"),
+    # Where nobody watched, the switch may have failed for the source alone, and the guest have run on there.
+    row("hand-over-source-gone", S.DEAD, D.LOADED, Step.HAND_OVER,
+        "the source is dead and the destination is complete",
+        lambda now: now.intent.undo is None and now.intent.live),
+    row("source-gone-unwatched", GONE_S, D.LOADED, State.HELD,
+        "the source is gone; the destination has the guest as it was at the switch, but the source may have "
+        "run on after it and written to the disks: look at them before it is run"),
+    row("hand-over-postcopy", {S.SERVES, S.DONE}, {D.READY, D.LOADED}, Step.HAND_OVER,
+        "the source serves pages and cannot run; the destination has what it needs to run the guest",
+        lambda now: now.intent.guest_runs),
+    # --- the source is gone and the guest with it ----------------------------------------------------------------
+    row("source-gone-still-loading", GONE_S, {D.LOADS, D.SILENT}, Step.WAIT,
+        "the source is gone; the destination may have all of the guest",
+        lambda now: not now.overdue and now.intent.milestone >= Milestone.SWITCHING),
+    row("source-gone-destination-silent", GONE_S, D.SILENT, State.HELD,
+        "the source is gone since the switch; the destination does not answer, and may have the whole guest",
+        lambda now: now.intent.milestone >= Milestone.SWITCHING),
+    row("guest-ended-clear-away", S.ENDED, ANY_D - GONE_D, Step.DISMISS,
+        "the guest ended by itself at the source",
+        lambda now: not now.intent.dismissed),
+    row("guest-ended", S.ENDED, ANY_D, State.GUEST_ENDED,
+        "the guest ended by itself at the source"),
+    row("source-died-clear-away", S.DEAD, ANY_D - GONE_D, Step.DISMISS,
+        "the source's process died before the destination was complete",
+        lambda now: not now.intent.dismissed),
+    row("source-died", S.DEAD, ANY_D, State.HELD,
+        "the source's process died (killed or crashed) before the destination was complete: the guest is lost"),
+    # --- the source is not migrating (any more): undo ------------------------------------------------------------
+    row("restore", {S.RUNS, S.RESTS}, ANY_D, Step.RESTORE,
+        "the source does not migrate any more; it is put back as it was",
+        lambda now: not now.intent.restored and (not now.overdue)),
+    row("cannot-restore", {S.RUNS, S.RESTS}, ANY_D, State.HELD,
+        "the source does not migrate any more, but it cannot be put back as it was",
+        lambda now: not now.intent.restored),
+    row("dismiss", {S.RUNS, S.RESTS}, ANY_D - GONE_D, Step.DISMISS,
+        "the destination has nothing worth keeping and QEMU cannot use it again",
+        lambda now: not now.intent.dismissed),
+    row("undone-cancelled", {S.RUNS, S.RESTS}, ANY_D, State.CANCELLED,
+        "cancelled; the guest is at the source, as it was",
+        lambda now: now.intent.undo is State.CANCELLED),
+    row("undone", {S.RUNS, S.RESTS}, ANY_D, State.FAILED,
+        "the guest is at the source, as it was"),
+    # --- the way back, once the destination is seen dead -----------------------------------------------------------
+    row("postcopy-no-way-back", {S.SWITCHING, S.SERVES, S.BROKEN, S.DONE}, GONE_D, State.HELD,
+        "the destination died after a postcopy switch; the source holds the memory but may not run it again",
+        lambda now: now.intent.postcopy),
+    row("revive", {S.DONE, S.LEFT_STOPPED}, GONE_D, Step.REVIVE,
+        "the destination is dead and never ran the guest; the source has all of it",
+        lambda now: not now.overdue),
+    row("cannot-revive", {S.DONE, S.LEFT_STOPPED}, GONE_D, State.HELD,
+        "the destination is dead and never ran the guest; the source has all of it, but does not run it"),
+    row("cancel-destination-dead", {S.COPIES, S.AT_SWITCH, S.SWITCHING}, GONE_D, Step.CANCEL,
+        "the destination is dead",
+        lambda now: not now.overdue),
+    row("cannot-cancel", {S.COPIES, S.AT_SWITCH, S.SWITCHING}, GONE_D, State.HELD,
+        "the destination is dead, and the source does not give the migration up"),
+    row("left-stopped", S.LEFT_STOPPED, ANY_D - GONE_D, Step.FENCE_DESTINATION,
+        "the source was left stopped; it may run again once the destination is dead",
+        fenceable),
+    row("left-stopped-cannot-fence", S.LEFT_STOPPED, ANY_D - GONE_D, State.HELD,
+        "the source was left stopped, and the destination cannot be fenced from here"),
+    # --- copying -----------------------------------------------------------------------------------------------
+    row("copying-undo", S.COPIES, ANY_D, Step.CANCEL,
+        "cancelled while that is safe",
+        lambda now: now.intent.undo is not None and (not now.overdue)),
+    row("copying-ignores-cancel", S.COPIES, ANY_D, Step.FENCE_DESTINATION,
+        "the source does not give the migration up; without a destination it has to",
+        lambda now: now.intent.undo is not None and fenceable(now)),
+    row("copying-cannot-fence", S.COPIES, ANY_D, State.HELD,
+        "the source does not give the migration up, and the destination cannot be fenced from here",
+        lambda now: now.intent.undo is not None),
+    row("copying-rejected", S.COPIES, D.FAILED, Step.CANCEL,
+        "the destination has failed"),
+    row("copying-stalled", S.COPIES, ANY_D, Step.CANCEL,
+        "the migration makes no progress",
+        lambda now: now.overdue),
+    row("copying", S.COPIES, ANY_D, Step.WAIT,
+        "memory is being copied"),
+    # --- at the last safe point --------------------------------------------------------------------------------
+    # A cancel that was not obeyed by the time it is overdue is not tried again.
+    row("at-switch-undo", S.AT_SWITCH, ANY_D, Step.CANCEL,
+        "undone at the last safe point",
+        lambda now: (now.intent.undo is not None) is not now.overdue and (not now.may_have_switched)),
+    row("at-switch-rejected", S.AT_SWITCH, {D.FAILED}, Step.CANCEL,
+        "the destination has failed",
+        lambda now: not now.overdue and (not now.may_have_switched)),
+    row("switch", S.AT_SWITCH, D.LOADS, Step.SWITCH,
+        "the destination lives, answers, and waits for the rest",
+        lambda now: now.destination.status in (MigrationStatus.ACTIVE, MigrationStatus.OTHER) and (not now.overdue)),
+    row("at-switch-fence", S.AT_SWITCH, ANY_D - GONE_D, Step.FENCE_DESTINATION,
+        "the switch may be on its way and the destination does not go on: no cancel before it is dead",
+        lambda now: (now.overdue or destination_is(now.destination) is D.FAILED)
+        and fenceable(now) and not past_postcopy_switch(now)),
+    row("at-switch-cannot-fence", S.AT_SWITCH, ANY_D - GONE_D, State.HELD,
+        "the switch may be on its way, and the destination neither goes on nor can, or in postcopy may, be fenced",
+        lambda now: now.overdue),
+    row("at-switch", S.AT_SWITCH, ANY_D, Step.WAIT,
+        "the guest stands still; the destination is not ready yet"),
+    # --- cancelled before it, which may take QEMU minutes where it still tries to connect ---------------------------
+    row("cancelling-resume", S.FAILING, {D.LOADS, D.FAILED, D.SILENT, *GONE_D}, Step.RESUME,
+        "the migration ends before the switch: the guest, which was stopped for it, runs again at once",
+        lambda now: now.source.status is MigrationStatus.CANCELLING and now.source.run is RunState.PAUSED
+        and now.intent.stopped_by_us and now.intent.guest_runs
+        and not (now.may_have_switched or now.overdue)),
+    # --- between the switch and its outcome ----------------------------------------------------------------------
+    row("postcopy-rejected", {S.SWITCHING, S.SERVES, S.BROKEN, S.DONE}, {D.FAILED}, State.HELD,
+        "the destination rejected the guest after a postcopy switch; the source holds the memory but may not "
+        "run it",
+        lambda now: now.intent.postcopy and now.overdue),
+    row("postcopy-stalled", {S.SWITCHING, S.SERVES, S.BROKEN, S.DONE}, ANY_D - GONE_D, State.HELD,
+        "the postcopy switch makes no progress; the source holds the memory but may not run it again",
+        lambda now: now.intent.postcopy and now.overdue),
+    row("postcopy-failing", S.FAILING, ANY_D - GONE_D, State.HELD,
+        "the postcopy switch failed half-way; the source holds the memory but may not run it again",
+        lambda now: now.overdue and past_postcopy_switch(now)),
+    row("switch-rejected", {S.SWITCHING, S.DONE}, D.FAILED, Step.FENCE_DESTINATION,
+        "the destination rejected the guest; the source may go on once it is dead",
+        lambda now: not now.intent.postcopy and fenceable(now)),
+    row("switch-stalled", {S.SWITCHING, S.DONE, S.FAILING}, ANY_D - GONE_D, Step.FENCE_DESTINATION,
+        "the switch makes no progress; the source may go on once the destination is dead",
+        lambda now: now.overdue and fenceable(now)),
+    row("switch-stalled-cannot-fence", {S.SWITCHING, S.DONE, S.FAILING}, ANY_D - GONE_D, State.HELD,
+        "the switch makes no progress, and the destination cannot be fenced from here",
+        lambda now: now.overdue),
+    row("switching", {S.SWITCHING, S.SERVES, S.BROKEN, S.DONE, S.FAILING}, ANY_D, Step.WAIT,
+        "the outcome is on its way",
+        lambda now: not now.overdue),
+    # --- an end that does not answer -------------------------------------------------------------------------------
+    row("source-silent", S.SILENT, ANY_D, Step.WAIT,
+        "the source does not answer",
+        lambda now: not now.overdue),
+    row("source-silent-fence", S.SILENT, ANY_D - GONE_D - {D.RUNS}, Step.FENCE_DESTINATION,
+        "the source does not answer; its migration is broken off so that it cannot reach the switch alone",
+        lambda now: not now.may_have_switched and fenceable(now)),
+    row("both-silent-fence", S.SILENT, {D.SILENT, D.LOADS, D.FAILED}, Step.FENCE_DESTINATION,
+        "the source does not answer, as it does not while it waits for a destination that has stalled; its "
+        "process lives and holds the guest, and may go on once the destination is dead",
+        lambda now: now.source.process is Process.ALIVE and (not now.intent.postcopy) and fenceable(now)),
+    row("source-does-not-answer", S.SILENT, ANY_D, State.HELD,
+        "the source does not answer"),
+    row("unclear", ANY_S, ANY_D, State.HELD,
+        "both ends together show something that no rule answers"),
+)
+# fmt: on
+
+
+def decide(intent: Intent, source: View, destination: View, *, overdue: bool = False) -> Next:
+    """The next safe step; total and pure.
+
+    :param intent: what was meant and done so far.
+    :param source: a fresh view of the source.
+    :param destination: a fresh view of the destination.
+    :param overdue: nothing has changed for longer than this phase may take.
+    """
+    intent = as_found(intent, destination)
+    source, destination = as_said(intent, source), as_said(intent, destination)
+    now = Now(intent=intent, source=source, destination=destination, overdue=overdue)
+    here, there = classify(intent, source, destination)
+    for each in ROWS:
+        if here in each.source and there in each.destination and each.when(now):
+            return Next(step=each.step, row=each.name, why=each.why, state=each.state)
+    raise AssertionError("the last row fits everything")
+
+
+def can_cancel(intent: Intent, source: View) -> bool:
+    """Whether a cancel is still safe: before migrate-continue was sent, and while the source says so."""
+    here = source_is(source)
+    if here is S.COPIES:
+        return True
+    before_switch = intent.live and intent.milestone < Milestone.SWITCHING
+    return before_switch and here in {S.RUNS, S.RESTS, S.AT_SWITCH, S.SILENT}
+
+
+def state_of(intent: Intent, source: View, destination: View) -> State:
+    """The lifecycle's word for a migration that has not ended."""
+    here, there = classify(intent, source, destination)
+    if intent.undo is not None or intent.milestone is Milestone.RETIRING:
+        return State.FINISHING
+    if there in (D.RUNS, D.FETCHES):
+        return State.POSTCOPY if there is D.FETCHES else State.FINISHING
+    if intent.milestone is Milestone.PREPARING:
+        return State.PREPARING
+    if here is S.COPIES or (intent.milestone is Milestone.MIGRATING and here in (S.RUNS, S.RESTS, S.SILENT)):
+        return State.PRECOPY
+    return State.SWITCHOVER

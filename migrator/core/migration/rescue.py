@@ -1,0 +1,211 @@
+"""What to do about QEMUs that a migration left and that nobody drives: from what both ends show; no record. Pure.
+
+Whoever asks has seen that nobody drives either end, and that both have shown the same for a while, so that no command
+is on its way. Where what they show leaves one way alone, that way is taken as a person's word would be
+(:mod:`migrator.core.migration.resolving`), and the lifecycle table takes every step; where it leaves two, a person
+has to say.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+
+from migrator.core.migration.lifecycle import Step
+from migrator.core.migration.resolving import Act, Answer, consider, spoken, unrecorded
+from migrator.core.migration.situation import (
+    DestinationIs,
+    Intent,
+    Milestone,
+    SourceIs,
+    Word,
+    classify,
+    source_is,
+)
+from migrator.core.model import RUNNING_STATES, Process, RunState, View
+
+#: An end that was not given: a person says that its process is gone.
+GONE = View(process=Process.DEAD)
+
+S, D = SourceIs, DestinationIs
+_GONE_S, _GONE_D = frozenset({S.DEAD, S.ENDED}), frozenset({D.DEAD, D.ENDED})
+_EMPTY = frozenset({D.LOADS, D.FAILED})
+_HAS_IT = frozenset({D.LOADED, D.READY, D.RUNS, D.FETCHES})
+#: The switch has not been passed, whatever became of the destination.
+_BEFORE_SWITCH = frozenset({S.COPIES, S.AT_SWITCH})
+#: The guest may go on there.
+_NOT_LEFT = _BEFORE_SWITCH | {S.SWITCHING, S.FAILING, S.LEFT_STOPPED}
+_STOPPED_BY_QEMU = frozenset({RunState.FINISH_MIGRATE, RunState.POSTMIGRATE, RunState.INMIGRATE})
+_STEPS = {
+    Step.CANCEL: "the migration is cancelled at the source (migrate_cancel)",
+    Step.FENCE_DESTINATION: "the destination's process is killed and seen dead",
+    Step.FENCE_SOURCE: "the source's process is killed and seen dead",
+    Step.REVIVE: "the source is told to go on (cont)",
+    Step.RESUME: "the source is told to go on (cont)",
+    Step.RESTORE: "the source's migration settings are put back, as far as they are known",
+    Step.DISMISS: "the destination, which holds nothing that is needed, is ended",
+    Step.HAND_OVER: "the destination is told to run the guest (cont)",
+    Step.RETIRE: "the source, which the guest has left, is ended",
+}
+_ACTS = {
+    Act.REACH_SOURCE: "let the other client of the source's monitor go, or wake its QEMU (kill -CONT)",
+    Act.REACH_DESTINATION: "let the other client of the destination's monitor go, or wake its QEMU (kill -CONT)",
+    Act.MEND: "mend the way between both hosts, then migrate-recover at the destination and migrate with resume at "
+    "the source",
+    Act.END_SOURCE: "end the source's process by hand and leave --source out",
+    Act.END_DESTINATION: "end the destination's process by hand and leave --destination out",
+}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Shown:
+    """What there is to go by."""
+
+    source: View
+    destination: View
+    #: Whether the guest ran before, or a person wants it to; ``None``: nothing tells.
+    runs: bool | None = None
+    #: ... and it is a person who wants it.
+    run_state_said: bool = False
+    #: Both ends belong to one migration, as uuids or marks say.
+    same_guest: bool = True
+    #: Where the guest is or shall be, by a person's word.
+    word: Word | None = None
+    #: What a record says was meant, where there is one all the same.
+    recorded: Intent | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Course:
+    """What will be done, in words, and as what the lifecycle table shall take it."""
+
+    says: tuple[str, ...]
+    intent: Intent
+    word: Word
+
+
+@dataclass(frozen=True, kw_only=True)
+class Refusal:
+    """Why nothing is done, and what a person can do."""
+
+    why: str
+    #: There is nothing to rescue.
+    nothing_to_do: bool = False
+
+
+def find(shown: Shown) -> Course | Refusal:
+    """The way out, or why there is none that may be taken without a person; total and pure."""
+    intent = _meant(shown)
+    here, there = classify(intent, shown.source, shown.destination)
+    both = here not in _GONE_S and there not in _GONE_D
+    if both and not shown.same_guest:
+        return Refusal(why="the two ends show different guests: check the addresses")
+    if there is D.STRANGE:
+        return Refusal(
+            why="the QEMU given as destination never waited for a guest: check that the two are not swapped; what it "
+            "runs is a guest of its own"
+        )
+    if idle := _idle(shown, here, there):
+        return Refusal(why=idle, nothing_to_do=True)
+    # What was reset after it had left looks like a guest that was never started: only a record, or a person, can tell.
+    unsure = shown.recorded is None and source_is(shown.source) is not here
+    word = shown.word or (None if unsure else _word(here, there))
+    answers = {each: consider(each, intent, shown.source, shown.destination) for each in _CHOICES}
+    if word is None:
+        return Refusal(why=_ask(answers))
+    answer = answers[word]
+    if not answer.accepted:
+        return Refusal(
+            why="; ".join([answer.why, *(f"to have it so: {_ACTS[act]}" for act in answer.acts[:1])])
+        )
+    if shown.runs is None and shown.recorded is None and not _seen_to_run_or_rest(shown, word):
+        return Refusal(
+            why="whether the guest ran before it was moved cannot be seen any more: say --run-state running or paused"
+        )
+    return Course(says=_says(answer, word, shown, intent), intent=spoken(intent, word), word=word)
+
+
+_CHOICES = (Word.SOURCE, Word.DESTINATION)
+
+
+def _meant(shown: Shown) -> Intent:
+    intent = shown.recorded or unrecorded(shown.source, shown.destination)
+    if shown.recorded is not None and not shown.run_state_said:
+        return intent
+    here, _ = classify(intent, shown.source, shown.destination)
+    if here in _BEFORE_SWITCH and shown.recorded is None:
+        intent = replace(intent, milestone=Milestone.SWITCHING)
+    if shown.source.run is RunState.PAUSED and here in {S.RESTS, S.COPIES}:
+        # Somebody wanted that, who may be the controller that is gone.
+        runs = bool(shown.runs and shown.run_state_said)
+        return replace(intent, guest_runs=runs, stopped_by_us=runs)
+    if shown.runs is None:
+        return intent
+    # A controller that is gone may have stopped it for the switch: then QEMU leaves it paused when it gives up.
+    return replace(intent, guest_runs=shown.runs, stopped_by_us=shown.runs and here in _NOT_LEFT)
+
+
+def _idle(shown: Shown, here: SourceIs, there: DestinationIs) -> str:
+    if here in (S.RUNS, S.RESTS) and there in _GONE_D and not (here is S.RESTS and shown.run_state_said):
+        return f"the guest is at the source ({shown.source.run}) and takes part in no migration"
+    if here in _GONE_S and there is D.RUNS:
+        return f"the guest is at the destination ({shown.destination.run}) and takes part in no migration"
+    if here in _GONE_S and there in _GONE_D:
+        return "neither process is there any more: start the guest anew if it runs nowhere"
+    if here in _GONE_S and there in _EMPTY:
+        return "the destination is empty and there is no source: end it, and start the guest anew if it runs nowhere"
+    return ""
+
+
+def _word(here: SourceIs, there: DestinationIs) -> Word | None:
+    """The one way that what both ends show leaves; ``None`` where they leave none or more than one."""
+    if here in {S.RUNS, S.RESTS} | _BEFORE_SWITCH and there in _EMPTY | _GONE_D:
+        return Word.SOURCE
+    if here in _BEFORE_SWITCH and there is D.SILENT:
+        return Word.SOURCE
+    if here is S.LEFT_STOPPED and there in _EMPTY:
+        return Word.SOURCE
+    if here in (S.DONE, S.SERVES) and there in _HAS_IT:
+        return Word.DESTINATION
+    return None
+
+
+def _ask(answers: dict[Word, Answer]) -> str:
+    """Why a person has to say it, and what can be said."""
+    can = [f"--guest-at {word} ({answer.why})" for word, answer in answers.items() if answer.accepted]
+    if can:
+        return (
+            "what both ends show does not tell where the guest last ran, and that one alone may go on; look at the "
+            f"disks and the guest, then say {' or '.join(can)}"
+        )
+    acts = dict.fromkeys(act for answer in answers.values() for act in answer.acts)
+    why = next(iter(answers.values())).why
+    return "; ".join([why, *(_ACTS[act] for act in acts)])
+
+
+def _seen_to_run_or_rest(shown: Shown, word: Word) -> bool:
+    view = shown.source if word is Word.SOURCE else shown.destination
+    stopped_by_qemu = {RunState.FINISH_MIGRATE, RunState.POSTMIGRATE, RunState.INMIGRATE}
+    if word is Word.SOURCE:
+        return view.run not in stopped_by_qemu
+    return view.run in RUNNING_STATES or view.run not in {
+        *stopped_by_qemu,
+        RunState.PAUSED,
+        RunState.PRELAUNCH,
+    }
+
+
+def _says(answer: Answer, word: Word, shown: Shown, intent: Intent) -> tuple[str, ...]:
+    says = [_STEPS[each.step] for each in answer.steps if each.step in _STEPS]
+    if answer.state is None:
+        says.append(
+            "the migration is watched to its end; then the source, which the guest has left, is ended"
+        )
+    end = shown.source if word is Word.SOURCE else shown.destination
+    if _at_rest_by_itself(end):
+        return (*says, f"the guest stays as it is at the {word} ({end.run})")
+    return (*says, f"the guest then {'runs' if intent.guest_runs else 'stands still, paused,'} at the {word}")
+
+
+def _at_rest_by_itself(view: View) -> bool:
+    ours = {RunState.PAUSED, RunState.PRELAUNCH, RunState.OTHER, *RUNNING_STATES, *_STOPPED_BY_QEMU}
+    return view.answers and view.run not in ours

@@ -1,0 +1,264 @@
+"""What comes of a person's word on a held migration, before anything of it is done. Pure and total.
+
+The word goes into the lifecycle table like everything else that is meant, and the table is followed in thought to its
+end: a word is taken only if that end is what was said, and then the answer says each step on the way. A refusal says
+what would be taken.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from enum import StrEnum
+
+from migrator.core.migration.lifecycle import Next, Step, decide
+from migrator.core.migration.said import in_postcopy
+from migrator.core.migration.situation import (
+    DestinationIs,
+    Intent,
+    Milestone,
+    SourceIs,
+    Word,
+    as_said,
+    classify,
+)
+from migrator.core.model import MigrationStatus, Process, RunState, State, View
+
+S, D = SourceIs, DestinationIs
+_GONE_S, _GONE_D = {S.DEAD, S.ENDED}, {D.DEAD, D.ENDED}
+#: What ends a process or a migration; in postcopy that is never worth a word.
+_ENDS_ONE = {Step.FENCE_SOURCE, Step.FENCE_DESTINATION, Step.DISMISS, Step.CANCEL}
+#: More steps than any way through the table has.
+_STEPS_AT_MOST = 12
+
+
+class Act(StrEnum):
+    """What a person can do so that a word is taken, or none is needed."""
+
+    #: Wake it, free its monitor, or mend the way to its host.
+    REACH_SOURCE = "reach-source"
+    REACH_DESTINATION = "reach-destination"
+    #: Mend the way between both hosts.
+    MEND = "mend"
+    END_SOURCE = "end-source"
+    END_DESTINATION = "end-destination"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Answer:
+    """What a word comes to; see :func:`consider`."""
+
+    word: Word
+    accepted: bool
+    #: Stable: tells one course of action from another.
+    code: str
+    #: Why it is refused; else why the last step is taken.
+    why: str
+    #: What would be done, in this order.
+    steps: tuple[Next, ...] = ()
+    #: How it would end; ``None``: it is driven on, and what both ends do next decides.
+    state: State | None = None
+    #: Of a refusal: the words that would be taken instead.
+    instead: tuple[Word, ...] = ()
+    #: Of a refusal: what a person can do, the gentlest first.
+    acts: tuple[Act, ...] = ()
+
+
+def consider(
+    word: Word, intent: Intent, source: View, destination: View, *, held_code: str | None = None
+) -> Answer:
+    """What is done when a person says `word`, or why nothing is.
+
+    :param intent: what was meant so far; what was said before does not count.
+    :param source: a fresh view of the source.
+    :param destination: a fresh view of the destination.
+    :param held_code: the row that holds it; ``None`` where there is no record of what was meant.
+    """
+    answer = _judge(word, intent, source, destination, held_code)
+    if answer.accepted:
+        return answer
+    others = [each for each in Word if each is not word]
+    instead = tuple(each for each in others if _judge(each, intent, source, destination, held_code).accepted)
+    return replace(answer, instead=instead, acts=_acts(intent, source, destination))
+
+
+def spoken(intent: Intent, word: Word) -> Intent:
+    """The intent with the word in force; what could not be done before is tried again."""
+    undo = (intent.undo or State.FAILED) if word is Word.SOURCE else intent.undo
+    return replace(intent, said=word, undo=undo, live=False, fence_failed=False, dismissed=False)
+
+
+def _judge(word: Word, intent: Intent, source: View, destination: View, held_code: str | None) -> Answer:
+    meant = spoken(intent, word)
+    steps, last = _follow(meant, source, destination)
+    code = ".".join(each.row for each in (*steps, last))
+    here, there = classify(meant, source, destination)
+    why = ""
+    split = in_postcopy(source) or in_postcopy(destination)
+    match word:
+        case _ if split and any(each.step in _ENDS_ONE for each in steps):
+            why = _why_not(word, here, there, source, destination, last)
+        case Word.SOURCE:
+            given_time = held_code is None or held_code == _overdue(intent, source, destination).row
+            if last.state not in (State.FAILED, State.CANCELLED, State.GUEST_ENDED) and not (
+                last.step is Step.WAIT and here is S.FAILING and there in _GONE_D
+            ):
+                why = _why_not(word, here, there, source, destination, last)
+            elif not given_time and _completes(intent, source, destination):
+                why = "the destination has all of the guest, and it completes there by itself"
+        case Word.DESTINATION:
+            goes_on = last.step in (Step.WAIT, Step.SWITCH) and not {here, there} & {S.SILENT, D.SILENT}
+            undone = intent.undo is not None and intent.milestone < Milestone.SWITCHING
+            stalled = held_code == "arrived-source-stalled" and in_postcopy(source)
+            if last.state not in (State.COMPLETED, State.GUEST_ENDED) and not (
+                goes_on and not undone and not stalled and there not in _GONE_D | {D.FAILED}
+            ):
+                why = _why_not(word, here, there, source, destination, last)
+        case Word.LOST:
+            harmless = all(each.step in (Step.DISMISS, Step.RETIRE) for each in steps)
+            if not (harmless and (last.row == "said-lost" or last.state is State.GUEST_ENDED)):
+                why = _why_not(word, here, there, source, destination, last)
+    if why:
+        return Answer(word=word, accepted=False, code=code, why=why)
+    ends = last.state if last.step is Step.END else None
+    return Answer(word=word, accepted=True, code=code, why=last.why, steps=steps, state=ends)
+
+
+def _why_not(
+    word: Word, here: SourceIs, there: DestinationIs, source: View, destination: View, last: Next
+) -> str:
+    if word is Word.SOURCE and here in _GONE_S:
+        return "the source's QEMU does not answer: its process is gone"
+    if word is Word.DESTINATION and there in _GONE_D:
+        return "the destination's QEMU does not answer: its process is gone"
+    if in_postcopy(source) or in_postcopy(destination):
+        if there is D.RUNS:
+            return "the guest runs at the destination, complete, and the source does not come to its end"
+        if here in _GONE_S or there in _GONE_D:
+            return "the guest's memory was at both ends, and one of them is gone; the other can never run it alone"
+        return "the guest's memory is at both ends: neither may be ended, and neither can go on alone"
+    if there is D.SILENT and last.state is not State.FAILED:
+        return "the destination's QEMU does not answer, and it may hold or run the guest"
+    if here is S.SILENT:
+        return "the source's QEMU does not answer, and it may hold or run the guest"
+    if last.state is State.HELD:
+        return last.why
+    if here in _GONE_S and there in _GONE_D:
+        return "neither process is left"
+    if here in (S.RUNS, S.RESTS, S.COPIES):
+        return "the guest is at the source"
+    if there in (D.RUNS, D.FETCHES):
+        return "the guest is at the destination"
+    return f"both ends show something else: {last.why}"
+
+
+def _follow(intent: Intent, source: View, destination: View) -> tuple[tuple[Next, ...], Next]:
+    """The steps that the table names one after another while each succeeds, and the answer that ends them."""
+    source, destination = as_said(intent, source), as_said(intent, destination)
+    steps: list[Next] = []
+    while True:
+        answer = decide(intent, source, destination)
+        if answer.step in (Step.END, Step.WAIT, Step.SWITCH) or len(steps) == _STEPS_AT_MOST:
+            return tuple(steps), answer
+        steps.append(answer)
+        intent, source, destination = _after(answer.step, intent, source, destination)
+
+
+def _after(step: Step, intent: Intent, source: View, destination: View) -> tuple[Intent, View, View]:
+    """What a step that succeeds leaves behind."""
+    run = RunState.RUNNING if intent.guest_runs else RunState.PAUSED
+    undone = replace(intent, undo=intent.undo or State.FAILED)
+    match step:
+        case Step.FENCE_DESTINATION:
+            return undone, source, _dead(destination)
+        case Step.FENCE_SOURCE:
+            return intent, _dead(source), destination
+        case Step.HAND_OVER:
+            handed = replace(intent, milestone=max(intent.milestone, Milestone.HANDED_OVER))
+            return handed, source, replace(destination, run=RunState.RUNNING)
+        case Step.RETIRE:
+            return replace(intent, milestone=Milestone.RETIRING), _dead(source), destination
+        case Step.DISMISS:
+            return replace(intent, dismissed=True), source, _dead(destination)
+        case Step.RESTORE:
+            ran_again = intent.stopped_by_us and intent.guest_runs
+            restored = replace(undone, restored=True, stopped_by_us=False)
+            return restored, replace(source, run=run) if ran_again else source, destination
+        case _:  # cancelled, revived or resumed: it settles at the source
+            cancelled = replace(source, run=run, status=MigrationStatus.CANCELLED)
+            return replace(undone, stopped_by_us=False), cancelled, destination
+
+
+def _dead(view: View) -> View:
+    return View(process=Process.DEAD, can_fence=view.can_fence)
+
+
+def _overdue(intent: Intent, source: View, destination: View) -> Next:
+    return decide(replace(intent, said=None, live=False), source, destination, overdue=True)
+
+
+def _completes(intent: Intent, source: View, destination: View) -> bool:
+    """Without any word the guest would go on at the destination."""
+    steps, last = _follow(replace(intent, said=None, live=False), source, destination)
+    return last.state is State.COMPLETED or any(each.step in (Step.HAND_OVER, Step.RETIRE) for each in steps)
+
+
+def _acts(intent: Intent, source: View, destination: View) -> tuple[Act, ...]:
+    here, there = classify(intent, source, destination)
+    if here in _GONE_S or there in _GONE_D:
+        if here not in _GONE_S:
+            return (Act.REACH_SOURCE, Act.END_SOURCE) if here is S.SILENT else (Act.END_SOURCE,)
+        return (Act.REACH_DESTINATION, Act.END_DESTINATION) if there is D.SILENT else (Act.END_DESTINATION,)
+    postcopy = in_postcopy(source) or in_postcopy(destination)
+    if postcopy and there is D.RUNS:
+        return (Act.END_SOURCE,)
+    acts = []
+    if here is S.SILENT:
+        acts.append(Act.REACH_SOURCE)
+    if there is D.SILENT:
+        acts.append(Act.REACH_DESTINATION)
+    if postcopy or (intent.postcopy and here in (S.SWITCHING, S.FAILING)):
+        acts.append(Act.MEND)
+    elif here is S.SILENT and there in (D.RUNS, D.LOADED):
+        acts.append(Act.END_SOURCE)
+    elif here is not S.SILENT or there is D.STRANGE:
+        acts.append(Act.END_DESTINATION)
+    return tuple(acts)
+
+
+_AWAITED = {
+    Act.REACH_SOURCE: "the source's QEMU to answer",
+    Act.REACH_DESTINATION: "the destination's QEMU to answer",
+    Act.MEND: "the stream between both hosts to go on",
+}
+
+
+def awaited(intent: Intent, source: View, destination: View, held_code: str | None) -> str:
+    """What a held migration waits for, in a few words."""
+    words = [word for word in Word if _judge(word, intent, source, destination, held_code).accepted]
+    acts = _acts(intent, source, destination)
+    texts = [_AWAITED[act] for act in acts if act in _AWAITED]
+    if words:
+        texts.append(f"a person's word: --guest-at {' or --guest-at '.join(words)}")
+    if not texts:
+        ends = [
+            side
+            for side, act in (("source", Act.END_SOURCE), ("destination", Act.END_DESTINATION))
+            if act in acts
+        ]
+        texts.append(f"the end of the {' or the '.join(ends)}'s process")
+    return ", or ".join(texts)
+
+
+def unrecorded(source: View, destination: View) -> Intent:
+    """What has to be taken as meant where nothing tells: whatever may have been done was done.
+
+    Only for a word of a person. A pair in which neither end runs the guest is held without one.
+    """
+    never_ran = destination.answers and destination.run is RunState.INMIGRATE
+    rests = classify(Intent(), source, destination)[0] is S.RESTS
+    return Intent(
+        milestone=Milestone.SWITCHING if never_ran else Milestone.HANDED_OVER,
+        postcopy=in_postcopy(source) or in_postcopy(destination),
+        guest_runs=not rests,
+        live=False,
+    )

@@ -1,0 +1,135 @@
+"""What the lifecycle table is made of: steps, rows, and what a row may ask. Pure."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from enum import StrEnum
+
+from migrator.core.migration.situation import DestinationIs, Intent, Milestone, SourceIs, Word
+from migrator.core.model import Process, State, View
+
+
+class Step(StrEnum):
+    """What to do next."""
+
+    #: Nothing; look again at the next event, or soon.
+    WAIT = "wait"
+    #: ``migrate-continue`` at the source.
+    SWITCH = "switch"
+    #: ``cont`` at the destination: the point of no return.
+    HAND_OVER = "hand-over"
+    #: Quit the source; the guest is elsewhere.
+    RETIRE = "retire"
+    #: ``migrate_cancel`` at the source, ``yank`` where that is not answered.
+    CANCEL = "cancel"
+    #: Kill the destination's process and see it dead.
+    FENCE_DESTINATION = "fence-destination"
+    #: Kill the source's process and see it dead; the destination holds the whole guest.
+    FENCE_SOURCE = "fence-source"
+    #: ``cont`` at the source (then ``stop``, if the guest was paused).
+    REVIVE = "revive"
+    #: ``cont`` at a source that is being cancelled and never came to the switch: we had stopped its guest.
+    RESUME = "resume"
+    #: Parameters and capabilities of the source as they were; the guest runs again if we stopped it.
+    RESTORE = "restore"
+    #: ``quit`` to the destination, which has nothing worth keeping, and wait for its end.
+    DISMISS = "dismiss"
+    #: The end; :attr:`Next.state` says which.
+    END = "end"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Next:
+    """The answer of :func:`decide`."""
+
+    step: Step
+    #: The row that answered; stable, and the code of a ``held``.
+    row: str
+    #: Why, for a person.
+    why: str
+    #: With :attr:`Step.END`: the final state.
+    state: State | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Now:
+    """What the table is asked about."""
+
+    intent: Intent
+    source: View
+    destination: View
+    #: Nothing has changed for longer than this phase may take.
+    overdue: bool
+
+    @property
+    def handed(self) -> bool:
+        """The destination may run the guest, or have run it."""
+        if self.said(Word.SOURCE) and self.destination.process is Process.DEAD and not self.destination.ended:
+            return False  # a person has looked at what it may have written
+        return self.intent.milestone >= Milestone.HANDED_OVER
+
+    def said(self, word: Word) -> bool:
+        """A person has said so, and what follows from it is being done."""
+        return self.intent.said is word
+
+    @property
+    def may_have_switched(self) -> bool:
+        """``migrate-continue`` may be on its way: a controller that took a record up cannot know it is not."""
+        return self.intent.milestone >= Milestone.SWITCHING or not self.intent.live
+
+
+ANY_S, ANY_D = frozenset(SourceIs), frozenset(DestinationIs)
+GONE_S, GONE_D = (
+    frozenset({SourceIs.DEAD, SourceIs.ENDED}),
+    frozenset({DestinationIs.DEAD, DestinationIs.ENDED}),
+)
+#: The source cannot run again unless somebody sends it ``cont``.
+CANNOT_RUN = frozenset({SourceIs.DEAD, SourceIs.ENDED, SourceIs.DONE})
+#: The source runs, or would by itself: what the record says of a hand-over cannot be so.
+OWNS = frozenset({SourceIs.RUNS, SourceIs.RESTS, SourceIs.COPIES, SourceIs.AT_SWITCH})
+
+
+@dataclass(frozen=True, kw_only=True)
+class Row:
+    """One rule: where both ends are in these sets and the condition holds, this is the answer."""
+
+    name: str
+    source: frozenset[SourceIs]
+    destination: frozenset[DestinationIs]
+    step: Step
+    why: str
+    state: State | None = None
+    when: Callable[[Now], bool] = lambda now: True
+
+
+def row(
+    name: str,
+    source: SourceIs | frozenset[SourceIs] | set[SourceIs],
+    destination: DestinationIs | frozenset[DestinationIs] | set[DestinationIs],
+    answer: Step | State,
+    why: str,
+    when: Callable[[Now], bool] = lambda now: True,
+) -> Row:
+    """A :class:`Row`, in the order that a person reads it."""
+    return Row(
+        name=name,
+        source=frozenset({source}) if isinstance(source, SourceIs) else frozenset(source),
+        destination=frozenset({destination})
+        if isinstance(destination, DestinationIs)
+        else frozenset(destination),
+        step=answer if isinstance(answer, Step) else Step.END,
+        state=None if isinstance(answer, Step) else answer,
+        why=why,
+        when=when,
+    )
+
+
+def fenceable(now: Now) -> bool:
+    """The destination can be killed and seen dead."""
+    return now.destination.can_fence and not now.intent.fence_failed
+
+
+def past_postcopy_switch(now: Now) -> bool:
+    """The memory may be at both ends."""
+    return now.intent.postcopy and now.intent.milestone >= Milestone.SWITCHING

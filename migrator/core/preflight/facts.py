@@ -1,0 +1,85 @@
+"""What one QEMU process says of itself before a migration; what preflight compares."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass, field
+
+from migrator.core.model import MigrationStatus, RunState
+from migrator.core.preflight.under_way import UnderWay
+
+
+@dataclass(frozen=True, kw_only=True, order=True)
+class Device:
+    """One device as the guest sees it."""
+
+    #: Its id where it has one, else its place among those without.
+    name: str
+    #: QEMU's type name, e.g. ``virtio-blk-pci``.
+    driver: str
+    #: ``bus pcie.0 slot 3.0`` for a device on PCI, ``bus scsi.0`` on another bus; else empty.
+    slot: str = ""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Disk:
+    """One disk or other block device that the guest has."""
+
+    #: The device it belongs to (its id or QOM path).
+    device: str
+    #: QEMU's own file name of the top node.
+    file: str
+    format: str
+    #: What the guest sees, in bytes.
+    virtual_bytes: int
+    read_only: bool = False
+    #: Device and inode of the file on this machine, where it can be looked up; else empty.
+    identity: str = ""
+
+    @property
+    def is_flash(self) -> bool:
+        """It is the machine's flash (variables of its firmware), whose contents QEMU carries and writes anew.
+
+        Nothing that a user can give a name has one like these.
+        """
+        return re.fullmatch(r"/machine/[^/]*flash[^/]*", self.device) is not None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Facts:
+    """One QEMU process. Everything here can be read without changing anything."""
+
+    #: ``7.2.22``.
+    version: str
+    run: RunState
+    status: MigrationStatus
+    #: "" where the process was started without one.
+    uuid: str = ""
+    guest_name: str = ""
+    #: Aliases resolved: ``pc-q35-7.2``.
+    machine: str = ""
+    #: ``kvm`` or ``tcg``.
+    accelerator: str = ""
+    memory_bytes: int = 0
+    #: Id and size in bytes of every memory backend; QEMU matches memory by these ids.
+    memory_backends: tuple[tuple[str, int], ...] = ()
+    #: One entry for every plugged vCPU: QEMU's type name and where it sits in the topology.
+    cpus: tuple[str, ...] = ()
+    #: CPUID words of the first vCPU, by register; empty where this architecture has none.
+    cpu_features: dict[str, int] = field(default_factory=dict)
+    devices: tuple[Device, ...] = ()
+    disks: tuple[Disk, ...] = ()
+    #: Why QEMU says it cannot migrate now.
+    blockers: tuple[str, ...] = ()
+    capabilities: frozenset[str] = frozenset()
+    parameters: frozenset[str] = frozenset()
+    #: What does not travel.
+    under_way: UnderWay = field(default_factory=UnderWay)
+    #: It already listens for a migration.
+    listening: bool = False
+    #: The value of -incoming, where the command line can be read; ``None`` where not.
+    incoming: str | None = None
+    #: pid, where it is known.
+    pid: int | None = None
+    #: Another controller that has marked it and may not be followed, for a person; empty where there is none.
+    driven_by: str = ""

@@ -1,0 +1,50 @@
+"""One guest, the host it is on and one it might go to: everything that the checks of hosts look at. Pure."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+from migrator.core.inventory import HostFacts
+from migrator.core.policy import Policy
+from migrator.core.preflight.facts import Facts
+from migrator.core.preflight.host_process import ProcessCase
+from migrator.core.process.command_line import CommandLine, ImageUse
+from migrator.core.process.files import FileSeen, Same, Seen
+
+
+@dataclass(frozen=True, kw_only=True)
+class Case:
+    """What was read of both hosts and of the guest's QEMU. What could not be read is at its default."""
+
+    #: Name of the target, for messages.
+    target: str
+    source: Facts
+    command: CommandLine
+    here: HostFacts
+    there: HostFacts
+    #: By the paths as the command line and QEMU write them.
+    seen_here: Seen = field(default_factory=Seen)
+    seen_there: Seen = field(default_factory=Seen)
+    #: How QEMU says it has images open, and what it says they are based on; no entry where it was not asked.
+    opened: Mapping[str, ImageUse] = field(default_factory=dict)
+    based: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
+    #: What a probe showed where identities do not tell, by path.
+    probed: Mapping[str, Same] = field(default_factory=dict)
+    #: The source's process beside what it would be there; ``None``: it is not known which process it is.
+    process: ProcessCase | None = None
+    policy: Policy | None = None
+
+    @property
+    def one_machine(self) -> bool:
+        """Both hosts run on one kernel (network namespaces)."""
+        return bool(self.here.boot_id) and self.here.boot_id == self.there.boot_id
+
+    @property
+    def kvm(self) -> bool:
+        """The guest runs under KVM."""
+        return self.source.accelerator == "kvm"
+
+    def files(self, path: str) -> tuple[FileSeen, FileSeen]:
+        """What `path` leads to here and there."""
+        return self.seen_here.file(path), self.seen_there.file(path)

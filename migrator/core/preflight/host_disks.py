@@ -1,0 +1,255 @@
+"""What speaks against a host because of the guest's disks. Pure."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from migrator.core.findings import finding
+from migrator.core.model import Finding
+from migrator.core.preflight import host_process
+from migrator.core.preflight.facts import Disk, Facts
+from migrator.core.preflight.host_case import Case
+from migrator.core.process.command_line import ImageUse, path_of
+from migrator.core.process.files import COHERENT, FileSeen, Kind, Same, same_file
+
+#: Formats whose images may be based on others. Their names are given to qemu-img: it must never guess, because a
+#: guest can write a header into a raw disk that names any file of the host.
+CHAINED = frozenset({"qcow2", "qed", "vmdk", "qcow", "vhdx", "vpc"})
+_FDSET = "/dev/fdset/"
+#: Protocols behind which there is nothing to reach.
+_NOWHERE = ("null-co:", "null-aio:", "blkdebug:", "fat:", "vvfat:")
+
+
+def images(source: Facts) -> dict[str, str]:
+    """Paths of the images that may be based on others, with their format."""
+    found = {path_of(disk.file): disk.format for disk in source.disks if disk.format in CHAINED}
+    found.pop("", None)
+    return found
+
+
+def to_probe(case: Case) -> list[str]:
+    """Paths of the disks of which identities do not tell whether both hosts see the same file."""
+    unclear = []
+    for path in _writable_paths(case.source):
+        here, there = case.files(path)
+        if (
+            here.kind is Kind.REGULAR
+            and there.exists
+            and same_file(here, there, one_machine=case.one_machine) is Same.UNKNOWN
+        ):
+            unclear.append(path)
+    return unclear
+
+
+def _writable_paths(source: Facts) -> list[str]:
+    paths = [path_of(disk.file) for disk in source.disks if not disk.read_only and not disk.is_flash]
+    return list(dict.fromkeys(path for path in paths if path))
+
+
+def check(case: Case) -> Iterator[Finding]:
+    """Findings about every disk of the guest."""
+    uses = {image.path: image for image in case.command.images()}
+    throwaway = [image for image in uses.values() if image.snapshot]
+    for image in throwaway:
+        yield finding(
+            "snapshot", f"what the guest writes to {image.path} goes to a temporary file (snapshot=on)"
+        )
+    of_disks = set()
+    for disk in case.source.disks:
+        path = path_of(disk.file)
+        of_disks.add(path)
+        if not path:
+            if ":" in disk.file and not disk.file.startswith((*_NOWHERE, "json:")):
+                yield finding("disk-remote", f"disk {disk.device} is {disk.file}")
+            continue
+        if path.startswith(_FDSET):
+            yield finding(
+                "passed-descriptor",
+                f"disk {disk.device} is an open file ({path}) that another program handed to QEMU",
+            )
+            continue
+        if throwaway and (path not in uses or uses[path].snapshot):
+            continue  # the temporary file, or what is beneath it: said above
+        yield from _disk(case, disk, path, uses.get(path))
+    for path in sorted(uses.keys() - of_disks):
+        if path.startswith(_FDSET) or uses[path].snapshot:
+            continue
+        if not case.seen_there.file(path).exists:
+            yield finding("disk-file-missing", f"{path} does not exist at {case.target}")
+
+
+def _disk(case: Case, disk: Disk, path: str, use: ImageUse | None) -> Iterator[Finding]:
+    here, there = case.files(path)
+    replaced = list(host_process.disk_replaced(case.process, path, here, disk.device))
+    if replaced:
+        yield from replaced
+        return
+    if disk.is_flash and not disk.read_only and not there.exists:
+        yield from _new_flash(case, disk, path)
+        return
+    if not there.exists:
+        yield finding("disk-file-missing", f"{path} of disk {disk.device} does not exist at {case.target}")
+        return
+    needed = there.readable and (disk.read_only or there.writable)
+    if not needed:
+        tried = case.process is not None and case.process.target is not None
+        user = "that QEMU will be there" if tried else "that migrator is there"
+        number = "" if case.seen_there.user is None else f" (uid {case.seen_there.user})"
+        yield finding(
+            "disk-access",
+            f"{path} of disk {disk.device} cannot be {'read' if disk.read_only else 'written'} at {case.target} by "
+            f"the user {user}{number}; it belongs to {there.owner}:{there.group}, mode {there.permissions:o}",
+        )
+    yield from _backing(case, disk, path)
+    if disk.read_only:
+        if here.exists and here.size_bytes != there.size_bytes:
+            yield _other_size(case, disk, path)
+        return
+    yield from _shared(case, disk, path, use)
+
+
+def _shared(case: Case, disk: Disk, path: str, use: ImageUse | None) -> Iterator[Finding]:
+    """Whether both write to the same file, and may."""
+    here, there = case.files(path)
+    same = _same(case, path)
+    if disk.is_flash and same is not Same.YES:
+        if disk.format not in CHAINED and here.exists and here.size_bytes != there.size_bytes:
+            yield _other_size(case, disk, path)
+        elif f"{there.device}:{there.inode}" in case.seen_there.written:
+            yield _locked(case, disk, path)
+        return
+    if same is Same.NO:
+        yield finding(
+            "disk-not-shared",
+            f"{path} of disk {disk.device} is another file at {case.target}{_where(here, there)}: the guest would go "
+            "on with other contents",
+        )
+        return
+    if same is Same.UNKNOWN:
+        yield finding(
+            "disk-maybe-not-shared",
+            f"whether {path} of disk {disk.device} is the same at {case.target} cannot be seen{_where(here, there)}",
+        )
+    if not case.one_machine:
+        yield from _two_machines(case, disk, path, use)
+    if use is not None and not use.locked:
+        yield finding("disk-lock-off", f"QEMU does not lock {path} of disk {disk.device} (locking=off)")
+
+
+def to_read(source: Facts) -> list[str]:
+    """Paths to be looked at besides the disks' own: where the file of a flash would be made."""
+    return [parent(path) for disk in source.disks if disk.is_flash and (path := path_of(disk.file))]
+
+
+def parent(path: str) -> str:
+    """The directory that a file is in."""
+    return path.rpartition("/")[0] or ("/" if path.startswith("/") else ".")
+
+
+def _new_flash(case: Case, disk: Disk, path: str) -> Iterator[Finding]:
+    """One that is made before the destination is started."""
+    where = case.seen_there.file(parent(path))
+    if not where.exists or not path.startswith("/"):
+        yield finding(
+            "disk-file-missing",
+            f"{path} of disk {disk.device} cannot be made at {case.target}: there is no directory {parent(path)}",
+        )
+    elif not where.writable:
+        yield finding(
+            "disk-access",
+            f"{path} of disk {disk.device} cannot be made at {case.target}: {parent(path)} cannot be written to",
+        )
+
+
+def _other_size(case: Case, disk: Disk, path: str) -> Finding:
+    here, there = case.files(path)
+    return finding(
+        "disk-size",
+        f"{path} of disk {disk.device} has {here.size_bytes} bytes at the source and {there.size_bytes} at "
+        f"{case.target}",
+    )
+
+
+def _locked(case: Case, disk: Disk, path: str) -> Finding:
+    return finding(
+        "disk-locked", f"a process at {case.target} holds {path} of disk {disk.device} open for writing"
+    )
+
+
+def _same(case: Case, path: str) -> Same:
+    here, there = case.files(path)
+    if not here.exists:
+        return Same.UNKNOWN
+    same = same_file(here, there, one_machine=case.one_machine)
+    return case.probed.get(path, same) if same is Same.UNKNOWN else same
+
+
+def _where(here: FileSeen, there: FileSeen) -> str:
+    if not here.mount_source or not there.mount_source:
+        return ""
+    return (
+        f" ({here.filesystem} of {here.mount_source} here, {there.filesystem} of {there.mount_source} there)"
+    )
+
+
+def _two_machines(case: Case, disk: Disk, path: str, use: ImageUse | None) -> Iterator[Finding]:
+    there = case.seen_there.file(path)
+    if f"{there.device}:{there.inode}" in case.seen_there.written:
+        yield _locked(case, disk, path)
+    # A flash is read into memory when QEMU starts, and goes on from there at the target.
+    if there.filesystem in COHERENT or disk.is_flash:
+        return
+    opened = case.opened.get(path, use)
+    if opened is None:
+        yield finding("cache-unknown", f"how {path} of disk {disk.device} is cached cannot be seen")
+    elif not opened.direct:
+        how = "cache=unsafe" if opened.no_flush else "no cache=none or directsync"
+        yield finding(
+            "cache-unsafe",
+            f"{path} of disk {disk.device} goes through the page cache ({how}), and {case.target} is another machine",
+        )
+
+
+def _backing(case: Case, disk: Disk, path: str) -> Iterator[Finding]:
+    if disk.format not in CHAINED:
+        return
+    mine, theirs = case.seen_here.chains.get(path), case.seen_there.chains.get(path)
+    # What QEMU itself has open counts; the command line may say otherwise than the image.
+    chain = case.based.get(path) or mine or theirs
+    if chain is None:
+        complaint = case.seen_there.complaints.get(path, "")
+        yield finding(
+            "backing-unknown",
+            f"what {path} of disk {disk.device} is based on cannot be read"
+            + (f": {complaint}" if complaint else " (no qemu-img)"),
+        )
+        return
+    if mine and theirs and mine[1:] != theirs[1:]:
+        yield finding(
+            "backing-differs",
+            f"{path} of disk {disk.device} is based on {_chain(mine)} here and on {_chain(theirs)} at {case.target}",
+        )
+        return
+    for file in chain[1:]:
+        here, there = case.files(file)
+        if not there.exists:
+            yield finding(
+                "backing-missing",
+                f"{file}, which {path} of disk {disk.device} is based on, does not exist at {case.target}",
+            )
+        elif here.exists and same_file(here, there, one_machine=case.one_machine) is not Same.YES:
+            if here.size_bytes != there.size_bytes:
+                yield finding(
+                    "backing-differs",
+                    f"{file}, which {path} of disk {disk.device} is based on, has {here.size_bytes} bytes here and "
+                    f"{there.size_bytes} at {case.target}",
+                )
+            else:
+                yield finding(
+                    "backing-not-shared",
+                    f"{file}, which {path} of disk {disk.device} is based on, may be a copy at {case.target}",
+                )
+
+
+def _chain(files: tuple[str, ...]) -> str:
+    return ", ".join(files[1:]) or "nothing"

@@ -1,0 +1,186 @@
+"""What speaks against a host because of the files, devices and processes that a guest's command line names. Pure."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from migrator.core.findings import finding
+from migrator.core.model import Finding
+from migrator.core.preflight.host_case import Case
+from migrator.core.process.command_line import CommandLine, Option
+from migrator.core.process.files import Kind
+from migrator.core.process.named_files import named, served
+
+#: The first version that says by itself what blocks a migration (blocked-reasons).
+_SAYS_BLOCKERS = (6, 0)
+_PCI = "/sys/bus/pci/devices"
+#: Devices that are the host's.
+_OF_HOST = frozenset(
+    {"usb-host", "scsi-generic", "scsi-block", "pci-assign", "ccid-card-passthru", "u2f-passthru"}
+)
+
+
+def to_read(command: CommandLine) -> list[str]:
+    """Every path that :func:`check` and the checks of memory look at."""
+    paths = [path for file in named(command) for path in (file.path, file.instead) if path]
+    paths += [path for _, path in _sockets(command)]
+    for path in memory_paths(command):
+        paths += [path, _parent(path)]
+    for option in command.all("device"):
+        paths += [path for path in _vfio_paths(option) if path]
+    return paths
+
+
+def memory_paths(command: CommandLine) -> list[str]:
+    """Directories and files that the guest's memory lies in."""
+    paths = [option.text for option in command.all("mem-path")]
+    paths += [option["mem-path"] for option in command.all("object")]
+    return [path for path in paths if path]
+
+
+def _parent(path: str) -> str:
+    return path.rstrip("/").rpartition("/")[0] or "/"
+
+
+def page_bytes(case: Case, path: str) -> int:
+    """The size of the huge pages that memory at `path` is made of; 0: of normal ones."""
+    here = case.seen_here.file(path)
+    return here.block_bytes if here.filesystem == "hugetlbfs" else 0
+
+
+def memory_path(case: Case, path: str) -> Iterator[Finding]:
+    """Whether memory can lie in the same place at the target."""
+    here, there = case.files(path)
+    if here.kind is not Kind.DIRECTORY and not there.exists:
+        # A file that QEMU makes by itself; its directory has to be there.
+        there = case.seen_there.file(_parent(path))
+    if not there.exists:
+        yield finding(
+            "memory-path", f"{path}, which the guest's memory lies in, does not exist at {case.target}"
+        )
+        return
+    page = page_bytes(case, path)
+    if page and (there.filesystem != "hugetlbfs" or there.block_bytes != page):
+        what = (
+            f"with pages of {there.block_bytes} bytes"
+            if there.filesystem == "hugetlbfs"
+            else there.filesystem
+        )
+        yield finding(
+            "memory-path",
+            f"{path}, which the guest's memory lies in, is hugetlbfs with pages of {page} bytes here and "
+            f"{what or 'something else'} at {case.target}",
+        )
+
+
+def check(case: Case) -> Iterator[Finding]:
+    """Findings about files, devices of the host, and processes that serve devices."""
+    for file in named(case.command):
+        here, there = case.files(file.path)
+        if file.instead and not there.exists:
+            here, there = case.files(file.instead)
+        if not there.exists:
+            yield finding("file-missing", f"{file.path}, {file.what}, does not exist at {case.target}")
+        elif not there.readable:
+            yield finding("file-access", f"{file.path}, {file.what}, cannot be read at {case.target}")
+        elif file.compared and here.exists and here.size_bytes != there.size_bytes:
+            yield finding(
+                "file-differs",
+                f"{file.path}, {file.what}, has {here.size_bytes} bytes here and {there.size_bytes} at {case.target}",
+            )
+    yield from _served(case)
+    yield from _vfio(case)
+    for option in case.command.all("device"):
+        if option["driver"].startswith("vhost-vsock"):
+            yield finding("vsock", f"connections over vsock (cid {option['guest-cid']}) are lost")
+        elif option["driver"] in _OF_HOST or option["driver"].startswith("virtio-input-host"):
+            yield finding(
+                "host-device", f"device {option['id'] or option['driver']} is one of the host's own"
+            )
+    for option in case.command.options:
+        if what := _terminal(option):
+            yield finding("host-device", f"{what} is a device of the host's own")
+
+
+def _terminal(option: Option) -> str:
+    """What has a terminal, port or keyboard of the host; empty for all else."""
+    if option.name == "object" and option["qom-type"] == "input-linux":
+        return f"object {option['id']} ({option['evdev']})"
+    if option.name == "chardev" and option["backend"] in ("serial", "tty", "parallel", "parport"):
+        return f"chardev {option['id']} ({option['path']})"
+    if option.name in ("serial", "parallel", "monitor", "debugcon") and option.text.startswith("/dev/"):
+        return f"-{option.name} {option.text}"
+    return ""
+
+
+def _sockets(command: CommandLine) -> list[tuple[str, str]]:
+    devices = served(command)
+    return [
+        (devices[option["id"]], option["path"])
+        for option in command.all("chardev")
+        if option["id"] in devices and option["path"] and option["server"] not in ("on", "yes", "true")
+    ]
+
+
+def _served(case: Case) -> Iterator[Finding]:
+    for option in case.command.all("device", "netdev"):
+        kind = option["driver"] or option["type"]
+        if kind.startswith("vhost-user"):
+            yield finding("vhost-user", f"{option['id'] or kind} is served by another process ({kind})")
+    for option in case.command.all("tpmdev"):
+        if option["type"] == "emulator":
+            yield finding("tpm", f"{option['id']}, the guest's TPM, is another process")
+        elif option["type"] == "passthrough":
+            where = option["path"] or "/dev/tpm0"
+            yield finding("tpm-of-host", f"{option['id']}, the guest's TPM, is {where} of its host")
+    for device, path in _sockets(case.command):
+        if not case.seen_there.file(path).exists:
+            yield finding(
+                "vhost-user-socket", f"{path}, the socket of {device}, does not exist at {case.target}"
+            )
+
+
+# --- hardware passed through --------------------------------------------------------------------------------
+
+
+def _vfio_paths(option: Option) -> tuple[str, str]:
+    """The device in sysfs and the driver it is bound to; empty where it is none."""
+    if not option["driver"].startswith("vfio-"):
+        return "", ""
+    if option["sysfsdev"]:
+        return option["sysfsdev"], ""
+    if not option["host"]:
+        return "", ""
+    address = option["host"] if option["host"].count(":") == 2 else f"0000:{option['host']}"
+    return f"{_PCI}/{address}", f"{_PCI}/{address}/driver"
+
+
+def _vfio(case: Case) -> Iterator[Finding]:
+    options = {option["id"]: option for option in case.command.all("device") if option["id"]}
+    unnamed = [option for option in case.command.all("device") if not option["id"]]
+    known = [*options.values(), *unnamed]
+    passed = [option for option in known if option["driver"].startswith("vfio-")]
+    for option in passed:
+        name = option["id"] or option["host"] or option["driver"]
+        partner = options.get(option["failover_pair_id"])
+        if partner is not None and partner["failover"] in ("on", "yes", "true"):
+            yield finding(
+                "vfio-failover", f"{name} is unplugged for the migration; {partner['id']} takes over"
+            )
+        else:
+            yield _passed(case, name)
+        device, driver = _vfio_paths(option)
+        if device and not case.seen_there.file(device).exists:
+            yield finding("vfio-missing", f"{device} ({name}) does not exist at {case.target}")
+        elif driver and not case.seen_there.file(driver).real.rpartition("/")[2].startswith("vfio"):
+            yield finding("vfio-missing", f"{device} ({name}) is not bound to vfio-pci at {case.target}")
+    for device_ in case.source.devices:
+        if device_.driver.startswith("vfio-") and device_.name and device_.name not in options:
+            yield _passed(case, device_.name)
+
+
+def _passed(case: Case, name: str) -> Finding:
+    version = tuple(int(part) for part in case.source.version.split(".")[:2])
+    if version < _SAYS_BLOCKERS or any("vfio" in reason.lower() for reason in case.source.blockers):
+        return finding("vfio", f"{name} is hardware of the source's host, passed through")
+    return finding("vfio-state", f"{name} is hardware of the source's host, passed through")

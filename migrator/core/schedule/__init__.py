@@ -1,0 +1,308 @@
+"""Which migrations run now, and with how much bandwidth each. Pure.
+
+::
+
+    transfers = [Transfer(guest="vm-1", source="host-1", target="host-3", bytes_left=4 * 2**30, phase=Phase.READY), ...]
+    orders = schedule(transfers, hosts)             # hosts: name -> migrator.core.inventory.Host
+    orders.prepare                                  # guests to start preparing
+    orders.begin                                    # guests that are ready and get the link now
+    orders.bandwidth                                # guest -> bytes per second, for all that transfer now
+    orders.reasons                                  # guest -> a sentence, for everybody
+    orders.look_again_seconds                       # ask again at this time at the latest; None: at the next event
+    predict(transfers, hosts)                       # when each begins and ends, and all: see core/schedule/timetable.py
+
+Ask at every event: something is added, becomes ready, ends, fails, or a host changes; and with fresh `bytes_left` of
+what is running every second or so. A new bandwidth is worth telling QEMU if it differs by a few per cent. Nothing is
+remembered between calls. A guest that failed is put in again as WAITING once its pause is over. It is assumed that what
+is begun ends some day, however late; then everything has its turn.
+
+The rules: a link, out of the source and into the target, is a resource of its own. A guest that barely converges is
+given its links for itself, up to what it can use of them. Quiet ones share a link, but only as many as fill it: a link
+that is full carries no more by being shared out. The next one begins when one has little left to send. Preparing and
+clearing away hold no link; a few are prepared ahead. The order of turn is priority, then what must begin first to keep
+its deadline, then the longest first. Nobody takes a link that one before him waits for, but for the second link of one
+that needs two for itself: what has ended by the time the first is free may have it.
+"""
+
+from __future__ import annotations
+
+import heapq
+from collections.abc import Container, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from itertools import chain
+
+from migrator.core.inventory import Host
+from migrator.core.schedule.sharing import share
+from migrator.core.schedule.transfers import Move, Phase, Pipe, Rules, Transfer, moves_of
+from migrator.units import show_rate, show_seconds
+
+__all__ = ["Orders", "Phase", "Rules", "Transfer", "schedule"]
+
+#: Rounding must not keep out what fits exactly.
+_ABOUT = 1 + 1e-6
+
+
+@dataclass(frozen=True, kw_only=True)
+class Orders:
+    """What to do now."""
+
+    #: Guests whose preparation shall start, in this order.
+    prepare: tuple[str, ...] = ()
+    #: Guests that are ready and whose memory shall go now.
+    begin: tuple[str, ...] = ()
+    #: For every guest that transfers now, those of `begin` too: bytes per second, more than 0.
+    bandwidth: Mapping[str, int] = field(default_factory=dict)
+    #: For every guest: why it runs, with so much, or what it waits for.
+    reasons: Mapping[str, str] = field(default_factory=dict)
+    #: Ask again after so many seconds, though nothing was heard: then the next one can begin.
+    look_again_seconds: float | None = None
+
+
+def schedule(transfers: Iterable[Transfer], hosts: Mapping[str, Host], rules: Rules | None = None) -> Orders:
+    """What to do now with all that waits and runs."""
+    rules = rules or Rules()
+    decided = decide(*apart(moves_of(transfers, hosts, rules)), rules)
+    return Orders(
+        prepare=tuple(move.transfer.guest for move in decided.prepare),
+        begin=tuple(move.transfer.guest for move in decided.begin),
+        bandwidth={move.transfer.guest: max(1, int(speed)) for move, speed in decided.bandwidth.items()},
+        reasons={move.transfer.guest: text for move, text in decided.reasons().items()},
+        look_again_seconds=decided.look_again(rules),
+    )
+
+
+@dataclass(kw_only=True)
+class Use:
+    """What is on one direction of a link."""
+
+    users: list[Move] = field(default_factory=list)
+    #: What they would take if each had it alone, and what they are expected to take; bytes per second.
+    speed: float = 0.0
+    load: float = 0.0
+    #: One of them needs it for itself.
+    alone: bool = False
+
+
+@dataclass(kw_only=True)
+class Decided:
+    """What was decided, in moves; the prediction uses it too."""
+
+    #: What was begun in any way, in the order of turn, and what was not, by the link that it will take first.
+    active: Sequence[Move]
+    waiting: Mapping[Pipe, Sequence[Move]]
+    #: Seconds since the transfers' deadlines were given.
+    now: float
+    prepare: list[Move] = field(default_factory=list)
+    begin: list[Move] = field(default_factory=list)
+    bandwidth: dict[Move, float] = field(default_factory=dict)
+    #: What is ready, and the links that have no room for it.
+    blocked: dict[Move, list[Pipe]] = field(default_factory=dict)
+    #: What is ready, and who waits for its link before it.
+    behind: dict[Move, Move] = field(default_factory=dict)
+    on: dict[Pipe, Use] = field(default_factory=dict)
+
+    def look_again(self, rules: Rules) -> float | None:
+        """Seconds until the first of those that run has so little left that another may begin."""
+        waits = [
+            (move.sending_left - rules.overlap_seconds) / move.pace_at(speed)
+            for move, speed in self.bandwidth.items()
+            if not move.alone and move.sending_left > rules.overlap_seconds
+        ]
+        return min(waits, default=None)
+
+    def reasons(self) -> dict[Move, str]:
+        """A sentence for each."""
+        return {move: self._reason(move) for move in chain(self.active, *self.waiting.values())}
+
+    def _reason(self, move: Move) -> str:
+        if move in self.bandwidth:
+            return self._reason_running(move)
+        if move.phase is Phase.FINISHING:
+            return "is being cleared away after; holds no link"
+        if move.never:
+            return f"cannot run: {move.never}"
+        if move in self.prepare:
+            return "is prepared while others transfer" if self.bandwidth else "is prepared: it is its turn"
+        if move.phase is Phase.PREPARING:
+            return "is being prepared"
+        if too_late(move, self.now):
+            left = show_seconds(max(0.0, (move.transfer.deadline_seconds or 0.0) - self.now))
+            return f"is not begun: it takes {show_seconds(move.seconds_alone)}, and the deadline is in {left}"
+        if move.phase is Phase.WAITING:
+            return (
+                "waits for its turn: enough others are prepared already (limits.prepared_per_source and "
+                "prepared_per_target)"
+            )
+        if move in self.behind:
+            return f"is ready; {self.behind[move].transfer.guest} is before it and waits for the same link"
+        pipes = self.blocked[move]
+        others = [other.transfer.guest for other in self.on[pipes[0]].users]
+        if pipes[0].limit is not None and len(others) >= pipes[0].limit:
+            limit = f"{pipes[0].host} takes {pipes[0].limit} at a time ({pipes[0].key})"
+            return f"is ready; waits for {_names(others)}: {limit}"
+        if move.alone:
+            return f"is ready; needs {pipes[0].name} for itself and waits for {_names(others)}"
+        return f"is ready; {pipes[0].name} is filled by {_names(others)}"
+
+    def _reason_running(self, move: Move) -> str:
+        speed = self.bandwidth[move]
+        slower = min(move.out, move.into, key=lambda pipe: pipe.capacity)
+        others = [other.transfer.guest for other in self.on[slower].users if other is not move]
+        if move.alone:
+            dirty = move.transfer.dirty_rate_bytes_per_second
+            return f"has all it can use, {show_rate(speed)}: it barely converges (dirties {show_rate(dirty)})"
+        if others:
+            return f"has {show_rate(speed)} of {slower.name}, shared with {_names(others)}"
+        return f"has {slower.name} for itself: {show_rate(speed)}"
+
+
+def _names(names: Sequence[str]) -> str:
+    return ", ".join(names[:3]) + (f" and {len(names) - 3} more" if len(names) > 3 else "")
+
+
+def too_late(move: Move, now: float) -> bool:
+    """It would be cancelled before it ended."""
+    return now + move.sending_left + move.fixed_left > move.must_end
+
+
+def apart(moves: Iterable[Move]) -> tuple[list[Move], dict[Pipe, list[Move]]]:
+    """What :func:`decide` wants to know apart, each in the order of `moves`."""
+    active, waiting = list[Move](), dict[Pipe, list[Move]]()
+    for move in moves:
+        if move.phase is Phase.WAITING:
+            waiting.setdefault(move.out, []).append(move)
+        else:
+            active.append(move)
+    return active, waiting
+
+
+def decide(
+    active: Sequence[Move], waiting: Mapping[Pipe, Sequence[Move]], rules: Rules, *, now: float = 0.0
+) -> Decided:
+    """The decision itself, on moves in the order of turn (see :func:`apart`); changes none of them.
+
+    :param now: seconds since the transfers' deadlines were given.
+    """
+    decided = Decided(active=active, waiting=waiting, now=now)
+    running = [move for move in active if move.phase is Phase.TRANSFERRING]
+    for move in running:
+        _occupy(decided, move, rules)
+    _begin(decided, rules)
+    _prepare(decided, rules)
+    decided.bandwidth = share([*running, *decided.begin])
+    return decided
+
+
+def _occupy(decided: Decided, move: Move, rules: Rules) -> None:
+    for pipe in (move.out, move.into):
+        use = decided.on.get(pipe)
+        if use is None:
+            use = decided.on[pipe] = Use()
+        use.users.append(move)
+        use.speed += move.speed
+        use.load += move.load_now(rules)
+        use.alone = use.alone or bool(move.alone)
+
+
+def _begin(decided: Decided, rules: Rules) -> None:
+    # Links that somebody waits for: who, and how long others may have it.
+    claimed: dict[Pipe, tuple[float, Move]] = {}
+    for move in decided.active:
+        if move.phase is not Phase.READY or move.never or too_late(move, decided.now):
+            continue
+        pipes = (move.out, move.into)
+        full = [pipe for pipe in pipes if not _room(decided, pipe, move, rules)]
+        if full:
+            decided.blocked[move] = full
+            for pipe in full:
+                claimed.setdefault(pipe, (0.0, move))
+            if move.alone:
+                # Others may have its second link until its first is free.
+                free = max(_seconds_until_free(decided.on[pipe]) for pipe in full)
+                for pipe in pipes:
+                    claimed.setdefault(pipe, (free, move))
+            continue
+        before = next((pipe for pipe in pipes if not _passes(decided, move, pipe, claimed)), None)
+        if before is not None:
+            decided.behind[move] = claimed[before][1]
+        else:
+            decided.begin.append(move)
+            _occupy(decided, move, rules)
+
+
+def _room(decided: Decided, pipe: Pipe, move: Move, rules: Rules) -> bool:
+    use = decided.on.get(pipe)
+    if use is None:
+        return True
+    if pipe.limit is not None and len(use.users) >= pipe.limit:
+        return False
+    if move.alone or use.alone:
+        # Only beside what neither of them can use.
+        return use.speed + move.speed <= pipe.capacity * _ABOUT
+    if use.speed + move.speed > rules.quiet_at_a_time * pipe.capacity * _ABOUT:
+        return False
+    # It comes if more than half of what it needs is free: less would only make all of them slower.
+    return use.load + move.load / 2 <= pipe.capacity * _ABOUT
+
+
+def _seconds_until_free(use: Use) -> float:
+    return max(user.sending_left * len(use.users) + user.fixed_left for user in use.users)
+
+
+def _passes(decided: Decided, move: Move, pipe: Pipe, claimed: Mapping[Pipe, tuple[float, Move]]) -> bool:
+    if pipe not in claimed:
+        return True
+    sharers = 1 + len(decided.on[pipe].users) if pipe in decided.on else 1
+    return move.sending_left * sharers + move.fixed_left <= claimed[pipe][0]
+
+
+def _prepare(decided: Decided, rules: Rules) -> None:
+    # By host, as source and as target: what is prepared and has no link yet.
+    ahead: dict[Pipe, list[Move]] = {}
+    begun = set(decided.begin)
+    for move in decided.active:
+        if move.never or too_late(move, decided.now):
+            continue
+        if move.phase is Phase.PREPARING or (move.phase is Phase.READY and move not in begun):
+            for pipe in (move.out, move.into):
+                ahead.setdefault(pipe, []).append(move)
+    closed: set[Pipe] = set()
+    for move in _by_turn(decided.waiting, closed):
+        if move.into in closed or move.never or too_late(move, decided.now):
+            continue
+        for pipe, bound in ((move.out, rules.prepared_per_source), (move.into, rules.prepared_per_target)):
+            if not _may_prepare(decided, move, pipe, ahead.get(pipe, ()), bound, rules):
+                closed.add(pipe)
+                break
+        else:
+            decided.prepare.append(move)
+            for pipe in (move.out, move.into):
+                ahead.setdefault(pipe, []).append(move)
+
+
+def _by_turn(waiting: Mapping[Pipe, Sequence[Move]], closed: Container[Pipe]) -> Iterator[Move]:
+    """All that wait, in the order of turn; those of a source that was closed meanwhile are left out."""
+    heap = [(moves[0].key, 0, pipe.host, moves) for pipe, moves in waiting.items() if moves]
+    heapq.heapify(heap)
+    while heap:
+        _, at, host, moves = heap[0]
+        if moves[at].out not in closed:
+            yield moves[at]
+        if at + 1 < len(moves) and moves[at].out not in closed:
+            heapq.heapreplace(heap, (moves[at + 1].key, at + 1, host, moves))
+        else:
+            heapq.heappop(heap)
+
+
+def _may_prepare(
+    decided: Decided, move: Move, pipe: Pipe, ahead: Sequence[Move], bound: int, rules: Rules
+) -> bool:
+    # One of higher priority does not wait for those below it.
+    ahead = [other for other in ahead if other.transfer.priority >= move.transfer.priority]
+    if len(ahead) < bound:
+        return True
+    if len(ahead) >= rules.prepared_at_most:
+        return False
+    # What is ready and waits for its other end only does not use this link yet.
+    soon = [other for other in ahead if pipe in decided.blocked.get(other, (pipe,))]
+    return len(soon) < bound or sum(other.link_seconds for other in soon) < move.prepare_left

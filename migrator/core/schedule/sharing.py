@@ -1,0 +1,84 @@
+"""How much bandwidth each running transfer gets of the links it takes. Pure."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Collection, Mapping, Sequence
+
+from migrator.core.schedule.transfers import Move, Pipe
+
+
+def share(moves: Sequence[Move]) -> dict[Move, float]:
+    """Bytes per second for each; on no link more than it has for migrations, and more than 0 for everybody.
+
+    Everybody gets a fourth of an even share at least: a stream that carries next to nothing looks to its own controller
+    like one that never ends. Then those that barely converge come first, with all they can have; the others share the
+    rest evenly, as far as each can use it. What is left after that is given too, so that an estimate that was too low
+    holds nobody back.
+    """
+    on: dict[Pipe, list[Move]] = {}
+    for move in moves:
+        on.setdefault(move.out, []).append(move)
+        on.setdefault(move.into, []).append(move)
+    given: dict[Move, float] = {}
+    for move in moves:
+        if move in given:
+            continue
+        if len(on[move.out]) == 1 == len(on[move.into]):
+            given[move] = move.speed
+        else:
+            given.update(_share_joined(_joined(move, on), on))
+    return given
+
+
+def _joined(first: Move, on: Mapping[Pipe, Sequence[Move]]) -> list[Move]:
+    """All whose links are shared with it, or with one whose links are, and so on."""
+    found, new = {first: None}, [first]
+    while new:
+        move = new.pop()
+        for other in (*on[move.out], *on[move.into]):
+            if other not in found:
+                found[other] = None
+                new.append(other)
+    return list(found)
+
+
+def _share_joined(moves: Sequence[Move], on: Mapping[Pipe, Sequence[Move]]) -> dict[Move, float]:
+    given = dict.fromkeys(moves, 0.0)
+    left = {pipe: pipe.capacity for move in moves for pipe in (move.out, move.into)}
+
+    def least(move: Move) -> float:
+        a_fourth = min(pipe.capacity / len(on[pipe]) for pipe in (move.out, move.into)) / 4
+        return min(a_fourth, move.speed)
+
+    _raise(given, left, moves, least)
+    _raise(given, left, [move for move in moves if move.alone], lambda move: move.speed)
+    _raise(given, left, moves, Move.demand)
+    _raise(given, left, moves, lambda move: move.speed)
+    return given
+
+
+def _raise(
+    given: dict[Move, float], left: dict[Pipe, float], moves: Collection[Move], most: Callable[[Move], float]
+) -> None:
+    """Raise all of them evenly, each until it has `most` or one of its links is full (max-min fairness)."""
+    want = {move: most(move) - given[move] for move in moves}
+    rising = {move for move, more in want.items() if more > 0}
+    while rising:
+        on: dict[Pipe, int] = {}
+        for move in rising:
+            on[move.out] = on.get(move.out, 0) + 1
+            on[move.into] = on.get(move.into, 0) + 1
+        step = max(
+            0.0, min(*map(want.__getitem__, rising), *(left[pipe] / count for pipe, count in on.items()))
+        )
+        for move in rising:
+            given[move] += step
+            want[move] -= step
+            left[move.out] -= step
+            left[move.into] -= step
+        full = {pipe for pipe in on if left[pipe] <= 1e-9 * pipe.capacity}
+        rising = {
+            move
+            for move in rising
+            if want[move] > 1e-9 * move.speed and move.out not in full and move.into not in full
+        }
