@@ -13,6 +13,7 @@ from fnmatch import fnmatchcase
 from typing import Protocol
 
 from migrator.core.inventory import Guest
+from migrator.core.migration import stranded
 from migrator.core.migration.drivers import Driver
 from migrator.core.model import RunState
 from migrator.errors import Fault, HostError, NobodyListens, Occupied, QemuError
