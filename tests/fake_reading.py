@@ -6,20 +6,19 @@ from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
-from migrator.core.inventory import HostState
-from migrator.core.model import Mode, State
-from migrator.engine.bus import Bus
-from migrator.engine.documents import (
+from migrator.api.documents import (
     EvacuationDocument,
     EvacuationState,
-    EventKind,
     ForecastDocument,
     GuestDocument,
     HostDocument,
     MigrationDocument,
     SampleDocument,
-    Subject,
 )
+from migrator.api.events import EventKind, Subject
+from migrator.core.inventory import HostState
+from migrator.core.model import Mode, State
+from migrator.engine.bus import Bus
 from migrator.errors import JournalError
 from migrator.ports import EventTexts
 

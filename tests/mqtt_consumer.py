@@ -9,8 +9,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from migrator.engine.commands import Caller, Command, Envelope, Reply
-from migrator.engine.documents import MigrationDocument
+from migrator.api.commands import Caller, Command, Envelope, Reply
+from migrator.api.documents import MigrationDocument
 from migrator.engine.door import Claim
 from tests.mqtt_fakes import FakeLog, Service, settings
 

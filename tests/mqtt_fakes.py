@@ -17,22 +17,21 @@ import aiomqtt
 from paho.mqtt.packettypes import PacketTypes
 from paho.mqtt.properties import Properties
 
-from migrator.core.inventory import HostState
-from migrator.core.model import State
-from migrator.engine.bus import Bus
-from migrator.engine.commands import Answer, Caller, Command, Evacuate, Migrate, Refusal
-from migrator.engine.documents import (
+from migrator.api.commands import Answer, Caller, Command, Evacuate, Migrate, Refusal
+from migrator.api.documents import (
     CheckDocument,
     EvacuationDocument,
     EvacuationState,
-    EventKind,
     GuestDocument,
     HostDocument,
     MigrationDocument,
     PlanDocument,
     SampleDocument,
-    Subject,
 )
+from migrator.api.events import EventKind, Subject
+from migrator.core.inventory import HostState
+from migrator.core.model import State
+from migrator.engine.bus import Bus
 from migrator.engine.door import Claim, Door
 from migrator.mqtt import Mqtt, MqttSettings
 from migrator.ports import EventTexts

@@ -22,10 +22,7 @@ from typing import Any, TypeVar
 
 from fastapi import FastAPI
 
-from migrator.core.inventory import HostState
-from migrator.core.model import Mode, Severity, State
-from migrator.engine.bus import Bus
-from migrator.engine.commands import (
+from migrator.api.commands import (
     Activate,
     Answer,
     Caller,
@@ -40,14 +37,12 @@ from migrator.engine.commands import (
     Resolve,
     Restore,
 )
-from migrator.engine.documents import (
+from migrator.api.documents import (
     CheckDocument,
     DecisionDocument,
     EvacuationDocument,
     EvacuationGuest,
     EvacuationState,
-    EventDocument,
-    EventKind,
     FindingDocument,
     ForecastDocument,
     GuestDocument,
@@ -58,8 +53,11 @@ from migrator.engine.documents import (
     PlannedGuest,
     ResolutionDocument,
     SampleDocument,
-    Subject,
 )
+from migrator.api.events import EventDocument, EventKind, Subject
+from migrator.core.inventory import HostState
+from migrator.core.model import Mode, Severity, State
+from migrator.engine.bus import Bus
 from migrator.engine.door import Claim, Door
 from migrator.http.app import create_app
 from migrator.http.limits import Limits

@@ -15,10 +15,10 @@ from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
 
+from migrator.api.events import Subject
 from migrator.core.policy import builtin
 from migrator.engine.bus import Bus
 from migrator.engine.controller import Engine, Rules
-from migrator.engine.documents import Subject
 from migrator.engine.inventory import Inventory
 from migrator.engine.job import Job
 from migrator.engine.job_means import Means

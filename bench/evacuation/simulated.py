@@ -13,13 +13,14 @@ from bench.evacuation import peers
 from bench.evacuation.guests import LINK_BYTES_PER_SECOND, Guest, idle_guests, mixed_guests, total_bytes
 from bench.evacuation.loop import SkippingLoop
 from bench.evacuation.outcome import Moved, Outcome
+from migrator.api.commands import Caller, Evacuate, Plan, Role
+from migrator.api.documents import EvacuationDocument, PlanDocument
+from migrator.api.events import EventDocument, EventKind, Subject
 from migrator.core.model import Finding, MigrationStatus, Mode
 from migrator.core.policy import Policy, builtin
 from migrator.core.schedule.transfers import Rules as LinkRules
 from migrator.engine.bus import Bus
-from migrator.engine.commands import Caller, Evacuate, Plan, Role
 from migrator.engine.controller import Engine, Rules
-from migrator.engine.documents import EvacuationDocument, EventDocument, EventKind, PlanDocument, Subject
 from migrator.engine.inventory import Inventory
 from migrator.engine.job import Job
 from migrator.engine.job_means import Means

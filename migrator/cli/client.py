@@ -16,7 +16,7 @@ from urllib.parse import quote, urlsplit
 import httpx2
 
 from migrator import addresses
-from migrator.core.trace_context import TRACEPARENT, TRACESTATE
+from migrator.api.trace_context import TRACEPARENT, TRACESTATE
 from migrator.errors import MigratorError, UsageError
 from migrator.text import clean
 

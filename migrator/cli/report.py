@@ -13,10 +13,10 @@ from typing import Any, TypeVar
 
 from pydantic import ValidationError
 
+from migrator.api.documents import DecisionDocument, MigrationDocument
 from migrator.cli.picture import Curve, Mark, Panel, Span, picture
 from migrator.cli.recording import read
 from migrator.core.model import Decision, Mode, Sample, State
-from migrator.engine.documents import DecisionDocument, MigrationDocument
 from migrator.errors import UsageError
 from migrator.units import show_bytes, show_rate, show_ratio, show_seconds
 

@@ -10,7 +10,7 @@ from contextlib import contextmanager
 from datetime import UTC, datetime
 from typing import Any
 
-from migrator.engine.documents import EventDocument, EventKind, Subject
+from migrator.api.events import EventDocument, EventKind, Subject
 
 #: More than this unheard means that nobody listens: the oldest go, and the gap shows in ``event_id``.
 _QUEUE_EVENTS = 10_000

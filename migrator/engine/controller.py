@@ -15,21 +15,16 @@ from datetime import UTC, datetime, timedelta
 from typing import Any
 
 from migrator import logs
+from migrator.api.documents import EvacuationState, GuestStanding, HostDocument
+from migrator.api.events import EventKind, Subject
+from migrator.api.trace_context import TraceContext
 from migrator.core.inventory import Guest, Host, HostState
 from migrator.core.migration import stranded
 from migrator.core.model import Decision, State
 from migrator.core.placement import Fleet, Options
 from migrator.core.policy import Policy
-from migrator.core.trace_context import TraceContext
 from migrator.engine import leftovers, strays, taking_up
 from migrator.engine.bus import Bus
-from migrator.engine.documents import (
-    EvacuationState,
-    EventKind,
-    GuestStanding,
-    HostDocument,
-    Subject,
-)
 from migrator.engine.doubles import DUPLICATE
 from migrator.engine.evacuation import Evacuation
 from migrator.engine.held import Held

@@ -17,9 +17,9 @@ from typing import Any, Protocol
 from pydantic import ValidationError
 
 from migrator import logs
-from migrator.engine import wrong_fields
-from migrator.engine.commands import COMMANDS, Answer, Caller, Command, Envelope, Refusal, Reply, Role
-from migrator.engine.documents import (
+from migrator.api import wrong_fields
+from migrator.api.commands import COMMANDS, Answer, Caller, Command, Envelope, Refusal, Reply, Role
+from migrator.api.documents import (
     CheckDocument,
     EvacuationDocument,
     HostDocument,

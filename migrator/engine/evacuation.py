@@ -12,15 +12,11 @@ from dataclasses import replace
 from datetime import UTC, datetime
 from typing import Any, Literal
 
-from migrator.core import trace_context
+from migrator.api import trace_context
+from migrator.api.documents import EvacuationDocument, EvacuationState, GuestStanding
+from migrator.api.trace_context import TraceContext
 from migrator.core.inventory import Guest
 from migrator.core.model import State
-from migrator.core.trace_context import TraceContext
-from migrator.engine.documents import (
-    EvacuationDocument,
-    EvacuationState,
-    GuestStanding,
-)
 from migrator.engine.evacuation_entry import Entry
 from migrator.engine.others import ARRIVING
 

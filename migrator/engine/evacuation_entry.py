@@ -5,8 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Any
 
+from migrator.api.documents import EvacuationGuest, GuestStanding
 from migrator.core.inventory import Guest
-from migrator.engine.documents import EvacuationGuest, GuestStanding
 
 
 @dataclass(kw_only=True)

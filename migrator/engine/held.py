@@ -7,11 +7,11 @@ from collections.abc import Awaitable, Callable
 from typing import TYPE_CHECKING, TypeVar
 
 from migrator import logs
+from migrator.api.documents import ResolutionDocument
 from migrator.core.migration.lifecycle import Step, decide
 from migrator.core.migration.resolving import awaited
 from migrator.core.model import Process, State, View
 from migrator.engine import resolving
-from migrator.engine.documents import ResolutionDocument
 from migrator.engine.resolving import Said
 from migrator.errors import MigratorError
 

@@ -11,13 +11,11 @@ from datetime import UTC, datetime
 from functools import cached_property
 from typing import Any
 
+from migrator.api.documents import MigrationDocument
 from migrator.core.findings import Objected
 from migrator.core.migration.situation import Intent, Word
 from migrator.core.model import Finding, State
 from migrator.engine import aftermath, clock, job_document, judging, taking_up
-from migrator.engine.documents import (
-    MigrationDocument,
-)
 from migrator.engine.job_means import Means, Place
 from migrator.engine.job_state import JobState
 from migrator.engine.migration import Migration

@@ -7,17 +7,17 @@ from collections.abc import Mapping
 from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
-from migrator.core import trace_context
-from migrator.core.inventory import Guest
-from migrator.core.migration.forecast import Forecast, Verdict
-from migrator.core.model import Decision, Finding, State
-from migrator.core.policy import from_fields
-from migrator.engine.documents import (
+from migrator.api import trace_context
+from migrator.api.documents import (
     DecisionDocument,
     FindingDocument,
     ForecastDocument,
     MigrationDocument,
 )
+from migrator.core.inventory import Guest
+from migrator.core.migration.forecast import Forecast, Verdict
+from migrator.core.model import Decision, Finding, State
+from migrator.core.policy import from_fields
 from migrator.engine.job_means import Place
 
 if TYPE_CHECKING:

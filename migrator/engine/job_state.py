@@ -8,11 +8,11 @@ from dataclasses import asdict, replace
 from datetime import UTC, datetime
 from typing import Any
 
+from migrator.api.trace_context import TraceContext
 from migrator.core.inventory import Guest
 from migrator.core.migration.downsampling import Point
 from migrator.core.model import Decision, Mode, State, View
 from migrator.core.policy import Policy
-from migrator.core.trace_context import TraceContext
 from migrator.engine import clock
 from migrator.engine.job_means import Means, Place
 from migrator.engine.ledger import OUTCOME

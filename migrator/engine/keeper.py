@@ -7,8 +7,8 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from migrator import logs
+from migrator.api.events import EventDocument, EventKind
 from migrator.engine.bus import Bus
-from migrator.engine.documents import EventDocument, EventKind
 from migrator.errors import JournalError
 from migrator.ports import Journal
 

@@ -9,9 +9,9 @@ from collections.abc import Iterator
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
+from migrator.api.documents import GuestStanding
 from migrator.core.inventory import Guest
 from migrator.core.model import State
-from migrator.engine.documents import GuestStanding
 
 if TYPE_CHECKING:
     from migrator.engine.controller import Engine

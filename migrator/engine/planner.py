@@ -14,6 +14,7 @@ from datetime import UTC, datetime
 from typing import TYPE_CHECKING
 
 from migrator import logs
+from migrator.api.documents import EvacuationState, GuestStanding
 from migrator.core.inventory import Guest
 from migrator.core.model import State
 from migrator.core.placement import NoHost, Request, place
@@ -22,10 +23,6 @@ from migrator.core.schedule import Orders, schedule
 from migrator.core.schedule.transfers import Phase, Transfer
 from migrator.core.schedule.transfers import Rules as LinkRules
 from migrator.engine import judging
-from migrator.engine.documents import (
-    EvacuationState,
-    GuestStanding,
-)
 from migrator.engine.evacuation import FIRST_PAUSE_SECONDS, MOST_ATTEMPTS, Evacuation
 from migrator.engine.evacuation_entry import Entry
 from migrator.engine.foretelling import Going, foretell, going_jobs, tell

@@ -8,6 +8,7 @@ from dataclasses import asdict
 from typing import TYPE_CHECKING
 
 from migrator import logs
+from migrator.api.documents import FindingDocument, PlanDocument, PlannedGuest
 from migrator.core.findings import errors_first, finding
 from migrator.core.inventory import Guest
 from migrator.core.migration.forecast import Verdict
@@ -16,7 +17,6 @@ from migrator.core.placement import NoHost, place
 from migrator.core.schedule.timetable import predict
 from migrator.core.schedule.transfers import Move, Network
 from migrator.engine import clock, judging
-from migrator.engine.documents import FindingDocument, PlanDocument, PlannedGuest
 from migrator.engine.evacuation import Evacuation
 from migrator.engine.evacuation_entry import Entry
 from migrator.engine.foretelling import PROBE_SECONDS, foreseen, no_end

@@ -5,14 +5,14 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any, Protocol
 
-from migrator.engine.bus import Bus
-from migrator.engine.documents import (
+from migrator.api.documents import (
     EvacuationDocument,
     GuestDocument,
     HostDocument,
     MigrationDocument,
     SampleDocument,
 )
+from migrator.engine.bus import Bus
 from migrator.ports import EventTexts
 
 

@@ -11,12 +11,12 @@ from contextlib import asynccontextmanager
 from dataclasses import asdict, dataclass, replace
 from typing import TYPE_CHECKING, Any
 
+from migrator.api.documents import ResolutionDocument
 from migrator.core.migration import resolving as core
 from migrator.core.migration.lifecycle import Step
 from migrator.core.migration.resolving import Act, Answer
 from migrator.core.migration.situation import Intent, Milestone, Word
 from migrator.core.model import Process, State, View
-from migrator.engine.documents import ResolutionDocument
 from migrator.errors import HostError, MigratorError, QemuError, RecordError
 from migrator.ports import Qemu, Record
 

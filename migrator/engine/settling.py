@@ -10,9 +10,9 @@ from collections.abc import Container, Mapping
 from typing import Any, Protocol
 
 from migrator import logs
+from migrator.api.commands import Reply
+from migrator.api.events import EventDocument, EventKind, Subject
 from migrator.engine.bus import Bus
-from migrator.engine.commands import Reply
-from migrator.engine.documents import EventDocument, EventKind, Subject
 from migrator.engine.door import Door
 from migrator.errors import JournalError
 

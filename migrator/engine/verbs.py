@@ -7,14 +7,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import asdict
 from datetime import UTC, datetime
 
-from migrator.core.findings import errors_first
-from migrator.core.inventory import Guest, Host, HostState
-from migrator.core.migration.situation import Word
-from migrator.core.model import Finding, State
-from migrator.core.placement import NoHost, place
-from migrator.core.policy import Policy
-from migrator.engine import judging
-from migrator.engine.commands import (
+from migrator.api.commands import (
     Activate,
     Answer,
     Caller,
@@ -29,8 +22,7 @@ from migrator.engine.commands import (
     Resolve,
     Restore,
 )
-from migrator.engine.controller import Engine, host_document, host_saved, new_id
-from migrator.engine.documents import (
+from migrator.api.documents import (
     CheckDocument,
     EvacuationDocument,
     EvacuationState,
@@ -41,6 +33,14 @@ from migrator.engine.documents import (
     PlanDocument,
     ResolutionDocument,
 )
+from migrator.core.findings import errors_first
+from migrator.core.inventory import Guest, Host, HostState
+from migrator.core.migration.situation import Word
+from migrator.core.model import Finding, State
+from migrator.core.placement import NoHost, place
+from migrator.core.policy import Policy
+from migrator.engine import judging
+from migrator.engine.controller import Engine, host_document, host_saved, new_id
 from migrator.engine.evacuation import Evacuation
 from migrator.engine.evacuation_entry import Entry
 from migrator.engine.held import NotHeld

@@ -7,18 +7,18 @@ from dataclasses import asdict
 from typing import Any, TypeVar
 
 from migrator import faults
-from migrator.core.inventory import Guest
-from migrator.core.migration.downsampling import Point
-from migrator.engine.bus import Bus
-from migrator.engine.commands import Refusal
-from migrator.engine.controller import Engine, host_document
-from migrator.engine.documents import (
+from migrator.api.commands import Refusal
+from migrator.api.documents import (
     EvacuationDocument,
     GuestDocument,
     HostDocument,
     MigrationDocument,
     SampleDocument,
 )
+from migrator.core.inventory import Guest
+from migrator.core.migration.downsampling import Point
+from migrator.engine.bus import Bus
+from migrator.engine.controller import Engine, host_document
 from migrator.engine.unreadable import UNREADABLE, say_unreadable
 from migrator.ports import EventTexts
 

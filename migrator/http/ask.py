@@ -12,15 +12,14 @@ from fastapi import APIRouter, Request
 from starlette.responses import Response
 
 from migrator import logs
-from migrator.core import trace_context
-from migrator.core.trace_context import TRACEPARENT, TRACESTATE
-from migrator.engine.commands import (
+from migrator.api import trace_context
+from migrator.api.commands import (
     COMMANDS,
     Caller,
     Envelope,
     Reply,
 )
-from migrator.engine.documents import (
+from migrator.api.documents import (
     CheckDocument,
     EvacuationDocument,
     HostDocument,
@@ -28,6 +27,7 @@ from migrator.engine.documents import (
     PlanDocument,
     ResolutionDocument,
 )
+from migrator.api.trace_context import TRACEPARENT, TRACESTATE
 from migrator.http import look
 from migrator.http.parts import Asks, parts
 from migrator.http.problems import ProblemError, request_id

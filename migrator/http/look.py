@@ -8,9 +8,8 @@ from fastapi import APIRouter, Path, Query, Request
 from pydantic import BaseModel, StringConstraints
 from starlette.responses import Response
 
-from migrator.core.model import State
-from migrator.engine.commands import Name
-from migrator.engine.documents import (
+from migrator.api.commands import Name
+from migrator.api.documents import (
     EvacuationDocument,
     EvacuationState,
     GuestDocument,
@@ -18,6 +17,7 @@ from migrator.engine.documents import (
     MigrationDocument,
     SampleDocument,
 )
+from migrator.core.model import State
 from migrator.http.parts import Asks, answer, parts
 from migrator.http.problems import ProblemError
 

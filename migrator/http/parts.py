@@ -11,8 +11,8 @@ from fastapi import Depends, Request
 from pydantic import BaseModel
 from starlette.responses import Response
 
+from migrator.api.commands import Caller, Envelope, Reply
 from migrator.engine.bus import Listener
-from migrator.engine.commands import Caller, Envelope, Reply
 from migrator.engine.door import Door
 from migrator.engine.reading import Reading
 from migrator.errors import JournalError

@@ -12,9 +12,9 @@ from pydantic import BaseModel, Field
 from starlette.exceptions import HTTPException
 from starlette.responses import Response
 
-from migrator.engine import wrong_fields
-from migrator.engine.commands import Refusal
-from migrator.engine.documents import FindingDocument
+from migrator.api import wrong_fields
+from migrator.api.commands import Refusal
+from migrator.api.documents import FindingDocument
 from migrator.errors import JournalError, MigratorError
 
 MEDIA_TYPE = "application/problem+json"

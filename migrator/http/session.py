@@ -9,7 +9,7 @@ from fastapi import APIRouter, Body, Request
 from pydantic import BaseModel, ConfigDict, Field
 from starlette.responses import Response
 
-from migrator.engine.commands import Role
+from migrator.api.commands import Role
 from migrator.http import access
 from migrator.http.parts import Asks, answer, parts
 from migrator.ports import Grant

@@ -14,8 +14,8 @@ from starlette.responses import Response
 from starlette.types import Receive, Scope, Send
 
 from migrator import logs
-from migrator.engine.commands import Caller, Name
-from migrator.engine.documents import EventDocument, EventKind, Subject
+from migrator.api.commands import Caller, Name
+from migrator.api.events import EventDocument, EventKind, Subject
 from migrator.errors import JournalError
 from migrator.http import look
 from migrator.http.parts import Asks, Parts, parts

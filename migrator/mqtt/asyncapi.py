@@ -12,17 +12,16 @@ from typing import Any
 from pydantic import BaseModel, create_model
 from pydantic.json_schema import models_json_schema
 
-from migrator.engine.commands import COMMANDS, Command
-from migrator.engine.documents import (
+from migrator.api.commands import COMMANDS, Command
+from migrator.api.documents import (
     CheckDocument,
     DecisionDocument,
     EvacuationDocument,
-    EventDocument,
     HostDocument,
     MigrationDocument,
     PlanDocument,
-    Subject,
 )
+from migrator.api.events import EventDocument, Subject
 from migrator.mqtt.inbound import VERBS, Head
 from migrator.mqtt.messages import ReplyMessage
 from migrator.mqtt.topics import Topics

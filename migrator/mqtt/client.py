@@ -11,8 +11,8 @@ from collections.abc import Callable
 from datetime import UTC, datetime, timedelta
 
 from migrator import logs
-from migrator.engine.commands import COMMANDS, Role
-from migrator.engine.documents import EventDocument, EventKind, Subject
+from migrator.api.commands import COMMANDS, Role
+from migrator.api.events import EventDocument, EventKind, Subject
 from migrator.engine.door import Door
 from migrator.engine.reading import Reading
 from migrator.errors import JournalError

@@ -10,10 +10,9 @@ from typing import Any
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 
-from migrator.core import trace_context
-from migrator.core.trace_context import TRACEPARENT, TRACESTATE, TraceContext
-from migrator.engine import wrong_fields
-from migrator.engine.commands import COMMANDS, Caller, Envelope, Moment, Name, Refusal, Reply, Role
+from migrator.api import trace_context, wrong_fields
+from migrator.api.commands import COMMANDS, Caller, Envelope, Moment, Name, Refusal, Reply, Role
+from migrator.api.trace_context import TRACEPARENT, TRACESTATE, TraceContext
 from migrator.mqtt.connection import Received
 from migrator.mqtt.settings import NAME, MqttSettings
 from migrator.mqtt.topics import Topics

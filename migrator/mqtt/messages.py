@@ -1,10 +1,10 @@
-"""What travels in payloads, beside :class:`migrator.engine.documents.EventDocument`."""
+"""What travels in payloads, beside :class:`migrator.api.events.EventDocument`."""
 
 from __future__ import annotations
 
 from datetime import datetime
 
-from migrator.engine.commands import Reply
+from migrator.api.commands import Reply
 
 
 class ReplyMessage(Reply):

@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from enum import IntEnum
 
-from migrator.engine.documents import EventDocument
+from migrator.api.events import EventDocument
 
 
 class Rank(IntEnum):

@@ -10,8 +10,8 @@ from datetime import datetime
 from typing import Any
 
 from migrator import logs
-from migrator.engine.commands import Reply
-from migrator.engine.documents import EventDocument, Subject
+from migrator.api.commands import Reply
+from migrator.api.events import EventDocument, Subject
 from migrator.engine.door import Door
 from migrator.engine.reading import Reading
 from migrator.errors import JournalError
@@ -38,7 +38,7 @@ class Begun:
     user: str
     id: str
     verb: str
-    #: :attr:`migrator.engine.commands.Caller.origin`, in which the reply's topic is written down.
+    #: :attr:`migrator.api.commands.Caller.origin`, in which the reply's topic is written down.
     origin: str = ""
 
 

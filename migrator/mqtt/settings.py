@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
 
-from migrator.engine.commands import Role
+from migrator.api.commands import Role
 from migrator.errors import UsageError
 
 #: Ids, hosts, sites, instances and users: what may be a level of a topic.

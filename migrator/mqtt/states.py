@@ -8,13 +8,8 @@ from datetime import datetime, timedelta
 from typing import Any
 
 from migrator import logs
-from migrator.engine.documents import (
-    EvacuationDocument,
-    EventDocument,
-    EventKind,
-    MigrationDocument,
-    Subject,
-)
+from migrator.api.documents import EvacuationDocument, MigrationDocument
+from migrator.api.events import EventDocument, EventKind, Subject
 from migrator.engine.reading import Reading
 from migrator.errors import JournalError
 from migrator.mqtt.outbox import Outgoing, Rank

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from migrator.engine.documents import Subject
+from migrator.api.events import Subject
 from migrator.mqtt.settings import NAME
 
 #: What has a retained state.

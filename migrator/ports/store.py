@@ -90,7 +90,7 @@ class Journal(Protocol):
         A document has the key ``id`` (of a host: its name) and replaces the one before; ``ended_at`` is empty or
         ``None`` until nothing more will happen to it. What the engine alone needs is in it under ``_private``.
 
-        :param events: :class:`~migrator.engine.documents.EventDocument` as JSON, written with them or not at all. An
+        :param events: :class:`~migrator.api.events.EventDocument` as JSON, written with them or not at all. An
             event that is there already, the same in all, is let pass; another one of its number is refused.
         """
 

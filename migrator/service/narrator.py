@@ -10,10 +10,10 @@ import contextlib
 from typing import Any
 
 from migrator import logs
-from migrator.core import trace_context
+from migrator.api import trace_context
+from migrator.api.events import EventDocument, EventKind, Subject
 from migrator.core.model import State
 from migrator.engine.bus import Bus
-from migrator.engine.documents import EventDocument, EventKind, Subject
 
 #: What is told of a migration besides its state, where it is known.
 _FIGURES = ("error", "held_code", "duration_seconds", "downtime_seconds", "transferred_bytes")

@@ -15,11 +15,11 @@ from typing import Any
 
 from migrator import __version__, faults, logs
 from migrator import settings as configuration
+from migrator.api.commands import COMMANDS, Envelope, Reply, Role
+from migrator.api.events import EventKind, Subject
 from migrator.core import findings as catalogue
 from migrator.engine.bus import Bus
-from migrator.engine.commands import COMMANDS, Envelope, Reply, Role
 from migrator.engine.controller import Engine
-from migrator.engine.documents import EventKind, Subject
 from migrator.engine.door import Door
 from migrator.engine.inventory import Inventory
 from migrator.engine.job import Job

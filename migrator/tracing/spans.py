@@ -12,9 +12,9 @@ from datetime import datetime
 from hashlib import sha256
 from typing import Any
 
-from migrator.core import trace_context
+from migrator.api import trace_context
+from migrator.api.trace_context import TraceContext
 from migrator.core.model import State
-from migrator.core.trace_context import TraceContext
 
 #: Decisions of one phase; of more the oldest go.
 MOST_DECISIONS = 256

@@ -12,8 +12,8 @@ from typing import Any
 
 import pytest
 
+from migrator.api.events import EventKind, Subject
 from migrator.core.model import State
-from migrator.engine.documents import EventKind, Subject
 from tests.command import MIGRATOR
 from tests.service_fakes import HOSTILE, OPERATOR, VIEWER, InThread, World, in_thread
 

@@ -12,8 +12,8 @@ from typing import Any
 import httpx2
 import pytest
 
+from migrator.api.events import EventKind, Subject
 from migrator.core.model import State
-from migrator.engine.documents import EventKind, Subject
 from migrator.errors import JournalError
 from migrator.http.limits import Limits
 from migrator.testing.lab import until

@@ -12,8 +12,8 @@ import pytest
 from playwright import sync_api
 from playwright.sync_api import expect
 
+from migrator.api.documents import ForecastDocument
 from migrator.core.model import State
-from migrator.engine.documents import ForecastDocument
 from tests.conftest import missing
 from tests.service_fakes import OPERATOR, VIEWER, InThread, World, in_thread
 

@@ -20,7 +20,7 @@ from schemathesis.specs.openapi.checks import (
     unsupported_method,
 )
 
-from migrator.engine.commands import COMMANDS
+from migrator.api.commands import COMMANDS
 from migrator.engine.door import Door
 from migrator.http import openapi
 from migrator.http.app import create_app

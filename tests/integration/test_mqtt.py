@@ -13,9 +13,10 @@ from typing import Any
 import aiomqtt
 import pytest
 
+from migrator.api.commands import Command
+from migrator.api.documents import EvacuationState
+from migrator.api.events import Subject
 from migrator.core.model import State
-from migrator.engine.commands import Command
-from migrator.engine.documents import EvacuationState, Subject
 from migrator.mqtt import Begun
 from migrator.testing.lab import until
 from tests.broker import USERS, Broker, mosquitto

@@ -12,8 +12,8 @@ from typing import Any
 import jsonschema_rs
 import pytest
 
+from migrator.api.commands import COMMANDS
 from migrator.core.inventory import HostState
-from migrator.engine.commands import COMMANDS
 from migrator.mqtt import asyncapi
 from migrator.testing.lab import until
 from tests.broker import Broker, mosquitto

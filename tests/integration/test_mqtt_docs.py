@@ -14,8 +14,8 @@ from pathlib import Path
 
 import pytest
 
-from migrator.engine.commands import COMMANDS, Refusal
-from migrator.engine.documents import EvacuationState
+from migrator.api.commands import COMMANDS, Refusal
+from migrator.api.documents import EvacuationState
 from migrator.mqtt.inbound import VERBS
 from migrator.mqtt.settings import MqttSettings
 from migrator.settings.models import SiteSettings

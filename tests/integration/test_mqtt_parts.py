@@ -13,7 +13,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from migrator.engine.documents import Subject
+from migrator.api.events import Subject
 from migrator.mqtt.inbound import ReplyTo
 from migrator.mqtt.outbox import Outbox, Outgoing, Rank
 from migrator.mqtt.topics import Topics

@@ -16,9 +16,10 @@ import pytest
 import pytest_asyncio
 import yaml  # type: ignore[import-untyped]
 
+from migrator.api.documents import EvacuationGuest, EvacuationState, GuestStanding
+from migrator.api.events import EventKind
 from migrator.core.inventory import HostState
 from migrator.core.model import State
-from migrator.engine.documents import EvacuationGuest, EvacuationState, EventKind, GuestStanding
 from migrator.metrics import Metrics, Probes
 from migrator.metrics.catalogue import BY_NAME
 from migrator.testing.process import until

@@ -16,10 +16,10 @@ import looptime
 import pytest
 import yaml  # type: ignore[import-untyped]
 
+from migrator.api.commands import Caller, Evacuate, Role
 from migrator.core.inventory import HostState
 from migrator.core.policy import builtin
 from migrator.engine.bus import Bus
-from migrator.engine.commands import Caller, Evacuate, Role
 from migrator.engine.controller import Engine, Rules
 from migrator.engine.inventory import Inventory
 from migrator.engine.job_means import Means

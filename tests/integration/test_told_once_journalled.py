@@ -14,7 +14,7 @@ from typing import Any
 import httpx2
 import pytest
 
-from migrator.engine.documents import EventKind, Subject
+from migrator.api.events import EventKind, Subject
 from migrator.engine.door import Door
 from migrator.engine.keeper import Keeper
 from migrator.http.limits import Limits

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import pytest
 
+from migrator.api.events import EventKind, Subject
 from migrator.engine import bus as module
 from migrator.engine.bus import Bus
-from migrator.engine.documents import EventKind, Subject
 
 
 @pytest.fixture(autouse=True)

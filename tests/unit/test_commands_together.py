@@ -10,9 +10,7 @@ from typing import Any
 
 import pytest
 
-from migrator.core.inventory import HostState
-from migrator.core.model import State
-from migrator.engine.commands import (
+from migrator.api.commands import (
     COMMANDS,
     Activate,
     Cancel,
@@ -23,6 +21,8 @@ from migrator.engine.commands import (
     Reply,
     Restore,
 )
+from migrator.core.inventory import HostState
+from migrator.core.model import State
 from migrator.engine.controller import Engine
 from migrator.engine.door import Door
 from migrator.engine.settling import Settling

@@ -13,11 +13,7 @@ from typing import Any
 
 import pytest
 
-from migrator.core.inventory import Guest, HostState
-from migrator.core.model import Finding, Severity, State
-from migrator.core.policy import builtin
-from migrator.engine.bus import Bus
-from migrator.engine.commands import (
+from migrator.api.commands import (
     Caller,
     Cancel,
     Check,
@@ -29,8 +25,13 @@ from migrator.engine.commands import (
     Restore,
     Role,
 )
+from migrator.api.documents import EvacuationState, GuestStanding
+from migrator.api.events import Subject
+from migrator.core.inventory import Guest, HostState
+from migrator.core.model import Finding, Severity, State
+from migrator.core.policy import builtin
+from migrator.engine.bus import Bus
 from migrator.engine.controller import Engine, Rules
-from migrator.engine.documents import EvacuationState, GuestStanding, Subject
 from migrator.engine.inventory import Inventory
 from migrator.engine.job import Job
 from migrator.engine.job_means import Means

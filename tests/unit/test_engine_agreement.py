@@ -11,12 +11,12 @@ from typing import Any
 import pytest
 
 import migrator
+from migrator.api.commands import Check, Evacuate, Migrate, Plan, Refusal
+from migrator.api.documents import GuestStanding, PlanDocument
 from migrator.core.findings import CATALOGUE, accept, finding
 from migrator.core.inventory import HostState
 from migrator.core.model import Severity, State
-from migrator.engine.commands import Check, Evacuate, Migrate, Plan, Refusal
 from migrator.engine.controller import Engine
-from migrator.engine.documents import GuestStanding, PlanDocument
 from migrator.testing.workload import MIB
 from tests.unit.test_engine import Driver, World
 

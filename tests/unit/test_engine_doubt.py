@@ -9,10 +9,10 @@ from typing import Any
 
 import pytest
 
+from migrator.api.commands import Evacuate
+from migrator.api.documents import EvacuationDocument, EvacuationState, GuestStanding
 from migrator.cli.show_service import evacuation_lines
 from migrator.core.model import State
-from migrator.engine.commands import Evacuate
-from migrator.engine.documents import EvacuationDocument, EvacuationState, GuestStanding
 from migrator.testing.workload import MIB, steady
 from tests.unit.test_engine import Driver, World
 

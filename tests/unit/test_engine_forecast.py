@@ -8,9 +8,9 @@ from pathlib import Path
 
 import pytest
 
+from migrator.api.commands import Activate, Evacuate, Plan, Restore
+from migrator.api.documents import EvacuationDocument, EvacuationState
 from migrator.core.inventory import HostState
-from migrator.engine.commands import Activate, Evacuate, Plan, Restore
-from migrator.engine.documents import EvacuationDocument, EvacuationState
 from migrator.testing.workload import MIB, steady
 from tests.unit.test_engine import Driver, World, fill
 

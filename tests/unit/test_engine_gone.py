@@ -7,9 +7,9 @@ from typing import Any
 
 import pytest
 
+from migrator.api.commands import Evacuate
+from migrator.api.documents import EvacuationState, GuestStanding
 from migrator.core.model import State
-from migrator.engine.commands import Evacuate
-from migrator.engine.documents import EvacuationState, GuestStanding
 from migrator.errors import HostError
 from migrator.testing.workload import MIB, steady
 from tests.unit.test_engine import Driver, World

@@ -8,8 +8,8 @@ from typing import Any
 
 import pytest
 
+from migrator.api.commands import Evacuate, Refusal, Resolve
 from migrator.core.model import State
-from migrator.engine.commands import Evacuate, Refusal, Resolve
 from migrator.engine.job import Job
 from migrator.testing.workload import MIB, steady
 from tests.unit.test_engine import Driver, World

@@ -6,9 +6,9 @@ from pathlib import Path
 
 import pytest
 
+from migrator.api.commands import Cancel, Evacuate, Migrate, Plan
+from migrator.api.documents import EvacuationState, GuestStanding, PlanDocument
 from migrator.core.model import State
-from migrator.engine.commands import Cancel, Evacuate, Migrate, Plan
-from migrator.engine.documents import EvacuationState, GuestStanding, PlanDocument
 from migrator.testing.workload import MIB, steady
 from tests.unit.test_engine import World
 

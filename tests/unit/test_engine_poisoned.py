@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from migrator import logs
-from migrator.engine.commands import Evacuate
+from migrator.api.commands import Evacuate
 from tests.unit.test_engine import World, fill, world  # noqa: F401 - a fixture
 
 pytestmark = pytest.mark.looptime

@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from migrator.engine.commands import Evacuate, Migrate, Refusal, Restore
-from migrator.engine.documents import EvacuationState, GuestStanding
+from migrator.api.commands import Evacuate, Migrate, Refusal, Restore
+from migrator.api.documents import EvacuationState, GuestStanding
 from migrator.testing.workload import MIB, steady
 from tests.unit.test_engine import Driver, World
 

@@ -8,11 +8,11 @@ from pathlib import Path
 
 import pytest
 
+from migrator.api.commands import Cancel, Evacuate, Migrate
+from migrator.api.documents import EvacuationState
 from migrator.core.model import State
 from migrator.core.policy import builtin
 from migrator.core.preflight.under_way import Busy, Export, Job
-from migrator.engine.commands import Cancel, Evacuate, Migrate
-from migrator.engine.documents import EvacuationState
 from tests.unit.test_engine import World, fill
 
 pytestmark = pytest.mark.looptime

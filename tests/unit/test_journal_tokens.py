@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from migrator.engine.commands import Role
+from migrator.api.commands import Role
 from migrator.errors import UsageError
 from migrator.store.journal import SqlJournal
 from migrator.store.tokens import ROLES, Tokens

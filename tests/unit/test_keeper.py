@@ -9,8 +9,8 @@ from typing import Any
 
 import pytest
 
+from migrator.api.events import EventDocument, EventKind, Subject
 from migrator.engine.bus import Bus
-from migrator.engine.documents import EventDocument, EventKind, Subject
 from migrator.engine.keeper import Keeper
 from migrator.errors import JournalError
 from migrator.testing.journal import MemoryJournal

@@ -17,11 +17,12 @@ import pytest
 from prometheus_client.openmetrics.parser import text_string_to_metric_families as read_openmetrics
 from prometheus_client.parser import text_string_to_metric_families as read_text
 
+from migrator.api.commands import COMMANDS
+from migrator.api.documents import EvacuationGuest, EvacuationState, GuestStanding
+from migrator.api.events import EventKind
 from migrator.core.migration.convergence import Act
 from migrator.core.migration.lifecycle import Step
 from migrator.core.model import Mode, State
-from migrator.engine.commands import COMMANDS
-from migrator.engine.documents import EvacuationGuest, EvacuationState, EventKind, GuestStanding
 from migrator.engine.reading import Reading
 from migrator.metrics import Metrics, catalogue, document
 from migrator.metrics.catalogue import BY_NAME, CATALOGUE, Kind

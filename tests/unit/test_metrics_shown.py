@@ -6,9 +6,9 @@ from datetime import UTC, datetime, timedelta
 
 import pytest
 
+from migrator.api.documents import EvacuationGuest, GuestStanding
 from migrator.core.inventory import HostState
 from migrator.core.model import State
-from migrator.engine.documents import EvacuationGuest, GuestStanding
 from migrator.metrics import catalogue
 from tests.fake_reading import a_guest, a_host, a_migration, an_evacuation
 from tests.metered import Service

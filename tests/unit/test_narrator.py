@@ -9,8 +9,8 @@ from typing import Any
 import pytest
 
 from migrator import logs
+from migrator.api.events import EventKind, Subject
 from migrator.engine.bus import Bus
-from migrator.engine.documents import EventKind, Subject
 from migrator.service.narrator import Narrator
 
 

@@ -12,8 +12,9 @@ from typing import Any
 import pytest
 
 from migrator import logs
+from migrator.api.documents import GuestDocument
+from migrator.api.events import EventKind, Subject
 from migrator.engine.bus import Bus
-from migrator.engine.documents import EventKind, GuestDocument, Subject
 from migrator.engine.unreadable import say_unreadable
 from migrator.store.journal import SqlJournal
 from migrator.text import storable, writable

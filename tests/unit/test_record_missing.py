@@ -10,9 +10,9 @@ from pathlib import Path
 
 import pytest
 
+from migrator.api.commands import Migrate, Refusal, Resolve
+from migrator.api.documents import MigrationDocument
 from migrator.core.model import State
-from migrator.engine.commands import Migrate, Refusal, Resolve
-from migrator.engine.documents import MigrationDocument
 from migrator.engine.verbs import Verbs
 from migrator.testing.journal import MemoryJournal
 from tests.stops import Life, Lives

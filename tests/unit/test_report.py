@@ -11,6 +11,7 @@ from xml.etree import ElementTree as ET
 
 import pytest
 
+from migrator.api.documents import DecisionDocument, SampleDocument
 from migrator.cli import picture, report
 from migrator.cli.client import Rejected
 from migrator.cli.recording import Recorder
@@ -18,7 +19,6 @@ from migrator.cli.report import main, recorded, render, sampled
 from migrator.core.migration.convergence import Abilities
 from migrator.core.model import Decision, Mode, Sample, State
 from migrator.core.policy import builtin
-from migrator.engine.documents import DecisionDocument, SampleDocument
 from migrator.engine.result import Result, Status
 from migrator.errors import UsageError
 from tests.fake_reading import a_migration

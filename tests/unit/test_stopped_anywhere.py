@@ -10,10 +10,10 @@ from pathlib import Path
 
 import pytest
 
+from migrator.api.commands import Caller, Evacuate, Migrate, Role
+from migrator.api.documents import EvacuationState
 from migrator.core.model import State
-from migrator.engine.commands import Caller, Evacuate, Migrate, Role
 from migrator.engine.controller import Engine
-from migrator.engine.documents import EvacuationState
 from migrator.engine.verbs import Verbs
 from migrator.testing.simulated_site import SimulatedSite
 from migrator.testing.workload import MIB, steady

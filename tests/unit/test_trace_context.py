@@ -6,8 +6,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from migrator.core import trace_context
-from migrator.core.trace_context import TraceContext, read
+from migrator.api import trace_context
+from migrator.api.trace_context import TraceContext, read
 
 TRACE, SPAN = "0af7651916cd43dd8448eb211c80319c", "b7ad6b7169203331"
 GOOD = f"00-{TRACE}-{SPAN}-01"

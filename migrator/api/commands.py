@@ -17,9 +17,8 @@ from pydantic import (
     StringConstraints,
 )
 
-from migrator.core.trace_context import TraceContext
-from migrator.engine import wrong_fields
-from migrator.engine.documents import (
+from migrator.api import wrong_fields
+from migrator.api.documents import (
     CheckDocument,
     EvacuationDocument,
     HostDocument,
@@ -27,6 +26,7 @@ from migrator.engine.documents import (
     PlanDocument,
     ResolutionDocument,
 )
+from migrator.api.trace_context import TraceContext
 from migrator.errors import MigratorError
 
 #: Ids, hosts and sites.
