@@ -8,7 +8,9 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import os
 import re
+import ssl
 import time
 from collections.abc import Callable
 from typing import Any
@@ -67,6 +69,48 @@ class Tap(EventListener):
         self._hand_on(event)
 
 
+class _ToTheEnd(asyncio.Protocol):
+    """What a QEMU said before it hung up is read to its end, also where that is noticed by writing.
+
+    asyncio gives up a connection that cannot be written to with all that came and was not read yet. A QEMU that ends
+    says why just before, so that a command sent at that moment would cost the word on the guest's end.
+
+    :param stream: the protocol of the connection's stream.
+    """
+
+    def __init__(self, transport: asyncio.Transport, stream: asyncio.Protocol) -> None:
+        self._transport, self._stream = transport, stream
+
+    def data_received(self, data: bytes) -> None:
+        self._stream.data_received(data)
+
+    def eof_received(self) -> bool | None:
+        return self._stream.eof_received()
+
+    def pause_writing(self) -> None:
+        self._stream.pause_writing()
+
+    def resume_writing(self) -> None:
+        self._stream.resume_writing()
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        if isinstance(exc, BrokenPipeError | ConnectionResetError):
+            exc = None
+            if self._transport.get_extra_info("sslcontext") is None:
+                self._read_rest()
+        self._stream.connection_lost(exc)
+
+    def _read_rest(self) -> None:
+        descriptor: int = self._transport.get_extra_info("socket").fileno()
+        left = MESSAGE_BYTES
+        try:
+            while left > 0 and (data := os.read(descriptor, 65536)):
+                left -= len(data)
+                self._stream.data_received(data)
+        except OSError:
+            pass  # there is no more
+
+
 class Client(QMPClient):
     """Drops its session at once when it is told to, whatever is unsent: a stalled QEMU reads nothing, and over TLS
     asyncio cannot flush a buffer down to nothing, nor close without the other side's consent.
@@ -81,6 +125,12 @@ class Client(QMPClient):
         self._events = _Bucket(EVENTS_PER_SECOND, EVENTS_AT_ONCE)
         self._dropped = 0
         self._said_at = -_SAID_EVERY
+
+    async def _do_connect(self, address: Any, ssl: ssl.SSLContext | None = None) -> None:
+        await super()._do_connect(address, ssl)
+        assert self._writer is not None
+        transport: Any = self._writer.transport
+        transport.set_protocol(_ToTheEnd(transport, transport.get_protocol()))
 
     async def _bh_flush_writer(self) -> None:
         pass  # what was not sent is given up

@@ -162,14 +162,16 @@ class Endpoint:
     async def observe(self, *, timeout: float = 1.0) -> View:
         process = self._held.state
         if process is Process.DEAD:
+            await self._hear_last(timeout)
             return self._view(process)
         answer = await self._ask_status(timeout)
         process = self._held.state
+        if process is Process.DEAD:
+            await self._hear_last(timeout)
+            return self._view(process)
         if answer is None:
             return self._view(process)
         status, migrate = answer
-        if process is Process.DEAD:
-            return self._view(process)
         return self._view(
             process,
             answers=True,
@@ -178,6 +180,14 @@ class Endpoint:
             error=str(migrate.get("error-desc", "")),
             sample=read_sample(migrate),
         )
+
+    async def _hear_last(self, timeout: float) -> None:
+        """Whether the guest ended by itself stands in what its process said last, which may not have been read yet."""
+        if not self._heard.all:
+            self._heard.all = (
+                True  # it is waited for once: where the session leads over another host it may stay
+            )
+            await self._monitor.read_to_end(timeout=timeout)
 
     def _view(self, process: Process, **rest: Any) -> View:
         can_fence = self._held.process is not None or self._fence_command is not None

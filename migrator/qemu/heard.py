@@ -19,11 +19,12 @@ class Heard:
     :param ran: the guest has run in this process.
     :ivar ended: the guest has shut down; the end of a process that only waited for one says nothing of it.
     :ivar quitting: QEMU was told to end: that is not the guest's doing.
+    :ivar all: its process is gone, and what it had said was waited for.
     :ivar notify: called after every event.
     """
 
     def __init__(self, *, ran: bool) -> None:
-        self.ended = self.quitting = False
+        self.ended = self.quitting = self.all = False
         self.notify: Callable[[], None] = lambda: None
         self._ran = ran
         self._events: deque[Event] = deque(maxlen=_EVENTS_KEPT)

@@ -196,6 +196,14 @@ class Monitor:
             raise StrangeAnswer(self.name, command, wrong)
         return answer
 
+    async def read_to_end(self, *, timeout: float) -> None:
+        """Wait until all that was said by a QEMU that hangs up was handed over.
+
+        :param timeout: seconds after which it is not waited for any longer, as where it has not hung up.
+        """
+        if self._watch is not None:
+            await asyncio.wait({self._watch}, timeout=timeout)
+
     async def close(self) -> None:
         """Close the session; a broken or absent one is no error."""
         if self._own_knocks is not None:

@@ -116,6 +116,20 @@ class TestGuestThatEnds:
             assert (ended.code, ended.state) == (6, "guest-ended")
             await seen.verify("guest-ended")
 
+    async def test_while_the_command_gets_no_processor_is_no_failure(
+        self, lab: Lab, one_version: Path
+    ) -> None:
+        pair = await lab.pair(BUSY, source=one_version, destination=one_version)
+        async with witness(lab, pair) as seen, running(pair, *SLOWLY) as command:
+            await active(pair)
+            command.signal(signal.SIGSTOP)
+            await pair.source.query("system_powerdown")
+            await pair.source.wait_dead()
+            command.signal(signal.SIGCONT)
+            ended = await command.ended()
+            assert (ended.code, ended.state) == (6, "guest-ended")
+            await seen.verify("guest-ended")
+
     @pytest.mark.matrix
     async def test_by_its_own_clock_while_it_is_copied_is_no_failure(self, lab: Lab, each_qemu: Path) -> None:
         machine = replace(BUSY, habit=replace(BUSY.habit, power_off_after_seconds=5))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import socket
 import time
 from collections.abc import AsyncIterator, Mapping
 from pathlib import Path
@@ -340,6 +341,27 @@ class TestEvents:
         await monitor.connect()
         await server.event("RESUME")
         await until(lambda: heard.events == ["RESUME"], what="the event")
+
+    async def test_come_though_qemu_hung_up_before_the_next_command(
+        self, path: Path, monitor: Monitor, heard: Heard
+    ) -> None:
+        with socket.socket(socket.AF_UNIX) as listener:
+            listener.bind(str(path))
+            listener.listen()
+            connecting = asyncio.create_task(monitor.connect(), name="connecting")
+            session, _ = await asyncio.to_thread(listener.accept)
+            with session:
+                session.sendall(LINE + b"\r\n")
+                asked = json.loads(await asyncio.to_thread(session.recv, 4096))
+                session.sendall(json.dumps({"return": {}, "id": asked.get("id")}).encode() + b"\r\n")
+                await connecting
+                # All of it at once, as a QEMU says it that ends while this process gets no processor.
+                for name in ("STOP", "SHUTDOWN"):
+                    event = {"event": name, "data": {}, "timestamp": {"seconds": 0, "microseconds": 0}}
+                    session.sendall(json.dumps(event).encode() + b"\r\n")
+        with pytest.raises(Unreachable):
+            await monitor.execute("query-status")
+        assert heard.events == ["STOP", "SHUTDOWN"]
 
 
 class TestClosing:
