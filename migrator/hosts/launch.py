@@ -24,6 +24,8 @@ SOCKET_PATH_BYTES = 107
 #: Time-out of a small command, in seconds.
 _SHORT = 10.0
 _KILL_SECONDS = 10.0
+#: How often, and how many seconds apart, the command line of one that was started is looked for: a dead one has none.
+_EXEC_LOOKS, _EXEC_PAUSE_SECONDS = 20, 0.02
 #: For what puts a process into the background.
 _START_SECONDS = 20.0
 
@@ -65,18 +67,28 @@ env printf starting >"$2/starting" || { echo "(writing $2/starting)" >&2; exit 1
 exec setsid --fork sh -c "$script" "$@"
 """
 # A session of its own, a child of nobody. Not -daemonize: QEMU's sandbox kills it for that where it forbids to fork.
+# Whoever renames or removes `starting` first decides whether it goes on; its pid stands in `start.pid` from then on.
 _DETACHED = """
 exec >>"$0" 2>&1 </dev/null &&
-  env printf %s "$$" >"$1/starting" && mv -- "$1/starting" "$1/start.pid" || { rm -f -- "$1/starting"; exit; }
+  [ -e "$1/starting" ] && mv -- "$1/starting" "$1/start.pid" || { rm -f -- "$1/starting"; exit; }
+env printf %s "$$" >"$1/start.pid" || { rm -f -- "$1/start.pid"; exit; }
 shift
 exec "$@"
 """
 _UP = """
 if [ -s "$1/qemu.pid" ]; then printf up; exit; fi
 if [ -e "$1/starting" ]; then exit; fi
-p=$(cat -- "$1/start.pid" 2>/dev/null)
-if [ -z "$p" ]; then printf gone; exit; fi
+p=$(cat -- "$1/start.pid" 2>/dev/null) || { printf gone; exit; }
+case $p in ''|*[!0-9]*) exit ;; esac
 case $(sed 's/.*) //; s/ .*//' "/proc/$p/stat" 2>/dev/null) in ''|Z|X) printf gone;; esac
+"""
+# With a second argument, a start that has not gone on so far does not go on any more.
+_STARTED = """
+[ -z "$2" ] || rm -f -- "$1/starting"
+n=0
+while p=$(cat -- "$1/start.pid" 2>/dev/null) && [ $n -lt 200 ]; do
+  case $p in ''|*[!0-9]*) n=$((n + 1)); sleep 0.01 ;; *) printf %s "$p"; exit ;; esac
+done
 """
 _USERS = 'grep -lsaF -e "$1" /proc/[0-9]*/cmdline'
 # With the links that lead into it (migrator.hosts.belongings).
@@ -325,7 +337,7 @@ class Launcher:
             await self.host.run(["systemctl", "kill", "--signal=SIGKILL", nest.unit], timeout=_SHORT)
             await self.host.run(["systemctl", "stop", nest.unit], timeout=_KILL_SECONDS + _SHORT)
             await self.host.run(["systemctl", "reset-failed", nest.unit], timeout=_SHORT)
-        found = await self._inhabitants(nest)
+        found = await self._inhabitants(nest, end=True)
         try:
             for one in [*found, *([process] if process is not None else [])]:
                 if not await one.kill(_KILL_SECONDS):
@@ -339,22 +351,43 @@ class Launcher:
         await remove_files(self.host, nest.run_directory)
         await self.remove(nest)
 
-    async def _inhabitants(self, nest: Nest) -> list[GuestProcess]:
-        """Every QEMU whose command line names the run directory, a name that nobody else has; and what becomes one."""
-        done = await self.host.run(["sh", "-c", _USERS, "sh", nest.run_directory], timeout=_SHORT)
+    async def _inhabitants(self, nest: Nest, *, end: bool = False) -> list[GuestProcess]:
+        """Every QEMU whose command line names the run directory, a name that nobody else has; and what becomes one.
+
+        :param end: one that is only about to be started is not started any more.
+        """
+        argv = ["sh", "-c", _STARTED, "sh", nest.run_directory, "end" if end else ""]
+        started = (await self.host.run(argv, timeout=_SHORT)).text
+        users = await self.host.run(["sh", "-c", _USERS, "sh", nest.run_directory], timeout=_SHORT)
+        pids = dict.fromkeys(re.findall(r"(?m)^/proc/(\d+)/cmdline$", users.text))
         found = []
-        for line in done.text.splitlines():
-            pid = re.fullmatch(r"/proc/(\d+)/cmdline", line)
-            process = await self.host.process(int(pid[1])) if pid else None
+        for pid in dict.fromkeys([*([started] if started else []), *pids]):
+            process = await self._named(int(pid), nest.run_directory, wait=pid == started)
             if process is None:
                 continue
-            words = process.arguments()
-            ours = process.is_qemu or _DETACHED in words
-            if ours and any(nest.run_directory in word for word in words):
+            if process.is_qemu or pid == started or _DETACHED in process.arguments():
                 found.append(process)
             else:
                 process.close()
         return found
+
+    async def _named(self, pid: int, run_directory: str, *, wait: bool) -> GuestProcess | None:
+        """Take hold of a process whose command line names the run directory; ``None``: it is gone, or another.
+
+        :param wait: at the instant at which a process becomes another program its command line is empty.
+        """
+        for _ in range(_EXEC_LOOKS if wait else 1):
+            process = await self.host.process(pid)
+            if process is None:
+                return None
+            words = process.arguments()
+            if any(run_directory in word for word in words):
+                return process
+            process.close()
+            if words:
+                return None
+            await asyncio.sleep(_EXEC_PAUSE_SECONDS)
+        return None
 
     async def lives(self, nest: Nest) -> bool:
         """Whether a QEMU of this nest is there."""

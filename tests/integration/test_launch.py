@@ -23,7 +23,7 @@ from migrator.core.policy import builtin
 from migrator.errors import HostError, MigratorError, QemuError, Refused, UsageError
 from migrator.hosts.access import Output
 from migrator.hosts.deserted import sweep
-from migrator.hosts.launch import Launcher, Nest, unit_command
+from migrator.hosts.launch import _DETACHED, Launcher, Like, Nest, unit_command
 from migrator.hosts.local import LocalAccess
 from migrator.service import waiting
 from migrator.service.launch_config import Method
@@ -249,6 +249,49 @@ class TestFailures:
                 await (await task).discard()
             await site.close()
         assert seen >= 2
+
+    async def test_being_cancelled_while_a_process_is_not_a_qemu_yet(self, lab: Lab) -> None:
+        launcher = Launcher(
+            LocalAccess("beta"), base=str(lab.directory / "run"), log_directory=str(lab.directory / "log")
+        )
+        nest, there = await launcher.make_nest("a-migration"), lab.directory / "there"
+        become = ("sh", "-c", 'touch -- "$0"; while :; do sleep 0.05; done', str(there))
+        argv = [word.format(qmp=there, run_dir=nest.run_directory) for word in WAITING]
+        starting = asyncio.create_task(launcher.start(nest, argv, like=Like(become=become)), name="start")
+        await until(there.exists, what="its process")
+        starting.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await starting
+        assert not Path(nest.run_directory).exists()
+        assert naming(str(there)) == []
+
+    async def test_one_that_is_given_up_before_it_is_begun_is_not_begun(self, lab: Lab) -> None:
+        launcher = Launcher(
+            LocalAccess("beta"), base=str(lab.directory / "run"), log_directory=str(lab.directory / "log")
+        )
+        nest, begun = await launcher.make_nest("a-migration"), lab.directory / "begun"
+        starting = Path(nest.run_directory, "starting")
+        starting.touch()
+        assert not await launcher.lives(nest)
+        assert starting.exists()
+        detached = ("sh", "-c", _DETACHED, nest.log, nest.run_directory, "touch", str(begun))
+        subprocess.run(detached, check=True, timeout=60)
+        assert begun.exists()
+        begun.unlink()
+        starting.touch()
+        await launcher.discard(nest)
+        subprocess.run(detached, check=False, timeout=60)
+        assert not begun.exists()
+
+
+def naming(text: str) -> list[int]:
+    """Every process whose command line names it."""
+    found = []
+    for path in Path("/proc").glob("[0-9]*/cmdline"):
+        with contextlib.suppress(OSError):
+            if text.encode() in path.read_bytes():
+                found.append(int(path.parent.name))
+    return found
 
 
 class TestOutliving:
