@@ -19,10 +19,10 @@ from migrator.hosts.access import Access
 from migrator.hosts.local import LocalAccess
 from migrator.hosts.site_config import HostConfig
 from migrator.qemu.endpoint import Endpoint
-from migrator.service.destinations import Destinations
-from migrator.service.launch_config import LaunchConfig
-from migrator.service.site import Reach
-from migrator.service.waiting import Started
+from migrator.site.destinations import Destinations
+from migrator.site.hosts import Reach
+from migrator.site.incoming_destination import Started
+from migrator.site.launch_config import LaunchConfig
 from migrator.store.records import FileRecord
 from migrator.testing.lab import Lab, Machine, Qemu
 from tests.command import ACCEPTED_CODES

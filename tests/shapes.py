@@ -26,7 +26,7 @@ from migrator.qemu.belongings import belongings, own_directory
 from migrator.qemu.cmdline import Place, Replica, memory_files, paths, replicate
 from migrator.qemu.live import Live
 from migrator.qemu.present import plugged, present
-from migrator.service.home import Home
+from migrator.site.operator_paths import Home
 
 FOLDER = Path(__file__).parent / "corpus"
 RUN, LOG = "/run/migrator/guests/m1-abc123", "/var/log/migrator/m1.log"

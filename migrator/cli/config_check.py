@@ -11,8 +11,8 @@ from typing import Any
 from migrator import settings as configuration
 from migrator.cli import Exit
 from migrator.errors import UsageError
-from migrator.service.site_parts import make_site
 from migrator.settings import DEFAULT_PATH, Settings
+from migrator.site.from_settings import make_site
 from migrator.text import clean
 
 

@@ -17,9 +17,9 @@ from migrator.hosts.access import Access, Output
 from migrator.hosts.facts import read_facts
 from migrator.hosts.site_config import access
 from migrator.hosts.sockets import FoundSocket, find_sockets
-from migrator.service.site_parts import host_config, make_site
 from migrator.settings import Settings
 from migrator.settings.models import HostSettings
+from migrator.site.from_settings import host_config, make_site
 from migrator.units import show_rate, show_seconds
 
 _AT_ONCE = 8

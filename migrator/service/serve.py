@@ -13,7 +13,7 @@ from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
-from migrator import __version__, faults, logs
+from migrator import __version__, faults, logs, tracing
 from migrator import settings as configuration
 from migrator.api.commands import COMMANDS, Envelope, Reply, Role
 from migrator.api.events import EventKind, Subject
@@ -41,13 +41,12 @@ from migrator.service.as_configured import broker, http_limits, http_servers, ru
 from migrator.service.in_force import InForce
 from migrator.service.narrator import Narrator
 from migrator.service.notify import notify, watchdog
-from migrator.service.site_parts import make_site
-from migrator.settings import Settings, traces
+from migrator.settings import Settings
+from migrator.site.from_settings import make_site
 from migrator.store import belonging
 from migrator.store.experience import FileExperience
 from migrator.store.journal import SqlJournal
 from migrator.store.step_records import StepRecords, controller_id
-from migrator.tracing import Tracing
 
 #: A journal that cannot be written is tried so often, so that new work is taken again once it can.
 _PROBE_SECONDS = 5.0
@@ -181,9 +180,9 @@ async def _running(in_force: InForce) -> AsyncIterator[Engine]:
         settling = Settling(
             bus=bus, journal=journal, door=door, elsewhere=("mqtt",) if mqtt is not None else ()
         )
-        tracing: contextlib.AbstractAsyncContextManager[Any] = contextlib.nullcontext()
-        if (collector := traces.collector(settings.traces)) is not None:
-            tracing = Tracing(
+        spans: contextlib.AbstractAsyncContextManager[Any] = contextlib.nullcontext()
+        if (collector := tracing.collector(settings.traces)) is not None:
+            spans = tracing.Tracing(
                 reading=views,
                 collector=collector,
                 site=settings.site.name,
@@ -194,7 +193,7 @@ async def _running(in_force: InForce) -> AsyncIterator[Engine]:
         Narrator(bus)
         await engine.recover()  # before anything else: somebody may stand still
         await stack.enter_async_context(metrics)
-        await stack.enter_async_context(tracing)
+        await stack.enter_async_context(spans)
         app = create_app(door, views, journal.tokens, metrics=metrics.scrape, limits=http_limits(settings))
         servers = await stack.enter_async_context(http_servers(app, settings))
         async with asyncio.TaskGroup() as group:

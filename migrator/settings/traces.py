@@ -2,50 +2,50 @@
 
 from __future__ import annotations
 
+import importlib.util
 import re
 from collections.abc import Iterator
 
-from migrator import tracing
 from migrator.errors import UsageError
 from migrator.settings.models import TracesSettings
-from migrator.tracing import Collector
+
+#: What to do where :func:`installed` is false.
+HOW_TO_INSTALL = "pip install 'migrator[traces]', or make install TRACES=1"
 
 _NAME = re.compile(r"[!#$%&'*+.^_`|~0-9A-Za-z-]+")
 _VALUE = re.compile(r"[\x20-\x7e\t]+")
 
 
-def collector(settings: TracesSettings) -> Collector | None:
-    """Where to send; ``None``: nowhere.
-
-    :raise UsageError: a file is not as it should be.
-    """
-    if not settings.endpoint:
-        return None
-    return Collector(
-        endpoint=settings.url,
-        headers=_headers(settings),
-        ca_file=settings.ca_file,
-        timeout_seconds=settings.timeout,
-        sample_ratio=settings.sample_ratio,
-    )
+def installed() -> bool:
+    """Tell whether the extra is there; imports nothing of it."""
+    try:
+        return all(
+            importlib.util.find_spec(name) is not None
+            for name in ("opentelemetry.sdk", "opentelemetry.exporter.otlp.proto.http")
+        )
+    except ModuleNotFoundError:  # not even a package above it
+        return False
 
 
 def problems(settings: TracesSettings) -> Iterator[tuple[str, str]]:
     """What keeps it from being used: the key, and why; nothing of a file's contents."""
     if not settings.endpoint:
         return
-    if not tracing.installed():
-        yield "endpoint", f"traces take OpenTelemetry, which is not installed: {tracing.HOW_TO_INSTALL}"
+    if not installed():
+        yield "endpoint", f"traces take OpenTelemetry, which is not installed: {HOW_TO_INSTALL}"
     if settings.ca_file is not None and not settings.ca_file.is_file():
         yield "ca_file", f"{settings.ca_file} cannot be read: there is no such file"
     try:
-        _headers(settings)
+        headers(settings)
     except UsageError as error:
         yield "headers_file", str(error)
 
 
-def _headers(settings: TracesSettings) -> dict[str, str]:
-    """A line each, ``Name: value``; empty lines and those that begin with # are passed over."""
+def headers(settings: TracesSettings) -> dict[str, str]:
+    """Read what is sent with everything: a line each, ``Name: value``; empty lines and comments (#) are skipped.
+
+    :raise UsageError: the file cannot be read, or a line is no header; its contents are not repeated.
+    """
     file = settings.headers_file
     if file is None:
         return {}

@@ -4,6 +4,6 @@ An optional extra: nothing is imported of OpenTelemetry before :meth:`Tracing.st
 """
 
 from migrator.tracing.listening import Tracing
-from migrator.tracing.where import HOW_TO_INSTALL, Collector, installed
+from migrator.tracing.where import Collector, collector
 
-__all__ = ["HOW_TO_INSTALL", "Collector", "Tracing", "installed"]
+__all__ = ["Collector", "Tracing", "collector"]

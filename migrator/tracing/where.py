@@ -1,14 +1,13 @@
-"""Where traces go, and whether they can."""
+"""Where traces go."""
 
 from __future__ import annotations
 
-import importlib.util
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
-#: What to do where :func:`installed` is False.
-HOW_TO_INSTALL = "pip install 'migrator[traces]', or make install TRACES=1"
+from migrator.settings.models import TracesSettings
+from migrator.settings.traces import headers
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -27,12 +26,17 @@ class Collector:
     sample_ratio: float = 1.0
 
 
-def installed() -> bool:
-    """The extra is there; imports nothing of it."""
-    try:
-        return all(
-            importlib.util.find_spec(name) is not None
-            for name in ("opentelemetry.sdk", "opentelemetry.exporter.otlp.proto.http")
-        )
-    except ModuleNotFoundError:  # not even a package above it
-        return False
+def collector(settings: TracesSettings) -> Collector | None:
+    """Return where to send; ``None``: nowhere.
+
+    :raise UsageError: the file of headers is not as it should be.
+    """
+    if not settings.endpoint:
+        return None
+    return Collector(
+        endpoint=settings.url,
+        headers=headers(settings),
+        ca_file=settings.ca_file,
+        timeout_seconds=settings.timeout,
+        sample_ratio=settings.sample_ratio,
+    )

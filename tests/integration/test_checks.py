@@ -23,7 +23,7 @@ from migrator.hosts.local import LocalAccess
 from migrator.hosts.site_config import HostConfig
 from migrator.qemu.address import Address
 from migrator.qemu.endpoint import Endpoint
-from migrator.service.checks import HostChecks, SiteChecks
+from migrator.site.host_checks import HostChecks, SiteChecks
 from migrator.testing.lab import Lab, Machine, Qemu, binaries
 from migrator.testing.network import Host, Hosts, possible
 from tests.integration.test_checks_files import OtherMounts, image

@@ -25,8 +25,8 @@ from migrator.hosts.access import Output
 from migrator.hosts.deserted import sweep
 from migrator.hosts.launch import _DETACHED, Launcher, Like, Nest, unit_command
 from migrator.hosts.local import LocalAccess
-from migrator.service import waiting
-from migrator.service.launch_config import Method
+from migrator.site import incoming_destination
+from migrator.site.launch_config import Method
 from migrator.testing.lab import Lab, Machine, RawMonitor, until
 from tests.destinations import Moved, Site, arguments_of, guest_of, site_of
 
@@ -356,7 +356,7 @@ class TestDiscard:
     async def test_does_not_touch_what_does_not_answer(
         self, site: Site, guest: Guest, monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        monkeypatch.setattr(waiting, "_ANSWER_SECONDS", 0.5)
+        monkeypatch.setattr(incoming_destination, "_ANSWER_SECONDS", 0.5)
         started = await site.start(guest)
         (pid,) = site.processes
         os.kill(pid, signal.SIGSTOP)

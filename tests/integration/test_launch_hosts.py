@@ -11,7 +11,7 @@ import pytest
 from migrator.hosts.local import LocalAccess
 from migrator.hosts.site_config import HostConfig
 from migrator.hosts.ssh import SshAccess
-from migrator.service.launch_config import Method
+from migrator.site.launch_config import Method
 from migrator.testing.lab import Habit, Lab, Machine
 from migrator.testing.network import Hosts
 from tests.destinations import MIB, Moved, Site, guest_of, site_of

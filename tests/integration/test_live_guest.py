@@ -13,7 +13,7 @@ import pytest
 
 from migrator.core.findings import accept
 from migrator.core.model import Severity
-from migrator.service.checks import SiteChecks
+from migrator.site.host_checks import SiteChecks
 from migrator.testing.lab import Habit, Lab, Machine, Qemu, RawMonitor, until
 from tests.command import ACCEPTED_CODES
 from tests.destinations import MIB, POLICY, Moved, Site, guest_of, site_of

@@ -13,7 +13,7 @@ from migrator.core.findings import Objected, accept
 from migrator.core.model import Severity
 from migrator.errors import HostError
 from migrator.hosts.local import LocalAccess
-from migrator.service.checks import SiteChecks
+from migrator.site.host_checks import SiteChecks
 from migrator.testing.lab import Habit, Lab, Machine
 from tests.command import ACCEPTED_CODES
 from tests.destinations import MIB, POLICY, Moved, Site, guest_of, site_of

@@ -23,7 +23,7 @@ from migrator.hosts.local import LocalAccess
 from migrator.hosts.process_identity import read_process
 from migrator.hosts.threads import give_turns, read_turns
 from migrator.machine import LocalProcess
-from migrator.service.checks import HostChecks
+from migrator.site.host_checks import HostChecks
 from migrator.testing.guest import write_image
 from migrator.testing.lab import Habit, Lab, Machine
 from tests.destinations import MIB, POLICY, Moved, Site, guest_of, site_of

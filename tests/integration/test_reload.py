@@ -24,11 +24,11 @@ from migrator.hosts.local import LocalAccess
 from migrator.hosts.site_config import SshConfig
 from migrator.hosts.ssh import SshAccess
 from migrator.service.in_force import InForce
-from migrator.service.launch_config import Method
 from migrator.service.serve import _running
-from migrator.service.site_parts import ConfiguredSite
 from migrator.settings import REPEATED, SECTIONS, load
 from migrator.settings.reloading import IN_FORCE, RESTART, when
+from migrator.site.from_settings import ConfiguredSite
+from migrator.site.launch_config import Method
 from tests.sshd import Sshd
 
 WEB = Guest(key="k", host="a", name="web")

@@ -24,8 +24,8 @@ from migrator.hosts.site_config import HostConfig, access
 from migrator.hosts.sockets import find_sockets, literal
 from migrator.ports import Qemu, Waiting
 from migrator.qemu.identify import identify_at
-from migrator.service import looking
-from migrator.service.site import Reach, SiteHosts
+from migrator.site import discovery
+from migrator.site.hosts import Reach, SiteHosts
 from migrator.testing.lab import Lab, Machine
 from migrator.testing.network import Hosts
 from tests.acceptance.test_two_controllers import frozen
@@ -466,7 +466,7 @@ async def test_one_that_cannot_be_looked_at_is_shown_so_and_the_others_are_as_ev
             raise error
         return await identify_at(path, **how)
 
-    monkeypatch.setattr(looking, "identify_at", fails)
+    monkeypatch.setattr(discovery, "identify_at", fails)
     after = await guests(site)
     assert after[str(good.uuid)] == before[str(good.uuid)]
     shown = after[str(bad.uuid)]

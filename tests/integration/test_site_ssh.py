@@ -24,7 +24,7 @@ from migrator.hosts.ssh import SshAccess
 from migrator.ports import Qemu, Waiting
 from migrator.qemu.address import Address
 from migrator.qemu.endpoint import Endpoint
-from migrator.service.site import Reach, SiteHosts
+from migrator.site.hosts import Reach, SiteHosts
 from migrator.testing import network
 from migrator.testing.lab import Lab, Machine, until
 from migrator.testing.network import Hosts

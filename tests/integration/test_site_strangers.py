@@ -20,7 +20,7 @@ from migrator.hosts.local import LocalAccess
 from migrator.hosts.site_config import HostConfig, access
 from migrator.hosts.sockets import find_sockets, literal
 from migrator.machine import exists
-from migrator.service.site import Reach, SiteHosts
+from migrator.site.hosts import Reach, SiteHosts
 from migrator.testing.lab import Habit, Lab, Machine, Qemu, binaries, until
 from migrator.testing.network import Hosts
 from tests.command import SLOWLY, started

@@ -8,7 +8,8 @@ from pathlib import Path
 import pytest
 
 from migrator.errors import UsageError
-from migrator.settings import Settings, load, reload, traces
+from migrator.settings import Settings, load, reload
+from migrator.tracing import collector
 
 SECRET = "hunter2"
 
@@ -32,8 +33,8 @@ def complaint(main: Path, text: str) -> str:
 
 
 def test_is_off_by_default(main: Path) -> None:
-    assert traces.collector(loaded(main, "").traces) is None
-    assert traces.collector(loaded(main, "[traces]\nsample_ratio = 0.5\n").traces) is None
+    assert collector(loaded(main, "").traces) is None
+    assert collector(loaded(main, "[traces]\nsample_ratio = 0.5\n").traces) is None
 
 
 @pytest.mark.parametrize(
@@ -46,7 +47,7 @@ def test_is_off_by_default(main: Path) -> None:
     ],
 )
 def test_endpoint(main: Path, endpoint: str, url: str) -> None:
-    found = traces.collector(loaded(main, f'[traces]\nendpoint = "{endpoint}"\n').traces)
+    found = collector(loaded(main, f'[traces]\nendpoint = "{endpoint}"\n').traces)
     assert found is not None
     assert (found.endpoint, found.timeout_seconds, found.sample_ratio) == (url, 10.0, 1.0)
 
@@ -68,7 +69,7 @@ def test_endpoint_with_a_secret_is_refused_and_not_repeated(main: Path) -> None:
 def test_headers(main: Path) -> None:
     (main.parent / "headers").write_text(f"# ours\n\nAuthorization: Bearer {SECRET}\nX-Scope-OrgID:1\n")
     settings = loaded(main, '[traces]\nendpoint = "http://x"\nheaders_file = "headers"\n')
-    found = traces.collector(settings.traces)
+    found = collector(settings.traces)
     assert found is not None
     assert found.headers == {"Authorization": f"Bearer {SECRET}", "X-Scope-OrgID": "1"}
     assert SECRET not in repr(found)

@@ -34,8 +34,8 @@ from migrator.qemu.address import Address
 from migrator.qemu.endpoint import Endpoint
 from migrator.qemu.identify import identify
 from migrator.qemu.knocks import Knocks
-from migrator.service.looking import Looker
-from migrator.service.seen_guests import guest_of
+from migrator.site.discovery import Looker
+from migrator.site.guest_records import guest_of
 
 #: Seconds that a look may take in all.
 _LOOK_SECONDS = 45.0
@@ -227,7 +227,7 @@ class SiteHosts:
     # --- looking -----------------------------------------------------------------------------------------------------
 
     async def look(self, host: str) -> HostLook:
-        """Facts and guests, read afresh; see :meth:`migrator.service.looking.Looker.guests`."""
+        """Facts and guests, read afresh; see :meth:`migrator.site.discovery.Looker.guests`."""
         access, config = self._reach.access(host), self._reach.config(host)
         try:
             async with asyncio.timeout(_LOOK_SECONDS):

@@ -13,12 +13,12 @@ from migrator.core.model import Finding
 from migrator.core.policy import Policy
 from migrator.hosts.site_config import HostConfig, SshConfig, access
 from migrator.ports import Qemu
-from migrator.service.checks import SiteChecks
-from migrator.service.destinations import Destinations
-from migrator.service.launch_config import LaunchConfig, Method
-from migrator.service.site import Reach, SiteHosts
 from migrator.settings import Settings
 from migrator.settings.models import HostSettings
+from migrator.site.destinations import Destinations
+from migrator.site.host_checks import SiteChecks
+from migrator.site.hosts import Reach, SiteHosts
+from migrator.site.launch_config import LaunchConfig, Method
 
 #: Where a destination's run directory is made if nothing else is configured and root starts it.
 _RUN_DIRECTORY = "/run/migrator/guests"

@@ -37,10 +37,10 @@ from migrator.qemu.plugged import read_live
 from migrator.qemu.ports import Network
 from migrator.qemu.present import up_to_date
 from migrator.qemu.threads import threads
-from migrator.service.home import Home
-from migrator.service.launch_config import LaunchConfig, Method, fill, place, socket_of
-from migrator.service.process_checks import SourceProcess, read_source_process
-from migrator.service.waiting import Started, greet, sees_to_wait, undo
+from migrator.site.incoming_destination import Started, greet, sees_to_wait, undo
+from migrator.site.launch_config import LaunchConfig, Method, fill, place, socket_of
+from migrator.site.operator_paths import Home
+from migrator.site.process_checks import SourceProcess, read_source_process
 
 #: Time-out of a small command, in seconds.
 _SHORT = 10.0

@@ -26,8 +26,8 @@ from migrator.machine import is_gone_as_seen_here, own_network
 from migrator.qemu import naming
 from migrator.qemu.identify import Identity, identify_at
 from migrator.qemu.knocks import Knocks
-from migrator.service import unasked
-from migrator.service.seen_guests import ELSEWHERE, guest_of, told_apart
+from migrator.site import unreachable_guests
+from migrator.site.guest_records import ELSEWHERE, guest_of, told_apart
 
 #: So often is looked again where a process may be at its end: where many end, another may be then.
 _LOOKS_AT_ENDS = 3
@@ -158,7 +158,7 @@ class Looker:
     def _of(self, host: str, config: HostConfig, seen: Survey, waiting: Collection[str]) -> list[_Found]:
         """Sockets that somebody listens at, those of one process together; and QEMUs without one."""
         qemus = {each.pid: each for each in seen.processes.qemus}
-        named = {path: each for each in qemus.values() for path in unasked.monitor_paths(each)}
+        named = {path: each for each in qemus.values() for path in unreachable_guests.monitor_paths(each)}
         groups: dict[int | str, list[FoundSocket]] = {}
         for each in seen.sockets:
             pid = each.pid
@@ -199,11 +199,13 @@ class Looker:
             elsewhere = each.network not in ("", there.network)
             if elsewhere and (not whole or (there.boot_id, each.network) in others):
                 continue
-            if any(path.startswith(run) for run in waiting for path in unasked.monitor_paths(each)):
+            if any(
+                path.startswith(run) for run in waiting for path in unreachable_guests.monitor_paths(each)
+            ):
                 continue
             if any(
                 fnmatchcase(path, pattern)
-                for path in unasked.monitor_paths(each)
+                for path in unreachable_guests.monitor_paths(each)
                 for pattern in config.others
             ):
                 continue
@@ -327,7 +329,7 @@ class Looker:
             known,
             lost_contact=True,
             monitored=False,
-            obstacle=unasked.no_monitor(config, process),
+            obstacle=unreachable_guests.no_monitor(config, process),
             obstacle_code="no-monitor",
         )
 

@@ -25,7 +25,7 @@ from migrator.ports import Qemu
 from migrator.qemu.endpoint import Endpoint
 from migrator.qemu.plugged import read_live
 from migrator.qemu.present import plugged, present
-from migrator.service.process_checks import read_beside, read_source, seen_by, with_unreachable
+from migrator.site.process_checks import read_beside, read_source, seen_by, with_unreachable
 
 #: Seconds that one check may take in all.
 _SECONDS = 60.0
