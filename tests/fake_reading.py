@@ -18,7 +18,7 @@ from migrator.api.documents import (
 from migrator.api.events import EventKind, Subject
 from migrator.core.inventory import HostState
 from migrator.core.model import Mode, State
-from migrator.engine.bus import Bus
+from migrator.engine.event_bus import EventBus
 from migrator.errors import JournalError
 from migrator.ports import EventTexts
 
@@ -30,7 +30,7 @@ class FakeReading:
     """What a service would show; the maps are changed by the test."""
 
     def __init__(self) -> None:
-        self.bus = Bus()
+        self.bus = EventBus()
         self.by_id: dict[str, MigrationDocument] = {}
         self.evacuations_by_id: dict[str, EvacuationDocument] = {}
         self.hosts_by_name: dict[str, HostDocument] = {}

@@ -31,8 +31,8 @@ from migrator.api.documents import (
 from migrator.api.events import EventKind, Subject
 from migrator.core.inventory import HostState
 from migrator.core.model import State
-from migrator.engine.bus import Bus
 from migrator.engine.door import Claim, Door
+from migrator.engine.event_bus import EventBus
 from migrator.mqtt import Mqtt, MqttSettings
 from migrator.ports import EventTexts
 from tests.broker import USERS, Broker
@@ -97,14 +97,14 @@ class FakeLog:
 class FakeReading:
     """A service's state, as the test sets it."""
 
-    bus: Bus = field(default_factory=Bus)
+    bus: EventBus = field(default_factory=EventBus)
     all_migrations: dict[str, MigrationDocument] = field(default_factory=dict)
     all_evacuations: dict[str, EvacuationDocument] = field(default_factory=dict)
     all_hosts: dict[str, HostDocument] = field(default_factory=dict)
     journalled: list[dict[str, Any]] = field(default_factory=list)
 
     def __post_init__(self) -> None:
-        self.bus.call(lambda event: self.journalled.append(event.model_dump(mode="json")))
+        self.bus.subscribe(lambda event: self.journalled.append(event.model_dump(mode="json")))
 
     def active_migrations(self) -> Sequence[MigrationDocument]:
         return [each for each in self.all_migrations.values() if each.ended_at is None]

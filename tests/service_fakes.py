@@ -57,8 +57,8 @@ from migrator.api.documents import (
 from migrator.api.events import EventDocument, EventKind, Subject
 from migrator.core.inventory import HostState
 from migrator.core.model import Mode, Severity, State
-from migrator.engine.bus import Bus
 from migrator.engine.door import Claim, Door
+from migrator.engine.event_bus import EventBus
 from migrator.http.app import create_app
 from migrator.http.limits import Limits
 from migrator.http.server import Servers, Tcp, UnixSocket
@@ -130,10 +130,10 @@ class World:
     """
 
     def __init__(self, *, journal_lag: float = 0.0, steps: int | None = 4, pace: float = 0.02) -> None:
-        self.bus = Bus()
-        self.bus.call(self._journal)
+        self.bus = EventBus()
+        self.bus.subscribe(self._journal)
         if journal_lag:
-            self.bus.journalled(0)
+            self.bus.mark_journalled(0)
         self.journal: list[dict[str, Any]] = []
         self.refreshed: list[str | None] = []
         self.log = MemoryLog()
@@ -581,7 +581,7 @@ class World:
 
     def _journalled(self, event: dict[str, Any]) -> None:
         self.journal.append(event)
-        self.bus.journalled(event["event_id"])
+        self.bus.mark_journalled(event["event_id"])
 
     @staticmethod
     def _page(found: list[Any], limit: int, before: str | None, where: Mapping[str, str] | None) -> list[Any]:

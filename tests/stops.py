@@ -17,12 +17,12 @@ from typing import Any
 
 from migrator.api.events import Subject
 from migrator.core.policy import builtin
-from migrator.engine.bus import Bus
 from migrator.engine.controller import Engine, Rules
+from migrator.engine.event_bus import EventBus
 from migrator.engine.inventory import Inventory
 from migrator.engine.job import Job
 from migrator.engine.job_means import Means
-from migrator.engine.keeper import Keeper
+from migrator.engine.journal_writer import JournalWriter
 from migrator.ports import Record
 from migrator.store.step_records import StepRecords
 from migrator.testing.journal import MemoryJournal
@@ -154,12 +154,12 @@ class Lives:
         journal: Any = Outside(self.journal, life, "journal")
         records = Records(self.directory)
         records.whole = self.whole
-        keeper = Keeper(journal)
+        journal_writer = JournalWriter(journal)
         site: Any = Outside(self.site, life, "site")
         last, sequences = await self.journal.positions()
 
         async def keep(job: Job) -> None:
-            await keeper.now(("migration", job.journalled))
+            await journal_writer.commit(("migration", job.journalled))
 
         inventory = Inventory([host.configured() for host in self.site.hosts.values()], site=site)
         outside: Any = Outside(records, life, "records")
@@ -169,11 +169,17 @@ class Lives:
             keep=keep,
             accept=lambda findings, codes: findings,
         )
-        bus = Bus(
+        bus = EventBus(
             last_event_id=last,
             sequences={(Subject(kind), name): number for (kind, name), number in sequences.items()},
         )
-        engine = Engine(inventory=inventory, means=means, keeper=keeper, bus=bus, rules=Rules(policy=builtin))
+        engine = Engine(
+            inventory=inventory,
+            means=means,
+            journal_writer=journal_writer,
+            bus=bus,
+            rules=Rules(policy=builtin),
+        )
         inventory.on_change(engine.inventory_changed)
         running: asyncio.Task[None] | None = None
         try:

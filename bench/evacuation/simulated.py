@@ -19,12 +19,12 @@ from migrator.api.events import EventDocument, EventKind, Subject
 from migrator.core.model import Finding, MigrationStatus, Mode
 from migrator.core.policy import Policy, builtin
 from migrator.core.schedule.transfers import Rules as LinkRules
-from migrator.engine.bus import Bus
 from migrator.engine.controller import Engine, Rules
+from migrator.engine.event_bus import EventBus
 from migrator.engine.inventory import Inventory
 from migrator.engine.job import Job
 from migrator.engine.job_means import Means
-from migrator.engine.keeper import Keeper
+from migrator.engine.journal_writer import JournalWriter
 from migrator.engine.planner import Limits
 from migrator.engine.verbs import Verbs
 from migrator.ports import Record, Stray, Waiting
@@ -187,18 +187,18 @@ class _Watch:
 
 
 async def _evacuate(guests: Sequence[Guest], policy: Policy) -> _Evacuation:
-    site, journal, bus = _Site(), MemoryJournal(), Bus()
+    site, journal, bus = _Site(), MemoryJournal(), EventBus()
     room = 2 * total_bytes(guests)
     for name in (_HOST, *(f"target-{number}" for number in range(_TARGETS))):
         site.add_host(name, link=LINK_BYTES_PER_SECOND, memory_bytes=room)
     for guest in guests:
         site.add_guest(guest.name, host=_HOST, workload=guest.workload, memory_bytes=guest.memory_bytes)
-    keeper, watch = Keeper(journal), _Watch(site)
-    bus.call(watch.hear)
+    journal_writer, watch = JournalWriter(journal), _Watch(site)
+    bus.subscribe(watch.hear)
 
     async def keep(job: Job) -> None:
         site.times[job.guest.key].admitted = asyncio.get_running_loop().time()
-        await keeper.now(("migration", job.journalled))
+        await journal_writer.commit(("migration", job.journalled))
 
     def accept(findings: Sequence[Finding], _: Sequence[str]) -> Sequence[Finding]:
         return findings
@@ -207,7 +207,7 @@ async def _evacuate(guests: Sequence[Guest], policy: Policy) -> _Evacuation:
     engine = Engine(
         inventory=inventory,
         means=Means(site=site, records=_NoRecords(), keep=keep, accept=accept),
-        keeper=keeper,
+        journal_writer=journal_writer,
         bus=bus,
         rules=Rules(policy=lambda name: policy, limits=Limits(links=LinkRules(reserve_ratio=0.0))),
     )

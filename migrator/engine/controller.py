@@ -24,14 +24,14 @@ from migrator.core.model import Decision, State
 from migrator.core.placement import Fleet, Options
 from migrator.core.policy import Policy
 from migrator.engine import leftovers, strays, taking_up
-from migrator.engine.bus import Bus
 from migrator.engine.doubles import DUPLICATE
 from migrator.engine.evacuation import Evacuation
+from migrator.engine.event_bus import EventBus
 from migrator.engine.held import Held
 from migrator.engine.inventory import Inventory
 from migrator.engine.job import Job
 from migrator.engine.job_means import Means
-from migrator.engine.keeper import Document, Keeper
+from migrator.engine.journal_writer import DocumentToSave, JournalWriter
 from migrator.engine.leftovers import Leftovers
 from migrator.engine.planner import Limits, Planner
 from migrator.engine.preparations import Preparations
@@ -74,14 +74,22 @@ class Rules:
 class Engine:
     """Every migration and evacuation that has not ended; one event loop, no locks."""
 
-    def __init__(self, *, inventory: Inventory, means: Means, keeper: Keeper, bus: Bus, rules: Rules) -> None:
+    def __init__(
+        self,
+        *,
+        inventory: Inventory,
+        means: Means,
+        journal_writer: JournalWriter,
+        bus: EventBus,
+        rules: Rules,
+    ) -> None:
         self.bus = bus
         self.inventory = inventory
         self.rules = rules
         self.jobs: dict[str, Job] = {}
         self.runs: dict[str, Evacuation] = {}
         self.means = means
-        self.keeper = keeper
+        self.journal_writer = journal_writer
         self._tasks: dict[str, asyncio.Task[None]] = {}
         self._stopping = False
         self._measuring: set[asyncio.Task[None]] = set()
@@ -101,7 +109,7 @@ class Engine:
             clear=means.site.clear,
             up=self._is_up,
             under_way=self._is_under_way,
-            keep=keeper.later,
+            keep=journal_writer.schedule,
         )
         self.sweeping = Sweeping(means.site, hosts=inventory.hosts, under_way=self._is_under_way)
         self.held = Held(self)
@@ -110,7 +118,7 @@ class Engine:
         #: Rows that cannot be read, by kind and name: they are left out and said once.
         self.unreadable: set[tuple[str, str]] = set()
         self._log = logs.logger()
-        keeper.keep(bus)
+        journal_writer.follow(bus)
 
     # --- its life ----------------------------------------------------------------------------------------------------
 
@@ -136,7 +144,7 @@ class Engine:
             if run.closing is not None:
                 self.stop_jobs(run)
         await self._sort_out_strays()
-        for saved in await self.keeper.journal.unfinished(leftovers.KIND):
+        for saved in await self.journal_writer.journal.unfinished(leftovers.KIND):
             with self._left_out("leftover", saved):
                 self.leftovers.take_over(saved)
         await self._recount()
@@ -144,22 +152,22 @@ class Engine:
         self.planner.wake()
 
     async def _learn(self) -> None:
-        for saved in reversed(await self.keeper.journal.page("migration", limit=_PREPARED_BEFORE)):
+        for saved in reversed(await self.journal_writer.journal.page("migration", limit=_PREPARED_BEFORE)):
             with self._left_out("migration", saved):
                 if (seconds := saved.get("preparation_seconds")) is not None:
                     self.preparations.note(str(saved["destination"]), float(seconds))
 
     async def _read_journal(self) -> list[Job]:
         """What has not ended; a row that cannot be read is left out."""
-        for saved in await self.keeper.journal.unfinished("host"):
+        for saved in await self.journal_writer.journal.unfinished("host"):
             with self._left_out("host", saved):
                 if self.inventory.host(saved["id"]):
                     self.inventory.set_state(saved["id"], HostState(saved["state"]))
         left: list[Job] = []
-        for saved in await self.keeper.journal.unfinished("migration"):
+        for saved in await self.journal_writer.journal.unfinished("migration"):
             with self._left_out("migration", saved):
                 left.append(Job.from_journal(saved, means=self.means, **self._callbacks()))
-        for saved in await self.keeper.journal.unfinished("evacuation"):
+        for saved in await self.journal_writer.journal.unfinished("evacuation"):
             with self._left_out("evacuation", saved):
                 run = Evacuation.from_journal(saved)
                 self.runs[run.id] = run
@@ -176,7 +184,7 @@ class Engine:
     async def _sort_out_strays(self) -> None:
         held, self.left_records = await strays.sort_out(
             self.means.records.strays(self.jobs),
-            journal=self.keeper.journal,
+            journal=self.journal_writer.journal,
             means=self.means,
             callbacks=self._callbacks(),
         )
@@ -200,7 +208,7 @@ class Engine:
             for key, entry in run.entries.items():
                 if entry.standing is not GuestStanding.MIGRATING or entry.migration in self.jobs:
                     continue
-                saved = await self.keeper.journal.find("migration", entry.migration or "")
+                saved = await self.journal_writer.journal.find("migration", entry.migration or "")
                 state = State(saved["state"]) if saved else State.FAILED
                 error = (saved or {}).get("error") or "it was not begun"
                 run.ended_one(key, state, error, refused=False, now=self.planner.clock())
@@ -210,7 +218,7 @@ class Engine:
         """Look at hosts, plan, and journal, until cancelled."""
         async with asyncio.TaskGroup() as group:
             for name, work in {
-                "journal": self.keeper.run,
+                "journal": self.journal_writer.run,
                 "inventory": self.inventory.run,
                 "planner": self.planner.run,
                 "leftovers": self.leftovers.run,
@@ -239,7 +247,7 @@ class Engine:
             await asyncio.wait(left, timeout=5.0)
         for task in self._measuring:
             task.cancel()
-        await self.keeper.flush(5.0)
+        await self.journal_writer.flush(5.0)
         return not left
 
     # --- what the planner uses too ------------------------------------------------------------------------------------
@@ -316,14 +324,14 @@ class Engine:
                 run.begun(key, job.id, job.target, reason)
             self.add(job)
 
-        documents: list[tuple[str, Document]] = [("migration", job.journalled)]
+        documents: list[tuple[str, DocumentToSave]] = [("migration", job.journalled)]
         if run is not None:
             documents.append(
                 ("evacuation", lambda: run.as_if_begun(key, job.id, job.target, reason).journalled())
             )
         self._coming[job.id] = job
         try:
-            await self.keeper.now(*documents, then=begun)
+            await self.journal_writer.commit(*documents, then=begun)
         finally:
             del self._coming[job.id]
 
@@ -344,7 +352,7 @@ class Engine:
             job.call_off()
             self.after(job)
         else:
-            self.keeper.afresh("migration", job.id, job.journalled)
+            self.journal_writer.schedule_latest("migration", job.id, job.journalled)
         self.planner.wake()
         return True
 
@@ -375,7 +383,7 @@ class Engine:
     def set_host(self, name: str, state: HostState) -> None:
         """What it may be used for; announced, and journalled soon."""
         self.inventory.set_state(name, state)
-        self.keeper.later("host", host_saved(name, state))
+        self.journal_writer.schedule("host", host_saved(name, state))
         self.announce_host(name)
 
     def inventory_changed(self) -> None:
@@ -412,7 +420,7 @@ class Engine:
 
     def announce_run(self, run: Evacuation) -> None:
         """Journal and tell how far it is."""
-        self.keeper.afresh("evacuation", run.id, run.journalled)
+        self.journal_writer.schedule_latest("evacuation", run.id, run.journalled)
         body = run.document().model_dump(mode="json")
         self.bus.publish(EventKind.STATE, Subject.EVACUATION, run.id, body)
 
@@ -505,7 +513,7 @@ class Engine:
         self.planner.wake()
 
     def _announce_job(self, job: Job) -> None:
-        self.keeper.afresh("migration", job.id, job.journalled)
+        self.journal_writer.schedule_latest("migration", job.id, job.journalled)
         body = job.document().model_dump(mode="json", exclude={"decisions"})
         self.bus.publish(EventKind.STATE, Subject.MIGRATION, job.id, body)
         run = self.runs.get(job.evacuation or "")
@@ -525,7 +533,9 @@ class Engine:
         self.bus.publish(EventKind.PROGRESS, Subject.MIGRATION, job.id, body)
 
     def _decision(self, job: Job, decision: Decision) -> None:
-        self.keeper.afresh("migration", job.id, job.journalled)  # another controller shall know it
+        self.journal_writer.schedule_latest(
+            "migration", job.id, job.journalled
+        )  # another controller shall know it
         self.bus.publish(EventKind.DECISION, Subject.MIGRATION, job.id, asdict(decision))
 
     def forget(self) -> None:

@@ -12,14 +12,14 @@ from migrator.api.documents import (
     MigrationDocument,
     SampleDocument,
 )
-from migrator.engine.bus import Bus
+from migrator.engine.event_bus import EventBus
 from migrator.ports import EventTexts
 
 
 class Reading(Protocol):
     """The state of the service, from memory and the journal; only :meth:`refresh` asks a QEMU or a host anything."""
 
-    bus: Bus
+    bus: EventBus
 
     def active_migrations(self) -> Sequence[MigrationDocument]:
         """Those that have not ended, those that are held among them; from memory."""

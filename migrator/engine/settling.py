@@ -12,8 +12,8 @@ from typing import Any, Protocol
 from migrator import logs
 from migrator.api.commands import Reply
 from migrator.api.events import EventDocument, EventKind, Subject
-from migrator.engine.bus import Bus
 from migrator.engine.door import Door
+from migrator.engine.event_bus import EventBus
 from migrator.errors import JournalError
 
 _RETRY_SECONDS = 5.0
@@ -39,11 +39,13 @@ class Settling:
     :param elsewhere: interfaces whose commands are settled by them.
     """
 
-    def __init__(self, *, bus: Bus, journal: Commands, door: Door, elsewhere: Container[str] = ()) -> None:
+    def __init__(
+        self, *, bus: EventBus, journal: Commands, door: Door, elsewhere: Container[str] = ()
+    ) -> None:
         self._journal, self._door, self._elsewhere = journal, door, elsewhere
         self._ended: asyncio.Queue[tuple[str, str]] = asyncio.Queue()
         self._log = logs.logger()
-        bus.call(self._hear, journalled=True)
+        bus.subscribe(self._hear, journalled=True)
 
     def _hear(self, event: EventDocument) -> None:
         if event.kind is EventKind.STATE and event.subject in _BEGUN and event.body.get("ended_at"):

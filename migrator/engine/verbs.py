@@ -45,7 +45,7 @@ from migrator.engine.evacuation import Evacuation
 from migrator.engine.evacuation_entry import Entry
 from migrator.engine.held import NotHeld
 from migrator.engine.job import Job
-from migrator.engine.keeper import Document
+from migrator.engine.journal_writer import DocumentToSave
 from migrator.engine.others import here_or_coming
 from migrator.engine.resolving import Said
 from migrator.engine.views import evacuation_document, migration_document, one_guest
@@ -76,7 +76,7 @@ class Verbs:
                 return await self._check(command)
         if self._engine.stopping:
             raise Refusal("unavailable", "the service is stopping; ask again once it runs")
-        if complaint := self._engine.keeper.journal.complaint:
+        if complaint := self._engine.journal_writer.journal.complaint:
             raise Refusal("unavailable", f"no new work is taken: {complaint}")
         return await self._change(command, caller, key)
 
@@ -106,7 +106,9 @@ class Verbs:
             if run.key == key:
                 return run.document()
         for kind in ("migration", "evacuation"):
-            for saved in await self._engine.keeper.journal.page(kind, limit=1, where={"command": key}):
+            for saved in await self._engine.journal_writer.journal.page(
+                kind, limit=1, where={"command": key}
+            ):
                 return migration_document(saved) if kind == "migration" else evacuation_document(saved)
         return None
 
@@ -232,7 +234,9 @@ class Verbs:
         Where a restore came last: those that it did not bring home.
         """
         moved: dict[str, Guest] = {}
-        for saved in await self._engine.keeper.journal.page("evacuation", limit=100, where={"host": host}):
+        for saved in await self._engine.journal_writer.journal.page(
+            "evacuation", limit=100, where={"host": host}
+        ):
             # What has just ended may not have reached the journal yet.
             run = self._engine.runs.get(saved["id"]) or Evacuation.from_journal(saved)
             if run.ended_at is None:
@@ -275,7 +279,7 @@ class Verbs:
             ("migration", job.as_if_cancelled), then=lambda: done.append(self._engine.cancel_job(job))
         )
         if not all(done):  # it came to its switch meanwhile
-            self._engine.keeper.afresh("migration", job.id, job.journalled)
+            self._engine.journal_writer.schedule_latest("migration", job.id, job.journalled)
             raise _too_late(job)
         return job.document()
 
@@ -289,7 +293,7 @@ class Verbs:
             ("evacuation", lambda: run.as_if_closing(EvacuationState.CANCELLED).journalled()), then=closes
         )
         if run.ended and run.closing is not EvacuationState.CANCELLED:
-            self._engine.keeper.afresh("evacuation", run.id, run.journalled)
+            self._engine.journal_writer.schedule_latest("evacuation", run.id, run.journalled)
             raise Refusal("not-found", f"{run.kind} {run.id} has just ended")
         self._engine.planner.wake()
         return run.document()
@@ -397,9 +401,9 @@ class Verbs:
         except UsageError as error:
             raise Refusal("invalid", str(error)) from error
 
-    async def _journal(self, *documents: tuple[str, Document], then: Callable[[], None]) -> None:
+    async def _journal(self, *documents: tuple[str, DocumentToSave], then: Callable[[], None]) -> None:
         try:
-            await self._engine.keeper.now(*documents, then=then)
+            await self._engine.journal_writer.commit(*documents, then=then)
         except JournalError as error:
             raise _not_begun(error) from error
 

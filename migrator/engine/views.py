@@ -17,8 +17,8 @@ from migrator.api.documents import (
 )
 from migrator.core.inventory import Guest
 from migrator.core.migration.downsampling import Point
-from migrator.engine.bus import Bus
 from migrator.engine.controller import Engine, host_document
+from migrator.engine.event_bus import EventBus
 from migrator.engine.unreadable import UNREADABLE, say_unreadable
 from migrator.ports import EventTexts
 
@@ -31,7 +31,7 @@ class Views:
 
     def __init__(self, engine: Engine) -> None:
         self._engine = engine
-        self.bus: Bus = engine.bus
+        self.bus: EventBus = engine.bus
 
     def active_migrations(self) -> list[MigrationDocument]:
         return [job.document() for job in self._engine.jobs.values() if not job.ended]
@@ -99,7 +99,9 @@ class Views:
     async def migrations(
         self, *, limit: int, before: str | None = None, where: Mapping[str, str] | None = None
     ) -> list[MigrationDocument]:
-        saved = await self._engine.keeper.journal.page("migration", limit=limit, before=before, where=where)
+        saved = await self._engine.journal_writer.journal.page(
+            "migration", limit=limit, before=before, where=where
+        )
         # Memory is newer than the journal.
         jobs = self._engine.jobs
         return self._readable(
@@ -111,7 +113,7 @@ class Views:
     async def migration(self, identifier: str) -> MigrationDocument | None:
         if identifier in self._engine.jobs:
             return self._engine.jobs[identifier].document()
-        saved = await self._engine.keeper.journal.find("migration", identifier)
+        saved = await self._engine.journal_writer.journal.find("migration", identifier)
         found = self._readable("migration", [saved] if saved else [], migration_document)
         return found[0] if found else None
 
@@ -122,7 +124,9 @@ class Views:
     async def evacuations(
         self, *, limit: int, before: str | None = None, where: Mapping[str, str] | None = None
     ) -> list[EvacuationDocument]:
-        saved = await self._engine.keeper.journal.page("evacuation", limit=limit, before=before, where=where)
+        saved = await self._engine.journal_writer.journal.page(
+            "evacuation", limit=limit, before=before, where=where
+        )
         runs = self._engine.runs
         return self._readable(
             "evacuation",
@@ -133,14 +137,14 @@ class Views:
     async def evacuation(self, identifier: str) -> EvacuationDocument | None:
         if identifier in self._engine.runs:
             return self._engine.runs[identifier].document()
-        saved = await self._engine.keeper.journal.find("evacuation", identifier)
+        saved = await self._engine.journal_writer.journal.find("evacuation", identifier)
         found = self._readable("evacuation", [saved] if saved else [], evacuation_document)
         return found[0] if found else None
 
     async def events(
         self, *, after: int = 0, limit: int = 1000, subject: str | None = None, subject_id: str | None = None
     ) -> list[dict[str, Any]]:
-        return await self._engine.keeper.journal.events(
+        return await self._engine.journal_writer.journal.events(
             after=after, limit=limit, subject=subject, subject_id=subject_id
         )
 
@@ -153,12 +157,16 @@ class Views:
         subject: str | None = None,
         subject_id: str | None = None,
     ) -> EventTexts:
-        return await self._engine.keeper.journal.event_texts(
+        return await self._engine.journal_writer.journal.event_texts(
             after=after, limit=limit, most_bytes=most_bytes, subject=subject, subject_id=subject_id
         )
 
     def complaints(self) -> list[str]:
-        own = [self._engine.keeper.journal.complaint] if self._engine.keeper.journal.complaint else []
+        own = (
+            [self._engine.journal_writer.journal.complaint]
+            if self._engine.journal_writer.journal.complaint
+            else []
+        )
         return own + [f"task {name}: {why}" for name, why in faults.complaints.items()]
 
     def _readable(self, kind: str, rows: Iterable[_Row], read: Callable[[_Row], _Made]) -> list[_Made]:

@@ -12,8 +12,8 @@ from pydantic import BaseModel
 from starlette.responses import Response
 
 from migrator.api.commands import Caller, Envelope, Reply
-from migrator.engine.bus import Listener
 from migrator.engine.door import Door
+from migrator.engine.event_bus import Listener
 from migrator.engine.reading import Reading
 from migrator.errors import JournalError
 from migrator.faults import keep_going

@@ -75,7 +75,7 @@ class Metrics:
         self.journal_write = self._counted.journal_write
         self.journal_error = self._counted.journal_error
         self.spans = self._counted.spans
-        reading.bus.call(self._counted.event)
+        reading.bus.subscribe(self._counted.event)
 
     async def start(self) -> None:
         """Begin to measure the loop's lag, and recall what the journal knows of the last day.

@@ -150,7 +150,7 @@ class SeenEvent(Protocol):
 class Events(Protocol):
     """Where events come from."""
 
-    def call(self, callback: Callable[[SeenEvent], None]) -> None:
+    def subscribe(self, callback: Callable[[SeenEvent], None]) -> None:
         """Call `callback` with every event from now on."""
 
 

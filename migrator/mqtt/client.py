@@ -115,7 +115,7 @@ class Mqtt:
         #: When the last connections that did not last were closed by the broker.
         self._closed: deque[float] = deque(maxlen=_TOO_OFTEN)
         self._version = Version.V311 if settings.protocol == "3.1.1" else Version.V5
-        reading.bus.call(self._note, journalled=True)
+        reading.bus.subscribe(self._note, journalled=True)
 
     @property
     def dropped(self) -> int:

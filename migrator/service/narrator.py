@@ -13,7 +13,7 @@ from migrator import logs
 from migrator.api import trace_context
 from migrator.api.events import EventDocument, EventKind, Subject
 from migrator.core.model import State
-from migrator.engine.bus import Bus
+from migrator.engine.event_bus import EventBus
 
 #: What is told of a migration besides its state, where it is known.
 _FIGURES = ("error", "held_code", "duration_seconds", "downtime_seconds", "transferred_bytes")
@@ -23,13 +23,13 @@ _BAD = {State.FAILED.value, State.HELD.value}
 class Narrator:
     """Hears every event of a bus, and logs what a person wants to have read."""
 
-    def __init__(self, bus: Bus) -> None:
+    def __init__(self, bus: EventBus) -> None:
         self._log = logs.logger()
         #: Whom the decisions of a migration are about.
         self._about: dict[str, dict[str, Any]] = {}
         #: What was said last of a host or an evacuation: their documents change far more often.
         self._said: dict[tuple[Subject, str], tuple[Any, ...]] = {}
-        bus.call(self._hear)
+        bus.subscribe(self._hear)
 
     def _hear(self, event: EventDocument) -> None:
         # A log that cannot be written keeps no guest from moving.

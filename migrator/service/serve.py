@@ -18,13 +18,13 @@ from migrator import settings as configuration
 from migrator.api.commands import COMMANDS, Envelope, Reply, Role
 from migrator.api.events import EventKind, Subject
 from migrator.core import findings as catalogue
-from migrator.engine.bus import Bus
 from migrator.engine.controller import Engine
 from migrator.engine.door import Door
+from migrator.engine.event_bus import EventBus
 from migrator.engine.inventory import Inventory
 from migrator.engine.job import Job
 from migrator.engine.job_means import Means
-from migrator.engine.keeper import Keeper
+from migrator.engine.journal_writer import JournalWriter
 from migrator.engine.settling import Settling
 from migrator.engine.verbs import Verbs
 from migrator.engine.views import Views
@@ -114,14 +114,14 @@ async def _running(in_force: InForce) -> AsyncIterator[Engine]:
         site = make_site(settings, driver=this_driver(who, controller=controller_id(directory)))
         stack.push_async_callback(site.close)
         last, sequences = await journal.positions()
-        bus = Bus(
+        bus = EventBus(
             last_event_id=last,
             sequences={(Subject(kind), name): number for (kind, name), number in sequences.items()},
         )
-        keeper = Keeper(journal)
+        journal_writer = JournalWriter(journal)
 
         async def keep(job: Job) -> None:
-            await keeper.now(("migration", job.journalled))
+            await journal_writer.commit(("migration", job.journalled))
 
         steps = settings.store.path.parent / "steps"
         if doubt := (await belonging.marks(journal, steps)).doubt(steps):
@@ -142,7 +142,9 @@ async def _running(in_force: InForce) -> AsyncIterator[Engine]:
             keep=keep,
             accept=catalogue.accept,
         )
-        engine = Engine(inventory=inventory, means=means, keeper=keeper, bus=bus, rules=rules_of(settings))
+        engine = Engine(
+            inventory=inventory, means=means, journal_writer=journal_writer, bus=bus, rules=rules_of(settings)
+        )
         inventory.on_change(engine.inventory_changed)
         in_force.extend(site.prepare, lambda new: _take_over(engine, new))
         views = Views(engine)
@@ -232,7 +234,7 @@ async def _mark_later(journal: SqlJournal, directory: Path) -> None:
     await belonging.mark(journal, directory)
 
 
-def _audit(bus: Bus, envelope: Envelope, reply: Reply) -> None:
+def _audit(bus: EventBus, envelope: Envelope, reply: Reply) -> None:
     """Who asked for what, from where, and what it got; what changes nothing only if it was refused."""
     caller = envelope.caller
     if caller.interface != "http":  # which logs its requests, with their ids

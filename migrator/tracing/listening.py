@@ -79,7 +79,7 @@ class Tracing:
         self._recalling: asyncio.Task[None] | None = None
         self._log = logs.logger()
         # Only what a restart would know too: what ends is told once.
-        reading.bus.call(self._hear, journalled=True)
+        reading.bus.subscribe(self._hear, journalled=True)
 
     def _make(self) -> Exporter:
         from migrator.tracing.export import OpenTelemetry  # noqa: PLC0415 - it may not be there

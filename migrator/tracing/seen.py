@@ -34,7 +34,7 @@ class SeenMigration(Protocol):
 class Events(Protocol):
     """Where events come from."""
 
-    def call(self, callback: Callable[[SeenEvent], None], *, journalled: bool = False) -> None:
+    def subscribe(self, callback: Callable[[SeenEvent], None], *, journalled: bool = False) -> None:
         """Call `callback` with every event from now on; with `journalled` once the journal has it."""
 
 

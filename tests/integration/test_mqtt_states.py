@@ -13,7 +13,7 @@ import pytest
 
 from migrator.core.inventory import HostState
 from migrator.core.model import State
-from migrator.engine.bus import Bus
+from migrator.engine.event_bus import EventBus
 from migrator.testing.lab import until
 from tests.broker import Broker, mosquitto
 from tests.conftest import missing
@@ -163,7 +163,7 @@ def _restarted(reading: FakeReading) -> FakeReading:
     active = {document.id for document in reading.active_migrations()} | set(reading.all_hosts)
     bus = reading.bus
     return FakeReading(
-        bus=Bus(
+        bus=EventBus(
             last_event_id=bus.last_event_id,
             sequences={key: last for key, last in bus._sequences.items() if key[1] in active},
         ),

@@ -19,11 +19,11 @@ import yaml  # type: ignore[import-untyped]
 from migrator.api.commands import Caller, Evacuate, Role
 from migrator.core.inventory import HostState
 from migrator.core.policy import builtin
-from migrator.engine.bus import Bus
 from migrator.engine.controller import Engine, Rules
+from migrator.engine.event_bus import EventBus
 from migrator.engine.inventory import Inventory
 from migrator.engine.job_means import Means
-from migrator.engine.keeper import Keeper
+from migrator.engine.journal_writer import JournalWriter
 from migrator.engine.verbs import Verbs
 from migrator.engine.views import Views
 from migrator.metrics import Metrics, Probes
@@ -114,16 +114,22 @@ async def _evacuate(number: int, directory: Path, scrapes: Scrapes, broken: str)
     site = _site(random.Random(number))
     if broken:
         site.hosts[broken].down = True
-    keeper = Keeper(MemoryJournal())
+    journal_writer = JournalWriter(MemoryJournal())
 
     async def keep(job: Any) -> None:
-        await keeper.now(("migration", job.journalled))
+        await journal_writer.commit(("migration", job.journalled))
 
     configured = [host.configured() for host in site.hosts.values()]
     inventory = Inventory(configured, site=site)
     records = StepRecords(directory / str(number))
     means = Means(site=site, records=records, keep=keep, accept=lambda findings, codes: findings)
-    engine = Engine(inventory=inventory, means=means, keeper=keeper, bus=Bus(), rules=Rules(policy=builtin))
+    engine = Engine(
+        inventory=inventory,
+        means=means,
+        journal_writer=journal_writer,
+        bus=EventBus(),
+        rules=Rules(policy=builtin),
+    )
     inventory.on_change(engine.inventory_changed)
     views = Views(engine)
     start = EPOCH + number * 900

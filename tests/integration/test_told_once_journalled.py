@@ -16,7 +16,7 @@ import pytest
 
 from migrator.api.events import EventKind, Subject
 from migrator.engine.door import Door
-from migrator.engine.keeper import Keeper
+from migrator.engine.journal_writer import JournalWriter
 from migrator.http.limits import Limits
 from migrator.mqtt import Mqtt
 from migrator.store.journal import SqlJournal
@@ -54,7 +54,7 @@ class Everything:
         self._streamed: list[dict[str, Any]] = []
         self._comments = 0
         self.at_once = 0
-        world.bus.call(lambda event: setattr(self, "at_once", event.event_id))
+        world.bus.subscribe(lambda event: setattr(self, "at_once", event.event_id))
 
     async def listen(self) -> None:
         transport = httpx2.AsyncHTTPTransport(uds=str(self._place.socket))
@@ -106,8 +106,8 @@ async def everything(tmp_path: Path, broker: Broker, *, patience: float = 60.0) 
     world = Kept(steps=None)
     async with await SqlJournal.open(path) as journal:
         world.kept = journal
-        keeper = Keeper(journal, patience=patience)
-        keeper.keep(world.bus)
+        journal_writer = JournalWriter(journal, max_event_delay=patience)
+        journal_writer.follow(world.bus)
         mqtt = Mqtt(
             settings=settings(broker, progress_interval_seconds=0.01),
             door=Door(controller=world, log=world.log),
@@ -120,7 +120,7 @@ async def everything(tmp_path: Path, broker: Broker, *, patience: float = 60.0) 
             service = Everything(path, world, place, dashboard)
             tasks = [
                 asyncio.create_task(each, name=f"under test {number}")
-                for number, each in enumerate((keeper.run(), mqtt.run(), service.listen()))
+                for number, each in enumerate((journal_writer.run(), mqtt.run(), service.listen()))
             ]
             try:
                 await until(lambda: dashboard.on("service/one"), what="mqtt")

@@ -88,7 +88,7 @@ async def together(
             replies = (await turns.all(*asked, late=planning or 0))[:count]
             assert all(isinstance(each, Reply) for each in replies), replies
             holds(world, engine, replies)
-            await engine.keeper.flush(5.0)
+            await engine.journal_writer.flush(5.0)
             await as_journalled(world, engine)
         await go_on(world)
         for machine in world.site.machines.values():
@@ -344,7 +344,7 @@ async def test_an_evacuation_whose_migration_is_held_at_a_restart_says_so(tmp_pa
         await ask(Door(controller=Verbs(engine), log=world.journal), Evacuate(host="a"))
         while not any(job.state is State.PRECOPY for job in engine.jobs.values()):
             await asyncio.sleep(0.01)
-        await engine.keeper.flush(1.0)
+        await engine.journal_writer.flush(1.0)
         life.dead = True
     for record in tmp_path.glob("*.jsonl"):
         record.unlink()
@@ -379,7 +379,7 @@ async def test_an_id_gets_the_outcome_once_what_it_began_has_ended(tmp_path: Pat
         begun = await ask(door, Restore(host="b"), "3")
         while not engine.runs[begun.subject_id].ended:
             await asyncio.sleep(0.1)
-        await engine.keeper.flush(5.0)
+        await engine.journal_writer.flush(5.0)
         assert (await ask(door, Restore(host="b"), "3")).kind == "accepted"
         running = asyncio.create_task(
             Settling(bus=engine.bus, journal=world.journal, door=door).run(), name="settling"

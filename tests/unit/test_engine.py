@@ -30,12 +30,12 @@ from migrator.api.events import Subject
 from migrator.core.inventory import Guest, HostState
 from migrator.core.model import Finding, Severity, State
 from migrator.core.policy import builtin
-from migrator.engine.bus import Bus
 from migrator.engine.controller import Engine, Rules
+from migrator.engine.event_bus import EventBus
 from migrator.engine.inventory import Inventory
 from migrator.engine.job import Job
 from migrator.engine.job_means import Means
-from migrator.engine.keeper import Keeper
+from migrator.engine.journal_writer import JournalWriter
 from migrator.engine.verbs import Verbs
 from migrator.engine.views import Views
 from migrator.ports import Record
@@ -95,11 +95,11 @@ class World:
     async def engine(self, *, killed: bool = False) -> AsyncIterator[Driver]:
         """Started as the service does it, and let go at the end; or killed, without a word to anyone."""
         last, sequences = await self.journal.positions()
-        keeper = Keeper(self.journal)
+        journal_writer = JournalWriter(self.journal)
         records = Held(self.directory)
 
         async def keep(job: Job) -> None:
-            await keeper.now(("migration", job.journalled))
+            await journal_writer.commit(("migration", job.journalled))
 
         inventory = Inventory(
             [host.configured() for host in self.site.hosts.values()],
@@ -114,8 +114,8 @@ class World:
                 keep=keep,
                 accept=self.accept,
             ),
-            keeper=keeper,
-            bus=Bus(
+            journal_writer=journal_writer,
+            bus=EventBus(
                 last_event_id=last,
                 sequences={(Subject(kind), name): number for (kind, name), number in sequences.items()},
             ),

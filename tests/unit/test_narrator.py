@@ -10,14 +10,14 @@ import pytest
 
 from migrator import logs
 from migrator.api.events import EventKind, Subject
-from migrator.engine.bus import Bus
+from migrator.engine.event_bus import EventBus
 from migrator.service.narrator import Narrator
 
 
 @pytest.fixture
-def bus() -> Iterator[Bus]:
+def bus() -> Iterator[EventBus]:
     logs.configure(verbose=True, json=True, level="info")
-    bus = Bus()
+    bus = EventBus()
     Narrator(bus)
     yield bus
     logs.configure()
@@ -27,12 +27,12 @@ def lines(capsys: pytest.CaptureFixture[str]) -> list[dict[str, Any]]:
     return [json.loads(line) for line in capsys.readouterr().err.splitlines()]
 
 
-def state(bus: Bus, subject: Subject, identifier: str, **body: Any) -> None:
+def state(bus: EventBus, subject: Subject, identifier: str, **body: Any) -> None:
     bus.publish(EventKind.STATE, subject, identifier, body)
 
 
 def test_a_migration_from_its_beginning_to_its_end_by_its_id(
-    bus: Bus, capsys: pytest.CaptureFixture[str]
+    bus: EventBus, capsys: pytest.CaptureFixture[str]
 ) -> None:
     one = {"guest": "u", "guest_name": "web", "source": "a", "destination": "b", "evacuation": "e1"}
     state(bus, Subject.MIGRATION, "m1", **one, state="precopy", ended_at=None, error=None)
@@ -52,7 +52,7 @@ def test_a_migration_from_its_beginning_to_its_end_by_its_id(
     assert (said[2]["state"], said[2]["error"]) == ("failed", "cut off")
 
 
-def test_what_has_not_changed_is_not_said_again(bus: Bus, capsys: pytest.CaptureFixture[str]) -> None:
+def test_what_has_not_changed_is_not_said_again(bus: EventBus, capsys: pytest.CaptureFixture[str]) -> None:
     for free in (1, 2):
         state(bus, Subject.HOST, "a", state="active", up=True, error="", memory_free_bytes=free)
     state(bus, Subject.HOST, "a", state="active", up=False, error="no route to host")
@@ -71,7 +71,9 @@ def test_what_has_not_changed_is_not_said_again(bus: Bus, capsys: pytest.Capture
     assert all(each["host"] == "a" for each in said)
 
 
-def test_a_log_that_is_gone_keeps_nothing_from_going_on(bus: Bus, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_log_that_is_gone_keeps_nothing_from_going_on(
+    bus: EventBus, monkeypatch: pytest.MonkeyPatch
+) -> None:
     def gone(*_: object, **__: object) -> None:
         raise BrokenPipeError
 

@@ -14,7 +14,7 @@ import pytest
 from migrator import logs
 from migrator.api.documents import GuestDocument
 from migrator.api.events import EventKind, Subject
-from migrator.engine.bus import Bus
+from migrator.engine.event_bus import EventBus
 from migrator.engine.unreadable import say_unreadable
 from migrator.store.journal import SqlJournal
 from migrator.text import storable, writable
@@ -44,7 +44,7 @@ def test_a_document_can_be_written_whatever_a_guest_is_called() -> None:
 
 
 def test_an_event_can_be_journalled_whatever_is_in_it() -> None:
-    bus = Bus()
+    bus = EventBus()
     event = bus.publish(
         EventKind.STATE, Subject.MIGRATION, "m", {"name": "\ud800", "rate": math.nan, "n": {1: 2}}
     )

@@ -18,7 +18,7 @@ import pytest
 
 from migrator import logs
 from migrator.api.events import EventKind, Subject
-from migrator.engine.bus import Bus
+from migrator.engine.event_bus import EventBus
 from migrator.engine.reading import Reading
 from migrator.errors import JournalError
 from migrator.testing.lab import until
@@ -325,7 +325,7 @@ class TestSending:
 class Journal(FakeReading):
     """A reading whose journal may hold something, and may be slow or broken."""
 
-    def __init__(self, bus: Bus) -> None:
+    def __init__(self, bus: EventBus) -> None:
         super().__init__()
         self.bus = bus
         self.going_on: list[str] = []
@@ -366,7 +366,7 @@ class TestListening:
             make=lambda: exporter,
         )
 
-    def say(self, bus: Bus, story: Story, clock: list[datetime]) -> None:
+    def say(self, bus: EventBus, story: Story, clock: list[datetime]) -> None:
         for kind, seconds, what in story:
             clock[0] = at(seconds)
             bus.publish(EventKind(kind), Subject.MIGRATION, "m1", what)
@@ -385,7 +385,7 @@ class TestListening:
 
     async def test_what_ends_is_sent_once(self) -> None:
         clock = [NOON]
-        bus = Bus(now=lambda: clock[0])
+        bus = EventBus(now=lambda: clock[0])
         journal, exporter = Journal(bus), taken()
         journal.gate.set()
         async with self.tracing(journal, exporter):
@@ -405,7 +405,7 @@ class TestListening:
         self, cut: int
     ) -> None:
         clock = [NOON]
-        bus = Bus(last_event_id=cut, now=lambda: clock[0])
+        bus = EventBus(last_event_id=cut, now=lambda: clock[0])
         journal, exporter = Journal(bus), taken()
         journal.going_on = ["m1"]
         # The journal is read late: it has what was said since, too.
@@ -418,7 +418,7 @@ class TestListening:
 
     async def test_a_journal_that_cannot_be_read_costs_only_what_it_would_have_told(self) -> None:
         clock = [NOON]
-        bus = Bus(last_event_id=3, now=lambda: clock[0])
+        bus = EventBus(last_event_id=3, now=lambda: clock[0])
         journal, exporter = Journal(bus), taken()
         journal.going_on, journal.broken = ["m1"], True
         journal.gate.set()
@@ -430,7 +430,7 @@ class TestListening:
 
     async def test_what_is_not_recorded_is_not_sent(self) -> None:
         clock = [NOON]
-        bus = Bus(now=lambda: clock[0])
+        bus = EventBus(now=lambda: clock[0])
         journal, exporter = Journal(bus), taken()
         journal.gate.set()
         async with self.tracing(journal, exporter, sample_ratio=0.0):
@@ -438,7 +438,7 @@ class TestListening:
         assert exporter.spans == []
 
     async def test_a_journal_that_does_not_answer_does_not_keep_the_service_from_stopping(self) -> None:
-        bus = Bus()
+        bus = EventBus()
         journal, exporter = Journal(bus), taken()
         journal.going_on = ["m1"]
         began = time.monotonic()

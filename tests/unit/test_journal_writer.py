@@ -10,8 +10,8 @@ from typing import Any
 import pytest
 
 from migrator.api.events import EventDocument, EventKind, Subject
-from migrator.engine.bus import Bus
-from migrator.engine.keeper import Keeper
+from migrator.engine.event_bus import EventBus
+from migrator.engine.journal_writer import JournalWriter
 from migrator.errors import JournalError
 from migrator.testing.journal import MemoryJournal
 
@@ -40,17 +40,17 @@ class Site:
 
     def __init__(self, journal: MemoryJournal, *, last: int = 0) -> None:
         self.journal = journal
-        self.bus = Bus(last_event_id=last)
-        self.keeper = Keeper(journal)
-        self.keeper.keep(self.bus)
+        self.bus = EventBus(last_event_id=last)
+        self.journal_writer = JournalWriter(journal)
+        self.journal_writer.follow(self.bus)
         self.at_once: list[EventDocument] = []
         self.later: list[EventDocument] = []
-        self.bus.call(self.at_once.append)
-        self.bus.call(self.later.append, journalled=True)
+        self.bus.subscribe(self.at_once.append)
+        self.bus.subscribe(self.later.append, journalled=True)
 
     def say(self, count: int = 1, *, kind: EventKind = EventKind.STATE, about: str = "m1") -> None:
         for _ in range(count):
-            self.keeper.later("migration", {"id": about, "told": self.bus._last + 1})
+            self.journal_writer.schedule("migration", {"id": about, "told": self.bus._last + 1})
             self.bus.publish(kind, Subject.MIGRATION, about, {})
 
     @property
@@ -62,7 +62,7 @@ class Site:
 
     @asynccontextmanager
     async def running(self) -> AsyncIterator[None]:
-        task = asyncio.create_task(self.keeper.run())
+        task = asyncio.create_task(self.journal_writer.run())
         try:
             yield
         finally:
@@ -71,9 +71,9 @@ class Site:
 
 
 async def test_told_at_once_where_nobody_keeps_a_journal() -> None:
-    bus = Bus()
+    bus = EventBus()
     heard: list[EventDocument] = []
-    bus.call(heard.append, journalled=True)
+    bus.subscribe(heard.append, journalled=True)
     with bus.listen(journalled=True) as listener:
         said = bus.publish(EventKind.STATE, Subject.HOST, "a", {})
         listener.close()
@@ -92,7 +92,7 @@ async def test_what_leaves_the_process_is_told_once_it_is_on_disk_and_the_rest_a
         # What is shown with replies is what was told, not what was counted.
         assert (site.bus.last_event_id, site.bus.sequence(Subject.MIGRATION, "m1")) == (0, 0)
         journal.free.set()
-        assert await site.keeper.flush(1)
+        assert await site.journal_writer.flush(1)
         assert site.told == await site.journalled() == [1, 2, 3]
         assert (site.bus.last_event_id, site.bus.sequence(Subject.MIGRATION, "m1")) == (3, 3)
 
@@ -107,7 +107,7 @@ async def test_progress_does_not_overtake_the_state_whose_number_it_shows() -> N
         site.say(kind=EventKind.PROGRESS)
         assert site.later == []
         journal.free.set()
-        await site.keeper.flush(1)
+        await site.journal_writer.flush(1)
         assert [(event.kind, event.sequence) for event in site.later] == [
             (EventKind.STATE, 1),
             (EventKind.PROGRESS, 1),
@@ -127,9 +127,9 @@ async def test_what_was_counted_while_the_journal_was_written_waits_for_the_next
         await asyncio.sleep(0)
         site.say(2)  # those before are on their way to the disk
         told_with: list[int] = []
-        site.bus.call(lambda _: told_with.append(len(journal._events)), journalled=True)
+        site.bus.subscribe(lambda _: told_with.append(len(journal._events)), journalled=True)
         journal.free.set()
-        await site.keeper.flush(1)
+        await site.journal_writer.flush(1)
     assert site.told == [1, 2, 3, 4]
     assert told_with == [2, 2, 4, 4]
 
@@ -138,7 +138,7 @@ async def test_a_step_that_waits_for_the_journal_takes_the_events_with_it() -> N
     journal = MemoryJournal()
     site = Site(journal)
     site.say(2)
-    await site.keeper.now(("migration", {"id": "m2"}))
+    await site.journal_writer.commit(("migration", {"id": "m2"}))
     assert site.told == await site.journalled() == [1, 2]
     assert {each["id"] for each in await journal.unfinished("migration")} == {"m1", "m2"}
 
@@ -158,11 +158,11 @@ async def test_a_journal_that_fails_holds_nothing_back_for_longer_than_three_sec
         site.say()  # nobody believes in it any more
         assert site.told == [1, 2, 3]
         journal.broken = ""
-        assert await site.keeper.flush(5)
+        assert await site.journal_writer.flush(5)
         assert await site.journalled() == [1, 2, 3]
         site.say()
         assert site.told == [1, 2, 3]  # it is waited for again
-        assert await site.keeper.flush(1)
+        assert await site.journal_writer.flush(1)
         assert site.told == await site.journalled() == [1, 2, 3, 4]
 
 
@@ -181,7 +181,7 @@ async def test_numbers_that_were_told_but_never_journalled_are_not_given_again()
     site = Site(journal)
     async with site.running():
         site.say()
-        assert await site.keeper.flush(1)
+        assert await site.journal_writer.flush(1)
         journal.broken = "the disk is full"
         site.say(100)
         await asyncio.sleep(5)
@@ -191,7 +191,7 @@ async def test_numbers_that_were_told_but_never_journalled_are_not_given_again()
     again = Site(journal, last=last)
     async with again.running():
         again.say()
-        assert await again.keeper.flush(1)
+        assert await again.journal_writer.flush(1)
     assert set(again.told).isdisjoint(site.told)
     assert again.told > site.told
 
@@ -200,7 +200,7 @@ async def test_who_goes_has_told_everything() -> None:
     site = Site(SlowJournal())
     async with site.running():
         site.say(5)
-        assert not await site.keeper.flush(0.5)
+        assert not await site.journal_writer.flush(0.5)
         assert site.told == [1, 2, 3, 4, 5]
 
 
@@ -211,8 +211,8 @@ async def test_one_that_is_refused_holds_up_no_other() -> None:
     async with site.running():
         site.say(3)
         journal.free.set()
-        await site.keeper.now(("migration", {"id": "m2"}))
-        assert await site.keeper.flush(1)
+        await site.journal_writer.commit(("migration", {"id": "m2"}))
+        assert await site.journal_writer.flush(1)
         assert await site.journalled() == [1, 3]
         assert site.told == [1, 2, 3]
 
@@ -231,7 +231,7 @@ async def test_a_document_is_never_ahead_of_what_was_said_of_it() -> None:
             if number % 3:
                 await asyncio.sleep(0)
             if number % 5 == 0:
-                await site.keeper.now(("migration", {"id": "m2"}))
+                await site.journal_writer.commit(("migration", {"id": "m2"}))
             journal.pause = at_once  # both of one moment
             saved = await journal.find("migration", "m1")
             told = await site.journalled()
@@ -245,5 +245,5 @@ async def test_a_long_backlog_is_written_in_parts() -> None:
     async with site.running():
         site.say(2500)
         journal.free.set()
-        assert await site.keeper.flush(1)
+        assert await site.journal_writer.flush(1)
     assert site.told == await site.journalled() == list(range(1, 2501))

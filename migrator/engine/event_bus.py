@@ -1,4 +1,4 @@
-"""Where the engine says what happens, and whoever wants to hear it listens: journal, HTTP, MQTT, metrics."""
+"""The event bus: the engine publishes what happens, and journal, HTTP, MQTT, metrics and traces subscribe to it."""
 
 from __future__ import annotations
 
@@ -17,8 +17,8 @@ _QUEUE_EVENTS = 10_000
 #: Commands whose sequence is kept. All that is ever said of one comes soon; nobody says when it was the last.
 _COMMANDS = 10_000
 
-#: Is told an event; returns at once and never raises.
-Hears = Callable[[EventDocument], None]
+#: Takes an event; returns at once and never raises.
+Subscriber = Callable[[EventDocument], None]
 
 
 class Listener:
@@ -49,12 +49,12 @@ class Listener:
             await self._there.wait()
 
 
-class Bus:
-    """Numbers events and hands them to everyone who listens, in order.
+class EventBus:
+    """Numbers events and delivers them to every subscriber, in order.
 
-    Some hear at once (the journal itself, metrics). What leaves the process is for those who hear `journalled` ones:
-    an event, and all that follow it, once :meth:`journalled` was told so of its number. As long as nobody ever calls
-    that there is no journal to wait for.
+    Some subscribers get an event at once (the journal itself, metrics). What leaves the process is for subscribers of
+    `journalled` events: they get an event, and those that follow it, once :meth:`mark_journalled` was called with its
+    number. As long as nobody ever calls that there is no journal to wait for.
 
     :param last_event_id: the last that was ever given.
     :param sequences: the last sequence of every subject that may go on, by ``(subject, id)``.
@@ -68,21 +68,21 @@ class Bus:
         sequences: Mapping[tuple[Subject, str], int] | None = None,
         now: Callable[[], datetime] = lambda: datetime.now(UTC),
     ) -> None:
-        self._last = self._told = last_event_id
+        self._last = self._delivered = last_event_id
         self._sequences = dict(sequences or {})
-        self._told_sequences = dict(self._sequences)
+        self._delivered_sequences = dict(self._sequences)
         self._now = now
-        self._at_once: list[Hears] = []
-        self._listening = 0
-        self._when_journalled: list[Hears] = []
+        self._immediate: list[Subscriber] = []
+        self._listeners = 0
+        self._after_journal: list[Subscriber] = []
         self._journalled: float = math.inf
-        self._waiting: deque[EventDocument] = deque()
+        self._undelivered: deque[EventDocument] = deque()
         self._commands = deque(one for subject, one in self._sequences if subject is Subject.COMMAND)
 
     def publish(
         self, kind: EventKind, subject: Subject, subject_id: str, body: Mapping[str, Any]
     ) -> EventDocument:
-        """Say it; returns at once. Those who hear at once have, in the order in which they came."""
+        """Number an event and deliver it; returns at once. Immediate subscribers have it then, in order of arrival."""
         key = (subject, subject_id)
         if kind is not EventKind.PROGRESS:
             self._last += 1
@@ -98,67 +98,67 @@ class Bus:
             subject_id=subject_id,
             body=dict(body),
         )
-        for hear in tuple(self._at_once):
-            hear(event)
+        for subscriber in tuple(self._immediate):
+            subscriber(event)
         # Progress too: it must not overtake the state whose number it repeats.
-        self._waiting.append(event)
-        self._tell()
+        self._undelivered.append(event)
+        self._deliver()
         return event
 
-    def journalled(self, upto: int | None) -> None:
-        """The journal has every event up to and with this number; later ones wait. ``None``: none waits any more."""
-        self._journalled = math.inf if upto is None else upto
-        self._tell()
+    def mark_journalled(self, up_to: int | None) -> None:
+        """Deliver events up to and with this number, which the journal has; later ones wait. ``None``: none waits."""
+        self._journalled = math.inf if up_to is None else up_to
+        self._deliver()
 
     def _new_command(self, command: str) -> None:
         self._commands.append(command)
         while len(self._commands) > _COMMANDS:
             self.forget(Subject.COMMAND, self._commands.popleft())
 
-    def _tell(self) -> None:
-        while self._waiting and self._waiting[0].event_id <= self._journalled:
-            event = self._waiting.popleft()
+    def _deliver(self) -> None:
+        while self._undelivered and self._undelivered[0].event_id <= self._journalled:
+            event = self._undelivered.popleft()
             if event.kind is not EventKind.PROGRESS:
-                self._told = event.event_id
+                self._delivered = event.event_id
                 if (event.subject, event.subject_id) in self._sequences:
-                    self._told_sequences[event.subject, event.subject_id] = event.sequence
-            for hear in tuple(self._when_journalled):
-                hear(event)
+                    self._delivered_sequences[event.subject, event.subject_id] = event.sequence
+            for subscriber in tuple(self._after_journal):
+                subscriber(event)
 
-    def call(self, callback: Hears, *, journalled: bool = False) -> None:
+    def subscribe(self, callback: Subscriber, *, journalled: bool = False) -> None:
         """Call `callback` with every event from now on; it must return at once and never raise.
 
         :param journalled: only once the journal has it.
         """
-        (self._when_journalled if journalled else self._at_once).append(callback)
+        (self._after_journal if journalled else self._immediate).append(callback)
 
     def forget(self, subject: Subject, subject_id: str) -> None:
-        """Nothing more will be said about it."""
+        """Drop the sequence of a subject about which nothing more will be published."""
         self._sequences.pop((subject, subject_id), None)
-        self._told_sequences.pop((subject, subject_id), None)
+        self._delivered_sequences.pop((subject, subject_id), None)
 
     @property
     def last_event_id(self) -> int:
-        """Of the last counted event that the journal has; who begins to hear journalled ones gets all larger ones."""
-        return self._told
+        """Number of the last counted event that was delivered as journalled; a new listener gets all larger ones."""
+        return self._delivered
 
     def sequence(self, subject: Subject, subject_id: str) -> int:
-        """Of the last counted event of that subject that the journal has; 0 where none is known."""
-        return self._told_sequences.get((subject, subject_id), 0)
+        """Sequence of the last counted event of a subject that was delivered as journalled; 0 where none is known."""
+        return self._delivered_sequences.get((subject, subject_id), 0)
 
     def listening(self) -> int:
-        """How many listen."""
-        return self._listening
+        """How many listeners there are."""
+        return self._listeners
 
     @contextmanager
     def listen(self, *, journalled: bool = False) -> Iterator[Listener]:
-        """A :class:`Listener` of every event from now on, for as long as the block lasts; see :meth:`call`."""
+        """A :class:`Listener` of every event from now on, for as long as the block lasts; see :meth:`subscribe`."""
         listener = Listener()
-        hearing = self._when_journalled if journalled else self._at_once
-        hearing.append(listener.put)
-        self._listening += 1
+        subscribers = self._after_journal if journalled else self._immediate
+        subscribers.append(listener.put)
+        self._listeners += 1
         try:
             yield listener
         finally:
-            hearing.remove(listener.put)
-            self._listening -= 1
+            subscribers.remove(listener.put)
+            self._listeners -= 1

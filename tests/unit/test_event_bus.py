@@ -5,8 +5,8 @@ from __future__ import annotations
 import pytest
 
 from migrator.api.events import EventKind, Subject
-from migrator.engine import bus as module
-from migrator.engine.bus import Bus
+from migrator.engine import event_bus as module
+from migrator.engine.event_bus import EventBus
 
 
 @pytest.fixture(autouse=True)
@@ -14,17 +14,17 @@ def few(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(module, "_COMMANDS", 3)
 
 
-def say(bus: Bus, one: str, subject: Subject = Subject.COMMAND) -> int:
+def say(bus: EventBus, one: str, subject: Subject = Subject.COMMAND) -> int:
     kind = EventKind.COMMAND if subject is Subject.COMMAND else EventKind.STATE
     return bus.publish(kind, subject, one, {}).sequence
 
 
-def known(bus: Bus, *ids: str) -> list[int]:
+def known(bus: EventBus, *ids: str) -> list[int]:
     return [bus.sequence(Subject.COMMAND, one) for one in ids]
 
 
 def test_only_the_last_commands_sequences_are_kept():
-    bus = Bus()
+    bus = EventBus()
     assert [say(bus, one) for one in ("a", "b", "b", "c")] == [1, 1, 2, 1]
     assert known(bus, "a", "b", "c") == [1, 2, 1]
     say(bus, "d")
@@ -34,30 +34,30 @@ def test_only_the_last_commands_sequences_are_kept():
 
 
 def test_what_commands_there_were_before_goes_first():
-    bus = Bus(last_event_id=9, sequences={(Subject.COMMAND, one): 4 for one in "abc"})
+    bus = EventBus(last_event_id=9, sequences={(Subject.COMMAND, one): 4 for one in "abc"})
     say(bus, "d")
     assert known(bus, "a", "b", "c", "d") == [0, 4, 4, 1]
 
 
 def test_however_many_commands_there_are_the_rest_is_kept():
-    bus = Bus()
+    bus = EventBus()
     say(bus, "m", Subject.MIGRATION)
     for number in range(1000):
         say(bus, f"c{number}")
     assert say(bus, "m", Subject.MIGRATION) == 2
-    assert len(bus._sequences) == len(bus._told_sequences) == 4
+    assert len(bus._sequences) == len(bus._delivered_sequences) == 4
     assert len(bus._commands) == 3
 
 
 def test_a_command_that_is_journalled_when_it_is_forgotten_already_does_not_stay():
-    bus = Bus()
+    bus = EventBus()
     heard: list[tuple[str, int]] = []
-    bus.call(lambda event: heard.append((event.subject_id, event.sequence)), journalled=True)
-    bus.journalled(0)
+    bus.subscribe(lambda event: heard.append((event.subject_id, event.sequence)), journalled=True)
+    bus.mark_journalled(0)
     for one in "abcdef":
         say(bus, one)
     assert heard == []
-    bus.journalled(6)
+    bus.mark_journalled(6)
     assert heard == [(one, 1) for one in "abcdef"]
     assert known(bus, *"abcdef") == [0, 0, 0, 1, 1, 1]
-    assert len(bus._told_sequences) == 3
+    assert len(bus._delivered_sequences) == 3

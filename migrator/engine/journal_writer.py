@@ -1,0 +1,201 @@
+"""The journal writer: commits at once what must be on disk before a step, and everything else in the background."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+from migrator import logs
+from migrator.api.events import EventDocument, EventKind
+from migrator.engine.event_bus import EventBus
+from migrator.errors import JournalError
+from migrator.ports import Journal
+
+#: A journal that cannot be written is tried again after so long; writing a document twice does no harm.
+_RETRY_SECONDS = 1.0
+#: More than this unwritten and the oldest events go; documents are kept, one for each subject.
+_EVENTS_WAITING = 50_000
+#: Of a backlog so many go into one transaction: what must be there at once shall not wait for all of it.
+_EVENTS_AT_ONCE = 1000
+#: What leaves the process waits so long for the journal: a true state counts for more than its number.
+_MAX_EVENT_DELAY_SECONDS = 3.0
+
+
+#: A document as the journal keeps it, or a function that builds it at the moment at which it is written.
+DocumentToSave = Mapping[str, Any] | Callable[[], Mapping[str, Any]]
+
+
+def _built(document: DocumentToSave) -> Mapping[str, Any]:
+    return document() if callable(document) else document
+
+
+class JournalWriter:
+    """Writes documents and events to the journal: in the background, or before :meth:`commit` returns.
+
+    Documents and the events that tell of them go into one transaction: after a crash no document is ahead of its
+    events, but for one that was just journalled to be begun.
+
+    :param max_event_delay: seconds that an event which leaves the process waits for the journal. One that is not
+        written by then (the disk is full, locked, or does not answer) is delivered all the same, and so is all that
+        follows, until the journal is written again. Nothing else ever waits for that.
+    """
+
+    def __init__(self, journal: Journal, *, max_event_delay: float = _MAX_EVENT_DELAY_SECONDS) -> None:
+        self.journal = journal
+        self._documents: dict[tuple[str, str], Callable[[], Mapping[str, Any]]] = {}
+        self._events: list[dict[str, Any]] = []
+        self._wake = asyncio.Event()
+        self._idle = asyncio.Event()
+        self._idle.set()
+        #: One writer at a time, so that an older document never replaces a newer one.
+        self._writing = asyncio.Lock()
+        self._max_event_delay = max_event_delay
+        self._delay_timer: asyncio.TimerHandle | None = None
+        #: Events are delivered without waiting for the journal.
+        self._bypassing = False
+        self._last_event_id = 0
+        self._mark_journalled: Callable[[int | None], None] = lambda up_to: None
+        self._log = logs.logger()
+
+    def follow(self, bus: EventBus) -> None:
+        """Journal every event of `bus` from now on, in order, and tell the bus which are on disk."""
+        self._last_event_id = bus.last_event_id
+        self._mark_journalled = bus.mark_journalled
+        bus.mark_journalled(self._last_event_id)
+        bus.subscribe(self._take_event)
+
+    def schedule(self, kind: str, document: Mapping[str, Any]) -> None:
+        """Write `document` soon; only the last of several of one subject is written."""
+        self.schedule_latest(kind, document["id"], lambda: document)
+
+    def schedule_latest(self, kind: str, identifier: str, document: Callable[[], Mapping[str, Any]]) -> None:
+        """Write what `document` returns then, soon: what :meth:`commit` changes meanwhile is in it."""
+        self._documents[kind, identifier] = document
+        self._wake_up()
+
+    def _take_event(self, event: EventDocument) -> None:
+        if event.kind is EventKind.PROGRESS:
+            return
+        self._last_event_id = event.event_id
+        self._events.append(event.model_dump(mode="json"))
+        del self._events[:-_EVENTS_WAITING]
+        self._start_delay_timer()
+        self._wake_up()
+
+    def _wake_up(self) -> None:
+        self._idle.clear()
+        self._wake.set()
+
+    async def commit(
+        self, *documents: tuple[str, DocumentToSave], then: Callable[[], None] = lambda: None
+    ) -> None:
+        """Write `documents`, and all that waits; they are on disk when this returns.
+
+        :param then: called when they are written, before anything else is: there memory takes over what they say. It
+            is not called where writing fails.
+        :raise JournalError: none of `documents` was written.
+        """
+        async with self._writing:
+            waiting = {**self._documents}
+            asked = [(kind, _built(document)) for kind, document in documents]
+            # What waits of the same subjects is older.
+            own = {(kind, document["id"]) for kind, document in asked}
+            every = [*((kind, build()) for (kind, name), build in waiting.items() if (kind, name) not in own)]
+            every += asked
+            # Where room is short a backlog must not cost what is asked for now.
+            events = [] if self.journal.complaint else self._events[:_EVENTS_AT_ONCE]
+            try:
+                await self.journal.save(*every, events=events)
+            except JournalError:
+                if self.journal.complaint or not events:
+                    raise
+                events = []
+                await self.journal.save(*every)
+            then()
+            self._forget(waiting)
+            self._written(events)
+
+    async def run(self) -> None:
+        """Write scheduled documents and the events of the bus, until cancelled."""
+        while True:
+            await self._wake.wait()
+            self._wake.clear()
+            try:
+                await self._write()
+            except JournalError as error:
+                self._log.warning("journal cannot be written", error=str(error))
+                await asyncio.sleep(_RETRY_SECONDS)
+                self._wake.set()
+
+    async def _write(self) -> None:
+        async with self._writing:
+            waiting, events = {**self._documents}, self._events[:_EVENTS_AT_ONCE]
+            documents = [(kind, build()) for (kind, _), build in waiting.items()]
+            try:
+                await self.journal.save(*documents, events=events)
+            except JournalError:
+                if self.journal.complaint or not events:
+                    raise
+                await self.journal.save(*documents)
+                await self._one_by_one(events)
+            self._forget(waiting)
+            self._written(events)
+        if self._documents or self._events:
+            self._wake.set()
+        else:
+            self._idle.set()
+
+    async def _one_by_one(self, events: Sequence[Mapping[str, Any]]) -> None:
+        """Drop the events that a working journal refuses: one must not hold up all that follow."""
+        for event in events:
+            try:
+                await self.journal.save(events=[event])
+            except JournalError as error:
+                if self.journal.complaint:
+                    raise
+                self._log.warning("event not journalled", event_id=event["event_id"], error=str(error))
+
+    def _forget(self, written: Mapping[tuple[str, str], object]) -> None:
+        for key, build in written.items():
+            if self._documents.get(key) is build:  # what was scheduled since is another one
+                del self._documents[key]
+
+    # --- what the bus is told ----------------------------------------------------------------------------------------
+
+    def _written(self, written: Sequence[Mapping[str, Any]]) -> None:
+        """Let the bus deliver events that are on disk, or never will be."""
+        if not written:
+            return
+        last = written[-1]["event_id"]
+        self._events = [event for event in self._events if event["event_id"] > last]
+        if self._delay_timer is not None:
+            self._delay_timer.cancel()
+            self._delay_timer = None
+        if self._bypassing:
+            self._log.info("events are journalled again before they are told")
+        self._bypassing = False
+        self._mark_journalled(self._events[0]["event_id"] - 1 if self._events else self._last_event_id)
+        if self._events:
+            self._start_delay_timer()
+
+    def _start_delay_timer(self) -> None:
+        if self._delay_timer is None and not self._bypassing:
+            self._delay_timer = asyncio.get_running_loop().call_later(self._max_event_delay, self._bypass)
+
+    def _bypass(self) -> None:
+        self._delay_timer = None
+        self._bypassing = True
+        self._log.warning("events are told before they are journalled", waiting=len(self._events))
+        self._mark_journalled(None)
+
+    async def flush(self, timeout: float) -> bool:
+        """Wait until everything is written; False when it is not in time. Every event has been delivered then."""
+        try:
+            async with asyncio.timeout(timeout):
+                await self._idle.wait()
+        except TimeoutError:
+            if self._events and not self._bypassing:
+                self._bypass()
+            return False
+        return True
