@@ -14,7 +14,7 @@ from migrator.core.findings import accept
 from migrator.core.inventory import Guest
 from migrator.core.model import Severity, State
 from migrator.core.policy import builtin
-from migrator.engine.migration import Migration
+from migrator.engine.migration.driver import MigrationDriver
 from migrator.hosts.access import Access
 from migrator.hosts.local import LocalAccess
 from migrator.hosts.site_config import HostConfig
@@ -90,7 +90,7 @@ class Site:
         started = await self.start(guest, target)
         source = self.opened[-2]
         record = FileRecord(f"move-{self._moves}")
-        migration = Migration(
+        migration = MigrationDriver(
             name=record.path.stem,
             source=source,
             destination=started.qemu,

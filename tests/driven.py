@@ -25,9 +25,9 @@ from migrator.core.migration.resolving import Answer, consider, spoken
 from migrator.core.migration.situation import Word
 from migrator.core.model import MigrationStatus, Process, Severity, View
 from migrator.core.policy import Policy, builtin
-from migrator.engine.migration import Migration
-from migrator.engine.patience import Patience
-from migrator.engine.result import Result, Status
+from migrator.engine.migration.driver import MigrationDriver
+from migrator.engine.migration.outcome import MigrationOutcome, MigrationProgress
+from migrator.engine.migration.phase_timeouts import PhaseTimeouts
 from migrator.errors import QemuError, TimedOut
 from migrator.qemu.address import Address
 from migrator.qemu.claim import Claim
@@ -43,9 +43,9 @@ PLAIN = builtin("gentle").but(max_downtime_seconds=0.3)
 #: The guest stays in precopy, until its memory of at least 16 MiB is copied or :func:`hurry` is called.
 SLOW = PLAIN.but(max_bandwidth_bytes_per_second=MIB)
 #: For what shall be given up: a test waits for it.
-SHORT = Patience(copying=0.6, at_switch=0.6, switching=0.8)
+SHORT = PhaseTimeouts(copying=0.6, at_switch=0.6, switching=0.8)
 #: What freezes for a while is not given up.
-LONG = Patience(copying=15.0, at_switch=15.0, switching=15.0)
+LONG = PhaseTimeouts(copying=15.0, at_switch=15.0, switching=15.0)
 
 #: Seconds that an answer of a frozen QEMU is waited for; the command waits for 1 to 5.
 _ANSWER_SECONDS = 0.4
@@ -194,7 +194,7 @@ class Drive:
         pair: Pair,
         *,
         policy: Policy = PLAIN,
-        patience: Patience = LONG,
+        patience: PhaseTimeouts = LONG,
         listen: str = "tcp:127.0.0.1:0",
     ) -> None:
         self.pair = pair
@@ -203,11 +203,11 @@ class Drive:
         self._policy, self._patience, self._listen = policy, patience, listen
         self._record: FileRecord | None = None
         #: What a person watching would have been shown.
-        self.shown: list[Status] = []
+        self.shown: list[MigrationProgress] = []
 
-    def _migration(self, record: FileRecord, policy: Policy) -> Migration:
+    def _migration(self, record: FileRecord, policy: Policy) -> MigrationDriver:
         self._record = record
-        return Migration(
+        return MigrationDriver(
             name=record.path.stem,
             source=self.source,
             destination=self.destination,
@@ -218,7 +218,7 @@ class Drive:
             on_status=self.shown.append,
         )
 
-    async def run(self, *, record: FileRecord | None = None) -> Result:
+    async def run(self, *, record: FileRecord | None = None) -> MigrationOutcome:
         """Preflight and the whole migration."""
         await asyncio.gather(self.source.connect(), self.destination.connect())
         migration = self._migration(record or FileRecord("under-test"), self._policy)
@@ -227,7 +227,7 @@ class Drive:
         assert not errors, errors
         return await migration.run()
 
-    async def take_up(self) -> Result:
+    async def take_up(self) -> MigrationOutcome:
         """What the command does with the one record that is there."""
         (left,) = unfinished()
         for end, side in ((self.source, "source"), (self.destination, "destination")):
@@ -238,7 +238,7 @@ class Drive:
             end.hold(left.facts[side]["identity"])
         return await self._migration(left.claim(), self._policy).take_up(left.facts, left.intent)
 
-    async def say(self, word: Word, held: Result) -> tuple[Answer, Result | None]:
+    async def say(self, word: Word, held: MigrationOutcome) -> tuple[Answer, MigrationOutcome | None]:
         """What the service does with a person's word on what `held` says; no result where it is refused."""
         (left,) = unfinished()
         for end, side in ((self.source, "source"), (self.destination, "destination")):

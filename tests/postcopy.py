@@ -12,8 +12,8 @@ from typing import Any, Self
 
 from migrator.core.model import MigrationStatus, View
 from migrator.core.policy import Policy, builtin
-from migrator.engine.migration import Migration
-from migrator.engine.result import Result
+from migrator.engine.migration.driver import MigrationDriver
+from migrator.engine.migration.outcome import MigrationOutcome
 from migrator.ports import Event
 from migrator.store.records import FileRecord
 from migrator.testing.lab import Habit, Machine, Pair, Qemu, until
@@ -114,7 +114,7 @@ class Between:
 class PostcopyDrive(Drive):
     """A controller that tells what it showed, and can be cancelled."""
 
-    migration: Migration
+    migration: MigrationDriver
 
     def __init__(self, pair: Pair, *, policy: Policy = IMMEDIATE, **how: Any) -> None:
         super().__init__(pair, policy=policy, **how)
@@ -129,7 +129,7 @@ class PostcopyDrive(Drive):
         self.source_was.add(view.status)
         return view
 
-    def _migration(self, record: FileRecord, policy: Policy) -> Migration:
+    def _migration(self, record: FileRecord, policy: Policy) -> MigrationDriver:
         self.migration = super()._migration(record, policy)
         return self.migration
 
@@ -150,7 +150,7 @@ class PostcopyDrive(Drive):
         await asyncio.gather(*self._beside)
         await super().close()
 
-    async def run_against_advice(self) -> Result:
+    async def run_against_advice(self) -> MigrationOutcome:
         """As :meth:`run`, whatever preflight finds."""
         await asyncio.gather(self.source.connect(), self.destination.connect())
         migration = self._migration(FileRecord("under-test"), self._policy)

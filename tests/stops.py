@@ -20,9 +20,9 @@ from migrator.core.policy import builtin
 from migrator.engine.controller import Engine, Rules
 from migrator.engine.event_bus import EventBus
 from migrator.engine.inventory import Inventory
-from migrator.engine.job import Job
-from migrator.engine.job_means import Means
 from migrator.engine.journal_writer import JournalWriter
+from migrator.engine.migration.services import SessionServices
+from migrator.engine.migration.session import MigrationSession
 from migrator.ports import Record
 from migrator.store.step_records import StepRecords
 from migrator.testing.journal import MemoryJournal
@@ -158,12 +158,12 @@ class Lives:
         site: Any = Outside(self.site, life, "site")
         last, sequences = await self.journal.positions()
 
-        async def keep(job: Job) -> None:
+        async def keep(job: MigrationSession) -> None:
             await journal_writer.commit(("migration", job.journalled))
 
         inventory = Inventory([host.configured() for host in self.site.hosts.values()], site=site)
         outside: Any = Outside(records, life, "records")
-        means = Means(
+        means = SessionServices(
             site=site,
             records=outside,
             keep=keep,

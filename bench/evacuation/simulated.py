@@ -22,9 +22,9 @@ from migrator.core.schedule.transfers import Rules as LinkRules
 from migrator.engine.controller import Engine, Rules
 from migrator.engine.event_bus import EventBus
 from migrator.engine.inventory import Inventory
-from migrator.engine.job import Job
-from migrator.engine.job_means import Means
 from migrator.engine.journal_writer import JournalWriter
+from migrator.engine.migration.services import SessionServices
+from migrator.engine.migration.session import MigrationSession
 from migrator.engine.planner import Limits
 from migrator.engine.verbs import Verbs
 from migrator.ports import Record, Stray, Waiting
@@ -196,7 +196,7 @@ async def _evacuate(guests: Sequence[Guest], policy: Policy) -> _Evacuation:
     journal_writer, watch = JournalWriter(journal), _Watch(site)
     bus.subscribe(watch.hear)
 
-    async def keep(job: Job) -> None:
+    async def keep(job: MigrationSession) -> None:
         site.times[job.guest.key].admitted = asyncio.get_running_loop().time()
         await journal_writer.commit(("migration", job.journalled))
 
@@ -206,7 +206,7 @@ async def _evacuate(guests: Sequence[Guest], policy: Policy) -> _Evacuation:
     inventory = Inventory([host.configured() for host in site.hosts.values()], site=site)
     engine = Engine(
         inventory=inventory,
-        means=Means(site=site, records=_NoRecords(), keep=keep, accept=accept),
+        means=SessionServices(site=site, records=_NoRecords(), keep=keep, accept=accept),
         journal_writer=journal_writer,
         bus=bus,
         rules=Rules(policy=lambda name: policy, limits=Limits(links=LinkRules(reserve_ratio=0.0))),
@@ -231,18 +231,18 @@ class _Jobs:
     """Every job the engine ever had: it forgets them."""
 
     def __init__(self, engine: Engine) -> None:
-        self.all: list[Job] = []
+        self.all: list[MigrationSession] = []
         add = engine.add
 
-        def kept(job: Job) -> None:
+        def kept(job: MigrationSession) -> None:
             self.all.append(job)
             add(job)
 
         engine.add = kept  # type: ignore[method-assign]
 
-    def by_guest(self) -> dict[str, list[Job]]:
+    def by_guest(self) -> dict[str, list[MigrationSession]]:
         """In the order in which they were begun."""
-        found: dict[str, list[Job]] = {}
+        found: dict[str, list[MigrationSession]] = {}
         for job in self.all:
             found.setdefault(job.guest.key, []).append(job)
         return found
@@ -267,7 +267,7 @@ async def _asked(engine: Engine, jobs: _Jobs, watch: _Watch) -> _Evacuation:
     )
 
 
-def _moved(tries: Sequence[Job], times: _Times) -> Moved:
+def _moved(tries: Sequence[MigrationSession], times: _Times) -> Moved:
     job = tries[-1]
     return Moved(
         name=job.guest.name,

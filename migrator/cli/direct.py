@@ -24,9 +24,9 @@ from migrator.cli.show import Screen
 from migrator.core.findings import accept
 from migrator.core.model import Decision, Severity, State
 from migrator.core.policy import BlockJobs, LastResort, Policy, Postcopy, builtin, from_fields
-from migrator.engine.migration import Migration
-from migrator.engine.network import Network
-from migrator.engine.result import Result, Status
+from migrator.engine.migration.driver import MigrationDriver
+from migrator.engine.migration.guest_network import GuestNetwork
+from migrator.engine.migration.outcome import MigrationOutcome, MigrationProgress
 from migrator.errors import MigratorError, QemuError, RecordError, UsageError
 from migrator.machine import exists, this_driver
 from migrator.qemu import address, naming
@@ -105,7 +105,7 @@ def _leave(code: Exit) -> NoReturn:
 def _refused(error: MigratorError, code: Exit, *, json_output: bool) -> Exit:
     print(f"migrator: {clean_lines(error)}", file=sys.stderr)
     if json_output:
-        result = Result(id="", state=State.FAILED)
+        result = MigrationOutcome(id="", state=State.FAILED)
         print(json.dumps(asdict(result) | {"error": str(error)}))
     return code
 
@@ -187,7 +187,7 @@ async def _between(
         by_force=by_force,
     )
 
-    def show_status(status: Status) -> None:
+    def show_status(status: MigrationProgress) -> None:
         screen.status(status)
         recorder.status(status)
 
@@ -195,7 +195,7 @@ async def _between(
         screen.decision(decision)
         recorder.decision(decision)
 
-    migration = Migration(
+    migration = MigrationDriver(
         name=record.path.stem,
         source=source,
         destination=destination,
@@ -206,7 +206,7 @@ async def _between(
         on_status=show_status,
         on_decision=show_decision,
     )
-    network = Network(Carriers(over_ssh, here, there), source=str(here), target=str(there))
+    network = GuestNetwork(Carriers(over_ssh, here, there), source=str(here), target=str(there))
     _cancel_on_signals(migration, screen)
     try:
         if left:
@@ -289,7 +289,7 @@ async def _left_by_another(
     return mine
 
 
-def _cancel_on_signals(migration: Migration, screen: Screen) -> None:
+def _cancel_on_signals(migration: MigrationDriver, screen: Screen) -> None:
     def asked() -> None:
         if migration.cancel():
             screen.line("cancelling; the guest stays where it is")

@@ -11,7 +11,7 @@ from typing import Any, Self, TextIO
 from migrator.core.migration.convergence import Abilities
 from migrator.core.model import Decision, Sample
 from migrator.core.policy import Policy
-from migrator.engine.result import Result, Status
+from migrator.engine.migration.outcome import MigrationOutcome, MigrationProgress
 from migrator.errors import UsageError
 
 _VERSION = 1
@@ -38,7 +38,7 @@ class Recorder:
         """What the run began with."""
         self._write({"version": _VERSION, "policy": asdict(policy), "abilities": asdict(abilities)})
 
-    def status(self, status: Status) -> None:
+    def status(self, status: MigrationProgress) -> None:
         """A sample, if it is a new one."""
         if status.sample is not None and status.sample != self._last:
             self._last = status.sample
@@ -48,7 +48,7 @@ class Recorder:
         """A decision."""
         self._write({"decision": asdict(decision)})
 
-    def result(self, result: Result) -> None:
+    def result(self, result: MigrationOutcome) -> None:
         """The end."""
         self._write({"result": asdict(result)})
 

@@ -17,8 +17,8 @@ from migrator.core.migration.rescue import Course, Refusal, Shown
 from migrator.core.migration.situation import Intent, Word
 from migrator.core.model import State, View
 from migrator.core.policy import builtin
-from migrator.engine.migration import Migration
-from migrator.engine.result import Result
+from migrator.engine.migration.driver import MigrationDriver
+from migrator.engine.migration.outcome import MigrationOutcome
 from migrator.errors import Driven, QemuError, UsageError
 from migrator.machine import this_driver
 from migrator.ports import Settings
@@ -224,7 +224,7 @@ class Rescue:
         code = Exit.DONE if found.nothing_to_do else Exit.HELD
         if json_output:
             state = State.COMPLETED if found.nothing_to_do else State.HELD
-            print(json.dumps(asdict(Result(id="", state=state, error=found.why))))
+            print(json.dumps(asdict(MigrationOutcome(id="", state=state, error=found.why))))
         else:
             self._screen.line(
                 f"{'nothing to rescue' if found.nothing_to_do else 'nothing was done'}: {found.why}"
@@ -263,13 +263,15 @@ class Rescue:
             return input("migrator: do it? [y/N] ").strip().lower() in ("y", "yes")
         print(clean("migrator: nothing was done; add --yes to have it done"), file=sys.stderr)
         if json_output:
-            result = Result(id="", state=State.HELD, error="nothing was done; add --yes to have it done")
+            result = MigrationOutcome(
+                id="", state=State.HELD, error="nothing was done; add --yes to have it done"
+            )
             print(json.dumps({**asdict(result), "would_do": list(says)}))
         return False
 
     async def _carry_out(self, found: Course, was: Mapping[str, Any], *, json_output: bool) -> Exit:
         settings = was.get("settings") or await self._present_settings()
-        migration = Migration(
+        migration = MigrationDriver(
             name=self._name,
             source=self._source,
             destination=self._destination,

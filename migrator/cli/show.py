@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, TextIO
 
 from migrator.cli import remedies
 from migrator.core.model import Decision, Finding, State
-from migrator.engine.result import Result, Status
+from migrator.engine.migration.outcome import MigrationOutcome, MigrationProgress
 from migrator.text import clean
 from migrator.units import show_bytes, show_rate, show_ratio, show_seconds
 
@@ -31,7 +31,7 @@ class Bars:
         self._progress: Progress | None = None
         self._tasks: dict[str, TaskID] = {}
 
-    def draw(self, label: str, status: Status, figures: str) -> None:
+    def draw(self, label: str, status: MigrationProgress, figures: str) -> None:
         """Show `status` in the bar of `label`."""
         if self._progress is None:
             self._progress = self._start()
@@ -103,7 +103,7 @@ class Screen:
             self._print(f"{finding.severity} {finding.code}: {finding.message}")
             self._print(f"    what to do: {finding.remedy}")
 
-    def status(self, status: Status) -> None:
+    def status(self, status: MigrationProgress) -> None:
         """A new sample or state."""
         if self._quiet:
             return
@@ -124,7 +124,7 @@ class Screen:
         if not self._quiet:
             self._print(f"{decision.at_seconds:8.3f} s  {decision.action}: {decision.reason}")
 
-    def result(self, result: Result) -> None:
+    def result(self, result: MigrationOutcome) -> None:
         """The end."""
         self._bars.stop()
         if self._quiet:
@@ -135,7 +135,7 @@ class Screen:
             self._print(text)
 
 
-def _figures(status: Status) -> str:
+def _figures(status: MigrationProgress) -> str:
     sample = status.sample
     if sample is None:
         return ""
@@ -148,7 +148,7 @@ def _figures(status: Status) -> str:
     return ", ".join(parts)
 
 
-def _summary(result: Result) -> list[str]:
+def _summary(result: MigrationOutcome) -> list[str]:
     lines = [str(result.state) if result.error is None else f"{result.state}: {result.error}"]
     if result.duration_seconds is not None:
         downtime = "none"

@@ -23,16 +23,16 @@ from migrator.core.migration import stranded
 from migrator.core.model import Decision, State
 from migrator.core.placement import Fleet, Options
 from migrator.core.policy import Policy
-from migrator.engine import leftovers, strays, taking_up
 from migrator.engine.doubles import DUPLICATE
 from migrator.engine.evacuation import Evacuation
 from migrator.engine.event_bus import EventBus
-from migrator.engine.held import Held
 from migrator.engine.inventory import Inventory
-from migrator.engine.job import Job
-from migrator.engine.job_means import Means
 from migrator.engine.journal_writer import DocumentToSave, JournalWriter
-from migrator.engine.leftovers import Leftovers
+from migrator.engine.migration import leftovers, stray_records, take_over
+from migrator.engine.migration.held_migrations import HeldMigrations
+from migrator.engine.migration.leftovers import Leftovers
+from migrator.engine.migration.services import SessionServices
+from migrator.engine.migration.session import MigrationSession
 from migrator.engine.planner import Limits, Planner
 from migrator.engine.preparations import Preparations
 from migrator.engine.preview import Preview
@@ -78,7 +78,7 @@ class Engine:
         self,
         *,
         inventory: Inventory,
-        means: Means,
+        means: SessionServices,
         journal_writer: JournalWriter,
         bus: EventBus,
         rules: Rules,
@@ -86,7 +86,7 @@ class Engine:
         self.bus = bus
         self.inventory = inventory
         self.rules = rules
-        self.jobs: dict[str, Job] = {}
+        self.jobs: dict[str, MigrationSession] = {}
         self.runs: dict[str, Evacuation] = {}
         self.means = means
         self.journal_writer = journal_writer
@@ -96,7 +96,7 @@ class Engine:
         #: What commands and the planner are about to change.
         self.reserved = Reserved()
         #: Jobs that are being journalled: their targets are not given away meanwhile.
-        self._coming: dict[str, Job] = {}
+        self._coming: dict[str, MigrationSession] = {}
         #: When progress of a migration was last told.
         self._told_at: dict[str, float] = {}
         #: What was last said of each host.
@@ -112,7 +112,7 @@ class Engine:
             keep=journal_writer.schedule,
         )
         self.sweeping = Sweeping(means.site, hosts=inventory.hosts, under_way=self._is_under_way)
-        self.held = Held(self)
+        self.held = HeldMigrations(self)
         #: Records of steps that nobody can make anything of, each in one line for a person.
         self.left_records: list[str] = []
         #: Rows that cannot be read, by kind and name: they are left out and said once.
@@ -157,16 +157,16 @@ class Engine:
                 if (seconds := saved.get("preparation_seconds")) is not None:
                     self.preparations.note(str(saved["destination"]), float(seconds))
 
-    async def _read_journal(self) -> list[Job]:
+    async def _read_journal(self) -> list[MigrationSession]:
         """What has not ended; a row that cannot be read is left out."""
         for saved in await self.journal_writer.journal.unfinished("host"):
             with self._left_out("host", saved):
                 if self.inventory.host(saved["id"]):
                     self.inventory.set_state(saved["id"], HostState(saved["state"]))
-        left: list[Job] = []
+        left: list[MigrationSession] = []
         for saved in await self.journal_writer.journal.unfinished("migration"):
             with self._left_out("migration", saved):
-                left.append(Job.from_journal(saved, means=self.means, **self._callbacks()))
+                left.append(MigrationSession.from_journal(saved, means=self.means, **self._callbacks()))
         for saved in await self.journal_writer.journal.unfinished("evacuation"):
             with self._left_out("evacuation", saved):
                 run = Evacuation.from_journal(saved)
@@ -182,7 +182,7 @@ class Engine:
             say_unreadable(self.unreadable, kind, str(saved.get("id", "")), error)
 
     async def _sort_out_strays(self) -> None:
-        held, self.left_records = await strays.sort_out(
+        held, self.left_records = await stray_records.sort_out(
             self.means.records.strays(self.jobs),
             journal=self.journal_writer.journal,
             means=self.means,
@@ -192,7 +192,7 @@ class Engine:
             self._log.warning("record without its journal", migration=job.id, guest=job.guest.key)
             self.jobs[job.id] = job
             self._announce_job(job)
-            self._start(job, taking_up.look_at_orphan(job))
+            self._start(job, take_over.look_at_orphan(job))
 
     def _is_up(self, name: str) -> bool:
         host = self.inventory.host(name)
@@ -289,9 +289,9 @@ class Engine:
         key: str = "",
         trace: TraceContext | None = None,
         announce: bool = True,
-    ) -> Job:
+    ) -> MigrationSession:
         """A new one; nothing is begun."""
-        return Job(
+        return MigrationSession(
             identifier=new_id(),
             guest=guest,
             target=target,
@@ -305,13 +305,15 @@ class Engine:
             **(self._callbacks() if announce else {}),
         )
 
-    def add(self, job: Job) -> None:
+    def add(self, job: MigrationSession) -> None:
         """It is journalled: now it may be begun."""
         self.jobs[job.id] = job
         self._announce_job(job)
         self.planner.wake()
 
-    async def journal_job(self, job: Job, run: Evacuation | None = None, *, reason: str = "") -> None:
+    async def journal_job(
+        self, job: MigrationSession, run: Evacuation | None = None, *, reason: str = ""
+    ) -> None:
         """Intent first: once it is written the engine has it, and its evacuation knows of it.
 
         :param reason: why it goes to its target.
@@ -335,16 +337,16 @@ class Engine:
         finally:
             del self._coming[job.id]
 
-    def begin_job(self, job: Job, way: Any) -> None:
+    def begin_job(self, job: MigrationSession, way: Any) -> None:
         """Do this with it, in the one task that it has."""
         self._start(job, way)
 
-    def drive_job(self, job: Job) -> None:
+    def drive_job(self, job: MigrationSession) -> None:
         """Drive it in a task of its own; one that the service stops before stays for the next controller."""
         if not (self._stopping or job.ended or self.busy(job)):
             self._start(job, job.drive())
 
-    def cancel_job(self, job: Job) -> bool:
+    def cancel_job(self, job: MigrationSession) -> bool:
         """The guest shall stay where it is; one that nobody drives yet ends at once. False: it is too late."""
         if not job.cancel():
             return False
@@ -360,11 +362,11 @@ class Engine:
         """The tasks that drive migrations now."""
         return list(self._tasks.values())
 
-    def task(self, job: Job) -> asyncio.Task[None] | None:
+    def task(self, job: MigrationSession) -> asyncio.Task[None] | None:
         """The one that drives it, or does something else with it, now."""
         return self._tasks.get(job.id)
 
-    def busy(self, job: Job) -> bool:
+    def busy(self, job: MigrationSession) -> bool:
         """Something drives it now."""
         return job.id in self._tasks
 
@@ -455,17 +457,17 @@ class Engine:
             "on_ready": self._ready,
         }
 
-    def _ready(self, job: Job) -> None:
+    def _ready(self, job: MigrationSession) -> None:
         self.preparations.note(job.target, job.preparation_seconds or 0.0)
         self.planner.wake()
 
-    def _start(self, job: Job, way: Any) -> None:
+    def _start(self, job: MigrationSession, way: Any) -> None:
         with logs.about(**({"trace_id": job.trace.trace_id} if job.trace else {})):
             task = asyncio.create_task(way, name=f"migration {job.id}")
         self._tasks[job.id] = task
         task.add_done_callback(lambda done: self._done(job, done))
 
-    def _done(self, job: Job, task: asyncio.Task[None]) -> None:
+    def _done(self, job: MigrationSession, task: asyncio.Task[None]) -> None:
         self._tasks.pop(job.id, None)
         if not task.cancelled() and (error := task.exception()) is not None:
             fault = error if isinstance(error, MigratorError) else told(f"migration {job.id}", error)
@@ -473,10 +475,10 @@ class Engine:
             job.break_off(str(fault))
         self.after(job)
 
-    async def _take_up(self, job: Job) -> None:
+    async def _take_up(self, job: MigrationSession) -> None:
         await job.take_up()
 
-    def after(self, job: Job) -> None:
+    def after(self, job: MigrationSession) -> None:
         """It has ended, is held, or waits again."""
         if job.ended and job.state is State.COMPLETED:
             self.inventory.moved(job.guest, job.target, job.arrived_socket, job.arrived_pid)
@@ -512,7 +514,7 @@ class Engine:
             self.leftovers.add_source(job.guest, job.id)
         self.planner.wake()
 
-    def _announce_job(self, job: Job) -> None:
+    def _announce_job(self, job: MigrationSession) -> None:
         self.journal_writer.schedule_latest("migration", job.id, job.journalled)
         body = job.document().model_dump(mode="json", exclude={"decisions"})
         self.bus.publish(EventKind.STATE, Subject.MIGRATION, job.id, body)
@@ -523,7 +525,7 @@ class Engine:
                 self.announce_run(run)
         self.planner.wake()
 
-    def _progress(self, job: Job) -> None:
+    def _progress(self, job: MigrationSession) -> None:
         # A migration is looked at more often than anybody wants to read of it, and each word of it has its price.
         now = asyncio.get_running_loop().time()
         if now - self._told_at.get(job.id, -math.inf) < _PROGRESS_SECONDS:
@@ -532,7 +534,7 @@ class Engine:
         body = job.document().model_dump(mode="json", exclude={"decisions", "findings"})
         self.bus.publish(EventKind.PROGRESS, Subject.MIGRATION, job.id, body)
 
-    def _decision(self, job: Job, decision: Decision) -> None:
+    def _decision(self, job: MigrationSession, decision: Decision) -> None:
         self.journal_writer.schedule_latest(
             "migration", job.id, job.journalled
         )  # another controller shall know it

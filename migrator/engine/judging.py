@@ -16,7 +16,7 @@ from migrator.core.model import Finding, Severity
 from migrator.core.placement import NoHost
 from migrator.core.placement.fleet import Fleet, Request, check
 from migrator.core.policy import Policy
-from migrator.engine.job_means import Means
+from migrator.engine.migration.services import SessionServices
 from migrator.errors import MigratorError
 from migrator.ports import Qemu
 
@@ -66,7 +66,9 @@ def nowhere(answer: NoHost) -> tuple[Finding, ...]:
     return (finding("placement", answer.reason),)
 
 
-async def seen(means: Means, guest: Guest, source: Qemu, target: str, policy: Policy) -> tuple[Finding, ...]:
+async def seen(
+    means: SessionServices, guest: Guest, source: Qemu, target: str, policy: Policy
+) -> tuple[Finding, ...]:
     """What both hosts and the source's QEMU show, errors first; what cannot be looked at is an error.
 
     Starts nothing and changes nothing.
@@ -79,7 +81,7 @@ async def seen(means: Means, guest: Guest, source: Qemu, target: str, policy: Po
         return (unchecked(error),)
 
 
-async def look(means: Means, guest: Guest, target: str, policy: Policy) -> tuple[Finding, ...]:
+async def look(means: SessionServices, guest: Guest, target: str, policy: Policy) -> tuple[Finding, ...]:
     """As :func:`seen`, for a guest that is not open yet; an obstacle of its own is all there is to say then."""
     if found := obstacle(guest):
         return found  # nobody asks a monitor that somebody else holds

@@ -26,7 +26,7 @@ from migrator.engine import judging
 from migrator.engine.evacuation import FIRST_PAUSE_SECONDS, MOST_ATTEMPTS, Evacuation
 from migrator.engine.evacuation_entry import Entry
 from migrator.engine.foretelling import Going, foretell, going_jobs, tell
-from migrator.engine.job import Job
+from migrator.engine.migration.session import MigrationSession
 from migrator.engine.others import heed, here_or_coming
 from migrator.errors import JournalError, UsageError
 
@@ -243,7 +243,7 @@ class Planner:
         policy: Policy,
         *,
         run: Evacuation | None = None,
-        job: Job | None = None,
+        job: MigrationSession | None = None,
     ) -> Transfer:
         """How the schedule sees it."""
         phase, dirty = Phase.WAITING, guest.dirty_rate_bytes_per_second or 0.0
@@ -290,7 +290,7 @@ class Planner:
             stop_at_deadline=run is not None and run.on_deadline == "stop",
         )
 
-    def _shares(self, job: Job) -> bool:
+    def _shares(self, job: MigrationSession) -> bool:
         ends = {job.guest.host, job.target}
         return any(
             other is not job and other.copies and ends & {other.guest.host, other.target}
@@ -368,7 +368,7 @@ def request_of(run: Evacuation, entry: Entry) -> Request:
     )
 
 
-def _phase(job: Job) -> Phase:
+def _phase(job: MigrationSession) -> Phase:
     if job.state is State.QUEUED:
         return Phase.WAITING
     if job.state in (State.PREPARING, State.WAITING):

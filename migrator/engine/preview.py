@@ -20,7 +20,7 @@ from migrator.engine import clock, judging
 from migrator.engine.evacuation import Evacuation
 from migrator.engine.evacuation_entry import Entry
 from migrator.engine.foretelling import PROBE_SECONDS, foreseen, no_end
-from migrator.engine.job import Job
+from migrator.engine.migration.session import MigrationSession
 from migrator.engine.others import here_or_coming
 from migrator.engine.planner import Planner, request_of
 from migrator.errors import MigratorError, QemuError
@@ -206,7 +206,7 @@ class Preview:
             ]
         return any(task.result() for task in asked)
 
-    def _job_of(self, guest: Guest) -> Job | None:
+    def _job_of(self, guest: Guest) -> MigrationSession | None:
         jobs = self._engine.jobs.values()
         return next((job for job in jobs if job.guest.key == guest.key and not job.ended), None)
 

@@ -43,11 +43,11 @@ from migrator.engine import judging
 from migrator.engine.controller import Engine, host_document, host_saved, new_id
 from migrator.engine.evacuation import Evacuation
 from migrator.engine.evacuation_entry import Entry
-from migrator.engine.held import NotHeld
-from migrator.engine.job import Job
 from migrator.engine.journal_writer import DocumentToSave
+from migrator.engine.migration.held_migrations import NotHeld
+from migrator.engine.migration.resolution import Said
+from migrator.engine.migration.session import MigrationSession
 from migrator.engine.others import here_or_coming
-from migrator.engine.resolving import Said
 from migrator.engine.views import evacuation_document, migration_document, one_guest
 from migrator.errors import JournalError, MigratorError, UsageError
 
@@ -271,7 +271,7 @@ class Verbs:
         async with self._engine.reserved.hold(("evacuation", run.id)):
             return await self._cancel_run(run)
 
-    async def _cancel_job(self, job: Job) -> MigrationDocument:
+    async def _cancel_job(self, job: MigrationSession) -> MigrationDocument:
         if not job.can_cancel:
             raise _too_late(job)
         done: list[bool] = []
@@ -371,7 +371,7 @@ class Verbs:
             await self._engine.inventory.look_at_all(only_up=True)
         return one_guest(self._engine, which)
 
-    def _job(self, identifier: str) -> Job:
+    def _job(self, identifier: str) -> MigrationSession:
         job = self._engine.jobs.get(identifier)
         if job is None or job.ended:
             raise Refusal("not-found", f"no migration {identifier} is under way")
@@ -408,7 +408,7 @@ class Verbs:
             raise _not_begun(error) from error
 
 
-def _too_late(job: Job) -> Refusal:
+def _too_late(job: MigrationSession) -> Refusal:
     return Refusal("not-now", f"migration {job.id} is {job.state}: too late to cancel")
 
 

@@ -51,7 +51,7 @@ class Outcome:
     attempt: int
     #: It was undone only because its controller stopped, or had gone: it begins anew.
     postponed: bool
-    #: :data:`migrator.engine.ledger.OUTCOME`, as far as it was written.
+    #: :data:`migrator.engine.migration.intent_log.OUTCOME`, as far as it was written.
     fields: Mapping[str, Any]
 
 

@@ -22,9 +22,9 @@ from migrator.engine.controller import Engine
 from migrator.engine.door import Door
 from migrator.engine.event_bus import EventBus
 from migrator.engine.inventory import Inventory
-from migrator.engine.job import Job
-from migrator.engine.job_means import Means
 from migrator.engine.journal_writer import JournalWriter
+from migrator.engine.migration.services import SessionServices
+from migrator.engine.migration.session import MigrationSession
 from migrator.engine.settling import Settling
 from migrator.engine.verbs import Verbs
 from migrator.engine.views import Views
@@ -120,7 +120,7 @@ async def _running(in_force: InForce) -> AsyncIterator[Engine]:
         )
         journal_writer = JournalWriter(journal)
 
-        async def keep(job: Job) -> None:
+        async def keep(job: MigrationSession) -> None:
             await journal_writer.commit(("migration", job.journalled))
 
         steps = settings.store.path.parent / "steps"
@@ -134,7 +134,7 @@ async def _running(in_force: InForce) -> AsyncIterator[Engine]:
             interval=settings.limits.refresh_interval,
             rules=settings.rules,
         )
-        means = Means(
+        means = SessionServices(
             site=site,
             records=StepRecords(steps, whole=not doubt),
             experience=FileExperience(directory=directory),

@@ -38,10 +38,10 @@ def controller_id(directory: Path) -> str:
 
 
 class StepRecords:
-    """See :class:`migrator.engine.job_means.Records`.
+    """See :class:`migrator.engine.migration.services.StepRecordStore`.
 
     :param directory: made when the first record begins.
-    :param whole: see :attr:`migrator.engine.job_means.Records.whole`.
+    :param whole: see :attr:`migrator.engine.migration.services.StepRecordStore.whole`.
     """
 
     def __init__(self, directory: Path, *, whole: bool = True) -> None:

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from migrator.core.model import MigrationStatus, State
-from migrator.engine.result import Result
+from migrator.engine.migration.outcome import MigrationOutcome
 from migrator.testing.guest import NotBooted
 from migrator.testing.lab import Habit, Lab, Machine, Pair, Qemu, RawQmpError, until
 from tests.driven import MIB, PLAIN, SHORT, SLOW, Phase, catch, driven, hurry, reaches
@@ -27,7 +27,7 @@ LATE = (Phase.PRE_SWITCHOVER, Phase.CONTINUE, Phase.DEVICE)
 OVER = (Phase.LOADED, Phase.HANDED_OVER)
 
 
-async def interfered(pair: Pair, phase: Phase, act: Callable[[], Awaitable[object]]) -> Result:
+async def interfered(pair: Pair, phase: Phase, act: Callable[[], Awaitable[object]]) -> MigrationOutcome:
     """Migrate; in this phase, somebody acts."""
 
     async def hook() -> None:

@@ -14,7 +14,7 @@ import pytest
 
 from migrator.core.model import MigrationStatus, Mode, State
 from migrator.core.policy import Postcopy
-from migrator.engine.result import Result
+from migrator.engine.migration.outcome import MigrationOutcome
 from migrator.testing.lab import Lab, Machine, Pair, Qemu, until
 from tests.driven import SHORT
 from tests.invariants import witness
@@ -33,7 +33,7 @@ async def pair_of(lab: Lab, binary: Path, machine: Machine = BUSY) -> Pair:
     return await lab.pair(machine, source=binary, destination=binary)
 
 
-def held(result: Result, *codes: str) -> bool:
+def held(result: MigrationOutcome, *codes: str) -> bool:
     """It is, for one of these reasons, and says so."""
     return result.state is State.HELD and result.held_code in codes and bool(result.error)
 

@@ -22,8 +22,8 @@ from migrator.core.policy import builtin
 from migrator.engine.controller import Engine, Rules
 from migrator.engine.event_bus import EventBus
 from migrator.engine.inventory import Inventory
-from migrator.engine.job_means import Means
 from migrator.engine.journal_writer import JournalWriter
+from migrator.engine.migration.services import SessionServices
 from migrator.engine.verbs import Verbs
 from migrator.engine.views import Views
 from migrator.metrics import Metrics, Probes
@@ -122,7 +122,7 @@ async def _evacuate(number: int, directory: Path, scrapes: Scrapes, broken: str)
     configured = [host.configured() for host in site.hosts.values()]
     inventory = Inventory(configured, site=site)
     records = StepRecords(directory / str(number))
-    means = Means(site=site, records=records, keep=keep, accept=lambda findings, codes: findings)
+    means = SessionServices(site=site, records=records, keep=keep, accept=lambda findings, codes: findings)
     engine = Engine(
         inventory=inventory,
         means=means,

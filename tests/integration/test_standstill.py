@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from migrator.core.model import State
-from migrator.engine.result import Result
+from migrator.engine.migration.outcome import MigrationOutcome
 from migrator.testing.lab import Habit, Lab, Machine, Pair
 from tests.driven import MIB, PLAIN, SLOW, Drive, driven, hurry, reaches
 from tests.invariants import witness
@@ -37,7 +37,7 @@ async def dies(drive: Drive, when: Callable[[Drive, Callable[[], object]], None]
     yield
 
 
-def exceeded(result: Result) -> bool:
+def exceeded(result: MigrationOutcome) -> bool:
     return "ceiling-exceeded" in [each.action for each in result.decisions]
 
 
@@ -110,7 +110,7 @@ async def test_switch_that_is_watched_is_all_that_it_felt(lab: Lab, one_version:
     assert exceeded(result) == ((result.downtime_seconds or 0.0) > result.max_downtime_seconds)
 
 
-def felt(result: Result, silence_seconds: float) -> None:
+def felt(result: MigrationOutcome, silence_seconds: float) -> None:
     """What was measured is what was seen from outside, give or take: the guest beats every 20 ms."""
     assert result.standstill_seconds is not None
     around = (result.standstill_uncertainty_seconds or 0.0) + 0.25

@@ -19,11 +19,11 @@ from hypothesis import strategies as st
 from migrator import logs
 from migrator.core.model import State
 from migrator.core.policy import builtin
-from migrator.engine.migration import Migration
-from migrator.engine.observer import Observer
-from migrator.engine.patience import Patience
-from migrator.engine.result import Result
-from migrator.engine.steering import Steering
+from migrator.engine.migration.driver import MigrationDriver
+from migrator.engine.migration.observer import Observer
+from migrator.engine.migration.outcome import MigrationOutcome
+from migrator.engine.migration.phase_timeouts import PhaseTimeouts
+from migrator.engine.migration.steering import Steering
 from migrator.errors import MigratorError
 from migrator.qemu.address import Address
 from migrator.qemu.endpoint import Endpoint
@@ -36,7 +36,7 @@ from migrator.testing.simulator import Link
 from migrator.testing.workload import MIB, steady
 
 POLICY = builtin("gentle").but(max_downtime_seconds=0.3)
-IMPATIENT = Patience(copying=1.0, at_switch=1.0, switching=1.0, cancelling=2.0)
+IMPATIENT = PhaseTimeouts(copying=1.0, at_switch=1.0, switching=1.0, cancelling=2.0)
 #: Copied in a third of a second, so that there are some looks at it.
 FAST = {"time_factor": 2.0, "memory_bytes": 64 * MIB}
 
@@ -55,7 +55,7 @@ class Pair:
             for qemu, role in ((source, "source"), (destination, "destination"))
         ]
         self.record = FileRecord(uuid4().hex)
-        self.migration = Migration(
+        self.migration = MigrationDriver(
             name="under-test",
             source=self._ends[0],
             destination=self._ends[1],
@@ -65,7 +65,7 @@ class Pair:
             patience=IMPATIENT,
         )
 
-    async def move(self) -> Result | None:
+    async def move(self) -> MigrationOutcome | None:
         """The whole way; ``None`` where it was refused before anything was changed."""
         try:
             for end in self._ends:

@@ -13,8 +13,8 @@ import pytest
 from migrator.core.model import MigrationStatus, State
 from migrator.core.policy import BlockJobs, Policy, builtin
 from migrator.core.preflight.under_way import Busy
-from migrator.engine.migration import Migration
-from migrator.engine.result import Result, Status
+from migrator.engine.migration.driver import MigrationDriver
+from migrator.engine.migration.outcome import MigrationOutcome, MigrationProgress
 from migrator.errors import Refused
 from migrator.qemu.address import Address
 from migrator.qemu.endpoint import Endpoint
@@ -37,7 +37,7 @@ class Move:
         self.destination = Endpoint(there, role="destination")
         self.record = FileRecord("move")
         self.states: list[State] = []
-        self.migration = Migration(
+        self.migration = MigrationDriver(
             name="move",
             source=self.source,
             destination=self.destination,
@@ -47,7 +47,7 @@ class Move:
             on_status=self._note,
         )
 
-    def _note(self, status: Status) -> None:
+    def _note(self, status: MigrationProgress) -> None:
         if status.state not in self.states[-1:]:
             self.states.append(status.state)
 
@@ -160,7 +160,7 @@ class TestMeanwhile:
             result = await asyncio.wait_for(move.migration.run(), 40)
         await self.stays(made, lab, result)
 
-    async def stays(self, made: Pair, lab: Lab, result: Result) -> None:
+    async def stays(self, made: Pair, lab: Lab, result: MigrationOutcome) -> None:
         assert result.state is State.FAILED, result.error
         assert "has begun at the source meanwhile" in (result.error or "")
         assert await lab.counting() == [made.source]

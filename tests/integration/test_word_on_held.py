@@ -14,7 +14,7 @@ from migrator.core.migration.lifecycle import Step
 from migrator.core.migration.resolving import Act
 from migrator.core.migration.situation import Word
 from migrator.core.model import MigrationStatus, State
-from migrator.engine.result import Result
+from migrator.engine.migration.outcome import MigrationOutcome
 from migrator.testing.lab import Lab, Pair
 from migrator.testing.network import Hosts
 from tests.driven import PLAIN, SHORT
@@ -39,7 +39,7 @@ def across(hosts: Hosts) -> str:
     return f"tcp:{hosts['beta'].address}:0"
 
 
-async def refused(pair: Pair, hosts: Hosts, held: Result, word: Word) -> tuple[Word, ...]:
+async def refused(pair: Pair, hosts: Hosts, held: MigrationOutcome, word: Word) -> tuple[Word, ...]:
     """It is, and both processes live on as they were; the words that would be taken."""
     before = await pair.source.run_state(), pair.source.alive, pair.destination.alive
     async with driven(pair, patience=SHORT, listen=across(hosts)) as drive:
@@ -49,7 +49,7 @@ async def refused(pair: Pair, hosts: Hosts, held: Result, word: Word) -> tuple[W
     return answer.instead
 
 
-async def told(pair: Pair, hosts: Hosts, held: Result, word: Word) -> Result:
+async def told(pair: Pair, hosts: Hosts, held: MigrationOutcome, word: Word) -> MigrationOutcome:
     """It is taken, and this comes of it."""
     async with driven(pair, patience=SHORT, listen=across(hosts)) as drive:
         answer, result = await drive.say(word, held)

@@ -33,9 +33,9 @@ from migrator.core.policy import builtin
 from migrator.engine.controller import Engine, Rules
 from migrator.engine.event_bus import EventBus
 from migrator.engine.inventory import Inventory
-from migrator.engine.job import Job
-from migrator.engine.job_means import Means
 from migrator.engine.journal_writer import JournalWriter
+from migrator.engine.migration.services import SessionServices
+from migrator.engine.migration.session import MigrationSession
 from migrator.engine.verbs import Verbs
 from migrator.engine.views import Views
 from migrator.ports import Record
@@ -98,7 +98,7 @@ class World:
         journal_writer = JournalWriter(self.journal)
         records = Held(self.directory)
 
-        async def keep(job: Job) -> None:
+        async def keep(job: MigrationSession) -> None:
             await journal_writer.commit(("migration", job.journalled))
 
         inventory = Inventory(
@@ -108,7 +108,7 @@ class World:
         )
         engine = Engine(
             inventory=inventory,
-            means=Means(
+            means=SessionServices(
                 site=self.site,
                 records=records,
                 keep=keep,

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from migrator.core.inventory import Guest
-from migrator.engine.leftovers import KIND, Leftovers
+from migrator.engine.migration.leftovers import KIND, Leftovers
 from migrator.errors import HostError
 
 pytestmark = pytest.mark.looptime

@@ -19,7 +19,7 @@ from migrator.cli.report import main, recorded, render, sampled
 from migrator.core.migration.convergence import Abilities
 from migrator.core.model import Decision, Mode, Sample, State
 from migrator.core.policy import builtin
-from migrator.engine.result import Result, Status
+from migrator.engine.migration.outcome import MigrationOutcome, MigrationProgress
 from migrator.errors import UsageError
 from tests.fake_reading import a_migration
 
@@ -247,11 +247,13 @@ def _record(path: Path, *, whole: bool = True) -> None:
     with Recorder(path) as recorder:
         recorder.begin(builtin("gentle"), Abilities(postcopy=True, throttle=True))
         for sample in _samples():
-            recorder.status(Status(state=State.PRECOPY, progress_ratio=0.5, sample=sample))
+            recorder.status(MigrationProgress(state=State.PRECOPY, progress_ratio=0.5, sample=sample))
         for decision in DECISIONS:
             recorder.decision(decision)
         if whole:
-            result = Result(id="abc", state=State.COMPLETED, duration_seconds=5.0, downtime_seconds=0.04)
+            result = MigrationOutcome(
+                id="abc", state=State.COMPLETED, duration_seconds=5.0, downtime_seconds=0.04
+            )
             result.max_downtime_seconds, result.rounds = 0.1, 5
             recorder.result(result)
 

@@ -6,9 +6,9 @@ import math
 
 from migrator.core.migration.situation import Milestone, as_found
 from migrator.core.model import RUNNING_STATES, MigrationStatus, RunState, View
-from migrator.engine.ledger import Ledger
-from migrator.engine.observer import Observer, wanted_to_run
-from migrator.engine.result import Result
+from migrator.engine.migration.intent_log import IntentLog
+from migrator.engine.migration.observer import Observer, wanted_to_run
+from migrator.engine.migration.outcome import MigrationOutcome
 from migrator.errors import QemuError
 from migrator.ports import Qemu
 
@@ -16,10 +16,12 @@ from migrator.ports import Qemu
 _SLOW_CANCEL_SECONDS = 2.0
 
 
-class Noting:
+class IntentUpdates:
     """Notes what was seen of one guest, each time that a look shows something new."""
 
-    def __init__(self, destination: Qemu, *, ledger: Ledger, observer: Observer, result: Result) -> None:
+    def __init__(
+        self, destination: Qemu, *, ledger: IntentLog, observer: Observer, result: MigrationOutcome
+    ) -> None:
         self._destination, self._ledger, self._observer, self._result = destination, ledger, observer, result
         self._cancelling_since: float | None = None
 

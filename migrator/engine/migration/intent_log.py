@@ -9,7 +9,7 @@ from typing import Any
 from migrator.core.migration.situation import Intent, Milestone
 from migrator.core.model import Decision, State
 from migrator.engine import clock
-from migrator.engine.result import Result
+from migrator.engine.migration.outcome import MigrationOutcome
 from migrator.errors import RecordError
 from migrator.ports import Record
 
@@ -29,14 +29,16 @@ OUTCOME = (
 )
 
 
-class Ledger:
+class IntentLog:
     """Keeps intent and decisions of one migration.
 
     :param result: gets the decisions, and findings where the record cannot be written.
     :param on_decision: called with every decision; must return at once.
     """
 
-    def __init__(self, record: Record, *, result: Result, on_decision: Callable[[Decision], None]) -> None:
+    def __init__(
+        self, record: Record, *, result: MigrationOutcome, on_decision: Callable[[Decision], None]
+    ) -> None:
         self._record = record
         self._result = result
         self._on_decision = on_decision

@@ -11,10 +11,10 @@ from migrator.core.model import Finding
 from migrator.ports import Experience, Outcome, Record, Samples, Site, Stray
 
 if TYPE_CHECKING:
-    from migrator.engine.job import Job
+    from migrator.engine.migration.session import MigrationSession
 
 
-class Records(Protocol):
+class StepRecordStore(Protocol):
     """Where the steps of migrations are recorded."""
 
     def create(self, migration: str) -> Record:
@@ -48,21 +48,21 @@ class Records(Protocol):
 
 
 @dataclass(frozen=True, kw_only=True)
-class Means:
+class SessionServices:
     """What every job of a service shares."""
 
     site: Site
-    records: Records
+    records: StepRecordStore
     experience: Experience | None = None
     samples: Samples | None = None
     #: Writes the job down: on disk when it returns; raises JournalError.
-    keep: Callable[[Job], Awaitable[None]]
+    keep: Callable[[MigrationSession], Awaitable[None]]
     #: Makes findings into what they are once those codes are accepted; raises UsageError for what cannot be.
     accept: Callable[[Sequence[Finding], Sequence[str]], Sequence[Finding]]
 
 
 @dataclass(frozen=True, kw_only=True)
-class Place:
+class EndLocation:
     """Where one end of a migration is found again."""
 
     host: str

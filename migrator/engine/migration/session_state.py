@@ -14,14 +14,14 @@ from migrator.core.migration.downsampling import Point
 from migrator.core.model import Decision, Mode, State, View
 from migrator.core.policy import Policy
 from migrator.engine import clock
-from migrator.engine.job_means import Means, Place
-from migrator.engine.ledger import OUTCOME
-from migrator.engine.result import Result, Status
+from migrator.engine.migration.intent_log import OUTCOME
+from migrator.engine.migration.outcome import MigrationOutcome, MigrationProgress
+from migrator.engine.migration.services import EndLocation, SessionServices
 from migrator.ports import Record
 
 
-class JobState:
-    """How far a migration is; :class:`migrator.engine.job.Job` is what takes it further.
+class SessionState:
+    """How far a migration is; :class:`migrator.engine.migration.session.MigrationSession` is what takes it further.
 
     :param guest: as the inventory knew it when it was asked for.
     :param key: of the command that began it; empty for one that an evacuation began.
@@ -38,7 +38,7 @@ class JobState:
         guest: Guest,
         target: str,
         policy: Policy,
-        means: Means,
+        means: SessionServices,
         accepted: Sequence[str] = (),
         evacuation: str | None = None,
         requested_by: str = "",
@@ -56,13 +56,13 @@ class JobState:
         self.policy = policy
         self.evacuation = evacuation
         self.state = State.QUEUED
-        self.result = Result(
+        self.result = MigrationOutcome(
             id=identifier, state=State.QUEUED, max_downtime_seconds=policy.max_downtime_seconds
         )
         self.created_at = created_at or datetime.now(UTC)
         self.started_at: datetime | None = None
         self.ended_at: datetime | None = None
-        self.status: Status | None = None
+        self.status: MigrationProgress | None = None
         #: Its stream's share of the links, as last given.
         self.share: int | None = None
         #: Preflight refused it; nothing was changed.
@@ -102,7 +102,7 @@ class JobState:
         #: Of its steps, while it is driven.
         self.record: Record | None = None
         #: Both ends, as far as they are known.
-        self.places: dict[str, Place] = {"source": Place(host=guest.host, socket=guest.socket)}
+        self.places: dict[str, EndLocation] = {"source": EndLocation(host=guest.host, socket=guest.socket)}
         #: Somebody wants the guest to stay where it is, and it was not too late then.
         self.cancelled = False
         self._parked = False
@@ -162,8 +162,8 @@ class JobState:
         self.attempt += 1
         self.recorded = self.ready = self.admitted = self.refused = self.unreachable = False
         self.started_at, self.status, self.record = None, None, None
-        self.places = {"source": Place(host=self.guest.host, socket=self.guest.socket)}
-        self.result = Result(
+        self.places = {"source": EndLocation(host=self.guest.host, socket=self.guest.socket)}
+        self.result = MigrationOutcome(
             id=self.id, state=State.QUEUED, max_downtime_seconds=self.policy.max_downtime_seconds
         )
         if not self.unwanted():
@@ -186,7 +186,7 @@ class JobState:
             setattr(self.result, name, kind(value) if kind is not None else value)
         self.started_at = self.started_at or self.created_at
 
-    def _show(self, status: Status) -> None:
+    def _show(self, status: MigrationProgress) -> None:
         self.status = status
         if status.sample is not None and self.means.samples is not None:
             sample = replace(status.sample, at_seconds=round(status.at_seconds, 6))

@@ -18,14 +18,14 @@ from migrator.core.inventory import Guest
 from migrator.core.migration.forecast import Forecast, Verdict
 from migrator.core.model import Decision, Finding, State
 from migrator.core.policy import from_fields
-from migrator.engine.job_means import Place
+from migrator.engine.migration.services import EndLocation
 
 if TYPE_CHECKING:
-    from migrator.engine.job import Job
-    from migrator.engine.job_state import JobState
+    from migrator.engine.migration.session import MigrationSession
+    from migrator.engine.migration.session_state import SessionState
 
 
-def document(job: Job) -> MigrationDocument:
+def document(job: MigrationSession) -> MigrationDocument:
     """As it is now."""
     result, status = job.result, job.status
     sample = status.sample if status else None
@@ -84,7 +84,7 @@ def document(job: Job) -> MigrationDocument:
     )
 
 
-def journalled(job: Job, *, cancelled: bool = False) -> dict[str, Any]:
+def journalled(job: MigrationSession, *, cancelled: bool = False) -> dict[str, Any]:
     """The document with what another controller needs to go on, under ``_private``.
 
     :param cancelled: as if it had been told to cancel.
@@ -102,7 +102,7 @@ def journalled(job: Job, *, cancelled: bool = False) -> dict[str, Any]:
     }
 
 
-def _socket(job: Job, side: str) -> str:
+def _socket(job: MigrationSession, side: str) -> str:
     place = job.places.get(side)
     return place.socket if place is not None else ""
 
@@ -147,7 +147,7 @@ def asked_for(document: MigrationDocument, private: Mapping[str, Any]) -> dict[s
     }
 
 
-def put_back(job: JobState, document: MigrationDocument, private: Mapping[str, Any]) -> None:
+def put_back(job: SessionState, document: MigrationDocument, private: Mapping[str, Any]) -> None:
     """How far it was, for a job that was made with :func:`asked_for`."""
     job.state, job.refused = document.state, document.refused
     job.started_at = document.started_at if job.state is not State.QUEUED else None
@@ -162,4 +162,4 @@ def put_back(job: JobState, document: MigrationDocument, private: Mapping[str, A
     job.result.held_until = document.held_until
     job.result.decisions = [Decision(**each.model_dump()) for each in document.decisions]
     job.result.findings = [Finding(**each.model_dump()) for each in document.findings]
-    job.places = {side: Place(**place) for side, place in private["places"].items()}
+    job.places = {side: EndLocation(**place) for side, place in private["places"].items()}

@@ -10,7 +10,7 @@ from collections.abc import Mapping
 
 from migrator.core.migration.situation import DestinationIs, Intent, Milestone, SourceIs, classify
 from migrator.core.model import Process, View
-from migrator.engine.job_means import Place
+from migrator.engine.migration.services import EndLocation
 from migrator.errors import HostError, QemuError
 from migrator.ports import Site
 
@@ -52,7 +52,7 @@ _OF_DESTINATION: Mapping[DestinationIs, str] = {
 }
 
 
-async def look(site: Site, places: Mapping[str, Place]) -> dict[str, View]:
+async def look(site: Site, places: Mapping[str, EndLocation]) -> dict[str, View]:
     """Both ends, seen afresh and let go; nothing is changed, and what cannot be asked is unknown."""
     seen = {}
     for side in ("source", "destination"):

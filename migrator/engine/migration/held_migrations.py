@@ -11,17 +11,17 @@ from migrator.api.documents import ResolutionDocument
 from migrator.core.migration.lifecycle import Step, decide
 from migrator.core.migration.resolving import awaited
 from migrator.core.model import Process, State, View
-from migrator.engine import resolving
-from migrator.engine.resolving import Said
+from migrator.engine.migration import resolution
+from migrator.engine.migration.resolution import Said
 from migrator.errors import MigratorError
 
 if TYPE_CHECKING:
     from migrator.engine.controller import Engine
-    from migrator.engine.job import Job
+    from migrator.engine.migration.session import MigrationSession
 
 Found = TypeVar("Found")
 
-#: Another controller drives it: see :meth:`migrator.engine.migration.Migration`.
+#: Another controller drives it: see :meth:`migrator.engine.migration.driver.MigrationDriver`.
 DRIVEN_ELSEWHERE = "driven-elsewhere"
 #: At least so long between two rounds.
 _SECONDS_BETWEEN = 1.0
@@ -35,7 +35,7 @@ class NotHeld(MigratorError):
     """It is not held any more: it goes on, or has ended."""
 
 
-class Held:
+class HeldMigrations:
     """What is done with held migrations; see :meth:`alone`."""
 
     def __init__(self, engine: Engine) -> None:
@@ -64,13 +64,13 @@ class Held:
                     engine.begin_job(job, self._look(job))
             await asyncio.sleep(_SECONDS_BETWEEN)
 
-    async def _look(self, job: Job) -> None:
+    async def _look(self, job: MigrationSession) -> None:
         """Go on with it, where what both ends show now has an answer; else say what is the matter now."""
         if job.shown is None and job.unreachable:
             await job.take_up()  # they could not even be looked at
             return
         try:
-            async with resolving.looked_at(job) as held:
+            async with resolution.looked_at(job) as held:
                 goes_on = self._judge(job, held)
         except MigratorError as error:
             self._log.info("held migration not looked at", migration=job.id, error=str(error))
@@ -78,7 +78,7 @@ class Held:
         if goes_on:
             await job.take_up()
 
-    def _judge(self, job: Job, held: resolving.Held) -> bool:
+    def _judge(self, job: MigrationSession, held: resolution.HeldCase) -> bool:
         before, now = job.shown, (held.here, held.there)
         if before is None:
             job.shown = now
@@ -101,31 +101,33 @@ class Held:
 
     # --- a person's word ---------------------------------------------------------------------------------------------
 
-    async def weigh(self, job: Job, said: Said) -> ResolutionDocument:
+    async def weigh(self, job: MigrationSession, said: Said) -> ResolutionDocument:
         """What a person's word would come to; nothing is done.
 
         :raise MigratorError: it is not held, or that cannot be told.
         """
 
         async def way(tell: Callable[[ResolutionDocument], None]) -> None:
-            tell(await resolving.weigh(job, said))
+            tell(await resolution.weigh(job, said))
 
         return await self._alone(job, way)
 
-    async def resolve(self, job: Job, said: Said) -> None:
+    async def resolve(self, job: MigrationSession, said: Said) -> None:
         """Do what a person said; returns when it has ended or is held again, or while it still goes on after a while.
 
         :raise MigratorError: it is not held, or the word is refused; nothing was changed.
         """
 
         async def way(tell: Callable[[None], None]) -> None:
-            await resolving.resolve(job, said, agreed=lambda: tell(None))
+            await resolution.resolve(job, said, agreed=lambda: tell(None))
 
         await self._alone(job, way)
         if (task := self._engine.task(job)) is not None:
             await asyncio.wait({task}, timeout=_PATIENCE_SECONDS)
 
-    async def _alone(self, job: Job, way: Callable[[Callable[[Found], None]], Awaitable[None]]) -> Found:
+    async def _alone(
+        self, job: MigrationSession, way: Callable[[Callable[[Found], None]], Awaitable[None]]
+    ) -> Found:
         """Do it in the one task that a migration has, once the one before is done.
 
         :param way: is given what to call with what was found; what it raises before is raised here.

@@ -8,12 +8,12 @@ from typing import Any
 from migrator.core.findings import finding
 from migrator.core.model import Finding
 from migrator.core.process.carriers import Carried, NetworkState, arrived, compare
-from migrator.engine.result import Result
+from migrator.engine.migration.outcome import MigrationOutcome
 from migrator.errors import HostError
 from migrator.ports import Carriers
 
 
-class Network:
+class GuestNetwork:
     """Of one migration. A host whose network cannot be read is not held against it."""
 
     def __init__(self, carriers: Carriers, *, source: str, target: str) -> None:
@@ -30,7 +30,7 @@ class Network:
         self._before = await self._carried(self._source, source)
         return tuple(compare(self._before, await self._carried(self._target, waiting), self._target))
 
-    async def arrive(self, identity: Mapping[str, Any], result: Result) -> None:
+    async def arrive(self, identity: Mapping[str, Any], result: MigrationOutcome) -> None:
         """Note how the guest is carried where it runs now."""
         state, problem = arrived(self._before, await self._carried(self._target, identity))
         result.network_state, result.network_problem = state, problem

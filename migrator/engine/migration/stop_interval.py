@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from migrator.engine import clock
-from migrator.engine.result import Result
+from migrator.engine.migration.outcome import MigrationOutcome
 from migrator.ports import Event, Qemu
 
 #: QEMU stamps events in microseconds.
@@ -28,10 +28,10 @@ class Moment:
         return cls(arrived - end.round_trip_seconds, arrived + end.round_trip_seconds)
 
 
-class Standstill:
+class StopInterval:
     """Writes what it knows to the result; see its ``standstill_seconds`` and ``downtime_seconds``."""
 
-    def __init__(self, result: Result) -> None:
+    def __init__(self, result: MigrationOutcome) -> None:
         self._result = result
         self._stop: tuple[Event, Qemu] | None = None
         self._stopped: Moment | None = None

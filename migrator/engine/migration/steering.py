@@ -14,8 +14,8 @@ from migrator.core.migration.convergence import Abilities, Act, Action
 from migrator.core.migration.forecast import Forecast, Verdict
 from migrator.core.model import Mode, Sample, State
 from migrator.core.policy import Policy, Postcopy
-from migrator.engine.ledger import Ledger
-from migrator.engine.result import Result
+from migrator.engine.migration.intent_log import IntentLog
+from migrator.engine.migration.outcome import MigrationOutcome
 from migrator.errors import CommandFailed, QemuError
 from migrator.ports import Qemu, Tuning
 
@@ -29,7 +29,7 @@ class Steering:
     :ivar forecast: as of the last sample.
     """
 
-    def __init__(self, source: Qemu, *, policy: Policy, ledger: Ledger, result: Result) -> None:
+    def __init__(self, source: Qemu, *, policy: Policy, ledger: IntentLog, result: MigrationOutcome) -> None:
         self._source = source
         self._policy = policy
         self._ledger = ledger

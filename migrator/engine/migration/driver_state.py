@@ -19,19 +19,19 @@ from migrator.core.model import (
 )
 from migrator.core.policy import Policy
 from migrator.core.preflight.facts import Facts
-from migrator.engine.ledger import Ledger
-from migrator.engine.noting import Noting
-from migrator.engine.observer import Observer
-from migrator.engine.patience import Patience
-from migrator.engine.prepare import UNLIMITED_BYTES_PER_SECOND
-from migrator.engine.result import Result, Status
-from migrator.engine.steering import Steering
-from migrator.engine.steps import Steps
+from migrator.engine.migration.intent_log import IntentLog
+from migrator.engine.migration.intent_updates import IntentUpdates
+from migrator.engine.migration.observer import Observer
+from migrator.engine.migration.outcome import MigrationOutcome, MigrationProgress
+from migrator.engine.migration.phase_timeouts import PhaseTimeouts
+from migrator.engine.migration.prepare import UNLIMITED_BYTES_PER_SECOND
+from migrator.engine.migration.steering import Steering
+from migrator.engine.migration.steps import Steps
 from migrator.ports import Experience, Qemu, Record, Settings
 
 
-class MigrationState:
-    """The parts of a migration; :class:`migrator.engine.migration.Migration` drives it with them.
+class DriverState:
+    """The parts of a migration; :class:`migrator.engine.migration.driver.MigrationDriver` drives it with them.
 
     :param name: the migration's id.
     :param experience: what earlier migrations taught; ``None`` begins with a guess and learns nothing.
@@ -51,9 +51,9 @@ class MigrationState:
         listen: str,
         record: Record,
         experience: Experience | None = None,
-        patience: Patience | None = None,
+        patience: PhaseTimeouts | None = None,
         about: Mapping[str, Any] | None = None,
-        on_status: Callable[[Status], None] = lambda status: None,
+        on_status: Callable[[MigrationProgress], None] = lambda status: None,
         on_decision: Callable[[Decision], None] = lambda decision: None,
     ) -> None:
         self._source, self._destination = source, destination
@@ -64,19 +64,23 @@ class MigrationState:
         self._pair = ""
         self._on_status = on_status
         self._log = logs.logger(migration=name)
-        self.result = Result(
+        self.result = MigrationOutcome(
             id=name,
             state=State.PREPARING,
             mode=Mode.OFFLINE if policy.offline else Mode.PRECOPY,
             max_downtime_seconds=policy.max_downtime_seconds,
         )
-        self._ledger = Ledger(record, result=self.result, on_decision=on_decision)
+        self._ledger = IntentLog(record, result=self.result, on_decision=on_decision)
         self._steering = Steering(source, policy=policy, ledger=self._ledger, result=self.result)
-        self._observer = Observer(source, destination, patience=patience or Patience(), result=self.result)
+        self._observer = Observer(
+            source, destination, patience=patience or PhaseTimeouts(), result=self.result
+        )
         self._steps = Steps(
             source, destination, ledger=self._ledger, observer=self._observer, result=self.result
         )
-        self._noting = Noting(destination, ledger=self._ledger, observer=self._observer, result=self.result)
+        self._noting = IntentUpdates(
+            destination, ledger=self._ledger, observer=self._observer, result=self.result
+        )
         self._facts: Facts | None = None
         self._settings_there: Settings | None = None
         self._abilities = convergence.Abilities(postcopy=False, throttle=False)
@@ -193,7 +197,7 @@ class MigrationState:
             self._progress.update(sample)
         copies = sample is not None and state is State.PRECOPY
         self._on_status(
-            Status(
+            MigrationProgress(
                 state=state,
                 progress_ratio=self._progress.ratio,
                 sample=sample,

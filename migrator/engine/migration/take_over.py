@@ -6,13 +6,13 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 from migrator.core.migration.situation import Intent, Milestone
-from migrator.engine import aftermath, recordless
-from migrator.engine.job_means import Place
+from migrator.engine.migration import cleanup, missing_record
+from migrator.engine.migration.services import EndLocation
 from migrator.errors import HostError, QemuError, RecordError, RecordInUse
 from migrator.ports import Qemu
 
 if TYPE_CHECKING:
-    from migrator.engine.job import Job
+    from migrator.engine.migration.session import MigrationSession
 
 #: It is held only because a host, or a QEMU, could not be asked when it was to be taken up.
 NOT_REACHABLE = "not-reachable"
@@ -22,13 +22,13 @@ _ORPHANED = (
 )
 
 
-async def take_up(job: Job) -> None:
+async def take_up(job: MigrationSession) -> None:
     """Go on with what another controller left, from what both QEMUs say.
 
     Its record says how far it got. Without one it begins anew where the journal says that there never was one, and
     is held where there was: nothing is done to either end then.
     """
-    if job.result.held_code == recordless.ORPHANED:
+    if job.result.held_code == missing_record.ORPHANED:
         return  # only a person knows what it was
     try:
         left = job.means.records.take_up(job.id)
@@ -37,7 +37,7 @@ async def take_up(job: Job) -> None:
         job.hold(NOT_REACHABLE, str(error))
         return
     except RecordError as error:
-        await _hold_without_record(job, recordless.DAMAGED, str(error))
+        await _hold_without_record(job, missing_record.DAMAGED, str(error))
         return
     if left is None:
         await _without_record(job)
@@ -45,11 +45,11 @@ async def take_up(job: Job) -> None:
     job.record, facts, intent = left
     job.recorded = True
     for side, place in facts.get("places", {}).items():
-        job.places.setdefault(side, Place(**place))
+        job.places.setdefault(side, EndLocation(**place))
     if "destination" not in job.places:
         await job.let_go()
         await _hold_without_record(
-            job, recordless.DAMAGED, "neither the journal nor the record says where the destination is"
+            job, missing_record.DAMAGED, "neither the journal nor the record says where the destination is"
         )
         return
     if (ends := await _open_both(job, facts, intent)) is None:
@@ -59,7 +59,9 @@ async def take_up(job: Job) -> None:
     await job.go_on(job.record, facts, intent, *ends, anew=True)
 
 
-async def _open_both(job: Job, facts: Mapping[str, Any], intent: Intent) -> tuple[Qemu, Qemu] | None:
+async def _open_both(
+    job: MigrationSession, facts: Mapping[str, Any], intent: Intent
+) -> tuple[Qemu, Qemu] | None:
     """``None``: one of them cannot be asked, and it is held."""
     ends = {}
     for side in ("source", "destination"):
@@ -80,7 +82,7 @@ async def _open_both(job: Job, facts: Mapping[str, Any], intent: Intent) -> tupl
     return None
 
 
-async def _without_record(job: Job) -> None:
+async def _without_record(job: MigrationSession) -> None:
     records = job.means.records
     outcome = records.outcome(job.id)
     if outcome is not None and outcome.attempt >= job.attempt:
@@ -92,68 +94,68 @@ async def _without_record(job: Job) -> None:
     elif job.recorded:
         await _hold_without_record(
             job,
-            recordless.MISSING,
+            missing_record.MISSING,
             "the journal says that the record of its steps was begun, and it is not there",
         )
         return
     elif not records.whole:
-        views = await recordless.look(job.means.site, {"source": job.places["source"]})
-        if not recordless.untouched(views["source"]):
+        views = await missing_record.look(job.means.site, {"source": job.places["source"]})
+        if not missing_record.untouched(views["source"]):
             await _hold_without_record(
                 job,
-                recordless.MISSING,
+                missing_record.MISSING,
                 "the records of steps are not those of this journal, and it has none there",
             )
             return
-    await aftermath.abandon(job)
+    await cleanup.abandon(job)
     job.begin_anew()
 
 
-async def _open(job: Job, side: str, facts: Mapping[str, Any], *, absent: bool = False) -> Qemu:
+async def _open(job: MigrationSession, side: str, facts: Mapping[str, Any], *, absent: bool = False) -> Qemu:
     place = job.places[side]
     return await job.means.site.open(
         place.host, place.socket, role=side, identity=facts[side]["identity"], absent=absent
     )
 
 
-def _may_go_without(job: Job, intent: Intent) -> bool:
+def _may_go_without(job: MigrationSession, intent: Intent) -> bool:
     """Before the switch the guest is the source's alone, and the target may be gone for good; tried once."""
     may = intent.milestone < Milestone.SWITCHING and not job.went_without
     job.went_without = job.went_without or may
     return may
 
 
-def orphan(job: Job, facts: Mapping[str, Any], path: str) -> None:
+def orphan(job: MigrationSession, facts: Mapping[str, Any], path: str) -> None:
     """It is held: the journal does not know it, and this record says what it was begun with.
 
     :raise KeyError, TypeError: it does not say enough.
     """
     job.places = {
-        side: Place(**place | {"identity": facts[side]["identity"]})
+        side: EndLocation(**place | {"identity": facts[side]["identity"]})
         for side, place in facts["places"].items()
     }
     job.attempt, job.recorded = int(facts["attempt"]), True
-    job.hold(recordless.ORPHANED, _ORPHANED.format(path=path))
+    job.hold(missing_record.ORPHANED, _ORPHANED.format(path=path))
 
 
-async def look_at_orphan(job: Job) -> None:
+async def look_at_orphan(job: MigrationSession) -> None:
     """Add what both ends show."""
-    views = await recordless.look(job.means.site, job.places)
-    job.hold(recordless.ORPHANED, f"{job.result.error}; {recordless.told(views)}. {_say_where(job)}")
+    views = await missing_record.look(job.means.site, job.places)
+    job.hold(missing_record.ORPHANED, f"{job.result.error}; {missing_record.told(views)}. {_say_where(job)}")
     job.announce()
 
 
-def _say_where(job: Job) -> str:
+def _say_where(job: MigrationSession) -> str:
     return (
         "Look at both, then say where the guest is: "
         f"migrator resolve {job.id} --guest-at source|destination|lost"
     )
 
 
-async def _hold_without_record(job: Job, code: str, error: str) -> None:
-    views = await recordless.look(job.means.site, job.places)
-    job.unreachable = recordless.unknown(views)
+async def _hold_without_record(job: MigrationSession, code: str, error: str) -> None:
+    views = await missing_record.look(job.means.site, job.places)
+    job.unreachable = missing_record.unknown(views)
     job.hold(
         code,
-        f"{error}; nothing was done to either end; {recordless.told(views)}. {_say_where(job)}",
+        f"{error}; nothing was done to either end; {missing_record.told(views)}. {_say_where(job)}",
     )

@@ -15,12 +15,13 @@ from migrator.api.documents import MigrationDocument
 from migrator.core.findings import Objected
 from migrator.core.migration.situation import Intent, Word
 from migrator.core.model import Finding, State
-from migrator.engine import aftermath, clock, job_document, judging, taking_up
-from migrator.engine.job_means import Means, Place
-from migrator.engine.job_state import JobState
-from migrator.engine.migration import Migration
-from migrator.engine.network import Network
-from migrator.engine.quiet import Quiet
+from migrator.engine import clock, judging
+from migrator.engine.migration import cleanup, session_document, take_over
+from migrator.engine.migration.block_job_wait import BlockJobWait
+from migrator.engine.migration.driver import MigrationDriver
+from migrator.engine.migration.guest_network import GuestNetwork
+from migrator.engine.migration.services import EndLocation, SessionServices
+from migrator.engine.migration.session_state import SessionState
 from migrator.errors import Fault, HostError, JournalError, MigratorError, QemuError, RecordError
 from migrator.faults import contained
 from migrator.ports import Qemu, Record, Waiting
@@ -29,20 +30,20 @@ from migrator.ports import Qemu, Record, Waiting
 _STALE_SECONDS = 2.0
 
 
-class Job(JobState):
+class MigrationSession(SessionState):
     """One migration: what is known of it, and its way."""
 
     _source: Qemu | None = None
     _destination: Qemu | None = None
     #: What was started at the target and has not got its guest yet.
     _waiting: Waiting | None = None
-    _migration: Migration | None = None
+    _migration: MigrationDriver | None = None
     #: A person has said that it is nowhere any more.
     _lost = False
 
     @cached_property
-    def _network(self) -> Network:
-        return Network(self.means.site, source=self.guest.host, target=self.target)
+    def _network(self) -> GuestNetwork:
+        return GuestNetwork(self.means.site, source=self.guest.host, target=self.target)
 
     # --- what others may ask of it ---------------------------------------------------------------------------------
 
@@ -88,7 +89,7 @@ class Job(JobState):
             self._migration.set_bandwidth(bytes_per_second)
 
     def park(self) -> None:
-        """The controller stops: see :meth:`migrator.engine.migration.Migration.park`."""
+        """The controller stops: see :meth:`migrator.engine.migration.driver.MigrationDriver.park`."""
         self._parked = True
         self._turn.set()
         if self._migration is not None:
@@ -128,7 +129,7 @@ class Job(JobState):
         """
         if self._source is None:
             return False
-        quiet = Quiet(self._source, self.policy, unwanted=self.unwanted, tell=self._tell_waiting)
+        quiet = BlockJobWait(self._source, self.policy, unwanted=self.unwanted, tell=self._tell_waiting)
         try:
             await quiet.come()
         finally:
@@ -188,7 +189,7 @@ class Job(JobState):
                 self.guest, self._source, self.target, migration=self.id, accepted=self.accepted
             )
             self._destination = self._waiting.qemu
-            self.places["destination"] = Place(
+            self.places["destination"] = EndLocation(
                 host=self.target,
                 socket=self._waiting.socket,
                 identity=dict(self._destination.identity),
@@ -218,7 +219,7 @@ class Job(JobState):
             self._source = await self.means.site.open(self.guest.host, self.guest.socket, role="source")
         except MigratorError as error:
             return [judging.unchecked(error)]
-        self.places["source"] = Place(
+        self.places["source"] = EndLocation(
             host=self.guest.host, socket=self.guest.socket, identity=dict(self._source.identity)
         )
         return await judging.seen(self.means, self.guest, self._source, self.target, self.policy)
@@ -243,8 +244,8 @@ class Job(JobState):
         await self.means.keep(self)
 
     async def take_up(self) -> None:
-        """See :func:`migrator.engine.taking_up.take_up`."""
-        await taking_up.take_up(self)
+        """See :func:`migrator.engine.migration.take_over.take_up`."""
+        await take_over.take_up(self)
 
     async def go_on(
         self,
@@ -260,7 +261,7 @@ class Job(JobState):
 
         :param facts: what the record began with.
         :param intent: the last it noted.
-        :param anew: see :meth:`migrator.engine.migration.Migration.take_up`.
+        :param anew: see :meth:`migrator.engine.migration.driver.MigrationDriver.take_up`.
         """
         self.record, self._source, self._destination = record, source, destination
         self.recorded, self.unreachable = True, False
@@ -278,8 +279,8 @@ class Job(JobState):
         )
         await self.close()
 
-    def _make(self, source: Qemu, destination: Qemu, record: Record, listen: str) -> Migration:
-        migration = Migration(
+    def _make(self, source: Qemu, destination: Qemu, record: Record, listen: str) -> MigrationDriver:
+        migration = MigrationDriver(
             name=self.id,
             source=source,
             destination=destination,
@@ -311,7 +312,7 @@ class Job(JobState):
         """It ends before anything was changed; always False."""
         if self._source is not None:
             await self._source.release()
-            await aftermath.let_be(self)
+            await cleanup.let_be(self)
         if self._parked and state is State.CANCELLED and not self.cancelled:
             await self._let_go()
             self.begin_anew()  # by the next controller
@@ -339,18 +340,18 @@ class Job(JobState):
         anew = self._migration is not None and self._migration.postponed and not self.cancelled
         if not started_here and state is not State.COMPLETED:
             await self._let_go()
-            await aftermath.abandon(self)  # another controller started it
+            await cleanup.abandon(self)  # another controller started it
         else:
             await self._let_go(discard=state is not State.COMPLETED)
         if state in (State.FAILED, State.CANCELLED):
-            await aftermath.let_be(self)
+            await cleanup.let_be(self)
         if state is State.COMPLETED:
             await self._network.arrive(self.places["destination"].identity, self.result)
         if anew and state is State.CANCELLED:
             self.begin_anew()
             return
         if state in (State.COMPLETED, State.GUEST_ENDED) or self._lost:
-            await aftermath.clear(self, arrived=state is State.COMPLETED)
+            await cleanup.clear(self, arrived=state is State.COMPLETED)
         self._end(state)
 
     async def let_go(self) -> None:
@@ -366,7 +367,7 @@ class Job(JobState):
             try:
                 await waiting.discard()
             except MigratorError as error:
-                aftermath.leave(self, error)
+                cleanup.leave(self, error)
         for end in (self._source, self._destination):
             if end is not None:
                 await end.close()
@@ -376,20 +377,22 @@ class Job(JobState):
 
     def document(self) -> MigrationDocument:
         """As it is now."""
-        return job_document.document(self)
+        return session_document.document(self)
 
     def journalled(self) -> dict[str, Any]:
         """The document with what another controller needs to go on."""
-        return job_document.journalled(self)
+        return session_document.journalled(self)
 
     def as_if_cancelled(self) -> dict[str, Any]:
         """As :meth:`journalled` will be once :meth:`cancel` is done."""
-        return job_document.journalled(self, cancelled=True)
+        return session_document.journalled(self, cancelled=True)
 
     @classmethod
-    def from_journal(cls, saved: Mapping[str, Any], *, means: Means, **callbacks: Any) -> Job:
+    def from_journal(
+        cls, saved: Mapping[str, Any], *, means: SessionServices, **callbacks: Any
+    ) -> MigrationSession:
         """A job that another controller left; :meth:`take_up`, or :meth:`prepare` for one that is queued, goes on."""
-        document, private = job_document.read(saved)
-        job = cls(means=means, **job_document.asked_for(document, private), **callbacks)
-        job_document.put_back(job, document, private)
+        document, private = session_document.read(saved)
+        job = cls(means=means, **session_document.asked_for(document, private), **callbacks)
+        session_document.put_back(job, document, private)
         return job

@@ -9,7 +9,7 @@ from migrator.core.model import MigrationStatus, Process, RunState, View
 
 
 @dataclass(frozen=True, kw_only=True)
-class Patience:
+class PhaseTimeouts:
     """Seconds without any change after which a phase is overdue."""
 
     #: Nothing has been copied. The guest runs meanwhile.

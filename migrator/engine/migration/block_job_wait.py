@@ -15,7 +15,7 @@ from migrator.ports import Qemu
 _LOOK_SECONDS = 0.5
 
 
-class Quiet:
+class BlockJobWait:
     """The source of one migration, as far as jobs and exports are concerned.
 
     :param unwanted: whether the migration is not wanted any more; asked at every look.

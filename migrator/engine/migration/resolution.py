@@ -21,7 +21,7 @@ from migrator.errors import HostError, MigratorError, QemuError, RecordError
 from migrator.ports import Qemu, Record
 
 if TYPE_CHECKING:
-    from migrator.engine.job import Job
+    from migrator.engine.migration.session import MigrationSession
 
 _LOOK_SECONDS = 2.0
 _NOWHERE = View(process=Process.UNKNOWN)
@@ -43,10 +43,10 @@ class Said:
 
 
 @dataclass(kw_only=True)
-class Held:
+class HeldCase:
     """A held migration, its record claimed and both ends looked at."""
 
-    job: Job
+    job: MigrationSession
     source: Qemu | None
     destination: Qemu | None
     here: View
@@ -72,7 +72,7 @@ class Held:
 
 
 @asynccontextmanager
-async def looked_at(job: Job) -> AsyncIterator[Held]:
+async def looked_at(job: MigrationSession) -> AsyncIterator[HeldCase]:
     """Both ends of a held migration, seen afresh, and its record: all of it let go in the end, unless it is driven.
 
     :raise RecordError: a living controller holds the record.
@@ -91,7 +91,7 @@ async def looked_at(job: Job) -> AsyncIterator[Held]:
         record, facts, intent = left
     ends: dict[str, Qemu] = {}
     errors = []
-    held: Held | None = None
+    held: HeldCase | None = None
     try:
         views = {"source": _NOWHERE, "destination": _NOWHERE}
         for side, place in job.places.items():
@@ -111,7 +111,7 @@ async def looked_at(job: Job) -> AsyncIterator[Held]:
                 intent = replace(intent, ran_there=ran)
             except QemuError:
                 pass  # what both ends show tells enough
-        held = Held(
+        held = HeldCase(
             job=job,
             source=ends.get("source"),
             destination=ends.get("destination"),
@@ -131,7 +131,7 @@ async def looked_at(job: Job) -> AsyncIterator[Held]:
                 job.means.records.release(record)
 
 
-def document(job: Job, said: Said, answer: Answer, *, errors: list[str]) -> ResolutionDocument:
+def document(job: MigrationSession, said: Said, answer: Answer, *, errors: list[str]) -> ResolutionDocument:
     """What is said to the person."""
     return ResolutionDocument(
         migration=job.id,
@@ -168,7 +168,7 @@ _GOES_ON = (
 )
 
 
-def _will(job: Job, said: Said, answer: Answer) -> list[str]:
+def _will(job: MigrationSession, said: Said, answer: Answer) -> list[str]:
     where = _where(job)
     lines = [_DOES[each.step].format(**where) for each in answer.steps]
     if any(each.step is Step.REVIVE for each in answer.steps):
@@ -184,7 +184,7 @@ def _will(job: Job, said: Said, answer: Answer) -> list[str]:
     return [*lines, _ENDS[answer.state].format(**where)]
 
 
-def _where(job: Job) -> dict[str, str]:
+def _where(job: MigrationSession) -> dict[str, str]:
     found = {}
     for side in ("source", "destination"):
         place = job.places.get(side)
@@ -208,7 +208,7 @@ _ADVICE: Mapping[Act, str] = {
 }
 
 
-def refusal(job: Job, answer: Answer, errors: list[str]) -> str:
+def refusal(job: MigrationSession, answer: Answer, errors: list[str]) -> str:
     """One line: why, and what would be taken."""
     advice = [f"--guest-at {word}" for word in answer.instead]
     text = "; ".join([answer.why, *errors])
@@ -217,7 +217,7 @@ def refusal(job: Job, answer: Answer, errors: list[str]) -> str:
     return f"{text}: {', or '.join(_ADVICE[act].format(**_where(job)) for act in answer.acts)}"
 
 
-async def weigh(job: Job, said: Said) -> ResolutionDocument:
+async def weigh(job: MigrationSession, said: Said) -> ResolutionDocument:
     """What would be done; nothing is.
 
     :raise MigratorError: it cannot be told.
@@ -226,7 +226,7 @@ async def weigh(job: Job, said: Said) -> ResolutionDocument:
         return document(job, said, held.weigh(said), errors=held.errors)
 
 
-async def resolve(job: Job, said: Said, *, agreed: Callable[[], None]) -> None:
+async def resolve(job: MigrationSession, said: Said, *, agreed: Callable[[], None]) -> None:
     """Look at both ends, and do what was said, to its end or until it is held again.
 
     :param agreed: called once the word is taken and on record.
@@ -256,7 +256,7 @@ async def resolve(job: Job, said: Said, *, agreed: Callable[[], None]) -> None:
 
 
 async def _begin(
-    job: Job, source: Qemu, destination: Qemu, intent: Intent
+    job: MigrationSession, source: Qemu, destination: Qemu, intent: Intent
 ) -> tuple[Record, Mapping[str, Any]]:
     """A record of what a person said, where there was none."""
     settings: Mapping[str, Any] = {"capabilities": {}, "parameters": {}}

@@ -6,7 +6,7 @@ import asyncio
 from collections.abc import Sequence
 
 from migrator import logs
-from migrator.engine.result import Result
+from migrator.engine.migration.outcome import MigrationOutcome
 from migrator.errors import QemuError
 from migrator.ports import Qemu, Settings
 
@@ -14,14 +14,14 @@ from migrator.ports import Qemu, Settings
 _AFTER_SECONDS = 5.0
 
 
-class Carrying:
+class RuntimeSettings:
     """Both ends of one migration, as far as what does not travel is concerned.
 
     Done before the stream begins, so that the guest never runs without its limits, and once more when it has arrived,
     from a source that still answers: somebody may have changed something meanwhile.
     """
 
-    def __init__(self, source: Qemu, destination: Qemu, *, result: Result) -> None:
+    def __init__(self, source: Qemu, destination: Qemu, *, result: MigrationOutcome) -> None:
         self._source, self._destination, self._result = source, destination, result
         self._log = logs.logger(migration=result.id)
 

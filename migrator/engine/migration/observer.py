@@ -8,9 +8,9 @@ from migrator.awake import Absence
 from migrator.core.migration.situation import Intent, Milestone, SourceIs, source_is
 from migrator.core.model import RUNNING_STATES, MigrationStatus, Mode, Process, RunState, Sample, View
 from migrator.engine import clock
-from migrator.engine.patience import Patience
-from migrator.engine.result import Result
-from migrator.engine.standstill import Moment, Standstill
+from migrator.engine.migration.outcome import MigrationOutcome
+from migrator.engine.migration.phase_timeouts import PhaseTimeouts
+from migrator.engine.migration.stop_interval import Moment, StopInterval
 from migrator.ports import Event, Qemu
 
 #: So old a destination's view may be while the source copies.
@@ -29,11 +29,13 @@ class Observer:
     :param result: gets downtime, bytes and rounds as they become known.
     """
 
-    def __init__(self, source: Qemu, destination: Qemu, *, patience: Patience, result: Result) -> None:
+    def __init__(
+        self, source: Qemu, destination: Qemu, *, patience: PhaseTimeouts, result: MigrationOutcome
+    ) -> None:
         self._source, self._destination = source, destination
         self._patience = patience
         self._result = result
-        self.standstill = Standstill(result)
+        self.standstill = StopInterval(result)
         #: The guest was seen to stop at the source at least once.
         self.stopped = False
         self._heard_stop = False

@@ -10,12 +10,12 @@ from migrator import logs
 from migrator.core.migration.lifecycle import Next, Step
 from migrator.core.migration.situation import Milestone
 from migrator.core.model import State
-from migrator.engine.carrying import Carrying
-from migrator.engine.ledger import Ledger
-from migrator.engine.observer import Observer
-from migrator.engine.prepare import together
-from migrator.engine.quiet import too_late
-from migrator.engine.result import Result
+from migrator.engine.migration.block_job_wait import too_late
+from migrator.engine.migration.intent_log import IntentLog
+from migrator.engine.migration.observer import Observer
+from migrator.engine.migration.outcome import MigrationOutcome
+from migrator.engine.migration.prepare import together
+from migrator.engine.migration.runtime_settings import RuntimeSettings
 from migrator.errors import CommandFailed, Driven, QemuError
 from migrator.ports import Qemu, Settings
 
@@ -31,7 +31,13 @@ class Steps:
     """
 
     def __init__(
-        self, source: Qemu, destination: Qemu, *, ledger: Ledger, observer: Observer, result: Result
+        self,
+        source: Qemu,
+        destination: Qemu,
+        *,
+        ledger: IntentLog,
+        observer: Observer,
+        result: MigrationOutcome,
     ) -> None:
         self._source, self._destination = source, destination
         self._ledger = ledger
@@ -39,7 +45,7 @@ class Steps:
         self._result = result
         self._log = logs.logger(migration=result.id)
         self.settings: Settings | None = None
-        self.carrying = Carrying(source, destination, result=result)
+        self.carrying = RuntimeSettings(source, destination, result=result)
 
     async def take(self, answer: Next) -> bool:
         """Take one step. What QEMU answers is only a hint: the next look shows what became of it.

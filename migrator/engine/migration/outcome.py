@@ -11,7 +11,7 @@ from migrator.core.process.carriers import NetworkState
 
 
 @dataclass(frozen=True, kw_only=True)
-class Status:
+class MigrationProgress:
     """What a person watching wants to see now."""
 
     state: State
@@ -27,7 +27,7 @@ class Status:
 
 
 @dataclass(kw_only=True)
-class Result:
+class MigrationOutcome:
     """How a migration ended; the fields of ``direct --json``."""
 
     id: str

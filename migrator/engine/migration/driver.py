@@ -23,12 +23,12 @@ from migrator.core.policy import Postcopy
 from migrator.core.preflight.compare import compare
 from migrator.core.preflight.facts import Facts
 from migrator.engine import clock
-from migrator.engine.ending import explain, measure
-from migrator.engine.migration_state import MigrationState, plain
-from migrator.engine.observer import interval
-from migrator.engine.prepare import prepare, together
-from migrator.engine.quiet import Quiet, too_late
-from migrator.engine.result import Result
+from migrator.engine.migration.block_job_wait import BlockJobWait, too_late
+from migrator.engine.migration.driver_state import DriverState, plain
+from migrator.engine.migration.ending import explain, measure
+from migrator.engine.migration.observer import interval
+from migrator.engine.migration.outcome import MigrationOutcome
+from migrator.engine.migration.prepare import prepare, together
 from migrator.errors import Driven, Fault, MigratorError, QemuError, TimedOut
 from migrator.faults import contained
 from migrator.ports import Settings, Tuning
@@ -41,7 +41,7 @@ PARKED = Tuning(max_bandwidth_bytes_per_second=4096, downtime_limit_seconds=0.0)
 _FAULTS_BORNE = 5
 
 
-class Migration(MigrationState):
+class MigrationDriver(DriverState):
     """One guest going from a source to a destination, once.
 
     Use :meth:`check`, then :meth:`run`; or :meth:`take_up` with the record another controller left.
@@ -55,7 +55,7 @@ class Migration(MigrationState):
         :raise Refused: that takes longer than the policy allows.
         :raise QemuError: the source cannot be asked.
         """
-        quiet = Quiet(
+        quiet = BlockJobWait(
             self._source,
             self._policy,
             unwanted=lambda: self._cancel_wanted or self._park_wanted,
@@ -100,7 +100,7 @@ class Migration(MigrationState):
 
     # --- the whole way ---------------------------------------------------------------------------------------------
 
-    async def run(self, *, begun: Callable[[], Awaitable[None]] | None = None) -> Result:
+    async def run(self, *, begun: Callable[[], Awaitable[None]] | None = None) -> MigrationOutcome:
         """Begin, and drive it to its end; :meth:`check` has found no error.
 
         :param begun: awaited once the record is on disk, before the first command: whoever keeps a journal notes there
@@ -173,7 +173,7 @@ class Migration(MigrationState):
         *,
         began_ago_seconds: float = 0.0,
         anew: bool = False,
-    ) -> Result:
+    ) -> MigrationOutcome:
         """Finish, undo or hold what another controller left, as its record says.
 
         :param facts: what that controller gave to :meth:`migrator.ports.Record.begin`.
@@ -200,7 +200,7 @@ class Migration(MigrationState):
             self._ledger.undo(State.CANCELLED, reason, by_choice=True, postponed=True)
         return await self._drive()
 
-    async def _as_said(self, word: Word) -> Result:
+    async def _as_said(self, word: Word) -> MigrationOutcome:
         """A person said where the guest is, and that is on record: it is done, or held again."""
         says = "the guest is lost" if word is Word.LOST else f"the guest is at the {word}"
         if word is Word.SOURCE:
@@ -252,7 +252,7 @@ class Migration(MigrationState):
             except TimedOut as error:
                 self._observer.complain(str(error))  # it may have begun all the same: the next look tells
 
-    async def _drive(self) -> Result:
+    async def _drive(self) -> MigrationOutcome:
         faults = 0
         while True:
             try:
@@ -274,7 +274,7 @@ class Migration(MigrationState):
                     self._ledger.undo(State.FAILED, str(fault))
             await self._observer.pause(0.1 * faults)
 
-    async def _go_on(self) -> Result:
+    async def _go_on(self) -> MigrationOutcome:
         while True:
             source, destination, overdue = await self._observer.look(self._ledger.intent)
             self._last_source, self._last = source, (source, destination)
@@ -345,7 +345,7 @@ class Migration(MigrationState):
 
     # --- the end ---------------------------------------------------------------------------------------------------
 
-    async def _end(self, answer: Next) -> Result:
+    async def _end(self, answer: Next) -> MigrationOutcome:
         result = self.result
         result.state = answer.state or State.HELD
         measure(result, self._ledger, self._observer)

@@ -11,16 +11,16 @@ from typing import Any
 from migrator import logs
 from migrator.core.inventory import Guest
 from migrator.core.policy import from_fields
-from migrator.engine import taking_up
-from migrator.engine.job import Job
-from migrator.engine.job_means import Means
+from migrator.engine.migration import take_over
+from migrator.engine.migration.services import SessionServices
+from migrator.engine.migration.session import MigrationSession
 from migrator.errors import RecordError
 from migrator.ports import Journal, Stray
 
 
 async def sort_out(
-    strays: Sequence[Stray], *, journal: Journal, means: Means, callbacks: Mapping[str, Any]
-) -> tuple[list[Job], list[str]]:
+    strays: Sequence[Stray], *, journal: Journal, means: SessionServices, callbacks: Mapping[str, Any]
+) -> tuple[list[MigrationSession], list[str]]:
     """Put away the records of migrations that have ended by the journal; those of unknown ones become held migrations.
 
     :return: these, and one line for each record that is too damaged for that.
@@ -50,12 +50,12 @@ async def sort_out(
     return held, complaints
 
 
-def _job(stray: Stray, means: Means, callbacks: Mapping[str, Any]) -> Job | None:
+def _job(stray: Stray, means: SessionServices, callbacks: Mapping[str, Any]) -> MigrationSession | None:
     facts = stray.facts
     if facts is None:
         return None
     try:
-        job = Job(
+        job = MigrationSession(
             identifier=stray.migration,
             guest=Guest.from_fields(facts["guest_fields"]),
             target=facts["target"],
@@ -63,7 +63,7 @@ def _job(stray: Stray, means: Means, callbacks: Mapping[str, Any]) -> Job | None
             means=means,
             **callbacks,
         )
-        taking_up.orphan(job, facts, stray.path)
+        take_over.orphan(job, facts, stray.path)
     except (KeyError, TypeError, ValueError, AttributeError):
         return None  # of a version that did not write all of it
     return job

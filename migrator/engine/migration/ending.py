@@ -5,13 +5,13 @@ from __future__ import annotations
 from migrator.core.migration.felt import above_ceiling, felt
 from migrator.core.migration.lifecycle import Next
 from migrator.core.model import State
-from migrator.engine.ledger import Ledger
-from migrator.engine.observer import Observer
-from migrator.engine.result import Result
+from migrator.engine.migration.intent_log import IntentLog
+from migrator.engine.migration.observer import Observer
+from migrator.engine.migration.outcome import MigrationOutcome
 from migrator.ports import Qemu
 
 
-def measure(result: Result, ledger: Ledger, observer: Observer) -> None:
+def measure(result: MigrationOutcome, ledger: IntentLog, observer: Observer) -> None:
     """What the guest felt, and whether that certainly was more than its policy allows."""
     standstill = observer.standstill
     if result.state is State.GUEST_ENDED or not ledger.intent.guest_runs:
@@ -38,7 +38,7 @@ def measure(result: Result, ledger: Ledger, observer: Observer) -> None:
         )
 
 
-def explain(answer: Next, ledger: Ledger, observer: Observer, destination: Qemu) -> str:
+def explain(answer: Next, ledger: IntentLog, observer: Observer, destination: Qemu) -> str:
     """One line: why, and what QEMU says of it on either side."""
     if ledger.undone_by_choice and answer.state is not State.HELD:
         return ledger.undo_reason
