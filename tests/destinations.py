@@ -19,9 +19,9 @@ from migrator.hosts.access import Access
 from migrator.hosts.local import LocalAccess
 from migrator.hosts.site_config import HostConfig
 from migrator.qemu.endpoint import Endpoint
+from migrator.site.connections import HostConnections
 from migrator.site.destinations import Destinations
-from migrator.site.hosts import Reach
-from migrator.site.incoming_destination import Started
+from migrator.site.incoming_destination import WaitingQemu
 from migrator.site.launch_config import LaunchConfig
 from migrator.store.records import FileRecord
 from migrator.testing.lab import Lab, Machine, Qemu
@@ -45,7 +45,7 @@ class Site:
             log_directory=str(lab.directory / "log"),
             start_seconds=20.0,
         )
-        self._reaches: list[Reach] = []
+        self._opened_connections: list[HostConnections] = []
         self.join()
         self.opened: list[Endpoint] = []
         self._moves = 0
@@ -54,9 +54,9 @@ class Site:
 
     def join(self) -> None:
         """After a change of the hosts."""
-        self.reach = Reach(self.hosts)
-        self._reaches.append(self.reach)
-        self.destinations = Destinations(self.reach, how=lambda guest, host: self.config)
+        self.connections = HostConnections(self.hosts)
+        self._opened_connections.append(self.connections)
+        self.destinations = Destinations(self.connections, how=lambda guest, host: self.config)
 
     def have(self, *binaries: Path) -> None:
         """Give alpha the one QEMU and beta the other."""
@@ -71,16 +71,16 @@ class Site:
         self.join()
 
     async def source(self, guest: Guest) -> Endpoint:
-        end = await self.reach.open(guest.host, guest.socket, role="source")
+        end = await self.connections.open(guest.host, guest.socket, role="source")
         self.opened.append(end)
         return end
 
-    async def start(self, guest: Guest, target: str = "beta") -> Started:
+    async def start(self, guest: Guest, target: str = "beta") -> WaitingQemu:
         self._moves += 1
         started = await self.destinations.start_destination(
             guest, await self.source(guest), target, migration=f"move-{self._moves}"
         )
-        assert isinstance(started, Started)
+        assert isinstance(started, WaitingQemu)
         assert isinstance(started.qemu, Endpoint)
         self.opened.append(started.qemu)
         return started
@@ -121,8 +121,8 @@ class Site:
     async def leave(self) -> None:
         """Let go of the hosts too, and of what still waits at a monitor that did not greet in time."""
         await self.close()
-        while self._reaches:
-            await self._reaches.pop().close()
+        while self._opened_connections:
+            await self._opened_connections.pop().close()
 
     @property
     def processes(self) -> list[int]:

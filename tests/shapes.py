@@ -26,7 +26,7 @@ from migrator.qemu.belongings import belongings, own_directory
 from migrator.qemu.cmdline import Place, Replica, memory_files, paths, replicate
 from migrator.qemu.live import Live
 from migrator.qemu.present import plugged, present
-from migrator.site.operator_paths import Home
+from migrator.site.operator_paths import OperatorPaths
 
 FOLDER = Path(__file__).parent / "corpus"
 RUN, LOG = "/run/migrator/guests/m1-abc123", "/var/log/migrator/m1.log"
@@ -121,7 +121,7 @@ def judge(shape: Shape, *, command: tuple[str, ...] = (), live: Live | None = No
     place = Place(binary=QEMU, run_directory=RUN, occupied=exists)
     replica = replicate(argv, machine=shape.machine, live=now, place=place)
     log = LOG if own_directory(argv) else ""
-    home = Home(having=belongings(argv, {}, log=log, directory=DIRECTORY), names={})
+    home = OperatorPaths(having=belongings(argv, {}, log=log, directory=DIRECTORY), names={})
     replica = home.moved(replica, place, log=LOG)
     found = host_checks.check(_case(shape, read_there, missing, exists))
     return Outcome(

@@ -27,7 +27,7 @@ from migrator.engine.migration.services import SessionServices
 from migrator.engine.migration.session import MigrationSession
 from migrator.engine.planner import Limits
 from migrator.engine.verbs import Verbs
-from migrator.ports import Record, Stray, Waiting
+from migrator.ports import IncomingDestination, Record, Stray
 from migrator.testing.journal import MemoryJournal
 from migrator.testing.simulated_site import SimulatedSite
 from migrator.testing.simulator import Simulator
@@ -146,7 +146,7 @@ class _Site(SimulatedSite):
     async def start_destination(
         self, guest: Any, source: Any, target: str, *, migration: str, accepted: Sequence[str] = ()
     ) -> Any:
-        waiting: Waiting = await super().start_destination(
+        waiting: IncomingDestination = await super().start_destination(
             guest, source, target, migration=migration, accepted=accepted
         )
         self.times[guest.key].started = asyncio.get_running_loop().time()

@@ -4,7 +4,7 @@ The engine never sees QMP, a file or a socket. Whatever implements these convert
 """
 
 from migrator.ports.qemu import Event, GuestProcess, Qemu, Settings, Tuning
-from migrator.ports.site import Carriers, HostLook, Site, Waiting
+from migrator.ports.site import Carriers, HostLook, IncomingDestination, Site
 from migrator.ports.store import EventTexts, Experience, Grant, Journal, Outcome, Record, Samples, Stray
 
 __all__ = [
@@ -15,6 +15,7 @@ __all__ = [
     "Grant",
     "GuestProcess",
     "HostLook",
+    "IncomingDestination",
     "Journal",
     "Outcome",
     "Qemu",
@@ -24,5 +25,4 @@ __all__ = [
     "Site",
     "Stray",
     "Tuning",
-    "Waiting",
 ]

@@ -23,7 +23,7 @@ class HostLook:
     guests: tuple[Guest, ...]
 
 
-class Waiting(Protocol):
+class IncomingDestination(Protocol):
     """A QEMU that was started, or found, at a target, and waits for a guest."""
 
     @property
@@ -102,7 +102,7 @@ class Site(Carriers, Protocol):
 
     async def start_destination(
         self, guest: Guest, source: Qemu, target: str, *, migration: str, accepted: Sequence[str] = ()
-    ) -> Waiting:
+    ) -> IncomingDestination:
         """Start the QEMU that the guest moves into, everything hot-plugged since its start included.
 
         After a failure nothing is left behind; the error carries QEMU's own words.

@@ -4,9 +4,7 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable, Collection, Sequence
-from contextlib import AbstractContextManager
 from dataclasses import replace
-from typing import Protocol
 
 from migrator.addresses import bracketed
 from migrator.core.findings import Objected, finding
@@ -17,15 +15,13 @@ from migrator.core.preflight.compare import compare
 from migrator.core.process.command_line import path_of
 from migrator.errors import HostError
 from migrator.hosts import belongings
-from migrator.hosts.access import Access
 from migrator.hosts.deserted import sweep
 from migrator.hosts.launch import Launcher, Like, Nest, certainly
 from migrator.hosts.new_files import NewFile, make_files, note_memory, unused
-from migrator.hosts.site_config import HostConfig
 from migrator.hosts.survey import survey
 from migrator.hosts.threads import give_turns
 from migrator.hosts.understanding import understood
-from migrator.ports import Qemu, Waiting
+from migrator.ports import IncomingDestination, Qemu
 from migrator.qemu import marks, naming
 from migrator.qemu.belongings import belongings as of_process
 from migrator.qemu.belongings import own_directory
@@ -37,45 +33,30 @@ from migrator.qemu.plugged import read_live
 from migrator.qemu.ports import Network
 from migrator.qemu.present import up_to_date
 from migrator.qemu.threads import threads
-from migrator.site.incoming_destination import Started, greet, sees_to_wait, undo
+from migrator.site.connections import HostConnections
+from migrator.site.incoming_destination import WaitingQemu, clear_away, connect_when_up, require_incoming
 from migrator.site.launch_config import LaunchConfig, Method, fill, place, socket_of
-from migrator.site.operator_paths import Home
+from migrator.site.operator_paths import OperatorPaths
 from migrator.site.process_checks import SourceProcess, read_source_process
 
 #: Time-out of a small command, in seconds.
 _SHORT = 10.0
 
 
-class Reach(Protocol):
-    """How hosts are reached."""
-
-    def access(self, host: str) -> Access:
-        """The way to a host."""
-
-    def config(self, host: str) -> HostConfig:
-        """What is configured of a host."""
-
-    def endpoint(self, host: str, socket: str, *, role: str) -> Endpoint:
-        """One end of a migration at a QMP socket of a host, not connected yet."""
-
-    def starting(self, host: str, directory: str) -> AbstractContextManager[None]:
-        """For as long as a QEMU that will live in that directory is being started: it is no guest."""
-
-
 class Destinations:
     """Starts and clears away the QEMUs that guests move into; see the calls of :class:`migrator.ports.Site`.
 
-    :param reach: shared with whoever opens the sources.
+    :param connections: shared with whoever opens the sources.
     :param how: how the QEMU of a guest is started on a host.
     """
 
     def __init__(
         self,
-        reach: Reach,
+        connections: HostConnections,
         *,
         how: Callable[[Guest, str], LaunchConfig] = lambda guest, host: LaunchConfig(),
     ) -> None:
-        self._reach = reach
+        self._connections = connections
         self._how = how
 
     def replicates(self, guest: Guest, target: str) -> bool:
@@ -113,7 +94,7 @@ class Destinations:
 
     async def start_destination(
         self, guest: Guest, source: Qemu, target: str, *, migration: str, accepted: Sequence[str] = ()
-    ) -> Waiting:
+    ) -> IncomingDestination:
         """Start the QEMU that the guest moves into, everything hot-plugged since its start included.
 
         After a failure nothing is left behind but the log of what was started; the error carries QEMU's own words.
@@ -153,11 +134,11 @@ class Destinations:
         except BaseException:
             await certainly(launcher.discard(nest), name=f"remove {nest.run_directory}")
             raise
-        with self._reach.starting(target, nest.run_directory):
+        with self._connections.starting(target, nest.run_directory):
             started = await launcher.start(nest, argv, by_itself=template, like=like)
-        qemu = self._reach.endpoint(target, place(nest).control, role="destination")
+        qemu = self._connections.endpoint(target, place(nest).control, role="destination")
         try:
-            await greet(qemu, launcher, nest, started, argv[0])
+            await connect_when_up(qemu, launcher, nest, started, argv[0])
             _refuse(
                 await catch_up(
                     end.monitor,
@@ -174,12 +155,12 @@ class Destinations:
             if process is not None:
                 notes += await self._give_turns(guest, end, target, qemu)
         except BaseException:
-            await certainly(undo(launcher, nest, qemu), name=f"clear {nest.run_directory}")
+            await certainly(clear_away(launcher, nest, qemu), name=f"clear {nest.run_directory}")
             raise
         finally:
             if started is not None:
                 started.close()
-        return Started(
+        return WaitingQemu(
             qemu,
             listen=self._listen(target),
             socket=place(nest).control,
@@ -197,7 +178,7 @@ class Destinations:
             path = path_of(disk.file)
             if not path.startswith("/"):
                 continue
-            done = await self._reach.access(host).run(
+            done = await self._connections.access(host).run(
                 ["stat", "-L", "-c", "%u:%g %a %s", "--", path], timeout=_SHORT
             )
             if done.status:
@@ -210,16 +191,16 @@ class Destinations:
             )
         return found
 
-    async def _attach(self, guest: Guest, target: str, config: LaunchConfig) -> Waiting:
+    async def _attach(self, guest: Guest, target: str, config: LaunchConfig) -> IncomingDestination:
         socket = socket_of(config.attached, guest)
-        qemu = self._reach.endpoint(target, socket, role="destination")
+        qemu = self._connections.endpoint(target, socket, role="destination")
         try:
             await qemu.connect()
-            await sees_to_wait(qemu)
+            await require_incoming(qemu)
         except BaseException:
             await certainly(qemu.close(), name=f"close {qemu.name}")
             raise
-        return Started(qemu, listen=self._listen(target), socket=socket)
+        return WaitingQemu(qemu, listen=self._listen(target), socket=socket)
 
     async def abandon(self, host: str, *, migration: str) -> None:
         """Remove what :meth:`start_destination` may have begun for a migration that nobody drives any more.
@@ -230,9 +211,9 @@ class Destinations:
         """
         launcher = self._launcher(host, self._how(Guest(key="", host=host), host))
         for nest in await launcher.nests_of(migration):
-            qemu = self._reach.endpoint(host, place(nest).control, role="destination")
+            qemu = self._connections.endpoint(host, place(nest).control, role="destination")
             rescue = functools.partial(self._rescue, host, nest)
-            left = Started(qemu, listen="", socket="", launcher=launcher, nest=nest, rescue=rescue)
+            left = WaitingQemu(qemu, listen="", socket="", launcher=launcher, nest=nest, rescue=rescue)
             await left.discard()
 
     async def sweep(self, host: str, *, under_way: Callable[[str], bool]) -> list[str]:
@@ -244,15 +225,15 @@ class Destinations:
             self._launcher(host, self._how(Guest(key="", host=host), host)), under_way=under_way
         )
 
-    async def _home(self, guest: Guest, argv: Sequence[str], directory: str) -> Home:
+    async def _operator_paths(self, guest: Guest, argv: Sequence[str], directory: str) -> OperatorPaths:
         """What the operator has at the source's process, whose relative paths go from that directory."""
         own = own_directory(argv)
         launcher = self._launcher(guest.host, self._how(guest, guest.host))
         nest = await launcher.nest_at(f"{own}/control.qmp") if own else None
         if nest is None:
-            return Home(having=of_process(argv, {}, directory=directory), names={})
+            return OperatorPaths(having=of_process(argv, {}, directory=directory), names={})
         names = await belongings.noted(launcher.host, nest)
-        return Home(having=of_process(argv, names, log=nest.log, directory=directory), names=names)
+        return OperatorPaths(having=of_process(argv, names, log=nest.log, directory=directory), names=names)
 
     async def settle(self, guest: Guest) -> list[str]:
         """Have the paths that the operator knows lead to a guest that has arrived; what could not be, in sentences.
@@ -274,11 +255,11 @@ class Destinations:
             await launcher.clear(nest)
 
     def _rescue(self, host: str, nest: Nest) -> Endpoint:
-        return self._reach.endpoint(host, place(nest).rescue, role="destination")
+        return self._connections.endpoint(host, place(nest).rescue, role="destination")
 
     def _launcher(self, host: str, config: LaunchConfig) -> Launcher:
         return Launcher(
-            self._reach.access(host),
+            self._connections.access(host),
             base=config.base_directory,
             log_directory=config.log_directory,
             former=config.former_directories,
@@ -287,7 +268,7 @@ class Destinations:
         )
 
     def _listen(self, target: str) -> str:
-        return f"tcp:{bracketed(self._reach.config(target).address)}:0"
+        return f"tcp:{bracketed(self._connections.config(target).address)}:0"
 
     async def _give_turns(
         self, guest: Guest, source: Endpoint, target: str, qemu: Endpoint
@@ -296,7 +277,7 @@ class Destinations:
         if source.process is None or qemu.process is None:
             return ()
         mine, theirs = await threads(source.monitor), await threads(qemu.monitor)
-        here, there = self._reach.access(guest.host), self._reach.access(target)
+        here, there = self._connections.access(guest.host), self._connections.access(target)
         left = await give_turns(here, source.process.pid, mine, there, qemu.process.pid, theirs)
         return tuple(finding("process-settings", text) for text in left)
 
@@ -304,7 +285,7 @@ class Destinations:
         """Whose the source's process is; ``None`` where it is not known which one it is."""
         if source.process is None:
             return None
-        return await read_source_process(self._reach.access(guest.host), source.process)
+        return await read_source_process(self._connections.access(guest.host), source.process)
 
     async def _replicate(
         self,
@@ -323,13 +304,15 @@ class Destinations:
             raise Objected([finding("command-line-unknown", text, remedy)])
         argv = marks.without(argv)
         machine, live = await read_live(source.monitor, argv)
-        configured = config.binary or self._reach.config(target).qemu
+        configured = config.binary or self._connections.config(target).qemu
         candidates = (configured, "") if configured else (argv[0], "qemu-system-x86_64")
-        home = await self._home(guest, argv, process.identity.directory if process is not None else "")
+        home = await self._operator_paths(
+            guest, argv, process.identity.directory if process is not None else ""
+        )
         now = up_to_date(argv, machine=machine, live=live)
         wanted, memory = paths(now, home.having.directory), memory_files(now)
         seen = await survey(
-            self._reach.access(target),
+            self._connections.access(target),
             source_pid=source.identity.get("pid"),
             binaries=candidates,
             base=base,
@@ -343,7 +326,7 @@ class Destinations:
         here = seen.boot_id == source.identity.get("boot_id")
         # What one QEMU left behind, the next may have: the guest's memory is written over it.
         left = [path for path in memory if path in seen.occupied]
-        free = await unused(self._reach.access(target), left) if left else frozenset()
+        free = await unused(self._connections.access(target), left) if left else frozenset()
         where = Place(
             binary=seen.binary,
             run_directory=nest.run_directory,

@@ -7,14 +7,12 @@ found) is a guest that cannot be asked, never one that is not there.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Collection, Iterable, Mapping
+from collections.abc import Collection, Iterable
 from dataclasses import dataclass, replace
 from fnmatch import fnmatchcase
-from typing import Protocol
 
 from migrator.core.inventory import Guest
 from migrator.core.migration import stranded
-from migrator.core.migration.drivers import Driver
 from migrator.core.model import RunState
 from migrator.errors import Fault, HostError, NobodyListens, Occupied, QemuError
 from migrator.faults import contained
@@ -25,9 +23,9 @@ from migrator.hosts.sockets import FoundSocket, Survey, find_sockets, literal, s
 from migrator.machine import is_gone_as_seen_here, own_network
 from migrator.qemu import naming
 from migrator.qemu.identify import Identity, identify_at
-from migrator.qemu.knocks import Knocks
 from migrator.site import unreachable_guests
-from migrator.site.guest_records import ELSEWHERE, guest_of, told_apart
+from migrator.site.connections import HostConnections
+from migrator.site.guest_records import ELSEWHERE, guest_record, with_distinct_keys
 
 #: So often is looked again where a process may be at its end: where many end, another may be then.
 _LOOKS_AT_ENDS = 3
@@ -41,29 +39,8 @@ _GREETING_SECONDS, _STILL_SECONDS = 1.0, 0.05
 _AGAIN_SECONDS = 0.3
 
 
-class Reach(Protocol):
-    """How hosts are reached, and which QEMUs are this controller's own."""
-
-    knocks: Knocks
-
-    @property
-    def driver(self) -> Driver | None:
-        """By whom the QEMUs are marked that it changes."""
-
-    @property
-    def held(self) -> Mapping[tuple[str, str], str]:
-        """Role of every monitor held open, by host and path of its socket."""
-
-    def access(self, host: str) -> Access: ...
-
-    def config(self, host: str) -> HostConfig: ...
-
-    def starts(self, host: str) -> Iterable[str]:
-        """Directories of QEMUs that are being started there now."""
-
-
 @dataclass(frozen=True, kw_only=True)
-class _Found:
+class _FoundQemu:
     """One QEMU, or what else listens at a socket under the patterns."""
 
     #: Under the patterns.
@@ -72,11 +49,11 @@ class _Found:
     process: FoundProcess | None = None
 
 
-class Looker:
+class GuestDiscovery:
     """Looks at hosts; remembers every guest as it last could be asked."""
 
-    def __init__(self, reach: Reach) -> None:
-        self._reach = reach
+    def __init__(self, connections: HostConnections) -> None:
+        self._connections = connections
         #: By host and path of its socket.
         self.known: dict[tuple[str, str], Guest] = {}
         #: By host and pid, what a guest without a uuid is called whose first process that is.
@@ -100,7 +77,7 @@ class Looker:
 
         :raise HostError: the host cannot be asked, or not all of it.
         """
-        access, config = self._reach.access(host), self._reach.config(host)
+        access, config = self._connections.access(host), self._connections.config(host)
         waiting = self._waiting(host)
         seen = await survey(access, config.sockets)
         self._places[host] = seen.processes.boot_id, seen.processes.network
@@ -126,8 +103,8 @@ class Looker:
         )
         found = self._of(host, config, seen, waiting | self._waiting(host))
         asked = await asyncio.gather(*(self._contained(host, config, each, limit) for each in found))
-        guests = list(told_apart([guest for guest in asked if guest is not None]))
-        for key in [key for key in self.known if key[0] == host and key not in self._reach.held]:
+        guests = list(with_distinct_keys([guest for guest in asked if guest is not None]))
+        for key in [key for key in self.known if key[0] == host and key not in self._connections.held]:
             del self.known[key]
         self.known |= {(host, guest.socket or f"pid {guest.pid}"): guest for guest in guests}
         return guests
@@ -146,16 +123,18 @@ class Looker:
         return replace(seen, sockets=[again.get(each.path, each) for each in seen.sockets])
 
     async def _knocked(self, host: str, path: str) -> bool:
-        return self._reach.knocks.waits(await self._reach.access(host).forward(path))
+        return self._connections.knocks.waits(await self._connections.access(host).forward(path))
 
     def _waiting(self, host: str) -> set[str]:
         """What the paths of the sockets of our own destinations begin with."""
         held = (
-            path for (name, path), role in self._reach.held.items() if name == host and role == "destination"
+            path
+            for (name, path), role in self._connections.held.items()
+            if name == host and role == "destination"
         )
-        return {*held, *(f"{directory}/" for directory in self._reach.starts(host))}
+        return {*held, *(f"{directory}/" for directory in self._connections.starting_directories(host))}
 
-    def _of(self, host: str, config: HostConfig, seen: Survey, waiting: Collection[str]) -> list[_Found]:
+    def _of(self, host: str, config: HostConfig, seen: Survey, waiting: Collection[str]) -> list[_FoundQemu]:
         """Sockets that somebody listens at, those of one process together; and QEMUs without one."""
         qemus = {each.pid: each for each in seen.processes.qemus}
         named = {path: each for each in qemus.values() for path in unreachable_guests.monitor_paths(each)}
@@ -168,12 +147,12 @@ class Looker:
                 continue
             groups.setdefault(each.path if pid is None else pid, []).append(replace(each, pid=pid))
         found = [
-            _Found(sockets=tuple(sockets), process=qemus.get(key) if isinstance(key, int) else None)
+            _FoundQemu(sockets=tuple(sockets), process=qemus.get(key) if isinstance(key, int) else None)
             for key, sockets in groups.items()
         ]
         if config.processes:
             strangers = (each for each in qemus.values() if each.pid not in groups)
-            found += [_Found(process=each) for each in self._ours(host, config, seen, strangers, waiting)]
+            found += [_FoundQemu(process=each) for each in self._ours(host, config, seen, strangers, waiting)]
         return found
 
     def _ours(
@@ -219,7 +198,7 @@ class Looker:
     # --- asking ------------------------------------------------------------------------------------------------------
 
     async def _contained(
-        self, host: str, config: HostConfig, found: _Found, limit: asyncio.Semaphore
+        self, host: str, config: HostConfig, found: _FoundQemu, limit: asyncio.Semaphore
     ) -> Guest | None:
         """The guest in it; of one that we fail at nobody knows more than before, and the others do not notice."""
         try:
@@ -236,7 +215,7 @@ class Looker:
             )
 
     async def _ask(
-        self, host: str, config: HostConfig, found: _Found, limit: asyncio.Semaphore
+        self, host: str, config: HostConfig, found: _FoundQemu, limit: asyncio.Semaphore
     ) -> Guest | None:
         """The guest in it; ``None`` where there is none."""
         if not found.sockets:
@@ -267,7 +246,7 @@ class Looker:
 
     def _standing(self, guest: Guest, identity: Identity) -> Guest:
         """With what stands in its way where it stands in a migration that this controller does not drive now."""
-        mine, other = self._reach.driver, identity.driver
+        mine, other = self._connections.driver, identity.driver
         ours = mine is not None and other is not None and mine.controller == other.controller
         gone = is_gone_as_seen_here(other.process) if other is not None else None
         found = stranded.obstacle(identity.run, identity.status, other, ours=ours, gone=gone)
@@ -292,11 +271,11 @@ class Looker:
         return replace(guest, obstacle=text, obstacle_code="monitor-silent")
 
     async def _dumb(
-        self, host: str, config: HostConfig, found: _Found, failure: QemuError | None
+        self, host: str, config: HostConfig, found: _FoundQemu, failure: QemuError | None
     ) -> Guest | None:
         """Nothing that speaks QMP could be opened: its process may have ended meanwhile."""
         paths = [literal(each.path) for each in found.sockets]
-        seen = await survey(self._reach.access(host), paths)
+        seen = await survey(self._connections.access(host), paths)
         alive = {each.pid: each for each in seen.processes.qemus}
         process = alive.get(found.process.pid) if found.process is not None else None
         if found.process is not None and process is None:
@@ -312,7 +291,7 @@ class Looker:
         guest = self._as_known(host, first)
         return replace(guest, lost_contact=True, obstacle=text, obstacle_code="monitor-silent")
 
-    def _unmonitored(self, host: str, config: HostConfig, found: _Found) -> Guest | None:
+    def _unmonitored(self, host: str, config: HostConfig, found: _FoundQemu) -> Guest | None:
         process = found.process
         if process is None:
             return None
@@ -329,20 +308,20 @@ class Looker:
             known,
             lost_contact=True,
             monitored=False,
-            obstacle=unreachable_guests.no_monitor(config, process),
+            obstacle=unreachable_guests.why_unreachable(config, process),
             obstacle_code="no-monitor",
         )
 
     def _held(self, host: str, sockets: Iterable[FoundSocket]) -> tuple[FoundSocket, str] | None:
         """The socket of these that this controller holds, with its role."""
         for each in sockets:
-            if role := self._reach.held.get((host, each.path)):
+            if role := self._connections.held.get((host, each.path)):
                 return each, role
         return None
 
     async def _identify(self, host: str, found: FoundSocket) -> Identity:
-        local = await self._reach.access(host).forward(found.path)
-        name, knocks = f"{host}:{found.path}", self._reach.knocks
+        local = await self._connections.access(host).forward(found.path)
+        name, knocks = f"{host}:{found.path}", self._connections.knocks
         waits = knocks.waits(local)
         if not waits and found.waiting:
             raise Occupied(name, "others wait for it already, and it accepts nobody")
@@ -364,4 +343,4 @@ class Looker:
         return self._guest(host, found, Identity(uuid=found.uuid, name=found.name))
 
     def _guest(self, host: str, found: FoundSocket, identity: Identity) -> Guest:
-        return guest_of(host, found, identity, first=self._first.get((host, found.pid), ""))
+        return guest_record(host, found, identity, first=self._first.get((host, found.pid), ""))

@@ -15,20 +15,21 @@ from migrator.hosts.site_config import HostConfig, SshConfig, access
 from migrator.ports import Qemu
 from migrator.settings import Settings
 from migrator.settings.models import HostSettings
+from migrator.site.connections import HostConnections
 from migrator.site.destinations import Destinations
 from migrator.site.host_checks import SiteChecks
-from migrator.site.hosts import Reach, SiteHosts
+from migrator.site.hosts import SiteHosts
 from migrator.site.launch_config import LaunchConfig, Method
 
 #: Where a destination's run directory is made if nothing else is configured and root starts it.
 _RUN_DIRECTORY = "/run/migrator/guests"
 
 
-class _Checks:
+class _AllChecks:
     """What hosts say against a target, and what starting a destination there would say."""
 
-    def __init__(self, reach: Reach, destinations: Destinations) -> None:
-        self._hosts = SiteChecks(reach, replicated=destinations.replicates)
+    def __init__(self, connections: HostConnections, destinations: Destinations) -> None:
+        self._hosts = SiteChecks(connections, replicated=destinations.replicates)
         self._destinations = destinations
 
     async def check(self, guest: Guest, source: Qemu, target: str, policy: Policy) -> tuple[Finding, ...]:
@@ -111,9 +112,13 @@ class ConfiguredSite(SiteHosts):
     def __init__(self, settings: Settings, *, driver: Driver | None = None) -> None:
         self._launches: Mapping[str, LaunchConfig] = _launches(settings)
         configs = _configs(settings)
-        self.reach = Reach({name: (access(each), each) for name, each in configs.items()}, driver=driver)
-        destinations = Destinations(self.reach, how=self.how)
-        super().__init__(self.reach, checker=_Checks(self.reach, destinations), launcher=destinations)
+        self.connections = HostConnections(
+            {name: (access(each), each) for name, each in configs.items()}, driver=driver
+        )
+        destinations = Destinations(self.connections, how=self.how)
+        super().__init__(
+            self.connections, checker=_AllChecks(self.connections, destinations), launcher=destinations
+        )
 
     def how(self, guest: Guest, host: str) -> LaunchConfig:
         """How the guest's destination is started on a host."""
@@ -131,7 +136,7 @@ class ConfiguredSite(SiteHosts):
         def take_over() -> None:
             self._launches = launches
             for config in configs.values():
-                self.reach.configure(config)
+                self.connections.configure(config)
 
         return take_over
 

@@ -15,7 +15,7 @@ from migrator.qemu.identify import Identity
 ELSEWHERE = frozenset({RunState.INMIGRATE, RunState.FINISH_MIGRATE, RunState.POSTMIGRATE})
 
 
-def guest_of(host: str, found: FoundSocket, identity: Identity, *, first: str = "") -> Guest:
+def guest_record(host: str, found: FoundSocket, identity: Identity, *, first: str = "") -> Guest:
     """The guest behind a socket, or in a process without one.
 
     :param first: what it is called if this is the process that it was started in, and it has no uuid.
@@ -40,7 +40,7 @@ def _place(host: str, socket: str, pid: int | None) -> str:
     return f"{host}:{socket or f'pid-{pid}'}"
 
 
-def told_apart(guests: list[Guest]) -> Iterable[Guest]:
+def with_distinct_keys(guests: list[Guest]) -> Iterable[Guest]:
     """No key twice on a host: by their sockets where names are equal; equal uuids are for a person to mend."""
     # The two ends of a migration within a host have one uuid: the guest is the end that it has not left.
     count = Counter(guest.key for guest in guests if guest.run not in ELSEWHERE)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Callable, Coroutine
 from dataclasses import replace
-from typing import Any, Protocol, TypeVar
+from typing import Any, TypeVar
 
 from migrator.core.findings import errors_first
 from migrator.core.inventory import Guest, HostFacts
@@ -20,11 +20,11 @@ from migrator.errors import CommandFailed, HostError
 from migrator.hosts.access import Access
 from migrator.hosts.facts import read_facts
 from migrator.hosts.identify import Question, look, probe
-from migrator.hosts.site_config import HostConfig
 from migrator.ports import Qemu
 from migrator.qemu.endpoint import Endpoint
 from migrator.qemu.plugged import read_live
 from migrator.qemu.present import plugged, present
+from migrator.site.connections import HostDirectory
 from migrator.site.process_checks import read_beside, read_source, seen_by, with_unreachable
 
 #: Seconds that one check may take in all.
@@ -33,16 +33,6 @@ _SECONDS = 60.0
 
 T = TypeVar("T")
 U = TypeVar("U")
-
-
-class Reach(Protocol):
-    """How hosts are reached."""
-
-    def access(self, host: str) -> Access:
-        """The way to a host."""
-
-    def config(self, host: str) -> HostConfig:
-        """What is configured of a host."""
 
 
 class HostChecks:
@@ -164,14 +154,17 @@ class HostChecks:
 class SiteChecks:
     """The same for hosts by their names, as a site asks for it.
 
-    :param reach: the way to them.
+    :param connections: to them.
     :param replicated: whether the destination of a guest on a host is started like its source.
     """
 
     def __init__(
-        self, reach: Reach, *, replicated: Callable[[Guest, str], bool] = lambda guest, host: True
+        self,
+        connections: HostDirectory,
+        *,
+        replicated: Callable[[Guest, str], bool] = lambda guest, host: True,
     ) -> None:
-        self._reach = reach
+        self._connections = connections
         self._replicated = replicated
         self._checks = HostChecks()
 
@@ -181,19 +174,19 @@ class SiteChecks:
         return await self._checks.check(
             guest,
             source,
-            self._reach.access(guest.host),
-            self._reach.access(target),
+            self._connections.access(guest.host),
+            self._connections.access(target),
             here=here,
             there=there,
-            qemu=self._reach.config(target).qemu,
+            qemu=self._connections.config(target).qemu,
             policy=policy,
             replicated=self._replicated(guest, target),
         )
 
     async def _facts(self, host: str) -> HostFacts:
-        config = self._reach.config(host)
+        config = self._connections.config(host)
         qemus = [config.qemu] if config.qemu else []
-        return await read_facts(self._reach.access(host), address=config.address, qemus=qemus)
+        return await read_facts(self._connections.access(host), address=config.address, qemus=qemus)
 
 
 async def _both(first: Coroutine[Any, Any, T], second: Coroutine[Any, Any, U]) -> tuple[T, U]:

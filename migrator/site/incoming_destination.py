@@ -18,8 +18,8 @@ _GREETING_SECONDS = 2.0
 _ANSWER_SECONDS = 4.0
 
 
-class Started:
-    """Implements :class:`migrator.ports.Waiting`.
+class WaitingQemu:
+    """Implements :class:`migrator.ports.IncomingDestination`.
 
     :param nest: where it lives, if it was started by us.
     :param rescue: makes an end of its other monitor, for when the first is silent.
@@ -116,7 +116,7 @@ def _waits(run: RunState, status: MigrationStatus) -> bool:
     return run is RunState.INMIGRATE and status not in _HOLDS_A_GUEST
 
 
-async def sees_to_wait(qemu: Endpoint) -> None:
+async def require_incoming(qemu: Endpoint) -> None:
     """:raise QemuError: it does not wait for a guest."""
     view = await qemu.observe(timeout=_GREETING_SECONDS)
     if view.answers and view.run is not RunState.INMIGRATE:
@@ -125,7 +125,7 @@ async def sees_to_wait(qemu: Endpoint) -> None:
         )
 
 
-async def greet(
+async def connect_when_up(
     qemu: Endpoint, launcher: Launcher, nest: Nest, process: GuestProcess | None, program: str
 ) -> None:
     """Connect; returns once it is seen to wait.
@@ -136,7 +136,7 @@ async def greet(
     while True:
         try:
             await qemu.connect(timeout=_GREETING_SECONDS)
-            await sees_to_wait(qemu)
+            await require_incoming(qemu)
         except Unreachable as error:
             if process is not None and process.alive is False:
                 raise HostError(launcher.host.name, await launcher.obituary(nest, program)) from error
@@ -149,7 +149,7 @@ async def greet(
             return
 
 
-async def undo(launcher: Launcher, nest: Nest, qemu: Endpoint) -> None:
+async def clear_away(launcher: Launcher, nest: Nest, qemu: Endpoint) -> None:
     """Remove one that was started and did not come to wait, with all that was made for it but its log."""
     process = qemu.process  # closed only once it has been killed
     try:

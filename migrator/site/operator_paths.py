@@ -13,7 +13,7 @@ from migrator.qemu.cmdline import Place, Replica
 
 
 @dataclass(frozen=True, kw_only=True)
-class Home:
+class OperatorPaths:
     """Of one process."""
 
     having: Belongings

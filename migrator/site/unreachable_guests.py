@@ -13,7 +13,7 @@ def monitor_paths(process: FoundProcess) -> list[str]:
     return [each.removeprefix("unix:") for each in process.monitors if each.startswith("unix:/")]
 
 
-def no_monitor(config: HostConfig, process: FoundProcess) -> str:
+def why_unreachable(config: HostConfig, process: FoundProcess) -> str:
     """Why a QEMU without a monitor that we see cannot be asked, and what to do."""
     what = f"{process.program} (pid {process.pid})"
     for path in monitor_paths(process):

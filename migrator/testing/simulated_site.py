@@ -31,7 +31,7 @@ from migrator.testing.workload import MIB, Workload, idle
 
 
 class _Waiting:
-    """Implements :class:`migrator.ports.Waiting`."""
+    """Implements :class:`migrator.ports.IncomingDestination`."""
 
     def __init__(self, qemu: SimulatedQemu) -> None:
         self.qemu = qemu

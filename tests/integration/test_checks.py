@@ -156,7 +156,7 @@ class TestFits:
         assert [each.code for each in found if each.severity is Severity.ERROR] == ["libvirt", *ALWAYS]
 
     async def test_hosts_by_their_names(self, lab: Lab, hosts: Hosts) -> None:
-        class Reach:
+        class Hosts:
             def access(self, host: str) -> Counting:
                 if host == "gamma":
                     return Counting(LocalAccess("gamma", ("false",)))
@@ -167,10 +167,10 @@ class TestFits:
 
         qemu = await start(lab, hosts)
         async with connected(qemu) as source:
-            found = await SiteChecks(Reach()).check(guest_of(qemu), source, "beta", builtin("default"))
+            found = await SiteChecks(Hosts()).check(guest_of(qemu), source, "beta", builtin("default"))
             assert {each.code for each in found} == ALWAYS
             with pytest.raises(HostError, match="gamma"):
-                await SiteChecks(Reach()).check(guest_of(qemu), source, "gamma", builtin("default"))
+                await SiteChecks(Hosts()).check(guest_of(qemu), source, "gamma", builtin("default"))
 
 
 class TestTarget:

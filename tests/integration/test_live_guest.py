@@ -507,7 +507,7 @@ async def arrives(lab: Lab, site: Site, crossing: tuple[Path, Path], change: Cha
     before = await shown(qemu)
     site.have(*crossing)
     guest = guest_of(qemu)
-    found = await SiteChecks(site.reach).check(
+    found = await SiteChecks(site.connections).check(
         replace(guest, pid=qemu.pid), await site.source(guest), "beta", policy=POLICY
     )
     found = accept(found, ACCEPTED_CODES)

@@ -80,7 +80,7 @@ async def test_variables_arrive_in_a_file_of_their_own(
     qemu = await lab.boot(machine(site, form), binary=one_crossing[0])
     guest = guest_of(qemu)
     known = replace(guest, pid=qemu.pid)
-    found = await SiteChecks(site.reach).check(known, await site.source(guest), "beta", policy=POLICY)
+    found = await SiteChecks(site.connections).check(known, await site.source(guest), "beta", policy=POLICY)
     found = accept(found, ACCEPTED_CODES)
     assert [finding.message for finding in found if finding.severity is Severity.ERROR] == []
     await site.close()

@@ -64,7 +64,7 @@ def open_to_all(lab: Lab, machine: Machine) -> None:
 async def findings(site: Site, guest: Guest, target: str = "beta") -> list[Finding]:
     """What is said before anything is started; nothing is left of it."""
     source = await site.source(guest)
-    here, there = site.reach.access(guest.host), site.reach.access(target)
+    here, there = site.connections.access(guest.host), site.connections.access(target)
     pid = source.identity["pid"]
     facts = await read_facts(here, address="127.0.0.1")
     found = await HostChecks().check(replace(guest, pid=pid), source, here, there, here=facts, there=facts)
@@ -233,7 +233,7 @@ class TestMayNot:
         try:
             site.reached_by(LocalAccess("beta", mounts.prefix))
             source = await site.source(guest)
-            alpha, beta = site.reach.access("alpha"), site.reach.access("beta")
+            alpha, beta = site.connections.access("alpha"), site.connections.access("beta")
             facts = await read_facts(alpha, address="127.0.0.1")
             pid = source.identity["pid"]
             found = await HostChecks().check(

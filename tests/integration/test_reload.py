@@ -54,7 +54,7 @@ class Service:
         write(self.directory, changes)
 
     def ssh(self) -> SshConfig:
-        access = self.site.reach.access("s")
+        access = self.site.connections.access("s")
         assert isinstance(access, SshAccess)
         return access._config
 
@@ -147,11 +147,11 @@ HOST: dict[str, tuple[str, Probe, Any]] = {
     "known_hosts": ('"/h"', lambda service: service.ssh().known_hosts, Path("/h")),
     "sockets": (
         '["/x/*"]',
-        lambda service: service.site.reach.config("a").sockets,
+        lambda service: service.site.connections.config("a").sockets,
         ("/x/*", "/run/migrator/guests/*/control.qmp"),
     ),
-    "look_for": ('"processes"', lambda service: service.site.reach.config("a").processes, True),
-    "qemu": ('"/usr/bin/q"', lambda service: service.site.reach.config("a").qemu, "/usr/bin/q"),
+    "look_for": ('"processes"', lambda service: service.site.connections.config("a").processes, True),
+    "qemu": ('"/usr/bin/q"', lambda service: service.site.connections.config("a").qemu, "/usr/bin/q"),
     "run_dir": ('"/r"', of_launch("base_directory"), "/r"),
     "log_dir": ('"/l"', of_launch("log_directory"), "/l"),
     "systemd": ("false", of_launch("systemd"), False),
@@ -193,7 +193,11 @@ LIVE: dict[str, tuple[str, Probe, Any]] = {
     "placement.max_tries": ("99", lambda service: service.engine.rules.placement.max_tries, 99),
     **{f"host_defaults.{key}": entry for key, entry in HOST.items()},
     **{f"hosts.{key}": entry for key, entry in HOST.items() if key not in OVER_SSH},
-    "hosts.address": ('"10.66.0.9"', lambda service: service.site.reach.config("a").address, "10.66.0.9"),
+    "hosts.address": (
+        '"10.66.0.9"',
+        lambda service: service.site.connections.config("a").address,
+        "10.66.0.9",
+    ),
     "guests.match": (
         '"oth*"',
         lambda service: service.engine.inventory._rules(replace(WEB, name="other")).priority,

@@ -22,10 +22,11 @@ from migrator.errors import HostError, QemuError, StrangeAnswer
 from migrator.hosts.local import LocalAccess
 from migrator.hosts.site_config import HostConfig, access
 from migrator.hosts.sockets import find_sockets, literal
-from migrator.ports import Qemu, Waiting
+from migrator.ports import IncomingDestination, Qemu
 from migrator.qemu.identify import identify_at
 from migrator.site import discovery
-from migrator.site.hosts import Reach, SiteHosts
+from migrator.site.connections import HostConnections
+from migrator.site.hosts import SiteHosts
 from migrator.testing.lab import Lab, Machine
 from migrator.testing.network import Hosts
 from tests.acceptance.test_two_controllers import frozen
@@ -43,7 +44,7 @@ class NobodyThere:
 
     async def start_destination(
         self, guest: Guest, source: Qemu, target: str, *, migration: str, accepted: Sequence[str] = ()
-    ) -> Waiting:
+    ) -> IncomingDestination:
         raise AssertionError
 
     async def abandon(self, host: str, *, migration: str) -> None:
@@ -60,8 +61,8 @@ class NobodyThere:
 
 
 def site_of(*configs: HostConfig) -> SiteHosts:
-    reach = Reach({config.name: (access(config), config) for config in configs})
-    return SiteHosts(reach, checker=NobodyThere(), launcher=NobodyThere())
+    connections = HostConnections({config.name: (access(config), config) for config in configs})
+    return SiteHosts(connections, checker=NobodyThere(), launcher=NobodyThere())
 
 
 @pytest.fixture
@@ -150,7 +151,7 @@ class TestLook:
         assert await guests(site) == found, "they are called the same whenever they are looked at"
         # Whoever cannot ask one comes to the same name by its process.
         nobody.sigstop()
-        other = site_of(site.reach.config("here"))
+        other = site_of(site.connections.config("here"))
         assert {each.key for each in (await other.look("here")).guests} == set(found)
         nobody.sigcont()
         await other.close()

@@ -21,10 +21,11 @@ from migrator.hosts.local import LocalAccess
 from migrator.hosts.site_config import HostConfig, access
 from migrator.hosts.sockets import RemoteMonitor, find_sockets, literal
 from migrator.hosts.ssh import SshAccess
-from migrator.ports import Qemu, Waiting
+from migrator.ports import IncomingDestination, Qemu
 from migrator.qemu.address import Address
 from migrator.qemu.endpoint import Endpoint
-from migrator.site.hosts import Reach, SiteHosts
+from migrator.site.connections import HostConnections
+from migrator.site.hosts import SiteHosts
 from migrator.testing import network
 from migrator.testing.lab import Lab, Machine, until
 from migrator.testing.network import Hosts
@@ -42,7 +43,7 @@ class NobodyThere:
 
     async def start_destination(
         self, guest: Guest, source: Qemu, target: str, *, migration: str, accepted: Sequence[str] = ()
-    ) -> Waiting:
+    ) -> IncomingDestination:
         raise AssertionError
 
     async def abandon(self, host: str, *, migration: str) -> None:
@@ -87,7 +88,7 @@ async def site(world: SimpleNamespace) -> AsyncIterator[SiteHosts]:
         for name in ("alpha", "beta")
     ]
     site = SiteHosts(
-        Reach({config.name: (access(config), config) for config in configs}),
+        HostConnections({config.name: (access(config), config) for config in configs}),
         checker=NobodyThere(),
         launcher=NobodyThere(),
     )
@@ -307,7 +308,7 @@ async def test_qemus_that_cannot_be_asked_are_guests_there(world: SimpleNamespac
         name="alpha", sockets=(f"{literal(str(world.lab.directory))}/*alpha.qmp",), ssh=world.alpha.config()
     )
     site = SiteHosts(
-        Reach({"alpha": (access(config), config)}), checker=NobodyThere(), launcher=NobodyThere()
+        HostConnections({"alpha": (access(config), config)}), checker=NobodyThere(), launcher=NobodyThere()
     )
     prefix = world.hosts["alpha"].prefix
     elsewhere = await world.lab.start(Machine(name="elsewhere"), prefix=prefix, label="elsewhere")

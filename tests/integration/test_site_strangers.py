@@ -20,7 +20,8 @@ from migrator.hosts.local import LocalAccess
 from migrator.hosts.site_config import HostConfig, access
 from migrator.hosts.sockets import find_sockets, literal
 from migrator.machine import exists
-from migrator.site.hosts import Reach, SiteHosts
+from migrator.site.connections import HostConnections
+from migrator.site.hosts import SiteHosts
 from migrator.testing.lab import Habit, Lab, Machine, Qemu, binaries, until
 from migrator.testing.network import Hosts
 from tests.command import SLOWLY, started
@@ -33,7 +34,9 @@ async def site(hosts: Hosts, lab: Lab) -> AsyncIterator[SiteHosts]:
     """The host of the first namespace, with the monitors that end in ``.qmp``."""
     here = next(iter(hosts))
     config = HostConfig(name="here", prefix=here.prefix, sockets=(f"{literal(str(lab.directory))}/*.qmp",))
-    site = SiteHosts(Reach({"here": (access(config), config)}), checker=NobodyThere(), launcher=NobodyThere())
+    site = SiteHosts(
+        HostConnections({"here": (access(config), config)}), checker=NobodyThere(), launcher=NobodyThere()
+    )
     yield site
     await site.close()
 
@@ -221,7 +224,7 @@ async def test_a_destination_that_is_being_started_is_no_guest(
     run = lab.directory / "run"
     run.mkdir()
     await bare(hosts, lab, "ours", "-incoming", "defer", "-qmp", f"unix:{run}/control,server=on,wait=off")
-    with site.reach.starting("here", str(run)):
+    with site.connections.starting("here", str(run)):
         assert await guests(site) == {}
     assert list(await guests(site)) == ["ours"]
 
@@ -232,7 +235,9 @@ async def test_a_host_that_hides_processes_is_not_taken_for_an_empty_one(hosts: 
     config = HostConfig(name="here", prefix=prefix, sockets=(f"{literal(str(lab.directory))}/*.qmp",))
     if (await access(config).run(["true"])).status:
         missing("/proc cannot be mounted in a namespace here")
-    site = SiteHosts(Reach({"here": (access(config), config)}), checker=NobodyThere(), launcher=NobodyThere())
+    site = SiteHosts(
+        HostConnections({"here": (access(config), config)}), checker=NobodyThere(), launcher=NobodyThere()
+    )
     with pytest.raises(HostError, match=r"the processes of other users are hidden there .* look_for"):
         await site.look("here")
     await site.close()

@@ -24,7 +24,7 @@ from migrator.engine.migration.services import EndLocation, SessionServices
 from migrator.engine.migration.session_state import SessionState
 from migrator.errors import Fault, HostError, JournalError, MigratorError, QemuError, RecordError
 from migrator.faults import contained
-from migrator.ports import Qemu, Record, Waiting
+from migrator.ports import IncomingDestination, Qemu, Record
 
 #: A destination that was checked so long ago is compared with its source again.
 _STALE_SECONDS = 2.0
@@ -36,7 +36,7 @@ class MigrationSession(SessionState):
     _source: Qemu | None = None
     _destination: Qemu | None = None
     #: What was started at the target and has not got its guest yet.
-    _waiting: Waiting | None = None
+    _waiting: IncomingDestination | None = None
     _migration: MigrationDriver | None = None
     #: A person has said that it is nowhere any more.
     _lost = False

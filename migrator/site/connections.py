@@ -1,0 +1,176 @@
+"""Connections to the hosts of the site, and the monitors that this controller holds open there."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any, Protocol
+
+from migrator.core.migration.drivers import Driver
+from migrator.errors import HostError, MigratorError, QemuError, Unreachable
+from migrator.hosts.access import Access
+from migrator.hosts.local import LocalAccess
+from migrator.hosts.site_config import HostConfig, Reconfigurable
+from migrator.hosts.sockets import RemoteMonitor
+from migrator.qemu.address import Address
+from migrator.qemu.endpoint import Endpoint
+from migrator.qemu.knocks import Knocks
+
+#: Seconds to open a monitor for a migration.
+_OPEN_SECONDS = 5.0
+
+
+class HostDirectory(Protocol):
+    """The hosts by name."""
+
+    def access(self, host: str) -> Access:
+        """Return the connection to a host.
+
+        :raise HostError: when none of that name is configured.
+        """
+
+    def config(self, host: str) -> HostConfig:
+        """Return what is configured of a host.
+
+        :raise HostError: when none of that name is configured.
+        """
+
+
+class _OpenEndpoint(Endpoint):
+    """An endpoint that reports when it is closed."""
+
+    def __init__(self, address: Address, *, on_close: Callable[[], None], **how: Any) -> None:
+        super().__init__(address, **how)
+        self._on_close = on_close
+
+    async def close(self) -> None:
+        try:
+            await super().close()
+        finally:
+            self._on_close()
+
+
+class HostConnections:
+    """Every host, how to reach it, and the monitors that this controller holds open.
+
+    :param hosts: by name: the way to it and what is configured of it.
+    :param driver: who marks the QEMUs that are changed; ``None`` for whoever changes none.
+    """
+
+    def __init__(
+        self, hosts: Mapping[str, tuple[Access, HostConfig]], *, driver: Driver | None = None
+    ) -> None:
+        self._hosts = dict(hosts)
+        self.driver = driver
+        #: Role of every monitor held open, by host and path of its socket.
+        self.held: dict[tuple[str, str], str] = {}
+        #: What waits for a monitor to answer.
+        self.knocks = Knocks()
+        self._starting: list[tuple[str, str]] = []
+        #: By host: set, and forgotten, when another configuration of it is in force.
+        self._configured: dict[str, asyncio.Event] = {}
+
+    def configure(self, config: HostConfig) -> None:
+        """Another configuration of a host that is reached in the same way; cannot fail."""
+        access, before = self._hosts[config.name]
+        if config == before:
+            return
+        self._hosts[config.name] = access, config
+        if config.ssh is not None and isinstance(access, Reconfigurable):
+            access.configure(config.ssh)
+        if (event := self._configured.pop(config.name, None)) is not None:
+            event.set()
+
+    async def configured(self, host: str) -> None:
+        """Wait until another configuration of a host is in force."""
+        await self._configured.setdefault(host, asyncio.Event()).wait()
+
+    def access(self, host: str) -> Access:
+        """The way to a host.
+
+        :raise HostError: when none of that name is configured.
+        """
+        return self._host(host)[0]
+
+    def config(self, host: str) -> HostConfig:
+        """What is configured of a host.
+
+        :raise HostError: when none of that name is configured.
+        """
+        return self._host(host)[1]
+
+    @contextlib.contextmanager
+    def starting(self, host: str, directory: str) -> Iterator[None]:
+        """For as long as a QEMU that will live in that directory is being started: it is no guest."""
+        self._starting.append((host, directory))
+        try:
+            yield
+        finally:
+            self._starting.remove((host, directory))
+
+    def starting_directories(self, host: str) -> list[str]:
+        """Directories of QEMUs that are being started there now."""
+        return [directory for name, directory in self._starting if name == host]
+
+    def _host(self, name: str) -> tuple[Access, HostConfig]:
+        try:
+            return self._hosts[name]
+        except KeyError:
+            raise HostError(name, "it is not in the configuration") from None
+
+    def endpoint(self, host: str, socket: str, *, role: str) -> Endpoint:
+        """One end of a migration at a QMP socket of a host, not connected yet. It counts as held until it is closed."""
+        access = self.access(host)
+        key = host, socket
+        self.held[key] = role
+        if isinstance(access, LocalAccess):
+            address, way = Address(kind="unix", path=socket), None
+        else:
+            address, way = Address(kind="ssh", host=host, path=socket), RemoteMonitor(access, socket)
+
+        def let_go() -> None:
+            self.held.pop(key, None)
+
+        return _OpenEndpoint(
+            address, role=role, way=way, driver=self.driver, knocks=self.knocks, on_close=let_go
+        )
+
+    async def open(
+        self,
+        host: str,
+        socket: str,
+        *,
+        role: str,
+        identity: Mapping[str, Any] | None = None,
+        absent: bool = False,
+    ) -> Endpoint:
+        """As :meth:`migrator.ports.Site.open`. A process that lives and is silent is opened too where its identity is
+        given: its looks will tell.
+        """
+        end = self.endpoint(host, socket, role=role)
+        try:
+            if identity:
+                await end.take_hold(identity)
+                if end.process is not None and end.process.alive:
+                    try:
+                        await end.connect(timeout=_OPEN_SECONDS)
+                    except Unreachable:
+                        pass  # its looks will tell
+                elif not end.dead and not absent:
+                    raise HostError(
+                        host, f"whether pid {identity['pid']} of {end.name} lives cannot be told now"
+                    )
+            else:
+                await end.connect(timeout=_OPEN_SECONDS)
+        except BaseException as error:
+            await end.close()
+            if isinstance(error, MigratorError) and not isinstance(error, HostError | QemuError):
+                raise QemuError(end.name, str(error)) from error
+            raise
+        return end
+
+    async def close(self) -> None:
+        """Let go of every host."""
+        self.knocks.close()
+        await asyncio.gather(*(access.close() for access, _ in self._hosts.values()))
