@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable
+from collections.abc import Callable, Coroutine
 from pathlib import Path
+from typing import Any
 
 from migrator import logs
 from migrator.service import serve as service
@@ -21,11 +22,29 @@ class _Site(SimulatedSite):
         return lambda: None
 
 
-def run(path: Path, populate: Callable[[SimulatedSite], None]) -> None:
+async def _nothing() -> None:
+    pass
+
+
+def run(
+    path: Path,
+    populate: Callable[[SimulatedSite], None],
+    *,
+    beside: Callable[[], Coroutine[Any, Any, None]] = _nothing,
+) -> None:
     """Serve until killed.
 
     :param path: the configuration; its hosts are those that `populate` makes.
+    :param beside: runs on the same event loop, to measure it.
     """
+
+    async def both() -> None:
+        measuring = asyncio.create_task(beside(), name="measuring")
+        try:
+            await service.serve(path)
+        finally:
+            measuring.cancel()
+
     site = _Site()
     populate(site)
 
@@ -35,4 +54,4 @@ def run(path: Path, populate: Callable[[SimulatedSite], None]) -> None:
     logs.configure()
     # The one part that is not the service's own.
     setattr(service, "make_site", simulated)  # noqa: B010 - it belongs to another module
-    asyncio.run(service.serve(path))
+    asyncio.run(both())

@@ -61,7 +61,8 @@ from migrator.engine.door import Claim, Door
 from migrator.engine.event_bus import EventBus
 from migrator.http.app import create_app
 from migrator.http.limits import Limits
-from migrator.http.server import Servers, Tcp, UnixSocket
+from migrator.http.listeners import Tcp, UnixSocket
+from migrator.http.server import Servers
 from migrator.ports import EventTexts, Grant
 
 _Result = TypeVar("_Result")

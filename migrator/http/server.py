@@ -1,19 +1,13 @@
-"""The sockets: a Unix socket, TCP with TLS or on loopback, and a port for Prometheus. No signals are handled here."""
+"""Serves the application at each of its entrances. No signals are handled here."""
 
 from __future__ import annotations
 
 import asyncio
 import contextlib
-import grp
-import ipaddress
-import os
-import pwd
 import socket
 import ssl
-import stat
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass, replace
-from pathlib import Path
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import replace
 from types import TracebackType
 from typing import Self
 
@@ -21,10 +15,10 @@ import uvicorn
 from fastapi import FastAPI
 from starlette.types import ASGIApp, Receive, Scope, Send
 
-from migrator.errors import UsageError
 from migrator.http.acceptor import Acceptor
 from migrator.http.admission import Admission, Gate, within_descriptors
 from migrator.http.connection import Connection, log_as_we_do
+from migrator.http.listeners import Listeners, Tcp, UnixSocket
 from migrator.http.parts import Parts
 from migrator.http.probes import create_probes
 
@@ -32,31 +26,6 @@ from migrator.http.probes import create_probes
 _SHARES = {"tcp": 0.25, "unix": 0.125, "metrics": 0.0625}
 _LARGEST_HEAD_BYTES = 32 * 1024
 _KEEP_ALIVE_SECONDS = 30
-#: For a probe of a socket that may be stale.
-_PROBE_SECONDS = 1.0
-
-
-@dataclass(frozen=True, kw_only=True)
-class UnixSocket:
-    """Where the API is by default: who may open it is an operator."""
-
-    path: Path
-    mode: int = 0o660
-    #: Of its directory, where that must be made; one that is there is left as it is.
-    directory_mode: int = 0o750
-    #: Names; ``None`` leaves ours.
-    owner: str | None = None
-    group: str | None = None
-
-
-@dataclass(frozen=True, kw_only=True)
-class Tcp:
-    """A TCP entrance: bearer tokens, and TLS unless it is on loopback."""
-
-    host: str = "127.0.0.1"
-    #: 0 takes a free one.
-    port: int = 0
-    tls: ssl.SSLContext | None = None
 
 
 class Servers:
@@ -65,6 +34,7 @@ class Servers:
     Leaving it ends the streams, gives what is being answered `patience_seconds`, and closes every connection.
 
     :param metrics: only the probes and metrics, to whoever can reach it; for Prometheus.
+    :param inherited: see :class:`Listeners`.
     :param admission: what may come by each entrance; fewer connections where file descriptors are short.
     :raise UsageError: on entering, when one of the places cannot be listened at; none is then.
     """
@@ -76,50 +46,30 @@ class Servers:
         unix: UnixSocket | None = None,
         tcp: Tcp | None = None,
         metrics: Tcp | None = None,
+        inherited: Mapping[str, socket.socket] | None = None,
         admission: Admission | None = None,
         patience_seconds: int = 5,
     ) -> None:
         self._app = app
         self._admission = admission or Admission()
-        self._unix = unix
-        self._tcp = tcp
-        self._metrics = metrics
+        self._listeners = Listeners(unix=unix, tcp=tcp, metrics=metrics, inherited=inherited)
         self._patience = patience_seconds
         self._servers: list[_Server] = []
         self._tasks: list[asyncio.Task[None]] = []
-        self._inode: tuple[int, int] | None = None
-        #: Where it listens, for people and tests: ``unix:PATH``, ``https://HOST:PORT``, ``http://HOST:PORT``.
-        self.addresses: list[str] = []
+
+    @property
+    def addresses(self) -> list[str]:
+        """Where it listens; see :attr:`Listeners.addresses`."""
+        return self._listeners.addresses
 
     async def __aenter__(self) -> Self:
         log_as_we_do()
+        await self._listeners.bind()
         bound: list[tuple[_Server, socket.socket]] = []
-        try:
-            if self._unix is not None:
-                listener = await asyncio.to_thread(_bind_unix, self._unix)
-                status = self._unix.path.stat()
-                self._inode = (status.st_dev, status.st_ino)
-                bound.append((self._server(_entrance(self._app, "unix"), None, self._gate("unix")), listener))
-                self.addresses.append(f"unix:{self._unix.path}")
-            if self._tcp is not None:
-                if self._tcp.tls is None:
-                    _require_loopback(self._tcp.host)
-                listener = _bind_tcp(self._tcp)
-                bound.append(
-                    (self._server(_entrance(self._app, "tcp"), self._tcp.tls, self._gate("tcp")), listener)
-                )
-                self.addresses.append(_url(self._tcp, listener))
-            if self._metrics is not None:
-                listener = _bind_tcp(self._metrics)
-                probes = create_probes(self._app)
-                served = _entrance(probes, "metrics")
-                bound.append((self._server(served, self._metrics.tls, self._gate("metrics")), listener))
-                self.addresses.append(_url(self._metrics, listener))
-        except BaseException:
-            for _, listener in bound:
-                listener.close()
-            self._unlink()
-            raise
+        for name, listener in self._listeners.sockets.items():
+            app = create_probes(self._app) if name == "metrics" else self._app
+            server = self._server(_entrance(app, name), self._listeners.tls(name), self._gate(name))
+            bound.append((server, listener))
         for (server, listener), where in zip(bound, self.addresses, strict=True):
             self._servers.append(server)
             self._tasks.append(asyncio.create_task(server.serve([listener]), name=f"http {where}"))
@@ -146,7 +96,7 @@ class Servers:
 
     async def _stop(self) -> None:
         # Nobody new finds it from here on, and whoever starts in its place may have the path.
-        self._unlink()
+        self._listeners.unlink()
         parts = self._app.state.parts
         assert isinstance(parts, Parts)
         for server in self._servers:
@@ -186,15 +136,6 @@ class Servers:
         config.load()
         config.ssl = tls
         return _Server(config, gate)
-
-    def _unlink(self) -> None:
-        if self._unix is None or self._inode is None:
-            return
-        with contextlib.suppress(FileNotFoundError):
-            status = self._unix.path.stat()
-            if (status.st_dev, status.st_ino) == self._inode:
-                self._unix.path.unlink()
-        self._inode = None
 
 
 class _Server(uvicorn.Server):
@@ -267,111 +208,3 @@ def _entrance(app: ASGIApp, name: str) -> ASGIApp:
         await app(scope, receive, send)
 
     return entered
-
-
-def _bind_unix(where: UnixSocket) -> socket.socket:
-    path = where.path
-    if len(os.fsencode(path)) > 90:
-        raise UsageError(f"http: {path} is too long for a socket: at most 90 bytes")
-    try:
-        if not path.parent.exists():
-            path.parent.mkdir()
-            path.parent.chmod(where.directory_mode)
-            _give(path.parent, where)
-        _require_free(path)
-        # Under another name until it is as it shall be; until it listens nobody can connect either.
-        first = path.with_name(f".{path.name}.{os.getpid()}")
-        first.unlink(missing_ok=True)
-        listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_NONBLOCK)
-        try:
-            listener.bind(str(first))
-            _give(first, where)
-            first.chmod(where.mode)
-            listener.listen(128)
-            first.rename(path)
-        except BaseException:
-            listener.close()
-            first.unlink(missing_ok=True)
-            raise
-    except OSError as error:
-        raise UsageError(f"http: cannot listen at {path}: {error.strerror or error}") from error
-    return listener
-
-
-def _require_free(path: Path) -> None:
-    """Remove a socket at `path` that nobody listens at.
-
-    :raise UsageError: when somebody does, or it is no socket.
-    """
-    try:
-        mode = path.lstat().st_mode
-    except FileNotFoundError:
-        return
-    if not stat.S_ISSOCK(mode):
-        raise UsageError(f"http: {path} is there and is no socket; move it away or configure another path")
-    with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as probe:
-        probe.settimeout(_PROBE_SECONDS)
-        try:
-            probe.connect(str(path))
-        except ConnectionRefusedError:
-            path.unlink(missing_ok=True)
-            return
-        except TimeoutError:
-            pass  # its queue is full: somebody holds it
-    raise UsageError(f"http: another service listens at {path}; stop it first (migrator status asks it)")
-
-
-def _give(path: Path, where: UnixSocket) -> None:
-    try:
-        uid = -1 if where.owner is None else pwd.getpwnam(where.owner).pw_uid
-    except KeyError:
-        raise UsageError(
-            f"http: there is no user {where.owner!r}; create it, or configure another owner"
-        ) from None
-    try:
-        gid = -1 if where.group is None else grp.getgrnam(where.group).gr_gid
-    except KeyError:
-        raise UsageError(
-            f"http: there is no group {where.group!r}; create it, or configure another"
-        ) from None
-    if (uid, gid) != (-1, -1):
-        os.chown(path, uid, gid)
-
-
-def _bind_tcp(where: Tcp) -> socket.socket:
-    try:
-        family = ipaddress.ip_address(where.host).version == 6
-    except ValueError:
-        family = False
-    try:
-        listener = socket.create_server(
-            (where.host, where.port), family=socket.AF_INET6 if family else socket.AF_INET, backlog=128
-        )
-    except OSError as error:
-        # create_server puts Python's own words behind it.
-        why = os.strerror(error.errno) if error.errno and error.errno > 0 else error.strerror or str(error)
-        raise UsageError(
-            f"http: cannot listen at {where.host}:{where.port}: {why}; see who does (ss -ltnp), or configure another"
-        ) from error
-    listener.setblocking(False)
-    # Those accepted have it from here: asyncio sets it only where the protocol's number was given. Without it the body
-    # of an answer waits 40 ms for the client to acknowledge the head.
-    listener.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-    return listener
-
-
-def _require_loopback(host: str) -> None:
-    try:
-        found = socket.getaddrinfo(host, None, type=socket.SOCK_STREAM)
-    except OSError as error:
-        raise UsageError(f"http: {host} is no address: {error.strerror or error}") from error
-    if not all(ipaddress.ip_address(str(entry[4][0]).partition("%")[0]).is_loopback for entry in found):
-        raise UsageError(
-            f"http: {host} is not loopback: configure a TLS certificate and key, or listen at 127.0.0.1"
-        )
-
-
-def _url(where: Tcp, listener: socket.socket) -> str:
-    host, port = listener.getsockname()[:2]
-    scheme = "http" if where.tls is None else "https"
-    return f"{scheme}://[{host}]:{port}" if ":" in host else f"{scheme}://{host}:{port}"

@@ -12,7 +12,8 @@ from migrator.engine.controller import Rules
 from migrator.engine.planner import Limits
 from migrator.http.admission import Admission
 from migrator.http.limits import Limits as HttpLimits
-from migrator.http.server import Servers, Tcp, UnixSocket
+from migrator.http.listeners import Tcp, UnixSocket
+from migrator.http.server import Servers
 from migrator.http.wellformed import known_names
 from migrator.mqtt.settings import MqttSettings as BrokerSettings
 from migrator.settings import Settings

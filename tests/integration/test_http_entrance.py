@@ -18,7 +18,8 @@ from migrator.engine.door import Door
 from migrator.http.admission import Admission
 from migrator.http.app import create_app
 from migrator.http.limits import Limits
-from migrator.http.server import Servers, Tcp
+from migrator.http.listeners import Tcp
+from migrator.http.server import Servers
 from tests.service_fakes import OPERATOR, MemoryTokens, World
 
 _HEALTHY = b"GET /healthz HTTP/1.1\r\nHost: localhost\r\n\r\n"

@@ -20,7 +20,8 @@ from migrator.engine.door import Door
 from migrator.errors import UsageError
 from migrator.http.admission import Admission
 from migrator.http.app import create_app
-from migrator.http.server import Servers, Tcp, UnixSocket
+from migrator.http.listeners import Tcp, UnixSocket
+from migrator.http.server import Servers
 from migrator.testing.lab import until
 from tests.command import started
 from tests.service_fakes import OPERATOR, MemoryTokens, World, serving

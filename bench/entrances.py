@@ -1,0 +1,266 @@
+"""``python -m bench.entrances``: what a flood on an entrance costs the loop that drives migrations.
+
+The whole service as it is; only the hosts and their QEMUs are simulated, in real time. On the service's own event loop
+a timer is due every two milliseconds: how late it comes is how late the service would act upon what QEMU says.
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import contextlib
+import json
+import os
+import signal
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+import httpx2
+
+from bench import simulated_service
+from bench.figures import ms, paragraphs, table
+from bench.machine import Quiet, describe
+from bench.options import Options
+from migrator.testing.simulated_site import SimulatedSite
+from migrator.testing.workload import MIB, steady
+
+_HOSTS, _GUESTS_EACH, _MOVING = 100, 10, 50
+_SECONDS = 15.0
+_EVERY_SECONDS = 0.002
+#: Aim: so much more at p99 while an entrance is flooded.
+_MORE_SECONDS = 0.010
+_PATIENCE_SECONDS = 90.0
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Flood:
+    name: str
+    path: str
+    connections: int = 20
+
+
+_FLOODS = (
+    _Flood(name="all guests", path="/api/v1/guests"),
+    _Flood(name="pages of events", path="/api/v1/events?after=0&limit=500"),
+    _Flood(name="metrics", path="/metrics"),
+    _Flood(name="a new stream each", path="stream"),
+)
+
+
+def main(arguments: list[str]) -> int:
+    """Measure and print; the exit status is 1 when an aim was not met."""
+    parser = argparse.ArgumentParser(prog="python -m bench.entrances", description=__doc__)
+    parser.add_argument("--seconds", type=float, default=_SECONDS)
+    parser.add_argument("--serve", type=Path, help=argparse.SUPPRESS)
+    parser.add_argument("--flood", nargs=3, help=argparse.SUPPRESS)
+    given = parser.parse_args(arguments)
+    if given.serve is not None:
+        late = given.serve.with_name("late")
+        simulated_service.run(given.serve, _populate, beside=lambda: _measure_lateness(late))
+        return 0
+    if given.flood is not None:
+        asyncio.run(_flood(given.flood[0], given.flood[1], int(given.flood[2])))
+        return 0
+    text, met = asyncio.run(_measure(given.seconds))
+    print(f"{describe()}\n\n{text}")
+    return 0 if met else 1
+
+
+async def run(_: Options, quiet: Quiet) -> str:
+    """Measure it; returns the section's text."""
+    await quiet.wait()
+    text, _met = await _measure(_SECONDS)
+    return paragraphs(f"{describe()} · {_SECONDS:g} s each · {quiet}", text)
+
+
+def _populate(site: SimulatedSite) -> None:
+    for number in range(_HOSTS):
+        site.add_host(f"h{number}", link=100 * MIB)
+        for guest in range(_GUESTS_EACH):
+            site.add_guest(
+                f"vm-{number}-{guest}",
+                host=f"h{number}",
+                workload=steady(2048 * MIB, 90 * MIB),
+                memory_bytes=4096 * MIB,
+            )
+
+
+async def _measure_lateness(file: Path) -> None:
+    """Write how late each timer came, in seconds, one line for each second."""
+    loop = asyncio.get_running_loop()
+    with file.open("w", encoding="utf-8") as out:
+        values: list[float] = []
+        since = loop.time()
+        while True:
+            due = loop.time() + _EVERY_SECONDS
+            await asyncio.sleep(_EVERY_SECONDS)
+            now = loop.time()
+            values.append(now - due)
+            if now - since >= 1.0:
+                out.write(json.dumps([round(value, 6) for value in values]) + "\n")
+                out.flush()
+                values, since = [], now
+
+
+def _configuration(directory: Path) -> Path:
+    hosts = "".join(
+        f'[[hosts]]\nname = "h{number}"\nssh = "h{number}"\nlink_speed = "100MiB/s"\n'
+        for number in range(_HOSTS)
+    )
+    path = directory / "migrator.toml"
+    path.write_text(
+        '[site]\nname = "site"\ndefault_policy = "gentle"\nlog_level = "error"\n'
+        '[http]\nsocket = "api.sock"\nmetrics_listen = ""\n'
+        "requests_per_second = 1000\nburst = 1000\naddress_requests_per_second = 1000\n"
+        f'[store]\npath = "state/journal.db"\n{hosts}'
+    )
+    return path
+
+
+async def _measure(seconds: float) -> tuple[str, bool]:
+    with tempfile.TemporaryDirectory(prefix="bench-") as temporary:
+        directory = Path(temporary)
+        path = _configuration(directory)
+        with (directory / "log").open("wb") as log:
+            process = subprocess.Popen(
+                [sys.executable, "-m", "bench.entrances", "--serve", str(path)], stderr=log, stdout=log
+            )
+        try:
+            return await _figures(directory, seconds)
+        finally:
+            process.send_signal(signal.SIGKILL)
+            process.wait()
+
+
+async def _figures(directory: Path, seconds: float) -> tuple[str, bool]:
+    transport = httpx2.AsyncHTTPTransport(uds=str(directory / "api.sock"))
+    async with httpx2.AsyncClient(
+        transport=transport, base_url="http://migrator/api/v1/", timeout=60
+    ) as http:
+        await _ready(http)
+        for number in range(_MOVING):
+            got = await http.post(
+                "migrations", json={"guest": f"vm-{number}-0", "to": f"h{number + _MOVING}"}
+            )
+            assert got.status_code == 202, got.text
+        await asyncio.sleep(5.0)
+        quiet = await _late(directory, seconds)
+        rows = [["none", "", *_row(quiet)]]
+        met = True
+        for flood in _FLOODS:
+            async with _flooded(directory, flood) as counted:
+                values = await _late(directory, seconds)
+            more = _p99(values) - _p99(quiet)
+            met = met and more <= _MORE_SECONDS
+            rows.append([flood.name, f"{counted() / seconds:.0f}", *_row(values)])
+    text = paragraphs(
+        f"{_HOSTS * _GUESTS_EACH} guests on {_HOSTS} hosts, {_MOVING} of them on their way. How late the loop is that "
+        f"drives them, while {_FLOODS[0].connections} connections ask for the same as fast as they are answered:",
+        table(["flood", "answers a second", "median ms", "p99 ms", "worst ms"], rows),
+        f"Aim: p99 at most {ms(_MORE_SECONDS)} ms more than without a flood. "
+        + ("Aim met." if met else "**Aim not met.**"),
+    )
+    return text, met
+
+
+def _row(values: list[float]) -> list[str]:
+    return [ms(statistics.median(values)), ms(_p99(values)), ms(max(values))]
+
+
+def _p99(values: list[float]) -> float:
+    return statistics.quantiles(values, n=100)[98]
+
+
+async def _late(directory: Path, seconds: float) -> list[float]:
+    """How late timers came in the next so many seconds."""
+    file = directory / "late"
+    await asyncio.sleep(1.0)
+    before = len(file.read_text(encoding="utf-8").splitlines())
+    await asyncio.sleep(seconds)
+    lines = file.read_text(encoding="utf-8").splitlines()[before:]
+    return [value for line in lines for value in json.loads(line)]
+
+
+@asynccontextmanager
+async def _flooded(directory: Path, flood: _Flood) -> AsyncIterator[Callable[[], int]]:
+    child = await asyncio.create_subprocess_exec(
+        *(sys.executable, "-m", "bench.entrances", "--flood"),
+        *(str(directory / "api.sock"), flood.path, str(flood.connections)),
+        stdin=asyncio.subprocess.PIPE,
+        stdout=asyncio.subprocess.PIPE,
+    )
+    answered = 0
+
+    def counted() -> int:
+        return answered
+
+    try:
+        await asyncio.sleep(1.0)
+        yield counted
+    finally:
+        out, _ = await child.communicate(b"")
+        answered = int(out or b"0")
+
+
+async def _flood(socket: str, path: str, connections: int) -> None:
+    """Ask until the standard input ends; print how many answers came."""
+    os.nice(5)
+    answered = 0
+    stream = path == "stream"
+    asked = "/api/v1/events?after=0" if stream else path
+
+    async def ask() -> None:
+        nonlocal answered
+        reader, writer = await asyncio.open_unix_connection(socket, limit=1 << 20)
+        try:
+            while True:
+                writer.write(f"GET {asked} HTTP/1.1\r\nHost: x\r\n\r\n".encode())
+                head = await reader.readuntil(b"\r\n\r\n")
+                if stream:
+                    await reader.readexactly(4096)
+                    answered += 1
+                    return
+                length = next(
+                    line for line in head.lower().split(b"\r\n") if line.startswith(b"content-length:")
+                )
+                left = int(length.partition(b":")[2])
+                while left:
+                    left -= len(await reader.read(min(left, 1 << 16)) or sys.exit(1))
+                answered += 1
+        finally:
+            writer.close()
+
+    async def again() -> None:
+        while True:
+            with contextlib.suppress(OSError, EOFError, StopIteration):
+                await ask()
+            await asyncio.sleep(0.01)
+
+    tasks = [asyncio.create_task(again(), name=f"flood {number}") for number in range(connections)]
+    await asyncio.to_thread(sys.stdin.buffer.read)
+    for task in tasks:
+        task.cancel()
+    await asyncio.gather(*tasks, return_exceptions=True)
+    print(answered)
+
+
+async def _ready(http: httpx2.AsyncClient) -> None:
+    until = time.monotonic() + _PATIENCE_SECONDS
+    while time.monotonic() < until:
+        with contextlib.suppress(httpx2.TransportError):
+            got = await http.get("guests")
+            if got.status_code == 200 and len(got.json()["items"]) == _HOSTS * _GUESTS_EACH:
+                return
+        await asyncio.sleep(0.2)
+    raise TimeoutError("the service did not find its guests")
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))
