@@ -8,7 +8,6 @@ from typing import Any
 
 from migrator.api.documents import (
     EvacuationDocument,
-    EvacuationState,
     ForecastDocument,
     GuestDocument,
     HostDocument,
@@ -16,6 +15,7 @@ from migrator.api.documents import (
     SampleDocument,
 )
 from migrator.api.events import EventKind, Subject
+from migrator.core.drain.states import EvacuationState
 from migrator.core.inventory import HostState
 from migrator.core.model import Mode, State
 from migrator.engine.event_bus import EventBus

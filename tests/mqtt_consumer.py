@@ -11,7 +11,7 @@ from typing import Any
 
 from migrator.api.commands import Caller, Command, Envelope, Reply
 from migrator.api.documents import MigrationDocument
-from migrator.engine.door import Claim
+from migrator.engine.commands.dispatcher import Claim
 from tests.mqtt_fakes import FakeLog, Service, settings
 
 
@@ -30,7 +30,7 @@ async def serve(port: int, directory: Path, where: str) -> None:
             return claim
 
     service = Service(settings(port), log=Log(directory / "journal"))
-    begun, carry_out, execute = directory / "begun", service.controller.carry_out, service.door.execute
+    begun, carry_out, execute = directory / "begun", service.controller.carry_out, service.dispatcher.execute
 
     async def begin(command: Command, caller: Caller, *, key: str) -> Any:
         if command.verb != "migrate":
@@ -54,7 +54,7 @@ async def serve(port: int, directory: Path, where: str) -> None:
     changes: Mapping[Any, Any] = {"carry_out": begin}
     for name, value in changes.items():
         setattr(service.controller, name, value)
-    service.door.execute = through  # type: ignore[method-assign]
+    service.dispatcher.execute = through  # type: ignore[method-assign]
     await service.mqtt.run()
 
 

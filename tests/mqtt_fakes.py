@@ -21,7 +21,6 @@ from migrator.api.commands import Answer, Caller, Command, Evacuate, Migrate, Re
 from migrator.api.documents import (
     CheckDocument,
     EvacuationDocument,
-    EvacuationState,
     GuestDocument,
     HostDocument,
     MigrationDocument,
@@ -29,9 +28,10 @@ from migrator.api.documents import (
     SampleDocument,
 )
 from migrator.api.events import EventKind, Subject
+from migrator.core.drain.states import EvacuationState
 from migrator.core.inventory import HostState
 from migrator.core.model import State
-from migrator.engine.door import Claim, Door
+from migrator.engine.commands.dispatcher import Claim, Dispatcher
 from migrator.engine.event_bus import EventBus
 from migrator.mqtt import Mqtt, MqttSettings
 from migrator.ports import EventTexts
@@ -294,13 +294,13 @@ class Service:
         self.controller = FakeController(self.reading)
         self.log = log or FakeLog()
         self.heard: list[tuple[str, str, str]] = []
-        self.door = Door(
+        self.dispatcher = Dispatcher(
             controller=self.controller, log=self.log, heard=lambda *each: self.heard.append(each)
         )
         self.connections: list[bool] = []
         self.mqtt = Mqtt(
             settings=configured,
-            door=self.door,
+            dispatcher=self.dispatcher,
             reading=self.reading,
             connected=self.connections.append,
             # As kept in a state directory: one service after the other has it.

@@ -42,11 +42,9 @@ from migrator.api.documents import (
     DecisionDocument,
     EvacuationDocument,
     EvacuationGuest,
-    EvacuationState,
     FindingDocument,
     ForecastDocument,
     GuestDocument,
-    GuestStanding,
     HostDocument,
     MigrationDocument,
     PlanDocument,
@@ -55,9 +53,10 @@ from migrator.api.documents import (
     SampleDocument,
 )
 from migrator.api.events import EventDocument, EventKind, Subject
+from migrator.core.drain.states import EvacuationState, GuestStanding
 from migrator.core.inventory import HostState
 from migrator.core.model import Mode, Severity, State
-from migrator.engine.door import Claim, Door
+from migrator.engine.commands.dispatcher import Claim, Dispatcher
 from migrator.engine.event_bus import EventBus
 from migrator.http.app import create_app
 from migrator.http.limits import Limits
@@ -634,7 +633,7 @@ async def serving(
 ) -> AsyncIterator[Place]:
     """`world` on a Unix socket, on loopback, and its probes."""
     app = create_app(
-        Door(controller=world, log=world.log),
+        Dispatcher(controller=world, log=world.log),
         world,
         tokens or MemoryTokens(),
         metrics=_metrics,

@@ -19,6 +19,7 @@ from migrator.api.events import EventDocument, EventKind, Subject
 from migrator.core.model import Finding, MigrationStatus, Mode
 from migrator.core.policy import Policy, builtin
 from migrator.core.schedule.transfers import Rules as LinkRules
+from migrator.engine.commands.handlers import CommandHandlers
 from migrator.engine.controller import Engine, Rules
 from migrator.engine.event_bus import EventBus
 from migrator.engine.inventory import Inventory
@@ -26,7 +27,6 @@ from migrator.engine.journal_writer import JournalWriter
 from migrator.engine.migration.services import SessionServices
 from migrator.engine.migration.session import MigrationSession
 from migrator.engine.planner import Limits
-from migrator.engine.verbs import Verbs
 from migrator.ports import IncomingDestination, Record, Stray
 from migrator.testing.journal import MemoryJournal
 from migrator.testing.simulated_site import SimulatedSite
@@ -249,12 +249,12 @@ class _Jobs:
 
 
 async def _asked(engine: Engine, jobs: _Jobs, watch: _Watch) -> _Evacuation:
-    verbs, loop = Verbs(engine), asyncio.get_running_loop()
-    plan = await verbs.carry_out(Plan(host=_HOST), _CALLER, key="")
+    handlers, loop = CommandHandlers(engine), asyncio.get_running_loop()
+    plan = await handlers.carry_out(Plan(host=_HOST), _CALLER, key="")
     assert isinstance(plan, PlanDocument)
     simulating, began = _Simulating(), loop.time()
     with simulating:
-        asked = await verbs.carry_out(Evacuate(host=_HOST), _CALLER, key="")
+        asked = await handlers.carry_out(Evacuate(host=_HOST), _CALLER, key="")
         assert isinstance(asked, EvacuationDocument)
         async with asyncio.timeout(_HORIZON_SECONDS):
             while asked.id not in watch.ends:

@@ -7,11 +7,11 @@ Version 1 only gains fields.
 from __future__ import annotations
 
 from datetime import datetime
-from enum import StrEnum
 from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, computed_field, model_validator
 
+from migrator.core.drain.states import EvacuationState, GuestStanding
 from migrator.core.inventory import HostState
 from migrator.core.migration.felt import above_ceiling, felt
 from migrator.core.model import Mode, Severity, State
@@ -188,25 +188,6 @@ class SampleDocument(Document):
     postcopy_requests: int = 0
 
 
-class GuestStanding(StrEnum):
-    """How far a guest of an evacuation is."""
-
-    #: Waits for its turn.
-    WAITING = "waiting"
-    #: Its migration is under way.
-    MIGRATING = "migrating"
-    #: Runs on another host.
-    MOVED = "moved"
-    #: No host can take it now; tried again when the inventory changes.
-    NO_TARGET = "no-target"
-    #: Failed so often that it is left; its reason is said.
-    SET_ASIDE = "set-aside"
-    #: Its migration is held for a person.
-    HELD = "held"
-    #: It ended by itself, or somebody else took it away.
-    GONE = "gone"
-
-
 class EvacuationGuest(Document):
     """One guest of an evacuation."""
 
@@ -227,20 +208,6 @@ class EvacuationGuest(Document):
     downtime_seconds: float | None = None
     #: Why its migration is not expected to end under its policy, in one sentence; empty where it is.
     doubt: str = ""
-
-
-class EvacuationState(StrEnum):
-    """Where an evacuation, or a restore, is."""
-
-    RUNNING = "running"
-    #: The host is empty (evacuate), or everyone who could is back (restore).
-    COMPLETED = "completed"
-    #: Nothing more can be done by itself, and guests are left.
-    INCOMPLETE = "incomplete"
-    #: Somebody asked for it; every guest runs somewhere.
-    CANCELLED = "cancelled"
-    #: Its deadline passed with ``on_deadline: stop``.
-    STOPPED = "stopped"
 
 
 class EvacuationDocument(Document):

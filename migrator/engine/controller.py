@@ -1,6 +1,7 @@
 """What the service keeps: hosts, migrations and evacuations, each driven to its end, and what another controller left.
 
-Commands come in through :mod:`migrator.engine.verbs`; what is shown goes out through :mod:`migrator.engine.views`.
+Commands come in through :mod:`migrator.engine.commands.handlers`; what is shown goes out through
+:mod:`migrator.engine.views`.
 """
 
 from __future__ import annotations
@@ -15,16 +16,19 @@ from datetime import UTC, datetime, timedelta
 from typing import Any
 
 from migrator import logs
-from migrator.api.documents import EvacuationState, GuestStanding, HostDocument
+from migrator.api.documents import HostDocument
 from migrator.api.events import EventKind, Subject
 from migrator.api.trace_context import TraceContext
+from migrator.core.drain.evacuation import Evacuation
+from migrator.core.drain.preparations import Preparations
+from migrator.core.drain.states import EvacuationState, GuestStanding
 from migrator.core.inventory import Guest, Host, HostState
 from migrator.core.migration import stranded
 from migrator.core.model import Decision, State
 from migrator.core.placement import Fleet, Options
 from migrator.core.policy import Policy
-from migrator.engine.doubles import DUPLICATE
-from migrator.engine.evacuation import Evacuation
+from migrator.engine import evacuation_documents
+from migrator.engine.duplicates import DUPLICATE
 from migrator.engine.event_bus import EventBus
 from migrator.engine.inventory import Inventory
 from migrator.engine.journal_writer import DocumentToSave, JournalWriter
@@ -34,10 +38,9 @@ from migrator.engine.migration.leftovers import Leftovers
 from migrator.engine.migration.services import SessionServices
 from migrator.engine.migration.session import MigrationSession
 from migrator.engine.planner import Limits, Planner
-from migrator.engine.preparations import Preparations
 from migrator.engine.preview import Preview
-from migrator.engine.reserved import Reserved
-from migrator.engine.sweeping import Sweeping
+from migrator.engine.reservations import Reservations
+from migrator.engine.sweeper import Sweeper
 from migrator.engine.unreadable import UNREADABLE, say_unreadable
 from migrator.errors import MigratorError
 from migrator.faults import keep_going, told
@@ -94,7 +97,7 @@ class Engine:
         self._stopping = False
         self._measuring: set[asyncio.Task[None]] = set()
         #: What commands and the planner are about to change.
-        self.reserved = Reserved()
+        self.reserved = Reservations()
         #: Jobs that are being journalled: their targets are not given away meanwhile.
         self._coming: dict[str, MigrationSession] = {}
         #: When progress of a migration was last told.
@@ -111,7 +114,7 @@ class Engine:
             under_way=self._is_under_way,
             keep=journal_writer.schedule,
         )
-        self.sweeping = Sweeping(means.site, hosts=inventory.hosts, under_way=self._is_under_way)
+        self.sweeper = Sweeper(means.site, hosts=inventory.hosts, under_way=self._is_under_way)
         self.held = HeldMigrations(self)
         #: Records of steps that nobody can make anything of, each in one line for a person.
         self.left_records: list[str] = []
@@ -169,7 +172,7 @@ class Engine:
                 left.append(MigrationSession.from_journal(saved, means=self.means, **self._callbacks()))
         for saved in await self.journal_writer.journal.unfinished("evacuation"):
             with self._left_out("evacuation", saved):
-                run = Evacuation.from_journal(saved)
+                run = evacuation_documents.from_journal(saved)
                 self.runs[run.id] = run
         return left
 
@@ -222,7 +225,7 @@ class Engine:
                 "inventory": self.inventory.run,
                 "planner": self.planner.run,
                 "leftovers": self.leftovers.run,
-                "sweeping": self.sweeping.run,
+                "sweeper": self.sweeper.run,
                 "held migrations": self.held.run,
             }.items():
                 group.create_task(keep_going(name, work), name=name)
@@ -329,7 +332,10 @@ class Engine:
         documents: list[tuple[str, DocumentToSave]] = [("migration", job.journalled)]
         if run is not None:
             documents.append(
-                ("evacuation", lambda: run.as_if_begun(key, job.id, job.target, reason).journalled())
+                (
+                    "evacuation",
+                    lambda: evacuation_documents.journalled(run.as_if_begun(key, job.id, job.target, reason)),
+                )
             )
         self._coming[job.id] = job
         try:
@@ -422,8 +428,10 @@ class Engine:
 
     def announce_run(self, run: Evacuation) -> None:
         """Journal and tell how far it is."""
-        self.journal_writer.schedule_latest("evacuation", run.id, run.journalled)
-        body = run.document().model_dump(mode="json")
+        self.journal_writer.schedule_latest(
+            "evacuation", run.id, lambda: evacuation_documents.journalled(run)
+        )
+        body = evacuation_documents.evacuation_document(run).model_dump(mode="json")
         self.bus.publish(EventKind.STATE, Subject.EVACUATION, run.id, body)
 
     def begin_run(self, run: Evacuation) -> None:

@@ -14,7 +14,7 @@ from migrator import logs
 from migrator.awake import Absence
 from migrator.core.inventory import Guest, Host, HostState
 from migrator.core.model import RunState
-from migrator.engine.doubles import Doubles
+from migrator.engine.duplicates import Duplicates
 from migrator.errors import MigratorError
 from migrator.faults import contained, keep_going
 from migrator.ports import HostLook, Site
@@ -79,7 +79,7 @@ class Inventory:
         self._queued: dict[str, asyncio.Future[None]] = {}
         #: Hosts at which something was noticed that the next look will show.
         self._noticed: set[str] = set()
-        self._doubles = Doubles()
+        self._duplicates = Duplicates()
         #: Hosts that nobody has tried to look at yet.
         self._unseen = set(self._known)
         self._all_seen = asyncio.Event()
@@ -122,7 +122,7 @@ class Inventory:
     def guests(self, host: str | None = None) -> list[Guest]:
         """All, or those of one host."""
         chosen = self._known.values() if host is None else [self._known[host]]
-        return [self._doubles.marked(guest) for known in chosen for guest in known.guests]
+        return [self._duplicates.marked(guest) for known in chosen for guest in known.guests]
 
     def find(self, which: str) -> list[Guest]:
         """Every guest of that key, uuid, name, HOST/NAME or HOST:SOCKET; a key or uuid leaves the others out."""
@@ -249,9 +249,9 @@ class Inventory:
             self._unseen.discard(name)
             if not self._unseen:
                 self._all_seen.set()
-            doubled = self._doubles.found
-            self._judge_doubles(name)
-            if (known.host, known.guests) != before or self._doubles.found != doubled:
+            doubled = self._duplicates.found
+            self._judge_duplicates(name)
+            if (known.host, known.guests) != before or self._duplicates.found != doubled:
                 self._changed()
             return known.host
 
@@ -289,11 +289,11 @@ class Inventory:
 
     def doubled(self) -> Mapping[str, tuple[str, ...]]:
         """By uuid, the hosts that each of those that run more than once was seen to run on."""
-        return self._doubles.found
+        return self._duplicates.found
 
-    def _judge_doubles(self, looked_at: str) -> None:
+    def _judge_duplicates(self, looked_at: str) -> None:
         loop = asyncio.get_running_loop()
-        again = self._doubles.judge(
+        again = self._duplicates.judge(
             (guest for known in self._known.values() for guest in known.guests),
             looked_at=looked_at,
             began=lambda name: self._known[name].began if name in self._known else math.inf,

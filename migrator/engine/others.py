@@ -9,16 +9,13 @@ from collections.abc import Iterator
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
-from migrator.api.documents import GuestStanding
+from migrator.core.drain.states import GuestStanding
 from migrator.core.inventory import Guest
 from migrator.core.model import State
 
 if TYPE_CHECKING:
+    from migrator.core.drain.evacuation import Evacuation
     from migrator.engine.controller import Engine
-    from migrator.engine.evacuation import Evacuation
-
-#: Code of what keeps one from leaving, as the catalogue of findings has it: it is not there yet.
-ARRIVING = "arriving"
 
 
 def here_or_coming(engine: Engine, host: str) -> list[Guest]:

@@ -14,7 +14,10 @@ from datetime import UTC, datetime
 from typing import TYPE_CHECKING
 
 from migrator import logs
-from migrator.api.documents import EvacuationState, GuestStanding
+from migrator.api import trace_context
+from migrator.core.drain.entry import Entry
+from migrator.core.drain.evacuation import FIRST_PAUSE_SECONDS, MOST_ATTEMPTS, Evacuation
+from migrator.core.drain.states import EvacuationState, GuestStanding
 from migrator.core.inventory import Guest
 from migrator.core.model import State
 from migrator.core.placement import NoHost, Request, place
@@ -23,8 +26,6 @@ from migrator.core.schedule import Orders, schedule
 from migrator.core.schedule.transfers import Phase, Transfer
 from migrator.core.schedule.transfers import Rules as LinkRules
 from migrator.engine import judging
-from migrator.engine.evacuation import FIRST_PAUSE_SECONDS, MOST_ATTEMPTS, Evacuation
-from migrator.engine.evacuation_entry import Entry
 from migrator.engine.foretelling import Going, foretell, going_jobs, tell
 from migrator.engine.migration.session import MigrationSession
 from migrator.engine.others import heed, here_or_coming
@@ -339,7 +340,7 @@ class Planner:
             accept=run.accept,
             run=run.id,
             by=run.requested_by,
-            trace=run.trace,
+            trace=trace_context.of(run.traceparent, run.tracestate),
         )
         try:
             async with engine.reserved.hold(("evacuation", run.id), ("guest", key)):

@@ -9,6 +9,8 @@ from typing import TYPE_CHECKING
 
 from migrator import logs
 from migrator.api.documents import FindingDocument, PlanDocument, PlannedGuest
+from migrator.core.drain.entry import Entry
+from migrator.core.drain.evacuation import Evacuation
 from migrator.core.findings import errors_first, finding
 from migrator.core.inventory import Guest
 from migrator.core.migration.forecast import Verdict
@@ -17,8 +19,6 @@ from migrator.core.placement import NoHost, place
 from migrator.core.schedule.timetable import predict
 from migrator.core.schedule.transfers import Move, Network
 from migrator.engine import clock, judging
-from migrator.engine.evacuation import Evacuation
-from migrator.engine.evacuation_entry import Entry
 from migrator.engine.foretelling import PROBE_SECONDS, foreseen, no_end
 from migrator.engine.migration.session import MigrationSession
 from migrator.engine.others import here_or_coming

@@ -18,6 +18,7 @@ from migrator.api.documents import (
 from migrator.core.inventory import Guest
 from migrator.core.migration.downsampling import Point
 from migrator.engine.controller import Engine, host_document
+from migrator.engine.evacuation_documents import evacuation_document
 from migrator.engine.event_bus import EventBus
 from migrator.engine.unreadable import UNREADABLE, say_unreadable
 from migrator.ports import EventTexts
@@ -37,7 +38,7 @@ class Views:
         return [job.document() for job in self._engine.jobs.values() if not job.ended]
 
     def active_evacuations(self) -> list[EvacuationDocument]:
-        return [run.document() for run in self._engine.runs.values() if not run.ended]
+        return [evacuation_document(run) for run in self._engine.runs.values() if not run.ended]
 
     def hosts(self) -> list[HostDocument]:
         hosts = sorted(self._engine.inventory.hosts(), key=lambda h: h.name)
@@ -107,14 +108,14 @@ class Views:
         return self._readable(
             "migration",
             saved,
-            lambda each: jobs[each["id"]].document() if each["id"] in jobs else migration_document(each),
+            lambda each: jobs[each["id"]].document() if each["id"] in jobs else saved_migration(each),
         )
 
     async def migration(self, identifier: str) -> MigrationDocument | None:
         if identifier in self._engine.jobs:
             return self._engine.jobs[identifier].document()
         saved = await self._engine.journal_writer.journal.find("migration", identifier)
-        found = self._readable("migration", [saved] if saved else [], migration_document)
+        found = self._readable("migration", [saved] if saved else [], saved_migration)
         return found[0] if found else None
 
     async def samples(self, migration: str) -> list[SampleDocument]:
@@ -131,14 +132,16 @@ class Views:
         return self._readable(
             "evacuation",
             saved,
-            lambda each: runs[each["id"]].document() if each["id"] in runs else evacuation_document(each),
+            lambda each: (
+                evacuation_document(runs[each["id"]]) if each["id"] in runs else saved_evacuation(each)
+            ),
         )
 
     async def evacuation(self, identifier: str) -> EvacuationDocument | None:
         if identifier in self._engine.runs:
-            return self._engine.runs[identifier].document()
+            return evacuation_document(self._engine.runs[identifier])
         saved = await self._engine.journal_writer.journal.find("evacuation", identifier)
-        found = self._readable("evacuation", [saved] if saved else [], evacuation_document)
+        found = self._readable("evacuation", [saved] if saved else [], saved_evacuation)
         return found[0] if found else None
 
     async def events(
@@ -207,11 +210,11 @@ def _sample_document(point: Point) -> SampleDocument:
     )
 
 
-def migration_document(saved: Mapping[str, Any]) -> MigrationDocument:
+def saved_migration(saved: Mapping[str, Any]) -> MigrationDocument:
     """As it is in the journal."""
     return MigrationDocument.model_validate(_public(saved))
 
 
-def evacuation_document(saved: Mapping[str, Any]) -> EvacuationDocument:
+def saved_evacuation(saved: Mapping[str, Any]) -> EvacuationDocument:
     """As it is in the journal."""
     return EvacuationDocument.model_validate(_public(saved))

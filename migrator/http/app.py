@@ -7,7 +7,7 @@ from typing import Any, cast
 from fastapi import APIRouter, FastAPI
 
 from migrator import __version__
-from migrator.engine.door import Door
+from migrator.engine.commands.dispatcher import Dispatcher
 from migrator.engine.reading import Reading
 from migrator.http import ask, look, openapi, page, probes, session, stream
 from migrator.http.access import Access, Tokens
@@ -17,7 +17,7 @@ from migrator.http.problems import answer_with_problems
 
 
 def create_app(
-    door: Door,
+    dispatcher: Dispatcher,
     reading: Reading,
     auth: Tokens,
     *,
@@ -43,7 +43,7 @@ def create_app(
         redirect_slashes=False,
     )
     app.state.parts = Parts(
-        door=door,
+        dispatcher=dispatcher,
         reading=reading,
         access=Access(tokens=auth, rates=Rates(per_second=limits.requests_per_second, burst=limits.burst)),
         limits=limits,

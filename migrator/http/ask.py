@@ -1,4 +1,4 @@
-"""The routes that are commands: each becomes an envelope and goes through the door."""
+"""The routes that are commands: each becomes an envelope and goes to its handler."""
 
 from __future__ import annotations
 

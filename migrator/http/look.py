@@ -11,12 +11,12 @@ from starlette.responses import Response
 from migrator.api.commands import Name
 from migrator.api.documents import (
     EvacuationDocument,
-    EvacuationState,
     GuestDocument,
     HostDocument,
     MigrationDocument,
     SampleDocument,
 )
+from migrator.core.drain.states import EvacuationState
 from migrator.core.model import State
 from migrator.http.parts import Asks, answer, parts
 from migrator.http.problems import ProblemError

@@ -12,7 +12,7 @@ from pydantic import BaseModel
 from starlette.responses import Response
 
 from migrator.api.commands import Caller, Envelope, Reply
-from migrator.engine.door import Door
+from migrator.engine.commands.dispatcher import Dispatcher
 from migrator.engine.event_bus import Listener
 from migrator.engine.reading import Reading
 from migrator.errors import JournalError
@@ -32,7 +32,7 @@ Metrics = Callable[[str | None], Awaitable[tuple[bytes, str]]]
 class Parts:
     """Of one application; made by :func:`migrator.http.app.create_app`."""
 
-    door: Door
+    dispatcher: Dispatcher
     reading: Reading
     access: Access
     limits: Limits
@@ -78,10 +78,10 @@ class Parts:
         self._listeners.pop(listener, None)
 
     async def execute(self, envelope: Envelope) -> Reply:
-        """Give a command to the door; it is carried to its end though the client goes away."""
+        """Give a command to the dispatcher; it is carried to its end though the client goes away."""
         if self._closing:
             raise ProblemError(503, "closing", "the service is being stopped", headers={"Retry-After": "5"})
-        task = asyncio.create_task(self.door.execute(envelope), name=f"http {envelope.verb}")
+        task = asyncio.create_task(self.dispatcher.execute(envelope), name=f"http {envelope.verb}")
         self._commands.add(task)
         task.add_done_callback(self._commands.discard)
         return await asyncio.shield(task)

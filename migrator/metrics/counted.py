@@ -109,7 +109,7 @@ class Counted:
     # What others tell ------------------------------------------------------------------------------------
 
     def command(self, interface: str, verb: str, result: str) -> None:
-        """A command came; see the door."""
+        """A command came; see the dispatcher."""
         self._commands.labels(
             interface if interface in words.INTERFACES else words.OTHER,
             verb if verb in words.VERBS else "unknown",

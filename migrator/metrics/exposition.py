@@ -42,7 +42,7 @@ class Metrics:
     """All metrics of one service; it hears every event of `reading` from now on.
 
     ``async with`` (or :meth:`start` and :meth:`close`) around the time that it shall measure the event loop's lag.
-    Whoever has something to count calls the plain functions :attr:`command` (the door's ``heard``),
+    Whoever has something to count calls the plain functions :attr:`command` (the dispatcher's ``heard``),
     :attr:`qmp_command`, :attr:`qmp_error`, :attr:`journal_write`, :attr:`journal_error` and :attr:`spans`; they return
     at once and never raise.
 

@@ -13,7 +13,7 @@ from datetime import UTC, datetime, timedelta
 from migrator import logs
 from migrator.api.commands import COMMANDS, Role
 from migrator.api.events import EventDocument, EventKind, Subject
-from migrator.engine.door import Door
+from migrator.engine.commands.dispatcher import Dispatcher
 from migrator.engine.reading import Reading
 from migrator.errors import JournalError
 from migrator.mqtt.connection import (
@@ -67,7 +67,7 @@ class Mqtt:
         self,
         *,
         settings: MqttSettings,
-        door: Door,
+        dispatcher: Dispatcher,
         reading: Reading,
         client_id: str = "",
         keep_client_id: Callable[[str], None] = lambda client_id: None,
@@ -77,7 +77,7 @@ class Mqtt:
         now: Callable[[], datetime] = lambda: datetime.now(UTC),
     ) -> None:
         self._settings = settings
-        self._door = door
+        self._door = dispatcher
         self._connected = connected
         self._keep_client_id, self._taken = keep_client_id, taken
         self._now = now
@@ -94,7 +94,7 @@ class Mqtt:
             now=now,
         )
         self._replies = Replies(
-            door=door,
+            dispatcher=dispatcher,
             reading=reading,
             outbox=self._outbox,
             topics=self._topics,

@@ -1,4 +1,4 @@
-"""A message into a command. What is wrong with it is found here as far as MQTT has to do with it, else by the door."""
+"""A message into a command: what is wrong with it is found here as far as it is about MQTT, else by the dispatcher."""
 
 from __future__ import annotations
 
@@ -68,7 +68,7 @@ class ReplyTo:
 
 @dataclass(frozen=True, kw_only=True)
 class Incoming:
-    """A command that may go to the door."""
+    """A command that may go to the dispatcher."""
 
     envelope: Envelope
     user: str
@@ -77,7 +77,7 @@ class Incoming:
 
 
 class Foreign(Exception):
-    """A message that does not get as far as the door.
+    """A message that does not get as far as the dispatcher.
 
     :ivar reply_to: where that can be said, if anywhere.
     """

@@ -12,7 +12,7 @@ from typing import Any
 from migrator import logs
 from migrator.api.commands import Reply
 from migrator.api.events import EventDocument, Subject
-from migrator.engine.door import Door
+from migrator.engine.commands.dispatcher import Dispatcher
 from migrator.engine.reading import Reading
 from migrator.errors import JournalError
 from migrator.mqtt.inbound import Incoming, ReplyTo
@@ -20,10 +20,10 @@ from migrator.mqtt.messages import ReplyMessage
 from migrator.mqtt.outbox import Outbox, Outgoing, Rank
 from migrator.mqtt.topics import STATEFUL, Topics
 
-#: Verbs that begin what ends later: the others are done when they are answered.
+#: CommandHandlers that begin what ends later: the others are done when they are answered.
 BEGINNING = ("migrate", "evacuate", "restore")
 
-#: Ends that nobody waits for; the commands behind the last of them may still be on their way through the door.
+#: Ends that nobody waits for; the commands behind the last of them may still be on their way to its handler.
 _UNCLAIMED = 1000
 
 _log = logs.logger(interface="mqtt")
@@ -60,7 +60,7 @@ class Replies:
     def __init__(
         self,
         *,
-        door: Door,
+        dispatcher: Dispatcher,
         reading: Reading,
         outbox: Outbox,
         topics: Topics,
@@ -68,7 +68,7 @@ class Replies:
         who_began: WhoBegan,
         now: Callable[[], datetime],
     ) -> None:
-        self._door = door
+        self._door = dispatcher
         self._reading = reading
         self._outbox = outbox
         self._topics = topics
@@ -78,7 +78,7 @@ class Replies:
         self._ends: asyncio.Queue[EventDocument] = asyncio.Queue()
         self._waiting: dict[Key, tuple[Begun, ReplyTo]] = {}
         self._unclaimed: OrderedDict[Key, EventDocument] = OrderedDict()
-        #: User and id of what is on its way through the door.
+        #: User and id of what is on its way to its handler.
         self._executing: set[tuple[str, str]] = set()
 
     def give(self, reply: Reply, to: ReplyTo, *, then: Callable[[], None] | None = None) -> None:
@@ -159,7 +159,7 @@ class Replies:
             _log.warning("outcome not told", subject=event.subject_id, error=str(error))
             return None
         found = self._waiting.pop((event.subject, event.subject_id), None)
-        # While the command is on its way through the door, its reply goes first.
+        # While the command is on its way to its handler, its reply goes first.
         if found is not None or begun is None or (begun.user, begun.id) in self._executing:
             return found
         to = ReplyTo.of(begun.origin, topics=self._topics, user=begun.user)

@@ -18,15 +18,15 @@ from migrator import settings as configuration
 from migrator.api.commands import COMMANDS, Envelope, Reply, Role
 from migrator.api.events import EventKind, Subject
 from migrator.core import findings as catalogue
+from migrator.engine.commands.dispatcher import Dispatcher
+from migrator.engine.commands.handlers import CommandHandlers
+from migrator.engine.commands.settlement import Settlement
 from migrator.engine.controller import Engine
-from migrator.engine.door import Door
 from migrator.engine.event_bus import EventBus
 from migrator.engine.inventory import Inventory
 from migrator.engine.journal_writer import JournalWriter
 from migrator.engine.migration.services import SessionServices
 from migrator.engine.migration.session import MigrationSession
-from migrator.engine.settling import Settling
-from migrator.engine.verbs import Verbs
 from migrator.engine.views import Views
 from migrator.errors import JournalError
 from migrator.faults import keep_going
@@ -160,8 +160,8 @@ async def _running(in_force: InForce) -> AsyncIterator[Engine]:
         journal.tell(on_write=metrics.journal_write, on_error=metrics.journal_error)
         faults.on_fault = metrics.fault
         monitor.on_command, monitor.on_error = metrics.qmp_command, metrics.qmp_error
-        door = Door(
-            controller=Verbs(engine),
+        dispatcher = Dispatcher(
+            controller=CommandHandlers(engine),
             log=journal,
             heard=metrics.command,
             told=lambda *said: _audit(bus, *said),
@@ -171,7 +171,7 @@ async def _running(in_force: InForce) -> AsyncIterator[Engine]:
         if settings.mqtt.host:
             mqtt = Mqtt(
                 settings=broker(settings),
-                door=door,
+                dispatcher=dispatcher,
                 reading=views,
                 client_id=client_id.read(directory),
                 keep_client_id=functools.partial(client_id.keep, directory),
@@ -179,8 +179,8 @@ async def _running(in_force: InForce) -> AsyncIterator[Engine]:
                 connected=lambda there: connected.update(mqtt=there),
                 who_began=lambda subject, identifier: _who_began(journal, subject, identifier),
             )
-        settling = Settling(
-            bus=bus, journal=journal, door=door, elsewhere=("mqtt",) if mqtt is not None else ()
+        settlement = Settlement(
+            bus=bus, journal=journal, dispatcher=dispatcher, elsewhere=("mqtt",) if mqtt is not None else ()
         )
         spans: contextlib.AbstractAsyncContextManager[Any] = contextlib.nullcontext()
         if (collector := tracing.collector(settings.traces)) is not None:
@@ -196,7 +196,9 @@ async def _running(in_force: InForce) -> AsyncIterator[Engine]:
         await engine.recover()  # before anything else: somebody may stand still
         await stack.enter_async_context(metrics)
         await stack.enter_async_context(spans)
-        app = create_app(door, views, journal.tokens, metrics=metrics.scrape, limits=http_limits(settings))
+        app = create_app(
+            dispatcher, views, journal.tokens, metrics=metrics.scrape, limits=http_limits(settings)
+        )
         servers = await stack.enter_async_context(http_servers(app, settings))
         async with asyncio.TaskGroup() as group:
             work: dict[str, Callable[[], Awaitable[None]]] = {
@@ -204,7 +206,7 @@ async def _running(in_force: InForce) -> AsyncIterator[Engine]:
                 "servers": servers.wait,
                 "housekeeping": lambda: _keep_house(journal, in_force),
                 "samples": journal.samples.run,
-                "settling": settling.run,
+                "settlement": settlement.run,
                 "watchdog": watchdog,
                 "reload": in_force.reload_on_hup,
             }

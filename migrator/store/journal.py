@@ -39,7 +39,7 @@ _COLUMNS = {
 
 @dataclass(frozen=True, kw_only=True)
 class Claim:
-    """See :class:`migrator.engine.door.Claim`."""
+    """See :class:`migrator.engine.commands.dispatcher.Claim`."""
 
     new: bool
     other_body: bool = False
@@ -47,7 +47,7 @@ class Claim:
 
 
 class SqlJournal:
-    """See :class:`migrator.ports.Journal` and :class:`migrator.engine.door.CommandLog`.
+    """See :class:`migrator.ports.Journal` and :class:`migrator.engine.commands.dispatcher.CommandLog`.
 
     ::
 
@@ -284,7 +284,7 @@ class SqlJournal:
     async def claim_command(
         self, *, key: str, verb: str, body_hash: str, body: Mapping[str, Any], caller: Mapping[str, str]
     ) -> Claim:
-        """See :meth:`migrator.engine.door.CommandLog.claim_command`."""
+        """See :meth:`migrator.engine.commands.dispatcher.CommandLog.claim_command`."""
         row = {
             "key": rows.text(key),
             "verb": verb,
@@ -332,7 +332,7 @@ class SqlJournal:
         return await self._database.read(read)
 
     async def unsettled(self) -> list[tuple[str, str]]:
-        """See :meth:`migrator.engine.settling.Commands.unsettled`.
+        """See :meth:`migrator.engine.commands.settlement.Commands.unsettled`.
 
         :raise JournalError: it cannot be read.
         """
@@ -349,7 +349,7 @@ class SqlJournal:
         return await self._database.read(read)
 
     async def answer_command(self, *, key: str, reply: Mapping[str, Any]) -> None:
-        """See :meth:`migrator.engine.door.CommandLog.answer_command`; one that was not claimed is let pass."""
+        """Write down the reply to a command, or what has become of it; one that was not claimed is let pass."""
         values = {
             "reply": json.dumps(dict(reply)),
             "answered_at": rows.microseconds(self._now()),

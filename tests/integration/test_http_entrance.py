@@ -14,7 +14,7 @@ import httpx2
 import pytest
 from fastapi import FastAPI
 
-from migrator.engine.door import Door
+from migrator.engine.commands.dispatcher import Dispatcher
 from migrator.http.admission import Admission
 from migrator.http.app import create_app
 from migrator.http.limits import Limits
@@ -35,7 +35,7 @@ async def world() -> AsyncIterator[World]:
 @pytest.fixture
 async def app(world: World) -> FastAPI:
     limits = Limits(hosts=frozenset({"migrator.example", "*.site.example"}))
-    return create_app(Door(controller=world, log=world.log), world, MemoryTokens(), limits=limits)
+    return create_app(Dispatcher(controller=world, log=world.log), world, MemoryTokens(), limits=limits)
 
 
 @pytest.fixture(scope="module")
@@ -227,7 +227,7 @@ async def test_no_more_are_answered_at_a_time_than_may_be(world: World) -> None:
 
     world.wait_before_answer = wait
     limits = Limits(in_flight=6, in_flight_per_address=4)
-    app = create_app(Door(controller=world, log=world.log), world, MemoryTokens(), limits=limits)
+    app = create_app(Dispatcher(controller=world, log=world.log), world, MemoryTokens(), limits=limits)
     async with (
         Servers(app, tcp=Tcp()) as servers,
         httpx2.AsyncClient(base_url=servers.addresses[0]) as client,

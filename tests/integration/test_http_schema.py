@@ -21,7 +21,7 @@ from schemathesis.specs.openapi.checks import (
 )
 
 from migrator.api.commands import COMMANDS
-from migrator.engine.door import Door
+from migrator.engine.commands.dispatcher import Dispatcher
 from migrator.http import openapi
 from migrator.http.app import create_app
 from migrator.http.limits import Limits
@@ -41,7 +41,7 @@ _CHECKS = [
 def _app() -> FastAPI:
     world = World(steps=None)
     limits = Limits(requests_per_second=1e9, burst=10**9, hosts=frozenset({"testserver"}))
-    app = create_app(Door(controller=world, log=world.log), world, MemoryTokens(), limits=limits)
+    app = create_app(Dispatcher(controller=world, log=world.log), world, MemoryTokens(), limits=limits)
     guest = world.guest("db")
     assert guest is not None
     world.migrate(guest)

@@ -16,7 +16,7 @@ import httpx2
 import pytest
 from fastapi import FastAPI
 
-from migrator.engine.door import Door
+from migrator.engine.commands.dispatcher import Dispatcher
 from migrator.errors import UsageError
 from migrator.http.admission import Admission
 from migrator.http.app import create_app
@@ -34,7 +34,7 @@ async def world() -> World:
 
 @pytest.fixture
 async def app(world: World) -> FastAPI:
-    return create_app(Door(controller=world, log=world.log), world, MemoryTokens())
+    return create_app(Dispatcher(controller=world, log=world.log), world, MemoryTokens())
 
 
 async def hosts_at(path: Path) -> int:

@@ -14,8 +14,8 @@ import aiomqtt
 import pytest
 
 from migrator.api.commands import Command
-from migrator.api.documents import EvacuationState
 from migrator.api.events import Subject
+from migrator.core.drain.states import EvacuationState
 from migrator.core.model import State
 from migrator.mqtt import Begun
 from migrator.testing.lab import until

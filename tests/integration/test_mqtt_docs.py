@@ -15,7 +15,7 @@ from pathlib import Path
 import pytest
 
 from migrator.api.commands import COMMANDS, Refusal
-from migrator.api.documents import EvacuationState
+from migrator.core.drain.states import EvacuationState
 from migrator.mqtt.inbound import VERBS
 from migrator.mqtt.settings import MqttSettings
 from migrator.settings.models import SiteSettings

@@ -16,8 +16,9 @@ import pytest
 import pytest_asyncio
 import yaml  # type: ignore[import-untyped]
 
-from migrator.api.documents import EvacuationGuest, EvacuationState, GuestStanding
+from migrator.api.documents import EvacuationGuest
 from migrator.api.events import EventKind
+from migrator.core.drain.states import EvacuationState, GuestStanding
 from migrator.core.inventory import HostState
 from migrator.core.model import State
 from migrator.metrics import Metrics, Probes

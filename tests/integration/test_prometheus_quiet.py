@@ -19,12 +19,12 @@ import yaml  # type: ignore[import-untyped]
 from migrator.api.commands import Caller, Evacuate, Role
 from migrator.core.inventory import HostState
 from migrator.core.policy import builtin
+from migrator.engine.commands.handlers import CommandHandlers
 from migrator.engine.controller import Engine, Rules
 from migrator.engine.event_bus import EventBus
 from migrator.engine.inventory import Inventory
 from migrator.engine.journal_writer import JournalWriter
 from migrator.engine.migration.services import SessionServices
-from migrator.engine.verbs import Verbs
 from migrator.engine.views import Views
 from migrator.metrics import Metrics, Probes
 from migrator.store.step_records import StepRecords
@@ -157,7 +157,7 @@ async def _evacuate(number: int, directory: Path, scrapes: Scrapes, broken: str)
     running = asyncio.create_task(engine.run(), name="engine")
     deadline = datetime.now(UTC) + timedelta(minutes=10)
     await asyncio.sleep(INTERVAL_SECONDS)
-    await Verbs(engine).carry_out(Evacuate(host="a", deadline=deadline), OPERATOR, key="")
+    await CommandHandlers(engine).carry_out(Evacuate(host="a", deadline=deadline), OPERATOR, key="")
     async with asyncio.timeout(600):
         while inventory.host("a").state is not HostState.MAINTENANCE:  # type: ignore[union-attr]
             await asyncio.sleep(0.5)

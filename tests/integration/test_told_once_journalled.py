@@ -15,7 +15,7 @@ import httpx2
 import pytest
 
 from migrator.api.events import EventKind, Subject
-from migrator.engine.door import Door
+from migrator.engine.commands.dispatcher import Dispatcher
 from migrator.engine.journal_writer import JournalWriter
 from migrator.http.limits import Limits
 from migrator.mqtt import Mqtt
@@ -110,7 +110,7 @@ async def everything(tmp_path: Path, broker: Broker, *, patience: float = 60.0) 
         journal_writer.follow(world.bus)
         mqtt = Mqtt(
             settings=settings(broker, progress_interval_seconds=0.01),
-            door=Door(controller=world, log=world.log),
+            dispatcher=Dispatcher(controller=world, log=world.log),
             reading=world,
         )
         async with (

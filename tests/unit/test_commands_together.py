@@ -23,10 +23,10 @@ from migrator.api.commands import (
 )
 from migrator.core.inventory import HostState
 from migrator.core.model import State
+from migrator.engine.commands.dispatcher import Dispatcher
+from migrator.engine.commands.handlers import CommandHandlers
+from migrator.engine.commands.settlement import Settlement
 from migrator.engine.controller import Engine
-from migrator.engine.door import Door
-from migrator.engine.settling import Settling
-from migrator.engine.verbs import Verbs
 from migrator.testing.simulated_site import SimulatedSite
 from migrator.testing.workload import MIB, steady
 from tests.stops import Life, Lives
@@ -46,10 +46,10 @@ def small_site(guests: int = 1, *, memory_bytes: int = 64 << 30) -> SimulatedSit
     return site
 
 
-def ask(door: Door, command: Command, key: str | None = None) -> Any:
+def ask(dispatcher: Dispatcher, command: Command, key: str | None = None) -> Any:
     body = command.model_dump(mode="json", exclude_none=True)
     assert COMMANDS[command.verb] is type(command)
-    return door.execute(Envelope(verb=command.verb, body=body, caller=OPERATOR, id=key))
+    return dispatcher.execute(Envelope(verb=command.verb, body=body, caller=OPERATOR, id=key))
 
 
 Checks = Callable[[Lives, Engine, list[Reply]], None]
@@ -76,10 +76,10 @@ async def together(
         world = Lives(directory / str(next(numbers)), small_site(guests, memory_bytes=memory_bytes))
         turns = Turns(world.journal, choices)
         async with world.engine(Life()) as engine:
-            door = Door(controller=Verbs(engine), log=world.journal)
+            dispatcher = Dispatcher(controller=CommandHandlers(engine), log=world.journal)
             for command in before:
-                assert (await ask(door, command)).kind == "accepted"
-            asked = [ask(door, command, key) for command, key in commands(engine)]
+                assert (await ask(dispatcher, command)).kind == "accepted"
+            asked = [ask(dispatcher, command, key) for command, key in commands(engine)]
             count = len(asked)
             if planning is not None:
                 for run in engine.runs.values():
@@ -255,16 +255,16 @@ async def test_what_is_refused_because_the_journal_failed_leaves_nothing(
 ) -> None:
     world = Lives(tmp_path, small_site())
     async with world.engine(Life()) as engine:
-        verbs = Verbs(engine)
-        door = Door(controller=verbs, log=world.journal)
-        replies = [await ask(door, command) for command in before]
+        handlers = CommandHandlers(engine)
+        dispatcher = Dispatcher(controller=handlers, log=world.journal)
+        replies = [await ask(dispatcher, command) for command in before]
         if what == Activate(host="b"):
             while engine.inventory.hosts()[1].state is not HostState.MAINTENANCE:
                 await asyncio.sleep(0.05)
         command = what if isinstance(what, Command) else Cancel(target=replies[-1].subject_id)
         seen = state(engine)
         world.journal.broken = "disk full"
-        refused = await ask(door, command)
+        refused = await ask(dispatcher, command)
         assert (refused.kind, refused.code) == ("refused", "unavailable")
         assert state(engine) == seen
         world.journal.broken = ""
@@ -289,10 +289,10 @@ async def test_a_queued_migration_that_is_cancelled_ends_at_once_and_stays_so_af
 ) -> None:
     world = Lives(tmp_path, small_site(2))
     async with world.engine(Life()) as engine:
-        door = Door(controller=Verbs(engine), log=world.journal)
+        dispatcher = Dispatcher(controller=CommandHandlers(engine), log=world.journal)
         engine.planner.wake = lambda: None  # type: ignore[method-assign]  # it waits for its turn
-        begun = await ask(door, Migrate(guest="vm-0", to="b"))
-        ended = await ask(door, Cancel(target=begun.subject_id))
+        begun = await ask(dispatcher, Migrate(guest="vm-0", to="b"))
+        ended = await ask(dispatcher, Cancel(target=begun.subject_id))
         assert ended.body["state"] == State.CANCELLED
         assert ended.body["ended_at"] is not None
     await go_on(world)
@@ -305,11 +305,11 @@ async def test_a_cancel_that_was_accepted_holds_after_a_kill(tmp_path: Path) -> 
     world.site.hosts["b"].start_seconds = 30.0
     life = Life()
     async with world.engine(life) as engine:
-        door = Door(controller=Verbs(engine), log=world.journal)
-        begun = await ask(door, Migrate(guest="vm-0", to="b"))
+        dispatcher = Dispatcher(controller=CommandHandlers(engine), log=world.journal)
+        begun = await ask(dispatcher, Migrate(guest="vm-0", to="b"))
         while not world.site.started:
             await asyncio.sleep(0.01)
-        assert (await ask(door, Cancel(target=begun.subject_id))).kind == "accepted"
+        assert (await ask(dispatcher, Cancel(target=begun.subject_id))).kind == "accepted"
         life.dead = True
     await go_on(world)
     (ended,) = await world.journal.page("migration", limit=9)
@@ -320,19 +320,19 @@ async def test_a_cancel_that_was_accepted_holds_after_a_kill(tmp_path: Path) -> 
 async def test_whoever_goes_away_in_the_middle_of_a_command_leaves_nothing_half_done(tmp_path: Path) -> None:
     world = Lives(tmp_path, small_site())
     async with world.engine(Life()) as engine:
-        door = Door(controller=Verbs(engine), log=world.journal)
+        dispatcher = Dispatcher(controller=CommandHandlers(engine), log=world.journal)
         release = asyncio.Event()
 
         async def slowly(call: str) -> None:
             await release.wait()
 
         world.journal.pause = slowly
-        asking = asyncio.create_task(ask(door, Migrate(guest="vm-0", to="b"), "1"), name="ask")
+        asking = asyncio.create_task(ask(dispatcher, Migrate(guest="vm-0", to="b"), "1"), name="ask")
         await asyncio.sleep(0.1)
         asking.cancel()
         await asyncio.sleep(0.1)
         release.set()
-        again = await ask(door, Migrate(guest="vm-0", to="b"), "1")
+        again = await ask(dispatcher, Migrate(guest="vm-0", to="b"), "1")
         assert again.kind == "accepted"
         assert list(engine.jobs) == [again.subject_id]
 
@@ -341,7 +341,7 @@ async def test_an_evacuation_whose_migration_is_held_at_a_restart_says_so(tmp_pa
     world = Lives(tmp_path, small_site())
     life = Life()
     async with world.engine(life) as engine:
-        await ask(Door(controller=Verbs(engine), log=world.journal), Evacuate(host="a"))
+        await ask(Dispatcher(controller=CommandHandlers(engine), log=world.journal), Evacuate(host="a"))
         while not any(job.state is State.PRECOPY for job in engine.jobs.values()):
             await asyncio.sleep(0.01)
         await engine.journal_writer.flush(1.0)
@@ -362,13 +362,13 @@ async def test_an_evacuation_whose_migration_is_held_at_a_restart_says_so(tmp_pa
 async def test_an_id_gets_the_outcome_once_what_it_began_has_ended(tmp_path: Path) -> None:
     world = Lives(tmp_path, small_site())
     async with world.engine(Life()) as engine, asyncio.timeout(60):
-        door = Door(controller=Verbs(engine), log=world.journal)
-        settling = Settling(bus=engine.bus, journal=world.journal, door=door)
-        running = asyncio.create_task(settling.run(), name="settling")
+        dispatcher = Dispatcher(controller=CommandHandlers(engine), log=world.journal)
+        settlement = Settlement(bus=engine.bus, journal=world.journal, dispatcher=dispatcher)
+        running = asyncio.create_task(settlement.run(), name="settlement")
         for command, key in ((Migrate(guest="vm-0", to="b"), "1"), (Evacuate(host="b"), "2")):
-            begun = await ask(door, command, key)
+            begun = await ask(dispatcher, command, key)
             assert (begun.kind, begun.status) == ("accepted", 202)
-            while (again := await ask(door, command, key)).kind != "outcome":
+            while (again := await ask(dispatcher, command, key)).kind != "outcome":
                 assert again.subject_id == begun.subject_id
                 await asyncio.sleep(0.1)
             assert again.body["state"] == State.COMPLETED
@@ -376,15 +376,15 @@ async def test_an_id_gets_the_outcome_once_what_it_began_has_ended(tmp_path: Pat
         running.cancel()
         await asyncio.wait({running})
         # One that ended while nobody settled: the next start does.
-        begun = await ask(door, Restore(host="b"), "3")
+        begun = await ask(dispatcher, Restore(host="b"), "3")
         while not engine.runs[begun.subject_id].ended:
             await asyncio.sleep(0.1)
         await engine.journal_writer.flush(5.0)
-        assert (await ask(door, Restore(host="b"), "3")).kind == "accepted"
+        assert (await ask(dispatcher, Restore(host="b"), "3")).kind == "accepted"
         running = asyncio.create_task(
-            Settling(bus=engine.bus, journal=world.journal, door=door).run(), name="settling"
+            Settlement(bus=engine.bus, journal=world.journal, dispatcher=dispatcher).run(), name="settlement"
         )
-        while (await ask(door, Restore(host="b"), "3")).kind != "outcome":
+        while (await ask(dispatcher, Restore(host="b"), "3")).kind != "outcome":
             await asyncio.sleep(0.1)
         running.cancel()
         await asyncio.wait({running})

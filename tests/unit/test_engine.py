@@ -25,18 +25,18 @@ from migrator.api.commands import (
     Restore,
     Role,
 )
-from migrator.api.documents import EvacuationState, GuestStanding
 from migrator.api.events import Subject
+from migrator.core.drain.states import EvacuationState, GuestStanding
 from migrator.core.inventory import Guest, HostState
 from migrator.core.model import Finding, Severity, State
 from migrator.core.policy import builtin
+from migrator.engine.commands.handlers import CommandHandlers
 from migrator.engine.controller import Engine, Rules
 from migrator.engine.event_bus import EventBus
 from migrator.engine.inventory import Inventory
 from migrator.engine.journal_writer import JournalWriter
 from migrator.engine.migration.services import SessionServices
 from migrator.engine.migration.session import MigrationSession
-from migrator.engine.verbs import Verbs
 from migrator.engine.views import Views
 from migrator.ports import Record
 from migrator.store.step_records import StepRecords
@@ -145,7 +145,7 @@ class Driver:
     def __init__(self, engine: Engine) -> None:
         self.engine = engine
         self.views: Any = Views(engine)
-        self._verbs = Verbs(engine)
+        self._verbs = CommandHandlers(engine)
 
     async def ask(self, command: Command, *, key: str = "") -> Any:
         return await self._verbs.carry_out(command, OPERATOR, key=key)

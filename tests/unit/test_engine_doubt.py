@@ -10,9 +10,11 @@ from typing import Any
 import pytest
 
 from migrator.api.commands import Evacuate
-from migrator.api.documents import EvacuationDocument, EvacuationState, GuestStanding
+from migrator.api.documents import EvacuationDocument
 from migrator.cli.show_service import evacuation_lines
+from migrator.core.drain.states import EvacuationState, GuestStanding
 from migrator.core.model import State
+from migrator.engine.evacuation_documents import evacuation_document
 from migrator.testing.workload import MIB, steady
 from tests.unit.test_engine import Driver, World
 
@@ -38,7 +40,7 @@ async def begun(driver: Driver, policy: str, **how: Any) -> EvacuationDocument:
     await driver.until(
         lambda: any(entry.starts_in_seconds is not None for entry in live.entries.values()), 30
     )
-    return live.document()
+    return evacuation_document(live)
 
 
 def of(run: EvacuationDocument, name: str) -> Any:

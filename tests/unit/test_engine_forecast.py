@@ -9,8 +9,10 @@ from pathlib import Path
 import pytest
 
 from migrator.api.commands import Activate, Evacuate, Plan, Restore
-from migrator.api.documents import EvacuationDocument, EvacuationState
+from migrator.api.documents import EvacuationDocument
+from migrator.core.drain.states import EvacuationState
 from migrator.core.inventory import HostState
+from migrator.engine.evacuation_documents import evacuation_document
 from migrator.testing.workload import MIB, steady
 from tests.unit.test_engine import Driver, World, fill
 
@@ -34,7 +36,7 @@ async def emptied(driver: Driver) -> list[tuple[float, float, float]]:
     live, clock = driver.engine.runs[run.id], asyncio.get_running_loop().time
     seen: list[tuple[float, EvacuationDocument, datetime]] = []
     while not live.ended:
-        seen.append((clock(), live.document(), datetime.now(UTC)))
+        seen.append((clock(), evacuation_document(live), datetime.now(UTC)))
         await asyncio.sleep(0.5)
     assert live.state is EvacuationState.COMPLETED
     told = []

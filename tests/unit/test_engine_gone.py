@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from migrator.api.commands import Evacuate
-from migrator.api.documents import EvacuationState, GuestStanding
+from migrator.core.drain.states import EvacuationState, GuestStanding
 from migrator.core.model import State
 from migrator.errors import HostError
 from migrator.testing.workload import MIB, steady

@@ -7,7 +7,8 @@ from pathlib import Path
 import pytest
 
 from migrator.api.commands import Cancel, Evacuate, Migrate, Plan
-from migrator.api.documents import EvacuationState, GuestStanding, PlanDocument
+from migrator.api.documents import PlanDocument
+from migrator.core.drain.states import EvacuationState, GuestStanding
 from migrator.core.model import State
 from migrator.testing.workload import MIB, steady
 from tests.unit.test_engine import World

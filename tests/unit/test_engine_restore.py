@@ -8,7 +8,8 @@ from pathlib import Path
 import pytest
 
 from migrator.api.commands import Evacuate, Migrate, Refusal, Restore
-from migrator.api.documents import EvacuationState, GuestStanding
+from migrator.core.drain.states import EvacuationState, GuestStanding
+from migrator.engine.evacuation_documents import evacuation_document
 from migrator.testing.workload import MIB, steady
 from tests.unit.test_engine import Driver, World
 
@@ -60,7 +61,7 @@ async def test_policy_of_a_restore_is_known_to_whoever_goes_on_with_it(world: Wo
         await driver.end_of(await driver.ask(Evacuate(host="a", policy="must-finish")))
         run = await driver.ask(Restore(host="a", policy="must-finish"))
     async with world.engine() as driver:
-        end = await driver.end_of(gentle(driver).engine.runs[run.id].document())
+        end = await driver.end_of(evacuation_document(gentle(driver).engine.runs[run.id]))
         assert (end.state, end.policy) == (EvacuationState.COMPLETED, "must-finish")
         assert world.site.running("wild") == ["a"]
 

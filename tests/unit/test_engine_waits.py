@@ -9,10 +9,11 @@ from pathlib import Path
 import pytest
 
 from migrator.api.commands import Cancel, Evacuate, Migrate
-from migrator.api.documents import EvacuationState
+from migrator.core.drain.states import EvacuationState
 from migrator.core.model import State
 from migrator.core.policy import builtin
 from migrator.core.preflight.under_way import Busy, Export, Job
+from migrator.engine.evacuation_documents import evacuation_document
 from tests.unit.test_engine import World, fill
 
 pytestmark = pytest.mark.looptime
@@ -43,9 +44,9 @@ async def test_guest_under_backup_waits_and_says_for_what_while_the_others_go(wo
         assert world.site.running(names[0]) == ["a"]
         live = driver.engine.runs[run.id]
         await driver.until(lambda: live.at_risk)  # nobody knows when the backup will have ended
-        told = next(each for each in live.document().guests if each.guest_name == names[0])
+        told = next(each for each in evacuation_document(live).guests if each.guest_name == names[0])
         assert told.takes_seconds is not None, "it is part of the forecast"
-        assert live.document().forecast_end_at is not None
+        assert evacuation_document(live).forecast_end_at is not None
         saved.busy = Busy()
         assert (await driver.end_of(run)).state is EvacuationState.COMPLETED
         assert waiting.document().waiting_for == ""

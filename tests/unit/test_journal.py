@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from migrator.engine.door import CommandLog
+from migrator.engine.commands.dispatcher import CommandLog
 from migrator.errors import JournalError
 from migrator.ports import Journal
 from migrator.store.journal import SqlJournal

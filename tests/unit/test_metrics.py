@@ -18,8 +18,9 @@ from prometheus_client.openmetrics.parser import text_string_to_metric_families 
 from prometheus_client.parser import text_string_to_metric_families as read_text
 
 from migrator.api.commands import COMMANDS
-from migrator.api.documents import EvacuationGuest, EvacuationState, GuestStanding
+from migrator.api.documents import EvacuationGuest
 from migrator.api.events import EventKind
+from migrator.core.drain.states import EvacuationState, GuestStanding
 from migrator.core.migration.convergence import Act
 from migrator.core.migration.lifecycle import Step
 from migrator.core.model import Mode, State

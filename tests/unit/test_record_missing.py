@@ -13,7 +13,7 @@ import pytest
 from migrator.api.commands import Migrate, Refusal, Resolve
 from migrator.api.documents import MigrationDocument
 from migrator.core.model import State
-from migrator.engine.verbs import Verbs
+from migrator.engine.commands.handlers import CommandHandlers
 from migrator.testing.journal import MemoryJournal
 from tests.stops import Life, Lives
 from tests.unit.test_stopped_anywhere import OPERATOR, begin, go_on, lives, never_two, whole
@@ -118,8 +118,8 @@ async def test_record_without_its_journal_is_held_until_a_person_has_said_where_
         while engine.busy(engine.jobs[record.stem]):
             await asyncio.sleep(0.05)
         with pytest.raises(Refusal, match=r"vm-0 is held already"):
-            await Verbs(engine).carry_out(Migrate(guest="vm-0", to="c"), OPERATOR, key="")
-        ended = await Verbs(engine).carry_out(
+            await CommandHandlers(engine).carry_out(Migrate(guest="vm-0", to="c"), OPERATOR, key="")
+        ended = await CommandHandlers(engine).carry_out(
             Resolve(migration=record.stem, guest_at="source"), OPERATOR, key=""
         )
         assert isinstance(ended, MigrationDocument)
@@ -152,7 +152,7 @@ async def test_record_that_nobody_can_make_anything_of_is_named(tmp_path: Path) 
 async def test_another_guest_at_the_socket_of_one_that_was_to_be_moved_is_not_moved(tmp_path: Path) -> None:
     world = lives(tmp_path)
     async with world.engine(Life()) as engine, asyncio.timeout(60):
-        begun = await Verbs(engine).carry_out(Migrate(guest="vm-0", to="b"), OPERATOR, key="")
+        begun = await CommandHandlers(engine).carry_out(Migrate(guest="vm-0", to="b"), OPERATOR, key="")
         assert isinstance(begun, MigrationDocument)
         job = engine.jobs[begun.id]
         job.guest = replace(job.guest, uuid="00000000-0000-4000-8000-000000000001")

@@ -10,11 +10,11 @@ from typing import Any
 
 import pytest
 
+from migrator.core.drain.evacuation import FIRST_PAUSE_SECONDS, MOST_ATTEMPTS
 from migrator.core.inventory import Guest
 from migrator.core.placement import Options
 from migrator.core.policy import LastResort, Postcopy, builtin
 from migrator.core.schedule.transfers import Rules
-from migrator.engine.evacuation import FIRST_PAUSE_SECONDS, MOST_ATTEMPTS
 from migrator.engine.planner import Limits as EngineLimits
 from migrator.errors import UsageError
 from migrator.hosts.site_config import SshConfig

@@ -11,10 +11,10 @@ from pathlib import Path
 import pytest
 
 from migrator.api.commands import Caller, Evacuate, Migrate, Role
-from migrator.api.documents import EvacuationState
+from migrator.core.drain.states import EvacuationState
 from migrator.core.model import State
+from migrator.engine.commands.handlers import CommandHandlers
 from migrator.engine.controller import Engine
-from migrator.engine.verbs import Verbs
 from migrator.testing.simulated_site import SimulatedSite
 from migrator.testing.workload import MIB, steady
 from tests.stops import Life, Lives
@@ -60,7 +60,9 @@ async def begin(world: Lives, life: Life, command: Migrate | Evacuate) -> str | 
     begun: str | None = None
     with suppress(asyncio.CancelledError):
         async with world.engine(life) as engine:
-            asked = asyncio.create_task(Verbs(engine).carry_out(command, OPERATOR, key="k"), name="ask")
+            asked = asyncio.create_task(
+                CommandHandlers(engine).carry_out(command, OPERATOR, key="k"), name="ask"
+            )
             stop = asyncio.create_task(life.asked.wait(), name="asked to stop")
             done = asyncio.create_task(settled(engine, asked), name="ended")
             await asyncio.wait({stop, done}, return_when=asyncio.FIRST_COMPLETED)

@@ -1,6 +1,6 @@
 """One evacuation, or restore: which guests belong to it, how far each is, and what is to happen to it next.
 
-It decides nothing about hosts or links: :mod:`migrator.engine.planner` asks it who wants a place, and tells it who got
+It decides nothing about hosts or links: the planner asks it who wants a place, and tells it who got
 which. No I/O and no clock of its own, so that every way through it can be tested.
 """
 
@@ -10,16 +10,15 @@ import copy
 from collections.abc import Collection, Iterable, Mapping
 from dataclasses import replace
 from datetime import UTC, datetime
-from typing import Any, Literal
+from typing import Literal
 
-from migrator.api import trace_context
-from migrator.api.documents import EvacuationDocument, EvacuationState, GuestStanding
-from migrator.api.trace_context import TraceContext
+from migrator.core.drain.entry import Entry
+from migrator.core.drain.states import EvacuationState, GuestStanding
 from migrator.core.inventory import Guest
 from migrator.core.model import State
-from migrator.engine.evacuation_entry import Entry
-from migrator.engine.others import ARRIVING
 
+#: Code of what keeps a guest from leaving, as the catalogue of findings has it: it is not there yet.
+ARRIVING = "arriving"
 #: A guest whose migration failed waits so long before it is tried again, doubled each time.
 FIRST_PAUSE_SECONDS = 5.0
 #: After so many failures it is set aside.
@@ -52,7 +51,8 @@ class Evacuation:
         on_deadline: Literal["continue", "stop"] = "continue",
         requested_by: str = "",
         key: str = "",
-        trace: TraceContext | None = None,
+        traceparent: str | None = None,
+        tracestate: str | None = None,
         created_at: datetime | None = None,
     ) -> None:
         self.id = identifier
@@ -64,8 +64,8 @@ class Evacuation:
         self.on_deadline = on_deadline
         self.requested_by = requested_by
         self.key = key
-        #: What it was asked for as part of.
-        self.trace = trace
+        #: The W3C trace context that came with the command.
+        self.traceparent, self.tracestate = traceparent, tracestate
         self.created_at = created_at or datetime.now(UTC)
         self.ended_at: datetime | None = None
         self.state = EvacuationState.RUNNING
@@ -309,78 +309,3 @@ class Evacuation:
             what = f"{len(left)} {'guest' if len(left) == 1 else 'guests'} "
             what += "left: " if self.kind == "evacuate" else "not at home: "
             self.error = what + "; ".join(f"{entry.guest.label}: {entry.reason}" for entry in left)
-
-    # --- what it shows -----------------------------------------------------------------------------------------------
-
-    def _forecast(self) -> tuple[datetime, datetime, datetime] | tuple[None, None, None]:
-        """What can still be true of it: what has not ended does not end in the past."""
-        now = datetime.now(UTC)
-        if self.ended or self.forecast_end_at is None or self.forecast_end_at[2] <= now:
-            return None, None, None
-        low, middle, high = self.forecast_end_at
-        return max(low, now), max(middle, now), high
-
-    def document(self) -> EvacuationDocument:
-        """As it is now."""
-        low, middle, high = self._forecast()
-        return EvacuationDocument(
-            id=self.id,
-            kind=self.kind,
-            host=self.host,
-            state=self.state,
-            policy=self.policy,
-            requested_by=self.requested_by,
-            traceparent=self.trace.parent if self.trace else None,
-            tracestate=(self.trace.state or None) if self.trace else None,
-            created_at=self.created_at,
-            ended_at=self.ended_at,
-            deadline=self.deadline,
-            on_deadline=self.on_deadline,
-            can_cancel=not self.ended and self.closing is None,
-            late=self.late,
-            at_risk=self.at_risk,
-            forecast_end_at=middle,
-            forecast_end_p10_at=low,
-            forecast_end_p90_at=high,
-            guests=[entry.document(key) for key, entry in self.entries.items()],
-            guests_left=len(self.left),
-            error=self.error,
-        )
-
-    def journalled(self) -> dict[str, Any]:
-        """The document with what another controller needs to go on."""
-        return self.document().model_dump(mode="json") | {
-            "_private": {
-                "command": self.key,
-                "accept": self.accept,
-                "closing": self.closing,
-                "entries": {key: entry.journalled() for key, entry in self.entries.items()},
-            }
-        }
-
-    @classmethod
-    def from_journal(cls, saved: Mapping[str, Any]) -> Evacuation:
-        """One that another controller left, or one that has ended."""
-        private = saved["_private"]
-        document = EvacuationDocument.model_validate(
-            {key: each for key, each in saved.items() if key != "_private"}
-        )
-        found = cls(
-            identifier=document.id,
-            host=document.host,
-            kind=document.kind,
-            policy=document.policy,
-            accept=private["accept"],
-            deadline=document.deadline,
-            on_deadline=document.on_deadline,
-            requested_by=document.requested_by,
-            key=private["command"],
-            trace=trace_context.of(document.traceparent, document.tracestate),
-            created_at=document.created_at,
-        )
-        found.state, found.ended_at, found.late = document.state, document.ended_at, document.late
-        found.error = document.error
-        found.closing = EvacuationState(private["closing"]) if private["closing"] else None
-        for key, fields in private["entries"].items():
-            found.entries[key] = Entry.from_journal(fields)
-        return found

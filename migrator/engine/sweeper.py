@@ -14,7 +14,7 @@ from migrator.ports import Site
 _PAUSE_SECONDS = 300.0
 
 
-class Sweeping:
+class Sweeper:
     """Sweeps every host that answers, one after the other.
 
     :param under_way: whether a migration of that id has not ended: nothing of it is touched.

@@ -13,7 +13,7 @@ from migrator.core.model import RUNNING_STATES
 DUPLICATE = "duplicate"
 
 
-class Doubles:
+class Duplicates:
     """Which uuids run in more than one QEMU, whoever started them."""
 
     def __init__(self) -> None:

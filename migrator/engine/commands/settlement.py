@@ -12,7 +12,7 @@ from typing import Any, Protocol
 from migrator import logs
 from migrator.api.commands import Reply
 from migrator.api.events import EventDocument, EventKind, Subject
-from migrator.engine.door import Door
+from migrator.engine.commands.dispatcher import Dispatcher
 from migrator.engine.event_bus import EventBus
 from migrator.errors import JournalError
 
@@ -33,16 +33,16 @@ class Commands(Protocol):
         """Kind and id of what has ended, and whose commands have not been told."""
 
 
-class Settling:
+class Settlement:
     """Settles commands from its making on, once it runs.
 
     :param elsewhere: interfaces whose commands are settled by them.
     """
 
     def __init__(
-        self, *, bus: EventBus, journal: Commands, door: Door, elsewhere: Container[str] = ()
+        self, *, bus: EventBus, journal: Commands, dispatcher: Dispatcher, elsewhere: Container[str] = ()
     ) -> None:
-        self._journal, self._door, self._elsewhere = journal, door, elsewhere
+        self._journal, self._door, self._elsewhere = journal, dispatcher, elsewhere
         self._ended: asyncio.Queue[tuple[str, str]] = asyncio.Queue()
         self._log = logs.logger()
         bus.subscribe(self._hear, journalled=True)

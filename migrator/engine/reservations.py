@@ -12,7 +12,7 @@ Kind = Literal["evacuation", "guest", "host", "migration"]
 Name = tuple[Kind, str]
 
 
-class Reserved:
+class Reservations:
     """Guests, hosts, evacuations and migrations that are being changed now.
 
     ::

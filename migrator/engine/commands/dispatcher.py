@@ -1,7 +1,7 @@
-"""The one door: every command validated, authorised, journalled and executed the same way from everywhere.
+"""Every command is validated, authorised, journalled and carried out the same way, whoever sends it.
 
-HTTP, MQTT and, through HTTP, the command line make an :class:`Envelope` and give it to :meth:`Door.execute`. Its reply
-is journalled before it is given, so the same id again gets the same answer and does nothing, also after a restart.
+HTTP, MQTT and, through HTTP, the command line make an :class:`Envelope` and give it to :meth:`Dispatcher.execute`. Its
+reply is journalled before it is given: the same id again gets the same answer and does nothing, also after a restart.
 """
 
 from __future__ import annotations
@@ -66,7 +66,7 @@ class Claim:
 
 
 class CommandLog(Protocol):
-    """The part of the journal that the door needs; see :class:`migrator.store.journal.Journal`."""
+    """The part of the journal that the dispatcher needs; see :class:`migrator.store.journal.Journal`."""
 
     async def claim_command(
         self, *, key: str, verb: str, body_hash: str, body: Mapping[str, Any], caller: Mapping[str, str]
@@ -82,7 +82,7 @@ class CommandLog(Protocol):
 
 
 @dataclass(kw_only=True)
-class Door:
+class Dispatcher:
     """Takes commands from every interface.
 
     :param heard: is told interface, verb and result (``accepted``, ``refused``, ``repeated``) of every command.

@@ -25,30 +25,29 @@ from migrator.api.commands import (
 from migrator.api.documents import (
     CheckDocument,
     EvacuationDocument,
-    EvacuationState,
     FindingDocument,
-    GuestStanding,
     HostDocument,
     MigrationDocument,
     PlanDocument,
     ResolutionDocument,
 )
+from migrator.core.drain.entry import Entry
+from migrator.core.drain.evacuation import Evacuation
+from migrator.core.drain.states import EvacuationState, GuestStanding
 from migrator.core.findings import errors_first
 from migrator.core.inventory import Guest, Host, HostState
 from migrator.core.migration.situation import Word
 from migrator.core.model import Finding, State
 from migrator.core.placement import NoHost, place
 from migrator.core.policy import Policy
-from migrator.engine import judging
+from migrator.engine import evacuation_documents, judging
 from migrator.engine.controller import Engine, host_document, host_saved, new_id
-from migrator.engine.evacuation import Evacuation
-from migrator.engine.evacuation_entry import Entry
 from migrator.engine.journal_writer import DocumentToSave
 from migrator.engine.migration.held_migrations import NotHeld
 from migrator.engine.migration.resolution import Said
 from migrator.engine.migration.session import MigrationSession
 from migrator.engine.others import here_or_coming
-from migrator.engine.views import evacuation_document, migration_document, one_guest
+from migrator.engine.views import one_guest, saved_evacuation, saved_migration
 from migrator.errors import JournalError, MigratorError, UsageError
 
 #: For guests that nobody knows the hosts are looked at so often at most.
@@ -57,8 +56,8 @@ _LOOK_AGAIN_SECONDS = 5.0
 _FIRST_LOOK_SECONDS = 15.0
 
 
-class Verbs:
-    """See :class:`migrator.engine.door.Controller`."""
+class CommandHandlers:
+    """See :class:`migrator.engine.commands.dispatcher.Controller`."""
 
     def __init__(self, engine: Engine) -> None:
         self._engine = engine
@@ -104,12 +103,12 @@ class Verbs:
                 return job.document()
         for run in self._engine.runs.values():
             if run.key == key:
-                return run.document()
+                return evacuation_documents.evacuation_document(run)
         for kind in ("migration", "evacuation"):
             for saved in await self._engine.journal_writer.journal.page(
                 kind, limit=1, where={"command": key}
             ):
-                return migration_document(saved) if kind == "migration" else evacuation_document(saved)
+                return saved_migration(saved) if kind == "migration" else saved_evacuation(saved)
         return None
 
     async def _migrate(self, command: Migrate, caller: Caller, key: str) -> MigrationDocument:
@@ -182,19 +181,24 @@ class Verbs:
             on_deadline=command.on_deadline,
             requested_by=caller.user,
             key=key,
-            trace=caller.trace,
+            traceparent=caller.trace.parent if caller.trace else None,
+            tracestate=(caller.trace.state or None) if caller.trace else None,
         )
         run.take(here_or_coming(self._engine, host.name))
         run.hold_to(self._engine.preview.planned(host.name))
         await self._begin(run, HostState.DRAINING)
-        return run.document()
+        return evacuation_documents.evacuation_document(run)
 
     async def _begin(self, run: Evacuation, state: HostState) -> None:
         def begun() -> None:
             self._engine.set_host(run.host, state)
             self._engine.begin_run(run)
 
-        await self._journal(("evacuation", run.journalled), ("host", host_saved(run.host, state)), then=begun)
+        await self._journal(
+            ("evacuation", lambda: evacuation_documents.journalled(run)),
+            ("host", host_saved(run.host, state)),
+            then=begun,
+        )
 
     async def _restore(self, command: Restore, caller: Caller, key: str) -> EvacuationDocument:
         async with self._engine.reserved.hold(("host", self._host(command.host).name)):
@@ -221,12 +225,13 @@ class Verbs:
             policy=command.policy or "",
             requested_by=caller.user,
             key=key,
-            trace=caller.trace,
+            traceparent=caller.trace.parent if caller.trace else None,
+            tracestate=(caller.trace.state or None) if caller.trace else None,
         )
         for guest in guests:
             run.entries[guest.key] = Entry(guest=guest)
         await self._begin(run, HostState.ACTIVE)
-        return run.document()
+        return evacuation_documents.evacuation_document(run)
 
     async def _guests_of_last_evacuation(self, host: str) -> list[Guest]:
         """Those that left it, or an evacuation that was gone on with, and still exist elsewhere.
@@ -238,7 +243,7 @@ class Verbs:
             "evacuation", limit=100, where={"host": host}
         ):
             # What has just ended may not have reached the journal yet.
-            run = self._engine.runs.get(saved["id"]) or Evacuation.from_journal(saved)
+            run = self._engine.runs.get(saved["id"]) or evacuation_documents.from_journal(saved)
             if run.ended_at is None:
                 break
             if run.kind == "restore":
@@ -290,13 +295,19 @@ class Verbs:
                 self._engine.stop_jobs(run)
 
         await self._journal(
-            ("evacuation", lambda: run.as_if_closing(EvacuationState.CANCELLED).journalled()), then=closes
+            (
+                "evacuation",
+                lambda: evacuation_documents.journalled(run.as_if_closing(EvacuationState.CANCELLED)),
+            ),
+            then=closes,
         )
         if run.ended and run.closing is not EvacuationState.CANCELLED:
-            self._engine.journal_writer.schedule_latest("evacuation", run.id, run.journalled)
+            self._engine.journal_writer.schedule_latest(
+                "evacuation", run.id, lambda: evacuation_documents.journalled(run)
+            )
             raise Refusal("not-found", f"{run.kind} {run.id} has just ended")
         self._engine.planner.wake()
-        return run.document()
+        return evacuation_documents.evacuation_document(run)
 
     def _postcopy(self, command: Postcopy) -> MigrationDocument:
         job = self._job(command.migration)

@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import Any
 
-from migrator.api.documents import EvacuationGuest, GuestStanding
+from migrator.core.drain.states import GuestStanding
 from migrator.core.inventory import Guest
 
 
@@ -48,42 +47,3 @@ class Entry:
     def going(self) -> bool:
         """It waits, or is on its way."""
         return self.wants_place or self.standing is GuestStanding.MIGRATING
-
-    def document(self, key: str) -> EvacuationGuest:
-        """As it is shown, under that key."""
-        return EvacuationGuest(
-            guest=key,
-            guest_name=self.guest.name,
-            standing=self.standing,
-            target=self.target,
-            reason=self.reason,
-            attempts=self.attempts,
-            migration=self.migration,
-            ceiling_exceeded=self.exceeded,
-            starts_in_seconds=self.starts_in_seconds,
-            takes_seconds=self.takes_seconds,
-            downtime_seconds=self.downtime_seconds,
-            doubt=self.doubt if self.going else "",
-        )
-
-    def journalled(self) -> dict[str, Any]:
-        """What another controller needs to go on with it."""
-        return {
-            "guest": self.guest.fields(),
-            "standing": self.standing,
-            "target": self.target,
-            "planned": self.planned,
-            "reason": self.reason,
-            "attempts": self.attempts,
-            "migration": self.migration,
-            "excluded": self.excluded,
-            "exceeded": self.exceeded,
-        }
-
-    @classmethod
-    def from_journal(cls, fields: dict[str, Any]) -> Entry:
-        """As another controller left it."""
-        return cls(
-            **fields
-            | {"guest": Guest.from_fields(fields["guest"]), "standing": GuestStanding(fields["standing"])}
-        )

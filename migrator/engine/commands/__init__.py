@@ -1,0 +1,1 @@
+"""Commands: taken once from every interface, checked, journalled, and carried out."""
