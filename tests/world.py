@@ -503,7 +503,7 @@ def _act(world: World, step: Step, setting: Setting) -> Moves:  # noqa: C901 - o
             yield "retire", _killed(world, "source")
         case Step.RETIRE:
             # The engine warns of a source that could not be seen to end, and has done.
-            left = Next(step=Step.END, row="source-left", why="", state=State.COMPLETED)
+            left = Next(step=Step.END, row="source-left", why="", outcome=State.COMPLETED)
             _ended(world, left, setting)
             yield "end: source-left", world._replace(end=left)
         case Step.FENCE_DESTINATION:

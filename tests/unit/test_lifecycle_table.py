@@ -424,3 +424,16 @@ class TestCancelling:
 
     def test_is_always_safe_while_memory_is_copied(self) -> None:
         assert all(can_cancel(intent, shown(R.RUNNING, M.ACTIVE)) for intent in INTENTS)
+
+
+def test_every_row_that_ends_a_migration_carries_its_outcome_and_no_other_does() -> None:
+    for row in ROWS:
+        assert (row.answer.outcome is not None) is (row.answer.step in (Step.END, Step.RETIRE)), row.name
+
+
+def test_a_guest_is_announced_where_it_has_arrived_and_nowhere_else() -> None:
+    announced = {row.name for row in ROWS if row.answer.announce}
+    arrived = {
+        row.name for row in ROWS if row.answer.step is Step.RETIRE and row.answer.outcome is State.COMPLETED
+    }
+    assert announced == arrived != set()

@@ -21,7 +21,7 @@ from tests import world as model
 from tests.world import Broken, Endings, Fault, Setting, explore, way
 
 S, D = SourceIs, DestinationIs
-HELD = {row.name for row in ROWS if row.state is State.HELD}
+HELD = {row.name for row in ROWS if row.answer.state is State.HELD}
 
 BROKEN = {"postcopy-broken", "postcopy-broken-source"}
 #: What a person must look at after which fault, in precopy, where the destination can be fenced. Anything else ends by

@@ -56,7 +56,8 @@ ROWS: tuple[Row, ...] = (
         "the guest runs at both ends"),
     row("arrived-source-failed", S.RESTS, D.RUNS, Step.RETIRE,
         "the guest runs at the destination, complete; the source, where we had stopped it, failed at the very end",
-        lambda now: now.handed and now.intent.postcopy and now.intent.stopped_by_us),
+        lambda now: now.handed and now.intent.postcopy and now.intent.stopped_by_us,
+        outcome=State.COMPLETED, announce=True),
     row("runs-there-rests-here", {S.RESTS, S.AT_SWITCH}, {D.RUNS, D.FETCHES}, State.HELD,
         "the guest runs at the destination, yet the source has not handed it over"),
     row("strange-destination", ANY_S, D.STRANGE, State.HELD,
@@ -65,7 +66,8 @@ ROWS: tuple[Row, ...] = (
     row("arrived-source-gone", GONE_S, D.RUNS, State.COMPLETED,
         "the guest runs at the destination and the source is gone"),
     row("arrived", S.DONE, D.RUNS, Step.RETIRE,
-        "both ends are complete and the guest runs at the destination"),
+        "both ends are complete and the guest runs at the destination",
+        outcome=State.COMPLETED, announce=True),
     row("arrived-source-stalled", ANY_S - OWNS - GONE_S - {S.DONE, S.SILENT}, D.RUNS, State.HELD,
         "the guest runs at the destination, complete, and the source does not come to its end",
         lambda now: now.overdue),
@@ -85,11 +87,13 @@ ROWS: tuple[Row, ...] = (
         "the guest runs at the destination and fetches its memory"),
     row("arrived-source-silent", S.SILENT, D.RUNS, Step.RETIRE,
         "the guest runs at the destination, complete, and the source does not answer",
-        lambda now: now.overdue and now.handed),
+        lambda now: now.overdue and now.handed,
+        outcome=State.COMPLETED, announce=True),
     # --- after the point of no return ---------------------------------------------------------------------------
     row("ended-at-destination", ANY_S - OWNS - GONE_S, D.ENDED, Step.RETIRE,
         "the guest ended by itself at the destination",
-        lambda now: now.handed),
+        lambda now: now.handed,
+        outcome=State.GUEST_ENDED),
     row("ended-after-arrival", GONE_S, D.ENDED, State.GUEST_ENDED,
         "the guest ended by itself at the destination",
         lambda now: now.handed),
@@ -109,16 +113,19 @@ ROWS: tuple[Row, ...] = (
         lambda now: now.intent.milestone is Milestone.HANDED_OVER and now.intent.guest_runs and now.overdue),
     row("hand-over-again", CANNOT_RUN | {S.SERVES}, {D.LOADED, D.READY}, Step.HAND_OVER,
         "the guest was about to be run at the destination and stands still there",
-        lambda now: now.intent.milestone is Milestone.HANDED_OVER and now.intent.guest_runs),
+        lambda now: now.intent.milestone is Milestone.HANDED_OVER and now.intent.guest_runs,
+        again=True),
     row("arrived-paused", S.DONE, D.LOADED, Step.RETIRE,
         "both ends are complete, and the guest stands still at the destination as it shall",
-        lambda now: not now.intent.guest_runs or now.intent.milestone is Milestone.RETIRING),
+        lambda now: not now.intent.guest_runs or now.intent.milestone is Milestone.RETIRING,
+        outcome=State.COMPLETED, announce=True),
     row("arrived-paused-source-gone", GONE_S, D.LOADED, State.COMPLETED,
         "the guest stands still at the destination as it shall, and the source is gone",
         lambda now: not now.intent.guest_runs or now.intent.milestone is Milestone.RETIRING),
     row("arrived-paused-source-silent", S.SILENT, D.LOADED, Step.RETIRE,
         "the guest stands still at the destination as it shall, and the source, which was done, does not answer",
-        lambda now: now.overdue and now.intent.milestone is Milestone.RETIRING),
+        lambda now: now.overdue and now.intent.milestone is Milestone.RETIRING,
+        outcome=State.COMPLETED, announce=True),
     # Where nobody watched, it may have run on, and its monitor be held by another.
     row("loaded-source-silent", S.SILENT, D.LOADED, Step.FENCE_SOURCE,
         "the source does not answer; the destination is complete and may run once the source is dead",
@@ -294,7 +301,7 @@ def decide(intent: Intent, source: View, destination: View, *, overdue: bool = F
     here, there = classify(intent, source, destination)
     for each in ROWS:
         if here in each.source and there in each.destination and each.when(now):
-            return Next(step=each.step, row=each.name, why=each.why, state=each.state)
+            return each.answer
     raise AssertionError("the last row fits everything")
 
 

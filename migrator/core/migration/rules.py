@@ -48,8 +48,18 @@ class Next:
     row: str
     #: Why, for a person.
     why: str
-    #: With :attr:`Step.END`: the final state.
-    state: State | None = None
+    #: The final state of the migration: with :attr:`Step.END` it has come to it, with :attr:`Step.RETIRE` it does so
+    #: once the source is gone; ``None`` with every other step.
+    outcome: State | None = None
+    #: With :attr:`Step.RETIRE`: the guest has arrived, and its addresses are announced there if it runs.
+    announce: bool = False
+    #: The same step was named before, and is taken once more: no news for a person.
+    again: bool = False
+
+    @property
+    def state(self) -> State | None:
+        """The final state, with :attr:`Step.END`; ``None`` while there is a step to take."""
+        return self.outcome if self.step is Step.END else None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -92,15 +102,17 @@ OWNS = frozenset({SourceIs.RUNS, SourceIs.RESTS, SourceIs.COPIES, SourceIs.AT_SW
 
 @dataclass(frozen=True, kw_only=True)
 class Row:
-    """One rule: where both ends are in these sets and the condition holds, this is the answer."""
+    """One rule: where both ends are in these sets and the condition holds, `answer` is what to do."""
 
-    name: str
     source: frozenset[SourceIs]
     destination: frozenset[DestinationIs]
-    step: Step
-    why: str
-    state: State | None = None
+    answer: Next
     when: Callable[[Now], bool] = lambda now: True
+
+    @property
+    def name(self) -> str:
+        """The row's name; stable, and the code of a ``held``."""
+        return self.answer.row
 
 
 def row(
@@ -110,17 +122,29 @@ def row(
     answer: Step | State,
     why: str,
     when: Callable[[Now], bool] = lambda now: True,
+    *,
+    outcome: State | None = None,
+    announce: bool = False,
+    again: bool = False,
 ) -> Row:
-    """A :class:`Row`, in the order that a person reads it."""
+    """Build a :class:`Row`, in the order that a person reads it.
+
+    :param answer: the step to take, or the final state.
+    :param outcome: with :attr:`Step.RETIRE`: see :attr:`Next.outcome`.
+    """
     return Row(
-        name=name,
         source=frozenset({source}) if isinstance(source, SourceIs) else frozenset(source),
         destination=frozenset({destination})
         if isinstance(destination, DestinationIs)
         else frozenset(destination),
-        step=answer if isinstance(answer, Step) else Step.END,
-        state=None if isinstance(answer, Step) else answer,
-        why=why,
+        answer=Next(
+            step=answer if isinstance(answer, Step) else Step.END,
+            row=name,
+            why=why,
+            outcome=outcome if isinstance(answer, Step) else answer,
+            announce=announce,
+            again=again,
+        ),
         when=when,
     )
 

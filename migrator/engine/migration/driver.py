@@ -261,13 +261,15 @@ class MigrationDriver(DriverState):
             except Driven as error:
                 self._observer.complain(str(error))
                 why = "another controller has taken it over: what it does with the guest is its own"
-                return await self._end(Next(step=Step.END, row="driven-elsewhere", why=why, state=State.HELD))
+                return await self._end(
+                    Next(step=Step.END, row="driven-elsewhere", why=why, outcome=State.HELD)
+                )
             except Fault as fault:
                 faults += 1
                 self._observer.complain(str(fault))
                 if faults == _FAULTS_BORNE:
                     return await self._end(
-                        Next(step=Step.END, row="controller-failed", why=str(fault), state=State.HELD)
+                        Next(step=Step.END, row="controller-failed", why=str(fault), outcome=State.HELD)
                     )
                 # The guest first: before the switch it stays where it is, after it what is begun is finished.
                 if self.can_cancel and self._ledger.intent.undo is None:
@@ -304,8 +306,7 @@ class MigrationDriver(DriverState):
                 await self._observer.pause(interval(self._ledger.intent, source))
                 continue
             if await self._steps.take(answer):
-                ended = State.GUEST_ENDED if answer.row.startswith("ended") else State.COMPLETED
-                return await self._end(replace(answer, step=Step.END, state=ended))
+                return await self._end(replace(answer, step=Step.END))
 
     async def _steer(self, sample: Sample) -> None:
         try:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from migrator.core.migration.felt import above_ceiling, felt
 from migrator.core.migration.lifecycle import Next
+from migrator.core.migration.situation import Milestone
 from migrator.core.model import State
 from migrator.engine.migration.intent_log import IntentLog
 from migrator.engine.migration.observer import Observer
@@ -42,7 +43,7 @@ def explain(answer: Next, ledger: IntentLog, observer: Observer, destination: Qe
     """One line: why, and what QEMU says of it on either side."""
     if ledger.undone_by_choice and answer.state is not State.HELD:
         return ledger.undo_reason
-    end = "destination" if answer.row == "ended-after-arrival" else "source"
+    end = "destination" if ledger.intent.milestone >= Milestone.HANDED_OVER else "source"
     if answer.state is State.GUEST_ENDED and (how := observer.ended_by.get(end)):
         return (
             f"somebody ended the guest's QEMU at the {end}, {how}; if it was moved from there, migrator guests says "

@@ -68,8 +68,8 @@ class Steps:
         }
         try:
             if answer.step is Step.RETIRE:
-                return not await self._retire(guest_arrived=answer.row.startswith("arrived"))
-            if answer.step in _WORTH_TELLING and answer.row != "hand-over-again":
+                return not await self._retire(answer)
+            if answer.step in _WORTH_TELLING and not answer.again:
                 self._ledger.decide(answer.step, answer.why)
             await steps[answer.step]()
         except Driven:
@@ -95,13 +95,13 @@ class Steps:
         self._ledger.note(milestone=Milestone.HANDED_OVER)
         await self._destination.cont()
 
-    async def _retire(self, *, guest_arrived: bool) -> bool:
+    async def _retire(self, answer: Next) -> bool:
         if self._result.duration_seconds is None:
             self._result.duration_seconds = self._ledger.elapsed
         self._ledger.note(milestone=Milestone.RETIRING)
-        if guest_arrived and self._ledger.intent.guest_runs:
+        if answer.announce and self._ledger.intent.guest_runs:
             await self._announce(self._destination)
-        if guest_arrived and (await self._source.observe()).answers:
+        if answer.outcome is State.COMPLETED and (await self._source.observe()).answers:
             await self.carrying.after(self.settings)
         gone = await self._source.quit()
         if not gone:
