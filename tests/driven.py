@@ -30,7 +30,7 @@ from migrator.engine.migration.outcome import MigrationOutcome, MigrationProgres
 from migrator.engine.migration.phase_timeouts import PhaseTimeouts
 from migrator.errors import QemuError, TimedOut
 from migrator.qemu.address import Address
-from migrator.qemu.claim import Claim
+from migrator.qemu.claim import DriverClaim
 from migrator.qemu.endpoint import Endpoint
 from migrator.qemu.monitor import Monitor
 from migrator.store.records import FileRecord, unfinished
@@ -113,7 +113,7 @@ class CaughtEnd(Endpoint):
             on_break=self._on_break,
             frozen=lambda: qemu.frozen,
         )
-        self._claim = Claim(self._monitor, driver, name=self.name)
+        self._claim = DriverClaim(self._monitor, driver, name=self.name)
         self._hooks: dict[str, Hook] = {}
         self._last = View(process=Process.ALIVE)
         #: How often each command was given.

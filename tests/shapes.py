@@ -22,10 +22,10 @@ from migrator.core.process.command_line import CommandLine
 from migrator.core.process.files import FileSeen, Kind, Seen
 from migrator.core.process.options import read, write
 from migrator.core.process.process_identity import Held, ProcessIdentity
-from migrator.qemu.belongings import belongings, own_directory
-from migrator.qemu.cmdline import Place, Replica, memory_files, paths, replicate
-from migrator.qemu.live import Live
-from migrator.qemu.present import plugged, present
+from migrator.qemu.cmdline import Replica, TargetEnvironment, memory_files, paths, replicate
+from migrator.qemu.current_command_line import current_command_line, plugged_networks
+from migrator.qemu.current_devices import CurrentDevices
+from migrator.qemu.operator_files import operator_files, own_directory
 from migrator.site.operator_paths import OperatorPaths
 
 FOLDER = Path(__file__).parent / "corpus"
@@ -106,22 +106,22 @@ class Outcome:
         return sorted({each.code for each in self.findings if each.severity == severity})
 
 
-def judge(shape: Shape, *, command: tuple[str, ...] = (), live: Live | None = None) -> Outcome:
+def judge(shape: Shape, *, command: tuple[str, ...] = (), live: CurrentDevices | None = None) -> Outcome:
     """What is said and made of it, for a target that has every file of the source's, but for what its head says.
 
     :param command: instead of the shape's own.
     :param live: what QEMU shows; by default it was not asked.
     """
     argv = command or shape.command
-    now = live or Live(vnc=["default"] if shape.head.get("shows", "vnc") == "vnc" else [])
+    now = live or CurrentDevices(vnc=["default"] if shape.head.get("shows", "vnc") == "vnc" else [])
     missing, exists = {*shape.listed("missing")}, {*shape.listed("exists")}
-    up_to_date = present(read(argv[1:]), machine=shape.machine, live=now)
-    line = [argv[0], *write([*up_to_date.options, *plugged(up_to_date.options, now)])]
+    up_to_date = current_command_line(read(argv[1:]), machine=shape.machine, live=now)
+    line = [argv[0], *write([*up_to_date.options, *plugged_networks(up_to_date.options, now)])]
     read_there = CommandLine(line)
-    place = Place(binary=QEMU, run_directory=RUN, occupied=exists)
+    place = TargetEnvironment(binary=QEMU, run_directory=RUN, occupied=exists)
     replica = replicate(argv, machine=shape.machine, live=now, place=place)
     log = LOG if own_directory(argv) else ""
-    home = OperatorPaths(having=belongings(argv, {}, log=log, directory=DIRECTORY), names={})
+    home = OperatorPaths(having=operator_files(argv, {}, log=log, directory=DIRECTORY), names={})
     replica = home.moved(replica, place, log=LOG)
     found = host_checks.check(_case(shape, read_there, missing, exists))
     return Outcome(

@@ -232,7 +232,7 @@ async def _between(
                     print(json.dumps(asdict(result)))
                 return Exit.REFUSED
             screen.findings(findings)
-            await naming.hand_on(source, destination)
+            await naming.pass_on_name(source, destination)
             recorder.begin(policy, migration.abilities)
             result = await migration.run()
         if result.state is State.COMPLETED:

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 from migrator.errors import HostError
 from migrator.machine import is_gone
 from migrator.qemu.address import Address
-from migrator.qemu.way import Way
+from migrator.qemu.transport import MonitorTransport
 
 if TYPE_CHECKING:
     from migrator.hosts.ssh import SshAccess
@@ -33,7 +33,7 @@ class OverSsh:
             )
         return self._hosts[key]
 
-    def way(self, address: Address) -> Way | None:
+    def way(self, address: Address) -> MonitorTransport | None:
         """To the monitor at `address`; ``None`` where that is not over SSH."""
         if address.kind != "ssh":
             return None

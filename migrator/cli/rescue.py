@@ -21,7 +21,7 @@ from migrator.engine.migration.driver import MigrationDriver
 from migrator.engine.migration.outcome import MigrationOutcome
 from migrator.errors import Driven, QemuError, UsageError
 from migrator.machine import this_driver
-from migrator.ports import Settings
+from migrator.ports import MigrationSettings
 from migrator.qemu import address
 from migrator.qemu.address import Address
 from migrator.qemu.endpoint import Endpoint
@@ -244,7 +244,7 @@ class Rescue:
         for end, driver in self._marked.items():
             await end.claim(self._name)
             if end is self._source and driver.was.get("settings"):
-                await end.restore(Settings(**driver.was["settings"]))
+                await end.restore(MigrationSettings(**driver.was["settings"]))
             await end.release()
         return self._refuse(found, json_output=json_output)
 

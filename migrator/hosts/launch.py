@@ -91,7 +91,7 @@ while p=$(cat -- "$1/start.pid" 2>/dev/null) && [ $n -lt 200 ]; do
 done
 """
 _USERS = 'grep -lsaF -e "$1" /proc/[0-9]*/cmdline'
-# With the links that lead into it (migrator.hosts.belongings).
+# With the links that lead into it (migrator.hosts.path_links).
 _REMOVE = """
 case "$1" in */*-??????) ;; *) exit 2;; esac
 if [ -f "$1/paths" ]; then

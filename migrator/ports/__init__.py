@@ -3,7 +3,7 @@
 The engine never sees QMP, a file or a socket. Whatever implements these converts units and wraps errors.
 """
 
-from migrator.ports.qemu import Event, GuestProcess, Qemu, Settings, Tuning
+from migrator.ports.qemu import Event, GuestProcess, MigrationSettings, Qemu, Tuning
 from migrator.ports.site import Carriers, HostLook, IncomingDestination, Site
 from migrator.ports.store import EventTexts, Experience, Grant, Journal, Outcome, Record, Samples, Stray
 
@@ -17,11 +17,11 @@ __all__ = [
     "HostLook",
     "IncomingDestination",
     "Journal",
+    "MigrationSettings",
     "Outcome",
     "Qemu",
     "Record",
     "Samples",
-    "Settings",
     "Site",
     "Stray",
     "Tuning",

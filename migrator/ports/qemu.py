@@ -8,7 +8,7 @@ from typing import Any, Protocol
 
 from migrator.core.model import View
 from migrator.core.preflight.facts import Facts
-from migrator.core.preflight.under_way import Busy
+from migrator.core.preflight.non_migrated_state import DiskUsers
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -24,7 +24,7 @@ class Event:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Settings:
+class MigrationSettings:
     """Capabilities and parameters of one end, read so that they can be put back. Opaque to the engine."""
 
     capabilities: Mapping[str, bool]
@@ -89,7 +89,7 @@ class Qemu(Protocol):
     async def facts(self) -> Facts:
         """What preflight compares; changes nothing."""
 
-    async def busy(self) -> Busy:
+    async def busy(self) -> DiskUsers:
         """Jobs and exports of the guest's disks that are at work now: they do not survive a move.
 
         Opens the session again after :meth:`rest`.
@@ -118,7 +118,7 @@ class Qemu(Protocol):
     async def release(self) -> None:
         """Remove the mark; one that cannot be removed now hinders nobody once this controller has ended."""
 
-    async def settings(self) -> Settings:
+    async def settings(self) -> MigrationSettings:
         """Capabilities and parameters as they are now."""
 
     async def enable(self, capabilities: Mapping[str, bool]) -> None:
@@ -127,7 +127,7 @@ class Qemu(Protocol):
     async def tune(self, tuning: Tuning) -> None:
         """Set migration parameters; may be called while migrating."""
 
-    async def restore(self, settings: Settings) -> None:
+    async def restore(self, settings: MigrationSettings) -> None:
         """Put capabilities and parameters back; only what differs is sent."""
 
     async def listen(self, uri: str) -> str:

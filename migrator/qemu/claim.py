@@ -26,7 +26,7 @@ _TRIES = 10
 _SLEPT_SECONDS = 1.0
 
 
-class Claim:
+class DriverClaim:
     """What one controller may do with one QEMU: nothing that changes it before it has the mark.
 
     :param driver: who claims it; ``None`` for whoever does without marks.

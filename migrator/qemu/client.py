@@ -111,7 +111,7 @@ class _ToTheEnd(asyncio.Protocol):
             pass  # there is no more
 
 
-class Client(QMPClient):
+class QmpClient(QMPClient):
     """Drops its session at once when it is told to, whatever is unsent: a stalled QEMU reads nothing, and over TLS
     asyncio cannot flush a buffer down to nothing, nor close without the other side's consent.
     """
@@ -212,7 +212,7 @@ class Client(QMPClient):
             ending.add_done_callback(_heard)
 
 
-class TlsClient(Client):
+class TlsClient(QmpClient):
     """Over TLS, QEMU 7.2 leaves the end of what it was sent unread until more comes: send white space after it."""
 
     def _do_send(self, msg: Message) -> None:

@@ -15,10 +15,17 @@ from dataclasses import dataclass, field
 from migrator.core.model import Finding
 from migrator.core.process.command_line import only_of_qmp
 from migrator.core.process.options import FIRST, Value, read, write
-from migrator.qemu.limits import Neighbourhood, is_capture, is_sound, is_window, limits, silenced
-from migrator.qemu.live import Live
-from migrator.qemu.ports import Network, Ports
-from migrator.qemu.present import present
+from migrator.qemu.current_command_line import current_command_line
+from migrator.qemu.current_devices import CurrentDevices
+from migrator.qemu.option_checks import (
+    TargetResources,
+    check_option,
+    is_capture,
+    is_sound,
+    is_window,
+    silenced,
+)
+from migrator.qemu.port_assignment import PortAssignment, TargetNetwork
 
 #: Bytes in the path of a unix socket (sun_path of struct sockaddr_un, without its last NUL).
 SOCKET_PATH_BYTES = 107
@@ -37,7 +44,7 @@ _WITH_SOCKETS = frozenset({"netdev", "nic", "net", "vnc", "spice"})
 
 
 @dataclass(frozen=True, kw_only=True)
-class Place:
+class TargetEnvironment:
     """Where the new process shall live."""
 
     binary: str
@@ -49,7 +56,7 @@ class Place:
     #: It is the source's machine, and the source's network: sockets and ports cannot be had twice.
     same_machine: bool = False
     same_network: bool = False
-    network: Network = field(default_factory=Network)
+    network: TargetNetwork = field(default_factory=TargetNetwork)
 
     @property
     def control(self) -> str:
@@ -92,7 +99,7 @@ _PATHS = {
 
 
 def paths(argv: Sequence[str], directory: str = "") -> tuple[str, ...]:
-    """Paths in a command line of which :class:`Place` must know whether they can be had there.
+    """Paths in a command line of which :class:`TargetEnvironment` must know whether they can be had there.
 
     :param directory: from where relative ones go; empty: that is not known, and they are left out.
     """
@@ -119,13 +126,15 @@ def memory_files(argv: Sequence[str]) -> tuple[str, ...]:
     return tuple(value.get("mem-path") for value in values if value.is_on("share") and value.get("mem-path"))
 
 
-def replicate(argv: Sequence[str], *, machine: str, live: Live, place: Place) -> Replica:
+def replicate(
+    argv: Sequence[str], *, machine: str, live: CurrentDevices, place: TargetEnvironment
+) -> Replica:
     """The command line of a QEMU that the guest of `argv` can move into.
 
     :param argv: of the source's process, its program first.
     :param machine: its machine type with the alias resolved (``qom-get /machine type``).
     """
-    now = present(read(argv[1:]), machine=machine, live=live)
+    now = current_command_line(read(argv[1:]), machine=machine, live=live)
     work = _Work(now.options, place)
     options = list(work.options())
     options = _with_machine(options, machine, graphics="nographic" not in {name for name, _ in work.source})
@@ -167,19 +176,19 @@ def _character(text: str) -> tuple[str, str]:
 class _Work:
     """One pass over the source's options."""
 
-    def __init__(self, source: list[tuple[str, str | None]], place: Place) -> None:
+    def __init__(self, source: list[tuple[str, str | None]], place: TargetEnvironment) -> None:
         self.source, self._place = source, place
         self.findings: list[Finding] = []
         self.moved: dict[str, str] = {}
         self._our_chardevs = only_of_qmp(source)
         self._old_directory = self._our_directory()
-        self._there = Neighbourhood(
+        self._there = TargetResources(
             occupied=place.occupied,
             same_machine=place.same_machine,
             same_network=place.same_network,
             sockets=self._connected_sockets(),
         )
-        self._ports = Ports(place.network, same=place.same_network)
+        self._ports = PortAssignment(place.network, same=place.same_network)
         self._counted: Counter[str] = Counter()
 
     def _our_directory(self) -> str:
@@ -204,7 +213,7 @@ class _Work:
             value = Value(text or "", first=FIRST.get(name, ""))
             if name in ("mon", "chardev") and self._is_ours(name, value):
                 continue
-            self.findings += limits(name, text or "", value, self._there)
+            self.findings += check_option(name, text or "", value, self._there)
             if text is not None:
                 text, said = self._ports.settle(name, text)
                 value, self.findings = Value(text, first=FIRST.get(name, "")), [*self.findings, *said]

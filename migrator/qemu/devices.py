@@ -17,11 +17,11 @@ from migrator.core.model import Finding
 from migrator.core.preflight.host_network import NUMBERS_NETWORKS_SINCE
 from migrator.errors import CommandFailed, Refused
 from migrator.qemu import media
-from migrator.qemu.asking import ASK_SECONDS, ask
 from migrator.qemu.backends import Command, chardev_add, lasting_name, netdev_add
+from migrator.qemu.device_inventory import DeviceInventory, PluggedDevice, take_inventory
+from migrator.qemu.drive_slots import PERIPHERAL, pci_address
 from migrator.qemu.monitor import Monitor
-from migrator.qemu.plugged import Inventory, Plugged, take_inventory
-from migrator.qemu.seats import PERIPHERAL, pci_address
+from migrator.qemu.querying import QUERY_SECONDS, query
 
 #: Properties that QEMU lists among a device's arguments but sets by itself.
 _NOT_GIVEN = frozenset({"size", "busnr", "crash-information", "thread-id"})
@@ -39,7 +39,7 @@ _UNSET_AT_ZERO = frozenset({"label-size", "hugetlbsize", "align"})
 _NONE_IF_EMPTY = frozenset({"romfile"})
 
 
-async def catch_up(
+async def replicate_devices(
     source: Monitor,
     destination: Monitor,
     *,
@@ -82,15 +82,15 @@ async def catch_up(
         await _add(destination, "device_add", arguments)
     for command, change in _networks(here, there):
         await _add(destination, command, change)
-    for command, change in media.changes(here, await take_inventory(destination), made):
+    for command, change in media.media_changes(here, await take_inventory(destination), made):
         await _add(destination, command, change)
     differing = [found for device in added for found in await _compare(source, destination, device)]
     if same_files:
-        differing += media.differing(here, await take_inventory(destination))
+        differing += media.media_differences(here, await take_inventory(destination))
     return tuple(differing)
 
 
-def _networks(here: Inventory, there: Inventory) -> Iterator[Command]:
+def _networks(here: DeviceInventory, there: DeviceInventory) -> Iterator[Command]:
     """Networks on which no card hangs, and cards that have lost theirs: either may be a part of the stream."""
     numbered = [each.version >= NUMBERS_NETWORKS_SINCE for each in (here, there)]
     for name in sorted(here.dead_netdevs - there.dead_netdevs):
@@ -106,8 +106,8 @@ def _networks(here: Inventory, there: Inventory) -> Iterator[Command]:
             yield "netdev_del", {"id": name}
 
 
-def _lacking(here: Sequence[Plugged], there: Sequence[Plugged]) -> list[Plugged]:
-    def key(device: Plugged) -> tuple[object, ...]:
+def _lacking(here: Sequence[PluggedDevice], there: Sequence[PluggedDevice]) -> list[PluggedDevice]:
+    def key(device: PluggedDevice) -> tuple[object, ...]:
         """What tells it from all others of its QEMU, and is the same in another's."""
         if device.id:
             return (device.id,)
@@ -123,13 +123,13 @@ def _lacking(here: Sequence[Plugged], there: Sequence[Plugged]) -> list[Plugged]
     return lacking
 
 
-def _in_order(devices: Sequence[Plugged], here: Inventory) -> list[Plugged]:
+def _in_order(devices: Sequence[PluggedDevice], here: DeviceInventory) -> list[PluggedDevice]:
     """vCPUs first, then memory, then whatever sits on a bus after the device that has that bus."""
     paths = {device.path for device in here.devices}
 
-    def rank(device: Plugged) -> tuple[int, int, int, str]:
+    def rank(device: PluggedDevice) -> tuple[int, int, int, str]:
         depth = 0
-        at: Plugged | None = device
+        at: PluggedDevice | None = device
         while at is not None and depth <= len(paths):
             holder = "/".join(at.bus.split("/")[:4])
             at = next((other for other in here.devices if other.path == holder), None)
@@ -150,7 +150,7 @@ def _objects_in_order(objects: dict[str, str]) -> list[tuple[str, str]]:
 
 async def _object(source: Monitor, name: str, kind: str) -> dict[str, Any]:
     path = f"/objects/{name}"
-    listing = await ask(source, "qom-list", path=path)
+    listing = await query(source, "qom-list", path=path)
     names = [
         entry["name"]
         for entry in listing
@@ -159,7 +159,7 @@ async def _object(source: Monitor, name: str, kind: str) -> dict[str, Any]:
         and not entry["type"].startswith("child<")
     ]
     values = await asyncio.gather(
-        *(ask(source, "qom-get", path=path, property=name, otherwise="") for name in names)
+        *(query(source, "qom-get", path=path, property=name, otherwise="") for name in names)
     )
     given = {
         key: value
@@ -169,14 +169,14 @@ async def _object(source: Monitor, name: str, kind: str) -> dict[str, Any]:
     return {"qom-type": kind, "id": name, **given}
 
 
-async def _properties(monitor: Monitor, device: Plugged) -> dict[str, tuple[str, Any, Any]]:
+async def _properties(monitor: Monitor, device: PluggedDevice) -> dict[str, tuple[str, Any, Any]]:
     """Of every property of a device: its type, its default, its value."""
-    listing = await ask(monitor, "device-list-properties", typename=device.driver)
+    listing = await query(monitor, "device-list-properties", typename=device.driver)
     listing = [entry for entry in listing if not entry["type"].startswith("child<")]
     unreadable = object()
     values = await asyncio.gather(
         *(
-            ask(monitor, "qom-get", path=device.path, property=entry["name"], otherwise=unreadable)
+            query(monitor, "qom-get", path=device.path, property=entry["name"], otherwise=unreadable)
             for entry in listing
         )
     )
@@ -194,11 +194,11 @@ def _is_default(of: tuple[str, Any, Any]) -> bool:
 
 
 async def _arguments(
-    source: Monitor, destination: Monitor, device: Plugged, disks: dict[str, str]
+    source: Monitor, destination: Monitor, device: PluggedDevice, disks: dict[str, str]
 ) -> dict[str, Any]:
     """What device_add makes the same device with."""
     taken = {
-        entry["name"] for entry in await ask(destination, "device-list-properties", typename=device.driver)
+        entry["name"] for entry in await query(destination, "device-list-properties", typename=device.driver)
     }
     arguments: dict[str, Any] = {"driver": device.driver}
     if device.bus:
@@ -228,8 +228,8 @@ async def _arguments(
 
 async def _behind(
     source: Monitor,
-    here: Inventory,
-    device: Plugged,
+    here: DeviceInventory,
+    device: PluggedDevice,
     arguments: dict[str, Any],
     made: set[str],
     run_directory: str,
@@ -242,7 +242,9 @@ async def _behind(
     if (netdev := arguments.get("netdev")) and netdev not in made:
         if netdev not in here.netdevs:
             raise Refused(f"device {device.id or device.driver} names {netdev}, which QEMU does not show")
-        shown = await ask(source, "x-query-virtio-status", path=f"{device.path}/virtio-backend", otherwise={})
+        shown = await query(
+            source, "x-query-virtio-status", path=f"{device.path}/virtio-backend", otherwise={}
+        )
         commands.append(netdev_add(netdev, here.netdevs[netdev], vhost=bool(shown.get("vhost-started"))))
     if (chardev := arguments.get("chardev")) and chardev not in made:
         commands.append(chardev_add(chardev, here.chardevs.get(chardev, "nothing"), run_directory))
@@ -253,7 +255,7 @@ async def _add(destination: Monitor, command: str, arguments: dict[str, Any]) ->
     """Execute it, without what nobody can give, and without what this QEMU does not know where that changes nothing."""
     while True:
         try:
-            await destination.execute(command, arguments, timeout=ASK_SECONDS)
+            await destination.execute(command, arguments, timeout=QUERY_SECONDS)
         except CommandFailed as error:
             said = _REFUSED.search(error.description)
             name = said["name"] if said else ""
@@ -271,14 +273,14 @@ def _named(error: CommandFailed, arguments: dict[str, Any]) -> CommandFailed:
     return CommandFailed(error.where, f"{error.command} {name}", error.error_class, error.description)
 
 
-async def _compare(source: Monitor, destination: Monitor, device: Plugged) -> list[Finding]:
+async def _compare(source: Monitor, destination: Monitor, device: PluggedDevice) -> list[Finding]:
     """Every property of a device that was added, on both sides."""
     if not device.id or device.driver.endswith("-cpu"):
         return []
     here, there = await asyncio.gather(_properties(source, device), _properties(destination, device))
     if device.port and "port" in here:
         here["port"] = (*here["port"][:2], device.port)  # it was told there what was chosen here
-    bus = await ask(destination, "qom-get", path=device.path, property="parent_bus", otherwise="")
+    bus = await query(destination, "qom-get", path=device.path, property="parent_bus", otherwise="")
     differing = [
         f"{name} {here[name][2]!r} against {there[name][2]!r}"
         for name in sorted(here.keys() & there.keys() - _NOT_GIVEN)

@@ -26,7 +26,7 @@ _UNITS = {"ide": 2, "scsi": 7}
 
 
 @dataclass(frozen=True, kw_only=True)
-class Numbered:
+class NumberedDrive:
     """One drive of a command line."""
 
     #: Which of its options.
@@ -41,7 +41,7 @@ class Numbered:
     value: Value
 
 
-def drives(options: Sequence[tuple[str, str | None]], machine: str) -> list[Numbered]:
+def drives(options: Sequence[tuple[str, str | None]], machine: str) -> list[NumberedDrive]:
     """Every drive, in order.
 
     :param machine: its type with the alias resolved.
@@ -68,7 +68,7 @@ def drives(options: Sequence[tuple[str, str | None]], machine: str) -> list[Numb
         bus = bus or 0
         taken.add((interface, bus, unit))
         found.append(
-            Numbered(
+            NumberedDrive(
                 option=number,
                 id=value.get("id") or _id(interface, bus, unit, of_bus, cd=value.get("media") == "cdrom"),
                 interface=interface,

@@ -14,24 +14,24 @@ from migrator.addresses import bracketed
 from migrator.core.migration.drivers import Driver
 from migrator.core.model import MigrationStatus, Process, RunState, View
 from migrator.core.preflight.facts import Facts
-from migrator.core.preflight.under_way import Busy
+from migrator.core.preflight.non_migrated_state import DiskUsers
 from migrator.errors import CommandFailed, HostError, QemuError, TimedOut, Unreachable
 from migrator.machine import child_environment
-from migrator.ports import Event, GuestProcess, Settings, Tuning
-from migrator.qemu import features, marks, settable
+from migrator.ports import Event, GuestProcess, MigrationSettings, Tuning
+from migrator.qemu import features, marks, migration_settings
 from migrator.qemu.address import Address
-from migrator.qemu.claim import Claim
+from migrator.qemu.claim import DriverClaim
 from migrator.qemu.dirty_rate import DirtyRate
+from migrator.qemu.events import EventLog
 from migrator.qemu.features import Features
-from migrator.qemu.given import Given, put_back, read_given
-from migrator.qemu.heard import Heard
-from migrator.qemu.hold import Hold
-from migrator.qemu.knocks import Knocks
 from migrator.qemu.monitor import Monitor
+from migrator.qemu.non_migrated_state import read_disk_users
+from migrator.qemu.pending_connects import PendingConnects
+from migrator.qemu.process_handle import ProcessHandle
 from migrator.qemu.read_facts import read_facts
+from migrator.qemu.runtime_state import RuntimeState, read_runtime_state, restore_runtime_state
 from migrator.qemu.samples import read_sample
-from migrator.qemu.under_way import read_busy
-from migrator.qemu.way import Way
+from migrator.qemu.transport import MonitorTransport
 
 #: Name of the mark at a destination that was told to run its guest.
 _RAN = "ran"
@@ -57,8 +57,8 @@ class Endpoint:
         pid: int | None = None,
         fence_command: str | None = None,
         tls: ssl.SSLContext | None = None,
-        way: Way | None = None,
-        knocks: Knocks | None = None,
+        way: MonitorTransport | None = None,
+        knocks: PendingConnects | None = None,
         driver: Driver | None = None,
         by_force: bool = False,
     ) -> None:
@@ -66,8 +66,8 @@ class Endpoint:
         self.name = f"{role} {address}"
         self._fence_command = fence_command
         self._way = way
-        self._held = Hold(self.name, pid=pid, way=way)
-        self._heard = Heard(ran=role != "destination")
+        self._held = ProcessHandle(self.name, pid=pid, way=way)
+        self._heard = EventLog(ran=role != "destination")
         self._arrives = role == "destination"
         self._look: asyncio.Task[tuple[dict[str, Any], dict[str, Any]]] | None = None
         self._look_began = 0.0
@@ -82,7 +82,7 @@ class Endpoint:
             tls=tls,
             knocks=knocks,
         )
-        self._claim = Claim(self._monitor, driver, name=self.name, by_force=by_force)
+        self._claim = DriverClaim(self._monitor, driver, name=self.name, by_force=by_force)
 
     @property
     def monitor(self) -> Monitor:
@@ -146,11 +146,11 @@ class Endpoint:
             raise failure
 
     def hold(self, identity: Mapping[str, Any]) -> None:
-        """See :meth:`migrator.qemu.hold.Hold.expect`."""
+        """See :meth:`migrator.qemu.process_handle.ProcessHandle.expect`."""
         self._held.expect(identity)
 
     async def take_hold(self, identity: Mapping[str, Any]) -> None:
-        """See :meth:`migrator.qemu.hold.Hold.expect_there`."""
+        """See :meth:`migrator.qemu.process_handle.ProcessHandle.expect_there`."""
         await self._held.expect_there(identity)
 
     def presume_dead(self) -> None:
@@ -257,16 +257,16 @@ class Endpoint:
     def last_words(self) -> str:
         return self._held.process.last_words() if self._held.process else ""
 
-    async def was_set(self) -> Given:
-        return await read_given(self._monitor)
+    async def was_set(self) -> RuntimeState:
+        return await read_runtime_state(self._monitor)
 
-    async def put_back(self, given: Given) -> Sequence[str]:
-        return await put_back(self._monitor, given)
+    async def put_back(self, given: RuntimeState) -> Sequence[str]:
+        return await restore_runtime_state(self._monitor, given)
 
     async def rest(self) -> None:
         await self._monitor.close()
 
-    async def busy(self) -> Busy:
+    async def busy(self) -> DiskUsers:
         if not self._monitor.connected:
             await self.connect()
 
@@ -276,7 +276,7 @@ class Endpoint:
             except CommandFailed:
                 return None  # one too old for it
 
-        return await read_busy(ask)
+        return await read_disk_users(ask)
 
     # --- the right to change it ------------------------------------------------------------------------------------
 
@@ -296,18 +296,18 @@ class Endpoint:
 
     # --- settings --------------------------------------------------------------------------------------------------
 
-    async def settings(self) -> Settings:
-        return await settable.read(self._monitor)
+    async def settings(self) -> MigrationSettings:
+        return await migration_settings.read(self._monitor)
 
     async def enable(self, capabilities: Mapping[str, bool]) -> None:
-        await self._claim.execute("migrate-set-capabilities", settable.capabilities(capabilities))
+        await self._claim.execute("migrate-set-capabilities", migration_settings.capabilities(capabilities))
 
     async def tune(self, tuning: Tuning) -> None:
-        if parameters := settable.parameters(tuning):
+        if parameters := migration_settings.parameters(tuning):
             await self._claim.execute("migrate-set-parameters", parameters)
 
-    async def restore(self, settings: Settings) -> None:
-        parameters, switched = settable.different(settings, await self.settings())
+    async def restore(self, settings: MigrationSettings) -> None:
+        parameters, switched = migration_settings.different(settings, await self.settings())
         if parameters:
             await self._claim.execute("migrate-set-parameters", parameters)
         if switched:

@@ -12,12 +12,12 @@ from migrator.core.model import MigrationStatus, RunState
 from migrator.errors import CommandFailed
 from migrator.qemu import marks, naming
 from migrator.qemu.address import Address
-from migrator.qemu.knocks import Knocks
 from migrator.qemu.monitor import Monitor
+from migrator.qemu.pending_connects import PendingConnects
 
 
 @dataclass(frozen=True, kw_only=True)
-class Identity:
+class GuestIdentity:
     """What tells a guest from others, and what it takes to place it."""
 
     #: Empty where QEMU was started without.
@@ -35,7 +35,7 @@ class Identity:
     vcpus: int = 1
 
 
-async def identify(monitor: Monitor, *, timeout: float = 2.0) -> Identity:
+async def identify(monitor: Monitor, *, timeout: float = 2.0) -> GuestIdentity:
     """Ask an open session; all questions go out at once.
 
     :param timeout: seconds for all answers together.
@@ -59,9 +59,9 @@ async def identify(monitor: Monitor, *, timeout: float = 2.0) -> Identity:
     )
     text = (uuid or {}).get("UUID", naming.NO_UUID)
     unnumbered = text == naming.NO_UUID
-    return Identity(
+    return GuestIdentity(
         uuid="" if unnumbered else text,
-        carried=await naming.carried(monitor, timeout=timeout) if unnumbered else "",
+        carried=await naming.read_name(monitor, timeout=timeout) if unnumbered else "",
         name=(name or {}).get("name", ""),
         run=RunState((status or {}).get("status", "other")),
         status=MigrationStatus((migrate or {}).get("status", "none")),
@@ -72,8 +72,8 @@ async def identify(monitor: Monitor, *, timeout: float = 2.0) -> Identity:
 
 
 async def identify_at(
-    path: str, *, name: str, greeting: float = 1.0, knocks: Knocks | None = None
-) -> Identity:
+    path: str, *, name: str, greeting: float = 1.0, knocks: PendingConnects | None = None
+) -> GuestIdentity:
     """Connect to a unix socket of this machine, ask, and let go of it.
 
     :param name: of the monitor, for messages.

@@ -8,11 +8,11 @@ from typing import Any
 from migrator.core.findings import finding
 from migrator.core.model import Finding
 from migrator.qemu.backends import Command
-from migrator.qemu.plugged import Inventory, limits_of
-from migrator.qemu.seats import Seat
+from migrator.qemu.device_inventory import DeviceInventory, limits_of
+from migrator.qemu.drive_slots import DriveSlot
 
 
-def changes(here: Inventory, there: Inventory, made: Collection[str]) -> Iterator[Command]:
+def media_changes(here: DeviceInventory, there: DeviceInventory, made: Collection[str]) -> Iterator[Command]:
     """What gives the drives that both have the media and the limits of the first.
 
     :param made: names of nodes and drives that the other has already.
@@ -32,22 +32,24 @@ def changes(here: Inventory, there: Inventory, made: Collection[str]) -> Iterato
 _UNLIMITED = dict.fromkeys(("bps", "bps_rd", "bps_wr", "iops", "iops_rd", "iops_wr"), 0)
 
 
-def _of(drive: Seat) -> dict[str, str]:
+def _of(drive: DriveSlot) -> dict[str, str]:
     return {"id": drive.handle} if drive.block.get("qdev") else {"device": drive.handle}
 
 
-def _node(drive: Seat) -> str:
+def _node(drive: DriveSlot) -> str:
     """The node's name, if somebody has given it one; those that QEMU makes up differ from process to process."""
     name = str(drive.inserted.get("node-name", ""))
     return "" if name.startswith("#") else name
 
 
-def _medium(drive: Seat) -> tuple[Any, ...]:
+def _medium(drive: DriveSlot) -> tuple[Any, ...]:
     there = drive.inserted
     return (there["file"], there["drv"], there["ro"], _node(drive)) if there else ()
 
 
-def _change(here: Inventory, drive: Seat, other: Seat, made: Collection[str]) -> Iterator[Command]:
+def _change(
+    here: DeviceInventory, drive: DriveSlot, other: DriveSlot, made: Collection[str]
+) -> Iterator[Command]:
     at, there = _of(other), drive.inserted
     if not there:
         yield "eject", {**at, "force": True}
@@ -67,7 +69,7 @@ def _change(here: Inventory, drive: Seat, other: Seat, made: Collection[str]) ->
         )
 
 
-def differing(here: Inventory, there: Inventory) -> Iterator[Finding]:
+def media_differences(here: DeviceInventory, there: DeviceInventory) -> Iterator[Finding]:
     """Drives that are not the same files, whatever was done about it."""
     for name, drive in here.drives.items():
         other = there.drives.get(name)

@@ -20,8 +20,8 @@ from qemu.qmp.qmp_client import BadReplyError
 
 from migrator.errors import CommandFailed, NobodyListens, Occupied, StrangeAnswer, TimedOut, Unreachable
 from migrator.qemu.address import Address
-from migrator.qemu.client import Client, Tap, TlsClient
-from migrator.qemu.knocks import Knocks
+from migrator.qemu.client import QmpClient, Tap, TlsClient
+from migrator.qemu.pending_connects import PendingConnects
 from migrator.qemu.replies import wrong_with
 from migrator.text import clean
 
@@ -61,7 +61,7 @@ class Monitor:
         on_event: Callable[[Mapping[str, Any]], None],
         on_break: Callable[[], None],
         tls: ssl.SSLContext | None = None,
-        knocks: Knocks | None = None,
+        knocks: PendingConnects | None = None,
     ) -> None:
         self.address = address
         self.name = name
@@ -69,10 +69,10 @@ class Monitor:
         self.pid: int | None = None
         self._tls = tls
         self._knocks = knocks
-        self._own_knocks: Knocks | None = None
+        self._own_knocks: PendingConnects | None = None
         self._on_event = on_event
         self._on_break = on_break
-        self._client: Client | None = None
+        self._client: QmpClient | None = None
         self._watch: asyncio.Task[None] | None = None
         #: Seconds the last command took.
         self.round_trip_seconds = 0.0
@@ -94,7 +94,7 @@ class Monitor:
         if self.connected:
             return
         await self._end_session()
-        client = (TlsClient if self.address.kind == "tls" else Client)(self.name)
+        client = (TlsClient if self.address.kind == "tls" else QmpClient)(self.name)
         client.events.names = {"(none: see Tap)"}
         client.register_listener(Tap(self._on_event))
         sock: socket.socket | None = None
@@ -138,10 +138,10 @@ class Monitor:
 
         knocks = self._knocks
         if knocks is None:
-            knocks = self._own_knocks = self._own_knocks or Knocks()
+            knocks = self._own_knocks = self._own_knocks or PendingConnects()
         return await knocks.greeted(self.address.path, timeout=timeout, note_pid=note)
 
-    async def _watch_break(self, client: Client) -> None:
+    async def _watch_break(self, client: QmpClient) -> None:
         while client.runstate is Runstate.RUNNING:
             await client.runstate_changed()
         if self._client is client:

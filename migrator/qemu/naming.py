@@ -23,7 +23,7 @@ _OURS = re.compile("guest-[0-9a-f]{16}")
 NO_UUID = "00000000-0000-0000-0000-000000000000"
 
 
-def of_process(identity: Mapping[str, Any]) -> str:
+def process_name(identity: Mapping[str, Any]) -> str:
     """What a guest is called whose first process this is; empty where the process is not known.
 
     :param identity: as of :attr:`migrator.ports.GuestProcess.identity`.
@@ -34,7 +34,7 @@ def of_process(identity: Mapping[str, Any]) -> str:
     return "guest-" + hashlib.sha256(" ".join(words).encode()).hexdigest()[:16]
 
 
-async def carried(monitor: Monitor, *, timeout: float = 5.0) -> str:
+async def read_name(monitor: Monitor, *, timeout: float = 5.0) -> str:
     """The name that a QEMU was marked with when its guest moved into it; empty where it was not.
 
     :raise QemuError: it cannot be asked.
@@ -51,7 +51,7 @@ async def _name_of(source: Endpoint) -> str:
         uuid = {}
     if uuid.get("UUID", NO_UUID) != NO_UUID:
         return ""
-    return await carried(source.monitor) or of_process(source.identity)
+    return await read_name(source.monitor) or process_name(source.identity)
 
 
 async def options(source: Endpoint) -> tuple[str, ...]:
@@ -63,7 +63,7 @@ async def options(source: Endpoint) -> tuple[str, ...]:
     return marks.option(_MARK, name) if name and await marks.possible(source.monitor) else ()
 
 
-async def hand_on(source: Endpoint, destination: Endpoint) -> None:
+async def pass_on_name(source: Endpoint, destination: Endpoint) -> None:
     """Mark the destination with the name of the guest at the source, where that has no uuid.
 
     A QEMU that cannot have marks is left without: its guest has another name after the move.
@@ -76,7 +76,7 @@ async def hand_on(source: Endpoint, destination: Endpoint) -> None:
     try:
         if (
             not await marks.add(destination.monitor, _MARK, name)
-            and await carried(destination.monitor) != name
+            and await read_name(destination.monitor) != name
         ):
             await marks.remove(destination.monitor, _MARK)  # it waited for another guest, in vain
             await marks.add(destination.monitor, _MARK, name)

@@ -13,9 +13,9 @@ from migrator.core.process.command_line import path_of
 from migrator.errors import CommandFailed
 from migrator.machine import LocalProcess
 from migrator.ports import GuestProcess
+from migrator.qemu.drive_slots import PERIPHERAL, DriveSlot, read_drive_slots
 from migrator.qemu.monitor import Monitor
-from migrator.qemu.seats import PERIPHERAL, Seat, seats
-from migrator.qemu.under_way import read_under_way
+from migrator.qemu.non_migrated_state import read_non_migrated_state
 
 #: Where QEMU keeps the devices it was given: those with an id, and those without.
 _PERIPHERAL = (PERIPHERAL, f"{PERIPHERAL}-anon")
@@ -54,7 +54,7 @@ async def read_facts(monitor: Monitor, process: GuestProcess | None) -> Facts:
         "capabilities": ask("query-migrate-capabilities"),
         "parameters": ask("query-migrate-parameters"),
         "machine": machine("type"),
-        "under_way": read_under_way(ask, process.arguments() if process else []),
+        "under_way": read_non_migrated_state(ask, process.arguments() if process else []),
         **{path: ask("qom-list", path=path) for path in _PERIPHERAL},
     }
     got = dict(zip(questions, await asyncio.gather(*questions.values()), strict=True))
@@ -89,7 +89,7 @@ async def read_facts(monitor: Monitor, process: GuestProcess | None) -> Facts:
         cpus=tuple(sorted(_cpu(cpu) for cpu in plugged)),
         cpu_features=features,
         devices=tuple(sorted([*devices, *_built_in(got["pci"] or [])])),
-        disks=tuple(_disks(await seats(monitor, got["block"] or []), process)),
+        disks=tuple(_disks(await read_drive_slots(monitor, got["block"] or []), process)),
         blockers=tuple(migrate.get("blocked-reasons", ())),
         capabilities=frozenset(entry["capability"] for entry in got["capabilities"] or []),
         parameters=frozenset(got["parameters"] or ()),
@@ -144,7 +144,7 @@ def _built_in(buses: list[dict[str, Any]]) -> Iterable[Device]:
                 )
 
 
-def _disks(drives: list[Seat], process: GuestProcess | None) -> Iterable[Disk]:
+def _disks(drives: list[DriveSlot], process: GuestProcess | None) -> Iterable[Disk]:
     for drive in drives:
         inserted = drive.inserted
         if not inserted:

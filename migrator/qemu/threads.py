@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-from migrator.qemu.asking import ask
 from migrator.qemu.monitor import Monitor
+from migrator.qemu.querying import query
 
 
 async def threads(monitor: Monitor) -> Mapping[str, int]:
@@ -13,7 +13,7 @@ async def threads(monitor: Monitor) -> Mapping[str, int]:
 
     :raise QemuError: when it cannot be asked.
     """
-    cpus = await ask(monitor, "query-cpus-fast", otherwise=[])
-    iothreads = await ask(monitor, "query-iothreads", otherwise=[])
+    cpus = await query(monitor, "query-cpus-fast", otherwise=[])
+    iothreads = await query(monitor, "query-iothreads", otherwise=[])
     found = {f"vCPU {cpu['cpu-index']}": cpu["thread-id"] for cpu in cpus}
     return found | {f"iothread {each['id']}": each["thread-id"] for each in iothreads}

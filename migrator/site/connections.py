@@ -15,7 +15,7 @@ from migrator.hosts.site_config import HostConfig, Reconfigurable
 from migrator.hosts.sockets import RemoteMonitor
 from migrator.qemu.address import Address
 from migrator.qemu.endpoint import Endpoint
-from migrator.qemu.knocks import Knocks
+from migrator.qemu.pending_connects import PendingConnects
 
 #: Seconds to open a monitor for a migration.
 _OPEN_SECONDS = 5.0
@@ -66,7 +66,7 @@ class HostConnections:
         #: Role of every monitor held open, by host and path of its socket.
         self.held: dict[tuple[str, str], str] = {}
         #: What waits for a monitor to answer.
-        self.knocks = Knocks()
+        self.knocks = PendingConnects()
         self._starting: list[tuple[str, str]] = []
         #: By host: set, and forgotten, when another configuration of it is in force.
         self._configured: dict[str, asyncio.Event] = {}

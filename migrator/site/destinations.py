@@ -14,7 +14,7 @@ from migrator.core.policy import Policy
 from migrator.core.preflight.compare import compare
 from migrator.core.process.command_line import path_of
 from migrator.errors import HostError
-from migrator.hosts import belongings
+from migrator.hosts import path_links
 from migrator.hosts.deserted import sweep
 from migrator.hosts.launch import Launcher, Like, Nest, certainly
 from migrator.hosts.new_files import NewFile, make_files, note_memory, unused
@@ -23,15 +23,15 @@ from migrator.hosts.threads import give_turns
 from migrator.hosts.understanding import understood
 from migrator.ports import IncomingDestination, Qemu
 from migrator.qemu import marks, naming
-from migrator.qemu.belongings import belongings as of_process
-from migrator.qemu.belongings import own_directory
-from migrator.qemu.cmdline import Place, Replica, memory_files, paths, replicate
-from migrator.qemu.devices import catch_up
+from migrator.qemu.cmdline import Replica, TargetEnvironment, memory_files, paths, replicate
+from migrator.qemu.current_command_line import current_arguments
+from migrator.qemu.device_inventory import read_current_devices
+from migrator.qemu.devices import replicate_devices
 from migrator.qemu.endpoint import Endpoint
-from migrator.qemu.given import carry_traces
-from migrator.qemu.plugged import read_live
-from migrator.qemu.ports import Network
-from migrator.qemu.present import up_to_date
+from migrator.qemu.operator_files import operator_files as of_process
+from migrator.qemu.operator_files import own_directory
+from migrator.qemu.port_assignment import TargetNetwork
+from migrator.qemu.runtime_state import carry_traces
 from migrator.qemu.threads import threads
 from migrator.site.connections import HostConnections
 from migrator.site.incoming_destination import WaitingQemu, clear_away, connect_when_up, require_incoming
@@ -107,7 +107,7 @@ class Destinations:
         if config.method is Method.ATTACHED:
             waiting = await self._attach(guest, target, config)
             try:
-                await naming.hand_on(end, _endpoint(waiting.qemu))
+                await naming.pass_on_name(end, _endpoint(waiting.qemu))
             except BaseException:
                 await certainly(waiting.qemu.close(), name=f"close {waiting.qemu.name}")
                 raise
@@ -126,7 +126,7 @@ class Destinations:
                 base = await launcher.base()
                 replica = await self._replicate(guest, end, target, config, nest, process, base)
                 _refuse(replica.findings, accepted)
-                await belongings.note(launcher.host, nest, replica.links)
+                await path_links.save_links(launcher.host, nest, replica.links)
                 await make_files(launcher.host, nest.run_directory, await self._flashes(end, guest.host))
                 await note_memory(launcher.host, nest.run_directory, replica.memory)
                 argv, notes = replica.argv, replica.findings
@@ -140,7 +140,7 @@ class Destinations:
         try:
             await connect_when_up(qemu, launcher, nest, started, argv[0])
             _refuse(
-                await catch_up(
+                await replicate_devices(
                     end.monitor,
                     qemu.monitor,
                     run_directory=nest.run_directory,
@@ -149,7 +149,7 @@ class Destinations:
                 ),
                 accepted,
             )
-            await naming.hand_on(end, qemu)
+            await naming.pass_on_name(end, qemu)
             refused = await carry_traces(end.monitor, qemu.monitor)
             notes += tuple(finding("not-put-back", text) for text in refused)
             if process is not None:
@@ -232,7 +232,7 @@ class Destinations:
         nest = await launcher.nest_at(f"{own}/control.qmp") if own else None
         if nest is None:
             return OperatorPaths(having=of_process(argv, {}, directory=directory), names={})
-        names = await belongings.noted(launcher.host, nest)
+        names = await path_links.read_links(launcher.host, nest)
         return OperatorPaths(having=of_process(argv, names, log=nest.log, directory=directory), names=names)
 
     async def settle(self, guest: Guest) -> list[str]:
@@ -242,7 +242,7 @@ class Destinations:
         """
         launcher = self._launcher(guest.host, self._how(guest, guest.host))
         nest = await launcher.nest_at(guest.socket)
-        return [] if nest is None else await belongings.link(launcher.host, nest)
+        return [] if nest is None else await path_links.make_links(launcher.host, nest)
 
     async def clear(self, guest: Guest) -> None:
         """Remove what is left of the source once its process has ended: the run directory, if it is one of ours.
@@ -250,7 +250,7 @@ class Destinations:
         :raise HostError: the host cannot be asked, or the process still lives.
         """
         launcher = self._launcher(guest.host, self._how(guest, guest.host))
-        nest = await launcher.nest_at(await belongings.leads_to(launcher.host, guest.socket))
+        nest = await launcher.nest_at(await path_links.resolve_link(launcher.host, guest.socket))
         if nest is not None:
             await launcher.clear(nest)
 
@@ -303,13 +303,13 @@ class Destinations:
             remedy = "run migrator with more rights there, or configure a template"
             raise Objected([finding("command-line-unknown", text, remedy)])
         argv = marks.without(argv)
-        machine, live = await read_live(source.monitor, argv)
+        machine, live = await read_current_devices(source.monitor, argv)
         configured = config.binary or self._connections.config(target).qemu
         candidates = (configured, "") if configured else (argv[0], "qemu-system-x86_64")
         home = await self._operator_paths(
             guest, argv, process.identity.directory if process is not None else ""
         )
-        now = up_to_date(argv, machine=machine, live=live)
+        now = current_arguments(argv, machine=machine, live=live)
         wanted, memory = paths(now, home.having.directory), memory_files(now)
         seen = await survey(
             self._connections.access(target),
@@ -327,14 +327,14 @@ class Destinations:
         # What one QEMU left behind, the next may have: the guest's memory is written over it.
         left = [path for path in memory if path in seen.occupied]
         free = await unused(self._connections.access(target), left) if left else frozenset()
-        where = Place(
+        where = TargetEnvironment(
             binary=seen.binary,
             run_directory=nest.run_directory,
             occupied=seen.occupied - free,
             homeless=seen.homeless,
             same_machine=here,
             same_network=here and seen.network == seen.network_of_source != "",
-            network=Network(taken=seen.taken, addresses=seen.addresses, spare=config.spare_ports),
+            network=TargetNetwork(taken=seen.taken, addresses=seen.addresses, spare=config.spare_ports),
         )
         replica = replicate(
             argv,

@@ -22,7 +22,7 @@ from migrator.hosts.site_config import HostConfig
 from migrator.hosts.sockets import FoundSocket, Survey, find_sockets, literal, survey
 from migrator.machine import is_gone_as_seen_here, own_network
 from migrator.qemu import naming
-from migrator.qemu.identify import Identity, identify_at
+from migrator.qemu.identify import GuestIdentity, identify_at
 from migrator.site import unreachable_guests
 from migrator.site.connections import HostConnections
 from migrator.site.guest_records import ELSEWHERE, guest_record, with_distinct_keys
@@ -84,7 +84,7 @@ class GuestDiscovery:
         self._first = {key: name for key, name in self._first.items() if key[0] != host}
         for each in seen.processes.qemus:
             named = {"boot_id": seen.processes.boot_id, "pid": each.pid, "start_time": each.started}
-            self._first[host, each.pid] = each.named or naming.of_process(named)
+            self._first[host, each.pid] = each.named or naming.process_name(named)
         limit = asyncio.Semaphore(_ASKED_AT_ONCE)
         if config.processes and seen.processes.hidden:
             raise HostError(
@@ -244,7 +244,7 @@ class GuestDiscovery:
             return self._silent(host, silent)
         return await self._dumb(host, config, found, failure)
 
-    def _standing(self, guest: Guest, identity: Identity) -> Guest:
+    def _standing(self, guest: Guest, identity: GuestIdentity) -> Guest:
         """With what stands in its way where it stands in a migration that this controller does not drive now."""
         mine, other = self._connections.driver, identity.driver
         ours = mine is not None and other is not None and mine.controller == other.controller
@@ -300,7 +300,7 @@ class GuestDiscovery:
             None,
         )
         if known is None or (known.uuid and process.uuid not in ("", known.uuid)):
-            identity = Identity(
+            identity = GuestIdentity(
                 uuid=process.uuid, name=process.name, run=RunState.OTHER, memory_bytes=process.memory_bytes
             )
             known = self._guest(host, FoundSocket(path="", pid=process.pid), identity)
@@ -319,7 +319,7 @@ class GuestDiscovery:
                 return each, role
         return None
 
-    async def _identify(self, host: str, found: FoundSocket) -> Identity:
+    async def _identify(self, host: str, found: FoundSocket) -> GuestIdentity:
         local = await self._connections.access(host).forward(found.path)
         name, knocks = f"{host}:{found.path}", self._connections.knocks
         waits = knocks.waits(local)
@@ -340,7 +340,7 @@ class GuestDiscovery:
             if known.run in ELSEWHERE:
                 return known  # what stands in a migration stays in the way of all else: the host is not empty
             return replace(known, obstacle="", obstacle_code="", lost_contact=False, monitored=True)
-        return self._guest(host, found, Identity(uuid=found.uuid, name=found.name))
+        return self._guest(host, found, GuestIdentity(uuid=found.uuid, name=found.name))
 
-    def _guest(self, host: str, found: FoundSocket, identity: Identity) -> Guest:
+    def _guest(self, host: str, found: FoundSocket, identity: GuestIdentity) -> Guest:
         return guest_record(host, found, identity, first=self._first.get((host, found.pid), ""))

@@ -9,13 +9,13 @@ from dataclasses import replace
 from migrator.core.inventory import Guest
 from migrator.core.model import RunState
 from migrator.hosts.sockets import FoundSocket
-from migrator.qemu.identify import Identity
+from migrator.qemu.identify import GuestIdentity
 
 #: Run states of an end of a migration in which the guest is not, or not yet.
 ELSEWHERE = frozenset({RunState.INMIGRATE, RunState.FINISH_MIGRATE, RunState.POSTMIGRATE})
 
 
-def guest_record(host: str, found: FoundSocket, identity: Identity, *, first: str = "") -> Guest:
+def guest_record(host: str, found: FoundSocket, identity: GuestIdentity, *, first: str = "") -> Guest:
     """The guest behind a socket, or in a process without one.
 
     :param first: what it is called if this is the process that it was started in, and it has no uuid.

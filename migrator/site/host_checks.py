@@ -21,9 +21,9 @@ from migrator.hosts.access import Access
 from migrator.hosts.facts import read_facts
 from migrator.hosts.identify import Question, look, probe
 from migrator.ports import Qemu
+from migrator.qemu.current_command_line import current_command_line, plugged_networks
+from migrator.qemu.device_inventory import read_current_devices
 from migrator.qemu.endpoint import Endpoint
-from migrator.qemu.plugged import read_live
-from migrator.qemu.present import plugged, present
 from migrator.site.connections import HostDirectory
 from migrator.site.process_checks import read_beside, read_source, seen_by, with_unreachable
 
@@ -233,9 +233,9 @@ async def _command(source: Qemu, argv: list[str]) -> list[str]:
     """A command line that says what the guest has now, networks that were plugged in since included."""
     if not argv or not isinstance(source, Endpoint):
         return argv
-    machine, live = await read_live(source.monitor, argv)
-    now = present(read(argv[1:]), machine=machine, live=live)
-    return [argv[0], *write([*now.options, *plugged(now.options, live)])]
+    machine, live = await read_current_devices(source.monitor, argv)
+    now = current_command_line(read(argv[1:]), machine=machine, live=live)
+    return [argv[0], *write([*now.options, *plugged_networks(now.options, live)])]
 
 
 async def _arguments(access: Access, pid: int | None) -> list[str]:

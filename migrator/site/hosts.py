@@ -161,7 +161,7 @@ class SiteHosts:
         if role == "source" and (host, socket) not in self._discovery.known and end.monitor.connected:
             try:
                 found = FoundSocket(path=socket, pid=end.process.pid if end.process else None)
-                first = naming.of_process(end.identity)
+                first = naming.process_name(end.identity)
                 self._discovery.known[host, socket] = guest_record(
                     host, found, await identify(end.monitor), first=first
                 )

@@ -10,7 +10,7 @@ from enum import StrEnum
 from migrator.core.inventory import Guest
 from migrator.errors import UsageError
 from migrator.hosts.launch import Nest
-from migrator.qemu.cmdline import Place
+from migrator.qemu.cmdline import TargetEnvironment
 
 
 class Method(StrEnum):
@@ -48,9 +48,9 @@ class LaunchConfig:
     start_seconds: float = 60.0
 
 
-def place(nest: Nest) -> Place:
+def place(nest: Nest) -> TargetEnvironment:
     """As the command line knows it."""
-    return Place(binary="", run_directory=nest.run_directory)
+    return TargetEnvironment(binary="", run_directory=nest.run_directory)
 
 
 def fill(template: Iterable[str], guest: Guest, nest: Nest) -> tuple[str, ...]:

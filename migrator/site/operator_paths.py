@@ -8,15 +8,15 @@ from dataclasses import dataclass, replace
 from migrator.core.findings import finding
 from migrator.core.model import Finding
 from migrator.core.process.options import FIRST, Value, read
-from migrator.qemu.belongings import Belongings, absolute, move
-from migrator.qemu.cmdline import Place, Replica
+from migrator.qemu.cmdline import Replica, TargetEnvironment
+from migrator.qemu.operator_files import OperatorFiles, absolute, relocate
 
 
 @dataclass(frozen=True, kw_only=True)
 class OperatorPaths:
     """Of one process."""
 
-    having: Belongings
+    having: OperatorFiles
     #: Of a process that was started by us: the operator's path of each path of its own.
     names: Mapping[str, str]
 
@@ -25,7 +25,7 @@ class OperatorPaths:
         found = [*self.having.paths, *(self.names.get(path, path) for path in sockets)]
         return [path for each in found if (path := absolute(each, self.having.directory)).startswith("/")]
 
-    def moved(self, replica: Replica, place: Place, *, log: str) -> Replica:
+    def moved(self, replica: Replica, place: TargetEnvironment, *, log: str) -> Replica:
         """The replica with all of it.
 
         :param log: where the destination writes what QEMU says.
@@ -35,7 +35,7 @@ class OperatorPaths:
             for name, text in read(replica.argv[1:])
             if name == "chardev"
         }
-        found = move(self.having, place, log=log, moved=replica.moved, names=self.names, taken=used)
+        found = relocate(self.having, place, log=log, moved=replica.moved, names=self.names, taken=used)
         return replace(
             replica,
             argv=(*replica.argv, *found.words),
@@ -43,7 +43,7 @@ class OperatorPaths:
             links={path: to for path, to in found.links.items() if path.startswith("/")},
         )
 
-    def _lacking(self, links: Mapping[str, str], place: Place) -> Iterator[Finding]:
+    def _lacking(self, links: Mapping[str, str], place: TargetEnvironment) -> Iterator[Finding]:
         for lost in self.having.lost:
             yield finding("stays-behind", f"{lost} stays behind: only a unix socket or a file is made again")
         for path in links:

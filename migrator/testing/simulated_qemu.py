@@ -10,9 +10,9 @@ from typing import Any, Protocol
 from migrator.core.inventory import Host
 from migrator.core.model import MigrationStatus, Process, RunState, View
 from migrator.core.preflight.facts import Facts
-from migrator.core.preflight.under_way import Busy
+from migrator.core.preflight.non_migrated_state import DiskUsers
 from migrator.errors import CommandFailed, Unreachable
-from migrator.ports import Event, Settings, Tuning
+from migrator.ports import Event, MigrationSettings, Tuning
 from migrator.testing.link import Link
 from migrator.testing.settings import Parameters
 from migrator.testing.simulator import Simulator
@@ -62,7 +62,7 @@ class Machine:
     started: int = 0
     obstacle: str = ""
     #: Jobs and exports that a test has under way in it.
-    busy: Busy = field(default_factory=Busy)
+    busy: DiskUsers = field(default_factory=DiskUsers)
 
     @property
     def socket(self) -> str:
@@ -242,7 +242,7 @@ class SimulatedQemu:
             capabilities=_CAPABILITIES,
         )
 
-    async def busy(self) -> Busy:
+    async def busy(self) -> DiskUsers:
         self._reach()
         return self.machine.busy
 
@@ -256,9 +256,9 @@ class SimulatedQemu:
     async def rest(self) -> None:
         pass
 
-    async def settings(self) -> Settings:
+    async def settings(self) -> MigrationSettings:
         self._reach()
-        return Settings(capabilities=dict(self._capabilities), parameters=dict(self._parameters))
+        return MigrationSettings(capabilities=dict(self._capabilities), parameters=dict(self._parameters))
 
     async def enable(self, capabilities: Mapping[str, bool]) -> None:
         self._reach()
@@ -286,7 +286,7 @@ class SimulatedQemu:
             }
         simulator.parameters = replace(simulator.parameters, **changes)
 
-    async def restore(self, settings: Settings) -> None:
+    async def restore(self, settings: MigrationSettings) -> None:
         self._reach()
 
     async def listen(self, uri: str) -> str:

@@ -9,15 +9,15 @@ from pathlib import Path
 
 from migrator.errors import QemuError
 from migrator.qemu.address import Address
-from migrator.qemu.live import Live
+from migrator.qemu.current_devices import CurrentDevices
+from migrator.qemu.device_inventory import read_current_devices
 from migrator.qemu.monitor import Monitor
-from migrator.qemu.plugged import read_live
 from migrator.testing.lab import Lab, until
 from tests.shapes import SHAPES, Outcome, Shape, judge
 from tests.shapes_run import Made, can_run, make
 
 
-async def shown(made: Made) -> tuple[str, Live]:
+async def shown(made: Made) -> tuple[str, CurrentDevices]:
     """Of a QEMU with this command line, which ends with it: its machine type, and what it has."""
     socket = made.directory / "look.qmp"
     words = [word for word in made.argv if word != "-daemonize"]
@@ -46,7 +46,7 @@ async def shown(made: Made) -> tuple[str, Live]:
 
         await until(greets, what=f"{made.argv}")
         try:
-            return await read_live(monitor, made.argv)
+            return await read_current_devices(monitor, made.argv)
         finally:
             await monitor.close()
     finally:

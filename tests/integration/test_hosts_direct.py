@@ -18,7 +18,7 @@ from migrator.core.policy import builtin
 from migrator.hosts.sockets import RemoteMonitor
 from migrator.hosts.ssh import SshAccess
 from migrator.qemu.address import Address
-from migrator.qemu.hold import Hold
+from migrator.qemu.process_handle import ProcessHandle
 from migrator.store.records import unfinished
 from migrator.testing import network
 from migrator.testing.lab import Habit, Lab, Machine, Pair, Qemu, until
@@ -97,7 +97,7 @@ class RemoteEnd(CaughtEnd):
     def __init__(self, qemu: Qemu, access: SshAccess, *, role: str) -> None:
         super().__init__(qemu, role=role, address=Address(kind="ssh", host=access.name, path=str(qemu.qmp)))
         self._way = RemoteMonitor(access, str(qemu.qmp))
-        self._held = Hold(self.name, pid=None, way=self._way)
+        self._held = ProcessHandle(self.name, pid=None, way=self._way)
 
 
 @asynccontextmanager

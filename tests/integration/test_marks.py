@@ -9,8 +9,8 @@ from pathlib import Path
 
 from migrator.qemu import marks
 from migrator.qemu.address import Address
+from migrator.qemu.device_inventory import take_inventory
 from migrator.qemu.monitor import Monitor
-from migrator.qemu.plugged import take_inventory
 from migrator.testing.fake_qemu import FakeQemu
 from migrator.testing.lab import Lab
 

@@ -15,7 +15,7 @@ import pytest
 
 from migrator.core.model import MigrationStatus, Process, RunState, Sample
 from migrator.errors import CommandFailed, MigratorError, TimedOut
-from migrator.ports import Settings, Tuning
+from migrator.ports import MigrationSettings, Tuning
 from migrator.qemu import features
 from migrator.qemu.address import Address, parse
 from migrator.qemu.endpoint import Endpoint
@@ -308,11 +308,11 @@ class TestUnits:
 
 
 class TestSettings:
-    AS_THEY_WERE = Settings(
+    AS_THEY_WERE = MigrationSettings(
         capabilities={"xbzrle": True, "events": False}, parameters={"max-bandwidth": 5, "tls-creds": ""}
     )
 
-    def show(self, server: ScriptedQmp, settings: Settings) -> None:
+    def show(self, server: ScriptedQmp, settings: MigrationSettings) -> None:
         states = [{"capability": name, "state": state} for name, state in settings.capabilities.items()]
         server.on("query-migrate-capabilities", replies(states))
         server.on("query-migrate-parameters", replies(settings.parameters))

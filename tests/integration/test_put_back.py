@@ -8,7 +8,7 @@ from typing import Any
 
 from migrator.core.model import State
 from migrator.core.policy import builtin
-from migrator.qemu.given import carry_traces
+from migrator.qemu.runtime_state import carry_traces
 from migrator.testing.lab import Habit, Lab, Machine, Qemu, RawMonitor, until
 from tests.conftest import MakePair
 from tests.integration.test_under_way import Move

@@ -12,12 +12,12 @@ from migrator.core.findings import CATALOGUE
 from migrator.core.policy import BlockJobs
 from migrator.core.preflight.compare import source_ready
 from migrator.core.preflight.facts import Facts
+from migrator.core.preflight.non_migrated_state import findings
 from migrator.core.preflight.travels import KINDS, asks, classified
-from migrator.core.preflight.under_way import judge
 from migrator.qemu.address import Address
 from migrator.qemu.endpoint import Endpoint
 from migrator.qemu.monitor import Monitor
-from migrator.qemu.under_way import read_under_way
+from migrator.qemu.non_migrated_state import read_non_migrated_state
 from migrator.testing.lab import Lab, Machine, until
 
 
@@ -89,7 +89,7 @@ class TestWhatIsUnderWay:
         assert str(seen.under_way.busy) == "backup nightly, nbd export fleece"  # of the backup's own node
         assert seen.under_way.bitmaps == (("disk0", "since monday"),)
         assert codes(seen) == codes(quiet) | {"block-job-waits", "block-export-waits", "dirty-bitmap"}
-        refused = {each.code for each in judge(seen.under_way, BlockJobs.REFUSE)}
+        refused = {each.code for each in findings(seen.under_way, BlockJobs.REFUSE)}
         assert {"block-job", "block-export"} <= refused
 
     async def test_execution_that_is_recorded_is_refused(self, lab: Lab, each_qemu: Path) -> None:
@@ -125,4 +125,4 @@ class TestPasswords:
         async def ask(command: str, **arguments: Any) -> Any:
             return self.SPICE.get(command)
 
-        assert (await read_under_way(ask, ["qemu", "-spice", given])).passwords == said
+        assert (await read_non_migrated_state(ask, ["qemu", "-spice", given])).passwords == said

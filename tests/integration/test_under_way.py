@@ -12,7 +12,7 @@ import pytest
 
 from migrator.core.model import MigrationStatus, State
 from migrator.core.policy import BlockJobs, Policy, builtin
-from migrator.core.preflight.under_way import Busy
+from migrator.core.preflight.non_migrated_state import DiskUsers
 from migrator.engine.migration.driver import MigrationDriver
 from migrator.engine.migration.outcome import MigrationOutcome, MigrationProgress
 from migrator.errors import Refused
@@ -122,7 +122,7 @@ class LateJob(Endpoint):
 
     begin: Callable[[], Awaitable[None]]
 
-    async def busy(self) -> Busy:
+    async def busy(self) -> DiskUsers:
         if (await self.observe()).status is MigrationStatus.PRE_SWITCHOVER:
             await self.begin()
         return await super().busy()

@@ -13,12 +13,12 @@ from migrator.core.model import Severity
 from migrator.core.process.options import Value, escape, read, write
 from migrator.errors import Refused
 from migrator.qemu.backends import Nodes, block_nodes, chardev_add, netdev_add, netdevs
-from migrator.qemu.cmdline import Place, Replica, paths, replicate
-from migrator.qemu.live import Live
-from migrator.qemu.present import has_lost
+from migrator.qemu.cmdline import Replica, TargetEnvironment, paths, replicate
+from migrator.qemu.current_command_line import lacks_devices
+from migrator.qemu.current_devices import CurrentDevices
 
 RUN = "/run/migrator/guests/m1-abc123"
-HERE = Place(binary="/usr/bin/qemu", run_directory=RUN)
+HERE = TargetEnvironment(binary="/usr/bin/qemu", run_directory=RUN)
 #: What every result has at its end.
 OURS = (
     *("-pidfile", f"{RUN}/qemu.pid"),
@@ -30,11 +30,13 @@ OURS = (
 MACHINE = ("-machine", "pc-q35-7.2")
 
 
-def made(*words: str, live: Live | None = None, place: Place = HERE) -> Replica:
-    return replicate(("qemu", *MACHINE, *words), machine="pc-q35-7.2", live=live or Live(), place=place)
+def made(*words: str, live: CurrentDevices | None = None, place: TargetEnvironment = HERE) -> Replica:
+    return replicate(
+        ("qemu", *MACHINE, *words), machine="pc-q35-7.2", live=live or CurrentDevices(), place=place
+    )
 
 
-def kept(*words: str, live: Live | None = None, place: Place = HERE) -> list[str]:
+def kept(*words: str, live: CurrentDevices | None = None, place: TargetEnvironment = HERE) -> list[str]:
     """What became of the words, without what is always added."""
     replica = made(*words, live=live, place=place)
     assert replica.findings == ()
@@ -43,7 +45,7 @@ def kept(*words: str, live: Live | None = None, place: Place = HERE) -> list[str
     return list(replica.argv[3 : -len(OURS)])
 
 
-def codes(*words: str, place: Place = HERE) -> dict[str, Severity]:
+def codes(*words: str, place: TargetEnvironment = HERE) -> dict[str, Severity]:
     findings = made(*words, place=place).findings
     for finding in findings:
         assert finding.message.isprintable()
@@ -104,7 +106,7 @@ def test_a_character_device_that_a_qmp_monitor_shares_stays() -> None:
     ],
 )
 def test_the_alias_of_the_machine_is_resolved(words: tuple[str, ...], machine: list[str]) -> None:
-    replica = replicate(("qemu", *words), machine="pc-q35-7.2", live=Live(), place=HERE)
+    replica = replicate(("qemu", *words), machine="pc-q35-7.2", live=CurrentDevices(), place=HERE)
     assert list(replica.argv[1 : -len(OURS)]) == machine
 
 
@@ -167,8 +169,8 @@ def test_sockets_of_one_name_stay_apart_and_names_are_short_enough() -> None:
 def test_a_socket_of_the_old_run_directory_never_stays_there() -> None:
     first = made("-vnc", "unix:/v.sock", place=replace(HERE, occupied={"/v.sock"})).argv
     assert f"unix:{RUN}/v.sock" in first
-    other = Place(binary="/usr/bin/qemu", run_directory="/run/other")
-    again = replicate(first, machine="pc-q35-7.2", live=Live(), place=other).argv
+    other = TargetEnvironment(binary="/usr/bin/qemu", run_directory="/run/other")
+    again = replicate(first, machine="pc-q35-7.2", live=CurrentDevices(), place=other).argv
     assert "unix:/run/other/v.sock" in again
     assert not [word for word in again if RUN in word]
 
@@ -286,7 +288,7 @@ def test_what_was_unplugged_is_left_out_and_the_rest_keeps_its_place() -> None:
         *("-drive", "if=none,id=d,file=/x", "-set", "device.a.name=x", "-chardev", "null,id=c"),
         *("-device", "e1000", "-set", "device.b.name=y"),
     )
-    live = Live(
+    live = CurrentDevices(
         devices={"s": "virtio-serial-pci", "b": "virtserialport"},
         objects={},
         netdevs={},
@@ -295,8 +297,8 @@ def test_what_was_unplugged_is_left_out_and_the_rest_keeps_its_place() -> None:
         drives=(),
         places={"s": {"addr": "2.0", "bus": "pcie.0"}, "b": {"nr": "2", "bus": "s.0"}},
     )
-    assert has_lost(read(words), machine="pc-q35-7.2", live=live)
-    assert not has_lost(read(words), machine="pc-q35-7.2", live=Live())
+    assert lacks_devices(read(words), machine="pc-q35-7.2", live=live)
+    assert not lacks_devices(read(words), machine="pc-q35-7.2", live=CurrentDevices())
     assert kept(*words, live=live) == [
         *(
             "-device",
@@ -309,7 +311,7 @@ def test_what_was_unplugged_is_left_out_and_the_rest_keeps_its_place() -> None:
 
 
 def test_places_in_json_have_their_types() -> None:
-    live = Live(
+    live = CurrentDevices(
         devices={"b": "virtserialport", "p": "x"},
         places={"b": {"nr": "2", "bus": "s.0"}, "p": {"addr": "3.0", "port": "1"}},
     )
@@ -358,8 +360,8 @@ def test_a_guest_may_move_for_ever(groups: list[tuple[str, ...]], shared: bool) 
     for move in range(4):
         run = f"/run/migrator/guests/move-{move}"
         occupied = set(paths(argv)) if shared else set()
-        place = Place(binary="/bin/qemu", run_directory=run, occupied=occupied)
-        argv = replicate(argv, machine="pc-q35-7.2", live=Live(), place=place).argv
+        place = TargetEnvironment(binary="/bin/qemu", run_directory=run, occupied=occupied)
+        argv = replicate(argv, machine="pc-q35-7.2", live=CurrentDevices(), place=place).argv
         seen.append([word.replace(run, "RUN") for word in argv])
     assert [sorted(each) for each in seen[1:]] == [sorted(seen[0])] * 3
     assert seen[1] == seen[2] == seen[3]

@@ -12,13 +12,13 @@ from migrator.api.commands import Cancel, Evacuate, Migrate
 from migrator.core.drain.states import EvacuationState
 from migrator.core.model import State
 from migrator.core.policy import builtin
-from migrator.core.preflight.under_way import Busy, Export, Job
+from migrator.core.preflight.non_migrated_state import BlockJob, DiskUsers, Export
 from migrator.engine.evacuation_documents import evacuation_document
 from tests.unit.test_engine import World, fill
 
 pytestmark = pytest.mark.looptime
 
-BACKUP = Busy(jobs=(Job(id="nightly", kind="backup"),))
+BACKUP = DiskUsers(jobs=(BlockJob(id="nightly", kind="backup"),))
 
 
 @pytest.fixture
@@ -47,7 +47,7 @@ async def test_guest_under_backup_waits_and_says_for_what_while_the_others_go(wo
         told = next(each for each in evacuation_document(live).guests if each.guest_name == names[0])
         assert told.takes_seconds is not None, "it is part of the forecast"
         assert evacuation_document(live).forecast_end_at is not None
-        saved.busy = Busy()
+        saved.busy = DiskUsers()
         assert (await driver.end_of(run)).state is EvacuationState.COMPLETED
         assert waiting.document().waiting_for == ""
 
@@ -55,7 +55,7 @@ async def test_guest_under_backup_waits_and_says_for_what_while_the_others_go(wo
 async def test_one_that_waits_is_cancelled_at_once(world: World) -> None:
     (name,) = fill(world, 1)
     (machine,) = world.site.machines.values()
-    machine.busy = Busy(exports=(Export(id="fleece", kind="nbd", node="disk0"),))
+    machine.busy = DiskUsers(exports=(Export(id="fleece", kind="nbd", node="disk0"),))
     async with world.engine() as driver:
         one = await driver.ask(Migrate(guest=name, to="b"))
         job = driver.engine.jobs[one.id]
@@ -100,6 +100,6 @@ async def test_one_that_waited_when_the_controller_was_killed_waits_again(world:
     async with world.engine() as driver:
         job = driver.engine.jobs[one.id]
         await driver.until(lambda: job.state is State.WAITING)
-        machine.busy = Busy()
+        machine.busy = DiskUsers()
         await driver.until(lambda: job.ended)
         assert (job.state, world.site.running(name)) == (State.COMPLETED, ["b"])

@@ -14,7 +14,7 @@ from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
 from migrator.errors import HostError
-from migrator.hosts import belongings, identify, managers, process_identity, sockets
+from migrator.hosts import identify, managers, path_links, process_identity, sockets
 from migrator.hosts.access import Output
 from migrator.hosts.carriers import parse_links, read_carriers
 from migrator.hosts.facts import parse, read_facts
@@ -45,8 +45,8 @@ READERS: dict[str, Read] = {
     ),
     "process": lambda host: process_identity.read_process(host, PID, paths=["/etc/passwd"]),
     "target": lambda host: survey(host, source_pid=PID, binaries=("sh", "sh"), base="/run/x", paths=["/a"]),
-    "links": lambda host: belongings.noted(host, NEST),
-    "made links": lambda host: belongings.link(host, NEST),
+    "links": lambda host: path_links.read_links(host, NEST),
+    "made links": lambda host: path_links.make_links(host, NEST),
 }
 
 

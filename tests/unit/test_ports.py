@@ -14,12 +14,12 @@ from migrator.core.model import Severity
 from migrator.core.placement import Constraint, Fleet, NoHost, Placement, Request, check, place
 from migrator.core.process.listening import Port, collides, listens, next_free, taken, without
 from migrator.hosts import bound
-from migrator.qemu.cmdline import Place, replicate
-from migrator.qemu.live import Live
-from migrator.qemu.ports import Network
+from migrator.qemu.cmdline import TargetEnvironment, replicate
+from migrator.qemu.current_devices import CurrentDevices
+from migrator.qemu.port_assignment import TargetNetwork
 
 GIB = 2**30
-HERE = Place(binary="/q", run_directory="/run/x")
+HERE = TargetEnvironment(binary="/q", run_directory="/run/x")
 SHAPES = [
     ("-vnc :1", ["tcp :5901"], "-vnc :2"),
     ("-vnc 127.0.0.1:1", ["tcp 127.0.0.1:5901"], "-vnc 127.0.0.1:2"),
@@ -96,7 +96,7 @@ def port(text: str) -> Port:
 def test_every_option_that_listens(option: str, ports: list[str], exchanged: str | None) -> None:
     wanted = tuple(map(port, ports))
     assert listens(said(option)) == wanted
-    alone = replicate(["/q", *said(option)], machine="pc", live=Live(), place=HERE)
+    alone = replicate(["/q", *said(option)], machine="pc", live=CurrentDevices(), place=HERE)
     assert not {each.code for each in alone.findings} & {"port-in-use", "address-missing"}
     if not wanted:
         return
@@ -104,27 +104,34 @@ def test_every_option_that_listens(option: str, ports: list[str], exchanged: str
     every = {
         each.at(number) for each in wanted for number in range(each.number, max(each.last, each.number) + 1)
     }
-    network = Network(taken=every, addresses={"127.0.0.1", "::1"})
-    there = replicate(["/q", *said(option)], machine="pc", live=Live(), place=replace(HERE, network=network))
+    network = TargetNetwork(taken=every, addresses={"127.0.0.1", "::1"})
+    there = replicate(
+        ["/q", *said(option)], machine="pc", live=CurrentDevices(), place=replace(HERE, network=network)
+    )
     assert {each.code for each in there.findings if each.severity is Severity.ERROR} == {"port-in-use"}
     if exchanged is not None:
         spare = replace(HERE, network=replace(network, spare=True))
-        moved = replicate(["/q", *said(option)], machine="pc", live=Live(), place=spare)
+        moved = replicate(["/q", *said(option)], machine="pc", live=CurrentDevices(), place=spare)
         assert [each.code for each in moved.findings if "port" in each.code] == ["port-moved"]
         assert moved.argv[1:3] == said(exchanged)
-        again = replicate(moved.argv, machine="pc", live=Live(), place=replace(spare, run_directory="/run/y"))
+        again = replicate(
+            moved.argv, machine="pc", live=CurrentDevices(), place=replace(spare, run_directory="/run/y")
+        )
         assert not [each for each in again.findings if "port" in each.code]
     if wanted[0].last:
-        room = Network(taken=every - {wanted[0].at(wanted[0].last)})
+        room = TargetNetwork(taken=every - {wanted[0].at(wanted[0].last)})
         assert not replicate(
-            ["/q", *said(option)], machine="pc", live=Live(), place=replace(HERE, network=room)
+            ["/q", *said(option)], machine="pc", live=CurrentDevices(), place=replace(HERE, network=room)
         ).findings
 
 
 def test_a_range_that_is_full_goes_on_after_its_end() -> None:
     every = {Port("tcp", "0.0.0.0", number) for number in range(5901, 5912)}
-    spare = replace(HERE, network=Network(taken=every, spare=True))
-    assert ":12,to=9" in replicate(["/q", "-vnc", ":1,to=9"], machine="pc", live=Live(), place=spare).argv[2]
+    spare = replace(HERE, network=TargetNetwork(taken=every, spare=True))
+    assert (
+        ":12,to=9"
+        in replicate(["/q", "-vnc", ":1,to=9"], machine="pc", live=CurrentDevices(), place=spare).argv[2]
+    )
 
 
 @pytest.mark.parametrize(
@@ -168,10 +175,12 @@ def test_the_kernels_tables() -> None:
 
 def test_an_address_that_the_target_has_not() -> None:
     def code(option: str, *addresses: str) -> list[str]:
-        place = replace(HERE, network=Network(addresses=addresses))
+        place = replace(HERE, network=TargetNetwork(addresses=addresses))
         return [
             each.code
-            for each in replicate(["/q", *said(option)], machine="pc", live=Live(), place=place).findings
+            for each in replicate(
+                ["/q", *said(option)], machine="pc", live=CurrentDevices(), place=place
+            ).findings
         ]
 
     assert code("-vnc 192.0.2.7:1", "127.0.0.1", "192.0.2.8") == ["address-missing"]

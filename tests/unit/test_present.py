@@ -9,10 +9,10 @@ import pytest
 from migrator.core.process.options import Value, read
 from migrator.errors import Refused
 from migrator.qemu.backends import Netdev, Nodes, chardev_words, netdev_words
+from migrator.qemu.current_command_line import current_command_line
+from migrator.qemu.current_devices import CurrentDevices
 from migrator.qemu.drive_ids import drives
-from migrator.qemu.live import Live
-from migrator.qemu.present import present
-from migrator.qemu.seats import Seat
+from migrator.qemu.drive_slots import DriveSlot
 
 Q35, PC = "pc-q35-7.2", "pc-i440fx-7.2"
 
@@ -45,17 +45,17 @@ def test_drives_are_called_as_qemu_calls_them(words: tuple[str, ...], machine: s
 
 def seat(
     identity: str, file: str = "", driver: str = "raw", *, removable: bool = False, qdev: str = ""
-) -> Seat:
+) -> DriveSlot:
     block: dict[str, Any] = {"device": identity, "removable": removable, "qdev": qdev}
     if file:
         block["inserted"] = {"file": file, "drv": driver, "ro": False, "node-name": "#block1"}
-    return Seat(name=identity or qdev, handle=qdev or identity, block=block)
+    return DriveSlot(name=identity or qdev, handle=qdev or identity, block=block)
 
 
-def now(*words: str, drives: tuple[Seat, ...], machine: str = PC) -> tuple[list[str], list[str]]:
+def now(*words: str, drives: tuple[DriveSlot, ...], machine: str = PC) -> tuple[list[str], list[str]]:
     """The options, and the codes of what was found."""
-    live = Live(drives=drives, nodes=Nodes(nodes={}, children={}))
-    found = present(read(words), machine=machine, live=live)
+    live = CurrentDevices(drives=drives, nodes=Nodes(nodes={}, children={}))
+    found = current_command_line(read(words), machine=machine, live=live)
     flat = [word for name, text in found.options for word in (f"-{name}", text or "")]
     return flat, [finding.code for finding in found.findings]
 

@@ -13,7 +13,7 @@ from collections.abc import Iterator
 from migrator.core.findings import errors_first, finding
 from migrator.core.model import Finding, MigrationStatus, RunState
 from migrator.core.policy import BlockJobs, Policy, Postcopy
-from migrator.core.preflight import under_way
+from migrator.core.preflight import non_migrated_state
 from migrator.core.preflight.facts import Disk, Facts
 from migrator.units import show_bytes
 
@@ -97,7 +97,7 @@ def source_ready(source: Facts, policy: Policy | None = None) -> Iterator[Findin
             f"QEMU cannot migrate this guest now: {reason}",
             "remove what QEMU names, then try again",
         )
-    yield from under_way.judge(source.under_way, policy.block_jobs if policy else BlockJobs.WAIT)
+    yield from non_migrated_state.findings(source.under_way, policy.block_jobs if policy else BlockJobs.WAIT)
 
 
 def _driven(side: str, facts: Facts) -> Iterator[Finding]:

@@ -6,7 +6,7 @@ import re
 from dataclasses import dataclass, field
 
 from migrator.core.model import MigrationStatus, RunState
-from migrator.core.preflight.under_way import UnderWay
+from migrator.core.preflight.non_migrated_state import NonMigratedState
 
 
 @dataclass(frozen=True, kw_only=True, order=True)
@@ -74,7 +74,7 @@ class Facts:
     capabilities: frozenset[str] = frozenset()
     parameters: frozenset[str] = frozenset()
     #: What does not travel.
-    under_way: UnderWay = field(default_factory=UnderWay)
+    under_way: NonMigratedState = field(default_factory=NonMigratedState)
     #: It already listens for a migration.
     listening: bool = False
     #: The value of -incoming, where the command line can be read; ``None`` where not.

@@ -6,7 +6,7 @@ import asyncio
 from collections.abc import Callable
 
 from migrator.core.policy import BlockJobs, Policy
-from migrator.core.preflight.under_way import Busy
+from migrator.core.preflight.non_migrated_state import DiskUsers
 from migrator.engine import clock
 from migrator.errors import Occupied, Refused
 from migrator.ports import Qemu
@@ -58,7 +58,7 @@ class BlockJobWait:
             if told:
                 self._tell("")
 
-    def _check_patience(self, busy: Busy) -> None:
+    def _check_patience(self, busy: DiskUsers) -> None:
         limit = self._policy.max_duration_seconds
         if limit is not None and self.waited_seconds > limit:
             raise Refused(
@@ -67,6 +67,6 @@ class BlockJobWait:
             )
 
 
-def too_late(busy: Busy) -> str:
+def too_late(busy: DiskUsers) -> str:
     """Why a migration ends when something began while memory was copied."""
     return f"{busy} has begun at the source meanwhile, and would not survive the switch: try again once it has ended"

@@ -31,7 +31,7 @@ from migrator.engine.migration.outcome import MigrationOutcome
 from migrator.engine.migration.prepare import prepare, together
 from migrator.errors import Driven, Fault, MigratorError, QemuError, TimedOut
 from migrator.faults import contained
-from migrator.ports import Settings, Tuning
+from migrator.ports import MigrationSettings, Tuning
 
 #: Two ends are not looked at in one instant, so what needs a person must show so many times in a row.
 _LOOKS_TO_HOLD = 3
@@ -145,7 +145,7 @@ class MigrationDriver(DriverState):
             await self._ledger.withdraw(str(error))
             raise
 
-    async def _claim(self, facts: Facts, settings: Settings) -> None:
+    async def _claim(self, facts: Facts, settings: MigrationSettings) -> None:
         was = {"runs": facts.run in RUNNING_STATES, "settings": plain(settings)}
         try:
             await together(
@@ -183,7 +183,7 @@ class MigrationDriver(DriverState):
         """
         self._ledger.began -= began_ago_seconds
         self._ledger.intent = intent
-        self._steps.settings = Settings(**facts["settings"])
+        self._steps.settings = MigrationSettings(**facts["settings"])
         self._abilities = convergence.Abilities(**facts["abilities"])
         self._untold = True
         if intent.postcopy:
@@ -218,7 +218,7 @@ class MigrationDriver(DriverState):
         idle = source_is(source) in (SourceIs.RUNS, SourceIs.RESTS)
         return idle and source.status == facts.get("status") and destination.status is MigrationStatus.NONE
 
-    async def _prepare(self, settings: Settings) -> None:
+    async def _prepare(self, settings: MigrationSettings) -> None:
         await self._steps.carrying.before()
         uri, self._abilities = await prepare(
             self._source,

@@ -27,7 +27,7 @@ from migrator.engine.migration.phase_timeouts import PhaseTimeouts
 from migrator.engine.migration.prepare import UNLIMITED_BYTES_PER_SECOND
 from migrator.engine.migration.steering import Steering
 from migrator.engine.migration.steps import Steps
-from migrator.ports import Experience, Qemu, Record, Settings
+from migrator.ports import Experience, MigrationSettings, Qemu, Record
 
 
 class DriverState:
@@ -82,7 +82,7 @@ class DriverState:
             destination, ledger=self._ledger, observer=self._observer, result=self.result
         )
         self._facts: Facts | None = None
-        self._settings_there: Settings | None = None
+        self._settings_there: MigrationSettings | None = None
         self._abilities = convergence.Abilities(postcopy=False, throttle=False)
         self._progress = Progress()
         self._cancel_wanted = False
@@ -175,7 +175,7 @@ class DriverState:
         ceilings = (self._policy.max_bandwidth_bytes_per_second, self._share, UNLIMITED_BYTES_PER_SECOND)
         return min(ceiling for ceiling in ceilings if ceiling is not None)
 
-    def _what_was(self, facts: Facts, settings: Settings) -> dict[str, Any]:
+    def _what_was(self, facts: Facts, settings: MigrationSettings) -> dict[str, Any]:
         return {
             "source": {"address": self._source.address_text, "identity": dict(self._source.identity)},
             "destination": {
@@ -208,6 +208,6 @@ class DriverState:
         )
 
 
-def plain(settings: Settings) -> dict[str, Any]:
+def plain(settings: MigrationSettings) -> dict[str, Any]:
     """As plain JSON, for the record and the mark."""
     return {"capabilities": dict(settings.capabilities), "parameters": dict(settings.parameters)}

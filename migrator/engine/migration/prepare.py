@@ -10,7 +10,7 @@ from typing import Any
 from migrator.core.migration.convergence import Abilities
 from migrator.core.policy import Policy, Postcopy
 from migrator.errors import CommandFailed, QemuError
-from migrator.ports import Qemu, Settings, Tuning
+from migrator.ports import MigrationSettings, Qemu, Tuning
 
 #: Capabilities that an earlier user of this QEMU may have left on and that this migration does without: two of
 #: them lose guests (late-block-activate and multifd with postcopy, below QEMU 10), the others were not asked for.
@@ -39,8 +39,8 @@ async def prepare(
     destination: Qemu,
     *,
     policy: Policy,
-    settings: Settings,
-    settings_there: Settings,
+    settings: MigrationSettings,
+    settings_there: MigrationSettings,
     abilities: Abilities,
     limit_seconds: float,
     bandwidth_bytes_per_second: int,

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from migrator import logs
 from migrator.engine.migration.outcome import MigrationOutcome
 from migrator.errors import QemuError
-from migrator.ports import Qemu, Settings
+from migrator.ports import MigrationSettings, Qemu
 
 #: The guest has arrived, and nothing waits for this but the end of the source.
 _AFTER_SECONDS = 5.0
@@ -32,7 +32,7 @@ class RuntimeSettings:
         """
         self._tell(await self._destination.put_back(await self._source.was_set()))
 
-    async def after(self, settings: Settings | None) -> None:
+    async def after(self, settings: MigrationSettings | None) -> None:
         """Once the guest is at the destination. Never raises: it is no reason to undo anything.
 
         :param settings: migration parameters and capabilities that the source had before.

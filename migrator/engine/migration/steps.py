@@ -17,7 +17,7 @@ from migrator.engine.migration.outcome import MigrationOutcome
 from migrator.engine.migration.prepare import together
 from migrator.engine.migration.runtime_settings import RuntimeSettings
 from migrator.errors import CommandFailed, Driven, QemuError
-from migrator.ports import Qemu, Settings
+from migrator.ports import MigrationSettings, Qemu
 
 #: So long putting the source's settings back is tried.
 _PUT_BACK_SECONDS = 5.0
@@ -44,7 +44,7 @@ class Steps:
         self._observer = observer
         self._result = result
         self._log = logs.logger(migration=result.id)
-        self.settings: Settings | None = None
+        self.settings: MigrationSettings | None = None
         self.carrying = RuntimeSettings(source, destination, result=result)
 
     async def take(self, answer: Next) -> bool:
@@ -145,7 +145,7 @@ class Steps:
             await self._announce(self._source)
         self._ledger.note(restored=True, stopped_by_us=False)
 
-    async def _put_back(self, settings: Settings) -> None:
+    async def _put_back(self, settings: MigrationSettings) -> None:
         """A migration that failed may be in QEMU's hands for a moment longer, and what it froze with it."""
         give_up_at = self._ledger.elapsed + _PUT_BACK_SECONDS
         while True:

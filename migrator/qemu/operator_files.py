@@ -2,7 +2,7 @@
 
 A destination's process has all of it in its own directory and in its own log. The paths that the operator knows lead
 there as symbolic links, made once the guest has arrived and removed when it leaves. Which path leads where is kept
-beside the process (:mod:`migrator.hosts.belongings`), so that a guest may move as often as it likes.
+beside the process (:mod:`migrator.hosts.path_links`), so that a guest may move as often as it likes.
 """
 
 from __future__ import annotations
@@ -12,14 +12,14 @@ from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 
 from migrator.core.process.options import FIRST, Value, read, write
-from migrator.qemu.cmdline import CONTROL, RESCUE, SOCKET_PATH_BYTES, Place
+from migrator.qemu.cmdline import CONTROL, RESCUE, SOCKET_PATH_BYTES, TargetEnvironment
 
 _OURS = frozenset({CONTROL, RESCUE})
 _QMP = {"qmp": False, "qmp-pretty": True}
 
 
 @dataclass(frozen=True, kw_only=True)
-class Monitor:
+class OperatorMonitor:
     """One QMP monitor of the operator's, at a unix socket."""
 
     #: Of its character device; empty: QEMU chose one.
@@ -30,10 +30,10 @@ class Monitor:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Belongings:
+class OperatorFiles:
     """What the operator has at one process, by the paths that he knows."""
 
-    monitors: tuple[Monitor, ...] = ()
+    monitors: tuple[OperatorMonitor, ...] = ()
     pid_file: str = ""
     log: str = ""
     #: What cannot be had elsewhere, each in a few words.
@@ -57,9 +57,9 @@ def own_directory(argv: Sequence[str]) -> str:
     return ""
 
 
-def belongings(
+def operator_files(
     argv: Sequence[str], names: Mapping[str, str], *, log: str = "", directory: str = ""
-) -> Belongings:
+) -> OperatorFiles:
     """Of the process with this command line.
 
     :param names: of a process that was started by us: the operator's path of each path of its own.
@@ -67,12 +67,12 @@ def belongings(
     :param directory: from where its relative paths go; empty: that is not known.
     """
     own, lost = own_directory(argv), []
-    monitors: list[Monitor] = []
+    monitors: list[OperatorMonitor] = []
     for monitor, said in _monitors(read(argv[1:])):
         inside = bool(own) and posixpath.dirname(monitor.path) == own
         path = names.get(monitor.path, "" if inside else absolute(monitor.path, directory))
         if path.startswith("/"):
-            monitors.append(Monitor(id=monitor.id, path=path, pretty=monitor.pretty))
+            monitors.append(OperatorMonitor(id=monitor.id, path=path, pretty=monitor.pretty))
         elif not inside:  # one of ours of which nobody knows any more what it was called
             lost.append(f"QMP monitor {said}")
     files = {}
@@ -86,7 +86,7 @@ def belongings(
         if files[option] and not files[option].startswith("/"):
             lost.append(f"{kind} {files[option]}, which is not an absolute path,")
             files[option] = ""
-    return Belongings(
+    return OperatorFiles(
         monitors=tuple(monitors),
         pid_file=files["pidfile"],
         log=files["D"] or names.get(log, ""),
@@ -107,7 +107,7 @@ def _traces(argv: Sequence[str]) -> Iterator[str]:
             yield file
 
 
-def _monitors(options: Sequence[tuple[str, str | None]]) -> Iterator[tuple[Monitor, str]]:
+def _monitors(options: Sequence[tuple[str, str | None]]) -> Iterator[tuple[OperatorMonitor, str]]:
     """Every QMP monitor but our own, with no path where it is at no unix socket; and what its option says."""
     sockets: dict[str, Value] = {}
     for name, text in options:
@@ -122,7 +122,7 @@ def _monitors(options: Sequence[tuple[str, str | None]]) -> Iterator[tuple[Monit
             kind, _, rest = said.partition(":")
             value = Value(rest, first="path")
             usable = kind == "unix" and value.is_on("server")
-            yield Monitor(id="", path=value.get("path") if usable else "", pretty=_QMP[name]), said
+            yield OperatorMonitor(id="", path=value.get("path") if usable else "", pretty=_QMP[name]), said
         elif name == "mon":
             control = Value(said, first=FIRST["mon"])
             identity = control.get("chardev")
@@ -131,14 +131,14 @@ def _monitors(options: Sequence[tuple[str, str | None]]) -> Iterator[tuple[Monit
             yield _of_chardev(sockets, identity, pretty=control.is_on("pretty")), said
 
 
-def _of_chardev(sockets: Mapping[str, Value], identity: str, *, pretty: bool) -> Monitor:
+def _of_chardev(sockets: Mapping[str, Value], identity: str, *, pretty: bool) -> OperatorMonitor:
     value = sockets.get(identity, Value("", first="backend"))
     usable = value.get("backend") == "socket" and value.is_on("server")
-    return Monitor(id=identity, path=value.get("path") if usable else "", pretty=pretty)
+    return OperatorMonitor(id=identity, path=value.get("path") if usable else "", pretty=pretty)
 
 
 @dataclass(frozen=True, kw_only=True)
-class Moved:
+class RelocatedFiles:
     """How a destination has the same."""
 
     #: Further words of its command line.
@@ -147,20 +147,20 @@ class Moved:
     links: Mapping[str, str] = field(default_factory=dict)
 
 
-def move(
-    having: Belongings,
-    place: Place,
+def relocate(
+    having: OperatorFiles,
+    place: TargetEnvironment,
     *,
     log: str,
     moved: Mapping[str, str],
     names: Mapping[str, str],
     taken: Collection[str] = (),
-) -> Moved:
+) -> RelocatedFiles:
     """What to start the destination with, and what shall lead to it.
 
     :param log: where the destination writes what QEMU says.
     :param moved: sockets that had to go into its directory for other reasons: the new path of each old one.
-    :param names: as for :func:`belongings`, of the source.
+    :param names: as for :func:`operator_files`, of the source.
     :param taken: ids of character devices that the destination has.
     """
     words: list[tuple[str, str | None]] = []
@@ -181,7 +181,7 @@ def move(
         links[having.pid_file] = place.pid_file
     if having.log:
         links[having.log] = log
-    return Moved(words=tuple(write(words)), links=links)
+    return RelocatedFiles(words=tuple(write(words)), links=links)
 
 
 def _free(directory: str, path: str, used: Collection[str]) -> str:

@@ -40,7 +40,7 @@ _HUB = re.compile(r"^Hub -?\d+ \((?P<name>[^)\n]+)\):\r?$", re.MULTILINE)
 
 
 @dataclass(frozen=True, kw_only=True)
-class Given:
+class RuntimeState:
     """What one QEMU shows of it; see ``docs/travels.md``."""
 
     #: By QOM path and property.
@@ -65,7 +65,7 @@ async def _ask(monitor: Monitor, command: str, **arguments: Any) -> Any:
         return None
 
 
-async def read_given(monitor: Monitor) -> Given:
+async def read_runtime_state(monitor: Monitor) -> RuntimeState:
     """Read it; nothing is changed.
 
     :raise QemuError: when it cannot be asked.
@@ -99,7 +99,7 @@ async def read_given(monitor: Monitor) -> Given:
         blocks or [],
     )
     thresholds = {node["node-name"]: node["write_threshold"] for node in nodes or []}
-    return Given(
+    return RuntimeState(
         properties={key: value for key, value in zip(wanted, values, strict=True) if value is not None},
         thresholds={places[name]: value for name, value in thresholds.items() if name in places},
         nodes={place: name for name, place in places.items()},
@@ -149,12 +149,12 @@ def _forwards(text: str) -> Iterable[str]:
             yield f"{name} {kind}:{address}:{found['port']}-{found['to']}:{found['toport']}"
 
 
-async def put_back(monitor: Monitor, wanted: Given) -> list[str]:
+async def restore_runtime_state(monitor: Monitor, wanted: RuntimeState) -> list[str]:
     """Set in this QEMU what `wanted` has otherwise; what could not be, each in a few words with QEMU's own.
 
     :raise QemuError: it does not answer.
     """
-    present = await read_given(monitor)
+    present = await read_runtime_state(monitor)
     refused = [f"write threshold of block node {name}: it has no name" for name in wanted.nameless]
     for what, command, arguments in differences(wanted, present):
         if not command:
@@ -170,7 +170,7 @@ async def put_back(monitor: Monitor, wanted: Given) -> list[str]:
     return refused
 
 
-def differences(wanted: Given, present: Given) -> Iterator[tuple[str, str, dict[str, Any]]]:
+def differences(wanted: RuntimeState, present: RuntimeState) -> Iterator[tuple[str, str, dict[str, Any]]]:
     """What makes `present` the same: what it is about, command and arguments; no command where there is none. Pure."""
     for (path, name), value in wanted.properties.items():
         if present.properties.get((path, name), value) != value:

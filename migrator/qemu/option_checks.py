@@ -20,7 +20,7 @@ _SOUND = frozenset(
 
 
 @dataclass(frozen=True, kw_only=True)
-class Neighbourhood:
+class TargetResources:
     """What the target has already, as far as a command line is concerned."""
 
     #: Paths that exist there and are no directories.
@@ -54,7 +54,7 @@ def is_capture(name: str, value: Value) -> bool:
     return name == "object" and value.get("qom-type") == "filter-dump"
 
 
-def limits(name: str, text: str, value: Value, there: Neighbourhood) -> Iterator[Finding]:
+def check_option(name: str, text: str, value: Value, there: TargetResources) -> Iterator[Finding]:
     """Every finding about one option."""
     yield from _of_descriptors(name, text, value)
     yield from _of_helpers(name, value, there)
@@ -104,7 +104,7 @@ def _of_descriptors(name: str, text: str, value: Value) -> Iterator[Finding]:
         yield finding("config-file", f"it reads a part of its configuration from {text}")
 
 
-def _of_helpers(name: str, value: Value, there: Neighbourhood) -> Iterator[Finding]:
+def _of_helpers(name: str, value: Value, there: TargetResources) -> Iterator[Finding]:
     kind = value.get("type" if name in ("netdev", "nic", "net", "tpmdev") else "driver")
     served = name in ("netdev", "nic", "net", "device") and kind.startswith("vhost-user")
     if not (served or (name == "tpmdev" and kind == "emulator")):

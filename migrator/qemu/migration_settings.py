@@ -6,17 +6,17 @@ import asyncio
 from collections.abc import Mapping
 from typing import Any
 
-from migrator.ports import Settings, Tuning
+from migrator.ports import MigrationSettings, Tuning
 from migrator.qemu.monitor import Monitor
 
 
-async def read(monitor: Monitor) -> Settings:
+async def read(monitor: Monitor) -> MigrationSettings:
     """As they are now."""
     capabilities, parameters = await asyncio.gather(
         monitor.execute("query-migrate-capabilities"),
         monitor.execute("query-migrate-parameters"),
     )
-    return Settings(
+    return MigrationSettings(
         capabilities={entry["capability"]: entry["state"] for entry in capabilities},
         parameters=parameters,
     )
@@ -51,7 +51,7 @@ def parameters(tuning: Tuning) -> dict[str, int]:
     return arguments
 
 
-def different(before: Settings, now: Settings) -> tuple[dict[str, Any], dict[str, bool]]:
+def different(before: MigrationSettings, now: MigrationSettings) -> tuple[dict[str, Any], dict[str, bool]]:
     """Parameters and capabilities that have to be set for all to be as before; those that QEMU still has."""
     changed = {
         name: value

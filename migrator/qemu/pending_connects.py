@@ -15,14 +15,14 @@ from collections import Counter
 from collections.abc import AsyncIterator, Callable
 
 from migrator.machine import wait_readable
-from migrator.qemu.process import peer_pid
+from migrator.qemu.socket_peer import peer_pid
 
 
 def _nobody(path: str) -> None:
     pass
 
 
-class Knocks:
+class PendingConnects:
     """Those of one controller, or of one monitor; used on one event loop.
 
     :param on_answer: called with the path when one that nobody waits for any more is greeted, or hung up; it is closed

@@ -13,18 +13,18 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from migrator.qemu.asking import ask
 from migrator.qemu.monitor import Monitor
+from migrator.qemu.querying import query
 
 #: Where QEMU keeps what has an id; what has none is beside it.
 PERIPHERAL = "/machine/peripheral"
 #: What says where on its bus a device sits.
-PLACES = ("addr", "nr", "scsi-id", "lun", "channel", "port", "unit")
+BUS_ADDRESS_PROPERTIES = ("addr", "nr", "scsi-id", "lun", "channel", "port", "unit")
 _NUMBERED = re.compile(r"/machine/(?:unattached|peripheral-anon)/device\[\d+\]")
 
 
 @dataclass(frozen=True, kw_only=True)
-class Seat:
+class DriveSlot:
     """One drive of a guest, whether or not something is in it."""
 
     #: The same in every QEMU that has this guest: the id of the device, else of the drive, else the device's place.
@@ -41,7 +41,7 @@ class Seat:
         return found
 
 
-async def seats(monitor: Monitor, blocks: Sequence[Mapping[str, Any]]) -> list[Seat]:
+async def read_drive_slots(monitor: Monitor, blocks: Sequence[Mapping[str, Any]]) -> list[DriveSlot]:
     """The drives of query-block by their names.
 
     :param blocks: what query-block answered a moment ago.
@@ -55,7 +55,7 @@ async def seats(monitor: Monitor, blocks: Sequence[Mapping[str, Any]]) -> list[S
         for name, block in zip(names, blocks, strict=True)
     ]
     return [
-        Seat(name=name, handle=block.get("qdev") or block["device"], block=block)
+        DriveSlot(name=name, handle=block.get("qdev") or block["device"], block=block)
         for name, block in zip(names, blocks, strict=True)
     ]
 
@@ -68,7 +68,7 @@ async def _name(monitor: Monitor, block: Mapping[str, Any]) -> str:
     if numbered is None or block["device"]:
         return str(block["device"])
     driver, bus, place = await asyncio.gather(
-        ask(monitor, "qom-get", path=numbered[0], property="type", otherwise="device"),
+        query(monitor, "qom-get", path=numbered[0], property="type", otherwise="device"),
         *_where(monitor, numbered[0]),
     )
     return " ".join(
@@ -77,18 +77,27 @@ async def _name(monitor: Monitor, block: Mapping[str, Any]) -> str:
 
 
 def _where(monitor: Monitor, path: str) -> tuple[Any, Any]:
-    return ask(monitor, "qom-get", path=path, property="parent_bus", otherwise=""), place_of(monitor, path)
+    return query(monitor, "qom-get", path=path, property="parent_bus", otherwise=""), read_bus_address(
+        monitor, path
+    )
 
 
-async def place_of(monitor: Monitor, path: str) -> dict[str, str]:
+async def read_bus_address(monitor: Monitor, path: str) -> dict[str, str]:
     """Where on its bus a device sits, as its own properties say it and as device_add takes it.
 
     :raise QemuError: when it cannot be asked.
     """
     values = await asyncio.gather(
-        *(ask(monitor, "qom-get", path=path, property=name, otherwise="") for name in PLACES)
+        *(
+            query(monitor, "qom-get", path=path, property=name, otherwise="")
+            for name in BUS_ADDRESS_PROPERTIES
+        )
     )
-    found = {name: str(value) for name, value in zip(PLACES, values, strict=True) if value not in ("", -1)}
+    found = {
+        name: str(value)
+        for name, value in zip(BUS_ADDRESS_PROPERTIES, values, strict=True)
+        if value not in ("", -1)
+    }
     if "addr" in found:
         found["addr"] = pci_address(int(found["addr"])) if found["addr"].isdecimal() else found["addr"]
     return found

@@ -15,10 +15,10 @@ from migrator.core.findings import finding
 from migrator.core.model import Finding
 from migrator.core.process.options import FIRST, Value, escape, read, write
 from migrator.errors import Refused
-from migrator.qemu import present_disks
+from migrator.qemu import current_disks
 from migrator.qemu.backends import chardev_words, netdev_add, netdev_words
+from migrator.qemu.current_devices import CurrentDevices
 from migrator.qemu.drive_ids import drives
-from migrator.qemu.live import Live
 
 Options = list[tuple[str, str | None]]
 #: Of the places of a device, those that are numbers.
@@ -30,7 +30,7 @@ _DISPLAYS = frozenset({"curses", "display", "nographic", "readconfig", "sdl", "s
 
 
 @dataclass(frozen=True, kw_only=True)
-class Present:
+class CurrentCommandLine:
     """What a guest's command line would be, had it been started as it is now."""
 
     options: Options
@@ -43,21 +43,23 @@ def value_of(name: str, text: str | None) -> Value:
     return Value(text or "", first=FIRST.get(name, ""))
 
 
-def present(options: Sequence[tuple[str, str | None]], *, machine: str, live: Live) -> Present:
+def current_command_line(
+    options: Sequence[tuple[str, str | None]], *, machine: str, live: CurrentDevices
+) -> CurrentCommandLine:
     """Bring it up to date.
 
     :param machine: its type with the alias resolved.
     """
-    work = _Work(options, machine, live)
-    return Present(options=work.options(), findings=tuple(work.findings))
+    work = _Rewrite(options, machine, live)
+    return CurrentCommandLine(options=work.options(), findings=tuple(work.findings))
 
 
-def up_to_date(argv: Sequence[str], *, machine: str, live: Live) -> list[str]:
-    """A whole command line, its program first, as :func:`present` has it."""
-    return [*argv[:1], *write(present(read(argv[1:]), machine=machine, live=live).options)]
+def current_arguments(argv: Sequence[str], *, machine: str, live: CurrentDevices) -> list[str]:
+    """A whole command line, its program first, as :func:`current_command_line` has it."""
+    return [*argv[:1], *write(current_command_line(read(argv[1:]), machine=machine, live=live).options)]
 
 
-def plugged(options: Sequence[tuple[str, str | None]], live: Live) -> Options:
+def plugged_networks(options: Sequence[tuple[str, str | None]], live: CurrentDevices) -> Options:
     """Options for the networks that were plugged in since the start, as far as QEMU shows enough of them."""
     written = {value_of(name, text).get("id") for name, text in options if name in ("netdev", "nic", "net")}
     found: Options = []
@@ -71,13 +73,13 @@ def plugged(options: Sequence[tuple[str, str | None]], live: Live) -> Options:
     return found
 
 
-def has_lost(options: Sequence[tuple[str, str | None]], *, machine: str, live: Live) -> bool:
+def lacks_devices(options: Sequence[tuple[str, str | None]], *, machine: str, live: CurrentDevices) -> bool:
     """Whether something that the command line names is not there any more, so that the places of the rest matter."""
-    return bool(_Work(options, machine, live).gone)
+    return bool(_Rewrite(options, machine, live).gone)
 
 
-class _Work:
-    def __init__(self, options: Sequence[tuple[str, str | None]], machine: str, live: Live) -> None:
+class _Rewrite:
+    def __init__(self, options: Sequence[tuple[str, str | None]], machine: str, live: CurrentDevices) -> None:
         self._source, self._live = list(options), live
         self._drives = {drive.option: drive for drive in drives(self._source, machine)}
         #: Of each device, by its option: its id, or ``#`` and its number among those that have none.
@@ -108,7 +110,7 @@ class _Work:
         return any(self._live.drive(drive.id) is not None for drive in own)
 
     def options(self) -> Options:
-        disks = present_disks.Disks(self._source, self._live, self._drives, self._devices, self.gone)
+        disks = current_disks.Disks(self._source, self._live, self._drives, self._devices, self.gone)
         changed: list[tuple[int, tuple[str, str | None]]] = []
         serial = 0
         for number, (name, text) in enumerate(self._source):
@@ -157,7 +159,7 @@ class _Work:
         if self._live.numbers_networks and is_user[number] and later:
             yield f"user,id={escape(value_of(*self._source[number]).get('id'))},restrict=on"
 
-    def _device(self, number: int, disks: present_disks.Disks) -> str:
+    def _device(self, number: int, disks: current_disks.Disks) -> str:
         name, text = self._source[number]
         value = value_of(name, text)
         device, before = self._devices[number], str(value)

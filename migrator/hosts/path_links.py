@@ -37,7 +37,7 @@ _WHY = {
 }
 
 
-async def note(host: Access, nest: Nest, links: Mapping[str, str]) -> None:
+async def save_links(host: Access, nest: Nest, links: Mapping[str, str]) -> None:
     """Keep which path of the operator's shall lead where.
 
     :raise HostError: it could not be written.
@@ -50,7 +50,7 @@ async def note(host: Access, nest: Nest, links: Mapping[str, str]) -> None:
         raise HostError(host.name, f"{nest.run_directory}/{_FILE} cannot be written: {done.complaint}")
 
 
-async def noted(host: Access, nest: Nest) -> dict[str, str]:
+async def read_links(host: Access, nest: Nest) -> dict[str, str]:
     """The operator's path of each path of the process's own; empty where nothing was kept.
 
     :raise HostError: when the host cannot be asked.
@@ -61,7 +61,7 @@ async def noted(host: Access, nest: Nest) -> dict[str, str]:
         return {to: path for path, to in zip(words[::2], words[1::2], strict=True)}
 
 
-async def link(host: Access, nest: Nest) -> list[str]:
+async def make_links(host: Access, nest: Nest) -> list[str]:
     """Make the links, those that are there already left as they are; what could not be, each in one sentence.
 
     :raise HostError: when the host cannot be asked.
@@ -75,7 +75,7 @@ async def link(host: Access, nest: Nest) -> list[str]:
         ]
 
 
-async def leads_to(host: Access, path: str) -> str:
+async def resolve_link(host: Access, path: str) -> str:
     """Where a path leads, if it is a symbolic link; itself if it is none.
 
     :raise HostError: when the host cannot be asked.

@@ -13,7 +13,7 @@ from migrator.ports import Event
 _EVENTS_KEPT = 1000
 
 
-class Heard:
+class EventLog:
     """Events as they come.
 
     :param ran: the guest has run in this process.

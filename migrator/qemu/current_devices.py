@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 
 from migrator.core.process.options import Value
 from migrator.qemu.backends import Netdev, Nodes
-from migrator.qemu.seats import Seat
+from migrator.qemu.drive_slots import DriveSlot
 
 #: QEMU's other names for the drivers of devices, but for those that only leave out the bus.
 _ALIASES = {"ahci": "ich9-ahci", "e1000-82540em": "e1000", "lsi": "lsi53c895a"}
@@ -15,7 +15,7 @@ _BUSES = ("-pci", "-ccw", "-device")
 
 
 @dataclass(frozen=True, kw_only=True)
-class Live:
+class CurrentDevices:
     """What the source has now. What its command line names beside that was unplugged since its start.
 
     ``None``: it was not asked, and everything is taken to be there as the command line has it.
@@ -34,18 +34,18 @@ class Live:
     #: How query-chardev shows each.
     chardevs: Mapping[str, str] | None = None
     nodes: Nodes | None = None
-    drives: Collection[Seat] | None = None
+    drives: Collection[DriveSlot] | None = None
     #: Ids of its VNC servers.
     vnc: Collection[str] | None = None
     #: Of each device, by its id or ``#`` and its number: its bus and where on it it sits. Needed where something has
     #: gone: what QEMU places by itself moves up when something before it is left out.
     places: Mapping[str, Mapping[str, str]] = field(default_factory=dict)
 
-    def drive(self, identity: str) -> Seat | None:
+    def drive(self, identity: str) -> DriveSlot | None:
         """The drive of that id."""
         return next((drive for drive in self.drives or () if drive.block["device"] == identity), None)
 
-    def of_device(self, device: str) -> Seat | None:
+    def of_device(self, device: str) -> DriveSlot | None:
         """The drive that belongs to a device, which goes by its id or ``#`` and its number."""
         for drive in self.drives or ():
             handle = drive.handle.removeprefix("/machine/peripheral/")

@@ -9,10 +9,10 @@ from migrator.core.model import Process
 from migrator.errors import HostError, MigratorError, QemuError
 from migrator.machine import LocalProcess, is_gone
 from migrator.ports import GuestProcess
-from migrator.qemu.way import Way
+from migrator.qemu.transport import MonitorTransport
 
 
-class Hold:
+class ProcessHandle:
     """What is known of the process of one end.
 
     :param name: of the end, for messages.
@@ -20,7 +20,7 @@ class Hold:
     :param way: to the monitor of another host.
     """
 
-    def __init__(self, name: str, *, pid: int | None, way: Way | None) -> None:
+    def __init__(self, name: str, *, pid: int | None, way: MonitorTransport | None) -> None:
         self.process: GuestProcess | None = None
         #: Proven dead otherwise than by its process.
         self.gone = False
@@ -82,7 +82,7 @@ class Hold:
         else:
             process.close()
 
-    async def _take_expected(self, way: Way) -> None:
+    async def _take_expected(self, way: MonitorTransport) -> None:
         process = await way.find(int(self._expected["pid"]))
         if process is None:
             self.gone = True

@@ -1,4 +1,4 @@
-"""The disks of a command line brought up to date; a part of :mod:`migrator.qemu.present`. Pure."""
+"""The disks of a command line brought up to date; a part of :mod:`migrator.qemu.current_command_line`. Pure."""
 
 from __future__ import annotations
 
@@ -11,9 +11,9 @@ from migrator.core.process.command_line import path_of
 from migrator.core.process.options import FIRST, Value, escape
 from migrator.errors import Refused
 from migrator.qemu.backends import Nodes, lasting_name
-from migrator.qemu.drive_ids import Numbered
-from migrator.qemu.live import Live
-from migrator.qemu.seats import Seat
+from migrator.qemu.current_devices import CurrentDevices
+from migrator.qemu.drive_ids import NumberedDrive
+from migrator.qemu.drive_slots import DriveSlot
 
 #: What is said of a drive and not of what is in it.
 _OF_THE_DRIVE = ("id", "if", "index", "bus", "unit", "media", "werror", "rerror", "readonly", "read-only")
@@ -36,8 +36,8 @@ class Disks:
     def __init__(
         self,
         options: Sequence[tuple[str, str | None]],
-        live: Live,
-        drives: Mapping[int, Numbered],
+        live: CurrentDevices,
+        drives: Mapping[int, NumberedDrive],
         devices: Mapping[int, str],
         gone: Collection[int],
     ) -> None:
@@ -79,19 +79,19 @@ class Disks:
                 value = self._fill(numbered, seat)
         return (name, text) if str(value) == before else ("drive", str(value))
 
-    def _contents(self, seat: Seat) -> tuple[str, str]:
+    def _contents(self, seat: DriveSlot) -> tuple[str, str]:
         """File and driver of what is in it, whatever filters are before it."""
         root = str(seat.inserted["node-name"])
         found = self._nodes.nodes.get(self._nodes.contents(root), seat.inserted)
         return str(found["file"]), str(found["drv"])
 
-    def _empty(self, numbered: Numbered, seat: Seat) -> Value:
+    def _empty(self, numbered: NumberedDrive, seat: DriveSlot) -> Value:
         if not seat.block.get("removable"):
             self._lost(numbered.id, "its disk")
             return numbered.value
         return _kept(numbered.value, _OF_THE_DRIVE)
 
-    def _fill(self, numbered: Numbered, seat: Seat) -> Value:
+    def _fill(self, numbered: NumberedDrive, seat: DriveSlot) -> Value:
         value = _kept(numbered.value, (*_OF_THE_DRIVE, *_OF_OPENING), _LIMITS)
         file, driver = self._contents(seat)
         value.set("file", file)

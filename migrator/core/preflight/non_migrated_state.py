@@ -16,7 +16,7 @@ _DONE = frozenset({"concluded", "null", "undefined"})
 
 
 @dataclass(frozen=True, kw_only=True, order=True)
-class Job:
+class BlockJob:
     """One job of QEMU: what works on the guest's disks, or saves a snapshot."""
 
     id: str
@@ -48,10 +48,10 @@ class Export:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Busy:
+class DiskUsers:
     """What must have ended before the guest may move."""
 
-    jobs: tuple[Job, ...] = ()
+    jobs: tuple[BlockJob, ...] = ()
     exports: tuple[Export, ...] = ()
 
     def __bool__(self) -> bool:
@@ -62,12 +62,12 @@ class Busy:
 
 
 @dataclass(frozen=True, kw_only=True)
-class UnderWay:
+class NonMigratedState:
     """One QEMU, as it was asked."""
 
-    busy: Busy = field(default_factory=Busy)
+    busy: DiskUsers = field(default_factory=DiskUsers)
     #: Jobs that have ended, and whose results nobody has read.
-    unread: tuple[Job, ...] = ()
+    unread: tuple[BlockJob, ...] = ()
     #: Of dirty bitmaps that are in QEMU's memory alone: their node and name.
     bitmaps: tuple[tuple[str, str], ...] = ()
     #: Remote displays with a password that is not on the command line.
@@ -80,7 +80,7 @@ class UnderWay:
     behind: tuple[str, ...] = ()
 
 
-def judge(way: UnderWay, block_jobs: BlockJobs) -> Iterator[Finding]:
+def findings(way: NonMigratedState, block_jobs: BlockJobs) -> Iterator[Finding]:
     """Every finding about what is under way or set at the source."""
     waits = block_jobs is BlockJobs.WAIT
     for job in way.busy.jobs:

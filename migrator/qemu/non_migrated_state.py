@@ -7,7 +7,7 @@ from collections.abc import Awaitable, Callable, Iterable, Sequence
 from itertools import pairwise
 from typing import Any
 
-from migrator.core.preflight.under_way import OURS, Busy, Export, Job, UnderWay
+from migrator.core.preflight.non_migrated_state import OURS, BlockJob, DiskUsers, Export, NonMigratedState
 from migrator.core.process.options import Value
 
 #: Asks one QEMU; ``None`` where it has no such command, or refuses.
@@ -17,10 +17,10 @@ Ask = Callable[..., Awaitable[Any]]
 _WATCHERS = ("filter-", "colo-")
 
 
-async def read_busy(ask: Ask) -> Busy:
+async def read_disk_users(ask: Ask) -> DiskUsers:
     """Jobs at work and exports that are there now, ours left out."""
     jobs, exports = await asyncio.gather(ask("query-jobs"), ask("query-block-exports"))
-    return Busy(
+    return DiskUsers(
         jobs=tuple(job for job in _jobs(jobs) if job.at_work),
         exports=tuple(
             Export(id=each["id"], kind=each["type"], node=each["node-name"])
@@ -30,19 +30,19 @@ async def read_busy(ask: Ask) -> Busy:
     )
 
 
-def _jobs(shown: Iterable[dict[str, Any]] | None) -> Iterable[Job]:
+def _jobs(shown: Iterable[dict[str, Any]] | None) -> Iterable[BlockJob]:
     for job in shown or []:
         if not job["id"].startswith(OURS):
-            yield Job(id=job["id"], kind=job["type"], status=job["status"])
+            yield BlockJob(id=job["id"], kind=job["type"], status=job["status"])
 
 
-async def read_under_way(ask: Ask, arguments: Sequence[str]) -> UnderWay:
+async def read_non_migrated_state(ask: Ask, arguments: Sequence[str]) -> NonMigratedState:
     """All of it.
 
     :param arguments: its command line; empty: unknown.
     """
     busy, jobs, nodes, vnc, spice, replay, chardevs, fdsets, limits, objects = await asyncio.gather(
-        read_busy(ask),
+        read_disk_users(ask),
         ask("query-jobs"),
         ask("query-named-block-nodes", flat=True),
         ask("query-vnc-servers"),
@@ -55,7 +55,7 @@ async def read_under_way(ask: Ask, arguments: Sequence[str]) -> UnderWay:
     )
     labels = {each["label"]: each["filename"] for each in chardevs or []}
     mode = (replay or {}).get("mode", "none")
-    return UnderWay(
+    return NonMigratedState(
         busy=busy,
         unread=tuple(job for job in _jobs(jobs) if not job.at_work),
         bitmaps=tuple(

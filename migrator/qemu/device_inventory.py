@@ -12,12 +12,12 @@ from migrator.core.preflight.host_network import NUMBERS_NETWORKS_SINCE
 from migrator.core.process.options import read
 from migrator.errors import CommandFailed
 from migrator.qemu import marks
-from migrator.qemu.asking import ASK_SECONDS, ask
 from migrator.qemu.backends import Netdev, Nodes, block_nodes, netdevs
-from migrator.qemu.live import Live
+from migrator.qemu.current_command_line import lacks_devices
+from migrator.qemu.current_devices import CurrentDevices
+from migrator.qemu.drive_slots import PERIPHERAL, DriveSlot, read_bus_address, read_drive_slots
 from migrator.qemu.monitor import Monitor
-from migrator.qemu.present import has_lost
-from migrator.qemu.seats import PERIPHERAL, Seat, place_of, seats
+from migrator.qemu.querying import QUERY_SECONDS, query
 
 _LIMITS = (
     *("bps", "bps_rd", "bps_wr", "iops", "iops_rd", "iops_wr"),
@@ -34,7 +34,7 @@ _NAMELESS = re.compile(r"/peripheral-anon/device\[(\d+)\]$")
 
 
 @dataclass(frozen=True, kw_only=True)
-class Plugged:
+class PluggedDevice:
     """One device that can be plugged and unplugged."""
 
     #: In QOM.
@@ -51,12 +51,12 @@ class Plugged:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Inventory:
+class DeviceInventory:
     """What one QEMU has, its built-in devices aside."""
 
     #: Major and minor.
     version: tuple[int, int]
-    devices: tuple[Plugged, ...]
+    devices: tuple[PluggedDevice, ...]
     #: Type of every user-created object, by id; our own marks are left out.
     objects: dict[str, str]
     netdevs: dict[str, Netdev]
@@ -68,7 +68,7 @@ class Inventory:
     #: QOM path of every vCPU that was plugged, with its place in the topology.
     cpus: dict[str, dict[str, Any]]
     #: Every drive, by the name that it has in every QEMU.
-    drives: Mapping[str, Seat]
+    drives: Mapping[str, DriveSlot]
     #: Ids of its VNC servers.
     vnc: frozenset[str] = frozenset()
 
@@ -86,9 +86,9 @@ class Inventory:
             if drive.block.get("qdev") and drive.inserted
         }
 
-    def live(self) -> Live:
-        """As :func:`migrator.qemu.present.present` wants it."""
-        return Live(
+    def live(self) -> CurrentDevices:
+        """As :func:`migrator.qemu.current_command_line.current_command_line` wants it."""
+        return CurrentDevices(
             devices={device.id: device.driver for device in self.devices if device.id},
             nameless={
                 int(found[1]): device.driver
@@ -106,7 +106,7 @@ class Inventory:
         )
 
 
-async def take_inventory(monitor: Monitor) -> Inventory:
+async def take_inventory(monitor: Monitor) -> DeviceInventory:
     """Read it; three pipelined round trips, nothing is changed.
 
     :raise QemuError: when it cannot be asked.
@@ -125,35 +125,36 @@ async def take_inventory(monitor: Monitor) -> Inventory:
         usb,
         vnc,
     ) = await asyncio.gather(
-        ask(monitor, "query-version"),
-        ask(monitor, "qom-list", path=PERIPHERAL),
-        ask(monitor, "qom-list", path=f"{PERIPHERAL}-anon"),
-        ask(monitor, "qom-list", path="/objects"),
-        ask(monitor, "query-hotpluggable-cpus", otherwise=[]),
-        ask(monitor, "query-named-block-nodes", flat=True),
-        ask(monitor, "x-debug-query-block-graph", otherwise={"nodes": [], "edges": []}),
-        ask(monitor, "query-block"),
-        ask(monitor, "human-monitor-command", **{"command-line": "info network"}),
-        ask(monitor, "query-chardev"),
-        ask(monitor, "human-monitor-command", **{"command-line": "info usb"}),
-        ask(monitor, "query-vnc-servers", otherwise=[]),
+        query(monitor, "query-version"),
+        query(monitor, "qom-list", path=PERIPHERAL),
+        query(monitor, "qom-list", path=f"{PERIPHERAL}-anon"),
+        query(monitor, "qom-list", path="/objects"),
+        query(monitor, "query-hotpluggable-cpus", otherwise=[]),
+        query(monitor, "query-named-block-nodes", flat=True),
+        query(monitor, "x-debug-query-block-graph", otherwise={"nodes": [], "edges": []}),
+        query(monitor, "query-block"),
+        query(monitor, "human-monitor-command", **{"command-line": "info network"}),
+        query(monitor, "query-chardev"),
+        query(monitor, "human-monitor-command", **{"command-line": "info usb"}),
+        query(monitor, "query-vnc-servers", otherwise=[]),
     )
     devices = [(f"{PERIPHERAL}/{name}", name, kind) for name, kind in _children(named)]
     devices += [(f"{PERIPHERAL}-anon/{name}", "", kind) for name, kind in _children(unnamed)]
     buses = await asyncio.gather(
-        *(ask(monitor, "qom-get", path=path, property="parent_bus", otherwise="") for path, _, _ in devices)
+        *(query(monitor, "qom-get", path=path, property="parent_bus", otherwise="") for path, _, _ in devices)
     )
     nameless = [path for path, identity, _ in devices if not identity]
     drives, found = await asyncio.gather(
-        seats(monitor, blocks), asyncio.gather(*(place_of(monitor, path) for path in nameless))
+        read_drive_slots(monitor, blocks),
+        asyncio.gather(*(read_bus_address(monitor, path) for path in nameless)),
     )
     where = {path: tuple(sorted(place.items())) for path, place in zip(nameless, found, strict=True)}
     ports = {found["id"]: found["port"] for found in _USB.finditer(usb)}
     backends = netdevs(network)
-    return Inventory(
+    return DeviceInventory(
         version=(version["qemu"]["major"], version["qemu"]["minor"]),
         devices=tuple(
-            Plugged(
+            PluggedDevice(
                 path=path,
                 id=identity,
                 driver=kind,
@@ -181,7 +182,7 @@ async def _dead(monitor: Monitor, backends: Mapping[str, Netdev]) -> frozenset[s
         # QEMU looks for the name before it looks for the descriptor, which there is not: nothing is made either way.
         attempt = {"type": "tap", "id": name, "fd": "migrator-no-such-descriptor"}
         try:
-            await monitor.execute("netdev_add", attempt, timeout=ASK_SECONDS)
+            await monitor.execute("netdev_add", attempt, timeout=QUERY_SECONDS)
         except CommandFailed as error:
             return "escriptor" in error.description
         return False
@@ -198,22 +199,22 @@ async def _dead(monitor: Monitor, backends: Mapping[str, Netdev]) -> frozenset[s
     )
 
 
-def limits_of(drive: Seat) -> dict[str, Any]:
+def limits_of(drive: DriveSlot) -> dict[str, Any]:
     """Limits that were set on a disk, as block_set_io_throttle takes them; empty where there are none."""
     limits = {name: drive.inserted[name] for name in _LIMITS if name in drive.inserted}
     return limits if any(limits.get(name) for name in _LIMITS[:6]) else {}
 
 
-async def places(monitor: Monitor, devices: Iterable[Plugged]) -> dict[str, dict[str, str]]:
-    """Where QEMU, or somebody, has put each device, as its own properties say it; see :attr:`Live.places`.
+async def read_bus_addresses(monitor: Monitor, devices: Iterable[PluggedDevice]) -> dict[str, dict[str, str]]:
+    """Where QEMU, or somebody, has put each device, as its own properties say it; see :attr:`CurrentDevices.places`.
 
     :raise QemuError: when it cannot be asked.
     """
 
-    async def place(device: Plugged) -> tuple[str, dict[str, str]]:
-        found = await place_of(monitor, device.path)
+    async def place(device: PluggedDevice) -> tuple[str, dict[str, str]]:
+        found = await read_bus_address(monitor, device.path)
         # QEMU makes up addresses in the order of the cards.
-        mac = await ask(monitor, "qom-get", path=device.path, property="mac", otherwise="")
+        mac = await query(monitor, "qom-get", path=device.path, property="mac", otherwise="")
         found |= {"mac": mac} if mac else {}
         number = _NAMELESS.search(device.path)
         return device.id or f"#{number[1] if number else ''}", (
@@ -223,17 +224,17 @@ async def places(monitor: Monitor, devices: Iterable[Plugged]) -> dict[str, dict
     return dict(await asyncio.gather(*(place(device) for device in devices if device.bus)))
 
 
-async def read_live(monitor: Monitor, argv: Sequence[str]) -> tuple[str, Live]:
+async def read_current_devices(monitor: Monitor, argv: Sequence[str]) -> tuple[str, CurrentDevices]:
     """Type of the machine with its alias resolved, and what the guest has now, beside its command line.
 
     :raise QemuError: when it cannot be asked.
     """
     kind, inventory = await asyncio.gather(
-        ask(monitor, "qom-get", path="/machine", property="type"), take_inventory(monitor)
+        query(monitor, "qom-get", path="/machine", property="type"), take_inventory(monitor)
     )
     machine, live = str(kind).removesuffix("-machine"), inventory.live()
-    if has_lost(read(argv[1:]), machine=machine, live=live):
-        live = replace(live, places=await places(monitor, inventory.devices))
+    if lacks_devices(read(argv[1:]), machine=machine, live=live):
+        live = replace(live, places=await read_bus_addresses(monitor, inventory.devices))
     return machine, live
 
 

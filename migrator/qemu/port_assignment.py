@@ -13,7 +13,7 @@ from migrator.core.process.options import FIRST, Value
 
 
 @dataclass(frozen=True, kw_only=True)
-class Network:
+class TargetNetwork:
     """What the target's network has."""
 
     #: Ports that are taken there, and addresses that it has; empty where that could not be read.
@@ -24,10 +24,10 @@ class Network:
 
 
 @dataclass
-class Ports:
+class PortAssignment:
     """One pass over a command line; see :meth:`settle`."""
 
-    there: Network
+    there: TargetNetwork
     #: It is the source's own network: what the guest has cannot be had twice.
     same: bool = False
     #: What is taken there, and what was given instead.

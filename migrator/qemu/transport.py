@@ -7,7 +7,7 @@ from typing import Protocol
 from migrator.ports import GuestProcess
 
 
-class Way(Protocol):
+class MonitorTransport(Protocol):
     """Every call raises :class:`~migrator.errors.HostError` when the host cannot be asked."""
 
     async def socket(self) -> str:

@@ -8,16 +8,16 @@ from migrator.errors import CommandFailed
 from migrator.qemu.monitor import Monitor
 
 #: Seconds that one answer may take.
-ASK_SECONDS = 20.0
+QUERY_SECONDS = 20.0
 
 
-async def ask(monitor: Monitor, command: str, *, otherwise: Any = None, **arguments: Any) -> Any:
+async def query(monitor: Monitor, command: str, *, otherwise: Any = None, **arguments: Any) -> Any:
     """The answer; `otherwise`, if that is given, where this QEMU has no such thing.
 
     :raise QemuError: when it cannot be asked.
     """
     try:
-        return await monitor.execute(command, arguments or None, timeout=ASK_SECONDS)
+        return await monitor.execute(command, arguments or None, timeout=QUERY_SECONDS)
     except CommandFailed:
         if otherwise is None:
             raise
