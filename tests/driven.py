@@ -15,14 +15,14 @@ import os
 from collections import Counter
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from contextlib import asynccontextmanager
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from enum import StrEnum
 from typing import Any
 
 from migrator.core.findings import accept
 from migrator.core.migration.drivers import Driver
 from migrator.core.migration.resolving import Answer, consider, spoken
-from migrator.core.migration.situation import Word
+from migrator.core.migration.situation import Intent, Word
 from migrator.core.model import MigrationStatus, Process, Severity, View
 from migrator.core.policy import Policy, builtin
 from migrator.engine.migration.driver import MigrationDriver
@@ -42,7 +42,8 @@ MIB = 1 << 20
 PLAIN = builtin("gentle").but(max_downtime_seconds=0.3)
 #: The guest stays in precopy, until its memory of at least 16 MiB is copied or :func:`hurry` is called.
 SLOW = PLAIN.but(max_bandwidth_bytes_per_second=MIB)
-#: For what shall be given up: a test waits for it.
+#: For what shall be given up, as a test waits for it: from a hook's call on, if a test has one, until an end is fenced
+#: and none is frozen. What takes its time before and after that on a busy machine has :data:`LONG`.
 SHORT = PhaseTimeouts(copying=0.6, at_switch=0.6, switching=0.8)
 #: What freezes for a while is not given up.
 LONG = PhaseTimeouts(copying=15.0, at_switch=15.0, switching=15.0)
@@ -51,6 +52,17 @@ LONG = PhaseTimeouts(copying=15.0, at_switch=15.0, switching=15.0)
 _ANSWER_SECONDS = 0.4
 
 Hook = Callable[[], Awaitable[object] | object]
+
+
+@dataclass(frozen=True, kw_only=True)
+class _ShortOnceCaught(PhaseTimeouts):
+    """:data:`SHORT` while it is true that an end is `caught`, else :data:`LONG`."""
+
+    caught: Callable[[], bool]
+
+    def of(self, intent: Intent, source: View) -> float:
+        """For the phase that `intent` and the source are in."""
+        return (SHORT if self.caught() else LONG).of(intent, source)
 
 
 async def _call(hook: Hook | None) -> None:
@@ -115,6 +127,8 @@ class CaughtEnd(Endpoint):
         )
         self._claim = DriverClaim(self._monitor, driver, name=self.name)
         self._hooks: dict[str, Hook] = {}
+        #: A test will do something at a step, and has done it; and the process was seen dead.
+        self.awaits_hook = self.hooked = self.fenced = False
         self._last = View(process=Process.ALIVE)
         #: How often each command was given.
         self.given: Counter[str] = Counter()
@@ -123,23 +137,38 @@ class CaughtEnd(Endpoint):
 
     def before(self, command: str, hook: Hook) -> None:
         """Call it once, when the decision has been made and recorded, and nothing of it sent."""
-        self._hooks[f"before {command}"] = hook
+        self._have(f"before {command}", hook)
 
     def after(self, command: str, hook: Hook) -> None:
         """Call it once, when QEMU has answered."""
-        self._hooks[f"after {command}"] = hook
+        self._have(f"after {command}", hook)
 
     def when_seen(self, status: MigrationStatus, hook: Hook) -> None:
         """Call it once, when a look would show this status for the first time, and nothing was decided on it."""
-        self._hooks[f"see {status}"] = hook
+        self._have(f"see {status}", hook)
+
+    def _have(self, step: str, hook: Hook) -> None:
+        self._hooks[step] = hook
+        self.awaits_hook = True
+
+    async def _reached(self, step: str) -> None:
+        if (hook := self._hooks.pop(step, None)) is not None:
+            self.hooked = True
+            await _call(hook)
+
+    @property
+    def frozen(self) -> bool:
+        """Its process is stopped."""
+        return self._qemu.frozen
 
     async def _pass(self, command: str, answer: Callable[[], Awaitable[Any]]) -> Any:
         self.given[command] += 1
-        await _call(self._hooks.pop(f"before {command}", None))
+        await self._reached(f"before {command}")
+        self._claim.heard()  # so that a busy machine is not taken for a controller that slept
         try:
             return await answer()
         finally:
-            await _call(self._hooks.pop(f"after {command}", None))
+            await self._reached(f"after {command}")
 
     def before_look(self, hook: Hook) -> None:
         """Call it once, before the next look."""
@@ -152,7 +181,7 @@ class CaughtEnd(Endpoint):
         if not view.answers:
             self.unanswered += 1
         elif f"see {view.status}" in self._hooks:
-            await _call(self._hooks.pop(f"see {view.status}"))
+            await self._reached(f"see {view.status}")
             if self._last.status is MigrationStatus.NONE:  # the first look since it was begun
                 return replace(view, run=self._last.run, status=MigrationStatus.ACTIVE)
             return self._last  # as if the look had been a moment earlier
@@ -183,7 +212,8 @@ class CaughtEnd(Endpoint):
         return bool(await self._pass("quit", lambda: super(CaughtEnd, self).quit(timeout=timeout)))
 
     async def fence(self) -> bool:
-        return bool(await self._pass("fence", super().fence))
+        self.fenced = bool(await self._pass("fence", super().fence))
+        return self.fenced
 
 
 class Drive:
@@ -200,10 +230,17 @@ class Drive:
         self.pair = pair
         self.source = CaughtEnd(pair.source, role="source")
         self.destination = CaughtEnd(pair.destination, role="destination")
-        self._policy, self._patience, self._listen = policy, patience, listen
+        self._policy, self._listen = policy, listen
+        self._patience = _ShortOnceCaught(caught=self._caught) if patience is SHORT else patience
         self._record: FileRecord | None = None
         #: What a person watching would have been shown.
         self.shown: list[MigrationProgress] = []
+
+    def _caught(self) -> bool:
+        ends = self.source, self.destination  # a test may have given others than at first
+        if any(end.fenced for end in ends) and not any(end.frozen for end in ends):
+            return False
+        return any(end.hooked for end in ends) or not any(end.awaits_hook for end in ends)
 
     def _migration(self, record: FileRecord, policy: Policy) -> MigrationDriver:
         self._record = record
