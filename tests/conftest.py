@@ -12,9 +12,12 @@ from typing import Protocol
 import hypothesis
 import pytest
 
+from migrator.store.backend import Place, Server
 from migrator.testing import network
 from migrator.testing.lab import IDLE, Habit, Lab, Machine, Pair, binaries
 from migrator.testing.network import Hosts
+from migrator.testing.postgresql import Postgres
+from tests import journals
 
 # Before the first test pytest-asyncio asks for the present event loop. Where none was ever set Python makes one, which
 # nobody closes, and the warning about that fails whichever test is running when it is collected.
@@ -145,6 +148,40 @@ def hosts() -> Iterator[Hosts]:
         missing(reason)
     with Hosts("alpha", "beta", isolated=True) as hosts:
         yield hosts
+
+
+@pytest.fixture(scope="session")
+def postgresql() -> Iterator[Postgres]:
+    """The server that all tests of this process share."""
+    if reason := journals.postgresql_missing():
+        missing(reason)
+    with Postgres() as server:
+        yield server
+
+
+@pytest.fixture(scope="session")
+def shared_database(postgresql: Postgres) -> str:
+    """The name of one with the schema of this version."""
+    name = postgresql.create()
+    journals.make_schema(postgresql.place(name))
+    return name
+
+
+@pytest.fixture
+def postgresql_place(postgresql: Postgres, shared_database: str) -> Iterator[Server]:
+    """A journal there with nothing in it. Whoever opens it closes it."""
+    journals.empty(postgresql, shared_database)
+    yield postgresql.place(shared_database)
+    assert journals.still_open(postgresql, shared_database) == []
+
+
+@pytest.fixture(params=["sqlite", "postgresql"])
+def place(request: pytest.FixtureRequest, tmp_path: Path) -> Place:
+    """Runs the test with a journal in either database; it is empty."""
+    if request.param == "sqlite":
+        return tmp_path / "journal.db"
+    server: Server = request.getfixturevalue("postgresql_place")
+    return server
 
 
 @pytest.fixture(autouse=True)

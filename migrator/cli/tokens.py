@@ -16,7 +16,7 @@ from migrator import units
 from migrator.cli import Exit, tables
 from migrator.errors import JournalError, UsageError
 from migrator.settings import DEFAULT_PATH, Settings
-from migrator.store import schema
+from migrator.store import schema, sqlite
 from migrator.store.tokens import Token, Tokens
 from migrator.text import clean
 
@@ -97,7 +97,7 @@ def names(config: Path | None) -> list[str]:
     :raise MigratorError: configuration or journal cannot be read; ``OSError`` and ``sqlite3.Error`` likewise.
     """
     path = configuration.load(config or DEFAULT_PATH).store.path
-    if not path.exists() or schema.present(path) != schema.HEAD:
+    if not path.exists() or sqlite.present(path) != schema.HEAD:
         return []
 
     async def read() -> list[str]:

@@ -1,4 +1,4 @@
-"""The service's journal in SQLite: documents, events and commands, written and found again."""
+"""The service's journal in its database: documents, events and commands, written and found again."""
 
 from __future__ import annotations
 
@@ -7,7 +7,6 @@ import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
-from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 
@@ -17,6 +16,7 @@ from sqlalchemy.ext.asyncio import AsyncConnection
 from migrator.errors import JournalError
 from migrator.ports import EventTexts
 from migrator.store import retention, rows
+from migrator.store.backend import Place
 from migrator.store.database import Database
 from migrator.store.samples import SqlSamples
 from migrator.store.schema import commands, documents, events, meta
@@ -51,23 +51,26 @@ class SqlJournal:
 
     ::
 
-        async with await SqlJournal.open(path) as journal:
+        async with await SqlJournal.open(place) as journal:
             await journal.save(("migration", document))
 
-    :ivar tokens: those who may use the service, in the same file.
+    :ivar tokens: those who may use the service, in the same database.
     :ivar samples: the figures of migrations, likewise.
     """
 
     def __init__(self, database: Database, *, now: Callable[[], datetime]) -> None:
         self._database = database
+        self._statements = rows.statements(database.dialect)
         self._now = now
         self._reserved = 0
         self.tokens = Tokens(database, now=now)
         self.samples = SqlSamples(database)
 
     @classmethod
-    async def open(cls, path: Path, *, now: Callable[[], datetime] = lambda: datetime.now(UTC)) -> SqlJournal:
-        """Open the journal there, for this service alone; it is made where there is none.
+    async def open(
+        cls, place: Place, *, now: Callable[[], datetime] = lambda: datetime.now(UTC)
+    ) -> SqlJournal:
+        """Open the journal there, a file for this service alone; it is made where there is none.
 
         A disk that is full or cannot be written is no reason to leave guests alone: the journal is opened all the
         same, and :attr:`complaint` says so.
@@ -75,7 +78,7 @@ class SqlJournal:
         :param now: the clock; only tests need another.
         :raise JournalError: it cannot be read, another service has it open, or a newer migrator wrote it.
         """
-        journal = cls(await Database.open(path), now=now)
+        journal = cls(await Database.open(place), now=now)
         await journal.probe()
         return journal
 
@@ -108,7 +111,7 @@ class SqlJournal:
         """Try whether it can be written, at the cost of one small write; :attr:`complaint` as it is then."""
         row = {"key": "probe", "value": self._now().isoformat()}
         try:
-            await self._database.write_rows(rows.upsert_meta, [row])
+            await self._database.write_rows(self._statements.upsert_meta, [row])
         except JournalError:
             pass  # the complaint says it
         return self.complaint
@@ -130,7 +133,7 @@ class SqlJournal:
 
         :raise JournalError: it cannot be written.
         """
-        await self._database.write_rows(rows.upsert_meta, [{"key": key, "value": value}])
+        await self._database.write_rows(self._statements.upsert_meta, [{"key": key, "value": value}])
 
     # --- documents
 
@@ -142,7 +145,7 @@ class SqlJournal:
         if events:
             await self._save_all(written, [rows.event_row(event) for event in events])
         elif written:
-            await self._database.write_rows(rows.upsert_document, written)
+            await self._database.write_rows(self._statements.upsert_document, written)
 
     async def _save_all(self, written: Sequence[dict[str, Any]], told: Sequence[dict[str, Any]]) -> None:
         reserved = self._reserved
@@ -152,8 +155,8 @@ class SqlJournal:
 
         async def write(connection: AsyncConnection) -> None:
             if written:
-                await connection.execute(rows.upsert_document, written)
-            await connection.execute(rows.insert_event, told)
+                await connection.execute(self._statements.upsert_document, written)
+            await connection.execute(self._statements.insert_event, told)
             if reserved != self._reserved:
                 await rows.keep_last_event_id(connection, reserved)
 
@@ -296,7 +299,7 @@ class SqlJournal:
         }
 
         async def write(connection: AsyncConnection) -> Claim:
-            if (await connection.execute(rows.claim_command, row)).rowcount == 1:
+            if (await connection.execute(self._statements.claim_command, row)).rowcount == 1:
                 return Claim(new=True)
             there = (
                 await connection.execute(

@@ -50,16 +50,12 @@ async def _prune_documents(connection: AsyncConnection, limit: int) -> int:
 
 async def _prune_rest(connection: AsyncConnection, limit: int) -> None:
     await keep_last_event_id(connection)
-    needed = select(documents.c.command).where(documents.c.command.is_not(None))
+    # Asked row by row, by an index: a list of all that is kept would be long.
+    needed = select(documents.c.number).where(documents.c.command == commands.c.key)
+    await connection.execute(delete(commands).where(commands.c.claimed_at < limit, ~needed.exists()))
+    claimed = select(commands.c.key).where(commands.c.key == events.c.subject_id)
     await connection.execute(
-        delete(commands).where(commands.c.claimed_at < limit, commands.c.key.not_in(needed))
-    )
-    await connection.execute(
-        delete(events).where(
-            events.c.subject == "command",
-            events.c.time < limit,
-            events.c.subject_id.not_in(select(commands.c.key)),
-        )
+        delete(events).where(events.c.subject == "command", events.c.time < limit, ~claimed.exists())
     )
     last = select(func.max(events.c.event_id)).where(events.c.subject == "host").group_by(events.c.subject_id)
     await connection.execute(

@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
-from sqlalchemy import func, null, select
-from sqlalchemy.dialects.sqlite import insert
+from sqlalchemy import Dialect, Executable, Table, func, null, select
+from sqlalchemy.dialects import postgresql, sqlite
 from sqlalchemy.ext.asyncio import AsyncConnection
 
-from migrator.store.schema import commands, documents, events, meta
+from migrator.store.schema import commands, documents, events, meta, samples
 from migrator.text import as_json, writable
 
 _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
@@ -48,7 +48,7 @@ def event_row(event: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def text(value: Any) -> str | None:
-    """As it stands in a column: SQLite takes no lone surrogates, which names of guests may hold."""
+    """As it stands in a column: no database takes lone surrogates, which names of guests may hold."""
     if value is None or value == "":
         return None
     return writable(str(value))
@@ -68,26 +68,42 @@ def _parsed(time: str | None) -> int | None:
     return microseconds(datetime.fromisoformat(time)) if time else None
 
 
-_insert_document = insert(documents)
-upsert_document = _insert_document.on_conflict_do_update(
-    index_elements=["kind", "id"],
-    set_={
-        column.name: _insert_document.excluded[column.name]
-        for column in documents.c
-        if column.name not in ("number", "kind", "id")
-    },
-)
-_new_event = insert(events)
-#: The same event again is let pass: whoever was not told that it is on disk writes it once more. Another one of its
-#: number breaks the rule that a sequence is never empty, and with it the whole transaction.
-insert_event = _new_event.on_conflict_do_update(
-    index_elements=["event_id"], set_={"sequence": null()}, where=events.c.body != _new_event.excluded.body
-)
-claim_command = insert(commands).on_conflict_do_nothing()
-_insert_meta = insert(meta)
-upsert_meta = _insert_meta.on_conflict_do_update(
-    index_elements=["key"], set_={"value": _insert_meta.excluded.value}
-)
+class Statements:
+    """What writes rows that may be there already; each dialect of SQL has its own words for that.
+
+    The same objects every time: :meth:`migrator.store.database.Database.write_rows` tells them by that.
+    """
+
+    def __init__(self, insert: Callable[[Table], Any]) -> None:
+        document = insert(documents)
+        self.upsert_document: Executable = document.on_conflict_do_update(
+            index_elements=["kind", "id"],
+            set_={
+                column.name: document.excluded[column.name]
+                for column in documents.c
+                if column.name not in ("number", "kind", "id")
+            },
+        )
+        event = insert(events)
+        #: The same event again is let pass: whoever was not told that it is on disk writes it once more. Another one
+        #: of its number breaks the rule that a sequence is never empty, and with it the whole transaction.
+        self.insert_event: Executable = event.on_conflict_do_update(
+            index_elements=["event_id"], set_={"sequence": null()}, where=events.c.body != event.excluded.body
+        )
+        self.claim_command: Executable = insert(commands).on_conflict_do_nothing()
+        value = insert(meta)
+        self.upsert_meta: Executable = value.on_conflict_do_update(
+            index_elements=["key"], set_={"value": value.excluded.value}
+        )
+        self.insert_sample: Executable = insert(samples).on_conflict_do_nothing()
+
+
+_STATEMENTS = {"sqlite": Statements(sqlite.insert), "postgresql": Statements(postgresql.insert)}
+
+
+def statements(dialect: Dialect) -> Statements:
+    """Those of a database's dialect."""
+    return _STATEMENTS[dialect.name]
 
 
 async def last_event_id(connection: AsyncConnection) -> int:
@@ -100,4 +116,5 @@ async def last_event_id(connection: AsyncConnection) -> int:
 async def keep_last_event_id(connection: AsyncConnection, reserved: int = 0) -> None:
     """Write it down, so that it is known when the event itself is gone; `reserved` where that is more."""
     value = str(max(reserved, await last_event_id(connection)))
-    await connection.execute(upsert_meta, {"key": "last_event_id", "value": value})
+    upsert = statements(connection.dialect).upsert_meta
+    await connection.execute(upsert, {"key": "last_event_id", "value": value})

@@ -13,7 +13,6 @@ from dataclasses import dataclass, field, fields
 from typing import Any
 
 from sqlalchemy import bindparam, delete, select
-from sqlalchemy.dialects.sqlite import insert
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from migrator import logs
@@ -21,6 +20,7 @@ from migrator.core.migration.downsampling import Point, Series
 from migrator.core.model import Sample, State
 from migrator.errors import JournalError
 from migrator.store.database import Database
+from migrator.store.rows import statements
 from migrator.store.schema import samples
 
 #: Between two writes.
@@ -144,7 +144,7 @@ class SqlSamples:
 
         async def write(connection: AsyncConnection) -> None:
             if new:
-                await connection.execute(_INSERT, new)
+                await connection.execute(statements(connection.dialect).insert_sample, new)
             if old:
                 await connection.execute(_DELETE, old)
 
@@ -189,5 +189,4 @@ def _point(at: int, body: Mapping[str, Any]) -> Point:
     )
 
 
-_INSERT = insert(samples).on_conflict_do_nothing()
 _DELETE = delete(samples).where(samples.c.migration == bindparam("its"), samples.c.at == bindparam("time"))

@@ -5,26 +5,50 @@ A document is kept whole, as JSON; the columns beside it are what is asked for.
 
 from __future__ import annotations
 
-import os
-import sqlite3
-from contextlib import closing
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from sqlalchemy import Column, Index, Integer, MetaData, Table, Text, UniqueConstraint, create_engine
-from sqlalchemy.exc import SQLAlchemyError
-from sqlalchemy.pool import NullPool
-
-from migrator.errors import JournalError
+from sqlalchemy import (
+    BigInteger,
+    Column,
+    Connection,
+    Dialect,
+    Index,
+    Integer,
+    MetaData,
+    Table,
+    Text,
+    TypeDecorator,
+    UniqueConstraint,
+)
 
 if TYPE_CHECKING:
     from alembic.config import Config
 
 #: The revision in ``alembic/versions`` that the tables below are; a test holds them together.
-HEAD = "0003"
+HEAD = "0004"
 SCRIPTS = Path(__file__).parent / "alembic"
-#: How long another connection's lock is waited for. Only ``migrator token`` ever holds one, for milliseconds.
-BUSY_SECONDS = 5.0
+
+#: 64 bits everywhere: SQLite's INTEGER has them, and only a column declared so counts by itself there.
+Number = BigInteger().with_variant(Integer, "sqlite")
+#: What a NUL stands as where a text may not have one: no text of anybody's has this character.
+_NUL = "\ufdd0"
+
+
+class Name(TypeDecorator[str]):
+    """A text from outside that is looked up: names of guests may have a NUL, which PostgreSQL does not take."""
+
+    impl = Text
+    cache_ok = True
+
+    def process_bind_param(self, value: str | None, dialect: Dialect) -> str | None:
+        """As it is written."""
+        return value if value is None or dialect.name == "sqlite" else value.replace("\0", _NUL)
+
+    def process_result_value(self, value: str | None, dialect: Dialect) -> str | None:
+        """As it was given."""
+        return value if value is None or dialect.name == "sqlite" else value.replace(_NUL, "\0")
+
 
 metadata = MetaData()
 
@@ -32,20 +56,20 @@ documents = Table(
     "documents",
     metadata,
     # In the order in which they were first written: a clock that is set back does not disturb it.
-    Column("number", Integer, primary_key=True),
-    Column("kind", Text, nullable=False),
-    Column("id", Text, nullable=False),
-    Column("state", Text),
-    Column("guest", Text),
+    Column("number", Number, primary_key=True),
+    Column("kind", Name, nullable=False),
+    Column("id", Name, nullable=False),
+    Column("state", Name),
+    Column("guest", Name),
     #: Of a migration its source, of an evacuation or a host that host.
-    Column("source", Text),
-    Column("destination", Text),
-    Column("evacuation", Text),
+    Column("source", Name),
+    Column("destination", Name),
+    Column("evacuation", Name),
     #: Key of the command that began it.
-    Column("command", Text),
+    Column("command", Name),
     # Times in microseconds since the epoch: their text does not sort.
-    Column("created_at", Integer),
-    Column("ended_at", Integer),
+    Column("created_at", Number),
+    Column("ended_at", Number),
     Column("body", Text, nullable=False),
     UniqueConstraint("kind", "id"),
     Index("documents_ended", "kind", "ended_at"),
@@ -61,11 +85,11 @@ documents = Table(
 events = Table(
     "events",
     metadata,
-    Column("event_id", Integer, primary_key=True),
-    Column("sequence", Integer, nullable=False),
-    Column("time", Integer, nullable=False),
-    Column("subject", Text, nullable=False),
-    Column("subject_id", Text, nullable=False),
+    Column("event_id", Number, primary_key=True),
+    Column("sequence", Number, nullable=False),
+    Column("time", Number, nullable=False),
+    Column("subject", Name, nullable=False),
+    Column("subject_id", Name, nullable=False),
     Column("body", Text, nullable=False),
     Index("events_subject", "subject", "subject_id", "event_id"),
 )
@@ -73,14 +97,14 @@ events = Table(
 commands = Table(
     "commands",
     metadata,
-    Column("key", Text, primary_key=True),
+    Column("key", Name, primary_key=True),
     Column("verb", Text, nullable=False),
     Column("body_hash", Text, nullable=False),
     Column("body", Text, nullable=False),
     #: Who asked, by which interface, from where, as JSON.
     Column("caller", Text, nullable=False),
-    Column("claimed_at", Integer, nullable=False),
-    Column("answered_at", Integer),
+    Column("claimed_at", Number, nullable=False),
+    Column("answered_at", Number),
     #: 1 once nothing more will be said to it.
     Column("settled", Integer, nullable=False),
     #: As JSON; empty while it is being carried out.
@@ -92,14 +116,14 @@ commands = Table(
 tokens = Table(
     "tokens",
     metadata,
-    Column("id", Text, primary_key=True),
+    Column("id", Name, primary_key=True),
     Column("name", Text, nullable=False),
     Column("role", Text, nullable=False),
     #: SHA-256 of the secret, in hexadecimal.
     Column("hash", Text, nullable=False),
-    Column("created_at", Integer, nullable=False),
-    Column("expires_at", Integer),
-    Column("revoked_at", Integer),
+    Column("created_at", Number, nullable=False),
+    Column("expires_at", Number),
+    Column("revoked_at", Number),
 )
 
 sessions = Table(
@@ -109,18 +133,18 @@ sessions = Table(
     Column("hash", Text, primary_key=True),
     #: Id of the token that it was begun with, and ends with.
     Column("token", Text, nullable=False),
-    Column("created_at", Integer, nullable=False),
-    Column("ends_at", Integer, nullable=False),
+    Column("created_at", Number, nullable=False),
+    Column("ends_at", Number, nullable=False),
     #: When it was signed out.
-    Column("ended_at", Integer),
+    Column("ended_at", Number),
 )
 
 samples = Table(
     "samples",
     metadata,
-    Column("migration", Text, primary_key=True),
+    Column("migration", Name, primary_key=True),
     #: Microseconds since the first command that changed anything.
-    Column("at", Integer, primary_key=True, autoincrement=False),
+    Column("at", Number, primary_key=True, autoincrement=False),
     #: The rest of a :class:`migrator.core.migration.downsampling.Point`, as JSON; figures that are 0 are left out.
     Column("body", Text, nullable=False),
     sqlite_with_rowid=False,
@@ -131,67 +155,42 @@ meta = Table(
     metadata,
     #: ``last_event_id``: the largest that was removed or reserved; ``probe``: when it was last tried to be written;
     #: ``life``: the mark of the last start (:mod:`migrator.store.belonging`).
-    Column("key", Text, primary_key=True),
+    Column("key", Name, primary_key=True),
     Column("value", Text, nullable=False),
 )
 
+writers = Table(
+    "writers",
+    metadata,
+    #: Of one that writes, from its start to its end.
+    Column("id", Text, primary_key=True),
+    #: Its last transaction that was committed: by it one is found again whose COMMIT nobody answered.
+    Column("batch", Number, nullable=False),
+    Column("written_at", Number, nullable=False),
+)
 
-def present(path: Path) -> str | None:
-    """The revision of the database there; ``None`` when it is empty.
-
-    :raise sqlite3.Error: it cannot be read.
-    """
-    with closing(_connect(path)) as connection:
-        if not connection.execute("SELECT name FROM sqlite_master WHERE type = 'table'").fetchone():
-            return None
-        try:
-            row = connection.execute("SELECT version_num FROM alembic_version").fetchone()
-        except sqlite3.OperationalError as error:
-            if error.sqlite_errorcode != sqlite3.SQLITE_ERROR:  # that one is: no such table
-                raise
-            row = None
-    if row is None:
-        raise JournalError(f"{path} is a database, but not a journal of migrator: name another file")
-    return str(row[0])
+leases = Table(
+    "leases",
+    metadata,
+    Column("name", Name, primary_key=True),
+    #: Empty once it was given back.
+    Column("owner", Text, nullable=False),
+    #: Grows with every owner, and never shrinks: the row stays for that.
+    Column("token", Number, nullable=False),
+    #: By the database's clock, like what it is compared with.
+    Column("taken_at", Number, nullable=False),
+    Column("ends_at", Number, nullable=False),
+)
 
 
-def upgrade(path: Path, *, since: str | None) -> None:
-    """Bring the database there from the revision `since` to :data:`HEAD`, whole or not at all.
-
-    Unless it is empty a copy of it is kept beside it, named ``.before-`` and the new revision.
-
-    :raise JournalError: it was written by a newer migrator; nothing was changed.
-    :raise sqlite3.Error: it cannot be done; nothing was changed.
-    """
+def upgrade(connection: Connection) -> None:
+    """Bring the database to :data:`HEAD`, in the transaction that is open on `connection`."""
     # Only where there is something to do: it takes a while to import.
     from alembic import command  # noqa: PLC0415
 
     config = _alembic()
-    if since is not None:
-        if not knows(since):
-            raise JournalError(
-                f"the journal {path} was written by a newer migrator (its schema is {since}, this one knows {HEAD}): "
-                f"install that one again, or go back to the copy {path.name}.before-{since} if you can do without "
-                "what was written since"
-            )
-        keep_copy(path, path.with_name(f"{path.name}.before-{HEAD}"))
-    engine = create_engine(
-        f"sqlite:///{path}",
-        poolclass=NullPool,
-        connect_args={"timeout": BUSY_SECONDS, "isolation_level": None},
-    )
-    try:
-        with engine.connect() as connection:
-            connection.exec_driver_sql("BEGIN IMMEDIATE")
-            config.attributes["connection"] = connection
-            command.upgrade(config, "head")
-            connection.commit()
-    except SQLAlchemyError as error:
-        if isinstance(error.__cause__, sqlite3.Error):
-            raise error.__cause__ from error
-        raise JournalError(f"the journal {path} cannot be brought to schema {HEAD}: {error}") from error
-    finally:
-        engine.dispose()
+    config.attributes["connection"] = connection
+    command.upgrade(config, "head")
 
 
 def knows(revision: str) -> bool:
@@ -207,28 +206,3 @@ def _alembic() -> Config:
     config = Config()
     config.set_main_option("script_location", str(SCRIPTS).replace("%", "%%"))
     return config
-
-
-def keep_copy(path: Path, copy: Path) -> None:
-    """A copy of the database at `path`, what is in its write-ahead log included; whole or not there.
-
-    :raise sqlite3.Error: it cannot be made.
-    """
-    beginning = copy.with_name(f"{copy.name}.new")
-    try:
-        beginning.unlink(missing_ok=True)
-        os.close(os.open(beginning, os.O_CREAT | os.O_EXCL | os.O_WRONLY | os.O_CLOEXEC, 0o600))
-        with closing(_connect(path)) as connection, closing(_connect(beginning)) as target:
-            connection.backup(target)
-        with beginning.open("rb") as file:
-            os.fsync(file.fileno())
-        beginning.replace(copy)
-    except OSError as error:
-        raise sqlite3.OperationalError(f"cannot copy it to {copy}: {error.strerror}") from error
-    finally:
-        if beginning.is_file():
-            beginning.unlink()
-
-
-def _connect(path: Path) -> sqlite3.Connection:
-    return sqlite3.connect(path, timeout=BUSY_SECONDS, isolation_level=None)

@@ -13,7 +13,6 @@ from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime, timedelta
 from hashlib import sha256
-from pathlib import Path
 from types import SimpleNamespace, TracebackType
 from typing import Any, Self
 
@@ -22,6 +21,7 @@ from sqlalchemy.ext.asyncio import AsyncConnection
 
 from migrator.errors import UsageError
 from migrator.ports import Grant
+from migrator.store.backend import Place
 from migrator.store.database import Database
 from migrator.store.rows import microseconds, moment
 from migrator.store.schema import sessions, tokens
@@ -67,9 +67,9 @@ class Tokens:
         self._now = now
 
     @classmethod
-    async def open(cls, path: Path) -> Tokens:
+    async def open(cls, place: Place) -> Tokens:
         """Open the journal there for its tokens alone, whether a service has it open or not."""
-        return cls(await Database.open(path, alone=False))
+        return cls(await Database.open(place, alone=False))
 
     async def __aenter__(self) -> Self:
         return self

@@ -21,7 +21,7 @@ import pytest
 from migrator.core.migration.downsampling import Point
 from migrator.core.model import Sample, State
 from migrator.errors import JournalError
-from migrator.store import database, schema
+from migrator.store import sqlite
 from migrator.store.database import Database
 from migrator.store.journal import SqlJournal
 from migrator.store.tokens import Tokens
@@ -209,7 +209,7 @@ class TestLock:
     async def test_of_another_program_is_said_until_it_lets_go(
         self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        monkeypatch.setattr(schema, "BUSY_SECONDS", 0.2)
+        monkeypatch.setattr(sqlite, "BUSY_SECONDS", 0.2)
         path = tmp_path / "journal.db"
         async with await SqlJournal.open(path) as journal:
             await journal.save(migration("m1"))
@@ -458,7 +458,7 @@ async def test_after_close_nothing_is_taken(tmp_path: Path) -> None:
 
 
 async def test_a_disk_that_does_not_answer_is_said(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(database, "_PATIENCE_SECONDS", 0.3)
+    monkeypatch.setattr(sqlite, "_PATIENCE_SECONDS", 0.3)
     path = tmp_path / "journal.db"
     async with await SqlJournal.open(path) as journal:
         # A lock that is held for longer than that stands for the disk.

@@ -13,22 +13,25 @@ from alembic.autogenerate import compare_metadata
 from alembic.config import Config
 from alembic.runtime.migration import MigrationContext
 from alembic.script import ScriptDirectory
-from sqlalchemy import create_engine
 
 from migrator.core.migration.downsampling import Point
 from migrator.core.model import Sample, State
 from migrator.errors import JournalError
-from migrator.store import schema
+from migrator.store import schema, sqlite
+from migrator.store.backend import Place
+from migrator.store.database import Database
 from migrator.store.journal import SqlJournal
 from migrator.store.tokens import Tokens
 
+#: The schema of this version, and of one that is made up.
+TODAY, LATER = schema.HEAD, "9000"
 DOCUMENT = {"id": "m1", "state": "precopy", "ended_at": None}
 
 NEXT = """
 from alembic import op
 
-revision = "0004"
-down_revision = "0003"
+revision = "{next}"
+down_revision = "{today}"
 
 
 def upgrade():
@@ -54,9 +57,9 @@ def newer(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Any:
     def become(more: str = "SELECT 1") -> None:
         scripts = tmp_path / "scripts with 100% odd names"
         shutil.copytree(schema.SCRIPTS, scripts)
-        (scripts / "versions" / "r0004_next.py").write_text(NEXT.format(more=more))
+        (scripts / "versions" / "later.py").write_text(NEXT.format(more=more, today=TODAY, next=LATER))
         monkeypatch.setattr(schema, "SCRIPTS", scripts)
-        monkeypatch.setattr(schema, "HEAD", "0004")
+        monkeypatch.setattr(schema, "HEAD", LATER)
 
     return become
 
@@ -77,9 +80,9 @@ async def test_of_an_older_one_is_brought_here_and_a_copy_is_kept(path: Path, ne
         assert await journal.find("migration", "m1") == DOCUMENT
         await journal.save(("migration", DOCUMENT | {"id": "m2"}))
     assert states(path)[0] == "changed"
-    assert schema.present(path) == "0004"
-    copy = path.with_name("journal.db.before-0004")
-    assert (states(copy), schema.present(copy), "added" in tables(copy)) == (["precopy"], "0003", False)
+    assert sqlite.present(path) == LATER
+    copy = path.with_name(f"journal.db.before-{LATER}")
+    assert (states(copy), sqlite.present(copy), "added" in tables(copy)) == (["precopy"], TODAY, False)
     assert copy.stat().st_mode & 0o777 == 0o600
     # The second time there is nothing to do.
     copy.unlink()
@@ -125,8 +128,8 @@ async def test_of_the_first_version_gets_what_it_has_not(tmp_path: Path) -> None
         journal.samples.add("m1", point)
     async with await SqlJournal.open(path) as journal:
         assert await journal.samples.of("m1") == [point]
-    assert schema.present(path) == schema.HEAD
-    assert schema.present(path.with_name(f"journal.db.before-{schema.HEAD}")) == "0001"
+    assert sqlite.present(path) == schema.HEAD
+    assert sqlite.present(path.with_name(f"journal.db.before-{schema.HEAD}")) == "0001"
 
 
 async def test_a_copy_holds_what_a_killed_service_left_in_the_log(path: Path, newer: Any) -> None:
@@ -138,23 +141,23 @@ async def test_a_copy_holds_what_a_killed_service_left_in_the_log(path: Path, ne
         newer()
         async with await SqlJournal.open(path) as journal:
             assert len(await journal.unfinished("migration")) == 2
-    assert len(states(path.with_name("journal.db.before-0004"))) == 2
+    assert len(states(path.with_name(f"journal.db.before-{LATER}"))) == 2
 
 
 async def test_that_fails_leaves_it_as_it_was(path: Path, newer: Any) -> None:
     newer("INSERT INTO nowhere VALUES (1)")
     with pytest.raises(JournalError, match=r"journal.db cannot be opened: no such table: nowhere"):
         await SqlJournal.open(path)
-    assert (states(path), schema.present(path), "added" in tables(path)) == (["precopy"], "0003", False)
-    assert states(path.with_name("journal.db.before-0004")) == ["precopy"]
+    assert (states(path), sqlite.present(path), "added" in tables(path)) == (["precopy"], TODAY, False)
+    assert states(path.with_name(f"journal.db.before-{LATER}")) == ["precopy"]
 
 
 async def test_without_room_for_the_copy_is_not_begun(path: Path, newer: Any) -> None:
     newer()
-    path.with_name("journal.db.before-0004.new").mkdir()
-    with pytest.raises(JournalError, match=r"cannot copy it to .*before-0004"):
+    path.with_name(f"journal.db.before-{LATER}.new").mkdir()
+    with pytest.raises(JournalError, match=rf"cannot copy it to .*before-{LATER}"):
         await SqlJournal.open(path)
-    assert (states(path), schema.present(path)) == (["precopy"], "0003")
+    assert (states(path), sqlite.present(path)) == (["precopy"], TODAY)
 
 
 async def test_of_a_newer_one_is_refused_and_left_alone(path: Path) -> None:
@@ -165,8 +168,8 @@ async def test_of_a_newer_one_is_refused_and_left_alone(path: Path) -> None:
     with pytest.raises(JournalError) as caught:
         await SqlJournal.open(path)
     assert str(caught.value) == (
-        f"the journal {path} was written by a newer migrator (its schema is 0999, this one knows 0003): install that "
-        "one again, or go back to the copy journal.db.before-0999 if you can do without what was written since"
+        f"the journal {path} was written by a newer migrator (its schema is 0999, this one knows {TODAY}): install "
+        "that one again, or go back to the copy journal.db.before-0999 if you can do without what was written since"
     )
     assert path.read_bytes() == before
 
@@ -174,13 +177,13 @@ async def test_of_a_newer_one_is_refused_and_left_alone(path: Path) -> None:
 async def test_under_a_service_that_runs_is_not_done(path: Path, newer: Any) -> None:
     async with await SqlJournal.open(path):
         newer()
-        said = r"of another version \(the schema of its journal .* is 0003, this version's is 0004\): restart"
+        said = rf"the schema of its journal .* is {TODAY}, this version's is {LATER}\): restart"
         with pytest.raises(JournalError, match=said):
             await Tokens.open(path)
-        assert schema.present(path) == "0003"
+        assert sqlite.present(path) == TODAY
     async with await Tokens.open(path) as tokens:
         assert await tokens.list() == []
-    assert schema.present(path) == "0004"
+    assert sqlite.present(path) == LATER
 
 
 async def test_beside_a_newer_service_that_runs_the_newer_program_is_asked_for(
@@ -191,17 +194,22 @@ async def test_beside_a_newer_service_that_runs_the_newer_program_is_asked_for(
     async with await SqlJournal.open(path):
         monkeypatch.setattr(schema, "HEAD", today)
         monkeypatch.setattr(schema, "SCRIPTS", scripts)
-        said = r"of another version \(.* is 0004, this version's is 0003\): use the migrator of that version"
+        said = rf"of another version \(.* is {LATER}, this version's is {TODAY}\): use the migrator of that version"
         with pytest.raises(JournalError, match=said):
             await Tokens.open(path)
-    assert schema.present(path) == "0004"
+    assert sqlite.present(path) == LATER
 
 
-async def test_the_revisions_make_the_tables_that_the_code_believes_in(path: Path) -> None:
+async def test_the_revisions_make_the_tables_that_the_code_believes_in(place: Place) -> None:
     config = Config()
     config.set_main_option("script_location", str(schema.SCRIPTS))
     assert ScriptDirectory.from_config(config).get_heads() == [schema.HEAD]
-    engine = create_engine(f"sqlite:///{path}")
-    with engine.connect() as connection:
-        assert compare_metadata(MigrationContext.configure(connection), schema.metadata) == []
-    engine.dispose()
+
+    def differences(connection: Any) -> list[Any]:
+        return list(compare_metadata(MigrationContext.configure(connection), schema.metadata))
+
+    opened = await Database.open(place)
+    try:
+        assert await opened.read(lambda connection: connection.run_sync(differences)) == []
+    finally:
+        await opened.close()

@@ -14,7 +14,7 @@ from migrator.core.inventory import Host, HostFacts
 from migrator.engine.inventory import Inventory
 from migrator.errors import HostError, JournalError
 from migrator.ports import HostLook
-from migrator.store import database
+from migrator.store import sqlite
 from migrator.store.database import Database
 
 #: As if the process were stopped (SIGSTOP): nothing of it runs for so long.
@@ -46,7 +46,7 @@ async def test_time_in_which_this_process_did_not_run_does_not_count() -> None:
 async def test_a_journal_that_was_waited_for_by_nobody_answers(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(database, "_PATIENCE_SECONDS", 1.5)
+    monkeypatch.setattr(sqlite, "_PATIENCE_SECONDS", 1.5)
     opened = await Database.open(tmp_path / "journal.db")
     try:
 
@@ -65,7 +65,7 @@ async def test_a_journal_that_was_waited_for_by_nobody_answers(
 async def test_too_many_readers_are_no_disk_that_does_not_answer(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(database, "_PATIENCE_SECONDS", 0.6)
+    monkeypatch.setattr(sqlite, "_PATIENCE_SECONDS", 0.6)
     opened = await Database.open(tmp_path / "journal.db")
     try:
 

@@ -1,4 +1,4 @@
-"""What every journal promises, in SQLite and in memory."""
+"""What every journal promises, in SQLite, on PostgreSQL and in memory."""
 
 from __future__ import annotations
 
@@ -20,13 +20,16 @@ AnyJournal = SqlJournal | MemoryJournal
 NOON = datetime(2026, 3, 1, 12, tzinfo=UTC)
 
 
-@pytest.fixture(params=["sqlite", "memory"])
+@pytest.fixture(params=["sqlite", "postgresql", "memory"])
 async def journal(request: pytest.FixtureRequest, tmp_path: Path) -> AsyncIterator[AnyJournal]:
     if request.param == "memory":
         yield MemoryJournal()
-    else:
-        async with await SqlJournal.open(tmp_path / "journal.db") as opened:
-            yield opened
+        return
+    place = tmp_path / "journal.db"
+    if request.param == "postgresql":
+        place = request.getfixturevalue("postgresql_place")
+    async with await SqlJournal.open(place) as opened:
+        yield opened
 
 
 def at(minutes: float) -> str:

@@ -1,4 +1,4 @@
-"""Whatever is done to them, the journal in SQLite and the one in memory say the same."""
+"""Whatever is done to them, the journals in SQLite, on PostgreSQL and in memory say the same."""
 
 from __future__ import annotations
 
@@ -17,6 +17,8 @@ from hypothesis import strategies as st
 from migrator.errors import JournalError
 from migrator.store.journal import SqlJournal
 from migrator.testing.journal import MemoryJournal
+from migrator.testing.postgresql import Postgres
+from tests.journals import empty
 
 AnyJournal = SqlJournal | MemoryJournal
 Step = Callable[[AnyJournal], Awaitable[Any]]
@@ -104,7 +106,7 @@ async def answer(step: Step, journal: AnyJournal) -> Any:
 
 
 @pytest.fixture(scope="module")
-def empty(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def fresh(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A journal with nothing in it, to be copied."""
 
     async def make(path: Path) -> None:
@@ -115,20 +117,37 @@ def empty(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return path
 
 
-@settings(max_examples=60, suppress_health_check=[HealthCheck.too_slow, HealthCheck.data_too_large])
+async def compare(sql: SqlJournal, given_steps: list[Step]) -> None:
+    memory = MemoryJournal()
+    for step in given_steps:
+        assert await answer(step, sql) == await answer(step, memory)
+        assert await sql.positions() == await memory.positions()
+    assert await sql.unsettled() == await memory.unsettled()
+    for kind in ("migration", "evacuation", "host"):
+        assert await sql.unfinished(kind) == await memory.unfinished(kind)
+    assert await sql.events() == await memory.events()
+
+
+@settings(max_examples=40, suppress_health_check=[HealthCheck.too_slow, HealthCheck.data_too_large])
 @given(given_steps=st.lists(steps, min_size=5, max_size=30))
-def test_the_same(empty: Path, given_steps: list[Step]) -> None:
-    async def compare(path: Path) -> None:
-        shutil.copy(empty, path)
-        memory = MemoryJournal()
+def test_in_sqlite_and_in_memory(fresh: Path, given_steps: list[Step]) -> None:
+    async def run(path: Path) -> None:
+        shutil.copy(fresh, path)
         async with await SqlJournal.open(path) as sql:
-            for step in given_steps:
-                assert await answer(step, sql) == await answer(step, memory)
-                assert await sql.positions() == await memory.positions()
-            assert await sql.unsettled() == await memory.unsettled()
-            for kind in ("migration", "evacuation", "host"):
-                assert await sql.unfinished(kind) == await memory.unfinished(kind)
-            assert await sql.events() == await memory.events()
+            await compare(sql, given_steps)
 
     with tempfile.TemporaryDirectory() as directory:
-        asyncio.run(compare(Path(directory) / "journal.db"))
+        asyncio.run(run(Path(directory) / "journal.db"))
+
+
+@settings(max_examples=20, suppress_health_check=[HealthCheck.too_slow, HealthCheck.data_too_large])
+@given(given_steps=st.lists(steps, min_size=5, max_size=30))
+def test_on_postgresql_and_in_memory(
+    postgresql: Postgres, shared_database: str, given_steps: list[Step]
+) -> None:
+    async def run() -> None:
+        empty(postgresql, shared_database)
+        async with await SqlJournal.open(postgresql.place(shared_database)) as sql:
+            await compare(sql, given_steps)
+
+    asyncio.run(run())

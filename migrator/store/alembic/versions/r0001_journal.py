@@ -5,6 +5,8 @@ from __future__ import annotations
 import sqlalchemy as sa
 from alembic import op
 
+from migrator.store.schema import Number
+
 revision = "0001"
 down_revision = None
 branch_labels = None
@@ -15,7 +17,7 @@ def upgrade() -> None:
     """From nothing."""
     op.create_table(
         "documents",
-        sa.Column("number", sa.Integer, primary_key=True),
+        sa.Column("number", Number, primary_key=True),
         sa.Column("kind", sa.Text, nullable=False),
         sa.Column("id", sa.Text, nullable=False),
         sa.Column("state", sa.Text),
@@ -24,8 +26,8 @@ def upgrade() -> None:
         sa.Column("destination", sa.Text),
         sa.Column("evacuation", sa.Text),
         sa.Column("command", sa.Text),
-        sa.Column("created_at", sa.Integer),
-        sa.Column("ended_at", sa.Integer),
+        sa.Column("created_at", Number),
+        sa.Column("ended_at", Number),
         sa.Column("body", sa.Text, nullable=False),
         sa.UniqueConstraint("kind", "id"),
         sqlite_autoincrement=True,
@@ -36,9 +38,9 @@ def upgrade() -> None:
         op.create_index(f"documents_{column}", "documents", [column])
     op.create_table(
         "events",
-        sa.Column("event_id", sa.Integer, primary_key=True),
-        sa.Column("sequence", sa.Integer, nullable=False),
-        sa.Column("time", sa.Integer, nullable=False),
+        sa.Column("event_id", Number, primary_key=True),
+        sa.Column("sequence", Number, nullable=False),
+        sa.Column("time", Number, nullable=False),
         sa.Column("subject", sa.Text, nullable=False),
         sa.Column("subject_id", sa.Text, nullable=False),
         sa.Column("body", sa.Text, nullable=False),
@@ -51,8 +53,8 @@ def upgrade() -> None:
         sa.Column("body_hash", sa.Text, nullable=False),
         sa.Column("body", sa.Text, nullable=False),
         sa.Column("caller", sa.Text, nullable=False),
-        sa.Column("claimed_at", sa.Integer, nullable=False),
-        sa.Column("answered_at", sa.Integer),
+        sa.Column("claimed_at", Number, nullable=False),
+        sa.Column("answered_at", Number),
         sa.Column("settled", sa.Integer, nullable=False),
         sa.Column("reply", sa.Text),
     )
@@ -64,9 +66,9 @@ def upgrade() -> None:
         sa.Column("name", sa.Text, nullable=False),
         sa.Column("role", sa.Text, nullable=False),
         sa.Column("hash", sa.Text, nullable=False),
-        sa.Column("created_at", sa.Integer, nullable=False),
-        sa.Column("expires_at", sa.Integer),
-        sa.Column("revoked_at", sa.Integer),
+        sa.Column("created_at", Number, nullable=False),
+        sa.Column("expires_at", Number),
+        sa.Column("revoked_at", Number),
     )
     op.create_table(
         "meta",

@@ -5,6 +5,8 @@ from __future__ import annotations
 import sqlalchemy as sa
 from alembic import op
 
+from migrator.store.schema import Number
+
 revision = "0002"
 down_revision = "0001"
 branch_labels = None
@@ -16,7 +18,7 @@ def upgrade() -> None:
     op.create_table(
         "samples",
         sa.Column("migration", sa.Text, primary_key=True),
-        sa.Column("at", sa.Integer, primary_key=True, autoincrement=False),
+        sa.Column("at", Number, primary_key=True, autoincrement=False),
         sa.Column("body", sa.Text, nullable=False),
         sqlite_with_rowid=False,
     )

@@ -5,6 +5,8 @@ from __future__ import annotations
 import sqlalchemy as sa
 from alembic import op
 
+from migrator.store.schema import Number
+
 revision = "0003"
 down_revision = "0002"
 branch_labels = None
@@ -17,7 +19,7 @@ def upgrade() -> None:
         "sessions",
         sa.Column("hash", sa.Text, primary_key=True),
         sa.Column("token", sa.Text, nullable=False),
-        sa.Column("created_at", sa.Integer, nullable=False),
-        sa.Column("ends_at", sa.Integer, nullable=False),
-        sa.Column("ended_at", sa.Integer),
+        sa.Column("created_at", Number, nullable=False),
+        sa.Column("ends_at", Number, nullable=False),
+        sa.Column("ended_at", Number),
     )

@@ -1,0 +1,96 @@
+"""What the journal needs of the database it is in: SQLite (:mod:`~migrator.store.sqlite`) or PostgreSQL
+(:mod:`~migrator.store.postgresql`).
+"""
+
+from __future__ import annotations
+
+import enum
+import sqlite3
+from contextlib import AbstractAsyncContextManager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Protocol
+
+from sqlalchemy.exc import SQLAlchemyError
+from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
+
+#: What a database that cannot be used raises, whichever it is.
+DATABASE_ERRORS = (SQLAlchemyError, sqlite3.Error, OSError)  # a time-out is an OSError
+
+
+@dataclass(frozen=True, kw_only=True)
+class Server:
+    """Where the journal is that several may use: a PostgreSQL database."""
+
+    #: ``postgresql+asyncpg://user@host/database``; the password is not in it.
+    url: str
+    password: str = field(default="", repr=False)
+    #: ``auto``: with TLS and the server's certificate verified, unless it is reached by a Unix socket or loopback.
+    tls: str = "auto"
+    tls_ca: Path | None = None
+    tls_certificate: Path | None = None
+    tls_key: Path | None = None
+
+
+#: Where a journal is: a file of SQLite, or a PostgreSQL server.
+Place = Path | Server
+
+
+class Remedy(enum.Enum):
+    """What helps after an error of the database."""
+
+    #: Nothing but time: the connections are as good as new ones.
+    WAIT = enum.auto()
+    #: New connections, for what is asked next.
+    RECONNECT = enum.auto()
+    #: New connections, and what was asked can be tried once more at once.
+    RETRY = enum.auto()
+
+
+class Backend(Protocol):
+    """A database that has been prepared: it is of this version's schema."""
+
+    @property
+    def name(self) -> str:
+        """Where it is, as messages say it; without secrets."""
+
+    @property
+    def patience_seconds(self) -> float:
+        """A database that does not answer for so long is said to have failed."""
+
+    def engine(self, *, connections: int, writing: bool) -> AsyncEngine:
+        """Connections to read with, each transaction a picture of one moment, or the one to write with."""
+
+    def bounded(self, connection: AsyncConnection) -> AbstractAsyncContextManager[None]:
+        """Inside it nothing on `connection` takes longer than it may: what hangs fails as a lost connection does."""
+
+    async def mark(self, connection: AsyncConnection, batch: int) -> None:
+        """Begin a transaction that writes with what :meth:`committed` will find it by."""
+
+    async def committed(self, engine: AsyncEngine, batch: int) -> bool:
+        """Whether that transaction was committed, of which nobody heard; when this returns it will not be any more.
+
+        :raise DATABASE_ERRORS: it cannot be known now.
+        """
+
+    def remedy(self, error: BaseException) -> Remedy:
+        """What helps after `error`."""
+
+    def in_words(self, error: BaseException, what: str, *, unsure: bool = False) -> str:
+        """One line: the journal cannot be `what` (``read``, ``written``, ``opened``), why, and what to do.
+
+        :param unsure: it may have been, or may still be, all the same.
+        """
+
+    async def close(self) -> None:
+        """Let go of it, once no connection is left."""
+
+
+#: Said where nobody knows what became of a write.
+UNSURE = "what was asked for last may still be written"
+
+
+def cause(error: BaseException) -> BaseException:
+    """What SQLAlchemy has wrapped."""
+    wrapped = getattr(error, "orig", None) or error.__cause__ if isinstance(error, SQLAlchemyError) else None
+    return wrapped or error

@@ -1,0 +1,259 @@
+"""A journal in a PostgreSQL database, which several may use: reached, upgraded, and its errors in words.
+
+A server that restarts, or that another one takes the place of, is no reason to restart the service: what fails with the
+connection is tried once more on a new one. A transaction whose COMMIT nobody answered is looked for by what it wrote.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import secrets
+import ssl
+import time
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from typing import Any, Self
+
+from sqlalchemy import BigInteger, Connection, bindparam, delete, inspect, select, text
+from sqlalchemy.dialects.postgresql import insert
+from sqlalchemy.engine import URL, make_url
+from sqlalchemy.exc import ArgumentError, DBAPIError
+from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine, create_async_engine
+from sqlalchemy.pool import NullPool
+
+from migrator.errors import JournalError, UsageError
+from migrator.store import schema
+from migrator.store.backend import DATABASE_ERRORS, UNSURE, Remedy, Server, cause
+from migrator.store.schema import writers
+from migrator.tls import File, client_context
+
+#: For a connection to be made.
+_CONNECT_SECONDS = 3.0
+#: For a transaction: a server that has not answered by then is given up, and with it the connection.
+_ANSWER_SECONDS = 5.0
+#: Whoever asks waits for a transaction that fails, a new connection, and the transaction once more at most.
+_PATIENCE_SECONDS = 12.0
+#: One transaction at a time looks at the schema and changes it, whichever process it is of.
+_UPGRADING = 0x6D69677261746F72  # "migrator"
+
+_lock_schema = text("SELECT pg_advisory_xact_lock(:key)").bindparams(bindparam("key", type_=BigInteger))
+#: What is left of the writer's own connections that were given up: nothing of them is carried out after this.
+_end_own = text(
+    "SELECT pg_terminate_backend(pid) FROM pg_stat_activity "
+    "WHERE application_name = :name AND pid <> pg_backend_pid() AND datname = current_database()"
+)
+
+
+class PostgresServer:
+    """See :class:`migrator.store.backend.Backend`."""
+
+    def __init__(self, server: Server) -> None:
+        """:raise JournalError: the address or a file of TLS cannot be used."""
+        self._url = _url(server)
+        self._connect_args: dict[str, Any] = {
+            "timeout": _CONNECT_SECONDS,
+            "ssl": _tls(server, self._url),
+            # Of several hosts in the URL the one that takes writes, whichever that is by now.
+            "target_session_attrs": "read-write" if _hosts(self._url) > 1 else "any",
+        }
+        if server.password:
+            self._connect_args["password"] = server.password
+        self._id = secrets.token_hex(8)
+
+    @classmethod
+    async def prepare(cls, server: Server) -> Self:
+        """Reach it, and bring its schema to this version, whole or not at all.
+
+        :raise JournalError: it cannot be reached, or is of a newer version. Nothing was changed.
+        """
+        backend = cls(server)
+        engine = backend._engine(poolclass=NullPool)
+        try:
+            async with engine.begin() as connection:
+                await connection.execute(_lock_schema, {"key": _UPGRADING})
+                await connection.run_sync(backend._upgrade)
+        except DATABASE_ERRORS as error:
+            raise JournalError(backend.in_words(error, "opened")) from error
+        finally:
+            await engine.dispose()
+        return backend
+
+    def _upgrade(self, connection: Connection) -> None:
+        there = inspect(connection).get_table_names()
+        if not there:
+            schema.upgrade(connection)
+            return
+        if "alembic_version" not in there or "documents" not in there:
+            raise JournalError(
+                f"{self.name} has tables of another program, and no journal of migrator: name a database of its own"
+            )
+        revision = str(connection.execute(text("SELECT version_num FROM alembic_version")).scalar())
+        if revision == schema.HEAD:
+            return
+        if not schema.knows(revision):
+            raise JournalError(
+                f"the journal {self.name} was written by a newer migrator (its schema is {revision}, this one knows "
+                f"{schema.HEAD}): install that one here too"
+            )
+        schema.upgrade(connection)
+
+    @property
+    def name(self) -> str:
+        return self._url.set(drivername="postgresql").render_as_string()
+
+    @property
+    def patience_seconds(self) -> float:
+        return _PATIENCE_SECONDS
+
+    def engine(self, *, connections: int, writing: bool) -> AsyncEngine:
+        if writing:
+            return self._engine(
+                pool_size=connections, max_overflow=0, role="writer", pool_timeout=_PATIENCE_SECONDS
+            )
+        return self._engine(
+            pool_size=connections,
+            max_overflow=0,
+            pool_timeout=100 * _PATIENCE_SECONDS,  # whoever waits gives up before that
+            # A picture of one moment.
+            isolation_level="REPEATABLE READ",
+            role="reader",
+        )
+
+    def _engine(self, *, role: str = "start", **options: Any) -> AsyncEngine:
+        answer = str(round(_ANSWER_SECONDS * 1000))
+        server_settings = {
+            "application_name": self._application(role),
+            "jit": "off",
+            "lock_timeout": answer,
+            # A transaction that nobody goes on with holds its locks no longer than that.
+            "idle_in_transaction_session_timeout": answer,
+            "tcp_keepalives_idle": "5",
+            "tcp_keepalives_interval": "2",
+            "tcp_keepalives_count": "3",
+        }
+        return create_async_engine(
+            self._url, connect_args={**self._connect_args, "server_settings": server_settings}, **options
+        )
+
+    def _application(self, role: str) -> str:
+        return f"migrator {role} {self._id}"
+
+    @asynccontextmanager
+    async def bounded(self, connection: AsyncConnection) -> AsyncIterator[None]:
+        raw: Any = (await connection.get_raw_connection()).driver_connection
+        # Not cancelled: who is cancelled would wait for the server to say that it has stopped.
+        timer = asyncio.get_running_loop().call_later(_ANSWER_SECONDS, raw.terminate)
+        try:
+            yield
+        finally:
+            timer.cancel()
+
+    async def mark(self, connection: AsyncConnection, batch: int) -> None:
+        """First of all in the transaction: its row is what an earlier one that still goes on is waited for at."""
+        row = {"id": self._id, "batch": batch, "written_at": time.time_ns() // 1000}
+        await connection.execute(_MARK, row)
+
+    async def committed(self, engine: AsyncEngine, batch: int) -> bool:
+        async with engine.connect() as connection, self.bounded(connection), connection.begin():
+            await connection.execute(_end_own, {"name": self._application("writer")})
+            found = await connection.execute(
+                select(writers.c.batch).where(writers.c.id == self._id).with_for_update()
+            )
+            return bool(found.scalar() == batch)
+
+    def remedy(self, error: BaseException) -> Remedy:
+        state = _state(error)
+        if isinstance(error, DBAPIError) and error.connection_invalidated:
+            return Remedy.RETRY
+        if isinstance(error, OSError) or state[:2] in _LOST or state in _ELSEWHERE:
+            return Remedy.RETRY
+        return Remedy.WAIT if state else Remedy.RECONNECT
+
+    def in_words(self, error: BaseException, what: str, *, unsure: bool = False) -> str:
+        found = cause(error)
+        state = _state(error)
+        said = str(found)
+        if isinstance(found, TimeoutError) or "canceling statement due to" in said:
+            why = "the server does not answer in time: see whether it runs, and what it waits for"
+        elif isinstance(found, OSError):
+            why = f"the server cannot be reached: {found.strerror or found}: see whether it runs, and [store] url"
+        else:
+            why = f"{_WORDS.get(state) or _WORDS.get(state[:2]) or 'the server says'}: {said}"
+        why = f"{why} ({UNSURE})" if unsure else why
+        return f"the journal {self.name} cannot be {what}: {' '.join(why.split())}"
+
+    async def close(self) -> None:
+        """Forget this writer; one that cannot be forgotten now is later, with what is old."""
+        engine = self._engine(poolclass=NullPool)
+        try:
+            async with engine.connect() as connection, self.bounded(connection), connection.begin():
+                await connection.execute(delete(writers).where(writers.c.id == self._id))
+        except DATABASE_ERRORS:
+            pass  # a row of a few bytes
+        finally:
+            await engine.dispose()
+
+
+_insert_writer = insert(writers)
+_MARK = _insert_writer.on_conflict_do_update(
+    index_elements=["id"],
+    set_={"batch": _insert_writer.excluded.batch, "written_at": _insert_writer.excluded.written_at},
+)
+
+#: Classes of errors after which a connection is of no use: 08 of the connection, 57P of a server that is stopped.
+_LOST = {"08"}
+#: The server is being stopped or started, or takes no writes (any more): another may by now.
+_ELSEWHERE = {"57P01", "57P02", "57P03", "25006"}
+#: By PostgreSQL's code of an error, or its class.
+_WORDS = {
+    "08": "the connection to the server was lost",
+    "28": "the server does not let this user in: see [store] url, password_file and pg_hba.conf",
+    "3D": "there is no such database: make it (createdb), or name another in [store] url",
+    "42501": "the user may not do that: make it the owner of the database",
+    "53100": "the server's disk is full: make room there",
+    "53300": "the server has no connection left: raise max_connections",
+    "53": "the server is short of something",
+    "25006": "the server takes no writes: is it a standby? See [store] url",
+    "57P": "the server is being stopped or started",
+    "57": "the server is being stopped or started",
+    "58": "the server's disk does not do what it should",
+    "XX": "the database is damaged: see the server's log",
+}
+
+
+def _state(error: BaseException) -> str:
+    return str(getattr(cause(error), "sqlstate", None) or "")
+
+
+def _url(server: Server) -> URL:
+    try:
+        url = make_url(server.url)
+        if url.drivername == "postgresql+asyncpg" and url.database:
+            return url
+    except (ArgumentError, ValueError):
+        pass
+    raise JournalError("[store] url is not of the form postgresql+asyncpg://USER@HOST:PORT/DATABASE")
+
+
+def _hosts(url: URL) -> int:
+    hosts = url.query.get("host", ())
+    return 1 if isinstance(hosts, str) else max(1, len(hosts))
+
+
+def _tls(server: Server, url: URL) -> ssl.SSLContext | bool:
+    hosts = [url.host or "", *([given] if isinstance(given := url.query.get("host", ()), str) else given)]
+    near = all(not each or each.startswith(("/", "127.")) or each in ("localhost", "::1") for each in hosts)
+    if server.tls == "off" or (near and server.tls_ca is None and server.tls_certificate is None):
+        return False
+    try:
+        return client_context(
+            ca=_file("tls_ca", server.tls_ca),
+            certificate=_file("tls_certificate", server.tls_certificate),
+            key=_file("tls_key", server.tls_key),
+        )
+    except UsageError as error:
+        raise JournalError(str(error)) from error
+
+
+def _file(name: str, path: Any) -> File | None:
+    return None if path is None else File(name=f"[store] {name}", path=path)
