@@ -12,7 +12,7 @@ from bench.figures import Figures, paragraphs, table, verdict
 from bench.machine import Quiet, describe
 from bench.options import Options as Measurement
 from migrator.core.inventory import Guest, Host, HostFacts
-from migrator.core.placement import Fleet, NoHost, Options, Placement, Request, Strategy, place
+from migrator.core.placement import Fleet, NoHost, Options, Placement, PlacementRequest, Strategy, place
 
 GIB = 2**30
 _HOSTS, _GUESTS = 10_000, 200_000
@@ -100,7 +100,7 @@ def _speed(runs: int) -> tuple[str, bool]:
                 took, left_out, asked = [], 0, 0
                 for run in range(runs):
                     leaving = {f"host-{run * _RACK + n}" for n in range(count)}
-                    requests = [Request(guest=guest) for guest in guests if guest.host in leaving]
+                    requests = [PlacementRequest(guest=guest) for guest in guests if guest.host in leaving]
                     began = time.perf_counter()
                     fleet = Fleet(hosts=hosts, guests=guests, leaving=leaving)
                     answers = place(fleet, requests, Options(strategy=strategy))
@@ -184,7 +184,7 @@ def _host(name: str, memory: int) -> Host:
 def _placed(hosts: Sequence[Host], guests: Sequence[Guest]) -> int:
     answers = place(
         Fleet(hosts=hosts, guests=guests),
-        [Request(guest=guest, kvm=False) for guest in guests],
+        [PlacementRequest(guest=guest, kvm=False) for guest in guests],
         Options(strategy=Strategy.PACK),
     )
     return sum(isinstance(answer, Placement) for answer in answers.values())

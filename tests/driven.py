@@ -20,10 +20,10 @@ from enum import StrEnum
 from typing import Any
 
 from migrator.core.findings import accept
+from migrator.core.migration.answer_review import AnswerReview, review_answer, with_answer
 from migrator.core.migration.drivers import Driver
-from migrator.core.migration.resolving import Answer, consider, spoken
-from migrator.core.migration.situation import Intent, Word
-from migrator.core.model import MigrationStatus, Process, Severity, View
+from migrator.core.migration.situation import Intent, OperatorAnswer
+from migrator.core.model import MigrationStatus, ProcessState, Severity, View
 from migrator.core.policy import Policy, builtin
 from migrator.engine.migration.driver import MigrationDriver
 from migrator.engine.migration.outcome import MigrationOutcome, MigrationProgress
@@ -129,7 +129,7 @@ class CaughtEnd(Endpoint):
         self._hooks: dict[str, Hook] = {}
         #: A test will do something at a step, and has done it; and the process was seen dead.
         self.awaits_hook = self.hooked = self.fenced = False
-        self._last = View(process=Process.ALIVE)
+        self._last = View(process=ProcessState.ALIVE)
         #: How often each command was given.
         self.given: Counter[str] = Counter()
         #: How many looks there were, and how many of them were not answered.
@@ -275,7 +275,9 @@ class Drive:
             end.hold(left.facts[side]["identity"])
         return await self._migration(left.claim(), self._policy).take_up(left.facts, left.intent)
 
-    async def say(self, word: Word, held: MigrationOutcome) -> tuple[Answer, MigrationOutcome | None]:
+    async def say(
+        self, word: OperatorAnswer, held: MigrationOutcome
+    ) -> tuple[AnswerReview, MigrationOutcome | None]:
         """What the service does with a person's word on what `held` says; no result where it is refused."""
         (left,) = unfinished()
         for end, side in ((self.source, "source"), (self.destination, "destination")):
@@ -285,11 +287,11 @@ class Drive:
                 pass
             end.hold(left.facts[side]["identity"])
         here, there = await self.source.observe(), await self.destination.observe()
-        answer = consider(word, left.intent, here, there, held_code=held.held_code)
+        answer = review_answer(word, left.intent, here, there, held_code=held.held_code)
         if not answer.accepted:
             return answer, None
         migration = self._migration(left.claim(), self._policy)
-        return answer, await migration.take_up(left.facts, spoken(left.intent, word))
+        return answer, await migration.take_up(left.facts, with_answer(left.intent, word))
 
     async def close(self) -> None:
         """Let go of the record and of both ends."""

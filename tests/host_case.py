@@ -11,10 +11,10 @@ from migrator.core.inventory import HostFacts
 from migrator.core.model import MigrationStatus, RunState
 from migrator.core.policy import builtin
 from migrator.core.preflight.facts import Device, Disk, Facts
-from migrator.core.preflight.host_case import Case
 from migrator.core.preflight.host_checks import check
+from migrator.core.preflight.host_pair import HostPair
 from migrator.core.process.command_line import CommandLine
-from migrator.core.process.files import FileSeen, Kind, Offer, Seen
+from migrator.core.process.files import FileFacts, FileKind, HostFiles, QemuProgramFacts
 
 GIB = 1 << 30
 QEMU = "/usr/bin/qemu-system-x86_64"
@@ -44,8 +44,8 @@ HERE = HostFacts(
     boot_id="one",
 )
 THERE = replace(HERE, boot_id="two")
-FILE = FileSeen(
-    kind=Kind.REGULAR,
+FILE = FileFacts(
+    kind=FileKind.REGULAR,
     real=IMAGE,
     size_bytes=4096,
     device="0:50",
@@ -56,17 +56,17 @@ FILE = FileSeen(
     readable=True,
     writable=True,
 )
-HELPER = FileSeen(kind=Kind.REGULAR, readable=True, executable=True, size_bytes=9)
+HELPER = FileFacts(kind=FileKind.REGULAR, readable=True, executable=True, size_bytes=9)
 BASE_SEEN = replace(FILE, real=BASE, inode=8, inner_path="/base.qcow2")
 FILES = {IMAGE: FILE, BASE: BASE_SEEN, "/usr/lib/qemu/qemu-bridge-helper": HELPER}
-OFFER = Offer(
+OFFER = QemuProgramFacts(
     identity="1:2",
     version="7.2.22",
     machines=frozenset({"pc-q35-7.2"}),
     devices=frozenset({"virtio-blk-pci", "virtio-net-pci"}),
     cpus=frozenset({"EPYC", "host"}),
 )
-SEEN = Seen(
+SEEN = HostFiles(
     files=FILES,
     chains={IMAGE: (IMAGE, BASE)},
     user=0,
@@ -86,7 +86,7 @@ SOURCE = Facts(
     devices=(Device(name="disk0", driver="virtio-blk-pci"), Device(name="nic0", driver="virtio-net-pci")),
     disks=(DISK,),
 )
-CASE = Case(
+CASE = HostPair(
     target="beta",
     source=SOURCE,
     command=CommandLine(ARGV),
@@ -98,7 +98,7 @@ CASE = Case(
 )
 
 
-def codes(case: Case) -> list[str]:
+def codes(case: HostPair) -> list[str]:
     """The codes that are found, each with a message of one line and a remedy."""
     found = check(case)
     for finding in found:
@@ -109,26 +109,26 @@ def codes(case: Case) -> list[str]:
     return [finding.code for finding in found]
 
 
-def with_files(case: Case, files: Mapping[str, FileSeen], *, here: bool = False) -> Case:
+def with_files(case: HostPair, files: Mapping[str, FileFacts], *, here: bool = False) -> HostPair:
     """The same with other files at the target, or at the source."""
     seen = case.seen_here if here else case.seen_there
     seen = replace(seen, files={**seen.files, **files})
     return replace(case, seen_here=seen) if here else replace(case, seen_there=seen)
 
 
-def with_options(*options: str, **changes: Any) -> Case:
+def with_options(*options: str, **changes: Any) -> HostPair:
     """The same guest, started with more options."""
     return replace(CASE, command=CommandLine([*ARGV, *options]), **changes)
 
 
-def with_source(**changes: Any) -> Case:
+def with_source(**changes: Any) -> HostPair:
     return replace(CASE, source=replace(SOURCE, **changes))
 
 
-def with_target(**changes: Any) -> Case:
+def with_target(**changes: Any) -> HostPair:
     return replace(CASE, there=replace(THERE, **changes))
 
 
-def with_qemu(path: str = QEMU, **changes: Any) -> Case:
+def with_qemu(path: str = QEMU, **changes: Any) -> HostPair:
     """The same with another QEMU at the target."""
     return replace(CASE, seen_there=replace(SEEN, qemu=path, offer=replace(OFFER, **changes)))

@@ -16,12 +16,12 @@ from migrator.core.inventory import HostFacts
 from migrator.core.model import Finding, MigrationStatus, RunState
 from migrator.core.preflight import host_checks, host_files, host_network, host_process
 from migrator.core.preflight.facts import Facts
-from migrator.core.preflight.host_case import Case
-from migrator.core.preflight.host_process import ProcessCase
+from migrator.core.preflight.host_pair import HostPair
+from migrator.core.preflight.host_process import ProcessPair
 from migrator.core.process.command_line import CommandLine
-from migrator.core.process.files import FileSeen, Kind, Seen
+from migrator.core.process.files import FileFacts, FileKind, HostFiles
 from migrator.core.process.options import read, write
-from migrator.core.process.process_identity import Held, ProcessIdentity
+from migrator.core.process.process_identity import OpenFiles, ProcessIdentity
 from migrator.qemu.cmdline import Replica, TargetEnvironment, memory_files, paths, replicate
 from migrator.qemu.current_command_line import current_command_line, plugged_networks
 from migrator.qemu.current_devices import CurrentDevices
@@ -140,9 +140,9 @@ def _files(line: list[str], command: CommandLine) -> list[str]:
     return list(dict.fromkeys(f"{kind} {path}" for kind, each in found.items() for path in sorted(set(each))))
 
 
-def _case(shape: Shape, command: CommandLine, missing: set[str], exists: set[str]) -> Case:
-    every = FileSeen(
-        kind=Kind.REGULAR,
+def _case(shape: Shape, command: CommandLine, missing: set[str], exists: set[str]) -> HostPair:
+    every = FileFacts(
+        kind=FileKind.REGULAR,
         size_bytes=4096,
         inode=1,
         device="0:1",
@@ -156,7 +156,10 @@ def _case(shape: Shape, command: CommandLine, missing: set[str], exists: set[str
     files = {path: every for path in looked_at if path not in missing}
     for path in ("/dev/hugepages", "/dev"):
         files[path] = replace(
-            every, kind=Kind.DIRECTORY, filesystem="hugetlbfs" if path != "/dev" else "", block_bytes=2 << 20
+            every,
+            kind=FileKind.DIRECTORY,
+            filesystem="hugetlbfs" if path != "/dev" else "",
+            block_bytes=2 << 20,
         )
     uses_kvm = command.has("enable-kvm") or any(
         "kvm" in (option["accel"] or option.text) for option in command.all("accel", "machine", "M")
@@ -173,9 +176,9 @@ def _case(shape: Shape, command: CommandLine, missing: set[str], exists: set[str
         hugepages={2 << 20: 32768},
         boot_id="one",
     )
-    seen = Seen(files=files, user=0, qemu=QEMU)
+    seen = HostFiles(files=files, user=0, qemu=QEMU)
     says = shape.head.get("says", "")
-    return Case(
+    return HostPair(
         target="beta",
         source=Facts(
             version="10.0.2",
@@ -191,9 +194,9 @@ def _case(shape: Shape, command: CommandLine, missing: set[str], exists: set[str
         there=replace(host, boot_id="two"),
         seen_here=seen,
         seen_there=seen,
-        process=ProcessCase(
+        process=ProcessPair(
             source=ProcessIdentity(directory=DIRECTORY),
-            held=Held(files=(), directory=DIRECTORY),
+            held=OpenFiles(files=(), directory=DIRECTORY),
             target=ProcessIdentity(directory=DIRECTORY),
             number=0,
         ),

@@ -15,18 +15,18 @@ from enum import StrEnum
 from functools import cache
 from typing import NamedTuple
 
+from migrator.core.migration.answer_review import AnswerReview, review_answer, with_answer
 from migrator.core.migration.lifecycle import Next, Step, can_cancel, decide
-from migrator.core.migration.resolving import Answer, consider, spoken
 from migrator.core.migration.situation import (
     DestinationIs,
     Intent,
     Milestone,
+    OperatorAnswer,
     SourceIs,
-    Word,
     destination_is,
     source_is,
 )
-from migrator.core.model import MigrationStatus, Process, RunState, State, View
+from migrator.core.model import MigrationStatus, ProcessState, RunState, State, View
 
 R = RunState
 M = MigrationStatus
@@ -78,7 +78,7 @@ class Fault(StrEnum):
 class End(NamedTuple):
     """One QEMU."""
 
-    life: Process = Process.ALIVE
+    life: ProcessState = ProcessState.ALIVE
     ended: bool = False
     run: R = RUNNING
     status: M = M.NONE
@@ -90,7 +90,7 @@ class End(NamedTuple):
 
     @property
     def alive(self) -> bool:
-        return self.life is not Process.DEAD
+        return self.life is not ProcessState.DEAD
 
     @property
     def acts(self) -> bool:
@@ -242,7 +242,7 @@ def qemu_moves(world: World, setting: Setting) -> Moves:  # noqa: C901 - one cas
                     # All of it was on its way already.
                     yield destination("has loaded", PAUSED, M.COMPLETED, whole=True)
             case M.FAILED:
-                yield "gives up", world._replace(destination=there._replace(life=Process.DEAD))
+                yield "gives up", world._replace(destination=there._replace(life=ProcessState.DEAD))
     for name, end in (("source", here), ("destination", there)):
         if end.alive and end.asleep == "dozes":
             yield f"{name} wakes", _wake(world, name, setting)
@@ -301,7 +301,7 @@ def _source_obeys(  # noqa: C901 - one case a command
         case "stop" if end.run is RUNNING:
             changed = end._replace(run=PAUSED)
         case "quit":
-            changed = end._replace(life=Process.DEAD)
+            changed = end._replace(life=ProcessState.DEAD)
     return world._replace(source=changed)
 
 
@@ -312,7 +312,7 @@ def _destination_obeys(world: World, end: End, command: str) -> World:
         case "cont" if end.run is PAUSED:
             return world._replace(destination=end._replace(run=RUNNING), ran=True)
         case "quit":
-            return world._replace(destination=end._replace(life=Process.DEAD))
+            return world._replace(destination=end._replace(life=ProcessState.DEAD))
     return world
 
 
@@ -329,14 +329,14 @@ def fault_moves(world: World) -> Moves:  # noqa: C901 - one case a fault
         )
         match fault:
             case Fault.DESTINATION_DIES if there.alive:
-                after = after._replace(destination=there._replace(life=Process.DEAD))
+                after = after._replace(destination=there._replace(life=ProcessState.DEAD))
             # No second misfortune in the very moment after a switch that failed for the source alone.
             case Fault.SOURCE_DIES | Fault.SOURCE_DOZES | Fault.SOURCE_STALLS if (
                 world.forked and world.intent.live and not world.intent.undo
             ):
                 continue
             case Fault.SOURCE_DIES if here.alive:
-                after = after._replace(source=here._replace(life=Process.DEAD))
+                after = after._replace(source=here._replace(life=ProcessState.DEAD))
             case Fault.DESTINATION_STALLS | Fault.DESTINATION_DOZES if there.acts:
                 after = after._replace(destination=there._replace(asleep=fault.split()[-1]))
             case Fault.SOURCE_STALLS | Fault.SOURCE_DOZES if here.acts:
@@ -346,9 +346,9 @@ def fault_moves(world: World) -> Moves:  # noqa: C901 - one case a fault
             case Fault.REJECTED if here.status in (M.ACTIVE, M.PRE_SWITCHOVER):
                 pass
             case Fault.GUEST_ENDS if here.acts and here.run is RUNNING:
-                after = after._replace(source=here._replace(life=Process.DEAD, ended=True))
+                after = after._replace(source=here._replace(life=ProcessState.DEAD, ended=True))
             case Fault.GUEST_ENDS if there.acts and there.run is RUNNING:
-                after = after._replace(destination=there._replace(life=Process.DEAD, ended=True))
+                after = after._replace(destination=there._replace(life=ProcessState.DEAD, ended=True))
             case _:
                 continue
         yield fault, after
@@ -381,7 +381,7 @@ def crashed(world: World) -> World:
 
 
 @cache
-def _view(life: Process, ended: bool, run: R, status: M, answers: bool, can_fence: bool) -> View:
+def _view(life: ProcessState, ended: bool, run: R, status: M, answers: bool, can_fence: bool) -> View:
     if not answers:
         return View(process=life, ended=ended, can_fence=can_fence)
     return View(process=life, answers=True, run=run, status=status, ended=ended, can_fence=can_fence)
@@ -389,7 +389,7 @@ def _view(life: Process, ended: bool, run: R, status: M, answers: bool, can_fenc
 
 def view(end: End, setting: Setting) -> View:
     """What a look at this end shows."""
-    life = end.life if setting.can_fence or end.seen_dead else Process.UNKNOWN
+    life = end.life if setting.can_fence or end.seen_dead else ProcessState.UNKNOWN
     return _view(life, end.ended, end.run, end.status, end.acts, setting.can_fence)
 
 
@@ -456,7 +456,7 @@ def decided(  # noqa: C901 - one case a step
             _ended(world, answer, setting)
             return f"end: {answer.row}", world._replace(intent=intent, end=answer)
         case Step.DISMISS | Step.FENCE_DESTINATION if (
-            source.process is not Process.ALIVE and not world.source.alive
+            source.process is not ProcessState.ALIVE and not world.source.alive
         ):
             # A source that lived a moment ago may have died since: nobody can know.
             stuck = overdue and destination_is(destination) is DestinationIs.LOADS
@@ -517,8 +517,10 @@ def _act(world: World, step: Step, setting: Setting) -> Moves:  # noqa: C901 - o
 
 
 @cache
-def _consider(word: Word, intent: Intent, source: View, destination: View, held_code: str) -> Answer:
-    return consider(word, intent, source, destination, held_code=held_code)
+def _consider(
+    word: OperatorAnswer, intent: Intent, source: View, destination: View, held_code: str
+) -> AnswerReview:
+    return review_answer(word, intent, source, destination, held_code=held_code)
 
 
 def person_moves(world: World, setting: Setting) -> Moves:
@@ -529,22 +531,22 @@ def person_moves(world: World, setting: Setting) -> Moves:
     """
     assert world.end is not None
     yield from qemu_moves(world, setting)
-    for word in Word:
-        if word is Word.SOURCE and world.ran and not world.destination.alive:
+    for word in OperatorAnswer:
+        if word is OperatorAnswer.SOURCE and world.ran and not world.destination.alive:
             continue
-        if word is Word.DESTINATION and world.forked:
+        if word is OperatorAnswer.DESTINATION and world.forked:
             continue
         here, there = view(world.source, setting), view(world.destination, setting)
         answer = _consider(word, world.intent, here, there, world.end.row)
         if answer.accepted:
             ended = Fault.GUEST_ENDS in world.happened
             if (
-                word is Word.LOST
+                word is OperatorAnswer.LOST
                 and not ended
                 and (world.source.alive or (world.destination.alive and world.whole))
             ):
                 raise Broken("lost, and a process that holds the guest lives")
-            heard = world._replace(intent=spoken(world.intent, word), end=None, words=world.words - 1)
+            heard = world._replace(intent=with_answer(world.intent, word), end=None, words=world.words - 1)
             yield f"a person says: {word} ({answer.code})", heard
 
 
@@ -557,7 +559,7 @@ def _killed(world: World, name: str) -> World:
         if here.alive and here.status in POSTCOPY:
             raise Broken("the destination was ended past the postcopy switch: the source can never run again")
     end: End = getattr(world, name)
-    return world._replace(**{name: end._replace(life=Process.DEAD, seen_dead=True)})  # type: ignore[arg-type]
+    return world._replace(**{name: end._replace(life=ProcessState.DEAD, seen_dead=True)})  # type: ignore[arg-type]
 
 
 def _ended(world: World, answer: Next, setting: Setting) -> None:  # noqa: C901 - one case an end

@@ -12,10 +12,10 @@ from collections.abc import Callable, Iterable, Mapping
 from migrator.core import schedule as ours
 from migrator.core.inventory import Host
 from migrator.core.schedule import Orders, timetable
-from migrator.core.schedule.transfers import Phase, Rules, Transfer
+from migrator.core.schedule.transfers import LinkRules, Transfer, TransferPhase
 from migrator.engine import foretelling, planner
 
-Schedule = Callable[[Iterable[Transfer], Mapping[str, Host], Rules | None], Orders]
+Schedule = Callable[[Iterable[Transfer], Mapping[str, Host], LinkRules | None], Orders]
 
 #: As the tables name them, with how many leave a host at a time.
 PEERS = {"2 at a time (oVirt)": 2, "5 at a time (KubeVirt)": 5}
@@ -26,17 +26,17 @@ def at_a_time(count: int) -> Schedule:
     """A schedule in the place of :func:`migrator.core.schedule.schedule`."""
 
     def schedule(
-        transfers: Iterable[Transfer], _hosts: Mapping[str, Host], _rules: Rules | None = None
+        transfers: Iterable[Transfer], _hosts: Mapping[str, Host], _rules: LinkRules | None = None
     ) -> Orders:
         prepare, begin, under_way = list[str](), list[str](), dict[str, int]()
         transfers = list(transfers)
         for one in transfers:
-            if one.phase is not Phase.WAITING:
+            if one.phase is not TransferPhase.WAITING:
                 under_way[one.source] = under_way.get(one.source, 0) + 1
-            if one.phase is Phase.READY:
+            if one.phase is TransferPhase.READY:
                 begin.append(one.guest)
         for one in sorted(transfers, key=lambda one: one.guest):
-            if one.phase is Phase.WAITING and under_way.get(one.source, 0) < count:
+            if one.phase is TransferPhase.WAITING and under_way.get(one.source, 0) < count:
                 under_way[one.source] = under_way.get(one.source, 0) + 1
                 prepare.append(one.guest)
         return Orders(prepare=tuple(prepare), begin=tuple(begin))

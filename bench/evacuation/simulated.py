@@ -18,7 +18,7 @@ from migrator.api.documents import EvacuationDocument, PlanDocument
 from migrator.api.events import EventDocument, EventKind, Subject
 from migrator.core.model import Finding, MigrationStatus, Mode
 from migrator.core.policy import Policy, builtin
-from migrator.core.schedule.transfers import Rules as LinkRules
+from migrator.core.schedule.transfers import LinkRules
 from migrator.engine.commands.handlers import CommandHandlers
 from migrator.engine.controller import Engine, Rules
 from migrator.engine.event_bus import EventBus

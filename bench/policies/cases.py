@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from migrator.core.policy import Policy, Postcopy
+from migrator.core.policy import Policy, PostcopyMode
 from migrator.testing.guest import Habit
 from migrator.testing.workload import MIB, Workload, change, from_habit
 
@@ -64,7 +64,7 @@ GUESTS: tuple[Guest, ...] = (
 SETTINGS: tuple[Setting, ...] = (
     Setting("precopy only", Policy(name="precopy only", max_downtime_seconds=0.3)),
     Setting("throttle to 80 %", Policy(name="throttle", max_downtime_seconds=0.3, max_throttle_ratio=0.8)),
-    Setting("postcopy", Policy(name="postcopy", max_downtime_seconds=0.3, postcopy=Postcopy.ALLOW)),
+    Setting("postcopy", Policy(name="postcopy", max_downtime_seconds=0.3, postcopy=PostcopyMode.ALLOW)),
     Setting(
         "30 s, throttle",
         Policy(name="30 s", max_downtime_seconds=0.3, max_throttle_ratio=0.8, max_duration_seconds=30.0),

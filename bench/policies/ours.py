@@ -4,17 +4,17 @@ from __future__ import annotations
 
 from bench.policies.strategy import ASLEEP_RATIO, Action, Do, Setup, Strategy
 from migrator.core.migration import convergence
-from migrator.core.migration.convergence import Abilities, Act
+from migrator.core.migration.convergence import Abilities, ActionKind
 from migrator.core.migration.forecast import Verdict
 from migrator.core.model import Sample
 from migrator.core.policy import Policy
 
 _DO = {
-    Act.LIMIT: Do.DOWNTIME_LIMIT,
-    Act.THROTTLE: Do.THROTTLE,
-    Act.START_POSTCOPY: Do.POSTCOPY,
-    Act.PAUSE: Do.PAUSE,
-    Act.GIVE_UP: Do.ABORT,
+    ActionKind.LIMIT: Do.DOWNTIME_LIMIT,
+    ActionKind.THROTTLE: Do.THROTTLE,
+    ActionKind.START_POSTCOPY: Do.POSTCOPY,
+    ActionKind.PAUSE: Do.PAUSE,
+    ActionKind.GIVE_UP: Do.ABORT,
 }
 
 
@@ -54,7 +54,7 @@ class Migrator(Strategy):
         )
 
     def on_probe(self, elapsed: float, rate: float) -> None:
-        self._state = convergence.probed(
+        self._state = convergence.after_probe(
             self._state, at_seconds=elapsed, period_seconds=self.probe_seconds, dirty_rate=rate
         )
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from migrator.core.policy import Policy, Postcopy
+from migrator.core.policy import Policy, PostcopyMode
 
 #: QEMU tells the throttle in whole per cent.
 _ROUNDING = 0.006
@@ -46,6 +46,6 @@ class Outcome:
             and self.downtime_seconds is not None
             and self.downtime_seconds <= policy.max_downtime_seconds
             and self.max_throttle_ratio <= policy.max_throttle_ratio + _ROUNDING
-            and (not self.postcopy or policy.postcopy is not Postcopy.NEVER)
+            and (not self.postcopy or policy.postcopy is not PostcopyMode.NEVER)
             and (policy.max_duration_seconds is None or self.seconds <= policy.max_duration_seconds)
         )

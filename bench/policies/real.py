@@ -14,7 +14,7 @@ from bench.policies.ours import Migrator
 from bench.policies.outcome import Outcome
 from bench.policies.strategy import ASLEEP_RATIO, Action, Do, Strategy
 from migrator.core.model import Sample
-from migrator.core.policy import Postcopy
+from migrator.core.policy import PostcopyMode
 from migrator.testing.guest import TICK_SECONDS
 from migrator.testing.lab import Lab, Machine, Pair
 from migrator.testing.network import Hosts
@@ -92,7 +92,7 @@ class _Drive:
         """Capabilities, parameters, a destination that listens."""
         policy, setup = self._steering.policy, self._steering.setup()
         both = ["events", "return-path", "pause-before-switchover"]
-        both += ["postcopy-ram"] if policy.postcopy is not Postcopy.NEVER else []
+        both += ["postcopy-ram"] if policy.postcopy is not PostcopyMode.NEVER else []
         await _enable(self._destination, both)
         await _enable(self._source, [*both, *(["auto-converge"] if setup.auto_converge else [])])
         await self._source.execute(

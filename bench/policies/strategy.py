@@ -7,7 +7,7 @@ from enum import StrEnum
 from typing import ClassVar
 
 from migrator.core.model import Sample
-from migrator.core.policy import Policy, Postcopy
+from migrator.core.policy import Policy, PostcopyMode
 
 
 class Do(StrEnum):
@@ -79,7 +79,7 @@ class Strategy:
         """Whether it, and not another of its family, is for this policy."""
         return cls.for_throttle in (None, policy.max_throttle_ratio > 0) and cls.for_postcopy in (
             None,
-            policy.postcopy is not Postcopy.NEVER,
+            policy.postcopy is not PostcopyMode.NEVER,
         )
 
     def setup(self) -> Setup:
@@ -95,7 +95,7 @@ class Strategy:
     @property
     def may_postcopy(self) -> bool:
         """The policy lets it switch to postcopy."""
-        return self.policy.postcopy is not Postcopy.NEVER
+        return self.policy.postcopy is not PostcopyMode.NEVER
 
     def on_probe(self, elapsed: float, rate: float) -> None:
         """The probe is over, `elapsed` seconds after the migration began: the guest's distinct bytes a second."""

@@ -13,9 +13,9 @@ from pydantic import BaseModel, ConfigDict, Field, computed_field, model_validat
 
 from migrator.core.drain.states import EvacuationState, GuestStanding
 from migrator.core.inventory import HostState
-from migrator.core.migration.felt import above_ceiling, felt
+from migrator.core.migration.guest_impact import above_ceiling, standstill_at_least
 from migrator.core.model import Mode, Severity, State
-from migrator.core.process.carriers import NetworkState
+from migrator.core.process.guest_network import NetworkState
 from migrator.text import storable
 
 
@@ -139,7 +139,7 @@ class MigrationDocument(Document):
     @property
     def ceiling_exceeded(self) -> bool:
         """The guest certainly stood still for longer than its policy allows."""
-        least = felt(
+        least = standstill_at_least(
             downtime=self.downtime_seconds,
             standstill=self.standstill_seconds,
             uncertainty=self.standstill_uncertainty_seconds,

@@ -23,7 +23,7 @@ from migrator.cli.recording import Recorder
 from migrator.cli.show import Screen
 from migrator.core.findings import accept
 from migrator.core.model import Decision, Severity, State
-from migrator.core.policy import BlockJobs, LastResort, Policy, Postcopy, builtin, from_fields
+from migrator.core.policy import BlockJobs, LastResort, Policy, PostcopyMode, builtin, from_fields
 from migrator.engine.migration.driver import MigrationDriver
 from migrator.engine.migration.guest_network import GuestNetwork
 from migrator.engine.migration.outcome import MigrationOutcome, MigrationProgress
@@ -309,7 +309,7 @@ def _policy(request: Request) -> Policy:
         if auto
         else _option("--max-bandwidth", request.max_bandwidth, units.rate),
         max_throttle_ratio=_option("--max-throttle", request.max_throttle, units.ratio),
-        postcopy=_choice("--postcopy", request.postcopy, Postcopy),
+        postcopy=_choice("--postcopy", request.postcopy, PostcopyMode),
         max_duration_seconds=_option("--max-duration", request.max_duration, units.seconds),
         last_resort=_choice("--last-resort", request.last_resort, LastResort),
         block_jobs=_choice("--block-jobs", request.block_jobs, BlockJobs),

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from migrator.cli.over_ssh import OverSsh
-from migrator.core.process.carriers import Carried
+from migrator.core.process.guest_network import GuestTaps
 from migrator.qemu.address import Address
 
 
@@ -16,14 +16,14 @@ class Carriers:
         self._over_ssh = over_ssh
         self._addresses = {str(address): address for address in addresses}
 
-    async def carried(self, host: str, pid: int) -> Carried:
+    async def carried(self, host: str, pid: int) -> GuestTaps:
         """Of one that is on another machine, over SSH; of one here, without a word to anyone if it has no tap.
 
         :raise HostError: it cannot be asked.
         """
         address = self._addresses[host]
         if address.kind != "ssh" and not (opened := _opened(pid)):
-            return Carried(taps=None if opened is None else ())
+            return GuestTaps(taps=None if opened is None else ())
         from migrator.hosts.carriers import read_carriers  # noqa: PLC0415 - few guests of this command have a tap
         from migrator.hosts.local import LocalAccess  # noqa: PLC0415 - likewise
 
@@ -32,7 +32,7 @@ class Carriers:
             return (await read_carriers(access, [pid]))[pid]
         elsewhere = _in_another_network(pid)
         if elsewhere is None:
-            return Carried()
+            return GuestTaps()
         local = LocalAccess(host, ("nsenter", f"--net=/proc/{pid}/ns/net", "--") if elsewhere else ())
         return (await read_carriers(local, [pid]))[pid]
 

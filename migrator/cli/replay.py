@@ -12,7 +12,7 @@ from migrator.cli.recording import read
 from migrator.core.migration import convergence
 from migrator.core.migration.convergence import Abilities
 from migrator.core.model import Sample, State
-from migrator.core.policy import Postcopy, builtin
+from migrator.core.policy import PostcopyMode, builtin
 from migrator.errors import UsageError
 from migrator.text import clean
 from migrator.units import show_seconds
@@ -50,7 +50,7 @@ def _replay(lines: list[dict[str, Any]], name: str, file: Path) -> list[dict[str
         raise UsageError(f"{file} is not a recorded run: {error} is missing or wrong in it") from error
     # The recorded policy may have left untried what the ends can do.
     abilities = Abilities(
-        postcopy=abilities.postcopy or policy.postcopy is not Postcopy.NEVER,
+        postcopy=abilities.postcopy or policy.postcopy is not PostcopyMode.NEVER,
         throttle=abilities.throttle or policy.max_throttle_ratio > 0,
     )
     state = convergence.begin(policy)

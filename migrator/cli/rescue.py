@@ -13,8 +13,8 @@ from typing import TYPE_CHECKING, Any
 from migrator.cli import Exit
 from migrator.core.migration import rescue
 from migrator.core.migration.drivers import Driver
-from migrator.core.migration.rescue import Course, Refusal, Shown
-from migrator.core.migration.situation import Intent, Word
+from migrator.core.migration.rescue import RescuePlan, RescueRefusal, RescueSituation
+from migrator.core.migration.situation import Intent, OperatorAnswer
 from migrator.core.model import State, View
 from migrator.core.policy import builtin
 from migrator.engine.migration.driver import MigrationDriver
@@ -133,8 +133,8 @@ class Rescue:
         try:
             await self._connect()
             shown, was = await self._look()
-            found = rescue.find(shown)
-            if isinstance(found, Refusal):
+            found = rescue.find_rescue(shown)
+            if isinstance(found, RescueRefusal):
                 if found.nothing_to_do and self._marked:
                     return await self._remove_marks(found, json_output=json_output)
                 return self._refuse(found, json_output=json_output)
@@ -143,9 +143,9 @@ class Rescue:
             for end in self._given:
                 await end.claim(self._name, was=was if end is self._source else None)
             source, destination = await self._views()
-            again = rescue.find(replace(shown, source=source, destination=destination))
+            again = rescue.find_rescue(replace(shown, source=source, destination=destination))
             if again != found:
-                changed = Refusal(why="both ends show something else than a moment ago: ask again")
+                changed = RescueRefusal(why="both ends show something else than a moment ago: ask again")
                 return self._refuse(changed, json_output=json_output)
             return await self._carry_out(found, was, json_output=json_output)
         finally:
@@ -165,7 +165,7 @@ class Rescue:
         if len(self._given) == 2 and self._source.identity == self._destination.identity != {}:
             raise UsageError("--source and --destination are monitors of the same QEMU")
 
-    async def _look(self) -> tuple[Shown, Mapping[str, Any]]:
+    async def _look(self) -> tuple[RescueSituation, Mapping[str, Any]]:
         """What both ends show once they have come to rest, and what the marks say of how things were."""
         drivers: dict[str, Driver | None] = {}
         guests: dict[str, str] = {}
@@ -190,7 +190,7 @@ class Rescue:
         said = self._request.run_state
         marked = {driver.migration for driver in drivers.values() if driver is not None and driver.migration}
         one_migration = len(marked) == 1 and all(drivers.get(side) is not None for side in _SIDES)
-        shown = Shown(
+        shown = RescueSituation(
             source=source,
             destination=destination,
             runs=said == "running" if said is not None else was.get("runs"),
@@ -198,7 +198,7 @@ class Rescue:
             same_guest=one_migration
             or len(guests) < 2
             or (len(set(guests.values())) == 1 and "" not in guests.values()),
-            word=Word(self._request.guest_at) if self._request.guest_at else None,
+            word=OperatorAnswer(self._request.guest_at) if self._request.guest_at else None,
             recorded=self._left.intent if self._left is not None else None,
         )
         return shown, was
@@ -220,7 +220,7 @@ class Rescue:
                 return views
             await asyncio.sleep(0.1)
 
-    def _refuse(self, found: Refusal, *, json_output: bool) -> Exit:
+    def _refuse(self, found: RescueRefusal, *, json_output: bool) -> Exit:
         code = Exit.DONE if found.nothing_to_do else Exit.HELD
         if json_output:
             state = State.COMPLETED if found.nothing_to_do else State.HELD
@@ -231,7 +231,7 @@ class Rescue:
             )
         return code
 
-    async def _remove_marks(self, found: Refusal, *, json_output: bool) -> Exit:
+    async def _remove_marks(self, found: RescueRefusal, *, json_output: bool) -> Exit:
         """Where there is nothing else to do: a mark that stays would keep every controller away for good."""
         says = tuple(
             f"{end.name}: its migration settings are put back, as far as they are known, and the mark of a controller "
@@ -269,7 +269,7 @@ class Rescue:
             print(json.dumps({**asdict(result), "would_do": list(says)}))
         return False
 
-    async def _carry_out(self, found: Course, was: Mapping[str, Any], *, json_output: bool) -> Exit:
+    async def _carry_out(self, found: RescuePlan, was: Mapping[str, Any], *, json_output: bool) -> Exit:
         settings = was.get("settings") or await self._present_settings()
         migration = MigrationDriver(
             name=self._name,
@@ -283,7 +283,7 @@ class Rescue:
         )
         facts = {"settings": settings, "abilities": {"postcopy": False, "throttle": False}}
         result = await migration.take_up(facts, found.intent)
-        if result.state is State.FAILED and found.word is Word.SOURCE:
+        if result.state is State.FAILED and found.word is OperatorAnswer.SOURCE:
             result.state, result.error = State.CANCELLED, None  # as it was asked for
         at = _GUEST_AT.get(result.state)
         if at is not None:

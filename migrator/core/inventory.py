@@ -8,8 +8,8 @@ from enum import StrEnum
 from typing import Any
 
 from migrator.core.model import RunState
-from migrator.core.process.carriers import Link, NetworkState
-from migrator.core.process.listening import Port
+from migrator.core.process.guest_network import NetworkInterface, NetworkState
+from migrator.core.process.listening import ListeningPort
 
 #: Stands for the run state of a guest that cannot be asked.
 LOST_CONTACT = "lost-contact"
@@ -56,10 +56,10 @@ class HostFacts:
     bridges: frozenset[str] = frozenset()
     #: Ports that somebody listens at there who is no guest we know of, and the addresses that it has; empty where that
     #: could not be read.
-    ports: frozenset[Port] = frozenset()
+    ports: frozenset[ListeningPort] = frozenset()
     addresses: frozenset[str] = frozenset()
     #: Each of the interfaces, and what it is on; those that could not be looked at are missing.
-    links: Mapping[str, Link] = field(default_factory=dict)
+    links: Mapping[str, NetworkInterface] = field(default_factory=dict)
     #: systemd runs as pid 1: processes are started as units of their own.
     systemd: bool = False
     boot_id: str = ""
@@ -134,7 +134,7 @@ class Guest:
     #: Labels that its host must have.
     requires: Mapping[str, str] = field(default_factory=dict)
     #: Ports that its QEMU listens at, and would again at a target.
-    listens: tuple[Port, ...] = ()
+    listens: tuple[ListeningPort, ...] = ()
     #: What is to be done about one that is taken at a target: ``keep`` it, or ``any`` other will do; empty: as its
     #: host says.
     ports: str = ""
@@ -181,7 +181,7 @@ class Guest:
     @classmethod
     def from_fields(cls, fields: Mapping[str, Any]) -> Guest:
         """What :meth:`fields` gave."""
-        listens = tuple(Port.of(*each) for each in fields.get("listens", ()))
+        listens = tuple(ListeningPort.of(*each) for each in fields.get("listens", ()))
         state, problem = fields.get("network", (NetworkState.UNKNOWN, ""))
         network = (NetworkState(state), problem)
         made = {

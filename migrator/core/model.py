@@ -111,7 +111,7 @@ class MigrationStatus(StrEnum):
         return cls.OTHER
 
 
-class Process(StrEnum):
+class ProcessState(StrEnum):
     """What is known of a QEMU process."""
 
     ALIVE = "alive"
@@ -125,7 +125,7 @@ class Process(StrEnum):
 class View:
     """What one end showed when it was asked a moment ago; the truth, as far as there is one."""
 
-    process: Process
+    process: ProcessState
     #: It answered both queries in time; without it run and status are not to be read.
     answers: bool = False
     run: RunState = RunState.OTHER

@@ -10,7 +10,7 @@ from typing import Any
 from migrator.errors import UsageError
 
 
-class Postcopy(StrEnum):
+class PostcopyMode(StrEnum):
     """Whether the guest may run at the destination before all its memory is there."""
 
     #: Precopy only: a failure of the source's host or of the network never costs the guest.
@@ -50,7 +50,7 @@ class Policy:
     max_bandwidth_bytes_per_second: int | None = None
     #: Ceiling of the share of CPU time taken from the guest so that it dirties less; 0 is never.
     max_throttle_ratio: float = 0.0
-    postcopy: Postcopy = Postcopy.NEVER
+    postcopy: PostcopyMode = PostcopyMode.NEVER
     #: Ceiling of the whole migration in seconds; ``None`` is none but the forecast's.
     max_duration_seconds: float | None = None
     last_resort: LastResort = LastResort.ABORT
@@ -73,12 +73,12 @@ class Policy:
             raise UsageError(f"policy {self.name}: max_throttle must lie between 0 and 99%")
         if self.max_duration_seconds is not None and self.max_duration_seconds <= 0:
             raise UsageError(f"policy {self.name}: max_duration must be more than 0")
-        if self.offline and self.postcopy is not Postcopy.NEVER:
+        if self.offline and self.postcopy is not PostcopyMode.NEVER:
             raise UsageError(
                 f"policy {self.name}: offline and postcopy={self.postcopy} contradict each other: "
                 "a guest that is stopped first has nothing to run at the destination early; set postcopy=never"
             )
-        if self.postcopy is Postcopy.IMMEDIATE and self.max_throttle_ratio > 0:
+        if self.postcopy is PostcopyMode.IMMEDIATE and self.max_throttle_ratio > 0:
             raise UsageError(
                 f"policy {self.name}: postcopy=immediate and max_throttle={self.max_throttle_ratio:.0%} contradict "
                 "each other: no round is waited for that throttling could shorten; set max_throttle=0"
@@ -97,7 +97,7 @@ class Policy:
         max_downtime_seconds: float | None = None,
         max_bandwidth_bytes_per_second: int | None = None,
         max_throttle_ratio: float | None = None,
-        postcopy: Postcopy | None = None,
+        postcopy: PostcopyMode | None = None,
         max_duration_seconds: float | None = None,
         last_resort: LastResort | None = None,
         block_jobs: BlockJobs | None = None,
@@ -109,7 +109,7 @@ class Policy:
         :raise UsageError: when the result contradicts itself; both fields are named.
         """
         given = {key: value for key, value in locals().items() if key != "self" and value is not None}
-        if postcopy is Postcopy.IMMEDIATE:
+        if postcopy is PostcopyMode.IMMEDIATE:
             given.setdefault("max_throttle_ratio", 0.0)
         return replace(self, **given)
 
@@ -120,7 +120,7 @@ def from_fields(fields: Mapping[str, Any]) -> Policy:
     :raise UsageError: when it contradicts itself.
     """
     enums = {
-        "postcopy": Postcopy(fields["postcopy"]),
+        "postcopy": PostcopyMode(fields["postcopy"]),
         "last_resort": LastResort(fields["last_resort"]),
         "block_jobs": BlockJobs(fields.get("block_jobs", BlockJobs.WAIT)),
     }
@@ -128,16 +128,16 @@ def from_fields(fields: Mapping[str, Any]) -> Policy:
 
 
 _BUILTIN = (
-    Policy(name="default", max_downtime_seconds=0.3, max_throttle_ratio=0.5, postcopy=Postcopy.ALLOW),
+    Policy(name="default", max_downtime_seconds=0.3, max_throttle_ratio=0.5, postcopy=PostcopyMode.ALLOW),
     Policy(name="gentle", max_downtime_seconds=0.1),
     Policy(
         name="must-finish",
         max_downtime_seconds=2.0,
         max_throttle_ratio=0.9,
-        postcopy=Postcopy.ALLOW,
+        postcopy=PostcopyMode.ALLOW,
         last_resort=LastResort.PAUSE,
     ),
-    Policy(name="postcopy-first", max_downtime_seconds=0.3, postcopy=Postcopy.IMMEDIATE),
+    Policy(name="postcopy-first", max_downtime_seconds=0.3, postcopy=PostcopyMode.IMMEDIATE),
     Policy(name="offline", max_downtime_seconds=0.3, offline=True, last_resort=LastResort.PAUSE),
 )
 

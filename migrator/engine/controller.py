@@ -23,7 +23,7 @@ from migrator.core.drain.evacuation import Evacuation
 from migrator.core.drain.preparations import Preparations
 from migrator.core.drain.states import EvacuationState, GuestStanding
 from migrator.core.inventory import Guest, Host, HostState
-from migrator.core.migration import stranded
+from migrator.core.migration import unfinished
 from migrator.core.model import Decision, State
 from migrator.core.placement import Fleet, Options
 from migrator.core.policy import Policy
@@ -59,7 +59,7 @@ _PREPARED_BEFORE = 50
 
 
 #: Obstacles of which everyone is told when they come and go.
-_LOUD = frozenset({stranded.UNFINISHED, DUPLICATE})
+_LOUD = frozenset({unfinished.UNFINISHED, DUPLICATE})
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -586,7 +586,7 @@ def host_document(engine: Engine, host: Host) -> HostDocument:
         guests=len(guests),
         guests_unmonitored=sum(not guest.monitored for guest in guests),
         guests_undriven=sum(
-            guest.obstacle_code == stranded.UNFINISHED for guest in guests if guest.key not in moving
+            guest.obstacle_code == unfinished.UNFINISHED for guest in guests if guest.key not in moving
         ),
         guests_duplicate=sorted({guest.uuid for guest in guests} & engine.inventory.doubled().keys()),
         memory_total_bytes=host.memory_bytes or host.facts.memory_total_bytes,

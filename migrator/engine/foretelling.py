@@ -8,13 +8,13 @@ from datetime import UTC, datetime, timedelta
 from typing import TYPE_CHECKING
 
 from migrator.core.inventory import Guest, Host
-from migrator.core.migration.advance_forecast import Foreseen, foresee
-from migrator.core.migration.convergence import Act
+from migrator.core.migration.advance_forecast import AdvanceForecast, forecast_in_advance
+from migrator.core.migration.convergence import ActionKind
 from migrator.core.migration.forecast import Verdict
 from migrator.core.model import RunState, State
 from migrator.core.policy import Policy
 from migrator.core.schedule.timetable import Prediction, Quantiles, predict
-from migrator.core.schedule.transfers import Move, Network, Rules, Transfer
+from migrator.core.schedule.transfers import LinkRules, LinkTable, Move, Transfer
 from migrator.units import show_rate
 
 if TYPE_CHECKING:
@@ -42,10 +42,10 @@ class Going:
 
 
 def foretell(
-    transfers: Sequence[Transfer], going: Mapping[str, Going], hosts: Mapping[str, Host], rules: Rules
+    transfers: Sequence[Transfer], going: Mapping[str, Going], hosts: Mapping[str, Host], rules: LinkRules
 ) -> tuple[Prediction, dict[str, str]]:
     """When each ends; and for everyone that is not expected to, by the guest's key, why. Pure."""
-    network = Network(hosts, rules)
+    network = LinkTable(hosts, rules)
     doubts = {}
     for transfer in transfers:
         one = going.get(transfer.guest)
@@ -68,7 +68,7 @@ def going_jobs(jobs: Iterable[MigrationSession]) -> dict[str, Going]:
         if job.ended or job.state is State.HELD:
             continue
         forecast = job.status.forecast if job.status else None
-        at_risk = [each.reason for each in job.result.decisions if each.action == Act.AT_RISK]
+        at_risk = [each.reason for each in job.result.decisions if each.action == ActionKind.AT_RISK]
         going[job.guest.key] = Going(
             guest=job.guest,
             policy=job.policy,
@@ -124,14 +124,14 @@ def _all_ended(now: datetime, ends: Sequence[Quantiles]) -> tuple[datetime, date
     )
 
 
-def foreseen(guest: Guest, policy: Policy, transfer: Transfer, speed: float) -> Foreseen:
+def foreseen(guest: Guest, policy: Policy, transfer: Transfer, speed: float) -> AdvanceForecast:
     """Of a migration that has not begun.
 
     :param speed: what the stream will carry, bytes per second.
     """
     if guest.run is not RunState.RUNNING:
-        return Foreseen(verdict=Verdict.CONVERGES)  # nobody dirties anything, and nobody stands still
-    return foresee(
+        return AdvanceForecast(verdict=Verdict.CONVERGES)  # nobody dirties anything, and nobody stands still
+    return forecast_in_advance(
         policy,
         left_bytes=transfer.bytes_left,
         bytes_per_second=speed,

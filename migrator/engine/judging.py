@@ -10,11 +10,11 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from migrator.core.findings import Objected, errors_first, everywhere, finding
+from migrator.core.findings import PreflightRefused, applies_to_every_target, errors_first, finding
 from migrator.core.inventory import Guest
 from migrator.core.model import Finding, Severity
 from migrator.core.placement import NoHost
-from migrator.core.placement.fleet import Fleet, Request, check
+from migrator.core.placement.fleet import Fleet, PlacementRequest, check
 from migrator.core.policy import Policy
 from migrator.engine.migration.services import SessionServices
 from migrator.errors import MigratorError
@@ -34,7 +34,7 @@ def errors(findings: Sequence[Finding]) -> list[Finding]:
 
 def hopeless(findings: Sequence[Finding]) -> bool:
     """Whether one of the errors would speak against every other target too."""
-    return any(everywhere(each.code) for each in errors(findings))
+    return any(applies_to_every_target(each.code) for each in errors(findings))
 
 
 def obstacle(guest: Guest) -> tuple[Finding, ...]:
@@ -44,12 +44,12 @@ def obstacle(guest: Guest) -> tuple[Finding, ...]:
     return (finding(guest.obstacle_code or "not-movable", f"{guest.label}: {guest.obstacle}"),)
 
 
-def request(guest: Guest, accepted: Sequence[str], *, only: str = "") -> Request:
+def request(guest: Guest, accepted: Sequence[str], *, only: str = "") -> PlacementRequest:
     """What placement is asked for a guest by itself."""
-    return Request(guest=guest, only=only, spare_ports=SPARES_PORTS in (*accepted, *guest.accept))
+    return PlacementRequest(guest=guest, only=only, spare_ports=SPARES_PORTS in (*accepted, *guest.accept))
 
 
-def known(fleet: Fleet, request: Request, host: str) -> tuple[Finding, ...]:
+def known(fleet: Fleet, request: PlacementRequest, host: str) -> tuple[Finding, ...]:
     """What the inventory has against that host for this guest: an obstacle of its own, and the rules of placement.
 
     :raise KeyError: when there is no such host.
@@ -75,7 +75,7 @@ async def seen(
     """
     try:
         return errors_first(await means.site.check(guest, source, target, policy))
-    except Objected as error:
+    except PreflightRefused as error:
         return errors_first(error.findings)
     except MigratorError as error:
         return (unchecked(error),)

@@ -20,11 +20,10 @@ from migrator.core.drain.evacuation import FIRST_PAUSE_SECONDS, MOST_ATTEMPTS, E
 from migrator.core.drain.states import EvacuationState, GuestStanding
 from migrator.core.inventory import Guest
 from migrator.core.model import State
-from migrator.core.placement import NoHost, Request, place
-from migrator.core.policy import Policy, Postcopy, builtin
+from migrator.core.placement import NoHost, PlacementRequest, place
+from migrator.core.policy import Policy, PostcopyMode, builtin
 from migrator.core.schedule import Orders, schedule
-from migrator.core.schedule.transfers import Phase, Transfer
-from migrator.core.schedule.transfers import Rules as LinkRules
+from migrator.core.schedule.transfers import LinkRules, Transfer, TransferPhase
 from migrator.engine import judging
 from migrator.engine.foretelling import Going, foretell, going_jobs, tell
 from migrator.engine.migration.session import MigrationSession
@@ -247,7 +246,7 @@ class Planner:
         job: MigrationSession | None = None,
     ) -> Transfer:
         """How the schedule sees it."""
-        phase, dirty = Phase.WAITING, guest.dirty_rate_bytes_per_second or 0.0
+        phase, dirty = TransferPhase.WAITING, guest.dirty_rate_bytes_per_second or 0.0
         left = float(guest.memory_bytes)
         if guest.resident_bytes is not None:
             left = min(left, max(0.0, guest.resident_bytes - _QEMUS_OWN_BYTES))
@@ -256,7 +255,7 @@ class Planner:
         prepare = self._engine.preparations.expected(target, look_seconds=look)
         if job is not None:
             phase = _phase(job)
-            if phase is Phase.PREPARING:
+            if phase is TransferPhase.PREPARING:
                 prepare = self._engine.preparations.left(prepare, self.clock() - job.preparing_since)
             sample = job.status.sample if job.status else None
             if sample is not None:
@@ -268,8 +267,8 @@ class Planner:
                 alone = forecast.seconds_p50
         # What is copied while the guest stands still, or fetched after a switch that comes early, is sent once.
         fast = self._engine.inventory.link(guest.host, target) or math.inf
-        early = policy.postcopy is Postcopy.IMMEDIATE or (
-            policy.postcopy is Postcopy.ALLOW and dirty >= _HOPELESS_RATIO * fast
+        early = policy.postcopy is PostcopyMode.IMMEDIATE or (
+            policy.postcopy is PostcopyMode.ALLOW and dirty >= _HOPELESS_RATIO * fast
         )
         once = policy.offline or early
         deadline = None
@@ -358,9 +357,9 @@ def _about(share: int | None, speed: int) -> bool:
     return share is not None and abs(share - speed) <= _SHARE_STEP_RATIO * share
 
 
-def request_of(run: Evacuation, entry: Entry) -> Request:
+def request_of(run: Evacuation, entry: Entry) -> PlacementRequest:
     """What placement is asked for it."""
-    return Request(
+    return PlacementRequest(
         guest=entry.guest,
         excluded=dict(entry.excluded),
         spare_ports=judging.SPARES_PORTS in (*run.accept, *entry.guest.accept),
@@ -369,11 +368,11 @@ def request_of(run: Evacuation, entry: Entry) -> Request:
     )
 
 
-def _phase(job: MigrationSession) -> Phase:
+def _phase(job: MigrationSession) -> TransferPhase:
     if job.state is State.QUEUED:
-        return Phase.WAITING
+        return TransferPhase.WAITING
     if job.state in (State.PREPARING, State.WAITING):
         if job.admitted or job.started_at:
-            return Phase.TRANSFERRING
-        return Phase.READY if job.ready else Phase.PREPARING
-    return Phase.FINISHING if job.state is State.FINISHING else Phase.TRANSFERRING
+            return TransferPhase.TRANSFERRING
+        return TransferPhase.READY if job.ready else TransferPhase.PREPARING
+    return TransferPhase.FINISHING if job.state is State.FINISHING else TransferPhase.TRANSFERRING

@@ -17,7 +17,7 @@ from migrator.core.migration.forecast import Verdict
 from migrator.core.model import Finding, State
 from migrator.core.placement import NoHost, place
 from migrator.core.schedule.timetable import predict
-from migrator.core.schedule.transfers import Move, Network
+from migrator.core.schedule.transfers import LinkTable, Move
 from migrator.engine import clock, judging
 from migrator.engine.foretelling import PROBE_SECONDS, foreseen, no_end
 from migrator.engine.migration.session import MigrationSession
@@ -89,7 +89,7 @@ class Preview:
         for transfer in transfers:
             guest = run.entries[transfer.guest].guest
             policy_of_it = self._planner.policy_of(run, guest)
-            speed = Move(transfer, Network(hosts, links), links).speed
+            speed = Move(transfer, LinkTable(hosts, links), links).speed
             seen = foreseen(guest, policy_of_it, transfer, speed)
             ends = seen.verdict is not Verdict.CANNOT
             planned[guest.key] = planned[guest.key].model_copy(

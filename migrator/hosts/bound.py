@@ -7,7 +7,7 @@ import re
 import struct
 from collections.abc import Iterator
 
-from migrator.core.process.listening import ANY, ANY_V4, TCP, UDP, Port
+from migrator.core.process.listening import ANY, ANY_V4, TCP, UDP, ListeningPort
 
 #: For a script: the tables of sockets that listen, and of those that are bound. Connections, which may be many, stay
 #: there.
@@ -17,18 +17,18 @@ for t in udp udp6; do echo "=$t"; grep -a ' 07 ' /proc/net/$t; done 2>/dev/null
 _ROW = re.compile(r"^ *\d+: ([0-9A-F]+):([0-9A-F]{4}) ")
 
 
-def sockets(text: str) -> frozenset[Port]:
+def sockets(text: str) -> frozenset[ListeningPort]:
     """What :data:`SOCKETS` printed."""
     return frozenset(_sockets(text))
 
 
-def _sockets(text: str) -> Iterator[Port]:
+def _sockets(text: str) -> Iterator[ListeningPort]:
     protocol = TCP
     for line in text.splitlines():
         if line.startswith("="):
             protocol = TCP if line.startswith("=tcp") else UDP
         elif match := _ROW.match(line):
-            yield Port(protocol, _address(match[1]), int(match[2], 16))
+            yield ListeningPort(protocol, _address(match[1]), int(match[2], 16))
 
 
 def addresses(text: str) -> frozenset[str]:

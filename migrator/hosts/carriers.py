@@ -6,7 +6,7 @@ import re
 from collections.abc import Iterable, Mapping
 from typing import Any
 
-from migrator.core.process.carriers import Carried, Link, Links
+from migrator.core.process.guest_network import GuestTaps, NetworkInterface, NetworkInterfaces
 from migrator.errors import HostError
 from migrator.hosts.access import Access
 from migrator.hosts.understanding import interfaces, understood, vlans
@@ -27,8 +27,8 @@ _LINE = re.compile(r"/proc/(\d{1,10})/fdinfo/(\d{1,10}):iff:\s*(\S{1,256})")
 
 
 async def read_carriers(
-    access: Access, pids: Iterable[int], *, links: Links | None = None, timeout: float = 10.0
-) -> dict[int, Carried]:
+    access: Access, pids: Iterable[int], *, links: NetworkInterfaces | None = None, timeout: float = 10.0
+) -> dict[int, GuestTaps]:
     """Of each of these processes the taps that it has open, and what they hang on.
 
     :param links: the host's interfaces, where they have been read already.
@@ -51,7 +51,7 @@ async def read_carriers(
         opened = parse_taps(taps)
     read = {int(line) for line in taps.splitlines() if line.isdecimal() and len(line) < 11}
     return {
-        pid: Carried(
+        pid: GuestTaps(
             taps=tuple(dict.fromkeys(name for _, name in sorted(opened.get(pid, {}).items())))
             if pid in read
             else None,
@@ -69,7 +69,7 @@ def parse_taps(text: str) -> dict[int, dict[int, str]]:
     return opened
 
 
-def parse_links(shown: str, of_vlans: str) -> Mapping[str, Link]:
+def parse_links(shown: str, of_vlans: str) -> Mapping[str, NetworkInterface]:
     """What :data:`SHOW_LINKS` and :data:`SHOW_VLANS` printed, by name; empty where there is no ``ip``.
 
     :raise ValueError: it is something else.
@@ -83,11 +83,11 @@ def parse_links(shown: str, of_vlans: str) -> Mapping[str, Link]:
     }
 
 
-def _link(entry: Mapping[str, Any], vlans: frozenset[str]) -> Link:
+def _link(entry: Mapping[str, Any], vlans: frozenset[str]) -> NetworkInterface:
     info = entry.get("linkinfo", {})
     data, flags = info.get("info_data", {}), entry.get("flags", ())
     kind = info.get("info_kind", "")
-    return Link(
+    return NetworkInterface(
         kind=kind,
         up="UP" in flags,
         carrier="LOWER_UP" in flags,

@@ -14,7 +14,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 from migrator.core.process.command_line import path_of
-from migrator.core.process.files import FileSeen, Kind, Offer, Same, Seen
+from migrator.core.process.files import FileFacts, FileKind, HostFiles, QemuProgramFacts, SameFile
 from migrator.errors import HostError
 from migrator.hosts.access import Access
 from migrator.hosts.understanding import understood
@@ -25,11 +25,11 @@ _WRITER_BYTES = (101, 201)
 #: Names of SCSI and NVMe devices that are unique in the world; others are made up by whoever emulates a disk.
 _UNIQUE = ("naa.", "eui.", "uuid.")
 _KINDS = {
-    stat.S_IFREG: Kind.REGULAR,
-    stat.S_IFDIR: Kind.DIRECTORY,
-    stat.S_IFBLK: Kind.BLOCK,
-    stat.S_IFCHR: Kind.CHARACTER,
-    stat.S_IFSOCK: Kind.SOCKET,
+    stat.S_IFREG: FileKind.REGULAR,
+    stat.S_IFDIR: FileKind.DIRECTORY,
+    stat.S_IFBLK: FileKind.BLOCK,
+    stat.S_IFCHR: FileKind.CHARACTER,
+    stat.S_IFSOCK: FileKind.SOCKET,
 }
 _MARKER = ".migrator-probe-"
 #: Tenths of a second that all markers together may take to be seen. A network file system shows a name that nobody
@@ -141,14 +141,14 @@ class Question:
     #: QEMUs, the first of which that is there is asked what it knows: paths, or names to be found in PATH.
     qemus: Sequence[str] = ()
     #: What is known of it from before: it is not asked again as long as it is the same file.
-    known: Offer | None = None
+    known: QemuProgramFacts | None = None
     #: The source's process.
     pid: int | None = None
     #: From where relative paths go; empty: from the directory where that process is, else from the root.
     directory: str = ""
 
 
-async def look(access: Access, question: Question, *, timeout: float = 30.0) -> Seen:
+async def look(access: Access, question: Question, *, timeout: float = 30.0) -> HostFiles:
     """Read it in one command.
 
     :raise HostError: when the host cannot be asked, or did not answer in time.
@@ -181,7 +181,9 @@ def _absolute(path: str, root: str) -> str:
     return path if path.startswith("/") or not root else f"{root.rstrip('/')}/{path}"
 
 
-def parse(answers: Sequence[str], *, paths: Sequence[str], images: Mapping[str, str], directory: str) -> Seen:
+def parse(
+    answers: Sequence[str], *, paths: Sequence[str], images: Mapping[str, str], directory: str
+) -> HostFiles:
     """Read the script's answer. Pure."""
     rest = iter(answers)
     user, where, program, mounts, locks, links, nested = (next(rest) for _ in range(7))
@@ -199,12 +201,12 @@ def parse(answers: Sequence[str], *, paths: Sequence[str], images: Mapping[str, 
             chains[path] = (path, *(_absolute(file, directory) for file in chain[1:]))
         elif status != "none":
             complaints[path] = " ".join(said.split())[-300:] or f"qemu-img ended with status {status}"
-    return Seen(
+    return HostFiles(
         files=files,
         chains=chains,
         complaints=complaints,
         qemu=qemu,
-        offer=Offer(
+        offer=QemuProgramFacts(
             identity=identity,
             version=numbered[1] if numbered else "",
             machines=frozenset(line.split()[0] for line in machines.splitlines()[1:] if line.strip()),
@@ -220,19 +222,19 @@ def parse(answers: Sequence[str], *, paths: Sequence[str], images: Mapping[str, 
     )
 
 
-def _file(numbers: str, serial: str, real: str, mounts: Sequence[_Mount]) -> FileSeen:
+def _file(numbers: str, serial: str, real: str, mounts: Sequence[_Mount]) -> FileFacts:
     if not numbers:
-        return FileSeen()
+        return FileFacts()
     mode, size, device, inode, major, minor, owner, group, permissions, access, block = numbers.split()
-    kind = _KINDS.get(stat.S_IFMT(int(mode, 16)), Kind.OTHER)
-    named = f"{int(major, 16)}:{int(minor, 16)}" if kind is Kind.BLOCK else _device(int(device))
+    kind = _KINDS.get(stat.S_IFMT(int(mode, 16)), FileKind.OTHER)
+    named = f"{int(major, 16)}:{int(minor, 16)}" if kind is FileKind.BLOCK else _device(int(device))
     lines = dict(line.split(" ", 1) for line in serial.splitlines() if " " in line)
     slaves = sorted(line.split(" ", 1)[1] for line in serial.splitlines() if line.startswith("slave "))
     mount = _mount_of(real, mounts)
-    return FileSeen(
+    return FileFacts(
         kind=kind,
         real=real,
-        size_bytes=int(lines.get("size", "0")) * 512 if kind is Kind.BLOCK else int(size),
+        size_bytes=int(lines.get("size", "0")) * 512 if kind is FileKind.BLOCK else int(size),
         device=named,
         inode=int(inode),
         filesystem=mount.kind if mount else "",
@@ -334,8 +336,8 @@ def _chain(said: str) -> tuple[str, ...]:
 
 
 async def probe(
-    source: Access, target: Access, files: Mapping[str, tuple[FileSeen, FileSeen]], *, timeout: float = 10.0
-) -> dict[str, Same]:
+    source: Access, target: Access, files: Mapping[str, tuple[FileFacts, FileFacts]], *, timeout: float = 10.0
+) -> dict[str, SameFile]:
     """Whether files are the same on two hosts: an empty file of a random name made beside each is seen at the other.
 
     The images themselves are not touched. Markers are removed whatever happens, by the host itself if need be (after a
@@ -345,7 +347,7 @@ async def probe(
     :return: an entry for each of which that could be found out; none where neither host may write there.
     :raise HostError: when a host cannot be asked.
     """
-    found: dict[str, Same] = {}
+    found: dict[str, SameFile] = {}
     places = {name: (_directory(here), _directory(there)) for name, (here, there) in files.items()}
     for writer, reader, side in ((source, target, 0), (target, source, 1)):
         left = sorted({pair for name, pair in places.items() if name not in found})
@@ -357,11 +359,11 @@ async def probe(
             answer = shared.get(places[name]) if name not in found else None
             if answer is not None:
                 alike = here.real.rpartition("/")[2] == there.real.rpartition("/")[2]
-                found[name] = Same.YES if answer and alike else Same.NO
+                found[name] = SameFile.YES if answer and alike else SameFile.NO
     return found
 
 
-def _directory(file: FileSeen) -> str:
+def _directory(file: FileFacts) -> str:
     return file.real.rpartition("/")[0] or "/"
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
-from migrator.core.process.listening import Port, listens
+from migrator.core.process.listening import ListeningPort, listens
 from migrator.hosts.access import Access
 from migrator.hosts.understanding import understood
 
@@ -14,7 +14,7 @@ _OPTIONS = "^--?(vnc|display|spice|netdev|nic|net|chardev|serial|parallel|monito
 
 async def read_listening(
     access: Access, pids: Iterable[int], *, timeout: float = 10.0
-) -> dict[int, tuple[Port, ...]]:
+) -> dict[int, tuple[ListeningPort, ...]]:
     """Of each process; one whose command line cannot be read is left out.
 
     :raise HostError: the host cannot be asked.
@@ -28,7 +28,7 @@ async def read_listening(
         return parse(output.text)
 
 
-def parse(text: str) -> dict[int, tuple[Port, ...]]:
+def parse(text: str) -> dict[int, tuple[ListeningPort, ...]]:
     """Read what grep printed. Pure."""
     parts = text.split("\0")
     words: dict[int, list[str]] = {}

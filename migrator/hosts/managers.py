@@ -6,7 +6,7 @@ import re
 import shlex
 from collections.abc import Iterable
 
-from migrator.core.preflight.managers import Ancestor, Process
+from migrator.core.preflight.managers import Ancestor, ProcessSigns
 from migrator.errors import HostError
 from migrator.hosts.access import Access
 from migrator.hosts.understanding import understood
@@ -54,7 +54,9 @@ printf 'end\0\0'
 """
 
 
-async def read_processes(access: Access, pids: Iterable[int], *, timeout: float = 10.0) -> dict[int, Process]:
+async def read_processes(
+    access: Access, pids: Iterable[int], *, timeout: float = 10.0
+) -> dict[int, ProcessSigns]:
     """What there is to be seen of who manages each of these processes; those that have ended are left out.
 
     :raise HostError: the host cannot be asked.
@@ -71,7 +73,7 @@ async def read_processes(access: Access, pids: Iterable[int], *, timeout: float 
         return parse(output.text)
 
 
-def parse(text: str) -> dict[int, Process]:
+def parse(text: str) -> dict[int, ProcessSigns]:
     """Read the script's answer. Pure."""
     parts = text.split("\0")
     found: dict[int, dict[str, object]] = {}
@@ -89,7 +91,7 @@ def parse(text: str) -> dict[int, Process]:
             number, loop, program = said.split(" ", 2)
             ancestors[pid].append(Ancestor(pid=int(number), program=program, loops=loop == "loop"))
     return {
-        pid: Process(pid=pid, ancestors=tuple(ancestors[pid]), **fields)  # type: ignore[arg-type]  # by kind, above
+        pid: ProcessSigns(pid=pid, ancestors=tuple(ancestors[pid]), **fields)  # type: ignore[arg-type]  # by kind, above
         for pid, fields in found.items()
     }
 

@@ -11,12 +11,12 @@ import stat
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
-from migrator.core.process.files import Kind
+from migrator.core.process.files import FileKind
 from migrator.core.process.process_identity import (
     UNIT_PROPERTIES,
-    Drops,
-    Held,
+    DroppedPrivileges,
     OpenFile,
+    OpenFiles,
     ProcessIdentity,
     started_in,
 )
@@ -24,7 +24,7 @@ from migrator.errors import HostError
 from migrator.hosts.access import Access
 from migrator.hosts.understanding import understood
 
-_NOTHING = Drops()
+_NOTHING = DroppedPrivileges()
 #: Resources by the names that /proc/PID/limits gives them, and the options of prlimit for them.
 _RESOURCES = {
     "cpu time": "cpu",
@@ -46,11 +46,11 @@ _RESOURCES = {
 }
 _POLICIES = ("other", "fifo", "rr", "batch", "", "idle", "deadline")
 _KINDS = {
-    stat.S_IFREG: Kind.REGULAR,
-    stat.S_IFDIR: Kind.DIRECTORY,
-    stat.S_IFBLK: Kind.BLOCK,
-    stat.S_IFCHR: Kind.CHARACTER,
-    stat.S_IFSOCK: Kind.SOCKET,
+    stat.S_IFREG: FileKind.REGULAR,
+    stat.S_IFDIR: FileKind.DIRECTORY,
+    stat.S_IFBLK: FileKind.BLOCK,
+    stat.S_IFCHR: FileKind.CHARACTER,
+    stat.S_IFSOCK: FileKind.SOCKET,
 }
 
 # Gives itself what the words before `--` say, and becomes the command after it. All programs are of util-linux, which
@@ -163,7 +163,7 @@ class Trial:
 
 async def read_process(
     access: Access, pid: int, *, paths: Sequence[str] = (), daemonized: bool = False, timeout: float = 20.0
-) -> tuple[ProcessIdentity, Held] | None:
+) -> tuple[ProcessIdentity, OpenFiles] | None:
     """One process of a host and the files it has open; ``None`` when there is none of that pid.
 
     Its directory is the one that it was started in, where that can be told.
@@ -185,7 +185,7 @@ async def read_process(
 
 def _process(
     answers: Sequence[str], paths: Sequence[str], *, daemonized: bool
-) -> tuple[ProcessIdentity, Held]:
+) -> tuple[ProcessIdentity, OpenFiles]:
     identity, _, rest = _parse(answers)
     files: tuple[OpenFile, ...] | None = None
     readable, numbers = next(rest), next(rest)
@@ -199,7 +199,7 @@ def _process(
         elsewhere.append(path)
     relative = [path for path in paths if path and not path.startswith("/")]
     start = started_in(files or (), relative, directory=identity.directory, daemonized=daemonized)
-    held = Held(
+    held = OpenFiles(
         files=files,
         directory=start,
         left_for=identity.directory if start != identity.directory else "",
@@ -212,7 +212,7 @@ async def try_process(
     access: Access,
     like: ProcessIdentity,
     *,
-    drops: Drops,
+    drops: DroppedPrivileges,
     paths: Sequence[str] = (),
     timeout: float = 20.0,
 ) -> Trial:
@@ -243,7 +243,7 @@ def become(
     like: ProcessIdentity,
     *,
     as_user: str = "",
-    drops: Drops = _NOTHING,
+    drops: DroppedPrivileges = _NOTHING,
     run_directory: str = "",
 ) -> list[str]:
     """The beginning of a command line whose rest is run like that process. Pure.
@@ -403,15 +403,15 @@ def _open_files(numbers: str, links: Sequence[str]) -> Iterator[OpenFile]:
         name, mode, device, inode, major, minor = line.split(" ")
         number = name.rpartition("/")[2]
         target = targets.get(number, "")
-        kind = _KINDS.get(stat.S_IFMT(int(mode, 16)), Kind.OTHER)
-        if not target.startswith("/") or kind is Kind.SOCKET:
+        kind = _KINDS.get(stat.S_IFMT(int(mode, 16)), FileKind.OTHER)
+        if not target.startswith("/") or kind is FileKind.SOCKET:
             continue  # pipes, sockets, files without a name
         own = f"{int(major, 16)}:{int(minor, 16)}"
         yield OpenFile(
             path=target.removesuffix(" (deleted)"),
             deleted=target.endswith(" (deleted)"),
             kind=kind,
-            device=own if kind is Kind.BLOCK else device_of(int(device)),
+            device=own if kind is FileKind.BLOCK else device_of(int(device)),
             inode=int(inode),
             descriptor=name,
         )

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-from migrator.core.process.listening import Port
+from migrator.core.process.listening import ListeningPort
 from migrator.errors import HostError
 from migrator.hosts import bound
 from migrator.hosts.access import Access
@@ -61,7 +61,7 @@ class Survey:
     network: str
     network_of_source: str
     #: Where somebody listens there, and the addresses that it has.
-    taken: frozenset[Port]
+    taken: frozenset[ListeningPort]
     addresses: frozenset[str]
     #: The first of the QEMUs that is there; empty: none is.
     binary: str

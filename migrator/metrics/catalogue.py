@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from enum import StrEnum
 
 from migrator.core.inventory import HostState
-from migrator.core.migration.convergence import Act
+from migrator.core.migration.convergence import ActionKind
 from migrator.core.migration.lifecycle import Step
 from migrator.core.model import Mode, State
 
@@ -40,7 +40,7 @@ OTHER = "other"
 ACTIONS = (
     *sorted(
         {
-            *map(str, Act),
+            *map(str, ActionKind),
             *map(str, Step),
             *("ceiling-exceeded", "held", "no-postcopy", "park", "resolve"),
             *("run-state", "take-up", "too-late", "undo"),

@@ -10,7 +10,7 @@ from typing import Any
 
 from prometheus_client import CollectorRegistry, Counter, Histogram, disable_created_metrics
 
-from migrator.core.migration.felt import above_ceiling, felt
+from migrator.core.migration.guest_impact import above_ceiling, standstill_at_least
 from migrator.core.model import Mode, State
 from migrator.metrics import catalogue as words
 from migrator.metrics.catalogue import BY_NAME
@@ -341,7 +341,7 @@ class Counted:
 
 def _felt(body: Mapping[str, Any]) -> float | None:
     """For how long the guest stood still at least."""
-    return felt(
+    return standstill_at_least(
         downtime=body.get("downtime_seconds"),
         standstill=body.get("standstill_seconds"),
         uncertainty=body.get("standstill_uncertainty_seconds"),

@@ -12,7 +12,9 @@ from migrator.ports.qemu import Qemu
 if TYPE_CHECKING:
     from migrator.core.inventory import Guest, HostFacts
     from migrator.core.policy import Policy
-    from migrator.core.process.carriers import Carried  # of what `migrator direct` does not need, nor loads
+    from migrator.core.process.guest_network import (
+        GuestTaps,  # of what `migrator direct` does not need, nor loads
+    )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -52,7 +54,7 @@ class IncomingDestination(Protocol):
 class Carriers(Protocol):
     """What carries the networks of guests."""
 
-    async def carried(self, host: str, pid: int) -> Carried:
+    async def carried(self, host: str, pid: int) -> GuestTaps:
         """The taps that a process of a host has open, and what they hang on; changes nothing.
 
         :raise HostError: the host cannot be asked.
@@ -109,7 +111,7 @@ class Site(Carriers, Protocol):
 
         :param source: as :meth:`open` gave it.
         :param accepted: codes of findings that shall not keep it from being started.
-        :raise migrator.core.findings.Objected: something that only shows now keeps the guest from moving there.
+        :raise migrator.core.findings.PreflightRefused: something that only shows now keeps the guest from moving there.
         """
 
     async def hold_off(self, guest: Guest) -> None:

@@ -12,7 +12,7 @@ from typing import Any
 
 from migrator.addresses import bracketed
 from migrator.core.migration.drivers import Driver
-from migrator.core.model import MigrationStatus, Process, RunState, View
+from migrator.core.model import MigrationStatus, ProcessState, RunState, View
 from migrator.core.preflight.facts import Facts
 from migrator.core.preflight.non_migrated_state import DiskUsers
 from migrator.errors import CommandFailed, HostError, QemuError, TimedOut, Unreachable
@@ -109,7 +109,7 @@ class Endpoint:
     @property
     def dead(self) -> bool:
         """Its process is proven dead."""
-        return self._held.state is Process.DEAD
+        return self._held.state is ProcessState.DEAD
 
     @property
     def round_trip_seconds(self) -> float:
@@ -161,12 +161,12 @@ class Endpoint:
 
     async def observe(self, *, timeout: float = 1.0) -> View:
         process = self._held.state
-        if process is Process.DEAD:
+        if process is ProcessState.DEAD:
             await self._hear_last(timeout)
             return self._view(process)
         answer = await self._ask_status(timeout)
         process = self._held.state
-        if process is Process.DEAD:
+        if process is ProcessState.DEAD:
             await self._hear_last(timeout)
             return self._view(process)
         if answer is None:
@@ -189,7 +189,7 @@ class Endpoint:
             )
             await self._monitor.read_to_end(timeout=timeout)
 
-    def _view(self, process: Process, **rest: Any) -> View:
+    def _view(self, process: ProcessState, **rest: Any) -> View:
         can_fence = self._held.process is not None or self._fence_command is not None
         return View(process=process, ended=self._heard.ended, can_fence=can_fence, **rest)
 

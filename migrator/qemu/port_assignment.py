@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from migrator.core.findings import finding
 from migrator.core.model import Finding
 from migrator.core.process import listening
-from migrator.core.process.listening import Listens, Port
+from migrator.core.process.listening import ListeningOption, ListeningPort
 from migrator.core.process.options import FIRST, Value
 
 
@@ -17,7 +17,7 @@ class TargetNetwork:
     """What the target's network has."""
 
     #: Ports that are taken there, and addresses that it has; empty where that could not be read.
-    taken: Collection[Port] = frozenset()
+    taken: Collection[ListeningPort] = frozenset()
     addresses: Collection[str] = frozenset()
     #: Another port may be given for one that is taken.
     spare: bool = False
@@ -31,7 +31,7 @@ class PortAssignment:
     #: It is the source's own network: what the guest has cannot be had twice.
     same: bool = False
     #: What is taken there, and what was given instead.
-    taken: set[Port] = field(init=False)
+    taken: set[ListeningPort] = field(init=False)
 
     def __post_init__(self) -> None:
         self.taken = set(self.there.taken)
@@ -55,14 +55,14 @@ class PortAssignment:
             found += said
         return text, found
 
-    def _against(self, each: Listens) -> Iterator[Finding]:
+    def _against(self, each: ListeningOption) -> Iterator[Finding]:
         port = each.port
         if listening.missing_address(port, self.there.addresses):
             yield finding(
                 "address-missing", f"{each.what} listens at {port}, an address that the target has not"
             )
             return
-        taken = listening.taken(port, self.taken)
+        taken = listening.port_taken(port, self.taken)
         if self.same and (taken is not None or not port.last):
             text = f"{each.what} listens at port {port.number}, which the source has already: both are on one machine"
             yield finding("port-in-use", text)

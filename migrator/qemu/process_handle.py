@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from migrator.core.model import Process
+from migrator.core.model import ProcessState
 from migrator.errors import HostError, MigratorError, QemuError
 from migrator.machine import LocalProcess, is_gone
 from migrator.ports import GuestProcess
@@ -31,12 +31,12 @@ class ProcessHandle:
         self._expected: Mapping[str, Any] = {}
 
     @property
-    def state(self) -> Process:
+    def state(self) -> ProcessState:
         """What is known of it now."""
         alive = None if self.process is None else self.process.alive
         if self.gone or alive is False:
-            return Process.DEAD
-        return Process.ALIVE if alive else Process.UNKNOWN
+            return ProcessState.DEAD
+        return ProcessState.ALIVE if alive else ProcessState.UNKNOWN
 
     @property
     def identity(self) -> Mapping[str, Any]:

@@ -7,7 +7,7 @@ import ssl
 from typing import Any
 
 from migrator.core.placement import Options
-from migrator.core.schedule.transfers import Rules as LinkRules
+from migrator.core.schedule.transfers import LinkRules
 from migrator.engine.controller import Rules
 from migrator.engine.planner import Limits
 from migrator.http.admission import Admission

@@ -21,7 +21,7 @@ from pydantic import (
 from migrator.core import findings
 from migrator.core.inventory import Guest, Host
 from migrator.core.placement import Strategy
-from migrator.core.policy import BlockJobs, LastResort, Postcopy
+from migrator.core.policy import BlockJobs, LastResort, PostcopyMode
 from migrator.errors import UsageError
 from migrator.settings.values import (
     AutoOrBool,
@@ -318,7 +318,7 @@ class PolicySettings(Section):
     max_downtime: Seconds | None = None
     max_bandwidth: RateOrAuto = None
     max_throttle: Ratio | None = None
-    postcopy: Postcopy | None = None
+    postcopy: PostcopyMode | None = None
     max_duration: SecondsOrNone = None
     last_resort: LastResort | None = None
     block_jobs: BlockJobs | None = None

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import replace
 
-from migrator.core.policy import Policy, Postcopy, builtin
+from migrator.core.policy import Policy, PostcopyMode, builtin
 from migrator.errors import UsageError
 from migrator.settings import words
 from migrator.settings.models import PolicySettings
@@ -48,7 +48,7 @@ def build(name: str, given: Mapping[str, PolicySettings], *, chain: tuple[str, .
     else:
         raise UsageError(f"extends: {words.unknown(parent, known(given), 'policy')}")
     changes = {_FIELDS[key]: getattr(settings, key) for key in settings.model_fields_set - {"extends"}}
-    if settings.postcopy is Postcopy.IMMEDIATE:
+    if settings.postcopy is PostcopyMode.IMMEDIATE:
         # As Policy.but does: it waits for no round that a throttle could shorten.
         changes.setdefault("max_throttle_ratio", 0.0)
     return replace(base, name=name, **changes)

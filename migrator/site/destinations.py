@@ -7,7 +7,7 @@ from collections.abc import Callable, Collection, Sequence
 from dataclasses import replace
 
 from migrator.addresses import bracketed
-from migrator.core.findings import Objected, finding
+from migrator.core.findings import PreflightRefused, finding
 from migrator.core.inventory import Guest
 from migrator.core.model import Finding, Severity
 from migrator.core.policy import Policy
@@ -89,7 +89,7 @@ class Destinations:
         base = await self._launcher(target, config).base()
         try:
             return (await self._replicate(guest, end, target, config, nest, process, base)).findings
-        except Objected as error:
+        except PreflightRefused as error:
             return error.findings
 
     async def start_destination(
@@ -301,7 +301,7 @@ class Destinations:
         if not argv:
             text = f"{source.name}: its command line cannot be read, so that no other can be started like it"
             remedy = "run migrator with more rights there, or configure a template"
-            raise Objected([finding("command-line-unknown", text, remedy)])
+            raise PreflightRefused([finding("command-line-unknown", text, remedy)])
         argv = marks.without(argv)
         machine, live = await read_current_devices(source.monitor, argv)
         configured = config.binary or self._connections.config(target).qemu
@@ -322,7 +322,7 @@ class Destinations:
         if not seen.binary:
             named = f"{configured}, as configured" if configured else f"{argv[0]}, which the source runs"
             text, remedy = f"host {target}: there is no QEMU: no {named}", "install it, or configure its path"
-            raise Objected([finding("qemu-missing", text, remedy)])
+            raise PreflightRefused([finding("qemu-missing", text, remedy)])
         here = seen.boot_id == source.identity.get("boot_id")
         # What one QEMU left behind, the next may have: the guest's memory is written over it.
         left = [path for path in memory if path in seen.occupied]
@@ -360,4 +360,4 @@ def _endpoint(source: Qemu) -> Endpoint:
 def _refuse(findings: tuple[Finding, ...], accepted: Collection[str]) -> None:
     """:raise Objected: an error is among them that was not accepted."""
     if any(each.severity is Severity.ERROR and each.code not in accepted for each in findings):
-        raise Objected(findings)
+        raise PreflightRefused(findings)

@@ -12,7 +12,7 @@ from dataclasses import dataclass, replace
 from fnmatch import fnmatchcase
 
 from migrator.core.inventory import Guest
-from migrator.core.migration import stranded
+from migrator.core.migration import unfinished
 from migrator.core.model import RunState
 from migrator.errors import Fault, HostError, NobodyListens, Occupied, QemuError
 from migrator.faults import contained
@@ -249,7 +249,7 @@ class GuestDiscovery:
         mine, other = self._connections.driver, identity.driver
         ours = mine is not None and other is not None and mine.controller == other.controller
         gone = is_gone_as_seen_here(other.process) if other is not None else None
-        found = stranded.obstacle(identity.run, identity.status, other, ours=ours, gone=gone)
+        found = unfinished.unfinished_migration(identity.run, identity.status, other, ours=ours, gone=gone)
         if found is None:
             return guest
         driven, text = found

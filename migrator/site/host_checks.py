@@ -12,9 +12,9 @@ from migrator.core.inventory import Guest, HostFacts
 from migrator.core.model import Finding
 from migrator.core.policy import Policy
 from migrator.core.preflight import host_checks, host_disks, host_files, host_network
-from migrator.core.preflight.host_case import Case
+from migrator.core.preflight.host_pair import HostPair
 from migrator.core.process.command_line import LOCAL_DRIVERS, CommandLine, ImageUse, path_of
-from migrator.core.process.files import Offer
+from migrator.core.process.files import QemuProgramFacts
 from migrator.core.process.options import read, write
 from migrator.errors import CommandFailed, HostError
 from migrator.hosts.access import Access
@@ -41,7 +41,7 @@ class HostChecks:
     def __init__(self, *, seconds: float = _SECONDS) -> None:
         self._seconds = seconds
         #: What the QEMU of a host was found to know, by name of the host: asking it costs more than all the rest.
-        self._offers: dict[str, Offer] = {}
+        self._offers: dict[str, QemuProgramFacts] = {}
 
     async def check(
         self,
@@ -96,7 +96,7 @@ class HostChecks:
         qemu: str,
         *,
         replicated: bool,
-    ) -> Case:
+    ) -> HostPair:
         facts, (opened, based) = await source.facts(), await _block_nodes(source)
         arguments = await _arguments(source_access, guest.pid)
         command = CommandLine(await _command(source, arguments))
@@ -132,7 +132,7 @@ class HostChecks:
                 )
         disks = {*(path_of(disk.file) for disk in facts.disks), *further}
 
-        case = Case(
+        case = HostPair(
             target=target_access.name,
             source=facts,
             command=command,

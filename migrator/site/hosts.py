@@ -11,9 +11,9 @@ from migrator.core.findings import errors_first
 from migrator.core.inventory import Guest
 from migrator.core.model import Finding
 from migrator.core.policy import Policy
-from migrator.core.preflight.managers import Manager, manager, unit_of
+from migrator.core.preflight.managers import Manager, find_manager, unit_of
 from migrator.core.preflight.managers import findings as managing
-from migrator.core.process.carriers import Carried
+from migrator.core.process.guest_network import GuestTaps
 from migrator.core.process.listening import without
 from migrator.errors import HostError, QemuError
 from migrator.hosts.carriers import read_carriers
@@ -98,7 +98,7 @@ class SiteHosts:
         # Those that wait for a guest listen too, and are no strangers.
         strangers = without(facts.ports, [port for ports in listening.values() for port in ports])
         facts = replace(facts, ports=strangers)
-        managers = {pid: manager(process) for pid, process in processes.items()}
+        managers = {pid: find_manager(process) for pid, process in processes.items()}
         shown = [
             replace(
                 each,
@@ -106,7 +106,7 @@ class SiteHosts:
                 restarts=managers.get(each.pid or 0, Manager()).restarts,
                 resident_bytes=resident.get(each.pid or 0),
                 listens=listening.get(each.pid or 0, ()),
-                network=carried.get(each.pid or 0, Carried()).state,
+                network=carried.get(each.pid or 0, GuestTaps()).state,
             )
             for each in guests
         ]
@@ -191,7 +191,7 @@ class SiteHosts:
             guest, source, target, migration=migration, accepted=accepted
         )
 
-    async def carried(self, host: str, pid: int) -> Carried:
+    async def carried(self, host: str, pid: int) -> GuestTaps:
         """See :func:`read_carriers`."""
         return (await read_carriers(self._connections.access(host), [pid]))[pid]
 

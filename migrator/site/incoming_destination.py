@@ -6,7 +6,7 @@ import asyncio
 import time
 from collections.abc import Callable
 
-from migrator.core.model import Finding, MigrationStatus, Process, RunState, View
+from migrator.core.model import Finding, MigrationStatus, ProcessState, RunState, View
 from migrator.errors import HostError, QemuError, Unreachable
 from migrator.hosts.launch import Launcher, Nest
 from migrator.ports import GuestProcess, Qemu
@@ -69,7 +69,7 @@ class WaitingQemu:
                 if view.answers:
                     await self._qemu.quit()
                 return
-            silent = not view.answers and view.process is not Process.DEAD
+            silent = not view.answers and view.process is not ProcessState.DEAD
             if silent and await self._launcher.lives(self._nest):
                 raise HostError(
                     self._launcher.host.name,
@@ -90,9 +90,9 @@ class WaitingQemu:
             return view
         rescue = self._rescue()
         try:
-            while not (view.answers or view.process is Process.DEAD or time.monotonic() > deadline):
+            while not (view.answers or view.process is ProcessState.DEAD or time.monotonic() > deadline):
                 view = await rescue.observe(timeout=1.0)
-                if not view.answers and view.process is not Process.DEAD:
+                if not view.answers and view.process is not ProcessState.DEAD:
                     view = await self._qemu.observe(timeout=1.0)
         finally:
             await rescue.close()

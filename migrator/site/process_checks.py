@@ -6,10 +6,10 @@ from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 from migrator.core.preflight import host_files, host_process
-from migrator.core.preflight.host_process import ProcessCase
+from migrator.core.preflight.host_process import ProcessPair
 from migrator.core.process.command_line import CommandLine, ImageUse
-from migrator.core.process.files import FileSeen, Seen
-from migrator.core.process.process_identity import Drops, Held, ProcessIdentity
+from migrator.core.process.files import FileFacts, HostFiles
+from migrator.core.process.process_identity import DroppedPrivileges, OpenFiles, ProcessIdentity
 from migrator.hosts.access import Access
 from migrator.hosts.identify import Question, look
 from migrator.hosts.launch import Like, Nest
@@ -19,7 +19,7 @@ from migrator.ports import GuestProcess
 
 async def read_source(
     access: Access, pid: int | None, command: CommandLine, paths: Sequence[str]
-) -> tuple[ProcessIdentity, Held] | None:
+) -> tuple[ProcessIdentity, OpenFiles] | None:
     """The source's process; ``None`` where it is not known which one it is, or it has ended.
 
     :raise HostError: when its host cannot be asked.
@@ -31,10 +31,10 @@ async def read_source(
 
 async def with_unreachable(
     access: Access,
-    process: tuple[ProcessIdentity, Held] | None,
+    process: tuple[ProcessIdentity, OpenFiles] | None,
     command: CommandLine,
     opened: Mapping[str, ImageUse],
-) -> tuple[ProcessIdentity, Held] | None:
+) -> tuple[ProcessIdentity, OpenFiles] | None:
     """The source's process, with the images that it could not open again by their names from where it is now.
 
     :param opened: those that it has open for writing.
@@ -53,13 +53,13 @@ async def with_unreachable(
 
 
 async def read_beside(
-    source: tuple[ProcessIdentity, Held] | None,
+    source: tuple[ProcessIdentity, OpenFiles] | None,
     target: Access,
     command: CommandLine,
     paths: Sequence[str],
     *,
     replicated: bool,
-) -> ProcessCase | None:
+) -> ProcessPair | None:
     """That process beside what it would be there, and what it may do with files there.
 
     :param source: as :func:`read_source` gave it.
@@ -70,10 +70,10 @@ async def read_beside(
         return None
     identity, held = source
     if not replicated:
-        return ProcessCase(source=identity, held=held, target=None, replicated=False)
+        return ProcessPair(source=identity, held=held, target=None, replicated=False)
     tried = list(dict.fromkeys([*paths, *host_process.to_try(command)]))
-    trial = await try_process(target, identity, drops=Drops.of(command), paths=tried)
-    return ProcessCase(
+    trial = await try_process(target, identity, drops=DroppedPrivileges.of(command), paths=tried)
+    return ProcessPair(
         source=identity,
         held=held,
         target=trial.identity,
@@ -84,22 +84,24 @@ async def read_beside(
     )
 
 
-def seen_by(seen: Seen, case: ProcessCase | None, command: CommandLine, disks: Collection[str]) -> Seen:
+def seen_by(
+    seen: HostFiles, case: ProcessPair | None, command: CommandLine, disks: Collection[str]
+) -> HostFiles:
     """What was seen of the target's files, with what QEMU's user may do with them there.
 
     :param disks: paths of disks; a QEMU that drops its rights opens only these afterwards.
     """
     if case is None or not case.replicated or case.target is None:
         return seen
-    drops = bool(Drops.of(command).user)
-    files: Mapping[str, FileSeen] = {
+    drops = bool(DroppedPrivileges.of(command).user)
+    files: Mapping[str, FileFacts] = {
         path: file if drops and path not in disks else _with(file, case.may.get(path))
         for path, file in seen.files.items()
     }
     return replace(seen, files=files, user=case.target.user)
 
 
-def _with(file: FileSeen, may: str | None) -> FileSeen:
+def _with(file: FileFacts, may: str | None) -> FileFacts:
     if may is None or not file.exists:
         return file
     return replace(file, readable="r" in may, writable="w" in may, executable="x" in may)
@@ -110,7 +112,7 @@ class SourceProcess:
     """The source's process, for one to be started like it."""
 
     identity: ProcessIdentity
-    drops: Drops
+    drops: DroppedPrivileges
 
     @property
     def other_user(self) -> bool:
@@ -138,4 +140,4 @@ async def read_source_process(access: Access, process: GuestProcess) -> SourcePr
     command = CommandLine(process.arguments())
     named = [*(image.path for image in command.images()), *host_files.to_read(command)]
     found = await read_source(access, process.pid, command, named)
-    return None if found is None else SourceProcess(identity=found[0], drops=Drops.of(command))
+    return None if found is None else SourceProcess(identity=found[0], drops=DroppedPrivileges.of(command))

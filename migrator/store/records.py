@@ -19,7 +19,7 @@ from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
-from migrator.core.migration.situation import Intent, Milestone, Word
+from migrator.core.migration.situation import Intent, Milestone, OperatorAnswer
 from migrator.core.model import State
 from migrator.errors import RecordError, RecordInUse
 from migrator.machine import boot_id
@@ -251,7 +251,7 @@ def _intent(fields: dict[str, Any]) -> Intent:
         | {
             "milestone": Milestone(fields["milestone"]),
             "undo": None if undo is None else State(undo),
-            "said": None if fields.get("said") is None else Word(fields["said"]),
+            "said": None if fields.get("said") is None else OperatorAnswer(fields["said"]),
             "live": False,
             # Whoever takes it up tries again what the other could not, or did not live to do.
             "dismissed": False,

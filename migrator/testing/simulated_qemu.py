@@ -8,7 +8,7 @@ from dataclasses import dataclass, field, replace
 from typing import Any, Protocol
 
 from migrator.core.inventory import Host
-from migrator.core.model import MigrationStatus, Process, RunState, View
+from migrator.core.model import MigrationStatus, ProcessState, RunState, View
 from migrator.core.preflight.facts import Facts
 from migrator.core.preflight.non_migrated_state import DiskUsers
 from migrator.errors import CommandFailed, Unreachable
@@ -181,13 +181,13 @@ class SimulatedQemu:
             self.round_trip_seconds
         )  # without it a loop that waits for time to pass never ends
         if self.dead:
-            return View(process=Process.DEAD, can_fence=True)
+            return View(process=ProcessState.DEAD, can_fence=True)
         if self._site.hosts[self.host].down:
-            return View(process=Process.UNKNOWN)
+            return View(process=ProcessState.UNKNOWN)
         self._reach()
         run, status, sample = self._state()
         return View(
-            process=Process.ALIVE, answers=True, run=run, status=status, can_fence=True, sample=sample
+            process=ProcessState.ALIVE, answers=True, run=run, status=status, can_fence=True, sample=sample
         )
 
     @property

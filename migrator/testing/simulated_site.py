@@ -22,7 +22,7 @@ from typing import Any
 from migrator.core.inventory import Guest, HostFacts
 from migrator.core.model import Finding, MigrationStatus, RunState
 from migrator.core.policy import Policy
-from migrator.core.process.carriers import Carried
+from migrator.core.process.guest_network import GuestTaps
 from migrator.errors import HostError, QemuError
 from migrator.ports import HostLook
 from migrator.testing.link import Link
@@ -218,8 +218,8 @@ class SimulatedSite:
         self.made.setdefault(migration, []).append(qemu)
         return _Waiting(qemu)
 
-    async def carried(self, host: str, pid: int) -> Carried:
-        return Carried(taps=())
+    async def carried(self, host: str, pid: int) -> GuestTaps:
+        return GuestTaps(taps=())
 
     async def abandon(self, host: str, *, migration: str) -> None:
         self._up(host)

@@ -7,7 +7,7 @@ from collections.abc import AsyncIterator, Iterator
 import pytest
 
 from migrator.core.findings import CATALOGUE
-from migrator.core.process.carriers import Carried, NetworkState, arrived, compare
+from migrator.core.process.guest_network import GuestTaps, NetworkState, arrival_state, compare
 from migrator.hosts.carriers import read_carriers
 from migrator.hosts.local import LocalAccess
 from migrator.testing.lab import Lab, Machine
@@ -36,7 +36,7 @@ def tap(name: str, *more: str, number: int = 0) -> tuple[str, ...]:
     return ("-netdev", words, "-device", f"virtio-net-pci,netdev=n{number}")
 
 
-async def carried(host: Host, pid: int) -> Carried:
+async def carried(host: Host, pid: int) -> GuestTaps:
     return (await read_carriers(LocalAccess(host.name, host.prefix), [pid]))[pid]
 
 
@@ -91,14 +91,14 @@ async def test_every_difference_of_what_a_tap_hangs_on_is_found(lab: Lab, hosts:
     assert here.state == (NetworkState.UP, "")
     there = await carried(beta, qemus[1].pid)
     assert list(compare(here, there, "beta")) == []
-    assert arrived(here, there) == (NetworkState.UP, "")
+    assert arrival_state(here, there) == (NetworkState.UP, "")
     for change, codes in BREAKS.items():
         change(beta)
         there = await carried(beta, qemus[1].pid)
         found = list(compare(here, there, "beta"))
         assert [each.code for each in found] == codes, (change, found)
         assert all(CATALOGUE[each.code].overridable and "beta" in each.message for each in found)
-        assert arrived(here, there)[0] is NetworkState.DOWN
+        assert arrival_state(here, there)[0] is NetworkState.DOWN
         assert list(compare(there, there, "beta")) == [], "as it was at the source it may be at the target"
         _mend(beta)
         assert list(compare(here, await carried(beta, qemus[1].pid), "beta")) == []

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from migrator.core.process.files import FileSeen, Kind, Same, same_file
+from migrator.core.process.files import FileFacts, FileKind, SameFile, same_file
 from migrator.errors import HostError
 from migrator.hosts.access import Output
 from migrator.hosts.identify import Question, look, probe
@@ -81,7 +81,7 @@ def names(directory: Path) -> list[str]:
     return sorted(path.name for path in directory.iterdir())
 
 
-async def see(path: Path | str, access: LocalAccess = HERE) -> FileSeen:
+async def see(path: Path | str, access: LocalAccess = HERE) -> FileFacts:
     return (await look(access, Question(paths=[str(path)]))).file(str(path))
 
 
@@ -94,7 +94,7 @@ class TestLook:
         real = path.stat()
         before = sorted(tmp_path.iterdir())
         seen = await see(path)
-        assert seen.kind is Kind.REGULAR
+        assert seen.kind is FileKind.REGULAR
         assert seen.real == str(path)
         assert (seen.size_bytes, seen.inode) == (5, real.st_ino)
         assert seen.device == f"{os.major(real.st_dev)}:{os.minor(real.st_dev)}"
@@ -121,7 +121,13 @@ class TestLook:
         ]
         seen = await look(HERE, Question(paths=names))
         kinds = [seen.file(name).kind for name in names]
-        assert kinds == [Kind.DIRECTORY, Kind.MISSING, Kind.MISSING, Kind.CHARACTER, Kind.REGULAR]
+        assert kinds == [
+            FileKind.DIRECTORY,
+            FileKind.MISSING,
+            FileKind.MISSING,
+            FileKind.CHARACTER,
+            FileKind.REGULAR,
+        ]
         assert seen.file(names[-1]).real == str(tmp_path / "file")
         assert not seen.file("/never/asked").exists
         assert seen.user == os.geteuid()
@@ -198,7 +204,7 @@ class TestLook:
             pytest.skip("there is no block device")
         seen = await see(disks[0])
         number = disks[0].stat().st_rdev
-        assert seen.kind is Kind.BLOCK
+        assert seen.kind is FileKind.BLOCK
         assert seen.device == f"{os.major(number)}:{os.minor(number)}"
         assert seen.size_bytes == int(Path(f"/sys/class/block/{disks[0].name}/size").read_text()) * 512
 
@@ -296,14 +302,14 @@ class TestOneMachine:
         (shared.parent / "disk").write_bytes(b"three")
         here, there = await see(shared / "disk"), await see(shared / "disk", beta)
         assert there.exists
-        assert same_file(here, there, one_machine=True) is Same.NO
+        assert same_file(here, there, one_machine=True) is SameFile.NO
         shared_by_both = shared.parent / "disk"
         here, there = await see(shared_by_both), await see(shared_by_both, beta)
-        assert same_file(here, there, one_machine=True) is Same.YES
+        assert same_file(here, there, one_machine=True) is SameFile.YES
 
 
 class TestProbe:
-    async def both(self, path: Path, beta: LocalAccess) -> tuple[FileSeen, FileSeen]:
+    async def both(self, path: Path, beta: LocalAccess) -> tuple[FileFacts, FileFacts]:
         return await see(path), await see(path, beta)
 
     async def test_tells_shared_from_not_and_leaves_nothing(
@@ -320,7 +326,7 @@ class TestProbe:
             "both": await self.both(both_see / "disk", beta),
         }
         counting, other = Counting(HERE), Counting(beta)
-        assert await probe(counting, other, files) == {"own": Same.NO, "both": Same.YES}
+        assert await probe(counting, other, files) == {"own": SameFile.NO, "both": SameFile.YES}
         assert (counting.commands, other.commands) == (2, 1)
         left = [path.name for path in shared.parent.rglob("*") if path.is_file()]
         assert left == ["disk"] * 3
@@ -333,8 +339,8 @@ class TestProbe:
         tmp_path.chmod(0o755)
         for parent in list(tmp_path.parents)[:-2]:
             parent.chmod(parent.stat().st_mode | 0o111)
-        assert await probe(reads, HERE, files) == {"disk": Same.YES}
-        assert await probe(HERE, reads, files) == {"disk": Same.YES}
+        assert await probe(reads, HERE, files) == {"disk": SameFile.YES}
+        assert await probe(HERE, reads, files) == {"disk": SameFile.YES}
         assert await probe(reads, reads, files) == {}
         assert names(tmp_path) == ["disk"]
 

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from migrator.core.process.files import Same
+from migrator.core.process.files import SameFile
 from migrator.hosts.identify import Question, look, probe
 from migrator.hosts.local import LocalAccess
 from migrator.hosts.ssh import SshAccess
@@ -52,12 +52,12 @@ async def test_probe_over_ssh_tells_and_leaves_nothing(beta: SshAccess, tmp_path
         (directory / "disk").write_bytes(b"")
     path = str(images / "disk")
     seen = (await look(beta, Question(paths=[path]))).file(path)
-    assert await probe(HERE, beta, {path: (seen, seen)}) == {path: Same.YES}
-    assert await probe(beta, HERE, {path: (seen, seen)}) == {path: Same.YES}
+    assert await probe(HERE, beta, {path: (seen, seen)}) == {path: SameFile.YES}
+    assert await probe(beta, HERE, {path: (seen, seen)}) == {path: SameFile.YES}
     mounts = OtherMounts(images, own)
     try:
         other = LocalAccess("gamma", mounts.prefix)
-        assert await probe(beta, other, {path: (seen, seen)}) == {path: Same.NO}
+        assert await probe(beta, other, {path: (seen, seen)}) == {path: SameFile.NO}
     finally:
         mounts.close()
     await until(lambda: names(images) == names(own) == ["disk"], what="the end of the markers")

@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from migrator.core.inventory import HostFacts
-from migrator.core.process.carriers import Link
+from migrator.core.process.guest_network import NetworkInterface
 from migrator.errors import HostError
 from migrator.hosts.facts import PAYLOAD_RATIO, parse, read_facts
 from migrator.hosts.local import LocalAccess
@@ -113,7 +113,7 @@ def recorded(address_on: str = "vmbr0") -> str:
 class TestRecorded:
     def test_server(self) -> None:
         facts = parse(recorded())
-        assert facts.links["tap100i0"] == Link(kind="tun", master="vmbr0")
+        assert facts.links["tap100i0"] == NetworkInterface(kind="tun", master="vmbr0")
         assert replace(facts, links={}) == HostFacts(
             memory_total_bytes=131912436 << 10,
             memory_free_bytes=98212004 << 10,

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from migrator.core.findings import Objected, accept
+from migrator.core.findings import PreflightRefused, accept
 from migrator.core.model import Severity
 from migrator.errors import HostError
 from migrator.hosts.local import LocalAccess
@@ -143,6 +143,6 @@ async def test_memory_that_a_process_has_is_not_taken(lab: Lab, site: Site) -> N
     memory = site.directory / "ram"
     backend = f"memory-backend-file,id=ram,size=128M,mem-path={memory},share=on"
     qemu = await lab.start(Machine(extra=("-object", backend, "-machine", "memory-backend=ram")))
-    with pytest.raises(Objected, match="memory"):
+    with pytest.raises(PreflightRefused, match="memory"):
         await site.start(guest_of(qemu))
     assert memory.exists()

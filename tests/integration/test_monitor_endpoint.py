@@ -13,7 +13,7 @@ from typing import Any
 
 import pytest
 
-from migrator.core.model import MigrationStatus, Process, RunState, Sample
+from migrator.core.model import MigrationStatus, ProcessState, RunState, Sample
 from migrator.errors import CommandFailed, MigratorError, TimedOut
 from migrator.ports import MigrationSettings, Tuning
 from migrator.qemu import features
@@ -146,7 +146,7 @@ class TestObserving:
         path.unlink(missing_ok=True)
         for _ in range(3):
             view = await end.observe(timeout=0.1)
-            assert (view.answers, view.process) == (False, Process.UNKNOWN)
+            assert (view.answers, view.process) == (False, ProcessState.UNKNOWN)
         async with ScriptedQmp(path) as another:
             another.on("query-status", replies({"status": "running"}))
 
@@ -196,7 +196,7 @@ class TestProcess:
         # The server lives in this very process.
         assert end.identity == {}
         view = await end.observe()
-        assert (view.process, view.can_fence) == (Process.UNKNOWN, False)
+        assert (view.process, view.can_fence) == (ProcessState.UNKNOWN, False)
         assert not await end.fence()
         server.on("quit", never)
         assert not await end.quit(timeout=0.2)
@@ -217,7 +217,7 @@ class TestProcess:
 
         server.on("quit", obey)
         assert await end.quit(timeout=1)
-        assert (await end.observe()).process is Process.DEAD
+        assert (await end.observe()).process is ProcessState.DEAD
 
     @pytest.mark.parametrize(("command", "dead"), [("true", True), ("false", False)])
     async def test_is_fenced_by_a_command_that_has_to_succeed(
@@ -227,14 +227,14 @@ class TestProcess:
         await end.connect()
         assert (await end.observe()).can_fence
         assert await end.fence() is dead
-        assert (await end.observe()).process is (Process.DEAD if dead else Process.UNKNOWN)
+        assert (await end.observe()).process is (ProcessState.DEAD if dead else ProcessState.UNKNOWN)
         await end.close()
 
     async def test_of_a_record_that_is_gone_is_dead(self, server: ScriptedQmp, end: Endpoint) -> None:
         end.hold({})
-        assert (await end.observe()).process is Process.UNKNOWN
+        assert (await end.observe()).process is ProcessState.UNKNOWN
         end.hold({"pid": os.getpid(), "start_time": 1, "boot_id": "of an earlier boot"})
-        assert (await end.observe()).process is Process.DEAD
+        assert (await end.observe()).process is ProcessState.DEAD
 
 
 class TestCancelling:

@@ -15,7 +15,7 @@ from pathlib import Path
 
 import pytest
 
-from migrator.core.model import MigrationStatus, Process, RunState
+from migrator.core.model import MigrationStatus, ProcessState, RunState
 from migrator.errors import MigratorError, Occupied, TimedOut, Unreachable
 from migrator.ports import Tuning
 from migrator.qemu import features
@@ -95,7 +95,7 @@ class TestAddress:
         assert end.identity["pid"] == qemu.pid
         assert end.shares_clock
         view = await end.observe()
-        assert (view.answers, view.process, view.can_fence) == (True, Process.ALIVE, True)
+        assert (view.answers, view.process, view.can_fence) == (True, ProcessState.ALIVE, True)
         assert (await end.facts()).version.startswith(qemu.binary.parent.name.partition("-")[2] or "7.2")
 
     @pytest.mark.parametrize("host", ["127.0.0.1", "::1"])
@@ -108,7 +108,7 @@ class TestAddress:
         await end.connect()
         view = await end.observe()
         assert (view.answers, view.run) == (True, RunState.RUNNING)
-        assert (view.process, view.can_fence, end.shares_clock) == (Process.UNKNOWN, False, False)
+        assert (view.process, view.can_fence, end.shares_clock) == (ProcessState.UNKNOWN, False, False)
 
     async def test_tcp_with_a_pid_can_fence(self, lab: Lab, end_at: EndAt) -> None:
         qemu = await lab.start(extra=monitor_at("127.0.0.1"))
@@ -116,7 +116,7 @@ class TestAddress:
         await end.connect()
         assert (await end.observe()).can_fence
         assert await end.fence()
-        assert (await end.observe()).process is Process.DEAD
+        assert (await end.observe()).process is ProcessState.DEAD
         assert await qemu.wait_dead() == -signal.SIGKILL
 
     async def test_of_a_monitor_that_another_holds_is_occupied_and_free_again_later(
@@ -129,7 +129,7 @@ class TestAddress:
                 await end.connect(timeout=0.2)
             view = await end.observe(timeout=0.1)
             # The process behind the socket is known even so, and can be killed.
-            assert (view.answers, view.process, view.can_fence) == (False, Process.ALIVE, True)
+            assert (view.answers, view.process, view.can_fence) == (False, ProcessState.ALIVE, True)
 
         async def answers() -> bool:
             return (await end.observe()).answers
@@ -183,7 +183,7 @@ class TestProcess:
         qemu.kill()
         await qemu.wait_dead()
         view = await end.observe()
-        assert (view.process, view.ended) == (Process.DEAD, False)
+        assert (view.process, view.ended) == (ProcessState.DEAD, False)
 
     async def test_whose_guest_powered_off_has_ended(self, lab: Lab, each_qemu: Path, end_at: EndAt) -> None:
         qemu = await lab.boot(binary=each_qemu)
@@ -196,7 +196,7 @@ class TestProcess:
             return (await end.observe()).ended
 
         await until(ended, what="word of its end", within=2)
-        assert (await end.observe()).process is Process.DEAD
+        assert (await end.observe()).process is ProcessState.DEAD
 
     async def test_that_quits_is_seen_dead_and_a_frozen_one_is_killed(self, lab: Lab, end_at: EndAt) -> None:
         quits, frozen = await lab.start(), await lab.start()
@@ -243,7 +243,7 @@ class TestSilence:
         began = time.monotonic()
         for _ in range(5):
             view = await end.observe(timeout=0.05)
-            assert (view.answers, view.process) == (False, Process.ALIVE)
+            assert (view.answers, view.process) == (False, ProcessState.ALIVE)
         assert time.monotonic() - began < 2
         qemu.sigcont()
         view = await end.observe(timeout=5)
@@ -254,7 +254,7 @@ class TestSilence:
         end = end_at(qemu)
         qemu.sigstop()
         view = await end.observe(timeout=0.1)
-        assert (view.answers, view.process) == (False, Process.ALIVE)
+        assert (view.answers, view.process) == (False, ProcessState.ALIVE)
         qemu.sigcont()
 
         async def answers() -> bool:

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from migrator.core.model import Mode, State
-from migrator.core.policy import Postcopy, builtin
+from migrator.core.policy import PostcopyMode, builtin
 from migrator.testing.lab import Habit, Lab, Machine, Pair, until
 from tests.driven import LONG, MIB
 from tests.invariants import witness
@@ -120,7 +120,7 @@ class TestAllowed:
         policy = builtin("default").but(
             max_bandwidth_bytes_per_second=24 * MIB, max_throttle_ratio=0.0, max_downtime_seconds=0.05
         )
-        assert policy.postcopy is Postcopy.ALLOW
+        assert policy.postcopy is PostcopyMode.ALLOW
         pair = await lab.pair(Machine(habit=habit), source=one_crossing[0], destination=one_crossing[1])
         async with witness(lab, pair) as seen:
             async with driven(pair, policy=policy, patience=LONG) as drive:

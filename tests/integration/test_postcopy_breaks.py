@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 
 from migrator.core.model import MigrationStatus, Mode, State
-from migrator.core.policy import Postcopy
+from migrator.core.policy import PostcopyMode
 from migrator.engine.migration.outcome import MigrationOutcome
 from migrator.testing.lab import Lab, Machine, Pair, Qemu, until
 from tests.driven import SHORT
@@ -177,7 +177,7 @@ class TestRejected:
         assert seen.watch.course in ([], [unlike.source])
 
     async def test_by_precopy_the_same_costs_nothing(self, lab: Lab, unlike: Pair) -> None:
-        policy = IMMEDIATE.but(postcopy=Postcopy.NEVER, max_bandwidth_bytes_per_second=1 << 40)
+        policy = IMMEDIATE.but(postcopy=PostcopyMode.NEVER, max_bandwidth_bytes_per_second=1 << 40)
         async with witness(lab, unlike) as seen:
             async with driven(unlike, policy=policy) as drive:
                 result = await drive.run_against_advice()
@@ -357,7 +357,7 @@ class TestRefused:
             BUSY, destination_prefix=("setpriv", "--bounding-set=-sys_ptrace", "--inh-caps=-sys_ptrace")
         )
         async with witness(lab, pair) as seen:
-            async with driven(pair, policy=IMMEDIATE.but(postcopy=Postcopy.ALLOW)) as drive:
+            async with driven(pair, policy=IMMEDIATE.but(postcopy=PostcopyMode.ALLOW)) as drive:
                 result = await drive.run()
             assert (result.state, result.mode) == (State.COMPLETED, Mode.PRECOPY)
             assert "no-postcopy" in [decision.action for decision in result.decisions]

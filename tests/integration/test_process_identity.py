@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from migrator.core.preflight.host_process import differences
-from migrator.core.process.process_identity import Drops, ProcessIdentity
+from migrator.core.process.process_identity import DroppedPrivileges, ProcessIdentity
 from migrator.errors import HostError
 from migrator.hosts.access import Access
 from migrator.hosts.local import LocalAccess
@@ -100,7 +100,7 @@ class TestGiven:
             wanted = await identity_of(pid)
         with sleeper(*become(wanted)) as pid:
             assert bare(await identity_of(pid)) == bare(wanted)
-        trial = await try_process(alpha, wanted, drops=Drops())
+        trial = await try_process(alpha, wanted, drops=DroppedPrivileges())
         assert trial.identity is not None
         assert bare(trial.identity) == bare(wanted)
         assert list(differences(wanted, trial.identity)) == []
@@ -113,7 +113,7 @@ class TestGiven:
                     with sleeper(*SHAPES[shape]) as pid:
                         wanted = await identity_of(pid)
                         assert await identity_of(pid, access) == wanted
-                    trial = await try_process(access, wanted, drops=Drops())
+                    trial = await try_process(access, wanted, drops=DroppedPrivileges())
                     assert trial.identity is not None
                     assert list(differences(wanted, trial.identity)) == []
             finally:
@@ -123,12 +123,12 @@ class TestGiven:
         weak = LocalAccess("beta", ("prlimit", "--nofile=1000:1000", *SHAPES["user"]))
         with sleeper(*SHAPES["user"], *shell("umask 0137"), "prlimit", "--nofile=500:600", "nice") as pid:
             wanted = await identity_of(pid)
-        trial = await try_process(weak, wanted, drops=Drops())
+        trial = await try_process(weak, wanted, drops=DroppedPrivileges())
         assert trial.identity is not None
         assert list(differences(wanted, trial.identity)) == []  # less than it has itself it may have
         with sleeper(*SHAPES["urgent"], "prlimit", "--nofile=1500:2000") as pid:
             wanted = await identity_of(pid)
-        trial = await try_process(weak, wanted, drops=Drops())
+        trial = await try_process(weak, wanted, drops=DroppedPrivileges())
         assert trial.identity is not None
         assert trial.identity.user == NOBODY
         said = "; ".join(differences(wanted, trial.identity))
@@ -139,7 +139,7 @@ class TestGiven:
         tied = LocalAccess("beta", ("setpriv", "--bounding-set=-setuid", "--inh-caps=-all"))
         with sleeper(*SHAPES["user"]) as pid:
             wanted = await identity_of(pid)
-        trial = await try_process(tied, wanted, drops=Drops())
+        trial = await try_process(tied, wanted, drops=DroppedPrivileges())
         assert trial.identity is None
         assert "setpriv" in trial.complaint
         assert trial.accounts.name == "nobody"
@@ -151,7 +151,7 @@ class TestGiven:
         alpha = LocalAccess("alpha")
         mine = await identity_of(os.getpid())
         trial = await try_process(
-            alpha, mine, drops=Drops(user="nobody"), paths=["/etc/shadow", "/etc/passwd"]
+            alpha, mine, drops=DroppedPrivileges(user="nobody"), paths=["/etc/shadow", "/etc/passwd"]
         )
         assert trial.identity is not None
         assert (trial.identity.user, trial.accounts.number) == (NOBODY, NOBODY)
@@ -160,14 +160,16 @@ class TestGiven:
             "/etc/shadow": {"e"},
             "/etc/passwd": {"e", "r"},
         }
-        trial = await try_process(alpha, mine, drops=Drops(user="1234:5678"))
+        trial = await try_process(alpha, mine, drops=DroppedPrivileges(user="1234:5678"))
         assert trial.identity is not None
         assert (trial.identity.user, trial.identity.group, trial.identity.groups) == (
             1234,
             5678,
             frozenset({5678}),
         )
-        assert (await try_process(alpha, mine, drops=Drops(user="no such"))).accounts.number is None
+        assert (
+            await try_process(alpha, mine, drops=DroppedPrivileges(user="no such"))
+        ).accounts.number is None
 
 
 class TestRead:

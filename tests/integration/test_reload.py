@@ -16,7 +16,7 @@ import pytest
 from migrator import logs
 from migrator.core.inventory import Guest
 from migrator.core.placement import Strategy
-from migrator.core.policy import BlockJobs, LastResort, Postcopy, builtin
+from migrator.core.policy import BlockJobs, LastResort, PostcopyMode, builtin
 from migrator.engine.controller import Engine
 from migrator.errors import HostError, UsageError
 from migrator.hosts.launch import Launcher
@@ -219,7 +219,7 @@ LIVE: dict[str, tuple[str, Probe, Any]] = {
     "policies.max_downtime": ('"3s"', of_policy("max_downtime_seconds"), 3.0),
     "policies.max_bandwidth": ('"5MiB/s"', of_policy("max_bandwidth_bytes_per_second"), 5 << 20),
     "policies.max_throttle": ('"11%"', of_policy("max_throttle_ratio"), 0.11),
-    "policies.postcopy": ('"never"', of_policy("postcopy"), Postcopy.NEVER),
+    "policies.postcopy": ('"never"', of_policy("postcopy"), PostcopyMode.NEVER),
     "policies.max_duration": ('"13m"', of_policy("max_duration_seconds"), 780.0),
     "policies.last_resort": ('"pause"', of_policy("last_resort"), LastResort.PAUSE),
     "policies.block_jobs": ('"refuse"', of_policy("block_jobs"), BlockJobs.REFUSE),

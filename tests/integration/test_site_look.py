@@ -17,7 +17,7 @@ import pytest
 from migrator.core.inventory import Guest
 from migrator.core.model import Finding, RunState
 from migrator.core.policy import Policy
-from migrator.core.process.carriers import NetworkState
+from migrator.core.process.guest_network import NetworkState
 from migrator.errors import HostError, QemuError, StrangeAnswer
 from migrator.hosts.local import LocalAccess
 from migrator.hosts.site_config import HostConfig, access

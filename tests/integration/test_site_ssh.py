@@ -14,7 +14,7 @@ from types import SimpleNamespace
 import pytest
 
 from migrator.core.inventory import Guest
-from migrator.core.model import Finding, Process
+from migrator.core.model import Finding, ProcessState
 from migrator.core.policy import Policy
 from migrator.errors import HostError, QemuError, Unreachable
 from migrator.hosts.local import LocalAccess
@@ -134,7 +134,7 @@ async def test_process_is_that_of_qemu_and_not_of_who_forwards(
     assert (await end.facts()).pid == qemu.pid
     assert await end.fence()
     assert not qemu.alive
-    assert (await end.observe()).process is Process.DEAD
+    assert (await end.observe()).process is ProcessState.DEAD
     await end.close()
 
 
@@ -192,9 +192,11 @@ async def test_host_that_comes_back(world: SimpleNamespace, site: SiteHosts) -> 
     end = await site.open("alpha", str(qemu.qmp), role="source")
     identity = dict(end.identity)
     world.alpha.stop()
-    await until(lambda: _state(end) is Process.UNKNOWN, what="an end of which nothing is known", within=5)
+    await until(
+        lambda: _state(end) is ProcessState.UNKNOWN, what="an end of which nothing is known", within=5
+    )
     view = await end.observe(timeout=0.3)
-    assert (view.process, view.answers, view.can_fence) == (Process.UNKNOWN, False, True)
+    assert (view.process, view.answers, view.can_fence) == (ProcessState.UNKNOWN, False, True)
     assert not await end.fence(), "there is no proof"
     assert qemu.alive
     with pytest.raises(HostError, match="alpha"):
@@ -203,17 +205,17 @@ async def test_host_that_comes_back(world: SimpleNamespace, site: SiteHosts) -> 
 
     async def answers() -> bool:
         view = await end.observe(timeout=2)
-        return view.answers and view.process is Process.ALIVE
+        return view.answers and view.process is ProcessState.ALIVE
 
     await until(answers, what="an answer", within=15)
     await end.close()
 
 
-def _state(end: Qemu) -> Process:
+def _state(end: Qemu) -> ProcessState:
     assert isinstance(end, Endpoint)
     process = end.process
     assert process is not None
-    return {None: Process.UNKNOWN, True: Process.ALIVE, False: Process.DEAD}[process.alive]
+    return {None: ProcessState.UNKNOWN, True: ProcessState.ALIVE, False: ProcessState.DEAD}[process.alive]
 
 
 class TestIdentity:
@@ -224,7 +226,7 @@ class TestIdentity:
         await end.close()
         qemu.discard()
         end = await site.open("alpha", str(qemu.qmp), role="source", identity=identity)
-        assert (await end.observe()).process is Process.DEAD
+        assert (await end.observe()).process is ProcessState.DEAD
         await end.close()
 
     async def test_of_an_earlier_boot_is_opened_as_dead(
@@ -235,7 +237,7 @@ class TestIdentity:
         identity = dict(end.identity) | {"boot_id": "another"}
         await end.close()
         end = await site.open("alpha", str(qemu.qmp), role="source", identity=identity)
-        assert (await end.observe()).process is Process.DEAD
+        assert (await end.observe()).process is ProcessState.DEAD
         await end.close()
 
     async def test_other_than_the_one_that_answers_is_refused(
@@ -263,7 +265,7 @@ class TestIdentity:
         assert world.alpha.break_connections() == 1
 
         async def looked() -> bool:
-            return (await end.observe(timeout=0.5)).process is Process.ALIVE
+            return (await end.observe(timeout=0.5)).process is ProcessState.ALIVE
 
         await until(looked, what="the connection to be back", within=10)
         assert not (await end.observe(timeout=2)).answers
@@ -283,7 +285,10 @@ class TestIdentity:
         await first.connect()
         identity = dict(first.identity)
         await first.close()
-        for there, wanted in ((identity, Process.ALIVE), (identity | {"start_time": 1}, Process.DEAD)):
+        for there, wanted in (
+            (identity, ProcessState.ALIVE),
+            (identity | {"start_time": 1}, ProcessState.DEAD),
+        ):
             world.alpha.stop()
             end = Endpoint(
                 Address(kind="ssh", host="alpha", path=str(qemu.qmp)),
@@ -291,10 +296,10 @@ class TestIdentity:
                 way=RemoteMonitor(reached, str(qemu.qmp)),
             )
             await end.take_hold(there)
-            assert (await end.observe(timeout=0.2)).process is Process.UNKNOWN
+            assert (await end.observe(timeout=0.2)).process is ProcessState.UNKNOWN
             world.alpha.start()
 
-            async def known(end: Endpoint = end, wanted: Process = wanted) -> bool:
+            async def known(end: Endpoint = end, wanted: ProcessState = wanted) -> bool:
                 return (await end.observe(timeout=1)).process is wanted
 
             await until(known, what=f"{wanted}", within=15)

@@ -13,7 +13,7 @@ from migrator.core.policy import BlockJobs
 from migrator.core.preflight.compare import source_ready
 from migrator.core.preflight.facts import Facts
 from migrator.core.preflight.non_migrated_state import findings
-from migrator.core.preflight.travels import KINDS, asks, classified
+from migrator.core.preflight.state_kinds import KINDS, changes_nothing, kinds_of_commands
 from migrator.qemu.address import Address
 from migrator.qemu.endpoint import Endpoint
 from migrator.qemu.monitor import Monitor
@@ -35,21 +35,21 @@ class TestTable:
         hmp = {name for names in lines for name in names.split("|")}
         assert len(qmp) > 200
         assert len(hmp) > 100
-        rows = classified()
+        rows = kinds_of_commands()
         unknown = {
             each
             for each in qmp | hmp
-            if not asks(each) and each not in rows and each.replace("_", "-") not in rows
+            if not changes_nothing(each) and each not in rows and each.replace("_", "-") not in rows
         }
         assert unknown - {"c", "q", "s"} == set()  # short for cont, quit, stop
 
 
 def test_no_command_is_in_two_rows() -> None:
-    assert [command for command, rows in classified().items() if len(rows) > 1] == []
+    assert [command for command, rows in kinds_of_commands().items() if len(rows) > 1] == []
 
 
 def test_a_command_that_only_asks_is_in_no_row() -> None:
-    assert [command for command in classified() if asks(command)] == []
+    assert [command for command in kinds_of_commands() if changes_nothing(command)] == []
 
 
 def test_every_finding_that_the_table_names_is_in_the_catalogue() -> None:

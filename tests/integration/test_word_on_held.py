@@ -10,9 +10,9 @@ from pathlib import Path
 
 import pytest
 
+from migrator.core.migration.answer_review import OperatorAction
 from migrator.core.migration.lifecycle import Step
-from migrator.core.migration.resolving import Act
-from migrator.core.migration.situation import Word
+from migrator.core.migration.situation import OperatorAnswer
 from migrator.core.model import MigrationStatus, State
 from migrator.engine.migration.outcome import MigrationOutcome
 from migrator.testing.lab import Lab, Pair
@@ -39,7 +39,9 @@ def across(hosts: Hosts) -> str:
     return f"tcp:{hosts['beta'].address}:0"
 
 
-async def refused(pair: Pair, hosts: Hosts, held: MigrationOutcome, word: Word) -> tuple[Word, ...]:
+async def refused(
+    pair: Pair, hosts: Hosts, held: MigrationOutcome, word: OperatorAnswer
+) -> tuple[OperatorAnswer, ...]:
     """It is, and both processes live on as they were; the words that would be taken."""
     before = await pair.source.run_state(), pair.source.alive, pair.destination.alive
     async with driven(pair, patience=SHORT, listen=across(hosts)) as drive:
@@ -49,7 +51,7 @@ async def refused(pair: Pair, hosts: Hosts, held: MigrationOutcome, word: Word) 
     return answer.instead
 
 
-async def told(pair: Pair, hosts: Hosts, held: MigrationOutcome, word: Word) -> MigrationOutcome:
+async def told(pair: Pair, hosts: Hosts, held: MigrationOutcome, word: OperatorAnswer) -> MigrationOutcome:
     """It is taken, and this comes of it."""
     async with driven(pair, patience=SHORT, listen=across(hosts)) as drive:
         answer, result = await drive.say(word, held)
@@ -73,15 +75,15 @@ async def test_cut_at_the_switch_no_word_ends_either_end_and_once_healed_the_gue
         assert held.held_until is not None
         assert "--guest-at destination" in held.held_until
         # Not healed yet: the one word that is refused names the one that is taken, and that one ends nothing.
-        assert Word.DESTINATION in await refused(apart, hosts, held, Word.SOURCE)
-        await refused(apart, hosts, held, Word.LOST)
-        again = await told(apart, hosts, held, Word.DESTINATION)
+        assert OperatorAnswer.DESTINATION in await refused(apart, hosts, held, OperatorAnswer.SOURCE)
+        await refused(apart, hosts, held, OperatorAnswer.LOST)
+        again = await told(apart, hosts, held, OperatorAnswer.DESTINATION)
         assert again.state is State.HELD
         assert (apart.source.alive, apart.destination.alive) == (True, True)
         hosts["beta"].heal()
         await quickly(apart)
         async with driven(apart, listen=across(hosts)) as drive:
-            answer, result = await drive.say(Word.DESTINATION, again)
+            answer, result = await drive.say(OperatorAnswer.DESTINATION, again)
         assert result is not None, answer
         assert not {Step.FENCE_SOURCE, Step.FENCE_DESTINATION} & {each.step for each in answer.steps}
         assert result.state is State.COMPLETED
@@ -98,9 +100,9 @@ async def test_cut_while_it_fetches_it_is_neither_ended_nor_said_to_be_complete(
             held = await drive.run()
             fell_silent(drive)
         assert held.state is State.HELD
-        assert Word.DESTINATION in await refused(apart, hosts, held, Word.SOURCE)
-        await refused(apart, hosts, held, Word.LOST)
-        again = await told(apart, hosts, held, Word.DESTINATION)
+        assert OperatorAnswer.DESTINATION in await refused(apart, hosts, held, OperatorAnswer.SOURCE)
+        await refused(apart, hosts, held, OperatorAnswer.LOST)
+        again = await told(apart, hosts, held, OperatorAnswer.DESTINATION)
         assert again.state is State.HELD
         assert (apart.source.alive, apart.destination.alive) == (True, True)
         hosts["beta"].heal()
@@ -118,11 +120,11 @@ async def test_frozen_destination_that_runs_the_guest_is_not_killed(lab: Lab, ea
             drive.destination.after("cont", pair.destination.sigstop)
             held = await drive.run()
         assert held.state is State.HELD
-        for word in (Word.SOURCE, Word.LOST):
+        for word in (OperatorAnswer.SOURCE, OperatorAnswer.LOST):
             async with by_precopy(pair, patience=SHORT) as drive:
                 answer, result = await drive.say(word, held)
             assert result is None
-            assert answer.acts[0] is Act.REACH_DESTINATION
+            assert answer.acts[0] is OperatorAction.REACH_DESTINATION
         assert pair.destination.alive
         pair.destination.sigcont()
         async with by_precopy(pair) as drive:

@@ -14,30 +14,33 @@ from bench.evacuation.outcome import Moved, Outcome
 from bench.evacuation.peers import OURS, PEERS, at_a_time
 from migrator.core.schedule import schedule
 from migrator.core.schedule.timetable import predict
-from migrator.core.schedule.transfers import Phase, Transfer
+from migrator.core.schedule.transfers import Transfer, TransferPhase
 from migrator.engine import foretelling, planner
 
 TWO = "2 at a time (oVirt)"
 
 
-def transfers(*phases: Phase, source: str = "a") -> list[Transfer]:
+def transfers(*phases: TransferPhase, source: str = "a") -> list[Transfer]:
     return [
         Transfer(guest=f"{source}{number}", source=source, target="t", phase=phase)
         for number, phase in enumerate(phases)
     ]
 
 
-@pytest.mark.parametrize("phase", [Phase.PREPARING, Phase.READY, Phase.TRANSFERRING, Phase.FINISHING])
-def test_a_peers_migration_keeps_its_place_from_its_start_to_its_end(phase: Phase) -> None:
-    going = transfers(phase, Phase.WAITING, Phase.WAITING)
+@pytest.mark.parametrize(
+    "phase",
+    [TransferPhase.PREPARING, TransferPhase.READY, TransferPhase.TRANSFERRING, TransferPhase.FINISHING],
+)
+def test_a_peers_migration_keeps_its_place_from_its_start_to_its_end(phase: TransferPhase) -> None:
+    going = transfers(phase, TransferPhase.WAITING, TransferPhase.WAITING)
     orders = at_a_time(2)(going, {}, None)
     assert orders.prepare == ("a1",)
-    assert orders.begin == (("a0",) if phase is Phase.READY else ())
+    assert orders.begin == (("a0",) if phase is TransferPhase.READY else ())
     assert not orders.bandwidth
 
 
 def test_a_peer_counts_each_source_for_itself() -> None:
-    going = [*transfers(*[Phase.WAITING] * 3), *transfers(*[Phase.WAITING] * 3, source="b")]
+    going = [*transfers(*[TransferPhase.WAITING] * 3), *transfers(*[TransferPhase.WAITING] * 3, source="b")]
     assert at_a_time(2)(going, {}, None).prepare == ("a0", "a1", "b0", "b1")
 
 

@@ -19,10 +19,10 @@ from bench.policies.peers import (
 )
 from bench.policies.strategy import Action, Do, Strategy
 from migrator.core.model import Sample
-from migrator.core.policy import Policy, Postcopy
+from migrator.core.policy import Policy, PostcopyMode
 
 CEILING = Policy(name="test", max_downtime_seconds=0.5)
-WITH_POSTCOPY = Policy(name="test", max_downtime_seconds=0.5, postcopy=Postcopy.ALLOW)
+WITH_POSTCOPY = Policy(name="test", max_downtime_seconds=0.5, postcopy=PostcopyMode.ALLOW)
 GIB = 1 << 30
 
 

@@ -8,7 +8,13 @@ from typing import Any
 
 import pytest
 
-from migrator.core.process.carriers import Carried, Link, NetworkState, arrived, compare
+from migrator.core.process.guest_network import (
+    GuestTaps,
+    NetworkInterface,
+    NetworkState,
+    arrival_state,
+    compare,
+)
 from migrator.hosts.carriers import parse_links
 
 UP = ["BROADCAST", "MULTICAST", "UP", "LOWER_UP"]
@@ -41,28 +47,28 @@ def test_what_the_programs_print() -> None:
     )
     found = parse_links(links, vlans)
     assert found["eno1"].vlans == {"1 PVID Egress Untagged", "2-9"}
-    assert found["eno1.7"] == Link(kind="vlan", up=True, carrier=True, master="vmbr7", vlan=7)
+    assert found["eno1.7"] == NetworkInterface(kind="vlan", up=True, carrier=True, master="vmbr7", vlan=7)
     assert found["vmbr0"].filters
-    assert found["tap100i0"] == Link(
+    assert found["tap100i0"] == NetworkInterface(
         kind="tun", up=True, master="vmbr0", vlans=frozenset({"7 PVID Egress Untagged"})
     )
     assert parse_links("", "") == parse_links("no ip here", "[]") == {}
 
 
 LINKS = {
-    "out": Link(up=True, carrier=True, master="br0"),
-    "br0": Link(kind="bridge", up=True, carrier=True),
-    "t0": Link(kind="tun", up=True, master="br0"),
+    "out": NetworkInterface(up=True, carrier=True, master="br0"),
+    "br0": NetworkInterface(kind="bridge", up=True, carrier=True),
+    "t0": NetworkInterface(kind="tun", up=True, master="br0"),
 }
-HERE = Carried(taps=("t0",), links=LINKS)
+HERE = GuestTaps(taps=("t0",), links=LINKS)
 
 
-def there(**changes: Link | None) -> Carried:
+def there(**changes: NetworkInterface | None) -> GuestTaps:
     links = {**LINKS, **changes}
-    return Carried(taps=("t0",), links={name: link for name, link in links.items() if link is not None})
+    return GuestTaps(taps=("t0",), links={name: link for name, link in links.items() if link is not None})
 
 
-def codes(other: Carried, here: Carried = HERE) -> list[str]:
+def codes(other: GuestTaps, here: GuestTaps = HERE) -> list[str]:
     return [each.code for each in compare(here, other, "beta")]
 
 
@@ -84,18 +90,21 @@ def codes(other: Carried, here: Carried = HERE) -> list[str]:
         ({"t0": None}, []),  # said by whoever looks for it
     ],
 )
-def test_each_difference(changes: dict[str, Link | None], found: list[str]) -> None:
+def test_each_difference(changes: dict[str, NetworkInterface | None], found: list[str]) -> None:
     assert codes(there(**changes)) == found
 
 
 def test_bridges_of_other_names_are_said_and_compared() -> None:
-    links = {"br9": Link(kind="bridge"), "t0": replace(LINKS["t0"], master="br9")}
-    assert codes(Carried(taps=("t0",), links=links)) == ["tap-bridge", "bridge-down", "bridge-uplink"]
+    links = {"br9": NetworkInterface(kind="bridge"), "t0": replace(LINKS["t0"], master="br9")}
+    assert codes(GuestTaps(taps=("t0",), links=links)) == ["tap-bridge", "bridge-down", "bridge-uplink"]
 
 
 def test_open_vswitch_shows_one_bridge_that_is_never_up() -> None:
-    links = {"ovs-system": Link(kind="openvswitch"), "t0": Link(kind="tun", up=True, master="ovs-system")}
-    one = Carried(taps=("t0",), links=links)
+    links = {
+        "ovs-system": NetworkInterface(kind="openvswitch"),
+        "t0": NetworkInterface(kind="tun", up=True, master="ovs-system"),
+    }
+    one = GuestTaps(taps=("t0",), links=links)
     assert one.state == (NetworkState.UP, "")
     assert codes(one, one) == []
 
@@ -104,17 +113,17 @@ def test_taps_are_paired_by_name_and_else_in_their_order() -> None:
     names = ("tap3", "web0", "tap9")
     links = {**LINKS, **dict.fromkeys((*names, "tap0", "tap1"), LINKS["t0"])}
     down = replace(LINKS["t0"], up=False)
-    other = Carried(taps=("tap0", "tap1", "web0"), links={**links, "tap1": down})
-    (said,) = compare(Carried(taps=names, links=links), other, "beta")
+    other = GuestTaps(taps=("tap0", "tap1", "web0"), links={**links, "tap1": down})
+    (said,) = compare(GuestTaps(taps=names, links=links), other, "beta")
     assert said.message == "tap tap1 is down at beta; at the source it is up"
 
 
 def test_what_cannot_be_read_is_held_against_nobody() -> None:
-    assert codes(Carried()) == codes(HERE, Carried()) == []
-    assert Carried().state == Carried(taps=("t0",)).state == (NetworkState.UNKNOWN, "")
-    assert arrived(HERE, Carried()) == (NetworkState.UNKNOWN, "")
-    assert Carried(taps=()).state == (NetworkState.NONE, "")
-    assert arrived(HERE, there(t0=replace(LINKS["t0"], master=""))) == (
+    assert codes(GuestTaps()) == codes(HERE, GuestTaps()) == []
+    assert GuestTaps().state == GuestTaps(taps=("t0",)).state == (NetworkState.UNKNOWN, "")
+    assert arrival_state(HERE, GuestTaps()) == (NetworkState.UNKNOWN, "")
+    assert GuestTaps(taps=()).state == (NetworkState.NONE, "")
+    assert arrival_state(HERE, there(t0=replace(LINKS["t0"], master=""))) == (
         NetworkState.DOWN,
         "tap t0 is on no bridge at its host; at the source it is on br0",
     )

@@ -10,10 +10,18 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from migrator.core.migration import convergence
-from migrator.core.migration.convergence import Abilities, Act, Action, State, begin, decide, usable_limit
+from migrator.core.migration.convergence import (
+    Abilities,
+    Action,
+    ActionKind,
+    ConvergenceState,
+    begin,
+    decide,
+    usable_limit,
+)
 from migrator.core.migration.forecast import Forecast, Verdict
 from migrator.core.model import Sample
-from migrator.core.policy import LastResort, Policy, Postcopy, builtin
+from migrator.core.policy import LastResort, Policy, PostcopyMode, builtin
 
 MIB = 1 << 20
 BOTH = Abilities(postcopy=True, throttle=True)
@@ -29,7 +37,7 @@ class Copy:
         self.rate, self.working_set, self.total = rate, working_set, total
         self.policy = policy
         self.bandwidth = 100.0 * MIB
-        self.state: State = begin(policy)
+        self.state: ConvergenceState = begin(policy)
         self.seconds, self.round, self.left, self.sent, self.since_look = 0.0, 1, float(total), 0.0, 0.0
         self.throttle = 0.0
         self.actions: list[tuple[float, Action]] = []
@@ -60,7 +68,7 @@ class Copy:
         self.forecasts.append((self.round, seen))
         for action in actions:
             self.actions.append((self.seconds, action))
-            if action.act is Act.THROTTLE:
+            if action.act is ActionKind.THROTTLE:
                 self.throttle = action.value
 
     def run(self, limit_seconds: float = 400.0) -> Copy:
@@ -69,8 +77,8 @@ class Copy:
         return self
 
     @property
-    def acts(self) -> list[Act]:
-        return [action.act for _, action in self.actions if action.act is not Act.LIMIT]
+    def acts(self) -> list[ActionKind]:
+        return [action.act for _, action in self.actions if action.act is not ActionKind.LIMIT]
 
 
 def test_a_guest_that_converges_is_left_alone() -> None:
@@ -90,15 +98,15 @@ def test_the_limit_begins_low_and_is_raised_only_when_that_pays() -> None:
     copy = Copy(90 * MIB, 200 * MIB)
     assert copy.state.model.limit_seconds == pytest.approx(0.03)
     copy.run()
-    limits = [action.value for _, action in copy.actions if action.act is Act.LIMIT]
+    limits = [action.value for _, action in copy.actions if action.act is ActionKind.LIMIT]
     assert limits
     assert max(limits) <= usable_limit(PRECOPY, copy.state.model.overhead_seconds)
 
 
 def test_it_says_early_that_it_waits_for_a_quiet_moment_and_gives_up_when_none_comes() -> None:
     copy = Copy(400 * MIB, 300 * MIB).run()
-    assert copy.acts == [Act.AT_RISK, Act.GIVE_UP]
-    warned, action = (each for _, each in copy.actions if each.act is not Act.LIMIT)
+    assert copy.acts == [ActionKind.AT_RISK, ActionKind.GIVE_UP]
+    warned, action = (each for _, each in copy.actions if each.act is not ActionKind.LIMIT)
     assert "waiting for a quiet moment" in warned.reason
     assert copy.seconds < 0.3 * 75  # 150 s a GiB is when the soonest of the others gives up
     assert "MiB/s" in action.reason
@@ -109,27 +117,27 @@ def test_the_warning_comes_within_two_rounds_after_the_first_and_the_verdict_can
     copy = Copy(400 * MIB, 300 * MIB).run()
     rounds = {number for number, seen in copy.forecasts if seen.verdict is Verdict.CANNOT}
     assert rounds == {copy.round}
-    at = next(at for at, action in copy.actions if action.act is Act.AT_RISK)
+    at = next(at for at, action in copy.actions if action.act is ActionKind.AT_RISK)
     assert copy.forecasts[round(at / 0.1) - 1][0] <= 4
 
 
 def test_a_hopeless_guest_goes_to_postcopy_within_two_rounds_after_the_first() -> None:
-    copy = Copy(400 * MIB, 300 * MIB, policy=PRECOPY.but(postcopy=Postcopy.ALLOW)).run()
-    assert copy.acts == [Act.START_POSTCOPY]
+    copy = Copy(400 * MIB, 300 * MIB, policy=PRECOPY.but(postcopy=PostcopyMode.ALLOW)).run()
+    assert copy.acts == [ActionKind.START_POSTCOPY]
     assert copy.round <= 4
 
 
 def test_a_guest_just_over_the_stream_is_throttled_and_then_ends() -> None:
     copy = Copy(130 * MIB, 250 * MIB, policy=PRECOPY.but(max_throttle_ratio=0.8)).run()
     assert copy.switched
-    assert copy.acts[0] is Act.THROTTLE
+    assert copy.acts[0] is ActionKind.THROTTLE
     assert copy.throttle <= 0.8
 
 
 def test_throttling_is_skipped_when_it_would_not_do() -> None:
-    policy = PRECOPY.but(max_throttle_ratio=0.2, postcopy=Postcopy.ALLOW)
+    policy = PRECOPY.but(max_throttle_ratio=0.2, postcopy=PostcopyMode.ALLOW)
     copy = Copy(400 * MIB, 300 * MIB, policy=policy).run()
-    assert copy.acts == [Act.START_POSTCOPY]
+    assert copy.acts == [ActionKind.START_POSTCOPY]
 
 
 def test_a_guest_that_becomes_quiet_in_time_is_waited_for() -> None:
@@ -143,32 +151,32 @@ def test_a_guest_that_becomes_quiet_in_time_is_waited_for() -> None:
 
 def test_cpu_time_is_given_back_when_the_load_goes_down() -> None:
     copy = Copy(130 * MIB, 250 * MIB, policy=PRECOPY.but(max_throttle_ratio=0.8))
-    while Act.THROTTLE not in copy.acts:
+    while ActionKind.THROTTLE not in copy.acts:
         copy.step()
         assert copy.seconds < 60
     copy.rate = 60.0 * MIB
     copy.left = 200.0 * MIB
     copy.run(60)
-    taken = [action.value for _, action in copy.actions if action.act is Act.THROTTLE]
+    taken = [action.value for _, action in copy.actions if action.act is ActionKind.THROTTLE]
     assert taken[-1] == 0.0 or copy.switched
 
 
 def test_must_finish_stops_the_guest_when_nothing_else_is_left() -> None:
     policy = PRECOPY.but(last_resort=LastResort.PAUSE)
     copy = Copy(400 * MIB, 300 * MIB, policy=policy).run()
-    assert copy.acts == [Act.PAUSE]
+    assert copy.acts == [ActionKind.PAUSE]
 
 
 @pytest.mark.parametrize(
     ("policy", "last"),
     [
-        (PRECOPY, Act.GIVE_UP),
-        (PRECOPY.but(last_resort=LastResort.PAUSE), Act.PAUSE),
-        (PRECOPY.but(postcopy=Postcopy.ALLOW), Act.START_POSTCOPY),
+        (PRECOPY, ActionKind.GIVE_UP),
+        (PRECOPY.but(last_resort=LastResort.PAUSE), ActionKind.PAUSE),
+        (PRECOPY.but(postcopy=PostcopyMode.ALLOW), ActionKind.START_POSTCOPY),
     ],
     ids=["abort", "pause", "postcopy"],
 )
-def test_the_last_rung_comes_no_later_than_the_policys_time(policy: Policy, last: Act) -> None:
+def test_the_last_rung_comes_no_later_than_the_policys_time(policy: Policy, last: ActionKind) -> None:
     copy = Copy(97 * MIB, 300 * MIB, policy=policy.but(max_duration_seconds=8)).run()
     assert copy.acts[-1] is last
     assert copy.seconds <= 8.2
@@ -176,8 +184,8 @@ def test_the_last_rung_comes_no_later_than_the_policys_time(policy: Policy, last
 
 def test_at_risk_is_said_as_soon_as_it_is_forecast() -> None:
     copy = Copy(85 * MIB, 300 * MIB, policy=PRECOPY.but(max_duration_seconds=27)).run()
-    assert Act.AT_RISK in copy.acts
-    at = next(at for at, action in copy.actions if action.act is Act.AT_RISK)
+    assert ActionKind.AT_RISK in copy.acts
+    at = next(at for at, action in copy.actions if action.act is ActionKind.AT_RISK)
     assert at < 11
 
 
@@ -196,7 +204,7 @@ _POLICIES = st.builds(
     lambda base, downtime, throttle, postcopy, duration, last: replace(
         base,
         max_downtime_seconds=downtime,
-        max_throttle_ratio=0.0 if postcopy is Postcopy.IMMEDIATE else throttle,
+        max_throttle_ratio=0.0 if postcopy is PostcopyMode.IMMEDIATE else throttle,
         postcopy=postcopy,
         max_duration_seconds=duration,
         last_resort=last,
@@ -204,7 +212,7 @@ _POLICIES = st.builds(
     st.just(builtin("gentle")),
     st.floats(0.001, 100),
     st.floats(0, 0.99),
-    st.sampled_from(Postcopy),
+    st.sampled_from(PostcopyMode),
     st.one_of(st.none(), st.floats(0.1, 1e4)),
     st.sampled_from(LastResort),
 )
@@ -225,17 +233,17 @@ def test_no_sequence_of_samples_makes_it_leave_the_policy(
         state, _, actions = decide(state, sample, policy, abilities)
         for action in actions:
             assert not settled, "nothing follows on postcopy, pause or giving up"
-            settled = action.act in (Act.START_POSTCOPY, Act.PAUSE, Act.GIVE_UP)
+            settled = action.act in (ActionKind.START_POSTCOPY, ActionKind.PAUSE, ActionKind.GIVE_UP)
             match action.act:
-                case Act.LIMIT:
+                case ActionKind.LIMIT:
                     assert 0 < action.value <= policy.max_downtime_seconds
-                case Act.THROTTLE:
+                case ActionKind.THROTTLE:
                     assert abilities.throttle
                     assert 0 <= action.value <= policy.max_throttle_ratio
-                case Act.START_POSTCOPY:
+                case ActionKind.START_POSTCOPY:
                     assert abilities.postcopy
-                    assert policy.postcopy is not Postcopy.NEVER
-                case Act.PAUSE:
+                    assert policy.postcopy is not PostcopyMode.NEVER
+                case ActionKind.PAUSE:
                     assert policy.last_resort is LastResort.PAUSE
             assert action.reason
 
@@ -255,7 +263,7 @@ def test_it_always_ends_in_bounded_time_and_does_not_dither(
         copy.rate = rates[int(copy.seconds / 5) % len(rates)] * MIB
         copy.step(0.2)
         assert copy.seconds <= bound + 1
-    taken = [action.value for _, action in copy.actions if action.act is Act.THROTTLE]
+    taken = [action.value for _, action in copy.actions if action.act is ActionKind.THROTTLE]
     assert sum(1 for value in taken if value == 0) <= 2
     assert len(taken) <= 40
 
@@ -264,7 +272,7 @@ def test_postcopy_first_waits_for_no_round() -> None:
     state, _, actions = decide(
         begin(builtin("postcopy-first")), Sample(at_seconds=0.1), builtin("postcopy-first"), BOTH
     )
-    assert [action.act for action in actions] == [Act.START_POSTCOPY]
+    assert [action.act for action in actions] == [ActionKind.START_POSTCOPY]
     assert state.settled
 
 

@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from migrator.core.model import MigrationStatus, Process, RunState
+from migrator.core.model import MigrationStatus, ProcessState, RunState
 from migrator.errors import Occupied, TimedOut, Unreachable
 from migrator.ports import Tuning
 from migrator.qemu import address
@@ -184,7 +184,7 @@ async def test_guest_is_moved_by_the_adapter(version: str) -> None:
         async with asyncio.timeout(5):
             while (view := await here.observe()).status is not MigrationStatus.COMPLETED:
                 await asyncio.sleep(0.01)
-        assert view.process is Process.UNKNOWN  # a fake has no process
+        assert view.process is ProcessState.UNKNOWN  # a fake has no process
         assert view.sample is not None
         assert view.sample.transferred_bytes > 32 * MIB
         await there.cont()
@@ -198,7 +198,7 @@ async def test_fence_command_kills_what_is_no_process() -> None:
     async with FakeQemu() as qemu, endpoint(qemu, "destination", fence_command=qemu.fence_command) as end:
         assert await end.fence()
         assert (qemu.alive, qemu.exit_status) == (False, -9)
-        assert (await end.observe()).process is Process.DEAD
+        assert (await end.observe()).process is ProcessState.DEAD
         assert await end.fence()
 
 

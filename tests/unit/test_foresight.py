@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from migrator.core.migration.advance_forecast import Foreseen, foresee
+from migrator.core.migration.advance_forecast import AdvanceForecast, forecast_in_advance
 from migrator.core.migration.forecast import Verdict
 from migrator.core.policy import Policy, builtin
 
@@ -13,8 +13,8 @@ MIB = 1 << 20
 
 def seen(
     policy: Policy, dirty: float | None, *, left: float = 192 * MIB, speed: float = 29 * MIB
-) -> Foreseen:
-    return foresee(
+) -> AdvanceForecast:
+    return forecast_in_advance(
         policy,
         left_bytes=left,
         bytes_per_second=speed,
@@ -24,7 +24,7 @@ def seen(
 
 
 def test_a_guest_that_dirties_more_than_its_link_carries_does_not_leave_by_a_policy_that_only_waits() -> None:
-    assert seen(builtin("gentle"), 90 * MIB) == Foreseen(verdict=Verdict.CANNOT)
+    assert seen(builtin("gentle"), 90 * MIB) == AdvanceForecast(verdict=Verdict.CANNOT)
 
 
 def test_a_policy_that_may_do_more_lets_the_same_guest_go_and_says_what_it_costs() -> None:
@@ -44,8 +44,8 @@ def test_a_quiet_guest_converges_below_its_ceiling(policy: str, dirty: float) ->
 
 
 def test_without_a_probe_nothing_is_claimed() -> None:
-    assert seen(builtin("default"), None) == Foreseen(verdict=Verdict.UNKNOWN)
-    assert seen(builtin("default"), 1.0, speed=0.0) == Foreseen(verdict=Verdict.UNKNOWN)
+    assert seen(builtin("default"), None) == AdvanceForecast(verdict=Verdict.UNKNOWN)
+    assert seen(builtin("default"), 1.0, speed=0.0) == AdvanceForecast(verdict=Verdict.UNKNOWN)
 
 
 def test_offline_stands_still_for_the_whole_copy_and_postcopy_hardly_at_all() -> None:

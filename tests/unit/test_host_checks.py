@@ -15,7 +15,7 @@ from migrator.core.preflight.cpu_flags import guest_flags
 from migrator.core.preflight.facts import Device
 from migrator.core.preflight.host_checks import check
 from migrator.core.process.command_line import CommandLine
-from migrator.core.process.files import FileSeen, Kind
+from migrator.core.process.files import FileFacts, FileKind
 from tests.host_case import (
     ARGV,
     CASE,
@@ -180,15 +180,15 @@ class TestMemory:
             codes(with_options("-object", "memory-backend-memfd,id=m,size=1G,hugetlb=on", there=there)) == []
         )
 
-    HUGE = FileSeen(
-        kind=Kind.DIRECTORY, filesystem="hugetlbfs", block_bytes=2 << 20, readable=True, size_bytes=0
+    HUGE = FileFacts(
+        kind=FileKind.DIRECTORY, filesystem="hugetlbfs", block_bytes=2 << 20, readable=True, size_bytes=0
     )
 
     @pytest.mark.parametrize(
         ("there", "found"),
         [
             (HUGE, ["hugepages"]),
-            (FileSeen(), ["memory-path", "hugepages"]),
+            (FileFacts(), ["memory-path", "hugepages"]),
             (replace(HUGE, block_bytes=1 << 30), ["memory-path", "hugepages"]),
             (replace(HUGE, filesystem="ext4", block_bytes=4096), ["memory-path", "hugepages"]),
         ],
@@ -197,7 +197,7 @@ class TestMemory:
         "options", [("-mem-path", "/huge"), ("-object", "memory-backend-file,id=m,size=1G,mem-path=/huge")]
     )
     def test_directory_of_huge_pages(
-        self, there: FileSeen, found: list[str], options: tuple[str, ...]
+        self, there: FileFacts, found: list[str], options: tuple[str, ...]
     ) -> None:
         case = with_files(with_options(*options), {"/huge": self.HUGE}, here=True)
         assert codes(with_files(case, {"/huge": there})) == found
@@ -207,9 +207,9 @@ class TestMemory:
 
     def test_file_of_memory_that_qemu_makes_itself_needs_only_its_directory(self) -> None:
         case = with_options("-object", "memory-backend-file,id=m,size=1G,mem-path=/dev/shm/m,share=on")
-        case = with_files(case, {"/dev/shm/m": replace(FILE, kind=Kind.REGULAR)}, here=True)
+        case = with_files(case, {"/dev/shm/m": replace(FILE, kind=FileKind.REGULAR)}, here=True)
         assert codes(case) == ["memory-path"]
-        assert codes(with_files(case, {"/dev/shm": FileSeen(kind=Kind.DIRECTORY, readable=True)})) == []
+        assert codes(with_files(case, {"/dev/shm": FileFacts(kind=FileKind.DIRECTORY, readable=True)})) == []
 
 
 class TestQemu:
@@ -263,7 +263,7 @@ class TestQemu:
 
 def test_everything_is_found_at_once_errors_first() -> None:
     case = with_target(kvm=False, memory_free_bytes=0, bridges=frozenset(), vhost_net=False)
-    case = with_files(replace(case, seen_there=replace(SEEN, qemu="")), {IMAGE: FileSeen()})
+    case = with_files(replace(case, seen_there=replace(SEEN, qemu="")), {IMAGE: FileFacts()})
     case = replace(case, command=CommandLine([*ARGV, "-netdev", "user,id=u"]))
     found: list[Finding] = list(check(case))
     assert [each.code for each in found] == [

@@ -11,7 +11,7 @@ import pytest
 
 from migrator.core.migration import lifecycle
 from migrator.core.migration.lifecycle import ROWS, Next, Row, Step, can_cancel, decide, state_of
-from migrator.core.migration.said import SAID
+from migrator.core.migration.operator_rows import OPERATOR_ROWS
 from migrator.core.migration.situation import (
     DestinationIs,
     Intent,
@@ -21,7 +21,7 @@ from migrator.core.migration.situation import (
     destination_is,
     source_is,
 )
-from migrator.core.model import MigrationStatus, Process, RunState, State, View
+from migrator.core.model import MigrationStatus, ProcessState, RunState, State, View
 
 S, D = SourceIs, DestinationIs
 R, M = RunState, MigrationStatus
@@ -32,19 +32,19 @@ OWNS = {S.RUNS, S.RESTS, S.COPIES, S.AT_SWITCH}
 
 def every_view() -> Iterator[View]:
     """Everything that an end can show, possible or not."""
-    for process, answers, ended in product(Process, (False, True), (False, True)):
+    for process, answers, ended in product(ProcessState, (False, True), (False, True)):
         for run, status in product(R, M) if answers else [(R.OTHER, M.NONE)]:
             yield View(process=process, answers=answers, run=run, status=status, ended=ended)
 
 
 def shown(run: RunState, status: MigrationStatus) -> View:
-    return View(process=Process.ALIVE, answers=True, run=run, status=status)
+    return View(process=ProcessState.ALIVE, answers=True, run=run, status=status)
 
 
-DEAD = View(process=Process.DEAD)
-ENDED = View(process=Process.DEAD, ended=True)
-SILENT = View(process=Process.ALIVE)
-UNKNOWN = View(process=Process.UNKNOWN)
+DEAD = View(process=ProcessState.DEAD)
+ENDED = View(process=ProcessState.DEAD, ended=True)
+SILENT = View(process=ProcessState.ALIVE)
+UNKNOWN = View(process=ProcessState.UNKNOWN)
 #: One view of each class, and those at which a rule looks closer.
 SOURCES = [
     *(DEAD, ENDED, SILENT, UNKNOWN, shown(R.RUNNING, M.FAILED), shown(R.PAUSED, M.NONE)),
@@ -164,7 +164,7 @@ def sentence(view: View) -> str:
         return (
             "ended"
             if view.ended
-            else {Process.DEAD: "dead", Process.ALIVE: "silent"}.get(view.process, "unknown")
+            else {ProcessState.DEAD: "dead", ProcessState.ALIVE: "silent"}.get(view.process, "unknown")
         )
     return f"{view.run}-{view.status}"
 
@@ -180,12 +180,12 @@ class TestClassification:
 
     def test_takes_only_a_proof_for_death(self) -> None:
         for view in every_view():
-            assert (source_is(view) in GONE_S) == (view.process is Process.DEAD)
-            assert (destination_is(view) in GONE_D) == (view.process is Process.DEAD)
+            assert (source_is(view) in GONE_S) == (view.process is ProcessState.DEAD)
+            assert (destination_is(view) in GONE_D) == (view.process is ProcessState.DEAD)
 
     def test_never_takes_a_running_guest_for_one_that_stands_still(self) -> None:
         for view in every_view():
-            if view.answers and view.process is not Process.DEAD and view.run is R.RUNNING:
+            if view.answers and view.process is not ProcessState.DEAD and view.run is R.RUNNING:
                 assert source_is(view) not in {S.RESTS, S.AT_SWITCH, S.SERVES, S.DONE, S.LEFT_STOPPED} or (
                     view.status is M.PRE_SWITCHOVER
                 )
@@ -313,7 +313,9 @@ STEPS: dict[Step, Rules] = {
         ("the source cannot go on", lambda now: now.here not in {S.SERVES, S.BROKEN, *GONE_S}),
         (
             "it may hold the only copy",
-            lambda now: now.here is not S.SILENT or not now.switched or now.source.process is Process.ALIVE,
+            lambda now: (
+                now.here is not S.SILENT or not now.switched or now.source.process is ProcessState.ALIVE
+            ),
         ),
         (
             "a postcopy switch has no way back",
@@ -396,7 +398,9 @@ ENDS: dict[State, Rules] = {
 def test_every_row_is_the_answer_to_something(fitting: Callable[[tuple[Row, ...]], None]) -> None:
     names = [row.name for row in ROWS]
     assert len(set(names)) == len(names), "the code of a held migration names one row"
-    missing = set(names) - {row.name for row in SAID}  # those wait for a word: see test_lifecycle_word.py
+    missing = set(names) - {
+        row.name for row in OPERATOR_ROWS
+    }  # those wait for a word: see test_lifecycle_word.py
     seen = product((INTENTS[::11], INTENTS), SOURCES, DESTINATIONS, FENCES)
     for intents, source, destination, (fence_source, fence) in seen:
         mine, other = replace(source, can_fence=fence_source), replace(destination, can_fence=fence)

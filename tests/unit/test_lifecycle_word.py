@@ -13,27 +13,33 @@ from itertools import product
 
 import pytest
 
-from migrator.core.migration import lifecycle, resolving
+from migrator.core.migration import answer_review, lifecycle
+from migrator.core.migration.answer_review import (
+    AnswerReview,
+    OperatorAction,
+    review_answer,
+    unrecorded_intent,
+    with_answer,
+)
 from migrator.core.migration.lifecycle import ROWS, Next, Row, Step, decide
-from migrator.core.migration.resolving import Act, Answer, consider, spoken, unrecorded
-from migrator.core.migration.said import SAID
+from migrator.core.migration.operator_rows import OPERATOR_ROWS
 from migrator.core.migration.situation import (
     DestinationIs,
     Intent,
     Milestone,
+    OperatorAnswer,
     SourceIs,
-    Word,
     as_found,
     classify,
 )
-from migrator.core.model import MigrationStatus, Process, RunState, State, View
+from migrator.core.model import MigrationStatus, ProcessState, RunState, State, View
 from tests.unit.test_lifecycle_table import DESTINATIONS, FENCES, SOURCES, Situation, faults, sentence, shown
 
 S, D = SourceIs, DestinationIs
 R, M = RunState, MigrationStatus
 POSTCOPY = {status for status in M if status.startswith("postcopy")}
 GONE_S, GONE_D = {S.DEAD, S.ENDED}, {D.DEAD, D.ENDED}
-DEAD = View(process=Process.DEAD)
+DEAD = View(process=ProcessState.DEAD)
 #: Besides one of each class: what a source in postcopy shows before and after it is settled, one that runs on.
 HERE = [
     *SOURCES,
@@ -41,7 +47,7 @@ HERE = [
     shown(R.RUNNING, M.CANCELLED),
     shown(R.FINISH_MIGRATE, M.FAILED),
 ]
-THERE = [*DESTINATIONS, View(process=Process.UNKNOWN)]
+THERE = [*DESTINATIONS, View(process=ProcessState.UNKNOWN)]
 
 
 def every_intent(*, all_of_it: bool = False) -> Iterator[Intent]:
@@ -82,8 +88,8 @@ def quick(monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setattr(lifecycle, "ROWS", rows_of(*classify(intent, source, destination)))
         return decide(intent, source, destination, overdue=overdue)
 
-    monkeypatch.setattr(resolving, "_judge", cache(resolving._judge))
-    monkeypatch.setattr(resolving, "decide", quick_decide)
+    monkeypatch.setattr(answer_review, "_judge", cache(answer_review._judge))
+    monkeypatch.setattr(answer_review, "decide", quick_decide)
     monkeypatch.setattr(lifecycle, "decide", quick_decide)
 
 
@@ -107,8 +113,8 @@ def test_no_word_doubles_a_guest_or_loses_one_that_can_be_saved(source: View, in
     wrong: dict[str, str] = {}
     for here, there in every_pair([source]):
         for intent in intents:
-            for code, word in product(held_codes(intent, here, there), Word):
-                answer = consider(word, intent, here, there, held_code=code)
+            for code, word in product(held_codes(intent, here, there), OperatorAnswer):
+                answer = review_answer(word, intent, here, there, held_code=code)
                 rules = (
                     harm(answer, intent, here, there)
                     if answer.accepted
@@ -120,7 +126,7 @@ def test_no_word_doubles_a_guest_or_loses_one_that_can_be_saved(source: View, in
 
 
 def harm(  # noqa: C901 - one case for each thing that must not be
-    answer: Answer, intent: Intent, source: View, destination: View
+    answer: AnswerReview, intent: Intent, source: View, destination: View
 ) -> Iterator[str]:
     """What is wrong with doing what was said."""
     split = any(view.answers and view.status in POSTCOPY for view in (source, destination))
@@ -152,21 +158,21 @@ def harm(  # noqa: C901 - one case for each thing that must not be
     if Step.REVIVE in names and there not in GONE_D and not fenced:
         yield "the source is run while the destination lives"
     match answer.word:
-        case Word.LOST:
+        case OperatorAnswer.LOST:
             empty = there in {*GONE_D, D.LOADS, D.FAILED} or (there is D.SILENT and not switched)
             if answer.state is not State.GUEST_ENDED and not (here in GONE_S and empty):
                 yield "lost, and a process that may hold it lives"
-        case Word.SOURCE:
+        case OperatorAnswer.SOURCE:
             if answer.state in (State.COMPLETED, State.HELD) or (
                 answer.state is None and there not in GONE_D
             ):
                 yield "it does not end at the source"
-        case Word.DESTINATION:
+        case OperatorAnswer.DESTINATION:
             if answer.state in (State.FAILED, State.CANCELLED, State.HELD):
                 yield "it does not end at the destination"
 
 
-def dead_ends(answer: Answer, intent: Intent, source: View, destination: View) -> Iterator[str]:
+def dead_ends(answer: AnswerReview, intent: Intent, source: View, destination: View) -> Iterator[str]:
     """What is wrong with a refusal."""
     if answer.steps or not answer.why:
         yield "a refusal says what it would do, or not why"
@@ -176,7 +182,7 @@ def dead_ends(answer: Answer, intent: Intent, source: View, destination: View) -
         yield "nothing that it advises is of any use"
 
 
-def _helps(acts: tuple[Act, ...], intent: Intent, source: View, destination: View) -> bool:
+def _helps(acts: tuple[OperatorAction, ...], intent: Intent, source: View, destination: View) -> bool:
     """Some of it done, a word is taken or none is needed."""
 
     def ends(here: View, there: View) -> bool:
@@ -186,45 +192,48 @@ def _helps(acts: tuple[Act, ...], intent: Intent, source: View, destination: Vie
         )
         by_itself = lifecycle.decide(intent, here, there).state is not State.HELD
         return by_itself or any(
-            consider(word, intent, here, there, held_code="controller-failed").accepted for word in Word
+            review_answer(word, intent, here, there, held_code="controller-failed").accepted
+            for word in OperatorAnswer
         )
 
     sources, destinations = [source], [destination]
     for act in acts:
         match act:
-            case Act.END_SOURCE:
+            case OperatorAction.END_SOURCE:
                 sources.append(DEAD)
-            case Act.END_DESTINATION:
+            case OperatorAction.END_DESTINATION:
                 destinations.append(DEAD)
-            case Act.REACH_SOURCE:
+            case OperatorAction.REACH_SOURCE:
                 sources += [view for view in SOURCES if view.answers]
-            case Act.REACH_DESTINATION:
+            case OperatorAction.REACH_DESTINATION:
                 destinations += [view for view in DESTINATIONS if view.answers]
-            case Act.MEND:
+            case OperatorAction.MEND:
                 sources += [view for view in SOURCES if view.answers]
                 destinations += [view for view in DESTINATIONS if view.answers]
     return any(ends(here, there) for here, there in product(sources, destinations))
 
 
-@pytest.mark.parametrize("word", Word)
+@pytest.mark.parametrize("word", OperatorAnswer)
 @pytest.mark.parametrize("source", HERE, ids=sentence)
-def test_table_that_has_heard_it_is_as_careful_as_before(word: Word, source: View) -> None:
+def test_table_that_has_heard_it_is_as_careful_as_before(word: OperatorAnswer, source: View) -> None:
     """Between the answer and the act anything may change: whatever is seen then, the table does no harm."""
-    said = {row.name for row in SAID}
+    said = {row.name for row in OPERATOR_ROWS}
     wrong: dict[tuple[str, str], str] = {}
     for here, there in every_pair([source]):
         for intent in INTENTS:
-            meant = spoken(intent, word)
+            meant = with_answer(intent, word)
             for overdue in (False, True):
                 answer = lifecycle.decide(meant, here, there, overdue=overdue)
                 found_out = as_found(meant, there)
                 now = Situation(found_out, here, there, overdue, *classify(found_out, here, there))
-                followed = partial(Answer, word=word, accepted=True, code="", why="", state=answer.state)
+                followed = partial(
+                    AnswerReview, word=word, accepted=True, code="", why="", state=answer.state
+                )
                 steps = () if answer.step is Step.END else (answer,)
                 if answer.row in said:
                     found = harm(followed(steps=steps, state=None), meant, here, there) if steps else ()
                     found = (each for each in found if not each.startswith("it does not end"))
-                elif word is Word.SOURCE and now.there is D.DEAD:
+                elif word is OperatorAnswer.SOURCE and now.there is D.DEAD:
                     continue  # what it may have done before it died a person has looked at
                 else:
                     found = faults(answer, now)
@@ -234,12 +243,12 @@ def test_table_that_has_heard_it_is_as_careful_as_before(word: Word, source: Vie
 
 
 def test_every_row_of_a_word_is_the_answer_to_something() -> None:
-    missing = {row.name for row in SAID}
+    missing = {row.name for row in OPERATOR_ROWS}
     for intent, (source, destination) in product(INTENTS, every_pair(SOURCES)):
-        for word in Word:
+        for word in OperatorAnswer:
             for overdue in (False, True):
                 missing.discard(
-                    lifecycle.decide(spoken(intent, word), source, destination, overdue=overdue).row
+                    lifecycle.decide(with_answer(intent, word), source, destination, overdue=overdue).row
                 )
         if not missing:
             break
@@ -248,9 +257,9 @@ def test_every_row_of_a_word_is_the_answer_to_something() -> None:
 
 def test_without_a_record_every_word_is_weighed_by_what_both_ends_show() -> None:
     for source, destination in every_pair(SOURCES):
-        intent = unrecorded(source, destination)
-        for word in Word:
-            answer = consider(word, intent, source, destination)
+        intent = unrecorded_intent(source, destination)
+        for word in OperatorAnswer:
+            answer = review_answer(word, intent, source, destination)
             assert not list(harm(answer, intent, source, destination)) or not answer.accepted, answer
 
 
@@ -258,15 +267,15 @@ SWITCHED = Intent(milestone=Milestone.SWITCHING, postcopy=True, live=False, stop
 HANDED = replace(SWITCHED, milestone=Milestone.HANDED_OVER)
 LOADED, RUNS_THERE = shown(R.PAUSED, M.COMPLETED), shown(R.RUNNING, M.COMPLETED)
 INCOMING = shown(R.INMIGRATE, M.ACTIVE)
-FROZEN = View(process=Process.ALIVE, can_fence=True)
+FROZEN = View(process=ProcessState.ALIVE, can_fence=True)
 
 
 def fenceable(view: View) -> View:
     return replace(view, can_fence=True)
 
 
-def of(word: Word, intent: Intent, source: View, destination: View, code: str) -> Answer:
-    return consider(word, intent, fenceable(source), fenceable(destination), held_code=code)
+def of(word: OperatorAnswer, intent: Intent, source: View, destination: View, code: str) -> AnswerReview:
+    return review_answer(word, intent, fenceable(source), fenceable(destination), held_code=code)
 
 
 class TestPostcopyPairWhoseMemoryIsAtBothEnds:
@@ -275,56 +284,63 @@ class TestPostcopyPairWhoseMemoryIsAtBothEnds:
         "here", [shown(R.FINISH_MIGRATE, M.POSTCOPY_ACTIVE), shown(R.FINISH_MIGRATE, M.DEVICE)]
     )
     def test_is_ended_by_no_word(self, here: View, there: View) -> None:
-        for word in Word:
+        for word in OperatorAnswer:
             answer = of(word, SWITCHED, here, there, "postcopy-stalled")
             assert not {Step.FENCE_DESTINATION, Step.FENCE_SOURCE} & {each.step for each in answer.steps}
 
     def test_is_driven_on_where_a_person_says_destination(self) -> None:
         here, there = shown(R.FINISH_MIGRATE, M.POSTCOPY_ACTIVE), INCOMING
-        answer = of(Word.DESTINATION, SWITCHED, here, there, "postcopy-stalled")
+        answer = of(OperatorAnswer.DESTINATION, SWITCHED, here, there, "postcopy-stalled")
         assert (answer.accepted, answer.steps, answer.state) == (True, (), None)
-        refused = of(Word.SOURCE, SWITCHED, here, there, "postcopy-stalled")
+        refused = of(OperatorAnswer.SOURCE, SWITCHED, here, there, "postcopy-stalled")
         assert not refused.accepted
-        assert refused.instead == (Word.DESTINATION,)
+        assert refused.instead == (OperatorAnswer.DESTINATION,)
 
     def test_that_broke_waits_for_the_stream_to_be_mended(self) -> None:
         here, there = shown(R.FINISH_MIGRATE, M.POSTCOPY_PAUSED), shown(R.RUNNING, M.POSTCOPY_PAUSED)
-        for word in Word:
+        for word in OperatorAnswer:
             answer = of(word, HANDED, here, there, "postcopy-broken")
             assert not answer.accepted
-            assert answer.acts == (Act.MEND,)
+            assert answer.acts == (OperatorAction.MEND,)
 
 
 def test_frozen_destination_that_may_run_the_guest_is_not_killed() -> None:
     precopy = replace(HANDED, postcopy=False)
-    answer = of(Word.SOURCE, precopy, shown(R.POSTMIGRATE, M.COMPLETED), FROZEN, "silent-after-hand-over")
+    answer = of(
+        OperatorAnswer.SOURCE, precopy, shown(R.POSTMIGRATE, M.COMPLETED), FROZEN, "silent-after-hand-over"
+    )
     assert not answer.accepted
-    assert answer.acts == (Act.REACH_DESTINATION, Act.END_DESTINATION)
+    assert answer.acts == (OperatorAction.REACH_DESTINATION, OperatorAction.END_DESTINATION)
 
 
 def test_lost_is_taken_once_neither_process_is_left() -> None:
     here, there = shown(R.FINISH_MIGRATE, M.POSTCOPY_PAUSED), shown(R.RUNNING, M.POSTCOPY_PAUSED)
-    assert not of(Word.LOST, HANDED, here, DEAD, "postcopy-no-way-back").accepted
-    assert not of(Word.LOST, HANDED, DEAD, there, "postcopy-source-died").accepted
-    assert of(Word.LOST, HANDED, DEAD, DEAD, "source-died").accepted
+    assert not of(OperatorAnswer.LOST, HANDED, here, DEAD, "postcopy-no-way-back").accepted
+    assert not of(OperatorAnswer.LOST, HANDED, DEAD, there, "postcopy-source-died").accepted
+    assert of(OperatorAnswer.LOST, HANDED, DEAD, DEAD, "source-died").accepted
 
 
 def test_host_that_cannot_be_asked_counts_as_off_where_a_person_says_so() -> None:
-    unreachable = View(process=Process.UNKNOWN)
+    unreachable = View(process=ProcessState.UNKNOWN)
     here = shown(R.POSTMIGRATE, M.COMPLETED)
     precopy = replace(HANDED, postcopy=False)
-    assert not of(Word.SOURCE, precopy, here, replace(unreachable), "silent-after-hand-over").accepted
+    assert not of(
+        OperatorAnswer.SOURCE, precopy, here, replace(unreachable), "silent-after-hand-over"
+    ).accepted
     off = replace(precopy, said_off=True)
-    answer = of(Word.SOURCE, off, here, unreachable, "silent-after-hand-over")
+    answer = of(OperatorAnswer.SOURCE, off, here, unreachable, "silent-after-hand-over")
     assert (answer.accepted, answer.state) == (True, State.FAILED)
-    assert not of(Word.SOURCE, off, here, FROZEN, "silent-after-hand-over").accepted, (
+    assert not of(OperatorAnswer.SOURCE, off, here, FROZEN, "silent-after-hand-over").accepted, (
         "a process that is seen to live"
     )
 
 
 def test_guest_that_runs_at_both_ends_stays_where_a_person_says() -> None:
     here = shown(R.RUNNING, M.FAILED)
-    for word, step in ((Word.SOURCE, Step.FENCE_DESTINATION), (Word.DESTINATION, Step.FENCE_SOURCE)):
+    for word, step in (
+        (OperatorAnswer.SOURCE, Step.FENCE_DESTINATION),
+        (OperatorAnswer.DESTINATION, Step.FENCE_SOURCE),
+    ):
         answer = of(word, HANDED, here, RUNS_THERE, "both-run")
         assert (answer.accepted, answer.steps[0].step) == (True, step)
 
@@ -332,7 +348,9 @@ def test_guest_that_runs_at_both_ends_stays_where_a_person_says() -> None:
 def test_destination_that_refuses_to_run_gives_way_to_the_source() -> None:
     precopy = replace(HANDED, postcopy=False)
     here = shown(R.POSTMIGRATE, M.COMPLETED)
-    answer = of(Word.SOURCE, precopy, here, LOADED, "refuses-to-run")
+    answer = of(OperatorAnswer.SOURCE, precopy, here, LOADED, "refuses-to-run")
     assert [each.step for each in answer.steps][:2] == [Step.FENCE_DESTINATION, Step.REVIVE]
     # Where it has not had its time it completes by itself.
-    assert of(Word.SOURCE, precopy, here, LOADED, "not-reachable").instead == (Word.DESTINATION,)
+    assert of(OperatorAnswer.SOURCE, precopy, here, LOADED, "not-reachable").instead == (
+        OperatorAnswer.DESTINATION,
+    )

@@ -12,7 +12,7 @@ import pytest
 
 from migrator.core.inventory import Guest
 from migrator.core.model import Severity
-from migrator.core.preflight.managers import Ancestor, Manager, Process, findings, manager
+from migrator.core.preflight.managers import Ancestor, Manager, ProcessSigns, find_manager, findings
 from migrator.errors import HostError
 from migrator.hosts.local import LocalAccess
 from migrator.hosts.managers import Units, parse, read_processes
@@ -27,59 +27,62 @@ def unit(restart: str, main: int = 7) -> dict[str, str]:
 @pytest.mark.parametrize(
     ("process", "is_"),
     [
-        (Process(pid=7, ancestors=[INIT]), Manager()),
+        (ProcessSigns(pid=7, ancestors=[INIT]), Manager()),
         (
-            Process(pid=7, words="qemu -chardev socket,id=charmonitor,fd=28"),
+            ProcessSigns(pid=7, words="qemu -chardev socket,id=charmonitor,fd=28"),
             Manager(name="libvirt", restarts=True),
         ),
         (
-            Process(pid=7, words="kvm -id 100 -pidfile /var/run/qemu-server/100.pid"),
+            ProcessSigns(pid=7, words="kvm -id 100 -pidfile /var/run/qemu-server/100.pid"),
             Manager(name="proxmox", restarts=True),
         ),
-        (Process(pid=7, cgroup="/qemu.slice/100.scope"), Manager(name="proxmox", restarts=True)),
+        (ProcessSigns(pid=7, cgroup="/qemu.slice/100.scope"), Manager(name="proxmox", restarts=True)),
         (
-            Process(pid=7, words="qemu -readconfig /run/incus/v1/qemu.conf"),
+            ProcessSigns(pid=7, words="qemu -readconfig /run/incus/v1/qemu.conf"),
             Manager(name="incus", restarts=True),
         ),
         (
-            Process(pid=7, words="kvm -pidfile /var/run/ganeti/kvm-hypervisor/pid/a"),
+            ProcessSigns(pid=7, words="kvm -pidfile /var/run/ganeti/kvm-hypervisor/pid/a"),
             Manager(name="ganeti", restarts=True),
         ),
         (
-            Process(pid=7, cgroup="/system.slice/vm1.service", unit=unit("always"), ancestors=[INIT]),
+            ProcessSigns(pid=7, cgroup="/system.slice/vm1.service", unit=unit("always"), ancestors=[INIT]),
             Manager(name="systemd:vm1.service", restarts=True),
         ),
         (
-            Process(pid=7, unit=unit("no"), ancestors=[INIT]),
+            ProcessSigns(pid=7, unit=unit("no"), ancestors=[INIT]),
             Manager(name="systemd:vm1.service", restarts=False),
         ),
         (
-            Process(pid=7, unit=unit("always", main=5), ancestors=[Ancestor(pid=5, program="sh"), INIT]),
+            ProcessSigns(pid=7, unit=unit("always", main=5), ancestors=[Ancestor(pid=5, program="sh"), INIT]),
             Manager(name="systemd:vm1.service", restarts=True),
         ),
         # Somebody who came by SSH began it: its service is nobody's manager.
-        (Process(pid=7, unit={"Id": "ssh.service", "Restart": "on-failure", "MainPID": "99"}), Manager()),
         (
-            Process(pid=7, unit={"Id": "migrator-guest-1.service", "Restart": "no", "MainPID": "7"}),
+            ProcessSigns(pid=7, unit={"Id": "ssh.service", "Restart": "on-failure", "MainPID": "99"}),
             Manager(),
         ),
         (
-            Process(pid=7, ancestors=[Ancestor(pid=5, program="runsv"), INIT]),
+            ProcessSigns(pid=7, unit={"Id": "migrator-guest-1.service", "Restart": "no", "MainPID": "7"}),
+            Manager(),
+        ),
+        (
+            ProcessSigns(pid=7, ancestors=[Ancestor(pid=5, program="runsv"), INIT]),
             Manager(name="parent:runsv", restarts=True),
         ),
         (
-            Process(pid=7, ancestors=[Ancestor(pid=5, program="bash", loops=True), INIT]),
+            ProcessSigns(pid=7, ancestors=[Ancestor(pid=5, program="bash", loops=True), INIT]),
             Manager(name="parent:bash", restarts=True),
         ),
         (
-            Process(pid=7, ancestors=[Ancestor(pid=5, program="bash"), INIT]),
+            ProcessSigns(pid=7, ancestors=[Ancestor(pid=5, program="bash"), INIT]),
             Manager(name="parent:bash", restarts=False),
         ),
-        (Process(pid=7, ancestors=[Ancestor(pid=5, program="systemd"), INIT]), Manager()),
+        (ProcessSigns(pid=7, ancestors=[Ancestor(pid=5, program="systemd"), INIT]), Manager()),
     ],
 )
-def test_is_known_by_what_it_leaves(process: Process, is_: Manager) -> None:
-    assert manager(process) == is_
+def test_is_known_by_what_it_leaves(process: ProcessSigns, is_: Manager) -> None:
+    assert find_manager(process) == is_
 
 
 @pytest.mark.parametrize(
@@ -139,7 +142,7 @@ class TestReading:
             "pid\0007\0words\0q\0cgroup\0/x\0unit\0Id=a.service\nRestart=no\n\0above\0005 - a b\nc\0end\0\0"
         )
         assert parse(text) == {
-            7: Process(
+            7: ProcessSigns(
                 pid=7,
                 words="q",
                 cgroup="/x",

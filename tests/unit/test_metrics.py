@@ -21,7 +21,7 @@ from migrator.api.commands import COMMANDS
 from migrator.api.documents import EvacuationGuest
 from migrator.api.events import EventKind
 from migrator.core.drain.states import EvacuationState, GuestStanding
-from migrator.core.migration.convergence import Act
+from migrator.core.migration.convergence import ActionKind
 from migrator.core.migration.lifecycle import Step
 from migrator.core.model import Mode, State
 from migrator.engine.reading import Reading
@@ -60,7 +60,7 @@ def _busy(service: Service) -> None:
 def _decided() -> set[str]:
     """Actions of decisions as they are written in the engine."""
     engine = Path(__file__).parent.parent.parent / "migrator" / "engine"
-    found = {str(act) for act in Act} | {str(step) for step in Step}
+    found = {str(act) for act in ActionKind} | {str(step) for step in Step}
     for path in engine.glob("*.py"):
         found |= set(re.findall(r'(?:\.decide|tell)\(\s*"([a-z-]+)"', path.read_text(encoding="utf-8")))
     assert {"take-up", "held", "wait", "no-postcopy"} <= found

@@ -6,7 +6,7 @@ import pytest
 
 from migrator.core.preflight.host_files import to_read
 from migrator.core.process.command_line import CommandLine
-from migrator.core.process.named_files import named
+from migrator.core.process.named_files import named_files
 
 
 @pytest.mark.parametrize(
@@ -61,7 +61,7 @@ def test_is_looked_for(words: tuple[str, ...]) -> None:
     path = "/dev/x"
     command = CommandLine(["qemu", *(word.replace("{}", path) for word in words)])
     assert path in to_read(command)
-    assert all(file.what for file in named(command))
+    assert all(file.what for file in named_files(command))
 
 
 @pytest.mark.parametrize(
@@ -77,4 +77,4 @@ def test_is_looked_for(words: tuple[str, ...]) -> None:
     ],
 )
 def test_is_made_by_qemu_or_its_own(words: tuple[str, ...]) -> None:
-    assert named(CommandLine(["qemu", *words])) == []
+    assert named_files(CommandLine(["qemu", *words])) == []

@@ -17,7 +17,7 @@ from migrator.core.placement import (
     NoHost,
     Options,
     Placement,
-    Request,
+    PlacementRequest,
     Strategy,
     check,
     place,
@@ -48,7 +48,7 @@ def emptied(
 ) -> dict[str, Placement | NoHost]:
     """The plan that empties these hosts at once."""
     fleet = Fleet(hosts=hosts, guests=guests, leaving=leaving)
-    return place(fleet, [Request(guest=one) for one in guests if one.host in leaving], options)
+    return place(fleet, [PlacementRequest(guest=one) for one in guests if one.host in leaving], options)
 
 
 # ---------------------------------------------------------------------------------------------------------
@@ -56,7 +56,11 @@ def emptied(
 
 
 def may_be(
-    one: Request, there: Host, hosts: Mapping[str, Host], present: Iterable[Guest], leaving: Iterable[str]
+    one: PlacementRequest,
+    there: Host,
+    hosts: Mapping[str, Host],
+    present: Iterable[Guest],
+    leaving: Iterable[str],
 ) -> bool:
     """Whether a guest may be on a host beside those that are there."""
     wanted, present = one.guest, list(present)
@@ -91,7 +95,7 @@ class World:
         self,
         hosts: Sequence[Host],
         guests: Sequence[Guest],
-        requests: Sequence[Request],
+        requests: Sequence[PlacementRequest],
         reserved: Mapping[str, str],
         leaving: Sequence[str],
     ) -> None:
@@ -112,7 +116,7 @@ class World:
             for name in self.by_name
         }
 
-    def allows(self, one: Request, name: str, present: Iterable[Guest]) -> bool:
+    def allows(self, one: PlacementRequest, name: str, present: Iterable[Guest]) -> bool:
         return may_be(one, self.by_name[name], self.by_name, present, self.leaving)
 
     def most(self) -> int:
@@ -175,7 +179,7 @@ def worlds(draw: st.DrawFn) -> World:
         one.key: draw(st.sampled_from(names)) for one in guests if one.key not in keys and draw(st.booleans())
     }
     requests = [
-        Request(
+        PlacementRequest(
             guest=one,
             kvm=draw(st.sampled_from([None, True, False])),
             excluded=draw(st.sampled_from([{}, {}, {names[0]: "it failed there"}])),
@@ -287,12 +291,12 @@ class TestRoom:
     def test_that_is_reserved_is_not_given_twice(self) -> None:
         hosts, guests = [host("a"), host("b", 8)], [guest("x", "a", 5), guest("y", "a", 5)]
         fleet = Fleet(hosts=hosts, guests=guests, reserved={"x": "b"})
-        assert targets(place(fleet, [Request(guest=guests[1])])) == {"y": None}
+        assert targets(place(fleet, [PlacementRequest(guest=guests[1])])) == {"y": None}
 
     def test_is_not_taken_twice_by_one_that_has_arrived(self) -> None:
         hosts, guests = [host("a"), host("b", 8)], [guest("x", "b", 4), guest("y", "a", 4)]
         fleet = Fleet(hosts=hosts, guests=guests, reserved={"x": "b"})
-        assert targets(place(fleet, [Request(guest=guests[1])])) == {"y": "b"}
+        assert targets(place(fleet, [PlacementRequest(guest=guests[1])])) == {"y": "b"}
 
     def test_is_no_more_than_the_kernel_has(self) -> None:
         hosts = [host("a"), host("b", 64, free=3)]
@@ -300,7 +304,7 @@ class TestRoom:
 
     def test_of_a_host_whose_memory_is_unknown_is_none_and_said(self) -> None:
         fleet = Fleet(hosts=[host("a"), Host(name="b")], guests=[])
-        found = check(fleet, Request(guest=guest("g", "a"), kvm=False), "b")
+        found = check(fleet, PlacementRequest(guest=guest("g", "a"), kvm=False), "b")
         assert [entry.text for entry in found if not entry.fits] == [
             "its memory is unknown: set memory of that host"
         ]
@@ -353,11 +357,11 @@ class TestChoice:
     def test_is_the_host_that_was_asked_for_or_none(self) -> None:
         hosts, one = [host("a"), host("b"), host("c", 1)], guest("g", "a")
         fleet = Fleet(hosts=hosts, guests=[one])
-        assert targets(place(fleet, [Request(guest=one, only="b")])) == {"g": "b"}
-        answer = place(fleet, [Request(guest=one, only="c")])["g"]
+        assert targets(place(fleet, [PlacementRequest(guest=one, only="b")])) == {"g": "b"}
+        answer = place(fleet, [PlacementRequest(guest=one, only="c")])["g"]
         assert answer.reason == "only c was asked for: 1 has too little memory (1.0 GiB of 4.0 GiB)"
-        assert place(fleet, [Request(guest=one, only="x")])["g"].reason == "there is no host 'x'"
-        assert place(fleet, [Request(guest=one, only="a")])["g"].reason == "it is on a already"
+        assert place(fleet, [PlacementRequest(guest=one, only="x")])["g"].reason == "there is no host 'x'"
+        assert place(fleet, [PlacementRequest(guest=one, only="a")])["g"].reason == "it is on a already"
 
 
 class TestWhyNot:
@@ -379,7 +383,7 @@ class TestWhyNot:
         ]
         guests = [one, guest("other", "taken", 1, anti_affinity="db"), guest("x", "leaves")]
         fleet = Fleet(hosts=hosts, guests=guests, leaving=["leaves"])
-        answer = place(fleet, [Request(guest=one, excluded={"failed": "no bridge br0"})])["g"]
+        answer = place(fleet, [PlacementRequest(guest=one, excluded={"failed": "no bridge br0"})])["g"]
         assert isinstance(answer, NoHost)
         assert answer.hosts == {
             Constraint.MEMORY: 3,
@@ -411,7 +415,7 @@ class TestWhyNot:
         hosts = [host("a"), host("b", 1, kvm=False, cpus=1, labels={"ssd": "no"}, up=False, error="no route")]
         one = guest("g", "a", 4, vcpus=2, requires={"ssd": "yes"}, anti_affinity="db")
         fleet = Fleet(hosts=hosts, guests=[one, guest("other", "b", 0.5, anti_affinity="db")])
-        found = check(fleet, Request(guest=one, only="c", excluded={"b": "it failed there"}), "b")
+        found = check(fleet, PlacementRequest(guest=one, only="c", excluded={"b": "it failed there"}), "b")
         assert {entry.constraint: entry.text for entry in found if not entry.fits} == {
             Constraint.DOWN: "it does not answer: no route",
             Constraint.NOT_ASKED_FOR: "it shall go to c",
@@ -425,7 +429,7 @@ class TestWhyNot:
 
     def test_of_a_host_that_does_not_exist_is_an_error(self) -> None:
         with pytest.raises(KeyError):
-            check(Fleet(hosts=[], guests=[]), Request(guest=guest("g", "a")), "b")
+            check(Fleet(hosts=[], guests=[]), PlacementRequest(guest=guest("g", "a")), "b")
 
 
 def test_a_site_that_is_full_is_answered_within_its_bound_of_tries() -> None:

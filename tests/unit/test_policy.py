@@ -7,15 +7,15 @@ from dataclasses import asdict
 
 import pytest
 
-from migrator.core.policy import LastResort, Policy, Postcopy, builtin, from_fields
+from migrator.core.policy import LastResort, Policy, PostcopyMode, builtin, from_fields
 from migrator.errors import UsageError
 
 PROMISED = {
-    "default": (0.3, 0.5, Postcopy.ALLOW, LastResort.ABORT, False),
-    "gentle": (0.1, 0.0, Postcopy.NEVER, LastResort.ABORT, False),
-    "must-finish": (2.0, 0.9, Postcopy.ALLOW, LastResort.PAUSE, False),
-    "postcopy-first": (0.3, 0.0, Postcopy.IMMEDIATE, LastResort.ABORT, False),
-    "offline": (0.3, 0.0, Postcopy.NEVER, LastResort.PAUSE, True),
+    "default": (0.3, 0.5, PostcopyMode.ALLOW, LastResort.ABORT, False),
+    "gentle": (0.1, 0.0, PostcopyMode.NEVER, LastResort.ABORT, False),
+    "must-finish": (2.0, 0.9, PostcopyMode.ALLOW, LastResort.PAUSE, False),
+    "postcopy-first": (0.3, 0.0, PostcopyMode.IMMEDIATE, LastResort.ABORT, False),
+    "offline": (0.3, 0.0, PostcopyMode.NEVER, LastResort.PAUSE, True),
 }
 
 
@@ -47,9 +47,12 @@ def test_unknown_one_is_refused_with_those_that_exist() -> None:
         ({"max_throttle_ratio": 1.0}, "max_throttle must lie between 0 and 99%"),
         ({"max_throttle_ratio": -0.1}, "max_throttle must lie between 0 and 99%"),
         ({"max_duration_seconds": 0.0}, "max_duration must be more than 0"),
-        ({"offline": True, "postcopy": Postcopy.ALLOW}, "offline and postcopy=allow contradict each other"),
         (
-            {"postcopy": Postcopy.IMMEDIATE, "max_throttle_ratio": 0.5},
+            {"offline": True, "postcopy": PostcopyMode.ALLOW},
+            "offline and postcopy=allow contradict each other",
+        ),
+        (
+            {"postcopy": PostcopyMode.IMMEDIATE, "max_throttle_ratio": 0.5},
             "postcopy=immediate and max_throttle=50% contradict",
         ),
     ],
@@ -74,15 +77,15 @@ class TestOverriding:
         assert builtin("default").but(max_throttle_ratio=0.0).max_throttle_ratio == 0
 
     def test_with_postcopy_at_once_drops_a_throttle_that_came_with_the_policy(self) -> None:
-        assert builtin("default").but(postcopy=Postcopy.IMMEDIATE).max_throttle_ratio == 0
+        assert builtin("default").but(postcopy=PostcopyMode.IMMEDIATE).max_throttle_ratio == 0
 
     def test_with_postcopy_at_once_refuses_a_throttle_that_was_asked_for(self) -> None:
         with pytest.raises(UsageError, match="contradict each other"):
-            builtin("default").but(postcopy=Postcopy.IMMEDIATE, max_throttle_ratio=0.2)
+            builtin("default").but(postcopy=PostcopyMode.IMMEDIATE, max_throttle_ratio=0.2)
 
     def test_of_the_offline_policy_refuses_postcopy(self) -> None:
         with pytest.raises(UsageError, match="set postcopy=never"):
-            builtin("offline").but(postcopy=Postcopy.ALLOW)
+            builtin("offline").but(postcopy=PostcopyMode.ALLOW)
 
 
 @pytest.mark.parametrize("name", PROMISED)

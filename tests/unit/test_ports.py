@@ -11,8 +11,8 @@ from hypothesis import strategies as st
 
 from migrator.core.inventory import Guest, Host, HostFacts
 from migrator.core.model import Severity
-from migrator.core.placement import Constraint, Fleet, NoHost, Placement, Request, check, place
-from migrator.core.process.listening import Port, collides, listens, next_free, taken, without
+from migrator.core.placement import Constraint, Fleet, NoHost, Placement, PlacementRequest, check, place
+from migrator.core.process.listening import ListeningPort, collides, listens, next_free, port_taken, without
 from migrator.hosts import bound
 from migrator.qemu.cmdline import TargetEnvironment, replicate
 from migrator.qemu.current_devices import CurrentDevices
@@ -85,11 +85,11 @@ def said(option: str) -> tuple[str, ...]:
     return (name, text) if option != "-gdb tcp::1234 -s" else ("-gdb", "tcp::1234", "-s")
 
 
-def port(text: str) -> Port:
+def port(text: str) -> ListeningPort:
     protocol, _, rest = text.partition(" ")
     address, _, numbers = rest.rpartition(":")
     first, _, last = numbers.partition("-")
-    return Port(protocol, address or "::", int(first), int(last or 0))
+    return ListeningPort(protocol, address or "::", int(first), int(last or 0))
 
 
 @pytest.mark.parametrize(("option", "ports", "exchanged"), SHAPES)
@@ -126,7 +126,7 @@ def test_every_option_that_listens(option: str, ports: list[str], exchanged: str
 
 
 def test_a_range_that_is_full_goes_on_after_its_end() -> None:
-    every = {Port("tcp", "0.0.0.0", number) for number in range(5901, 5912)}
+    every = {ListeningPort("tcp", "0.0.0.0", number) for number in range(5901, 5912)}
     spare = replace(HERE, network=TargetNetwork(taken=every, spare=True))
     assert (
         ":12,to=9"
@@ -199,7 +199,7 @@ def test_of_a_hosts_ports_those_of_its_guests_are_no_strangers() -> None:
 
 def test_the_next_free_one() -> None:
     ports = {port("tcp :5901"), port("tcp 0.0.0.0:5902")}
-    assert taken(port("tcp 127.0.0.1:5901"), ports) == port("tcp :5901")
+    assert port_taken(port("tcp 127.0.0.1:5901"), ports) == port("tcp :5901")
     assert next_free(port("tcp 127.0.0.1:5901"), ports) == 5903
     assert next_free(port("tcp :65535"), {port("tcp :65535")}) == 0
 
@@ -220,7 +220,7 @@ class TestPlacement:
 
     def places(self, hosts: list[Host], guests: list[Guest], **how: bool) -> dict[str, str | None]:
         fleet = Fleet(hosts=hosts, guests=guests, leaving=["a"])
-        answers = place(fleet, [Request(guest=one, **how) for one in guests if one.host == "a"])  # type: ignore[arg-type]
+        answers = place(fleet, [PlacementRequest(guest=one, **how) for one in guests if one.host == "a"])  # type: ignore[arg-type]
         return {key: each.host if isinstance(each, Placement) else None for key, each in answers.items()}
 
     def test_two_that_want_one_port_get_two_hosts(self) -> None:
@@ -239,12 +239,14 @@ class TestPlacement:
         guests = [self.guest("x", "tcp 127.0.0.1:5901"), self.guest("y", "tcp 127.0.0.1:5901", on="c")]
         assert self.places(hosts, guests) == {"x": None}
         fleet = Fleet(hosts=hosts, guests=guests)
-        (answer,) = place(fleet, [Request(guest=guests[0])]).values()
+        (answer,) = place(fleet, [PlacementRequest(guest=guests[0])]).values()
         assert isinstance(answer, NoHost)
         assert answer.hosts == {Constraint.PORT: 2}
         assert "2 have no room for port tcp 127.0.0.1:5901" in answer.reason
         (said,) = [
-            each for each in check(fleet, Request(guest=guests[0]), "b") if each.constraint is Constraint.PORT
+            each
+            for each in check(fleet, PlacementRequest(guest=guests[0]), "b")
+            if each.constraint is Constraint.PORT
         ]
         assert (said.fits, said.text) == (False, "tcp 127.0.0.1:5901 is taken there")
 

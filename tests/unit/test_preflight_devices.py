@@ -12,9 +12,9 @@ from migrator.core.preflight import host_files, host_network
 from migrator.core.preflight.facts import Device
 from migrator.core.preflight.host_checks import check
 from migrator.core.process import named_files
-from migrator.core.process.carriers import Link
 from migrator.core.process.command_line import CommandLine, is_path, path_of
-from migrator.core.process.files import FileSeen, Kind
+from migrator.core.process.files import FileFacts, FileKind
+from migrator.core.process.guest_network import NetworkInterface
 from tests.host_case import (
     ARGV,
     CASE,
@@ -58,10 +58,10 @@ class TestFiles:
         present = {name: replace(FILE, real=name) for name in host_files.to_read(case.command)}
         case = with_files(with_files(case, present), present, here=True)
         assert "file-missing" not in codes(case)
-        assert "file-missing" in codes(with_files(case, {path: FileSeen()}))
+        assert "file-missing" in codes(with_files(case, {path: FileFacts()}))
         assert "file-access" in codes(with_files(case, {path: replace(FILE, readable=False)}))
         text = next(
-            each for each in check(with_files(case, {path: FileSeen()})) if each.code == "file-missing"
+            each for each in check(with_files(case, {path: FileFacts()})) if each.code == "file-missing"
         )
         assert path in text.message
 
@@ -90,7 +90,7 @@ class TestFiles:
         )
         case = with_options(*options)
         assert codes(case) == ["vhost-user", "tpm", "vhost-user-socket", "vhost-user-socket"]
-        there = {path: FileSeen(kind=Kind.SOCKET) for path in ("/run/vu", "/run/tpm")}
+        there = {path: FileFacts(kind=FileKind.SOCKET) for path in ("/run/vu", "/run/tpm")}
         assert codes(with_files(case, there)) == ["vhost-user", "tpm"]
 
     def test_connections_over_vsock_are_lost(self) -> None:
@@ -103,9 +103,9 @@ class TestFiles:
 
 class TestVfio:
     PCI = "/sys/bus/pci/devices/0000:3b:00.1"
-    BOUND: Mapping[str, FileSeen] = {
-        PCI: FileSeen(kind=Kind.DIRECTORY),
-        f"{PCI}/driver": FileSeen(kind=Kind.DIRECTORY, real="/sys/bus/pci/drivers/vfio-pci"),
+    BOUND: Mapping[str, FileFacts] = {
+        PCI: FileFacts(kind=FileKind.DIRECTORY),
+        f"{PCI}/driver": FileFacts(kind=FileKind.DIRECTORY, real="/sys/bus/pci/drivers/vfio-pci"),
     }
 
     def found(self, *options: str, **source: Any) -> list[str]:
@@ -136,7 +136,7 @@ class TestVfio:
         assert codes(case) == ["vfio-missing", "vfio-state"]
         own = {
             **self.BOUND,
-            f"{self.PCI}/driver": FileSeen(kind=Kind.DIRECTORY, real="/sys/bus/pci/drivers/ixgbevf"),
+            f"{self.PCI}/driver": FileFacts(kind=FileKind.DIRECTORY, real="/sys/bus/pci/drivers/ixgbevf"),
         }
         assert codes(with_files(case, own)) == ["vfio-missing", "vfio-state"]
 
@@ -149,7 +149,7 @@ class TestVfio:
 class TestNetwork:
     SCRIPT = "/etc/qemu-ifup"
 
-    def found(self, netdev: str, files: Mapping[str, FileSeen] | None = None, **there: Any) -> list[str]:
+    def found(self, netdev: str, files: Mapping[str, FileFacts] | None = None, **there: Any) -> list[str]:
         at = ARGV.index("-netdev")
         argv = [*ARGV[:at], "-netdev", netdev, *ARGV[at + 2 :]]
         case = replace(CASE, command=CommandLine(argv), there=replace(THERE, **there))
@@ -184,14 +184,20 @@ class TestNetwork:
 
     def test_tap_that_another_process_has_open(self) -> None:
         tap, there = "tap,id=n,ifname=tap7,script=no,downscript=no", THERE.interfaces | {"tap7"}
-        held = {"tap7": Link(kind="tun", up=True, carrier=True)}
+        held = {"tap7": NetworkInterface(kind="tun", up=True, carrier=True)}
         assert self.found(tap, interfaces=there, links=held) == ["tap-in-use"]
         assert self.found(f"{tap},queues=2", interfaces=there, links=held) == []  # more may open it
-        assert self.found(tap, interfaces=there, links={"tap7": Link(kind="tun", up=True)}) == []
+        assert self.found(tap, interfaces=there, links={"tap7": NetworkInterface(kind="tun", up=True)}) == []
 
     def test_taps_and_bridges_are_compared_with_the_sources_host(self) -> None:
-        here = {"tap7": Link(kind="tun", up=True, master="br0"), "br0": Link(kind="bridge", up=True)}
-        there = {"tap7": Link(kind="tun", up=False, master=""), "br0": Link(kind="bridge", up=False)}
+        here = {
+            "tap7": NetworkInterface(kind="tun", up=True, master="br0"),
+            "br0": NetworkInterface(kind="bridge", up=True),
+        }
+        there = {
+            "tap7": NetworkInterface(kind="tun", up=False, master=""),
+            "br0": NetworkInterface(kind="bridge", up=False),
+        }
         case = with_options("-netdev", "tap,id=n,ifname=tap7,script=no")
         there_ = replace(THERE, links=there, interfaces=THERE.interfaces | {"tap7"})
         case = replace(case, here=replace(case.here, links=here), there=there_)
@@ -284,7 +290,7 @@ class TestCommandLine:
         (image,) = line.images()
         assert image.path == path
         assert image.direct
-        assert [file.path for file in named_files.named(line)] == [path]
+        assert [file.path for file in named_files.named_files(line)] == [path]
 
     def test_rubbish_is_no_reason_to_fall_over(self) -> None:
         for words in (

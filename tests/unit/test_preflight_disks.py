@@ -8,7 +8,7 @@ import pytest
 
 from migrator.core.preflight import host_disks
 from migrator.core.process.command_line import CommandLine, ImageUse
-from migrator.core.process.files import FileSeen, Kind, Same, same_file
+from migrator.core.process.files import FileFacts, FileKind, SameFile, same_file
 from tests.host_case import (
     ARGV,
     BASE,
@@ -36,20 +36,20 @@ class TestDisks:
     @pytest.mark.parametrize(
         ("there", "found"),
         [
-            (FileSeen(), ["disk-file-missing"]),
+            (FileFacts(), ["disk-file-missing"]),
             (replace(FILE, filesystem="ext4", mount_source="/dev/vda1"), ["disk-not-shared"]),
-            (replace(FILE, kind=Kind.BLOCK), ["disk-not-shared"]),
+            (replace(FILE, kind=FileKind.BLOCK), ["disk-not-shared"]),
             (replace(FILE, mount_source="10.0.0.1:/export"), ["disk-maybe-not-shared"]),
             (replace(FILE, inode=9), ["disk-maybe-not-shared"]),
             (replace(FILE, writable=False), ["disk-access"]),
             (replace(FILE, readable=False, writable=False), ["disk-access"]),
         ],
     )
-    def test_file_at_the_target(self, there: FileSeen, found: list[str]) -> None:
+    def test_file_at_the_target(self, there: FileFacts, found: list[str]) -> None:
         assert codes(with_files(CASE, {IMAGE: there})) == found
 
-    @pytest.mark.parametrize(("probed", "found"), [(Same.YES, []), (Same.NO, ["disk-not-shared"])])
-    def test_what_identities_do_not_tell_a_probe_does(self, probed: Same, found: list[str]) -> None:
+    @pytest.mark.parametrize(("probed", "found"), [(SameFile.YES, []), (SameFile.NO, ["disk-not-shared"])])
+    def test_what_identities_do_not_tell_a_probe_does(self, probed: SameFile, found: list[str]) -> None:
         case = with_files(CASE, {IMAGE: replace(FILE, mount_source="10.0.0.1:/export")})
         assert host_disks.to_probe(case) == [IMAGE]
         assert codes(replace(case, probed={IMAGE: probed})) == found
@@ -150,11 +150,11 @@ class TestDisks:
         flash = replace(DISK, device="/machine/system.flash1", format="raw")
         case = with_source(disks=(flash,))
         local = replace(FILE, filesystem="ext4", mount_source="/dev/vda1")
-        room = replace(local, kind=Kind.DIRECTORY)
+        room = replace(local, kind=FileKind.DIRECTORY)
         here = with_files(case, {IMAGE: local}, here=True)
         assert codes(with_files(here, {IMAGE: local})) == []
         assert codes(with_files(here, {IMAGE: replace(local, size_bytes=9)})) == ["disk-size"]
-        missing = {IMAGE: FileSeen()}
+        missing = {IMAGE: FileFacts()}
         assert codes(with_files(here, {**missing, "/images": room})) == []
         assert codes(with_files(here, missing)) == ["disk-file-missing"]
         assert codes(with_files(here, {**missing, "/images": replace(room, writable=False)})) == [
@@ -208,12 +208,12 @@ class TestBackingChain:
         ("base", "found"),
         [
             (BASE_SEEN, []),
-            (FileSeen(), ["backing-missing"]),
+            (FileFacts(), ["backing-missing"]),
             (LOCAL, ["backing-not-shared"]),
             (replace(LOCAL, size_bytes=1), ["backing-differs"]),
         ],
     )
-    def test_file_at_the_target(self, base: FileSeen, found: list[str]) -> None:
+    def test_file_at_the_target(self, base: FileFacts, found: list[str]) -> None:
         assert codes(with_files(CASE, {BASE: base})) == found
 
     @pytest.mark.parametrize(
@@ -240,7 +240,7 @@ class TestBackingChain:
     def test_what_qemu_has_open_counts_more_than_the_image(self) -> None:
         based = replace(CASE, based={IMAGE: (IMAGE, "/other")})
         assert codes(based) == ["backing-missing"]
-        assert codes(with_files(based, {"/other": BASE_SEEN, BASE: FileSeen()})) == []
+        assert codes(with_files(based, {"/other": BASE_SEEN, BASE: FileFacts()})) == []
 
     def test_raw_disks_are_based_on_nothing_and_never_probed(self) -> None:
         raw = with_source(disks=(replace(DISK, format="raw"),))
@@ -251,30 +251,35 @@ class TestBackingChain:
 
 
 class TestSameFile:
-    BLOCK = FileSeen(kind=Kind.BLOCK, device="8:0", serial="wwid=naa.5000")
+    BLOCK = FileFacts(kind=FileKind.BLOCK, device="8:0", serial="wwid=naa.5000")
 
     @pytest.mark.parametrize(
         ("here", "there", "one_machine", "same"),
         [
-            (FILE, FILE, False, Same.YES),
-            (FILE, replace(FILE, inner_path="/b"), False, Same.UNKNOWN),
-            (FILE, replace(FILE, size_bytes=1), False, Same.UNKNOWN),
-            (FILE, replace(FILE, filesystem="tmpfs"), False, Same.NO),
+            (FILE, FILE, False, SameFile.YES),
+            (FILE, replace(FILE, inner_path="/b"), False, SameFile.UNKNOWN),
+            (FILE, replace(FILE, size_bytes=1), False, SameFile.UNKNOWN),
+            (FILE, replace(FILE, filesystem="tmpfs"), False, SameFile.NO),
             (
                 replace(FILE, mount_source="localhost:/x"),
                 replace(FILE, mount_source="localhost:/x"),
                 False,
-                Same.UNKNOWN,
+                SameFile.UNKNOWN,
             ),
-            (replace(FILE, filesystem="overlay"), replace(FILE, filesystem="overlay"), False, Same.UNKNOWN),
-            (BLOCK, BLOCK, False, Same.YES),
-            (BLOCK, replace(BLOCK, device="8:16"), False, Same.YES),
-            (BLOCK, replace(BLOCK, device="8:16"), True, Same.NO),
-            (BLOCK, replace(BLOCK, serial="wwid=naa.6000"), False, Same.NO),
-            (BLOCK, replace(BLOCK, serial="dm=mpath-3600"), False, Same.UNKNOWN),
-            (BLOCK, replace(BLOCK, serial=""), False, Same.UNKNOWN),
+            (
+                replace(FILE, filesystem="overlay"),
+                replace(FILE, filesystem="overlay"),
+                False,
+                SameFile.UNKNOWN,
+            ),
+            (BLOCK, BLOCK, False, SameFile.YES),
+            (BLOCK, replace(BLOCK, device="8:16"), False, SameFile.YES),
+            (BLOCK, replace(BLOCK, device="8:16"), True, SameFile.NO),
+            (BLOCK, replace(BLOCK, serial="wwid=naa.6000"), False, SameFile.NO),
+            (BLOCK, replace(BLOCK, serial="dm=mpath-3600"), False, SameFile.UNKNOWN),
+            (BLOCK, replace(BLOCK, serial=""), False, SameFile.UNKNOWN),
         ],
     )
-    def test_identity(self, here: FileSeen, there: FileSeen, one_machine: bool, same: Same) -> None:
+    def test_identity(self, here: FileFacts, there: FileFacts, one_machine: bool, same: SameFile) -> None:
         assert same_file(here, there, one_machine=one_machine) is same
         assert same_file(there, here, one_machine=one_machine) is same

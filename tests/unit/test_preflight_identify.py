@@ -6,7 +6,7 @@ import os
 
 import pytest
 
-from migrator.core.process.files import FileSeen, Kind, Same, Seen, same_file
+from migrator.core.process.files import FileFacts, FileKind, HostFiles, SameFile, same_file
 from migrator.hosts.identify import parse
 
 MOUNTS = """\
@@ -20,7 +20,7 @@ rubbish
 
 def answers(
     files: list[tuple[str, str, str]], *, mounts: str = MOUNTS, locks: str = "", links: str = ""
-) -> Seen:
+) -> HostFiles:
     """What is made of an answer about these files."""
     names = [real for _, _, real in files]
     words = ["1000", "/", "/usr/bin/qemu", mounts, locks, links, "", "", "", "", "", "", ""]
@@ -29,11 +29,11 @@ def answers(
     )
 
 
-def one(path: str) -> FileSeen:
+def one(path: str) -> FileFacts:
     return answers([(f"81a4 5 {os.makedev(0, 40)} 7 0 0 0 0 644 r- 4096", "", path)]).file(path)
 
 
-def disk(serial: str, *, minor: int = 0) -> FileSeen:
+def disk(serial: str, *, minor: int = 0) -> FileFacts:
     """A block device of 1 MiB that says this of itself."""
     numbers = f"61b0 0 5 99 8 {minor:x} 0 6 660 wr- 4096"
     return answers([(numbers, f"size 2048\n{serial}", "/dev/sda")]).file("/dev/sda")
@@ -58,7 +58,7 @@ def test_file_lies_in_the_innermost_and_last_mount(
 
 def test_numbers() -> None:
     seen = one("/mnt/im ages/disk")
-    assert (seen.kind, seen.size_bytes, seen.device, seen.inode) == (Kind.REGULAR, 5, "0:40", 7)
+    assert (seen.kind, seen.size_bytes, seen.device, seen.inode) == (FileKind.REGULAR, 5, "0:40", 7)
     assert (seen.readable, seen.writable, seen.executable, seen.permissions) == (True, False, False, 0o644)
 
 
@@ -96,15 +96,15 @@ class TestBlockDevices:
     def test_only_what_is_unique_in_the_world_identifies(self, said: str, serial: str) -> None:
         seen = disk(said)
         assert seen.serial == serial
-        assert seen.kind is Kind.BLOCK
+        assert seen.kind is FileKind.BLOCK
         assert seen.size_bytes == 1 << 20
         assert seen.device == "8:0"
 
     def test_path_and_multipath_to_one_disk_are_the_same(self) -> None:
         path, many = disk("device/wwid naa.6001405", minor=16), disk("dm/uuid mpath-36001405")
-        assert same_file(path, many, one_machine=False) is Same.YES
-        assert same_file(path, disk("device/wwid naa.6001406"), one_machine=False) is Same.NO
-        assert same_file(path, disk(""), one_machine=False) is Same.UNKNOWN
+        assert same_file(path, many, one_machine=False) is SameFile.YES
+        assert same_file(path, disk("device/wwid naa.6001406"), one_machine=False) is SameFile.NO
+        assert same_file(path, disk(""), one_machine=False) is SameFile.UNKNOWN
 
 
 class TestLocks:

@@ -9,17 +9,23 @@ import pytest
 
 from migrator.core.model import Severity
 from migrator.core.preflight.host_checks import check
-from migrator.core.preflight.host_process import ProcessCase, differences, written
+from migrator.core.preflight.host_process import ProcessPair, differences, written
 from migrator.core.process.command_line import CommandLine
-from migrator.core.process.files import FileSeen, Kind
-from migrator.core.process.process_identity import Drops, Held, OpenFile, ProcessIdentity, started_in
+from migrator.core.process.files import FileFacts, FileKind
+from migrator.core.process.process_identity import (
+    DroppedPrivileges,
+    OpenFile,
+    OpenFiles,
+    ProcessIdentity,
+    started_in,
+)
 from migrator.hosts.launch import Like, Nest, unit_command
 from migrator.hosts.process_identity import become, unit_properties
 from tests.host_case import ARGV, CASE, IMAGE, codes
 
 SOURCE = ProcessIdentity(user=107, group=107, account="vm", directory="/", root="/", umask=0o22)
-OPEN = OpenFile(path=IMAGE, deleted=False, kind=Kind.REGULAR, device="0:50", inode=7)
-PROCESS = ProcessCase(source=SOURCE, target=SOURCE, held=Held(files=(OPEN,)), account="vm", number=107)
+OPEN = OpenFile(path=IMAGE, deleted=False, kind=FileKind.REGULAR, device="0:50", inode=7)
+PROCESS = ProcessPair(source=SOURCE, target=SOURCE, held=OpenFiles(files=(OPEN,)), account="vm", number=107)
 
 
 def found(argv: tuple[str, ...] = (), **changes: Any) -> list[str]:
@@ -43,10 +49,10 @@ class TestFindings:
             ({"target": replace(SOURCE, user=0)}, ["process-user"]),
             ({"number": 64055}, ["user-differs"]),
             ({"account": "", "number": None}, ["user-missing"]),
-            ({"held": Held()}, ["process-unknown"]),
-            ({"held": Held(), "replicated": False, "target": None}, ["process-unknown"]),
-            ({"held": Held(files=(), directory="/")}, ["disk-replaced"]),
-            ({"held": Held(files=(OPEN,), elsewhere=frozenset({"/boot/k"}))}, ["mount-namespace"]),
+            ({"held": OpenFiles()}, ["process-unknown"]),
+            ({"held": OpenFiles(), "replicated": False, "target": None}, ["process-unknown"]),
+            ({"held": OpenFiles(files=(), directory="/")}, ["disk-replaced"]),
+            ({"held": OpenFiles(files=(OPEN,), elsewhere=frozenset({"/boot/k"}))}, ["mount-namespace"]),
             ({"may": {"/dev/kvm": "e"}}, ["file-access"]),
             ({"may": {"/dev/net/tun": "er"}}, ["file-access"]),
         ],
@@ -141,17 +147,19 @@ class TestReplacedDisk:
     def test_says_where_the_old_one_is(self) -> None:
         old = replace(OPEN, inode=99, deleted=True, descriptor="/proc/7/fd/12")
         (one,) = [
-            each for each in _findings(held=Held(files=(old,), directory="/")) if each.code == "disk-replaced"
+            each
+            for each in _findings(held=OpenFiles(files=(old,), directory="/"))
+            if each.code == "disk-replaced"
         ]
         assert "/proc/7/fd/12" in one.message
         assert one.severity is Severity.ERROR
 
     def test_device_is_told_by_its_number_not_by_its_node(self) -> None:
-        node = FileSeen(kind=Kind.BLOCK, device="253:3", inode=5)
-        held = Held(files=(replace(OPEN, kind=Kind.BLOCK, device="253:3", inode=900),))
+        node = FileFacts(kind=FileKind.BLOCK, device="253:3", inode=5)
+        held = OpenFiles(files=(replace(OPEN, kind=FileKind.BLOCK, device="253:3", inode=900),))
         assert held.has(node)
         assert not held.has(replace(node, device="253:4"))
-        assert Held().has(node)
+        assert OpenFiles().has(node)
 
 
 def _findings(**changes: Any) -> list[Any]:
@@ -185,23 +193,23 @@ class TestDrops:
     @pytest.mark.parametrize(
         ("options", "drops"),
         [
-            ((), Drops()),
-            (("-runas", "vm"), Drops(user="vm")),
-            (("-runas", "1:2"), Drops(user="1:2")),
-            (("-runas", "a", "-run-with", "user=b"), Drops(user="b")),
-            (("-chroot", "/x", "-runas", "vm"), Drops(user="vm", root="/x")),
-            (("-run-with", "user=vm,chroot=/x y"), Drops(user="vm", root="/x y")),
-            (("-run-with", "async-teardown=on"), Drops()),
+            ((), DroppedPrivileges()),
+            (("-runas", "vm"), DroppedPrivileges(user="vm")),
+            (("-runas", "1:2"), DroppedPrivileges(user="1:2")),
+            (("-runas", "a", "-run-with", "user=b"), DroppedPrivileges(user="b")),
+            (("-chroot", "/x", "-runas", "vm"), DroppedPrivileges(user="vm", root="/x")),
+            (("-run-with", "user=vm,chroot=/x y"), DroppedPrivileges(user="vm", root="/x y")),
+            (("-run-with", "async-teardown=on"), DroppedPrivileges()),
         ],
     )
-    def test_read_from_the_command_line(self, options: tuple[str, ...], drops: Drops) -> None:
-        assert Drops.of(CommandLine(["qemu", *options])) == drops
+    def test_read_from_the_command_line(self, options: tuple[str, ...], drops: DroppedPrivileges) -> None:
+        assert DroppedPrivileges.of(CommandLine(["qemu", *options])) == drops
 
     def test_it_is_started_with_its_rights_and_its_directory_is_that_users(self) -> None:
-        words = become(SOURCE, drops=Drops(user="vm"), run_directory="/run/x")
+        words = become(SOURCE, drops=DroppedPrivileges(user="vm"), run_directory="/run/x")
         assert not [word for word in words if word.startswith(("user=", "groups=", "account="))]
         assert words.index("owner=vm:") < words.index("own=/run/x")
-        words = become(SOURCE, drops=Drops(user="5:6"), run_directory="/run/x")
+        words = become(SOURCE, drops=DroppedPrivileges(user="5:6"), run_directory="/run/x")
         assert "owner=5:6" in words
         assert "account=vm" in become(SOURCE, as_user="vm")
         assert {"user=5", "group=6", "groups=6"} <= set(become(SOURCE, as_user="5:6"))

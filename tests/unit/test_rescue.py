@@ -6,9 +6,16 @@ from itertools import product
 
 import pytest
 
-from migrator.core.migration.rescue import GONE, Course, Refusal, Shown, find
-from migrator.core.migration.situation import DestinationIs, Intent, SourceIs, Word, destination_is, source_is
-from migrator.core.model import MigrationStatus, Process, RunState, View
+from migrator.core.migration.rescue import GONE, RescuePlan, RescueRefusal, RescueSituation, find_rescue
+from migrator.core.migration.situation import (
+    DestinationIs,
+    Intent,
+    OperatorAnswer,
+    SourceIs,
+    destination_is,
+    source_is,
+)
+from migrator.core.model import MigrationStatus, ProcessState, RunState, View
 from tests.unit.test_lifecycle_table import DESTINATIONS, SOURCES, every_view, shown
 
 S, D, R, M = SourceIs, DestinationIs, RunState, MigrationStatus
@@ -18,7 +25,7 @@ LEFT, RUNS = shown(R.POSTMIGRATE, M.CANCELLED), shown(R.RUNNING, M.CANCELLED)
 DEVICE, BROKEN = shown(R.FINISH_MIGRATE, M.DEVICE), shown(R.FINISH_MIGRATE, M.POSTCOPY_PAUSED)
 LOADS, LOADED = shown(R.INMIGRATE, M.ACTIVE), shown(R.PAUSED, M.COMPLETED)
 READY, ARRIVED = shown(R.PAUSED, M.POSTCOPY_ACTIVE), shown(R.RUNNING, M.COMPLETED)
-FETCHES, SILENT = shown(R.RUNNING, M.POSTCOPY_ACTIVE), View(process=Process.ALIVE)
+FETCHES, SILENT = shown(R.RUNNING, M.POSTCOPY_ACTIVE), View(process=ProcessState.ALIVE)
 
 
 def fenceable(view: View) -> View:
@@ -28,22 +35,24 @@ def fenceable(view: View) -> View:
 @pytest.mark.parametrize(
     ("source", "destination", "word"),
     [
-        (AT_SWITCH, LOADS, Word.SOURCE),
-        (AT_SWITCH, GONE, Word.SOURCE),
-        (AT_SWITCH, SILENT, Word.SOURCE),
-        (COPIES, LOADS, Word.SOURCE),
-        (COPIES, GONE, Word.SOURCE),
-        (LEFT, LOADS, Word.SOURCE),
-        (RUNS, LOADS, Word.SOURCE),
-        (DONE, LOADED, Word.DESTINATION),
-        (DONE, ARRIVED, Word.DESTINATION),
-        (SERVES, READY, Word.DESTINATION),
-        (SERVES, FETCHES, Word.DESTINATION),
+        (AT_SWITCH, LOADS, OperatorAnswer.SOURCE),
+        (AT_SWITCH, GONE, OperatorAnswer.SOURCE),
+        (AT_SWITCH, SILENT, OperatorAnswer.SOURCE),
+        (COPIES, LOADS, OperatorAnswer.SOURCE),
+        (COPIES, GONE, OperatorAnswer.SOURCE),
+        (LEFT, LOADS, OperatorAnswer.SOURCE),
+        (RUNS, LOADS, OperatorAnswer.SOURCE),
+        (DONE, LOADED, OperatorAnswer.DESTINATION),
+        (DONE, ARRIVED, OperatorAnswer.DESTINATION),
+        (SERVES, READY, OperatorAnswer.DESTINATION),
+        (SERVES, FETCHES, OperatorAnswer.DESTINATION),
     ],
 )
-def test_the_one_way_that_both_ends_leave_is_taken(source: View, destination: View, word: Word) -> None:
-    found = find(Shown(source=source, destination=fenceable(destination), runs=True))
-    assert isinstance(found, Course)
+def test_the_one_way_that_both_ends_leave_is_taken(
+    source: View, destination: View, word: OperatorAnswer
+) -> None:
+    found = find_rescue(RescueSituation(source=source, destination=fenceable(destination), runs=True))
+    assert isinstance(found, RescuePlan)
     assert found.word is word
     assert found.says[-1] == f"the guest then runs at the {word}"
 
@@ -66,45 +75,54 @@ def test_the_one_way_that_both_ends_leave_is_taken(source: View, destination: Vi
     ],
 )
 def test_where_a_person_has_to_decide_they_are_told_what(source: View, destination: View, says: str) -> None:
-    found = find(Shown(source=fenceable(source), destination=fenceable(destination), runs=True))
-    assert isinstance(found, Refusal)
+    found = find_rescue(
+        RescueSituation(source=fenceable(source), destination=fenceable(destination), runs=True)
+    )
+    assert isinstance(found, RescueRefusal)
     assert says in found.why
     assert not found.nothing_to_do
 
 
 def test_two_guests_are_not_taken_for_one() -> None:
-    found = find(Shown(source=DONE, destination=fenceable(ARRIVED), runs=True, same_guest=False))
-    assert found == Refusal(why="the two ends show different guests: check the addresses")
+    found = find_rescue(
+        RescueSituation(source=DONE, destination=fenceable(ARRIVED), runs=True, same_guest=False)
+    )
+    assert found == RescueRefusal(why="the two ends show different guests: check the addresses")
 
 
 @pytest.mark.parametrize(
     ("source", "destination"), [(RUNS, GONE), (GONE, ARRIVED), (GONE, GONE), (GONE, LOADS)]
 )
 def test_a_guest_that_takes_part_in_no_migration_needs_no_rescue(source: View, destination: View) -> None:
-    found = find(Shown(source=source, destination=destination))
-    assert isinstance(found, Refusal)
+    found = find_rescue(RescueSituation(source=source, destination=destination))
+    assert isinstance(found, RescueRefusal)
     assert found.nothing_to_do
 
 
 def test_whether_it_shall_run_is_asked_where_nothing_tells() -> None:
-    found = find(Shown(source=DONE, destination=fenceable(LOADED)))
-    assert isinstance(found, Refusal)
+    found = find_rescue(RescueSituation(source=DONE, destination=fenceable(LOADED)))
+    assert isinstance(found, RescueRefusal)
     assert "say --run-state running or paused" in found.why
 
 
 def test_a_guest_that_somebody_paused_is_not_run_but_by_a_persons_word() -> None:
     paused = shown(R.PAUSED, M.ACTIVE)
     for said in (False, True):
-        found = find(Shown(source=paused, destination=fenceable(LOADS), runs=True, run_state_said=said))
-        assert isinstance(found, Course)
+        found = find_rescue(
+            RescueSituation(source=paused, destination=fenceable(LOADS), runs=True, run_state_said=said)
+        )
+        assert isinstance(found, RescuePlan)
         assert found.intent.guest_runs is said
 
 
 def test_without_a_persons_word_no_end_is_lost_that_may_hold_what_the_other_has_not() -> None:
-    sources = [*SOURCES, *(view for view in every_view() if view.answers and view.process is Process.ALIVE)]
+    sources = [
+        *SOURCES,
+        *(view for view in every_view() if view.answers and view.process is ProcessState.ALIVE),
+    ]
     for source, destination in product(sources, map(fenceable, DESTINATIONS)):
-        found = find(Shown(source=fenceable(source), destination=destination, runs=True))
-        if not isinstance(found, Course):
+        found = find_rescue(RescueSituation(source=fenceable(source), destination=destination, runs=True))
+        if not isinstance(found, RescuePlan):
             continue
         here, there = source_is(source), destination_is(destination)
         doing = " ".join(found.says)

@@ -12,12 +12,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from migrator.core.inventory import Host
-from migrator.core.schedule import Orders, Phase, Rules, Transfer, schedule
+from migrator.core.schedule import LinkRules, Orders, Transfer, TransferPhase, schedule
 from migrator.core.schedule.timetable import lower_bound_seconds, predict
 
 MIB = 2**20
 LINK = 100 * MIB
-RULES = Rules(reserve_ratio=0.0)
+RULES = LinkRules(reserve_ratio=0.0)
 WHOLE = pytest.approx(LINK, rel=1e-5)
 
 
@@ -29,7 +29,9 @@ def transfer(
     guest: str, seconds: float = 10, source: str = "a", target: str = "b", **fields: object
 ) -> Transfer:
     """Takes so many seconds of a link for itself, and half a second that needs no link."""
-    made = Transfer(guest=guest, source=source, target=target, bytes_left=seconds * LINK, phase=Phase.READY)
+    made = Transfer(
+        guest=guest, source=source, target=target, bytes_left=seconds * LINK, phase=TransferPhase.READY
+    )
     return replace(made, **{"alone_seconds": seconds + 0.5, **fields})  # type: ignore[arg-type]
 
 
@@ -56,7 +58,7 @@ def sites(draw: st.DrawFn) -> dict[str, Host]:
 
 
 @st.composite
-def transfers(draw: st.DrawFn, phases: Sequence[Phase] = tuple(Phase)) -> list[Transfer]:
+def transfers(draw: st.DrawFn, phases: Sequence[TransferPhase] = tuple(TransferPhase)) -> list[Transfer]:
     return [
         Transfer(
             guest=f"g{n}",
@@ -78,20 +80,22 @@ def transfers(draw: st.DrawFn, phases: Sequence[Phase] = tuple(Phase)) -> list[T
     ]
 
 
-def capacity(hosts: Mapping[str, Host], name: str, rules: Rules) -> float:
+def capacity(hosts: Mapping[str, Host], name: str, rules: LinkRules) -> float:
     host = hosts.get(name)
     speed = host.link_bytes_per_second if host else None
     return (speed or rules.assumed_link_bytes_per_second) * (1 - rules.reserve_ratio)
 
 
-def check_moment(given: Sequence[Transfer], hosts: Mapping[str, Host], rules: Rules, orders: Orders) -> None:
+def check_moment(
+    given: Sequence[Transfer], hosts: Mapping[str, Host], rules: LinkRules, orders: Orders
+) -> None:
     """What must hold of any orders, whatever went before."""
     by_guest = {one.guest: one for one in given}
     assert set(orders.reasons) == set(by_guest)
     assert all(orders.reasons.values())
-    assert {by_guest[guest].phase for guest in orders.begin} <= {Phase.READY}
-    assert {by_guest[guest].phase for guest in orders.prepare} <= {Phase.WAITING}
-    running = {one.guest for one in given if one.phase is Phase.TRANSFERRING}
+    assert {by_guest[guest].phase for guest in orders.begin} <= {TransferPhase.READY}
+    assert {by_guest[guest].phase for guest in orders.prepare} <= {TransferPhase.WAITING}
+    running = {one.guest for one in given if one.phase is TransferPhase.TRANSFERRING}
     assert set(orders.bandwidth) == running | set(orders.begin)
     assert orders.look_again_seconds is None or orders.look_again_seconds > 0
     for name in "abcd":
@@ -118,7 +122,7 @@ def _end(one: Transfer, *, out: bool) -> str:
 
 
 def _is_ahead(one: Transfer, orders: Orders) -> bool:
-    ready = one.phase in (Phase.PREPARING, Phase.READY) and one.guest not in orders.begin
+    ready = one.phase in (TransferPhase.PREPARING, TransferPhase.READY) and one.guest not in orders.begin
     return (ready or one.guest in orders.prepare) and "cannot run" not in orders.reasons[one.guest]
 
 
@@ -127,7 +131,7 @@ def _is_ahead(one: Transfer, orders: Orders) -> bool:
 def test_no_link_and_no_limit_is_exceeded_whatever_went_before(
     given_: list[Transfer], hosts: dict[str, Host]
 ) -> None:
-    rules = Rules()
+    rules = LinkRules()
     orders = schedule(given_, hosts, rules)
     check_moment(given_, hosts, rules, orders)
     assert schedule(list(reversed(given_)), hosts, rules) == orders
@@ -140,7 +144,9 @@ def test_no_link_and_no_limit_is_exceeded_whatever_went_before(
 class World:
     """Carries out orders; how long things take is up to it."""
 
-    def __init__(self, given: Sequence[Transfer], hosts: Mapping[str, Host], rules: Rules, seed: int) -> None:
+    def __init__(
+        self, given: Sequence[Transfer], hosts: Mapping[str, Host], rules: LinkRules, seed: int
+    ) -> None:
         self.hosts, self.rules = hosts, rules
         self.transfers = {one.guest: one for one in given}
         self.random = random.Random(seed)
@@ -156,7 +162,11 @@ class World:
             check_moment(given, self.hosts, self.rules, orders)
             self._check_alone(orders)
             self._obey(orders)
-            busy = [one for one in self.transfers.values() if one.phase not in (Phase.WAITING, Phase.READY)]
+            busy = [
+                one
+                for one in self.transfers.values()
+                if one.phase not in (TransferPhase.WAITING, TransferPhase.READY)
+            ]
             if not busy:
                 self.never = set(self.transfers)
                 return
@@ -179,16 +189,16 @@ class World:
 
     def _obey(self, orders: Orders) -> None:
         for guest in orders.prepare:
-            self.transfers[guest] = replace(self.transfers[guest], phase=Phase.PREPARING)
+            self.transfers[guest] = replace(self.transfers[guest], phase=TransferPhase.PREPARING)
         for guest in orders.begin:
-            self.transfers[guest] = replace(self.transfers[guest], phase=Phase.TRANSFERRING)
+            self.transfers[guest] = replace(self.transfers[guest], phase=TransferPhase.TRANSFERRING)
 
     def _happen(self, one: Transfer) -> None:
         following = {
-            Phase.PREPARING: Phase.READY,
-            Phase.TRANSFERRING: Phase.FINISHING,
+            TransferPhase.PREPARING: TransferPhase.READY,
+            TransferPhase.TRANSFERRING: TransferPhase.FINISHING,
         }
-        if one.phase is Phase.TRANSFERRING and self.random.random() < 0.5:
+        if one.phase is TransferPhase.TRANSFERRING and self.random.random() < 0.5:
             left = one.bytes_left * self.random.uniform(0, 1.2)
             self.transfers[one.guest] = replace(one, bytes_left=left)
         elif one.phase in following:
@@ -203,11 +213,11 @@ def test_everything_that_can_run_has_its_turn(
     given_: list[Transfer], hosts: dict[str, Host], seed: int
 ) -> None:
     given_ = [replace(one, stop_at_deadline=False) for one in given_]
-    world = World(given_, hosts, Rules(), seed)
+    world = World(given_, hosts, LinkRules(), seed)
     world.run()
     for one in given_:
         closed = hosts[one.source].max_outgoing == 0 or hosts[one.target].max_incoming == 0
-        begun = one.phase in (Phase.TRANSFERRING, Phase.FINISHING)
+        begun = one.phase in (TransferPhase.TRANSFERRING, TransferPhase.FINISHING)
         assert (one.guest in world.never) == (closed and not begun)
 
 
@@ -276,14 +286,14 @@ def test_two_sources_to_two_targets_run_side_by_side() -> None:
 def test_a_slow_target_does_not_hold_up_the_others() -> None:
     hosts = links("a", "b", "c") | {"slow": Host(name="slow", link_bytes_per_second=LINK / 10)}
     made = [transfer(f"s{n}", 1, target="slow", alone_seconds=10.5) for n in range(3)]
-    made += [transfer(f"g{n}", 5, target="bc"[n % 2], phase=Phase.WAITING) for n in range(6)]
+    made += [transfer(f"g{n}", 5, target="bc"[n % 2], phase=TransferPhase.WAITING) for n in range(6)]
     told = predict(made, hosts, RULES)
     assert told.bound_seconds == pytest.approx(33, rel=0.1)
     assert told.makespan.p50 <= 40
 
 
 def test_the_interval_holds_what_happens_when_guests_take_longer_or_shorter() -> None:
-    made = [transfer(f"g{n}", 4 + n % 5, phase=Phase.WAITING) for n in range(30)]
+    made = [transfer(f"g{n}", 4 + n % 5, phase=TransferPhase.WAITING) for n in range(30)]
     hosts, generator, inside = links(*"ab"), random.Random(1), 0
     told = predict(made, hosts, RULES).makespan
     for _ in range(40):
@@ -299,7 +309,7 @@ def test_the_interval_holds_what_happens_when_guests_take_longer_or_shorter() ->
 
 def test_what_was_predicted_is_what_the_schedule_does() -> None:
     made = [
-        transfer(f"g{n}", 3 + n % 4, target="bc"[n % 2], phase=Phase.WAITING, prepare_seconds=0.5)
+        transfer(f"g{n}", 3 + n % 4, target="bc"[n % 2], phase=TransferPhase.WAITING, prepare_seconds=0.5)
         for n in range(9)
     ]
     hosts = links(*"abc")
@@ -307,7 +317,7 @@ def test_what_was_predicted_is_what_the_schedule_does() -> None:
     begun = [one.guest for one in made if told.guests[one.guest].begins.p50 < 1.0]
     orders = schedule(made, hosts, RULES)
     assert set(begun) <= set(orders.prepare)
-    ready = [replace(one, phase=Phase.READY) if one.guest in orders.prepare else one for one in made]
+    ready = [replace(one, phase=TransferPhase.READY) if one.guest in orders.prepare else one for one in made]
     assert list(schedule(ready, hosts, RULES).begin) == list(told.guests)[:1] == begun
 
 
@@ -325,7 +335,7 @@ class TestLink:
         assert "filled by long" in orders.reasons["middle"]
 
     def test_keeps_its_reserve_for_the_guests(self) -> None:
-        orders = schedule([transfer("g")], links(*"ab"), Rules(reserve_ratio=0.25))
+        orders = schedule([transfer("g")], links(*"ab"), LinkRules(reserve_ratio=0.25))
         assert orders.bandwidth == {"g": pytest.approx(LINK * 0.75, rel=1e-5)}
 
     def test_is_that_of_the_target_too(self) -> None:
@@ -343,7 +353,7 @@ class TestLink:
         assert sum(orders.bandwidth.values()) == pytest.approx(LINK, rel=1e-5)
 
     def test_is_given_to_the_next_when_one_has_little_left(self) -> None:
-        first = transfer("first", 10, phase=Phase.TRANSFERRING)
+        first = transfer("first", 10, phase=TransferPhase.TRANSFERRING)
         orders = schedule([first, transfer("next", 9)], links(*"ab"), RULES)
         assert orders.begin == ()
         assert orders.look_again_seconds == pytest.approx(9.5)
@@ -353,14 +363,14 @@ class TestLink:
         assert orders.bandwidth["next"] > 0.75 * LINK
 
     def test_is_given_again_as_others_end(self) -> None:
-        pair = [transfer(name, 5, phase=Phase.TRANSFERRING) for name in ("x", "y")]
+        pair = [transfer(name, 5, phase=TransferPhase.TRANSFERRING) for name in ("x", "y")]
         assert schedule(pair, links(*"ab"), RULES).bandwidth == dict.fromkeys(
             "xy", pytest.approx(LINK / 2, rel=1e-5)
         )
         assert schedule(pair[:1], links(*"ab"), RULES).bandwidth == {"x": WHOLE}
 
     def test_is_not_held_by_preparing_and_clearing_away(self) -> None:
-        others = [transfer("p", phase=Phase.PREPARING), transfer("f", phase=Phase.FINISHING)]
+        others = [transfer("p", phase=TransferPhase.PREPARING), transfer("f", phase=TransferPhase.FINISHING)]
         orders = schedule([*others, transfer("g")], links(*"ab", max_outgoing=1, max_incoming=1), RULES)
         assert orders.begin == ("g",)
         assert orders.bandwidth == {"g": WHOLE}
@@ -374,7 +384,7 @@ class TestLink:
 
 class TestBarelyConverging:
     def test_waits_until_its_link_is_free_and_has_it_for_itself(self) -> None:
-        busy = transfer("busy", 5, phase=Phase.TRANSFERRING)
+        busy = transfer("busy", 5, phase=TransferPhase.TRANSFERRING)
         heavy = transfer("heavy", 20, dirty_rate_bytes_per_second=LINK / 2)
         small = transfer("small", 0.1)
         orders = schedule([busy, heavy, small], links(*"ab"), RULES)
@@ -383,7 +393,7 @@ class TestBarelyConverging:
         orders = schedule([heavy, small], links(*"ab"), RULES)
         assert orders.begin == ("heavy",)
         assert orders.bandwidth == {"heavy": WHOLE}
-        running = replace(heavy, phase=Phase.TRANSFERRING, bytes_left=0)
+        running = replace(heavy, phase=TransferPhase.TRANSFERRING, bytes_left=0)
         assert schedule([running, small], links(*"ab"), RULES).begin == ()
 
     def test_does_not_keep_others_from_what_it_cannot_use(self) -> None:
@@ -395,7 +405,7 @@ class TestBarelyConverging:
         assert orders.bandwidth == {"heavy": LINK // 4, "capped": LINK // 2}
 
     def test_lets_others_have_its_second_link_only_until_the_first_is_free(self) -> None:
-        busy = transfer("busy", 4, source="c", target="b", phase=Phase.TRANSFERRING)
+        busy = transfer("busy", 4, source="c", target="b", phase=TransferPhase.TRANSFERRING)
         heavy = transfer("heavy", 20, barely_converges=True)
         quick, slow = transfer("quick", 2, target="d"), transfer("slow", 6, target="d")
         orders = schedule([busy, heavy, quick, slow], links(*"abcd"), RULES)
@@ -434,30 +444,30 @@ class TestOrder:
 
 class TestPreparing:
     def test_is_ahead_by_two_on_one_source(self) -> None:
-        made = [transfer(f"g{n}", 10 - n, target="bcd"[n % 3], phase=Phase.WAITING) for n in range(9)]
+        made = [transfer(f"g{n}", 10 - n, target="bcd"[n % 3], phase=TransferPhase.WAITING) for n in range(9)]
         orders = schedule(made, links(*"abcd"), RULES)
         assert orders.prepare == ("g0", "g1")
 
     def test_is_ahead_by_four_on_one_target(self) -> None:
-        made = [transfer(f"g{n}", source=f"s{n}", target="t", phase=Phase.WAITING) for n in range(9)]
+        made = [transfer(f"g{n}", source=f"s{n}", target="t", phase=TransferPhase.WAITING) for n in range(9)]
         assert len(schedule(made, links("t", *(f"s{n}" for n in range(9))), RULES).prepare) == 4
 
     def test_is_further_ahead_where_guests_are_sent_faster_than_prepared(self) -> None:
-        made = [transfer(f"g{n}", 0.1, phase=Phase.WAITING, prepare_seconds=2) for n in range(9)]
+        made = [transfer(f"g{n}", 0.1, phase=TransferPhase.WAITING, prepare_seconds=2) for n in range(9)]
         assert len(schedule(made, links(*"ab"), RULES).prepare) == RULES.prepared_at_most
 
     def test_goes_on_for_free_targets_while_those_prepared_wait_for_a_full_one(self) -> None:
-        full = transfer("full", 50, source="x", target="b", phase=Phase.TRANSFERRING)
+        full = transfer("full", 50, source="x", target="b", phase=TransferPhase.TRANSFERRING)
         ready = [transfer(f"r{n}", 9) for n in range(2)]
         orders = schedule(
-            [full, *ready, transfer("g", 5, target="c", phase=Phase.WAITING)], links(*"abcx"), RULES
+            [full, *ready, transfer("g", 5, target="c", phase=TransferPhase.WAITING)], links(*"abcx"), RULES
         )
         assert orders.begin == ()
         assert orders.prepare == ("g",)
 
     def test_does_not_wait_for_those_of_lower_priority(self) -> None:
-        ready = [transfer(f"r{n}", 9, phase=Phase.PREPARING) for n in range(2)]
-        urgent = transfer("urgent", 5, phase=Phase.WAITING, priority=1)
+        ready = [transfer(f"r{n}", 9, phase=TransferPhase.PREPARING) for n in range(2)]
+        urgent = transfer("urgent", 5, phase=TransferPhase.WAITING, priority=1)
         assert schedule([*ready, urgent], links(*"ab"), RULES).prepare == ("urgent",)
 
 
@@ -470,12 +480,12 @@ class TestLimits:
         assert orders.reasons["g1"] == "is ready; waits for g0: b takes 1 at a time (max_incoming)"
 
     def test_of_none_at_all_are_said(self) -> None:
-        orders = schedule([transfer("g", phase=Phase.WAITING)], links(*"ab", max_incoming=0), RULES)
+        orders = schedule([transfer("g", phase=TransferPhase.WAITING)], links(*"ab", max_incoming=0), RULES)
         assert orders.prepare == ()
         assert orders.reasons["g"] == "cannot run: b takes no incoming migrations (max_incoming is 0)"
 
     def test_that_shrank_do_not_stop_what_runs(self) -> None:
-        pair = [transfer(name, 5, phase=Phase.TRANSFERRING) for name in ("x", "y")]
+        pair = [transfer(name, 5, phase=TransferPhase.TRANSFERRING) for name in ("x", "y")]
         orders = schedule([*pair, transfer("z")], links(*"ab", max_outgoing=1), RULES)
         assert set(orders.bandwidth) == {"x", "y"}
 

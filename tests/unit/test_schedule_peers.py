@@ -9,12 +9,12 @@ from dataclasses import dataclass
 import pytest
 
 from migrator.core.inventory import Host
-from migrator.core.schedule import Phase, Rules, Transfer, schedule
+from migrator.core.schedule import LinkRules, Transfer, TransferPhase, schedule
 from migrator.core.schedule.timetable import predict
 
 MIB = 2**20
 LINK = 117 * MIB
-RULES = Rules(reserve_ratio=0.0)
+RULES = LinkRules(reserve_ratio=0.0)
 HOSTS = {name: Host(name=name, link_bytes_per_second=LINK) for name in ("source", "t0", "t1", "t2")}
 PREPARE, CLEAR, TICK = 1.0, 0.3, 0.02
 #: Downtime that is allowed, and rounds after which postcopy takes the rest.
@@ -30,7 +30,7 @@ class Guest:
     left: float
     dirty_rate: float
     working_set: float
-    phase: Phase = Phase.WAITING
+    phase: TransferPhase = TransferPhase.WAITING
     #: Of the phase, where it ends by itself; the last part of a transfer takes no bandwidth.
     seconds_left: float = PREPARE
     round: int = 0
@@ -51,7 +51,7 @@ class Guest:
 
     def tick(self, bandwidth: float) -> bool:
         """Whether it is at the end of a phase."""
-        if self.phase is not Phase.TRANSFERRING or (self.switching and self.left <= 0):
+        if self.phase is not TransferPhase.TRANSFERRING or (self.switching and self.left <= 0):
             self.seconds_left -= TICK
             return self.seconds_left <= 0
         self.left = max(0.0, self.left - bandwidth * TICK)
@@ -63,11 +63,13 @@ class Guest:
         return False
 
     def next_phase(self) -> None:
-        phases = list(Phase)
+        phases = list(TransferPhase)
         self.phase = phases[phases.index(self.phase) + 1]
-        self.seconds_left = {Phase.PREPARING: PREPARE, Phase.TRANSFERRING: 0.1, Phase.FINISHING: CLEAR}.get(
-            self.phase, 0.0
-        )
+        self.seconds_left = {
+            TransferPhase.PREPARING: PREPARE,
+            TransferPhase.TRANSFERRING: 0.1,
+            TransferPhase.FINISHING: CLEAR,
+        }.get(self.phase, 0.0)
 
 
 def guests(count: int, heavy: float, sizes: Sequence[int]) -> list[Guest]:
@@ -85,9 +87,11 @@ def carried_out(going: list[Guest], turn: Callable[[list[Guest], float], dict[Gu
     while going:
         bandwidth = turn(going, now)
         for one in list(going):
-            if one.phase in (Phase.WAITING, Phase.READY) or not one.tick(bandwidth.get(one, 0.0)):
+            if one.phase in (TransferPhase.WAITING, TransferPhase.READY) or not one.tick(
+                bandwidth.get(one, 0.0)
+            ):
                 continue
-            if one.phase is Phase.FINISHING:
+            if one.phase is TransferPhase.FINISHING:
                 going.remove(one)
             else:
                 one.next_phase()
@@ -100,9 +104,9 @@ def at_a_time(count: int) -> Callable[[list[Guest], float], dict[Guest, float]]:
 
     def turn(going: list[Guest], _now: float) -> dict[Guest, float]:
         for one in going[:count]:
-            if one.phase in (Phase.WAITING, Phase.READY):
+            if one.phase in (TransferPhase.WAITING, TransferPhase.READY):
                 one.next_phase()
-        sending = [one for one in going[:count] if one.phase is Phase.TRANSFERRING]
+        sending = [one for one in going[:count] if one.phase is TransferPhase.TRANSFERRING]
         return {one: LINK / len(sending) for one in sending}
 
     return turn
@@ -110,7 +114,7 @@ def at_a_time(count: int) -> Callable[[list[Guest], float], dict[Guest, float]]:
 
 def by_schedule() -> Callable[[list[Guest], float], dict[Guest, float]]:
     """Asks at every event and twice a second."""
-    asked: tuple[float, list[tuple[Guest, Phase]]] = (-1.0, [])
+    asked: tuple[float, list[tuple[Guest, TransferPhase]]] = (-1.0, [])
     given: dict[Guest, float] = {}
 
     def turn(going: list[Guest], now: float) -> dict[Guest, float]:

@@ -13,8 +13,8 @@ import pytest
 from migrator.core.drain.evacuation import FIRST_PAUSE_SECONDS, MOST_ATTEMPTS
 from migrator.core.inventory import Guest
 from migrator.core.placement import Options
-from migrator.core.policy import LastResort, Postcopy, builtin
-from migrator.core.schedule.transfers import Rules
+from migrator.core.policy import LastResort, PostcopyMode, builtin
+from migrator.core.schedule.transfers import LinkRules
 from migrator.engine.planner import Limits as EngineLimits
 from migrator.errors import UsageError
 from migrator.hosts.site_config import SshConfig
@@ -122,7 +122,7 @@ class TestExample:
         assert seen > 15
 
     def test_agrees_with_what_the_parts_take_by_default(self) -> None:
-        limits, rules = Settings().limits, Rules()
+        limits, rules = Settings().limits, LinkRules()
         assert limits.link_reserve == rules.reserve_ratio
         assert limits.assumed_link_speed == rules.assumed_link_bytes_per_second
         assert limits.sharing_at_a_time == rules.quiet_at_a_time
@@ -256,7 +256,11 @@ class TestPolicies:
         assert settings.policy("a").max_downtime_seconds == 1.0
         c, b = settings.policy("c"), settings.policy("b")
         assert (c.max_bandwidth_bytes_per_second, c.max_duration_seconds) == (100 << 20, 600.0)
-        assert (c.max_throttle_ratio, c.last_resort, c.postcopy) == (0.1, LastResort.ABORT, Postcopy.ALLOW)
+        assert (c.max_throttle_ratio, c.last_resort, c.postcopy) == (
+            0.1,
+            LastResort.ABORT,
+            PostcopyMode.ALLOW,
+        )
         assert (b.max_bandwidth_bytes_per_second, b.max_duration_seconds) == (None, None)
         assert (b.name, b.max_downtime_seconds, b.max_throttle_ratio) == ("b", 2.0, 0.1)
 

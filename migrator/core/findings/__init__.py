@@ -12,7 +12,7 @@ from types import MappingProxyType
 from migrator.core.findings.texts import COMMAND, DESTINATION, GUEST, PAIR, SOURCE, WAY, Texts
 from migrator.core.findings.texts_hosts import HOSTS
 from migrator.core.findings.texts_process import PROCESS
-from migrator.core.findings.texts_travel import TRAVEL
+from migrator.core.findings.texts_state import STATE
 from migrator.core.model import Finding, Severity
 from migrator.errors import Refused, UsageError
 
@@ -20,7 +20,7 @@ _ACCEPTED = "accepted: "
 
 
 @dataclass(frozen=True, kw_only=True)
-class Entry:
+class CatalogueEntry:
     """One code of the catalogue."""
 
     code: str
@@ -35,11 +35,11 @@ class Entry:
     about: str
 
 
-def _entries(about: str, texts: Texts) -> Iterable[tuple[str, Entry]]:
+def _entries(about: str, texts: Texts) -> Iterable[tuple[str, CatalogueEntry]]:
     for code, (rank, meaning, remedy) in texts.items():
         yield (
             code,
-            Entry(
+            CatalogueEntry(
                 code=code,
                 severity=Severity.WARNING if rank == "warning" else Severity.ERROR,
                 meaning=meaning,
@@ -51,11 +51,11 @@ def _entries(about: str, texts: Texts) -> Iterable[tuple[str, Entry]]:
 
 
 #: Every code there is, in the order of the document.
-CATALOGUE: Mapping[str, Entry] = MappingProxyType(
+CATALOGUE: Mapping[str, CatalogueEntry] = MappingProxyType(
     {
         **dict(_entries("The guest", GUEST)),
         **dict(_entries("The source", SOURCE)),
-        **dict(_entries("Under way or set in the source's QEMU", TRAVEL)),
+        **dict(_entries("Under way or set in the source's QEMU", STATE)),
         **dict(_entries("The hosts", HOSTS)),
         **dict(_entries("The process, made again", PROCESS)),
         **dict(_entries("The command line, used again", COMMAND)),
@@ -66,7 +66,7 @@ CATALOGUE: Mapping[str, Entry] = MappingProxyType(
 )
 
 
-class Objected(Refused):
+class PreflightRefused(Refused):
     """Findings keep a migration from beginning.
 
     :ivar findings: all of them, warnings too.
@@ -104,7 +104,7 @@ _EVERYWHERE = (
 OF_OUR_START = frozenset({"command-line-unknown", "passed-descriptor", "qemu-missing", "tap-in-use"})
 
 
-def everywhere(code: str) -> bool:
+def applies_to_every_target(code: str) -> bool:
     """Whether an error of that code speaks against every target, so that another need not be tried."""
     return code in _EVERYWHERE
 

@@ -9,14 +9,14 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from migrator.core.migration import convergence
-from migrator.core.migration.convergence import Abilities, Act
+from migrator.core.migration.convergence import Abilities, ActionKind
 from migrator.core.migration.forecast import DEFAULT_OVERHEAD_SECONDS, Verdict, outlook
 from migrator.core.model import Sample
-from migrator.core.policy import Policy, Postcopy
+from migrator.core.policy import Policy, PostcopyMode
 
 
 @dataclass(frozen=True, kw_only=True)
-class Foreseen:
+class AdvanceForecast:
     """What will come of it."""
 
     verdict: Verdict
@@ -24,14 +24,14 @@ class Foreseen:
     downtime_seconds: float | None = None
 
 
-def foresee(
+def forecast_in_advance(
     policy: Policy,
     *,
     left_bytes: float,
     bytes_per_second: float,
     dirty_rate_bytes_per_second: float | None,
     probe_seconds: float,
-) -> Foreseen:
+) -> AdvanceForecast:
     """Verdict and downtime of a precopy that begins now.
 
     :param left_bytes: what the first copy sends.
@@ -39,16 +39,16 @@ def foresee(
     :param dirty_rate_bytes_per_second: of distinct pages, as a probe of `probe_seconds` saw it; ``None``: not measured.
     """
     if left_bytes <= 0 or bytes_per_second <= 0:
-        return Foreseen(verdict=Verdict.UNKNOWN)
+        return AdvanceForecast(verdict=Verdict.UNKNOWN)
     if policy.offline:
         # It stands still until all has arrived.
         downtime = left_bytes / bytes_per_second + DEFAULT_OVERHEAD_SECONDS
-        return Foreseen(verdict=Verdict.CONVERGES, downtime_seconds=downtime)
-    if policy.postcopy is Postcopy.IMMEDIATE:
-        return Foreseen(verdict=Verdict.CONVERGES, downtime_seconds=DEFAULT_OVERHEAD_SECONDS)
+        return AdvanceForecast(verdict=Verdict.CONVERGES, downtime_seconds=downtime)
+    if policy.postcopy is PostcopyMode.IMMEDIATE:
+        return AdvanceForecast(verdict=Verdict.CONVERGES, downtime_seconds=DEFAULT_OVERHEAD_SECONDS)
     if dirty_rate_bytes_per_second is None:
-        return Foreseen(verdict=Verdict.UNKNOWN)
-    state = convergence.probed(
+        return AdvanceForecast(verdict=Verdict.UNKNOWN)
+    state = convergence.after_probe(
         convergence.begin(policy),
         at_seconds=0.0,
         period_seconds=probe_seconds,
@@ -66,11 +66,11 @@ def foresee(
     state, forecast, _ = convergence.decide(state, sample, policy, Abilities(postcopy=True, throttle=True))
     if forecast.verdict is Verdict.CONVERGES:
         likely = outlook(state.model, limit_seconds=state.model.limit_seconds)
-        return Foreseen(verdict=Verdict.CONVERGES, downtime_seconds=likely.downtime_seconds)
+        return AdvanceForecast(verdict=Verdict.CONVERGES, downtime_seconds=likely.downtime_seconds)
     if not forecast.rung:
-        return Foreseen(verdict=Verdict.CANNOT)
+        return AdvanceForecast(verdict=Verdict.CANNOT)
     downtime = {
-        Act.START_POSTCOPY: DEFAULT_OVERHEAD_SECONDS,
-        Act.PAUSE: forecast.downtime_seconds_p50,
-    }.get(Act(forecast.rung), policy.max_downtime_seconds)
-    return Foreseen(verdict=Verdict.CONVERGES_IF, downtime_seconds=downtime)
+        ActionKind.START_POSTCOPY: DEFAULT_OVERHEAD_SECONDS,
+        ActionKind.PAUSE: forecast.downtime_seconds_p50,
+    }.get(ActionKind(forecast.rung), policy.max_downtime_seconds)
+    return AdvanceForecast(verdict=Verdict.CONVERGES_IF, downtime_seconds=downtime)

@@ -31,7 +31,7 @@ from migrator.core.migration.forecast import (
     spread_of,
 )
 from migrator.core.model import Sample
-from migrator.core.policy import LastResort, Policy, Postcopy
+from migrator.core.policy import LastResort, Policy, PostcopyMode
 from migrator.units import show_bytes, show_rate, show_ratio, show_seconds
 
 #: The limit QEMU begins with, as a share of the ceiling: low, because on a fast stream that costs next to no time and
@@ -74,7 +74,7 @@ _RELAXED_AT_MOST = 2
 GIVING_UP = "giving up"
 
 
-class Act(StrEnum):
+class ActionKind(StrEnum):
     """What the controller may do while memory is copied."""
 
     LIMIT = "downtime-limit"
@@ -91,7 +91,7 @@ class Act(StrEnum):
 class Action:
     """One thing to do and why."""
 
-    act: Act
+    act: ActionKind
     reason: str
     #: With ``downtime-limit``: seconds. With ``throttle``: the share of CPU time to take.
     value: float = 0.0
@@ -106,7 +106,7 @@ class Abilities:
 
 
 @dataclass(frozen=True, kw_only=True)
-class State:
+class ConvergenceState:
     """What the controller remembers from one sample to the next."""
 
     model: Model = field(default_factory=Model)
@@ -127,7 +127,7 @@ class State:
     first_forecast_seconds: float | None = None
 
 
-def begin(policy: Policy, *, overhead_seconds: float = DEFAULT_OVERHEAD_SECONDS) -> State:
+def begin(policy: Policy, *, overhead_seconds: float = DEFAULT_OVERHEAD_SECONDS) -> ConvergenceState:
     """The state to begin with; :attr:`Model.limit_seconds` in it is the limit to give to QEMU.
 
     :param overhead_seconds: learned: the part of downtime that is not memory over the network.
@@ -136,9 +136,9 @@ def begin(policy: Policy, *, overhead_seconds: float = DEFAULT_OVERHEAD_SECONDS)
     first = min(ceiling, _FIRST_LIMIT_RATIO * policy.max_downtime_seconds)
     if policy.offline:
         first = policy.max_downtime_seconds  # nothing is dirtied, so no limit is too high
-    if policy.postcopy is Postcopy.IMMEDIATE:
+    if policy.postcopy is PostcopyMode.IMMEDIATE:
         first = 0.001  # the switch does not wait for it, and a low one keeps precopy from getting there first
-    return State(model=Model(overhead_seconds=overhead_seconds, limit_seconds=max(0.001, first)))
+    return ConvergenceState(model=Model(overhead_seconds=overhead_seconds, limit_seconds=max(0.001, first)))
 
 
 def usable_limit(policy: Policy, overhead_seconds: float) -> float:
@@ -151,8 +151,8 @@ def usable_limit(policy: Policy, overhead_seconds: float) -> float:
 
 
 def decide(
-    state: State, sample: Sample, policy: Policy, abilities: Abilities
-) -> tuple[State, Forecast, tuple[Action, ...]]:
+    state: ConvergenceState, sample: Sample, policy: Policy, abilities: Abilities
+) -> tuple[ConvergenceState, Forecast, tuple[Action, ...]]:
     """One more sample, with :attr:`Sample.at_seconds` since the migration began.
 
     :return: the new state, the forecast as of now, and what to do, in this order.
@@ -160,15 +160,17 @@ def decide(
     state = replace(state, model=forecast.observe(state.model, sample))
     if state.settled or policy.offline:
         return state, Forecast(verdict=Verdict.UNKNOWN), ()
-    if policy.postcopy is Postcopy.IMMEDIATE and abilities.postcopy:
-        action = Action(act=Act.START_POSTCOPY, reason="the policy asks for postcopy at once")
+    if policy.postcopy is PostcopyMode.IMMEDIATE and abilities.postcopy:
+        action = Action(act=ActionKind.START_POSTCOPY, reason="the policy asks for postcopy at once")
         return replace(state, settled=True), Forecast(verdict=Verdict.CONVERGES), (action,)
     if not state.model.known:
         return _too_late(state, sample, policy, abilities, Forecast(verdict=Verdict.UNKNOWN))
     return _judge(state, sample, policy, abilities)
 
 
-def probed(state: State, *, at_seconds: float, period_seconds: float, dirty_rate: float) -> State:
+def after_probe(
+    state: ConvergenceState, *, at_seconds: float, period_seconds: float, dirty_rate: float
+) -> ConvergenceState:
     """The state after a dirty-rate probe; the next :func:`decide` at `at_seconds` takes it into account.
 
     :param dirty_rate: bytes of distinct pages dirtied a second over `period_seconds`.
@@ -180,8 +182,8 @@ def probed(state: State, *, at_seconds: float, period_seconds: float, dirty_rate
 
 
 def _judge(
-    state: State, sample: Sample, policy: Policy, abilities: Abilities
-) -> tuple[State, Forecast, tuple[Action, ...]]:
+    state: ConvergenceState, sample: Sample, policy: Policy, abilities: Abilities
+) -> tuple[ConvergenceState, Forecast, tuple[Action, ...]]:
     left = (
         math.inf if policy.max_duration_seconds is None else policy.max_duration_seconds - sample.at_seconds
     )
@@ -231,7 +233,7 @@ def _judge(
         if not high.seconds <= left and not state.at_risk:
             state = replace(state, at_risk=True)
             reason = f"{_why(state)}: it may take longer than the {show_seconds(max(0.0, left))} left"
-            actions.append(Action(act=Act.AT_RISK, reason=reason))
+            actions.append(Action(act=ActionKind.AT_RISK, reason=reason))
     elif _believed(state, sample, rung, left):
         state, climbed = _climb(state, sample, policy, abilities, rung, left)
         actions += climbed
@@ -241,14 +243,16 @@ def _judge(
         reason = (
             f"{_why(state)}: it will not end while the guest goes on like that; waiting for a quiet moment"
         )
-        actions.append(Action(act=Act.AT_RISK, reason=reason))
+        actions.append(Action(act=ActionKind.AT_RISK, reason=reason))
     if not state.settled:
         state, seen, late = _too_late(state, sample, policy, abilities, seen)
         actions += late
     return state, seen, tuple(actions)
 
 
-def _limit(state: State, sample: Sample, best: Outlook, ceiling: float) -> tuple[State, list[Action]]:
+def _limit(
+    state: ConvergenceState, sample: Sample, best: Outlook, ceiling: float
+) -> tuple[ConvergenceState, list[Action]]:
     """The lowest limit that costs next to no time against the highest allowed."""
     model = state.model
     chosen = ceiling
@@ -268,22 +272,22 @@ def _limit(state: State, sample: Sample, best: Outlook, ceiling: float) -> tuple
     before = show_seconds(model.limit_seconds)
     reason = f"{_why(state)}: a downtime limit of {show_seconds(chosen)} instead of {before} pays"
     state = replace(state, model=replace(model, limit_seconds=chosen))
-    return state, [Action(act=Act.LIMIT, reason=reason, value=chosen)]
+    return state, [Action(act=ActionKind.LIMIT, reason=reason, value=chosen)]
 
 
-def _rung(state: State, policy: Policy, abilities: Abilities, ceiling: float, left: float) -> str:
+def _rung(state: ConvergenceState, policy: Policy, abilities: Abilities, ceiling: float, left: float) -> str:
     """The lowest rung above the present one that will do; empty when none will."""
     if _throttle(state, policy, abilities, ceiling, left) is not None:
-        return Act.THROTTLE
-    if policy.postcopy is Postcopy.ALLOW and abilities.postcopy:
-        return Act.START_POSTCOPY
+        return ActionKind.THROTTLE
+    if policy.postcopy is PostcopyMode.ALLOW and abilities.postcopy:
+        return ActionKind.START_POSTCOPY
     if policy.last_resort is LastResort.PAUSE:
-        return Act.PAUSE
+        return ActionKind.PAUSE
     return ""
 
 
 def _throttle(
-    state: State, policy: Policy, abilities: Abilities, ceiling: float, left: float
+    state: ConvergenceState, policy: Policy, abilities: Abilities, ceiling: float, left: float
 ) -> float | None:
     """The least share of CPU time, above what is taken now, with which it ends in time."""
     if not abilities.throttle:
@@ -298,12 +302,12 @@ def _throttle(
         share += _THROTTLE_STEP_RATIO
     if state.model.stalled() and state.throttle_ratio < policy.max_throttle_ratio:
         # What a guest that saturates its working set really writes, and how far throttling slows it, only trying tells.
-        other = policy.postcopy is Postcopy.ALLOW and abilities.postcopy
+        other = policy.postcopy is PostcopyMode.ALLOW and abilities.postcopy
         return None if other else policy.max_throttle_ratio
     return None
 
 
-def _believed(state: State, sample: Sample, rung: str, left: float) -> bool:
+def _believed(state: ConvergenceState, sample: Sample, rung: str, left: float) -> bool:
     """Whether the bad verdict has stood for long enough to act on."""
     model = state.model
     if state.bad_rounds == 0:
@@ -311,7 +315,7 @@ def _believed(state: State, sample: Sample, rung: str, left: float) -> bool:
     hopeless = (
         model.write_rate() * (1 - state.throttle_ratio) > _HOPELESS_FACTOR * model.bandwidth_bytes_per_second
     )
-    if rung in (Act.THROTTLE, Act.START_POSTCOPY):
+    if rung in (ActionKind.THROTTLE, ActionKind.START_POSTCOPY):
         needed = 2.0 * max(0.0, sample.remaining_bytes / model.bandwidth_bytes_per_second)
         if math.isfinite(left) and left < needed:
             return True
@@ -319,17 +323,17 @@ def _believed(state: State, sample: Sample, rung: str, left: float) -> bool:
     wait = max(
         _QUIET_WAIT_SECONDS, _QUIET_WAIT_COPIES * sample.total_bytes / model.bandwidth_bytes_per_second
     )
-    if math.isfinite(left) and rung == Act.PAUSE:
+    if math.isfinite(left) and rung == ActionKind.PAUSE:
         wait = min(wait, left - 2.0 * sample.remaining_bytes / model.bandwidth_bytes_per_second)
     return state.bad_rounds >= _ROUNDS_TO_BELIEVE and sample.at_seconds - state.bad_since >= wait
 
 
 def _climb(
-    state: State, sample: Sample, policy: Policy, abilities: Abilities, rung: str, left: float
-) -> tuple[State, list[Action]]:
+    state: ConvergenceState, sample: Sample, policy: Policy, abilities: Abilities, rung: str, left: float
+) -> tuple[ConvergenceState, list[Action]]:
     ceiling = usable_limit(policy, state.model.overhead_seconds)
     why = _why(state)
-    if rung == Act.THROTTLE:
+    if rung == ActionKind.THROTTLE:
         share = _throttle(state, policy, abilities, ceiling, left)
         if share is None:
             return state, []
@@ -337,19 +341,19 @@ def _climb(
         state = replace(
             state, throttle_ratio=share, throttled_at=sample.at_seconds, bad_rounds=0, bad_since=math.inf
         )
-        return state, [Action(act=Act.THROTTLE, reason=reason, value=share)]
-    if rung == Act.START_POSTCOPY:
+        return state, [Action(act=ActionKind.THROTTLE, reason=reason, value=share)]
+    if rung == ActionKind.START_POSTCOPY:
         reason = f"{why}: switching to postcopy"
-        return replace(state, settled=True), [Action(act=Act.START_POSTCOPY, reason=reason)]
-    if rung == Act.PAUSE:
+        return replace(state, settled=True), [Action(act=ActionKind.START_POSTCOPY, reason=reason)]
+    if rung == ActionKind.PAUSE:
         reason = f"{why}: stopping the guest until its memory has arrived"
-        return replace(state, settled=True), [Action(act=Act.PAUSE, reason=reason)]
+        return replace(state, settled=True), [Action(act=ActionKind.PAUSE, reason=reason)]
     waited = show_seconds(max(0.0, sample.at_seconds - state.bad_since))
     why += f"; nothing that the policy allows would let it end, and no quiet moment came in {waited}"
-    return replace(state, settled=True), [Action(act=Act.GIVE_UP, reason=f"{why}: {GIVING_UP}")]
+    return replace(state, settled=True), [Action(act=ActionKind.GIVE_UP, reason=f"{why}: {GIVING_UP}")]
 
 
-def _relax(state: State, ceiling: float, left: float) -> tuple[State, list[Action]]:
+def _relax(state: ConvergenceState, ceiling: float, left: float) -> tuple[ConvergenceState, list[Action]]:
     """Give CPU time back when it would end without taking it."""
     if state.throttle_ratio <= 0 or state.relaxed_times >= _RELAXED_AT_MOST:
         return state, []
@@ -358,12 +362,12 @@ def _relax(state: State, ceiling: float, left: float) -> tuple[State, list[Actio
         return state, []
     reason = f"{_why(state)}: it ends without throttling"
     state = replace(state, throttle_ratio=0.0, relaxed_times=state.relaxed_times + 1)
-    return state, [Action(act=Act.THROTTLE, reason=reason, value=0.0)]
+    return state, [Action(act=ActionKind.THROTTLE, reason=reason, value=0.0)]
 
 
 def _too_late(
-    state: State, sample: Sample, policy: Policy, abilities: Abilities, seen: Forecast
-) -> tuple[State, Forecast, tuple[Action, ...]]:
+    state: ConvergenceState, sample: Sample, policy: Policy, abilities: Abilities, seen: Forecast
+) -> tuple[ConvergenceState, Forecast, tuple[Action, ...]]:
     """The time is over, the policy's or any reasonable one: the last rung, now."""
     limit = policy.max_duration_seconds
     if limit is not None:
@@ -374,12 +378,14 @@ def _too_late(
     if sample.at_seconds < limit:
         return state, seen, ()
     why = f"{show_seconds(sample.at_seconds)} are over, {what}"
-    if policy.postcopy is Postcopy.ALLOW and abilities.postcopy:
-        action = Action(act=Act.START_POSTCOPY, reason=f"{why}: switching to postcopy")
+    if policy.postcopy is PostcopyMode.ALLOW and abilities.postcopy:
+        action = Action(act=ActionKind.START_POSTCOPY, reason=f"{why}: switching to postcopy")
     elif policy.last_resort is LastResort.PAUSE:
-        action = Action(act=Act.PAUSE, reason=f"{why}: stopping the guest until its memory has arrived")
+        action = Action(
+            act=ActionKind.PAUSE, reason=f"{why}: stopping the guest until its memory has arrived"
+        )
     else:
-        action = Action(act=Act.GIVE_UP, reason=f"{why}: {GIVING_UP}")
+        action = Action(act=ActionKind.GIVE_UP, reason=f"{why}: {GIVING_UP}")
     return replace(state, settled=True), seen, (action,)
 
 
@@ -392,7 +398,7 @@ def _budget(model: Model, sample: Sample) -> float:
     return max(_LEAST_BUDGET_SECONDS, _ROUNDS_WORTH * first)
 
 
-def _why(state: State) -> str:
+def _why(state: ConvergenceState) -> str:
     """The numbers in words a person can check."""
     model = state.model
     ended = model.rounds[-1]

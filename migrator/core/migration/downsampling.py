@@ -52,14 +52,14 @@ class Series:
         self._points.append(point)
         while len(self._points) > MOST:
             self._pause *= 2
-            kept = _thinned(self._points, self._pause)
+            kept = _downsampled(self._points, self._pause)
             still = {id(each) for each in kept}
             self.dropped += [each for each in self._points if id(each) not in still]
             self._points = kept
         return True
 
 
-def _thinned(points: list[Point], pause: float) -> list[Point]:
+def _downsampled(points: list[Point], pause: float) -> list[Point]:
     kept = points[:1]
     for point in points[1:]:
         if _worth(kept[-1], point, pause):

@@ -13,6 +13,7 @@ The rows keep the safety invariants:
 
 from __future__ import annotations
 
+from migrator.core.migration.operator_rows import OPERATOR_ROWS
 from migrator.core.migration.rules import (
     ANY_D,
     ANY_S,
@@ -28,7 +29,6 @@ from migrator.core.migration.rules import (
     past_postcopy_switch,
     row,
 )
-from migrator.core.migration.said import SAID
 from migrator.core.migration.situation import (
     DestinationIs,
     Intent,
@@ -40,7 +40,7 @@ from migrator.core.migration.situation import (
     destination_is,
     source_is,
 )
-from migrator.core.model import MigrationStatus, Process, RunState, State, View
+from migrator.core.model import MigrationStatus, ProcessState, RunState, State, View
 
 __all__ = ["ROWS", "Next", "Row", "Step", "can_cancel", "decide", "state_of"]
 
@@ -50,7 +50,7 @@ S, D = SourceIs, DestinationIs
 # A table: a rule reads better as one paragraph.
 ROWS: tuple[Row, ...] = (
     # --- what a person has said, and nothing that both ends show forbids ------------------------------------------
-    *SAID,
+    *OPERATOR_ROWS,
     # --- a contradiction that nobody but a person may end -------------------------------------------------------
     row("both-run", {S.RUNS, S.COPIES}, {D.RUNS, D.FETCHES}, State.HELD,
         "the guest runs at both ends"),
@@ -278,7 +278,7 @@ ROWS: tuple[Row, ...] = (
     row("both-silent-fence", S.SILENT, {D.SILENT, D.LOADS, D.FAILED}, Step.FENCE_DESTINATION,
         "the source does not answer, as it does not while it waits for a destination that has stalled; its "
         "process lives and holds the guest, and may go on once the destination is dead",
-        lambda now: now.source.process is Process.ALIVE and (not now.intent.postcopy) and fenceable(now)),
+        lambda now: now.source.process is ProcessState.ALIVE and (not now.intent.postcopy) and fenceable(now)),
     row("source-does-not-answer", S.SILENT, ANY_D, State.HELD,
         "the source does not answer"),
     row("unclear", ANY_S, ANY_D, State.HELD,

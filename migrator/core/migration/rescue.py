@@ -2,7 +2,7 @@
 
 Whoever asks has seen that nobody drives either end, and that both have shown the same for a while, so that no command
 is on its way. Where what they show leaves one way alone, that way is taken as a person's word would be
-(:mod:`migrator.core.migration.resolving`), and the lifecycle table takes every step; where it leaves two, a person
+(:mod:`migrator.core.migration.answer_review`), and the lifecycle table takes every step; where it leaves two, a person
 has to say.
 """
 
@@ -10,21 +10,27 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 
+from migrator.core.migration.answer_review import (
+    AnswerReview,
+    OperatorAction,
+    review_answer,
+    unrecorded_intent,
+    with_answer,
+)
 from migrator.core.migration.lifecycle import Step
-from migrator.core.migration.resolving import Act, Answer, consider, spoken, unrecorded
 from migrator.core.migration.situation import (
     DestinationIs,
     Intent,
     Milestone,
+    OperatorAnswer,
     SourceIs,
-    Word,
     classify,
     source_is,
 )
-from migrator.core.model import RUNNING_STATES, Process, RunState, View
+from migrator.core.model import RUNNING_STATES, ProcessState, RunState, View
 
 #: An end that was not given: a person says that its process is gone.
-GONE = View(process=Process.DEAD)
+GONE = View(process=ProcessState.DEAD)
 
 S, D = SourceIs, DestinationIs
 _GONE_S, _GONE_D = frozenset({S.DEAD, S.ENDED}), frozenset({D.DEAD, D.ENDED})
@@ -47,17 +53,23 @@ _STEPS = {
     Step.RETIRE: "the source, which the guest has left, is ended",
 }
 _ACTS = {
-    Act.REACH_SOURCE: "let the other client of the source's monitor go, or wake its QEMU (kill -CONT)",
-    Act.REACH_DESTINATION: "let the other client of the destination's monitor go, or wake its QEMU (kill -CONT)",
-    Act.MEND: "mend the way between both hosts, then migrate-recover at the destination and migrate with resume at "
-    "the source",
-    Act.END_SOURCE: "end the source's process by hand and leave --source out",
-    Act.END_DESTINATION: "end the destination's process by hand and leave --destination out",
+    OperatorAction.REACH_SOURCE: (
+        "let the other client of the source's monitor go, or wake its QEMU (kill -CONT)"
+    ),
+    OperatorAction.REACH_DESTINATION: (
+        "let the other client of the destination's monitor go, or wake its QEMU (kill -CONT)"
+    ),
+    OperatorAction.MEND: (
+        "mend the way between both hosts, then migrate-recover at the destination and migrate with resume at the "
+        "source"
+    ),
+    OperatorAction.END_SOURCE: "end the source's process by hand and leave --source out",
+    OperatorAction.END_DESTINATION: "end the destination's process by hand and leave --destination out",
 }
 
 
 @dataclass(frozen=True, kw_only=True)
-class Shown:
+class RescueSituation:
     """What there is to go by."""
 
     source: View
@@ -69,22 +81,22 @@ class Shown:
     #: Both ends belong to one migration, as uuids or marks say.
     same_guest: bool = True
     #: Where the guest is or shall be, by a person's word.
-    word: Word | None = None
+    word: OperatorAnswer | None = None
     #: What a record says was meant, where there is one all the same.
     recorded: Intent | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
-class Course:
+class RescuePlan:
     """What will be done, in words, and as what the lifecycle table shall take it."""
 
     says: tuple[str, ...]
     intent: Intent
-    word: Word
+    word: OperatorAnswer
 
 
 @dataclass(frozen=True, kw_only=True)
-class Refusal:
+class RescueRefusal:
     """Why nothing is done, and what a person can do."""
 
     why: str
@@ -92,43 +104,43 @@ class Refusal:
     nothing_to_do: bool = False
 
 
-def find(shown: Shown) -> Course | Refusal:
+def find_rescue(shown: RescueSituation) -> RescuePlan | RescueRefusal:
     """The way out, or why there is none that may be taken without a person; total and pure."""
     intent = _meant(shown)
     here, there = classify(intent, shown.source, shown.destination)
     both = here not in _GONE_S and there not in _GONE_D
     if both and not shown.same_guest:
-        return Refusal(why="the two ends show different guests: check the addresses")
+        return RescueRefusal(why="the two ends show different guests: check the addresses")
     if there is D.STRANGE:
-        return Refusal(
+        return RescueRefusal(
             why="the QEMU given as destination never waited for a guest: check that the two are not swapped; what it "
             "runs is a guest of its own"
         )
     if idle := _idle(shown, here, there):
-        return Refusal(why=idle, nothing_to_do=True)
+        return RescueRefusal(why=idle, nothing_to_do=True)
     # What was reset after it had left looks like a guest that was never started: only a record, or a person, can tell.
     unsure = shown.recorded is None and source_is(shown.source) is not here
     word = shown.word or (None if unsure else _word(here, there))
-    answers = {each: consider(each, intent, shown.source, shown.destination) for each in _CHOICES}
+    answers = {each: review_answer(each, intent, shown.source, shown.destination) for each in _CHOICES}
     if word is None:
-        return Refusal(why=_ask(answers))
+        return RescueRefusal(why=_ask(answers))
     answer = answers[word]
     if not answer.accepted:
-        return Refusal(
+        return RescueRefusal(
             why="; ".join([answer.why, *(f"to have it so: {_ACTS[act]}" for act in answer.acts[:1])])
         )
     if shown.runs is None and shown.recorded is None and not _seen_to_run_or_rest(shown, word):
-        return Refusal(
+        return RescueRefusal(
             why="whether the guest ran before it was moved cannot be seen any more: say --run-state running or paused"
         )
-    return Course(says=_says(answer, word, shown, intent), intent=spoken(intent, word), word=word)
+    return RescuePlan(says=_says(answer, word, shown, intent), intent=with_answer(intent, word), word=word)
 
 
-_CHOICES = (Word.SOURCE, Word.DESTINATION)
+_CHOICES = (OperatorAnswer.SOURCE, OperatorAnswer.DESTINATION)
 
 
-def _meant(shown: Shown) -> Intent:
-    intent = shown.recorded or unrecorded(shown.source, shown.destination)
+def _meant(shown: RescueSituation) -> Intent:
+    intent = shown.recorded or unrecorded_intent(shown.source, shown.destination)
     if shown.recorded is not None and not shown.run_state_said:
         return intent
     here, _ = classify(intent, shown.source, shown.destination)
@@ -144,7 +156,7 @@ def _meant(shown: Shown) -> Intent:
     return replace(intent, guest_runs=shown.runs, stopped_by_us=shown.runs and here in _NOT_LEFT)
 
 
-def _idle(shown: Shown, here: SourceIs, there: DestinationIs) -> str:
+def _idle(shown: RescueSituation, here: SourceIs, there: DestinationIs) -> str:
     if here in (S.RUNS, S.RESTS) and there in _GONE_D and not (here is S.RESTS and shown.run_state_said):
         return f"the guest is at the source ({shown.source.run}) and takes part in no migration"
     if here in _GONE_S and there is D.RUNS:
@@ -156,20 +168,20 @@ def _idle(shown: Shown, here: SourceIs, there: DestinationIs) -> str:
     return ""
 
 
-def _word(here: SourceIs, there: DestinationIs) -> Word | None:
+def _word(here: SourceIs, there: DestinationIs) -> OperatorAnswer | None:
     """The one way that what both ends show leaves; ``None`` where they leave none or more than one."""
     if here in {S.RUNS, S.RESTS} | _BEFORE_SWITCH and there in _EMPTY | _GONE_D:
-        return Word.SOURCE
+        return OperatorAnswer.SOURCE
     if here in _BEFORE_SWITCH and there is D.SILENT:
-        return Word.SOURCE
+        return OperatorAnswer.SOURCE
     if here is S.LEFT_STOPPED and there in _EMPTY:
-        return Word.SOURCE
+        return OperatorAnswer.SOURCE
     if here in (S.DONE, S.SERVES) and there in _HAS_IT:
-        return Word.DESTINATION
+        return OperatorAnswer.DESTINATION
     return None
 
 
-def _ask(answers: dict[Word, Answer]) -> str:
+def _ask(answers: dict[OperatorAnswer, AnswerReview]) -> str:
     """Why a person has to say it, and what can be said."""
     can = [f"--guest-at {word} ({answer.why})" for word, answer in answers.items() if answer.accepted]
     if can:
@@ -182,10 +194,10 @@ def _ask(answers: dict[Word, Answer]) -> str:
     return "; ".join([why, *(_ACTS[act] for act in acts)])
 
 
-def _seen_to_run_or_rest(shown: Shown, word: Word) -> bool:
-    view = shown.source if word is Word.SOURCE else shown.destination
+def _seen_to_run_or_rest(shown: RescueSituation, word: OperatorAnswer) -> bool:
+    view = shown.source if word is OperatorAnswer.SOURCE else shown.destination
     stopped_by_qemu = {RunState.FINISH_MIGRATE, RunState.POSTMIGRATE, RunState.INMIGRATE}
-    if word is Word.SOURCE:
+    if word is OperatorAnswer.SOURCE:
         return view.run not in stopped_by_qemu
     return view.run in RUNNING_STATES or view.run not in {
         *stopped_by_qemu,
@@ -194,13 +206,15 @@ def _seen_to_run_or_rest(shown: Shown, word: Word) -> bool:
     }
 
 
-def _says(answer: Answer, word: Word, shown: Shown, intent: Intent) -> tuple[str, ...]:
+def _says(
+    answer: AnswerReview, word: OperatorAnswer, shown: RescueSituation, intent: Intent
+) -> tuple[str, ...]:
     says = [_STEPS[each.step] for each in answer.steps if each.step in _STEPS]
     if answer.state is None:
         says.append(
             "the migration is watched to its end; then the source, which the guest has left, is ended"
         )
-    end = shown.source if word is Word.SOURCE else shown.destination
+    end = shown.source if word is OperatorAnswer.SOURCE else shown.destination
     if _at_rest_by_itself(end):
         return (*says, f"the guest stays as it is at the {word} ({end.run})")
     return (*says, f"the guest then {'runs' if intent.guest_runs else 'stands still, paused,'} at the {word}")

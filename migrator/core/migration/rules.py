@@ -6,8 +6,8 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from enum import StrEnum
 
-from migrator.core.migration.situation import DestinationIs, Intent, Milestone, SourceIs, Word
-from migrator.core.model import Process, State, View
+from migrator.core.migration.situation import DestinationIs, Intent, Milestone, OperatorAnswer, SourceIs
+from migrator.core.model import ProcessState, State, View
 
 
 class Step(StrEnum):
@@ -75,11 +75,15 @@ class Now:
     @property
     def handed(self) -> bool:
         """The destination may run the guest, or have run it."""
-        if self.said(Word.SOURCE) and self.destination.process is Process.DEAD and not self.destination.ended:
+        if (
+            self.said(OperatorAnswer.SOURCE)
+            and self.destination.process is ProcessState.DEAD
+            and not self.destination.ended
+        ):
             return False  # a person has looked at what it may have written
         return self.intent.milestone >= Milestone.HANDED_OVER
 
-    def said(self, word: Word) -> bool:
+    def said(self, word: OperatorAnswer) -> bool:
         """A person has said so, and what follows from it is being done."""
         return self.intent.said is word
 

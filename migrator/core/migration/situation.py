@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from enum import IntEnum, StrEnum
 
-from migrator.core.model import RUNNING_STATES, MigrationStatus, Process, RunState, State, View
+from migrator.core.model import RUNNING_STATES, MigrationStatus, ProcessState, RunState, State, View
 
 
 class Milestone(IntEnum):
@@ -23,7 +23,7 @@ class Milestone(IntEnum):
     RETIRING = 4
 
 
-class Word(StrEnum):
+class OperatorAnswer(StrEnum):
     """What a person who has looked says of a guest whose migration is held."""
 
     #: It is, or shall go on, at the source.
@@ -66,7 +66,7 @@ class Intent:
     #: The guest was seen running at the destination; if it stands still there, somebody wanted that.
     ran_there: bool = False
     #: Where a person has said that it is, until that is done or turns out not to be so.
-    said: Word | None = None
+    said: OperatorAnswer | None = None
     #: A person has seen to it that an end whose host cannot be asked is off.
     said_off: bool = False
 
@@ -142,7 +142,7 @@ _POSTCOPY = {_M.POSTCOPY_ACTIVE, _M.POSTCOPY_DEVICE}
 def source_is(view: View) -> SourceIs:
     """Classify the source; total over everything a :class:`View` can say."""
     run, status = view.run, view.status
-    if view.process is Process.DEAD:
+    if view.process is ProcessState.DEAD:
         return SourceIs.ENDED if view.ended else SourceIs.DEAD
     if not view.answers:
         return SourceIs.SILENT
@@ -169,7 +169,7 @@ def source_is(view: View) -> SourceIs:
 def destination_is(view: View) -> DestinationIs:
     """Classify the destination; total over everything a :class:`View` can say."""
     run, status = view.run, view.status
-    if view.process is Process.DEAD:
+    if view.process is ProcessState.DEAD:
         return DestinationIs.ENDED if view.ended else DestinationIs.DEAD
     if not view.answers:
         return DestinationIs.SILENT
@@ -196,8 +196,8 @@ def as_found(intent: Intent, destination: View) -> Intent:
 
 def as_said(intent: Intent, view: View) -> View:
     """An end that nobody can ask is dead where a person has seen to that; one that lives never is."""
-    if intent.said_off and view.process is Process.UNKNOWN and not view.answers:
-        return replace(view, process=Process.DEAD)
+    if intent.said_off and view.process is ProcessState.UNKNOWN and not view.answers:
+        return replace(view, process=ProcessState.DEAD)
     return view
 
 

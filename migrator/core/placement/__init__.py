@@ -27,20 +27,20 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from enum import StrEnum
 
-from migrator.core.placement.fleet import Check, Constraint, Fleet, Request, check
+from migrator.core.placement.fleet import Constraint, ConstraintCheck, Fleet, PlacementRequest, check
 from migrator.core.placement.obstacles import count_obstacles
-from migrator.core.placement.packing import Book, Item
+from migrator.core.placement.packing import Allocation, Item
 from migrator.core.placement.rearranging import choose_all
 from migrator.units import show_bytes, show_ratio
 
 __all__ = [
-    "Check",
     "Constraint",
+    "ConstraintCheck",
     "Fleet",
     "NoHost",
     "Options",
     "Placement",
-    "Request",
+    "PlacementRequest",
     "Strategy",
     "check",
     "place",
@@ -87,7 +87,7 @@ class NoHost:
 
 
 def place(
-    fleet: Fleet, requests: Iterable[Request], options: Options | None = None
+    fleet: Fleet, requests: Iterable[PlacementRequest], options: Options | None = None
 ) -> dict[str, Placement | NoHost]:
     """A place for every guest asked for, or why there is none, by the guest's key.
 
@@ -96,13 +96,13 @@ def place(
     """
     options = options or Options()
     wanted = list({request.guest.key: request for request in requests}.values())
-    book = Book(fleet, pack=options.strategy is Strategy.PACK, tries=options.max_tries)
+    book = Allocation(fleet, pack=options.strategy is Strategy.PACK, tries=options.max_tries)
     items = [Item.of(fleet, [request], order) for order, request in enumerate(wanted)]
     choose_all(book, items)
     return {item.key: _answer(book, item) for item in items}
 
 
-def _answer(book: Book, item: Item) -> Placement | NoHost:
+def _answer(book: Allocation, item: Item) -> Placement | NoHost:
     place = book.place_of(item)
     if place is None:
         counted, words = count_obstacles(book, item)
@@ -110,7 +110,7 @@ def _answer(book: Book, item: Item) -> Placement | NoHost:
     return Placement(guest=item.key, host=book.fleet.hosts[place].name, reason=_why(book, item, place))
 
 
-def _why(book: Book, item: Item, place: int) -> str:
+def _why(book: Allocation, item: Item, place: int) -> str:
     fleet, request = book.fleet, item.requests[0]
     host = fleet.hosts[place]
     left = max(0, book.memory_left[place])

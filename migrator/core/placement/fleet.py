@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 from enum import StrEnum
 
 from migrator.core.inventory import Guest, Host, HostState
-from migrator.core.process.listening import Port
+from migrator.core.process.listening import ListeningPort
 from migrator.core.process.ports_taken import PortsTaken
 from migrator.units import show_bytes
 
@@ -44,7 +44,7 @@ class Constraint(StrEnum):
 
 
 @dataclass(frozen=True, kw_only=True)
-class Request:
+class PlacementRequest:
     """One guest that wants a place."""
 
     guest: Guest
@@ -61,7 +61,7 @@ class Request:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Check:
+class ConstraintCheck:
     """One constraint of one guest against one host."""
 
     constraint: Constraint
@@ -152,14 +152,14 @@ class Fleet:
             there = self.groups.setdefault(guest.group, {})
             there[place] = there.get(place, 0) + 1
 
-    def needs_kvm(self, request: Request) -> bool:
+    def needs_kvm(self, request: PlacementRequest) -> bool:
         """Whether only a host with KVM will do."""
         if request.kvm is not None:
             return request.kvm
         home = self.index.get(request.guest.host)
         return home is not None and self.hosts[home].facts.kvm
 
-    def keeps(self, request: Request, place: int) -> tuple[Port, ...]:
+    def keeps(self, request: PlacementRequest, place: int) -> tuple[ListeningPort, ...]:
         """The ports that it has to have on that host; none where it may be given others."""
         ports, spare = request.guest.listens, self.hosts[place].spare_ports
         if request.spare_ports or request.guest.ports == "any" or (spare and request.guest.ports != "keep"):
@@ -193,7 +193,7 @@ def _barred(host: Host, leaving: Collection[str]) -> Constraint | None:
     return Constraint.LEAVING if host.name in leaving else None
 
 
-def check(fleet: Fleet, request: Request, host: str) -> tuple[Check, ...]:
+def check(fleet: Fleet, request: PlacementRequest, host: str) -> tuple[ConstraintCheck, ...]:
     """Every constraint of one guest against one host of the fleet; it can go there if all of them fit.
 
     The guest's own memory counts as on its way there only if the fleet has it as reserved; leave it out of `reserved`
@@ -206,74 +206,80 @@ def check(fleet: Fleet, request: Request, host: str) -> tuple[Check, ...]:
     usable = fleet.barred[place]
     found = [_check_state(there, usable)]
     if guest.host == host:
-        found.insert(0, Check(constraint=Constraint.SAME_HOST, fits=False, text=f"it is on {host} already"))
+        found.insert(
+            0, ConstraintCheck(constraint=Constraint.SAME_HOST, fits=False, text=f"it is on {host} already")
+        )
     if request.only and request.only != host:
         text = f"it shall go to {request.only}"
-        found.append(Check(constraint=Constraint.NOT_ASKED_FOR, fits=False, text=text))
+        found.append(ConstraintCheck(constraint=Constraint.NOT_ASKED_FOR, fits=False, text=text))
     if host in request.excluded:
-        found.append(Check(constraint=Constraint.EXCLUDED, fits=False, text=request.excluded[host]))
+        found.append(ConstraintCheck(constraint=Constraint.EXCLUDED, fits=False, text=request.excluded[host]))
     if fleet.needs_kvm(request):
         text = (
             "/dev/kvm can be opened there" if there.facts.kvm else "it runs under KVM, which is missing there"
         )
-        found.append(Check(constraint=Constraint.KVM, fits=there.facts.kvm, text=text))
+        found.append(ConstraintCheck(constraint=Constraint.KVM, fits=there.facts.kvm, text=text))
     for key, value in guest.requires.items():
         has = there.labels.get(key)
         text = f"has label {key}={value}" if has == value else f"lacks label {key}={value}"
         if has not in (None, value):
             text += f" (has {key}={has})"
-        found.append(Check(constraint=Constraint.LABEL, fits=has == value, text=text))
+        found.append(ConstraintCheck(constraint=Constraint.LABEL, fits=has == value, text=text))
     if guest.anti_affinity:
         others = fleet.words.get(guest.anti_affinity, {}).get(place, 0) - (guest.host == host)
         text = f"{others or 'no'} other guest{'s' * (others != 1)} with anti-affinity {guest.anti_affinity!r} there"
-        found.append(Check(constraint=Constraint.ANTI_AFFINITY, fits=others <= 0, text=text))
+        found.append(ConstraintCheck(constraint=Constraint.ANTI_AFFINITY, fits=others <= 0, text=text))
     if (ports := fleet.keeps(request, place)) and guest.host != host:
         found.append(_check_ports(fleet, ports, place))
     return (*found, _check_memory(fleet, guest, place), _check_cpu(fleet, guest, place))
 
 
-def _check_ports(fleet: Fleet, ports: tuple[Port, ...], place: int) -> Check:
+def _check_ports(fleet: Fleet, ports: tuple[ListeningPort, ...], place: int) -> ConstraintCheck:
     port = fleet.ports.against(ports, place)
     if port is None:
-        return Check(constraint=Constraint.PORT, fits=True, text="its ports are free there")
+        return ConstraintCheck(constraint=Constraint.PORT, fits=True, text="its ports are free there")
     text = (
         f"{port} is taken there"
         if fleet.ports.has_address(port, place)
         else f"it has not the address of {port}"
     )
-    return Check(constraint=Constraint.PORT, fits=False, text=text)
+    return ConstraintCheck(constraint=Constraint.PORT, fits=False, text=text)
 
 
-def _check_state(host: Host, bar: Constraint | None) -> Check:
+def _check_state(host: Host, bar: Constraint | None) -> ConstraintCheck:
     if bar is None:
         # Any of the four would do; it is open.
-        return Check(constraint=Constraint.DOWN, fits=True, text="it is up and takes guests")
+        return ConstraintCheck(constraint=Constraint.DOWN, fits=True, text="it is up and takes guests")
     words = {
         Constraint.DOWN: f"it does not answer{f': {host.error}' if host.error else ''}",
         Constraint.DRAINING: "it is being emptied",
         Constraint.MAINTENANCE: "it is in maintenance",
         Constraint.LEAVING: "it is emptied in the same plan",
     }
-    return Check(constraint=bar, fits=False, text=words[bar])
+    return ConstraintCheck(constraint=bar, fits=False, text=words[bar])
 
 
-def _check_memory(fleet: Fleet, guest: Guest, place: int) -> Check:
+def _check_memory(fleet: Fleet, guest: Guest, place: int) -> ConstraintCheck:
     left, host = max(0, fleet.memory_left[place]), fleet.hosts[place]
     if not fleet.capacity_bytes[place]:
         text = "its memory is unknown: set memory of that host"
-        return Check(constraint=Constraint.MEMORY, fits=False, text=text)
+        return ConstraintCheck(constraint=Constraint.MEMORY, fits=False, text=text)
     text = f"{show_bytes(left)} of memory left, {show_bytes(guest.memory_bytes)} needed"
     if left < guest.memory_bytes <= fleet.capacity_bytes[place] and host.memory_reserve_bytes:
         text += f" ({show_bytes(host.memory_reserve_bytes)} are kept in reserve: memory_reserve)"
-    return Check(constraint=Constraint.MEMORY, fits=fleet.memory_left[place] >= guest.memory_bytes, text=text)
+    return ConstraintCheck(
+        constraint=Constraint.MEMORY, fits=fleet.memory_left[place] >= guest.memory_bytes, text=text
+    )
 
 
-def _check_cpu(fleet: Fleet, guest: Guest, place: int) -> Check:
+def _check_cpu(fleet: Fleet, guest: Guest, place: int) -> ConstraintCheck:
     left, host = fleet.cpus_left[place], fleet.hosts[place]
     if math.isinf(left):
-        return Check(constraint=Constraint.CPU, fits=True, text="its number of CPUs is unknown: no limit")
+        return ConstraintCheck(
+            constraint=Constraint.CPU, fits=True, text="its number of CPUs is unknown: no limit"
+        )
     text = (
         f"{max(0, math.floor(left))} vCPUs left, {guest.vcpus} needed "
         f"({host.facts.cpus} CPUs, {host.cpu_overcommit_ratio:g} vCPUs on each: cpu_overcommit)"
     )
-    return Check(constraint=Constraint.CPU, fits=left >= guest.vcpus, text=text)
+    return ConstraintCheck(constraint=Constraint.CPU, fits=left >= guest.vcpus, text=text)

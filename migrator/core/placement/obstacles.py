@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 from migrator.core.placement.fleet import Constraint
-from migrator.core.placement.packing import Book, Item
+from migrator.core.placement.packing import Allocation, Item
 from migrator.units import show_bytes
 
 #: For one host, and for several.
@@ -26,7 +26,7 @@ _WORDS: Mapping[Constraint, tuple[str, str]] = {
 }
 
 
-def count_obstacles(book: Book, item: Item) -> tuple[dict[Constraint, int], str]:
+def count_obstacles(book: Allocation, item: Item) -> tuple[dict[Constraint, int], str]:
     """Hosts by the first constraint that keeps the guest from each, and the same in words.
 
     The host it is on does not count. Room is what is left after everybody else of the plan has his place.
@@ -38,7 +38,7 @@ def count_obstacles(book: Book, item: Item) -> tuple[dict[Constraint, int], str]
         return {Constraint.SAME_HOST: 1}, f"it is on {request.only} already"
     if request.only:
         whole = f"only {request.only} was asked for"
-        found = _Found()
+        found = _ObstacleCounts()
         found.add(book, item, fleet.index[request.only])
     else:
         others = len(fleet.hosts) - (request.guest.host in fleet.index)
@@ -66,7 +66,7 @@ def count_obstacles(book: Book, item: Item) -> tuple[dict[Constraint, int], str]
 
 
 @dataclass
-class _Found:
+class _ObstacleCounts:
     """Hosts by the first constraint that each does not meet and what is to be said of it."""
 
     hosts: Counter[tuple[Constraint, str]] = field(default_factory=Counter)
@@ -74,7 +74,7 @@ class _Found:
     memory: float = 0
     cpus: float = 0.0
 
-    def add(self, book: Book, item: Item, place: int) -> None:
+    def add(self, book: Allocation, item: Item, place: int) -> None:
         """Count one host."""
         constraint, detail = _static(book, item, place) or _dynamic(book, item, place)
         self.hosts[constraint, detail] += 1
@@ -84,9 +84,9 @@ class _Found:
             self.cpus = max(self.cpus, book.cpus_left[place])
 
 
-def _everywhere(book: Book, item: Item) -> _Found:
+def _everywhere(book: Allocation, item: Item) -> _ObstacleCounts:
     """Over all hosts but its own, without a look at each of them: there may be many, and many such guests."""
-    fleet, found = book.fleet, _Found()
+    fleet, found = book.fleet, _ObstacleCounts()
     found.hosts.update({(constraint, ""): count for constraint, count in fleet.barred_for.items()})
     found.hosts.update(book.lacking(item, lambda place: _static(book, item, place)))
     home = fleet.index.get(item.requests[0].guest.host)
@@ -110,7 +110,7 @@ def _everywhere(book: Book, item: Item) -> _Found:
     return found
 
 
-def _static(book: Book, item: Item, place: int) -> tuple[Constraint, str] | None:
+def _static(book: Allocation, item: Item, place: int) -> tuple[Constraint, str] | None:
     """What does not depend on who else is there, nor on this one guest more than on others of its kind."""
     fleet, guest = book.fleet, item.requests[0].guest
     bar = fleet.barred[place]
@@ -125,7 +125,7 @@ def _static(book: Book, item: Item, place: int) -> tuple[Constraint, str] | None
     return None
 
 
-def _dynamic(book: Book, item: Item, place: int) -> tuple[Constraint, str]:
+def _dynamic(book: Allocation, item: Item, place: int) -> tuple[Constraint, str]:
     name, excluded = book.fleet.hosts[place].name, item.requests[0].excluded
     if name in excluded:
         return Constraint.EXCLUDED, f" ({name}: {excluded[name]})"

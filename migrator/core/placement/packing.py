@@ -1,6 +1,7 @@
 """The book-keeping of :mod:`migrator.core.placement`: who goes where, what is left, what fits best. Pure.
 
-What is placed is an :class:`Item`: one guest, or a group that shall stay together. A :class:`Book` holds who is where
+What is placed is an :class:`Item`: one guest, or a group that shall stay together. An
+:class:`Allocation` holds who is where
 and what is left. Hosts are numbers here: places in :attr:`Fleet.hosts`.
 """
 
@@ -11,9 +12,9 @@ from collections import Counter
 from collections.abc import Callable, Container, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 
-from migrator.core.placement.fleet import Candidates, Constraint, Fleet, Request
+from migrator.core.placement.fleet import Candidates, Constraint, Fleet, PlacementRequest
 from migrator.core.process import listening
-from migrator.core.process.listening import Port
+from migrator.core.process.listening import ListeningPort
 from migrator.core.process.ports_taken import PortsTaken
 
 
@@ -21,7 +22,7 @@ from migrator.core.process.ports_taken import PortsTaken
 class Item:
     """One guest or one group, and what it needs."""
 
-    requests: Sequence[Request]
+    requests: Sequence[PlacementRequest]
     #: Its place among those asked for.
     order: int
     memory_bytes: int
@@ -54,7 +55,7 @@ class Item:
         )
 
     @classmethod
-    def of(cls, fleet: Fleet, requests: Sequence[Request], order: int) -> Item:
+    def of(cls, fleet: Fleet, requests: Sequence[PlacementRequest], order: int) -> Item:
         """The item of one request, or of several that shall stay together."""
         guests = [request.guest for request in requests]
         requires: dict[str, str] = {}
@@ -113,7 +114,7 @@ class Sorted:
 class Ranking:
     """The hosts of one set of candidates, by rank and by memory left."""
 
-    def __init__(self, places: Sequence[int], book: Book) -> None:
+    def __init__(self, places: Sequence[int], book: Allocation) -> None:
         self.by_memory = Sorted(places, book.memory_left.__getitem__)
         self.by_rank = self.by_memory if book.pack else Sorted(places, book.rank)
 
@@ -123,7 +124,7 @@ class Ranking:
         if self.by_rank is not self.by_memory:
             self.by_rank.update(place)
 
-    def best_first(self, item: Item, book: Book) -> Iterator[int]:
+    def best_first(self, item: Item, book: Allocation) -> Iterator[int]:
         """At least those that have memory for it, the best first."""
         first = self.by_memory.below(item.memory_bytes)
         roomy = self.by_memory.entries(first)
@@ -135,7 +136,7 @@ class Ranking:
         return (place for _, place in self.by_rank.entries())
 
 
-class Book:
+class Allocation:
     """Who goes where in this plan, and what is left of each host."""
 
     def __init__(self, fleet: Fleet, *, pack: bool, tries: int) -> None:
@@ -234,7 +235,7 @@ class Book:
             and self.ports_for(item, place) is None
         )
 
-    def ports_for(self, item: Item, place: int, taken: PortsTaken | None = None) -> Port | None:
+    def ports_for(self, item: Item, place: int, taken: PortsTaken | None = None) -> ListeningPort | None:
         """The first of the ports that it has to keep that is taken there.
 
         :param taken: as things were at another time; else as they are now.

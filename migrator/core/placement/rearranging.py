@@ -6,7 +6,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from itertools import combinations
 
 from migrator.core.placement.fleet import Fleet
-from migrator.core.placement.packing import Book, Item
+from migrator.core.placement.packing import Allocation, Item
 
 #: Hosts tried for a guest that is left out, the likeliest first; sets of guests that may give way on each; and how
 #: many times those that gave way may make others give way in turn.
@@ -20,7 +20,7 @@ _EXACT_HOSTS = 24
 _LOOKS_A_TRY = 20
 
 
-def choose_all(book: Book, items: Sequence[Item]) -> None:
+def choose_all(book: Allocation, items: Sequence[Item]) -> None:
     """Put as many of the items, one guest each, as can be found a place for; groups together where that goes."""
     units = _units(book.fleet, items)
     _best_fit(book, units)
@@ -70,7 +70,7 @@ def _unit(fleet: Fleet, members: Sequence[Item]) -> Item | None:
     return unit
 
 
-def _break_up(book: Book, units: Iterable[Item]) -> None:
+def _break_up(book: Allocation, units: Iterable[Item]) -> None:
     """The members take the place of their group; those of one without a place look for one each."""
     for unit in units:
         if not unit.members:
@@ -89,7 +89,7 @@ def _hardest_first(item: Item) -> tuple[int, int, int, int]:
     return len(item.candidates.places).bit_length(), -item.memory_bytes, -item.vcpus, item.order
 
 
-def _best_fit(book: Book, items: Iterable[Item]) -> None:
+def _best_fit(book: Allocation, items: Iterable[Item]) -> None:
     items = sorted(items, key=_hardest_first)
     for item in items:
         prefer = item.prefer
@@ -102,7 +102,7 @@ def _best_fit(book: Book, items: Iterable[Item]) -> None:
                 book.put(item, place)
 
 
-def _try_smallest_first(book: Book, items: Sequence[Item]) -> None:
+def _try_smallest_first(book: Allocation, items: Sequence[Item]) -> None:
     """Where there is not room enough for all, more find a place if the small ones come first."""
     before = {item: book.place_of(item) for item in items}
     left_out = sum(place is None for place in before.values())
@@ -126,13 +126,13 @@ def _try_smallest_first(book: Book, items: Sequence[Item]) -> None:
 # -- rearranging
 
 
-def _help(book: Book, left_out: Iterable[Item]) -> None:
+def _help(book: Allocation, left_out: Iterable[Item]) -> None:
     for item in sorted(left_out, key=_hardest_first):
         if book.place_of(item) is None:
             _make_room(book, item, _CHAIN, frozenset())
 
 
-def _make_room(book: Book, item: Item, chain: int, closed: frozenset[int]) -> bool:
+def _make_room(book: Allocation, item: Item, chain: int, closed: frozenset[int]) -> bool:
     """Put it somewhere, moving others of the plan on where need be; changes nothing if that fails."""
     book.tries -= 1
     place = book.choose(item, closed)
@@ -160,7 +160,7 @@ def _make_room(book: Book, item: Item, chain: int, closed: frozenset[int]) -> bo
     return False
 
 
-def _likely(book: Book, item: Item, closed: frozenset[int]) -> list[int]:
+def _likely(book: Allocation, item: Item, closed: frozenset[int]) -> list[int]:
     """Hosts that could take it if what this plan sends there went elsewhere; the least lack first."""
     found = []
     book.tries -= len(book.planned) // _LOOKS_A_TRY
@@ -181,7 +181,7 @@ def _likely(book: Book, item: Item, closed: frozenset[int]) -> list[int]:
     return [place for _, place in sorted(found)]
 
 
-def _giving_way(book: Book, item: Item, place: int) -> Iterator[tuple[Item, ...]]:
+def _giving_way(book: Allocation, item: Item, place: int) -> Iterator[tuple[Item, ...]]:
     """Sets of items on a host of which each, gone, leaves room for `item`: few and small ones first."""
     others = sorted(book.on(place), key=lambda other: (other.memory_bytes, other.vcpus, other.order))
     must = tuple(other for other in others if other.words & item.words or item.collides(other))
@@ -206,7 +206,7 @@ def _giving_way(book: Book, item: Item, place: int) -> Iterator[tuple[Item, ...]
 # -- solving a part exactly
 
 
-def _solve(book: Book, items: Sequence[Item]) -> None:
+def _solve(book: Allocation, items: Sequence[Item]) -> None:
     """Try to leave fewer out by going through all ways of placing a part of the plan: all of it, if it is small."""
     tried: set[frozenset[Item]] = set()
     for item in sorted(items, key=_hardest_first):
@@ -220,7 +220,7 @@ def _solve(book: Book, items: Sequence[Item]) -> None:
                     break
 
 
-def _part(book: Book, item: Item, items: Sequence[Item]) -> tuple[list[Item], list[int]]:
+def _part(book: Allocation, item: Item, items: Sequence[Item]) -> tuple[list[Item], list[int]]:
     allowed = set().union(*(one.candidates.allowed for one in items))
     if len(items) <= _EXACT_ITEMS and len(allowed) <= _EXACT_HOSTS:
         return list(items), sorted(allowed)
@@ -237,7 +237,7 @@ def _part(book: Book, item: Item, items: Sequence[Item]) -> tuple[list[Item], li
     return part, hosts
 
 
-def _solve_part(book: Book, part: Sequence[Item], hosts: Sequence[int]) -> bool:
+def _solve_part(book: Allocation, part: Sequence[Item], hosts: Sequence[int]) -> bool:
     """Find a way that leaves fewer of `part` out than now; changes nothing if there is none."""
     mark = book.mark()
     before = {one: book.place_of(one) for one in part}
@@ -258,7 +258,7 @@ def _solve_part(book: Book, part: Sequence[Item], hosts: Sequence[int]) -> bool:
 
 
 def _assign(
-    book: Book,
+    book: Allocation,
     part: Sequence[Item],
     at: int,
     hosts: Sequence[tuple[int, tuple[bool, ...]]],
@@ -297,7 +297,7 @@ def _assign(
     return may_stay_out > 0 and _assign(book, part, at + 1, hosts, may_stay_out - 1)
 
 
-def _prefer_urgent(book: Book, items: Sequence[Item]) -> None:
+def _prefer_urgent(book: Allocation, items: Sequence[Item]) -> None:
     """Where somebody must stay out, it is not one of higher priority than one that gave him no room."""
     placed = [item.requests[0].guest.priority for item in items if book.place_of(item) is not None]
     least = min(placed, default=0)
@@ -312,7 +312,7 @@ def _prefer_urgent(book: Book, items: Sequence[Item]) -> None:
             item.moved = True
 
 
-def _less_urgent(book: Book, item: Item) -> Item | None:
+def _less_urgent(book: Allocation, item: Item) -> Item | None:
     priority = item.requests[0].guest.priority
     for place in _likely(book, item, frozenset()):
         below = [other for other in book.on(place) if other.requests[0].guest.priority < priority]

@@ -12,7 +12,7 @@ from collections.abc import Iterator
 
 from migrator.core.findings import errors_first, finding
 from migrator.core.model import Finding, MigrationStatus, RunState
-from migrator.core.policy import BlockJobs, Policy, Postcopy
+from migrator.core.policy import BlockJobs, Policy, PostcopyMode
 from migrator.core.preflight import non_migrated_state
 from migrator.core.preflight.facts import Disk, Facts
 from migrator.units import show_bytes
@@ -335,7 +335,7 @@ def _same_file(disk: Disk, other: Disk) -> Iterator[Finding]:
 
 def _abilities(source: Facts, destination: Facts, policy: Policy) -> Iterator[Finding]:
     needed = dict(_NEEDED)
-    if policy.postcopy is Postcopy.IMMEDIATE:
+    if policy.postcopy is PostcopyMode.IMMEDIATE:
         needed["postcopy-ram"] = "the policy asks for postcopy"
     for side, facts in (("source", source), ("destination", destination)):
         for capability, why in needed.items():

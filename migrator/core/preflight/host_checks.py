@@ -1,7 +1,7 @@
 """What speaks against moving a guest to a host, told before anything is started there. Pure.
 
 Facts of both hosts, what the source's QEMU says and was started with, and what was read of the files it uses go in
-(:class:`~migrator.core.preflight.host_case.Case`); findings of the catalogue come out. What could not be read is
+(:class:`~migrator.core.preflight.host_pair.HostPair`); findings of the catalogue come out. What could not be read is
 never held against the target: a check that knows nothing is silent, or a warning says that it knows nothing.
 """
 
@@ -13,11 +13,11 @@ from collections.abc import Iterator
 from migrator.core.findings import errors_first, finding
 from migrator.core.inventory import Guest
 from migrator.core.model import Finding
-from migrator.core.policy import Postcopy
+from migrator.core.policy import PostcopyMode
 from migrator.core.preflight import host_disks, host_files, host_network, host_process
 from migrator.core.preflight.compare import source_ready
 from migrator.core.preflight.cpu_flags import guest_flags
-from migrator.core.preflight.host_case import Case
+from migrator.core.preflight.host_pair import HostPair
 from migrator.units import show_bytes
 
 #: Flags of AMD's virtualisation in /proc/cpuinfo that nested guests may use; Intel's are listed by themselves.
@@ -44,7 +44,7 @@ _SIZES = {"": 1, "b": 1, "k": 1 << 10, "m": 1 << 20, "g": 1 << 30, "t": 1 << 40}
 _HUGE_PAGE_BYTES = 2 << 20
 
 
-def check(case: Case) -> tuple[Finding, ...]:
+def check(case: HostPair) -> tuple[Finding, ...]:
     """Everything that is known to speak against the target, errors first."""
     found = list(source_ready(case.source, case.policy))
     if not case.command:
@@ -63,7 +63,7 @@ def obstacle(guest: Guest) -> Iterator[Finding]:
         yield finding(guest.obstacle_code or "not-movable", f"{guest.label}: {guest.obstacle}")
 
 
-def _process(case: Case) -> Iterator[Finding]:
+def _process(case: HostPair) -> Iterator[Finding]:
     if case.process is None:
         return
     kvm = case.kvm and case.there.kvm
@@ -83,7 +83,7 @@ def _version(text: str) -> tuple[int, ...]:
 # --- CPU ----------------------------------------------------------------------------------------------------
 
 
-def _cpu(case: Case) -> Iterator[Finding]:
+def _cpu(case: HostPair) -> Iterator[Finding]:
     if not case.kvm:
         return
     if not case.there.kvm:
@@ -109,7 +109,7 @@ def _cpu(case: Case) -> Iterator[Finding]:
         )
 
 
-def _nested(case: Case) -> Iterator[Finding]:
+def _nested(case: HostPair) -> Iterator[Finding]:
     here, there = case.here, case.there
     if not case.kvm or not there.kvm or not there.cpu_flags:
         return
@@ -141,7 +141,7 @@ def _some(words: frozenset[str]) -> str:
 # --- memory -------------------------------------------------------------------------------------------------
 
 
-def _memory(case: Case) -> Iterator[Finding]:
+def _memory(case: HostPair) -> Iterator[Finding]:
     huge: dict[int, int] = {}
     normal = case.source.memory_bytes
     sizes = dict(case.source.memory_backends)
@@ -183,7 +183,7 @@ def _size(text: str) -> int:
 # --- QEMU ---------------------------------------------------------------------------------------------------
 
 
-def _versions(case: Case) -> Iterator[Finding]:
+def _versions(case: HostPair) -> Iterator[Finding]:
     seen, offer = case.seen_there, case.seen_there.offer
     if not seen.qemu:
         known = ", ".join(f"{path} ({version})" for path, version in sorted(case.there.qemus.items()))
@@ -225,10 +225,10 @@ def _versions(case: Case) -> Iterator[Finding]:
             )
 
 
-def _postcopy(case: Case) -> Iterator[Finding]:
-    if case.policy is None or case.there.userfaultfd or case.policy.postcopy is Postcopy.NEVER:
+def _postcopy(case: HostPair) -> Iterator[Finding]:
+    if case.policy is None or case.there.userfaultfd or case.policy.postcopy is PostcopyMode.NEVER:
         return
-    if case.policy.postcopy is Postcopy.IMMEDIATE:
+    if case.policy.postcopy is PostcopyMode.IMMEDIATE:
         yield finding(
             "userfaultfd",
             f"policy {case.policy.name} begins with postcopy, which {case.target} does not allow (userfaultfd)",

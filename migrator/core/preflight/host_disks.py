@@ -8,9 +8,9 @@ from migrator.core.findings import finding
 from migrator.core.model import Finding
 from migrator.core.preflight import host_process
 from migrator.core.preflight.facts import Disk, Facts
-from migrator.core.preflight.host_case import Case
+from migrator.core.preflight.host_pair import HostPair
 from migrator.core.process.command_line import ImageUse, path_of
-from migrator.core.process.files import COHERENT, FileSeen, Kind, Same, same_file
+from migrator.core.process.files import COHERENT, FileFacts, FileKind, SameFile, same_file
 
 #: Formats whose images may be based on others. Their names are given to qemu-img: it must never guess, because a
 #: guest can write a header into a raw disk that names any file of the host.
@@ -27,15 +27,15 @@ def images(source: Facts) -> dict[str, str]:
     return found
 
 
-def to_probe(case: Case) -> list[str]:
+def to_probe(case: HostPair) -> list[str]:
     """Paths of the disks of which identities do not tell whether both hosts see the same file."""
     unclear = []
     for path in _writable_paths(case.source):
         here, there = case.files(path)
         if (
-            here.kind is Kind.REGULAR
+            here.kind is FileKind.REGULAR
             and there.exists
-            and same_file(here, there, one_machine=case.one_machine) is Same.UNKNOWN
+            and same_file(here, there, one_machine=case.one_machine) is SameFile.UNKNOWN
         ):
             unclear.append(path)
     return unclear
@@ -46,7 +46,7 @@ def _writable_paths(source: Facts) -> list[str]:
     return list(dict.fromkeys(path for path in paths if path))
 
 
-def check(case: Case) -> Iterator[Finding]:
+def check(case: HostPair) -> Iterator[Finding]:
     """Findings about every disk of the guest."""
     uses = {image.path: image for image in case.command.images()}
     throwaway = [image for image in uses.values() if image.snapshot]
@@ -78,7 +78,7 @@ def check(case: Case) -> Iterator[Finding]:
             yield finding("disk-file-missing", f"{path} does not exist at {case.target}")
 
 
-def _disk(case: Case, disk: Disk, path: str, use: ImageUse | None) -> Iterator[Finding]:
+def _disk(case: HostPair, disk: Disk, path: str, use: ImageUse | None) -> Iterator[Finding]:
     here, there = case.files(path)
     replaced = list(host_process.disk_replaced(case.process, path, here, disk.device))
     if replaced:
@@ -108,24 +108,24 @@ def _disk(case: Case, disk: Disk, path: str, use: ImageUse | None) -> Iterator[F
     yield from _shared(case, disk, path, use)
 
 
-def _shared(case: Case, disk: Disk, path: str, use: ImageUse | None) -> Iterator[Finding]:
+def _shared(case: HostPair, disk: Disk, path: str, use: ImageUse | None) -> Iterator[Finding]:
     """Whether both write to the same file, and may."""
     here, there = case.files(path)
     same = _same(case, path)
-    if disk.is_flash and same is not Same.YES:
+    if disk.is_flash and same is not SameFile.YES:
         if disk.format not in CHAINED and here.exists and here.size_bytes != there.size_bytes:
             yield _other_size(case, disk, path)
         elif f"{there.device}:{there.inode}" in case.seen_there.written:
             yield _locked(case, disk, path)
         return
-    if same is Same.NO:
+    if same is SameFile.NO:
         yield finding(
             "disk-not-shared",
             f"{path} of disk {disk.device} is another file at {case.target}{_where(here, there)}: the guest would go "
             "on with other contents",
         )
         return
-    if same is Same.UNKNOWN:
+    if same is SameFile.UNKNOWN:
         yield finding(
             "disk-maybe-not-shared",
             f"whether {path} of disk {disk.device} is the same at {case.target} cannot be seen{_where(here, there)}",
@@ -146,7 +146,7 @@ def parent(path: str) -> str:
     return path.rpartition("/")[0] or ("/" if path.startswith("/") else ".")
 
 
-def _new_flash(case: Case, disk: Disk, path: str) -> Iterator[Finding]:
+def _new_flash(case: HostPair, disk: Disk, path: str) -> Iterator[Finding]:
     """One that is made before the destination is started."""
     where = case.seen_there.file(parent(path))
     if not where.exists or not path.startswith("/"):
@@ -161,7 +161,7 @@ def _new_flash(case: Case, disk: Disk, path: str) -> Iterator[Finding]:
         )
 
 
-def _other_size(case: Case, disk: Disk, path: str) -> Finding:
+def _other_size(case: HostPair, disk: Disk, path: str) -> Finding:
     here, there = case.files(path)
     return finding(
         "disk-size",
@@ -170,21 +170,21 @@ def _other_size(case: Case, disk: Disk, path: str) -> Finding:
     )
 
 
-def _locked(case: Case, disk: Disk, path: str) -> Finding:
+def _locked(case: HostPair, disk: Disk, path: str) -> Finding:
     return finding(
         "disk-locked", f"a process at {case.target} holds {path} of disk {disk.device} open for writing"
     )
 
 
-def _same(case: Case, path: str) -> Same:
+def _same(case: HostPair, path: str) -> SameFile:
     here, there = case.files(path)
     if not here.exists:
-        return Same.UNKNOWN
+        return SameFile.UNKNOWN
     same = same_file(here, there, one_machine=case.one_machine)
-    return case.probed.get(path, same) if same is Same.UNKNOWN else same
+    return case.probed.get(path, same) if same is SameFile.UNKNOWN else same
 
 
-def _where(here: FileSeen, there: FileSeen) -> str:
+def _where(here: FileFacts, there: FileFacts) -> str:
     if not here.mount_source or not there.mount_source:
         return ""
     return (
@@ -192,7 +192,7 @@ def _where(here: FileSeen, there: FileSeen) -> str:
     )
 
 
-def _two_machines(case: Case, disk: Disk, path: str, use: ImageUse | None) -> Iterator[Finding]:
+def _two_machines(case: HostPair, disk: Disk, path: str, use: ImageUse | None) -> Iterator[Finding]:
     there = case.seen_there.file(path)
     if f"{there.device}:{there.inode}" in case.seen_there.written:
         yield _locked(case, disk, path)
@@ -210,7 +210,7 @@ def _two_machines(case: Case, disk: Disk, path: str, use: ImageUse | None) -> It
         )
 
 
-def _backing(case: Case, disk: Disk, path: str) -> Iterator[Finding]:
+def _backing(case: HostPair, disk: Disk, path: str) -> Iterator[Finding]:
     if disk.format not in CHAINED:
         return
     mine, theirs = case.seen_here.chains.get(path), case.seen_there.chains.get(path)
@@ -237,7 +237,7 @@ def _backing(case: Case, disk: Disk, path: str) -> Iterator[Finding]:
                 "backing-missing",
                 f"{file}, which {path} of disk {disk.device} is based on, does not exist at {case.target}",
             )
-        elif here.exists and same_file(here, there, one_machine=case.one_machine) is not Same.YES:
+        elif here.exists and same_file(here, there, one_machine=case.one_machine) is not SameFile.YES:
             if here.size_bytes != there.size_bytes:
                 yield finding(
                     "backing-differs",

@@ -6,10 +6,10 @@ from collections.abc import Iterator
 
 from migrator.core.findings import finding
 from migrator.core.model import Finding
-from migrator.core.preflight.host_case import Case
+from migrator.core.preflight.host_pair import HostPair
 from migrator.core.process.command_line import CommandLine, Option
-from migrator.core.process.files import Kind
-from migrator.core.process.named_files import named, served
+from migrator.core.process.files import FileKind
+from migrator.core.process.named_files import named_files, served
 
 #: The first version that says by itself what blocks a migration (blocked-reasons).
 _SAYS_BLOCKERS = (6, 0)
@@ -22,7 +22,7 @@ _OF_HOST = frozenset(
 
 def to_read(command: CommandLine) -> list[str]:
     """Every path that :func:`check` and the checks of memory look at."""
-    paths = [path for file in named(command) for path in (file.path, file.instead) if path]
+    paths = [path for file in named_files(command) for path in (file.path, file.instead) if path]
     paths += [path for _, path in _sockets(command)]
     for path in memory_paths(command):
         paths += [path, _parent(path)]
@@ -42,16 +42,16 @@ def _parent(path: str) -> str:
     return path.rstrip("/").rpartition("/")[0] or "/"
 
 
-def page_bytes(case: Case, path: str) -> int:
+def page_bytes(case: HostPair, path: str) -> int:
     """The size of the huge pages that memory at `path` is made of; 0: of normal ones."""
     here = case.seen_here.file(path)
     return here.block_bytes if here.filesystem == "hugetlbfs" else 0
 
 
-def memory_path(case: Case, path: str) -> Iterator[Finding]:
+def memory_path(case: HostPair, path: str) -> Iterator[Finding]:
     """Whether memory can lie in the same place at the target."""
     here, there = case.files(path)
-    if here.kind is not Kind.DIRECTORY and not there.exists:
+    if here.kind is not FileKind.DIRECTORY and not there.exists:
         # A file that QEMU makes by itself; its directory has to be there.
         there = case.seen_there.file(_parent(path))
     if not there.exists:
@@ -73,9 +73,9 @@ def memory_path(case: Case, path: str) -> Iterator[Finding]:
         )
 
 
-def check(case: Case) -> Iterator[Finding]:
+def check(case: HostPair) -> Iterator[Finding]:
     """Findings about files, devices of the host, and processes that serve devices."""
-    for file in named(case.command):
+    for file in named_files(case.command):
         here, there = case.files(file.path)
         if file.instead and not there.exists:
             here, there = case.files(file.instead)
@@ -122,7 +122,7 @@ def _sockets(command: CommandLine) -> list[tuple[str, str]]:
     ]
 
 
-def _served(case: Case) -> Iterator[Finding]:
+def _served(case: HostPair) -> Iterator[Finding]:
     for option in case.command.all("device", "netdev"):
         kind = option["driver"] or option["type"]
         if kind.startswith("vhost-user"):
@@ -155,7 +155,7 @@ def _vfio_paths(option: Option) -> tuple[str, str]:
     return f"{_PCI}/{address}", f"{_PCI}/{address}/driver"
 
 
-def _vfio(case: Case) -> Iterator[Finding]:
+def _vfio(case: HostPair) -> Iterator[Finding]:
     options = {option["id"]: option for option in case.command.all("device") if option["id"]}
     unnamed = [option for option in case.command.all("device") if not option["id"]]
     known = [*options.values(), *unnamed]
@@ -179,7 +179,7 @@ def _vfio(case: Case) -> Iterator[Finding]:
             yield _passed(case, device_.name)
 
 
-def _passed(case: Case, name: str) -> Finding:
+def _passed(case: HostPair, name: str) -> Finding:
     version = tuple(int(part) for part in case.source.version.split(".")[:2])
     if version < _SAYS_BLOCKERS or any("vfio" in reason.lower() for reason in case.source.blockers):
         return finding("vfio", f"{name} is hardware of the source's host, passed through")

@@ -7,8 +7,8 @@ from collections.abc import Iterator
 
 from migrator.core.findings import finding
 from migrator.core.model import Finding
-from migrator.core.preflight.host_case import Case
-from migrator.core.process import carriers
+from migrator.core.preflight.host_pair import HostPair
+from migrator.core.process import guest_network
 from migrator.core.process.command_line import CommandLine, Option
 
 #: What QEMU runs where none is named.
@@ -25,7 +25,7 @@ def to_read(command: CommandLine) -> list[str]:
     return [*paths, *(option["vhostdev"] for option in command.network() if option["vhostdev"])]
 
 
-def check(case: Case) -> Iterator[Finding]:
+def check(case: HostPair) -> Iterator[Finding]:
     """Findings about everything that the guest's network cards hang on."""
     yield from _numbered(case)
     for option in case.command.network():
@@ -48,7 +48,7 @@ def check(case: Case) -> Iterator[Finding]:
             )
 
 
-def _numbered(case: Case) -> Iterator[Finding]:
+def _numbered(case: HostPair) -> Iterator[Finding]:
     own = [option for option in case.command.network() if option["type"] == "user"]
     mine, theirs = (
         tuple(int(part) for part in re.findall(r"\d+", text)[:2])
@@ -75,7 +75,7 @@ def _programs(option: Option) -> list[str]:
     return [] if script in ("no", "off") else [script]
 
 
-def _tap(case: Case, option: Option, name: str) -> Iterator[Finding]:
+def _tap(case: HostPair, option: Option, name: str) -> Iterator[Finding]:
     for path in _programs(option):
         there = case.seen_there.file(path)
         if not there.exists or not there.executable:
@@ -85,7 +85,7 @@ def _tap(case: Case, option: Option, name: str) -> Iterator[Finding]:
     tap = option["ifname"]
     by_hand = option["script"] in ("no", "off")
     if tap and by_hand:  # else somebody sets it up once QEMU has it
-        yield from carriers.tap(case.here.links, case.there.links, tap, tap, case.target)
+        yield from guest_network.tap(case.here.links, case.there.links, tap, tap, case.target)
     held = case.there.links.get(tap)
     if held is not None and held.kind == "tun" and held.carrier and not option["queues"]:
         yield finding("tap-in-use", f"tap {tap} of network {name} is open at {case.target}: a process has it")
@@ -101,7 +101,7 @@ def _tap(case: Case, option: Option, name: str) -> Iterator[Finding]:
             yield finding("vhost-net-missing", f"network {name} uses vhost, which {case.target} has not")
 
 
-def _bridge(case: Case, option: Option, name: str) -> Iterator[Finding]:
+def _bridge(case: HostPair, option: Option, name: str) -> Iterator[Finding]:
     if not case.there.interfaces:
         return  # its interfaces could not be read
     bridge = option["br"]
@@ -112,7 +112,7 @@ def _bridge(case: Case, option: Option, name: str) -> Iterator[Finding]:
             yield finding(
                 "bridge-missing", f"bridge {bridge} of network {name} does not exist at {case.target}"
             )
-        yield from carriers.bridge(case.here.links, case.there.links, bridge, bridge, case.target)
+        yield from guest_network.bridge(case.here.links, case.there.links, bridge, bridge, case.target)
         return
     master = case.seen_here.masters.get(option["ifname"], "")
     if master and master not in case.there.interfaces:
@@ -121,10 +121,10 @@ def _bridge(case: Case, option: Option, name: str) -> Iterator[Finding]:
             f"tap {option['ifname']} of network {name} is on {master} here, which does not exist at {case.target}",
         )
     elif master and option["script"] not in ("no", "off"):  # which will put it there
-        yield from carriers.bridge(case.here.links, case.there.links, master, master, case.target)
+        yield from guest_network.bridge(case.here.links, case.there.links, master, master, case.target)
 
 
-def _interface(case: Case, interface: str, name: str) -> Iterator[Finding]:
+def _interface(case: HostPair, interface: str, name: str) -> Iterator[Finding]:
     if interface and case.there.interfaces and interface not in case.there.interfaces:
         yield finding(
             "net-interface", f"interface {interface} of network {name} does not exist at {case.target}"

@@ -10,8 +10,8 @@ from dataclasses import dataclass, field, replace
 from migrator.core.findings import finding
 from migrator.core.model import Finding
 from migrator.core.process.command_line import CommandLine
-from migrator.core.process.files import FileSeen
-from migrator.core.process.process_identity import Drops, Held, ProcessIdentity
+from migrator.core.process.files import FileFacts
+from migrator.core.process.process_identity import DroppedPrivileges, OpenFiles, ProcessIdentity
 
 _LIMITS = {
     "nofile": "open files",
@@ -35,11 +35,11 @@ _BY_HOST = frozenset({"nproc"})
 
 
 @dataclass(frozen=True, kw_only=True)
-class ProcessCase:
+class ProcessPair:
     """The source's process, and what one would be that is started like it at the target."""
 
     source: ProcessIdentity
-    held: Held = field(default_factory=Held)
+    held: OpenFiles = field(default_factory=OpenFiles)
     #: ``None``: it could not be made so; `complaint` says why.
     target: ProcessIdentity | None
     complaint: str = ""
@@ -59,7 +59,7 @@ class ProcessCase:
 
 
 def check(
-    case: ProcessCase, command: CommandLine, *, target: str, systemd: bool, kvm: bool
+    case: ProcessPair, command: CommandLine, *, target: str, systemd: bool, kvm: bool
 ) -> Iterator[Finding]:
     """Findings about the process itself.
 
@@ -70,7 +70,7 @@ def check(
         yield finding("process-unknown", "the files that its process has open may not be seen")
     if not case.replicated:
         return
-    drops = Drops.of(command)
+    drops = DroppedPrivileges.of(command)
     yield from _where(case, drops, target)
     yield from _who(case, drops, target)
     here, there = case.source, case.target
@@ -89,7 +89,7 @@ def check(
         yield from _opened_itself(case, command, target, kvm=kvm)
 
 
-def disk_replaced(case: ProcessCase | None, path: str, here: FileSeen, device: str) -> Iterator[Finding]:
+def disk_replaced(case: ProcessPair | None, path: str, here: FileFacts, device: str) -> Iterator[Finding]:
     """Whether the path of a disk leads to what the source has open."""
     if case is None or case.held.has(here):
         return
@@ -108,7 +108,7 @@ def relative(paths: Collection[str]) -> list[str]:
     return [path for path in paths if path and not path.startswith("/")]
 
 
-def _where(case: ProcessCase, drops: Drops, target: str) -> Iterator[Finding]:
+def _where(case: ProcessPair, drops: DroppedPrivileges, target: str) -> Iterator[Finding]:
     here = case.source
     if drops.root or here.root not in ("", "/"):
         yield finding("chroot", f"the root directory of its process is {here.root or drops.root}")
@@ -124,7 +124,7 @@ def _where(case: ProcessCase, drops: Drops, target: str) -> Iterator[Finding]:
         )
 
 
-def _who(case: ProcessCase, drops: Drops, target: str) -> Iterator[Finding]:
+def _who(case: ProcessPair, drops: DroppedPrivileges, target: str) -> Iterator[Finding]:
     here, there = case.source, case.target
     who = f"uid {here.user}" + (f" ({here.account})" if here.account else "")
     name = drops.user if drops.user and ":" not in drops.user else ""
@@ -149,13 +149,13 @@ def _who(case: ProcessCase, drops: Drops, target: str) -> Iterator[Finding]:
         yield finding("user-missing", f"{target} has no account for {who}")
 
 
-def _directory(case: ProcessCase, there: ProcessIdentity, target: str) -> Iterator[Finding]:
+def _directory(case: ProcessPair, there: ProcessIdentity, target: str) -> Iterator[Finding]:
     wanted = case.held.directory or case.source.directory
     if wanted and there.directory not in ("", wanted):
         yield finding("working-directory", f"its directory {wanted} cannot be entered at {target}")
 
 
-def paths_unclear(case: ProcessCase, paths: Collection[str], *, target: str) -> Iterator[Finding]:
+def paths_unclear(case: ProcessPair, paths: Collection[str], *, target: str) -> Iterator[Finding]:
     """Findings about relative paths.
 
     :param paths: of the command line and of disks.
@@ -175,7 +175,7 @@ def paths_unclear(case: ProcessCase, paths: Collection[str], *, target: str) -> 
         )
 
 
-def images_unreachable(held: Held) -> Iterator[Finding]:
+def images_unreachable(held: OpenFiles) -> Iterator[Finding]:
     """Findings about images that QEMU is going to open again, from another directory than before."""
     for path in sorted(held.unreachable):
         at, image = held.now(path), posixpath.normpath(posixpath.join(held.directory, path))
@@ -256,7 +256,7 @@ def _directory_of(path: str) -> str:
     return head or ("/" if path.startswith("/") else ".")
 
 
-def _opened_itself(case: ProcessCase, command: CommandLine, target: str, *, kvm: bool) -> Iterator[Finding]:
+def _opened_itself(case: ProcessPair, command: CommandLine, target: str, *, kvm: bool) -> Iterator[Finding]:
     user = f"uid {case.user}" if case.user is not None else "that user"
     for path in written(command):
         may = case.may.get(path, "ew")

@@ -44,7 +44,7 @@ class Ancestor:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Process:
+class ProcessSigns:
     """What is seen of one QEMU process."""
 
     pid: int
@@ -66,7 +66,7 @@ class Manager:
     restarts: bool = False
 
 
-def manager(process: Process) -> Manager:
+def find_manager(process: ProcessSigns) -> Manager:
     """Who manages the guest in that process, as far as it shows."""
     for name, sign in _SIGNS:
         if sign.search(process.words) or sign.search(process.cgroup):

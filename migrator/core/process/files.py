@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from enum import StrEnum
 
 
-class Kind(StrEnum):
+class FileKind(StrEnum):
     """What a path leads to."""
 
     REGULAR = "regular"
@@ -21,10 +21,10 @@ class Kind(StrEnum):
 
 
 @dataclass(frozen=True, kw_only=True)
-class FileSeen:
+class FileFacts:
     """What a path leads to on one host, links followed."""
 
-    kind: Kind = Kind.MISSING
+    kind: FileKind = FileKind.MISSING
     #: Its path without links.
     real: str = ""
     size_bytes: int = 0
@@ -51,11 +51,11 @@ class FileSeen:
     @property
     def exists(self) -> bool:
         """There is something."""
-        return self.kind is not Kind.MISSING
+        return self.kind is not FileKind.MISSING
 
 
 @dataclass(frozen=True, kw_only=True)
-class Offer:
+class QemuProgramFacts:
     """What one QEMU program knows; whatever could not be read is empty."""
 
     #: Tells this file from another, and from itself after an upgrade.
@@ -68,17 +68,17 @@ class Offer:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Seen:
+class HostFiles:
     """What was read of one host for one guest."""
 
-    files: Mapping[str, FileSeen] = field(default_factory=dict)
+    files: Mapping[str, FileFacts] = field(default_factory=dict)
     #: By path of the image: itself and what it is based on, as absolute paths; no entry where that was not read.
     chains: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
     #: Images that qemu-img complained about, with its words.
     complaints: Mapping[str, str] = field(default_factory=dict)
     #: The QEMU that would be started there; empty: none was found.
     qemu: str = ""
-    offer: Offer = field(default_factory=Offer)
+    offer: QemuProgramFacts = field(default_factory=QemuProgramFacts)
     #: Network interfaces and the bridge they are on.
     masters: Mapping[str, str] = field(default_factory=dict)
     #: KVM there offers virtualisation to its guests; ``None``: it does not say.
@@ -92,15 +92,15 @@ class Seen:
     #: The program that the source's QEMU is.
     program: str = ""
 
-    def file(self, path: str) -> FileSeen:
+    def file(self, path: str) -> FileFacts:
         """What `path` leads to; missing where it was not looked for."""
         return self.files.get(path, _MISSING)
 
 
-_MISSING = FileSeen()
+_MISSING = FileFacts()
 
 
-class Same(StrEnum):
+class SameFile(StrEnum):
     """Whether a path leads to the same file on two hosts."""
 
     YES = "yes"
@@ -135,22 +135,22 @@ COHERENT = frozenset({"gfs2", "ocfs2", "ceph", "fuse.ceph", "lustre", "gpfs"})
 _LOCAL_SOURCES = ("localhost:", "127.", "[::1]")
 
 
-def same_file(here: FileSeen, there: FileSeen, *, one_machine: bool) -> Same:
+def same_file(here: FileFacts, there: FileFacts, *, one_machine: bool) -> SameFile:
     """Whether both are the same file, as far as their identities tell; only what is certain is not ``UNKNOWN``.
 
     :param one_machine: the two hosts run on one kernel (equal boot ids).
     """
     if here.kind is not there.kind:
-        return Same.NO
+        return SameFile.NO
     if one_machine:
         same = (here.device, here.inode) == (there.device, there.inode)
-        if here.kind is Kind.BLOCK:
+        if here.kind is FileKind.BLOCK:
             same = here.device == there.device
-        return Same.YES if same else Same.NO
-    if here.kind is Kind.BLOCK:
+        return SameFile.YES if same else SameFile.NO
+    if here.kind is FileKind.BLOCK:
         return _same_device(here, there)
     if here.filesystem in _OWN or there.filesystem in _OWN:
-        return Same.NO
+        return SameFile.NO
     source = here.mount_source
     if (
         here.filesystem == there.filesystem
@@ -160,14 +160,16 @@ def same_file(here: FileSeen, there: FileSeen, *, one_machine: bool) -> Same:
         and (here.inner_path, here.inode, here.size_bytes)
         == (there.inner_path, there.inode, there.size_bytes)
     ):
-        return Same.YES
-    return Same.UNKNOWN
+        return SameFile.YES
+    return SameFile.UNKNOWN
 
 
-def _same_device(here: FileSeen, there: FileSeen) -> Same:
+def _same_device(here: FileFacts, there: FileFacts) -> SameFile:
     if not here.serial or not there.serial:
-        return Same.UNKNOWN
+        return SameFile.UNKNOWN
     if here.serial == there.serial:
-        return Same.YES
+        return SameFile.YES
     # Named by different things (a path to it here, itself there) they may still be one.
-    return Same.NO if here.serial.partition("=")[0] == there.serial.partition("=")[0] else Same.UNKNOWN
+    return (
+        SameFile.NO if here.serial.partition("=")[0] == there.serial.partition("=")[0] else SameFile.UNKNOWN
+    )

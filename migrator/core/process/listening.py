@@ -19,7 +19,7 @@ LAST_PORT = 65535
 
 
 @dataclass(frozen=True, order=True)
-class Port:
+class ListeningPort:
     """A port of a host, or a range of which the first free one is taken."""
 
     protocol: str
@@ -36,12 +36,12 @@ class Port:
             f"{self.protocol} :", f"{self.protocol} "
         )
 
-    def at(self, number: int) -> Port:
+    def at(self, number: int) -> ListeningPort:
         """The same at another number, and only there."""
         return replace(self, number=number, last=0)
 
     @classmethod
-    def of(cls, protocol: str, address: str, number: int, last: int) -> Port:
+    def of(cls, protocol: str, address: str, number: int, last: int) -> ListeningPort:
         """What :meth:`fields` gave."""
         return cls(protocol, address, number, last)
 
@@ -51,17 +51,17 @@ class Port:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Listens:
+class ListeningOption:
     """One option of a command line that listens."""
 
     #: For a message: ``-vnc``, ``-netdev net0``.
     what: str
-    port: Port
+    port: ListeningPort
     #: Where in the value of the option the number stands.
     key: str = ""
 
 
-def collides(one: Port, other: Port) -> bool:
+def collides(one: ListeningPort, other: ListeningPort) -> bool:
     """Whether the second cannot be had by one process while the first is another's; both are single ports."""
     if (one.protocol, one.number) != (other.protocol, other.number):
         return False
@@ -79,9 +79,9 @@ def _overlap(one: str, other: str) -> bool:
     return ANY_V4 in (one, other) and ":" not in one + other
 
 
-def taken(port: Port, bound: Collection[Port]) -> Port | None:
+def port_taken(port: ListeningPort, bound: Collection[ListeningPort]) -> ListeningPort | None:
     """What keeps it from being had: the last of its range that is in the way; ``None`` where it can be had."""
-    found: Port | None = None
+    found: ListeningPort | None = None
     for number in range(port.number, max(port.number, port.last) + 1):
         found = next((each for each in bound if collides(each, port.at(number))), None)
         if found is None:
@@ -89,15 +89,15 @@ def taken(port: Port, bound: Collection[Port]) -> Port | None:
     return found
 
 
-def next_free(port: Port, bound: Collection[Port]) -> int:
+def next_free(port: ListeningPort, bound: Collection[ListeningPort]) -> int:
     """The next number that can be had with this address; 0 where there is none."""
     for number in range(max(port.number, port.last) + 1, LAST_PORT + 1):
-        if taken(port.at(number), bound) is None:
+        if port_taken(port.at(number), bound) is None:
             return number
     return 0
 
 
-def missing_address(port: Port, addresses: Collection[str]) -> bool:
+def missing_address(port: ListeningPort, addresses: Collection[str]) -> bool:
     """Whether it names an address that a host with these does not have; names are not looked up."""
     address = port.address
     if not addresses or address in (ANY, ANY_V4, "localhost") or not _is_literal(address):
@@ -109,9 +109,9 @@ def _is_literal(address: str) -> bool:
     return ":" in address or address.replace(".", "").isdigit()
 
 
-def without(bound: Iterable[Port], listens: Collection[Port]) -> frozenset[Port]:
+def without(bound: Iterable[ListeningPort], listens: Collection[ListeningPort]) -> frozenset[ListeningPort]:
     """Those of a host's ports that are not one of these, ranges included."""
-    numbers: dict[tuple[str, int], list[Port]] = {}
+    numbers: dict[tuple[str, int], list[ListeningPort]] = {}
     for each in listens:
         for number in range(each.number, max(each.number, each.last) + 1):
             numbers.setdefault((each.protocol, number), []).append(each.at(number))
@@ -125,7 +125,7 @@ def without(bound: Iterable[Port], listens: Collection[Port]) -> frozenset[Port]
 # --- what a command line asks for ------------------------------------------------------------------------------------
 
 
-def listens(arguments: Iterable[str]) -> tuple[Port, ...]:
+def listens(arguments: Iterable[str]) -> tuple[ListeningPort, ...]:
     """Every port that a QEMU with these arguments (its program left out) would listen at."""
     found = (
         each.port
@@ -135,14 +135,14 @@ def listens(arguments: Iterable[str]) -> tuple[Port, ...]:
     return tuple(dict.fromkeys(found))
 
 
-def of_option(name: str, text: str, value: Value) -> Iterator[Listens]:
+def of_option(name: str, text: str, value: Value) -> Iterator[ListeningOption]:
     """Those of one option; what QEMU chooses by itself (port 0) is none."""
     for each in _of_option(name, text, value):
         if 0 < each.port.number <= LAST_PORT:
             yield each
 
 
-def _of_option(name: str, text: str, value: Value) -> Iterator[Listens]:
+def _of_option(name: str, text: str, value: Value) -> Iterator[ListeningOption]:
     what = f"-{name} {value.get('id')}".rstrip()
     if name in _NETWORK:
         yield from _of_network(what, value)
@@ -153,59 +153,67 @@ def _of_option(name: str, text: str, value: Value) -> Iterator[Listens]:
     elif name == "spice" and not value.is_on("unix"):
         address = _address(value.get("addr"))
         for key in ("port", "tls-port"):
-            yield Listens(what=what, port=Port(TCP, address, _number(value.get(key))), key=key)
+            yield ListeningOption(
+                what=what, port=ListeningPort(TCP, address, _number(value.get(key))), key=key
+            )
     elif name == "vnc":
         yield from _of_vnc(f"-{name}", value)
 
 
-def _of_network(what: str, value: Value) -> Iterator[Listens]:
+def _of_network(what: str, value: Value) -> Iterator[ListeningOption]:
     for forward in value.all("hostfwd"):
         protocol, _, rest = forward.partition(":")
         host, _, number = rest.rpartition("-")[0].rpartition(":")
-        port = Port(protocol or TCP, _address(host, otherwise=ANY_V4), _number(number))
-        yield Listens(what=what, port=port, key="hostfwd")
+        port = ListeningPort(protocol or TCP, _address(host, otherwise=ANY_V4), _number(number))
+        yield ListeningOption(what=what, port=port, key="hostfwd")
     kind = value.get("type")
     if kind == "socket":
         host, _, number = value.get("listen").rpartition(":")
-        yield Listens(
-            what=what, port=Port(TCP, _address(host, otherwise=ANY_V4), _number(number)), key="listen"
+        yield ListeningOption(
+            what=what,
+            port=ListeningPort(TCP, _address(host, otherwise=ANY_V4), _number(number)),
+            key="listen",
         )
         if value.get("udp"):
             host, _, number = value.get("localaddr").rpartition(":")
-            port = Port(UDP, _address(host, otherwise=ANY_V4), _number(number))
-            yield Listens(what=what, port=port, key="localaddr")
+            port = ListeningPort(UDP, _address(host, otherwise=ANY_V4), _number(number))
+            yield ListeningOption(what=what, port=port, key="localaddr")
     elif kind == "stream" and value.is_on("server") and value.get("addr.type") == "inet":
-        port = Port(TCP, _address(value.get("addr.host")), _number(value.get("addr.port")))
-        yield Listens(what=what, port=port, key="addr.port")
+        port = ListeningPort(TCP, _address(value.get("addr.host")), _number(value.get("addr.port")))
+        yield ListeningOption(what=what, port=port, key="addr.port")
     elif kind == "dgram" and value.get("local.type") == "inet":
-        port = Port(UDP, _address(value.get("local.host")), _number(value.get("local.port")))
-        yield Listens(what=what, port=port, key="local.port")
+        port = ListeningPort(UDP, _address(value.get("local.host")), _number(value.get("local.port")))
+        yield ListeningOption(what=what, port=port, key="local.port")
 
 
-def _of_chardev(what: str, value: Value) -> Iterator[Listens]:
+def _of_chardev(what: str, value: Value) -> Iterator[ListeningOption]:
     backend = value.get("backend")
     if backend == "socket" and value.is_on("server") and not value.get("path"):
-        port = Port(TCP, _address(value.get("host")), _number(value.get("port")), _number(value.get("to")))
-        yield Listens(what=what, port=port, key="port")
+        port = ListeningPort(
+            TCP, _address(value.get("host")), _number(value.get("port")), _number(value.get("to"))
+        )
+        yield ListeningOption(what=what, port=port, key="port")
     elif backend == "udp":
-        port = Port(UDP, _address(value.get("localaddr")), _number(value.get("localport")))
-        yield Listens(what=what, port=port, key="localport")
+        port = ListeningPort(UDP, _address(value.get("localaddr")), _number(value.get("localport")))
+        yield ListeningOption(what=what, port=port, key="localport")
 
 
-def _of_character(what: str, text: str) -> Iterator[Listens]:
+def _of_character(what: str, text: str) -> Iterator[ListeningOption]:
     kind, _, rest = text.removeprefix("mon:").partition(":")
     if kind in _STREAMS:
         value = Value(rest, first="address")
         host, _, number = value.get("address").rpartition(":")
         if value.is_on("server"):
-            port = Port(TCP, _address(host), _number(number), _number(value.get("to")))
-            yield Listens(what=what, port=port, key="address")
+            port = ListeningPort(TCP, _address(host), _number(number), _number(value.get("to")))
+            yield ListeningOption(what=what, port=port, key="address")
     elif kind == "udp" and "@" in rest:
         host, _, number = rest.rpartition("@")[2].rpartition(":")
-        yield Listens(what=what, port=Port(UDP, _address(host), _number(number)), key="address")
+        yield ListeningOption(
+            what=what, port=ListeningPort(UDP, _address(host), _number(number)), key="address"
+        )
 
 
-def _of_vnc(what: str, value: Value) -> Iterator[Listens]:
+def _of_vnc(what: str, value: Value) -> Iterator[ListeningOption]:
     display = value.get("vnc")
     if display in ("", "none", "on") or display.startswith("unix:") or value.is_on("reverse"):
         return
@@ -213,15 +221,17 @@ def _of_vnc(what: str, value: Value) -> Iterator[Listens]:
     if not number.isdecimal():
         return
     address, last = _address(host), _number(value.get("to"))
-    port = Port(TCP, address, _VNC + int(number), _VNC + last if last else 0)
-    yield Listens(what=what, port=port, key="vnc")
+    port = ListeningPort(TCP, address, _VNC + int(number), _VNC + last if last else 0)
+    yield ListeningOption(what=what, port=port, key="vnc")
     if websocket := value.get("websocket"):
         own, _, named = websocket.rpartition(":")
         at = _WEBSOCKET + int(number) if websocket == "on" else _number(named)
-        yield Listens(what=what, port=Port(TCP, _address(own) if own else address, at), key="websocket")
+        yield ListeningOption(
+            what=what, port=ListeningPort(TCP, _address(own) if own else address, at), key="websocket"
+        )
 
 
-def moved(each: Listens, text: str, value: Value, number: int) -> str:
+def moved(each: ListeningOption, text: str, value: Value, number: int) -> str:
     """The option's value with another number at that place; `value` is of the same text."""
     old = str(each.port.number)
     if each.key == "vnc":

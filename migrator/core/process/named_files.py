@@ -12,7 +12,7 @@ _ON = ("on", "yes", "true")
 
 
 @dataclass(frozen=True, kw_only=True)
-class Named:
+class NamedFile:
     """A file that the command line names."""
 
     path: str
@@ -86,31 +86,33 @@ _CHARACTER = ("serial", "parallel", "monitor", "debugcon")
 _TERMINALS = frozenset({"serial", "tty", "parallel", "parport"})
 
 
-def named(command: CommandLine) -> list[Named]:
+def named_files(command: CommandLine) -> list[NamedFile]:
     """All of them, each once."""
-    found: list[Named] = []
+    found: list[NamedFile] = []
     # What only a QMP monitor uses is not made again as it is.
     others = {*served(command), *only_of_qmp((option.name, option.text) for option in command.options)}
     for option in command.options:
         if option.name in _WHOLE:
             what, compared = _WHOLE[option.name]
             path = _path(option.name, option.text)
-            found.append(Named(path=path, what=what, compared=compared))
+            found.append(NamedFile(path=path, what=what, compared=compared))
         for key in _PARTS.get(option.name, ()):
             what = f"a file for -{option.name}"
-            found.append(Named(path=_path(key, option[key]), what=what, compared=option.name in _COMPARED))
+            found.append(
+                NamedFile(path=_path(key, option[key]), what=what, compared=option.name in _COMPARED)
+            )
         if option.name == "acpitable":
             paths = option["data"].split(":")
-            found += [Named(path=path, what="a table for -acpitable", compared=True) for path in paths]
+            found += [NamedFile(path=path, what="a table for -acpitable", compared=True) for path in paths]
         elif option.name == "smbios":
             paths = Value(option.text, first="").all("path")
-            found += [Named(path=path, what="a string for -smbios", compared=True) for path in paths]
+            found += [NamedFile(path=path, what="a string for -smbios", compared=True) for path in paths]
         elif option.name == "device":
             found += _of_device(option)
         elif option.name == "object":
             kind = option["qom-type"]
             what = f"a file of {kind} {option['id']}"
-            found += [Named(path=option[key], what=what) for key in _OF_OBJECTS.get(kind, ())]
+            found += [NamedFile(path=option[key], what=what) for key in _OF_OBJECTS.get(kind, ())]
         elif option.name in ("netdev", "nic", "net"):
             found += _of_stream(option)
         elif option.name == "chardev" and option["id"] not in others:
@@ -127,41 +129,43 @@ def _path(key: str, text: str) -> str:
     return "" if key in _SEARCHED and "/" not in text else text
 
 
-def _of_stream(option: Option) -> Iterator[Named]:
+def _of_stream(option: Option) -> Iterator[NamedFile]:
     """Of a network to another program, which listens at a socket before QEMU starts."""
     if option["type"] == "stream" and option["server"] not in _ON and option["addr.type"] == "unix":
-        yield Named(path=option["addr.path"], what=f"the socket of network {option['id']}")
+        yield NamedFile(path=option["addr.path"], what=f"the socket of network {option['id']}")
 
 
-def _of_device(option: Option) -> Iterator[Named]:
+def _of_device(option: Option) -> Iterator[NamedFile]:
     driver = option["driver"]
     if driver in ("loader", "guest-loader"):
         for key in ("file", "kernel", "initrd"):
-            yield Named(path=option[key], what="a file to load", compared=True)
+            yield NamedFile(path=option[key], what="a file to load", compared=True)
     for key, what in _OF_DEVICES.items():
-        yield Named(path=_path(key, option[key]), what=f"{what} of {driver}", compared=key.endswith("file"))
+        yield NamedFile(
+            path=_path(key, option[key]), what=f"{what} of {driver}", compared=key.endswith("file")
+        )
     if driver.startswith("vhost-vsock"):
-        yield Named(path="/dev/vhost-vsock", what="vhost of vsock")
+        yield NamedFile(path="/dev/vhost-vsock", what="vhost of vsock")
     if driver.startswith("vhost-scsi"):
-        yield Named(path="/dev/vhost-scsi", what="vhost of SCSI")
+        yield NamedFile(path="/dev/vhost-scsi", what="vhost of SCSI")
 
 
-def _of_chardev(backend: str, path: str, server: str, who: str) -> Iterator[Named]:
+def _of_chardev(backend: str, path: str, server: str, who: str) -> Iterator[NamedFile]:
     if backend == "socket" and server not in _ON:
-        yield Named(path=path, what=f"the socket of {who}")
+        yield NamedFile(path=path, what=f"the socket of {who}")
     elif backend == "pipe" and path:
-        yield Named(path=f"{path}.in", what=f"the pipe of {who}", instead=path)
+        yield NamedFile(path=f"{path}.in", what=f"the pipe of {who}", instead=path)
     elif backend in _TERMINALS:
-        yield Named(path=path, what=f"the device of {who}")
+        yield NamedFile(path=path, what=f"the device of {who}")
 
 
-def _of_character(option: Option) -> Iterator[Named]:
+def _of_character(option: Option) -> Iterator[NamedFile]:
     """Of ``-serial`` and the like."""
     text = option.text.removeprefix("mon:")
     kind, _, rest = text.partition(":")
     who = f"-{option.name}"
     if text.startswith("/dev/"):
-        yield Named(path=text, what=f"the device of {who}")
+        yield NamedFile(path=text, what=f"the device of {who}")
     elif kind == "pipe":
         yield from _of_chardev("pipe", rest, "", who)
     elif kind == "unix":

@@ -6,7 +6,7 @@ from collections import Counter
 from collections.abc import Collection, Iterable, Iterator
 from itertools import chain
 
-from migrator.core.process.listening import Port, collides, missing_address
+from migrator.core.process.listening import ListeningPort, collides, missing_address
 
 _Key = tuple[str, int]
 
@@ -14,11 +14,11 @@ _Key = tuple[str, int]
 class PortsTaken:
     """By host, as a number; guests come and go."""
 
-    def __init__(self, strangers: Iterable[tuple[Collection[Port], Collection[str]]] = ()) -> None:
+    def __init__(self, strangers: Iterable[tuple[Collection[ListeningPort], Collection[str]]] = ()) -> None:
         """
         :param strangers: of every host, what others than its guests listen at there, and its addresses.
         """
-        self._held: dict[tuple[int, _Key], Counter[Port]] = {}
+        self._held: dict[tuple[int, _Key], Counter[ListeningPort]] = {}
         self._addresses: list[Collection[str]] = []
         for place, (ports, addresses) in enumerate(strangers):
             self._addresses.append(addresses)
@@ -31,14 +31,14 @@ class PortsTaken:
         made._held = {key: counter.copy() for key, counter in self._held.items()}
         return made
 
-    def shift(self, ports: Iterable[Port], place: int, sign: int) -> None:
+    def shift(self, ports: Iterable[ListeningPort], place: int, sign: int) -> None:
         """Somebody who listens at these comes there (1), or leaves (-1)."""
         for port in ports:
             self._held.setdefault((place, (port.protocol, port.number)), Counter())[port.at(port.number)] += (
                 sign
             )
 
-    def against(self, ports: Collection[Port], place: int) -> Port | None:
+    def against(self, ports: Collection[ListeningPort], place: int) -> ListeningPort | None:
         """The first of these that cannot be had there; ``None`` where all can."""
         return next(
             (
@@ -49,11 +49,11 @@ class PortsTaken:
             None,
         )
 
-    def has_address(self, port: Port, place: int) -> bool:
+    def has_address(self, port: ListeningPort, place: int) -> bool:
         """The host has the address that it names."""
         return not missing_address(port, self._addresses[place])
 
-    def _free(self, port: Port, place: int) -> Iterator[bool]:
+    def _free(self, port: ListeningPort, place: int) -> Iterator[bool]:
         for number in chain((port.number,), range(port.number + 1, port.last + 1)):
-            held = self._held.get((place, (port.protocol, number)), Counter[Port]())
+            held = self._held.get((place, (port.protocol, number)), Counter[ListeningPort]())
             yield not any(count > 0 and collides(other, port.at(number)) for other, count in held.items())

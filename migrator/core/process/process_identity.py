@@ -8,7 +8,7 @@ from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass, field
 
 from migrator.core.process.command_line import CommandLine
-from migrator.core.process.files import FileSeen, Kind
+from migrator.core.process.files import FileFacts, FileKind
 
 #: Slices that say nothing about a guest: everything is in one of them that was not given another; a service made from
 #: a template is in ``system-NAME.slice``.
@@ -75,7 +75,7 @@ class ProcessIdentity:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Drops:
+class DroppedPrivileges:
     """What a QEMU is told to give up by itself once it is up."""
 
     #: As it stands in its command line: a name, or ``uid:gid``; empty: it stays who it is.
@@ -84,7 +84,7 @@ class Drops:
     root: str = ""
 
     @classmethod
-    def of(cls, command: CommandLine) -> Drops:
+    def of(cls, command: CommandLine) -> DroppedPrivileges:
         """Read from its options, the last of each kind counts."""
         user = root = ""
         for option in command.all("runas", "chroot", "run-with"):
@@ -104,7 +104,7 @@ class OpenFile:
     #: Path under which the kernel knows it now, and whether it is gone from there.
     path: str
     deleted: bool
-    kind: Kind
+    kind: FileKind
     #: ``major:minor`` of the file system, or of the device itself where it is one.
     device: str
     inode: int
@@ -113,7 +113,7 @@ class OpenFile:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Held:
+class OpenFiles:
     """The files that a process has open, and from where relative paths go."""
 
     #: ``None`` where we may not look.
@@ -127,7 +127,7 @@ class Held:
     #: Paths that mean another file to it than to its host (mounts or a root of its own).
     elsewhere: frozenset[str] = frozenset()
 
-    def has(self, seen: FileSeen) -> bool:
+    def has(self, seen: FileFacts) -> bool:
         """Whether it has this very file open; true where that cannot be seen."""
         if self.files is None:
             return True
@@ -145,8 +145,8 @@ class Held:
         return next(iter(sorted(found, key=lambda file: not file.deleted)), None)
 
 
-def _is(file: OpenFile, seen: FileSeen) -> bool:
-    if file.kind is Kind.BLOCK or seen.kind is Kind.BLOCK:
+def _is(file: OpenFile, seen: FileFacts) -> bool:
+    if file.kind is FileKind.BLOCK or seen.kind is FileKind.BLOCK:
         return file.kind is seen.kind and file.device == seen.device
     return (file.device, file.inode) == (seen.device, seen.inode)
 

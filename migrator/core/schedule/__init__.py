@@ -33,10 +33,10 @@ from itertools import chain
 
 from migrator.core.inventory import Host
 from migrator.core.schedule.sharing import share
-from migrator.core.schedule.transfers import Move, Phase, Pipe, Rules, Transfer, moves_of
+from migrator.core.schedule.transfers import LinkDirection, LinkRules, Move, Transfer, TransferPhase, moves_of
 from migrator.units import show_rate, show_seconds
 
-__all__ = ["Orders", "Phase", "Rules", "Transfer", "schedule"]
+__all__ = ["LinkRules", "Orders", "Transfer", "TransferPhase", "schedule"]
 
 #: Rounding must not keep out what fits exactly.
 _ABOUT = 1 + 1e-6
@@ -58,9 +58,11 @@ class Orders:
     look_again_seconds: float | None = None
 
 
-def schedule(transfers: Iterable[Transfer], hosts: Mapping[str, Host], rules: Rules | None = None) -> Orders:
+def schedule(
+    transfers: Iterable[Transfer], hosts: Mapping[str, Host], rules: LinkRules | None = None
+) -> Orders:
     """What to do now with all that waits and runs."""
-    rules = rules or Rules()
+    rules = rules or LinkRules()
     decided = decide(*apart(moves_of(transfers, hosts, rules)), rules)
     return Orders(
         prepare=tuple(move.transfer.guest for move in decided.prepare),
@@ -72,7 +74,7 @@ def schedule(transfers: Iterable[Transfer], hosts: Mapping[str, Host], rules: Ru
 
 
 @dataclass(kw_only=True)
-class Use:
+class LinkUse:
     """What is on one direction of a link."""
 
     users: list[Move] = field(default_factory=list)
@@ -84,24 +86,24 @@ class Use:
 
 
 @dataclass(kw_only=True)
-class Decided:
+class ScheduleDecision:
     """What was decided, in moves; the prediction uses it too."""
 
     #: What was begun in any way, in the order of turn, and what was not, by the link that it will take first.
     active: Sequence[Move]
-    waiting: Mapping[Pipe, Sequence[Move]]
+    waiting: Mapping[LinkDirection, Sequence[Move]]
     #: Seconds since the transfers' deadlines were given.
     now: float
     prepare: list[Move] = field(default_factory=list)
     begin: list[Move] = field(default_factory=list)
     bandwidth: dict[Move, float] = field(default_factory=dict)
     #: What is ready, and the links that have no room for it.
-    blocked: dict[Move, list[Pipe]] = field(default_factory=dict)
+    blocked: dict[Move, list[LinkDirection]] = field(default_factory=dict)
     #: What is ready, and who waits for its link before it.
     behind: dict[Move, Move] = field(default_factory=dict)
-    on: dict[Pipe, Use] = field(default_factory=dict)
+    on: dict[LinkDirection, LinkUse] = field(default_factory=dict)
 
-    def look_again(self, rules: Rules) -> float | None:
+    def look_again(self, rules: LinkRules) -> float | None:
         """Seconds until the first of those that run has so little left that another may begin."""
         waits = [
             (move.sending_left - rules.overlap_seconds) / move.pace_at(speed)
@@ -117,18 +119,18 @@ class Decided:
     def _reason(self, move: Move) -> str:
         if move in self.bandwidth:
             return self._reason_running(move)
-        if move.phase is Phase.FINISHING:
+        if move.phase is TransferPhase.FINISHING:
             return "is being cleared away after; holds no link"
         if move.never:
             return f"cannot run: {move.never}"
         if move in self.prepare:
             return "is prepared while others transfer" if self.bandwidth else "is prepared: it is its turn"
-        if move.phase is Phase.PREPARING:
+        if move.phase is TransferPhase.PREPARING:
             return "is being prepared"
         if too_late(move, self.now):
             left = show_seconds(max(0.0, (move.transfer.deadline_seconds or 0.0) - self.now))
             return f"is not begun: it takes {show_seconds(move.seconds_alone)}, and the deadline is in {left}"
-        if move.phase is Phase.WAITING:
+        if move.phase is TransferPhase.WAITING:
             return (
                 "waits for its turn: enough others are prepared already (limits.prepared_per_source and "
                 "prepared_per_target)"
@@ -165,11 +167,11 @@ def too_late(move: Move, now: float) -> bool:
     return now + move.sending_left + move.fixed_left > move.must_end
 
 
-def apart(moves: Iterable[Move]) -> tuple[list[Move], dict[Pipe, list[Move]]]:
+def apart(moves: Iterable[Move]) -> tuple[list[Move], dict[LinkDirection, list[Move]]]:
     """What :func:`decide` wants to know apart, each in the order of `moves`."""
-    active, waiting = list[Move](), dict[Pipe, list[Move]]()
+    active, waiting = list[Move](), dict[LinkDirection, list[Move]]()
     for move in moves:
-        if move.phase is Phase.WAITING:
+        if move.phase is TransferPhase.WAITING:
             waiting.setdefault(move.out, []).append(move)
         else:
             active.append(move)
@@ -177,14 +179,18 @@ def apart(moves: Iterable[Move]) -> tuple[list[Move], dict[Pipe, list[Move]]]:
 
 
 def decide(
-    active: Sequence[Move], waiting: Mapping[Pipe, Sequence[Move]], rules: Rules, *, now: float = 0.0
-) -> Decided:
+    active: Sequence[Move],
+    waiting: Mapping[LinkDirection, Sequence[Move]],
+    rules: LinkRules,
+    *,
+    now: float = 0.0,
+) -> ScheduleDecision:
     """The decision itself, on moves in the order of turn (see :func:`apart`); changes none of them.
 
     :param now: seconds since the transfers' deadlines were given.
     """
-    decided = Decided(active=active, waiting=waiting, now=now)
-    running = [move for move in active if move.phase is Phase.TRANSFERRING]
+    decided = ScheduleDecision(active=active, waiting=waiting, now=now)
+    running = [move for move in active if move.phase is TransferPhase.TRANSFERRING]
     for move in running:
         _occupy(decided, move, rules)
     _begin(decided, rules)
@@ -193,22 +199,22 @@ def decide(
     return decided
 
 
-def _occupy(decided: Decided, move: Move, rules: Rules) -> None:
+def _occupy(decided: ScheduleDecision, move: Move, rules: LinkRules) -> None:
     for pipe in (move.out, move.into):
         use = decided.on.get(pipe)
         if use is None:
-            use = decided.on[pipe] = Use()
+            use = decided.on[pipe] = LinkUse()
         use.users.append(move)
         use.speed += move.speed
         use.load += move.load_now(rules)
         use.alone = use.alone or bool(move.alone)
 
 
-def _begin(decided: Decided, rules: Rules) -> None:
+def _begin(decided: ScheduleDecision, rules: LinkRules) -> None:
     # Links that somebody waits for: who, and how long others may have it.
-    claimed: dict[Pipe, tuple[float, Move]] = {}
+    claimed: dict[LinkDirection, tuple[float, Move]] = {}
     for move in decided.active:
-        if move.phase is not Phase.READY or move.never or too_late(move, decided.now):
+        if move.phase is not TransferPhase.READY or move.never or too_late(move, decided.now):
             continue
         pipes = (move.out, move.into)
         full = [pipe for pipe in pipes if not _room(decided, pipe, move, rules)]
@@ -230,7 +236,7 @@ def _begin(decided: Decided, rules: Rules) -> None:
             _occupy(decided, move, rules)
 
 
-def _room(decided: Decided, pipe: Pipe, move: Move, rules: Rules) -> bool:
+def _room(decided: ScheduleDecision, pipe: LinkDirection, move: Move, rules: LinkRules) -> bool:
     use = decided.on.get(pipe)
     if use is None:
         return True
@@ -245,28 +251,33 @@ def _room(decided: Decided, pipe: Pipe, move: Move, rules: Rules) -> bool:
     return use.load + move.load / 2 <= pipe.capacity * _ABOUT
 
 
-def _seconds_until_free(use: Use) -> float:
+def _seconds_until_free(use: LinkUse) -> float:
     return max(user.sending_left * len(use.users) + user.fixed_left for user in use.users)
 
 
-def _passes(decided: Decided, move: Move, pipe: Pipe, claimed: Mapping[Pipe, tuple[float, Move]]) -> bool:
+def _passes(
+    decided: ScheduleDecision,
+    move: Move,
+    pipe: LinkDirection,
+    claimed: Mapping[LinkDirection, tuple[float, Move]],
+) -> bool:
     if pipe not in claimed:
         return True
     sharers = 1 + len(decided.on[pipe].users) if pipe in decided.on else 1
     return move.sending_left * sharers + move.fixed_left <= claimed[pipe][0]
 
 
-def _prepare(decided: Decided, rules: Rules) -> None:
+def _prepare(decided: ScheduleDecision, rules: LinkRules) -> None:
     # By host, as source and as target: what is prepared and has no link yet.
-    ahead: dict[Pipe, list[Move]] = {}
+    ahead: dict[LinkDirection, list[Move]] = {}
     begun = set(decided.begin)
     for move in decided.active:
         if move.never or too_late(move, decided.now):
             continue
-        if move.phase is Phase.PREPARING or (move.phase is Phase.READY and move not in begun):
+        if move.phase is TransferPhase.PREPARING or (move.phase is TransferPhase.READY and move not in begun):
             for pipe in (move.out, move.into):
                 ahead.setdefault(pipe, []).append(move)
-    closed: set[Pipe] = set()
+    closed: set[LinkDirection] = set()
     for move in _by_turn(decided.waiting, closed):
         if move.into in closed or move.never or too_late(move, decided.now):
             continue
@@ -280,7 +291,9 @@ def _prepare(decided: Decided, rules: Rules) -> None:
                 ahead.setdefault(pipe, []).append(move)
 
 
-def _by_turn(waiting: Mapping[Pipe, Sequence[Move]], closed: Container[Pipe]) -> Iterator[Move]:
+def _by_turn(
+    waiting: Mapping[LinkDirection, Sequence[Move]], closed: Container[LinkDirection]
+) -> Iterator[Move]:
     """All that wait, in the order of turn; those of a source that was closed meanwhile are left out."""
     heap = [(moves[0].key, 0, pipe.host, moves) for pipe, moves in waiting.items() if moves]
     heapq.heapify(heap)
@@ -295,7 +308,12 @@ def _by_turn(waiting: Mapping[Pipe, Sequence[Move]], closed: Container[Pipe]) ->
 
 
 def _may_prepare(
-    decided: Decided, move: Move, pipe: Pipe, ahead: Sequence[Move], bound: int, rules: Rules
+    decided: ScheduleDecision,
+    move: Move,
+    pipe: LinkDirection,
+    ahead: Sequence[Move],
+    bound: int,
+    rules: LinkRules,
 ) -> bool:
     # One of higher priority does not wait for those below it.
     ahead = [other for other in ahead if other.transfer.priority >= move.transfer.priority]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Collection, Mapping, Sequence
 
-from migrator.core.schedule.transfers import Move, Pipe
+from migrator.core.schedule.transfers import LinkDirection, Move
 
 
 def share(moves: Sequence[Move]) -> dict[Move, float]:
@@ -15,7 +15,7 @@ def share(moves: Sequence[Move]) -> dict[Move, float]:
     rest evenly, as far as each can use it. What is left after that is given too, so that an estimate that was too low
     holds nobody back.
     """
-    on: dict[Pipe, list[Move]] = {}
+    on: dict[LinkDirection, list[Move]] = {}
     for move in moves:
         on.setdefault(move.out, []).append(move)
         on.setdefault(move.into, []).append(move)
@@ -30,7 +30,7 @@ def share(moves: Sequence[Move]) -> dict[Move, float]:
     return given
 
 
-def _joined(first: Move, on: Mapping[Pipe, Sequence[Move]]) -> list[Move]:
+def _joined(first: Move, on: Mapping[LinkDirection, Sequence[Move]]) -> list[Move]:
     """All whose links are shared with it, or with one whose links are, and so on."""
     found, new = {first: None}, [first]
     while new:
@@ -42,7 +42,7 @@ def _joined(first: Move, on: Mapping[Pipe, Sequence[Move]]) -> list[Move]:
     return list(found)
 
 
-def _share_joined(moves: Sequence[Move], on: Mapping[Pipe, Sequence[Move]]) -> dict[Move, float]:
+def _share_joined(moves: Sequence[Move], on: Mapping[LinkDirection, Sequence[Move]]) -> dict[Move, float]:
     given = dict.fromkeys(moves, 0.0)
     left = {pipe: pipe.capacity for move in moves for pipe in (move.out, move.into)}
 
@@ -58,13 +58,16 @@ def _share_joined(moves: Sequence[Move], on: Mapping[Pipe, Sequence[Move]]) -> d
 
 
 def _raise(
-    given: dict[Move, float], left: dict[Pipe, float], moves: Collection[Move], most: Callable[[Move], float]
+    given: dict[Move, float],
+    left: dict[LinkDirection, float],
+    moves: Collection[Move],
+    most: Callable[[Move], float],
 ) -> None:
     """Raise all of them evenly, each until it has `most` or one of its links is full (max-min fairness)."""
     want = {move: most(move) - given[move] for move in moves}
     rising = {move for move, more in want.items() if more > 0}
     while rising:
-        on: dict[Pipe, int] = {}
+        on: dict[LinkDirection, int] = {}
         for move in rising:
             on[move.out] = on.get(move.out, 0) + 1
             on[move.into] = on.get(move.into, 0) + 1

@@ -12,8 +12,16 @@ from dataclasses import dataclass, field
 from itertools import chain
 
 from migrator.core.inventory import Host
-from migrator.core.schedule import Decided, apart, decide, too_late
-from migrator.core.schedule.transfers import Move, Network, Phase, Pipe, Rules, Transfer, moves_of
+from migrator.core.schedule import ScheduleDecision, apart, decide, too_late
+from migrator.core.schedule.transfers import (
+    LinkDirection,
+    LinkRules,
+    LinkTable,
+    Move,
+    Transfer,
+    TransferPhase,
+    moves_of,
+)
 
 #: Standard deviations between the median and the 10th or 90th percentile.
 _P90 = 1.2816
@@ -57,14 +65,14 @@ class Prediction:
 
 
 def predict(
-    transfers: Iterable[Transfer], hosts: Mapping[str, Host], rules: Rules | None = None
+    transfers: Iterable[Transfer], hosts: Mapping[str, Host], rules: LinkRules | None = None
 ) -> Prediction:
     """Simulate the schedule from now on.
 
     The interval: everything takes as much less or more time as one in ten times it may. Guests' own spreads even out
     along a link, what is common to all of them does not. 500 guests of one source take about 0.1 s.
     """
-    rules = rules or Rules()
+    rules = rules or LinkRules()
     transfers = tuple(transfers)
     moves = moves_of(transfers, hosts, rules)
     common = math.exp(_P90 * _common_spread(moves, rules))
@@ -74,7 +82,7 @@ def predict(
     off = {
         move.transfer.guest: rules.prepare_spread_ratio * move.transfer.prepare_seconds
         for move in moves
-        if move.transfer.phase in (Phase.WAITING, Phase.PREPARING)
+        if move.transfer.phase in (TransferPhase.WAITING, TransferPhase.PREPARING)
     }
     guests = {}
     for guest in sorted(run.ends, key=lambda one: (run.begins[one], one)):
@@ -103,16 +111,16 @@ def predict(
 
 
 def lower_bound_seconds(
-    transfers: Iterable[Transfer], hosts: Mapping[str, Host], rules: Rules | None = None
+    transfers: Iterable[Transfer], hosts: Mapping[str, Host], rules: LinkRules | None = None
 ) -> float:
     """The largest of: bytes that one link must carry by its speed without the reserve, and one guest's bytes by its
     own speed."""
-    rules = rules or Rules()
-    network = Network(hosts, rules)
-    carries: dict[Pipe, float] = {}
+    rules = rules or LinkRules()
+    network = LinkTable(hosts, rules)
+    carries: dict[LinkDirection, float] = {}
     alone = 0.0
     for transfer in transfers:
-        if transfer.phase is Phase.FINISHING:
+        if transfer.phase is TransferPhase.FINISHING:
             continue
         move = Move(transfer, network, rules)
         alone = max(alone, transfer.bytes_left / move.speed)
@@ -121,9 +129,9 @@ def lower_bound_seconds(
     return max(alone, *(total / pipe.capacity for pipe, total in carries.items())) if carries else 0.0
 
 
-def _common_spread(moves: Sequence[Move], rules: Rules) -> float:
+def _common_spread(moves: Sequence[Move], rules: LinkRules) -> float:
     """Relative spread of a chain of them: of the links', and of the guests' own what does not even out."""
-    chains: dict[Pipe, list[Move]] = {}
+    chains: dict[LinkDirection, list[Move]] = {}
     for move in moves:
         chains.setdefault(move.out, []).append(move)
     # The source with the most to send sets the pace.
@@ -142,7 +150,7 @@ def _interval(seconds: float, factor: float, off: float = 0.0) -> Quantiles:
 class _Run:
     """One simulation."""
 
-    def __init__(self, moves: Sequence[Move], rules: Rules) -> None:
+    def __init__(self, moves: Sequence[Move], rules: LinkRules) -> None:
         self.now = 0.0
         self.begins: dict[str, float] = {}
         self.ends: dict[str, float] = {}
@@ -154,9 +162,9 @@ class _Run:
         self._active, self._waiting = apart(moves)
         self._rules = rules
         for move in moves:
-            if move.phase is Phase.TRANSFERRING:
+            if move.phase is TransferPhase.TRANSFERRING:
                 self.begins[move.transfer.guest] = 0.0
-            elif move.phase is Phase.FINISHING:
+            elif move.phase is TransferPhase.FINISHING:
                 self.begins[move.transfer.guest] = self.ends[move.transfer.guest] = 0.0
 
     def to_the_end(self) -> None:
@@ -164,11 +172,11 @@ class _Run:
         while True:
             decided = decide(self._active, self._waiting, self._rules, now=self.now)
             for move in decided.prepare:
-                move.phase = Phase.PREPARING
+                move.phase = TransferPhase.PREPARING
                 self._waiting[move.out].remove(move)
                 insort(self._active, move, key=lambda one: one.key)
             for move in decided.begin:
-                move.phase = Phase.TRANSFERRING
+                move.phase = TransferPhase.TRANSFERRING
                 self.begins[move.transfer.guest] = self.now
             step = self._until_next(decided)
             if step is None:
@@ -179,12 +187,12 @@ class _Run:
                 "it would not end before the deadline" if too_late(move, self.now) else move.never
             )
 
-    def _until_next(self, decided: Decided) -> float | None:
+    def _until_next(self, decided: ScheduleDecision) -> float | None:
         waits = []
         for move in self._active:
-            if move.phase is Phase.PREPARING:
+            if move.phase is TransferPhase.PREPARING:
                 waits.append(move.prepare_left)
-            elif move.phase is Phase.FINISHING:
+            elif move.phase is TransferPhase.FINISHING:
                 waits.append(move.finish_left)
         for move, speed in decided.bandwidth.items():
             if move.sending_left > 0:
@@ -196,19 +204,19 @@ class _Run:
             waits.append(again)
         return max(0.0, min(waits)) + _INSTANT if waits else None
 
-    def _advance(self, decided: Decided, step: float) -> None:
+    def _advance(self, decided: ScheduleDecision, step: float) -> None:
         self.now += step
         for move in self._active:
-            if move.phase is Phase.PREPARING:
+            if move.phase is TransferPhase.PREPARING:
                 move.prepare_left -= step
                 if move.prepare_left <= 0:
-                    move.phase = Phase.READY
-            elif move.phase is Phase.FINISHING:
+                    move.phase = TransferPhase.READY
+            elif move.phase is TransferPhase.FINISHING:
                 move.finish_left -= step
         for move, speed in decided.bandwidth.items():
             self._send(move, speed, step)
         self._active = [
-            move for move in self._active if move.phase is not Phase.FINISHING or move.finish_left > 0
+            move for move in self._active if move.phase is not TransferPhase.FINISHING or move.finish_left > 0
         ]
 
     def _send(self, move: Move, speed: float, step: float) -> None:
@@ -220,5 +228,5 @@ class _Run:
             step -= sent / pace
         move.fixed_left -= step
         if move.sending_left <= 0 and move.fixed_left <= 0:
-            move.phase = Phase.FINISHING
+            move.phase = TransferPhase.FINISHING
             self.ends[move.transfer.guest] = self.now

@@ -17,7 +17,7 @@ _EMPTY_SECONDS = 0.25
 _LEAST_SHARE = 1 / 16
 
 
-class Phase(StrEnum):
+class TransferPhase(StrEnum):
     """How far a guest on its way is, as the schedule sees it."""
 
     #: Nothing was done yet.
@@ -39,7 +39,7 @@ class Transfer:
     guest: str
     source: str
     target: str
-    phase: Phase = Phase.WAITING
+    phase: TransferPhase = TransferPhase.WAITING
     #: What the stream has still to carry, without what will be dirtied meanwhile.
     bytes_left: float = 0.0
     #: Distinct bytes of pages that the guest dirties per second.
@@ -66,7 +66,7 @@ class Transfer:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Rules:
+class LinkRules:
     """How links are shared; the site's, not a guest's."""
 
     #: Share of every link, in either direction, that migrations leave to the guests' own traffic.
@@ -97,7 +97,7 @@ class Rules:
 
 
 @dataclass(eq=False, kw_only=True, slots=True)
-class Pipe:
+class LinkDirection:
     """One direction of one host's link."""
 
     host: str
@@ -111,21 +111,21 @@ class Pipe:
     limit: int | None
 
 
-class Network:
+class LinkTable:
     """The links of all hosts, made as they are asked for."""
 
-    def __init__(self, hosts: Mapping[str, Host], rules: Rules) -> None:
+    def __init__(self, hosts: Mapping[str, Host], rules: LinkRules) -> None:
         self._hosts = hosts
         self._rules = rules
-        self._pipes: dict[tuple[str, bool], Pipe] = {}
+        self._pipes: dict[tuple[str, bool], LinkDirection] = {}
 
-    def pipe(self, name: str, *, out: bool) -> Pipe:
+    def pipe(self, name: str, *, out: bool) -> LinkDirection:
         """One direction of a host's link; a host that is not known has one without limits."""
         pipe = self._pipes.get((name, out))
         if pipe is None:
             host = self._hosts.get(name)
             speed = host.link_bytes_per_second if host is not None else None
-            pipe = self._pipes[name, out] = Pipe(
+            pipe = self._pipes[name, out] = LinkDirection(
                 host=name,
                 name=f"{name}'s link {'out' if out else 'in'}",
                 key="max_outgoing" if out else "max_incoming",
@@ -157,7 +157,7 @@ class Move:
         "transfer",
     )
 
-    def __init__(self, transfer: Transfer, network: Network, rules: Rules) -> None:
+    def __init__(self, transfer: Transfer, network: LinkTable, rules: LinkRules) -> None:
         self.transfer = transfer
         self.phase = transfer.phase
         self.out = network.pipe(transfer.source, out=True)
@@ -221,12 +221,12 @@ class Move:
         soon = self.bytes_left / _EMPTY_SECONDS + 2 * self.transfer.dirty_rate_bytes_per_second
         return min(self.speed, max(self.speed * _LEAST_SHARE, soon))
 
-    def load_now(self, rules: Rules) -> float:
+    def load_now(self, rules: LinkRules) -> float:
         """What it takes of its links while it is on them; hardly any when it is about to end."""
         return 0.0 if not self.alone and self.sending_left <= rules.overlap_seconds else self.load
 
 
-def moves_of(transfers: Iterable[Transfer], hosts: Mapping[str, Host], rules: Rules) -> list[Move]:
+def moves_of(transfers: Iterable[Transfer], hosts: Mapping[str, Host], rules: LinkRules) -> list[Move]:
     """Each transfer with what follows from it, in the order of turn."""
-    network = Network(hosts, rules)
+    network = LinkTable(hosts, rules)
     return sorted((Move(one, network, rules) for one in transfers), key=lambda move: move.key)

@@ -36,7 +36,7 @@ from migrator.core.drain.evacuation import Evacuation
 from migrator.core.drain.states import EvacuationState, GuestStanding
 from migrator.core.findings import errors_first
 from migrator.core.inventory import Guest, Host, HostState
-from migrator.core.migration.situation import Word
+from migrator.core.migration.situation import OperatorAnswer
 from migrator.core.model import Finding, State
 from migrator.core.placement import NoHost, place
 from migrator.core.policy import Policy
@@ -323,7 +323,9 @@ class CommandHandlers:
         job = self._job(command.migration)
         if job.state is not State.HELD:
             raise Refusal("not-now", f"migration {job.id} is {job.state}: only a held one takes a word")
-        said = Said(word=Word(command.guest_at), off=command.unreachable_is_off, agreed=command.agreed)
+        said = Said(
+            word=OperatorAnswer(command.guest_at), off=command.unreachable_is_off, agreed=command.agreed
+        )
         try:
             if command.dry_run:
                 return await self._engine.held.weigh(job, said)

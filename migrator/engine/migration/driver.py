@@ -6,20 +6,20 @@ from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import replace
 from typing import Any
 
-from migrator.core.migration import convergence, lifecycle, resolving
+from migrator.core.migration import answer_review, convergence, lifecycle
 from migrator.core.migration.lifecycle import Next, Step
-from migrator.core.migration.situation import Intent, Milestone, SourceIs, Word, source_is
+from migrator.core.migration.situation import Intent, Milestone, OperatorAnswer, SourceIs, source_is
 from migrator.core.model import (
     RUNNING_STATES,
     Finding,
     MigrationStatus,
     Mode,
-    Process,
+    ProcessState,
     Sample,
     State,
     View,
 )
-from migrator.core.policy import Postcopy
+from migrator.core.policy import PostcopyMode
 from migrator.core.preflight.compare import compare
 from migrator.core.preflight.facts import Facts
 from migrator.engine import clock
@@ -89,7 +89,7 @@ class MigrationDriver(DriverState):
         if self._experience is not None:
             self._steering.begin(self._experience.overhead_seconds(self._pair))
         self._abilities = convergence.Abilities(
-            postcopy=self._policy.postcopy is not Postcopy.NEVER
+            postcopy=self._policy.postcopy is not PostcopyMode.NEVER
             and "postcopy-ram" in facts.capabilities & there.capabilities,
             throttle=self._policy.max_throttle_ratio > 0 and "auto-converge" in facts.capabilities,
         )
@@ -200,10 +200,10 @@ class MigrationDriver(DriverState):
             self._ledger.undo(State.CANCELLED, reason, by_choice=True, postponed=True)
         return await self._drive()
 
-    async def _as_said(self, word: Word) -> MigrationOutcome:
+    async def _as_said(self, word: OperatorAnswer) -> MigrationOutcome:
         """A person said where the guest is, and that is on record: it is done, or held again."""
-        says = "the guest is lost" if word is Word.LOST else f"the guest is at the {word}"
-        if word is Word.SOURCE:
+        says = "the guest is lost" if word is OperatorAnswer.LOST else f"the guest is at the {word}"
+        if word is OperatorAnswer.SOURCE:
             self._ledger.undo_reason = f"a person said: {says}"
         self._ledger.decide("resolve", f"a person said: {says}")
         return await self._drive()
@@ -294,7 +294,7 @@ class MigrationDriver(DriverState):
                 await self._observer.pause(0.1)
                 continue
             if answer.step is Step.END:
-                unknown = Process.UNKNOWN in (source.process, destination.process)
+                unknown = ProcessState.UNKNOWN in (source.process, destination.process)
                 self.unreachable = unknown and answer.state is State.HELD
                 return await self._end(answer)
             if answer.step is Step.WAIT:
@@ -361,7 +361,9 @@ class MigrationDriver(DriverState):
         if result.state is State.HELD:
             result.held_code = answer.row
             if self._last is not None:
-                result.held_until = resolving.awaited(self._ledger.intent, *self._last, answer.row)
+                result.held_until = answer_review.awaited_actions(
+                    self._ledger.intent, *self._last, answer.row
+                )
             if self._ledger.intent.said is not None:
                 self._ledger.note(said=None, said_off=False)  # it was said of what was there then
             self._ledger.decide("held", answer.why)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from migrator.core.migration.felt import above_ceiling, felt
+from migrator.core.migration.guest_impact import above_ceiling, standstill_at_least
 from migrator.core.migration.lifecycle import Next
 from migrator.core.migration.situation import Milestone
 from migrator.core.model import State
@@ -21,7 +21,7 @@ def measure(result: MigrationOutcome, ledger: IntentLog, observer: Observer) -> 
         standstill.so_far()
     else:
         standstill.over()  # where it was seen to run, and nobody said since when
-    least = felt(
+    least = standstill_at_least(
         downtime=None,
         standstill=result.standstill_seconds,
         uncertainty=result.standstill_uncertainty_seconds,

@@ -7,7 +7,7 @@ from typing import Any
 
 from migrator.core.findings import finding
 from migrator.core.model import Finding
-from migrator.core.process.carriers import Carried, NetworkState, arrived, compare
+from migrator.core.process.guest_network import GuestTaps, NetworkState, arrival_state, compare
 from migrator.engine.migration.outcome import MigrationOutcome
 from migrator.errors import HostError
 from migrator.ports import Carriers
@@ -19,7 +19,7 @@ class GuestNetwork:
     def __init__(self, carriers: Carriers, *, source: str, target: str) -> None:
         self._carriers, self._source, self._target = carriers, source, target
         #: As it was at the source when it was last looked at.
-        self._before = Carried()
+        self._before = GuestTaps()
 
     async def look(self, source: Mapping[str, Any], waiting: Mapping[str, Any]) -> tuple[Finding, ...]:
         """What the taps of both QEMUs hang on, compared; a start script has done its work by now.
@@ -32,17 +32,17 @@ class GuestNetwork:
 
     async def arrive(self, identity: Mapping[str, Any], result: MigrationOutcome) -> None:
         """Note how the guest is carried where it runs now."""
-        state, problem = arrived(self._before, await self._carried(self._target, identity))
+        state, problem = arrival_state(self._before, await self._carried(self._target, identity))
         result.network_state, result.network_problem = state, problem
         if state is NetworkState.DOWN:
             said = finding("network-down", f"the guest has arrived, but its network is not up: {problem}")
             result.warn(said.code, said.message, said.remedy)
 
-    async def _carried(self, host: str, identity: Mapping[str, Any]) -> Carried:
+    async def _carried(self, host: str, identity: Mapping[str, Any]) -> GuestTaps:
         pid = identity.get("pid")
         if pid is None:
-            return Carried()
+            return GuestTaps()
         try:
             return await self._carriers.carried(host, int(pid))
         except HostError:
-            return Carried()
+            return GuestTaps()

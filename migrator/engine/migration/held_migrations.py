@@ -8,9 +8,9 @@ from typing import TYPE_CHECKING, TypeVar
 
 from migrator import logs
 from migrator.api.documents import ResolutionDocument
+from migrator.core.migration.answer_review import awaited_actions
 from migrator.core.migration.lifecycle import Step, decide
-from migrator.core.migration.resolving import awaited
-from migrator.core.model import Process, State, View
+from migrator.core.model import ProcessState, State, View
 from migrator.engine.migration import resolution
 from migrator.engine.migration.resolution import Said
 from migrator.errors import MigratorError
@@ -90,7 +90,7 @@ class HeldMigrations:
         answer = decide(held.intent, *now)
         if answer.state is State.HELD:
             code = held.held_code and answer.row
-            until = awaited(held.intent, *now, code)
+            until = awaited_actions(held.intent, *now, code)
             job.judged_again(answer.row, answer.why, until, now)
             return False
         if job.result.held_code == DRIVEN_ELSEWHERE and answer.step is not Step.END:
@@ -166,7 +166,7 @@ class HeldMigrations:
 def _news(before: tuple[View, View], now: tuple[View, View]) -> bool:
     """Something has changed, and neither end says less than it did: a person may just be asking one that is silent."""
     for was, shows in zip(before, now, strict=True):
-        if was.answers and not shows.answers and shows.process is not Process.DEAD:
+        if was.answers and not shows.answers and shows.process is not ProcessState.DEAD:
             return False
     return _seen(before) != _seen(now)
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 from migrator.core.migration.situation import DestinationIs, Intent, Milestone, SourceIs, classify
-from migrator.core.model import Process, View
+from migrator.core.model import ProcessState, View
 from migrator.engine.migration.services import EndLocation
 from migrator.errors import HostError, QemuError
 from migrator.ports import Site
@@ -56,7 +56,7 @@ async def look(site: Site, places: Mapping[str, EndLocation]) -> dict[str, View]
     """Both ends, seen afresh and let go; nothing is changed, and what cannot be asked is unknown."""
     seen = {}
     for side in ("source", "destination"):
-        seen[side] = View(process=Process.UNKNOWN)
+        seen[side] = View(process=ProcessState.UNKNOWN)
         place = places.get(side)
         if place is None:
             continue
@@ -79,9 +79,9 @@ def told(views: Mapping[str, View]) -> str:
 
 def unknown(views: Mapping[str, View]) -> bool:
     """An end could not be asked; it may be later."""
-    return any(view.process is Process.UNKNOWN for view in views.values())
+    return any(view.process is ProcessState.UNKNOWN for view in views.values())
 
 
 def untouched(view: View) -> bool:
     """The source is in no migration: whatever waits for its guest elsewhere has nothing of it."""
-    return classify(_ANYWHERE, view, View(process=Process.UNKNOWN))[0] in (_S.RUNS, _S.RESTS)
+    return classify(_ANYWHERE, view, View(process=ProcessState.UNKNOWN))[0] in (_S.RUNS, _S.RESTS)

@@ -6,7 +6,7 @@ import asyncio
 
 from migrator.awake import Absence
 from migrator.core.migration.situation import Intent, Milestone, SourceIs, source_is
-from migrator.core.model import RUNNING_STATES, MigrationStatus, Mode, Process, RunState, Sample, View
+from migrator.core.model import RUNNING_STATES, MigrationStatus, Mode, ProcessState, RunState, Sample, View
 from migrator.engine import clock
 from migrator.engine.migration.outcome import MigrationOutcome
 from migrator.engine.migration.phase_timeouts import PhaseTimeouts
@@ -70,7 +70,7 @@ class Observer:
             intent.milestone < Milestone.MIGRATING
             or (intent.undo is None and intent.milestone < Milestone.HANDED_OVER)
         )
-        if destination.process is Process.DEAD and untouched:
+        if destination.process is ProcessState.DEAD and untouched:
             self.complain("the destination's process has ended")
         for view, side in ((source, "source"), (destination, "destination")):
             if view.error:
@@ -84,7 +84,7 @@ class Observer:
             result.max_throttle_ratio = max(result.max_throttle_ratio, sample.throttle_ratio)
         overdue = self._overdue(intent, source, destination)
         for view, side in ((source, "source"), (destination, "destination")):
-            if overdue and view.process is Process.UNKNOWN and view.can_fence and not view.answers:
+            if overdue and view.process is ProcessState.UNKNOWN and view.can_fence and not view.answers:
                 self.complain(f"the {side}'s host does not answer")
         return source, destination, overdue
 

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
-from migrator.core.migration.felt import above_ceiling, felt
 from migrator.core.migration.forecast import Forecast
+from migrator.core.migration.guest_impact import above_ceiling, standstill_at_least
 from migrator.core.model import Decision, Finding, Mode, Sample, Severity, State
-from migrator.core.process.carriers import NetworkState
+from migrator.core.process.guest_network import NetworkState
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -68,7 +68,7 @@ class MigrationOutcome:
     @property
     def ceiling_exceeded(self) -> bool:
         """The guest certainly stood still for longer than its policy allows."""
-        least = felt(
+        least = standstill_at_least(
             downtime=self.downtime_seconds,
             standstill=self.standstill_seconds,
             uncertainty=self.standstill_uncertainty_seconds,

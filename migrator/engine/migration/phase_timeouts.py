@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from migrator.core.migration.situation import Intent, Milestone, SourceIs, source_is
-from migrator.core.model import MigrationStatus, Process, RunState, View
+from migrator.core.model import MigrationStatus, ProcessState, RunState, View
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -35,7 +35,7 @@ class PhaseTimeouts:
         if here is SourceIs.AT_SWITCH or (here is SourceIs.COPIES and stopped):
             return self.at_switch  # on the way to a postcopy switch nobody has stopped the guest for long
         before_switch = intent.milestone < Milestone.SWITCHING and here is SourceIs.SILENT
-        if before_switch and source.process is Process.UNKNOWN and source.can_fence:
+        if before_switch and source.process is ProcessState.UNKNOWN and source.can_fence:
             # Its host is out of reach, not QEMU busy: it may come to the switch and wait there, with the guest stopped.
             return self.switching
         return self.copying if here is SourceIs.COPIES or before_switch else self.switching

@@ -8,7 +8,7 @@ from dataclasses import replace
 from typing import Any
 
 from migrator.core.migration.convergence import Abilities
-from migrator.core.policy import Policy, Postcopy
+from migrator.core.policy import Policy, PostcopyMode
 from migrator.errors import CommandFailed, QemuError
 from migrator.ports import MigrationSettings, Qemu, Tuning
 
@@ -65,7 +65,7 @@ async def prepare(
             await destination.enable(_differing(wanted, present))
         except CommandFailed as error:
             # Whether postcopy works there (userfaultfd, memory backend) shows only when it is asked for.
-            if policy.postcopy is not Postcopy.ALLOW or not wanted["postcopy-ram"]:
+            if policy.postcopy is not PostcopyMode.ALLOW or not wanted["postcopy-ram"]:
                 raise
             wanted["postcopy-ram"] = False
             tell("no-postcopy", f"the destination refuses postcopy, going without: {error.description}")

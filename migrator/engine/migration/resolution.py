@@ -1,4 +1,4 @@
-"""Ends a held migration as a person says: what :mod:`migrator.core.migration.resolving` makes of the word, no more.
+"""Ends a held migration as a person says: what :mod:`migrator.core.migration.answer_review` makes of the word, no more.
 
 The answer comes before anything is done. What is done is the lifecycle table's, with the word on record: a controller
 that dies on the way is followed by one that knows it. Whatever both ends show then is looked at again before each step.
@@ -12,11 +12,11 @@ from dataclasses import asdict, dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 from migrator.api.documents import ResolutionDocument
-from migrator.core.migration import resolving as core
+from migrator.core.migration import answer_review as core
+from migrator.core.migration.answer_review import AnswerReview, OperatorAction
 from migrator.core.migration.lifecycle import Step
-from migrator.core.migration.resolving import Act, Answer
-from migrator.core.migration.situation import Intent, Milestone, Word
-from migrator.core.model import Process, State, View
+from migrator.core.migration.situation import Intent, Milestone, OperatorAnswer
+from migrator.core.model import ProcessState, State, View
 from migrator.errors import HostError, MigratorError, QemuError, RecordError
 from migrator.ports import Qemu, Record
 
@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from migrator.engine.migration.session import MigrationSession
 
 _LOOK_SECONDS = 2.0
-_NOWHERE = View(process=Process.UNKNOWN)
+_NOWHERE = View(process=ProcessState.UNKNOWN)
 
 
 class Contradiction(MigratorError):
@@ -35,7 +35,7 @@ class Contradiction(MigratorError):
 class Said:
     """What a person says of one held migration."""
 
-    word: Word
+    word: OperatorAnswer
     #: An end whose host cannot be asked is off: the person has seen to that.
     off: bool = False
     #: Of the answer that the person agreed to; empty where none was asked for.
@@ -65,10 +65,10 @@ class HeldCase:
         """The row that holds it; ``None`` where nothing tells what was meant."""
         return self.job.result.held_code if self.record is not None else None
 
-    def weigh(self, said: Said) -> Answer:
+    def weigh(self, said: Said) -> AnswerReview:
         """What the word comes to."""
         intent = replace(self.intent, said_off=said.off)
-        return core.consider(said.word, intent, self.here, self.there, held_code=self.held_code)
+        return core.review_answer(said.word, intent, self.here, self.there, held_code=self.held_code)
 
 
 @asynccontextmanager
@@ -117,7 +117,7 @@ async def looked_at(job: MigrationSession) -> AsyncIterator[HeldCase]:
             destination=ends.get("destination"),
             here=here,
             there=there,
-            intent=intent or core.unrecorded(here, there),
+            intent=intent or core.unrecorded_intent(here, there),
             record=record,
             facts=facts,
             errors=errors,
@@ -131,7 +131,9 @@ async def looked_at(job: MigrationSession) -> AsyncIterator[HeldCase]:
                 job.means.records.release(record)
 
 
-def document(job: MigrationSession, said: Said, answer: Answer, *, errors: list[str]) -> ResolutionDocument:
+def document(
+    job: MigrationSession, said: Said, answer: AnswerReview, *, errors: list[str]
+) -> ResolutionDocument:
     """What is said to the person."""
     return ResolutionDocument(
         migration=job.id,
@@ -168,7 +170,7 @@ _GOES_ON = (
 )
 
 
-def _will(job: MigrationSession, said: Said, answer: Answer) -> list[str]:
+def _will(job: MigrationSession, said: Said, answer: AnswerReview) -> list[str]:
     where = _where(job)
     lines = [_DOES[each.step].format(**where) for each in answer.steps]
     if any(each.step is Step.REVIVE for each in answer.steps):
@@ -179,7 +181,7 @@ def _will(job: MigrationSession, said: Said, answer: Answer) -> list[str]:
         lines.append("a host that cannot be asked is taken to be off: a guest that runs there will run twice")
     if answer.state is None:
         return [*lines, _GOES_ON]
-    if said.word is Word.LOST and answer.state is State.FAILED:
+    if said.word is OperatorAnswer.LOST and answer.state is State.FAILED:
         return [*lines, "it ends failed, the guest lost: start it from its disks"]
     return [*lines, _ENDS[answer.state].format(**where)]
 
@@ -196,19 +198,28 @@ def _where(job: MigrationSession) -> dict[str, str]:
     return found
 
 
-_ADVICE: Mapping[Act, str] = {
-    Act.REACH_SOURCE: "see to it that the source's QEMU{at_source} answers (wake it, free its monitor, mend the way to "
-    "its host; a host that is off for good: add --unreachable-is-off)",
-    Act.REACH_DESTINATION: "see to it that the destination's QEMU{at_destination} answers (wake it, free its monitor, "
-    "mend the way to its host; a host that is off for good: add --unreachable-is-off)",
-    Act.MEND: "mend the way between both hosts, or the stream (docs/operations.md): it then goes on by itself",
-    Act.END_SOURCE: "end the source's process{at_source} yourself, once you are certain that nobody needs it",
-    Act.END_DESTINATION: "end the destination's process{at_destination} yourself, once you are certain that nobody "
-    "needs it",
+_ADVICE: Mapping[OperatorAction, str] = {
+    OperatorAction.REACH_SOURCE: (
+        "see to it that the source's QEMU{at_source} answers (wake it, free its monitor, mend the way to its "
+        "host; a host that is off for good: add --unreachable-is-off)"
+    ),
+    OperatorAction.REACH_DESTINATION: (
+        "see to it that the destination's QEMU{at_destination} answers (wake it, free its monitor, mend the way "
+        "to its host; a host that is off for good: add --unreachable-is-off)"
+    ),
+    OperatorAction.MEND: (
+        "mend the way between both hosts, or the stream (docs/operations.md): it then goes on by itself"
+    ),
+    OperatorAction.END_SOURCE: (
+        "end the source's process{at_source} yourself, once you are certain that nobody needs it"
+    ),
+    OperatorAction.END_DESTINATION: (
+        "end the destination's process{at_destination} yourself, once you are certain that nobody needs it"
+    ),
 }
 
 
-def refusal(job: MigrationSession, answer: Answer, errors: list[str]) -> str:
+def refusal(job: MigrationSession, answer: AnswerReview, errors: list[str]) -> str:
     """One line: why, and what would be taken."""
     advice = [f"--guest-at {word}" for word in answer.instead]
     text = "; ".join([answer.why, *errors])
@@ -245,7 +256,7 @@ async def resolve(job: MigrationSession, said: Said, *, agreed: Callable[[], Non
         source, destination = held.source, held.destination
         if source is None or destination is None:
             raise Contradiction("; ".join(held.errors) or "where its destination is, nobody knows")
-        intent = replace(core.spoken(held.intent, said.word), said_off=said.off)
+        intent = replace(core.with_answer(held.intent, said.word), said_off=said.off)
         record, facts = held.record, held.facts
         if record is None:
             record, facts = await _begin(job, source, destination, intent)

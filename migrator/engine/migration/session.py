@@ -12,8 +12,8 @@ from functools import cached_property
 from typing import Any
 
 from migrator.api.documents import MigrationDocument
-from migrator.core.findings import Objected
-from migrator.core.migration.situation import Intent, Word
+from migrator.core.findings import PreflightRefused
+from migrator.core.migration.situation import Intent, OperatorAnswer
 from migrator.core.model import Finding, State
 from migrator.engine import clock, judging
 from migrator.engine.migration import cleanup, session_document, take_over
@@ -204,7 +204,7 @@ class MigrationSession(SessionState):
                 where = f"at {self.guest.socket} on {self.guest.host}"
                 error = f"another guest ({self._migration.uuid}) is {where} by now; see: migrator guests"
                 return await self._fall_back(State.FAILED, error)
-        except Objected as error:
+        except PreflightRefused as error:
             await self._refuse([*findings, *error.findings])
             return False
         except MigratorError as error:
@@ -265,7 +265,7 @@ class MigrationSession(SessionState):
         """
         self.record, self._source, self._destination = record, source, destination
         self.recorded, self.unreachable = True, False
-        self._lost = intent.said is Word.LOST
+        self._lost = intent.said is OperatorAnswer.LOST
         self.started_at = self.started_at or self.created_at
         before = self.result
         self._migration = self._make(source, destination, record, "")

@@ -10,10 +10,10 @@ from typing import Any
 
 from migrator import logs
 from migrator.core.migration import convergence
-from migrator.core.migration.convergence import Abilities, Act, Action
+from migrator.core.migration.convergence import Abilities, Action, ActionKind
 from migrator.core.migration.forecast import Forecast, Verdict
 from migrator.core.model import Mode, Sample, State
-from migrator.core.policy import Policy, Postcopy
+from migrator.core.policy import Policy, PostcopyMode
 from migrator.engine.migration.intent_log import IntentLog
 from migrator.engine.migration.outcome import MigrationOutcome
 from migrator.errors import CommandFailed, QemuError
@@ -66,7 +66,7 @@ class Steering:
 
         :raise QemuError: the source did not answer.
         """
-        await self._act(Action(act=Act.START_POSTCOPY, reason=reason), {})
+        await self._act(Action(act=ActionKind.START_POSTCOPY, reason=reason), {})
         self.settle()
 
     def settle(self) -> None:
@@ -79,10 +79,10 @@ class Steering:
 
         :raise QemuError: the source refused to begin, or did not answer; :meth:`step` will try to switch again.
         """
-        if self._policy.postcopy is not Postcopy.IMMEDIATE or not abilities.postcopy:
+        if self._policy.postcopy is not PostcopyMode.IMMEDIATE or not abilities.postcopy:
             await self._source.migrate(uri)
             return
-        self._ledger.decide(Act.START_POSTCOPY, "the policy asks for postcopy at once")
+        self._ledger.decide(ActionKind.START_POSTCOPY, "the policy asks for postcopy at once")
         await self._start_postcopy(uri)
         self.settle()
 
@@ -113,14 +113,14 @@ class Steering:
             rate = await self._source.dirty_rate()
             if rate is not None:
                 self._probed = True
-                self._state = convergence.probed(
+                self._state = convergence.after_probe(
                     self._state, at_seconds=sample.at_seconds, period_seconds=_PROBE_SECONDS, dirty_rate=rate
                 )
 
     async def stop_guest(self, reason: str, numbers: Mapping[str, Any] | None = None) -> None:
         """Let the guest stand still until its memory has arrived."""
         self._ledger.note(stopped_by_us=True)
-        self._ledger.decide(Act.PAUSE, reason, numbers)
+        self._ledger.decide(ActionKind.PAUSE, reason, numbers)
         await self._source.stop()
 
     def begin(self, overhead_seconds: float | None) -> None:
@@ -143,19 +143,19 @@ class Steering:
 
     async def _act(self, action: Action, numbers: Mapping[str, Any]) -> None:
         match action.act:
-            case Act.PAUSE:
+            case ActionKind.PAUSE:
                 await self.stop_guest(action.reason, numbers)
                 return
-            case Act.GIVE_UP:
+            case ActionKind.GIVE_UP:
                 self._ledger.undo(State.FAILED, action.reason, numbers, by_choice=True)
                 return
         self._ledger.decide(action.act, action.reason, numbers)
         match action.act:
-            case Act.LIMIT:
+            case ActionKind.LIMIT:
                 await self._source.tune(Tuning(downtime_limit_seconds=action.value))
-            case Act.THROTTLE:
+            case ActionKind.THROTTLE:
                 await self._source.tune(Tuning(throttle_ratio=action.value))
-            case Act.START_POSTCOPY:
+            case ActionKind.START_POSTCOPY:
                 await self._start_postcopy()
 
     async def _start_postcopy(self, uri: str | None = None) -> None:

@@ -17,7 +17,7 @@ _USUAL = frozenset({"1 PVID Egress Untagged"})
 
 
 @dataclass(frozen=True, kw_only=True)
-class Link:
+class NetworkInterface:
     """One network interface of a host."""
 
     #: ``tun``, ``bridge``, ``vlan``, ``bond``, ``veth``, as the kernel calls it; empty of hardware.
@@ -36,7 +36,7 @@ class Link:
     vlans: frozenset[str] = frozenset()
 
 
-Links = Mapping[str, Link]
+NetworkInterfaces = Mapping[str, NetworkInterface]
 
 
 class NetworkState(StrEnum):
@@ -52,12 +52,12 @@ class NetworkState(StrEnum):
 
 
 @dataclass(frozen=True, kw_only=True)
-class Carried:
+class GuestTaps:
     """The taps of one QEMU process, and the interfaces of its host."""
 
     #: In the order in which it opened them; ``None``: they cannot be read.
     taps: tuple[str, ...] | None = None
-    links: Links = field(default_factory=dict)
+    links: NetworkInterfaces = field(default_factory=dict)
 
     @property
     def state(self) -> tuple[NetworkState, str]:
@@ -70,7 +70,7 @@ class Carried:
         return (NetworkState.DOWN, "; ".join(wrong)) if wrong else (NetworkState.UP, "")
 
 
-def _wrong(links: Links, tap: str) -> str:
+def _wrong(links: NetworkInterfaces, tap: str) -> str:
     link = links.get(tap)
     if link is None:
         return f"{tap} does not exist"
@@ -82,7 +82,7 @@ def _wrong(links: Links, tap: str) -> str:
     return ""
 
 
-def arrived(here: Carried, there: Carried) -> tuple[NetworkState, str]:
+def arrival_state(here: GuestTaps, there: GuestTaps) -> tuple[NetworkState, str]:
     """The state of a guest that has come from `here`, measured by what it had."""
     state, wrong = there.state
     said = [each.message for each in compare(here, there, "its host")]
@@ -91,7 +91,7 @@ def arrived(here: Carried, there: Carried) -> tuple[NetworkState, str]:
     return state, wrong
 
 
-def compare(here: Carried, there: Carried, target: str) -> Iterator[Finding]:
+def compare(here: GuestTaps, there: GuestTaps, target: str) -> Iterator[Finding]:
     """What two QEMUs' taps hang on: findings about everything that is not at the target as it is at the source."""
     for mine, theirs in _pairs(here.taps or (), there.taps or ()):
         yield from tap(here.links, there.links, mine, theirs, target)
@@ -104,7 +104,9 @@ def _pairs(here: Sequence[str], there: Sequence[str]) -> list[tuple[str, str]]:
     return alike + list(zip(left, (name for name in there if name not in here), strict=False))
 
 
-def tap(here: Links, there: Links, mine: str, theirs: str, target: str) -> Iterator[Finding]:
+def tap(
+    here: NetworkInterfaces, there: NetworkInterfaces, mine: str, theirs: str, target: str
+) -> Iterator[Finding]:
     """The same for one tap; one that does not exist there, or of which nothing is known here, has none."""
     before, now = here.get(mine), there.get(theirs)
     if before is None or now is None:
@@ -124,7 +126,9 @@ def tap(here: Links, there: Links, mine: str, theirs: str, target: str) -> Itera
         yield from bridge(here, there, before.master, now.master, target)
 
 
-def bridge(here: Links, there: Links, mine: str, theirs: str, target: str) -> Iterator[Finding]:
+def bridge(
+    here: NetworkInterfaces, there: NetworkInterfaces, mine: str, theirs: str, target: str
+) -> Iterator[Finding]:
     """The same for a bridge that taps are on, or will be."""
     before, now = here.get(mine), there.get(theirs)
     if before is None or now is None or _OVS in (mine, theirs):
@@ -152,17 +156,17 @@ def bridge(here: Links, there: Links, mine: str, theirs: str, target: str) -> It
         )
 
 
-def _vlans(links: Links, port: Link) -> frozenset[str]:
+def _vlans(links: NetworkInterfaces, port: NetworkInterface) -> frozenset[str]:
     above = links.get(port.master)
     return port.vlans if above is not None and above.filters else _USUAL
 
 
-def _uplinks(links: Links, name: str) -> list[str]:
+def _uplinks(links: NetworkInterfaces, name: str) -> list[str]:
     """What is on a bridge and is no guest's."""
     return sorted(each for each, link in links.items() if link.master == name and link.kind != _TAP)
 
 
-def _tags(links: Links, names: Sequence[str]) -> frozenset[str]:
+def _tags(links: NetworkInterfaces, names: Sequence[str]) -> frozenset[str]:
     return frozenset(str(links[name].vlan) for name in names if links[name].vlan is not None)
 
 

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from migrator.core.findings.texts import Texts
 
-TRAVEL: Texts = {
+STATE: Texts = {
     "block-job": (
         "error",
         "a job works on the guest's disks: it would end without a word at the switch, or have QEMU 7.2 abort",

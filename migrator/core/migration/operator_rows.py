@@ -12,7 +12,7 @@ A word that none of these rows serves changes nothing: the rest of the table ans
 from __future__ import annotations
 
 from migrator.core.migration.rules import GONE_D, GONE_S, Now, Row, Step, fenceable, past_postcopy_switch, row
-from migrator.core.migration.situation import DestinationIs, Milestone, SourceIs, Word
+from migrator.core.migration.situation import DestinationIs, Milestone, OperatorAnswer, SourceIs
 from migrator.core.model import RUNNING_STATES, MigrationStatus, State, View
 
 S, D = SourceIs, DestinationIs
@@ -40,7 +40,7 @@ def _stays_here(now: Now) -> bool:
     """A person says so, and the source can run the guest once the destination is dead."""
     arrived = now.intent.ran_there or now.intent.milestone >= Milestone.RETIRING
     may_run = now.handed and (arrived or not now.destination.answers)
-    return now.said(Word.SOURCE) and not (_split(now) or may_run)
+    return now.said(OperatorAnswer.SOURCE) and not (_split(now) or may_run)
 
 
 def _runs(view: View) -> bool:
@@ -50,19 +50,19 @@ def _runs(view: View) -> bool:
 def _is_there(now: Now) -> bool:
     """A person says so, and the source may be ended for it."""
     can = now.source.can_fence and not now.intent.fence_failed
-    return now.said(Word.DESTINATION) and can and not in_postcopy(now.source)
+    return now.said(OperatorAnswer.DESTINATION) and can and not in_postcopy(now.source)
 
 
 # fmt: off
 # A table: a rule reads better as one paragraph.
-SAID: tuple[Row, ...] = (
+OPERATOR_ROWS: tuple[Row, ...] = (
     row("said-lost", S.DEAD, GONE_D, State.FAILED,
         "a person says that the guest is lost, and neither process is left",
-        lambda now: now.said(Word.LOST) and not (now.handed and now.destination.ended)),
+        lambda now: now.said(OperatorAnswer.LOST) and not (now.handed and now.destination.ended)),
     # --- at the source ---------------------------------------------------------------------------------------------
     row("said-source-runs-twice", {S.RUNS, S.COPIES}, D.RUNS, Step.FENCE_DESTINATION,
         "the guest runs at both ends; a person says that the one at the source shall stay",
-        lambda now: now.said(Word.SOURCE) and _runs(now.source) and fenceable(now)
+        lambda now: now.said(OperatorAnswer.SOURCE) and _runs(now.source) and fenceable(now)
         and not in_postcopy(now.destination)),
     row("said-source-settled", {S.RUNS, S.RESTS}, {D.SILENT, D.LOADS, D.FAILED, D.LOADED}, Step.FENCE_DESTINATION,
         "a person says that the guest is at the source, which does not migrate any more; the destination was to "
@@ -77,7 +77,7 @@ SAID: tuple[Row, ...] = (
     row("said-source-revive", {S.DONE, S.LEFT_STOPPED}, GONE_D, Step.REVIVE,
         "the destination is dead; the source has the guest as it was at the switch, and a person says that it "
         "shall go on there",
-        lambda now: now.said(Word.SOURCE) and not now.overdue),
+        lambda now: now.said(OperatorAnswer.SOURCE) and not now.overdue),
     # --- at the destination ----------------------------------------------------------------------------------------
     row("said-destination-runs", {S.RUNS, S.COPIES, S.RESTS, S.AT_SWITCH, S.LEFT_STOPPED}, D.RUNS,
         Step.FENCE_SOURCE,
@@ -102,7 +102,7 @@ SAID: tuple[Row, ...] = (
     row("said-destination", GONE_S, D.LOADED, Step.HAND_OVER,
         "the source is gone, the destination has the guest as it was at the switch, and a person says that it shall "
         "go on there",
-        lambda now: now.said(Word.DESTINATION) and now.intent.guest_runs
+        lambda now: now.said(OperatorAnswer.DESTINATION) and now.intent.guest_runs
         and not (now.overdue and now.intent.milestone is Milestone.HANDED_OVER)),
 )
 # fmt: on

@@ -11,17 +11,17 @@ from dataclasses import dataclass, replace
 from enum import StrEnum
 
 from migrator.core.migration.lifecycle import Next, Step, decide
-from migrator.core.migration.said import in_postcopy
+from migrator.core.migration.operator_rows import in_postcopy
 from migrator.core.migration.situation import (
     DestinationIs,
     Intent,
     Milestone,
+    OperatorAnswer,
     SourceIs,
-    Word,
     as_said,
     classify,
 )
-from migrator.core.model import MigrationStatus, Process, RunState, State, View
+from migrator.core.model import MigrationStatus, ProcessState, RunState, State, View
 
 S, D = SourceIs, DestinationIs
 _GONE_S, _GONE_D = {S.DEAD, S.ENDED}, {D.DEAD, D.ENDED}
@@ -31,7 +31,7 @@ _ENDS_ONE = {Step.FENCE_SOURCE, Step.FENCE_DESTINATION, Step.DISMISS, Step.CANCE
 _STEPS_AT_MOST = 12
 
 
-class Act(StrEnum):
+class OperatorAction(StrEnum):
     """What a person can do so that a word is taken, or none is needed."""
 
     #: Wake it, free its monitor, or mend the way to its host.
@@ -44,10 +44,10 @@ class Act(StrEnum):
 
 
 @dataclass(frozen=True, kw_only=True)
-class Answer:
-    """What a word comes to; see :func:`consider`."""
+class AnswerReview:
+    """What a word comes to; see :func:`review_answer`."""
 
-    word: Word
+    word: OperatorAnswer
     accepted: bool
     #: Stable: tells one course of action from another.
     code: str
@@ -58,14 +58,14 @@ class Answer:
     #: How it would end; ``None``: it is driven on, and what both ends do next decides.
     state: State | None = None
     #: Of a refusal: the words that would be taken instead.
-    instead: tuple[Word, ...] = ()
+    instead: tuple[OperatorAnswer, ...] = ()
     #: Of a refusal: what a person can do, the gentlest first.
-    acts: tuple[Act, ...] = ()
+    acts: tuple[OperatorAction, ...] = ()
 
 
-def consider(
-    word: Word, intent: Intent, source: View, destination: View, *, held_code: str | None = None
-) -> Answer:
+def review_answer(
+    word: OperatorAnswer, intent: Intent, source: View, destination: View, *, held_code: str | None = None
+) -> AnswerReview:
     """What is done when a person says `word`, or why nothing is.
 
     :param intent: what was meant so far; what was said before does not count.
@@ -76,19 +76,21 @@ def consider(
     answer = _judge(word, intent, source, destination, held_code)
     if answer.accepted:
         return answer
-    others = [each for each in Word if each is not word]
+    others = [each for each in OperatorAnswer if each is not word]
     instead = tuple(each for each in others if _judge(each, intent, source, destination, held_code).accepted)
     return replace(answer, instead=instead, acts=_acts(intent, source, destination))
 
 
-def spoken(intent: Intent, word: Word) -> Intent:
+def with_answer(intent: Intent, word: OperatorAnswer) -> Intent:
     """The intent with the word in force; what could not be done before is tried again."""
-    undo = (intent.undo or State.FAILED) if word is Word.SOURCE else intent.undo
+    undo = (intent.undo or State.FAILED) if word is OperatorAnswer.SOURCE else intent.undo
     return replace(intent, said=word, undo=undo, live=False, fence_failed=False, dismissed=False)
 
 
-def _judge(word: Word, intent: Intent, source: View, destination: View, held_code: str | None) -> Answer:
-    meant = spoken(intent, word)
+def _judge(
+    word: OperatorAnswer, intent: Intent, source: View, destination: View, held_code: str | None
+) -> AnswerReview:
+    meant = with_answer(intent, word)
     steps, last = _follow(meant, source, destination)
     code = ".".join(each.row for each in (*steps, last))
     here, there = classify(meant, source, destination)
@@ -97,7 +99,7 @@ def _judge(word: Word, intent: Intent, source: View, destination: View, held_cod
     match word:
         case _ if split and any(each.step in _ENDS_ONE for each in steps):
             why = _why_not(word, here, there, source, destination, last)
-        case Word.SOURCE:
+        case OperatorAnswer.SOURCE:
             given_time = held_code is None or held_code == _overdue(intent, source, destination).row
             if last.state not in (State.FAILED, State.CANCELLED, State.GUEST_ENDED) and not (
                 last.step is Step.WAIT and here is S.FAILING and there in _GONE_D
@@ -105,7 +107,7 @@ def _judge(word: Word, intent: Intent, source: View, destination: View, held_cod
                 why = _why_not(word, here, there, source, destination, last)
             elif not given_time and _completes(intent, source, destination):
                 why = "the destination has all of the guest, and it completes there by itself"
-        case Word.DESTINATION:
+        case OperatorAnswer.DESTINATION:
             goes_on = last.step in (Step.WAIT, Step.SWITCH) and not {here, there} & {S.SILENT, D.SILENT}
             undone = intent.undo is not None and intent.milestone < Milestone.SWITCHING
             stalled = held_code == "arrived-source-stalled" and in_postcopy(source)
@@ -113,22 +115,22 @@ def _judge(word: Word, intent: Intent, source: View, destination: View, held_cod
                 goes_on and not undone and not stalled and there not in _GONE_D | {D.FAILED}
             ):
                 why = _why_not(word, here, there, source, destination, last)
-        case Word.LOST:
+        case OperatorAnswer.LOST:
             harmless = all(each.step in (Step.DISMISS, Step.RETIRE) for each in steps)
             if not (harmless and (last.row == "said-lost" or last.state is State.GUEST_ENDED)):
                 why = _why_not(word, here, there, source, destination, last)
     if why:
-        return Answer(word=word, accepted=False, code=code, why=why)
+        return AnswerReview(word=word, accepted=False, code=code, why=why)
     ends = last.state if last.step is Step.END else None
-    return Answer(word=word, accepted=True, code=code, why=last.why, steps=steps, state=ends)
+    return AnswerReview(word=word, accepted=True, code=code, why=last.why, steps=steps, state=ends)
 
 
 def _why_not(
-    word: Word, here: SourceIs, there: DestinationIs, source: View, destination: View, last: Next
+    word: OperatorAnswer, here: SourceIs, there: DestinationIs, source: View, destination: View, last: Next
 ) -> str:
-    if word is Word.SOURCE and here in _GONE_S:
+    if word is OperatorAnswer.SOURCE and here in _GONE_S:
         return "the source's QEMU does not answer: its process is gone"
-    if word is Word.DESTINATION and there in _GONE_D:
+    if word is OperatorAnswer.DESTINATION and there in _GONE_D:
         return "the destination's QEMU does not answer: its process is gone"
     if in_postcopy(source) or in_postcopy(destination):
         if there is D.RUNS:
@@ -189,7 +191,7 @@ def _after(step: Step, intent: Intent, source: View, destination: View) -> tuple
 
 
 def _dead(view: View) -> View:
-    return View(process=Process.DEAD, can_fence=view.can_fence)
+    return View(process=ProcessState.DEAD, can_fence=view.can_fence)
 
 
 def _overdue(intent: Intent, source: View, destination: View) -> Next:
@@ -202,39 +204,47 @@ def _completes(intent: Intent, source: View, destination: View) -> bool:
     return last.state is State.COMPLETED or any(each.step in (Step.HAND_OVER, Step.RETIRE) for each in steps)
 
 
-def _acts(intent: Intent, source: View, destination: View) -> tuple[Act, ...]:
+def _acts(intent: Intent, source: View, destination: View) -> tuple[OperatorAction, ...]:
     here, there = classify(intent, source, destination)
     if here in _GONE_S or there in _GONE_D:
         if here not in _GONE_S:
-            return (Act.REACH_SOURCE, Act.END_SOURCE) if here is S.SILENT else (Act.END_SOURCE,)
-        return (Act.REACH_DESTINATION, Act.END_DESTINATION) if there is D.SILENT else (Act.END_DESTINATION,)
+            return (
+                (OperatorAction.REACH_SOURCE, OperatorAction.END_SOURCE)
+                if here is S.SILENT
+                else (OperatorAction.END_SOURCE,)
+            )
+        return (
+            (OperatorAction.REACH_DESTINATION, OperatorAction.END_DESTINATION)
+            if there is D.SILENT
+            else (OperatorAction.END_DESTINATION,)
+        )
     postcopy = in_postcopy(source) or in_postcopy(destination)
     if postcopy and there is D.RUNS:
-        return (Act.END_SOURCE,)
+        return (OperatorAction.END_SOURCE,)
     acts = []
     if here is S.SILENT:
-        acts.append(Act.REACH_SOURCE)
+        acts.append(OperatorAction.REACH_SOURCE)
     if there is D.SILENT:
-        acts.append(Act.REACH_DESTINATION)
+        acts.append(OperatorAction.REACH_DESTINATION)
     if postcopy or (intent.postcopy and here in (S.SWITCHING, S.FAILING)):
-        acts.append(Act.MEND)
+        acts.append(OperatorAction.MEND)
     elif here is S.SILENT and there in (D.RUNS, D.LOADED):
-        acts.append(Act.END_SOURCE)
+        acts.append(OperatorAction.END_SOURCE)
     elif here is not S.SILENT or there is D.STRANGE:
-        acts.append(Act.END_DESTINATION)
+        acts.append(OperatorAction.END_DESTINATION)
     return tuple(acts)
 
 
 _AWAITED = {
-    Act.REACH_SOURCE: "the source's QEMU to answer",
-    Act.REACH_DESTINATION: "the destination's QEMU to answer",
-    Act.MEND: "the stream between both hosts to go on",
+    OperatorAction.REACH_SOURCE: "the source's QEMU to answer",
+    OperatorAction.REACH_DESTINATION: "the destination's QEMU to answer",
+    OperatorAction.MEND: "the stream between both hosts to go on",
 }
 
 
-def awaited(intent: Intent, source: View, destination: View, held_code: str | None) -> str:
+def awaited_actions(intent: Intent, source: View, destination: View, held_code: str | None) -> str:
     """What a held migration waits for, in a few words."""
-    words = [word for word in Word if _judge(word, intent, source, destination, held_code).accepted]
+    words = [word for word in OperatorAnswer if _judge(word, intent, source, destination, held_code).accepted]
     acts = _acts(intent, source, destination)
     texts = [_AWAITED[act] for act in acts if act in _AWAITED]
     if words:
@@ -242,14 +252,17 @@ def awaited(intent: Intent, source: View, destination: View, held_code: str | No
     if not texts:
         ends = [
             side
-            for side, act in (("source", Act.END_SOURCE), ("destination", Act.END_DESTINATION))
+            for side, act in (
+                ("source", OperatorAction.END_SOURCE),
+                ("destination", OperatorAction.END_DESTINATION),
+            )
             if act in acts
         ]
         texts.append(f"the end of the {' or the '.join(ends)}'s process")
     return ", or ".join(texts)
 
 
-def unrecorded(source: View, destination: View) -> Intent:
+def unrecorded_intent(source: View, destination: View) -> Intent:
     """What has to be taken as meant where nothing tells: whatever may have been done was done.
 
     Only for a word of a person. A pair in which neither end runs the guest is held without one.

@@ -13,7 +13,7 @@ _LEFT = {RunState.FINISH_MIGRATE, RunState.POSTMIGRATE}
 _RESCUE = "migrator direct --rescue --source QMP --destination QMP"
 
 
-def obstacle(
+def unfinished_migration(
     run: RunState,
     status: MigrationStatus,
     driver: Driver | None,

@@ -5,7 +5,7 @@ from __future__ import annotations
 from migrator.core.model import Mode
 
 
-def felt(
+def standstill_at_least(
     *, downtime: float | None, standstill: float | None, uncertainty: float | None = None
 ) -> float | None:
     """For how many seconds it stood still at least; ``None`` where that is not known.

@@ -8,13 +8,13 @@ from dataclasses import dataclass, field
 from migrator.core.inventory import HostFacts
 from migrator.core.policy import Policy
 from migrator.core.preflight.facts import Facts
-from migrator.core.preflight.host_process import ProcessCase
+from migrator.core.preflight.host_process import ProcessPair
 from migrator.core.process.command_line import CommandLine, ImageUse
-from migrator.core.process.files import FileSeen, Same, Seen
+from migrator.core.process.files import FileFacts, HostFiles, SameFile
 
 
 @dataclass(frozen=True, kw_only=True)
-class Case:
+class HostPair:
     """What was read of both hosts and of the guest's QEMU. What could not be read is at its default."""
 
     #: Name of the target, for messages.
@@ -24,15 +24,15 @@ class Case:
     here: HostFacts
     there: HostFacts
     #: By the paths as the command line and QEMU write them.
-    seen_here: Seen = field(default_factory=Seen)
-    seen_there: Seen = field(default_factory=Seen)
+    seen_here: HostFiles = field(default_factory=HostFiles)
+    seen_there: HostFiles = field(default_factory=HostFiles)
     #: How QEMU says it has images open, and what it says they are based on; no entry where it was not asked.
     opened: Mapping[str, ImageUse] = field(default_factory=dict)
     based: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
     #: What a probe showed where identities do not tell, by path.
-    probed: Mapping[str, Same] = field(default_factory=dict)
+    probed: Mapping[str, SameFile] = field(default_factory=dict)
     #: The source's process beside what it would be there; ``None``: it is not known which process it is.
-    process: ProcessCase | None = None
+    process: ProcessPair | None = None
     policy: Policy | None = None
 
     @property
@@ -45,6 +45,6 @@ class Case:
         """The guest runs under KVM."""
         return self.source.accelerator == "kvm"
 
-    def files(self, path: str) -> tuple[FileSeen, FileSeen]:
+    def files(self, path: str) -> tuple[FileFacts, FileFacts]:
         """What `path` leads to here and there."""
         return self.seen_here.file(path), self.seen_there.file(path)

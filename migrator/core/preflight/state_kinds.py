@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from enum import StrEnum
 
 
-class Fate(StrEnum):
+class StateHandling(StrEnum):
     """What becomes of it."""
 
     #: In QEMU's stream, or in an image that both ends see.
@@ -32,11 +32,11 @@ class Fate(StrEnum):
 
 
 @dataclass(frozen=True, kw_only=True)
-class Kind:
+class StateKind:
     """One kind of state."""
 
     what: str
-    fate: Fate
+    fate: StateHandling
     #: What is read, and what is done with it.
     how: str
     #: QMP commands that change it.
@@ -49,69 +49,74 @@ class Kind:
 
 # fmt: off
 # A table: a row reads better as one paragraph.
-KINDS: tuple[Kind, ...] = (
-    Kind(what="run state of the guest", fate=Fate.TRAVELS,
+KINDS: tuple[StateKind, ...] = (
+    StateKind(what="run state of the guest", fate=StateHandling.TRAVELS,
          how="read again at every STOP: one that is paused, powered off or resumed by somebody stays so",
          qmp=("cont", "stop", "system_powerdown", "system_reset", "system_wakeup", "inject-nmi",
               "rtc-reset-reinjection"),
          hmp=("nmi", "boot_set")),
-    Kind(what="memory, vCPUs, registers and devices' own state, the clock's drift among it", fate=Fate.TRAVELS,
+    StateKind(what="memory, vCPUs, registers and devices' own state, the clock's drift among it",
+         fate=StateHandling.TRAVELS,
          how="QEMU's stream", hmp=("mce", "o", "i", "pcie_aer_inject_error")),
-    Kind(what="how large the guest's balloon shall be", fate=Fate.TRAVELS,
+    StateKind(what="how large the guest's balloon shall be", fate=StateHandling.TRAVELS,
          how="in the balloon's state", qmp=("balloon",)),
-    Kind(what="whether a network card's link is up", fate=Fate.TRAVELS,
+    StateKind(what="whether a network card's link is up", fate=StateHandling.TRAVELS,
          how="in the state of the usual cards (virtio-net, e1000, e1000e, rtl8139)", qmp=("set_link",)),
-    Kind(what="whether somebody is connected to a serial port of the guest (guest agent)", fate=Fate.TRAVELS,
+    StateKind(what="whether somebody is connected to a serial port of the guest (guest agent)",
+         fate=StateHandling.TRAVELS,
          how="in the port's state; whoever was connected connects again to the same path", hmp=()),
-    Kind(what="size of a disk, what is written in it, its snapshots", fate=Fate.TRAVELS,
+    StateKind(what="size of a disk, what is written in it, its snapshots", fate=StateHandling.TRAVELS,
          how="in the image, which both ends see; sizes and files are compared",
          qmp=("block_resize", "blockdev-snapshot-internal-sync", "blockdev-snapshot-delete-internal-sync",
               "change-backing-file"),
          hmp=("commit", "snapshot_blkdev_internal", "snapshot_delete_blkdev_internal", "savevm", "loadvm", "delvm",
               "qemu-io"),
          findings=("disk-size", "disk-not-shared")),
-    Kind(what="dirty bitmaps that are kept in the image (persistent)", fate=Fate.TRAVELS,
+    StateKind(what="dirty bitmaps that are kept in the image (persistent)", fate=StateHandling.TRAVELS,
          how="QEMU stores them in the image at the switch and loads them at the other end"),
-    Kind(what="devices, vCPUs, memory, objects and backends that were plugged or unplugged", fate=Fate.REPRODUCED,
+    StateKind(what="devices, vCPUs, memory, objects and backends that were plugged or unplugged",
+         fate=StateHandling.REPRODUCED,
          how="read at the source, added at the destination at the same place before it listens",
          qmp=("device_add", "device_del", "netdev_add", "netdev_del", "chardev-add", "chardev-remove", "chardev-change",
               "object-add", "object-del", "blockdev-add", "blockdev-del"),
          hmp=("drive_add", "drive_del", "object_add", "object_del"),
          findings=("device-missing", "device-extra", "device-differs", "device-property")),
-    Kind(what="which images a disk consists of", fate=Fate.REPRODUCED,
+    StateKind(what="which images a disk consists of", fate=StateHandling.REPRODUCED,
          how="block nodes are compared as both QEMUs show them; where one cannot be made again it is an error",
          qmp=("blockdev-snapshot", "blockdev-snapshot-sync", "blockdev-reopen", "x-blockdev-change"),
          hmp=("snapshot_blkdev",), findings=("disk-not-shared", "disk-maybe-not-shared")),
-    Kind(what="medium in a drive", fate=Fate.REPRODUCED,
+    StateKind(what="medium in a drive", fate=StateHandling.REPRODUCED,
          how="compared and changed at the destination",
          qmp=("blockdev-change-medium", "blockdev-close-tray", "blockdev-insert-medium", "blockdev-open-tray",
               "blockdev-remove-medium", "eject"), hmp=("change",), findings=("disk-missing",)),
-    Kind(what="I/O limits of disks", fate=Fate.REPRODUCED,
+    StateKind(what="I/O limits of disks", fate=StateHandling.REPRODUCED,
          how="limits of each device, as query-block shows them, are set at the destination",
          qmp=("block_set_io_throttle",)),
-    Kind(what="properties of objects: limits of throttle groups, polling and threads of iothreads, and so on",
-         fate=Fate.REPRODUCED,
+    StateKind(what="properties of objects: limits of throttle groups, polling and threads of iothreads, and so on",
+         fate=StateHandling.REPRODUCED,
          how="every property of every object is compared, and set at the destination where it differs",
          qmp=("qom-set",), findings=("not-put-back",)),
-    Kind(what="how often the balloon tells its statistics, and the order in which devices are booted from",
-         fate=Fate.REPRODUCED, how="qom-get at the source, qom-set at the destination", findings=("not-put-back",)),
-    Kind(what="write thresholds of block nodes", fate=Fate.REPRODUCED,
+    StateKind(what="how often the balloon tells its statistics, and the order in which devices are booted from",
+         fate=StateHandling.REPRODUCED, how="qom-get at the source, qom-set at the destination",
+         findings=("not-put-back",)),
+    StateKind(what="write thresholds of block nodes", fate=StateHandling.REPRODUCED,
          how="as query-named-block-nodes shows them; nodes are found by name, or below the same device",
          qmp=("block-set-write-threshold",), findings=("not-put-back", "stays-behind")),
-    Kind(what="latency histograms of disks", fate=Fate.REPRODUCED,
+    StateKind(what="latency histograms of disks", fate=StateHandling.REPRODUCED,
          how="their boundaries are set; what was counted stays behind, as all statistics do",
          qmp=("block-latency-histogram-set",), findings=("not-put-back",)),
-    Kind(what="trace events", fate=Fate.REPRODUCED,
+    StateKind(what="trace events", fate=StateHandling.REPRODUCED,
          how="those that are enabled at the source are enabled where migrator starts the destination",
          qmp=("trace-event-set-state",), hmp=("trace-event",), findings=("not-put-back",)),
-    Kind(what="forwarded ports of user networks", fate=Fate.REPRODUCED,
+    StateKind(what="forwarded ports of user networks", fate=StateHandling.REPRODUCED,
          how="info usernet of both; one more or less is added or removed at the destination",
          hmp=("hostfwd_add", "hostfwd_remove"), findings=("not-put-back",)),
-    Kind(what="migration parameters and capabilities that somebody set", fate=Fate.REPRODUCED,
+    StateKind(what="migration parameters and capabilities that somebody set", fate=StateHandling.REPRODUCED,
          how="put back at the source when a migration is undone, and at the destination when it is done",
          qmp=("migrate-set-capabilities", "migrate-set-parameters"),
          hmp=("migrate_set_capability", "migrate_set_parameter"), findings=("not-restored",)),
-    Kind(what="block jobs and other jobs: backup, mirror, commit, stream, create, amend, snapshots", fate=Fate.REFUSED,
+    StateKind(what="block jobs and other jobs: backup, mirror, commit, stream, create, amend, snapshots",
+         fate=StateHandling.REFUSED,
          how="query-jobs, before anything is changed and at the last safe point before the switch; "
              "the policy's block_jobs says whether to wait or to refuse; one that begins meanwhile ends the migration",
          qmp=("block-commit", "block-stream", "blockdev-backup", "blockdev-create", "blockdev-mirror", "drive-backup",
@@ -122,65 +127,68 @@ KINDS: tuple[Kind, ...] = (
          hmp=("drive_backup", "drive_mirror", "block_stream", "block_job_cancel", "block_job_complete",
               "block_job_pause", "block_job_resume", "block_job_set_speed"),
          findings=("block-job", "block-job-waits")),
-    Kind(what="exports of disks: NBD, vhost-user-blk, FUSE (fleecing backups among them)", fate=Fate.REFUSED,
+    StateKind(what="exports of disks: NBD, vhost-user-blk, FUSE (fleecing backups among them)",
+         fate=StateHandling.REFUSED,
          how="query-block-exports, as with jobs",
          qmp=("block-export-add", "block-export-del", "nbd-server-add", "nbd-server-remove", "nbd-server-start",
               "nbd-server-stop"),
          hmp=("nbd_server_add", "nbd_server_remove", "nbd_server_start", "nbd_server_stop"),
          findings=("block-export", "block-export-waits")),
-    Kind(what="recording or replaying of execution", fate=Fate.REFUSED, how="query-replay",
+    StateKind(what="recording or replaying of execution", fate=StateHandling.REFUSED, how="query-replay",
          qmp=("replay-break", "replay-delete-break", "replay-seek"),
          hmp=("replay_break", "replay_delete_break", "replay_seek"), findings=("replay",)),
-    Kind(what="configuration before the machine is made (-preconfig)", fate=Fate.REFUSED, how="the command line",
+    StateKind(what="configuration before the machine is made (-preconfig)",
+         fate=StateHandling.REFUSED, how="the command line",
          qmp=("set-numa-node", "x-exit-preconfig"), hmp=("exit_preconfig",), findings=("preconfig",)),
-    Kind(what="what QEMU itself forbids to migrate: a dump under way, encrypted guests, CXL memory, Xen guests",
-         fate=Fate.REFUSED, how="QEMU's own list of reasons (blocked-reasons)",
+    StateKind(what="what QEMU itself forbids to migrate: a dump under way, encrypted guests, CXL memory, Xen guests",
+         fate=StateHandling.REFUSED, how="QEMU's own list of reasons (blocked-reasons)",
          qmp=("dump-guest-memory", "sev-inject-launch-secret", "cxl-add-dynamic-capacity",
               "cxl-inject-correctable-error", "cxl-inject-dram-event", "cxl-inject-general-media-event",
               "cxl-inject-memory-module-event", "cxl-inject-poison", "cxl-inject-uncorrectable-errors",
               "cxl-release-dynamic-capacity", "xen-event-inject"),
          findings=("blocked",)),
-    Kind(what="dirty bitmaps that are in QEMU's memory alone", fate=Fate.WARNED,
+    StateKind(what="dirty bitmaps that are in QEMU's memory alone", fate=StateHandling.WARNED,
          how="query-named-block-nodes",
          qmp=("block-dirty-bitmap-add", "block-dirty-bitmap-clear", "block-dirty-bitmap-disable",
               "block-dirty-bitmap-enable", "block-dirty-bitmap-merge", "block-dirty-bitmap-remove"),
          findings=("dirty-bitmap",)),
-    Kind(what="passwords of VNC and SPICE, and when they expire", fate=Fate.WARNED,
+    StateKind(what="passwords of VNC and SPICE, and when they expire", fate=StateHandling.WARNED,
          how="a display that asks for a password, where none is on the command line; "
              "that one was changed, or expires, is not shown by QEMU",
          qmp=("change-vnc-password", "expire_password", "set_password"), findings=("display-password",)),
-    Kind(what="gdb server", fate=Fate.WARNED, how="the command line and query-chardev",
+    StateKind(what="gdb server", fate=StateHandling.WARNED, how="the command line and query-chardev",
          hmp=("gdbserver",), findings=("gdb",)),
-    Kind(what="what a ring buffer holds", fate=Fate.WARNED, how="query-chardev",
+    StateKind(what="what a ring buffer holds", fate=StateHandling.WARNED, how="query-chardev",
          qmp=("ringbuf-read", "ringbuf-write"), hmp=("ringbuf_read", "ringbuf_write"), findings=("stays-behind",)),
-    Kind(what="files that were handed to QEMU", fate=Fate.WARNED, how="query-fdsets, and fd= on the command line",
+    StateKind(what="files that were handed to QEMU",
+         fate=StateHandling.WARNED, how="query-fdsets, and fd= on the command line",
          qmp=("add-fd", "closefd", "getfd", "remove-fd", "request-ebpf"),
          findings=("stays-behind", "passed-descriptor")),
-    Kind(what="limits of what vCPUs may dirty", fate=Fate.WARNED, how="query-vcpu-dirty-limit",
+    StateKind(what="limits of what vCPUs may dirty", fate=StateHandling.WARNED, how="query-vcpu-dirty-limit",
          qmp=("cancel-vcpu-dirty-limit", "set-vcpu-dirty-limit"),
          hmp=("cancel_vcpu_dirty_limit", "set_vcpu_dirty_limit"), findings=("stays-behind",)),
-    Kind(what="network filters that were added while it ran", fate=Fate.WARNED,
+    StateKind(what="network filters that were added while it ran", fate=StateHandling.WARNED,
          how="objects filter-* and colo-* that the command line does not name", findings=("stays-behind",)),
-    Kind(what="block nodes that somebody made inactive", fate=Fate.WARNED, how="query-named-block-nodes",
+    StateKind(what="block nodes that somebody made inactive", fate=StateHandling.WARNED, how="query-named-block-nodes",
          qmp=("blockdev-set-active",), findings=("stays-behind",)),
-    Kind(what="monitors, sockets, pid file and log of the process", fate=Fate.REPRODUCED,
+    StateKind(what="monitors, sockets, pid file and log of the process", fate=StateHandling.REPRODUCED,
          how="under the same paths where they are free at the target; see docs/operations.md",
          findings=("path-moved",)),
-    Kind(what="actions on a reboot, shutdown, panic or watchdog that were set over QMP", fate=Fate.UNSEEN,
+    StateKind(what="actions on a reboot, shutdown, panic or watchdog that were set over QMP", fate=StateHandling.UNSEEN,
          how="those of the command line are the destination's too",
          qmp=("set-action", "watchdog-set-action"), hmp=("watchdog_action",)),
-    Kind(what="what QEMU logs, and where", fate=Fate.UNSEEN,
+    StateKind(what="what QEMU logs, and where", fate=StateHandling.UNSEEN,
          how="those of the command line are the destination's too", hmp=("log", "logfile", "sync-profile")),
-    Kind(what="iothread of a block node", fate=Fate.UNSEEN,
+    StateKind(what="iothread of a block node", fate=StateHandling.UNSEEN,
          how="that of its device is the destination's too", qmp=("x-blockdev-set-iothread",)),
-    Kind(what="addresses of remote displays that were changed, and who looks at them", fate=Fate.UNSEEN,
+    StateKind(what="addresses of remote displays that were changed, and who looks at them", fate=StateHandling.UNSEEN,
          how="viewers connect again", qmp=("add_client", "client_migrate_info", "display-reload", "display-update")),
-    Kind(what="how TCG translates, which mouse is used, sound that is being captured", fate=Fate.UNSEEN,
+    StateKind(what="how TCG translates, which mouse is used, sound that is being captured", fate=StateHandling.UNSEEN,
          how="QEMU's defaults, or those of the command line",
          hmp=("singlestep", "one-insn-per-tb", "mouse_set", "wavcapture", "stopcapture")),
-    Kind(what="a measurement of the dirty rate", fate=Fate.MOMENT, how="ends with the source",
+    StateKind(what="a measurement of the dirty rate", fate=StateHandling.MOMENT, how="ends with the source",
          qmp=("calc-dirty-rate",), hmp=("calc_dirty_rate",)),
-    Kind(what="the migration", fate=Fate.OURS, how="one that somebody else began is an error",
+    StateKind(what="the migration", fate=StateHandling.OURS, how="one that somebody else began is an error",
          qmp=("announce-self", "migrate", "migrate-continue", "migrate-incoming", "migrate-pause", "migrate-recover",
               "migrate-start-postcopy", "migrate_cancel", "x-colo-lost-heartbeat", "xen-colo-do-checkpoint",
               "xen-load-devices-state", "xen-save-devices-state", "xen-set-global-dirty-log", "xen-set-replication",
@@ -188,11 +196,12 @@ KINDS: tuple[Kind, ...] = (
          hmp=("announce_self", "migrate_continue", "migrate_incoming", "migrate_pause", "migrate_recover",
               "migrate_start_postcopy", "x_colo_lost_heartbeat"),
          findings=("source-migrating",)),
-    Kind(what="keys, pictures, copies of memory", fate=Fate.MOMENT, how="done when the command has answered",
+    StateKind(what="keys, pictures, copies of memory",
+         fate=StateHandling.MOMENT, how="done when the command has answered",
          qmp=("chardev-send-break", "device-sync-config", "dumpdtb", "input-send-event", "memsave", "pmemsave",
               "qmp_capabilities", "screendump", "send-key"),
          hmp=("sendkey", "mouse_button", "mouse_move", "cpu")),
-    Kind(what="several at once", fate=Fate.MOMENT, how="each command within is in a row of its own",
+    StateKind(what="several at once", fate=StateHandling.MOMENT, how="each command within is in a row of its own",
          qmp=("transaction", "human-monitor-command")),
 )
 # fmt: on
@@ -220,14 +229,14 @@ _ASKING = frozenset(
 )
 
 
-def asks(command: str) -> bool:
+def changes_nothing(command: str) -> bool:
     """Whether a command of QMP or of the human monitor changes nothing."""
     return command in _ASKING or command.startswith(("query-", "x-query-"))
 
 
-def classified() -> dict[str, list[Kind]]:
+def kinds_of_commands() -> dict[str, list[StateKind]]:
     """The rows of every command; more than one is a mistake in the table."""
-    rows: dict[str, list[Kind]] = {}
+    rows: dict[str, list[StateKind]] = {}
     for kind in KINDS:
         for command in (*kind.qmp, *kind.hmp):
             rows.setdefault(command, []).append(kind)
