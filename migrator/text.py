@@ -32,19 +32,23 @@ def storable(value: Any, depth: int = 0) -> Any:
     """A value of a document as every JSON can have it: texts :func:`writable`, numbers finite and of no more than 64
     bits, else ``None``.
     """
+    # Documents are made several times a second for each migration: what is most frequent comes first.
+    kind = type(value)
+    if value is None or kind is bool:
+        return value
+    if kind is str:
+        return value if len(value) <= _LONGEST and value.isascii() else writable(value)
     if isinstance(value, str):
-        return writable(value) if type(value) is str else value
+        return value
     if isinstance(value, float):
         return value if math.isfinite(value) else None
-    if isinstance(value, bool):
-        return value
     if isinstance(value, int):
         return value if -(2**63) <= value < 2**64 else None
     if isinstance(value, (dict, list, tuple)) and depth >= _DEEPEST:
         return None
     if isinstance(value, dict):
         return {
-            writable(key) if isinstance(key, str) else key: storable(each, depth + 1)
+            (writable(key) if isinstance(key, str) else key): storable(each, depth + 1)
             for key, each in value.items()
         }
     if isinstance(value, (list, tuple)):

@@ -7,6 +7,7 @@ from datetime import UTC, datetime, timedelta
 from typing import Any
 
 from migrator.api.documents import (
+    DecisionDocument,
     EvacuationDocument,
     ForecastDocument,
     GuestDocument,
@@ -14,16 +15,21 @@ from migrator.api.documents import (
     MigrationDocument,
     SampleDocument,
 )
-from migrator.api.events import EventKind, Subject
+from migrator.api.events import (
+    DecisionTaken,
+    EvacuationStateChanged,
+    EventKind,
+    MigrationProgressed,
+    MigrationStateChanged,
+    Subject,
+)
 from migrator.core.drain.states import EvacuationState
 from migrator.core.inventory import HostState
 from migrator.core.model import Mode, State
 from migrator.engine.event_bus import EventBus
 from migrator.errors import JournalError
 from migrator.ports import EventTexts
-
-#: What an event's body leaves out.
-_LISTS = {"findings", "accepted", "decisions", "guests"}
+from migrator.ports.queries import EventPage
 
 
 class FakeReading:
@@ -52,9 +58,8 @@ class FakeReading:
         else:
             self.by_id.pop(document.id, None)
             self.journal.insert(0, document)
-        self.bus.publish(
-            kind, Subject.MIGRATION, document.id, document.model_dump(mode="json", exclude=_LISTS)
-        )
+        said = MigrationProgressed if kind is EventKind.PROGRESS else MigrationStateChanged
+        self.bus.publish(said(migration=document))
         return document
 
     def change(
@@ -73,13 +78,12 @@ class FakeReading:
             self.evacuations_by_id[document.id] = document
         else:
             self.evacuations_by_id.pop(document.id, None)
-        body = document.model_dump(mode="json", exclude=_LISTS)
-        self.bus.publish(EventKind.STATE, Subject.EVACUATION, document.id, body)
+        self.bus.publish(EvacuationStateChanged(evacuation=document))
 
     def decide(self, identifier: str, action: str) -> None:
         """Say a decision."""
-        body = {"at_seconds": 1.0, "action": action, "reason": "because", "numbers": {}}
-        self.bus.publish(EventKind.DECISION, Subject.MIGRATION, identifier, body)
+        decision = DecisionDocument(at_seconds=1.0, action=action, reason="because")
+        self.bus.publish(DecisionTaken(migration=identifier, decision=decision))
 
     # What is asked of it -----------------------------------------------------------------------------------
 
@@ -138,10 +142,15 @@ class FakeReading:
         return self.evacuations_by_id.get(identifier)
 
     async def events(
-        self, *, after: int = 0, limit: int = 1000, subject: str | None = None, subject_id: str | None = None
-    ) -> Sequence[Mapping[str, Any]]:
+        self,
+        *,
+        after: int = 0,
+        limit: int = 1000,
+        subject: Subject | None = None,
+        subject_id: str | None = None,
+    ) -> EventPage:
         """None are kept."""
-        return []
+        return EventPage(items=[], last=after, more=False)
 
     async def event_texts(
         self,

@@ -20,6 +20,7 @@ from paho.mqtt.properties import Properties
 from migrator.api.commands import Answer, Caller, Command, Evacuate, Migrate, Refusal
 from migrator.api.documents import (
     CheckDocument,
+    DecisionDocument,
     EvacuationDocument,
     GuestDocument,
     HostDocument,
@@ -27,7 +28,14 @@ from migrator.api.documents import (
     PlanDocument,
     SampleDocument,
 )
-from migrator.api.events import EventKind, Subject
+from migrator.api.events import (
+    DecisionTaken,
+    EvacuationStateChanged,
+    HostStateChanged,
+    MigrationProgressed,
+    MigrationStateChanged,
+    Subject,
+)
 from migrator.core.drain.states import EvacuationState
 from migrator.core.inventory import HostState
 from migrator.core.model import State
@@ -35,7 +43,9 @@ from migrator.engine.commands.dispatcher import Claim, Dispatcher
 from migrator.engine.event_bus import EventBus
 from migrator.mqtt import Mqtt, MqttSettings
 from migrator.ports import EventTexts
+from migrator.ports.queries import EventPage
 from tests.broker import USERS, Broker
+from tests.some_events import page_of
 
 PREFIX = "migrator/v1/site"
 
@@ -104,7 +114,7 @@ class FakeReading:
     journalled: list[dict[str, Any]] = field(default_factory=list)
 
     def __post_init__(self) -> None:
-        self.bus.subscribe(lambda event: self.journalled.append(event.model_dump(mode="json")))
+        self.bus.subscribe(lambda event: self.journalled.append(event.document.model_dump(mode="json")))
 
     def active_migrations(self) -> Sequence[MigrationDocument]:
         return [each for each in self.all_migrations.values() if each.ended_at is None]
@@ -147,8 +157,13 @@ class FakeReading:
         return self.all_evacuations.get(identifier)
 
     async def events(
-        self, *, after: int = 0, limit: int = 1000, subject: str | None = None, subject_id: str | None = None
-    ) -> Sequence[Mapping[str, Any]]:
+        self,
+        *,
+        after: int = 0,
+        limit: int = 1000,
+        subject: Subject | None = None,
+        subject_id: str | None = None,
+    ) -> EventPage:
         found = [
             event
             for event in self.journalled
@@ -157,7 +172,7 @@ class FakeReading:
             and subject in (None, event["subject"])
             and subject_id in (None, event["subject_id"])
         ]
-        return found[:limit]
+        return page_of(found[:limit], after=after, limit=limit)
 
     async def event_texts(
         self,
@@ -243,7 +258,7 @@ class FakeController:
     def say(self, document: MigrationDocument) -> None:
         """Journal it and tell of it, as the engine does."""
         self.reading.all_migrations[document.id] = document
-        self.reading.bus.publish(EventKind.STATE, Subject.MIGRATION, document.id, _slim(document))
+        self.reading.bus.publish(MigrationStateChanged(migration=document))
 
     def change(self, identifier: str, **fields: Any) -> None:
         """A migration goes on."""
@@ -255,28 +270,24 @@ class FakeController:
 
     def decide(self, identifier: str, action: str) -> None:
         """A decision of it."""
-        body = {"at_seconds": 1.0, "action": action, "reason": "because", "numbers": {}}
-        self.reading.bus.publish(EventKind.DECISION, Subject.MIGRATION, identifier, body)
+        decision = DecisionDocument(at_seconds=1.0, action=action, reason="because")
+        self.reading.bus.publish(DecisionTaken(migration=identifier, decision=decision))
 
     def progress(self, identifier: str, ratio: float) -> None:
         """How far it is."""
-        body = _slim(self.reading.all_migrations[identifier]) | {"progress_ratio": ratio}
-        self.reading.bus.publish(EventKind.PROGRESS, Subject.MIGRATION, identifier, body)
+        document = self.reading.all_migrations[identifier].model_copy(update={"progress_ratio": ratio})
+        self.reading.bus.publish(MigrationProgressed(migration=document))
 
     def say_evacuation(self, document: EvacuationDocument) -> None:
         """As :meth:`say`."""
         self.reading.all_evacuations[document.id] = document
-        self.reading.bus.publish(EventKind.STATE, Subject.EVACUATION, document.id, _slim(document))
+        self.reading.bus.publish(EvacuationStateChanged(evacuation=document))
 
     def host(self, name: str, state: HostState = HostState.ACTIVE) -> None:
         """A host is in that state."""
         document = HostDocument(host=name, state=state, up=True)
         self.reading.all_hosts[name] = document
-        self.reading.bus.publish(EventKind.STATE, Subject.HOST, name, _slim(document))
-
-
-def _slim(document: Any) -> dict[str, Any]:
-    return {k: v for k, v in document.model_dump(mode="json").items() if not isinstance(v, list)}
+        self.reading.bus.publish(HostStateChanged(host=document))
 
 
 class Service:

@@ -52,7 +52,15 @@ from migrator.api.documents import (
     ResolutionDocument,
     SampleDocument,
 )
-from migrator.api.events import EventDocument, EventKind, Subject
+from migrator.api.events import (
+    DecisionTaken,
+    EvacuationStateChanged,
+    Event,
+    EventKind,
+    MigrationProgressed,
+    MigrationStateChanged,
+    Subject,
+)
 from migrator.core.drain.states import EvacuationState, GuestStanding
 from migrator.core.inventory import HostState
 from migrator.core.model import Mode, Severity, State
@@ -63,6 +71,8 @@ from migrator.http.limits import Limits
 from migrator.http.listeners import Tcp, UnixSocket
 from migrator.http.server import Servers
 from migrator.ports import EventTexts, Grant
+from migrator.ports.queries import EventPage
+from tests.some_events import page_of
 
 _Result = TypeVar("_Result")
 MIB = 2**20
@@ -234,7 +244,18 @@ class World:
         return self._evacuations.get(identifier)
 
     async def events(
-        self, *, after: int = 0, limit: int = 1000, subject: str | None = None, subject_id: str | None = None
+        self,
+        *,
+        after: int = 0,
+        limit: int = 1000,
+        subject: Subject | None = None,
+        subject_id: str | None = None,
+    ) -> EventPage:
+        rows = await self._rows(after=after, limit=limit, subject=subject, subject_id=subject_id)
+        return page_of(rows, after=after, limit=limit)
+
+    async def _rows(
+        self, *, after: int, limit: int, subject: str | None, subject_id: str | None
     ) -> Sequence[Mapping[str, Any]]:
         await asyncio.sleep(0)
         found = [
@@ -257,7 +278,7 @@ class World:
     ) -> EventTexts:
         items: list[tuple[int, str]] = []
         size = 0
-        for event in await self.events(after=after, limit=limit + 1, subject=subject, subject_id=subject_id):
+        for event in await self._rows(after=after, limit=limit + 1, subject=subject, subject_id=subject_id):
             text = json.dumps(event, separators=(",", ":"))
             size += len(text)
             if len(items) == limit or (items and size > most_bytes):
@@ -434,7 +455,7 @@ class World:
             dirty_rate_bytes_per_second=one.dirty_rate_bytes_per_second or 0.0,
         )
         self._samples.setdefault(identifier, []).append(sample)
-        self.bus.publish(EventKind.PROGRESS, Subject.MIGRATION, identifier, _without_lists(one))
+        self.bus.publish(MigrationProgressed(migration=one))
 
     def enter(self, identifier: str, state: State) -> None:
         """It is in that state now."""
@@ -444,7 +465,7 @@ class World:
         one = self._migrations[identifier]
         made = DecisionDocument(at_seconds=0.1, action=action, reason=reason)
         self._migrations[identifier] = one.model_copy(update={"decisions": [*one.decisions, made]})
-        self.bus.publish(EventKind.DECISION, Subject.MIGRATION, identifier, made.model_dump(mode="json"))
+        self.bus.publish(DecisionTaken(migration=identifier, decision=made))
 
     def finish(self, identifier: str, state: State | None = None, *, downtime_seconds: float = 0.042) -> None:
         """It has ended so."""
@@ -559,7 +580,7 @@ class World:
     def _say(self, evacuation: EvacuationDocument) -> None:
         evacuation = evacuation.model_copy(update={"can_cancel": evacuation.ended_at is None})
         self._evacuations[evacuation.id] = evacuation
-        self.bus.publish(EventKind.STATE, Subject.EVACUATION, evacuation.id, _without_lists(evacuation))
+        self.bus.publish(EvacuationStateChanged(evacuation=evacuation))
 
     def _set(self, one: MigrationDocument) -> None:
         late = one.state.final or one.state in (State.FINISHING, State.HELD)
@@ -568,12 +589,12 @@ class World:
         if (guest := self._guests.get(one.guest)) is not None:
             under_way = None if one.ended_at else one.id
             self._guests[one.guest] = guest.model_copy(update={"migration": under_way})
-        self.bus.publish(EventKind.STATE, Subject.MIGRATION, one.id, _without_lists(one))
+        self.bus.publish(MigrationStateChanged(migration=one))
 
-    def _journal(self, event: EventDocument) -> None:
+    def _journal(self, event: Event) -> None:
         if event.kind is EventKind.PROGRESS:
             return
-        written = event.model_dump(mode="json")
+        written = event.document.model_dump(mode="json")
         if self.journal_lag:
             asyncio.get_running_loop().call_later(self.journal_lag, self._journalled, written)
         else:
@@ -598,10 +619,6 @@ class World:
         for task in list(self._tasks):
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
-
-
-def _without_lists(document: MigrationDocument | EvacuationDocument) -> dict[str, Any]:
-    return {k: v for k, v in document.model_dump(mode="json").items() if not isinstance(v, list)}
 
 
 @dataclass(frozen=True)

@@ -15,8 +15,8 @@ from bench.evacuation.loop import SkippingLoop
 from bench.evacuation.outcome import Moved, Outcome
 from migrator.api.commands import Caller, Evacuate, Plan, Role
 from migrator.api.documents import EvacuationDocument, PlanDocument
-from migrator.api.events import EventDocument, EventKind, Subject
-from migrator.core.model import Finding, MigrationStatus, Mode
+from migrator.api.events import EvacuationStateChanged, Event, MigrationStateChanged
+from migrator.core.model import Finding, MigrationStatus, Mode, State
 from migrator.core.policy import Policy, builtin
 from migrator.core.schedule.transfers import LinkRules
 from migrator.engine.commands.handlers import CommandHandlers
@@ -172,18 +172,17 @@ class _Watch:
     site: _Site
     ends: dict[str, float] = field(default_factory=dict)
 
-    def hear(self, event: EventDocument) -> None:
-        if event.kind is not EventKind.STATE:
-            return
-        now, body = asyncio.get_running_loop().time(), event.body
-        if event.subject is Subject.EVACUATION and body["ended_at"]:
-            self.ends[event.subject_id] = now
-        elif event.subject is Subject.MIGRATION:
-            times = self.site.times.setdefault(body["guest"], _Times())
-            if body["state"] == "preparing":
-                times.preparing, times.qemu = now, 0.0
-            elif body["ended_at"]:
-                times.ended = now
+    def hear(self, event: Event) -> None:
+        now = asyncio.get_running_loop().time()
+        match event:
+            case EvacuationStateChanged(evacuation=evacuation) if evacuation.ended_at is not None:
+                self.ends[evacuation.id] = now
+            case MigrationStateChanged(migration=migration):
+                times = self.site.times.setdefault(migration.guest, _Times())
+                if migration.state is State.PREPARING:
+                    times.preparing, times.qemu = now, 0.0
+                elif migration.ended_at is not None:
+                    times.ended = now
 
 
 async def _evacuate(guests: Sequence[Guest], policy: Policy) -> _Evacuation:

@@ -28,6 +28,11 @@ class Document(BaseModel):
     @classmethod
     def _storable(cls, given: Any) -> Any:
         """Whatever came from a guest or a host, it can be written as JSON by everyone."""
+        if isinstance(given, dict):  # its keys are names of fields, or ignored
+            return {
+                name: value if value is None or isinstance(value, bool) else storable(value, 1)
+                for name, value in given.items()
+            }
         return storable(given)
 
 
@@ -341,3 +346,22 @@ class CheckDocument(Document):
     host: str
     possible: bool
     findings: list[FindingDocument] = Field(default_factory=list)
+
+
+class CommandDocument(Document):
+    """A command and what it was answered: an entry of the audit."""
+
+    verb: str
+    user: str
+    interface: str
+    #: Where it came from: an address, a topic.
+    origin: str = ""
+    #: The caller's own.
+    id: str | None = None
+    #: ``accepted`` or ``refused``, and with the latter why.
+    answer: str
+    code: str | None = None
+    message: str | None = None
+    #: What it began or found.
+    subject: str | None = None
+    subject_id: str | None = None

@@ -16,8 +16,15 @@ from datetime import UTC, datetime, timedelta
 from typing import Any
 
 from migrator import logs
-from migrator.api.documents import HostDocument
-from migrator.api.events import EventKind, Subject
+from migrator.api.documents import DecisionDocument, HostDocument
+from migrator.api.events import (
+    DecisionTaken,
+    EvacuationStateChanged,
+    HostStateChanged,
+    MigrationProgressed,
+    MigrationStateChanged,
+    Subject,
+)
 from migrator.api.trace_context import TraceContext
 from migrator.core.drain.evacuation import Evacuation
 from migrator.core.drain.preparations import Preparations
@@ -413,8 +420,7 @@ class Engine:
         """Tell everyone what it is like."""
         host = self.inventory.host(name)
         if host is not None:
-            body = host_document(self, host).model_dump(mode="json")
-            self.bus.publish(EventKind.STATE, Subject.HOST, name, body)
+            self.bus.publish(HostStateChanged(host=host_document(self, host)))
 
     def end_run(self, run: Evacuation, state: EvacuationState) -> None:
         """An evacuation has ended."""
@@ -431,8 +437,7 @@ class Engine:
         self.journal_writer.schedule_latest(
             "evacuation", run.id, lambda: evacuation_documents.journalled(run)
         )
-        body = evacuation_documents.evacuation_document(run).model_dump(mode="json")
-        self.bus.publish(EventKind.STATE, Subject.EVACUATION, run.id, body)
+        self.bus.publish(EvacuationStateChanged(evacuation=evacuation_documents.evacuation_document(run)))
 
     def begin_run(self, run: Evacuation) -> None:
         """It is journalled: now its guests are measured, and go."""
@@ -524,8 +529,7 @@ class Engine:
 
     def _announce_job(self, job: MigrationSession) -> None:
         self.journal_writer.schedule_latest("migration", job.id, job.journalled)
-        body = job.document().model_dump(mode="json", exclude={"decisions"})
-        self.bus.publish(EventKind.STATE, Subject.MIGRATION, job.id, body)
+        self.bus.publish(MigrationStateChanged(migration=job.document(decisions=False)))
         run = self.runs.get(job.evacuation or "")
         if run is not None and not run.ended and job.state is not State.HELD and not job.ended:
             entry = run.entries.get(job.guest.key)
@@ -539,14 +543,13 @@ class Engine:
         if now - self._told_at.get(job.id, -math.inf) < _PROGRESS_SECONDS:
             return
         self._told_at[job.id] = now
-        body = job.document().model_dump(mode="json", exclude={"decisions", "findings"})
-        self.bus.publish(EventKind.PROGRESS, Subject.MIGRATION, job.id, body)
+        self.bus.publish(MigrationProgressed(migration=job.document(decisions=False)))
 
     def _decision(self, job: MigrationSession, decision: Decision) -> None:
         self.journal_writer.schedule_latest(
             "migration", job.id, job.journalled
         )  # another controller shall know it
-        self.bus.publish(EventKind.DECISION, Subject.MIGRATION, job.id, asdict(decision))
+        self.bus.publish(DecisionTaken(migration=job.id, decision=DecisionDocument(**asdict(decision))))
 
     def forget(self) -> None:
         """What ended a while ago leaves memory; the journal has it."""

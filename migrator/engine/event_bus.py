@@ -8,9 +8,9 @@ from collections import deque
 from collections.abc import AsyncIterator, Callable, Iterator, Mapping
 from contextlib import contextmanager
 from datetime import UTC, datetime
-from typing import Any
+from typing import TypeVar
 
-from migrator.api.events import EventDocument, EventKind, Subject
+from migrator.api.events import Event, EventKind, Subject
 
 #: More than this unheard means that nobody listens: the oldest go, and the gap shows in ``event_id``.
 _QUEUE_EVENTS = 10_000
@@ -18,18 +18,20 @@ _QUEUE_EVENTS = 10_000
 _COMMANDS = 10_000
 
 #: Takes an event; returns at once and never raises.
-Subscriber = Callable[[EventDocument], None]
+Subscriber = Callable[[Event], None]
+
+_Published = TypeVar("_Published", bound=Event)
 
 
 class Listener:
     """A bounded queue of events; iterate over it until it is closed."""
 
     def __init__(self) -> None:
-        self._events: deque[EventDocument] = deque(maxlen=_QUEUE_EVENTS)
+        self._events: deque[Event] = deque(maxlen=_QUEUE_EVENTS)
         self._there = asyncio.Event()
         self._closed = False
 
-    def put(self, event: EventDocument) -> None:
+    def put(self, event: Event) -> None:
         """Never blocks."""
         self._events.append(event)
         self._there.set()
@@ -39,7 +41,7 @@ class Listener:
         self._closed = True
         self._there.set()
 
-    async def __aiter__(self) -> AsyncIterator[EventDocument]:
+    async def __aiter__(self) -> AsyncIterator[Event]:
         while True:
             while self._events:
                 yield self._events.popleft()
@@ -76,28 +78,18 @@ class EventBus:
         self._listeners = 0
         self._after_journal: list[Subscriber] = []
         self._journalled: float = math.inf
-        self._undelivered: deque[EventDocument] = deque()
+        self._undelivered: deque[Event] = deque()
         self._commands = deque(one for subject, one in self._sequences if subject is Subject.COMMAND)
 
-    def publish(
-        self, kind: EventKind, subject: Subject, subject_id: str, body: Mapping[str, Any]
-    ) -> EventDocument:
+    def publish(self, event: _Published) -> _Published:
         """Number an event and deliver it; returns at once. Immediate subscribers have it then, in order of arrival."""
-        key = (subject, subject_id)
-        if kind is not EventKind.PROGRESS:
+        key = (event.subject, event.subject_id)
+        if event.kind is not EventKind.PROGRESS:
             self._last += 1
             self._sequences[key] = self._sequences.get(key, 0) + 1
-            if subject is Subject.COMMAND and self._sequences[key] == 1:
-                self._new_command(subject_id)
-        event = EventDocument(
-            event_id=self._last,
-            sequence=self._sequences.get(key, 0),
-            time=self._now(),
-            kind=kind,
-            subject=subject,
-            subject_id=subject_id,
-            body=dict(body),
-        )
+            if event.subject is Subject.COMMAND and self._sequences[key] == 1:
+                self._new_command(event.subject_id)
+        event = event.published(event_id=self._last, sequence=self._sequences.get(key, 0), time=self._now())
         for subscriber in tuple(self._immediate):
             subscriber(event)
         # Progress too: it must not overtake the state whose number it repeats.

@@ -7,7 +7,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from migrator import logs
-from migrator.api.events import EventDocument, EventKind
+from migrator.api.events import Event, EventKind
 from migrator.engine.event_bus import EventBus
 from migrator.errors import JournalError
 from migrator.ports import Journal
@@ -74,11 +74,11 @@ class JournalWriter:
         self._documents[kind, identifier] = document
         self._wake_up()
 
-    def _take_event(self, event: EventDocument) -> None:
+    def _take_event(self, event: Event) -> None:
         if event.kind is EventKind.PROGRESS:
             return
         self._last_event_id = event.event_id
-        self._events.append(event.model_dump(mode="json"))
+        self._events.append(event.document.model_dump(mode="json"))
         del self._events[:-_EVENTS_WAITING]
         self._start_delay_timer()
         self._wake_up()

@@ -1,4 +1,4 @@
-"""What the service shows: :class:`~migrator.engine.reading.Reading` over the engine's memory and its journal."""
+"""What the service shows: :class:`~migrator.ports.queries.Queries` over the engine's memory and its journal."""
 
 from __future__ import annotations
 
@@ -15,6 +15,7 @@ from migrator.api.documents import (
     MigrationDocument,
     SampleDocument,
 )
+from migrator.api.events import Subject, read_event
 from migrator.core.inventory import Guest
 from migrator.core.migration.downsampling import Point
 from migrator.engine.controller import Engine, host_document
@@ -22,13 +23,14 @@ from migrator.engine.evacuation_documents import evacuation_document
 from migrator.engine.event_bus import EventBus
 from migrator.engine.unreadable import UNREADABLE, say_unreadable
 from migrator.ports import EventTexts
+from migrator.ports.queries import EventPage
 
 _Row = TypeVar("_Row")
 _Made = TypeVar("_Made")
 
 
 class Views:
-    """See :class:`migrator.engine.reading.Reading`."""
+    """See :class:`migrator.ports.queries.Queries`."""
 
     def __init__(self, engine: Engine) -> None:
         self._engine = engine
@@ -145,10 +147,23 @@ class Views:
         return found[0] if found else None
 
     async def events(
-        self, *, after: int = 0, limit: int = 1000, subject: str | None = None, subject_id: str | None = None
-    ) -> list[dict[str, Any]]:
-        return await self._engine.journal_writer.journal.events(
+        self,
+        *,
+        after: int = 0,
+        limit: int = 1000,
+        subject: Subject | None = None,
+        subject_id: str | None = None,
+    ) -> EventPage:
+        rows = await self._engine.journal_writer.journal.events(
             after=after, limit=limit, subject=subject, subject_id=subject_id
+        )
+        items = self._readable("event", rows, read_event)
+        numbers = [row["event_id"] for row in rows]
+        return EventPage(
+            items=items,
+            last=numbers[-1] if numbers else after,
+            more=len(rows) == limit,
+            unreadable=sorted(set(numbers) - {event.event_id for event in items}),
         )
 
     async def event_texts(
@@ -179,7 +194,11 @@ class Views:
             try:
                 found.append(read(row))
             except UNREADABLE as error:
-                name = row.get("id") if isinstance(row, Mapping) else getattr(row, "key", None)
+                name = (
+                    row.get("id", row.get("event_id"))
+                    if isinstance(row, Mapping)
+                    else getattr(row, "key", None)
+                )
                 say_unreadable(self._engine.unreadable, kind, str(name or getattr(row, "name", "")), error)
         return found
 

@@ -8,17 +8,17 @@ from fastapi import APIRouter, FastAPI
 
 from migrator import __version__
 from migrator.engine.commands.dispatcher import Dispatcher
-from migrator.engine.reading import Reading
 from migrator.http import ask, look, openapi, page, probes, session, stream
 from migrator.http.access import Access, Tokens
 from migrator.http.limits import Guard, Limits, Rates, Streams
 from migrator.http.parts import Metrics, Parts
 from migrator.http.problems import answer_with_problems
+from migrator.ports.queries import Queries
 
 
 def create_app(
     dispatcher: Dispatcher,
-    reading: Reading,
+    reading: Queries,
     auth: Tokens,
     *,
     metrics: Metrics | None = None,

@@ -13,13 +13,12 @@ from starlette.responses import Response
 
 from migrator.api.commands import Caller, Envelope, Reply
 from migrator.engine.commands.dispatcher import Dispatcher
-from migrator.engine.event_bus import Listener
-from migrator.engine.reading import Reading
 from migrator.errors import JournalError
 from migrator.faults import keep_going
 from migrator.http.access import Access
 from migrator.http.limits import Limits, Streams
 from migrator.http.problems import ProblemError
+from migrator.ports.queries import Listener, Queries
 
 #: Streams are looked after so often: a token may be revoked by another process.
 _GRANTS_SECONDS = 0.5
@@ -33,7 +32,7 @@ class Parts:
     """Of one application; made by :func:`migrator.http.app.create_app`."""
 
     dispatcher: Dispatcher
-    reading: Reading
+    reading: Queries
     access: Access
     limits: Limits
     streams: Streams

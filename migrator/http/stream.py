@@ -15,7 +15,7 @@ from starlette.types import Receive, Scope, Send
 
 from migrator import logs
 from migrator.api.commands import Caller, Name
-from migrator.api.events import EventDocument, EventKind, Subject
+from migrator.api.events import Event, EventDocument, EventKind, Subject
 from migrator.errors import JournalError
 from migrator.http import look
 from migrator.http.parts import Asks, Parts, parts
@@ -145,7 +145,7 @@ async def _follow(
             async for live in listener:
                 if live.kind is EventKind.PROGRESS:
                     if _wanted(live, subject, subject_id):
-                        yield _FRAMES.of(live)
+                        yield _live_frame(live)
                     continue
                 if live.event_id <= last:
                     continue
@@ -158,7 +158,7 @@ async def _follow(
                     return
                 last = live.event_id
                 if _wanted(live, subject, subject_id):
-                    yield _FRAMES.of(live)
+                    yield _live_frame(live)
         finally:
             own.unheed(listener)
 
@@ -180,33 +180,13 @@ async def _journalled(
             yield _frame(number, text)
 
 
-def _wanted(event: EventDocument, subject: Subject | None, subject_id: str | None) -> bool:
+def _wanted(event: Event, subject: Subject | None, subject_id: str | None) -> bool:
     return subject in (None, event.subject) and subject_id in (None, event.subject_id)
 
 
-class _Frames:
-    """Live events as frames, each made once for however many streams."""
-
-    _KEPT = 256
-
-    def __init__(self) -> None:
-        #: By identity; the event is kept, so that no other takes its identity.
-        self._made: dict[int, tuple[EventDocument, bytes]] = {}
-
-    def of(self, event: EventDocument) -> bytes:
-        """Its frame."""
-        made = self._made.get(id(event))
-        if made is None:
-            counted = b"" if event.kind is EventKind.PROGRESS else b"id: %d\n" % event.event_id
-            text = event.model_dump_json().encode()
-            made = event, b"%sevent: %s\ndata: %s\n\n" % (counted, event.kind.encode(), text)
-            while len(self._made) >= self._KEPT:
-                del self._made[next(iter(self._made))]
-            self._made[id(event)] = made
-        return made[1]
-
-
-_FRAMES = _Frames()
+def _live_frame(event: Event) -> bytes:
+    counted = "" if event.kind is EventKind.PROGRESS else f"id: {event.event_id}\n"
+    return f"{counted}event: {event.kind}\ndata: {event.text}\n\n".encode()
 
 
 def _frame(number: int, text: str) -> bytes:

@@ -3,18 +3,25 @@
 from __future__ import annotations
 
 from collections import OrderedDict
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from itertools import product
 from typing import Any
 
 from prometheus_client import CollectorRegistry, Counter, Histogram, disable_created_metrics
 
-from migrator.core.migration.guest_impact import above_ceiling, standstill_at_least
+from migrator.api.documents import MigrationDocument
+from migrator.api.events import (
+    DecisionTaken,
+    EvacuationStateChanged,
+    Event,
+    MigrationProgressed,
+    MigrationStateChanged,
+)
+from migrator.core.migration.guest_impact import standstill_at_least
 from migrator.core.model import Mode, State
 from migrator.metrics import catalogue as words
 from migrator.metrics.catalogue import BY_NAME
-from migrator.metrics.seen import SeenEvent, SeenMigration
 
 #: A failure is shown for so long, unless the guest's next migration completes.
 _FAILURE_SECONDS = 86_400.0
@@ -150,41 +157,41 @@ class Counted:
 
     # Events ----------------------------------------------------------------------------------------------
 
-    def event(self, event: SeenEvent) -> None:
+    def event(self, event: Event) -> None:
         """Count it; returns at once and never raises."""
-        match event.subject, event.kind:
-            case "migration", "state" | "progress":
-                self._migration(event.subject_id, event.body, counts=event.kind == "state")
-            case "migration", "decision":
-                self._decision(event.subject_id, event.body)
-            case "evacuation", "decision":
-                self._decisions.labels(_action(event.body)).inc()
-            case "evacuation", "state" if event.body.get("ended_at"):
-                result = str(event.body.get("state"))
-                if result in words.EVACUATION_RESULTS and self._first_time(event.subject_id):
+        match event:
+            case MigrationStateChanged(migration=migration):
+                self._migration(migration, counts=True)
+            case MigrationProgressed(migration=migration):
+                self._migration(migration, counts=False)
+            case DecisionTaken():
+                self._decision(event)
+            case EvacuationStateChanged(evacuation=evacuation) if evacuation.ended_at is not None:
+                result = str(evacuation.state)
+                if result in words.EVACUATION_RESULTS and self._first_time(evacuation.id):
                     self._evacuations.labels(result).inc()
 
-    def _decision(self, identifier: str, body: Mapping[str, Any]) -> None:
-        action = _action(body)
-        self._decisions.labels(action).inc(exemplar={"migration": identifier})
-        if identifier not in self._counted:
-            self._course(identifier).decisions[action] = self._now()
+    def _decision(self, event: DecisionTaken) -> None:
+        action = event.decision.action if event.decision.action in words.ACTIONS else words.OTHER
+        self._decisions.labels(action).inc(exemplar={"migration": event.migration})
+        if event.migration not in self._counted:
+            self._course(event.migration).decisions[action] = self._now()
 
     def _course(self, identifier: str) -> _Course:
         course = self._courses.setdefault(identifier, _Course())
         _bound(self._courses)
         return course
 
-    def _migration(self, identifier: str, body: Mapping[str, Any], *, counts: bool) -> None:
-        state = str(body.get("state"))
+    def _migration(self, migration: MigrationDocument, *, counts: bool) -> None:
+        identifier, state = migration.id, migration.state
         now = self._clock()
         if identifier in self._counted:
-            if counts and state in words.RESULTS and state != State.HELD and identifier in self._courses:
+            if counts and state in words.RESULTS and state is not State.HELD and identifier in self._courses:
                 del self._courses[identifier]  # it was held, and a person has resolved it
-                self._feel(identifier, body)
-                self._remember(identifier, body)
+                self._feel(migration)
+                self._past(migration, at=self._now())
             return
-        if state == State.HELD and identifier not in self._courses:
+        if state is State.HELD and identifier not in self._courses:
             self.held_before(identifier)  # the first that is heard of it: it was read from the journal so
             return
         course = self._course(identifier)
@@ -193,15 +200,15 @@ class Counted:
             self._throttled.inc(max(0.0, course.throttle_ratio * (now - course.at)))
         course.at = now
         copying = state in (State.PRECOPY, State.SWITCHOVER)
-        course.throttle_ratio = float(body.get("throttle_ratio") or 0.0) if copying else 0.0
+        course.throttle_ratio = migration.throttle_ratio if copying else 0.0
         if not counts:
             return
         if state != course.phase:
             self._left(identifier, course, now)
             course.phase, course.since = state, now
         if state in words.RESULTS:
-            self._ended(identifier, state, body)
-            if state != State.HELD:
+            self._ended(migration)
+            if state is not State.HELD:
                 self._courses.pop(identifier, None)
 
     def _left(self, identifier: str, course: _Course, now: float) -> None:
@@ -212,38 +219,34 @@ class Counted:
             if course.phase == State.PREPARING:
                 self._preparation.observe(spent, exemplar=exemplar)
 
-    def _ended(self, identifier: str, state: str, body: Mapping[str, Any]) -> None:
-        if not self._first_time(identifier):
+    def _ended(self, migration: MigrationDocument) -> None:
+        if not self._first_time(migration.id):
             return
-        exemplar = {"migration": identifier}
-        mode = str(body.get("mode"))
-        if mode not in words.MODES:
-            mode = str(Mode.PRECOPY)
-        self._migrations.labels(state, mode).inc(exemplar=exemplar)
-        duration, downtime = body.get("duration_seconds"), body.get("downtime_seconds")
-        if duration is not None and state == State.COMPLETED:
+        exemplar = {"migration": migration.id}
+        mode = str(migration.mode)
+        self._migrations.labels(str(migration.state), mode).inc(exemplar=exemplar)
+        duration, downtime = migration.duration_seconds, migration.downtime_seconds
+        if duration is not None and migration.state is State.COMPLETED:
             self._duration.labels(mode).observe(duration, exemplar=exemplar)
         if downtime is not None:
             self._downtime.labels(mode).observe(downtime, exemplar=exemplar)
-            ceiling = body.get("max_downtime_seconds") or 0.0
-            if ceiling > 0 and mode != Mode.OFFLINE:
+            ceiling = migration.max_downtime_seconds
+            if ceiling > 0 and migration.mode is not Mode.OFFLINE:
                 self._of_ceiling.labels(mode).observe(downtime / ceiling, exemplar=exemplar)
-        if state != State.HELD:
-            self._feel(identifier, body)
-        if (error := body.get("forecast_error_ratio")) is not None:
+        if migration.state is not State.HELD:
+            self._feel(migration)
+        if (error := migration.forecast_error_ratio) is not None:
             self._forecast.observe(abs(error), exemplar=exemplar)
-        self._remember(identifier, body)
+        self._past(migration, at=self._now())
 
-    def _feel(self, identifier: str, body: Mapping[str, Any]) -> None:
-        """What the guest felt, once it is over."""
-        mode = str(body.get("mode"))
-        if mode == Mode.OFFLINE:
+    def _feel(self, migration: MigrationDocument) -> None:
+        """Count what the guest felt, once it is over."""
+        if migration.mode is Mode.OFFLINE:
             return
-        exemplar = {"migration": identifier}
-        standstill = body.get("standstill_seconds")
-        if standstill is not None:
-            self._standstill.observe(standstill, exemplar=exemplar)
-        if above_ceiling(_felt(body), body.get("max_downtime_seconds") or 0.0, mode):
+        exemplar = {"migration": migration.id}
+        if migration.standstill_seconds is not None:
+            self._standstill.observe(migration.standstill_seconds, exemplar=exemplar)
+        if migration.ceiling_exceeded:
             self._exceeded.inc(exemplar=exemplar)
 
     def _first_time(self, identifier: str) -> bool:
@@ -255,67 +258,35 @@ class Counted:
 
     # What is shown for a while after the end ---------------------------------------------------------------
 
-    def _remember(self, identifier: str, body: Mapping[str, Any]) -> None:
-        self._past(
-            guest=str(body.get("guest") or identifier),
-            state=str(body.get("state")),
-            mode=str(body.get("mode")),
-            source=str(body.get("source") or ""),
-            destination=str(body.get("destination") or ""),
-            downtime=_felt(body),
-            ceiling=float(body.get("max_downtime_seconds") or 0.0),
-            at=self._now(),
-        )
-
     def held_before(self, identifier: str) -> None:
         """It was held, and counted as such, before this process began."""
         if self._first_time(identifier):
             self._course(identifier)
 
-    def recall(self, ended: Iterable[SeenMigration]) -> None:
+    def recall(self, ended: Iterable[MigrationDocument]) -> None:
         """Take over what the journal holds of migrations that ended before this process began, newest first."""
         for migration in reversed(list(ended)):
             if migration.ended_at is not None:
-                self._past(
-                    guest=migration.guest,
-                    state=migration.state,
-                    mode=migration.mode,
-                    source=migration.source,
-                    destination=migration.destination,
-                    downtime=_felt(
-                        {
-                            "downtime_seconds": migration.downtime_seconds,
-                            "standstill_seconds": migration.standstill_seconds,
-                            "standstill_uncertainty_seconds": migration.standstill_uncertainty_seconds,
-                        }
-                    ),
-                    ceiling=migration.max_downtime_seconds,
-                    at=migration.ended_at.timestamp(),
-                )
+                self._past(migration, at=migration.ended_at.timestamp())
 
-    def _past(
-        self,
-        *,
-        guest: str,
-        state: str,
-        mode: str,
-        source: str,
-        destination: str,
-        downtime: float | None,
-        ceiling: float,
-        at: float,
-    ) -> None:
-        host = destination if state == State.COMPLETED else source
-        if state == State.FAILED:
+    def _past(self, migration: MigrationDocument, *, at: float) -> None:
+        guest, state = migration.guest, migration.state
+        host = migration.destination if state is State.COMPLETED else migration.source
+        if state is State.FAILED:
             self._failures[guest] = Past(host=host, at=at)
             self._failures.move_to_end(guest)
             _bound(self._failures)
         elif state in (State.COMPLETED, State.GUEST_ENDED):
             self._failures.pop(guest, None)
         self._downtimes.pop(guest, None)
-        if downtime is not None and mode != Mode.OFFLINE:
+        downtime = standstill_at_least(
+            downtime=migration.downtime_seconds,
+            standstill=migration.standstill_seconds,
+            uncertainty=migration.standstill_uncertainty_seconds,
+        )
+        if downtime is not None and migration.mode is not Mode.OFFLINE:
             self._downtimes[guest] = Past(
-                host=host, at=at, downtime_seconds=downtime, ceiling_seconds=ceiling
+                host=host, at=at, downtime_seconds=downtime, ceiling_seconds=migration.max_downtime_seconds
             )
             _bound(self._downtimes)
 
@@ -339,24 +310,10 @@ class Counted:
         return {identifier: dict(self._courses[identifier].decisions) for identifier in wanted}
 
 
-def _felt(body: Mapping[str, Any]) -> float | None:
-    """For how long the guest stood still at least."""
-    return standstill_at_least(
-        downtime=body.get("downtime_seconds"),
-        standstill=body.get("standstill_seconds"),
-        uncertainty=body.get("standstill_uncertainty_seconds"),
-    )
-
-
 def _begin_at_zero(metric: Counter | Histogram, values: tuple[Iterable[str], ...]) -> None:
     if values:
         for combination in product(*values):
             metric.labels(*combination)
-
-
-def _action(body: Mapping[str, Any]) -> str:
-    action = str(body.get("action"))
-    return action if action in words.ACTIONS else words.OTHER
 
 
 def _bound(remembered: OrderedDict[str, Any]) -> None:

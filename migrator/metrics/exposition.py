@@ -12,13 +12,14 @@ from typing import Self
 
 from prometheus_client.exposition import choose_encoder
 
+from migrator.api.documents import GuestDocument, HostDocument
 from migrator.core.model import State
 from migrator.errors import JournalError
 from migrator.faults import keep_going
 from migrator.metrics.counted import Counted
 from migrator.metrics.lag import Lag
-from migrator.metrics.seen import Seen, SeenGuest, SeenHost
 from migrator.metrics.shown import Shown, Snapshot
+from migrator.ports.queries import Queries
 
 #: The last line of OpenMetrics.
 _END = b"# EOF\n"
@@ -54,7 +55,7 @@ class Metrics:
     def __init__(
         self,
         *,
-        reading: Seen,
+        reading: Queries,
         version: str,
         probes: Probes | None = None,
         clock: Callable[[], float] = time.monotonic,
@@ -127,7 +128,7 @@ class Metrics:
         return self.snapshot(hosts=hosts, guests=guests)
 
     def snapshot(
-        self, *, hosts: Sequence[SeenHost] | None = None, guests: Sequence[SeenGuest] | None = None
+        self, *, hosts: Sequence[HostDocument] | None = None, guests: Sequence[GuestDocument] | None = None
     ) -> Snapshot:
         """The present state; only on the loop.
 

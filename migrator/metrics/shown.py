@@ -12,6 +12,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime
 
+from migrator.api.documents import EvacuationDocument, GuestDocument, HostDocument, MigrationDocument
 from migrator.core.model import State
 from migrator.metrics.catalogue import (
     EVACUATIONS,
@@ -24,17 +25,16 @@ from migrator.metrics.catalogue import (
     Described,
 )
 from migrator.metrics.counted import Past
-from migrator.metrics.seen import SeenEvacuation, SeenGuest, SeenHost, SeenMigration
 
 
 @dataclass(frozen=True, kw_only=True)
 class Snapshot:
     """The state of the service at one moment; nothing in it changes any more."""
 
-    migrations: Sequence[SeenMigration] = ()
-    evacuations: Sequence[SeenEvacuation] = ()
-    hosts: Sequence[SeenHost] = ()
-    guests: Sequence[SeenGuest] = ()
+    migrations: Sequence[MigrationDocument] = ()
+    evacuations: Sequence[EvacuationDocument] = ()
+    hosts: Sequence[HostDocument] = ()
+    guests: Sequence[GuestDocument] = ()
     complaints: int = 0
     #: By guest.
     failures: Mapping[str, Past] = field(default_factory=dict)

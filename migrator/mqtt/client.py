@@ -12,9 +12,8 @@ from datetime import UTC, datetime, timedelta
 
 from migrator import logs
 from migrator.api.commands import COMMANDS, Role
-from migrator.api.events import EventDocument, EventKind, Subject
+from migrator.api.events import DecisionTaken, Event, MigrationProgressed, Subject
 from migrator.engine.commands.dispatcher import Dispatcher
-from migrator.engine.reading import Reading
 from migrator.errors import JournalError
 from migrator.mqtt.connection import (
     BrokerError,
@@ -33,6 +32,7 @@ from migrator.mqtt.settings import MqttSettings
 from migrator.mqtt.states import States, ended_at, is_stateful
 from migrator.mqtt.topics import Topics
 from migrator.mqtt.turns import Turns
+from migrator.ports.queries import Queries
 
 #: Of the commands that are carried out at a time one user may have this part.
 _SHARE = 4
@@ -68,7 +68,7 @@ class Mqtt:
         *,
         settings: MqttSettings,
         dispatcher: Dispatcher,
-        reading: Reading,
+        reading: Queries,
         client_id: str = "",
         keep_client_id: Callable[[str], None] = lambda client_id: None,
         taken: Callable[[], None] = lambda: None,
@@ -257,20 +257,20 @@ class Mqtt:
 
     # out
 
-    def _note(self, event: EventDocument) -> None:
+    def _note(self, event: Event) -> None:
         """An event of the bus: queued for the broker. Called by the bus: returns at once and never raises."""
         if is_stateful(event):
             self._states.note(event)
             topic = self._topics.about(event.subject, event.subject_id, "state")
             if topic is not None:
                 self._outbox.put(Outgoing(rank=Rank.EVENT, topic=topic, payload=event, retain=True))
-            if event.subject is not Subject.HOST and ended_at(event.body) is not None:
+            if event.subject is not Subject.HOST and ended_at(event) is not None:
                 progress = self._topics.about(event.subject, event.subject_id, "progress")
                 self._outbox.ended(progress or "")
                 self._replies.ended(event)
-        elif event.subject is Subject.MIGRATION and event.kind in (EventKind.DECISION, EventKind.PROGRESS):
+        elif isinstance(event, DecisionTaken | MigrationProgressed):
             topic = self._topics.about(event.subject, event.subject_id, event.kind)
-            rank = Rank.EVENT if event.kind is EventKind.DECISION else Rank.PROGRESS
+            rank = Rank.EVENT if isinstance(event, DecisionTaken) else Rank.PROGRESS
             if topic is not None:
                 self._outbox.put(Outgoing(rank=rank, topic=topic, payload=event))
 

@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from enum import IntEnum
 
-from migrator.api.events import EventDocument
+from migrator.api.events import Event
 
 
 class Rank(IntEnum):
@@ -31,7 +31,7 @@ class Outgoing:
     rank: Rank
     topic: str
     #: An event is written out when its turn comes.
-    payload: bytes | EventDocument
+    payload: bytes | Event
     retain: bool = False
     correlation: bytes | None = None
     #: Called once the broker has taken it.
@@ -47,7 +47,7 @@ class Outgoing:
         """The payload as it travels."""
         if isinstance(self.payload, bytes):
             return self.payload
-        return self.payload.model_dump_json().encode()
+        return self.payload.text.encode()
 
 
 class Outbox:

@@ -11,14 +11,14 @@ from typing import Any
 
 from migrator import logs
 from migrator.api.commands import Reply
-from migrator.api.events import EventDocument, Subject
+from migrator.api.events import Event, MigrationStateChanged, Subject
 from migrator.engine.commands.dispatcher import Dispatcher
-from migrator.engine.reading import Reading
 from migrator.errors import JournalError
 from migrator.mqtt.inbound import Incoming, ReplyTo
 from migrator.mqtt.messages import ReplyMessage
 from migrator.mqtt.outbox import Outbox, Outgoing, Rank
 from migrator.mqtt.topics import STATEFUL, Topics
+from migrator.ports.queries import Queries
 
 #: CommandHandlers that begin what ends later: the others are done when they are answered.
 BEGINNING = ("migrate", "evacuate", "restore")
@@ -61,7 +61,7 @@ class Replies:
         self,
         *,
         dispatcher: Dispatcher,
-        reading: Reading,
+        reading: Queries,
         outbox: Outbox,
         topics: Topics,
         max_bytes: int,
@@ -75,9 +75,9 @@ class Replies:
         self._max_bytes = max_bytes
         self._who_began = who_began
         self._now = now
-        self._ends: asyncio.Queue[EventDocument] = asyncio.Queue()
+        self._ends: asyncio.Queue[Event] = asyncio.Queue()
         self._waiting: dict[Key, tuple[Begun, ReplyTo]] = {}
-        self._unclaimed: OrderedDict[Key, EventDocument] = OrderedDict()
+        self._unclaimed: OrderedDict[Key, Event] = OrderedDict()
         #: User and id of what is on its way to its handler.
         self._executing: set[tuple[str, str]] = set()
 
@@ -116,7 +116,7 @@ class Replies:
             if event := self._unclaimed.pop(key, None):
                 self.ended(event)
 
-    def ended(self, event: EventDocument) -> None:
+    def ended(self, event: Event) -> None:
         """The state with which a migration or an evacuation ended."""
         self._ends.put_nowait(event)
 
@@ -132,7 +132,7 @@ class Replies:
                 continue
             await self._tell(event, *found)
 
-    async def _tell(self, event: EventDocument, begun: Begun, to: ReplyTo) -> None:
+    async def _tell(self, event: Event, begun: Begun, to: ReplyTo) -> None:
         reply = Reply.model_validate(
             {
                 "kind": "outcome",
@@ -149,9 +149,9 @@ class Replies:
             _log.warning("outcome not journalled", command=begun.id, error=str(error))
         self.give(reply, to)
 
-    async def _who_waits(self, event: EventDocument) -> tuple[Begun, ReplyTo] | None:
+    async def _who_waits(self, event: Event) -> tuple[Begun, ReplyTo] | None:
         found = self._waiting.pop((event.subject, event.subject_id), None)
-        if found is not None or event.body.get("evacuation"):
+        if found is not None or (isinstance(event, MigrationStateChanged) and event.migration.evacuation):
             return found
         try:
             begun = await self._who_began(event.subject, event.subject_id)
@@ -165,12 +165,12 @@ class Replies:
         to = ReplyTo.of(begun.origin, topics=self._topics, user=begun.user)
         return begun, to or ReplyTo(topic=self._topics.reply(begun.user, begun.id))
 
-    async def _document(self, event: EventDocument) -> Mapping[str, Any]:
+    async def _document(self, event: Event) -> Mapping[str, Any]:
         find = self._reading.migration if event.subject is Subject.MIGRATION else self._reading.evacuation
         try:
             document = await find(event.subject_id)
         except JournalError:
-            return event.body
+            return event.document.body
         if document is None or document.ended_at is None:
-            return event.body
+            return event.document.body
         return document.model_dump(mode="json")

@@ -4,16 +4,23 @@ from __future__ import annotations
 
 import json
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
+from dataclasses import dataclass
 from datetime import datetime, timedelta
-from typing import Any
 
 from migrator import logs
 from migrator.api.documents import EvacuationDocument, MigrationDocument
-from migrator.api.events import EventDocument, EventKind, Subject
-from migrator.engine.reading import Reading
+from migrator.api.events import (
+    EvacuationStateChanged,
+    Event,
+    EventKind,
+    HostStateChanged,
+    MigrationStateChanged,
+    Subject,
+)
 from migrator.errors import JournalError
 from migrator.mqtt.outbox import Outgoing, Rank
-from migrator.mqtt.topics import STATEFUL, Topics
+from migrator.mqtt.topics import Topics
+from migrator.ports.queries import Queries
 
 #: Documents asked for at a time. So many in a row without one to retain, and older ones are not looked at.
 _PAGE = 200
@@ -23,6 +30,14 @@ _log = logs.logger(interface="mqtt")
 Key = tuple[Subject, str]
 
 
+@dataclass(frozen=True, kw_only=True)
+class _Retained:
+    """The last state of a subject as the broker shall have it; no more is kept of it, for there may be many."""
+
+    payload: bytes
+    sequence: int
+
+
 class States:
     """Keeps the last state of each subject, and says what is wrong with what a broker has.
 
@@ -30,22 +45,22 @@ class States:
     """
 
     def __init__(
-        self, *, reading: Reading, topics: Topics, keep: timedelta, now: Callable[[], datetime]
+        self, *, reading: Queries, topics: Topics, keep: timedelta, now: Callable[[], datetime]
     ) -> None:
         self._reading = reading
         self._topics = topics
         self._keep = keep
         self._now = now
-        self._events: dict[Key, EventDocument] = {}
+        self._last: dict[Key, _Retained] = {}
         self._clear_at: dict[Key, datetime] = {}
 
-    def note(self, event: EventDocument) -> None:
+    def note(self, event: Event) -> None:
         """A state that was said on the bus."""
         self._set((event.subject, event.subject_id), event)
 
-    def _set(self, key: Key, event: EventDocument) -> None:
-        self._events[key] = event
-        ended = ended_at(event.body)
+    def _set(self, key: Key, event: Event) -> None:
+        self._last[key] = _Retained(payload=event.text.encode(), sequence=event.sequence)
+        ended = ended_at(event)
         if ended is None:
             self._clear_at.pop(key, None)
         else:
@@ -70,11 +85,11 @@ class States:
             _log.warning("recent states unknown", error=str(error))
 
     async def _recall(self, key: Key) -> None:
-        if key in self._events:
+        if key in self._last:
             return
         event = await self._last_event(key)
         # Meanwhile something newer may have been said.
-        if event is not None and key not in self._events:
+        if event is not None and key not in self._last:
             self._set(key, event)
 
     async def _lately(self) -> AsyncIterator[Key]:
@@ -100,9 +115,9 @@ class States:
     def forget_hosts(self) -> list[Outgoing]:
         """Forget hosts that are no more; the messages that make the broker forget them."""
         known = {each.host for each in self._reading.hosts()}
-        gone = [key for key in self._events if key[0] is Subject.HOST and key[1] not in known]
+        gone = [key for key in self._last if key[0] is Subject.HOST and key[1] not in known]
         for key in gone:
-            del self._events[key]
+            del self._last[key]
         topics = [self._topics.about(*key, "state") for key in gone]
         return [clearing(topic) for topic in topics if topic is not None]
 
@@ -115,13 +130,13 @@ class States:
         :param waits: whether a newer state for that topic waits to be published anyway.
         """
         messages, overdue = [], set(self.overdue())
-        for key, event in list(self._events.items()):
+        for key, last in list(self._last.items()):
             topic = self._topics.about(*key, "state")
             if topic is None or waits(topic) or key in overdue:
                 continue
-            if topic in retained and _same(retained[topic], event):
+            if topic in retained and _same(retained[topic], last):
                 continue
-            messages.append(Outgoing(rank=Rank.TRUTH, topic=topic, payload=event, retain=True))
+            messages.append(Outgoing(rank=Rank.TRUTH, topic=topic, payload=last.payload, retain=True))
         for topic, payload in retained.items():
             whose = self._topics.whose_state(topic)
             if whose is not None and payload and not waits(topic) and await self._stale(whose):
@@ -137,7 +152,7 @@ class States:
         """Forget what has ended long ago; the messages that make the broker forget it."""
         messages = []
         for key in self.overdue():
-            self._events.pop(key, None)
+            self._last.pop(key, None)
             del self._clear_at[key]
             topic = self._topics.about(*key, "state")
             if topic is not None:
@@ -145,7 +160,7 @@ class States:
         return messages
 
     async def _stale(self, key: Key) -> bool:
-        if key in self._events:
+        if key in self._last:
             return self._clear_at.get(key, self._now() + self._keep) <= self._now()
         subject, subject_id = key
         if subject is Subject.HOST:
@@ -162,18 +177,16 @@ class States:
             return True
         return document.ended_at is not None and document.ended_at + self._keep <= self._now()
 
-    async def _last_event(self, key: Key) -> EventDocument | None:
+    async def _last_event(self, key: Key) -> Event | None:
         """The journalled event that told of its last state; nothing is said of it that is not journalled."""
-        after, last = 0, None
-        while True:
-            page = await self._reading.events(after=after, limit=1000, subject=key[0], subject_id=key[1])
-            for event in page:
-                after = event["event_id"]
-                if event["kind"] == EventKind.STATE:
-                    last = event
-            if len(page) < 1000:
-                break
-        return EventDocument.model_validate(last) if last else None
+        after, last, more, unreadable = 0, None, True, 0
+        while more:
+            page = await self._reading.events(after=after, subject=key[0], subject_id=key[1])
+            after, more = page.last, page.more
+            last = next((event for event in reversed(page.items) if event.kind is EventKind.STATE), last)
+            unreadable = max(unreadable, *page.unreadable, 0)
+        # An older one would be wrong.
+        return last if last is not None and last.event_id > unreadable else None
 
 
 def clearing(topic: str) -> Outgoing:
@@ -181,21 +194,26 @@ def clearing(topic: str) -> Outgoing:
     return Outgoing(rank=Rank.TRUTH, topic=topic, payload=b"", retain=True)
 
 
-def ended_at(body: Mapping[str, Any]) -> datetime | None:
+def ended_at(event: Event) -> datetime | None:
     """When the migration or evacuation ended that a state is about."""
-    value = body.get("ended_at")
-    return datetime.fromisoformat(value) if isinstance(value, str) and value else value or None
+    match event:
+        case MigrationStateChanged(migration=document) | EvacuationStateChanged(evacuation=document):
+            return document.ended_at
+    return None
 
 
-def is_stateful(event: EventDocument) -> bool:
+def is_stateful(event: Event) -> bool:
     """Whether it is a state that is retained."""
-    return event.kind is EventKind.STATE and event.subject in STATEFUL
+    return isinstance(event, MigrationStateChanged | EvacuationStateChanged | HostStateChanged)
 
 
-def _same(payload: bytes, event: EventDocument) -> bool:
+def _same(payload: bytes, last: _Retained) -> bool:
+    if payload == last.payload:
+        return True
     try:
         there = json.loads(payload)
     except (ValueError, RecursionError):
         return False
-    here = event.model_dump(mode="json")
-    return isinstance(there, dict) and all(there.get(name) == here[name] for name in ("sequence", "body"))
+    if not isinstance(there, dict) or there.get("sequence") != last.sequence:
+        return False
+    return bool(there.get("body") == json.loads(last.payload)["body"])

@@ -11,13 +11,19 @@ from typing import Any
 
 from migrator import logs
 from migrator.api import trace_context
-from migrator.api.events import EventDocument, EventKind, Subject
+from migrator.api.documents import EvacuationDocument, HostDocument, MigrationDocument
+from migrator.api.events import (
+    DecisionTaken,
+    EvacuationStateChanged,
+    Event,
+    HostStateChanged,
+    MigrationStateChanged,
+    Subject,
+)
 from migrator.core.model import State
 from migrator.engine.event_bus import EventBus
 
-#: What is told of a migration besides its state, where it is known.
-_FIGURES = ("error", "held_code", "duration_seconds", "downtime_seconds", "transferred_bytes")
-_BAD = {State.FAILED.value, State.HELD.value}
+_BAD = {State.FAILED, State.HELD}
 
 
 class Narrator:
@@ -31,58 +37,71 @@ class Narrator:
         self._said: dict[tuple[Subject, str], tuple[Any, ...]] = {}
         bus.subscribe(self._hear)
 
-    def _hear(self, event: EventDocument) -> None:
+    def _hear(self, event: Event) -> None:
         # A log that cannot be written keeps no guest from moving.
         with contextlib.suppress(OSError, ValueError):
-            if event.kind is EventKind.DECISION:
-                body = event.body
-                self._log.info(
-                    "decision",
-                    migration=event.subject_id,
-                    **self._about.get(event.subject_id, {}),
-                    action=body.get("action"),
-                    reason=body.get("reason"),
-                )
-            elif event.kind is EventKind.STATE and event.subject is Subject.MIGRATION:
-                self._migration(event.subject_id, event.body)
-            elif event.kind is EventKind.STATE and event.subject is Subject.EVACUATION:
-                self._evacuation(event.subject_id, event.body)
-            elif event.kind is EventKind.STATE and event.subject is Subject.HOST:
-                self._host(event.subject_id, event.body)
+            match event:
+                case DecisionTaken(migration=identifier, decision=decision):
+                    self._log.info(
+                        "decision",
+                        migration=identifier,
+                        **self._about.get(identifier, {}),
+                        action=decision.action,
+                        reason=decision.reason,
+                    )
+                case MigrationStateChanged(migration=migration):
+                    self._migration(migration)
+                case EvacuationStateChanged(evacuation=evacuation):
+                    self._evacuation(evacuation)
+                case HostStateChanged(host=host):
+                    self._host(host)
 
-    def _migration(self, identifier: str, body: dict[str, Any]) -> None:
+    def _migration(self, migration: MigrationDocument) -> None:
         about = {
-            "guest": body.get("guest_name") or body.get("guest"),
-            "host": body.get("source"),
-            "target": body.get("destination"),
+            "guest": migration.guest_name or migration.guest,
+            "host": migration.source,
+            "target": migration.destination,
         }
-        if body.get("evacuation"):
-            about["evacuation"] = body["evacuation"]
-        about |= _trace(body)
-        figures = {name: body[name] for name in _FIGURES if body.get(name) not in (None, 0, "")}
-        say = self._log.warning if body.get("state") in _BAD else self._log.info
-        say("migration", migration=identifier, **about, state=body.get("state"), **figures)
-        if body.get("ended_at"):
-            self._about.pop(identifier, None)
+        if migration.evacuation:
+            about["evacuation"] = migration.evacuation
+        about |= _trace(migration)
+        figures = {
+            "error": migration.error,
+            "held_code": migration.held_code,
+            "duration_seconds": migration.duration_seconds,
+            "downtime_seconds": migration.downtime_seconds,
+            "transferred_bytes": migration.transferred_bytes,
+        }
+        known = {name: value for name, value in figures.items() if value not in (None, 0, "")}
+        say = self._log.warning if migration.state in _BAD else self._log.info
+        say("migration", migration=migration.id, **about, state=str(migration.state), **known)
+        if migration.ended_at is not None:
+            self._about.pop(migration.id, None)
         else:
-            self._about[identifier] = about
+            self._about[migration.id] = about
 
-    def _evacuation(self, identifier: str, body: dict[str, Any]) -> None:
-        told = {name: body.get(name) for name in ("kind", "state", "guests_left", "late", "at_risk", "error")}
-        if not self._new(
-            Subject.EVACUATION, identifier, tuple(told.values()), ended=bool(body.get("ended_at"))
-        ):
+    def _evacuation(self, evacuation: EvacuationDocument) -> None:
+        told = {
+            "kind": evacuation.kind,
+            "state": str(evacuation.state),
+            "guests_left": evacuation.guests_left,
+            "late": evacuation.late,
+            "at_risk": evacuation.at_risk,
+            "error": evacuation.error,
+        }
+        ended = evacuation.ended_at is not None
+        if not self._new(Subject.EVACUATION, evacuation.id, tuple(told.values()), ended=ended):
             return
-        bad = told["late"] or told["at_risk"] or told["error"]
+        bad = evacuation.late or evacuation.at_risk or evacuation.error
         say = self._log.warning if bad else self._log.info
-        kept = {name: value for name, value in told.items() if value not in (None, "", False)} | _trace(body)
-        say("evacuation", evacuation=identifier, host=body.get("host"), **kept)
+        kept = {name: value for name, value in told.items() if value not in (None, "", False)}
+        say("evacuation", evacuation=evacuation.id, host=evacuation.host, **kept | _trace(evacuation))
 
-    def _host(self, name: str, body: dict[str, Any]) -> None:
-        state, up, error = body.get("state"), body.get("up"), body.get("error") or ""
-        if self._new(Subject.HOST, name, (state, up, error), ended=False):
-            say = self._log.info if up else self._log.warning
-            say("host", host=name, state=state, up=up, **({"error": error} if error else {}))
+    def _host(self, host: HostDocument) -> None:
+        if self._new(Subject.HOST, host.host, (host.state, host.up, host.error), ended=False):
+            say = self._log.info if host.up else self._log.warning
+            error = {"error": host.error} if host.error else {}
+            say("host", host=host.host, state=str(host.state), up=host.up, **error)
 
     def _new(self, subject: Subject, identifier: str, told: tuple[Any, ...], *, ended: bool) -> bool:
         key = (subject, identifier)
@@ -94,7 +113,7 @@ class Narrator:
         return True
 
 
-def _trace(body: dict[str, Any]) -> dict[str, str]:
+def _trace(document: MigrationDocument | EvacuationDocument) -> dict[str, str]:
     """What to look for among traces, where the caller said it."""
-    trace = trace_context.of(body.get("traceparent"), None)
+    trace = trace_context.of(document.traceparent, None)
     return {"trace_id": trace.trace_id} if trace else {}

@@ -16,7 +16,8 @@ from typing import Any
 from migrator import __version__, faults, logs, tracing
 from migrator import settings as configuration
 from migrator.api.commands import COMMANDS, Envelope, Reply, Role
-from migrator.api.events import EventKind, Subject
+from migrator.api.documents import CommandDocument
+from migrator.api.events import CommandAnswered, Subject
 from migrator.core import findings as catalogue
 from migrator.engine.commands.dispatcher import Dispatcher
 from migrator.engine.commands.handlers import CommandHandlers
@@ -247,21 +248,21 @@ def _audit(bus: EventBus, envelope: Envelope, reply: Reply) -> None:
     if kind is not None and kind.role is Role.VIEWER and reply.kind != "refused":
         return
     bus.publish(
-        EventKind.COMMAND,
-        Subject.COMMAND,
-        f"{caller.user}\n{envelope.id or ''}",  # never empty: no journal takes that
-        {
-            "verb": envelope.verb[:64],
-            "user": caller.user,
-            "interface": caller.interface,
-            "origin": caller.origin,
-            "id": envelope.id,
-            "answer": reply.kind,
-            "code": reply.code,
-            "message": reply.message,
-            "subject": reply.subject,
-            "subject_id": reply.subject_id,
-        },
+        CommandAnswered(
+            key=f"{caller.user}\n{envelope.id or ''}",  # never empty: no journal takes that
+            command=CommandDocument(
+                verb=envelope.verb[:64],
+                user=caller.user,
+                interface=caller.interface,
+                origin=caller.origin,
+                id=envelope.id,
+                answer=reply.kind,
+                code=reply.code,
+                message=reply.message,
+                subject=reply.subject,
+                subject_id=reply.subject_id,
+            ),
+        )
     )
 
 

@@ -4,16 +4,21 @@ from __future__ import annotations
 
 import asyncio
 from collections import OrderedDict
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass
-from datetime import datetime
+from collections.abc import Callable
 from types import TracebackType
-from typing import Any, Self
+from typing import Self
 
 from migrator import logs
+from migrator.api.events import (
+    DecisionTaken,
+    EvacuationStateChanged,
+    Event,
+    MigrationStateChanged,
+    Subject,
+)
 from migrator.errors import JournalError
+from migrator.ports.queries import Queries
 from migrator.tracing import spans
-from migrator.tracing.seen import Seen, SeenEvent
 from migrator.tracing.sending import Batch, Exporter, Sender
 from migrator.tracing.where import Collector
 
@@ -23,17 +28,6 @@ _PAGE = 1000
 _MOST_REMEMBERED = 10_000
 #: For what waits to be sent when the service stops.
 _CLOSING_SECONDS = 2.0
-
-
-@dataclass(frozen=True, kw_only=True)
-class _Heard:
-    """An event of a migration."""
-
-    migration: str
-    event_id: int
-    time: datetime
-    kind: str
-    body: Mapping[str, Any]
 
 
 class Tracing:
@@ -52,7 +46,7 @@ class Tracing:
     def __init__(
         self,
         *,
-        reading: Seen,
+        reading: Queries,
         collector: Collector,
         site: str,
         instance: str,
@@ -75,7 +69,7 @@ class Tracing:
         #: Of migrations and evacuations: none is sent twice, whatever is still said of it.
         self._ended: OrderedDict[str, None] = OrderedDict()
         #: What was heard while the journal is being read; ``None`` once that is done.
-        self._early: list[_Heard] | None = []
+        self._early: list[Event] | None = []
         self._recalling: asyncio.Task[None] | None = None
         self._log = logs.logger()
         # Only what a restart would know too: what ends is told once.
@@ -102,26 +96,18 @@ class Tracing:
 
     # --- what happens ------------------------------------------------------------------------------------------------
 
-    def _hear(self, event: SeenEvent) -> None:
-        """For the bus: returns at once and never raises."""
-        if event.kind not in ("state", "decision"):
-            return
-        if event.subject == "evacuation" and event.kind == "state":
-            whole = spans.of_evacuation(event.subject_id, self._site, event.body)
-            if whole is not None and self._first_end(event.subject_id):
-                self._send((whole,))
-        elif event.subject == "migration":
-            heard = _Heard(
-                migration=event.subject_id,
-                event_id=event.event_id,
-                time=event.time,
-                kind=event.kind,
-                body=event.body,
-            )
-            if self._early is not None:
-                self._early.append(heard)
-            elif (ended := self._take_in(heard)) is not None:
-                self._send(ended)
+    def _hear(self, event: Event) -> None:
+        """Take an event of the bus; returns at once and never raises."""
+        match event:
+            case EvacuationStateChanged(evacuation=evacuation):
+                whole = spans.of_evacuation(evacuation, self._site)
+                if whole is not None and self._first_end(evacuation.id):
+                    self._send((whole,))
+            case MigrationStateChanged() | DecisionTaken():
+                if self._early is not None:
+                    self._early.append(event)
+                elif (ended := self._take_in(event)) is not None:
+                    self._send(ended)
 
     def _send(self, ended: Batch) -> None:
         if spans.recorded(ended[0], self._collector.sample_ratio):
@@ -135,16 +121,17 @@ class Tracing:
             self._ended.popitem(last=False)
         return True
 
-    def _take_in(self, heard: _Heard) -> Batch | None:
-        course = self._courses.get(heard.migration)
+    def _take_in(self, event: Event) -> Batch | None:
+        identifier = event.subject_id
+        course = self._courses.get(identifier)
         if course is None:
-            if heard.migration in self._ended or heard.kind != "state":
+            if identifier in self._ended or not isinstance(event, MigrationStateChanged):
                 return None
-            course = self._courses[heard.migration] = spans.Course(heard.migration, self._site)
-        ended = course.hear(heard.event_id, heard.time, heard.kind, heard.body)
+            course = self._courses[identifier] = spans.Course(identifier, self._site)
+        ended = course.hear(event)
         if ended is not None:
-            del self._courses[heard.migration]
-            self._first_end(heard.migration)
+            del self._courses[identifier]
+            self._first_end(identifier)
         return ended
 
     async def _recall(self) -> None:
@@ -153,35 +140,25 @@ class Tracing:
         if early is None:
             return
         known = {migration.id for migration in self._reading.active_migrations()}
-        for identifier in known | {heard.migration for heard in early}:
+        for identifier in known | {event.subject_id for event in early}:
             try:
                 await self._read(identifier)
             except JournalError as error:
                 self._log.warning("trace begins late", migration=identifier, error=str(error))
         self._early = None
-        for heard in early:
-            if (ended := self._take_in(heard)) is not None:
+        for event in early:
+            if (ended := self._take_in(event)) is not None:
                 self._send(ended)
 
     async def _read(self, identifier: str) -> None:
         """Up to its end, which is heard, too: who has ended before is told by nobody, and sent by whoever heard it."""
-        after = 0
-        while True:
+        after, more = 0, True
+        while more:
             page = await self._reading.events(
-                after=after, limit=_PAGE, subject="migration", subject_id=identifier
+                after=after, limit=_PAGE, subject=Subject.MIGRATION, subject_id=identifier
             )
-            for event in page:
-                if event["body"].get("ended_at"):
+            for event in page.items:
+                if isinstance(event, MigrationStateChanged) and event.migration.ended_at is not None:
                     return
-                self._take_in(
-                    _Heard(
-                        migration=identifier,
-                        event_id=event["event_id"],
-                        time=datetime.fromisoformat(event["time"]),
-                        kind=event["kind"],
-                        body=event["body"],
-                    )
-                )
-            if len(page) < _PAGE:
-                return
-            after = page[-1]["event_id"]
+                self._take_in(event)
+            after, more = page.last, page.more

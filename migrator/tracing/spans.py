@@ -6,14 +6,22 @@ Ids are made from the migration's or evacuation's own, so that nothing about the
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from datetime import datetime
+from enum import StrEnum
 from hashlib import sha256
 from typing import Any
 
 from migrator.api import trace_context
+from migrator.api.documents import (
+    DecisionDocument,
+    EvacuationDocument,
+    MigrationDocument,
+)
+from migrator.api.events import DecisionTaken, Event, MigrationStateChanged
 from migrator.api.trace_context import TraceContext
+from migrator.core.drain.states import EvacuationState, GuestStanding
 from migrator.core.model import State
 
 #: Decisions of one phase; of more the oldest go.
@@ -23,9 +31,11 @@ MOST_PHASES = 256
 
 _HELD = "held for a person"
 _WRONG = {State.FAILED, State.HELD}
-_WRONG_ENDS = {"incomplete", "stopped"}
+_WRONG_ENDS = {EvacuationState.INCOMPLETE, EvacuationState.STOPPED}
 
 Value = str | bool | int | float
+
+_Ended = MigrationDocument | EvacuationDocument
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -73,37 +83,36 @@ class Course:
         self._heard = 0
         self._phases: list[_Phase] = []
 
-    def hear(
-        self, event_id: int, time: datetime, kind: str, body: Mapping[str, Any]
-    ) -> tuple[Span, ...] | None:
-        """Take in an event, in order; one that was heard before is passed over.
+    def hear(self, event: Event) -> tuple[Span, ...] | None:
+        """Take in an event of the migration, in order; one that was heard before is passed over.
 
         :return: all its spans, the root first, with the event that ends it; ``None`` with every other.
         """
-        if event_id <= self._heard or kind not in ("state", "decision"):
+        if event.event_id <= self._heard or not isinstance(event, MigrationStateChanged | DecisionTaken):
             return None
-        self._heard = event_id
-        if kind == "decision":
+        self._heard = event.event_id
+        if isinstance(event, DecisionTaken):
             if self._phases:
-                self._phases[-1].moments.append(_moment(time, body))
+                self._phases[-1].moments.append(_moment(event.time, event.decision))
             return None
-        state = str(body["state"])
-        if body.get("ended_at"):
-            return self._spans(body)
+        migration = event.migration
+        if migration.ended_at is not None:
+            return self._spans(migration, migration.ended_at)
+        state = str(migration.state)
         if (not self._phases or self._phases[-1].state != state) and len(self._phases) < MOST_PHASES:
             # A clock that was put back must not make a phase end before it began.
-            began = max(time, self._phases[-1].began) if self._phases else _time(body["created_at"])
+            began = max(event.time, self._phases[-1].began) if self._phases else migration.created_at
             self._phases.append(_Phase(state=state, began=began))
         return None
 
-    def _spans(self, body: Mapping[str, Any]) -> tuple[Span, ...]:
-        run = body.get("evacuation")
-        caller = trace_context.of(body.get("traceparent"), body.get("tracestate"))
-        trace = _trace_id(caller, self._site, "evacuation" if run else "migration", str(run or self._id))
-        began = _time(body["created_at"])
-        ended = max([_time(body["ended_at"]), began, *(phase.began for phase in self._phases)])
-        error = _error(body) if body["state"] in _WRONG else ""
-        parent = span_id(self._site, "evacuation", str(run)) if run else _span_of(caller)
+    def _spans(self, migration: MigrationDocument, ended_at: datetime) -> tuple[Span, ...]:
+        run = migration.evacuation
+        caller = trace_context.of(migration.traceparent, migration.tracestate)
+        trace = _trace_id(caller, self._site, "evacuation" if run else "migration", run or self._id)
+        began = migration.created_at
+        ended = max([ended_at, began, *(phase.began for phase in self._phases)])
+        error = _error(migration) if migration.state in _WRONG else ""
+        parent = span_id(self._site, "evacuation", run) if run else _span_of(caller)
         root = Span(
             name="migrate",
             trace_id=trace,
@@ -113,7 +122,7 @@ class Course:
             remote=not run,
             began=began,
             ended=ended,
-            attributes=_known(_MIGRATION, body) | _ended(body, error),
+            attributes=_known(_MIGRATION, migration) | _ended(migration, error, migration.held_code),
             error=error,
         )
         ends = [*(phase.began for phase in self._phases[1:]), ended]
@@ -126,7 +135,7 @@ class Course:
                 caller=caller,
                 began=phase.began,
                 ended=end,
-                attributes=_known(_PHASE, body),
+                attributes=_known(_PHASE, migration),
                 moments=tuple(phase.moments),
                 error=_HELD if phase.state == State.HELD else error if number == len(ends) - 1 else "",
             )
@@ -135,29 +144,27 @@ class Course:
         return root, *phases
 
 
-def of_evacuation(identifier: str, site: str, body: Mapping[str, Any]) -> Span | None:
-    """The span of an evacuation or restore; ``None`` while it runs."""
-    if not body.get("ended_at"):
+def of_evacuation(evacuation: EvacuationDocument, site: str) -> Span | None:
+    """Return the span of an evacuation or restore; ``None`` while it runs."""
+    if evacuation.ended_at is None:
         return None
-    caller = trace_context.of(body.get("traceparent"), body.get("tracestate"))
-    began = _time(body["created_at"])
-    error = _error(body) if body["state"] in _WRONG_ENDS else ""
-    guests: Iterable[Mapping[str, Any]] = body.get("guests") or ()
-    standings = [str(guest.get("standing")) for guest in guests]
+    caller = trace_context.of(evacuation.traceparent, evacuation.tracestate)
+    error = _error(evacuation) if evacuation.state in _WRONG_ENDS else ""
+    moved = sum(guest.standing is GuestStanding.MOVED for guest in evacuation.guests)
     counts: dict[str, Value] = {
-        "migrator.evacuation.guests": len(standings),
-        "migrator.evacuation.guests_moved": standings.count("moved"),
+        "migrator.evacuation.guests": len(evacuation.guests),
+        "migrator.evacuation.guests_moved": moved,
     }
     return Span(
-        name=str(body.get("kind") or "evacuate"),
-        trace_id=_trace_id(caller, site, "evacuation", identifier),
-        span_id=span_id(site, "evacuation", identifier),
+        name=evacuation.kind,
+        trace_id=_trace_id(caller, site, "evacuation", evacuation.id),
+        span_id=span_id(site, "evacuation", evacuation.id),
         parent_id=_span_of(caller),
         caller=caller,
         remote=True,
-        began=began,
-        ended=max(began, _time(body["ended_at"])),
-        attributes=_known(_EVACUATION, body) | counts | _ended(body, error),
+        began=evacuation.created_at,
+        ended=max(evacuation.created_at, evacuation.ended_at),
+        attributes=_known(_EVACUATION, evacuation) | counts | _ended(evacuation, error),
         error=error,
     )
 
@@ -222,38 +229,33 @@ _EVACUATION = {
 }
 
 
-def _known(names: Mapping[str, str], body: Mapping[str, Any]) -> dict[str, Value]:
-    return {
-        attribute: value
-        for attribute, field_name in names.items()
-        if (value := body.get(field_name)) not in (None, "") and isinstance(value, (str, bool, int, float))
-    }
+def _known(names: Mapping[str, str], document: _Ended) -> dict[str, Value]:
+    values = {attribute: getattr(document, field_name) for attribute, field_name in names.items()}
+    return {attribute: _value(value) for attribute, value in values.items() if value not in (None, "")}
 
 
-def _ended(body: Mapping[str, Any], error: str) -> dict[str, Value]:
+def _value(value: Any) -> Value:
+    if isinstance(value, datetime):
+        return value.isoformat().replace("+00:00", "Z")
+    return str(value) if isinstance(value, StrEnum) else value
+
+
+def _ended(document: _Ended, error: str, code: str | None = None) -> dict[str, Value]:
     """How it ended, beside the result: why, and for what went wrong a word to group by."""
     found: dict[str, Value] = {}
-    if body.get("error"):
-        found["migrator.reason"] = str(body["error"])
+    if document.error:
+        found["migrator.reason"] = document.error
     if error:
-        found["error.type"] = str(body.get("held_code") or body["state"])
+        found["error.type"] = code or str(document.state)
     return found
 
 
-def _error(body: Mapping[str, Any]) -> str:
-    return str(body.get("error") or body["state"])
+def _error(document: _Ended) -> str:
+    return document.error or str(document.state)
 
 
-def _moment(at: datetime, body: Mapping[str, Any]) -> Moment:
-    numbers = body.get("numbers") or {}
-    attributes: dict[str, Value] = {"migrator.reason": str(body.get("reason") or "")}
-    attributes |= {
-        f"migrator.decision.{name}": value
-        for name, value in numbers.items()
-        if isinstance(value, (str, bool, int, float))
+def _moment(at: datetime, decision: DecisionDocument) -> Moment:
+    numbers: dict[str, Value] = {
+        f"migrator.decision.{name}": value for name, value in decision.numbers.items()
     }
-    return Moment(at=at, name=str(body.get("action") or "decision"), attributes=attributes)
-
-
-def _time(text: Any) -> datetime:
-    return text if isinstance(text, datetime) else datetime.fromisoformat(str(text))
+    return Moment(at=at, name=decision.action, attributes={"migrator.reason": decision.reason} | numbers)

@@ -12,10 +12,10 @@ from typing import Any
 
 import pytest
 
-from migrator.api.events import EventKind, Subject
 from migrator.core.model import State
 from tests.command import MIGRATOR
 from tests.service_fakes import HOSTILE, OPERATOR, VIEWER, InThread, World, in_thread
+from tests.some_events import host_state
 
 
 @pytest.fixture
@@ -224,14 +224,14 @@ def test_an_evacuation_with_a_held_guest(service: InThread):
 
 def test_last_events_are_found_over_numbers_that_were_never_given(service: InThread):
     def say(world: World) -> None:
-        world.bus.publish(EventKind.STATE, Subject.HOST, "before", {})
+        world.bus.publish(host_state("before"))
         world.bus._last += 5000  # as after a kill
-        world.bus.publish(EventKind.STATE, Subject.HOST, "after", {})
+        world.bus.publish(host_state("after"))
 
     service.do(say)
     found = document(typed(service, "events", "--json"))["items"]
     assert [event["subject_id"] for event in found] == ["before", "after"]
-    service.do(lambda world: [world.bus.publish(EventKind.STATE, Subject.HOST, "x", {}) for _ in range(300)])
+    service.do(lambda world: [world.bus.publish(host_state("x")) for _ in range(300)])
     found = document(typed(service, "events", "--json"))["items"]
     assert [event["subject_id"] for event in found] == ["x"] * 200
     assert found[-1]["event_id"] == 5302

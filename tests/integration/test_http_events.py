@@ -12,12 +12,12 @@ from typing import Any
 import httpx2
 import pytest
 
-from migrator.api.events import EventKind, Subject
 from migrator.core.model import State
 from migrator.errors import JournalError
 from migrator.http.limits import Limits
 from migrator.testing.lab import until
 from tests.service_fakes import OPERATOR, VIEWER, MemoryTokens, Place, World, serving
+from tests.some_events import decision, migration_state, progress
 
 
 @pytest.fixture
@@ -82,7 +82,7 @@ async def take(
 
 def say(world: World, count: int, *, subject_id: str = "m1") -> None:
     for _ in range(count):
-        world.bus.publish(EventKind.STATE, Subject.MIGRATION, subject_id, {"state": "precopy"})
+        world.bus.publish(migration_state(subject_id))
 
 
 async def test_without_a_place_to_begin_only_what_comes(place: Place, world: World):
@@ -159,7 +159,7 @@ async def test_no_gap_and_none_twice_while_much_is_published(tmp_path: Path, lag
         async def publish() -> None:
             for _ in range(300):
                 say(world, 3)
-                world.bus.publish(EventKind.PROGRESS, Subject.MIGRATION, "m1", {})
+                world.bus.publish(progress())
                 await asyncio.sleep(0)
                 if world.bus.last_event_id % 60 == 0:
                     await asyncio.sleep(0.01)
@@ -247,7 +247,7 @@ async def test_a_client_that_does_not_read_is_let_go_and_harms_nobody(world: Wor
         await until(lambda: world.bus.listening() == 2, what="2 streams")
         for _ in range(40):
             for _ in range(100):
-                world.bus.publish(EventKind.DECISION, Subject.MIGRATION, "m1", {"reason": "x" * 1000})
+                world.bus.publish(decision(reason="x" * 1000))
             await asyncio.sleep(0)
         assert await coming == list(range(1, 4001))
         await until(lambda: world.bus.listening() == 0, what="0 streams")
@@ -272,7 +272,7 @@ async def test_a_journal_that_cannot_be_read_ends_the_stream(
         raise JournalError("the disk is gone")
 
     with monkeypatch.context() as patched:
-        patched.setattr(world, "events", unreadable)
+        patched.setattr(world, "_rows", unreadable)
         seen: list[int] = []
         async with asyncio.timeout(10):
             await _to_its_end(place, seen)

@@ -14,7 +14,6 @@ from typing import Any
 import httpx2
 import pytest
 
-from migrator.api.events import EventKind, Subject
 from migrator.engine.commands.dispatcher import Dispatcher
 from migrator.engine.journal_writer import JournalWriter
 from migrator.http.limits import Limits
@@ -25,6 +24,7 @@ from tests.broker import Broker, mosquitto
 from tests.conftest import missing
 from tests.mqtt_fakes import Peer, peer, settings
 from tests.service_fakes import Place, World, serving
+from tests.some_events import migration_state, progress
 
 
 @pytest.fixture
@@ -40,8 +40,8 @@ class Kept(World):
 
     kept: SqlJournal
 
-    async def events(
-        self, *, after: int = 0, limit: int = 1000, subject: str | None = None, subject_id: str | None = None
+    async def _rows(
+        self, *, after: int, limit: int, subject: str | None, subject_id: str | None
     ) -> Sequence[Mapping[str, Any]]:
         return await self.kept.events(after=after, limit=limit, subject=subject, subject_id=subject_id)
 
@@ -69,8 +69,8 @@ class Everything:
 
     def say(self, count: int) -> None:
         for _ in range(count):
-            self.world.bus.publish(EventKind.STATE, Subject.MIGRATION, "m1", {"state": "precopy"})
-            self.world.bus.publish(EventKind.PROGRESS, Subject.MIGRATION, "m1", {"state": "precopy"})
+            self.world.bus.publish(migration_state())
+            self.world.bus.publish(progress())
 
     @property
     def told(self) -> tuple[list[int], list[int]]:

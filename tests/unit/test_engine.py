@@ -25,7 +25,12 @@ from migrator.api.commands import (
     Restore,
     Role,
 )
-from migrator.api.events import Subject
+from migrator.api.events import (
+    EvacuationStateChanged,
+    MigrationProgressed,
+    MigrationStateChanged,
+    Subject,
+)
 from migrator.core.drain.states import EvacuationState, GuestStanding
 from migrator.core.inventory import Guest, HostState
 from migrator.core.model import Finding, Severity, State
@@ -308,9 +313,9 @@ async def test_what_may_be_asked_of_a_migration_is_said_with_its_state(world: Wo
         with driver.engine.bus.listen() as heard:
             await driver.ask(Migrate(guest=name, to="b"))
             async for event in heard:
-                if "can_cancel" in event.body and event.subject is Subject.MIGRATION:
-                    body = event.body
-                    seen[State(body["state"])] = (body["can_cancel"], body["can_postcopy"])
+                if isinstance(event, MigrationStateChanged | MigrationProgressed):
+                    document = event.migration
+                    seen[document.state] = (document.can_cancel, document.can_postcopy)
                 if State.COMPLETED in seen:
                     break
     assert seen[State.PREPARING][0]
@@ -440,8 +445,9 @@ async def test_what_differs_from_the_plan_is_said(world: World) -> None:
         migrations = await driver.views.migrations(limit=10)
         assert {each.destination for each in migrations if each.state is State.COMPLETED} == {"c"}
         assert end.state is EvacuationState.COMPLETED
-        told = [event["body"] for event in await driver.views.events() if event["subject"] == "evacuation"]
-        reasons = " ".join(guest["reason"] for body in told for guest in body["guests"])
+        told = (await driver.views.events()).items
+        evacuations = [event.evacuation for event in told if isinstance(event, EvacuationStateChanged)]
+        reasons = " ".join(guest.reason for document in evacuations for guest in document.guests)
         assert "the plan said b: it failed there" in reasons
 
 

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import pytest
 
-from migrator.api.events import EventKind, Subject
+from migrator.api.events import Subject
 from migrator.engine import event_bus as module
 from migrator.engine.event_bus import EventBus
+from tests.some_events import command, migration_state
 
 
 @pytest.fixture(autouse=True)
@@ -15,8 +16,7 @@ def few(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def say(bus: EventBus, one: str, subject: Subject = Subject.COMMAND) -> int:
-    kind = EventKind.COMMAND if subject is Subject.COMMAND else EventKind.STATE
-    return bus.publish(kind, subject, one, {}).sequence
+    return bus.publish(command(one) if subject is Subject.COMMAND else migration_state(one)).sequence
 
 
 def known(bus: EventBus, *ids: str) -> list[int]:

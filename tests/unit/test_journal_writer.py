@@ -9,11 +9,12 @@ from typing import Any
 
 import pytest
 
-from migrator.api.events import EventDocument, EventKind, Subject
+from migrator.api.events import Event, EventKind, Subject
 from migrator.engine.event_bus import EventBus
 from migrator.engine.journal_writer import JournalWriter
 from migrator.errors import JournalError
 from migrator.testing.journal import MemoryJournal
+from tests.some_events import host_state, of_migration
 
 pytestmark = pytest.mark.looptime
 
@@ -43,15 +44,15 @@ class Site:
         self.bus = EventBus(last_event_id=last)
         self.journal_writer = JournalWriter(journal)
         self.journal_writer.follow(self.bus)
-        self.at_once: list[EventDocument] = []
-        self.later: list[EventDocument] = []
+        self.at_once: list[Event] = []
+        self.later: list[Event] = []
         self.bus.subscribe(self.at_once.append)
         self.bus.subscribe(self.later.append, journalled=True)
 
     def say(self, count: int = 1, *, kind: EventKind = EventKind.STATE, about: str = "m1") -> None:
         for _ in range(count):
             self.journal_writer.schedule("migration", {"id": about, "told": self.bus._last + 1})
-            self.bus.publish(kind, Subject.MIGRATION, about, {})
+            self.bus.publish(of_migration(kind, about))
 
     @property
     def told(self) -> list[int]:
@@ -72,10 +73,10 @@ class Site:
 
 async def test_told_at_once_where_nobody_keeps_a_journal() -> None:
     bus = EventBus()
-    heard: list[EventDocument] = []
+    heard: list[Event] = []
     bus.subscribe(heard.append, journalled=True)
     with bus.listen(journalled=True) as listener:
-        said = bus.publish(EventKind.STATE, Subject.HOST, "a", {})
+        said = bus.publish(host_state("a"))
         listener.close()
         assert [event async for event in listener] == heard == [said]
     assert (bus.last_event_id, bus.sequence(Subject.HOST, "a"), bus.listening()) == (1, 1, 0)

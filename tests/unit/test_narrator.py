@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator
+from datetime import UTC, datetime
 from typing import Any
 
 import pytest
 
 from migrator import logs
-from migrator.api.events import EventKind, Subject
+from migrator.core.model import State
 from migrator.engine.event_bus import EventBus
 from migrator.service.narrator import Narrator
+from tests.some_events import decision, evacuation_state, host_state, migration_state, progress
 
 
 @pytest.fixture
@@ -27,18 +29,14 @@ def lines(capsys: pytest.CaptureFixture[str]) -> list[dict[str, Any]]:
     return [json.loads(line) for line in capsys.readouterr().err.splitlines()]
 
 
-def state(bus: EventBus, subject: Subject, identifier: str, **body: Any) -> None:
-    bus.publish(EventKind.STATE, subject, identifier, body)
-
-
 def test_a_migration_from_its_beginning_to_its_end_by_its_id(
     bus: EventBus, capsys: pytest.CaptureFixture[str]
 ) -> None:
     one = {"guest": "u", "guest_name": "web", "source": "a", "destination": "b", "evacuation": "e1"}
-    state(bus, Subject.MIGRATION, "m1", **one, state="precopy", ended_at=None, error=None)
-    bus.publish(EventKind.PROGRESS, Subject.MIGRATION, "m1", {**one, "state": "precopy"})
-    bus.publish(EventKind.DECISION, Subject.MIGRATION, "m1", {"action": "throttle", "reason": "too fast"})
-    state(bus, Subject.MIGRATION, "m1", **one, state="failed", ended_at="now", error="cut off")
+    bus.publish(migration_state(**one, state=State.PRECOPY))
+    bus.publish(progress(**one, state=State.PRECOPY))
+    bus.publish(decision(action="throttle", reason="too fast"))
+    bus.publish(migration_state(**one, state=State.FAILED, ended_at=datetime.now(UTC), error="cut off"))
     said = lines(capsys)
     assert [(each["event"], each["level"]) for each in said] == [
         ("migration", "info"),
@@ -54,11 +52,11 @@ def test_a_migration_from_its_beginning_to_its_end_by_its_id(
 
 def test_what_has_not_changed_is_not_said_again(bus: EventBus, capsys: pytest.CaptureFixture[str]) -> None:
     for free in (1, 2):
-        state(bus, Subject.HOST, "a", state="active", up=True, error="", memory_free_bytes=free)
-    state(bus, Subject.HOST, "a", state="active", up=False, error="no route to host")
+        bus.publish(host_state(memory_free_bytes=free))
+    bus.publish(host_state(up=False, error="no route to host"))
     for left in (2, 2, 1):
-        state(bus, Subject.EVACUATION, "e1", host="a", kind="evacuate", state="running", guests_left=left)
-    state(bus, Subject.EVACUATION, "e1", host="a", kind="evacuate", state="running", guests_left=1, late=True)
+        bus.publish(evacuation_state(host="a", guests_left=left))
+    bus.publish(evacuation_state(host="a", guests_left=1, late=True))
     said = lines(capsys)
     assert [(each["event"], each["level"]) for each in said] == [
         ("host", "info"),
@@ -78,4 +76,4 @@ def test_a_log_that_is_gone_keeps_nothing_from_going_on(
         raise BrokenPipeError
 
     monkeypatch.setattr(logs.Logger, "info", gone)
-    state(bus, Subject.HOST, "a", state="active", up=True, error="")
+    bus.publish(host_state())

@@ -17,15 +17,29 @@ from typing import Any
 import pytest
 
 from migrator import logs
-from migrator.api.events import EventKind, Subject
+from migrator.api.documents import (
+    DecisionDocument,
+    EvacuationGuest,
+    MigrationDocument,
+)
+from migrator.api.events import (
+    DecisionTaken,
+    Event,
+    MigrationProgressed,
+    MigrationStateChanged,
+    Subject,
+)
+from migrator.core.drain.states import EvacuationState, GuestStanding
+from migrator.core.model import State
 from migrator.engine.event_bus import EventBus
-from migrator.engine.reading import Reading
 from migrator.errors import JournalError
+from migrator.ports.queries import EventPage, Queries
 from migrator.testing.lab import until
 from migrator.tracing import Collector, Tracing
 from migrator.tracing.sending import Sender
 from migrator.tracing.spans import MOST_DECISIONS, MOST_PHASES, Course, Span, of_evacuation, recorded, span_id
-from tests.fake_reading import FakeReading
+from tests.fake_reading import FakeReading, a_migration, an_evacuation
+from tests.some_events import evacuation_state, host_state
 
 NOON = datetime(2030, 1, 1, 12, tzinfo=UTC)
 TRACE, CALLER = "0af7651916cd43dd8448eb211c80319c", "b7ad6b7169203331"
@@ -36,34 +50,41 @@ def at(seconds: float) -> datetime:
     return NOON + timedelta(seconds=seconds)
 
 
-def body(state: str, **fields: Any) -> dict[str, Any]:
-    """A migration's, as an event has it."""
-    return {
-        "id": "m1",
-        "guest": "g",
-        "state": state,
-        "created_at": at(0).isoformat(),
-        "ended_at": None,
-        **fields,
-    }
+def body(state: str, **fields: Any) -> MigrationDocument:
+    """A migration's."""
+    given = {"guest": "g", "created_at": at(0), **fields}
+    return a_migration("m1", state=State(state), **given)
 
 
-def ended(state: str, seconds: float, **fields: Any) -> dict[str, Any]:
-    return body(state, ended_at=at(seconds).isoformat(), **fields)
+def ended(state: str, seconds: float, **fields: Any) -> MigrationDocument:
+    return body(state, ended_at=at(seconds), **fields)
 
 
-def decision(action: str = "wait", **numbers: Any) -> dict[str, Any]:
-    return {"at_seconds": 0.0, "action": action, "reason": f"why {action}", "numbers": numbers}
+def decision(action: str = "wait", **numbers: Any) -> DecisionDocument:
+    return DecisionDocument(at_seconds=0.0, action=action, reason=f"why {action}", numbers=numbers)
 
 
-#: Kind, seconds after noon, and body.
-Story = list[tuple[str, float, dict[str, Any]]]
+#: Kind, seconds after noon, and what is told.
+Story = list[tuple[str, float, MigrationDocument | DecisionDocument]]
+
+
+def event(kind: str, what: MigrationDocument | DecisionDocument) -> Event:
+    if isinstance(what, DecisionDocument):
+        return DecisionTaken(migration="m1", decision=what)
+    return (
+        MigrationProgressed(migration=what) if kind == "progress" else MigrationStateChanged(migration=what)
+    )
+
+
+def numbered(number: int, seconds: float, kind: str, what: MigrationDocument | DecisionDocument) -> Event:
+    return event(kind, what).published(event_id=number, sequence=number, time=at(seconds))
+
 
 WHOLE: Story = [
     ("state", 0.01, body("queued")),
     ("state", 1.0, body("preparing")),
     ("state", 3.0, body("precopy")),
-    ("decision", 4.0, decision("wait", rate=3, word="x", odd=None)),
+    ("decision", 4.0, decision("wait", rate=3, word="x")),
     ("state", 9.0, body("switchover")),
     ("state", 9.5, body("finishing")),
     ("state", 10.001, ended("completed", 10.0)),
@@ -75,7 +96,7 @@ def told(story: Story, *, first: int = 1, course: Course | None = None) -> tuple
     found = None
     for number, (kind, seconds, what) in enumerate(story, start=first):
         assert found is None
-        found = course.hear(number, at(seconds), kind, what)
+        found = course.hear(numbered(number, seconds, kind, what))
     assert found is not None
     return found
 
@@ -111,20 +132,21 @@ class TestSpans:
 
     @pytest.mark.parametrize("given", [None, GIVEN])
     def test_migrations_of_an_evacuation_are_its_children(self, given: str | None) -> None:
+        guests = [
+            EvacuationGuest(guest="g", standing=GuestStanding.MOVED),
+            EvacuationGuest(guest="h", standing=GuestStanding.GONE),
+        ]
         whole = of_evacuation(
-            "e1",
+            an_evacuation(
+                "e1",
+                state=EvacuationState.COMPLETED,
+                created_at=NOON,
+                ended_at=at(20),
+                traceparent=given,
+                guests=guests,
+                guests_left=0,
+            ),
             "site",
-            {
-                "id": "e1",
-                "kind": "evacuate",
-                "host": "a",
-                "state": "completed",
-                "created_at": NOON,
-                "ended_at": at(20),
-                "traceparent": given,
-                "guests": [{"standing": "moved"}, {"standing": "gone"}],
-                "guests_left": 0,
-            },
         )
         root, *_ = told(
             [
@@ -178,9 +200,9 @@ class TestSpans:
 
     @pytest.mark.parametrize("state", ["incomplete", "stopped", "cancelled", "completed"])
     def test_an_evacuation_that_left_guests_is_an_error(self, state: str) -> None:
-        fields = {"id": "e", "state": state, "created_at": NOON, "error": "1 guest left"}
-        assert of_evacuation("e", "site", fields | {"ended_at": None}) is None
-        whole = of_evacuation("e", "site", fields | {"ended_at": at(1)})
+        evacuation = an_evacuation("e", state=state, created_at=NOON, error="1 guest left")
+        assert of_evacuation(evacuation, "site") is None
+        whole = of_evacuation(evacuation.model_copy(update={"ended_at": at(1)}), "site")
         assert whole is not None
         assert whole.error == ("1 guest left" if state in ("incomplete", "stopped") else "")
 
@@ -211,10 +233,10 @@ class TestSpans:
     def test_read_again_after_a_crash_it_is_the_same(self, cut: int) -> None:
         course = Course("m1", "site")
         for number, (kind, seconds, what) in enumerate(WHOLE[:cut], start=1):
-            assert course.hear(number, at(seconds), kind, what) is None
+            assert course.hear(numbered(number, seconds, kind, what)) is None
         # What is heard twice, and progress, is nothing new.
-        assert course.hear(cut, at(99), "state", body("held")) is None
-        assert course.hear(cut + 1, at(99), "progress", body("held")) is None
+        assert course.hear(numbered(cut, 99, "state", body("held"))) is None
+        assert course.hear(numbered(cut + 1, 99, "progress", body("held"))) is None
         assert told(WHOLE[cut:], first=cut + 1, course=course) == told(WHOLE)
 
     def test_who_records_is_for_the_caller_to_say_and_else_a_share(self) -> None:
@@ -329,7 +351,7 @@ class Journal(FakeReading):
         super().__init__()
         self.bus = bus
         self.going_on: list[str] = []
-        self.journalled: list[dict[str, Any]] = []
+        self.journalled: list[Event] = []
         self.gate = asyncio.Event()
         self.broken = False
 
@@ -337,19 +359,23 @@ class Journal(FakeReading):
         return [SimpleNamespace(id=each) for each in self.going_on]
 
     async def events(
-        self, *, after: int = 0, limit: int = 1000, subject: str | None = None, subject_id: str | None = None
-    ) -> list[dict[str, Any]]:
+        self,
+        *,
+        after: int = 0,
+        limit: int = 1000,
+        subject: Subject | None = None,
+        subject_id: str | None = None,
+    ) -> EventPage:
         await self.gate.wait()
         if self.broken:
             raise JournalError("broken")
-        assert subject == "migration"
-        found = [
-            each for each in self.journalled if each["event_id"] > after and each["subject_id"] == subject_id
-        ]
-        return found[:limit]
+        assert subject is Subject.MIGRATION
+        found = [each for each in self.journalled if each.event_id > after and each.subject_id == subject_id]
+        last = found[-1].event_id if found else after
+        return EventPage(items=found[:limit], last=last, more=len(found) > limit)
 
 
-def accepts(reading: Reading) -> Tracing:  # checked by mypy: the engine's reading is what traces read
+def accepts(reading: Queries) -> Tracing:  # checked by mypy: the engine's reading is what traces read
     return Tracing(
         reading=reading, collector=Collector(endpoint="http://x"), site="s", instance="i", version="1"
     )
@@ -369,17 +395,11 @@ class TestListening:
     def say(self, bus: EventBus, story: Story, clock: list[datetime]) -> None:
         for kind, seconds, what in story:
             clock[0] = at(seconds)
-            bus.publish(EventKind(kind), Subject.MIGRATION, "m1", what)
+            bus.publish(event(kind, what))
 
-    def saved(self, story: Story) -> list[dict[str, Any]]:
+    def saved(self, story: Story) -> list[Event]:
         return [
-            {
-                "event_id": number,
-                "subject_id": "m1",
-                "kind": kind,
-                "time": at(seconds).isoformat(),
-                "body": what,
-            }
+            numbered(number, seconds, kind, what)
             for number, (kind, seconds, what) in enumerate(story, start=1)
         ]
 
@@ -392,11 +412,10 @@ class TestListening:
             self.say(bus, WHOLE, clock)
             # Whatever is still said of it is nothing new.
             self.say(bus, [("decision", 11, decision()), ("state", 11, ended("completed", 10))], clock)
-            whole = {"id": "e1", "state": "completed", "created_at": NOON, "ended_at": at(1)}
-            bus.publish(EventKind.STATE, Subject.EVACUATION, "e1", whole | {"ended_at": None})
-            bus.publish(EventKind.STATE, Subject.EVACUATION, "e1", whole)
-            bus.publish(EventKind.STATE, Subject.EVACUATION, "e1", whole)
-            bus.publish(EventKind.STATE, Subject.HOST, "a", {"state": "active"})
+            state = EvacuationState.COMPLETED
+            for ended_at in (None, at(1), at(1)):
+                bus.publish(evacuation_state("e1", state=state, created_at=NOON, ended_at=ended_at))
+            bus.publish(host_state())
         assert [each for each in exporter.spans if each.name != "evacuate"] == list(told(WHOLE))
         assert len(exporter.spans) == len(told(WHOLE)) + 1
 

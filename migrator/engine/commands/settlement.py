@@ -11,13 +11,12 @@ from typing import Any, Protocol
 
 from migrator import logs
 from migrator.api.commands import Reply
-from migrator.api.events import EventDocument, EventKind, Subject
+from migrator.api.events import EvacuationStateChanged, Event, MigrationStateChanged
 from migrator.engine.commands.dispatcher import Dispatcher
 from migrator.engine.event_bus import EventBus
 from migrator.errors import JournalError
 
 _RETRY_SECONDS = 5.0
-_BEGUN = (Subject.MIGRATION, Subject.EVACUATION)
 
 
 class Commands(Protocol):
@@ -47,9 +46,11 @@ class Settlement:
         self._log = logs.logger()
         bus.subscribe(self._hear, journalled=True)
 
-    def _hear(self, event: EventDocument) -> None:
-        if event.kind is EventKind.STATE and event.subject in _BEGUN and event.body.get("ended_at"):
-            self._ended.put_nowait((event.subject, event.subject_id))
+    def _hear(self, event: Event) -> None:
+        match event:
+            case MigrationStateChanged(migration=begun) | EvacuationStateChanged(evacuation=begun):
+                if begun.ended_at is not None:
+                    self._ended.put_nowait((event.subject, event.subject_id))
 
     async def run(self) -> None:
         """Settle what ended before a restart, then what ends, until cancelled."""

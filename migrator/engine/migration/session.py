@@ -375,9 +375,9 @@ class MigrationSession(SessionState):
 
     # --- what it shows -----------------------------------------------------------------------------------------------
 
-    def document(self) -> MigrationDocument:
-        """As it is now."""
-        return session_document.document(self)
+    def document(self, *, decisions: bool = True) -> MigrationDocument:
+        """The migration as it is now, with its decisions or without."""
+        return session_document.document(self, decisions=decisions)
 
     def journalled(self) -> dict[str, Any]:
         """The document with what another controller needs to go on."""

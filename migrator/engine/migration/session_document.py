@@ -25,8 +25,11 @@ if TYPE_CHECKING:
     from migrator.engine.migration.session_state import SessionState
 
 
-def document(job: MigrationSession) -> MigrationDocument:
-    """As it is now."""
+def document(job: MigrationSession, *, decisions: bool = True) -> MigrationDocument:
+    """The migration as it is now.
+
+    :param decisions: False leaves them out: there may be many, and events are made often.
+    """
     result, status = job.result, job.status
     sample = status.sample if status else None
     foretold = _forecast(status.forecast if status else None)
@@ -77,7 +80,7 @@ def document(job: MigrationSession) -> MigrationDocument:
         network_problem=result.network_problem,
         findings=[FindingDocument(**asdict(each)) for each in result.findings],
         accepted=job.accepted,
-        decisions=[DecisionDocument(**asdict(each)) for each in result.decisions],
+        decisions=[DecisionDocument(**asdict(each)) for each in result.decisions] if decisions else [],
         error=result.error if job.ended or job.state is State.HELD else None,
         held_code=result.held_code,
         held_until=result.held_until if job.state is State.HELD else None,
