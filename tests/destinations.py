@@ -18,7 +18,7 @@ from migrator.engine.migration.driver import MigrationDriver
 from migrator.hosts.access import Access
 from migrator.hosts.local import LocalAccess
 from migrator.hosts.site_config import HostConfig
-from migrator.qemu.endpoint import Endpoint
+from migrator.qemu.source import SourceEndpoint
 from migrator.site.connections import HostConnections
 from migrator.site.destinations import Destinations
 from migrator.site.incoming_destination import WaitingQemu
@@ -47,7 +47,7 @@ class Site:
         )
         self._opened_connections: list[HostConnections] = []
         self.join()
-        self.opened: list[Endpoint] = []
+        self.opened: list[SourceEndpoint] = []
         self._moves = 0
         #: What the last move could not put under the path that it had.
         self.lacking: list[str] = []
@@ -70,7 +70,7 @@ class Site:
         self.hosts["beta"] = access, self.hosts["beta"][1]
         self.join()
 
-    async def source(self, guest: Guest) -> Endpoint:
+    async def source(self, guest: Guest) -> SourceEndpoint:
         end = await self.connections.open(guest.host, guest.socket, role="source")
         self.opened.append(end)
         return end
@@ -81,7 +81,7 @@ class Site:
             guest, await self.source(guest), target, migration=f"move-{self._moves}"
         )
         assert isinstance(started, WaitingQemu)
-        assert isinstance(started.qemu, Endpoint)
+        assert isinstance(started.qemu, SourceEndpoint)
         self.opened.append(started.qemu)
         return started
 

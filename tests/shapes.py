@@ -22,7 +22,8 @@ from migrator.core.process.command_line import CommandLine
 from migrator.core.process.files import FileFacts, FileKind, HostFiles
 from migrator.core.process.options import read, write
 from migrator.core.process.process_identity import OpenFiles, ProcessIdentity
-from migrator.qemu.cmdline import Replica, TargetEnvironment, memory_files, paths, replicate
+from migrator.core.process.replica import Replica, TargetEnvironment
+from migrator.qemu.cmdline import memory_files, paths, replicate
 from migrator.qemu.current_command_line import current_command_line, plugged_networks
 from migrator.qemu.current_devices import CurrentDevices
 from migrator.qemu.operator_files import operator_files, own_directory

@@ -171,7 +171,7 @@ async def _boot(site: Site, guests: tuple[_Guest, ...], machines: dict[str, Mach
     running = await asyncio.gather(*(site.boot(machines[guest.name], "alpha") for guest in guests))
     for guest, qemu in zip(guests, running, strict=True):
         if guest.paused:
-            await qemu.query("stop")
+            await qemu.pause()
     return list(running)
 
 

@@ -25,7 +25,6 @@ from migrator.ports import MigrationSettings
 from migrator.qemu import address
 from migrator.qemu.address import Address
 from migrator.qemu.endpoint import Endpoint
-from migrator.qemu.identify import identify
 from migrator.store.records import Unfinished
 from migrator.text import clean
 
@@ -180,7 +179,7 @@ class Rescue:
             driver = drivers[side] = await end.driver()
             if driver is not None:
                 self._marked[end] = driver
-            guest = await identify(end.monitor)
+            guest = await end.identify()
             guests[side] = guest.uuid or guest.name
             by = f", marked by {driver}" if driver is not None else ""
             self._screen.line(f"{end.name}: run state {view.run}, migration {view.status}{by}")

@@ -51,7 +51,7 @@ from migrator.engine.sweeper import Sweeper
 from migrator.engine.unreadable import UNREADABLE, say_unreadable
 from migrator.errors import MigratorError
 from migrator.faults import keep_going, told
-from migrator.ports import Qemu
+from migrator.ports import SourceQemu
 
 #: Between two words of progress of one migration.
 _PROGRESS_SECONDS = 0.25
@@ -269,7 +269,7 @@ class Engine:
         """
         return self.rules.policy(name or guest.policy or self.rules.default_policy)
 
-    async def open_source(self, guest: Guest) -> Qemu:
+    async def open_source(self, guest: Guest) -> SourceQemu:
         """Its QEMU; see :meth:`migrator.ports.Site.open`."""
         return await self.means.site.open(guest.host, guest.socket, role="source")
 

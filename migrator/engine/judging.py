@@ -18,7 +18,7 @@ from migrator.core.placement.fleet import Fleet, PlacementRequest, check
 from migrator.core.policy import Policy
 from migrator.engine.migration.services import SessionServices
 from migrator.errors import MigratorError
-from migrator.ports import Qemu
+from migrator.ports import SourceQemu
 
 #: Code of the finding about what could not be looked at.
 UNCHECKED = "not-checked"
@@ -67,7 +67,7 @@ def nowhere(answer: NoHost) -> tuple[Finding, ...]:
 
 
 async def seen(
-    means: SessionServices, guest: Guest, source: Qemu, target: str, policy: Policy
+    means: SessionServices, guest: Guest, source: SourceQemu, target: str, policy: Policy
 ) -> tuple[Finding, ...]:
     """What both hosts and the source's QEMU show, errors first; what cannot be looked at is an error.
 

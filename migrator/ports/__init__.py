@@ -3,7 +3,16 @@
 The engine never sees QMP, a file or a socket. Whatever implements these converts units and wraps errors.
 """
 
-from migrator.ports.qemu import Event, GuestProcess, MigrationSettings, Qemu, Tuning
+from migrator.ports.qemu import (
+    Event,
+    GuestConfiguration,
+    GuestProcess,
+    MigrationSettings,
+    OpenImages,
+    Qemu,
+    SourceQemu,
+    Tuning,
+)
 from migrator.ports.site import Carriers, HostLook, IncomingDestination, Site
 from migrator.ports.store import EventTexts, Experience, Grant, Journal, Outcome, Record, Samples, Stray
 
@@ -13,16 +22,19 @@ __all__ = [
     "EventTexts",
     "Experience",
     "Grant",
+    "GuestConfiguration",
     "GuestProcess",
     "HostLook",
     "IncomingDestination",
     "Journal",
     "MigrationSettings",
+    "OpenImages",
     "Outcome",
     "Qemu",
     "Record",
     "Samples",
     "Site",
+    "SourceQemu",
     "Stray",
     "Tuning",
 ]

@@ -4,11 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol, Self
 
-from migrator.core.model import View
+from migrator.core.model import Finding, View
 from migrator.core.preflight.facts import Facts
 from migrator.core.preflight.non_migrated_state import DiskUsers
+
+if TYPE_CHECKING:
+    from migrator.core.process.command_line import ImageUse  # what `migrator direct` does not need, nor loads
+    from migrator.core.process.replica import Replica, TargetEnvironment
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -183,6 +187,73 @@ class Qemu(Protocol):
 
     async def close(self) -> None:
         """Let go of the monitor; the process is left alone."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class OpenImages:
+    """The images of a guest's disks as its QEMU has them open; empty where QEMU is too old to tell."""
+
+    #: Those that it writes to, by path.
+    opened: Mapping[str, ImageUse] = field(default_factory=dict)
+    #: The paths of each image's backing chain, the image itself first, by its path.
+    chains: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
+
+
+class GuestConfiguration(Protocol):
+    """What a guest has now, with what was plugged and unplugged since its QEMU was started; pure."""
+
+    def current(self) -> list[str]:
+        """Return the command line, its program first, that would start the guest as it is now."""
+
+    def current_with_networks(self) -> list[str]:
+        """Return :meth:`current` with an option for each network that was plugged in over QMP as well."""
+
+    def replicate(self, target: TargetEnvironment) -> Replica:
+        """Return the command line of a second QEMU that the guest can move into."""
+
+
+class SourceQemu(Qemu, Protocol):
+    """A QEMU whose guest may move: beside what :class:`Qemu` says, what a second QEMU for it is made from.
+
+    Both ends are of one kind: what is done to a destination takes one that the same site opened or started.
+    """
+
+    @property
+    def process(self) -> GuestProcess | None:
+        """The process behind the monitor, once it is known."""
+
+    async def images(self) -> OpenImages:
+        """Read how it has the images of its disks open; changes nothing."""
+
+    async def configuration(self, arguments: Sequence[str]) -> GuestConfiguration:
+        """Read what the guest has now; changes nothing.
+
+        :param arguments: command line of its process, the program first.
+        """
+
+    async def naming_options(self) -> Sequence[str]:
+        """Return the options that name the guest at a QEMU that is started for it; empty where its uuid does."""
+
+    async def threads(self) -> Mapping[str, int]:
+        """Return thread ids by what they are for a person: ``vCPU 0``, ``iothread io0``."""
+
+    async def replicate_devices(
+        self, destination: Self, *, run_directory: str, same_files: bool = True
+    ) -> Sequence[Finding]:
+        """Plug into the destination, which does not listen yet, all that this one has and it lacks.
+
+        :param run_directory: where the destination's sockets are.
+        :param same_files: disks have the same names on both sides.
+        :returns: what is not the same even so.
+        :raise Refused: QEMU does not show enough of something to make it again.
+        :raise CommandFailed: the destination refused one of them; some may have been added.
+        """
+
+    async def pass_on_name(self, destination: Self) -> None:
+        """Mark the destination with the name of the guest, where that has no uuid."""
+
+    async def carry_traces(self, destination: Self) -> Sequence[str]:
+        """Enable at the destination the trace events that are enabled here; what could not be, in sentences."""
 
 
 class GuestProcess(Protocol):

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Protocol
 
 from migrator.core.model import Finding
-from migrator.ports.qemu import Qemu
+from migrator.ports.qemu import Qemu, SourceQemu
 
 if TYPE_CHECKING:
     from migrator.core.inventory import Guest, HostFacts
@@ -87,7 +87,7 @@ class Site(Carriers, Protocol):
         role: str,
         identity: Mapping[str, Any] | None = None,
         absent: bool = False,
-    ) -> Qemu:
+    ) -> SourceQemu:
         """Connect to the QEMU behind a QMP socket of a host.
 
         :param role: ``source`` or ``destination``.
@@ -96,14 +96,16 @@ class Site(Carriers, Protocol):
         :param absent: one of a host that cannot be asked is opened too, as a QEMU of which nothing is known.
         """
 
-    async def check(self, guest: Guest, source: Qemu, target: str, policy: Policy) -> tuple[Finding, ...]:
+    async def check(
+        self, guest: Guest, source: SourceQemu, target: str, policy: Policy
+    ) -> tuple[Finding, ...]:
         """What speaks against `target` for this guest, as far as hosts tell it; changes nothing, starts nothing.
 
         :param policy: what it would be moved under.
         """
 
     async def start_destination(
-        self, guest: Guest, source: Qemu, target: str, *, migration: str, accepted: Sequence[str] = ()
+        self, guest: Guest, source: SourceQemu, target: str, *, migration: str, accepted: Sequence[str] = ()
     ) -> IncomingDestination:
         """Start the QEMU that the guest moves into, everything hot-plugged since its start included.
 

@@ -9,12 +9,12 @@ from __future__ import annotations
 import posixpath
 import re
 from collections import Counter
-from collections.abc import Collection, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Iterator, Sequence
 
 from migrator.core.model import Finding
 from migrator.core.process.command_line import only_of_qmp
 from migrator.core.process.options import FIRST, Value, read, write
+from migrator.core.process.replica import Replica, TargetEnvironment
 from migrator.qemu.current_command_line import current_command_line
 from migrator.qemu.current_devices import CurrentDevices
 from migrator.qemu.option_checks import (
@@ -25,7 +25,7 @@ from migrator.qemu.option_checks import (
     is_window,
     silenced,
 )
-from migrator.qemu.port_assignment import PortAssignment, TargetNetwork
+from migrator.qemu.port_assignment import PortAssignment
 
 #: Bytes in the path of a unix socket (sun_path of struct sockaddr_un, without its last NUL).
 SOCKET_PATH_BYTES = 107
@@ -41,52 +41,6 @@ _DROPPED = frozenset(
 )
 _CHARACTER = frozenset({"serial", "parallel", "monitor", "debugcon"})
 _WITH_SOCKETS = frozenset({"netdev", "nic", "net", "vnc", "spice"})
-
-
-@dataclass(frozen=True, kw_only=True)
-class TargetEnvironment:
-    """Where the new process shall live."""
-
-    binary: str
-    run_directory: str
-    #: Paths of :func:`paths` that exist there and are no directories.
-    occupied: Collection[str] = frozenset()
-    #: Those whose directory does not exist there.
-    homeless: Collection[str] = frozenset()
-    #: It is the source's machine, and the source's network: sockets and ports cannot be had twice.
-    same_machine: bool = False
-    same_network: bool = False
-    network: TargetNetwork = field(default_factory=TargetNetwork)
-
-    @property
-    def control(self) -> str:
-        """Path of the monitor to control it by."""
-        return f"{self.run_directory}/control.qmp"
-
-    @property
-    def rescue(self) -> str:
-        """Path of the monitor that is left alone, for a person in need."""
-        return f"{self.run_directory}/rescue.qmp"
-
-    @property
-    def pid_file(self) -> str:
-        """Path of the file it writes its pid to."""
-        return f"{self.run_directory}/qemu.pid"
-
-
-@dataclass(frozen=True, kw_only=True)
-class Replica:
-    """The destination's command line."""
-
-    argv: tuple[str, ...]
-    #: Errors: the command line cannot be used. Warnings: it differs in what the guest cannot see.
-    findings: tuple[Finding, ...]
-    #: Files of its memory that it makes.
-    memory: tuple[str, ...] = ()
-    #: New path of every socket that had to go elsewhere.
-    moved: dict[str, str] = field(default_factory=dict)
-    #: Where each path that the operator knows shall lead once the guest has arrived.
-    links: Mapping[str, str] = field(default_factory=dict)
 
 
 #: Where they stand in the options that have parts.

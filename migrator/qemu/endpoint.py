@@ -24,6 +24,7 @@ from migrator.qemu.claim import DriverClaim
 from migrator.qemu.dirty_rate import DirtyRate
 from migrator.qemu.events import EventLog
 from migrator.qemu.features import Features
+from migrator.qemu.identify import GuestIdentity, identify
 from migrator.qemu.monitor import Monitor
 from migrator.qemu.non_migrated_state import read_disk_users
 from migrator.qemu.pending_connects import PendingConnects
@@ -86,8 +87,13 @@ class Endpoint:
 
     @property
     def monitor(self) -> Monitor:
-        """The session itself, for what a migration does not need: devices and backends."""
+        """The session itself, for the rest of this package: devices and backends."""
         return self._monitor
+
+    @property
+    def connected(self) -> bool:
+        """There is a session; it may have broken since."""
+        return self._monitor.connected
 
     @property
     def address_text(self) -> str:
@@ -158,6 +164,13 @@ class Endpoint:
         self._held.gone = True
 
     # --- looking ---------------------------------------------------------------------------------------------------
+
+    async def identify(self) -> GuestIdentity:
+        """Read which guest is in it, in one round trip.
+
+        :raise QemuError: when it cannot be asked.
+        """
+        return await identify(self._monitor)
 
     async def observe(self, *, timeout: float = 1.0) -> View:
         process = self._held.state

@@ -10,12 +10,14 @@ from __future__ import annotations
 import hashlib
 import re
 from collections.abc import Mapping
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from migrator.errors import CommandFailed
 from migrator.qemu import marks
-from migrator.qemu.endpoint import Endpoint
 from migrator.qemu.monitor import Monitor
+
+if TYPE_CHECKING:
+    from migrator.qemu.endpoint import Endpoint  # which tells who is in it by what is here
 
 #: Of the mark.
 _MARK = "guest"

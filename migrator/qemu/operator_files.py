@@ -12,7 +12,8 @@ from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 
 from migrator.core.process.options import FIRST, Value, read, write
-from migrator.qemu.cmdline import CONTROL, RESCUE, SOCKET_PATH_BYTES, TargetEnvironment
+from migrator.core.process.replica import TargetEnvironment
+from migrator.qemu.cmdline import CONTROL, RESCUE, SOCKET_PATH_BYTES
 
 _OURS = frozenset({CONTROL, RESCUE})
 _QMP = {"qmp": False, "qmp-pretty": True}

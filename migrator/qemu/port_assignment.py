@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 
 from migrator.core.findings import finding
@@ -10,17 +10,7 @@ from migrator.core.model import Finding
 from migrator.core.process import listening
 from migrator.core.process.listening import ListeningOption, ListeningPort
 from migrator.core.process.options import FIRST, Value
-
-
-@dataclass(frozen=True, kw_only=True)
-class TargetNetwork:
-    """What the target's network has."""
-
-    #: Ports that are taken there, and addresses that it has; empty where that could not be read.
-    taken: Collection[ListeningPort] = frozenset()
-    addresses: Collection[str] = frozenset()
-    #: Another port may be given for one that is taken.
-    spare: bool = False
+from migrator.core.process.replica import TargetNetwork
 
 
 @dataclass

@@ -14,8 +14,8 @@ from migrator.hosts.local import LocalAccess
 from migrator.hosts.site_config import HostConfig, Reconfigurable
 from migrator.hosts.sockets import RemoteMonitor
 from migrator.qemu.address import Address
-from migrator.qemu.endpoint import Endpoint
 from migrator.qemu.pending_connects import PendingConnects
+from migrator.qemu.source import SourceEndpoint
 
 #: Seconds to open a monitor for a migration.
 _OPEN_SECONDS = 5.0
@@ -37,7 +37,7 @@ class HostDirectory(Protocol):
         """
 
 
-class _OpenEndpoint(Endpoint):
+class _OpenEndpoint(SourceEndpoint):
     """An endpoint that reports when it is closed."""
 
     def __init__(self, address: Address, *, on_close: Callable[[], None], **how: Any) -> None:
@@ -119,7 +119,7 @@ class HostConnections:
         except KeyError:
             raise HostError(name, "it is not in the configuration") from None
 
-    def endpoint(self, host: str, socket: str, *, role: str) -> Endpoint:
+    def endpoint(self, host: str, socket: str, *, role: str) -> SourceEndpoint:
         """One end of a migration at a QMP socket of a host, not connected yet. It counts as held until it is closed."""
         access = self.access(host)
         key = host, socket
@@ -144,7 +144,7 @@ class HostConnections:
         role: str,
         identity: Mapping[str, Any] | None = None,
         absent: bool = False,
-    ) -> Endpoint:
+    ) -> SourceEndpoint:
         """As :meth:`migrator.ports.Site.open`. A process that lives and is silent is opened too where its identity is
         given: its looks will tell.
         """

@@ -13,6 +13,7 @@ from migrator.core.model import Finding, Severity
 from migrator.core.policy import Policy
 from migrator.core.preflight.compare import compare
 from migrator.core.process.command_line import path_of
+from migrator.core.process.replica import Replica, TargetEnvironment, TargetNetwork
 from migrator.errors import HostError
 from migrator.hosts import path_links
 from migrator.hosts.deserted import sweep
@@ -21,18 +22,11 @@ from migrator.hosts.new_files import NewFile, make_files, note_memory, unused
 from migrator.hosts.survey import survey
 from migrator.hosts.threads import give_turns
 from migrator.hosts.understanding import understood
-from migrator.ports import IncomingDestination, Qemu
-from migrator.qemu import marks, naming
-from migrator.qemu.cmdline import Replica, TargetEnvironment, memory_files, paths, replicate
-from migrator.qemu.current_command_line import current_arguments
-from migrator.qemu.device_inventory import read_current_devices
-from migrator.qemu.devices import replicate_devices
+from migrator.ports import IncomingDestination, SourceQemu
+from migrator.qemu.cmdline import memory_files, paths
 from migrator.qemu.endpoint import Endpoint
 from migrator.qemu.operator_files import operator_files as of_process
 from migrator.qemu.operator_files import own_directory
-from migrator.qemu.port_assignment import TargetNetwork
-from migrator.qemu.runtime_state import carry_traces
-from migrator.qemu.threads import threads
 from migrator.site.connections import HostConnections
 from migrator.site.incoming_destination import WaitingQemu, clear_away, connect_when_up, require_incoming
 from migrator.site.launch_config import LaunchConfig, Method, fill, place, socket_of
@@ -63,7 +57,9 @@ class Destinations:
         """The guest's QEMU is started there by its command line, not by somebody else's."""
         return self._how(guest, target).method is Method.REPLICATE
 
-    async def check(self, guest: Guest, source: Qemu, target: str, policy: Policy) -> tuple[Finding, ...]:
+    async def check(
+        self, guest: Guest, source: SourceQemu, target: str, policy: Policy
+    ) -> tuple[Finding, ...]:
         """What speaks against starting it, and what will not be the same; starts nothing.
 
         A QEMU that somebody else has started there is compared with the source already.
@@ -84,16 +80,15 @@ class Destinations:
                     return compare(await source.facts(), await waiting.qemu.facts(), policy)
                 finally:
                     await waiting.qemu.close()
-        end = _endpoint(source)
-        process = await self._process(guest, end)
+        process = await self._process(guest, source)
         base = await self._launcher(target, config).base()
         try:
-            return (await self._replicate(guest, end, target, config, nest, process, base)).findings
+            return (await self._replicate(guest, source, target, config, nest, process, base)).findings
         except PreflightRefused as error:
             return error.findings
 
     async def start_destination(
-        self, guest: Guest, source: Qemu, target: str, *, migration: str, accepted: Sequence[str] = ()
+        self, guest: Guest, source: SourceQemu, target: str, *, migration: str, accepted: Sequence[str] = ()
     ) -> IncomingDestination:
         """Start the QEMU that the guest moves into, everything hot-plugged since its start included.
 
@@ -101,20 +96,20 @@ class Destinations:
 
         :raise Objected: something of the guest cannot be had again there; says what, and what to do.
         """
-        end, config = _endpoint(source), self._how(guest, target)
+        config = self._how(guest, target)
         if "port-in-use" in accepted:
             config = replace(config, spare_ports=True)
         if config.method is Method.ATTACHED:
             waiting = await self._attach(guest, target, config)
             try:
-                await naming.pass_on_name(end, _endpoint(waiting.qemu))
+                await source.pass_on_name(waiting.end)
             except BaseException:
                 await certainly(waiting.qemu.close(), name=f"close {waiting.qemu.name}")
                 raise
             return waiting
         launcher = self._launcher(target, config)
         template = config.method is Method.TEMPLATE
-        process = None if template else await self._process(guest, end)
+        process = None if template else await self._process(guest, source)
         other_user = process is not None and process.other_user
         nest = await launcher.make_nest(migration, other_user=other_user)
         no_notes: tuple[Finding, ...] = ()
@@ -124,10 +119,10 @@ class Destinations:
                 argv, notes = fill(config.template, guest, nest), no_notes
             else:
                 base = await launcher.base()
-                replica = await self._replicate(guest, end, target, config, nest, process, base)
+                replica = await self._replicate(guest, source, target, config, nest, process, base)
                 _refuse(replica.findings, accepted)
                 await path_links.save_links(launcher.host, nest, replica.links)
-                await make_files(launcher.host, nest.run_directory, await self._flashes(end, guest.host))
+                await make_files(launcher.host, nest.run_directory, await self._flashes(source, guest.host))
                 await note_memory(launcher.host, nest.run_directory, replica.memory)
                 argv, notes = replica.argv, replica.findings
                 like = process.like(nest) if process is not None else like
@@ -140,20 +135,16 @@ class Destinations:
         try:
             await connect_when_up(qemu, launcher, nest, started, argv[0])
             _refuse(
-                await replicate_devices(
-                    end.monitor,
-                    qemu.monitor,
-                    run_directory=nest.run_directory,
-                    same_files=not template,
-                    same_machine=end.identity.get("boot_id") == qemu.identity.get("boot_id"),
+                await source.replicate_devices(
+                    qemu, run_directory=nest.run_directory, same_files=not template
                 ),
                 accepted,
             )
-            await naming.pass_on_name(end, qemu)
-            refused = await carry_traces(end.monitor, qemu.monitor)
+            await source.pass_on_name(qemu)
+            refused = await source.carry_traces(qemu)
             notes += tuple(finding("not-put-back", text) for text in refused)
             if process is not None:
-                notes += await self._give_turns(guest, end, target, qemu)
+                notes += await self._give_turns(guest, source, target, qemu)
         except BaseException:
             await certainly(clear_away(launcher, nest, qemu), name=f"clear {nest.run_directory}")
             raise
@@ -170,7 +161,7 @@ class Destinations:
             notes=notes,
         )
 
-    async def _flashes(self, source: Endpoint, host: str) -> list[NewFile]:
+    async def _flashes(self, source: SourceQemu, host: str) -> list[NewFile]:
         """The files of the guest's flashes, as they are at the source; QEMU carries what is in them."""
         disks = [disk for disk in (await source.facts()).disks if disk.is_flash and not disk.read_only]
         found = []
@@ -191,7 +182,7 @@ class Destinations:
             )
         return found
 
-    async def _attach(self, guest: Guest, target: str, config: LaunchConfig) -> IncomingDestination:
+    async def _attach(self, guest: Guest, target: str, config: LaunchConfig) -> WaitingQemu:
         socket = socket_of(config.attached, guest)
         qemu = self._connections.endpoint(target, socket, role="destination")
         try:
@@ -271,17 +262,17 @@ class Destinations:
         return f"tcp:{bracketed(self._connections.config(target).address)}:0"
 
     async def _give_turns(
-        self, guest: Guest, source: Endpoint, target: str, qemu: Endpoint
+        self, guest: Guest, source: SourceQemu, target: str, qemu: SourceQemu
     ) -> tuple[Finding, ...]:
         """Threads that were pinned one by one are so again; what could not be is a finding."""
         if source.process is None or qemu.process is None:
             return ()
-        mine, theirs = await threads(source.monitor), await threads(qemu.monitor)
+        mine, theirs = await source.threads(), await qemu.threads()
         here, there = self._connections.access(guest.host), self._connections.access(target)
         left = await give_turns(here, source.process.pid, mine, there, qemu.process.pid, theirs)
         return tuple(finding("process-settings", text) for text in left)
 
-    async def _process(self, guest: Guest, source: Endpoint) -> SourceProcess | None:
+    async def _process(self, guest: Guest, source: SourceQemu) -> SourceProcess | None:
         """Whose the source's process is; ``None`` where it is not known which one it is."""
         if source.process is None:
             return None
@@ -290,7 +281,7 @@ class Destinations:
     async def _replicate(
         self,
         guest: Guest,
-        source: Endpoint,
+        source: SourceQemu,
         target: str,
         config: LaunchConfig,
         nest: Nest,
@@ -302,14 +293,13 @@ class Destinations:
             text = f"{source.name}: its command line cannot be read, so that no other can be started like it"
             remedy = "run migrator with more rights there, or configure a template"
             raise PreflightRefused([finding("command-line-unknown", text, remedy)])
-        argv = marks.without(argv)
-        machine, live = await read_current_devices(source.monitor, argv)
+        guest_now = await source.configuration(argv)
         configured = config.binary or self._connections.config(target).qemu
         candidates = (configured, "") if configured else (argv[0], "qemu-system-x86_64")
         home = await self._operator_paths(
             guest, argv, process.identity.directory if process is not None else ""
         )
-        now = current_arguments(argv, machine=machine, live=live)
+        now = guest_now.current()
         wanted, memory = paths(now, home.having.directory), memory_files(now)
         seen = await survey(
             self._connections.access(target),
@@ -336,28 +326,17 @@ class Destinations:
             same_network=here and seen.network == seen.network_of_source != "",
             network=TargetNetwork(taken=seen.taken, addresses=seen.addresses, spare=config.spare_ports),
         )
-        replica = replicate(
-            argv,
-            machine=machine,
-            live=live,
-            place=where,
-        )
+        replica = guest_now.replicate(where)
         new = tuple(path for path in memory if path not in seen.occupied)
         replica = replace(home.moved(replica, where, log=nest.log), memory=new)
-        replica = replace(replica, argv=(*replica.argv, *await naming.options(source)))
+        replica = replace(replica, argv=(*replica.argv, *await source.naming_options()))
         if seen.enters:
             return replica
         shut = finding("run-directory", f"its user may not enter {base} at {target}")
         return replace(replica, findings=(shut, *replica.findings))
 
 
-def _endpoint(source: Qemu) -> Endpoint:
-    if not isinstance(source, Endpoint):
-        raise TypeError(f"{source.name} was not opened by this site")
-    return source
-
-
-def _refuse(findings: tuple[Finding, ...], accepted: Collection[str]) -> None:
+def _refuse(findings: Sequence[Finding], accepted: Collection[str]) -> None:
     """:raise Objected: an error is among them that was not accepted."""
     if any(each.severity is Severity.ERROR and each.code not in accepted for each in findings):
         raise PreflightRefused(findings)

@@ -12,7 +12,7 @@ from migrator.core.migration.drivers import Driver
 from migrator.core.model import Finding
 from migrator.core.policy import Policy
 from migrator.hosts.site_config import HostConfig, SshConfig, access
-from migrator.ports import Qemu
+from migrator.ports import SourceQemu
 from migrator.settings import Settings
 from migrator.settings.models import HostSettings
 from migrator.site.connections import HostConnections
@@ -32,7 +32,9 @@ class _AllChecks:
         self._hosts = SiteChecks(connections, replicated=destinations.replicates)
         self._destinations = destinations
 
-    async def check(self, guest: Guest, source: Qemu, target: str, policy: Policy) -> tuple[Finding, ...]:
+    async def check(
+        self, guest: Guest, source: SourceQemu, target: str, policy: Policy
+    ) -> tuple[Finding, ...]:
         """Changes nothing, starts nothing."""
         found = await self._hosts.check(guest, source, target, policy)
         started = await self._destinations.check(guest, source, target, policy)

@@ -13,17 +13,13 @@ from migrator.core.model import Finding
 from migrator.core.policy import Policy
 from migrator.core.preflight import host_checks, host_disks, host_files, host_network
 from migrator.core.preflight.host_pair import HostPair
-from migrator.core.process.command_line import LOCAL_DRIVERS, CommandLine, ImageUse, path_of
+from migrator.core.process.command_line import CommandLine, path_of
 from migrator.core.process.files import QemuProgramFacts
-from migrator.core.process.options import read, write
-from migrator.errors import CommandFailed, HostError
+from migrator.errors import HostError
 from migrator.hosts.access import Access
 from migrator.hosts.facts import read_facts
 from migrator.hosts.identify import Question, look, probe
-from migrator.ports import Qemu
-from migrator.qemu.current_command_line import current_command_line, plugged_networks
-from migrator.qemu.device_inventory import read_current_devices
-from migrator.qemu.endpoint import Endpoint
+from migrator.ports import SourceQemu
 from migrator.site.connections import HostDirectory
 from migrator.site.process_checks import read_beside, read_source, seen_by, with_unreachable
 
@@ -46,7 +42,7 @@ class HostChecks:
     async def check(
         self,
         guest: Guest,
-        source: Qemu,
+        source: SourceQemu,
         source_access: Access,
         target_access: Access,
         *,
@@ -88,7 +84,7 @@ class HostChecks:
     async def _read(
         self,
         guest: Guest,
-        source: Qemu,
+        source: SourceQemu,
         source_access: Access,
         target_access: Access,
         here: HostFacts,
@@ -97,18 +93,19 @@ class HostChecks:
         *,
         replicated: bool,
     ) -> HostPair:
-        facts, (opened, based) = await source.facts(), await _block_nodes(source)
+        facts, open_images = await source.facts(), await source.images()
         arguments = await _arguments(source_access, guest.pid)
-        command = CommandLine(await _command(source, arguments))
+        now = (await source.configuration(arguments)).current_with_networks() if arguments else []
+        command = CommandLine(now)
         images = host_disks.images(facts)
         paths = [path_of(disk.file) for disk in facts.disks]
         paths += [*(image.path for image in command.images()), *host_disks.to_read(facts)]
         paths += [*host_files.to_read(command), *host_network.to_read(command)]
-        paths += [file for path in images for file in based.get(path, ())[1:]]
+        paths += [file for path in images for file in open_images.chains.get(path, ())[1:]]
         # As the destination is started: the configured one, else the source's own program, else what is in PATH.
         qemus = [qemu] if qemu else _each_once([command.program, command.program.rpartition("/")[2]])
         process = await read_source(source_access, guest.pid, CommandLine(arguments), _each_once(paths))
-        process = await with_unreachable(source_access, process, command, opened)
+        process = await with_unreachable(source_access, process, command, open_images.opened)
         # Relative paths go from where it was started, which need not be where it is.
         start = process[1].directory if process else ""
         mine = Question(paths=_each_once(paths), images=images, pid=guest.pid, directory=start)
@@ -140,8 +137,8 @@ class HostChecks:
             there=there,
             seen_here=seen_here,
             seen_there=seen_by(seen_there, beside, command, disks),
-            opened=opened,
-            based=based,
+            opened=open_images.opened,
+            based=open_images.chains,
             process=beside,
         )
         unclear = host_disks.to_probe(case)
@@ -168,7 +165,9 @@ class SiteChecks:
         self._replicated = replicated
         self._checks = HostChecks()
 
-    async def check(self, guest: Guest, source: Qemu, target: str, policy: Policy) -> tuple[Finding, ...]:
+    async def check(
+        self, guest: Guest, source: SourceQemu, target: str, policy: Policy
+    ) -> tuple[Finding, ...]:
         """As :meth:`migrator.ports.Site.check`."""
         here, there = await _both(self._facts(guest.host), self._facts(target))
         return await self._checks.check(
@@ -200,42 +199,6 @@ async def _both(first: Coroutine[Any, Any, T], second: Coroutine[Any, Any, U]) -
     except* HostError as errors:
         raise errors.exceptions[0] from None
     return tasks[0].result(), tasks[1].result()
-
-
-async def _block_nodes(source: Qemu) -> tuple[dict[str, ImageUse], dict[str, tuple[str, ...]]]:
-    """How QEMU has its images open, and what they are based on; empty where it cannot be asked or is too old."""
-    opened: dict[str, ImageUse] = {}
-    based: dict[str, tuple[str, ...]] = {}
-    if not isinstance(source, Endpoint):
-        return opened, based
-    try:
-        nodes = await source.monitor.execute("query-named-block-nodes", {"flat": True})
-        blocks = await source.monitor.execute("query-block")
-    except CommandFailed:
-        return opened, based
-    for node in nodes:
-        path = path_of(node["file"])
-        if path and node["drv"] in LOCAL_DRIVERS and not node["ro"]:
-            cache = node["cache"]
-            opened[path] = ImageUse(path=path, direct=cache["direct"], no_flush=cache["no-flush"])
-    for block in blocks:
-        image = block.get("inserted", {}).get("image")
-        chain = []
-        while image:
-            chain.append(path_of(image["filename"]))
-            image = image.get("backing-image")
-        if chain and chain[0]:
-            based[chain[0]] = (chain[0], *(path for path in chain[1:] if path))
-    return opened, based
-
-
-async def _command(source: Qemu, argv: list[str]) -> list[str]:
-    """A command line that says what the guest has now, networks that were plugged in since included."""
-    if not argv or not isinstance(source, Endpoint):
-        return argv
-    machine, live = await read_current_devices(source.monitor, argv)
-    now = current_command_line(read(argv[1:]), machine=machine, live=live)
-    return [argv[0], *write([*now.options, *plugged_networks(now.options, live)])]
 
 
 async def _arguments(access: Access, pid: int | None) -> list[str]:

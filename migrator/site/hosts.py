@@ -23,9 +23,8 @@ from migrator.hosts.managers import Units, read_processes
 from migrator.hosts.notice import notice
 from migrator.hosts.resident import read_resident
 from migrator.hosts.sockets import FoundSocket
-from migrator.ports import HostLook, IncomingDestination, Qemu
+from migrator.ports import HostLook, IncomingDestination, SourceQemu
 from migrator.qemu import naming
-from migrator.qemu.identify import identify
 from migrator.site.connections import HostConnections
 from migrator.site.discovery import GuestDiscovery
 from migrator.site.guest_records import guest_record
@@ -37,7 +36,9 @@ _LOOK_SECONDS = 45.0
 class TargetChecks(Protocol):
     """What hosts tell against a target; see :meth:`migrator.ports.Site.check`."""
 
-    async def check(self, guest: Guest, source: Qemu, target: str, policy: Policy) -> tuple[Finding, ...]:
+    async def check(
+        self, guest: Guest, source: SourceQemu, target: str, policy: Policy
+    ) -> tuple[Finding, ...]:
         """Changes nothing, starts nothing."""
 
 
@@ -45,7 +46,7 @@ class DestinationStarter(Protocol):
     """Starts and clears away QEMUs; see the calls of the same names of :class:`migrator.ports.Site`."""
 
     async def start_destination(
-        self, guest: Guest, source: Qemu, target: str, *, migration: str, accepted: Sequence[str] = ()
+        self, guest: Guest, source: SourceQemu, target: str, *, migration: str, accepted: Sequence[str] = ()
     ) -> IncomingDestination:
         """Start the QEMU that the guest moves into."""
 
@@ -155,21 +156,23 @@ class SiteHosts:
         role: str,
         identity: Mapping[str, Any] | None = None,
         absent: bool = False,
-    ) -> Qemu:
+    ) -> SourceQemu:
         """See :meth:`HostConnections.open`."""
         end = await self._connections.open(host, socket, role=role, identity=identity, absent=absent)
-        if role == "source" and (host, socket) not in self._discovery.known and end.monitor.connected:
+        if role == "source" and (host, socket) not in self._discovery.known and end.connected:
             try:
                 found = FoundSocket(path=socket, pid=end.process.pid if end.process else None)
                 first = naming.process_name(end.identity)
                 self._discovery.known[host, socket] = guest_record(
-                    host, found, await identify(end.monitor), first=first
+                    host, found, await end.identify(), first=first
                 )
             except QemuError:
                 pass  # what its command line says will do
         return end
 
-    async def check(self, guest: Guest, source: Qemu, target: str, policy: Policy) -> tuple[Finding, ...]:
+    async def check(
+        self, guest: Guest, source: SourceQemu, target: str, policy: Policy
+    ) -> tuple[Finding, ...]:
         """See :class:`TargetChecks`; and what who manages the guest would do when it has left."""
         return errors_first([*managing(guest), *await self._checker.check(guest, source, target, policy)])
 
@@ -184,7 +187,7 @@ class SiteHosts:
             await Units(self._connections.access(guest.host)).let_be(unit)
 
     async def start_destination(
-        self, guest: Guest, source: Qemu, target: str, *, migration: str, accepted: Sequence[str] = ()
+        self, guest: Guest, source: SourceQemu, target: str, *, migration: str, accepted: Sequence[str] = ()
     ) -> IncomingDestination:
         """See :class:`DestinationStarter`."""
         return await self._launcher.start_destination(

@@ -11,6 +11,7 @@ from migrator.errors import HostError, QemuError, Unreachable
 from migrator.hosts.launch import Launcher, Nest
 from migrator.ports import GuestProcess, Qemu
 from migrator.qemu.endpoint import Endpoint
+from migrator.qemu.source import SourceEndpoint
 
 #: Seconds that a QEMU may take to greet, once it is known to run.
 _GREETING_SECONDS = 2.0
@@ -28,7 +29,7 @@ class WaitingQemu:
 
     def __init__(
         self,
-        qemu: Endpoint,
+        qemu: SourceEndpoint,
         *,
         listen: str,
         socket: str,
@@ -44,6 +45,11 @@ class WaitingQemu:
     @property
     def qemu(self) -> Qemu:
         """Connected; ``inmigrate``."""
+        return self._qemu
+
+    @property
+    def end(self) -> SourceEndpoint:
+        """The same, with what the site does to it before the guest comes."""
         return self._qemu
 
     @property

@@ -8,9 +8,9 @@ from dataclasses import dataclass
 from enum import StrEnum
 
 from migrator.core.inventory import Guest
+from migrator.core.process.replica import TargetEnvironment
 from migrator.errors import UsageError
 from migrator.hosts.launch import Nest
-from migrator.qemu.cmdline import TargetEnvironment
 
 
 class Method(StrEnum):

@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 from migrator.core.findings import finding
 from migrator.core.model import Finding
 from migrator.core.process.options import FIRST, Value, read
-from migrator.qemu.cmdline import Replica, TargetEnvironment
+from migrator.core.process.replica import Replica, TargetEnvironment
 from migrator.qemu.operator_files import OperatorFiles, absolute, relocate
 
 

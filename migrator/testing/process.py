@@ -194,6 +194,10 @@ class Qemu:
         async with self.monitor() as monitor:
             return await monitor.execute(command, arguments, **more)
 
+    async def pause(self) -> None:
+        """Stop the guest, as an operator does it."""
+        await self.query("stop")
+
     @contextlib.asynccontextmanager
     async def monitor(self, *, timeout: float = PATIENCE_SECONDS) -> AsyncIterator[RawMonitor]:
         """The rescue monitor for several commands, or for events. One at a time, others wait.

@@ -15,6 +15,7 @@ from migrator.errors import CommandFailed, Unreachable
 from migrator.ports import Event, MigrationSettings, Tuning
 from migrator.testing.link import Link
 from migrator.testing.settings import Parameters
+from migrator.testing.simulated_source import WithoutDevices
 from migrator.testing.simulator import Simulator
 from migrator.testing.workload import Workload
 
@@ -137,8 +138,8 @@ class Surroundings(Protocol):
     streams: dict[str, Stream]
 
 
-class SimulatedQemu:
-    """Implements :class:`migrator.ports.Qemu` for one end."""
+class SimulatedQemu(WithoutDevices):
+    """Implements :class:`migrator.ports.SourceQemu` for one end."""
 
     def __init__(self, site: Surroundings, machine: Machine, host: str, socket: str) -> None:
         self.name = f"{host}:{socket}"

@@ -22,7 +22,7 @@ from migrator.hosts.facts import read_facts
 from migrator.hosts.local import LocalAccess
 from migrator.hosts.site_config import HostConfig
 from migrator.qemu.address import Address
-from migrator.qemu.endpoint import Endpoint
+from migrator.qemu.source import SourceEndpoint
 from migrator.site.host_checks import HostChecks, SiteChecks
 from migrator.testing.lab import Lab, Machine, Qemu, binaries
 from migrator.testing.network import Host, Hosts, possible
@@ -87,8 +87,8 @@ def guest_of(qemu: Qemu) -> Guest:
 
 
 @contextlib.asynccontextmanager
-async def connected(qemu: Qemu) -> AsyncIterator[Endpoint]:
-    end = Endpoint(Address(kind="unix", path=str(qemu.qmp)), role="source")
+async def connected(qemu: Qemu) -> AsyncIterator[SourceEndpoint]:
+    end = SourceEndpoint(Address(kind="unix", path=str(qemu.qmp)), role="source")
     try:
         await end.connect()
         yield end

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from migrator.qemu.cmdline import TargetEnvironment
+from migrator.core.process.replica import TargetEnvironment
 from migrator.qemu.operator_files import OperatorFiles, OperatorMonitor, operator_files, relocate
 
 RUN = "/run/migrator/guests/m1-abc123"

@@ -13,10 +13,10 @@ from migrator.core.inventory import Guest, Host, HostFacts
 from migrator.core.model import Severity
 from migrator.core.placement import Constraint, Fleet, NoHost, Placement, PlacementRequest, check, place
 from migrator.core.process.listening import ListeningPort, collides, listens, next_free, port_taken, without
+from migrator.core.process.replica import TargetEnvironment, TargetNetwork
 from migrator.hosts import bound
-from migrator.qemu.cmdline import TargetEnvironment, replicate
+from migrator.qemu.cmdline import replicate
 from migrator.qemu.current_devices import CurrentDevices
-from migrator.qemu.port_assignment import TargetNetwork
 
 GIB = 2**30
 HERE = TargetEnvironment(binary="/q", run_directory="/run/x")

@@ -18,7 +18,7 @@ from migrator.core.migration.lifecycle import Step
 from migrator.core.migration.situation import Intent, Milestone, OperatorAnswer
 from migrator.core.model import ProcessState, State, View
 from migrator.errors import HostError, MigratorError, QemuError, RecordError
-from migrator.ports import Qemu, Record
+from migrator.ports import Qemu, Record, SourceQemu
 
 if TYPE_CHECKING:
     from migrator.engine.migration.session import MigrationSession
@@ -47,7 +47,7 @@ class HeldCase:
     """A held migration, its record claimed and both ends looked at."""
 
     job: MigrationSession
-    source: Qemu | None
+    source: SourceQemu | None
     destination: Qemu | None
     here: View
     there: View
@@ -89,7 +89,7 @@ async def looked_at(job: MigrationSession) -> AsyncIterator[HeldCase]:
         left = None  # damaged: that is why it is held
     if left is not None:
         record, facts, intent = left
-    ends: dict[str, Qemu] = {}
+    ends: dict[str, SourceQemu] = {}
     errors = []
     held: HeldCase | None = None
     try:

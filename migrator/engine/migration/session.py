@@ -24,7 +24,7 @@ from migrator.engine.migration.services import EndLocation, SessionServices
 from migrator.engine.migration.session_state import SessionState
 from migrator.errors import Fault, HostError, JournalError, MigratorError, QemuError, RecordError
 from migrator.faults import contained
-from migrator.ports import IncomingDestination, Qemu, Record
+from migrator.ports import IncomingDestination, Qemu, Record, SourceQemu
 
 #: A destination that was checked so long ago is compared with its source again.
 _STALE_SECONDS = 2.0
@@ -33,7 +33,7 @@ _STALE_SECONDS = 2.0
 class MigrationSession(SessionState):
     """One migration: what is known of it, and its way."""
 
-    _source: Qemu | None = None
+    _source: SourceQemu | None = None
     _destination: Qemu | None = None
     #: What was started at the target and has not got its guest yet.
     _waiting: IncomingDestination | None = None
@@ -252,7 +252,7 @@ class MigrationSession(SessionState):
         record: Record,
         facts: Mapping[str, Any],
         intent: Intent,
-        source: Qemu,
+        source: SourceQemu,
         destination: Qemu,
         *,
         anew: bool = False,

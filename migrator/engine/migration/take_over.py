@@ -9,7 +9,7 @@ from migrator.core.migration.situation import Intent, Milestone
 from migrator.engine.migration import cleanup, missing_record
 from migrator.engine.migration.services import EndLocation
 from migrator.errors import HostError, QemuError, RecordError, RecordInUse
-from migrator.ports import Qemu
+from migrator.ports import SourceQemu
 
 if TYPE_CHECKING:
     from migrator.engine.migration.session import MigrationSession
@@ -61,7 +61,7 @@ async def take_up(job: MigrationSession) -> None:
 
 async def _open_both(
     job: MigrationSession, facts: Mapping[str, Any], intent: Intent
-) -> tuple[Qemu, Qemu] | None:
+) -> tuple[SourceQemu, SourceQemu] | None:
     """``None``: one of them cannot be asked, and it is held."""
     ends = {}
     for side in ("source", "destination"):
@@ -111,7 +111,9 @@ async def _without_record(job: MigrationSession) -> None:
     job.begin_anew()
 
 
-async def _open(job: MigrationSession, side: str, facts: Mapping[str, Any], *, absent: bool = False) -> Qemu:
+async def _open(
+    job: MigrationSession, side: str, facts: Mapping[str, Any], *, absent: bool = False
+) -> SourceQemu:
     place = job.places[side]
     return await job.means.site.open(
         place.host, place.socket, role=side, identity=facts[side]["identity"], absent=absent

@@ -1,0 +1,104 @@
+"""A QEMU whose guest may move: what a second QEMU for it is made from, and how that one is made the same."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+from migrator.core.model import Finding
+from migrator.core.process.command_line import LOCAL_DRIVERS, ImageUse, path_of
+from migrator.core.process.options import read, write
+from migrator.core.process.replica import Replica, TargetEnvironment
+from migrator.errors import CommandFailed
+from migrator.ports import OpenImages
+from migrator.qemu import marks, naming
+from migrator.qemu.cmdline import replicate
+from migrator.qemu.current_command_line import current_command_line, plugged_networks
+from migrator.qemu.current_devices import CurrentDevices
+from migrator.qemu.device_inventory import read_current_devices
+from migrator.qemu.devices import replicate_devices
+from migrator.qemu.endpoint import Endpoint
+from migrator.qemu.runtime_state import carry_traces
+from migrator.qemu.threads import threads
+
+
+@dataclass(frozen=True, kw_only=True)
+class Configuration:
+    """Implements :class:`migrator.ports.GuestConfiguration`."""
+
+    #: Of the process as it was started, without our marks.
+    arguments: Sequence[str]
+    #: Type of the machine with its alias resolved.
+    machine: str
+    live: CurrentDevices
+
+    def current(self) -> list[str]:
+        """See :meth:`migrator.ports.GuestConfiguration.current`."""
+        return [*self.arguments[:1], *write(self._current_options())]
+
+    def current_with_networks(self) -> list[str]:
+        """See :meth:`migrator.ports.GuestConfiguration.current_with_networks`."""
+        now = self._current_options()
+        return [*self.arguments[:1], *write([*now, *plugged_networks(now, self.live)])]
+
+    def replicate(self, target: TargetEnvironment) -> Replica:
+        """See :meth:`migrator.ports.GuestConfiguration.replicate`."""
+        return replicate(self.arguments, machine=self.machine, live=self.live, place=target)
+
+    def _current_options(self) -> list[tuple[str, str | None]]:
+        return current_command_line(read(self.arguments[1:]), machine=self.machine, live=self.live).options
+
+
+class SourceEndpoint(Endpoint):
+    """Implements :class:`migrator.ports.SourceQemu`."""
+
+    async def images(self) -> OpenImages:
+        try:
+            nodes = await self.monitor.execute("query-named-block-nodes", {"flat": True})
+            blocks = await self.monitor.execute("query-block")
+        except CommandFailed:  # it is too old
+            return OpenImages()
+        opened: dict[str, ImageUse] = {}
+        for node in nodes:
+            path = path_of(node["file"])
+            if path and node["drv"] in LOCAL_DRIVERS and not node["ro"]:
+                cache = node["cache"]
+                opened[path] = ImageUse(path=path, direct=cache["direct"], no_flush=cache["no-flush"])
+        chains: dict[str, tuple[str, ...]] = {}
+        for block in blocks:
+            image = block.get("inserted", {}).get("image")
+            chain = []
+            while image:
+                chain.append(path_of(image["filename"]))
+                image = image.get("backing-image")
+            if chain and chain[0]:
+                chains[chain[0]] = (chain[0], *(path for path in chain[1:] if path))
+        return OpenImages(opened=opened, chains=chains)
+
+    async def configuration(self, arguments: Sequence[str]) -> Configuration:
+        started = marks.without(arguments)
+        machine, live = await read_current_devices(self.monitor, started)
+        return Configuration(arguments=started, machine=machine, live=live)
+
+    async def naming_options(self) -> tuple[str, ...]:
+        return await naming.options(self)
+
+    async def threads(self) -> Mapping[str, int]:
+        return await threads(self.monitor)
+
+    async def replicate_devices(
+        self, destination: Endpoint, *, run_directory: str, same_files: bool = True
+    ) -> tuple[Finding, ...]:
+        return await replicate_devices(
+            self.monitor,
+            destination.monitor,
+            run_directory=run_directory,
+            same_files=same_files,
+            same_machine=self.identity.get("boot_id") == destination.identity.get("boot_id"),
+        )
+
+    async def pass_on_name(self, destination: Endpoint) -> None:
+        await naming.pass_on_name(self, destination)
+
+    async def carry_traces(self, destination: Endpoint) -> list[str]:
+        return await carry_traces(self.monitor, destination.monitor)
