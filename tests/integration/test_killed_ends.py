@@ -45,6 +45,23 @@ class TestDestination:
             assert "the destination's process has ended" in result.error
             await seen.verify(State.FAILED)
 
+    async def test_seen_dead_only_after_the_source_noticed_is_told(self, lab: Lab, one_version: Path) -> None:
+        pair = await busy_pair(lab, one_version)
+        async with witness(lab, pair) as seen:
+            async with driven(pair, policy=SLOW) as drive:
+                # As a process that ends: its connections are closed before it is gone.
+                async def cut() -> None:
+                    pair.destination.sigstop()
+                    await pair.source.query("yank", {"instances": [{"type": "migration"}]})
+
+                catch(drive, Phase.ACTIVE, cut)
+                drive.source.before("restore", kill(pair.destination))
+                result = await drive.run()
+            assert result.state is State.FAILED
+            assert result.error is not None
+            assert "the destination's process has ended" in result.error
+            await seen.verify(State.FAILED)
+
     @pytest.mark.parametrize(
         "phase", [Phase.SETUP, Phase.ACTIVE, Phase.PRE_SWITCHOVER, Phase.CONTINUE, Phase.DEVICE]
     )

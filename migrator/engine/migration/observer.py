@@ -43,6 +43,8 @@ class Observer:
         self._noted_at: float | None = None
         self._shown: tuple[object, ...] = ()
         self._changed_at = clock.now()
+        #: The destination was fenced, by us or perhaps by a controller before: its end is no reason for anything.
+        self.destination_fenced = False
         #: The guest ran at the destination, and then somebody stopped it there.
         self.stopped_there = False
         self._ran_there = False
@@ -65,10 +67,10 @@ class Observer:
         self._changed_at += away.seconds  # nobody is late because we were
         self._hear(intent)
         self._bound(intent, source, destination)
-        # Before the migration begins nothing of ours but a dismissal ends it; then an undo may have fenced it.
+        # Before the migration begins nothing of ours but a dismissal ends it; then a fence may have.
         untouched = not intent.dismissed and (
             intent.milestone < Milestone.MIGRATING
-            or (intent.undo is None and intent.milestone < Milestone.HANDED_OVER)
+            or (not self.destination_fenced and intent.milestone < Milestone.HANDED_OVER)
         )
         if destination.process is ProcessState.DEAD and untouched:
             self.complain("the destination's process has ended")
@@ -154,6 +156,7 @@ class Observer:
     def take_up(self, intent: Intent, noted_at: float | None) -> None:
         """Another controller watched until then: what it did not note is known between bounds only."""
         self._noted_at = noted_at
+        self.destination_fenced = intent.undo is not None
         if intent.stopped_at is not None:
             around = intent.stopped_give_or_take
             self.standstill.stopped_at(Moment(intent.stopped_at - around, intent.stopped_at + around))

@@ -117,6 +117,7 @@ class Steps:
         await self._observer.pause(0.1)
 
     async def _fence_destination(self) -> None:
+        self._observer.destination_fenced = True
         if not await self._destination.fence():
             self._ledger.note(fence_failed=True)
 
