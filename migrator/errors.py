@@ -8,6 +8,7 @@
     ├── RecordError            the record of a migration cannot be read, written or claimed
     │   └── RecordInUse        another migrator that lives holds it
     ├── JournalError           the service's journal cannot be read or written; no new work is taken
+    │   └── LeaseLost          another controller may have the right to do that; nothing was written
     ├── Fault                  an error of our own, that nobody foresaw; the log has its traceback
     ├── HostError              a host cannot be reached, or a command on it failed
     └── QemuError              something about one QEMU process
@@ -48,6 +49,10 @@ class RecordInUse(RecordError):
 
 class JournalError(MigratorError):
     """The service's journal cannot be read or written. No new work is taken until it can."""
+
+
+class LeaseLost(JournalError):
+    """A write was refused: the lease that it belongs to has ended, or another has it. Whoever held it stops."""
 
 
 class Fault(MigratorError):

@@ -14,7 +14,20 @@ from migrator.ports.qemu import (
     Tuning,
 )
 from migrator.ports.site import Carriers, HostLook, IncomingDestination, Site
-from migrator.ports.store import EventTexts, Experience, Grant, Journal, Outcome, Record, Samples, Stray
+from migrator.ports.store import (
+    EventTexts,
+    Experience,
+    Grant,
+    HeldLease,
+    Journal,
+    Lease,
+    Leases,
+    Outcome,
+    Record,
+    Samples,
+    Stray,
+    lease_margin,
+)
 
 __all__ = [
     "Carriers",
@@ -24,9 +37,12 @@ __all__ = [
     "Grant",
     "GuestConfiguration",
     "GuestProcess",
+    "HeldLease",
     "HostLook",
     "IncomingDestination",
     "Journal",
+    "Lease",
+    "Leases",
     "MigrationSettings",
     "OpenImages",
     "Outcome",
@@ -37,4 +53,5 @@ __all__ = [
     "SourceQemu",
     "Stray",
     "Tuning",
+    "lease_margin",
 ]

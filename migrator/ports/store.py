@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
 from datetime import datetime
 from typing import TYPE_CHECKING, Any, Protocol
 
@@ -76,6 +76,79 @@ class EventTexts:
     more: bool
 
 
+def lease_margin(seconds: float) -> float:
+    """How long before the end of a lease of `seconds` its holder stops acting.
+
+    By then what it began last has been answered; and two clocks differ by far less in the length of a lease.
+    """
+    return max(0.25, seconds / 6)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Lease:
+    """The right to do something alone, for a while: to plan the site (``site``), to drive a migration
+    (``migration/<id>``).
+
+    A write that is given one is refused once it does not hold, whatever its holder believes
+    (:class:`~migrator.errors.LeaseLost`). What is not a write is bound by :attr:`may_act`.
+    """
+
+    name: str
+    #: One process: a controller's id, which no other that lives has.
+    owner: str
+    #: Larger than that of everyone who had it before.
+    token: int
+    #: By :attr:`clock`: a margin (:func:`lease_margin`) before it can end for others, counted from before it was asked
+    #: for.
+    until: float
+    #: Of the holder's machine; nobody sets it, and it goes on while the machine is suspended.
+    clock: Callable[[], float] = field(repr=False, compare=False)
+
+    @property
+    def may_act(self) -> bool:
+        """Nobody else has it yet. Asked before each step that changes anything outside the journal."""
+        return self.clock() < self.until
+
+
+@dataclass(frozen=True, kw_only=True)
+class HeldLease:
+    """A lease that somebody took and has not given back; for those who look."""
+
+    name: str
+    owner: str
+    token: int
+    #: By the database's clock.
+    taken_at: datetime
+    #: Until it ends unless it is renewed; of one that has ended less than 0.
+    left_seconds: float
+
+
+class Leases(Protocol):
+    """Who may do what alone. Time is the database's: an end is compared with nothing else.
+
+    Each call is a transaction; :class:`~migrator.errors.JournalError` as of the :class:`Journal`: of one that may have
+    been carried out all the same the lease ends by itself.
+    """
+
+    async def acquire(self, name: str, *, owner: str, seconds: float) -> Lease | None:
+        """Take it, if it is free, has ended, or is `owner`'s already (who began anew); ``None``: another has it.
+
+        Its token is larger than any before.
+        """
+
+    async def renew(self, held: Sequence[Lease], *, seconds: float) -> list[Lease | None]:
+        """The same, each for another `seconds` from now on; ``None`` in place of one that does not hold any more.
+
+        One that has ended is not renewed, though nobody may have taken it: what it forbade others may have been done.
+        """
+
+    async def release(self, lease: Lease) -> None:
+        """Give it back, so that nobody has to wait for its end; one that is another's by now stays theirs."""
+
+    async def all(self) -> list[HeldLease]:
+        """Those that were taken and not given back, by name."""
+
+
 class Journal(Protocol):
     """What the service must not forget. Whatever returned is on disk; documents are plain JSON.
 
@@ -83,7 +156,10 @@ class Journal(Protocol):
     """
 
     async def save(
-        self, *documents: tuple[str, Mapping[str, Any]], events: Sequence[Mapping[str, Any]] = ()
+        self,
+        *documents: tuple[str, Mapping[str, Any]],
+        events: Sequence[Mapping[str, Any]] = (),
+        lease: Lease | None = None,
     ) -> None:
         """Write documents, all or none, each with its kind: ``migration``, ``evacuation``, ``host``.
 
@@ -92,6 +168,8 @@ class Journal(Protocol):
 
         :param events: :class:`~migrator.api.events.EventDocument` as JSON, written with them or not at all. An
             event that is there already, the same in all, is let pass; another one of its number is refused.
+        :param lease: what gives the right to write this.
+        :raise LeaseLost: it does not hold any more; nothing was written.
         """
 
     async def unfinished(self, kind: str) -> list[dict[str, Any]]:

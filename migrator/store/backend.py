@@ -73,6 +73,9 @@ class Backend(Protocol):
         :raise DATABASE_ERRORS: it cannot be known now.
         """
 
+    async def now(self, connection: AsyncConnection) -> int:
+        """Microseconds since the epoch by the clock that all who use the database share."""
+
     def remedy(self, error: BaseException) -> Remedy:
         """What helps after `error`."""
 

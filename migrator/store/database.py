@@ -18,9 +18,11 @@ from sqlalchemy.exc import IntegrityError
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from migrator.awake import patience
-from migrator.errors import JournalError, MigratorError
+from migrator.errors import JournalError, LeaseLost, MigratorError
 from migrator.faults import contained
+from migrator.ports import Lease
 from migrator.store.backend import DATABASE_ERRORS, Backend, Place, Remedy, Server
+from migrator.store.leases import holding
 from migrator.store.sqlite import SqliteFile
 
 #: Those who read at once.
@@ -40,7 +42,10 @@ class _Job:
         *,
         statement: Executable | None = None,
         rows: Sequence[Mapping[str, Any]] = (),
+        lease: Lease | None = None,
     ) -> None:
+        #: What gives the right to it; once refused it is not done any more.
+        self.lease, self.refused = lease, False
         self.work = work
         self.statement = statement
         self.rows = rows
@@ -140,23 +145,32 @@ class Database:
         ):
             return await work(connection)
 
-    async def write(self, work: Callable[[AsyncConnection], Awaitable[T]]) -> T:
+    async def now(self, connection: AsyncConnection) -> int:
+        """Microseconds since the epoch by the clock that all who use the database share."""
+        return await self._backend.now(connection)
+
+    async def write(
+        self, work: Callable[[AsyncConnection], Awaitable[T]], *, lease: Lease | None = None
+    ) -> T:
         """Do `work`; committed and on disk when this returns.
 
         Once begun it is carried on with, also when whoever asked is cancelled.
 
         :raise JournalError: it cannot be written; nothing of it was. (Of a disk or a server that does not answer at
             all nobody can know; the error says so.)
+        :raise LeaseLost: `lease`, which gives the right to it, does not hold any more; nothing was written.
         """
-        result: T = await self._do(_Job(work))
+        result: T = await self._do(_Job(work, lease=lease))
         return result
 
-    async def write_rows(self, statement: Executable, rows: Sequence[Mapping[str, Any]]) -> None:
+    async def write_rows(
+        self, statement: Executable, rows: Sequence[Mapping[str, Any]], *, lease: Lease | None = None
+    ) -> None:
         """Execute `statement` for each of `rows`, as :meth:`write` does; cheaper where many do the same.
 
         :param statement: always the same object; in which order several of them are executed is left open.
         """
-        await self._do(_Job(statement=statement, rows=rows))
+        await self._do(_Job(statement=statement, rows=rows, lease=lease))
 
     async def _do(self, job: _Job) -> Any:
         if self._closing or self._writer.done():
@@ -260,6 +274,7 @@ class Database:
                 connection.begin(),
             ):
                 await self._backend.mark(connection, batch)
+                await self._refuse(connection, jobs)
                 results = await _done(connection, jobs)
                 committing = True
         except DATABASE_ERRORS as error:
@@ -275,12 +290,29 @@ class Database:
                 raise
         return results
 
+    async def _refuse(self, connection: AsyncConnection, jobs: list[_Job]) -> None:
+        """Those whose lease does not hold; the others' will until the transaction has ended."""
+        given = {job.lease for job in jobs if job.lease is not None}
+        if not given:
+            return
+        there = await holding(connection, given, await self.now(connection))
+        for job in jobs:
+            if (lease := job.lease) is None or (lease.name, lease.owner, lease.token) in there:
+                continue
+            job.refused = True
+            job.fail(
+                LeaseLost(
+                    f"the lease {lease.name} of {lease.owner} does not hold any more: another may have it; "
+                    "nothing was written"
+                )
+            )
+
 
 async def _done(connection: AsyncConnection, jobs: list[_Job]) -> list[Any]:
     rows: dict[Executable, list[Mapping[str, Any]]] = {}
     for job in jobs:
-        if job.statement is not None:
+        if job.statement is not None and not job.refused:
             rows.setdefault(job.statement, []).extend(job.rows)
     for statement, all_rows in rows.items():
         await connection.execute(statement, all_rows)
-    return [await job.work(connection) if job.work else None for job in jobs]
+    return [await job.work(connection) if job.work and not job.refused else None for job in jobs]

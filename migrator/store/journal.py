@@ -14,10 +14,11 @@ from sqlalchemy import ColumnElement, Select, func, or_, select, update
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from migrator.errors import JournalError
-from migrator.ports import EventTexts
+from migrator.ports import EventTexts, Lease
 from migrator.store import retention, rows
 from migrator.store.backend import Place
 from migrator.store.database import Database
+from migrator.store.leases import SqlLeases
 from migrator.store.samples import SqlSamples
 from migrator.store.schema import commands, documents, events, meta
 from migrator.store.tokens import Tokens
@@ -56,6 +57,7 @@ class SqlJournal:
 
     :ivar tokens: those who may use the service, in the same database.
     :ivar samples: the figures of migrations, likewise.
+    :ivar leases: who may do what alone, likewise.
     """
 
     def __init__(self, database: Database, *, now: Callable[[], datetime]) -> None:
@@ -65,20 +67,26 @@ class SqlJournal:
         self._reserved = 0
         self.tokens = Tokens(database, now=now)
         self.samples = SqlSamples(database)
+        self.leases = SqlLeases(database)
 
     @classmethod
     async def open(
-        cls, place: Place, *, now: Callable[[], datetime] = lambda: datetime.now(UTC)
+        cls,
+        place: Place,
+        *,
+        alone: bool = True,
+        now: Callable[[], datetime] = lambda: datetime.now(UTC),
     ) -> SqlJournal:
-        """Open the journal there, a file for this service alone; it is made where there is none.
+        """Open the journal there; it is made where there is none.
 
         A disk that is full or cannot be written is no reason to leave guests alone: the journal is opened all the
         same, and :attr:`complaint` says so.
 
+        :param alone: of a file, keep every other service away from it.
         :param now: the clock; only tests need another.
         :raise JournalError: it cannot be read, another service has it open, or a newer migrator wrote it.
         """
-        journal = cls(await Database.open(place), now=now)
+        journal = cls(await Database.open(place, alone=alone), now=now)
         await journal.probe()
         return journal
 
@@ -138,16 +146,21 @@ class SqlJournal:
     # --- documents
 
     async def save(
-        self, *given: tuple[str, Mapping[str, Any]], events: Sequence[Mapping[str, Any]] = ()
+        self,
+        *given: tuple[str, Mapping[str, Any]],
+        events: Sequence[Mapping[str, Any]] = (),
+        lease: Lease | None = None,
     ) -> None:
         """See :meth:`migrator.ports.Journal.save`."""
         written = [rows.document_row(kind, document) for kind, document in given]
         if events:
-            await self._save_all(written, [rows.event_row(event) for event in events])
+            await self._save_all(written, [rows.event_row(event) for event in events], lease)
         elif written:
-            await self._database.write_rows(self._statements.upsert_document, written)
+            await self._database.write_rows(self._statements.upsert_document, written, lease=lease)
 
-    async def _save_all(self, written: Sequence[dict[str, Any]], told: Sequence[dict[str, Any]]) -> None:
+    async def _save_all(
+        self, written: Sequence[dict[str, Any]], told: Sequence[dict[str, Any]], lease: Lease | None
+    ) -> None:
         reserved = self._reserved
         last = max(row["event_id"] for row in told)
         if last + _RESERVED // 2 > reserved:
@@ -160,7 +173,7 @@ class SqlJournal:
             if reserved != self._reserved:
                 await rows.keep_last_event_id(connection, reserved)
 
-        await self._database.write(write)
+        await self._database.write(write, lease=lease)
         self._reserved = max(reserved, self._reserved)
 
     async def unfinished(self, kind: str) -> list[dict[str, Any]]:

@@ -36,6 +36,8 @@ _PATIENCE_SECONDS = 12.0
 #: One transaction at a time looks at the schema and changes it, whichever process it is of.
 _UPGRADING = 0x6D69677261746F72  # "migrator"
 
+#: Of this instant, not of the transaction's beginning.
+_NOW = text("SELECT CAST(extract(epoch FROM clock_timestamp()) * 1000000 AS bigint)")
 _lock_schema = text("SELECT pg_advisory_xact_lock(:key)").bindparams(bindparam("key", type_=BigInteger))
 #: What is left of the writer's own connections that were given up: nothing of them is carried out after this.
 _end_own = text(
@@ -161,11 +163,14 @@ class PostgresServer:
             )
             return bool(found.scalar() == batch)
 
+    async def now(self, connection: AsyncConnection) -> int:
+        return int((await connection.execute(_NOW)).scalar_one())
+
     def remedy(self, error: BaseException) -> Remedy:
         state = _state(error)
         if isinstance(error, DBAPIError) and error.connection_invalidated:
             return Remedy.RETRY
-        if isinstance(error, OSError) or state[:2] in _LOST or state in _ELSEWHERE:
+        if isinstance(error, OSError) or state[:2] in _LOST or state in _ELSEWHERE or state == _DEADLOCK:
             return Remedy.RETRY
         return Remedy.WAIT if state else Remedy.RECONNECT
 
@@ -204,6 +209,8 @@ _MARK = _insert_writer.on_conflict_do_update(
 _LOST = {"08"}
 #: The server is being stopped or started, or takes no writes (any more): another may by now.
 _ELSEWHERE = {"57P01", "57P02", "57P03", "25006"}
+#: Two who wait for each other's rows, of whom the server let one go on.
+_DEADLOCK = "40P01"
 #: By PostgreSQL's code of an error, or its class.
 _WORDS = {
     "08": "the connection to the server was lost",

@@ -10,7 +10,7 @@ from sqlalchemy import Dialect, Executable, Table, func, null, select
 from sqlalchemy.dialects import postgresql, sqlite
 from sqlalchemy.ext.asyncio import AsyncConnection
 
-from migrator.store.schema import commands, documents, events, meta, samples
+from migrator.store.schema import commands, documents, events, leases, meta, samples
 from migrator.text import as_json, writable
 
 _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
@@ -95,6 +95,7 @@ class Statements:
         self.upsert_meta: Executable = value.on_conflict_do_update(
             index_elements=["key"], set_={"value": value.excluded.value}
         )
+        self.new_lease: Executable = insert(leases).on_conflict_do_nothing()
         self.insert_sample: Executable = insert(samples).on_conflict_do_nothing()
 
 

@@ -9,6 +9,7 @@ import asyncio
 import fcntl
 import os
 import sqlite3
+import time
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager, closing
 from pathlib import Path
@@ -90,6 +91,9 @@ class SqliteFile:
 
     async def committed(self, engine: AsyncEngine, batch: int) -> bool:  # noqa: ARG002 - the port's
         return False
+
+    async def now(self, connection: AsyncConnection) -> int:  # noqa: ARG002 - the port's
+        return time.time_ns() // 1000  # all who use it are on this machine
 
     def remedy(self, error: BaseException) -> Remedy:
         code = _code(error)

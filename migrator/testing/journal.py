@@ -10,8 +10,9 @@ from types import TracebackType
 from typing import Any, Self
 
 from migrator.engine.commands.dispatcher import Claim
-from migrator.errors import JournalError
-from migrator.ports import EventTexts
+from migrator.errors import JournalError, LeaseLost
+from migrator.ports import EventTexts, Lease
+from migrator.testing.leases import MemoryLeases
 from migrator.text import as_json, writable
 
 #: As in the one on disk.
@@ -31,6 +32,7 @@ class MemoryJournal:
     :ivar pause: awaited in every call before it does anything, with what is called: as with a disk, others go on
         meanwhile. Tests put there what they want to happen then; what it raises, the call raises.
     :ivar unreadable: while it is not empty every read fails and says so.
+    :ivar leases: see :class:`migrator.testing.leases.MemoryLeases`.
     :ivar commands: by key, for tests that look: ``verb``, ``hash``, ``body``, ``caller``, ``reply``, ``at``.
     """
 
@@ -44,6 +46,7 @@ class MemoryJournal:
         self.commands: dict[str, dict[str, Any]] = {}
         self._last_event_id = 0
         self._reserved = 0
+        self.leases = MemoryLeases(self)
 
     async def __aenter__(self) -> Self:
         return self
@@ -61,6 +64,14 @@ class MemoryJournal:
         self.complaint = self.broken
         return self.complaint
 
+    async def write(self, call: str) -> None:
+        """As every write begins.
+
+        :raise JournalError: it is :attr:`broken`.
+        """
+        await self.pause(call)
+        self._write()
+
     def _write(self) -> None:
         self.complaint = self.broken
         if self.broken:
@@ -72,12 +83,17 @@ class MemoryJournal:
             raise JournalError(self.unreadable)
 
     async def save(
-        self, *given: tuple[str, Mapping[str, Any]], events: Sequence[Mapping[str, Any]] = ()
+        self,
+        *given: tuple[str, Mapping[str, Any]],
+        events: Sequence[Mapping[str, Any]] = (),
+        lease: Lease | None = None,
     ) -> None:
         await self.pause("save")
         rows = {(kind, document["id"]): as_json(document) for kind, document in given}
         told = [(event["event_id"], as_json(event)) for event in events]
         self._write()
+        if lease is not None and not self.leases.holds(lease):
+            raise LeaseLost(f"the lease {lease.name} of {lease.owner} does not hold any more")
         for number, body in told:
             if {self._events.get(number, body), dict(told)[number]} != {body}:
                 raise JournalError(f"the journal has another event {number} already")

@@ -13,6 +13,7 @@ from migrator.api.events import Event, EventKind, Subject
 from migrator.engine.event_bus import EventBus
 from migrator.engine.journal_writer import JournalWriter
 from migrator.errors import JournalError
+from migrator.ports import Lease
 from migrator.testing.journal import MemoryJournal
 from tests.some_events import host_state, of_migration
 
@@ -28,12 +29,15 @@ class SlowJournal(MemoryJournal):
         self.refused: set[int] = set()
 
     async def save(
-        self, *given: tuple[str, Mapping[str, Any]], events: Sequence[Mapping[str, Any]] = ()
+        self,
+        *given: tuple[str, Mapping[str, Any]],
+        events: Sequence[Mapping[str, Any]] = (),
+        lease: Lease | None = None,
     ) -> None:
         await self.free.wait()
         if self.refused & {event["event_id"] for event in events}:
             raise JournalError("no such event")
-        await super().save(*given, events=events)
+        await super().save(*given, events=events, lease=lease)
 
 
 class Site:

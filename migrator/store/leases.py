@@ -1,0 +1,136 @@
+"""Leases in the journal: who may plan the site, who drives a migration, one at a time, for as long as it is renewed.
+
+Time is the database's. What a lease allows is checked where it matters: in the transaction of the write itself.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterable, Sequence
+from typing import TYPE_CHECKING, Any
+
+from sqlalchemy import ColumnElement, select, tuple_, update
+from sqlalchemy.ext.asyncio import AsyncConnection
+
+from migrator.ports import HeldLease, Lease, lease_margin
+from migrator.store.rows import moment, statements
+from migrator.store.schema import leases
+
+if TYPE_CHECKING:
+    from migrator.store.database import Database
+
+
+def monotonic() -> float:
+    """Seconds of a clock that nobody sets, and that goes on while the machine is suspended."""
+    return time.clock_gettime(time.CLOCK_BOOTTIME)
+
+
+class SqlLeases:
+    """See :class:`migrator.ports.Leases`.
+
+    :ivar clock: the holder's own; only tests need another.
+    """
+
+    def __init__(self, database: Database, *, clock: Callable[[], float] = monotonic) -> None:
+        self._database = database
+        self.clock = clock
+
+    async def acquire(self, name: str, *, owner: str, seconds: float) -> Lease | None:
+        """See :meth:`migrator.ports.Leases.acquire`."""
+        asked_at = self.clock()
+        length = round(seconds * 1e6)
+
+        async def write(connection: AsyncConnection) -> int | None:
+            there = await _locked(connection, name)
+            if there is None:
+                nobody = {"name": name, "owner": "", "token": 0, "taken_at": 0, "ends_at": 0}
+                await connection.execute(statements(connection.dialect).new_lease, nobody)
+                there = await _locked(connection, name)
+            # After the lock, which may have been waited for.
+            now = await self._database.now(connection)
+            if there.owner not in ("", owner) and there.ends_at > now:
+                return None
+            token = int(there.token) + 1
+            changed = {"owner": owner, "token": token, "taken_at": now, "ends_at": now + length}
+            await connection.execute(update(leases).where(leases.c.name == name).values(changed))
+            return token
+
+        token = await self._database.write(write)
+        return None if token is None else self._lease(name, owner, token, asked_at, seconds)
+
+    async def renew(self, held: Sequence[Lease], *, seconds: float) -> list[Lease | None]:
+        """See :meth:`migrator.ports.Leases.renew`."""
+        if not held:
+            return []
+        asked_at = self.clock()
+        length = round(seconds * 1e6)
+
+        async def write(connection: AsyncConnection) -> set[tuple[str, str, int]]:
+            now = await self._database.now(connection)
+            changed = update(leases).where(_these(held), leases.c.ends_at > now).values(ends_at=now + length)
+            found = await connection.execute(changed.returning(leases.c.name, leases.c.owner, leases.c.token))
+            return {(row.name, row.owner, row.token) for row in found}
+
+        renewed = await self._database.write(write)
+        return [
+            self._lease(each.name, each.owner, each.token, asked_at, seconds)
+            if (each.name, each.owner, each.token) in renewed
+            else None
+            for each in held
+        ]
+
+    async def release(self, lease: Lease) -> None:
+        """See :meth:`migrator.ports.Leases.release`."""
+        statement = update(leases).where(_these([lease])).values(owner="", ends_at=0)
+
+        async def write(connection: AsyncConnection) -> None:
+            await connection.execute(statement)
+
+        await self._database.write(write)
+
+    async def all(self) -> list[HeldLease]:
+        """See :meth:`migrator.ports.Leases.all`."""
+
+        async def read(connection: AsyncConnection) -> list[HeldLease]:
+            now = await self._database.now(connection)
+            found = await connection.execute(
+                select(leases).where(leases.c.owner != "").order_by(leases.c.name)
+            )
+            return [
+                HeldLease(
+                    name=row.name,
+                    owner=row.owner,
+                    token=row.token,
+                    taken_at=moment(row.taken_at),
+                    left_seconds=(row.ends_at - now) / 1e6,
+                )
+                for row in found
+            ]
+
+        return await self._database.read(read)
+
+    def _lease(self, name: str, owner: str, token: int, asked_at: float, seconds: float) -> Lease:
+        until = asked_at + seconds - lease_margin(seconds)
+        return Lease(name=name, owner=owner, token=token, until=until, clock=self.clock)
+
+
+async def _locked(connection: AsyncConnection, name: str) -> Any:
+    found = await connection.execute(select(leases).where(leases.c.name == name).with_for_update())
+    return found.one_or_none()
+
+
+async def holding(connection: AsyncConnection, given: Iterable[Lease], now: int) -> set[tuple[str, str, int]]:
+    """Those of the given leases that hold, and will until the transaction on `connection` has ended.
+
+    Whoever wants to take one of them over waits for that.
+    """
+    query = select(leases.c.name, leases.c.owner, leases.c.token)
+    # In one order, so that two who check several never wait for each other.
+    query = query.where(_these(given), leases.c.ends_at > now).order_by(leases.c.name)
+    found = await connection.execute(query.with_for_update(read=True))
+    return {(row.name, row.owner, row.token) for row in found}
+
+
+def _these(given: Iterable[Lease]) -> ColumnElement[bool]:
+    identity = tuple_(leases.c.name, leases.c.owner, leases.c.token)
+    return identity.in_([(each.name, each.owner, each.token) for each in given])
