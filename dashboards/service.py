@@ -125,6 +125,15 @@ def _own() -> list[Any]:
             query(f"increase(migrator_faults_total{{{ALL}}}[$__rate_interval])", "{{instance}}"),
         ),
         curves(
+            "Safety invariants broken",
+            "Anything but 0 is an emergency: the migration is held, and its guest may run twice or nowhere.",
+            "short",
+            query(
+                f"sum by (invariant) (increase(migrator_invariant_violations_total{{{ALL}}}[$__rate_interval]))",
+                "{{invariant}}",
+            ),
+        ),
+        curves(
             "Journal, errors",
             "A second.",
             "ops",

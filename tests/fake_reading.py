@@ -80,9 +80,9 @@ class FakeReading:
             self.evacuations_by_id.pop(document.id, None)
         self.bus.publish(EvacuationStateChanged(evacuation=document))
 
-    def decide(self, identifier: str, action: str) -> None:
+    def decide(self, identifier: str, action: str, **numbers: Any) -> None:
         """Say a decision."""
-        decision = DecisionDocument(at_seconds=1.0, action=action, reason="because")
+        decision = DecisionDocument(at_seconds=1.0, action=action, reason="because", numbers=numbers)
         self.bus.publish(DecisionTaken(migration=identifier, decision=decision))
 
     # What is asked of it -----------------------------------------------------------------------------------

@@ -16,6 +16,7 @@ from functools import cache
 from typing import NamedTuple
 
 from migrator.core.migration.answer_review import AnswerReview, review_answer, with_answer
+from migrator.core.migration.invariants import violations
 from migrator.core.migration.lifecycle import Next, Step, can_cancel, decide
 from migrator.core.migration.situation import (
     DestinationIs,
@@ -440,6 +441,9 @@ def decided(  # noqa: C901 - one case a step
         intent = _but(intent, undo=State.CANCELLED)
     here = source_is(source)
     answer = _decide(intent, source, destination, overdue)
+    if intent.said is None and answer.state is not State.HELD:
+        for each in violations(intent, source, destination):
+            raise Broken(f"{answer.row}: {each.invariant} is broken, and nothing holds the migration")
     failed = {} if intent.undo else {"undo": State.FAILED}
     if answer.step in (Step.CANCEL, Step.REVIVE, Step.RESUME, Step.RESTORE, Step.FENCE_DESTINATION):
         intent = _but(intent, **failed)

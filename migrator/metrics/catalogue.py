@@ -8,6 +8,7 @@ from enum import StrEnum
 
 from migrator.core.inventory import HostState
 from migrator.core.migration.convergence import ActionKind
+from migrator.core.migration.invariants import VIOLATED, Invariant
 from migrator.core.migration.lifecycle import Step
 from migrator.core.model import Mode, State
 
@@ -44,10 +45,13 @@ ACTIONS = (
             *map(str, Step),
             *("ceiling-exceeded", "held", "no-postcopy", "park", "resolve"),
             *("run-state", "take-up", "too-late", "undo"),
+            VIOLATED,
         }
     ),
     OTHER,
 )
+#: Safety invariants of a migration.
+INVARIANTS = (*(str(invariant) for invariant in Invariant), OTHER)
 #: As the errors of the QMP layer are called.
 QMP_ERRORS = ("unreachable", "occupied", "timed-out", "strange-answer", "command-failed", OTHER)
 SPAN_RESULTS = ("sent", "dropped")
@@ -140,6 +144,12 @@ COUNTED = (
         "Decisions of the controller; other stands for an action that this list does not know.",
         "action",
         series=str(len(ACTIONS)),
+    ),
+    _counter(
+        "migrator_invariant_violations_total",
+        "Migrations that were held because both ends broke a safety invariant; anything but 0 is an emergency.",
+        "invariant",
+        series=str(len(INVARIANTS)),
     ),
     _counter(
         "migrator_qmp_errors_total",

@@ -19,6 +19,7 @@ from migrator.api.events import (
     MigrationStateChanged,
 )
 from migrator.core.migration.guest_impact import standstill_at_least
+from migrator.core.migration.invariants import VIOLATED
 from migrator.core.model import Mode, State
 from migrator.metrics import catalogue as words
 from migrator.metrics.catalogue import BY_NAME
@@ -77,6 +78,7 @@ class Counted:
         self._evacuations = self._counter("evacuations_total", words.EVACUATION_RESULTS)
         self._commands = self._counter("commands_total", words.INTERFACES, words.VERBS, words.COMMAND_RESULTS)
         self._decisions = self._counter("decisions_total", words.ACTIONS)
+        self._violations = self._counter("invariant_violations_total", words.INVARIANTS)
         self._qmp_errors = self._counter("qmp_errors_total", words.QMP_ERRORS)
         self._journal_errors = self._counter("journal_errors_total", words.JOURNAL_OPERATIONS)
         self._faults = self._counter("faults_total")
@@ -174,6 +176,10 @@ class Counted:
     def _decision(self, event: DecisionTaken) -> None:
         action = event.decision.action if event.decision.action in words.ACTIONS else words.OTHER
         self._decisions.labels(action).inc(exemplar={"migration": event.migration})
+        if action == VIOLATED:
+            broken = str(event.decision.numbers.get("invariant"))
+            known = broken if broken in words.INVARIANTS else words.OTHER
+            self._violations.labels(known).inc(exemplar={"migration": event.migration})
         if event.migration not in self._counted:
             self._course(event.migration).decisions[action] = self._now()
 

@@ -20,6 +20,7 @@ from migrator.api.documents import EvacuationGuest
 from migrator.api.events import EventKind
 from migrator.core.drain.states import EvacuationState, GuestStanding
 from migrator.core.inventory import HostState
+from migrator.core.migration.invariants import VIOLATED
 from migrator.core.model import State
 from migrator.metrics import Metrics, Probes
 from migrator.metrics.catalogue import BY_NAME
@@ -270,6 +271,7 @@ async def _break_everything(site: Site, prometheus: Prometheus) -> None:
     reading.hosts_by_name["host-2"] = a_host(
         "host-2", up=False, guests_undriven=1, guests_duplicate=["guest-1"]
     )
+    reading.decide("h", VIOLATED, invariant="never-two")
     site.broker = site.lease = False
     site.metrics.mqtt_session_taken()
     site.complaint = "disk full"

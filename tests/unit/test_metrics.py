@@ -22,6 +22,7 @@ from migrator.api.documents import EvacuationGuest
 from migrator.api.events import EventKind
 from migrator.core.drain.states import EvacuationState, GuestStanding
 from migrator.core.migration.convergence import ActionKind
+from migrator.core.migration.invariants import VIOLATED
 from migrator.core.migration.lifecycle import Step
 from migrator.core.model import Mode, State
 from migrator.metrics import Metrics, catalogue, document
@@ -60,7 +61,7 @@ def _busy(service: Service) -> None:
 def _decided() -> set[str]:
     """Actions of decisions as they are written in the engine."""
     engine = Path(__file__).parent.parent.parent / "migrator" / "engine"
-    found = {str(act) for act in ActionKind} | {str(step) for step in Step}
+    found = {str(act) for act in ActionKind} | {str(step) for step in Step} | {VIOLATED}
     for path in engine.rglob("*.py"):
         found |= set(re.findall(r'(?:\.decide|tell)\(\s*"([a-z-]+)"', path.read_text(encoding="utf-8")))
     assert {"take-up", "held", "wait", "no-postcopy"} <= found
@@ -274,6 +275,14 @@ async def test_words_that_nobody_knows_make_no_new_series(service: Service) -> N
     values = await service.values()
     assert len(values["migrator_qmp_command_duration_seconds_count"]) == catalogue.MOST_COMMANDS
     assert sum(values["migrator_qmp_command_duration_seconds_count"].values()) == 200
+
+
+async def test_an_invariant_that_is_broken_is_counted_by_its_name(service: Service) -> None:
+    assert await service.value("invariant_violations_total", invariant="never-two") == 0
+    service.reading.decide("m1", VIOLATED, invariant="never-two")
+    service.reading.decide("m1", VIOLATED, invariant="of a later version")
+    assert await service.value("invariant_violations_total", invariant="never-two") == 1
+    assert await service.value("invariant_violations_total", invariant="other") == 1
 
 
 async def test_evacuations_are_counted_at_their_end_once(service: Service) -> None:

@@ -162,11 +162,11 @@ def _follow(intent: Intent, source: View, destination: View) -> tuple[tuple[Next
         if answer.step in (Step.END, Step.WAIT, Step.SWITCH) or len(steps) == _STEPS_AT_MOST:
             return tuple(steps), answer
         steps.append(answer)
-        intent, source, destination = _after(answer.step, intent, source, destination)
+        intent, source, destination = after(answer.step, intent, source, destination)
 
 
-def _after(step: Step, intent: Intent, source: View, destination: View) -> tuple[Intent, View, View]:
-    """What a step that succeeds leaves behind."""
+def after(step: Step, intent: Intent, source: View, destination: View) -> tuple[Intent, View, View]:
+    """Return intent and views as a step that succeeds leaves them."""
     run = RunState.RUNNING if intent.guest_runs else RunState.PAUSED
     undone = replace(intent, undo=intent.undo or State.FAILED)
     match step:
@@ -174,6 +174,9 @@ def _after(step: Step, intent: Intent, source: View, destination: View) -> tuple
             return undone, source, _dead(destination)
         case Step.FENCE_SOURCE:
             return intent, _dead(source), destination
+        case Step.SWITCH:
+            switching = replace(intent, milestone=max(intent.milestone, Milestone.SWITCHING))
+            return switching, replace(source, status=MigrationStatus.DEVICE), destination
         case Step.HAND_OVER:
             handed = replace(intent, milestone=max(intent.milestone, Milestone.HANDED_OVER))
             return handed, source, replace(destination, run=RunState.RUNNING)

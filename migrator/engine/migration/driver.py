@@ -6,7 +6,7 @@ from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import replace
 from typing import Any
 
-from migrator.core.migration import answer_review, convergence, lifecycle
+from migrator.core.migration import answer_review, convergence, invariants, lifecycle
 from migrator.core.migration.lifecycle import Next, Step
 from migrator.core.migration.situation import Intent, Milestone, OperatorAnswer, SourceIs, source_is
 from migrator.core.model import (
@@ -288,7 +288,9 @@ class MigrationDriver(DriverState):
             self._noting.run_there(destination)
             if self._cancel_wanted and self._ledger.intent.undo is None:
                 self._consider_cancel(source)
-            answer = lifecycle.decide(self._ledger.intent, source, destination, overdue=overdue)
+            intent = self._ledger.intent
+            answer = lifecycle.decide(intent, source, destination, overdue=overdue)
+            answer = invariants.guarded(answer, intent, source, destination)
             self._report(lifecycle.state_of(self._ledger.intent, source, destination), source.sample)
             if answer.state is State.HELD and not self._confirmed(answer):
                 await self._observer.pause(0.1)
@@ -364,6 +366,8 @@ class MigrationDriver(DriverState):
                 result.held_until = answer_review.awaited_actions(
                     self._ledger.intent, *self._last, answer.row
                 )
+                for each in invariants.violations(self._ledger.intent, *self._last):
+                    self._ledger.decide(invariants.VIOLATED, each.why, {"invariant": each.invariant})
             if self._ledger.intent.said is not None:
                 self._ledger.note(said=None, said_off=False)  # it was said of what was there then
             self._ledger.decide("held", answer.why)

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, TypeVar
 from migrator import logs
 from migrator.api.documents import ResolutionDocument
 from migrator.core.migration.answer_review import awaited_actions
+from migrator.core.migration.invariants import Invariant
 from migrator.core.migration.lifecycle import Step, decide
 from migrator.core.model import ProcessState, State, View
 from migrator.engine.migration import resolution
@@ -88,6 +89,9 @@ class HeldMigrations:
         if held.record is None:
             return True  # what both ends show now is said; nothing is done
         answer = decide(held.intent, *now)
+        if job.result.held_code in set(Invariant):
+            job.shown = now  # both ends may not go on by themselves: that is for a person to say
+            return False
         if answer.state is State.HELD:
             code = held.held_code and answer.row
             until = awaited_actions(held.intent, *now, code)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
+from migrator.core.migration.invariants import Invariant
 from migrator.core.migration.situation import Intent, Milestone
 from migrator.engine.migration import cleanup, missing_record
 from migrator.engine.migration.services import EndLocation
@@ -28,8 +29,8 @@ async def take_up(job: MigrationSession) -> None:
     Its record says how far it got. Without one it begins anew where the journal says that there never was one, and
     is held where there was: nothing is done to either end then.
     """
-    if job.result.held_code == missing_record.ORPHANED:
-        return  # only a person knows what it was
+    if job.result.held_code == missing_record.ORPHANED or job.result.held_code in set(Invariant):
+        return  # only a person knows what it was, or may say that it goes on
     try:
         left = job.means.records.take_up(job.id)
     except RecordInUse as error:
