@@ -15,7 +15,7 @@ from migrator.core.inventory import Guest
 from migrator.core.model import Severity, State
 from migrator.core.policy import builtin
 from migrator.engine.migration.driver import MigrationDriver
-from migrator.hosts.access import Access
+from migrator.hosts.access import HostAccess
 from migrator.hosts.local import LocalAccess
 from migrator.hosts.site_config import HostConfig
 from migrator.qemu.source import SourceEndpoint
@@ -36,7 +36,7 @@ class Site:
 
     def __init__(self, lab: Lab) -> None:
         self.lab, self.directory = lab, lab.directory
-        self.hosts: dict[str, tuple[Access, HostConfig]] = {
+        self.hosts: dict[str, tuple[HostAccess, HostConfig]] = {
             name: (LocalAccess(name), HostConfig(name=name)) for name in ("alpha", "beta")
         }
         #: How QEMUs are started; a test may change it.
@@ -65,7 +65,7 @@ class Site:
             self.hosts[name] = access, replace(config, qemu=str(binary))
         self.join()
 
-    def reached_by(self, access: Access) -> None:
+    def reached_by(self, access: HostAccess) -> None:
         """Reach beta by other means."""
         self.hosts["beta"] = access, self.hosts["beta"][1]
         self.join()

@@ -24,17 +24,17 @@ class Carriers:
         address = self._addresses[host]
         if address.kind != "ssh" and not (opened := _opened(pid)):
             return GuestTaps(taps=None if opened is None else ())
-        from migrator.hosts.carriers import read_carriers  # noqa: PLC0415 - few guests of this command have a tap
+        from migrator.hosts.guest_network import read_guest_taps  # noqa: PLC0415 - few guests of this command have a tap
         from migrator.hosts.local import LocalAccess  # noqa: PLC0415 - likewise
 
         if address.kind == "ssh":
             access = self._over_ssh.access(address)
-            return (await read_carriers(access, [pid]))[pid]
+            return (await read_guest_taps(access, [pid]))[pid]
         elsewhere = _in_another_network(pid)
         if elsewhere is None:
             return GuestTaps()
         local = LocalAccess(host, ("nsenter", f"--net=/proc/{pid}/ns/net", "--") if elsewhere else ())
-        return (await read_carriers(local, [pid]))[pid]
+        return (await read_guest_taps(local, [pid]))[pid]
 
 
 def _opened(pid: int) -> list[str] | None:

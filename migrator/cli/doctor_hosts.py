@@ -13,7 +13,7 @@ from migrator.cli.diagnosis import Check, fail, ok, warn
 from migrator.cli.doctor_service import Running
 from migrator.core.inventory import HostFacts
 from migrator.errors import HostError, MigratorError
-from migrator.hosts.access import Access, Output
+from migrator.hosts.access import HostAccess, Output
 from migrator.hosts.facts import read_facts
 from migrator.hosts.site_config import access
 from migrator.hosts.sockets import FoundSocket, find_sockets
@@ -119,7 +119,7 @@ async def _host(host: HostSettings, settings: Settings, service: Running, looks:
     return [_summary(about, host, look), *complaints]
 
 
-async def _look(host: HostSettings, way: Access, patterns: Sequence[str]) -> _Look:
+async def _look(host: HostSettings, way: HostAccess, patterns: Sequence[str]) -> _Look:
     facts = await read_facts(way, address=host.address, qemus=[host.qemu] if host.qemu else [])
     began, clock = time.monotonic(), time.time()
     words = ["sh", "-s", "--", host.run_dir, host.log_dir, *_NEEDED, *_USEFUL]

@@ -28,7 +28,7 @@ class Output:
         return " ".join(self.stderr.decode(errors="replace").split())[-500:]
 
 
-class Access(Protocol):
+class HostAccess(Protocol):
     """One host. Every call raises :class:`~migrator.errors.HostError` when the host cannot be reached in time."""
 
     name: str

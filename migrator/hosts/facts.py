@@ -8,10 +8,10 @@ from dataclasses import dataclass, field
 
 from migrator.core.inventory import HostFacts
 from migrator.errors import HostError
-from migrator.hosts import bound
-from migrator.hosts.access import Access
-from migrator.hosts.carriers import SHOW_LINKS, SHOW_VLANS, parse_links
-from migrator.hosts.understanding import interfaces, number, understood
+from migrator.hosts import bound_ports
+from migrator.hosts.access import HostAccess
+from migrator.hosts.guest_network import SHOW_LINKS, SHOW_VLANS, parse_links
+from migrator.hosts.host_output import interfaces, number, reading_output
 from migrator.text import writable
 
 #: What TCP over IPv4 with time stamps, and Ethernet below it, leave of a link's speed at an MTU of 1500.
@@ -52,7 +52,7 @@ for d in /sys/class/net/*; do
 done
 section sockets
 """
-    + bound.SOCKETS
+    + bound_ports.SOCKETS
     + rb"""
 section mine; getent ahosts "$address"
 section qemus
@@ -83,7 +83,7 @@ class _Link:
 
 
 async def read_facts(
-    access: Access, *, address: str, qemus: Sequence[str] = (), timeout: float = 20.0
+    access: HostAccess, *, address: str, qemus: Sequence[str] = (), timeout: float = 20.0
 ) -> HostFacts:
     """Read them in one command; what this host does not tell is left at its default.
 
@@ -94,7 +94,7 @@ async def read_facts(
     output = await access.run(["sh", "-s", "--", address, *qemus], stdin=_SCRIPT, timeout=timeout)
     if "\n@@end\n" not in output.text:
         raise HostError(access.name, f"its facts cannot be read: {output.complaint or 'no answer'}")
-    with understood(access.name, "itself"):
+    with reading_output(access.name, "itself"):
         return parse(output.text)
 
 
@@ -134,7 +134,7 @@ def parse(text: str) -> HostFacts:
         interfaces=frozenset(links),
         bridges=frozenset(name for name, link in links.items() if link.bridge),
         links=parse_links(sections.get("links", ""), sections.get("vlans", "")),
-        ports=bound.sockets(sections.get("sockets", "")),
+        ports=bound_ports.parse_sockets(sections.get("sockets", "")),
         addresses=frozenset(address for link in links.values() for address in link.addresses),
         systemd="systemd" in has,
         boot_id=writable(sections.get("boot", "").strip(), 256),

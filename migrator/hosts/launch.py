@@ -12,7 +12,7 @@ from typing import Any
 
 from migrator import logs
 from migrator.errors import HostError, MigratorError
-from migrator.hosts.access import Access
+from migrator.hosts.access import HostAccess
 from migrator.hosts.new_files import remove_files, remove_memory
 from migrator.ports import GuestProcess
 
@@ -102,7 +102,7 @@ rm -rf -- "$1"
 
 
 @dataclass(frozen=True, kw_only=True)
-class Like:
+class LaunchProfile:
     """What a QEMU is to be beside its command line."""
 
     #: Put before its command line: it makes the process so, and becomes it.
@@ -112,16 +112,16 @@ class Like:
     properties: Sequence[str] = ()
 
 
-_AS_WE_ARE = Like()
+_AS_WE_ARE = LaunchProfile()
 
 
 @dataclass(frozen=True, kw_only=True)
-class Nest:
-    """The place of one QEMU on its host."""
+class RunDirectory:
+    """The run directory of one QEMU on its host, with the log and the unit that belong to it."""
 
-    #: Only its owner may enter it; sockets and the pid file are in it, and it goes with the process.
-    run_directory: str
-    #: What it says on its standard error; kept.
+    #: Only its owner may enter it; sockets and the pid file are in it, and it is removed with the process.
+    path: str
+    #: File that its standard error is appended to; kept.
     log: str
     #: Name of its transient unit; empty where it has none.
     unit: str = ""
@@ -129,7 +129,7 @@ class Nest:
     @property
     def pid_file(self) -> str:
         """Where it writes its pid."""
-        return f"{self.run_directory}/qemu.pid"
+        return f"{self.path}/qemu.pid"
 
 
 class Launcher:
@@ -146,7 +146,7 @@ class Launcher:
 
     def __init__(
         self,
-        host: Access,
+        host: HostAccess,
         *,
         base: str = "",
         log_directory: str = "",
@@ -183,7 +183,7 @@ class Launcher:
         await self._settle()
         return self._base
 
-    async def make_nest(self, migration: str, *, other_user: bool = False) -> Nest:
+    async def make_run_directory(self, migration: str, *, other_user: bool = False) -> RunDirectory:
         """Make a run directory (0700) and choose the log.
 
         :param migration: id of the migration it is for.
@@ -194,39 +194,39 @@ class Launcher:
         short = re.sub(r"[^A-Za-z0-9._-]", "-", migration)[:_LABEL_CHARACTERS].strip(".-") or "guest"
         mark = "".join(secrets.choice(string.ascii_letters + string.digits) for _ in range(6))
         # Named here, so that it can be removed whatever became of the command that makes it.
-        nest = self.nest(f"{self._base.rstrip('/')}/{short}-{mark}", self._log_directory)
-        if len(f"{nest.run_directory}/control.qmp".encode()) > SOCKET_PATH_BYTES:
+        run_dir = self.run_directory(f"{self._base.rstrip('/')}/{short}-{mark}", self._log_directory)
+        if len(f"{run_dir.path}/control.qmp".encode()) > SOCKET_PATH_BYTES:
             raise HostError(
                 self.host.name,
                 f"{self._base} is too long for the path of a socket; configure a shorter directory",
             )
         try:
-            where = (self._base, self._log_directory, nest.run_directory)
+            where = (self._base, self._log_directory, run_dir.path)
             await self._run("sh", "-c", _MAKE, "sh", *where, migration, "open" if other_user else "")
         except BaseException:
-            await certainly(self.remove(nest), name=f"remove {nest.run_directory}")
+            await finish_cleanup(self.remove(run_dir), name=f"remove {run_dir.path}")
             raise
-        return nest
+        return run_dir
 
-    def nest(self, run_directory: str, log_directory: str) -> Nest:
+    def run_directory(self, run_directory: str, log_directory: str) -> RunDirectory:
         """The place of the QEMU whose directory that is."""
         name = run_directory.rpartition("/")[2]
         unit = f"migrator-guest-{name}.service" if self._systemd else ""
-        return Nest(run_directory=run_directory, log=f"{log_directory}/{name}.log", unit=unit)
+        return RunDirectory(path=run_directory, log=f"{log_directory}/{name}.log", unit=unit)
 
-    async def nests_of(self, migration: str) -> list[Nest]:
-        """The nests that were made for a migration and are still there.
+    async def run_directories_of(self, migration: str) -> list[RunDirectory]:
+        """The run directories that were made for a migration and are still there.
 
         :raise HostError: when the host cannot be asked.
         """
-        nests = []
+        run_dirs = []
         for base, log_directory in await self.places():
             found = await self._run("sh", "-c", _OF_MIGRATION, "sh", base, migration)
-            nests += [self.nest(path, log_directory) for path in found.split("\0")[:-1]]
-        return nests
+            run_dirs += [self.run_directory(path, log_directory) for path in found.split("\0")[:-1]]
+        return run_dirs
 
-    async def nest_at(self, socket: str) -> Nest | None:
-        """The nest that a socket is in; ``None`` when it is in none of ours.
+    async def run_directory_at(self, socket: str) -> RunDirectory | None:
+        """The run directory that a socket is in; ``None`` when it is in none of ours.
 
         :raise HostError: when the host cannot be asked.
         """
@@ -235,11 +235,18 @@ class Launcher:
         if not re.search(r"-[A-Za-z0-9]{6}$", directory):
             return None
         above = directory.rpartition("/")[0]
-        found = (self.nest(directory, log) for base, log in self._places if above == base.rstrip("/"))
+        found = (
+            self.run_directory(directory, log) for base, log in self._places if above == base.rstrip("/")
+        )
         return next(found, None)
 
     async def start(
-        self, nest: Nest, argv: Sequence[str], *, by_itself: bool = False, like: Like = _AS_WE_ARE
+        self,
+        run_dir: RunDirectory,
+        argv: Sequence[str],
+        *,
+        by_itself: bool = False,
+        like: LaunchProfile = _AS_WE_ARE,
     ) -> GuestProcess | None:
         """Start it, and take hold of its process.
 
@@ -251,118 +258,120 @@ class Launcher:
         """
         try:
             if by_itself:
-                await self._run_starter(nest, argv)
+                await self._run_starter(run_dir, argv)
             else:
-                await self._start(nest, argv, like)
-            process = await self._process(nest)
+                await self._start(run_dir, argv, like)
+            process = await self._process(run_dir)
             if process is None and not by_itself:
-                raise HostError(self.host.name, await self.obituary(nest, argv[0]))
+                raise HostError(self.host.name, await self.explain_exit(run_dir, argv[0]))
             return process
         except BaseException:
-            await certainly(self.discard(nest), name=f"clear {nest.run_directory}")
+            await finish_cleanup(self.discard(run_dir), name=f"clear {run_dir.path}")
             raise
 
-    async def _run_starter(self, nest: Nest, argv: Sequence[str]) -> None:
+    async def _run_starter(self, run_dir: RunDirectory, argv: Sequence[str]) -> None:
         try:
-            done = await self.host.run(["sh", "-c", _LOGGED, nest.log, *argv], timeout=self.timeout_seconds)
+            done = await self.host.run(
+                ["sh", "-c", _LOGGED, run_dir.log, *argv], timeout=self.timeout_seconds
+            )
         except HostError as error:
-            raise HostError(self.host.name, f"{await self._too_slow(nest, argv[0])}; {error}") from error
+            raise HostError(self.host.name, f"{await self._too_slow(run_dir, argv[0])}; {error}") from error
         if done.status:
-            words = await self.last_words(nest) or done.complaint or "it said nothing"
+            words = await self.last_words(run_dir) or done.complaint or "it said nothing"
             raise HostError(
-                self.host.name, f"{argv[0]} ended with status {done.status}: {words} (log: {nest.log})"
+                self.host.name, f"{argv[0]} ended with status {done.status}: {words} (log: {run_dir.log})"
             )
 
-    async def _start(self, nest: Nest, argv: Sequence[str], like: Like) -> None:
+    async def _start(self, run_dir: RunDirectory, argv: Sequence[str], like: LaunchProfile) -> None:
         whole = [*like.become, *argv]
-        session = ["sh", "-c", _START, "sh", _DETACHED, nest.log, nest.run_directory, *whole]
-        command = unit_command(nest, whole, like) if nest.unit else session
+        session = ["sh", "-c", _START, "sh", _DETACHED, run_dir.log, run_dir.path, *whole]
+        command = unit_command(run_dir, whole, like) if run_dir.unit else session
         done = await self.host.run(command, timeout=_START_SECONDS)
         if done.status:
-            words = await self.last_words(nest) or done.complaint or "it said nothing"
-            raise HostError(self.host.name, f"{argv[0]} could not be started: {words} (log: {nest.log})")
+            words = await self.last_words(run_dir) or done.complaint or "it said nothing"
+            raise HostError(self.host.name, f"{argv[0]} could not be started: {words} (log: {run_dir.log})")
         # There is a process; that it is a QEMU shows when it has written its pid file.
         try:
             async with asyncio.timeout(self.timeout_seconds):
-                while not await self._is_up(nest):
+                while not await self._is_up(run_dir):
                     await asyncio.sleep(0.02)
         except TimeoutError as error:
-            raise HostError(self.host.name, await self._too_slow(nest, argv[0])) from error
+            raise HostError(self.host.name, await self._too_slow(run_dir, argv[0])) from error
 
-    async def _is_up(self, nest: Nest) -> bool:
+    async def _is_up(self, run_dir: RunDirectory) -> bool:
         """It has written its pid file, or has ended."""
-        state = (await self.host.run(["sh", "-c", _UP, "sh", nest.run_directory], timeout=_SHORT)).text
-        if nest.unit and state != "up":  # it leaves no trace of its start
-            active = await self.host.run(["systemctl", "is-active", "--quiet", nest.unit], timeout=_SHORT)
+        state = (await self.host.run(["sh", "-c", _UP, "sh", run_dir.path], timeout=_SHORT)).text
+        if run_dir.unit and state != "up":  # it leaves no trace of its start
+            active = await self.host.run(["systemctl", "is-active", "--quiet", run_dir.unit], timeout=_SHORT)
             return active.status != 0
         return state in ("up", "gone")
 
-    async def _too_slow(self, nest: Nest, program: str) -> str:
-        words = await self.last_words(nest)
+    async def _too_slow(self, run_dir: RunDirectory, program: str) -> str:
+        words = await self.last_words(run_dir)
         said = f": {words}" if words else ""
         limit = f"{self.timeout_seconds:g} s (start_timeout)"
-        return f"{program} did not come up within {limit} and was ended{said} (log: {nest.log})"
+        return f"{program} did not come up within {limit} and was ended{said} (log: {run_dir.log})"
 
-    async def obituary(self, nest: Nest, program: str = "QEMU") -> str:
+    async def explain_exit(self, run_dir: RunDirectory, program: str = "QEMU") -> str:
         """What there is to say about one that has ended."""
-        words = await self.last_words(nest) or "it said nothing"
-        return f"{program} ended right after its start: {words} (log: {nest.log})"
+        words = await self.last_words(run_dir) or "it said nothing"
+        return f"{program} ended right after its start: {words} (log: {run_dir.log})"
 
-    async def _process(self, nest: Nest) -> GuestProcess | None:
-        pid = await self._read_pid(nest)
+    async def _process(self, run_dir: RunDirectory) -> GuestProcess | None:
+        pid = await self._read_pid(run_dir)
         return await self.host.process(pid) if pid else None
 
-    async def _read_pid(self, nest: Nest) -> int | None:
-        done = await self.host.run(["cat", "--", nest.pid_file], timeout=_SHORT)
+    async def _read_pid(self, run_dir: RunDirectory) -> int | None:
+        done = await self.host.run(["cat", "--", run_dir.pid_file], timeout=_SHORT)
         return int(done.text) if done.status == 0 and done.text.strip().isdecimal() else None
 
-    async def last_words(self, nest: Nest) -> str:
+    async def last_words(self, run_dir: RunDirectory) -> str:
         """The end of its log in one line; empty where there is none. Never raises for a host that is gone."""
         try:
-            done = await self.host.run(["tail", "-c", str(_WORDS_BYTES), "--", nest.log], timeout=_SHORT)
+            done = await self.host.run(["tail", "-c", str(_WORDS_BYTES), "--", run_dir.log], timeout=_SHORT)
         except HostError:
             return ""
         lines = done.stdout.decode(errors="replace").split("\n")
         said = [" ".join(line.split()) for line in lines if line.strip()]
         return "; ".join("".join(c if c.isprintable() else "?" for c in line) for line in said[-5:])[-500:]
 
-    async def discard(self, nest: Nest, process: GuestProcess | None = None) -> None:
-        """End whatever was started in this nest and remove it; the log is kept, unless it is empty.
+    async def discard(self, run_dir: RunDirectory, process: GuestProcess | None = None) -> None:
+        """End whatever was started in this directory and remove it; the log is kept, unless it is empty.
 
         :param process: one that is not to be found by its command line.
 
-        :raise HostError: the host cannot be asked, or the process could not be seen dead; then the nest is left.
+        :raise HostError: the host cannot be asked, or the process could not be seen dead; then the run_dir is left.
         """
-        if nest.unit:
-            await self.host.run(["systemctl", "kill", "--signal=SIGKILL", nest.unit], timeout=_SHORT)
-            await self.host.run(["systemctl", "stop", nest.unit], timeout=_KILL_SECONDS + _SHORT)
-            await self.host.run(["systemctl", "reset-failed", nest.unit], timeout=_SHORT)
-        found = await self._inhabitants(nest, end=True)
+        if run_dir.unit:
+            await self.host.run(["systemctl", "kill", "--signal=SIGKILL", run_dir.unit], timeout=_SHORT)
+            await self.host.run(["systemctl", "stop", run_dir.unit], timeout=_KILL_SECONDS + _SHORT)
+            await self.host.run(["systemctl", "reset-failed", run_dir.unit], timeout=_SHORT)
+        found = await self._find_processes(run_dir, end=True)
         try:
             for one in [*found, *([process] if process is not None else [])]:
                 if not await one.kill(_KILL_SECONDS):
                     raise HostError(
                         self.host.name,
-                        f"QEMU (pid {one.pid}) could not be ended; end it, then remove {nest.run_directory}",
+                        f"QEMU (pid {one.pid}) could not be ended; end it, then remove {run_dir.path}",
                     )
         finally:
             for one in found:
                 one.close()
-        await remove_files(self.host, nest.run_directory)
-        await self.remove(nest)
+        await remove_files(self.host, run_dir.path)
+        await self.remove(run_dir)
 
-    async def _inhabitants(self, nest: Nest, *, end: bool = False) -> list[GuestProcess]:
+    async def _find_processes(self, run_dir: RunDirectory, *, end: bool = False) -> list[GuestProcess]:
         """Every QEMU whose command line names the run directory, a name that nobody else has; and what becomes one.
 
         :param end: one that is only about to be started is not started any more.
         """
-        argv = ["sh", "-c", _STARTED, "sh", nest.run_directory, "end" if end else ""]
+        argv = ["sh", "-c", _STARTED, "sh", run_dir.path, "end" if end else ""]
         started = (await self.host.run(argv, timeout=_SHORT)).text
-        users = await self.host.run(["sh", "-c", _USERS, "sh", nest.run_directory], timeout=_SHORT)
+        users = await self.host.run(["sh", "-c", _USERS, "sh", run_dir.path], timeout=_SHORT)
         pids = dict.fromkeys(re.findall(r"(?m)^/proc/(\d+)/cmdline$", users.text))
         found = []
         for pid in dict.fromkeys([*([started] if started else []), *pids]):
-            process = await self._named(int(pid), nest.run_directory, wait=pid == started)
+            process = await self._named(int(pid), run_dir.path, wait=pid == started)
             if process is None:
                 continue
             if process.is_qemu or pid == started or _DETACHED in process.arguments():
@@ -389,30 +398,31 @@ class Launcher:
             await asyncio.sleep(_EXEC_PAUSE_SECONDS)
         return None
 
-    async def lives(self, nest: Nest) -> bool:
-        """Whether a QEMU of this nest is there."""
-        found = await self._inhabitants(nest)
+    async def is_running(self, run_dir: RunDirectory) -> bool:
+        """Tell whether a QEMU of this directory is there.
+
+        :raise HostError: when the host cannot be asked.
+        """
+        found = await self._find_processes(run_dir)
         for one in found:
             one.close()
         return bool(found)
 
-    async def clear(self, nest: Nest) -> None:
-        """Remove the nest of a process that has ended by itself.
+    async def clear(self, run_dir: RunDirectory) -> None:
+        """Remove the run directory of a process that has ended by itself.
 
         :raise HostError: the host cannot be asked, or the process still lives.
         """
-        if await self.lives(nest):
-            raise HostError(
-                self.host.name, f"a QEMU still runs in {nest.run_directory}, which is left as it is"
-            )
-        await remove_memory(self.host, nest.run_directory)
-        await self.remove(nest)
+        if await self.is_running(run_dir):
+            raise HostError(self.host.name, f"a QEMU still runs in {run_dir.path}, which is left as it is")
+        await remove_memory(self.host, run_dir.path)
+        await self.remove(run_dir)
 
-    async def remove(self, nest: Nest) -> None:
+    async def remove(self, run_dir: RunDirectory) -> None:
         """Remove the run directory of a process that has ended, and its log if there is nothing in it."""
-        await self._run("sh", "-c", _REMOVE, "sh", nest.run_directory)
-        if nest.log:
-            await self.host.run(["find", nest.log, "-maxdepth", "0", "-empty", "-delete"], timeout=_SHORT)
+        await self._run("sh", "-c", _REMOVE, "sh", run_dir.path)
+        if run_dir.log:
+            await self.host.run(["find", run_dir.log, "-maxdepth", "0", "-empty", "-delete"], timeout=_SHORT)
 
     async def _run(self, *argv: str) -> str:
         done = await self.host.run(argv, timeout=_SHORT)
@@ -421,20 +431,23 @@ class Launcher:
         return done.text
 
 
-def unit_command(nest: Nest, argv: Sequence[str], like: Like = _AS_WE_ARE) -> list[str]:
+def unit_command(run_dir: RunDirectory, argv: Sequence[str], like: LaunchProfile = _AS_WE_ARE) -> list[str]:
     """How systemd is told to start it. Pure."""
     # systemd puts the values of variables into a command line; a dollar that is doubled stands for itself.
     return [
-        *("systemd-run", "--quiet", "--collect", f"--unit={nest.unit}", f"--slice={like.slice}"),
+        *("systemd-run", "--quiet", "--collect", f"--unit={run_dir.unit}", f"--slice={like.slice}"),
         *("--service-type=exec", "--property=KillMode=mixed", "--property=TasksMax=16384"),
-        *(f"--property=StandardOutput=append:{nest.log}", f"--property=StandardError=append:{nest.log}"),
+        *(
+            f"--property=StandardOutput=append:{run_dir.log}",
+            f"--property=StandardError=append:{run_dir.log}",
+        ),
         *(f"--property={each}" for each in like.properties),
         "--",
         *(word.replace("$", "$$") for word in argv),
     ]
 
 
-async def certainly(cleaning: Coroutine[Any, Any, None], *, name: str) -> None:
+async def finish_cleanup(cleaning: Coroutine[Any, Any, None], *, name: str) -> None:
     """Carry on to the end of a clean-up even if this task is cancelled meanwhile.
 
     What goes wrong in it is logged: the error that made it necessary is the one to tell.

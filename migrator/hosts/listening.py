@@ -5,15 +5,15 @@ from __future__ import annotations
 from collections.abc import Iterable
 
 from migrator.core.process.listening import ListeningPort, listens
-from migrator.hosts.access import Access
-from migrator.hosts.understanding import understood
+from migrator.hosts.access import HostAccess
+from migrator.hosts.host_output import reading_output
 
 # What may listen, each option with the word after it; the names of files and the rest of the command lines stay there.
 _OPTIONS = "^--?(vnc|display|spice|netdev|nic|net|chardev|serial|parallel|monitor|debugcon)$"
 
 
 async def read_listening(
-    access: Access, pids: Iterable[int], *, timeout: float = 10.0
+    access: HostAccess, pids: Iterable[int], *, timeout: float = 10.0
 ) -> dict[int, tuple[ListeningPort, ...]]:
     """Of each process; one whose command line cannot be read is left out.
 
@@ -24,7 +24,7 @@ async def read_listening(
         return {}
     argv = ["grep", "-azEHZ", "--no-group-separator", "-A1", "-e", _OPTIONS, "--", *files]
     output = await access.run(argv, timeout=timeout)
-    with understood(access.name, "where its QEMUs listen"):
+    with reading_output(access.name, "where its QEMUs listen"):
         return parse(output.text)
 
 

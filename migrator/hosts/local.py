@@ -20,7 +20,7 @@ _MEASURE_SECONDS = 0.1
 
 
 class LocalAccess:
-    """A host that is this machine; see :class:`~migrator.hosts.access.Access` for what each call promises.
+    """A host that is this machine; see :class:`~migrator.hosts.access.HostAccess` for what each call promises.
 
     :param prefix: put before every command: ``("nsenter", "--net=/run/netns/a", "--")``. It has to exec. Sockets and
         processes are those of this machine all the same.

@@ -8,8 +8,8 @@ from collections.abc import Iterable
 
 from migrator.core.preflight.managers import Ancestor, ProcessSigns
 from migrator.errors import HostError
-from migrator.hosts.access import Access
-from migrator.hosts.understanding import understood
+from migrator.hosts.access import HostAccess
+from migrator.hosts.host_output import reading_output
 
 # Of every process a record: what it is, NUL, its text, NUL. A program's name may hold anything but a NUL; what the
 # kernel says of a process follows the last closing bracket.
@@ -55,7 +55,7 @@ printf 'end\0\0'
 
 
 async def read_processes(
-    access: Access, pids: Iterable[int], *, timeout: float = 10.0
+    access: HostAccess, pids: Iterable[int], *, timeout: float = 10.0
 ) -> dict[int, ProcessSigns]:
     """What there is to be seen of who manages each of these processes; those that have ended are left out.
 
@@ -69,7 +69,7 @@ async def read_processes(
         raise HostError(
             access.name, f"who manages its guests cannot be read: {output.complaint or 'no answer'}"
         )
-    with understood(access.name, "who manages its guests"):
+    with reading_output(access.name, "who manages its guests"):
         return parse(output.text)
 
 
@@ -105,7 +105,7 @@ class Units:
     :param directory: where systemd looks for what holds until the next boot.
     """
 
-    def __init__(self, access: Access, *, directory: str = "/run/systemd/system") -> None:
+    def __init__(self, access: HostAccess, *, directory: str = "/run/systemd/system") -> None:
         self._access = access
         self._directory = directory
 

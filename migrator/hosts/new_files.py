@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from migrator.errors import HostError
-from migrator.hosts.access import Access
+from migrator.hosts.access import HostAccess
 
 #: Time-out of a command, in seconds.
 _SECONDS = 10.0
@@ -76,7 +76,7 @@ class NewFile:
     mode: str
 
 
-async def make_files(host: Access, run_directory: str, files: Sequence[NewFile]) -> None:
+async def make_files(host: HostAccess, run_directory: str, files: Sequence[NewFile]) -> None:
     """Make those of the files that are not there; :func:`remove_files` removes what was made.
 
     :param run_directory: of the QEMU that they are for; the list is kept there.
@@ -92,7 +92,7 @@ async def make_files(host: Access, run_directory: str, files: Sequence[NewFile])
         await _run(host, _MAKE, _list(run_directory), mark, *words)
 
 
-async def remove_files(host: Access, run_directory: str) -> None:
+async def remove_files(host: HostAccess, run_directory: str) -> None:
     """Remove what was made for a guest that has not come.
 
     :raise HostError: the host cannot be asked, or something could not be removed.
@@ -101,7 +101,7 @@ async def remove_files(host: Access, run_directory: str) -> None:
     await remove_memory(host, run_directory)
 
 
-async def unused(host: Access, paths: Sequence[str]) -> frozenset[str]:
+async def unused(host: HostAccess, paths: Sequence[str]) -> frozenset[str]:
     """Those of the files that are there and in which no process has its memory: QEMU can take them for its own.
 
     :raise HostError: the host cannot be asked.
@@ -112,7 +112,7 @@ async def unused(host: Access, paths: Sequence[str]) -> frozenset[str]:
     )
 
 
-async def note_memory(host: Access, run_directory: str, paths: Sequence[str]) -> None:
+async def note_memory(host: HostAccess, run_directory: str, paths: Sequence[str]) -> None:
     """Note the files that QEMU will make for the guest's memory, for :func:`remove_memory`.
 
     :raise HostError: it could not be noted.
@@ -121,7 +121,7 @@ async def note_memory(host: Access, run_directory: str, paths: Sequence[str]) ->
         await _run(host, _NOTE_MEMORY, f"{run_directory}/memory", *paths)
 
 
-async def remove_memory(host: Access, run_directory: str) -> None:
+async def remove_memory(host: HostAccess, run_directory: str) -> None:
     """Remove the files of the memory of a guest that is not there any more; one that a process uses is left.
 
     :raise HostError: the host cannot be asked, or something could not be removed.
@@ -133,7 +133,7 @@ def _list(run_directory: str) -> str:
     return f"{run_directory}/made"
 
 
-async def _run(host: Access, script: str, *words: str) -> None:
+async def _run(host: HostAccess, script: str, *words: str) -> None:
     done = await host.run(["sh", "-c", script, "sh", *words], timeout=_SECONDS)
     if done.status:
         why = done.complaint or f"status {done.status}"

@@ -9,9 +9,9 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 from migrator.errors import HostError
-from migrator.hosts.access import Access
-from migrator.hosts.launch import Nest
-from migrator.hosts.understanding import understood
+from migrator.hosts.access import HostAccess
+from migrator.hosts.host_output import reading_output
+from migrator.hosts.launch import RunDirectory
 
 _FILE = "paths"
 _SECONDS = 10.0
@@ -37,45 +37,43 @@ _WHY = {
 }
 
 
-async def save_links(host: Access, nest: Nest, links: Mapping[str, str]) -> None:
+async def save_links(host: HostAccess, run_dir: RunDirectory, links: Mapping[str, str]) -> None:
     """Keep which path of the operator's shall lead where.
 
     :raise HostError: it could not be written.
     """
     text = "".join(f"{path}\0{to}\0" for path, to in links.items())
-    done = await host.run(
-        ["sh", "-c", _WRITE, "sh", nest.run_directory], stdin=text.encode(), timeout=_SECONDS
-    )
+    done = await host.run(["sh", "-c", _WRITE, "sh", run_dir.path], stdin=text.encode(), timeout=_SECONDS)
     if done.status:
-        raise HostError(host.name, f"{nest.run_directory}/{_FILE} cannot be written: {done.complaint}")
+        raise HostError(host.name, f"{run_dir.path}/{_FILE} cannot be written: {done.complaint}")
 
 
-async def read_links(host: Access, nest: Nest) -> dict[str, str]:
+async def read_links(host: HostAccess, run_dir: RunDirectory) -> dict[str, str]:
     """The operator's path of each path of the process's own; empty where nothing was kept.
 
     :raise HostError: when the host cannot be asked.
     """
-    done = await host.run(["sh", "-c", _READ, "sh", nest.run_directory], timeout=_SECONDS)
+    done = await host.run(["sh", "-c", _READ, "sh", run_dir.path], timeout=_SECONDS)
     words = done.text.split("\0")[:-1]
-    with understood(host.name, "the paths of a process"):
+    with reading_output(host.name, "the paths of a process"):
         return {to: path for path, to in zip(words[::2], words[1::2], strict=True)}
 
 
-async def make_links(host: Access, nest: Nest) -> list[str]:
+async def make_links(host: HostAccess, run_dir: RunDirectory) -> list[str]:
     """Make the links, those that are there already left as they are; what could not be, each in one sentence.
 
     :raise HostError: when the host cannot be asked.
     """
-    done = await host.run(["sh", "-c", _LINK, "sh", nest.run_directory, _ONE], timeout=_SECONDS)
+    done = await host.run(["sh", "-c", _LINK, "sh", run_dir.path, _ONE], timeout=_SECONDS)
     words = done.text.split("\0")[:-1]
-    with understood(host.name, "the paths of a process"):
+    with reading_output(host.name, "the paths of a process"):
         return [
             f"{path} is at {to} now: {_WHY[why]}"
             for path, to, why in zip(words[::3], words[1::3], words[2::3], strict=True)
         ]
 
 
-async def resolve_link(host: Access, path: str) -> str:
+async def resolve_link(host: HostAccess, path: str) -> str:
     """Where a path leads, if it is a symbolic link; itself if it is none.
 
     :raise HostError: when the host cannot be asked.

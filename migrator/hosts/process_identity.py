@@ -21,8 +21,8 @@ from migrator.core.process.process_identity import (
     started_in,
 )
 from migrator.errors import HostError
-from migrator.hosts.access import Access
-from migrator.hosts.understanding import understood
+from migrator.hosts.access import HostAccess
+from migrator.hosts.host_output import reading_output
 
 _NOTHING = DroppedPrivileges()
 #: Resources by the names that /proc/PID/limits gives them, and the options of prlimit for them.
@@ -140,7 +140,7 @@ put '' end
 
 
 @dataclass(frozen=True, kw_only=True)
-class Accounts:
+class AccountNames:
     """What a host calls a user, and which user it means by a name."""
 
     #: Name of the user by number; empty: there is none.
@@ -150,19 +150,24 @@ class Accounts:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Trial:
+class TrialResult:
     """What would come of a process that is started like another."""
 
     #: ``None``: it could not become that.
     identity: ProcessIdentity | None
     complaint: str = ""
-    accounts: Accounts
+    accounts: AccountNames
     #: By path: what it may do with it, of ``rwx``, and ``e`` where it sees that there is something.
     may: Mapping[str, str] = field(default_factory=dict)
 
 
 async def read_process(
-    access: Access, pid: int, *, paths: Sequence[str] = (), daemonized: bool = False, timeout: float = 20.0
+    access: HostAccess,
+    pid: int,
+    *,
+    paths: Sequence[str] = (),
+    daemonized: bool = False,
+    timeout: float = 20.0,
 ) -> tuple[ProcessIdentity, OpenFiles] | None:
     """One process of a host and the files it has open; ``None`` when there is none of that pid.
 
@@ -179,7 +184,7 @@ async def read_process(
         if output.status == 3:
             return None
         raise HostError(access.name, f"pid {pid} cannot be looked at: {output.complaint or 'no answer'}")
-    with understood(access.name, f"pid {pid}"):
+    with reading_output(access.name, f"pid {pid}"):
         return _process(answers, paths, daemonized=daemonized)
 
 
@@ -209,13 +214,13 @@ def _process(
 
 
 async def try_process(
-    access: Access,
+    access: HostAccess,
     like: ProcessIdentity,
     *,
     drops: DroppedPrivileges,
     paths: Sequence[str] = (),
     timeout: float = 20.0,
-) -> Trial:
+) -> TrialResult:
     """What a QEMU that is started there like another will be, once it has dropped what it is told to drop.
 
     :param paths: what it may do with these.
@@ -223,7 +228,7 @@ async def try_process(
     """
     name = "" if ":" in drops.user else drops.user
     reading = ["sh", "-s", "--", "self", name or like.account, str(like.user), *paths]
-    output = await access.run([*become(like, as_user=drops.user), *reading], stdin=_READ, timeout=timeout)
+    output = await access.run([*run_as(like, as_user=drops.user), *reading], stdin=_READ, timeout=timeout)
     answers = output.text.split("\0")
     complaint = "" if answers[-2:] == ["end", ""] else output.complaint or "it does not say why"
     if complaint:  # it cannot become that user; who it is by itself still tells the names
@@ -233,13 +238,15 @@ async def try_process(
             raise HostError(
                 access.name, f"its processes cannot be looked at: {output.complaint or 'no answer'}"
             )
-    with understood(access.name, "its processes"):
+    with reading_output(access.name, "its processes"):
         identity, accounts, rest = _parse(answers)
         may = {path: next(rest) for path in paths}
-    return Trial(identity=None if complaint else identity, complaint=complaint, accounts=accounts, may=may)
+    return TrialResult(
+        identity=None if complaint else identity, complaint=complaint, accounts=accounts, may=may
+    )
 
 
-def become(
+def run_as(
     like: ProcessIdentity,
     *,
     as_user: str = "",
@@ -311,7 +318,7 @@ def unit_properties(like: ProcessIdentity) -> list[str]:
     return found
 
 
-def _parse(answers: Sequence[str]) -> tuple[ProcessIdentity, Accounts, Iterator[str]]:
+def _parse(answers: Sequence[str]) -> tuple[ProcessIdentity, AccountNames, Iterator[str]]:
     rest = iter(answers)
     status_text, stat_text, limits, oom, cgroups, label, online = (next(rest) for _ in range(7))
     directory, root, io, other, name, number, set_limits = (next(rest) for _ in range(7))
@@ -343,7 +350,7 @@ def _parse(answers: Sequence[str]) -> tuple[ProcessIdentity, Accounts, Iterator[
         cgroup_limits=dict(_cgroup_limits(set_limits)),
         namespaces=frozenset(other.split()),
     )
-    return identity, Accounts(name=name, number=int(number) if number.isdecimal() else None), rest
+    return identity, AccountNames(name=name, number=int(number) if number.isdecimal() else None), rest
 
 
 def _field(fields: Sequence[str], number: int) -> int:

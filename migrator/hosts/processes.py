@@ -120,7 +120,7 @@ class FoundProcess:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Processes:
+class QemuProcesses:
     """What the processes of a host show."""
 
     qemus: tuple[FoundProcess, ...] = ()
@@ -133,7 +133,7 @@ class Processes:
     hidden: bool = False
 
 
-def parse(text: str, words: Mapping[int, Sequence[str]], names: Mapping[int, str]) -> Processes | None:
+def parse(text: str, words: Mapping[int, Sequence[str]], names: Mapping[int, str]) -> QemuProcesses | None:
     """Read what :data:`SCRIPT` gave, up to its last mark; ``None`` where it could not read /proc. Pure.
 
     :param words: of each process those arguments that :data:`READ` matches, with what follows them.
@@ -173,7 +173,7 @@ def parse(text: str, words: Mapping[int, Sequence[str]], names: Mapping[int, str
                 ),
             )
     running = _ancestors(found, above)
-    return Processes(
+    return QemuProcesses(
         qemus=tuple(each for pid, (by_name, each) in sorted(found.items()) if by_name or pid not in running),
         boot_id=boot,
         network=network,

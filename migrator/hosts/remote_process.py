@@ -12,7 +12,7 @@ from typing import Any, Protocol
 from migrator.core.process.qemu_program import is_qemu
 from migrator.errors import HostError
 from migrator.hosts.access import Output
-from migrator.hosts.understanding import understood
+from migrator.hosts.host_output import reading_output
 
 # A process is known by its start time beside its pid. It is dead when the pid is gone from a /proc that is there, when
 # it belongs to another start time, or when it is a zombie without threads; what cannot be read proves nothing.
@@ -120,7 +120,7 @@ _ABSENT = 3
 _PAUSES_SECONDS = (0.2, 5.0)
 
 
-class Commands(Protocol):
+class CommandRunner(Protocol):
     """What is needed of a host here; raises :class:`~migrator.errors.HostError` when it cannot be reached."""
 
     name: str
@@ -142,7 +142,7 @@ class RemoteProcess:
 
     def __init__(
         self,
-        host: Commands,
+        host: CommandRunner,
         pid: int,
         *,
         boot_id: str,
@@ -238,10 +238,10 @@ class RemoteProcess:
         self._words.append(line.strip())
 
 
-class Watch:
+class ProcessWatch:
     """All processes of one host that somebody holds, watched by one command there."""
 
-    def __init__(self, host: Commands) -> None:
+    def __init__(self, host: CommandRunner) -> None:
         self._host = host
         self._watched: list[RemoteProcess] = []
         self._changed = asyncio.Event()
@@ -260,7 +260,7 @@ class Watch:
             raise HostError(
                 self._host.name, f"pid {pid} cannot be looked at: {output.complaint or 'it changed'}"
             )
-        with understood(self._host.name, f"pid {pid}"):
+        with reading_output(self._host.name, f"pid {pid}"):
             process = RemoteProcess(
                 self._host,
                 pid,

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Protocol, runtime_checkable
 
 from migrator.errors import UsageError
-from migrator.hosts.access import Access
+from migrator.hosts.access import HostAccess
 from migrator.hosts.local import LocalAccess
 
 #: Where a distribution's units and our own destinations have their monitors.
@@ -71,7 +71,7 @@ class Reconfigurable(Protocol):
         """Go by this from now on; cannot fail."""
 
 
-def access(config: HostConfig) -> Access:
+def access(config: HostConfig) -> HostAccess:
     """The way to that host; nothing is connected before it is used."""
     if config.ssh is None:
         return LocalAccess(config.name, config.prefix)

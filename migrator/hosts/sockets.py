@@ -11,9 +11,9 @@ from pathlib import PurePosixPath
 
 from migrator.errors import HostError
 from migrator.hosts import processes
-from migrator.hosts.access import Access, Output
-from migrator.hosts.processes import Processes, after, guest_name, uuid_of
-from migrator.hosts.understanding import understood
+from migrator.hosts.access import HostAccess, Output
+from migrator.hosts.host_output import reading_output
+from migrator.hosts.processes import QemuProcesses, after, guest_name, uuid_of
 from migrator.ports import GuestProcess
 
 # Sections end in a NUL, names of files too: anything else may stand in a name. The patterns come as arguments: a
@@ -73,7 +73,7 @@ def _stream(entry: str) -> _Stream | None:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Client:
+class SocketClient:
     """Who is connected to a socket."""
 
     pid: int
@@ -99,7 +99,7 @@ class FoundSocket:
     waiting: int = 0
     room: int = 0
     #: Who, where that can be told.
-    clients: tuple[Client, ...] = ()
+    clients: tuple[SocketClient, ...] = ()
     #: It is the monitor by which libvirt manages the guest.
     libvirt: bool = False
     #: As the process's command line has them; empty where it has none.
@@ -118,14 +118,14 @@ class FoundSocket:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Survey:
+class HostSurvey:
     """The monitors of a host, and its QEMUs: of one and the same moment."""
 
     sockets: list[FoundSocket]
-    processes: Processes
+    processes: QemuProcesses
 
 
-async def survey(access: Access, patterns: Sequence[str], *, timeout: float = 20.0) -> Survey:
+async def survey_host(access: HostAccess, patterns: Sequence[str], *, timeout: float = 20.0) -> HostSurvey:
     """Every unix socket that one of the glob patterns matches, sorted by path, and every QEMU process.
 
     :raise HostError: when the host cannot be asked, or not everything of it.
@@ -135,7 +135,7 @@ async def survey(access: Access, patterns: Sequence[str], *, timeout: float = 20
     )
     text = _whole(access, output)
     mine, rest = _cut(text, "\0@sockets\0")
-    with understood(access.name, "its sockets and processes"):
+    with reading_output(access.name, "its sockets and processes"):
         read = _Read(rest)
         sockets = read.sockets()
         found = processes.parse(mine, read.words, read.names)
@@ -149,11 +149,11 @@ async def survey(access: Access, patterns: Sequence[str], *, timeout: float = 20
         for pid in read.pids.get(match["inode"], ())
     }
     qemus = tuple(replace(each, listens=each.pid in listeners) for each in found.qemus)
-    return Survey(sockets=sockets, processes=replace(found, qemus=qemus))
+    return HostSurvey(sockets=sockets, processes=replace(found, qemus=qemus))
 
 
 async def find_sockets(
-    access: Access, patterns: Sequence[str], *, timeout: float = 10.0
+    access: HostAccess, patterns: Sequence[str], *, timeout: float = 10.0
 ) -> list[FoundSocket]:
     """Every unix socket that one of the glob patterns matches, sorted by path.
 
@@ -163,11 +163,11 @@ async def find_sockets(
     if not patterns:
         return []
     output = await access.run(["sh", "-s", "--", *patterns], stdin=_SCRIPT, timeout=timeout)
-    with understood(access.name, "its sockets"):
+    with reading_output(access.name, "its sockets"):
         return parse(_whole(access, output))
 
 
-def _whole(access: Access, output: Output) -> str:
+def _whole(access: HostAccess, output: Output) -> str:
     """The answer, if it is one: what is missing from it must never look like what is not there."""
     if not output.stdout.endswith(b"@end\0"):
         raise HostError(access.name, f"its sockets cannot be listed: {output.complaint or 'no answer'}")
@@ -219,7 +219,7 @@ class _Read:
         pid = _listener([match["inode"] for match in listening], self.pids, self.names)
         peers = [match["peer"] for match in mine if match["state"] == "ESTAB"]
         clients = tuple(
-            Client(pid=pid, command=self.names.get(pid, ""))
+            SocketClient(pid=pid, command=self.names.get(pid, ""))
             for peer in peers
             for pid in self.pids.get(peer, ())
         )
@@ -299,7 +299,7 @@ class RemoteMonitor:
     Every call raises :class:`~migrator.errors.HostError` when the host cannot be asked.
     """
 
-    def __init__(self, access: Access, path: str) -> None:
+    def __init__(self, access: HostAccess, path: str) -> None:
         self._access = access
         self._path = path
 

@@ -19,7 +19,7 @@ from migrator.errors import HostError
 from migrator.hosts.access import Output
 from migrator.hosts.local import MAX_OUTPUT_BYTES
 from migrator.hosts.private_directory import PrivateDirectory
-from migrator.hosts.remote_process import RemoteProcess, Watch
+from migrator.hosts.remote_process import ProcessWatch, RemoteProcess
 from migrator.hosts.site_config import SshConfig
 
 # What it logs of connections that fail is raised to whoever asked.
@@ -51,7 +51,7 @@ _Process = asyncssh.SSHClientProcess[bytes]
 
 
 class SshAccess:
-    """A host over SSH; see :class:`~migrator.hosts.access.Access` for what each call promises.
+    """A host over SSH; see :class:`~migrator.hosts.access.HostAccess` for what each call promises.
 
     One connection serves all; it is opened when it is first needed and again after it was lost. The user's shell there
     has to be a POSIX shell, the tools GNU's. Keys are those of the agent and the usual files, or the configured one.
@@ -69,7 +69,7 @@ class SshAccess:
             OrderedDict()
         )
         self._numbers = 0
-        self._watch = Watch(self)
+        self._watch = ProcessWatch(self)
         self._killing: set[asyncio.Task[None]] = set()
         self._closed = False
         #: Commands that run now.

@@ -268,7 +268,7 @@ class _Work:
     def _moved_path(self, path: str) -> str:
         """`path`, or where its socket is put because it cannot be had there."""
         place = self._place
-        free = path.startswith("/") and path not in place.occupied and path not in place.homeless
+        free = path.startswith("/") and path not in place.occupied and path not in place.missing_directories
         if self._old_directory and path.startswith(f"{self._old_directory}/"):
             free = False  # it goes with the old process
         if not path or free:

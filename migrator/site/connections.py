@@ -9,7 +9,7 @@ from typing import Any, Protocol
 
 from migrator.core.migration.drivers import Driver
 from migrator.errors import HostError, MigratorError, QemuError, Unreachable
-from migrator.hosts.access import Access
+from migrator.hosts.access import HostAccess
 from migrator.hosts.local import LocalAccess
 from migrator.hosts.site_config import HostConfig, Reconfigurable
 from migrator.hosts.sockets import RemoteMonitor
@@ -24,7 +24,7 @@ _OPEN_SECONDS = 5.0
 class HostDirectory(Protocol):
     """The hosts by name."""
 
-    def access(self, host: str) -> Access:
+    def access(self, host: str) -> HostAccess:
         """Return the connection to a host.
 
         :raise HostError: when none of that name is configured.
@@ -59,7 +59,7 @@ class HostConnections:
     """
 
     def __init__(
-        self, hosts: Mapping[str, tuple[Access, HostConfig]], *, driver: Driver | None = None
+        self, hosts: Mapping[str, tuple[HostAccess, HostConfig]], *, driver: Driver | None = None
     ) -> None:
         self._hosts = dict(hosts)
         self.driver = driver
@@ -86,7 +86,7 @@ class HostConnections:
         """Wait until another configuration of a host is in force."""
         await self._configured.setdefault(host, asyncio.Event()).wait()
 
-    def access(self, host: str) -> Access:
+    def access(self, host: str) -> HostAccess:
         """The way to a host.
 
         :raise HostError: when none of that name is configured.
@@ -113,7 +113,7 @@ class HostConnections:
         """Directories of QEMUs that are being started there now."""
         return [directory for name, directory in self._starting if name == host]
 
-    def _host(self, name: str) -> tuple[Access, HostConfig]:
+    def _host(self, name: str) -> tuple[HostAccess, HostConfig]:
         try:
             return self._hosts[name]
         except KeyError:

@@ -16,12 +16,12 @@ from migrator.core.process.command_line import path_of
 from migrator.core.process.replica import Replica, TargetEnvironment, TargetNetwork
 from migrator.errors import HostError
 from migrator.hosts import path_links
-from migrator.hosts.deserted import sweep
-from migrator.hosts.launch import Launcher, Like, Nest, certainly
+from migrator.hosts.host_output import reading_output
+from migrator.hosts.launch import Launcher, LaunchProfile, RunDirectory, finish_cleanup
 from migrator.hosts.new_files import NewFile, make_files, note_memory, unused
-from migrator.hosts.survey import survey
-from migrator.hosts.threads import give_turns
-from migrator.hosts.understanding import understood
+from migrator.hosts.stale_directories import remove_stale
+from migrator.hosts.target_survey import survey_target
+from migrator.hosts.thread_scheduling import apply_scheduling
 from migrator.ports import IncomingDestination, SourceQemu
 from migrator.qemu.cmdline import memory_files, paths
 from migrator.qemu.endpoint import Endpoint
@@ -69,10 +69,10 @@ class Destinations:
         :raise UsageError: what is configured for the start cannot be used for this guest.
         """
         config = self._how(guest, target)
-        nest = Nest(run_directory="/run/migrator/guests/XXXXXX", log="/dev/null")
+        run_dir = RunDirectory(path="/run/migrator/guests/XXXXXX", log="/dev/null")
         match config.method:
             case Method.TEMPLATE:
-                fill(config.template, guest, nest)
+                fill(config.template, guest, run_dir)
                 return ()
             case Method.ATTACHED:
                 waiting = await self._attach(guest, target, config)
@@ -83,7 +83,7 @@ class Destinations:
         process = await self._process(guest, source)
         base = await self._launcher(target, config).base()
         try:
-            return (await self._replicate(guest, source, target, config, nest, process, base)).findings
+            return (await self._replicate(guest, source, target, config, run_dir, process, base)).findings
         except PreflightRefused as error:
             return error.findings
 
@@ -104,40 +104,38 @@ class Destinations:
             try:
                 await source.pass_on_name(waiting.end)
             except BaseException:
-                await certainly(waiting.qemu.close(), name=f"close {waiting.qemu.name}")
+                await finish_cleanup(waiting.qemu.close(), name=f"close {waiting.qemu.name}")
                 raise
             return waiting
         launcher = self._launcher(target, config)
         template = config.method is Method.TEMPLATE
         process = None if template else await self._process(guest, source)
         other_user = process is not None and process.other_user
-        nest = await launcher.make_nest(migration, other_user=other_user)
+        run_dir = await launcher.make_run_directory(migration, other_user=other_user)
         no_notes: tuple[Finding, ...] = ()
-        like = Like()
+        like = LaunchProfile()
         try:
             if template:
-                argv, notes = fill(config.template, guest, nest), no_notes
+                argv, notes = fill(config.template, guest, run_dir), no_notes
             else:
                 base = await launcher.base()
-                replica = await self._replicate(guest, source, target, config, nest, process, base)
+                replica = await self._replicate(guest, source, target, config, run_dir, process, base)
                 _refuse(replica.findings, accepted)
-                await path_links.save_links(launcher.host, nest, replica.links)
-                await make_files(launcher.host, nest.run_directory, await self._flashes(source, guest.host))
-                await note_memory(launcher.host, nest.run_directory, replica.memory)
+                await path_links.save_links(launcher.host, run_dir, replica.links)
+                await make_files(launcher.host, run_dir.path, await self._flashes(source, guest.host))
+                await note_memory(launcher.host, run_dir.path, replica.memory)
                 argv, notes = replica.argv, replica.findings
-                like = process.like(nest) if process is not None else like
+                like = process.like(run_dir) if process is not None else like
         except BaseException:
-            await certainly(launcher.discard(nest), name=f"remove {nest.run_directory}")
+            await finish_cleanup(launcher.discard(run_dir), name=f"remove {run_dir.path}")
             raise
-        with self._connections.starting(target, nest.run_directory):
-            started = await launcher.start(nest, argv, by_itself=template, like=like)
-        qemu = self._connections.endpoint(target, place(nest).control, role="destination")
+        with self._connections.starting(target, run_dir.path):
+            started = await launcher.start(run_dir, argv, by_itself=template, like=like)
+        qemu = self._connections.endpoint(target, place(run_dir).control, role="destination")
         try:
-            await connect_when_up(qemu, launcher, nest, started, argv[0])
+            await connect_when_up(qemu, launcher, run_dir, started, argv[0])
             _refuse(
-                await source.replicate_devices(
-                    qemu, run_directory=nest.run_directory, same_files=not template
-                ),
+                await source.replicate_devices(qemu, run_directory=run_dir.path, same_files=not template),
                 accepted,
             )
             await source.pass_on_name(qemu)
@@ -146,7 +144,7 @@ class Destinations:
             if process is not None:
                 notes += await self._give_turns(guest, source, target, qemu)
         except BaseException:
-            await certainly(clear_away(launcher, nest, qemu), name=f"clear {nest.run_directory}")
+            await finish_cleanup(clear_away(launcher, run_dir, qemu), name=f"clear {run_dir.path}")
             raise
         finally:
             if started is not None:
@@ -154,10 +152,10 @@ class Destinations:
         return WaitingQemu(
             qemu,
             listen=self._listen(target),
-            socket=place(nest).control,
+            socket=place(run_dir).control,
             launcher=launcher,
-            nest=nest,
-            rescue=functools.partial(self._rescue, target, nest),
+            run_dir=run_dir,
+            rescue=functools.partial(self._rescue, target, run_dir),
             notes=notes,
         )
 
@@ -174,7 +172,7 @@ class Destinations:
             )
             if done.status:
                 raise HostError(host, f"{path} cannot be looked at: {done.complaint}")
-            with understood(host, path):
+            with reading_output(host, path):
                 owner, mode, size = done.text.split()
                 size_bytes = int(size) if disk.format == "raw" else disk.virtual_bytes
             found.append(
@@ -189,7 +187,7 @@ class Destinations:
             await qemu.connect()
             await require_incoming(qemu)
         except BaseException:
-            await certainly(qemu.close(), name=f"close {qemu.name}")
+            await finish_cleanup(qemu.close(), name=f"close {qemu.name}")
             raise
         return WaitingQemu(qemu, listen=self._listen(target), socket=socket)
 
@@ -201,10 +199,10 @@ class Destinations:
         :raise HostError: the host cannot be asked, or something could not be ended.
         """
         launcher = self._launcher(host, self._how(Guest(key="", host=host), host))
-        for nest in await launcher.nests_of(migration):
-            qemu = self._connections.endpoint(host, place(nest).control, role="destination")
-            rescue = functools.partial(self._rescue, host, nest)
-            left = WaitingQemu(qemu, listen="", socket="", launcher=launcher, nest=nest, rescue=rescue)
+        for run_dir in await launcher.run_directories_of(migration):
+            qemu = self._connections.endpoint(host, place(run_dir).control, role="destination")
+            rescue = functools.partial(self._rescue, host, run_dir)
+            left = WaitingQemu(qemu, listen="", socket="", launcher=launcher, run_dir=run_dir, rescue=rescue)
             await left.discard()
 
     async def sweep(self, host: str, *, under_way: Callable[[str], bool]) -> list[str]:
@@ -212,7 +210,7 @@ class Destinations:
 
         :raise HostError: the host cannot be asked, or one cannot be removed.
         """
-        return await sweep(
+        return await remove_stale(
             self._launcher(host, self._how(Guest(key="", host=host), host)), under_way=under_way
         )
 
@@ -220,11 +218,13 @@ class Destinations:
         """What the operator has at the source's process, whose relative paths go from that directory."""
         own = own_directory(argv)
         launcher = self._launcher(guest.host, self._how(guest, guest.host))
-        nest = await launcher.nest_at(f"{own}/control.qmp") if own else None
-        if nest is None:
+        run_dir = await launcher.run_directory_at(f"{own}/control.qmp") if own else None
+        if run_dir is None:
             return OperatorPaths(having=of_process(argv, {}, directory=directory), names={})
-        names = await path_links.read_links(launcher.host, nest)
-        return OperatorPaths(having=of_process(argv, names, log=nest.log, directory=directory), names=names)
+        names = await path_links.read_links(launcher.host, run_dir)
+        return OperatorPaths(
+            having=of_process(argv, names, log=run_dir.log, directory=directory), names=names
+        )
 
     async def settle(self, guest: Guest) -> list[str]:
         """Have the paths that the operator knows lead to a guest that has arrived; what could not be, in sentences.
@@ -232,8 +232,8 @@ class Destinations:
         :raise HostError: the host cannot be asked.
         """
         launcher = self._launcher(guest.host, self._how(guest, guest.host))
-        nest = await launcher.nest_at(guest.socket)
-        return [] if nest is None else await path_links.make_links(launcher.host, nest)
+        run_dir = await launcher.run_directory_at(guest.socket)
+        return [] if run_dir is None else await path_links.make_links(launcher.host, run_dir)
 
     async def clear(self, guest: Guest) -> None:
         """Remove what is left of the source once its process has ended: the run directory, if it is one of ours.
@@ -241,12 +241,12 @@ class Destinations:
         :raise HostError: the host cannot be asked, or the process still lives.
         """
         launcher = self._launcher(guest.host, self._how(guest, guest.host))
-        nest = await launcher.nest_at(await path_links.resolve_link(launcher.host, guest.socket))
-        if nest is not None:
-            await launcher.clear(nest)
+        run_dir = await launcher.run_directory_at(await path_links.resolve_link(launcher.host, guest.socket))
+        if run_dir is not None:
+            await launcher.clear(run_dir)
 
-    def _rescue(self, host: str, nest: Nest) -> Endpoint:
-        return self._connections.endpoint(host, place(nest).rescue, role="destination")
+    def _rescue(self, host: str, run_dir: RunDirectory) -> Endpoint:
+        return self._connections.endpoint(host, place(run_dir).rescue, role="destination")
 
     def _launcher(self, host: str, config: LaunchConfig) -> Launcher:
         return Launcher(
@@ -269,7 +269,7 @@ class Destinations:
             return ()
         mine, theirs = await source.threads(), await qemu.threads()
         here, there = self._connections.access(guest.host), self._connections.access(target)
-        left = await give_turns(here, source.process.pid, mine, there, qemu.process.pid, theirs)
+        left = await apply_scheduling(here, source.process.pid, mine, there, qemu.process.pid, theirs)
         return tuple(finding("process-settings", text) for text in left)
 
     async def _process(self, guest: Guest, source: SourceQemu) -> SourceProcess | None:
@@ -284,7 +284,7 @@ class Destinations:
         source: SourceQemu,
         target: str,
         config: LaunchConfig,
-        nest: Nest,
+        run_dir: RunDirectory,
         process: SourceProcess | None,
         base: str,
     ) -> Replica:
@@ -301,7 +301,7 @@ class Destinations:
         )
         now = guest_now.current()
         wanted, memory = paths(now, home.having.directory), memory_files(now)
-        seen = await survey(
+        seen = await survey_target(
             self._connections.access(target),
             source_pid=source.identity.get("pid"),
             binaries=candidates,
@@ -319,16 +319,16 @@ class Destinations:
         free = await unused(self._connections.access(target), left) if left else frozenset()
         where = TargetEnvironment(
             binary=seen.binary,
-            run_directory=nest.run_directory,
+            run_directory=run_dir.path,
             occupied=seen.occupied - free,
-            homeless=seen.homeless,
+            missing_directories=seen.missing_directories,
             same_machine=here,
             same_network=here and seen.network == seen.network_of_source != "",
             network=TargetNetwork(taken=seen.taken, addresses=seen.addresses, spare=config.spare_ports),
         )
         replica = guest_now.replicate(where)
         new = tuple(path for path in memory if path not in seen.occupied)
-        replica = replace(home.moved(replica, where, log=nest.log), memory=new)
+        replica = replace(home.moved(replica, where, log=run_dir.log), memory=new)
         replica = replace(replica, argv=(*replica.argv, *await source.naming_options()))
         if seen.enters:
             return replica

@@ -16,10 +16,10 @@ from migrator.core.migration import unfinished
 from migrator.core.model import RunState
 from migrator.errors import Fault, HostError, NobodyListens, Occupied, QemuError
 from migrator.faults import contained
-from migrator.hosts.access import Access
+from migrator.hosts.access import HostAccess
 from migrator.hosts.processes import FoundProcess
 from migrator.hosts.site_config import HostConfig
-from migrator.hosts.sockets import FoundSocket, Survey, find_sockets, literal, survey
+from migrator.hosts.sockets import FoundSocket, HostSurvey, find_sockets, literal, survey_host
 from migrator.machine import is_gone_as_seen_here, own_network
 from migrator.qemu import naming
 from migrator.qemu.identify import GuestIdentity, identify_at
@@ -79,7 +79,7 @@ class GuestDiscovery:
         """
         access, config = self._connections.access(host), self._connections.config(host)
         waiting = self._waiting(host)
-        seen = await survey(access, config.sockets)
+        seen = await survey_host(access, config.sockets)
         self._places[host] = seen.processes.boot_id, seen.processes.network
         self._first = {key: name for key, name in self._first.items() if key[0] != host}
         for each in seen.processes.qemus:
@@ -96,7 +96,7 @@ class GuestDiscovery:
             if all(each.sure for each in seen.processes.qemus):
                 break
             await asyncio.sleep(_AGAIN_SECONDS)  # it may have been at its end
-            seen = await survey(access, config.sockets)
+            seen = await survey_host(access, config.sockets)
         seen = await self._with_room(access, host, seen)
         self._qemus[host] = frozenset(
             each.pid for each in seen.processes.qemus if each.network in ("", seen.processes.network)
@@ -111,7 +111,7 @@ class GuestDiscovery:
 
     # --- finding -----------------------------------------------------------------------------------------------------
 
-    async def _with_room(self, access: Access, host: str, seen: Survey) -> Survey:
+    async def _with_room(self, access: HostAccess, host: str, seen: HostSurvey) -> HostSurvey:
         """Where others wait to be accepted, looked at again: it may have been for a moment only."""
         waiting = [
             each.path for each in seen.sockets if each.waiting and not await self._knocked(host, each.path)
@@ -134,7 +134,9 @@ class GuestDiscovery:
         )
         return {*held, *(f"{directory}/" for directory in self._connections.starting_directories(host))}
 
-    def _of(self, host: str, config: HostConfig, seen: Survey, waiting: Collection[str]) -> list[_FoundQemu]:
+    def _of(
+        self, host: str, config: HostConfig, seen: HostSurvey, waiting: Collection[str]
+    ) -> list[_FoundQemu]:
         """Sockets that somebody listens at, those of one process together; and QEMUs without one."""
         qemus = {each.pid: each for each in seen.processes.qemus}
         named = {path: each for each in qemus.values() for path in unreachable_guests.monitor_paths(each)}
@@ -159,7 +161,7 @@ class GuestDiscovery:
         self,
         host: str,
         config: HostConfig,
-        seen: Survey,
+        seen: HostSurvey,
         strangers: Iterable[FoundProcess],
         waiting: Collection[str],
     ) -> Iterable[FoundProcess]:
@@ -275,7 +277,7 @@ class GuestDiscovery:
     ) -> Guest | None:
         """Nothing that speaks QMP could be opened: its process may have ended meanwhile."""
         paths = [literal(each.path) for each in found.sockets]
-        seen = await survey(self._connections.access(host), paths)
+        seen = await survey_host(self._connections.access(host), paths)
         alive = {each.pid: each for each in seen.processes.qemus}
         process = alive.get(found.process.pid) if found.process is not None else None
         if found.process is not None and process is None:

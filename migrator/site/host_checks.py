@@ -16,9 +16,9 @@ from migrator.core.preflight.host_pair import HostPair
 from migrator.core.process.command_line import CommandLine, path_of
 from migrator.core.process.files import QemuProgramFacts
 from migrator.errors import HostError
-from migrator.hosts.access import Access
+from migrator.hosts.access import HostAccess
 from migrator.hosts.facts import read_facts
-from migrator.hosts.identify import Question, look, probe
+from migrator.hosts.host_files import FileQuery, probe_sharing, read_host_files
 from migrator.ports import SourceQemu
 from migrator.site.connections import HostDirectory
 from migrator.site.process_checks import read_beside, read_source, seen_by, with_unreachable
@@ -32,7 +32,7 @@ U = TypeVar("U")
 
 
 class HostChecks:
-    """Checks one guest against one target; changes nothing but by the probe of sharing (see :func:`probe`)."""
+    """Checks one guest against one target; changes nothing but by the probe of sharing (see :func:`probe_sharing`)."""
 
     def __init__(self, *, seconds: float = _SECONDS) -> None:
         self._seconds = seconds
@@ -43,8 +43,8 @@ class HostChecks:
         self,
         guest: Guest,
         source: SourceQemu,
-        source_access: Access,
-        target_access: Access,
+        source_access: HostAccess,
+        target_access: HostAccess,
         *,
         here: HostFacts,
         there: HostFacts,
@@ -85,8 +85,8 @@ class HostChecks:
         self,
         guest: Guest,
         source: SourceQemu,
-        source_access: Access,
-        target_access: Access,
+        source_access: HostAccess,
+        target_access: HostAccess,
         here: HostFacts,
         there: HostFacts,
         qemu: str,
@@ -108,10 +108,10 @@ class HostChecks:
         process = await with_unreachable(source_access, process, command, open_images.opened)
         # Relative paths go from where it was started, which need not be where it is.
         start = process[1].directory if process else ""
-        mine = Question(paths=_each_once(paths), images=images, pid=guest.pid, directory=start)
+        mine = FileQuery(paths=_each_once(paths), images=images, pid=guest.pid, directory=start)
         theirs = replace(mine, pid=None, qemus=qemus, known=self._offers.get(target_access.name))
         (seen_here, seen_there), beside = await _both(
-            _both(look(source_access, mine), look(target_access, theirs)),
+            _both(read_host_files(source_access, mine), read_host_files(target_access, theirs)),
             read_beside(process, target_access, command, mine.paths, replicated=replicated),
         )
         if seen_there.offer.devices:
@@ -119,8 +119,10 @@ class HostChecks:
         chains = [*seen_here.chains.values(), *seen_there.chains.values()]
         further = _each_once([file for chain in chains for file in chain[1:] if file not in mine.paths])
         if further:  # QEMU was not asked, or the image says otherwise
-            more = Question(paths=further, directory=seen_here.directory)
-            here_too, there_too = await _both(look(source_access, more), look(target_access, more))
+            more = FileQuery(paths=further, directory=seen_here.directory)
+            here_too, there_too = await _both(
+                read_host_files(source_access, more), read_host_files(target_access, more)
+            )
             seen_here = replace(seen_here, files={**seen_here.files, **here_too.files})
             seen_there = replace(seen_there, files={**seen_there.files, **there_too.files})
             if process and replicated:
@@ -143,7 +145,9 @@ class HostChecks:
         )
         unclear = host_disks.to_probe(case)
         if unclear:
-            found = await probe(source_access, target_access, {path: case.files(path) for path in unclear})
+            found = await probe_sharing(
+                source_access, target_access, {path: case.files(path) for path in unclear}
+            )
             case = replace(case, probed=found)
         return case
 
@@ -201,7 +205,7 @@ async def _both(first: Coroutine[Any, Any, T], second: Coroutine[Any, Any, U]) -
     return tasks[0].result(), tasks[1].result()
 
 
-async def _arguments(access: Access, pid: int | None) -> list[str]:
+async def _arguments(access: HostAccess, pid: int | None) -> list[str]:
     process = None if pid is None else await access.process(pid)
     if process is None:
         return []

@@ -16,12 +16,12 @@ from migrator.core.preflight.managers import findings as managing
 from migrator.core.process.guest_network import GuestTaps
 from migrator.core.process.listening import without
 from migrator.errors import HostError, QemuError
-from migrator.hosts.carriers import read_carriers
 from migrator.hosts.facts import read_facts
+from migrator.hosts.guest_network import read_guest_taps
 from migrator.hosts.listening import read_listening
 from migrator.hosts.managers import Units, read_processes
-from migrator.hosts.notice import notice
-from migrator.hosts.resident import read_resident
+from migrator.hosts.memory_usage import read_memory_usage
+from migrator.hosts.socket_watch import watch_sockets
 from migrator.hosts.sockets import FoundSocket
 from migrator.ports import HostLook, IncomingDestination, SourceQemu
 from migrator.qemu import naming
@@ -90,8 +90,8 @@ class SiteHosts:
                 facts = await read_facts(access, address=config.address, qemus=qemus)
                 guests = await self._discovery.guests(host)
                 pids = [each.pid for each in guests if each.pid is not None]
-                resident = await read_resident(access, pids)
-                carried = await read_carriers(access, pids, links=facts.links)
+                resident = await read_memory_usage(access, pids)
+                carried = await read_guest_taps(access, pids, links=facts.links)
                 processes = await read_processes(access, pids)
                 listening = await read_listening(access, {*pids, *self._discovery.qemus(host)})
         except TimeoutError:
@@ -125,7 +125,7 @@ class SiteHosts:
     async def _watch(self, host: str, changed: Callable[[], None]) -> bool:
         """True: another configuration of the host is in force meanwhile."""
         watching = asyncio.create_task(
-            notice(self._connections.access(host), self._connections.config(host).sockets, changed),
+            watch_sockets(self._connections.access(host), self._connections.config(host).sockets, changed),
             name=f"watch sockets of {host}",
         )
         configured = asyncio.create_task(self._connections.configured(host), name=f"configuration of {host}")
@@ -195,8 +195,8 @@ class SiteHosts:
         )
 
     async def carried(self, host: str, pid: int) -> GuestTaps:
-        """See :func:`read_carriers`."""
-        return (await read_carriers(self._connections.access(host), [pid]))[pid]
+        """See :func:`read_guest_taps`."""
+        return (await read_guest_taps(self._connections.access(host), [pid]))[pid]
 
     async def abandon(self, host: str, *, migration: str) -> None:
         """See :class:`DestinationStarter`."""

@@ -8,7 +8,7 @@ from collections.abc import Callable
 
 from migrator.core.model import Finding, MigrationStatus, ProcessState, RunState, View
 from migrator.errors import HostError, QemuError, Unreachable
-from migrator.hosts.launch import Launcher, Nest
+from migrator.hosts.launch import Launcher, RunDirectory
 from migrator.ports import GuestProcess, Qemu
 from migrator.qemu.endpoint import Endpoint
 from migrator.qemu.source import SourceEndpoint
@@ -22,7 +22,7 @@ _ANSWER_SECONDS = 4.0
 class WaitingQemu:
     """Implements :class:`migrator.ports.IncomingDestination`.
 
-    :param nest: where it lives, if it was started by us.
+    :param run_dir: where it lives, if it was started by us.
     :param rescue: makes an end of its other monitor, for when the first is silent.
     :param notes: what is not the same as at the source, and does not concern the guest.
     """
@@ -34,12 +34,12 @@ class WaitingQemu:
         listen: str,
         socket: str,
         launcher: Launcher | None = None,
-        nest: Nest | None = None,
+        run_dir: RunDirectory | None = None,
         rescue: Callable[[], Endpoint] | None = None,
         notes: tuple[Finding, ...] = (),
     ) -> None:
         self._qemu, self._listen, self._socket, self._rescue = qemu, listen, socket, rescue
-        self._launcher, self._nest = launcher, nest
+        self._launcher, self._run_dir = launcher, run_dir
         self.notes = notes
 
     @property
@@ -71,18 +71,18 @@ class WaitingQemu:
             view = await self._look()
             if view.answers and not _waits(view.run, view.status):
                 return  # the guest has arrived in it
-            if self._launcher is None or self._nest is None:
+            if self._launcher is None or self._run_dir is None:
                 if view.answers:
                     await self._qemu.quit()
                 return
             silent = not view.answers and view.process is not ProcessState.DEAD
-            if silent and await self._launcher.lives(self._nest):
+            if silent and await self._launcher.is_running(self._run_dir):
                 raise HostError(
                     self._launcher.host.name,
                     f"{self._qemu.name} does not answer, so whether a guest is in it cannot be told; look at it, "
-                    f"then end it and remove {self._nest.run_directory}",
+                    f"then end it and remove {self._run_dir.path}",
                 )
-            await self._launcher.discard(self._nest, self._qemu.process)
+            await self._launcher.discard(self._run_dir, self._qemu.process)
         finally:
             await self._qemu.close()
 
@@ -90,9 +90,9 @@ class WaitingQemu:
         """By its monitor, or by the other one where somebody holds that, or the way to it has broken."""
         view = await self._qemu.observe(timeout=1.0)
         deadline = time.monotonic() + _ANSWER_SECONDS
-        if self._launcher is None or self._nest is None or self._rescue is None:
+        if self._launcher is None or self._run_dir is None or self._rescue is None:
             return view
-        if not view.answers and not await self._launcher.lives(self._nest):
+        if not view.answers and not await self._launcher.is_running(self._run_dir):
             return view
         rescue = self._rescue()
         try:
@@ -132,7 +132,7 @@ async def require_incoming(qemu: Endpoint) -> None:
 
 
 async def connect_when_up(
-    qemu: Endpoint, launcher: Launcher, nest: Nest, process: GuestProcess | None, program: str
+    qemu: Endpoint, launcher: Launcher, run_dir: RunDirectory, process: GuestProcess | None, program: str
 ) -> None:
     """Connect; returns once it is seen to wait.
 
@@ -145,9 +145,9 @@ async def connect_when_up(
             await require_incoming(qemu)
         except Unreachable as error:
             if process is not None and process.alive is False:
-                raise HostError(launcher.host.name, await launcher.obituary(nest, program)) from error
+                raise HostError(launcher.host.name, await launcher.explain_exit(run_dir, program)) from error
             if time.monotonic() > deadline:
-                words = await launcher.last_words(nest)
+                words = await launcher.last_words(run_dir)
                 said = f"; it said: {words}" if words else ""
                 raise HostError(launcher.host.name, f"{program} was started, but {error}{said}") from error
             await asyncio.sleep(0.05)
@@ -155,10 +155,10 @@ async def connect_when_up(
             return
 
 
-async def clear_away(launcher: Launcher, nest: Nest, qemu: Endpoint) -> None:
+async def clear_away(launcher: Launcher, run_dir: RunDirectory, qemu: Endpoint) -> None:
     """Remove one that was started and did not come to wait, with all that was made for it but its log."""
     process = qemu.process  # closed only once it has been killed
     try:
-        await launcher.discard(nest, process)
+        await launcher.discard(run_dir, process)
     finally:
         await qemu.close()

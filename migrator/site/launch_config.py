@@ -10,7 +10,7 @@ from enum import StrEnum
 from migrator.core.inventory import Guest
 from migrator.core.process.replica import TargetEnvironment
 from migrator.errors import UsageError
-from migrator.hosts.launch import Nest
+from migrator.hosts.launch import RunDirectory
 
 
 class Method(StrEnum):
@@ -48,18 +48,18 @@ class LaunchConfig:
     start_seconds: float = 60.0
 
 
-def place(nest: Nest) -> TargetEnvironment:
+def place(run_dir: RunDirectory) -> TargetEnvironment:
     """As the command line knows it."""
-    return TargetEnvironment(binary="", run_directory=nest.run_directory)
+    return TargetEnvironment(binary="", run_directory=run_dir.path)
 
 
-def fill(template: Iterable[str], guest: Guest, nest: Nest) -> tuple[str, ...]:
+def fill(template: Iterable[str], guest: Guest, run_dir: RunDirectory) -> tuple[str, ...]:
     """The template's command for a guest.
 
     :raise UsageError: it names what does not exist.
     """
-    where = place(nest)
-    values = {"run_dir": nest.run_directory, "qmp": where.control, "rescue": where.rescue}
+    where = place(run_dir)
+    values = {"run_dir": run_dir.path, "qmp": where.control, "rescue": where.rescue}
     filled = tuple(_put_in(word, {**values, "name": guest.name, "uuid": guest.uuid}) for word in template)
     if not filled:
         raise UsageError("the template to start guests by is empty: give a command and its arguments")

@@ -49,7 +49,7 @@ class OperatorPaths:
         for path in links:
             if not path.startswith("/"):
                 yield finding("path-moved", f"{path} cannot be had there: from where it goes is not known")
-            elif path in place.homeless:
+            elif path in place.missing_directories:
                 yield finding("path-moved", f"{path} cannot be had there: its directory does not exist")
             elif path in place.occupied and not place.same_machine:  # where it would be the source's own
                 yield finding("path-moved", f"{path} cannot be had there: something else is there")

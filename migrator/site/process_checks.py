@@ -10,15 +10,15 @@ from migrator.core.preflight.host_process import ProcessPair
 from migrator.core.process.command_line import CommandLine, ImageUse
 from migrator.core.process.files import FileFacts, HostFiles
 from migrator.core.process.process_identity import DroppedPrivileges, OpenFiles, ProcessIdentity
-from migrator.hosts.access import Access
-from migrator.hosts.identify import Question, look
-from migrator.hosts.launch import Like, Nest
-from migrator.hosts.process_identity import become, read_process, try_process, unit_properties
+from migrator.hosts.access import HostAccess
+from migrator.hosts.host_files import FileQuery, read_host_files
+from migrator.hosts.launch import LaunchProfile, RunDirectory
+from migrator.hosts.process_identity import read_process, run_as, try_process, unit_properties
 from migrator.ports import GuestProcess
 
 
 async def read_source(
-    access: Access, pid: int | None, command: CommandLine, paths: Sequence[str]
+    access: HostAccess, pid: int | None, command: CommandLine, paths: Sequence[str]
 ) -> tuple[ProcessIdentity, OpenFiles] | None:
     """The source's process; ``None`` where it is not known which one it is, or it has ended.
 
@@ -30,7 +30,7 @@ async def read_source(
 
 
 async def with_unreachable(
-    access: Access,
+    access: HostAccess,
     process: tuple[ProcessIdentity, OpenFiles] | None,
     command: CommandLine,
     opened: Mapping[str, ImageUse],
@@ -47,14 +47,14 @@ async def with_unreachable(
     now = {held.now(path): path for path in host_process.relative(again)}
     if not now:
         return process
-    files = (await look(access, Question(paths=list(now)))).files
+    files = (await read_host_files(access, FileQuery(paths=list(now)))).files
     lost = (path for at, path in now.items() if at not in files or not held.has(files[at]))
     return identity, replace(held, unreachable=frozenset(lost))
 
 
 async def read_beside(
     source: tuple[ProcessIdentity, OpenFiles] | None,
-    target: Access,
+    target: HostAccess,
     command: CommandLine,
     paths: Sequence[str],
     *,
@@ -121,18 +121,18 @@ class SourceProcess:
 
     def as_user(self) -> list[str]:
         """Makes a command run as the user that QEMU will be."""
-        return become(self.identity, as_user=self.drops.user)
+        return run_as(self.identity, as_user=self.drops.user)
 
-    def like(self, nest: Nest) -> Like:
+    def like(self, run_dir: RunDirectory) -> LaunchProfile:
         """How the launcher shall start it."""
-        return Like(
-            become=become(self.identity, drops=self.drops, run_directory=nest.run_directory),
+        return LaunchProfile(
+            become=run_as(self.identity, drops=self.drops, run_directory=run_dir.path),
             slice=self.identity.slice or "machine.slice",
             properties=unit_properties(self.identity),
         )
 
 
-async def read_source_process(access: Access, process: GuestProcess) -> SourceProcess | None:
+async def read_source_process(access: HostAccess, process: GuestProcess) -> SourceProcess | None:
     """Whose it is; ``None`` when it has ended.
 
     :raise HostError: when its host cannot be asked.

@@ -240,7 +240,7 @@ class Qemu:
 
         def beaten() -> bool:
             if not self.alive and self.beats == before:
-                raise LabError(self.obituary())
+                raise LabError(self.explain_exit())
             return self.beats > before
 
         await until(beaten, what=f"a beat of the guest in {self!r}", within=within)
@@ -314,7 +314,7 @@ class Qemu:
 
         async def greets() -> bool:
             if not self.alive:
-                raise LabError(self.obituary())
+                raise LabError(self.explain_exit())
             try:
                 await self.query("query-name")
             except (FileNotFoundError, ConnectionError):
@@ -323,7 +323,7 @@ class Qemu:
 
         await until(greets, what=f"the start of {self!r}")
 
-    def obituary(self) -> str:
+    def explain_exit(self) -> str:
         """What there is to say about a process that ended: its status and its stderr."""
         said = self.log.read_text(errors="replace").strip() or "nothing"
         return f"{self.label} ended with status {self.exit_status}; it said: {said}"

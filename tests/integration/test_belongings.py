@@ -65,8 +65,8 @@ async def test_over_several_hops_and_home_again(
         for path in (human, serial):
             assert path.is_socket()
             assert path.is_symlink()
-        nest = Path(guest.socket).parent
-        assert {path.readlink().parent for path in (qmp, second, human, serial, pid_file)} == {nest}
+        run_dir = Path(guest.socket).parent
+        assert {path.readlink().parent for path in (qmp, second, human, serial, pid_file)} == {run_dir}
         lacking = [line for line in site.lacking if not (said_before and line.startswith(str(log)))]
         assert lacking == []
         assert said_before or log.readlink().parent == lab.directory / "log"
@@ -98,11 +98,11 @@ async def test_what_is_somebody_elses_is_left_alone_and_said(lab: Lab, site: Sit
     missing.parent.rmdir()
     await site.close()
     guest = await site.move(guest, "beta")
-    nest = Path(guest.socket).parent
+    run_dir = Path(guest.socket).parent
     assert sorted(site.lacking) == sorted(
         [
-            f"{missing} is at {nest}/vm.qmp now: its directory is not there",
-            f"{taken} is at {lab.directory}/log/{nest.name}.log now: something else is there",
+            f"{missing} is at {run_dir}/vm.qmp now: its directory is not there",
+            f"{taken} is at {lab.directory}/log/{run_dir.name}.log now: something else is there",
         ]
     )
     assert taken.read_text() == "of another"

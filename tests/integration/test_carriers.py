@@ -8,7 +8,7 @@ import pytest
 
 from migrator.core.findings import CATALOGUE
 from migrator.core.process.guest_network import GuestTaps, NetworkState, arrival_state, compare
-from migrator.hosts.carriers import read_carriers
+from migrator.hosts.guest_network import read_guest_taps
 from migrator.hosts.local import LocalAccess
 from migrator.testing.lab import Lab, Machine
 from migrator.testing.network import Host, Hosts, NetworkError, possible
@@ -37,7 +37,7 @@ def tap(name: str, *more: str, number: int = 0) -> tuple[str, ...]:
 
 
 async def carried(host: Host, pid: int) -> GuestTaps:
-    return (await read_carriers(LocalAccess(host.name, host.prefix), [pid]))[pid]
+    return (await read_guest_taps(LocalAccess(host.name, host.prefix), [pid]))[pid]
 
 
 def _down(host: Host) -> None:

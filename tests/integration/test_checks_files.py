@@ -15,7 +15,7 @@ import pytest
 from migrator.core.process.files import FileFacts, FileKind, SameFile, same_file
 from migrator.errors import HostError
 from migrator.hosts.access import Output
-from migrator.hosts.identify import Question, look, probe
+from migrator.hosts.host_files import FileQuery, probe_sharing, read_host_files
 from migrator.hosts.local import LocalAccess
 from migrator.testing.lab import until
 
@@ -82,7 +82,7 @@ def names(directory: Path) -> list[str]:
 
 
 async def see(path: Path | str, access: LocalAccess = HERE) -> FileFacts:
-    return (await look(access, Question(paths=[str(path)]))).file(str(path))
+    return (await read_host_files(access, FileQuery(paths=[str(path)]))).file(str(path))
 
 
 class TestLook:
@@ -119,7 +119,7 @@ class TestLook:
             "/dev/null",
             str(tmp_path / "link"),
         ]
-        seen = await look(HERE, Question(paths=names))
+        seen = await read_host_files(HERE, FileQuery(paths=names))
         kinds = [seen.file(name).kind for name in names]
         assert kinds == [
             FileKind.DIRECTORY,
@@ -146,42 +146,42 @@ class TestLook:
         for name in names[::2]:
             Path(name).write_bytes(b"x")
         counting = Counting(HERE)
-        seen = await look(counting, Question(paths=names))
+        seen = await read_host_files(counting, FileQuery(paths=names))
         assert [seen.file(name).exists for name in names] == [True, False] * 50
         assert counting.commands == 1
 
     async def test_whether_kvm_nests_is_what_its_module_says(self) -> None:
         said = [path.read_text().strip() for path in Path("/sys/module").glob("kvm_*/parameters/nested")]
-        seen = await look(HERE, Question())
+        seen = await read_host_files(HERE, FileQuery())
         assert seen.nested == (said[0] in ("Y", "1") if said else None)
 
     async def test_nothing_asked_is_nothing_read(self) -> None:
-        seen = await look(HERE, Question())
+        seen = await read_host_files(HERE, FileQuery())
         assert (seen.files, seen.chains, seen.qemu) == ({}, {}, "")
 
     async def test_relative_paths_go_from_the_process_or_the_directory(self, tmp_path: Path) -> None:
         (tmp_path / "a").write_bytes(b"x")
         sleeper = subprocess.Popen(["sleep", "60"], cwd=tmp_path)
         try:
-            seen = await look(HERE, Question(paths=["a"], pid=sleeper.pid))
+            seen = await read_host_files(HERE, FileQuery(paths=["a"], pid=sleeper.pid))
         finally:
             sleeper.kill()
             sleeper.wait()
         assert seen.file("a").real == str(tmp_path / "a")
         assert seen.directory == str(tmp_path)
         assert Path(seen.program).name in ("sleep", "coreutils")
-        seen = await look(HERE, Question(paths=["a"], directory=str(tmp_path)))
+        seen = await read_host_files(HERE, FileQuery(paths=["a"], directory=str(tmp_path)))
         assert seen.file("a").real == str(tmp_path / "a")
-        assert not (await look(HERE, Question(paths=["a"]))).file("a").exists
+        assert not (await read_host_files(HERE, FileQuery(paths=["a"]))).file("a").exists
 
     async def test_host_whose_answer_is_rubbish_is_an_error(self) -> None:
         with pytest.raises(HostError, match=r"beta.*cannot be read"):
-            await look(LocalAccess("beta", ("echo", "hello")), Question())
+            await read_host_files(LocalAccess("beta", ("echo", "hello")), FileQuery())
 
     async def test_what_a_real_qemu_offers(self) -> None:
         if shutil.which("qemu-system-x86_64") is None:
             pytest.skip("there is no qemu-system-x86_64")
-        seen = await look(HERE, Question(qemus=["/no/such", "qemu-system-x86_64"]))
+        seen = await read_host_files(HERE, FileQuery(qemus=["/no/such", "qemu-system-x86_64"]))
         assert seen.qemu == shutil.which("qemu-system-x86_64")
         offer = seen.offer
         assert offer.version.startswith(("7.", "8.", "9.", "10."))
@@ -190,11 +190,11 @@ class TestLook:
         assert {"qemu64", "host", "EPYC", "max"} <= offer.cpus
         # What is known is not asked again; another program is.
         known = replace(offer, cpus=frozenset({"only here"}))
-        again = await look(HERE, Question(qemus=["qemu-system-x86_64"], known=known))
+        again = await read_host_files(HERE, FileQuery(qemus=["qemu-system-x86_64"], known=known))
         assert again.offer == known
         assert again.qemu == seen.qemu
-        stale = await look(
-            HERE, Question(qemus=["qemu-system-x86_64"], known=replace(known, identity="1:1:1:1"))
+        stale = await read_host_files(
+            HERE, FileQuery(qemus=["qemu-system-x86_64"], known=replace(known, identity="1:1:1:1"))
         )
         assert stale.offer == offer
 
@@ -215,9 +215,9 @@ class TestChains:
         image("create", "-f", "qcow2", "-b", "base $(x)", "-F", "raw", "mid 'dle", at=tmp_path)
         image("create", "-f", "qcow2", "-b", "mid 'dle", "-F", "qcow2", "top", at=tmp_path)
         top = str(tmp_path / "top")
-        seen = await look(HERE, Question(images={top: "qcow2"}))
+        seen = await read_host_files(HERE, FileQuery(images={top: "qcow2"}))
         assert seen.chains == {top: (top, str(tmp_path / "mid 'dle"), str(tmp_path / "base $(x)"))}
-        relative = await look(HERE, Question(images={"top": "qcow2"}, directory=str(tmp_path)))
+        relative = await read_host_files(HERE, FileQuery(images={"top": "qcow2"}, directory=str(tmp_path)))
         assert relative.chains == {"top": ("top", *seen.chains[top][1:])}
 
     async def test_chain_that_is_broken_says_why(self, tmp_path: Path) -> None:
@@ -225,7 +225,7 @@ class TestChains:
         image("create", "-f", "qcow2", "-b", "base", "-F", "raw", "top", at=tmp_path)
         (tmp_path / "base").unlink()
         top = str(tmp_path / "top")
-        seen = await look(HERE, Question(images={top: "qcow2"}))
+        seen = await read_host_files(HERE, FileQuery(images={top: "qcow2"}))
         assert seen.chains == {}
         assert "base" in seen.complaints[top]
         assert "\n" not in seen.complaints[top]
@@ -235,7 +235,7 @@ class TestChains:
         image("create", "-f", "raw", "secret", "1M", at=tmp_path)
         image("create", "-f", "qcow2", "-b", "secret", "-F", "raw", "disk", at=tmp_path)
         disk = str(tmp_path / "disk")
-        seen = await look(HERE, Question(images={disk: "vmdk"}))
+        seen = await read_host_files(HERE, FileQuery(images={disk: "vmdk"}))
         assert seen.chains == {}
 
     async def test_host_without_qemu_img_says_nothing(self, tmp_path: Path) -> None:
@@ -244,7 +244,7 @@ class TestChains:
         for name in ("sh", "id", "cat", "readlink", "stat", "timeout"):
             (programs / name).symlink_to(shutil.which(name) or "")
         bare = LocalAccess("beta", ("env", f"PATH={programs}"))
-        seen = await look(bare, Question(paths=["/dev/null"], images={"/x": "qcow2"}))
+        seen = await read_host_files(bare, FileQuery(paths=["/dev/null"], images={"/x": "qcow2"}))
         assert seen.file("/dev/null").exists
         assert (seen.chains, seen.complaints) == ({}, {})
 
@@ -260,7 +260,7 @@ class TestChains:
             key = f"{os.major(stat.st_dev)}:{os.minor(stat.st_dev)}:{stat.st_ino}"
 
             async def held() -> bool:
-                seen = await look(HERE, Question(images={str(disk): "qcow2"}))
+                seen = await read_host_files(HERE, FileQuery(images={str(disk): "qcow2"}))
                 assert seen.chains == {str(disk): (str(disk),)}  # in spite of the lock
                 return key in seen.written
 
@@ -268,7 +268,7 @@ class TestChains:
         finally:
             writer.communicate(b"quit\n", timeout=10)
         assert disk.read_bytes() == before
-        assert key not in (await look(HERE, Question())).written
+        assert key not in (await read_host_files(HERE, FileQuery())).written
 
 
 class Counting:
@@ -326,7 +326,7 @@ class TestProbe:
             "both": await self.both(both_see / "disk", beta),
         }
         counting, other = Counting(HERE), Counting(beta)
-        assert await probe(counting, other, files) == {"own": SameFile.NO, "both": SameFile.YES}
+        assert await probe_sharing(counting, other, files) == {"own": SameFile.NO, "both": SameFile.YES}
         assert (counting.commands, other.commands) == (2, 1)
         left = [path.name for path in shared.parent.rglob("*") if path.is_file()]
         assert left == ["disk"] * 3
@@ -339,9 +339,9 @@ class TestProbe:
         tmp_path.chmod(0o755)
         for parent in list(tmp_path.parents)[:-2]:
             parent.chmod(parent.stat().st_mode | 0o111)
-        assert await probe(reads, HERE, files) == {"disk": SameFile.YES}
-        assert await probe(HERE, reads, files) == {"disk": SameFile.YES}
-        assert await probe(reads, reads, files) == {}
+        assert await probe_sharing(reads, HERE, files) == {"disk": SameFile.YES}
+        assert await probe_sharing(HERE, reads, files) == {"disk": SameFile.YES}
+        assert await probe_sharing(reads, reads, files) == {}
         assert names(tmp_path) == ["disk"]
 
     @pytest.mark.parametrize("what", [b"patience", b"set -C"], ids=["looking", "making"])
@@ -351,7 +351,7 @@ class TestProbe:
         broken = Counting(LocalAccess("beta"), [what])
         writer, reader = (HERE, broken) if what == b"patience" else (broken, HERE)
         with pytest.raises(HostError, match="connection is lost"):
-            await probe(writer, reader, {"disk": (seen, seen)})
+            await probe_sharing(writer, reader, {"disk": (seen, seen)})
         assert names(tmp_path) == ["disk"]
 
     async def test_marker_is_removed_when_cancelled(self, tmp_path: Path) -> None:
@@ -359,7 +359,7 @@ class TestProbe:
         seen = await see(tmp_path / "disk")
         other = Counting(LocalAccess("beta"))
         other.hangs = True
-        task = asyncio.create_task(probe(HERE, other, {"disk": (seen, seen)}), name="probe")
+        task = asyncio.create_task(probe_sharing(HERE, other, {"disk": (seen, seen)}), name="probe_sharing")
         await until(lambda: len(names(tmp_path)) == 2, what="a marker")
         task.cancel()
         with pytest.raises(asyncio.CancelledError):
@@ -378,5 +378,5 @@ class TestProbe:
         hasty = LocalAccess("alpha", ("env", f"PATH={programs}:{os.environ['PATH']}"))
         forgetful = Counting(hasty, [b"shift\nfor d; do rm"])
         with pytest.raises(HostError, match="connection is lost"):
-            await probe(forgetful, HERE, {"disk": (seen, seen)})
+            await probe_sharing(forgetful, HERE, {"disk": (seen, seen)})
         await until(lambda: names(images) == ["disk"], what="the end of the marker")

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from migrator.core.process.files import SameFile
-from migrator.hosts.identify import Question, look, probe
+from migrator.hosts.host_files import FileQuery, probe_sharing, read_host_files
 from migrator.hosts.local import LocalAccess
 from migrator.hosts.ssh import SshAccess
 from migrator.testing.lab import until
@@ -37,8 +37,8 @@ async def test_files_and_chains_are_the_same_as_from_here(beta: SshAccess, tmp_p
     image("create", "-f", "qcow2", "-b", "base 'x", "-F", "raw", "top $(y)", at=images)
     top = str(images / "top $(y)")
     paths = [*(str(images / name) for name in AWKWARD), top, "/dev/null", str(images / "gone")]
-    question = Question(paths=paths, images={top: "qcow2"}, qemus=["/no/such"])
-    here, there = await look(HERE, question), await look(beta, question)
+    question = FileQuery(paths=paths, images={top: "qcow2"}, qemus=["/no/such"])
+    here, there = await read_host_files(HERE, question), await read_host_files(beta, question)
     assert there.files == here.files
     assert there.chains == here.chains == {top: (top, str(images / "base 'x"))}
     assert [there.file(path).exists for path in paths] == [True] * (len(paths) - 1) + [False]
@@ -51,13 +51,13 @@ async def test_probe_over_ssh_tells_and_leaves_nothing(beta: SshAccess, tmp_path
     for directory in (images, own):
         (directory / "disk").write_bytes(b"")
     path = str(images / "disk")
-    seen = (await look(beta, Question(paths=[path]))).file(path)
-    assert await probe(HERE, beta, {path: (seen, seen)}) == {path: SameFile.YES}
-    assert await probe(beta, HERE, {path: (seen, seen)}) == {path: SameFile.YES}
+    seen = (await read_host_files(beta, FileQuery(paths=[path]))).file(path)
+    assert await probe_sharing(HERE, beta, {path: (seen, seen)}) == {path: SameFile.YES}
+    assert await probe_sharing(beta, HERE, {path: (seen, seen)}) == {path: SameFile.YES}
     mounts = OtherMounts(images, own)
     try:
         other = LocalAccess("gamma", mounts.prefix)
-        assert await probe(beta, other, {path: (seen, seen)}) == {path: SameFile.NO}
+        assert await probe_sharing(beta, other, {path: (seen, seen)}) == {path: SameFile.NO}
     finally:
         mounts.close()
     await until(lambda: names(images) == names(own) == ["disk"], what="the end of the markers")

@@ -18,7 +18,7 @@ import pytest
 
 from migrator.errors import HostError
 from migrator.hosts import remote_process
-from migrator.hosts.access import Access
+from migrator.hosts.access import HostAccess
 from migrator.hosts.local import MAX_OUTPUT_BYTES, LocalAccess
 from migrator.hosts.private_directory import PrivateDirectory
 from migrator.hosts.site_config import HostConfig, access
@@ -75,7 +75,7 @@ async def remote(site: SimpleNamespace) -> AsyncIterator[SshAccess]:
 
 
 @pytest.fixture(params=["local", pytest.param("namespace", marks=pytest.mark.matrix), "ssh"])
-async def host(request: pytest.FixtureRequest) -> AsyncIterator[Access]:
+async def host(request: pytest.FixtureRequest) -> AsyncIterator[HostAccess]:
     if request.param == "local":
         made = access(HostConfig(name="here"))
     elif request.param == "namespace":
@@ -114,12 +114,12 @@ def running(word: str) -> list[int]:
 
 
 class TestCommand:
-    async def test_gives_back_all_that_it_said(self, host: Access) -> None:
+    async def test_gives_back_all_that_it_said(self, host: HostAccess) -> None:
         output = await host.run(["sh", "-c", "cat; echo no >&2; exit 3"], stdin=b"\0\xff\n")
         assert (output.status, output.stdout, output.stderr) == (3, b"\0\xff\n", b"no\n")
         assert output.complaint == "no"
 
-    async def test_is_never_read_by_a_shell(self, host: Access, tmp_path: Path) -> None:
+    async def test_is_never_read_by_a_shell(self, host: HostAccess, tmp_path: Path) -> None:
         output = await host.run(["sh", "-c", 'cd "$0" && printf "%s\\0" "$@"', str(tmp_path), *AWKWARD])
         assert os.fsdecode(output.stdout).split("\0")[:-1] == AWKWARD
         for word in AWKWARD:
@@ -128,7 +128,7 @@ class TestCommand:
         assert not list(Path.cwd().glob("EVIL"))
         assert not list(Path.home().glob("EVIL"))
 
-    async def test_is_told_no_secret_of_ours(self, host: Access, monkeypatch: pytest.MonkeyPatch) -> None:
+    async def test_is_told_no_secret_of_ours(self, host: HostAccess, monkeypatch: pytest.MonkeyPatch) -> None:
         for name in ("MIGRATOR_MQTT_PASSWORD", "MIGRATOR_TOKEN", "NOTIFY_SOCKET", "WHATEVER"):
             monkeypatch.setenv(name, "hush")
         monkeypatch.setenv("LC_TIME", "C")
@@ -136,28 +136,28 @@ class TestCommand:
         assert not [line for line in said if "hush" in line]
         assert any(line.startswith("PATH=") for line in said)
 
-    async def test_that_is_not_there(self, host: Access) -> None:
+    async def test_that_is_not_there(self, host: HostAccess) -> None:
         output = await host.run(["no such program"])
         assert output.status == 127
         assert "no such program" in output.complaint
 
-    async def test_that_a_signal_ended(self, host: Access) -> None:
+    async def test_that_a_signal_ended(self, host: HostAccess) -> None:
         assert (await host.run(["sh", "-c", "kill -9 $$"])).status == -signal.SIGKILL
 
-    async def test_takes_much_input_and_gives_much_output(self, host: Access) -> None:
+    async def test_takes_much_input_and_gives_much_output(self, host: HostAccess) -> None:
         much = os.urandom(1 << 20) * 3
         assert (await host.run(["cat"], stdin=much)).stdout == much
 
-    async def test_that_does_not_read_its_input(self, host: Access) -> None:
+    async def test_that_does_not_read_its_input(self, host: HostAccess) -> None:
         assert (await host.run(["true"], stdin=bytes(3 << 20))).status == 0
 
-    async def test_that_does_not_end_is_killed_with_its_children(self, host: Access) -> None:
+    async def test_that_does_not_end_is_killed_with_its_children(self, host: HostAccess) -> None:
         word = mark()
         with pytest.raises(HostError, match=rf"host {host.name}: sh did not end within 0\.5 s"):
             await host.run(["sh", "-c", f"sleep {word} & sleep {word}"], timeout=0.5)
         await until(lambda: not running(word), what="the end of both", within=20)
 
-    async def test_whose_caller_went_away_is_killed(self, host: Access) -> None:
+    async def test_whose_caller_went_away_is_killed(self, host: HostAccess) -> None:
         word = mark()
         task = asyncio.create_task(host.run(["sleep", word]))
         await until(lambda: running(word), what="its start", within=20)
@@ -181,7 +181,7 @@ class TestCommand:
         # A signal was sent to each; that it is obeyed takes the kernel a moment.
         await until(lambda: not any(running(word) for word in words), what="the end of all", within=20)
 
-    async def test_that_leaves_a_daemon_has_ended(self, host: Access) -> None:
+    async def test_that_leaves_a_daemon_has_ended(self, host: HostAccess) -> None:
         word = mark()
         try:
             output = await host.run(["sh", "-c", f"setsid sleep {word} & echo started"])
@@ -191,26 +191,28 @@ class TestCommand:
             for pid in running(word):
                 os.kill(pid, signal.SIGKILL)
 
-    async def test_that_never_stops_talking_is_killed(self, host: Access) -> None:
+    async def test_that_never_stops_talking_is_killed(self, host: HostAccess) -> None:
         with pytest.raises(HostError, match=f"wrote more than {MAX_OUTPUT_BYTES >> 20} MiB"):
             await host.run(["cat", "/dev/zero"], timeout=20)
 
-    async def test_with_a_nul_is_refused(self, host: Access) -> None:
+    async def test_with_a_nul_is_refused(self, host: HostAccess) -> None:
         with pytest.raises(HostError, match="cannot be started"):
             await host.run(["echo", "a\0b"])
 
-    async def test_many_at_a_time(self, host: Access) -> None:
+    async def test_many_at_a_time(self, host: HostAccess) -> None:
         outputs = await asyncio.gather(*(host.run(["sh", "-c", f"sleep 0.01; echo {n}"]) for n in range(30)))
         assert [int(output.stdout) for output in outputs] == list(range(30))
 
 
 class TestProcess:
-    async def test_that_is_not_there(self, host: Access, sleeper: subprocess.Popen[bytes]) -> None:
+    async def test_that_is_not_there(self, host: HostAccess, sleeper: subprocess.Popen[bytes]) -> None:
         sleeper.kill()
         sleeper.wait(timeout=10)
         assert await host.process(sleeper.pid) is None
 
-    async def test_is_what_it_is_on_its_machine(self, host: Access, sleeper: subprocess.Popen[bytes]) -> None:
+    async def test_is_what_it_is_on_its_machine(
+        self, host: HostAccess, sleeper: subprocess.Popen[bytes]
+    ) -> None:
         process = await host.process(sleeper.pid)
         assert process is not None
         local = LocalProcess(sleeper.pid)
@@ -221,7 +223,7 @@ class TestProcess:
         local.close()
         process.close()
 
-    async def test_qemu_is_known_as_one(self, host: Access, lab: Lab) -> None:
+    async def test_qemu_is_known_as_one(self, host: HostAccess, lab: Lab) -> None:
         qemu = await lab.start()
         process = await host.process(qemu.pid)
         assert process is not None
@@ -229,7 +231,9 @@ class TestProcess:
         assert process.arguments()[0] == str(qemu.binary)
         process.close()
 
-    async def test_qemu_by_another_name_is_known_as_one(self, host: Access, lab: Lab, tmp_path: Path) -> None:
+    async def test_qemu_by_another_name_is_known_as_one(
+        self, host: HostAccess, lab: Lab, tmp_path: Path
+    ) -> None:
         program = tmp_path / "hypervisor"
         shutil.copy(SYSTEM_QEMU, program)
         modules = "QEMU_MODULE_DIR=/usr/lib/x86_64-linux-gnu/qemu"
@@ -239,7 +243,7 @@ class TestProcess:
         assert process.is_qemu
         process.close()
 
-    async def test_whose_name_would_lead_astray(self, host: Access, tmp_path: Path) -> None:
+    async def test_whose_name_would_lead_astray(self, host: HostAccess, tmp_path: Path) -> None:
         program = tmp_path / ") S 1 1\n) Z 1"
         program.symlink_to("/bin/sleep")
         child = subprocess.Popen([program, "3600"])
@@ -254,7 +258,7 @@ class TestProcess:
             child.kill()
             child.wait(timeout=10)
 
-    async def test_end_is_noticed(self, host: Access, sleeper: subprocess.Popen[bytes]) -> None:
+    async def test_end_is_noticed(self, host: HostAccess, sleeper: subprocess.Popen[bytes]) -> None:
         process = await host.process(sleeper.pid)
         assert process is not None
         assert not await process.wait_dead(0.3)
@@ -264,7 +268,7 @@ class TestProcess:
         assert await process.kill(1)
         process.close()
 
-    async def test_is_killed_and_seen_dead(self, host: Access, sleeper: subprocess.Popen[bytes]) -> None:
+    async def test_is_killed_and_seen_dead(self, host: HostAccess, sleeper: subprocess.Popen[bytes]) -> None:
         process = await host.process(sleeper.pid)
         assert process is not None
         os.kill(sleeper.pid, signal.SIGSTOP)
@@ -273,7 +277,7 @@ class TestProcess:
         assert ended(sleeper.pid)
         process.close()
 
-    async def test_last_words(self, host: Access, tmp_path: Path) -> None:
+    async def test_last_words(self, host: HostAccess, tmp_path: Path) -> None:
         log = tmp_path / "log $(touch EVIL)"
         log.write_text("before\n")
         with log.open("ab") as file:
@@ -289,7 +293,7 @@ class TestProcess:
         assert process.last_words() == "device  a: b; it's over"
         process.close()
 
-    async def test_several_are_watched_at_once(self, host: Access) -> None:
+    async def test_several_are_watched_at_once(self, host: HostAccess) -> None:
         children = [subprocess.Popen(["sleep", "3600"]) for _ in range(12)]
         try:
             held = [await host.process(child.pid) for child in children]
@@ -313,7 +317,7 @@ class TestProcess:
 
 class TestSocket:
     @pytest.mark.parametrize("name", ["plain", "a b'$(touch EVIL)\n\udcff"])
-    async def test_leads_there(self, host: Access, tmp_path: Path, name: str) -> None:
+    async def test_leads_there(self, host: HostAccess, tmp_path: Path, name: str) -> None:
         path = tmp_path / name
         with socket.socket(socket.AF_UNIX) as listener:
             listener.bind(os.fsencode(path))

@@ -15,7 +15,7 @@ from migrator.core.process.guest_network import NetworkInterface
 from migrator.errors import HostError
 from migrator.hosts.facts import PAYLOAD_RATIO, parse, read_facts
 from migrator.hosts.local import LocalAccess
-from migrator.hosts.sockets import Client, FoundSocket
+from migrator.hosts.sockets import FoundSocket, SocketClient
 from migrator.hosts.sockets import parse as parse_sockets
 from migrator.machine import boot_id
 from migrator.testing.lab import binaries
@@ -228,7 +228,7 @@ class TestSockets:
             listening=True,
             pid=10,
             busy=True,
-            clients=(Client(pid=20, command="virtqemud"),),
+            clients=(SocketClient(pid=20, command="virtqemud"),),
             libvirt=True,
         )
         assert found.holders == "'virtqemud' (pid 20)"

@@ -22,9 +22,9 @@ from migrator.core.inventory import Guest
 from migrator.core.policy import builtin
 from migrator.errors import HostError, MigratorError, QemuError, Refused, UsageError
 from migrator.hosts.access import Output
-from migrator.hosts.deserted import sweep
-from migrator.hosts.launch import _DETACHED, Launcher, Like, Nest, unit_command
+from migrator.hosts.launch import _DETACHED, Launcher, LaunchProfile, RunDirectory, unit_command
 from migrator.hosts.local import LocalAccess
+from migrator.hosts.stale_directories import remove_stale
 from migrator.site import incoming_destination
 from migrator.site.launch_config import Method
 from migrator.testing.lab import Lab, Machine, RawMonitor, until
@@ -191,30 +191,30 @@ class TestFailures:
         """Its path is said, and nothing of our own scripts."""
         log_directory = Path(site.config.log_directory)
         log_directory.mkdir(parents=True, exist_ok=True)
-        plain = Launcher.make_nest
+        plain = Launcher.make_run_directory
 
-        async def made(launcher: Launcher, *words: Any, **how: Any) -> Nest:
-            nest = await plain(launcher, *words, **how)
-            Path(nest.log).mkdir()
-            return nest
+        async def made(launcher: Launcher, *words: Any, **how: Any) -> RunDirectory:
+            run_dir = await plain(launcher, *words, **how)
+            Path(run_dir.log).mkdir()
+            return run_dir
 
         with pytest.MonkeyPatch.context() as patch:
-            patch.setattr(Launcher, "make_nest", made)
+            patch.setattr(Launcher, "make_run_directory", made)
             text = await failure(site, guest)
         assert str(log_directory) in text
         assert "Is a directory" in text
         assert "setsid" not in text
 
     async def test_run_directory_that_is_full(self, site: Site, guest: Guest) -> None:
-        plain = Launcher.make_nest
+        plain = Launcher.make_run_directory
 
-        async def made(launcher: Launcher, *words: Any, **how: Any) -> Nest:
-            nest = await plain(launcher, *words, **how)
-            Path(nest.run_directory, "starting").symlink_to("/dev/full")
-            return nest
+        async def made(launcher: Launcher, *words: Any, **how: Any) -> RunDirectory:
+            run_dir = await plain(launcher, *words, **how)
+            Path(run_dir.path, "starting").symlink_to("/dev/full")
+            return run_dir
 
         with pytest.MonkeyPatch.context() as patch:
-            patch.setattr(Launcher, "make_nest", made)
+            patch.setattr(Launcher, "make_run_directory", made)
             text = await failure(site, guest)
         assert re.search(r"No space left on device \(writing /[^ ]+/starting\)", text)
 
@@ -254,32 +254,34 @@ class TestFailures:
         launcher = Launcher(
             LocalAccess("beta"), base=str(lab.directory / "run"), log_directory=str(lab.directory / "log")
         )
-        nest, there = await launcher.make_nest("a-migration"), lab.directory / "there"
+        run_dir, there = await launcher.make_run_directory("a-migration"), lab.directory / "there"
         become = ("sh", "-c", 'touch -- "$0"; while :; do sleep 0.05; done', str(there))
-        argv = [word.format(qmp=there, run_dir=nest.run_directory) for word in WAITING]
-        starting = asyncio.create_task(launcher.start(nest, argv, like=Like(become=become)), name="start")
+        argv = [word.format(qmp=there, run_dir=run_dir.path) for word in WAITING]
+        starting = asyncio.create_task(
+            launcher.start(run_dir, argv, like=LaunchProfile(become=become)), name="start"
+        )
         await until(there.exists, what="its process")
         starting.cancel()
         with pytest.raises(asyncio.CancelledError):
             await starting
-        assert not Path(nest.run_directory).exists()
+        assert not Path(run_dir.path).exists()
         assert naming(str(there)) == []
 
     async def test_one_that_is_given_up_before_it_is_begun_is_not_begun(self, lab: Lab) -> None:
         launcher = Launcher(
             LocalAccess("beta"), base=str(lab.directory / "run"), log_directory=str(lab.directory / "log")
         )
-        nest, begun = await launcher.make_nest("a-migration"), lab.directory / "begun"
-        starting = Path(nest.run_directory, "starting")
+        run_dir, begun = await launcher.make_run_directory("a-migration"), lab.directory / "begun"
+        starting = Path(run_dir.path, "starting")
         starting.touch()
-        assert not await launcher.lives(nest)
+        assert not await launcher.is_running(run_dir)
         assert starting.exists()
-        detached = ("sh", "-c", _DETACHED, nest.log, nest.run_directory, "touch", str(begun))
+        detached = ("sh", "-c", _DETACHED, run_dir.log, run_dir.path, "touch", str(begun))
         subprocess.run(detached, check=True, timeout=60)
         assert begun.exists()
         begun.unlink()
         starting.touch()
-        await launcher.discard(nest)
+        await launcher.discard(run_dir)
         subprocess.run(detached, check=False, timeout=60)
         assert not begun.exists()
 
@@ -304,10 +306,10 @@ from migrator.hosts.local import LocalAccess
 
 async def main():
     launcher = Launcher(LocalAccess("a"), base={str(lab.directory / "run")!r}, log_directory={str(lab.directory)!r})
-    nest = await launcher.make_nest("m1")
-    argv = [*{EMPTY!r}, "-pidfile", nest.pid_file]
-    await launcher.start(nest, argv)
-    print("up", nest.pid_file, flush=True)
+    run_dir = await launcher.make_run_directory("m1")
+    argv = [*{EMPTY!r}, "-pidfile", run_dir.pid_file]
+    await launcher.start(run_dir, argv)
+    print("up", run_dir.pid_file, flush=True)
     await asyncio.sleep(60)
 
 asyncio.run(main())
@@ -404,7 +406,7 @@ class TestDiscard:
 
         async def swept(under_way: str = "", idle_seconds: float = 0.0) -> list[str]:
             launcher = site.destinations._launcher("beta", site.config)
-            return await sweep(launcher, under_way=under_way.__eq__, idle_seconds=idle_seconds)
+            return await remove_stale(launcher, under_way=under_way.__eq__, idle_seconds=idle_seconds)
 
         assert await swept() == []
         for directory in (first, second):
@@ -529,8 +531,8 @@ if words[0] == "kill" and alive:
 
 class TestUnit:
     def test_dollars_are_doubled_and_nothing_else_is_touched(self) -> None:
-        nest = Nest(run_directory="/run/m/x-123456", log="/var/log/x.log", unit="migrator-guest-x.service")
-        command = unit_command(nest, ["/usr/bin/qemu", "-name", "a $HOME %n\n${B} \"'\\"])
+        run_dir = RunDirectory(path="/run/m/x-123456", log="/var/log/x.log", unit="migrator-guest-x.service")
+        command = unit_command(run_dir, ["/usr/bin/qemu", "-name", "a $HOME %n\n${B} \"'\\"])
         at = command.index("--")
         assert command[at + 1 :] == ["/usr/bin/qemu", "-name", "a $$HOME %n\n$${B} \"'\\"]
         assert {"--unit=migrator-guest-x.service", "--slice=machine.slice", "--collect"} < set(command[:at])

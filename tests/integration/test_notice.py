@@ -12,9 +12,9 @@ from pathlib import Path
 import pytest
 
 from migrator.errors import HostError
-from migrator.hosts.access import Access
+from migrator.hosts.access import HostAccess
 from migrator.hosts.local import LocalAccess
-from migrator.hosts.notice import notice
+from migrator.hosts.socket_watch import watch_sockets
 from migrator.hosts.ssh import SshAccess
 from migrator.testing.lab import until
 from tests.conftest import missing
@@ -27,7 +27,7 @@ def _needs_sshd() -> None:
 
 
 @pytest.fixture(params=["here", "ssh"])
-async def host(request: pytest.FixtureRequest, tmp_path: Path) -> AsyncIterator[Access]:
+async def host(request: pytest.FixtureRequest, tmp_path: Path) -> AsyncIterator[HostAccess]:
     if request.param == "here":
         yield LocalAccess("here")
         return
@@ -39,14 +39,14 @@ async def host(request: pytest.FixtureRequest, tmp_path: Path) -> AsyncIterator[
 
 
 @asynccontextmanager
-async def noticing(host: Access, *patterns: str) -> AsyncIterator[Callable[[], int]]:
+async def noticing(host: HostAccess, *patterns: str) -> AsyncIterator[Callable[[], int]]:
     heard = 0
 
     def hear() -> None:
         nonlocal heard
         heard += 1
 
-    task = asyncio.create_task(notice(host, patterns, hear))
+    task = asyncio.create_task(watch_sockets(host, patterns, hear))
     await asyncio.sleep(1.0)  # it has begun
     yield lambda: heard
     task.cancel()
@@ -61,7 +61,7 @@ def listen(path: Path) -> socket.socket:
 
 
 async def test_sockets_that_come_and_go_are_noticed_whatever_was_there_before(
-    host: Access, tmp_path: Path
+    host: HostAccess, tmp_path: Path
 ) -> None:
     base = tmp_path / "a directory"
     async with noticing(host, f"{base}/*.qmp", f"{base}/guests/*/control.qmp") as heard:
@@ -81,7 +81,7 @@ async def test_a_connection_that_is_lost_is_told(tmp_path: Path) -> None:
     with Sshd(tmp_path / "sshd") as server:
         access = SshAccess("there", server.config(keepalive_seconds=0.3))
         async with asyncio.timeout(30):
-            watching = asyncio.create_task(notice(access, ["/nowhere/*"], lambda: None))
+            watching = asyncio.create_task(watch_sockets(access, ["/nowhere/*"], lambda: None))
             await asyncio.sleep(1)
             await access.close()
             with pytest.raises(HostError):

@@ -14,9 +14,9 @@ import pytest
 from migrator.core.preflight.host_process import differences
 from migrator.core.process.process_identity import DroppedPrivileges, ProcessIdentity
 from migrator.errors import HostError
-from migrator.hosts.access import Access
+from migrator.hosts.access import HostAccess
 from migrator.hosts.local import LocalAccess
-from migrator.hosts.process_identity import become, read_process, try_process
+from migrator.hosts.process_identity import read_process, run_as, try_process
 from migrator.hosts.ssh import SshAccess
 from tests.integration.test_checks_files import OtherMounts
 from tests.sshd import Sshd
@@ -81,7 +81,7 @@ def sleeper(*prefix: str, **how: object) -> Iterator[int]:
         process.stdout.close()
 
 
-async def identity_of(pid: int, access: Access | None = None) -> ProcessIdentity:
+async def identity_of(pid: int, access: HostAccess | None = None) -> ProcessIdentity:
     found = await read_process(access or LocalAccess("alpha"), pid)
     assert found is not None
     return found[0]
@@ -98,7 +98,7 @@ class TestGiven:
         alpha = LocalAccess("alpha")
         with sleeper(*SHAPES[shape]) as pid:
             wanted = await identity_of(pid)
-        with sleeper(*become(wanted)) as pid:
+        with sleeper(*run_as(wanted)) as pid:
             assert bare(await identity_of(pid)) == bare(wanted)
         trial = await try_process(alpha, wanted, drops=DroppedPrivileges())
         assert trial.identity is not None
@@ -143,7 +143,7 @@ class TestGiven:
         assert trial.identity is None
         assert "setpriv" in trial.complaint
         assert trial.accounts.name == "nobody"
-        done = await tied.run([*become(wanted), "echo", "started"])
+        done = await tied.run([*run_as(wanted), "echo", "started"])
         assert done.status
         assert "started" not in done.text
 

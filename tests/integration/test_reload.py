@@ -389,14 +389,14 @@ class TestHosts:
     async def test_what_was_started_in_the_former_directory_is_still_ours(self, tmp_path: Path) -> None:
         old, new = str(tmp_path / "old"), str(tmp_path / "new")
         log = str(tmp_path / "log")
-        before = await Launcher(LocalAccess("a"), base=old, log_directory=log).make_nest("m1")
+        before = await Launcher(LocalAccess("a"), base=old, log_directory=log).make_run_directory("m1")
         launcher = Launcher(LocalAccess("a"), base=new, log_directory=log, former=[(old, log)])
-        after = await launcher.make_nest("m1")
-        assert {nest.run_directory for nest in await launcher.nests_of("m1")} == {
-            before.run_directory,
-            after.run_directory,
+        after = await launcher.make_run_directory("m1")
+        assert {run_dir.path for run_dir in await launcher.run_directories_of("m1")} == {
+            before.path,
+            after.path,
         }
-        assert await launcher.nest_at(f"{before.run_directory}/control.qmp") == before
+        assert await launcher.run_directory_at(f"{before.path}/control.qmp") == before
         async with serving(tmp_path) as service:
             service.write({"hosts.run_dir": f'"{new}"'})
             await service.in_force.reload()

@@ -15,7 +15,7 @@ from migrator.core.process.guest_network import (
     arrival_state,
     compare,
 )
-from migrator.hosts.carriers import parse_links
+from migrator.hosts.guest_network import parse_links
 
 UP = ["BROADCAST", "MULTICAST", "UP", "LOWER_UP"]
 

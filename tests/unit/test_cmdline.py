@@ -140,7 +140,11 @@ def test_a_socket_that_cannot_be_had_there_goes_into_the_run_directory(
     before: tuple[str, ...], after: tuple[str, ...], why: str
 ) -> None:
     assert paths(("qemu", *before)) == ("/s.sock",)
-    place = replace(HERE, occupied={"/s.sock"}) if why == "occupied" else replace(HERE, homeless={"/s.sock"})
+    place = (
+        replace(HERE, occupied={"/s.sock"})
+        if why == "occupied"
+        else replace(HERE, missing_directories={"/s.sock"})
+    )
     assert kept(*before, place=place) == list(after)
     free = kept(*before)
     assert "/s.sock" in free[1]

@@ -14,37 +14,39 @@ from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
 from migrator.errors import HostError
-from migrator.hosts import identify, managers, path_links, process_identity, sockets
+from migrator.hosts import host_files, managers, path_links, process_identity, sockets
 from migrator.hosts.access import Output
-from migrator.hosts.carriers import parse_links, read_carriers
 from migrator.hosts.facts import parse, read_facts
-from migrator.hosts.launch import Nest
+from migrator.hosts.guest_network import parse_links, read_guest_taps
+from migrator.hosts.launch import RunDirectory
 from migrator.hosts.listening import read_listening
 from migrator.hosts.local import LocalAccess
+from migrator.hosts.memory_usage import read_memory_usage
 from migrator.hosts.processes import guest_name, uuid_of
-from migrator.hosts.resident import read_resident
-from migrator.hosts.survey import survey
-from migrator.hosts.threads import read_turns
+from migrator.hosts.target_survey import survey_target
+from migrator.hosts.thread_scheduling import read_scheduling
 from migrator.ports import GuestProcess
 
 PID = os.getpid()
-NEST = Nest(run_directory="/run/migrator/guests/x-abcdef", log="/dev/null")
+NEST = RunDirectory(path="/run/migrator/guests/x-abcdef", log="/dev/null")
 Read = Callable[[Any], Coroutine[Any, Any, object]]
 
 READERS: dict[str, Read] = {
     "facts": lambda host: read_facts(host, address="127.0.0.1"),
-    "survey of sockets": lambda host: sockets.survey(host, ["/run/*.sock", "/tmp/*"]),
+    "survey of sockets": lambda host: sockets.survey_host(host, ["/run/*.sock", "/tmp/*"]),
     "sockets": lambda host: sockets.find_sockets(host, ["/run/*", "/tmp/*"]),
-    "carriers": lambda host: read_carriers(host, [PID]),
+    "carriers": lambda host: read_guest_taps(host, [PID]),
     "listening": lambda host: read_listening(host, [PID]),
-    "resident": lambda host: read_resident(host, [PID]),
-    "threads": lambda host: read_turns(host, PID, [PID]),
+    "resident": lambda host: read_memory_usage(host, [PID]),
+    "threads": lambda host: read_scheduling(host, PID, [PID]),
     "managers": lambda host: managers.read_processes(host, [PID]),
-    "files": lambda host: identify.look(
-        host, identify.Question(paths=("/etc/passwd", "/tmp"), images={"/x": "raw"}, pid=PID)
+    "files": lambda host: host_files.read_host_files(
+        host, host_files.FileQuery(paths=("/etc/passwd", "/tmp"), images={"/x": "raw"}, pid=PID)
     ),
     "process": lambda host: process_identity.read_process(host, PID, paths=["/etc/passwd"]),
-    "target": lambda host: survey(host, source_pid=PID, binaries=("sh", "sh"), base="/run/x", paths=["/a"]),
+    "target": lambda host: survey_target(
+        host, source_pid=PID, binaries=("sh", "sh"), base="/run/x", paths=["/a"]
+    ),
     "links": lambda host: path_links.read_links(host, NEST),
     "made links": lambda host: path_links.make_links(host, NEST),
 }

@@ -14,7 +14,7 @@ from migrator.core.model import Severity
 from migrator.core.placement import Constraint, Fleet, NoHost, Placement, PlacementRequest, check, place
 from migrator.core.process.listening import ListeningPort, collides, listens, next_free, port_taken, without
 from migrator.core.process.replica import TargetEnvironment, TargetNetwork
-from migrator.hosts import bound
+from migrator.hosts import bound_ports
 from migrator.qemu.cmdline import replicate
 from migrator.qemu.current_devices import CurrentDevices
 
@@ -163,7 +163,7 @@ def test_the_kernels_tables() -> None:
 =udp
   12: 0100007F:0035 00000000:0000 07 00000000:00000000 00:00000000 00000000     0        0 1 2 0 0
 """
-    assert bound.sockets(text) == {
+    assert bound_ports.parse_sockets(text) == {
         port("tcp 127.0.0.1:8080"),
         port("tcp 0.0.0.0:22"),
         port("tcp :22"),

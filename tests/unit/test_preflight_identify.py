@@ -7,7 +7,7 @@ import os
 import pytest
 
 from migrator.core.process.files import FileFacts, FileKind, HostFiles, SameFile, same_file
-from migrator.hosts.identify import parse
+from migrator.hosts.host_files import parse
 
 MOUNTS = """\
 22 1 254:1 / / rw,relatime shared:1 - ext4 /dev/vda1 rw

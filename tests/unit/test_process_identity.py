@@ -19,8 +19,8 @@ from migrator.core.process.process_identity import (
     ProcessIdentity,
     started_in,
 )
-from migrator.hosts.launch import Like, Nest, unit_command
-from migrator.hosts.process_identity import become, unit_properties
+from migrator.hosts.launch import LaunchProfile, RunDirectory, unit_command
+from migrator.hosts.process_identity import run_as, unit_properties
 from tests.host_case import ARGV, CASE, IMAGE, codes
 
 SOURCE = ProcessIdentity(user=107, group=107, account="vm", directory="/", root="/", umask=0o22)
@@ -206,13 +206,13 @@ class TestDrops:
         assert DroppedPrivileges.of(CommandLine(["qemu", *options])) == drops
 
     def test_it_is_started_with_its_rights_and_its_directory_is_that_users(self) -> None:
-        words = become(SOURCE, drops=DroppedPrivileges(user="vm"), run_directory="/run/x")
+        words = run_as(SOURCE, drops=DroppedPrivileges(user="vm"), run_directory="/run/x")
         assert not [word for word in words if word.startswith(("user=", "groups=", "account="))]
         assert words.index("owner=vm:") < words.index("own=/run/x")
-        words = become(SOURCE, drops=DroppedPrivileges(user="5:6"), run_directory="/run/x")
+        words = run_as(SOURCE, drops=DroppedPrivileges(user="5:6"), run_directory="/run/x")
         assert "owner=5:6" in words
-        assert "account=vm" in become(SOURCE, as_user="vm")
-        assert {"user=5", "group=6", "groups=6"} <= set(become(SOURCE, as_user="5:6"))
+        assert "account=vm" in run_as(SOURCE, as_user="vm")
+        assert {"user=5", "group=6", "groups=6"} <= set(run_as(SOURCE, as_user="5:6"))
 
 
 class TestCgroup:
@@ -246,7 +246,7 @@ class TestCgroup:
             "IOWeight=50",
             "AllowedCPUs=2-5",
         ]
-        nest = Nest(run_directory="/run/m/x", log="/log/x", unit="x.service")
-        words = unit_command(nest, ["qemu"], Like(slice="gold.slice", properties=properties))
+        run_dir = RunDirectory(path="/run/m/x", log="/log/x", unit="x.service")
+        words = unit_command(run_dir, ["qemu"], LaunchProfile(slice="gold.slice", properties=properties))
         assert "--slice=gold.slice" in words
         assert words.index("--property=MemoryMax=4294967296") < words.index("--")

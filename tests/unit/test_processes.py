@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 
 import pytest
 
-from migrator.hosts.processes import FoundProcess, Processes, parse, uuid_of
+from migrator.hosts.processes import FoundProcess, QemuProcesses, parse, uuid_of
 
 OWN, OTHER = "net:[1]", "net:[2]"
 SHELL = 7
@@ -21,7 +21,7 @@ def read(
     first: str = OWN,
     init: str = "systemd",
     names: Mapping[int, str] | None = None,
-) -> Processes | None:
+) -> QemuProcesses | None:
     head = "\0".join(
         [str(SHELL), OWN, first, init, "boot", *(f"/proc/{pid}/exe {exe}" for pid, exe in programs.items())]
     )
@@ -36,7 +36,7 @@ def read(
     return parse(text, words or {}, {**dict.fromkeys(programs, "x"), **(names or {})})
 
 
-def pids(found: Processes | None) -> list[int]:
+def pids(found: QemuProcesses | None) -> list[int]:
     assert found is not None
     return [each.pid for each in found.qemus]
 

@@ -29,7 +29,7 @@ class TargetEnvironment:
     #: Paths of :func:`migrator.qemu.cmdline.paths` that exist there and are no directories.
     occupied: Collection[str] = frozenset()
     #: Those whose directory does not exist there.
-    homeless: Collection[str] = frozenset()
+    missing_directories: Collection[str] = frozenset()
     #: It is the source's machine, and the source's network: sockets and ports cannot be had twice.
     same_machine: bool = False
     same_network: bool = False

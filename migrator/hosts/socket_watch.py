@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Protocol, runtime_checkable
 
 from migrator.errors import HostError
-from migrator.hosts.access import Access
+from migrator.hosts.access import HostAccess
 from migrator.hosts.local import LocalAccess
 
 #: Directories that are watched at most; in those beyond, a socket is seen at the next look only.
@@ -62,7 +62,7 @@ class _Streaming(Protocol):
     ) -> AbstractAsyncContextManager[AsyncIterator[bytes]]: ...
 
 
-async def notice(access: Access, patterns: Sequence[str], changed: Callable[[], None]) -> None:
+async def watch_sockets(access: HostAccess, patterns: Sequence[str], changed: Callable[[], None]) -> None:
     """Call `changed` whenever sockets that the glob patterns match may have come or gone; runs until cancelled.
 
     :raise HostError: the host cannot be watched any more; what happened meanwhile may not have been noticed.

@@ -26,7 +26,7 @@ done
 """
 
 
-async def sweep(
+async def remove_stale(
     launcher: Launcher, *, under_way: Callable[[str], bool], idle_seconds: float = IDLE_SECONDS
 ) -> list[str]:
     """Remove those of one host; their paths.
@@ -35,8 +35,8 @@ async def sweep(
     :raise HostError: the host cannot be asked, or one cannot be removed.
     """
     removed = []
-    for nest_of in await launcher.places():
-        base, log_directory = nest_of
+    for pair in await launcher.places():
+        base, log_directory = pair
         done = await launcher.host.run(
             ["sh", "-c", _FIND, "sh", base.rstrip("/"), str(int(idle_seconds))], timeout=_SECONDS
         )
@@ -45,6 +45,6 @@ async def sweep(
         words = done.text.split("\0")[:-1]
         for path, migration in zip(words[::2], words[1::2], strict=True):
             if not under_way(migration):
-                await launcher.clear(launcher.nest(path, log_directory))
+                await launcher.clear(launcher.run_directory(path, log_directory))
                 removed.append(path)
     return removed

@@ -24,7 +24,7 @@ _STRANGE = (
 _GREATEST = 2**60
 
 
-class understood:  # noqa: N801 - it is used like a function
+class reading_output:  # noqa: N801 - it is used like a function
     """``with understood(host, "its sockets"):`` around reading what it printed.
 
     :raise HostError: it could not be read.

@@ -1,6 +1,7 @@
-"""What a host shows of the files a guest uses: one script there, one pure function here; and a probe of sharing.
+"""Facts of the files that a guest uses, as its host shows them: one script there, one pure function here.
 
-Nothing is changed but by :func:`probe`, which makes empty files of random names beside images and removes them again.
+Nothing is changed but by :func:`probe_sharing`, which makes empty files of random names beside images and removes them
+again.
 """
 
 from __future__ import annotations
@@ -16,8 +17,8 @@ from dataclasses import dataclass, replace
 from migrator.core.process.command_line import path_of
 from migrator.core.process.files import FileFacts, FileKind, HostFiles, QemuProgramFacts, SameFile
 from migrator.errors import HostError
-from migrator.hosts.access import Access
-from migrator.hosts.understanding import understood
+from migrator.hosts.access import HostAccess
+from migrator.hosts.host_output import reading_output
 
 #: Where the images' locks stand in /proc/locks: QEMU marks with the first byte that it writes, with the second that
 #: nobody else may.
@@ -132,7 +133,7 @@ for d; do rm -f -- "$d/$name"; done
 
 
 @dataclass(frozen=True, kw_only=True)
-class Question:
+class FileQuery:
     """What shall be read of a host."""
 
     paths: Sequence[str] = ()
@@ -148,7 +149,7 @@ class Question:
     directory: str = ""
 
 
-async def look(access: Access, question: Question, *, timeout: float = 30.0) -> HostFiles:
+async def read_host_files(access: HostAccess, question: FileQuery, *, timeout: float = 30.0) -> HostFiles:
     """Read it in one command.
 
     :raise HostError: when the host cannot be asked, or did not answer in time.
@@ -171,7 +172,7 @@ async def look(access: Access, question: Question, *, timeout: float = 30.0) -> 
     answers = output.text.split("\0")
     if answers[-2:] != ["end", ""]:
         raise HostError(access.name, f"its files cannot be read: {output.complaint or 'no answer'}")
-    with understood(access.name, "its files"):
+    with reading_output(access.name, "its files"):
         seen = parse(answers, paths=question.paths, images=images, directory=root or "/")
     known = question.known
     return replace(seen, offer=known) if known and known.identity == seen.offer.identity else seen
@@ -335,8 +336,12 @@ def _chain(said: str) -> tuple[str, ...]:
 # --- the probe -----------------------------------------------------------------------------------------------------
 
 
-async def probe(
-    source: Access, target: Access, files: Mapping[str, tuple[FileFacts, FileFacts]], *, timeout: float = 10.0
+async def probe_sharing(
+    source: HostAccess,
+    target: HostAccess,
+    files: Mapping[str, tuple[FileFacts, FileFacts]],
+    *,
+    timeout: float = 10.0,
 ) -> dict[str, SameFile]:
     """Whether files are the same on two hosts: an empty file of a random name made beside each is seen at the other.
 
@@ -368,7 +373,7 @@ def _directory(file: FileFacts) -> str:
 
 
 async def _seen(
-    writer: Access, reader: Access, pairs: Sequence[tuple[str, str]], timeout: float
+    writer: HostAccess, reader: HostAccess, pairs: Sequence[tuple[str, str]], timeout: float
 ) -> dict[tuple[str, str], bool | None]:
     """Of each pair of directories whether a marker made in the first is seen in the second; ``None``: not writable."""
     name = _MARKER + secrets.token_hex(16)

@@ -5,13 +5,15 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable
 
-from migrator.hosts.access import Access
-from migrator.hosts.understanding import number, understood
+from migrator.hosts.access import HostAccess
+from migrator.hosts.host_output import number, reading_output
 
 _LINE = re.compile(r"/proc/(\d{1,10})/status:Rss(?:Anon|Shmem):\s+(\d+) kB")
 
 
-async def read_resident(access: Access, pids: Iterable[int], *, timeout: float = 10.0) -> dict[int, int]:
+async def read_memory_usage(
+    access: HostAccess, pids: Iterable[int], *, timeout: float = 10.0
+) -> dict[int, int]:
     """Bytes of anonymous and shared memory of each process (RssAnon and RssShmem of proc(5)); those that cannot be
     read, huge pages among them, are left out.
 
@@ -21,7 +23,7 @@ async def read_resident(access: Access, pids: Iterable[int], *, timeout: float =
     if not files:
         return {}
     output = await access.run(["grep", "-aHE", "^Rss(Anon|Shmem):", "--", *files], timeout=timeout)
-    with understood(access.name, "the memory of its QEMUs"):
+    with reading_output(access.name, "the memory of its QEMUs"):
         return parse(output.text)
 
 

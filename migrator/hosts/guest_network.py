@@ -8,8 +8,8 @@ from typing import Any
 
 from migrator.core.process.guest_network import GuestTaps, NetworkInterface, NetworkInterfaces
 from migrator.errors import HostError
-from migrator.hosts.access import Access
-from migrator.hosts.understanding import interfaces, understood, vlans
+from migrator.hosts.access import HostAccess
+from migrator.hosts.host_output import interfaces, reading_output, vlans
 
 #: For scripts: all there is to see of interfaces, and of the VLANs of a bridge's ports.
 SHOW_LINKS, SHOW_VLANS = "ip -j -d addr show 2>/dev/null", "bridge -j vlan show 2>/dev/null"
@@ -26,8 +26,8 @@ printf '\\0end'
 _LINE = re.compile(r"/proc/(\d{1,10})/fdinfo/(\d{1,10}):iff:\s*(\S{1,256})")
 
 
-async def read_carriers(
-    access: Access, pids: Iterable[int], *, links: NetworkInterfaces | None = None, timeout: float = 10.0
+async def read_guest_taps(
+    access: HostAccess, pids: Iterable[int], *, links: NetworkInterfaces | None = None, timeout: float = 10.0
 ) -> dict[int, GuestTaps]:
     """Of each of these processes the taps that it has open, and what they hang on.
 
@@ -46,7 +46,7 @@ async def read_carriers(
     ip, bridge, taps, end = (output.text.split("\0") + [""] * 4)[:4]
     if end != "end":
         raise HostError(access.name, f"its network cannot be read: {output.complaint or 'no answer'}")
-    with understood(access.name, "its network"):
+    with reading_output(access.name, "its network"):
         shown = parse_links(ip, bridge) if links is None else links
         opened = parse_taps(taps)
     read = {int(line) for line in taps.splitlines() if line.isdecimal() and len(line) < 11}

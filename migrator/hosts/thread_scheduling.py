@@ -6,8 +6,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from migrator.errors import HostError
-from migrator.hosts.access import Access
-from migrator.hosts.understanding import understood
+from migrator.hosts.access import HostAccess
+from migrator.hosts.host_output import reading_output
 
 _SHORT = 10.0
 _POLICIES = ("other", "fifo", "rr", "batch", "", "idle")
@@ -32,7 +32,7 @@ done >/dev/null 2>&1
 
 
 @dataclass(frozen=True, kw_only=True)
-class Turn:
+class ThreadScheduling:
     """When one thread gets to run."""
 
     cpus: str
@@ -45,7 +45,9 @@ class Turn:
         return f"CPUs {self.cpus}, nice {self.nice}, {kind}"
 
 
-async def read_turns(access: Access, pid: int, threads: Sequence[int]) -> dict[int, Turn]:
+async def read_scheduling(
+    access: HostAccess, pid: int, threads: Sequence[int]
+) -> dict[int, ThreadScheduling]:
     """Of each thread that is there.
 
     :raise HostError: when the host cannot be asked.
@@ -57,17 +59,17 @@ async def read_turns(access: Access, pid: int, threads: Sequence[int]) -> dict[i
         raise HostError(
             access.name, f"threads of pid {pid} cannot be read: {output.complaint or 'no answer'}"
         )
-    with understood(access.name, f"the threads of pid {pid}"):
+    with reading_output(access.name, f"the threads of pid {pid}"):
         return _turns(threads, answers)
 
 
-def _turns(threads: Sequence[int], answers: Sequence[str]) -> dict[int, Turn]:
+def _turns(threads: Sequence[int], answers: Sequence[str]) -> dict[int, ThreadScheduling]:
     found = {}
     for thread, cpus, line in zip(threads, answers[::2], answers[1::2], strict=True):
         fields = line.rpartition(")")[2].split()
         if cpus and len(fields) > 38:
             policy = int(fields[38])
-            found[thread] = Turn(
+            found[thread] = ThreadScheduling(
                 cpus=cpus,
                 nice=int(fields[16]),
                 policy=_POLICIES[policy] if policy < len(_POLICIES) else "",
@@ -76,11 +78,11 @@ def _turns(threads: Sequence[int], answers: Sequence[str]) -> dict[int, Turn]:
     return found
 
 
-async def give_turns(
-    source: Access,
+async def apply_scheduling(
+    source: HostAccess,
     pid: int,
     threads: Mapping[str, int],
-    target: Access,
+    target: HostAccess,
     other_pid: int,
     others: Mapping[str, int],
 ) -> list[str]:
@@ -90,7 +92,7 @@ async def give_turns(
     :return: what could not be, each as a sentence.
     :raise HostError: when a host cannot be asked.
     """
-    turns = await read_turns(source, pid, [pid, *threads.values()])
+    turns = await read_scheduling(source, pid, [pid, *threads.values()])
     whole = turns.get(pid)
     wanted = {
         others[name]: (name, turns[thread])
@@ -105,7 +107,7 @@ async def give_turns(
         for word in (str(thread), turn.cpus, str(turn.nice), turn.policy, str(turn.priority))
     ]
     await target.run(["sh", "-s", "--", *words], stdin=_GIVE, timeout=_SHORT)
-    given = await read_turns(target, other_pid, list(wanted))
+    given = await read_scheduling(target, other_pid, list(wanted))
     return [
         f"{name} has {turn} at {source.name}, and {given.get(thread, 'nothing known')} at {target.name}"
         for thread, (name, turn) in wanted.items()

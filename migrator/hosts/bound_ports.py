@@ -17,7 +17,7 @@ for t in udp udp6; do echo "=$t"; grep -a ' 07 ' /proc/net/$t; done 2>/dev/null
 _ROW = re.compile(r"^ *\d+: ([0-9A-F]+):([0-9A-F]{4}) ")
 
 
-def sockets(text: str) -> frozenset[ListeningPort]:
+def parse_sockets(text: str) -> frozenset[ListeningPort]:
     """What :data:`SOCKETS` printed."""
     return frozenset(_sockets(text))
 
@@ -31,7 +31,7 @@ def _sockets(text: str) -> Iterator[ListeningPort]:
             yield ListeningPort(protocol, _address(match[1]), int(match[2], 16))
 
 
-def addresses(text: str) -> frozenset[str]:
+def parse_addresses(text: str) -> frozenset[str]:
     """Of ``ip -o addr show``."""
     return frozenset(re.findall(r" inet6? ([0-9a-f.:]+)/", text))
 

@@ -7,9 +7,9 @@ from dataclasses import dataclass
 
 from migrator.core.process.listening import ListeningPort
 from migrator.errors import HostError
-from migrator.hosts import bound
-from migrator.hosts.access import Access
-from migrator.hosts.understanding import understood
+from migrator.hosts import bound_ports
+from migrator.hosts.access import HostAccess
+from migrator.hosts.host_output import reading_output
 
 _SHORT = 10.0
 
@@ -21,7 +21,7 @@ printf '%s\0' "$(cat /proc/sys/kernel/random/boot_id)" "$(readlink /proc/self/ns
 printf '%s\0' "$(readlink "/proc/$1/ns/net" 2>/dev/null)"
 printf '%s\0' "$(
 """
-    + bound.SOCKETS.decode()
+    + bound_ports.SOCKETS.decode()
     + r""")" "$(ip -o addr show 2>/dev/null)"
 for q in "$2" "$3"; do
   q=$(command -v "$q" 2>/dev/null)
@@ -53,7 +53,7 @@ done
 
 
 @dataclass(frozen=True, kw_only=True)
-class Survey:
+class TargetSurvey:
     """What a target showed."""
 
     boot_id: str
@@ -69,18 +69,18 @@ class Survey:
     enters: bool
     #: By path: there is something that is no directory; there is nothing, and nothing can be made.
     occupied: frozenset[str]
-    homeless: frozenset[str]
+    missing_directories: frozenset[str]
 
 
-async def survey(
-    access: Access,
+async def survey_target(
+    access: HostAccess,
     *,
     source_pid: int | None,
     binaries: tuple[str, str],
     base: str,
     paths: Sequence[str],
     become: Sequence[str] = (),
-) -> Survey:
+) -> TargetSurvey:
     """Look at a target; nothing is changed.
 
     :param base: where run directories are made.
@@ -99,15 +99,15 @@ async def survey(
         )
     boot, network, network_of_source, taken, addresses, first, second, enters = answers[:8]
     states: Mapping[str, str] = dict(zip(paths, answers[8:], strict=True))
-    with understood(access.name, "itself"):
-        return Survey(
+    with reading_output(access.name, "itself"):
+        return TargetSurvey(
             boot_id=boot,
             network=network,
             network_of_source=network_of_source,
-            taken=bound.sockets(taken),
-            addresses=bound.addresses(addresses),
+            taken=bound_ports.parse_sockets(taken),
+            addresses=bound_ports.parse_addresses(addresses),
             binary=first or second,
             enters=enters == "yes",
             occupied=frozenset(path for path, state in states.items() if state == "occupied"),
-            homeless=frozenset(path for path, state in states.items() if state == "homeless"),
+            missing_directories=frozenset(path for path, state in states.items() if state == "homeless"),
         )
