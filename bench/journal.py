@@ -13,6 +13,7 @@ from pathlib import Path
 from statistics import median, quantiles
 from typing import Any
 
+from migrator.api.commands import CommandKey
 from migrator.store.journal import SqlJournal
 
 _RUNS = 300
@@ -113,7 +114,7 @@ async def main(parent: str | None) -> None:
                 "claim a command              "
                 + await each(
                     lambda n: journal.claim_command(
-                        key=f"ann\n{n}",
+                        key=str(CommandKey("ann", str(n))),
                         verb="migrate",
                         body_hash="h",
                         body={"guest": "g"},

@@ -11,7 +11,7 @@ from typing import Any
 
 from migrator.api.commands import Caller, Command, Envelope, Reply
 from migrator.api.documents import MigrationDocument
-from migrator.engine.commands.dispatcher import Claim
+from migrator.ports import Claim
 from tests.mqtt_fakes import FakeLog, Service, settings
 
 

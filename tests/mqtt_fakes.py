@@ -39,10 +39,10 @@ from migrator.api.events import (
 from migrator.core.drain.states import EvacuationState
 from migrator.core.inventory import HostState
 from migrator.core.model import State
-from migrator.engine.commands.dispatcher import Claim, Dispatcher
+from migrator.engine.commands.dispatcher import Dispatcher
 from migrator.engine.event_bus import EventBus
 from migrator.mqtt import Mqtt, MqttSettings
-from migrator.ports import EventTexts
+from migrator.ports import Claim, EventTexts
 from migrator.ports.queries import EventPage
 from tests.broker import USERS, Broker
 from tests.some_events import page_of
@@ -311,7 +311,7 @@ class Service:
         self.connections: list[bool] = []
         self.mqtt = Mqtt(
             settings=configured,
-            dispatcher=self.dispatcher,
+            commands=self.dispatcher,
             reading=self.reading,
             connected=self.connections.append,
             # As kept in a state directory: one service after the other has it.

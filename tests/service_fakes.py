@@ -64,13 +64,13 @@ from migrator.api.events import (
 from migrator.core.drain.states import EvacuationState, GuestStanding
 from migrator.core.inventory import HostState
 from migrator.core.model import Mode, Severity, State
-from migrator.engine.commands.dispatcher import Claim, Dispatcher
+from migrator.engine.commands.dispatcher import Dispatcher
 from migrator.engine.event_bus import EventBus
 from migrator.http.app import create_app
 from migrator.http.limits import Limits
 from migrator.http.listeners import Tcp, UnixSocket
 from migrator.http.server import Servers
-from migrator.ports import EventTexts, Grant
+from migrator.ports import Claim, EventTexts, Grant
 from migrator.ports.queries import EventPage
 from tests.some_events import page_of
 

@@ -172,6 +172,25 @@ class Caller:
     trace: TraceContext | None = None
 
 
+@dataclass(frozen=True)
+class CommandKey:
+    """The name of a command in the journal: who gave it, and the id that he gave it. The same again is a repetition."""
+
+    user: str
+    #: Empty for a command without one, which is never repeated.
+    id: str
+
+    def __str__(self) -> str:
+        """The key as the journal keeps it; never empty."""
+        return f"{self.user}\n{self.id}"
+
+    @classmethod
+    def read(cls, text: str) -> CommandKey:
+        """Return the key that has this text."""
+        user, _, identifier = text.partition("\n")
+        return cls(user, identifier)
+
+
 @dataclass(frozen=True, kw_only=True)
 class Envelope:
     """A command as it came."""
@@ -183,6 +202,11 @@ class Envelope:
     id: str | None = None
     #: MQTT: when it was sent, and until when it may be begun.
     expires_at: datetime | None = None
+
+    @property
+    def key(self) -> CommandKey | None:
+        """The command's key; ``None`` where it has no id."""
+        return CommandKey(self.caller.user, self.id) if self.id else None
 
 
 class Refusal(MigratorError):

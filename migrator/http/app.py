@@ -7,17 +7,17 @@ from typing import Any, cast
 from fastapi import APIRouter, FastAPI
 
 from migrator import __version__
-from migrator.engine.commands.dispatcher import Dispatcher
 from migrator.http import ask, look, openapi, page, probes, session, stream
 from migrator.http.access import Access, Tokens
 from migrator.http.limits import Guard, Limits, Rates, Streams
 from migrator.http.parts import Metrics, Parts
 from migrator.http.problems import answer_with_problems
+from migrator.ports.commands import Commands
 from migrator.ports.queries import Queries
 
 
 def create_app(
-    dispatcher: Dispatcher,
+    commands: Commands,
     reading: Queries,
     auth: Tokens,
     *,
@@ -43,7 +43,7 @@ def create_app(
         redirect_slashes=False,
     )
     app.state.parts = Parts(
-        dispatcher=dispatcher,
+        commands=commands,
         reading=reading,
         access=Access(tokens=auth, rates=Rates(per_second=limits.requests_per_second, burst=limits.burst)),
         limits=limits,

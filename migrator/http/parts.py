@@ -12,12 +12,12 @@ from pydantic import BaseModel
 from starlette.responses import Response
 
 from migrator.api.commands import Caller, Envelope, Reply
-from migrator.engine.commands.dispatcher import Dispatcher
 from migrator.errors import JournalError
 from migrator.faults import keep_going
 from migrator.http.access import Access
 from migrator.http.limits import Limits, Streams
 from migrator.http.problems import ProblemError
+from migrator.ports.commands import Commands
 from migrator.ports.queries import Listener, Queries
 
 #: Streams are looked after so often: a token may be revoked by another process.
@@ -31,7 +31,7 @@ Metrics = Callable[[str | None], Awaitable[tuple[bytes, str]]]
 class Parts:
     """Of one application; made by :func:`migrator.http.app.create_app`."""
 
-    dispatcher: Dispatcher
+    commands: Commands
     reading: Queries
     access: Access
     limits: Limits
@@ -42,7 +42,7 @@ class Parts:
     #: Of every stream that goes on, by what it may: a grant's id; empty by the Unix socket.
     _listeners: dict[Listener, str] = field(default_factory=dict)
     _watch: asyncio.Task[None] | None = None
-    _commands: set[asyncio.Task[Reply]] = field(default_factory=set)
+    _executing: set[asyncio.Task[Reply]] = field(default_factory=set)
     _closing: bool = False
 
     def closing(self) -> bool:
@@ -80,9 +80,9 @@ class Parts:
         """Give a command to the dispatcher; it is carried to its end though the client goes away."""
         if self._closing:
             raise ProblemError(503, "closing", "the service is being stopped", headers={"Retry-After": "5"})
-        task = asyncio.create_task(self.dispatcher.execute(envelope), name=f"http {envelope.verb}")
-        self._commands.add(task)
-        task.add_done_callback(self._commands.discard)
+        task = asyncio.create_task(self.commands.execute(envelope), name=f"http {envelope.verb}")
+        self._executing.add(task)
+        task.add_done_callback(self._executing.discard)
         return await asyncio.shield(task)
 
     async def close(self, timeout: float = 5.0) -> None:
@@ -93,8 +93,8 @@ class Parts:
             await asyncio.wait({self._watch})
         for listener in self._listeners:
             listener.close()
-        if self._commands:
-            await asyncio.wait(set(self._commands), timeout=timeout)
+        if self._executing:
+            await asyncio.wait(set(self._executing), timeout=timeout)
 
 
 def parts(request: Request) -> Parts:

@@ -13,7 +13,6 @@ from datetime import UTC, datetime, timedelta
 from migrator import logs
 from migrator.api.commands import COMMANDS, Role
 from migrator.api.events import DecisionTaken, Event, MigrationProgressed, Subject
-from migrator.engine.commands.dispatcher import Dispatcher
 from migrator.errors import JournalError
 from migrator.mqtt.connection import (
     BrokerError,
@@ -32,6 +31,7 @@ from migrator.mqtt.settings import MqttSettings
 from migrator.mqtt.states import States, ended_at, is_stateful
 from migrator.mqtt.topics import Topics
 from migrator.mqtt.turns import Turns
+from migrator.ports.commands import Commands
 from migrator.ports.queries import Queries
 
 #: Of the commands that are carried out at a time one user may have this part.
@@ -67,7 +67,7 @@ class Mqtt:
         self,
         *,
         settings: MqttSettings,
-        dispatcher: Dispatcher,
+        commands: Commands,
         reading: Queries,
         client_id: str = "",
         keep_client_id: Callable[[str], None] = lambda client_id: None,
@@ -77,7 +77,7 @@ class Mqtt:
         now: Callable[[], datetime] = lambda: datetime.now(UTC),
     ) -> None:
         self._settings = settings
-        self._door = dispatcher
+        self._commands = commands
         self._connected = connected
         self._keep_client_id, self._taken = keep_client_id, taken
         self._now = now
@@ -94,7 +94,7 @@ class Mqtt:
             now=now,
         )
         self._replies = Replies(
-            dispatcher=dispatcher,
+            commands=commands,
             reading=reading,
             outbox=self._outbox,
             topics=self._topics,
@@ -381,7 +381,7 @@ class Mqtt:
             self._turns.put(incoming.user, f"mqtt command {incoming.id}", work, tasks)
 
     def _refuse(self, foreign: Foreign, received: Received, done: Callable[[], None]) -> None:
-        self._door.heard("mqtt", foreign.verb if foreign.verb in COMMANDS else "unknown", "refused")
+        self._commands.heard("mqtt", foreign.verb if foreign.verb in COMMANDS else "unknown", "refused")
         self._log.warning("command refused", topic=received.topic[:256], reason=str(foreign.refusal))
         if foreign.reply_to is None:
             done()

@@ -10,14 +10,14 @@ from datetime import datetime
 from typing import Any
 
 from migrator import logs
-from migrator.api.commands import Reply
+from migrator.api.commands import CommandKey, Reply
 from migrator.api.events import Event, MigrationStateChanged, Subject
-from migrator.engine.commands.dispatcher import Dispatcher
 from migrator.errors import JournalError
 from migrator.mqtt.inbound import Incoming, ReplyTo
 from migrator.mqtt.messages import ReplyMessage
 from migrator.mqtt.outbox import Outbox, Outgoing, Rank
 from migrator.mqtt.topics import STATEFUL, Topics
+from migrator.ports.commands import Commands
 from migrator.ports.queries import Queries
 
 #: CommandHandlers that begin what ends later: the others are done when they are answered.
@@ -60,7 +60,7 @@ class Replies:
     def __init__(
         self,
         *,
-        dispatcher: Dispatcher,
+        commands: Commands,
         reading: Queries,
         outbox: Outbox,
         topics: Topics,
@@ -68,7 +68,7 @@ class Replies:
         who_began: WhoBegan,
         now: Callable[[], datetime],
     ) -> None:
-        self._door = dispatcher
+        self._commands = commands
         self._reading = reading
         self._outbox = outbox
         self._topics = topics
@@ -103,7 +103,7 @@ class Replies:
         caller = (incoming.user, incoming.id)
         self._executing.add(caller)
         try:
-            reply = await self._door.execute(incoming.envelope)
+            reply = await self._commands.execute(incoming.envelope)
         finally:
             self._executing.discard(caller)
         self.give(reply, incoming.reply_to, then=then)
@@ -144,7 +144,7 @@ class Replies:
             }
         )
         try:
-            await self._door.finished(key=f"{begun.user}\n{begun.id}", reply=reply)
+            await self._commands.finished(key=CommandKey(begun.user, begun.id), reply=reply)
         except JournalError as error:
             _log.warning("outcome not journalled", command=begun.id, error=str(error))
         self.give(reply, to)

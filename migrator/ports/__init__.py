@@ -15,6 +15,8 @@ from migrator.ports.qemu import (
 )
 from migrator.ports.site import Carriers, HostLook, IncomingDestination, Site
 from migrator.ports.store import (
+    Claim,
+    CommandLog,
     EventTexts,
     Experience,
     Grant,
@@ -31,6 +33,8 @@ from migrator.ports.store import (
 
 __all__ = [
     "Carriers",
+    "Claim",
+    "CommandLog",
     "Event",
     "EventTexts",
     "Experience",

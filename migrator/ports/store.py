@@ -219,6 +219,33 @@ class Journal(Protocol):
 
 
 @dataclass(frozen=True, kw_only=True)
+class Claim:
+    """What the journal says when a command's key is claimed."""
+
+    #: It was not there before: the command is the caller's to carry out.
+    new: bool
+    #: Another command was given that key before.
+    other_body: bool = False
+    #: What the command got, as :meth:`~migrator.api.commands.Reply.model_dump`; ``None`` while it is carried out.
+    reply: Mapping[str, Any] | None = None
+
+
+class CommandLog(Protocol):
+    """Commands and their replies. Every call raises :class:`~migrator.errors.JournalError` when it cannot be done."""
+
+    async def claim_command(
+        self, *, key: str, verb: str, body_hash: str, body: Mapping[str, Any], caller: Mapping[str, str]
+    ) -> Claim:
+        """Write a command down, once: committed and on disk when this returns. Else nothing may be begun.
+
+        :param key: :class:`~migrator.api.commands.CommandKey` as text.
+        """
+
+    async def answer_command(self, *, key: str, reply: Mapping[str, Any]) -> None:
+        """Write down the reply to a command, or what has become of it; one that was not claimed is let pass."""
+
+
+@dataclass(frozen=True, kw_only=True)
 class Grant:
     """By what somebody may use the service over TCP: a token, or a session of the page that was begun with one."""
 

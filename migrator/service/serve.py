@@ -15,7 +15,7 @@ from typing import Any
 
 from migrator import __version__, faults, logs, tracing
 from migrator import settings as configuration
-from migrator.api.commands import COMMANDS, Envelope, Reply, Role
+from migrator.api.commands import COMMANDS, CommandKey, Envelope, Reply, Role
 from migrator.api.documents import CommandDocument
 from migrator.api.events import CommandAnswered, Subject
 from migrator.core import findings as catalogue
@@ -172,7 +172,7 @@ async def _running(in_force: InForce) -> AsyncIterator[Engine]:
         if settings.mqtt.host:
             mqtt = Mqtt(
                 settings=broker(settings),
-                dispatcher=dispatcher,
+                commands=dispatcher,
                 reading=views,
                 client_id=client_id.read(directory),
                 keep_client_id=functools.partial(client_id.keep, directory),
@@ -249,7 +249,7 @@ def _audit(bus: EventBus, envelope: Envelope, reply: Reply) -> None:
         return
     bus.publish(
         CommandAnswered(
-            key=f"{caller.user}\n{envelope.id or ''}",  # never empty: no journal takes that
+            key=str(CommandKey(caller.user, envelope.id or "")),
             command=CommandDocument(
                 verb=envelope.verb[:64],
                 user=caller.user,
@@ -271,8 +271,8 @@ async def _who_began(journal: SqlJournal, subject: Subject, identifier: str) -> 
     found = await journal.command_behind(subject, identifier)
     if found is None or found["caller"].get("interface") != "mqtt":
         return None
-    user, _, key = str(found["key"]).partition("\n")
-    return Begun(user=user, id=key, verb=found["verb"], origin=found["caller"].get("origin", ""))
+    key = CommandKey.read(found["key"])
+    return Begun(user=key.user, id=key.id, verb=found["verb"], origin=found["caller"].get("origin", ""))
 
 
 async def _keep_house(journal: SqlJournal, in_force: InForce) -> None:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import json
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
 from datetime import UTC, datetime
 from types import TracebackType
 from typing import Any, Self
@@ -14,7 +13,7 @@ from sqlalchemy import ColumnElement, Select, func, or_, select, update
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from migrator.errors import JournalError
-from migrator.ports import EventTexts, Lease
+from migrator.ports import Claim, EventTexts, Lease
 from migrator.store import retention, rows
 from migrator.store.backend import Place
 from migrator.store.database import Database
@@ -38,17 +37,8 @@ _COLUMNS = {
 }
 
 
-@dataclass(frozen=True, kw_only=True)
-class Claim:
-    """See :class:`migrator.engine.commands.dispatcher.Claim`."""
-
-    new: bool
-    other_body: bool = False
-    reply: Mapping[str, Any] | None = None
-
-
 class SqlJournal:
-    """See :class:`migrator.ports.Journal` and :class:`migrator.engine.commands.dispatcher.CommandLog`.
+    """See :class:`migrator.ports.Journal` and :class:`migrator.ports.CommandLog`.
 
     ::
 
@@ -300,7 +290,7 @@ class SqlJournal:
     async def claim_command(
         self, *, key: str, verb: str, body_hash: str, body: Mapping[str, Any], caller: Mapping[str, str]
     ) -> Claim:
-        """See :meth:`migrator.engine.commands.dispatcher.CommandLog.claim_command`."""
+        """See :meth:`migrator.ports.CommandLog.claim_command`."""
         row = {
             "key": rows.text(key),
             "verb": verb,

@@ -9,9 +9,8 @@ from datetime import UTC, datetime
 from types import TracebackType
 from typing import Any, Self
 
-from migrator.engine.commands.dispatcher import Claim
 from migrator.errors import JournalError, LeaseLost
-from migrator.ports import EventTexts, Lease
+from migrator.ports import Claim, EventTexts, Lease
 from migrator.testing.leases import MemoryLeases
 from migrator.text import as_json, writable
 
@@ -24,7 +23,7 @@ async def _let_others_go_on(call: str) -> None:  # noqa: ARG001 - as whatever a 
 
 
 class MemoryJournal:
-    """See :class:`migrator.ports.Journal` and :class:`migrator.engine.commands.dispatcher.CommandLog`.
+    """See :class:`migrator.ports.Journal` and :class:`migrator.ports.CommandLog`.
 
     What one service left in it another can go on with: give the same object to both.
 

@@ -110,7 +110,7 @@ async def everything(tmp_path: Path, broker: Broker, *, patience: float = 60.0) 
         journal_writer.follow(world.bus)
         mqtt = Mqtt(
             settings=settings(broker, progress_interval_seconds=0.01),
-            dispatcher=Dispatcher(controller=world, log=world.log),
+            commands=Dispatcher(controller=world, log=world.log),
             reading=world,
         )
         async with (

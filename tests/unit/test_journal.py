@@ -10,9 +10,8 @@ from typing import Any
 
 import pytest
 
-from migrator.engine.commands.dispatcher import CommandLog
 from migrator.errors import JournalError
-from migrator.ports import Journal
+from migrator.ports import CommandLog, Journal
 from migrator.store.journal import SqlJournal
 from migrator.testing.journal import MemoryJournal
 

@@ -8,17 +8,27 @@ from __future__ import annotations
 
 import asyncio
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from hashlib import sha256
-from typing import Any, Protocol
+from typing import Protocol
 
 from pydantic import ValidationError
 
 from migrator import logs
 from migrator.api import wrong_fields
-from migrator.api.commands import COMMANDS, Answer, Caller, Command, Envelope, Refusal, Reply, Role
+from migrator.api.commands import (
+    COMMANDS,
+    Answer,
+    Caller,
+    Command,
+    CommandKey,
+    Envelope,
+    Refusal,
+    Reply,
+    Role,
+)
 from migrator.api.documents import (
     CheckDocument,
     EvacuationDocument,
@@ -28,6 +38,7 @@ from migrator.api.documents import (
     ResolutionDocument,
 )
 from migrator.errors import JournalError
+from migrator.ports import CommandLog
 
 
 class Controller(Protocol):
@@ -40,45 +51,6 @@ class Controller(Protocol):
             died between the beginning and the reply is asked once more.
         :raise Refusal: it was not begun and nothing was changed.
         """
-
-
-class Claimed(Protocol):
-    """What the journal says of a command's id; see :class:`Claim`."""
-
-    @property
-    def new(self) -> bool: ...
-    @property
-    def other_body(self) -> bool: ...
-    @property
-    def reply(self) -> Mapping[str, Any] | None: ...
-
-
-@dataclass(frozen=True, kw_only=True)
-class Claim:
-    """What a journal of one's own says of a command's id."""
-
-    #: It was not there before and is ours to carry out.
-    new: bool
-    #: The body given with that id before is another.
-    other_body: bool = False
-    #: What it got, as :meth:`Reply.model_dump`; ``None`` while it is being carried out.
-    reply: Mapping[str, Any] | None = None
-
-
-class CommandLog(Protocol):
-    """The part of the journal that the dispatcher needs; see :class:`migrator.store.journal.Journal`."""
-
-    async def claim_command(
-        self, *, key: str, verb: str, body_hash: str, body: Mapping[str, Any], caller: Mapping[str, str]
-    ) -> Claimed:
-        """Write it down, once: committed and on disk when this returns.
-
-        :param key: user and id.
-        :raise JournalError: it cannot be written; nothing may be begun.
-        """
-
-    async def answer_command(self, *, key: str, reply: Mapping[str, Any]) -> None:
-        """Write down what it got, or what has become of it."""
 
 
 @dataclass(kw_only=True)
@@ -113,7 +85,7 @@ class Dispatcher:
             reply = _refused(envelope, refusal)
             self.told(envelope, reply)
             return reply
-        key = f"{envelope.caller.user}\n{envelope.id}" if envelope.id else ""
+        key = str(envelope.key or "")
         digest = _digest(command)
         if key in self._running:
             its, task = self._running[key]
@@ -174,11 +146,11 @@ class Dispatcher:
         self.told(envelope, reply)
         return reply
 
-    async def finished(self, *, key: str, reply: Reply) -> None:
+    async def finished(self, *, key: CommandKey, reply: Reply) -> None:
         """What a command began has ended: from now on the same id gets this."""
-        if key in self._running:
-            await asyncio.wait({self._running[key][1]})  # its first reply goes into the journal before
-        await self.log.answer_command(key=key, reply=reply.model_dump(mode="json"))
+        if str(key) in self._running:
+            await asyncio.wait({self._running[str(key)][1]})  # its first reply goes into the journal before
+        await self.log.answer_command(key=str(key), reply=reply.model_dump(mode="json"))
 
 
 def parse(envelope: Envelope) -> Command:

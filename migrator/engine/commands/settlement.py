@@ -10,7 +10,7 @@ from collections.abc import Container, Mapping
 from typing import Any, Protocol
 
 from migrator import logs
-from migrator.api.commands import Reply
+from migrator.api.commands import CommandKey, Reply
 from migrator.api.events import EvacuationStateChanged, Event, MigrationStateChanged
 from migrator.engine.commands.dispatcher import Dispatcher
 from migrator.engine.event_bus import EventBus
@@ -41,7 +41,7 @@ class Settlement:
     def __init__(
         self, *, bus: EventBus, journal: Commands, dispatcher: Dispatcher, elsewhere: Container[str] = ()
     ) -> None:
-        self._journal, self._door, self._elsewhere = journal, dispatcher, elsewhere
+        self._journal, self._dispatcher, self._elsewhere = journal, dispatcher, elsewhere
         self._ended: asyncio.Queue[tuple[str, str]] = asyncio.Queue()
         self._log = logs.logger()
         bus.subscribe(self._hear, journalled=True)
@@ -78,14 +78,15 @@ class Settlement:
         document = await self._journal.find(kind, identifier)
         if document is None or not document.get("ended_at"):
             return
+        key = CommandKey.read(behind["key"])
         reply = Reply.model_validate(
             {
                 "kind": "outcome",
-                "id": str(behind["key"]).partition("\n")[2],
+                "id": key.id,
                 "verb": behind["verb"],
                 "subject": kind,
                 "subject_id": identifier,
                 "body": {name: each for name, each in document.items() if name != "_private"},
             }
         )
-        await self._door.finished(key=behind["key"], reply=reply)
+        await self._dispatcher.finished(key=key, reply=reply)
