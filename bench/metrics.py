@@ -7,7 +7,7 @@ import statistics
 import time
 
 from migrator.metrics import Metrics
-from tests.fake_reading import FakeReading, a_guest, a_host, a_migration
+from tests.fake_queries import FakeQueries, a_guest, a_host, a_migration
 
 #: Aim for a scrape with a thousand active migrations.
 _AIM_SECONDS = 0.2
@@ -15,18 +15,18 @@ _SCRAPES = 20
 _ACCEPT = "application/openmetrics-text; version=1.0.0"
 
 
-def _reading(migrations: int, hosts: int, guests: int) -> FakeReading:
-    reading = FakeReading()
+def _queries(migrations: int, hosts: int, guests: int) -> FakeQueries:
+    queries = FakeQueries()
     for number in range(hosts):
-        reading.hosts_by_name[f"host-{number}"] = a_host(f"host-{number}")
+        queries.hosts_by_name[f"host-{number}"] = a_host(f"host-{number}")
     for number in range(guests):
         key = f"00000000-0000-4000-8000-{number:012}"
-        reading.guests_by_key[key] = a_guest(key, host=f"host-{number % hosts}")
+        queries.guests_by_key[key] = a_guest(key, host=f"host-{number % hosts}")
     for number in range(migrations):
         key = f"00000000-0000-4000-8000-{number:012}"
         where = {"source": f"host-{number % hosts}", "destination": f"host-{(number + 1) % hosts}"}
-        reading.by_id[f"m{number}"] = a_migration(f"m{number}", guest=key, **where)
-    return reading
+        queries.by_id[f"m{number}"] = a_migration(f"m{number}", guest=key, **where)
+    return queries
 
 
 async def _delays(loop_delays: list[float]) -> None:
@@ -37,11 +37,11 @@ async def _delays(loop_delays: list[float]) -> None:
 
 
 async def _measure(migrations: int, hosts: int, guests: int) -> float:
-    reading = _reading(migrations, hosts, guests)
-    async with Metrics(reading=reading, version="bench") as metrics:
+    queries = _queries(migrations, hosts, guests)
+    async with Metrics(queries=queries, version="bench") as metrics:
         for number in range(migrations):
-            reading.put(reading.by_id[f"m{number}"])
-            reading.decide(f"m{number}", "throttle")
+            queries.put(queries.by_id[f"m{number}"])
+            queries.decide(f"m{number}", "throttle")
         delays: list[float] = []
         watch = asyncio.create_task(_delays(delays), name="watch the loop")
         await asyncio.sleep(0.2)

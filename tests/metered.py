@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from prometheus_client.parser import text_string_to_metric_families as read_text
 
 from migrator.metrics import Metrics, Probes
-from tests.fake_reading import FakeReading
+from tests.fake_queries import FakeQueries
 
 
 @dataclass
@@ -25,13 +25,13 @@ class Service:
     """Metrics of a service that the test plays."""
 
     clock: Clock = field(default_factory=Clock)
-    reading: FakeReading = field(default_factory=FakeReading)
+    queries: FakeQueries = field(default_factory=FakeQueries)
     broker: bool | None = True
 
     def __post_init__(self) -> None:
         probes = Probes(mqtt_connected=lambda: self.broker)
         self.metrics = Metrics(
-            reading=self.reading, version="1.2.3", probes=probes, clock=self.clock, now=self.clock
+            queries=self.queries, version="1.2.3", probes=probes, clock=self.clock, now=self.clock
         )
 
     async def values(self) -> dict[str, dict[tuple[tuple[str, str], ...], float]]:

@@ -104,7 +104,7 @@ class FakeLog:
 
 
 @dataclass(kw_only=True)
-class FakeReading:
+class FakeQueries:
     """A service's state, as the test sets it."""
 
     bus: EventBus = field(default_factory=EventBus)
@@ -199,8 +199,8 @@ def _page(documents: Mapping[str, Any], limit: int, before: str | None) -> list[
 class FakeController:
     """Begins what it is told, at once, and remembers how often."""
 
-    def __init__(self, reading: FakeReading) -> None:
-        self.reading = reading
+    def __init__(self, queries: FakeQueries) -> None:
+        self.queries = queries
         self.begun: list[tuple[Command, Caller, str]] = []
         self.by_key: dict[str, Answer] = {}
         #: Awaited before anything is begun.
@@ -257,12 +257,12 @@ class FakeController:
 
     def say(self, document: MigrationDocument) -> None:
         """Journal it and tell of it, as the engine does."""
-        self.reading.all_migrations[document.id] = document
-        self.reading.bus.publish(MigrationStateChanged(migration=document))
+        self.queries.all_migrations[document.id] = document
+        self.queries.bus.publish(MigrationStateChanged(migration=document))
 
     def change(self, identifier: str, **fields: Any) -> None:
         """A migration goes on."""
-        self.say(self.reading.all_migrations[identifier].model_copy(update=fields))
+        self.say(self.queries.all_migrations[identifier].model_copy(update=fields))
 
     def end(self, identifier: str, *, at: datetime | None = None) -> None:
         """It completes."""
@@ -271,23 +271,23 @@ class FakeController:
     def decide(self, identifier: str, action: str) -> None:
         """A decision of it."""
         decision = DecisionDocument(at_seconds=1.0, action=action, reason="because")
-        self.reading.bus.publish(DecisionTaken(migration=identifier, decision=decision))
+        self.queries.bus.publish(DecisionTaken(migration=identifier, decision=decision))
 
     def progress(self, identifier: str, ratio: float) -> None:
         """How far it is."""
-        document = self.reading.all_migrations[identifier].model_copy(update={"progress_ratio": ratio})
-        self.reading.bus.publish(MigrationProgressed(migration=document))
+        document = self.queries.all_migrations[identifier].model_copy(update={"progress_ratio": ratio})
+        self.queries.bus.publish(MigrationProgressed(migration=document))
 
     def say_evacuation(self, document: EvacuationDocument) -> None:
         """As :meth:`say`."""
-        self.reading.all_evacuations[document.id] = document
-        self.reading.bus.publish(EvacuationStateChanged(evacuation=document))
+        self.queries.all_evacuations[document.id] = document
+        self.queries.bus.publish(EvacuationStateChanged(evacuation=document))
 
     def host(self, name: str, state: HostState = HostState.ACTIVE) -> None:
         """A host is in that state."""
         document = HostDocument(host=name, state=state, up=True)
-        self.reading.all_hosts[name] = document
-        self.reading.bus.publish(HostStateChanged(host=document))
+        self.queries.all_hosts[name] = document
+        self.queries.bus.publish(HostStateChanged(host=document))
 
 
 class Service:
@@ -298,11 +298,11 @@ class Service:
         configured: MqttSettings,
         *,
         log: FakeLog | None = None,
-        reading: FakeReading | None = None,
+        queries: FakeQueries | None = None,
         **fields: Any,
     ) -> None:
-        self.reading = reading or FakeReading()
-        self.controller = FakeController(self.reading)
+        self.queries = queries or FakeQueries()
+        self.controller = FakeController(self.queries)
         self.log = log or FakeLog()
         self.heard: list[tuple[str, str, str]] = []
         self.dispatcher = Dispatcher(
@@ -312,7 +312,7 @@ class Service:
         self.mqtt = Mqtt(
             settings=configured,
             commands=self.dispatcher,
-            reading=self.reading,
+            queries=self.queries,
             connected=self.connections.append,
             # As kept in a state directory: one service after the other has it.
             **{"client_id": f"migrator-{configured.site}-{configured.instance}-{'0' * 32}", **fields},

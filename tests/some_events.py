@@ -18,7 +18,7 @@ from migrator.api.events import (
     read_event,
 )
 from migrator.ports.queries import EventPage
-from tests.fake_reading import a_host, a_migration, an_evacuation
+from tests.fake_queries import a_host, a_migration, an_evacuation
 
 
 def migration_state(identifier: str = "m1", **fields: Any) -> MigrationStateChanged:

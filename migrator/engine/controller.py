@@ -1,7 +1,7 @@
 """What the service keeps: hosts, migrations and evacuations, each driven to its end, and what another controller left.
 
 Commands come in through :mod:`migrator.engine.commands.handlers`; what is shown goes out through
-:mod:`migrator.engine.views`.
+:mod:`migrator.engine.queries`.
 """
 
 from __future__ import annotations

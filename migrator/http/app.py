@@ -7,10 +7,10 @@ from typing import Any, cast
 from fastapi import APIRouter, FastAPI
 
 from migrator import __version__
-from migrator.http import ask, look, openapi, page, probes, session, stream
+from migrator.http import command_routes, openapi, page, probes, query_routes, session, stream
 from migrator.http.access import Access, Tokens
+from migrator.http.dependencies import Dependencies, Metrics
 from migrator.http.limits import Guard, Limits, Rates, Streams
-from migrator.http.parts import Metrics, Parts
 from migrator.http.problems import answer_with_problems
 from migrator.ports.commands import Commands
 from migrator.ports.queries import Queries
@@ -18,7 +18,7 @@ from migrator.ports.queries import Queries
 
 def create_app(
     commands: Commands,
-    reading: Queries,
+    queries: Queries,
     auth: Tokens,
     *,
     metrics: Metrics | None = None,
@@ -29,7 +29,7 @@ def create_app(
     A request that came by the Unix socket (:mod:`migrator.http.server` says so) needs no token: who may open the
     socket is an operator. Every other needs one of `auth`.
 
-    :param metrics: see :data:`migrator.http.parts.Metrics`; ``None``: there are none.
+    :param metrics: see :data:`migrator.http.dependencies.Metrics`; ``None``: there are none.
     """
     limits = limits or Limits()
     app = FastAPI(
@@ -42,17 +42,17 @@ def create_app(
         redoc_url=None,
         redirect_slashes=False,
     )
-    app.state.parts = Parts(
+    app.state.dependencies = Dependencies(
         commands=commands,
-        reading=reading,
+        queries=queries,
         access=Access(tokens=auth, rates=Rates(per_second=limits.requests_per_second, burst=limits.burst)),
         limits=limits,
         streams=Streams(limits),
         metrics=metrics,
     )
     api = APIRouter(prefix="/api/v1")
-    for part in (ask, look, stream, session):
-        api.include_router(part.router)
+    for routes in (command_routes, query_routes, stream, session):
+        api.include_router(routes.router)
     app.include_router(api)
     app.include_router(probes.router)
     app.include_router(page.router)

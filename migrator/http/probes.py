@@ -8,8 +8,8 @@ from fastapi import APIRouter, FastAPI, Request
 from pydantic import BaseModel
 from starlette.responses import Response
 
+from migrator.http.dependencies import Dependencies, KnownCaller, Metrics, answer, dependencies
 from migrator.http.limits import Guard
-from migrator.http.parts import Asks, Metrics, Parts, answer, parts
 from migrator.http.problems import ProblemError, answer_with_problems
 
 router = APIRouter(tags=["probes"])
@@ -38,8 +38,8 @@ async def healthz() -> Response:
 @router.get("/readyz", response_model=Ready, responses={503: {"model": Ready}})
 async def readyz(request: Request) -> Response:
     """Whether new work is taken; 503 and the reasons when it is not."""
-    own = parts(request)
-    complaints = list(own.reading.complaints())
+    own = dependencies(request)
+    complaints = list(own.queries.complaints())
     if own.closing():
         complaints.append("the service is being stopped")
     return answer(Ready(ready=not complaints, complaints=complaints), 503 if complaints else 200)
@@ -48,7 +48,7 @@ async def readyz(request: Request) -> Response:
 async def _shared(request: Request, metrics: Metrics) -> tuple[bytes, str]:
     """A scrape; those that come together get the same one: a look at a thousand guests takes its time."""
     accept = request.headers.get("accept")
-    made = parts(request).scrapes
+    made = dependencies(request).scrapes
     wanted = (accept or "")[:_FORMAT_CHARACTERS]
     now = asyncio.get_running_loop().time()
     found = made.get(wanted)
@@ -66,7 +66,7 @@ def _heard(scrape: asyncio.Future[tuple[bytes, str]]) -> None:
 
 
 async def _metrics(request: Request) -> Response:
-    metrics = parts(request).metrics
+    metrics = dependencies(request).metrics
     if metrics is None:
         raise ProblemError(404, "not-found", "this service has no metrics")
     text, media_type = await _shared(request, metrics)
@@ -75,7 +75,7 @@ async def _metrics(request: Request) -> Response:
 
 
 @router.get("/metrics", response_class=Response, responses={200: {"content": {"text/plain": {}}}})
-async def metrics(request: Request, _: Asks) -> Response:
+async def metrics(request: Request, _: KnownCaller) -> Response:
     """For Prometheus."""
     return await _metrics(request)
 
@@ -83,9 +83,9 @@ async def metrics(request: Request, _: Asks) -> Response:
 def create_probes(app: FastAPI) -> FastAPI:
     """Only the probes of `app`, for whoever can reach the port: guests' names are in the metrics."""
     probes = FastAPI(title="migrator probes", openapi_url=None)
-    own = app.state.parts
-    assert isinstance(own, Parts)
-    probes.state.parts = own
+    own = app.state.dependencies
+    assert isinstance(own, Dependencies)
+    probes.state.dependencies = own
     answer_with_problems(probes)
     probes.add_middleware(Guard, limits=own.limits)
     probes.add_api_route("/healthz", healthz)

@@ -18,8 +18,8 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 from migrator.http.acceptor import Acceptor
 from migrator.http.admission import Admission, Gate, within_descriptors
 from migrator.http.connection import Connection, log_as_we_do
+from migrator.http.dependencies import Dependencies
 from migrator.http.listeners import Listeners, Tcp, UnixSocket
-from migrator.http.parts import Parts
 from migrator.http.probes import create_probes
 
 #: Of this process' file descriptors each entrance may hold so much, in connections.
@@ -97,11 +97,11 @@ class Servers:
     async def _stop(self) -> None:
         # Nobody new finds it from here on, and whoever starts in its place may have the path.
         self._listeners.unlink()
-        parts = self._app.state.parts
-        assert isinstance(parts, Parts)
+        dependencies = self._app.state.dependencies
+        assert isinstance(dependencies, Dependencies)
         for server in self._servers:
             server.stop_listening()
-        await parts.close(self._patience)
+        await dependencies.close(self._patience)
         for server in self._servers:
             server.stop()
         if self._tasks:

@@ -11,7 +11,7 @@ from starlette.responses import Response
 
 from migrator.api.commands import Role
 from migrator.http import access
-from migrator.http.parts import Asks, answer, parts
+from migrator.http.dependencies import KnownCaller, answer, dependencies
 from migrator.ports import Grant
 
 router = APIRouter(prefix="/session", tags=["session"])
@@ -34,7 +34,7 @@ class Session(BaseModel):
 
 
 @router.get("", response_model=Session)
-async def who(request: Request, caller: Asks) -> Response:
+async def who(request: Request, caller: KnownCaller) -> Response:
     """Who asks, what they may do, and until when."""
     grant = getattr(request.state, "grant", None)
     ends_at = grant.ends_at if isinstance(grant, Grant) else None
@@ -48,7 +48,7 @@ async def begin(request: Request, given: Annotated[Given, Body()]) -> Response:
     It ends with the token, or when it is signed out.
     """
     access.require_same_origin(request)
-    secret, grant = await parts(request).access.begin_session(request, given.token)
+    secret, grant = await dependencies(request).access.begin_session(request, given.token)
     response = answer(Session(user=grant.name, role=Role(grant.role), ends_at=grant.ends_at))
     access.set_cookie(request, response, secret)
     return response
@@ -58,7 +58,7 @@ async def begin(request: Request, given: Annotated[Given, Body()]) -> Response:
 async def end(request: Request) -> Response:
     """Sign out: the session holds no more, whoever still has its cookie."""
     access.require_same_origin(request)
-    await parts(request).access.end_session(request)
+    await dependencies(request).access.end_session(request)
     response = Response(status_code=204)
     secure = request.url.scheme == "https"
     response.delete_cookie(

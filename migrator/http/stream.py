@@ -17,8 +17,8 @@ from migrator import logs
 from migrator.api.commands import Caller, Name
 from migrator.api.events import Event, EventDocument, EventKind, Subject
 from migrator.errors import JournalError
-from migrator.http import look
-from migrator.http.parts import Asks, Parts, parts
+from migrator.http import query_routes
+from migrator.http.dependencies import Dependencies, KnownCaller, dependencies
 from migrator.ports import Grant
 
 router = APIRouter()
@@ -64,7 +64,7 @@ class EventPage(BaseModel):
 @router.get("/events", tags=["events"], response_class=Response, responses=_SSE)
 async def all_events(
     request: Request,
-    caller: Asks,
+    caller: KnownCaller,
     after: After = None,
     last_event_id: LastEventId = None,
     subject: Subject | None = None,
@@ -82,14 +82,14 @@ async def all_events(
 @router.get("/migrations/{id}/events", tags=["events"], response_class=Response, responses=_SSE)
 async def migration_events(
     request: Request,
-    id: look.Identifier,  # noqa: A002 - its public name
-    caller: Asks,
+    id: query_routes.Identifier,  # noqa: A002 - its public name
+    caller: KnownCaller,
     after: After = None,
     last_event_id: LastEventId = None,
     limit: Annotated[int, Query(ge=1, le=_PAGE, description="Of a page of JSON.")] = _PAGE,
 ) -> Response:
     """Events of one migration, from its first on."""
-    await look.migration(request, id)
+    await query_routes.migration(request, id)
     begin = _begin(after, last_event_id)
     return await _events(request, caller, begin or 0, Subject.MIGRATION, id, limit)
 
@@ -109,9 +109,9 @@ async def _events(
     subject_id: str | None,
     limit: int,
 ) -> Response:
-    own = parts(request)
+    own = dependencies(request)
     if "application/json" in request.headers.get("accept", ""):
-        found = await own.reading.event_texts(
+        found = await own.queries.event_texts(
             after=after or 0, limit=limit, most_bytes=_PAGE_BYTES, subject=subject, subject_id=subject_id
         )
         following = found.items[-1][0] if found.more else "null"
@@ -123,16 +123,16 @@ async def _events(
 
 
 async def _follow(
-    own: Parts, after: int | None, subject: Subject | None, subject_id: str | None, grant: str
+    own: Dependencies, after: int | None, subject: Subject | None, subject_id: str | None, grant: str
 ) -> AsyncGenerator[bytes, None]:
-    reading = own.reading
+    queries = own.queries
     # What is told was journalled before. Only of a journal that cannot be written something is missing below: a gap in
     # the ids, as where an event was swept out of it.
-    with reading.bus.listen(journalled=True) as listener:
+    with queries.bus.listen(journalled=True) as listener:
         own.heed(listener, grant)
         try:
             # All later ones will be heard; those up to here are in the journal.
-            heard_from = reading.bus.last_event_id
+            heard_from = queries.bus.last_event_id
             last = heard_from if after is None else min(after, heard_from)
             yield b"retry: 1000\nid: %d\n\n" % last
             past = _journalled(own, last, heard_from, subject, subject_id)
@@ -164,12 +164,12 @@ async def _follow(
 
 
 async def _journalled(
-    own: Parts, after: int, upto: int, subject: Subject | None, subject_id: str | None
+    own: Dependencies, after: int, upto: int, subject: Subject | None, subject_id: str | None
 ) -> AsyncGenerator[bytes, None]:
     """Frames of the events after `after` up to and with `upto`."""
     more = True
     while more and after < upto and not own.closing():
-        page = await own.reading.event_texts(
+        page = await own.queries.event_texts(
             after=after, limit=_PAGE, most_bytes=_STREAM_PAGE_BYTES, subject=subject, subject_id=subject_id
         )
         more = page.more
@@ -199,7 +199,7 @@ class _Stream(Response):
 
     media_type = "text/event-stream"
 
-    def __init__(self, own: Parts, user: str, frames: AsyncGenerator[bytes, None]) -> None:
+    def __init__(self, own: Dependencies, user: str, frames: AsyncGenerator[bytes, None]) -> None:
         super().__init__(headers={"Cache-Control": "no-store", "X-Accel-Buffering": "no"})
         del self.headers["content-length"]
         self._own = own

@@ -16,9 +16,9 @@ from migrator.api.documents import GuestDocument, HostDocument
 from migrator.core.model import State
 from migrator.errors import JournalError
 from migrator.faults import keep_going
-from migrator.metrics.counted import Counted
+from migrator.metrics.counters import Counters
+from migrator.metrics.gauges import Gauges, Snapshot
 from migrator.metrics.lag import Lag
-from migrator.metrics.shown import Shown, Snapshot
 from migrator.ports.queries import Queries
 
 #: The last line of OpenMetrics.
@@ -40,7 +40,7 @@ class Probes:
 
 
 class Metrics:
-    """All metrics of one service; it hears every event of `reading` from now on.
+    """All metrics of one service; it hears every event of `queries` from now on.
 
     ``async with`` (or :meth:`start` and :meth:`close`) around the time that it shall measure the event loop's lag.
     Whoever has something to count calls the plain functions :attr:`command` (the dispatcher's ``heard``),
@@ -55,28 +55,28 @@ class Metrics:
     def __init__(
         self,
         *,
-        reading: Queries,
+        queries: Queries,
         version: str,
         probes: Probes | None = None,
         clock: Callable[[], float] = time.monotonic,
         now: Callable[[], float] = time.time,
     ) -> None:
-        self._reading = reading
+        self._queries = queries
         self._version = version
         self._probes = probes or Probes()
         self._lag = Lag()
         self._watch: asyncio.Task[None] | None = None
         self._rendering = asyncio.Lock()
-        self._counted = Counted(clock=clock, now=now)
-        self.command = self._counted.command
-        self.qmp_command = self._counted.qmp_command
-        self.qmp_error = self._counted.qmp_error
-        self.fault = self._counted.fault
-        self.mqtt_session_taken = self._counted.mqtt_session_taken
-        self.journal_write = self._counted.journal_write
-        self.journal_error = self._counted.journal_error
-        self.spans = self._counted.spans
-        reading.bus.subscribe(self._counted.event)
+        self._counters = Counters(clock=clock, now=now)
+        self.command = self._counters.command
+        self.qmp_command = self._counters.qmp_command
+        self.qmp_error = self._counters.qmp_error
+        self.fault = self._counters.fault
+        self.mqtt_session_taken = self._counters.mqtt_session_taken
+        self.journal_write = self._counters.journal_write
+        self.journal_error = self._counters.journal_error
+        self.spans = self._counters.spans
+        queries.bus.subscribe(self._counters.event)
 
     async def start(self) -> None:
         """Begin to measure the loop's lag, and recall what the journal knows of the last day.
@@ -86,11 +86,11 @@ class Metrics:
         self._watch = asyncio.create_task(
             keep_going("event loop lag", self._lag.watch), name="event loop lag"
         )
-        for migration in self._reading.active_migrations():
+        for migration in self._queries.active_migrations():
             if migration.state is State.HELD:
-                self._counted.held_before(migration.id)
+                self._counters.held_before(migration.id)
         with contextlib.suppress(JournalError):
-            self._counted.recall(await self._reading.migrations(limit=_RECALLED))
+            self._counters.recall(await self._queries.migrations(limit=_RECALLED))
 
     async def close(self) -> None:
         """Stop measuring."""
@@ -121,9 +121,9 @@ class Metrics:
 
     async def _look(self) -> Snapshot:
         """The present state, one kind of thing after the other: with many guests each takes its time on the loop."""
-        guests = tuple(self._reading.guests())
+        guests = tuple(self._queries.guests())
         await asyncio.sleep(0)
-        hosts = tuple(self._reading.hosts())
+        hosts = tuple(self._queries.hosts())
         await asyncio.sleep(0)
         return self.snapshot(hosts=hosts, guests=guests)
 
@@ -135,16 +135,16 @@ class Metrics:
         :param hosts: as they were seen a moment ago; else they are read too.
         :param guests: likewise.
         """
-        migrations = tuple(self._reading.active_migrations())
+        migrations = tuple(self._queries.active_migrations())
         return Snapshot(
             migrations=migrations,
-            evacuations=tuple(self._reading.active_evacuations()),
-            hosts=tuple(self._reading.hosts()) if hosts is None else hosts,
-            guests=tuple(self._reading.guests()) if guests is None else guests,
-            complaints=len(self._reading.complaints()),
-            failures=self._counted.failures(),
-            downtimes=self._counted.downtimes(),
-            decisions=self._counted.decisions(migration.id for migration in migrations),
+            evacuations=tuple(self._queries.active_evacuations()),
+            hosts=tuple(self._queries.hosts()) if hosts is None else hosts,
+            guests=tuple(self._queries.guests()) if guests is None else guests,
+            complaints=len(self._queries.complaints()),
+            failures=self._counters.failures(),
+            downtimes=self._counters.downtimes(),
+            decisions=self._counters.decisions(migration.id for migration in migrations),
             mqtt_connected=self._probes.mqtt_connected(),
             lease_held=self._probes.lease_held(),
             journal_writable=not self._probes.journal_complaint(),
@@ -155,10 +155,10 @@ class Metrics:
     def render(self, snapshot: Snapshot, accept: str | None) -> tuple[bytes, str]:
         """The text of a scrape and its content type; from any thread."""
         encode, content_type = choose_encoder(accept or "")
-        counted = encode(self._counted.registry)
+        counted = encode(self._counters.registry)
         end = _END if counted.endswith(_END) else b""
         parts = [counted.removesuffix(end)]
-        for text in Shown(snapshot).texts():
+        for text in Gauges(snapshot).texts():
             parts.append(text.encode())
             time.sleep(0)  # lets the event loop have its turn
         return b"".join((*parts, end)), content_type

@@ -68,7 +68,7 @@ class Mqtt:
         *,
         settings: MqttSettings,
         commands: Commands,
-        reading: Queries,
+        queries: Queries,
         client_id: str = "",
         keep_client_id: Callable[[str], None] = lambda client_id: None,
         taken: Callable[[], None] = lambda: None,
@@ -88,14 +88,14 @@ class Mqtt:
         self._topics = Topics(settings.site, settings.instance)
         self._outbox = Outbox(limit=settings.queue_limit, interval=settings.progress_interval_seconds)
         self._states = States(
-            reading=reading,
+            queries=queries,
             topics=self._topics,
             keep=timedelta(seconds=settings.keep_ended_seconds),
             now=now,
         )
         self._replies = Replies(
             commands=commands,
-            reading=reading,
+            queries=queries,
             outbox=self._outbox,
             topics=self._topics,
             max_bytes=settings.max_reply_bytes,
@@ -115,7 +115,7 @@ class Mqtt:
         #: When the last connections that did not last were closed by the broker.
         self._closed: deque[float] = deque(maxlen=_TOO_OFTEN)
         self._version = Version.V311 if settings.protocol == "3.1.1" else Version.V5
-        reading.bus.subscribe(self._note, journalled=True)
+        queries.bus.subscribe(self._note, journalled=True)
 
     @property
     def dropped(self) -> int:

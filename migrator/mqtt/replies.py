@@ -61,7 +61,7 @@ class Replies:
         self,
         *,
         commands: Commands,
-        reading: Queries,
+        queries: Queries,
         outbox: Outbox,
         topics: Topics,
         max_bytes: int,
@@ -69,7 +69,7 @@ class Replies:
         now: Callable[[], datetime],
     ) -> None:
         self._commands = commands
-        self._reading = reading
+        self._queries = queries
         self._outbox = outbox
         self._topics = topics
         self._max_bytes = max_bytes
@@ -83,7 +83,7 @@ class Replies:
 
     def give(self, reply: Reply, to: ReplyTo, *, then: Callable[[], None] | None = None) -> None:
         """Queue a reply; `then` is called once the broker has it."""
-        bus = self._reading.bus
+        bus = self._queries.bus
         subject = Subject(reply.subject) if reply.subject in STATEFUL else None
         message = ReplyMessage(
             **dict(reply),
@@ -166,7 +166,7 @@ class Replies:
         return begun, to or ReplyTo(topic=self._topics.reply(begun.user, begun.id))
 
     async def _document(self, event: Event) -> Mapping[str, Any]:
-        find = self._reading.migration if event.subject is Subject.MIGRATION else self._reading.evacuation
+        find = self._queries.migration if event.subject is Subject.MIGRATION else self._queries.evacuation
         try:
             document = await find(event.subject_id)
         except JournalError:

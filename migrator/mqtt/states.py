@@ -45,9 +45,9 @@ class States:
     """
 
     def __init__(
-        self, *, reading: Queries, topics: Topics, keep: timedelta, now: Callable[[], datetime]
+        self, *, queries: Queries, topics: Topics, keep: timedelta, now: Callable[[], datetime]
     ) -> None:
-        self._reading = reading
+        self._queries = queries
         self._topics = topics
         self._keep = keep
         self._now = now
@@ -72,8 +72,8 @@ class States:
         Hosts are told of anew by every service, as soon as it has looked at them.
         """
         active = [
-            *((Subject.MIGRATION, each.id) for each in self._reading.active_migrations()),
-            *((Subject.EVACUATION, each.id) for each in self._reading.active_evacuations()),
+            *((Subject.MIGRATION, each.id) for each in self._queries.active_migrations()),
+            *((Subject.EVACUATION, each.id) for each in self._queries.active_evacuations()),
         ]
         try:
             for key in active:
@@ -94,8 +94,8 @@ class States:
 
     async def _lately(self) -> AsyncIterator[Key]:
         for subject, pages in (
-            (Subject.MIGRATION, self._reading.migrations),
-            (Subject.EVACUATION, self._reading.evacuations),
+            (Subject.MIGRATION, self._queries.migrations),
+            (Subject.EVACUATION, self._queries.evacuations),
         ):
             before, wanted = None, True
             while wanted:
@@ -114,7 +114,7 @@ class States:
 
     def forget_hosts(self) -> list[Outgoing]:
         """Forget hosts that are no more; the messages that make the broker forget them."""
-        known = {each.host for each in self._reading.hosts()}
+        known = {each.host for each in self._queries.hosts()}
         gone = [key for key in self._last if key[0] is Subject.HOST and key[1] not in known]
         for key in gone:
             del self._last[key]
@@ -164,9 +164,9 @@ class States:
             return self._clear_at.get(key, self._now() + self._keep) <= self._now()
         subject, subject_id = key
         if subject is Subject.HOST:
-            return self._reading.host(subject_id) is None
+            return self._queries.host(subject_id) is None
         find: Callable[[str], Awaitable[MigrationDocument | EvacuationDocument | None]] = (
-            self._reading.migration if subject is Subject.MIGRATION else self._reading.evacuation
+            self._queries.migration if subject is Subject.MIGRATION else self._queries.evacuation
         )
         try:
             document = await find(subject_id)
@@ -181,7 +181,7 @@ class States:
         """The journalled event that told of its last state; nothing is said of it that is not journalled."""
         after, last, more, unreadable = 0, None, True, 0
         while more:
-            page = await self._reading.events(after=after, subject=key[0], subject_id=key[1])
+            page = await self._queries.events(after=after, subject=key[0], subject_id=key[1])
             after, more = page.last, page.more
             last = next((event for event in reversed(page.items) if event.kind is EventKind.STATE), last)
             unreadable = max(unreadable, *page.unreadable, 0)

@@ -28,7 +28,7 @@ from migrator.engine.inventory import Inventory
 from migrator.engine.journal_writer import JournalWriter
 from migrator.engine.migration.services import SessionServices
 from migrator.engine.migration.session import MigrationSession
-from migrator.engine.views import Views
+from migrator.engine.queries import EngineQueries
 from migrator.errors import JournalError
 from migrator.faults import keep_going
 from migrator.http.admission import raise_descriptor_limit
@@ -148,10 +148,10 @@ async def _running(in_force: InForce) -> AsyncIterator[Engine]:
         )
         inventory.on_change(engine.inventory_changed)
         in_force.extend(site.prepare, lambda new: _take_over(engine, new))
-        views = Views(engine)
+        queries = EngineQueries(engine)
         connected: dict[str, bool] = {}
         metrics = Metrics(
-            reading=views,
+            queries=queries,
             version=__version__,
             probes=Probes(
                 mqtt_connected=lambda: connected.get("mqtt", False) if settings.mqtt.host else None,
@@ -173,7 +173,7 @@ async def _running(in_force: InForce) -> AsyncIterator[Engine]:
             mqtt = Mqtt(
                 settings=broker(settings),
                 commands=dispatcher,
-                reading=views,
+                queries=queries,
                 client_id=client_id.read(directory),
                 keep_client_id=functools.partial(client_id.keep, directory),
                 taken=metrics.mqtt_session_taken,
@@ -186,7 +186,7 @@ async def _running(in_force: InForce) -> AsyncIterator[Engine]:
         spans: contextlib.AbstractAsyncContextManager[Any] = contextlib.nullcontext()
         if (collector := tracing.collector(settings.traces)) is not None:
             spans = tracing.Tracing(
-                reading=views,
+                queries=queries,
                 collector=collector,
                 site=settings.site.name,
                 instance=settings.site.instance,
@@ -198,7 +198,7 @@ async def _running(in_force: InForce) -> AsyncIterator[Engine]:
         await stack.enter_async_context(metrics)
         await stack.enter_async_context(spans)
         app = create_app(
-            dispatcher, views, journal.tokens, metrics=metrics.scrape, limits=http_limits(settings)
+            dispatcher, queries, journal.tokens, metrics=metrics.scrape, limits=http_limits(settings)
         )
         servers = await stack.enter_async_context(http_servers(app, settings))
         async with asyncio.TaskGroup() as group:

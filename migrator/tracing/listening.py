@@ -31,7 +31,7 @@ _CLOSING_SECONDS = 2.0
 
 
 class Tracing:
-    """Traces of one service; it hears every event of `reading` from its making on.
+    """Traces of one service; it hears every event of `queries` from its making on.
 
     ``async with`` around the service's life. What another process has begun is read from the journal, so that a
     migration is one trace however often its controller died. A migration is sent once it has ended, as a whole: what
@@ -46,7 +46,7 @@ class Tracing:
     def __init__(
         self,
         *,
-        reading: Queries,
+        queries: Queries,
         collector: Collector,
         site: str,
         instance: str,
@@ -54,7 +54,7 @@ class Tracing:
         counted: Callable[[str, int], None] = lambda result, number: None,
         make: Callable[[], Exporter] | None = None,
     ) -> None:
-        self._reading = reading
+        self._queries = queries
         self._site = site
         self._collector = collector
         self._version = version
@@ -73,7 +73,7 @@ class Tracing:
         self._recalling: asyncio.Task[None] | None = None
         self._log = logs.logger()
         # Only what a restart would know too: what ends is told once.
-        reading.bus.subscribe(self._hear, journalled=True)
+        queries.bus.subscribe(self._hear, journalled=True)
 
     def _make(self) -> Exporter:
         from migrator.tracing.export import OpenTelemetry  # noqa: PLC0415 - it may not be there
@@ -139,7 +139,7 @@ class Tracing:
         early = self._early
         if early is None:
             return
-        known = {migration.id for migration in self._reading.active_migrations()}
+        known = {migration.id for migration in self._queries.active_migrations()}
         for identifier in known | {event.subject_id for event in early}:
             try:
                 await self._read(identifier)
@@ -154,7 +154,7 @@ class Tracing:
         """Up to its end, which is heard, too: who has ended before is told by nobody, and sent by whoever heard it."""
         after, more = 0, True
         while more:
-            page = await self._reading.events(
+            page = await self._queries.events(
                 after=after, limit=_PAGE, subject=Subject.MIGRATION, subject_id=identifier
             )
             for event in page.items:

@@ -21,7 +21,7 @@ from migrator.mqtt import Begun
 from migrator.testing.lab import until
 from tests.broker import USERS, Broker, mosquitto
 from tests.conftest import missing
-from tests.mqtt_fakes import PREFIX, FakeLog, FakeReading, Peer, Service, peer, settings
+from tests.mqtt_fakes import PREFIX, FakeLog, FakeQueries, Peer, Service, peer, settings
 
 
 @pytest.fixture
@@ -310,7 +310,7 @@ async def test_outcome_follows_the_reply_where_all_was_over_before_it(broker: Br
         async def at_once(command: Command) -> None:
             service.controller.migration("quick")
             service.controller.end("quick")
-            service.controller.by_key["scheduler\nc1"] = service.reading.all_migrations["quick"]
+            service.controller.by_key["scheduler\nc1"] = service.queries.all_migrations["quick"]
             await asyncio.sleep(0.05)
 
         service.controller.before = at_once
@@ -321,7 +321,7 @@ async def test_outcome_follows_the_reply_where_all_was_over_before_it(broker: Br
 
 
 async def test_outcome_after_a_restart_goes_where_the_journal_says(broker: Broker) -> None:
-    log, reading = FakeLog(), FakeReading()
+    log, queries = FakeLog(), FakeQueries()
 
     async def who(subject: Subject, subject_id: str) -> Begun | None:
         if (subject, subject_id) != (Subject.EVACUATION, "e0"):
@@ -330,7 +330,7 @@ async def test_outcome_after_a_restart_goes_where_the_journal_says(broker: Broke
         return Begun(user="scheduler", id="c1", verb=entry["verb"], origin=entry["caller"]["origin"])
 
     async with peer(broker) as scheduler:
-        async with Service(settings(broker), log=log, reading=reading).running():
+        async with Service(settings(broker), log=log, queries=queries).running():
             await scheduler.command(
                 "evacuate",
                 id="c1",
@@ -339,9 +339,9 @@ async def test_outcome_after_a_restart_goes_where_the_journal_says(broker: Broke
                 correlation=b"\x00 7",
             )
             await until(lambda: scheduler.on("/inbox"), what="the reply")
-        again = Service(settings(broker), log=log, reading=reading, who_began=who)
+        again = Service(settings(broker), log=log, queries=queries, who_began=who)
         async with again.running():
-            evacuation = reading.all_evacuations["e0"].model_copy(
+            evacuation = queries.all_evacuations["e0"].model_copy(
                 update={"state": EvacuationState.COMPLETED, "ended_at": datetime.now(UTC)}
             )
             again.controller.say_evacuation(evacuation)

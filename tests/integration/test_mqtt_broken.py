@@ -74,7 +74,7 @@ async def test_broker_stops_and_starts_and_every_state_and_decision_arrives_in_o
         finally:
             saying.cancel()
             await asyncio.wait({saying})
-        last = service.reading.bus.last_event_id
+        last = service.queries.bus.last_event_id
         async with peer(broker, "dashboard", topics=_ALL, session="collector") as dashboard:
             await until(
                 lambda: any(got.json["event_id"] == last for got in dashboard.got[-20:] if not got.retain),

@@ -72,8 +72,8 @@ async def test_example_waits_for_the_end_and_tells_it(
 ) -> None:
     async with Service(settings(broker)).running() as service:
         process = await run(script, broker)
-        await until(lambda: service.reading.all_evacuations, what="it has begun")
-        (evacuation,) = service.reading.active_evacuations()
+        await until(lambda: service.queries.all_evacuations, what="it has begun")
+        (evacuation,) = service.queries.active_evacuations()
         assert evacuation.host == "alpha"
         service.controller.say_evacuation(
             evacuation.model_copy(update={"state": state, "ended_at": datetime.now(UTC)})
@@ -112,7 +112,7 @@ async def test_python_example_outlives_the_broker_and_itself(broker: Broker, tmp
     script = [sys.executable, str(path), "alpha", "2999-01-01T00:00:00Z", "night-1"]
     async with Service(settings(broker)).running() as service:
         process = await run(script, broker)
-        await until(lambda: service.reading.all_evacuations, what="it has begun")
+        await until(lambda: service.queries.all_evacuations, what="it has begun")
         process.kill()
         await process.communicate()
         again = await run(script, broker)
@@ -120,7 +120,7 @@ async def test_python_example_outlives_the_broker_and_itself(broker: Broker, tmp
         await asyncio.to_thread(broker.stop)
         await broker.started()
         await until(lambda: service.heard.count(("mqtt", "evacuate", "repeated")) > 1, what="and again")
-        (evacuation,) = service.reading.active_evacuations()
+        (evacuation,) = service.queries.active_evacuations()
         service.controller.say_evacuation(
             evacuation.model_copy(update={"state": EvacuationState.COMPLETED, "ended_at": datetime.now(UTC)})
         )

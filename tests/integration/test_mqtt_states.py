@@ -17,7 +17,7 @@ from migrator.engine.event_bus import EventBus
 from migrator.testing.lab import until
 from tests.broker import Broker, mosquitto
 from tests.conftest import missing
-from tests.mqtt_fakes import PREFIX, FakeReading, Peer, Service, peer, settings
+from tests.mqtt_fakes import PREFIX, FakeQueries, Peer, Service, peer, settings
 
 DAY = timedelta(days=1)
 
@@ -127,8 +127,8 @@ async def _is(broker: Broker, topic: str, *, there: bool) -> bool:
 
 async def test_after_a_restart_what_is_stale_goes_and_what_is_not_stays(broker: Broker) -> None:
     now = datetime.now(UTC)
-    reading = FakeReading()
-    async with Service(settings(broker), reading=reading).running() as service:
+    queries = FakeQueries()
+    async with Service(settings(broker), queries=queries).running() as service:
         for name in ("active", "unknown", "long-ago", "lately"):
             service.controller.migration(name)
         service.controller.end("long-ago", at=now - timedelta(hours=23, minutes=59, seconds=59))
@@ -139,9 +139,9 @@ async def test_after_a_restart_what_is_stale_goes_and_what_is_not_stays(broker: 
         before = await retained(broker)
         assert len(before) == 7
     # Meanwhile time goes by, and somebody edits the configuration and the journal.
-    del reading.all_hosts["beta"], reading.all_migrations["unknown"]
+    del queries.all_hosts["beta"], queries.all_migrations["unknown"]
     again = Service(
-        settings(broker), reading=_restarted(reading), now=lambda: datetime.now(UTC) + timedelta(seconds=2)
+        settings(broker), queries=_restarted(queries), now=lambda: datetime.now(UTC) + timedelta(seconds=2)
     )
     async with peer(broker, "dashboard") as dashboard, again.running():
         for gone in ("migration/unknown", "migration/long-ago", "host/beta"):
@@ -158,25 +158,25 @@ async def test_after_a_restart_what_is_stale_goes_and_what_is_not_stays(broker: 
             assert after[topic] == before[topic], topic
 
 
-def _restarted(reading: FakeReading) -> FakeReading:
+def _restarted(queries: FakeQueries) -> FakeQueries:
     """The same journal with a new bus, which knows no sequence of what has ended."""
-    active = {document.id for document in reading.active_migrations()} | set(reading.all_hosts)
-    bus = reading.bus
-    return FakeReading(
+    active = {document.id for document in queries.active_migrations()} | set(queries.all_hosts)
+    bus = queries.bus
+    return FakeQueries(
         bus=EventBus(
             last_event_id=bus.last_event_id,
             sequences={key: last for key, last in bus._sequences.items() if key[1] in active},
         ),
-        all_migrations=reading.all_migrations,
-        all_evacuations=reading.all_evacuations,
-        all_hosts=reading.all_hosts,
-        journalled=reading.journalled,
+        all_migrations=queries.all_migrations,
+        all_evacuations=queries.all_evacuations,
+        all_hosts=queries.all_hosts,
+        journalled=queries.journalled,
     )
 
 
 async def test_a_broker_that_lost_everything_is_told_all_again_after_a_restart(broker: Broker) -> None:
-    reading = FakeReading()
-    async with Service(settings(broker), reading=reading).running() as service:
+    queries = FakeQueries()
+    async with Service(settings(broker), queries=queries).running() as service:
         service.controller.migration("m1")
         service.controller.decide("m1", "d")
         service.controller.migration("m2")
@@ -186,7 +186,7 @@ async def test_a_broker_that_lost_everything_is_told_all_again_after_a_restart(b
     broker.stop()
     (broker.directory / "mosquitto.db").unlink()
     broker.start()
-    async with Service(settings(broker), reading=_restarted(reading)).running() as service:
+    async with Service(settings(broker), queries=_restarted(queries)).running() as service:
         service.controller.host("alpha", HostState.DRAINING)  # as the engine does once it has looked there
         await until(lambda: _is(broker, "host/alpha/state", there=True), what="retained again")
         await until(lambda: _is(broker, "migration/m1/state", there=True), what="retained again")
@@ -201,14 +201,14 @@ async def test_a_broker_that_lost_everything_is_told_all_again_after_a_restart(b
 
 
 async def test_retained_state_that_is_wrong_is_put_right(broker: Broker) -> None:
-    reading = FakeReading()
-    async with Service(settings(broker), reading=reading).running() as service:
+    queries = FakeQueries()
+    async with Service(settings(broker), queries=queries).running() as service:
         service.controller.migration("m1")
         await until(lambda: _is(broker, "migration/m1/state", there=True), what="retained")
     async with peer(broker, "migrator", topics=()) as somebody:
         wrong = json.dumps({"event_id": 1, "sequence": 1, "body": {"state": "failed"}})
         await somebody.client.publish(f"{PREFIX}/migration/m1/state", wrong, qos=1, retain=True)
-    async with Service(settings(broker), reading=_restarted(reading)).running():
+    async with Service(settings(broker), queries=_restarted(queries)).running():
 
         async def right() -> bool:
             state = (await retained(broker))["migration/m1/state"]["body"]

@@ -25,7 +25,7 @@ from migrator.core.model import State
 from migrator.metrics import Metrics, Probes
 from migrator.metrics.catalogue import BY_NAME
 from migrator.testing.process import until
-from tests.fake_reading import FakeReading, a_guest, a_host, a_migration, an_evacuation
+from tests.fake_queries import FakeQueries, a_guest, a_host, a_migration, an_evacuation
 from tests.panels import BOARDS, panel_queries
 from tests.prometheus import INTERVAL_SECONDS, RULES, Prometheus, Target, running
 
@@ -43,7 +43,7 @@ class Site:
     """A service that empties host-1: what it shows changes all the time, as it does in life."""
 
     def __init__(self) -> None:
-        self.reading = FakeReading()
+        self.queries = FakeQueries()
         self.broker = self.lease = True
         self.complaint = ""
         probes = Probes(
@@ -51,13 +51,13 @@ class Site:
             lease_held=lambda: self.lease,
             journal_complaint=lambda: self.complaint,
         )
-        self.metrics = Metrics(reading=self.reading, version="1.2.3", probes=probes)
+        self.metrics = Metrics(queries=self.queries, version="1.2.3", probes=probes)
         self.target = Target(self.metrics)
         for name, state in (("host-1", HostState.DRAINING), ("host-2", HostState.ACTIVE)):
-            self.reading.hosts_by_name[name] = a_host(name, state=state, guests=5)
+            self.queries.hosts_by_name[name] = a_host(name, state=state, guests=5)
         for number in range(5):
-            self.reading.guests_by_key[f"guest-{number}"] = a_guest(f"guest-{number}")
-        self.reading.put_evacuation(an_evacuation())
+            self.queries.guests_by_key[f"guest-{number}"] = a_guest(f"guest-{number}")
+        self.queries.put_evacuation(an_evacuation())
 
     async def evacuate(self) -> None:
         """One guest after the other, until cancelled."""
@@ -68,32 +68,32 @@ class Site:
             ended = an_evacuation(
                 f"other-{number}", state=EvacuationState.COMPLETED, ended_at=datetime.now(UTC)
             )
-            self.reading.put_evacuation(ended)
+            self.queries.put_evacuation(ended)
 
     async def move(self, name: str, guest: str) -> None:
         """One guest, with everything that a service counts on the way."""
-        reading, metrics = self.reading, self.metrics
+        queries, metrics = self.queries, self.metrics
         metrics.command("mqtt", "migrate", "accepted")
-        reading.put(a_migration(name, guest=guest, state=State.QUEUED))
+        queries.put(a_migration(name, guest=guest, state=State.QUEUED))
         for state in (State.PREPARING, State.PRECOPY):
             await asyncio.sleep(0.02)
-            reading.change(name, state=state)
+            queries.change(name, state=state)
             metrics.journal_write(0.002)
-        reading.decide(name, "throttle")
+        queries.decide(name, "throttle")
         for step in range(6):
             await asyncio.sleep(0.1)
             metrics.qmp_command("query-migrate", 0.001)
             metrics.qmp_command("migrate-set-parameters", 0.002)
-            reading.change(
+            queries.change(
                 name,
                 kind=EventKind.PROGRESS,
                 progress_ratio=0.1 + step / 10,
                 throttle_ratio=0.2,
                 remaining_bytes=2**30 - step * 2**27,
             )
-        reading.change(name, state=State.SWITCHOVER)
+        queries.change(name, state=State.SWITCHOVER)
         await asyncio.sleep(0.02)
-        reading.end(
+        queries.end(
             name,
             State.COMPLETED,
             downtime_seconds=0.05,
@@ -226,7 +226,7 @@ async def test_exemplars_name_the_migration(site: Site, prometheus: Prometheus) 
 
 
 async def test_series_of_a_migration_end_with_it(site: Site, prometheus: Prometheus) -> None:
-    site.reading.put(a_migration("mine"))
+    site.queries.put(a_migration("mine"))
     progress = 'migrator_migration_progress_ratio{migration="mine"}'
 
     async def shown() -> bool:
@@ -237,7 +237,7 @@ async def test_series_of_a_migration_end_with_it(site: Site, prometheus: Prometh
         return not await shown()
 
     await until(shown, what="it is shown", within=PATIENCE_SECONDS)
-    site.reading.end("mine", State.COMPLETED)
+    site.queries.end("mine", State.COMPLETED)
     await until(gone, what="it is gone, without waiting for five minutes", within=PATIENCE_SECONDS)
 
 
@@ -247,8 +247,8 @@ async def test_every_fault_fires_its_alert_in_time_and_names_who(tmp_path: Path)
 
 
 async def _break_everything(site: Site, prometheus: Prometheus) -> None:
-    reading = site.reading
-    site.reading.put(a_migration("before", guest="guest-1"))
+    queries = site.queries
+    site.queries.put(a_migration("before", guest="guest-1"))
 
     async def scraped() -> bool:
         await asyncio.sleep(INTERVAL_SECONDS / 4)
@@ -258,20 +258,20 @@ async def _break_everything(site: Site, prometheus: Prometheus) -> None:
     assert await prometheus.firing() == {}
 
     began = time.monotonic()
-    reading.put(a_migration("h", guest="guest-0", state=State.HELD))
+    queries.put(a_migration("h", guest="guest-0", state=State.HELD))
     for number in range(12):
-        reading.put(a_migration(f"f{number}", guest="guest-2"))
-        reading.end(f"f{number}", State.FAILED)
+        queries.put(a_migration(f"f{number}", guest="guest-2"))
+        queries.end(f"f{number}", State.FAILED)
     for number in range(36):
-        reading.put(a_migration(f"d{number}", guest="guest-3"))
-        reading.end(f"d{number}", State.COMPLETED, downtime_seconds=0.9, forecast_error_ratio=3.0)
+        queries.put(a_migration(f"d{number}", guest="guest-3"))
+        queries.end(f"d{number}", State.COMPLETED, downtime_seconds=0.9, forecast_error_ratio=3.0)
     stuck = EvacuationGuest(guest="guest-4", standing=GuestStanding.NO_TARGET)
     late = datetime.now(UTC) - timedelta(seconds=1)
-    reading.put_evacuation(an_evacuation(at_risk=True, deadline=late, guests=[stuck]))
-    reading.hosts_by_name["host-2"] = a_host(
+    queries.put_evacuation(an_evacuation(at_risk=True, deadline=late, guests=[stuck]))
+    queries.hosts_by_name["host-2"] = a_host(
         "host-2", up=False, guests_undriven=1, guests_duplicate=["guest-1"]
     )
-    reading.decide("h", VIOLATED, invariant="never-two")
+    queries.decide("h", VIOLATED, invariant="never-two")
     site.broker = site.lease = False
     site.metrics.mqtt_session_taken()
     site.complaint = "disk full"

@@ -25,7 +25,7 @@ from migrator.engine.event_bus import EventBus
 from migrator.engine.inventory import Inventory
 from migrator.engine.journal_writer import JournalWriter
 from migrator.engine.migration.services import SessionServices
-from migrator.engine.views import Views
+from migrator.engine.queries import EngineQueries
 from migrator.metrics import Metrics, Probes
 from migrator.store.step_records import StepRecords
 from migrator.testing.journal import MemoryJournal
@@ -131,7 +131,7 @@ async def _evacuate(number: int, directory: Path, scrapes: Scrapes, broken: str)
         rules=Rules(policy=builtin),
     )
     inventory.on_change(engine.inventory_changed)
-    views = Views(engine)
+    queries = EngineQueries(engine)
     start = EPOCH + number * 900
     began = loop.time()
 
@@ -139,7 +139,7 @@ async def _evacuate(number: int, directory: Path, scrapes: Scrapes, broken: str)
         return start + loop.time() - began
 
     probes = Probes(mqtt_connected=lambda: True)
-    metrics = Metrics(reading=views, version="1", probes=probes, clock=loop.time, now=now)
+    metrics = Metrics(queries=queries, version="1", probes=probes, clock=loop.time, now=now)
     labels = f'job="migrator",instance="run-{number}",site="simulated"'
 
     def scrape() -> None:

@@ -111,7 +111,7 @@ async def everything(tmp_path: Path, broker: Broker, *, patience: float = 60.0) 
         mqtt = Mqtt(
             settings=settings(broker, progress_interval_seconds=0.01),
             commands=Dispatcher(controller=world, log=world.log),
-            reading=world,
+            queries=world,
         )
         async with (
             serving(world, tmp_path, limits=Limits(heartbeat_seconds=0.05)) as place,

@@ -42,7 +42,7 @@ from migrator.engine.inventory import Inventory
 from migrator.engine.journal_writer import JournalWriter
 from migrator.engine.migration.services import SessionServices
 from migrator.engine.migration.session import MigrationSession
-from migrator.engine.views import Views
+from migrator.engine.queries import EngineQueries
 from migrator.ports import Record
 from migrator.store.step_records import StepRecords
 from migrator.testing.journal import MemoryJournal
@@ -149,7 +149,7 @@ class World:
 class Driver:
     def __init__(self, engine: Engine) -> None:
         self.engine = engine
-        self.views: Any = Views(engine)
+        self.queries: Any = EngineQueries(engine)
         self._verbs = CommandHandlers(engine)
 
     async def ask(self, command: Command, *, key: str = "") -> Any:
@@ -163,7 +163,7 @@ class Driver:
     async def end_of(self, run: Any) -> Any:
         async with asyncio.timeout(3600):
             while True:
-                now = await self.views.evacuation(run.id)
+                now = await self.queries.evacuation(run.id)
                 if now.ended_at is not None:
                     return now
                 await asyncio.sleep(0.2)
@@ -188,14 +188,14 @@ async def test_host_is_emptied_and_put_in_maintenance(world: World) -> None:
     names = fill(world, workload=steady(64 * MIB, 5 * MIB))
     async with world.engine() as driver:
         run = await driver.ask(Evacuate(host="a"))
-        assert driver.views.host("a").state is HostState.DRAINING
+        assert driver.queries.host("a").state is HostState.DRAINING
         end = await driver.end_of(run)
         assert end.state is EvacuationState.COMPLETED
         assert end.guests_left == 0
-        assert driver.views.host("a").state is HostState.MAINTENANCE
+        assert driver.queries.host("a").state is HostState.MAINTENANCE
         for name in names:
             assert world.site.running(name) in (["b"], ["c"])
-        migrations = await driver.views.migrations(limit=50, where={"evacuation": run.id})
+        migrations = await driver.queries.migrations(limit=50, where={"evacuation": run.id})
         assert [each.state for each in migrations] == [State.COMPLETED] * len(names)
         assert all(each.downtime_seconds < each.max_downtime_seconds for each in migrations)
 
@@ -210,7 +210,7 @@ async def test_restore_brings_the_same_guests_home(world: World) -> None:
         assert end.state is EvacuationState.COMPLETED
         assert [world.site.running(name) for name in names] == [["a"]] * 3
         assert world.site.running("stranger") == ["b"]
-        assert driver.views.host("a").state is HostState.ACTIVE
+        assert driver.queries.host("a").state is HostState.ACTIVE
 
 
 async def test_guest_that_cannot_move_is_left_with_its_reason_and_the_others_go(world: World) -> None:
@@ -221,7 +221,7 @@ async def test_guest_that_cannot_move_is_left_with_its_reason_and_the_others_go(
         assert end.state is EvacuationState.INCOMPLETE
         assert end.guests_left == 1
         assert "passthrough: a VFIO device" in end.error
-        assert driver.views.host("a").state is HostState.DRAINING
+        assert driver.queries.host("a").state is HostState.DRAINING
         assert world.site.running("passthrough") == ["a"]
 
 
@@ -253,9 +253,9 @@ async def test_no_room_is_said_at_once_and_used_when_it_appears(world: World) ->
     async with world.engine() as driver:
         run = await driver.ask(Evacuate(host="a"))
         await driver.until(
-            lambda: driver.views.active_evacuations()[0].guests[0].standing is GuestStanding.NO_TARGET, 5
+            lambda: driver.queries.active_evacuations()[0].guests[0].standing is GuestStanding.NO_TARGET, 5
         )
-        assert "too little memory" in driver.views.active_evacuations()[0].guests[0].reason
+        assert "too little memory" in driver.queries.active_evacuations()[0].guests[0].reason
         world.site.hosts["c"].memory_bytes = 256 << 30
         await driver.engine.inventory.look("c")
         assert (await driver.end_of(run)).state is EvacuationState.COMPLETED
@@ -276,12 +276,12 @@ async def test_cancel_leaves_every_guest_running_somewhere(world: World) -> None
     async with world.engine() as driver:
         run = await driver.ask(Evacuate(host="a"))
         await driver.until(
-            lambda: any(each.state is State.PRECOPY for each in driver.views.active_migrations())
+            lambda: any(each.state is State.PRECOPY for each in driver.queries.active_migrations())
         )
         await driver.ask(Cancel(target=run.id))
         end = await driver.end_of(run)
         assert end.state is EvacuationState.CANCELLED
-        assert driver.views.host("a").state is HostState.ACTIVE
+        assert driver.queries.host("a").state is HostState.ACTIVE
         for name in names:
             assert len(world.site.running(name)) == 1
         assert any(world.site.running(name) == ["a"] for name in names)
@@ -297,7 +297,7 @@ async def test_deadline_stop_starts_nothing_more(world: World) -> None:
         end = await driver.end_of(run)
         assert end.state is EvacuationState.STOPPED
         assert end.late
-        assert driver.views.host("a").state is HostState.DRAINING
+        assert driver.queries.host("a").state is HostState.DRAINING
         never_begun = [guest for guest in end.guests if guest.migration is None]
         assert {guest.reason for guest in never_begun} == {"it was not begun"}
         assert {guest.starts_in_seconds for guest in never_begun} == {None}
@@ -338,7 +338,7 @@ async def test_host_that_does_not_answer_harms_nothing_else(world: World) -> Non
     fill(world, 2)
     world.site.hosts["b"].down = True
     async with world.engine() as driver:
-        assert not driver.views.host("b").up
+        assert not driver.queries.host("b").up
         end = await driver.end_of(await driver.ask(Evacuate(host="a")))
         assert end.state is EvacuationState.COMPLETED
         with pytest.raises(Refusal, match="does not answer"):
@@ -360,7 +360,7 @@ async def test_same_key_begins_nothing_twice(world: World) -> None:
         first = await driver.ask(Migrate(guest="vm-0", to="b"), key="me\n1")
         again = await driver.ask(Migrate(guest="vm-0", to="b"), key="me\n1")
         assert first.id == again.id
-        await driver.until(lambda: not driver.views.active_migrations())
+        await driver.until(lambda: not driver.queries.active_migrations())
         assert (await driver.ask(Migrate(guest="vm-0", to="b"), key="me\n1")).id == first.id
         assert world.site.running("vm-0") == ["b"]
 
@@ -371,7 +371,7 @@ async def test_a_guest_that_moves_is_not_checked_through_a_monitor_that_is_in_us
         begun = await driver.ask(Migrate(guest="vm-0", to="b"))
         with pytest.raises(Refusal, match=rf"vm-0 is \w+ already: migration {begun.id}"):
             await driver.ask(Check(guest="vm-0", to="c"))
-        await driver.until(lambda: not driver.views.active_migrations())
+        await driver.until(lambda: not driver.queries.active_migrations())
         assert (await driver.ask(Check(guest="vm-0", to="c"))).possible
 
 
@@ -386,7 +386,7 @@ async def test_plan_says_what_will_be_done(world: World) -> None:
         assert plan.lower_bound_seconds <= plan.takes_p50_seconds
         (stays,) = [each for each in plan.guests if not each.target]
         assert "VFIO" in stays.reason
-        assert driver.views.host("a").state is HostState.ACTIVE
+        assert driver.queries.host("a").state is HostState.ACTIVE
         end = await driver.end_of(await driver.ask(Evacuate(host="a")))
         assert {each.guest: each.target for each in placed} == {
             each.guest: each.target for each in end.guests if each.standing is GuestStanding.MOVED
@@ -442,10 +442,10 @@ async def test_what_differs_from_the_plan_is_said(world: World) -> None:
         end = await driver.end_of(await driver.ask(Evacuate(host="a")))
         differs = [each for each in plan.guests if each.target == "b"]
         assert differs
-        migrations = await driver.views.migrations(limit=10)
+        migrations = await driver.queries.migrations(limit=10)
         assert {each.destination for each in migrations if each.state is State.COMPLETED} == {"c"}
         assert end.state is EvacuationState.COMPLETED
-        told = (await driver.views.events()).items
+        told = (await driver.queries.events()).items
         evacuations = [event.evacuation for event in told if isinstance(event, EvacuationStateChanged)]
         reasons = " ".join(guest.reason for document in evacuations for guest in document.guests)
         assert "the plan said b: it failed there" in reasons
@@ -458,7 +458,7 @@ async def test_stopped_in_the_middle_another_controller_goes_on(world: World) ->
     async with world.engine() as driver:
         run = await driver.ask(Evacuate(host="a"))
         await driver.until(
-            lambda: any(each.state is State.PRECOPY for each in driver.views.active_migrations())
+            lambda: any(each.state is State.PRECOPY for each in driver.queries.active_migrations())
         )
     for name in names:
         assert len(world.site.running(name)) == 1
@@ -508,7 +508,7 @@ async def test_one_whose_turn_has_come_has_the_link_while_the_journal_is_written
         await driver.ask(Plan(host="a"))
         await driver.ask(Evacuate(host="a"))
         most = 0
-        while driver.views.active_evacuations():
-            most = max(most, sum(each.state is State.PRECOPY for each in driver.views.active_migrations()))
+        while driver.queries.active_evacuations():
+            most = max(most, sum(each.state is State.PRECOPY for each in driver.queries.active_migrations()))
             await asyncio.sleep(0.01)
         assert most == 1

@@ -60,8 +60,8 @@ async def by_migrate(driver: Driver, codes: list[str], to: str | None) -> tuple[
         begun = await driver.ask(Migrate(guest="vm", to=to, accept=codes))
     except Refusal as refusal:
         return False, [each["code"] for each in refusal.findings] if refusal.code == "preflight" else []
-    await driver.until(lambda: not driver.views.active_migrations())
-    ended = await driver.views.migration(begun.id)
+    await driver.until(lambda: not driver.queries.active_migrations())
+    ended = await driver.queries.migration(begun.id)
     assert ended.refused is (ended.state is not State.COMPLETED)
     return ended.state is State.COMPLETED, _errors(ended.findings)
 
@@ -168,7 +168,7 @@ async def test_of_the_policy_that_is_asked_for(world: World) -> None:
         await driver.ask(Check(guest="vm", to="b", policy="gentle"))
         await driver.ask(Plan(host="a", policy="must-finish"))
         await driver.ask(Migrate(guest="vm", to="b", policy="postcopy-first"))
-        await driver.until(lambda: not driver.views.active_migrations())
+        await driver.until(lambda: not driver.queries.active_migrations())
         assert world.site.policies == ["gentle", "must-finish", "postcopy-first"]
         with pytest.raises(Refusal, match="no-such"):
             await driver.ask(Plan(host="a", policy="no-such"))

@@ -74,7 +74,7 @@ async def test_preparing_is_part_of_it(world: World) -> None:
 async def test_it_is_known_after_a_restart_too(world: World) -> None:
     async with world.engine() as driver:
         await emptied(driver)
-        assert driver.views.host("a").state is HostState.MAINTENANCE
+        assert driver.queries.host("a").state is HostState.MAINTENANCE
         back = await driver.ask(Restore(host="a"))
         await driver.end_of(back)
     async with world.engine() as driver:

@@ -115,7 +115,7 @@ async def test_a_host_that_is_away_while_a_migration_is_held_is_known_to_be_down
         world.site.hosts["a"].down = world.site.hosts["b"].down = True
         await driver.until(lambda: job.state is State.HELD, 200)
         # MigratorHostUnreachable takes at most 40 s from then on.
-        await driver.until(lambda: not any(host.up for host in driver.views.hosts()), 5)
+        await driver.until(lambda: not any(host.up for host in driver.queries.hosts()), 5)
         world.site.hosts["a"].down = world.site.hosts["b"].down = False
         await driver.until(lambda: job.ended, 300)
 

@@ -40,7 +40,7 @@ async def test_evacuation_waits_for_a_guest_that_comes_and_moves_it_on(world: Wo
             (GuestStanding.MOVED, world.site.running("vm")[0])
         ]
         assert world.site.running("vm") != ["b"]
-        assert (await driver.views.migration(move.id)).state == "completed"
+        assert (await driver.queries.migration(move.id)).state == "completed"
 
 
 async def test_guest_that_was_on_its_way_and_did_not_come_is_waited_for_no_longer(world: World) -> None:

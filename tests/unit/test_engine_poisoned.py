@@ -35,10 +35,10 @@ async def test_rows_of_an_older_version_that_cannot_be_read_end_nothing(
                 run = await driver.ask(Evacuate(host=host))
                 assert (await driver.end_of(run)).state == "completed"
                 for kind in ("migrations", "evacuations"):
-                    shown = await getattr(driver.views, kind)(limit=100)
+                    shown = await getattr(driver.queries, kind)(limit=100)
                     assert shown
                     assert not any(each.id.endswith(("bad", "none")) for each in shown)
-                assert await driver.views.migration("m-bad") is None
+                assert await driver.queries.migration("m-bad") is None
     finally:
         logs.configure(verbose=False, json=False)
     said = capsys.readouterr().err
@@ -53,5 +53,5 @@ async def test_a_guest_that_cannot_be_shown_is_left_out_and_the_others_are_there
         first, *rest = known.guests
         wrong: Any = {"memory_bytes": float("nan"), "name": 5}
         known.guests = (replace(first, **wrong), *rest)
-        assert [guest.name for guest in driver.views.guests()] == [guest.name for guest in rest]
-        assert len(driver.views.hosts()) == 3
+        assert [guest.name for guest in driver.queries.guests()] == [guest.name for guest in rest]
+        assert len(driver.queries.hosts()) == 3

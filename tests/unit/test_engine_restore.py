@@ -51,7 +51,7 @@ async def test_restore_takes_the_policy_that_it_is_given(world: World) -> None:
         assert (end.state, end.policy) == (EvacuationState.COMPLETED, "must-finish")
         assert [each.standing for each in end.guests] == [GuestStanding.MOVED]
         assert world.site.running("wild") == ["a"]
-        policies = [each.policy for each in await driver.views.migrations(limit=9)]
+        policies = [each.policy for each in await driver.queries.migrations(limit=9)]
         assert policies == ["must-finish", "gentle", "must-finish"]
 
 
@@ -74,7 +74,7 @@ async def test_restore_with_a_policy_that_is_not_there_begins_nothing(world: Wor
             await driver.ask(Restore(host="a", policy="no-such-policy"))
         assert refused.value.code == "invalid"
         assert [run.kind for run in driver.engine.runs.values()] == ["evacuate"]
-        assert driver.views.host("a").state == "maintenance"
+        assert driver.queries.host("a").state == "maintenance"
 
 
 async def test_restore_with_nobody_to_bring_home_is_refused(world: World) -> None:
@@ -96,10 +96,10 @@ async def test_restore_with_nobody_to_bring_home_is_refused(world: World) -> Non
 async def test_restore_ends_the_maintenance_of_a_host_that_was_empty(world: World) -> None:
     async with world.engine() as driver:
         await driver.end_of(await driver.ask(Evacuate(host="a")))
-        assert driver.views.host("a").state == "maintenance"
+        assert driver.queries.host("a").state == "maintenance"
         end = await driver.end_of(await driver.ask(Restore(host="a")))
         assert (end.state, end.guests) == (EvacuationState.COMPLETED, [])
-        assert driver.views.host("a").state == "active"
+        assert driver.queries.host("a").state == "active"
 
 
 async def test_guest_is_not_moved_to_where_it_is(world: World) -> None:
@@ -109,4 +109,4 @@ async def test_guest_is_not_moved_to_where_it_is(world: World) -> None:
             await driver.ask(Migrate(guest="web", to="b"))
         assert refused.value.code == "conflict"
         assert not driver.engine.jobs
-        assert await driver.views.migrations(limit=9) == []
+        assert await driver.queries.migrations(limit=9) == []

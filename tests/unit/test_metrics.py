@@ -28,7 +28,7 @@ from migrator.core.model import Mode, State
 from migrator.metrics import Metrics, catalogue, document
 from migrator.metrics.catalogue import BY_NAME, CATALOGUE, Kind
 from migrator.ports.queries import Queries
-from tests.fake_reading import FakeReading, a_guest, a_host, a_migration, an_evacuation
+from tests.fake_queries import FakeQueries, a_guest, a_host, a_migration, an_evacuation
 from tests.metered import Service
 
 OPENMETRICS = "application/openmetrics-text; version=1.0.0"
@@ -41,19 +41,19 @@ def service() -> Service:
 
 def _busy(service: Service) -> None:
     """Something of everything."""
-    reading = service.reading
+    queries = service.queries
     for name in ("host-1", "host-2"):
-        reading.hosts_by_name[name] = a_host(name, guests_duplicate=["guest-1"])
-    reading.guests_by_key["guest-1"] = a_guest("guest-1")
-    reading.put(a_migration("m1", state=State.PREPARING))
-    reading.change("m1", state=State.PRECOPY)
-    reading.decide("m1", "throttle")
-    reading.put(a_migration("m2"))
-    reading.end("m2", State.COMPLETED, downtime_seconds=0.1, duration_seconds=3.0, forecast_error_ratio=-0.1)
-    reading.put(a_migration("m3"))
-    reading.end("m3", State.FAILED)
+        queries.hosts_by_name[name] = a_host(name, guests_duplicate=["guest-1"])
+    queries.guests_by_key["guest-1"] = a_guest("guest-1")
+    queries.put(a_migration("m1", state=State.PREPARING))
+    queries.change("m1", state=State.PRECOPY)
+    queries.decide("m1", "throttle")
+    queries.put(a_migration("m2"))
+    queries.end("m2", State.COMPLETED, downtime_seconds=0.1, duration_seconds=3.0, forecast_error_ratio=-0.1)
+    queries.put(a_migration("m3"))
+    queries.end("m3", State.FAILED)
     stuck = EvacuationGuest(guest="guest-1", standing=GuestStanding.NO_TARGET)
-    reading.put_evacuation(an_evacuation("e1", guests=[stuck]))
+    queries.put_evacuation(an_evacuation("e1", guests=[stuck]))
     service.metrics.qmp_command("query-status", 0.001)
     service.metrics.journal_write(0.002)
 
@@ -72,10 +72,10 @@ def _decided() -> set[str]:
 
 
 def test_the_engines_reading_is_what_metrics_read() -> None:
-    def accepts(reading: Queries) -> Metrics:  # checked by mypy
-        return Metrics(reading=reading, version="")
+    def accepts(queries: Queries) -> Metrics:  # checked by mypy
+        return Metrics(queries=queries, version="")
 
-    assert isinstance(accepts(FakeReading()), Metrics)
+    assert isinstance(accepts(FakeQueries()), Metrics)
 
 
 async def test_a_busy_service_shows_every_metric_of_the_list_and_no_other(service: Service) -> None:
@@ -125,8 +125,8 @@ async def test_nothing_but_results_and_the_like_is_there_before_anything_happens
 
 
 async def test_openmetrics_carries_the_migrations_id_as_exemplar(service: Service) -> None:
-    service.reading.put(a_migration("m7"))
-    service.reading.end("m7", State.COMPLETED, downtime_seconds=0.25, duration_seconds=3.0)
+    service.queries.put(a_migration("m7"))
+    service.queries.end("m7", State.COMPLETED, downtime_seconds=0.25, duration_seconds=3.0)
     text, content_type = await service.metrics.scrape(OPENMETRICS)
     assert content_type.startswith("application/openmetrics-text; version=1.0.0")
     exemplars = {
@@ -144,8 +144,8 @@ async def test_openmetrics_carries_the_migrations_id_as_exemplar(service: Servic
 
 async def test_names_may_be_anything(service: Service) -> None:
     name = 'a "quoted" \\ name\nwith \udcff and {braces}'
-    service.reading.guests_by_key["g"] = a_guest("g", name="plain").model_copy(update={"name": name})
-    service.reading.put(a_migration("m1", guest='host-1/b\nad"'))
+    service.queries.guests_by_key["g"] = a_guest("g", name="plain").model_copy(update={"name": name})
+    service.queries.put(a_migration("m1", guest='host-1/b\nad"'))
     values = await service.values()
     [labels] = values["migrator_guest_info"]
     assert dict(labels)["name"] == name.replace("\udcff", r"\udcff")
@@ -159,9 +159,9 @@ async def test_names_may_be_anything(service: Service) -> None:
 @pytest.mark.parametrize("result", catalogue.RESULTS)
 @pytest.mark.parametrize("mode", list(Mode))
 async def test_a_migration_is_counted_once_by_how_it_ended(service: Service, result: str, mode: Mode) -> None:
-    service.reading.put(a_migration("m1", mode=mode))
-    body = service.reading.end("m1", State(result))
-    service.reading.put(body)  # said again
+    service.queries.put(a_migration("m1", mode=mode))
+    body = service.queries.end("m1", State(result))
+    service.queries.put(body)  # said again
     assert body.mode is mode
     results = (await service.values())["migrator_migrations_total"]
     assert {labels: value for labels, value in results.items() if value} == {
@@ -170,12 +170,12 @@ async def test_a_migration_is_counted_once_by_how_it_ended(service: Service, res
 
 
 async def test_a_held_migration_stays_until_it_is_resolved_and_counts_as_held(service: Service) -> None:
-    service.reading.put(a_migration("m1"))
-    service.reading.change("m1", state=State.HELD)
+    service.queries.put(a_migration("m1"))
+    service.queries.change("m1", state=State.HELD)
     assert await service.value("migrations_held") == 1
     assert await service.value("migrations_total", result="held", mode="precopy") == 1
     assert await service.value("migration_state", migration="m1", guest="guest-of-m1", state="held") == 1
-    service.reading.end("m1", State.FAILED)
+    service.queries.end("m1", State.FAILED)
     assert await service.value("migrations_held") == 0
     assert await service.value("migrations_total", result="failed", mode="precopy") == 0
     assert await service.value("guest_last_failure_timestamp_seconds", guest="guest-of-m1", host="host-1")
@@ -183,11 +183,11 @@ async def test_a_held_migration_stays_until_it_is_resolved_and_counts_as_held(se
 
 
 async def test_one_that_was_held_before_the_start_is_not_counted_again(service: Service) -> None:
-    service.reading.by_id["m1"] = a_migration("m1", state=State.HELD)
-    service.reading.put(a_migration("m2", state=State.HELD))  # said as it is read from the journal
+    service.queries.by_id["m1"] = a_migration("m1", state=State.HELD)
+    service.queries.put(a_migration("m2", state=State.HELD))  # said as it is read from the journal
     async with service.metrics:
-        service.reading.end("m2", State.FAILED)
-        service.reading.end("m1", State.COMPLETED)
+        service.queries.end("m2", State.FAILED)
+        service.queries.end("m1", State.COMPLETED)
         assert set((await service.values())["migrator_migrations_total"].values()) == {0.0}
 
 
@@ -198,8 +198,8 @@ async def test_one_that_was_held_before_the_start_is_not_counted_again(service: 
 async def test_downtime_is_held_against_its_ceiling(
     service: Service, downtime: float, mode: Mode, exceeded: int
 ) -> None:
-    service.reading.put(a_migration("m1", mode=mode))
-    service.reading.end("m1", State.COMPLETED, downtime_seconds=downtime)
+    service.queries.put(a_migration("m1", mode=mode))
+    service.queries.end("m1", State.COMPLETED, downtime_seconds=downtime)
     assert await service.value("migration_downtime_ceiling_exceeded_total") == exceeded
     assert await service.value("migration_downtime_seconds_sum", mode=mode) == downtime
     ratio = await service.value("migration_downtime_ceiling_ratio_sum", mode=mode)
@@ -210,19 +210,19 @@ async def test_downtime_is_held_against_its_ceiling(
 
 async def test_duration_is_that_of_completed_migrations_alone(service: Service) -> None:
     for name, state in (("m1", State.COMPLETED), ("m2", State.CANCELLED), ("m3", State.FAILED)):
-        service.reading.put(a_migration(name))
-        service.reading.end(name, state, duration_seconds=5.0)
+        service.queries.put(a_migration(name))
+        service.queries.end(name, state, duration_seconds=5.0)
     assert await service.value("migration_duration_seconds_count", mode="precopy") == 1
 
 
 async def test_time_in_each_phase_is_added_up(service: Service) -> None:
-    service.reading.put(a_migration("m1", state=State.QUEUED))
+    service.queries.put(a_migration("m1", state=State.QUEUED))
     for after, state in ((10, State.PREPARING), (2, State.PRECOPY), (30, State.SWITCHOVER)):
         service.clock.seconds += after
-        service.reading.change("m1", state=state)
+        service.queries.change("m1", state=state)
     service.clock.seconds += 0.05
-    service.reading.change("m1", state=State.FINISHING, kind=EventKind.PROGRESS)  # tells nothing of states
-    service.reading.end("m1", State.COMPLETED)
+    service.queries.change("m1", state=State.FINISHING, kind=EventKind.PROGRESS)  # tells nothing of states
+    service.queries.end("m1", State.COMPLETED)
     spent = {
         dict(labels)["phase"]: value
         for labels, value in (await service.values())["migrator_migration_phase_duration_seconds_sum"].items()
@@ -238,32 +238,32 @@ async def test_time_in_each_phase_is_added_up(service: Service) -> None:
 
 
 async def test_the_phase_that_was_under_way_at_the_start_is_not_timed(service: Service) -> None:
-    service.reading.put(a_migration("m1"), kind=EventKind.PROGRESS)
+    service.queries.put(a_migration("m1"), kind=EventKind.PROGRESS)
     service.clock.seconds += 5
-    service.reading.change("m1", state=State.FINISHING)
+    service.queries.change("m1", state=State.FINISHING)
     assert await service.value("migration_phase_duration_seconds_count", phase="precopy") == 0
 
 
 async def test_work_lost_to_throttling_is_share_times_time(service: Service) -> None:
-    service.reading.put(a_migration("m1"))
+    service.queries.put(a_migration("m1"))
     for ratio, after in ((0.5, 10), (0.8, 4), (0.8, 6)):
-        service.reading.change("m1", throttle_ratio=ratio, kind=EventKind.PROGRESS)
+        service.queries.change("m1", throttle_ratio=ratio, kind=EventKind.PROGRESS)
         service.clock.seconds += after
-    service.reading.end("m1", State.COMPLETED, throttle_ratio=0.8)
+    service.queries.end("m1", State.COMPLETED, throttle_ratio=0.8)
     assert await service.value("migration_throttled_seconds_total") == pytest.approx(5 + 3.2 + 4.8)
 
 
 async def test_no_work_is_lost_after_the_switch(service: Service) -> None:
-    service.reading.put(a_migration("m1", throttle_ratio=0.5, state=State.POSTCOPY))
+    service.queries.put(a_migration("m1", throttle_ratio=0.5, state=State.POSTCOPY))
     service.clock.seconds += 10
-    service.reading.end("m1", State.COMPLETED, throttle_ratio=0.5)
+    service.queries.end("m1", State.COMPLETED, throttle_ratio=0.5)
     assert await service.value("migration_throttled_seconds_total") == 0
 
 
 async def test_words_that_nobody_knows_make_no_new_series(service: Service) -> None:
     before = sum(len(samples) for samples in (await service.values()).values())
     for number in range(200):
-        service.reading.decide("m1", f"action {number}")
+        service.queries.decide("m1", f"action {number}")
         service.metrics.qmp_error(f"kind {number}")
         service.metrics.journal_error(f"operation {number}")
         service.metrics.command("http", f"verb {number}", "accepted")
@@ -279,17 +279,17 @@ async def test_words_that_nobody_knows_make_no_new_series(service: Service) -> N
 
 async def test_an_invariant_that_is_broken_is_counted_by_its_name(service: Service) -> None:
     assert await service.value("invariant_violations_total", invariant="never-two") == 0
-    service.reading.decide("m1", VIOLATED, invariant="never-two")
-    service.reading.decide("m1", VIOLATED, invariant="of a later version")
+    service.queries.decide("m1", VIOLATED, invariant="never-two")
+    service.queries.decide("m1", VIOLATED, invariant="of a later version")
     assert await service.value("invariant_violations_total", invariant="never-two") == 1
     assert await service.value("invariant_violations_total", invariant="other") == 1
 
 
 async def test_evacuations_are_counted_at_their_end_once(service: Service) -> None:
-    service.reading.put_evacuation(an_evacuation("e1"))
+    service.queries.put_evacuation(an_evacuation("e1"))
     done = an_evacuation("e1", state=EvacuationState.COMPLETED, ended_at=datetime.now(UTC))
-    service.reading.put_evacuation(done)
-    service.reading.put_evacuation(done)
+    service.queries.put_evacuation(done)
+    service.queries.put_evacuation(done)
     values = (await service.values())["migrator_evacuations_total"]
     assert {labels: value for labels, value in values.items() if value} == {(("result", "completed"),): 1.0}
 
@@ -324,7 +324,7 @@ async def test_a_scrape_is_made_into_text_in_another_thread(
         threads.append(threading.current_thread())
         return iter(())
 
-    monkeypatch.setattr("migrator.metrics.shown.Shown.texts", texts)
+    monkeypatch.setattr("migrator.metrics.gauges.Gauges.texts", texts)
     await service.metrics.scrape(None)
     assert threads
     assert threads[0] is not threading.main_thread()
@@ -332,7 +332,7 @@ async def test_a_scrape_is_made_into_text_in_another_thread(
 
 async def test_a_thousand_migrations_cost_under_200_ms(service: Service) -> None:
     for number in range(1000):
-        service.reading.put(a_migration(f"m{number}"))
+        service.queries.put(a_migration(f"m{number}"))
     best, text = math.inf, b""
     for _ in range(3):
         began = time.perf_counter()
@@ -365,8 +365,8 @@ def test_the_document_is_up_to_date() -> None:
 async def test_standstill_that_nobody_watched_counts_by_what_is_certain(
     service: Service, standstill: float, around: float, exceeded: int
 ) -> None:
-    service.reading.put(a_migration("m1"))
-    service.reading.end(
+    service.queries.put(a_migration("m1"))
+    service.queries.end(
         "m1",
         State.COMPLETED,
         downtime_seconds=standstill,

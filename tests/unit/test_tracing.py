@@ -38,7 +38,7 @@ from migrator.testing.lab import until
 from migrator.tracing import Collector, Tracing
 from migrator.tracing.sending import Sender
 from migrator.tracing.spans import MOST_DECISIONS, MOST_PHASES, Course, Span, of_evacuation, recorded, span_id
-from tests.fake_reading import FakeReading, a_migration, an_evacuation
+from tests.fake_queries import FakeQueries, a_migration, an_evacuation
 from tests.some_events import evacuation_state, host_state
 
 NOON = datetime(2030, 1, 1, 12, tzinfo=UTC)
@@ -344,7 +344,7 @@ class TestSending:
         assert said == [("traces are not taken", {"reason": "503"}), ("traces are taken again", {})]
 
 
-class Journal(FakeReading):
+class Journal(FakeQueries):
     """A reading whose journal may hold something, and may be slow or broken."""
 
     def __init__(self, bus: EventBus) -> None:
@@ -375,16 +375,16 @@ class Journal(FakeReading):
         return EventPage(items=found[:limit], last=last, more=len(found) > limit)
 
 
-def accepts(reading: Queries) -> Tracing:  # checked by mypy: the engine's reading is what traces read
+def accepts(queries: Queries) -> Tracing:  # checked by mypy: what a service answers is what traces read
     return Tracing(
-        reading=reading, collector=Collector(endpoint="http://x"), site="s", instance="i", version="1"
+        queries=queries, collector=Collector(endpoint="http://x"), site="s", instance="i", version="1"
     )
 
 
 class TestListening:
     def tracing(self, journal: Journal, exporter: Taken, **how: Any) -> Tracing:
         return Tracing(
-            reading=journal,
+            queries=journal,
             collector=Collector(endpoint="http://x", **how),
             site="site",
             instance="i",

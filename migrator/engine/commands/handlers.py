@@ -47,7 +47,7 @@ from migrator.engine.migration.held_migrations import NotHeld
 from migrator.engine.migration.resolution import Said
 from migrator.engine.migration.session import MigrationSession
 from migrator.engine.others import here_or_coming
-from migrator.engine.views import one_guest, saved_evacuation, saved_migration
+from migrator.engine.queries import one_guest, saved_evacuation, saved_migration
 from migrator.errors import JournalError, MigratorError, UsageError
 
 #: For guests that nobody knows the hosts are looked at so often at most.

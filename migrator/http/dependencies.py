@@ -1,4 +1,4 @@
-"""What every route needs, and who asks: found by :func:`parts` and :func:`asks`."""
+"""What every route needs, and who asks: found by :func:`dependencies` and :data:`KnownCaller`."""
 
 from __future__ import annotations
 
@@ -28,11 +28,11 @@ Metrics = Callable[[str | None], Awaitable[tuple[bytes, str]]]
 
 
 @dataclass(kw_only=True)
-class Parts:
+class Dependencies:
     """Of one application; made by :func:`migrator.http.app.create_app`."""
 
     commands: Commands
-    reading: Queries
+    queries: Queries
     access: Access
     limits: Limits
     streams: Streams
@@ -97,19 +97,19 @@ class Parts:
             await asyncio.wait(set(self._executing), timeout=timeout)
 
 
-def parts(request: Request) -> Parts:
+def dependencies(request: Request) -> Dependencies:
     """Of the application that `request` came to."""
-    found = request.app.state.parts
-    assert isinstance(found, Parts)
+    found = request.app.state.dependencies
+    assert isinstance(found, Dependencies)
     return found
 
 
-async def _asks(request: Request) -> Caller:
-    return await parts(request).access.caller(request)
+async def _known_caller(request: Request) -> Caller:
+    return await dependencies(request).access.caller(request)
 
 
 #: A parameter of a route that only known callers may use.
-Asks = Annotated[Caller, Depends(_asks)]
+KnownCaller = Annotated[Caller, Depends(_known_caller)]
 
 
 def answer(document: BaseModel, status: int = 200) -> Response:

@@ -32,7 +32,7 @@ from migrator.ports import EventTexts
 from migrator.ports.queries import EventPage
 
 
-class FakeReading:
+class FakeQueries:
     """What a service would show; the maps are changed by the test."""
 
     def __init__(self) -> None:

@@ -47,7 +47,7 @@ class _Course:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Past:
+class PastMigration:
     """What is still shown of a migration that has ended."""
 
     host: str
@@ -57,7 +57,7 @@ class Past:
     ceiling_seconds: float = 0.0
 
 
-class Counted:
+class Counters:
     """Counters and histograms in a registry of their own.
 
     :param clock: monotonic seconds.
@@ -72,8 +72,8 @@ class Counted:
         self.registry = CollectorRegistry(auto_describe=False)
         self._courses: OrderedDict[str, _Course] = OrderedDict()
         self._counted: OrderedDict[str, None] = OrderedDict()
-        self._failures: OrderedDict[str, Past] = OrderedDict()
-        self._downtimes: OrderedDict[str, Past] = OrderedDict()
+        self._failures: OrderedDict[str, PastMigration] = OrderedDict()
+        self._downtimes: OrderedDict[str, PastMigration] = OrderedDict()
         self._migrations = self._counter("migrations_total", words.RESULTS, words.MODES)
         self._evacuations = self._counter("evacuations_total", words.EVACUATION_RESULTS)
         self._commands = self._counter("commands_total", words.INTERFACES, words.VERBS, words.COMMAND_RESULTS)
@@ -279,7 +279,7 @@ class Counted:
         guest, state = migration.guest, migration.state
         host = migration.destination if state is State.COMPLETED else migration.source
         if state is State.FAILED:
-            self._failures[guest] = Past(host=host, at=at)
+            self._failures[guest] = PastMigration(host=host, at=at)
             self._failures.move_to_end(guest)
             _bound(self._failures)
         elif state in (State.COMPLETED, State.GUEST_ENDED):
@@ -291,20 +291,20 @@ class Counted:
             uncertainty=migration.standstill_uncertainty_seconds,
         )
         if downtime is not None and migration.mode is not Mode.OFFLINE:
-            self._downtimes[guest] = Past(
+            self._downtimes[guest] = PastMigration(
                 host=host, at=at, downtime_seconds=downtime, ceiling_seconds=migration.max_downtime_seconds
             )
             _bound(self._downtimes)
 
-    def failures(self) -> dict[str, Past]:
+    def failures(self) -> dict[str, PastMigration]:
         """Guests whose last migration failed, within a day."""
         return self._recent(self._failures, _FAILURE_SECONDS)
 
-    def downtimes(self) -> dict[str, Past]:
+    def downtimes(self) -> dict[str, PastMigration]:
         """Guests that stood still for a migration within the last hour."""
         return self._recent(self._downtimes, _DOWNTIME_SECONDS)
 
-    def _recent(self, past: OrderedDict[str, Past], seconds: float) -> dict[str, Past]:
+    def _recent(self, past: OrderedDict[str, PastMigration], seconds: float) -> dict[str, PastMigration]:
         oldest = self._now() - seconds
         for guest in [guest for guest, entry in past.items() if entry.at < oldest]:
             del past[guest]

@@ -28,8 +28,8 @@ from migrator.api.documents import (
     ResolutionDocument,
 )
 from migrator.api.trace_context import TRACEPARENT, TRACESTATE
-from migrator.http import look
-from migrator.http.parts import Asks, parts
+from migrator.http import query_routes
+from migrator.http.dependencies import KnownCaller, dependencies
 from migrator.http.problems import ProblemError, request_id
 from migrator.http.problems import response as problem
 
@@ -80,7 +80,7 @@ def _takes(verb: str, *from_path: str) -> dict[str, Any]:
     tags=["migrations"],
     openapi_extra=_takes("migrate"),
 )
-async def migrate(request: Request, caller: Asks) -> Response:
+async def migrate(request: Request, caller: KnownCaller) -> Response:
     """Move one guest."""
     return await _ask(request, caller, "migrate", {})
 
@@ -92,9 +92,9 @@ async def migrate(request: Request, caller: Asks) -> Response:
     tags=["migrations"],
     openapi_extra=_takes("cancel", "target"),
 )
-async def cancel_migration(request: Request, id: look.Identifier, caller: Asks) -> Response:  # noqa: A002
+async def cancel_migration(request: Request, id: query_routes.Identifier, caller: KnownCaller) -> Response:  # noqa: A002
     """Stop a migration as far as that is safe."""
-    await look.migration(request, id)
+    await query_routes.migration(request, id)
     return await _ask(request, caller, "cancel", {"target": id})
 
 
@@ -105,7 +105,7 @@ async def cancel_migration(request: Request, id: look.Identifier, caller: Asks) 
     tags=["migrations"],
     openapi_extra=_takes("postcopy", "migration"),
 )
-async def postcopy(request: Request, id: look.Identifier, caller: Asks) -> Response:  # noqa: A002
+async def postcopy(request: Request, id: query_routes.Identifier, caller: KnownCaller) -> Response:  # noqa: A002
     """Switch a migration to postcopy now, where its policy allows it."""
     return await _ask(request, caller, "postcopy", {"migration": id})
 
@@ -118,7 +118,7 @@ async def postcopy(request: Request, id: look.Identifier, caller: Asks) -> Respo
     tags=["migrations"],
     openapi_extra=_takes("resolve", "migration"),
 )
-async def resolve(request: Request, id: look.Identifier, caller: Asks) -> Response:  # noqa: A002
+async def resolve(request: Request, id: query_routes.Identifier, caller: KnownCaller) -> Response:  # noqa: A002
     """End a held migration: a person has looked and says where the guest is.
 
     Ask with `dry_run` first: the answer says what will be done. Its `code`, given back as `agreed`, has it done only if
@@ -134,7 +134,7 @@ async def resolve(request: Request, id: look.Identifier, caller: Asks) -> Respon
     tags=["hosts"],
     openapi_extra=_takes("evacuate", "host"),
 )
-async def evacuate(request: Request, host: look.Identifier, caller: Asks) -> Response:
+async def evacuate(request: Request, host: query_routes.Identifier, caller: KnownCaller) -> Response:
     """Empty a host."""
     return await _ask(request, caller, "evacuate", {"host": host})
 
@@ -146,7 +146,7 @@ async def evacuate(request: Request, host: look.Identifier, caller: Asks) -> Res
     tags=["hosts"],
     openapi_extra=_takes("restore", "host"),
 )
-async def restore(request: Request, host: look.Identifier, caller: Asks) -> Response:
+async def restore(request: Request, host: query_routes.Identifier, caller: KnownCaller) -> Response:
     """Bring the guests of the last evacuation home and make the host active."""
     return await _ask(request, caller, "restore", {"host": host})
 
@@ -157,19 +157,19 @@ async def restore(request: Request, host: look.Identifier, caller: Asks) -> Resp
     tags=["hosts"],
     openapi_extra=_takes("activate", "host"),
 )
-async def activate(request: Request, host: look.Identifier, caller: Asks) -> Response:
+async def activate(request: Request, host: query_routes.Identifier, caller: KnownCaller) -> Response:
     """End a host's maintenance without bringing anyone home."""
     return await _ask(request, caller, "activate", {"host": host})
 
 
 @router.post("/plans", response_model=PlanDocument, tags=["hosts"], openapi_extra=_takes("plan"))
-async def plan(request: Request, caller: Asks) -> Response:
+async def plan(request: Request, caller: KnownCaller) -> Response:
     """What an evacuation would do; changes nothing."""
     return await _ask(request, caller, "plan", {})
 
 
 @router.post("/checks", response_model=CheckDocument, tags=["migrations"], openapi_extra=_takes("check"))
-async def check(request: Request, caller: Asks) -> Response:
+async def check(request: Request, caller: KnownCaller) -> Response:
     """Preflight alone; changes nothing."""
     return await _ask(request, caller, "check", {})
 
@@ -181,9 +181,9 @@ async def check(request: Request, caller: Asks) -> Response:
     tags=["evacuations"],
     openapi_extra=_takes("cancel", "target"),
 )
-async def cancel_evacuation(request: Request, id: look.Identifier, caller: Asks) -> Response:  # noqa: A002
+async def cancel_evacuation(request: Request, id: query_routes.Identifier, caller: KnownCaller) -> Response:  # noqa: A002
     """Stop an evacuation or a restore; guests that moved stay moved."""
-    await look.evacuation(request, id)
+    await query_routes.evacuation(request, id)
     return await _ask(request, caller, "cancel", {"target": id})
 
 
@@ -199,7 +199,7 @@ async def _ask(request: Request, caller: Caller, verb: str, from_path: Mapping[s
     trace = trace_context.read(request.headers.getlist(TRACEPARENT), request.headers.getlist(TRACESTATE))
     caller = replace(caller, trace=trace)
     envelope = Envelope(verb=verb, body={**body, **from_path}, caller=caller, id=key)
-    reply = await parts(request).execute(envelope)
+    reply = await dependencies(request).execute(envelope)
     logs.logger(request=request_id(request), user=caller.user, origin=caller.origin).info(
         "command",
         verb=verb,

@@ -18,7 +18,7 @@ from migrator.api.documents import (
 )
 from migrator.core.drain.states import EvacuationState
 from migrator.core.model import State
-from migrator.http.parts import Asks, answer, parts
+from migrator.http.dependencies import KnownCaller, answer, dependencies
 from migrator.http.problems import ProblemError
 
 router = APIRouter()
@@ -67,7 +67,7 @@ class GuestList(BaseModel):
 @router.get("/migrations", response_model=MigrationPage, tags=["migrations"])
 async def list_migrations(
     request: Request,
-    _: Asks,
+    _: KnownCaller,
     limit: Limit = 50,
     before: Before = None,
     state: State | None = None,
@@ -79,39 +79,39 @@ async def list_migrations(
     ] = False,
 ) -> Response:
     """Migrations, newest first; with `active` all of them in one page."""
-    reading = parts(request).reading
+    queries = dependencies(request).queries
     where = {"state": state, "guest": guest, "host": host, "evacuation": evacuation}
     given = {key: str(value) for key, value in where.items() if value is not None}
     if active:
-        items = [one for one in reading.active_migrations() if _fits(one, given)]
+        items = [one for one in queries.active_migrations() if _fits(one, given)]
         return answer(MigrationPage(items=sorted(items, key=lambda one: one.created_at, reverse=True)))
-    found = list(await reading.migrations(limit=limit + 1, before=before, where=given or None))
+    found = list(await queries.migrations(limit=limit + 1, before=before, where=given or None))
     return answer(
         MigrationPage(items=found[:limit], next=found[limit - 1].id if len(found) > limit else None)
     )
 
 
 @router.get("/migrations/{id}", response_model=MigrationDocument, tags=["migrations"])
-async def read_migration(request: Request, id: Identifier, _: Asks) -> Response:  # noqa: A002 - its public name
+async def read_migration(request: Request, id: Identifier, _: KnownCaller) -> Response:  # noqa: A002 - its public name
     """One migration, ended or not."""
     return answer(await migration(request, id))
 
 
 @router.get("/migrations/{id}/samples", response_model=SampleList, tags=["migrations"])
-async def read_samples(request: Request, id: Identifier, _: Asks) -> Response:  # noqa: A002 - its public name
+async def read_samples(request: Request, id: Identifier, _: KnownCaller) -> Response:  # noqa: A002 - its public name
     """The figures of one migration, ended or not, by time: what its curves are drawn from.
 
     A few hundred at most, however long it took: several a second of a short one, fewer and evenly spread of a long one,
     and rather those at which a state, a round, the throttle or the downtime limit changed.
     """
     await migration(request, id)
-    return answer(SampleList(items=list(await parts(request).reading.samples(id))))
+    return answer(SampleList(items=list(await dependencies(request).queries.samples(id))))
 
 
 @router.get("/evacuations", response_model=EvacuationPage, tags=["evacuations"])
 async def list_evacuations(
     request: Request,
-    _: Asks,
+    _: KnownCaller,
     limit: Limit = 50,
     before: Before = None,
     state: EvacuationState | None = None,
@@ -119,34 +119,34 @@ async def list_evacuations(
     active: Annotated[bool, Query(description="Only those that run.")] = False,
 ) -> Response:
     """Evacuations and restores, newest first; with `active` all of them in one page."""
-    reading = parts(request).reading
+    queries = dependencies(request).queries
     given = {key: str(value) for key, value in {"state": state, "host": host}.items() if value is not None}
     if active:
-        items = [one for one in reading.active_evacuations() if host in (None, one.host)]
+        items = [one for one in queries.active_evacuations() if host in (None, one.host)]
         items = [one for one in items if state in (None, one.state)]
         return answer(EvacuationPage(items=sorted(items, key=lambda one: one.created_at, reverse=True)))
-    found = list(await reading.evacuations(limit=limit + 1, before=before, where=given or None))
+    found = list(await queries.evacuations(limit=limit + 1, before=before, where=given or None))
     return answer(
         EvacuationPage(items=found[:limit], next=found[limit - 1].id if len(found) > limit else None)
     )
 
 
 @router.get("/evacuations/{id}", response_model=EvacuationDocument, tags=["evacuations"])
-async def read_evacuation(request: Request, id: Identifier, _: Asks) -> Response:  # noqa: A002 - its public name
+async def read_evacuation(request: Request, id: Identifier, _: KnownCaller) -> Response:  # noqa: A002 - its public name
     """One evacuation or restore, ended or not."""
     return answer(await evacuation(request, id))
 
 
 @router.get("/hosts", response_model=HostList, tags=["hosts"])
-async def list_hosts(request: Request, _: Asks) -> Response:
+async def list_hosts(request: Request, _: KnownCaller) -> Response:
     """All hosts, by name."""
-    return answer(HostList(items=list(parts(request).reading.hosts())))
+    return answer(HostList(items=list(dependencies(request).queries.hosts())))
 
 
 @router.get("/hosts/{host}", response_model=HostDocument, tags=["hosts"])
-async def read_host(request: Request, host: Identifier, _: Asks) -> Response:
+async def read_host(request: Request, host: Identifier, _: KnownCaller) -> Response:
     """One host."""
-    found = parts(request).reading.host(host)
+    found = dependencies(request).queries.host(host)
     if found is None:
         raise ProblemError(404, "not-found", f"there is no host {host}")
     return answer(found)
@@ -155,24 +155,24 @@ async def read_host(request: Request, host: Identifier, _: Asks) -> Response:
 @router.get("/guests", response_model=GuestList, tags=["guests"])
 async def list_guests(
     request: Request,
-    _: Asks,
+    _: KnownCaller,
     host: Name | None = None,
     refresh: Annotated[bool, Query(description="Look at the hosts first, or at that one.")] = False,
 ) -> Response:
     """All guests, or those of one host, by host and name."""
-    reading = parts(request).reading
+    queries = dependencies(request).queries
     if refresh:
-        await reading.refresh(host)
-    found = list(reading.guests(host))
+        await queries.refresh(host)
+    found = list(queries.guests(host))
     return answer(GuestList(items=found))
 
 
 @router.get("/guests/{guest:path}", response_model=GuestDocument, tags=["guests"])
 async def read_guest(
-    request: Request, guest: Annotated[_Text, Path(description="Uuid, name, or HOST/NAME.")], _: Asks
+    request: Request, guest: Annotated[_Text, Path(description="Uuid, name, or HOST/NAME.")], _: KnownCaller
 ) -> Response:
     """One guest; a name that several have is refused with the candidates."""
-    found = parts(request).reading.guest(guest)
+    found = dependencies(request).queries.guest(guest)
     if found is None:
         raise ProblemError(404, "not-found", f"there is no guest {guest!r}")
     return answer(found)
@@ -183,7 +183,7 @@ async def migration(request: Request, identifier: str) -> MigrationDocument:
 
     :raise ProblemError: 404.
     """
-    found = await parts(request).reading.migration(identifier)
+    found = await dependencies(request).queries.migration(identifier)
     if found is None:
         raise ProblemError(404, "not-found", f"there is no migration {identifier}")
     return found
@@ -194,7 +194,7 @@ async def evacuation(request: Request, identifier: str) -> EvacuationDocument:
 
     :raise ProblemError: 404.
     """
-    found = await parts(request).reading.evacuation(identifier)
+    found = await dependencies(request).queries.evacuation(identifier)
     if found is None:
         raise ProblemError(404, "not-found", f"there is no evacuation {identifier}")
     return found

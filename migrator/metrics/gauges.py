@@ -24,7 +24,7 @@ from migrator.metrics.catalogue import (
     STUCK,
     Described,
 )
-from migrator.metrics.counted import Past
+from migrator.metrics.counters import PastMigration
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -37,8 +37,8 @@ class Snapshot:
     guests: Sequence[GuestDocument] = ()
     complaints: int = 0
     #: By guest.
-    failures: Mapping[str, Past] = field(default_factory=dict)
-    downtimes: Mapping[str, Past] = field(default_factory=dict)
+    failures: Mapping[str, PastMigration] = field(default_factory=dict)
+    downtimes: Mapping[str, PastMigration] = field(default_factory=dict)
     #: By migration, then action: seconds since the epoch.
     decisions: Mapping[str, Mapping[str, float]] = field(default_factory=dict)
     mqtt_connected: bool | None = None
@@ -78,7 +78,7 @@ class _Family:
         return "".join(lines)
 
 
-class Shown:
+class Gauges:
     """Makes the text of one snapshot."""
 
     def __init__(self, snapshot: Snapshot) -> None:

@@ -29,7 +29,7 @@ _Row = TypeVar("_Row")
 _Made = TypeVar("_Made")
 
 
-class Views:
+class EngineQueries:
     """See :class:`migrator.ports.queries.Queries`."""
 
     def __init__(self, engine: Engine) -> None:
