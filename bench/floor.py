@@ -15,7 +15,7 @@ from bench.figures import Figures, paragraphs, table, verdict
 from bench.machine import Quiet, describe
 from bench.options import GUESTS, MEMORY_BYTES, SETTLE_SECONDS, Options
 from bench.ours import Migrator, Outcome
-from migrator.testing.lab import IDLE, Habit, Lab, Machine, Pair
+from migrator.testing.lab import IDLE, GuestMachine, Habit, Lab, Pair
 
 _FIRST_PREFLIGHT_AIM_SECONDS = 0.4
 _LATER_PREFLIGHT_AIM_SECONDS = 0.2
@@ -146,7 +146,7 @@ async def _pair(options: Options, quiet: Quiet, habit: Habit) -> AsyncIterator[P
     """A guest that runs and a QEMU that waits for it; at the end the guest has to run there."""
     await quiet.wait()
     async with Lab() as lab:
-        machine = Machine(habit=habit, memory_bytes=MEMORY_BYTES)
+        machine = GuestMachine(habit=habit, memory_bytes=MEMORY_BYTES)
         pair = await lab.pair(machine, source=options.binary, destination=options.binary)
         await asyncio.sleep(SETTLE_SECONDS)
         yield pair

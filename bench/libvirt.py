@@ -23,7 +23,7 @@ from typing import Self
 
 from bench.options import MEMORY_BYTES
 from migrator.testing import network
-from migrator.testing.network import Host
+from migrator.testing.network import LabHost
 from migrator.testing.raw_qmp import RawMonitor
 
 GUEST = "migrator-bench"
@@ -96,7 +96,7 @@ class Libvirtd:
     :param cgroups: ``False`` where it is not to put guests into control groups.
     """
 
-    def __init__(self, host: Host, directory: Path, *, cgroups: bool) -> None:
+    def __init__(self, host: LabHost, directory: Path, *, cgroups: bool) -> None:
         self.host = host
         self._directory = directory
         self._cgroups = cgroups

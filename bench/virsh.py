@@ -17,8 +17,8 @@ from bench.machine import Quiet, describe
 from bench.options import GUESTS, MEMORY_BYTES, SETTLE_SECONDS, Options
 from bench.ours import Migrator
 from migrator.testing.guest import write_image
-from migrator.testing.lab import Habit, Lab, Machine
-from migrator.testing.network import Hosts
+from migrator.testing.lab import GuestMachine, Habit, Lab
+from migrator.testing.network import LabHosts
 from migrator.testing.raw_qmp import RawMonitor
 
 _MAX_DOWNTIME_SECONDS = 0.3
@@ -90,8 +90,8 @@ async def _stamp(monitor: RawMonitor, name: str) -> float:
     return float(stamp["seconds"] + stamp["microseconds"] / 1e6)
 
 
-async def _ours(migrator: Migrator, hosts: Hosts, options: Options, habit: Habit) -> Took:
-    machine = Machine(habit=habit, memory_bytes=MEMORY_BYTES)
+async def _ours(migrator: Migrator, hosts: LabHosts, options: Options, habit: Habit) -> Took:
+    machine = GuestMachine(habit=habit, memory_bytes=MEMORY_BYTES)
     async with Lab() as lab:
         source = await lab.boot(machine, binary=options.binary, prefix=hosts["alpha"].prefix)
         await asyncio.sleep(SETTLE_SECONDS)
@@ -132,7 +132,7 @@ async def run(options: Options, quiet: Quiet) -> str:
     async with AsyncExitStack() as stack:
         stack.callback(libvirt.remove_cgroups)
         directory = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="bench-")))
-        hosts = stack.enter_context(Hosts("alpha", "beta", isolated=True))
+        hosts = stack.enter_context(LabHosts("alpha", "beta", isolated=True))
         movers: dict[str, Callable[[Habit], Awaitable[Took]]] = {}
         for name, cgroups in _VARIANTS.items():
             if cgroups and options.realtime:

@@ -24,7 +24,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from migrator.testing.lab import PATIENCE_SECONDS, Pair
+from migrator.testing.lab import WAIT_SECONDS, Pair
 
 MIGRATOR = (str(Path(sys.executable).with_name("migrator")),)
 #: The same command, which does something to itself at a given step: see ``doomed.py``.
@@ -80,7 +80,7 @@ class Command:
     def signal(self, number: signal.Signals) -> None:
         self._process.send_signal(number)
 
-    async def ended(self, *, within: float = PATIENCE_SECONDS) -> Ended:
+    async def ended(self, *, within: float = WAIT_SECONDS) -> Ended:
         """Wait for its end.
 
         :raise TimeoutError: when there is none.
@@ -150,7 +150,7 @@ async def run(*arguments: str) -> Ended:
         return await command.ended()
 
 
-async def direct(pair: Pair, *options: str, within: float = PATIENCE_SECONDS) -> Ended:
+async def direct(pair: Pair, *options: str, within: float = WAIT_SECONDS) -> Ended:
     """As :func:`running`, to its end."""
     async with running(pair, *options) as command:
         return await command.ended(within=within)

@@ -14,8 +14,8 @@ import pytest
 
 from migrator.store.backend import Place, Server
 from migrator.testing import network
-from migrator.testing.lab import IDLE, Habit, Lab, Machine, Pair, binaries
-from migrator.testing.network import Hosts
+from migrator.testing.lab import IDLE, GuestMachine, Habit, Lab, Pair, binaries
+from migrator.testing.network import LabHosts
 from migrator.testing.postgresql import Postgres
 from tests import journals
 
@@ -108,8 +108,8 @@ class MakePair(Protocol):
         crossing: tuple[Path, Path] | None = None,
         *,
         habit: Habit = IDLE,
-        machine: Machine | None = None,
-        destination_machine: Machine | None = None,
+        machine: GuestMachine | None = None,
+        destination_machine: GuestMachine | None = None,
         source_prefix: Sequence[str] = (),
         destination_prefix: Sequence[str] = (),
     ) -> Awaitable[Pair]: ...
@@ -123,14 +123,14 @@ def pair(lab: Lab) -> MakePair:
         crossing: tuple[Path, Path] | None = None,
         *,
         habit: Habit = IDLE,
-        machine: Machine | None = None,
-        destination_machine: Machine | None = None,
+        machine: GuestMachine | None = None,
+        destination_machine: GuestMachine | None = None,
         source_prefix: Sequence[str] = (),
         destination_prefix: Sequence[str] = (),
     ) -> Pair:
         source, destination = crossing or (None, None)
         return await lab.pair(
-            machine or Machine(habit=habit),
+            machine or GuestMachine(habit=habit),
             source=source,
             destination=destination,
             destination_machine=destination_machine,
@@ -142,11 +142,11 @@ def pair(lab: Lab) -> MakePair:
 
 
 @pytest.fixture
-def hosts() -> Iterator[Hosts]:
+def hosts() -> Iterator[LabHosts]:
     """Two hosts, ``alpha`` and ``beta``, whose link can be slowed and broken. Ask for it before ``lab``."""
     if reason := network.possible():
         missing(reason)
-    with Hosts("alpha", "beta", isolated=True) as hosts:
+    with LabHosts("alpha", "beta", isolated=True) as hosts:
         yield hosts
 
 

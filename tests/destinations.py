@@ -24,7 +24,7 @@ from migrator.site.destinations import Destinations
 from migrator.site.incoming_destination import WaitingQemu
 from migrator.site.launch_config import LaunchConfig
 from migrator.store.records import FileRecord
-from migrator.testing.lab import Lab, Machine, Qemu
+from migrator.testing.lab import GuestMachine, Lab, LabQemu
 from tests.command import ACCEPTED_CODES
 
 MIB = 1 << 20
@@ -157,7 +157,7 @@ async def site_of(lab: Lab) -> AsyncIterator[Site]:
         site.kill()
 
 
-def guest_of(qemu: Qemu, host: str = "alpha") -> Guest:
+def guest_of(qemu: LabQemu, host: str = "alpha") -> Guest:
     """As an inventory would have it."""
     machine = qemu.machine
     return Guest(
@@ -165,10 +165,10 @@ def guest_of(qemu: Qemu, host: str = "alpha") -> Guest:
     )
 
 
-class Moved(Qemu):
+class Moved(LabQemu):
     """A QEMU that was started by us, looked into by its rescue monitor."""
 
-    def __init__(self, machine: Machine, lab: Lab, socket: str) -> None:
+    def __init__(self, machine: GuestMachine, lab: Lab, socket: str) -> None:
         super().__init__(machine, Path("qemu"), lab.directory, f"moved-{Path(socket).parent.name}")
         self.rescue = Path(socket).with_name("rescue.qmp")
 

@@ -35,7 +35,7 @@ from migrator.qemu.claim import DriverClaim
 from migrator.qemu.endpoint import Endpoint
 from migrator.qemu.monitor import Monitor
 from migrator.store.records import FileRecord, unfinished
-from migrator.testing.lab import Pair, Qemu, until
+from migrator.testing.lab import LabQemu, Pair, until
 from tests.command import ACCEPTED_CODES
 
 MIB = 1 << 20
@@ -108,7 +108,7 @@ class CaughtEnd(Endpoint):
 
     def __init__(
         self,
-        qemu: Qemu,
+        qemu: LabQemu,
         *,
         role: str,
         address: Address | None = None,
@@ -165,7 +165,7 @@ class CaughtEnd(Endpoint):
     async def _pass(self, command: str, answer: Callable[[], Awaitable[Any]]) -> Any:
         self.given[command] += 1
         await self._reached(f"before {command}")
-        self._claim.heard()  # so that a busy machine is not taken for a controller that slept
+        self._claim.note_answer()  # so that a busy machine is not taken for a controller that slept
         try:
             return await answer()
         finally:
@@ -276,7 +276,7 @@ class Drive:
                 await end.connect(timeout=1.0)
             except QemuError:
                 pass  # it is silent or gone; hold() and the looks find out
-            end.hold(left.facts[side]["identity"])
+            end.expect_process(left.facts[side]["identity"])
         return await self._migration(left.claim(), self._policy).take_up(left.facts, left.intent)
 
     async def say(
@@ -289,7 +289,7 @@ class Drive:
                 await end.connect(timeout=1.0)
             except QemuError:
                 pass
-            end.hold(left.facts[side]["identity"])
+            end.expect_process(left.facts[side]["identity"])
         here, there = await self.source.observe(), await self.destination.observe()
         answer = review_answer(word, left.intent, here, there, held_code=held.held_code)
         if not answer.accepted:
@@ -335,7 +335,7 @@ class Phase(StrEnum):
     HANDED_OVER = "handed-over"
 
 
-async def reaches(qemu: Qemu, status: str) -> None:
+async def reaches(qemu: LabQemu, status: str) -> None:
     """Wait until its query-migrate says so."""
 
     async def shows() -> bool:

@@ -21,7 +21,7 @@ from pathlib import Path
 from typing import Any
 
 from migrator.testing.guest import Counters
-from migrator.testing.lab import Lab, Pair, Qemu, Watch, until
+from migrator.testing.lab import Lab, LabQemu, Pair, RunWatch, until
 
 #: A guest that still ran somewhere would have beaten several times in it (every 20 ms).
 _SILENCE_SECONDS = 0.15
@@ -36,7 +36,7 @@ class Settings:
     parameters: Mapping[str, Any]
 
 
-async def settings(qemu: Qemu) -> Settings:
+async def settings(qemu: LabQemu) -> Settings:
     """As they are now."""
     async with qemu.monitor() as monitor:
         return Settings(
@@ -57,7 +57,9 @@ def records() -> list[Path]:
 class Witness:
     """Knows how things were, watches where the guest runs, and says at the end whether it may be so."""
 
-    def __init__(self, lab: Lab, pair: Pair, source: Settings, destination: Settings, watch: Watch) -> None:
+    def __init__(
+        self, lab: Lab, pair: Pair, source: Settings, destination: Settings, watch: RunWatch
+    ) -> None:
         self.lab, self.pair = lab, pair
         self.source, self.destination = source, destination
         self.watch = watch
@@ -68,7 +70,7 @@ class Witness:
         *,
         run_state: str | None = None,
         lost: bool = False,
-        left_over: tuple[Qemu, ...] = (),
+        left_over: tuple[LabQemu, ...] = (),
     ) -> Counters | None:
         """Assert the invariants for a migration that ended as `state`; what the guest has counted, if it is there.
 
@@ -121,7 +123,7 @@ class Witness:
         assert len(now) <= 1
         assert not seen or not now or seen[-1:] == now
 
-    async def _verify_owner(self, owner: Qemu, run_state: str) -> Counters | None:
+    async def _verify_owner(self, owner: LabQemu, run_state: str) -> Counters | None:
         async def arrived() -> bool:
             return await owner.run_state() == run_state
 

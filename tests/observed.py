@@ -9,7 +9,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from migrator.testing.lab import Qemu, RawMonitor, RawQmpError
+from migrator.testing.lab import LabQemu, RawMonitor, RawQmpError
 
 #: What counts, measures or numbers, and differs from look to look.
 _NOT_READ = frozenset({"thread-id", "pid", "dirty-bitmaps", "actual-size"})
@@ -43,7 +43,7 @@ _STATUS = re.compile(
 )
 
 
-async def observe(qemu: Qemu) -> dict[str, str]:
+async def observe(qemu: LabQemu) -> dict[str, str]:
     """All of one that runs; looked at by its rescue monitor."""
     found: list[tuple[str, str]] = []
     async with qemu.monitor() as monitor:

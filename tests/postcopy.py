@@ -14,17 +14,17 @@ from migrator.core.model import MigrationStatus, View
 from migrator.core.policy import Policy, builtin
 from migrator.engine.migration.driver import MigrationDriver
 from migrator.engine.migration.outcome import MigrationOutcome
-from migrator.ports import Event
+from migrator.ports import QemuEvent
 from migrator.store.records import FileRecord
-from migrator.testing.lab import Habit, Machine, Pair, Qemu, until
+from migrator.testing.lab import GuestMachine, Habit, LabQemu, Pair, until
 from tests.driven import MIB, Drive
 
 #: Slow enough that precopy has not ended before postcopy begins.
 IMMEDIATE = builtin("postcopy-first").but(max_bandwidth_bytes_per_second=32 * MIB)
 #: It asks for pages all the time.
-BUSY = Machine(habit=Habit(region_bytes=16 * MIB, bytes_per_second=8 * MIB))
+BUSY = GuestMachine(habit=Habit(region_bytes=16 * MIB, bytes_per_second=8 * MIB))
 #: It has filled its memory and rests: what is not asked for is sent as fast as the limit allows.
-FULL = Machine(habit=Habit(region_bytes=24 * MIB, passes=1))
+FULL = GuestMachine(habit=Habit(region_bytes=24 * MIB, passes=1))
 
 
 async def slowly(pair: Pair) -> None:
@@ -37,7 +37,7 @@ async def quickly(pair: Pair) -> None:
     await pair.source.query("migrate-set-parameters", max_postcopy_bandwidth=0)
 
 
-async def shows(qemu: Qemu, *, run: str, status: str) -> None:
+async def shows(qemu: LabQemu, *, run: str, status: str) -> None:
     """Wait until it does."""
 
     async def both() -> bool:
@@ -133,7 +133,7 @@ class PostcopyDrive(Drive):
         self.migration = super()._migration(record, policy)
         return self.migration
 
-    def _note_events(self) -> Sequence[Event]:
+    def _note_events(self) -> Sequence[QemuEvent]:
         events = self._take()
         self.source_was |= {MigrationStatus(event.data.get("status", "none")) for event in events}
         return events

@@ -107,20 +107,24 @@ class Outcome:
         return sorted({each.code for each in self.findings if each.severity == severity})
 
 
-def judge(shape: Shape, *, command: tuple[str, ...] = (), live: CurrentDevices | None = None) -> Outcome:
+def judge(
+    shape: Shape, *, command: tuple[str, ...] = (), current_devices: CurrentDevices | None = None
+) -> Outcome:
     """What is said and made of it, for a target that has every file of the source's, but for what its head says.
 
     :param command: instead of the shape's own.
     :param live: what QEMU shows; by default it was not asked.
     """
     argv = command or shape.command
-    now = live or CurrentDevices(vnc=["default"] if shape.head.get("shows", "vnc") == "vnc" else [])
+    now = current_devices or CurrentDevices(
+        vnc=["default"] if shape.head.get("shows", "vnc") == "vnc" else []
+    )
     missing, exists = {*shape.listed("missing")}, {*shape.listed("exists")}
-    up_to_date = current_command_line(read(argv[1:]), machine=shape.machine, live=now)
+    up_to_date = current_command_line(read(argv[1:]), machine=shape.machine, current_devices=now)
     line = [argv[0], *write([*up_to_date.options, *plugged_networks(up_to_date.options, now)])]
     read_there = CommandLine(line)
     place = TargetEnvironment(binary=QEMU, run_directory=RUN, occupied=exists)
-    replica = replicate(argv, machine=shape.machine, live=now, place=place)
+    replica = replicate(argv, machine=shape.machine, current_devices=now, place=place)
     log = LOG if own_directory(argv) else ""
     home = OperatorPaths(having=operator_files(argv, {}, log=log, directory=DIRECTORY), names={})
     replica = home.moved(replica, place, log=LOG)

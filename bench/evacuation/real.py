@@ -13,8 +13,8 @@ from typing import Any
 
 from bench.evacuation.outcome import Moved, Outcome
 from bench.evacuation.peers import OURS, PEERS
-from migrator.testing.lab import Habit, Machine, binaries, until
-from migrator.testing.site import Site
+from migrator.testing.lab import GuestMachine, Habit, binaries, until
+from migrator.testing.site import LabSite
 
 #: How many by default.
 GUESTS = 10
@@ -88,7 +88,7 @@ async def run(mix: str, count: int, seed: int, strategy: str, *, version: str) -
     )
 
 
-def machines_of(mix: str, count: int, seed: int) -> list[Machine]:
+def machines_of(mix: str, count: int, seed: int) -> list[GuestMachine]:
     """All have used their memory once; what then becomes of it is the mix."""
     mood = random.Random(f"real {mix} {count} {seed}")
     heavy = set(mood.sample(range(count), round(count / 3))) if mix == "mixed" else set[int]()
@@ -100,12 +100,14 @@ def machines_of(mix: str, count: int, seed: int) -> list[Machine]:
         if mix == "idle":
             habit = Habit(region_bytes=size, passes=1)
         machines.append(
-            Machine(name=f"vm-{number}", memory_bytes=size + _BESIDE_BYTES, habit=habit, image_locking="off")
+            GuestMachine(
+                name=f"vm-{number}", memory_bytes=size + _BESIDE_BYTES, habit=habit, image_locking="off"
+            )
         )
     return machines
 
 
-class _Site(Site):
+class _Site(LabSite):
     """Its service begins guests as that strategy does."""
 
     def __init__(self, strategy: str, *names: str, **how: Any) -> None:

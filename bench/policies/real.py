@@ -16,8 +16,8 @@ from bench.policies.strategy import ASLEEP_RATIO, Action, Do, Strategy
 from migrator.core.model import Sample
 from migrator.core.policy import PostcopyMode
 from migrator.testing.guest import TICK_SECONDS
-from migrator.testing.lab import Lab, Machine, Pair
-from migrator.testing.network import Hosts
+from migrator.testing.lab import GuestMachine, Lab, Pair
+from migrator.testing.network import LabHosts
 from migrator.testing.raw_qmp import RawMonitor, RawQmpError
 
 #: What Ethernet, IP and TCP take of the line.
@@ -41,8 +41,8 @@ async def run(
     """
     assert guest.real is not None
     mood = random.Random(f"{guest.name} {setting.name} {seed}")
-    machine = Machine(habit=guest.real, memory_bytes=MEMORY_BYTES)
-    with Hosts("alpha", "beta", bytes_per_second=LINK_BYTES_PER_SECOND * _FRAMING_RATIO) as hosts:
+    machine = GuestMachine(habit=guest.real, memory_bytes=MEMORY_BYTES)
+    with LabHosts("alpha", "beta", bytes_per_second=LINK_BYTES_PER_SECOND * _FRAMING_RATIO) as hosts:
         async with Lab() as lab:
             pair = await lab.pair(
                 machine,

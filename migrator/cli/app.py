@@ -12,7 +12,7 @@ from migrator.cli.group import Group
 
 
 class _Migrator(Group):
-    more = ("migrator.cli.service_commands", "migrator.cli.operating")
+    more = ("migrator.cli.service_commands", "migrator.cli.operator_commands")
 
 
 app = typer.Typer(
@@ -250,6 +250,6 @@ def serve(
     the rest so that nothing reaches the switch alone; started again, it goes on with all of it. SIGHUP reloads the
     configuration, all of it or nothing.
     """
-    from migrator.cli.running import serve as run  # noqa: PLC0415 - quick --help
+    from migrator.cli.serving import serve as run  # noqa: PLC0415 - quick --help
 
     run(config, drain=drain)

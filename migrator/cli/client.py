@@ -58,7 +58,7 @@ class Rejected(MigratorError):
         self.findings = findings
 
 
-class Client:
+class ServiceClient:
     """One service.
 
     :param server: ``unix:PATH``, ``http://…`` or ``https://…``; ``None``: ``MIGRATOR_SERVER``, or the usual socket.
@@ -66,7 +66,7 @@ class Client:
     :raise UsageError: when that is no address, or would send the token for all to read.
     """
 
-    def __init__(self, server: str | None = None, *, patience_seconds: float = _ANSWER_SECONDS) -> None:
+    def __init__(self, server: str | None = None, *, timeout_seconds: float = _ANSWER_SECONDS) -> None:
         self.where = server or os.environ.get("MIGRATOR_SERVER") or f"unix:{DEFAULT_SOCKET}"
         token = os.environ.get("MIGRATOR_TOKEN")
         headers = {"User-Agent": "migrator"}
@@ -81,13 +81,13 @@ class Client:
                 raise UsageError("MIGRATOR_TOKEN has characters that no token has")
             headers["Authorization"] = f"Bearer {token}"
         self._warned = False
-        connect = min(_CONNECT_SECONDS, patience_seconds)
-        self._reading = httpx2.Timeout(min(_READ_SECONDS, patience_seconds), connect=connect)
+        connect = min(_CONNECT_SECONDS, timeout_seconds)
+        self._reading = httpx2.Timeout(min(_READ_SECONDS, timeout_seconds), connect=connect)
         self._http = httpx2.Client(
             base_url=f"{base}/api/v1/",
             transport=transport,
             headers=headers,
-            timeout=httpx2.Timeout(patience_seconds, connect=connect),
+            timeout=httpx2.Timeout(timeout_seconds, connect=connect),
             verify=ssl.create_default_context() if base.startswith("https") else False,
             trust_env=False,
         )

@@ -14,7 +14,7 @@ import typer
 from migrator.errors import MigratorError
 
 #: A person waits for it with a finger on the key.
-_PATIENCE_SECONDS = 0.5
+_TIMEOUT_SECONDS = 0.5
 
 
 def hosts(incomplete: str) -> list[str]:
@@ -113,11 +113,11 @@ def one_of(*words: str) -> Callable[[str], list[str]]:
 def _names(
     incomplete: str, read: Callable[[Callable[[str], list[dict[str, Any]]]], Iterable[str]]
 ) -> list[str]:
-    from migrator.cli.client import Client  # noqa: PLC0415 - only when the shell asks
+    from migrator.cli.client import ServiceClient  # noqa: PLC0415 - only when the shell asks
 
     logging.disable()
     try:
-        client = Client(patience_seconds=_PATIENCE_SECONDS)
+        client = ServiceClient(timeout_seconds=_TIMEOUT_SECONDS)
         found = list(read(lambda path: client.get(path)["items"]))
     except MigratorError:
         return []

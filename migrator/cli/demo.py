@@ -13,12 +13,12 @@ from typing import Any
 
 from migrator import logs, units
 from migrator.cli import INTERRUPTED, Exit, remote
-from migrator.cli.client import Client
+from migrator.cli.client import ServiceClient
 from migrator.errors import MigratorError
 from migrator.testing import network
 from migrator.testing.guest import Habit
-from migrator.testing.lab import LabError, Machine, Qemu, until
-from migrator.testing.site import Site
+from migrator.testing.lab import GuestMachine, LabError, LabQemu, until
+from migrator.testing.site import LabSite
 
 _MIB = 1 << 20
 _HOSTS = ("alpha", "beta", "gamma")
@@ -39,8 +39,8 @@ class _Guest:
     extra: tuple[str, ...] = ()
 
     @property
-    def machine(self) -> Machine:
-        return Machine(name=self.name, memory_bytes=256 * _MIB, habit=self.habit, extra=self.extra)
+    def machine(self) -> GuestMachine:
+        return GuestMachine(name=self.name, memory_bytes=256 * _MIB, habit=self.habit, extra=self.extra)
 
 
 def _guests(folder: str) -> tuple[_Guest, ...]:
@@ -113,7 +113,7 @@ def _demo(speed: int) -> Exit:
     policies = "".join(
         f'[[guests]]\nmatch = "{guest.name}"\npolicy = "{guest.policy}"\n' for guest in _guests("")
     )
-    with Site(*_HOSTS, bytes_per_second=limited, extra=policies, page=True) as site:
+    with LabSite(*_HOSTS, bytes_per_second=limited, extra=policies, page=True) as site:
         folder = site.directory / "folder"
         folder.mkdir()
         guests = _guests(str(folder))
@@ -126,7 +126,7 @@ def _demo(speed: int) -> Exit:
         )
         site.serve()
         asyncio.run(site.until_served())
-        client = Client(site.server)
+        client = ServiceClient(site.server)
         _until_known(client, len(guests))
         say("\n$ migrator plan alpha")
         remote.plan(client, "alpha", None, [], json_output=False)
@@ -148,7 +148,7 @@ def _demo(speed: int) -> Exit:
     return Exit.FAILED if lost or back != len(guests) else Exit.DONE
 
 
-def _show_page(site: Site) -> None:
+def _show_page(site: LabSite) -> None:
     """Where a person sits: the service's own page, with the history of the run, until Enter."""
     if not (sys.stdin.isatty() and sys.stdout.isatty() and site.page_url()):
         return
@@ -167,7 +167,9 @@ def _or_stop(code: int) -> None:
         raise KeyboardInterrupt
 
 
-async def _boot(site: Site, guests: tuple[_Guest, ...], machines: dict[str, Machine]) -> list[Qemu]:
+async def _boot(
+    site: LabSite, guests: tuple[_Guest, ...], machines: dict[str, GuestMachine]
+) -> list[LabQemu]:
     running = await asyncio.gather(*(site.boot(machines[guest.name], "alpha") for guest in guests))
     for guest, qemu in zip(guests, running, strict=True):
         if guest.paused:
@@ -175,7 +177,7 @@ async def _boot(site: Site, guests: tuple[_Guest, ...], machines: dict[str, Mach
     return list(running)
 
 
-def _until_known(client: Client, count: int) -> None:
+def _until_known(client: ServiceClient, count: int) -> None:
     async def known() -> bool:
         return len(client.get("guests")["items"]) >= count and all(
             host["up"] for host in client.get("hosts")["items"]
@@ -184,7 +186,9 @@ def _until_known(client: Client, count: int) -> None:
     asyncio.run(until(known, what="the first look at the hosts", within=30))
 
 
-async def _inspect(site: Site, guests: tuple[_Guest, ...], machines: dict[str, Machine]) -> dict[str, str]:
+async def _inspect(
+    site: LabSite, guests: tuple[_Guest, ...], machines: dict[str, GuestMachine]
+) -> dict[str, str]:
     """For each guest: the host it is on, its run state, and whether its memory is whole."""
     found = {}
     for guest in guests:
@@ -199,7 +203,7 @@ async def _inspect(site: Site, guests: tuple[_Guest, ...], machines: dict[str, M
     return found
 
 
-def _table(client: Client, guests: tuple[_Guest, ...], found: dict[str, str], *, width: int) -> Any:
+def _table(client: ServiceClient, guests: tuple[_Guest, ...], found: dict[str, str], *, width: int) -> Any:
     """How each went; on a narrow terminal without what leaves no room for the rest."""
     from rich.box import SIMPLE_HEAD  # noqa: PLC0415 - slow to import
     from rich.console import Group  # noqa: PLC0415

@@ -20,7 +20,7 @@ class Level(StrEnum):
 
 
 @dataclass(frozen=True, kw_only=True)
-class Check:
+class DoctorCheck:
     """One thing that was looked at."""
 
     level: Level
@@ -31,22 +31,22 @@ class Check:
     remedy: str = ""
 
 
-def ok(about: str, text: str) -> Check:
+def ok(about: str, text: str) -> DoctorCheck:
     """All is well."""
-    return Check(level=Level.OK, about=about, text=text)
+    return DoctorCheck(level=Level.OK, about=about, text=text)
 
 
-def warn(about: str, text: str, remedy: str = "") -> Check:
+def warn(about: str, text: str, remedy: str = "") -> DoctorCheck:
     """A person should know."""
-    return Check(level=Level.WARN, about=about, text=text, remedy=remedy)
+    return DoctorCheck(level=Level.WARN, about=about, text=text, remedy=remedy)
 
 
-def fail(about: str, text: str, remedy: str = "") -> Check:
+def fail(about: str, text: str, remedy: str = "") -> DoctorCheck:
     """It will not work."""
-    return Check(level=Level.FAIL, about=about, text=text, remedy=remedy)
+    return DoctorCheck(level=Level.FAIL, about=about, text=text, remedy=remedy)
 
 
-def open_to_all(about: str, path: Path, what: str) -> list[Check]:
+def open_to_all(about: str, path: Path, what: str) -> list[DoctorCheck]:
     """A complaint when everybody may read or write a secret."""
     try:
         mode = path.stat().st_mode

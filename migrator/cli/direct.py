@@ -17,7 +17,7 @@ from typing import NoReturn, TypeVar
 
 from migrator import addresses, logs, units
 from migrator.cli import Exit
-from migrator.cli.direct_network import Carriers
+from migrator.cli.direct_network import DirectGuestNetworks
 from migrator.cli.over_ssh import OverSsh
 from migrator.cli.recording import Recorder
 from migrator.cli.show import Screen
@@ -175,14 +175,16 @@ async def _between(
     record = left.record if left else FileRecord(os.urandom(6).hex())
     driver = this_driver("migrator direct", controller=record.path.stem)
     by_force = request.take_over
-    source = Endpoint(here, role="source", tls=tls, way=over_ssh.way(here), driver=driver, by_force=by_force)
+    source = Endpoint(
+        here, role="source", tls=tls, transport=over_ssh.transport(here), driver=driver, by_force=by_force
+    )
     destination = Endpoint(
         there,
         role="destination",
         pid=request.destination_pid,
         fence_command=request.fence_command,
         tls=tls,
-        way=over_ssh.way(there),
+        transport=over_ssh.transport(there),
         driver=driver,
         by_force=by_force,
     )
@@ -206,7 +208,7 @@ async def _between(
         on_status=show_status,
         on_decision=show_decision,
     )
-    network = GuestNetwork(Carriers(over_ssh, here, there), source=str(here), target=str(there))
+    network = GuestNetwork(DirectGuestNetworks(over_ssh, here, there), source=str(here), target=str(there))
     _cancel_on_signals(migration, screen)
     try:
         if left:
@@ -216,7 +218,7 @@ async def _between(
                     await end.connect()
                 except QemuError as error:
                     screen.line(str(error))
-                await end.take_hold(left.facts[side]["identity"])
+                await end.expect_remote_process(left.facts[side]["identity"])
             result = await migration.take_up(left.facts, left.intent)
         else:
             await _connect_both(source, destination)

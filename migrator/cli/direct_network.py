@@ -9,14 +9,14 @@ from migrator.core.process.guest_network import GuestTaps
 from migrator.qemu.address import Address
 
 
-class Carriers:
-    """Implements :class:`migrator.ports.Carriers` for ends that are named by their addresses."""
+class DirectGuestNetworks:
+    """Implements :class:`migrator.ports.DirectGuestNetworks` for ends that are named by their addresses."""
 
     def __init__(self, over_ssh: OverSsh, *addresses: Address) -> None:
         self._over_ssh = over_ssh
         self._addresses = {str(address): address for address in addresses}
 
-    async def carried(self, host: str, pid: int) -> GuestTaps:
+    async def guest_taps(self, host: str, pid: int) -> GuestTaps:
         """Of one that is on another machine, over SSH; of one here, without a word to anyone if it has no tap.
 
         :raise HostError: it cannot be asked.

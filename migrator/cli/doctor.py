@@ -13,7 +13,7 @@ from pathlib import Path
 
 from migrator import settings as configuration
 from migrator.cli import Exit
-from migrator.cli.diagnosis import Check, Level, fail, ok, open_to_all, warn
+from migrator.cli.diagnosis import DoctorCheck, Level, fail, ok, open_to_all, warn
 from migrator.cli.doctor_broker import broker
 from migrator.cli.doctor_hosts import hosts
 from migrator.cli.doctor_service import journal, running, state_directory
@@ -42,8 +42,8 @@ def main(config: Path | None, *, json_output: bool) -> None:
     sys.exit(Exit.FAILED if count[Level.FAIL] else Exit.DONE)
 
 
-async def _print_all(path: Path, *, json_output: bool) -> list[Check]:
-    found: list[Check] = []
+async def _print_all(path: Path, *, json_output: bool) -> list[DoctorCheck]:
+    found: list[DoctorCheck] = []
     async for checks in examine(path):
         for check in checks:
             found.append(check)
@@ -52,7 +52,7 @@ async def _print_all(path: Path, *, json_output: bool) -> list[Check]:
     return found
 
 
-def _line(check: Check) -> str:
+def _line(check: DoctorCheck) -> str:
     level = f"{check.level:<4}"
     if sys.stdout.isatty() and "NO_COLOR" not in os.environ:
         level = f"\x1b[{_COLOURS[check.level]}m{level}\x1b[0m"
@@ -60,7 +60,7 @@ def _line(check: Check) -> str:
     return f"{level}  {clean(f'{check.about}: {check.text}{remedy}')}"
 
 
-async def examine(path: Path) -> AsyncIterator[list[Check]]:
+async def examine(path: Path) -> AsyncIterator[list[DoctorCheck]]:
     """Every check, those that belong together at a time; each is bounded in time.
 
     A configuration that cannot be used ends it: nothing else is known then.
@@ -80,7 +80,7 @@ async def examine(path: Path) -> AsyncIterator[list[Check]]:
     yield await broker(settings, service)
 
 
-def _configuration(settings: Settings, path: Path) -> Iterable[Check]:
+def _configuration(settings: Settings, path: Path) -> Iterable[DoctorCheck]:
     about = "configuration"
     complaints = [*_entrance(settings), *_secrets(settings, path), *_certificate(settings), *_user(settings)]
     if not settings.hosts:
@@ -90,7 +90,7 @@ def _configuration(settings: Settings, path: Path) -> Iterable[Check]:
         yield ok(about, f"{path}: {len(settings.hosts)} hosts")
 
 
-def _entrance(settings: Settings) -> Iterable[Check]:
+def _entrance(settings: Settings) -> Iterable[DoctorCheck]:
     mode = settings.http.socket_mode
     if settings.http.socket is not None and mode & 0o002:
         text = f'socket_mode = "{mode:04o}": everybody on this machine may open the API\'s socket and is an operator'
@@ -99,7 +99,7 @@ def _entrance(settings: Settings) -> Iterable[Check]:
         )
 
 
-def _secrets(settings: Settings, path: Path) -> Iterable[Check]:
+def _secrets(settings: Settings, path: Path) -> Iterable[DoctorCheck]:
     about = "configuration"
     mqtt, http = settings.mqtt, settings.http
     if mqtt.password_file is not None:
@@ -113,7 +113,7 @@ def _secrets(settings: Settings, path: Path) -> Iterable[Check]:
             yield from open_to_all(about, file, what)
 
 
-def _certificate(settings: Settings) -> Iterable[Check]:
+def _certificate(settings: Settings) -> Iterable[DoctorCheck]:
     file = settings.http.tls_certificate
     if file is None:
         return
@@ -136,7 +136,7 @@ def _certificate(settings: Settings) -> Iterable[Check]:
         yield warn(about, f"[http] {file} expires on {end:%Y-%m-%d}", "renew it and restart the service")
 
 
-def _user(settings: Settings) -> Iterable[Check]:
+def _user(settings: Settings) -> Iterable[DoctorCheck]:
     """The service's own rights and keys are what counts."""
     try:
         owner = settings.store.path.parent.stat().st_uid

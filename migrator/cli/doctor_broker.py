@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import asyncio
 
-from migrator.cli.diagnosis import Check, fail, ok, warn
-from migrator.cli.doctor_service import Running
+from migrator.cli.diagnosis import DoctorCheck, fail, ok, warn
+from migrator.cli.doctor_service import RunningService
 from migrator.errors import MigratorError
 from migrator.mqtt.connection import BrokerError, Connection, NotAllowed, UnsupportedVersion, Version
 from migrator.mqtt.settings import MqttSettings
@@ -17,7 +17,7 @@ _ABOUT = "broker"
 _ACL = "see its ACL; config/mosquitto.acl shows what the service needs"
 
 
-async def broker(settings: Settings, service: Running) -> list[Check]:
+async def broker(settings: Settings, service: RunningService) -> list[DoctorCheck]:
     """Connect, ask for what the service asks for, and go; nothing is left there."""
     mqtt = settings.mqtt
     if not mqtt.host:
@@ -59,7 +59,7 @@ def _visitor(settings: Settings) -> MqttSettings:
     )
 
 
-async def _try(settings: MqttSettings) -> list[Check]:
+async def _try(settings: MqttSettings) -> list[DoctorCheck]:
     if settings.protocol == "3.1.1":
         return await _with(settings, Version.V311)
     try:
@@ -68,14 +68,14 @@ async def _try(settings: MqttSettings) -> list[Check]:
         return await _with(settings, Version.V311)
 
 
-async def _with(settings: MqttSettings, version: Version) -> list[Check]:
+async def _with(settings: MqttSettings, version: Version) -> list[DoctorCheck]:
     topics = Topics(site=settings.site, instance=settings.instance)
     # A broker may look at the rights to the will too.
     connection = Connection(
         settings=settings, client_id=settings.new_client_id(), version=version, will=(topics.service, b"")
     )
     await connection.open()
-    found: list[Check] = []
+    found: list[DoctorCheck] = []
     try:
         for topic in (topics.commands, *topics.states):
             try:
@@ -106,7 +106,7 @@ async def _comes_back(connection: Connection, topics: Topics, seconds: float) ->
     return False
 
 
-def _rights(settings: Settings) -> list[Check]:
+def _rights(settings: Settings) -> list[DoctorCheck]:
     mqtt = settings.mqtt
     found = []
     if not mqtt.operators and not mqtt.viewers:

@@ -9,8 +9,8 @@ import time
 from collections.abc import AsyncIterator, Iterable, Sequence
 from dataclasses import dataclass
 
-from migrator.cli.diagnosis import Check, fail, ok, warn
-from migrator.cli.doctor_service import Running
+from migrator.cli.diagnosis import DoctorCheck, fail, ok, warn
+from migrator.cli.doctor_service import RunningService
 from migrator.core.inventory import HostFacts
 from migrator.errors import HostError, MigratorError
 from migrator.hosts.access import HostAccess, Output
@@ -52,7 +52,7 @@ _UNREADABLE = 'for p; do [ -r "$p" ] && [ -w "$p" ] || printf "%s\\0" "$p"; done
 
 
 @dataclass(frozen=True, kw_only=True)
-class _Look:
+class _HostFindings:
     """What one host showed."""
 
     facts: HostFacts
@@ -64,12 +64,12 @@ class _Look:
     clock_error_seconds: float
 
 
-async def hosts(settings: Settings, service: Running) -> AsyncIterator[list[Check]]:
+async def hosts(settings: Settings, service: RunningService) -> AsyncIterator[list[DoctorCheck]]:
     """Every host, in the order of the configuration, several at a time."""
     limit = asyncio.Semaphore(_AT_ONCE)
-    looks: list[_Look] = []
+    looks: list[_HostFindings] = []
 
-    async def one(host: HostSettings) -> list[Check]:
+    async def one(host: HostSettings) -> list[DoctorCheck]:
         async with limit:
             return await _host(host, settings, service, looks)
 
@@ -87,13 +87,15 @@ async def hosts(settings: Settings, service: Running) -> AsyncIterator[list[Chec
         await asyncio.gather(*tasks, return_exceptions=True)
 
 
-async def _host(host: HostSettings, settings: Settings, service: Running, looks: list[_Look]) -> list[Check]:
+async def _host(
+    host: HostSettings, settings: Settings, service: RunningService, looks: list[_HostFindings]
+) -> list[DoctorCheck]:
     about = f"host {host.name}"
     config = host_config(host, settings)
-    way = access(config)
+    host_access = access(config)
     try:
         async with asyncio.timeout(_HOST_SECONDS):
-            look = await _look(host, way, config.sockets)
+            look = await _look(host, host_access, config.sockets)
             looks.append(look)
             obstacles = await _obstacles(host, settings, service)
     except TimeoutError:
@@ -108,7 +110,7 @@ async def _host(host: HostSettings, settings: Settings, service: Running, looks:
         remedy = "try the same by ssh, as this user" if text.startswith("no SSH connection") else ""
         return [fail(about, text, remedy)]
     finally:
-        await way.close()
+        await host_access.close()
     complaints = [
         *_able(about, host, look),
         *_qemus(about, host, look.facts),
@@ -119,21 +121,21 @@ async def _host(host: HostSettings, settings: Settings, service: Running, looks:
     return [_summary(about, host, look), *complaints]
 
 
-async def _look(host: HostSettings, way: HostAccess, patterns: Sequence[str]) -> _Look:
-    facts = await read_facts(way, address=host.address, qemus=[host.qemu] if host.qemu else [])
+async def _look(host: HostSettings, host_access: HostAccess, patterns: Sequence[str]) -> _HostFindings:
+    facts = await read_facts(host_access, address=host.address, qemus=[host.qemu] if host.qemu else [])
     began, clock = time.monotonic(), time.time()
     words = ["sh", "-s", "--", host.run_dir, host.log_dir, *_NEEDED, *_USEFUL]
-    output = await way.run(words, stdin=_SCRIPT, timeout=_COMMAND_SECONDS)
+    output = await host_access.run(words, stdin=_SCRIPT, timeout=_COMMAND_SECONDS)
     took = time.monotonic() - began
     if not output.text.endswith("end\n"):
         raise HostError(host.name, f"its shell is not one of POSIX: {output.complaint or 'no answer'}")
     theirs = re.search(r"^time (\d+\.\d+)$", output.text, re.MULTILINE)
-    sockets = await find_sockets(way, patterns)
+    sockets = await find_sockets(host_access, patterns)
     listening = [each.path for each in sockets if each.listening]
     closed = Output(status=0, stdout=b"", stderr=b"")
     if listening:
-        closed = await way.run(["sh", "-c", _UNREADABLE, "sh", *listening], timeout=_COMMAND_SECONDS)
-    return _Look(
+        closed = await host_access.run(["sh", "-c", _UNREADABLE, "sh", *listening], timeout=_COMMAND_SECONDS)
+    return _HostFindings(
         facts=facts,
         sockets=sockets,
         closed=closed.text.split("\0")[:-1],
@@ -144,7 +146,7 @@ async def _look(host: HostSettings, way: HostAccess, patterns: Sequence[str]) ->
     )
 
 
-def _summary(about: str, host: HostSettings, look: _Look) -> Check:
+def _summary(about: str, host: HostSettings, look: _HostFindings) -> DoctorCheck:
     user = re.search(r"^user (.*)$", look.said, re.MULTILINE)
     versions = sorted(set(look.facts.qemus.values()))
     there = sum(each.listening for each in look.sockets)
@@ -156,7 +158,7 @@ def _summary(about: str, host: HostSettings, look: _Look) -> Check:
     )
 
 
-def _able(about: str, host: HostSettings, look: _Look) -> Iterable[Check]:
+def _able(about: str, host: HostSettings, look: _HostFindings) -> Iterable[DoctorCheck]:
     for path in re.findall(r"^closed (.*)$", look.said, re.MULTILINE):
         remedy = "log in as a user who may (ssh = root@...), or set run_dir and log_dir"
         yield fail(about, f"{path} can neither be made nor written there", remedy)
@@ -183,14 +185,14 @@ def _able(about: str, host: HostSettings, look: _Look) -> Iterable[Check]:
         )
 
 
-def _qemus(about: str, host: HostSettings, facts: HostFacts) -> Iterable[Check]:
+def _qemus(about: str, host: HostSettings, facts: HostFacts) -> Iterable[DoctorCheck]:
     if host.qemu and host.qemu not in facts.qemus:
         yield fail(about, f"the configured qemu = {host.qemu!r} is not there", "mend its path, or install it")
     elif not facts.qemus and host.launch == "replicate":
         yield fail(about, "no QEMU was found there", "install it, or name it with qemu = ...")
 
 
-def _network(about: str, host: HostSettings, settings: Settings, facts: HostFacts) -> Iterable[Check]:
+def _network(about: str, host: HostSettings, settings: Settings, facts: HostFacts) -> Iterable[DoctorCheck]:
     others = len(settings.hosts) > 1
     if others and host.ssh is not None and re.match(r"127\.|::1$|localhost$", host.address):
         text = f"address = {host.address!r}: no other host reaches it with a migration there"
@@ -201,7 +203,7 @@ def _network(about: str, host: HostSettings, settings: Settings, facts: HostFact
         yield warn(about, text, 'write link_speed = "10Gbit/s" for it')
 
 
-def _monitors(about: str, look: _Look) -> Iterable[Check]:
+def _monitors(about: str, look: _HostFindings) -> Iterable[DoctorCheck]:
     there = [each for each in look.sockets if each.listening]
     if look.closed:
         named = ", ".join(look.closed[:_NAMED])
@@ -216,7 +218,9 @@ def _monitors(about: str, look: _Look) -> Iterable[Check]:
         )
 
 
-async def _obstacles(host: HostSettings, settings: Settings, service: Running) -> Iterable[Check]:
+async def _obstacles(
+    host: HostSettings, settings: Settings, service: RunningService
+) -> Iterable[DoctorCheck]:
     """What keeps guests there from moving: as the service says, or, where none answers, as their monitors do."""
     about = f"host {host.name}"
     if service.answers:

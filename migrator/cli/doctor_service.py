@@ -17,7 +17,7 @@ from urllib.parse import quote
 
 import httpx2
 
-from migrator.cli.diagnosis import Check, fail, ok, warn
+from migrator.cli.diagnosis import DoctorCheck, fail, ok, warn
 from migrator.settings import Settings
 from migrator.store import belonging, schema
 from migrator.units import show_bytes
@@ -33,7 +33,7 @@ _SOON_SECONDS = 14 * 86400.0
 _NETWORK = re.compile(r"nfs|cifs|smb|ceph|gluster|9p|fuse")
 
 
-def state_directory(journal: Path) -> list[Check]:
+def state_directory(journal: Path) -> list[DoctorCheck]:
     """Rights, owner and room where the journal is."""
     about, directory = "state directory", journal.parent
     try:
@@ -83,7 +83,7 @@ def _file_system(directory: Path) -> str:
     return ""
 
 
-def journal(path: Path) -> list[Check]:
+def journal(path: Path) -> list[DoctorCheck]:
     """Whether it opens, is whole, and of which version it is; read-only."""
     about = "journal"
     if not path.exists():
@@ -179,7 +179,7 @@ def _holder(journal: Path) -> int | None:
 
 
 @dataclass(kw_only=True)
-class Running:
+class RunningService:
     """The service, as it answers."""
 
     answers: bool = False
@@ -187,35 +187,39 @@ class Running:
     guests: dict[str, list[dict[str, Any]]] = field(default_factory=dict)
     #: It says that it is connected to the broker; ``None`` where it has none.
     mqtt: bool | None = None
-    checks: list[Check] = field(default_factory=list)
+    checks: list[DoctorCheck] = field(default_factory=list)
 
 
-def running(settings: Settings) -> Running:
+def running(settings: Settings) -> RunningService:
     """Ask it over its Unix socket."""
     about, socket = "service", settings.http.socket
     holder = _holder(settings.store.path)
     start = "start it: systemctl start migrator (or: migrator serve --config FILE)"
     if socket is None:
         text = "it has no Unix socket, so it was not asked"
-        return Running(checks=[warn(about, text if holder else "it does not run", "" if holder else start)])
+        return RunningService(
+            checks=[warn(about, text if holder else "it does not run", "" if holder else start)]
+        )
     try:
         return _ask(socket, about)
     except httpx2.TransportError as error:
         if "Permission denied" in str(error):
             remedy = f"add this user to the group that owns it: ls -l {socket}"
-            return Running(checks=[warn(about, f"this user may not open {socket}", remedy)])
+            return RunningService(checks=[warn(about, f"this user may not open {socket}", remedy)])
         if holder is None:
-            return Running(checks=[warn(about, "it does not run", start)])
+            return RunningService(checks=[warn(about, "it does not run", start)])
         text = f"pid {holder} has the journal, but {socket} does not answer"
-        return Running(checks=[fail(about, text, "see journalctl -u migrator; systemctl restart migrator")])
+        return RunningService(
+            checks=[fail(about, text, "see journalctl -u migrator; systemctl restart migrator")]
+        )
     except (KeyError, ValueError, httpx2.HTTPError) as error:
         text = f"what answers at {socket} is not this migrator: {error}"
-        return Running(
+        return RunningService(
             checks=[fail(about, text, "see who has it: ss -xlp; restart the service after an upgrade")]
         )
 
 
-def _ask(socket: Path, about: str) -> Running:
+def _ask(socket: Path, about: str) -> RunningService:
     transport = httpx2.HTTPTransport(uds=str(socket))
     with httpx2.Client(
         base_url="http://migrator", transport=transport, timeout=_ANSWER_SECONDS, trust_env=False
@@ -238,6 +242,6 @@ def _ask(socket: Path, about: str) -> Running:
     if not checks:
         which = f"version {version[1]}" if version else "of unknown version"
         checks.append(ok(about, f"answers at {socket} within {took * 1e3:.0f} ms, {which}"))
-    return Running(
+    return RunningService(
         answers=True, guests=known, mqtt=None if connected is None else connected[1] == "1", checks=checks
     )

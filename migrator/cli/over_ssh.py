@@ -33,13 +33,13 @@ class OverSsh:
             )
         return self._hosts[key]
 
-    def way(self, address: Address) -> MonitorTransport | None:
+    def transport(self, address: Address) -> MonitorTransport | None:
         """To the monitor at `address`; ``None`` where that is not over SSH."""
         if address.kind != "ssh":
             return None
-        from migrator.hosts.sockets import RemoteMonitor  # noqa: PLC0415 - see above
+        from migrator.hosts.sockets import RemoteMonitorTransport  # noqa: PLC0415 - see above
 
-        return RemoteMonitor(self.access(address), address.path)
+        return RemoteMonitorTransport(self.access(address), address.path)
 
     async def is_gone(self, address: Address, identity: Mapping[str, Any]) -> bool:
         """Whether the process that was once behind `address` is certainly gone."""

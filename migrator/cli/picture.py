@@ -91,7 +91,7 @@ class Mark:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Span:
+class TimeSpan:
     """Something that lasted."""
 
     begin: float
@@ -107,7 +107,7 @@ def picture(
     facts: Sequence[str],
     panels: Sequence[Panel],
     marks: Sequence[Mark],
-    spans: Sequence[Span],
+    spans: Sequence[TimeSpan],
     end_seconds: float,
     alarm: bool = False,
 ) -> str:
@@ -236,7 +236,7 @@ def _time(axis: _Axis, bottom: int, panels: Sequence[Panel]) -> list[str]:
 
 
 def _marked(
-    marks: Sequence[Mark], spans: Sequence[Span], axis: _Axis, heights: Sequence[tuple[int, int]]
+    marks: Sequence[Mark], spans: Sequence[TimeSpan], axis: _Axis, heights: Sequence[tuple[int, int]]
 ) -> list[str]:
     top, bottom = heights[0][0], heights[-1][1]
     parts = []

@@ -14,7 +14,7 @@ import typer
 
 from migrator.cli import Exit, deadline, tables
 from migrator.cli import show_service as show
-from migrator.cli.client import Client, Document, NotReachable, Rejected, segment
+from migrator.cli.client import Document, NotReachable, Rejected, ServiceClient, segment
 from migrator.cli.show import tell
 from migrator.errors import UsageError
 from migrator.text import clean
@@ -31,13 +31,13 @@ _EXITS = {
 _LAST_EVENTS = 200
 
 
-def run(action: Callable[[Client], Any], server: str | None, *, json_output: bool = False) -> None:
+def run(action: Callable[[ServiceClient], Any], server: str | None, *, json_output: bool = False) -> None:
     """Do it, and exit with its code: what it returns, or done.
 
     With `json_output` a refusal is printed as a document too.
     """
     try:
-        code = action(Client(server))
+        code = action(ServiceClient(server))
     except NotReachable as error:
         _stop(Exit.UNREACHABLE, str(error))
     except Rejected as error:
@@ -69,7 +69,7 @@ def say(document: Any, *, json_output: bool, lines: Callable[[], list[str]]) -> 
             tell(line)
 
 
-def hosts(client: Client, *, json_output: bool) -> None:
+def hosts(client: ServiceClient, *, json_output: bool) -> None:
     """All hosts."""
     found = client.get("hosts")
     if json_output:
@@ -82,7 +82,7 @@ def hosts(client: Client, *, json_output: bool) -> None:
     )
 
 
-def guests(client: Client, host: str | None, *, refresh: bool, json_output: bool) -> None:
+def guests(client: ServiceClient, host: str | None, *, refresh: bool, json_output: bool) -> None:
     """All guests, or those of one host."""
     if host is not None:
         client.get(f"hosts/{segment(host)}")  # says so when there is none of that name
@@ -96,7 +96,7 @@ def guests(client: Client, host: str | None, *, refresh: bool, json_output: bool
 
 
 def plan(
-    client: Client,
+    client: ServiceClient,
     host: str,
     policy: str | None,
     accept: list[str],
@@ -131,7 +131,7 @@ def _deadline(when: str) -> datetime:
 
 
 def check(
-    client: Client, guest: str, to: str, policy: str | None, accept: list[str], *, json_output: bool
+    client: ServiceClient, guest: str, to: str, policy: str | None, accept: list[str], *, json_output: bool
 ) -> int:
     """Preflight alone."""
     found = client.post("checks", {"guest": guest, "to": to, "policy": policy, "accept": accept})
@@ -145,7 +145,7 @@ def check(
 
 
 def migrate(
-    client: Client,
+    client: ServiceClient,
     guest: str,
     to: str | None,
     policy: str | None,
@@ -172,7 +172,7 @@ def _begun(one: Document) -> str:
 
 
 def evacuate(
-    client: Client,
+    client: ServiceClient,
     host: str,
     when: str | None,
     on_deadline: str,
@@ -190,13 +190,13 @@ def evacuate(
     return _emptying(client, begun, wait=wait, json_output=json_output)
 
 
-def restore(client: Client, host: str, policy: str | None, *, wait: bool, json_output: bool) -> int:
+def restore(client: ServiceClient, host: str, policy: str | None, *, wait: bool, json_output: bool) -> int:
     """Bring the guests of the last evacuation home."""
     begun = client.post(f"hosts/{segment(host)}/restore", {"policy": policy})
     return _emptying(client, begun, wait=wait, json_output=json_output)
 
 
-def _emptying(client: Client, begun: Document, *, wait: bool, json_output: bool) -> int:
+def _emptying(client: ServiceClient, begun: Document, *, wait: bool, json_output: bool) -> int:
     if wait:
         from migrator.cli import watch  # noqa: PLC0415 - it watches only when asked to
 
@@ -209,13 +209,13 @@ def _emptying(client: Client, begun: Document, *, wait: bool, json_output: bool)
     return Exit.DONE
 
 
-def activate(client: Client, host: str, *, json_output: bool) -> None:
+def activate(client: ServiceClient, host: str, *, json_output: bool) -> None:
     """End a host's maintenance."""
     found = client.post(f"hosts/{segment(host)}/activate")
     say(found, json_output=json_output, lines=lambda: [f"{found['host']} is {found['state']}"])
 
 
-def status(client: Client, identifier: str | None, *, json_output: bool) -> int:
+def status(client: ServiceClient, identifier: str | None, *, json_output: bool) -> int:
     """What is under way, or one migration or evacuation."""
     if identifier is not None:
         kind, found = find(client, identifier)
@@ -244,7 +244,7 @@ _LINES: dict[str, Callable[[Document], list[str]]] = {
 }
 
 
-def find(client: Client, which: str) -> tuple[str, Document]:
+def find(client: ServiceClient, which: str) -> tuple[str, Document]:
     """A migration or an evacuation, and which of them it is: by its id, else by the guest or host it is about.
 
     :raise Rejected: when it is neither, or may be either.
@@ -273,7 +273,7 @@ def find(client: Client, which: str) -> tuple[str, Document]:
 _EITHER = "migration or evacuation"
 
 
-def _perhaps(client: Client, path: str) -> Document | None:
+def _perhaps(client: ServiceClient, path: str) -> Document | None:
     try:
         return client.get(path)
     except Rejected as error:
@@ -282,7 +282,7 @@ def _perhaps(client: Client, path: str) -> Document | None:
         return None
 
 
-def _migration(client: Client, which: str) -> str:
+def _migration(client: ServiceClient, which: str) -> str:
     """The id of a migration.
 
     :raise Rejected: it is none.
@@ -294,7 +294,7 @@ def _migration(client: Client, which: str) -> str:
 
 
 def events(
-    client: Client, identifier: str | None, after: int | None, *, follow: bool, json_output: bool
+    client: ServiceClient, identifier: str | None, after: int | None, *, follow: bool, json_output: bool
 ) -> None:
     """What happened, and with `follow` what happens."""
     query: dict[str, str] = {}
@@ -322,7 +322,7 @@ def events(
         print(json.dumps({"items": items}))
 
 
-def _last_events(client: Client, last: int) -> Sequence[Document]:
+def _last_events(client: ServiceClient, last: int) -> Sequence[Document]:
     # Their ids are not without gaps: those that a service had reserved when it was killed are not given again.
     back = _LAST_EVENTS
     while True:
@@ -332,7 +332,7 @@ def _last_events(client: Client, last: int) -> Sequence[Document]:
         back *= 4
 
 
-def _past_events(client: Client, after: int, query: dict[str, str]) -> Iterator[Document]:
+def _past_events(client: ServiceClient, after: int, query: dict[str, str]) -> Iterator[Document]:
     position: int | None = after
     while position is not None:
         page = client.get("events", after=position, **query)
@@ -340,7 +340,7 @@ def _past_events(client: Client, after: int, query: dict[str, str]) -> Iterator[
         position = page["next"]
 
 
-def _follow(client: Client, identifier: str | None, after: int, *, json_output: bool) -> None:
+def _follow(client: ServiceClient, identifier: str | None, after: int, *, json_output: bool) -> None:
     try:
         for event in client.events(after=after):
             if event["kind"] == "lost":
@@ -355,7 +355,7 @@ def _print_event(event: Document, *, json_output: bool) -> None:
     print(json.dumps(event) if json_output else show.event_line(event), flush=True)
 
 
-def cancel(client: Client, identifier: str, *, json_output: bool) -> None:
+def cancel(client: ServiceClient, identifier: str, *, json_output: bool) -> None:
     """Stop a migration or an evacuation as far as that is safe."""
     kind, one = find(client, identifier)
     identifier = one["id"]
@@ -364,7 +364,7 @@ def cancel(client: Client, identifier: str, *, json_output: bool) -> None:
     say(found, json_output=json_output, lines=lambda: lines)
 
 
-def postcopy(client: Client, identifier: str, *, json_output: bool) -> None:
+def postcopy(client: ServiceClient, identifier: str, *, json_output: bool) -> None:
     """Switch a migration to postcopy."""
     identifier = _migration(client, identifier)
     found = client.post(f"migrations/{segment(identifier)}/postcopy")
@@ -376,7 +376,7 @@ def postcopy(client: Client, identifier: str, *, json_output: bool) -> None:
 
 
 def resolve(
-    client: Client, identifier: str, said: Document, *, yes: bool, dry_run: bool, json_output: bool
+    client: ServiceClient, identifier: str, said: Document, *, yes: bool, dry_run: bool, json_output: bool
 ) -> int:
     """Say what a person's word would do to a held migration, ask, and do it."""
     path = f"migrations/{segment(_migration(client, identifier))}/resolve"
@@ -400,7 +400,7 @@ def resolve(
     return 0
 
 
-def watch_screen(client: Client, identifier: str | None) -> int:
+def watch_screen(client: ServiceClient, identifier: str | None) -> int:
     """The screen an operator leaves open, or one migration or evacuation to its end."""
     from migrator.cli import watch  # noqa: PLC0415 - it watches only when asked to
 

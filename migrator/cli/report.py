@@ -14,7 +14,7 @@ from typing import Any, TypeVar
 from pydantic import ValidationError
 
 from migrator.api.documents import DecisionDocument, MigrationDocument
-from migrator.cli.picture import Curve, Mark, Panel, Span, picture
+from migrator.cli.picture import Curve, Mark, Panel, TimeSpan, picture
 from migrator.cli.recording import read
 from migrator.core.model import Decision, Mode, Sample, State
 from migrator.errors import UsageError
@@ -35,9 +35,9 @@ def main(which: str, output: Path, *, server: str | None = None) -> None:
         _write(output, render(*recorded(path)))
         return
     from migrator.cli import remote  # noqa: PLC0415 - a picture of a file needs no service
-    from migrator.cli.client import Client  # noqa: PLC0415
+    from migrator.cli.client import ServiceClient  # noqa: PLC0415
 
-    def draw(client: Client) -> None:
+    def draw(client: ServiceClient) -> None:
         _write(output, render(*_asked(client, which)))
 
     remote.run(draw, server)
@@ -207,7 +207,7 @@ def _mark(number: int, decision: Decision | DecisionDocument) -> Mark:
     )
 
 
-def _spans(document: MigrationDocument) -> list[Span]:
+def _spans(document: MigrationDocument) -> list[TimeSpan]:
     duration, downtime = document.duration_seconds, document.downtime_seconds
     if duration is None or downtime is None or document.state is not State.COMPLETED:
         return []
@@ -215,4 +215,4 @@ def _spans(document: MigrationDocument) -> list[Span]:
     text = f"downtime {show_seconds(downtime)}"
     if document.ceiling_exceeded:
         text += f", above its ceiling of {show_seconds(document.max_downtime_seconds)}"
-    return [Span(begin=begin, end=duration, text=text, bad=document.ceiling_exceeded)]
+    return [TimeSpan(begin=begin, end=duration, text=text, bad=document.ceiling_exceeded)]

@@ -102,12 +102,12 @@ class Rescue:
         nowhere = Address(kind="unix", path="/nowhere")
         common = {"tls": tls, "driver": driver, "by_force": request.take_over}
         self._source = Endpoint(
-            here or nowhere, role="source", way=over_ssh.way(here) if here else None, **common
+            here or nowhere, role="source", transport=over_ssh.transport(here) if here else None, **common
         )
         self._destination = Endpoint(
             there or nowhere,
             role="destination",
-            way=over_ssh.way(there) if there else None,
+            transport=over_ssh.transport(there) if there else None,
             pid=request.destination_pid,
             fence_command=request.fence_command,
             **common,
@@ -160,7 +160,7 @@ class Rescue:
                 self._screen.line(str(error))
             if self._left is not None:
                 side = "source" if end is self._source else "destination"
-                await end.take_hold(self._left.facts[side]["identity"])
+                await end.expect_remote_process(self._left.facts[side]["identity"])
         if len(self._given) == 2 and self._source.identity == self._destination.identity != {}:
             raise UsageError("--source and --destination are monitors of the same QEMU")
 

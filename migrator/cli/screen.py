@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 
 from migrator.cli import Exit, tables
 from migrator.cli import show_service as show
-from migrator.cli.client import Client, Document, NotReachable, Rejected
+from migrator.cli.client import Document, NotReachable, Rejected, ServiceClient
 from migrator.errors import MigratorError
 from migrator.text import clean
 
@@ -26,7 +26,7 @@ _EVENTS_SHOWN = 12
 _ENDED_SECONDS = 30.0
 
 
-def everything(client: Client) -> int:
+def everything(client: ServiceClient) -> int:
     """Hosts, evacuations, migrations and what happened last, until Ctrl-C; lines of events when piped."""
     if not sys.stdout.isatty():
         return _lines(client)
@@ -36,7 +36,9 @@ def everything(client: Client) -> int:
     state = _State(client)
     state.fetch()
     coming: queue.SimpleQueue[Document | MigratorError] = queue.SimpleQueue()
-    reader = threading.Thread(target=_read, args=(Client(client.where), coming), name="events", daemon=True)
+    reader = threading.Thread(
+        target=_read, args=(ServiceClient(client.where), coming), name="events", daemon=True
+    )
     reader.start()
     try:
         with Live(console=Console(highlight=False), screen=True, auto_refresh=False) as live:
@@ -60,7 +62,7 @@ def _drain(coming: queue.SimpleQueue[Document | MigratorError], state: _State) -
     state.tick()
 
 
-def _read(client: Client, coming: queue.SimpleQueue[Document | MigratorError]) -> None:
+def _read(client: ServiceClient, coming: queue.SimpleQueue[Document | MigratorError]) -> None:
     try:
         for event in client.events():
             coming.put(event)
@@ -68,7 +70,7 @@ def _read(client: Client, coming: queue.SimpleQueue[Document | MigratorError]) -
         coming.put(error)
 
 
-def _lines(client: Client) -> int:
+def _lines(client: ServiceClient) -> int:
     client.get("session")  # a service that is not there at first is not waited for
     try:
         for event in client.events():
@@ -84,7 +86,7 @@ def _lines(client: Client) -> int:
 class _State:
     """What is on the screen."""
 
-    def __init__(self, client: Client) -> None:
+    def __init__(self, client: ServiceClient) -> None:
         self._client = client
         self._hosts: list[Document] = []
         self._migrations: dict[str, Document] = {}

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, TypeVar
 
 from migrator.cli import Exit
 from migrator.cli import show_service as show
-from migrator.cli.client import AWAY_SECONDS, Client, Document, NotReachable, segment
+from migrator.cli.client import AWAY_SECONDS, Document, NotReachable, ServiceClient, segment
 from migrator.cli.show import ceiling, tell
 from migrator.text import clean
 from migrator.units import show_ratio
@@ -40,7 +40,7 @@ _EXITS = {
 }
 
 
-def migration(client: Client, one: Document, *, json_output: bool) -> int:
+def migration(client: ServiceClient, one: Document, *, json_output: bool) -> int:
     """Show it until it has ended; its exit code, or 130 when the person leaves."""
     identifier = one["id"]
     view = _View(quiet=json_output)
@@ -63,7 +63,7 @@ def migration(client: Client, one: Document, *, json_output: bool) -> int:
     return Exit.REFUSED if one.get("refused") else _EXITS.get(one["state"], Exit.FAILED)
 
 
-def _watch_migration(client: Client, path: str, one: Document, view: _View) -> None:
+def _watch_migration(client: ServiceClient, path: str, one: Document, view: _View) -> None:
     for event in client.events(f"{path}/events", after=0):
         kind = event["kind"]
         if kind in ("connected", "lost"):
@@ -77,7 +77,7 @@ def _watch_migration(client: Client, path: str, one: Document, view: _View) -> N
                 return
 
 
-def evacuation(client: Client, one: Document, *, json_output: bool) -> int:
+def evacuation(client: ServiceClient, one: Document, *, json_output: bool) -> int:
     """Show an evacuation or a restore until it has ended; its exit code, or 130 when the person leaves."""
     identifier = one["id"]
     view = _View(quiet=json_output)
@@ -108,7 +108,7 @@ class _Evacuation:
     :param one: is kept up to date.
     """
 
-    def __init__(self, client: Client, one: Document, view: _View) -> None:
+    def __init__(self, client: ServiceClient, one: Document, view: _View) -> None:
         self._client = client
         self._one = one
         self._view = view

@@ -293,7 +293,7 @@ def _listener(inodes: Sequence[str], pids: Mapping[str, list[int]], names: Mappi
     return holders[0] if len(holders) == 1 else None
 
 
-class RemoteMonitor:
+class RemoteMonitorTransport:
     """A QMP socket of a host that is not this machine, and the process behind it.
 
     Every call raises :class:`~migrator.errors.HostError` when the host cannot be asked.
@@ -303,15 +303,15 @@ class RemoteMonitor:
         self._access = access
         self._path = path
 
-    async def socket(self) -> str:
+    async def socket_path(self) -> str:
         """A path on this machine that leads there."""
         return await self._access.forward(self._path)
 
-    async def listener(self) -> int | None:
+    async def listener_pid(self) -> int | None:
         """The pid of the process that listens there now; ``None`` where that cannot be told."""
         found = await find_sockets(self._access, [literal(self._path)])
         return found[0].pid if len(found) == 1 else None
 
-    async def find(self, pid: int) -> GuestProcess | None:
+    async def find_process(self, pid: int) -> GuestProcess | None:
         """Take hold of a process of that host."""
         return await self._access.process(pid)

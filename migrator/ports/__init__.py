@@ -4,16 +4,16 @@ The engine never sees QMP, a file or a socket. Whatever implements these convert
 """
 
 from migrator.ports.qemu import (
-    Event,
     GuestConfiguration,
     GuestProcess,
     MigrationSettings,
     OpenImages,
     Qemu,
+    QemuEvent,
     SourceQemu,
     Tuning,
 )
-from migrator.ports.site import Carriers, HostLook, IncomingDestination, Site
+from migrator.ports.site import GuestNetworks, HostLook, IncomingDestination, Site
 from migrator.ports.store import (
     Claim,
     CommandLog,
@@ -32,14 +32,13 @@ from migrator.ports.store import (
 )
 
 __all__ = [
-    "Carriers",
     "Claim",
     "CommandLog",
-    "Event",
     "EventTexts",
     "Experience",
     "Grant",
     "GuestConfiguration",
+    "GuestNetworks",
     "GuestProcess",
     "HeldLease",
     "HostLook",
@@ -51,6 +50,7 @@ __all__ = [
     "OpenImages",
     "Outcome",
     "Qemu",
+    "QemuEvent",
     "Record",
     "Samples",
     "Site",

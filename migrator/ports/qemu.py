@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Event:
+class QemuEvent:
     """Something a QEMU announced. A hint: the truth is what a fresh query says."""
 
     name: str
@@ -87,25 +87,28 @@ class Qemu(Protocol):
     def on_change(self, callback: Callable[[], None]) -> None:
         """Call `callback` whenever an event arrives or the session breaks."""
 
-    def take_events(self) -> Sequence[Event]:
+    def take_events(self) -> Sequence[QemuEvent]:
         """The events since the last call, oldest first."""
 
     async def facts(self) -> Facts:
         """What preflight compares; changes nothing."""
 
-    async def busy(self) -> DiskUsers:
+    async def disk_users(self) -> DiskUsers:
         """Jobs and exports of the guest's disks that are at work now: they do not survive a move.
 
-        Opens the session again after :meth:`rest`.
+        Opens the session again after :meth:`release_monitor`.
         """
 
-    async def was_set(self) -> Any:
-        """What somebody set in it while it ran and no migration carries; only :meth:`put_back` looks into it."""
+    async def read_runtime_state(self) -> Any:
+        """Read what somebody set in it while it ran and no migration carries.
 
-    async def put_back(self, given: Any) -> Sequence[str]:
+        Only :meth:`restore_runtime_state` looks into it.
+        """
+
+    async def restore_runtime_state(self, given: Any) -> Sequence[str]:
         """Set the same in this one, where it differs; what could not be, each in a few words."""
 
-    async def rest(self) -> None:
+    async def release_monitor(self) -> None:
         """Let others have the monitor for a while; the process stays held."""
 
     async def claim(self, migration: str, *, was: Mapping[str, Any] | None = None) -> None:

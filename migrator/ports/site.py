@@ -51,17 +51,17 @@ class IncomingDestination(Protocol):
         """
 
 
-class Carriers(Protocol):
+class GuestNetworks(Protocol):
     """What carries the networks of guests."""
 
-    async def carried(self, host: str, pid: int) -> GuestTaps:
+    async def guest_taps(self, host: str, pid: int) -> GuestTaps:
         """The taps that a process of a host has open, and what they hang on; changes nothing.
 
         :raise HostError: the host cannot be asked.
         """
 
 
-class Site(Carriers, Protocol):
+class Site(GuestNetworks, Protocol):
     """The hosts, as the engine uses them. A host that cannot be reached harms nothing else.
 
     Every call is bounded in time and raises :class:`~migrator.errors.HostError` when the host cannot be asked, and

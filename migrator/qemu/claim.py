@@ -43,11 +43,11 @@ class DriverClaim:
         self._held = False
         #: Who took it over while we slept; nothing is sent any more, even when they have gone.
         self._lost = ""
-        self._heard_at = 0.0
+        self._answered_at = 0.0
 
-    def heard(self) -> None:
+    def note_answer(self) -> None:
         """QEMU has answered just now."""
-        self._heard_at = time.monotonic()
+        self._answered_at = time.monotonic()
 
     async def execute(self, command: str, arguments: Mapping[str, Any] | None = None) -> Any:
         """A command that changes something, with :meth:`ensure` before it.
@@ -66,7 +66,7 @@ class DriverClaim:
         """
         if not self._held:
             await self.take(timeout=timeout)
-        elif time.monotonic() - self._heard_at > _SLEPT_SECONDS:
+        elif time.monotonic() - self._answered_at > _SLEPT_SECONDS:
             await self.verify(timeout=timeout)
 
     async def refuse_another(self) -> None:
@@ -100,7 +100,7 @@ class DriverClaim:
             self._driver = replace(self._driver, migration=migration, was=was or {})
         await self._take(self._driver, MARK, timeout)
         self._held = True
-        self.heard()
+        self.note_answer()
 
     async def verify(self, *, timeout: float = 5.0) -> None:
         """See that the mark is still ours.
@@ -111,7 +111,7 @@ class DriverClaim:
         if self._driver is None:
             return
         found = (await marks.read(self._monitor, MARK, timeout=timeout)).get(MARK)
-        self.heard()
+        self.note_answer()
         if found is None or Driver.read(found).token != self._driver.token:
             self._held = False
             whose = f"it is marked by {Driver.read(found)}" if found is not None else "its mark was removed"
@@ -128,7 +128,7 @@ class DriverClaim:
             if found is not None and Driver.read(found).token == self._driver.token:
                 await marks.remove(self._monitor, MARK)
 
-    async def found(self) -> Driver | None:
+    async def read_driver(self) -> Driver | None:
         """Whom the mark names; ``None`` where there is none.
 
         :raise QemuError: QEMU cannot be asked.
@@ -136,14 +136,14 @@ class DriverClaim:
         text = (await marks.read(self._monitor, MARK)).get(MARK)
         return Driver.read(text) if text is not None else None
 
-    async def other(self) -> str:
+    async def blocking_driver(self) -> str:
         """Who else has it and may not be followed, for a person; empty where nobody has.
 
         :raise QemuError: QEMU cannot be asked.
         """
         if self._driver is None:
             return ""
-        other = await self.found()
+        other = await self.read_driver()
         return self._in_the_way(self._driver, other) if other is not None else ""
 
     def _in_the_way(self, mine: Driver, other: Driver) -> str:

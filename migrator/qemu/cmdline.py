@@ -81,14 +81,14 @@ def memory_files(argv: Sequence[str]) -> tuple[str, ...]:
 
 
 def replicate(
-    argv: Sequence[str], *, machine: str, live: CurrentDevices, place: TargetEnvironment
+    argv: Sequence[str], *, machine: str, current_devices: CurrentDevices, place: TargetEnvironment
 ) -> Replica:
     """The command line of a QEMU that the guest of `argv` can move into.
 
     :param argv: of the source's process, its program first.
     :param machine: its machine type with the alias resolved (``qom-get /machine type``).
     """
-    now = current_command_line(read(argv[1:]), machine=machine, live=live)
+    now = current_command_line(read(argv[1:]), machine=machine, current_devices=current_devices)
     work = _Work(now.options, place)
     options = list(work.options())
     options = _with_machine(options, machine, graphics="nographic" not in {name for name, _ in work.source})

@@ -44,26 +44,31 @@ def value_of(name: str, text: str | None) -> Value:
 
 
 def current_command_line(
-    options: Sequence[tuple[str, str | None]], *, machine: str, live: CurrentDevices
+    options: Sequence[tuple[str, str | None]], *, machine: str, current_devices: CurrentDevices
 ) -> CurrentCommandLine:
     """Bring it up to date.
 
     :param machine: its type with the alias resolved.
     """
-    work = _Rewrite(options, machine, live)
+    work = _Rewrite(options, machine, current_devices)
     return CurrentCommandLine(options=work.options(), findings=tuple(work.findings))
 
 
-def current_arguments(argv: Sequence[str], *, machine: str, live: CurrentDevices) -> list[str]:
+def current_arguments(argv: Sequence[str], *, machine: str, current_devices: CurrentDevices) -> list[str]:
     """A whole command line, its program first, as :func:`current_command_line` has it."""
-    return [*argv[:1], *write(current_command_line(read(argv[1:]), machine=machine, live=live).options)]
+    return [
+        *argv[:1],
+        *write(
+            current_command_line(read(argv[1:]), machine=machine, current_devices=current_devices).options
+        ),
+    ]
 
 
-def plugged_networks(options: Sequence[tuple[str, str | None]], live: CurrentDevices) -> Options:
+def plugged_networks(options: Sequence[tuple[str, str | None]], current_devices: CurrentDevices) -> Options:
     """Options for the networks that were plugged in since the start, as far as QEMU shows enough of them."""
     written = {value_of(name, text).get("id") for name, text in options if name in ("netdev", "nic", "net")}
     found: Options = []
-    for name, netdev in (live.netdevs or {}).items():
+    for name, netdev in (current_devices.netdevs or {}).items():
         if (name not in written or netdev.successor) and not name.startswith("#"):
             try:
                 new = netdev.successor or netdev
@@ -73,14 +78,18 @@ def plugged_networks(options: Sequence[tuple[str, str | None]], live: CurrentDev
     return found
 
 
-def lacks_devices(options: Sequence[tuple[str, str | None]], *, machine: str, live: CurrentDevices) -> bool:
+def lacks_devices(
+    options: Sequence[tuple[str, str | None]], *, machine: str, current_devices: CurrentDevices
+) -> bool:
     """Whether something that the command line names is not there any more, so that the places of the rest matter."""
-    return bool(_Rewrite(options, machine, live).gone)
+    return bool(_Rewrite(options, machine, current_devices).gone)
 
 
 class _Rewrite:
-    def __init__(self, options: Sequence[tuple[str, str | None]], machine: str, live: CurrentDevices) -> None:
-        self._source, self._live = list(options), live
+    def __init__(
+        self, options: Sequence[tuple[str, str | None]], machine: str, current_devices: CurrentDevices
+    ) -> None:
+        self._source, self._current_devices = list(options), current_devices
         self._drives = {drive.option: drive for drive in drives(self._source, machine)}
         #: Of each device, by its option: its id, or ``#`` and its number among those that have none.
         self._devices = dict(_devices(self._source))
@@ -91,15 +100,15 @@ class _Rewrite:
     def _is_gone(self, number: int) -> bool:
         name, text = self._source[number]
         if number in self._drives:
-            return self._live.drives is not None and not self._has_drive(number)
+            return self._current_devices.drives is not None and not self._has_drive(number)
         value = value_of(name, text)
         if name == "device" and self._devices[number].startswith("#"):
-            return not self._live.has_nameless(int(self._devices[number][1:]), value.get("driver"))
-        return not self._live.has(name, value)
+            return not self._current_devices.has_nameless(int(self._devices[number][1:]), value.get("driver"))
+        return not self._current_devices.has(name, value)
 
     def _has_drive(self, number: int) -> bool:
         drive = self._drives[number]
-        return self._live.drive(drive.id) is not None or (
+        return self._current_devices.drive(drive.id) is not None or (
             # Where QEMU was seen to number them otherwise than we do, nothing is said of those that have no id.
             not drive.value.get("id") and not self._numbers_are_known
         )
@@ -107,10 +116,12 @@ class _Rewrite:
     @property
     def _numbers_are_known(self) -> bool:
         own = [drive for drive in self._drives.values() if not drive.value.get("id")]
-        return any(self._live.drive(drive.id) is not None for drive in own)
+        return any(self._current_devices.drive(drive.id) is not None for drive in own)
 
     def options(self) -> Options:
-        disks = current_disks.Disks(self._source, self._live, self._drives, self._devices, self.gone)
+        disks = current_disks.Disks(
+            self._source, self._current_devices, self._drives, self._devices, self.gone
+        )
         changed: list[tuple[int, tuple[str, str | None]]] = []
         serial = 0
         for number, (name, text) in enumerate(self._source):
@@ -122,7 +133,7 @@ class _Rewrite:
             option = (name, text)
             if number in self._drives:
                 option = disks.drive(number)
-                if places := self._live.places.get(self._devices.get(number, "")):
+                if places := self._current_devices.places.get(self._devices.get(number, "")):
                     option, card = _apart(option[1] or "", self._drives[number].id, places)
                     changed.append((number, card))
             elif name == "device":
@@ -139,9 +150,9 @@ class _Rewrite:
 
     def _display(self) -> Iterator[tuple[str, str]]:
         """What QEMU shows the guest on where it was told nothing: that depends on what is installed on its host."""
-        if self._live.vnc is None or any(name in _DISPLAYS for name, _ in self._source):
+        if self._current_devices.vnc is None or any(name in _DISPLAYS for name, _ in self._source):
             return
-        if "default" in self._live.vnc:
+        if "default" in self._current_devices.vnc:
             yield "vnc", "localhost:0,to=99,id=default"
         else:
             self.findings.append(finding("display", "its window stays behind"))
@@ -156,7 +167,7 @@ class _Rewrite:
             name == "netdev" and value_of(name, text).get("type") == "user" for name, text in self._source
         ]
         later = [n for n in range(number + 1, len(self._source)) if is_user[n] and n not in self.gone]
-        if self._live.numbers_networks and is_user[number] and later:
+        if self._current_devices.numbers_networks and is_user[number] and later:
             yield f"user,id={escape(value_of(*self._source[number]).get('id'))},restrict=on"
 
     def _device(self, number: int, disks: current_disks.Disks) -> str:
@@ -164,14 +175,14 @@ class _Rewrite:
         value = value_of(name, text)
         device, before = self._devices[number], str(value)
         keys = value.keys
-        for key, where in self._live.places.get(device, {}).items():
+        for key, where in self._current_devices.places.get(device, {}).items():
             if key not in keys:
                 value.set(key, where, number=key in _NUMBERS)
         disks.device(device, value)
         if (
             value.get("netdev")
-            and self._live.netdevs is not None
-            and value.get("netdev") not in self._live.netdevs
+            and self._current_devices.netdevs is not None
+            and value.get("netdev") not in self._current_devices.netdevs
         ):
             self._lost(device, f"its network {value.get('netdev')}")
         return (text or "") if str(value) == before else str(value)
@@ -182,18 +193,18 @@ class _Rewrite:
         )
 
     def _backend(self, name: str, text: str) -> str:
-        value, live = value_of(name, text), self._live
+        value, current_devices = value_of(name, text), self._current_devices
         identity = value.get("id")
         try:
             if name == "netdev":
-                return netdev_words(value, (live.netdevs or {}).get(identity)) or text
-            return chardev_words(value, (live.chardevs or {}).get(identity)) or text
+                return netdev_words(value, (current_devices.netdevs or {}).get(identity)) or text
+            return chardev_words(value, (current_devices.chardevs or {}).get(identity)) or text
         except Refused as refused:
             self.findings.append(finding("backend-unreadable", str(refused)))
             return text
 
     def _serial(self, label: str, text: str) -> tuple[str, str | None]:
-        shown = (self._live.chardevs or {}).get(label)
+        shown = (self._current_devices.chardevs or {}).get(label)
         if shown is None or text.startswith(("chardev:", "mon:")) or text in ("none", "null"):
             return "serial", text
         kind, _, rest = text.partition(":")

@@ -36,13 +36,18 @@ class Disks:
     def __init__(
         self,
         options: Sequence[tuple[str, str | None]],
-        live: CurrentDevices,
+        current_devices: CurrentDevices,
         drives: Mapping[int, NumberedDrive],
         devices: Mapping[int, str],
         gone: Collection[int],
     ) -> None:
-        self._options, self._live, self._drives, self._devices = options, live, drives, devices
-        self._nodes = live.nodes or Nodes(nodes={}, children={})
+        self._options, self._current_devices, self._drives, self._devices = (
+            options,
+            current_devices,
+            drives,
+            devices,
+        )
+        self._nodes = current_devices.nodes or Nodes(nodes={}, children={})
         self._gone = gone
         #: By name: the option that makes a node, and its value.
         self._made: dict[str, tuple[int, Value]] = {}
@@ -62,7 +67,7 @@ class Disks:
     def drive(self, number: int) -> tuple[str, str | None]:
         """The option for a drive that is still there."""
         numbered = self._drives[number]
-        seat = self._live.drive(numbered.id)
+        slot = self._current_devices.drive(numbered.id)
         name, text = self._options[number]
         value, before = numbered.value, str(numbered.value)
         # Those that have no place of their own move up when one before them is left out.
@@ -72,35 +77,35 @@ class Disks:
             and numbered.interface != "none"
         ):
             value.set("index", str(numbered.index))
-        if seat is not None and not _is_thrown_away(value, self._options):
-            if not seat.inserted:
-                value = self._empty(numbered, seat)
-            elif not _same(value, *self._contents(seat)):
-                value = self._fill(numbered, seat)
+        if slot is not None and not _is_thrown_away(value, self._options):
+            if not slot.inserted:
+                value = self._empty(numbered, slot)
+            elif not _same(value, *self._contents(slot)):
+                value = self._fill(numbered, slot)
         return (name, text) if str(value) == before else ("drive", str(value))
 
-    def _contents(self, seat: DriveSlot) -> tuple[str, str]:
+    def _contents(self, slot: DriveSlot) -> tuple[str, str]:
         """File and driver of what is in it, whatever filters are before it."""
-        root = str(seat.inserted["node-name"])
-        found = self._nodes.nodes.get(self._nodes.contents(root), seat.inserted)
+        root = str(slot.inserted["node-name"])
+        found = self._nodes.nodes.get(self._nodes.contents(root), slot.inserted)
         return str(found["file"]), str(found["drv"])
 
-    def _empty(self, numbered: NumberedDrive, seat: DriveSlot) -> Value:
-        if not seat.block.get("removable"):
+    def _empty(self, numbered: NumberedDrive, slot: DriveSlot) -> Value:
+        if not slot.block.get("removable"):
             self._lost(numbered.id, "its disk")
             return numbered.value
         return _kept(numbered.value, _OF_THE_DRIVE)
 
-    def _fill(self, numbered: NumberedDrive, seat: DriveSlot) -> Value:
+    def _fill(self, numbered: NumberedDrive, slot: DriveSlot) -> Value:
         value = _kept(numbered.value, (*_OF_THE_DRIVE, *_OF_OPENING), _LIMITS)
-        file, driver = self._contents(seat)
+        file, driver = self._contents(slot)
         value.set("file", file)
         if not file.startswith("json:"):
             value.set("format", driver)
         if value.get("media") != "cdrom":
             read_only = "read-only" if value.get("read-only") else "readonly"
-            if bool(seat.inserted["ro"]) != value.is_on(read_only):
-                value.set(read_only, "on" if seat.inserted["ro"] else "off")
+            if bool(slot.inserted["ro"]) != value.is_on(read_only):
+                value.set(read_only, "on" if slot.inserted["ro"] else "off")
         return value
 
     def _lost(self, device: str, what: str) -> None:
@@ -113,16 +118,16 @@ class Disks:
     def device(self, device: str, value: Value) -> None:
         """Have a device name what it has."""
         named = value.get("drive")
-        seat = self._live.of_device(device)
-        if not named or seat is None or seat.block["device"]:
+        slot = self._current_devices.of_device(device)
+        if not named or slot is None or slot.block["device"]:
             return  # a drive by its id, of which the drive's own option tells
-        if not seat.inserted:
-            if seat.block.get("removable"):
+        if not slot.inserted:
+            if slot.block.get("removable"):
                 value.remove("drive")
             else:
                 self._lost(device, f"its disk {named}")
             return
-        root = str(seat.inserted["node-name"])
+        root = str(slot.inserted["node-name"])
         if named in self._ids or root != named:
             value.set("drive", self._want(root))
 
@@ -133,7 +138,7 @@ class Disks:
     # --- nodes ------------------------------------------------------------------------------------------------
 
     def _find_left_over(self) -> set[int]:
-        if self._live.nodes is None or self._live.nodes.used is None:
+        if self._current_devices.nodes is None or self._current_devices.nodes.used is None:
             return set()
         had: set[str] = set()
         waiting = [
@@ -148,7 +153,7 @@ class Disks:
                 waiting += [
                     value.get(key) for key in value.keys if key.rpartition(".")[2] in ("file", "backing")
                 ]
-        return {self._made[name][0] for name in had - self._live.nodes.used}
+        return {self._made[name][0] for name in had - self._current_devices.nodes.used}
 
     def _want(self, node: str) -> str:
         """Have a node made, and say what it is called."""
@@ -166,11 +171,11 @@ class Disks:
         """The option for a node that is still there."""
         text = self._options[number][1] or ""
         name = Value(text, first=FIRST["blockdev"]).get("node-name")
-        if self._live.nodes is None or name not in self._live.nodes.nodes:
+        if self._current_devices.nodes is None or name not in self._current_devices.nodes.nodes:
             return text
         value = self._made[name][1]
-        before, shown = str(value), self._live.nodes.nodes[name]
-        below = self._live.nodes.children.get(name, {})
+        before, shown = str(value), self._current_devices.nodes.nodes[name]
+        below = self._current_devices.nodes.children.get(name, {})
         for edge in ("file", "backing"):
             named, child = value.get(edge), below.get(edge, "")
             if named and not child:

@@ -86,7 +86,7 @@ class DeviceInventory:
             if drive.block.get("qdev") and drive.inserted
         }
 
-    def live(self) -> CurrentDevices:
+    def current_devices(self) -> CurrentDevices:
         """As :func:`migrator.qemu.current_command_line.current_command_line` wants it."""
         return CurrentDevices(
             devices={device.id: device.driver for device in self.devices if device.id},
@@ -232,10 +232,12 @@ async def read_current_devices(monitor: Monitor, argv: Sequence[str]) -> tuple[s
     kind, inventory = await asyncio.gather(
         query(monitor, "qom-get", path="/machine", property="type"), take_inventory(monitor)
     )
-    machine, live = str(kind).removesuffix("-machine"), inventory.live()
-    if lacks_devices(read(argv[1:]), machine=machine, live=live):
-        live = replace(live, places=await read_bus_addresses(monitor, inventory.devices))
-    return machine, live
+    machine, current_devices = str(kind).removesuffix("-machine"), inventory.current_devices()
+    if lacks_devices(read(argv[1:]), machine=machine, current_devices=current_devices):
+        current_devices = replace(
+            current_devices, places=await read_bus_addresses(monitor, inventory.devices)
+        )
+    return machine, current_devices
 
 
 def _children(listing: Iterable[dict[str, str]]) -> list[tuple[str, str]]:

@@ -17,7 +17,7 @@ from migrator.core.preflight.facts import Facts
 from migrator.core.preflight.non_migrated_state import DiskUsers
 from migrator.errors import CommandFailed, HostError, QemuError, TimedOut, Unreachable
 from migrator.machine import child_environment
-from migrator.ports import Event, GuestProcess, MigrationSettings, Tuning
+from migrator.ports import GuestProcess, MigrationSettings, QemuEvent, Tuning
 from migrator.qemu import features, marks, migration_settings
 from migrator.qemu.address import Address
 from migrator.qemu.claim import DriverClaim
@@ -44,8 +44,8 @@ class Endpoint:
     :param role: ``source`` or ``destination``, for messages.
     :param pid: the process, where the address does not tell it (anything but a unix socket).
     :param fence_command: run to kill the process where we cannot; exit 0 must mean that it is dead for certain.
-    :param way: to a monitor of another host; `address` is then for people alone.
-    :param knocks: see :class:`~migrator.qemu.monitor.Monitor`.
+    :param transport: to a monitor of another host; `address` is then for people alone.
+    :param pending_connects: see :class:`~migrator.qemu.monitor.Monitor`.
     :param driver: who drives it: QEMU is marked before it is changed, and not changed while another's mark is there.
     :param by_force: a person has said that the controller which the mark names is dead, where that cannot be seen.
     """
@@ -58,17 +58,17 @@ class Endpoint:
         pid: int | None = None,
         fence_command: str | None = None,
         tls: ssl.SSLContext | None = None,
-        way: MonitorTransport | None = None,
-        knocks: PendingConnects | None = None,
+        transport: MonitorTransport | None = None,
+        pending_connects: PendingConnects | None = None,
         driver: Driver | None = None,
         by_force: bool = False,
     ) -> None:
         self.address = address
         self.name = f"{role} {address}"
         self._fence_command = fence_command
-        self._way = way
-        self._held = ProcessHandle(self.name, pid=pid, way=way)
-        self._heard = EventLog(ran=role != "destination")
+        self._transport = transport
+        self._handle = ProcessHandle(self.name, pid=pid, transport=transport)
+        self._events = EventLog(ran=role != "destination")
         self._arrives = role == "destination"
         self._look: asyncio.Task[tuple[dict[str, Any], dict[str, Any]]] | None = None
         self._look_began = 0.0
@@ -81,7 +81,7 @@ class Endpoint:
             on_event=self._on_event,
             on_break=self._on_break,
             tls=tls,
-            knocks=knocks,
+            pending_connects=pending_connects,
         )
         self._claim = DriverClaim(self._monitor, driver, name=self.name, by_force=by_force)
 
@@ -101,21 +101,21 @@ class Endpoint:
 
     @property
     def identity(self) -> Mapping[str, Any]:
-        return self._held.identity
+        return self._handle.identity
 
     @property
     def shares_clock(self) -> bool:
-        return self._held.is_local
+        return self._handle.is_local
 
     @property
     def process(self) -> GuestProcess | None:
         """The process behind the monitor, once it is known."""
-        return self._held.process
+        return self._handle.process
 
     @property
     def dead(self) -> bool:
         """Its process is proven dead."""
-        return self._held.state is ProcessState.DEAD
+        return self._handle.state is ProcessState.DEAD
 
     @property
     def round_trip_seconds(self) -> float:
@@ -128,7 +128,7 @@ class Endpoint:
         :raise QemuError: when another process answers than the one that is held.
         """
         try:
-            async with asyncio.timeout(None if self._way is None else 2 * timeout):
+            async with asyncio.timeout(None if self._transport is None else 2 * timeout):
                 await self._connect(timeout)
         except HostError as error:
             raise Unreachable(self.name, str(error)) from error
@@ -136,32 +136,32 @@ class Endpoint:
             raise Unreachable(self.name, f"its host did not answer within {2 * timeout:g} s") from error
 
     async def _connect(self, timeout: float) -> None:
-        if self._way is not None:
-            self._monitor.address = Address(kind="unix", path=await self._way.socket())
+        if self._transport is not None:
+            self._monitor.address = Address(kind="unix", path=await self._transport.socket_path())
         failure: QemuError | None = None
         try:
             await self._monitor.connect(timeout=timeout)
         except QemuError as error:
             failure = error  # whose monitor it is can be told all the same
         try:
-            await self._held.settle(self._monitor.pid)
+            await self._handle.verify(self._monitor.pid)
         except BaseException:
             await self._monitor.close()  # nobody knows whose session it is
             raise
         if failure is not None:
             raise failure
 
-    def hold(self, identity: Mapping[str, Any]) -> None:
+    def expect_process(self, identity: Mapping[str, Any]) -> None:
         """See :meth:`migrator.qemu.process_handle.ProcessHandle.expect`."""
-        self._held.expect(identity)
+        self._handle.expect(identity)
 
-    async def take_hold(self, identity: Mapping[str, Any]) -> None:
-        """See :meth:`migrator.qemu.process_handle.ProcessHandle.expect_there`."""
-        await self._held.expect_there(identity)
+    async def expect_remote_process(self, identity: Mapping[str, Any]) -> None:
+        """See :meth:`migrator.qemu.process_handle.ProcessHandle.expect_remote`."""
+        await self._handle.expect_remote(identity)
 
     def presume_dead(self) -> None:
         """A person says that its process is gone; it is not looked for."""
-        self._held.gone = True
+        self._handle.gone = True
 
     # --- looking ---------------------------------------------------------------------------------------------------
 
@@ -173,12 +173,12 @@ class Endpoint:
         return await identify(self._monitor)
 
     async def observe(self, *, timeout: float = 1.0) -> View:
-        process = self._held.state
+        process = self._handle.state
         if process is ProcessState.DEAD:
             await self._hear_last(timeout)
             return self._view(process)
         answer = await self._ask_status(timeout)
-        process = self._held.state
+        process = self._handle.state
         if process is ProcessState.DEAD:
             await self._hear_last(timeout)
             return self._view(process)
@@ -196,15 +196,15 @@ class Endpoint:
 
     async def _hear_last(self, timeout: float) -> None:
         """Whether the guest ended by itself stands in what its process said last, which may not have been read yet."""
-        if not self._heard.all:
-            self._heard.all = (
+        if not self._events.all:
+            self._events.all = (
                 True  # it is waited for once: where the session leads over another host it may stay
             )
             await self._monitor.read_to_end(timeout=timeout)
 
     def _view(self, process: ProcessState, **rest: Any) -> View:
-        can_fence = self._held.process is not None or self._fence_command is not None
-        return View(process=process, ended=self._heard.ended, can_fence=can_fence, **rest)
+        can_fence = self._handle.process is not None or self._fence_command is not None
+        return View(process=process, ended=self._events.ended, can_fence=can_fence, **rest)
 
     async def _ask_status(self, timeout: float) -> tuple[dict[str, Any], dict[str, Any]] | None:
         if self._look is None:
@@ -228,7 +228,7 @@ class Endpoint:
             answer = look.result()
         except QemuError:
             return None
-        self._claim.heard()
+        self._claim.note_answer()
         # An answer that was asked for before the last command, or long ago, may be older than what has happened since.
         stale = self._look_began <= self._monitor.commanded_at
         if stale or time.monotonic() - self._look_began > 2 * timeout:
@@ -245,41 +245,41 @@ class Endpoint:
         return status, migrate
 
     def on_change(self, callback: Callable[[], None]) -> None:
-        self._heard.notify = callback
+        self._events.notify = callback
 
     def _on_event(self, message: Mapping[str, Any]) -> None:
-        self._heard.hear(message)
+        self._events.record(message)
 
     def _on_break(self) -> None:
-        self._heard.notify()
+        self._events.notify()
 
-    def take_events(self) -> Sequence[Event]:
-        return self._heard.take()
+    def take_events(self) -> Sequence[QemuEvent]:
+        return self._events.take()
 
     async def facts(self) -> Facts:
         facts, self._features, driver = await asyncio.gather(
-            read_facts(self._monitor, self._held.process),
+            read_facts(self._monitor, self._handle.process),
             features.read(self._monitor, self._binary_identity()),
-            self._claim.other(),
+            self._claim.blocking_driver(),
         )
         return replace(facts, driven_by=driver)
 
     def _binary_identity(self) -> str:
-        return self._held.process.binary_identity() if self._held.process else ""
+        return self._handle.process.binary_identity() if self._handle.process else ""
 
     def last_words(self) -> str:
-        return self._held.process.last_words() if self._held.process else ""
+        return self._handle.process.last_words() if self._handle.process else ""
 
-    async def was_set(self) -> RuntimeState:
+    async def read_runtime_state(self) -> RuntimeState:
         return await read_runtime_state(self._monitor)
 
-    async def put_back(self, given: RuntimeState) -> Sequence[str]:
+    async def restore_runtime_state(self, given: RuntimeState) -> Sequence[str]:
         return await restore_runtime_state(self._monitor, given)
 
-    async def rest(self) -> None:
+    async def release_monitor(self) -> None:
         await self._monitor.close()
 
-    async def busy(self) -> DiskUsers:
+    async def disk_users(self) -> DiskUsers:
         if not self._monitor.connected:
             await self.connect()
 
@@ -298,11 +298,11 @@ class Endpoint:
 
     async def driver(self) -> Driver | None:
         """Whom its mark names; ``None`` where it has none."""
-        return await self._claim.found()
+        return await self._claim.read_driver()
 
     async def other_driver(self) -> str:
         """Whom its mark names, for a person, where that is another who may not be followed; else empty."""
-        return await self._claim.other()
+        return await self._claim.blocking_driver()
 
     async def release(self) -> None:
         await self._claim.release()
@@ -408,7 +408,7 @@ class Endpoint:
 
     async def quit(self, *, timeout: float = 5.0) -> bool:
         await self._claim.refuse_another()
-        self._heard.quitting = True
+        self._events.quitting = True
         began = time.monotonic()
         try:
             await self._monitor.execute("quit", timeout=timeout / 2)
@@ -417,21 +417,21 @@ class Endpoint:
             acknowledged = (
                 False  # it may have gone before it answered, or may not answer: what follows finds out
             )
-        if self._held.process is not None:
-            if await self._held.process.wait_dead(max(0.1, timeout - (time.monotonic() - began))):
+        if self._handle.process is not None:
+            if await self._handle.process.wait_dead(max(0.1, timeout - (time.monotonic() - began))):
                 return True
-            return await self._held.process.kill(timeout)
+            return await self._handle.process.kill(timeout)
         while self._monitor.connected and time.monotonic() - began < timeout:
             await asyncio.sleep(0.01)
         # It acknowledged and hung up. No proof as fencing needs it, but this process holds nothing worth keeping.
-        self._held.gone = acknowledged and not self._monitor.connected
-        return self._held.gone or await self.fence()
+        self._handle.gone = acknowledged and not self._monitor.connected
+        return self._handle.gone or await self.fence()
 
     async def fence(self) -> bool:
         await self._claim.refuse_another()
-        self._heard.quitting = True
-        if self._held.process is not None:
-            return await self._held.process.kill(10.0)
+        self._events.quitting = True
+        if self._handle.process is not None:
+            return await self._handle.process.kill(10.0)
         if self._fence_command is None:
             return False
         child = await asyncio.create_subprocess_shell(
@@ -442,11 +442,11 @@ class Endpoint:
         )
         try:
             async with asyncio.timeout(60.0):
-                self._held.gone = await child.wait() == 0
+                self._handle.gone = await child.wait() == 0
         except TimeoutError:
             child.kill()
             await child.wait()
-        return self._held.gone
+        return self._handle.gone
 
     async def close(self) -> None:
         await self._monitor.close()
@@ -456,4 +456,4 @@ class Endpoint:
             if not self._look.cancelled():
                 self._look.exception()
             self._look = None
-        self._held.close()
+        self._handle.close()

@@ -7,7 +7,7 @@ from collections import deque
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-from migrator.ports import Event
+from migrator.ports import QemuEvent
 
 #: More events than this unread means that nobody reads; the oldest go, as the truth is in a query anyway.
 _EVENTS_KEPT = 1000
@@ -27,15 +27,15 @@ class EventLog:
         self.ended = self.quitting = self.all = False
         self.notify: Callable[[], None] = lambda: None
         self._ran = ran
-        self._events: deque[Event] = deque(maxlen=_EVENTS_KEPT)
+        self._events: deque[QemuEvent] = deque(maxlen=_EVENTS_KEPT)
 
-    def take(self) -> Sequence[Event]:
+    def take(self) -> Sequence[QemuEvent]:
         """Those since the last call, oldest first."""
         taken = tuple(self._events)
         self._events.clear()
         return taken
 
-    def hear(self, message: Mapping[str, Any]) -> None:
+    def record(self, message: Mapping[str, Any]) -> None:
         """An event as QMP has it."""
         stamp = message.get("timestamp", {})
         stamped = stamp.get("seconds", -1) + stamp.get("microseconds", 0) / 1e6
@@ -45,5 +45,5 @@ class EventLog:
         # The end of a process in which the guest never ran is not the guest's end, unless the guest itself says so.
         if name == "SHUTDOWN" and not self.quitting and (self._ran or data.get("guest")):
             self.ended = True
-        self._events.append(Event(name=name, arrived=time.monotonic(), stamped=stamped, data=data))
+        self._events.append(QemuEvent(name=name, arrived=time.monotonic(), stamped=stamped, data=data))
         self.notify()

@@ -72,18 +72,22 @@ async def identify(monitor: Monitor, *, timeout: float = 2.0) -> GuestIdentity:
 
 
 async def identify_at(
-    path: str, *, name: str, greeting: float = 1.0, knocks: PendingConnects | None = None
+    path: str, *, name: str, greeting: float = 1.0, pending_connects: PendingConnects | None = None
 ) -> GuestIdentity:
     """Connect to a unix socket of this machine, ask, and let go of it.
 
     :param name: of the monitor, for messages.
     :param greeting: seconds to wait for QEMU's greeting: whoever holds a monitor keeps it for longer.
-    :param knocks: those of whoever else may open it.
+    :param pending_connects: those of whoever else may open it.
     :raise Occupied: it does not greet.
     :raise QemuError: it cannot be asked otherwise.
     """
     monitor = Monitor(
-        Address(kind="unix", path=path), name=name, on_event=_ignore, on_break=_nothing, knocks=knocks
+        Address(kind="unix", path=path),
+        name=name,
+        on_event=_ignore,
+        on_break=_nothing,
+        pending_connects=pending_connects,
     )
     try:
         await monitor.connect(timeout=greeting)

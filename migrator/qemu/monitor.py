@@ -50,7 +50,8 @@ class Monitor:
     :param on_event: called with every event, in order, as it arrives.
     :param on_break: called once when an open session breaks.
     :param tls: for ``tls:`` addresses.
-    :param knocks: shared with others who open the same monitors; by default its own, given up in :meth:`close`.
+    :param pending_connects: shared with others who open the same monitors; by default its own, given up in
+        :meth:`close`.
     """
 
     def __init__(
@@ -61,14 +62,14 @@ class Monitor:
         on_event: Callable[[Mapping[str, Any]], None],
         on_break: Callable[[], None],
         tls: ssl.SSLContext | None = None,
-        knocks: PendingConnects | None = None,
+        pending_connects: PendingConnects | None = None,
     ) -> None:
         self.address = address
         self.name = name
         #: Process behind a unix socket, as the kernel says; known once :meth:`connect` was tried.
         self.pid: int | None = None
         self._tls = tls
-        self._knocks = knocks
+        self._knocks = pending_connects
         self._own_knocks: PendingConnects | None = None
         self._on_event = on_event
         self._on_break = on_break
@@ -136,10 +137,10 @@ class Monitor:
         def note(pid: int | None) -> None:
             self.pid = pid
 
-        knocks = self._knocks
-        if knocks is None:
-            knocks = self._own_knocks = self._own_knocks or PendingConnects()
-        return await knocks.greeted(self.address.path, timeout=timeout, note_pid=note)
+        pending_connects = self._knocks
+        if pending_connects is None:
+            pending_connects = self._own_knocks = self._own_knocks or PendingConnects()
+        return await pending_connects.connect(self.address.path, timeout=timeout, note_pid=note)
 
     async def _watch_break(self, client: QmpClient) -> None:
         while client.runstate is Runstate.RUNNING:

@@ -56,7 +56,7 @@ async def read_non_migrated_state(ask: Ask, arguments: Sequence[str]) -> NonMigr
     labels = {each["label"]: each["filename"] for each in chardevs or []}
     mode = (replay or {}).get("mode", "none")
     return NonMigratedState(
-        busy=busy,
+        disk_users=busy,
         unread=tuple(job for job in _jobs(jobs) if not job.at_work),
         bitmaps=tuple(
             (node["node-name"], bitmap["name"])
@@ -68,7 +68,7 @@ async def read_non_migrated_state(ask: Ask, arguments: Sequence[str]) -> NonMigr
         passwords=(*_vnc(vnc or [], arguments), *_spice(spice or {}, arguments)),
         replay="" if mode == "none" else mode,
         gdb="gdb" in labels and not {"-gdb", "--gdb", "-s", "--s"} & set(arguments),
-        behind=(
+        left_behind=(
             *(f"what ring buffer {label} holds" for label, file in labels.items() if file == "ringbuf"),
             *(f"file descriptor set {each['fdset-id']}" for each in fdsets or [] if each["fds"]),
             *(["the limit of what vCPUs may dirty (set-vcpu-dirty-limit)"] if limits else []),

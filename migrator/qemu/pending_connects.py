@@ -37,11 +37,11 @@ class PendingConnects:
         self._waiting: Counter[str] = Counter()
         self._closed = False
 
-    def waits(self, path: str) -> bool:
+    def is_pending(self, path: str) -> bool:
         """One of ours is in the queue of that socket."""
         return path in self._kept
 
-    async def greeted(
+    async def connect(
         self, path: str, *, timeout: float, note_pid: Callable[[int | None], None]
     ) -> socket.socket:
         """A connection to the socket at `path`, once there is something to read from it.

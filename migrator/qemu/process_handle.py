@@ -17,16 +17,16 @@ class ProcessHandle:
 
     :param name: of the end, for messages.
     :param pid: on this machine, where the monitor's address does not tell it.
-    :param way: to the monitor of another host.
+    :param transport: to the monitor of another host.
     """
 
-    def __init__(self, name: str, *, pid: int | None, way: MonitorTransport | None) -> None:
+    def __init__(self, name: str, *, pid: int | None, transport: MonitorTransport | None) -> None:
         self.process: GuestProcess | None = None
         #: Proven dead otherwise than by its process.
         self.gone = False
         self._name = name
         self._pid = pid
-        self._way = way
+        self._transport = transport
         #: Of the process that is meant, where that is known and it could not be taken hold of yet.
         self._expected: Mapping[str, Any] = {}
 
@@ -48,14 +48,14 @@ class ProcessHandle:
         """It runs on this machine."""
         return isinstance(self.process, LocalProcess)
 
-    async def settle(self, peer: int | None) -> None:
+    async def verify(self, peer: int | None) -> None:
         """After every attempt to open a session: find out whose it is.
 
-        :param peer: pid at the other end of the monitor's socket; nothing to go by where a way leads there.
+        :param peer: pid at the other end of the monitor's socket; nothing to go by where a transport leads there.
         :raise QemuError: another process answers there than the one that is held: the session must not be used.
         :raise HostError: the host cannot be asked.
         """
-        if self._way is None:
+        if self._transport is None:
             pid = peer or self._pid
             if self.process is None and pid is not None:
                 try:
@@ -63,11 +63,11 @@ class ProcessHandle:
                 except ProcessLookupError:
                     pass  # it has ended since
         else:
-            pid = await self._way.listener()
+            pid = await self._transport.listener_pid()
             if self.process is None and self._expected:
-                await self._take_expected(self._way)
+                await self._take_expected(self._transport)
             elif self.process is None and pid is not None:
-                process = await self._way.find(pid)
+                process = await self._transport.find_process(pid)
                 if process is not None:
                     self._take(process)
         meant = self.process.pid if self.process is not None else self._expected.get("pid")
@@ -82,8 +82,8 @@ class ProcessHandle:
         else:
             process.close()
 
-    async def _take_expected(self, way: MonitorTransport) -> None:
-        process = await way.find(int(self._expected["pid"]))
+    async def _take_expected(self, transport: MonitorTransport) -> None:
+        process = await transport.find_process(int(self._expected["pid"]))
         if process is None:
             self.gone = True
         elif process.identity == dict(self._expected):
@@ -105,14 +105,14 @@ class ProcessHandle:
         elif self.process is None:
             self.process = LocalProcess(int(identity["pid"]))
 
-    async def expect_there(self, identity: Mapping[str, Any]) -> None:
+    async def expect_remote(self, identity: Mapping[str, Any]) -> None:
         """As :meth:`expect`, wherever the process is.
 
         While its host cannot be asked nothing is known of it, and none but that one is accepted later.
 
         :raise MigratorError: when another is held already.
         """
-        if self._way is None:
+        if self._transport is None:
             self.expect(identity)
             return
         if not identity:
@@ -121,7 +121,7 @@ class ProcessHandle:
         self._expected = identity
         if self.process is None:
             try:
-                await self._take_expected(self._way)
+                await self._take_expected(self._transport)
             except HostError:
                 pass  # it stays unknown
 

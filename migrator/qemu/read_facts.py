@@ -93,7 +93,7 @@ async def read_facts(monitor: Monitor, process: GuestProcess | None) -> Facts:
         blockers=tuple(migrate.get("blocked-reasons", ())),
         capabilities=frozenset(entry["capability"] for entry in got["capabilities"] or []),
         parameters=frozenset(got["parameters"] or ()),
-        under_way=got["under_way"],
+        non_migrated=got["under_way"],
         listening="socket-address" in migrate,
         incoming=_incoming(process),
         pid=process.pid if process else None,

@@ -30,7 +30,7 @@ class Configuration:
     arguments: Sequence[str]
     #: Type of the machine with its alias resolved.
     machine: str
-    live: CurrentDevices
+    current_devices: CurrentDevices
 
     def current(self) -> list[str]:
         """See :meth:`migrator.ports.GuestConfiguration.current`."""
@@ -39,14 +39,18 @@ class Configuration:
     def current_with_networks(self) -> list[str]:
         """See :meth:`migrator.ports.GuestConfiguration.current_with_networks`."""
         now = self._current_options()
-        return [*self.arguments[:1], *write([*now, *plugged_networks(now, self.live)])]
+        return [*self.arguments[:1], *write([*now, *plugged_networks(now, self.current_devices)])]
 
     def replicate(self, target: TargetEnvironment) -> Replica:
         """See :meth:`migrator.ports.GuestConfiguration.replicate`."""
-        return replicate(self.arguments, machine=self.machine, live=self.live, place=target)
+        return replicate(
+            self.arguments, machine=self.machine, current_devices=self.current_devices, place=target
+        )
 
     def _current_options(self) -> list[tuple[str, str | None]]:
-        return current_command_line(read(self.arguments[1:]), machine=self.machine, live=self.live).options
+        return current_command_line(
+            read(self.arguments[1:]), machine=self.machine, current_devices=self.current_devices
+        ).options
 
 
 class SourceEndpoint(Endpoint):
@@ -77,8 +81,8 @@ class SourceEndpoint(Endpoint):
 
     async def configuration(self, arguments: Sequence[str]) -> Configuration:
         started = marks.without(arguments)
-        machine, live = await read_current_devices(self.monitor, started)
-        return Configuration(arguments=started, machine=machine, live=live)
+        machine, current_devices = await read_current_devices(self.monitor, started)
+        return Configuration(arguments=started, machine=machine, current_devices=current_devices)
 
     async def naming_options(self) -> tuple[str, ...]:
         return await naming.options(self)

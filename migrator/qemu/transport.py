@@ -10,11 +10,11 @@ from migrator.ports import GuestProcess
 class MonitorTransport(Protocol):
     """Every call raises :class:`~migrator.errors.HostError` when the host cannot be asked."""
 
-    async def socket(self) -> str:
+    async def socket_path(self) -> str:
         """A path on this machine that leads to the monitor."""
 
-    async def listener(self) -> int | None:
+    async def listener_pid(self) -> int | None:
         """The pid of the process that listens there now; ``None`` where that cannot be told."""
 
-    async def find(self, pid: int) -> GuestProcess | None:
+    async def find_process(self, pid: int) -> GuestProcess | None:
         """Take hold of a process of that host; ``None`` when there is none of that pid."""

@@ -12,7 +12,7 @@ from migrator.errors import HostError, MigratorError, QemuError, Unreachable
 from migrator.hosts.access import HostAccess
 from migrator.hosts.local import LocalAccess
 from migrator.hosts.site_config import HostConfig, Reconfigurable
-from migrator.hosts.sockets import RemoteMonitor
+from migrator.hosts.sockets import RemoteMonitorTransport
 from migrator.qemu.address import Address
 from migrator.qemu.pending_connects import PendingConnects
 from migrator.qemu.source import SourceEndpoint
@@ -66,7 +66,7 @@ class HostConnections:
         #: Role of every monitor held open, by host and path of its socket.
         self.held: dict[tuple[str, str], str] = {}
         #: What waits for a monitor to answer.
-        self.knocks = PendingConnects()
+        self.pending_connects = PendingConnects()
         self._starting: list[tuple[str, str]] = []
         #: By host: set, and forgotten, when another configuration of it is in force.
         self._configured: dict[str, asyncio.Event] = {}
@@ -125,15 +125,23 @@ class HostConnections:
         key = host, socket
         self.held[key] = role
         if isinstance(access, LocalAccess):
-            address, way = Address(kind="unix", path=socket), None
+            address, transport = Address(kind="unix", path=socket), None
         else:
-            address, way = Address(kind="ssh", host=host, path=socket), RemoteMonitor(access, socket)
+            address, transport = (
+                Address(kind="ssh", host=host, path=socket),
+                RemoteMonitorTransport(access, socket),
+            )
 
         def let_go() -> None:
             self.held.pop(key, None)
 
         return _OpenEndpoint(
-            address, role=role, way=way, driver=self.driver, knocks=self.knocks, on_close=let_go
+            address,
+            role=role,
+            transport=transport,
+            driver=self.driver,
+            pending_connects=self.pending_connects,
+            on_close=let_go,
         )
 
     async def open(
@@ -151,7 +159,7 @@ class HostConnections:
         end = self.endpoint(host, socket, role=role)
         try:
             if identity:
-                await end.take_hold(identity)
+                await end.expect_remote_process(identity)
                 if end.process is not None and end.process.alive:
                     try:
                         await end.connect(timeout=_OPEN_SECONDS)
@@ -172,5 +180,5 @@ class HostConnections:
 
     async def close(self) -> None:
         """Let go of every host."""
-        self.knocks.close()
+        self.pending_connects.close()
         await asyncio.gather(*(access.close() for access, _ in self._hosts.values()))

@@ -123,7 +123,9 @@ class GuestDiscovery:
         return replace(seen, sockets=[again.get(each.path, each) for each in seen.sockets])
 
     async def _knocked(self, host: str, path: str) -> bool:
-        return self._connections.knocks.waits(await self._connections.access(host).forward(path))
+        return self._connections.pending_connects.is_pending(
+            await self._connections.access(host).forward(path)
+        )
 
     def _waiting(self, host: str) -> set[str]:
         """What the paths of the sockets of our own destinations begin with."""
@@ -323,15 +325,15 @@ class GuestDiscovery:
 
     async def _identify(self, host: str, found: FoundSocket) -> GuestIdentity:
         local = await self._connections.access(host).forward(found.path)
-        name, knocks = f"{host}:{found.path}", self._connections.knocks
-        waits = knocks.waits(local)
+        name, pending_connects = f"{host}:{found.path}", self._connections.pending_connects
+        waits = pending_connects.is_pending(local)
         if not waits and found.waiting:
             raise Occupied(name, "others wait for it already, and it accepts nobody")
         greeting = _STILL_SECONDS if waits else _GREETING_SECONDS
         try:
-            return await identify_at(local, name=name, greeting=greeting, knocks=knocks)
+            return await identify_at(local, name=name, greeting=greeting, pending_connects=pending_connects)
         except Occupied:
-            if knocks.waits(local):
+            if pending_connects.is_pending(local):
                 self.asked[local] = host
             raise
 

@@ -77,7 +77,7 @@ class SiteHosts:
         self._launcher = launcher
         self._discovery = GuestDiscovery(connections)
         self._watching: dict[str, Callable[[], None]] = {}
-        connections.knocks.on_answer = self._answered
+        connections.pending_connects.on_answer = self._answered
 
     # --- looking -----------------------------------------------------------------------------------------------------
 
@@ -194,7 +194,7 @@ class SiteHosts:
             guest, source, target, migration=migration, accepted=accepted
         )
 
-    async def carried(self, host: str, pid: int) -> GuestTaps:
+    async def guest_taps(self, host: str, pid: int) -> GuestTaps:
         """See :func:`read_guest_taps`."""
         return (await read_guest_taps(self._connections.access(host), [pid]))[pid]
 

@@ -8,10 +8,10 @@ from typing import Any
 
 from migrator.core.model import MigrationStatus, Sample
 from migrator.testing import fake_network
-from migrator.testing.fake_monitor import Hangs, Message, Refused
+from migrator.testing.fake_monitor import CommandRefused, Hangs, Message
 from migrator.testing.fake_node import ROM_BYTES, Node
 from migrator.testing.fake_settings import check_capabilities, check_parameters
-from migrator.testing.fake_stream import Stream
+from migrator.testing.fake_stream import FakeStream
 from migrator.testing.workload import MIB, PAGE_BYTES
 
 #: A migration in one of these is over.
@@ -20,7 +20,7 @@ _IN_POSTCOPY = {"postcopy-active", "postcopy-paused", "postcopy-recover-setup", 
 _POWER_DOWN_SECONDS = 0.02
 
 
-class Commands:
+class FakeCommands:
     """Executes commands on a node.
 
     :param answers: recorded ones, made to fit this guest; what is in no method here is answered with them.
@@ -76,7 +76,7 @@ class Commands:
         """
         members = self._members.get(name)
         if members is None:
-            raise Refused(f"The command {name} has not been found", "CommandNotFound")
+            raise CommandRefused(f"The command {name} has not been found", "CommandNotFound")
         if name != "object-add":  # whose members depend on the type
             self._check(members, arguments)
         self._node.catch_up()
@@ -86,19 +86,19 @@ class Commands:
             return self._methods[name](arguments)
         if name in self._answers:
             return deepcopy(self._answers[name])
-        raise Refused(f"the fake QEMU knows {name} by name only")
+        raise CommandRefused(f"the fake QEMU knows {name} by name only")
 
     @staticmethod
     def _check(members: list[dict[str, Any]], given: Message) -> None:
         known = {member["name"]: member for member in members}
         for name, value in given.items():
             if name not in known:
-                raise Refused(f"Parameter '{name}' is unexpected")
+                raise CommandRefused(f"Parameter '{name}' is unexpected")
             if known[name]["type"] == "str" and not isinstance(value, str):
-                raise Refused(f"Invalid parameter type for '{name}', expected: string")
+                raise CommandRefused(f"Invalid parameter type for '{name}', expected: string")
         for name, member in known.items():
             if name not in given and "default" not in member:
-                raise Refused(f"Parameter '{name}' is missing")
+                raise CommandRefused(f"Parameter '{name}' is missing")
 
     # --- looking -----------------------------------------------------------------------------------------------------
 
@@ -143,10 +143,10 @@ class Commands:
             return added[name]
         properties = self._node.recorded["properties"]
         if not any(key.split(" ")[0] == path for key in properties):
-            raise Refused(f"Device '{path}' not found", "DeviceNotFound")
+            raise CommandRefused(f"Device '{path}' not found", "DeviceNotFound")
         found = properties.get(f"{path} {name}")
         if found is None:
-            raise Refused(f"Property '{path}.{name}' not found")
+            raise CommandRefused(f"Property '{path}.{name}' not found")
         return deepcopy(found)
 
     def _qom_list(self, given: Message) -> Any:
@@ -155,33 +155,35 @@ class Commands:
             return [{"name": name, "type": f"child<{each['qom-type']}>"} for name, each in added]
         found = self._node.recorded["lists"].get(given["path"])
         if found is None:
-            raise Refused(f"Device '{given['path']}' not found", "DeviceNotFound")
+            raise CommandRefused(f"Device '{given['path']}' not found", "DeviceNotFound")
         return deepcopy(found)
 
     def _qom_set(self, given: Message) -> Message:
         added = self._node.objects.get(given["path"].removeprefix("/objects/"))
         if added is None:
-            raise Refused(f"Device '{given['path']}' not found", "DeviceNotFound")
+            raise CommandRefused(f"Device '{given['path']}' not found", "DeviceNotFound")
         added[given["property"]] = given["value"]
         return {}
 
     def _object_add(self, given: Message) -> Message:
         name = given["id"]
         if name in self._node.objects:
-            raise Refused(f"attempt to add duplicate property '{name}' to object (type 'container')")
+            raise CommandRefused(f"attempt to add duplicate property '{name}' to object (type 'container')")
         self._node.objects[name] = {key: each for key, each in given.items() if key != "id"}
         return {}
 
     def _object_del(self, given: Message) -> Message:
         if self._node.objects.pop(given["id"], None) is None:
-            raise Refused(f"object '{given['id']}' not found")
+            raise CommandRefused(f"object '{given['id']}' not found")
         return {}
 
     def _calc_dirty_rate(self, given: Message) -> Message:
         seconds = given["calc-time"]
         if not 1 <= seconds <= 60:
             words = "calc-time is out of range[1, 60]."
-            raise Refused(words if self._node.old else "Calculation time is out of range [50ms, 60000ms].")
+            raise CommandRefused(
+                words if self._node.old else "Calculation time is out of range [50ms, 60000ms]."
+            )
         if self._node.guest is not None:
             self._node.guest.memory.probe()
             self._probe = (self._node.guest.now, seconds)
@@ -208,7 +210,7 @@ class Commands:
         if node.run == "inmigrate":
             node.autostart = True
         elif node.run == "finish-migrate":
-            raise Refused("Migration is not finalized yet")
+            raise CommandRefused("Migration is not finalized yet")
         elif node.run != "running":
             stream = node.stream
             if stream is not None and stream.destination is node:
@@ -256,11 +258,11 @@ class Commands:
     def _set_capabilities(self, given: Message) -> Message:
         node = self._node
         if node.stream is not None and node.stream.moving:
-            raise Refused("There's a migration process in progress")
+            raise CommandRefused("There's a migration process in progress")
         wanted: dict[str, bool] = {}
         for entry in given["capabilities"]:
             if entry["capability"] not in node.capabilities:
-                raise Refused(f"Parameter 'capability' does not accept value '{entry['capability']}'")
+                raise CommandRefused(f"Parameter 'capability' does not accept value '{entry['capability']}'")
             wanted[entry["capability"]] = entry["state"]
         check_capabilities(node.capabilities | wanted, old=node.old)
         node.capabilities |= wanted
@@ -277,35 +279,35 @@ class Commands:
     def _migrate(self, given: Message) -> Message:
         node = self._node
         if "uri" not in given:
-            raise Refused("need either 'uri' or 'channels' argument")
+            raise CommandRefused("need either 'uri' or 'channels' argument")
         uri = given["uri"]
         if given.get("resume"):
             if node.status != "postcopy-paused" or node.stream is None:
-                raise Refused("Cannot resume if there is no paused migration")
+                raise CommandRefused("Cannot resume if there is no paused migration")
             node.stream.recover(uri)
             return {}
         if node.stream is not None and node.stream.moving:
-            raise Refused("There's a migration process in progress")
+            raise CommandRefused("There's a migration process in progress")
         if node.run == "inmigrate":
-            raise Refused("Guest is waiting for an incoming migration")
+            raise CommandRefused("Guest is waiting for an incoming migration")
         if node.run == "postmigrate":
-            raise Refused("Can't migrate the vm that was paused due to previous migration")
+            raise CommandRefused("Can't migrate the vm that was paused due to previous migration")
         try:
             fake_network.address(uri)
-        except Refused as error:
+        except CommandRefused as error:
             if node.old and "protocol" in str(error):
                 node.status = "failed"
-                raise Refused("Parameter 'uri' expects a valid migration protocol") from None
+                raise CommandRefused("Parameter 'uri' expects a valid migration protocol") from None
             raise
-        Stream(node, uri)
+        FakeStream(node, uri)
         return {}
 
     def _migrate_incoming(self, given: Message) -> Message:
         node = self._node
         if not node.incoming:
-            raise Refused("'-incoming' was not specified on the command line")
+            raise CommandRefused("'-incoming' was not specified on the command line")
         if node.was_told_to_listen:
-            raise Refused("The incoming migration has already been started")
+            raise CommandRefused("The incoming migration has already been started")
         if node.old:
             node.emit("MIGRATION", status="setup")
         fake_network.listen(node, given["uri"])
@@ -318,18 +320,18 @@ class Commands:
     def _migrate_continue(self, given: Message) -> Message:
         node = self._node
         if given["state"] not in set(MigrationStatus):
-            raise Refused(f"Parameter 'state' does not accept value '{given['state']}'")
+            raise CommandRefused(f"Parameter 'state' does not accept value '{given['state']}'")
         if node.status != given["state"] or node.stream is None:
-            raise Refused(f"Migration not in expected state: {node.status or 'none'}")
+            raise CommandRefused(f"Migration not in expected state: {node.status or 'none'}")
         node.stream.proceed()
         return {}
 
     def _start_postcopy(self) -> Message:
         node = self._node
         if not node.capabilities["postcopy-ram"]:
-            raise Refused("Enable postcopy with migrate_set_capability before the start of migration")
+            raise CommandRefused("Enable postcopy with migrate_set_capability before the start of migration")
         if node.status is None:
-            raise Refused("Postcopy must be started after migration has been started")
+            raise CommandRefused("Postcopy must be started after migration has been started")
         if node.stream is not None and node.stream.source is node:
             node.stream.start_postcopy()
         return {}
@@ -338,14 +340,14 @@ class Commands:
         node = self._node
         if node.status != "postcopy-active" or node.stream is None:
             states = "postcopy-active state" if node.old else "postcopy-active or postcopy-recover state"
-            raise Refused(f"migrate-pause is currently only supported during {states}")
+            raise CommandRefused(f"migrate-pause is currently only supported during {states}")
         node.stream.pause("" if node.old else "Postcopy migration is paused by the user")
         return {}
 
     def _migrate_recover(self, given: Message) -> Message:
         node = self._node
         if node.status != "postcopy-paused" or not node.incoming:
-            raise Refused("Migrate recover can only be run when postcopy is paused.")
+            raise CommandRefused("Migrate recover can only be run when postcopy is paused.")
         fake_network.stop_listening(node)
         if node.old:
             node.emit("MIGRATION", status="setup")
@@ -355,7 +357,7 @@ class Commands:
     def _cancel(self) -> Message:
         node = self._node
         if node.status in _IN_POSTCOPY and not node.old:
-            raise Refused("Postcopy migration in progress, cannot cancel.")
+            raise CommandRefused("Postcopy migration in progress, cannot cancel.")
         if node.stream is not None and node.stream.source is node and node.status != "cancelling":
             node.stream.cancel()
         return {}
@@ -364,10 +366,10 @@ class Commands:
         for instance in given["instances"]:
             kind = instance.get("type")
             if kind not in ("migration", "chardev", "block-node"):
-                raise Refused(f"Parameter 'type' does not accept value '{kind}'")
+                raise CommandRefused(f"Parameter 'type' does not accept value '{kind}'")
             if kind == "migration":
                 if not self._yankable:
-                    raise Refused("Instance not found", "DeviceNotFound")
+                    raise CommandRefused("Instance not found", "DeviceNotFound")
                 if self._node.stream is not None:
                     self._node.stream.break_off()
         return {}

@@ -13,7 +13,7 @@ from typing import Any
 Message = dict[str, Any]
 
 
-class Refused(Exception):
+class CommandRefused(Exception):
     """The command is answered with an error.
 
     :param kind: QMP's error class.
@@ -28,7 +28,7 @@ class Hangs(Exception):
     """The main loop blocks on the command; it is never answered."""
 
 
-class Manners:
+class MonitorFaults:
     """How the monitors of one QEMU behave; changed to make them misbehave."""
 
     def __init__(self) -> None:
@@ -44,17 +44,17 @@ class Manners:
         self.distort: Callable[[str, Any], bytes | None] = lambda command, identity: None
 
 
-class Port:
+class FakeMonitor:
     """One monitor (``-qmp``): serves one client at a time, and lets the others wait without a word.
 
-    :param execute: carries out a command; returns its answer or raises :class:`Refused`.
+    :param execute: carries out a command; returns its answer or raises :class:`CommandRefused`.
     :param oob_commands: those that may be executed out of band.
     """
 
     def __init__(
         self,
         greeting: Message,
-        manners: Manners,
+        manners: MonitorFaults,
         execute: Callable[[str, Message], Any],
         oob_commands: frozenset[str],
     ) -> None:
@@ -111,7 +111,7 @@ class _Session(asyncio.Protocol):
 
     _transport: asyncio.Transport
 
-    def __init__(self, port: Port) -> None:
+    def __init__(self, port: FakeMonitor) -> None:
         self._port = port
         self._text = ""
         self._waiting: deque[Message] = deque()
@@ -166,11 +166,11 @@ class _Session(asyncio.Protocol):
             except json.JSONDecodeError:
                 if not text.startswith("{"):
                     self._text = ""
-                    self._send({"error": Refused("JSON parse error, invalid keyword").answer})
+                    self._send({"error": CommandRefused("JSON parse error, invalid keyword").answer})
                 return
             self._text = text[end:]
             if not isinstance(message, dict):
-                self._send({"error": Refused("QMP input must be a JSON object").answer})
+                self._send({"error": CommandRefused("QMP input must be a JSON object").answer})
             elif "exec-oob" in message and self._oob:
                 self._answer(message)
             else:
@@ -181,7 +181,7 @@ class _Session(asyncio.Protocol):
         identity = {"id": message["id"]} if "id" in message else {}
         try:
             answer: Message = {"return": self._perform(message)}
-        except Refused as error:
+        except CommandRefused as error:
             answer = {"error": error.answer}
         except Hangs:
             self._port.manners.stalled = True
@@ -196,25 +196,25 @@ class _Session(asyncio.Protocol):
     def _perform(self, message: Message) -> Any:
         extra = set(message) - {"execute", "exec-oob", "arguments", "id"}
         if extra or ("exec-oob" in message and not self._oob):
-            raise Refused(f"QMP input member '{next(iter(extra), 'exec-oob')}' is unexpected")
+            raise CommandRefused(f"QMP input member '{next(iter(extra), 'exec-oob')}' is unexpected")
         oob = "exec-oob" in message
         name: Any = message.get("exec-oob", message.get("execute"))
         if not isinstance(name, str):
-            raise Refused("QMP input lacks member 'execute'")
+            raise CommandRefused("QMP input lacks member 'execute'")
         arguments = message.get("arguments", {})
         if name == "qmp_capabilities":
             return self._negotiate(arguments)
         if not self._negotiated:
             text = "Expecting capabilities negotiation with 'qmp_capabilities'"
-            raise Refused(text, "CommandNotFound")
+            raise CommandRefused(text, "CommandNotFound")
         if oob and name not in self._port.oob_commands:
-            raise Refused(f"The command {name} does not support OOB")
+            raise CommandRefused(f"The command {name} does not support OOB")
         return self._port.execute(name, arguments)
 
     def _negotiate(self, arguments: Message) -> Message:
         if self._negotiated:
             text = "Capabilities negotiation is already complete, command ignored"
-            raise Refused(text, "CommandNotFound")
+            raise CommandRefused(text, "CommandNotFound")
         self._negotiated = True
         self._oob = "oob" in arguments.get("enable", ())
         return {}

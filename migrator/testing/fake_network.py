@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 
-from migrator.testing.fake_monitor import Refused
+from migrator.testing.fake_monitor import CommandRefused
 from migrator.testing.fake_node import Node
 
 _listening: dict[str, Node] = {}
@@ -19,7 +19,7 @@ def listen(node: Node, uri: str) -> None:
     if port == "0":
         port = next(text for text in map(str, _ports) if text not in _listening)
     elif port in _listening:
-        raise Refused("Failed to find an available port: Address already in use")
+        raise CommandRefused("Failed to find an available port: Address already in use")
     _listening[port] = node
     node.listens_at, node.listen_host = port, host
 
@@ -37,10 +37,10 @@ def address(uri: str) -> tuple[str, str]:
     """
     kind, _, rest = uri.partition(":")
     if kind != "tcp":
-        raise Refused(f"unknown migration protocol: {uri}")
+        raise CommandRefused(f"unknown migration protocol: {uri}")
     host, colon, port = rest.rpartition(":")
     if not colon or not port:
-        raise Refused(f"error parsing address '{rest}'")
+        raise CommandRefused(f"error parsing address '{rest}'")
     return host, port
 
 

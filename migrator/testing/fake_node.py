@@ -9,12 +9,12 @@ from typing import TYPE_CHECKING, Any
 
 from migrator.core.model import Sample
 from migrator.testing import fake_monitor, recorded
-from migrator.testing.fake_monitor import Manners, Port
+from migrator.testing.fake_monitor import FakeMonitor, MonitorFaults
 from migrator.testing.fake_settings import simulated
 from migrator.testing.simulator import Simulator
 
 if TYPE_CHECKING:
-    from migrator.testing.fake_stream import Stream
+    from migrator.testing.fake_stream import FakeStream
 
 #: What the machine has besides the guest's memory (firmware), as query-migrate counts it.
 ROM_BYTES = 532480
@@ -75,11 +75,11 @@ class Node:
         self.exit_on_error = True
         #: What object-add has made, by id.
         self.objects: dict[str, dict[str, Any]] = {}
-        self.stream: Stream | None = None
+        self.stream: FakeStream | None = None
         #: The figures of the last outgoing migration.
         self.last_sample: Sample | None = None
-        self.ports: list[Port] = []
-        self.manners = Manners()
+        self.ports: list[FakeMonitor] = []
+        self.manners = MonitorFaults()
         self.faults = Faults()
         #: No packet reaches it, none leaves it.
         self.cut_off = False

@@ -37,8 +37,8 @@ from typing import Any, Self
 from uuid import UUID, uuid4
 
 from migrator.testing import fake_network
-from migrator.testing.fake_commands import Commands
-from migrator.testing.fake_monitor import Port
+from migrator.testing.fake_commands import FakeCommands
+from migrator.testing.fake_monitor import FakeMonitor
 from migrator.testing.fake_node import Faults, Node
 from migrator.testing.simulator import Costs, Link, Simulator
 from migrator.testing.workload import MIB, Workload, idle
@@ -175,9 +175,11 @@ class FakeQemu:
             time_factor=self._time_factor,
             on_exit=self._ended,
         )
-        commands = Commands(node, self._answers(node))
+        commands = FakeCommands(node, self._answers(node))
         greeting = node.recorded["greeting"]
-        node.ports = [Port(greeting, node.manners, commands.execute, commands.oob) for _ in range(2 + tcp)]
+        node.ports = [
+            FakeMonitor(greeting, node.manners, commands.execute, commands.oob) for _ in range(2 + tcp)
+        ]
         await node.ports[0].listen_unix(self.qmp)
         await node.ports[1].listen_unix(self.rescue)
         if tcp:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from migrator.testing.fake_monitor import Refused
+from migrator.testing.fake_monitor import CommandRefused
 from migrator.testing.settings import Parameters
 
 _RANGES: dict[str, tuple[int, int, str]] = {
@@ -28,19 +28,19 @@ def check_parameters(present: Mapping[str, Any], wanted: Mapping[str, Any]) -> N
     for name, value in wanted.items():
         known = present.get(name)
         if isinstance(known, bool) and not isinstance(value, bool):
-            raise Refused(f"Invalid parameter type for '{name}', expected: boolean")
+            raise CommandRefused(f"Invalid parameter type for '{name}', expected: boolean")
         if isinstance(known, int) and not isinstance(known, bool) and type(value) is not int:
-            raise Refused(f"Parameter '{name}' expects uint64")
+            raise CommandRefused(f"Parameter '{name}' expects uint64")
         if isinstance(known, str) and not isinstance(value, str):
-            raise Refused(f"Invalid parameter type for '{name}', expected: StrOrNull")
+            raise CommandRefused(f"Invalid parameter type for '{name}', expected: StrOrNull")
     for name, (low, high, words) in _RANGES.items():
         if name in wanted and not low <= wanted[name] <= high:
-            raise Refused(f"Parameter '{name.replace('-', '_')}' {words}")
+            raise CommandRefused(f"Parameter '{name.replace('-', '_')}' {words}")
     if "max-cpu-throttle" in wanted:
         low = wanted.get("cpu-throttle-initial", present["cpu-throttle-initial"])
         if not low <= wanted["max-cpu-throttle"] <= 99:
             words = "expects an integer in the range of cpu_throttle_initial to 99"
-            raise Refused(f"Parameter 'max_cpu_throttle' {words}")
+            raise CommandRefused(f"Parameter 'max_cpu_throttle' {words}")
 
 
 def check_capabilities(wanted: Mapping[str, bool], *, old: bool) -> None:
@@ -52,21 +52,21 @@ def check_capabilities(wanted: Mapping[str, bool], *, old: bool) -> None:
     """
     on = {name for name, state in wanted.items() if state}
     if "postcopy-preempt" in on and "postcopy-ram" not in on:
-        raise Refused("Postcopy preempt requires postcopy-ram")
+        raise CommandRefused("Postcopy preempt requires postcopy-ram")
     if "zero-copy-send" in on and "multifd" not in on:
-        raise Refused("Zero copy only available for non-compressed non-TLS multifd migration")
+        raise CommandRefused("Zero copy only available for non-compressed non-TLS multifd migration")
     if "background-snapshot" in on and "postcopy-ram" in on:
-        raise Refused("Background-snapshot is not compatible with postcopy-ram")
+        raise CommandRefused("Background-snapshot is not compatible with postcopy-ram")
     if old:
         return
     if {"postcopy-ram", "multifd"} <= on:
-        raise Refused("Postcopy is not yet compatible with multifd")
+        raise CommandRefused("Postcopy is not yet compatible with multifd")
     if {"multifd", "xbzrle"} <= on:
-        raise Refused("Multifd is not compatible with xbzrle")
+        raise CommandRefused("Multifd is not compatible with xbzrle")
     if "switchover-ack" in on and "return-path" not in on:
-        raise Refused("Capability 'switchover-ack' requires capability 'return-path'")
+        raise CommandRefused("Capability 'switchover-ack' requires capability 'return-path'")
     if "dirty-limit" in on:
-        raise Refused("dirty-limit requires KVM with accelerator property 'dirty-ring-size' set")
+        raise CommandRefused("dirty-limit requires KVM with accelerator property 'dirty-ring-size' set")
 
 
 def simulated(parameters: Mapping[str, Any], capabilities: Mapping[str, bool]) -> Parameters:

@@ -18,7 +18,7 @@ _CANCEL_SECONDS = 0.003
 _GONE_WITH_THE_SOURCE_SECONDS = 0.5
 
 
-class Stream:
+class FakeStream:
     """From ``migrate`` to the end of it, whatever that is.
 
     :ivar broken: the ends cannot reach each other any more; the source may not have noticed.

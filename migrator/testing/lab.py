@@ -33,22 +33,22 @@ from types import TracebackType
 from typing import Any, Self
 
 from migrator.testing.guest import IDLE, Habit, write_image
-from migrator.testing.process import PATIENCE_SECONDS, LabError, Machine, Qemu, until
+from migrator.testing.process import WAIT_SECONDS, GuestMachine, LabError, LabQemu, until
 from migrator.testing.raw_qmp import RawMonitor, RawQmpError
 from migrator.testing.stale import owned, stale
 
 __all__ = [
     "IDLE",
-    "PATIENCE_SECONDS",
+    "WAIT_SECONDS",
+    "GuestMachine",
     "Habit",
     "Lab",
     "LabError",
-    "Machine",
+    "LabQemu",
     "Pair",
-    "Qemu",
     "RawMonitor",
     "RawQmpError",
-    "Watch",
+    "RunWatch",
     "binaries",
     "until",
 ]
@@ -79,8 +79,8 @@ def binaries() -> dict[str, Path]:
 class Pair:
     """A guest that runs and the QEMU that waits for it."""
 
-    source: Qemu
-    destination: Qemu
+    source: LabQemu
+    destination: LabQemu
 
 
 class Lab:
@@ -95,11 +95,11 @@ class Lab:
         for path in stale(short):
             shutil.rmtree(path, ignore_errors=True)
         self.directory = Path(tempfile.mkdtemp(prefix=owned(""), dir=short))
-        self.qemus: list[Qemu] = []
+        self.qemus: list[LabQemu] = []
         self._numbers = itertools.count(1)
         atexit.register(self.close)
 
-    def image(self, machine: Machine) -> Path:
+    def image(self, machine: GuestMachine) -> Path:
         """The machine's disk, made when it is first asked for."""
         path = machine.image or self.directory / f"{machine.uuid}.img"
         if not path.exists():
@@ -108,7 +108,7 @@ class Lab:
 
     async def start(
         self,
-        machine: Machine | None = None,
+        machine: GuestMachine | None = None,
         *,
         binary: Path | None = None,
         incoming: bool = False,
@@ -116,27 +116,27 @@ class Lab:
         prefix: Sequence[str] = (),
         label: str | None = None,
         extra: Sequence[str] = (),
-    ) -> Qemu:
+    ) -> LabQemu:
         """Start a QEMU and return once it answers; its guest may still be in its firmware, see :meth:`boot`.
 
         :param machine: what to start; an idle guest by default.
         :param binary: the system's QEMU by default; see :func:`binaries`.
         :param incoming: wait for a migration (``-incoming defer``).
         :param paused: with ``-S``; by default if ``incoming``.
-        :param prefix: a command to run QEMU through, such as :attr:`migrator.testing.network.Host.prefix`; it
+        :param prefix: a command to run QEMU through, such as :attr:`migrator.testing.network.LabHost.prefix`; it
             has to exec.
         :param label: names its files.
         :param extra: further options of this QEMU alone, after those of the machine.
         :raise LabError: with QEMU's own words when it does not start.
         """
-        machine = machine or Machine()
+        machine = machine or GuestMachine()
         if binary is None:
             binary = next(iter(binaries().values()), None)
         if binary is None:
             raise LabError(
                 "there is no qemu-system-x86_64 on this machine: install the package qemu-system-x86"
             )
-        qemu = Qemu(machine, binary, self.directory, f"{next(self._numbers)}-{label or 'qemu'}")
+        qemu = LabQemu(machine, binary, self.directory, f"{next(self._numbers)}-{label or 'qemu'}")
         self.qemus.append(qemu)
         options = qemu.options(self.image(machine))
         if incoming:
@@ -146,7 +146,7 @@ class Lab:
         await qemu.launch([*prefix, "setpriv", "--pdeathsig", "KILL", str(binary), *options, *extra])
         return qemu
 
-    async def boot(self, machine: Machine | None = None, **how: Any) -> Qemu:
+    async def boot(self, machine: GuestMachine | None = None, **how: Any) -> LabQemu:
         """As :meth:`start`, and wait until the guest runs and has cleared its region."""
         qemu = await self.start(machine, **how)
         await qemu.wait_beating()
@@ -154,11 +154,11 @@ class Lab:
 
     async def pair(
         self,
-        machine: Machine | None = None,
+        machine: GuestMachine | None = None,
         *,
         source: Path | None = None,
         destination: Path | None = None,
-        destination_machine: Machine | None = None,
+        destination_machine: GuestMachine | None = None,
         source_prefix: Sequence[str] = (),
         destination_prefix: Sequence[str] = (),
     ) -> Pair:
@@ -168,7 +168,7 @@ class Lab:
         :param destination: the binary that waits.
         :param destination_machine: where it is to differ: ``dataclasses.replace(machine, ...)``.
         """
-        machine = machine or Machine()
+        machine = machine or GuestMachine()
         waiting = self.start(
             destination_machine or machine,
             binary=destination,
@@ -179,14 +179,14 @@ class Lab:
         running = self.boot(machine, binary=source, prefix=source_prefix, label="source")
         return Pair(*await asyncio.gather(running, waiting))
 
-    async def counting(self, within: float = 1.0) -> list[Qemu]:
+    async def counting(self, within: float = 1.0) -> list[LabQemu]:
         """The QEMUs whose guests are seen to run now; of a migration's two, always at most one.
 
         Returns once one has beaten three times (about 60 ms), with every other that has beaten meanwhile.
         """
         before = {qemu: qemu.beats for qemu in self.qemus}
 
-        def beaten(times: int) -> list[Qemu]:
+        def beaten(times: int) -> list[LabQemu]:
             return [qemu for qemu, beats in before.items() if qemu.beats >= beats + times]
 
         with contextlib.suppress(TimeoutError):
@@ -194,9 +194,9 @@ class Lab:
         return beaten(1)
 
     @contextlib.asynccontextmanager
-    async def watch(self) -> AsyncIterator[Watch]:
-        """Watch where guests run from here to the end of the block; see :class:`Watch`."""
-        watch = Watch(self)
+    async def watch(self) -> AsyncIterator[RunWatch]:
+        """Watch where guests run from here to the end of the block; see :class:`RunWatch`."""
+        watch = RunWatch(self)
         task = asyncio.create_task(watch.run(), name="watch of the lab's guests")
         try:
             yield watch
@@ -242,7 +242,7 @@ class Lab:
         self.close()
 
 
-class Watch:
+class RunWatch:
     """Where the guest was seen to run, in order: what shows that it never ran in two places.
 
     ::
@@ -259,7 +259,7 @@ class Watch:
         self._seen = {qemu: _said_bytes(qemu) for qemu in lab.qemus}
         #: QEMUs in the order in which their guests beat, consecutive beats of one taken together. One that
         #: stands here twice has run before and after another: that guest was doubled.
-        self.course: list[Qemu] = []
+        self.course: list[LabQemu] = []
         #: The longest time without a beat from anywhere, about what a guest's user notices. The beat's own
         #: period and the watch's are in it, some 25 ms.
         self.longest_silence_seconds = 0.0
@@ -290,7 +290,7 @@ class Watch:
             self._last = now
 
 
-def _said_bytes(qemu: Qemu) -> int:
+def _said_bytes(qemu: LabQemu) -> int:
     return qemu.serial.stat().st_size if qemu.serial.exists() else 0
 
 

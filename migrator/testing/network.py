@@ -34,7 +34,7 @@ from migrator.testing.stale import owned, stale
 _NAMESPACES = Path("/run/netns")
 _SUBNET = "10.219.77"
 _LINK, _BRIDGE = "uplink", "br0"
-_PATIENCE_SECONDS = 30.0
+_WAIT_SECONDS = 30.0
 #: Hardware that there is not.
 _NOBODY = "02:6d:69:67:ff:ff"
 _numbers = itertools.count(1)
@@ -52,7 +52,7 @@ def _ip(*words: str, commands: list[str] | None = None) -> str:
 def _run(*command: str, text: str = "") -> str:
     try:
         done = subprocess.run(
-            command, input=text, capture_output=True, text=True, timeout=_PATIENCE_SECONDS, check=False
+            command, input=text, capture_output=True, text=True, timeout=_WAIT_SECONDS, check=False
         )
     except (OSError, subprocess.TimeoutExpired) as error:
         raise NetworkError(f"{' '.join(command)}: {error}") from error
@@ -70,15 +70,15 @@ def possible() -> str | None:
         if shutil.which(tool) is None:
             return f"there is no {tool}: install iproute2 and util-linux"
     try:
-        with Hosts("trial", bytes_per_second=1e9, isolated=True) as hosts:
+        with LabHosts("trial", bytes_per_second=1e9, isolated=True) as hosts:
             hosts["trial"].black_hole()
     except NetworkError as error:
         return f"network namespaces cannot be made here: {error}"
     return None
 
 
-class Host:
-    """One host of :class:`Hosts`."""
+class LabHost:
+    """One host of :class:`LabHosts`."""
 
     def __init__(
         self, name: str, address: str, namespace: str | None, port: tuple[str, str], hardware: str = ""
@@ -91,7 +91,7 @@ class Host:
         self._switch, self._port = port
         #: Of its link; empty on loopback.
         self.hardware = hardware
-        self._lost: list[Host] = []
+        self._lost: list[LabHost] = []
 
     def __repr__(self) -> str:
         return f"<Host {self.name} {self.address} {self.namespace or 'on loopback'}>"
@@ -161,7 +161,7 @@ class Host:
         # Taken from its bridge the port stays up, but what comes in on it goes nowhere.
         self._switch_port("nomaster")
 
-    def lose(self, other: Host) -> None:
+    def lose(self, other: LabHost) -> None:
         """As :meth:`black_hole`, only for what goes between this host and another.
 
         :raise NetworkError: on loopback.
@@ -178,7 +178,7 @@ class Host:
                 one.point(far, far.hardware)
         self._lost.clear()
 
-    def point(self, other: Host, hardware: str) -> None:
+    def point(self, other: LabHost, hardware: str) -> None:
         """Send what is for another host to this piece of hardware.
 
         :raise NetworkError: on loopback.
@@ -194,7 +194,7 @@ class Host:
         _ip("-n", self._switch, "link", "set", self._port, *words)
 
 
-class Hosts:
+class LabHosts:
     """Some hosts that reach each other. A context manager; or call :meth:`close`.
 
     :param names: of the hosts, in the order of their addresses.
@@ -207,18 +207,18 @@ class Hosts:
         self, *names: str, bytes_per_second: float | None = None, isolated: bool | None = None
     ) -> None:
         self.isolated = possible() is None if isolated is None else isolated
-        self._hosts: dict[str, Host] = {}
+        self._hosts: dict[str, LabHost] = {}
         self._switch = ""
         if not self.isolated:
             for number, name in enumerate(names, start=1):
-                self._hosts[name] = Host(name, f"127.0.0.{number}", None, ("", ""))
+                self._hosts[name] = LabHost(name, f"127.0.0.{number}", None, ("", ""))
             return
         reap_stale()
         run = owned(str(next(_numbers)))
         self._switch = f"{run}-switch"
         for number, name in enumerate(names, start=1):
             port, hardware = (self._switch, f"port{number}"), _hardware(number)
-            self._hosts[name] = Host(name, f"{_SUBNET}.{number}", f"{run}-{name}", port, hardware)
+            self._hosts[name] = LabHost(name, f"{_SUBNET}.{number}", f"{run}-{name}", port, hardware)
         atexit.register(self.close)
         try:
             self._build()
@@ -257,10 +257,10 @@ class Hosts:
     def _namespaces(self) -> list[str]:
         return [self._switch, *(host.namespace for host in self if host.namespace)] if self.isolated else []
 
-    def __iter__(self) -> Iterator[Host]:
+    def __iter__(self) -> Iterator[LabHost]:
         return iter(self._hosts.values())
 
-    def __getitem__(self, name: str) -> Host:
+    def __getitem__(self, name: str) -> LabHost:
         return self._hosts[name]
 
     def close(self) -> None:

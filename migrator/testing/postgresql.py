@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Self
 
 from migrator.store.backend import Server
-from migrator.testing.caretaker import Caretaker
+from migrator.testing.cleanup_process import CleanupProcess
 from migrator.testing.stale import owned
 
 #: Who the server runs as where root runs the tests: initdb refuses root.
@@ -56,7 +56,7 @@ class Postgres:
         self.log = self.directory / "log"
         self._user = ""
         self._process: subprocess.Popen[bytes] | None = None
-        self._caretaker = Caretaker(self.directory)
+        self._caretaker = CleanupProcess(self.directory)
         self._made = 0
 
     def __enter__(self) -> Self:

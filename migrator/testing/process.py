@@ -21,14 +21,14 @@ from migrator.testing.guest import COUNTERS_ADDRESS, IDLE, PAGE_BYTES, Counters,
 from migrator.testing.raw_qmp import RawMonitor
 
 #: How long a QEMU may take to start or to answer the lab; a limit for a machine under load, not an expectation.
-PATIENCE_SECONDS = 20.0
+WAIT_SECONDS = 20.0
 
 
 class LabError(RuntimeError):
     """The lab could not do what was asked; says what QEMU said."""
 
 
-async def until(probe: Callable[[], object], *, what: str, within: float = PATIENCE_SECONDS) -> None:
+async def until(probe: Callable[[], object], *, what: str, within: float = WAIT_SECONDS) -> None:
     """Ask ``probe``, a plain or an ``async`` function, every few milliseconds until it returns something true.
 
     :raise TimeoutError: saying ``what`` did not come true.
@@ -45,7 +45,7 @@ async def until(probe: Callable[[], object], *, what: str, within: float = PATIE
 
 
 @dataclass(frozen=True, kw_only=True)
-class Machine:
+class GuestMachine:
     """A machine and the guest in it. Source and destination get the same one, or one that differs where it should.
 
     The same ``uuid`` means the same disk image, unless ``image`` names another.
@@ -64,7 +64,7 @@ class Machine:
     image: Path | None = None
     #: Whether QEMU locks the image: ``auto`` or ``off``. The lock can hide that a guest would run twice.
     image_locking: str = "auto"
-    #: Address of a network card, whose frames the lab receives (:meth:`Qemu.announcements`); ``None``: no card.
+    #: Address of a network card, whose frames the lab receives (:meth:`LabQemu.announcements`); ``None``: no card.
     mac: str | None = None
     #: Further options of QEMU.
     extra: tuple[str, ...] = ()
@@ -88,10 +88,10 @@ class Machine:
         ]
 
 
-class Qemu:
+class LabQemu:
     """One QEMU process of a :class:`Lab`. Its files stay readable until the lab is closed."""
 
-    def __init__(self, machine: Machine, binary: Path, directory: Path, label: str) -> None:
+    def __init__(self, machine: GuestMachine, binary: Path, directory: Path, label: str) -> None:
         self.machine = machine
         self.binary = binary
         self.label = label
@@ -111,7 +111,7 @@ class Qemu:
         self._looking = asyncio.Lock()
 
     @classmethod
-    def attach(cls, machine: Machine, pid: int, rescue: Path) -> Qemu:
+    def attach(cls, machine: GuestMachine, pid: int, rescue: Path) -> LabQemu:
         """One that somebody else started, to look at: its process and a monitor that nobody else uses.
 
         :raise ProcessLookupError: there is no such process.
@@ -173,7 +173,7 @@ class Qemu:
             with contextlib.suppress(ProcessLookupError):
                 signal.pidfd_send_signal(self._pidfd, number)
 
-    async def wait_dead(self, within: float = PATIENCE_SECONDS) -> int:
+    async def wait_dead(self, within: float = WAIT_SECONDS) -> int:
         """Wait for the end of the process and return its exit status.
 
         :raise TimeoutError: when it still lives.
@@ -199,7 +199,7 @@ class Qemu:
         await self.query("stop")
 
     @contextlib.asynccontextmanager
-    async def monitor(self, *, timeout: float = PATIENCE_SECONDS) -> AsyncIterator[RawMonitor]:
+    async def monitor(self, *, timeout: float = WAIT_SECONDS) -> AsyncIterator[RawMonitor]:
         """The rescue monitor for several commands, or for events. One at a time, others wait.
 
         :param timeout: seconds that the greeting and each answer may take.
@@ -230,7 +230,7 @@ class Qemu:
     def _serial_text(self) -> bytes:
         return self.serial.read_bytes() if self.serial.exists() else b""
 
-    async def wait_beating(self, within: float = PATIENCE_SECONDS) -> None:
+    async def wait_beating(self, within: float = WAIT_SECONDS) -> None:
         """Wait until the guest is seen to run: for a beat that was not there yet.
 
         :raise TimeoutError: when none comes.
@@ -335,7 +335,7 @@ class Qemu:
         """
         if self._process is not None and self._pidfd >= 0:
             self.kill()
-            self._process.wait(timeout=PATIENCE_SECONDS)
+            self._process.wait(timeout=WAIT_SECONDS)
             os.close(self._pidfd)
             self._pidfd = -1
         if self._wire is not None:

@@ -12,7 +12,7 @@ from migrator.core.model import MigrationStatus, ProcessState, RunState, View
 from migrator.core.preflight.facts import Facts
 from migrator.core.preflight.non_migrated_state import DiskUsers
 from migrator.errors import CommandFailed, Unreachable
-from migrator.ports import Event, MigrationSettings, Tuning
+from migrator.ports import MigrationSettings, QemuEvent, Tuning
 from migrator.testing.link import Link
 from migrator.testing.settings import Parameters
 from migrator.testing.simulated_source import WithoutDevices
@@ -25,7 +25,7 @@ _CAPABILITIES = frozenset(
 _NO_LIMIT = 1e15
 
 
-class Way(Link):
+class LinkPair(Link):
     """From one host to another: as fast as the slower of the two links, shared with all other streams on either."""
 
     def __init__(self, out: Link, into: Link) -> None:
@@ -45,7 +45,7 @@ class Way(Link):
 
 
 @dataclass
-class Machine:
+class SimulatedGuest:
     """One guest, wherever it is."""
 
     name: str
@@ -63,7 +63,7 @@ class Machine:
     started: int = 0
     obstacle: str = ""
     #: Jobs and exports that a test has under way in it.
-    busy: DiskUsers = field(default_factory=DiskUsers)
+    disk_users: DiskUsers = field(default_factory=DiskUsers)
 
     @property
     def socket(self) -> str:
@@ -99,10 +99,10 @@ class SimulatedHost:
         )
 
 
-class Stream:
+class SimulatedStream:
     """One migration: the simulator that both of its ends look at."""
 
-    def __init__(self, machine: Machine, way: Way) -> None:
+    def __init__(self, machine: SimulatedGuest, way: LinkPair) -> None:
         self.simulator = Simulator(
             machine.workload,
             memory_bytes=machine.memory_bytes,
@@ -122,10 +122,10 @@ class Stream:
             at = self._began + event.at_seconds
             for listener in self.listeners:
                 if listener.is_destination == event.at_destination:
-                    listener.hear(Event(name=event.name, arrived=at, stamped=at, data=event.data))
+                    listener.hear(QemuEvent(name=event.name, arrived=at, stamped=at, data=event.data))
 
 
-class Surroundings(Protocol):
+class SimulatedSurroundings(Protocol):
     """What a simulated QEMU must know of its site."""
 
     @property
@@ -135,13 +135,13 @@ class Surroundings(Protocol):
     #: What waits for a guest, by host and socket.
     waiting: dict[tuple[str, str], SimulatedQemu]
     #: By the socket of their source.
-    streams: dict[str, Stream]
+    streams: dict[str, SimulatedStream]
 
 
 class SimulatedQemu(WithoutDevices):
     """Implements :class:`migrator.ports.SourceQemu` for one end."""
 
-    def __init__(self, site: Surroundings, machine: Machine, host: str, socket: str) -> None:
+    def __init__(self, site: SimulatedSurroundings, machine: SimulatedGuest, host: str, socket: str) -> None:
         self.name = f"{host}:{socket}"
         self.address_text = f"sim:{host}:{socket}"
         self.shares_clock = True
@@ -151,11 +151,11 @@ class SimulatedQemu(WithoutDevices):
         self.is_destination = socket != machine.socket
         self.dead = False
         self.gone = False  # it let go
-        self.stream: Stream | None = None
+        self.stream: SimulatedStream | None = None
         self._site = site
         self._parameters: dict[str, Any] = {}
         self._capabilities = dict.fromkeys(sorted(_CAPABILITIES), False)
-        self._events: list[Event] = []
+        self._events: list[QemuEvent] = []
         self._notify: Callable[[], None] = lambda: None
         self._probed: tuple[float, float] | None = None
         self._paused_here = False
@@ -164,7 +164,7 @@ class SimulatedQemu(WithoutDevices):
     def identity(self) -> dict[str, Any]:
         return {"socket": self.socket}
 
-    def hear(self, event: Event) -> None:
+    def hear(self, event: QemuEvent) -> None:
         """An event of the stream."""
         self._events.append(event)
         self._notify()
@@ -224,7 +224,7 @@ class SimulatedQemu(WithoutDevices):
     def on_change(self, callback: Callable[[], None]) -> None:
         self._notify = callback
 
-    def take_events(self) -> Sequence[Event]:
+    def take_events(self) -> Sequence[QemuEvent]:
         taken, self._events = self._events, []
         return taken
 
@@ -243,18 +243,18 @@ class SimulatedQemu(WithoutDevices):
             capabilities=_CAPABILITIES,
         )
 
-    async def busy(self) -> DiskUsers:
+    async def disk_users(self) -> DiskUsers:
         self._reach()
-        return self.machine.busy
+        return self.machine.disk_users
 
-    async def was_set(self) -> None:
+    async def read_runtime_state(self) -> None:
         self._reach()
 
-    async def put_back(self, given: None) -> Sequence[str]:
+    async def restore_runtime_state(self, given: None) -> Sequence[str]:
         self._reach()
         return ()
 
-    async def rest(self) -> None:
+    async def release_monitor(self) -> None:
         pass
 
     async def settings(self) -> MigrationSettings:
@@ -298,8 +298,8 @@ class SimulatedQemu(WithoutDevices):
         self._reach()
         _, host, socket = uri.split(":", 2)
         destination = self._site.waiting.get((host, socket))
-        way = Way(self._site.hosts[self.host].out, self._site.hosts[host].into)
-        self.stream = Stream(self.machine, way)
+        way = LinkPair(self._site.hosts[self.host].out, self._site.hosts[host].into)
+        self.stream = SimulatedStream(self.machine, way)
         self.stream.listeners.append(self)
         self._site.streams[self.socket] = self.stream
         for tuning in self._parameters.pop("tuning", ()):

@@ -26,7 +26,7 @@ from migrator.core.process.guest_network import GuestTaps
 from migrator.errors import HostError, QemuError
 from migrator.ports import HostLook
 from migrator.testing.link import Link
-from migrator.testing.simulated_qemu import Machine, SimulatedHost, SimulatedQemu, Stream
+from migrator.testing.simulated_qemu import SimulatedGuest, SimulatedHost, SimulatedQemu, SimulatedStream
 from migrator.testing.workload import MIB, Workload, idle
 
 
@@ -52,9 +52,9 @@ class SimulatedSite:
 
     def __init__(self) -> None:
         self.hosts: dict[str, SimulatedHost] = {}
-        self.machines: dict[str, Machine] = {}
+        self.machines: dict[str, SimulatedGuest] = {}
         self.waiting: dict[tuple[str, str], SimulatedQemu] = {}
-        self.streams: dict[str, Stream] = {}
+        self.streams: dict[str, SimulatedStream] = {}
         self.started: dict[str, int] = {}
         #: Destinations that were started for a migration.
         self.made: dict[str, list[SimulatedQemu]] = {}
@@ -88,7 +88,7 @@ class SimulatedSite:
         obstacle: str = "",
     ) -> str:
         """A guest that runs; its uuid."""
-        machine = Machine(
+        machine = SimulatedGuest(
             name,
             str(uuid.uuid5(uuid.NAMESPACE_DNS, name)),
             host,
@@ -180,7 +180,7 @@ class SimulatedSite:
                 return end
         raise QemuError(f"{host}:{socket}", "there is no QEMU")
 
-    def _source_of(self, machine: Machine, host: str, socket: str, *, known: bool) -> SimulatedQemu:
+    def _source_of(self, machine: SimulatedGuest, host: str, socket: str, *, known: bool) -> SimulatedQemu:
         stream = self.streams.get(socket)
         ends = [end for end in stream.listeners if end.socket == socket] if stream is not None else []
         for end in ends:
@@ -218,7 +218,7 @@ class SimulatedSite:
         self.made.setdefault(migration, []).append(qemu)
         return _Waiting(qemu)
 
-    async def carried(self, host: str, pid: int) -> GuestTaps:
+    async def guest_taps(self, host: str, pid: int) -> GuestTaps:
         return GuestTaps(taps=())
 
     async def abandon(self, host: str, *, migration: str) -> None:

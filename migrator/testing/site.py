@@ -28,15 +28,15 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 
-from migrator.testing.caretaker import Caretaker
-from migrator.testing.lab import Lab, LabError, Machine, Qemu, until
-from migrator.testing.network import Host, Hosts
+from migrator.testing.cleanup_process import CleanupProcess
+from migrator.testing.lab import GuestMachine, Lab, LabError, LabQemu, until
+from migrator.testing.network import LabHost, LabHosts
 
 #: What a link carries of payload.
 _PAYLOAD_RATIO = 0.95
 
 
-class Site:
+class LabSite:
     """Hosts of these names; see the module.
 
     :param bytes_per_second: of every host's link; ``None``: as fast as the machine goes.
@@ -61,7 +61,7 @@ class Site:
         self._extra = extra
         self._host_extra = host_extra or {}
         self._stack = contextlib.ExitStack()
-        self.hosts = Hosts(*names, bytes_per_second=bytes_per_second, isolated=isolated)
+        self.hosts = LabHosts(*names, bytes_per_second=bytes_per_second, isolated=isolated)
         self.lab: Lab
         self.service: subprocess.Popen[bytes] | None = None
 
@@ -70,7 +70,7 @@ class Site:
             stack.enter_context(self.hosts)
             self.lab = stack.enter_context(Lab())
             self.directory = self.lab.directory
-            stack.enter_context(Caretaker(self.directory))
+            stack.enter_context(CleanupProcess(self.directory))
             stack.callback(self._end_everything)
             (self.directory / "state").mkdir(mode=0o700)
             self.write_config()
@@ -84,28 +84,30 @@ class Site:
 
     # --- hosts and guests --------------------------------------------------------------------------------------------
 
-    def host(self, name: str) -> Host:
+    def host(self, name: str) -> LabHost:
         """One of them."""
         return self.hosts[name]
 
-    async def boot(self, machine: Machine, host: str, *, extra: Sequence[str] = (), **how: Any) -> Qemu:
+    async def boot(
+        self, machine: GuestMachine, host: str, *, extra: Sequence[str] = (), **how: Any
+    ) -> LabQemu:
         """Start a guest on a host, and wait until it runs."""
         label = f"{host}-{machine.uuid.hex[:8]}"
         return await self.lab.boot(
             machine, prefix=self.hosts[host].prefix, label=label, extra=tuple(extra), **how
         )
 
-    def instances(self, machine: Machine) -> list[Qemu]:
+    def instances(self, machine: GuestMachine) -> list[LabQemu]:
         """Every living process that is, was or may become this guest, to be looked at by its rescue monitor."""
         found = []
         for pid, argv in self.processes():
             if str(machine.uuid) not in argv:
                 continue
             with contextlib.suppress(ProcessLookupError):
-                found.append(Qemu.attach(machine, pid, _rescue(argv)))
+                found.append(LabQemu.attach(machine, pid, _rescue(argv)))
         return found
 
-    async def running(self, machine: Machine) -> list[Qemu]:
+    async def running(self, machine: GuestMachine) -> list[LabQemu]:
         """Those of :meth:`instances` whose guest runs now."""
         found = []
         for qemu in self.instances(machine):
@@ -114,7 +116,7 @@ class Site:
                     found.append(qemu)
         return found
 
-    def where(self, qemu: Qemu) -> str:
+    def where(self, qemu: LabQemu) -> str:
         """The host that a process is on."""
         for name in self._names:
             # One that came from elsewhere may still name files of the host it was started on.

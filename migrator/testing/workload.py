@@ -53,7 +53,7 @@ class Region:
 
 
 @dataclass(frozen=True)
-class Phase:
+class WorkloadPhase:
     """Some time of the same habit."""
 
     #: On the guest's own clock, which stands still while the guest does.
@@ -73,7 +73,7 @@ class Workload:
     """
 
     regions: tuple[Region, ...]
-    phases: tuple[Phase, ...]
+    phases: tuple[WorkloadPhase, ...]
     repeat: bool = False
     constant_bytes: int = MIB // 2
     cpu_ratio: float = PACED_CPU_RATIO
@@ -118,7 +118,7 @@ def _workload(
     return Workload(
         name=name,
         regions=(Region(size_bytes=IDLE_REGION_BYTES, background=True), *regions),
-        phases=tuple(Phase(seconds, (IDLE_REGION_BYTES / 0.02, *rates)) for seconds, rates in phases),
+        phases=tuple(WorkloadPhase(seconds, (IDLE_REGION_BYTES / 0.02, *rates)) for seconds, rates in phases),
         repeat=repeat,
     )
 

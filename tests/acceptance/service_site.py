@@ -19,9 +19,9 @@ import httpx2
 from paho.mqtt.packettypes import PacketTypes
 from paho.mqtt.properties import Properties
 
-from migrator.testing.lab import Habit, Machine, Qemu, until
+from migrator.testing.lab import GuestMachine, Habit, LabQemu, until
 from migrator.testing.raw_qmp import RawQmpError
-from migrator.testing.site import Site
+from migrator.testing.site import LabSite
 from tests.broker import USERS, Broker
 from tests.mqtt_fakes import PREFIX, Got
 
@@ -31,7 +31,7 @@ FAST, SLOW = 400 * MIB, 40 * MIB
 _PATIENCE_SECONDS = 60.0
 
 
-class LiveSite(Site):
+class LiveSite(LabSite):
     """A site whose service is asked without the command line, which takes a second a time."""
 
     #: Put before the service's own command: the host that it runs on.
@@ -53,7 +53,7 @@ class LiveSite(Site):
         await self._http.aclose()
 
     def serve(self, *options: str) -> subprocess.Popen[bytes]:
-        """As :meth:`Site.serve`, on the host of :attr:`prefix`."""
+        """As :meth:`LabSite.serve`, on the host of :attr:`prefix`."""
         with (self.directory / "service.log").open("ab") as log:
             self.service = subprocess.Popen(
                 [
@@ -160,7 +160,7 @@ class LiveSite(Site):
         return found
 
     async def cli(self, *words: str) -> subprocess.CompletedProcess[str]:
-        """As :meth:`Site.command`, while the loop goes on."""
+        """As :meth:`LabSite.command`, while the loop goes on."""
         return await asyncio.to_thread(self.command, *words)
 
     async def known(self, guests: int) -> None:
@@ -218,14 +218,14 @@ class LiveSite(Site):
 
     # --- what must be true -------------------------------------------------------------------------------------------
 
-    async def runs_once(self, machine: Machine) -> Qemu:
+    async def runs_once(self, machine: GuestMachine) -> LabQemu:
         """The one process in which it runs, its memory checked."""
         running = await self.running(machine)
         assert len(running) == 1, (machine.name, running, self.log()[-8000:])
         await running[0].check_memory()
         return running[0]
 
-    async def everyone_at(self, machines: Iterable[Machine], *hosts: str) -> None:
+    async def everyone_at(self, machines: Iterable[GuestMachine], *hosts: str) -> None:
         """Each runs once, on one of these hosts, and no other process is left."""
         machines = list(machines)
         for machine in machines:
@@ -256,9 +256,9 @@ class LiveSite(Site):
         return found
 
 
-def guest(name: str, *, region: int = 32 * MIB, speed: int = 4 * MIB, **how: Any) -> Machine:
+def guest(name: str, *, region: int = 32 * MIB, speed: int = 4 * MIB, **how: Any) -> GuestMachine:
     """A small one that writes; its image is not locked, as a lock would hide that it runs twice."""
-    return Machine(
+    return GuestMachine(
         name=name,
         memory_bytes=128 * MIB,
         habit=Habit(region_bytes=region, bytes_per_second=speed),
@@ -279,7 +279,7 @@ def at_broker(broker: Broker) -> str:
 
 @asynccontextmanager
 async def made(
-    machines: Iterable[Machine], *names: str, speed: float | None = FAST, **how: Any
+    machines: Iterable[GuestMachine], *names: str, speed: float | None = FAST, **how: Any
 ) -> AsyncIterator[LiveSite]:
     """A site with these guests on its first host; the service is not started yet."""
     hosts = names or ("a", "b", "c")
@@ -293,7 +293,7 @@ async def made(
 
 @asynccontextmanager
 async def served(
-    machines: Sequence[Machine],
+    machines: Sequence[GuestMachine],
     *names: str,
     prepare: Callable[[LiveSite], None] = lambda site: None,
     **how: Any,
@@ -384,7 +384,7 @@ class Witness:
     beats are what it must have made meanwhile.
     """
 
-    def __init__(self, site: LiveSite, machines: Sequence[Machine]) -> None:
+    def __init__(self, site: LiveSite, machines: Sequence[GuestMachine]) -> None:
         self._site, self._machines = site, machines
         self.doubled: list[str] = []
         self.looks = 0

@@ -18,7 +18,7 @@ from uuid import UUID, uuid4
 import pytest
 
 from migrator.testing import network
-from migrator.testing.lab import Machine, Qemu, until
+from migrator.testing.lab import GuestMachine, LabQemu, until
 from tests.acceptance.service_site import LiveSite, guest, made
 from tests.conftest import VERSIONS, missing
 from tests.observed import differences, observe
@@ -70,7 +70,7 @@ CROSSING: dict[str, str] = {
 class Combined:
     """One guest that has much. In the words ``{dir}`` is a directory of its own."""
 
-    machine: Machine
+    machine: GuestMachine
     #: Files that it finds there, with their size in bytes; by the ending of their name a format of qemu-img.
     files: tuple[str, ...]
     #: What it is started by.
@@ -253,7 +253,7 @@ def _make(directory: Path, names: Sequence[str]) -> None:
         path.chmod(0o666)
 
 
-async def _started(site: LiveSite, shape: Combined, binary: Path) -> Qemu:
+async def _started(site: LiveSite, shape: Combined, binary: Path) -> LabQemu:
     directory = site.directory / shape.machine.name
     _make(directory, shape.files)
     machine = replace(shape.machine, extra=_filled(shape.machine.extra, directory))
@@ -393,7 +393,7 @@ def _stands(shape: Shape) -> bool:
     return any("OVMF" in word or "edk2" in word for word in shape.command)
 
 
-async def _start(site: LiveSite, shape: Shape, binary: Path, ending: contextlib.ExitStack) -> Qemu:
+async def _start(site: LiveSite, shape: Shape, binary: Path, ending: contextlib.ExitStack) -> LabQemu:
     """Start one on the first host.
 
     :param ending: ends it.
@@ -401,7 +401,7 @@ async def _start(site: LiveSite, shape: Shape, binary: Path, ending: contextlib.
     directory = site.directory / shape.name
     directory.mkdir()
     made_here = make(shape, binary, directory, version="7.2" if "7.2" in shape.machine else "")
-    machine = Machine(name=shape.name, uuid=uuid4())
+    machine = GuestMachine(name=shape.name, uuid=uuid4())
     label = site.directory / f"x-a-{shape.name}"
     words = [word for word in made_here.argv if word != "-daemonize"]
     words += ["-uuid", str(machine.uuid)] * ("-uuid" not in words)
@@ -420,7 +420,7 @@ async def _start(site: LiveSite, shape: Shape, binary: Path, ending: contextlib.
         )
     ending.callback(process.wait)
     ending.callback(process.kill)
-    qemu = Qemu.attach(machine, process.pid, Path(f"{label}.rescue"))
+    qemu = LabQemu.attach(machine, process.pid, Path(f"{label}.rescue"))
 
     async def answers() -> bool:
         assert process.poll() is None, (shape.name, (directory / "said.log").read_text())

@@ -12,13 +12,13 @@ from pathlib import Path
 import pytest
 
 from migrator.testing.guest import BEAT_SECONDS
-from migrator.testing.lab import Habit, Lab, Machine, Pair, Qemu, until
+from migrator.testing.lab import GuestMachine, Habit, Lab, LabQemu, Pair, until
 from tests.command import ACCEPTED, MIGRATOR, addresses, direct, run, running
 from tests.invariants import witness
 
 MIB = 1 << 20
-IDLE = Machine()
-DIRTYING = Machine(habit=Habit(region_bytes=16 * MIB, bytes_per_second=40 * MIB))
+IDLE = GuestMachine()
+DIRTYING = GuestMachine(habit=Habit(region_bytes=16 * MIB, bytes_per_second=40 * MIB))
 #: Of ``--json``, and the only one beside them.
 FIELDS = {
     "id",
@@ -50,7 +50,7 @@ class TestMoves:
     )
     @pytest.mark.parametrize("paused", [False, pytest.param(True, marks=pytest.mark.matrix)])
     async def test_by_precopy(
-        self, lab: Lab, each_crossing: tuple[Path, Path], machine: Machine, paused: bool
+        self, lab: Lab, each_crossing: tuple[Path, Path], machine: GuestMachine, paused: bool
     ) -> None:
         pair = await lab.pair(machine, source=each_crossing[0], destination=each_crossing[1])
         if paused:
@@ -90,7 +90,7 @@ class TestMoves:
             await seen.verify("completed", run_state="paused")
 
     async def test_source_ends_even_if_it_was_told_to_stay(self, lab: Lab) -> None:
-        pair = await lab.pair(Machine(extra=("-no-shutdown",)))
+        pair = await lab.pair(GuestMachine(extra=("-no-shutdown",)))
         async with witness(lab, pair) as seen:
             assert (await direct(pair)).code == 0
             await seen.verify("completed")
@@ -133,7 +133,7 @@ class TestMoves:
         self, lab: Lab, one_crossing: tuple[Path, Path]
     ) -> None:
         mac = "52:54:00:12:34:56"
-        pair = await lab.pair(Machine(mac=mac), source=one_crossing[0], destination=one_crossing[1])
+        pair = await lab.pair(GuestMachine(mac=mac), source=one_crossing[0], destination=one_crossing[1])
         assert (await direct(pair)).code == 0
         # QEMU announces once by itself while it loads; we do several times once the guest runs.
         heard: list[str] = []
@@ -178,7 +178,7 @@ class TestMoves:
             await seen.verify("completed", run_state="paused")
 
 
-async def chain(lab: Lab, first: Qemu, *binaries: Path) -> None:
+async def chain(lab: Lab, first: LabQemu, *binaries: Path) -> None:
     """Move a paused guest on and on, then run it."""
     for binary in binaries:
         pair = Pair(first, await lab.start(first.machine, binary=binary, incoming=True))
@@ -297,7 +297,7 @@ class TestForPeople:
         assert re.search(r"precopy, .* downtime .*ceiling 300 ?ms.* rounds, .* sent", second)
 
     async def test_terminal_gets_a_bar(self, lab: Lab) -> None:
-        pair = await lab.pair(Machine(habit=Habit(region_bytes=16 * MIB, passes=1)))
+        pair = await lab.pair(GuestMachine(habit=Habit(region_bytes=16 * MIB, passes=1)))
         controller, terminal = pty.openpty()
         try:
             process = await asyncio.create_subprocess_exec(

@@ -8,12 +8,12 @@ from pathlib import Path
 
 import pytest
 
-from migrator.testing.lab import Habit, Lab, Machine, Pair, until
+from migrator.testing.lab import GuestMachine, Habit, Lab, Pair, until
 from tests.command import SLOWLY, Command, direct, direct_doomed, running
 from tests.invariants import records, witness
 
 MIB = 1 << 20
-BUSY = Machine(habit=Habit(region_bytes=16 * MIB, bytes_per_second=8 * MIB), image_locking="off")
+BUSY = GuestMachine(habit=Habit(region_bytes=16 * MIB, bytes_per_second=8 * MIB), image_locking="off")
 PLAIN = ("--postcopy", "never")
 #: Preflight cannot see it, and QEMU rejects it when the device's state arrives.
 OTHER_INSIDE = ("-global", "virtio-blk-pci.vectors=1")
@@ -97,7 +97,7 @@ class TestReason:
             await seen.verify("held", lost=True)
 
     async def test_of_what_qemu_cannot_migrate_is_found_before(self, lab: Lab, one_version: Path) -> None:
-        machine = Machine(extra=("-device", "nvme,id=nvme0,serial=1,addr=0x7"))
+        machine = GuestMachine(extra=("-device", "nvme,id=nvme0,serial=1,addr=0x7"))
         pair = await lab.pair(machine, source=one_version, destination=one_version)
         async with witness(lab, pair) as seen:
             ended = await direct(pair)
@@ -140,7 +140,7 @@ class TestGuestThatEnds:
             await seen.verify("guest-ended")
 
     async def test_by_itself_and_stays_is_moved_as_it_is(self, lab: Lab, each_qemu: Path) -> None:
-        machine = Machine(habit=Habit(power_off_after_seconds=0.1), extra=("-no-shutdown",))
+        machine = GuestMachine(habit=Habit(power_off_after_seconds=0.1), extra=("-no-shutdown",))
         source = await lab.start(machine, binary=each_qemu)
 
         async def off() -> bool:

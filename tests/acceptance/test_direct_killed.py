@@ -10,14 +10,14 @@ from pathlib import Path
 
 import pytest
 
-from migrator.testing.lab import Habit, Lab, Machine, Pair, until
+from migrator.testing.lab import GuestMachine, Habit, Lab, Pair, until
 from tests.command import SLOWLY, addresses, direct, direct_doomed, running, started
 from tests.driven import driven, hurry
 from tests.invariants import records, settings, witness
 
 MIB = 1 << 20
 #: Without dirtying where the guest is to stay: its first copy takes half a minute then.
-BUSY = Machine(habit=Habit(region_bytes=16 * MIB, bytes_per_second=8 * MIB), image_locking="off")
+BUSY = GuestMachine(habit=Habit(region_bytes=16 * MIB, bytes_per_second=8 * MIB), image_locking="off")
 PLAIN = ("--postcopy", "never")
 matrix = pytest.mark.matrix
 #: Steps of a guest that is told to run.

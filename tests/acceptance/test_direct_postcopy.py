@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from migrator.testing.lab import Lab, until
-from migrator.testing.network import Hosts
+from migrator.testing.network import LabHosts
 from tests.command import Ended, direct, direct_doomed, running
 from tests.invariants import records, witness
 from tests.postcopy import BUSY, FULL
@@ -30,7 +30,7 @@ async def test_guest_arrives_by_postcopy(lab: Lab, one_crossing: tuple[Path, Pat
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM], ids=["ctrl-c", "sigterm"])
 async def test_interrupted_once_the_guest_runs_there_says_that_it_is_too_late_and_finishes(
-    hosts: Hosts, lab: Lab, number: signal.Signals
+    hosts: LabHosts, lab: Lab, number: signal.Signals
 ) -> None:
     pair = await lab.pair(FULL, source_prefix=hosts["alpha"].prefix, destination_prefix=hosts["beta"].prefix)
     hosts["alpha"].set_speed(16e6)

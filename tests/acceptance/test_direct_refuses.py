@@ -12,7 +12,7 @@ from uuid import uuid4
 import pytest
 
 from migrator.testing.guest import write_image
-from migrator.testing.lab import Habit, Lab, Machine, Pair, Qemu, RawMonitor, until
+from migrator.testing.lab import GuestMachine, Habit, Lab, LabQemu, Pair, RawMonitor, until
 from tests.command import Ended, addresses, direct, run, started
 from tests.invariants import settings, witness
 
@@ -59,7 +59,7 @@ class TestMachinesThatDiffer:
         here: dict[str, Any],
         there: dict[str, Any],
     ) -> None:
-        machine = Machine()
+        machine = GuestMachine()
         image = lab.image(machine)  # the same, whatever the uuid
         pair = await lab.pair(
             replace(machine, image=image, **here),
@@ -73,7 +73,7 @@ class TestMachinesThatDiffer:
 
     @pytest.mark.parametrize(("code", "size"), [("disk-not-shared", 1 << 20), ("disk-size", 2 << 20)])
     async def test_in_their_disk_are_refused(self, lab: Lab, tmp_path: Path, code: str, size: int) -> None:
-        machine = Machine()
+        machine = GuestMachine()
         other = write_image(tmp_path / "other.img", size_bytes=size)
         pair = await lab.pair(machine, destination_machine=replace(machine, image=other))
         async with witness(lab, pair) as seen:
@@ -90,7 +90,7 @@ class TestMachinesThatDiffer:
             )
             return {"extra": backend}
 
-        machine = Machine()
+        machine = GuestMachine()
         pair = await lab.pair(
             replace(machine, **backed("one")), destination_machine=replace(machine, **backed("other"))
         )
@@ -99,7 +99,7 @@ class TestMachinesThatDiffer:
             await seen.verify_untouched()
 
     async def test_in_several_ways_are_refused_with_every_finding_at_once(self, lab: Lab) -> None:
-        machine = Machine()
+        machine = GuestMachine()
         other = replace(machine, cpu="Nehalem", memory_bytes=160 << 20, extra=BALLOON, name="other")
         pair = await lab.pair(machine, destination_machine=other)
         async with witness(lab, pair) as seen:
@@ -109,7 +109,7 @@ class TestMachinesThatDiffer:
             await seen.verify_untouched()
 
     async def test_are_refused_until_their_code_is_accepted(self, lab: Lab) -> None:
-        pair = await lab.pair(Machine())
+        pair = await lab.pair(GuestMachine())
         nbd = {"type": "unix", "data": {"path": str(lab.directory / "nbd")}}
         await pair.source.query("nbd-server-start", addr=nbd)
         await pair.source.query("block-export-add", id="e", type="nbd", **{"node-name": "disk0"})
@@ -132,7 +132,7 @@ class TestMachinesThatDiffer:
             assert all(each["message"].startswith("accepted: ") for each in found.values())
 
     async def test_are_refused_in_words_for_people_too(self, lab: Lab) -> None:
-        machine = Machine()
+        machine = GuestMachine()
         pair = await lab.pair(machine, destination_machine=replace(machine, memory_bytes=160 << 20))
         ended = await run("direct", *addresses(pair))
         assert ended.code == 3
@@ -140,7 +140,7 @@ class TestMachinesThatDiffer:
         assert "what to do" in ended.out
 
     async def test_leave_a_destination_that_its_own_guest_can_use(self, lab: Lab) -> None:
-        mine, other = Machine(), Machine()
+        mine, other = GuestMachine(), GuestMachine()
         pair = await lab.pair(mine)
         stranger = Pair(await lab.boot(other), pair.destination)
         async with witness(lab, stranger) as seen:
@@ -161,7 +161,7 @@ class TestDestination:
         assert set(await lab.counting()) == {pair.source, pair.destination}
 
     async def test_that_is_only_paused_is_refused(self, lab: Lab, one_version: Path) -> None:
-        machine = Machine(image_locking="off")
+        machine = GuestMachine(image_locking="off")
         pair = Pair(
             await lab.boot(machine, binary=one_version),
             await lab.start(machine, binary=one_version, paused=True),
@@ -191,7 +191,7 @@ class TestDestination:
 
     @pytest.mark.parametrize("how", ["told-to", "started-so"])
     async def test_that_listens_already_is_refused(self, lab: Lab, one_version: Path, how: str) -> None:
-        machine = Machine()
+        machine = GuestMachine()
         source = await lab.boot(machine, binary=one_version)
         if how == "told-to":
             destination = await lab.start(machine, binary=one_version, incoming=True)
@@ -215,7 +215,7 @@ class TestSource:
             await seen.verify_untouched()
 
     async def test_that_is_migrating_already_is_refused(self, lab: Lab, one_version: Path) -> None:
-        machine = Machine(habit=Habit(region_bytes=16 << 20))
+        machine = GuestMachine(habit=Habit(region_bytes=16 << 20))
         pair = await lab.pair(machine, source=one_version, destination=one_version)
         other = await lab.start(machine, binary=one_version, incoming=True)
         await other.query("migrate-incoming", uri="tcp:127.0.0.1:0")
@@ -233,7 +233,7 @@ class TestSource:
             await seen.verify_untouched()
 
     async def test_that_has_given_its_guest_away_is_refused(self, lab: Lab) -> None:
-        machine = Machine()
+        machine = GuestMachine()
         pair = await lab.pair(machine)
         await gone(pair)
         waiting = await lab.start(machine, incoming=True)
@@ -274,7 +274,7 @@ class TestMonitor:
         self, lab: Lab, held: str
     ) -> None:
         pair = await lab.pair()
-        holder: Qemu = getattr(pair, held)
+        holder: LabQemu = getattr(pair, held)
         async with witness(lab, pair) as seen:
             async with RawMonitor(holder.qmp):
                 ended = await direct(pair)

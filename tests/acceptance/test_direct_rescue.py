@@ -10,13 +10,13 @@ from pathlib import Path
 import pytest
 
 from migrator.core.migration.drivers import Driver
-from migrator.testing.lab import Habit, Lab, Machine, Pair
+from migrator.testing.lab import GuestMachine, Habit, Lab, Pair
 from tests.acceptance.test_two_controllers import frozen
 from tests.command import Ended, addresses, direct_doomed, run
 from tests.invariants import Witness, records, settings, witness
 
 MIB = 1 << 20
-BUSY = Machine(habit=Habit(region_bytes=16 * MIB, bytes_per_second=8 * MIB), image_locking="off")
+BUSY = GuestMachine(habit=Habit(region_bytes=16 * MIB, bytes_per_second=8 * MIB), image_locking="off")
 PRECOPY, POSTCOPY = ("--postcopy", "never"), ("--postcopy", "immediate")
 
 

@@ -14,8 +14,8 @@ from typing import Any
 import pytest
 
 from migrator.testing import network
-from migrator.testing.lab import Habit, Machine, Qemu, RawMonitor, until
-from migrator.testing.site import Site
+from migrator.testing.lab import GuestMachine, Habit, LabQemu, RawMonitor, until
+from migrator.testing.site import LabSite
 from tests.conftest import missing
 
 MIB = 1 << 20
@@ -28,8 +28,8 @@ def _needs_namespaces() -> None:
         missing(why)
 
 
-def guest(name: str, *, region: int = 32 * MIB, speed: int = 4 * MIB, **how: Any) -> Machine:
-    return Machine(
+def guest(name: str, *, region: int = 32 * MIB, speed: int = 4 * MIB, **how: Any) -> GuestMachine:
+    return GuestMachine(
         name=name,
         memory_bytes=128 * MIB,
         habit=Habit(region_bytes=region, bytes_per_second=speed),
@@ -39,15 +39,15 @@ def guest(name: str, *, region: int = 32 * MIB, speed: int = 4 * MIB, **how: Any
 
 
 @asynccontextmanager
-async def served(*names: str, speed: int = FAST, **how: Any) -> AsyncIterator[Site]:
-    with Site(*(names or ("a", "b", "c")), bytes_per_second=speed, **how) as site:
+async def served(*names: str, speed: int = FAST, **how: Any) -> AsyncIterator[LabSite]:
+    with LabSite(*(names or ("a", "b", "c")), bytes_per_second=speed, **how) as site:
         site.serve()
         await site.until_served()
         await known(site)
         yield site
 
 
-async def known(site: Site, guests: int = 0) -> None:
+async def known(site: LabSite, guests: int = 0) -> None:
     """Every host was looked at, and so many guests are known."""
 
     def seen() -> bool:
@@ -57,21 +57,21 @@ async def known(site: Site, guests: int = 0) -> None:
     await until(seen, what="the hosts", within=30)
 
 
-def ask(site: Site, *words: str) -> Any:
+def ask(site: LabSite, *words: str) -> Any:
     done = site.command(*words, "--json")
     assert done.returncode == 0, done
     return json.loads(done.stdout)
 
 
-async def filled(site: Site, machines: list[Machine], host: str = "a") -> list[Qemu]:
+async def filled(site: LabSite, machines: list[GuestMachine], host: str = "a") -> list[LabQemu]:
     return await asyncio.gather(*(site.boot(machine, host) for machine in machines))
 
 
-async def command(site: Site, *words: str) -> Any:
+async def command(site: LabSite, *words: str) -> Any:
     return await asyncio.to_thread(site.command, *words)
 
 
-async def runs_once(site: Site, machine: Machine) -> Qemu:
+async def runs_once(site: LabSite, machine: GuestMachine) -> LabQemu:
     """The one process in which it runs, its memory checked."""
     running = await site.running(machine)
     assert len(running) == 1, (machine.name, running, site.log())
@@ -82,7 +82,7 @@ async def runs_once(site: Site, machine: Machine) -> Qemu:
 class Witness:
     """Looks again and again whether somebody runs twice."""
 
-    def __init__(self, site: Site, machines: list[Machine]) -> None:
+    def __init__(self, site: LabSite, machines: list[GuestMachine]) -> None:
         self._site, self._machines = site, machines
         self.doubled: list[str] = []
         self._task = asyncio.create_task(self._look(), name="witness")
@@ -154,7 +154,7 @@ async def test_killed_again_and_again_it_goes_on_and_nobody_is_lost_or_doubled()
         assert len(list(site.processes())) == len(machines), site.log()
 
 
-async def ended(site: Site, identifier: str, state: str, within: float = 90) -> Any:
+async def ended(site: LabSite, identifier: str, state: str, within: float = 90) -> Any:
     found: dict[str, Any] = {}
 
     def over() -> bool:
@@ -194,7 +194,7 @@ async def test_stopped_it_parks_and_started_again_it_goes_on() -> None:
             assert site.where(await runs_once(site, machine)) in ("b", "c")
 
 
-def moving(site: Site) -> list[Any]:
+def moving(site: LabSite) -> list[Any]:
     found = ask(site, "status")
     return [one for one in found["migrations"] if one["state"] == "precopy"]
 

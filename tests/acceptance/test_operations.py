@@ -22,8 +22,8 @@ import httpx2
 import pytest
 
 from migrator.testing import network
-from migrator.testing.lab import Habit, Lab, Machine, until
-from migrator.testing.site import Site
+from migrator.testing.lab import GuestMachine, Habit, Lab, until
+from migrator.testing.site import LabSite
 from tests.broker import Broker, mosquitto
 from tests.conftest import missing
 from tests.sshd import Sshd
@@ -315,28 +315,28 @@ def test_doctor_tries_the_broker(config: Path, broker: Broker) -> None:
     assert said(found, "broker", "fail", "see its ACL"), found
 
 
-def guest(name: str, **how: Any) -> Machine:
+def guest(name: str, **how: Any) -> GuestMachine:
     habit = Habit(region_bytes=16 * MIB, bytes_per_second=MIB)
-    return Machine(name=name, memory_bytes=128 * MIB, habit=habit, image_locking="off", **how)
+    return GuestMachine(name=name, memory_bytes=128 * MIB, habit=habit, image_locking="off", **how)
 
 
 @asynccontextmanager
-async def served(*names: str, **how: Any) -> AsyncIterator[Site]:
+async def served(*names: str, **how: Any) -> AsyncIterator[LabSite]:
     if (why := network.possible()) is not None:
         missing(why)
-    with Site(*names, bytes_per_second=400 * MIB, **how) as site:
+    with LabSite(*names, bytes_per_second=400 * MIB, **how) as site:
         site.serve()
         await site.until_served()
         yield site
 
 
-def ask(site: Site, *words: str) -> Any:
+def ask(site: LabSite, *words: str) -> Any:
     done = site.command(*words, "--json")
     assert done.returncode == 0, (done, site.log())
     return json.loads(done.stdout)
 
 
-async def known(site: Site, count: int) -> None:
+async def known(site: LabSite, count: int) -> None:
     await until(lambda: len(ask(site, "guests")["items"]) >= count, what="the guests", within=30)
 
 
@@ -445,7 +445,7 @@ def free_port() -> int:
 
 async def test_token_made_beside_a_service_holds_and_ends_at_once() -> None:
     port = free_port()
-    with Site("a", isolated=False) as site:
+    with LabSite("a", isolated=False) as site:
         text = site.config.read_text().replace("[http]\n", f'[http]\nlisten = "127.0.0.1:{port}"\n')
         site.config.write_text(text)
         site.serve()

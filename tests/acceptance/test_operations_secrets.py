@@ -16,8 +16,8 @@ import httpx2
 import pytest
 
 from migrator.testing import network
-from migrator.testing.lab import Habit, Machine, until
-from migrator.testing.site import Site
+from migrator.testing.lab import GuestMachine, Habit, until
+from migrator.testing.site import LabSite
 from tests.broker import USERS, Broker, mosquitto
 from tests.conftest import missing
 from tests.mqtt_fakes import peer
@@ -41,7 +41,7 @@ def broker(tmp_path: Path) -> Iterator[Broker]:
 class Heard:
     """Everything that anybody was told."""
 
-    def __init__(self, site: Site) -> None:
+    def __init__(self, site: LabSite) -> None:
         self._site = site
         self.said: list[tuple[str, str]] = []
 
@@ -77,7 +77,9 @@ def free_port() -> int:
         return int(probe.getsockname()[1])
 
 
-def configure(site: Site, broker: Broker, port: int, *, password: str = PASSWORD, log: str = "json") -> None:
+def configure(
+    site: LabSite, broker: Broker, port: int, *, password: str = PASSWORD, log: str = "json"
+) -> None:
     site.write_config()
     (site.directory / "password").write_text(f"{password}\n")
     (site.directory / "password").chmod(0o600)
@@ -91,7 +93,7 @@ def configure(site: Site, broker: Broker, port: int, *, password: str = PASSWORD
 
 async def test_no_secret_is_ever_said(broker: Broker) -> None:
     extra = ("-object", f"secret,id=key0,data={DISK_SECRET}")
-    machine = Machine(
+    machine = GuestMachine(
         name="keeps a secret",
         memory_bytes=128 * MIB,
         habit=Habit(region_bytes=16 * MIB, bytes_per_second=MIB),
@@ -99,7 +101,7 @@ async def test_no_secret_is_ever_said(broker: Broker) -> None:
         extra=extra,
     )
     port = free_port()
-    with Site("a", "b", bytes_per_second=400 * MIB) as site:
+    with LabSite("a", "b", bytes_per_second=400 * MIB) as site:
         heard = Heard(site)
         configure(site, broker, port)
         await site.boot(machine, "a")

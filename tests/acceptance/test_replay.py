@@ -6,12 +6,12 @@ import json
 from pathlib import Path
 
 from migrator.testing.guest import Habit
-from migrator.testing.lab import Lab, Machine
+from migrator.testing.lab import GuestMachine, Lab
 from tests.command import direct, run
 
 MIB = 1 << 20
 #: Rewrites 48 MiB faster than the stream of 24 MiB/s that it gets here.
-RESTLESS = Machine(habit=Habit(region_bytes=48 * MIB, bytes_per_second=60 * MIB))
+RESTLESS = GuestMachine(habit=Habit(region_bytes=48 * MIB, bytes_per_second=60 * MIB))
 
 
 async def test_a_recorded_run_is_replayed_through_other_policies(lab: Lab, tmp_path: Path) -> None:

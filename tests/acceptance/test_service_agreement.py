@@ -15,7 +15,7 @@ import pytest
 
 from migrator.core.findings import CATALOGUE
 from migrator.testing import network
-from migrator.testing.lab import Machine, binaries
+from migrator.testing.lab import GuestMachine, binaries
 from tests.acceptance.service_site import MIB, LiveSite, eventually, guest, served
 from tests.conftest import missing
 
@@ -52,7 +52,7 @@ def listener(site: LiveSite, host: str, *ports: int) -> Iterator[None]:
             process.kill()
 
 
-def small(name: str, *extra: str) -> Machine:
+def small(name: str, *extra: str) -> GuestMachine:
     return replace(guest(name, region=4 * MIB, speed=1 * MIB), extra=extra)
 
 

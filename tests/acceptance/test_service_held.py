@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from migrator.testing import network
-from migrator.testing.lab import Machine, until
+from migrator.testing.lab import GuestMachine, until
 from tests.acceptance.service_site import MIB, SLOW, LiveSite, Witness, guest, served
 from tests.conftest import missing
 
@@ -28,7 +28,7 @@ async def held(site: LiveSite, identifier: str) -> Any:
     return await site.get(f"migrations/{identifier}")
 
 
-async def cut_while_it_fetches(site: LiveSite, machine: Machine) -> Any:
+async def cut_while_it_fetches(site: LiveSite, machine: GuestMachine) -> Any:
     begun = await site.post("migrations", guest=machine.name, to="b", policy="now")
 
     async def fetches() -> bool:

@@ -15,7 +15,7 @@ from typing import Any
 import pytest
 
 from migrator.testing import network
-from migrator.testing.lab import Machine
+from migrator.testing.lab import GuestMachine
 from tests.acceptance.service_site import LiveSite, eventually, guest, made
 from tests.conftest import missing
 
@@ -27,7 +27,7 @@ def _needs_namespaces() -> None:
 
 
 @asynccontextmanager
-async def in_a_loop(site: LiveSite, machine: Machine) -> AsyncIterator[Path]:
+async def in_a_loop(site: LiveSite, machine: GuestMachine) -> AsyncIterator[Path]:
     """The guest is run by a shell script that starts it again whenever it ends; while the file is there."""
     [qemu] = site.instances(machine)
     words = Path(f"/proc/{qemu.pid}/cmdline").read_bytes().decode().split("\0")[:-1]

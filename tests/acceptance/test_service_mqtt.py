@@ -14,7 +14,7 @@ from typing import Any
 import pytest
 
 from migrator.testing import network
-from migrator.testing.lab import Machine, until
+from migrator.testing.lab import GuestMachine, until
 from tests.acceptance.service_site import MIB, SLOW, Board, LiveSite, Witness, at_broker, guest, served
 from tests.broker import Broker, mosquitto
 from tests.conftest import missing
@@ -36,7 +36,7 @@ def broker(tmp_path: Path) -> Iterator[Broker]:
 
 
 @asynccontextmanager
-async def at(broker: Broker, machines: list[Machine], **how: Any) -> AsyncIterator[LiveSite]:
+async def at(broker: Broker, machines: list[GuestMachine], **how: Any) -> AsyncIterator[LiveSite]:
     async with served(machines, extra=at_broker(broker), **how) as site:
         yield site
 

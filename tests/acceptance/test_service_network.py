@@ -11,8 +11,8 @@ import pytest
 
 from migrator.core.findings import CATALOGUE
 from migrator.testing import network
-from migrator.testing.lab import Lab, Machine
-from migrator.testing.network import Hosts
+from migrator.testing.lab import GuestMachine, Lab
+from migrator.testing.network import LabHosts
 from tests.acceptance.service_site import LiveSite, eventually, guest, made
 from tests.command import direct
 from tests.conftest import missing
@@ -32,7 +32,7 @@ def _needs_namespaces() -> None:
         missing(why)
 
 
-def wired(name: str, tap: str, script: str = "no") -> Machine:
+def wired(name: str, tap: str, script: str = "no") -> GuestMachine:
     options = f"tap,id=n0,ifname={tap},script={script},downscript=no"
     return replace(guest(name), extra=("-netdev", options, "-device", "virtio-net-pci,netdev=n0"))
 
@@ -127,7 +127,7 @@ async def _alone(site: LiveSite, count: int) -> bool:
 
 
 async def test_direct_looks_at_the_network_before_and_says_how_the_guest_is_connected() -> None:
-    with Hosts("alpha", "beta") as hosts:
+    with LabHosts("alpha", "beta") as hosts:
         for host in hosts:
             host.add_bridge("br0", way_out="out0")
             host.add_tap("t0", bridge="br0")

@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from migrator.testing import network
-from migrator.testing.lab import Machine, until
+from migrator.testing.lab import GuestMachine, until
 from tests.acceptance.service_site import MIB, SLOW, LiveSite, Witness, guest, served
 from tests.acceptance.test_service_recovery import held
 from tests.conftest import missing
@@ -23,7 +23,7 @@ def _needs_namespaces() -> None:
         missing(why)
 
 
-async def begun(site: LiveSite, machine: Machine, to: str, policy: str) -> str:
+async def begun(site: LiveSite, machine: GuestMachine, to: str, policy: str) -> str:
     """A migration that is under way; its id."""
     found = await site.post("migrations", guest=machine.name, to=to, policy=policy)
     return str(found["id"])

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from migrator.testing import network
-from migrator.testing.lab import Machine, Qemu, until
+from migrator.testing.lab import GuestMachine, LabQemu, until
 from tests.acceptance.service_site import MIB, SLOW, LiveSite, Witness, guest, served
 from tests.conftest import missing
 
@@ -24,7 +24,7 @@ def _needs_namespaces() -> None:
         missing(why)
 
 
-async def states(site: LiveSite, machine: Machine) -> dict[str, Qemu]:
+async def states(site: LiveSite, machine: GuestMachine) -> dict[str, LabQemu]:
     """Its processes by their run states."""
     found = {}
     for qemu in site.instances(machine):
@@ -35,7 +35,9 @@ async def states(site: LiveSite, machine: Machine) -> dict[str, Qemu]:
     return found
 
 
-async def killed_at_the_switch(site: LiveSite, machine: Machine, to: str) -> tuple[dict[str, Any], Qemu]:
+async def killed_at_the_switch(
+    site: LiveSite, machine: GuestMachine, to: str
+) -> tuple[dict[str, Any], LabQemu]:
     """Begin a migration and kill the service while the guest stands still; returns when both ends are complete.
 
     Nobody runs the guest then, and nobody will but a service that looks after it. With the source's process.

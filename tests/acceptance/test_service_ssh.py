@@ -14,7 +14,7 @@ from typing import Any
 import pytest
 
 from migrator.testing import network
-from migrator.testing.lab import Machine
+from migrator.testing.lab import GuestMachine
 from tests.acceptance.service_site import MIB, SLOW, LiveSite, Witness, eventually, guest, made
 from tests.conftest import missing
 from tests.sshd import Sshd
@@ -31,7 +31,7 @@ def _needs_namespaces() -> None:
 
 @asynccontextmanager
 async def over_ssh(
-    machines: list[Machine], directory: Path, *names: str
+    machines: list[GuestMachine], directory: Path, *names: str
 ) -> AsyncIterator[tuple[LiveSite, dict[str, Sshd]]]:
     """Hosts with an sshd each, and a service on a host of its own, which is not one of its hosts."""
     async with made(machines, *names, "control", speed=SLOW) as site:
@@ -124,7 +124,7 @@ async def down(site: LiveSite, host: str) -> None:
     await eventually(seen, f"host {host} being down", site, within=30)
 
 
-async def runs_on(site: LiveSite, machine: Machine) -> None:
+async def runs_on(site: LiveSite, machine: GuestMachine) -> None:
     """Its clock goes on, in one process."""
     (qemu,) = await site.running(machine)
     before = (await qemu.counters()).ticks
@@ -135,7 +135,7 @@ async def runs_on(site: LiveSite, machine: Machine) -> None:
     await eventually(goes_on, "another tick of the guest", site)
 
 
-async def runs_at(site: LiveSite, machine: Machine, host: str) -> bool:
+async def runs_at(site: LiveSite, machine: GuestMachine, host: str) -> bool:
     """There and nowhere else."""
     return [site.where(qemu) for qemu in await site.running(machine)] == [host]
 

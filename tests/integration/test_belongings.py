@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from migrator.hosts.local import LocalAccess
-from migrator.testing.lab import Habit, Lab, Machine, RawMonitor, until
+from migrator.testing.lab import GuestMachine, Habit, Lab, RawMonitor, until
 from tests.destinations import POLICY, Site, guest_of, site_of
 
 SMALL = Habit(region_bytes=4 << 20, bytes_per_second=1 << 20)
@@ -34,7 +34,7 @@ async def test_over_several_hops_and_home_again(
     at.mkdir()
     qmp, second, human, serial = (at / name for name in ("vm.qmp", "a, second.sock", "vm.hmp", "port"))
     pid_file, log = at / "vm.pid", at / "vm.log"
-    machine = Machine(
+    machine = GuestMachine(
         habit=SMALL,
         extra=(
             *("-qmp", f"unix:{qmp},server=on,wait=off"),
@@ -81,7 +81,7 @@ async def test_over_several_hops_and_home_again(
 async def test_what_is_somebody_elses_is_left_alone_and_said(lab: Lab, site: Site, one_version: Path) -> None:
     taken, missing = lab.directory / "vm.log", lab.directory / "gone" / "vm.qmp"
     missing.parent.mkdir()
-    machine = Machine(
+    machine = GuestMachine(
         habit=SMALL,
         extra=(
             *("-qmp", f"unix:{missing},server=on,wait=off", "-D", str(taken)),

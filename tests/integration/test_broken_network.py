@@ -8,38 +8,38 @@ from pathlib import Path
 import pytest
 
 from migrator.core.model import MigrationStatus, State
-from migrator.testing.lab import Habit, Lab, Machine, Pair, until
-from migrator.testing.network import Host, Hosts
+from migrator.testing.lab import GuestMachine, Habit, Lab, Pair, until
+from migrator.testing.network import LabHost, LabHosts
 from tests.driven import LONG, MIB, SHORT, Drive, Phase, catch, driven, reaches
 from tests.invariants import witness
 from tests.postcopy import IMMEDIATE
 
-BUSY = Machine(habit=Habit(region_bytes=16 * MIB, bytes_per_second=4 * MIB), image_locking="off")
+BUSY = GuestMachine(habit=Habit(region_bytes=16 * MIB, bytes_per_second=4 * MIB), image_locking="off")
 
 
 @pytest.fixture
-async def apart(hosts: Hosts, lab: Lab) -> Pair:
+async def apart(hosts: LabHosts, lab: Lab) -> Pair:
     """A guest on alpha, a QEMU that waits on beta."""
     return await lab.pair(BUSY, source_prefix=hosts["alpha"].prefix, destination_prefix=hosts["beta"].prefix)
 
 
-def across(hosts: Hosts) -> str:
+def across(hosts: LabHosts) -> str:
     return f"tcp:{hosts['beta'].address}:0"
 
 
-def mute(host: Host, other: Host) -> None:
+def mute(host: LabHost, other: LabHost) -> None:
     """What `host` sends to `other` disappears; the other way stays open."""
     nowhere = "02:6d:69:67:ff:ff"
     host.run("ip", "neigh", "replace", other.address, "lladdr", nowhere, "dev", "uplink", "nud", "permanent")
 
 
-def unreachable(hosts: Hosts) -> None:
+def unreachable(hosts: LabHosts) -> None:
     """Swallow everything between the hosts; whoever connects gives up after 3 s, where the default is 127 s."""
     hosts["alpha"].run("sysctl", "-qw", "net.ipv4.tcp_syn_retries=1")
     hosts["beta"].black_hole()
 
 
-async def test_guest_moves_over_a_slow_link(hosts: Hosts, lab: Lab, apart: Pair) -> None:
+async def test_guest_moves_over_a_slow_link(hosts: LabHosts, lab: Lab, apart: Pair) -> None:
     for host in hosts:
         host.set_speed(40e6)
     async with witness(lab, apart) as seen:
@@ -49,7 +49,7 @@ async def test_guest_moves_over_a_slow_link(hosts: Hosts, lab: Lab, apart: Pair)
         await seen.verify(State.COMPLETED)
 
 
-async def test_connection_refused(hosts: Hosts, lab: Lab, apart: Pair) -> None:
+async def test_connection_refused(hosts: LabHosts, lab: Lab, apart: Pair) -> None:
     # 127.0.0.1 is another host for each of them.
     async with witness(lab, apart) as seen:
         async with driven(apart, listen="tcp:127.0.0.1:0") as drive:
@@ -60,7 +60,7 @@ async def test_connection_refused(hosts: Hosts, lab: Lab, apart: Pair) -> None:
         await seen.verify(State.FAILED)
 
 
-async def test_nobody_there(hosts: Hosts, lab: Lab, apart: Pair) -> None:
+async def test_nobody_there(hosts: LabHosts, lab: Lab, apart: Pair) -> None:
     # The source waits for an answer to its first packet: it stays in setup for as long as the kernel tries. When it is
     # cancelled 7.2 stays in cancelling for as long; the guest runs meanwhile, so there is nothing to do but to wait.
     unreachable(hosts)
@@ -73,7 +73,7 @@ async def test_nobody_there(hosts: Hosts, lab: Lab, apart: Pair) -> None:
 
 @pytest.mark.parametrize("side", ["source", "destination"])
 async def test_end_that_is_killed_in_setup_of_a_connection(
-    hosts: Hosts, lab: Lab, apart: Pair, side: str
+    hosts: LabHosts, lab: Lab, apart: Pair, side: str
 ) -> None:
     unreachable(hosts)
 
@@ -90,7 +90,7 @@ async def test_end_that_is_killed_in_setup_of_a_connection(
         await seen.verify(result.state, lost=side == "source")
 
 
-def broken(hosts: Hosts, drive: Drive, phase: Phase) -> None:
+def broken(hosts: LabHosts, drive: Drive, phase: Phase) -> None:
     """Break the link for good in this phase."""
 
     async def active() -> None:
@@ -111,7 +111,7 @@ def broken(hosts: Hosts, drive: Drive, phase: Phase) -> None:
 
 @pytest.mark.parametrize("phase", [Phase.ACTIVE, Phase.PRE_SWITCHOVER, Phase.CONTINUE])
 async def test_black_hole_for_good_leaves_the_source_as_it_was(
-    hosts: Hosts, lab: Lab, apart: Pair, phase: Phase
+    hosts: LabHosts, lab: Lab, apart: Pair, phase: Phase
 ) -> None:
     # Nobody is told: neither end notices anything by itself, for hours.
     async with witness(lab, apart) as seen:
@@ -124,7 +124,7 @@ async def test_black_hole_for_good_leaves_the_source_as_it_was(
 
 @pytest.mark.parametrize("phase", [Phase.ACTIVE, Phase.PRE_SWITCHOVER, Phase.CONTINUE])
 async def test_black_hole_that_heals_in_time_is_survived(
-    hosts: Hosts, lab: Lab, apart: Pair, phase: Phase
+    hosts: LabHosts, lab: Lab, apart: Pair, phase: Phase
 ) -> None:
     async with witness(lab, apart) as seen:
         async with driven(apart, listen=across(hosts), patience=LONG) as drive:
@@ -136,7 +136,7 @@ async def test_black_hole_that_heals_in_time_is_survived(
         await seen.verify(State.COMPLETED)
 
 
-async def heal_after_looks(hosts: Hosts, drive: Drive) -> None:
+async def heal_after_looks(hosts: LabHosts, drive: Drive) -> None:
     """Once the controller has seen for a while that nothing comes through."""
     source = drive.pair.source
 
@@ -156,7 +156,7 @@ async def heal_after_looks(hosts: Hosts, drive: Drive) -> None:
 
 
 async def test_way_back_lost_at_the_switch_runs_the_guest_in_one_place(
-    hosts: Hosts, lab: Lab, apart: Pair
+    hosts: LabHosts, lab: Lab, apart: Pair
 ) -> None:
     # The destination gets all of it and is complete; the source is never told and stays in device. Nobody may run the
     # guest at the source before the destination was seen dead.
@@ -170,7 +170,7 @@ async def test_way_back_lost_at_the_switch_runs_the_guest_in_one_place(
         await seen.verify(State.FAILED)
 
 
-async def test_black_hole_after_the_hand_over_concerns_nobody(hosts: Hosts, lab: Lab, apart: Pair) -> None:
+async def test_black_hole_after_the_hand_over_concerns_nobody(hosts: LabHosts, lab: Lab, apart: Pair) -> None:
     async with witness(lab, apart) as seen:
         async with driven(apart, listen=across(hosts), patience=SHORT) as drive:
             catch(drive, Phase.LOADED, hosts["beta"].black_hole)
@@ -180,7 +180,7 @@ async def test_black_hole_after_the_hand_over_concerns_nobody(hosts: Hosts, lab:
 
 
 async def test_nobody_there_costs_a_guest_that_is_stopped_for_postcopy_next_to_nothing(
-    hosts: Hosts, lab: Lab, each_qemu: Path
+    hosts: LabHosts, lab: Lab, each_qemu: Path
 ) -> None:
     # 7.2 stays in cancelling for as long as the kernel tries to connect: here 7 s, where the default is 127 s.
     pair = await lab.pair(

@@ -10,15 +10,15 @@ from migrator.core.findings import CATALOGUE
 from migrator.core.process.guest_network import GuestTaps, NetworkState, arrival_state, compare
 from migrator.hosts.guest_network import read_guest_taps
 from migrator.hosts.local import LocalAccess
-from migrator.testing.lab import Lab, Machine
-from migrator.testing.network import Host, Hosts, NetworkError, possible
+from migrator.testing.lab import GuestMachine, Lab
+from migrator.testing.network import LabHost, LabHosts, NetworkError, possible
 
 pytestmark = pytest.mark.skipif(possible() is not None, reason=f"needs hosts of their own: {possible()}")
 
 
 @pytest.fixture(scope="module")
-def hosts() -> Iterator[Hosts]:
-    with Hosts("alpha", "beta") as made:
+def hosts() -> Iterator[LabHosts]:
+    with LabHosts("alpha", "beta") as made:
         for host in made:
             host.add_bridge("br0", way_out="out0")
             host.add_bridge("br1")
@@ -36,35 +36,35 @@ def tap(name: str, *more: str, number: int = 0) -> tuple[str, ...]:
     return ("-netdev", words, "-device", f"virtio-net-pci,netdev=n{number}")
 
 
-async def carried(host: Host, pid: int) -> GuestTaps:
+async def carried(host: LabHost, pid: int) -> GuestTaps:
     return (await read_guest_taps(LocalAccess(host.name, host.prefix), [pid]))[pid]
 
 
-def _down(host: Host) -> None:
+def _down(host: LabHost) -> None:
     host.run("ip", "link", "set", "t0", "down")
 
 
-def _off(host: Host) -> None:
+def _off(host: LabHost) -> None:
     host.run("ip", "link", "set", "t0", "nomaster")
 
 
-def _elsewhere(host: Host) -> None:
+def _elsewhere(host: LabHost) -> None:
     host.run("ip", "link", "set", "t0", "master", "br1")
 
 
-def _bridge_down(host: Host) -> None:
+def _bridge_down(host: LabHost) -> None:
     host.run("ip", "link", "set", "br0", "down")
 
 
-def _no_uplink(host: Host) -> None:
+def _no_uplink(host: LabHost) -> None:
     host.run("ip", "link", "set", "out0", "nomaster")
 
 
-def _uplink_down(host: Host) -> None:
+def _uplink_down(host: LabHost) -> None:
     host.run("ip", "link", "set", "out0", "down")
 
 
-def _mend(host: Host) -> None:
+def _mend(host: LabHost) -> None:
     for words in ("br0 up", "out0 up master br0", "t0 up master br0"):
         host.run("ip", "link", "set", *words.split())
 
@@ -79,11 +79,11 @@ BREAKS = {
 }
 
 
-async def test_every_difference_of_what_a_tap_hangs_on_is_found(lab: Lab, hosts: Hosts) -> None:
+async def test_every_difference_of_what_a_tap_hangs_on_is_found(lab: Lab, hosts: LabHosts) -> None:
     alpha, beta = hosts["alpha"], hosts["beta"]
     for host in hosts:
         host.add_tap("t0", bridge="br0")
-    machine = Machine(extra=tap("t0"))
+    machine = GuestMachine(extra=tap("t0"))
     qemus = [await lab.start(machine, prefix=host.prefix) for host in (alpha,)]
     qemus.append(await lab.start(machine, prefix=beta.prefix, incoming=True))
     here = await carried(alpha, qemus[0].pid)
@@ -104,7 +104,7 @@ async def test_every_difference_of_what_a_tap_hangs_on_is_found(lab: Lab, hosts:
         assert list(compare(here, await carried(beta, qemus[1].pid), "beta")) == []
 
 
-async def test_vlans_of_ports_and_of_ways_out(lab: Lab, hosts: Hosts) -> None:
+async def test_vlans_of_ports_and_of_ways_out(lab: Lab, hosts: LabHosts) -> None:
     alpha, beta = hosts["alpha"], hosts["beta"]
     try:
         for host in hosts:
@@ -112,7 +112,7 @@ async def test_vlans_of_ports_and_of_ways_out(lab: Lab, hosts: Hosts) -> None:
             host.run("ip", "link", "set", "br1", "type", "bridge", "vlan_filtering", "1")
     except NetworkError as error:
         pytest.skip(f"the kernel has no VLANs of bridges: {error}")
-    machine = Machine(extra=tap("v0"))
+    machine = GuestMachine(extra=tap("v0"))
     first = await lab.start(machine, prefix=alpha.prefix)
     second = await lab.start(machine, prefix=beta.prefix, incoming=True)
 
@@ -129,11 +129,11 @@ async def test_vlans_of_ports_and_of_ways_out(lab: Lab, hosts: Hosts) -> None:
     assert await found() == []
 
 
-async def test_the_taps_of_a_process_are_read_whatever_they_are_called(lab: Lab, hosts: Hosts) -> None:
+async def test_the_taps_of_a_process_are_read_whatever_they_are_called(lab: Lab, hosts: LabHosts) -> None:
     alpha = hosts["alpha"]
     alpha.add_tap("twice", bridge="br1")
     unnamed = ("-netdev", "tap,id=n0,script=no,downscript=no", "-device", "virtio-net-pci,netdev=n0")
-    machine = Machine(extra=(*unnamed, *tap("twice", number=1), "-netdev", "user,id=n2"))
+    machine = GuestMachine(extra=(*unnamed, *tap("twice", number=1), "-netdev", "user,id=n2"))
     qemu = await lab.start(machine, prefix=alpha.prefix)
     found = await carried(alpha, qemu.pid)
     assert found.taps is not None

@@ -24,8 +24,8 @@ from migrator.hosts.site_config import HostConfig
 from migrator.qemu.address import Address
 from migrator.qemu.source import SourceEndpoint
 from migrator.site.host_checks import HostChecks, SiteChecks
-from migrator.testing.lab import Lab, Machine, Qemu, binaries
-from migrator.testing.network import Host, Hosts, possible
+from migrator.testing.lab import GuestMachine, Lab, LabQemu, binaries
+from migrator.testing.network import LabHost, LabHosts, possible
 from tests.integration.test_checks_files import OtherMounts, image
 
 pytestmark = pytest.mark.skipif(possible() is not None, reason=f"needs hosts of their own: {possible()}")
@@ -34,8 +34,8 @@ ALWAYS = {"tcg-loses-writes"} if next(iter(binaries()), "") < "9" else set()
 
 
 @pytest.fixture(scope="module")
-def hosts() -> Iterator[Hosts]:
-    with Hosts("alpha", "beta") as made:
+def hosts() -> Iterator[LabHosts]:
+    with LabHosts("alpha", "beta") as made:
         yield made
 
 
@@ -65,7 +65,7 @@ class Counting:
 class Nameless(Counting):
     """Shows a QEMU as started from a path that is nowhere else."""
 
-    def __init__(self, inner: Counting, qemu: Qemu) -> None:
+    def __init__(self, inner: Counting, qemu: LabQemu) -> None:
         super().__init__(inner._inner)
         self._qemu = qemu
 
@@ -78,16 +78,16 @@ class Nameless(Counting):
         return process
 
 
-def way(host: Host, prefix: Sequence[str] = ()) -> Counting:
+def way(host: LabHost, prefix: Sequence[str] = ()) -> Counting:
     return Counting(LocalAccess(host.name, (*prefix, *host.prefix)))
 
 
-def guest_of(qemu: Qemu) -> Guest:
+def guest_of(qemu: LabQemu) -> Guest:
     return Guest(key=str(qemu.machine.uuid), host="alpha", name=qemu.machine.name, pid=qemu.pid)
 
 
 @contextlib.asynccontextmanager
-async def connected(qemu: Qemu) -> AsyncIterator[SourceEndpoint]:
+async def connected(qemu: LabQemu) -> AsyncIterator[SourceEndpoint]:
     end = SourceEndpoint(Address(kind="unix", path=str(qemu.qmp)), role="source")
     try:
         await end.connect()
@@ -97,8 +97,8 @@ async def connected(qemu: Qemu) -> AsyncIterator[SourceEndpoint]:
 
 
 async def check(
-    qemu: Qemu,
-    hosts: Hosts,
+    qemu: LabQemu,
+    hosts: LabHosts,
     *,
     prefix: Sequence[str] = (),
     there: dict[str, Any] | None = None,
@@ -128,12 +128,12 @@ def codes(findings: list[Finding]) -> list[str]:
     return [finding.code for finding in findings]
 
 
-async def start(lab: Lab, hosts: Hosts, *extra: str, **machine: Any) -> Qemu:
-    return await lab.start(Machine(extra=extra, **machine), prefix=hosts["alpha"].prefix)
+async def start(lab: Lab, hosts: LabHosts, *extra: str, **machine: Any) -> LabQemu:
+    return await lab.start(GuestMachine(extra=extra, **machine), prefix=hosts["alpha"].prefix)
 
 
 class TestFits:
-    async def test_hosts_that_fit_raise_nothing_and_are_asked_little(self, lab: Lab, hosts: Hosts) -> None:
+    async def test_hosts_that_fit_raise_nothing_and_are_asked_little(self, lab: Lab, hosts: LabHosts) -> None:
         qemu = await start(lab, hosts)
         assert await check(qemu, hosts, policy=builtin("default")) == []
         alpha, beta = way(hosts["alpha"]), way(hosts["beta"])
@@ -146,7 +146,7 @@ class TestFits:
         assert (len(alpha.commands), len(beta.commands)) == (2, 2)
         assert await qemu.run_state() == "running"
 
-    async def test_obstacle_of_the_guest_is_told_first(self, lab: Lab, hosts: Hosts) -> None:
+    async def test_obstacle_of_the_guest_is_told_first(self, lab: Lab, hosts: LabHosts) -> None:
         qemu = await start(lab, hosts)
         alpha, beta = way(hosts["alpha"]), way(hosts["beta"])
         guest = replace(guest_of(qemu), obstacle="libvirt manages it", obstacle_code="libvirt")
@@ -155,8 +155,8 @@ class TestFits:
             found = await HostChecks().check(guest, source, alpha, beta, here=facts, there=facts)
         assert [each.code for each in found if each.severity is Severity.ERROR] == ["libvirt", *ALWAYS]
 
-    async def test_hosts_by_their_names(self, lab: Lab, hosts: Hosts) -> None:
-        class Hosts:
+    async def test_hosts_by_their_names(self, lab: Lab, hosts: LabHosts) -> None:
+        class LabHosts:
             def access(self, host: str) -> Counting:
                 if host == "gamma":
                     return Counting(LocalAccess("gamma", ("false",)))
@@ -167,20 +167,20 @@ class TestFits:
 
         qemu = await start(lab, hosts)
         async with connected(qemu) as source:
-            found = await SiteChecks(Hosts()).check(guest_of(qemu), source, "beta", builtin("default"))
+            found = await SiteChecks(LabHosts()).check(guest_of(qemu), source, "beta", builtin("default"))
             assert {each.code for each in found} == ALWAYS
             with pytest.raises(HostError, match="gamma"):
-                await SiteChecks(Hosts()).check(guest_of(qemu), source, "gamma", builtin("default"))
+                await SiteChecks(LabHosts()).check(guest_of(qemu), source, "gamma", builtin("default"))
 
 
 class TestTarget:
-    async def test_without_memory_kvm_and_userfaultfd(self, lab: Lab, hosts: Hosts) -> None:
+    async def test_without_memory_kvm_and_userfaultfd(self, lab: Lab, hosts: LabHosts) -> None:
         qemu = await start(lab, hosts)
         there = {"memory_free_bytes": 100 << 20, "userfaultfd": False, "kvm": False}
         found = await check(qemu, hosts, there=there, policy=builtin("postcopy-first"))
         assert codes(found) == ["memory-free", "userfaultfd"]
 
-    async def test_hugepages_that_are_not_reserved(self, lab: Lab, hosts: Hosts) -> None:
+    async def test_hugepages_that_are_not_reserved(self, lab: Lab, hosts: LabHosts) -> None:
         # The guest gets pages that the kernel makes on demand; none is reserved for another.
         demand = Path("/proc/sys/vm/nr_overcommit_hugepages")
         before = demand.read_text()
@@ -198,7 +198,7 @@ class TestTarget:
         assert finding.code == "hugepages"
         assert "64 pages of 2.0 MiB; beta has 63 free" in finding.message
 
-    async def test_bridge_tap_script_and_vhost(self, lab: Lab, hosts: Hosts) -> None:
+    async def test_bridge_tap_script_and_vhost(self, lab: Lab, hosts: LabHosts) -> None:
         alpha, beta = hosts["alpha"], hosts["beta"]
         for command in (
             "ip link add vmbr type bridge",
@@ -225,7 +225,7 @@ class TestTarget:
             with contextlib.suppress(Exception):
                 beta.run("ip", "link", "del", "vmbr")
 
-    async def test_user_network_is_lost(self, lab: Lab, hosts: Hosts) -> None:
+    async def test_user_network_is_lost(self, lab: Lab, hosts: LabHosts) -> None:
         qemu = await start(
             lab, hosts, "-netdev", "user,id=n0", "-device", "virtio-net-pci,netdev=n0,romfile="
         )
@@ -233,7 +233,7 @@ class TestTarget:
         assert (finding.code, finding.severity) == ("user-network", Severity.WARNING)
 
     async def test_old_qemu_and_one_that_lacks_what_the_guest_has(
-        self, lab: Lab, hosts: Hosts, tmp_path: Path
+        self, lab: Lab, hosts: LabHosts, tmp_path: Path
     ) -> None:
         qemu = await start(lab, hosts)
         # A QEMU that is known by the same path over there: what it says of itself is what counts.
@@ -258,7 +258,7 @@ class TestTarget:
         assert "2.12.0" in found[0].message
 
     async def test_what_a_qemu_knows_is_remembered_but_never_held_against_it(
-        self, lab: Lab, hosts: Hosts, tmp_path: Path
+        self, lab: Lab, hosts: LabHosts, tmp_path: Path
     ) -> None:
         qemu = await start(lab, hosts)
         # Only where the source's own program is not there is the configured one taken.
@@ -291,7 +291,7 @@ class TestTarget:
             assert await found() == set()
             assert asked.read_text() == before
 
-    async def test_no_qemu(self, lab: Lab, hosts: Hosts, tmp_path: Path) -> None:
+    async def test_no_qemu(self, lab: Lab, hosts: LabHosts, tmp_path: Path) -> None:
         qemu = await start(lab, hosts)
         (tmp_path / "nothing").write_text("")
         other = OtherMounts(qemu.binary.resolve(), tmp_path / "nothing")
@@ -301,11 +301,11 @@ class TestTarget:
             other.close()
         assert codes(found) == ["qemu-missing"]
 
-    async def test_newer_and_older_qemu(self, lab: Lab, hosts: Hosts) -> None:
+    async def test_newer_and_older_qemu(self, lab: Lab, hosts: LabHosts) -> None:
         found = binaries()
         if not {"7.2", "10.0"} <= found.keys():
             pytest.skip("there is only one QEMU")
-        new = await lab.start(Machine(), binary=found["10.0"], prefix=hosts["alpha"].prefix)
+        new = await lab.start(GuestMachine(), binary=found["10.0"], prefix=hosts["alpha"].prefix)
         assert codes(await check(new, hosts)) == []
         # Beta has no 10.0 under that path.
         other = OtherMounts(found["10.0"].parent.resolve(), lab.directory)
@@ -314,7 +314,9 @@ class TestTarget:
         finally:
             other.close()
 
-    async def test_firmware_and_keys_that_are_only_here(self, lab: Lab, hosts: Hosts, tmp_path: Path) -> None:
+    async def test_firmware_and_keys_that_are_only_here(
+        self, lab: Lab, hosts: LabHosts, tmp_path: Path
+    ) -> None:
         files, other = tmp_path / "files", tmp_path / "other"
         files.mkdir()
         other.mkdir()
@@ -349,13 +351,13 @@ class TestDisks:
         yield mine, theirs, other.prefix
         other.close()
 
-    async def qcow2(self, lab: Lab, hosts: Hosts, directory: Path, options: str = "") -> Qemu:
+    async def qcow2(self, lab: Lab, hosts: LabHosts, directory: Path, options: str = "") -> LabQemu:
         image("create", "-f", "raw", "base", "1M", at=directory)
         image("create", "-f", "qcow2", "-b", "base", "-F", "raw", "top", at=directory)
         drive = f"file={directory / 'top'},if=none,id=d1,format=qcow2{options}"
         return await start(lab, hosts, "-drive", drive, "-device", "virtio-blk-pci,drive=d1,id=disk1")
 
-    async def test_missing(self, lab: Lab, hosts: Hosts, images: tuple[Path, Path, Sequence[str]]) -> None:
+    async def test_missing(self, lab: Lab, hosts: LabHosts, images: tuple[Path, Path, Sequence[str]]) -> None:
         mine, _, prefix = images
         qemu = await self.qcow2(lab, hosts, mine)
         assert await check(qemu, hosts) == []
@@ -363,7 +365,7 @@ class TestDisks:
         assert finding.code == "disk-file-missing"
         assert str(mine / "top") in finding.message
 
-    async def test_copy(self, lab: Lab, hosts: Hosts, images: tuple[Path, Path, Sequence[str]]) -> None:
+    async def test_copy(self, lab: Lab, hosts: LabHosts, images: tuple[Path, Path, Sequence[str]]) -> None:
         mine, theirs, prefix = images
         qemu = await self.qcow2(lab, hosts, mine)
         for name in ("top", "base"):
@@ -372,7 +374,7 @@ class TestDisks:
         assert codes(found) == ["disk-not-shared", "backing-not-shared"]
 
     async def test_backing_file_that_is_missing_or_another(
-        self, lab: Lab, hosts: Hosts, images: tuple[Path, Path, Sequence[str]]
+        self, lab: Lab, hosts: LabHosts, images: tuple[Path, Path, Sequence[str]]
     ) -> None:
         mine, theirs, prefix = images
         qemu = await self.qcow2(lab, hosts, mine)
@@ -384,7 +386,7 @@ class TestDisks:
         assert codes(await check(qemu, hosts, prefix=prefix)) == ["backing-differs"]
 
     async def test_chain_is_known_from_qemu_where_no_host_has_qemu_img(
-        self, lab: Lab, hosts: Hosts, images: tuple[Path, Path, Sequence[str]], tmp_path: Path
+        self, lab: Lab, hosts: LabHosts, images: tuple[Path, Path, Sequence[str]], tmp_path: Path
     ) -> None:
         mine, theirs, prefix = images
         programs = tmp_path / "bin"
@@ -415,18 +417,18 @@ class TestDisks:
         os.link(mine / "base", theirs / "base")
         assert await check(qemu, hosts, prefix=bare, bare=True) == []
 
-    async def test_snapshot(self, lab: Lab, hosts: Hosts, tmp_path: Path) -> None:
+    async def test_snapshot(self, lab: Lab, hosts: LabHosts, tmp_path: Path) -> None:
         qemu = await self.qcow2(lab, hosts, tmp_path, ",snapshot=on")
         found = await check(qemu, hosts)
         assert codes(found) == ["snapshot"]
         assert str(tmp_path / "top") in found[0].message
 
-    async def test_lock_that_is_off(self, lab: Lab, hosts: Hosts) -> None:
+    async def test_lock_that_is_off(self, lab: Lab, hosts: LabHosts) -> None:
         qemu = await start(lab, hosts, image_locking="off")
         assert codes(await check(qemu, hosts)) == ["disk-lock-off"]
 
     async def test_disk_that_was_plugged_in_later(
-        self, lab: Lab, hosts: Hosts, images: tuple[Path, Path, Sequence[str]]
+        self, lab: Lab, hosts: LabHosts, images: tuple[Path, Path, Sequence[str]]
     ) -> None:
         mine, _, prefix = images
         image("create", "-f", "raw", "later", "1M", at=mine)
@@ -467,7 +469,7 @@ class TestTwoMachines:
     async def test_probe_tells(
         self,
         lab: Lab,
-        hosts: Hosts,
+        hosts: LabHosts,
         overlays: tuple[Path, list[OtherMounts]],
         tmp_path: Path,
         shared: bool,
@@ -476,7 +478,7 @@ class TestTwoMachines:
         path, (one, two) = overlays
         drive = f"file={path / 'top'},if=none,id=d1,format=qcow2,cache={cache},read-only=off"
         extra = ("-drive", drive, "-device", "virtio-blk-pci,drive=d1,id=disk1")
-        qemu = await lab.start(Machine(extra=extra), prefix=(*one.prefix, *hosts["alpha"].prefix))
+        qemu = await lab.start(GuestMachine(extra=extra), prefix=(*one.prefix, *hosts["alpha"].prefix))
         alpha, beta = way(hosts["alpha"], one.prefix), way(hosts["beta"], (one if shared else two).prefix)
         here = await read_facts(alpha, address=hosts["alpha"].address)
         there = replace(await read_facts(beta, address=hosts["beta"].address), boot_id="another")
@@ -494,11 +496,11 @@ class TestTwoMachines:
 
     @pytest.mark.parametrize("direct", [True, False])
     async def test_cache_of_a_disk_that_was_plugged_in_later_is_known_from_qemu(
-        self, lab: Lab, hosts: Hosts, overlays: tuple[Path, list[OtherMounts]], direct: bool
+        self, lab: Lab, hosts: LabHosts, overlays: tuple[Path, list[OtherMounts]], direct: bool
     ) -> None:
         path, (one, _) = overlays
         port = ("-device", "pcie-root-port,id=port1,chassis=1")
-        qemu = await lab.start(Machine(extra=port), prefix=(*one.prefix, *hosts["alpha"].prefix))
+        qemu = await lab.start(GuestMachine(extra=port), prefix=(*one.prefix, *hosts["alpha"].prefix))
         file = {"driver": "file", "filename": str(path / "top"), "cache": {"direct": direct}}
         await qemu.query("blockdev-add", {"driver": "qcow2", "node-name": "later", "file": file})
         await qemu.query(
@@ -515,7 +517,7 @@ class TestTwoMachines:
 
 
 class TestUnreachable:
-    async def test_target_that_does_not_answer_is_an_error_in_time(self, lab: Lab, hosts: Hosts) -> None:
+    async def test_target_that_does_not_answer_is_an_error_in_time(self, lab: Lab, hosts: LabHosts) -> None:
         qemu = await start(lab, hosts)
         alpha, dead = way(hosts["alpha"]), LocalAccess("beta", ("sh", "-c", "sleep 60", "sh"))
         facts = await read_facts(alpha, address="127.0.0.1")
@@ -525,7 +527,7 @@ class TestUnreachable:
                     guest_of(qemu), source, alpha, dead, here=facts, there=facts
                 )
 
-    async def test_command_line_that_nobody_may_read(self, lab: Lab, hosts: Hosts) -> None:
+    async def test_command_line_that_nobody_may_read(self, lab: Lab, hosts: LabHosts) -> None:
         qemu = await start(lab, hosts)
         alpha, beta = way(hosts["alpha"]), way(hosts["beta"])
         facts = await read_facts(alpha, address="127.0.0.1")

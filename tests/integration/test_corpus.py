@@ -71,14 +71,14 @@ async def test_what_qemu_shows_changes_nothing(lab: Lab, one_version: Path) -> N
             directory = lab.directory / shape.name
             directory.mkdir()
             made = make(shape, one_version, directory)
-            machine, live = await shown(made)
+            machine, current_devices = await shown(made)
             exists, missing = (made.there(shape.listed(key)) for key in ("exists", "missing"))
             here = replace(
                 shape, head={**shape.head, "machine": machine, "exists": exists, "missing": missing}
             )
             if shape.head.get("shows") is None:
                 written = told(judge(here, command=made.argv))
-                seen = told(judge(here, command=made.argv, live=live))
+                seen = told(judge(here, command=made.argv, current_devices=current_devices))
                 if written != seen:
                     differing[shape.name] = written, seen
             shutil.rmtree(directory)

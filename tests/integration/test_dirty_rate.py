@@ -15,16 +15,16 @@ from migrator.errors import CommandFailed
 from migrator.qemu.address import Address
 from migrator.qemu.endpoint import Endpoint
 from migrator.qemu.monitor import Monitor
-from migrator.testing.lab import Habit, Lab, LabError, Machine, Pair, Qemu, until
+from migrator.testing.lab import GuestMachine, Habit, Lab, LabError, LabQemu, Pair, until
 from tests.driven import MIB, PLAIN, driven
 
 #: Not all of its region in the second that a probe takes, unless it catches up on a machine that is busy.
 HABIT = Habit(region_bytes=64 * MIB, bytes_per_second=48 * MIB)
-UNDER_TCG = Machine(habit=HABIT)
+UNDER_TCG = GuestMachine(habit=HABIT)
 #: Without the flag KVM refuses to start where it runs inside another KVM.
-UNDER_KVM = Machine(habit=HABIT, accelerator="kvm", cpu="host,-arch-capabilities")
+UNDER_KVM = GuestMachine(habit=HABIT, accelerator="kvm", cpu="host,-arch-capabilities")
 #: A ring that this guest does not fill: see migrator/qemu/dirty_rate.py for what becomes of one that does.
-WITH_RING = Machine(habit=HABIT, accelerator="kvm,dirty-ring-size=65536", cpu="host,-arch-capabilities")
+WITH_RING = GuestMachine(habit=HABIT, accelerator="kvm,dirty-ring-size=65536", cpu="host,-arch-capabilities")
 BOOTS_WITHIN = 20.0
 #: What may be counted, MiB a second: a machine that is busy gives the guest less, and then more, at most its region.
 EXACTLY = (20, 68)
@@ -35,7 +35,7 @@ SAMPLED = (8, 96)
 class Probed(Endpoint):
     """A source that remembers in which ways it was asked to measure."""
 
-    def __init__(self, qemu: Qemu) -> None:
+    def __init__(self, qemu: LabQemu) -> None:
         address = Address(kind="unix", path=str(qemu.qmp))
         super().__init__(address, role="source")
         self.asked: list[str] = []
@@ -75,7 +75,7 @@ class Probed(Endpoint):
 
 
 @asynccontextmanager
-async def probed(qemu: Qemu) -> AsyncIterator[Probed]:
+async def probed(qemu: LabQemu) -> AsyncIterator[Probed]:
     end = Probed(qemu)
     await end.connect()
     try:
@@ -84,7 +84,7 @@ async def probed(qemu: Qemu) -> AsyncIterator[Probed]:
         await end.close()
 
 
-async def boot(lab: Lab, machine: Machine, binary: Path, **how: Any) -> Qemu:
+async def boot(lab: Lab, machine: GuestMachine, binary: Path, **how: Any) -> LabQemu:
     """A guest that runs; skipped where this KVM does not run it."""
     needs_kvm = machine.accelerator.startswith("kvm")
     try:
@@ -101,7 +101,7 @@ async def boot(lab: Lab, machine: Machine, binary: Path, **how: Any) -> Qemu:
     return qemu
 
 
-async def copying(qemu: Qemu) -> None:
+async def copying(qemu: LabQemu) -> None:
     """A migration to nowhere, by somebody else."""
     await qemu.query("migrate-set-parameters", max_bandwidth=4 * MIB)
     await qemu.query("migrate", uri="exec:cat >/dev/null")

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from migrator.testing.fake_qemu import FakeQemu
-from migrator.testing.lab import Habit, Lab, Machine
+from migrator.testing.lab import GuestMachine, Habit, Lab
 from migrator.testing.workload import MIB, from_habit
 from tests.scenarios import SCENARIOS, Stage, play
 
@@ -37,7 +37,7 @@ async def test_fake_does_as_the_real_one(
     real: list[str] = []
     for _ in range(ATTEMPTS):
         # Without locks on the image: the fake has none.
-        machine = Machine(habit=HABIT, image_locking="off")
+        machine = GuestMachine(habit=HABIT, image_locking="off")
         pair = await lab.pair(machine, source=binary, destination=binary)
         real = await play(scenario, (pair.source, pair.destination))
         if real == fake:

@@ -9,12 +9,12 @@ import pytest
 
 from migrator.core.model import State
 from migrator.qemu.address import Address
-from migrator.testing.lab import Habit, Lab, Machine, Pair, Qemu
+from migrator.testing.lab import GuestMachine, Habit, Lab, LabQemu, Pair
 from tests.driven import MIB, PLAIN, SHORT, SLOW, CaughtEnd, Drive, Phase, catch, driven, hurry
 from tests.invariants import witness
 
 #: With a monitor of each end over TCP, which tells nothing of the process.
-DISTANT = Machine(
+DISTANT = GuestMachine(
     habit=Habit(region_bytes=16 * MIB, bytes_per_second=4 * MIB),
     image_locking="off",
     extra=(
@@ -26,13 +26,15 @@ DISTANT = Machine(
 )
 
 
-async def port(qemu: Qemu) -> int:
+async def port(qemu: LabQemu) -> int:
     """Where its TCP monitor listens."""
     (found,) = [each for each in await qemu.query("query-chardev") if each["label"] == "tcp"]
     return int(found["filename"].removesuffix(",server=on").rpartition(":")[2])
 
 
-async def end(qemu: Qemu, role: str, pid: int | None = None, fence_command: str | None = None) -> CaughtEnd:
+async def end(
+    qemu: LabQemu, role: str, pid: int | None = None, fence_command: str | None = None
+) -> CaughtEnd:
     address = Address(kind="tcp", host="127.0.0.1", port=await port(qemu))
     return CaughtEnd(qemu, role=role, address=address, pid=pid, fence_command=fence_command)
 

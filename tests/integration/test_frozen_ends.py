@@ -11,11 +11,11 @@ from pathlib import Path
 import pytest
 
 from migrator.core.model import State
-from migrator.testing.lab import Habit, Lab, Machine, Pair, until
+from migrator.testing.lab import GuestMachine, Habit, Lab, Pair, until
 from tests.driven import LONG, MIB, PLAIN, SHORT, SLOW, Drive, Phase, catch, driven, hurry
 from tests.invariants import witness
 
-BUSY = Machine(habit=Habit(region_bytes=16 * MIB, bytes_per_second=4 * MIB), image_locking="off")
+BUSY = GuestMachine(habit=Habit(region_bytes=16 * MIB, bytes_per_second=4 * MIB), image_locking="off")
 SOURCE, DESTINATION = "source", "destination"
 COMPLETED, FAILED, HELD = State.COMPLETED, State.FAILED, State.HELD
 

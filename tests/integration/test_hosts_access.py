@@ -26,7 +26,7 @@ from migrator.hosts.ssh import SshAccess
 from migrator.machine import LocalProcess, boot_id
 from migrator.testing import network
 from migrator.testing.lab import Lab, until
-from migrator.testing.network import Hosts
+from migrator.testing.network import LabHosts
 from tests.conftest import missing
 from tests.sshd import Sshd, ended, inside
 
@@ -59,7 +59,7 @@ def site(tmp_path: Path) -> Iterator[SimpleNamespace]:
     """A host ``alpha`` with an sshd, seen from another."""
     if reason := network.possible():
         missing(reason)
-    with Hosts("alpha", "control", isolated=True) as hosts:
+    with LabHosts("alpha", "control", isolated=True) as hosts:
         alpha = hosts["alpha"]
         sshd = Sshd(tmp_path / "sshd", address=alpha.address, prefix=alpha.prefix)
         with sshd, inside(hosts["control"].namespace):

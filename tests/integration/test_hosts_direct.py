@@ -15,32 +15,32 @@ import pytest
 
 from migrator.core.model import State
 from migrator.core.policy import builtin
-from migrator.hosts.sockets import RemoteMonitor
+from migrator.hosts.sockets import RemoteMonitorTransport
 from migrator.hosts.ssh import SshAccess
 from migrator.qemu.address import Address
 from migrator.qemu.process_handle import ProcessHandle
 from migrator.store.records import unfinished
 from migrator.testing import network
-from migrator.testing.lab import Habit, Lab, Machine, Pair, Qemu, until
-from migrator.testing.network import Hosts
+from migrator.testing.lab import GuestMachine, Habit, Lab, LabQemu, Pair, until
+from migrator.testing.network import LabHosts
 from tests.command import SLOWLY, Ended, started
 from tests.conftest import missing
 from tests.driven import LONG, MIB, PLAIN, SHORT, SLOW, CaughtEnd, Drive, Phase, catch, hurry, reaches
 from tests.invariants import records, witness
 from tests.sshd import Sshd, inside
 
-BUSY = Machine(habit=Habit(region_bytes=16 * MIB, bytes_per_second=4 * MIB), image_locking="off")
+BUSY = GuestMachine(habit=Habit(region_bytes=16 * MIB, bytes_per_second=4 * MIB), image_locking="off")
 
 
 class Site(SimpleNamespace):
     """Hosts alpha and beta with an sshd each, and this process on a third."""
 
-    hosts: Hosts
+    hosts: LabHosts
     alpha: Sshd
     beta: Sshd
     lab: Lab
 
-    async def pair(self, machine: Machine = BUSY) -> Pair:
+    async def pair(self, machine: GuestMachine = BUSY) -> Pair:
         return await self.lab.pair(
             machine,
             source_prefix=self.hosts["alpha"].prefix,
@@ -53,7 +53,7 @@ def site(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Site]:
     if reason := network.possible():
         missing(reason)
     home = tmp_path / "home" / ".ssh"
-    with Hosts("alpha", "beta", "control", isolated=True) as hosts, Lab() as lab:
+    with LabHosts("alpha", "beta", "control", isolated=True) as hosts, Lab() as lab:
         alpha = Sshd(tmp_path / "alpha", address=hosts["alpha"].address, prefix=hosts["alpha"].prefix)
         beta = Sshd(
             tmp_path / "beta", address=hosts["beta"].address, prefix=hosts["beta"].prefix, key=alpha.key
@@ -94,10 +94,10 @@ async def test_command_moves_a_guest(site: Site, postcopy: str) -> None:
 class RemoteEnd(CaughtEnd):
     """An end over SSH that a test catches at the step it wants."""
 
-    def __init__(self, qemu: Qemu, access: SshAccess, *, role: str) -> None:
+    def __init__(self, qemu: LabQemu, access: SshAccess, *, role: str) -> None:
         super().__init__(qemu, role=role, address=Address(kind="ssh", host=access.name, path=str(qemu.qmp)))
-        self._way = RemoteMonitor(access, str(qemu.qmp))
-        self._held = ProcessHandle(self.name, pid=None, way=self._way)
+        self._transport = RemoteMonitorTransport(access, str(qemu.qmp))
+        self._handle = ProcessHandle(self.name, pid=None, transport=self._transport)
 
 
 @asynccontextmanager

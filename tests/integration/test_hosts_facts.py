@@ -19,7 +19,7 @@ from migrator.hosts.sockets import FoundSocket, SocketClient
 from migrator.hosts.sockets import parse as parse_sockets
 from migrator.machine import boot_id
 from migrator.testing.lab import binaries
-from migrator.testing.network import Hosts
+from migrator.testing.network import LabHosts
 
 SERVER = """
 @@memory
@@ -190,7 +190,7 @@ class TestRead:
         assert "lo" in facts.interfaces
         assert facts.cpu_model
 
-    async def test_of_hosts_in_namespaces(self, hosts: Hosts) -> None:
+    async def test_of_hosts_in_namespaces(self, hosts: LabHosts) -> None:
         host = hosts["alpha"]
         host.run("ip", "link", "add", "a-bridge", "type", "bridge")
         facts = await read_facts(LocalAccess("alpha", host.prefix), address=host.address)

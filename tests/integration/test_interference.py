@@ -10,14 +10,14 @@ import pytest
 from migrator.core.model import MigrationStatus, State
 from migrator.engine.migration.outcome import MigrationOutcome
 from migrator.testing.guest import NotBooted
-from migrator.testing.lab import Habit, Lab, Machine, Pair, Qemu, RawQmpError, until
+from migrator.testing.lab import GuestMachine, Habit, Lab, LabQemu, Pair, RawQmpError, until
 from tests.driven import MIB, PLAIN, SHORT, SLOW, Phase, catch, driven, hurry, reaches
 from tests.invariants import witness
 
 HABIT = Habit(region_bytes=16 * MIB, bytes_per_second=4 * MIB)
-BUSY = Machine(habit=HABIT)
+BUSY = GuestMachine(habit=HABIT)
 #: Its process stays when it powers off.
-STAYING = Machine(habit=HABIT, extra=("-no-shutdown",))
+STAYING = GuestMachine(habit=HABIT, extra=("-no-shutdown",))
 RUNNING, PAUSED, SHUTDOWN = "running", "paused", "shutdown"
 #: Before the source stops the guest for the last time.
 EARLY = (Phase.PREPARED, Phase.ACTIVE)
@@ -41,7 +41,7 @@ async def interfered(pair: Pair, phase: Phase, act: Callable[[], Awaitable[objec
         return await drive.run()
 
 
-async def boots(qemu: Qemu) -> int:
+async def boots(qemu: LabQemu) -> int:
     """How often the guest has started in its life, by its own count; 0 while it is starting."""
     try:
         return (await qemu.counters()).boots
@@ -204,7 +204,7 @@ class TestRebooted:
             await seen.verify(State.COMPLETED)
 
     async def test_paused_guest_is_rebooted_and_stays_paused(self, lab: Lab, one_version: Path) -> None:
-        pair = await lab.pair(Machine(), source=one_version, destination=one_version)
+        pair = await lab.pair(GuestMachine(), source=one_version, destination=one_version)
         await pair.source.query("stop")
         async with witness(lab, pair) as seen:
             result = await interfered(pair, Phase.PREPARED, lambda: reset_shell(pair.source))
@@ -215,7 +215,7 @@ class TestRebooted:
             assert not pair.source.alive
 
 
-async def reset_shell(qemu: Qemu) -> None:
+async def reset_shell(qemu: LabQemu) -> None:
     """Reset a QEMU whose guest stands still, and wait until that shows."""
     await qemu.query("system_reset")
 
@@ -225,7 +225,7 @@ async def reset_shell(qemu: Qemu) -> None:
     await until(shows, what="a machine that was reset")
 
 
-async def started_afresh(qemu: Qemu) -> None:
+async def started_afresh(qemu: LabQemu) -> None:
     async def again() -> bool:
         return await boots(qemu) == 2
 
@@ -405,7 +405,7 @@ class TestPoweredOff:
             await seen.verify(State.COMPLETED, run_state=SHUTDOWN)
 
 
-async def off(qemu: Qemu) -> None:
+async def off(qemu: LabQemu) -> None:
     async def shows() -> bool:
         return await qemu.run_state() == SHUTDOWN
 
@@ -439,7 +439,7 @@ class TestSuspended:
 
 async def asleep(lab: Lab, binary: Path):
     """A pair whose guest has suspended itself to RAM, and its witness."""
-    machine = Machine(habit=Habit(suspend_after_seconds=0.1))
+    machine = GuestMachine(habit=Habit(suspend_after_seconds=0.1))
     source = await lab.start(machine, binary=binary)
     destination = await lab.start(machine, binary=binary, incoming=True)
 

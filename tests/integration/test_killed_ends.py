@@ -7,15 +7,15 @@ from pathlib import Path
 import pytest
 
 from migrator.core.model import State
-from migrator.testing.lab import Habit, Lab, Machine, Pair, Qemu
+from migrator.testing.lab import GuestMachine, Habit, Lab, LabQemu, Pair
 from tests.driven import MIB, PLAIN, SHORT, SLOW, Phase, catch, driven
 from tests.invariants import witness
 
 #: Enough to check, and to be in precopy for a while. No lock of the image hides that it would run twice.
-BUSY = Machine(habit=Habit(region_bytes=16 * MIB, bytes_per_second=4 * MIB), image_locking="off")
+BUSY = GuestMachine(habit=Habit(region_bytes=16 * MIB, bytes_per_second=4 * MIB), image_locking="off")
 
 
-def kill(qemu: Qemu, *, wake: Qemu | None = None):
+def kill(qemu: LabQemu, *, wake: LabQemu | None = None):
     async def hook() -> None:
         qemu.kill()
         await qemu.wait_dead()

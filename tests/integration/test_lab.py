@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 
 from migrator.testing.guest import BEAT_SECONDS, TICK_SECONDS, MemoryDamaged
-from migrator.testing.lab import Habit, Lab, LabError, Machine, Pair, RawMonitor, until
+from migrator.testing.lab import GuestMachine, Habit, Lab, LabError, Pair, RawMonitor, until
 
 MIB = 1 << 20
 
@@ -63,7 +63,7 @@ class TestGuest:
         assert cpu_seconds(guest.pid) - used < 0.2 * seconds
 
     async def test_dirties_at_the_pace_it_was_given(self, lab: Lab, each_qemu: Path) -> None:
-        pace = Machine(habit=Habit(region_bytes=4 * MIB, bytes_per_second=40 * MIB))
+        pace = GuestMachine(habit=Habit(region_bytes=4 * MIB, bytes_per_second=40 * MIB))
         guest = await lab.boot(pace, binary=each_qemu)
         before = await guest.counters()
 
@@ -78,7 +78,7 @@ class TestGuest:
         assert 0.5 * ticks / 10 < passes <= ticks / 10 + 1
 
     async def test_bursts(self, lab: Lab) -> None:
-        guest = await lab.boot(Machine(habit=Habit(region_bytes=MIB, on_seconds=0.1, off_seconds=0.1)))
+        guest = await lab.boot(GuestMachine(habit=Habit(region_bytes=MIB, on_seconds=0.1, off_seconds=0.1)))
         quiet, busy = False, False
         passes = (await guest.counters()).passes
         async with asyncio.timeout(20):
@@ -89,17 +89,17 @@ class TestGuest:
                 passes = now
 
     async def test_rests_after_the_passes_it_was_given(self, lab: Lab) -> None:
-        guest = await lab.boot(Machine(habit=Habit(region_bytes=MIB, passes=3)))
+        guest = await lab.boot(GuestMachine(habit=Habit(region_bytes=MIB, passes=3)))
         await guest.wait_beating()
         assert (await guest.check_memory()).passes == 3
 
     async def test_powers_off_by_itself(self, lab: Lab) -> None:
-        guest = await lab.start(Machine(habit=Habit(power_off_after_seconds=0.1)))
+        guest = await lab.start(GuestMachine(habit=Habit(power_off_after_seconds=0.1)))
         assert await guest.wait_dead() == 0
         assert guest.beats == 0.1 / BEAT_SECONDS
 
     async def test_suspends_by_itself(self, lab: Lab, each_qemu: Path) -> None:
-        guest = await lab.start(Machine(habit=Habit(suspend_after_seconds=0.1)), binary=each_qemu)
+        guest = await lab.start(GuestMachine(habit=Habit(suspend_after_seconds=0.1)), binary=each_qemu)
 
         async def suspended() -> bool:
             return await guest.run_state() == "suspended"
@@ -112,7 +112,7 @@ class TestGuest:
         assert await guest.wait_dead() == 0
 
     async def test_starts_afresh_after_a_reset(self, lab: Lab, each_qemu: Path) -> None:
-        guest = await lab.boot(Machine(habit=Habit(region_bytes=MIB)), binary=each_qemu)
+        guest = await lab.boot(GuestMachine(habit=Habit(region_bytes=MIB)), binary=each_qemu)
         await guest.query("system_reset")
         await until(lambda: guest.boots == 2, what="the second start")
         await guest.wait_beating()
@@ -123,7 +123,7 @@ class TestMigration:
     async def test_guest_arrives_intact_and_runs_in_one_place(
         self, lab: Lab, each_crossing: tuple[Path, Path]
     ) -> None:
-        machine = Machine(
+        machine = GuestMachine(
             habit=Habit(region_bytes=32 * MIB, bytes_per_second=200 * MIB), mac="52:54:00:12:34:56"
         )
         pair = await lab.pair(machine, source=each_crossing[0], destination=each_crossing[1])
@@ -141,18 +141,18 @@ class TestMigration:
         assert set(pair.destination.announcements()) == {"52:54:00:12:34:56"}
 
     async def test_memory_that_changed_on_the_way_is_noticed(self, lab: Lab) -> None:
-        guest = await lab.boot(Machine(habit=Habit(region_bytes=MIB, bytes_per_second=MIB)))
+        guest = await lab.boot(GuestMachine(habit=Habit(region_bytes=MIB, bytes_per_second=MIB)))
         await guest.query("stop")
         await guest.check_memory()
         # The other half of a guest that was torn in two: another one's pages.
-        other = await lab.boot(Machine(habit=Habit(region_bytes=2 * MIB, passes=1)))
+        other = await lab.boot(GuestMachine(habit=Habit(region_bytes=2 * MIB, passes=1)))
         await other.query("stop")
         guest.machine = replace(guest.machine, habit=Habit(region_bytes=2 * MIB))
         with pytest.raises(MemoryDamaged, match="page 256 of 512"):
             await guest.check_memory()
 
     async def test_two_that_run_are_noticed(self, lab: Lab) -> None:
-        pair = await lab.pair(Machine(image_locking="off"))
+        pair = await lab.pair(GuestMachine(image_locking="off"))
         async with lab.watch() as watch:
             await pair.source.wait_beating()
             await move(pair)
@@ -166,7 +166,7 @@ class TestMigration:
 class TestProcess:
     async def test_that_cannot_start_says_why(self, lab: Lab) -> None:
         with pytest.raises(LabError, match="unsupported machine type"):
-            await lab.start(Machine(type="abacus"))
+            await lab.start(GuestMachine(type="abacus"))
 
     async def test_frozen_one_lives_but_does_not_beat(self, lab: Lab) -> None:
         guest = await lab.boot()

@@ -27,7 +27,7 @@ from migrator.hosts.local import LocalAccess
 from migrator.hosts.stale_directories import remove_stale
 from migrator.site import incoming_destination
 from migrator.site.launch_config import Method
-from migrator.testing.lab import Lab, Machine, RawMonitor, until
+from migrator.testing.lab import GuestMachine, Lab, RawMonitor, until
 from tests.destinations import Moved, Site, arguments_of, guest_of, site_of
 
 QEMU = "qemu-system-x86_64"
@@ -101,7 +101,7 @@ class TestFailures:
         assert f"there is no QEMU: no {binary}" in await failure(site, guest)
 
     async def test_old_qemu(self, lab: Lab, site: Site, qemu_binary) -> None:
-        qemu = await lab.start(Machine(type="pc-q35-10.0"), binary=qemu_binary("10.0"))
+        qemu = await lab.start(GuestMachine(type="pc-q35-10.0"), binary=qemu_binary("10.0"))
         site.have(qemu_binary("10.0"), qemu_binary("7.2"))
         assert "unsupported machine type" in await failure(site, guest_of(qemu))
 
@@ -226,7 +226,7 @@ class TestFailures:
         assert not list(deep.glob("*"))
 
     async def test_ports_of_the_source_are_not_fought_over(self, lab: Lab, site: Site) -> None:
-        qemu = await lab.start(Machine(extra=("-netdev", "user,id=n0,hostfwd=tcp:127.0.0.1:50922-:22")))
+        qemu = await lab.start(GuestMachine(extra=("-netdev", "user,id=n0,hostfwd=tcp:127.0.0.1:50922-:22")))
         with pytest.raises(Refused, match=r"listens at port 50922.*on one machine"):
             await site.start(guest_of(qemu))
         assert site.left == []
@@ -431,13 +431,13 @@ class TestDiscard:
         assert Path(guest.socket).exists()
 
 
-async def _arrived(socket: str, machine: Machine, lab: Lab) -> bool:
+async def _arrived(socket: str, machine: GuestMachine, lab: Lab) -> bool:
     return await Moved(machine, lab, socket).run_state() == "paused"
 
 
 class TestTemplate:
     async def test_starts_one_that_the_guest_moves_into(self, lab: Lab, site: Site) -> None:
-        qemu = await lab.boot(Machine(name="web, 1"))
+        qemu = await lab.boot(GuestMachine(name="web, 1"))
         image = str(lab.image(qemu.machine))
         by_template(site, QEMU, *qemu.machine.options(Path(image)), "-S", "-incoming", "defer", "-daemonize")
         site.config = replace(
@@ -468,7 +468,7 @@ class TestTemplate:
 
 class TestAttached:
     async def test_takes_the_one_that_waits(self, lab: Lab, site: Site) -> None:
-        machine = Machine()
+        machine = GuestMachine()
         source = await lab.boot(machine)
         waiting = await lab.start(machine, incoming=True, label=str(machine.uuid))
         pattern = str(waiting.qmp).replace(str(machine.uuid), "{uuid}")
@@ -549,7 +549,7 @@ class TestUnit:
         return directory
 
     async def test_a_guest_moves_into_a_unit_of_its_own(self, lab: Lab, site: Site, systemd: Path) -> None:
-        qemu = await lab.boot(Machine(name="cost $5 $HOME"))
+        qemu = await lab.boot(GuestMachine(name="cost $5 $HOME"))
         guest = await site.move(guest_of(qemu), "beta")
         (pid,) = site.processes
         assert "-daemonize" not in arguments_of(pid)

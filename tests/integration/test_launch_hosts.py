@@ -12,8 +12,8 @@ from migrator.hosts.local import LocalAccess
 from migrator.hosts.site_config import HostConfig
 from migrator.hosts.ssh import SshAccess
 from migrator.site.launch_config import Method
-from migrator.testing.lab import Habit, Lab, Machine
-from migrator.testing.network import Hosts
+from migrator.testing.lab import GuestMachine, Habit, Lab
+from migrator.testing.network import LabHosts
 from tests.destinations import MIB, Moved, Site, guest_of, site_of
 from tests.integration.test_replicate import PLUGGABLE, fingerprint, plug_everything
 from tests.sshd import Sshd
@@ -33,7 +33,7 @@ class TestOverSsh:
             await access.close()
 
     async def test_a_guest_and_all_that_was_plugged_moves_there_and_back(self, lab: Lab, site: Site) -> None:
-        machine = Machine(habit=HABIT, name="a $(b)\n'c'", extra=PLUGGABLE)
+        machine = GuestMachine(habit=HABIT, name="a $(b)\n'c'", extra=PLUGGABLE)
         qemu = await lab.boot(machine)
         await plug_everything(qemu, lab.directory)
         before = await fingerprint(qemu)
@@ -63,7 +63,7 @@ class TestOverSsh:
 
 class TestInNetworksOfTheirOwn:
     @pytest.fixture
-    async def site(self, hosts: Hosts, lab: Lab) -> AsyncIterator[Site]:
+    async def site(self, hosts: LabHosts, lab: Lab) -> AsyncIterator[Site]:
         async with site_of(lab) as site:
             for host in hosts:
                 access = LocalAccess(host.name, host.prefix)
@@ -71,8 +71,8 @@ class TestInNetworksOfTheirOwn:
             site.join()
             yield site
 
-    async def test_a_port_of_the_source_is_free(self, hosts: Hosts, lab: Lab, site: Site) -> None:
-        machine = Machine(habit=HABIT, extra=("-netdev", "user,id=n0,hostfwd=tcp:127.0.0.1:50922-:22"))
+    async def test_a_port_of_the_source_is_free(self, hosts: LabHosts, lab: Lab, site: Site) -> None:
+        machine = GuestMachine(habit=HABIT, extra=("-netdev", "user,id=n0,hostfwd=tcp:127.0.0.1:50922-:22"))
         qemu = await lab.boot(machine, prefix=hosts["alpha"].prefix)
         guest = await site.move(guest_of(qemu), "beta")
         assert ":50922" in hosts["beta"].run("ss", "-ltn")
@@ -80,7 +80,7 @@ class TestInNetworksOfTheirOwn:
         await Moved(machine, lab, guest.socket).check_memory()
 
     async def test_interfaces_are_made_there_as_they_were_here(
-        self, hosts: Hosts, lab: Lab, site: Site
+        self, hosts: LabHosts, lab: Lab, site: Site
     ) -> None:
         if not Path("/dev/net/tun").exists():
             pytest.skip("there is no /dev/net/tun here")
@@ -93,7 +93,7 @@ class TestInNetworksOfTheirOwn:
                 "pcie-root-port,id=rp1,chassis=1",
             ),
         )
-        machine = Machine(habit=HABIT, extra=extra)
+        machine = GuestMachine(habit=HABIT, extra=extra)
         qemu = await lab.boot(machine, prefix=hosts["alpha"].prefix)
         tap = {"type": "tap", "id": "t1", "ifname": "tap1", "script": "no", "downscript": "no"}
         await qemu.query("netdev_add", tap)

@@ -14,7 +14,7 @@ import pytest
 from migrator.core.findings import accept
 from migrator.core.model import Severity
 from migrator.site.host_checks import SiteChecks
-from migrator.testing.lab import Habit, Lab, Machine, Qemu, RawMonitor, until
+from migrator.testing.lab import GuestMachine, Habit, Lab, LabQemu, RawMonitor, until
 from tests.command import ACCEPTED_CODES
 from tests.destinations import MIB, POLICY, Moved, Site, guest_of, site_of
 
@@ -360,7 +360,7 @@ def images(directory: Path) -> None:
         (directory / name).write_bytes(b"\0" * size)
 
 
-async def shown(qemu: Qemu) -> dict[str, Any]:
+async def shown(qemu: LabQemu) -> dict[str, Any]:
     """What QEMU says of the guest's drives, networks and ports; names that QEMU makes up are left out."""
     async with qemu.monitor() as monitor:
 
@@ -406,7 +406,7 @@ async def _link(ask: Callable[..., Awaitable[Any]]) -> list[Any]:
     return [each["promiscuous"] for each in await ask("query-rx-filter")]
 
 
-async def happen(qemu: Qemu, change: Change, directory: Path) -> None:
+async def happen(qemu: LabQemu, change: Change, directory: Path) -> None:
     async with qemu.monitor() as monitor:
         for command in change.commands:
             if callable(command):
@@ -499,7 +499,7 @@ async def arrives(lab: Lab, site: Site, crossing: tuple[Path, Path], change: Cha
     ]
     subprocess.run(run, check=True)
     words = tuple(fill(word, directory) for word in change.words)
-    machine = Machine(type=change.machine, habit=HABIT, extra=words)
+    machine = GuestMachine(type=change.machine, habit=HABIT, extra=words)
     qemu = await lab.boot(machine, binary=crossing[0])
     await happen(qemu, change, directory)
     for name in change.unneeded:

@@ -14,7 +14,7 @@ from migrator.core.model import Severity
 from migrator.errors import HostError
 from migrator.hosts.local import LocalAccess
 from migrator.site.host_checks import SiteChecks
-from migrator.testing.lab import Habit, Lab, Machine
+from migrator.testing.lab import GuestMachine, Habit, Lab
 from tests.command import ACCEPTED_CODES
 from tests.destinations import MIB, POLICY, Moved, Site, guest_of, site_of
 from tests.integration.test_checks_files import OtherMounts
@@ -55,7 +55,7 @@ def local(site: Site, tmp_path: Path) -> Iterator[Path]:
     other.close()
 
 
-def machine(site: Site, form: str) -> Machine:
+def machine(site: Site, form: str) -> GuestMachine:
     variables = site.directory / "nv" / "vars, 1.fd"
     variables.write_bytes(bytes(range(256)) * (SIZE // 256))
     variables.chmod(0o640)
@@ -68,7 +68,7 @@ def machine(site: Site, form: str) -> Machine:
         )
         for word in FORMS[form]
     ]
-    return Machine(habit=Habit(region_bytes=8 * MIB, bytes_per_second=4 * MIB), extra=(*code, *words))
+    return GuestMachine(habit=Habit(region_bytes=8 * MIB, bytes_per_second=4 * MIB), extra=(*code, *words))
 
 
 @pytest.mark.parametrize(
@@ -126,7 +126,8 @@ async def test_shared_memory_is_not_left_behind_and_does_not_block_the_way_home(
     backend = f"memory-backend-file,id=ram,size=128M,mem-path={memory},share=on"
     habit = Habit(region_bytes=8 * MIB, bytes_per_second=4 * MIB)
     qemu = await lab.boot(
-        Machine(habit=habit, extra=("-object", backend, "-machine", "memory-backend=ram")), binary=one_version
+        GuestMachine(habit=habit, extra=("-object", backend, "-machine", "memory-backend=ram")),
+        binary=one_version,
     )
     site.have(one_version, one_version)
     await (await site.start(guest_of(qemu))).discard()
@@ -142,7 +143,7 @@ async def test_shared_memory_is_not_left_behind_and_does_not_block_the_way_home(
 async def test_memory_that_a_process_has_is_not_taken(lab: Lab, site: Site) -> None:
     memory = site.directory / "ram"
     backend = f"memory-backend-file,id=ram,size=128M,mem-path={memory},share=on"
-    qemu = await lab.start(Machine(extra=("-object", backend, "-machine", "memory-backend=ram")))
+    qemu = await lab.start(GuestMachine(extra=("-object", backend, "-machine", "memory-backend=ram")))
     with pytest.raises(PreflightRefused, match="memory"):
         await site.start(guest_of(qemu))
     assert memory.exists()

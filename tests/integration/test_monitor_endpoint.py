@@ -231,9 +231,9 @@ class TestProcess:
         await end.close()
 
     async def test_of_a_record_that_is_gone_is_dead(self, server: ScriptedQmp, end: Endpoint) -> None:
-        end.hold({})
+        end.expect_process({})
         assert (await end.observe()).process is ProcessState.UNKNOWN
-        end.hold({"pid": os.getpid(), "start_time": 1, "boot_id": "of an earlier boot"})
+        end.expect_process({"pid": os.getpid(), "start_time": 1, "boot_id": "of an earlier boot"})
         assert (await end.observe()).process is ProcessState.DEAD
 
 

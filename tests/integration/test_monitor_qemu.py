@@ -21,7 +21,7 @@ from migrator.ports import Tuning
 from migrator.qemu import features
 from migrator.qemu.address import Address, parse
 from migrator.qemu.endpoint import Endpoint
-from migrator.testing.lab import Habit, Lab, Machine, Pair, Qemu, RawMonitor, until
+from migrator.testing.lab import GuestMachine, Habit, Lab, LabQemu, Pair, RawMonitor, until
 
 
 @pytest.fixture(autouse=True)
@@ -46,7 +46,7 @@ EndAt = Callable[..., Endpoint]
 def end_at(ends: list[Endpoint]) -> EndAt:
     """``end_at(qemu)`` or ``end_at("tcp:127.0.0.1:4444", tls=…)``."""
 
-    def make(where: Qemu | str, **how: object) -> Endpoint:
+    def make(where: LabQemu | str, **how: object) -> Endpoint:
         address = parse(where) if isinstance(where, str) else Address(kind="unix", path=str(where.qmp))
         ends.append(Endpoint(address, role="source", **how))  # type: ignore[arg-type]
         return ends[-1]
@@ -54,7 +54,7 @@ def end_at(ends: list[Endpoint]) -> EndAt:
     return make
 
 
-def listening_at(qemu: Qemu, chardev: str) -> int:
+def listening_at(qemu: LabQemu, chardev: str) -> int:
     """The port of a monitor that was given port 0."""
     for line in Path(f"/proc/{qemu.pid}/net/tcp").read_text().splitlines() + _tcp6(qemu):
         fields = line.split()
@@ -63,12 +63,12 @@ def listening_at(qemu: Qemu, chardev: str) -> int:
     raise AssertionError(f"{chardev} of {qemu!r} does not listen")
 
 
-def _tcp6(qemu: Qemu) -> list[str]:
+def _tcp6(qemu: LabQemu) -> list[str]:
     path = Path(f"/proc/{qemu.pid}/net/tcp6")
     return path.read_text().splitlines() if path.exists() else []
 
 
-def _owns(qemu: Qemu, inode: str) -> bool:
+def _owns(qemu: LabQemu, inode: str) -> bool:
     links = (path.readlink() for path in Path(f"/proc/{qemu.pid}/fd").iterdir())
     return Path(f"socket:[{inode}]") in links
 
@@ -220,7 +220,7 @@ class TestProcess:
         await first.wait_dead()
         await other.connect()
         with pytest.raises(MigratorError, match=r"another process .* answers there than the one"):
-            other.hold(identity)
+            other.expect_process(identity)
 
     async def test_has_its_last_words_heard(self, lab: Lab, end_at: EndAt) -> None:
         qemu = await lab.start(incoming=True)
@@ -282,7 +282,7 @@ class TestSilence:
     ) -> None:
         # In the switch the source has more to send than the network holds, to a destination that does not take it: its
         # main loop waits with it, and only out of band it hears.
-        busy = Machine(habit=Habit(region_bytes=48 << 20))
+        busy = GuestMachine(habit=Habit(region_bytes=48 << 20))
         pair = await lab.pair(busy, source=one_version, destination=one_version)
         end = end_at(pair.source)
         await end.connect()

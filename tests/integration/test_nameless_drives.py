@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from migrator.testing.lab import Habit, Lab, Machine
+from migrator.testing.lab import GuestMachine, Habit, Lab
 from tests.destinations import MIB, Moved, Site, guest_of, site_of
 
 HABIT = Habit(region_bytes=8 * MIB, bytes_per_second=4 * MIB)
@@ -93,7 +93,7 @@ async def test_a_guest_moves_whatever_its_drives_are_called(
     lab: Lab, site: Site, each_crossing: tuple[Path, Path], shape: str
 ) -> None:
     kind, words = SHAPES[shape]
-    machine = Machine(type=kind, habit=HABIT, extra=filled(words, images(lab.directory)))
+    machine = GuestMachine(type=kind, habit=HABIT, extra=filled(words, images(lab.directory)))
     qemu = await lab.boot(machine, binary=each_crossing[0])
     before = {block.get("inserted", {}).get("file") for block in await qemu.query("query-block")}
     site.have(*each_crossing)

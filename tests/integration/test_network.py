@@ -15,7 +15,7 @@ import pytest
 
 from migrator.testing import network
 from migrator.testing.lab import Lab, until
-from migrator.testing.network import Host, Hosts, NetworkError
+from migrator.testing.network import LabHost, LabHosts, NetworkError
 
 #: Counts what comes in until the connection ends; says its port first, then the bytes.
 RECEIVER = """
@@ -54,7 +54,7 @@ with socket.create_connection((sys.argv[1], int(sys.argv[2])), timeout=60) as co
 
 
 @contextmanager
-def running(host: Host, script: str, *arguments: object) -> Iterator[subprocess.Popen[str]]:
+def running(host: LabHost, script: str, *arguments: object) -> Iterator[subprocess.Popen[str]]:
     command = [*host.prefix, sys.executable, "-c", script, *map(str, arguments)]
     with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
         try:
@@ -69,7 +69,7 @@ def line(process: subprocess.Popen[str]) -> str:
 
 
 @pytest.mark.parametrize("speed", [5e6, 50e6])
-def test_link_has_the_speed_it_was_given(hosts: Hosts, speed: float) -> None:
+def test_link_has_the_speed_it_was_given(hosts: LabHosts, speed: float) -> None:
     for host in hosts:
         host.set_speed(speed)
     with running(hosts["beta"], RECEIVER, hosts["beta"].address, 60) as receiver:
@@ -83,7 +83,7 @@ def test_link_has_the_speed_it_was_given(hosts: Hosts, speed: float) -> None:
     assert 0.8 < seconds < 3
 
 
-def test_slower_of_two_links_decides_and_limits_can_be_lifted(hosts: Hosts) -> None:
+def test_slower_of_two_links_decides_and_limits_can_be_lifted(hosts: LabHosts) -> None:
     hosts["beta"].set_speed(10e6)
     for limited in (True, False):
         with running(hosts["beta"], RECEIVER, hosts["beta"].address, 60) as receiver:
@@ -95,7 +95,7 @@ def test_slower_of_two_links_decides_and_limits_can_be_lifted(hosts: Hosts) -> N
         hosts["beta"].set_speed(None)
 
 
-def test_black_hole_swallows_without_a_word_and_heals(hosts: Hosts) -> None:
+def test_black_hole_swallows_without_a_word_and_heals(hosts: LabHosts) -> None:
     alpha, beta = hosts["alpha"], hosts["beta"]
     with (
         running(beta, RECEIVER, beta.address, 1) as receiver,
@@ -114,11 +114,11 @@ def test_black_hole_swallows_without_a_word_and_heals(hosts: Hosts) -> None:
 
 @pytest.mark.usefixtures("hosts")  # says where they cannot be had
 def test_two_hosts_lose_each_other_and_nobody_else() -> None:
-    with Hosts("alpha", "beta", "gamma", isolated=True) as hosts:
+    with LabHosts("alpha", "beta", "gamma", isolated=True) as hosts:
         _lose_each_other(hosts["alpha"], hosts["beta"], hosts["gamma"])
 
 
-def _lose_each_other(alpha: Host, beta: Host, gamma: Host) -> None:
+def _lose_each_other(alpha: LabHost, beta: LabHost, gamma: LabHost) -> None:
     script = "import socket, sys; socket.create_connection((sys.argv[1], 9), timeout=0.5)"
     beta.lose(alpha)
     for one, other in ((alpha, beta), (beta, alpha)):
@@ -132,14 +132,14 @@ def _lose_each_other(alpha: Host, beta: Host, gamma: Host) -> None:
             one.run(sys.executable, "-c", script, other.address)
 
 
-def test_connecting_into_a_black_hole_is_not_refused(hosts: Hosts) -> None:
+def test_connecting_into_a_black_hole_is_not_refused(hosts: LabHosts) -> None:
     hosts["beta"].black_hole()
     script = "import socket, sys; socket.create_connection((sys.argv[1], 9), timeout=0.5)"
     with pytest.raises(NetworkError, match="TimeoutError"):
         hosts["alpha"].run(sys.executable, "-c", script, hosts["beta"].address)
 
 
-async def test_qemu_runs_on_a_host_by_its_own_pid(hosts: Hosts, lab: Lab) -> None:
+async def test_qemu_runs_on_a_host_by_its_own_pid(hosts: LabHosts, lab: Lab) -> None:
     qemu = await lab.start(prefix=hosts["alpha"].prefix)
     assert str(qemu.pid) in hosts["alpha"].run("ip", "netns", "pids", str(hosts["alpha"].namespace)).split()
     assert Path(f"/proc/{qemu.pid}/exe").resolve().name == "qemu-system-x86_64"
@@ -147,7 +147,7 @@ async def test_qemu_runs_on_a_host_by_its_own_pid(hosts: Hosts, lab: Lab) -> Non
     await until(lambda: not qemu.alive, what="the end of what ran on the host")
 
 
-def test_nothing_is_seen_outside_nor_left_over(hosts: Hosts) -> None:
+def test_nothing_is_seen_outside_nor_left_over(hosts: LabHosts) -> None:
     names = [host.namespace for host in hosts]
     interfaces = {name for _, name in socket.if_nameindex()}
     assert not any(name.startswith(("port", "uplink", "br0")) for name in interfaces)
@@ -155,9 +155,9 @@ def test_nothing_is_seen_outside_nor_left_over(hosts: Hosts) -> None:
     assert not any(Path("/run/netns", str(name)).exists() for name in names)
 
 
-def test_leftovers_of_a_run_that_died_are_reaped(hosts: Hosts) -> None:
+def test_leftovers_of_a_run_that_died_are_reaped(hosts: LabHosts) -> None:
     script = (
-        "import os; from migrator.testing.network import Hosts; h = Hosts('gamma', isolated=True)\n"
+        "import os; from migrator.testing.network import LabHosts; h = LabHosts('gamma', isolated=True)\n"
         "print(h['gamma'].namespace, flush=True); os._exit(1)"
     )
     dead = subprocess.run(
@@ -170,7 +170,7 @@ def test_leftovers_of_a_run_that_died_are_reaped(hosts: Hosts) -> None:
 
 
 def test_loopback_serves_where_namespaces_may_not_be_made() -> None:
-    with Hosts("alpha", "beta", isolated=False) as hosts:
+    with LabHosts("alpha", "beta", isolated=False) as hosts:
         assert [host.prefix for host in hosts] == [(), ()]
         assert hosts["alpha"].address != hosts["beta"].address
         with pytest.raises(NetworkError, match="cannot be slowed"):

@@ -11,7 +11,7 @@ import pytest
 
 from migrator.core.model import Mode, State
 from migrator.core.policy import PostcopyMode, builtin
-from migrator.testing.lab import Habit, Lab, Machine, Pair, until
+from migrator.testing.lab import GuestMachine, Habit, Lab, Pair, until
 from tests.driven import LONG, MIB
 from tests.invariants import witness
 from tests.postcopy import BUSY, FULL, driven, quickly
@@ -121,7 +121,7 @@ class TestAllowed:
             max_bandwidth_bytes_per_second=24 * MIB, max_throttle_ratio=0.0, max_downtime_seconds=0.05
         )
         assert policy.postcopy is PostcopyMode.ALLOW
-        pair = await lab.pair(Machine(habit=habit), source=one_crossing[0], destination=one_crossing[1])
+        pair = await lab.pair(GuestMachine(habit=habit), source=one_crossing[0], destination=one_crossing[1])
         async with witness(lab, pair) as seen:
             async with driven(pair, policy=policy, patience=LONG) as drive:
                 result = await drive.run()
@@ -131,7 +131,7 @@ class TestAllowed:
         assert result.rounds > 1
 
     async def test_stays_with_precopy_when_that_ends(self, lab: Lab) -> None:
-        pair = await lab.pair(Machine(habit=Habit(region_bytes=4 * MIB, passes=1)))
+        pair = await lab.pair(GuestMachine(habit=Habit(region_bytes=4 * MIB, passes=1)))
         async with witness(lab, pair) as seen:
             async with driven(pair, policy=builtin("default")) as drive:
                 result = await drive.run()

@@ -15,13 +15,13 @@ import pytest
 from migrator.core.model import MigrationStatus, Mode, State
 from migrator.core.policy import PostcopyMode
 from migrator.engine.migration.outcome import MigrationOutcome
-from migrator.testing.lab import Lab, Machine, Pair, Qemu, until
+from migrator.testing.lab import GuestMachine, Lab, LabQemu, Pair, until
 from tests.driven import SHORT
 from tests.invariants import witness
 from tests.postcopy import BUSY, FULL, IMMEDIATE, Between, PostcopyDrive, driven, quickly, shows
 
 
-def kill(qemu: Qemu) -> Callable[[], Awaitable[None]]:
+def kill(qemu: LabQemu) -> Callable[[], Awaitable[None]]:
     async def hook() -> None:
         qemu.kill()
         await qemu.wait_dead()
@@ -29,7 +29,7 @@ def kill(qemu: Qemu) -> Callable[[], Awaitable[None]]:
     return hook
 
 
-async def pair_of(lab: Lab, binary: Path, machine: Machine = BUSY) -> Pair:
+async def pair_of(lab: Lab, binary: Path, machine: GuestMachine = BUSY) -> Pair:
     return await lab.pair(machine, source=binary, destination=binary)
 
 
@@ -190,7 +190,7 @@ class TestFrozen:
     @pytest.mark.parametrize("side", ["source", "destination"])
     async def test_for_a_while_it_goes_on(self, lab: Lab, one_version: Path, side: str) -> None:
         pair = await pair_of(lab, one_version, FULL)
-        frozen: Qemu = getattr(pair, side)
+        frozen: LabQemu = getattr(pair, side)
 
         async def freeze() -> None:
             frozen.sigstop()
@@ -219,7 +219,7 @@ class TestFrozen:
         self, lab: Lab, one_version: Path, side: str
     ) -> None:
         pair = await pair_of(lab, one_version, FULL)
-        frozen: Qemu = getattr(pair, side)
+        frozen: LabQemu = getattr(pair, side)
         async with witness(lab, pair) as seen:
             async with driven(pair, patience=SHORT) as drive:
                 drive.make_it_last()

@@ -6,7 +6,7 @@ import pytest
 
 from migrator.core.model import Mode, State
 from migrator.testing.lab import Lab, Pair
-from migrator.testing.network import Hosts
+from migrator.testing.network import LabHosts
 from tests.command import running
 from tests.driven import SHORT
 from tests.invariants import witness
@@ -14,7 +14,7 @@ from tests.postcopy import FULL, driven, quickly, shows
 
 
 @pytest.fixture
-async def apart(hosts: Hosts, lab: Lab) -> Pair:
+async def apart(hosts: LabHosts, lab: Lab) -> Pair:
     """A guest on alpha, a QEMU that waits on beta, and between them what carries the guest in a few seconds."""
     pair = await lab.pair(FULL, source_prefix=hosts["alpha"].prefix, destination_prefix=hosts["beta"].prefix)
     for host in hosts:
@@ -22,7 +22,7 @@ async def apart(hosts: Hosts, lab: Lab) -> Pair:
     return pair
 
 
-def across(hosts: Hosts) -> str:
+def across(hosts: LabHosts) -> str:
     return f"tcp:{hosts['beta'].address}:0"
 
 
@@ -32,7 +32,7 @@ def nobody_ended_anything(pair: Pair) -> bool:
 
 @pytest.mark.parametrize("side", ["alpha", "beta"])
 async def test_lost_while_the_guest_fetches_it_is_held_and_after_it_heals_all_is_there(
-    hosts: Hosts, lab: Lab, apart: Pair, side: str
+    hosts: LabHosts, lab: Lab, apart: Pair, side: str
 ) -> None:
     async def lose() -> None:
         await apart.destination.wait_beating()
@@ -56,7 +56,7 @@ async def test_lost_while_the_guest_fetches_it_is_held_and_after_it_heals_all_is
 
 
 async def test_lost_at_the_switch_it_is_held_and_after_it_heals_the_guest_runs(
-    hosts: Hosts, lab: Lab, apart: Pair
+    hosts: LabHosts, lab: Lab, apart: Pair
 ) -> None:
     async with witness(lab, apart) as seen:
         async with driven(apart, listen=across(hosts), patience=SHORT) as drive:
@@ -78,7 +78,7 @@ async def test_lost_at_the_switch_it_is_held_and_after_it_heals_the_guest_runs(
     assert seen.watch.course == [apart.source, apart.destination]
 
 
-async def test_lost_for_a_moment_it_goes_on(hosts: Hosts, lab: Lab, apart: Pair) -> None:
+async def test_lost_for_a_moment_it_goes_on(hosts: LabHosts, lab: Lab, apart: Pair) -> None:
     async def blink() -> None:
         hosts["beta"].black_hole()
         looks = drive.destination.looks
@@ -98,7 +98,7 @@ async def test_lost_for_a_moment_it_goes_on(hosts: Hosts, lab: Lab, apart: Pair)
 
 
 @pytest.mark.matrix
-async def test_the_command_says_that_it_is_held(hosts: Hosts, lab: Lab, apart: Pair) -> None:
+async def test_the_command_says_that_it_is_held(hosts: LabHosts, lab: Lab, apart: Pair) -> None:
     options = ("--policy", "postcopy-first", "--listen", across(hosts))
     async with witness(lab, apart) as seen:
         async with running(apart, *options) as command:

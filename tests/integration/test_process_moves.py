@@ -25,7 +25,7 @@ from migrator.hosts.thread_scheduling import apply_scheduling, read_scheduling
 from migrator.machine import LocalProcess
 from migrator.site.host_checks import HostChecks
 from migrator.testing.guest import write_image
-from migrator.testing.lab import Habit, Lab, Machine
+from migrator.testing.lab import GuestMachine, Habit, Lab
 from tests.destinations import MIB, POLICY, Moved, Site, guest_of, site_of
 from tests.integration.test_checks_files import OtherMounts
 from tests.integration.test_process_identity import NOBODY, SHAPES, bare, shell
@@ -57,7 +57,7 @@ def pid_of(guest: Guest) -> int:
     return int((Path(guest.socket).parent / "qemu.pid").read_text())
 
 
-def open_to_all(lab: Lab, machine: Machine) -> None:
+def open_to_all(lab: Lab, machine: GuestMachine) -> None:
     lab.image(machine).chmod(0o666)
 
 
@@ -84,7 +84,7 @@ class TestArrives:
         "shape", ["as-we-are", "user", "user-without-account", "rights-beside-its-user", "all-of-it"]
     )
     async def test_as_it_was_there_and_back(self, lab: Lab, site: Site, shape: str) -> None:
-        machine = Machine(habit=HABIT)
+        machine = GuestMachine(habit=HABIT)
         open_to_all(lab, machine)
         qemu = await lab.boot(machine, prefix=SHAPES[shape])
         wanted = await identity_of(qemu.pid)
@@ -102,7 +102,7 @@ class TestArrives:
 
     async def test_one_that_drops_its_rights_by_itself(self, lab: Lab, site: Site, each_qemu: Path) -> None:
         option = ("-runas", "nobody") if "10.0" not in str(each_qemu) else ("-run-with", "user=nobody")
-        machine = Machine(habit=HABIT, extra=option)
+        machine = GuestMachine(habit=HABIT, extra=option)
         open_to_all(lab, machine)
         site.have(each_qemu, each_qemu)
         running = await lab.boot(machine, binary=each_qemu)
@@ -122,7 +122,7 @@ class TestArrives:
 
     async def test_threads_that_were_pinned_one_by_one(self, lab: Lab, site: Site) -> None:
         extra = ("-object", "iothread,id=io0")
-        machine = Machine(habit=HABIT, smp=2, accelerator="tcg,thread=multi,tb-size=32", extra=extra)
+        machine = GuestMachine(habit=HABIT, smp=2, accelerator="tcg,thread=multi,tb-size=32", extra=extra)
         qemu = await lab.boot(machine)
         cpus = await qemu.query("query-cpus-fast")
         (iothread,) = await qemu.query("query-iothreads")
@@ -163,7 +163,7 @@ class TestMayNot:
         said.chmod(0o777)
         log = f"file,id=log,path={said}/log"
         extra = ("-chardev", log, "-device", "isa-serial,chardev=log,index=3", "-bios", str(firmware))
-        machine = Machine(extra=extra)
+        machine = GuestMachine(extra=extra)
         open_to_all(lab, machine)
         guest = guest_of(await lab.start(machine, prefix=SHAPES["user"]))
         assert await findings(site, guest) == []
@@ -178,14 +178,14 @@ class TestMayNot:
         images = lab.directory / "images"
         images.mkdir(mode=0o777)
         images.chmod(0o777)
-        machine = Machine(image=images / "disk")
+        machine = GuestMachine(image=images / "disk")
         open_to_all(lab, machine)
         guest = guest_of(await lab.start(machine, prefix=SHAPES["user"]))
         images.chmod(0o700)
         assert [each.code for each in await findings(site, guest)] == ["disk-access"]
 
     async def test_run_directory(self, lab: Lab, site: Site) -> None:
-        machine = Machine()
+        machine = GuestMachine()
         open_to_all(lab, machine)
         guest = guest_of(await lab.start(machine, prefix=SHAPES["user"]))
         shut = lab.directory / "shut"
@@ -202,7 +202,7 @@ class TestMayNot:
         assert "disk-access" in found
 
     async def test_reach_the_accounts_of_the_source(self, lab: Lab, site: Site, tmp_path: Path) -> None:
-        machine = Machine()
+        machine = GuestMachine()
         open_to_all(lab, machine)
         prefix = ("setpriv", "--reuid=daemon", "--regid=daemon", "--clear-groups")
         guest = guest_of(await lab.start(machine, prefix=prefix))
@@ -223,7 +223,7 @@ class TestMayNot:
             assert words in found[code]
 
     async def test_reach_the_account_to_become(self, lab: Lab, site: Site, tmp_path: Path) -> None:
-        machine = Machine(extra=("-runas", "daemon"))
+        machine = GuestMachine(extra=("-runas", "daemon"))
         open_to_all(lab, machine)
         guest = guest_of(await lab.start(machine))
         own = tmp_path / "passwd"
@@ -255,10 +255,10 @@ class Daemon:
 
     qmp: Path
     pid: int
-    machine: Machine
+    machine: GuestMachine
 
 
-async def daemon(lab: Lab, directory: Path, machine: Machine, *words: str) -> Daemon:
+async def daemon(lab: Lab, directory: Path, machine: GuestMachine, *words: str) -> Daemon:
     """One that was started in a directory, and has left it."""
     qmp, pid_file = lab.directory / "daemon.qmp", lab.directory / "daemon.pid"
     options = machine.options(Path("disk"))
@@ -282,7 +282,7 @@ class TestWhere:
     async def test_relative_path_goes_from_where_the_source_is(
         self, lab: Lab, site: Site, two: tuple[Path, Path], monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        machine = Machine(habit=HABIT, image=Path("disk"))
+        machine = GuestMachine(habit=HABIT, image=Path("disk"))
         monkeypatch.chdir(two[1])  # else the lab makes one where the test is
         qemu = await lab.boot(machine, prefix=shell(f"cd {two[0]}"))
         guest = guest_of(qemu)
@@ -297,7 +297,7 @@ class TestWhere:
         self, lab: Lab, site: Site, two: tuple[Path, Path], monkeypatch: pytest.MonkeyPatch
     ) -> None:
         monkeypatch.chdir(two[1])
-        running = await daemon(lab, two[0], Machine(habit=HABIT, image=Path("disk")))
+        running = await daemon(lab, two[0], GuestMachine(habit=HABIT, image=Path("disk")))
         try:
             assert Path(f"/proc/{running.pid}/cwd").readlink() == Path("/")
             guest = Guest(key="k", host="alpha", uuid=str(running.machine.uuid), socket=str(running.qmp))
@@ -322,7 +322,7 @@ class TestWhere:
         image.parent.mkdir(parents=True)
         write_image(image, HABIT)
         drive = ("-drive", f"file={beside},if=none,id=more,format=raw", "-device", "virtio-blk,drive=more")
-        running = await daemon(lab, two[0], Machine(habit=HABIT, image=Path("disk")), *drive)
+        running = await daemon(lab, two[0], GuestMachine(habit=HABIT, image=Path("disk")), *drive)
         try:
             guest = Guest(key="k", host="alpha", uuid=str(running.machine.uuid), socket=str(running.qmp))
             (found,) = await findings(site, guest)
@@ -349,7 +349,7 @@ class TestWhere:
         tmp_path: Path,
         monkeypatch: pytest.MonkeyPatch,
     ) -> None:
-        machine = Machine(habit=HABIT, image=Path("disk"))
+        machine = GuestMachine(habit=HABIT, image=Path("disk"))
         monkeypatch.chdir(two[1])  # else the lab makes one where the test is
         qemu = await lab.start(machine, prefix=shell(f"cd {two[0]}"), paused=False)
         empty = tmp_path / "empty"
@@ -375,7 +375,7 @@ class TestWhere:
     async def test_disk_is_the_file_that_is_open_not_the_one_of_that_name(
         self, lab: Lab, site: Site, change: str, words: str
     ) -> None:
-        machine = Machine(image=lab.directory / "link" if change == "linked" else None)
+        machine = GuestMachine(image=lab.directory / "link" if change == "linked" else None)
         if change == "linked":
             write_image(lab.directory / "real", HABIT)
             (lab.directory / "link").symlink_to("real")
@@ -398,7 +398,7 @@ class TestWhere:
         """A source in a container: what it calls its disk is another file of the host."""
         mounts = OtherMounts(two[0], two[1])
         try:
-            qemu = await lab.start(Machine(habit=HABIT, image=two[0] / "disk"), prefix=mounts.prefix)
+            qemu = await lab.start(GuestMachine(habit=HABIT, image=two[0] / "disk"), prefix=mounts.prefix)
             found = told(await findings(site, guest_of(qemu)))
             assert str(two[0] / "disk") in found["mount-namespace"]
             assert "is another file to its QEMU" in found["disk-replaced"]
@@ -411,7 +411,7 @@ class TestWhere:
 
     async def test_root_of_its_own(self, lab: Lab, site: Site, each_qemu: Path) -> None:
         option = ("-chroot", "/usr") if "10.0" not in str(each_qemu) else ("-run-with", "chroot=/usr")
-        running = await lab.start(Machine(extra=option), binary=each_qemu)
+        running = await lab.start(GuestMachine(extra=option), binary=each_qemu)
         found = await findings(site, guest_of(running))
         assert "the root directory of its process is /usr" in told(found)["chroot"]
         assert {each.severity for each in found if each.code == "chroot"} == {Severity.ERROR}

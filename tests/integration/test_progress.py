@@ -6,11 +6,11 @@ from itertools import groupby, pairwise
 from pathlib import Path
 
 from migrator.core.model import State
-from migrator.testing.lab import Habit, Lab, Machine
+from migrator.testing.lab import GuestMachine, Habit, Lab
 from tests.driven import MIB, PLAIN, SLOW, Phase, catch, driven
 
 #: Several rounds at 40 MiB/s, each shorter than the one before.
-DIRTYING = Machine(habit=Habit(region_bytes=32 * MIB, bytes_per_second=20 * MIB))
+DIRTYING = GuestMachine(habit=Habit(region_bytes=32 * MIB, bytes_per_second=20 * MIB))
 FORTY = PLAIN.but(max_bandwidth_bytes_per_second=40 * MIB, max_downtime_seconds=0.05)
 
 

@@ -15,8 +15,8 @@ import httpx2
 import pytest
 
 from migrator.testing import network
-from migrator.testing.lab import Habit, Machine, until
-from migrator.testing.site import Site
+from migrator.testing.lab import GuestMachine, Habit, until
+from migrator.testing.site import LabSite
 from tests.conftest import missing
 from tests.panels import panel_queries
 from tests.prometheus import Prometheus, running
@@ -33,11 +33,11 @@ class Served:
     address: str
 
 
-def _machines() -> list[Machine]:
+def _machines() -> list[GuestMachine]:
     # Some rest, some write about as fast as the link carries.
     speeds = {"idle": 0, "quiet": 4 * MIB, "busy": 24 * MIB, "busier": 120 * MIB}
     return [
-        Machine(
+        GuestMachine(
             name=name,
             memory_bytes=160 * MIB,
             habit=Habit(region_bytes=96 * MIB, bytes_per_second=speed),
@@ -48,8 +48,8 @@ def _machines() -> list[Machine]:
 
 
 @asynccontextmanager
-async def _service() -> AsyncIterator[tuple[Site, Served]]:
-    with Site("a", "b", "c", bytes_per_second=64 * MIB) as site:
+async def _service() -> AsyncIterator[tuple[LabSite, Served]]:
+    with LabSite("a", "b", "c", bytes_per_second=64 * MIB) as site:
         await asyncio.gather(*(site.boot(machine, "a") for machine in _machines()))
         site.serve()
         await site.until_served()
@@ -106,7 +106,7 @@ async def test_every_panel_has_data_while_real_guests_leave_a_host(tmp_path: Pat
         assert set(await prometheus.firing()) <= {"MigratorDowntimeAboveCeiling", "MigratorEventLoopLate"}
 
 
-async def _agrees(site: Site, prometheus: Prometheus) -> None:
+async def _agrees(site: LabSite, prometheus: Prometheus) -> None:
     """What is counted is what the journal says."""
     moved = [
         each
@@ -132,7 +132,7 @@ async def _agrees(site: Site, prometheus: Prometheus) -> None:
     assert state["number"] == 1
 
 
-def _report(site: Site, folder: Path) -> None:
+def _report(site: LabSite, folder: Path) -> None:
     """Any of these runs can be drawn from what the service keeps."""
     transport = httpx2.HTTPTransport(uds=site.server.removeprefix("unix:"))
     with httpx2.Client(transport=transport, base_url="http://migrator/api/v1/", timeout=20) as client:
@@ -147,7 +147,7 @@ def _report(site: Site, folder: Path) -> None:
     assert not (folder / "none.svg").exists()
 
 
-def _draw(site: Site, which: str, output: Path) -> int:
+def _draw(site: LabSite, which: str, output: Path) -> int:
     code = "import sys, pathlib; from migrator.cli.report import main; "
     code += "main(sys.argv[1], pathlib.Path(sys.argv[2]), server=sys.argv[3])"
     command = [sys.executable, "-c", code, which, str(output), site.server]

@@ -9,13 +9,13 @@ from typing import Any
 from migrator.core.model import State
 from migrator.core.policy import builtin
 from migrator.qemu.runtime_state import carry_traces
-from migrator.testing.lab import Habit, Lab, Machine, Qemu, RawMonitor, until
+from migrator.testing.lab import GuestMachine, Habit, Lab, LabQemu, RawMonitor, until
 from tests.conftest import MakePair
 from tests.integration.test_under_way import Move
 
 BALLOON = "/machine/peripheral/balloon"
 DISK = "/machine/peripheral/disk0-device/virtio-backend"
-MACHINE = Machine(
+MACHINE = GuestMachine(
     habit=Habit(region_bytes=16 << 20, bytes_per_second=4 << 20),
     extra=(
         *("-object", "throttle-group,id=slow", "-object", "iothread,id=io0"),
@@ -37,7 +37,7 @@ MACHINE = Machine(
 )
 
 
-async def set_everything(qemu: Qemu) -> None:
+async def set_everything(qemu: LabQemu) -> None:
     async with qemu.monitor() as monitor:
 
         async def put(path: str, name: str, value: Any) -> None:
@@ -62,7 +62,7 @@ async def nameless(monitor: Any) -> str:
     return str(name)
 
 
-async def everything(qemu: Qemu) -> dict[str, Any]:
+async def everything(qemu: LabQemu) -> dict[str, Any]:
     async with qemu.monitor() as monitor:
 
         async def value(path: str, name: str) -> Any:
@@ -169,7 +169,7 @@ async def test_links_that_are_down_stay_down(
             f"{card},id=nic{n},netdev=net{n},addr={n + 16:#x}",
         )
     ]
-    made = await pair(one_crossing, machine=Machine(extra=tuple(extra)))
+    made = await pair(one_crossing, machine=GuestMachine(extra=tuple(extra)))
     async with made.source.monitor() as monitor:
         for n in range(len(cards)):
             await monitor.execute("set_link", {"name": f"nic{n}", "up": False})

@@ -10,11 +10,11 @@ from migrator.core.migration.situation import Intent, Milestone
 from migrator.core.model import State
 from migrator.errors import RecordError
 from migrator.store.records import FileRecord
-from migrator.testing.lab import Habit, Lab, Machine
+from migrator.testing.lab import GuestMachine, Habit, Lab
 from tests.driven import MIB, PLAIN, SLOW, driven
 from tests.invariants import witness
 
-BUSY = Machine(habit=Habit(region_bytes=16 * MIB, bytes_per_second=4 * MIB), image_locking="off")
+BUSY = GuestMachine(habit=Habit(region_bytes=16 * MIB, bytes_per_second=4 * MIB), image_locking="off")
 
 
 class Cramped(FileRecord):

@@ -16,7 +16,7 @@ import pytest
 from migrator.core.inventory import Guest
 from migrator.errors import Refused
 from migrator.qemu import marks
-from migrator.testing.lab import Habit, Lab, Machine, Qemu, RawMonitor, until
+from migrator.testing.lab import GuestMachine, Habit, Lab, LabQemu, RawMonitor, until
 from tests.destinations import MIB, Moved, Site, arguments_of, guest_of, processes_with, site_of
 
 
@@ -41,7 +41,9 @@ class TestCommandLine:
         self, lab: Lab, site: Site, one_crossing: tuple[Path, Path]
     ) -> None:
         machine = (
-            Machine(type="q35", habit=HABIT) if one_crossing[0] == one_crossing[1] else Machine(habit=HABIT)
+            GuestMachine(type="q35", habit=HABIT)
+            if one_crossing[0] == one_crossing[1]
+            else GuestMachine(habit=HABIT)
         )
         qemu = await lab.boot(machine, binary=one_crossing[0])
         guest = guest_of(qemu)
@@ -80,7 +82,7 @@ PLUGGABLE = (
 )
 
 
-async def plug_everything(qemu: Qemu, directory: Path) -> None:
+async def plug_everything(qemu: LabQemu, directory: Path) -> None:
     """A disk of two layers, one by drive_add, a card, memory, a vCPU, an iothread, a secret, a port with a socket."""
     image, layer, medium = directory / "plugged, 1.img", directory / "plugged 2.img", directory / "a, b.iso"
     for path in (image, layer, medium):
@@ -128,7 +130,7 @@ async def plug_everything(qemu: Qemu, directory: Path) -> None:
         await do("blockdev-change-medium", id="cd0", filename=str(medium), format="raw")
 
 
-async def fingerprint(qemu: Qemu) -> dict[str, Any]:
+async def fingerprint(qemu: LabQemu) -> dict[str, Any]:
     """What a guest could see or its owner ask for, in QEMU's own answers."""
     async with qemu.monitor() as monitor:
 
@@ -188,7 +190,7 @@ class TestHotPlug:
     async def test_everything_that_was_plugged_is_there_after_each_move(
         self, lab: Lab, site: Site, one_crossing: tuple[Path, Path]
     ) -> None:
-        machine = Machine(habit=HABIT, extra=PLUGGABLE)
+        machine = GuestMachine(habit=HABIT, extra=PLUGGABLE)
         qemu = await lab.boot(machine, binary=one_crossing[0])
         await plug_everything(qemu, lab.directory)
         before = await fingerprint(qemu)
@@ -210,7 +212,7 @@ class TestHotPlug:
                 for word in ("-device", f"pcie-root-port,id=rp{n},chassis={n},addr={n + 5:x}")
             ),
         )
-        machine = Machine(habit=HABIT, extra=extra, type="pc-q35-7.2,nvdimm=on")
+        machine = GuestMachine(habit=HABIT, extra=extra, type="pc-q35-7.2,nvdimm=on")
         qemu = await lab.boot(machine, binary=one_crossing[0])
         for name in ("a", "b", "c"):
             (lab.directory / name).write_bytes(b"\0" * MIB)
@@ -275,7 +277,7 @@ class TestHotPlug:
         self, lab: Lab, site: Site, one_crossing: tuple[Path, Path]
     ) -> None:
         bridge = ("-device", "pci-bridge,id=bridge,chassis_nr=1,addr=6")
-        machine = Machine(habit=HABIT, type="pc-i440fx-7.2", extra=bridge)
+        machine = GuestMachine(habit=HABIT, type="pc-i440fx-7.2", extra=bridge)
         qemu = await lab.boot(machine, binary=one_crossing[0])
         site.have(*one_crossing)
         (lab.directory / "a").write_bytes(b"\0" * MIB)
@@ -325,7 +327,7 @@ class TestHotPlug:
             *("-blockdev", f"driver=file,node-name=gonefile,filename={image}"),
             *("-set", "device.gone0.name=a"),
         )
-        machine = Machine(habit=HABIT, extra=extra)
+        machine = GuestMachine(habit=HABIT, extra=extra)
         qemu = await lab.boot(machine)
         for command, arguments in (
             ("device_del", {"id": "gone0"}),
@@ -344,7 +346,7 @@ class TestHotPlug:
         assert "rng1" not in objects
 
     async def test_memory_in_a_shared_file_is_not_mapped_twice(self, lab: Lab, site: Site) -> None:
-        qemu = await lab.start(Machine(extra=("-m", "128M,slots=2,maxmem=1G")))
+        qemu = await lab.start(GuestMachine(extra=("-m", "128M,slots=2,maxmem=1G")))
         memory = {"qom-type": "memory-backend-file", "id": "m", "size": 64 * MIB, "share": True}
         await qemu.query("object-add", {**memory, "mem-path": str(lab.directory / "memory")})
         with pytest.raises(Refused, match="both would write into on one machine"):
@@ -371,11 +373,11 @@ class TestHotPlug:
         await site.move(guest, "alpha")
 
 
-async def job_is_ready(qemu: Qemu) -> bool:
+async def job_is_ready(qemu: LabQemu) -> bool:
     return all(job["status"] == "ready" for job in await qemu.query("query-jobs"))
 
 
-async def no_job(qemu: Qemu) -> bool:
+async def no_job(qemu: LabQemu) -> bool:
     return not await qemu.query("query-jobs")
 
 
@@ -386,7 +388,7 @@ class TestNames:
         directory.mkdir()
         image = directory / "disk,1 .img"
         console = directory / "console, $x.sock"
-        machine = Machine(habit=HABIT, name=strange, image=image)
+        machine = GuestMachine(habit=HABIT, name=strange, image=image)
         extra = ("-chardev", f"socket,id=extra,path={str(console).replace(',', ',,')},server=on,wait=off")
         machine = replace(machine, extra=(*extra, "-device", "isa-debugcon,chardev=extra"))
         qemu = await lab.boot(machine)
@@ -476,7 +478,7 @@ def accepts(path: Path) -> bool:
     ],
 )
 async def test_command_lines_as_they_are_written(lab: Lab, site: Site, one_version: Path, style: str) -> None:
-    machine = Machine()
+    machine = GuestMachine()
     directory = lab.directory / "dir"
     directory.mkdir()
     words = [

@@ -27,8 +27,8 @@ from migrator.qemu.identify import identify_at
 from migrator.site import discovery
 from migrator.site.connections import HostConnections
 from migrator.site.hosts import SiteHosts
-from migrator.testing.lab import Lab, Machine
-from migrator.testing.network import Hosts
+from migrator.testing.lab import GuestMachine, Lab
+from migrator.testing.network import LabHosts
 from tests.acceptance.test_two_controllers import frozen
 from tests.command import direct, direct_doomed
 
@@ -100,7 +100,7 @@ def connected(path: Path) -> Any:
 
 class TestLook:
     async def test_shows_what_qemu_says_of_a_guest(self, lab: Lab, site: SiteHosts) -> None:
-        qemu = await lab.boot(Machine(name="web, 1", memory_bytes=96 << 20, smp=2))
+        qemu = await lab.boot(GuestMachine(name="web, 1", memory_bytes=96 << 20, smp=2))
         (guest,) = (await guests(site)).values()
         assert guest == Guest(
             key=str(qemu.machine.uuid),
@@ -136,10 +136,10 @@ class TestLook:
         assert await guests(site) == {}
 
     async def test_tells_equal_names_and_absent_uuids_apart(self, lab: Lab, site: SiteHosts) -> None:
-        twins = [await lab.start(Machine(name="twin")) for _ in range(2)]
-        single = await lab.start(Machine(name="single", extra=UNNUMBERED))
-        first, second = [await lab.start(Machine(name="double", extra=UNNUMBERED)) for _ in range(2)]
-        nobody = await lab.start(Machine(name="", extra=UNNUMBERED))
+        twins = [await lab.start(GuestMachine(name="twin")) for _ in range(2)]
+        single = await lab.start(GuestMachine(name="single", extra=UNNUMBERED))
+        first, second = [await lab.start(GuestMachine(name="double", extra=UNNUMBERED)) for _ in range(2)]
+        nobody = await lab.start(GuestMachine(name="", extra=UNNUMBERED))
         found = await guests(site)
         assert {guest.pid for guest in found.values()} == {
             qemu.pid for qemu in (*twins, single, first, second, nobody)
@@ -157,7 +157,7 @@ class TestLook:
         await other.close()
 
     async def test_two_that_claim_one_uuid_cannot_be_moved(self, lab: Lab, site: SiteHosts) -> None:
-        machine = Machine(image_locking="off")
+        machine = GuestMachine(image_locking="off")
         copies = [await lab.start(machine) for _ in range(2)]
         found = await guests(site)
         assert sorted(found) == sorted(f"here:{qemu.qmp}" for qemu in copies)
@@ -179,7 +179,7 @@ class TestLook:
         (lab.directory / "extra").mkdir()
         path = lab.directory / "extra" / EVIL.replace("/", "")
         qemu = await lab.start(
-            Machine(name=EVIL), extra=("-qmp", f"unix:{str(path).replace(',', ',,')},server=on,wait=off")
+            GuestMachine(name=EVIL), extra=("-qmp", f"unix:{str(path).replace(',', ',,')},server=on,wait=off")
         )
         (found,) = await find_sockets(LocalAccess("here"), [f"{literal(str(lab.directory))}/extra/*"])
         assert (found.path, found.pid, found.listening) == (str(path), qemu.pid, True)
@@ -219,7 +219,7 @@ class TestLook:
 
 class TestObstacles:
     async def test_monitor_that_another_holds_is_told_with_who(self, lab: Lab, site: SiteHosts) -> None:
-        qemu = await lab.start(Machine(name="held"))
+        qemu = await lab.start(GuestMachine(name="held"))
         with connected(qemu.qmp), connected(qemu.rescue):
             (guest,) = (await guests(site)).values()
         assert guest.socket == str(qemu.qmp)
@@ -237,7 +237,7 @@ class TestObstacles:
         assert (guest.obstacle, guest.socket) == ("", str(qemu.rescue))
 
     async def test_qemu_that_never_greets(self, lab: Lab, site: SiteHosts) -> None:
-        qemu = await lab.start(Machine(name="stuck"))
+        qemu = await lab.start(GuestMachine(name="stuck"))
         await guests(site)
         qemu.sigstop()
         (guest,) = (await guests(site)).values()
@@ -265,7 +265,7 @@ class TestObstacles:
         path = lab.directory / "extra" / "monitor.sock"
         chardev = f"socket,id=charmonitor,path={path},server=on,wait=off"
         await lab.start(
-            Machine(name="theirs"),
+            GuestMachine(name="theirs"),
             extra=("-chardev", chardev, "-mon", "chardev=charmonitor,id=monitor,mode=control"),
         )
         (guest,) = (await guests(site)).values()
@@ -315,7 +315,7 @@ class TestMigrationThatNobodyDrives:
 
 class TestHeldByOurselves:
     async def test_source_is_shown_as_it_was(self, lab: Lab, site: SiteHosts) -> None:
-        qemu = await lab.start(Machine(name="moving"))
+        qemu = await lab.start(GuestMachine(name="moving"))
         before = await guests(site)
         end = await site.open("here", str(qemu.qmp), role="source")
         assert await guests(site) == before
@@ -326,7 +326,7 @@ class TestHeldByOurselves:
     async def test_source_is_shown_that_was_opened_before_it_was_looked_at(
         self, lab: Lab, site: SiteHosts
     ) -> None:
-        qemu = await lab.start(Machine(name="moving"))
+        qemu = await lab.start(GuestMachine(name="moving"))
         end = await site.open("here", str(qemu.qmp), role="source")
         (guest,) = (await guests(site)).values()
         assert (guest.name, guest.memory_bytes, guest.run) == (
@@ -398,7 +398,7 @@ class TestOpen:
             await site.look("there")
 
 
-async def test_guests_in_network_namespaces_belong_to_their_hosts(hosts: Hosts, lab: Lab) -> None:
+async def test_guests_in_network_namespaces_belong_to_their_hosts(hosts: LabHosts, lab: Lab) -> None:
     configs = []
     for host in hosts:
         (lab.directory / host.name).mkdir()
@@ -434,7 +434,7 @@ async def test_look_is_cheap(lab: Lab, site: SiteHosts) -> None:
 
 
 async def test_look_and_open_at_the_same_time_do_not_hinder_each_other(lab: Lab, site: SiteHosts) -> None:
-    qemu = await lab.start(Machine(name="wanted"))
+    qemu = await lab.start(GuestMachine(name="wanted"))
     await guests(site)
     for _ in range(5):
         found, end = await asyncio.gather(guests(site), site.open("here", str(qemu.qmp), role="source"))
@@ -457,7 +457,7 @@ async def test_look_and_open_at_the_same_time_do_not_hinder_each_other(lab: Lab,
 async def test_one_that_cannot_be_looked_at_is_shown_so_and_the_others_are_as_ever(
     lab: Lab, site: SiteHosts, monkeypatch: pytest.MonkeyPatch, error: Exception, words: str
 ) -> None:
-    bad, good = Machine(), Machine()
+    bad, good = GuestMachine(), GuestMachine()
     await asyncio.gather(lab.start(bad), lab.start(good))
     before = await guests(site)
     strange = before[str(bad.uuid)]

@@ -19,7 +19,7 @@ from migrator.core.policy import Policy
 from migrator.errors import HostError, QemuError, Unreachable
 from migrator.hosts.local import LocalAccess
 from migrator.hosts.site_config import HostConfig, access
-from migrator.hosts.sockets import RemoteMonitor, find_sockets, literal
+from migrator.hosts.sockets import RemoteMonitorTransport, find_sockets, literal
 from migrator.hosts.ssh import SshAccess
 from migrator.ports import IncomingDestination, Qemu
 from migrator.qemu.address import Address
@@ -27,8 +27,8 @@ from migrator.qemu.endpoint import Endpoint
 from migrator.site.connections import HostConnections
 from migrator.site.hosts import SiteHosts
 from migrator.testing import network
-from migrator.testing.lab import Lab, Machine, until
-from migrator.testing.network import Hosts
+from migrator.testing.lab import GuestMachine, Lab, until
+from migrator.testing.network import LabHosts
 from tests.conftest import missing
 from tests.sshd import Sshd, inside
 
@@ -64,7 +64,7 @@ def world(tmp_path: Path) -> Iterator[SimpleNamespace]:
     """Hosts alpha and beta with an sshd each, seen from a third."""
     if reason := network.possible():
         missing(reason)
-    with Hosts("alpha", "beta", "control", isolated=True) as hosts, Lab() as lab:
+    with LabHosts("alpha", "beta", "control", isolated=True) as hosts, Lab() as lab:
         servers = {
             name: Sshd(tmp_path / name, address=hosts[name].address, prefix=hosts[name].prefix)
             for name in ("alpha", "beta")
@@ -98,7 +98,7 @@ async def site(world: SimpleNamespace) -> AsyncIterator[SiteHosts]:
 
 
 async def test_guests_are_found_where_they_are(world: SimpleNamespace, site: SiteHosts) -> None:
-    there = await world.lab.start(Machine(name=EVIL), prefix=world.hosts["alpha"].prefix, label="alpha")
+    there = await world.lab.start(GuestMachine(name=EVIL), prefix=world.hosts["alpha"].prefix, label="alpha")
     also = await world.lab.start(prefix=world.hosts["beta"].prefix, label="beta")
     for host, qemu in (("alpha", there), ("beta", also)):
         look = await site.look(host)
@@ -280,7 +280,7 @@ class TestIdentity:
         first = Endpoint(
             Address(kind="ssh", host="alpha", path=str(qemu.qmp)),
             role="source",
-            way=RemoteMonitor(reached, str(qemu.qmp)),
+            transport=RemoteMonitorTransport(reached, str(qemu.qmp)),
         )
         await first.connect()
         identity = dict(first.identity)
@@ -293,9 +293,9 @@ class TestIdentity:
             end = Endpoint(
                 Address(kind="ssh", host="alpha", path=str(qemu.qmp)),
                 role="source",
-                way=RemoteMonitor(reached, str(qemu.qmp)),
+                transport=RemoteMonitorTransport(reached, str(qemu.qmp)),
             )
-            await end.take_hold(there)
+            await end.expect_remote_process(there)
             assert (await end.observe(timeout=0.2)).process is ProcessState.UNKNOWN
             world.alpha.start()
 
@@ -316,8 +316,8 @@ async def test_qemus_that_cannot_be_asked_are_guests_there(world: SimpleNamespac
         HostConnections({"alpha": (access(config), config)}), checker=NobodyThere(), launcher=NobodyThere()
     )
     prefix = world.hosts["alpha"].prefix
-    elsewhere = await world.lab.start(Machine(name="elsewhere"), prefix=prefix, label="elsewhere")
-    stopped = await world.lab.start(Machine(name="stopped"), prefix=prefix, label="alpha")
+    elsewhere = await world.lab.start(GuestMachine(name="elsewhere"), prefix=prefix, label="elsewhere")
+    stopped = await world.lab.start(GuestMachine(name="stopped"), prefix=prefix, label="alpha")
     stopped.sigstop()
     for _ in range(3):
         found = {guest.pid: guest for guest in (await site.look("alpha")).guests}

@@ -22,15 +22,15 @@ from migrator.hosts.sockets import find_sockets, literal
 from migrator.machine import exists
 from migrator.site.connections import HostConnections
 from migrator.site.hosts import SiteHosts
-from migrator.testing.lab import Habit, Lab, Machine, Qemu, binaries, until
-from migrator.testing.network import Hosts
+from migrator.testing.lab import GuestMachine, Habit, Lab, LabQemu, binaries, until
+from migrator.testing.network import LabHosts
 from tests.command import SLOWLY, started
 from tests.conftest import missing
 from tests.integration.test_site_look import NobodyThere
 
 
 @pytest.fixture
-async def site(hosts: Hosts, lab: Lab) -> AsyncIterator[SiteHosts]:
+async def site(hosts: LabHosts, lab: Lab) -> AsyncIterator[SiteHosts]:
     """The host of the first namespace, with the monitors that end in ``.qmp``."""
     here = next(iter(hosts))
     config = HostConfig(name="here", prefix=here.prefix, sockets=(f"{literal(str(lab.directory))}/*.qmp",))
@@ -49,11 +49,11 @@ async def guests(site: SiteHosts) -> dict[str, Guest]:
     return {guest.name: guest for guest in (await site.look("here")).guests}
 
 
-def prefix(hosts: Hosts) -> tuple[str, ...]:
+def prefix(hosts: LabHosts) -> tuple[str, ...]:
     return next(iter(hosts)).prefix
 
 
-async def bare(hosts: Hosts, lab: Lab, name: str, *words: str, program: Path | None = None) -> int:
+async def bare(hosts: LabHosts, lab: Lab, name: str, *words: str, program: Path | None = None) -> int:
     """A QEMU that is started as somebody else would, without the lab's monitors; its pid."""
     pidfile = lab.directory / f"{name}.pid"
     command = [
@@ -83,13 +83,13 @@ def _nobody_left() -> Iterator[None]:
             os.kill(_STARTED.pop(), signal.SIGKILL)
 
 
-async def waiting(hosts: Hosts, qemu: Qemu) -> int:
+async def waiting(hosts: LabHosts, qemu: LabQemu) -> int:
     (found,) = await find_sockets(LocalAccess("here", prefix(hosts)), [literal(str(qemu.qmp))])
     return found.waiting
 
 
 async def test_qemus_without_a_monitor_that_we_see_are_guests_in_the_way(
-    hosts: Hosts, lab: Lab, site: SiteHosts
+    hosts: LabHosts, lab: Lab, site: SiteHosts
 ) -> None:
     # QEMU finds its modules and firmware from where its program is.
     wrapped = lab.directory / "usr" / "bin" / "vmm"
@@ -107,7 +107,7 @@ async def test_qemus_without_a_monitor_that_we_see_are_guests_in_the_way(
             hosts, lab, "human", "-monitor", f"unix:{lab.directory}/human.qmp,server=on,wait=off"
         ),
     }
-    seen = await lab.start(Machine(name="seen"), prefix=prefix(hosts))
+    seen = await lab.start(GuestMachine(name="seen"), prefix=prefix(hosts))
     found = await guests(site)
     assert {name: guest.pid for name, guest in found.items()} == {**started, "seen": seen.pid}
     assert (found["seen"].monitored, found["seen"].state) == (True, "running")
@@ -129,7 +129,7 @@ async def test_qemus_without_a_monitor_that_we_see_are_guests_in_the_way(
 
 
 async def test_qemus_that_were_started_alike_are_counted_each(
-    hosts: Hosts, lab: Lab, site: SiteHosts
+    hosts: LabHosts, lab: Lab, site: SiteHosts
 ) -> None:
     words = ("qemu-system-x86_64", "-nodefaults", "-display", "none", "-m", "64", "-S", "-qmp", "stdio")
     both = [
@@ -151,10 +151,10 @@ async def test_qemus_that_were_started_alike_are_counted_each(
 
 
 async def test_a_guest_that_another_controller_brings_is_on_its_way(
-    hosts: Hosts, lab: Lab, site: SiteHosts
+    hosts: LabHosts, lab: Lab, site: SiteHosts
 ) -> None:
     """The host is not empty: it will have the guest at any moment."""
-    machine = Machine(
+    machine = GuestMachine(
         name="comes", image_locking="off", habit=Habit(region_bytes=16 << 20, bytes_per_second=8 << 20)
     )
     source = await lab.boot(machine, prefix=prefix(hosts), label="from")
@@ -172,9 +172,9 @@ async def test_a_guest_that_another_controller_brings_is_on_its_way(
 
 
 async def test_a_qemu_that_is_stopped_stays_and_its_queue_is_not_filled(
-    hosts: Hosts, lab: Lab, site: SiteHosts
+    hosts: LabHosts, lab: Lab, site: SiteHosts
 ) -> None:
-    qemu = await lab.start(Machine(name="stopped"), prefix=prefix(hosts))
+    qemu = await lab.start(GuestMachine(name="stopped"), prefix=prefix(hosts))
     before = (await guests(site))["stopped"]
     qemu.sigstop()
     for _ in range(4):
@@ -191,9 +191,9 @@ async def test_a_qemu_that_is_stopped_stays_and_its_queue_is_not_filled(
 
 
 async def test_a_queue_that_others_have_filled_is_not_taken_for_absence(
-    hosts: Hosts, lab: Lab, site: SiteHosts
+    hosts: LabHosts, lab: Lab, site: SiteHosts
 ) -> None:
-    qemu = await lab.start(Machine(name="full", uuid=Machine().uuid), prefix=prefix(hosts))
+    qemu = await lab.start(GuestMachine(name="full", uuid=GuestMachine().uuid), prefix=prefix(hosts))
     qemu.sigstop()
     refused = 0
     while not refused:  # what gives up stays in the queue
@@ -208,9 +208,9 @@ async def test_a_queue_that_others_have_filled_is_not_taken_for_absence(
 
 
 async def test_a_socket_that_was_removed_leaves_the_guest_known(
-    hosts: Hosts, lab: Lab, site: SiteHosts
+    hosts: LabHosts, lab: Lab, site: SiteHosts
 ) -> None:
-    qemu = await lab.start(Machine(name="orphan"), prefix=prefix(hosts))
+    qemu = await lab.start(GuestMachine(name="orphan"), prefix=prefix(hosts))
     before = (await guests(site))["orphan"]
     qemu.qmp.unlink()
     guest = (await guests(site))["orphan"]
@@ -219,7 +219,7 @@ async def test_a_socket_that_was_removed_leaves_the_guest_known(
 
 
 async def test_a_destination_that_is_being_started_is_no_guest(
-    hosts: Hosts, lab: Lab, site: SiteHosts
+    hosts: LabHosts, lab: Lab, site: SiteHosts
 ) -> None:
     run = lab.directory / "run"
     run.mkdir()
@@ -229,7 +229,7 @@ async def test_a_destination_that_is_being_started_is_no_guest(
     assert list(await guests(site)) == ["ours"]
 
 
-async def test_a_host_that_hides_processes_is_not_taken_for_an_empty_one(hosts: Hosts, lab: Lab) -> None:
+async def test_a_host_that_hides_processes_is_not_taken_for_an_empty_one(hosts: LabHosts, lab: Lab) -> None:
     hide = 'mount -t proc -o hidepid=2 proc /proc && exec setpriv --reuid=65534 --regid=65534 --clear-groups "$@"'
     prefix = ("unshare", "-m", "sh", "-c", hide, "sh")
     config = HostConfig(name="here", prefix=prefix, sockets=(f"{literal(str(lab.directory))}/*.qmp",))

@@ -11,11 +11,11 @@ import pytest
 
 from migrator.core.model import State
 from migrator.engine.migration.outcome import MigrationOutcome
-from migrator.testing.lab import Habit, Lab, Machine, Pair
+from migrator.testing.lab import GuestMachine, Habit, Lab, Pair
 from tests.driven import MIB, PLAIN, SLOW, Drive, driven, hurry, reaches
 from tests.invariants import witness
 
-BUSY = Machine(habit=Habit(region_bytes=16 * MIB, bytes_per_second=4 * MIB), image_locking="off")
+BUSY = GuestMachine(habit=Habit(region_bytes=16 * MIB, bytes_per_second=4 * MIB), image_locking="off")
 _AWAY_SECONDS = 1.0
 
 

@@ -18,14 +18,14 @@ from migrator.qemu.address import Address
 from migrator.qemu.endpoint import Endpoint
 from migrator.qemu.monitor import Monitor
 from migrator.qemu.non_migrated_state import read_non_migrated_state
-from migrator.testing.lab import Lab, Machine, until
+from migrator.testing.lab import GuestMachine, Lab, until
 
 
 class TestTable:
     async def test_every_command_that_changes_something_is_in_one_row(
         self, lab: Lab, each_qemu: Path
     ) -> None:
-        qemu = await lab.start(Machine(), binary=each_qemu, paused=True)
+        qemu = await lab.start(GuestMachine(), binary=each_qemu, paused=True)
         async with qemu.monitor() as monitor:
             qmp = {each["name"] for each in await monitor.execute("query-commands")}
             schema = await monitor.execute("query-qmp-schema")
@@ -73,11 +73,11 @@ async def make_busy(monitor: Monitor, directory: Path) -> None:
 class TestWhatIsUnderWay:
     async def test_is_read_and_named(self, lab: Lab, each_qemu: Path) -> None:
         extra = ("-vnc", f"unix:{lab.directory}/vnc,password=on", "-chardev", "ringbuf,id=ring")
-        qemu = await lab.start(Machine(extra=extra), binary=each_qemu)
+        qemu = await lab.start(GuestMachine(extra=extra), binary=each_qemu)
         end = Endpoint(Address(kind="unix", path=str(qemu.qmp)), role="source")
         await end.connect()
         quiet = await end.facts()
-        assert not quiet.under_way.busy
+        assert not quiet.non_migrated.disk_users
         assert codes(quiet) == {"display-password", "stays-behind"}
         await make_busy(end.monitor, lab.directory)
         await end.monitor.execute("block-dirty-bitmap-add", {"node": "disk0", "name": "since monday"})
@@ -86,15 +86,17 @@ class TestWhatIsUnderWay:
         await until(lambda: unread(end), what="a job that has ended")
         seen = await end.facts()
         await end.close()
-        assert str(seen.under_way.busy) == "backup nightly, nbd export fleece"  # of the backup's own node
-        assert seen.under_way.bitmaps == (("disk0", "since monday"),)
+        assert (
+            str(seen.non_migrated.disk_users) == "backup nightly, nbd export fleece"
+        )  # of the backup's own node
+        assert seen.non_migrated.bitmaps == (("disk0", "since monday"),)
         assert codes(seen) == codes(quiet) | {"block-job-waits", "block-export-waits", "dirty-bitmap"}
-        refused = {each.code for each in findings(seen.under_way, BlockJobs.REFUSE)}
+        refused = {each.code for each in findings(seen.non_migrated, BlockJobs.REFUSE)}
         assert {"block-job", "block-export"} <= refused
 
     async def test_execution_that_is_recorded_is_refused(self, lab: Lab, each_qemu: Path) -> None:
         record = ("-icount", f"shift=7,rr=record,rrfile={lab.directory}/rr")
-        qemu = await lab.start(Machine(extra=record), binary=each_qemu, paused=True)
+        qemu = await lab.start(GuestMachine(extra=record), binary=each_qemu, paused=True)
         end = Endpoint(Address(kind="unix", path=str(qemu.qmp)), role="source")
         await end.connect()
         assert "replay" in codes(await end.facts())
@@ -102,7 +104,7 @@ class TestWhatIsUnderWay:
 
 
 async def unread(end: Endpoint) -> bool:
-    return bool((await end.facts()).under_way.unread)
+    return bool((await end.facts()).non_migrated.unread)
 
 
 def codes(facts: Facts) -> set[str]:

@@ -122,10 +122,10 @@ class LateJob(Endpoint):
 
     begin: Callable[[], Awaitable[None]]
 
-    async def busy(self) -> DiskUsers:
+    async def disk_users(self) -> DiskUsers:
         if (await self.observe()).status is MigrationStatus.PRE_SWITCHOVER:
             await self.begin()
-        return await super().busy()
+        return await super().disk_users()
 
 
 class TestMeanwhile:

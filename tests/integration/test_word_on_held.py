@@ -16,7 +16,7 @@ from migrator.core.migration.situation import OperatorAnswer
 from migrator.core.model import MigrationStatus, State
 from migrator.engine.migration.outcome import MigrationOutcome
 from migrator.testing.lab import Lab, Pair
-from migrator.testing.network import Hosts
+from migrator.testing.network import LabHosts
 from tests.driven import PLAIN, SHORT
 from tests.driven import driven as by_precopy
 from tests.invariants import witness
@@ -24,7 +24,7 @@ from tests.postcopy import BUSY, FULL, PostcopyDrive, driven, quickly
 
 
 @pytest.fixture
-async def apart(hosts: Hosts, lab: Lab, each_qemu: Path) -> Pair:
+async def apart(hosts: LabHosts, lab: Lab, each_qemu: Path) -> Pair:
     """A guest on alpha, a QEMU that waits on beta."""
     return await lab.pair(
         FULL,
@@ -35,12 +35,12 @@ async def apart(hosts: Hosts, lab: Lab, each_qemu: Path) -> Pair:
     )
 
 
-def across(hosts: Hosts) -> str:
+def across(hosts: LabHosts) -> str:
     return f"tcp:{hosts['beta'].address}:0"
 
 
 async def refused(
-    pair: Pair, hosts: Hosts, held: MigrationOutcome, word: OperatorAnswer
+    pair: Pair, hosts: LabHosts, held: MigrationOutcome, word: OperatorAnswer
 ) -> tuple[OperatorAnswer, ...]:
     """It is, and both processes live on as they were; the words that would be taken."""
     before = await pair.source.run_state(), pair.source.alive, pair.destination.alive
@@ -51,7 +51,7 @@ async def refused(
     return answer.instead
 
 
-async def told(pair: Pair, hosts: Hosts, held: MigrationOutcome, word: OperatorAnswer) -> MigrationOutcome:
+async def told(pair: Pair, hosts: LabHosts, held: MigrationOutcome, word: OperatorAnswer) -> MigrationOutcome:
     """It is taken, and this comes of it."""
     async with driven(pair, patience=SHORT, listen=across(hosts)) as drive:
         answer, result = await drive.say(word, held)
@@ -64,7 +64,7 @@ def fell_silent(drive: PostcopyDrive) -> None:
 
 
 async def test_cut_at_the_switch_no_word_ends_either_end_and_once_healed_the_guest_arrives(
-    hosts: Hosts, lab: Lab, apart: Pair
+    hosts: LabHosts, lab: Lab, apart: Pair
 ) -> None:
     async with witness(lab, apart) as seen:
         async with driven(apart, patience=SHORT, listen=across(hosts)) as drive:
@@ -91,7 +91,7 @@ async def test_cut_at_the_switch_no_word_ends_either_end_and_once_healed_the_gue
 
 
 async def test_cut_while_it_fetches_it_is_neither_ended_nor_said_to_be_complete(
-    hosts: Hosts, lab: Lab, apart: Pair
+    hosts: LabHosts, lab: Lab, apart: Pair
 ) -> None:
     async with witness(lab, apart) as seen:
         async with driven(apart, patience=SHORT, listen=across(hosts)) as drive:

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from migrator.cli import direct
-from migrator.cli.client import Client, NotReachable
+from migrator.cli.client import NotReachable, ServiceClient
 from migrator.errors import UsageError
 from migrator.qemu import address
 
@@ -26,13 +26,13 @@ def stuck(tmp_path: Path) -> Iterator[str]:
 def test_one_that_is_stuck_is_not_told_to_be_started(stuck: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("migrator.cli.client._READ_SECONDS", 0.2)
     with pytest.raises(NotReachable, match=r"gives no answer: it is busy or stuck; see journalctl") as said:
-        Client(stuck).get("hosts")
+        ServiceClient(stuck).get("hosts")
     assert "start it" not in str(said.value)
 
 
 def test_a_command_may_have_been_taken_a_question_not(stuck: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("migrator.cli.client._AGAIN_SECONDS", 0.0)
-    client = Client(stuck, patience_seconds=0.2)
+    client = ServiceClient(stuck, timeout_seconds=0.2)
     with pytest.raises(NotReachable, match="may have taken the command"):
         client.post("hosts/a/evacuate", {})
     with pytest.raises(NotReachable, match=r"journalctl -u migrator$"):
@@ -53,7 +53,7 @@ def test_a_command_may_have_been_taken_a_question_not(stuck: str, monkeypatch: p
 )
 def test_server_that_is_none_is_refused_at_once(server: str, words: str) -> None:
     with pytest.raises(UsageError, match="--server: ") as refused:
-        Client(server)
+        ServiceClient(server)
     assert words in str(refused.value)
 
 

@@ -14,7 +14,7 @@ from rich.console import Console
 
 from migrator.cli import screen, tables, tokens
 from migrator.cli import show_service as show
-from migrator.cli.client import Client
+from migrator.cli.client import ServiceClient
 from migrator.text import clean
 
 _ROWS = st.lists(st.lists(st.text(max_size=30), min_size=8, max_size=8), max_size=6)
@@ -165,7 +165,7 @@ def test_the_screen_has_the_numbers_of_its_own_last_line():
         def get(self, path: str, **_: str) -> Any:
             return {"items": [host] if path == "hosts" else []}
 
-    state = screen._State(cast(Client, Asked()))
+    state = screen._State(cast(ServiceClient, Asked()))
     state.fetch()
     event = {"event_id": 7, "time": "2026-11-22T23:37:44+00:00", "kind": "state"}
     state.take({**event, "subject": "host", "subject_id": "a", "body": {"guests": 4, "state": "draining"}})

@@ -31,15 +31,22 @@ OURS = (
 MACHINE = ("-machine", "pc-q35-7.2")
 
 
-def made(*words: str, live: CurrentDevices | None = None, place: TargetEnvironment = HERE) -> Replica:
+def made(
+    *words: str, current_devices: CurrentDevices | None = None, place: TargetEnvironment = HERE
+) -> Replica:
     return replicate(
-        ("qemu", *MACHINE, *words), machine="pc-q35-7.2", live=live or CurrentDevices(), place=place
+        ("qemu", *MACHINE, *words),
+        machine="pc-q35-7.2",
+        current_devices=current_devices or CurrentDevices(),
+        place=place,
     )
 
 
-def kept(*words: str, live: CurrentDevices | None = None, place: TargetEnvironment = HERE) -> list[str]:
+def kept(
+    *words: str, current_devices: CurrentDevices | None = None, place: TargetEnvironment = HERE
+) -> list[str]:
     """What became of the words, without what is always added."""
-    replica = made(*words, live=live, place=place)
+    replica = made(*words, current_devices=current_devices, place=place)
     assert replica.findings == ()
     assert replica.argv[:3] == ("/usr/bin/qemu", *MACHINE)
     assert replica.argv[-len(OURS) :] == OURS
@@ -107,7 +114,7 @@ def test_a_character_device_that_a_qmp_monitor_shares_stays() -> None:
     ],
 )
 def test_the_alias_of_the_machine_is_resolved(words: tuple[str, ...], machine: list[str]) -> None:
-    replica = replicate(("qemu", *words), machine="pc-q35-7.2", live=CurrentDevices(), place=HERE)
+    replica = replicate(("qemu", *words), machine="pc-q35-7.2", current_devices=CurrentDevices(), place=HERE)
     assert list(replica.argv[1 : -len(OURS)]) == machine
 
 
@@ -175,7 +182,7 @@ def test_a_socket_of_the_old_run_directory_never_stays_there() -> None:
     first = made("-vnc", "unix:/v.sock", place=replace(HERE, occupied={"/v.sock"})).argv
     assert f"unix:{RUN}/v.sock" in first
     other = TargetEnvironment(binary="/usr/bin/qemu", run_directory="/run/other")
-    again = replicate(first, machine="pc-q35-7.2", live=CurrentDevices(), place=other).argv
+    again = replicate(first, machine="pc-q35-7.2", current_devices=CurrentDevices(), place=other).argv
     assert "unix:/run/other/v.sock" in again
     assert not [word for word in again if RUN in word]
 
@@ -293,7 +300,7 @@ def test_what_was_unplugged_is_left_out_and_the_rest_keeps_its_place() -> None:
         *("-drive", "if=none,id=d,file=/x", "-set", "device.a.name=x", "-chardev", "null,id=c"),
         *("-device", "e1000", "-set", "device.b.name=y"),
     )
-    live = CurrentDevices(
+    current_devices = CurrentDevices(
         devices={"s": "virtio-serial-pci", "b": "virtserialport"},
         objects={},
         netdevs={},
@@ -302,9 +309,9 @@ def test_what_was_unplugged_is_left_out_and_the_rest_keeps_its_place() -> None:
         drives=(),
         places={"s": {"addr": "2.0", "bus": "pcie.0"}, "b": {"nr": "2", "bus": "s.0"}},
     )
-    assert lacks_devices(read(words), machine="pc-q35-7.2", live=live)
-    assert not lacks_devices(read(words), machine="pc-q35-7.2", live=CurrentDevices())
-    assert kept(*words, live=live) == [
+    assert lacks_devices(read(words), machine="pc-q35-7.2", current_devices=current_devices)
+    assert not lacks_devices(read(words), machine="pc-q35-7.2", current_devices=CurrentDevices())
+    assert kept(*words, current_devices=current_devices) == [
         *(
             "-device",
             "virtio-serial-pci,id=s,addr=2.0,bus=pcie.0",
@@ -316,14 +323,14 @@ def test_what_was_unplugged_is_left_out_and_the_rest_keeps_its_place() -> None:
 
 
 def test_places_in_json_have_their_types() -> None:
-    live = CurrentDevices(
+    current_devices = CurrentDevices(
         devices={"b": "virtserialport", "p": "x"},
         places={"b": {"nr": "2", "bus": "s.0"}, "p": {"addr": "3.0", "port": "1"}},
     )
     after = kept(
         *("-device", "e1000,id=gone", "-device", '{"driver": "virtserialport", "id": "b"}'),
         *("-device", '{"driver": "x", "id": "p"}'),
-        live=live,
+        current_devices=current_devices,
     )
     assert json.loads(after[1]) == {"driver": "virtserialport", "id": "b", "nr": 2, "bus": "s.0"}
     assert json.loads(after[3]) == {"driver": "x", "id": "p", "addr": "3.0", "port": "1"}
@@ -366,7 +373,7 @@ def test_a_guest_may_move_for_ever(groups: list[tuple[str, ...]], shared: bool) 
         run = f"/run/migrator/guests/move-{move}"
         occupied = set(paths(argv)) if shared else set()
         place = TargetEnvironment(binary="/bin/qemu", run_directory=run, occupied=occupied)
-        argv = replicate(argv, machine="pc-q35-7.2", live=CurrentDevices(), place=place).argv
+        argv = replicate(argv, machine="pc-q35-7.2", current_devices=CurrentDevices(), place=place).argv
         seen.append([word.replace(run, "RUN") for word in argv])
     assert [sorted(each) for each in seen[1:]] == [sorted(seen[0])] * 3
     assert seen[1] == seen[2] == seen[3]

@@ -32,7 +32,7 @@ def world(tmp_path: Path) -> World:
 async def test_guest_under_backup_waits_and_says_for_what_while_the_others_go(world: World) -> None:
     names = fill(world, 3)
     (saved,) = [each for each in world.site.machines.values() if each.name == names[0]]
-    saved.busy = BACKUP
+    saved.disk_users = BACKUP
     async with world.engine() as driver:
         late = datetime.now(UTC) + timedelta(days=1)
         run = await driver.ask(Evacuate(host="a", deadline=late))
@@ -47,7 +47,7 @@ async def test_guest_under_backup_waits_and_says_for_what_while_the_others_go(wo
         told = next(each for each in evacuation_document(live).guests if each.guest_name == names[0])
         assert told.takes_seconds is not None, "it is part of the forecast"
         assert evacuation_document(live).forecast_end_at is not None
-        saved.busy = DiskUsers()
+        saved.disk_users = DiskUsers()
         assert (await driver.end_of(run)).state is EvacuationState.COMPLETED
         assert waiting.document().waiting_for == ""
 
@@ -55,7 +55,7 @@ async def test_guest_under_backup_waits_and_says_for_what_while_the_others_go(wo
 async def test_one_that_waits_is_cancelled_at_once(world: World) -> None:
     (name,) = fill(world, 1)
     (machine,) = world.site.machines.values()
-    machine.busy = DiskUsers(exports=(Export(id="fleece", kind="nbd", node="disk0"),))
+    machine.disk_users = DiskUsers(exports=(Export(id="fleece", kind="nbd", node="disk0"),))
     async with world.engine() as driver:
         one = await driver.ask(Migrate(guest=name, to="b"))
         job = driver.engine.jobs[one.id]
@@ -68,7 +68,7 @@ async def test_one_that_waits_is_cancelled_at_once(world: World) -> None:
 async def test_a_deadline_that_stops_does_not_wait_on(world: World) -> None:
     fill(world, 1)
     (machine,) = world.site.machines.values()
-    machine.busy = BACKUP
+    machine.disk_users = BACKUP
     async with world.engine() as driver:
         soon = datetime.now(UTC) + timedelta(seconds=1)
         run = await driver.ask(Evacuate(host="a", deadline=soon, on_deadline="stop"))
@@ -79,7 +79,7 @@ async def test_a_deadline_that_stops_does_not_wait_on(world: World) -> None:
 async def test_no_longer_than_max_duration(world: World) -> None:
     (name,) = fill(world, 1)
     (machine,) = world.site.machines.values()
-    machine.busy = BACKUP
+    machine.disk_users = BACKUP
     async with world.engine() as driver:
         short = builtin("default").but(max_duration_seconds=5.0)
         driver.engine.rules = replace(driver.engine.rules, policy=lambda name: short)
@@ -93,13 +93,13 @@ async def test_no_longer_than_max_duration(world: World) -> None:
 async def test_one_that_waited_when_the_controller_was_killed_waits_again(world: World) -> None:
     (name,) = fill(world, 1)
     (machine,) = world.site.machines.values()
-    machine.busy = BACKUP
+    machine.disk_users = BACKUP
     async with world.engine(killed=True) as driver:
         one = await driver.ask(Migrate(guest=name, to="b"))
         await driver.until(lambda: driver.engine.jobs[one.id].state is State.WAITING)
     async with world.engine() as driver:
         job = driver.engine.jobs[one.id]
         await driver.until(lambda: job.state is State.WAITING)
-        machine.busy = DiskUsers()
+        machine.disk_users = DiskUsers()
         await driver.until(lambda: job.ended)
         assert (job.state, world.site.running(name)) == (State.COMPLETED, ["b"])

@@ -96,7 +96,7 @@ def port(text: str) -> ListeningPort:
 def test_every_option_that_listens(option: str, ports: list[str], exchanged: str | None) -> None:
     wanted = tuple(map(port, ports))
     assert listens(said(option)) == wanted
-    alone = replicate(["/q", *said(option)], machine="pc", live=CurrentDevices(), place=HERE)
+    alone = replicate(["/q", *said(option)], machine="pc", current_devices=CurrentDevices(), place=HERE)
     assert not {each.code for each in alone.findings} & {"port-in-use", "address-missing"}
     if not wanted:
         return
@@ -106,22 +106,31 @@ def test_every_option_that_listens(option: str, ports: list[str], exchanged: str
     }
     network = TargetNetwork(taken=every, addresses={"127.0.0.1", "::1"})
     there = replicate(
-        ["/q", *said(option)], machine="pc", live=CurrentDevices(), place=replace(HERE, network=network)
+        ["/q", *said(option)],
+        machine="pc",
+        current_devices=CurrentDevices(),
+        place=replace(HERE, network=network),
     )
     assert {each.code for each in there.findings if each.severity is Severity.ERROR} == {"port-in-use"}
     if exchanged is not None:
         spare = replace(HERE, network=replace(network, spare=True))
-        moved = replicate(["/q", *said(option)], machine="pc", live=CurrentDevices(), place=spare)
+        moved = replicate(["/q", *said(option)], machine="pc", current_devices=CurrentDevices(), place=spare)
         assert [each.code for each in moved.findings if "port" in each.code] == ["port-moved"]
         assert moved.argv[1:3] == said(exchanged)
         again = replicate(
-            moved.argv, machine="pc", live=CurrentDevices(), place=replace(spare, run_directory="/run/y")
+            moved.argv,
+            machine="pc",
+            current_devices=CurrentDevices(),
+            place=replace(spare, run_directory="/run/y"),
         )
         assert not [each for each in again.findings if "port" in each.code]
     if wanted[0].last:
         room = TargetNetwork(taken=every - {wanted[0].at(wanted[0].last)})
         assert not replicate(
-            ["/q", *said(option)], machine="pc", live=CurrentDevices(), place=replace(HERE, network=room)
+            ["/q", *said(option)],
+            machine="pc",
+            current_devices=CurrentDevices(),
+            place=replace(HERE, network=room),
         ).findings
 
 
@@ -130,7 +139,9 @@ def test_a_range_that_is_full_goes_on_after_its_end() -> None:
     spare = replace(HERE, network=TargetNetwork(taken=every, spare=True))
     assert (
         ":12,to=9"
-        in replicate(["/q", "-vnc", ":1,to=9"], machine="pc", live=CurrentDevices(), place=spare).argv[2]
+        in replicate(
+            ["/q", "-vnc", ":1,to=9"], machine="pc", current_devices=CurrentDevices(), place=spare
+        ).argv[2]
     )
 
 
@@ -179,7 +190,7 @@ def test_an_address_that_the_target_has_not() -> None:
         return [
             each.code
             for each in replicate(
-                ["/q", *said(option)], machine="pc", live=CurrentDevices(), place=place
+                ["/q", *said(option)], machine="pc", current_devices=CurrentDevices(), place=place
             ).findings
         ]
 

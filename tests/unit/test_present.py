@@ -54,8 +54,8 @@ def seat(
 
 def now(*words: str, drives: tuple[DriveSlot, ...], machine: str = PC) -> tuple[list[str], list[str]]:
     """The options, and the codes of what was found."""
-    live = CurrentDevices(drives=drives, nodes=Nodes(nodes={}, children={}))
-    found = current_command_line(read(words), machine=machine, live=live)
+    current_devices = CurrentDevices(drives=drives, nodes=Nodes(nodes={}, children={}))
+    found = current_command_line(read(words), machine=machine, current_devices=current_devices)
     flat = [word for name, text in found.options for word in (f"-{name}", text or "")]
     return flat, [finding.code for finding in found.findings]
 

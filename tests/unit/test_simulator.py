@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from migrator.core.model import MigrationStatus, RunState
 from migrator.testing.memory import Memory
 from migrator.testing.simulator import MIB, Costs, Link, Parameters, Simulator
-from migrator.testing.workload import Phase, Region, Workload, change, idle, on_off, ramp, steady
+from migrator.testing.workload import Region, Workload, WorkloadPhase, change, idle, on_off, ramp, steady
 
 UNLIMITED = Parameters(max_bandwidth_bytes_per_second=0)
 NO_COSTS = Costs(
@@ -51,7 +51,7 @@ def moved(workload: Workload, within: float = 600.0, **how) -> Simulator:
 def workloads(draw: st.DrawFn) -> Workload:
     sizes = draw(st.lists(st.integers(1, 20_000), min_size=1, max_size=3))
     rates = st.lists(st.floats(0, 1e9), min_size=len(sizes), max_size=len(sizes)).map(tuple)
-    phases = draw(st.lists(st.builds(Phase, st.floats(0.05, 20), rates), min_size=1, max_size=4))
+    phases = draw(st.lists(st.builds(WorkloadPhase, st.floats(0.05, 20), rates), min_size=1, max_size=4))
     return Workload(
         regions=tuple(Region(size_bytes=4096 * size, random=draw(st.booleans())) for size in sizes),
         phases=tuple(phases),
@@ -119,7 +119,7 @@ def test_any_migration_keeps_its_books(workload, link, limit, bandwidth, step, a
 
 
 def test_everything_is_sent_once_when_nothing_is_written() -> None:
-    still = Workload(regions=(Region(size_bytes=300 * MIB),), phases=(Phase(math.inf, (0.0,)),))
+    still = Workload(regions=(Region(size_bytes=300 * MIB),), phases=(WorkloadPhase(math.inf, (0.0,)),))
     found = moved(still)
     pages = 300 * MIB + still.constant_bytes
     zero = 512 * MIB - pages
@@ -148,7 +148,7 @@ def test_what_is_dirtied_again_is_sent_again_to_the_byte() -> None:
 
 
 def dirty_after(region: Region, rate: float, seconds: float) -> float:
-    memory = Memory(Workload(regions=(region,), phases=(Phase(math.inf, (rate,)),)), 1024 * MIB)
+    memory = Memory(Workload(regions=(region,), phases=(WorkloadPhase(math.inf, (rate,)),)), 1024 * MIB)
     memory.forward(seconds, 1.0)
     return memory.sync()
 
@@ -171,7 +171,9 @@ def test_sweep_agrees_with_a_real_bitmap(turns: list[tuple[int, int]]) -> None:
     size = 500
     memory = Memory(
         Workload(
-            regions=(Region(size_bytes=size * 4096),), phases=(Phase(math.inf, (4096.0,)),), constant_bytes=0
+            regions=(Region(size_bytes=size * 4096),),
+            phases=(WorkloadPhase(math.inf, (4096.0,)),),
+            constant_bytes=0,
         ),
         size * 4096,
     )

@@ -97,7 +97,9 @@ def source_ready(source: Facts, policy: Policy | None = None) -> Iterator[Findin
             f"QEMU cannot migrate this guest now: {reason}",
             "remove what QEMU names, then try again",
         )
-    yield from non_migrated_state.findings(source.under_way, policy.block_jobs if policy else BlockJobs.WAIT)
+    yield from non_migrated_state.findings(
+        source.non_migrated, policy.block_jobs if policy else BlockJobs.WAIT
+    )
 
 
 def _driven(side: str, facts: Facts) -> Iterator[Finding]:

@@ -74,7 +74,7 @@ class Facts:
     capabilities: frozenset[str] = frozenset()
     parameters: frozenset[str] = frozenset()
     #: What does not travel.
-    under_way: NonMigratedState = field(default_factory=NonMigratedState)
+    non_migrated: NonMigratedState = field(default_factory=NonMigratedState)
     #: It already listens for a migration.
     listening: bool = False
     #: The value of -incoming, where the command line can be read; ``None`` where not.

@@ -65,7 +65,7 @@ class DiskUsers:
 class NonMigratedState:
     """One QEMU, as it was asked."""
 
-    busy: DiskUsers = field(default_factory=DiskUsers)
+    disk_users: DiskUsers = field(default_factory=DiskUsers)
     #: Jobs that have ended, and whose results nobody has read.
     unread: tuple[BlockJob, ...] = ()
     #: Of dirty bitmaps that are in QEMU's memory alone: their node and name.
@@ -77,38 +77,40 @@ class NonMigratedState:
     #: Its gdb server was started while it ran.
     gdb: bool = False
     #: Further things that stay behind, each in a few words.
-    behind: tuple[str, ...] = ()
+    left_behind: tuple[str, ...] = ()
 
 
-def findings(way: NonMigratedState, block_jobs: BlockJobs) -> Iterator[Finding]:
+def findings(state: NonMigratedState, block_jobs: BlockJobs) -> Iterator[Finding]:
     """Every finding about what is under way or set at the source."""
     waits = block_jobs is BlockJobs.WAIT
-    for job in way.busy.jobs:
+    for job in state.disk_users.jobs:
         if waits:
             yield finding("block-job-waits", f"{job} is under way: the migration begins once it has ended")
         else:
             yield finding("block-job", f"{job} is under way, and the policy says block_jobs = refuse")
-    for export in way.busy.exports:
+    for export in state.disk_users.exports:
         if waits:
             yield finding(
                 "block-export-waits", f"there is the {export}: the migration begins once it is gone"
             )
         else:
             yield finding("block-export", f"there is the {export}, and the policy says block_jobs = refuse")
-    if way.replay:
-        yield finding("replay", f"QEMU was started to {way.replay} its execution (-icount rr={way.replay})")
-    for node, name in way.bitmaps:
+    if state.replay:
+        yield finding(
+            "replay", f"QEMU was started to {state.replay} its execution (-icount rr={state.replay})"
+        )
+    for node, name in state.bitmaps:
         yield finding(
             "dirty-bitmap", f"dirty bitmap {name} of {node} is not kept in the image and stays behind"
         )
-    for display in way.passwords:
+    for display in state.passwords:
         yield finding(
             "display-password",
             f"the password of {display} is not on the command line: it has to be set again",
         )
-    if way.gdb:
+    if state.gdb:
         yield finding("gdb", "its gdb server does not move along")
-    for job in way.unread:
+    for job in state.unread:
         yield finding("stays-behind", f"the result of job {job} has not been read, and goes with the source")
-    for thing in way.behind:
+    for thing in state.left_behind:
         yield finding("stays-behind", f"{thing} stays behind")

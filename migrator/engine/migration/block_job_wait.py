@@ -39,7 +39,7 @@ class BlockJobWait:
         if self._policy.block_jobs is BlockJobs.REFUSE:
             return  # preflight says why
         began, told, before = clock.now(), "", self.waited_seconds
-        busy = await self._source.busy()
+        busy = await self._source.disk_users()
         try:
             while busy and not self._unwanted():
                 if told != str(busy):
@@ -48,10 +48,10 @@ class BlockJobWait:
                 self.waited_seconds = before + clock.now() - began
                 self._check_patience(busy)
                 # Whoever has to end it may have no other monitor.
-                await self._source.rest()
+                await self._source.release_monitor()
                 await asyncio.sleep(_LOOK_SECONDS)
                 try:
-                    busy = await self._source.busy()
+                    busy = await self._source.disk_users()
                 except Occupied:
                     pass  # by whoever has to end it
         finally:

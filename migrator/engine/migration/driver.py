@@ -161,7 +161,7 @@ class MigrationDriver(DriverState):
     async def _why_not_now(self) -> tuple[State, str] | None:
         """What came between :meth:`check` and :meth:`run`; nothing is changed yet."""
         try:
-            busy = await self._source.busy()
+            busy = await self._source.disk_users()
         except QemuError as error:
             return State.FAILED, str(error)
         return (State.FAILED, too_late(busy)) if busy else None
@@ -317,7 +317,7 @@ class MigrationDriver(DriverState):
                 self._ledger.decide("park", "the controller stops: the stream waits for the next one")
                 self._parked = True
                 return
-            if self._ledger.intent.undo is None and (busy := await self._source.busy()):
+            if self._ledger.intent.undo is None and (busy := await self._source.disk_users()):
                 self._ledger.undo(State.FAILED, too_late(busy))
                 return
             if self._untold:

@@ -10,13 +10,13 @@ from migrator.core.model import Finding
 from migrator.core.process.guest_network import GuestTaps, NetworkState, arrival_state, compare
 from migrator.engine.migration.outcome import MigrationOutcome
 from migrator.errors import HostError
-from migrator.ports import Carriers
+from migrator.ports import GuestNetworks
 
 
 class GuestNetwork:
     """Of one migration. A host whose network cannot be read is not held against it."""
 
-    def __init__(self, carriers: Carriers, *, source: str, target: str) -> None:
+    def __init__(self, carriers: GuestNetworks, *, source: str, target: str) -> None:
         self._carriers, self._source, self._target = carriers, source, target
         #: As it was at the source when it was last looked at.
         self._before = GuestTaps()
@@ -43,6 +43,6 @@ class GuestNetwork:
         if pid is None:
             return GuestTaps()
         try:
-            return await self._carriers.carried(host, int(pid))
+            return await self._carriers.guest_taps(host, int(pid))
         except HostError:
             return GuestTaps()

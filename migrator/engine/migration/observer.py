@@ -11,7 +11,7 @@ from migrator.engine import clock
 from migrator.engine.migration.outcome import MigrationOutcome
 from migrator.engine.migration.phase_timeouts import PhaseTimeouts
 from migrator.engine.migration.stop_interval import Moment, StopInterval
-from migrator.ports import Event, Qemu
+from migrator.ports import Qemu, QemuEvent
 
 #: So old a destination's view may be while the source copies.
 _KEEP_VIEW_SECONDS = 1.0
@@ -111,7 +111,7 @@ class Observer:
                 self._ran_there, self.stopped_there = True, False
                 self.standstill.resume(event, self._destination)
 
-    def _hear_end(self, role: str, event: Event) -> None:
+    def _hear_end(self, role: str, event: QemuEvent) -> None:
         if event.name == "SHUTDOWN" and (how := _BY_SOMEBODY.get(str(event.data.get("reason")))):
             self.ended_by[role] = how
 

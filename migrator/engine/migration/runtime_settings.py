@@ -30,7 +30,7 @@ class RuntimeSettings:
 
         :raise QemuError: an end does not answer.
         """
-        self._tell(await self._destination.put_back(await self._source.was_set()))
+        self._tell(await self._destination.restore_runtime_state(await self._source.read_runtime_state()))
 
     async def after(self, settings: MigrationSettings | None) -> None:
         """Once the guest is at the destination. Never raises: it is no reason to undo anything.
@@ -39,7 +39,9 @@ class RuntimeSettings:
         """
         try:
             async with asyncio.timeout(_AFTER_SECONDS):
-                self._tell(await self._destination.put_back(await self._source.was_set()))
+                self._tell(
+                    await self._destination.restore_runtime_state(await self._source.read_runtime_state())
+                )
                 if settings is not None:
                     await self._destination.restore(settings)
         except (QemuError, TimeoutError) as error:

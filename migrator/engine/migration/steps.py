@@ -83,7 +83,7 @@ class Steps:
     async def _switch(self) -> None:
         # The last look: from here on QEMU makes the images the destination's, and a job that still has one is lost, or
         # takes the source along.
-        if busy := await self._source.busy():
+        if busy := await self._source.disk_users():
             self._ledger.undo(State.FAILED, too_late(busy))
             await self._observer.pause(0.02)
             return

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 from migrator.engine import clock
 from migrator.engine.migration.outcome import MigrationOutcome
-from migrator.ports import Event, Qemu
+from migrator.ports import Qemu, QemuEvent
 
 #: QEMU stamps events in microseconds.
 _STAMP_SECONDS = 1e-6
@@ -20,7 +20,7 @@ class Moment:
     latest: float
 
     @classmethod
-    def of(cls, event: Event, end: Qemu) -> Moment:
+    def of(cls, event: QemuEvent, end: Qemu) -> Moment:
         """By its stamp where that end shares our clock, else by its arrival, give or take the round trip."""
         if end.shares_clock:
             return cls(event.stamped - _STAMP_SECONDS, event.stamped + _STAMP_SECONDS)
@@ -33,7 +33,7 @@ class StopInterval:
 
     def __init__(self, result: MigrationOutcome) -> None:
         self._result = result
-        self._stop: tuple[Event, Qemu] | None = None
+        self._stop: tuple[QemuEvent, Qemu] | None = None
         self._stopped: Moment | None = None
         #: Of what is over.
         self._before, self._give_or_take = 0.0, 0.0
@@ -48,7 +48,7 @@ class StopInterval:
         """When it was stopped; ``None`` while it is not known to stand still."""
         return self._stopped
 
-    def stop(self, event: Event, end: Qemu) -> None:
+    def stop(self, event: QemuEvent, end: Qemu) -> None:
         """QEMU announced it."""
         self._stop, self._stopped = (event, end), Moment.of(event, end)
 
@@ -61,7 +61,7 @@ class StopInterval:
         """It was not for the migration: somebody stopped it and let it go on."""
         self._stop = self._stopped = None
 
-    def resume(self, event: Event, end: Qemu) -> None:
+    def resume(self, event: QemuEvent, end: Qemu) -> None:
         """QEMU announced it, at either end."""
         if self._stop is None:
             self.resumed_at(Moment.of(event, end))

@@ -9,7 +9,7 @@ import sys
 from typing import Any
 from uuid import UUID
 
-from migrator.testing.lab import Lab, Machine, RawMonitor, RawQmpError, binaries
+from migrator.testing.lab import GuestMachine, Lab, RawMonitor, RawQmpError, binaries
 from migrator.testing.recorded import path
 
 _QUERIES = (
@@ -36,7 +36,7 @@ _IMAGE = "/images/guest.img"
 
 async def record(version: str) -> dict[str, Any]:
     """One QEMU's answers."""
-    machine = Machine(uuid=UUID(int=1), mac="52:54:00:00:00:01")
+    machine = GuestMachine(uuid=UUID(int=1), mac="52:54:00:00:00:01")
     async with Lab() as lab:
         image = str(lab.image(machine))
         qemu = await lab.start(machine, binary=binaries()[version])

@@ -29,7 +29,7 @@ rm -rf -- "$directory"
 """
 
 
-class Caretaker:
+class CleanupProcess:
     """A context manager: inside it, this process may be killed and leaves nothing.
 
     :param directory: of this run, named by :func:`migrator.testing.stale.owned`, as are its namespaces; its processes
