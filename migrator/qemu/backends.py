@@ -1,4 +1,4 @@
-"""What stands behind a guest's devices, read from one QEMU and written as QMP commands for another. Pure.
+"""Backends and block devices behind a guest's devices: read from one QEMU, written as QMP commands for another. Pure.
 
 QEMU does not keep the words a backend was made with, so they are put together from what it shows. What it does not
 show is either of no consequence for the guest, or refused in plain words.
@@ -65,7 +65,7 @@ def netdevs(text: str) -> dict[str, Netdev]:
 
 
 def netdev_add(name: str, netdev: Netdev, *, vhost: bool) -> Command:
-    """How to make it again.
+    """Return the command that makes the network backend again.
 
     :param vhost: it was seen to be driven by vhost-net.
     :raise Refused: when QEMU does not show enough of it.
@@ -95,7 +95,7 @@ def netdev_add(name: str, netdev: Netdev, *, vhost: bool) -> Command:
 
 
 def netdev_words(written: Value, shown: Netdev | None) -> str:
-    """What a network backend has become that was written so; empty where it is as it was.
+    """Return the option's value for a network backend as it is now; empty where `written` still describes it.
 
     :raise Refused: when QEMU does not show enough of it.
     """
@@ -146,7 +146,7 @@ _INET = re.compile(
 
 
 def chardev_words(written: Value, shown: str | None) -> str:
-    """What a character device has become that was written so; empty where it is as it was.
+    """Return the option's value for a character device as it is now; empty where `written` still describes it.
 
     :param shown: its ``filename`` in query-chardev.
     :raise Refused: when QEMU does not show enough of it.
@@ -183,7 +183,7 @@ def chardev_words(written: Value, shown: str | None) -> str:
 
 
 def chardev_add(name: str, shown: str, run_directory: str) -> Command:
-    """How to make a character device again; a listening socket is put into `run_directory`.
+    """Return the command that makes a character device again; a listening socket is put into `run_directory`.
 
     :param shown: its ``filename`` in query-chardev.
     :raise Refused: when QEMU does not show enough of it.
@@ -221,7 +221,7 @@ class Nodes:
         return frozenset(below["backing"] for below in self.children.values() if "backing" in below)
 
     def depth(self, name: str) -> int:
-        """How many nodes it stands on, one on the other; for one that is not there 0."""
+        """Return how many nodes this one stands on, one on the other; 0 for one that is not there."""
         node = name if name in self.nodes else next((n for n in self.nodes if lasting_name(n) == name), "")
         return max((1 + self.depth(child) for child in self.children.get(node, {}).values()), default=0)
 
@@ -246,7 +246,7 @@ class Nodes:
         return found
 
     def commands(self, wanted: str, there: Sequence[str]) -> Iterator[Command]:
-        """What makes the block device that a device calls `wanted`, its named nodes first.
+        """Yield the commands that make the block device that a device calls `wanted`, its named nodes first.
 
         :param there: names of nodes and drives that the other QEMU has already.
         :raise Refused: when QEMU does not show enough of it.
@@ -341,7 +341,7 @@ def _plain(file: str) -> str:
 
 
 def _json(text: str) -> dict[str, Any] | None:
-    """An object; ``None`` where it is none."""
+    """Parse a JSON object; ``None`` where the text is none."""
     try:
         found = from_json(text, allow_inf_nan=False)
     except ValueError:
@@ -408,7 +408,7 @@ def block_nodes(
 
 
 def _no_graph(children: Mapping[str, Mapping[str, str]]) -> str:
-    """Why nobody can walk through these; empty where one can: no circle, not too deep, not too many ways."""
+    """Say why nobody can walk through these; empty where one can: no circle, not too deep, not too many paths."""
     parents = Counter(child for below in children.values() for child in below.values())
     depths: dict[str, int] = {}
     ways: Counter[str] = Counter()

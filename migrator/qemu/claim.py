@@ -27,7 +27,7 @@ _SLEPT_SECONDS = 1.0
 
 
 class DriverClaim:
-    """What one controller may do with one QEMU: nothing that changes it before it has the mark.
+    """The right of one controller to change one QEMU: nothing that changes QEMU is sent before its mark is there.
 
     :param driver: who claims it; ``None`` for whoever does without marks.
     :param name: of the end, for messages.
@@ -46,11 +46,11 @@ class DriverClaim:
         self._answered_at = 0.0
 
     def note_answer(self) -> None:
-        """QEMU has answered just now."""
+        """Note that QEMU has answered just now."""
         self._answered_at = time.monotonic()
 
     async def execute(self, command: str, arguments: Mapping[str, Any] | None = None) -> Any:
-        """A command that changes something, with :meth:`ensure` before it.
+        """Execute a command that changes something, with :meth:`ensure` before it.
 
         :raise Driven: another drives it; the command was not sent.
         :raise QemuError: see :meth:`migrator.qemu.monitor.Monitor.execute`.
@@ -59,7 +59,7 @@ class DriverClaim:
         return await self._monitor.execute(command, arguments)
 
     async def ensure(self, *, timeout: float = 5.0) -> None:
-        """See to it that QEMU has our mark; after a time in which we may have slept, that it has it still.
+        """Make sure that QEMU has our mark, and still has it after a time in which this controller may have slept.
 
         :raise Driven: another drives it.
         :raise QemuError: it cannot be asked.
@@ -70,7 +70,8 @@ class DriverClaim:
             await self.verify(timeout=timeout)
 
     async def refuse_another(self) -> None:
-        """As :meth:`ensure`, for what has to be possible at a QEMU that does not answer, too.
+        """Refuse to go on where another controller drives QEMU; one that does not answer is let pass, so that it can be
+        ended.
 
         :raise Driven: another drives it.
         """
@@ -103,7 +104,7 @@ class DriverClaim:
         self.note_answer()
 
     async def verify(self, *, timeout: float = 5.0) -> None:
-        """See that the mark is still ours.
+        """Check that the mark is still ours.
 
         :raise Driven: it is not.
         :raise QemuError: QEMU cannot be asked.
@@ -129,7 +130,7 @@ class DriverClaim:
                 await marks.remove(self._monitor, MARK)
 
     async def read_driver(self) -> Driver | None:
-        """Whom the mark names; ``None`` where there is none.
+        """Return the driver that the mark names; ``None`` where there is no mark.
 
         :raise QemuError: QEMU cannot be asked.
         """
@@ -137,7 +138,7 @@ class DriverClaim:
         return Driver.read(text) if text is not None else None
 
     async def blocking_driver(self) -> str:
-        """Who else has it and may not be followed, for a person; empty where nobody has.
+        """Describe the other controller that has the mark and may not be followed; empty where there is none.
 
         :raise QemuError: QEMU cannot be asked.
         """

@@ -40,26 +40,26 @@ _SAID_EVERY = 60.0
 
 
 class _Bucket:
-    """So much a second, and so much at once."""
+    """A token bucket: `per_second` on average, and `at_once` after a pause."""
 
     def __init__(self, per_second: float, at_once: float) -> None:
         self._per_second, self._at_once = per_second, at_once
         self._left, self._at = at_once, time.monotonic()
 
     def take(self, cost: float) -> float:
-        """Take it; the seconds until it would have been there, 0 where it was."""
+        """Take `cost`; return the seconds until it would have been there, 0 where it was."""
         now = time.monotonic()
         self._left = min(self._at_once, self._left + (now - self._at) * self._per_second) - cost
         self._at = now
         return max(0.0, -self._left / self._per_second)
 
     def give_back(self, cost: float) -> None:
-        """It was not used."""
+        """Give back what was taken and not used."""
         self._left += cost
 
 
 class Tap(EventListener):
-    """Hands every event on at once and keeps none: qemu.qmp's own queues grow without bound."""
+    """Hand every event on at once and keep none: qemu.qmp's own queues grow without bound."""
 
     def __init__(self, hand_on: Callable[[Message], None]) -> None:
         super().__init__()
@@ -70,7 +70,7 @@ class Tap(EventListener):
 
 
 class _ToTheEnd(asyncio.Protocol):
-    """What a QEMU said before it hung up is read to its end, also where that is noticed by writing.
+    """Reads what a QEMU said before it hung up to its end, also where the end is noticed by writing.
 
     asyncio gives up a connection that cannot be written to with all that came and was not read yet. A QEMU that ends
     says why just before, so that a command sent at that moment would cost the word on the guest's end.

@@ -53,7 +53,7 @@ _PATHS = {
 
 
 def paths(argv: Sequence[str], directory: str = "") -> tuple[str, ...]:
-    """Paths in a command line of which :class:`TargetEnvironment` must know whether they can be had there.
+    """Return the paths in a command line of which :class:`TargetEnvironment` must know whether they can be had there.
 
     :param directory: from where relative ones go; empty: that is not known, and they are left out.
     """
@@ -75,7 +75,7 @@ def paths(argv: Sequence[str], directory: str = "") -> tuple[str, ...]:
 
 
 def memory_files(argv: Sequence[str]) -> tuple[str, ...]:
-    """Files that the guest's memory is in, where others may map it too; such a file outlives its QEMU."""
+    """Return the files that the guest's memory is in, where others may map it too; such a file outlives its QEMU."""
     values = [Value(text or "", first=FIRST["object"]) for name, text in read(argv[1:]) if name == "object"]
     return tuple(value.get("mem-path") for value in values if value.is_on("share") and value.get("mem-path"))
 
@@ -83,7 +83,7 @@ def memory_files(argv: Sequence[str]) -> tuple[str, ...]:
 def replicate(
     argv: Sequence[str], *, machine: str, current_devices: CurrentDevices, place: TargetEnvironment
 ) -> Replica:
-    """The command line of a QEMU that the guest of `argv` can move into.
+    """Return the command line of a QEMU that the guest of `argv` can move into.
 
     :param argv: of the source's process, its program first.
     :param machine: its machine type with the alias resolved (``qom-get /machine type``).
@@ -260,7 +260,7 @@ class _Work:
             yield (name, text)
 
     def _label(self, name: str) -> str:
-        """What QEMU calls the character device of the option that was read last."""
+        """Return QEMU's name for the character device of the option that was read last."""
         if name == "monitor":  # of these it numbers those for QMP, too
             return f"migrator-monitor{self._counted[name]}"
         return name if name == "debugcon" else f"{name}{self._counted[name] - 1}"

@@ -31,7 +31,7 @@ _DISPLAYS = frozenset({"curses", "display", "nographic", "readconfig", "sdl", "s
 
 @dataclass(frozen=True, kw_only=True)
 class CurrentCommandLine:
-    """What a guest's command line would be, had it been started as it is now."""
+    """A guest's command line as it would read had the guest been started as it is now."""
 
     options: Options
     #: What cannot be had again as it is now.
@@ -46,7 +46,7 @@ def value_of(name: str, text: str | None) -> Value:
 def current_command_line(
     options: Sequence[tuple[str, str | None]], *, machine: str, current_devices: CurrentDevices
 ) -> CurrentCommandLine:
-    """Bring it up to date.
+    """Bring the options of a command line up to date with what the guest has now.
 
     :param machine: its type with the alias resolved.
     """
@@ -55,7 +55,7 @@ def current_command_line(
 
 
 def current_arguments(argv: Sequence[str], *, machine: str, current_devices: CurrentDevices) -> list[str]:
-    """A whole command line, its program first, as :func:`current_command_line` has it."""
+    """Return a whole command line, its program first, brought up to date by :func:`current_command_line`."""
     return [
         *argv[:1],
         *write(
@@ -65,7 +65,7 @@ def current_arguments(argv: Sequence[str], *, machine: str, current_devices: Cur
 
 
 def plugged_networks(options: Sequence[tuple[str, str | None]], current_devices: CurrentDevices) -> Options:
-    """Options for the networks that were plugged in since the start, as far as QEMU shows enough of them."""
+    """Return options for the networks that were plugged in since the start, as far as QEMU shows enough of them."""
     written = {value_of(name, text).get("id") for name, text in options if name in ("netdev", "nic", "net")}
     found: Options = []
     for name, netdev in (current_devices.netdevs or {}).items():
@@ -81,7 +81,7 @@ def plugged_networks(options: Sequence[tuple[str, str | None]], current_devices:
 def lacks_devices(
     options: Sequence[tuple[str, str | None]], *, machine: str, current_devices: CurrentDevices
 ) -> bool:
-    """Whether something that the command line names is not there any more, so that the places of the rest matter."""
+    """Tell whether something that the command line names is gone, so that the places of the rest matter."""
     return bool(_Rewrite(options, machine, current_devices).gone)
 
 
@@ -149,7 +149,7 @@ class _Rewrite:
         return [*disks.in_order(changed), *self._display()]
 
     def _display(self) -> Iterator[tuple[str, str]]:
-        """What QEMU shows the guest on where it was told nothing: that depends on what is installed on its host."""
+        """Yield the display that QEMU chose by itself, which depends on what its host has installed."""
         if self._current_devices.vnc is None or any(name in _DISPLAYS for name, _ in self._source):
             return
         if "default" in self._current_devices.vnc:
@@ -159,7 +159,7 @@ class _Rewrite:
             yield "display", "none"
 
     def _ghost(self, number: int) -> Iterator[str]:
-        """A network of QEMU's own that has gone, where another one was made after it.
+        """Yield a network of QEMU's own that has gone, where another one was made after it.
 
         These stand in the stream by their number, so the new QEMU makes it too, and removes it as the old one did.
         """

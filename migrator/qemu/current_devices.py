@@ -1,4 +1,4 @@
-"""What a guest has now, as far as it bears on how another QEMU for it is started. Pure."""
+"""Devices and backends that a guest has now, as far as they bear on how another QEMU for it is started. Pure."""
 
 from __future__ import annotations
 
@@ -16,9 +16,9 @@ _BUSES = ("-pci", "-ccw", "-device")
 
 @dataclass(frozen=True, kw_only=True)
 class CurrentDevices:
-    """What the source has now. What its command line names beside that was unplugged since its start.
+    """Devices and backends of the source as they are now; the rest of its command line was unplugged since its start.
 
-    ``None``: it was not asked, and everything is taken to be there as the command line has it.
+    A field that is ``None`` was not asked for, and everything is taken to be there as the command line has it.
     """
 
     #: Driver of every device that has an id, and of those that have none by their number among these.
@@ -42,11 +42,11 @@ class CurrentDevices:
     places: Mapping[str, Mapping[str, str]] = field(default_factory=dict)
 
     def drive(self, identity: str) -> DriveSlot | None:
-        """The drive of that id."""
+        """Return the drive of that id."""
         return next((drive for drive in self.drives or () if drive.block["device"] == identity), None)
 
     def of_device(self, device: str) -> DriveSlot | None:
-        """The drive that belongs to a device, which goes by its id or ``#`` and its number."""
+        """Return the drive that belongs to a device, which goes by its id or ``#`` and its number."""
         for drive in self.drives or ():
             handle = drive.handle.removeprefix("/machine/peripheral/")
             if device.startswith("#"):
@@ -56,7 +56,7 @@ class CurrentDevices:
         return None
 
     def has(self, name: str, value: Value) -> bool:
-        """Whether what an option makes is still there, and is what that option makes."""
+        """Tell whether the thing that an option makes is still there and is still of the kind that the option says."""
         identity = value.get("node-name" if name == "blockdev" else "id")
         if name == "set":
             group, _, rest = str(value).partition(".")
@@ -77,10 +77,10 @@ class CurrentDevices:
         return True
 
     def has_nameless(self, number: int, driver: str) -> bool:
-        """Whether the device without an id of that number is still there."""
+        """Tell whether the device without an id of that number is still there."""
         return self.nameless is None or _is(self.nameless.get(number), driver)
 
 
 def _is(there: str | None, driver: str) -> bool:
-    """Whether a device is of that driver, as command lines name it."""
+    """Tell whether a device is of that driver, as command lines name it."""
     return there in (driver, _ALIASES.get(driver, driver), *(f"{driver}{bus}" for bus in _BUSES))

@@ -26,7 +26,7 @@ _LIMITS = ("throttling.", "bps", "iops")
 
 
 class Disks:
-    """What becomes of each option that has to do with disks.
+    """Brings each option that has to do with disks up to date.
 
     :param drives: by the number of their option.
     :param devices: what each device goes by, by the number of its option.
@@ -65,7 +65,7 @@ class Disks:
     # --- drives -----------------------------------------------------------------------------------------------
 
     def drive(self, number: int) -> tuple[str, str | None]:
-        """The option for a drive that is still there."""
+        """Return the option for a drive that is still there."""
         numbered = self._drives[number]
         slot = self._current_devices.drive(numbered.id)
         name, text = self._options[number]
@@ -85,7 +85,7 @@ class Disks:
         return (name, text) if str(value) == before else ("drive", str(value))
 
     def _contents(self, slot: DriveSlot) -> tuple[str, str]:
-        """File and driver of what is in it, whatever filters are before it."""
+        """Return file and driver of the image that is in the drive, whatever filters are before it."""
         root = str(slot.inserted["node-name"])
         found = self._nodes.nodes.get(self._nodes.contents(root), slot.inserted)
         return str(found["file"]), str(found["drv"])
@@ -116,7 +116,7 @@ class Disks:
     # --- devices ----------------------------------------------------------------------------------------------
 
     def device(self, device: str, value: Value) -> None:
-        """Have a device name what it has."""
+        """Change a device's option so that it names the disk that it has now."""
         named = value.get("drive")
         slot = self._current_devices.of_device(device)
         if not named or slot is None or slot.block["device"]:
@@ -156,7 +156,7 @@ class Disks:
         return {self._made[name][0] for name in had - self._current_devices.nodes.used}
 
     def _want(self, node: str) -> str:
-        """Have a node made, and say what it is called."""
+        """Ask for a node to be made, and return its name."""
         name = lasting_name(node)
         if name in self._made or name in self._more:
             return name
@@ -168,7 +168,7 @@ class Disks:
         return name
 
     def node(self, number: int) -> str:
-        """The option for a node that is still there."""
+        """Return the option for a node that is still there."""
         text = self._options[number][1] or ""
         name = Value(text, first=FIRST["blockdev"]).get("node-name")
         if self._current_devices.nodes is None or name not in self._current_devices.nodes.nodes:
@@ -193,7 +193,7 @@ class Disks:
         return text if str(value) == before else str(value)
 
     def in_order(self, changed: Sequence[tuple[int, tuple[str, str | None]]]) -> list[tuple[str, str | None]]:
-        """All options, each node after those that it stands on."""
+        """Return all options, each node after those that it stands on."""
         plain = [option for _, option in changed]
         if not self._more and plain == [self._options[number] for number, _ in changed]:
             return plain
@@ -211,19 +211,19 @@ class Disks:
 
 
 def _is_thrown_away(value: Value, options: Sequence[tuple[str, str | None]]) -> bool:
-    """Writes go to a temporary file, which is refused as such."""
+    """Tell whether writes go to a temporary file, which is refused for being one."""
     everywhere = any(name == "snapshot" for name, _ in options)
     return value.is_on("snapshot") or (everywhere and value.get("snapshot") != "off")
 
 
 def _kept(value: Value, keys: Collection[str], beginnings: tuple[str, ...] = ("\0",)) -> Value:
-    """The same with nothing but these keys, and those that begin like that."""
+    """Return a copy of the value with nothing but these keys, and those that begin like `beginnings`."""
     parts = {key: text for key, text in value.flat().items() if key in keys or key.startswith(beginnings)}
     return Value(",".join(f"{key}={escape(text)}" for key, text in parts.items()), first=FIRST["drive"])
 
 
 def _same(value: Value, file: str, driver: str) -> bool:
-    """Whether a drive's option still says what is in it."""
+    """Tell whether a drive's option still names the image that is in it."""
     given = value.get("file") or value.get("file.filename")
     if given == file:
         return value.get("format") in ("", driver)

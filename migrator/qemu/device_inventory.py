@@ -1,4 +1,4 @@
-"""What one QEMU has been given: devices, backends, disks and where they are; read over QMP, nothing changed."""
+"""The inventory of one QEMU: devices, backends, disks and their places; read over QMP, nothing changed."""
 
 from __future__ import annotations
 
@@ -52,7 +52,7 @@ class PluggedDevice:
 
 @dataclass(frozen=True, kw_only=True)
 class DeviceInventory:
-    """What one QEMU has, its built-in devices aside."""
+    """Everything that one QEMU has, its built-in devices aside."""
 
     #: Major and minor.
     version: tuple[int, int]
@@ -74,12 +74,12 @@ class DeviceInventory:
 
     @property
     def drive_ids(self) -> frozenset[str]:
-        """Of those that have one."""
+        """Ids of the drives that have one."""
         return frozenset(drive.block["device"] for drive in self.drives.values() if drive.block["device"])
 
     @property
     def disks(self) -> dict[str, str]:
-        """What each device that has a disk calls it, by its QOM path."""
+        """Name of the disk of each device that has one, by the QOM path of the device."""
         return {
             drive.handle: drive.block["device"] or drive.inserted["node-name"]
             for drive in self.drives.values()
@@ -87,7 +87,7 @@ class DeviceInventory:
         }
 
     def current_devices(self) -> CurrentDevices:
-        """As :func:`migrator.qemu.current_command_line.current_command_line` wants it."""
+        """Return the part that :func:`migrator.qemu.current_command_line.current_command_line` needs."""
         return CurrentDevices(
             devices={device.id: device.driver for device in self.devices if device.id},
             nameless={
@@ -107,7 +107,7 @@ class DeviceInventory:
 
 
 async def take_inventory(monitor: Monitor) -> DeviceInventory:
-    """Read it; three pipelined round trips, nothing is changed.
+    """Read the inventory in three pipelined round trips; nothing is changed.
 
     :raise QemuError: when it cannot be asked.
     """
@@ -176,7 +176,7 @@ async def take_inventory(monitor: Monitor) -> DeviceInventory:
 
 
 async def _dead(monitor: Monitor, backends: Mapping[str, Netdev]) -> frozenset[str]:
-    """Which of them are only shown because a card hangs on them."""
+    """Return the network backends that are only shown because a card hangs on them."""
 
     async def is_dead(name: str) -> bool:
         # QEMU looks for the name before it looks for the descriptor, which there is not: nothing is made either way.
@@ -200,13 +200,14 @@ async def _dead(monitor: Monitor, backends: Mapping[str, Netdev]) -> frozenset[s
 
 
 def limits_of(drive: DriveSlot) -> dict[str, Any]:
-    """Limits that were set on a disk, as block_set_io_throttle takes them; empty where there are none."""
+    """Return the limits that were set on a disk, as block_set_io_throttle takes them; empty where there are none."""
     limits = {name: drive.inserted[name] for name in _LIMITS if name in drive.inserted}
     return limits if any(limits.get(name) for name in _LIMITS[:6]) else {}
 
 
 async def read_bus_addresses(monitor: Monitor, devices: Iterable[PluggedDevice]) -> dict[str, dict[str, str]]:
-    """Where QEMU, or somebody, has put each device, as its own properties say it; see :attr:`CurrentDevices.places`.
+    """Read where QEMU, or somebody, has put each device, as its own properties say it; see
+    :attr:`CurrentDevices.places`.
 
     :raise QemuError: when it cannot be asked.
     """
@@ -225,7 +226,7 @@ async def read_bus_addresses(monitor: Monitor, devices: Iterable[PluggedDevice])
 
 
 async def read_current_devices(monitor: Monitor, argv: Sequence[str]) -> tuple[str, CurrentDevices]:
-    """Type of the machine with its alias resolved, and what the guest has now, beside its command line.
+    """Read the type of the machine with its alias resolved, and the devices that the guest has now.
 
     :raise QemuError: when it cannot be asked.
     """

@@ -1,4 +1,4 @@
-"""What a guest has been given and has lost since its QEMU was started, and how another QEMU is made the same.
+"""Devices that a guest was given and has lost since its QEMU was started, made the same in another QEMU.
 
 The source is compared with the destination as it came up, not with a command line: whatever the source has and the
 destination lacks is added over QMP, at the same bus and address, before the destination listens.
@@ -108,7 +108,7 @@ def _networks(here: DeviceInventory, there: DeviceInventory) -> Iterator[Command
 
 def _lacking(here: Sequence[PluggedDevice], there: Sequence[PluggedDevice]) -> list[PluggedDevice]:
     def key(device: PluggedDevice) -> tuple[object, ...]:
-        """What tells it from all others of its QEMU, and is the same in another's."""
+        """Return the key that tells a device from all others of its QEMU, and is the same in another QEMU."""
         if device.id:
             return (device.id,)
         return device.driver, device.bus.rpartition("/")[2], device.place
@@ -124,7 +124,7 @@ def _lacking(here: Sequence[PluggedDevice], there: Sequence[PluggedDevice]) -> l
 
 
 def _in_order(devices: Sequence[PluggedDevice], here: DeviceInventory) -> list[PluggedDevice]:
-    """vCPUs first, then memory, then whatever sits on a bus after the device that has that bus."""
+    """Sort devices: vCPUs first, then memory, then whatever sits on a bus after the device that has that bus."""
     paths = {device.path for device in here.devices}
 
     def rank(device: PluggedDevice) -> tuple[int, int, int, str]:
@@ -170,7 +170,7 @@ async def _object(source: Monitor, name: str, kind: str) -> dict[str, Any]:
 
 
 async def _properties(monitor: Monitor, device: PluggedDevice) -> dict[str, tuple[str, Any, Any]]:
-    """Of every property of a device: its type, its default, its value."""
+    """Return type, default and value of every property of a device, by the property's name."""
     listing = await query(monitor, "device-list-properties", typename=device.driver)
     listing = [entry for entry in listing if not entry["type"].startswith("child<")]
     unreadable = object()
@@ -196,7 +196,7 @@ def _is_default(of: tuple[str, Any, Any]) -> bool:
 async def _arguments(
     source: Monitor, destination: Monitor, device: PluggedDevice, disks: dict[str, str]
 ) -> dict[str, Any]:
-    """What device_add makes the same device with."""
+    """Return the arguments with which device_add makes the same device."""
     taken = {
         entry["name"] for entry in await query(destination, "device-list-properties", typename=device.driver)
     }
@@ -234,7 +234,7 @@ async def _behind(
     made: set[str],
     run_directory: str,
 ) -> list[Command]:
-    """What has to be made before the device."""
+    """Return the commands that make what the device needs, to be carried out before it is added."""
     commands: list[Command] = []
     if drive := arguments.get("drive"):
         commands += here.nodes.commands(drive, tuple(made))
@@ -252,7 +252,7 @@ async def _behind(
 
 
 async def _add(destination: Monitor, command: str, arguments: dict[str, Any]) -> None:
-    """Execute it, without what nobody can give, and without what this QEMU does not know where that changes nothing."""
+    """Execute a command without arguments that nobody can give, or that this QEMU lacks and that change nothing."""
     while True:
         try:
             await destination.execute(command, arguments, timeout=QUERY_SECONDS)
@@ -274,7 +274,7 @@ def _named(error: CommandFailed, arguments: dict[str, Any]) -> CommandFailed:
 
 
 async def _compare(source: Monitor, destination: Monitor, device: PluggedDevice) -> list[Finding]:
-    """Every property of a device that was added, on both sides."""
+    """Compare every property of a device that was added on both sides."""
     if not device.id or device.driver.endswith("-cpu"):
         return []
     here, there = await asyncio.gather(_properties(source, device), _properties(destination, device))

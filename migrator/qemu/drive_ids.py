@@ -1,4 +1,4 @@
-"""What QEMU calls the drives of a command line: by their ids, and by names of its own where they have none. Pure."""
+"""QEMU's names for the drives of a command line: their ids, or names of its own where they have none. Pure."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ class NumberedDrive:
 
 
 def drives(options: Sequence[tuple[str, str | None]], machine: str) -> list[NumberedDrive]:
-    """Every drive, in order.
+    """Return every drive of a command line, in order.
 
     :param machine: its type with the alias resolved.
     """

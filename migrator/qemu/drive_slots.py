@@ -36,13 +36,13 @@ class DriveSlot:
 
     @property
     def inserted(self) -> Mapping[str, Any]:
-        """What is in it; empty for nothing."""
+        """QEMU's description of the medium in it; empty where there is none."""
         found: Mapping[str, Any] = self.block.get("inserted") or {}
         return found
 
 
 async def read_drive_slots(monitor: Monitor, blocks: Sequence[Mapping[str, Any]]) -> list[DriveSlot]:
-    """The drives of query-block by their names.
+    """Read the drives of query-block under names that every QEMU gives them alike.
 
     :param blocks: what query-block answered a moment ago.
     :raise QemuError: when it cannot be asked.
@@ -83,7 +83,7 @@ def _where(monitor: Monitor, path: str) -> tuple[Any, Any]:
 
 
 async def read_bus_address(monitor: Monitor, path: str) -> dict[str, str]:
-    """Where on its bus a device sits, as its own properties say it and as device_add takes it.
+    """Read where on its bus a device sits, as its own properties say it and as device_add takes it.
 
     :raise QemuError: when it cannot be asked.
     """
@@ -104,5 +104,5 @@ async def read_bus_address(monitor: Monitor, path: str) -> dict[str, str]:
 
 
 def pci_address(value: Any) -> Any:
-    """As device_add wants the ``addr`` that QEMU shows as a number."""
+    """Turn the ``addr`` that QEMU shows as a number into the text that device_add wants."""
     return f"{value >> 3:x}.{value & 7:x}" if isinstance(value, int) else value

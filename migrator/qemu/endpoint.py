@@ -114,7 +114,7 @@ class Endpoint:
 
     @property
     def dead(self) -> bool:
-        """Its process is proven dead."""
+        """True once its process is proven dead."""
         return self._handle.state is ProcessState.DEAD
 
     @property
@@ -152,15 +152,17 @@ class Endpoint:
             raise failure
 
     def expect_process(self, identity: Mapping[str, Any]) -> None:
-        """See :meth:`migrator.qemu.process_handle.ProcessHandle.expect`."""
+        """Bind this end to a process of this machine; see :meth:`migrator.qemu.process_handle.ProcessHandle.expect`."""
         self._handle.expect(identity)
 
     async def expect_remote_process(self, identity: Mapping[str, Any]) -> None:
-        """See :meth:`migrator.qemu.process_handle.ProcessHandle.expect_remote`."""
+        """Bind this end to a process of any host; see
+        :meth:`~migrator.qemu.process_handle.ProcessHandle.expect_remote`.
+        """
         await self._handle.expect_remote(identity)
 
     def presume_dead(self) -> None:
-        """A person says that its process is gone; it is not looked for."""
+        """Take the process for dead because a person says so; it is not looked for."""
         self._handle.gone = True
 
     # --- looking ---------------------------------------------------------------------------------------------------
@@ -195,7 +197,9 @@ class Endpoint:
         )
 
     async def _hear_last(self, timeout: float) -> None:
-        """Whether the guest ended by itself stands in what its process said last, which may not have been read yet."""
+        """Read what the process said last, which tells whether the guest ended by itself and may not have been read
+        yet.
+        """
         if not self._events.all:
             self._events.all = (
                 True  # it is waited for once: where the session leads over another host it may stay
@@ -297,11 +301,11 @@ class Endpoint:
         await self._claim.take(migration, was)
 
     async def driver(self) -> Driver | None:
-        """Whom its mark names; ``None`` where it has none."""
+        """Return the driver that QEMU's mark names; ``None`` where it has no mark."""
         return await self._claim.read_driver()
 
     async def other_driver(self) -> str:
-        """Whom its mark names, for a person, where that is another who may not be followed; else empty."""
+        """Describe the other controller that the mark names and that may not be followed; empty where there is none."""
         return await self._claim.blocking_driver()
 
     async def release(self) -> None:

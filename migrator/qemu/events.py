@@ -14,7 +14,7 @@ _EVENTS_KEPT = 1000
 
 
 class EventLog:
-    """Events as they come.
+    """Events of one QEMU in the order in which they came.
 
     :param ran: the guest has run in this process.
     :ivar ended: the guest has shut down; the end of a process that only waited for one says nothing of it.
@@ -30,13 +30,13 @@ class EventLog:
         self._events: deque[QemuEvent] = deque(maxlen=_EVENTS_KEPT)
 
     def take(self) -> Sequence[QemuEvent]:
-        """Those since the last call, oldest first."""
+        """Return the events since the last call, oldest first, and forget them."""
         taken = tuple(self._events)
         self._events.clear()
         return taken
 
     def record(self, message: Mapping[str, Any]) -> None:
-        """An event as QMP has it."""
+        """Record an event in QMP's form."""
         stamp = message.get("timestamp", {})
         stamped = stamp.get("seconds", -1) + stamp.get("microseconds", 0) / 1e6
         name = str(message.get("event", ""))

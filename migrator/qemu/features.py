@@ -1,4 +1,4 @@
-"""What a QEMU can do, found by introspection and never by its version.
+"""Abilities of a QEMU, found by introspection and never by its version.
 
 Its schema is one line of over 200 kB that costs QEMU and us some 100 ms, so what is needed of it is kept in a file
 under the identity of the binary.
@@ -24,12 +24,12 @@ class Features:
     commands: dict[str, frozenset[str]]
 
     def takes(self, command: str, argument: str) -> bool:
-        """Whether `command` exists and takes `argument`."""
+        """Tell whether `command` exists and takes `argument`."""
         return argument in self.commands.get(command, frozenset())
 
 
 def cache_directory() -> Path:
-    """Where introspection is kept: ``$XDG_CACHE_HOME/migrator``."""
+    """Return the directory in which introspection is kept: ``$XDG_CACHE_HOME/migrator``."""
     return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "migrator"
 
 
@@ -50,7 +50,7 @@ def from_schema(schema: list[dict[str, Any]]) -> Features:
 
 
 async def read(monitor: Monitor, binary: str) -> Features:
-    """The features of the QEMU behind `monitor`.
+    """Return the features of the QEMU behind `monitor`.
 
     :param binary: identity of its program (see :meth:`~migrator.qemu.socket_peer.LocalProcess.binary_identity`);
         where it is not known the answers of query-version and query-commands stand for it.

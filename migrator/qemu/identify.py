@@ -1,4 +1,4 @@
-"""Which guest is behind a QMP monitor: asked in one round trip, and the monitor let go of at once."""
+"""The guest behind a QMP monitor: identified in one round trip, and the monitor let go of at once."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from migrator.qemu.pending_connects import PendingConnects
 
 @dataclass(frozen=True, kw_only=True)
 class GuestIdentity:
-    """What tells a guest from others, and what it takes to place it."""
+    """Properties that tell a guest from others, and those that placement needs."""
 
     #: Empty where QEMU was started without.
     uuid: str = ""
@@ -36,7 +36,7 @@ class GuestIdentity:
 
 
 async def identify(monitor: Monitor, *, timeout: float = 2.0) -> GuestIdentity:
-    """Ask an open session; all questions go out at once.
+    """Identify the guest of an open session; all queries go out at once.
 
     :param timeout: seconds for all answers together.
     :raise QemuError: when it cannot be asked.
@@ -74,7 +74,7 @@ async def identify(monitor: Monitor, *, timeout: float = 2.0) -> GuestIdentity:
 async def identify_at(
     path: str, *, name: str, greeting: float = 1.0, pending_connects: PendingConnects | None = None
 ) -> GuestIdentity:
-    """Connect to a unix socket of this machine, ask, and let go of it.
+    """Connect to a unix socket of this machine, identify the guest, and let go of the monitor.
 
     :param name: of the monitor, for messages.
     :param greeting: seconds to wait for QEMU's greeting: whoever holds a monitor keeps it for longer.

@@ -20,7 +20,7 @@ _TYPE, _TEXT = "authz-simple", "identity"
 
 
 async def read(monitor: Monitor, *names: str, timeout: float = 5.0) -> dict[str, str]:
-    """The texts of those marks that are there, asked for together.
+    """Return the texts of those marks that are there, queried together.
 
     :raise QemuError: it cannot be asked.
     """
@@ -37,7 +37,7 @@ async def read(monitor: Monitor, *names: str, timeout: float = 5.0) -> dict[str,
 
 
 async def possible(monitor: Monitor) -> bool:
-    """Whether QEMUs of this kind can have marks.
+    """Tell whether QEMUs of this kind can have marks.
 
     :raise QemuError: it cannot be asked.
     """
@@ -48,7 +48,7 @@ async def possible(monitor: Monitor) -> bool:
 
 
 def option(name: str, text: str) -> tuple[str, str]:
-    """For the command line of a QEMU that shall have a mark from its start; see :func:`without`.
+    """Return the option that gives a QEMU a mark from its start; see :func:`without`.
 
     :param text: without commas.
     """
@@ -56,7 +56,7 @@ def option(name: str, text: str) -> tuple[str, str]:
 
 
 def without(argv: Sequence[str]) -> list[str]:
-    """A command line without the marks that :func:`option` put there."""
+    """Return a command line without the marks that :func:`option` put there."""
     ours = {
         at + 1
         for at, (word, value) in enumerate(pairwise(argv))
@@ -66,7 +66,7 @@ def without(argv: Sequence[str]) -> list[str]:
 
 
 async def add(monitor: Monitor, name: str, text: str, *, timeout: float = 5.0) -> bool:
-    """Add a mark; False where there is one of that name, and then nothing has changed.
+    """Add a mark; return False where there is one of that name, and then nothing has changed.
 
     :param name: letters, digits, ``-``, ``.`` and ``_``.
     :raise CommandFailed: this QEMU cannot have marks.

@@ -1,4 +1,4 @@
-"""What is in a guest's drives, made the same in another QEMU that has the drives."""
+"""Media in a guest's drives, made the same in another QEMU that has the drives."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from migrator.qemu.drive_slots import DriveSlot
 
 
 def media_changes(here: DeviceInventory, there: DeviceInventory, made: Collection[str]) -> Iterator[Command]:
-    """What gives the drives that both have the media and the limits of the first.
+    """Yield the commands that give the drives that both have the media and the limits of the first.
 
     :param made: names of nodes and drives that the other has already.
     :raise Refused: when QEMU does not show enough of a medium to have it again.
@@ -37,7 +37,7 @@ def _of(drive: DriveSlot) -> dict[str, str]:
 
 
 def _node(drive: DriveSlot) -> str:
-    """The node's name, if somebody has given it one; those that QEMU makes up differ from process to process."""
+    """Return the node's name if somebody has given it one; those that QEMU makes up differ from process to process."""
     name = str(drive.inserted.get("node-name", ""))
     return "" if name.startswith("#") else name
 
@@ -70,7 +70,7 @@ def _change(
 
 
 def media_differences(here: DeviceInventory, there: DeviceInventory) -> Iterator[Finding]:
-    """Drives that are not the same files, whatever was done about it."""
+    """Yield a finding for each drive whose media are not the same files, whatever was done about it."""
     for name, drive in here.drives.items():
         other = there.drives.get(name)
         if other is None or not drive.inserted or not other.inserted:

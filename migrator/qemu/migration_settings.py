@@ -11,7 +11,10 @@ from migrator.qemu.monitor import Monitor
 
 
 async def read(monitor: Monitor) -> MigrationSettings:
-    """As they are now."""
+    """Read all capabilities and parameters as they are now.
+
+    :raise QemuError: when QEMU cannot be asked.
+    """
     capabilities, parameters = await asyncio.gather(
         monitor.execute("query-migrate-capabilities"),
         monitor.execute("query-migrate-parameters"),
@@ -23,12 +26,12 @@ async def read(monitor: Monitor) -> MigrationSettings:
 
 
 def capabilities(wanted: Mapping[str, bool]) -> dict[str, Any]:
-    """Arguments of ``migrate-set-capabilities``."""
+    """Return the arguments of ``migrate-set-capabilities``."""
     return {"capabilities": [{"capability": name, "state": state} for name, state in wanted.items()]}
 
 
 def parameters(tuning: Tuning) -> dict[str, int]:
-    """Arguments of ``migrate-set-parameters``; empty where nothing is to be set."""
+    """Return the arguments of ``migrate-set-parameters``; empty where nothing is to be set."""
     arguments: dict[str, int] = {}
     if tuning.max_bandwidth_bytes_per_second is not None:
         arguments["max-bandwidth"] = tuning.max_bandwidth_bytes_per_second
@@ -52,7 +55,7 @@ def parameters(tuning: Tuning) -> dict[str, int]:
 
 
 def different(before: MigrationSettings, now: MigrationSettings) -> tuple[dict[str, Any], dict[str, bool]]:
-    """Parameters and capabilities that have to be set for all to be as before; those that QEMU still has."""
+    """Return the parameters and capabilities that must be set to restore `before`, as far as QEMU still has them."""
     changed = {
         name: value
         for name, value in before.parameters.items()

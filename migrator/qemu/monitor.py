@@ -82,7 +82,7 @@ class Monitor:
 
     @property
     def connected(self) -> bool:
-        """There is a session. It may have broken since; a command will tell."""
+        """True while there is a session. It may have broken since; a command will tell."""
         return self._client is not None and self._client.runstate is Runstate.RUNNING
 
     async def connect(self, *, timeout: float = 5.0) -> None:

@@ -26,7 +26,7 @@ NO_UUID = "00000000-0000-0000-0000-000000000000"
 
 
 def process_name(identity: Mapping[str, Any]) -> str:
-    """What a guest is called whose first process this is; empty where the process is not known.
+    """Return the name of a guest whose first process this is; empty where the process is not known.
 
     :param identity: as of :attr:`migrator.ports.GuestProcess.identity`.
     """
@@ -37,7 +37,7 @@ def process_name(identity: Mapping[str, Any]) -> str:
 
 
 async def read_name(monitor: Monitor, *, timeout: float = 5.0) -> str:
-    """The name that a QEMU was marked with when its guest moved into it; empty where it was not.
+    """Read the name that a QEMU was marked with when its guest moved into it; empty where it was not.
 
     :raise QemuError: it cannot be asked.
     """
@@ -46,7 +46,7 @@ async def read_name(monitor: Monitor, *, timeout: float = 5.0) -> str:
 
 
 async def _name_of(source: Endpoint) -> str:
-    """Empty where it has a uuid, or its process is not known."""
+    """Return our name for the guest at the source; empty where it has a uuid, or its process is not known."""
     try:
         uuid = await source.monitor.execute("query-uuid")
     except CommandFailed:
@@ -57,7 +57,7 @@ async def _name_of(source: Endpoint) -> str:
 
 
 async def options(source: Endpoint) -> tuple[str, ...]:
-    """What marks a QEMU that is started for the guest at the source, where that has no uuid.
+    """Return the options that mark a QEMU started for the guest at the source; empty where that guest has a uuid.
 
     :raise QemuError: it cannot be asked.
     """

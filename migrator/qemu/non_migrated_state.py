@@ -18,7 +18,7 @@ _WATCHERS = ("filter-", "colo-")
 
 
 async def read_disk_users(ask: Ask) -> DiskUsers:
-    """Jobs at work and exports that are there now, ours left out."""
+    """Read the jobs at work and the exports that are there now, ours left out."""
     jobs, exports = await asyncio.gather(ask("query-jobs"), ask("query-block-exports"))
     return DiskUsers(
         jobs=tuple(job for job in _jobs(jobs) if job.at_work),
@@ -37,7 +37,7 @@ def _jobs(shown: Iterable[dict[str, Any]] | None) -> Iterable[BlockJob]:
 
 
 async def read_non_migrated_state(ask: Ask, arguments: Sequence[str]) -> NonMigratedState:
-    """All of it.
+    """Read everything that is under way or set in one QEMU and does not move with its guest.
 
     :param arguments: its command line; empty: unknown.
     """
@@ -83,7 +83,7 @@ async def read_non_migrated_state(ask: Ask, arguments: Sequence[str]) -> NonMigr
 
 
 def _watchers(objects: Iterable[dict[str, str]], arguments: Sequence[str]) -> Iterable[str]:
-    """Those that somebody added while it ran: the others are started with the destination."""
+    """Yield the network filters that somebody added while it ran; the others are started with the destination."""
     given = {Value(text, first="qom-type").get("id") for text in _options(arguments, "object")}
     for each in objects:
         if (
@@ -98,7 +98,7 @@ def _options(arguments: Sequence[str], name: str) -> list[str]:
 
 
 def _vnc(servers: Iterable[dict[str, Any]], arguments: Sequence[str]) -> Iterable[str]:
-    """VNC displays that ask for a password which was set over QMP."""
+    """Yield the VNC displays whose password was set over QMP."""
     given = [Value(text, first="vnc") for text in _options(arguments, "vnc")]
     secret = {value.get("id") or "default" for value in given if value.get("password-secret")}
     for server in servers:

@@ -1,4 +1,4 @@
-"""What the operator has at a guest's process (monitors, sockets, pid file, log), and how it is found elsewhere. Pure.
+"""Monitors, sockets, pid file and log that the operator has at a guest's process, and their new places. Pure.
 
 A destination's process has all of it in its own directory and in its own log. The paths that the operator knows lead
 there as symbolic links, made once the guest has arrived and removed when it leaves. Which path leads where is kept
@@ -32,7 +32,7 @@ class OperatorMonitor:
 
 @dataclass(frozen=True, kw_only=True)
 class OperatorFiles:
-    """What the operator has at one process, by the paths that he knows."""
+    """Files and sockets that the operator has at one process, by the paths that he knows."""
 
     monitors: tuple[OperatorMonitor, ...] = ()
     pid_file: str = ""
@@ -44,13 +44,13 @@ class OperatorFiles:
 
     @property
     def paths(self) -> tuple[str, ...]:
-        """All of them."""
+        """Every path that the operator knows."""
         found = [monitor.path for monitor in self.monitors] + [self.pid_file, self.log]
         return tuple(path for path in found if path)
 
 
 def own_directory(argv: Sequence[str]) -> str:
-    """The directory of a process that was started by us; empty for another's."""
+    """Return the run directory of a process that was started by us; empty for another's."""
     for name, text in read(argv[1:]):
         value = Value(text or "", first=FIRST["chardev"])
         if name == "chardev" and value.get("id") == CONTROL:
@@ -61,7 +61,7 @@ def own_directory(argv: Sequence[str]) -> str:
 def operator_files(
     argv: Sequence[str], names: Mapping[str, str], *, log: str = "", directory: str = ""
 ) -> OperatorFiles:
-    """Of the process with this command line.
+    """Return the files and sockets that the operator has at the process with this command line.
 
     :param names: of a process that was started by us: the operator's path of each path of its own.
     :param log: where such a process writes what QEMU says.
@@ -97,19 +97,19 @@ def operator_files(
 
 
 def absolute(path: str, directory: str) -> str:
-    """`path` from that directory; itself where it is absolute, or empty, or the directory is not known."""
+    """Return `path` seen from that directory; as it is where it is absolute or empty, or the directory is not known."""
     return posixpath.normpath(posixpath.join(directory, path)) if path and directory else path
 
 
 def _traces(argv: Sequence[str]) -> Iterator[str]:
-    """The file that its trace events go to."""
+    """Yield the file that its trace events go to."""
     for name, text in read(argv[1:]):
         if name == "trace" and (file := Value(text or "", first=FIRST["trace"]).get("file")):
             yield file
 
 
 def _monitors(options: Sequence[tuple[str, str | None]]) -> Iterator[tuple[OperatorMonitor, str]]:
-    """Every QMP monitor but our own, with no path where it is at no unix socket; and what its option says."""
+    """Yield every QMP monitor but our own and its option's text; its path is empty where it is at no unix socket."""
     sockets: dict[str, Value] = {}
     for name, text in options:
         if name == "chardev":
@@ -140,7 +140,7 @@ def _of_chardev(sockets: Mapping[str, Value], identity: str, *, pretty: bool) ->
 
 @dataclass(frozen=True, kw_only=True)
 class RelocatedFiles:
-    """How a destination has the same."""
+    """The operator's files at the destination."""
 
     #: Further words of its command line.
     words: tuple[str, ...] = ()
@@ -157,7 +157,7 @@ def relocate(
     names: Mapping[str, str],
     taken: Collection[str] = (),
 ) -> RelocatedFiles:
-    """What to start the destination with, and what shall lead to it.
+    """Return the further options that the destination is started with, and the links that shall lead to its files.
 
     :param log: where the destination writes what QEMU says.
     :param moved: sockets that had to go into its directory for other reasons: the new path of each old one.

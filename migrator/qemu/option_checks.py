@@ -1,4 +1,4 @@
-"""What stands in a command line and cannot be had a second time, or not at the target. Pure."""
+"""Options of a command line that cannot be had a second time, or not at the target. Pure."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ _SOUND = frozenset(
 
 @dataclass(frozen=True, kw_only=True)
 class TargetResources:
-    """What the target has already, as far as a command line is concerned."""
+    """Paths, sockets and network that the target has already, as far as a command line is concerned."""
 
     #: Paths that exist there and are no directories.
     occupied: Collection[str]
@@ -32,30 +32,30 @@ class TargetResources:
 
 
 def is_window(name: str, value: Value) -> bool:
-    """Whether an option shows the guest on a screen of the source's host."""
+    """Tell whether an option shows the guest on a screen of the source's host."""
     return name in ("sdl", "curses", "full-screen", "portrait") or (
         name == "display" and value.get("type") in _WINDOWS
     )
 
 
 def is_sound(name: str, value: Value) -> bool:
-    """Whether an option has the guest heard at the source's host."""
+    """Tell whether an option plays the guest's sound at the source's host."""
     return name in ("audiodev", "audio") and value.get("driver") in _SOUND
 
 
 def silenced(value: Value) -> str:
-    """Such an option with the sound going nowhere; the guest has the same card."""
+    """Return a sound option with the sound going nowhere; the guest has the same card."""
     kept = {key: value.get(key) for key in ("id", "model") if value.get(key)}
     return ",".join(["none", *(f"{key}={escape(text)}" for key, text in kept.items())])
 
 
 def is_capture(name: str, value: Value) -> bool:
-    """Whether an option has the guest's traffic written into a file, which another QEMU would begin anew."""
+    """Tell whether an option writes the guest's traffic into a file, which another QEMU would begin anew."""
     return name == "object" and value.get("qom-type") == "filter-dump"
 
 
 def check_option(name: str, text: str, value: Value, there: TargetResources) -> Iterator[Finding]:
-    """Every finding about one option."""
+    """Yield every finding about one option."""
     yield from _of_descriptors(name, text, value)
     yield from _of_helpers(name, value, there)
     if name == "snapshot" or (name == "drive" and value.is_on("snapshot")):

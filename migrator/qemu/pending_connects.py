@@ -23,7 +23,7 @@ def _nobody(path: str) -> None:
 
 
 class PendingConnects:
-    """Those of one controller, or of one monitor; used on one event loop.
+    """The connections of one controller, or of one monitor, that QEMU has not greeted yet; used on one event loop.
 
     :param on_answer: called with the path when one that nobody waits for any more is greeted, or hung up; it is closed
         by then.
@@ -38,18 +38,18 @@ class PendingConnects:
         self._closed = False
 
     def is_pending(self, path: str) -> bool:
-        """One of ours is in the queue of that socket."""
+        """Tell whether a connection of ours is in the queue of that socket."""
         return path in self._kept
 
     async def connect(
         self, path: str, *, timeout: float, note_pid: Callable[[int | None], None]
     ) -> socket.socket:
-        """A connection to the socket at `path`, once there is something to read from it.
+        """Connect to the socket at `path`, and return once there is something to read from it.
 
         :param timeout: seconds; when they have passed, the connection is kept for the next call.
         :param note_pid: told the pid of the process that listens, as soon as it is known.
-        :raise TimeoutError: nothing was said in time.
-        :raise BlockingIOError: the queue is full: it was not even knocked.
+        :raise TimeoutError: QEMU did not greet in time; the connection is kept.
+        :raise BlockingIOError: the queue is full: nothing was connected.
         :raise OSError: it cannot be connected to.
         """
         async with asyncio.timeout(timeout), self._turn(path):
@@ -69,7 +69,7 @@ class PendingConnects:
 
     @contextlib.asynccontextmanager
     async def _turn(self, path: str) -> AsyncIterator[None]:
-        """One after the other; nothing is kept of sockets at which nobody waits."""
+        """Let callers at one socket go one after the other; nothing is kept of sockets at which nobody waits."""
         lock = self._turns.setdefault(path, asyncio.Lock())
         self._waiting[path] += 1
         try:
@@ -97,7 +97,7 @@ class PendingConnects:
         sock.close()
 
     def close(self) -> None:
-        """Give up what is kept; what waits for nothing any more is not kept from now on."""
+        """Give up the connections that are kept; none is kept from now on."""
         self._closed = True
         for path in list(self._kept):
             self._drop(path)

@@ -15,7 +15,7 @@ from migrator.core.process.replica import TargetNetwork
 
 @dataclass
 class PortAssignment:
-    """One pass over a command line; see :meth:`settle`."""
+    """One pass over a command line that gives each listening option a port; see :meth:`assign`."""
 
     there: TargetNetwork
     #: It is the source's own network: what the guest has cannot be had twice.

@@ -1,4 +1,4 @@
-"""The process behind a monitor: taken hold of once, and from then on no other is accepted in its place."""
+"""The process behind a monitor: identified once, and from then on no other is accepted in its place."""
 
 from __future__ import annotations
 
@@ -13,11 +13,11 @@ from migrator.qemu.transport import MonitorTransport
 
 
 class ProcessHandle:
-    """What is known of the process of one end.
+    """A handle on the process of one end.
 
     :param name: of the end, for messages.
     :param pid: on this machine, where the monitor's address does not tell it.
-    :param transport: to the monitor of another host.
+    :param transport: to the monitor of another host; ``None`` for a monitor that this machine reaches by itself.
     """
 
     def __init__(self, name: str, *, pid: int | None, transport: MonitorTransport | None) -> None:
@@ -32,7 +32,7 @@ class ProcessHandle:
 
     @property
     def state(self) -> ProcessState:
-        """What is known of it now."""
+        """Alive, dead or unknown, as far as that can be told now."""
         alive = None if self.process is None else self.process.alive
         if self.gone or alive is False:
             return ProcessState.DEAD
@@ -40,18 +40,18 @@ class ProcessHandle:
 
     @property
     def identity(self) -> Mapping[str, Any]:
-        """Empty while no process is known."""
+        """Identity of the process (pid, start time, boot); empty while no process is known."""
         return self.process.identity if self.process else {}
 
     @property
     def is_local(self) -> bool:
-        """It runs on this machine."""
+        """True where the process runs on this machine."""
         return isinstance(self.process, LocalProcess)
 
     async def verify(self, peer: int | None) -> None:
-        """After every attempt to open a session: find out whose it is.
+        """Find out whose session was opened, after every attempt to open one.
 
-        :param peer: pid at the other end of the monitor's socket; nothing to go by where a transport leads there.
+        :param peer: pid at the other end of the monitor's socket; not used where a transport leads there.
         :raise QemuError: another process answers there than the one that is held: the session must not be used.
         :raise HostError: the host cannot be asked.
         """
@@ -93,7 +93,7 @@ class ProcessHandle:
             self.gone = True
 
     def expect(self, identity: Mapping[str, Any]) -> None:
-        """A process of this machine is meant, the one a record speaks of; one that is gone is then known to be dead.
+        """Bind to the process of this machine that a record speaks of; one that is gone is then known to be dead.
 
         :raise MigratorError: when another is held already.
         """
@@ -106,9 +106,9 @@ class ProcessHandle:
             self.process = LocalProcess(int(identity["pid"]))
 
     async def expect_remote(self, identity: Mapping[str, Any]) -> None:
-        """As :meth:`expect`, wherever the process is.
+        """Bind to the process that a record speaks of, on whatever host it is.
 
-        While its host cannot be asked nothing is known of it, and none but that one is accepted later.
+        While its host cannot be asked nothing is known of the process, and no other is accepted later.
 
         :raise MigratorError: when another is held already.
         """
@@ -133,7 +133,7 @@ class ProcessHandle:
             )
 
     def close(self) -> None:
-        """Let go of it."""
+        """Release the process; it is left alone."""
         if self.process is not None:
             self.process.close()
             self.process = None

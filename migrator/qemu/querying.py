@@ -1,4 +1,4 @@
-"""One question to a QEMU that may be too old, or too new, for it."""
+"""Queries to a QEMU that may be too old, or too new, for them."""
 
 from __future__ import annotations
 
@@ -12,8 +12,9 @@ QUERY_SECONDS = 20.0
 
 
 async def query(monitor: Monitor, command: str, *, otherwise: Any = None, **arguments: Any) -> Any:
-    """The answer; `otherwise`, if that is given, where this QEMU has no such thing.
+    """Execute a query; return `otherwise`, if that is given, where this QEMU has no such thing.
 
+    :raise CommandFailed: QEMU refused, and there is no `otherwise`.
     :raise QemuError: when it cannot be asked.
     """
     try:

@@ -23,7 +23,7 @@ _NO_UUID = "00000000-0000-0000-0000-000000000000"
 
 
 async def read_facts(monitor: Monitor, process: GuestProcess | None) -> Facts:
-    """What this QEMU says of itself.
+    """Read what this QEMU shows of itself.
 
     :raise QemuError: when it cannot be asked.
     """
@@ -115,8 +115,9 @@ def _is_child(entry: dict[str, str]) -> bool:
 
 
 async def _device(ask: Callable[..., Awaitable[Any]], path: str, entry: dict[str, str]) -> Device:
-    """Its place by its own properties: query-pci shows nothing behind a bridge that no firmware has set up yet, as at a
-    destination.
+    """Read a device and its place from its own properties.
+
+    query-pci shows nothing behind a bridge that no firmware has set up yet, as at a destination.
     """
     where = f"{path}/{entry['name']}"
     bus, address = await asyncio.gather(
@@ -132,7 +133,7 @@ async def _device(ask: Callable[..., Awaitable[Any]], path: str, entry: dict[str
 
 
 def _built_in(buses: list[dict[str, Any]]) -> Iterable[Device]:
-    """What the machine itself has on PCI, and what was given no id there."""
+    """Yield the PCI devices of the machine itself, and those that were given no id."""
     for bus in buses:
         for function in bus["devices"]:
             if not function["qdev_id"]:

@@ -1,4 +1,4 @@
-"""What a QEMU may answer: for every command that we send the form of its answer, as far as we read it.
+"""The form of a QEMU's answer to every command that we send, as far as we read it.
 
 A QEMU is not trusted: one that was broken into, or is no QEMU at all, answers what it likes. Everything it says is
 checked here before anybody reads it, so that no reader has to be careful: types, presence, lengths, bounds of numbers,
@@ -310,7 +310,7 @@ _properties = {name: SchemaValidator(each) for name, each in _PROPERTIES.items()
 
 
 def wrong_with(command: str, arguments: Mapping[str, Any] | None, answer: Any) -> str:
-    """What makes this no answer to that command, in words; empty where it is one."""
+    """Say why this is no answer to that command; empty where it is one."""
     check = _replies.get(command, _other)
     if command == "qom-get" and arguments is not None:
         check = _properties.get(str(arguments.get("property")), check)
@@ -318,7 +318,7 @@ def wrong_with(command: str, arguments: Mapping[str, Any] | None, answer: Any) -
 
 
 def wrong_with_event(event: Mapping[str, Any]) -> str:
-    """What makes this no event, in words; empty where it is one."""
+    """Say why this is no event; empty where it is one."""
     return _wrong(_event, event)
 
 

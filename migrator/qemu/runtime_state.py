@@ -1,6 +1,6 @@
-"""What somebody set in a QEMU while it ran and its migration does not carry: read at one, set again at another.
+"""State that somebody set in a QEMU while it ran and its migration does not carry: read at one, set again at another.
 
-What is compared is what both QEMUs show, so that a destination which has it already is told nothing.
+Both QEMUs are compared by what they show, so that a destination which has it already is told nothing.
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ _HUB = re.compile(r"^Hub -?\d+ \((?P<name>[^)\n]+)\):\r?$", re.MULTILINE)
 
 @dataclass(frozen=True, kw_only=True)
 class RuntimeState:
-    """What one QEMU shows of it; see ``docs/travels.md``."""
+    """Runtime state that one QEMU shows; see ``docs/travels.md``."""
 
     #: By QOM path and property.
     properties: Mapping[tuple[str, str], Any] = field(default_factory=dict)
@@ -58,7 +58,7 @@ class RuntimeState:
 
 
 async def _ask(monitor: Monitor, command: str, **arguments: Any) -> Any:
-    """The answer, or ``None`` where this QEMU has no such thing."""
+    """Return the answer, or ``None`` where this QEMU has no such thing."""
     try:
         return await monitor.execute(command, arguments or None, timeout=_ASK_SECONDS)
     except CommandFailed:
@@ -66,7 +66,7 @@ async def _ask(monitor: Monitor, command: str, **arguments: Any) -> Any:
 
 
 async def read_runtime_state(monitor: Monitor) -> RuntimeState:
-    """Read it; nothing is changed.
+    """Read the runtime state of one QEMU; nothing is changed.
 
     :raise QemuError: when it cannot be asked.
     """
@@ -120,7 +120,7 @@ def _children(listing: Iterable[Mapping[str, str]] | None) -> list[tuple[str, st
 
 
 def _places(nodes: Nodes, blocks: Sequence[Mapping[str, Any]]) -> dict[str, str]:
-    """Of each block node what it can be found by in another QEMU."""
+    """Return for each block node the name or place by which it can be found in another QEMU."""
     found = {name: name for name in nodes.nodes if not name.startswith("#")}
 
     def walk(name: str, place: str) -> None:
@@ -150,7 +150,7 @@ def _forwards(text: str) -> Iterable[str]:
 
 
 async def restore_runtime_state(monitor: Monitor, wanted: RuntimeState) -> list[str]:
-    """Set in this QEMU what `wanted` has otherwise; what could not be, each in a few words with QEMU's own.
+    """Set in this QEMU what `wanted` has otherwise; return what could not be set, each in a few words with QEMU's own.
 
     :raise QemuError: it does not answer.
     """
@@ -171,7 +171,7 @@ async def restore_runtime_state(monitor: Monitor, wanted: RuntimeState) -> list[
 
 
 def differences(wanted: RuntimeState, present: RuntimeState) -> Iterator[tuple[str, str, dict[str, Any]]]:
-    """What makes `present` the same: what it is about, command and arguments; no command where there is none. Pure."""
+    """Yield what makes `present` the same: subject, command and arguments; no command where there is none. Pure."""
     for (path, name), value in wanted.properties.items():
         if present.properties.get((path, name), value) != value:
             yield f"{name} of {path}", "qom-set", {"path": path, "property": name, "value": value}
@@ -198,7 +198,7 @@ def differences(wanted: RuntimeState, present: RuntimeState) -> Iterator[tuple[s
 
 
 async def carry_traces(source: Monitor, destination: Monitor) -> list[str]:
-    """Enable at the destination the trace events that are enabled at the source; what could not be.
+    """Enable at the destination the trace events that are enabled at the source; return those that could not be.
 
     :raise QemuError: one of them does not answer.
     """

@@ -9,7 +9,7 @@ from migrator.core.model import Sample
 
 
 def read_sample(migrate: Mapping[str, Any]) -> Sample | None:
-    """What query-migrate answered; ``None`` where it has no figures."""
+    """Convert an answer of query-migrate into base units; ``None`` where it has no figures."""
     ram = migrate.get("ram")
     if ram is None:
         return None

@@ -1,4 +1,4 @@
-"""Who is behind a QMP socket on this machine."""
+"""The process at the other end of a QMP socket on this machine."""
 
 from __future__ import annotations
 
@@ -7,6 +7,6 @@ import struct
 
 
 def peer_pid(sock: socket.socket) -> int | None:
-    """The pid behind a connected unix socket (SO_PEERCRED), or ``None`` where it is not of this pid namespace."""
+    """Return the pid behind a connected unix socket (SO_PEERCRED); ``None`` where it is not of this pid namespace."""
     pid: int = struct.unpack("3i", sock.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, 12))[0]
     return pid or None

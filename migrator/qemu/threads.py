@@ -1,4 +1,4 @@
-"""Which threads of a QEMU do what."""
+"""The threads of a QEMU by what they do."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from migrator.qemu.querying import query
 
 
 async def threads(monitor: Monitor) -> Mapping[str, int]:
-    """Thread ids by what they are for a person: ``vCPU 0``, ``iothread io0``.
+    """Return thread ids by what they are for a person: ``vCPU 0``, ``iothread io0``.
 
     :raise QemuError: when it cannot be asked.
     """

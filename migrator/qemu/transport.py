@@ -1,4 +1,4 @@
-"""How to reach a QMP monitor on another host, as :class:`~migrator.qemu.endpoint.Endpoint` wants it."""
+"""The transport to a QMP monitor on another host, as :class:`~migrator.qemu.endpoint.Endpoint` wants it."""
 
 from __future__ import annotations
 
@@ -8,13 +8,15 @@ from migrator.ports import GuestProcess
 
 
 class MonitorTransport(Protocol):
-    """Every call raises :class:`~migrator.errors.HostError` when the host cannot be asked."""
+    """One monitor of another host. Every call raises :class:`~migrator.errors.HostError` when the host cannot be asked.
+
+    """
 
     async def socket_path(self) -> str:
-        """A path on this machine that leads to the monitor."""
+        """Return a path on this machine that leads to the monitor."""
 
     async def listener_pid(self) -> int | None:
-        """The pid of the process that listens there now; ``None`` where that cannot be told."""
+        """Return the pid of the process that listens there now; ``None`` where that cannot be told."""
 
     async def find_process(self, pid: int) -> GuestProcess | None:
-        """Take hold of a process of that host; ``None`` when there is none of that pid."""
+        """Return a handle on a process of that host; ``None`` when there is none of that pid."""
