@@ -8,9 +8,7 @@ from migrator.ports import GuestProcess
 
 
 class MonitorTransport(Protocol):
-    """One monitor of another host. Every call raises :class:`~migrator.errors.HostError` when the host cannot be asked.
-
-    """
+    """One monitor of another host. Every call raises :class:`~migrator.errors.HostError` when it cannot be asked."""
 
     async def socket_path(self) -> str:
         """Return a path on this machine that leads to the monitor."""
