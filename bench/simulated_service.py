@@ -16,9 +16,9 @@ from migrator.testing.simulated_site import SimulatedSite
 class _Site(SimulatedSite):
     """As the service expects one of its own making."""
 
-    def prepare(self, settings: Settings) -> Callable[[], None]:
+    def prepare(self, sections: object) -> Callable[[], None]:
         """Nothing of a configuration concerns what is simulated."""
-        del settings
+        del sections
         return lambda: None
 
 

@@ -17,12 +17,13 @@ from typing import Any
 
 from migrator.api.events import Subject
 from migrator.core.policy import builtin
-from migrator.engine.controller import Engine, Rules
+from migrator.engine.controller import Engine
 from migrator.engine.event_bus import EventBus
 from migrator.engine.inventory import Inventory
 from migrator.engine.journal_writer import JournalWriter
 from migrator.engine.migration.services import SessionServices
 from migrator.engine.migration.session import MigrationSession
+from migrator.engine.rules import Rules
 from migrator.ports import Record
 from migrator.store.step_records import StepRecords
 from migrator.testing.journal import MemoryJournal

@@ -20,13 +20,13 @@ from migrator.core.model import Finding, MigrationStatus, Mode, State
 from migrator.core.policy import Policy, builtin
 from migrator.core.schedule.transfers import LinkRules
 from migrator.engine.commands.handlers import CommandHandlers
-from migrator.engine.controller import Engine, Rules
+from migrator.engine.controller import Engine
 from migrator.engine.event_bus import EventBus
 from migrator.engine.inventory import Inventory
 from migrator.engine.journal_writer import JournalWriter
 from migrator.engine.migration.services import SessionServices
 from migrator.engine.migration.session import MigrationSession
-from migrator.engine.planner import Limits
+from migrator.engine.rules import Rules
 from migrator.ports import IncomingDestination, Record, Stray
 from migrator.testing.journal import MemoryJournal
 from migrator.testing.simulated_site import SimulatedSite
@@ -208,7 +208,7 @@ async def _evacuate(guests: Sequence[Guest], policy: Policy) -> _Evacuation:
         means=SessionServices(site=site, records=_NoRecords(), keep=keep, accept=accept),
         journal_writer=journal_writer,
         bus=bus,
-        rules=Rules(policy=lambda name: policy, limits=Limits(links=LinkRules(reserve_ratio=0.0))),
+        rules=Rules(policy=lambda name: policy, links=LinkRules(reserve_ratio=0.0)),
     )
     inventory.on_change(engine.inventory_changed)
     jobs = _Jobs(engine)

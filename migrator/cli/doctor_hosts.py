@@ -91,7 +91,7 @@ async def _host(
     host: HostSettings, settings: Settings, service: RunningService, looks: list[_HostFindings]
 ) -> list[DoctorCheck]:
     about = f"host {host.name}"
-    config = host_config(host, settings)
+    config = host_config(host, settings.hosts, settings.limits)
     host_access = access(config)
     try:
         async with asyncio.timeout(_HOST_SECONDS):

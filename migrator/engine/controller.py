@@ -9,9 +9,9 @@ from __future__ import annotations
 import asyncio
 import math
 import secrets
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
@@ -32,7 +32,7 @@ from migrator.core.drain.states import EvacuationState, GuestStanding
 from migrator.core.inventory import Guest, Host, HostState
 from migrator.core.migration import unfinished
 from migrator.core.model import Decision, State
-from migrator.core.placement import Fleet, Options
+from migrator.core.placement import Fleet
 from migrator.core.policy import Policy
 from migrator.engine import evacuation_documents
 from migrator.engine.duplicates import DUPLICATE
@@ -44,9 +44,10 @@ from migrator.engine.migration.held_migrations import HeldMigrations
 from migrator.engine.migration.leftovers import Leftovers
 from migrator.engine.migration.services import SessionServices
 from migrator.engine.migration.session import MigrationSession
-from migrator.engine.planner import Limits, Planner
+from migrator.engine.planner import Planner
 from migrator.engine.preview import Preview
 from migrator.engine.reservations import Reservations
+from migrator.engine.rules import Rules
 from migrator.engine.sweeper import Sweeper
 from migrator.engine.unreadable import UNREADABLE, say_unreadable
 from migrator.errors import MigratorError
@@ -67,18 +68,6 @@ _PREPARED_BEFORE = 50
 
 #: Obstacles of which everyone is told when they come and go.
 _LOUD = frozenset({unfinished.UNFINISHED, DUPLICATE})
-
-
-@dataclass(frozen=True, kw_only=True)
-class Rules:
-    """What the configuration says of policies and guests."""
-
-    #: The policy of that name; raises UsageError for one that there is not.
-    policy: Callable[[str], Policy]
-    #: The name of the policy of guests that have none of their own.
-    default_policy: str = "default"
-    placement: Options = field(default_factory=Options)
-    limits: Limits = field(default_factory=Limits)
 
 
 class Engine:
@@ -512,7 +501,7 @@ class Engine:
                     exceeded=job.result.ceiling_exceeded,
                     now=self.planner.clock(),
                     attempts=self.rules.limits.attempts,
-                    first_pause=self.rules.limits.first_pause_seconds,
+                    first_pause=self.rules.limits.first_pause,
                 )
                 if (entry.standing, entry.reason) != before:  # held, tried again, and held as before
                     self.announce_run(run)

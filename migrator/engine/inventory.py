@@ -18,6 +18,7 @@ from migrator.engine.duplicates import Duplicates
 from migrator.errors import MigratorError
 from migrator.faults import contained, keep_going
 from migrator.ports import HostLook, Site
+from migrator.settings.models import LimitsSettings
 
 #: A host that did not answer is asked again after so long, doubled up to the second, or to a shorter interval.
 _RETRY_SECONDS = (1.0, 15.0)
@@ -60,7 +61,7 @@ class Inventory:
         hosts: Iterable[Host],
         *,
         site: Site,
-        interval: float = 180.0,
+        interval: float = LimitsSettings().refresh_interval,
         rules: Callable[[Guest], Guest] = lambda guest: guest,
         changed: Callable[[], None] = lambda: None,
     ) -> None:

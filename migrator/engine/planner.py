@@ -9,21 +9,21 @@ from __future__ import annotations
 import asyncio
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING
 
 from migrator import logs
 from migrator.api import trace_context
 from migrator.core.drain.entry import Entry
-from migrator.core.drain.evacuation import FIRST_PAUSE_SECONDS, MOST_ATTEMPTS, Evacuation
+from migrator.core.drain.evacuation import Evacuation
 from migrator.core.drain.states import EvacuationState, GuestStanding
 from migrator.core.inventory import Guest
 from migrator.core.model import State
 from migrator.core.placement import NoHost, PlacementRequest, place
 from migrator.core.policy import Policy, PostcopyMode, builtin
 from migrator.core.schedule import Orders, schedule
-from migrator.core.schedule.transfers import LinkRules, Transfer, TransferPhase
+from migrator.core.schedule.transfers import Transfer, TransferPhase
 from migrator.engine import judging
 from migrator.engine.foretelling import Going, foretell, going_jobs, tell
 from migrator.engine.migration.session import MigrationSession
@@ -46,19 +46,6 @@ _QEMUS_OWN_BYTES = 20 << 20
 _SHARE_STEP_RATIO = 0.05
 #: Between two turns at most: time alone changes deadlines, and a journal that cannot be written is waited for.
 _IDLE_SECONDS = 5.0
-
-
-@dataclass(frozen=True, kw_only=True)
-class Limits:
-    """The site's."""
-
-    links: LinkRules = field(default_factory=LinkRules)
-    #: Migrations that are prepared or run at the same time in the whole site.
-    migrations_at_a_time: int = 100
-    #: A guest whose migration failed so often is set aside.
-    attempts: int = MOST_ATTEMPTS
-    #: Before the second attempt; doubled before each further one.
-    first_pause_seconds: float = FIRST_PAUSE_SECONDS
 
 
 class Planner:
@@ -109,7 +96,7 @@ class Planner:
             await self._foretell((), targets)
             return _LIVE_SECONDS if engine.runs else _IDLE_SECONDS
         hosts = {host.name: host for host in engine.inventory.hosts()}
-        orders = schedule(transfers, hosts, engine.rules.limits.links)
+        orders = schedule(transfers, hosts, engine.rules.links)
         await self._carry_out(orders, targets)
         while self._begun:
             engine.announce_run(self._begun.popitem()[1])
@@ -225,7 +212,7 @@ class Planner:
             if entry.guest.key in targets or entry.not_before > self.clock()
         }
         going |= going_jobs(engine.jobs.values())
-        found = await asyncio.to_thread(foretell, transfers, going, hosts, engine.rules.limits.links)
+        found = await asyncio.to_thread(foretell, transfers, going, hosts, engine.rules.links)
         tell(engine, *found)
 
     def policy_of(self, run: Evacuation, guest: Guest) -> Policy:

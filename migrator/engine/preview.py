@@ -84,7 +84,7 @@ class Preview:
             clock.now(),
             {key: each.target for key, each in planned.items() if each.target is not None},
         )
-        links = engine.rules.limits.links
+        links = engine.rules.links
         prediction = predict(transfers, hosts, links)
         for transfer in transfers:
             guest = run.entries[transfer.guest].guest

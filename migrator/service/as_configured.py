@@ -6,10 +6,6 @@ import socket
 import ssl
 from typing import Any
 
-from migrator.core.placement import Options
-from migrator.core.schedule.transfers import LinkRules
-from migrator.engine.controller import Rules
-from migrator.engine.planner import Limits
 from migrator.http.admission import Admission
 from migrator.http.limits import Limits as HttpLimits
 from migrator.http.listeners import Tcp, UnixSocket
@@ -18,28 +14,6 @@ from migrator.http.wellformed import known_names
 from migrator.mqtt.settings import MqttSettings as BrokerSettings
 from migrator.settings import Settings
 from migrator.tls import File, names_in, server_context
-
-
-def rules_of(settings: Settings) -> Rules:
-    """What the engine keeps to."""
-    limits = settings.limits
-    return Rules(
-        policy=settings.policy,
-        default_policy=settings.site.default_policy,
-        placement=Options(strategy=settings.placement.strategy, max_tries=settings.placement.max_tries),
-        limits=Limits(
-            links=LinkRules(
-                reserve_ratio=limits.link_reserve,
-                assumed_link_bytes_per_second=limits.assumed_link_speed,
-                quiet_at_a_time=limits.sharing_at_a_time,
-                prepared_per_source=limits.prepared_per_source,
-                prepared_per_target=limits.prepared_per_target,
-            ),
-            migrations_at_a_time=limits.migrations_at_a_time,
-            attempts=limits.attempts,
-            first_pause_seconds=limits.first_pause,
-        ),
-    )
 
 
 def http_limits(settings: Settings) -> HttpLimits:

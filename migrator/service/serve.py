@@ -29,6 +29,7 @@ from migrator.engine.journal_writer import JournalWriter
 from migrator.engine.migration.services import SessionServices
 from migrator.engine.migration.session import MigrationSession
 from migrator.engine.queries import EngineQueries
+from migrator.engine.rules import HostRules, Rules
 from migrator.errors import JournalError
 from migrator.faults import keep_going
 from migrator.http.admission import raise_descriptor_limit
@@ -38,11 +39,12 @@ from migrator.metrics import Metrics, Probes
 from migrator.mqtt import Mqtt, client_id
 from migrator.mqtt.replies import Begun
 from migrator.qemu import monitor
-from migrator.service.as_configured import broker, http_limits, http_servers, rules_of
-from migrator.service.in_force import InForce
+from migrator.service.as_configured import broker, http_limits, http_servers
 from migrator.service.narrator import Narrator
 from migrator.service.notify import notify, watchdog
-from migrator.settings import Settings
+from migrator.service.reload import reload_on_hup
+from migrator.settings import LiveSettings
+from migrator.settings.models import SiteSettings, StoreSettings
 from migrator.site.from_settings import make_site
 from migrator.store import belonging
 from migrator.store.experience import FileExperience
@@ -81,30 +83,29 @@ async def serve(path: Path | None, *, drain: bool = False) -> None:
     :raise MigratorError: it cannot be started; says why.
     """
     settings = configuration.load(path)
-    _log_as(settings)
+    _log_as(settings.site)
     raise_descriptor_limit()
     stop = Stop(drain=drain)
     loop = asyncio.get_running_loop()
     for number in (signal.SIGINT, signal.SIGTERM):
         loop.add_signal_handler(number, stop.ask)
-    in_force = InForce(settings, path, parts=[lambda new: lambda: _log_as(new)])
-    async with _running(in_force) as engine:
+    live = LiveSettings(settings, path)
+    live.subscribe(lambda new: new.site, lambda site: lambda: _log_as(site))
+    async with _running(live) as engine:
         await stop.wait()
         notify("STOPPING=1")
         logs.logger().info("stopping", drain=stop.drain)
-        await engine.stop(drain=stop.drain, timeout=in_force.settings.site.stop_timeout)
+        await engine.stop(drain=stop.drain, timeout=live.settings.site.stop_timeout)
 
 
-def _log_as(settings: Settings) -> None:
-    json_lines = settings.site.log_format == "json" or (
-        settings.site.log_format == "auto" and not sys.stderr.isatty()
-    )
-    logs.configure(verbose=True, json=json_lines, level=settings.site.log_level)
+def _log_as(site: SiteSettings) -> None:
+    json_lines = site.log_format == "json" or (site.log_format == "auto" and not sys.stderr.isatty())
+    logs.configure(verbose=True, json=json_lines, level=site.log_level)
 
 
 @asynccontextmanager
-async def _running(in_force: InForce) -> AsyncIterator[Engine]:
-    settings = in_force.settings
+async def _running(live: LiveSettings) -> AsyncIterator[Engine]:
+    settings = live.settings
     log = logs.logger(site=settings.site.name)
     async with (
         contextlib.AsyncExitStack() as stack,
@@ -144,10 +145,15 @@ async def _running(in_force: InForce) -> AsyncIterator[Engine]:
             accept=catalogue.accept,
         )
         engine = Engine(
-            inventory=inventory, means=means, journal_writer=journal_writer, bus=bus, rules=rules_of(settings)
+            inventory=inventory, means=means, journal_writer=journal_writer, bus=bus, rules=Rules.of(settings)
         )
         inventory.on_change(engine.inventory_changed)
-        in_force.extend(site.prepare, lambda new: _take_over(engine, new))
+        live.subscribe(lambda new: (new.hosts, new.limits), site.prepare)
+        live.subscribe(Rules.of, lambda rules: lambda: setattr(engine, "rules", rules))
+        live.subscribe(
+            HostRules.of,
+            lambda new: lambda: inventory.configure(new.hosts, rules=new.guests, interval=new.interval),
+        )
         queries = EngineQueries(engine)
         connected: dict[str, bool] = {}
         metrics = Metrics(
@@ -205,11 +211,11 @@ async def _running(in_force: InForce) -> AsyncIterator[Engine]:
             work: dict[str, Callable[[], Awaitable[None]]] = {
                 "engine": engine.run,
                 "servers": servers.wait,
-                "housekeeping": lambda: _keep_house(journal, in_force),
+                "housekeeping": lambda: _keep_house(journal, lambda: live.settings.store),
                 "samples": journal.samples.run,
                 "settlement": settlement.run,
                 "watchdog": watchdog,
-                "reload": in_force.reload_on_hup,
+                "reload": lambda: reload_on_hup(live),
             }
             if mqtt is not None:
                 work["mqtt"] = mqtt.run
@@ -275,7 +281,7 @@ async def _who_began(journal: SqlJournal, subject: Subject, identifier: str) -> 
     return Begun(user=key.user, id=key.id, verb=found["verb"], origin=found["caller"].get("origin", ""))
 
 
-async def _keep_house(journal: SqlJournal, in_force: InForce) -> None:
+async def _keep_house(journal: SqlJournal, store: Callable[[], StoreSettings]) -> None:
     """Old entries leave the journal; one that could not be written is tried again, so that work is taken again."""
     log = logs.logger()
     loop = asyncio.get_running_loop()
@@ -284,19 +290,9 @@ async def _keep_house(journal: SqlJournal, in_force: InForce) -> None:
         await asyncio.sleep(_PROBE_SECONDS)
         if journal.complaint:
             await journal.probe()
-        elif loop.time() - pruned >= in_force.settings.store.prune_interval:
+        elif loop.time() - pruned >= store().prune_interval:
             pruned = loop.time()
             try:
-                await journal.prune(datetime.now(UTC) - timedelta(seconds=in_force.settings.store.retention))
+                await journal.prune(datetime.now(UTC) - timedelta(seconds=store().retention))
             except JournalError as error:
                 log.warning("not pruned", error=str(error))
-
-
-def _take_over(engine: Engine, settings: Settings) -> Callable[[], None]:
-    rules, hosts = rules_of(settings), settings.inventory()
-
-    def take_over() -> None:
-        engine.rules = rules
-        engine.inventory.configure(hosts, rules=settings.rules, interval=settings.limits.refresh_interval)
-
-    return take_over

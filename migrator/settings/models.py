@@ -19,9 +19,11 @@ from pydantic import (
 )
 
 from migrator.core import findings
+from migrator.core.drain.evacuation import FIRST_PAUSE_SECONDS, MOST_ATTEMPTS
 from migrator.core.inventory import Guest, Host
-from migrator.core.placement import Strategy
+from migrator.core.placement import Options, Strategy
 from migrator.core.policy import BlockJobs, LastResort, PostcopyMode
+from migrator.core.schedule.transfers import LinkRules
 from migrator.errors import UsageError
 from migrator.settings.values import (
     AutoOrBool,
@@ -51,6 +53,8 @@ from migrator.text import shortened
 #: No limit and no count of ours is meant to be larger; journal and event loop take no number of any size.
 _MOST = 1_000_000_000
 Positive = Annotated[int, Field(ge=1, le=_MOST)]
+#: What core goes by where nothing is configured; there each value has its reason.
+_LINKS, _PLACEMENT = LinkRules(), Options()
 #: Longer than nothing.
 Duration = Annotated[Seconds, Field(gt=0)]
 #: A command and its arguments; no shell reads it.
@@ -175,13 +179,13 @@ class LimitsSettings(Section):
     """``[limits]``"""
 
     migrations_at_a_time: Positive = 100
-    link_reserve: Annotated[Ratio, Field(lt=1)] = 0.1
-    assumed_link_speed: Annotated[Rate, Field(ge=1 << 20)] = 1_187_500_000
-    sharing_at_a_time: Positive = 3
-    prepared_per_source: Positive = 2
-    prepared_per_target: Positive = 4
-    attempts: Positive = 3
-    first_pause: Duration = 5.0
+    link_reserve: Annotated[Ratio, Field(lt=1)] = _LINKS.reserve_ratio
+    assumed_link_speed: Annotated[Rate, Field(ge=1 << 20)] = int(_LINKS.assumed_link_bytes_per_second)
+    sharing_at_a_time: Positive = _LINKS.quiet_at_a_time
+    prepared_per_source: Positive = _LINKS.prepared_per_source
+    prepared_per_target: Positive = _LINKS.prepared_per_target
+    attempts: Positive = MOST_ATTEMPTS
+    first_pause: Duration = FIRST_PAUSE_SECONDS
     refresh_interval: Duration = 180.0
     ssh_sessions: Annotated[int, Field(ge=1, le=64)] = 8
     ssh_connect_timeout: Duration = 10.0
@@ -207,8 +211,8 @@ class TracesSettings(Section):
 class PlacementSettings(Section):
     """``[placement]``"""
 
-    strategy: Strategy = Strategy.SPREAD
-    max_tries: Positive = 20_000
+    strategy: Strategy = _PLACEMENT.strategy
+    max_tries: Positive = _PLACEMENT.max_tries
 
 
 def _absolute(value: Any) -> Any:

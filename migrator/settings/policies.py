@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import replace
+from dataclasses import dataclass, replace
 
 from migrator.core.policy import Policy, PostcopyMode, builtin
 from migrator.errors import UsageError
@@ -26,6 +26,27 @@ _FIELDS = {
 def known(configured: Mapping[str, object]) -> list[str]:
     """The names of all policies."""
     return [*BUILTIN, *(name for name in configured if name not in BUILTIN)]
+
+
+@dataclass(frozen=True)
+class Policies:
+    """Policies by name: those configured, and those built in."""
+
+    configured: Mapping[str, Policy]
+
+    def __call__(self, name: str) -> Policy:
+        """Return the policy of that name.
+
+        :raise UsageError: there is none; the message lists those there are.
+        """
+        if name in self.configured:
+            return self.configured[name]
+        try:
+            return builtin(name)
+        except UsageError:
+            raise UsageError(
+                f"there is no policy {name!r}; there are {', '.join(known(self.configured))}"
+            ) from None
 
 
 def build(name: str, given: Mapping[str, PolicySettings], *, chain: tuple[str, ...] = ()) -> Policy:

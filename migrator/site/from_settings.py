@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from glob import escape
 
@@ -14,7 +14,7 @@ from migrator.core.policy import Policy
 from migrator.hosts.site_config import HostConfig, SshConfig, access
 from migrator.ports import SourceQemu
 from migrator.settings import Settings
-from migrator.settings.models import HostSettings
+from migrator.settings.models import HostSettings, LimitsSettings
 from migrator.site.connections import HostConnections
 from migrator.site.destinations import Destinations
 from migrator.site.host_checks import SiteChecks
@@ -44,7 +44,7 @@ class _AllChecks:
         return errors_first([*started, *(each for each in found if each.code not in told)])
 
 
-def host_config(host: HostSettings, settings: Settings) -> HostConfig:
+def host_config(host: HostSettings, hosts: Sequence[HostSettings], limits: LimitsSettings) -> HostConfig:
     """What reaching it takes."""
     ssh = None
     if host.ssh is not None:
@@ -54,20 +54,20 @@ def host_config(host: HostSettings, settings: Settings) -> HostConfig:
             user=host.ssh.user,
             key=host.key_file,
             known_hosts=host.known_hosts,
-            max_sessions=settings.limits.ssh_sessions,
-            connect_seconds=settings.limits.ssh_connect_timeout,
-            keepalive_seconds=settings.limits.ssh_keepalive,
+            max_sessions=limits.ssh_sessions,
+            connect_seconds=limits.ssh_connect_timeout,
+            keepalive_seconds=limits.ssh_keepalive,
         )
     return HostConfig(
         name=host.name,
         address=host.address,
-        sockets=_sockets(host, settings),
+        sockets=_sockets(host, hosts),
         processes=host.look_for == "processes",
         others=tuple(
             pattern
-            for other in settings.hosts
+            for other in hosts
             if other.name != host.name and (other.ssh, other.prefix) == (host.ssh, host.prefix)
-            for pattern in _sockets(other, settings)
+            for pattern in _sockets(other, hosts)
         ),
         qemu=host.qemu,
         prefix=host.prefix,
@@ -75,7 +75,7 @@ def host_config(host: HostSettings, settings: Settings) -> HostConfig:
     )
 
 
-def _sockets(host: HostSettings, settings: Settings) -> tuple[str, ...]:
+def _sockets(host: HostSettings, hosts: Sequence[HostSettings]) -> tuple[str, ...]:
     """Where QMP sockets are looked for: as configured, and where the destinations that are started there have theirs.
 
     Else a guest would be out of sight once it has been moved. Not where another host on the same machine has that
@@ -83,9 +83,7 @@ def _sockets(host: HostSettings, settings: Settings) -> tuple[str, ...]:
     """
     own = f"{escape(host.run_dir or _RUN_DIRECTORY)}/*/control.qmp"
     shared = any(
-        (other.ssh, other.run_dir) == (host.ssh, host.run_dir)
-        for other in settings.hosts
-        if other.name != host.name
+        (other.ssh, other.run_dir) == (host.ssh, host.run_dir) for other in hosts if other.name != host.name
     )
     return host.sockets if shared or own in host.sockets else (*host.sockets, own)
 
@@ -111,9 +109,11 @@ class ConfiguredSite(SiteHosts):
     :param driver: who marks the QEMUs that are changed.
     """
 
-    def __init__(self, settings: Settings, *, driver: Driver | None = None) -> None:
-        self._launches: Mapping[str, LaunchConfig] = _launches(settings)
-        configs = _configs(settings)
+    def __init__(
+        self, hosts: Sequence[HostSettings], limits: LimitsSettings, *, driver: Driver | None = None
+    ) -> None:
+        self._launches: Mapping[str, LaunchConfig] = _launches(hosts)
+        configs = _configs(hosts, limits)
         self.connections = HostConnections(
             {name: (access(each), each) for name, each in configs.items()}, driver=driver
         )
@@ -127,12 +127,13 @@ class ConfiguredSite(SiteHosts):
         config = self._launches[host]
         return replace(config, spare_ports=guest.ports == "any") if guest.ports else config
 
-    def prepare(self, settings: Settings) -> Callable[[], None]:
+    def prepare(self, sections: tuple[Sequence[HostSettings], LimitsSettings]) -> Callable[[], None]:
         """Make ready to take another configuration over: what it returns does it, and cannot fail.
 
         :raise UsageError: it cannot be used.
         """
-        launches, configs = _launches(settings), _configs(settings)
+        hosts, limits = sections
+        launches, configs = _launches(hosts), _configs(hosts, limits)
         launches = {name: _after(self._launches.get(name), new) for name, new in launches.items()}
 
         def take_over() -> None:
@@ -143,8 +144,8 @@ class ConfiguredSite(SiteHosts):
         return take_over
 
 
-def _launches(settings: Settings) -> dict[str, LaunchConfig]:
-    return {host.name: launch_config(host) for host in settings.hosts}
+def _launches(hosts: Sequence[HostSettings]) -> dict[str, LaunchConfig]:
+    return {host.name: launch_config(host) for host in hosts}
 
 
 def _after(old: LaunchConfig | None, new: LaunchConfig) -> LaunchConfig:
@@ -156,8 +157,8 @@ def _after(old: LaunchConfig | None, new: LaunchConfig) -> LaunchConfig:
     return replace(new, former_directories=tuple(former))
 
 
-def _configs(settings: Settings) -> dict[str, HostConfig]:
-    return {host.name: host_config(host, settings) for host in settings.hosts}
+def _configs(hosts: Sequence[HostSettings], limits: LimitsSettings) -> dict[str, HostConfig]:
+    return {host.name: host_config(host, hosts, limits) for host in hosts}
 
 
 def make_site(settings: Settings, *, driver: Driver | None = None) -> ConfiguredSite:
@@ -165,4 +166,4 @@ def make_site(settings: Settings, *, driver: Driver | None = None) -> Configured
 
     :param driver: who marks the QEMUs that are changed.
     """
-    return ConfiguredSite(settings, driver=driver)
+    return ConfiguredSite(settings.hosts, settings.limits, driver=driver)

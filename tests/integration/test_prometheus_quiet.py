@@ -20,12 +20,13 @@ from migrator.api.commands import Caller, Evacuate, Role
 from migrator.core.inventory import HostState
 from migrator.core.policy import builtin
 from migrator.engine.commands.handlers import CommandHandlers
-from migrator.engine.controller import Engine, Rules
+from migrator.engine.controller import Engine
 from migrator.engine.event_bus import EventBus
 from migrator.engine.inventory import Inventory
 from migrator.engine.journal_writer import JournalWriter
 from migrator.engine.migration.services import SessionServices
 from migrator.engine.queries import EngineQueries
+from migrator.engine.rules import Rules
 from migrator.metrics import Metrics, Probes
 from migrator.store.step_records import StepRecords
 from migrator.testing.journal import MemoryJournal

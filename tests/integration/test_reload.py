@@ -23,9 +23,8 @@ from migrator.hosts.launch import Launcher
 from migrator.hosts.local import LocalAccess
 from migrator.hosts.site_config import SshConfig
 from migrator.hosts.ssh import SshAccess
-from migrator.service.in_force import InForce
 from migrator.service.serve import _running
-from migrator.settings import REPEATED, SECTIONS, load
+from migrator.settings import REPEATED, SECTIONS, LiveSettings, load
 from migrator.settings.reloading import IN_FORCE, RESTART, when
 from migrator.site.from_settings import ConfiguredSite
 from migrator.site.launch_config import Method
@@ -40,7 +39,7 @@ class Service:
     """One that runs in this process, and its configuration."""
 
     directory: Path
-    in_force: InForce
+    live: LiveSettings
     engine: Engine
 
     @property
@@ -91,9 +90,10 @@ def write(directory: Path, changes: dict[str, str]) -> Path:
 async def serving(directory: Path) -> AsyncIterator[Service]:
     path = write(directory, {})
     (directory / "state").mkdir()
-    in_force = InForce(load(path, environ={}), path, parts=[lambda new: lambda: log_as(new.site)])
-    async with _running(in_force) as engine:
-        yield Service(directory, in_force, engine)
+    live = LiveSettings(load(path, environ={}), path)
+    live.subscribe(lambda new: new.site, lambda site: lambda: log_as(site))
+    async with _running(live) as engine:
+        yield Service(directory, live, engine)
         await engine.stop(timeout=1.0)
 
 
@@ -117,7 +117,7 @@ def of_limits(name: str) -> Probe:
 
 
 def of_links(name: str) -> Probe:
-    return lambda service: getattr(service.engine.rules.limits.links, name)
+    return lambda service: getattr(service.engine.rules.links, name)
 
 
 def of_launch(name: str) -> Probe:
@@ -138,7 +138,7 @@ def of_policy(name: str) -> Probe:
 
 def settled(section: str, name: str) -> Probe:
     """Of what is read from the configuration in force each time that it is needed."""
-    return lambda service: getattr(getattr(service.in_force.settings, section), name)
+    return lambda service: getattr(getattr(service.live.settings, section), name)
 
 
 #: Of a key of a host, wherever it is written: another value, and what then is in force.
@@ -184,7 +184,7 @@ LIVE: dict[str, tuple[str, Probe, Any]] = {
     "limits.prepared_per_source": ("5", of_links("prepared_per_source"), 5),
     "limits.prepared_per_target": ("6", of_links("prepared_per_target"), 6),
     "limits.attempts": ("8", of_limits("attempts"), 8),
-    "limits.first_pause": ('"1s"', of_limits("first_pause_seconds"), 1.0),
+    "limits.first_pause": ('"1s"', of_limits("first_pause"), 1.0),
     "limits.refresh_interval": ('"11s"', lambda service: service.engine.inventory._interval, 11.0),
     "limits.ssh_sessions": ("3", lambda service: service.ssh().max_sessions, 3),
     "limits.ssh_connect_timeout": ('"3s"', lambda service: service.ssh().connect_seconds, 3.0),
@@ -289,7 +289,7 @@ def other(service: Service, key: str) -> str:
     if key in OTHER:
         return OTHER[key].replace("{directory}", str(service.directory))
     section, _, name = key.partition(".")
-    present = getattr(getattr(service.in_force.settings, section), name)
+    present = getattr(getattr(service.live.settings, section), name)
     assert isinstance(present, (int, float)), (
         f"{key}: give it another value in OTHER, or what is in force in LIVE"
     )
@@ -322,10 +322,10 @@ class TestEveryKey:
         async with serving(tmp_path) as service:
             for key, (text, probe, expected) in LIVE.items():
                 service.write({})
-                await service.in_force.reload()
+                await service.live.reload()
                 before = probe(service)
                 service.write({**TOGETHER.get(key, {}), key: text})
-                changed = dict(await service.in_force.reload())
+                changed = dict(await service.live.reload())
                 assert probe(service) == expected, key
                 assert before != expected, f"{key} was so before"
                 names = {
@@ -337,12 +337,12 @@ class TestEveryKey:
                 section = key.partition(".")[0]
                 assert any(name.startswith(names.get(section, key)) for name in changed), key
             service.write({})
-            await service.in_force.reload()
+            await service.live.reload()
             for key in KEYS:
                 if key in LIVE or key in over_ssh:
                     continue
                 rules = service.engine.rules
-                settings = service.in_force.settings
+                settings = service.live.settings
                 # Nothing of it is taken over, though all but one could be.
                 beside = {
                     name: value.replace("{directory}", str(tmp_path))
@@ -351,18 +351,18 @@ class TestEveryKey:
                 also = {"limits.attempts": "9", "hosts.max_incoming": "1"}
                 service.write({**beside, key: other(service, key), **also})
                 with pytest.raises(UsageError, match="takes a restart of the service") as refused:
-                    await service.in_force.reload()
+                    await service.live.reload()
                 shown = key.replace("hosts.", "hosts[0].") if key != "hosts.name" else "host c is new"
                 assert f"{shown}" in str(refused.value), key
                 assert service.engine.rules is rules
                 assert service.host().max_incoming is None
-                assert service.in_force.settings is settings
+                assert service.live.settings is settings
 
     async def test_of_what_is_wrong_nothing_is_taken_over(self, tmp_path: Path) -> None:
         async with serving(tmp_path) as service:
             service.write({"limits.attempts": "9", "hosts.address": '"10.0.0.999"'})
             with pytest.raises(UsageError, match=r"hosts\[0\].address"):
-                await service.in_force.reload()
+                await service.live.reload()
             assert service.engine.rules.limits.attempts == 3
 
 
@@ -375,7 +375,7 @@ class TestHosts:
             try:
                 await asyncio.sleep(0)
                 service.write({"hosts.sockets": f'["{tmp_path}/new/*.qmp"]'})
-                await service.in_force.reload()
+                await service.live.reload()
                 async with asyncio.timeout(10):
                     while not seen.is_set():
                         (tmp_path / "new" / "x.qmp").touch()
@@ -399,10 +399,10 @@ class TestHosts:
         assert await launcher.run_directory_at(f"{before.path}/control.qmp") == before
         async with serving(tmp_path) as service:
             service.write({"hosts.run_dir": f'"{new}"'})
-            await service.in_force.reload()
+            await service.live.reload()
             assert service.site.how(WEB, "a").former_directories == (("", ""),)
             service.write({})
-            await service.in_force.reload()
+            await service.live.reload()
             assert service.site.how(WEB, "a").former_directories == ((new, ""),)
 
 

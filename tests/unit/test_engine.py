@@ -36,13 +36,14 @@ from migrator.core.inventory import Guest, HostState
 from migrator.core.model import Finding, Severity, State
 from migrator.core.policy import builtin
 from migrator.engine.commands.handlers import CommandHandlers
-from migrator.engine.controller import Engine, Rules
+from migrator.engine.controller import Engine
 from migrator.engine.event_bus import EventBus
 from migrator.engine.inventory import Inventory
 from migrator.engine.journal_writer import JournalWriter
 from migrator.engine.migration.services import SessionServices
 from migrator.engine.migration.session import MigrationSession
 from migrator.engine.queries import EngineQueries
+from migrator.engine.rules import Rules
 from migrator.ports import Record
 from migrator.store.step_records import StepRecords
 from migrator.testing.journal import MemoryJournal
@@ -430,7 +431,7 @@ async def test_plan_reckons_with_the_memory_that_a_guest_has_touched(
     )
     async with world.engine() as driver:
         plan = await driver.ask(Plan(host="a"))
-        links_share = 1000 * (1 - driver.engine.rules.limits.links.reserve_ratio)
+        links_share = 1000 * (1 - driver.engine.rules.links.reserve_ratio)
         assert plan.lower_bound_seconds == pytest.approx(goes / links_share)
 
 

@@ -15,6 +15,7 @@ from migrator.cli.show_service import evacuation_lines
 from migrator.core.drain.states import EvacuationState, GuestStanding
 from migrator.core.model import State
 from migrator.engine.evacuation_documents import evacuation_document
+from migrator.settings.models import LimitsSettings
 from migrator.testing.workload import MIB, steady
 from tests.unit.test_engine import Driver, World
 
@@ -34,7 +35,7 @@ def world(tmp_path: Path) -> World:
 async def begun(driver: Driver, policy: str, **how: Any) -> EvacuationDocument:
     """As it is once there is a forecast."""
     rules = driver.engine.rules
-    driver.engine.rules = replace(rules, limits=replace(rules.limits, attempts=1))
+    driver.engine.rules = replace(rules, limits=LimitsSettings(attempts=1))
     run = await driver.ask(Evacuate(host="a", policy=policy, **how))
     live = driver.engine.runs[run.id]
     await driver.until(

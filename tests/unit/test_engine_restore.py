@@ -10,6 +10,7 @@ import pytest
 from migrator.api.commands import Evacuate, Migrate, Refusal, Restore
 from migrator.core.drain.states import EvacuationState, GuestStanding
 from migrator.engine.evacuation_documents import evacuation_document
+from migrator.settings.models import LimitsSettings
 from migrator.testing.workload import MIB, steady
 from tests.unit.test_engine import Driver, World
 
@@ -30,7 +31,7 @@ def world(tmp_path: Path) -> World:
 def gentle(driver: Driver) -> Driver:
     """Where nobody says otherwise, and with one attempt only."""
     rules = driver.engine.rules
-    driver.engine.rules = replace(rules, default_policy="gentle", limits=replace(rules.limits, attempts=1))
+    driver.engine.rules = replace(rules, default_policy="gentle", limits=LimitsSettings(attempts=1))
     return driver
 
 

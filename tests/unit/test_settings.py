@@ -10,12 +10,8 @@ from typing import Any
 
 import pytest
 
-from migrator.core.drain.evacuation import FIRST_PAUSE_SECONDS, MOST_ATTEMPTS
 from migrator.core.inventory import Guest
-from migrator.core.placement import Options
 from migrator.core.policy import LastResort, PostcopyMode, builtin
-from migrator.core.schedule.transfers import LinkRules
-from migrator.engine.planner import Limits as EngineLimits
 from migrator.errors import UsageError
 from migrator.hosts.site_config import SshConfig
 from migrator.http.admission import Admission
@@ -120,18 +116,6 @@ class TestExample:
                         text = text.replace("mqtt.password", str(EXAMPLE))
                     loaded(text)
         assert seen > 15
-
-    def test_agrees_with_what_the_parts_take_by_default(self) -> None:
-        limits, rules = Settings().limits, LinkRules()
-        assert limits.link_reserve == rules.reserve_ratio
-        assert limits.assumed_link_speed == rules.assumed_link_bytes_per_second
-        assert limits.sharing_at_a_time == rules.quiet_at_a_time
-        assert limits.prepared_per_source == rules.prepared_per_source
-        assert limits.prepared_per_target == rules.prepared_per_target
-        placement = Settings().placement
-        assert Options(strategy=placement.strategy, max_tries=placement.max_tries) == Options()
-        assert (limits.attempts, limits.first_pause) == (MOST_ATTEMPTS, FIRST_PAUSE_SECONDS)
-        assert limits.migrations_at_a_time == EngineLimits().migrations_at_a_time
 
     def test_agrees_with_what_the_entrances_take_by_default(self) -> None:
         mqtt, taken = Settings().mqtt, MqttSettings(host="b", site="s", instance="i")

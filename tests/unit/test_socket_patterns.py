@@ -17,7 +17,7 @@ def patterns(directory: Path, hosts: str) -> dict[str, tuple[str, ...]]:
     file = directory / "migrator.toml"
     file.write_text(hosts, encoding="utf-8")
     settings = load(file)
-    return {host.name: host_config(host, settings).sockets for host in settings.hosts}
+    return {host.name: host_config(host, settings.hosts, settings.limits).sockets for host in settings.hosts}
 
 
 @pytest.mark.parametrize(

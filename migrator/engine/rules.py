@@ -1,0 +1,68 @@
+"""What the configuration says to the engine: policies, where guests go, how links are shared, how much at a time."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+
+from migrator.core.inventory import Guest, Host
+from migrator.core.placement import Options
+from migrator.core.policy import Policy
+from migrator.core.schedule.transfers import LinkRules
+from migrator.settings import GuestRules, Settings
+from migrator.settings.models import LimitsSettings
+from migrator.settings.policies import Policies
+
+
+def _links(limits: LimitsSettings) -> LinkRules:
+    return LinkRules(
+        reserve_ratio=limits.link_reserve,
+        assumed_link_bytes_per_second=limits.assumed_link_speed,
+        quiet_at_a_time=limits.sharing_at_a_time,
+        prepared_per_source=limits.prepared_per_source,
+        prepared_per_target=limits.prepared_per_target,
+    )
+
+
+@dataclass(frozen=True, kw_only=True)
+class Rules:
+    """The sections of the configuration that the engine goes by, in the words of core."""
+
+    #: The policy of that name; raises UsageError for one that there is not.
+    policy: Callable[[str], Policy]
+    #: The name of the policy of guests that have none of their own.
+    default_policy: str = "default"
+    placement: Options = field(default_factory=Options)
+    links: LinkRules = field(default_factory=LinkRules)
+    limits: LimitsSettings = field(default_factory=LimitsSettings)
+
+    @classmethod
+    def of(cls, settings: Settings) -> Rules:
+        """Return the rules that the configuration makes; equal where it says the same."""
+        return cls(
+            policy=Policies(settings.policies),
+            default_policy=settings.site.default_policy,
+            placement=Options(strategy=settings.placement.strategy, max_tries=settings.placement.max_tries),
+            links=_links(settings.limits),
+            limits=settings.limits,
+        )
+
+
+@dataclass(frozen=True, kw_only=True)
+class HostRules:
+    """What the configuration says of hosts and of the guests on them."""
+
+    hosts: tuple[Host, ...]
+    #: A guest with what is configured of it.
+    guests: Callable[[Guest], Guest]
+    #: Seconds between two looks at a host.
+    interval: float
+
+    @classmethod
+    def of(cls, settings: Settings) -> HostRules:
+        """Return what the configuration says; equal where it says the same."""
+        return cls(
+            hosts=tuple(settings.inventory()),
+            guests=GuestRules(settings.guests),
+            interval=settings.limits.refresh_interval,
+        )
