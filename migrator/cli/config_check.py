@@ -13,6 +13,7 @@ from migrator.cli import Exit
 from migrator.errors import UsageError
 from migrator.settings import DEFAULT_PATH, Settings
 from migrator.site.from_settings import make_site
+from migrator.store.place import journal_name
 from migrator.text import clean
 
 
@@ -58,7 +59,7 @@ def document(settings: Settings) -> dict[str, Any]:
         "guests": [guest.match for guest in settings.guests],
         "http": [str(place) for place in (settings.http.socket, settings.http.listen) if place is not None],
         "broker": f"{settings.mqtt.host}:{settings.mqtt.broker_port}" if settings.mqtt.host else None,
-        "journal": str(settings.store.path),
+        "journal": journal_name(settings.store),
     }
 
 
@@ -90,5 +91,5 @@ def summary(settings: Settings, path: Path) -> list[str]:
         f"policies  {policies}; default: {settings.site.default_policy}",
         f"http      {', '.join(place for place in places if place)}",
         f"broker    {broker}",
-        f"journal   {settings.store.path}",
+        f"journal   {journal_name(settings.store)}",
     ]

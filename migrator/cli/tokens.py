@@ -17,6 +17,7 @@ from migrator.cli import Exit, tables
 from migrator.errors import JournalError, UsageError
 from migrator.settings import DEFAULT_PATH, Settings
 from migrator.store import schema, sqlite
+from migrator.store.place import journal_place
 from migrator.store.tokens import Token, Tokens
 from migrator.text import clean
 
@@ -96,12 +97,12 @@ def names(config: Path | None) -> list[str]:
 
     :raise MigratorError: configuration or journal cannot be read; ``OSError`` and ``sqlite3.Error`` likewise.
     """
-    path = configuration.load(config or DEFAULT_PATH).store.path
-    if not path.exists() or sqlite.present(path) != schema.HEAD:
+    place = journal_place(configuration.load(config or DEFAULT_PATH).store)
+    if isinstance(place, Path) and (not place.exists() or sqlite.present(place) != schema.HEAD):
         return []
 
     async def read() -> list[str]:
-        async with await Tokens.open(path) as tokens:
+        async with await Tokens.open(place) as tokens:
             return [token.name for token in await tokens.list() if token.revoked_at is None]
 
     return asyncio.run(read())
@@ -109,7 +110,7 @@ def names(config: Path | None) -> list[str]:
 
 def _with(settings: Settings, work: Callable[[Tokens], Awaitable[T]]) -> T:
     async def run() -> T:
-        async with await Tokens.open(settings.store.path) as tokens:
+        async with await Tokens.open(journal_place(settings.store)) as tokens:
             return await work(tokens)
 
     try:

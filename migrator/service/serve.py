@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import functools
+import os
 import signal
 import sys
 from collections.abc import AsyncIterator, Awaitable, Callable
@@ -30,7 +31,7 @@ from migrator.engine.migration.services import SessionServices
 from migrator.engine.migration.session import MigrationSession
 from migrator.engine.queries import EngineQueries
 from migrator.engine.rules import HostRules, Rules
-from migrator.errors import JournalError
+from migrator.errors import JournalError, LeaseLost
 from migrator.faults import keep_going
 from migrator.http.admission import raise_descriptor_limit
 from migrator.http.app import create_app
@@ -49,6 +50,8 @@ from migrator.site.from_settings import make_site
 from migrator.store import belonging
 from migrator.store.experience import FileExperience
 from migrator.store.journal import SqlJournal
+from migrator.store.place import journal_place
+from migrator.store.sole_use import SoleUse
 from migrator.store.step_records import StepRecords, controller_id
 
 #: A journal that cannot be written is tried so often, so that new work is taken again once it can.
@@ -109,11 +112,16 @@ async def _running(live: LiveSettings) -> AsyncIterator[Engine]:
     log = logs.logger(site=settings.site.name)
     async with (
         contextlib.AsyncExitStack() as stack,
-        await SqlJournal.open(settings.store.path) as journal,
+        await SqlJournal.open(journal_place(settings.store)) as journal,
     ):
         directory = settings.store.path.parent
         who = f"migrator serve, site {settings.site.name}"
-        site = make_site(settings, driver=this_driver(who, controller=controller_id(directory)))
+        controller = controller_id(directory)
+        sole_use = None
+        if settings.store.url:
+            sole_use = await SoleUse.begin(journal, owner=controller)
+            stack.push_async_callback(sole_use.end)
+        site = make_site(settings, driver=this_driver(who, controller=controller))
         stack.push_async_callback(site.close)
         last, sequences = await journal.positions()
         bus = EventBus(
@@ -219,6 +227,8 @@ async def _running(live: LiveSettings) -> AsyncIterator[Engine]:
             }
             if mqtt is not None:
                 work["mqtt"] = mqtt.run
+            if sole_use is not None:
+                work["journal lease"] = functools.partial(_keep_journal, sole_use)
             once: dict[str, Callable[[], Awaitable[None]]] = {"first look": inventory.look_at_all}
             if doubt:
                 once["marks"] = lambda: _mark_later(journal, steps)
@@ -235,6 +245,15 @@ async def _running(live: LiveSettings) -> AsyncIterator[Engine]:
             finally:
                 for task in tasks:
                     task.cancel()
+
+
+async def _keep_journal(sole_use: SoleUse) -> None:
+    """A service that another has taken the place of does nothing more: that one has taken its migrations up."""
+    try:
+        await sole_use.run()
+    except LeaseLost as error:
+        logs.logger().warning("this service ends here and now", error=str(error))
+        os.kill(os.getpid(), signal.SIGKILL)
 
 
 async def _mark_later(journal: SqlJournal, directory: Path) -> None:

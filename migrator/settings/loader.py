@@ -19,10 +19,19 @@ from migrator.errors import UsageError
 from migrator.settings import policies, reloading, traces, words
 from migrator.settings.configuration import SECTIONS, Settings
 from migrator.settings.files import Files, Tables
-from migrator.settings.models import GuestSettings, HostDefaults, HostSettings, PolicySettings
+from migrator.settings.models import (
+    GuestSettings,
+    HostDefaults,
+    HostSettings,
+    MqttSettings,
+    PolicySettings,
+    StoreSettings,
+)
 from migrator.units import show_seconds
 
 _Model = TypeVar("_Model", bound=BaseModel)
+#: Sections with a password that may be in a file of its own.
+_Guarded = TypeVar("_Guarded", MqttSettings, StoreSettings)
 
 
 def load(
@@ -89,7 +98,7 @@ class _Loader:
             policies=configured,
         )
         self._policies_exist(settings, files)
-        settings = self._with_password(settings, path)
+        settings = self._with_passwords(settings, path)
         if settings.store.retention < settings.mqtt.command_lifetime:
             lifetime = show_seconds(settings.mqtt.command_lifetime)
             self._say(
@@ -197,20 +206,24 @@ class _Loader:
             if isinstance(name, str) and name not in names:
                 self._say(file, key, words.unknown(name, sorted(names), "policy"))
 
-    def _with_password(self, settings: Settings, path: Path | None) -> Settings:
-        file = settings.mqtt.password_file
+    def _with_passwords(self, settings: Settings, path: Path | None) -> Settings:
+        mqtt = self._with_password(settings.mqtt, "mqtt", path)
+        return replace(settings, mqtt=mqtt, store=self._with_password(settings.store, "store", path))
+
+    def _with_password(self, section: _Guarded, name: str, path: Path | None) -> _Guarded:
+        file = section.password_file
         if file is None:
-            return settings
+            return section
+        key = f"{name}.password_file"
         try:
             password = file.read_text(encoding="utf-8").rstrip("\r\n")
         except (OSError, UnicodeDecodeError) as error:
             why = error.strerror if isinstance(error, OSError) else "it is not UTF-8"
-            self._say(path, "mqtt.password_file", f"{file} cannot be read: {why}")
-            return settings
+            self._say(path, key, f"{file} cannot be read: {why}")
+            return section
         if not password:
-            self._say(path, "mqtt.password_file", f"{file} is empty")
-        mqtt = settings.mqtt.model_copy(update={"password": SecretStr(password)})
-        return replace(settings, mqtt=mqtt)
+            self._say(path, key, f"{file} is empty")
+        return section.model_copy(update={"password": SecretStr(password)})
 
     def _say(self, file: Path | None, key: str, what: str) -> None:
         self._problems.append(f"{words.place(file)}{key}: {what}")

@@ -27,6 +27,7 @@ from migrator.core.schedule.transfers import LinkRules
 from migrator.errors import UsageError
 from migrator.settings.values import (
     AutoOrBool,
+    DatabaseUrl,
     FileMode,
     FilePath,
     HostName,
@@ -171,8 +172,29 @@ class StoreSettings(Section):
     """``[store]``"""
 
     path: FilePath = Path("/var/lib/migrator/journal.db")
+    url: DatabaseUrl = ""
+    tls: Literal["auto", "off"] = "auto"
+    tls_ca: OptionalPath = None
+    tls_certificate: OptionalPath = None
+    tls_key: OptionalPath = None
+    password: Secret = SecretStr("")
+    password_file: OptionalPath = None
     retention: Duration = 90 * 86_400.0
     prune_interval: Duration = 3600.0
+
+    @model_validator(mode="after")
+    def _whole(self) -> Self:
+        password = bool(self.password.get_secret_value())
+        server = (self.tls_ca, self.tls_certificate, self.tls_key, self.password_file)
+        if not self.url and (password or any(server) or self.tls != "auto"):
+            raise wrong("tls, tls_ca, tls_certificate, tls_key and a password are of no use without url")
+        if self.tls_key is not None and self.tls_certificate is None:
+            raise wrong("tls_key is of no use without tls_certificate")
+        if self.tls == "off" and (self.tls_ca or self.tls_certificate):
+            raise wrong('tls_ca and tls_certificate are of no use with tls = "off"')
+        if password and self.password_file:
+            raise wrong("password and password_file contradict each other: give one")
+        return self
 
 
 class LimitsSettings(Section):

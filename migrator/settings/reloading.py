@@ -76,7 +76,12 @@ IN_FORCE: Mapping[str, Mapping[str, str]] = MappingProxyType(
         },
         "http": {},
         "mqtt": {},
-        "store": {"path": RESTART, "retention": _SAVED, "prune_interval": _SAVED},
+        "store": {
+            **dict.fromkeys(("path", "url", "tls", "tls_ca", "tls_certificate", "tls_key"), RESTART),
+            **dict.fromkeys(("password", "password_file"), RESTART),
+            "retention": _SAVED,
+            "prune_interval": _SAVED,
+        },
         "traces": {},
         "limits": {
             "migrations_at_a_time": _NEXT_PLAN,

@@ -132,6 +132,25 @@ def _url(value: Any) -> Any:
 #: ``https://host:port/path``, without secrets; may be empty.
 Url = Annotated[str, BeforeValidator(_url)]
 
+_DATABASE = re.compile(r"postgresql\+asyncpg://[^\s#]*/[^\s/?#]+(\?[^\s#]*)?")
+
+
+def _database_url(value: Any) -> Any:
+    if value == "" or not isinstance(value, str):
+        return value
+    user, _, rest = value.partition("://")[2].partition("@")
+    if (rest and ":" in user) or "password=" in value:
+        raise wrong("a password in the URL would be in every log: put it into password_file")
+    if not _DATABASE.fullmatch(value):
+        raise wrong(
+            f"{shortened(value)} is no URL of a database: write it like postgresql+asyncpg://migrator@db.example/migrator"
+        )
+    return value
+
+
+#: ``postgresql+asyncpg://user@host:port/database``, without a password; may be empty.
+DatabaseUrl = Annotated[str, BeforeValidator(_database_url)]
+
 
 @dataclass(frozen=True, kw_only=True)
 class Ssh:

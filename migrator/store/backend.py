@@ -30,6 +30,8 @@ class Server:
     tls_ca: Path | None = None
     tls_certificate: Path | None = None
     tls_key: Path | None = None
+    #: One service at a time has a state directory: by a lock beside this file, which need not be there.
+    beside: Path | None = None
 
 
 #: Where a journal is: a file of SQLite, or a PostgreSQL server.

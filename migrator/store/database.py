@@ -62,12 +62,14 @@ class Database:
     """A database that is open. Use :meth:`open`; :meth:`close` must be called, or the process does not end.
 
     :ivar complaint: why it cannot be written now, in one line; empty while it can.
+    :ivar lease: gives the right to every write that belongs to no other, where only one service may use it.
     :ivar on_write: told the seconds of every write that is on disk; must return at once.
     :ivar on_error: told ``write`` of every write that failed; likewise.
     """
 
     def __init__(self, backend: Backend) -> None:
         self.complaint = ""
+        self.lease: Lease | None = None
         self.on_write: Callable[[float], None] = lambda seconds: None
         self.on_error: Callable[[str], None] = lambda operation: None
         self._backend = backend
@@ -87,7 +89,8 @@ class Database:
 
         A disk that is full or cannot be written is no reason not to open what is there: :attr:`complaint` says so then.
 
-        :param alone: of a file, keep every other service away from it, for as long as it is open.
+        :param alone: keep every other service away, for as long as it is open: from a file, or of a server from the
+            state directory.
         :raise JournalError: it cannot be read, another service has it, or it is of a newer version. Nothing was
             changed.
         """
@@ -95,7 +98,7 @@ class Database:
             # Only where one is used: its client takes a while to import.
             from migrator.store.postgresql import PostgresServer  # noqa: PLC0415
 
-            return cls(await PostgresServer.prepare(place))
+            return cls(await PostgresServer.prepare(place, alone=alone))
         return cls(await SqliteFile.prepare(place, alone=alone))
 
     @property
@@ -149,6 +152,11 @@ class Database:
         """Microseconds since the epoch by the clock that all who use the database share."""
         return await self._backend.now(connection)
 
+    async def write_unleased(self, work: Callable[[AsyncConnection], Awaitable[T]]) -> T:
+        """As :meth:`write`, of what gives leases or ends them: it belongs to none."""
+        result: T = await self._do(_Job(work))
+        return result
+
     async def write(
         self, work: Callable[[AsyncConnection], Awaitable[T]], *, lease: Lease | None = None
     ) -> T:
@@ -160,7 +168,7 @@ class Database:
             all nobody can know; the error says so.)
         :raise LeaseLost: `lease`, which gives the right to it, does not hold any more; nothing was written.
         """
-        result: T = await self._do(_Job(work, lease=lease))
+        result: T = await self._do(_Job(work, lease=lease or self.lease))
         return result
 
     async def write_rows(
@@ -170,7 +178,7 @@ class Database:
 
         :param statement: always the same object; in which order several of them are executed is left open.
         """
-        await self._do(_Job(statement=statement, rows=rows, lease=lease))
+        await self._do(_Job(statement=statement, rows=rows, lease=lease or self.lease))
 
     async def _do(self, job: _Job) -> Any:
         if self._closing or self._writer.done():

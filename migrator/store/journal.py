@@ -98,6 +98,20 @@ class SqlJournal:
         await self._database.close()
 
     @property
+    def name(self) -> str:
+        """Where it is, as messages say it."""
+        return self._database.name
+
+    @property
+    def lease(self) -> Lease | None:
+        """What gives the right to every write that belongs to no other lease."""
+        return self._database.lease
+
+    @lease.setter
+    def lease(self, lease: Lease | None) -> None:
+        self._database.lease = lease
+
+    @property
     def complaint(self) -> str:
         return self._database.complaint
 

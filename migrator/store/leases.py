@@ -55,7 +55,7 @@ class SqlLeases:
             await connection.execute(update(leases).where(leases.c.name == name).values(changed))
             return token
 
-        token = await self._database.write(write)
+        token = await self._database.write_unleased(write)
         return None if token is None else self._lease(name, owner, token, asked_at, seconds)
 
     async def renew(self, held: Sequence[Lease], *, seconds: float) -> list[Lease | None]:
@@ -71,7 +71,7 @@ class SqlLeases:
             found = await connection.execute(changed.returning(leases.c.name, leases.c.owner, leases.c.token))
             return {(row.name, row.owner, row.token) for row in found}
 
-        renewed = await self._database.write(write)
+        renewed = await self._database.write_unleased(write)
         return [
             self._lease(each.name, each.owner, each.token, asked_at, seconds)
             if (each.name, each.owner, each.token) in renewed
@@ -86,7 +86,7 @@ class SqlLeases:
         async def write(connection: AsyncConnection) -> None:
             await connection.execute(statement)
 
-        await self._database.write(write)
+        await self._database.write_unleased(write)
 
     async def all(self) -> list[HeldLease]:
         """See :meth:`migrator.ports.Leases.all`."""

@@ -7,6 +7,7 @@ connection is tried once more on a new one. A transaction whose COMMIT nobody an
 from __future__ import annotations
 
 import asyncio
+import os
 import secrets
 import ssl
 import time
@@ -24,6 +25,7 @@ from sqlalchemy.pool import NullPool
 from migrator.errors import JournalError, UsageError
 from migrator.store import schema
 from migrator.store.backend import DATABASE_ERRORS, UNSURE, Remedy, Server, cause
+from migrator.store.lock import locked
 from migrator.store.schema import writers
 from migrator.tls import File, client_context
 
@@ -38,6 +40,9 @@ _UPGRADING = 0x6D69677261746F72  # "migrator"
 
 #: Of this instant, not of the transaction's beginning.
 _NOW = text("SELECT CAST(extract(epoch FROM clock_timestamp()) * 1000000 AS bigint)")
+_LIVES = text(
+    "SELECT owner FROM leases WHERE owner <> '' AND ends_at > extract(epoch FROM clock_timestamp()) * 1000000"
+)
 _lock_schema = text("SELECT pg_advisory_xact_lock(:key)").bindparams(bindparam("key", type_=BigInteger))
 #: What is left of the writer's own connections that were given up: nothing of them is carried out after this.
 _end_own = text(
@@ -61,24 +66,46 @@ class PostgresServer:
         if server.password:
             self._connect_args["password"] = server.password
         self._id = secrets.token_hex(8)
+        self._lock = -1
 
     @classmethod
-    async def prepare(cls, server: Server) -> Self:
+    async def prepare(cls, server: Server, *, alone: bool) -> Self:
         """Reach it, and bring its schema to this version, whole or not at all.
 
-        :raise JournalError: it cannot be reached, or is of a newer version. Nothing was changed.
+        :param alone: no other service of this machine has the same state directory, until :meth:`close`.
+        :raise JournalError: it cannot be reached, is of a newer version, or a service of another version uses it.
+            Nothing was changed.
         """
         backend = cls(server)
-        engine = backend._engine(poolclass=NullPool)
+        try:
+            if alone and server.beside is not None:
+                server.beside.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
+                backend._lock = locked(server.beside)
+            await backend._prepare()
+        except OSError as error:
+            backend._unlock()
+            why = error.strerror or str(error)
+            raise JournalError(f"the state directory of {backend.name} cannot be used: {why}") from error
+        except BaseException:
+            backend._unlock()
+            raise
+        return backend
+
+    async def _prepare(self) -> None:
+        engine = self._engine(poolclass=NullPool)
         try:
             async with engine.begin() as connection:
                 await connection.execute(_lock_schema, {"key": _UPGRADING})
-                await connection.run_sync(backend._upgrade)
+                await connection.run_sync(self._upgrade)
         except DATABASE_ERRORS as error:
-            raise JournalError(backend.in_words(error, "opened")) from error
+            raise JournalError(self.in_words(error, "opened")) from error
         finally:
             await engine.dispose()
-        return backend
+
+    def _unlock(self) -> None:
+        if self._lock >= 0:
+            os.close(self._lock)
+            self._lock = -1
 
     def _upgrade(self, connection: Connection) -> None:
         there = inspect(connection).get_table_names()
@@ -96,6 +123,11 @@ class PostgresServer:
             raise JournalError(
                 f"the journal {self.name} was written by a newer migrator (its schema is {revision}, this one knows "
                 f"{schema.HEAD}): install that one here too"
+            )
+        if "leases" in there and (owner := connection.execute(_LIVES).scalar()) is not None:
+            raise JournalError(
+                f"the journal {self.name} is used by a service of another version (its schema is {revision}, this "
+                f"version's is {schema.HEAD}; the service is {owner}): stop that one first"
             )
         schema.upgrade(connection)
 
@@ -197,6 +229,7 @@ class PostgresServer:
             pass  # a row of a few bytes
         finally:
             await engine.dispose()
+            self._unlock()
 
 
 _insert_writer = insert(writers)

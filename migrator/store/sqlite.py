@@ -6,7 +6,6 @@ What was written is on disk when its transaction has ended (write-ahead log, ful
 from __future__ import annotations
 
 import asyncio
-import fcntl
 import os
 import sqlite3
 import time
@@ -23,6 +22,7 @@ from sqlalchemy.pool import NullPool
 from migrator.errors import JournalError
 from migrator.store import schema
 from migrator.store.backend import UNSURE, Remedy, cause
+from migrator.store.lock import locked, owned
 
 #: A disk that does not answer for so long is said to have failed.
 _PATIENCE_SECONDS = 30.0
@@ -114,14 +114,14 @@ class SqliteFile:
 def _prepare(path: Path, *, alone: bool) -> int:
     """Make the database ready; the file descriptor that keeps other services away, or -1."""
     path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
-    lock = _locked(path) if alone else -1
+    lock = locked(path) if alone else -1
     try:
         if not path.exists():
-            os.close(_owned(path, os.O_WRONLY))
+            os.close(owned(path, os.O_WRONLY))
         revision = present(path)
         if revision != schema.HEAD:
             # Never under a service that runs.
-            meanwhile = -1 if alone else _locked(path, revision)
+            meanwhile = -1 if alone else locked(path, revision)
             try:
                 if revision is None:
                     with closing(sqlite3.connect(path, timeout=BUSY_SECONDS)) as fresh:
@@ -135,43 +135,6 @@ def _prepare(path: Path, *, alone: bool) -> int:
             os.close(lock)
         raise
     return lock
-
-
-def _locked(path: Path, revision: str | None = None) -> int:
-    """Keep every service away from it.
-
-    :param revision: what it is to be upgraded from, where that is why.
-    """
-    # A file of its own: closing any descriptor of the database would drop SQLite's locks on it.
-    lock = _owned(path.with_name(f"{path.name}.lock"), os.O_RDONLY)
-    try:
-        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        os.close(lock)
-        if revision is None:
-            raise JournalError(
-                f"the journal {path} is in use by another service: there can be one; stop it first"
-            ) from None
-        what_to_do = (
-            "restart that service with this version"
-            if schema.knows(revision)
-            else "use the migrator of that version, which is newer"
-        )
-        raise JournalError(
-            f"the service that runs is of another version (the schema of its journal {path} is {revision}, this "
-            f"version's is {schema.HEAD}): {what_to_do}"
-        ) from None
-    return lock
-
-
-def _owned(path: Path, flags: int) -> int:
-    """Open a file, made where there is none; root makes it for whom the directory belongs to: the service."""
-    new = not path.exists()
-    file = os.open(path, flags | os.O_CREAT | os.O_CLOEXEC, 0o600)
-    if new and os.geteuid() == 0:
-        directory = path.parent.stat()
-        os.fchown(file, directory.st_uid, directory.st_gid)
-    return file
 
 
 #: Opening it afresh would help none of these, and a full disk may have no room for that.

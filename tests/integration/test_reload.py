@@ -235,6 +235,13 @@ OTHER: dict[str, str] = {
     "site.name": '"there"',
     "site.instance": '"two"',
     "store.path": '"{directory}/state/other.db"',
+    "store.url": '"postgresql+asyncpg://migrator@db/migrator"',
+    "store.tls": '"off"',
+    "store.tls_ca": '"c"',
+    "store.tls_certificate": '"c"',
+    "store.tls_key": '"k"',
+    "store.password": '"p"',
+    "store.password_file": '"{directory}/password"',
     "hosts.name": '"c"',
     "hosts.ssh": '"h"',
     "hosts.prefix": '["env"]',
@@ -272,6 +279,10 @@ _BELONG: dict[str, dict[str, tuple[str, ...]]] = {
         "tls_key": ("tls", "tls_certificate"),
         "password": ("username",),
         "password_file": ("username",),
+    },
+    "store": {
+        **dict.fromkeys(("tls", "tls_ca", "tls_certificate", "password", "password_file"), ("url",)),
+        "tls_key": ("url", "tls_certificate"),
     },
 }
 for section, keys in _BELONG.items():

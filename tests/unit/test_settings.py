@@ -110,10 +110,13 @@ class TestExample:
                     "password_file": 'username = "u"',
                     "listen": 'tls_certificate = "c"\ntls_key = "k"',
                 }.get(key, "")
+                if name == "store" and key != "url":
+                    extra = 'url = "postgresql+asyncpg://migrator@db/migrator"\n'
+                    extra += 'tls_certificate = "c"' if key == "tls_key" else ""
                 if name in SECTIONS and key != "rack":
                     text = f"[{name}]\n{line}\n{extra}\n"
                     if key == "password_file":
-                        text = text.replace("mqtt.password", str(EXAMPLE))
+                        text = re.sub(r"(mqtt|postgresql)\.password", str(EXAMPLE), text)
                     loaded(text)
         assert seen > 15
 
