@@ -8,7 +8,7 @@ from contextlib import asynccontextmanager
 import pytest
 
 from migrator.testing import network
-from migrator.testing.lab import Machine
+from migrator.testing.lab import GuestMachine
 from migrator.testing.postgresql import Postgres
 from tests.acceptance.service_site import MIB, SLOW, LiveSite, eventually, guest, made
 from tests.conftest import missing
@@ -22,7 +22,7 @@ def _namespaces() -> None:
 
 @asynccontextmanager
 async def on_server(
-    server: Postgres, machines: list[Machine], *names: str, **how: float
+    server: Postgres, machines: list[GuestMachine], *names: str, **how: float
 ) -> AsyncIterator[LiveSite]:
     """A site whose service is not started yet, and has its journal in a database of its own there."""
     url = server.place(server.create()).url

@@ -12,6 +12,7 @@ from migrator.store import sole_use
 from migrator.store.backend import Place
 from migrator.store.journal import SqlJournal
 from migrator.store.sole_use import SoleUse
+from migrator.testing.lab import until
 from tests.journals import run_sql
 
 
@@ -66,12 +67,19 @@ async def test_that_was_killed_begins_anew_at_once(one: SqlJournal, other: SqlJo
 
 async def test_whose_server_was_away_for_longer_goes_on(one: SqlJournal, place: Place) -> None:
     held = await SoleUse.begin(one, owner="one")
-    renewing = asyncio.create_task(held.run(), name="renewing")
     await ended(place)
     with pytest.raises(LeaseLost):
         await one.save(("host", {"id": "h1"}))
-    await asyncio.sleep(0.5)
-    await one.save(("host", {"id": "h1"}))
+    renewing = asyncio.create_task(held.run(), name="renewing")
+
+    async def written() -> bool:
+        try:
+            await one.save(("host", {"id": "h1"}))
+        except LeaseLost:
+            return False
+        return True
+
+    await until(written, what="a write that is taken", within=10)
     renewing.cancel()
     await asyncio.wait({renewing})
 
