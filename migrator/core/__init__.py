@@ -1,1 +1,1 @@
-"""What is decided, apart from how it is carried out: no I/O, no clock, no asyncio."""
+"""Decisions, apart from how they are carried out: no I/O, no clock, no asyncio."""

@@ -16,7 +16,7 @@ LOST_CONTACT = "lost-contact"
 
 
 class HostState(StrEnum):
-    """What a host may be used for; the one word for it on every interface."""
+    """The use that a host may be put to; the one word for it on every interface."""
 
     #: Takes guests and keeps those it has.
     ACTIVE = "active"
@@ -28,7 +28,7 @@ class HostState(StrEnum):
 
 @dataclass(frozen=True, kw_only=True)
 class HostFacts:
-    """What was read from a host; whatever could not be read is at its default."""
+    """Facts read from a host; whatever could not be read is at its default."""
 
     #: Of the kernel: MemTotal and MemAvailable.
     memory_total_bytes: int = 0
@@ -159,16 +159,16 @@ class Guest:
 
     @property
     def state(self) -> str:
-        """For everybody: its run state, or that nobody knows it."""
+        """The run state for every interface, or that contact with the guest is lost."""
         return LOST_CONTACT if self.lost_contact else self.run.value
 
     @property
     def label(self) -> str:
-        """For people: its name where it has one, else its uuid, else where it is."""
+        """A name for people: the guest's name where it has one, else its uuid, else its place."""
         return self.name or self.uuid or (f"{self.host}:{self.socket}" if self.socket else self.key)
 
     def fields(self) -> dict[str, Any]:
-        """As plain JSON, for :meth:`from_fields`."""
+        """Return the guest as plain JSON, for :meth:`from_fields`."""
         listens = [port.fields() for port in self.listens]
         return {
             **vars(self),
@@ -180,7 +180,11 @@ class Guest:
 
     @classmethod
     def from_fields(cls, fields: Mapping[str, Any]) -> Guest:
-        """What :meth:`fields` gave."""
+        """Return the guest that :meth:`fields` described.
+
+        :raise KeyError: a field is missing.
+        :raise ValueError: a word is not known.
+        """
         listens = tuple(ListeningPort.of(*each) for each in fields.get("listens", ()))
         state, problem = fields.get("network", (NetworkState.UNKNOWN, ""))
         network = (NetworkState(state), problem)

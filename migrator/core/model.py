@@ -38,7 +38,7 @@ class State(StrEnum):
 
     @property
     def final(self) -> bool:
-        """Nothing more will happen by itself."""
+        """True where nothing more will happen by itself."""
         return self in _FINAL
 
 
@@ -112,7 +112,7 @@ class MigrationStatus(StrEnum):
 
 
 class ProcessState(StrEnum):
-    """What is known of a QEMU process."""
+    """State of a QEMU process, as far as it is known."""
 
     ALIVE = "alive"
     #: Proven: its pidfd says so, or the fence command did.
@@ -123,7 +123,7 @@ class ProcessState(StrEnum):
 
 @dataclass(frozen=True, kw_only=True)
 class View:
-    """What one end showed when it was asked a moment ago; the truth, as far as there is one."""
+    """State of one end as a query of a moment ago showed it; the truth, as far as there is one."""
 
     process: ProcessState
     #: It answered both queries in time; without it run and status are not to be read.
@@ -174,7 +174,7 @@ class Severity(StrEnum):
 
 @dataclass(frozen=True, kw_only=True)
 class Finding:
-    """One thing preflight has to say, with what to do about it."""
+    """One result of preflight, with what to do about it."""
 
     #: Stable; what ``--accept`` and scripts refer to.
     code: str

@@ -1,4 +1,4 @@
-"""What may be done to a guest to move it."""
+"""Policies: what may be done to a guest to move it."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from migrator.errors import UsageError
 
 
 class PostcopyMode(StrEnum):
-    """Whether the guest may run at the destination before all its memory is there."""
+    """Permission for the guest to run at the destination before all its memory is there."""
 
     #: Precopy only: a failure of the source's host or of the network never costs the guest.
     NEVER = "never"
@@ -22,7 +22,7 @@ class PostcopyMode(StrEnum):
 
 
 class LastResort(StrEnum):
-    """What to do when nothing else allowed ends the migration."""
+    """Action when nothing else allowed ends the migration."""
 
     #: Give up; the guest stays at the source, unharmed.
     ABORT = "abort"
@@ -31,7 +31,7 @@ class LastResort(StrEnum):
 
 
 class BlockJobs(StrEnum):
-    """What to do about block jobs and exports of the guest's disks, which do not survive a move."""
+    """Treatment of block jobs and exports of the guest's disks, which do not survive a move."""
 
     #: Wait until they have ended, before anything is changed.
     WAIT = "wait"
@@ -41,7 +41,7 @@ class BlockJobs(StrEnum):
 
 @dataclass(frozen=True, kw_only=True)
 class Policy:
-    """What may be done to a guest to move it; see :func:`builtin` for the ones that exist."""
+    """Limits on what may be done to a guest to move it; see :func:`builtin` for the policies that exist."""
 
     name: str
     #: Ceiling of the time the guest stands still, in seconds. 300 ms is QEMU's and libvirt's default limit.
@@ -85,7 +85,7 @@ class Policy:
             )
 
     def after(self, waited_seconds: float) -> Policy:
-        """This policy with so much less time, at least a second."""
+        """Return this policy with so much less time, at least a second."""
         limit = self.max_duration_seconds
         if limit is None or not waited_seconds:
             return self
@@ -102,7 +102,7 @@ class Policy:
         last_resort: LastResort | None = None,
         block_jobs: BlockJobs | None = None,
     ) -> Policy:
-        """This policy with the given fields instead; what is ``None`` stays.
+        """Return this policy with the given fields instead; a field that is ``None`` stays.
 
         ``postcopy=immediate`` waits for no round, so it drops a throttle that only this policy brought along.
 
@@ -115,7 +115,7 @@ class Policy:
 
 
 def from_fields(fields: Mapping[str, Any]) -> Policy:
-    """The policy whose :func:`dataclasses.asdict` went through JSON.
+    """Return the policy whose :func:`dataclasses.asdict` went through JSON.
 
     :raise UsageError: when it contradicts itself.
     """
@@ -143,7 +143,7 @@ _BUILTIN = (
 
 
 def builtin(name: str) -> Policy:
-    """The policy of that name.
+    """Return the built-in policy of that name.
 
     :raise UsageError: when there is none; the message lists those that exist.
     """

@@ -67,7 +67,7 @@ CATALOGUE: Mapping[str, CatalogueEntry] = MappingProxyType(
 
 
 class PreflightRefused(Refused):
-    """Findings keep a migration from beginning.
+    """Preflight has findings that keep a migration from beginning.
 
     :ivar findings: all of them, warnings too.
     """
@@ -79,7 +79,7 @@ class PreflightRefused(Refused):
 
 
 def finding(code: str, message: str, remedy: str = "") -> Finding:
-    """A finding of the catalogue, with its severity.
+    """Return a finding of the catalogue, with its severity.
 
     :param remedy: where there is a better one than the catalogue's.
     :raise KeyError: when the catalogue has no such code.
@@ -105,17 +105,17 @@ OF_OUR_START = frozenset({"command-line-unknown", "passed-descriptor", "qemu-mis
 
 
 def applies_to_every_target(code: str) -> bool:
-    """Whether an error of that code speaks against every target, so that another need not be tried."""
+    """Tell whether an error of that code speaks against every target, so that another need not be tried."""
     return code in _EVERYWHERE
 
 
 def errors_first(findings: Iterable[Finding]) -> tuple[Finding, ...]:
-    """The same findings, each once, errors before warnings, else in their order."""
+    """Return the findings, each once, errors before warnings, else in their order."""
     return tuple(sorted(dict.fromkeys(findings), key=lambda each: each.severity is not Severity.ERROR))
 
 
 def accept(findings: Iterable[Finding], codes: Iterable[str]) -> tuple[Finding, ...]:
-    """The same findings with the errors of these codes turned into warnings that begin with ``accepted:``.
+    """Return the findings with the errors of these codes turned into warnings that begin with ``accepted:``.
 
     A code of which nothing was found changes nothing.
 
@@ -142,5 +142,5 @@ def accept(findings: Iterable[Finding], codes: Iterable[str]) -> tuple[Finding, 
 
 
 def acceptable() -> str:
-    """The codes that can be accepted, for a message."""
+    """Return the codes that can be accepted, for a message."""
     return ", ".join(sorted(code for code, entry in CATALOGUE.items() if entry.overridable))

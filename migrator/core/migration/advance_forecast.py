@@ -1,6 +1,6 @@
-"""Whether a guest can be moved inside its policy and how long it will stand still, before anything is begun. Pure.
+"""Forecast made before anything is begun: can a guest move inside its policy, and how long will it stand still? Pure.
 
-It asks the very function that will decide, with what a dirty-rate probe saw and what the link carries as its first
+The forecast asks the very function that will decide, with a dirty-rate probe and the link's capacity as its first
 sample, so that what is told is what will be done as long as the guest goes on like that.
 """
 
@@ -17,7 +17,7 @@ from migrator.core.policy import Policy, PostcopyMode
 
 @dataclass(frozen=True, kw_only=True)
 class AdvanceForecast:
-    """What will come of it."""
+    """Verdict on a precopy that has not begun."""
 
     verdict: Verdict
     #: What the guest will stand still, seconds; ``None``: it does not get so far, or too little is known.
@@ -32,7 +32,7 @@ def forecast_in_advance(
     dirty_rate_bytes_per_second: float | None,
     probe_seconds: float,
 ) -> AdvanceForecast:
-    """Verdict and downtime of a precopy that begins now.
+    """Forecast verdict and downtime of a precopy that begins now.
 
     :param left_bytes: what the first copy sends.
     :param bytes_per_second: what the stream will carry.

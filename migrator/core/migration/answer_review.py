@@ -1,8 +1,8 @@
-"""What comes of a person's word on a held migration, before anything of it is done. Pure and total.
+"""Review of an operator's answer on a held migration, before anything of it is done. Pure and total.
 
-The word goes into the lifecycle table like everything else that is meant, and the table is followed in thought to its
-end: a word is taken only if that end is what was said, and then the answer says each step on the way. A refusal says
-what would be taken.
+The answer goes into the lifecycle table like everything else that is meant, and the table is followed in thought to its
+end: an answer is accepted only if that end is what the operator said, and then the review names each step on the way. A
+refusal names the answers that would be accepted.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ _STEPS_AT_MOST = 12
 
 
 class OperatorAction(StrEnum):
-    """What a person can do so that a word is taken, or none is needed."""
+    """An action of the operator after which an answer is accepted, or none is needed."""
 
     #: Wake it, free its monitor, or mend the way to its host.
     REACH_SOURCE = "reach-source"
@@ -45,7 +45,7 @@ class OperatorAction(StrEnum):
 
 @dataclass(frozen=True, kw_only=True)
 class AnswerReview:
-    """What a word comes to; see :func:`review_answer`."""
+    """Consequences of an operator's answer; see :func:`review_answer`."""
 
     word: OperatorAnswer
     accepted: bool
@@ -66,9 +66,9 @@ class AnswerReview:
 def review_answer(
     word: OperatorAnswer, intent: Intent, source: View, destination: View, *, held_code: str | None = None
 ) -> AnswerReview:
-    """What is done when a person says `word`, or why nothing is.
+    """Return what would be done on this answer of the operator, or why nothing would be.
 
-    :param intent: what was meant so far; what was said before does not count.
+    :param intent: what was meant so far; what was answered before does not count.
     :param source: a fresh view of the source.
     :param destination: a fresh view of the destination.
     :param held_code: the row that holds it; ``None`` where there is no record of what was meant.
@@ -82,7 +82,7 @@ def review_answer(
 
 
 def with_answer(intent: Intent, word: OperatorAnswer) -> Intent:
-    """The intent with the word in force; what could not be done before is tried again."""
+    """Return the intent with the answer in force; what could not be done before is tried again."""
     undo = (intent.undo or State.FAILED) if word is OperatorAnswer.SOURCE else intent.undo
     return replace(intent, said=word, undo=undo, live=False, fence_failed=False, dismissed=False)
 
@@ -154,7 +154,7 @@ def _why_not(
 
 
 def _follow(intent: Intent, source: View, destination: View) -> tuple[tuple[Next, ...], Next]:
-    """The steps that the table names one after another while each succeeds, and the answer that ends them."""
+    """Return the steps that the table names one after another while each succeeds, and the answer that ends them."""
     source, destination = as_said(intent, source), as_said(intent, destination)
     steps: list[Next] = []
     while True:
@@ -202,7 +202,7 @@ def _overdue(intent: Intent, source: View, destination: View) -> Next:
 
 
 def _completes(intent: Intent, source: View, destination: View) -> bool:
-    """Without any word the guest would go on at the destination."""
+    """Tell whether the guest would go on at the destination without any answer."""
     steps, last = _follow(replace(intent, said=None, live=False), source, destination)
     return last.state is State.COMPLETED or any(each.step in (Step.HAND_OVER, Step.RETIRE) for each in steps)
 
@@ -246,7 +246,7 @@ _AWAITED = {
 
 
 def awaited_actions(intent: Intent, source: View, destination: View, held_code: str | None) -> str:
-    """What a held migration waits for, in a few words."""
+    """Describe what a held migration waits for, in a few words."""
     words = [word for word in OperatorAnswer if _judge(word, intent, source, destination, held_code).accepted]
     acts = _acts(intent, source, destination)
     texts = [_AWAITED[act] for act in acts if act in _AWAITED]
@@ -266,9 +266,9 @@ def awaited_actions(intent: Intent, source: View, destination: View, held_code: 
 
 
 def unrecorded_intent(source: View, destination: View) -> Intent:
-    """What has to be taken as meant where nothing tells: whatever may have been done was done.
+    """Return the intent to assume where nothing records one: whatever may have been done was done.
 
-    Only for a word of a person. A pair in which neither end runs the guest is held without one.
+    Only for an answer of the operator. A pair in which neither end runs the guest is held without one.
     """
     never_ran = destination.answers and destination.run is RunState.INMIGRATE
     rests = classify(Intent(), source, destination)[0] is S.RESTS

@@ -1,4 +1,4 @@
-"""What to do while memory is copied: the least disturbing thing that the forecast says will work. Pure.
+"""Decisions while memory is copied: the least disturbing action that the forecast says will work. Pure.
 
 :func:`decide` takes the state it left behind and one more sample, and gives a new state, a forecast, and the actions
 that are due, each with its reason. It is called only while the source copies; after the switch there is nothing left
@@ -75,7 +75,7 @@ GIVING_UP = "giving up"
 
 
 class ActionKind(StrEnum):
-    """What the controller may do while memory is copied."""
+    """Kinds of action that the controller may take while memory is copied."""
 
     LIMIT = "downtime-limit"
     THROTTLE = "throttle"
@@ -89,7 +89,7 @@ class ActionKind(StrEnum):
 
 @dataclass(frozen=True, kw_only=True)
 class Action:
-    """One thing to do and why."""
+    """One action and the reason for it."""
 
     act: ActionKind
     reason: str
@@ -99,7 +99,7 @@ class Action:
 
 @dataclass(frozen=True, kw_only=True)
 class Abilities:
-    """What both ends turned out to support."""
+    """Abilities that both ends turned out to have."""
 
     postcopy: bool
     throttle: bool
@@ -107,7 +107,7 @@ class Abilities:
 
 @dataclass(frozen=True, kw_only=True)
 class ConvergenceState:
-    """What the controller remembers from one sample to the next."""
+    """State that :func:`decide` carries from one sample to the next."""
 
     model: Model = field(default_factory=Model)
     #: Share of CPU time that QEMU was told to take, and since when.
@@ -128,7 +128,7 @@ class ConvergenceState:
 
 
 def begin(policy: Policy, *, overhead_seconds: float = DEFAULT_OVERHEAD_SECONDS) -> ConvergenceState:
-    """The state to begin with; :attr:`Model.limit_seconds` in it is the limit to give to QEMU.
+    """Return the state to begin with; :attr:`Model.limit_seconds` in it is the limit to give to QEMU.
 
     :param overhead_seconds: learned: the part of downtime that is not memory over the network.
     """
@@ -142,7 +142,7 @@ def begin(policy: Policy, *, overhead_seconds: float = DEFAULT_OVERHEAD_SECONDS)
 
 
 def usable_limit(policy: Policy, overhead_seconds: float) -> float:
-    """The highest downtime limit that keeps the downtime under the policy's ceiling, in seconds.
+    """Return the highest downtime limit that keeps the downtime under the policy's ceiling, in seconds.
 
     Never less than a tenth of the ceiling: where the overhead alone exceeds it, no limit would help.
     """
@@ -153,7 +153,7 @@ def usable_limit(policy: Policy, overhead_seconds: float) -> float:
 def decide(
     state: ConvergenceState, sample: Sample, policy: Policy, abilities: Abilities
 ) -> tuple[ConvergenceState, Forecast, tuple[Action, ...]]:
-    """One more sample, with :attr:`Sample.at_seconds` since the migration began.
+    """Decide on one more sample, with :attr:`Sample.at_seconds` since the migration began.
 
     :return: the new state, the forecast as of now, and what to do, in this order.
     """
@@ -171,7 +171,7 @@ def decide(
 def after_probe(
     state: ConvergenceState, *, at_seconds: float, period_seconds: float, dirty_rate: float
 ) -> ConvergenceState:
-    """The state after a dirty-rate probe; the next :func:`decide` at `at_seconds` takes it into account.
+    """Return the state after a dirty-rate probe, which the next :func:`decide` at `at_seconds` takes into account.
 
     :param dirty_rate: bytes of distinct pages dirtied a second over `period_seconds`.
     """
@@ -253,7 +253,7 @@ def _judge(
 def _limit(
     state: ConvergenceState, sample: Sample, best: Outlook, ceiling: float
 ) -> tuple[ConvergenceState, list[Action]]:
-    """The lowest limit that costs next to no time against the highest allowed."""
+    """Choose the lowest downtime limit that costs next to no time against the highest allowed."""
     model = state.model
     chosen = ceiling
     if best.ends and not model.stalled():
@@ -276,7 +276,7 @@ def _limit(
 
 
 def _rung(state: ConvergenceState, policy: Policy, abilities: Abilities, ceiling: float, left: float) -> str:
-    """The lowest rung above the present one that will do; empty when none will."""
+    """Return the lowest rung above the present one that will do; empty when none will."""
     if _throttle(state, policy, abilities, ceiling, left) is not None:
         return ActionKind.THROTTLE
     if policy.postcopy is PostcopyMode.ALLOW and abilities.postcopy:
@@ -289,7 +289,7 @@ def _rung(state: ConvergenceState, policy: Policy, abilities: Abilities, ceiling
 def _throttle(
     state: ConvergenceState, policy: Policy, abilities: Abilities, ceiling: float, left: float
 ) -> float | None:
-    """The least share of CPU time, above what is taken now, with which it ends in time."""
+    """Return the least share of CPU time, above what is taken now, with which the copy ends in time."""
     if not abilities.throttle:
         return None
     # With 10 per cent in hand: a throttle that just suffices would have to stay for long.
@@ -308,7 +308,7 @@ def _throttle(
 
 
 def _believed(state: ConvergenceState, sample: Sample, rung: str, left: float) -> bool:
-    """Whether the bad verdict has stood for long enough to act on."""
+    """Tell whether the bad verdict has stood for long enough to act on."""
     model = state.model
     if state.bad_rounds == 0:
         return False
@@ -354,7 +354,7 @@ def _climb(
 
 
 def _relax(state: ConvergenceState, ceiling: float, left: float) -> tuple[ConvergenceState, list[Action]]:
-    """Give CPU time back when it would end without taking it."""
+    """Give CPU time back when the copy would end without taking it."""
     if state.throttle_ratio <= 0 or state.relaxed_times >= _RELAXED_AT_MOST:
         return state, []
     free = outlook(state.model, limit_seconds=ceiling, rate_factor=1.2)
@@ -368,7 +368,7 @@ def _relax(state: ConvergenceState, ceiling: float, left: float) -> tuple[Conver
 def _too_late(
     state: ConvergenceState, sample: Sample, policy: Policy, abilities: Abilities, seen: Forecast
 ) -> tuple[ConvergenceState, Forecast, tuple[Action, ...]]:
-    """The time is over, the policy's or any reasonable one: the last rung, now."""
+    """Take the last rung at once: the time is over, the policy's or any reasonable one."""
     limit = policy.max_duration_seconds
     if limit is not None:
         what = f"the policy's max_duration of {show_seconds(limit)}"
@@ -390,7 +390,7 @@ def _too_late(
 
 
 def _budget(model: Model, sample: Sample) -> float:
-    """How long it may take where the policy does not say."""
+    """Return the seconds that the copy may take where the policy does not say."""
     if model.rounds:
         first = model.rounds[0].duration_seconds
     else:
@@ -399,7 +399,7 @@ def _budget(model: Model, sample: Sample) -> float:
 
 
 def _why(state: ConvergenceState) -> str:
-    """The numbers in words a person can check."""
+    """Give the numbers in words that a person can check."""
     model = state.model
     ended = model.rounds[-1]
     took = show_seconds(ended.duration_seconds)

@@ -1,4 +1,4 @@
-"""How much of a migration's figures is worth keeping: enough for a curve, bounded however long it takes."""
+"""Downsampling of a migration's figures: enough for a curve, bounded however long the migration takes."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ class Point:
 
 
 class Series:
-    """Points of one migration in the order of their times, evenly thinned over all of it.
+    """Points of one migration in the order of their times, downsampled evenly over all of it.
 
     :param points: what was kept so far.
     :ivar dropped: those that were kept and are not any more; whoever wants to know empties it.
@@ -42,11 +42,11 @@ class Series:
 
     @property
     def points(self) -> list[Point]:
-        """Those that are kept, the first and the last that were worth it among them."""
+        """The points that are kept, in order; the first and the last that were worth it are always among them."""
         return list(self._points)
 
     def add(self, point: Point) -> bool:
-        """Keep it if it tells enough; one that is older than the last never does."""
+        """Keep the point if it tells enough, and return whether it was kept; one older than the last never is."""
         if self._points and not _worth(self._points[-1], point, self._pause):
             return False
         self._points.append(point)
@@ -80,5 +80,5 @@ def _worth(last: Point, point: Point, pause: float) -> bool:
 
 
 def _set(point: Point) -> tuple[object, ...]:
-    """What changes in steps."""
+    """Return the values that change in steps."""
     return point.sample.round, point.sample.throttle_ratio, point.limit_seconds

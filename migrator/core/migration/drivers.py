@@ -1,4 +1,4 @@
-"""Who drives a QEMU: what its mark says, and who may follow whom. Pure."""
+"""The driver of a QEMU: its mark, and the rule by which one controller may follow another. Pure."""
 
 from __future__ import annotations
 
@@ -32,12 +32,14 @@ class Driver:
     was: Mapping[str, Any] = field(default_factory=dict)
 
     def text(self) -> str:
-        """As the mark has it."""
+        """Return the text that the mark holds."""
         return json.dumps(asdict(self), sort_keys=True)
 
     @classmethod
     def read(cls, text: str) -> Driver:
-        """What :meth:`text` gave; of a mark that this version cannot read nobody is known but that he is there."""
+        """Return the driver whose :meth:`text` this is; of a mark that this version cannot read, one nobody may
+        follow.
+        """
         try:
             found = json.loads(text[:_LONGEST])
             for key, value in found.items():
@@ -52,7 +54,7 @@ class Driver:
 
 
 def may_follow(mine: Driver, other: Driver, *, other_is_gone: bool | None) -> bool:
-    """Whether a mark of `other` may be replaced by one of `mine`.
+    """Tell whether a mark of `other` may be replaced by one of `mine`.
 
     Yes where it is the same controller after a restart, or one whose process is proven dead. A controller that is only
     silent, or stopped, may wake up and go on at any time.

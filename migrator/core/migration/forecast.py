@@ -1,4 +1,4 @@
-"""What the rounds seen so far say about the rest: time left, downtime, and whether precopy will end at all. Pure.
+"""Forecast from the rounds seen so far: time left, downtime, and whether precopy will end at all. Pure.
 
 A round of precopy sends what was dirty at its start while the guest dirties anew. Let the stream carry `B` bytes a
 second and the guest dirty ``D(t) = min(rate × t, working set)`` distinct bytes in `t` seconds, the least function that
@@ -52,7 +52,7 @@ class Round:
 
     @property
     def guest_seconds(self) -> float:
-        """Time that the guest had for it: what throttling took is not its own."""
+        """Seconds that the guest had to write: what throttling took is left out."""
         return max(1e-3, self.duration_seconds * (1 - self.throttle_ratio))
 
     @property
@@ -63,7 +63,7 @@ class Round:
 
 @dataclass(frozen=True, kw_only=True)
 class Model:
-    """What is known of guest and stream; frozen, see :func:`observe`."""
+    """Measurements of guest and stream that a forecast rests on; frozen, see :func:`observe`."""
 
     rounds: tuple[Round, ...] = ()
     #: The stream while it had work, bytes per second: moving average and relative spread.
@@ -79,26 +79,26 @@ class Model:
 
     @property
     def known(self) -> bool:
-        """There is anything to forecast from."""
+        """True once there is anything to forecast from."""
         return bool(self.rounds) and self.bandwidth_bytes_per_second > 0
 
     def write_rate(self) -> float:
-        """Bytes per second that the guest dirties now, unthrottled: the highest of its recent rounds."""
+        """Return the bytes per second that the guest dirties now, unthrottled: the highest of its recent rounds."""
         return max((entry.rate for entry in self._recent()), default=0.0)
 
     def working_set_bytes(self) -> float:
-        """The most that was dirty at once in the recent rounds: where the rate stops to matter."""
+        """Return the most that was dirty at once in the recent rounds: beyond it the write rate stops to matter."""
         return max((max(entry.pending_bytes, entry.dirtied_bytes) for entry in self._recent()), default=0)
 
     def spread(self) -> float:
-        """Relative spread of the write rate over the recent rounds that were not saturated."""
+        """Return the relative spread of the write rate over the recent rounds that were not saturated."""
         rates = [entry.rate for entry in self._recent()]
         if len(rates) < 2 or max(rates) <= 0:
             return 0.25
         return min(1.0, max(_LEAST_SPREAD, (max(rates) - min(rates)) / (2 * max(rates))))
 
     def stalled(self) -> bool:
-        """The last rounds gained nothing, whatever the forecast says: each began with about what the ones before did.
+        """Tell whether the last rounds gained nothing, so that each began with about what the ones before did.
 
         A guest that saturates its working set in less than a round always shows just the rate of the stream.
         """
@@ -118,7 +118,7 @@ class Model:
 
 
 def observe(model: Model, sample: Sample) -> Model:
-    """The model after one more sample. A sample that goes back in time, or is absurd, changes nothing."""
+    """Return the model after one more sample. A sample that goes back in time, or is absurd, changes nothing."""
     last = model.last
     if last is not None and (sample.at_seconds < last.at_seconds or sample.round < last.round):
         return model
@@ -149,9 +149,11 @@ def observe(model: Model, sample: Sample) -> Model:
 
 
 def probe(model: Model, *, at_seconds: float, period_seconds: float, dirty_rate: float) -> Model:
-    """The model after a probe that saw `dirty_rate` bytes of distinct pages dirtied a second for `period_seconds`.
+    """Return the model after a probe that saw `dirty_rate` bytes of distinct pages dirtied a second.
 
-    It looked at a sample of the pages, so it is believed only in part.
+    A probe looks at a sample of the pages, so it is believed only in part.
+
+    :param period_seconds: for how long it looked.
     """
     measured = Round(
         at_seconds=at_seconds,
@@ -175,7 +177,7 @@ def _with_bandwidth(model: Model, sample: Sample) -> Model:
 
 
 class Verdict(StrEnum):
-    """Whether precopy will end inside the policy."""
+    """Verdict on whether precopy will end inside the policy."""
 
     #: Too early to say, or waiting for a quiet moment of the guest.
     UNKNOWN = "unknown"
@@ -189,7 +191,7 @@ class Verdict(StrEnum):
 
 @dataclass(frozen=True, kw_only=True)
 class Outlook:
-    """What becomes of it on one rung."""
+    """Outcome of the copy on one rung."""
 
     ends: bool
     #: Until the guest runs at the destination.
@@ -259,7 +261,7 @@ def outlook(
 def spread_of(
     model: Model, *, limit_seconds: float, throttle_ratio: float = 0.0
 ) -> tuple[Outlook, Outlook, Outlook]:
-    """The outlook at the 10th, 50th and 90th percentile of what was measured."""
+    """Return the outlook at the 10th, 50th and 90th percentile of what was measured."""
     # 1.28 standard deviations lie between the median and either; the spreads are about one each.
     rate, link = 1.28 * model.spread(), 1.28 * min(0.5, model.bandwidth_spread / 2)
     low, middle, high = (

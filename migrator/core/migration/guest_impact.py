@@ -1,4 +1,4 @@
-"""What a guest felt of its migration, beside the ceiling of its policy. Pure."""
+"""Impact of a migration on its guest, held against the ceiling of its policy. Pure."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from migrator.core.model import Mode
 def standstill_at_least(
     *, downtime: float | None, standstill: float | None, uncertainty: float | None = None
 ) -> float | None:
-    """For how many seconds it stood still at least; ``None`` where that is not known.
+    """Return the seconds for which the guest stood still at least; ``None`` where that is not known.
 
     :param downtime: the time of the switch, as measured.
     :param standstill: all the time that it stood still, give or take `uncertainty`.
@@ -17,5 +17,5 @@ def standstill_at_least(
 
 
 def above_ceiling(seconds: float | None, ceiling: float, mode: str) -> bool:
-    """It certainly stood still for longer than was allowed; ``offline`` allows any time."""
+    """Tell whether the guest certainly stood still for longer than was allowed; ``offline`` allows any time."""
     return mode != Mode.OFFLINE and seconds is not None and seconds > ceiling > 0

@@ -1,4 +1,4 @@
-"""What must hold at every look at both ends, whatever the decision table answers: checked in production too.
+"""Invariants of every look at both ends, whatever the decision table answers: checked in production too.
 
 The table keeps these rules by itself; this module states them a second time, apart from it. So a rule that is wrong, or
 an end that shows what no QEMU should, holds the migration before the next step, instead of costing a guest.

@@ -288,7 +288,7 @@ ROWS: tuple[Row, ...] = (
 
 
 def decide(intent: Intent, source: View, destination: View, *, overdue: bool = False) -> Next:
-    """The next safe step; total and pure.
+    """Return the next safe step; total and pure.
 
     :param intent: what was meant and done so far.
     :param source: a fresh view of the source.
@@ -306,7 +306,7 @@ def decide(intent: Intent, source: View, destination: View, *, overdue: bool = F
 
 
 def can_cancel(intent: Intent, source: View) -> bool:
-    """Whether a cancel is still safe: before migrate-continue was sent, and while the source says so."""
+    """Tell whether a cancel is still safe: before migrate-continue was sent, and while the source says so."""
     here = source_is(source)
     if here is S.COPIES:
         return True
@@ -315,7 +315,7 @@ def can_cancel(intent: Intent, source: View) -> bool:
 
 
 def state_of(intent: Intent, source: View, destination: View) -> State:
-    """The lifecycle's word for a migration that has not ended."""
+    """Return the lifecycle's word for a migration that has not ended."""
     here, there = classify(intent, source, destination)
     if intent.undo is not None or intent.milestone is Milestone.RETIRING:
         return State.FINISHING

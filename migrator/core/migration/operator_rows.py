@@ -1,12 +1,12 @@
-"""The rows of the lifecycle table that only a person's word opens. They come first.
+"""Rows of the lifecycle table that only an operator's answer opens. They come first.
 
-What no word opens:
+What no answer opens:
 
 - neither end is ended while the other would be left with less than the whole guest: never in a postcopy status;
 - a destination that may run the guest and does not answer is not ended;
 - one end is run only when the other is dead, or can no longer run by itself.
 
-A word that none of these rows serves changes nothing: the rest of the table answers as it would without.
+An answer that none of these rows serves changes nothing: the rest of the table answers as it would without.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ _HELD_HERE = frozenset({S.AT_SWITCH, S.SWITCHING, S.DONE, S.FAILING, S.LEFT_STOP
 
 
 def in_postcopy(view: View) -> bool:
-    """Its memory may be at both ends."""
+    """Tell whether the guest's memory may be at both ends."""
     return view.answers and view.status in _POSTCOPY
 
 
@@ -37,7 +37,7 @@ def _split(now: Now) -> bool:
 
 
 def _stays_here(now: Now) -> bool:
-    """A person says so, and the source can run the guest once the destination is dead."""
+    """Tell whether the operator says so, and the source can run the guest once the destination is dead."""
     arrived = now.intent.ran_there or now.intent.milestone >= Milestone.RETIRING
     may_run = now.handed and (arrived or not now.destination.answers)
     return now.said(OperatorAnswer.SOURCE) and not (_split(now) or may_run)
@@ -48,7 +48,7 @@ def _runs(view: View) -> bool:
 
 
 def _is_there(now: Now) -> bool:
-    """A person says so, and the source may be ended for it."""
+    """Tell whether the operator says so, and the source may be ended for it."""
     can = now.source.can_fence and not now.intent.fence_failed
     return now.said(OperatorAnswer.DESTINATION) and can and not in_postcopy(now.source)
 

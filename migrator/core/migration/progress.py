@@ -15,7 +15,7 @@ class Progress:
         self.ratio = 0.0
 
     def update(self, sample: Sample) -> float:
-        """The share after this sample: 0 to 0.99, never less than before; 1 is only for a guest that has arrived."""
+        """Return the share after this sample: 0 to 0.99, never less than before; only an arrived guest has 1."""
         if sample.total_bytes <= 0:
             return self.ratio
         done = 1 - min(1.0, sample.remaining_bytes / sample.total_bytes)
@@ -24,5 +24,5 @@ class Progress:
         return self.ratio
 
     def finish(self) -> None:
-        """The guest has arrived."""
+        """Note that the guest has arrived."""
         self.ratio = 1.0

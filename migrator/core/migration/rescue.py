@@ -1,9 +1,9 @@
-"""What to do about QEMUs that a migration left and that nobody drives: from what both ends show; no record. Pure.
+"""Rescue of QEMUs that a migration left and that nobody drives, from what both ends show without a record. Pure.
 
-Whoever asks has seen that nobody drives either end, and that both have shown the same for a while, so that no command
-is on its way. Where what they show leaves one way alone, that way is taken as a person's word would be
-(:mod:`migrator.core.migration.answer_review`), and the lifecycle table takes every step; where it leaves two, a person
-has to say.
+The caller has seen that nobody drives either end, and that both have shown the same for a while, so that no command
+is on its way. Where what they show leaves one way alone, that way is taken as an operator's answer would be
+(:mod:`migrator.core.migration.answer_review`), and the lifecycle table takes every step; where it leaves two, an
+operator has to answer.
 """
 
 from __future__ import annotations
@@ -70,7 +70,7 @@ _ACTS = {
 
 @dataclass(frozen=True, kw_only=True)
 class RescueSituation:
-    """What there is to go by."""
+    """Everything that a rescue is decided from."""
 
     source: View
     destination: View
@@ -88,7 +88,7 @@ class RescueSituation:
 
 @dataclass(frozen=True, kw_only=True)
 class RescuePlan:
-    """What will be done, in words, and as what the lifecycle table shall take it."""
+    """The steps of a rescue in words, and the intent that the lifecycle table shall follow."""
 
     says: tuple[str, ...]
     intent: Intent
@@ -97,7 +97,7 @@ class RescuePlan:
 
 @dataclass(frozen=True, kw_only=True)
 class RescueRefusal:
-    """Why nothing is done, and what a person can do."""
+    """Reason why nothing is done, and what an operator can do."""
 
     why: str
     #: There is nothing to rescue.
@@ -105,7 +105,7 @@ class RescueRefusal:
 
 
 def find_rescue(shown: RescueSituation) -> RescuePlan | RescueRefusal:
-    """The way out, or why there is none that may be taken without a person; total and pure."""
+    """Return the way out, or why there is none that may be taken without an operator; total and pure."""
     intent = _meant(shown)
     here, there = classify(intent, shown.source, shown.destination)
     both = here not in _GONE_S and there not in _GONE_D
@@ -169,7 +169,7 @@ def _idle(shown: RescueSituation, here: SourceIs, there: DestinationIs) -> str:
 
 
 def _word(here: SourceIs, there: DestinationIs) -> OperatorAnswer | None:
-    """The one way that what both ends show leaves; ``None`` where they leave none or more than one."""
+    """Return the one answer that what both ends show leaves; ``None`` where they leave none or more than one."""
     if here in {S.RUNS, S.RESTS} | _BEFORE_SWITCH and there in _EMPTY | _GONE_D:
         return OperatorAnswer.SOURCE
     if here in _BEFORE_SWITCH and there is D.SILENT:
@@ -182,7 +182,7 @@ def _word(here: SourceIs, there: DestinationIs) -> OperatorAnswer | None:
 
 
 def _ask(answers: dict[OperatorAnswer, AnswerReview]) -> str:
-    """Why a person has to say it, and what can be said."""
+    """Say why an operator has to answer, and which answers are possible."""
     can = [f"--guest-at {word} ({answer.why})" for word, answer in answers.items() if answer.accepted]
     if can:
         return (

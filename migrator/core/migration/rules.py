@@ -1,4 +1,4 @@
-"""What the lifecycle table is made of: steps, rows, and what a row may ask. Pure."""
+"""Parts of the lifecycle table: steps, rows, and the conditions that a row may ask for. Pure."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from migrator.core.model import ProcessState, State, View
 
 
 class Step(StrEnum):
-    """What to do next."""
+    """The next step of a migration."""
 
     #: Nothing; look again at the next event, or soon.
     WAIT = "wait"
@@ -64,7 +64,7 @@ class Next:
 
 @dataclass(frozen=True, kw_only=True)
 class Now:
-    """What the table is asked about."""
+    """The situation that the table is asked about."""
 
     intent: Intent
     source: View
@@ -74,7 +74,7 @@ class Now:
 
     @property
     def handed(self) -> bool:
-        """The destination may run the guest, or have run it."""
+        """True once the destination may run the guest, or have run it."""
         if (
             self.said(OperatorAnswer.SOURCE)
             and self.destination.process is ProcessState.DEAD
@@ -84,12 +84,14 @@ class Now:
         return self.intent.milestone >= Milestone.HANDED_OVER
 
     def said(self, word: OperatorAnswer) -> bool:
-        """A person has said so, and what follows from it is being done."""
+        """Tell whether the operator gave this answer, and what follows from it is being done."""
         return self.intent.said is word
 
     @property
     def may_have_switched(self) -> bool:
-        """``migrate-continue`` may be on its way: a controller that took a record up cannot know it is not."""
+        """True once ``migrate-continue`` may be on its way, of which a controller that took a record up cannot be
+        sure.
+        """
         return self.intent.milestone >= Milestone.SWITCHING or not self.intent.live
 
 
@@ -154,10 +156,10 @@ def row(
 
 
 def fenceable(now: Now) -> bool:
-    """The destination can be killed and seen dead."""
+    """Tell whether the destination can be killed and seen dead."""
     return now.destination.can_fence and not now.intent.fence_failed
 
 
 def past_postcopy_switch(now: Now) -> bool:
-    """The memory may be at both ends."""
+    """Tell whether the memory may be at both ends."""
     return now.intent.postcopy and now.intent.milestone >= Milestone.SWITCHING

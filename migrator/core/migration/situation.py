@@ -1,4 +1,4 @@
-"""What goes into a decision: what was intended, and what both ends show, classified. Pure and total."""
+"""Input of a decision: what was intended, and what both ends show, classified. Pure and total."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ class Milestone(IntEnum):
 
 
 class OperatorAnswer(StrEnum):
-    """What a person who has looked says of a guest whose migration is held."""
+    """Answer of an operator who has looked: where the guest of a held migration is."""
 
     #: It is, or shall go on, at the source.
     SOURCE = "source"
@@ -36,7 +36,7 @@ class OperatorAnswer(StrEnum):
 
 @dataclass(frozen=True, kw_only=True)
 class Intent:
-    """What the controller meant to do so far: the record, read back."""
+    """Everything that the controller meant to do so far: the record, read back."""
 
     milestone: Milestone = Milestone.PREPARING
     #: ``migrate-start-postcopy`` may have been sent.
@@ -187,7 +187,9 @@ def destination_is(view: View) -> DestinationIs:
 
 
 def as_found(intent: Intent, destination: View) -> Intent:
-    """A guest that ran at the destination and stands still there was stopped by somebody: so it stays."""
+    """Return the intent after a look at the destination: a guest that ran there and stands still was stopped by
+    somebody.
+    """
     stands = destination.answers and destination.run in _NOT_YET_RUN
     if intent.ran_there and intent.guest_runs and stands and intent.milestone >= Milestone.HANDED_OVER:
         return replace(intent, guest_runs=False)
@@ -195,14 +197,14 @@ def as_found(intent: Intent, destination: View) -> Intent:
 
 
 def as_said(intent: Intent, view: View) -> View:
-    """An end that nobody can ask is dead where a person has seen to that; one that lives never is."""
+    """Return an end that nobody can ask as dead where the operator has seen to that; one that lives never is."""
     if intent.said_off and view.process is ProcessState.UNKNOWN and not view.answers:
         return replace(view, process=ProcessState.DEAD)
     return view
 
 
 def classify(intent: Intent, source: View, destination: View) -> tuple[SourceIs, DestinationIs]:
-    """Both ends classified, with what only the intent can tell."""
+    """Classify both ends, with what only the intent can tell."""
     source, destination = as_said(intent, source), as_said(intent, destination)
     here, there = source_is(source), destination_is(destination)
     reset = source.run is _R.PRELAUNCH and source.status is _M.COMPLETED

@@ -1,4 +1,4 @@
-"""What a QEMU shows that stands in a migration: whether somebody drives it, and what it is in the way of. Pure."""
+"""Signs that a QEMU stands in a migration: whether somebody drives it, and what it is in the way of. Pure."""
 
 from __future__ import annotations
 
@@ -21,12 +21,12 @@ def unfinished_migration(
     ours: bool,
     gone: bool | None,
 ) -> tuple[bool, str] | None:
-    """Whether another controller drives it, and in words what keeps a guest from being moved, as far as a
-    migration is it; ``None`` where none is.
+    """Tell whether another controller drives this QEMU, and what part of a migration keeps its guest from being moved.
 
-    :param driver: whom its mark names.
-    :param ours: that is this controller: what it drives now is not asked about.
-    :param gone: that one's process is proven dead; ``None`` where that cannot be told from here.
+    :param driver: named by QEMU's mark; ``None`` where it has none.
+    :param ours: the driver is this controller: what it drives now is not asked about.
+    :param gone: the driver's process is proven dead; ``None`` where that cannot be told from here.
+    :return: whether another drives it, and the obstacle in words; ``None`` where no migration is in the way.
     """
     if run is RunState.INMIGRATE:
         return None if ours else _arrival(status, driver, gone=gone)
@@ -49,7 +49,7 @@ def unfinished_migration(
 
 
 def _arrival(status: MigrationStatus, driver: Driver | None, *, gone: bool | None) -> tuple[bool, str] | None:
-    """One that waits holds no guest; one into which another controller moves a guest soon will."""
+    """Judge a QEMU that waits for a guest: it holds none, unless another controller moves one into it soon."""
     if driver is not None:
         if gone is True:
             return None

@@ -48,7 +48,7 @@ __all__ = [
 
 
 class Strategy(StrEnum):
-    """Which of the hosts that can take a guest it goes to."""
+    """Rule for the choice among the hosts that can take a guest."""
 
     #: The least used one: guests keep the most room to breathe, and streams have the most links.
     SPREAD = "spread"
@@ -58,7 +58,7 @@ class Strategy(StrEnum):
 
 @dataclass(frozen=True, kw_only=True)
 class Options:
-    """How to choose."""
+    """Options of the choice."""
 
     strategy: Strategy = Strategy.SPREAD
     #: How often a guest may be put somewhere while those left out are being helped; 20,000 take about 0.2 s.
@@ -67,7 +67,7 @@ class Options:
 
 @dataclass(frozen=True, kw_only=True)
 class Placement:
-    """A guest has a place."""
+    """A place for one guest."""
 
     guest: str
     host: str
@@ -89,7 +89,7 @@ class NoHost:
 def place(
     fleet: Fleet, requests: Iterable[PlacementRequest], options: Options | None = None
 ) -> dict[str, Placement | NoHost]:
-    """A place for every guest asked for, or why there is none, by the guest's key.
+    """Return a place for every guest asked for, or why there is none, by the guest's key.
 
     As many as possible get one; among equals the order of `requests` and of the fleet's hosts decides, so that the
     same question has the same answer. Whether a guest can be moved at all (:attr:`Guest.obstacle`) is not asked here.

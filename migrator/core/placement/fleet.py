@@ -1,4 +1,4 @@
-"""What room every host has, indexed once, and which constraint keeps a guest from a host. Pure.
+"""Room on every host, indexed once, and the constraint that keeps a guest from a host. Pure.
 
 :mod:`migrator.core.placement` chooses among the hosts by it.
 """
@@ -18,7 +18,7 @@ from migrator.units import show_bytes
 
 
 class Constraint(StrEnum):
-    """What can keep a guest from a host, in the order in which the first one is named."""
+    """A constraint that can keep a guest from a host, in the order in which the first one is named."""
 
     #: It is there already.
     SAME_HOST = "same-host"
@@ -153,21 +153,21 @@ class Fleet:
             there[place] = there.get(place, 0) + 1
 
     def needs_kvm(self, request: PlacementRequest) -> bool:
-        """Whether only a host with KVM will do."""
+        """Tell whether only a host with KVM will do."""
         if request.kvm is not None:
             return request.kvm
         home = self.index.get(request.guest.host)
         return home is not None and self.hosts[home].facts.kvm
 
     def keeps(self, request: PlacementRequest, place: int) -> tuple[ListeningPort, ...]:
-        """The ports that it has to have on that host; none where it may be given others."""
+        """Return the ports that the guest has to have on that host; none where it may be given others."""
         ports, spare = request.guest.listens, self.hosts[place].spare_ports
         if request.spare_ports or request.guest.ports == "any" or (spare and request.guest.ports != "keep"):
             return ()
         return ports
 
     def candidates(self, requires: Mapping[str, str], kvm: bool, only: str = "") -> Candidates:
-        """Open hosts that have these labels, and KVM where it is needed; `only` leaves at most that one."""
+        """Return the open hosts that have these labels, and KVM where it is needed; `only` leaves at most that one."""
         key = (frozenset(requires.items()), kvm, only)
         found = self._classes.get(key)
         if found is None:
@@ -194,7 +194,7 @@ def _barred(host: Host, leaving: Collection[str]) -> Constraint | None:
 
 
 def check(fleet: Fleet, request: PlacementRequest, host: str) -> tuple[ConstraintCheck, ...]:
-    """Every constraint of one guest against one host of the fleet; it can go there if all of them fit.
+    """Return every constraint of one guest against one host of the fleet; the guest can go there if all of them fit.
 
     The guest's own memory counts as on its way there only if the fleet has it as reserved; leave it out of `reserved`
     to ask for a guest that is migrating.

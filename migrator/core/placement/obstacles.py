@@ -1,4 +1,4 @@
-"""Why no host can take a guest, counted over all of them and put in words. Pure."""
+"""Reasons why no host can take a guest, counted over all of them and put in words. Pure."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ _WORDS: Mapping[Constraint, tuple[str, str]] = {
 
 
 def count_obstacles(book: Allocation, item: Item) -> tuple[dict[Constraint, int], str]:
-    """Hosts by the first constraint that keeps the guest from each, and the same in words.
+    """Count hosts by the first constraint that keeps the guest from each, and put the same in words.
 
     The host it is on does not count. Room is what is left after everybody else of the plan has his place.
     """
@@ -67,7 +67,7 @@ def count_obstacles(book: Allocation, item: Item) -> tuple[dict[Constraint, int]
 
 @dataclass
 class _ObstacleCounts:
-    """Hosts by the first constraint that each does not meet and what is to be said of it."""
+    """Counts of hosts by the first constraint that each does not meet and the words for it."""
 
     hosts: Counter[tuple[Constraint, str]] = field(default_factory=Counter)
     #: The most that any has of what it has too little of.
@@ -85,7 +85,7 @@ class _ObstacleCounts:
 
 
 def _everywhere(book: Allocation, item: Item) -> _ObstacleCounts:
-    """Over all hosts but its own, without a look at each of them: there may be many, and many such guests."""
+    """Count over all hosts but its own, without a look at each of them: there may be many, and many such guests."""
     fleet, found = book.fleet, _ObstacleCounts()
     found.hosts.update({(constraint, ""): count for constraint, count in fleet.barred_for.items()})
     found.hosts.update(book.lacking(item, lambda place: _static(book, item, place)))
@@ -111,7 +111,7 @@ def _everywhere(book: Allocation, item: Item) -> _ObstacleCounts:
 
 
 def _static(book: Allocation, item: Item, place: int) -> tuple[Constraint, str] | None:
-    """What does not depend on who else is there, nor on this one guest more than on others of its kind."""
+    """Return the obstacle that is the same for every guest of its kind, whoever else is there."""
     fleet, guest = book.fleet, item.requests[0].guest
     bar = fleet.barred[place]
     if bar is not None:

@@ -41,11 +41,11 @@ class Item:
 
     @property
     def key(self) -> str:
-        """Of its first guest."""
+        """Key of its first guest."""
         return self.requests[0].guest.key
 
     def collides(self, other: Item) -> bool:
-        """Both listen at a port that one host has once."""
+        """Tell whether both listen at a port that one host has once."""
         return bool(self.listens and other.listens) and any(
             listening.collides(mine, theirs) and not (mine.last or theirs.last)
             for one in self.requests
@@ -56,7 +56,7 @@ class Item:
 
     @classmethod
     def of(cls, fleet: Fleet, requests: Sequence[PlacementRequest], order: int) -> Item:
-        """The item of one request, or of several that shall stay together."""
+        """Return the item of one request, or of several that shall stay together."""
         guests = [request.guest for request in requests]
         requires: dict[str, str] = {}
         banned: set[int] = set()
@@ -88,7 +88,7 @@ class Sorted:
         self._sorted = sorted((key, place) for place, key in self._key.items())
 
     def update(self, place: int) -> None:
-        """Something went there or away."""
+        """Sort a host anew after something went there or away."""
         before = self._key.get(place)
         if before is None:
             return
@@ -102,11 +102,13 @@ class Sorted:
         return len(self._sorted)
 
     def below(self, number: float) -> int:
-        """How many are below."""
+        """Return how many hosts are below that number."""
         return bisect_left(self._sorted, (number, -1))
 
     def entries(self, start: int = 0, *, backwards: bool = False) -> Iterator[tuple[float, int]]:
-        """From one on, or from the one before it downwards. Nothing may change before it is left."""
+        """Yield hosts from `start` on, or from the one before it downwards. Nothing may change before the generator
+        is left.
+        """
         for at in range(start - 1, -1, -1) if backwards else range(start, len(self._sorted)):
             yield self._sorted[at]
 
@@ -119,13 +121,13 @@ class Ranking:
         self.by_rank = self.by_memory if book.pack else Sorted(places, book.rank)
 
     def update(self, place: int) -> None:
-        """Something went there or away."""
+        """Rank a host anew after something went there or away."""
         self.by_memory.update(place)
         if self.by_rank is not self.by_memory:
             self.by_rank.update(place)
 
     def best_first(self, item: Item, book: Allocation) -> Iterator[int]:
-        """At least those that have memory for it, the best first."""
+        """Yield at least those hosts that have memory for it, the best first."""
         first = self.by_memory.below(item.memory_bytes)
         roomy = self.by_memory.entries(first)
         if book.pack:
@@ -137,7 +139,7 @@ class Ranking:
 
 
 class Allocation:
-    """Who goes where in this plan, and what is left of each host."""
+    """The allocation of guests to hosts in this plan, and what is left of each host."""
 
     def __init__(self, fleet: Fleet, *, pack: bool, tries: int) -> None:
         self.fleet = fleet
@@ -158,27 +160,27 @@ class Allocation:
     # -- what is where
 
     def place_of(self, item: Item) -> int | None:
-        """Where it goes, if it does."""
+        """Return the host that the item goes to, if it has one."""
         return self._place.get(item)
 
     @property
     def planned(self) -> Mapping[int, Sequence[Item]]:
-        """What this plan sends to each host."""
+        """Items that this plan sends to each host."""
         return self._on
 
     def on(self, place: int) -> Sequence[Item]:
-        """What this plan sends there."""
+        """Return the items that this plan sends to a host."""
         return self._on.get(place, ())
 
     def put(self, item: Item, place: int) -> None:
-        """Send it there; it must fit."""
+        """Send the item to a host; it must fit."""
         self._done.append((item, place, True))
         self._place[item] = place
         self._on.setdefault(place, []).append(item)
         self._shift(item, place, 1)
 
     def take(self, item: Item) -> int:
-        """Take it away again; returns where it was."""
+        """Take the item away again; return where it was."""
         place = self._place.pop(item)
         self._done.append((item, place, False))
         self._on[place].remove(item)
@@ -186,7 +188,7 @@ class Allocation:
         return place
 
     def mark(self) -> int:
-        """A point to come back to."""
+        """Return a point that :meth:`go_back` can come back to."""
         return len(self._done)
 
     def go_back(self, mark: int) -> None:
@@ -212,13 +214,13 @@ class Allocation:
             ranking.update(place)
 
     def words(self, word: str) -> Counter[int]:
-        """How many guests of an anti-affinity word each host has or gets."""
+        """Return how many guests of an anti-affinity word each host has or gets."""
         if word not in self._words:
             self._words[word] = Counter(self.fleet.words.get(word, {}))
         return self._words[word]
 
     def group(self, name: str) -> Counter[int]:
-        """How many guests of a group each host has or gets."""
+        """Return how many guests of a group each host has or gets."""
         if name not in self._groups:
             self._groups[name] = Counter(self.fleet.groups.get(name, {}))
         return self._groups[name]
@@ -226,7 +228,7 @@ class Allocation:
     # -- what fits
 
     def fits(self, item: Item, place: int) -> bool:
-        """Whether one of its candidates can take it now."""
+        """Tell whether one of its candidates can take the item now."""
         return (
             self.memory_left[place] >= item.memory_bytes
             and self.cpus_left[place] >= item.vcpus
@@ -236,7 +238,7 @@ class Allocation:
         )
 
     def ports_for(self, item: Item, place: int, taken: PortsTaken | None = None) -> ListeningPort | None:
-        """The first of the ports that it has to keep that is taken there.
+        """Return the first of the ports that it has to keep that is taken there.
 
         :param taken: as things were at another time; else as they are now.
         """
@@ -247,14 +249,14 @@ class Allocation:
         return None
 
     def rank(self, place: int) -> float:
-        """How much of it is used: the greater part of memory and CPUs."""
+        """Return how much of a host is used: the greater share of memory and CPUs."""
         fleet = self.fleet
         memory = 1 - self.memory_left[place] / max(1, fleet.capacity_bytes[place])
         cpus = fleet.capacity_cpus[place]
         return max(memory, 1 - self.cpus_left[place] / cpus) if cpus not in (0, float("inf")) else memory
 
     def ranking(self, item: Item) -> Ranking:
-        """Of its candidates."""
+        """Return the ranking of the item's candidates."""
         ranking = self._rankings.get(item.candidates)
         if ranking is None:
             ranking = self._rankings[item.candidates] = Ranking(item.candidates.places, self)
@@ -263,14 +265,14 @@ class Allocation:
     def lacking(
         self, item: Item, why: Callable[[int], tuple[Constraint, str] | None]
     ) -> Counter[tuple[Constraint, str]]:
-        """Open hosts that are none of its candidates, counted by `why`; the same for all items of its kind."""
+        """Count the open hosts that are none of its candidates, by `why`; the same for all items of its kind."""
         if item.candidates not in self._lacking:
             others = (place for place in self.fleet.open if place not in item.candidates.allowed)
             self._lacking[item.candidates] = Counter(filter(None, map(why, others)))
         return self._lacking[item.candidates]
 
     def choose(self, item: Item, closed: Container[int] = ()) -> int | None:
-        """The best host that can take it now, none of `closed`: with its group, else by rank."""
+        """Return the best host that can take it now, none of `closed`: with its group, else by rank."""
         if item.group:
             there = self.group(item.group)
             for place, count in sorted(there.items(), key=lambda entry: (-entry[1], entry[0])):

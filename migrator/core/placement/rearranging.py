@@ -298,7 +298,7 @@ def _assign(
 
 
 def _prefer_urgent(book: Allocation, items: Sequence[Item]) -> None:
-    """Where somebody must stay out, it is not one of higher priority than one that gave him no room."""
+    """Let no item stay out that has a higher priority than one that took its room."""
     placed = [item.requests[0].guest.priority for item in items if book.place_of(item) is not None]
     least = min(placed, default=0)
     urgent = [

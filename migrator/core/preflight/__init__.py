@@ -1,1 +1,1 @@
-"""Whether a guest can move: two QEMUs and two hosts compared, and what a guest has that would not travel. Pure."""
+"""Preflight: two QEMUs and two hosts compared, and the state of a guest that would not travel. Pure."""

@@ -1,4 +1,4 @@
-"""Whether two QEMU processes fit: everything QEMU rejects late, and what it silently accepts. Pure.
+"""Comparison of two QEMU processes: everything QEMU rejects late, and what it silently accepts. Pure.
 
 QEMU itself rejects a different machine type, RAM size, memory backend, PCI slot or topology, but only in the middle
 of the stream; it silently accepts another CPU model, disk size or an extra device. All of it is found here instead,
@@ -45,7 +45,7 @@ _MIGRATING = {
 
 
 def compare(source: Facts, destination: Facts, policy: Policy) -> tuple[Finding, ...]:
-    """Every finding about moving the guest in `source` to `destination` under `policy`, errors first."""
+    """Return every finding about moving the guest in `source` to `destination` under `policy`, errors first."""
     found = [*source_ready(source, policy), *_destination_ready(destination)]
     found += _driven("destination", destination)
     if destination.run is RunState.INMIGRATE:
@@ -60,7 +60,7 @@ def compare(source: Facts, destination: Facts, policy: Policy) -> tuple[Finding,
 
 
 def source_ready(source: Facts, policy: Policy | None = None) -> Iterator[Finding]:
-    """What the source alone has against a migration.
+    """Yield the findings that the source alone has against a migration.
 
     :param policy: without it that of the default is taken for what policies say.
     """

@@ -1,4 +1,4 @@
-"""Of every finding, what is compared with what: what is read, where, and against what it is held.
+"""The comparison behind every finding: what is read, where, and what it is held against.
 
 ``docs/preflight.md`` has it beside the words of the catalogue; a test asks for one of every code. "Source" and
 "destination" are the two QEMU processes, "here" and "there" their hosts.

@@ -28,7 +28,7 @@ _BITS = {
 
 
 def guest_flags(words: Mapping[str, int]) -> frozenset[str]:
-    """The flags, as in /proc/cpuinfo, that CPUID words of a guest show.
+    """Return the flags, as in /proc/cpuinfo, that CPUID words of a guest show.
 
     :param words: by register, as :attr:`migrator.core.preflight.facts.Facts.cpu_features` names them.
     """

@@ -1,4 +1,4 @@
-"""What one QEMU process says of itself before a migration; what preflight compares."""
+"""Facts that one QEMU process shows before a migration, for preflight to compare."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ class Disk:
 
     @property
     def is_flash(self) -> bool:
-        """It is the machine's flash (variables of its firmware), whose contents QEMU carries and writes anew.
+        """True for the machine's flash (variables of its firmware), whose contents QEMU carries and writes anew.
 
         Nothing that a user can give a name has one like these.
         """

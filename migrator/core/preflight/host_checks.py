@@ -1,4 +1,4 @@
-"""What speaks against moving a guest to a host, told before anything is started there. Pure.
+"""Findings against moving a guest to a host, made before anything is started there. Pure.
 
 Facts of both hosts, what the source's QEMU says and was started with, and what was read of the files it uses go in
 (:class:`~migrator.core.preflight.host_pair.HostPair`); findings of the catalogue come out. What could not be read is
@@ -45,7 +45,7 @@ _HUGE_PAGE_BYTES = 2 << 20
 
 
 def check(case: HostPair) -> tuple[Finding, ...]:
-    """Everything that is known to speak against the target, errors first."""
+    """Return everything that is known to speak against the target, errors first."""
     found = list(source_ready(case.source, case.policy))
     if not case.command:
         found.append(finding("command-line-unknown", "the command line of the guest's QEMU cannot be read"))
@@ -58,7 +58,7 @@ def check(case: HostPair) -> tuple[Finding, ...]:
 
 
 def obstacle(guest: Guest) -> Iterator[Finding]:
-    """Why the guest cannot be moved at all, as the inventory says."""
+    """Yield the obstacle that keeps the guest from being moved at all, as the inventory says."""
     if guest.obstacle:
         yield finding(guest.obstacle_code or "not-movable", f"{guest.label}: {guest.obstacle}")
 

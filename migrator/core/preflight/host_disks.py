@@ -1,4 +1,4 @@
-"""What speaks against a host because of the guest's disks. Pure."""
+"""Findings against a host because of the guest's disks. Pure."""
 
 from __future__ import annotations
 
@@ -21,14 +21,14 @@ _NOWHERE = ("null-co:", "null-aio:", "blkdebug:", "fat:", "vvfat:")
 
 
 def images(source: Facts) -> dict[str, str]:
-    """Paths of the images that may be based on others, with their format."""
+    """Return the paths of the images that may be based on others, with their format."""
     found = {path_of(disk.file): disk.format for disk in source.disks if disk.format in CHAINED}
     found.pop("", None)
     return found
 
 
 def to_probe(case: HostPair) -> list[str]:
-    """Paths of the disks of which identities do not tell whether both hosts see the same file."""
+    """Return the paths of the disks whose identities do not tell whether both hosts see the same file."""
     unclear = []
     for path in _writable_paths(case.source):
         here, there = case.files(path)
@@ -47,7 +47,7 @@ def _writable_paths(source: Facts) -> list[str]:
 
 
 def check(case: HostPair) -> Iterator[Finding]:
-    """Findings about every disk of the guest."""
+    """Yield findings about every disk of the guest."""
     uses = {image.path: image for image in case.command.images()}
     throwaway = [image for image in uses.values() if image.snapshot]
     for image in throwaway:
@@ -109,7 +109,7 @@ def _disk(case: HostPair, disk: Disk, path: str, use: ImageUse | None) -> Iterat
 
 
 def _shared(case: HostPair, disk: Disk, path: str, use: ImageUse | None) -> Iterator[Finding]:
-    """Whether both write to the same file, and may."""
+    """Yield findings where source and target do not write to the same file, or may not."""
     here, there = case.files(path)
     same = _same(case, path)
     if disk.is_flash and same is not SameFile.YES:
@@ -137,12 +137,12 @@ def _shared(case: HostPair, disk: Disk, path: str, use: ImageUse | None) -> Iter
 
 
 def to_read(source: Facts) -> list[str]:
-    """Paths to be looked at besides the disks' own: where the file of a flash would be made."""
+    """Return the paths to be looked at besides the disks' own: the places where the file of a flash would be made."""
     return [parent(path) for disk in source.disks if disk.is_flash and (path := path_of(disk.file))]
 
 
 def parent(path: str) -> str:
-    """The directory that a file is in."""
+    """Return the directory that a file is in."""
     return path.rpartition("/")[0] or ("/" if path.startswith("/") else ".")
 
 

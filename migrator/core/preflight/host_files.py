@@ -1,4 +1,4 @@
-"""What speaks against a host because of the files, devices and processes that a guest's command line names. Pure."""
+"""Findings against a host because of the files, devices and processes that a guest's command line names. Pure."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ _OF_HOST = frozenset(
 
 
 def to_read(command: CommandLine) -> list[str]:
-    """Every path that :func:`check` and the checks of memory look at."""
+    """Return every path that :func:`check` and the checks of memory look at."""
     paths = [path for file in named_files(command) for path in (file.path, file.instead) if path]
     paths += [path for _, path in _sockets(command)]
     for path in memory_paths(command):
@@ -32,7 +32,7 @@ def to_read(command: CommandLine) -> list[str]:
 
 
 def memory_paths(command: CommandLine) -> list[str]:
-    """Directories and files that the guest's memory lies in."""
+    """Return the directories and files that the guest's memory lies in."""
     paths = [option.text for option in command.all("mem-path")]
     paths += [option["mem-path"] for option in command.all("object")]
     return [path for path in paths if path]
@@ -43,13 +43,13 @@ def _parent(path: str) -> str:
 
 
 def page_bytes(case: HostPair, path: str) -> int:
-    """The size of the huge pages that memory at `path` is made of; 0: of normal ones."""
+    """Return the size of the huge pages that memory at `path` is made of; 0 for normal pages."""
     here = case.seen_here.file(path)
     return here.block_bytes if here.filesystem == "hugetlbfs" else 0
 
 
 def memory_path(case: HostPair, path: str) -> Iterator[Finding]:
-    """Whether memory can lie in the same place at the target."""
+    """Yield findings where memory cannot lie in the same place at the target."""
     here, there = case.files(path)
     if here.kind is not FileKind.DIRECTORY and not there.exists:
         # A file that QEMU makes by itself; its directory has to be there.
@@ -74,7 +74,7 @@ def memory_path(case: HostPair, path: str) -> Iterator[Finding]:
 
 
 def check(case: HostPair) -> Iterator[Finding]:
-    """Findings about files, devices of the host, and processes that serve devices."""
+    """Yield findings about files, devices of the host, and processes that serve devices."""
     for file in named_files(case.command):
         here, there = case.files(file.path)
         if file.instead and not there.exists:
@@ -103,7 +103,7 @@ def check(case: HostPair) -> Iterator[Finding]:
 
 
 def _terminal(option: Option) -> str:
-    """What has a terminal, port or keyboard of the host; empty for all else."""
+    """Describe an option that uses a terminal, port or keyboard of the host; empty for every other option."""
     if option.name == "object" and option["qom-type"] == "input-linux":
         return f"object {option['id']} ({option['evdev']})"
     if option.name == "chardev" and option["backend"] in ("serial", "tty", "parallel", "parport"):

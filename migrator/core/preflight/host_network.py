@@ -1,4 +1,4 @@
-"""What speaks against a host because of what the guest's network cards hang on. Pure."""
+"""Findings against a host because of what the guest's network cards hang on. Pure."""
 
 from __future__ import annotations
 
@@ -20,13 +20,13 @@ _SOCKETS = frozenset({"socket", "stream", "dgram", "l2tpv3", "vde", "passt"})
 
 
 def to_read(command: CommandLine) -> list[str]:
-    """Every path that :func:`check` looks at."""
+    """Return every path that :func:`check` looks at."""
     paths = [path for option in command.network() for path in _programs(option)]
     return [*paths, *(option["vhostdev"] for option in command.network() if option["vhostdev"])]
 
 
 def check(case: HostPair) -> Iterator[Finding]:
-    """Findings about everything that the guest's network cards hang on."""
+    """Yield findings about everything that the guest's network cards hang on."""
     yield from _numbered(case)
     for option in case.command.network():
         kind, name = option["type"], option["id"] or option["type"]

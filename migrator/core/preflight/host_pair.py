@@ -15,7 +15,7 @@ from migrator.core.process.files import FileFacts, HostFiles, SameFile
 
 @dataclass(frozen=True, kw_only=True)
 class HostPair:
-    """What was read of both hosts and of the guest's QEMU. What could not be read is at its default."""
+    """Facts of both hosts and of the guest's QEMU. Whatever could not be read is at its default."""
 
     #: Name of the target, for messages.
     target: str
@@ -37,7 +37,7 @@ class HostPair:
 
     @property
     def one_machine(self) -> bool:
-        """Both hosts run on one kernel (network namespaces)."""
+        """True where both hosts run on one kernel (network namespaces)."""
         return bool(self.here.boot_id) and self.here.boot_id == self.there.boot_id
 
     @property
@@ -46,5 +46,5 @@ class HostPair:
         return self.source.accelerator == "kvm"
 
     def files(self, path: str) -> tuple[FileFacts, FileFacts]:
-        """What `path` leads to here and there."""
+        """Return the files that `path` leads to here and there."""
         return self.seen_here.file(path), self.seen_there.file(path)

@@ -1,4 +1,4 @@
-"""What speaks against a host because of whose the source's process is, where it lives, and what it may use. Pure."""
+"""Findings against a host because of the source's process: its user, its directory, and what it may use. Pure."""
 
 from __future__ import annotations
 
@@ -54,14 +54,14 @@ class ProcessPair:
 
     @property
     def user(self) -> int | None:
-        """Who QEMU will be there; ``None``: nobody can tell."""
+        """Uid of the QEMU there; ``None`` where nobody can tell."""
         return None if self.target is None else self.target.user
 
 
 def check(
     case: ProcessPair, command: CommandLine, *, target: str, systemd: bool, kvm: bool
 ) -> Iterator[Finding]:
-    """Findings about the process itself.
+    """Yield findings about the process itself.
 
     :param systemd: it gets a unit of its own there.
     :param kvm: it needs KVM, which is there.
@@ -90,7 +90,7 @@ def check(
 
 
 def disk_replaced(case: ProcessPair | None, path: str, here: FileFacts, device: str) -> Iterator[Finding]:
-    """Whether the path of a disk leads to what the source has open."""
+    """Yield a finding where the path of a disk does not lead to the file that the source has open."""
     if case is None or case.held.has(here):
         return
     opened = case.held.under(path)
@@ -104,7 +104,7 @@ def disk_replaced(case: ProcessPair | None, path: str, here: FileFacts, device: 
 
 
 def relative(paths: Collection[str]) -> list[str]:
-    """Those that depend on the directory of the process."""
+    """Return the paths that depend on the directory of the process."""
     return [path for path in paths if path and not path.startswith("/")]
 
 
@@ -188,7 +188,7 @@ def images_unreachable(held: OpenFiles) -> Iterator[Finding]:
 
 
 def differences(here: ProcessIdentity, there: ProcessIdentity) -> Iterator[str]:
-    """What is not the same of two processes, users aside, each as the beginning of a sentence."""
+    """Yield the differences between two processes, users aside, each as the beginning of a sentence."""
     for what, show in _SHOWN.items():
         mine, theirs = show(here), show(there)
         if mine != theirs:
@@ -232,7 +232,7 @@ def _limit(limit: tuple[str, str]) -> str:
 
 
 def written(command: CommandLine) -> list[str]:
-    """Paths of files that QEMU makes or adds to: what devices say, and their logs."""
+    """Return the paths of files that QEMU makes or adds to: what devices say, and their logs."""
     found = []
     for option in command.all("chardev"):
         if option["backend"] == "file":
@@ -246,7 +246,7 @@ def written(command: CommandLine) -> list[str]:
 
 
 def to_try(command: CommandLine) -> list[str]:
-    """Paths of which :func:`check` must know what that user may do with them."""
+    """Return the paths of which :func:`check` must know what that user may do with them."""
     files = [path for each in written(command) for path in (each, _directory_of(each))]
     return [*files, _KVM, _TUN]
 

@@ -1,4 +1,4 @@
-"""Who else manages a guest, as its process shows it, and what that means for a move. Pure."""
+"""Managers of a guest besides us, as its process shows them, and what they mean for a move. Pure."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ class Ancestor:
 
 @dataclass(frozen=True, kw_only=True)
 class ProcessSigns:
-    """What is seen of one QEMU process."""
+    """Signs of a manager that one QEMU process shows."""
 
     pid: int
     words: str = ""
@@ -58,7 +58,7 @@ class ProcessSigns:
 
 @dataclass(frozen=True, kw_only=True)
 class Manager:
-    """Who manages one guest."""
+    """The manager of one guest."""
 
     #: ``libvirt``, ``proxmox``, ``systemd:UNIT``, ``parent:PROGRAM``…; empty: nobody is known to.
     name: str = ""
@@ -67,7 +67,7 @@ class Manager:
 
 
 def find_manager(process: ProcessSigns) -> Manager:
-    """Who manages the guest in that process, as far as it shows."""
+    """Return the manager of the guest in that process, as far as it shows."""
     for name, sign in _SIGNS:
         if sign.search(process.words) or sign.search(process.cgroup):
             return Manager(name=name, restarts=True)
@@ -86,7 +86,7 @@ def find_manager(process: ProcessSigns) -> Manager:
 
 
 def unit_of(guest: Guest) -> str:
-    """The unit of systemd that would start it again; empty where none would."""
+    """Return the unit of systemd that would start the guest again; empty where none would."""
     return (
         guest.managed_by.removeprefix(SYSTEMD)
         if guest.restarts and guest.managed_by.startswith(SYSTEMD)
@@ -95,7 +95,7 @@ def unit_of(guest: Guest) -> str:
 
 
 def findings(guest: Guest) -> Iterator[Finding]:
-    """What its manager has against a move of a guest."""
+    """Yield the findings that its manager has against a move of a guest."""
     if not guest.restarts or guest.managed_by == "libvirt":
         return  # of libvirt that it cannot be moved at all is said already
     if unit := unit_of(guest):

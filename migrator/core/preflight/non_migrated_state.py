@@ -1,4 +1,4 @@
-"""What is under way, or was set by somebody, in a guest's QEMU and does not travel; what is to be said of it. Pure."""
+"""State of a guest's QEMU that does not travel: jobs and exports under way, and what somebody set. Pure."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ class BlockJob:
 
     @property
     def at_work(self) -> bool:
-        """It holds what it works on; otherwise only its result waits for somebody to read it."""
+        """True while it holds what it works on; afterwards only its result waits for somebody to read it."""
         return self.status not in _DONE
 
     def __str__(self) -> str:
@@ -49,7 +49,7 @@ class Export:
 
 @dataclass(frozen=True, kw_only=True)
 class DiskUsers:
-    """What must have ended before the guest may move."""
+    """Jobs and exports that must have ended before the guest may move."""
 
     jobs: tuple[BlockJob, ...] = ()
     exports: tuple[Export, ...] = ()
@@ -63,7 +63,7 @@ class DiskUsers:
 
 @dataclass(frozen=True, kw_only=True)
 class NonMigratedState:
-    """One QEMU, as it was asked."""
+    """State of one QEMU that its migration does not carry."""
 
     disk_users: DiskUsers = field(default_factory=DiskUsers)
     #: Jobs that have ended, and whose results nobody has read.
@@ -81,7 +81,7 @@ class NonMigratedState:
 
 
 def findings(state: NonMigratedState, block_jobs: BlockJobs) -> Iterator[Finding]:
-    """Every finding about what is under way or set at the source."""
+    """Yield every finding about what is under way or set at the source."""
     waits = block_jobs is BlockJobs.WAIT
     for job in state.disk_users.jobs:
         if waits:

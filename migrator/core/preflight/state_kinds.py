@@ -1,4 +1,4 @@
-"""What becomes of each kind of state that a QEMU can be given while it runs.
+"""The fate of each kind of state that a QEMU can be given while it runs.
 
 One table, from which docs/travels.md is made.
 
@@ -13,7 +13,7 @@ from enum import StrEnum
 
 
 class StateHandling(StrEnum):
-    """What becomes of it."""
+    """Handling of a kind of state when the guest moves."""
 
     #: In QEMU's stream, or in an image that both ends see.
     TRAVELS = "travels in the stream"
@@ -230,12 +230,12 @@ _ASKING = frozenset(
 
 
 def changes_nothing(command: str) -> bool:
-    """Whether a command of QMP or of the human monitor changes nothing."""
+    """Tell whether a command of QMP or of the human monitor changes nothing."""
     return command in _ASKING or command.startswith(("query-", "x-query-"))
 
 
 def kinds_of_commands() -> dict[str, list[StateKind]]:
-    """The rows of every command; more than one is a mistake in the table."""
+    """Return the rows of every command; more than one is a mistake in the table."""
     rows: dict[str, list[StateKind]] = {}
     for kind in KINDS:
         for command in (*kind.qmp, *kind.hmp):

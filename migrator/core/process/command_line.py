@@ -63,21 +63,21 @@ class CommandLine:
         return bool(self.program)
 
     def all(self, *names: str) -> list[Option]:
-        """The options of these names, in order."""
+        """Return the options of these names, in order."""
         return [option for option in self.options if option.name in names]
 
     def has(self, name: str) -> bool:
-        """Whether an option of that name is there."""
+        """Tell whether an option of that name is there."""
         return any(option.name == name for option in self.options)
 
     @property
     def cpu_of_host(self) -> bool:
-        """The guest is shown the CPU of its host, whatever that is."""
+        """True where the guest is shown the CPU of its host, whatever that is."""
         models = [option["model"] for option in self.all("cpu")]
         return bool(models) and models[-1] in ("host", "max")
 
     def images(self) -> list[ImageUse]:
-        """Every image that it names by a path."""
+        """Return every image that it names by a path."""
         throwaway = self.has("snapshot")
         found = [_drive(option, throwaway) for option in self.all("drive")]
         found += [
@@ -88,7 +88,7 @@ class CommandLine:
         return [image for image in found if image.path and is_path(image.path)]
 
     def network(self) -> list[Option]:
-        """What the guest's network cards hang on; ``type`` tells the kind."""
+        """Return the backends that the guest's network cards hang on; ``type`` tells the kind."""
         found = [*self.all("netdev", "nic"), *self.all("net")]
         found = [option for option in found if option["type"] not in ("nic", "none", "hubport")]
         if self and not self.all("netdev", "nic", "net") and not self.has("nodefaults"):
@@ -97,7 +97,7 @@ class CommandLine:
 
 
 def only_of_qmp(options: Iterable[tuple[str, str | None]]) -> set[str]:
-    """Ids of the character devices that nothing but a QMP monitor uses.
+    """Return the ids of the character devices that nothing but a QMP monitor uses.
 
     :param options: names and values, as :func:`migrator.core.process.options.read` gives them.
     """
@@ -117,13 +117,13 @@ def only_of_qmp(options: Iterable[tuple[str, str | None]]) -> set[str]:
 
 
 def is_path(text: str) -> bool:
-    """A path on the host, as against ``nbd://…`` or ``rbd:…``."""
+    """Tell whether the text is a path on the host, as against ``nbd://…`` or ``rbd:…``."""
     head = text.partition("/")[0]
     return ":" not in head
 
 
 def path_of(file: str) -> str:
-    """The path in a file name as QEMU writes it (plain, ``file:…`` or ``json:…``); empty where there is none."""
+    """Return the path in a file name as QEMU writes it (plain, ``file:…`` or ``json:…``); empty where there is none."""
     if file.startswith("json:"):
         parts = Value(file.removeprefix("json:"), first="").flat()
         # What it is based on may be written within it, and before it.

@@ -8,7 +8,7 @@ from enum import StrEnum
 
 
 class FileKind(StrEnum):
-    """What a path leads to."""
+    """Kind of the file that a path leads to."""
 
     REGULAR = "regular"
     DIRECTORY = "directory"
@@ -22,7 +22,7 @@ class FileKind(StrEnum):
 
 @dataclass(frozen=True, kw_only=True)
 class FileFacts:
-    """What a path leads to on one host, links followed."""
+    """Facts of the file that a path leads to on one host, links followed."""
 
     kind: FileKind = FileKind.MISSING
     #: Its path without links.
@@ -50,13 +50,13 @@ class FileFacts:
 
     @property
     def exists(self) -> bool:
-        """There is something."""
+        """True where the path leads to a file."""
         return self.kind is not FileKind.MISSING
 
 
 @dataclass(frozen=True, kw_only=True)
 class QemuProgramFacts:
-    """What one QEMU program knows; whatever could not be read is empty."""
+    """Machines, devices and CPUs that one QEMU program knows; whatever could not be read is empty."""
 
     #: Tells this file from another, and from itself after an upgrade.
     identity: str = ""
@@ -69,7 +69,7 @@ class QemuProgramFacts:
 
 @dataclass(frozen=True, kw_only=True)
 class HostFiles:
-    """What was read of one host for one guest."""
+    """Facts read of one host for one guest."""
 
     files: Mapping[str, FileFacts] = field(default_factory=dict)
     #: By path of the image: itself and what it is based on, as absolute paths; no entry where that was not read.
@@ -93,7 +93,7 @@ class HostFiles:
     program: str = ""
 
     def file(self, path: str) -> FileFacts:
-        """What `path` leads to; missing where it was not looked for."""
+        """Return the file that `path` leads to; a missing one where it was not looked for."""
         return self.files.get(path, _MISSING)
 
 
@@ -101,7 +101,7 @@ _MISSING = FileFacts()
 
 
 class SameFile(StrEnum):
-    """Whether a path leads to the same file on two hosts."""
+    """Answer to whether a path leads to the same file on two hosts."""
 
     YES = "yes"
     NO = "no"
@@ -136,7 +136,7 @@ _LOCAL_SOURCES = ("localhost:", "127.", "[::1]")
 
 
 def same_file(here: FileFacts, there: FileFacts, *, one_machine: bool) -> SameFile:
-    """Whether both are the same file, as far as their identities tell; only what is certain is not ``UNKNOWN``.
+    """Compare two files by their identities; only what is certain is not ``UNKNOWN``.
 
     :param one_machine: the two hosts run on one kernel (equal boot ids).
     """

@@ -1,4 +1,4 @@
-"""What carries a guest's network: its tap, the bridge and VLAN that is on, and the way out of the host. Pure."""
+"""Network interfaces that carry a guest's traffic: its taps, their bridge and VLAN, and the host's uplink. Pure."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ NetworkInterfaces = Mapping[str, NetworkInterface]
 
 
 class NetworkState(StrEnum):
-    """Whether what carries a guest's network cards is up where it runs."""
+    """State of the interfaces that carry a guest's network cards where it runs."""
 
     UP = "up"
     #: A tap or its bridge is down, or not as it was at the source.
@@ -61,7 +61,7 @@ class GuestTaps:
 
     @property
     def state(self) -> tuple[NetworkState, str]:
-        """With what is the matter, in one line; empty where nothing is."""
+        """State of the guest's network, and what is wrong with it in one line; empty where nothing is."""
         if self.taps is None or (self.taps and not self.links):
             return NetworkState.UNKNOWN, ""
         if not self.taps:
@@ -83,7 +83,7 @@ def _wrong(links: NetworkInterfaces, tap: str) -> str:
 
 
 def arrival_state(here: GuestTaps, there: GuestTaps) -> tuple[NetworkState, str]:
-    """The state of a guest that has come from `here`, measured by what it had."""
+    """Return the state of a guest that has come from `here`, measured by what it had there."""
     state, wrong = there.state
     said = [each.message for each in compare(here, there, "its host")]
     if state is NetworkState.UP and said:
@@ -92,13 +92,13 @@ def arrival_state(here: GuestTaps, there: GuestTaps) -> tuple[NetworkState, str]
 
 
 def compare(here: GuestTaps, there: GuestTaps, target: str) -> Iterator[Finding]:
-    """What two QEMUs' taps hang on: findings about everything that is not at the target as it is at the source."""
+    """Compare what two QEMUs' taps hang on; yield a finding for all that differs at the target."""
     for mine, theirs in _pairs(here.taps or (), there.taps or ()):
         yield from tap(here.links, there.links, mine, theirs, target)
 
 
 def _pairs(here: Sequence[str], there: Sequence[str]) -> list[tuple[str, str]]:
-    """By name where both have it, else in their order."""
+    """Pair taps by name where both have it, else in their order."""
     alike = [(name, name) for name in here if name in there]
     left = [name for name in here if name not in there]
     return alike + list(zip(left, (name for name in there if name not in here), strict=False))
@@ -107,7 +107,7 @@ def _pairs(here: Sequence[str], there: Sequence[str]) -> list[tuple[str, str]]:
 def tap(
     here: NetworkInterfaces, there: NetworkInterfaces, mine: str, theirs: str, target: str
 ) -> Iterator[Finding]:
-    """The same for one tap; one that does not exist there, or of which nothing is known here, has none."""
+    """Compare one tap with its counterpart; one that does not exist there, or is not known here, has no findings."""
     before, now = here.get(mine), there.get(theirs)
     if before is None or now is None:
         return
@@ -129,7 +129,7 @@ def tap(
 def bridge(
     here: NetworkInterfaces, there: NetworkInterfaces, mine: str, theirs: str, target: str
 ) -> Iterator[Finding]:
-    """The same for a bridge that taps are on, or will be."""
+    """Compare the bridges that taps are on, or will be."""
     before, now = here.get(mine), there.get(theirs)
     if before is None or now is None or _OVS in (mine, theirs):
         return
@@ -162,7 +162,7 @@ def _vlans(links: NetworkInterfaces, port: NetworkInterface) -> frozenset[str]:
 
 
 def _uplinks(links: NetworkInterfaces, name: str) -> list[str]:
-    """What is on a bridge and is no guest's."""
+    """Return the interfaces on a bridge that are no guest's."""
     return sorted(each for each, link in links.items() if link.master == name and link.kind != _TAP)
 
 

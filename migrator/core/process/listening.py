@@ -37,16 +37,16 @@ class ListeningPort:
         )
 
     def at(self, number: int) -> ListeningPort:
-        """The same at another number, and only there."""
+        """Return the same port at another number, and only there."""
         return replace(self, number=number, last=0)
 
     @classmethod
     def of(cls, protocol: str, address: str, number: int, last: int) -> ListeningPort:
-        """What :meth:`fields` gave."""
+        """Return the port that :meth:`fields` described."""
         return cls(protocol, address, number, last)
 
     def fields(self) -> list[str | int]:
-        """As plain JSON."""
+        """Return the port as plain JSON."""
         return [self.protocol, self.address, self.number, self.last]
 
 
@@ -62,7 +62,7 @@ class ListeningOption:
 
 
 def collides(one: ListeningPort, other: ListeningPort) -> bool:
-    """Whether the second cannot be had by one process while the first is another's; both are single ports."""
+    """Tell whether one process cannot have the second port while another has the first; both are single ports."""
     if (one.protocol, one.number) != (other.protocol, other.number):
         return False
     mine, theirs = _addresses(one.address), _addresses(other.address)
@@ -80,7 +80,7 @@ def _overlap(one: str, other: str) -> bool:
 
 
 def port_taken(port: ListeningPort, bound: Collection[ListeningPort]) -> ListeningPort | None:
-    """What keeps it from being had: the last of its range that is in the way; ``None`` where it can be had."""
+    """Return the port that is in the way of the last number of the range; ``None`` where a number can be had."""
     found: ListeningPort | None = None
     for number in range(port.number, max(port.number, port.last) + 1):
         found = next((each for each in bound if collides(each, port.at(number))), None)
@@ -90,7 +90,7 @@ def port_taken(port: ListeningPort, bound: Collection[ListeningPort]) -> Listeni
 
 
 def next_free(port: ListeningPort, bound: Collection[ListeningPort]) -> int:
-    """The next number that can be had with this address; 0 where there is none."""
+    """Return the next number that can be had with this address; 0 where there is none."""
     for number in range(max(port.number, port.last) + 1, LAST_PORT + 1):
         if port_taken(port.at(number), bound) is None:
             return number
@@ -98,7 +98,7 @@ def next_free(port: ListeningPort, bound: Collection[ListeningPort]) -> int:
 
 
 def missing_address(port: ListeningPort, addresses: Collection[str]) -> bool:
-    """Whether it names an address that a host with these does not have; names are not looked up."""
+    """Tell whether the port names an address that a host with these does not have; names are not looked up."""
     address = port.address
     if not addresses or address in (ANY, ANY_V4, "localhost") or not _is_literal(address):
         return False
@@ -110,7 +110,7 @@ def _is_literal(address: str) -> bool:
 
 
 def without(bound: Iterable[ListeningPort], listens: Collection[ListeningPort]) -> frozenset[ListeningPort]:
-    """Those of a host's ports that are not one of these, ranges included."""
+    """Return those of a host's ports that are not one of these, ranges included."""
     numbers: dict[tuple[str, int], list[ListeningPort]] = {}
     for each in listens:
         for number in range(each.number, max(each.number, each.last) + 1):
@@ -126,7 +126,7 @@ def without(bound: Iterable[ListeningPort], listens: Collection[ListeningPort]) 
 
 
 def listens(arguments: Iterable[str]) -> tuple[ListeningPort, ...]:
-    """Every port that a QEMU with these arguments (its program left out) would listen at."""
+    """Return every port that a QEMU with these arguments (its program left out) would listen at."""
     found = (
         each.port
         for name, text in read(list(arguments))
@@ -136,7 +136,7 @@ def listens(arguments: Iterable[str]) -> tuple[ListeningPort, ...]:
 
 
 def of_option(name: str, text: str, value: Value) -> Iterator[ListeningOption]:
-    """Those of one option; what QEMU chooses by itself (port 0) is none."""
+    """Yield the ports of one option; what QEMU chooses by itself (port 0) is none."""
     for each in _of_option(name, text, value):
         if 0 < each.port.number <= LAST_PORT:
             yield each
@@ -232,7 +232,7 @@ def _of_vnc(what: str, value: Value) -> Iterator[ListeningOption]:
 
 
 def moved(each: ListeningOption, text: str, value: Value, number: int) -> str:
-    """The option's value with another number at that place; `value` is of the same text."""
+    """Return the option's value with another number at that place; `value` is of the same text."""
     old = str(each.port.number)
     if each.key == "vnc":
         host = value.get("vnc").rpartition(":")[0]

@@ -87,7 +87,7 @@ _TERMINALS = frozenset({"serial", "tty", "parallel", "parport"})
 
 
 def named_files(command: CommandLine) -> list[NamedFile]:
-    """All of them, each once."""
+    """Return all files that the command line names, each once."""
     found: list[NamedFile] = []
     # What only a QMP monitor uses is not made again as it is.
     others = {*served(command), *only_of_qmp((option.name, option.text) for option in command.options)}
@@ -125,12 +125,12 @@ def named_files(command: CommandLine) -> list[NamedFile]:
 
 
 def _path(key: str, text: str) -> str:
-    """As it must be there; empty for one that QEMU may have in a directory of its own."""
+    """Return the path as it must be there; empty for one that QEMU may have in a directory of its own."""
     return "" if key in _SEARCHED and "/" not in text else text
 
 
 def _of_stream(option: Option) -> Iterator[NamedFile]:
-    """Of a network to another program, which listens at a socket before QEMU starts."""
+    """Yield the socket of a network to another program, which listens before QEMU starts."""
     if option["type"] == "stream" and option["server"] not in _ON and option["addr.type"] == "unix":
         yield NamedFile(path=option["addr.path"], what=f"the socket of network {option['id']}")
 
@@ -160,7 +160,7 @@ def _of_chardev(backend: str, path: str, server: str, who: str) -> Iterator[Name
 
 
 def _of_character(option: Option) -> Iterator[NamedFile]:
-    """Of ``-serial`` and the like."""
+    """Yield the files of ``-serial`` and the like."""
     text = option.text.removeprefix("mon:")
     kind, _, rest = text.partition(":")
     who = f"-{option.name}"
@@ -174,7 +174,7 @@ def _of_character(option: Option) -> Iterator[NamedFile]:
 
 
 def served(command: CommandLine) -> dict[str, str]:
-    """Chardevs behind which another process serves a device, and which one."""
+    """Return the chardevs behind which another process serves a device, and which one."""
     found = {}
     for option in command.all("device", "netdev"):
         kind = option["driver"] or option["type"]

@@ -73,7 +73,7 @@ def read(arguments: Sequence[str]) -> list[tuple[str, str | None]]:
 
 
 def write(options: Sequence[tuple[str, str | None]]) -> list[str]:
-    """The opposite of :func:`read`."""
+    """Join options into a command line, the opposite of :func:`read`."""
     words: list[str] = []
     for name, value in options:
         words += [f"-{name}"] if name else []
@@ -82,7 +82,7 @@ def write(options: Sequence[tuple[str, str | None]]) -> list[str]:
 
 
 def escape(text: str) -> str:
-    """`text` as a value among others: its commas doubled."""
+    """Return `text` as a value among others: its commas doubled."""
     return text.replace(",", ",,")
 
 
@@ -96,7 +96,7 @@ def _split(text: str) -> list[str]:
 
 
 def _depth(text: str) -> int:
-    """How deep a text nests at the most, were it JSON."""
+    """Return how deep a text nests at the most, were it JSON."""
     depth = most = 0
     for char in text:
         if char in "{[":
@@ -134,8 +134,9 @@ class Value:
                 self._parts.append((part, None))
 
     def get(self, key: str) -> str:
-        """The last value of `key`, nested keys parted by dots; a lone word is ``on``, with ``no`` before it ``off``;
-        else empty.
+        """Return the last value of `key`, nested keys parted by dots; empty where there is none.
+
+        A lone word is ``on``, and with ``no`` before it ``off``.
         """
         if self._json is not None:
             return _as_text(self._inner(key))
@@ -148,7 +149,7 @@ class Value:
         return found
 
     def all(self, key: str) -> list[str]:
-        """Every value of a key that may be repeated; in JSON a list of strings, or of objects with ``str``."""
+        """Return every value of a key that may be repeated; in JSON a list of strings, or of objects with ``str``."""
         if self._json is not None:
             inner = self._inner(key)
             entries = inner if isinstance(inner, list) else []
@@ -156,7 +157,7 @@ class Value:
         return [value or "" for name, value in self._parts if name == key]
 
     def is_on(self, key: str) -> bool:
-        """Whether a switch is on."""
+        """Tell whether a switch is on."""
         return self.get(key).lower() in ("on", "yes", "true", "y")
 
     @property
@@ -167,7 +168,9 @@ class Value:
         return frozenset(self._key(*part) for part in self._parts) - {""}
 
     def flat(self) -> dict[str, str]:
-        """Every key with its last value as :meth:`get` tells it, nested ones with dots, entries of lists by number."""
+        """Return every key with its last value as :meth:`get` tells it; nested keys with dots, entries of lists by
+        number.
+        """
         if self._json is not None:
             return _flat(self._json)
         parts: dict[str, str] = {}
@@ -223,7 +226,7 @@ class Value:
             self._parts = [part for part in self._parts if not goes(self._key(*part))]
 
     def _key(self, name: str, value: str | None) -> str:
-        """Of one part; nothing for what stands after a comma at the end."""
+        """Return the key of one part; empty for what stands after a comma at the end."""
         return name if name or value is None else self._first
 
     def _inner(self, path: str) -> Any:

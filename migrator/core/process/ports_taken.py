@@ -1,4 +1,4 @@
-"""Which ports of which hosts are taken, by strangers and by guests that are there or on their way. Pure."""
+"""Ports taken on each host, by strangers and by guests that are there or on their way. Pure."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ _Key = tuple[str, int]
 
 
 class PortsTaken:
-    """By host, as a number; guests come and go."""
+    """Ports taken on each host, a host being a number; guests come and go."""
 
     def __init__(self, strangers: Iterable[tuple[Collection[ListeningPort], Collection[str]]] = ()) -> None:
         """
@@ -25,21 +25,21 @@ class PortsTaken:
             self.shift(ports, place, 1)
 
     def copy(self) -> PortsTaken:
-        """One that changes by itself."""
+        """Return a copy that changes by itself."""
         made = PortsTaken()
         made._addresses = self._addresses
         made._held = {key: counter.copy() for key, counter in self._held.items()}
         return made
 
     def shift(self, ports: Iterable[ListeningPort], place: int, sign: int) -> None:
-        """Somebody who listens at these comes there (1), or leaves (-1)."""
+        """Count a guest that listens at these ports in on a host (1), or out of it (-1)."""
         for port in ports:
             self._held.setdefault((place, (port.protocol, port.number)), Counter())[port.at(port.number)] += (
                 sign
             )
 
     def against(self, ports: Collection[ListeningPort], place: int) -> ListeningPort | None:
-        """The first of these that cannot be had there; ``None`` where all can."""
+        """Return the first of these ports that cannot be had there; ``None`` where all can."""
         return next(
             (
                 port
@@ -50,7 +50,7 @@ class PortsTaken:
         )
 
     def has_address(self, port: ListeningPort, place: int) -> bool:
-        """The host has the address that it names."""
+        """Tell whether the host has the address that the port names."""
         return not missing_address(port, self._addresses[place])
 
     def _free(self, port: ListeningPort, place: int) -> Iterator[bool]:

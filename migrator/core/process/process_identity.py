@@ -1,4 +1,4 @@
-"""What a process is beside its program and arguments: whose it is, where it lives, what it may use. Pure."""
+"""Properties of a process beside its program and arguments: its user, its directory, and what it may use. Pure."""
 
 from __future__ import annotations
 
@@ -69,14 +69,14 @@ class ProcessIdentity:
 
     @property
     def slice(self) -> str:
-        """The slice of systemd that it was put into on purpose; empty: none."""
+        """The slice of systemd that it was put into on purpose; empty where it was put into none."""
         named = [part for part in self.cgroup.split("/") if part.endswith(".slice")]
         return "" if not named or _COMMON_SLICES.fullmatch(named[-1]) else named[-1]
 
 
 @dataclass(frozen=True, kw_only=True)
 class DroppedPrivileges:
-    """What a QEMU is told to give up by itself once it is up."""
+    """Privileges that a QEMU is told to give up by itself once it is up."""
 
     #: As it stands in its command line: a name, or ``uid:gid``; empty: it stays who it is.
     user: str = ""
@@ -85,7 +85,7 @@ class DroppedPrivileges:
 
     @classmethod
     def of(cls, command: CommandLine) -> DroppedPrivileges:
-        """Read from its options, the last of each kind counts."""
+        """Read them from a command line, where the last option of each kind counts."""
         user = root = ""
         for option in command.all("runas", "chroot", "run-with"):
             if option.name == "runas":
@@ -128,17 +128,17 @@ class OpenFiles:
     elsewhere: frozenset[str] = frozenset()
 
     def has(self, seen: FileFacts) -> bool:
-        """Whether it has this very file open; true where that cannot be seen."""
+        """Tell whether the process has this very file open; true where that cannot be seen."""
         if self.files is None:
             return True
         return any(_is(file, seen) for file in self.files)
 
     def now(self, path: str) -> str:
-        """Where a relative path leads from where the process is now."""
+        """Return where a relative path leads from the present directory of the process."""
         return posixpath.normpath(posixpath.join(self.left_for, path))
 
     def under(self, path: str) -> OpenFile | None:
-        """What it opened under a path, wherever that leads now, if it can be told."""
+        """Return the file that it opened under a path, wherever that leads now; ``None`` where that cannot be told."""
         at = posixpath.normpath(posixpath.join(self.directory or "/", path))
         found = [file for file in self.files or () if file.path == at]
         # One that is deleted was there before the one that is there now.
@@ -154,7 +154,7 @@ def _is(file: OpenFile, seen: FileFacts) -> bool:
 def started_in(
     files: Iterable[OpenFile], relative: Collection[str], *, directory: str, daemonized: bool
 ) -> str:
-    """The directory that relative paths of a command line go from; empty: it cannot be told.
+    """Return the directory that relative paths of a command line go from; empty where it cannot be told.
 
     QEMU leaves the directory where it was started when it puts itself into the background; the files that it has open
     then tell where that was.

@@ -1,4 +1,4 @@
-"""Which programs are QEMUs that run guests: by their names, or by the options they were started with.
+"""Programs that are QEMUs and run guests: told by their names, or by the options they were started with.
 
 A QEMU may be wrapped, renamed or patched by whoever ships it. What must never be taken for one is a program that runs
 QEMU for others, or hands it a socket: it is killed where a QEMU is meant to be.
@@ -39,17 +39,17 @@ _RUNNERS = re.compile(
 
 
 def is_qemu_by_name(program: str) -> bool:
-    """Whether a program of that name, its directory left out, is a QEMU."""
+    """Tell whether a program of that name, its directory left out, is a QEMU."""
     return _SYSTEM.search(program) is not None
 
 
 def is_qemu_by_words(program: str, count: int) -> bool:
-    """Whether a program of whatever name is one, that has so many of :data:`TELLING` among its arguments."""
+    """Tell whether a program of any name is a QEMU, because so many of its arguments are in :data:`TELLING`."""
     return count >= _TOLD_BY and not _RUNNERS.fullmatch(program)
 
 
 def is_qemu(program: str, arguments: Sequence[str]) -> bool:
-    """Whether a process is one.
+    """Tell whether a process is a QEMU.
 
     :param program: name of its program, without a directory.
     :param arguments: its command line; empty where it cannot be read.

@@ -11,7 +11,7 @@ from migrator.core.process.listening import ListeningPort
 
 @dataclass(frozen=True, kw_only=True)
 class TargetNetwork:
-    """What the target's network has."""
+    """Ports and addresses of the target."""
 
     #: Ports that are taken there, and addresses that it has; empty where that could not be read.
     taken: Collection[ListeningPort] = frozenset()

@@ -1,4 +1,4 @@
-"""Which migrations run now, and with how much bandwidth each. Pure.
+"""The schedule: which migrations run now, and with how much bandwidth each. Pure.
 
 ::
 
@@ -44,7 +44,7 @@ _ABOUT = 1 + 1e-6
 
 @dataclass(frozen=True, kw_only=True)
 class Orders:
-    """What to do now."""
+    """Orders for now."""
 
     #: Guests whose preparation shall start, in this order.
     prepare: tuple[str, ...] = ()
@@ -61,7 +61,7 @@ class Orders:
 def schedule(
     transfers: Iterable[Transfer], hosts: Mapping[str, Host], rules: LinkRules | None = None
 ) -> Orders:
-    """What to do now with all that waits and runs."""
+    """Decide what all that waits and runs shall do now."""
     rules = rules or LinkRules()
     decided = decide(*apart(moves_of(transfers, hosts, rules)), rules)
     return Orders(
@@ -75,7 +75,7 @@ def schedule(
 
 @dataclass(kw_only=True)
 class LinkUse:
-    """What is on one direction of a link."""
+    """Use of one direction of a link."""
 
     users: list[Move] = field(default_factory=list)
     #: What they would take if each had it alone, and what they are expected to take; bytes per second.
@@ -87,7 +87,7 @@ class LinkUse:
 
 @dataclass(kw_only=True)
 class ScheduleDecision:
-    """What was decided, in moves; the prediction uses it too."""
+    """A decision, in moves; the prediction uses it too."""
 
     #: What was begun in any way, in the order of turn, and what was not, by the link that it will take first.
     active: Sequence[Move]
@@ -104,7 +104,7 @@ class ScheduleDecision:
     on: dict[LinkDirection, LinkUse] = field(default_factory=dict)
 
     def look_again(self, rules: LinkRules) -> float | None:
-        """Seconds until the first of those that run has so little left that another may begin."""
+        """Return the seconds until the first of those that run has so little left that another may begin."""
         waits = [
             (move.sending_left - rules.overlap_seconds) / move.pace_at(speed)
             for move, speed in self.bandwidth.items()
@@ -113,7 +113,7 @@ class ScheduleDecision:
         return min(waits, default=None)
 
     def reasons(self) -> dict[Move, str]:
-        """A sentence for each."""
+        """Return a sentence for each."""
         return {move: self._reason(move) for move in chain(self.active, *self.waiting.values())}
 
     def _reason(self, move: Move) -> str:
@@ -163,12 +163,12 @@ def _names(names: Sequence[str]) -> str:
 
 
 def too_late(move: Move, now: float) -> bool:
-    """It would be cancelled before it ended."""
+    """Tell whether a migration would be cancelled before it ended."""
     return now + move.sending_left + move.fixed_left > move.must_end
 
 
 def apart(moves: Iterable[Move]) -> tuple[list[Move], dict[LinkDirection, list[Move]]]:
-    """What :func:`decide` wants to know apart, each in the order of `moves`."""
+    """Part moves into the active and, by link, the waiting ones, as :func:`decide` wants them, each in their order."""
     active, waiting = list[Move](), dict[LinkDirection, list[Move]]()
     for move in moves:
         if move.phase is TransferPhase.WAITING:
@@ -185,7 +185,7 @@ def decide(
     *,
     now: float = 0.0,
 ) -> ScheduleDecision:
-    """The decision itself, on moves in the order of turn (see :func:`apart`); changes none of them.
+    """Make the decision, on moves in the order of turn (see :func:`apart`); none of them is changed.
 
     :param now: seconds since the transfers' deadlines were given.
     """
@@ -294,7 +294,7 @@ def _prepare(decided: ScheduleDecision, rules: LinkRules) -> None:
 def _by_turn(
     waiting: Mapping[LinkDirection, Sequence[Move]], closed: Container[LinkDirection]
 ) -> Iterator[Move]:
-    """All that wait, in the order of turn; those of a source that was closed meanwhile are left out."""
+    """Yield all that wait, in the order of turn; those of a source that was closed meanwhile are left out."""
     heap = [(moves[0].key, 0, pipe.host, moves) for pipe, moves in waiting.items() if moves]
     heapq.heapify(heap)
     while heap:

@@ -1,4 +1,4 @@
-"""How much bandwidth each running transfer gets of the links it takes. Pure."""
+"""Bandwidth that each running transfer gets of the links it takes. Pure."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from migrator.core.schedule.transfers import LinkDirection, Move
 
 
 def share(moves: Sequence[Move]) -> dict[Move, float]:
-    """Bytes per second for each; on no link more than it has for migrations, and more than 0 for everybody.
+    """Return bytes per second for each move: more than 0 for everybody, and on no link more than it has for migrations.
 
     Everybody gets a fourth of an even share at least: a stream that carries next to nothing looks to its own controller
     like one that never ends. Then those that barely converge come first, with all they can have; the others share the
@@ -31,7 +31,7 @@ def share(moves: Sequence[Move]) -> dict[Move, float]:
 
 
 def _joined(first: Move, on: Mapping[LinkDirection, Sequence[Move]]) -> list[Move]:
-    """All whose links are shared with it, or with one whose links are, and so on."""
+    """Return all whose links are shared with it, or with one whose links are, and so on."""
     found, new = {first: None}, [first]
     while new:
         move = new.pop()

@@ -1,6 +1,6 @@
-"""When each migration will begin and end if all goes as expected: the schedule, simulated forward. Pure.
+"""Times at which each migration will begin and end: the schedule, simulated forward. Pure.
 
-It asks the very function that decides, so that what is told is what will be done.
+The simulation asks the very function that decides, so that what is told is what will be done.
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ class Quantiles:
 
 @dataclass(frozen=True, kw_only=True)
 class Expected:
-    """One guest."""
+    """Expected times of one guest."""
 
     #: Its transfer begins; it ends and the guest runs at its target.
     begins: Quantiles
@@ -49,7 +49,7 @@ class Expected:
 
 @dataclass(frozen=True, kw_only=True)
 class Prediction:
-    """All of them."""
+    """Expected times of all guests of a schedule."""
 
     #: Those that will run, in the order in which their transfers begin.
     guests: Mapping[str, Expected] = field(default_factory=dict)
@@ -113,8 +113,12 @@ def predict(
 def lower_bound_seconds(
     transfers: Iterable[Transfer], hosts: Mapping[str, Host], rules: LinkRules | None = None
 ) -> float:
-    """The largest of: bytes that one link must carry by its speed without the reserve, and one guest's bytes by its
-    own speed."""
+    """Return the least time that moving everything can take.
+
+    It is the largest of the bytes that one link must carry by its speed without the reserve, and of one guest's bytes
+    by
+    its own speed.
+    """
     rules = rules or LinkRules()
     network = LinkTable(hosts, rules)
     carries: dict[LinkDirection, float] = {}
@@ -130,7 +134,7 @@ def lower_bound_seconds(
 
 
 def _common_spread(moves: Sequence[Move], rules: LinkRules) -> float:
-    """Relative spread of a chain of them: of the links', and of the guests' own what does not even out."""
+    """Return the relative spread of a chain of moves: of the links', and of the guests' own what does not even out."""
     chains: dict[LinkDirection, list[Move]] = {}
     for move in moves:
         chains.setdefault(move.out, []).append(move)
@@ -168,7 +172,7 @@ class _Run:
                 self.begins[move.transfer.guest] = self.ends[move.transfer.guest] = 0.0
 
     def to_the_end(self) -> None:
-        """Until nothing is left that can run."""
+        """Run until nothing is left that can run."""
         while True:
             decided = decide(self._active, self._waiting, self._rules, now=self.now)
             for move in decided.prepare:

@@ -1,4 +1,4 @@
-"""What the schedule reasons about: guests on their way, the links they take, and how long they take. Pure."""
+"""Subjects of the schedule: guests on their way, the links they take, and how long they take. Pure."""
 
 from __future__ import annotations
 
@@ -67,7 +67,7 @@ class Transfer:
 
 @dataclass(frozen=True, kw_only=True)
 class LinkRules:
-    """How links are shared; the site's, not a guest's."""
+    """Rules by which links are shared; the site's, not a guest's."""
 
     #: Share of every link, in either direction, that migrations leave to the guests' own traffic.
     reserve_ratio: float = 0.1
@@ -120,7 +120,7 @@ class LinkTable:
         self._pipes: dict[tuple[str, bool], LinkDirection] = {}
 
     def pipe(self, name: str, *, out: bool) -> LinkDirection:
-        """One direction of a host's link; a host that is not known has one without limits."""
+        """Return one direction of a host's link; a host that is not known has one without limits."""
         pipe = self._pipes.get((name, out))
         if pipe is None:
             host = self._hosts.get(name)
@@ -196,24 +196,24 @@ class Move:
 
     @property
     def seconds_alone(self) -> float:
-        """From now to the end of the transfer, with its links alone."""
+        """Return the seconds from now to the end of the transfer, with its links alone."""
         return self.sending_left + self.fixed_left
 
     @property
     def link_seconds(self) -> float:
-        """For how long a link is filled by it: less than it takes, where it does not fill it."""
+        """Return for how long it fills a link: less than it takes, where it does not fill it."""
         return self.seconds_alone * self.load / self.speed
 
     def net(self, bandwidth: float) -> float:
-        """How fast `bandwidth` brings the end nearer, while the guest dirties: bytes per second, more than 0."""
+        """Return how fast `bandwidth` brings the end nearer, while the guest dirties: bytes per second, more than 0."""
         return max(bandwidth - self.transfer.dirty_rate_bytes_per_second, bandwidth / _MOST_TIMES_SENT)
 
     def pace_at(self, bandwidth: float) -> float:
-        """Seconds alone that are done in a second at `bandwidth`: at most 1."""
+        """Return the seconds alone that are done in a second at `bandwidth`: at most 1."""
         return self.net(min(bandwidth, self.speed)) / self.net(self.speed)
 
     def demand(self) -> float:
-        """Bandwidth that it can use: less at its end, when little is left to send.
+        """Return the bandwidth that it can use: less at its end, when little is left to send.
 
         Never so little that a look at dirty memory that finds more than was thought leaves it crawling, or that QEMU,
         which switches when what is left goes in the downtime limit at the present speed, waits for it.
@@ -222,11 +222,11 @@ class Move:
         return min(self.speed, max(self.speed * _LEAST_SHARE, soon))
 
     def load_now(self, rules: LinkRules) -> float:
-        """What it takes of its links while it is on them; hardly any when it is about to end."""
+        """Return the load that it puts on its links; hardly any when it is about to end."""
         return 0.0 if not self.alone and self.sending_left <= rules.overlap_seconds else self.load
 
 
 def moves_of(transfers: Iterable[Transfer], hosts: Mapping[str, Host], rules: LinkRules) -> list[Move]:
-    """Each transfer with what follows from it, in the order of turn."""
+    """Return each transfer with what follows from it, in the order of turn."""
     network = LinkTable(hosts, rules)
     return sorted((Move(one, network, rules) for one in transfers), key=lambda move: move.key)
