@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Any, Protocol
 
 from migrator.ports import GuestProcess
 
@@ -45,6 +45,13 @@ class HostAccess(Protocol):
 
     async def process(self, pid: int) -> GuestProcess | None:
         """Take hold of a process there; ``None`` when there is none of that pid."""
+
+    async def client_identity(self) -> Mapping[str, Any]:
+        """The process of that host that holds our connections to sockets there: ``pid``, ``start_time``, ``boot_id``.
+
+        Of this machine it is this process, over SSH the server's process of our connection: another one after each
+        reconnection.
+        """
 
     async def close(self) -> None:
         """Let go of the host."""

@@ -6,8 +6,9 @@ import asyncio
 import os
 import signal
 import subprocess
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from io import FileIO
+from typing import Any
 
 from migrator.errors import HostError
 from migrator.hosts.access import Output
@@ -89,6 +90,14 @@ class LocalAccess:
             return LocalProcess(pid)
         except ProcessLookupError:
             return None
+
+    async def client_identity(self) -> Mapping[str, Any]:
+        """This process."""
+        process = LocalProcess(os.getpid())
+        try:
+            return process.identity
+        finally:
+            process.close()
 
     async def close(self) -> None:
         """Nothing is held."""

@@ -79,6 +79,8 @@ class SocketClient:
     pid: int
     #: The name of its program, as the kernel keeps it.
     command: str
+    #: Of its end of the connection.
+    inode: str = ""
 
     def __str__(self) -> str:
         return f"{self.command!r} (pid {self.pid})"
@@ -219,7 +221,7 @@ class _Read:
         pid = _listener([match["inode"] for match in listening], self.pids, self.names)
         peers = [match["peer"] for match in mine if match["state"] == "ESTAB"]
         clients = tuple(
-            SocketClient(pid=pid, command=self.names.get(pid, ""))
+            SocketClient(pid=pid, command=self.names.get(pid, ""), inode=peer)
             for peer in peers
             for pid in self.pids.get(peer, ())
         )

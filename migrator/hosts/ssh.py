@@ -8,7 +8,7 @@ import os
 import re
 import shlex
 from collections import OrderedDict
-from collections.abc import AsyncIterator, Coroutine, Sequence
+from collections.abc import AsyncIterator, Coroutine, Mapping, Sequence
 from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
@@ -17,6 +17,7 @@ import asyncssh
 
 from migrator.errors import HostError
 from migrator.hosts.access import Output
+from migrator.hosts.host_output import number, reading_output
 from migrator.hosts.local import MAX_OUTPUT_BYTES
 from migrator.hosts.private_directory import PrivateDirectory
 from migrator.hosts.remote_process import ProcessWatch, RemoteProcess
@@ -44,6 +45,11 @@ _KILL_SECONDS = 10.0
 #: What the shell of a command says first: its process group. The protocol's own request to kill it is refused by
 #: OpenSSH when root is logged in.
 _GROUP = re.compile(rb"@group (\d+)\n")
+#: Prints pid, start time and boot of the process that began this shell.
+_SERVER = (
+    "read -r stat </proc/$PPID/stat; read -r boot </proc/sys/kernel/random/boot_id; set -- ${stat##*) }; "
+    'echo "$PPID ${20} $boot"'
+)
 #: What comes before it was written by files that the user's shell reads when it starts.
 _OUTPUT = b"@output\n"
 
@@ -70,6 +76,8 @@ class SshAccess:
         )
         self._numbers = 0
         self._watch = ProcessWatch(self)
+        #: What the server of a connection is there.
+        self._server: tuple[asyncssh.SSHClientConnection, Mapping[str, Any]] | None = None
         self._killing: set[asyncio.Task[None]] = set()
         self._closed = False
         #: Commands that run now.
@@ -363,6 +371,20 @@ class SshAccess:
             _, (_, old, path) = self._forwarded.popitem(last=False)
             _give_up(old, path)
         return str(local)
+
+    async def client_identity(self) -> Mapping[str, Any]:
+        """The server's process of our connection; see :meth:`migrator.hosts.access.HostAccess.client_identity`."""
+        connection = await self._connected()
+        if self._server is None or self._server[0] is not connection:
+            # The server begins every command itself, in the process that also makes connections for us there.
+            output = await self.run(["sh", "-c", _SERVER])
+            with reading_output(self.name, "the process of our connection"):
+                pid, started, boot = output.text.split()
+                self._server = (
+                    connection,
+                    {"pid": number(pid), "start_time": number(started), "boot_id": boot},
+                )
+        return self._server[1]
 
     async def process(self, pid: int) -> RemoteProcess | None:
         """Take hold of a process there; ``None`` when there is none of that pid."""

@@ -59,6 +59,7 @@ class Counting:
 
     forward = property(lambda self: self._inner.forward)
     process = property(lambda self: self._inner.process)
+    client_identity = property(lambda self: self._inner.client_identity)
     close = property(lambda self: self._inner.close)
 
 
