@@ -1,4 +1,4 @@
-"""Spans to OpenTelemetry: the only module that imports it, and only where traces are configured.
+"""Spans of OpenTelemetry, and their way to a collector; imported only where traces are configured.
 
 No provider is made the global one: libraries that would trace by themselves find none.
 """
@@ -29,7 +29,7 @@ _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 
 
 class OpenTelemetry:
-    """See :class:`migrator.tracing.sending.Exporter`.
+    """See :class:`migrator.tracing.batches.Exporter`.
 
     :param resource: what the service says of itself.
     """

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import asyncio
-from collections import OrderedDict
+from collections import OrderedDict, deque
 from collections.abc import Callable
 from types import TracebackType
-from typing import Self
+from typing import TYPE_CHECKING, Self
 
 from migrator import logs
 from migrator.api.events import (
@@ -16,16 +16,21 @@ from migrator.api.events import (
     MigrationStateChanged,
     Subject,
 )
-from migrator.errors import JournalError
+from migrator.errors import Fault, JournalError
+from migrator.faults import contained
 from migrator.ports.queries import Queries
 from migrator.tracing import spans
-from migrator.tracing.sending import Batch, Exporter, Sender
 from migrator.tracing.where import Collector
+
+if TYPE_CHECKING:
+    from migrator.tracing.batches import Batch, Exporter, Sender  # with what may not be there
 
 #: Events that are read from the journal at a time.
 _PAGE = 1000
 #: Ended ones that are not sent again.
 _MOST_REMEMBERED = 10_000
+#: Migrations that may end while the libraries are loaded.
+_MOST_UNSENT = 2_000
 #: For what waits to be sent when the service stops.
 _CLOSING_SECONDS = 2.0
 
@@ -39,7 +44,7 @@ class Tracing:
 
     :param site: tells this service's migrations from those of other sites.
     :param instance: of this service.
-    :param counted: see :class:`migrator.tracing.sending.Sender`.
+    :param counted: see :class:`migrator.tracing.batches.Sender`.
     :param make: makes the exporter; only tests need another.
     """
 
@@ -64,35 +69,58 @@ class Tracing:
             "service.instance.id": instance,
             "service.version": version,
         }
-        self._sender = Sender(make or self._make, where=collector.endpoint, counted=counted)
+        self._counted = counted
+        self._make = make or self._open_telemetry
+        #: ``None`` until the libraries are loaded, which takes a while.
+        self._sender: Sender | None = None
         self._courses: dict[str, spans.Course] = {}
         #: Of migrations and evacuations: none is sent twice, whatever is still said of it.
         self._ended: OrderedDict[str, None] = OrderedDict()
+        #: What ended before there was a sender; bounded, for there may never be one.
+        self._unsent: deque[Batch] = deque(maxlen=_MOST_UNSENT)
         #: What was heard while the journal is being read; ``None`` once that is done.
         self._early: list[Event] | None = []
-        self._recalling: asyncio.Task[None] | None = None
+        self._beginning: asyncio.Task[None] | None = None
         self._log = logs.logger()
         # Only what a restart would know too: what ends is told once.
         queries.bus.subscribe(self._hear, journalled=True)
 
-    def _make(self) -> Exporter:
+    def _open_telemetry(self) -> Exporter:
         from migrator.tracing.export import OpenTelemetry  # noqa: PLC0415 - it may not be there
 
         return OpenTelemetry(self._collector, version=self._version, resource=self._resource)
 
+    def _make_sender(self) -> Sender:
+        from migrator.tracing.batches import Sender  # noqa: PLC0415 - it may not be there
+
+        return Sender(self._make(), where=self._collector.endpoint, counted=self._counted)
+
     async def __aenter__(self) -> Self:
-        self._sender.start()
-        self._recalling = asyncio.create_task(self._recall(), name="traces from the journal")
+        self._beginning = asyncio.create_task(self._begin(), name="traces begin")
         return self
+
+    async def _begin(self) -> None:
+        await asyncio.gather(self._begin_to_send(), self._recall())
+
+    async def _begin_to_send(self) -> None:
+        try:
+            with contained("sending traces"):
+                self._sender = await asyncio.to_thread(self._make_sender)
+        except Fault:
+            return  # it is in the log; there are no traces
+        for ended in self._unsent:
+            self._sender.put(ended)
+        self._unsent.clear()
 
     async def __aexit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         """What waits is sent within two seconds, or dropped."""
-        if self._recalling is not None:
-            await asyncio.wait({self._recalling}, timeout=_CLOSING_SECONDS)
-            self._recalling.cancel()
-        await asyncio.to_thread(self._sender.close, _CLOSING_SECONDS)
+        if self._beginning is not None:
+            await asyncio.wait({self._beginning}, timeout=_CLOSING_SECONDS)
+            self._beginning.cancel()
+        if self._sender is not None:
+            await self._sender.close(_CLOSING_SECONDS)
 
     # --- what happens ------------------------------------------------------------------------------------------------
 
@@ -111,7 +139,10 @@ class Tracing:
 
     def _send(self, ended: Batch) -> None:
         if spans.recorded(ended[0], self._collector.sample_ratio):
-            self._sender.put(ended)
+            if self._sender is None:
+                self._unsent.append(ended)
+            else:
+                self._sender.put(ended)
 
     def _first_end(self, identifier: str) -> bool:
         if identifier in self._ended:

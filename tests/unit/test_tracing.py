@@ -36,7 +36,7 @@ from migrator.errors import JournalError
 from migrator.ports.queries import EventPage, Queries
 from migrator.testing.lab import until
 from migrator.tracing import Collector, Tracing
-from migrator.tracing.sending import Sender
+from migrator.tracing.batches import MOST_WAITING, Sender
 from migrator.tracing.spans import MOST_DECISIONS, MOST_PHASES, Course, Span, of_evacuation, recorded, span_id
 from tests.fake_queries import FakeQueries, a_migration, an_evacuation
 from tests.some_events import evacuation_state, host_state
@@ -291,17 +291,15 @@ class Counts:
 
 class TestSending:
     def sender(self, exporter: Taken, counts: Counts, **how: Any) -> Sender:
-        sender = Sender(lambda: exporter, where="collector", counted=counts, **how)
-        sender.start()
-        return sender
+        return Sender(exporter, where="collector", counted=counts, **how)
 
-    def test_all_is_sent_before_it_closes(self) -> None:
+    async def test_all_is_sent_before_it_closes(self) -> None:
         exporter, counts = taken(), Counts()
         sender = self.sender(exporter, counts)
         spans = told(WHOLE)
         for _ in range(500):
             sender.put(spans)
-        sender.close(10)
+        await sender.close(10)
         assert (counts.sent, counts.dropped) == (500 * len(spans), 0)
         assert len(exporter.spans) == counts.sent
 
@@ -315,7 +313,7 @@ class TestSending:
         assert time.monotonic() - began < 1
         assert counts.dropped >= 900 * len(spans)
         began = time.monotonic()
-        sender.close(0.2)
+        await sender.close(0.2)
         assert time.monotonic() - began < 2
         assert exporter.aborted
         # The ones in its hands are taken now: none is lost uncounted.
@@ -323,23 +321,40 @@ class TestSending:
         sender.put(spans)
         assert counts.sent + counts.dropped == 1001 * len(spans)
 
-    def test_of_an_outage_one_line_is_said_and_one_of_its_end(self, monkeypatch: pytest.MonkeyPatch) -> None:
+    async def test_a_collector_that_never_answers_keeps_neither_the_loop_nor_the_stop(self) -> None:
+        exporter, counts = taken(waits=True), Counts()
+        sender = self.sender(exporter, counts)
+        spans = told(WHOLE)
+        longest = 0.0
+        for _ in range(3 * MOST_WAITING):
+            began = time.thread_time()
+            sender.put(spans)
+            longest = max(longest, time.thread_time() - began)
+        assert longest < 0.05
+        began = time.monotonic()
+        await sender.close(0.2)
+        assert time.monotonic() - began < 5
+        # All but what was in its hands is counted at once.
+        assert counts.dropped >= (3 * MOST_WAITING - 64) * len(spans)
+
+    async def test_of_an_outage_one_line_is_said_and_one_of_its_end(
+        self, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
         said: list[tuple[str, dict[str, Any]]] = []
         log = SimpleNamespace(
             info=lambda event, **fields: said.append((event, fields)),
             warning=lambda event, **fields: said.append((event, fields)),
         )
-        monkeypatch.setattr("migrator.tracing.sending.logs.logger", lambda **fields: log)
+        monkeypatch.setattr("migrator.tracing.batches.logs.logger", lambda **fields: log)
         exporter, counts = taken(), Counts()
         exporter.failures = ["503", "503", "503"]
         sender = self.sender(exporter, counts)
         spans = told(WHOLE)
         for already in range(4):
             sender.put(spans)
-            deadline = time.monotonic() + 10
-            while counts.sent + counts.dropped <= already * len(spans) and time.monotonic() < deadline:
-                time.sleep(0.01)
-        sender.close(5)
+            so_far = already * len(spans)
+            await until(lambda so_far=so_far: counts.sent + counts.dropped > so_far, what="the count")  # type: ignore[misc]
+        await sender.close(5)
         assert (counts.dropped, counts.sent) == (3 * len(spans), len(spans))
         assert said == [("traces are not taken", {"reason": "503"}), ("traces are taken again", {})]
 
