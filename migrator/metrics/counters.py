@@ -33,7 +33,7 @@ _MOST_REMEMBERED = 10_000
 
 
 @dataclass(kw_only=True)
-class _Course:
+class _ActiveMigration:
     """What is remembered of a migration while it is active."""
 
     #: Empty until its first event.
@@ -70,7 +70,7 @@ class Counters:
         self._clock = clock
         self._now = now
         self.registry = CollectorRegistry(auto_describe=False)
-        self._courses: OrderedDict[str, _Course] = OrderedDict()
+        self._active: OrderedDict[str, _ActiveMigration] = OrderedDict()
         self._counted: OrderedDict[str, None] = OrderedDict()
         self._failures: OrderedDict[str, PastMigration] = OrderedDict()
         self._downtimes: OrderedDict[str, PastMigration] = OrderedDict()
@@ -181,48 +181,48 @@ class Counters:
             known = broken if broken in words.INVARIANTS else words.OTHER
             self._violations.labels(known).inc(exemplar={"migration": event.migration})
         if event.migration not in self._counted:
-            self._course(event.migration).decisions[action] = self._now()
+            self._active_migration(event.migration).decisions[action] = self._now()
 
-    def _course(self, identifier: str) -> _Course:
-        course = self._courses.setdefault(identifier, _Course())
-        _bound(self._courses)
-        return course
+    def _active_migration(self, identifier: str) -> _ActiveMigration:
+        active = self._active.setdefault(identifier, _ActiveMigration())
+        _bound(self._active)
+        return active
 
     def _migration(self, migration: MigrationDocument, *, counts: bool) -> None:
         identifier, state = migration.id, migration.state
         now = self._clock()
         if identifier in self._counted:
-            if counts and state in words.RESULTS and state is not State.HELD and identifier in self._courses:
-                del self._courses[identifier]  # it was held, and a person has resolved it
+            if counts and state in words.RESULTS and state is not State.HELD and identifier in self._active:
+                del self._active[identifier]  # it was held, and a person has resolved it
                 self._feel(migration)
                 self._past(migration, at=self._now())
             return
-        if state is State.HELD and identifier not in self._courses:
+        if state is State.HELD and identifier not in self._active:
             self.held_before(identifier)  # the first that is heard of it: it was read from the journal so
             return
-        course = self._course(identifier)
-        if course.at is not None:
+        active = self._active_migration(identifier)
+        if active.at is not None:
             # The share that was taken until now; a share that has just begun counts from now on.
-            self._throttled.inc(max(0.0, course.throttle_ratio * (now - course.at)))
-        course.at = now
+            self._throttled.inc(max(0.0, active.throttle_ratio * (now - active.at)))
+        active.at = now
         copying = state in (State.PRECOPY, State.SWITCHOVER)
-        course.throttle_ratio = migration.throttle_ratio if copying else 0.0
+        active.throttle_ratio = migration.throttle_ratio if copying else 0.0
         if not counts:
             return
-        if state != course.phase:
-            self._left(identifier, course, now)
-            course.phase, course.since = state, now
+        if state != active.phase:
+            self._left(identifier, active, now)
+            active.phase, active.since = state, now
         if state in words.RESULTS:
             self._ended(migration)
             if state is not State.HELD:
-                self._courses.pop(identifier, None)
+                self._active.pop(identifier, None)
 
-    def _left(self, identifier: str, course: _Course, now: float) -> None:
-        if course.phase in words.PHASES:
-            spent = max(0.0, now - course.since)
+    def _left(self, identifier: str, active: _ActiveMigration, now: float) -> None:
+        if active.phase in words.PHASES:
+            spent = max(0.0, now - active.since)
             exemplar = {"migration": identifier}
-            self._phases.labels(course.phase).observe(spent, exemplar=exemplar)
-            if course.phase == State.PREPARING:
+            self._phases.labels(active.phase).observe(spent, exemplar=exemplar)
+            if active.phase == State.PREPARING:
                 self._preparation.observe(spent, exemplar=exemplar)
 
     def _ended(self, migration: MigrationDocument) -> None:
@@ -267,7 +267,7 @@ class Counters:
     def held_before(self, identifier: str) -> None:
         """It was held, and counted as such, before this process began."""
         if self._first_time(identifier):
-            self._course(identifier)
+            self._active_migration(identifier)
 
     def recall(self, ended: Iterable[MigrationDocument]) -> None:
         """Take over what the journal holds of migrations that ended before this process began, newest first."""
@@ -312,8 +312,8 @@ class Counters:
 
     def decisions(self, active: Iterable[str]) -> dict[str, dict[str, float]]:
         """When each action was last decided, by migration."""
-        wanted = set(active) & self._courses.keys()
-        return {identifier: dict(self._courses[identifier].decisions) for identifier in wanted}
+        wanted = set(active) & self._active.keys()
+        return {identifier: dict(self._active[identifier].decisions) for identifier in wanted}
 
 
 def _begin_at_zero(metric: Counter | Histogram, values: tuple[Iterable[str], ...]) -> None:

@@ -3,7 +3,7 @@
 An optional extra: nothing is imported of OpenTelemetry before :meth:`Tracing.start`.
 """
 
-from migrator.tracing.listening import Tracing
-from migrator.tracing.where import Collector, collector
+from migrator.tracing.collector_settings import Collector, collector
+from migrator.tracing.subscriber import Tracing
 
 __all__ = ["Collector", "Tracing", "collector"]

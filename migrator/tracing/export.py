@@ -21,8 +21,8 @@ from opentelemetry.sdk.trace.sampling import ALWAYS_ON
 from opentelemetry.trace import NonRecordingSpan, SpanContext, TraceFlags, TraceState
 from opentelemetry.trace.status import Status, StatusCode
 
+from migrator.tracing.collector_settings import Collector
 from migrator.tracing.spans import MOST_DECISIONS, Span
-from migrator.tracing.where import Collector
 
 _LONGEST_TEXT = 4096
 _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)

@@ -75,7 +75,7 @@ class _Phase:
     moments: deque[Moment] = field(default_factory=lambda: deque(maxlen=MOST_DECISIONS))
 
 
-class Course:
+class MigrationTrace:
     """What was heard of one migration so far."""
 
     def __init__(self, identifier: str, site: str) -> None:

@@ -37,7 +37,15 @@ from migrator.ports.queries import EventPage, Queries
 from migrator.testing.lab import until
 from migrator.tracing import Collector, Tracing
 from migrator.tracing.batches import MOST_WAITING, Sender
-from migrator.tracing.spans import MOST_DECISIONS, MOST_PHASES, Course, Span, of_evacuation, recorded, span_id
+from migrator.tracing.spans import (
+    MOST_DECISIONS,
+    MOST_PHASES,
+    MigrationTrace,
+    Span,
+    of_evacuation,
+    recorded,
+    span_id,
+)
 from tests.fake_queries import FakeQueries, a_migration, an_evacuation
 from tests.some_events import evacuation_state, host_state
 
@@ -91,12 +99,12 @@ WHOLE: Story = [
 ]
 
 
-def told(story: Story, *, first: int = 1, course: Course | None = None) -> tuple[Span, ...]:
-    course = course or Course("m1", "site")
+def told(story: Story, *, first: int = 1, trace: MigrationTrace | None = None) -> tuple[Span, ...]:
+    trace = trace or MigrationTrace("m1", "site")
     found = None
     for number, (kind, seconds, what) in enumerate(story, start=first):
         assert found is None
-        found = course.hear(numbered(number, seconds, kind, what))
+        found = trace.hear(numbered(number, seconds, kind, what))
     assert found is not None
     return found
 
@@ -166,7 +174,7 @@ class TestSpans:
         assert len(ids) == 8
         assert span_id("a", "bc") != span_id("ab", "c")
         short: Story = [("state", 0, body("queued")), ("state", 1, ended("completed", 1))]
-        assert told(short)[0].trace_id != told(short, course=Course("m2", "site"))[0].trace_id
+        assert told(short)[0].trace_id != told(short, trace=MigrationTrace("m2", "site"))[0].trace_id
         assert told(short)[0].trace_id == told(short)[0].trace_id
 
     @pytest.mark.parametrize(
@@ -231,18 +239,18 @@ class TestSpans:
 
     @pytest.mark.parametrize("cut", range(1, len(WHOLE)))
     def test_read_again_after_a_crash_it_is_the_same(self, cut: int) -> None:
-        course = Course("m1", "site")
+        trace = MigrationTrace("m1", "site")
         for number, (kind, seconds, what) in enumerate(WHOLE[:cut], start=1):
-            assert course.hear(numbered(number, seconds, kind, what)) is None
+            assert trace.hear(numbered(number, seconds, kind, what)) is None
         # What is heard twice, and progress, is nothing new.
-        assert course.hear(numbered(cut, 99, "state", body("held"))) is None
-        assert course.hear(numbered(cut + 1, 99, "progress", body("held"))) is None
-        assert told(WHOLE[cut:], first=cut + 1, course=course) == told(WHOLE)
+        assert trace.hear(numbered(cut, 99, "state", body("held"))) is None
+        assert trace.hear(numbered(cut + 1, 99, "progress", body("held"))) is None
+        assert told(WHOLE[cut:], first=cut + 1, trace=trace) == told(WHOLE)
 
     def test_who_records_is_for_the_caller_to_say_and_else_a_share(self) -> None:
         def root(identifier: str, **fields: Any) -> Span:
             story: Story = [("state", 0, body("queued")), ("state", 1, ended("completed", 1, **fields))]
-            return told(story, course=Course(identifier, "site"))[0]
+            return told(story, trace=MigrationTrace(identifier, "site"))[0]
 
         assert recorded(root("m", traceparent=GIVEN), 0.0)
         assert not recorded(root("m", traceparent=GIVEN[:-1] + "0"), 1.0)

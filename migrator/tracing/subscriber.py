@@ -20,7 +20,7 @@ from migrator.errors import Fault, JournalError
 from migrator.faults import contained
 from migrator.ports.queries import Queries
 from migrator.tracing import spans
-from migrator.tracing.where import Collector
+from migrator.tracing.collector_settings import Collector
 
 if TYPE_CHECKING:
     from migrator.tracing.batches import Batch, Exporter, Sender  # with what may not be there
@@ -73,7 +73,7 @@ class Tracing:
         self._make = make or self._open_telemetry
         #: ``None`` until the libraries are loaded, which takes a while.
         self._sender: Sender | None = None
-        self._courses: dict[str, spans.Course] = {}
+        self._traces: dict[str, spans.MigrationTrace] = {}
         #: Of migrations and evacuations: none is sent twice, whatever is still said of it.
         self._ended: OrderedDict[str, None] = OrderedDict()
         #: What ended before there was a sender; bounded, for there may never be one.
@@ -154,14 +154,14 @@ class Tracing:
 
     def _take_in(self, event: Event) -> Batch | None:
         identifier = event.subject_id
-        course = self._courses.get(identifier)
-        if course is None:
+        trace = self._traces.get(identifier)
+        if trace is None:
             if identifier in self._ended or not isinstance(event, MigrationStateChanged):
                 return None
-            course = self._courses[identifier] = spans.Course(identifier, self._site)
-        ended = course.hear(event)
+            trace = self._traces[identifier] = spans.MigrationTrace(identifier, self._site)
+        ended = trace.hear(event)
         if ended is not None:
-            del self._courses[identifier]
+            del self._traces[identifier]
             self._first_end(identifier)
         return ended
 
