@@ -1,4 +1,4 @@
-"""How a host is reached: the few things everything else about hosts is made of."""
+"""Access to a host: the few operations that everything else about hosts is made of."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from migrator.ports import GuestProcess
 
 @dataclass(frozen=True, kw_only=True)
 class Output:
-    """What a command on a host gave back."""
+    """Output and exit status of a command on a host."""
 
     status: int
     stdout: bytes
@@ -19,7 +19,7 @@ class Output:
 
     @property
     def text(self) -> str:
-        """Its standard output, bytes that are no UTF-8 escaped."""
+        """Standard output as text, bytes that are no UTF-8 escaped."""
         return self.stdout.decode(errors="surrogateescape")
 
     @property
@@ -41,10 +41,10 @@ class HostAccess(Protocol):
         """
 
     async def forward(self, socket: str) -> str:
-        """A local path at which the unix socket `socket` of that host can be connected to; kept until :meth:`close`."""
+        """Return a local path at which that host's unix socket can be connected to; kept until :meth:`close`."""
 
     async def process(self, pid: int) -> GuestProcess | None:
-        """Take hold of a process there; ``None`` when there is none of that pid."""
+        """Return a handle on a process there; ``None`` when there is none of that pid."""
 
     async def client_identity(self) -> Mapping[str, Any]:
         """The process of that host that holds our connections to sockets there: ``pid``, ``start_time``, ``boot_id``.
@@ -54,4 +54,4 @@ class HostAccess(Protocol):
         """
 
     async def close(self) -> None:
-        """Let go of the host."""
+        """Release the connection to the host."""

@@ -18,7 +18,7 @@ _ROW = re.compile(r"^ *\d+: ([0-9A-F]+):([0-9A-F]{4}) ")
 
 
 def parse_sockets(text: str) -> frozenset[ListeningPort]:
-    """What :data:`SOCKETS` printed."""
+    """Parse the output of :data:`SOCKETS`."""
     return frozenset(_sockets(text))
 
 
@@ -32,12 +32,15 @@ def _sockets(text: str) -> Iterator[ListeningPort]:
 
 
 def parse_addresses(text: str) -> frozenset[str]:
-    """Of ``ip -o addr show``."""
+    """Parse the output of ``ip -o addr show``."""
     return frozenset(re.findall(r" inet6? ([0-9a-f.:]+)/", text))
 
 
 def _address(written: str) -> str:
-    """The kernel writes it in words of four bytes, each in its own order (little endian wherever QEMU runs KVM)."""
+    """Parse an address as the kernel writes it, in words of four bytes, each in the host's order.
+
+    Wherever QEMU runs KVM, that is little endian.
+    """
     words = [int(written[at : at + 8], 16) for at in range(0, len(written), 8)]
     address = ipaddress.ip_address(struct.pack(f"<{len(words)}I", *words))
     if isinstance(address, ipaddress.IPv6Address) and address.ipv4_mapped is not None:

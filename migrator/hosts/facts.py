@@ -1,4 +1,4 @@
-"""What is read from a host: one script there, one pure function here."""
+"""Facts of a host: one script there, one pure function here."""
 
 from __future__ import annotations
 
@@ -85,7 +85,7 @@ class _Link:
 async def read_facts(
     access: HostAccess, *, address: str, qemus: Sequence[str] = (), timeout: float = 20.0
 ) -> HostFacts:
-    """Read them in one command; what this host does not tell is left at its default.
+    """Read the facts in one command; what this host does not tell is left at its default.
 
     :param address: where other hosts reach it with a stream; whose interface it is, that link counts.
     :param qemus: paths of QEMUs beside those in its PATH.
@@ -99,9 +99,9 @@ async def read_facts(
 
 
 def parse(text: str) -> HostFacts:
-    """Read the script's answer. Pure.
+    """Parse the script's answer. Pure.
 
-    :raise ValueError: it is none, or another error of who reads what is not there; see :mod:`.understanding`.
+    :raise ValueError: it is none; further errors see :mod:`migrator.hosts.host_output`.
     """
     sections: dict[str, str] = {}
     for part in text.split("\n@@")[1:]:
@@ -171,13 +171,13 @@ def _links(text: str, speeds: str) -> dict[str, _Link]:
 
 
 def _interface(links: Mapping[str, _Link], resolved: str) -> str:
-    """The interface that holds the migration address; empty where none does."""
+    """Return the interface that holds the migration address; empty where none does."""
     mine = {line.split()[0] for line in resolved.splitlines() if line.strip()}
     return next((name for name, link in links.items() if link.addresses & mine), "")
 
 
 def _speed(links: Mapping[str, _Link], name: str) -> float | None:
-    """Bytes per second of the slowest link below an interface: a stream goes over one of them, and no more."""
+    """Return the bytes per second of the slowest link below an interface, as a stream goes over one of them only."""
     speeds = list(_leaves(links, name, frozenset()))
     # Guests' taps are below a bridge too, at a speed that somebody made up; the devices are what counts.
     real = [speed for device, speed in speeds if device] or [speed for _, speed in speeds]

@@ -29,10 +29,9 @@ _LINE = re.compile(r"/proc/(\d{1,10})/fdinfo/(\d{1,10}):iff:\s*(\S{1,256})")
 async def read_guest_taps(
     access: HostAccess, pids: Iterable[int], *, links: NetworkInterfaces | None = None, timeout: float = 10.0
 ) -> dict[int, GuestTaps]:
-    """Of each of these processes the taps that it has open, and what they hang on.
+    """Read for each of these processes the taps that it has open, and the interfaces that they hang on.
 
     :param links: the host's interfaces, where they have been read already.
-
     :raise HostError: the host cannot be asked.
     """
     wanted = list(pids)
@@ -62,7 +61,7 @@ async def read_guest_taps(
 
 
 def parse_taps(text: str) -> dict[int, dict[int, str]]:
-    """Of each process the interface behind each of its descriptors."""
+    """Parse the interface behind each descriptor of each process."""
     opened: dict[int, dict[int, str]] = {}
     for match in _LINE.finditer(text):
         opened.setdefault(int(match[1]), {})[int(match[2])] = match[3]
@@ -70,9 +69,9 @@ def parse_taps(text: str) -> dict[int, dict[int, str]]:
 
 
 def parse_links(shown: str, of_vlans: str) -> Mapping[str, NetworkInterface]:
-    """What :data:`SHOW_LINKS` and :data:`SHOW_VLANS` printed, by name; empty where there is no ``ip``.
+    """Parse the output of :data:`SHOW_LINKS` and :data:`SHOW_VLANS`, by name; empty where there is no ``ip``.
 
-    :raise ValueError: it is something else.
+    :raise ValueError: the output is of another form.
     """
     ports = {
         entry["ifname"]: frozenset(_vlan(each) for each in entry.get("vlans", ()))

@@ -134,7 +134,7 @@ for d; do rm -f -- "$d/$name"; done
 
 @dataclass(frozen=True, kw_only=True)
 class FileQuery:
-    """What shall be read of a host."""
+    """Files and programs to be read of a host."""
 
     paths: Sequence[str] = ()
     #: Path of each image that may be based on others, and its format: qemu-img must not guess it.
@@ -150,7 +150,7 @@ class FileQuery:
 
 
 async def read_host_files(access: HostAccess, question: FileQuery, *, timeout: float = 30.0) -> HostFiles:
-    """Read it in one command.
+    """Read the files in one command.
 
     :raise HostError: when the host cannot be asked, or did not answer in time.
     """
@@ -185,7 +185,7 @@ def _absolute(path: str, root: str) -> str:
 def parse(
     answers: Sequence[str], *, paths: Sequence[str], images: Mapping[str, str], directory: str
 ) -> HostFiles:
-    """Read the script's answer. Pure."""
+    """Parse the script's answer. Pure."""
     rest = iter(answers)
     user, where, program, mounts, locks, links, nested = (next(rest) for _ in range(7))
     qemu, identity, version, machines, devices, cpus = (next(rest) for _ in range(6))
@@ -259,7 +259,7 @@ def _device(number: int) -> str:
 
 
 def _serial(lines: Mapping[str, str], slaves: Sequence[str]) -> str:
-    """What tells a block device from all others in the world; empty where nothing certain does."""
+    """Return the identity of a block device that no other in the world has; empty where nothing certain tells it."""
     wwid = next((lines[key].strip() for key in ("wwid", "device/wwid") if key in lines), "")
     mapped = lines.get("dm/uuid", "")
     found = ""
@@ -343,7 +343,7 @@ async def probe_sharing(
     *,
     timeout: float = 10.0,
 ) -> dict[str, SameFile]:
-    """Whether files are the same on two hosts: an empty file of a random name made beside each is seen at the other.
+    """Find out which files are the same on two hosts: an empty file made beside each is looked for at the other.
 
     The images themselves are not touched. Markers are removed whatever happens, by the host itself if need be (after a
     minute, should we be killed).
@@ -375,7 +375,7 @@ def _directory(file: FileFacts) -> str:
 async def _seen(
     writer: HostAccess, reader: HostAccess, pairs: Sequence[tuple[str, str]], timeout: float
 ) -> dict[tuple[str, str], bool | None]:
-    """Of each pair of directories whether a marker made in the first is seen in the second; ``None``: not writable."""
+    """Tell for each pair of directories whether the second shows a marker made in the first; ``None``: not writable."""
     name = _MARKER + secrets.token_hex(16)
     writing = [pair[0] for pair in pairs]
     found: dict[tuple[str, str], bool | None] = dict.fromkeys(pairs)

@@ -1,4 +1,4 @@
-"""What commands on a host print, read by who does not trust it: it is understood, or a :class:`HostError` in words.
+"""Parsing of what commands on a host print, without trust: it is understood, or a :class:`HostError` says what is not.
 
 A host may have been broken into, or have programs that print otherwise than those we know. Whatever they print costs
 that host, and nothing else.
@@ -25,7 +25,7 @@ _GREATEST = 2**60
 
 
 class reading_output:  # noqa: N801 - it is used like a function
-    """``with understood(host, "its sockets"):`` around reading what it printed.
+    """Context for parsing a host's output: ``with reading_output(host, "its sockets"):``.
 
     :raise HostError: it could not be read.
     """
@@ -47,7 +47,7 @@ class reading_output:  # noqa: N801 - it is used like a function
 
 
 def number(text: str, base: int = 10) -> int:
-    """A number that a machine may have.
+    """Parse a number that a machine may have.
 
     :raise ValueError: it is none.
     """
@@ -110,15 +110,15 @@ _vlans = SchemaValidator(
 
 
 def interfaces(text: str) -> list[dict[str, Any]]:
-    """What ``ip -j -d addr show`` printed, what is not read left out; none where there is no ``ip`` that prints JSON.
+    """Parse the output of ``ip -j -d addr show``; empty where there is no ``ip`` that prints JSON.
 
-    :raise ValueError: it is something else.
+    :raise ValueError: the output is of another form.
     """
     return _entries(_interfaces, text)
 
 
 def vlans(text: str) -> list[dict[str, Any]]:
-    """What ``bridge -j vlan show`` printed; as :func:`interfaces`."""
+    """Parse the output of ``bridge -j vlan show``, like :func:`interfaces`."""
     return _entries(_vlans, text)
 
 

@@ -103,7 +103,7 @@ rm -rf -- "$1"
 
 @dataclass(frozen=True, kw_only=True)
 class LaunchProfile:
-    """What a QEMU is to be beside its command line."""
+    """User, slice and properties that a QEMU gets beside its command line."""
 
     #: Put before its command line: it makes the process so, and becomes it.
     become: Sequence[str] = ()
@@ -128,7 +128,7 @@ class RunDirectory:
 
     @property
     def pid_file(self) -> str:
-        """Where it writes its pid."""
+        """Path of the file that QEMU writes its pid to."""
         return f"{self.path}/qemu.pid"
 
 
@@ -161,14 +161,14 @@ class Launcher:
         self._places = [(base, log_directory), *former]
 
     async def _settle(self) -> None:
-        """Find out what is the custom of that host, where nothing else was configured."""
+        """Find out the customary directories of that host, where nothing else was configured."""
         base, log_directory, init = (await self._run("sh", "-c", _BASES)).split("\0")[:3]
         self._places = [(runs or base, logs_ or log_directory) for runs, logs_ in self._places]
         self._base, self._log_directory = self._places[0]
         self._systemd = init == "systemd" if self._systemd is None else self._systemd
 
     async def places(self) -> list[tuple[str, str]]:
-        """Directories of runs and of logs that are, or were, ours.
+        """Return the directories of runs and of logs that are, or were, ours.
 
         :raise HostError: when the host cannot be asked.
         """
@@ -176,7 +176,7 @@ class Launcher:
         return list(dict.fromkeys(self._places))
 
     async def base(self) -> str:
-        """Where run directories are made.
+        """Return the directory in which run directories are made.
 
         :raise HostError: when the host cannot be asked.
         """
@@ -209,13 +209,13 @@ class Launcher:
         return run_dir
 
     def run_directory(self, run_directory: str, log_directory: str) -> RunDirectory:
-        """The place of the QEMU whose directory that is."""
+        """Return the run directory at that path."""
         name = run_directory.rpartition("/")[2]
         unit = f"migrator-guest-{name}.service" if self._systemd else ""
         return RunDirectory(path=run_directory, log=f"{log_directory}/{name}.log", unit=unit)
 
     async def run_directories_of(self, migration: str) -> list[RunDirectory]:
-        """The run directories that were made for a migration and are still there.
+        """Return the run directories that were made for a migration and are still there.
 
         :raise HostError: when the host cannot be asked.
         """
@@ -226,7 +226,7 @@ class Launcher:
         return run_dirs
 
     async def run_directory_at(self, socket: str) -> RunDirectory | None:
-        """The run directory that a socket is in; ``None`` when it is in none of ours.
+        """Return the run directory that a socket is in; ``None`` when it is in none of ours.
 
         :raise HostError: when the host cannot be asked.
         """
@@ -248,7 +248,7 @@ class Launcher:
         by_itself: bool = False,
         like: LaunchProfile = _AS_WE_ARE,
     ) -> GuestProcess | None:
-        """Start it, and take hold of its process.
+        """Start a QEMU, and return a handle on its process.
 
         :param argv: without ``-daemonize``, and with ``-pidfile`` in the run directory.
         :param like: what its process is to be.
@@ -299,7 +299,7 @@ class Launcher:
             raise HostError(self.host.name, await self._too_slow(run_dir, argv[0])) from error
 
     async def _is_up(self, run_dir: RunDirectory) -> bool:
-        """It has written its pid file, or has ended."""
+        """Tell whether QEMU has written its pid file, or has ended."""
         state = (await self.host.run(["sh", "-c", _UP, "sh", run_dir.path], timeout=_SHORT)).text
         if run_dir.unit and state != "up":  # it leaves no trace of its start
             active = await self.host.run(["systemctl", "is-active", "--quiet", run_dir.unit], timeout=_SHORT)
@@ -313,7 +313,7 @@ class Launcher:
         return f"{program} did not come up within {limit} and was ended{said} (log: {run_dir.log})"
 
     async def explain_exit(self, run_dir: RunDirectory, program: str = "QEMU") -> str:
-        """What there is to say about one that has ended."""
+        """Explain, for a message, why a QEMU has ended: its last words and where its log is."""
         words = await self.last_words(run_dir) or "it said nothing"
         return f"{program} ended right after its start: {words} (log: {run_dir.log})"
 
@@ -326,7 +326,7 @@ class Launcher:
         return int(done.text) if done.status == 0 and done.text.strip().isdecimal() else None
 
     async def last_words(self, run_dir: RunDirectory) -> str:
-        """The end of its log in one line; empty where there is none. Never raises for a host that is gone."""
+        """Return the end of its log in one line; empty where there is none. Never raises for a host that is gone."""
         try:
             done = await self.host.run(["tail", "-c", str(_WORDS_BYTES), "--", run_dir.log], timeout=_SHORT)
         except HostError:
@@ -361,7 +361,7 @@ class Launcher:
         await self.remove(run_dir)
 
     async def _find_processes(self, run_dir: RunDirectory, *, end: bool = False) -> list[GuestProcess]:
-        """Every QEMU whose command line names the run directory, a name that nobody else has; and what becomes one.
+        """Return every QEMU, and what becomes one, whose command line names the run directory, a name nobody else has.
 
         :param end: one that is only about to be started is not started any more.
         """
@@ -432,7 +432,7 @@ class Launcher:
 
 
 def unit_command(run_dir: RunDirectory, argv: Sequence[str], like: LaunchProfile = _AS_WE_ARE) -> list[str]:
-    """How systemd is told to start it. Pure."""
+    """Return the systemd-run command that starts it as a unit. Pure."""
     # systemd puts the values of variables into a command line; a dollar that is doubled stands for itself.
     return [
         *("systemd-run", "--quiet", "--collect", f"--unit={run_dir.unit}", f"--slice={like.slice}"),

@@ -1,4 +1,4 @@
-"""Ports that QEMUs of a host were told to listen at."""
+"""Ports that the QEMUs of a host were told to listen at."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ _OPTIONS = "^--?(vnc|display|spice|netdev|nic|net|chardev|serial|parallel|monito
 async def read_listening(
     access: HostAccess, pids: Iterable[int], *, timeout: float = 10.0
 ) -> dict[int, tuple[ListeningPort, ...]]:
-    """Of each process; one whose command line cannot be read is left out.
+    """Read the ports of each process; one whose command line cannot be read is left out.
 
     :raise HostError: the host cannot be asked.
     """
@@ -29,7 +29,7 @@ async def read_listening(
 
 
 def parse(text: str) -> dict[int, tuple[ListeningPort, ...]]:
-    """Read what grep printed. Pure."""
+    """Parse the output of grep. Pure."""
     parts = text.split("\0")
     words: dict[int, list[str]] = {}
     # With -Z the name of the file and each line end in the same NUL.

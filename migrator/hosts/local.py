@@ -81,11 +81,11 @@ class LocalAccess:
         child.wait()
 
     async def forward(self, socket: str) -> str:
-        """The path itself."""
+        """Return the path itself."""
         return socket
 
     async def process(self, pid: int) -> LocalProcess | None:
-        """Take hold of a process by its pidfd; ``None`` when there is none of that pid."""
+        """Return a handle on a process by its pidfd; ``None`` when there is none of that pid."""
         try:
             return LocalProcess(pid)
         except ProcessLookupError:
@@ -100,7 +100,7 @@ class LocalAccess:
             process.close()
 
     async def close(self) -> None:
-        """Nothing is held."""
+        """Do nothing: no connection is held."""
 
 
 def _memory(content: bytes = b"") -> FileIO:

@@ -1,4 +1,4 @@
-"""Who else manages the QEMUs of a host, and a unit of systemd that is told not to start one again."""
+"""Managers of a host's QEMUs besides us, and the units of systemd that are told not to start one again."""
 
 from __future__ import annotations
 
@@ -57,7 +57,7 @@ printf 'end\0\0'
 async def read_processes(
     access: HostAccess, pids: Iterable[int], *, timeout: float = 10.0
 ) -> dict[int, ProcessSigns]:
-    """What there is to be seen of who manages each of these processes; those that have ended are left out.
+    """Read the signs of a manager of each of these processes; those that have ended are left out.
 
     :raise HostError: the host cannot be asked.
     """
@@ -74,7 +74,7 @@ async def read_processes(
 
 
 def parse(text: str) -> dict[int, ProcessSigns]:
-    """Read the script's answer. Pure."""
+    """Parse the script's answer. Pure."""
     parts = text.split("\0")
     found: dict[int, dict[str, object]] = {}
     ancestors: dict[int, list[Ancestor]] = {}
@@ -110,7 +110,7 @@ class Units:
         self._directory = directory
 
     async def hold_off(self, unit: str) -> None:
-        """Tell it not to restart what it runs; said twice is as good as once.
+        """Tell the unit not to restart what it runs; may be called again.
 
         :raise HostError: it could not be told, and is as it was.
         """
@@ -123,7 +123,7 @@ class Units:
         await self._run(script, f"the unit {unit} cannot be told not to start the guest again")
 
     async def let_be(self, unit: str) -> None:
-        """As it was before :meth:`hold_off`, where that was said.
+        """Undo :meth:`hold_off`, where it was called.
 
         :raise HostError: it could not be told.
         """

@@ -1,4 +1,4 @@
-"""How much memory processes of a host really hold: what a guest never touched need not be sent."""
+"""Memory that processes of a host really hold: what a guest never touched need not be sent."""
 
 from __future__ import annotations
 
@@ -14,10 +14,9 @@ _LINE = re.compile(r"/proc/(\d{1,10})/status:Rss(?:Anon|Shmem):\s+(\d+) kB")
 async def read_memory_usage(
     access: HostAccess, pids: Iterable[int], *, timeout: float = 10.0
 ) -> dict[int, int]:
-    """Bytes of anonymous and shared memory of each process (RssAnon and RssShmem of proc(5)); those that cannot be
-    read, huge pages among them, are left out.
+    """Return the bytes of anonymous and shared memory of each process (RssAnon and RssShmem of proc(5)).
 
-    :raise HostError: the host cannot be asked.
+    Those that cannot be read, huge pages among them, are left out.
     """
     files = [f"/proc/{pid}/status" for pid in pids]
     if not files:
@@ -28,7 +27,7 @@ async def read_memory_usage(
 
 
 def parse(text: str) -> dict[int, int]:
-    """Read what grep printed. Pure."""
+    """Parse the output of grep. Pure."""
     found: dict[int, int] = {}
     for line in text.splitlines():
         if match := _LINE.match(line):

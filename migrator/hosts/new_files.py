@@ -1,4 +1,4 @@
-"""Files that a guest has on its new host and had not before: images that are made for it, and files of its memory.
+"""Files that a guest has on its new host and had not before: images made for it, and files of its memory.
 
 What is made for a guest that does not come is removed again; the memory of one that has left is, too.
 """
@@ -102,7 +102,7 @@ async def remove_files(host: HostAccess, run_directory: str) -> None:
 
 
 async def unused(host: HostAccess, paths: Sequence[str]) -> frozenset[str]:
-    """Those of the files that are there and in which no process has its memory: QEMU can take them for its own.
+    """Return the files that are there and that no process has its memory in: QEMU can take them for its own.
 
     :raise HostError: the host cannot be asked.
     """

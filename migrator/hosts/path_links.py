@@ -38,7 +38,7 @@ _WHY = {
 
 
 async def save_links(host: HostAccess, run_dir: RunDirectory, links: Mapping[str, str]) -> None:
-    """Keep which path of the operator's shall lead where.
+    """Save which path of the operator's shall lead where.
 
     :raise HostError: it could not be written.
     """
@@ -49,7 +49,7 @@ async def save_links(host: HostAccess, run_dir: RunDirectory, links: Mapping[str
 
 
 async def read_links(host: HostAccess, run_dir: RunDirectory) -> dict[str, str]:
-    """The operator's path of each path of the process's own; empty where nothing was kept.
+    """Return the operator's path of each path of the process's own; empty where nothing was saved.
 
     :raise HostError: when the host cannot be asked.
     """
@@ -60,7 +60,7 @@ async def read_links(host: HostAccess, run_dir: RunDirectory) -> dict[str, str]:
 
 
 async def make_links(host: HostAccess, run_dir: RunDirectory) -> list[str]:
-    """Make the links, those that are there already left as they are; what could not be, each in one sentence.
+    """Make the links, leaving those that are there; return what could not be made, each in one sentence.
 
     :raise HostError: when the host cannot be asked.
     """
@@ -74,7 +74,7 @@ async def make_links(host: HostAccess, run_dir: RunDirectory) -> list[str]:
 
 
 async def resolve_link(host: HostAccess, path: str) -> str:
-    """Where a path leads, if it is a symbolic link; itself if it is none.
+    """Return where a path leads, if it is a symbolic link; the path itself if it is none.
 
     :raise HostError: when the host cannot be asked.
     """

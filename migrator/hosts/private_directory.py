@@ -15,7 +15,7 @@ _YOUNG_SECONDS = 60.0
 
 
 class PrivateDirectory:
-    """Mode 0700, locked for as long as it is used."""
+    """A directory of mode 0700, locked for as long as it is used."""
 
     def __init__(self) -> None:
         parent = Path(os.environ.get("XDG_RUNTIME_DIR") or tempfile.gettempdir())
@@ -25,7 +25,7 @@ class PrivateDirectory:
         fcntl.flock(self._lock, fcntl.LOCK_EX)
 
     def remove(self) -> None:
-        """It and all that is in it."""
+        """Remove the directory and all that is in it."""
         shutil.rmtree(self.path, ignore_errors=True)
         os.close(self._lock)
 

@@ -1,4 +1,4 @@
-"""Whose a process of a host is, where it lives and what it may use: read there, and given to another process there.
+"""The identity of a host's process: its user, its place and what it may use, read there and given to another process.
 
 One script gives a process what was read of another, and then becomes any command: QEMU itself, or the script that
 reads, so that what would come of it is known before anything is started.
@@ -141,7 +141,7 @@ put '' end
 
 @dataclass(frozen=True, kw_only=True)
 class AccountNames:
-    """What a host calls a user, and which user it means by a name."""
+    """A host's name for a user, and the user that it means by a name."""
 
     #: Name of the user by number; empty: there is none.
     name: str = ""
@@ -151,7 +151,7 @@ class AccountNames:
 
 @dataclass(frozen=True, kw_only=True)
 class TrialResult:
-    """What would come of a process that is started like another."""
+    """Result of a trial: what a process would be that is started like another."""
 
     #: ``None``: it could not become that.
     identity: ProcessIdentity | None
@@ -169,7 +169,7 @@ async def read_process(
     daemonized: bool = False,
     timeout: float = 20.0,
 ) -> tuple[ProcessIdentity, OpenFiles] | None:
-    """One process of a host and the files it has open; ``None`` when there is none of that pid.
+    """Read one process of a host and the files it has open; ``None`` when there is none of that pid.
 
     Its directory is the one that it was started in, where that can be told.
 
@@ -221,7 +221,7 @@ async def try_process(
     paths: Sequence[str] = (),
     timeout: float = 20.0,
 ) -> TrialResult:
-    """What a QEMU that is started there like another will be, once it has dropped what it is told to drop.
+    """Try what a QEMU that is started there like another will be, once it has dropped what it is told to drop.
 
     :param paths: what it may do with these.
     :raise HostError: when the host cannot be asked.
@@ -253,7 +253,7 @@ def run_as(
     drops: DroppedPrivileges = _NOTHING,
     run_directory: str = "",
 ) -> list[str]:
-    """The beginning of a command line whose rest is run like that process. Pure.
+    """Return the beginning of a command line whose rest is run like that process. Pure.
 
     :param as_user: be that user instead, named as `-runas` names them.
     :param drops: what the rest gives up by itself: it is started with more.
@@ -294,7 +294,7 @@ def _settings(like: ProcessIdentity) -> Iterator[str]:
 
 
 def _privileges(like: ProcessIdentity) -> Iterator[str]:
-    """Words of setpriv; what users other than root have beside is given to them."""
+    """Yield the words of setpriv; what users other than root have beside is given to them."""
     if like.no_new_privileges:
         yield "setpriv=--no-new-privs"
     if like.user and like.capabilities:
@@ -304,7 +304,7 @@ def _privileges(like: ProcessIdentity) -> Iterator[str]:
 
 
 def unit_properties(like: ProcessIdentity) -> list[str]:
-    """What systemd shall set of the unit that a process like it gets. Pure."""
+    """Return the properties that systemd shall set of the unit that a process like it gets. Pure."""
     found = []
     for name, value in like.cgroup_limits.items():
         if name == "cpu.max":
@@ -390,7 +390,7 @@ def _io(text: str) -> str:
 
 
 def _cgroup(text: str) -> str:
-    """Of the unified hierarchy; of version 1 that of systemd, by name."""
+    """Return the cgroup of the unified hierarchy; with version 1 that of systemd, by name."""
     lines = [line.split(":", 2) for line in text.splitlines() if line.count(":") >= 2]
     named = {controllers: path for _, controllers, path in lines}
     return named.get("") or named.get("name=systemd", "")
@@ -425,7 +425,7 @@ def _open_files(numbers: str, links: Sequence[str]) -> Iterator[OpenFile]:
 
 
 def device_of(number: int) -> str:
-    """``major:minor`` of a device number as stat tells it."""
+    """Return ``major:minor`` of a device number as stat tells it."""
     major = (number >> 8 & 0xFFF) | (number >> 32 & ~0xFFF)
     minor = (number & 0xFF) | (number >> 12 & 0xFFFFFF00)
     return f"{major}:{minor & 0xFFFFFFFF}"

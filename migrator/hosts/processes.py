@@ -1,4 +1,4 @@
-"""The QEMU processes of a host, whether or not anybody can ask them: found by what /proc shows of every process."""
+"""QEMU processes of a host, whether or not anybody can ask them: found by what /proc shows of every process."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ READ_OPTIONS = (
 
 
 def _any_of(options: Iterable[str]) -> bytes:
-    """For grep: each a whole argument, with one dash or two."""
+    """Return a pattern for grep: each option a whole argument, with one dash or two."""
     return b" ".join(b"-e '^--\\{0,1\\}%s$'" % each.encode() for each in options)
 
 
@@ -69,17 +69,17 @@ class FoundProcess:
 
     @property
     def name(self) -> str:
-        """The guest's, as its command line has it."""
+        """Name of the guest, as its command line has it."""
         return guest_name(after(self.words, "name"))
 
     @property
     def uuid(self) -> str:
-        """Likewise."""
+        """Uuid of the guest, as its command line has it."""
         return uuid_of(self.words)
 
     @cached_property
     def monitors(self) -> tuple[str, ...]:
-        """Where its QMP monitors are, as it was told when it was started: ``unix:PATH``, ``tcp:…``, ``stdio``."""
+        """Places of its QMP monitors, as its command line has them: ``unix:PATH``, ``tcp:…``, ``stdio``."""
         chardevs = {}
         found = []
         for word, value in pairwise(self.words):
@@ -97,7 +97,7 @@ class FoundProcess:
 
     @property
     def named(self) -> str:
-        """What we call the guest, where we started its QEMU and it has no uuid."""
+        """Our name for the guest, where we started its QEMU and it has no uuid; else empty."""
         for word, value in pairwise(self.words):
             parts = _parts(value) if word.lstrip("-") == "object" else {}
             if parts.get("id") == "migrator-guest":
@@ -106,12 +106,12 @@ class FoundProcess:
 
     @property
     def daemonizes(self) -> bool:
-        """It lets another QEMU, with the same command line, go on in its place."""
+        """True where it lets another QEMU, with the same command line, go on in its place."""
         return any(word.lstrip("-") == "daemonize" for word in self.words)
 
     @property
     def memory_bytes(self) -> int:
-        """What its guest was given at its start."""
+        """Memory that the guest was given at its start."""
         match = _SIZE.match(after(self.words, "m"))
         if match is None:
             return _DEFAULT_MEMORY_BYTES
@@ -121,7 +121,7 @@ class FoundProcess:
 
 @dataclass(frozen=True, kw_only=True)
 class QemuProcesses:
-    """What the processes of a host show."""
+    """QEMU processes of a host, and how much of the host its /proc shows."""
 
     qemus: tuple[FoundProcess, ...] = ()
     boot_id: str = ""
@@ -134,7 +134,7 @@ class QemuProcesses:
 
 
 def parse(text: str, words: Mapping[int, Sequence[str]], names: Mapping[int, str]) -> QemuProcesses | None:
-    """Read what :data:`SCRIPT` gave, up to its last mark; ``None`` where it could not read /proc. Pure.
+    """Parse the output of :data:`SCRIPT`, up to its last mark; ``None`` where it could not read /proc. Pure.
 
     :param words: of each process those arguments that :data:`READ` matches, with what follows them.
     :param names: of each process that was there at the end the name that the kernel keeps.
@@ -183,7 +183,7 @@ def parse(text: str, words: Mapping[int, Sequence[str]], names: Mapping[int, str
 
 
 def _stats(text: str) -> tuple[dict[int, int], dict[int, str]]:
-    """The parent and the start time of every process."""
+    """Return the parent and the start time of every process."""
     above, started = {}, {}
     # A program's name may have newlines, of which grep makes lines of their own; what follows it is on the last.
     for pid, rest in re.findall(r"^/proc/(\d+)/stat:.*\) (\S \d+ .*)$", text, re.MULTILINE):
@@ -193,7 +193,7 @@ def _stats(text: str) -> tuple[dict[int, int], dict[int, str]]:
 
 
 def _ancestors(found: Iterable[int], above: Mapping[int, int]) -> set[int]:
-    """Who began these: a program that waits for a QEMU has its options, too."""
+    """Return the processes that began these: a program that waits for a QEMU has its options, too."""
     seen: set[int] = set()
     for pid in found:
         parent = above.get(pid, 0)
@@ -204,7 +204,7 @@ def _ancestors(found: Iterable[int], above: Mapping[int, int]) -> set[int]:
 
 
 def _only_tells(words: Sequence[str]) -> bool:
-    """It was asked what it can do, and runs no guest."""
+    """Tell whether QEMU was only asked about its abilities, and runs no guest."""
     for word, value in pairwise([*words, ""]):
         option = word.lstrip("-") if word.startswith("-") else ""
         if option in ("version", "help", "h"):
@@ -217,7 +217,7 @@ def _only_tells(words: Sequence[str]) -> bool:
 
 
 def _links(records: Iterable[str]) -> dict[int, str]:
-    """Of ``/proc/PID/… TARGET``."""
+    """Parse records of the form ``/proc/PID/… TARGET``."""
     found = {}
     for record in records:
         place, _, target = record.partition(" ")
@@ -227,13 +227,13 @@ def _links(records: Iterable[str]) -> dict[int, str]:
 
 
 def after(words: Sequence[str], option: str) -> str:
-    """The word after that option, the last where there are several; empty where it is not there."""
+    """Return the word after that option, the last where there are several; empty where it is not there."""
     found = [value for word, value in pairwise(words) if word.startswith("-") and word.lstrip("-") == option]
     return found[-1] if found else ""
 
 
 def uuid_of(words: Sequence[str]) -> str:
-    """The guest's uuid; empty where it has none, which QEMU writes with zeros."""
+    """Return the guest's uuid; empty where it has none, which QEMU writes with zeros."""
     uuid = after(words, "uuid").lower()
     for word, value in pairwise(words) if not uuid else ():
         parts = _parts(value) if word.lstrip("-") == "smbios" else {}
@@ -242,7 +242,7 @@ def uuid_of(words: Sequence[str]) -> str:
 
 
 def guest_name(value: str) -> str:
-    """The guest's name in the value of ``-name``, in which a comma is written twice."""
+    """Return the guest's name in the value of ``-name``, in which a comma is written twice."""
     for part in _split(value):
         key, equals, text = part.partition("=")
         if not equals or key == "guest":

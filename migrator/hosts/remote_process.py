@@ -1,4 +1,4 @@
-"""Processes of a host that is not this machine: taken hold of, watched, killed, by commands there."""
+"""Handles on processes of a host that is not this machine: watched and killed by commands there."""
 
 from __future__ import annotations
 
@@ -121,7 +121,7 @@ _PAUSES_SECONDS = (0.2, 5.0)
 
 
 class CommandRunner(Protocol):
-    """What is needed of a host here; raises :class:`~migrator.errors.HostError` when it cannot be reached."""
+    """Host on which commands run; every call raises :class:`~migrator.errors.HostError` when it cannot be reached."""
 
     name: str
 
@@ -129,7 +129,7 @@ class CommandRunner(Protocol):
         """Run a command there and wait for its end."""
 
     def stream(self, argv: Sequence[str]) -> AbstractAsyncContextManager[AsyncIterator[bytes]]:
-        """Run a command there for as long as the block lasts; its lines as they come."""
+        """Run a command there for as long as the block lasts; yield its lines as they come."""
 
 
 class RemoteProcess:
@@ -169,36 +169,36 @@ class RemoteProcess:
 
     @property
     def identity(self) -> dict[str, Any]:
-        """pid, start time, and the boot of its host."""
+        """Pid, start time, and the boot of its host."""
         return {"pid": self.pid, "start_time": self.start_time, "boot_id": self.boot_id}
 
     @property
     def is_qemu(self) -> bool:
-        """Its program is a QEMU."""
+        """True where its program is a QEMU."""
         program = PurePosixPath(self._executable).name.removesuffix(" (deleted)")
         return is_qemu(program, self._arguments)
 
     @property
     def alive(self) -> bool | None:
-        """False is proof of its death; ``None``: the host cannot be asked now."""
+        """False is proof of its death; ``None`` where the host cannot be asked now."""
         if self._dead.is_set():
             return False
         return True if self._reached else None
 
     def binary_identity(self) -> str:
-        """Tells one build of its program from another, also from those of other hosts."""
+        """Return the identity of its program, which tells one build from another, also from those of other hosts."""
         return f"{self._host.name}:{self._binary}" if self._binary else ""
 
     def arguments(self) -> list[str]:
-        """Its command line."""
+        """Return its command line."""
         return list(self._arguments)
 
     def last_words(self) -> str:
-        """What it wrote to its standard error since it was taken hold of; known once it is dead."""
+        """Return what it wrote to its standard error since this handle was made; known once it is dead."""
         return "; ".join(word for word in self._words if word)
 
     async def wait_dead(self, timeout: float) -> bool:
-        """Wait up to `timeout` seconds for its end; True only with proof of it."""
+        """Wait up to `timeout` seconds for its end; return True only with proof of it."""
         try:
             async with asyncio.timeout(timeout):
                 await self._dead.wait()
@@ -207,7 +207,7 @@ class RemoteProcess:
         return True
 
     async def kill(self, timeout: float) -> bool:
-        """SIGKILL; True only when it was seen dead within `timeout` seconds."""
+        """Send SIGKILL; return True only when it was seen dead within `timeout` seconds."""
         if self._dead.is_set():
             return True
         words = (self.boot_id, str(self.pid), str(self.start_time), str(max(1, round(timeout * 10))))
@@ -220,26 +220,26 @@ class RemoteProcess:
         return self._dead.is_set()
 
     def close(self) -> None:
-        """Watch it no more; it is left alone."""
+        """Stop watching it; the process is left alone."""
         self._let_go(self)
 
     # for its watch
 
     def note_dead(self) -> None:
-        """There is proof."""
+        """Note the proof that it is dead."""
         self._dead.set()
 
     def note_reached(self, reached: bool) -> None:
-        """Whether its host can be asked."""
+        """Note whether its host can be asked."""
         self._reached = reached
 
     def note_words(self, line: str) -> None:
-        """A line of its standard error."""
+        """Note a line of its standard error."""
         self._words.append(line.strip())
 
 
 class ProcessWatch:
-    """All processes of one host that somebody holds, watched by one command there."""
+    """The handles on all processes of one host, watched by one command there."""
 
     def __init__(self, host: CommandRunner) -> None:
         self._host = host
@@ -248,7 +248,7 @@ class ProcessWatch:
         self._task: asyncio.Task[None] | None = None
 
     async def hold(self, pid: int) -> RemoteProcess | None:
-        """Take hold of a process; ``None`` when there is none of that pid.
+        """Return a handle on a process; ``None`` when there is none of that pid.
 
         :raise HostError: when the host cannot be asked.
         """
@@ -280,7 +280,7 @@ class ProcessWatch:
 
     @property
     def needed(self) -> bool:
-        """Somebody holds a process."""
+        """True while somebody holds a process."""
         return bool(self._watched)
 
     def _drop(self, process: RemoteProcess) -> None:
@@ -289,7 +289,7 @@ class ProcessWatch:
             self._changed.set()
 
     async def close(self) -> None:
-        """Watch nothing any more; nothing is known of what was watched."""
+        """Stop watching; nothing is known any more of what was watched."""
         for process in self._watched:
             process.note_reached(False)
         self._watched.clear()
@@ -321,7 +321,7 @@ class ProcessWatch:
         return True
 
     async def _once(self, watched: Sequence[RemoteProcess]) -> bool:
-        """Watch these until there are others to watch; False when that ended otherwise."""
+        """Watch these until there are others to watch; return False when that ended otherwise."""
         words = [
             word
             for process in watched

@@ -1,4 +1,4 @@
-"""What is configured of a host, as far as reaching it and finding its guests goes."""
+"""Configuration of a host, as far as reaching it and finding its guests goes."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Notice that monitors appear or vanish on a host: by inotify where there is one, else by a cheap poll there."""
+"""Watching for monitors that appear or vanish on a host: by inotify where there is one, else by a cheap poll there."""
 
 from __future__ import annotations
 
@@ -88,7 +88,7 @@ class _Inotify:
         self._woken = asyncio.Event()
 
     async def run(self) -> None:
-        """Until cancelled.
+        """Run until cancelled.
 
         :raise HostError: there is no inotify here, or no more of it.
         """
@@ -119,7 +119,7 @@ class _Inotify:
         self._woken.set()
 
     def _look(self, fd: int) -> list[tuple[str, int]]:
-        """Watch what there is to watch now; the files that the patterns match, each with its inode."""
+        """Watch what there is to watch now; return the files that the patterns match, each with its inode."""
         for directory in _directories(self._patterns):
             if len(self._watched) < _MOST_WATCHES:
                 # One that is watched already stays so: the kernel gives the same number again.
@@ -141,7 +141,7 @@ def _matched(pattern: str) -> Iterator[str]:
 
 
 def _directories(patterns: Iterable[str]) -> set[str]:
-    """Every directory in which something may appear that leads to what a pattern matches."""
+    """Return every directory in which something may appear that leads to what a pattern matches."""
     found: set[str] = set()
     for pattern in patterns:
         parts = Path(pattern).parts

@@ -1,4 +1,4 @@
-"""QMP sockets on a host: which there are, whose they are and who is connected to them; in one command."""
+"""QMP sockets of a host, the processes behind them and who is connected to them; in one command."""
 
 from __future__ import annotations
 
@@ -74,7 +74,7 @@ def _stream(entry: str) -> _Stream | None:
 
 @dataclass(frozen=True, kw_only=True)
 class SocketClient:
-    """Who is connected to a socket."""
+    """Process that is connected to a socket."""
 
     pid: int
     #: The name of its program, as the kernel keeps it.
@@ -110,25 +110,25 @@ class FoundSocket:
 
     @property
     def full(self) -> bool:
-        """No other connection can wait: one more would be refused."""
+        """True where no other connection can wait: one more would be refused."""
         return self.waiting > self.room
 
     @property
     def holders(self) -> str:
-        """Who is connected, for a message."""
+        """Processes that are connected, for a message."""
         return ", ".join(str(client) for client in self.clients) or "a client that cannot be told from here"
 
 
 @dataclass(frozen=True, kw_only=True)
 class HostSurvey:
-    """The monitors of a host, and its QEMUs: of one and the same moment."""
+    """Monitors and QEMU processes of a host, seen at one and the same moment."""
 
     sockets: list[FoundSocket]
     processes: QemuProcesses
 
 
 async def survey_host(access: HostAccess, patterns: Sequence[str], *, timeout: float = 20.0) -> HostSurvey:
-    """Every unix socket that one of the glob patterns matches, sorted by path, and every QEMU process.
+    """Find every unix socket that one of the glob patterns matches, sorted by path, and every QEMU process.
 
     :raise HostError: when the host cannot be asked, or not everything of it.
     """
@@ -157,7 +157,7 @@ async def survey_host(access: HostAccess, patterns: Sequence[str], *, timeout: f
 async def find_sockets(
     access: HostAccess, patterns: Sequence[str], *, timeout: float = 10.0
 ) -> list[FoundSocket]:
-    """Every unix socket that one of the glob patterns matches, sorted by path.
+    """Find every unix socket that one of the glob patterns matches, sorted by path.
 
     :param patterns: absolute; as a shell matches them. :func:`literal` makes one of a path.
     :raise HostError: when the host cannot be asked.
@@ -170,7 +170,7 @@ async def find_sockets(
 
 
 def _whole(access: HostAccess, output: Output) -> str:
-    """The answer, if it is one: what is missing from it must never look like what is not there."""
+    """Return the answer if it is complete: what is missing from it must never look like what is not there."""
     if not output.stdout.endswith(b"@end\0"):
         raise HostError(access.name, f"its sockets cannot be listed: {output.complaint or 'no answer'}")
     if b"@table\0@no-ss" in output.stdout:
@@ -181,13 +181,13 @@ def _whole(access: HostAccess, output: Output) -> str:
 
 
 def literal(path: str) -> str:
-    """A pattern that matches this path alone."""
+    """Return a pattern that matches this path alone."""
     # In brackets each: where nothing is left to match, some shells keep the backslashes of a pattern.
     return re.sub(r"[*?[\\]", lambda found: "[\\\\]" if found[0] == "\\" else f"[{found[0]}]", path)
 
 
 def parse(text: str) -> list[FoundSocket]:
-    """Read the script's answer. Pure."""
+    """Parse the script's answer. Pure."""
     return _Read(text).sockets()
 
 
@@ -209,7 +209,7 @@ class _Read:
                 self.streams[stream["file"]].append(stream)
 
     def sockets(self) -> list[FoundSocket]:
-        """Those whose files the patterns matched."""
+        """Return the sockets whose files the patterns matched."""
         found = {}
         for file in self._files.split("\0")[:-1]:
             device, inode, path = file.split(" ", 2)
@@ -243,7 +243,7 @@ class _Read:
 
 
 def _of_file(streams: Sequence[_Stream], device: int, path: str) -> Sequence[_Stream]:
-    """Those with this file's inode that are of its file system; where that cannot be told, those of its name."""
+    """Return the streams with this file's inode and file system; where that cannot be told, those of its name."""
     # The kernel has another way to write a device's number than stat, and ss shows the halves of either.
     kernels = os.major(device) << 20 | os.minor(device)
     same = [match for match in streams if (int(match["high"]) << 16 | int(match["low"])) in (device, kernels)]
@@ -259,7 +259,7 @@ def _cut(text: str, mark: str) -> tuple[str, str]:
 
 
 def _pids(held: str) -> Mapping[str, list[int]]:
-    """Pids by the inode of a socket that they hold."""
+    """Return the pids by the inode of a socket that they hold."""
     pids: dict[str, list[int]] = defaultdict(list)
     for line in held.splitlines():
         place, _, link = line.partition(" ")
@@ -306,14 +306,14 @@ class RemoteMonitorTransport:
         self._path = path
 
     async def socket_path(self) -> str:
-        """A path on this machine that leads there."""
+        """Return a path on this machine that leads there."""
         return await self._access.forward(self._path)
 
     async def listener_pid(self) -> int | None:
-        """The pid of the process that listens there now; ``None`` where that cannot be told."""
+        """Return the pid of the process that listens there now; ``None`` where that cannot be told."""
         found = await find_sockets(self._access, [literal(self._path)])
         return found[0].pid if len(found) == 1 else None
 
     async def find_process(self, pid: int) -> GuestProcess | None:
-        """Take hold of a process of that host."""
+        """Return a handle on a process of that host."""
         return await self._access.process(pid)

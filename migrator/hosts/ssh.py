@@ -86,8 +86,9 @@ class SshAccess:
         self._outdated = False
 
     def configure(self, config: SshConfig) -> None:
-        """Go by this from now on. A connection that was opened with other keys is given up as soon as no migration, and
-        no command, depends on it.
+        """Use this configuration from now on.
+
+        A connection that was opened with other keys is given up as soon as no migration, and no command, depends on it.
         """
         old, self._config = self._config, config
         if config.max_sessions != old.max_sessions:  # those that run have their place in the old one
@@ -100,7 +101,7 @@ class SshAccess:
     # --- the connection ----------------------------------------------------------------------------------------------
 
     async def _connected(self) -> asyncssh.SSHClientConnection:
-        """The connection, opened if there is none. Who stops waiting for it does not stop the others."""
+        """Return the connection, opened if there is none. One caller that stops waiting does not stop the others."""
         if self._closed:
             raise HostError(self.name, "it was let go of")
         if self._outdated and not (self._running or self._watch.needed or self._connecting):
@@ -230,7 +231,10 @@ class SshAccess:
         raise AssertionError
 
     async def _create(self, connection: asyncssh.SSHClientConnection, command: bytes) -> _Process:
-        """Begin it now. It may run there before that is known here: who goes away meanwhile leaves nothing running."""
+        """Begin the command now.
+
+        The command may run there before that is known here: a caller that goes away meanwhile leaves nothing running.
+        """
 
         async def create() -> _Process:
             return await connection.create_process(command, encoding=None)
@@ -317,7 +321,7 @@ class SshAccess:
             await _cancel(read)
 
     def _clear_up(self, killing: Coroutine[Any, Any, None]) -> None:
-        """By the way; :meth:`close` waits for it."""
+        """Kill in the background; :meth:`close` waits for it."""
         task = asyncio.create_task(killing, name=f"kill a command on {self.name}")
         self._killing.add(task)
         task.add_done_callback(self._killing.discard)
@@ -347,9 +351,9 @@ class SshAccess:
     # --- sockets and processes -------------------------------------------------------------------------------------
 
     async def forward(self, socket: str) -> str:
-        """A local path that leads to the socket there.
+        """Return a local path that leads to the socket there.
 
-        It is good until the connection is lost, or until many others were asked for: ask for it before each use.
+        The path is good until the connection is lost, or until many others were asked for: ask for it before each use.
         """
         connection = await self._connected()
         kept = self._forwarded.pop(socket, None)
@@ -387,11 +391,11 @@ class SshAccess:
         return self._server[1]
 
     async def process(self, pid: int) -> RemoteProcess | None:
-        """Take hold of a process there; ``None`` when there is none of that pid."""
+        """Return a handle on a process there; ``None`` when there is none of that pid."""
         return await self._watch.hold(pid)
 
     async def close(self) -> None:
-        """Let go of the host; what still runs there ends as it does when a connection is lost."""
+        """Release the host; what still runs there ends as it does when a connection is lost."""
         await self._watch.close()
         if self._killing:
             _, late = await asyncio.wait(set(self._killing), timeout=1.0)
@@ -441,6 +445,6 @@ async def _cancel(tasks: Sequence[asyncio.Task[None]]) -> None:
 
 
 async def _read(stream: asyncssh.SSHReader[bytes], into: bytearray) -> None:
-    """All of a stream, or a little more than is allowed."""
+    """Read all of a stream, or a little more than is allowed."""
     while len(into) <= MAX_OUTPUT_BYTES and (chunk := await stream.read(65536)):
         into += chunk

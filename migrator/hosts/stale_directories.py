@@ -1,4 +1,4 @@
-"""Run directories whose QEMU is not there any more: its guest ended by itself, or somebody killed it.
+"""Run directories whose QEMU is gone: its guest ended by itself, or somebody killed it.
 
 Sockets, notes and the links that lead to them go; the log stays. Only what was made on the same boot and in the same
 space of process ids is judged: a controller in another container sees none of the QEMUs of this one.
@@ -29,7 +29,7 @@ done
 async def remove_stale(
     launcher: Launcher, *, under_way: Callable[[str], bool], idle_seconds: float = IDLE_SECONDS
 ) -> list[str]:
-    """Remove those of one host; their paths.
+    """Remove the stale run directories of one host; return their paths.
 
     :param under_way: whether a migration of that id has not ended: it clears up after itself.
     :raise HostError: the host cannot be asked, or one cannot be removed.

@@ -1,4 +1,4 @@
-"""What has to be known of a target before a QEMU is started there like another: programs, paths, who may use them."""
+"""Survey of a target before a QEMU is started there like another: programs, paths, and who may use them."""
 
 from __future__ import annotations
 
@@ -54,7 +54,7 @@ done
 
 @dataclass(frozen=True, kw_only=True)
 class TargetSurvey:
-    """What a target showed."""
+    """Programs, ports and paths that a target showed."""
 
     boot_id: str
     #: Of its network; and of the source's, where that is of this machine.
@@ -81,7 +81,7 @@ async def survey_target(
     paths: Sequence[str],
     become: Sequence[str] = (),
 ) -> TargetSurvey:
-    """Look at a target; nothing is changed.
+    """Survey a target; nothing is changed.
 
     :param base: where run directories are made.
     :param become: what makes a command run as the user that QEMU will be.

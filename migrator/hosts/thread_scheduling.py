@@ -1,4 +1,4 @@
-"""On which CPUs the threads of a process run, and how urgently: read of one process, and given to another's."""
+"""CPUs and scheduling policy of the threads of a process: read of one process, and given to another's."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ done >/dev/null 2>&1
 
 @dataclass(frozen=True, kw_only=True)
 class ThreadScheduling:
-    """When one thread gets to run."""
+    """CPUs, policy and priority with which one thread runs."""
 
     cpus: str
     nice: int
@@ -48,7 +48,7 @@ class ThreadScheduling:
 async def read_scheduling(
     access: HostAccess, pid: int, threads: Sequence[int]
 ) -> dict[int, ThreadScheduling]:
-    """Of each thread that is there.
+    """Read the scheduling of each thread that is there.
 
     :raise HostError: when the host cannot be asked.
     """
@@ -86,7 +86,7 @@ async def apply_scheduling(
     other_pid: int,
     others: Mapping[str, int],
 ) -> list[str]:
-    """Have the threads of another process run as these do, where they differ from their process as a whole.
+    """Give the threads of another process the scheduling of these, where they differ from their process as a whole.
 
     :param threads: by what they do; `others` likewise.
     :return: what could not be, each as a sentence.
