@@ -15,13 +15,15 @@ from migrator.testing.lab import binaries
 from tests.acceptance.service_site import SLOW, Witness, guest, made, small_disk
 from tests.conftest import missing
 
-#: A QEMU that is asked what it knows answers; one that shall take a guest dies.
+#: A QEMU that is asked what it knows answers; one that shall take a guest dies, once a condition is true.
 _DIES = """#!/bin/sh
 case " $* " in
-*" -incoming "*) {qemu} "$@" & sleep {seconds}; kill -9 $!; exit 1;;
+*" -incoming "*) {qemu} "$@" & until {true}; do sleep 0.02; done; kill -9 $!; exit 1;;
 esac
 exec {qemu} "$@"
 """
+#: A TCP connection of its host is established.
+_STREAM_COMES = "grep -q ' 01 ' /proc/net/tcp"
 #: Leaves a QEMU in the background as a unit would, and ends well; but that QEMU does not live.
 _DIES_IN_THE_BACKGROUND = (
     'qemu-system-x86_64 -M none -display none -daemonize -pidfile "$0/p" -qmp "unix:$1,server=on,wait=off" '
@@ -55,8 +57,8 @@ def template(*words: str) -> str:
 async def test_every_bad_target_gives_its_reason_and_the_guest_ends_at_the_good_one(tmp_path: Path) -> None:
     machine = guest("web")
     qemu = str(next(iter(binaries().values())))
-    for name, seconds in (("dies", 0), ("later", 0.6)):
-        (tmp_path / name).write_text(_DIES.format(qemu=qemu, seconds=seconds))
+    for name, true in (("dies", "true"), ("later", _STREAM_COMES)):
+        (tmp_path / name).write_text(_DIES.format(qemu=qemu, true=true))
         (tmp_path / name).chmod(0o755)
     short = 'start_timeout = "500ms"\n'
     bad = {

@@ -9,7 +9,7 @@ from typing import Any
 from migrator import logs
 from migrator.core.migration.lifecycle import Next, Step
 from migrator.core.migration.situation import Milestone
-from migrator.core.model import State
+from migrator.core.model import ProcessState, State
 from migrator.engine.migration.block_job_wait import too_late
 from migrator.engine.migration.intent_log import IntentLog
 from migrator.engine.migration.observer import Observer
@@ -21,6 +21,8 @@ from migrator.ports import MigrationSettings, Qemu
 
 #: So long putting the source's settings back is tried.
 _PUT_BACK_SECONDS = 5.0
+#: How often, and how many seconds apart, a silent destination is looked at before it is dismissed.
+_ENDING_LOOKS, _ENDING_PAUSE_SECONDS = 10, 0.05
 _WORTH_TELLING = (Step.HAND_OVER, Step.FENCE_DESTINATION, Step.FENCE_SOURCE, Step.REVIVE, Step.RESUME)
 
 
@@ -164,6 +166,8 @@ class Steps:
                 await asyncio.sleep(0.02)  # not for an event: the last ones may still be unread
 
     async def _dismiss(self) -> None:
+        if await self._ends_by_itself():
+            return  # the next look says so
         gone = await self._destination.quit()
         self._ledger.note(dismissed=True)
         if not gone:
@@ -172,6 +176,17 @@ class Steps:
                 f"{self._destination.name} could not be seen to end; it holds nothing and does not run",
                 "end that process",
             )
+
+    async def _ends_by_itself(self) -> bool:
+        """A destination that ends closes its connections before it is gone: its silence is given a moment."""
+        for _ in range(_ENDING_LOOKS):
+            view = await self._destination.observe(timeout=_ENDING_PAUSE_SECONDS)
+            if view.answers or view.process is ProcessState.UNKNOWN:
+                return False
+            if view.process is ProcessState.DEAD:
+                return True
+            await asyncio.sleep(_ENDING_PAUSE_SECONDS)
+        return False
 
     async def _announce(self, end: Qemu) -> None:
         try:
