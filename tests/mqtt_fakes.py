@@ -16,6 +16,7 @@ from typing import Any
 import aiomqtt
 from paho.mqtt.packettypes import PacketTypes
 from paho.mqtt.properties import Properties
+from pydantic import SecretStr
 
 from migrator.api.commands import Answer, Caller, Command, Evacuate, Migrate, Refusal
 from migrator.api.documents import (
@@ -41,32 +42,36 @@ from migrator.core.inventory import HostState
 from migrator.core.model import State
 from migrator.engine.commands.dispatcher import Dispatcher
 from migrator.engine.event_bus import EventBus
-from migrator.mqtt import Mqtt, MqttSettings
+from migrator.mqtt import Mqtt, MqttConfig
 from migrator.ports import Claim, EventTexts
 from migrator.ports.queries import EventPage
+from migrator.settings.models import MqttSettings
 from tests.broker import USERS, Broker
 from tests.some_events import page_of
 
 PREFIX = "migrator/v1/site"
 
 
-def settings(broker: Broker | int, **fields: Any) -> MqttSettings:
-    """Of a service at that broker, or port."""
-    return MqttSettings(
-        **{
-            "host": "127.0.0.1",
-            "port": broker if isinstance(broker, int) else broker.port,
-            "username": "migrator",
-            "password": USERS["migrator"],
-            "site": "site",
-            "instance": "one",
-            "operators": frozenset({"scheduler"}),
-            "viewers": frozenset({"other"}),
-            "timeout_seconds": 2.0,
-            "keepalive_seconds": 3,
-            **fields,
-        }
+_OF_SERVICE = ("longest_lifetime_seconds", "longest_pause_seconds", "closing_seconds")
+
+
+def settings(broker: Broker | int, **fields: Any) -> MqttConfig:
+    """Of a service at that broker, or port.
+
+    :param fields: keys of the section, unchecked; or fields of :class:`MqttConfig`.
+    """
+    own = {name: fields.pop(name) for name in _OF_SERVICE if name in fields}
+    section = MqttSettings(
+        host="127.0.0.1",
+        port=broker if isinstance(broker, int) else broker.port,
+        username="migrator",
+        password=SecretStr(fields.pop("password", USERS["migrator"])),
+        operators=("scheduler",),
+        viewers=("other",),
+        timeout=2.0,
+        keepalive=3.0,
     )
+    return MqttConfig(section=section.model_copy(update=fields), site="site", instance="one", **own)
 
 
 class FakeLog:
@@ -295,7 +300,7 @@ class Service:
 
     def __init__(
         self,
-        configured: MqttSettings,
+        configured: MqttConfig,
         *,
         log: FakeLog | None = None,
         queries: FakeQueries | None = None,
@@ -310,7 +315,7 @@ class Service:
         )
         self.connections: list[bool] = []
         self.mqtt = Mqtt(
-            settings=configured,
+            config=configured,
             commands=self.dispatcher,
             queries=self.queries,
             connected=self.connections.append,

@@ -7,8 +7,8 @@ import asyncio
 from migrator.cli.diagnosis import DoctorCheck, fail, ok, warn
 from migrator.cli.doctor_service import RunningService
 from migrator.errors import MigratorError
+from migrator.mqtt.config import MqttConfig
 from migrator.mqtt.connection import BrokerError, Connection, NotAllowed, UnsupportedVersion, Version
-from migrator.mqtt.settings import MqttSettings
 from migrator.mqtt.topics import Topics
 from migrator.settings import Settings
 
@@ -35,44 +35,32 @@ async def broker(settings: Settings, service: RunningService) -> list[DoctorChec
     return found
 
 
-def _visitor(settings: Settings) -> MqttSettings:
+def _visitor(settings: Settings) -> MqttConfig:
     """The service's credentials under another name: of two clients with one name a broker keeps the last.
 
     Nothing is kept there once it has gone.
     """
-    mqtt = settings.mqtt
-    return MqttSettings(
-        host=mqtt.host,
-        port=mqtt.broker_port,
-        tls=mqtt.tls,
-        tls_ca=mqtt.tls_ca,
-        tls_certificate=mqtt.tls_certificate,
-        tls_key=mqtt.tls_key,
-        username=mqtt.username or None,
-        password=mqtt.password.get_secret_value() or None,
+    return MqttConfig(
+        section=settings.mqtt.model_copy(update={"session_expiry": 0.0}),
         site=settings.site.name,
         instance=f"{settings.site.instance[:57]}-doctor",
-        protocol=mqtt.protocol,
-        keepalive_seconds=int(mqtt.keepalive),
-        timeout_seconds=mqtt.timeout,
-        session_expiry_seconds=0,
     )
 
 
-async def _try(settings: MqttSettings) -> list[DoctorCheck]:
-    if settings.protocol == "3.1.1":
-        return await _with(settings, Version.V311)
+async def _try(config: MqttConfig) -> list[DoctorCheck]:
+    if config.section.protocol == "3.1.1":
+        return await _with(config, Version.V311)
     try:
-        return await _with(settings, Version.V5)
+        return await _with(config, Version.V5)
     except UnsupportedVersion:
-        return await _with(settings, Version.V311)
+        return await _with(config, Version.V311)
 
 
-async def _with(settings: MqttSettings, version: Version) -> list[DoctorCheck]:
-    topics = Topics(site=settings.site, instance=settings.instance)
+async def _with(config: MqttConfig, version: Version) -> list[DoctorCheck]:
+    topics = Topics(site=config.site, instance=config.instance)
     # A broker may look at the rights to the will too.
     connection = Connection(
-        settings=settings, client_id=settings.new_client_id(), version=version, will=(topics.service, b"")
+        config=config, client_id=config.new_client_id(), version=version, will=(topics.service, b"")
     )
     await connection.open()
     found: list[DoctorCheck] = []
@@ -82,13 +70,13 @@ async def _with(settings: MqttSettings, version: Version) -> list[DoctorCheck]:
                 await connection.subscribe(topic, qos=1, retained=False)
             except NotAllowed as error:
                 found.append(fail(_ABOUT, str(error), _ACL))
-        if not found and not await _comes_back(connection, topics, settings.timeout_seconds):
-            text = f"{settings.address} does not let the service publish states, or not read them"
+        if not found and not await _comes_back(connection, topics, config.section.timeout):
+            text = f"{config.address} does not let the service publish states, or not read them"
             found.append(fail(_ABOUT, text, _ACL))
     finally:
         await connection.close()
     which = "5" if version is Version.V5 else "3.1.1"
-    return found or [ok(_ABOUT, f"{settings.address} lets the service in, MQTT {which}")]
+    return found or [ok(_ABOUT, f"{config.address} lets the service in, MQTT {which}")]
 
 
 async def _comes_back(connection: Connection, topics: Topics, seconds: float) -> bool:

@@ -4,7 +4,7 @@
 """
 
 from migrator.mqtt.client import Mqtt
+from migrator.mqtt.config import MqttConfig
 from migrator.mqtt.replies import Begun, WhoBegan
-from migrator.mqtt.settings import MqttSettings
 
-__all__ = ["Begun", "Mqtt", "MqttSettings", "WhoBegan"]
+__all__ = ["Begun", "Mqtt", "MqttConfig", "WhoBegan"]

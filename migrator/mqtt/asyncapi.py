@@ -25,8 +25,9 @@ from migrator.api.events import EventDocument, Subject
 from migrator.mqtt.inbound import VERBS, Head
 from migrator.mqtt.messages import ReplyMessage
 from migrator.mqtt.topics import Topics
+from migrator.settings.values import NAME
 
-_NAME = "[A-Za-z0-9._-]{1,64}"
+_NAME = NAME.pattern
 
 #: The prefix with the parameters of a channel's address.
 _TOPICS = Topics("{site}", "{instance}")

@@ -14,6 +14,7 @@ from migrator import logs
 from migrator.api.commands import COMMANDS, Role
 from migrator.api.events import DecisionTaken, Event, MigrationProgressed, Subject
 from migrator.errors import JournalError
+from migrator.mqtt.config import MqttConfig
 from migrator.mqtt.connection import (
     BrokerError,
     ClosedByBroker,
@@ -27,7 +28,6 @@ from migrator.mqtt.connection import (
 from migrator.mqtt.inbound import Foreign, read, too_many
 from migrator.mqtt.outbox import Outbox, Outgoing, Rank
 from migrator.mqtt.replies import Replies, WhoBegan, nobody_began
-from migrator.mqtt.settings import MqttSettings
 from migrator.mqtt.states import States, ended_at, is_stateful
 from migrator.mqtt.topics import Topics
 from migrator.mqtt.turns import Turns
@@ -66,7 +66,7 @@ class Mqtt:
     def __init__(
         self,
         *,
-        settings: MqttSettings,
+        config: MqttConfig,
         commands: Commands,
         queries: Queries,
         client_id: str = "",
@@ -76,21 +76,21 @@ class Mqtt:
         who_began: WhoBegan = nobody_began,
         now: Callable[[], datetime] = lambda: datetime.now(UTC),
     ) -> None:
-        self._settings = settings
+        self._config = config
         self._commands = commands
         self._connected = connected
         self._keep_client_id, self._taken = keep_client_id, taken
         self._now = now
-        self._log = logs.logger(broker=settings.address)
+        self._log = logs.logger(broker=config.address)
         self._client_id = client_id
-        if not settings.is_client_id(client_id):
+        if not config.is_client_id(client_id):
             self._renew_client_id()
-        self._topics = Topics(settings.site, settings.instance)
-        self._outbox = Outbox(limit=settings.queue_limit, interval=settings.progress_interval_seconds)
+        self._topics = Topics(config.site, config.instance)
+        self._outbox = Outbox(limit=config.section.queue_limit, interval=config.section.progress_interval)
         self._states = States(
             queries=queries,
             topics=self._topics,
-            keep=timedelta(seconds=settings.keep_ended_seconds),
+            keep=timedelta(seconds=config.section.keep_ended),
             now=now,
         )
         self._replies = Replies(
@@ -98,23 +98,23 @@ class Mqtt:
             queries=queries,
             outbox=self._outbox,
             topics=self._topics,
-            max_bytes=settings.max_reply_bytes,
+            max_bytes=config.section.max_reply_size,
             who_began=who_began,
             now=now,
         )
         #: New commands are taken; those that are not wait at the broker for the next of us.
         self._taking = True
         self._turns = Turns(
-            at_a_time=settings.max_commands,
-            at_a_time_each=max(1, settings.max_commands // _SHARE),
-            waiting_each=settings.max_waiting_commands,
+            at_a_time=config.section.max_commands,
+            at_a_time_each=max(1, config.section.max_commands // _SHARE),
+            waiting_each=config.section.max_waiting_commands,
         )
         #: What the broker has retained, while it is being asked; and when the last of it came.
         self._seen: dict[str, bytes] | None = None
         self._seen_at = 0.0
         #: When the last connections that did not last were closed by the broker.
         self._closed: deque[float] = deque(maxlen=_TOO_OFTEN)
-        self._version = Version.V311 if settings.protocol == "3.1.1" else Version.V5
+        self._version = Version.V311 if config.section.protocol == "3.1.1" else Version.V5
         queries.bus.subscribe(self._note, journalled=True)
 
     @property
@@ -155,7 +155,7 @@ class Mqtt:
         )
 
     def _renew_client_id(self) -> None:
-        self._client_id = self._settings.new_client_id()
+        self._client_id = self._config.new_client_id()
         try:
             self._keep_client_id(self._client_id)
         except JournalError as error:
@@ -177,7 +177,7 @@ class Mqtt:
                 else:
                     self._log.warning("no broker", error=str(error))
             except UnsupportedVersion as error:
-                if self._settings.protocol == "auto":
+                if self._config.section.protocol == "auto":
                     self._version = Version.V311 if self._version is Version.V5 else Version.V5
                 self._log.warning("mqtt version refused", error=str(error), next=self._version.name)
             except BrokerError as error:
@@ -186,14 +186,14 @@ class Mqtt:
                 if str(error) != complaint:
                     self._log.warning("no broker", error=str(error))
                 complaint = str(error)
-            if loop.time() - began > _STEADY_SECONDS + self._settings.timeout_seconds:
+            if loop.time() - began > _STEADY_SECONDS + self._config.section.timeout:
                 pause, complaint = _FIRST_PAUSE_SECONDS, ""
             await asyncio.sleep(pause * random.uniform(0.5, 1.0))  # noqa: S311 - no secret
-            pause = min(pause * 2, self._settings.longest_pause_seconds)
+            pause = min(pause * 2, self._config.longest_pause_seconds)
 
     async def _connect_once(self, tasks: asyncio.TaskGroup) -> None:
         connection = Connection(
-            settings=self._settings,
+            config=self._config,
             client_id=self._client_id,
             version=self._version,
             will=(self._topics.service, b"offline"),
@@ -239,7 +239,7 @@ class Mqtt:
 
     async def _farewell(self, connection: Connection, serving: asyncio.Task[None]) -> None:
         """Send what waits, and that we go; within a bound."""
-        seconds = self._settings.closing_seconds
+        seconds = self._config.closing_seconds
         self._taking = False
         try:
             self._turns.drop_waiting()  # they stay at the broker, which has no receipt for them
@@ -311,7 +311,7 @@ class Mqtt:
         for outgoing in await self._states.differences(retained, waits=self._outbox.waits):
             self._outbox.put(outgoing)
         while True:
-            await asyncio.sleep(min(_CLEARING_SECONDS, self._settings.keep_ended_seconds / 2))
+            await asyncio.sleep(min(_CLEARING_SECONDS, self._config.section.keep_ended / 2))
             for outgoing in (*self._states.clear(), *self._states.forget_hosts()):
                 self._outbox.put(outgoing)
 
@@ -364,9 +364,9 @@ class Mqtt:
                 continue
             done = receipts.expect(received)
             try:
-                incoming = read(received, topics=self._topics, settings=self._settings, now=self._now())
+                incoming = read(received, topics=self._topics, config=self._config, now=self._now())
                 if self._turns.full(incoming.user):
-                    raise too_many(incoming, self._settings.max_waiting_commands)
+                    raise too_many(incoming, self._config.section.max_waiting_commands)
             except Foreign as foreign:
                 self._refuse(foreign, received, done)
                 continue

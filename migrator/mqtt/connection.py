@@ -19,7 +19,7 @@ from paho.mqtt.properties import Properties
 from paho.mqtt.subscribeoptions import SubscribeOptions
 
 from migrator.errors import MigratorError, UsageError
-from migrator.mqtt.settings import MqttSettings
+from migrator.mqtt.config import MqttConfig
 from migrator.tls import File, client_context
 
 T = TypeVar("T")
@@ -92,22 +92,22 @@ class Connection:
     """
 
     def __init__(
-        self, *, settings: MqttSettings, client_id: str, version: Version, will: tuple[str, bytes]
+        self, *, config: MqttConfig, client_id: str, version: Version, will: tuple[str, bytes]
     ) -> None:
-        self._settings = settings
+        self._config = config
         self._v5 = version is Version.V5
         self._client = aiomqtt.Client(
-            settings.host,
-            settings.port,
-            username=settings.username,
-            password=settings.password,
+            config.section.host,
+            config.section.broker_port,
+            username=config.section.username or None,
+            password=config.section.password.get_secret_value() or None,
             identifier=client_id,
             protocol=version.value,
             logger=_SILENT,
             will=aiomqtt.Will(will[0], will[1], qos=1, retain=True),
-            timeout=settings.timeout_seconds,
-            keepalive=settings.keepalive_seconds,
-            tls_context=_tls(settings) if settings.tls else None,
+            timeout=config.section.timeout,
+            keepalive=int(config.section.keepalive),
+            tls_context=_tls(config) if config.section.tls else None,
             properties=self._connect_properties() if self._v5 else None,
             # A reply does not wait until the broker's machine has confirmed the packet before: that takes it 40 ms.
             socket_options=[(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)],
@@ -119,14 +119,14 @@ class Connection:
         # parts, and of paho's, is used in this class and nowhere else; a test names it.
         self._paho = self._client._client  # noqa: SLF001
         self._paho.manual_ack_set(True)
-        self._paho.connect_timeout = settings.timeout_seconds
+        self._paho.connect_timeout = config.section.timeout
         self._open = False
 
     def _connect_properties(self) -> Properties:
         properties = _properties(PacketTypes.CONNECT)
-        properties.SessionExpiryInterval = self._settings.session_expiry_seconds
+        properties.SessionExpiryInterval = int(self._config.section.session_expiry)
         properties.ReceiveMaximum = _RECEIVE_MAXIMUM
-        properties.MaximumPacketSize = max(_PACKET_BYTES, 2 * self._settings.max_command_bytes)
+        properties.MaximumPacketSize = max(_PACKET_BYTES, 2 * self._config.section.max_command_size)
         return properties
 
     async def open(self) -> None:
@@ -140,7 +140,7 @@ class Connection:
         try:
             await asyncio.shield(opening)
         except asyncio.CancelledError:
-            await asyncio.wait({opening}, timeout=self._settings.closing_seconds)
+            await asyncio.wait({opening}, timeout=self._config.closing_seconds)
             opening.cancel()
             opening.add_done_callback(_heard)
             self._cut()
@@ -153,7 +153,7 @@ class Connection:
             kind = BrokerError
             if isinstance(error, aiomqtt.MqttCodeError) and _code(error.rc) == _UNSUPPORTED_VERSION:
                 kind = UnsupportedVersion
-            raise kind(f"broker {self._settings.address}: not connected: {error}") from error
+            raise kind(f"broker {self._config.address}: not connected: {error}") from error
         self._open = True
 
     async def _enter(self) -> None:
@@ -189,7 +189,7 @@ class Connection:
         try:
             await _whole(self._client.publish(topic, payload, qos=qos, retain=retain, properties=properties))
         except (aiomqtt.MqttError, ValueError) as error:
-            raise BrokerError(f"broker {self._settings.address}: {topic} not published: {error}") from error
+            raise BrokerError(f"broker {self._config.address}: {topic} not published: {error}") from error
 
     async def subscribe(self, topic: str, *, qos: int, retained: bool) -> None:
         """Have what is published there delivered.
@@ -210,18 +210,16 @@ class Connection:
         try:
             granted = await _whole(self._client.subscribe(topic, qos=0 if options else qos, options=options))
         except aiomqtt.MqttError as error:
-            raise BrokerError(f"broker {self._settings.address}: {topic} not subscribed: {error}") from error
+            raise BrokerError(f"broker {self._config.address}: {topic} not subscribed: {error}") from error
         if any(_code(each) >= 128 for each in granted):
-            raise NotAllowed(f"broker {self._settings.address} does not let us read {topic}: see its ACL")
+            raise NotAllowed(f"broker {self._config.address} does not let us read {topic}: see its ACL")
 
     async def unsubscribe(self, topic: str) -> None:
         """Have it delivered no more."""
         try:
             await _whole(self._client.unsubscribe(topic))
         except aiomqtt.MqttError as error:
-            raise BrokerError(
-                f"broker {self._settings.address}: {topic} not unsubscribed: {error}"
-            ) from error
+            raise BrokerError(f"broker {self._config.address}: {topic} not unsubscribed: {error}") from error
 
     async def messages(self) -> AsyncIterator[Received]:
         """What comes, until the connection is lost. Each with a QoS wants :meth:`acknowledge`, in this order."""
@@ -240,7 +238,7 @@ class Connection:
                 )
         except aiomqtt.MqttError as error:
             reason = error.__cause__ or error
-            raise BrokerError(f"broker {self._settings.address}: connection lost: {reason}") from error
+            raise BrokerError(f"broker {self._config.address}: connection lost: {reason}") from error
 
     def why_lost(self, error: BrokerError) -> BrokerError:
         """What there is to say of a connection that is lost, whichever call found out first."""
@@ -248,7 +246,7 @@ class Connection:
         cause = lost.exception() if lost.done() and not lost.cancelled() else None
         code = _code(cause.rc) if isinstance(cause, aiomqtt.MqttCodeError) else 0
         if code == _SESSION_TAKEN:
-            return SessionTaken(f"broker {self._settings.address}: another client has taken our session")
+            return SessionTaken(f"broker {self._config.address}: another client has taken our session")
         # A broker may close a connection without a word, as mosquitto does with one whose session is taken.
         return ClosedByBroker(str(error)) if code == _UNSPECIFIED else error
 
@@ -280,8 +278,12 @@ def _heard(task: asyncio.Task[Any]) -> None:
         task.exception()
 
 
-def _tls(settings: MqttSettings) -> ssl.SSLContext:
-    given = {"ca": settings.tls_ca, "certificate": settings.tls_certificate, "key": settings.tls_key}
+def _tls(config: MqttConfig) -> ssl.SSLContext:
+    given = {
+        "ca": config.section.tls_ca,
+        "certificate": config.section.tls_certificate,
+        "key": config.section.tls_key,
+    }
     files = {
         kind: File(name=f"[mqtt] tls_{kind}", path=path) for kind, path in given.items() if path is not None
     }

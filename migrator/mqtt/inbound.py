@@ -13,9 +13,10 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 from migrator.api import trace_context, wrong_fields
 from migrator.api.commands import COMMANDS, Caller, Envelope, Moment, Name, Refusal, Reply, Role
 from migrator.api.trace_context import TRACEPARENT, TRACESTATE, TraceContext
+from migrator.mqtt.config import MqttConfig
 from migrator.mqtt.connection import Received
-from migrator.mqtt.settings import NAME, MqttSettings
 from migrator.mqtt.topics import Topics
+from migrator.settings.values import NAME
 from migrator.units import show_seconds
 
 #: ``resolve`` is not among them: it is for a person who has looked.
@@ -102,7 +103,7 @@ class Foreign(Exception):
         )
 
 
-def read(received: Received, *, topics: Topics, settings: MqttSettings, now: datetime) -> Incoming:
+def read(received: Received, *, topics: Topics, config: MqttConfig, now: datetime) -> Incoming:
     """The command in a message.
 
     :raise Foreign: there is none that may be carried out.
@@ -122,13 +123,13 @@ def read(received: Received, *, topics: Topics, settings: MqttSettings, now: dat
     # Without an id that can be in a topic its sender is told here.
     nameless = ReplyTo(topic=topics.reply(user, NAMELESS))
     try:
-        body = _parse(received, settings)
+        body = _parse(received, config)
         if isinstance(body.get("id"), str) and NAME.fullmatch(body["id"]):
             identifier = body["id"]
             reply_to = reply_to or ReplyTo(topic=topics.reply(user, identifier))
         reply_to = reply_to or nameless
-        role = _allowed(received, user, verb, topics, settings)
-        head = _head(body, settings, now)
+        role = _allowed(received, user, verb, topics, config)
+        head = _head(body, config, now)
     except Refusal as refusal:
         raise Foreign(refusal, verb=verb, identifier=identifier, reply_to=reply_to or nameless) from None
     if reply_to is nameless:
@@ -145,7 +146,7 @@ def read(received: Received, *, topics: Topics, settings: MqttSettings, now: dat
                 trace=_trace(received),
             ),
             id=head.id,
-            expires_at=head.expires_at or head.sent_at + timedelta(seconds=settings.command_lifetime_seconds),
+            expires_at=head.expires_at or head.sent_at + timedelta(seconds=config.section.command_lifetime),
         ),
         user=user,
         id=head.id,
@@ -170,10 +171,11 @@ def _response(received: Received, user: str, topics: Topics) -> ReplyTo | None:
     return ReplyTo(topic=topic, correlation=correlation)
 
 
-def _parse(received: Received, settings: MqttSettings) -> dict[str, Any]:
-    if len(received.payload) > settings.max_command_bytes:
+def _parse(received: Received, config: MqttConfig) -> dict[str, Any]:
+    if len(received.payload) > config.section.max_command_size:
         raise Refusal(
-            "invalid", f"a command has at most {settings.max_command_bytes} bytes (mqtt.max_command_size)"
+            "invalid",
+            f"a command has at most {config.section.max_command_size} bytes (mqtt.max_command_size)",
         )
     try:
         body = json.loads(received.payload)
@@ -184,14 +186,14 @@ def _parse(received: Received, settings: MqttSettings) -> dict[str, Any]:
     return body
 
 
-def _allowed(received: Received, user: str, verb: str, topics: Topics, settings: MqttSettings) -> Role:
+def _allowed(received: Received, user: str, verb: str, topics: Topics, config: MqttConfig) -> Role:
     if received.retain:
         raise Refusal("invalid", "a retained command is not carried out: publish it without the retain flag")
     if received.response_topic is not None and not topics.may_reply(user, received.response_topic):
         raise Refusal("invalid", f"the response topic must lie below {topics.prefix}/reply/{user}/")
     if received.correlation is not None and len(received.correlation) > _MAX_CORRELATION_BYTES:
         raise Refusal("invalid", f"correlation data has at most {_MAX_CORRELATION_BYTES} bytes")
-    role = settings.role(user)
+    role = config.role(user)
     if role is None:
         raise Refusal("forbidden", f"{user} may ask for nothing here")
     if verb not in VERBS:
@@ -199,23 +201,23 @@ def _allowed(received: Received, user: str, verb: str, topics: Topics, settings:
     return role
 
 
-def _head(body: dict[str, Any], settings: MqttSettings, now: datetime) -> Head:
+def _head(body: dict[str, Any], config: MqttConfig, now: datetime) -> Head:
     try:
         head = Head.model_validate({name: body[name] for name in Head.model_fields if name in body})
     except ValidationError as error:
         raise Refusal("invalid", wrong_fields.in_words(error.errors(include_url=False))) from None
-    if head.sent_at > now + timedelta(seconds=settings.clock_tolerance_seconds):
+    if head.sent_at > now + timedelta(seconds=config.section.clock_tolerance):
         raise Refusal(
             "invalid",
             f"sent_at is {head.sent_at.isoformat()}, here it is {now.isoformat()}: set the clocks right, or allow more "
             "by mqtt.clock_tolerance",
         )
-    latest = head.sent_at + timedelta(seconds=settings.longest_lifetime_seconds)
+    latest = head.sent_at + timedelta(seconds=config.longest_lifetime_seconds)
     if head.expires_at is not None and head.expires_at > latest:
         raise Refusal(
             "invalid",
             f"expires_at is {head.expires_at.isoformat()}; a command is good for "
-            f"{show_seconds(settings.longest_lifetime_seconds)} at most: until {latest.isoformat()}",
+            f"{show_seconds(config.longest_lifetime_seconds)} at most: until {latest.isoformat()}",
         )
     return head
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from migrator.api.events import Subject
-from migrator.mqtt.settings import NAME
+from migrator.settings.values import NAME
 
 #: What has a retained state.
 STATEFUL = (Subject.MIGRATION, Subject.EVACUATION, Subject.HOST)

@@ -11,7 +11,6 @@ from migrator.http.limits import Limits as HttpLimits
 from migrator.http.listeners import Tcp, UnixSocket
 from migrator.http.server import Servers
 from migrator.http.wellformed import known_names
-from migrator.mqtt.settings import MqttSettings as BrokerSettings
 from migrator.settings import Settings
 from migrator.tls import File, names_in, server_context
 
@@ -71,37 +70,4 @@ def _tls(settings: Settings) -> ssl.SSLContext | None:
     return server_context(
         certificate=File(name="[http] tls_certificate", path=http.tls_certificate),
         key=File(name="[http] tls_key", path=http.tls_key) if http.tls_key is not None else None,
-    )
-
-
-def broker(settings: Settings) -> BrokerSettings:
-    """The MQTT broker, and what is told to it."""
-    mqtt = settings.mqtt
-    return BrokerSettings(
-        host=mqtt.host,
-        port=mqtt.broker_port,
-        tls=mqtt.tls,
-        tls_ca=mqtt.tls_ca,
-        tls_certificate=mqtt.tls_certificate,
-        tls_key=mqtt.tls_key,
-        username=mqtt.username or None,
-        password=mqtt.password.get_secret_value() or None,
-        site=settings.site.name,
-        instance=settings.site.instance,
-        operators=frozenset(mqtt.operators),
-        viewers=frozenset(mqtt.viewers),
-        protocol=mqtt.protocol,
-        keepalive_seconds=int(mqtt.keepalive),
-        timeout_seconds=mqtt.timeout,
-        session_expiry_seconds=int(mqtt.session_expiry),
-        queue_limit=mqtt.queue_limit,
-        max_command_bytes=mqtt.max_command_size,
-        max_reply_bytes=mqtt.max_reply_size,
-        max_commands=mqtt.max_commands,
-        max_waiting_commands=mqtt.max_waiting_commands,
-        longest_lifetime_seconds=min(86_400.0, settings.store.retention),
-        command_lifetime_seconds=mqtt.command_lifetime,
-        clock_tolerance_seconds=mqtt.clock_tolerance,
-        keep_ended_seconds=mqtt.keep_ended,
-        progress_interval_seconds=mqtt.progress_interval,
     )

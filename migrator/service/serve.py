@@ -37,10 +37,10 @@ from migrator.http.admission import raise_descriptor_limit
 from migrator.http.app import create_app
 from migrator.machine import this_driver
 from migrator.metrics import Metrics, Probes
-from migrator.mqtt import Mqtt, client_id
+from migrator.mqtt import Mqtt, MqttConfig, client_id
 from migrator.mqtt.replies import Begun
 from migrator.qemu import monitor
-from migrator.service.as_configured import broker, http_limits, http_servers
+from migrator.service.as_configured import http_limits, http_servers
 from migrator.service.narrator import Narrator
 from migrator.service.notify import notify, watchdog
 from migrator.service.reload import reload_on_hup
@@ -185,7 +185,7 @@ async def _running(live: LiveSettings) -> AsyncIterator[Engine]:
         mqtt = None
         if settings.mqtt.host:
             mqtt = Mqtt(
-                settings=broker(settings),
+                config=MqttConfig.of(settings),
                 commands=dispatcher,
                 queries=queries,
                 client_id=client_id.read(directory),

@@ -64,8 +64,12 @@ RateOrAuto = Annotated[int | None, _in_units(_auto(units.rate))]
 Ratio = Annotated[float, _in_units(units.ratio)]
 
 
+#: Ids, hosts, sites, instances and users: what may be a part of a path, and a level of a topic.
+NAME = re.compile(r"[A-Za-z0-9._-]{1,64}")
+
+
 def _name(value: Any) -> Any:
-    if isinstance(value, str) and not re.fullmatch(r"[A-Za-z0-9._-]{1,64}", value):
+    if isinstance(value, str) and not NAME.fullmatch(value):
         raise wrong(f"{shortened(value)} cannot be a name: use 1 to 64 of A-Z a-z 0-9 . _ -")
     return value
 

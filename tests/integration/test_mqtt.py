@@ -279,7 +279,7 @@ async def test_service_of_version_3_1_1_takes_part(broker: Broker) -> None:
 
 
 async def test_reply_that_is_too_large_goes_without_its_document(broker: Broker) -> None:
-    async with Service(settings(broker, max_reply_bytes=600)).running(), peer(broker) as scheduler:
+    async with Service(settings(broker, max_reply_size=600)).running(), peer(broker) as scheduler:
         await scheduler.command("migrate", id="c1", guest="g" * 500)
         reply = await answer(scheduler, "c1")
     assert (reply["kind"], reply["subject_id"], reply["body"]) == ("accepted", "m0", None)

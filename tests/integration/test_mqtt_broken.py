@@ -149,7 +149,7 @@ def _events(client: Peer) -> list[Any]:
 
 
 async def test_black_hole_is_noticed_and_nothing_is_lost_in_it(broker: Broker) -> None:
-    service = Service(settings(broker, timeout_seconds=1.0, keepalive_seconds=2))
+    service = Service(settings(broker, timeout=1.0, keepalive=2))
     async with service.running():
         service.controller.migration("m1")
         broker.freeze()
@@ -167,7 +167,7 @@ async def test_black_hole_is_noticed_and_nothing_is_lost_in_it(broker: Broker) -
 
 
 async def test_silent_black_hole_is_noticed_by_keepalive(broker: Broker) -> None:
-    async with Service(settings(broker, keepalive_seconds=1)).running() as service:
+    async with Service(settings(broker, keepalive=1)).running() as service:
         broker.freeze()
         await until(lambda: not service.connected, what="noticed", within=6)
         broker.thaw()
@@ -175,7 +175,7 @@ async def test_silent_black_hole_is_noticed_by_keepalive(broker: Broker) -> None
 
 
 async def test_it_ends_within_a_bound_in_a_black_hole(broker: Broker) -> None:
-    service = Service(settings(broker, timeout_seconds=1.0, closing_seconds=1.0))
+    service = Service(settings(broker, timeout=1.0, closing_seconds=1.0))
     loop = asyncio.get_running_loop()
     async with service.running():
         service.controller.migration("m1")
@@ -187,7 +187,7 @@ async def test_it_ends_within_a_bound_in_a_black_hole(broker: Broker) -> None:
 
 async def test_it_ends_within_a_bound_while_it_connects(broker: Broker) -> None:
     broker.freeze()
-    service = Service(settings(broker, timeout_seconds=2.0, closing_seconds=0.5))
+    service = Service(settings(broker, timeout=2.0, closing_seconds=0.5))
     task = asyncio.create_task(service.mqtt.run(), name="service under test")
     await asyncio.sleep(0.3)
     began = asyncio.get_running_loop().time()

@@ -16,8 +16,8 @@ import pytest
 
 from migrator.api.commands import COMMANDS, Refusal
 from migrator.core.drain.states import EvacuationState
+from migrator.mqtt import MqttConfig
 from migrator.mqtt.inbound import VERBS
-from migrator.mqtt.settings import MqttSettings
 from migrator.settings.models import SiteSettings
 from migrator.testing.lab import until
 from tests.broker import USERS, Broker, mosquitto
@@ -36,7 +36,7 @@ def broker(tmp_path: Path) -> Iterator[Broker]:
         yield broker
 
 
-def settings(broker: Broker) -> MqttSettings:
+def settings(broker: Broker) -> MqttConfig:
     """With the site's name that a configuration has which says none: the examples have that, too."""
     return replace(settings_of(broker), site=SiteSettings().name)
 

@@ -13,8 +13,9 @@ import aiomqtt
 import pytest
 
 from migrator.errors import UsageError
-from migrator.mqtt import MqttSettings
+from migrator.mqtt import MqttConfig
 from migrator.mqtt.connection import BrokerError, Connection, Version
+from migrator.settings import load
 from migrator.testing.lab import until
 from tests.broker import USERS, Broker, mosquitto
 from tests.conftest import missing
@@ -138,7 +139,7 @@ async def test_service_with_a_wrong_password_says_so_but_not_the_password(
     configured = settings(broker, password="s3cr3t-guess")
     assert "s3cr3t-guess" not in repr(configured)
     connection = Connection(
-        settings=configured,
+        config=configured,
         client_id=configured.new_client_id(),
         version=Version.V5,
         will=(f"{PREFIX}/service/one", b"offline"),
@@ -154,7 +155,7 @@ async def test_service_with_a_wrong_password_says_so_but_not_the_password(
 # TLS
 
 
-def over_tls(broker: Broker, **fields: Any) -> MqttSettings:
+def over_tls(broker: Broker, **fields: Any) -> MqttConfig:
     return settings(broker.tls_port, tls=True, **{"tls_ca": broker.directory / "ca.pem", **fields})
 
 
@@ -202,11 +203,11 @@ async def test_broker_that_is_not_believed_is_not_spoken_to(broker: Broker, tmp_
     assert "migrator-site-one" not in broker.log.read_text()
 
 
-async def fails(configured: MqttSettings, complaint: str) -> None:
+async def fails(configured: MqttConfig, complaint: str) -> None:
     async def attempt() -> None:
         will = (f"{PREFIX}/service/one", b"offline")
         own = configured.new_client_id()
-        connection = Connection(settings=configured, client_id=own, version=Version.V5, will=will)
+        connection = Connection(config=configured, client_id=own, version=Version.V5, will=will)
         try:
             await connection.open()
         finally:
@@ -222,20 +223,21 @@ async def fails(configured: MqttSettings, complaint: str) -> None:
 
 
 @pytest.mark.parametrize(
-    ("fields", "complaint"),
+    ("text", "complaint"),
     [
-        ({"site": "a/b"}, "mqtt.site is 'a/b'"),
-        ({"instance": "#"}, "mqtt.instance is '#'"),
-        ({"operators": frozenset({"a+b"})}, "the user 'a\\+b'"),
-        ({"password": "x", "username": None}, "mqtt.password is of no use"),
-        ({"tls_key": Path("k")}, "mqtt.tls_key is of no use"),
-        ({"tls_ca": Path("k")}, "of no use without mqtt.tls = true"),
-        ({"queue_limit": 0}, "mqtt.queue_limit"),
+        ('[site]\nname = "a/b"', "site.name: 'a/b' cannot be a name"),
+        ('[site]\ninstance = "#"', "site.instance: '#' cannot be a name"),
+        ('[mqtt]\noperators = ["a+b"]', "'a\\+b' cannot be a name"),
+        ('[mqtt]\npassword = "x"', "a password is of no use"),
+        ('[mqtt]\ntls_key = "k"', "tls_key is of no use"),
+        ('[mqtt]\ntls_ca = "k"', "of no use without tls = true"),
+        ("[mqtt]\nqueue_limit = 0", "mqtt.queue_limit"),
     ],
 )
-def test_what_cannot_be_is_refused(fields: dict[str, Any], complaint: str) -> None:
+def test_what_cannot_be_is_refused(text: str, complaint: str, tmp_path: Path) -> None:
+    (tmp_path / "migrator.toml").write_text(text)
     with pytest.raises(UsageError, match=complaint):
-        settings(1, **fields)
+        load(tmp_path / "migrator.toml", environ={})
 
 
 # the contract with aiomqtt
@@ -255,7 +257,7 @@ async def test_private_parts_of_aiomqtt_that_are_used_are_there_and_acknowledge(
     client_id = configured.new_client_id()
 
     async def receive(acknowledge: bool, count: int) -> list[bytes]:
-        connection = Connection(settings=configured, client_id=client_id, version=Version.V5, will=will)
+        connection = Connection(config=configured, client_id=client_id, version=Version.V5, will=will)
         await connection.open()
         await connection.subscribe(f"{PREFIX}/command/#", qos=1, retained=False)
         if count == 3:

@@ -74,7 +74,7 @@ def _about(client: Peer, identifier: str) -> list[Any]:
 
 
 async def test_progress_is_at_most_once_a_second_and_the_last_of_it_is_said(broker: Broker) -> None:
-    configured = settings(broker, progress_interval_seconds=0.4)
+    configured = settings(broker, progress_interval=0.4)
     async with Service(configured).running() as service, peer(broker, "dashboard") as dashboard:
         service.controller.migration("m1")
         began = asyncio.get_running_loop().time()
@@ -111,7 +111,7 @@ async def test_what_waits_is_sent_before_the_service_goes(broker: Broker) -> Non
 
 
 async def test_state_of_what_ended_is_cleared_in_time(broker: Broker) -> None:
-    configured = settings(broker, keep_ended_seconds=1.0)
+    configured = settings(broker, keep_ended=1.0)
     async with Service(configured).running() as service:
         service.controller.migration("m1")
         service.controller.migration("m2")

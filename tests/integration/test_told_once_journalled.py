@@ -109,7 +109,7 @@ async def everything(tmp_path: Path, broker: Broker, *, patience: float = 60.0) 
         journal_writer = JournalWriter(journal, max_event_delay=patience)
         journal_writer.follow(world.bus)
         mqtt = Mqtt(
-            settings=settings(broker, progress_interval_seconds=0.01),
+            config=settings(broker, progress_interval=0.01),
             commands=Dispatcher(controller=world, log=world.log),
             queries=world,
         )

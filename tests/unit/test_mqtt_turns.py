@@ -5,9 +5,9 @@ from __future__ import annotations
 import asyncio
 from pathlib import Path
 
-from migrator.mqtt import client_id
-from migrator.mqtt.settings import MqttSettings
+from migrator.mqtt import MqttConfig, client_id
 from migrator.mqtt.turns import Turns
+from migrator.settings.models import MqttSettings
 
 
 async def test_every_user_has_its_turn_however_many_wait_of_another() -> None:
@@ -64,12 +64,14 @@ async def test_of_one_user_only_so_many_wait() -> None:
 
 
 def test_client_id_is_kept_for_the_service_alone_and_cannot_be_guessed(tmp_path: Path) -> None:
-    settings = MqttSettings(host="b", site="s", instance="i")
+    settings = MqttConfig(section=MqttSettings(host="b"), site="s", instance="i")
     one, other = settings.new_client_id(), settings.new_client_id()
     assert one != other
     assert settings.is_client_id(one)
     assert not settings.is_client_id("migrator-s-i")
-    assert not settings.is_client_id(MqttSettings(host="b", site="s", instance="j").new_client_id())
+    assert not settings.is_client_id(
+        MqttConfig(section=MqttSettings(host="b"), site="s", instance="j").new_client_id()
+    )
     assert client_id.read(tmp_path) == ""
     client_id.keep(tmp_path, one)
     client_id.keep(tmp_path, other)

@@ -16,7 +16,6 @@ from migrator.errors import UsageError
 from migrator.hosts.site_config import SshConfig
 from migrator.http.admission import Admission
 from migrator.http.limits import Limits as HttpLimits
-from migrator.mqtt.settings import MqttSettings
 from migrator.settings import REPEATED, SECTIONS, Settings, load, reload
 from migrator.settings.models import HostDefaults, HostSettings, Section
 from migrator.settings.values import Listen, Ssh
@@ -121,23 +120,6 @@ class TestExample:
         assert seen > 15
 
     def test_agrees_with_what_the_entrances_take_by_default(self) -> None:
-        mqtt, taken = Settings().mqtt, MqttSettings(host="b", site="s", instance="i")
-        for key, field in {
-            "keepalive": "keepalive_seconds",
-            "timeout": "timeout_seconds",
-            "session_expiry": "session_expiry_seconds",
-            "queue_limit": "queue_limit",
-            "max_command_size": "max_command_bytes",
-            "max_reply_size": "max_reply_bytes",
-            "max_commands": "max_commands",
-            "max_waiting_commands": "max_waiting_commands",
-            "command_lifetime": "command_lifetime_seconds",
-            "clock_tolerance": "clock_tolerance_seconds",
-            "keep_ended": "keep_ended_seconds",
-            "progress_interval": "progress_interval_seconds",
-            "protocol": "protocol",
-        }.items():
-            assert getattr(mqtt, key) == getattr(taken, field), key
         http, bounds = Settings().http, HttpLimits()
         assert (http.max_body, http.request_timeout) == (bounds.body_bytes, bounds.request_seconds)
         assert (http.requests_per_second, http.burst) == (bounds.requests_per_second, bounds.burst)
