@@ -58,6 +58,7 @@ def storable(value: Any, depth: int = 0) -> Any:
 
 #: What json.dumps writes for what no JSON may have; a pair of surrogates is among it, and is right.
 _SUSPECT = re.compile(r"\\u[dD][89a-fA-F]|\bNaN\b|\bInfinity\b")
+_SUSPECT_WORDS = ("\\ud", "\\uD", "NaN", "Infinity")
 
 
 def as_json(document: Mapping[str, Any]) -> str:
@@ -67,7 +68,8 @@ def as_json(document: Mapping[str, Any]) -> str:
 
 def mended(text: str) -> str:
     """As :func:`as_json` would have written it: an older version may have let in what no JSON may have."""
-    if not _SUSPECT.search(text):
+    # To look for words first takes a hundredth of the time that the expression takes; documents have 100 kB and more.
+    if not any(word in text for word in _SUSPECT_WORDS) or not _SUSPECT.search(text):
         return text
     found = json.loads(text)
     # Paths of sockets may have bytes that are no text: what nobody is shown stays as it was.
