@@ -31,7 +31,7 @@ def host(text: str) -> str:
 
 
 def reachable(text: str) -> str:
-    """As :func:`host`, and one that others can connect to.
+    """Check an address as :func:`host` does, and that other hosts can connect to it.
 
     :raise UsageError: as there; or no other host ever reaches that.
     """
@@ -92,7 +92,7 @@ def _write(text: str) -> str:
 
 
 def bracketed(name: str) -> str:
-    """As it stands before a port: IPv6 in brackets."""
+    """Return the host as it stands before a port: IPv6 in brackets."""
     return f"[{name}]" if ":" in name else name
 
 

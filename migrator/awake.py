@@ -1,4 +1,4 @@
-"""Whether this process itself ran: one that was stopped for a while must not judge others by the time it missed."""
+"""Watch over this process itself: one that was stopped for a while must not judge others by the time it missed."""
 
 from __future__ import annotations
 

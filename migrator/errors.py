@@ -32,7 +32,7 @@ class MigratorError(Exception):
 
 
 class UsageError(MigratorError):
-    """What a person typed or configured cannot be used; nothing was changed."""
+    """A person typed or configured something that cannot be used; nothing was changed."""
 
 
 class Refused(MigratorError):
@@ -109,7 +109,7 @@ class TimedOut(QemuError):
 
 
 class StrangeAnswer(QemuError):
-    """What QEMU answered is no answer to that command: nothing of it is believed. It may have been carried out."""
+    """QEMU's answer is none to that command: nothing of it is believed. The command may have been carried out."""
 
     def __init__(self, where: str, command: str, wrong: str) -> None:
         super().__init__(where, f"what it answers to {command} is no answer: {wrong}")

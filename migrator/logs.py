@@ -69,7 +69,7 @@ def logger(**fields: Any) -> Logger:
 
 
 def _cleaned(log: Any, method: str, line: MutableMapping[str, Any]) -> MutableMapping[str, Any]:
-    """What guests, hosts and clients say may hold what acts on the terminal that a log is read on."""
+    """Remove control characters: guests, hosts and clients may say what acts on the terminal that a log is read on."""
     del log, method  # as structlog calls every processor
     return {key: _clean_value(value) for key, value in line.items()}
 
@@ -85,7 +85,7 @@ def _clean_value(value: Any) -> Any:
 
 
 def _cut(text: str) -> str:
-    """Its beginning and its end: a traceback's last line says most."""
+    """Keep the beginning and the end of a long text: a traceback's last line says most."""
     return text if len(text) <= _LONGEST else f"{text[: _LONGEST // 4]} … {text[-3 * _LONGEST // 4 :]}"
 
 

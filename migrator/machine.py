@@ -62,12 +62,12 @@ async def wait_readable(fd: int, timeout: float) -> bool:
 
 
 def exists(pid: int) -> bool:
-    """Whether there is a process of that pid now."""
+    """Tell whether there is a process of that pid now."""
     return Path(f"/proc/{pid}").is_dir()
 
 
 def is_gone(identity: Mapping[str, Any]) -> bool:
-    """Whether the process that :attr:`LocalProcess.identity` once described is certainly gone."""
+    """Tell whether the process that :attr:`LocalProcess.identity` once described is certainly gone."""
     if not identity:
         return False
     if identity["boot_id"] != boot_id():
@@ -83,7 +83,7 @@ def is_gone(identity: Mapping[str, Any]) -> bool:
 
 
 def own_process() -> dict[str, Any]:
-    """This process, so that others can tell whether it still lives; see :func:`is_gone_as_seen_here`."""
+    """Describe this process, so that others can tell whether it still lives; see :func:`is_gone_as_seen_here`."""
     process = LocalProcess(os.getpid())
     try:
         return {**process.identity, "pid_namespace": _pid_namespace()}
@@ -92,7 +92,7 @@ def own_process() -> dict[str, Any]:
 
 
 def this_driver(program: str, *, controller: str) -> Driver:
-    """This process as the driver of QEMUs.
+    """Describe this process as the driver of QEMUs.
 
     :param program: for people: ``migrator direct``.
     :param controller: what stays the same when it is started again to go on with its work.
@@ -106,7 +106,7 @@ def this_driver(program: str, *, controller: str) -> Driver:
 
 
 def is_gone_as_seen_here(process: Mapping[str, Any]) -> bool | None:
-    """Whether what :func:`own_process` once described is gone; ``None`` where that cannot be told.
+    """Tell whether what :func:`own_process` once described is gone; ``None`` where that cannot be told.
 
     Another boot may be another machine, and in another pid namespace a pid means somebody else.
     """
@@ -156,7 +156,7 @@ class LocalProcess:
 
     @property
     def is_qemu(self) -> bool:
-        """Its program is a QEMU. A passed socket names its creator, which must never be killed."""
+        """True where its program is a QEMU. A passed socket names its creator, which must never be killed."""
         return is_qemu(self.executable().name.removesuffix(" (deleted)"), self.arguments())
 
     def executable(self) -> Path:
@@ -175,17 +175,20 @@ class LocalProcess:
         return f"{found.st_dev}:{found.st_ino}:{found.st_mtime_ns}:{found.st_size}"
 
     def arguments(self) -> list[str]:
-        """Its command line; empty when that cannot be read."""
+        """Return its command line; empty when that cannot be read."""
         try:
             return os.fsdecode(Path(f"/proc/{self.pid}/cmdline").read_bytes()).split("\0")[:-1]
         except OSError:
             return []
 
     def opened(self, path: str) -> str:
-        """What tells the file that it opened under `path` from all others of this machine; empty where we may not see.
+        """Return the identity of the file that it opened under `path`; empty where we may not see it.
 
-        The path may lead to another file by now. One that it has not open, whatever its name, is ``other``. Where a
-        relative one went from need not be where the process is: QEMU leaves that directory for the background.
+        No other file of this machine has the same identity. The path may lead to another file by now. One that it has
+        not open,
+        whatever its name, is ``other``. Where a relative one went from need not be where the process is: QEMU leaves
+        that
+        directory for the background.
         """
         root = Path(f"/proc/{self.pid}")
         where = root / "root" if path.startswith("/") else root / "cwd"
@@ -243,7 +246,7 @@ class LocalProcess:
             return None
 
     def last_words(self) -> str:
-        """What it wrote to its standard error since this object was made, if that is a file we may read."""
+        """Return what it wrote to its standard error since this object was made, if that is a file we may read."""
         if self._stderr is None:
             return ""
         path, start = self._stderr

@@ -67,7 +67,10 @@ def as_json(document: Mapping[str, Any]) -> str:
 
 
 def mended(text: str) -> str:
-    """As :func:`as_json` would have written it: an older version may have let in what no JSON may have."""
+    """Return the JSON text as :func:`as_json` would have written it.
+
+    An older version may have let in what no JSON may have.
+    """
     # To look for words first takes a hundredth of the time that the expression takes; documents have 100 kB and more.
     if not any(word in text for word in _SUSPECT_WORDS) or not _SUSPECT.search(text):
         return text
@@ -86,11 +89,11 @@ def clean(text: object) -> str:
 
 
 def clean_lines(text: object) -> str:
-    """As :func:`clean`, for a text of several lines: what ends a line stays."""
+    """Clean a text of several lines as :func:`clean` does, but keep what ends a line."""
     return "\n".join(clean(line) for line in str(text).split("\n"))
 
 
 def shortened(given: object) -> str:
-    """As Python writes a value, cut where nobody reads on: for a message that repeats what was given."""
+    """Return a value as Python writes it, cut to a length for a message that repeats what was given."""
     text = repr(given)
     return text if len(text) <= 80 else f"{text[:80]}…"

@@ -1,4 +1,4 @@
-"""What a person types, into base units and back.
+"""Units: what a person types, into base units and back.
 
 Inside and on every wire: bytes, bytes per second, seconds, ratios of 0 to 1. Only here do suffixes exist.
 """

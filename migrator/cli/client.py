@@ -1,4 +1,4 @@
-"""The service, as the command line asks it: over its Unix socket, or a URL with a token."""
+"""Client of the service for the command line: over its Unix socket, or a URL with a token."""
 
 from __future__ import annotations
 
@@ -59,10 +59,10 @@ class Rejected(MigratorError):
 
 
 class ServiceClient:
-    """One service.
+    """Client of one service.
 
     :param server: ``unix:PATH``, ``http://…`` or ``https://…``; ``None``: ``MIGRATOR_SERVER``, or the usual socket.
-    :param patience_seconds: for an answer.
+    :param timeout_seconds: for an answer.
     :raise UsageError: when that is no address, or would send the token for all to read.
     """
 
@@ -103,7 +103,7 @@ class ServiceClient:
         return _document(answer)
 
     def get(self, path: str, **query: Any) -> Document:
-        """What is at `path`.
+        """Return the document at `path`.
 
         :raise NotReachable: nobody answered.
         :raise Rejected: the service answered with a problem.
@@ -142,7 +142,7 @@ class ServiceClient:
                 time.sleep(0.2)
 
     def events(self, path: str = "events", *, after: int | None = None) -> Iterator[Document]:
-        """Events as they happen, over as many connections as it takes; each is given once, but for progress.
+        """Yield events as they happen, over as many connections as it takes; each is given once, but for progress.
 
         ``{"kind": "connected"}`` comes whenever the stream stands (anew), ``{"kind": "lost"}`` when it broke.
 
@@ -175,7 +175,7 @@ class ServiceClient:
             pause = min(_LONGEST_PAUSE, pause * 2)
 
     def last_event_id(self) -> int:
-        """Of the last event there is."""
+        """Return the id of the last event there is."""
         try:
             for event in self._stream("events", None):
                 if "_last" in event:
@@ -232,12 +232,12 @@ class ServiceClient:
 
 
 def segment(identifier: str) -> str:
-    """`identifier` as a part of a path."""
+    """Return `identifier` as a part of a path."""
     return quote(identifier, safe="")
 
 
 def _trace() -> dict[str, str]:
-    """The trace that this command is part of, as tools that begin others say it: in variables."""
+    """Return the trace that this command is part of, as tools that begin others pass it on: in variables."""
     found = {name: os.environ.get(name.upper(), "") for name in (TRACEPARENT, TRACESTATE)}
     return {name: value for name, value in found.items() if value and value.isascii() and value.isprintable()}
 

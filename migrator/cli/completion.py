@@ -18,12 +18,12 @@ _TIMEOUT_SECONDS = 0.5
 
 
 def hosts(incomplete: str) -> list[str]:
-    """Hosts whose name begins so."""
+    """Return the hosts whose name begins so."""
     return _names(incomplete, lambda get: [host["host"] for host in get("hosts")])
 
 
 def guests(incomplete: str) -> list[str]:
-    """Names of guests that begin so; of those that share a name ``HOST/NAME``; a uuid once it was begun."""
+    """Return names of guests that begin so; of those that share a name ``HOST/NAME``; a uuid once it was begun."""
 
     def all_of(get: Callable[[str], list[dict[str, Any]]]) -> Iterable[str]:
         found = get("guests")
@@ -44,7 +44,7 @@ def guests(incomplete: str) -> list[str]:
 
 
 def under_way(incomplete: str) -> list[str]:
-    """Ids of migrations and evacuations that have not ended."""
+    """Return ids of migrations and evacuations that have not ended."""
     return _names(
         incomplete,
         lambda get: [
@@ -54,7 +54,7 @@ def under_way(incomplete: str) -> list[str]:
 
 
 def cancellable(incomplete: str) -> list[str]:
-    """Ids of migrations and evacuations that may be cancelled now."""
+    """Return ids of migrations and evacuations that may be cancelled now."""
     return _names(
         incomplete,
         lambda get: [
@@ -67,7 +67,7 @@ def cancellable(incomplete: str) -> list[str]:
 
 
 def for_postcopy(incomplete: str) -> list[str]:
-    """Ids of migrations that may be switched to postcopy now."""
+    """Return ids of migrations that may be switched to postcopy now."""
     return _names(
         incomplete,
         lambda get: [one["id"] for one in get("migrations?active=true") if one.get("can_postcopy", True)],
@@ -75,7 +75,7 @@ def for_postcopy(incomplete: str) -> list[str]:
 
 
 def held(incomplete: str) -> list[str]:
-    """Ids of held migrations."""
+    """Return ids of held migrations."""
     return _names(
         incomplete,
         lambda get: [one["id"] for one in get("migrations?active=true") if one["state"] == "held"],
@@ -83,7 +83,7 @@ def held(incomplete: str) -> list[str]:
 
 
 def tokens(context: typer.Context, incomplete: str) -> list[str]:
-    """Names of the tokens that have not been revoked, where the journal may be read; it is left as it is."""
+    """Return names of the tokens that have not been revoked, where the journal may be read; it is left as it is."""
     from migrator.cli import tokens as known  # noqa: PLC0415 - only when the shell asks
 
     logging.disable()
@@ -95,13 +95,13 @@ def tokens(context: typer.Context, incomplete: str) -> list[str]:
 
 
 def policies(incomplete: str) -> list[str]:
-    """The built-in policies."""
+    """Return the built-in policies."""
     known = ("default", "gentle", "must-finish", "postcopy-first", "offline")
     return [name for name in known if name.startswith(incomplete)]
 
 
 def one_of(*words: str) -> Callable[[str], list[str]]:
-    """Fixed words that begin so."""
+    """Complete fixed words that begin so."""
 
     # Typer looks at the annotations, which a lambda has none of.
     def offer(incomplete: str) -> list[str]:

@@ -39,7 +39,10 @@ def main(file: Path | None, *, json_output: bool) -> None:
 
 
 def _missing(settings: Settings) -> list[str]:
-    """Files that the service would not start without. That it may read them only its own user can tell: the doctor."""
+    """Return the files without which the service would not start.
+
+    Whether it may read them only its own user can tell: that is the doctor's question.
+    """
     named = [
         (f"{section}.{key}", getattr(found, key))
         for section, found in (("http", settings.http), ("mqtt", settings.mqtt))
@@ -50,7 +53,7 @@ def _missing(settings: Settings) -> list[str]:
 
 
 def document(settings: Settings) -> dict[str, Any]:
-    """What is configured, in short and without a secret."""
+    """Return the configuration in short, without a secret."""
     return {
         "files": [str(each) for each in settings.files],
         "site": settings.site.name,
@@ -64,7 +67,7 @@ def document(settings: Settings) -> dict[str, Any]:
 
 
 def summary(settings: Settings, path: Path) -> list[str]:
-    """The same for a person."""
+    """Return the configuration in short, in lines for a person."""
     more = len(settings.files) - 1
     included = f" and {more} included file{'s' if more > 1 else ''}" if more else ""
     how = Counter("over SSH" if host.ssh is not None else "on this machine" for host in settings.hosts)

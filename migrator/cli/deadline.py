@@ -1,4 +1,4 @@
-"""When: what a person types as a TIME, as a moment."""
+"""Points in time as a person types them: TIME on the command line."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ _DAYS = 8
 
 
 def parse(text: str, *, now: datetime, zone: tzinfo | None = None) -> datetime:
-    """RFC 3339 with an offset, ``+90m``, or ``22:30``: the next one that the clock on the wall will show.
+    """Parse RFC 3339 with an offset, ``+90m``, or ``22:30``: the next one that the clock on the wall will show.
 
     :param now: with its zone.
     :param zone: of the wall; ``None``: this machine's.
@@ -46,7 +46,10 @@ def parse(text: str, *, now: datetime, zone: tzinfo | None = None) -> datetime:
 
 
 def show(when: datetime, zone: tzinfo | None = None) -> str:
-    """For people, with the zone: ``Tue 2026-11-24 22:30:00 CET``; where the wall shows that twice, which of the two."""
+    """Format for people, with the zone: ``Tue 2026-11-24 22:30:00 CET``.
+
+    Where the wall shows that time twice, it also says which of the two.
+    """
     local = _in(when, zone)
     said = f"{local:%a %Y-%m-%d %H:%M:%S} {local.tzname()}"
     moments = _moments(local.replace(tzinfo=None), zone)
@@ -58,7 +61,7 @@ def show(when: datetime, zone: tzinfo | None = None) -> str:
 
 
 def remark(text: str, when: datetime, *, now: datetime, zone: tzinfo | None = None) -> str:
-    """What is to be said of a time of day that a clock change moves to a later day; mostly nothing.
+    """Remark on a time of day that a clock change moves to a later day; mostly empty.
 
     :param text: as it was typed.
     :param when: what :func:`parse` made of it.
@@ -78,7 +81,7 @@ def remark(text: str, when: datetime, *, now: datetime, zone: tzinfo | None = No
 
 
 def brief(when: datetime) -> str:
-    """For a table, on this machine's clock: ``22:30:00`` where that is today, else ``Tue 24 Nov 22:30``."""
+    """Format for a table, on this machine's clock: ``22:30:00`` where that is today, else ``Tue 24 Nov 22:30``."""
     local = when.astimezone()
     today = datetime.now(local.tzinfo).date() == local.date()
     return f"{local:%H:%M:%S}" if today else f"{local:%a %d %b %H:%M}"
@@ -104,7 +107,7 @@ def _in(when: datetime, zone: tzinfo | None) -> datetime:
 
 
 def _moments(wall: datetime, zone: tzinfo | None) -> list[datetime]:
-    """When the clock on the wall shows that: once, twice where it is put back, never where it is put forward."""
+    """Return when the clock on the wall shows that: once, twice where it is put back, never where it is put forward."""
     found = set()
     for fold in (0, 1):
         moment = wall.replace(fold=fold, tzinfo=zone).astimezone(UTC)

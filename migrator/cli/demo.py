@@ -149,7 +149,7 @@ def _demo(speed: int) -> Exit:
 
 
 def _show_page(site: LabSite) -> None:
-    """Where a person sits: the service's own page, with the history of the run, until Enter."""
+    """Show the service's own page, with the history of the run, until Enter."""
     if not (sys.stdin.isatty() and sys.stdout.isatty() and site.page_url()):
         return
     made = site.command("token", "create", "demo", "--role", "viewer", "--config", str(site.config), "--json")
@@ -162,7 +162,7 @@ def _show_page(site: LabSite) -> None:
 
 
 def _or_stop(code: int) -> None:
-    """Ctrl-C merely leaves a command that waits; here it means the whole."""
+    """Stop the whole demo on Ctrl-C, which merely leaves a command that waits."""
     if code == INTERRUPTED:
         raise KeyboardInterrupt
 
@@ -189,7 +189,7 @@ def _until_known(client: ServiceClient, count: int) -> None:
 async def _inspect(
     site: LabSite, guests: tuple[_Guest, ...], machines: dict[str, GuestMachine]
 ) -> dict[str, str]:
-    """For each guest: the host it is on, its run state, and whether its memory is whole."""
+    """Return for each guest the host it is on, its run state, and whether its memory is whole."""
     found = {}
     for guest in guests:
         instances = site.instances(machines[guest.name])
@@ -204,7 +204,7 @@ async def _inspect(
 
 
 def _table(client: ServiceClient, guests: tuple[_Guest, ...], found: dict[str, str], *, width: int) -> Any:
-    """How each went; on a narrow terminal without what leaves no room for the rest."""
+    """Return a table of how each went; on a narrow terminal without what leaves no room for the rest."""
     from rich.box import SIMPLE_HEAD  # noqa: PLC0415 - slow to import
     from rich.console import Group  # noqa: PLC0415
     from rich.table import Table  # noqa: PLC0415
@@ -239,7 +239,7 @@ def _table(client: ServiceClient, guests: tuple[_Guest, ...], found: dict[str, s
 
 
 def _downtime(one: Any) -> Any:
-    """Red where it was above the ceiling."""
+    """Show a downtime red where it was above the ceiling."""
     from rich.text import Text  # noqa: PLC0415 - slow to import
 
     if one["downtime_seconds"] is None:

@@ -1,4 +1,4 @@
-"""What ``migrator doctor`` found: one line each."""
+"""Findings of ``migrator doctor``: one line each."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ class Level(StrEnum):
 
 @dataclass(frozen=True, kw_only=True)
 class DoctorCheck:
-    """One thing that was looked at."""
+    """Result of one check."""
 
     level: Level
     #: ``configuration``, ``host a``, ...
@@ -32,22 +32,22 @@ class DoctorCheck:
 
 
 def ok(about: str, text: str) -> DoctorCheck:
-    """All is well."""
+    """Return a check that found all well."""
     return DoctorCheck(level=Level.OK, about=about, text=text)
 
 
 def warn(about: str, text: str, remedy: str = "") -> DoctorCheck:
-    """A person should know."""
+    """Return a check that found something a person should know."""
     return DoctorCheck(level=Level.WARN, about=about, text=text, remedy=remedy)
 
 
 def fail(about: str, text: str, remedy: str = "") -> DoctorCheck:
-    """It will not work."""
+    """Return a check that found something that will not work."""
     return DoctorCheck(level=Level.FAIL, about=about, text=text, remedy=remedy)
 
 
 def open_to_all(about: str, path: Path, what: str) -> list[DoctorCheck]:
-    """A complaint when everybody may read or write a secret."""
+    """Return a complaint where everybody may read or write a secret."""
     try:
         mode = path.stat().st_mode
     except OSError as error:

@@ -1,4 +1,4 @@
-"""Which taps the two QEMUs of ``migrator direct`` have open, and what those hang on."""
+"""Taps that the two QEMUs of ``migrator direct`` have open, and the interfaces that they hang on."""
 
 from __future__ import annotations
 
@@ -17,9 +17,9 @@ class DirectGuestNetworks:
         self._addresses = {str(address): address for address in addresses}
 
     async def guest_taps(self, host: str, pid: int) -> GuestTaps:
-        """Of one that is on another machine, over SSH; of one here, without a word to anyone if it has no tap.
+        """Read the taps of a process: over SSH for another machine; no command is run for one here that has no tap.
 
-        :raise HostError: it cannot be asked.
+        :raise HostError: the host cannot be asked.
         """
         address = self._addresses[host]
         if address.kind != "ssh" and not (opened := _opened(pid)):
@@ -38,7 +38,7 @@ class DirectGuestNetworks:
 
 
 def _opened(pid: int) -> list[str] | None:
-    """Taps that a process of this machine has open; ``None`` where that cannot be read."""
+    """Return the taps that a process of this machine has open; ``None`` where that cannot be read."""
     taps = []
     try:
         for path in Path(f"/proc/{pid}/fdinfo").iterdir():
@@ -50,7 +50,7 @@ def _opened(pid: int) -> list[str] | None:
 
 
 def _in_another_network(pid: int) -> bool | None:
-    """Whether its network namespace is not ours; ``None`` where that cannot be read."""
+    """Tell whether its network namespace is not ours; ``None`` where that cannot be read."""
     own, its = Path("/proc/self/ns/net"), Path(f"/proc/{pid}/ns/net")
     try:
         return own.readlink() != its.readlink()

@@ -61,7 +61,7 @@ def _line(check: DoctorCheck) -> str:
 
 
 async def examine(path: Path) -> AsyncIterator[list[DoctorCheck]]:
-    """Every check, those that belong together at a time; each is bounded in time.
+    """Yield every check, those that belong together at a time; each is bounded in time.
 
     A configuration that cannot be used ends it: nothing else is known then.
     """
@@ -137,7 +137,7 @@ def _certificate(settings: Settings) -> Iterable[DoctorCheck]:
 
 
 def _user(settings: Settings) -> Iterable[DoctorCheck]:
-    """The service's own rights and keys are what counts."""
+    """Check who runs the doctor: only the service's own rights and keys count."""
     try:
         owner = settings.store.path.parent.stat().st_uid
     except OSError:

@@ -1,4 +1,4 @@
-"""How ``migrator doctor`` tries the broker: with the service's credentials, under a name of its own."""
+"""The broker check of ``migrator doctor``: with the service's credentials, under a name of its own."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ async def broker(settings: Settings, service: RunningService) -> list[DoctorChec
 
 
 def _visitor(settings: Settings) -> MqttConfig:
-    """The service's credentials under another name: of two clients with one name a broker keeps the last.
+    """Return the service's credentials under another name: of two clients with one name a broker keeps the last.
 
     Nothing is kept there once it has gone.
     """
@@ -80,7 +80,7 @@ async def _with(config: MqttConfig, version: Version) -> list[DoctorCheck]:
 
 
 async def _comes_back(connection: Connection, topics: Topics, seconds: float) -> bool:
-    """Many brokers take what a client may not publish and drop it: whether it may shows only if it arrives."""
+    """Tell whether a message arrives: many brokers take what a client may not publish, and drop it."""
     # Empty, as what is cleared is, and of a migration that never was: nobody keeps it.
     topic = f"{topics.prefix}/migration/{topics.instance}/state"
     try:

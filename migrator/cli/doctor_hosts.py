@@ -1,5 +1,4 @@
-"""What ``migrator doctor`` looks at on the hosts. Nothing is made, started or asked for a monitor there that a service
-may need."""
+"""The host checks of ``migrator doctor``. They make and start nothing there, and take no monitor from a service."""
 
 from __future__ import annotations
 
@@ -53,7 +52,7 @@ _UNREADABLE = 'for p; do [ -r "$p" ] && [ -w "$p" ] || printf "%s\\0" "$p"; done
 
 @dataclass(frozen=True, kw_only=True)
 class _HostFindings:
-    """What one host showed."""
+    """Facts that one host showed."""
 
     facts: HostFacts
     sockets: Sequence[FoundSocket]
@@ -65,7 +64,7 @@ class _HostFindings:
 
 
 async def hosts(settings: Settings, service: RunningService) -> AsyncIterator[list[DoctorCheck]]:
-    """Every host, in the order of the configuration, several at a time."""
+    """Yield the checks of every host, in the order of the configuration, several at a time."""
     limit = asyncio.Semaphore(_AT_ONCE)
     looks: list[_HostFindings] = []
 
@@ -221,7 +220,7 @@ def _monitors(about: str, look: _HostFindings) -> Iterable[DoctorCheck]:
 async def _obstacles(
     host: HostSettings, settings: Settings, service: RunningService
 ) -> Iterable[DoctorCheck]:
-    """What keeps guests there from moving: as the service says, or, where none answers, as their monitors do."""
+    """Check what keeps guests there from moving: as the service says, or, where none answers, as their monitors do."""
     about = f"host {host.name}"
     if service.answers:
         known = [

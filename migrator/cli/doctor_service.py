@@ -1,4 +1,4 @@
-"""What ``migrator doctor`` looks at on this machine: the journal, its disk, and the service itself."""
+"""The checks of ``migrator doctor`` on this machine: the journal, its disk, and the service itself."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ _NETWORK = re.compile(r"nfs|cifs|smb|ceph|gluster|9p|fuse")
 
 
 def state_directory(journal: Path) -> list[DoctorCheck]:
-    """Rights, owner and room where the journal is."""
+    """Check rights, owner and room where the journal is."""
     about, directory = "state directory", journal.parent
     try:
         status = directory.stat()
@@ -84,7 +84,7 @@ def _file_system(directory: Path) -> str:
 
 
 def journal(path: Path) -> list[DoctorCheck]:
-    """Whether it opens, is whole, and of which version it is; read-only."""
+    """Check that the journal opens, is whole, and of which version it is; read-only."""
     about = "journal"
     if not path.exists():
         return [warn(about, f"{path} is not there yet", "the service makes it at its first start")]
@@ -140,7 +140,7 @@ def _read_only(path: Path) -> sqlite3.Connection:
 
 
 def _revision(database: sqlite3.Connection) -> str:
-    """Empty where there is none."""
+    """Return the journal's schema revision; empty where there is none."""
     if not database.execute("SELECT name FROM sqlite_master WHERE name = 'alembic_version'").fetchone():
         return ""
     row = database.execute("SELECT version_num FROM alembic_version").fetchone()
@@ -148,14 +148,14 @@ def _revision(database: sqlite3.Connection) -> str:
 
 
 def _doubt(database: sqlite3.Connection, steps: Path) -> str:
-    """Journal and records of steps do not belong together; empty where they do."""
+    """Say why journal and records of steps do not belong together; empty where they do."""
     row = database.execute("SELECT value FROM meta WHERE key = ?", (belonging.KEY,)).fetchone()
     marks = belonging.Marks(journal=str(row[0]) if row else None, records=belonging.read(steps))
     return marks.doubt(steps)
 
 
 def _ending(database: sqlite3.Connection) -> list[tuple[str, datetime]]:
-    """Tokens that end by themselves within two weeks, with when."""
+    """Return the tokens that end by themselves within two weeks, with when."""
     now = time.time()
     query = "SELECT name, expires_at FROM tokens WHERE revoked_at IS NULL AND expires_at BETWEEN ? AND ?"
     rows = database.execute(query, (int(now * 1e6), int((now + _SOON_SECONDS) * 1e6)))
@@ -168,7 +168,7 @@ def _unfinished(database: sqlite3.Connection) -> int:
 
 
 def _holder(journal: Path) -> int | None:
-    """The process that has the journal as its own, if there is one. Asked without taking the lock."""
+    """Return the process that has the journal as its own, if there is one. Asked without taking the lock."""
     try:
         inode = journal.with_name(f"{journal.name}.lock").stat().st_ino
         locks = Path("/proc/locks").read_text(encoding="utf-8")
@@ -180,7 +180,7 @@ def _holder(journal: Path) -> int | None:
 
 @dataclass(kw_only=True)
 class RunningService:
-    """The service, as it answers."""
+    """Answers of the service that runs."""
 
     answers: bool = False
     #: Its guests by host, as documents.
@@ -191,7 +191,7 @@ class RunningService:
 
 
 def running(settings: Settings) -> RunningService:
-    """Ask it over its Unix socket."""
+    """Query the service over its Unix socket."""
     about, socket = "service", settings.http.socket
     holder = _holder(settings.store.path)
     start = "start it: systemctl start migrator (or: migrator serve --config FILE)"

@@ -1,4 +1,4 @@
-"""What makes the commands start quickly: nothing is made ready that the one that was typed does not need."""
+"""Quick start of the commands: nothing is made ready that the one that was typed does not need."""
 
 from __future__ import annotations
 
@@ -13,18 +13,18 @@ if TYPE_CHECKING:
 
 
 class Group(TyperGroup):
-    """The program itself: its own commands, and those of :attr:`more`, which are looked at once one is asked for."""
+    """The program itself: its own commands, and those of :attr:`more`, which are imported once one is asked for."""
 
     #: Modules of which each has further commands in its ``app``.
     more: tuple[str, ...] = ()
 
     def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
-        """As Typer does."""
+        """Parse arguments as Typer does, or complete them."""
         _lighten(self.get_params(ctx))
         return super().parse_args(ctx, args)
 
     def get_command(self, ctx: Any, cmd_name: str) -> Any:
-        """The command of that name, or none."""
+        """Return the command of that name, or none."""
         if cmd_name not in self.commands:
             self._complete()
         if command := super().get_command(ctx, cmd_name):
@@ -32,7 +32,7 @@ class Group(TyperGroup):
         return command
 
     def list_commands(self, ctx: Any) -> list[str]:
-        """The names of all commands."""
+        """Return the names of all commands."""
         self._complete()
         return super().list_commands(ctx)
 
@@ -47,7 +47,7 @@ class Group(TyperGroup):
 
 
 def _is_ready(parameter: Any, value: Any) -> bool:
-    """Whether a value that was typed, or is the default, is what the command gets."""
+    """Tell whether a value that was typed, or is the default, is what the command gets."""
     if parameter.nargs != 1:
         return False
     if value is None or value == ():

@@ -1,4 +1,4 @@
-"""The commands for whoever runs the service, with their options; what they do is in a module of its own each."""
+"""Commands for the operator of the service, with their options; their work is in a module of its own each."""
 
 from __future__ import annotations
 

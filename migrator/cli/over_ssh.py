@@ -15,13 +15,13 @@ if TYPE_CHECKING:
 
 
 class OverSsh:
-    """The hosts of one command, each connected to once."""
+    """SSH connections of one command, one to each host."""
 
     def __init__(self) -> None:
         self._hosts: dict[tuple[str, str], SshAccess] = {}
 
     def access(self, address: Address) -> SshAccess:
-        """The way to the host of an ``ssh:`` address."""
+        """Return the access to the host of an ``ssh:`` address."""
         from migrator.hosts.site_config import SshConfig  # noqa: PLC0415 - see above
         from migrator.hosts.ssh import SshAccess  # noqa: PLC0415 - see above
 
@@ -34,7 +34,7 @@ class OverSsh:
         return self._hosts[key]
 
     def transport(self, address: Address) -> MonitorTransport | None:
-        """To the monitor at `address`; ``None`` where that is not over SSH."""
+        """Return the transport to the monitor at `address`; ``None`` where that is not over SSH."""
         if address.kind != "ssh":
             return None
         from migrator.hosts.sockets import RemoteMonitorTransport  # noqa: PLC0415 - see above
@@ -42,7 +42,7 @@ class OverSsh:
         return RemoteMonitorTransport(self.access(address), address.path)
 
     async def is_gone(self, address: Address, identity: Mapping[str, Any]) -> bool:
-        """Whether the process that was once behind `address` is certainly gone."""
+        """Tell whether the process that was once behind `address` is certainly gone."""
         if address.kind != "ssh":
             return is_gone(identity)
         if not identity:
@@ -57,6 +57,6 @@ class OverSsh:
         return process.identity != dict(identity)
 
     async def close(self) -> None:
-        """Let go of every host."""
+        """Close the connection to every host."""
         for access in self._hosts.values():
             await access.close()

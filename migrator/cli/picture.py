@@ -83,7 +83,7 @@ class Panel:
 
 @dataclass(frozen=True, kw_only=True)
 class Mark:
-    """Something that happened at one moment."""
+    """An event at one moment."""
 
     number: int
     at_seconds: float
@@ -92,7 +92,7 @@ class Mark:
 
 @dataclass(frozen=True, kw_only=True)
 class TimeSpan:
-    """Something that lasted."""
+    """A phase that lasted."""
 
     begin: float
     end: float
@@ -111,7 +111,7 @@ def picture(
     end_seconds: float,
     alarm: bool = False,
 ) -> str:
-    """The SVG; any text may be in any argument.
+    """Return the SVG; any text may be in any argument.
 
     :param alarm: the first of the facts is not as it should be.
     :param end_seconds: where the axis of time ends; more than 0.
@@ -143,13 +143,13 @@ def picture(
 
 
 class _Axis:
-    """Seconds to the right."""
+    """The axis of time, seconds to the right."""
 
     def __init__(self, end: float) -> None:
         self.end = end
 
     def x(self, seconds: float) -> float:
-        """Where a moment is."""
+        """Return the horizontal place of a moment."""
         return round(_LEFT + _PLOT * min(max(seconds / self.end, 0.0), 1.0), 1)
 
 
@@ -176,7 +176,7 @@ def _panel(panel: Panel, axis: _Axis, top: int) -> list[str]:
 
 
 def _most(values: list[float]) -> float:
-    """The largest, but for a few that stand far above all others: these are cut off, or they would press it flat."""
+    """Return the largest value, but for a few far above all others: these are cut off, or they would press it flat."""
     values = sorted(value for value in values if math.isfinite(value))
     if not values:
         return 0.0
@@ -204,7 +204,7 @@ def _curve(curve: Curve, axis: _Axis, scale: float, bottom: int, height: int) ->
 
 
 def _unbroken(points: Sequence[tuple[float, float]]) -> list[list[tuple[float, float]]]:
-    """Runs of points between which nobody can say what was: the controller was away."""
+    """Split points into runs; between two runs nobody can say what was, as the controller was away."""
     gaps = sorted(after[0] - before[0] for before, after in pairwise(points))
     longest = max(_BREAK_SECONDS, _BREAK_TIMES * gaps[len(gaps) // 2]) if gaps else math.inf
     runs = [list(points[:1])] if points else []
@@ -281,7 +281,7 @@ def _text(x: float, y: float, text: str, style: str, *, end: bool = False) -> st
 
 
 def _round_up(value: float, base: int) -> float:
-    """The next of 1, 2, 5 (or of 1, 2, 4 … 512) times a power of `base`."""
+    """Return the next of 1, 2, 5 (or of 1, 2, 4 … 512) times a power of `base`."""
     if value <= 0:
         return 1.0
     power = base ** math.floor(math.log(value, base))
@@ -293,7 +293,7 @@ def _round_up(value: float, base: int) -> float:
 
 
 def _clean(text: str) -> str:
-    """What XML can hold: a guest's name may have anything in it."""
+    """Return the text as XML can hold it: a guest's name may have anything in it."""
     return "".join(each if each.isprintable() else " " for each in text)
 
 

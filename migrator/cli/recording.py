@@ -35,21 +35,21 @@ class Recorder:
                 raise UsageError(f"--record: cannot write {path}: {error.strerror}") from error
 
     def begin(self, policy: Policy, abilities: Abilities) -> None:
-        """What the run began with."""
+        """Record the policy and abilities that the run began with."""
         self._write({"version": _VERSION, "policy": asdict(policy), "abilities": asdict(abilities)})
 
     def status(self, status: MigrationProgress) -> None:
-        """A sample, if it is a new one."""
+        """Record a sample, if it is a new one."""
         if status.sample is not None and status.sample != self._last:
             self._last = status.sample
             self._write({"state": status.state, "sample": asdict(status.sample)})
 
     def decision(self, decision: Decision) -> None:
-        """A decision."""
+        """Record a decision."""
         self._write({"decision": asdict(decision)})
 
     def result(self, result: MigrationOutcome) -> None:
-        """The end."""
+        """Record the end."""
         self._write({"result": asdict(result)})
 
     def _write(self, line: dict[str, Any]) -> None:
@@ -71,7 +71,7 @@ class Recorder:
 
 
 def read(path: Path) -> list[dict[str, Any]]:
-    """The lines of a recorded run.
+    """Return the lines of a recorded run.
 
     :raise UsageError: when it is not one.
     """

@@ -1,4 +1,4 @@
-"""What to do about a migration that failed, where there is something that usually helps."""
+"""Remedies for a migration that failed, where there is one that usually helps."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ MUST_FINISH = "must-finish"
 
 
 def failed(error: str | None, *, another_policy: bool) -> list[str]:
-    """The line to add to a report of what failed with that error, or none.
+    """Return the line to add to a report of what failed with that error, or none.
 
     :param another_policy: one that may do more can be asked for.
     """

@@ -1,4 +1,4 @@
-"""The commands that ask the service."""
+"""Commands that are carried out by the service."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ _LAST_EVENTS = 200
 
 
 def run(action: Callable[[ServiceClient], Any], server: str | None, *, json_output: bool = False) -> None:
-    """Do it, and exit with its code: what it returns, or done.
+    """Carry out an action, and exit with the code that it returns, or with 0.
 
     With `json_output` a refusal is printed as a document too.
     """
@@ -61,7 +61,7 @@ def _stop(code: int, message: str) -> NoReturn:
 
 
 def say(document: Any, *, json_output: bool, lines: Callable[[], list[str]]) -> None:
-    """`document` as JSON or as lines."""
+    """Print `document` as JSON or as lines."""
     if json_output:
         print(json.dumps(document))
     else:
@@ -70,7 +70,7 @@ def say(document: Any, *, json_output: bool, lines: Callable[[], list[str]]) -> 
 
 
 def hosts(client: ServiceClient, *, json_output: bool) -> None:
-    """All hosts."""
+    """Print all hosts."""
     found = client.get("hosts")
     if json_output:
         print(json.dumps(found))
@@ -83,7 +83,7 @@ def hosts(client: ServiceClient, *, json_output: bool) -> None:
 
 
 def guests(client: ServiceClient, host: str | None, *, refresh: bool, json_output: bool) -> None:
-    """All guests, or those of one host."""
+    """Print all guests, or those of one host."""
     if host is not None:
         client.get(f"hosts/{segment(host)}")  # says so when there is none of that name
     # Without it the parameter is not sent: a service of before does not know it.
@@ -104,7 +104,7 @@ def plan(
     when: str | None = None,
     json_output: bool,
 ) -> int:
-    """What an evacuation would do; with `when` also whether it would keep that deadline."""
+    """Print what an evacuation would do; with `when` also whether it would keep that deadline."""
     moment = _deadline(when) if when is not None else None
     found = client.post("plans", {"host": host, "policy": policy, "accept": accept})
     code = Exit.STAY if found["cannot_move"] else Exit.DONE
@@ -121,7 +121,7 @@ def plan(
 
 
 def _deadline(when: str) -> datetime:
-    """What a person typed; said back, with its zone."""
+    """Return the deadline that a person typed, and print it with its zone."""
     now = datetime.now(UTC)
     moment = deadline.parse(when, now=now)
     remark = deadline.remark(when, moment, now=now)
@@ -133,7 +133,7 @@ def _deadline(when: str) -> datetime:
 def check(
     client: ServiceClient, guest: str, to: str, policy: str | None, accept: list[str], *, json_output: bool
 ) -> int:
-    """Preflight alone."""
+    """Print the result of preflight alone."""
     found = client.post("checks", {"guest": guest, "to": to, "policy": policy, "accept": accept})
     verdict = "can move" if found["possible"] else "cannot move"
     say(
@@ -216,7 +216,7 @@ def activate(client: ServiceClient, host: str, *, json_output: bool) -> None:
 
 
 def status(client: ServiceClient, identifier: str | None, *, json_output: bool) -> int:
-    """What is under way, or one migration or evacuation."""
+    """Print what is under way, or one migration or evacuation."""
     if identifier is not None:
         kind, found = find(client, identifier)
         say(found, json_output=json_output, lines=lambda: _LINES[kind](found))
@@ -245,7 +245,7 @@ _LINES: dict[str, Callable[[Document], list[str]]] = {
 
 
 def find(client: ServiceClient, which: str) -> tuple[str, Document]:
-    """A migration or an evacuation, and which of them it is: by its id, else by the guest or host it is about.
+    """Find a migration or an evacuation, and which of them it is: by its id, else by the guest or host it is about.
 
     :raise Rejected: when it is neither, or may be either.
     """
@@ -283,7 +283,7 @@ def _perhaps(client: ServiceClient, path: str) -> Document | None:
 
 
 def _migration(client: ServiceClient, which: str) -> str:
-    """The id of a migration.
+    """Return the id of a migration.
 
     :raise Rejected: it is none.
     """
@@ -296,7 +296,7 @@ def _migration(client: ServiceClient, which: str) -> str:
 def events(
     client: ServiceClient, identifier: str | None, after: int | None, *, follow: bool, json_output: bool
 ) -> None:
-    """What happened, and with `follow` what happens."""
+    """Print past events, and with `follow` those to come."""
     query: dict[str, str] = {}
     if identifier is not None:
         kind, found = find(client, identifier)
@@ -378,7 +378,7 @@ def postcopy(client: ServiceClient, identifier: str, *, json_output: bool) -> No
 def resolve(
     client: ServiceClient, identifier: str, said: Document, *, yes: bool, dry_run: bool, json_output: bool
 ) -> int:
-    """Say what a person's word would do to a held migration, ask, and do it."""
+    """Say what the operator's answer would do to a held migration, ask, and do it."""
     path = f"migrations/{segment(_migration(client, identifier))}/resolve"
     answer = client.post(path, said | {"dry_run": True})
     if dry_run:
@@ -401,7 +401,7 @@ def resolve(
 
 
 def watch_screen(client: ServiceClient, identifier: str | None) -> int:
-    """The screen an operator leaves open, or one migration or evacuation to its end."""
+    """Show the screen an operator leaves open, or one migration or evacuation to its end."""
     from migrator.cli import watch  # noqa: PLC0415 - it watches only when asked to
 
     if identifier is None:

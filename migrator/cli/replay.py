@@ -19,7 +19,7 @@ from migrator.units import show_seconds
 
 
 def main(file: Path, policy: str, *, json_output: bool) -> None:
-    """Run it and exit with its code."""
+    """Replay the recording and exit with the code."""
     lines = read(file)
     decided = _replay(lines, policy, file)
     made = [line["decision"] for line in lines if "decision" in line]

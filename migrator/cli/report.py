@@ -51,7 +51,7 @@ def _write(output: Path, text: str) -> None:
 
 
 def recorded(path: Path) -> tuple[MigrationDocument, list[Sample], list[Decision]]:
-    """A run that ``direct --record`` wrote; one that was broken off has no result.
+    """Read a run that ``direct --record`` wrote; one that was broken off has no result.
 
     :raise UsageError: when the file is not one.
     """
@@ -103,7 +103,7 @@ def _asked(client: Any, identifier: str) -> tuple[MigrationDocument, list[Sample
 
 
 def sampled(decisions: Sequence[Decision]) -> list[Sample]:
-    """The samples that decisions rest on: of a migration that a service drove which kept no others."""
+    """Return the samples that decisions rest on, for a migration whose service kept no others."""
     return [
         _made(Sample, {**each.numbers, "at_seconds": each.at_seconds})
         for each in decisions
@@ -112,7 +112,7 @@ def sampled(decisions: Sequence[Decision]) -> list[Sample]:
 
 
 def _made(kind: type[_Kind], values: Mapping[str, Any]) -> _Kind:
-    """A value of an older or newer version of `kind` too: unknown fields are left out."""
+    """Make a value of an older or newer version of `kind` too: unknown fields are left out."""
     known = {field.name for field in fields(kind)}
     return kind(**{name: value for name, value in values.items() if name in known})
 
@@ -125,7 +125,7 @@ def render(
     samples: Sequence[Sample],
     decisions: Sequence[Decision | DecisionDocument],
 ) -> str:
-    """The timeline as SVG: remaining memory, dirty rate and bandwidth, throttle, decisions, downtime.
+    """Render the timeline as SVG: remaining memory, dirty rate and bandwidth, throttle, decisions, downtime.
 
     Readable on light and dark grounds; every text in it is escaped. It needs no font, script or file beside it.
     """

@@ -27,7 +27,7 @@ _ENDED_SECONDS = 30.0
 
 
 def everything(client: ServiceClient) -> int:
-    """Hosts, evacuations, migrations and what happened last, until Ctrl-C; lines of events when piped."""
+    """Show hosts, evacuations, migrations and recent events until Ctrl-C; print lines of events when piped."""
     if not sys.stdout.isatty():
         return _lines(client)
     from rich.console import Console  # noqa: PLC0415 - slow
@@ -84,7 +84,7 @@ def _lines(client: ServiceClient) -> int:
 
 
 class _State:
-    """What is on the screen."""
+    """State of everything on the screen."""
 
     def __init__(self, client: ServiceClient) -> None:
         self._client = client
@@ -97,7 +97,7 @@ class _State:
         self._fetched = 0.0
 
     def fetch(self) -> None:
-        """Ask for everything anew."""
+        """Fetch everything anew."""
         self._hosts = self._client.get("hosts")["items"]
         found = self._client.get("migrations", active="true")["items"]
         self._migrations.update({one["id"]: one for one in found})
@@ -106,7 +106,7 @@ class _State:
         self._fetched = time.monotonic()
 
     def tick(self) -> None:
-        """Time passes."""
+        """Let time pass."""
         now = time.monotonic()
         for identifier in [key for key, at in self._ended.items() if now - at > _ENDED_SECONDS]:
             del self._ended[identifier]
@@ -116,7 +116,7 @@ class _State:
             self._ask()
 
     def take(self, event: Document) -> None:
-        """Something happened."""
+        """Take an event in."""
         kind = event["kind"]
         if kind == "lost":
             self._lost = event["reason"]
@@ -142,7 +142,7 @@ class _State:
                     self._ended.setdefault(event["subject_id"], time.monotonic())
 
     def draw(self, width: int) -> Group:
-        """As much of it as fits."""
+        """Draw as much of it as fits."""
         from rich.console import Group  # noqa: PLC0415 - slow
         from rich.text import Text  # noqa: PLC0415
 

@@ -1,4 +1,4 @@
-"""The commands that ask the service, with their options; what they do is in :mod:`migrator.cli.remote`."""
+"""Commands that ask the service, with their options; their work is in :mod:`migrator.cli.remote`."""
 
 from __future__ import annotations
 

@@ -15,7 +15,7 @@ from migrator.text import clean
 
 
 def serve(config: Path | None, *, drain: bool) -> None:
-    """Run until it is asked to stop, and exit."""
+    """Run the service until it is asked to stop, and exit."""
     gc.enable()
     path = config or DEFAULT_PATH
     try:

@@ -1,4 +1,4 @@
-"""What a person sees of one migration: a bar on a terminal, plain lines otherwise."""
+"""Display of one migration to a person: a bar on a terminal, plain lines otherwise."""
 
 from __future__ import annotations
 
@@ -58,21 +58,21 @@ class Bars:
         return progress
 
     def print(self, text: str) -> bool:
-        """Print above the bars; False when there are none."""
+        """Print above the bars; return False when there are none."""
         if self._progress is None:
             return False
         self._progress.console.print(text, markup=False, highlight=False, soft_wrap=True)
         return True
 
     def stop(self) -> None:
-        """No more bars."""
+        """Remove the bars."""
         if self._progress is not None:
             self._progress.stop()
             self._progress = None
 
 
 class Screen:
-    """Shows one migration.
+    """Shows one migration to a person.
 
     :param quiet: show nothing on standard output (``--json``).
     :param label: names it where several share `bars`.
@@ -87,7 +87,7 @@ class Screen:
         self._shown: tuple[State | None, float] = (None, 0.0)
 
     def line(self, text: str) -> None:
-        """A message that is not part of the result."""
+        """Print a message that is not part of the result."""
         self._print(f"migrator: {text}", error=self._quiet)
 
     def _print(self, text: str, *, error: bool = False) -> None:
@@ -96,7 +96,7 @@ class Screen:
             tell(text, file=sys.stderr if error else sys.stdout)
 
     def findings(self, findings: tuple[Finding, ...] | list[Finding]) -> None:
-        """What preflight found."""
+        """Print the findings of preflight."""
         if self._quiet:
             return
         for finding in findings:
@@ -104,7 +104,7 @@ class Screen:
             self._print(f"    what to do: {finding.remedy}")
 
     def status(self, status: MigrationProgress) -> None:
-        """A new sample or state."""
+        """Show a new sample or state."""
         if self._quiet:
             return
         now = time.monotonic()
@@ -120,12 +120,12 @@ class Screen:
             self._print(f"{status.state} {show_ratio(status.progress_ratio):>4}  {_figures(status)}")
 
     def decision(self, decision: Decision) -> None:
-        """A decision of the controller."""
+        """Print a decision of the controller."""
         if not self._quiet:
             self._print(f"{decision.at_seconds:8.3f} s  {decision.action}: {decision.reason}")
 
     def result(self, result: MigrationOutcome) -> None:
-        """The end."""
+        """Print the result."""
         self._bars.stop()
         if self._quiet:
             return
@@ -179,7 +179,7 @@ _ALARMING = (_ABOVE, "longer than its policy allows")
 
 
 def ceiling(seconds: float, *, exceeded: bool) -> str:
-    """What is said of the ceiling beside a downtime."""
+    """Return the words on the ceiling that stand beside a downtime."""
     return f"{_ABOVE} {show_seconds(seconds)}" if exceeded else f"ceiling {show_seconds(seconds)}"
 
 
@@ -191,7 +191,7 @@ def tell(line: str, *, file: TextIO | None = None) -> None:
 
 
 def stood_still(downtime: float | None, standstill: float | None) -> str:
-    """What is said beside a downtime where the guest stood still for longer in all."""
+    """Return the words that stand beside a downtime where the guest stood still for longer in all."""
     if standstill is None or standstill - (downtime or 0.0) < 0.001:
         return ""
     return f", stood still for {show_seconds(standstill)} in all"

@@ -1,4 +1,4 @@
-"""What the service's documents look like to a person: as a row of a table, and in lines."""
+"""Documents of the service as a person sees them: as a row of a table, and in lines."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ PLAN = ("ORDER", "GUEST", "TO", "STARTS", "TAKES", "DOWNTIME", "POLICY", "WHY")
 
 
 def host_row(host: Document) -> Row:
-    """Cells of :data:`HOSTS`."""
+    """Return the cells of :data:`HOSTS`."""
     link = host["link_bytes_per_second"]
     strangers = host.get("guests_unmonitored", 0)
     twice, undriven = len(host.get("guests_duplicate", ())), host.get("guests_undriven", 0)
@@ -48,7 +48,7 @@ def host_row(host: Document) -> Row:
 
 
 def guest_row(guest: Document) -> Row:
-    """Cells of :data:`GUESTS`."""
+    """Return the cells of :data:`GUESTS`."""
     managed = guest.get("managed_by", "")
     note = f"managed by {managed}" if managed else ""
     if not guest["movable"]:
@@ -70,7 +70,7 @@ def guest_row(guest: Document) -> Row:
 
 
 def migration_row(one: Document) -> Row:
-    """Cells of :data:`MIGRATIONS`."""
+    """Return the cells of :data:`MIGRATIONS`."""
     left = one["remaining_bytes"]
     over = one["ended_at"] is not None
     return (
@@ -88,7 +88,7 @@ def migration_row(one: Document) -> Row:
 
 
 def evacuation_row(one: Document) -> Row:
-    """Cells of :data:`EVACUATIONS`."""
+    """Return the cells of :data:`EVACUATIONS`."""
     over = one["ended_at"] is not None
     note = "late" if one["late"] else "at risk" if one["at_risk"] and not over else one["error"] or ""
     return (
@@ -104,7 +104,7 @@ def evacuation_row(one: Document) -> Row:
 
 
 def plan_row(guest: Document) -> Row:
-    """Cells of :data:`PLAN`."""
+    """Return the cells of :data:`PLAN`."""
     findings = [finding["code"] for finding in guest["findings"] if finding["severity"] == "error"]
     findings = [code for code in dict.fromkeys(findings) if code not in guest["reason"]]
     return (
@@ -120,7 +120,7 @@ def plan_row(guest: Document) -> Row:
 
 
 def plan_lines(found: Document) -> list[str]:
-    """What is to be said of a plan below its table: who would stay and why, how long it would take."""
+    """Return the lines below a plan's table: the guests that would stay and why, and how long it would take."""
     guests, lines, awaited = found["guests"], [], False
     for guest in guests:
         told = [each for each in guest["findings"] if each["severity"] == "error" or each["code"] in _STAYS]
@@ -156,7 +156,7 @@ def plan_lines(found: Document) -> list[str]:
 
 
 def in_time(found: Document, left: timedelta) -> str:
-    """Whether what a plan foretells is done in the time that is left."""
+    """Say whether a plan is forecast to be done in the time that is left."""
     middle, late = found["takes_p50_seconds"], found["takes_p90_seconds"]
     if middle is None or found["cannot_move"]:
         return "the deadline would pass with guests left"
@@ -177,17 +177,17 @@ _WAITS = ("block-job-waits", "block-export-waits")
 
 
 def exceeded(one: Document) -> bool:
-    """It completed, and the guest stood still for longer than its policy allows."""
+    """Tell whether it completed, and the guest stood still for longer than its policy allows."""
     return one["state"] == "completed" and bool(one.get("ceiling_exceeded"))
 
 
 def label(document: Document) -> str:
-    """The guest's name where it has one."""
+    """Return the guest's name where it has one, else its id."""
     return str(document["guest_name"] or document["guest"])
 
 
 def forecast(one: Document) -> str:
-    """Time left: ``12.0 s (9.0 s to 20.0 s)``."""
+    """Format the time left: ``12.0 s (9.0 s to 20.0 s)``."""
     found = one["forecast"]
     if not found or found["p50_seconds"] is None:
         return _no_end(found) if found else ""
@@ -198,7 +198,7 @@ def forecast(one: Document) -> str:
 
 
 def _no_end(found: Document) -> str:
-    """What a forecast without a time means to a person."""
+    """Say to a person what a forecast without a time means."""
     if found["verdict"] == "cannot":
         return "its policy does not let it end"
     if found["verdict"] == "converges-if":
@@ -211,7 +211,7 @@ _RUNGS = {"throttle": "throttling", "start-postcopy": "postcopy", "pause": "a pa
 
 
 def figures(one: Document) -> str:
-    """What moves, in one line, what matters most first: ``round 2, 96.0 MiB left, 3.0 s to go, stream 100.0 MiB/s``."""
+    """Format the figures that change, the most important first: ``round 2, 96.0 MiB left, 3.0 s to go, …``."""
     parts = [f"waits for {one['waiting_for']} to end"] if one.get("waiting_for") else []
     parts += [f"round {one['round']}"] if one["round"] else []
     if one["remaining_bytes"] is not None:
@@ -231,7 +231,7 @@ def figures(one: Document) -> str:
 
 
 def finding_lines(findings: Iterable[Document]) -> list[str]:
-    """What preflight found, with what to do."""
+    """Return the lines for findings of preflight, with what to do."""
     lines = []
     for finding in findings:
         lines.append(clean(f"{finding['severity']} {finding['code']}: {finding['message']}"))
@@ -240,7 +240,7 @@ def finding_lines(findings: Iterable[Document]) -> list[str]:
 
 
 def migration_lines(one: Document) -> list[str]:
-    """All that is to be said of one migration."""
+    """Return the lines that describe one migration in full."""
     lines = [
         f"{one['id']}: {label(one)} from {one['source']} to {one['destination']}, policy {one['policy']}"
         + (f", asked for by {one['requested_by']}" if one["requested_by"] else "")
@@ -284,7 +284,7 @@ def migration_lines(one: Document) -> list[str]:
 
 
 def resolution_lines(answer: Document) -> list[str]:
-    """What a word on a held migration would come to."""
+    """Return the lines that say what an answer on a held migration would come to."""
     if not answer["accepted"]:
         return [clean(f"{answer['migration']}: refused: {answer['refused']}")]
     lines = [f"{answer['migration']}: the guest is at the {answer['guest_at']}; this will be done:"]
@@ -294,7 +294,7 @@ def resolution_lines(answer: Document) -> list[str]:
 
 
 def evacuation_lines(one: Document) -> list[str]:
-    """All that is to be said of one evacuation."""
+    """Return the lines that describe one evacuation in full."""
     what = "evacuation of" if one["kind"] == "evacuate" else "restore of"
     reasons = [guest["reason"] for guest in one["guests"] if guest["reason"]]
     error = one["error"] or ""
@@ -327,12 +327,12 @@ def evacuation_lines(one: Document) -> list[str]:
 
 
 def decision_line(decision: Document) -> str:
-    """One decision: when, what, why."""
+    """Format one decision: when, what, why."""
     return f"{decision['at_seconds']:8.3f} s  {decision['action']}: {decision['reason']}"
 
 
 def event_line(event: Document) -> str:
-    """One event on one line."""
+    """Format one event on one line."""
     body = event["body"]
     when = deadline.show(datetime.fromisoformat(event["time"]))
     what = f"{event['subject']} {event['subject_id']}"
@@ -354,14 +354,14 @@ def event_line(event: Document) -> str:
 
 
 def guests_left(one: Document, total: int | None = None) -> str:
-    """``2 of 5 guests left``; of a restore those that are not home yet."""
+    """Format ``2 of 5 guests left``; of a restore those that are not home yet."""
     of = f" of {total}" if total is not None else ""
     noun = "guest" if one["guests_left"] == 1 and total is None else "guests"
     return f"{one['guests_left']}{of} {noun} {'left' if one['kind'] == 'evacuate' else 'not at home'}"
 
 
 def left(one: Document) -> str:
-    """Seconds to the deadline, for people; negative ones are late."""
+    """Format the seconds to the deadline for people; negative ones are late."""
     if not one["deadline"]:
         return ""
     seconds = (datetime.fromisoformat(one["deadline"]) - datetime.now(UTC)).total_seconds()

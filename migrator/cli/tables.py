@@ -74,7 +74,7 @@ def table(header: Row, rows: Iterable[Row], *, empty: str) -> None:
 
 
 def grid(header: Row, rows: Iterable[Row], *, width: int) -> Text:
-    """A table for a terminal of that width: what is empty is left out, then names give way, then lesser columns.
+    """Lay out a table for a terminal of that width: empty columns go, then names give way, then lesser columns.
 
     A note is never cut nor left out: it goes on in the lines below, at its column where that has room, else below all.
     """
@@ -119,7 +119,7 @@ def _lines(cell: str, width: int, *, wraps: bool) -> list[str]:
 
 
 def _wrapped(text: str, width: int) -> list[str]:
-    """In lines of at most so many cells, nothing left out but blanks; a character may take two."""
+    """Wrap into lines of at most so many cells, nothing left out but blanks; a character may take two."""
     from rich.cells import cell_len, chop_cells  # noqa: PLC0415 - slow
 
     lines = [""]

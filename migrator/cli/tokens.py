@@ -30,7 +30,7 @@ HEADER = ("NAME", "ROLE", "ID", "CREATED", "EXPIRES", "STATE")
 
 
 def create(config: Path | None, name: str, role: str, expires: str | None, *, json_output: bool) -> None:
-    """Make one, and print it alone on standard output.
+    """Create a token, and print it alone on standard output.
 
     :raise UsageError: the name, the role or the time cannot be; nothing was made.
     """
@@ -57,7 +57,7 @@ def create(config: Path | None, name: str, role: str, expires: str | None, *, js
 
 
 def show_all(config: Path | None, *, json_output: bool) -> None:
-    """All of them, those that hold no more too; never what opens the service."""
+    """Print all tokens, also those that no longer hold; never what opens the service."""
     settings = configuration.load(config or DEFAULT_PATH)
     found, now = _with(settings, lambda tokens: tokens.list()), datetime.now(UTC)
     if json_output:
@@ -80,7 +80,7 @@ def show_all(config: Path | None, *, json_output: bool) -> None:
 
 
 def revoke(config: Path | None, which: str, *, json_output: bool) -> None:
-    """End one.
+    """Revoke one token.
 
     :raise UsageError: there is none of that name or id that has not been revoked.
     """
@@ -93,7 +93,7 @@ def revoke(config: Path | None, which: str, *, json_output: bool) -> None:
 
 
 def names(config: Path | None) -> list[str]:
-    """Of all that have not been revoked; none where there is no journal of this version yet.
+    """Return the names of all tokens not revoked; none where there is no journal of this version yet.
 
     :raise MigratorError: configuration or journal cannot be read; ``OSError`` and ``sqlite3.Error`` likewise.
     """
