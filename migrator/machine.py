@@ -91,17 +91,19 @@ def own_process() -> dict[str, Any]:
         process.close()
 
 
-def this_driver(program: str, *, controller: str) -> Driver:
+def this_driver(program: str, *, controller: str, lease: int = 0) -> Driver:
     """Describe this process as the driver of QEMUs.
 
     :param program: for people: ``migrator direct``.
     :param controller: what stays the same when it is started again to go on with its work.
+    :param lease: token of the lease that gives it the right; see :attr:`migrator.core.migration.drivers.Driver.lease`.
     """
     return Driver(
         token=os.urandom(6).hex(),
         controller=controller,
         who=f"{program}, pid {os.getpid()} on {os.uname().nodename}",
         process=own_process(),
+        lease=lease,
     )
 
 

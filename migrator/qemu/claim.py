@@ -10,7 +10,7 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from typing import Any
 
@@ -31,11 +31,21 @@ class DriverClaim:
 
     :param driver: who claims it; ``None`` for whoever does without marks.
     :param name: of the end, for messages.
+    :param lease_holds: whether nobody can have followed the driver by a later lease yet; by default nobody can.
     :param by_force: a person has said that whoever the mark names is dead, where that cannot be seen from here.
     """
 
-    def __init__(self, monitor: Monitor, driver: Driver | None, *, name: str, by_force: bool = False) -> None:
+    def __init__(
+        self,
+        monitor: Monitor,
+        driver: Driver | None,
+        *,
+        name: str,
+        lease_holds: Callable[[], bool] = lambda: True,
+        by_force: bool = False,
+    ) -> None:
         self._monitor = monitor
+        self._lease_holds = lease_holds
         self._driver = driver
         self._name = name
         self._by_force = by_force
@@ -59,14 +69,15 @@ class DriverClaim:
         return await self._monitor.execute(command, arguments)
 
     async def ensure(self, *, timeout: float = 5.0) -> None:
-        """Make sure that QEMU has our mark, and still has it after a time in which this controller may have slept.
+        """Make sure that QEMU has our mark, and still has it after a time in which this controller may have slept, or
+        once another may have the lease.
 
         :raise Driven: another drives it.
         :raise QemuError: it cannot be asked.
         """
         if not self._held:
             await self.take(timeout=timeout)
-        elif time.monotonic() - self._answered_at > _SLEPT_SECONDS:
+        elif time.monotonic() - self._answered_at > _SLEPT_SECONDS or not self._lease_holds():
             await self.verify(timeout=timeout)
 
     async def refuse_another(self) -> None:

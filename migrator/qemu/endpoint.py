@@ -47,6 +47,7 @@ class Endpoint:
     :param transport: to a monitor of another host; `address` is then for people alone.
     :param pending_connects: see :class:`~migrator.qemu.monitor.Monitor`.
     :param driver: who drives it: QEMU is marked before it is changed, and not changed while another's mark is there.
+    :param lease_holds: see :class:`~migrator.qemu.claim.DriverClaim`.
     :param by_force: a person has said that the controller which the mark names is dead, where that cannot be seen.
     """
 
@@ -61,6 +62,7 @@ class Endpoint:
         transport: MonitorTransport | None = None,
         pending_connects: PendingConnects | None = None,
         driver: Driver | None = None,
+        lease_holds: Callable[[], bool] = lambda: True,
         by_force: bool = False,
     ) -> None:
         self.address = address
@@ -83,7 +85,9 @@ class Endpoint:
             tls=tls,
             pending_connects=pending_connects,
         )
-        self._claim = DriverClaim(self._monitor, driver, name=self.name, by_force=by_force)
+        self._claim = DriverClaim(
+            self._monitor, driver, name=self.name, lease_holds=lease_holds, by_force=by_force
+        )
 
     @property
     def monitor(self) -> Monitor:

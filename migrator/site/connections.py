@@ -56,12 +56,18 @@ class HostConnections:
 
     :param hosts: by name: the way to it and what is configured of it.
     :param driver: who marks the QEMUs that are changed; ``None`` for whoever changes none.
+    :param lease_holds: see :class:`~migrator.qemu.claim.DriverClaim`.
     """
 
     def __init__(
-        self, hosts: Mapping[str, tuple[HostAccess, HostConfig]], *, driver: Driver | None = None
+        self,
+        hosts: Mapping[str, tuple[HostAccess, HostConfig]],
+        *,
+        driver: Driver | None = None,
+        lease_holds: Callable[[], bool] = lambda: True,
     ) -> None:
         self._hosts = dict(hosts)
+        self._lease_holds = lease_holds
         self.driver = driver
         #: Role of every monitor held open, by host and path of its socket.
         self.held: dict[tuple[str, str], str] = {}
@@ -140,6 +146,7 @@ class HostConnections:
             role=role,
             transport=transport,
             driver=self.driver,
+            lease_holds=self._lease_holds,
             pending_connects=self.pending_connects,
             on_close=let_go,
         )

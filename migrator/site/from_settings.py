@@ -107,15 +107,23 @@ class ConfiguredSite(SiteHosts):
     """The hosts of the configuration; it may be given another one of the same hosts.
 
     :param driver: who marks the QEMUs that are changed.
+    :param lease_holds: see :class:`~migrator.qemu.claim.DriverClaim`.
     """
 
     def __init__(
-        self, hosts: Sequence[HostSettings], limits: LimitsSettings, *, driver: Driver | None = None
+        self,
+        hosts: Sequence[HostSettings],
+        limits: LimitsSettings,
+        *,
+        driver: Driver | None = None,
+        lease_holds: Callable[[], bool] = lambda: True,
     ) -> None:
         self._launches: Mapping[str, LaunchConfig] = _launches(hosts)
         configs = _configs(hosts, limits)
         self.connections = HostConnections(
-            {name: (access(each), each) for name, each in configs.items()}, driver=driver
+            {name: (access(each), each) for name, each in configs.items()},
+            driver=driver,
+            lease_holds=lease_holds,
         )
         destinations = Destinations(self.connections, how=self.how)
         super().__init__(
@@ -161,9 +169,12 @@ def _configs(hosts: Sequence[HostSettings], limits: LimitsSettings) -> dict[str,
     return {host.name: host_config(host, hosts, limits) for host in hosts}
 
 
-def make_site(settings: Settings, *, driver: Driver | None = None) -> ConfiguredSite:
+def make_site(
+    settings: Settings, *, driver: Driver | None = None, lease_holds: Callable[[], bool] = lambda: True
+) -> ConfiguredSite:
     """Everything the engine asks of hosts; nothing is connected yet.
 
     :param driver: who marks the QEMUs that are changed.
+    :param lease_holds: see :class:`~migrator.qemu.claim.DriverClaim`.
     """
-    return ConfiguredSite(settings.hosts, settings.limits, driver=driver)
+    return ConfiguredSite(settings.hosts, settings.limits, driver=driver, lease_holds=lease_holds)

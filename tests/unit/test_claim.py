@@ -80,6 +80,15 @@ class TestMayFollow:
         mine, other = a_driver("a"), a_driver("a" if same_controller else "b")
         assert may_follow(mine, other, other_is_gone=gone) is may
 
+    @pytest.mark.parametrize("gone", [None, False])
+    def test_of_those_who_share_a_journal_the_later_lease_whoever_lives(self, gone: bool | None) -> None:
+        early, late = replace(a_driver("a"), lease=3), replace(a_driver("a"), lease=4)
+        assert may_follow(late, early, other_is_gone=gone)
+        assert not may_follow(early, late, other_is_gone=gone)
+        assert not may_follow(late, replace(early, controller="b"), other_is_gone=gone)
+        assert may_follow(early, late, other_is_gone=True), "a dead one is followed by anybody"
+        assert Driver.read(late.text()) == late
+
     def test_never_what_cannot_be_read(self) -> None:
         assert not may_follow(a_driver(""), Driver.read("{"), other_is_gone=None)
 
@@ -127,6 +136,22 @@ class TestClaim:
                 await one.claim("")
         await two.claim("mine")
         assert Driver.read((await marks.read(two.monitor, MARK))[MARK]).migration == "mine"
+
+    async def test_one_whose_lease_has_ended_sends_nothing_once_the_next_one_is_there(
+        self, end_of: EndOf
+    ) -> None:
+        holds = True
+        one = end_of(replace(a_driver("a"), lease=1), lease_holds=lambda: holds)
+        two = end_of(replace(a_driver("a"), lease=2))
+        await asyncio.gather(one.connect(), two.connect())
+        await one.claim("m")
+        await one.stop()
+        holds = False
+        await one.cont()  # nobody has followed: what has to be finished is
+        await two.claim("m")
+        with pytest.raises(Driven, match="another controller has taken it over"):
+            await one.stop()
+        await two.stop()
 
     async def test_one_that_cannot_be_seen_is_followed_at_a_persons_word_alone(self, end_of: EndOf) -> None:
         far = a_driver("a", own_process() | {"boot_id": "another"})

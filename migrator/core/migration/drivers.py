@@ -9,6 +9,7 @@ from typing import Any
 
 #: Name of the mark; a QEMU has one at the most.
 MARK = "driver"
+_TYPES = {"process": dict, "was": dict, "lease": int}
 #: Characters; ours has some 3,000, most of them the settings that were.
 _LONGEST = 65_536
 
@@ -25,6 +26,9 @@ class Driver:
     who: str
     #: Tells its process from any other, for ever; see :func:`migrator.machine.own_process`.
     process: Mapping[str, Any] = field(default_factory=dict)
+    #: Token of the lease that gives it the right, where several controllers share a journal; a later holder has a
+    #: larger one. 0: it has the journal for itself.
+    lease: int = 0
     #: The migration that it drives; empty where it only looks after what another has left.
     migration: str = ""
     #: How things were before: ``runs``, whether the guest ran, and ``settings``, the source's. For whoever finds it
@@ -43,7 +47,7 @@ class Driver:
         try:
             found = json.loads(text[:_LONGEST])
             for key, value in found.items():
-                if not isinstance(value, dict if key in ("process", "was") else str):
+                if type(value) is not _TYPES.get(key, str):
                     raise TypeError
             return cls(**found)
         except (AttributeError, TypeError, ValueError, RecursionError):
@@ -54,15 +58,19 @@ class Driver:
 
 
 def may_follow(mine: Driver, other: Driver, *, other_is_gone: bool | None) -> bool:
-    """Tell whether a mark of `other` may be replaced by one of `mine`.
+    """Whether a mark of `other` may be replaced by one of `mine`.
 
     Yes where it is the same controller after a restart, or one whose process is proven dead. A controller that is only
-    silent, or stopped, may wake up and go on at any time.
+    silent, or stopped, may wake up and go on at any time. Of controllers that share a journal the one with the later
+    lease may follow whoever had it before: that one looks at the mark before each command once its lease may have ended
+    (:class:`migrator.qemu.claim.DriverClaim`), and finds another's.
 
     :param other_is_gone: ``None`` where that cannot be told from here.
     """
-    if other.token == mine.token:
+    if other.token == mine.token or other_is_gone is True:
         return True
-    if other.controller and other.controller == mine.controller:
-        return other_is_gone is not False
-    return other_is_gone is True
+    if not other.controller or other.controller != mine.controller:
+        return False
+    if mine.lease or other.lease:
+        return other.lease < mine.lease
+    return other_is_gone is not False
