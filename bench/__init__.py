@@ -1,1 +1,1 @@
-"""What `migrator` costs, measured against a bare script and against libvirt: ``make bench``, docs/benchmarks.md."""
+"""Costs of `migrator`, measured against a bare script and against libvirt: ``make bench``, docs/benchmarks.md."""

@@ -32,7 +32,7 @@ class Broken(RuntimeError):
 
 @dataclass(frozen=True, kw_only=True)
 class Moved:
-    """What one move took."""
+    """Times of one move."""
 
     #: From the first command that changes anything until the guest was seen to run at the destination.
     duration_seconds: float

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True)
 class Figures:
-    """What several runs took, in seconds."""
+    """Durations of several runs, in seconds."""
 
     values: tuple[float, ...]
 

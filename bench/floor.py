@@ -123,7 +123,7 @@ async def _each(
 
 
 async def _first_preflights(options: Options, quiet: Quiet, migrator: Migrator) -> list[float]:
-    """With an empty cache; the runs before it are for Python's bytecode, and count nowhere."""
+    """Measure preflight with an empty cache; the runs before it are for Python's bytecode, and count nowhere."""
     found = []
     case = Case(guest="idle", max_downtime_seconds=0.3)
     for _ in range((options.runs or _PREFLIGHT_RUNS) + 1):

@@ -88,7 +88,7 @@ async def together(journal: SqlJournal) -> str:
 
 
 def bare_sync(directory: Path) -> Callable[[int], Awaitable[Any]]:
-    """What the disk alone takes for as much."""
+    """Measure the time that the disk alone takes for as much."""
     file = os.open(directory / "bare", os.O_CREAT | os.O_WRONLY | os.O_APPEND, 0o600)
 
     async def write(_: int) -> None:

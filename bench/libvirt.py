@@ -75,7 +75,7 @@ _DOMAIN = """\
 
 
 class Unavailable(RuntimeError):
-    """It cannot be measured here; says why."""
+    """Libvirt cannot be measured here; the message says why."""
 
 
 def why_not() -> str | None:

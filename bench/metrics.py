@@ -1,4 +1,4 @@
-"""What a scrape costs: ``python -m bench.metrics``."""
+"""Cost of a scrape: ``python -m bench.metrics``."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What a measurement may be asked for."""
+"""Options of a measurement."""
 
 from __future__ import annotations
 

@@ -18,7 +18,7 @@ PROGRAM = Path(sys.executable).with_name("migrator")
 
 
 class Failed(RuntimeError):
-    """It did not do what it was measured for."""
+    """A run did not do what it was measured for."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -47,7 +47,7 @@ class Migrator:
         }
 
     def forget(self) -> None:
-        """Empty the cache."""
+        """Empty the cache of introspection."""
         shutil.rmtree(self._cache, ignore_errors=True)
 
     def help_cpu_seconds(self) -> float:

@@ -14,7 +14,7 @@ from migrator.testing.simulated_site import SimulatedSite
 
 
 class _Site(SimulatedSite):
-    """As the service expects one of its own making."""
+    """A site in the form in which the service makes its own."""
 
     def prepare(self, sections: object) -> Callable[[], None]:
         """Nothing of a configuration concerns what is simulated."""

@@ -1,4 +1,4 @@
-"""What it costs to start the command line."""
+"""Cost of starting the command line."""
 
 from __future__ import annotations
 

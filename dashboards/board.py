@@ -1,4 +1,4 @@
-"""What the dashboards are made of: panels in rows, variables, links."""
+"""Parts of the dashboards: panels in rows, variables, links."""
 
 from __future__ import annotations
 
@@ -222,7 +222,7 @@ def board(
 
 
 def read_back(board: dict[str, Any]) -> dict[str, Any]:
-    """What is left of a dashboard's JSON once the SDK has read it: it drops what it does not know."""
+    """Return a dashboard's JSON as the SDK has read it, without what it does not know."""
     read = dashboard.Dashboard.from_json(json.loads(json.dumps(board)))
     for link in read.links or ():
         link.placement = None  # type: ignore[assignment]

@@ -77,7 +77,7 @@ def main(arguments: list[str]) -> int:
 
 
 def jobs(counts: Sequence[int], runs: int) -> list[_Job]:
-    """What is simulated, the longest first."""
+    """Return the simulations to run, the longest first."""
     found: list[_Job] = []
     for count in sorted(counts, reverse=True):
         times, with_peers = (max(1, most * min(counts) // count) for most in (runs, _PEERS_RUNS))

@@ -29,7 +29,7 @@ class Guest:
 
 
 def idle_guests(count: int, seed: int) -> list[Guest]:
-    """They sleep; all their memory was used once."""
+    """Return guests that sleep; all their memory was used once."""
     mood = random.Random(f"idle {count} {seed}")
     return [_used(f"vm-{number:03}", mood.choice(_SIZES), idle()) for number in range(count)]
 
@@ -44,7 +44,7 @@ def mixed_guests(count: int, seed: int) -> list[Guest]:
 
 
 def total_bytes(guests: Sequence[Guest]) -> int:
-    """What must go over the link at the very least."""
+    """Return the bytes that must go over the link at the very least."""
     return sum(guest.memory_bytes for guest in guests)
 
 

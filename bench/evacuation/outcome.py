@@ -1,4 +1,4 @@
-"""What became of one evacuation."""
+"""Outcome of one evacuation."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ class Moved:
 
     @property
     def outside(self) -> bool:
-        """It was not moved, or stood still for longer than its policy allows."""
+        """True where the guest was not moved, or stood still for longer than its policy allows."""
         return (
             self.state != "completed"
             or self.downtime_seconds is None
@@ -62,7 +62,7 @@ class Outcome:
 
     @property
     def error_ratio(self) -> float:
-        """By how much the plan was off; less than 0: it took longer than was said."""
+        """Error of the plan as a share; less than 0: it took longer than was said."""
         return self.predicted_seconds / self.makespan_seconds - 1
 
     @property

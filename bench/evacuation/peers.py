@@ -1,4 +1,4 @@
-"""What others do when a host is emptied: a fixed number of guests at a time, in their order.
+"""Evacuation as other tools do it: a fixed number of guests at a time, in their order.
 
 oVirt lets 2 migrations leave a host at a time, KubeVirt runs 5 in a cluster. A migration has its place from the start
 of its destination to the end of all; those under way share the link as TCP does. Everything else is ours: the same

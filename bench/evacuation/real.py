@@ -108,7 +108,7 @@ def machines_of(mix: str, count: int, seed: int) -> list[GuestMachine]:
 
 
 class _Site(LabSite):
-    """Its service begins guests as that strategy does."""
+    """A site whose service begins guests as that strategy does."""
 
     def __init__(self, strategy: str, *names: str, **how: Any) -> None:
         super().__init__(*names, **how)
@@ -133,7 +133,7 @@ class _Site(LabSite):
         return self.service
 
     def ask(self, *words: str) -> Any:
-        """What the service answers to a command."""
+        """Return the service's answer to a command."""
         done = self.command(*words, "--json")
         if done.returncode:
             raise RuntimeError(f"migrator {' '.join(words)}: {done.stdout}{done.stderr}{self.log()}")

@@ -57,7 +57,7 @@ def _row(runs: Sequence[Outcome], *, ours: bool) -> list[str]:
 
 
 def overheads(outcomes: Sequence[Outcome]) -> str:
-    """What the controller itself takes for a guest, by the number of guests."""
+    """Return the controller's own computing time for a guest, by the number of guests."""
     rows = []
     for case in _cases(outcomes):
         runs = _of(outcomes, case, OURS)
@@ -79,7 +79,7 @@ def overheads(outcomes: Sequence[Outcome]) -> str:
 
 
 def aims(outcomes: Sequence[Outcome]) -> str:
-    """What was wanted, and what was found."""
+    """Compare the aims with what was found."""
     rows = []
     for case in _cases(outcomes):
         runs, words = _of(outcomes, case, OURS), ", ".join(_words(case))

@@ -119,7 +119,7 @@ class _NoRecords:
 
 @dataclass
 class _Times:
-    """Of one guest, on the loop's clock."""
+    """Times of one guest, on the loop's clock."""
 
     preparing: float = 0.0
     started: float = 0.0
@@ -161,13 +161,13 @@ class _Site(SimulatedSite):
 
 
 def _is_near(simulator: Simulator) -> bool:
-    """It may be at the switch soon, or is past it."""
+    """Tell whether a migration may be at the switch soon, or is past it."""
     return simulator.status is not MigrationStatus.ACTIVE or simulator.memory.queued_bytes < _NEAR_BYTES
 
 
 @dataclass
 class _Watch:
-    """What is told on the bus, with the loop's time."""
+    """Records the events of the bus with the loop's time."""
 
     site: _Site
     ends: dict[str, float] = field(default_factory=dict)

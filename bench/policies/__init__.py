@@ -1,1 +1,1 @@
-"""Who moves which guest inside which policy: the peers' algorithms and ours on the same guests and the same link."""
+"""Comparison of policies: the peers' algorithms and ours on the same guests and the same link."""

@@ -107,7 +107,7 @@ def _simulated(jobs: Sequence[_Job]) -> list[Outcome]:
 
 
 async def _measure(jobs: Sequence[_Job], version: str, minutes: float) -> list[Outcome]:
-    """As many as there is time for."""
+    """Measure as many cases as there is time for."""
     outcomes: list[Outcome] = []
     end = time.monotonic() + 60 * minutes
     for job in jobs:

@@ -1,4 +1,4 @@
-"""What the outcomes say about the aims, run by run: the same guest in the same mood for everyone."""
+"""Outcomes held against the aims, run by run: the same guest in the same mood for everyone."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ class Aim:
 
 
 def inside(outcome: Outcome) -> bool:
-    """As its policy demands."""
+    """Tell whether an outcome is within its policy."""
     return outcome.inside(_POLICIES[outcome.setting])
 
 
@@ -181,6 +181,6 @@ def _mean(ratios: Sequence[float]) -> float:
 
 
 def show(aims: Iterable[Aim]) -> str:
-    """As a table of Markdown."""
+    """Format as a table of Markdown."""
     words = {True: "met", False: "**not met**", None: "–"}
     return table(["aim", "found", ""], [[aim.text, aim.found, words[aim.met]] for aim in aims])

@@ -1,4 +1,4 @@
-"""What became of one migration."""
+"""Outcome of one migration."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ class Outcome:
 
     @property
     def case(self) -> tuple[str, str, int]:
-        """What it had to deal with."""
+        """Guest and link that the migration had to deal with."""
         return self.guest, self.setting, self.seed
 
     def inside(self, policy: Policy) -> bool:

@@ -28,7 +28,7 @@ def run(strategy: type[Strategy], guest: Guest, setting: Setting, seed: int) -> 
 
 
 def steered(strategy: type[Strategy], guest: Guest, setting: Setting, seed: int) -> tuple[Outcome, Strategy]:
-    """As :func:`run`, with the algorithm as it was at the end."""
+    """Run like :func:`run`, and return the algorithm as it was at the end as well."""
     mood = random.Random(f"{guest.name} {setting.name} {seed}")
     link = Link(LINK_BYTES_PER_SECOND, jitter_ratio=JITTER_RATIO, seed=mood.getrandbits(32))
     steering = strategy(setting.policy, MEMORY_BYTES)

@@ -1,4 +1,4 @@
-"""What an algorithm is to the harness: samples in, actions out; no clock, no QEMU."""
+"""Interface of an algorithm to the harness: samples in, actions out; no clock, no QEMU."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from migrator.core.policy import Policy, PostcopyMode
 
 
 class Do(StrEnum):
-    """What an algorithm may do while memory is copied."""
+    """Actions that an algorithm may take while memory is copied."""
 
     #: Value: seconds.
     DOWNTIME_LIMIT = "downtime-limit"
@@ -39,7 +39,7 @@ ASLEEP_RATIO = 0.01
 
 @dataclass(frozen=True, kw_only=True)
 class Setup:
-    """What QEMU is set to before the migration."""
+    """Settings of QEMU before the migration."""
 
     downtime_limit_seconds: float = 0.3
     auto_converge: bool = False
@@ -76,7 +76,7 @@ class Strategy:
 
     @classmethod
     def fits(cls, policy: Policy) -> bool:
-        """Whether it, and not another of its family, is for this policy."""
+        """Tell whether this algorithm, and not another of its family, is for this policy."""
         return cls.for_throttle in (None, policy.max_throttle_ratio > 0) and cls.for_postcopy in (
             None,
             policy.postcopy is not PostcopyMode.NEVER,

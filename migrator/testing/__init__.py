@@ -1,1 +1,1 @@
-"""What tests of migrations need: a guest that starts at once, real QEMU processes, hosts on one machine."""
+"""Parts for tests of migrations: a guest that starts at once, real QEMU processes, hosts on one machine."""

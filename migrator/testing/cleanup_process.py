@@ -1,4 +1,4 @@
-"""Clears away after a run that is killed before it can: a process of its own that waits for the end of this one."""
+"""Cleans up after a run that is killed before it can: a process of its own that waits for the end of this one."""
 
 from __future__ import annotations
 

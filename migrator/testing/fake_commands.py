@@ -1,4 +1,4 @@
-"""What the commands of a fake QEMU do and answer."""
+"""Commands of a fake QEMU: their effects and their answers."""
 
 from __future__ import annotations
 
@@ -70,7 +70,7 @@ class FakeCommands:
         }
 
     def execute(self, name: str, arguments: Message) -> Any:
-        """One command.
+        """Execute one command, and return its answer.
 
         :raise Refused: as QEMU would.
         """
@@ -376,7 +376,7 @@ class FakeCommands:
 
 
 def _figures(sample: Sample, node: Node) -> Message:
-    """As query-migrate at the source shows them."""
+    """Return the figures that query-migrate shows at the source."""
     sent = sample.transferred_bytes
     answer: Message = {
         "setup-time": 0,

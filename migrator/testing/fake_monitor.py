@@ -14,7 +14,7 @@ Message = dict[str, Any]
 
 
 class CommandRefused(Exception):
-    """The command is answered with an error.
+    """A command is answered with an error.
 
     :param kind: QMP's error class.
     """
@@ -29,7 +29,7 @@ class Hangs(Exception):
 
 
 class MonitorFaults:
-    """How the monitors of one QEMU behave; changed to make them misbehave."""
+    """Faults of the monitors of one QEMU; set to make them misbehave."""
 
     def __init__(self) -> None:
         #: The process is stopped: nobody is greeted, nothing is answered.
@@ -71,7 +71,7 @@ class FakeMonitor:
         self._server = await loop.create_unix_server(lambda: _Session(self), path)
 
     async def listen_tcp(self, host: str, port: int) -> int:
-        """Serve a TCP port, 0 for any; the port."""
+        """Serve a TCP port, 0 for any; return the port."""
         loop = asyncio.get_running_loop()
         self._server = await loop.create_server(lambda: _Session(self), host, port)
         return int(self._server.sockets[0].getsockname()[1])
@@ -82,7 +82,7 @@ class FakeMonitor:
             self._clients[0].emit(event)
 
     def wake(self) -> None:
-        """What had to wait goes on, as far as the manners allow it."""
+        """Serve what had to wait, as far as the faults allow it."""
         if self._clients:
             self._clients[0].serve()
 
@@ -95,12 +95,12 @@ class FakeMonitor:
             client.hang_up()
 
     def arrived(self, session: _Session) -> None:
-        """Another client."""
+        """Note another client."""
         self._clients.append(session)
         self.wake()
 
     def left(self, session: _Session) -> None:
-        """A client has gone; the next one's turn."""
+        """Note that a client has gone; the next one is served."""
         if session in self._clients:
             self._clients.remove(session)
             self.wake()
@@ -148,18 +148,18 @@ class _Session(asyncio.Protocol):
             self._answer(self._waiting.popleft())
 
     def emit(self, event: Message) -> None:
-        """Events are for those who have negotiated."""
+        """Send an event to a client that has negotiated."""
         if self._negotiated and not self._port.manners.frozen:
             self._send(event)
 
     def hang_up(self) -> None:
-        """From this side."""
+        """Close the connection from this side."""
         self._transport.close()
 
     # the protocol
 
     def _read(self) -> None:
-        """A client need not send line ends: a command ends where its JSON does."""
+        """Read commands. A client need not send line ends: a command ends where its JSON does."""
         while text := self._text.lstrip():
             try:
                 message, end = self._decoder.raw_decode(text)
@@ -238,7 +238,7 @@ class _Session(asyncio.Protocol):
 
 
 def event(name: str, data: Message) -> Message:
-    """An event with its time stamp."""
+    """Return an event with its time stamp."""
     seconds, rest = divmod(time.time_ns(), 10**9)
     stamp = {"seconds": seconds, "microseconds": rest // 1000}
     return {"timestamp": stamp, "event": name, **({"data": data} if data else {})}

@@ -1,4 +1,4 @@
-"""Who listens where among the fake QEMUs of this process; the ports are no real ones."""
+"""Addresses at which the fake QEMUs of this process listen; the ports are no real ones."""
 
 from __future__ import annotations
 
@@ -12,8 +12,9 @@ _ports = itertools.cycle(range(49152, 65536))
 
 
 def listen(node: Node, uri: str) -> None:
-    """
-    :raise Refused: when the address makes no sense or is taken.
+    """Let a node listen at `uri`.
+
+    :raise CommandRefused: when the address makes no sense or is taken.
     """
     host, port = address(uri)
     if port == "0":
@@ -25,13 +26,13 @@ def listen(node: Node, uri: str) -> None:
 
 
 def stop_listening(node: Node) -> None:
-    """Nobody else will find it."""
+    """Stop listening; nobody else will find the node."""
     if node.listens_at is not None and _listening.get(node.listens_at) is node:
         del _listening[node.listens_at]
 
 
 def address(uri: str) -> tuple[str, str]:
-    """Host and port of ``tcp:HOST:PORT``.
+    """Return host and port of ``tcp:HOST:PORT``.
 
     :raise Refused: in QEMU's words.
     """
@@ -45,5 +46,5 @@ def address(uri: str) -> tuple[str, str]:
 
 
 def listener(port: str) -> Node | None:
-    """Who waits there, if anybody."""
+    """Return the node that listens at a port; ``None`` where none does."""
     return _listening.get(port)

@@ -1,4 +1,4 @@
-"""What there is to one fake QEMU process, whoever looks at it: run state, migration status, settings, its end."""
+"""State of one fake QEMU process, whoever looks at it: run state, migration status, settings, its end."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ ROM_BYTES = 532480
 
 @dataclass
 class Faults:
-    """What shall go wrong; set before or during a migration."""
+    """Faults of a migration; set before or during it."""
 
     #: Die when one of these migration statuses is reached.
     die_at: set[str] = field(default_factory=set)
@@ -94,7 +94,7 @@ class Node:
     # --- time --------------------------------------------------------------------------------------------------------
 
     def elapse(self) -> float:
-        """Seconds of the guest's world since the last call; 0 while the process is stopped."""
+        """Return the seconds of the guest's world since the last call; 0 while the process is stopped."""
         now = self.loop.time()
         seconds, self._clock = (now - self._clock) * self.time_factor, now
         return 0.0 if self.manners.frozen else seconds
@@ -107,20 +107,20 @@ class Node:
             self.guest.advance(self.elapse())
 
     def later(self, seconds: float, call: Callable[[], None]) -> asyncio.TimerHandle:
-        """After so many seconds of the guest's world."""
+        """Call after so many seconds of the guest's world."""
         return self.loop.call_later(seconds / self.time_factor, call)
 
     # --- what it says ------------------------------------------------------------------------------------------------
 
     def emit(self, name: str, **data: Any) -> None:
-        """An event, on every monitor."""
+        """Emit an event on every monitor."""
         if self.alive:
             message = fake_monitor.event(name, data)
             for port in self.ports:
                 port.emit(message)
 
     def set_status(self, status: str, error: str = "") -> None:
-        """Another migration status, announced where that was asked for."""
+        """Set another migration status, announced where that was asked for."""
         self.status = status
         self.error = error or self.error
         if self.capabilities["events"]:
@@ -129,7 +129,7 @@ class Node:
             self.loop.call_soon(self.exit, -9)
 
     def resume(self) -> None:
-        """The guest runs here."""
+        """Let the guest run here."""
         self.run = "running"
         if self.guest is not None:
             self.guest.cont()
@@ -137,14 +137,14 @@ class Node:
         self.emit("RESUME")
 
     def tune(self) -> None:
-        """The settings have changed."""
+        """Take changed settings over."""
         if self.guest is not None:
             self.guest.parameters = simulated(self.parameters, self.capabilities)
 
     # --- its end -----------------------------------------------------------------------------------------------------
 
     def exit(self, status: int) -> None:
-        """The process ends."""
+        """End the process."""
         if not self.alive:
             return
         self.alive = False
@@ -157,7 +157,7 @@ class Node:
         self._on_exit()
 
     def shut_down(self, reason: str, *, guest: bool) -> None:
-        """It ends in an orderly manner."""
+        """End the process in an orderly manner."""
         if not self.alive:
             return
         self.emit("SHUTDOWN", guest=guest, reason=reason)

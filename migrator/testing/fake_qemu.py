@@ -93,7 +93,7 @@ class FakeQemu:
 
     @property
     def directory(self) -> Path:
-        """Where its sockets are."""
+        """Directory of its sockets."""
         assert self._directory is not None, "start() comes first"
         return self._directory
 
@@ -109,12 +109,12 @@ class FakeQemu:
 
     @property
     def tcp_port(self) -> int:
-        """Of the first monitor on 127.0.0.1, where ``start(tcp=True)`` asked for it; else 0."""
+        """TCP port of the first monitor on 127.0.0.1, where ``start(tcp=True)`` asked for it; else 0."""
         return self._tcp_port
 
     @property
     def fence_command(self) -> str:
-        """A shell command that kills it and exits with 0 once it is dead: for who cannot kill what is no process."""
+        """A shell command that kills it and exits with 0 once it is dead, for whoever cannot kill it otherwise."""
         pipe, dead = shlex.quote(str(self.directory / "fence")), shlex.quote(str(self.directory / "dead"))
         return f"[ -e {dead} ] || echo > {pipe}; until [ -e {dead} ]; do sleep 0.01; done"
 
@@ -122,7 +122,7 @@ class FakeQemu:
 
     @property
     def alive(self) -> bool:
-        """It was started, and has not ended."""
+        """True from its start to its end."""
         return self._node is not None and self._node.alive
 
     @property
@@ -132,17 +132,17 @@ class FakeQemu:
 
     @property
     def running(self) -> bool:
-        """The guest runs here; of two ends never both, if all is well."""
+        """True while the guest runs here; of two ends never both, if all is well."""
         return self.alive and self._there.run == "running"
 
     @property
     def run_state(self) -> str:
-        """As query-status says, without asking."""
+        """Run state that query-status shows."""
         return self._there.run
 
     @property
     def migration_status(self) -> str | None:
-        """As query-migrate says, without asking."""
+        """Migration status that query-migrate shows."""
         return self._there.status
 
     @property
@@ -191,7 +191,7 @@ class FakeQemu:
         return self
 
     def kill(self) -> None:
-        """As by SIGKILL. Nothing happens to one that has ended."""
+        """End it as SIGKILL does. Nothing happens to one that has ended."""
         if self._node is not None:
             self._node.exit(-9)
 
@@ -238,12 +238,12 @@ class FakeQemu:
         return self._there.faults
 
     def freeze(self) -> None:
-        """As by SIGSTOP: guest, monitors and migration stand still; nobody is greeted any more."""
+        """Stop it as SIGSTOP does: guest, monitors and migration stand still; nobody is greeted any more."""
         self._there.catch_up()
         self._there.manners.frozen = True
 
     def stall(self) -> None:
-        """Its main loop blocks: only out-of-band commands are answered; guest and migration go on."""
+        """Block its main loop: only out-of-band commands are answered; guest and migration go on."""
         self._there.manners.stalled = True
 
     def thaw(self) -> None:
@@ -274,11 +274,11 @@ class FakeQemu:
         self._faults.die_at.add(status)
 
     def reject_stream(self) -> None:
-        """As the destination, find that the devices do not fit, at the switch."""
+        """Let this destination find, at the switch, that the devices do not fit."""
         self._faults.reject = True
 
     def lose_return_path(self) -> None:
-        """As the destination, take over the guest without the source ever hearing of it."""
+        """Let this destination take over the guest without the source ever hearing of it."""
         self._faults.lose_return_path = True
 
     def cut_off(self, *, healed: bool = False) -> None:

@@ -44,7 +44,7 @@ def check_parameters(present: Mapping[str, Any], wanted: Mapping[str, Any]) -> N
 
 
 def check_capabilities(wanted: Mapping[str, bool], *, old: bool) -> None:
-    """Whether these go together.
+    """Check that these capabilities go together.
 
     :param wanted: all of them, as they would be.
     :param old: QEMU 7.2, which takes combinations that do not work.
@@ -70,7 +70,7 @@ def check_capabilities(wanted: Mapping[str, bool], *, old: bool) -> None:
 
 
 def simulated(parameters: Mapping[str, Any], capabilities: Mapping[str, bool]) -> Parameters:
-    """The same for the simulator."""
+    """Return the parameters in the simulator's form."""
     return Parameters(
         max_bandwidth_bytes_per_second=float(parameters["max-bandwidth"] % 2**64),
         max_postcopy_bandwidth_bytes_per_second=float(parameters["max-postcopy-bandwidth"] % 2**64),

@@ -48,7 +48,7 @@ class FakeStream:
 
     @property
     def moving(self) -> bool:
-        """It has not ended."""
+        """True until it has ended."""
         return not self._done
 
     @property
@@ -149,7 +149,7 @@ class FakeStream:
                 self._complete()
 
     def _meet_the_destination(self) -> None:
-        """With the devices' state the source finds out whether anybody is there and takes it."""
+        """Find out at the source, with the devices' state, whether a destination is there and takes it."""
         assert self.destination is not None
         if self.destination.faults.reject and self.destination.alive:
             self._destination_fails()
@@ -202,7 +202,7 @@ class FakeStream:
     # --- what others do to it ----------------------------------------------------------------------------------------
 
     def start_postcopy(self) -> None:
-        """As soon as may be."""
+        """Switch to postcopy as soon as may be."""
         self._wants_postcopy = True
         self.guest.start_postcopy()
 
@@ -322,7 +322,7 @@ class FakeStream:
     # --- ends --------------------------------------------------------------------------------------------------------
 
     def _destination_fails(self) -> None:
-        """It rejects the devices' state."""
+        """Let the destination reject the devices' state."""
         self.broken = True
         self._destination_gives_up()
         if self.in_postcopy:

@@ -1,4 +1,4 @@
-"""What QEMU measures while it sends, when it does, and what it concludes: bandwidth, dirty rate, auto-converge."""
+"""Measurements that QEMU makes while it sends, and its conclusions: bandwidth, dirty rate, auto-converge."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ class Gauges:
         self._high_periods = 0
 
     def sample(self) -> Sample:
-        """What query-migrate shows of it."""
+        """Return the figures that query-migrate shows."""
         return Sample(
             round=self.round,
             dirty_rate_bytes_per_second=self.dirty_rate,
@@ -44,7 +44,7 @@ class Gauges:
         )
 
     def budget(self, parameters: Parameters, sent: float) -> float:
-        """What max-bandwidth leaves to be sent in this window."""
+        """Return the bytes that max-bandwidth leaves to be sent in this window."""
         most = parameters.max_bandwidth_bytes_per_second
         return float("inf") if most <= 0 else most * WINDOW_SECONDS - (sent - self._window_sent)
 

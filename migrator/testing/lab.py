@@ -59,7 +59,7 @@ QEMU_10_VARIABLE = "MIGRATOR_QEMU_10"
 
 @functools.cache
 def binaries() -> dict[str, Path]:
-    """The QEMUs on this machine by version, as ``7.2`` or ``10.0``; the system's own comes first."""
+    """Return the QEMUs on this machine by version, as ``7.2`` or ``10.0``; the system's own comes first."""
     found: dict[str, Path] = {}
     system, named = shutil.which("qemu-system-x86_64"), os.environ.get(QEMU_10_VARIABLE)
     candidates = [Path(path) for path in (system, named) if path]
@@ -100,7 +100,7 @@ class Lab:
         atexit.register(self.close)
 
     def image(self, machine: GuestMachine) -> Path:
-        """The machine's disk, made when it is first asked for."""
+        """Return the machine's disk, made when it is first asked for."""
         path = machine.image or self.directory / f"{machine.uuid}.img"
         if not path.exists():
             write_image(path, machine.habit)
@@ -147,7 +147,7 @@ class Lab:
         return qemu
 
     async def boot(self, machine: GuestMachine | None = None, **how: Any) -> LabQemu:
-        """As :meth:`start`, and wait until the guest runs and has cleared its region."""
+        """Start a QEMU as :meth:`start` does, and wait until the guest runs and has cleared its region."""
         qemu = await self.start(machine, **how)
         await qemu.wait_beating()
         return qemu
@@ -162,7 +162,7 @@ class Lab:
         source_prefix: Sequence[str] = (),
         destination_prefix: Sequence[str] = (),
     ) -> Pair:
-        """A guest that runs, and a QEMU that waits for it.
+        """Start a guest, and a QEMU that waits for it.
 
         :param source: the binary that runs it.
         :param destination: the binary that waits.
@@ -243,7 +243,7 @@ class Lab:
 
 
 class RunWatch:
-    """Where the guest was seen to run, in order: what shows that it never ran in two places.
+    """A record of where the guest was seen to run, in order: shows that it never ran in two places.
 
     ::
 
@@ -266,7 +266,7 @@ class RunWatch:
         self._last: float | None = None
 
     async def run(self) -> None:
-        """Look every few milliseconds, for ever."""
+        """Look every few milliseconds until cancelled."""
         while True:
             self.look()
             await asyncio.sleep(0.004)

@@ -92,6 +92,6 @@ class MemoryLeases:
         )
 
     def jump(self, seconds: float) -> None:
-        """As if the clock that all share were set forward by so much, or back."""
+        """Set the clock that all share forward by so much, or back."""
         for row in self._rows.values():
             row.ends_at -= seconds

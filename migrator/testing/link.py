@@ -11,7 +11,7 @@ from migrator.testing.workload import MIB
 
 
 class Link:
-    """What the streams of several migrations share; change :attr:`bytes_per_second` as you like.
+    """A link that the streams of several migrations share; change :attr:`bytes_per_second` as you like.
 
     :param bytes_per_second: of payload: TCP takes some 5 % of what the line carries. 0 is a black hole.
     :param jitter_ratio: every turn of sending finds a speed that differs by about so much (standard deviation).
@@ -28,15 +28,15 @@ class Link:
         self._wanted: dict[object, float] = {}
 
     def join(self, stream: object, most_bytes_per_second: float) -> None:
-        """`stream` sends from now on, at that speed at most."""
+        """Let `stream` send from now on, at that speed at most."""
         self._wanted[stream] = most_bytes_per_second
 
     def leave(self, stream: object) -> None:
-        """`stream` sends no more."""
+        """Let `stream` send no more."""
         self._wanted.pop(stream, None)
 
     def share(self, stream: object) -> float:
-        """Bytes per second that `stream` gets: equal shares, and what one does not want is left to the others."""
+        """Return the bytes per second of `stream`: equal shares, and what one does not want is left to the others."""
         left, streams = self.bytes_per_second, max(1, len(self._wanted))
         mine = self._wanted.get(stream, math.inf)
         for wanted in sorted(self._wanted.values()):
@@ -59,7 +59,7 @@ class Outlet:
         self.buffered_bytes = 0.0
 
     def speed(self, most_bytes_per_second: float) -> float:
-        """The share of the link that this stream has now; 0: no limit of its own."""
+        """Return the share of the link that this stream has now; 0: no limit of its own."""
         most = most_bytes_per_second if most_bytes_per_second > 0 else math.inf
         self._link.join(self, most)
         return self._link.share(self)
@@ -71,11 +71,11 @@ class Outlet:
 
     @property
     def full(self) -> bool:
-        """It takes nothing more until something has left."""
+        """True where it takes nothing more until something has left."""
         return self.buffered_bytes >= self._costs.buffer_bytes - 1
 
     def send(self, memory: Memory, seconds: float, budget: float, speed: float) -> tuple[float, float]:
-        """Send what is queued for so long at most, and no more than the budget: bytes on the wire, seconds."""
+        """Send queued memory, within these seconds and this budget; return bytes on the wire and seconds."""
         wire, spent = memory.take_zero(seconds, self._costs.zero_bytes_per_second)
         if spent < seconds:
             left = seconds - spent
@@ -88,22 +88,22 @@ class Outlet:
         return wire, spent
 
     def room_in(self, seconds: float, speed: float) -> float:
-        """How much it takes within that time."""
+        """Return how much it takes within that time."""
         room = max(0.0, self._costs.buffer_bytes - self.buffered_bytes)
         return min(self._costs.memory_bytes_per_second * seconds, speed * seconds + room)
 
     def seconds_for(self, size: float, speed: float) -> float:
-        """How long until it has taken so much."""
+        """Return how long it takes until it has taken so much."""
         beyond = size - max(0.0, self._costs.buffer_bytes - self.buffered_bytes)
         slow = 0.0 if beyond <= 0 else beyond / speed if speed > 0 else math.inf
         return max(slow, size / self._costs.memory_bytes_per_second)
 
     def pass_time(self, seconds: float, speed: float, written: float = 0.0) -> None:
-        """So much was written within that time, and the link went on emptying it."""
+        """Note that so much was written within that time, and that the link went on emptying it."""
         self.buffered_bytes = max(0.0, self.buffered_bytes + written - speed * seconds)
 
     def flush_seconds(self, size: float, speed: float) -> float:
-        """How long until all of this has arrived, and what is in the buffer before it."""
+        """Return how long it takes until all of this has arrived, and what is in the buffer before it."""
         if speed <= 0:
             return math.inf
         return max((size + self.buffered_bytes) / speed, size / self._costs.memory_bytes_per_second)

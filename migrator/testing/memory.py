@@ -1,4 +1,4 @@
-"""The memory of a simulated guest: what is queued to be sent, and what was written to since QEMU last looked."""
+"""Memory of a simulated guest: what is queued to be sent, and what was written to since QEMU last looked."""
 
 from __future__ import annotations
 
@@ -23,20 +23,20 @@ class _Pages(Protocol):
     queued: float
 
     def fill(self) -> None:
-        """All is queued, nothing was written to since."""
+        """Queue all pages; nothing was written to since."""
 
     def write(self, count: float) -> None:
-        """The guest writes to so many bytes of pages."""
+        """Let the guest write to so many bytes of pages."""
 
     def sync(self) -> float:
-        """What was written to is queued; how much of it was not yet."""
+        """Queue what was written to; return how much of it was not queued yet."""
 
     def take(self, most: float) -> float:
-        """Send so much at most; how much it was."""
+        """Send so much at most; return how much it was."""
 
 
 class _Scattered:
-    """Written to at random: every page is as likely to be dirty as any other."""
+    """Memory written to at random: every page is as likely to be dirty as any other."""
 
     def __init__(self, region: Region) -> None:
         self.queued = 0.0
@@ -63,7 +63,7 @@ class _Scattered:
 
 
 class _Swept:
-    """Written to from one end to the other, again and again, while QEMU sends it in the same manner."""
+    """Memory written to from one end to the other, again and again, while QEMU sends it in the same manner."""
 
     def __init__(self, size: float) -> None:
         self.queued = 0.0
@@ -128,7 +128,7 @@ def _pages(region: Region) -> _Pages:
 
 
 class Memory:
-    """Accounts for every byte of a guest by sums and ranges, so that its size costs nothing.
+    """Memory accounted for by sums and ranges, so that its size costs nothing.
 
     :param total_bytes: what the workload does not use is zero.
     """
@@ -152,18 +152,18 @@ class Memory:
 
     @property
     def queued_bytes(self) -> float:
-        """To be sent, as QEMU's bitmap knows it."""
+        """Bytes to be sent, as QEMU's bitmap knows them."""
         return self._zero + self._constant + sum(pages.queued for pages in self._pages)
 
     def queue_all(self) -> None:
-        """All of it is to be sent; nothing has been written to since."""
+        """Queue all of it; nothing has been written to since."""
         self._constant = float(self.workload.constant_bytes)
         self._zero = float(self.total_bytes - self.workload.working_bytes) - self._constant
         for pages in self._pages:
             pages.fill()
 
     def forward(self, seconds: float, speed_ratio: float) -> None:
-        """The guest runs for so long (its clock goes on), and writes at this share of its pace."""
+        """Let the guest run for so long (its clock goes on), and write at this share of its pace."""
         end = self.guest_seconds + seconds
         self.work_seconds += seconds * speed_ratio
         while self.guest_seconds < end:
@@ -180,7 +180,7 @@ class Memory:
             self.work_bytes += written
 
     def forward_missing(self, seconds: float, page_seconds: float, fault_seconds: float) -> float:
-        """As :meth:`forward`, in postcopy: a page that is missing is waited for. How many were asked for.
+        """Let the guest run in postcopy, waiting for each page that is missing; return how many were asked for.
 
         :param page_seconds: what a page takes on the link; a guest that sweeps waits no longer, as QEMU goes on
             with what follows a page that was asked for.
@@ -205,18 +205,18 @@ class Memory:
         return asked
 
     def probe(self) -> float:
-        """Distinct bytes written to since the last call, which is when the first probe begins."""
+        """Return the distinct bytes written to since the last call, which is when the first probe begins."""
         pairs = zip(self.workload.regions, self._probed, strict=True)
         found = sum(region.distinct_bytes(written) for region, written in pairs)
         self._probed = [0.0] * len(self._probed)
         return found
 
     def sync(self) -> float:
-        """A look at the dirty bitmap: what was written to since the last is queued. How much that is, newly."""
+        """Look at the dirty bitmap: queue what was written to since the last look, and return how much of it is new."""
         return sum(pages.sync() for pages in self._pages)
 
     def take(self, wire_bytes: float) -> float:
-        """Send up to so many bytes of pages that are not zero; how many there were."""
+        """Send up to so many bytes of pages that are not zero; return how many there were."""
         most = wire_bytes / _PAGE_WIRE_RATIO
         taken = min(self._constant, most)
         self._constant -= taken
@@ -226,7 +226,7 @@ class Memory:
         return taken * _PAGE_WIRE_RATIO
 
     def take_zero(self, seconds: float, bytes_per_second: float) -> tuple[float, float]:
-        """Send zero pages for up to so long, once nothing else is queued: bytes on the wire, seconds."""
+        """Send zero pages for up to so long, once nothing else is queued; return bytes on the wire and seconds."""
         if self._zero <= 0 or self._zero < self.queued_bytes:
             return 0.0, 0.0
         taken = min(self._zero, seconds * bytes_per_second)
@@ -234,7 +234,7 @@ class Memory:
         return taken * _ZERO_WIRE_RATIO, taken / bytes_per_second
 
     def take_all(self) -> float:
-        """Send everything; bytes on the wire."""
+        """Send everything; return the bytes on the wire."""
         pages, zero = self.queued_bytes - self._zero, self._zero
         for one in self._pages:
             one.take(math.inf)

@@ -63,7 +63,7 @@ def _run(*command: str, text: str = "") -> str:
 
 @functools.cache
 def possible() -> str | None:
-    """``None`` where namespaces with links of a set speed can be made, else the reason why not."""
+    """Return why namespaces with links of a set speed cannot be made here; ``None`` where they can."""
     if os.geteuid() != 0:
         return "network namespaces need root"
     for tool in ("ip", "tc", "nsenter"):
@@ -162,7 +162,7 @@ class LabHost:
         self._switch_port("nomaster")
 
     def lose(self, other: LabHost) -> None:
-        """As :meth:`black_hole`, only for what goes between this host and another.
+        """Lose every packet between this host and another, as :meth:`black_hole` does with all others.
 
         :raise NetworkError: on loopback.
         """

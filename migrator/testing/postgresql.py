@@ -122,14 +122,14 @@ class Postgres:
         return self.log.read_text(errors="replace")[-2000:]
 
     def ready(self) -> bool:
-        """It takes connections."""
+        """Tell whether it takes connections."""
         with contextlib.suppress(RuntimeError):
             self._run("pg_isready", "--quiet", f"--host={self.directory}", "--timeout=2")
             return True
         return False
 
     def stop(self) -> None:
-        """As an administrator does who does not wait for those who are connected."""
+        """Stop it as an administrator does who does not wait for those who are connected."""
         self._end(signal.SIGINT)
 
     def kill(self) -> None:
@@ -148,7 +148,7 @@ class Postgres:
                     os.kill(pid, signal.SIGCONT)
 
     def freeze(self) -> None:
-        """All of it: connections are taken by the kernel, and nothing is answered."""
+        """Freeze all of it: connections are taken by the kernel, and nothing is answered."""
         self._signal(signal.SIGSTOP)
 
     def thaw(self) -> None:
@@ -178,7 +178,7 @@ class Postgres:
         self._caretaker.__exit__(None, None, None)
 
     def sql(self, *statements: str, database: str = "postgres") -> list[str]:
-        """What they find, a line each."""
+        """Run statements, and return what they find, a line each."""
         commands = [f"--command={each}" for each in statements]
         options = ("--no-psqlrc", "--quiet", "--tuples-only", "--no-align", "--set=ON_ERROR_STOP=1")
         where = (f"--host={self.directory}", "--username=migrator", f"--dbname={database}")

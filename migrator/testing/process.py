@@ -1,4 +1,4 @@
-"""One QEMU process: the machine it is to be, how it is started, stopped, looked into and found dead."""
+"""A QEMU process of the lab: the machine it is to be, how it is started, stopped, looked into and found dead."""
 
 from __future__ import annotations
 
@@ -112,7 +112,7 @@ class LabQemu:
 
     @classmethod
     def attach(cls, machine: GuestMachine, pid: int, rescue: Path) -> LabQemu:
-        """One that somebody else started, to look at: its process and a monitor that nobody else uses.
+        """Return a QEMU that somebody else started, to look at: its process and a monitor that nobody else uses.
 
         :raise ProcessLookupError: there is no such process.
         """
@@ -135,7 +135,7 @@ class LabQemu:
 
     @property
     def alive(self) -> bool:
-        """Whether the process has not ended; by its pidfd, so never taken in by a reused pid."""
+        """True until the process has ended; by its pidfd, so never taken in by a reused pid."""
         if self._pidfd < 0:
             return False
         poll = select.poll()
@@ -144,7 +144,7 @@ class LabQemu:
 
     @property
     def exit_status(self) -> int | None:
-        """``None`` while it lives, negative for a signal."""
+        """Exit status; ``None`` while it lives, negative for a signal."""
         return self._process.poll() if self._process else None
 
     def kill(self) -> None:
@@ -153,7 +153,7 @@ class LabQemu:
 
     @property
     def frozen(self) -> bool:
-        """Whether the process is stopped (:meth:`sigstop`)."""
+        """True while the process is stopped (:meth:`sigstop`)."""
         try:
             stat = Path(f"/proc/{self.pid}/stat").read_text()
         except (FileNotFoundError, ProcessLookupError):
@@ -200,7 +200,7 @@ class LabQemu:
 
     @contextlib.asynccontextmanager
     async def monitor(self, *, timeout: float = WAIT_SECONDS) -> AsyncIterator[RawMonitor]:
-        """The rescue monitor for several commands, or for events. One at a time, others wait.
+        """Open the rescue monitor for several commands, or for events. One at a time, others wait.
 
         :param timeout: seconds that the greeting and each answer may take.
         """
@@ -246,7 +246,7 @@ class LabQemu:
         await until(beaten, what=f"a beat of the guest in {self!r}", within=within)
 
     async def counters(self) -> Counters:
-        """What the guest has counted; it may run."""
+        """Read the guest's counters; it may run."""
         return Counters.parse(await self._memory(COUNTERS_ADDRESS, PAGE_BYTES))
 
     async def check_memory(self) -> Counters:
@@ -324,7 +324,7 @@ class LabQemu:
         await until(greets, what=f"the start of {self!r}")
 
     def explain_exit(self) -> str:
-        """What there is to say about a process that ended: its status and its stderr."""
+        """Describe a process that ended: its status and its stderr."""
         said = self.log.read_text(errors="replace").strip() or "nothing"
         return f"{self.label} ended with status {self.exit_status}; it said: {said}"
 

@@ -1,4 +1,4 @@
-"""What a simulated migration is set to, and what it costs."""
+"""Settings and costs of a simulated migration."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ class Parameters:
 
 @dataclass(frozen=True, kw_only=True)
 class Costs:
-    """What takes time besides memory over the link. Defaults measured on QEMU 7.2 under TCG, two hosts on one machine.
+    """Time that is spent besides sending memory. Defaults measured on QEMU 7.2 under TCG, two hosts on one machine.
 
     QEMU 10.0 is the same but for :attr:`device_seconds`, about 5 ms there.
     """
@@ -55,5 +55,5 @@ class Costs:
     buffer_bytes: float = 2.0 * MIB
 
     def look_seconds(self, memory_bytes: int) -> float:
-        """How long one look at the dirty bitmap takes."""
+        """Return how long one look at the dirty bitmap takes."""
         return self.sync_seconds + self.sync_seconds_per_gib * memory_bytes / 2**30

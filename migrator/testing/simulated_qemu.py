@@ -1,4 +1,4 @@
-"""One end of a migration, a simulated QEMU, and the host, the guest and the stream that it belongs to."""
+"""Simulated QEMU at one end of a migration, and the host, the guest and the stream that it belongs to."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ _NO_LIMIT = 1e15
 
 
 class LinkPair(Link):
-    """From one host to another: as fast as the slower of the two links, shared with all other streams on either."""
+    """The links between two hosts: as fast as the slower of the two, shared with all other streams on either."""
 
     def __init__(self, out: Link, into: Link) -> None:
         super().__init__()
@@ -90,7 +90,7 @@ class SimulatedHost:
     labels: dict[str, str] = field(default_factory=dict)
 
     def configured(self) -> Host:
-        """As the configuration has it."""
+        """Return the host as the configuration has it."""
         return Host(
             name=self.name,
             address=f"{self.name}.example",
@@ -126,11 +126,11 @@ class SimulatedStream:
 
 
 class SimulatedSurroundings(Protocol):
-    """What a simulated QEMU must know of its site."""
+    """Parts of a site that its simulated QEMUs must know."""
 
     @property
     def hosts(self) -> Mapping[str, SimulatedHost]:
-        """By name."""
+        """Hosts by name."""
 
     #: What waits for a guest, by host and socket.
     waiting: dict[tuple[str, str], SimulatedQemu]

@@ -71,7 +71,7 @@ class SimulatedSite:
     def add_host(
         self, name: str, *, link: float = 1000 * MIB, memory_bytes: int = 64 << 30, **how: Any
     ) -> SimulatedHost:
-        """A host with a link of so many bytes per second in either direction."""
+        """Add a host with a link of so many bytes per second in either direction."""
         host = SimulatedHost(name, Link(link), Link(link), memory_bytes, **how)
         self.hosts[name] = host
         return host
@@ -87,7 +87,7 @@ class SimulatedSite:
         resident_bytes: int | None = None,
         obstacle: str = "",
     ) -> str:
-        """A guest that runs; its uuid."""
+        """Add a guest that runs; return its uuid."""
         machine = SimulatedGuest(
             name,
             str(uuid.uuid5(uuid.NAMESPACE_DNS, name)),
@@ -103,7 +103,7 @@ class SimulatedSite:
         return machine.uuid
 
     def running(self, name: str) -> list[str]:
-        """Every host on which this guest runs at this moment."""
+        """Return every host on which this guest runs at this moment."""
         machine = next(each for each in self.machines.values() if each.name == name)
         stream = self.streams.get(machine.socket)
         found = []

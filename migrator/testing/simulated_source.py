@@ -1,4 +1,4 @@
-"""What a simulated QEMU, which is no process and has no devices, says to whoever would start another like it."""
+"""Answers of a simulated QEMU, which is no process and has no devices, to whoever would start another like it."""
 
 from __future__ import annotations
 

@@ -51,7 +51,7 @@ _TINY = 1e-9
 
 @dataclass(frozen=True)
 class SimulatedEvent:
-    """As QEMU announces it: the source, but for the ``RESUME`` with which the guest goes on at the destination."""
+    """An event as QEMU announces it: at the source, but for the ``RESUME`` of a guest that arrived."""
 
     at_seconds: float
     name: str
@@ -116,33 +116,33 @@ class Simulator:
 
     @property
     def ended(self) -> bool:
-        """The migration is over, and the guest runs (or rests) where it shall."""
+        """True once the migration is over, and the guest runs (or rests) where it shall."""
         return self.status in _ENDED and (self.status is not _M.COMPLETED or self.at_destination)
 
     @property
     def downtime_seconds(self) -> float | None:
-        """From the guest standing still to the guest running, wherever."""
+        """Seconds from the guest standing still to the guest running, wherever."""
         stopped, resumed = self.stopped_seconds, self.resumed_seconds
         return None if stopped is None or resumed is None else resumed - stopped
 
     @property
     def next_seconds(self) -> float:
-        """Before this moment nothing happens by itself; while memory is on its way a guess."""
+        """Time before which nothing happens by itself; while memory is on its way a guess."""
         moving = self.status is _M.ACTIVE or (self.status is _M.POSTCOPY_ACTIVE and self.ready)
         return min(self._due, self.now + TURN_SECONDS / 5) if moving else self._due
 
     @property
     def duration_seconds(self) -> float:
-        """Since the migration began, until its end."""
+        """Seconds since the migration began, until its end."""
         return (self.now if self.ended_seconds is None else self.ended_seconds) - self.started_seconds
 
     @property
     def work_bytes(self) -> float:
-        """Pages that the guest has written to so far, on either side."""
+        """Bytes of pages that the guest has written to so far, on either side."""
         return self.memory.work_bytes
 
     def sample(self) -> Sample:
-        """As query-migrate at the source shows it now."""
+        """Return the figures that query-migrate at the source shows now."""
         return replace(
             self._gauges.sample(),
             at_seconds=self.duration_seconds,
@@ -160,46 +160,49 @@ class Simulator:
         self._pass(seconds)
 
     def start(self) -> None:
-        """``migrate``."""
+        """Begin the migration, as ``migrate`` does."""
         self._begin()
         self.memory.queue_all()
         self._set(_M.SETUP)
         self._due = self.now + self.costs.setup_seconds
 
     def start_postcopy(self) -> None:
-        """``migrate-start-postcopy``: done at the next turn."""
+        """Switch to postcopy at the next turn, as ``migrate-start-postcopy`` does."""
         self._postcopy_wanted = True
 
     def proceed(self) -> None:
-        """``migrate-continue``."""
+        """Go on with the switch, as ``migrate-continue`` does."""
         self._may_proceed = True
 
     def hand_over(self) -> None:
-        """``cont`` at the destination, once :attr:`ready`."""
+        """Run the guest at the destination, as ``cont`` there does, once :attr:`ready`."""
         if self.ready and not self.at_destination:
             self.at_destination = True
             self.resumed_seconds = self.now
             self._announce("RESUME", at_destination=True)
 
     def stop(self) -> None:
-        """Somebody's ``stop`` at the source."""
+        """Stop the guest at the source, as somebody's ``stop`` does."""
         if self.run is _R.RUNNING:
             self.run = _R.PAUSED
             self._stopped()
 
     def cont(self) -> None:
-        """Somebody's ``cont`` at the source."""
+        """Run the guest at the source, as somebody's ``cont`` does."""
         if self.run in (_R.PAUSED, _R.POSTMIGRATE):
             self._resume_source()
 
     def cancel(self) -> None:
-        """``migrate_cancel``: the guest goes on at the source. Not in postcopy, where QEMU refuses or loses it."""
+        """Cancel, as ``migrate_cancel`` does: the guest goes on at the source.
+
+        Not in postcopy, where QEMU refuses or loses the guest.
+        """
         if self.status not in _ENDED | {_M.NONE, _M.POSTCOPY_ACTIVE}:
             self._set(_M.CANCELLING)
             self._break_off(_M.CANCELLED)
 
     def fail(self) -> None:
-        """The stream breaks, as when the destination dies; after a switch to postcopy the guest is lost."""
+        """Break the stream, as when the destination dies; after a switch to postcopy the guest is lost."""
         if self.status not in _ENDED | {_M.NONE}:
             self._break_off(_M.FAILED)
 
@@ -226,24 +229,24 @@ class Simulator:
                 self._wait(until)
 
     def run_to_end(self, limit_seconds: float = 3600.0) -> None:
-        """With nobody steering, to within a second."""
+        """Let time pass until the end, with nobody steering, to within a second."""
         limit = self.now + limit_seconds
         while not self.ended and self.now < limit - _TINY:
             self.advance_to(min(limit, self.now + 1.0))
 
     def _pass(self, seconds: float) -> None:
-        """Time passes: the guest at the source runs."""
+        """Let time pass while the guest at the source runs."""
         self.now += seconds
         if self.run is _R.RUNNING:
             self.memory.forward(seconds, self.memory.workload.speed_ratio(self._gauges.throttle_ratio))
 
     def _idle(self, seconds: float) -> None:
-        """Time passes and nothing is written to the stream."""
+        """Let time pass while nothing is written to the stream."""
         self._outlet.pass_time(seconds, self._speed() if self._outlet.buffered_bytes else 0.0)
         self._pass(seconds)
 
     def _speed(self) -> float:
-        """The link's, for this stream; max-bandwidth does not hold while the guest stands still for the switch."""
+        """Return the link's speed for this stream; at the switch max-bandwidth does not hold."""
         active = self.status is _M.ACTIVE
         return (
             0.0
@@ -252,7 +255,7 @@ class Simulator:
         )
 
     def _wait(self, until: float) -> None:
-        """For what is due, or for someone to act."""
+        """Wait for what is due, or for someone to act."""
         if self.status is _M.PRE_SWITCHOVER and self._may_proceed:
             self._leave()
             return
@@ -264,7 +267,7 @@ class Simulator:
             self._arrive()
 
     def _arrive(self) -> None:
-        """What was waited for is there."""
+        """Take the step that was waited for."""
         if self.status is _M.SETUP:
             self._set(_M.ACTIVE)
             self._begin_round()
@@ -284,7 +287,7 @@ class Simulator:
     # --- precopy -----------------------------------------------------------------------------------------------------
 
     def _turn(self, until: float) -> None:
-        """A turn of sending, or a wait: for a look at the bitmap to end, for the next window."""
+        """Send for one turn, or wait for a look at the bitmap to end or for the next window."""
         gauges = self._gauges
         if self.now < self._busy_until - _TINY:
             self._idle(min(until, self._busy_until) - self.now)
@@ -304,7 +307,7 @@ class Simulator:
             self._turn_left = turn if self.memory.queued_bytes > 0 else 0.0
 
     def _look(self) -> bool:
-        """Before each turn: is it time for another round, for postcopy, for the switch? True: it was."""
+        """Begin another round, postcopy or the switch if it is time for that; return whether it was."""
         threshold = self._gauges.threshold_bytes
         if self.memory.queued_bytes < threshold and not self._looked:
             self._looked = True
@@ -318,7 +321,7 @@ class Simulator:
         return switches
 
     def _begin_round(self) -> None:
-        """What the guest has dirtied since the last look is to be sent too."""
+        """Queue what the guest has dirtied since the last look."""
         found = self.memory.sync()
         self._busy_until = (
             self.now + self.costs.look_seconds(self.memory.total_bytes) + self._gauges.vcpu_wait_seconds
@@ -329,7 +332,7 @@ class Simulator:
         self._announce("MIGRATION_PASS", {"pass": self._gauges.round})
 
     def _send(self, seconds: float, budget: float) -> float:
-        """Send for so long at most, and no more than the budget; how long it took."""
+        """Send for so long at most, and no more than the budget; return how long it took."""
         wire, spent = self._outlet.send(self.memory, seconds, budget, self._speed())
         self.transferred_bytes += wire
         self._pass(spent)
@@ -338,7 +341,7 @@ class Simulator:
     # --- the switch --------------------------------------------------------------------------------------------------
 
     def _switch(self) -> None:
-        """The guest is stopped; what follows depends on who asked."""
+        """Stop the guest; what follows depends on who asked."""
         was_running, self.run = self.run is _R.RUNNING, _R.FINISH_MIGRATE
         if was_running:
             self._stopped()
@@ -348,7 +351,7 @@ class Simulator:
             self._leave()
 
     def _leave(self) -> None:
-        """The last look; then all the rest, or postcopy."""
+        """Take the last look, then send all the rest, or begin postcopy."""
         self.memory.sync()
         self._gauges.round += 1
         if self._postcopy_wanted:
@@ -362,7 +365,7 @@ class Simulator:
         self._due = self.now + self.costs.look_seconds(self.memory.total_bytes) + flush + cost
 
     def _pull(self, until: float) -> None:
-        """Postcopy: the destination gets ready, then the guest there fetches what it misses."""
+        """Let the destination get ready for postcopy, then let the guest there fetch what it misses."""
         step = min(until, self.now + TURN_SECONDS, self._due) - self.now
         self._due += step if self.blocked else 0.0
         if self.ready:

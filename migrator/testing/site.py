@@ -85,7 +85,7 @@ class LabSite:
     # --- hosts and guests --------------------------------------------------------------------------------------------
 
     def host(self, name: str) -> LabHost:
-        """One of them."""
+        """Return one of the hosts."""
         return self.hosts[name]
 
     async def boot(
@@ -98,7 +98,7 @@ class LabSite:
         )
 
     def instances(self, machine: GuestMachine) -> list[LabQemu]:
-        """Every living process that is, was or may become this guest, to be looked at by its rescue monitor."""
+        """Return every living process that is, was or may become this guest, to be looked at by its rescue monitor."""
         found = []
         for pid, argv in self.processes():
             if str(machine.uuid) not in argv:
@@ -108,7 +108,7 @@ class LabSite:
         return found
 
     async def running(self, machine: GuestMachine) -> list[LabQemu]:
-        """Those of :meth:`instances` whose guest runs now."""
+        """Return those of :meth:`instances` whose guest runs now."""
         found = []
         for qemu in self.instances(machine):
             with contextlib.suppress(OSError):
@@ -117,7 +117,7 @@ class LabSite:
         return found
 
     def where(self, qemu: LabQemu) -> str:
-        """The host that a process is on."""
+        """Return the host that a process is on."""
         for name in self._names:
             # One that came from elsewhere may still name files of the host it was started on.
             if f"/run-{name}/" in _command(qemu.pid):
@@ -128,7 +128,7 @@ class LabSite:
         return "?"
 
     def processes(self) -> Iterator[tuple[int, list[str]]]:
-        """Every QEMU of this site, with its arguments."""
+        """Yield every QEMU of this site, with its arguments."""
         for path in Path("/proc").glob("[0-9]*"):
             argv = _command(int(path.name)).split("\0")
             if "qemu" in argv[0] and any(str(self.directory) in word for word in argv):
@@ -138,12 +138,12 @@ class LabSite:
 
     @property
     def config(self) -> Path:
-        """Its configuration."""
+        """Path of the service's configuration."""
         return self.directory / "migrator.toml"
 
     @property
     def server(self) -> str:
-        """For ``--server``."""
+        """Address of the service for ``--server``."""
         return f"unix:{self.directory}/api.sock"
 
     def write_config(self) -> None:
@@ -196,16 +196,16 @@ class LabSite:
         await until(answers, what="the service", within=within)
 
     def log(self) -> str:
-        """What the service said."""
+        """Log of the service."""
         return (self.directory / "service.log").read_text(encoding="utf-8", errors="replace")
 
     def page_url(self) -> str:
-        """Where a browser finds the service's page; empty where it does not listen for one."""
+        """Return where a browser finds the service's page; empty where it does not listen for one."""
         found = re.search(r"unix:[^\s\"']+api\.sock[\"', ]+(http://127\.0\.0\.1:\d+)", self.log())
         return found[1] if found and self._page else ""
 
     def stop(self, within: float = 60.0) -> int:
-        """SIGTERM, and wait for its end; its exit status."""
+        """Send SIGTERM, and wait for its end; return its exit status."""
         if self.service is None:
             return 0
         self.service.terminate()
@@ -216,7 +216,7 @@ class LabSite:
             raise
 
     def kill(self) -> None:
-        """SIGKILL."""
+        """Send SIGKILL."""
         if self.service is not None and self.service.poll() is None:
             self.service.kill()
             self.service.wait()
@@ -254,7 +254,7 @@ def _command(pid: int) -> str:
 
 
 def _rescue(argv: Sequence[str]) -> Path:
-    """The socket of the monitor that nobody uses."""
+    """Return the socket of the monitor that nobody uses."""
     for word in argv:
         if "rescue" in word:
             for part in word.replace("unix:", "path=").split(","):

@@ -10,18 +10,21 @@ _NAME = re.compile(r"migrator-(?P<pid>\d+)-(?P<birth>\d+)-.+")
 
 
 def owned(name: str) -> str:
-    """``name`` with a mark of this process before it."""
+    """Return ``name`` with a mark of this process before it."""
     return f"migrator-{os.getpid()}-{_birth(os.getpid())}-{name}"
 
 
 def stale(directory: Path) -> list[Path]:
-    """What stands in ``directory`` under such names of processes that have ended."""
+    """Return what stands in ``directory`` under such names of processes that have ended."""
     found = ((path, _NAME.fullmatch(path.name)) for path in directory.glob("migrator-*"))
     return [path for path, match in found if match and _birth(int(match["pid"])) != int(match["birth"])]
 
 
 def _birth(pid: int) -> int | None:
-    """When the process started, in the kernel's ticks: tells it from a later one with its pid. ``None``: no such."""
+    """Return when the process started, in the kernel's ticks; ``None`` for no such process.
+
+    The time tells it from a later one with its pid.
+    """
     try:
         stat = Path(f"/proc/{pid}/stat").read_text()
     except (FileNotFoundError, ProcessLookupError):

@@ -1,4 +1,4 @@
-"""What a simulated guest does with its memory: regions, how fast they are written to, and how that changes.
+"""Workloads of a simulated guest: regions of memory, how fast they are written to, and how that changes.
 
 A page is dirty once, however often it is written to: of what a guest writes between two looks at QEMU's dirty
 bitmap only the distinct pages count. That number saturates at the region's size, at once where the guest sweeps it
@@ -46,7 +46,7 @@ class Region:
     background: bool = False
 
     def distinct_bytes(self, written_bytes: float) -> float:
-        """How much of it is dirty after so much was written to."""
+        """Return how much of it is dirty after so much was written to."""
         if self.random:
             return -self.size_bytes * math.expm1(-written_bytes / self.size_bytes)
         return min(float(self.size_bytes), written_bytes)
@@ -54,7 +54,7 @@ class Region:
 
 @dataclass(frozen=True)
 class WorkloadPhase:
-    """Some time of the same habit."""
+    """A phase of a workload: some time of the same habit."""
 
     #: On the guest's own clock, which stands still while the guest does.
     seconds: float
@@ -89,11 +89,11 @@ class Workload:
 
     @property
     def working_bytes(self) -> int:
-        """All that it ever writes to."""
+        """All bytes that it ever writes to."""
         return sum(region.size_bytes for region in self.regions)
 
     def rates_at(self, seconds: float) -> tuple[tuple[float, ...], float]:
-        """The rates at that time on the guest's clock, and when they next change."""
+        """Return the rates at that time on the guest's clock, and when they next change."""
         since = math.floor(seconds / self._ends[-1]) * self._ends[-1] if self.repeat else 0.0
         index = bisect_right(self._ends, seconds - since)
         if index >= len(self.phases) - 1 and not self.repeat:
@@ -103,7 +103,7 @@ class Workload:
         return self.phases[index].rates, max(since + self._ends[index], seconds + 1e-6)
 
     def speed_ratio(self, throttle_ratio: float) -> float:
-        """What is left of its pace when so much of its CPU is taken away."""
+        """Return the share of its pace that is left when so much of its CPU is taken away."""
         return min(1.0, (1.0 - throttle_ratio) / self.cpu_ratio) if self.cpu_ratio > 0 else 1.0
 
 
@@ -114,7 +114,7 @@ def _workload(
     *,
     repeat: bool = False,
 ) -> Workload:
-    """With the little that any guest dirties."""
+    """Make a workload with the little that any guest dirties."""
     return Workload(
         name=name,
         regions=(Region(size_bytes=IDLE_REGION_BYTES, background=True), *regions),
@@ -124,19 +124,19 @@ def _workload(
 
 
 def idle() -> Workload:
-    """A guest that sleeps."""
+    """Return the workload of a guest that sleeps."""
     return _workload("idle", [], [(math.inf, [])])
 
 
 def steady(region_bytes: int, bytes_per_second: float, *, random: bool = False) -> Workload:
-    """Always the same pace over one region; a small region and a high pace make a hot set."""
+    """Return a workload of one pace over one region; a small region and a high pace make a hot set."""
     return _workload(
         "steady", [Region(size_bytes=region_bytes, random=random)], [(math.inf, [bytes_per_second])]
     )
 
 
 def on_off(region_bytes: int, bytes_per_second: float, *, on_seconds: float, off_seconds: float) -> Workload:
-    """Bursts: `on_seconds` at that pace, `off_seconds` of quiet, and so on."""
+    """Return a workload of bursts: `on_seconds` at that pace, `off_seconds` of quiet, and so on."""
     phases = [(on_seconds, [bytes_per_second]), (off_seconds, [0.0])]
     return _workload("on-off", [Region(size_bytes=region_bytes)], phases, repeat=True)
 
@@ -150,7 +150,7 @@ def ramp(
     repeat: bool = False,
     steps: int = 50,
 ) -> Workload:
-    """The pace grows from low to high and stays there; with `repeat` it falls back at once: a sawtooth."""
+    """Return a workload whose pace grows from low to high and stays; with `repeat` it is a sawtooth."""
     slope = (high_bytes_per_second - low_bytes_per_second) / steps
     phases = [(seconds / steps, [low_bytes_per_second + slope * (step + 0.5)]) for step in range(steps)]
     if not repeat:
@@ -160,13 +160,13 @@ def ramp(
 
 
 def change(region_bytes: int, before: float, after: float, *, at_seconds: float) -> Workload:
-    """Another pace from some time on."""
+    """Return a workload with another pace from some time on."""
     phases = [(at_seconds, [before]), (math.inf, [after])]
     return _workload("change", [Region(size_bytes=region_bytes)], phases)
 
 
 def from_habit(habit: Habit) -> Workload:
-    """The same as the test guest does."""
+    """Return the workload that the test guest has with this habit."""
     size, greedy = habit.region_bytes, habit.bytes_per_second is None
     rate = UNPACED_BYTES_PER_SECOND if habit.bytes_per_second is None else habit.bytes_per_second
     growth = habit.bytes_per_second_per_second

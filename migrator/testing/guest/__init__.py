@@ -52,7 +52,7 @@ class NotBooted(AssertionError):
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Habit:
-    """What a guest does with its memory. The default is an idle guest.
+    """Writing habit of a guest: which memory it writes to, and how fast. The default is an idle guest.
 
     A guest with a region has filled it when it says ``A``: none of its pages is zero then or later.
     """
@@ -99,7 +99,7 @@ class Habit:
         return REGION_ADDRESS + self.region_bytes + (20 << 20)
 
     def parameters(self) -> bytes:
-        """As the boot sector reads them."""
+        """Return the parameters that the boot sector reads."""
         portion = 0
         if self.bytes_per_second is not None:
             portion = max(1, _portion(self.bytes_per_second))
@@ -120,7 +120,7 @@ class Habit:
 
 
 def _portion(bytes_per_second: float) -> int:
-    """Of pages a tick, in the boot sector's 256ths."""
+    """Return pages a tick in the boot sector's 256ths."""
     return round(bytes_per_second * TICK_SECONDS / PAGE_BYTES * 256)
 
 
@@ -150,7 +150,7 @@ def write_image(path: Path, habit: Habit = IDLE, *, size_bytes: int = IMAGE_BYTE
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Counters:
-    """What a guest says that it has done; all of it is in its memory and moves with it."""
+    """Counts that a guest keeps of its work; all of it is in its memory and moves with it."""
 
     #: Starts since its machine was switched on: more than 1 after a reset.
     boots: int
@@ -161,7 +161,7 @@ class Counters:
 
     @classmethod
     def parse(cls, memory: bytes) -> Counters:
-        """From a guest's memory at :data:`COUNTERS_ADDRESS`.
+        """Parse a guest's memory at :data:`COUNTERS_ADDRESS`.
 
         :raise NotBooted: when the guest has not (or, after a reset, not yet) come to its work.
         """

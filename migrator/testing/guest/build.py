@@ -1,4 +1,4 @@
-"""``python -m migrator.testing.guest.build``: assembles the boot sector; ``--check`` only compares.
+"""Assembles the boot sector: ``python -m migrator.testing.guest.build``; ``--check`` only compares.
 
 The bytes are in the tree, so nobody needs an assembler to run the guest. ``bootsector.sha256`` (read it with
 ``sha256sum -c``) ties them to their source even where there is no assembler to prove it.
@@ -22,13 +22,13 @@ SUMS = HERE / "bootsector.sha256"
 
 
 def tools() -> tuple[str, str] | None:
-    """An assembler and a linker for x86, or ``None`` where binutils are absent."""
+    """Return an assembler and a linker for x86, or ``None`` where binutils are absent."""
     found = [shutil.which(f"x86_64-linux-gnu-{tool}") for tool in ("as", "ld")]
     return (found[0], found[1]) if found[0] and found[1] else None
 
 
 def assemble() -> bytes:
-    """The boot sector's bytes, from its source.
+    """Assemble the boot sector, and return its bytes.
 
     :raise RuntimeError: when there are no tools.
     :raise subprocess.CalledProcessError: when the source is wrong.
@@ -46,7 +46,7 @@ def assemble() -> bytes:
 
 
 def sums(source: bytes, binary: bytes) -> str:
-    """What ``bootsector.sha256`` has to say."""
+    """Return the contents of ``bootsector.sha256``."""
     pairs = ((SOURCE, source), (BINARY, binary))
     return "".join(f"{hashlib.sha256(content).hexdigest()}  {path.name}\n" for path, content in pairs)
 

@@ -1,4 +1,4 @@
-"""What real QEMUs answer when asked about themselves; ``python -m migrator.testing.recorded.record`` asks them."""
+"""Answers of real QEMUs to questions about themselves, recorded by ``python -m migrator.testing.recorded.record``."""
 
 from __future__ import annotations
 
@@ -12,18 +12,18 @@ _FOLDER = Path(__file__).parent
 
 
 def path(version: str) -> Path:
-    """Where the recording of that QEMU is, as ``7.2``."""
+    """Return where the recording of that QEMU is, as ``7.2``."""
     return _FOLDER / f"qemu-{version}.json.gz"
 
 
 def versions() -> list[str]:
-    """Those that were recorded."""
+    """Return the versions that were recorded."""
     return sorted(found.name.removeprefix("qemu-").removesuffix(".json.gz") for found in _FOLDER.glob("*.gz"))
 
 
 @cache
 def read(version: str) -> dict[str, Any]:
-    """``greeting``, ``answers`` by command, ``properties`` and ``lists`` by path, ``schema``. Not to be changed.
+    """Read ``greeting``, ``answers`` by command, ``properties`` and ``lists`` by path, ``schema``. Not to be changed.
 
     :raise ValueError: when that version was not recorded.
     """

@@ -35,7 +35,7 @@ _IMAGE = "/images/guest.img"
 
 
 async def record(version: str) -> dict[str, Any]:
-    """One QEMU's answers."""
+    """Return one QEMU's answers."""
     machine = GuestMachine(uuid=UUID(int=1), mac="52:54:00:00:00:01")
     async with Lab() as lab:
         image = str(lab.image(machine))
@@ -71,7 +71,7 @@ async def _get(monitor: RawMonitor, where: str, name: str) -> Any:
 
 
 def _reduced(schema: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    """Commands, and the objects that are their arguments."""
+    """Return the commands, and the objects that are their arguments."""
     commands = [entry for entry in schema if entry["meta-type"] == "command"]
     wanted = {entry["arg-type"] for entry in commands}
     return [entry for entry in schema if entry in commands or entry["name"] in wanted]
