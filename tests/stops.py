@@ -21,8 +21,8 @@ from migrator.engine.controller import Engine
 from migrator.engine.event_bus import EventBus
 from migrator.engine.inventory import Inventory
 from migrator.engine.journal_writer import JournalWriter
+from migrator.engine.migration.journalled_session import JournalledSession
 from migrator.engine.migration.services import SessionServices
-from migrator.engine.migration.session import MigrationSession
 from migrator.engine.rules import Rules
 from migrator.ports import Record
 from migrator.store.step_records import StepRecords
@@ -159,7 +159,7 @@ class Lives:
         site: Any = Outside(self.site, life, "site")
         last, sequences = await self.journal.positions()
 
-        async def keep(job: MigrationSession) -> None:
+        async def keep(job: JournalledSession) -> None:
             await journal_writer.commit(("migration", job.journalled))
 
         inventory = Inventory([host.configured() for host in self.site.hosts.values()], site=site)

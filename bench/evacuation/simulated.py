@@ -24,8 +24,8 @@ from migrator.engine.controller import Engine
 from migrator.engine.event_bus import EventBus
 from migrator.engine.inventory import Inventory
 from migrator.engine.journal_writer import JournalWriter
+from migrator.engine.migration.journalled_session import JournalledSession
 from migrator.engine.migration.services import SessionServices
-from migrator.engine.migration.session import MigrationSession
 from migrator.engine.rules import Rules
 from migrator.ports import IncomingDestination, Record, Stray
 from migrator.testing.journal import MemoryJournal
@@ -195,7 +195,7 @@ async def _evacuate(guests: Sequence[Guest], policy: Policy) -> _Evacuation:
     journal_writer, watch = JournalWriter(journal), _Watch(site)
     bus.subscribe(watch.hear)
 
-    async def keep(job: MigrationSession) -> None:
+    async def keep(job: JournalledSession) -> None:
         site.times[job.guest.key].admitted = asyncio.get_running_loop().time()
         await journal_writer.commit(("migration", job.journalled))
 
@@ -230,18 +230,18 @@ class _Jobs:
     """Every job the engine ever had: it forgets them."""
 
     def __init__(self, engine: Engine) -> None:
-        self.all: list[MigrationSession] = []
+        self.all: list[JournalledSession] = []
         add = engine.add
 
-        def kept(job: MigrationSession) -> None:
+        def kept(job: JournalledSession) -> None:
             self.all.append(job)
             add(job)
 
         engine.add = kept  # type: ignore[method-assign]
 
-    def by_guest(self) -> dict[str, list[MigrationSession]]:
+    def by_guest(self) -> dict[str, list[JournalledSession]]:
         """In the order in which they were begun."""
-        found: dict[str, list[MigrationSession]] = {}
+        found: dict[str, list[JournalledSession]] = {}
         for job in self.all:
             found.setdefault(job.guest.key, []).append(job)
         return found
@@ -266,7 +266,7 @@ async def _asked(engine: Engine, jobs: _Jobs, watch: _Watch) -> _Evacuation:
     )
 
 
-def _moved(tries: Sequence[MigrationSession], times: _Times) -> Moved:
+def _moved(tries: Sequence[JournalledSession], times: _Times) -> Moved:
     job = tries[-1]
     return Moved(
         name=job.guest.name,

@@ -18,21 +18,22 @@ from typing import NoReturn, TypeVar
 from migrator import addresses, logs, units
 from migrator.cli import Exit
 from migrator.cli.direct_network import DirectGuestNetworks
+from migrator.cli.direct_pair import GivenGuest, GivenPair, PairRecords
 from migrator.cli.over_ssh import OverSsh
 from migrator.cli.recording import Recorder
 from migrator.cli.show import Screen
 from migrator.core.findings import accept
-from migrator.core.model import Decision, Severity, State
+from migrator.core.model import Decision, State
 from migrator.core.policy import BlockJobs, LastResort, Policy, PostcopyMode, builtin, from_fields
-from migrator.engine.migration.driver import MigrationDriver
-from migrator.engine.migration.guest_network import GuestNetwork
 from migrator.engine.migration.outcome import MigrationOutcome, MigrationProgress
+from migrator.engine.migration.services import SessionServices
+from migrator.engine.migration.session import MigrationSession
 from migrator.errors import MigratorError, QemuError, RecordError, UsageError
 from migrator.machine import exists, this_driver
-from migrator.qemu import address, naming
+from migrator.qemu import address
 from migrator.qemu.endpoint import Endpoint
 from migrator.store.experience import FileExperience
-from migrator.store.records import FileRecord, Unfinished, unfinished
+from migrator.store.records import Unfinished, unfinished
 from migrator.text import clean_lines
 from migrator.tls import File, client_context
 
@@ -172,90 +173,87 @@ async def _between(
     listen = _listen(request.listen, there)
     left = await _left_by_another(str(here), str(there), screen, over_ssh)
     tls = _tls(request, here, there)
-    record = left.record if left else FileRecord(os.urandom(6).hex())
-    driver = this_driver("migrator direct", controller=record.path.stem)
+    name = left.record.path.stem if left else os.urandom(6).hex()
+    driver = this_driver("migrator direct", controller=name)
     by_force = request.take_over
-    source = Endpoint(
-        here, role="source", tls=tls, transport=over_ssh.transport(here), driver=driver, by_force=by_force
+    pair = GivenPair(
+        Endpoint(
+            here, role="source", tls=tls, transport=over_ssh.transport(here), driver=driver, by_force=by_force
+        ),
+        Endpoint(
+            there,
+            role="destination",
+            pid=request.destination_pid,
+            fence_command=request.fence_command,
+            tls=tls,
+            transport=over_ssh.transport(there),
+            driver=driver,
+            by_force=by_force,
+        ),
+        networks=DirectGuestNetworks(over_ssh, here, there),
+        listen=listen,
+        tell=screen.line,
     )
-    destination = Endpoint(
-        there,
-        role="destination",
-        pid=request.destination_pid,
-        fence_command=request.fence_command,
-        tls=tls,
-        transport=over_ssh.transport(there),
-        driver=driver,
-        by_force=by_force,
-    )
+    records = PairRecords(left)
 
     def show_status(status: MigrationProgress) -> None:
         screen.status(status)
         recorder.status(status)
 
-    def show_decision(decision: Decision) -> None:
+    def show_decision(_: MigrationSession, decision: Decision) -> None:
         screen.decision(decision)
         recorder.decision(decision)
 
-    migration = MigrationDriver(
-        name=record.path.stem,
-        source=source,
-        destination=destination,
+    def begin(session: MigrationSession) -> None:
+        screen.findings(session.result.findings)
+        recorder.begin(policy, session.abilities)
+
+    async def keep(_: MigrationSession) -> None:
+        """Its record is all that is kept of it."""
+
+    session = MigrationSession(
+        identifier=name,
+        guest=GivenGuest(host=str(here), socket=str(here)),
+        target=str(there),
         policy=from_fields(left.facts["policy"]) if left else policy,
-        listen=listen,
-        record=record,
-        experience=FileExperience(),
+        services=SessionServices(
+            site=pair,
+            records=records,
+            accept=accept,
+            keep=keep,
+            experience=FileExperience(),
+            claims_before_start=False,
+        ),
+        accepted=request.accept,
         on_status=show_status,
         on_decision=show_decision,
+        on_ready=begin,
     )
-    network = GuestNetwork(DirectGuestNetworks(over_ssh, here, there), source=str(here), target=str(there))
-    _cancel_on_signals(migration, screen)
+    session.admit()  # nobody else has the links
+    _cancel_on_signals(session, screen)
     try:
-        if left:
-            left.claim()
-            for end, side in ((source, "source"), (destination, "destination")):
-                try:
-                    await end.connect()
-                except QemuError as error:
-                    screen.line(str(error))
-                await end.expect_remote_process(left.facts[side]["identity"])
-            result = await migration.take_up(left.facts, left.intent)
+        if (taken_up := records.take_up(name)) is not None:
+            record, facts, intent = taken_up
+            session.leave()
+            session.places = await pair.reopen(facts)
+            await session.go_on(record, facts, intent, pair.source, pair.destination)
         else:
-            await _connect_both(source, destination)
-            await migration.come_to_rest()
-            found = [*await migration.check(), *await network.look(source.identity, destination.identity)]
-            findings = accept(found, request.accept)
-            migration.result.findings = list(findings)
-            if any(finding.severity is Severity.ERROR for finding in findings):
-                result = migration.result
-                result.state, result.error = State.FAILED, "refused by preflight; nothing was changed"
-                screen.result(result)
-                if json_output:
-                    print(json.dumps(asdict(result)))
-                return Exit.REFUSED
-            screen.findings(findings)
-            await naming.pass_on_name(source, destination)
-            recorder.begin(policy, migration.abilities)
-            result = await migration.run()
-        if result.state is State.COMPLETED:
-            await network.arrive(destination.identity, result)
+            await session.drive()
     finally:
-        record.close()
-        await asyncio.gather(source.close(), destination.close())
+        records.close()
+        await pair.close()
+    if session.failure is not None:
+        raise session.failure
+    result = session.result
+    refused = session.refused and result.state is State.FAILED
+    if refused:
+        result.error = "refused by preflight; nothing was changed"
     screen.result(result)
-    recorder.result(result)
+    if not refused:
+        recorder.result(result)
     if json_output:
         print(json.dumps(asdict(result)))
-    return _EXITS[result.state]
-
-
-async def _connect_both(source: Endpoint, destination: Endpoint) -> None:
-    outcomes = await asyncio.gather(source.connect(), destination.connect(), return_exceptions=True)
-    for outcome in outcomes:
-        if isinstance(outcome, BaseException):
-            raise outcome
-    if source.identity and source.identity == destination.identity:
-        raise UsageError(f"{source.name} and {destination.name} are monitors of the same QEMU")
+    return Exit.REFUSED if refused else _EXITS[result.state]
 
 
 async def _left_by_another(
@@ -291,9 +289,9 @@ async def _left_by_another(
     return mine
 
 
-def _cancel_on_signals(migration: MigrationDriver, screen: Screen) -> None:
+def _cancel_on_signals(session: MigrationSession, screen: Screen) -> None:
     def asked() -> None:
-        if migration.cancel():
+        if session.cancel():
             screen.line("cancelling; the guest stays where it is")
         else:
             screen.line("too late to cancel: past the switch, the migration is being finished")

@@ -41,9 +41,9 @@ from migrator.engine.inventory import Inventory
 from migrator.engine.journal_writer import DocumentToSave, JournalWriter
 from migrator.engine.migration import leftovers, stray_records, take_over
 from migrator.engine.migration.held_migrations import HeldMigrations
+from migrator.engine.migration.journalled_session import JournalledSession
 from migrator.engine.migration.leftovers import Leftovers
 from migrator.engine.migration.services import SessionServices
-from migrator.engine.migration.session import MigrationSession
 from migrator.engine.planner import Planner
 from migrator.engine.preview import Preview
 from migrator.engine.reservations import Reservations
@@ -85,7 +85,7 @@ class Engine:
         self.bus = bus
         self.inventory = inventory
         self.rules = rules
-        self.jobs: dict[str, MigrationSession] = {}
+        self.jobs: dict[str, JournalledSession] = {}
         self.runs: dict[str, Evacuation] = {}
         self.means = means
         self.journal_writer = journal_writer
@@ -95,7 +95,7 @@ class Engine:
         #: What commands and the planner are about to change.
         self.reserved = Reservations()
         #: Jobs that are being journalled: their targets are not given away meanwhile.
-        self._coming: dict[str, MigrationSession] = {}
+        self._coming: dict[str, JournalledSession] = {}
         #: When progress of a migration was last told.
         self._told_at: dict[str, float] = {}
         #: What was last said of each host.
@@ -110,7 +110,7 @@ class Engine:
             under_way=self._is_under_way,
             keep=journal_writer.schedule,
         )
-        self.sweeper = Sweeper(means.site, hosts=inventory.hosts, under_way=self._is_under_way)
+        self.sweeper = Sweeper(inventory.site, hosts=inventory.hosts, under_way=self._is_under_way)
         self.held = HeldMigrations(self)
         #: Records of steps that nobody can make anything of, each in one line for a person.
         self.left_records: list[str] = []
@@ -156,16 +156,16 @@ class Engine:
                 if (seconds := saved.get("preparation_seconds")) is not None:
                     self.preparations.note(str(saved["destination"]), float(seconds))
 
-    async def _read_journal(self) -> list[MigrationSession]:
+    async def _read_journal(self) -> list[JournalledSession]:
         """What has not ended; a row that cannot be read is left out."""
         for saved in await self.journal_writer.journal.unfinished("host"):
             with self._left_out("host", saved):
                 if self.inventory.host(saved["id"]):
                     self.inventory.set_state(saved["id"], HostState(saved["state"]))
-        left: list[MigrationSession] = []
+        left: list[JournalledSession] = []
         for saved in await self.journal_writer.journal.unfinished("migration"):
             with self._left_out("migration", saved):
-                left.append(MigrationSession.from_journal(saved, means=self.means, **self._callbacks()))
+                left.append(JournalledSession.from_journal(saved, services=self.means, **self._callbacks()))
         for saved in await self.journal_writer.journal.unfinished("evacuation"):
             with self._left_out("evacuation", saved):
                 run = evacuation_documents.from_journal(saved)
@@ -184,7 +184,7 @@ class Engine:
         held, self.left_records = await stray_records.sort_out(
             self.means.records.strays(self.jobs),
             journal=self.journal_writer.journal,
-            means=self.means,
+            services=self.means,
             callbacks=self._callbacks(),
         )
         for job in held:
@@ -260,7 +260,7 @@ class Engine:
 
     async def open_source(self, guest: Guest) -> SourceQemu:
         """Its QEMU; see :meth:`migrator.ports.Site.open`."""
-        return await self.means.site.open(guest.host, guest.socket, role="source")
+        return await self.inventory.site.open(guest.host, guest.socket, role="source")
 
     def fleet(self, *, without: str = "") -> Fleet:
         """The hosts, with those on their way counted; those that are emptied, and `without`, take nobody."""
@@ -288,14 +288,14 @@ class Engine:
         key: str = "",
         trace: TraceContext | None = None,
         announce: bool = True,
-    ) -> MigrationSession:
+    ) -> JournalledSession:
         """A new one; nothing is begun."""
-        return MigrationSession(
+        return JournalledSession(
             identifier=new_id(),
             guest=guest,
             target=target,
             policy=policy,
-            means=self.means,
+            services=self.means,
             accepted=tuple(dict.fromkeys((*accept, *guest.accept))),
             evacuation=run,
             requested_by=by,
@@ -304,14 +304,14 @@ class Engine:
             **(self._callbacks() if announce else {}),
         )
 
-    def add(self, job: MigrationSession) -> None:
+    def add(self, job: JournalledSession) -> None:
         """It is journalled: now it may be begun."""
         self.jobs[job.id] = job
         self._announce_job(job)
         self.planner.wake()
 
     async def journal_job(
-        self, job: MigrationSession, run: Evacuation | None = None, *, reason: str = ""
+        self, job: JournalledSession, run: Evacuation | None = None, *, reason: str = ""
     ) -> None:
         """Intent first: once it is written the engine has it, and its evacuation knows of it.
 
@@ -339,16 +339,16 @@ class Engine:
         finally:
             del self._coming[job.id]
 
-    def begin_job(self, job: MigrationSession, way: Any) -> None:
+    def begin_job(self, job: JournalledSession, way: Any) -> None:
         """Do this with it, in the one task that it has."""
         self._start(job, way)
 
-    def drive_job(self, job: MigrationSession) -> None:
+    def drive_job(self, job: JournalledSession) -> None:
         """Drive it in a task of its own; one that the service stops before stays for the next controller."""
         if not (self._stopping or job.ended or self.busy(job)):
             self._start(job, job.drive())
 
-    def cancel_job(self, job: MigrationSession) -> bool:
+    def cancel_job(self, job: JournalledSession) -> bool:
         """The guest shall stay where it is; one that nobody drives yet ends at once. False: it is too late."""
         if not job.cancel():
             return False
@@ -364,11 +364,11 @@ class Engine:
         """The tasks that drive migrations now."""
         return list(self._tasks.values())
 
-    def task(self, job: MigrationSession) -> asyncio.Task[None] | None:
+    def task(self, job: JournalledSession) -> asyncio.Task[None] | None:
         """The one that drives it, or does something else with it, now."""
         return self._tasks.get(job.id)
 
-    def busy(self, job: MigrationSession) -> bool:
+    def busy(self, job: JournalledSession) -> bool:
         """Something drives it now."""
         return job.id in self._tasks
 
@@ -459,17 +459,17 @@ class Engine:
             "on_ready": self._ready,
         }
 
-    def _ready(self, job: MigrationSession) -> None:
+    def _ready(self, job: JournalledSession) -> None:
         self.preparations.note(job.target, job.preparation_seconds or 0.0)
         self.planner.wake()
 
-    def _start(self, job: MigrationSession, way: Any) -> None:
+    def _start(self, job: JournalledSession, way: Any) -> None:
         with logs.about(**({"trace_id": job.trace.trace_id} if job.trace else {})):
             task = asyncio.create_task(way, name=f"migration {job.id}")
         self._tasks[job.id] = task
         task.add_done_callback(lambda done: self._done(job, done))
 
-    def _done(self, job: MigrationSession, task: asyncio.Task[None]) -> None:
+    def _done(self, job: JournalledSession, task: asyncio.Task[None]) -> None:
         self._tasks.pop(job.id, None)
         if not task.cancelled() and (error := task.exception()) is not None:
             fault = error if isinstance(error, MigratorError) else told(f"migration {job.id}", error)
@@ -477,10 +477,10 @@ class Engine:
             job.break_off(str(fault))
         self.after(job)
 
-    async def _take_up(self, job: MigrationSession) -> None:
-        await job.take_up()
+    async def _take_up(self, job: JournalledSession) -> None:
+        await take_over.take_up(job)
 
-    def after(self, job: MigrationSession) -> None:
+    def after(self, job: JournalledSession) -> None:
         """It has ended, is held, or waits again."""
         if job.ended and job.state is State.COMPLETED:
             self.inventory.moved(job.guest, job.target, job.arrived_socket, job.arrived_pid)
@@ -516,7 +516,7 @@ class Engine:
             self.leftovers.add_source(job.guest, job.id)
         self.planner.wake()
 
-    def _announce_job(self, job: MigrationSession) -> None:
+    def _announce_job(self, job: JournalledSession) -> None:
         self.journal_writer.schedule_latest("migration", job.id, job.journalled)
         self.bus.publish(MigrationStateChanged(migration=job.document(decisions=False)))
         run = self.runs.get(job.evacuation or "")
@@ -526,7 +526,7 @@ class Engine:
                 self.announce_run(run)
         self.planner.wake()
 
-    def _progress(self, job: MigrationSession) -> None:
+    def _progress(self, job: JournalledSession) -> None:
         # A migration is looked at more often than anybody wants to read of it, and each word of it has its price.
         now = asyncio.get_running_loop().time()
         if now - self._told_at.get(job.id, -math.inf) < _PROGRESS_SECONDS:
@@ -534,7 +534,7 @@ class Engine:
         self._told_at[job.id] = now
         self.bus.publish(MigrationProgressed(migration=job.document(decisions=False)))
 
-    def _decision(self, job: MigrationSession, decision: Decision) -> None:
+    def _decision(self, job: JournalledSession, decision: Decision) -> None:
         self.journal_writer.schedule_latest(
             "migration", job.id, job.journalled
         )  # another controller shall know it

@@ -19,7 +19,7 @@ from migrator.units import show_rate
 
 if TYPE_CHECKING:
     from migrator.engine.controller import Engine
-    from migrator.engine.migration.session import MigrationSession
+    from migrator.engine.migration.journalled_session import JournalledSession
 
 #: From a guest's arrival until what is left of it at its source is cleared away.
 _CLEARING_SECONDS = 0.5
@@ -61,7 +61,7 @@ def foretell(
     return predict(transfers, hosts, rules), doubts
 
 
-def going_jobs(jobs: Iterable[MigrationSession]) -> dict[str, Going]:
+def going_jobs(jobs: Iterable[JournalledSession]) -> dict[str, Going]:
     """Whose the transfers of migrations are."""
     going = {}
     for job in jobs:

@@ -68,7 +68,7 @@ class Inventory:
         self._known = {
             host.name: _Known(replace(host, up=False, error="not looked at yet")) for host in hosts
         }
-        self._site = site
+        self.site = site
         self._interval = interval
         self._rules = rules
         self._changed = changed
@@ -263,7 +263,7 @@ class Inventory:
                 try:
                     async with asyncio.timeout(_LOOK_SECONDS):
                         with contained(f"the look at host {name}"):
-                            return await self._site.look(name)
+                            return await self.site.look(name)
                 except (MigratorError, TimeoutError) as error:
                     if not left or not away.seconds:
                         raise
@@ -349,7 +349,7 @@ class Inventory:
                 first = False
                 self.notice(name)  # what happened before it was watched
                 try:
-                    await self._site.watch(name, lambda: self.notice(name))
+                    await self.site.watch(name, lambda: self.notice(name))
                 except MigratorError:
                     pass  # looks from time to time have to do until it can be watched again
             await asyncio.sleep(_WATCH_AGAIN_SECONDS)

@@ -24,9 +24,9 @@ from migrator.core.placement import NoHost, PlacementRequest, place
 from migrator.core.policy import Policy, PostcopyMode, builtin
 from migrator.core.schedule import Orders, schedule
 from migrator.core.schedule.transfers import Transfer, TransferPhase
-from migrator.engine import judging
 from migrator.engine.foretelling import Going, foretell, going_jobs, tell
-from migrator.engine.migration.session import MigrationSession
+from migrator.engine.migration import preflight
+from migrator.engine.migration.journalled_session import JournalledSession
 from migrator.engine.others import heed, here_or_coming
 from migrator.errors import JournalError, UsageError
 
@@ -230,7 +230,7 @@ class Planner:
         policy: Policy,
         *,
         run: Evacuation | None = None,
-        job: MigrationSession | None = None,
+        job: JournalledSession | None = None,
     ) -> Transfer:
         """How the schedule sees it."""
         phase, dirty = TransferPhase.WAITING, guest.dirty_rate_bytes_per_second or 0.0
@@ -277,7 +277,7 @@ class Planner:
             stop_at_deadline=run is not None and run.on_deadline == "stop",
         )
 
-    def _shares(self, job: MigrationSession) -> bool:
+    def _shares(self, job: JournalledSession) -> bool:
         ends = {job.guest.host, job.target}
         return any(
             other is not job and other.copies and ends & {other.guest.host, other.target}
@@ -349,13 +349,13 @@ def request_of(run: Evacuation, entry: Entry) -> PlacementRequest:
     return PlacementRequest(
         guest=entry.guest,
         excluded=dict(entry.excluded),
-        spare_ports=judging.SPARES_PORTS in (*run.accept, *entry.guest.accept),
+        spare_ports=preflight.SPARES_PORTS in (*run.accept, *entry.guest.accept),
         prefer=entry.target or "",
         only=run.host if run.kind == "restore" else "",
     )
 
 
-def _phase(job: MigrationSession) -> TransferPhase:
+def _phase(job: JournalledSession) -> TransferPhase:
     if job.state is State.QUEUED:
         return TransferPhase.WAITING
     if job.state in (State.PREPARING, State.WAITING):

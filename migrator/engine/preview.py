@@ -18,9 +18,10 @@ from migrator.core.model import Finding, State
 from migrator.core.placement import NoHost, place
 from migrator.core.schedule.timetable import predict
 from migrator.core.schedule.transfers import LinkTable, Move
-from migrator.engine import clock, judging
+from migrator.engine import clock
 from migrator.engine.foretelling import PROBE_SECONDS, foreseen, no_end
-from migrator.engine.migration.session import MigrationSession
+from migrator.engine.migration import preflight
+from migrator.engine.migration.journalled_session import JournalledSession
 from migrator.engine.others import here_or_coming
 from migrator.engine.planner import Planner, request_of
 from migrator.errors import MigratorError, QemuError
@@ -77,7 +78,7 @@ class Preview:
                 target=target,
                 reason=reason,
                 policy=chosen.name,
-                possible=target is not None and not judging.errors(findings.get(key, ())),
+                possible=target is not None and not preflight.errors(findings.get(key, ())),
             )
         hosts = {each.name: each for each in engine.inventory.hosts()}
         self._planned[host] = (
@@ -150,7 +151,7 @@ class Preview:
                     f"its migration {under_way.id} is {under_way.state}",
                 )
             elif entry.guest.obstacle:
-                targets[key], found[key] = (None, entry.guest.obstacle), judging.obstacle(entry.guest)
+                targets[key], found[key] = (None, entry.guest.obstacle), preflight.obstacle(entry.guest)
         open_ = {key: entry for key, entry in run.entries.items() if key not in targets}
         for _ in range(_TARGETS_TRIED):
             requests = [request_of(run, entry) for entry in open_.values()]
@@ -185,18 +186,18 @@ class Preview:
             job = self._engine.make_job(entry.guest, target, policy, accept=run.accept, announce=False)
             async with slots:
                 answer = await job.check_only()
-            errors = judging.errors(answer)
+            errors = preflight.errors(answer)
             if not errors:
                 found[key] = answer
                 return False
             # What kept it from the hosts that were tried before stays said.
-            before = judging.errors(found.get(key, ()))
+            before = preflight.errors(found.get(key, ()))
             found[key] = errors_first([*before, *answer])
-            if judging.hopeless(errors):
+            if preflight.hopeless(errors):
                 targets[key] = (None, errors[0].message)
                 del open_[key]
                 return False
-            entry.excluded[target] = judging.in_one_line(errors)
+            entry.excluded[target] = preflight.in_one_line(errors)
             return True
 
         async with asyncio.TaskGroup() as group:
@@ -206,7 +207,7 @@ class Preview:
             ]
         return any(task.result() for task in asked)
 
-    def _job_of(self, guest: Guest) -> MigrationSession | None:
+    def _job_of(self, guest: Guest) -> JournalledSession | None:
         jobs = self._engine.jobs.values()
         return next((job for job in jobs if job.guest.key == guest.key and not job.ended), None)
 

@@ -27,8 +27,8 @@ from migrator.engine.controller import Engine
 from migrator.engine.event_bus import EventBus
 from migrator.engine.inventory import Inventory
 from migrator.engine.journal_writer import JournalWriter
+from migrator.engine.migration.journalled_session import JournalledSession
 from migrator.engine.migration.services import SessionServices
-from migrator.engine.migration.session import MigrationSession
 from migrator.engine.queries import EngineQueries
 from migrator.engine.rules import HostRules, Rules
 from migrator.errors import JournalError, LeaseLost
@@ -130,7 +130,7 @@ async def _running(live: LiveSettings) -> AsyncIterator[Engine]:
         )
         journal_writer = JournalWriter(journal)
 
-        async def keep(job: MigrationSession) -> None:
+        async def keep(job: JournalledSession) -> None:
             await journal_writer.commit(("migration", job.journalled))
 
         steps = settings.store.path.parent / "steps"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import re
 from collections.abc import Awaitable, Callable
 from dataclasses import replace
 from pathlib import Path
@@ -10,16 +11,23 @@ from typing import Self, TypeAlias
 
 import pytest
 
+from migrator.cli.direct_network import DirectGuestNetworks
+from migrator.cli.direct_pair import GivenGuest, GivenPair, PairRecords
+from migrator.cli.over_ssh import OverSsh
+from migrator.core.findings import accept
 from migrator.core.model import MigrationStatus, State
 from migrator.core.policy import BlockJobs, Policy, builtin
 from migrator.core.preflight.non_migrated_state import DiskUsers
 from migrator.engine.migration.driver import MigrationDriver
 from migrator.engine.migration.outcome import MigrationOutcome, MigrationProgress
+from migrator.engine.migration.services import SessionServices
+from migrator.engine.migration.session import MigrationSession
 from migrator.errors import Refused
 from migrator.qemu.address import Address
 from migrator.qemu.endpoint import Endpoint
 from migrator.store.records import FileRecord
 from migrator.testing.lab import Habit, Lab, Pair, RawMonitor, until
+from tests.command import ACCEPTED_CODES
 from tests.conftest import MakePair
 
 Begin: TypeAlias = Callable[[RawMonitor, Path], Awaitable[None]]
@@ -60,6 +68,49 @@ class Move:
         await asyncio.gather(self.source.close(), self.destination.close())
 
 
+class Driven:
+    """The same by a session, from its request on."""
+
+    def __init__(self, pair: Pair, policy: Policy) -> None:
+        here, there = (Address(kind="unix", path=str(end.qmp)) for end in (pair.source, pair.destination))
+        self._pair = GivenPair(
+            Endpoint(here, role="source"),
+            Endpoint(there, role="destination"),
+            networks=DirectGuestNetworks(OverSsh(), here, there),
+            listen="tcp:127.0.0.1:0",
+            tell=print,
+        )
+        self._records = PairRecords(None)
+        self.states: list[State] = []
+        self.session = MigrationSession(
+            identifier="move",
+            guest=GivenGuest(host=str(here), socket=str(here)),
+            target=str(there),
+            policy=policy,
+            services=SessionServices(
+                site=self._pair, records=self._records, accept=accept, keep=_keep, claims_before_start=False
+            ),
+            accepted=ACCEPTED_CODES,
+            on_status=self._note,
+        )
+        self.session.admit()
+
+    def _note(self, status: MigrationProgress) -> None:
+        if status.state not in self.states[-1:]:
+            self.states.append(status.state)
+
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(self, *error: object) -> None:
+        self._records.close()
+        await self._pair.close()
+
+
+async def _keep(session: MigrationSession) -> None:
+    """Nothing keeps it."""
+
+
 async def mirror(monitor: RawMonitor, directory: Path) -> None:
     """A job that is ready for ever."""
     target = {"driver": "null-co", "node-name": "copy", "size": 1 << 20, "read-zeroes": True}
@@ -80,21 +131,19 @@ class TestBefore:
         self, pair: MakePair, lab: Lab, each_crossing: tuple[Path, Path]
     ) -> None:
         made = await pair(each_crossing)
-        async with Move(made, GENTLE) as move:
+        async with Driven(made, GENTLE) as move:
             async with made.source.monitor() as monitor:
                 await mirror(monitor, lab.directory)
                 await export(monitor, lab.directory)
-            waiting = asyncio.create_task(move.migration.come_to_rest())
+            waiting = asyncio.create_task(move.session.drive())
             await until(lambda: State.WAITING in move.states, what="it waits")
             # There is nobody at its monitor meanwhile but for a moment.
             async with RawMonitor(made.source.qmp) as monitor:
                 await monitor.execute("block-export-del", {"id": "fleece"})
                 await monitor.execute("block-job-cancel", {"device": "copying", "force": True})
-            await asyncio.wait_for(waiting, 20)
-            assert move.states[-1] is State.PREPARING
-            found = {each.code for each in await move.migration.check() if each.severity == "error"}
-            assert found <= {"tcg-loses-writes"}, "one that these guests do not suffer from"
-            result = await move.migration.run()
+            await asyncio.wait_for(waiting, 40)
+            assert move.states[move.states.index(State.WAITING) + 1] is State.PREPARING
+            result = move.session.result
         assert result.state is State.COMPLETED, result.error
         waits = [each.reason for each in result.decisions if each.action == "wait"]
         assert waits[0].startswith("waits for mirror copying")
@@ -107,12 +156,14 @@ class TestBefore:
         made = await pair(one_crossing)
         async with made.source.monitor() as monitor:
             await mirror(monitor, lab.directory)
-        async with Move(made, GENTLE.but(max_duration_seconds=0.2)) as move:
-            with pytest.raises(Refused, match=r"mirror copying.* max_duration .*job-cancel"):
-                await move.migration.come_to_rest()
-        async with Move(made, replace(GENTLE, block_jobs=BlockJobs.REFUSE)) as move:
-            await move.migration.come_to_rest()
-            assert {"block-job"} <= {each.code for each in await move.migration.check()}
+        async with Driven(made, GENTLE.but(max_duration_seconds=0.2)) as move:
+            await move.session.drive()
+            assert isinstance(move.session.failure, Refused)
+            assert re.search(r"mirror copying.* max_duration .*job-cancel", str(move.session.failure))
+        async with Driven(made, replace(GENTLE, block_jobs=BlockJobs.REFUSE)) as move:
+            await move.session.drive()
+            assert move.session.refused
+            assert {"block-job"} <= {each.code for each in move.session.result.findings}
             assert State.WAITING not in move.states
         assert await lab.counting() == [made.source]
 

@@ -40,8 +40,8 @@ from migrator.engine.controller import Engine
 from migrator.engine.event_bus import EventBus
 from migrator.engine.inventory import Inventory
 from migrator.engine.journal_writer import JournalWriter
+from migrator.engine.migration.journalled_session import JournalledSession
 from migrator.engine.migration.services import SessionServices
-from migrator.engine.migration.session import MigrationSession
 from migrator.engine.queries import EngineQueries
 from migrator.engine.rules import Rules
 from migrator.ports import Record
@@ -104,7 +104,7 @@ class World:
         journal_writer = JournalWriter(self.journal)
         records = Held(self.directory)
 
-        async def keep(job: MigrationSession) -> None:
+        async def keep(job: JournalledSession) -> None:
             await journal_writer.commit(("migration", job.journalled))
 
         inventory = Inventory(

@@ -10,7 +10,7 @@ import pytest
 
 from migrator.api.commands import Evacuate, Refusal, Resolve
 from migrator.core.model import State
-from migrator.engine.migration.session import MigrationSession
+from migrator.engine.migration.journalled_session import JournalledSession
 from migrator.testing.workload import MIB, steady
 from tests.unit.test_engine import Driver, World
 
@@ -26,7 +26,7 @@ def world(tmp_path: Path) -> World:
     return world
 
 
-async def held(driver: Driver, world: World) -> MigrationSession:
+async def held(driver: Driver, world: World) -> JournalledSession:
     """Its source's host is gone in the middle."""
     await driver.ask(Evacuate(host="a"), key="e1")
     await driver.until(lambda: any(job.state is State.PRECOPY for job in driver.engine.jobs.values()))

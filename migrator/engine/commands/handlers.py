@@ -43,9 +43,10 @@ from migrator.core.policy import Policy
 from migrator.engine import evacuation_documents, judging
 from migrator.engine.controller import Engine, host_document, host_saved, new_id
 from migrator.engine.journal_writer import DocumentToSave
+from migrator.engine.migration import preflight
 from migrator.engine.migration.held_migrations import NotHeld
+from migrator.engine.migration.journalled_session import JournalledSession
 from migrator.engine.migration.resolution import Said
-from migrator.engine.migration.session import MigrationSession
 from migrator.engine.others import here_or_coming
 from migrator.engine.queries import one_guest, saved_evacuation, saved_migration
 from migrator.errors import JournalError, MigratorError, UsageError
@@ -117,7 +118,7 @@ class CommandHandlers:
         self._known_codes(command.accept)
         async with self._engine.reserved.hold(("guest", guest.key)):
             guest = self._again(guest, command.guest)
-            if found := judging.obstacle(guest):
+            if found := preflight.obstacle(guest):
                 raise _refusal(f"{guest.label} cannot be moved: {guest.obstacle}", found)
             self._not_under_way(guest)
             while True:
@@ -276,7 +277,7 @@ class CommandHandlers:
         async with self._engine.reserved.hold(("evacuation", run.id)):
             return await self._cancel_run(run)
 
-    async def _cancel_job(self, job: MigrationSession) -> MigrationDocument:
+    async def _cancel_job(self, job: JournalledSession) -> MigrationDocument:
         if not job.can_cancel:
             raise _too_late(job)
         done: list[bool] = []
@@ -353,7 +354,7 @@ class CommandHandlers:
         return CheckDocument(
             guest=guest.key,
             host=host.name,
-            possible=not judging.errors(found),
+            possible=not preflight.errors(found),
             findings=[FindingDocument(**asdict(each)) for each in found],
         )
 
@@ -384,7 +385,7 @@ class CommandHandlers:
             await self._engine.inventory.look_at_all(only_up=True)
         return one_guest(self._engine, which)
 
-    def _job(self, identifier: str) -> MigrationSession:
+    def _job(self, identifier: str) -> JournalledSession:
         job = self._engine.jobs.get(identifier)
         if job is None or job.ended:
             raise Refusal("not-found", f"no migration {identifier} is under way")
@@ -421,7 +422,7 @@ class CommandHandlers:
             raise _not_begun(error) from error
 
 
-def _too_late(job: MigrationSession) -> Refusal:
+def _too_late(job: JournalledSession) -> Refusal:
     return Refusal("not-now", f"migration {job.id} is {job.state}: too late to cancel")
 
 

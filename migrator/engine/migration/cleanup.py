@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from typing import Any, cast
 
 from migrator.engine.migration.session_state import SessionState
 from migrator.errors import MigratorError
@@ -11,51 +12,53 @@ _WILL_GO = "bring that host back, or wait: it is removed by itself once its host
 _BY_HAND = "remove what it names by hand"
 
 
-async def let_be(job: SessionState) -> None:
-    """The guest stays where it is: who manages it there may do as before."""
+async def let_be(session: SessionState) -> None:
+    """Tell who manages the guest that it stays where it is: they may do as before."""
     try:
-        await job.means.site.let_be(job.guest)
+        await session.services.site.let_be(session.guest)
     except MigratorError as error:
-        job.result.warn("left-over", str(error), _BY_HAND)
+        session.result.warn("left-over", str(error), _BY_HAND)
 
 
-async def clear(job: SessionState, *, arrived: bool) -> None:
+async def clear(session: SessionState, *, arrived: bool) -> None:
     """Remove what is left of the source; a guest that has arrived is found from now on where the operator knows it."""
     try:
-        await job.means.site.clear(job.guest)
+        await session.services.site.clear(session.guest)
     except MigratorError as error:
-        job.source_left_over = True
-        job.result.warn("left-over", str(error), _WILL_GO)
+        session.left_behind.add("source")
+        session.result.warn("left-over", str(error), _WILL_GO)
     if not arrived:
         return
     try:
-        await _settle(job)
+        await _settle(session)
     except MigratorError as error:
-        job.result.warn(
+        session.result.warn(
             "path-moved", str(error), "bring that host back; until then use the path that it has there"
         )
 
 
-async def _settle(job: SessionState) -> None:
+async def _settle(session: SessionState) -> None:
     """Where the operator finds the guest's process from now on."""
-    there = replace(job.guest, host=job.target, socket=job.arrived_socket, pid=job.arrived_pid)
-    if lacking := await job.means.site.settle(there):
-        job.result.warn(
+    there = replace(
+        cast(Any, session.guest), host=session.target, socket=session.arrived_socket, pid=session.arrived_pid
+    )
+    if lacking := await session.services.site.settle(there):
+        session.result.warn(
             "path-moved",
             "; ".join(lacking),
             "free that path there, or make its directory; until then use the one that is named",
         )
 
 
-async def abandon(job: SessionState) -> None:
+async def abandon(session: SessionState) -> None:
     """Remove what another controller may have started at the target."""
     try:
-        await job.means.site.abandon(job.target, migration=job.id)
+        await session.services.site.abandon(session.target, migration=session.id)
     except MigratorError as error:
-        leave(job, error)
+        leave(session, error)
 
 
-def leave(job: SessionState, error: MigratorError) -> None:
-    """Something of it stays at its target; the planner has it removed once that answers."""
-    job.left_over = True
-    job.result.warn("left-over", str(error), _WILL_GO)
+def leave(session: SessionState, error: MigratorError) -> None:
+    """Note that something of it stays at its target: it is removed once that answers."""
+    session.left_behind.add("destination")
+    session.result.warn("left-over", str(error), _WILL_GO)

@@ -23,7 +23,7 @@ from migrator.core.policy import PostcopyMode
 from migrator.core.preflight.compare import compare
 from migrator.core.preflight.facts import Facts
 from migrator.engine import clock
-from migrator.engine.migration.block_job_wait import BlockJobWait, too_late
+from migrator.engine.migration.block_job_wait import too_late
 from migrator.engine.migration.driver_state import DriverState, plain
 from migrator.engine.migration.ending import explain, measure
 from migrator.engine.migration.observer import interval
@@ -49,28 +49,6 @@ class MigrationDriver(DriverState):
 
     # --- before anything is changed --------------------------------------------------------------------------------
 
-    async def come_to_rest(self) -> None:
-        """Wait until no job or export works on the guest's disks, if the policy says so. Changes nothing.
-
-        :raise Refused: that takes longer than the policy allows.
-        :raise QemuError: the source cannot be asked.
-        """
-        quiet = BlockJobWait(
-            self._source,
-            self._policy,
-            unwanted=lambda: self._cancel_wanted or self._park_wanted,
-            tell=self._tell_waiting,
-        )
-        try:
-            await quiet.come()
-        finally:
-            self.govern(self._policy.after(quiet.waited_seconds))
-
-    def _tell_waiting(self, what: str) -> None:
-        if what:
-            self._ledger.decide("wait", f"waits for {what} to end: nothing is changed before")
-        self._report(State.WAITING if what else State.PREPARING)
-
     async def check(self) -> tuple[Finding, ...]:
         """Preflight: every finding, errors first. Changes nothing.
 
@@ -94,7 +72,6 @@ class MigrationDriver(DriverState):
             throttle=self._policy.max_throttle_ratio > 0 and "auto-converge" in facts.capabilities,
         )
         self._ledger.intent = replace(self._ledger.intent, guest_runs=facts.run in RUNNING_STATES)
-        self.result.findings = list(findings)
         self.result.preflight_seconds = clock.now() - began
         return findings
 
@@ -185,7 +162,7 @@ class MigrationDriver(DriverState):
         self._ledger.intent = intent
         self._steps.settings = MigrationSettings(**facts["settings"])
         self._abilities = convergence.Abilities(**facts["abilities"])
-        self._untold = True
+        self._given_bandwidth = None
         if intent.postcopy:
             self.result.mode = Mode.POSTCOPY  # its event may have gone to another controller
             self._steering.settle()
@@ -220,6 +197,7 @@ class MigrationDriver(DriverState):
 
     async def _prepare(self, settings: MigrationSettings) -> None:
         await self._steps.carrying.before()
+        self._given_bandwidth = self._bandwidth
         uri, self._abilities = await prepare(
             self._source,
             self._destination,
@@ -228,7 +206,7 @@ class MigrationDriver(DriverState):
             settings_there=self._settings_there or await self._destination.settings(),
             abilities=self._abilities,
             limit_seconds=self._steering.limit_seconds,
-            bandwidth_bytes_per_second=self._bandwidth,
+            bandwidth_bytes_per_second=self._given_bandwidth,
             listen=self._listen,
             tell=self._ledger.decide,
         )
@@ -236,9 +214,8 @@ class MigrationDriver(DriverState):
             await self._steering.stop_guest(
                 "the policy is offline: the guest stands still while its memory is copied"
             )
-        self._untold = False
-        if self._cancel_wanted or self._park_wanted:
-            only_parked = not self._cancel_wanted
+        if self.requests.unwanted():
+            only_parked = not self.requests.cancel
             reason = "the controller stops: it begins anew" if only_parked else "cancelled before it began"
             self._ledger.undo(State.CANCELLED, reason, by_choice=True, postponed=only_parked)
             return
@@ -286,7 +263,7 @@ class MigrationDriver(DriverState):
             if source.answers:
                 self._noting.run_state(source.run)
             self._noting.run_there(destination)
-            if self._cancel_wanted and self._ledger.intent.undo is None:
+            if self.requests.cancel and not self._too_late and self._ledger.intent.undo is None:
                 self._consider_cancel(source)
             intent = self._ledger.intent
             answer = lifecycle.decide(intent, source, destination, overdue=overdue)
@@ -312,7 +289,7 @@ class MigrationDriver(DriverState):
 
     async def _steer(self, sample: Sample) -> None:
         try:
-            if self._park_wanted and self._ledger.intent.undo is None and not self._ledger.intent.postcopy:
+            if self.requests.park and self._ledger.intent.undo is None and not self._ledger.intent.postcopy:
                 await self._source.tune(PARKED)
                 self._ledger.decide("park", "the controller stops: the stream waits for the next one")
                 self._parked = True
@@ -320,10 +297,10 @@ class MigrationDriver(DriverState):
             if self._ledger.intent.undo is None and (busy := await self._source.disk_users()):
                 self._ledger.undo(State.FAILED, too_late(busy))
                 return
-            if self._untold:
-                self._untold = False
-                await self._steering.resume(self._bandwidth)
-            if self._postcopy_wanted and not self._ledger.intent.postcopy:
+            if self._given_bandwidth != self._bandwidth:
+                self._given_bandwidth = self._bandwidth
+                await self._steering.resume(self._given_bandwidth)
+            if self.requests.postcopy and not self._ledger.intent.postcopy:
                 await self._steering.switch_to_postcopy("somebody asked for postcopy now")
             await self._steering.step(sample, self._abilities)
         except Driven:
@@ -341,7 +318,7 @@ class MigrationDriver(DriverState):
         if lifecycle.can_cancel(self._ledger.intent, source):
             self._ledger.undo(State.CANCELLED, "cancelled", by_choice=True)
         else:
-            self._cancel_wanted = False
+            self._too_late = True
             self._ledger.decide(
                 "too-late", "too late to cancel: past the switch, the migration is being finished"
             )

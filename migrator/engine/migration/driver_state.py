@@ -25,6 +25,7 @@ from migrator.engine.migration.observer import Observer
 from migrator.engine.migration.outcome import MigrationOutcome, MigrationProgress
 from migrator.engine.migration.phase_timeouts import PhaseTimeouts
 from migrator.engine.migration.prepare import UNLIMITED_BYTES_PER_SECOND
+from migrator.engine.migration.requests import Requests
 from migrator.engine.migration.steering import Steering
 from migrator.engine.migration.steps import Steps
 from migrator.ports import Experience, MigrationSettings, Qemu, Record
@@ -35,6 +36,8 @@ class DriverState:
 
     :param name: the migration's id.
     :param experience: what earlier migrations taught; ``None`` begins with a guess and learns nothing.
+    :param requests: what others ask of it, now or later; whoever changes them calls :meth:`wake`.
+    :param outcome: is filled; ``None`` makes one.
     :param about: what the record shall say besides, for whoever finds it without anything else.
     :param listen: where the destination listens for the stream: ``tcp:ADDR:0``.
     :param on_status: called with every new sample and state, on the event loop; must return at once.
@@ -50,6 +53,8 @@ class DriverState:
         policy: Policy,
         listen: str,
         record: Record,
+        requests: Requests | None = None,
+        outcome: MigrationOutcome | None = None,
         experience: Experience | None = None,
         patience: PhaseTimeouts | None = None,
         about: Mapping[str, Any] | None = None,
@@ -64,12 +69,11 @@ class DriverState:
         self._pair = ""
         self._on_status = on_status
         self._log = logs.logger(migration=name)
-        self.result = MigrationOutcome(
-            id=name,
-            state=State.PREPARING,
-            mode=Mode.OFFLINE if policy.offline else Mode.PRECOPY,
-            max_downtime_seconds=policy.max_downtime_seconds,
-        )
+        self.requests = requests or Requests()
+        self.result = outcome or MigrationOutcome(id=name, state=State.PREPARING)
+        self.result.state = State.PREPARING
+        self.result.mode = Mode.OFFLINE if policy.offline else Mode.PRECOPY
+        self.result.max_downtime_seconds = policy.max_downtime_seconds
         self._ledger = IntentLog(record, result=self.result, on_decision=on_decision)
         self._steering = Steering(source, policy=policy, ledger=self._ledger, result=self.result)
         self._observer = Observer(
@@ -85,13 +89,11 @@ class DriverState:
         self._settings_there: MigrationSettings | None = None
         self._abilities = convergence.Abilities(postcopy=False, throttle=False)
         self._progress = Progress()
-        self._cancel_wanted = False
-        #: The stream's share of the link; ``None``: whatever it gets.
-        self._share: int | None = None
-        #: What QEMU has to be told once it copies.
-        self._untold = False
-        self._postcopy_wanted = False
-        self._park_wanted = self._parked = False
+        #: A cancel came too late, and that was said.
+        self._too_late = False
+        #: The bandwidth that QEMU was last given; ``None`` where another controller gave it one.
+        self._given_bandwidth: int | None = None
+        self._parked = False
         self._last_source: View | None = None
         self._last: tuple[View, View] | None = None
         self._suspect: tuple[str, int] = ("", 0)
@@ -137,15 +139,14 @@ class DriverState:
         """Ask for the guest to stay where it is; False when it is too late, and then nothing changes."""
         if not self.can_cancel:
             return False
-        self._cancel_wanted = True
-        self._observer.wake()
+        self.requests.cancel = True
+        self.wake()
         return True
 
     def set_bandwidth(self, bytes_per_second: int | None) -> None:
         """Its share of the link from now on, below the policy's own ceiling; ``None``: whatever it gets."""
-        if bytes_per_second != self._share:
-            self._share, self._untold = bytes_per_second, True
-            self._observer.wake()
+        self.requests.share = bytes_per_second
+        self.wake()
 
     @property
     def can_postcopy(self) -> bool:
@@ -157,8 +158,8 @@ class DriverState:
         """Ask for postcopy now; False where :attr:`can_postcopy` is."""
         if not self.can_postcopy:
             return False
-        self._postcopy_wanted = True
-        self._observer.wake()
+        self.requests.postcopy = True
+        self.wake()
         return True
 
     def park(self) -> None:
@@ -167,12 +168,20 @@ class DriverState:
         :meth:`run` then returns with a state that is not final, the source copying so slowly that it cannot reach the
         switch, for :meth:`take_up`. What is past the guest's STOP is brought to its end; what has not begun is undone.
         """
-        self._park_wanted = True
+        self.requests.park = True
+        self.wake()
+
+    def wake(self) -> None:
+        """Have the requests looked at now."""
         self._observer.wake()
 
     @property
     def _bandwidth(self) -> int:
-        ceilings = (self._policy.max_bandwidth_bytes_per_second, self._share, UNLIMITED_BYTES_PER_SECOND)
+        ceilings = (
+            self._policy.max_bandwidth_bytes_per_second,
+            self.requests.share,
+            UNLIMITED_BYTES_PER_SECOND,
+        )
         return min(ceiling for ceiling in ceilings if ceiling is not None)
 
     def _what_was(self, facts: Facts, settings: MigrationSettings) -> dict[str, Any]:

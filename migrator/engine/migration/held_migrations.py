@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable
-from typing import TYPE_CHECKING, TypeVar
+from collections.abc import Awaitable, Callable, Coroutine, Mapping
+from typing import Any, Protocol, TypeVar
 
 from migrator import logs
 from migrator.api.documents import ResolutionDocument
@@ -12,13 +12,10 @@ from migrator.core.migration.answer_review import awaited_actions
 from migrator.core.migration.invariants import Invariant
 from migrator.core.migration.lifecycle import Step, decide
 from migrator.core.model import ProcessState, State, View
-from migrator.engine.migration import resolution
+from migrator.engine.migration import resolution, take_over
+from migrator.engine.migration.journalled_session import JournalledSession
 from migrator.engine.migration.resolution import Said
 from migrator.errors import MigratorError
-
-if TYPE_CHECKING:
-    from migrator.engine.controller import Engine
-    from migrator.engine.migration.session import MigrationSession
 
 Found = TypeVar("Found")
 
@@ -36,11 +33,29 @@ class NotHeld(MigratorError):
     """It is not held any more: it goes on, or has ended."""
 
 
-class HeldMigrations:
-    """What is done with held migrations; see :meth:`alone`."""
+class SessionTasks(Protocol):
+    """The sessions of a controller, and the one task that each of them has at a time."""
 
-    def __init__(self, engine: Engine) -> None:
-        self._engine = engine
+    @property
+    def jobs(self) -> Mapping[str, JournalledSession]:
+        """By their ids."""
+
+    @property
+    def stopping(self) -> bool:
+        """Nothing more is begun."""
+
+    def task(self, session: JournalledSession, /) -> asyncio.Task[None] | None:
+        """Return the one that drives it, or does something else with it, now."""
+
+    def begin_job(self, session: JournalledSession, way: Coroutine[Any, Any, None], /) -> None:
+        """Do this with it, in its task."""
+
+
+class HeldMigrations:
+    """Looks at held migrations, and carries out what a person says of one; see :meth:`resolve`."""
+
+    def __init__(self, tasks: SessionTasks) -> None:
+        self._tasks = tasks
         self._wake = asyncio.Event()
         self._log = logs.logger()
 
@@ -59,92 +74,92 @@ class HeldMigrations:
             except TimeoutError:
                 pass  # their time has come
             self._wake.clear()
-            engine = self._engine
-            for job in list(engine.jobs.values()):
-                if job.state is State.HELD and engine.task(job) is None and not engine.stopping:
-                    engine.begin_job(job, self._look(job))
+            tasks = self._tasks
+            for session in list(tasks.jobs.values()):
+                if session.state is State.HELD and tasks.task(session) is None and not tasks.stopping:
+                    tasks.begin_job(session, self._look(session))
             await asyncio.sleep(_SECONDS_BETWEEN)
 
-    async def _look(self, job: MigrationSession) -> None:
+    async def _look(self, session: JournalledSession) -> None:
         """Go on with it, where what both ends show now has an answer; else say what is the matter now."""
-        if job.shown is None and job.unreachable:
-            await job.take_up()  # they could not even be looked at
+        if session.shown is None and session.unreachable:
+            await take_over.take_up(session)  # they could not even be looked at
             return
         try:
-            async with resolution.looked_at(job) as held:
-                goes_on = self._judge(job, held)
+            async with resolution.looked_at(session) as held:
+                goes_on = self._judge(session, held)
         except MigratorError as error:
-            self._log.info("held migration not looked at", migration=job.id, error=str(error))
+            self._log.info("held migration not looked at", migration=session.id, error=str(error))
             return
         if goes_on:
-            await job.take_up()
+            await take_over.take_up(session)
 
-    def _judge(self, job: MigrationSession, held: resolution.HeldCase) -> bool:
-        before, now = job.shown, (held.here, held.there)
+    def _judge(self, session: JournalledSession, held: resolution.HeldCase) -> bool:
+        before, now = session.shown, (held.here, held.there)
         if before is None:
-            job.shown = now
+            session.looked_at(now)
             return False
         if not _news(before, now):
             return False
         if held.record is None:
             return True  # what both ends show now is said; nothing is done
         answer = decide(held.intent, *now)
-        if job.result.held_code in set(Invariant):
-            job.shown = now  # both ends may not go on by themselves: that is for a person to say
+        if session.result.held_code in set(Invariant):
+            session.looked_at(now)  # both ends may not go on by themselves: that is for a person to say
             return False
         if answer.state is State.HELD:
             code = held.held_code and answer.row
             until = awaited_actions(held.intent, *now, code)
-            job.judged_again(answer.row, answer.why, until, now)
+            session.judged_again(answer.row, answer.why, until, now)
             return False
-        if job.result.held_code == DRIVEN_ELSEWHERE and answer.step is not Step.END:
-            job.shown = now  # whoever drives it is still about it
+        if session.result.held_code == DRIVEN_ELSEWHERE and answer.step is not Step.END:
+            session.looked_at(now)  # whoever drives it is still about it
             return False
-        self._log.info("held migration goes on", migration=job.id, row=answer.row)
+        self._log.info("held migration goes on", migration=session.id, row=answer.row)
         return True
 
     # --- a person's word ---------------------------------------------------------------------------------------------
 
-    async def weigh(self, job: MigrationSession, said: Said) -> ResolutionDocument:
+    async def weigh(self, session: JournalledSession, said: Said) -> ResolutionDocument:
         """What a person's word would come to; nothing is done.
 
         :raise MigratorError: it is not held, or that cannot be told.
         """
 
         async def way(tell: Callable[[ResolutionDocument], None]) -> None:
-            tell(await resolution.weigh(job, said))
+            tell(await resolution.weigh(session, said))
 
-        return await self._alone(job, way)
+        return await self._alone(session, way)
 
-    async def resolve(self, job: MigrationSession, said: Said) -> None:
+    async def resolve(self, session: JournalledSession, said: Said) -> None:
         """Do what a person said; returns when it has ended or is held again, or while it still goes on after a while.
 
         :raise MigratorError: it is not held, or the word is refused; nothing was changed.
         """
 
         async def way(tell: Callable[[None], None]) -> None:
-            await resolution.resolve(job, said, agreed=lambda: tell(None))
+            await resolution.resolve(session, said, agreed=lambda: tell(None))
 
-        await self._alone(job, way)
-        if (task := self._engine.task(job)) is not None:
+        await self._alone(session, way)
+        if (task := self._tasks.task(session)) is not None:
             await asyncio.wait({task}, timeout=_PATIENCE_SECONDS)
 
     async def _alone(
-        self, job: MigrationSession, way: Callable[[Callable[[Found], None]], Awaitable[None]]
+        self, session: JournalledSession, way: Callable[[Callable[[Found], None]], Awaitable[None]]
     ) -> Found:
         """Do it in the one task that a migration has, once the one before is done.
 
         :param way: is given what to call with what was found; what it raises before is raised here.
         """
-        while (task := self._engine.task(job)) is not None and job.state is State.HELD:
+        while (task := self._tasks.task(session)) is not None and session.state is State.HELD:
             await asyncio.wait({task}, timeout=_PATIENCE_SECONDS)
             if not task.done():
                 break
-        if job.state is not State.HELD:
-            raise NotHeld(f"migration {job.id} is {job.state}: only a held one takes a word")
-        if self._engine.task(job) is not None:
+        if session.state is not State.HELD:
+            raise NotHeld(f"migration {session.id} is {session.state}: only a held one takes a word")
+        if self._tasks.task(session) is not None:
             raise NotHeld(
-                f"migration {job.id} is held, and is being looked at just now; ask again in a moment"
+                f"migration {session.id} is held, and is being looked at just now; ask again in a moment"
             )
         found: asyncio.Future[Found] = asyncio.get_running_loop().create_future()
 
@@ -163,7 +178,7 @@ class HeldMigrations:
                 if not found.done():
                     found.set_exception(NotHeld("the service is stopping; ask again once it runs"))
 
-        self._engine.begin_job(job, run())
+        self._tasks.begin_job(session, run())
         return await found
 
 

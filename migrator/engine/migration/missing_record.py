@@ -10,12 +10,12 @@ from collections.abc import Mapping
 
 from migrator.core.migration.situation import DestinationIs, Intent, Milestone, SourceIs, classify
 from migrator.core.model import ProcessState, View
-from migrator.engine.migration.services import EndLocation
+from migrator.engine.migration.services import EndLocation, MigrationSite
 from migrator.errors import HostError, QemuError
-from migrator.ports import Site
 
 #: Of a migration that is held because of it.
 MISSING, DAMAGED, ORPHANED = "record-missing", "record-damaged", "record-orphaned"
+CODES = frozenset({MISSING, DAMAGED, ORPHANED})
 _LOOK_SECONDS = 2.0
 
 #: It may have been at any step, the last but one included.
@@ -52,7 +52,7 @@ _OF_DESTINATION: Mapping[DestinationIs, str] = {
 }
 
 
-async def look(site: Site, places: Mapping[str, EndLocation]) -> dict[str, View]:
+async def look(site: MigrationSite, places: Mapping[str, EndLocation]) -> dict[str, View]:
     """Both ends, seen afresh and let go; nothing is changed, and what cannot be asked is unknown."""
     seen = {}
     for side in ("source", "destination"):

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import AsyncIterator, Callable, Mapping
 from contextlib import asynccontextmanager
 from dataclasses import asdict, dataclass, replace
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from migrator.api.documents import ResolutionDocument
 from migrator.core.migration import answer_review as core
@@ -17,11 +17,10 @@ from migrator.core.migration.answer_review import AnswerReview, OperatorAction
 from migrator.core.migration.lifecycle import Step
 from migrator.core.migration.situation import Intent, Milestone, OperatorAnswer
 from migrator.core.model import ProcessState, State, View
+from migrator.engine.migration import missing_record
+from migrator.engine.migration.journalled_session import JournalledSession
 from migrator.errors import HostError, MigratorError, QemuError, RecordError
-from migrator.ports import Qemu, Record, SourceQemu
-
-if TYPE_CHECKING:
-    from migrator.engine.migration.session import MigrationSession
+from migrator.ports import Qemu, Record
 
 _LOOK_SECONDS = 2.0
 _NOWHERE = View(process=ProcessState.UNKNOWN)
@@ -46,8 +45,8 @@ class Said:
 class HeldCase:
     """A held migration, its record claimed and both ends looked at."""
 
-    job: MigrationSession
-    source: SourceQemu | None
+    session: JournalledSession
+    source: Qemu | None
     destination: Qemu | None
     here: View
     there: View
@@ -57,13 +56,13 @@ class HeldCase:
     facts: Mapping[str, Any]
     #: Why an end could not even be opened.
     errors: list[str]
-    #: The job has ends and record now.
+    #: The session has ends and record now.
     driven: bool = False
 
     @property
     def held_code(self) -> str | None:
         """The row that holds it; ``None`` where nothing tells what was meant."""
-        return self.job.result.held_code if self.record is not None else None
+        return self.session.result.held_code if self.record is not None else None
 
     def weigh(self, said: Said) -> AnswerReview:
         """What the word comes to."""
@@ -72,32 +71,32 @@ class HeldCase:
 
 
 @asynccontextmanager
-async def looked_at(job: MigrationSession) -> AsyncIterator[HeldCase]:
+async def looked_at(session: JournalledSession) -> AsyncIterator[HeldCase]:
     """Both ends of a held migration, seen afresh, and its record: all of it let go in the end, unless it is driven.
 
     :raise RecordError: a living controller holds the record.
     """
-    await job.let_go()  # where the controller itself failed
+    await session.let_go()  # where the controller itself failed
     record: Record | None = None
     facts: Mapping[str, Any] = {}
     intent: Intent | None = None
     try:
-        left = job.means.records.take_up(job.id)
+        left = session.services.records.take_up(session.id)
     except RecordError:
-        if job.result.held_code is None or not job.result.held_code.startswith("record-"):
+        if session.result.held_code not in missing_record.CODES:
             raise
         left = None  # damaged: that is why it is held
     if left is not None:
         record, facts, intent = left
-    ends: dict[str, SourceQemu] = {}
+    ends: dict[str, Qemu] = {}
     errors = []
     held: HeldCase | None = None
     try:
         views = {"source": _NOWHERE, "destination": _NOWHERE}
-        for side, place in job.places.items():
+        for side, place in session.places.items():
             identity = facts.get(side, {}).get("identity") or place.identity or None
             try:
-                ends[side] = await job.means.site.open(
+                ends[side] = await session.services.site.open(
                     place.host, place.socket, role=side, identity=identity, absent=True
                 )
             except (HostError, QemuError) as error:
@@ -112,7 +111,7 @@ async def looked_at(job: MigrationSession) -> AsyncIterator[HeldCase]:
             except QemuError:
                 pass  # what both ends show tells enough
         held = HeldCase(
-            job=job,
+            session=session,
             source=ends.get("source"),
             destination=ends.get("destination"),
             here=here,
@@ -128,21 +127,21 @@ async def looked_at(job: MigrationSession) -> AsyncIterator[HeldCase]:
             for end in ends.values():
                 await end.close()
             if record is not None:
-                job.means.records.release(record)
+                session.services.records.release(record)
 
 
 def document(
-    job: MigrationSession, said: Said, answer: AnswerReview, *, errors: list[str]
+    session: JournalledSession, said: Said, answer: AnswerReview, *, errors: list[str]
 ) -> ResolutionDocument:
     """What is said to the person."""
     return ResolutionDocument(
-        migration=job.id,
+        migration=session.id,
         guest_at=said.word.value,
         accepted=answer.accepted,
         code=answer.code,
         ends_process=any(each.step in (Step.FENCE_SOURCE, Step.FENCE_DESTINATION) for each in answer.steps),
-        will=_will(job, said, answer) if answer.accepted else [],
-        refused="" if answer.accepted else refusal(job, answer, errors),
+        will=_will(session, said, answer) if answer.accepted else [],
+        refused="" if answer.accepted else refusal(session, answer, errors),
         instead=[word.value for word in answer.instead],
     )
 
@@ -170,8 +169,8 @@ _GOES_ON = (
 )
 
 
-def _will(job: MigrationSession, said: Said, answer: AnswerReview) -> list[str]:
-    where = _where(job)
+def _will(session: JournalledSession, said: Said, answer: AnswerReview) -> list[str]:
+    where = _where(session)
     lines = [_DOES[each.step].format(**where) for each in answer.steps]
     if any(each.step is Step.REVIVE for each in answer.steps):
         lines.append(
@@ -186,13 +185,15 @@ def _will(job: MigrationSession, said: Said, answer: AnswerReview) -> list[str]:
     return [*lines, _ENDS[answer.state].format(**where)]
 
 
-def _where(job: MigrationSession) -> dict[str, str]:
+def _where(session: JournalledSession) -> dict[str, str]:
     found = {}
     for side in ("source", "destination"):
-        place = job.places.get(side)
+        place = session.places.get(side)
         pid = place.identity.get("pid") if place is not None else None
         host = (
-            place.host if place is not None else {"source": job.guest.host, "destination": job.target}[side]
+            place.host
+            if place is not None
+            else {"source": session.guest.host, "destination": session.target}[side]
         )
         found[f"at_{side}"] = f" on {host}" + (f" (pid {pid})" if pid else "")
     return found
@@ -219,37 +220,37 @@ _ADVICE: Mapping[OperatorAction, str] = {
 }
 
 
-def refusal(job: MigrationSession, answer: AnswerReview, errors: list[str]) -> str:
+def refusal(session: JournalledSession, answer: AnswerReview, errors: list[str]) -> str:
     """One line: why, and what would be taken."""
     advice = [f"--guest-at {word}" for word in answer.instead]
     text = "; ".join([answer.why, *errors])
     if advice:
         return f"{text}: resolve it with {' or '.join(advice)}"
-    return f"{text}: {', or '.join(_ADVICE[act].format(**_where(job)) for act in answer.acts)}"
+    return f"{text}: {', or '.join(_ADVICE[act].format(**_where(session)) for act in answer.acts)}"
 
 
-async def weigh(job: MigrationSession, said: Said) -> ResolutionDocument:
+async def weigh(session: JournalledSession, said: Said) -> ResolutionDocument:
     """What would be done; nothing is.
 
     :raise MigratorError: it cannot be told.
     """
-    async with looked_at(job) as held:
-        return document(job, said, held.weigh(said), errors=held.errors)
+    async with looked_at(session) as held:
+        return document(session, said, held.weigh(said), errors=held.errors)
 
 
-async def resolve(job: MigrationSession, said: Said, *, agreed: Callable[[], None]) -> None:
+async def resolve(session: JournalledSession, said: Said, *, agreed: Callable[[], None]) -> None:
     """Look at both ends, and do what was said, to its end or until it is held again.
 
     :param agreed: called once the word is taken and on record.
     :raise Contradiction: it is refused, or no longer what was agreed to; nothing was changed.
     :raise MigratorError: the record cannot be had; nothing was changed.
     """
-    async with looked_at(job) as held:
+    async with looked_at(session) as held:
         answer = held.weigh(said)
         if not answer.accepted:
-            raise Contradiction(refusal(job, answer, held.errors))
+            raise Contradiction(refusal(session, answer, held.errors))
         if said.agreed and said.agreed != answer.code:
-            will = "; ".join(_will(job, said, answer))
+            will = "; ".join(_will(session, said, answer))
             raise Contradiction(
                 f"both ends have changed since it was answered, and now this would be done: {will}"
             )
@@ -259,15 +260,15 @@ async def resolve(job: MigrationSession, said: Said, *, agreed: Callable[[], Non
         intent = replace(core.with_answer(held.intent, said.word), said_off=said.off)
         record, facts = held.record, held.facts
         if record is None:
-            record, facts = await _begin(job, source, destination, intent)
+            record, facts = await _begin(session, source, destination, intent)
         record.note(intent)
-        held.driven = True  # from here on the job has all of it
+        held.driven = True  # from here on the session has all of it
         agreed()
-        await job.go_on(record, facts, intent, source, destination)
+        await session.go_on(record, facts, intent, source, destination)
 
 
 async def _begin(
-    job: MigrationSession, source: Qemu, destination: Qemu, intent: Intent
+    session: JournalledSession, source: Qemu, destination: Qemu, intent: Intent
 ) -> tuple[Record, Mapping[str, Any]]:
     """A record of what a person said, where there was none."""
     settings: Mapping[str, Any] = {"capabilities": {}, "parameters": {}}
@@ -279,15 +280,15 @@ async def _begin(
     facts = {
         "source": {"address": source.address_text, "identity": dict(source.identity)},
         "destination": {"address": destination.address_text, "identity": dict(destination.identity)},
-        "uuid": job.guest.uuid,
-        "guest": job.guest.name,
-        "policy": asdict(job.policy),
+        "uuid": session.guest.uuid,
+        "guest": session.guest.name,
+        "policy": asdict(session.policy),
         "settings": settings,
         "abilities": {"postcopy": intent.postcopy, "throttle": False},
-        **job.about(),
+        **session.about(),
     }
     # One that cannot be read is kept, out of the way.
-    await job.means.records.put_away(job.id, {"by": "resolve"})
-    record = job.means.records.create(job.id)
+    await session.services.records.put_away(session.id, {"by": "resolve"})
+    record = session.services.records.create(session.id)
     await record.begin(facts, intent)
     return record, facts

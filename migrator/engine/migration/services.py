@@ -1,17 +1,74 @@
-"""What jobs share, and where their ends are."""
+"""What the session of a migration works with: the hosts, the records of steps, and how it is written down."""
 
 from __future__ import annotations
 
 from collections.abc import Awaitable, Callable, Container, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import Any, Protocol
 
 from migrator.core.migration.situation import Intent
 from migrator.core.model import Finding
-from migrator.ports import Experience, Outcome, Record, Samples, Site, Stray
+from migrator.core.policy import Policy
+from migrator.ports import (
+    Experience,
+    GuestNetworks,
+    IncomingDestination,
+    Outcome,
+    Qemu,
+    Record,
+    Samples,
+    Stray,
+)
 
-if TYPE_CHECKING:
-    from migrator.engine.migration.session import MigrationSession
+
+class MovedGuest(Protocol):
+    """What a session knows of its guest by itself; a site may ask more of the guests that are its own."""
+
+    @property
+    def host(self) -> str:
+        """Where it runs."""
+
+    @property
+    def socket(self) -> str:
+        """Where its monitor is."""
+
+    @property
+    def uuid(self) -> str:
+        """Empty where that is not known."""
+
+
+class MigrationSite(GuestNetworks, Protocol):
+    """The part of :class:`migrator.ports.Site` that one migration needs; its contracts are there.
+
+    Guests are those that the session was made with, sources those that :meth:`open` gave: whoever implements this knows
+    what they are.
+    """
+
+    async def open(
+        self,
+        host: str,
+        socket: str,
+        *,
+        role: str,
+        identity: Mapping[str, Any] | None = None,
+        absent: bool = False,
+    ) -> Qemu: ...
+
+    async def check(self, guest: Any, source: Any, target: str, policy: Policy) -> tuple[Finding, ...]: ...
+
+    async def start_destination(
+        self, guest: Any, source: Any, target: str, *, migration: str, accepted: Sequence[str] = ()
+    ) -> IncomingDestination: ...
+
+    async def hold_off(self, guest: Any) -> None: ...
+
+    async def let_be(self, guest: Any) -> None: ...
+
+    async def abandon(self, host: str, *, migration: str) -> None: ...
+
+    async def settle(self, guest: Any) -> Sequence[str]: ...
+
+    async def clear(self, guest: Any) -> None: ...
 
 
 class StepRecordStore(Protocol):
@@ -49,16 +106,18 @@ class StepRecordStore(Protocol):
 
 @dataclass(frozen=True, kw_only=True)
 class SessionServices:
-    """What every job of a service shares."""
+    """What every session of a controller shares."""
 
-    site: Site
+    site: MigrationSite
     records: StepRecordStore
-    experience: Experience | None = None
-    samples: Samples | None = None
-    #: Writes the job down: on disk when it returns; raises JournalError.
-    keep: Callable[[MigrationSession], Awaitable[None]]
     #: Makes findings into what they are once those codes are accepted; raises UsageError for what cannot be.
     accept: Callable[[Sequence[Finding], Sequence[str]], Sequence[Finding]]
+    #: Writes the session that it is given down: on disk when it returns; raises JournalError.
+    keep: Callable[[Any], Awaitable[None]]
+    experience: Experience | None = None
+    samples: Samples | None = None
+    #: Marks the source before its destination is started; not where a person has started that already.
+    claims_before_start: bool = True
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -67,4 +126,5 @@ class EndLocation:
 
     host: str
     socket: str
+    #: Of its process, where that is known.
     identity: Mapping[str, Any] = field(default_factory=dict)

@@ -12,15 +12,15 @@ from migrator import logs
 from migrator.core.inventory import Guest
 from migrator.core.policy import from_fields
 from migrator.engine.migration import take_over
+from migrator.engine.migration.journalled_session import JournalledSession
 from migrator.engine.migration.services import SessionServices
-from migrator.engine.migration.session import MigrationSession
 from migrator.errors import RecordError
 from migrator.ports import Journal, Stray
 
 
 async def sort_out(
-    strays: Sequence[Stray], *, journal: Journal, means: SessionServices, callbacks: Mapping[str, Any]
-) -> tuple[list[MigrationSession], list[str]]:
+    strays: Sequence[Stray], *, journal: Journal, services: SessionServices, callbacks: Mapping[str, Any]
+) -> tuple[list[JournalledSession], list[str]]:
     """Put away the records of migrations that have ended by the journal; those of unknown ones become held migrations.
 
     :return: these, and one line for each record that is too damaged for that.
@@ -33,37 +33,41 @@ async def sort_out(
         if document is not None:
             log.warning("record of an ended migration put away", migration=stray.migration, record=stray.path)
             try:
-                await means.records.put_away(stray.migration, {"state": document["state"], "by": "journal"})
+                await services.records.put_away(
+                    stray.migration, {"state": document["state"], "by": "journal"}
+                )
             except RecordError as error:
                 complaints.append(str(error))
             continue
-        job = _job(stray, means, callbacks)
-        if job is None:
+        session = _session(stray, services, callbacks)
+        if session is None:
             complaints.append(
                 f"{stray.path} is the record of a migration that the journal does not know, and cannot be read: look "
                 "for its guest at both hosts (a QEMU that stands still or runs twice), then move the file away"
             )
         else:
-            held.append(job)
+            held.append(session)
     for complaint in complaints:
         log.warning("record left over", what=complaint)
     return held, complaints
 
 
-def _job(stray: Stray, means: SessionServices, callbacks: Mapping[str, Any]) -> MigrationSession | None:
+def _session(
+    stray: Stray, services: SessionServices, callbacks: Mapping[str, Any]
+) -> JournalledSession | None:
     facts = stray.facts
     if facts is None:
         return None
     try:
-        job = MigrationSession(
+        session = JournalledSession(
             identifier=stray.migration,
             guest=Guest.from_fields(facts["guest_fields"]),
             target=facts["target"],
             policy=from_fields(facts["policy"]),
-            means=means,
+            services=services,
             **callbacks,
         )
-        take_over.orphan(job, facts, stray.path)
+        take_over.orphan(session, facts, stray.path)
     except (KeyError, TypeError, ValueError, AttributeError):
         return None  # of a version that did not write all of it
-    return job
+    return session

@@ -3,17 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any
+from dataclasses import replace
+from typing import Any
 
 from migrator.core.migration.invariants import Invariant
 from migrator.core.migration.situation import Intent, Milestone
 from migrator.engine.migration import cleanup, missing_record
+from migrator.engine.migration.journalled_session import JournalledSession
 from migrator.engine.migration.services import EndLocation
+from migrator.engine.migration.session_phase import Attempt
 from migrator.errors import HostError, QemuError, RecordError, RecordInUse
-from migrator.ports import SourceQemu
-
-if TYPE_CHECKING:
-    from migrator.engine.migration.session import MigrationSession
+from migrator.ports import Qemu
 
 #: It is held only because a host, or a QEMU, could not be asked when it was to be taken up.
 NOT_REACHABLE = "not-reachable"
@@ -23,59 +23,59 @@ _ORPHANED = (
 )
 
 
-async def take_up(job: MigrationSession) -> None:
+async def take_up(session: JournalledSession) -> None:
     """Go on with what another controller left, from what both QEMUs say.
 
     Its record says how far it got. Without one it begins anew where the journal says that there never was one, and
     is held where there was: nothing is done to either end then.
     """
-    if job.result.held_code == missing_record.ORPHANED or job.result.held_code in set(Invariant):
+    if session.result.held_code == missing_record.ORPHANED or session.result.held_code in set(Invariant):
         return  # only a person knows what it was, or may say that it goes on
     try:
-        left = job.means.records.take_up(job.id)
+        left = session.services.records.take_up(session.id)
     except RecordInUse as error:
-        job.unreachable = True
-        job.hold(NOT_REACHABLE, str(error))
+        session.hold(NOT_REACHABLE, str(error), unreachable=True)
         return
     except RecordError as error:
-        await _hold_without_record(job, missing_record.DAMAGED, str(error))
+        await _hold_without_record(session, missing_record.DAMAGED, str(error))
         return
     if left is None:
-        await _without_record(job)
+        await _without_record(session)
         return
-    job.record, facts, intent = left
-    job.recorded = True
+    session.record, facts, intent = left
+    session.attempt = replace(session.attempt, recorded=True)
     for side, place in facts.get("places", {}).items():
-        job.places.setdefault(side, EndLocation(**place))
-    if "destination" not in job.places:
-        await job.let_go()
+        session.places.setdefault(side, EndLocation(**place))
+    if "destination" not in session.places:
+        await session.let_go()
         await _hold_without_record(
-            job, missing_record.DAMAGED, "neither the journal nor the record says where the destination is"
+            session,
+            missing_record.DAMAGED,
+            "neither the journal nor the record says where the destination is",
         )
         return
-    if (ends := await _open_both(job, facts, intent)) is None:
-        job.means.records.release(job.record)
-        job.record = None
+    if (ends := await _open_both(session, facts, intent)) is None:
+        session.services.records.release(session.record)
+        session.record = None
         return
-    await job.go_on(job.record, facts, intent, *ends, anew=True)
+    await session.go_on(session.record, facts, intent, *ends, anew=True)
 
 
 async def _open_both(
-    job: MigrationSession, facts: Mapping[str, Any], intent: Intent
-) -> tuple[SourceQemu, SourceQemu] | None:
+    session: JournalledSession, facts: Mapping[str, Any], intent: Intent
+) -> tuple[Qemu, Qemu] | None:
     """``None``: one of them cannot be asked, and it is held."""
     ends = {}
     for side in ("source", "destination"):
         try:
             try:
-                ends[side] = await _open(job, side, facts)
+                ends[side] = await _open(session, side, facts)
             except (HostError, QemuError):
-                if side != "destination" or "source" not in ends or not _may_go_without(job, intent):
+                if side != "destination" or "source" not in ends or not _may_go_without(session, intent):
                     raise
-                ends[side] = await _open(job, side, facts, absent=True)
+                ends[side] = await _open(session, side, facts, absent=True)
         except (HostError, QemuError) as error:
-            job.unreachable = True
-            job.hold(NOT_REACHABLE, str(error))
+            session.hold(NOT_REACHABLE, str(error), unreachable=True)
     if len(ends) == 2:
         return ends["source"], ends["destination"]
     for end in ends.values():
@@ -83,82 +83,85 @@ async def _open_both(
     return None
 
 
-async def _without_record(job: MigrationSession) -> None:
-    records = job.means.records
-    outcome = records.outcome(job.id)
-    if outcome is not None and outcome.attempt >= job.attempt:
-        job.attempt = outcome.attempt
+async def _without_record(session: JournalledSession) -> None:
+    records = session.services.records
+    outcome = records.outcome(session.id)
+    if outcome is not None and outcome.attempt >= session.attempt.number:
+        session.attempt = replace(session.attempt, number=outcome.attempt)
         if not outcome.postponed:  # it ended, and the controller did before the journal knew
-            job.know(outcome.fields)
-            await job.close()
+            session.know(outcome.fields)
+            await session.close()
             return
-    elif job.recorded:
+    elif session.attempt.recorded:
         await _hold_without_record(
-            job,
+            session,
             missing_record.MISSING,
             "the journal says that the record of its steps was begun, and it is not there",
         )
         return
     elif not records.whole:
-        views = await missing_record.look(job.means.site, {"source": job.places["source"]})
+        views = await missing_record.look(session.services.site, {"source": session.places["source"]})
         if not missing_record.untouched(views["source"]):
             await _hold_without_record(
-                job,
+                session,
                 missing_record.MISSING,
                 "the records of steps are not those of this journal, and it has none there",
             )
             return
-    await cleanup.abandon(job)
-    job.begin_anew()
+    await cleanup.abandon(session)
+    session.begin_anew()
 
 
 async def _open(
-    job: MigrationSession, side: str, facts: Mapping[str, Any], *, absent: bool = False
-) -> SourceQemu:
-    place = job.places[side]
-    return await job.means.site.open(
+    session: JournalledSession, side: str, facts: Mapping[str, Any], *, absent: bool = False
+) -> Qemu:
+    place = session.places[side]
+    return await session.services.site.open(
         place.host, place.socket, role=side, identity=facts[side]["identity"], absent=absent
     )
 
 
-def _may_go_without(job: MigrationSession, intent: Intent) -> bool:
+def _may_go_without(session: JournalledSession, intent: Intent) -> bool:
     """Before the switch the guest is the source's alone, and the target may be gone for good; tried once."""
-    may = intent.milestone < Milestone.SWITCHING and not job.went_without
-    job.went_without = job.went_without or may
+    may = intent.milestone < Milestone.SWITCHING and not session.attempt.went_without
+    session.attempt = replace(session.attempt, went_without=session.attempt.went_without or may)
     return may
 
 
-def orphan(job: MigrationSession, facts: Mapping[str, Any], path: str) -> None:
+def orphan(session: JournalledSession, facts: Mapping[str, Any], path: str) -> None:
     """It is held: the journal does not know it, and this record says what it was begun with.
 
     :raise KeyError, TypeError: it does not say enough.
     """
-    job.places = {
+    session.places = {
         side: EndLocation(**place | {"identity": facts[side]["identity"]})
         for side, place in facts["places"].items()
     }
-    job.attempt, job.recorded = int(facts["attempt"]), True
-    job.hold(missing_record.ORPHANED, _ORPHANED.format(path=path))
+    session.attempt = Attempt(number=int(facts["attempt"]), recorded=True)
+    session.hold(missing_record.ORPHANED, _ORPHANED.format(path=path))
 
 
-async def look_at_orphan(job: MigrationSession) -> None:
+async def look_at_orphan(session: JournalledSession) -> None:
     """Add what both ends show."""
-    views = await missing_record.look(job.means.site, job.places)
-    job.hold(missing_record.ORPHANED, f"{job.result.error}; {missing_record.told(views)}. {_say_where(job)}")
-    job.announce()
+    views = await missing_record.look(session.services.site, session.places)
+    session.hold(
+        missing_record.ORPHANED,
+        f"{session.result.error}; {missing_record.told(views)}. {_say_where(session)}",
+    )
+    session.announce()
 
 
-def _say_where(job: MigrationSession) -> str:
+def _say_where(session: JournalledSession) -> str:
     return (
         "Look at both, then say where the guest is: "
-        f"migrator resolve {job.id} --guest-at source|destination|lost"
+        f"migrator resolve {session.id} --guest-at source|destination|lost"
     )
 
 
-async def _hold_without_record(job: MigrationSession, code: str, error: str) -> None:
-    views = await missing_record.look(job.means.site, job.places)
-    job.unreachable = missing_record.unknown(views)
-    job.hold(
+async def _hold_without_record(session: JournalledSession, code: str, error: str) -> None:
+    views = await missing_record.look(session.services.site, session.places)
+    session.hold(
         code,
-        f"{error}; nothing was done to either end; {missing_record.told(views)}. {_say_where(job)}",
+        f"{error}; nothing was done to either end; {missing_record.told(views)}. {_say_where(session)}",
+        unreachable=missing_record.unknown(views),
     )

@@ -1,0 +1,202 @@
+"""The pair of QEMUs that ``migrator direct`` is given, as the session of a migration uses hosts and records."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable, Container, Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from migrator.cli.direct_network import DirectGuestNetworks
+from migrator.core.migration.situation import Intent
+from migrator.core.model import Finding
+from migrator.core.policy import Policy
+from migrator.engine.migration.services import EndLocation
+from migrator.errors import QemuError, UsageError
+from migrator.ports import Outcome, Qemu, Record, Stray
+from migrator.qemu import naming
+from migrator.qemu.endpoint import Endpoint
+from migrator.store.records import FileRecord, Unfinished
+
+if TYPE_CHECKING:
+    from migrator.core.process.guest_network import GuestTaps
+
+
+@dataclass(frozen=True, kw_only=True)
+class GivenGuest:
+    """The guest that is to be moved; all that is known of it before it is asked is where its monitor is."""
+
+    host: str
+    socket: str
+    uuid: str = ""
+    pid: int | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class GivenDestination:
+    """Implements :class:`migrator.ports.IncomingDestination` for a QEMU that a person has started."""
+
+    qemu: Endpoint
+    listen: str
+    socket: str
+    notes: tuple[Finding, ...] = ()
+
+    async def discard(self) -> None:
+        """Do nothing: whether its process shall stay is for the person who started it to say."""
+
+
+class GivenPair:
+    """Implements :class:`migrator.engine.migration.services.MigrationSite` for two QEMUs named by their addresses.
+
+    :param networks: reads what their networks hang on.
+    :param listen: where the destination takes the stream: ``tcp:ADDR:0``.
+    :param tell: is told in a line what a person should know.
+    """
+
+    def __init__(
+        self,
+        source: Endpoint,
+        destination: Endpoint,
+        *,
+        networks: DirectGuestNetworks,
+        listen: str,
+        tell: Callable[[str], None],
+    ) -> None:
+        self.source, self.destination = source, destination
+        self._networks, self._listen, self._tell = networks, listen, tell
+
+    async def open(
+        self,
+        host: str,
+        socket: str,
+        *,
+        role: str,
+        identity: Mapping[str, Any] | None = None,
+        absent: bool = False,
+    ) -> Qemu:
+        """Connect to both, as both are there already, and return the one that is asked for.
+
+        :raise QemuError: one of them cannot be reached.
+        :raise UsageError: they are the same.
+        """
+        ends = (self.source, self.destination)
+        outcomes = await asyncio.gather(*(end.connect() for end in ends), return_exceptions=True)
+        for outcome in outcomes:
+            if isinstance(outcome, BaseException):
+                raise outcome
+        if self.source.identity and self.source.identity == self.destination.identity:
+            raise UsageError(f"{self.source.name} and {self.destination.name} are monitors of the same QEMU")
+        return self.source if role == "source" else self.destination
+
+    async def reopen(self, facts: Mapping[str, Any]) -> dict[str, EndLocation]:
+        """Connect to the processes that a record speaks of, as far as they can be reached; return where they are.
+
+        :raise QemuError: another process is in the place of one.
+        """
+        for end, side in ((self.source, "source"), (self.destination, "destination")):
+            try:
+                await end.connect()
+            except QemuError as error:
+                self._tell(str(error))
+            await end.expect_remote_process(facts[side]["identity"])
+        return {
+            side: EndLocation(host=end.address_text, socket=end.address_text, identity=dict(end.identity))
+            for side, end in (("source", self.source), ("destination", self.destination))
+        }
+
+    async def check(
+        self, guest: GivenGuest, source: Qemu, target: str, policy: Policy
+    ) -> tuple[Finding, ...]:
+        """Return nothing: there are no hosts to compare, and the QEMUs are compared by whoever moves the guest."""
+        return ()
+
+    async def start_destination(
+        self,
+        guest: GivenGuest,
+        source: Qemu,
+        target: str,
+        *,
+        migration: str,
+        accepted: Sequence[str] = (),
+    ) -> GivenDestination:
+        """Return the destination: a person has started it."""
+        return GivenDestination(
+            qemu=self.destination, listen=self._listen, socket=self.destination.address_text
+        )
+
+    async def hold_off(self, guest: GivenGuest) -> None:
+        """Give the destination the name of a guest that has no uuid: nobody else is to be told.
+
+        :raise QemuError: one of both does not answer, or refuses it.
+        """
+        await naming.pass_on_name(self.source, self.destination)
+
+    async def let_be(self, guest: GivenGuest) -> None:
+        """Do nothing: nobody was told."""
+
+    async def abandon(self, host: str, *, migration: str) -> None:
+        """Do nothing: see :meth:`GivenDestination.discard`."""
+
+    async def settle(self, guest: GivenGuest) -> Sequence[str]:
+        """Return nothing: the guest is found where its destination was started."""
+        return ()
+
+    async def clear(self, guest: GivenGuest) -> None:
+        """Do nothing: what is left of the source is its starter's."""
+
+    async def guest_taps(self, host: str, pid: int) -> GuestTaps:
+        """See :class:`migrator.ports.GuestNetworks`."""
+        return await self._networks.guest_taps(host, pid)
+
+    async def close(self) -> None:
+        """Let both go."""
+        await asyncio.gather(self.source.close(), self.destination.close())
+
+
+class PairRecords:
+    """Implements :class:`migrator.engine.migration.services.StepRecordStore` for one pair.
+
+    :param left: the record that another run left of it, if any.
+    """
+
+    whole = True
+
+    def __init__(self, left: Unfinished | None) -> None:
+        self._left = left
+        self._made: list[FileRecord] = []
+
+    def create(self, migration: str) -> FileRecord:
+        """Return a new record; nothing is written yet."""
+        self._made.append(FileRecord(migration))
+        return self._made[-1]
+
+    def take_up(self, migration: str) -> tuple[FileRecord, Mapping[str, Any], Intent] | None:
+        """Return the record that was left, locked, with its facts and its last intent.
+
+        :raise RecordError: a living migrator drives this migration, or the record cannot be read.
+        """
+        if self._left is None:
+            return None
+        record = self._left.claim()
+        self._made.append(record)
+        return record, self._left.facts, self._left.intent
+
+    def outcome(self, migration: str) -> Outcome | None:
+        """Return nothing: records that were put away are not looked at again."""
+        return None
+
+    def strays(self, known: Container[str]) -> Sequence[Stray]:
+        """Return nothing: records of other pairs are none of this one's business."""
+        return ()
+
+    def release(self, record: Record) -> None:
+        """Let go of a record that has not ended."""
+        self.close()
+
+    async def put_away(self, migration: str, outcome: Mapping[str, Any]) -> None:
+        """Do nothing: the driver puts its own record away."""
+
+    def close(self) -> None:
+        """Let go of every record."""
+        for record in self._made:
+            record.close()

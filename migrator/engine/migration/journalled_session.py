@@ -1,0 +1,223 @@
+"""What the service keeps of a migration: its session, whom it is for, its document, and its place in the journal."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import asdict
+from typing import Any, Self
+
+from migrator.api import trace_context
+from migrator.api.documents import (
+    DecisionDocument,
+    FindingDocument,
+    ForecastDocument,
+    MigrationDocument,
+)
+from migrator.api.trace_context import TraceContext
+from migrator.core.inventory import Guest
+from migrator.core.migration.forecast import Forecast, Verdict
+from migrator.core.model import Decision, Finding, State
+from migrator.core.policy import Policy, from_fields
+from migrator.engine.migration import preflight
+from migrator.engine.migration.services import EndLocation, SessionServices
+from migrator.engine.migration.session import MigrationSession
+from migrator.engine.migration.session_phase import Attempt, Hold, Phase, Refusal
+
+
+class JournalledSession(MigrationSession):
+    """A migration of the service; journalled before anything is begun, and at every state.
+
+    :param evacuation: the id of the evacuation that it belongs to, if any.
+    :param key: of the command that began it; empty for one that an evacuation began.
+    :param trace: what it was asked for as part of.
+    """
+
+    guest: Guest
+
+    def __init__(
+        self,
+        *,
+        guest: Guest,
+        identifier: str,
+        target: str,
+        policy: Policy,
+        services: SessionServices,
+        evacuation: str | None = None,
+        requested_by: str = "",
+        key: str = "",
+        trace: TraceContext | None = None,
+        **more: Any,
+    ) -> None:
+        super().__init__(
+            identifier=identifier, guest=guest, target=target, policy=policy, services=services, **more
+        )
+        self.evacuation = evacuation
+        self.requested_by = requested_by
+        self.key = key
+        self.trace = trace
+
+    async def check_only(self) -> tuple[Finding, ...]:
+        """Return what speaks against it, as far as it shows before a destination is started; changes nothing."""
+        found = await preflight.look(self.services.site, self.guest, self.target, self.policy)
+        return tuple(self.services.accept(found, self.accepted))
+
+    def about(self) -> dict[str, Any]:
+        """Return what its record says for whoever finds it without anything else."""
+        return {**super().about(), "guest_fields": self.guest.fields()}
+
+    # --- what it shows -----------------------------------------------------------------------------------------------
+
+    def document(self, *, decisions: bool = True) -> MigrationDocument:
+        """Return the migration as it is now.
+
+        :param decisions: False leaves them out: there may be many, and events are made often.
+        """
+        result, status = self.result, self.status
+        sample = status.sample if status else None
+        foretold = _forecast(status.forecast if status else None)
+        return MigrationDocument(
+            id=self.id,
+            guest=self.guest.key,
+            guest_name=self.guest.name,
+            source=self.guest.host,
+            destination=self.target,
+            source_socket=self._socket("source"),
+            destination_socket=self._socket("destination"),
+            policy=self.policy.name,
+            state=self.state,
+            refused=self.refused,
+            waiting_for=self.waiting_for if self.state is State.WAITING else "",
+            can_cancel=self.can_cancel,
+            can_postcopy=self.can_postcopy,
+            mode=result.mode,
+            evacuation=self.evacuation,
+            requested_by=self.requested_by,
+            traceparent=self.trace.parent if self.trace else None,
+            tracestate=(self.trace.state or None) if self.trace else None,
+            created_at=self.created_at,
+            started_at=self.started_at,
+            ended_at=self.ended_at,
+            progress_ratio=1.0 if self.state is State.COMPLETED else status.progress_ratio if status else 0.0,
+            remaining_bytes=sample.remaining_bytes if sample else None,
+            total_bytes=sample.total_bytes if sample else None,
+            transferred_bytes=max(result.transferred_bytes, sample.transferred_bytes if sample else 0),
+            dirty_rate_bytes_per_second=sample.dirty_rate_bytes_per_second if sample else None,
+            bandwidth_bytes_per_second=sample.bandwidth_bytes_per_second if sample else None,
+            throttle_ratio=sample.throttle_ratio if sample and not self.ended else 0.0,
+            round=sample.round if sample else result.rounds,
+            forecast=foretold,
+            expected_downtime_seconds=foretold.downtime_p50_seconds if foretold else None,
+            max_downtime_seconds=self.policy.max_downtime_seconds,
+            downtime_limit_seconds=status.limit_seconds if status else None,
+            downtime_seconds=result.downtime_seconds,
+            downtime_uncertainty_seconds=result.downtime_uncertainty_seconds,
+            standstill_seconds=result.standstill_seconds,
+            standstill_uncertainty_seconds=result.standstill_uncertainty_seconds,
+            preparation_seconds=self.preparation_seconds,
+            preflight_seconds=result.preflight_seconds or None,
+            duration_seconds=result.duration_seconds if self.ended else None,
+            max_throttle_ratio=result.max_throttle_ratio,
+            forecast_error_ratio=result.forecast_error_ratio,
+            network_state=result.network_state,
+            network_problem=result.network_problem,
+            findings=[FindingDocument(**asdict(each)) for each in result.findings],
+            accepted=self.accepted,
+            decisions=[DecisionDocument(**asdict(each)) for each in result.decisions] if decisions else [],
+            error=result.error if self.ended or self.state is State.HELD else None,
+            held_code=result.held_code,
+            held_until=result.held_until if self.state is State.HELD else None,
+        )
+
+    def _socket(self, side: str) -> str:
+        place = self.places.get(side)
+        return place.socket if place is not None else ""
+
+    def journalled(self) -> dict[str, Any]:
+        """Return the document with what another controller needs to go on, under ``_private``."""
+        return self.document().model_dump(mode="json") | {
+            "_private": {
+                "command": self.key,
+                "guest": self.guest.fields(),
+                "policy": asdict(self.policy),
+                "places": {side: asdict(place) for side, place in self.places.items()},
+                "attempt": self.attempt.number,
+                "recorded": self.attempt.recorded,
+                "cancelled": self.requests.cancel,
+            }
+        }
+
+    def as_if_cancelled(self) -> dict[str, Any]:
+        """Return what :meth:`journalled` gives once :meth:`cancel` is done."""
+        saved = self.journalled()
+        return saved | {"_private": saved["_private"] | {"cancelled": True}}
+
+    @classmethod
+    def from_journal(cls, saved: Mapping[str, Any], *, services: SessionServices, **callbacks: Any) -> Self:
+        """Return the session of a migration that another controller left.
+
+        It is queued (then :meth:`drive` goes on), held, or left
+        (:func:`migrator.engine.migration.take_over.take_up`).
+        """
+        private = saved["_private"]
+        shown = {key: each for key, each in saved.items() if key != "_private"}
+        document = MigrationDocument.model_validate(shown)
+        session = cls(
+            identifier=document.id,
+            guest=Guest.from_fields(private["guest"]),
+            target=document.destination,
+            policy=from_fields(private["policy"]),
+            services=services,
+            accepted=document.accepted,
+            evacuation=document.evacuation,
+            requested_by=document.requested_by,
+            key=private["command"],
+            trace=trace_context.of(document.traceparent, document.tracestate),
+            created_at=document.created_at,
+            **callbacks,
+        )
+        session._put_back(document, private)
+        return session
+
+    def _put_back(self, document: MigrationDocument, private: Mapping[str, Any]) -> None:
+        """How far it was."""
+        queued = document.state is State.QUEUED
+        if document.state is State.HELD:
+            self._go(Phase.HELD)
+            self.holding = Hold()
+        elif not queued:
+            self._go(Phase.LEFT)
+        self.state = document.state
+        self.refusal = Refusal() if document.refused else None
+        self.started_at = None if queued else document.started_at
+        self.preparation_seconds = document.preparation_seconds
+        # Of an older version: where the destination is was written down just before the record was begun, and one that
+        # is queued again has the outcome of what was undone for it.
+        self.attempt = Attempt(
+            number=private.get("attempt", 2 if queued and document.started_at else 1),
+            recorded=private.get("recorded", "destination" in private["places"] and not queued),
+        )
+        self.requests.cancel = private.get("cancelled", False)
+        self.result.held_code, self.result.error = document.held_code, document.error
+        self.result.held_until = document.held_until
+        self.result.decisions = [Decision(**each.model_dump()) for each in document.decisions]
+        self.result.findings = [Finding(**each.model_dump()) for each in document.findings]
+        self.places = {side: EndLocation(**place) for side, place in private["places"].items()}
+
+
+def _forecast(forecast: Forecast | None) -> ForecastDocument | None:
+    if forecast is None or forecast.verdict is Verdict.UNKNOWN:
+        return None
+    return ForecastDocument(
+        verdict=forecast.verdict,
+        rung=forecast.rung,
+        p10_seconds=_finite(forecast.seconds_p10),
+        p50_seconds=_finite(forecast.seconds_p50),
+        p90_seconds=_finite(forecast.seconds_p90),
+        downtime_p50_seconds=_finite(forecast.downtime_seconds_p50),
+        downtime_p90_seconds=_finite(forecast.downtime_seconds_p90),
+    )
+
+
+def _finite(seconds: float) -> float | None:
+    return seconds if math.isfinite(seconds) else None

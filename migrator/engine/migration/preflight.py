@@ -1,0 +1,97 @@
+"""What speaks against one migration, as hosts and QEMUs show it, and what comes of these findings.
+
+Only what a QEMU that waits at the target shows comes later, when there is one:
+:func:`migrator.core.preflight.compare.compare`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+from migrator.core.findings import PreflightRefused, applies_to_every_target, errors_first, finding
+from migrator.core.model import Finding, Severity
+from migrator.core.policy import Policy
+from migrator.engine.migration.services import MigrationSite, MovedGuest
+from migrator.errors import MigratorError
+from migrator.ports import Qemu
+
+if TYPE_CHECKING:
+    from migrator.core.inventory import Guest  # which `migrator direct` does without
+
+#: Code of the finding about what could not be looked at.
+UNCHECKED = "not-checked"
+#: Of the one that says that a port is taken: who accepts it has the guest listen at another.
+SPARES_PORTS = "port-in-use"
+_MOVED = "port-moved"
+
+
+def errors(findings: Sequence[Finding]) -> list[Finding]:
+    """Return those that keep a migration from beginning."""
+    return [each for each in findings if each.severity is Severity.ERROR]
+
+
+def hopeless(findings: Sequence[Finding]) -> bool:
+    """Return whether one of the errors would speak against every other target too."""
+    return any(applies_to_every_target(each.code) for each in errors(findings))
+
+
+def obstacle(guest: Guest) -> tuple[Finding, ...]:
+    """Return why a guest cannot be moved at all, if so."""
+    if not guest.obstacle:
+        return ()
+    return (finding(guest.obstacle_code or "not-movable", f"{guest.label}: {guest.obstacle}"),)
+
+
+async def check(
+    site: MigrationSite, guest: MovedGuest, source: Qemu, target: str, policy: Policy
+) -> tuple[Finding, ...]:
+    """Return what both hosts and the source's QEMU show, errors first; what cannot be looked at is an error.
+
+    Starts nothing and changes nothing.
+    """
+    try:
+        return errors_first(await site.check(guest, source, target, policy))
+    except PreflightRefused as error:
+        return errors_first(error.findings)
+    except MigratorError as error:
+        return (unchecked(error),)
+
+
+async def look(site: MigrationSite, guest: Guest, target: str, policy: Policy) -> tuple[Finding, ...]:
+    """As :func:`check`, for a guest that is not open yet; an obstacle of its own is all there is to say then."""
+    if found := obstacle(guest):
+        return found  # nobody asks a monitor that somebody else holds
+    try:
+        source = await site.open(guest.host, guest.socket, role="source")
+    except MigratorError as error:
+        return (unchecked(error),)
+    try:
+        return await check(site, guest, source, target, policy)
+    finally:
+        await source.close()
+
+
+def started(before: Sequence[Finding], notes: Sequence[Finding]) -> list[Finding]:
+    """Return what is to be said now that a QEMU waits: of what was looked at anew, only what it came to.
+
+    :param notes: of the start.
+    """
+    anew = {each.code for each in notes} | (
+        {SPARES_PORTS} if any(each.code == _MOVED for each in notes) else set()
+    )
+    return [*(each for each in before if each.code not in anew), *notes]
+
+
+def unchecked(error: MigratorError) -> Finding:
+    """Return the finding about an end that cannot be looked at: a migration would fail of the same."""
+    return finding(UNCHECKED, str(error).replace("\n", " "))
+
+
+def in_one_line(findings: Sequence[Finding]) -> str:
+    """Return the first error, and how many more there are."""
+    found = errors(findings)
+    if {each.code for each in found} == {UNCHECKED}:
+        return found[0].message
+    more = f" (and {len(found) - 1} more)" if len(found) > 1 else ""
+    return f"refused by preflight: {found[0].code}: {found[0].message}{more}"
