@@ -221,7 +221,8 @@ async def _flood(socket: str, path: str, connections: int) -> None:
         reader, writer = await asyncio.open_unix_connection(socket, limit=1 << 20)
         try:
             while True:
-                writer.write(f"GET {asked} HTTP/1.1\r\nHost: x\r\n\r\n".encode())
+                accept = "" if stream else "Accept: application/json\r\n"
+                writer.write(f"GET {asked} HTTP/1.1\r\nHost: x\r\n{accept}\r\n".encode())
                 head = await reader.readuntil(b"\r\n\r\n")
                 if stream:
                     await reader.readexactly(4096)

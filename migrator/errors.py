@@ -9,6 +9,7 @@
     │   └── RecordInUse        another migrator that lives holds it
     ├── JournalError           the service's journal cannot be read or written; no new work is taken
     │   └── LeaseLost          another controller may have the right to do that; nothing was written
+    ├── Unavailable            what is asked cannot be done or found out now; later it can
     ├── Fault                  an error of our own, that nobody foresaw; the log has its traceback
     ├── HostError              a host cannot be reached, or a command on it failed
     └── QemuError              something about one QEMU process
@@ -53,6 +54,10 @@ class JournalError(MigratorError):
 
 class LeaseLost(JournalError):
     """A write was refused: the lease that it belongs to has ended, or another has it. Whoever held it stops."""
+
+
+class Unavailable(MigratorError):
+    """What is asked cannot be done or found out now; later it can. Nothing is known to be changed."""
 
 
 class Fault(MigratorError):

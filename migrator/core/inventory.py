@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from enum import StrEnum
-from typing import Any
+from typing import Any, Protocol, TypeVar
 
 from migrator.core.model import RunState
 from migrator.core.process.guest_network import NetworkInterface, NetworkState
@@ -158,6 +158,11 @@ class Guest:
     monitored: bool = True
 
     @property
+    def arriving(self) -> bool:
+        """It is on its way to this host from another."""
+        return self.run is RunState.INMIGRATE
+
+    @property
     def state(self) -> str:
         """The run state for every interface, or that contact with the guest is lost."""
         return LOST_CONTACT if self.lost_contact else self.run.value
@@ -195,3 +200,44 @@ class Guest:
             "network": network,
         }
         return cls(**{**fields, **made})
+
+
+class Findable(Protocol):
+    """What a guest is found by."""
+
+    @property
+    def key(self) -> str: ...
+    @property
+    def uuid(self) -> str: ...
+    @property
+    def name(self) -> str: ...
+    @property
+    def host(self) -> str: ...
+    @property
+    def socket(self) -> str: ...
+    @property
+    def arriving(self) -> bool:
+        """It is on its way to this host from another."""
+
+
+_Guest = TypeVar("_Guest", bound=Findable)
+
+
+def find(which: str, guests: Iterable[_Guest]) -> list[_Guest]:
+    """Return every guest of that key, uuid, name, HOST/NAME or HOST:SOCKET; a key or uuid leaves the others out."""
+    guests = list(guests)
+    exact = [guest for guest in guests if which in (guest.key, guest.uuid)]
+    if exact:
+        return exact
+    host, _, name = which.partition("/")
+    # One that is on its way to another host is where it comes from.
+    return [
+        guest
+        for guest in guests
+        if not guest.arriving
+        and (
+            guest.name == which
+            or (guest.host == host and guest.name == name)
+            or (guest.socket and which == f"{guest.host}:{guest.socket}")
+        )
+    ]

@@ -49,10 +49,10 @@ from migrator.engine.preview import Preview
 from migrator.engine.reservations import Reservations
 from migrator.engine.rules import Rules
 from migrator.engine.sweeper import Sweeper
-from migrator.engine.unreadable import UNREADABLE, say_unreadable
 from migrator.errors import MigratorError
 from migrator.faults import keep_going, told
 from migrator.ports import SourceQemu
+from migrator.ports.unreadable import UNREADABLE, say_unreadable
 
 #: Between two words of progress of one migration.
 _PROGRESS_SECONDS = 0.25

@@ -12,7 +12,7 @@ from datetime import UTC, datetime
 
 from migrator import logs
 from migrator.awake import Absence
-from migrator.core.inventory import Guest, Host, HostState
+from migrator.core.inventory import Guest, Host, HostState, find
 from migrator.core.model import RunState
 from migrator.engine.duplicates import Duplicates
 from migrator.errors import MigratorError
@@ -126,21 +126,8 @@ class Inventory:
         return [self._duplicates.marked(guest) for known in chosen for guest in known.guests]
 
     def find(self, which: str) -> list[Guest]:
-        """Every guest of that key, uuid, name, HOST/NAME or HOST:SOCKET; a key or uuid leaves the others out."""
-        guests = self.guests()
-        exact = [guest for guest in guests if which in (guest.key, guest.uuid)]
-        if exact:
-            return exact
-        host, _, name = which.partition("/")
-        # One that is on its way to another host is where it comes from.
-        there = [guest for guest in guests if guest.run is not RunState.INMIGRATE]
-        return [
-            guest
-            for guest in there
-            if guest.name == which
-            or (guest.host == host and guest.name == name)
-            or (guest.socket and which == f"{guest.host}:{guest.socket}")
-        ]
+        """Return every guest that may be meant; see :func:`migrator.core.inventory.find`."""
+        return find(which, self.guests())
 
     # --- changing ----------------------------------------------------------------------------------------------------
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import asdict
+from datetime import datetime
 from typing import Any, TypeVar
 
 from migrator import faults
@@ -21,9 +22,9 @@ from migrator.core.migration.downsampling import Point
 from migrator.engine.controller import Engine, host_document
 from migrator.engine.evacuation_documents import evacuation_document
 from migrator.engine.event_bus import EventBus
-from migrator.engine.unreadable import UNREADABLE, say_unreadable
 from migrator.ports import EventTexts
 from migrator.ports.queries import EventPage
+from migrator.ports.unreadable import UNREADABLE, say_unreadable
 
 _Row = TypeVar("_Row")
 _Made = TypeVar("_Made")
@@ -178,6 +179,34 @@ class EngineQueries:
         return await self._engine.journal_writer.journal.event_texts(
             after=after, limit=limit, most_bytes=most_bytes, subject=subject, subject_id=subject_id
         )
+
+    # --- for who keeps a replica: see migrator.replica.publisher.Source --------------------------------------------
+
+    def looked_at(self) -> dict[str, datetime | None]:
+        inventory = self._engine.inventory
+        return {host.name: inventory.looked_at(host.name) for host in inventory.hosts()}
+
+    def known_guests(self, host: str) -> list[tuple[GuestDocument, str, bool]]:
+        inventory = self._engine.inventory
+        if inventory.host(host) is None:
+            return []
+        under_way = {job.guest.key: job.id for job in self._engine.jobs.values() if not job.ended}
+        return self._readable(
+            "guest",
+            inventory.guests(host),
+            lambda guest: (self._guest_document(guest, under_way), guest.socket, guest.arriving),
+        )
+
+    def remembered(self, subject: Subject) -> list[str]:
+        return list(self._engine.jobs if subject is Subject.MIGRATION else self._engine.runs)
+
+    def remembered_migration(self, identifier: str) -> MigrationDocument | None:
+        job = self._engine.jobs.get(identifier)
+        return job.document() if job else None
+
+    def remembered_evacuation(self, identifier: str) -> EvacuationDocument | None:
+        run = self._engine.runs.get(identifier)
+        return evacuation_document(run) if run else None
 
     def complaints(self) -> list[str]:
         own = (

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any, cast
 
 from fastapi import APIRouter, FastAPI
@@ -12,17 +13,18 @@ from migrator.http.access import Access, Tokens
 from migrator.http.dependencies import Dependencies, Metrics
 from migrator.http.limits import Guard, Limits, Rates, Streams
 from migrator.http.problems import answer_with_problems
-from migrator.ports.commands import Commands
+from migrator.ports.commands import CommandExecutor
 from migrator.ports.queries import Queries
 
 
 def create_app(
-    commands: Commands,
+    commands: CommandExecutor,
     queries: Queries,
     auth: Tokens,
     *,
     metrics: Metrics | None = None,
     limits: Limits | None = None,
+    why_silent: Callable[[], str] = str,
 ) -> FastAPI:
     """The API, the page and the probes.
 
@@ -30,6 +32,7 @@ def create_app(
     socket is an operator. Every other needs one of `auth`.
 
     :param metrics: see :data:`migrator.http.dependencies.Metrics`; ``None``: there are none.
+    :param why_silent: why what drives migrations cannot be believed to live, in one line; empty while it can.
     """
     limits = limits or Limits()
     app = FastAPI(
@@ -49,6 +52,7 @@ def create_app(
         limits=limits,
         streams=Streams(limits),
         metrics=metrics,
+        why_silent=why_silent,
     )
     api = APIRouter(prefix="/api/v1")
     for routes in (command_routes, query_routes, stream, session):

@@ -17,7 +17,7 @@ from migrator.faults import keep_going
 from migrator.http.access import Access
 from migrator.http.limits import Limits, Streams
 from migrator.http.problems import ProblemError
-from migrator.ports.commands import Commands
+from migrator.ports.commands import CommandExecutor
 from migrator.ports.queries import Listener, Queries
 
 #: Streams are looked after so often: a token may be revoked by another process.
@@ -31,12 +31,14 @@ Metrics = Callable[[str | None], Awaitable[tuple[bytes, str]]]
 class Dependencies:
     """Of one application; made by :func:`migrator.http.app.create_app`."""
 
-    commands: Commands
+    commands: CommandExecutor
     queries: Queries
     access: Access
     limits: Limits
     streams: Streams
     metrics: Metrics | None = None
+    #: Why what drives migrations cannot be believed to live; empty while it can.
+    why_silent: Callable[[], str] = str
     #: By format: when the last scrape was begun, on the loop's clock, and what comes of it.
     scrapes: dict[str, tuple[float, asyncio.Future[tuple[bytes, str]]]] = field(default_factory=dict)
     #: Of every stream that goes on, by what it may: a grant's id; empty by the Unix socket.
@@ -77,7 +79,7 @@ class Dependencies:
         self._listeners.pop(listener, None)
 
     async def execute(self, envelope: Envelope) -> Reply:
-        """Give a command to the dispatcher; it is carried to its end though the client goes away."""
+        """Have a command carried out; it is carried to its end though the client goes away."""
         if self._closing:
             raise ProblemError(503, "closing", "the service is being stopped", headers={"Retry-After": "5"})
         task = asyncio.create_task(self.commands.execute(envelope), name=f"http {envelope.verb}")

@@ -30,9 +30,10 @@ class Ready(BaseModel):
 
 
 @router.get("/healthz", response_class=Response, responses={200: {"content": {"text/plain": {}}}})
-async def healthz() -> Response:
-    """The process lives and its event loop turns."""
-    return Response("ok\n", media_type="text/plain")
+async def healthz(request: Request) -> Response:
+    """What drives migrations lives, and its event loop turns; 503 where it does not."""
+    why = dependencies(request).why_silent()
+    return Response(f"{why or 'ok'}\n", status_code=503 if why else 200, media_type="text/plain")
 
 
 @router.get("/readyz", response_model=Ready, responses={503: {"model": Ready}})

@@ -15,7 +15,7 @@ from starlette.responses import Response
 from migrator.api import wrong_fields
 from migrator.api.commands import Refusal
 from migrator.api.documents import FindingDocument
-from migrator.errors import JournalError, MigratorError
+from migrator.errors import JournalError, MigratorError, Unavailable
 
 MEDIA_TYPE = "application/problem+json"
 
@@ -121,6 +121,7 @@ def answer_with_problems(app: FastAPI) -> None:
     app.add_exception_handler(ProblemError, problem)
     app.add_exception_handler(Refusal, refusal)
     app.add_exception_handler(JournalError, journal)
+    app.add_exception_handler(Unavailable, journal)
     app.add_exception_handler(RequestValidationError, invalid)
     app.add_exception_handler(HTTPException, http)
     app.add_exception_handler(Exception, internal)

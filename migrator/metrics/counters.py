@@ -71,6 +71,8 @@ class Counters:
         self._now = now
         self.registry = CollectorRegistry(auto_describe=False)
         self._active: OrderedDict[str, _ActiveMigration] = OrderedDict()
+        #: What is in the registry, one after the other.
+        self.families: list[Counter | Histogram] = []
         self._counted: OrderedDict[str, None] = OrderedDict()
         self._failures: OrderedDict[str, PastMigration] = OrderedDict()
         self._downtimes: OrderedDict[str, PastMigration] = OrderedDict()
@@ -101,6 +103,7 @@ class Counters:
         described = BY_NAME[f"migrator_{name}"]
         counter = Counter(described.name, described.help, described.labels, registry=self.registry)
         _begin_at_zero(counter, values)
+        self.families.append(counter)
         return counter
 
     def _histogram(self, name: str, *values: Iterable[str]) -> Histogram:
@@ -113,6 +116,7 @@ class Counters:
             registry=self.registry,
         )
         _begin_at_zero(histogram, values)
+        self.families.append(histogram)
         return histogram
 
     # What others tell ------------------------------------------------------------------------------------
@@ -309,6 +313,10 @@ class Counters:
         for guest in [guest for guest, entry in past.items() if entry.at < oldest]:
             del past[guest]
         return dict(past)
+
+    def all_decisions(self) -> dict[str, dict[str, float]]:
+        """When each action was last decided, by migration, of all that are active."""
+        return {name: dict(each.decisions) for name, each in self._active.items() if each.decisions}
 
     def decisions(self, active: Iterable[str]) -> dict[str, dict[str, float]]:
         """When each action was last decided, by migration."""

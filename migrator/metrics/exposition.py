@@ -17,6 +17,7 @@ from migrator.core.model import State
 from migrator.errors import JournalError
 from migrator.faults import keep_going
 from migrator.metrics.counters import Counters
+from migrator.metrics.elsewhere import Counts, encode
 from migrator.metrics.gauges import Gauges, Snapshot
 from migrator.metrics.lag import Lag
 from migrator.ports.queries import Queries
@@ -118,6 +119,21 @@ class Metrics:
         async with self._rendering:
             snapshot = await self._look()
             return await asyncio.to_thread(self.render, snapshot, accept)
+
+    async def counts(self, accept: str) -> Counts:
+        """Return what only this process knows, for a scrape that another one answers; see :mod:`elsewhere`."""
+        text, content_type = await encode(self._counters.families, accept)
+        return Counts(
+            text=text,
+            content_type=content_type,
+            failures=self._counters.failures(),
+            downtimes=self._counters.downtimes(),
+            decisions=self._counters.all_decisions(),
+            mqtt_connected=self._probes.mqtt_connected(),
+            lease_held=self._probes.lease_held(),
+            journal_writable=not self._probes.journal_complaint(),
+            lag_seconds=self._lag.largest_seconds(),
+        )
 
     async def _look(self) -> Snapshot:
         """The present state, one kind of thing after the other: with many guests each takes its time on the loop."""

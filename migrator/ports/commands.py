@@ -8,18 +8,22 @@ from typing import Protocol
 from migrator.api.commands import CommandKey, Envelope, Reply
 
 
-class Commands(Protocol):
-    """Takes commands from every entrance; the engine's dispatcher is one."""
-
-    @property
-    def heard(self) -> Callable[[str, str, str], None]:
-        """Count a command: its interface, its verb, and ``accepted``, ``refused`` or ``repeated``."""
+class CommandExecutor(Protocol):
+    """Carries commands out, perhaps by asking another process."""
 
     async def execute(self, envelope: Envelope) -> Reply:
         """Carry a command out, once, and return its reply: what is wrong with it is said there.
 
         One that changes something is carried out to its end, also when whoever asked goes away meanwhile.
         """
+
+
+class Commands(CommandExecutor, Protocol):
+    """Takes commands and their outcomes from an entrance; the engine's dispatcher is one."""
+
+    @property
+    def heard(self) -> Callable[[str, str, str], None]:
+        """Count a command: its interface, its verb, and ``accepted``, ``refused`` or ``repeated``."""
 
     async def finished(self, *, key: CommandKey, reply: Reply) -> None:
         """Keep the outcome of what a command began: from now on the same command again gets this.

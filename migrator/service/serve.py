@@ -34,17 +34,21 @@ from migrator.engine.rules import HostRules, Rules
 from migrator.errors import JournalError, LeaseLost
 from migrator.faults import keep_going
 from migrator.http.admission import raise_descriptor_limit
-from migrator.http.app import create_app
 from migrator.machine import this_driver
 from migrator.metrics import Metrics, Probes
 from migrator.mqtt import Mqtt, MqttConfig, client_id
 from migrator.mqtt.replies import Begun
 from migrator.qemu import monitor
-from migrator.service.as_configured import http_limits, http_servers
+from migrator.replica.publisher import Publisher
+from migrator.replica.requests import RequestServer
+from migrator.service import http_settings
+from migrator.service.entrance_requests import handlers
+from migrator.service.entrance_settings import EntranceSettings
+from migrator.service.entrances import Entrances
 from migrator.service.narrator import Narrator
 from migrator.service.notify import notify, watchdog
 from migrator.service.reload import reload_on_hup
-from migrator.settings import LiveSettings
+from migrator.settings import LiveSettings, Settings
 from migrator.settings.models import SiteSettings, StoreSettings
 from migrator.site.from_settings import make_site
 from migrator.store import belonging
@@ -102,8 +106,20 @@ async def serve(path: Path | None, *, drain: bool = False) -> None:
 
 
 def _log_as(site: SiteSettings) -> None:
-    json_lines = site.log_format == "json" or (site.log_format == "auto" and not sys.stderr.isatty())
-    logs.configure(verbose=True, json=json_lines, level=site.log_level)
+    logs.configure(verbose=True, json=_json_lines(site), level=site.log_level)
+
+
+def _json_lines(site: SiteSettings) -> bool:
+    return site.log_format == "json" or (site.log_format == "auto" and not sys.stderr.isatty())
+
+
+def _for_entrances(settings: Settings) -> EntranceSettings:
+    return EntranceSettings(
+        http=settings.http,
+        store=settings.store,
+        log_level=settings.site.log_level,
+        json_log=_json_lines(settings.site),
+    )
 
 
 @asynccontextmanager
@@ -211,14 +227,33 @@ async def _running(live: LiveSettings) -> AsyncIterator[Engine]:
         await engine.recover()  # before anything else: somebody may stand still
         await stack.enter_async_context(metrics)
         await stack.enter_async_context(spans)
-        app = create_app(
-            dispatcher, queries, journal.tokens, metrics=metrics.scrape, limits=http_limits(settings)
+        publisher = Publisher(source=queries, events=bus)
+        requests = handlers(
+            commands=dispatcher,
+            hosts=queries,
+            sessions=journal.tokens,
+            samples=journal.samples,
+            metrics=metrics,
+            publisher=publisher,
         )
-        servers = await stack.enter_async_context(http_servers(app, settings))
-        async with asyncio.TaskGroup() as group:
+        listeners = http_settings.listeners(settings.http)
+        await listeners.bind()
+        entrances = Entrances(
+            listeners=listeners,
+            settings=_for_entrances(settings),
+            publisher=publisher,
+            requests=RequestServer(requests),
+        )
+        live.subscribe(_for_entrances, lambda new: lambda: entrances.configure(new))
+
+        async def say_ready() -> None:
+            await entrances.wait_ready()
+            log.info("ready", listening=listeners.addresses, hosts=len(settings.hosts), version=__version__)
+            notify("READY=1")
+
+        async with entrances, asyncio.TaskGroup() as group:
             work: dict[str, Callable[[], Awaitable[None]]] = {
                 "engine": engine.run,
-                "servers": servers.wait,
                 "housekeeping": lambda: _keep_house(journal, lambda: live.settings.store),
                 "samples": journal.samples.run,
                 "settlement": settlement.run,
@@ -229,7 +264,10 @@ async def _running(live: LiveSettings) -> AsyncIterator[Engine]:
                 work["mqtt"] = mqtt.run
             if sole_use is not None:
                 work["journal lease"] = functools.partial(_keep_journal, sole_use)
-            once: dict[str, Callable[[], Awaitable[None]]] = {"first look": inventory.look_at_all}
+            once: dict[str, Callable[[], Awaitable[None]]] = {
+                "first look": inventory.look_at_all,
+                "readiness": say_ready,
+            }
             if doubt:
                 once["marks"] = lambda: _mark_later(journal, steps)
             # None of them ends the service by failing: it is begun anew.
@@ -238,8 +276,6 @@ async def _running(live: LiveSettings) -> AsyncIterator[Engine]:
                 group.create_task(keep_going(name, each, again=False), name=name)
                 for name, each in once.items()
             ]
-            log.info("ready", listening=servers.addresses, hosts=len(settings.hosts), version=__version__)
-            notify("READY=1")
             try:
                 yield engine
             finally:

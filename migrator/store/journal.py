@@ -80,6 +80,14 @@ class SqlJournal:
         await journal.probe()
         return journal
 
+    @classmethod
+    async def open_beside(cls, place: Place) -> SqlJournal:
+        """Open the journal there to read it, while a service writes it.
+
+        :raise JournalError: as :meth:`open`.
+        """
+        return cls(await Database.open(place, alone=False), now=lambda: datetime.now(UTC))
+
     async def __aenter__(self) -> Self:
         return self
 

@@ -79,6 +79,7 @@ class SqlSamples:
         self._database = database
         self._kept: dict[str, _Kept] = {}
         self._there = asyncio.Event()
+        self._flushing = asyncio.Lock()
         self._failing = False
         self._log = logs.logger()
 
@@ -113,7 +114,11 @@ class SqlSamples:
             await self.flush()
 
     async def flush(self) -> None:
-        """Write what was added until now, if that can be done."""
+        """Write what was added until now, if that can be done; on disk when this returns."""
+        async with self._flushing:
+            await self._flush()
+
+    async def _flush(self) -> None:
         self._there.clear()
         try:
             await self._write({key: kept for key, kept in self._kept.items() if kept.new or kept.old})

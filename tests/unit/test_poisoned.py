@@ -14,7 +14,7 @@ import pytest
 from migrator import logs
 from migrator.api.documents import GuestDocument
 from migrator.engine.event_bus import EventBus
-from migrator.engine.unreadable import say_unreadable
+from migrator.ports.unreadable import say_unreadable
 from migrator.store.journal import SqlJournal
 from migrator.text import storable, writable
 from tests.some_events import migration_state

@@ -1,0 +1,238 @@
+"""What another process is told of the service: a snapshot first, then each change, in small portions.
+
+Documents follow from events, which are made into text once. What no event tells is found by comparing: a host after
+each look at it, everything else a few documents at a time. A portion takes a millisecond or two of the event loop.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import time
+from collections import deque
+from collections.abc import Collection, Mapping, Sequence
+from datetime import datetime
+from typing import Protocol
+
+from migrator.api.documents import EvacuationDocument, GuestDocument, HostDocument, MigrationDocument
+from migrator.api.events import Event, EventKind, HostStateChanged, MigrationStateChanged, Subject
+from migrator.ports.queries import Events
+from migrator.replica.channel import Channel, Kind
+
+#: Changes that no event tells are looked for so often.
+_TICK_SECONDS = 0.05
+#: A portion takes so long, and then others have their turn for as long. Of a tick so much is spent on comparing.
+_PORTION_SECONDS = 0.001
+_STATUS_SECONDS = 1.0
+
+
+#: A guest's document, the path of its QMP socket (empty: it has none), and whether it is only on its way to this host.
+KnownGuest = tuple[GuestDocument, str, bool]
+
+
+class Source(Protocol):
+    """The state of the service in memory, document by document."""
+
+    def looked_at(self) -> Mapping[str, datetime | None]:
+        """Every host, and when it last answered."""
+
+    def host(self, name: str) -> HostDocument | None:
+        """Return one, or ``None``."""
+
+    def known_guests(self, host: str) -> Sequence[KnownGuest]:
+        """Return the guests of a host."""
+
+    def remembered(self, subject: Subject) -> Collection[str]:
+        """Return the ids of migrations or evacuations that are in memory, those that ended lately among them."""
+
+    def remembered_migration(self, identifier: str) -> MigrationDocument | None:
+        """Return one that is in memory."""
+
+    def remembered_evacuation(self, identifier: str) -> EvacuationDocument | None:
+        """Return one that is in memory."""
+
+    def complaints(self) -> Sequence[str]:
+        """Return why new work is not taken now."""
+
+
+_Key = tuple[Subject, str]
+
+
+class Publisher:
+    """Keeps the process at the other end of a channel up to date, one channel at a time.
+
+    :param events: those of the service.
+    """
+
+    def __init__(self, *, source: Source, events: Events) -> None:
+        self._source, self._events = source, events
+        self._channel: Channel | None = None
+        #: Documents that may be different from what was sent, the longest known first.
+        self._changed: dict[_Key, None] = {}
+        self._sending = False
+        self._all_sent = asyncio.Event()
+        self._complete = False
+        #: Of each document that was sent and that no event has changed since: the hash of its text.
+        self._sent: dict[_Key, int] = {}
+        #: Events that were sent and that the journal does not have yet.
+        self._undelivered: deque[Event] = deque()
+        self._looked_at: Mapping[str, datetime | None] = {}
+        self._status = b""
+        self._status_at = 0.0
+        self._compared: deque[_Key] = deque()
+        events.subscribe(self._published)
+        events.subscribe(self._delivered, journalled=True)
+
+    def attach(self, channel: Channel) -> None:
+        """Send everything to `channel`, then what changes, until :meth:`detach`."""
+        self.detach()
+        self._channel = channel
+        self._look_for_changes()
+        for subject in (Subject.MIGRATION, Subject.EVACUATION):
+            for identifier in self._source.remembered(subject):
+                self._mark(subject, identifier)
+        if not self._changed:
+            self._send_complete()
+
+    def detach(self) -> None:
+        """Send nothing more."""
+        self._channel = None
+        self._changed.clear()
+        self._sent.clear()
+        self._undelivered.clear()
+        self._looked_at = {}
+        self._status = b""
+        self._complete = False
+        self._compared.clear()
+        self._all_sent.set()
+
+    async def run(self) -> None:
+        """Look for what no event tells, until cancelled."""
+        while True:
+            await asyncio.sleep(_TICK_SECONDS)
+            if self._channel is not None:
+                self._look_for_changes()
+                self._compare()
+
+    async def flush(self) -> None:
+        """Send what has changed until now; whatever is sent then comes after it."""
+        if self._channel is None:
+            return
+        self._look_for_changes()
+        await self._all_sent.wait()
+
+    # --- events ------------------------------------------------------------------------------------------------------
+
+    def _published(self, event: Event) -> None:
+        if self._channel is None:
+            return
+        self._channel.send(Kind.EVENT, event.text.encode())
+        self._undelivered.append(event)
+        if event.kind is not EventKind.COMMAND:
+            self._sent.pop((event.subject, event.subject_id), None)
+        match event:
+            case MigrationStateChanged(migration=migration):
+                # Guests say which migration they are in.
+                for host in (migration.source, migration.destination):
+                    if host in self._looked_at:
+                        self._mark(Subject.HOST, host)
+            case HostStateChanged(host=host_document):
+                self._mark(Subject.HOST, host_document.host)
+
+    def _delivered(self, event: Event) -> None:
+        if self._channel is None:
+            return
+        if self._undelivered and self._undelivered[0] is event:
+            self._undelivered.popleft()
+            self._channel.send(Kind.DELIVERED)
+        else:  # published before the channel was there
+            self._channel.send(Kind.PAST_EVENT, event.text.encode())
+
+    # --- documents ---------------------------------------------------------------------------------------------------
+
+    def _mark(self, subject: Subject, identifier: str) -> None:
+        self._changed[subject, identifier] = None
+        self._all_sent.clear()
+        if not self._sending:
+            self._sending = True
+            asyncio.get_running_loop().call_soon(self._send_portion)
+
+    def _send_portion(self) -> None:
+        until = time.perf_counter() + _PORTION_SECONDS
+        while self._changed:
+            key = next(iter(self._changed))
+            del self._changed[key]
+            self._send(key)
+            if time.perf_counter() > until:
+                break
+        self._sending = bool(self._changed)
+        if self._sending:
+            asyncio.get_running_loop().call_later(_PORTION_SECONDS, self._send_portion)
+            return
+        self._all_sent.set()
+        if not self._complete:
+            self._send_complete()
+
+    def _send_complete(self) -> None:
+        if self._channel is not None:
+            self._complete = True
+            self._channel.send(Kind.COMPLETE, json.dumps(self._events.last_event_id).encode())
+
+    def _send(self, key: _Key) -> None:
+        """Send a document as it is now, if it is not as it was sent."""
+        if self._channel is None:
+            return
+        subject, identifier = key
+        found: HostDocument | MigrationDocument | EvacuationDocument | None
+        match subject:
+            case Subject.HOST:
+                kind, found = Kind.HOST, self._source.host(identifier)
+            case Subject.MIGRATION:
+                kind, found = Kind.MIGRATION, self._source.remembered_migration(identifier)
+            case _:
+                kind, found = Kind.EVACUATION, self._source.remembered_evacuation(identifier)
+        if found is None:
+            self._sent.pop(key, None)
+            self._channel.send(Kind.FORGOTTEN, json.dumps([subject, identifier]).encode())
+            return
+        text = found.model_dump_json()
+        if subject is Subject.HOST:
+            text = (
+                f'{{"host":{text},"guests":[{",".join(map(_guest, self._source.known_guests(identifier)))}]}}'
+            )
+        if self._sent.get(key) != (digest := hash(text)):
+            self._sent[key] = digest
+            self._channel.send(kind, text.encode())
+
+    def _look_for_changes(self) -> None:
+        """Hosts that were looked at or are new or gone, and the status."""
+        looked_at = self._source.looked_at()
+        if looked_at != self._looked_at:
+            for name in looked_at.keys() | self._looked_at.keys():
+                if name not in self._looked_at or looked_at.get(name) != self._looked_at[name]:
+                    self._mark(Subject.HOST, name)
+            self._looked_at = dict(looked_at)
+        status = json.dumps({"complaints": list(self._source.complaints())}).encode()
+        now = time.monotonic()
+        if self._channel is not None and (status != self._status or now - self._status_at >= _STATUS_SECONDS):
+            self._status, self._status_at = status, now
+            self._channel.send(Kind.STATUS, status)
+
+    def _compare(self) -> None:
+        """Compare some documents with what was sent; in a while it was each one's turn."""
+        if self._changed:
+            return
+        if not self._compared:
+            self._compared.extend((Subject.HOST, name) for name in self._looked_at)
+            for subject in (Subject.MIGRATION, Subject.EVACUATION):
+                there = {(subject, identifier) for identifier in self._source.remembered(subject)}
+                gone = [key for key in self._sent if key[0] is subject and key not in there]
+                self._compared.extend((*there, *gone))
+        until = time.perf_counter() + _PORTION_SECONDS
+        while self._compared and time.perf_counter() < until:
+            self._send(self._compared.popleft())
+
+
+def _guest(known: KnownGuest) -> str:
+    document, path, arriving = known
+    return f"[{document.model_dump_json()},{json.dumps(path)},{json.dumps(arriving)}]"

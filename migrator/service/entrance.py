@@ -1,0 +1,210 @@
+"""``python -m migrator.service.entrance``: the process that answers for the service; started by it, and ends with it.
+
+It drives nothing. What it shows was told by the process that drives migrations, or is read from the journal; what shall
+be done it asks for there.
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import contextlib
+import ctypes
+import os
+import pickle
+import signal
+import socket
+import sys
+from collections.abc import Callable, Sequence
+
+from migrator import __version__, faults, logs
+from migrator.api.commands import COMMANDS, Envelope, Reply, Role
+from migrator.errors import JournalError, Unavailable
+from migrator.http.app import create_app
+from migrator.metrics.elsewhere import Counts, ScrapedElsewhere
+from migrator.metrics.gauges import Snapshot
+from migrator.ports import Grant
+from migrator.replica.channel import Channel, Kind
+from migrator.replica.queries import ReplicaQueries
+from migrator.replica.requests import Requests
+from migrator.replica.state import State
+from migrator.service import http_settings
+from migrator.service.entrance_requests import ENVELOPE, GRANT
+from migrator.service.entrance_settings import ALIVE_SECONDS, SILENT_TIMES, EntranceSettings
+from migrator.store.journal import SqlJournal
+from migrator.store.place import journal_place
+from migrator.store.tokens import Tokens
+
+#: Whoever drives migrations goes first where both want to run.
+_NICE = 5
+_PR_SET_PDEATHSIG = 1
+
+#: Commands that change nothing and are carried out at a time: each looks at hosts, or thinks for a while.
+_LOOKS = 4
+
+
+class _Commands:
+    """Has commands carried out by the process that drives migrations."""
+
+    def __init__(self, requests: Requests, why_silent: Callable[[], str]) -> None:
+        self._requests, self._why_silent = requests, why_silent
+        self._looks = asyncio.Semaphore(_LOOKS)
+
+    async def execute(self, envelope: Envelope) -> Reply:
+        if why := self._why_silent():  # else it would be carried out when nobody counts on it any more
+            return _refused(envelope, why)
+        command = COMMANDS.get(envelope.verb)
+        looks = command is not None and command.role is Role.VIEWER
+        try:
+            async with self._looks if looks else contextlib.nullcontext():
+                found = await self._requests.ask(
+                    "execute", envelope=ENVELOPE.dump_python(envelope, mode="json")
+                )
+        except (JournalError, Unavailable) as error:
+            return _refused(envelope, str(error))
+        return Reply.model_validate(found)
+
+
+def _refused(envelope: Envelope, why: str) -> Reply:
+    return Reply(kind="refused", id=envelope.id, verb=envelope.verb, code="unavailable", message=why)
+
+
+class _Tokens:
+    """Tokens and sessions as the journal has them; it has one writer, which is in the other process."""
+
+    def __init__(self, tokens: Tokens, requests: Requests) -> None:
+        self._requests = requests
+        self.verify, self.session, self.holding = tokens.verify, tokens.session, tokens.holding
+
+    async def begin_session(self, token: Grant, *, seconds: float) -> tuple[str, Grant]:
+        given = GRANT.dump_python(token, mode="json")
+        secret, grant = await self._requests.ask("begin_session", token=given, seconds=seconds)
+        return secret, GRANT.validate_python(grant)
+
+    async def end_session(self, secret: str) -> None:
+        await self._requests.ask("end_session", secret=secret)
+
+
+class _Entrance:
+    """This process, for as long as the channel is there."""
+
+    def __init__(self, inherited: dict[str, socket.socket]) -> None:
+        self._inherited = inherited
+        self._state = State()
+        self._requests = Requests()
+        self._settings: asyncio.Future[EntranceSettings] = asyncio.get_running_loop().create_future()
+        self._end = asyncio.Event()
+        self._silent = 0
+        self._channel: Channel
+
+    async def run(self, end: socket.socket) -> None:
+        """Serve until told to end, or until nobody is there who could."""
+        self._channel = await Channel.over(end, received=self._receive, lost=self._lost)
+        self._requests.use(self._channel)
+        settings = await self._settings
+        faults.on_fault = lambda: self._channel.send(Kind.FAULT)
+        alive = asyncio.create_task(faults.keep_going("alive", self._say_alive), name="alive")
+        async with await SqlJournal.open_beside(journal_place(settings.store)) as journal:
+            queries = ReplicaQueries(
+                state=self._state, journal=journal, requests=self._requests, complaints=self._complaints
+            )
+            scraped = ScrapedElsewhere(look=lambda: self._look(queries), ask=self._counts)
+            app = create_app(
+                _Commands(self._requests, self._why_silent),
+                queries,
+                _Tokens(journal.tokens, self._requests),
+                metrics=scraped.scrape,
+                limits=http_settings.limits(settings.http),
+                why_silent=self._why_silent,
+            )
+            await self._state.complete.wait()
+            async with http_settings.servers(app, settings.http, inherited=self._inherited):
+                self._channel.send(Kind.READY)
+                await self._end.wait()
+        alive.cancel()
+        await asyncio.wait({alive})
+        self._channel.close()
+
+    def _receive(self, kind: Kind, number: int, body: bytes) -> None:
+        if self._silent >= SILENT_TIMES:
+            logs.logger().info("the process that drives migrations answers again")
+        self._silent = 0
+        match kind:
+            case Kind.SETTINGS:
+                settings: EntranceSettings = pickle.loads(body)  # noqa: S301 - from the process that started this one
+                logs.configure(verbose=True, json=settings.json_log, level=settings.log_level)
+                if not self._settings.done():
+                    self._settings.set_result(settings)
+            case Kind.REPLY:
+                self._requests.receive(number, body)
+            case Kind.CLOSE:
+                self._end.set()
+            case _:
+                self._state.receive(kind, body)
+
+    def _lost(self, why: str) -> None:
+        if not self._end.is_set():
+            logs.logger().warning("the process that drives migrations has gone; nothing is answered", why=why)
+            os._exit(1)  # every connection ends with it, as with a service that died
+
+    async def _say_alive(self) -> None:
+        while True:
+            await asyncio.sleep(ALIVE_SECONDS)
+            self._channel.send(Kind.ALIVE)
+            # Counted, not timed: when this process itself did not run, nothing was missed by the other.
+            self._silent += 1
+            if self._silent == SILENT_TIMES:
+                logs.logger().warning("the process that drives migrations does not answer")
+
+    def _why_silent(self) -> str:
+        """Why the other process cannot be believed to drive anything; empty while it can."""
+        if self._silent < SILENT_TIMES:
+            return ""
+        return f"the process that drives migrations has not answered for {self._silent * ALIVE_SECONDS:.0f} s"
+
+    def _complaints(self) -> Sequence[str]:
+        return [why] if (why := self._why_silent()) else []
+
+    def _look(self, queries: ReplicaQueries) -> Snapshot:
+        return Snapshot(
+            migrations=queries.active_migrations(),
+            evacuations=queries.active_evacuations(),
+            hosts=queries.hosts(),
+            guests=queries.guests(),
+            complaints=len(queries.complaints()),
+            version=__version__,
+        )
+
+    async def _counts(self, accept: str) -> Counts:
+        return Counts.from_json(await self._requests.ask("metrics", accept=accept))
+
+
+def main(arguments: Sequence[str]) -> None:
+    """Serve at the sockets whose descriptors are given."""
+    parser = argparse.ArgumentParser(prog="python -m migrator.service.entrance", description=__doc__)
+    parser.add_argument("--parent", type=int, required=True)
+    parser.add_argument("--channel", type=int, required=True)
+    parser.add_argument("--listener", action="append", default=[], metavar="ENTRANCE=DESCRIPTOR")
+    given = parser.parse_args(arguments)
+    # Whatever becomes of the service, this process does not outlive it, and keeps no socket from the next one.
+    ctypes.CDLL(None, use_errno=True).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0)
+    if os.getppid() != given.parent:
+        return
+    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+        signal.signal(number, signal.SIG_IGN)  # they are for the service, which says what shall be done
+    with contextlib.suppress(OSError):  # a sandbox may forbid it; then both are treated alike
+        os.nice(_NICE)
+    inherited = {
+        name: socket.socket(fileno=int(descriptor))
+        for name, _, descriptor in (listener.partition("=") for listener in given.listener)
+    }
+    end = socket.socket(fileno=given.channel)
+    asyncio.run(_serve(inherited, end))
+
+
+async def _serve(inherited: dict[str, socket.socket], end: socket.socket) -> None:
+    await _Entrance(inherited).run(end)
+
+
+if __name__ == "__main__":
+    main(sys.argv[1:])
