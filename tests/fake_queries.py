@@ -29,7 +29,7 @@ from migrator.core.model import Mode, State
 from migrator.engine.event_bus import EventBus
 from migrator.errors import JournalError
 from migrator.ports import EventTexts
-from migrator.ports.queries import EventPage
+from migrator.ports.queries import EventBatch
 
 
 class FakeQueries:
@@ -148,9 +148,9 @@ class FakeQueries:
         limit: int = 1000,
         subject: Subject | None = None,
         subject_id: str | None = None,
-    ) -> EventPage:
+    ) -> EventBatch:
         """None are kept."""
-        return EventPage(items=[], last=after, more=False)
+        return EventBatch(items=[], last=after, more=False)
 
     async def event_texts(
         self,

@@ -20,7 +20,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from migrator.testing.guest import Counters
+from migrator.testing.guest import GuestCounters
 from migrator.testing.lab import Lab, LabQemu, Pair, RunWatch, until
 
 #: A guest that still ran somewhere would have beaten several times in it (every 20 ms).
@@ -71,7 +71,7 @@ class Witness:
         run_state: str | None = None,
         lost: bool = False,
         left_over: tuple[LabQemu, ...] = (),
-    ) -> Counters | None:
+    ) -> GuestCounters | None:
         """Assert the invariants for a migration that ended as `state`; what the guest has counted, if it is there.
 
         QEMUs that are stopped (SIGSTOP) are woken first: what they do then counts too.
@@ -123,7 +123,7 @@ class Witness:
         assert len(now) <= 1
         assert not seen or not now or seen[-1:] == now
 
-    async def _verify_owner(self, owner: LabQemu, run_state: str) -> Counters | None:
+    async def _verify_owner(self, owner: LabQemu, run_state: str) -> GuestCounters | None:
         async def arrived() -> bool:
             return await owner.run_state() == run_state
 

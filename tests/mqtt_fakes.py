@@ -44,7 +44,7 @@ from migrator.engine.commands.dispatcher import Dispatcher
 from migrator.engine.event_bus import EventBus
 from migrator.mqtt import Mqtt, MqttConfig
 from migrator.ports import Claim, EventTexts
-from migrator.ports.queries import EventPage
+from migrator.ports.queries import EventBatch
 from migrator.settings.models import MqttSettings
 from tests.broker import USERS, Broker
 from tests.some_events import page_of
@@ -168,7 +168,7 @@ class FakeQueries:
         limit: int = 1000,
         subject: Subject | None = None,
         subject_id: str | None = None,
-    ) -> EventPage:
+    ) -> EventBatch:
         found = [
             event
             for event in self.journalled

@@ -71,7 +71,7 @@ from migrator.http.limits import Limits
 from migrator.http.listeners import Tcp, UnixSocket
 from migrator.http.server import Servers
 from migrator.ports import Claim, EventTexts, Grant
-from migrator.ports.queries import EventPage
+from migrator.ports.queries import EventBatch
 from tests.some_events import page_of
 
 _Result = TypeVar("_Result")
@@ -250,7 +250,7 @@ class World:
         limit: int = 1000,
         subject: Subject | None = None,
         subject_id: str | None = None,
-    ) -> EventPage:
+    ) -> EventBatch:
         rows = await self._rows(after=after, limit=limit, subject=subject, subject_id=subject_id)
         return page_of(rows, after=after, limit=limit)
 

@@ -17,7 +17,7 @@ from migrator.api.events import (
     MigrationStateChanged,
     read_event,
 )
-from migrator.ports.queries import EventPage
+from migrator.ports.queries import EventBatch
 from tests.fake_queries import a_host, a_migration, an_evacuation
 
 
@@ -56,9 +56,9 @@ def of_migration(kind: EventKind, identifier: str) -> Event:
     return decision(identifier)
 
 
-def page_of(rows: Sequence[Mapping[str, Any]], *, after: int, limit: int) -> EventPage:
+def page_of(rows: Sequence[Mapping[str, Any]], *, after: int, limit: int) -> EventBatch:
     """What was found in a journal, as queries answer it."""
-    return EventPage(
+    return EventBatch(
         items=[read_event(row) for row in rows],
         last=rows[-1]["event_id"] if rows else after,
         more=len(rows) == limit,

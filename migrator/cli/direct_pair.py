@@ -124,14 +124,14 @@ class GivenPair:
             qemu=self.destination, listen=self._listen, socket=self.destination.address_text
         )
 
-    async def hold_off(self, guest: GivenGuest) -> None:
+    async def suppress_restart(self, guest: GivenGuest) -> None:
         """Give the destination the name of a guest that has no uuid: nobody else is to be told.
 
         :raise QemuError: one of both does not answer, or refuses it.
         """
         await naming.pass_on_name(self.source, self.destination)
 
-    async def let_be(self, guest: GivenGuest) -> None:
+    async def allow_restart(self, guest: GivenGuest) -> None:
         """Do nothing: nobody was told."""
 
     async def abandon(self, host: str, *, migration: str) -> None:

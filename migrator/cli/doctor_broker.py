@@ -8,7 +8,7 @@ from migrator.cli.diagnosis import DoctorCheck, fail, ok, warn
 from migrator.cli.doctor_service import RunningService
 from migrator.errors import MigratorError
 from migrator.mqtt.config import MqttConfig
-from migrator.mqtt.connection import BrokerError, Connection, NotAllowed, UnsupportedVersion, Version
+from migrator.mqtt.connection import BrokerConnection, BrokerError, NotAllowed, UnsupportedVersion, Version
 from migrator.mqtt.topics import Topics
 from migrator.settings import Settings
 
@@ -59,7 +59,7 @@ async def _try(config: MqttConfig) -> list[DoctorCheck]:
 async def _with(config: MqttConfig, version: Version) -> list[DoctorCheck]:
     topics = Topics(site=config.site, instance=config.instance)
     # A broker may look at the rights to the will too.
-    connection = Connection(
+    connection = BrokerConnection(
         config=config, client_id=config.new_client_id(), version=version, will=(topics.service, b"")
     )
     await connection.open()
@@ -79,7 +79,7 @@ async def _with(config: MqttConfig, version: Version) -> list[DoctorCheck]:
     return found or [ok(_ABOUT, f"{config.address} lets the service in, MQTT {which}")]
 
 
-async def _comes_back(connection: Connection, topics: Topics, seconds: float) -> bool:
+async def _comes_back(connection: BrokerConnection, topics: Topics, seconds: float) -> bool:
     """Tell whether a message arrives: many brokers take what a client may not publish, and drop it."""
     # Empty, as what is cleared is, and of a migration that never was: nobody keeps it.
     topic = f"{topics.prefix}/migration/{topics.instance}/state"

@@ -23,7 +23,7 @@ Subscriber = Callable[[Event], None]
 _Published = TypeVar("_Published", bound=Event)
 
 
-class Listener:
+class QueuedListener:
     """A bounded queue of events; iterate over it until it is closed."""
 
     def __init__(self) -> None:
@@ -143,9 +143,9 @@ class EventBus:
         return self._listeners
 
     @contextmanager
-    def listen(self, *, journalled: bool = False) -> Iterator[Listener]:
-        """A :class:`Listener` of every event from now on, for as long as the block lasts; see :meth:`subscribe`."""
-        listener = Listener()
+    def listen(self, *, journalled: bool = False) -> Iterator[QueuedListener]:
+        """Queue every event from now on, for as long as the block lasts; see :meth:`subscribe`."""
+        listener = QueuedListener()
         subscribers = self._after_journal if journalled else self._immediate
         subscribers.append(listener.put)
         self._listeners += 1

@@ -23,7 +23,7 @@ from migrator.engine.controller import Engine, host_document
 from migrator.engine.evacuation_documents import evacuation_document
 from migrator.engine.event_bus import EventBus
 from migrator.ports import EventTexts
-from migrator.ports.queries import EventPage
+from migrator.ports.queries import EventBatch
 from migrator.ports.unreadable import UNREADABLE, say_unreadable
 
 _Row = TypeVar("_Row")
@@ -154,13 +154,13 @@ class EngineQueries:
         limit: int = 1000,
         subject: Subject | None = None,
         subject_id: str | None = None,
-    ) -> EventPage:
+    ) -> EventBatch:
         rows = await self._engine.journal_writer.journal.events(
             after=after, limit=limit, subject=subject, subject_id=subject_id
         )
         items = self._readable("event", rows, read_event)
         numbers = [row["event_id"] for row in rows]
-        return EventPage(
+        return EventBatch(
             items=items,
             last=numbers[-1] if numbers else after,
             more=len(rows) == limit,

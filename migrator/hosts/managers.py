@@ -109,7 +109,7 @@ class Units:
         self._access = access
         self._directory = directory
 
-    async def hold_off(self, unit: str) -> None:
+    async def suppress_restart(self, unit: str) -> None:
         """Tell the unit not to restart what it runs; may be called again.
 
         :raise HostError: it could not be told, and is as it was.
@@ -122,8 +122,8 @@ class Units:
         )
         await self._run(script, f"the unit {unit} cannot be told not to start the guest again")
 
-    async def let_be(self, unit: str) -> None:
-        """Undo :meth:`hold_off`, where it was called.
+    async def allow_restart(self, unit: str) -> None:
+        """Undo :meth:`suppress_restart`, where it was called.
 
         :raise HostError: it could not be told.
         """

@@ -24,7 +24,7 @@ _GUESS_COST = 10.0
 _LONGEST_SECRET = 512
 
 
-class Tokens(Protocol):
+class TokenVerifier(Protocol):
     """The tokens that were made, and the sessions begun with them. Every call raises
     :class:`~migrator.errors.JournalError` when they cannot be read or written.
     """
@@ -49,7 +49,7 @@ class Tokens(Protocol):
 class Access:
     """Tells callers apart."""
 
-    tokens: Tokens
+    tokens: TokenVerifier
     rates: Rates
 
     async def caller(self, request: Request) -> Caller:

@@ -9,7 +9,7 @@ from fastapi import APIRouter, FastAPI
 
 from migrator import __version__
 from migrator.http import command_routes, openapi, page, probes, query_routes, session, stream
-from migrator.http.access import Access, Tokens
+from migrator.http.access import Access, TokenVerifier
 from migrator.http.dependencies import Dependencies, Metrics
 from migrator.http.limits import Guard, Limits, Rates, Streams
 from migrator.http.problems import answer_with_problems
@@ -20,7 +20,7 @@ from migrator.ports.queries import Queries
 def create_app(
     commands: CommandExecutor,
     queries: Queries,
-    auth: Tokens,
+    auth: TokenVerifier,
     *,
     metrics: Metrics | None = None,
     limits: Limits | None = None,

@@ -19,7 +19,7 @@ from migrator.http.problems import MEDIA_TYPE, Problem
 _PEER = struct.Struct("3i")
 
 
-class Connection(H11Protocol):
+class ClientConnection(H11Protocol):
     """As uvicorn's, with the peer's uid as the client's address, and bounds to what one address may ask.
 
     :param address: whose connection it is (:func:`migrator.http.admission.address_of`).

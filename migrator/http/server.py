@@ -17,7 +17,7 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 
 from migrator.http.acceptor import Acceptor
 from migrator.http.admission import Admission, Gate, within_descriptors
-from migrator.http.connection import Connection, log_as_we_do
+from migrator.http.connection import ClientConnection, log_as_we_do
 from migrator.http.dependencies import Dependencies
 from migrator.http.listeners import Listeners, Tcp, UnixSocket
 from migrator.http.probes import create_probes
@@ -120,7 +120,7 @@ class Servers:
     def _server(self, app: ASGIApp, tls: ssl.SSLContext | None, gate: Gate) -> _Server:
         config = uvicorn.Config(
             app,
-            http=Connection,
+            http=ClientConnection,
             ws="none",
             lifespan="off",
             log_config=None,
@@ -162,8 +162,8 @@ class _Server(uvicorn.Server):
         self.started = True
         self.ready.set()
 
-    def _connection(self, address: str, leave: Callable[[], None]) -> Connection:
-        return Connection(
+    def _connection(self, address: str, leave: Callable[[], None]) -> ClientConnection:
+        return ClientConnection(
             gate=self._gate,
             address=address,
             leave=leave,

@@ -16,9 +16,9 @@ from migrator.api.events import DecisionTaken, Event, MigrationProgressed, Subje
 from migrator.errors import JournalError
 from migrator.mqtt.config import MqttConfig
 from migrator.mqtt.connection import (
+    BrokerConnection,
     BrokerError,
     ClosedByBroker,
-    Connection,
     NotAllowed,
     Received,
     SessionTaken,
@@ -192,7 +192,7 @@ class Mqtt:
             pause = min(pause * 2, self._config.longest_pause_seconds)
 
     async def _connect_once(self, tasks: asyncio.TaskGroup) -> None:
-        connection = Connection(
+        connection = BrokerConnection(
             config=self._config,
             client_id=self._client_id,
             version=self._version,
@@ -225,7 +225,7 @@ class Mqtt:
         finally:
             await connection.close()
 
-    async def _serve(self, connection: Connection, tasks: asyncio.TaskGroup) -> None:
+    async def _serve(self, connection: BrokerConnection, tasks: asyncio.TaskGroup) -> None:
         try:
             async with asyncio.TaskGroup() as serving:
                 serving.create_task(self._receive(connection, tasks), name="mqtt receiving")
@@ -237,7 +237,7 @@ class Mqtt:
                 raise
             raise _first(lost) from None
 
-    async def _farewell(self, connection: Connection, serving: asyncio.Task[None]) -> None:
+    async def _farewell(self, connection: BrokerConnection, serving: asyncio.Task[None]) -> None:
         """Send what waits, and that we go; within a bound."""
         seconds = self._config.closing_seconds
         self._taking = False
@@ -274,7 +274,7 @@ class Mqtt:
             if topic is not None:
                 self._outbox.put(Outgoing(rank=rank, topic=topic, payload=event))
 
-    async def _send(self, connection: Connection) -> None:
+    async def _send(self, connection: BrokerConnection) -> None:
         """Publish what waits, several at a time and in order; what was not taken waits again afterwards."""
         sending: dict[Outgoing, None] = {}
         window = asyncio.Semaphore(_WINDOW)
@@ -295,7 +295,7 @@ class Mqtt:
         finally:
             self._outbox.put_back(sending)
 
-    async def _publish(self, connection: Connection, outgoing: Outgoing) -> None:
+    async def _publish(self, connection: BrokerConnection, outgoing: Outgoing) -> None:
         await connection.publish(
             outgoing.topic,
             outgoing.data,
@@ -304,7 +304,7 @@ class Mqtt:
             correlation=outgoing.correlation,
         )
 
-    async def _keep_retained(self, connection: Connection) -> None:
+    async def _keep_retained(self, connection: BrokerConnection) -> None:
         """Make what the broker has retained true again, then clear what has ended in time."""
         retained = await self._ask_retained(connection)
         self._states.forget_hosts()
@@ -315,7 +315,7 @@ class Mqtt:
             for outgoing in (*self._states.clear(), *self._states.forget_hosts()):
                 self._outbox.put(outgoing)
 
-    async def _ask_retained(self, connection: Connection) -> dict[str, bytes]:
+    async def _ask_retained(self, connection: BrokerConnection) -> dict[str, bytes]:
         """No message says that these were all: silence does, or what the broker answers only after it has sent them.
 
         What comes later is looked at next time.
@@ -354,7 +354,7 @@ class Mqtt:
 
     # in
 
-    async def _receive(self, connection: Connection, tasks: asyncio.TaskGroup) -> None:
+    async def _receive(self, connection: BrokerConnection, tasks: asyncio.TaskGroup) -> None:
         receipts = Receipts(connection)
         async for received in connection.messages():
             if not self._topics.is_command(received.topic):
@@ -396,7 +396,7 @@ def _nothing() -> None:
 class Receipts:
     """Acknowledges what was received, in the order in which it was, as MQTT demands."""
 
-    def __init__(self, connection: Connection) -> None:
+    def __init__(self, connection: BrokerConnection) -> None:
         self._connection = connection
         self._open: deque[Received] = deque()
         self._done: set[Received] = set()

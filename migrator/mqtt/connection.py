@@ -84,7 +84,7 @@ class Received:
     mid: int = 0
 
 
-class Connection:
+class BrokerConnection:
     """Open it once, close it in any case. Everything else raises :class:`BrokerError` once it is lost.
 
     :param client_id: the same at every connection, so that the broker finds the session again.

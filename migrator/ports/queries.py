@@ -48,7 +48,7 @@ class Events(Protocol):
 
 
 @dataclass(frozen=True, kw_only=True)
-class EventPage:
+class EventBatch:
     """A page of journalled events."""
 
     #: In order, without those that cannot be read.
@@ -121,7 +121,7 @@ class Queries(Protocol):
         limit: int = 1000,
         subject: Subject | None = None,
         subject_id: str | None = None,
-    ) -> EventPage:
+    ) -> EventBatch:
         """Return journalled events after that one."""
 
     async def event_texts(

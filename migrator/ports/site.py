@@ -116,13 +116,13 @@ class Site(GuestNetworks, Protocol):
         :raise migrator.core.findings.PreflightRefused: something that only shows now keeps the guest from moving there.
         """
 
-    async def hold_off(self, guest: Guest) -> None:
+    async def suppress_restart(self, guest: Guest) -> None:
         """Tell who manages a guest not to start it again when it has left; nothing where that cannot be told.
 
-        May be called again. :meth:`let_be` undoes it.
+        May be called again. :meth:`allow_restart` undoes it.
         """
 
-    async def let_be(self, guest: Guest) -> None:
+    async def allow_restart(self, guest: Guest) -> None:
         """The guest stays: who manages it may do as before."""
 
     async def abandon(self, host: str, *, migration: str) -> None:

@@ -18,7 +18,7 @@ from migrator.api.documents import (
 from migrator.api.events import Event, Subject, read_event
 from migrator.core.inventory import find
 from migrator.core.migration.downsampling import Point
-from migrator.ports.queries import EventPage, Events
+from migrator.ports.queries import EventBatch, Events
 from migrator.ports.store import EventTexts, Samples
 from migrator.ports.unreadable import UNREADABLE, say_unreadable
 from migrator.replica.requests import Requests
@@ -145,11 +145,11 @@ class ReplicaQueries:
         limit: int = 1000,
         subject: Subject | None = None,
         subject_id: str | None = None,
-    ) -> EventPage:
+    ) -> EventBatch:
         rows = await self._journal.events(after=after, limit=limit, subject=subject, subject_id=subject_id)
         items: list[Event] = self._readable("event", rows, read_event)
         numbers = [row["event_id"] for row in rows]
-        return EventPage(
+        return EventBatch(
             items=items,
             last=numbers[-1] if numbers else after,
             more=len(rows) == limit,

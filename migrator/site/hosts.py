@@ -177,15 +177,15 @@ class SiteHosts:
         """See :class:`TargetChecks`; and what who manages the guest would do when it has left."""
         return errors_first([*managing(guest), *await self._checker.check(guest, source, target, policy)])
 
-    async def hold_off(self, guest: Guest) -> None:
-        """See :meth:`migrator.ports.Site.hold_off`: a unit of systemd is told."""
+    async def suppress_restart(self, guest: Guest) -> None:
+        """See :meth:`migrator.ports.Site.suppress_restart`: a unit of systemd is told."""
         if unit := unit_of(guest):
-            await Units(self._connections.access(guest.host)).hold_off(unit)
+            await Units(self._connections.access(guest.host)).suppress_restart(unit)
 
-    async def let_be(self, guest: Guest) -> None:
-        """See :meth:`migrator.ports.Site.let_be`."""
+    async def allow_restart(self, guest: Guest) -> None:
+        """See :meth:`migrator.ports.Site.allow_restart`."""
         if unit := unit_of(guest):
-            await Units(self._connections.access(guest.host)).let_be(unit)
+            await Units(self._connections.access(guest.host)).allow_restart(unit)
 
     async def start_destination(
         self, guest: Guest, source: SourceQemu, target: str, *, migration: str, accepted: Sequence[str] = ()

@@ -360,7 +360,7 @@ class SqlJournal:
         return await self._database.read(read)
 
     async def unsettled(self) -> list[tuple[str, str]]:
-        """See :meth:`migrator.engine.commands.settlement.Commands.unsettled`.
+        """See :meth:`migrator.engine.commands.settlement.CommandJournal.unsettled`.
 
         :raise JournalError: it cannot be read.
         """

@@ -15,7 +15,7 @@ SLICE_SECONDS = 0.01
 _ENOUGH_BYTES = 10000
 
 
-class Gauges:
+class SendGauges:
     """The counters of one migration. Times are the simulator's, bytes those on the wire."""
 
     def __init__(self, parameters: Parameters, now: float) -> None:

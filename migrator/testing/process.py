@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 from uuid import UUID, uuid4
 
-from migrator.testing.guest import COUNTERS_ADDRESS, IDLE, PAGE_BYTES, Counters, Habit, check_memory
+from migrator.testing.guest import COUNTERS_ADDRESS, IDLE, PAGE_BYTES, GuestCounters, Habit, check_memory
 from migrator.testing.raw_qmp import RawMonitor
 
 #: How long a QEMU may take to start or to answer the lab; a limit for a machine under load, not an expectation.
@@ -245,11 +245,11 @@ class LabQemu:
 
         await until(beaten, what=f"a beat of the guest in {self!r}", within=within)
 
-    async def counters(self) -> Counters:
+    async def counters(self) -> GuestCounters:
         """Read the guest's counters; it may run."""
-        return Counters.parse(await self._memory(COUNTERS_ADDRESS, PAGE_BYTES))
+        return GuestCounters.parse(await self._memory(COUNTERS_ADDRESS, PAGE_BYTES))
 
-    async def check_memory(self) -> Counters:
+    async def check_memory(self) -> GuestCounters:
         """Check every byte of the guest's region; a running guest is stopped for it and then goes on.
 
         :raise MemoryDamaged: with the first page that is wrong.

@@ -227,10 +227,10 @@ class SimulatedSite:
             if not qemu.dead and qemu.waits:
                 qemu.die()
 
-    async def hold_off(self, guest: Guest) -> None:
+    async def suppress_restart(self, guest: Guest) -> None:
         self._up(guest.host)
 
-    async def let_be(self, guest: Guest) -> None:
+    async def allow_restart(self, guest: Guest) -> None:
         self._up(guest.host)
 
     async def settle(self, guest: Guest) -> Sequence[str]:

@@ -33,7 +33,7 @@ import math
 from dataclasses import dataclass, field, replace
 
 from migrator.core.model import MigrationStatus, RunState, Sample
-from migrator.testing.gauges import Gauges
+from migrator.testing.gauges import SendGauges
 from migrator.testing.link import Link, Outlet
 from migrator.testing.memory import Memory
 from migrator.testing.settings import Costs, Parameters
@@ -102,7 +102,7 @@ class Simulator:
         self.ended_seconds: float | None = None
         #: The destination has all it needs to run the guest; and it does.
         self.ready = self.at_destination = False
-        self._gauges = Gauges(self.parameters, self.now)
+        self._gauges = SendGauges(self.parameters, self.now)
         self._outlet = Outlet(self.link, self.costs)
         self._turn_left = self._busy_until = 0.0
         self._looked = False  # at the bitmap, for the present decision

@@ -39,7 +39,7 @@ _Ended = MigrationDocument | EvacuationDocument
 
 
 @dataclass(frozen=True, kw_only=True)
-class Moment:
+class SpanEvent:
     """A decision within a span."""
 
     at: datetime
@@ -63,7 +63,7 @@ class Span:
     began: datetime
     ended: datetime
     attributes: Mapping[str, Value]
-    moments: tuple[Moment, ...] = ()
+    moments: tuple[SpanEvent, ...] = ()
     #: Why it went wrong; empty where it did not.
     error: str = ""
 
@@ -72,7 +72,7 @@ class Span:
 class _Phase:
     state: str
     began: datetime
-    moments: deque[Moment] = field(default_factory=lambda: deque(maxlen=MOST_DECISIONS))
+    moments: deque[SpanEvent] = field(default_factory=lambda: deque(maxlen=MOST_DECISIONS))
 
 
 class MigrationTrace:
@@ -254,8 +254,8 @@ def _error(document: _Ended) -> str:
     return document.error or str(document.state)
 
 
-def _moment(at: datetime, decision: DecisionDocument) -> Moment:
+def _moment(at: datetime, decision: DecisionDocument) -> SpanEvent:
     numbers: dict[str, Value] = {
         f"migrator.decision.{name}": value for name, value in decision.numbers.items()
     }
-    return Moment(at=at, name=decision.action, attributes={"migrator.reason": decision.reason} | numbers)
+    return SpanEvent(at=at, name=decision.action, attributes={"migrator.reason": decision.reason} | numbers)

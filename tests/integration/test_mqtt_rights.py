@@ -14,7 +14,7 @@ import pytest
 
 from migrator.errors import UsageError
 from migrator.mqtt import MqttConfig
-from migrator.mqtt.connection import BrokerError, Connection, Version
+from migrator.mqtt.connection import BrokerConnection, BrokerError, Version
 from migrator.settings import load
 from migrator.testing.lab import until
 from tests.broker import USERS, Broker, mosquitto
@@ -138,7 +138,7 @@ async def test_service_with_a_wrong_password_says_so_but_not_the_password(
 ) -> None:
     configured = settings(broker, password="s3cr3t-guess")
     assert "s3cr3t-guess" not in repr(configured)
-    connection = Connection(
+    connection = BrokerConnection(
         config=configured,
         client_id=configured.new_client_id(),
         version=Version.V5,
@@ -207,7 +207,7 @@ async def fails(configured: MqttConfig, complaint: str) -> None:
     async def attempt() -> None:
         will = (f"{PREFIX}/service/one", b"offline")
         own = configured.new_client_id()
-        connection = Connection(config=configured, client_id=own, version=Version.V5, will=will)
+        connection = BrokerConnection(config=configured, client_id=own, version=Version.V5, will=will)
         try:
             await connection.open()
         finally:
@@ -244,7 +244,7 @@ def test_what_cannot_be_is_refused(text: str, complaint: str, tmp_path: Path) ->
 
 
 async def test_private_parts_of_aiomqtt_that_are_used_are_there_and_acknowledge(broker: Broker) -> None:
-    """:class:`Connection` takes these; should this fail after an upgrade, look there."""
+    """:class:`BrokerConnection` takes these; should this fail after an upgrade, look there."""
     options: dict[str, Any] = {"username": "migrator", "password": USERS["migrator"]}
     client = aiomqtt.Client("127.0.0.1", broker.port, **options)
     for name in ("manual_ack_set", "ack", "_sock_close", "connect_timeout"):
@@ -257,7 +257,7 @@ async def test_private_parts_of_aiomqtt_that_are_used_are_there_and_acknowledge(
     client_id = configured.new_client_id()
 
     async def receive(acknowledge: bool, count: int) -> list[bytes]:
-        connection = Connection(config=configured, client_id=client_id, version=Version.V5, will=will)
+        connection = BrokerConnection(config=configured, client_id=client_id, version=Version.V5, will=will)
         await connection.open()
         await connection.subscribe(f"{PREFIX}/command/#", qos=1, retained=False)
         if count == 3:

@@ -175,12 +175,12 @@ class TestUnits:
     ) -> None:
         units = Units(LocalAccess("here"), directory=str(tmp_path / "units"))
         for _ in range(2):
-            await units.hold_off("vm 1.service")
+            await units.suppress_restart("vm 1.service")
         dropin = tmp_path / "units" / "vm 1.service.d" / "90-migrator.conf"
         assert dropin.read_text() == "[Service]\nRestart=no\n"
         assert systemctl()[:2] == ["daemon-reload", "show -p Restart --value -- vm 1.service"]
         for _ in range(2):
-            await units.let_be("vm 1.service")
+            await units.allow_restart("vm 1.service")
         assert not dropin.parent.exists()
         assert systemctl().count("daemon-reload") == 3
 
@@ -192,6 +192,6 @@ class TestUnits:
         with pytest.raises(
             HostError, match=r"the unit vm1\.service cannot be told not to start the guest again"
         ):
-            await units.hold_off("vm1.service")
+            await units.suppress_restart("vm1.service")
         assert not (tmp_path / "units" / "vm1.service.d").exists()
         assert systemctl()[-1] == "daemon-reload"

@@ -33,7 +33,7 @@ from migrator.core.drain.states import EvacuationState, GuestStanding
 from migrator.core.model import State
 from migrator.engine.event_bus import EventBus
 from migrator.errors import JournalError
-from migrator.ports.queries import EventPage, Queries
+from migrator.ports.queries import EventBatch, Queries
 from migrator.testing.lab import until
 from migrator.tracing import Collector, Tracing
 from migrator.tracing.batches import MOST_WAITING, Sender
@@ -388,14 +388,14 @@ class Journal(FakeQueries):
         limit: int = 1000,
         subject: Subject | None = None,
         subject_id: str | None = None,
-    ) -> EventPage:
+    ) -> EventBatch:
         await self.gate.wait()
         if self.broken:
             raise JournalError("broken")
         assert subject is Subject.MIGRATION
         found = [each for each in self.journalled if each.event_id > after and each.subject_id == subject_id]
         last = found[-1].event_id if found else after
-        return EventPage(items=found[:limit], last=last, more=len(found) > limit)
+        return EventBatch(items=found[:limit], last=last, more=len(found) > limit)
 
 
 def accepts(queries: Queries) -> Tracing:  # checked by mypy: what a service answers is what traces read

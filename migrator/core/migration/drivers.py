@@ -58,7 +58,7 @@ class Driver:
 
 
 def may_follow(mine: Driver, other: Driver, *, other_is_gone: bool | None) -> bool:
-    """Whether a mark of `other` may be replaced by one of `mine`.
+    """Tell whether a mark of `other` may be replaced by one of `mine`.
 
     Yes where it is the same controller after a restart, or one whose process is proven dead. A controller that is only
     silent, or stopped, may wake up and go on at any time. Of controllers that share a journal the one with the later

@@ -19,7 +19,7 @@ from migrator.errors import JournalError
 _RETRY_SECONDS = 5.0
 
 
-class Commands(Protocol):
+class CommandJournal(Protocol):
     """The part of the journal that this needs."""
 
     async def command_behind(self, kind: str, identifier: str) -> Mapping[str, Any] | None:
@@ -39,7 +39,12 @@ class Settlement:
     """
 
     def __init__(
-        self, *, bus: EventBus, journal: Commands, dispatcher: Dispatcher, elsewhere: Container[str] = ()
+        self,
+        *,
+        bus: EventBus,
+        journal: CommandJournal,
+        dispatcher: Dispatcher,
+        elsewhere: Container[str] = (),
     ) -> None:
         self._journal, self._dispatcher, self._elsewhere = journal, dispatcher, elsewhere
         self._ended: asyncio.Queue[tuple[str, str]] = asyncio.Queue()

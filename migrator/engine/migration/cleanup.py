@@ -12,10 +12,10 @@ _WILL_GO = "bring that host back, or wait: it is removed by itself once its host
 _BY_HAND = "remove what it names by hand"
 
 
-async def let_be(session: SessionState) -> None:
+async def allow_restart(session: SessionState) -> None:
     """Tell who manages the guest that it stays where it is: they may do as before."""
     try:
-        await session.services.site.let_be(session.guest)
+        await session.services.site.allow_restart(session.guest)
     except MigratorError as error:
         session.result.warn("left-over", str(error), _BY_HAND)
 

@@ -22,7 +22,7 @@ from migrator.core.policy import Policy, from_fields
 from migrator.engine.migration import preflight
 from migrator.engine.migration.services import EndLocation, SessionServices
 from migrator.engine.migration.session import MigrationSession
-from migrator.engine.migration.session_phase import Attempt, Hold, Phase, Refusal
+from migrator.engine.migration.session_phase import Attempt, Hold, Phase, PreflightRefusal
 
 
 class JournalledSession(MigrationSession):
@@ -188,7 +188,7 @@ class JournalledSession(MigrationSession):
         elif not queued:
             self._go(Phase.LEFT)
         self.state = document.state
-        self.refusal = Refusal() if document.refused else None
+        self.refusal = PreflightRefusal() if document.refused else None
         self.started_at = None if queued else document.started_at
         self.preparation_seconds = document.preparation_seconds
         # Of an older version: where the destination is was written down just before the record was begun, and one that

@@ -10,7 +10,7 @@ from migrator.core.model import RUNNING_STATES, MigrationStatus, Mode, ProcessSt
 from migrator.engine import clock
 from migrator.engine.migration.outcome import MigrationOutcome
 from migrator.engine.migration.phase_timeouts import PhaseTimeouts
-from migrator.engine.migration.stop_interval import Moment, StopInterval
+from migrator.engine.migration.stop_interval import StopInterval, TimeBounds
 from migrator.ports import Qemu, QemuEvent
 
 #: So old a destination's view may be while the source copies.
@@ -159,7 +159,7 @@ class Observer:
         self.destination_fenced = intent.undo is not None
         if intent.stopped_at is not None:
             around = intent.stopped_give_or_take
-            self.standstill.stopped_at(Moment(intent.stopped_at - around, intent.stopped_at + around))
+            self.standstill.stopped_at(TimeBounds(intent.stopped_at - around, intent.stopped_at + around))
             self._heard_stop = True
         if intent.stood_seconds is not None:
             self.standstill.took(intent.stood_seconds, intent.stood_give_or_take)
@@ -179,11 +179,11 @@ class Observer:
         reached_it_alone = stopped_here and intent.milestone < Milestone.SWITCHING
         if intent.guest_runs and reached_it_alone and not self._heard_stop:
             # It ran when the last thing was noted.
-            self.standstill.stopped_at(Moment(since, now))
+            self.standstill.stopped_at(TimeBounds(since, now))
             self._heard_stop = True
         runs_here = source.answers and source.run in RUNNING_STATES
         if runs_there or (runs_here and source_is(source) is not SourceIs.COPIES):
-            self.standstill.resumed_at(Moment(since, now))
+            self.standstill.resumed_at(TimeBounds(since, now))
         if source.answers or runs_there:
             self._noted_at = None  # from here on we watch
 

@@ -25,7 +25,7 @@ from migrator.engine.migration.driver import MigrationDriver
 from migrator.engine.migration.guest_network import GuestNetwork
 from migrator.engine.migration.outcome import MigrationProgress
 from migrator.engine.migration.services import EndLocation
-from migrator.engine.migration.session_phase import Hold, Phase, Refusal
+from migrator.engine.migration.session_phase import Hold, Phase, PreflightRefusal
 from migrator.engine.migration.session_state import SessionState
 from migrator.errors import Fault, HostError, JournalError, MigratorError, QemuError, RecordError
 from migrator.faults import contained
@@ -258,7 +258,7 @@ class MigrationSession(SessionState):
             raise RuntimeError("prepare() comes before transfer()")
         self.started_at = datetime.now(UTC)
         try:
-            await self.services.site.hold_off(self.guest)
+            await self.services.site.suppress_restart(self.guest)
             self.result = await self._driver.run(begun=self._note_record)
         except (RecordError, JournalError, QemuError, HostError) as error:
             self.attempt = replace(self.attempt, recorded=False)
@@ -322,7 +322,7 @@ class MigrationSession(SessionState):
         errors = preflight.errors(self.result.findings)
         if not errors:
             return False
-        self.refusal = Refusal(
+        self.refusal = PreflightRefusal(
             may_pass={each.code for each in errors} == {preflight.UNCHECKED},
             everywhere=preflight.hopeless(errors),
         )
@@ -337,7 +337,7 @@ class MigrationSession(SessionState):
         """End it before anything was changed; always False."""
         if self._source is not None:
             await self._source.release()
-            await cleanup.let_be(self)
+            await cleanup.allow_restart(self)
         if self.requests.park and state is State.CANCELLED and not self.requests.cancel:
             await self._let_go()
             self.begin_anew()  # by the next controller
@@ -375,7 +375,7 @@ class MigrationSession(SessionState):
         else:
             await self._let_go(discard=state is not State.COMPLETED)
         if state in (State.FAILED, State.CANCELLED):
-            await cleanup.let_be(self)
+            await cleanup.allow_restart(self)
         if state is State.COMPLETED:
             await self._network.arrive(self.places["destination"].identity, self.result)
         if anew and state is State.CANCELLED:

@@ -56,7 +56,7 @@ class Attempt:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Refusal:
+class PreflightRefusal:
     """Preflight refused the migration; nothing was changed."""
 
     #: Only because something could not be asked, which may pass; else trying again without a change is no use.

@@ -16,7 +16,7 @@ from migrator.engine.migration.intent_log import OUTCOME
 from migrator.engine.migration.outcome import MigrationOutcome, MigrationProgress
 from migrator.engine.migration.requests import Requests
 from migrator.engine.migration.services import EndLocation, MovedGuest, SessionServices
-from migrator.engine.migration.session_phase import FOLLOWING, Attempt, Hold, Phase, Refusal
+from migrator.engine.migration.session_phase import FOLLOWING, Attempt, Hold, Phase, PreflightRefusal
 from migrator.errors import MigratorError
 from migrator.ports import Record
 
@@ -67,7 +67,7 @@ class SessionState:
         self.started_at: datetime | None = None
         self.ended_at: datetime | None = None
         #: Why preflight refused it; ``None`` where it did not.
-        self.refusal: Refusal | None = None
+        self.refusal: PreflightRefusal | None = None
         #: While it is held.
         self.holding: Hold | None = None
         #: The error that ended it before anything was changed.

@@ -13,14 +13,14 @@ _STAMP_SECONDS = 1e-6
 
 
 @dataclass(frozen=True)
-class Moment:
+class TimeBounds:
     """When something happened, in seconds since the epoch: not before the one and not after the other."""
 
     earliest: float
     latest: float
 
     @classmethod
-    def of(cls, event: QemuEvent, end: Qemu) -> Moment:
+    def of(cls, event: QemuEvent, end: Qemu) -> TimeBounds:
         """By its stamp where that end shares our clock, else by its arrival, give or take the round trip."""
         if end.shares_clock:
             return cls(event.stamped - _STAMP_SECONDS, event.stamped + _STAMP_SECONDS)
@@ -34,7 +34,7 @@ class StopInterval:
     def __init__(self, result: MigrationOutcome) -> None:
         self._result = result
         self._stop: tuple[QemuEvent, Qemu] | None = None
-        self._stopped: Moment | None = None
+        self._stopped: TimeBounds | None = None
         #: Of what is over.
         self._before, self._give_or_take = 0.0, 0.0
 
@@ -44,15 +44,15 @@ class StopInterval:
         return self._stopped is not None
 
     @property
-    def stopped(self) -> Moment | None:
+    def stopped(self) -> TimeBounds | None:
         """When it was stopped; ``None`` while it is not known to stand still."""
         return self._stopped
 
     def stop(self, event: QemuEvent, end: Qemu) -> None:
         """QEMU announced it."""
-        self._stop, self._stopped = (event, end), Moment.of(event, end)
+        self._stop, self._stopped = (event, end), TimeBounds.of(event, end)
 
-    def stopped_at(self, moment: Moment) -> None:
+    def stopped_at(self, moment: TimeBounds) -> None:
         """Nobody heard it, or another did."""
         if self._stopped is None:
             self._stopped = moment
@@ -64,7 +64,7 @@ class StopInterval:
     def resume(self, event: QemuEvent, end: Qemu) -> None:
         """QEMU announced it, at either end."""
         if self._stop is None:
-            self.resumed_at(Moment.of(event, end))
+            self.resumed_at(TimeBounds.of(event, end))
             return
         stop, source = self._stop
         if end is source or (source.shares_clock and end.shares_clock):
@@ -74,7 +74,7 @@ class StopInterval:
             give_or_take = source.round_trip_seconds + end.round_trip_seconds
         self._over(max(0.0, seconds), give_or_take)
 
-    def resumed_at(self, moment: Moment) -> None:
+    def resumed_at(self, moment: TimeBounds) -> None:
         """Nobody heard it, but this is known."""
         if self._stopped is None:
             return
@@ -89,7 +89,7 @@ class StopInterval:
     def over(self) -> None:
         """It goes on, since some time between the stop and now."""
         if self._stopped is not None:
-            self.resumed_at(Moment(self._stopped.earliest, clock.wall()))
+            self.resumed_at(TimeBounds(self._stopped.earliest, clock.wall()))
 
     def so_far(self) -> None:
         """It is held: what it has come to until now."""

@@ -149,7 +149,7 @@ def write_image(path: Path, habit: Habit = IDLE, *, size_bytes: int = IMAGE_BYTE
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class Counters:
+class GuestCounters:
     """Counts that a guest keeps of its work; all of it is in its memory and moves with it."""
 
     #: Starts since its machine was switched on: more than 1 after a reset.
@@ -160,7 +160,7 @@ class Counters:
     passes: int
 
     @classmethod
-    def parse(cls, memory: bytes) -> Counters:
+    def parse(cls, memory: bytes) -> GuestCounters:
         """Parse a guest's memory at :data:`COUNTERS_ADDRESS`.
 
         :raise NotBooted: when the guest has not (or, after a reset, not yet) come to its work.
@@ -171,7 +171,7 @@ class Counters:
         return cls(boots=boots, ticks=ticks, passes=passes)
 
 
-def check_memory(memory: bytes, habit: Habit) -> Counters:
+def check_memory(memory: bytes, habit: Habit) -> GuestCounters:
     """Check every byte of a paused guest's region against what the guest has counted.
 
     In every page the first byte is the number of passes (modulo 256), one more up to where the present pass has
@@ -186,7 +186,7 @@ def check_memory(memory: bytes, habit: Habit) -> Counters:
         raise ValueError(
             f"{len(memory)} bytes of memory, not the {habit.span_bytes} that belong to this habit"
         )
-    counters = Counters.parse(memory)
+    counters = GuestCounters.parse(memory)
     done, due = _page(counters.passes + 1), _page(counters.passes)
     marks = memory[PAGE_BYTES::PAGE_BYTES]
     front = len(marks) - len(marks.lstrip(done[:1]))
