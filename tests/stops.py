@@ -176,7 +176,7 @@ class Lives:
         )
         engine = Engine(
             inventory=inventory,
-            means=means,
+            services=means,
             journal_writer=journal_writer,
             bus=bus,
             rules=Rules(policy=builtin),
@@ -192,7 +192,7 @@ class Lives:
             if not life.dead:
                 await engine.stop(timeout=30.0)
             life.dead = True
-            tasks = {*engine.driving(), *([running] if running is not None else [])}
+            tasks = {*engine.registry.driving(), *([running] if running is not None else [])}
             for task in tasks:
                 task.cancel()
             if tasks:

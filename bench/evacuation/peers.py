@@ -7,49 +7,52 @@ preparation, the same steering of each guest, the same policies.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Mapping, Sequence
+from itertools import chain
 
 from migrator.core import schedule as ours
-from migrator.core.inventory import Host
-from migrator.core.schedule import Orders, timetable
-from migrator.core.schedule.transfers import LinkRules, Transfer, TransferPhase
-from migrator.engine import foretelling, planner
+from migrator.core.drain import forecast, plan
+from migrator.core.schedule import ScheduleDecision, timetable
+from migrator.core.schedule.transfers import LinkDirection, LinkRules, Move, TransferPhase
 
-Schedule = Callable[[Iterable[Transfer], Mapping[str, Host], LinkRules | None], Orders]
+Decide = Callable[..., ScheduleDecision]
 
 #: As the tables name them, with how many leave a host at a time.
 PEERS = {"2 at a time (oVirt)": 2, "5 at a time (KubeVirt)": 5}
 OURS = "migrator"
 
 
-def at_a_time(count: int) -> Schedule:
-    """A schedule in the place of :func:`migrator.core.schedule.schedule`."""
+def at_a_time(count: int) -> Decide:
+    """Return a decision in the place of :func:`migrator.core.schedule.decide`."""
 
-    def schedule(
-        transfers: Iterable[Transfer], _hosts: Mapping[str, Host], _rules: LinkRules | None = None
-    ) -> Orders:
-        prepare, begin, under_way = list[str](), list[str](), dict[str, int]()
-        transfers = list(transfers)
-        for one in transfers:
-            if one.phase is not TransferPhase.WAITING:
-                under_way[one.source] = under_way.get(one.source, 0) + 1
-            if one.phase is TransferPhase.READY:
-                begin.append(one.guest)
-        for one in sorted(transfers, key=lambda one: one.guest):
-            if one.phase is TransferPhase.WAITING and under_way.get(one.source, 0) < count:
-                under_way[one.source] = under_way.get(one.source, 0) + 1
-                prepare.append(one.guest)
-        return Orders(prepare=tuple(prepare), begin=tuple(begin))
+    def decide(
+        active: Sequence[Move],
+        waiting: Mapping[LinkDirection, Sequence[Move]],
+        _rules: LinkRules,
+        *,
+        now: float = 0.0,
+    ) -> ScheduleDecision:
+        decided = ScheduleDecision(active=active, waiting=waiting, now=now)
+        under_way = dict[str, int]()
+        for move in active:
+            under_way[move.transfer.source] = under_way.get(move.transfer.source, 0) + 1
+            if move.phase is TransferPhase.READY:
+                decided.begin.append(move)
+        for move in sorted(chain(*waiting.values()), key=lambda move: move.transfer.guest):
+            if under_way.get(move.transfer.source, 0) < count:
+                under_way[move.transfer.source] = under_way.get(move.transfer.source, 0) + 1
+                decided.prepare.append(move)
+        return decided
 
-    return schedule
+    return decide
 
 
 def install(strategy: str) -> None:
     """From now on every engine of this process goes by it."""
     number = PEERS.get(strategy)
-    planner.schedule = ours.schedule if number is None else at_a_time(number)  # type: ignore[assignment,attr-defined]
+    plan.decide = ours.decide if number is None else at_a_time(number)  # type: ignore[attr-defined]
     # Others foretell nothing; ours would foretell what it does not do.
-    foretelling.predict = timetable.predict if number is None else _foretell_nothing  # type: ignore[assignment,attr-defined]
+    forecast.predict = timetable.predict if number is None else _foretell_nothing  # type: ignore[assignment,attr-defined]
 
 
 def _foretell_nothing(*_: object) -> timetable.Prediction:

@@ -19,7 +19,6 @@ from migrator.api.events import EvacuationStateChanged, Event, MigrationStateCha
 from migrator.core.model import Finding, MigrationStatus, Mode, State
 from migrator.core.policy import Policy, builtin
 from migrator.core.schedule.transfers import LinkRules
-from migrator.engine.commands.handlers import CommandHandlers
 from migrator.engine.controller import Engine
 from migrator.engine.event_bus import EventBus
 from migrator.engine.inventory import Inventory
@@ -205,7 +204,7 @@ async def _evacuate(guests: Sequence[Guest], policy: Policy) -> _Evacuation:
     inventory = Inventory([host.configured() for host in site.hosts.values()], site=site)
     engine = Engine(
         inventory=inventory,
-        means=SessionServices(site=site, records=_NoRecords(), keep=keep, accept=accept),
+        services=SessionServices(site=site, records=_NoRecords(), keep=keep, accept=accept),
         journal_writer=journal_writer,
         bus=bus,
         rules=Rules(policy=lambda name: policy, links=LinkRules(reserve_ratio=0.0)),
@@ -231,13 +230,13 @@ class _Jobs:
 
     def __init__(self, engine: Engine) -> None:
         self.all: list[JournalledSession] = []
-        add = engine.add
+        add = engine.registry.add
 
-        def kept(job: JournalledSession) -> None:
-            self.all.append(job)
-            add(job)
+        def kept(session: JournalledSession) -> None:
+            self.all.append(session)
+            add(session)
 
-        engine.add = kept  # type: ignore[method-assign]
+        engine.registry.add = kept  # type: ignore[method-assign]
 
     def by_guest(self) -> dict[str, list[JournalledSession]]:
         """In the order in which they were begun."""
@@ -248,7 +247,7 @@ class _Jobs:
 
 
 async def _asked(engine: Engine, jobs: _Jobs, watch: _Watch) -> _Evacuation:
-    handlers, loop = CommandHandlers(engine), asyncio.get_running_loop()
+    handlers, loop = engine.handlers, asyncio.get_running_loop()
     plan = await handlers.carry_out(Plan(host=_HOST), _CALLER, key="")
     assert isinstance(plan, PlanDocument)
     simulating, began = _Simulating(), loop.time()

@@ -8,13 +8,64 @@ from typing import Any
 
 from migrator.api.documents import EvacuationDocument, EvacuationGuest
 from migrator.core.drain.entry import Entry
-from migrator.core.drain.evacuation import Evacuation
+from migrator.core.drain.evacuation import Evacuation, GuestForecast
 from migrator.core.drain.states import EvacuationState, GuestStanding
 from migrator.core.inventory import Guest
 
+#: What was made of one guest: of which entry and which forecast, as it is shown, and as the journal keeps it.
+_Made = tuple[Entry, GuestForecast | None, EvacuationGuest, dict[str, Any]]
+
+
+class EvacuationDocuments:
+    """Makes documents of evacuations; what was made of a guest is used again while nothing of it is different."""
+
+    def __init__(self) -> None:
+        self._made: dict[str, dict[str, _Made]] = {}
+
+    def shown(self, run: Evacuation) -> EvacuationDocument:
+        """Return it as it is now."""
+        return _document(run, [each[2] for each in self._guests(run)])
+
+    def journalled(self, run: Evacuation) -> dict[str, Any]:
+        """Return the document with what another controller needs to go on, under ``_private``."""
+        made = self._guests(run)
+        return _document(run, [each[2] for each in made]).model_dump(mode="json") | {
+            "_private": {
+                "command": run.key,
+                "accept": list(run.accept),
+                "closing": run.closing,
+                "entries": {each[2].guest: each[3] for each in made},
+            }
+        }
+
+    def forget(self, identifier: str) -> None:
+        """Nothing more will be asked of it."""
+        self._made.pop(identifier, None)
+
+    def _guests(self, run: Evacuation) -> list[_Made]:
+        before = self._made.get(run.id, {})
+        now: dict[str, _Made] = {}
+        for key, entry in run.entries.items():
+            known, forecast = before.get(key), run.forecasts.get(key)
+            if known is None or known[0] is not entry or known[1] is not forecast:
+                private = known[3] if known is not None and known[0] is entry else _private(entry)
+                known = (entry, forecast, _guest(key, entry, forecast), private)
+            now[key] = known
+        self._made[run.id] = now
+        return list(now.values())
+
 
 def evacuation_document(run: Evacuation) -> EvacuationDocument:
-    """Return it as it is now."""
+    """Return an evacuation as it is now."""
+    return _document(run, [_guest(key, each, run.forecasts.get(key)) for key, each in run.entries.items()])
+
+
+def journalled(run: Evacuation) -> dict[str, Any]:
+    """Return an evacuation as the journal keeps it; see :meth:`EvacuationDocuments.journalled`."""
+    return EvacuationDocuments().journalled(run)
+
+
+def _document(run: Evacuation, guests: list[EvacuationGuest]) -> EvacuationDocument:
     low, middle, high = _forecast(run)
     return EvacuationDocument(
         id=run.id,
@@ -35,13 +86,13 @@ def evacuation_document(run: Evacuation) -> EvacuationDocument:
         forecast_end_at=middle,
         forecast_end_p10_at=low,
         forecast_end_p90_at=high,
-        guests=[_guest(key, entry) for key, entry in run.entries.items()],
+        guests=guests,
         guests_left=len(run.left),
         error=run.error,
     )
 
 
-def _guest(key: str, entry: Entry) -> EvacuationGuest:
+def _guest(key: str, entry: Entry, forecast: GuestForecast | None) -> EvacuationGuest:
     return EvacuationGuest(
         guest=key,
         guest_name=entry.guest.name,
@@ -51,10 +102,9 @@ def _guest(key: str, entry: Entry) -> EvacuationGuest:
         attempts=entry.attempts,
         migration=entry.migration,
         ceiling_exceeded=entry.exceeded,
-        starts_in_seconds=entry.starts_in_seconds,
-        takes_seconds=entry.takes_seconds,
-        downtime_seconds=entry.downtime_seconds,
-        doubt=entry.doubt if entry.going else "",
+        starts_in_seconds=forecast.starts_in_seconds if forecast else None,
+        takes_seconds=forecast.takes_seconds if forecast else None,
+        doubt=forecast.doubt if forecast and entry.going else "",
     )
 
 
@@ -67,19 +117,7 @@ def _forecast(run: Evacuation) -> tuple[datetime, datetime, datetime] | tuple[No
     return max(low, now), max(middle, now), high
 
 
-def journalled(run: Evacuation) -> dict[str, Any]:
-    """Return the document with what another controller needs to go on, under ``_private``."""
-    return evacuation_document(run).model_dump(mode="json") | {
-        "_private": {
-            "command": run.key,
-            "accept": run.accept,
-            "closing": run.closing,
-            "entries": {key: _entry(entry) for key, entry in run.entries.items()},
-        }
-    }
-
-
-def _entry(entry: Entry) -> dict[str, Any]:
+def _private(entry: Entry) -> dict[str, Any]:
     return {
         "guest": entry.guest.fields(),
         "standing": entry.standing,
@@ -88,7 +126,7 @@ def _entry(entry: Entry) -> dict[str, Any]:
         "reason": entry.reason,
         "attempts": entry.attempts,
         "migration": entry.migration,
-        "excluded": entry.excluded,
+        "excluded": dict(entry.excluded),
         "exceeded": entry.exceeded,
     }
 
@@ -99,12 +137,13 @@ def from_journal(saved: Mapping[str, Any]) -> Evacuation:
     document = EvacuationDocument.model_validate(
         {key: each for key, each in saved.items() if key != "_private"}
     )
-    found = Evacuation(
-        identifier=document.id,
+    return Evacuation(
+        id=document.id,
         host=document.host,
         kind=document.kind,
+        state=document.state,
         policy=document.policy,
-        accept=private["accept"],
+        accept=tuple(private["accept"]),
         deadline=document.deadline,
         on_deadline=document.on_deadline,
         requested_by=document.requested_by,
@@ -112,13 +151,14 @@ def from_journal(saved: Mapping[str, Any]) -> Evacuation:
         traceparent=document.traceparent,
         tracestate=document.tracestate,
         created_at=document.created_at,
+        ended_at=document.ended_at,
+        late=document.late,
+        error=document.error,
+        closing=EvacuationState(private["closing"]) if private["closing"] else None,
+        entries={key: _entry(fields) for key, fields in private["entries"].items()},
     )
-    found.state, found.ended_at, found.late = document.state, document.ended_at, document.late
-    found.error = document.error
-    found.closing = EvacuationState(private["closing"]) if private["closing"] else None
-    for key, fields in private["entries"].items():
-        found.entries[key] = Entry(
-            **fields
-            | {"guest": Guest.from_fields(fields["guest"]), "standing": GuestStanding(fields["standing"])}
-        )
-    return found
+
+
+def _entry(fields: Mapping[str, Any]) -> Entry:
+    guest, standing = Guest.from_fields(fields["guest"]), GuestStanding(fields["standing"])
+    return Entry(**{**fields, "guest": guest, "standing": standing})

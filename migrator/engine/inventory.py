@@ -11,6 +11,7 @@ from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 
 from migrator import logs
+from migrator.api.commands import Refusal
 from migrator.awake import Absence
 from migrator.core.inventory import Guest, Host, HostState, find
 from migrator.core.model import RunState
@@ -120,10 +121,21 @@ class Inventory:
         """When that host last answered."""
         return self._known[name].looked_at
 
+    def looks(self) -> dict[str, tuple[float, float]]:
+        """Return when the last look at each host began that showed its guests, and what the last one took."""
+        return {name: (known.began, known.took) for name, known in self._known.items()}
+
     def guests(self, host: str | None = None) -> list[Guest]:
         """All, or those of one host."""
-        chosen = self._known.values() if host is None else [self._known[host]]
-        return [self._duplicates.marked(guest) for known in chosen for guest in known.guests]
+        chosen = self._known if host is None else (host,)
+        return [guest for name in chosen for guest in self.guests_at(name)]
+
+    def guests_at(self, host: str) -> tuple[Guest, ...]:
+        """Return those of one host: the same object as before, where nothing of them is different."""
+        guests = self._known[host].guests
+        if not self._duplicates.found:
+            return guests
+        return tuple(self._duplicates.marked(guest) for guest in guests)
 
     def find(self, which: str) -> list[Guest]:
         """Return every guest that may be meant; see :func:`migrator.core.inventory.find`."""
@@ -184,7 +196,7 @@ class Inventory:
     def _forget(self, key: str, hosts: Collection[str] = ()) -> None:
         """:param hosts: only there; empty: everywhere."""
         for name, known in self._known.items():
-            if not hosts or name in hosts:
+            if (not hosts or name in hosts) and any(each.key == key for each in known.guests):
                 known.guests = tuple(each for each in known.guests if each.key != key)
         for name, meanwhile in self._meanwhile.items():
             meanwhile.add(key)
@@ -193,6 +205,8 @@ class Inventory:
     def note_dirty_rate(self, key: str, bytes_per_second: float) -> None:
         """As just measured."""
         for known in self._known.values():
+            if all(each.key != key for each in known.guests):
+                continue
             known.guests = tuple(
                 replace(each, dirty_rate_bytes_per_second=bytes_per_second) if each.key == key else each
                 for each in known.guests
@@ -225,10 +239,11 @@ class Inventory:
                 known.host = replace(known.host, up=False, error=why)
             else:
                 link = known.host.link_bytes_per_second or look.facts.link_bytes_per_second
-                known.host = replace(
-                    known.host, up=True, error="", facts=look.facts, link_bytes_per_second=link
-                )
-                known.guests = guests
+                host = replace(known.host, up=True, error="", facts=look.facts, link_bytes_per_second=link)
+                if host != known.host:
+                    known.host = host
+                if guests != known.guests:
+                    known.guests = guests
                 known.looked_at, known.began = datetime.now(UTC), began
             finally:
                 self._meanwhile.pop(name, None)
@@ -266,13 +281,17 @@ class Inventory:
             pass  # one of them is slow: what the others said is all there is
 
     def _take(self, old: Sequence[Guest], new: Sequence[Guest], meanwhile: set[str]) -> tuple[Guest, ...]:
-        rates = {guest.key: guest.dirty_rate_bytes_per_second for guest in old}
+        before = {guest.key: guest for guest in old}
         # It may have been seen before it went, or not yet.
         seen = [guest for guest in old if guest.key in meanwhile]
         for guest in new:
             if guest.key in meanwhile or (guest.run in _NOT_A_GUEST and not guest.obstacle):
                 continue
-            seen.append(self._rules(replace(guest, dirty_rate_bytes_per_second=rates.get(guest.key))))
+            known = before.get(guest.key)
+            rate = known.dirty_rate_bytes_per_second if known is not None else None
+            now = self._rules(replace(guest, dirty_rate_bytes_per_second=rate))
+            # The same object where it is as before: whoever has looked at that need not again.
+            seen.append(known if known is not None and known == now else now)
         return tuple(sorted(seen, key=lambda guest: (guest.name, guest.key)))
 
     def doubled(self) -> Mapping[str, tuple[str, ...]]:
@@ -375,3 +394,17 @@ class Inventory:
 def _with_link(host: Host, configured: Host) -> Host:
     link = configured.link_bytes_per_second or host.facts.link_bytes_per_second
     return replace(host, link_bytes_per_second=link)
+
+
+def one_guest(inventory: Inventory, which: str) -> Guest:
+    """Return the guest of that key, uuid, name or HOST/NAME.
+
+    :raise Refusal: there is none, or more than one.
+    """
+    found = inventory.find(which)
+    if not found:
+        raise Refusal("not-found", f"there is no guest {which}; see: migrator guests")
+    if len(found) > 1:
+        candidates = ", ".join(f"{guest.host}/{guest.name} ({guest.key})" for guest in found)
+        raise Refusal("ambiguous", f"{which} may be any of {candidates}")
+    return found[0]

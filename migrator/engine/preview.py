@@ -1,150 +1,119 @@
-"""What would happen, before the act: dirty rates measured, places and times foretold, preflight for every guest."""
+"""What an evacuation would do, before the act: the plan that it would be, which nobody carries out."""
 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Iterable, Sequence
-from dataclasses import asdict
-from typing import TYPE_CHECKING
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, replace
 
-from migrator import logs
 from migrator.api.documents import FindingDocument, PlanDocument, PlannedGuest
-from migrator.core.drain.entry import Entry
 from migrator.core.drain.evacuation import Evacuation
+from migrator.core.drain.forecast import foreseen, foretell, no_end, question
+from migrator.core.drain.plan import Plan, make_plan
+from migrator.core.drain.snapshot import Snapshot
 from migrator.core.findings import errors_first, finding
-from migrator.core.inventory import Guest
 from migrator.core.migration.forecast import Verdict
 from migrator.core.model import Finding, State
-from migrator.core.placement import NoHost, place
-from migrator.core.schedule.timetable import predict
-from migrator.core.schedule.transfers import LinkTable, Move
+from migrator.core.schedule.timetable import Prediction, Quantiles, lower_bound_seconds
+from migrator.core.schedule.transfers import LinkTable, Move, Transfer
 from migrator.engine import clock
-from migrator.engine.foretelling import PROBE_SECONDS, foreseen, no_end
+from migrator.engine.dirty_rates import DirtyRates
 from migrator.engine.migration import preflight
-from migrator.engine.migration.journalled_session import JournalledSession
-from migrator.engine.others import here_or_coming
-from migrator.engine.planner import Planner, request_of
-from migrator.errors import MigratorError, QemuError
-from migrator.ports import Qemu
+from migrator.engine.sessions import Sessions
+from migrator.engine.snapshots import Snapshots
 
-if TYPE_CHECKING:
-    from migrator.engine.controller import Engine
-
-#: A dirty-rate probe's answer is waited for so long.
-_PROBE_ANSWER_SECONDS = 5.0
 #: An evacuation holds to a plan that is no older, as far as it still can.
 _PLAN_HOLDS_SECONDS = 3600.0
 #: Guests asked at the same time.
 _ASKED_AT_A_TIME = 8
 #: Targets that are tried for one guest, each of which preflight may refuse.
 _TARGETS_TRIED = 6
+#: Of an evacuation that nobody has begun.
+_NOBODYS = "plan"
+
+_Targets = dict[str, tuple[str | None, str]]
+_Findings = dict[str, tuple[Finding, ...]]
 
 
 class Preview:
     """Looks ahead; begins nothing."""
 
-    def __init__(self, engine: Engine, planner: Planner) -> None:
-        self._engine = engine
-        self._planner = planner
-        self._log = logs.logger()
+    def __init__(self, *, snapshots: Snapshots, sessions: Sessions, dirty_rates: DirtyRates) -> None:
+        self._snapshots, self._sessions, self._dirty_rates = snapshots, sessions, dirty_rates
         #: The last plan of each host: every guest's target, and when it was made on the engine's clock.
         self._planned: dict[str, tuple[float, dict[str, str]]] = {}
 
     def planned(self, host: str) -> dict[str, str]:
-        """What was last told of each guest's target, if that was a short while ago; empty without a plan."""
+        """Return what was last told of each guest's target, if that was a short while ago; empty without a plan."""
         made, targets = self._planned.get(host, (-_PLAN_HOLDS_SECONDS, {}))
         return dict(targets) if clock.now() - made < _PLAN_HOLDS_SECONDS else {}
 
     async def plan(self, host: str, policy: str | None, accept: Sequence[str] = ()) -> PlanDocument:
-        """What :meth:`turn` would do with an evacuation of that host, and what speaks against it.
+        """Return what an evacuation of that host would do now, and what speaks against it.
 
         The host has just been looked at.
         """
-        engine = self._engine
-        await self.probe(engine.inventory.guests(host))
-        run = Evacuation(identifier="plan", host=host, policy=policy or "", accept=accept)
-        run.take(here_or_coming(engine, host))
-        targets, findings = await self._settle(run)
-        planned: dict[str, PlannedGuest] = {}
-        transfers = []
+        await self._dirty_rates.measure(self._snapshots.take().guests[host])
+        snapshot = self._snapshots.take()
+        run = Evacuation(id=_NOBODYS, host=host, policy=policy or "", accept=tuple(accept))
+        run = run.took_in(snapshot.here_or_coming(host))
+        run, targets, findings = await self._settled(run)
+        snapshot, plan = self._made(run)
+        asked = question(snapshot, plan)
+        outlook = foretell(asked)
+        own = [
+            one for one in asked.transfers if one.guest in run.entries and targets[one.guest][0] is not None
+        ]
+        guests = {}
         for key, entry in run.entries.items():
-            guest, chosen = entry.guest, self._planner.policy_of(run, entry.guest)
             target, reason = targets[key]
-            if target is not None:
-                transfers.append(self._planner.transfer_of(guest, target, chosen))
-            planned[key] = PlannedGuest(
+            guests[key] = PlannedGuest(
                 guest=key,
-                guest_name=guest.name,
+                guest_name=entry.guest.name,
                 target=target,
                 reason=reason,
-                policy=chosen.name,
+                policy=snapshot.policies.of(entry.guest, run.policy).name,
                 possible=target is not None and not preflight.errors(findings.get(key, ())),
             )
-        hosts = {each.name: each for each in engine.inventory.hosts()}
         self._planned[host] = (
             clock.now(),
-            {key: each.target for key, each in planned.items() if each.target is not None},
+            {key: each.target for key, each in guests.items() if each.target is not None},
         )
-        links = engine.rules.links
-        prediction = predict(transfers, hosts, links)
-        for transfer in transfers:
-            guest = run.entries[transfer.guest].guest
-            policy_of_it = self._planner.policy_of(run, guest)
-            speed = Move(transfer, LinkTable(hosts, links), links).speed
-            seen = foreseen(guest, policy_of_it, transfer, speed)
-            ends = seen.verdict is not Verdict.CANNOT
-            planned[guest.key] = planned[guest.key].model_copy(
-                update={
-                    "verdict": seen.verdict.value,
-                    "downtime_seconds": seen.downtime_seconds,
-                    "possible": planned[guest.key].possible and ends,
-                }
-            )
-            if not ends:
-                found = finding("does-not-converge", no_end(guest, policy_of_it, speed))
-                findings[guest.key] = (*findings.get(guest.key, ()), found)
-        guests_planned = []
-        for order, (key, expected) in enumerate(prediction.guests.items(), start=1):
-            low, middle, high = (
-                getattr(expected.ends, name) - getattr(expected.begins, name)
-                for name in ("p10", "p50", "p90")
-            )
-            update = {
-                "order": order,
-                "starts_in_seconds": max(0.0, expected.begins.p50),
-                "takes_p10_seconds": max(0.0, low),
-                "takes_p50_seconds": max(0.0, middle),
-                "takes_p90_seconds": max(0.0, high),
-            }
-            guests_planned.append(planned.pop(key).model_copy(update=update))
-        guests_planned += planned.values()
+        for transfer in own:
+            guests[transfer.guest] = _foreseen(guests[transfer.guest], transfer, run, snapshot, findings)
+        ordered = _ordered(guests, outlook.prediction)
+        ordered = [
+            each.model_copy(update={"findings": _documents(findings.get(each.guest, ()))}) for each in ordered
+        ]
+        takes = _takes(outlook.prediction, {one.guest for one in own})
+        foretold = [one for one in own if one.guest in outlook.prediction.guests]
         return PlanDocument(
             host=host,
-            guests=[
-                each.model_copy(update={"findings": _documents(findings.get(each.guest, ()))})
-                for each in guests_planned
-            ],
-            cannot_move=sum(not each.possible for each in guests_planned),
-            takes_p10_seconds=prediction.makespan.p10,
-            takes_p50_seconds=prediction.makespan.p50,
-            takes_p90_seconds=prediction.makespan.p90,
-            lower_bound_seconds=prediction.bound_seconds,
+            guests=ordered,
+            cannot_move=sum(not each.possible for each in ordered),
+            takes_p10_seconds=takes.p10,
+            takes_p50_seconds=takes.p50,
+            takes_p90_seconds=takes.p90,
+            lower_bound_seconds=lower_bound_seconds(foretold, asked.hosts, asked.links),
         )
 
-    async def _settle(
-        self, run: Evacuation
-    ) -> tuple[dict[str, tuple[str | None, str]], dict[str, tuple[Finding, ...]]]:
-        """Of every guest the target, or none, with the reason; and what was found.
+    def _made(self, run: Evacuation) -> tuple[Snapshot, Plan]:
+        """Return the plan that would be made if it was begun now."""
+        snapshot = self._snapshots.take()
+        others = [each for each in snapshot.evacuations if each.host != run.host]
+        snapshot = replace(snapshot, evacuations=[*others, run])
+        return snapshot, make_plan(snapshot)
+
+    async def _settled(self, run: Evacuation) -> tuple[Evacuation, _Targets, _Findings]:
+        """Return every guest's target, or none, with the reason, and what was found.
 
         As the evacuation would: where preflight refuses a target, the guest is placed anew without it.
         """
-        engine = self._engine
-        fleet = engine.fleet(without=run.host)
-        found: dict[str, tuple[Finding, ...]] = {}
-        targets: dict[str, tuple[str | None, str]] = {}
-        asked: set[tuple[str, str]] = set()
+        found: _Findings = {}
+        targets: _Targets = {}
+        snapshot = self._snapshots.take()
         for key, entry in run.entries.items():
-            under_way = self._job_of(entry.guest)
+            under_way = snapshot.live.get(key)
             if under_way is not None and under_way.target != run.host:
                 targets[key] = (
                     None if under_way.state is State.HELD else under_way.target,
@@ -152,99 +121,122 @@ class Preview:
                 )
             elif entry.guest.obstacle:
                 targets[key], found[key] = (None, entry.guest.obstacle), preflight.obstacle(entry.guest)
-        open_ = {key: entry for key, entry in run.entries.items() if key not in targets}
+        given = set(targets)
+        asked: set[tuple[str, str]] = set()
         for _ in range(_TARGETS_TRIED):
-            requests = [request_of(run, entry) for entry in open_.values()]
-            answers = place(fleet, requests, engine.rules.placement)
-            for key, answer in answers.items():
-                targets[key] = (
-                    (None, answer.reason) if isinstance(answer, NoHost) else (answer.host, answer.reason)
-                )
-            new = [
-                (entry, target)
-                for key, entry in open_.items()
+            snapshot, plan = self._made(run)
+            entries = plan.tended[run.id].after.entries
+            for key in run.entries.keys() - given:
+                place = plan.targets.get(key)
+                now = plan.evacuations[run.id].entries[key] if run.id in plan.evacuations else entries[key]
+                targets[key] = (place.host, place.reason) if place is not None else (None, now.reason)
+            new = {
+                key: target
+                for key in run.entries.keys() - given
                 if (target := targets[key][0]) is not None and (key, target) not in asked
-            ]
-            asked |= {(entry.guest.key, target) for entry, target in new}
-            if not await self._ask(run, new, open_, targets, found):
+            }
+            asked |= set(new.items())
+            run, again = await self._ask(run, new, snapshot, given, targets, found)
+            if not again:
                 break
-        return targets, found
+        return run, targets, found
 
     async def _ask(
         self,
         run: Evacuation,
-        wanted: Sequence[tuple[Entry, str]],
-        open_: dict[str, Entry],
-        targets: dict[str, tuple[str | None, str]],
-        found: dict[str, tuple[Finding, ...]],
-    ) -> bool:
+        wanted: Mapping[str, str],
+        snapshot: Snapshot,
+        given: set[str],
+        targets: _Targets,
+        found: _Findings,
+    ) -> tuple[Evacuation, bool]:
         """Ask preflight of these; True where a guest has to be placed anew."""
         slots = asyncio.Semaphore(_ASKED_AT_A_TIME)
 
-        async def ask(entry: Entry, target: str) -> bool:
-            policy, key = self._planner.policy_of(run, entry.guest), entry.guest.key
-            job = self._engine.make_job(entry.guest, target, policy, accept=run.accept, announce=False)
+        async def ask(key: str, target: str) -> str:
+            guest = run.entries[key].guest
+            policy = snapshot.policies.of(guest, run.policy)
+            session = self._sessions.make(guest, target, policy, accept=run.accept, announce=False)
             async with slots:
-                answer = await job.check_only()
+                answer = await session.check_only()
             errors = preflight.errors(answer)
             if not errors:
                 found[key] = answer
-                return False
+                return ""
             # What kept it from the hosts that were tried before stays said.
             before = preflight.errors(found.get(key, ()))
             found[key] = errors_first([*before, *answer])
             if preflight.hopeless(errors):
                 targets[key] = (None, errors[0].message)
-                del open_[key]
-                return False
-            entry.excluded[target] = preflight.in_one_line(errors)
-            return True
+                given.add(key)
+                return ""
+            return preflight.in_one_line(errors)
 
         async with asyncio.TaskGroup() as group:
-            asked = [
-                group.create_task(ask(entry, target), name=f"check {entry.guest.key}")
-                for entry, target in wanted
-            ]
-        return any(task.result() for task in asked)
-
-    def _job_of(self, guest: Guest) -> JournalledSession | None:
-        jobs = self._engine.jobs.values()
-        return next((job for job in jobs if job.guest.key == guest.key and not job.ended), None)
-
-    async def probe(self, guests: Iterable[Guest]) -> None:
-        """Measure how fast each guest dirties its memory, all at the same time; what cannot be asked is left out."""
-        slots = asyncio.Semaphore(_ASKED_AT_A_TIME * 4)
-
-        async def measure(guest: Guest) -> None:
-            async with slots:
-                try:
-                    source = await self._engine.open_source(guest)
-                    try:
-                        rate = await _measure(source)
-                    finally:
-                        await source.close()
-                except MigratorError as error:
-                    self._log.info("no dirty-rate probe", guest=guest.key, error=str(error))
-                    return
-            if rate is not None:
-                self._engine.inventory.note_dirty_rate(guest.key, rate)
-
-        async with asyncio.TaskGroup() as group:
-            for guest in guests:
-                if not guest.obstacle and self._job_of(guest) is None:
-                    group.create_task(measure(guest), name=f"probe {guest.key}")
+            tasks = {
+                key: group.create_task(ask(key, target), name=f"check {key}")
+                for key, target in wanted.items()
+            }
+        refused = {key: task.result() for key, task in tasks.items() if task.result()}
+        changed = {}
+        for key, why in refused.items():
+            entry = run.entries[key]
+            changed[key] = replace(entry, excluded={**entry.excluded, wanted[key]: why})
+        return run.marked(changed), bool(refused)
 
 
-async def _measure(source: Qemu) -> float | None:
-    await source.start_dirty_rate(PROBE_SECONDS, exact=True)
-    try:
-        async with asyncio.timeout(_PROBE_ANSWER_SECONDS):
-            await asyncio.sleep(PROBE_SECONDS)
-            while (rate := await source.dirty_rate()) is None:
-                await asyncio.sleep(0.1)
-            return rate
-    except (TimeoutError, QemuError):
-        return None
+def _foreseen(
+    planned: PlannedGuest, transfer: Transfer, run: Evacuation, snapshot: Snapshot, findings: _Findings
+) -> PlannedGuest:
+    """Return it with what will come of its migration; who is not expected to end has a finding of that."""
+    guest, links = run.entries[transfer.guest].guest, snapshot.limits.links
+    policy = snapshot.policies.of(guest, run.policy)
+    speed = Move(transfer, LinkTable(snapshot.hosts, links), links).speed
+    seen = foreseen(guest, policy, transfer, speed)
+    ends = seen.verdict is not Verdict.CANNOT
+    if not ends:
+        found = finding("does-not-converge", no_end(guest, policy, speed))
+        findings[guest.key] = (*findings.get(guest.key, ()), found)
+    return planned.model_copy(
+        update={
+            "verdict": seen.verdict.value,
+            "downtime_seconds": seen.downtime_seconds,
+            "possible": planned.possible and ends,
+        }
+    )
+
+
+def _ordered(guests: dict[str, PlannedGuest], prediction: Prediction) -> list[PlannedGuest]:
+    """Return them with their times, in the order in which they start; then those that do not."""
+    left: dict[str, PlannedGuest] = dict(guests)
+    found: list[PlannedGuest] = []
+    for key, expected in prediction.guests.items():
+        if key not in left or left[key].target is None:
+            continue
+        low, middle, high = (
+            getattr(expected.ends, name) - getattr(expected.begins, name) for name in ("p10", "p50", "p90")
+        )
+        update = {
+            "order": len(found) + 1,
+            "starts_in_seconds": max(0.0, expected.begins.p50),
+            "takes_p10_seconds": max(0.0, low),
+            "takes_p50_seconds": max(0.0, middle),
+            "takes_p90_seconds": max(0.0, high),
+        }
+        found.append(left.pop(key).model_copy(update=update))
+    return [*found, *left.values()]
+
+
+def _takes(prediction: Prediction, own: set[str]) -> Quantiles:
+    """Return when the last of its guests is at its target and cleared away after."""
+    if not prediction.guests.keys() - own:
+        return prediction.makespan
+    ends = [prediction.guests[key].ends for key in own if key in prediction.guests]
+    return Quantiles(
+        p10=max((end.p10 for end in ends), default=0.0),
+        p50=max((end.p50 for end in ends), default=0.0),
+        p90=max((end.p90 for end in ends), default=0.0),
+    )
 
 
 def _documents(findings: Sequence[Finding]) -> list[FindingDocument]:

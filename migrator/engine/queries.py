@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import asdict
 from datetime import datetime
-from typing import Any, TypeVar
+from typing import TypeVar
 
 from migrator import faults
 from migrator.api.commands import Refusal
@@ -17,12 +17,16 @@ from migrator.api.documents import (
     SampleDocument,
 )
 from migrator.api.events import Subject, read_event
-from migrator.core.inventory import Guest
+from migrator.core.inventory import Guest, Host
 from migrator.core.migration.downsampling import Point
-from migrator.engine.controller import Engine, host_document
+from migrator.engine.announcer import host_document
 from migrator.engine.evacuation_documents import evacuation_document
 from migrator.engine.event_bus import EventBus
-from migrator.ports import EventTexts
+from migrator.engine.inventory import Inventory, one_guest
+from migrator.engine.registry import Registry
+from migrator.engine.rules import Rules
+from migrator.engine.saved_documents import saved_evacuation, saved_migration
+from migrator.ports import EventTexts, Journal, Samples
 from migrator.ports.queries import EventBatch
 from migrator.ports.unreadable import UNREADABLE, say_unreadable
 
@@ -33,29 +37,47 @@ _Made = TypeVar("_Made")
 class EngineQueries:
     """See :class:`migrator.ports.queries.Queries`."""
 
-    def __init__(self, engine: Engine) -> None:
-        self._engine = engine
-        self.bus: EventBus = engine.bus
+    def __init__(
+        self,
+        *,
+        registry: Registry,
+        inventory: Inventory,
+        journal: Journal,
+        bus: EventBus,
+        samples: Samples | None,
+        unreadable: set[tuple[str, str]],
+        rules: Callable[[], Rules],
+    ) -> None:
+        self._registry, self._inventory, self._journal = registry, inventory, journal
+        self._samples, self._unreadable, self._rules = samples, unreadable, rules
+        self.bus: EventBus = bus
 
     def active_migrations(self) -> list[MigrationDocument]:
-        return [job.document() for job in self._engine.jobs.values() if not job.ended]
+        return [job.document() for job in self._registry.live() if not job.ended]
 
     def active_evacuations(self) -> list[EvacuationDocument]:
-        return [evacuation_document(run) for run in self._engine.runs.values() if not run.ended]
+        return [evacuation_document(run) for run in self._registry.running()]
 
     def hosts(self) -> list[HostDocument]:
-        hosts = sorted(self._engine.inventory.hosts(), key=lambda h: h.name)
-        return self._readable("host", hosts, lambda host: host_document(self._engine, host))
+        hosts = sorted(self._inventory.hosts(), key=lambda h: h.name)
+        return self._readable(
+            "host",
+            hosts,
+            lambda host: host_document(host, inventory=self._inventory, registry=self._registry),
+        )
 
     def host(self, name: str) -> HostDocument | None:
-        host = self._engine.inventory.host(name)
-        return host_document(self._engine, host) if host else None
+        host = self._inventory.host(name)
+        return self._host_document(host) if host else None
+
+    def _host_document(self, host: Host) -> HostDocument:
+        return host_document(host, inventory=self._inventory, registry=self._registry)
 
     def guests(self, host: str | None = None) -> list[GuestDocument]:
-        inventory = self._engine.inventory
+        inventory = self._inventory
         if host is not None and inventory.host(host) is None:
             return []
-        under_way = {job.guest.key: job.id for job in self._engine.jobs.values() if not job.ended}
+        under_way = {job.guest.key: job.id for job in self._registry.live() if not job.ended}
         found = self._readable(
             "guest", inventory.guests(host), lambda guest: self._guest_document(guest, under_way)
         )
@@ -63,18 +85,18 @@ class EngineQueries:
 
     async def refresh(self, host: str | None = None) -> None:
         if host is None:
-            await self._engine.inventory.refresh()
-        elif self._engine.inventory.host(host) is not None:
-            await self._engine.inventory.refresh(host)
+            await self._inventory.refresh()
+        elif self._inventory.host(host) is not None:
+            await self._inventory.refresh(host)
 
     def guest(self, which: str) -> GuestDocument | None:
         try:
-            guest = one_guest(self._engine, which)
+            guest = one_guest(self._inventory, which)
         except Refusal as refusal:
             if refusal.code == "not-found":
                 return None
             raise
-        under_way = {job.guest.key: job.id for job in self._engine.jobs.values() if not job.ended}
+        under_way = {job.guest.key: job.id for job in self._registry.live() if not job.ended}
         return self._guest_document(guest, under_way)
 
     def _guest_document(self, guest: Guest, under_way: Mapping[str, str]) -> GuestDocument:
@@ -91,11 +113,11 @@ class EngineQueries:
             memory_bytes=guest.memory_bytes,
             vcpus=guest.vcpus,
             dirty_rate_bytes_per_second=guest.dirty_rate_bytes_per_second,
-            policy=guest.policy or self._engine.rules.default_policy,
+            policy=guest.policy or self._rules().default_policy,
             movable=not guest.obstacle,
             obstacle=guest.obstacle,
             obstacle_code=guest.obstacle_code,
-            duplicate=guest.uuid in self._engine.inventory.doubled(),
+            duplicate=guest.uuid in self._inventory.doubled(),
             managed_by=guest.managed_by,
             migration=under_way.get(guest.key),
         )
@@ -103,11 +125,9 @@ class EngineQueries:
     async def migrations(
         self, *, limit: int, before: str | None = None, where: Mapping[str, str] | None = None
     ) -> list[MigrationDocument]:
-        saved = await self._engine.journal_writer.journal.page(
-            "migration", limit=limit, before=before, where=where
-        )
+        saved = await self._journal.page("migration", limit=limit, before=before, where=where)
         # Memory is newer than the journal.
-        jobs = self._engine.jobs
+        jobs = self._registry.migrations
         return self._readable(
             "migration",
             saved,
@@ -115,23 +135,21 @@ class EngineQueries:
         )
 
     async def migration(self, identifier: str) -> MigrationDocument | None:
-        if identifier in self._engine.jobs:
-            return self._engine.jobs[identifier].document()
-        saved = await self._engine.journal_writer.journal.find("migration", identifier)
+        if identifier in self._registry.migrations:
+            return self._registry.migrations[identifier].document()
+        saved = await self._journal.find("migration", identifier)
         found = self._readable("migration", [saved] if saved else [], saved_migration)
         return found[0] if found else None
 
     async def samples(self, migration: str) -> list[SampleDocument]:
-        samples = self._engine.means.samples
+        samples = self._samples
         return [_sample_document(point) for point in await samples.of(migration)] if samples else []
 
     async def evacuations(
         self, *, limit: int, before: str | None = None, where: Mapping[str, str] | None = None
     ) -> list[EvacuationDocument]:
-        saved = await self._engine.journal_writer.journal.page(
-            "evacuation", limit=limit, before=before, where=where
-        )
-        runs = self._engine.runs
+        saved = await self._journal.page("evacuation", limit=limit, before=before, where=where)
+        runs = self._registry.evacuations
         return self._readable(
             "evacuation",
             saved,
@@ -141,9 +159,9 @@ class EngineQueries:
         )
 
     async def evacuation(self, identifier: str) -> EvacuationDocument | None:
-        if identifier in self._engine.runs:
-            return evacuation_document(self._engine.runs[identifier])
-        saved = await self._engine.journal_writer.journal.find("evacuation", identifier)
+        if identifier in self._registry.evacuations:
+            return evacuation_document(self._registry.evacuations[identifier])
+        saved = await self._journal.find("evacuation", identifier)
         found = self._readable("evacuation", [saved] if saved else [], saved_evacuation)
         return found[0] if found else None
 
@@ -155,9 +173,7 @@ class EngineQueries:
         subject: Subject | None = None,
         subject_id: str | None = None,
     ) -> EventBatch:
-        rows = await self._engine.journal_writer.journal.events(
-            after=after, limit=limit, subject=subject, subject_id=subject_id
-        )
+        rows = await self._journal.events(after=after, limit=limit, subject=subject, subject_id=subject_id)
         items = self._readable("event", rows, read_event)
         numbers = [row["event_id"] for row in rows]
         return EventBatch(
@@ -176,21 +192,21 @@ class EngineQueries:
         subject: str | None = None,
         subject_id: str | None = None,
     ) -> EventTexts:
-        return await self._engine.journal_writer.journal.event_texts(
+        return await self._journal.event_texts(
             after=after, limit=limit, most_bytes=most_bytes, subject=subject, subject_id=subject_id
         )
 
     # --- for who keeps a replica: see migrator.replica.publisher.Source --------------------------------------------
 
     def looked_at(self) -> dict[str, datetime | None]:
-        inventory = self._engine.inventory
+        inventory = self._inventory
         return {host.name: inventory.looked_at(host.name) for host in inventory.hosts()}
 
     def known_guests(self, host: str) -> list[tuple[GuestDocument, str, bool]]:
-        inventory = self._engine.inventory
+        inventory = self._inventory
         if inventory.host(host) is None:
             return []
-        under_way = {job.guest.key: job.id for job in self._engine.jobs.values() if not job.ended}
+        under_way = {job.guest.key: job.id for job in self._registry.live() if not job.ended}
         return self._readable(
             "guest",
             inventory.guests(host),
@@ -198,22 +214,18 @@ class EngineQueries:
         )
 
     def remembered(self, subject: Subject) -> list[str]:
-        return list(self._engine.jobs if subject is Subject.MIGRATION else self._engine.runs)
+        return list(self._registry.migrations if subject is Subject.MIGRATION else self._registry.evacuations)
 
     def remembered_migration(self, identifier: str) -> MigrationDocument | None:
-        job = self._engine.jobs.get(identifier)
+        job = self._registry.migrations.get(identifier)
         return job.document() if job else None
 
     def remembered_evacuation(self, identifier: str) -> EvacuationDocument | None:
-        run = self._engine.runs.get(identifier)
+        run = self._registry.evacuations.get(identifier)
         return evacuation_document(run) if run else None
 
     def complaints(self) -> list[str]:
-        own = (
-            [self._engine.journal_writer.journal.complaint]
-            if self._engine.journal_writer.journal.complaint
-            else []
-        )
+        own = [self._journal.complaint] if self._journal.complaint else []
         return own + [f"task {name}: {why}" for name, why in faults.complaints.items()]
 
     def _readable(self, kind: str, rows: Iterable[_Row], read: Callable[[_Row], _Made]) -> list[_Made]:
@@ -228,26 +240,8 @@ class EngineQueries:
                     if isinstance(row, Mapping)
                     else getattr(row, "key", None)
                 )
-                say_unreadable(self._engine.unreadable, kind, str(name or getattr(row, "name", "")), error)
+                say_unreadable(self._unreadable, kind, str(name or getattr(row, "name", "")), error)
         return found
-
-
-def one_guest(engine: Engine, which: str) -> Guest:
-    """By key, uuid, name or HOST/NAME.
-
-    :raise Refusal: none, or more than one.
-    """
-    found = engine.inventory.find(which)
-    if not found:
-        raise Refusal("not-found", f"there is no guest {which}; see: migrator guests")
-    if len(found) > 1:
-        candidates = ", ".join(f"{guest.host}/{guest.name} ({guest.key})" for guest in found)
-        raise Refusal("ambiguous", f"{which} may be any of {candidates}")
-    return found[0]
-
-
-def _public(saved: Mapping[str, Any]) -> dict[str, Any]:
-    return {key: each for key, each in saved.items() if key != "_private"}
 
 
 def _sample_document(point: Point) -> SampleDocument:
@@ -256,13 +250,3 @@ def _sample_document(point: Point) -> SampleDocument:
         state=point.state,
         downtime_limit_seconds=point.limit_seconds,
     )
-
-
-def saved_migration(saved: Mapping[str, Any]) -> MigrationDocument:
-    """As it is in the journal."""
-    return MigrationDocument.model_validate(_public(saved))
-
-
-def saved_evacuation(saved: Mapping[str, Any]) -> EvacuationDocument:
-    """As it is in the journal."""
-    return EvacuationDocument.model_validate(_public(saved))

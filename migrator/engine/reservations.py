@@ -5,11 +5,8 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack, asynccontextmanager
-from typing import Literal
 
-#: ``guest`` by its key, ``host`` by its name, ``evacuation`` and ``migration`` by their ids.
-Kind = Literal["evacuation", "guest", "host", "migration"]
-Name = tuple[Kind, str]
+from migrator.core.drain.snapshot import Name
 
 
 class Reservations:
@@ -26,6 +23,11 @@ class Reservations:
     def __init__(self) -> None:
         self._locks: dict[Name, asyncio.Lock] = {}
         self._users: dict[Name, int] = {}
+
+    @property
+    def names(self) -> frozenset[Name]:
+        """Everything that somebody changes now, or waits to change."""
+        return frozenset(self._users)
 
     def taken(self, *names: Name) -> bool:
         """Somebody changes one of these, or waits for that."""

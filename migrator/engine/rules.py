@@ -4,7 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from functools import cached_property
 
+from migrator.core.drain.limits import SiteLimits
 from migrator.core.inventory import Guest, Host
 from migrator.core.placement import Options
 from migrator.core.policy import Policy
@@ -35,6 +37,23 @@ class Rules:
     placement: Options = field(default_factory=Options)
     links: LinkRules = field(default_factory=LinkRules)
     limits: LimitsSettings = field(default_factory=LimitsSettings)
+
+    def policy_of(self, guest: Guest, name: str | None = None) -> Policy:
+        """Return the policy asked for, else the guest's, else the site's.
+
+        :raise UsageError: there is none of that name.
+        """
+        return self.policy(name or guest.policy or self.default_policy)
+
+    @cached_property
+    def site_limits(self) -> SiteLimits:
+        """What a plan keeps to."""
+        return SiteLimits(
+            links=self.links,
+            migrations_at_a_time=self.limits.migrations_at_a_time,
+            attempts=self.limits.attempts,
+            first_pause_seconds=self.limits.first_pause,
+        )
 
     @classmethod
     def of(cls, settings: Settings) -> Rules:

@@ -21,7 +21,6 @@ from migrator.api.documents import CommandDocument
 from migrator.api.events import CommandAnswered, Subject
 from migrator.core import findings as catalogue
 from migrator.engine.commands.dispatcher import Dispatcher
-from migrator.engine.commands.handlers import CommandHandlers
 from migrator.engine.commands.settlement import Settlement
 from migrator.engine.controller import Engine
 from migrator.engine.event_bus import EventBus
@@ -29,7 +28,6 @@ from migrator.engine.inventory import Inventory
 from migrator.engine.journal_writer import JournalWriter
 from migrator.engine.migration.journalled_session import JournalledSession
 from migrator.engine.migration.services import SessionServices
-from migrator.engine.queries import EngineQueries
 from migrator.engine.rules import HostRules, Rules
 from migrator.errors import JournalError, LeaseLost
 from migrator.faults import keep_going
@@ -169,7 +167,11 @@ async def _running(live: LiveSettings) -> AsyncIterator[Engine]:
             accept=catalogue.accept,
         )
         engine = Engine(
-            inventory=inventory, means=means, journal_writer=journal_writer, bus=bus, rules=Rules.of(settings)
+            inventory=inventory,
+            services=means,
+            journal_writer=journal_writer,
+            bus=bus,
+            rules=Rules.of(settings),
         )
         inventory.on_change(engine.inventory_changed)
         live.subscribe(lambda new: (new.hosts, new.limits), site.prepare)
@@ -178,7 +180,7 @@ async def _running(live: LiveSettings) -> AsyncIterator[Engine]:
             HostRules.of,
             lambda new: lambda: inventory.configure(new.hosts, rules=new.guests, interval=new.interval),
         )
-        queries = EngineQueries(engine)
+        queries = engine.queries
         connected: dict[str, bool] = {}
         metrics = Metrics(
             queries=queries,
@@ -192,7 +194,7 @@ async def _running(live: LiveSettings) -> AsyncIterator[Engine]:
         faults.on_fault = metrics.fault
         monitor.on_command, monitor.on_error = metrics.qmp_command, metrics.qmp_error
         dispatcher = Dispatcher(
-            controller=CommandHandlers(engine),
+            controller=engine.handlers,
             log=journal,
             heard=metrics.command,
             told=lambda *said: _audit(bus, *said),

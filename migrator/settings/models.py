@@ -19,7 +19,7 @@ from pydantic import (
 )
 
 from migrator.core import findings
-from migrator.core.drain.evacuation import FIRST_PAUSE_SECONDS, MOST_ATTEMPTS
+from migrator.core.drain.limits import FIRST_PAUSE_SECONDS, MOST_ATTEMPTS
 from migrator.core.inventory import Guest, Host
 from migrator.core.placement import Options, Strategy
 from migrator.core.policy import BlockJobs, LastResort, PostcopyMode

@@ -19,13 +19,11 @@ import yaml  # type: ignore[import-untyped]
 from migrator.api.commands import Caller, Evacuate, Role
 from migrator.core.inventory import HostState
 from migrator.core.policy import builtin
-from migrator.engine.commands.handlers import CommandHandlers
 from migrator.engine.controller import Engine
 from migrator.engine.event_bus import EventBus
 from migrator.engine.inventory import Inventory
 from migrator.engine.journal_writer import JournalWriter
 from migrator.engine.migration.services import SessionServices
-from migrator.engine.queries import EngineQueries
 from migrator.engine.rules import Rules
 from migrator.metrics import Metrics, Probes
 from migrator.store.step_records import StepRecords
@@ -126,13 +124,13 @@ async def _evacuate(number: int, directory: Path, scrapes: Scrapes, broken: str)
     means = SessionServices(site=site, records=records, keep=keep, accept=lambda findings, codes: findings)
     engine = Engine(
         inventory=inventory,
-        means=means,
+        services=means,
         journal_writer=journal_writer,
         bus=EventBus(),
         rules=Rules(policy=builtin),
     )
     inventory.on_change(engine.inventory_changed)
-    queries = EngineQueries(engine)
+    queries = engine.queries
     start = EPOCH + number * 900
     began = loop.time()
 
@@ -158,7 +156,7 @@ async def _evacuate(number: int, directory: Path, scrapes: Scrapes, broken: str)
     running = asyncio.create_task(engine.run(), name="engine")
     deadline = datetime.now(UTC) + timedelta(minutes=10)
     await asyncio.sleep(INTERVAL_SECONDS)
-    await CommandHandlers(engine).carry_out(Evacuate(host="a", deadline=deadline), OPERATOR, key="")
+    await engine.handlers.carry_out(Evacuate(host="a", deadline=deadline), OPERATOR, key="")
     async with asyncio.timeout(600):
         while inventory.host("a").state is not HostState.MAINTENANCE:  # type: ignore[union-attr]
             await asyncio.sleep(0.5)

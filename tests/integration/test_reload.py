@@ -44,7 +44,7 @@ class Service:
 
     @property
     def site(self) -> ConfiguredSite:
-        site = self.engine.means.site
+        site = self.engine.services.site
         assert isinstance(site, ConfiguredSite)
         return site
 

@@ -12,10 +12,10 @@ from bench.evacuation.guests import LINK_BYTES_PER_SECOND, idle_guests, mixed_gu
 from bench.evacuation.loop import SkippingLoop
 from bench.evacuation.outcome import Moved, Outcome
 from bench.evacuation.peers import OURS, PEERS, at_a_time
-from migrator.core.schedule import schedule
+from migrator.core.drain import forecast, plan
+from migrator.core.schedule import ScheduleDecision, apart, decide
 from migrator.core.schedule.timetable import predict
-from migrator.core.schedule.transfers import Transfer, TransferPhase
-from migrator.engine import foretelling, planner
+from migrator.core.schedule.transfers import LinkRules, Transfer, TransferPhase, moves_of
 
 TWO = "2 at a time (oVirt)"
 
@@ -27,30 +27,36 @@ def transfers(*phases: TransferPhase, source: str = "a") -> list[Transfer]:
     ]
 
 
+def decided_at_a_time(count: int, going: list[Transfer]) -> ScheduleDecision:
+    return at_a_time(count)(*apart(moves_of(going, {}, LinkRules())), LinkRules())
+
+
 @pytest.mark.parametrize(
     "phase",
     [TransferPhase.PREPARING, TransferPhase.READY, TransferPhase.TRANSFERRING, TransferPhase.FINISHING],
 )
 def test_a_peers_migration_keeps_its_place_from_its_start_to_its_end(phase: TransferPhase) -> None:
     going = transfers(phase, TransferPhase.WAITING, TransferPhase.WAITING)
-    orders = at_a_time(2)(going, {}, None)
-    assert orders.prepare == ("a1",)
-    assert orders.begin == (("a0",) if phase is TransferPhase.READY else ())
-    assert not orders.bandwidth
+    decided = decided_at_a_time(2, going)
+    assert [move.transfer.guest for move in decided.prepare] == ["a1"]
+    begun = [move.transfer.guest for move in decided.begin]
+    assert begun == (["a0"] if phase is TransferPhase.READY else [])
+    assert not decided.bandwidth
 
 
 def test_a_peer_counts_each_source_for_itself() -> None:
     going = [*transfers(*[TransferPhase.WAITING] * 3), *transfers(*[TransferPhase.WAITING] * 3, source="b")]
-    assert at_a_time(2)(going, {}, None).prepare == ("a0", "a1", "b0", "b1")
+    decided = decided_at_a_time(2, going)
+    assert [move.transfer.guest for move in decided.prepare] == ["a0", "a1", "b0", "b1"]
 
 
 def test_after_a_peer_the_engine_goes_by_its_own_schedule_again() -> None:
     try:
         peers.install(TWO)
-        assert vars(planner)["schedule"] is not schedule
+        assert vars(plan)["decide"] is not decide
         peers.install(OURS)
-        assert vars(planner)["schedule"] is schedule
-        assert vars(foretelling)["predict"] is predict
+        assert vars(plan)["decide"] is decide
+        assert vars(forecast)["predict"] is predict
     finally:
         peers.install(OURS)
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import itertools
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +25,6 @@ from migrator.api.commands import (
 from migrator.core.inventory import HostState
 from migrator.core.model import State
 from migrator.engine.commands.dispatcher import Dispatcher
-from migrator.engine.commands.handlers import CommandHandlers
 from migrator.engine.commands.settlement import Settlement
 from migrator.engine.controller import Engine
 from migrator.testing.simulated_site import SimulatedSite
@@ -76,15 +76,15 @@ async def together(
         world = Lives(directory / str(next(numbers)), small_site(guests, memory_bytes=memory_bytes))
         turns = Turns(world.journal, choices)
         async with world.engine(Life()) as engine:
-            dispatcher = Dispatcher(controller=CommandHandlers(engine), log=world.journal)
+            dispatcher = Dispatcher(controller=engine.handlers, log=world.journal)
             for command in before:
                 assert (await ask(dispatcher, command)).kind == "accepted"
             asked = [ask(dispatcher, command, key) for command, key in commands(engine)]
             count = len(asked)
             if planning is not None:
-                for run in engine.runs.values():
-                    run.not_before = 0.0
-                asked.append(engine.planner.turn())
+                for run in engine.registry.evacuations:
+                    engine.registry.change(run, lambda run: replace(run, not_before=0.0))
+                asked.append(engine.reconciler.turn())
             replies = (await turns.all(*asked, late=planning or 0))[:count]
             assert all(isinstance(each, Reply) for each in replies), replies
             holds(world, engine, replies)
@@ -101,9 +101,9 @@ async def together(
 async def as_journalled(world: Lives, engine: Engine) -> None:
     """Nothing is in the journal that memory does not know, and the other way round."""
     jobs = {each["id"]: each["_private"]["cancelled"] for each in await world.journal.unfinished("migration")}
-    assert jobs == {job.id: job.cancelled for job in engine.jobs.values() if not job.ended}
+    assert jobs == {job.id: job.cancelled for job in engine.registry.migrations.values() if not job.ended}
     runs = {each["id"]: each["_private"]["closing"] for each in await world.journal.unfinished("evacuation")}
-    assert runs == {run.id: run.closing for run in engine.runs.values() if not run.ended}
+    assert runs == {run.id: run.closing for run in engine.registry.evacuations.values() if not run.ended}
     for saved in await world.journal.unfinished("host"):
         host = engine.inventory.host(saved["id"])
         assert host is not None
@@ -120,7 +120,7 @@ async def test_of_two_evacuations_of_a_host_one_is_begun(tmp_path: Path) -> None
         (begun,) = [each.subject_id for each in replies if each.kind == "accepted"]
         (refused,) = [each.message or "" for each in replies if each.kind == "refused"]
         assert f"evacuation {begun}" in refused
-        assert len(engine.runs) == 1
+        assert len(engine.registry.evacuations) == 1
 
     orders = await together(
         tmp_path, lambda engine: [(Evacuate(host="a"), "1"), (Evacuate(host="a"), "2")], holds
@@ -141,7 +141,7 @@ async def test_of_two_migrations_of_a_guest_one_is_begun(tmp_path: Path) -> None
 async def test_a_guest_that_is_migrated_while_its_host_is_emptied_has_one_migration(tmp_path: Path) -> None:
     def holds(world: Lives, engine: Engine, replies: list[Reply]) -> None:
         assert [each.kind for each in replies][1] == "accepted"
-        assert len([job for job in engine.jobs.values() if not job.ended]) <= 1
+        assert len([job for job in engine.registry.migrations.values() if not job.ended]) <= 1
 
     await together(
         tmp_path,
@@ -155,8 +155,8 @@ async def test_nobody_is_sent_to_a_host_whose_evacuation_was_accepted_before(tmp
         migrated, emptied = replies
         assert emptied.kind == "accepted"
         if migrated.kind == "accepted":
-            (job,) = engine.jobs.values()
-            (run,) = engine.runs.values()
+            (job,) = engine.registry.migrations.values()
+            (run,) = engine.registry.evacuations.values()
             assert job.created_at <= run.created_at or job.ended
 
     await together(
@@ -187,7 +187,10 @@ async def test_activating_a_host_and_emptying_it_come_one_after_the_other(tmp_pa
 async def test_a_host_is_not_emptied_and_filled_again_at_once(tmp_path: Path) -> None:
     def holds(world: Lives, engine: Engine, replies: list[Reply]) -> None:
         assert "accepted" in kinds(replies)
-        assert len([run for run in engine.runs.values() if run.host == "a" and not run.ended]) == 1
+        assert (
+            len([run for run in engine.registry.evacuations.values() if run.host == "a" and not run.ended])
+            == 1
+        )
 
     await together(
         tmp_path,
@@ -200,7 +203,7 @@ async def test_the_same_id_is_carried_out_once_however_often_it_comes(tmp_path: 
     def holds(world: Lives, engine: Engine, replies: list[Reply]) -> None:
         assert {each.kind for each in replies} == {"accepted"}
         assert len({each.subject_id for each in replies}) == 1
-        assert len(engine.jobs) == 1
+        assert len(engine.registry.migrations) == 1
 
     await together(tmp_path, lambda engine: [(Migrate(guest="vm-0"), "same")] * 3, holds)
 
@@ -217,10 +220,12 @@ async def test_a_second_command_under_an_id_in_use_is_refused(tmp_path: Path) ->
 async def test_what_is_cancelled_while_its_guests_are_begun_begins_nobody_more(tmp_path: Path) -> None:
     def holds(world: Lives, engine: Engine, replies: list[Reply]) -> None:
         assert kinds(replies) == ["accepted"]
-        assert all(job.cancelled or job.ended or not job.can_cancel for job in engine.jobs.values())
+        assert all(
+            job.cancelled or job.ended or not job.can_cancel for job in engine.registry.migrations.values()
+        )
 
     def cancel(engine: Engine) -> Sequence[tuple[Command, str | None]]:
-        (run,) = engine.runs
+        (run,) = engine.registry.evacuations
         return [(Cancel(target=run), None)]
 
     for late in range(6):
@@ -234,8 +239,11 @@ async def test_a_migration_and_its_evacuation_are_cancelled_together(tmp_path: P
         assert replies[0].kind == "accepted"
 
     def cancel(engine: Engine) -> Sequence[tuple[Command, str | None]]:
-        (run,) = engine.runs
-        return [(Cancel(target=run), None), *((Cancel(target=job), None) for job in engine.jobs)]
+        (run,) = engine.registry.evacuations
+        return [
+            (Cancel(target=run), None),
+            *((Cancel(target=job), None) for job in engine.registry.migrations),
+        ]
 
     await together(tmp_path, cancel, holds, before=[Evacuate(host="a")], planning=1)
 
@@ -255,7 +263,7 @@ async def test_what_is_refused_because_the_journal_failed_leaves_nothing(
 ) -> None:
     world = Lives(tmp_path, small_site())
     async with world.engine(Life()) as engine:
-        handlers = CommandHandlers(engine)
+        handlers = engine.handlers
         dispatcher = Dispatcher(controller=handlers, log=world.journal)
         replies = [await ask(dispatcher, command) for command in before]
         if what == Activate(host="b"):
@@ -278,8 +286,8 @@ async def test_what_is_refused_because_the_journal_failed_leaves_nothing(
 
 def state(engine: Engine) -> Any:
     return (
-        {job.id: job.cancelled for job in engine.jobs.values()},
-        {run.id: run.closing for run in engine.runs.values()},
+        {job.id: job.cancelled for job in engine.registry.migrations.values()},
+        {run.id: run.closing for run in engine.registry.evacuations.values()},
         {host.name: host.state for host in engine.inventory.hosts()},
     )
 
@@ -289,8 +297,8 @@ async def test_a_queued_migration_that_is_cancelled_ends_at_once_and_stays_so_af
 ) -> None:
     world = Lives(tmp_path, small_site(2))
     async with world.engine(Life()) as engine:
-        dispatcher = Dispatcher(controller=CommandHandlers(engine), log=world.journal)
-        engine.planner.wake = lambda: None  # type: ignore[method-assign]  # it waits for its turn
+        dispatcher = Dispatcher(controller=engine.handlers, log=world.journal)
+        engine.reconciler.wake = lambda: None  # type: ignore[method-assign]  # it waits for its turn
         begun = await ask(dispatcher, Migrate(guest="vm-0", to="b"))
         ended = await ask(dispatcher, Cancel(target=begun.subject_id))
         assert ended.body["state"] == State.CANCELLED
@@ -305,7 +313,7 @@ async def test_a_cancel_that_was_accepted_holds_after_a_kill(tmp_path: Path) -> 
     world.site.hosts["b"].start_seconds = 30.0
     life = Life()
     async with world.engine(life) as engine:
-        dispatcher = Dispatcher(controller=CommandHandlers(engine), log=world.journal)
+        dispatcher = Dispatcher(controller=engine.handlers, log=world.journal)
         begun = await ask(dispatcher, Migrate(guest="vm-0", to="b"))
         while not world.site.started:
             await asyncio.sleep(0.01)
@@ -320,7 +328,7 @@ async def test_a_cancel_that_was_accepted_holds_after_a_kill(tmp_path: Path) -> 
 async def test_whoever_goes_away_in_the_middle_of_a_command_leaves_nothing_half_done(tmp_path: Path) -> None:
     world = Lives(tmp_path, small_site())
     async with world.engine(Life()) as engine:
-        dispatcher = Dispatcher(controller=CommandHandlers(engine), log=world.journal)
+        dispatcher = Dispatcher(controller=engine.handlers, log=world.journal)
         release = asyncio.Event()
 
         async def slowly(call: str) -> None:
@@ -334,15 +342,15 @@ async def test_whoever_goes_away_in_the_middle_of_a_command_leaves_nothing_half_
         release.set()
         again = await ask(dispatcher, Migrate(guest="vm-0", to="b"), "1")
         assert again.kind == "accepted"
-        assert list(engine.jobs) == [again.subject_id]
+        assert list(engine.registry.migrations) == [again.subject_id]
 
 
 async def test_an_evacuation_whose_migration_is_held_at_a_restart_says_so(tmp_path: Path) -> None:
     world = Lives(tmp_path, small_site())
     life = Life()
     async with world.engine(life) as engine:
-        await ask(Dispatcher(controller=CommandHandlers(engine), log=world.journal), Evacuate(host="a"))
-        while not any(job.state is State.PRECOPY for job in engine.jobs.values()):
+        await ask(Dispatcher(controller=engine.handlers, log=world.journal), Evacuate(host="a"))
+        while not any(job.state is State.PRECOPY for job in engine.registry.migrations.values()):
             await asyncio.sleep(0.01)
         await engine.journal_writer.flush(1.0)
         life.dead = True
@@ -354,7 +362,7 @@ async def test_an_evacuation_whose_migration_is_held_at_a_restart_says_so(tmp_pa
 
     world.journal.pause = slowly
     async with world.engine(Life()) as engine, asyncio.timeout(60):
-        (run,) = engine.runs.values()
+        (run,) = engine.registry.evacuations.values()
         while [entry.standing for entry in run.entries.values()] != ["held"]:
             await asyncio.sleep(0.1)
 
@@ -362,7 +370,7 @@ async def test_an_evacuation_whose_migration_is_held_at_a_restart_says_so(tmp_pa
 async def test_an_id_gets_the_outcome_once_what_it_began_has_ended(tmp_path: Path) -> None:
     world = Lives(tmp_path, small_site())
     async with world.engine(Life()) as engine, asyncio.timeout(60):
-        dispatcher = Dispatcher(controller=CommandHandlers(engine), log=world.journal)
+        dispatcher = Dispatcher(controller=engine.handlers, log=world.journal)
         settlement = Settlement(bus=engine.bus, journal=world.journal, dispatcher=dispatcher)
         running = asyncio.create_task(settlement.run(), name="settlement")
         for command, key in ((Migrate(guest="vm-0", to="b"), "1"), (Evacuate(host="b"), "2")):
@@ -377,7 +385,7 @@ async def test_an_id_gets_the_outcome_once_what_it_began_has_ended(tmp_path: Pat
         await asyncio.wait({running})
         # One that ended while nobody settled: the next start does.
         begun = await ask(dispatcher, Restore(host="b"), "3")
-        while not engine.runs[begun.subject_id].ended:
+        while not engine.registry.evacuations[begun.subject_id].ended:
             await asyncio.sleep(0.1)
         await engine.journal_writer.flush(5.0)
         assert (await ask(dispatcher, Restore(host="b"), "3")).kind == "accepted"

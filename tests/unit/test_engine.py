@@ -31,18 +31,17 @@ from migrator.api.events import (
     MigrationStateChanged,
     Subject,
 )
+from migrator.core.drain.evacuation import Evacuation
 from migrator.core.drain.states import EvacuationState, GuestStanding
 from migrator.core.inventory import Guest, HostState
 from migrator.core.model import Finding, Severity, State
 from migrator.core.policy import builtin
-from migrator.engine.commands.handlers import CommandHandlers
 from migrator.engine.controller import Engine
 from migrator.engine.event_bus import EventBus
 from migrator.engine.inventory import Inventory
 from migrator.engine.journal_writer import JournalWriter
 from migrator.engine.migration.journalled_session import JournalledSession
 from migrator.engine.migration.services import SessionServices
-from migrator.engine.queries import EngineQueries
 from migrator.engine.rules import Rules
 from migrator.ports import Record
 from migrator.store.step_records import StepRecords
@@ -114,7 +113,7 @@ class World:
         )
         engine = Engine(
             inventory=inventory,
-            means=SessionServices(
+            services=SessionServices(
                 site=self.site,
                 records=records,
                 keep=keep,
@@ -135,7 +134,7 @@ class World:
             yield Driver(engine)
         finally:
             if killed:
-                tasks = {*engine.driving(), running}
+                tasks = {*engine.registry.driving(), running}
                 for task in tasks:
                     task.cancel()
                 await asyncio.wait(tasks)
@@ -150,8 +149,14 @@ class World:
 class Driver:
     def __init__(self, engine: Engine) -> None:
         self.engine = engine
-        self.queries: Any = EngineQueries(engine)
-        self._verbs = CommandHandlers(engine)
+        self.queries: Any = engine.queries
+        self._verbs = engine.handlers
+
+    def sessions(self) -> list[JournalledSession]:
+        return list(self.engine.registry.migrations.values())
+
+    def run(self, identifier: str) -> Evacuation:
+        return self.engine.registry.evacuations[identifier]
 
     async def ask(self, command: Command, *, key: str = "") -> Any:
         return await self._verbs.carry_out(command, OPERATOR, key=key)

@@ -37,11 +37,10 @@ async def begun(driver: Driver, policy: str, **how: Any) -> EvacuationDocument:
     rules = driver.engine.rules
     driver.engine.rules = replace(rules, limits=LimitsSettings(attempts=1))
     run = await driver.ask(Evacuate(host="a", policy=policy, **how))
-    live = driver.engine.runs[run.id]
     await driver.until(
-        lambda: any(entry.starts_in_seconds is not None for entry in live.entries.values()), 30
+        lambda: any(each.starts_in_seconds is not None for each in driver.run(run.id).forecasts.values()), 30
     )
-    return evacuation_document(live)
+    return evacuation_document(driver.run(run.id))
 
 
 def of(run: EvacuationDocument, name: str) -> Any:
@@ -74,12 +73,12 @@ async def test_guest_that_will_not_end_under_its_policy_is_told_before_it_is_tri
 async def test_doubt_stays_while_it_is_tried(world: World) -> None:
     async with world.engine() as driver:
         run = await begun(driver, "gentle", deadline=datetime.now(UTC) + timedelta(days=1))
-        live = driver.engine.runs[run.id]
         lost = []
 
         def tried() -> bool:
-            wild = next(entry for entry in live.entries.values() if entry.guest.name == "wild")
-            if not wild.doubt or not live.at_risk:
+            live = driver.run(run.id)
+            key, wild = next(each for each in live.entries.items() if each[1].guest.name == "wild")
+            if key not in live.forecasts or not live.forecasts[key].doubt or not live.at_risk:
                 lost.append((wild.standing, wild.reason))
             return wild.standing is GuestStanding.SET_ASIDE
 
@@ -90,31 +89,31 @@ async def test_doubt_stays_while_it_is_tried(world: World) -> None:
 async def test_where_the_policy_lets_everyone_end_nothing_is_doubted(world: World) -> None:
     async with world.engine() as driver:
         run = await begun(driver, "must-finish", deadline=datetime.now(UTC) + timedelta(days=1))
-        live = driver.engine.runs[run.id]
         doubted: list[str] = []
 
         def ended() -> bool:
-            doubted.extend(entry.doubt for entry in live.entries.values() if entry.doubt)
-            return live.ended
+            doubted.extend(each.doubt for each in driver.run(run.id).forecasts.values() if each.doubt)
+            return driver.run(run.id).ended
 
         await driver.until(ended)
         assert doubted == []
-        assert not live.at_risk
-        assert live.state is EvacuationState.COMPLETED
+        assert not driver.run(run.id).at_risk
+        assert driver.run(run.id).state is EvacuationState.COMPLETED
 
 
 async def test_what_a_running_migration_finds_out_is_believed(world: World) -> None:
     """Nobody knew how fast it writes when it was begun."""
     async with world.engine() as driver:
         run = await begun(driver, "gentle")
-        live = driver.engine.runs[run.id]
-        (wild,) = [entry for entry in live.entries.values() if entry.guest.name == "wild"]
-        await driver.until(lambda: any(job.guest.name == "wild" for job in driver.engine.jobs.values()))
-        (job,) = [each for each in driver.engine.jobs.values() if each.guest.name == "wild"]
-        wild.guest = replace(wild.guest, dirty_rate_bytes_per_second=None)
+        (wild,) = [key for key, entry in driver.run(run.id).entries.items() if entry.guest.name == "wild"]
+        await driver.until(
+            lambda: any(job.guest.name == "wild" for job in driver.engine.registry.migrations.values())
+        )
+        (job,) = [each for each in driver.engine.registry.migrations.values() if each.guest.name == "wild"]
         job.guest = replace(job.guest, dirty_rate_bytes_per_second=None)
-        wild.doubt = ""
-        await driver.until(lambda: bool(wild.doubt) or job.ended)
+        driver.engine.registry.change(run.id, lambda run: replace(run, forecasts={}))
+        forecasts = lambda: driver.run(run.id).forecasts  # noqa: E731
+        await driver.until(lambda: (wild in forecasts() and bool(forecasts()[wild].doubt)) or job.ended)
         assert job.state is State.PRECOPY
-        assert "it will not end while the guest goes on like that" in wild.doubt
-        assert not live.at_risk  # nothing is missed where nobody said by when
+        assert "it will not end while the guest goes on like that" in forecasts()[wild].doubt
+        assert not driver.run(run.id).at_risk  # nothing is missed where nobody said by when

@@ -33,12 +33,12 @@ def world(tmp_path: Path) -> World:
 async def emptied(driver: Driver) -> list[tuple[float, float, float]]:
     """Empties a: at each moment the seconds that were foretold (median, and how wide), and those that were right."""
     run = await driver.ask(Evacuate(host="a"))
-    live, clock = driver.engine.runs[run.id], asyncio.get_running_loop().time
+    clock = asyncio.get_running_loop().time
     seen: list[tuple[float, EvacuationDocument, datetime]] = []
-    while not live.ended:
-        seen.append((clock(), evacuation_document(live), datetime.now(UTC)))
+    while not driver.run(run.id).ended:
+        seen.append((clock(), evacuation_document(driver.run(run.id)), datetime.now(UTC)))
         await asyncio.sleep(0.5)
-    assert live.state is EvacuationState.COMPLETED
+    assert driver.run(run.id).state is EvacuationState.COMPLETED
     told = []
     for at, document, now in seen:
         low, middle, high = (

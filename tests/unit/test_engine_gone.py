@@ -28,8 +28,8 @@ def world(tmp_path: Path) -> World:
 
 async def copying(driver: Driver) -> str:
     """The target of the guest, which is on its way."""
-    await driver.until(lambda: any(job.state is State.PRECOPY for job in driver.engine.jobs.values()))
-    (job,) = driver.engine.jobs.values()
+    await driver.until(lambda: any(job.state is State.PRECOPY for job in driver.sessions()))
+    (job,) = driver.engine.registry.migrations.values()
     return job.target
 
 
@@ -51,9 +51,9 @@ async def test_source_that_is_lost_is_taken_up_again(world: World) -> None:
         run = await driver.ask(Evacuate(host="a"), key="e1")
         await copying(driver)
         world.site.hosts["a"].down = True
-        await driver.until(lambda: any(job.state is State.HELD for job in driver.engine.jobs.values()), 200)
-        (job,) = driver.engine.jobs.values()
-        (entry,) = driver.engine.runs[run.id].entries.values()
+        await driver.until(lambda: any(job.state is State.HELD for job in driver.sessions()), 200)
+        (job,) = driver.engine.registry.migrations.values()
+        (entry,) = driver.engine.registry.evacuations[run.id].entries.values()
         assert entry.standing is GuestStanding.HELD
         assert not job.ended
         world.site.hosts["a"].down = False
@@ -81,7 +81,7 @@ async def test_target_that_cannot_even_be_opened_holds_what_a_controller_takes_u
 
     monkeypatch.setattr(world.site, "open", without)
     async with world.engine() as driver:
-        (job,) = driver.engine.jobs.values()
+        (job,) = driver.engine.registry.migrations.values()
         await driver.until(lambda: job.state is State.HELD)
         assert job.result.held_code == "not-reachable"
         assert "not in the configuration" in str(job.result.error)

@@ -29,9 +29,9 @@ def world(tmp_path: Path) -> World:
 async def held(driver: Driver, world: World) -> JournalledSession:
     """Its source's host is gone in the middle."""
     await driver.ask(Evacuate(host="a"), key="e1")
-    await driver.until(lambda: any(job.state is State.PRECOPY for job in driver.engine.jobs.values()))
+    await driver.until(lambda: any(job.state is State.PRECOPY for job in driver.sessions()))
     world.site.hosts["a"].down = True
-    (job,) = driver.engine.jobs.values()
+    (job,) = driver.engine.registry.migrations.values()
     await driver.until(lambda: job.state is State.HELD, 200)
     return job
 
@@ -56,8 +56,8 @@ async def test_words_and_looks_at_once_never_meet(world: World, monkeypatch: pyt
             task = asyncio.current_task()
             assert task is not None
             inside.add(task.get_name())
-            most = max(most, len({driver.engine.task(job)} | {task}))
-            assert driver.engine.task(job) is task
+            most = max(most, len({driver.engine.registry.task(job)} | {task}))
+            assert driver.engine.registry.task(job) is task
             return await plain(host, socket, **how)
 
         monkeypatch.setattr(world.site, "open", counted)
@@ -94,9 +94,13 @@ async def test_one_that_is_not_held_takes_no_word(world: World) -> None:
 async def test_one_that_is_being_looked_at_says_so_and_takes_the_word_later(world: World) -> None:
     async with world.engine() as driver:
         job = await held(driver, world)
-        await driver.until(lambda: driver.engine.task(job) is None)
+        await driver.until(lambda: driver.engine.registry.task(job) is None)
         over = asyncio.Event()
-        driver.engine.begin_job(job, over.wait())
+
+        async def looked_at() -> None:
+            await over.wait()
+
+        driver.engine.registry.start(job, looked_at())
         with pytest.raises(Refusal) as refusal:
             await driver.ask(Resolve(migration=job.id, guest_at="source"))
         assert str(refusal.value) == (
@@ -110,8 +114,8 @@ async def test_one_that_is_being_looked_at_says_so_and_takes_the_word_later(worl
 async def test_a_host_that_is_away_while_a_migration_is_held_is_known_to_be_down_soon(world: World) -> None:
     async with world.engine() as driver:
         await driver.ask(Evacuate(host="a"))
-        await driver.until(lambda: any(job.state is State.PRECOPY for job in driver.engine.jobs.values()))
-        (job,) = driver.engine.jobs.values()
+        await driver.until(lambda: any(job.state is State.PRECOPY for job in driver.sessions()))
+        (job,) = driver.engine.registry.migrations.values()
         world.site.hosts["a"].down = world.site.hosts["b"].down = True
         await driver.until(lambda: job.state is State.HELD, 200)
         # MigratorHostUnreachable takes at most 40 s from then on.
@@ -131,8 +135,8 @@ async def test_what_is_left_of_a_source_goes_once_its_host_is_back(world: World)
 
         world.site.clear = away  # type: ignore[method-assign]
         driver.engine.leftovers._clear_source = plain
-        await driver.until(lambda: any(job.ended for job in driver.engine.jobs.values()), 300)
-        (job,) = driver.engine.jobs.values()
+        await driver.until(lambda: any(job.ended for job in driver.engine.registry.migrations.values()), 300)
+        (job,) = driver.engine.registry.migrations.values()
         assert (job.state, world.site.cleared) == (State.COMPLETED, [])
         assert [each.code for each in job.document().findings] == ["left-over"]
         world.site.hosts["a"].down = False

@@ -57,11 +57,11 @@ async def test_guest_that_was_on_its_way_and_did_not_come_is_waited_for_no_longe
 async def test_guest_whose_earlier_migration_is_held_is_left_for_a_person(world: World) -> None:
     async with world.engine(killed=True) as driver:
         move = await driver.ask(Migrate(guest="vm", to="b"))
-        await driver.until(lambda: driver.engine.jobs[move.id].state is State.PRECOPY)
+        await driver.until(lambda: driver.engine.registry.migrations[move.id].state is State.PRECOPY)
     for record in world.directory.rglob("*.jsonl"):
         record.unlink()
     async with world.engine() as driver:
-        assert driver.engine.jobs[move.id].state is State.HELD
+        assert driver.engine.registry.migrations[move.id].state is State.HELD
         for host in ("a", "b"):
             end = await driver.end_of(await driver.ask(Evacuate(host=host)))
             assert end.state is EvacuationState.INCOMPLETE

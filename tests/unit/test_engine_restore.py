@@ -62,7 +62,7 @@ async def test_policy_of_a_restore_is_known_to_whoever_goes_on_with_it(world: Wo
         await driver.end_of(await driver.ask(Evacuate(host="a", policy="must-finish")))
         run = await driver.ask(Restore(host="a", policy="must-finish"))
     async with world.engine() as driver:
-        end = await driver.end_of(evacuation_document(gentle(driver).engine.runs[run.id]))
+        end = await driver.end_of(evacuation_document(gentle(driver).engine.registry.evacuations[run.id]))
         assert (end.state, end.policy) == (EvacuationState.COMPLETED, "must-finish")
         assert world.site.running("wild") == ["a"]
 
@@ -74,7 +74,7 @@ async def test_restore_with_a_policy_that_is_not_there_begins_nothing(world: Wor
         with pytest.raises(Refusal, match="no-such-policy") as refused:
             await driver.ask(Restore(host="a", policy="no-such-policy"))
         assert refused.value.code == "invalid"
-        assert [run.kind for run in driver.engine.runs.values()] == ["evacuate"]
+        assert [run.kind for run in driver.engine.registry.evacuations.values()] == ["evacuate"]
         assert driver.queries.host("a").state == "maintenance"
 
 
@@ -83,12 +83,12 @@ async def test_restore_with_nobody_to_bring_home_is_refused(world: World) -> Non
     async with world.engine() as driver:
         # Never evacuated; and evacuated, with everyone at home again.
         for _ in range(2):
-            before = list(driver.engine.runs)
+            before = list(driver.engine.registry.evacuations)
             with pytest.raises(Refusal, match="a is active and there is nobody to bring home") as refused:
                 await driver.ask(Restore(host="a"))
             assert refused.value.code == "conflict"
             assert "\n" not in str(refused.value)
-            assert list(driver.engine.runs) == before
+            assert list(driver.engine.registry.evacuations) == before
             await driver.end_of(await driver.ask(Evacuate(host="a")))
             assert (await driver.end_of(await driver.ask(Restore(host="a")))).state == "completed"
         assert world.site.running("vm") == ["a"]
@@ -109,5 +109,5 @@ async def test_guest_is_not_moved_to_where_it_is(world: World) -> None:
         with pytest.raises(Refusal, match=r"^web is on b already$") as refused:
             await driver.ask(Migrate(guest="web", to="b"))
         assert refused.value.code == "conflict"
-        assert not driver.engine.jobs
+        assert not driver.engine.registry.migrations
         assert await driver.queries.migrations(limit=9) == []

@@ -36,14 +36,14 @@ async def test_guest_under_backup_waits_and_says_for_what_while_the_others_go(wo
     async with world.engine() as driver:
         late = datetime.now(UTC) + timedelta(days=1)
         run = await driver.ask(Evacuate(host="a", deadline=late))
-        await driver.until(lambda: sum(job.ended for job in driver.engine.jobs.values()) == 2)
-        (waiting,) = [job for job in driver.engine.jobs.values() if not job.ended]
+        await driver.until(lambda: sum(job.ended for job in driver.engine.registry.migrations.values()) == 2)
+        (waiting,) = [job for job in driver.engine.registry.migrations.values() if not job.ended]
         assert world.site.running(names[1]) == world.site.running(names[2]) == ["b"]
         await driver.until(lambda: waiting.state is State.WAITING)  # it may be looked at again just now
         assert waiting.document().waiting_for == "backup nightly"
         assert world.site.running(names[0]) == ["a"]
-        live = driver.engine.runs[run.id]
-        await driver.until(lambda: live.at_risk)  # nobody knows when the backup will have ended
+        await driver.until(lambda: driver.run(run.id).at_risk)  # nobody knows when the backup will have ended
+        live = driver.run(run.id)
         told = next(each for each in evacuation_document(live).guests if each.guest_name == names[0])
         assert told.takes_seconds is not None, "it is part of the forecast"
         assert evacuation_document(live).forecast_end_at is not None
@@ -58,7 +58,7 @@ async def test_one_that_waits_is_cancelled_at_once(world: World) -> None:
     machine.disk_users = DiskUsers(exports=(Export(id="fleece", kind="nbd", node="disk0"),))
     async with world.engine() as driver:
         one = await driver.ask(Migrate(guest=name, to="b"))
-        job = driver.engine.jobs[one.id]
+        job = driver.engine.registry.migrations[one.id]
         await driver.until(lambda: job.state is State.WAITING)
         await driver.ask(Cancel(target=one.id))
         await driver.until(lambda: job.ended, 2)
@@ -84,7 +84,7 @@ async def test_no_longer_than_max_duration(world: World) -> None:
         short = builtin("default").but(max_duration_seconds=5.0)
         driver.engine.rules = replace(driver.engine.rules, policy=lambda name: short)
         one = await driver.ask(Migrate(guest=name, to="b"))
-        job = driver.engine.jobs[one.id]
+        job = driver.engine.registry.migrations[one.id]
         await driver.until(lambda: job.ended, 10)
         assert job.state is State.FAILED
         assert "backup nightly did not end within" in (job.result.error or "")
@@ -96,9 +96,9 @@ async def test_one_that_waited_when_the_controller_was_killed_waits_again(world:
     machine.disk_users = BACKUP
     async with world.engine(killed=True) as driver:
         one = await driver.ask(Migrate(guest=name, to="b"))
-        await driver.until(lambda: driver.engine.jobs[one.id].state is State.WAITING)
+        await driver.until(lambda: driver.engine.registry.migrations[one.id].state is State.WAITING)
     async with world.engine() as driver:
-        job = driver.engine.jobs[one.id]
+        job = driver.engine.registry.migrations[one.id]
         await driver.until(lambda: job.state is State.WAITING)
         machine.disk_users = DiskUsers()
         await driver.until(lambda: job.ended)

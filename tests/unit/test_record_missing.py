@@ -13,7 +13,6 @@ import pytest
 from migrator.api.commands import Migrate, Refusal, Resolve
 from migrator.api.documents import MigrationDocument
 from migrator.core.model import State
-from migrator.engine.commands.handlers import CommandHandlers
 from migrator.testing.journal import MemoryJournal
 from tests.stops import Life, Lives
 from tests.unit.test_stopped_anywhere import OPERATOR, begin, go_on, lives, never_two, whole
@@ -46,8 +45,8 @@ async def killed_at(world: Lives, instant: str, policy: str) -> None:
 async def until_held(world: Lives) -> MigrationDocument:
     async with world.engine(Life()) as engine, asyncio.timeout(60):
         while True:
-            for job in engine.jobs.values():
-                if job.state is State.HELD and not engine.busy(job):
+            for job in engine.registry.migrations.values():
+                if job.state is State.HELD and not engine.registry.busy(job):
                     return job.document()
             await asyncio.sleep(0.05)
 
@@ -115,11 +114,11 @@ async def test_record_without_its_journal_is_held_until_a_person_has_said_where_
         assert "the guest runs at the source, which does not migrate" in (document.error or "")
         assert world.site.running("vm-0") == ["a"]
     async with world.engine(Life()) as engine:
-        while engine.busy(engine.jobs[record.stem]):
+        while engine.registry.busy(engine.registry.migrations[record.stem]):
             await asyncio.sleep(0.05)
         with pytest.raises(Refusal, match=r"vm-0 is held already"):
-            await CommandHandlers(engine).carry_out(Migrate(guest="vm-0", to="c"), OPERATOR, key="")
-        ended = await CommandHandlers(engine).carry_out(
+            await engine.handlers.carry_out(Migrate(guest="vm-0", to="c"), OPERATOR, key="")
+        ended = await engine.handlers.carry_out(
             Resolve(migration=record.stem, guest_at="source"), OPERATOR, key=""
         )
         assert isinstance(ended, MigrationDocument)
@@ -135,7 +134,7 @@ async def test_record_of_a_migration_that_has_ended_by_the_journal_is_put_away(t
     lines = ended.read_text().splitlines()[:-1]
     (tmp_path / ended.name).write_text("\n".join(lines) + "\n")
     async with world.engine(Life()) as engine:
-        assert list(engine.jobs) == []
+        assert list(engine.registry.migrations) == []
         assert engine.left_records == []
     assert list(tmp_path.glob("*.jsonl")) == []
 
@@ -152,9 +151,9 @@ async def test_record_that_nobody_can_make_anything_of_is_named(tmp_path: Path) 
 async def test_another_guest_at_the_socket_of_one_that_was_to_be_moved_is_not_moved(tmp_path: Path) -> None:
     world = lives(tmp_path)
     async with world.engine(Life()) as engine, asyncio.timeout(60):
-        begun = await CommandHandlers(engine).carry_out(Migrate(guest="vm-0", to="b"), OPERATOR, key="")
+        begun = await engine.handlers.carry_out(Migrate(guest="vm-0", to="b"), OPERATOR, key="")
         assert isinstance(begun, MigrationDocument)
-        job = engine.jobs[begun.id]
+        job = engine.registry.migrations[begun.id]
         job.guest = replace(job.guest, uuid="00000000-0000-4000-8000-000000000001")
         while not job.ended:
             await asyncio.sleep(0.05)

@@ -13,7 +13,6 @@ import pytest
 from migrator.api.commands import Caller, Evacuate, Migrate, Role
 from migrator.core.drain.states import EvacuationState
 from migrator.core.model import State
-from migrator.engine.commands.handlers import CommandHandlers
 from migrator.engine.controller import Engine
 from migrator.testing.simulated_site import SimulatedSite
 from migrator.testing.workload import MIB, steady
@@ -60,9 +59,7 @@ async def begin(world: Lives, life: Life, command: Migrate | Evacuate) -> str | 
     begun: str | None = None
     with suppress(asyncio.CancelledError):
         async with world.engine(life) as engine:
-            asked = asyncio.create_task(
-                CommandHandlers(engine).carry_out(command, OPERATOR, key="k"), name="ask"
-            )
+            asked = asyncio.create_task(engine.handlers.carry_out(command, OPERATOR, key="k"), name="ask")
             stop = asyncio.create_task(life.asked.wait(), name="asked to stop")
             done = asyncio.create_task(settled(engine, asked), name="ended")
             await asyncio.wait({stop, done}, return_when=asyncio.FIRST_COMPLETED)
@@ -79,8 +76,8 @@ async def begin(world: Lives, life: Life, command: Migrate | Evacuate) -> str | 
 
 async def settled(engine: Engine, asked: asyncio.Task[object]) -> None:
     await asyncio.wait({asked})
-    while any(not job.ended for job in engine.jobs.values()) or any(
-        not run.ended for run in engine.runs.values()
+    while any(not job.ended for job in engine.registry.migrations.values()) or any(
+        not run.ended for run in engine.registry.evacuations.values()
     ):
         await asyncio.sleep(0.05)
 
@@ -89,8 +86,12 @@ async def go_on(world: Lives) -> None:
     """Another life, until nothing is under way any more."""
     async with world.engine(Life()) as engine, asyncio.timeout(_WITHIN_SECONDS):
         while True:
-            left = [job for job in engine.jobs.values() if not job.ended and job.state is not State.HELD]
-            left += [run for run in engine.runs.values() if not run.ended]  # type: ignore[misc]
+            left = [
+                job
+                for job in engine.registry.migrations.values()
+                if not job.ended and job.state is not State.HELD
+            ]
+            left += [run for run in engine.registry.evacuations.values() if not run.ended]  # type: ignore[misc]
             if not left:
                 return
             await asyncio.sleep(0.05)

@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 from migrator.core.drain.states import GuestStanding
 from migrator.core.inventory import Guest
 
+#: What a host is excluded for where the guest was tried there and failed; followed by what happened.
+FAILED_THERE = "it failed there: "
 
-@dataclass(kw_only=True)
+
+@dataclass(frozen=True, kw_only=True)
 class Entry:
-    """One guest of an evacuation."""
+    """One guest of an evacuation. A value: whatever changes gives another one."""
 
     guest: Guest
     standing: GuestStanding = GuestStanding.WAITING
@@ -24,26 +28,30 @@ class Entry:
     #: Id of the present or last migration.
     migration: str | None = None
     #: Hosts it shall not be tried on, each with why: preflight refused it, or it failed there.
-    excluded: dict[str, str] = field(default_factory=dict)
+    excluded: Mapping[str, str] = field(default_factory=dict)
     #: In its last migration it stood still for longer than its policy allows.
     exceeded: bool = False
     #: Its migration is held and will be taken up again once a host answers that does not now.
     awaited: bool = False
-    #: On the loop's clock: not tried before.
+    #: Not tried before, on the snapshot's clock.
     not_before: float = 0.0
-    #: Predicted, from now.
-    starts_in_seconds: float | None = None
-    takes_seconds: float | None = None
-    downtime_seconds: float | None = None
-    #: Why it is not expected to end under its policy; empty where it is.
-    doubt: str = ""
 
     @property
     def wants_place(self) -> bool:
-        """It is to be moved and has no migration under way."""
+        """Whether it is to be moved and has no migration under way."""
         return self.standing in (GuestStanding.WAITING, GuestStanding.NO_TARGET)
 
     @property
     def going(self) -> bool:
-        """It waits, or is on its way."""
+        """Whether it waits, or is on its way."""
         return self.wants_place or self.standing is GuestStanding.MIGRATING
+
+    @property
+    def done(self) -> bool:
+        """Whether it has left, or is home, or has ended."""
+        return self.standing in (GuestStanding.MOVED, GuestStanding.GONE)
+
+    @property
+    def aside(self) -> bool:
+        """Whether it was set aside for an obstacle, before anything was tried."""
+        return self.standing is GuestStanding.SET_ASIDE and not self.attempts

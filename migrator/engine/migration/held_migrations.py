@@ -37,7 +37,7 @@ class SessionTasks(Protocol):
     """The sessions of a controller, and the one task that each of them has at a time."""
 
     @property
-    def jobs(self) -> Mapping[str, JournalledSession]:
+    def migrations(self) -> Mapping[str, JournalledSession]:
         """By their ids."""
 
     @property
@@ -47,7 +47,7 @@ class SessionTasks(Protocol):
     def task(self, session: JournalledSession, /) -> asyncio.Task[None] | None:
         """Return the one that drives it, or does something else with it, now."""
 
-    def begin_job(self, session: JournalledSession, way: Coroutine[Any, Any, None], /) -> None:
+    def start(self, session: JournalledSession, work: Coroutine[Any, Any, None], /) -> None:
         """Do this with it, in its task."""
 
 
@@ -75,9 +75,9 @@ class HeldMigrations:
                 pass  # their time has come
             self._wake.clear()
             tasks = self._tasks
-            for session in list(tasks.jobs.values()):
+            for session in list(tasks.migrations.values()):
                 if session.state is State.HELD and tasks.task(session) is None and not tasks.stopping:
-                    tasks.begin_job(session, self._look(session))
+                    tasks.start(session, self._look(session))
             await asyncio.sleep(_SECONDS_BETWEEN)
 
     async def _look(self, session: JournalledSession) -> None:
@@ -178,7 +178,7 @@ class HeldMigrations:
                 if not found.done():
                     found.set_exception(NotHeld("the service is stopping; ask again once it runs"))
 
-        self._tasks.begin_job(session, run())
+        self._tasks.start(session, run())
         return await found
 
 

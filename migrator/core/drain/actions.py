@@ -1,0 +1,80 @@
+"""What a plan asks for; :mod:`migrator.engine.reconciler` carries it out."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from migrator.core.drain.evacuation import Evacuation
+from migrator.core.drain.states import EvacuationState
+from migrator.core.inventory import Guest
+from migrator.core.policy import Policy
+
+
+@dataclass(frozen=True, kw_only=True)
+class Change:
+    """An evacuation is different from before. Void where it has changed meanwhile: the next plan sees that."""
+
+    before: Evacuation
+    after: Evacuation
+    #: Others are told of it at once.
+    announce: bool
+
+
+@dataclass(frozen=True, kw_only=True)
+class End:
+    """An evacuation has ended."""
+
+    evacuation: str
+    state: EvacuationState
+
+
+@dataclass(frozen=True, kw_only=True)
+class Begin:
+    """A guest of an evacuation is to be migrated."""
+
+    evacuation: str
+    guest: Guest
+    target: str
+    reason: str
+    policy: Policy
+
+
+@dataclass(frozen=True, kw_only=True)
+class Drive:
+    """A migration that waits in its queue is to be prepared."""
+
+    migration: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class Admit:
+    """A migration that is ready has its links now."""
+
+    migration: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class SetShare:
+    """A migration's stream may take so much of its links."""
+
+    migration: str
+    bytes_per_second: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class Cancel:
+    """A guest stays where it is, as far as that is still safe."""
+
+    migration: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class LookAgain:
+    """A host is to be looked at: what is known of it may not be so any more."""
+
+    host: str
+    #: The plan waits for it: a look that begins from now on.
+    awaited: bool = False
+
+
+Action = Change | End | Begin | Drive | Admit | SetShare | Cancel | LookAgain

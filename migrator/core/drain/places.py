@@ -1,0 +1,166 @@
+"""A target for every guest of an evacuation that wants one. Pure.
+
+Placing everybody takes time that grows with them, and most changes at a site move nobody's target. So places hold for a
+while: they are asked again when something is different and enough time has passed, when somebody has none yet, or when
+one that is about to be used does not fit any more.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from datetime import datetime
+
+from migrator.core.drain.entry import FAILED_THERE, Entry
+from migrator.core.drain.evacuation import Evacuation
+from migrator.core.drain.snapshot import Snapshot
+from migrator.core.drain.states import GuestStanding
+from migrator.core.drain.transfers import Transfers
+from migrator.core.inventory import Guest, Host
+from migrator.core.placement import Fleet, NoHost, Placement, PlacementRequest, check, place
+from migrator.core.policy import Policy
+from migrator.core.schedule.transfers import LinkTable, Move
+
+#: Places hold for so long for each guest that has one.
+_HOLD_SECONDS_A_GUEST = 0.01
+#: What placement asks of a guest.
+_ASKED_OF_A_GUEST = (
+    "host", "memory_bytes", "vcpus", "policy", "priority", "group", "anti_affinity", "requires", "listens", "ports",
+    "accept",
+)  # fmt: skip
+#: Code of the finding that a port is taken: who accepts it has the guest listen at another.
+SPARES_PORTS = "port-in-use"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Wanting:
+    """A guest that wants a place now."""
+
+    run: Evacuation
+    entry: Entry
+    policy: Policy
+
+
+@dataclass(frozen=True, kw_only=True)
+class Places:
+    """What placement said of everybody at one moment, and how the schedule sees those that have a place."""
+
+    clock: float
+    #: Deadlines of :attr:`moves` are given as seconds from then.
+    made_at: datetime
+    #: What was known of hosts and guests, and who was on the way.
+    world: tuple[object, ...]
+    asked: Mapping[str, Wanting]
+    answers: Mapping[str, Placement | NoHost]
+    #: In the order of turn.
+    moves: Mapping[str, Move]
+    network: LinkTable
+
+    def hold(self, wanting: Sequence[Wanting], snapshot: Snapshot) -> bool:
+        """Whether they need not be asked again."""
+        if not all(self._knows(each) for each in wanting):
+            return False
+        due = snapshot.clock >= self.clock + _HOLD_SECONDS_A_GUEST * len(wanting)
+        return not due or _same(self.world, _world(snapshot))
+
+    def _knows(self, wanting: Wanting) -> bool:
+        asked = self.asked.get(wanting.entry.guest.key)
+        if asked is None or asked.entry is wanting.entry:
+            return asked is not None
+        return asked.entry.excluded == wanting.entry.excluded and _alike(
+            asked.entry.guest, wanting.entry.guest
+        )
+
+    def fits(self, wanting: Wanting, fleet: Fleet) -> bool:
+        """Whether that guest's place is still one, as things are now."""
+        answer = self.answers[wanting.entry.guest.key]
+        if isinstance(answer, NoHost) or answer.host not in fleet.index:
+            return False
+        return all(each.fits for each in check(fleet, request_of(wanting.run, wanting.entry), answer.host))
+
+
+def ask(wanting: Sequence[Wanting], snapshot: Snapshot) -> Places:
+    """Ask for everybody's place, of all evacuations at once."""
+    requests = [request_of(each.run, each.entry) for each in wanting]
+    answers = place(fleet_of(snapshot), requests, snapshot.placement) if requests else {}
+    transfers = Transfers(snapshot, deadlines_from=snapshot.now)
+    links = snapshot.limits.links
+    network = LinkTable(snapshot.hosts, links)
+    moves = {}
+    for each in wanting:
+        answer = answers[each.entry.guest.key]
+        if isinstance(answer, Placement):
+            transfer = transfers.waiting(each.entry.guest, answer.host, each.policy, each.run)
+            moves[each.entry.guest.key] = Move(transfer, network, links)
+    return Places(
+        clock=snapshot.clock,
+        made_at=snapshot.now,
+        world=_world(snapshot),
+        asked={each.entry.guest.key: each for each in wanting},
+        answers=answers,
+        moves=dict(sorted(moves.items(), key=lambda one: one[1].key)),
+        network=network,
+    )
+
+
+def fleet_of(snapshot: Snapshot) -> Fleet:
+    """Return the hosts, with guests on their way counted; those that are emptied take nobody."""
+    return Fleet(
+        hosts=snapshot.hosts.values(),
+        guests=(guest for guests in snapshot.guests.values() for guest in guests),
+        reserved={
+            **snapshot.coming,
+            **{each.guest.key: each.target for each in snapshot.migrations if not each.ended},
+        },
+        leaving={run.host for run in snapshot.evacuations if not run.ended and run.kind == "evacuate"},
+    )
+
+
+def request_of(run: Evacuation, entry: Entry) -> PlacementRequest:
+    """Return what placement is asked for a guest of an evacuation."""
+    return PlacementRequest(
+        guest=entry.guest,
+        excluded=dict(entry.excluded),
+        spare_ports=SPARES_PORTS in (*run.accept, *entry.guest.accept),
+        prefer=entry.target or "",
+        only=run.host if run.kind == "restore" else "",
+    )
+
+
+def marked(entry: Entry, answer: Placement | NoHost) -> Entry:
+    """Return the entry with what placement said of it; the same where that changes nothing."""
+    if isinstance(answer, NoHost):
+        # Where it failed is better than nowhere.
+        excluded = {host: why for host, why in entry.excluded.items() if not why.startswith(FAILED_THERE)}
+        if len(excluded) < len(entry.excluded):
+            return replace(entry, excluded=excluded)
+        if (entry.standing, entry.reason) == (GuestStanding.NO_TARGET, answer.reason):
+            return entry
+        return replace(entry, standing=GuestStanding.NO_TARGET, reason=answer.reason, target=None)
+    standing, target, reason = GuestStanding.WAITING, entry.target, entry.reason
+    if target != answer.host or not reason or entry.attempts:
+        target, reason = answer.host, answer.reason
+        if entry.planned not in ("", answer.host):
+            why = entry.excluded.get(entry.planned, "it has no room for it any more")
+            reason += f"; the plan said {entry.planned}: {why}"
+    if (standing, target, reason) == (entry.standing, entry.target, entry.reason):
+        return entry
+    return replace(entry, standing=standing, target=target, reason=reason)
+
+
+def _alike(one: Guest, other: Guest) -> bool:
+    """Whether placement sees the same in them."""
+    return one is other or all(getattr(one, name) == getattr(other, name) for name in _ASKED_OF_A_GUEST)
+
+
+def _world(snapshot: Snapshot) -> tuple[object, ...]:
+    on_the_way = {each.guest.key: each.target for each in snapshot.migrations if not each.ended}
+    hosts: Sequence[Host] = tuple(snapshot.hosts.values())
+    return ({**snapshot.coming, **on_the_way}, snapshot.limits, *hosts, *snapshot.guests.values())
+
+
+def _same(before: tuple[object, ...], now: tuple[object, ...]) -> bool:
+    """Whether it is the same but for those who went where they were to go."""
+    if len(before) != len(now) or before[0] != now[0]:
+        return False
+    return all(was is one for was, one in zip(before[1:], now[1:], strict=True))

@@ -1,0 +1,159 @@
+"""What a plan is made of: the site at one moment, in values. Pure."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Collection, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from datetime import datetime
+from functools import cached_property
+from typing import Literal
+
+from migrator.core.drain.evacuation import ARRIVING, Evacuation
+from migrator.core.drain.limits import SiteLimits
+from migrator.core.drain.preparations import Preparations
+from migrator.core.inventory import Guest, Host
+from migrator.core.migration.forecast import Verdict
+from migrator.core.model import State
+from migrator.core.placement import Options
+from migrator.core.policy import Policy, builtin
+
+#: ``guest`` by its key, ``host`` by its name, ``evacuation`` and ``migration`` by their ids.
+Kind = Literal["evacuation", "guest", "host", "migration"]
+Name = tuple[Kind, str]
+
+_PREPARING = (State.QUEUED, State.WAITING, State.PREPARING)
+_COPYING = (State.PRECOPY, State.SWITCHOVER, State.POSTCOPY, State.RECOVERING)
+
+
+@dataclass(frozen=True, kw_only=True)
+class MigrationSnapshot:
+    """One migration that has not ended, or of which something is still being done, whoever drives it."""
+
+    id: str
+    guest: Guest
+    target: str
+    policy: Policy
+    state: State
+    evacuation: str | None = None
+    ended: bool = False
+    #: Somebody drives it now.
+    driven: bool = False
+    #: Both ends are set up, and it waits for its turn.
+    ready: bool = False
+    #: Its turn has come.
+    admitted: bool = False
+    #: Something was changed at one of its ends.
+    started: bool = False
+    #: Its stream's share of the links, as last given.
+    share_bytes_per_second: int | None = None
+    #: For how long it has been prepared.
+    preparing_seconds: float = 0.0
+    remaining_bytes: int | None = None
+    dirty_rate_bytes_per_second: float | None = None
+    #: By its own forecast; ``None`` without one.
+    seconds_left: float | None = None
+    verdict: Verdict = Verdict.UNKNOWN
+    #: Why it is at risk, where it said so.
+    risk: str = ""
+    #: It is held, and will be taken up again once a host answers that does not now.
+    unreachable: bool = False
+
+    @property
+    def copies(self) -> bool:
+        """Whether its stream takes part of a link."""
+        return self.state in _COPYING
+
+    @property
+    def sure(self) -> bool:
+        """Whether nothing can keep it from ending any more: it is past its switch."""
+        return self.state not in (*_PREPARING, State.PRECOPY)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Policies:
+    """Which policy applies to whom.
+
+    :ivar named: the policy of a name, ``None`` where there is none of it; always the same for the same name.
+    """
+
+    named: Callable[[str], Policy | None] = builtin
+    default: str = "default"
+
+    def of(self, guest: Guest, asked: str = "") -> Policy:
+        """Return the one asked for, else the guest's, else the site's; the built-in default where it is gone."""
+        found = self.named(asked or guest.policy or self.default)
+        return found if found is not None else builtin("default")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Snapshot:
+    """The site at one moment."""
+
+    now: datetime
+    #: Seconds on a clock that only goes forward; pauses and :attr:`looks` are on it.
+    clock: float
+    hosts: Mapping[str, Host]
+    #: By host; the same object as before where nothing was found to be different.
+    guests: Mapping[str, Sequence[Guest]]
+    #: When the last look at each host began that showed its guests, and what the last one took, in seconds.
+    looks: Mapping[str, tuple[float, float]] = field(default_factory=dict)
+    #: Those that have not ended, and those that have while something is still being done about them.
+    migrations: Sequence[MigrationSnapshot] = ()
+    #: Targets of guests whose migrations are being journalled, by the guests' keys.
+    coming: Mapping[str, str] = field(default_factory=dict)
+    #: Those that have not ended.
+    evacuations: Sequence[Evacuation] = ()
+    #: What commands are about to change.
+    reserved: Collection[Name] = frozenset()
+    preparations: Preparations = field(default_factory=Preparations)
+    policies: Policies = field(default_factory=Policies)
+    limits: SiteLimits = field(default_factory=SiteLimits)
+    placement: Options = field(default_factory=Options)
+    #: Nothing new is begun.
+    stopping: bool = False
+
+    @cached_property
+    def live(self) -> Mapping[str, MigrationSnapshot]:
+        """The migrations that have not ended, by their guests' keys."""
+        return {each.guest.key: each for each in self.migrations if not each.ended}
+
+    @cached_property
+    def everybody(self) -> Mapping[str, Guest]:
+        """All guests, by their keys."""
+        return {guest.key: guest for guests in self.guests.values() for guest in guests}
+
+    def is_up(self, host: str) -> bool:
+        """Whether the host answered when it was last looked at."""
+        found = self.hosts.get(host)
+        return found is not None and found.up
+
+    def look_seconds(self, *hosts: str) -> float:
+        """Return what the last looks at these hosts took, together."""
+        return sum(self.looks.get(host, (0.0, 0.0))[1] for host in hosts)
+
+    def link(self, *hosts: str) -> float | None:
+        """Return what the slowest of their links carries, bytes per second; ``None`` where none is known."""
+        known = [self.hosts[host].link_bytes_per_second for host in hosts if host in self.hosts]
+        return min((speed for speed in known if speed is not None), default=None)
+
+    def here_or_coming(self, host: str) -> list[Guest]:
+        """Return who is on a host, and who a migration that has not ended brings there: with that as its obstacle."""
+        here = self.guests.get(host, ())
+        coming = [each for each in self.migrations if each.target == host and (not each.ended or each.driven)]
+        if not coming:
+            return list(here)
+        known = {guest.key for guest in here}
+        return [*here, *(arriving(each) for each in coming if each.guest.key not in known)]
+
+
+def arriving(migration: MigrationSnapshot) -> Guest:
+    """Return the guest that a migration brings to a host which is to be emptied: it cannot leave yet."""
+    if migration.state is State.HELD:
+        code = "not-movable"
+        text = f"its migration {migration.id} to here is held, so it may be here: migrator resolve {migration.id}"
+    else:
+        code = ARRIVING
+        text = (
+            f"migration {migration.id} brings it here: it can leave once it has arrived, or that is cancelled"
+        )
+    return replace(migration.guest, obstacle=text, obstacle_code=code)

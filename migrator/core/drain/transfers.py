@@ -1,0 +1,134 @@
+"""Guests that wait and migrations that run, as the schedule sees them. Pure."""
+
+from __future__ import annotations
+
+import math
+from collections import Counter
+from datetime import datetime
+
+from migrator.core.drain.evacuation import Evacuation
+from migrator.core.drain.snapshot import MigrationSnapshot, Snapshot
+from migrator.core.inventory import Guest
+from migrator.core.model import State
+from migrator.core.policy import Policy, PostcopyMode
+from migrator.core.schedule.transfers import Transfer, TransferPhase
+
+#: A guest that dirties this share of what its link carries goes to postcopy in its first rounds, if it may.
+_HOPELESS_RATIO = 0.8
+#: What QEMU holds beside the memory of its guest: RssAnon of 7.2 and 10.0 whose guest has touched nothing is 20 to
+#: 28 MiB, under KVM and TCG.
+_QEMUS_OWN_BYTES = 20 << 20
+#: A forecast of so many seconds or more says nothing.
+_NO_FORECAST_SECONDS = 1e6
+
+
+class Transfers:
+    """Makes them of one snapshot.
+
+    :param deadlines_from: deadlines are given as seconds from then.
+    """
+
+    def __init__(self, snapshot: Snapshot, *, deadlines_from: datetime) -> None:
+        self._snapshot, self._from = snapshot, deadlines_from
+        self._evacuations = {each.id: each for each in snapshot.evacuations}
+        #: How many copy at each host.
+        self._copying = Counter(
+            host
+            for each in snapshot.migrations
+            if not each.ended and each.copies
+            for host in {each.guest.host, each.target}
+        )
+
+    def waiting(self, guest: Guest, target: str, policy: Policy, run: Evacuation | None = None) -> Transfer:
+        """Return that of a guest that nothing was done for yet."""
+        look = self._snapshot.look_seconds(guest.host, target)
+        return self._transfer(
+            guest,
+            target,
+            policy,
+            run,
+            bytes_left=_to_send(guest),
+            dirty=guest.dirty_rate_bytes_per_second or 0.0,
+            prepare=self._snapshot.preparations.expected(target, look_seconds=look),
+        )
+
+    def running(self, migration: MigrationSnapshot) -> Transfer:
+        """Return that of a migration."""
+        guest, phase, preparations = migration.guest, _phase(migration), self._snapshot.preparations
+        look = self._snapshot.look_seconds(guest.host, migration.target)
+        prepare = preparations.expected(migration.target, look_seconds=look)
+        if phase is TransferPhase.PREPARING:
+            prepare = preparations.left(prepare, migration.preparing_seconds)
+        left, alone = migration.remaining_bytes, migration.seconds_left
+        # What it takes while it shares its links says nothing of what it would take alone.
+        if alone is not None and (not 0 < alone < _NO_FORECAST_SECONDS or self._shares(migration)):
+            alone = None
+        return self._transfer(
+            guest,
+            migration.target,
+            migration.policy,
+            self._evacuations.get(migration.evacuation or ""),
+            phase=phase,
+            bytes_left=_to_send(guest) if left is None else float(left),
+            dirty=migration.dirty_rate_bytes_per_second or guest.dirty_rate_bytes_per_second or 0.0,
+            alone=alone,
+            prepare=prepare,
+        )
+
+    def _transfer(
+        self,
+        guest: Guest,
+        target: str,
+        policy: Policy,
+        run: Evacuation | None,
+        *,
+        bytes_left: float,
+        dirty: float,
+        prepare: float,
+        phase: TransferPhase = TransferPhase.WAITING,
+        alone: float | None = None,
+    ) -> Transfer:
+        # What is copied while the guest stands still, or fetched after a switch that comes early, is sent once.
+        fast = self._snapshot.link(guest.host, target) or math.inf
+        early = policy.postcopy is PostcopyMode.IMMEDIATE or (
+            policy.postcopy is PostcopyMode.ALLOW and dirty >= _HOPELESS_RATIO * fast
+        )
+        once = policy.offline or early
+        deadline = None
+        if run is not None and run.deadline is not None:
+            deadline = (run.deadline - self._from).total_seconds()
+        return Transfer(
+            guest=guest.key,
+            source=guest.host,
+            target=target,
+            phase=phase,
+            bytes_left=bytes_left,
+            dirty_rate_bytes_per_second=0.0 if once else dirty,
+            barely_converges=True if once and dirty > 0 else None,
+            alone_seconds=alone,
+            max_bytes_per_second=policy.max_bandwidth_bytes_per_second,
+            prepare_seconds=prepare,
+            priority=guest.priority,
+            deadline_seconds=deadline,
+            stop_at_deadline=run is not None and run.on_deadline == "stop",
+        )
+
+    def _shares(self, migration: MigrationSnapshot) -> bool:
+        own = 1 if migration.copies else 0
+        return any(self._copying[host] > own for host in (migration.guest.host, migration.target))
+
+
+def _to_send(guest: Guest) -> float:
+    if guest.resident_bytes is None:
+        return float(guest.memory_bytes)
+    return min(float(guest.memory_bytes), max(0.0, guest.resident_bytes - _QEMUS_OWN_BYTES))
+
+
+def _phase(migration: MigrationSnapshot) -> TransferPhase:
+    if migration.state is State.QUEUED:
+        return TransferPhase.WAITING
+    if migration.state in (State.PREPARING, State.WAITING):
+        if migration.admitted or migration.started:
+            return TransferPhase.TRANSFERRING
+        return TransferPhase.READY if migration.ready else TransferPhase.PREPARING
+    return TransferPhase.FINISHING if migration.state is State.FINISHING else TransferPhase.TRANSFERRING

@@ -1,0 +1,203 @@
+"""Commands about whole hosts: emptied, filled again, activated."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import replace
+from datetime import UTC, datetime
+from typing import Any
+
+from migrator.api.commands import Activate, Caller, Evacuate, Plan, Refusal, Restore
+from migrator.api.documents import EvacuationDocument, HostDocument, PlanDocument
+from migrator.core.drain.entry import Entry
+from migrator.core.drain.evacuation import Evacuation
+from migrator.core.drain.states import EvacuationState, GuestStanding
+from migrator.core.inventory import Guest, HostState
+from migrator.engine.announcer import Announcer, host_document
+from migrator.engine.commands.lookups import Lookups
+from migrator.engine.evacuation_documents import evacuation_document, from_journal, journalled
+from migrator.engine.evacuations import Evacuations, host_saved
+from migrator.engine.inventory import Inventory
+from migrator.engine.preview import Preview
+from migrator.engine.registry import Registry, new_id
+from migrator.engine.reservations import Reservations
+from migrator.engine.sessions import Sessions
+from migrator.engine.snapshots import Snapshots
+from migrator.ports import Journal
+
+#: Of the last evacuations and restores of a host so many are looked through for guests that are not at home.
+_LOOKED_THROUGH = 100
+
+
+class EvacuationCommands:
+    """Carries them out.
+
+    :param changed: called when there is something new to plan.
+    """
+
+    def __init__(
+        self,
+        *,
+        lookups: Lookups,
+        registry: Registry,
+        inventory: Inventory,
+        reservations: Reservations,
+        sessions: Sessions,
+        evacuations: Evacuations,
+        announcer: Announcer,
+        snapshots: Snapshots,
+        preview: Preview,
+        journal: Journal,
+        changed: Callable[[], None],
+    ) -> None:
+        self._lookups, self._registry, self._inventory = lookups, registry, inventory
+        self._reservations, self._sessions, self._evacuations = reservations, sessions, evacuations
+        self._announcer, self._snapshots, self._preview = announcer, snapshots, preview
+        self._journal, self._changed = journal, changed
+
+    async def evacuate(self, command: Evacuate, caller: Caller, key: str) -> EvacuationDocument:
+        """Begin to empty a host."""
+        async with self._reservations.hold(("host", self._lookups.host(command.host).name)):
+            host = self._lookups.host(command.host)
+            self._lookups.unoccupied(host)
+            self._lookups.known_codes(command.accept)
+            if command.policy is not None:
+                self._lookups.policy(command.policy)
+            if command.deadline is not None and command.deadline <= datetime.now(UTC):
+                raise Refusal("invalid", f"the deadline {command.deadline.isoformat()} has passed")
+            host = await self._inventory.look(host.name)
+            if not host.up:
+                raise Refusal("not-now", f"it cannot be emptied: {host.error}")
+            run = Evacuation(
+                id=new_id(),
+                host=host.name,
+                policy=command.policy or "",
+                accept=tuple(command.accept),
+                deadline=command.deadline,
+                on_deadline=command.on_deadline,
+                key=key,
+                **_asked_by(caller),
+            )
+            run = run.took_in(self._snapshots.take().here_or_coming(host.name))
+            run = run.holding_to(self._preview.planned(host.name))
+            return await self._begin(run, HostState.DRAINING)
+
+    async def restore(self, command: Restore, caller: Caller, key: str) -> EvacuationDocument:
+        """Begin to bring home whom evacuations moved away from a host."""
+        async with self._reservations.hold(("host", self._lookups.host(command.host).name)):
+            host = self._lookups.host(command.host)
+            self._lookups.unoccupied(host)
+            if command.policy is not None:
+                self._lookups.policy(command.policy)
+            if not host.up:
+                raise Refusal("not-now", f"guests cannot come home: {host.error}")
+            guests = await self._guests_of_last_evacuation(host.name)
+            if not guests and host.state is HostState.ACTIVE:
+                raise Refusal(
+                    "conflict",
+                    f"{host.name} is active and there is nobody to bring home: no guest that an evacuation moved "
+                    "away from it is known to run elsewhere",
+                )
+            run = Evacuation(
+                id=new_id(),
+                host=host.name,
+                kind="restore",
+                policy=command.policy or "",
+                key=key,
+                entries={guest.key: Entry(guest=guest) for guest in guests},
+                **_asked_by(caller),
+            )
+            return await self._begin(run, HostState.ACTIVE)
+
+    async def _begin(self, run: Evacuation, state: HostState) -> EvacuationDocument:
+        await self._lookups.commit(
+            ("evacuation", lambda: journalled(run)),
+            ("host", host_saved(run.host, state)),
+            then=lambda: self._evacuations.begin(run, state),
+        )
+        return evacuation_document(self._registry.evacuations[run.id])
+
+    async def _guests_of_last_evacuation(self, host: str) -> list[Guest]:
+        """Return those that left it, or an evacuation that was gone on with, and still exist elsewhere.
+
+        Where a restore came last: those that it did not bring home.
+        """
+        moved: dict[str, Guest] = {}
+        for saved in await self._journal.page("evacuation", limit=_LOOKED_THROUGH, where={"host": host}):
+            # What has just ended may not have reached the journal yet.
+            run = self._registry.evacuations.get(saved["id"]) or from_journal(saved)
+            if run.ended_at is None:
+                break
+            if run.kind == "restore":
+                if not moved:
+                    moved = {entry.guest.key: entry.guest for entry in run.left}
+                break
+            for key, entry in run.entries.items():
+                if entry.standing is GuestStanding.MOVED:
+                    moved.setdefault(key, entry.guest)
+        now = {guest.key: guest for guest in self._inventory.guests()}
+        return [now[key] for key in moved if key in now and now[key].host != host]
+
+    async def activate(self, command: Activate) -> HostDocument:
+        """Have a host take guests again."""
+        host = self._lookups.host(command.host)
+        async with self._reservations.hold(("host", host.name)):
+            self._lookups.unoccupied(host)
+            await self._lookups.commit(
+                ("host", host_saved(host.name, HostState.ACTIVE)),
+                then=lambda: self._evacuations.set_host(host.name, HostState.ACTIVE),
+            )
+        host = self._lookups.host(command.host)
+        return host_document(host, inventory=self._inventory, registry=self._registry)
+
+    async def cancel(self, identifier: str) -> EvacuationDocument:
+        """Begin nothing more, and have every guest stay where it is, as far as that is safe."""
+        async with self._reservations.hold(("evacuation", identifier)):
+            before = self._running(identifier)
+
+            def closing() -> dict[str, Any]:
+                return journalled(_cancelled(self._registry.evacuations.get(identifier, before)))
+
+            def closes() -> None:
+                now = self._registry.evacuations.get(identifier)
+                if now is not None and not now.ended:
+                    self._registry.change(identifier, _cancelled)
+                    self._sessions.cancel_all(now)
+
+            await self._lookups.commit(("evacuation", closing), then=closes)
+            now = self._registry.evacuations.get(identifier, before)
+            if now.ended and now.closing is not EvacuationState.CANCELLED:
+                self._announcer.journal_evacuation(identifier)
+                raise Refusal("not-found", f"{now.kind} {identifier} has just ended")
+            self._changed()
+            return evacuation_document(now)
+
+    def _running(self, identifier: str) -> Evacuation:
+        run = self._registry.evacuations.get(identifier)
+        if run is None or run.ended:
+            raise Refusal("not-found", f"no migration or evacuation {identifier} is under way")
+        return run
+
+    async def plan(self, command: Plan) -> PlanDocument:
+        """Say what emptying a host would do; nothing is begun."""
+        host = self._lookups.host(command.host)
+        self._lookups.known_codes(command.accept)
+        if command.policy is not None:
+            self._lookups.policy(command.policy)
+        host = await self._inventory.look(host.name)
+        if not host.up:
+            raise Refusal("not-now", f"it cannot be emptied: {host.error}")
+        return await self._preview.plan(host.name, command.policy, command.accept)
+
+
+def _cancelled(run: Evacuation) -> Evacuation:
+    return replace(run, closing=EvacuationState.CANCELLED)
+
+
+def _asked_by(caller: Caller) -> dict[str, Any]:
+    trace = caller.trace
+    return {
+        "requested_by": caller.user,
+        "traceparent": trace.parent if trace else None,
+        "tracestate": (trace.state or None) if trace else None,
+    }

@@ -1,0 +1,132 @@
+"""What commands name, found or refused: hosts, guests, migrations, policies, findings that are accepted."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import asdict
+
+from migrator.api.commands import Refusal
+from migrator.core.inventory import Guest, Host
+from migrator.core.model import Finding
+from migrator.core.placement import Fleet
+from migrator.core.policy import Policy
+from migrator.engine import clock
+from migrator.engine.inventory import Inventory, one_guest
+from migrator.engine.journal_writer import DocumentToSave, JournalWriter
+from migrator.engine.migration.journalled_session import JournalledSession
+from migrator.engine.migration.services import SessionServices
+from migrator.engine.registry import Registry
+from migrator.engine.rules import Rules
+from migrator.errors import JournalError, UsageError
+
+#: For guests that nobody knows the hosts are looked at so often at most.
+_LOOK_AGAIN_SECONDS = 5.0
+
+
+class Lookups:
+    """Finds what a command names, as things are now; each function raises :class:`Refusal` where it is not so.
+
+    :param rules: as they are now.
+    """
+
+    def __init__(
+        self,
+        *,
+        inventory: Inventory,
+        registry: Registry,
+        services: SessionServices,
+        journal_writer: JournalWriter,
+        rules: Callable[[], Rules],
+    ) -> None:
+        self._inventory, self._registry, self._services = inventory, registry, services
+        self._journal_writer, self._rules = journal_writer, rules
+        self._looked = -math.inf
+
+    def host(self, name: str) -> Host:
+        """Return the host of that name."""
+        host = self._inventory.host(name)
+        if host is None:
+            names = ", ".join(each.name for each in self._inventory.hosts()[:20])
+            raise Refusal("not-found", f"there is no host {name}; there are {names}")
+        return host
+
+    async def guest(self, which: str) -> Guest:
+        """Return that guest; one that is not known yet may have been started since the hosts were looked at."""
+        now = clock.now()
+        if not self._inventory.find(which) and now - self._looked >= _LOOK_AGAIN_SECONDS:
+            self._looked = now
+            await self._inventory.look_at_all(only_up=True)
+        return one_guest(self._inventory, which)
+
+    def guest_again(self, guest: Guest, which: str) -> Guest:
+        """Return a guest as it is now: it may have moved while a command about it was waited for."""
+        there = [each for each in self._inventory.guests() if each.key == guest.key]
+        same = [each for each in there if each.host == guest.host]
+        return same[0] if same else one_guest(self._inventory, there[0].key if there else which)
+
+    def session(self, identifier: str) -> JournalledSession:
+        """Return the migration of that id that is under way."""
+        session = self._registry.migrations.get(identifier)
+        if session is None or session.ended:
+            raise Refusal("not-found", f"no migration {identifier} is under way")
+        return session
+
+    def not_under_way(self, guest: Guest) -> None:
+        """Refuse a guest that is being migrated."""
+        if (session := self._registry.of_guest(guest.key)) is not None:
+            raise Refusal("conflict", f"{guest.label} is {session.state} already: migration {session.id}")
+
+    def unoccupied(self, host: Host) -> None:
+        """Refuse a host that is being emptied or filled again."""
+        for run in self._registry.running():
+            if run.host == host.name:
+                verb = "emptied by evacuation" if run.kind == "evacuate" else "filled again by restore"
+                raise Refusal("conflict", f"{host.name} is being {verb} {run.id}; cancel that first")
+
+    def policy(self, name: str) -> Policy:
+        """Return the policy of that name."""
+        try:
+            return self._rules().policy(name)
+        except UsageError as error:
+            raise Refusal("invalid", str(error)) from error
+
+    def policy_of(self, guest: Guest, name: str | None) -> Policy:
+        """Return the policy asked for, else the guest's, else the site's."""
+        try:
+            return self._rules().policy_of(guest, name)
+        except UsageError as error:
+            raise Refusal("invalid", str(error)) from error
+
+    def known_codes(self, codes: Sequence[str]) -> None:
+        """Refuse codes of findings that there are not, or that cannot be accepted."""
+        try:
+            self._services.accept((), codes)
+        except UsageError as error:
+            raise Refusal("invalid", str(error)) from error
+
+    def fleet(self) -> Fleet:
+        """Return the hosts, with guests on their way counted; those that are being emptied take nobody."""
+        return Fleet(
+            hosts=self._inventory.hosts(),
+            guests=self._inventory.guests(),
+            reserved=self._registry.reserved_targets,
+            leaving=self._registry.leaving(),
+        )
+
+    async def commit(self, *documents: tuple[str, DocumentToSave], then: Callable[[], None]) -> None:
+        """Write these documents; memory takes them over by `then` once they are on disk, and not at all else."""
+        try:
+            await self._journal_writer.commit(*documents, then=then)
+        except JournalError as error:
+            raise not_begun(error) from error
+
+
+def not_begun(error: JournalError) -> Refusal:
+    """Return the refusal of what the journal could not take."""
+    return Refusal("unavailable", f"it was not begun: {error}")
+
+
+def refused_by_preflight(message: str, findings: Sequence[Finding]) -> Refusal:
+    """Return the refusal of what preflight speaks against."""
+    return Refusal("preflight", message, findings=[asdict(each) for each in findings])

@@ -1,0 +1,94 @@
+"""Begins evacuations and restores, ends them, and says what their hosts may be used for."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable
+from dataclasses import replace
+from datetime import UTC, datetime
+from typing import Any
+
+from migrator.core.drain.evacuation import Evacuation
+from migrator.core.drain.states import EvacuationState
+from migrator.core.inventory import Guest, HostState
+from migrator.engine import clock
+from migrator.engine.announcer import Announcer
+from migrator.engine.dirty_rates import DirtyRates
+from migrator.engine.inventory import Inventory
+from migrator.engine.journal_writer import JournalWriter
+from migrator.engine.registry import Registry
+
+#: An evacuation waits so long at most for the dirty rates of its guests: they decide who goes when.
+_MEASURED_SECONDS = 3.0
+
+
+class Evacuations:
+    """See the module.
+
+    :param changed: called when something became of one of them.
+    """
+
+    def __init__(
+        self,
+        *,
+        registry: Registry,
+        inventory: Inventory,
+        journal_writer: JournalWriter,
+        announcer: Announcer,
+        dirty_rates: DirtyRates,
+        changed: Callable[[], None],
+    ) -> None:
+        self._registry, self._inventory, self._journal_writer = registry, inventory, journal_writer
+        self._announcer, self._dirty_rates, self._changed = announcer, dirty_rates, changed
+        self._measuring: set[asyncio.Task[None]] = set()
+
+    def begin(self, run: Evacuation, state: HostState) -> None:
+        """Take in one that is in the journal, with its host's state: its guests are measured, and go."""
+        self.set_host(run.host, state)
+        unknown = [
+            entry.guest
+            for entry in run.entries.values()
+            if entry.wants_place and entry.guest.dirty_rate_bytes_per_second is None
+        ]
+        if unknown:
+            run = replace(run, not_before=clock.now() + _MEASURED_SECONDS)
+            task = asyncio.create_task(self._measure(run.id, unknown), name=f"measure guests of {run.host}")
+            self._measuring.add(task)
+            task.add_done_callback(self._measuring.discard)
+        self._registry.evacuations[run.id] = run
+        self._announcer.evacuation(run.id)
+        self._changed()
+
+    async def _measure(self, identifier: str, guests: list[Guest]) -> None:
+        await self._dirty_rates.measure(guests)
+        self._registry.change(identifier, lambda run: replace(run, not_before=0.0))
+        self._changed()
+
+    def end(self, identifier: str, state: EvacuationState) -> None:
+        """Nothing more happens in it; its host is put into maintenance when it is empty."""
+        run = self._registry.evacuations.get(identifier)
+        if run is None or run.ended:
+            return
+        self._registry.change(identifier, lambda run: run.ended_as(state, datetime.now(UTC)))
+        match state:
+            case EvacuationState.COMPLETED if run.kind == "evacuate":
+                self.set_host(run.host, HostState.MAINTENANCE)
+            case EvacuationState.CANCELLED:
+                self.set_host(run.host, HostState.ACTIVE)
+        self._announcer.evacuation(identifier, at_once=True)
+
+    def set_host(self, name: str, state: HostState) -> None:
+        """Say what a host may be used for; announced, and journalled soon."""
+        self._inventory.set_state(name, state)
+        self._journal_writer.schedule("host", host_saved(name, state))
+        self._announcer.host(name)
+
+    def stop(self) -> None:
+        """Measure nothing more."""
+        for task in self._measuring:
+            task.cancel()
+
+
+def host_saved(name: str, state: HostState) -> dict[str, Any]:
+    """Return a host's state as the journal keeps it."""
+    return {"id": name, "state": str(state), "ended_at": None}

@@ -1,0 +1,156 @@
+"""The migrations and evacuations of this service, and the one task that each migration has."""
+
+from __future__ import annotations
+
+import asyncio
+import secrets
+from collections.abc import Callable, Coroutine, Iterator
+from datetime import UTC, datetime, timedelta
+from typing import Any
+
+from migrator import logs
+from migrator.core.drain.evacuation import Evacuation
+from migrator.engine.migration.journalled_session import JournalledSession
+from migrator.errors import MigratorError
+from migrator.faults import told
+
+#: What ended is kept for so long: the journal may be a moment behind memory.
+_REMEMBERED_SECONDS = 30.0
+
+
+class Registry:
+    """What is under way, and what ended a moment ago; one event loop, no locks.
+
+    :ivar migrations: by id.
+    :ivar evacuations: by id; values, replaced as a whole by :meth:`change`.
+    """
+
+    def __init__(self) -> None:
+        self.migrations: dict[str, JournalledSession] = {}
+        self.evacuations: dict[str, Evacuation] = {}
+        #: Nothing new is begun.
+        self.stopping = False
+        #: Migrations that are being journalled: their targets are not given away meanwhile.
+        self._coming: dict[str, JournalledSession] = {}
+        #: Migrations that have not ended when they were last looked at.
+        self._live: dict[str, JournalledSession] = {}
+        self._tasks: dict[str, asyncio.Task[None]] = {}
+        self._log = logs.logger()
+        #: Called when the task of a migration is done.
+        self.on_done: Callable[[JournalledSession], None] = lambda session: None
+
+    # --- migrations --------------------------------------------------------------------------------------------------
+
+    def add(self, session: JournalledSession) -> None:
+        """Take in a migration that is in the journal."""
+        self.migrations[session.id] = session
+        self._live[session.id] = session
+
+    def live(self) -> list[JournalledSession]:
+        """Return those that have not ended, and those that have while their task still does something about them."""
+        for name in [name for name, each in self._live.items() if each.ended and name not in self._tasks]:
+            del self._live[name]
+        return list(self._live.values())
+
+    def of_guest(self, key: str) -> JournalledSession | None:
+        """Return the migration of that guest that has not ended, if there is one."""
+        return next((each for each in self._live.values() if each.guest.key == key and not each.ended), None)
+
+    def is_under_way(self, migration: str) -> bool:
+        """Whether a migration of that id has not ended."""
+        session = self.migrations.get(migration)
+        return session is not None and not session.ended
+
+    def expect(self, session: JournalledSession) -> None:
+        """Keep its target for a migration that is being journalled, until :meth:`expect_no_more`."""
+        self._coming[session.id] = session
+
+    def expect_no_more(self, session: JournalledSession) -> None:
+        """It is journalled and added, or will never be."""
+        self._coming.pop(session.id, None)
+
+    @property
+    def coming(self) -> dict[str, str]:
+        """Targets of guests whose migrations are being journalled, by the guests' keys."""
+        return {each.guest.key: each.target for each in self._coming.values()}
+
+    @property
+    def reserved_targets(self) -> dict[str, str]:
+        """Targets of all guests on their way, by the guests' keys."""
+        return {
+            **self.coming,
+            **{each.guest.key: each.target for each in self._live.values() if not each.ended},
+        }
+
+    # --- their tasks -------------------------------------------------------------------------------------------------
+
+    def start(self, session: JournalledSession, work: Coroutine[Any, Any, None]) -> None:
+        """Do this with a migration, in the one task that it has."""
+        with logs.about(**({"trace_id": session.trace.trace_id} if session.trace else {})):
+            task = asyncio.create_task(work, name=f"migration {session.id}")
+        self._tasks[session.id] = task
+        task.add_done_callback(lambda done: self._done(session, done))
+
+    def _done(self, session: JournalledSession, task: asyncio.Task[None]) -> None:
+        self._tasks.pop(session.id, None)
+        if not task.cancelled() and (error := task.exception()) is not None:
+            fault = error if isinstance(error, MigratorError) else told(f"migration {session.id}", error)
+            self._log.warning("migration broke off", migration=session.id, error=str(fault))
+            session.break_off(str(fault))
+        self.on_done(session)
+
+    def task(self, session: JournalledSession) -> asyncio.Task[None] | None:
+        """Return the task that drives it, or does something else with it, now."""
+        return self._tasks.get(session.id)
+
+    def busy(self, session: JournalledSession) -> bool:
+        """Whether something drives it now."""
+        return session.id in self._tasks
+
+    def driving(self) -> list[asyncio.Task[None]]:
+        """Return the tasks that drive migrations now."""
+        return list(self._tasks.values())
+
+    # --- evacuations -------------------------------------------------------------------------------------------------
+
+    def running(self) -> Iterator[Evacuation]:
+        """Evacuations that have not ended."""
+        return (run for run in self.evacuations.values() if not run.ended)
+
+    def leaving(self) -> set[str]:
+        """Return the hosts that are being emptied."""
+        return {run.host for run in self.running() if run.kind == "evacuate"}
+
+    def change(self, identifier: str, change: Callable[[Evacuation], Evacuation]) -> bool:
+        """Replace an evacuation by what `change` makes of it; whether that is different. Nothing where it is gone."""
+        before = self.evacuations.get(identifier)
+        if before is None:
+            return False
+        after = self.evacuations[identifier] = change(before)
+        return after is not before
+
+    def forget(self) -> tuple[list[str], list[str]]:
+        """Drop what ended a while ago, the journal has it; the ids of those migrations and evacuations."""
+        long_ago = datetime.now(UTC) - timedelta(seconds=_REMEMBERED_SECONDS)
+        going_on = {run.id for run in self.running()}
+        migrations = [
+            each.id
+            for each in self.migrations.values()
+            if each.ended_at is not None and each.ended_at < long_ago and each.evacuation not in going_on
+        ]
+        evacuations = [
+            run.id
+            for run in self.evacuations.values()
+            if run.ended_at is not None and run.ended_at < long_ago
+        ]
+        for name in migrations:
+            del self.migrations[name]
+            self._live.pop(name, None)
+        for name in evacuations:
+            del self.evacuations[name]
+        return migrations, evacuations
+
+
+def new_id() -> str:
+    """Return an id for a migration or an evacuation."""
+    return secrets.token_hex(6)

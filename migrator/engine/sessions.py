@@ -1,0 +1,196 @@
+"""Makes migrations, has each journalled before anything is begun, and takes note of what becomes of it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+from migrator.api.trace_context import TraceContext
+from migrator.core.drain.evacuation import Ended, Evacuation
+from migrator.core.drain.preparations import Preparations
+from migrator.core.inventory import Guest
+from migrator.core.model import State
+from migrator.core.policy import Policy
+from migrator.engine import clock
+from migrator.engine.announcer import Announcer
+from migrator.engine.inventory import Inventory
+from migrator.engine.journal_writer import JournalWriter
+from migrator.engine.migration.journalled_session import JournalledSession
+from migrator.engine.migration.leftovers import Leftovers
+from migrator.engine.migration.services import SessionServices
+from migrator.engine.registry import Registry, new_id
+from migrator.engine.rules import Rules
+
+
+class Sessions:
+    """Every migration of this service comes from here.
+
+    :param rules: as they are now.
+    :param changed: called when something became of one of them.
+    """
+
+    def __init__(
+        self,
+        *,
+        registry: Registry,
+        services: SessionServices,
+        journal_writer: JournalWriter,
+        announcer: Announcer,
+        inventory: Inventory,
+        leftovers: Leftovers,
+        preparations: Preparations,
+        rules: Callable[[], Rules],
+        changed: Callable[[], None],
+    ) -> None:
+        self._registry, self._services, self._journal_writer = registry, services, journal_writer
+        self._announcer, self._inventory, self._leftovers = announcer, inventory, leftovers
+        self._preparations, self._rules, self._changed = preparations, rules, changed
+        registry.on_done = self.note
+
+    def make(
+        self,
+        guest: Guest,
+        target: str,
+        policy: Policy,
+        *,
+        accept: Sequence[str] = (),
+        run: str | None = None,
+        by: str = "",
+        key: str = "",
+        trace: TraceContext | None = None,
+        announce: bool = True,
+    ) -> JournalledSession:
+        """Return a new one; nothing is begun.
+
+        :param announce: others are told of it.
+        """
+        return JournalledSession(
+            identifier=new_id(),
+            guest=guest,
+            target=target,
+            policy=policy,
+            services=self._services,
+            accepted=tuple(dict.fromkeys((*accept, *guest.accept))),
+            evacuation=run,
+            requested_by=by,
+            key=key,
+            trace=trace,
+            **(self.callbacks() if announce else {}),
+        )
+
+    def callbacks(self) -> dict[str, Any]:
+        """Return what a session calls when something becomes of it."""
+        return {
+            "on_state": self._entered,
+            "on_progress": self._announcer.progress,
+            "on_decision": self._announcer.decision,
+            "on_ready": self._ready,
+        }
+
+    async def journal(self, session: JournalledSession, *, reason: str = "") -> None:
+        """Intent first: once it is written the registry has it, and its evacuation knows of it.
+
+        The evacuation's own document follows; a controller that dies before finds the migration, which says whose it
+        is.
+
+        :param reason: why it goes to its target.
+        :raise JournalError: it is not written, and nothing is begun.
+        """
+
+        def written() -> None:
+            if session.evacuation is not None:
+                self._registry.change(
+                    session.evacuation,
+                    lambda run: run.begun(session.guest.key, session.id, session.target, reason),
+                )
+                self._announcer.evacuation(session.evacuation)
+            self._registry.add(session)
+            self._announcer.migration(session)
+            self._changed()
+
+        self._registry.expect(session)
+        try:
+            await self._journal_writer.commit(("migration", session.journalled), then=written)
+        finally:
+            self._registry.expect_no_more(session)
+
+    def drive(self, session: JournalledSession) -> None:
+        """Drive it in its task; one that the service stops before stays for the next controller."""
+        if not (self._registry.stopping or session.ended or self._registry.busy(session)):
+            self._registry.start(session, session.drive())
+
+    def cancel(self, session: JournalledSession) -> bool:
+        """Have the guest stay where it is; one that nobody drives yet ends at once. False: it is too late."""
+        if not session.cancel():
+            return False
+        if session.state is State.QUEUED and not self._registry.busy(session):
+            session.call_off()
+            self.note(session)
+        else:
+            self._journal_writer.schedule_latest("migration", session.id, session.journalled)
+        self._changed()
+        return True
+
+    def cancel_all(self, run: Evacuation) -> None:
+        """Cancel the migrations of an evacuation as far as that is safe."""
+        for entry in run.under_way:
+            session = self._registry.migrations.get(entry.migration or "")
+            if session is not None:
+                self.cancel(session)
+
+    # --- what becomes of them ----------------------------------------------------------------------------------------
+
+    def _ready(self, session: JournalledSession) -> None:
+        self._preparations.note(session.target, session.preparation_seconds or 0.0)
+        self._changed()
+
+    def _entered(self, session: JournalledSession) -> None:
+        self._announcer.migration(session)
+        if session.state is not State.HELD and not session.ended:
+            self._change_run(session, lambda run: run.gone_on(session.guest.key))
+        self._changed()
+
+    def note(self, session: JournalledSession) -> None:
+        """It has ended, is held, or waits again."""
+        if session.ended and session.state is State.COMPLETED:
+            self._inventory.moved(session.guest, session.target, session.arrived_socket, session.arrived_pid)
+        elif session.ended and session.state is State.GUEST_ENDED:
+            self._inventory.gone(session.guest, session.guest.host, session.target)
+        if session.ended or session.state is State.HELD:
+            how, limits = _how_it_ended(session), self._rules().site_limits
+            self._change_run(
+                session,
+                lambda run: run.one_ended(session.guest.key, how, now=clock.now(), limits=limits),
+            )
+        if session.state is State.HELD:
+            for host in (session.guest.host, session.target):
+                self._inventory.notice(host)  # one may not answer, which is to be known of the host too
+        if session.ended and session.left_over:
+            self._leftovers.add(session.target, session.id)
+        if session.ended and session.source_left_over:
+            self._leftovers.add_source(session.guest, session.id)
+        self._changed()
+
+    def _change_run(self, session: JournalledSession, change: Callable[[Evacuation], Evacuation]) -> None:
+        """Change the evacuation that it is the present migration of."""
+        run = self._registry.evacuations.get(session.evacuation or "")
+        if run is None or run.ended:
+            return
+        before = run.entries.get(session.guest.key)
+        if before is None or before.migration != session.id:
+            return
+        self._registry.change(run.id, change)
+        after = self._registry.evacuations[run.id].entries[session.guest.key]
+        if (after.standing, after.reason) != (before.standing, before.reason):
+            self._announcer.evacuation(run.id)  # not where it is held, was tried again, and is held as before
+
+
+def _how_it_ended(session: JournalledSession) -> Ended:
+    return Ended(
+        state=session.state,
+        error=session.result.error or "",
+        refused=session.refused and not session.may_pass,
+        everywhere=session.refused_everywhere,
+        awaited=session.unreachable,
+        exceeded=session.result.ceiling_exceeded,
+    )

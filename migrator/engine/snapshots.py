@@ -1,0 +1,103 @@
+"""Makes the snapshot that a plan is made of."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from datetime import UTC, datetime
+
+from migrator import logs
+from migrator.core.drain.preparations import Preparations
+from migrator.core.drain.snapshot import MigrationSnapshot, Policies, Snapshot
+from migrator.core.migration.convergence import ActionKind
+from migrator.core.migration.forecast import Verdict
+from migrator.core.policy import Policy
+from migrator.engine import clock
+from migrator.engine.inventory import Inventory
+from migrator.engine.migration.journalled_session import JournalledSession
+from migrator.engine.registry import Registry
+from migrator.engine.reservations import Reservations
+from migrator.engine.rules import Rules
+from migrator.errors import UsageError
+
+
+class Snapshots:
+    """Takes them of what this service knows.
+
+    :param rules: as they are now.
+    """
+
+    def __init__(
+        self,
+        *,
+        registry: Registry,
+        inventory: Inventory,
+        reservations: Reservations,
+        preparations: Preparations,
+        rules: Callable[[], Rules],
+    ) -> None:
+        self._registry, self._inventory, self._reservations = registry, inventory, reservations
+        self._preparations, self._rules = preparations, rules
+        self._log = logs.logger()
+
+    def take(self) -> Snapshot:
+        """Return the site as it is now."""
+        registry, inventory, rules = self._registry, self._inventory, self._rules()
+        hosts = {host.name: host for host in inventory.hosts()}
+        return Snapshot(
+            now=datetime.now(UTC),
+            clock=clock.now(),
+            hosts=hosts,
+            guests={name: inventory.guests_at(name) for name in hosts},
+            looks=inventory.looks(),
+            migrations=[_migration(each, registry.busy(each)) for each in registry.live()],
+            coming=registry.coming,
+            evacuations=list(registry.running()),
+            reserved=self._reservations.names,
+            preparations=self._preparations,
+            policies=Policies(named=self._find_policy(rules), default=rules.default_policy),
+            limits=rules.site_limits,
+            placement=rules.placement,
+            stopping=registry.stopping,
+        )
+
+    def _find_policy(self, rules: Rules) -> Callable[[str], Policy | None]:
+        found: dict[str, Policy | None] = {}
+
+        def find(name: str) -> Policy | None:
+            if name not in found:
+                try:
+                    found[name] = rules.policy(name)
+                except UsageError as error:  # a reload took it away
+                    self._log.warning("policy is gone", policy=name, error=str(error))
+                    found[name] = None
+            return found[name]
+
+        return find
+
+
+def _migration(session: JournalledSession, driven: bool) -> MigrationSnapshot:
+    status = session.status
+    sample = status.sample if status else None
+    forecast = status.forecast if status else None
+    risks = [each.reason for each in session.result.decisions if each.action == ActionKind.AT_RISK]
+    return MigrationSnapshot(
+        id=session.id,
+        guest=session.guest,
+        target=session.target,
+        policy=session.policy,
+        state=session.state,
+        evacuation=session.evacuation,
+        ended=session.ended,
+        driven=driven,
+        ready=session.ready,
+        admitted=session.admitted,
+        started=session.started_at is not None,
+        share_bytes_per_second=session.share,
+        preparing_seconds=clock.now() - session.preparing_since,
+        remaining_bytes=sample.remaining_bytes if sample else None,
+        dirty_rate_bytes_per_second=sample.dirty_rate_bytes_per_second if sample else None,
+        seconds_left=forecast.seconds_p50 if forecast else None,
+        verdict=forecast.verdict if forecast else Verdict.UNKNOWN,
+        risk=risks[-1] if risks else "",
+        unreachable=session.unreachable,
+    )
