@@ -172,7 +172,7 @@ def postgresql_place(postgresql: Postgres, shared_database: str) -> Iterator[Ser
     """A journal there with nothing in it. Whoever opens it closes it."""
     journals.empty(postgresql, shared_database)
     yield postgresql.place(shared_database)
-    assert journals.still_open(postgresql, shared_database) == []
+    journals.all_closed(postgresql, shared_database)
 
 
 @pytest.fixture(params=["sqlite", "postgresql"])

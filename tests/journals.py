@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import importlib.util
 import sqlite3
+import time
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
 from pathlib import Path
@@ -41,10 +42,12 @@ def empty(server: Postgres, database: str) -> None:
     server.sql(f"TRUNCATE {_TABLES} RESTART IDENTITY", database=database)
 
 
-def still_open(server: Postgres, database: str) -> list[str]:
-    """Connections that somebody forgot to close, by their names."""
+def all_closed(server: Postgres, database: str) -> None:
+    """Nobody forgot to close a connection; the server may take a moment to notice."""
     query = f"SELECT application_name FROM pg_stat_activity WHERE datname = '{database}'"
-    return server.sql(f"{query} AND backend_type = 'client backend'")
+    deadline = time.monotonic() + 5
+    while left := server.sql(f"{query} AND backend_type = 'client backend'"):
+        assert time.monotonic() < deadline, left
 
 
 async def run_sql(place: Place, statement: str) -> list[tuple[Any, ...]]:

@@ -15,7 +15,7 @@ from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from typing import Any, Self
 
-from sqlalchemy import BigInteger, Connection, bindparam, delete, inspect, select, text
+from sqlalchemy import BigInteger, Connection, bindparam, delete, event, inspect, select, text
 from sqlalchemy.dialects.postgresql import insert
 from sqlalchemy.engine import URL, make_url
 from sqlalchemy.exc import ArgumentError, DBAPIError
@@ -165,9 +165,16 @@ class PostgresServer:
             "tcp_keepalives_interval": "2",
             "tcp_keepalives_count": "3",
         }
-        return create_async_engine(
+        engine = create_async_engine(
             self._url, connect_args={**self._connect_args, "server_settings": server_settings}, **options
         )
+
+        @event.listens_for(engine.sync_engine, "close")
+        def closes(connection: Any, record: Any) -> None:  # noqa: ARG001 - SQLAlchemy calls it so
+            # Nothing is said to the server first: one that is frozen would be waited for without end.
+            connection.driver_connection.terminate()
+
+        return engine
 
     def _application(self, role: str) -> str:
         return f"migrator {role} {self._id}"

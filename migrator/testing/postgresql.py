@@ -44,9 +44,10 @@ class Postgres:
     """A server, from :meth:`start` to :meth:`remove`; a context manager does both.
 
     :param name: tells several of one process from each other.
+    :param follows: the one that it is a standby of.
     """
 
-    def __init__(self, name: str = "postgresql") -> None:
+    def __init__(self, name: str = "postgresql", *, follows: Postgres | None = None) -> None:
         bin_directory = programs()
         if bin_directory is None:
             raise RuntimeError("there is no PostgreSQL server here (Debian's package postgresql)")
@@ -54,6 +55,7 @@ class Postgres:
         self.directory = Path(tempfile.gettempdir()) / owned(name)
         self.data = self.directory / "data"
         self.log = self.directory / "log"
+        self._follows = follows
         self._user = ""
         self._process: subprocess.Popen[bytes] | None = None
         self._caretaker = CleanupProcess(self.directory)
@@ -72,12 +74,29 @@ class Postgres:
     def __exit__(self, *_: object) -> None:
         self.remove()
 
+    def standby(self, name: str) -> Postgres:
+        """Another that follows this one, to be started as a context manager; see :meth:`promote`."""
+        return Postgres(name, follows=self)
+
+    def promote(self) -> None:
+        """From now on it takes writes by itself."""
+        self._run("pg_ctl", "promote", "--wait", f"--pgdata={self.data}")
+
     def _make(self) -> None:
         self.directory.mkdir(mode=0o700)
         if os.geteuid() == 0:
             self._user = next(each for each in _USERS if _exists(each))
             found = pwd.getpwnam(self._user)
             os.chown(self.directory, found.pw_uid, found.pw_gid)
+        if self._follows is not None:
+            where = (
+                f"--host={self._follows.directory}",
+                "--username=migrator",
+                "--checkpoint=fast",
+                "--no-sync",
+            )
+            self._run("pg_basebackup", f"--pgdata={self.data}", "--write-recovery-conf", *where)
+            return
         options = ("--auth=trust", "--username=migrator", "--encoding=UTF8", "--no-locale", "--no-sync")
         self._run("initdb", f"--pgdata={self.data}", *options)
 
