@@ -57,7 +57,7 @@ class LeaseLost(JournalError):
 
 
 class Unavailable(MigratorError):
-    """What is asked cannot be done or found out now; later it can. Nothing is known to be changed."""
+    """A request cannot be carried out or answered now; later it can. Nothing is known to be changed."""
 
 
 class Fault(MigratorError):

@@ -159,7 +159,7 @@ class Guest:
 
     @property
     def arriving(self) -> bool:
-        """It is on its way to this host from another."""
+        """True while it is on its way to this host from another."""
         return self.run is RunState.INMIGRATE
 
     @property
@@ -203,7 +203,7 @@ class Guest:
 
 
 class Findable(Protocol):
-    """What a guest is found by."""
+    """Keys by which a guest is found."""
 
     @property
     def key(self) -> str: ...
@@ -217,7 +217,7 @@ class Findable(Protocol):
     def socket(self) -> str: ...
     @property
     def arriving(self) -> bool:
-        """It is on its way to this host from another."""
+        """True while it is on its way to this host from another."""
 
 
 _Guest = TypeVar("_Guest", bound=Findable)

@@ -15,7 +15,7 @@ _HEAD = struct.Struct("!BQI")
 _LARGEST_BYTES = 64 * 1024 * 1024
 
 
-class Kind(IntEnum):
+class MessageKind(IntEnum):
     """What a message is. Those up to ``REQUEST`` go to the process that answers, the others to the one that steers."""
 
     #: What it needs to begin; sent again when it changes.
@@ -52,7 +52,7 @@ class Kind(IntEnum):
 
 
 #: Kind, number and body.
-Received = Callable[[Kind, int, bytes], None]
+Received = Callable[[MessageKind, int, bytes], None]
 
 
 class Channel(asyncio.Protocol):
@@ -105,10 +105,10 @@ class Channel(asyncio.Protocol):
                 break
             begin = at + _HEAD.size
             at = begin + length
-            self._received(Kind(kind), number, bytes(memoryview(self._buffer)[begin:at]))
+            self._received(MessageKind(kind), number, bytes(memoryview(self._buffer)[begin:at]))
         del self._buffer[:at]
 
-    def send(self, kind: Kind, body: bytes = b"", number: int = 0) -> None:
+    def send(self, kind: MessageKind, body: bytes = b"", number: int = 0) -> None:
         """Send a message soon; never waits. What is sent to an end that has gone is dropped."""
         if self._transport is None or self._transport.is_closing():
             return

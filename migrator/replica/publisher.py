@@ -17,7 +17,7 @@ from typing import Protocol
 from migrator.api.documents import EvacuationDocument, GuestDocument, HostDocument, MigrationDocument
 from migrator.api.events import Event, EventKind, HostStateChanged, MigrationStateChanged, Subject
 from migrator.ports.queries import Events
-from migrator.replica.channel import Channel, Kind
+from migrator.replica.channel import Channel, MessageKind
 
 #: Changes that no event tells are looked for so often.
 _TICK_SECONDS = 0.05
@@ -126,7 +126,7 @@ class Publisher:
     def _published(self, event: Event) -> None:
         if self._channel is None:
             return
-        self._channel.send(Kind.EVENT, event.text.encode())
+        self._channel.send(MessageKind.EVENT, event.text.encode())
         self._undelivered.append(event)
         if event.kind is not EventKind.COMMAND:
             self._sent.pop((event.subject, event.subject_id), None)
@@ -144,9 +144,9 @@ class Publisher:
             return
         if self._undelivered and self._undelivered[0] is event:
             self._undelivered.popleft()
-            self._channel.send(Kind.DELIVERED)
+            self._channel.send(MessageKind.DELIVERED)
         else:  # published before the channel was there
-            self._channel.send(Kind.PAST_EVENT, event.text.encode())
+            self._channel.send(MessageKind.PAST_EVENT, event.text.encode())
 
     # --- documents ---------------------------------------------------------------------------------------------------
 
@@ -176,7 +176,7 @@ class Publisher:
     def _send_complete(self) -> None:
         if self._channel is not None:
             self._complete = True
-            self._channel.send(Kind.COMPLETE, json.dumps(self._events.last_event_id).encode())
+            self._channel.send(MessageKind.COMPLETE, json.dumps(self._events.last_event_id).encode())
 
     def _send(self, key: _Key) -> None:
         """Send a document as it is now, if it is not as it was sent."""
@@ -186,14 +186,14 @@ class Publisher:
         found: HostDocument | MigrationDocument | EvacuationDocument | None
         match subject:
             case Subject.HOST:
-                kind, found = Kind.HOST, self._source.host(identifier)
+                kind, found = MessageKind.HOST, self._source.host(identifier)
             case Subject.MIGRATION:
-                kind, found = Kind.MIGRATION, self._source.remembered_migration(identifier)
+                kind, found = MessageKind.MIGRATION, self._source.remembered_migration(identifier)
             case _:
-                kind, found = Kind.EVACUATION, self._source.remembered_evacuation(identifier)
+                kind, found = MessageKind.EVACUATION, self._source.remembered_evacuation(identifier)
         if found is None:
             self._sent.pop(key, None)
-            self._channel.send(Kind.FORGOTTEN, json.dumps([subject, identifier]).encode())
+            self._channel.send(MessageKind.FORGOTTEN, json.dumps([subject, identifier]).encode())
             return
         text = found.model_dump_json()
         if subject is Subject.HOST:
@@ -216,7 +216,7 @@ class Publisher:
         now = time.monotonic()
         if self._channel is not None and (status != self._status or now - self._status_at >= _STATUS_SECONDS):
             self._status, self._status_at = status, now
-            self._channel.send(Kind.STATUS, status)
+            self._channel.send(MessageKind.STATUS, status)
 
     def _compare(self) -> None:
         """Compare some documents with what was sent; in a while it was each one's turn."""

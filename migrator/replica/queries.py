@@ -21,14 +21,14 @@ from migrator.core.migration.downsampling import Point
 from migrator.ports.queries import EventBatch, Events
 from migrator.ports.store import EventTexts, Samples
 from migrator.ports.unreadable import UNREADABLE, say_unreadable
-from migrator.replica.requests import Requests
-from migrator.replica.state import State
+from migrator.replica.requests import SteeringRequests
+from migrator.replica.state import ReplicaState
 
 _Made = TypeVar("_Made")
 
 
-class Journal(Protocol):
-    """The part of the journal that is read; see :class:`migrator.ports.Journal`."""
+class JournalReader(Protocol):
+    """The part of the journal that is read; see :class:`migrator.ports.JournalReader`."""
 
     @property
     def samples(self) -> Samples: ...
@@ -63,9 +63,9 @@ class ReplicaQueries:
     def __init__(
         self,
         *,
-        state: State,
-        journal: Journal,
-        requests: Requests,
+        state: ReplicaState,
+        journal: JournalReader,
+        requests: SteeringRequests,
         complaints: Callable[[], Sequence[str]] = tuple,
     ) -> None:
         self._state, self._journal, self._requests = state, journal, requests

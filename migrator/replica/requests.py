@@ -10,7 +10,7 @@ from typing import Any
 
 from migrator.errors import JournalError, MigratorError, Unavailable
 from migrator.faults import contained
-from migrator.replica.channel import Channel, Kind
+from migrator.replica.channel import Channel, MessageKind
 
 #: Requests that are being carried out at a time; more are refused. The entrances let fewer through.
 _MOST = 512
@@ -32,7 +32,9 @@ class RequestServer:
     def receive(self, channel: Channel, number: int, body: bytes) -> None:
         """Begin to carry a request out; its reply goes to `channel`, if that is open then."""
         if len(self._tasks) >= _MOST:
-            channel.send(Kind.REPLY, _failure("busy", "too many requests are being carried out"), number)
+            channel.send(
+                MessageKind.REPLY, _failure("busy", "too many requests are being carried out"), number
+            )
             return
         task = asyncio.create_task(self._carry_out(channel, number, body), name="request of an entrance")
         self._tasks.add(task)
@@ -48,7 +50,7 @@ class RequestServer:
             reply = _failure("journal", str(error))
         except MigratorError as error:
             reply = _failure("fault", str(error))
-        channel.send(Kind.REPLY, reply, number)
+        channel.send(MessageKind.REPLY, reply, number)
 
     async def wait(self, timeout: float) -> None:
         """Wait until everything that was begun has been replied to, at most so many seconds."""
@@ -60,7 +62,7 @@ def _failure(kind: str, message: str) -> bytes:
     return json.dumps({"failed": kind, "message": message}).encode()
 
 
-class Requests:
+class SteeringRequests:
     """Asks the process that drives migrations."""
 
     def __init__(self) -> None:
@@ -89,7 +91,7 @@ class Requests:
         number = next(self._numbers)
         waiting = self._waiting[number] = asyncio.get_running_loop().create_future()
         try:
-            self._channel.send(Kind.REQUEST, json.dumps({"do": what, **given}).encode(), number)
+            self._channel.send(MessageKind.REQUEST, json.dumps({"do": what, **given}).encode(), number)
             reply = await waiting
         finally:
             self._waiting.pop(number, None)

@@ -22,7 +22,7 @@ from migrator.api.events import (
     Subject,
     read_event,
 )
-from migrator.replica.channel import Kind
+from migrator.replica.channel import MessageKind
 
 #: More than this that nobody takes: the oldest go, and whoever listens finds them in the journal.
 _QUEUE_EVENTS = 10_000
@@ -117,7 +117,7 @@ class RelayedEvents:
             subscriber(event)
 
 
-class State:
+class ReplicaState:
     """Documents and events; :meth:`receive` keeps them up to date."""
 
     def __init__(self) -> None:
@@ -132,30 +132,30 @@ class State:
         self.complete = asyncio.Event()
         self._undelivered: deque[Event] = deque()
 
-    def receive(self, kind: Kind, body: bytes) -> None:
+    def receive(self, kind: MessageKind, body: bytes) -> None:
         """Take a message over; those that are no state are ignored."""
         match kind:
-            case Kind.HOST:
+            case MessageKind.HOST:
                 self._take_host(json.loads(body))
-            case Kind.MIGRATION:
+            case MessageKind.MIGRATION:
                 migration = MigrationDocument.model_validate_json(body)
                 self.migrations[migration.id] = migration
-            case Kind.EVACUATION:
+            case MessageKind.EVACUATION:
                 evacuation = EvacuationDocument.model_validate_json(body)
                 self.evacuations[evacuation.id] = evacuation
-            case Kind.FORGOTTEN:
+            case MessageKind.FORGOTTEN:
                 self._forget(*json.loads(body))
-            case Kind.EVENT:
+            case MessageKind.EVENT:
                 event = _read(body)
                 self._undelivered.append(event)
                 self._apply(event)
-            case Kind.DELIVERED:
+            case MessageKind.DELIVERED:
                 self.events.deliver(self._undelivered.popleft())
-            case Kind.PAST_EVENT:
+            case MessageKind.PAST_EVENT:
                 self.events.deliver(_read(body))
-            case Kind.STATUS:
+            case MessageKind.STATUS:
                 self.complaints = json.loads(body)["complaints"]
-            case Kind.COMPLETE:
+            case MessageKind.COMPLETE:
                 self.events.last_event_id = max(self.events.last_event_id, json.loads(body))
                 self.complete.set()
 

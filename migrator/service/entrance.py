@@ -24,10 +24,10 @@ from migrator.http.app import create_app
 from migrator.metrics.elsewhere import Counts, ScrapedElsewhere
 from migrator.metrics.gauges import Snapshot
 from migrator.ports import Grant
-from migrator.replica.channel import Channel, Kind
+from migrator.replica.channel import Channel, MessageKind
 from migrator.replica.queries import ReplicaQueries
-from migrator.replica.requests import Requests
-from migrator.replica.state import State
+from migrator.replica.requests import SteeringRequests
+from migrator.replica.state import ReplicaState
 from migrator.service import http_settings
 from migrator.service.entrance_requests import ENVELOPE, GRANT
 from migrator.service.entrance_settings import ALIVE_SECONDS, SILENT_TIMES, EntranceSettings
@@ -46,7 +46,7 @@ _LOOKS = 4
 class _Commands:
     """Has commands carried out by the process that drives migrations."""
 
-    def __init__(self, requests: Requests, why_silent: Callable[[], str]) -> None:
+    def __init__(self, requests: SteeringRequests, why_silent: Callable[[], str]) -> None:
         self._requests, self._why_silent = requests, why_silent
         self._looks = asyncio.Semaphore(_LOOKS)
 
@@ -72,7 +72,7 @@ def _refused(envelope: Envelope, why: str) -> Reply:
 class _Tokens:
     """Tokens and sessions as the journal has them; it has one writer, which is in the other process."""
 
-    def __init__(self, tokens: Tokens, requests: Requests) -> None:
+    def __init__(self, tokens: Tokens, requests: SteeringRequests) -> None:
         self._requests = requests
         self.verify, self.session, self.holding = tokens.verify, tokens.session, tokens.holding
 
@@ -90,8 +90,8 @@ class _Entrance:
 
     def __init__(self, inherited: dict[str, socket.socket]) -> None:
         self._inherited = inherited
-        self._state = State()
-        self._requests = Requests()
+        self._state = ReplicaState()
+        self._requests = SteeringRequests()
         self._settings: asyncio.Future[EntranceSettings] = asyncio.get_running_loop().create_future()
         self._end = asyncio.Event()
         self._silent = 0
@@ -102,7 +102,7 @@ class _Entrance:
         self._channel = await Channel.over(end, received=self._receive, lost=self._lost)
         self._requests.use(self._channel)
         settings = await self._settings
-        faults.on_fault = lambda: self._channel.send(Kind.FAULT)
+        faults.on_fault = lambda: self._channel.send(MessageKind.FAULT)
         alive = asyncio.create_task(faults.keep_going("alive", self._say_alive), name="alive")
         async with await SqlJournal.open_beside(journal_place(settings.store)) as journal:
             queries = ReplicaQueries(
@@ -119,25 +119,25 @@ class _Entrance:
             )
             await self._state.complete.wait()
             async with http_settings.servers(app, settings.http, inherited=self._inherited):
-                self._channel.send(Kind.READY)
+                self._channel.send(MessageKind.READY)
                 await self._end.wait()
         alive.cancel()
         await asyncio.wait({alive})
         self._channel.close()
 
-    def _receive(self, kind: Kind, number: int, body: bytes) -> None:
+    def _receive(self, kind: MessageKind, number: int, body: bytes) -> None:
         if self._silent >= SILENT_TIMES:
             logs.logger().info("the process that drives migrations answers again")
         self._silent = 0
         match kind:
-            case Kind.SETTINGS:
+            case MessageKind.SETTINGS:
                 settings: EntranceSettings = pickle.loads(body)  # noqa: S301 - from the process that started this one
                 logs.configure(verbose=True, json=settings.json_log, level=settings.log_level)
                 if not self._settings.done():
                     self._settings.set_result(settings)
-            case Kind.REPLY:
+            case MessageKind.REPLY:
                 self._requests.receive(number, body)
-            case Kind.CLOSE:
+            case MessageKind.CLOSE:
                 self._end.set()
             case _:
                 self._state.receive(kind, body)
@@ -150,7 +150,7 @@ class _Entrance:
     async def _say_alive(self) -> None:
         while True:
             await asyncio.sleep(ALIVE_SECONDS)
-            self._channel.send(Kind.ALIVE)
+            self._channel.send(MessageKind.ALIVE)
             # Counted, not timed: when this process itself did not run, nothing was missed by the other.
             self._silent += 1
             if self._silent == SILENT_TIMES:

@@ -17,7 +17,7 @@ from migrator.replica.requests import Handler
 ENVELOPE, GRANT = TypeAdapter(Envelope), TypeAdapter(Grant)
 
 
-class Commands(Protocol):
+class CommandDispatch(Protocol):
     """Carries commands out; the engine's dispatcher is one."""
 
     async def execute(self, envelope: Envelope) -> Reply: ...
@@ -29,7 +29,7 @@ class Hosts(Protocol):
     async def refresh(self, host: str | None = None) -> None: ...
 
 
-class Samples(Protocol):
+class SampleFlusher(Protocol):
     """Writes figures of migrations, those of the last second too."""
 
     async def flush(self) -> None: ...
@@ -71,10 +71,10 @@ class Shared:
 
 def handlers(
     *,
-    commands: Commands,
+    commands: CommandDispatch,
     hosts: Hosts,
     sessions: Sessions,
-    samples: Samples,
+    samples: SampleFlusher,
     metrics: Metrics,
     publisher: Publisher,
 ) -> dict[str, Handler]:

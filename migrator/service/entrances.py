@@ -13,7 +13,7 @@ from typing import Self
 
 from migrator import faults, logs
 from migrator.http.listeners import Listeners
-from migrator.replica.channel import Channel, Kind
+from migrator.replica.channel import Channel, MessageKind
 from migrator.replica.publisher import Publisher
 from migrator.replica.requests import RequestServer
 from migrator.service.entrance_settings import ALIVE_SECONDS, SILENT_TIMES, EntranceSettings
@@ -78,7 +78,7 @@ class Entrances:
         """Let it run by these from now on, as far as they are in force without a restart."""
         self._settings = settings
         if self._channel is not None:
-            self._channel.send(Kind.SETTINGS, pickle.dumps(settings))
+            self._channel.send(MessageKind.SETTINGS, pickle.dumps(settings))
 
     # --- one process after the other ---------------------------------------------------------------------------------
 
@@ -119,7 +119,7 @@ class Entrances:
                 channel = await Channel.over(ours, received=self._receive, lost=lambda why: _set(lost, why))
                 self._silent = 0
                 self._channel = channel
-                channel.send(Kind.SETTINGS, pickle.dumps(self._settings))
+                channel.send(MessageKind.SETTINGS, pickle.dumps(self._settings))
                 self._publisher.attach(channel)
                 ended.add_done_callback(lambda _: _set(lost, ""))
                 await lost
@@ -134,18 +134,18 @@ class Entrances:
         status = _in_words(process.returncode or 0)
         return f"{lost.result()}; {status}" if lost.done() and lost.result() else status
 
-    def _receive(self, kind: Kind, number: int, body: bytes) -> None:
+    def _receive(self, kind: MessageKind, number: int, body: bytes) -> None:
         if self._silent >= SILENT_TIMES:
             self._log.info("entrances answer again")
             faults.complaints.pop(_COMPLAINT, None)
         self._silent = 0
         match kind:
-            case Kind.REQUEST if self._channel is not None:
+            case MessageKind.REQUEST if self._channel is not None:
                 self._requests.receive(self._channel, number, body)
-            case Kind.READY:
+            case MessageKind.READY:
                 self._ready.set()
                 faults.complaints.pop(_COMPLAINT, None)
-            case Kind.FAULT:
+            case MessageKind.FAULT:
                 faults.on_fault()
 
     async def _watch(self) -> None:
@@ -174,7 +174,7 @@ class Entrances:
                 async with asyncio.timeout(1.0):
                     await self._publisher.flush()
         if self._channel is not None:
-            self._channel.send(Kind.CLOSE)
+            self._channel.send(MessageKind.CLOSE)
         self._listeners.close()
         if answers:
             await asyncio.wait({running}, timeout=_CLOSE_SECONDS)

@@ -260,7 +260,7 @@ class MemoryJournal:
 
 
 def _values(kind: str, document: Mapping[str, Any], name: str) -> list[Any]:
-    """What `where` compares with."""
+    """Return the values that `where` is compared with."""
     match name:
         case "host":
             own = document["id"] if kind == "host" else None

@@ -25,7 +25,7 @@ from migrator.engine.migration.observer import Observer
 from migrator.engine.migration.outcome import MigrationOutcome, MigrationProgress
 from migrator.engine.migration.phase_timeouts import PhaseTimeouts
 from migrator.engine.migration.prepare import UNLIMITED_BYTES_PER_SECOND
-from migrator.engine.migration.requests import Requests
+from migrator.engine.migration.requests import MigrationRequests
 from migrator.engine.migration.steering import Steering
 from migrator.engine.migration.steps import Steps
 from migrator.ports import Experience, MigrationSettings, Qemu, Record
@@ -53,7 +53,7 @@ class DriverState:
         policy: Policy,
         listen: str,
         record: Record,
-        requests: Requests | None = None,
+        requests: MigrationRequests | None = None,
         outcome: MigrationOutcome | None = None,
         experience: Experience | None = None,
         patience: PhaseTimeouts | None = None,
@@ -69,7 +69,7 @@ class DriverState:
         self._pair = ""
         self._on_status = on_status
         self._log = logs.logger(migration=name)
-        self.requests = requests or Requests()
+        self.requests = requests or MigrationRequests()
         self.result = outcome or MigrationOutcome(id=name, state=State.PREPARING)
         self.result.state = State.PREPARING
         self.result.mode = Mode.OFFLINE if policy.offline else Mode.PRECOPY

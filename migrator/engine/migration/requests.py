@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 
 @dataclass(kw_only=True)
-class Requests:
+class MigrationRequests:
     """The requests to one migration; each stays until it is carried out or its migration ends."""
 
     #: Its turn has come: the links are its own from now on, though it may be looked at and written down first.

@@ -1,9 +1,9 @@
 """One migration from its request to its end: opens both ends, checks, records, drives, and clears away.
 
-The same for the service (:class:`migrator.engine.migration.journalled_session.JournalledSession`) and for
-``migrator direct``. How far it is, is its :class:`~migrator.engine.migration.session_phase.Phase`; what others want of
-it are its :class:`~migrator.engine.migration.requests.Requests`. The steps that it takes at both ends are in a record
-of their own (:class:`migrator.ports.Record`).
+The same for the service (:class:`migrator.engine.migration.journalled_session.JournalledSession`) and for ``migrator
+direct``. How far it is, is its :class:`~migrator.engine.migration.session_phase.Phase`; what others want of it are
+its :class:`~migrator.engine.migration.requests.MigrationRequests`. The steps that it takes at both ends are in a
+record of their own (:class:`migrator.ports.Record`).
 """
 
 from __future__ import annotations

@@ -14,7 +14,7 @@ from migrator.core.policy import Policy
 from migrator.engine import clock
 from migrator.engine.migration.intent_log import OUTCOME
 from migrator.engine.migration.outcome import MigrationOutcome, MigrationProgress
-from migrator.engine.migration.requests import Requests
+from migrator.engine.migration.requests import MigrationRequests
 from migrator.engine.migration.services import EndLocation, MovedGuest, SessionServices
 from migrator.engine.migration.session_phase import FOLLOWING, Attempt, Hold, Phase, PreflightRefusal
 from migrator.errors import MigratorError
@@ -59,7 +59,7 @@ class SessionState:
         self.phase = Phase.QUEUED
         #: What others see of it.
         self.state = State.QUEUED
-        self.requests = Requests()
+        self.requests = MigrationRequests()
         self.attempt = Attempt()
         self.result = self._no_outcome()
         self.status: MigrationProgress | None = None
