@@ -9,6 +9,7 @@ from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 from migrator.core.findings import accept
 from migrator.core.inventory import Guest
@@ -16,9 +17,10 @@ from migrator.core.model import Severity, State
 from migrator.core.policy import builtin
 from migrator.engine.migration.driver import MigrationDriver
 from migrator.hosts.access import HostAccess
+from migrator.hosts.host_config import HostConfig
 from migrator.hosts.local import LocalAccess
-from migrator.hosts.site_config import HostConfig
 from migrator.qemu.source import SourceEndpoint
+from migrator.settings.models import HostDefaults
 from migrator.site.connections import HostConnections
 from migrator.site.destinations import Destinations
 from migrator.site.incoming_destination import WaitingQemu
@@ -41,9 +43,11 @@ class Site:
         }
         #: How QEMUs are started; a test may change it.
         self.config = LaunchConfig(
-            base_directory=str(lab.directory / "run"),
-            log_directory=str(lab.directory / "log"),
-            start_seconds=20.0,
+            section=HostDefaults(
+                run_dir=str(lab.directory / "run"),
+                log_dir=str(lab.directory / "log"),
+                start_timeout=20.0,
+            )
         )
         self._opened_connections: list[HostConnections] = []
         self.join()
@@ -51,6 +55,10 @@ class Site:
         self._moves = 0
         #: What the last move could not put under the path that it had.
         self.lacking: list[str] = []
+
+    def configure(self, **keys: Any) -> None:
+        """Start QEMUs in another way from now on; keys of ``[host_defaults]``, unchecked."""
+        self.config = replace(self.config, section=self.config.section.model_copy(update=keys))
 
     def join(self) -> None:
         """After a change of the hosts."""

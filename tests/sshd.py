@@ -23,8 +23,11 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 
-from migrator.hosts.site_config import SshConfig
+from migrator.hosts.ssh_config import SshConfig
+from migrator.settings.models import LimitsSettings
 
+#: What the service goes by where nothing is configured.
+_LIMITS = LimitsSettings()
 _PATIENCE_SECONDS = 20.0
 
 
@@ -157,6 +160,9 @@ class Sshd:
             "user": getpass.getuser(),
             "key": self.key,
             "known_hosts": self.known_hosts,
+            "max_sessions": _LIMITS.ssh_sessions,
+            "connect_seconds": _LIMITS.ssh_connect_timeout,
+            "keepalive_seconds": _LIMITS.ssh_keepalive,
         }
         return SshConfig(**{**how, **different})
 

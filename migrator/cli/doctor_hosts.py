@@ -14,11 +14,11 @@ from migrator.core.inventory import HostFacts
 from migrator.errors import HostError, MigratorError
 from migrator.hosts.access import HostAccess, Output
 from migrator.hosts.facts import read_facts
-from migrator.hosts.site_config import access
+from migrator.hosts.host_config import access, host_config
 from migrator.hosts.sockets import FoundSocket, find_sockets
 from migrator.settings import Settings
 from migrator.settings.models import HostSettings
-from migrator.site.from_settings import host_config, make_site
+from migrator.site.from_settings import make_site
 from migrator.units import show_rate, show_seconds
 
 _AT_ONCE = 8

@@ -22,14 +22,21 @@ class OverSsh:
 
     def access(self, address: Address) -> SshAccess:
         """Return the access to the host of an ``ssh:`` address."""
-        from migrator.hosts.site_config import SshConfig  # noqa: PLC0415 - see above
         from migrator.hosts.ssh import SshAccess  # noqa: PLC0415 - see above
+        from migrator.hosts.ssh_config import SshConfig  # noqa: PLC0415 - see above
 
         key = address.user, address.host
         if key not in self._hosts:
             self._hosts[key] = SshAccess(
                 address.host,
-                SshConfig(host=address.host, user=address.user, keepalive_seconds=2.0),
+                # Nobody else steers these guests: a connection that is lost is found out sooner than the service's.
+                SshConfig(
+                    host=address.host,
+                    user=address.user,
+                    max_sessions=8,
+                    connect_seconds=10.0,
+                    keepalive_seconds=2.0,
+                ),
             )
         return self._hosts[key]
 

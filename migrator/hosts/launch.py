@@ -15,6 +15,7 @@ from migrator.errors import HostError, MigratorError
 from migrator.hosts.access import HostAccess
 from migrator.hosts.new_files import remove_files, remove_memory
 from migrator.ports import GuestProcess
+from migrator.settings.models import HostDefaults
 
 #: Of a label in the name of a run directory: sockets below it have to have short paths.
 _LABEL_CHARACTERS = 24
@@ -135,30 +136,25 @@ class RunDirectory:
 class Launcher:
     """Starts QEMUs on one host.
 
-    :param base: directory of the run directories; empty is ``/run/migrator/guests``, or below ``$XDG_RUNTIME_DIR``
-        for a user who is not root.
-    :param log_directory: empty is ``/var/log/migrator/guests``, or below ``$XDG_STATE_HOME``.
-    :param former: such pairs that were configured before: what was started there is still ours.
-    :param systemd: QEMU becomes a transient unit of its own, not a part of ours or of the SSH session; ``None``: where
-        systemd is pid 1 and we are root.
-    :param timeout_seconds: for the start, until it is known to be up.
+    :param section: ``run_dir``: directory of the run directories; empty is :data:`RUN_DIRECTORY`, or below
+        ``$XDG_RUNTIME_DIR`` for a user who is not root. ``log_dir``: empty is ``/var/log/migrator/guests``, or below
+        ``$XDG_STATE_HOME``. ``systemd``: QEMU becomes a transient unit of its own, not a part of ours or of the SSH
+        session; ``None``: where systemd is pid 1 and we are root. ``start_timeout``: until it is known to be up.
+    :param former: pairs of such directories that were configured before: what was started there is still ours.
     """
 
     def __init__(
         self,
         host: HostAccess,
+        section: HostDefaults,
         *,
-        base: str = "",
-        log_directory: str = "",
         former: Sequence[tuple[str, str]] = (),
-        systemd: bool | None = None,
-        timeout_seconds: float = 60.0,
     ) -> None:
         self.host = host
-        self.timeout_seconds = timeout_seconds
-        self._base, self._log_directory, self._systemd = base, log_directory, systemd
+        self.timeout_seconds = section.start_timeout
+        self._base, self._log_directory, self._systemd = section.run_dir, section.log_dir, section.systemd
         #: Directories of runs and of logs, the present pair first.
-        self._places = [(base, log_directory), *former]
+        self._places = [(section.run_dir, section.log_dir), *former]
 
     async def _settle(self) -> None:
         """Find out the customary directories of that host, where nothing else was configured."""

@@ -21,7 +21,7 @@ from migrator.hosts.host_output import number, reading_output
 from migrator.hosts.local import MAX_OUTPUT_BYTES
 from migrator.hosts.private_directory import PrivateDirectory
 from migrator.hosts.remote_process import ProcessWatch, RemoteProcess
-from migrator.hosts.site_config import SshConfig
+from migrator.hosts.ssh_config import SshConfig
 
 # What it logs of connections that fail is raised to whoever asked.
 logging.getLogger("asyncssh").addHandler(logging.NullHandler())

@@ -247,12 +247,16 @@ def _absolute(value: Any) -> Any:
 HostPath = Annotated[str, BeforeValidator(_absolute)]
 
 
+#: Where a destination's run directory is made if nothing else is configured and root starts it.
+RUN_DIRECTORY = "/run/migrator/guests"
+
+
 class HostDefaults(Section):
     """``[host_defaults]``: what :class:`HostSettings` take that say nothing else."""
 
     key_file: OptionalPath = None
     known_hosts: OptionalPath = None
-    sockets: tuple[HostPath, ...] = ("/run/qemu/*.qmp", "/run/migrator/guests/*/control.qmp")
+    sockets: tuple[HostPath, ...] = ("/run/qemu/*.qmp", f"{RUN_DIRECTORY}/*/control.qmp")
     look_for: Literal["processes", "sockets"] = "processes"
     qemu: HostPath = ""
     run_dir: HostPath = ""
@@ -265,7 +269,7 @@ class HostDefaults(Section):
     link_speed: RateOrAuto = None
     memory: Size = 0
     memory_reserve: Size = 2 << 30
-    cpu_overcommit: Annotated[float, Field(gt=0)] = 4.0
+    cpu_overcommit: Annotated[float, Field(gt=0)] = Host.cpu_overcommit_ratio
     labels: dict[Text, str] = Field(default_factory=dict)
     max_incoming: Positive | None = None
     max_outgoing: Positive | None = None
@@ -278,7 +282,7 @@ class HostSettings(HostDefaults):
     name: Name
     ssh: SshAddress | None = None
     prefix: Arguments = ()
-    address: ReachableHost = "127.0.0.1"
+    address: ReachableHost = Host.address
 
     @model_validator(mode="after")
     def _whole(self) -> Self:

@@ -10,8 +10,8 @@ from typing import Any, Protocol
 from migrator.core.migration.drivers import Driver
 from migrator.errors import HostError, MigratorError, QemuError, Unreachable
 from migrator.hosts.access import HostAccess
+from migrator.hosts.host_config import HostConfig, Reconfigurable
 from migrator.hosts.local import LocalAccess
-from migrator.hosts.site_config import HostConfig, Reconfigurable
 from migrator.hosts.sockets import RemoteMonitorTransport
 from migrator.qemu.address import Address
 from migrator.qemu.pending_connects import PendingConnects

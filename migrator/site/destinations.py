@@ -27,9 +27,10 @@ from migrator.qemu.cmdline import memory_files, paths
 from migrator.qemu.endpoint import Endpoint
 from migrator.qemu.operator_files import operator_files as of_process
 from migrator.qemu.operator_files import own_directory
+from migrator.settings.models import RUN_DIRECTORY
 from migrator.site.connections import HostConnections
 from migrator.site.incoming_destination import WaitingQemu, clear_away, connect_when_up, require_incoming
-from migrator.site.launch_config import LaunchConfig, Method, fill, place, socket_of
+from migrator.site.launch_config import LaunchConfig, fill, place, socket_of
 from migrator.site.operator_paths import OperatorPaths
 from migrator.site.process_checks import SourceProcess, read_source_process
 
@@ -55,7 +56,7 @@ class Destinations:
 
     def replicates(self, guest: Guest, target: str) -> bool:
         """The guest's QEMU is started there by its command line, not by somebody else's."""
-        return self._how(guest, target).method is Method.REPLICATE
+        return self._how(guest, target).section.launch == "replicate"
 
     async def check(
         self, guest: Guest, source: SourceQemu, target: str, policy: Policy
@@ -69,12 +70,12 @@ class Destinations:
         :raise UsageError: what is configured for the start cannot be used for this guest.
         """
         config = self._how(guest, target)
-        run_dir = RunDirectory(path="/run/migrator/guests/XXXXXX", log="/dev/null")
-        match config.method:
-            case Method.TEMPLATE:
-                fill(config.template, guest, run_dir)
+        run_dir = RunDirectory(path=f"{RUN_DIRECTORY}/XXXXXX", log="/dev/null")
+        match config.section.launch:
+            case "template":
+                fill(config.section.template, guest, run_dir)
                 return ()
-            case Method.ATTACHED:
+            case "attached":
                 waiting = await self._attach(guest, target, config)
                 try:
                     return compare(await source.facts(), await waiting.qemu.facts(), policy)
@@ -98,8 +99,8 @@ class Destinations:
         """
         config = self._how(guest, target)
         if "port-in-use" in accepted:
-            config = replace(config, spare_ports=True)
-        if config.method is Method.ATTACHED:
+            config = config.with_ports("any")
+        if config.section.launch == "attached":
             waiting = await self._attach(guest, target, config)
             try:
                 await source.pass_on_name(waiting.end)
@@ -108,7 +109,7 @@ class Destinations:
                 raise
             return waiting
         launcher = self._launcher(target, config)
-        template = config.method is Method.TEMPLATE
+        template = config.section.launch == "template"
         process = None if template else await self._process(guest, source)
         other_user = process is not None and process.other_user
         run_dir = await launcher.make_run_directory(migration, other_user=other_user)
@@ -116,7 +117,7 @@ class Destinations:
         like = LaunchProfile()
         try:
             if template:
-                argv, notes = fill(config.template, guest, run_dir), no_notes
+                argv, notes = fill(config.section.template, guest, run_dir), no_notes
             else:
                 base = await launcher.base()
                 replica = await self._replicate(guest, source, target, config, run_dir, process, base)
@@ -181,7 +182,7 @@ class Destinations:
         return found
 
     async def _attach(self, guest: Guest, target: str, config: LaunchConfig) -> WaitingQemu:
-        socket = socket_of(config.attached, guest)
+        socket = socket_of(config.section.attached, guest)
         qemu = self._connections.endpoint(target, socket, role="destination")
         try:
             await qemu.connect()
@@ -251,11 +252,8 @@ class Destinations:
     def _launcher(self, host: str, config: LaunchConfig) -> Launcher:
         return Launcher(
             self._connections.access(host),
-            base=config.base_directory,
-            log_directory=config.log_directory,
+            config.section,
             former=config.former_directories,
-            systemd=config.systemd,
-            timeout_seconds=config.start_seconds,
         )
 
     def _listen(self, target: str) -> str:
@@ -294,7 +292,7 @@ class Destinations:
             remedy = "run migrator with more rights there, or configure a template"
             raise PreflightRefused([finding("command-line-unknown", text, remedy)])
         guest_now = await source.configuration(argv)
-        configured = config.binary or self._connections.config(target).qemu
+        configured = config.section.qemu or self._connections.config(target).qemu
         candidates = (configured, "") if configured else (argv[0], "qemu-system-x86_64")
         home = await self._operator_paths(
             guest, argv, process.identity.directory if process is not None else ""

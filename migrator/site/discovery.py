@@ -17,8 +17,8 @@ from migrator.core.model import RunState
 from migrator.errors import Fault, HostError, NobodyListens, Occupied, QemuError
 from migrator.faults import contained
 from migrator.hosts.access import HostAccess
+from migrator.hosts.host_config import HostConfig
 from migrator.hosts.processes import FoundProcess
-from migrator.hosts.site_config import HostConfig
 from migrator.hosts.sockets import FoundSocket, HostSurvey, find_sockets, literal, survey_host
 from migrator.machine import is_gone_as_seen_here, own_network
 from migrator.qemu import naming

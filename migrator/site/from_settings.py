@@ -4,14 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
-from glob import escape
 
 from migrator.core.findings import OF_OUR_START, errors_first
 from migrator.core.inventory import Guest
 from migrator.core.migration.drivers import Driver
 from migrator.core.model import Finding
 from migrator.core.policy import Policy
-from migrator.hosts.site_config import HostConfig, SshConfig, access
+from migrator.hosts.host_config import HostConfig, access, host_config
 from migrator.ports import SourceQemu
 from migrator.settings import Settings
 from migrator.settings.models import HostSettings, LimitsSettings
@@ -19,10 +18,7 @@ from migrator.site.connections import HostConnections
 from migrator.site.destinations import Destinations
 from migrator.site.host_checks import SiteChecks
 from migrator.site.hosts import SiteHosts
-from migrator.site.launch_config import LaunchConfig, Method
-
-#: Where a destination's run directory is made if nothing else is configured and root starts it.
-_RUN_DIRECTORY = "/run/migrator/guests"
+from migrator.site.launch_config import LaunchConfig
 
 
 class _AllChecks:
@@ -42,65 +38,6 @@ class _AllChecks:
         if not self._destinations.replicates(guest, target):
             told |= OF_OUR_START
         return errors_first([*started, *(each for each in found if each.code not in told)])
-
-
-def host_config(host: HostSettings, hosts: Sequence[HostSettings], limits: LimitsSettings) -> HostConfig:
-    """What reaching it takes."""
-    ssh = None
-    if host.ssh is not None:
-        ssh = SshConfig(
-            host=host.ssh.host,
-            port=host.ssh.port,
-            user=host.ssh.user,
-            key=host.key_file,
-            known_hosts=host.known_hosts,
-            max_sessions=limits.ssh_sessions,
-            connect_seconds=limits.ssh_connect_timeout,
-            keepalive_seconds=limits.ssh_keepalive,
-        )
-    return HostConfig(
-        name=host.name,
-        address=host.address,
-        sockets=_sockets(host, hosts),
-        processes=host.look_for == "processes",
-        others=tuple(
-            pattern
-            for other in hosts
-            if other.name != host.name and (other.ssh, other.prefix) == (host.ssh, host.prefix)
-            for pattern in _sockets(other, hosts)
-        ),
-        qemu=host.qemu,
-        prefix=host.prefix,
-        ssh=ssh,
-    )
-
-
-def _sockets(host: HostSettings, hosts: Sequence[HostSettings]) -> tuple[str, ...]:
-    """Where QMP sockets are looked for: as configured, and where the destinations that are started there have theirs.
-
-    Else a guest would be out of sight once it has been moved. Not where another host on the same machine has that
-    directory too: whose its guests are could not be told.
-    """
-    own = f"{escape(host.run_dir or _RUN_DIRECTORY)}/*/control.qmp"
-    shared = any(
-        (other.ssh, other.run_dir) == (host.ssh, host.run_dir) for other in hosts if other.name != host.name
-    )
-    return host.sockets if shared or own in host.sockets else (*host.sockets, own)
-
-
-def launch_config(host: HostSettings) -> LaunchConfig:
-    """How destinations are started there."""
-    return LaunchConfig(
-        method=Method(host.launch),
-        template=host.template,
-        attached=host.attached,
-        binary=host.qemu,
-        base_directory=host.run_dir,
-        log_directory=host.log_dir,
-        systemd=host.systemd,
-        spare_ports=host.ports == "any",
-        start_seconds=host.start_timeout,
-    )
 
 
 class ConfiguredSite(SiteHosts):
@@ -133,7 +70,7 @@ class ConfiguredSite(SiteHosts):
     def how(self, guest: Guest, host: str) -> LaunchConfig:
         """How the guest's destination is started on a host."""
         config = self._launches[host]
-        return replace(config, spare_ports=guest.ports == "any") if guest.ports else config
+        return config.with_ports(guest.ports) if guest.ports else config
 
     def prepare(self, sections: tuple[Sequence[HostSettings], LimitsSettings]) -> Callable[[], None]:
         """Make ready to take another configuration over: what it returns does it, and cannot fail.
@@ -153,15 +90,15 @@ class ConfiguredSite(SiteHosts):
 
 
 def _launches(hosts: Sequence[HostSettings]) -> dict[str, LaunchConfig]:
-    return {host.name: launch_config(host) for host in hosts}
+    return {host.name: LaunchConfig(section=host) for host in hosts}
 
 
 def _after(old: LaunchConfig | None, new: LaunchConfig) -> LaunchConfig:
     """What was started where it was configured before is still ours."""
     if old is None:
         return new
-    former = dict.fromkeys([(old.base_directory, old.log_directory), *old.former_directories])
-    former.pop((new.base_directory, new.log_directory), None)
+    former = dict.fromkeys([old.directories, *old.former_directories])
+    former.pop(new.directories, None)
     return replace(new, former_directories=tuple(former))
 
 

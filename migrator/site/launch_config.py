@@ -4,48 +4,36 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
-from enum import StrEnum
+from dataclasses import dataclass, field, replace
 
 from migrator.core.inventory import Guest
 from migrator.core.process.replica import TargetEnvironment
 from migrator.errors import UsageError
 from migrator.hosts.launch import RunDirectory
-
-
-class Method(StrEnum):
-    """Who starts the destination's process, and how."""
-
-    #: Like the source's: by its command line.
-    REPLICATE = "replicate"
-    #: By a command from the configuration.
-    TEMPLATE = "template"
-    #: Somebody else does, and says where its monitor is.
-    ATTACHED = "attached"
+from migrator.settings.models import HostDefaults
 
 
 @dataclass(frozen=True, kw_only=True)
 class LaunchConfig:
     """How the QEMUs that take guests are started on a host."""
 
-    method: Method = Method.REPLICATE
-    #: Command and arguments, in which ``{name}``, ``{uuid}``, ``{run_dir}``, ``{qmp}`` and ``{rescue}`` are replaced;
-    #: no shell reads it. It ends once QEMU is up.
-    template: tuple[str, ...] = ()
-    #: Path of the QMP socket of a QEMU that waits already; ``{name}`` and ``{uuid}`` are replaced.
-    attached: str = ""
-    #: The QEMU to start; empty: the host's, where one is configured; else the one under the source's path, or of its
-    #: PATH.
-    binary: str = ""
-    #: See :class:`migrator.hosts.launch.Launcher`.
-    base_directory: str = ""
-    log_directory: str = ""
+    section: HostDefaults = field(default_factory=HostDefaults)
+    #: Directories of runs and of logs that were configured before: what was started there is still ours.
     former_directories: tuple[tuple[str, str], ...] = ()
-    systemd: bool | None = None
-    #: A port of the guest's QEMU that is taken there may be exchanged for another.
-    spare_ports: bool = False
-    #: Memory that is taken at once (hugepages, prealloc) takes its time.
-    start_seconds: float = 60.0
+
+    @property
+    def directories(self) -> tuple[str, str]:
+        """Directories of runs and of logs."""
+        return self.section.run_dir, self.section.log_dir
+
+    @property
+    def spare_ports(self) -> bool:
+        """A port of the guest's QEMU that is taken there may be exchanged for another."""
+        return self.section.ports == "any"
+
+    def with_ports(self, ports: str) -> LaunchConfig:
+        """Return the same for a guest of which something else is said: ``keep`` or ``any``."""
+        return replace(self, section=self.section.model_copy(update={"ports": ports}))
 
 
 def place(run_dir: RunDirectory) -> TargetEnvironment:

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from fnmatch import fnmatchcase
 
+from migrator.hosts.host_config import HostConfig
 from migrator.hosts.processes import FoundProcess
-from migrator.hosts.site_config import HostConfig
 
 
 def monitor_paths(process: FoundProcess) -> list[str]:

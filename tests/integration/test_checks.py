@@ -19,8 +19,8 @@ from migrator.core.policy import Policy, builtin
 from migrator.errors import HostError
 from migrator.hosts.access import Output
 from migrator.hosts.facts import read_facts
+from migrator.hosts.host_config import HostConfig
 from migrator.hosts.local import LocalAccess
-from migrator.hosts.site_config import HostConfig
 from migrator.qemu.address import Address
 from migrator.qemu.source import SourceEndpoint
 from migrator.site.host_checks import HostChecks, SiteChecks

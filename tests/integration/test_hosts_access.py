@@ -19,9 +19,9 @@ import pytest
 from migrator.errors import HostError
 from migrator.hosts import remote_process
 from migrator.hosts.access import HostAccess
+from migrator.hosts.host_config import HostConfig, access
 from migrator.hosts.local import MAX_OUTPUT_BYTES, LocalAccess
 from migrator.hosts.private_directory import PrivateDirectory
-from migrator.hosts.site_config import HostConfig, access
 from migrator.hosts.ssh import SshAccess
 from migrator.machine import LocalProcess, boot_id
 from migrator.testing import network

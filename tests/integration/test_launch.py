@@ -25,8 +25,8 @@ from migrator.hosts.access import Output
 from migrator.hosts.launch import _DETACHED, Launcher, LaunchProfile, RunDirectory, unit_command
 from migrator.hosts.local import LocalAccess
 from migrator.hosts.stale_directories import remove_stale
+from migrator.settings.models import HostDefaults
 from migrator.site import incoming_destination
-from migrator.site.launch_config import Method
 from migrator.testing.lab import GuestMachine, Lab, RawMonitor, until
 from tests.destinations import Moved, Site, arguments_of, guest_of, site_of
 
@@ -56,7 +56,7 @@ async def guest(lab: Lab) -> Guest:
 
 
 def by_template(site: Site, *words: str, seconds: float = 20.0) -> None:
-    site.config = replace(site.config, method=Method.TEMPLATE, template=words, start_seconds=seconds)
+    site.configure(launch="template", template=words, start_timeout=seconds)
 
 
 def open_files(pid: int) -> set[Path]:
@@ -97,7 +97,7 @@ class TestFailures:
 
     @pytest.mark.parametrize("binary", ["/no/such/qemu", "/", "/etc/passwd", "no-such-qemu"])
     async def test_missing_binary(self, site: Site, guest: Guest, binary: str) -> None:
-        site.config = replace(site.config, binary=binary)
+        site.configure(qemu=binary)
         assert f"there is no QEMU: no {binary}" in await failure(site, guest)
 
     async def test_old_qemu(self, lab: Lab, site: Site, qemu_binary) -> None:
@@ -178,18 +178,18 @@ class TestFailures:
         try:
             if not room:
                 (full / "ballast").write_bytes(bytes(page))
-            site.config = replace(site.config, base_directory=str(full / "run"))
+            site.configure(run_dir=str(full / "run"))
             began = time.monotonic()
             with pytest.raises(HostError, match=r"No space left on device|Failed to write pid file"):
                 await site.start(guest)
-            assert time.monotonic() - began < site.config.start_seconds / 2
+            assert time.monotonic() - began < site.config.section.start_timeout / 2
             assert not list((full / "run").glob("*"))
         finally:
             subprocess.run(["umount", full], check=True)
 
     async def test_log_that_cannot_be_made(self, site: Site, guest: Guest) -> None:
         """Its path is said, and nothing of our own scripts."""
-        log_directory = Path(site.config.log_directory)
+        log_directory = Path(site.config.section.log_dir)
         log_directory.mkdir(parents=True, exist_ok=True)
         plain = Launcher.make_run_directory
 
@@ -220,7 +220,7 @@ class TestFailures:
 
     async def test_directory_too_deep_for_a_socket(self, site: Site, guest: Guest) -> None:
         deep = site.directory / ("d" * 60)
-        site.config = replace(site.config, base_directory=str(deep))
+        site.configure(run_dir=str(deep))
         with pytest.raises(HostError, match="too long for the path of a socket"):
             await site.start(guest)
         assert not list(deep.glob("*"))
@@ -252,7 +252,8 @@ class TestFailures:
 
     async def test_being_cancelled_while_a_process_is_not_a_qemu_yet(self, lab: Lab) -> None:
         launcher = Launcher(
-            LocalAccess("beta"), base=str(lab.directory / "run"), log_directory=str(lab.directory / "log")
+            LocalAccess("beta"),
+            HostDefaults(run_dir=str(lab.directory / "run"), log_dir=str(lab.directory / "log")),
         )
         run_dir, there = await launcher.make_run_directory("a-migration"), lab.directory / "there"
         become = ("sh", "-c", 'touch -- "$0"; while :; do sleep 0.05; done', str(there))
@@ -269,7 +270,8 @@ class TestFailures:
 
     async def test_one_that_is_given_up_before_it_is_begun_is_not_begun(self, lab: Lab) -> None:
         launcher = Launcher(
-            LocalAccess("beta"), base=str(lab.directory / "run"), log_directory=str(lab.directory / "log")
+            LocalAccess("beta"),
+            HostDefaults(run_dir=str(lab.directory / "run"), log_dir=str(lab.directory / "log")),
         )
         run_dir, begun = await launcher.make_run_directory("a-migration"), lab.directory / "begun"
         starting = Path(run_dir.path, "starting")
@@ -303,9 +305,11 @@ import asyncio
 from migrator.hosts.access import Output
 from migrator.hosts.launch import Launcher
 from migrator.hosts.local import LocalAccess
+from migrator.settings.models import HostDefaults
 
 async def main():
-    launcher = Launcher(LocalAccess("a"), base={str(lab.directory / "run")!r}, log_directory={str(lab.directory)!r})
+    section = HostDefaults(run_dir={str(lab.directory / "run")!r}, log_dir={str(lab.directory)!r})
+    launcher = Launcher(LocalAccess("a"), section)
     run_dir = await launcher.make_run_directory("m1")
     argv = [*{EMPTY!r}, "-pidfile", run_dir.pid_file]
     await launcher.start(run_dir, argv)
@@ -440,10 +444,9 @@ class TestTemplate:
         qemu = await lab.boot(GuestMachine(name="web, 1"))
         image = str(lab.image(qemu.machine))
         by_template(site, QEMU, *qemu.machine.options(Path(image)), "-S", "-incoming", "defer", "-daemonize")
-        site.config = replace(
-            site.config,
+        site.configure(
             template=(
-                *site.config.template,
+                *site.config.section.template,
                 *("-qmp", "unix:{qmp},server=on,wait=off", "-qmp", "unix:{rescue},server=on,wait=off"),
                 *("-serial", "null"),
             ),
@@ -472,7 +475,7 @@ class TestAttached:
         source = await lab.boot(machine)
         waiting = await lab.start(machine, incoming=True, label=str(machine.uuid))
         pattern = str(waiting.qmp).replace(str(machine.uuid), "{uuid}")
-        site.config = replace(site.config, method=Method.ATTACHED, attached=pattern)
+        site.configure(launch="attached", attached=pattern)
         guest = await site.move(guest_of(source), "beta")
         assert guest.socket == str(waiting.qmp)
         assert await lab.counting() == [waiting]
@@ -481,20 +484,20 @@ class TestAttached:
         self, lab: Lab, site: Site, guest: Guest
     ) -> None:
         other = await lab.boot()
-        site.config = replace(site.config, method=Method.ATTACHED, attached=str(other.qmp))
+        site.configure(launch="attached", attached=str(other.qmp))
         with pytest.raises(QemuError, match="does not wait for a guest"):
             await site.start(guest)
         assert other in await lab.counting()
 
     async def test_discard_ends_what_waits(self, lab: Lab, site: Site, guest: Guest) -> None:
         waiting = await lab.start(incoming=True)
-        site.config = replace(site.config, method=Method.ATTACHED, attached=str(waiting.qmp))
+        site.configure(launch="attached", attached=str(waiting.qmp))
         await (await site.start(guest)).discard()
         await waiting.wait_dead()
 
     @pytest.mark.parametrize("name", ["", "../../etc", "a/b", ".."])
     async def test_a_name_that_would_be_a_path_is_refused(self, site: Site, guest: Guest, name: str) -> None:
-        site.config = replace(site.config, method=Method.ATTACHED, attached="/run/{name}/qmp")
+        site.configure(launch="attached", attached="/run/{name}/qmp")
         with pytest.raises(UsageError, match="has no place in"):
             await site.start(replace(guest, name=name))
 
@@ -545,7 +548,7 @@ class TestUnit:
             (directory / name).write_text(SYSTEMD.format(python=sys.executable, state=str(directory)))
             (directory / name).chmod(0o755)
         site.reached_by(LocalAccess("beta", ("env", f"PATH={directory}:{os.environ['PATH']}")))
-        site.config = replace(site.config, systemd=True)
+        site.configure(systemd=True)
         return directory
 
     async def test_a_guest_moves_into_a_unit_of_its_own(self, lab: Lab, site: Site, systemd: Path) -> None:

@@ -3,15 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import AsyncIterator
-from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
+from migrator.hosts.host_config import HostConfig
 from migrator.hosts.local import LocalAccess
-from migrator.hosts.site_config import HostConfig
 from migrator.hosts.ssh import SshAccess
-from migrator.site.launch_config import Method
 from migrator.testing.lab import GuestMachine, Habit, Lab
 from migrator.testing.network import LabHosts
 from tests.destinations import MIB, Moved, Site, guest_of, site_of
@@ -55,7 +53,7 @@ class TestOverSsh:
     async def test_what_hangs_is_ended_there(self, lab: Lab, site: Site) -> None:
         wait = "socket,id=c,path={run_dir}/c.sock,server=on,wait=on"
         template = ("qemu-system-x86_64", "-display", "none", "-daemonize", "-chardev", wait)
-        site.config = replace(site.config, method=Method.TEMPLATE, template=template, start_seconds=1.0)
+        site.configure(launch="template", template=template, start_timeout=1.0)
         with pytest.raises(Exception, match="did not come up within 1 s"):
             await site.start(guest_of(await lab.start()))
         assert (site.left, site.processes) == ([], [])

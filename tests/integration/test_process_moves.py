@@ -190,7 +190,7 @@ class TestMayNot:
         guest = guest_of(await lab.start(machine, prefix=SHAPES["user"]))
         shut = lab.directory / "shut"
         shut.mkdir(mode=0o700)
-        site.config = replace(site.config, base_directory=str(shut / "run"))
+        site.configure(run_dir=str(shut / "run"))
         assert "run-directory" in told(await findings(site, guest))
 
     async def test_become_that_user(self, lab: Lab, site: Site) -> None:

@@ -21,13 +21,13 @@ from migrator.engine.controller import Engine
 from migrator.errors import HostError, UsageError
 from migrator.hosts.launch import Launcher
 from migrator.hosts.local import LocalAccess
-from migrator.hosts.site_config import SshConfig
 from migrator.hosts.ssh import SshAccess
+from migrator.hosts.ssh_config import SshConfig
 from migrator.service.serve import _running
 from migrator.settings import REPEATED, SECTIONS, LiveSettings, load
+from migrator.settings.models import HostDefaults
 from migrator.settings.reloading import IN_FORCE, RESTART, when
 from migrator.site.from_settings import ConfiguredSite
-from migrator.site.launch_config import Method
 from tests.sshd import Sshd
 
 WEB = Guest(key="k", host="a", name="web")
@@ -121,7 +121,7 @@ def of_links(name: str) -> Probe:
 
 
 def of_launch(name: str) -> Probe:
-    return lambda service: getattr(service.site.how(WEB, "a"), name)
+    return lambda service: getattr(service.site.how(WEB, "a").section, name)
 
 
 def of_host(name: str) -> Probe:
@@ -152,11 +152,11 @@ HOST: dict[str, tuple[str, Probe, Any]] = {
     ),
     "look_for": ('"processes"', lambda service: service.site.connections.config("a").processes, True),
     "qemu": ('"/usr/bin/q"', lambda service: service.site.connections.config("a").qemu, "/usr/bin/q"),
-    "run_dir": ('"/r"', of_launch("base_directory"), "/r"),
-    "log_dir": ('"/l"', of_launch("log_directory"), "/l"),
+    "run_dir": ('"/r"', of_launch("run_dir"), "/r"),
+    "log_dir": ('"/l"', of_launch("log_dir"), "/l"),
     "systemd": ("false", of_launch("systemd"), False),
-    "start_timeout": ('"77s"', of_launch("start_seconds"), 77.0),
-    "launch": ('"attached"', of_launch("method"), Method.ATTACHED),
+    "start_timeout": ('"77s"', of_launch("start_timeout"), 77.0),
+    "launch": ('"attached"', of_launch("launch"), "attached"),
     "template": ('["start", "{uuid}"]', of_launch("template"), ("start", "{uuid}")),
     "attached": ('"/a/{uuid}"', of_launch("attached"), "/a/{uuid}"),
     "link_speed": ('"1MiB/s"', of_host("link_bytes_per_second"), 1 << 20),
@@ -166,7 +166,7 @@ HOST: dict[str, tuple[str, Probe, Any]] = {
     "labels": ('{ rack = "7" }', of_host("labels"), {"rack": "7"}),
     "max_incoming": ("2", of_host("max_incoming"), 2),
     "max_outgoing": ("3", of_host("max_outgoing"), 3),
-    "ports": ('"any"', of_launch("spare_ports"), True),
+    "ports": ('"any"', of_launch("ports"), "any"),
 }
 #: Keys of a host that only one reached over SSH has.
 OVER_SSH = frozenset({"key_file", "known_hosts"})
@@ -400,8 +400,10 @@ class TestHosts:
     async def test_what_was_started_in_the_former_directory_is_still_ours(self, tmp_path: Path) -> None:
         old, new = str(tmp_path / "old"), str(tmp_path / "new")
         log = str(tmp_path / "log")
-        before = await Launcher(LocalAccess("a"), base=old, log_directory=log).make_run_directory("m1")
-        launcher = Launcher(LocalAccess("a"), base=new, log_directory=log, former=[(old, log)])
+        before = await Launcher(LocalAccess("a"), HostDefaults(run_dir=old, log_dir=log)).make_run_directory(
+            "m1"
+        )
+        launcher = Launcher(LocalAccess("a"), HostDefaults(run_dir=new, log_dir=log), former=[(old, log)])
         after = await launcher.make_run_directory("m1")
         assert {run_dir.path for run_dir in await launcher.run_directories_of("m1")} == {
             before.path,

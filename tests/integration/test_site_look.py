@@ -19,8 +19,8 @@ from migrator.core.model import Finding, RunState
 from migrator.core.policy import Policy
 from migrator.core.process.guest_network import NetworkState
 from migrator.errors import HostError, QemuError, StrangeAnswer
+from migrator.hosts.host_config import HostConfig, access
 from migrator.hosts.local import LocalAccess
-from migrator.hosts.site_config import HostConfig, access
 from migrator.hosts.sockets import find_sockets, literal
 from migrator.ports import IncomingDestination, Qemu
 from migrator.qemu.identify import identify_at

@@ -17,8 +17,8 @@ from migrator.core.inventory import Guest
 from migrator.core.model import Finding, ProcessState
 from migrator.core.policy import Policy
 from migrator.errors import HostError, QemuError, Unreachable
+from migrator.hosts.host_config import HostConfig, access
 from migrator.hosts.local import LocalAccess
-from migrator.hosts.site_config import HostConfig, access
 from migrator.hosts.sockets import RemoteMonitorTransport, find_sockets, literal
 from migrator.hosts.ssh import SshAccess
 from migrator.ports import IncomingDestination, Qemu

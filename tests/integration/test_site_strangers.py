@@ -16,8 +16,8 @@ import pytest
 
 from migrator.core.inventory import Guest
 from migrator.errors import HostError
+from migrator.hosts.host_config import HostConfig, access
 from migrator.hosts.local import LocalAccess
-from migrator.hosts.site_config import HostConfig, access
 from migrator.hosts.sockets import find_sockets, literal
 from migrator.machine import exists
 from migrator.site.connections import HostConnections

@@ -13,7 +13,6 @@ import pytest
 from migrator.core.inventory import Guest
 from migrator.core.policy import LastResort, PostcopyMode, builtin
 from migrator.errors import UsageError
-from migrator.hosts.site_config import SshConfig
 from migrator.http.admission import Admission
 from migrator.http.limits import Limits as HttpLimits
 from migrator.settings import REPEATED, SECTIONS, Settings, load, reload
@@ -130,12 +129,6 @@ class TestExample:
             admission.connections_per_address,
         )
         assert http.address_requests_per_second == admission.address_requests_per_second
-        ssh, limits = SshConfig(host="h"), Settings().limits
-        assert limits.ssh_sessions == ssh.max_sessions
-        assert (limits.ssh_connect_timeout, limits.ssh_keepalive) == (
-            ssh.connect_seconds,
-            ssh.keepalive_seconds,
-        )
 
 
 class TestMeaning:

@@ -6,8 +6,8 @@ from pathlib import Path
 
 import pytest
 
+from migrator.hosts.host_config import host_config
 from migrator.settings import load
-from migrator.site.from_settings import host_config
 
 MOVED = "/run/migrator/guests/*/control.qmp"
 

@@ -1,0 +1,109 @@
+"""Configuration of a host, as far as reaching it and finding its guests goes."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from glob import escape
+from typing import Protocol, runtime_checkable
+
+from migrator.errors import UsageError
+from migrator.hosts.access import HostAccess
+from migrator.hosts.local import LocalAccess
+from migrator.hosts.ssh_config import SshConfig
+from migrator.settings.models import RUN_DIRECTORY, HostSettings, LimitsSettings
+
+#: What a host has of which nothing is said.
+_UNSAID = HostSettings(name="unsaid")
+
+
+@dataclass(frozen=True, kw_only=True)
+class HostConfig:
+    """One host."""
+
+    name: str
+    #: Where other hosts reach it with a migration's stream.
+    address: str = _UNSAID.address
+    #: Glob patterns of QMP sockets; absolute.
+    sockets: tuple[str, ...] = _UNSAID.sockets
+    #: Every QEMU process there is a guest; else only those with one of these sockets.
+    processes: bool = _UNSAID.look_for == "processes"
+    #: Patterns of sockets of other hosts on the same machine; what has one of those is a guest there.
+    others: tuple[str, ...] = ()
+    #: The QEMU to start there; empty: what is found in its PATH.
+    qemu: str = ""
+    #: Put before every command; for hosts on this machine.
+    prefix: tuple[str, ...] = ()
+    #: ``None``: this machine.
+    ssh: SshConfig | None = None
+
+    def __post_init__(self) -> None:
+        for pattern in self.sockets:
+            if not pattern.startswith("/"):
+                raise UsageError(f"host {self.name}: {pattern!r} is no absolute path: write /run/qemu/*.qmp")
+        if self.ssh is not None and self.prefix:
+            raise UsageError(f"host {self.name}: a command prefix is for hosts on this machine, not over SSH")
+
+
+@runtime_checkable
+class Reconfigurable(Protocol):
+    """A way that can be told to be another, to the same host."""
+
+    def configure(self, config: SshConfig) -> None:
+        """Go by this from now on; cannot fail."""
+
+
+def access(config: HostConfig) -> HostAccess:
+    """The way to that host; nothing is connected before it is used."""
+    if config.ssh is None:
+        return LocalAccess(config.name, config.prefix)
+    from migrator.hosts.ssh import SshAccess  # noqa: PLC0415 - half a second that local hosts need not wait
+
+    return SshAccess(config.name, config.ssh)
+
+
+def host_config(host: HostSettings, hosts: Sequence[HostSettings], limits: LimitsSettings) -> HostConfig:
+    """Return what reaching a host takes.
+
+    :param hosts: all that are configured.
+    """
+    ssh = None
+    if host.ssh is not None:
+        ssh = SshConfig(
+            host=host.ssh.host,
+            port=host.ssh.port,
+            user=host.ssh.user,
+            key=host.key_file,
+            known_hosts=host.known_hosts,
+            max_sessions=limits.ssh_sessions,
+            connect_seconds=limits.ssh_connect_timeout,
+            keepalive_seconds=limits.ssh_keepalive,
+        )
+    return HostConfig(
+        name=host.name,
+        address=host.address,
+        sockets=_sockets(host, hosts),
+        processes=host.look_for == "processes",
+        others=tuple(
+            pattern
+            for other in hosts
+            if other.name != host.name and (other.ssh, other.prefix) == (host.ssh, host.prefix)
+            for pattern in _sockets(other, hosts)
+        ),
+        qemu=host.qemu,
+        prefix=host.prefix,
+        ssh=ssh,
+    )
+
+
+def _sockets(host: HostSettings, hosts: Sequence[HostSettings]) -> tuple[str, ...]:
+    """Where QMP sockets are looked for: as configured, and where the destinations that are started there have theirs.
+
+    Else a guest would be out of sight once it has been moved. Not where another host on the same machine has that
+    directory too: whose its guests are could not be told.
+    """
+    own = f"{escape(host.run_dir or RUN_DIRECTORY)}/*/control.qmp"
+    shared = any(
+        (other.ssh, other.run_dir) == (host.ssh, host.run_dir) for other in hosts if other.name != host.name
+    )
+    return host.sockets if shared or own in host.sockets else (*host.sockets, own)
