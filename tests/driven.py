@@ -255,7 +255,7 @@ class Drive:
             policy=policy,
             listen=self._listen,
             record=record,
-            patience=self._patience,
+            timeouts=self._patience,
             on_status=self.shown.append,
         )
 

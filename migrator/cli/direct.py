@@ -28,7 +28,7 @@ from migrator.core.policy import BlockJobs, LastResort, Policy, PostcopyMode, bu
 from migrator.engine.migration.outcome import MigrationOutcome, MigrationProgress
 from migrator.engine.migration.services import SessionServices
 from migrator.engine.migration.session import MigrationSession
-from migrator.errors import MigratorError, QemuError, RecordError, UsageError
+from migrator.errors import Fault, MigratorError, QemuError, RecordError, UsageError
 from migrator.machine import exists, this_driver
 from migrator.qemu import address
 from migrator.qemu.endpoint import Endpoint
@@ -50,7 +50,7 @@ _Value = TypeVar("_Value")
 
 @dataclass(frozen=True, kw_only=True)
 class Request:
-    """What was typed, as it was typed."""
+    """The options of the command, as they were typed."""
 
     source: str | None
     destination: str | None
@@ -209,7 +209,7 @@ async def _between(
         recorder.begin(policy, session.abilities)
 
     async def keep(_: MigrationSession) -> None:
-        """Its record is all that is kept of it."""
+        """Keep nothing beside its record."""
 
     session = MigrationSession(
         identifier=name,
@@ -242,7 +242,7 @@ async def _between(
     finally:
         records.close()
         await pair.close()
-    if session.failure is not None:
+    if session.failure is not None and not isinstance(session.failure, Fault):
         raise session.failure
     result = session.result
     refused = session.refused and result.state is State.FAILED

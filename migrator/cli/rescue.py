@@ -60,7 +60,7 @@ class _Unrecorded:
 
 
 def parse(request: Request) -> tuple[Address | None, Address | None]:
-    """Where both ends are; one of them may be left out.
+    """Return where both ends are; one of them may be left out.
 
     :raise UsageError: what was given does not go together.
     """
@@ -76,7 +76,7 @@ def parse(request: Request) -> tuple[Address | None, Address | None]:
 
 
 class Rescue:
-    """One rescue.
+    """Rescues the guest of one pair.
 
     :param here: the source's monitor; ``None`` where its process is gone, as a person says by leaving it out.
     :param there: the destination's, likewise.
@@ -165,7 +165,7 @@ class Rescue:
             raise UsageError("--source and --destination are monitors of the same QEMU")
 
     async def _look(self) -> tuple[RescueSituation, Mapping[str, Any]]:
-        """What both ends show once they have come to rest, and what the marks say of how things were."""
+        """Return what both ends show once they have come to rest, and what the marks say of how things were."""
         drivers: dict[str, Driver | None] = {}
         guests: dict[str, str] = {}
         source, destination = await self._settled()
@@ -231,7 +231,7 @@ class Rescue:
         return code
 
     async def _remove_marks(self, found: RescueRefusal, *, json_output: bool) -> Exit:
-        """Where there is nothing else to do: a mark that stays would keep every controller away for good."""
+        """Remove marks where there is nothing else to do: one that stays would keep every controller away for good."""
         says = tuple(
             f"{end.name}: its migration settings are put back, as far as they are known, and the mark of a controller "
             "that is gone is removed: then others may move the guest"

@@ -62,7 +62,7 @@ class Pair:
             policy=POLICY,
             listen="tcp:127.0.0.1:0",
             record=self.record,
-            patience=IMPATIENT,
+            timeouts=IMPATIENT,
         )
 
     async def move(self) -> MigrationOutcome | None:

@@ -33,7 +33,7 @@ class Invariant(StrEnum):
 
 @dataclass(frozen=True, kw_only=True)
 class Violation:
-    """One invariant that both ends together break."""
+    """An invariant that both ends together break."""
 
     invariant: Invariant
     #: What they show, for a person.

@@ -108,7 +108,7 @@ OWNS = frozenset({SourceIs.RUNS, SourceIs.RESTS, SourceIs.COPIES, SourceIs.AT_SW
 
 @dataclass(frozen=True, kw_only=True)
 class Row:
-    """One rule: where both ends are in these sets and the condition holds, `answer` is what to do."""
+    """A rule: where both ends are in these sets and the condition holds, `answer` is what to do."""
 
     source: frozenset[SourceIs]
     destination: frozenset[DestinationIs]

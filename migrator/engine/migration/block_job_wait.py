@@ -46,7 +46,7 @@ class BlockJobWait:
                     told = str(busy)
                     self._tell(told)
                 self.waited_seconds = before + clock.now() - began
-                self._check_patience(busy)
+                self._check_time(busy)
                 # Whoever has to end it may have no other monitor.
                 await self._source.release_monitor()
                 await asyncio.sleep(_LOOK_SECONDS)
@@ -58,7 +58,7 @@ class BlockJobWait:
             if told:
                 self._tell("")
 
-    def _check_patience(self, busy: DiskUsers) -> None:
+    def _check_time(self, busy: DiskUsers) -> None:
         limit = self._policy.max_duration_seconds
         if limit is not None and self.waited_seconds > limit:
             raise Refused(
@@ -68,5 +68,5 @@ class BlockJobWait:
 
 
 def too_late(busy: DiskUsers) -> str:
-    """Why a migration ends when something began while memory was copied."""
+    """Return why a migration ends when something began while memory was copied."""
     return f"{busy} has begun at the source meanwhile, and would not survive the switch: try again once it has ended"

@@ -1,4 +1,4 @@
-"""What is left to be done on the hosts once a migration has ended. What cannot be done is said in its result."""
+"""Clears the hosts up once a migration has ended; what cannot be done is said in its result."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ async def clear(session: SessionState, *, arrived: bool) -> None:
 
 
 async def _settle(session: SessionState) -> None:
-    """Where the operator finds the guest's process from now on."""
+    """Have the paths that the operator knows lead to the guest's process where it is now."""
     there = replace(
         cast(Any, session.guest), host=session.target, socket=session.arrived_socket, pid=session.arrived_pid
     )

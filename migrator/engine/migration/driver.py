@@ -42,7 +42,7 @@ _FAULTS_BORNE = 5
 
 
 class MigrationDriver(DriverState):
-    """One guest going from a source to a destination, once.
+    """Drives one guest from a source to a destination, once.
 
     Use :meth:`check`, then :meth:`run`; or :meth:`take_up` with the record another controller left.
     """
@@ -71,7 +71,7 @@ class MigrationDriver(DriverState):
             and "postcopy-ram" in facts.capabilities & there.capabilities,
             throttle=self._policy.max_throttle_ratio > 0 and "auto-converge" in facts.capabilities,
         )
-        self._ledger.intent = replace(self._ledger.intent, guest_runs=facts.run in RUNNING_STATES)
+        self._intent_log.intent = replace(self._intent_log.intent, guest_runs=facts.run in RUNNING_STATES)
         self.result.preflight_seconds = clock.now() - began
         return findings
 
@@ -109,17 +109,17 @@ class MigrationDriver(DriverState):
             with contained("the preparation"):
                 await self._prepare(settings)
         except (QemuError, Fault) as error:
-            self._ledger.undo(State.FAILED, "it could not be prepared")
+            self._intent_log.undo(State.FAILED, "it could not be prepared")
             self._observer.complain(str(error))
         return await self._drive()
 
     async def _begin(self, what_was: Mapping[str, Any], begun: Callable[[], Awaitable[None]] | None) -> None:
-        await self._ledger.begin(what_was)
+        await self._intent_log.begin(what_was)
         try:
             if begun is not None:
                 await begun()
         except MigratorError as error:
-            await self._ledger.withdraw(str(error))
+            await self._intent_log.withdraw(str(error))
             raise
 
     async def _claim(self, facts: Facts, settings: MigrationSettings) -> None:
@@ -136,7 +136,7 @@ class MigrationDriver(DriverState):
         await together(self._source.release(), self._destination.release())
 
     async def _why_not_now(self) -> tuple[State, str] | None:
-        """What came between :meth:`check` and :meth:`run`; nothing is changed yet."""
+        """Return how it ends where something came between :meth:`check` and :meth:`run`; nothing is changed yet."""
         try:
             busy = await self._source.disk_users()
         except QemuError as error:
@@ -158,45 +158,47 @@ class MigrationDriver(DriverState):
         :param began_ago_seconds: how long ago that was: times go on from there.
         :param anew: whoever asks begins it anew where nothing was sent yet: see :attr:`postponed`.
         """
-        self._ledger.began -= began_ago_seconds
-        self._ledger.intent = intent
+        self._intent_log.began -= began_ago_seconds
+        self._intent_log.intent = intent
         self._steps.settings = MigrationSettings(**facts["settings"])
         self._abilities = convergence.Abilities(**facts["abilities"])
         self._given_bandwidth = None
         if intent.postcopy:
             self.result.mode = Mode.POSTCOPY  # its event may have gone to another controller
             self._steering.settle()
-        self._observer.take_up(intent, self._ledger.taken_up_from)
-        await self._noting.ask_whether_it_ran()
+        self._observer.take_up(intent, self._intent_log.taken_up_from)
+        await self._intent_updates.ask_whether_it_ran()
         if intent.said is not None:
             return await self._as_said(intent.said)
         at = intent.milestone.name.lower().replace("_", "-")
-        self._ledger.decide("take-up", f"a migration of this pair was left unfinished at {at}: taking it up")
+        self._intent_log.decide(
+            "take-up", f"a migration of this pair was left unfinished at {at}: taking it up"
+        )
         if anew and intent.undo is None and await self._never_sent(facts):
             reason = "nothing was sent before its controller went: it begins anew"
-            self._ledger.undo(State.CANCELLED, reason, by_choice=True, postponed=True)
+            self._intent_log.undo(State.CANCELLED, reason, by_choice=True, postponed=True)
         return await self._drive()
 
     async def _as_said(self, word: OperatorAnswer) -> MigrationOutcome:
         """A person said where the guest is, and that is on record: it is done, or held again."""
         says = "the guest is lost" if word is OperatorAnswer.LOST else f"the guest is at the {word}"
         if word is OperatorAnswer.SOURCE:
-            self._ledger.undo_reason = f"a person said: {says}"
-        self._ledger.decide("resolve", f"a person said: {says}")
+            self._intent_log.undo_reason = f"a person said: {says}"
+        self._intent_log.decide("resolve", f"a person said: {says}")
         return await self._drive()
 
     async def _never_sent(self, facts: Mapping[str, Any]) -> bool:
-        """Whether ``migrate`` is known not to have been sent: by the record, or by both ends."""
-        if self._ledger.intent.milestone > Milestone.MIGRATING:
+        """Return whether ``migrate`` is known not to have been sent: by the record, or by both ends."""
+        if self._intent_log.intent.milestone > Milestone.MIGRATING:
             return False
-        if self._ledger.intent.milestone is Milestone.PREPARING:
+        if self._intent_log.intent.milestone is Milestone.PREPARING:
             return True
-        source, destination, _ = await self._observer.look(self._ledger.intent)
+        source, destination, _ = await self._observer.look(self._intent_log.intent)
         idle = source_is(source) in (SourceIs.RUNS, SourceIs.RESTS)
         return idle and source.status == facts.get("status") and destination.status is MigrationStatus.NONE
 
     async def _prepare(self, settings: MigrationSettings) -> None:
-        await self._steps.carrying.before()
+        await self._steps.runtime_settings.before()
         self._given_bandwidth = self._bandwidth
         uri, self._abilities = await prepare(
             self._source,
@@ -208,22 +210,24 @@ class MigrationDriver(DriverState):
             limit_seconds=self._steering.limit_seconds,
             bandwidth_bytes_per_second=self._given_bandwidth,
             listen=self._listen,
-            tell=self._ledger.decide,
+            tell=self._intent_log.decide,
         )
-        if self._policy.offline and self._ledger.intent.guest_runs:
+        if self._policy.offline and self._intent_log.intent.guest_runs:
             await self._steering.stop_guest(
                 "the policy is offline: the guest stands still while its memory is copied"
             )
         if self.requests.unwanted():
             only_parked = not self.requests.cancel
             reason = "the controller stops: it begins anew" if only_parked else "cancelled before it began"
-            self._ledger.undo(State.CANCELLED, reason, by_choice=True, postponed=only_parked)
+            self._intent_log.undo(State.CANCELLED, reason, by_choice=True, postponed=only_parked)
             return
         before = await self._source.observe()
         if before.answers:
-            self._noting.run_state(before.run)  # somebody may have stopped or resumed it since preflight
-        self._ledger.note(milestone=Milestone.MIGRATING)
-        if self._ledger.intent.undo is None:
+            self._intent_updates.run_state(
+                before.run
+            )  # somebody may have stopped or resumed it since preflight
+        self._intent_log.note(milestone=Milestone.MIGRATING)
+        if self._intent_log.intent.undo is None:
             try:
                 await self._steering.begin_copying(uri, self._abilities)
             except TimedOut as error:
@@ -249,26 +253,29 @@ class MigrationDriver(DriverState):
                         Next(step=Step.END, row="controller-failed", why=str(fault), outcome=State.HELD)
                     )
                 # The guest first: before the switch it stays where it is, after it what is begun is finished.
-                if self.can_cancel and self._ledger.intent.undo is None:
-                    self._ledger.undo(State.FAILED, str(fault))
+                if self.can_cancel and self._intent_log.intent.undo is None:
+                    self._intent_log.undo(State.FAILED, str(fault))
             await self._observer.pause(0.1 * faults)
 
     async def _go_on(self) -> MigrationOutcome:
         while True:
-            source, destination, overdue = await self._observer.look(self._ledger.intent)
+            source, destination, overdue = await self._observer.look(self._intent_log.intent)
             self._last_source, self._last = source, (source, destination)
-            if self._ledger.intent.milestone is Milestone.HANDED_OVER and destination.run in RUNNING_STATES:
-                self.result.duration_seconds = self.result.duration_seconds or self._ledger.elapsed
-            self._noting.standstill()
+            if (
+                self._intent_log.intent.milestone is Milestone.HANDED_OVER
+                and destination.run in RUNNING_STATES
+            ):
+                self.result.duration_seconds = self.result.duration_seconds or self._intent_log.elapsed
+            self._intent_updates.stop_interval()
             if source.answers:
-                self._noting.run_state(source.run)
-            self._noting.run_there(destination)
-            if self.requests.cancel and not self._too_late and self._ledger.intent.undo is None:
+                self._intent_updates.run_state(source.run)
+            self._intent_updates.run_there(destination)
+            if self.requests.cancel and not self._too_late and self._intent_log.intent.undo is None:
                 self._consider_cancel(source)
-            intent = self._ledger.intent
+            intent = self._intent_log.intent
             answer = lifecycle.decide(intent, source, destination, overdue=overdue)
             answer = invariants.guarded(answer, intent, source, destination)
-            self._report(lifecycle.state_of(self._ledger.intent, source, destination), source.sample)
+            self._report(lifecycle.state_of(self._intent_log.intent, source, destination), source.sample)
             if answer.state is State.HELD and not self._confirmed(answer):
                 await self._observer.pause(0.1)
                 continue
@@ -281,26 +288,30 @@ class MigrationDriver(DriverState):
                     if self._parked:
                         return self.result  # a look after it was parked found it copying: there it stays
                     await self._steer(source.sample)
-                self._noting.slow_cancel(source)
-                await self._observer.pause(interval(self._ledger.intent, source))
+                self._intent_updates.slow_cancel(source)
+                await self._observer.pause(interval(self._intent_log.intent, source))
                 continue
             if await self._steps.take(answer):
                 return await self._end(replace(answer, step=Step.END))
 
     async def _steer(self, sample: Sample) -> None:
         try:
-            if self.requests.park and self._ledger.intent.undo is None and not self._ledger.intent.postcopy:
+            if (
+                self.requests.park
+                and self._intent_log.intent.undo is None
+                and not self._intent_log.intent.postcopy
+            ):
                 await self._source.tune(PARKED)
-                self._ledger.decide("park", "the controller stops: the stream waits for the next one")
+                self._intent_log.decide("park", "the controller stops: the stream waits for the next one")
                 self._parked = True
                 return
-            if self._ledger.intent.undo is None and (busy := await self._source.disk_users()):
-                self._ledger.undo(State.FAILED, too_late(busy))
+            if self._intent_log.intent.undo is None and (busy := await self._source.disk_users()):
+                self._intent_log.undo(State.FAILED, too_late(busy))
                 return
             if self._given_bandwidth != self._bandwidth:
                 self._given_bandwidth = self._bandwidth
                 await self._steering.resume(self._given_bandwidth)
-            if self.requests.postcopy and not self._ledger.intent.postcopy:
+            if self.requests.postcopy and not self._intent_log.intent.postcopy:
                 await self._steering.switch_to_postcopy("somebody asked for postcopy now")
             await self._steering.step(sample, self._abilities)
         except Driven:
@@ -315,11 +326,11 @@ class MigrationDriver(DriverState):
         return self._suspect[1] >= _LOOKS_TO_HOLD
 
     def _consider_cancel(self, source: View) -> None:
-        if lifecycle.can_cancel(self._ledger.intent, source):
-            self._ledger.undo(State.CANCELLED, "cancelled", by_choice=True)
+        if lifecycle.can_cancel(self._intent_log.intent, source):
+            self._intent_log.undo(State.CANCELLED, "cancelled", by_choice=True)
         else:
             self._too_late = True
-            self._ledger.decide(
+            self._intent_log.decide(
                 "too-late", "too late to cancel: past the switch, the migration is being finished"
             )
 
@@ -328,29 +339,29 @@ class MigrationDriver(DriverState):
     async def _end(self, answer: Next) -> MigrationOutcome:
         result = self.result
         result.state = answer.state or State.HELD
-        measure(result, self._ledger, self._observer)
+        measure(result, self._intent_log, self._observer)
         if result.duration_seconds is None or result.state is not State.COMPLETED:
-            result.duration_seconds = self._ledger.elapsed
+            result.duration_seconds = self._intent_log.elapsed
         if result.state is State.COMPLETED:
             self._progress.finish()
             self._steering.judge(result.duration_seconds)
             self._learn()
         else:
-            result.error = explain(answer, self._ledger, self._observer, self._destination)
+            result.error = explain(answer, self._intent_log, self._observer, self._destination)
         if result.state is State.HELD:
             result.held_code = answer.row
             if self._last is not None:
                 result.held_until = answer_review.awaited_actions(
-                    self._ledger.intent, *self._last, answer.row
+                    self._intent_log.intent, *self._last, answer.row
                 )
-                for each in invariants.violations(self._ledger.intent, *self._last):
-                    self._ledger.decide(invariants.VIOLATED, each.why, {"invariant": each.invariant})
-            if self._ledger.intent.said is not None:
-                self._ledger.note(said=None, said_off=False)  # it was said of what was there then
-            self._ledger.decide("held", answer.why)
+                for each in invariants.violations(self._intent_log.intent, *self._last):
+                    self._intent_log.decide(invariants.VIOLATED, each.why, {"invariant": each.invariant})
+            if self._intent_log.intent.said is not None:
+                self._intent_log.note(said=None, said_off=False)  # it was said of what was there then
+            self._intent_log.decide("held", answer.why)
         else:
             await self._release()
-            await self._ledger.end()
+            await self._intent_log.end()
         self._report(result.state)
         return result
 

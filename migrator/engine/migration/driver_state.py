@@ -1,4 +1,4 @@
-"""What one migration is made of, what is known of it, and what may be asked of it while it is driven."""
+"""The parts of one migration that is driven, what is known of it, and what may be asked of it."""
 
 from __future__ import annotations
 
@@ -56,7 +56,7 @@ class DriverState:
         requests: MigrationRequests | None = None,
         outcome: MigrationOutcome | None = None,
         experience: Experience | None = None,
-        patience: PhaseTimeouts | None = None,
+        timeouts: PhaseTimeouts | None = None,
         about: Mapping[str, Any] | None = None,
         on_status: Callable[[MigrationProgress], None] = lambda status: None,
         on_decision: Callable[[Decision], None] = lambda decision: None,
@@ -74,16 +74,16 @@ class DriverState:
         self.result.state = State.PREPARING
         self.result.mode = Mode.OFFLINE if policy.offline else Mode.PRECOPY
         self.result.max_downtime_seconds = policy.max_downtime_seconds
-        self._ledger = IntentLog(record, result=self.result, on_decision=on_decision)
-        self._steering = Steering(source, policy=policy, ledger=self._ledger, result=self.result)
+        self._intent_log = IntentLog(record, result=self.result, on_decision=on_decision)
+        self._steering = Steering(source, policy=policy, intent_log=self._intent_log, result=self.result)
         self._observer = Observer(
-            source, destination, patience=patience or PhaseTimeouts(), result=self.result
+            source, destination, timeouts=timeouts or PhaseTimeouts(), result=self.result
         )
         self._steps = Steps(
-            source, destination, ledger=self._ledger, observer=self._observer, result=self.result
+            source, destination, intent_log=self._intent_log, observer=self._observer, result=self.result
         )
-        self._noting = IntentUpdates(
-            destination, ledger=self._ledger, observer=self._observer, result=self.result
+        self._intent_updates = IntentUpdates(
+            destination, intent_log=self._intent_log, observer=self._observer, result=self.result
         )
         self._facts: Facts | None = None
         self._settings_there: MigrationSettings | None = None
@@ -110,30 +110,30 @@ class DriverState:
 
     @property
     def views(self) -> tuple[View, View] | None:
-        """What both ends showed when they were last looked at."""
+        """Return what both ends showed when they were last looked at."""
         return self._last
 
     @property
     def postponed(self) -> bool:
-        """It was undone only because a controller went away before anything was sent; it may begin anew."""
-        return self._ledger.intent.postponed
+        """Return whether it may begin anew: it was undone only because a controller went before anything was sent."""
+        return self._intent_log.intent.postponed
 
     @property
     def uuid(self) -> str:
-        """Of the guest in the source, as :meth:`check` found it; empty where it has none."""
+        """Return the uuid of the guest in the source, as :meth:`check` found it; empty where it has none."""
         return self._facts.uuid if self._facts is not None else ""
 
     @property
     def abilities(self) -> convergence.Abilities:
-        """What both ends support, as far as :meth:`check` could see."""
+        """Return what both ends support, as far as :meth:`check` could see."""
         return self._abilities
 
     # --- what may be asked of it ------------------------------------------------------------------------------------
 
     @property
     def can_cancel(self) -> bool:
-        """It is not too late, by the last look."""
-        return self._last_source is None or lifecycle.can_cancel(self._ledger.intent, self._last_source)
+        """Return whether it is not too late for :meth:`cancel`, by the last look."""
+        return self._last_source is None or lifecycle.can_cancel(self._intent_log.intent, self._last_source)
 
     def cancel(self) -> bool:
         """Ask for the guest to stay where it is; False when it is too late, and then nothing changes."""
@@ -144,14 +144,14 @@ class DriverState:
         return True
 
     def set_bandwidth(self, bytes_per_second: int | None) -> None:
-        """Its share of the link from now on, below the policy's own ceiling; ``None``: whatever it gets."""
+        """Set its share of the link in bytes per second, below the policy's own ceiling; ``None``: whatever it gets."""
         self.requests.share = bytes_per_second
         self.wake()
 
     @property
     def can_postcopy(self) -> bool:
-        """Policy and QEMUs allow it, and it is not past that."""
-        intent = self._ledger.intent
+        """Return whether policy and QEMUs allow postcopy, and it is not too late for it."""
+        intent = self._intent_log.intent
         return self._abilities.postcopy and intent.undo is None and intent.milestone <= Milestone.MIGRATING
 
     def postcopy(self) -> bool:
@@ -212,11 +212,11 @@ class DriverState:
                 sample=sample,
                 forecast=self._steering.forecast if copies else None,
                 limit_seconds=self._steering.limit_seconds if copies else None,
-                at_seconds=self._ledger.elapsed,
+                at_seconds=self._intent_log.elapsed,
             )
         )
 
 
 def plain(settings: MigrationSettings) -> dict[str, Any]:
-    """As plain JSON, for the record and the mark."""
+    """Return the settings as plain JSON, for the record and the mark."""
     return {"capabilities": dict(settings.capabilities), "parameters": dict(settings.parameters)}

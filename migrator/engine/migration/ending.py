@@ -1,4 +1,4 @@
-"""What is said of a migration at its end: what its guest felt, and why it did not complete."""
+"""Says of a migration at its end how long its guest stood still, and why it did not complete."""
 
 from __future__ import annotations
 
@@ -12,22 +12,22 @@ from migrator.engine.migration.outcome import MigrationOutcome
 from migrator.ports import Qemu
 
 
-def measure(result: MigrationOutcome, ledger: IntentLog, observer: Observer) -> None:
-    """What the guest felt, and whether that certainly was more than its policy allows."""
-    standstill = observer.standstill
-    if result.state is State.GUEST_ENDED or not ledger.intent.guest_runs:
-        standstill.forget()
+def measure(result: MigrationOutcome, intent_log: IntentLog, observer: Observer) -> None:
+    """Fill in how long the guest stood still, and say so where that certainly was more than its policy allows."""
+    interval = observer.stop_interval
+    if result.state is State.GUEST_ENDED or not intent_log.intent.guest_runs:
+        interval.forget()
     elif result.state is State.HELD:
-        standstill.so_far()
+        interval.so_far()
     else:
-        standstill.over()  # where it was seen to run, and nobody said since when
+        interval.over()  # where it was seen to run, and nobody said since when
     least = standstill_at_least(
         downtime=None,
         standstill=result.standstill_seconds,
         uncertainty=result.standstill_uncertainty_seconds,
     )
     if least is not None and above_ceiling(least, result.max_downtime_seconds, result.mode):
-        ledger.decide(
+        intent_log.decide(
             "ceiling-exceeded",
             f"the guest stood still for {least:.3g} s at least, and its policy allows "
             f"{result.max_downtime_seconds:.3g} s",
@@ -39,18 +39,18 @@ def measure(result: MigrationOutcome, ledger: IntentLog, observer: Observer) -> 
         )
 
 
-def explain(answer: Next, ledger: IntentLog, observer: Observer, destination: Qemu) -> str:
-    """One line: why, and what QEMU says of it on either side."""
-    if ledger.undone_by_choice and answer.state is not State.HELD:
-        return ledger.undo_reason
-    end = "destination" if ledger.intent.milestone >= Milestone.HANDED_OVER else "source"
+def explain(answer: Next, intent_log: IntentLog, observer: Observer, destination: Qemu) -> str:
+    """Return in one line why it did not complete, and what QEMU says of it on either side."""
+    if intent_log.undone_by_choice and answer.state is not State.HELD:
+        return intent_log.undo_reason
+    end = "destination" if intent_log.intent.milestone >= Milestone.HANDED_OVER else "source"
     if answer.state is State.GUEST_ENDED and (how := observer.ended_by.get(end)):
         return (
             f"somebody ended the guest's QEMU at the {end}, {how}; if it was moved from there, migrator guests says "
             "where it is now"
         )
-    own = answer.state in (State.HELD, State.GUEST_ENDED) or not ledger.undo_reason
-    said = [answer.why if own else ledger.undo_reason, *observer.complaints]
+    own = answer.state in (State.HELD, State.GUEST_ENDED) or not intent_log.undo_reason
+    said = [answer.why if own else intent_log.undo_reason, *observer.complaints]
     words = destination.last_words()
     if words and not any(words in complaint for complaint in said):
         said.append(f"destination's log: {words}")

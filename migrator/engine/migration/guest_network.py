@@ -1,4 +1,4 @@
-"""What carries a guest's network while it moves: looked at before the switch, and where it has arrived."""
+"""Looks at what carries a guest's network before it moves, and where it has arrived."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from migrator.ports import GuestNetworks
 
 
 class GuestNetwork:
-    """Of one migration. A host whose network cannot be read is not held against it."""
+    """The network of one migration's guest. A host whose network cannot be read is not held against it."""
 
     def __init__(self, carriers: GuestNetworks, *, source: str, target: str) -> None:
         self._carriers, self._source, self._target = carriers, source, target
@@ -22,7 +22,7 @@ class GuestNetwork:
         self._before = GuestTaps()
 
     async def look(self, source: Mapping[str, Any], waiting: Mapping[str, Any]) -> tuple[Finding, ...]:
-        """What the taps of both QEMUs hang on, compared; a start script has done its work by now.
+        """Compare what the taps of both QEMUs hang on; a start script has done its work by now.
 
         :param source: identity of the process that runs the guest.
         :param waiting: of the one that waits for it.

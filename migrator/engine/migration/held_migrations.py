@@ -26,11 +26,11 @@ _SECONDS_BETWEEN = 1.0
 #: Both ends of a held migration are looked at so often.
 _LOOK_SECONDS = 5.0
 #: A word is answered once it is done, or after so long while it still goes on.
-_PATIENCE_SECONDS = 20.0
+_ANSWER_SECONDS = 20.0
 
 
 class NotHeld(MigratorError):
-    """It is not held any more: it goes on, or has ended."""
+    """The migration is not held any more: it goes on, or has ended."""
 
 
 class SessionTasks(Protocol):
@@ -38,11 +38,11 @@ class SessionTasks(Protocol):
 
     @property
     def migrations(self) -> Mapping[str, JournalledSession]:
-        """By their ids."""
+        """Return all of them by their ids."""
 
     @property
     def stopping(self) -> bool:
-        """Nothing more is begun."""
+        """Return whether nothing more is begun."""
 
     def task(self, session: JournalledSession, /) -> asyncio.Task[None] | None:
         """Return the one that drives it, or does something else with it, now."""
@@ -62,7 +62,7 @@ class HeldMigrations:
     # --- judged again ------------------------------------------------------------------------------------------------
 
     def wake(self) -> None:
-        """A host may answer that did not, or a guest be where it was not."""
+        """Say that a host may answer that did not, or a guest be where it was not."""
         self._wake.set()
 
     async def run(self) -> None:
@@ -121,7 +121,7 @@ class HeldMigrations:
     # --- a person's word ---------------------------------------------------------------------------------------------
 
     async def weigh(self, session: JournalledSession, said: Said) -> ResolutionDocument:
-        """What a person's word would come to; nothing is done.
+        """Return what a person's answer would come to; nothing is done.
 
         :raise MigratorError: it is not held, or that cannot be told.
         """
@@ -142,7 +142,7 @@ class HeldMigrations:
 
         await self._alone(session, way)
         if (task := self._tasks.task(session)) is not None:
-            await asyncio.wait({task}, timeout=_PATIENCE_SECONDS)
+            await asyncio.wait({task}, timeout=_ANSWER_SECONDS)
 
     async def _alone(
         self, session: JournalledSession, way: Callable[[Callable[[Found], None]], Awaitable[None]]
@@ -152,7 +152,7 @@ class HeldMigrations:
         :param way: is given what to call with what was found; what it raises before is raised here.
         """
         while (task := self._tasks.task(session)) is not None and session.state is State.HELD:
-            await asyncio.wait({task}, timeout=_PATIENCE_SECONDS)
+            await asyncio.wait({task}, timeout=_ANSWER_SECONDS)
             if not task.done():
                 break
         if session.state is not State.HELD:

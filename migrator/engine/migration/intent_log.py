@@ -1,4 +1,4 @@
-"""What a migration means to do and has decided: the intent, on record before each step, and the decisions."""
+"""Keeps the intent of a migration, on record before each step, and its decisions."""
 
 from __future__ import annotations
 
@@ -51,7 +51,7 @@ class IntentLog:
 
     @property
     def taken_up_from(self) -> float | None:
-        """Until when another controller is known to have watched, in seconds since the epoch."""
+        """Return until when another controller is known to have watched, in seconds since the epoch."""
         return self._record.noted_at
 
     @property
@@ -68,7 +68,7 @@ class IntentLog:
         self.began = clock.now()
 
     async def withdraw(self, error: str) -> None:
-        """Nothing was done after :meth:`begin`, and nothing will be: the record is put away."""
+        """Put the record away: nothing was done after :meth:`begin`, and nothing will be."""
         try:
             await self._record.end({"state": State.FAILED, "error": error, "postponed": False})
         except RecordError as left:
@@ -103,7 +103,7 @@ class IntentLog:
         by_choice: bool = False,
         postponed: bool = False,
     ) -> None:
-        """From here on the guest shall stay at the source; the first reason counts.
+        """Have the guest stay at the source from here on; the first reason counts.
 
         :param postponed: for now only: nothing was sent, and it will begin anew.
         """
@@ -121,7 +121,7 @@ class IntentLog:
         self._on_decision(decision)
 
     async def end(self) -> None:
-        """The migration has ended for good: its record is put away."""
+        """Put the record away: the migration has ended for good."""
         try:
             ended = asdict(self._result)
             outcome = {name: ended[name] for name in OUTCOME}

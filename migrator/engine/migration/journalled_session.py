@@ -1,4 +1,4 @@
-"""What the service keeps of a migration: its session, whom it is for, its document, and its place in the journal."""
+"""The session of a migration of the service: whom it is for, its document, and its place in the journal."""
 
 from __future__ import annotations
 
@@ -180,7 +180,7 @@ class JournalledSession(MigrationSession):
         return session
 
     def _put_back(self, document: MigrationDocument, private: Mapping[str, Any]) -> None:
-        """How far it was."""
+        """Set how far it was."""
         queued = document.state is State.QUEUED
         if document.state is State.HELD:
             self._go(Phase.HELD)

@@ -1,4 +1,4 @@
-"""What migrations left at hosts that could not be asked: ended and removed once those answer again.
+"""Ends and removes what migrations left at hosts that could not be asked, once those answer again.
 
 A destination that was started waits for a guest and never runs by itself, so it does no harm meanwhile; it takes
 memory, and says that it is somebody's guest.
@@ -40,7 +40,7 @@ class _Left:
 
     @property
     def key(self) -> str:
-        """Its id in the journal."""
+        """Return its id in the journal."""
         return f"{self.migration}.source" if self.guest is not None else self.migration
 
     def document(self, ended_at: datetime | None = None) -> dict[str, Any]:
@@ -96,7 +96,7 @@ class Leftovers:
         self._wake.set()
 
     def take_over(self, saved: Mapping[str, Any]) -> None:
-        """One that another controller had journalled."""
+        """Take over what another controller had journalled."""
         since = datetime.fromisoformat(saved["since"])
         guest = Guest.from_fields(saved["guest"]) if saved.get("guest") else None
         # Of an older version: only of targets, under the migration's own id.

@@ -1,4 +1,4 @@
-"""What both ends show of a migration whose record is missing or damaged: said to a person, who alone may end it.
+"""Says what both ends show of a migration whose record is missing or damaged, to a person, who alone may end it.
 
 Without its record nobody knows what was sent. So nothing is done to either end: a destination may hold the guest, or
 half of it, and the source the other half.
@@ -53,7 +53,7 @@ _OF_DESTINATION: Mapping[DestinationIs, str] = {
 
 
 async def look(site: MigrationSite, places: Mapping[str, EndLocation]) -> dict[str, View]:
-    """Both ends, seen afresh and let go; nothing is changed, and what cannot be asked is unknown."""
+    """Look at both ends afresh and let them go; nothing is changed, and what cannot be asked is unknown."""
     seen = {}
     for side in ("source", "destination"):
         seen[side] = View(process=ProcessState.UNKNOWN)
@@ -72,7 +72,7 @@ async def look(site: MigrationSite, places: Mapping[str, EndLocation]) -> dict[s
 
 
 def told(views: Mapping[str, View]) -> str:
-    """What they show, for a person."""
+    """Return what they show, for a person."""
     here, there = classify(_ANYWHERE, views["source"], views["destination"])
     return f"{_OF_SOURCE[here]}; {_OF_DESTINATION[there]}"
 

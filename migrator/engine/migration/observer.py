@@ -24,18 +24,18 @@ _BY_SOMEBODY = {
 
 
 class Observer:
-    """Both ends of one migration, looked at together.
+    """Looks at both ends of one migration together.
 
     :param result: gets downtime, bytes and rounds as they become known.
     """
 
     def __init__(
-        self, source: Qemu, destination: Qemu, *, patience: PhaseTimeouts, result: MigrationOutcome
+        self, source: Qemu, destination: Qemu, *, timeouts: PhaseTimeouts, result: MigrationOutcome
     ) -> None:
         self._source, self._destination = source, destination
-        self._patience = patience
+        self._timeouts = timeouts
         self._result = result
-        self.standstill = StopInterval(result)
+        self.stop_interval = StopInterval(result)
         #: The guest was seen to stop at the source at least once.
         self.stopped = False
         self._heard_stop = False
@@ -91,25 +91,25 @@ class Observer:
         return source, destination, overdue
 
     def _hear(self, intent: Intent) -> None:
-        """What only events tell: when the guest stopped and went on, and that there was a postcopy."""
+        """Take in what only events tell: when the guest stopped and went on, and that there was a postcopy."""
         for event in self._source.take_events():
             self._hear_end("source", event)
             if event.name == "MIGRATION" and event.data.get("status") == MigrationStatus.POSTCOPY_ACTIVE:
                 self._result.mode = Mode.POSTCOPY
             if event.name == "STOP":
                 self.stopped = self._heard_stop = True
-                self.standstill.stop(event, self._source)
+                self.stop_interval.stop(event, self._source)
             elif event.name == "RESUME" and intent.undo is not None:
-                self.standstill.resume(event, self._source)
+                self.stop_interval.resume(event, self._source)
             elif event.name == "RESUME":
-                self.standstill.forget()
+                self.stop_interval.forget()
         for event in self._destination.take_events():
             self._hear_end("destination", event)
             if event.name == "STOP":
                 self.stopped_there = self._ran_there
             if event.name == "RESUME":
                 self._ran_there, self.stopped_there = True, False
-                self.standstill.resume(event, self._destination)
+                self.stop_interval.resume(event, self._destination)
 
     def _hear_end(self, role: str, event: QemuEvent) -> None:
         if event.name == "SHUTDOWN" and (how := _BY_SOMEBODY.get(str(event.data.get("reason")))):
@@ -140,7 +140,7 @@ class Observer:
             self.complaints.append(text)
 
     async def pause(self, seconds: float) -> None:
-        """Until something happens at either end, or somebody calls :meth:`wake`, or `seconds` have passed."""
+        """Wait until something happens at either end, or somebody calls :meth:`wake`, or `seconds` have passed."""
         with Absence() as away:
             try:
                 async with asyncio.timeout(seconds):
@@ -154,19 +154,19 @@ class Observer:
         self._wake.set()
 
     def take_up(self, intent: Intent, noted_at: float | None) -> None:
-        """Another controller watched until then: what it did not note is known between bounds only."""
+        """Go on after a controller that watched until then: what it did not note is known between bounds only."""
         self._noted_at = noted_at
         self.destination_fenced = intent.undo is not None
         if intent.stopped_at is not None:
             around = intent.stopped_give_or_take
-            self.standstill.stopped_at(TimeBounds(intent.stopped_at - around, intent.stopped_at + around))
+            self.stop_interval.stopped_at(TimeBounds(intent.stopped_at - around, intent.stopped_at + around))
             self._heard_stop = True
         if intent.stood_seconds is not None:
-            self.standstill.took(intent.stood_seconds, intent.stood_give_or_take)
+            self.stop_interval.took(intent.stood_seconds, intent.stood_give_or_take)
             self._heard_stop = True
 
     def _bound(self, intent: Intent, source: View, destination: View) -> None:
-        """What happened while nobody watched, from the first look after it."""
+        """Set bounds to what happened while nobody watched, from the first look after it."""
         since, now = self._noted_at, clock.wall()
         if since is None:
             return
@@ -179,11 +179,11 @@ class Observer:
         reached_it_alone = stopped_here and intent.milestone < Milestone.SWITCHING
         if intent.guest_runs and reached_it_alone and not self._heard_stop:
             # It ran when the last thing was noted.
-            self.standstill.stopped_at(TimeBounds(since, now))
+            self.stop_interval.stopped_at(TimeBounds(since, now))
             self._heard_stop = True
         runs_here = source.answers and source.run in RUNNING_STATES
         if runs_there or (runs_here and source_is(source) is not SourceIs.COPIES):
-            self.standstill.resumed_at(TimeBounds(since, now))
+            self.stop_interval.resumed_at(TimeBounds(since, now))
         if source.answers or runs_there:
             self._noted_at = None  # from here on we watch
 
@@ -198,11 +198,11 @@ class Observer:
         if shown != self._shown:
             self._shown, self._changed_at = shown, now
             return False
-        return now - self._changed_at > self._patience.of(intent, source)
+        return now - self._changed_at > self._timeouts.of(intent, source)
 
 
 def wanted_to_run(run: RunState) -> bool | None:
-    """What somebody wants of the guest, as its run state tells; ``None`` where it is QEMU that stopped it."""
+    """Return what somebody wants of the guest, as its run state tells; ``None`` where it is QEMU that stopped it."""
     if run in (RunState.FINISH_MIGRATE, RunState.POSTMIGRATE, RunState.INMIGRATE, RunState.OTHER):
         return None
     return run in RUNNING_STATES

@@ -1,4 +1,4 @@
-"""What a migration shows while it runs and when it has ended."""
+"""Values that a migration shows while it runs and when it has ended."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from migrator.core.process.guest_network import NetworkState
 
 @dataclass(frozen=True, kw_only=True)
 class MigrationProgress:
-    """What a person watching wants to see now."""
+    """The progress of a migration, for a person who watches it."""
 
     state: State
     #: Never falls; 1 only once the guest has arrived.
@@ -28,7 +28,7 @@ class MigrationProgress:
 
 @dataclass(kw_only=True)
 class MigrationOutcome:
-    """How a migration ended; the fields of ``direct --json``."""
+    """The outcome of a migration; the fields of ``direct --json``."""
 
     id: str
     state: State

@@ -1,4 +1,4 @@
-"""How long nothing may change before a phase is overdue."""
+"""Timeouts of the phases of a migration: how long nothing may change before one is overdue."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ class PhaseTimeouts:
     cancelling: float = 150.0
 
     def of(self, intent: Intent, source: View) -> float:
-        """For the phase that `intent` and the source are in."""
+        """Return the timeout of the phase that `intent` and the source are in."""
         here = source_is(source)
         if (
             source.answers

@@ -1,4 +1,4 @@
-"""What speaks against one migration, as hosts and QEMUs show it, and what comes of these findings.
+"""Finds what speaks against one migration at hosts and QEMUs, and says what comes of it.
 
 Only what a QEMU that waits at the target shows comes later, when there is one:
 :func:`migrator.core.preflight.compare.compare`.
@@ -59,7 +59,7 @@ async def check(
 
 
 async def look(site: MigrationSite, guest: Guest, target: str, policy: Policy) -> tuple[Finding, ...]:
-    """As :func:`check`, for a guest that is not open yet; an obstacle of its own is all there is to say then."""
+    """Return the same as :func:`check` for a guest that is not open yet, or only the obstacle that it has itself."""
     if found := obstacle(guest):
         return found  # nobody asks a monitor that somebody else holds
     try:

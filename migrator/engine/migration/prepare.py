@@ -91,7 +91,7 @@ async def prepare(
 
 
 def _differing(wanted: Mapping[str, bool], present: Mapping[str, bool]) -> dict[str, bool]:
-    """What has to be sent so that `present` becomes `wanted`; what a QEMU does not know is off there anyway."""
+    """Return what has to be sent so that `present` becomes `wanted`; what a QEMU does not know is off there anyway."""
     return {name: state for name, state in wanted.items() if present.get(name, False) is not state}
 
 

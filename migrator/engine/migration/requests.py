@@ -1,4 +1,4 @@
-"""What others ask of a migration while it is under way: plain data, written by them and read by whoever drives it."""
+"""Requests of others to a migration that is under way: plain data, written by them and read by whoever drives it."""
 
 from __future__ import annotations
 

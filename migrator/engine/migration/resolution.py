@@ -27,12 +27,12 @@ _NOWHERE = View(process=ProcessState.UNKNOWN)
 
 
 class Contradiction(MigratorError):
-    """What both ends show is not what was said, or has changed since it was answered; nothing was changed."""
+    """Both ends show something else than was said, or have changed since it was answered; nothing was changed."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Said:
-    """What a person says of one held migration."""
+    """The answer of a person who has looked at one held migration."""
 
     word: OperatorAnswer
     #: An end whose host cannot be asked is off: the person has seen to that.
@@ -65,14 +65,14 @@ class HeldCase:
         return self.session.result.held_code if self.record is not None else None
 
     def weigh(self, said: Said) -> AnswerReview:
-        """What the word comes to."""
+        """Return what the answer comes to."""
         intent = replace(self.intent, said_off=said.off)
         return core.review_answer(said.word, intent, self.here, self.there, held_code=self.held_code)
 
 
 @asynccontextmanager
 async def looked_at(session: JournalledSession) -> AsyncIterator[HeldCase]:
-    """Both ends of a held migration, seen afresh, and its record: all of it let go in the end, unless it is driven.
+    """Look at both ends of a held migration and its record; all of it is let go in the end, unless it is driven.
 
     :raise RecordError: a living controller holds the record.
     """
@@ -133,7 +133,7 @@ async def looked_at(session: JournalledSession) -> AsyncIterator[HeldCase]:
 def document(
     session: JournalledSession, said: Said, answer: AnswerReview, *, errors: list[str]
 ) -> ResolutionDocument:
-    """What is said to the person."""
+    """Return what is said to the person."""
     return ResolutionDocument(
         migration=session.id,
         guest_at=said.word.value,
@@ -221,7 +221,7 @@ _ADVICE: Mapping[OperatorAction, str] = {
 
 
 def refusal(session: JournalledSession, answer: AnswerReview, errors: list[str]) -> str:
-    """One line: why, and what would be taken."""
+    """Return in one line why it is refused, and what would be taken."""
     advice = [f"--guest-at {word}" for word in answer.instead]
     text = "; ".join([answer.why, *errors])
     if advice:
@@ -230,7 +230,7 @@ def refusal(session: JournalledSession, answer: AnswerReview, errors: list[str])
 
 
 async def weigh(session: JournalledSession, said: Said) -> ResolutionDocument:
-    """What would be done; nothing is.
+    """Return what would be done; nothing is.
 
     :raise MigratorError: it cannot be told.
     """

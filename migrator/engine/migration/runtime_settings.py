@@ -15,7 +15,7 @@ _AFTER_SECONDS = 5.0
 
 
 class RuntimeSettings:
-    """Both ends of one migration, as far as what does not travel is concerned.
+    """Gives the destination of one migration what does not travel.
 
     Done before the stream begins, so that the guest never runs without its limits, and once more when it has arrived,
     from a source that still answers: somebody may have changed something meanwhile.
@@ -26,14 +26,14 @@ class RuntimeSettings:
         self._log = logs.logger(migration=result.id)
 
     async def before(self) -> None:
-        """While the destination waits.
+        """Set it while the destination waits.
 
         :raise QemuError: an end does not answer.
         """
         self._tell(await self._destination.restore_runtime_state(await self._source.read_runtime_state()))
 
     async def after(self, settings: MigrationSettings | None) -> None:
-        """Once the guest is at the destination. Never raises: it is no reason to undo anything.
+        """Set it again once the guest is at the destination. Never raises: it is no reason to undo anything.
 
         :param settings: migration parameters and capabilities that the source had before.
         """

@@ -1,4 +1,4 @@
-"""What the session of a migration works with: the hosts, the records of steps, and how it is written down."""
+"""The services that the session of a migration works with: hosts, records of steps, and the journal."""
 
 from __future__ import annotations
 
@@ -22,19 +22,19 @@ from migrator.ports import (
 
 
 class MovedGuest(Protocol):
-    """What a session knows of its guest by itself; a site may ask more of the guests that are its own."""
+    """The guest of a session, as far as that knows it by itself; a site may ask more of guests that are its own."""
 
     @property
     def host(self) -> str:
-        """Where it runs."""
+        """Return the host where it runs."""
 
     @property
     def socket(self) -> str:
-        """Where its monitor is."""
+        """Return the path of its monitor there."""
 
     @property
     def uuid(self) -> str:
-        """Empty where that is not known."""
+        """Return its uuid; empty where that is not known."""
 
 
 class MigrationSite(GuestNetworks, Protocol):
@@ -72,33 +72,33 @@ class MigrationSite(GuestNetworks, Protocol):
 
 
 class StepRecordStore(Protocol):
-    """Where the steps of migrations are recorded."""
+    """The records of the steps of migrations."""
 
     def create(self, migration: str) -> Record:
-        """A new record; nothing is written before :meth:`migrator.ports.Record.begin`."""
+        """Return a new record; nothing is written before :meth:`migrator.ports.Record.begin`."""
 
     @property
     def whole(self) -> bool:
-        """They are the ones that belong to the journal: what neither knows to have begun has not."""
+        """Return whether they are those that belong to the journal: what neither knows to have begun has not."""
 
     def take_up(self, migration: str) -> tuple[Record, Mapping[str, Any], Intent] | None:
-        """The record another controller left, locked, with its facts and its last intent; ``None`` without one.
+        """Return the record another controller left, locked, with its facts and its last intent; ``None`` without one.
 
         :raise RecordInUse: a living controller holds it.
         :raise RecordError: it cannot be read.
         """
 
     def outcome(self, migration: str) -> Outcome | None:
-        """How a migration ended whose record has been put away; ``None`` without such a record."""
+        """Return how a migration ended whose record has been put away; ``None`` without such a record."""
 
     def strays(self, known: Container[str]) -> Sequence[Stray]:
-        """Records that have not been put away, of other migrations than these."""
+        """Return the records that have not been put away, of other migrations than these."""
 
     def release(self, record: Record) -> None:
         """Let go of a record that has not ended."""
 
     async def put_away(self, migration: str, outcome: Mapping[str, Any]) -> None:
-        """A person, or the journal, says that it has ended: its record is put away, if there is one.
+        """Put the record of a migration away, if there is one: a person, or the journal, says that it has ended.
 
         :raise RecordError: it cannot be, or a living controller holds it.
         """
@@ -106,7 +106,7 @@ class StepRecordStore(Protocol):
 
 @dataclass(frozen=True, kw_only=True)
 class SessionServices:
-    """What every session of a controller shares."""
+    """The services that all sessions of a controller share."""
 
     site: MigrationSite
     records: StepRecordStore
@@ -122,7 +122,7 @@ class SessionServices:
 
 @dataclass(frozen=True, kw_only=True)
 class EndLocation:
-    """Where one end of a migration is found again."""
+    """The place where one end of a migration is found again."""
 
     host: str
     socket: str

@@ -1,4 +1,4 @@
-"""One migration from its request to its end: opens both ends, checks, records, drives, and clears away.
+"""Takes one migration from its request to its end: opens both ends, checks, records, drives, and clears away.
 
 The same for the service (:class:`migrator.engine.migration.journalled_session.JournalledSession`) and for ``migrator
 direct``. How far it is, is its :class:`~migrator.engine.migration.session_phase.Phase`; what others want of it are
@@ -37,7 +37,7 @@ _CANCELLED = "cancelled before it began"
 
 
 class MigrationSession(SessionState):
-    """What is known of one migration, and its way: :meth:`drive` from its request, :meth:`go_on` from its record."""
+    """Takes one migration to its end: :meth:`drive` from its request, :meth:`go_on` from its record."""
 
     _source: Qemu | None = None
     _destination: Qemu | None = None
@@ -245,7 +245,7 @@ class MigrationSession(SessionState):
         ]
 
     def _other_guest(self) -> str | None:
-        """Say that another guest is at the source by now: what is known of it may be as old as a journal's backup."""
+        """Return the error where another guest is at the source: what is known may be as old as a journal's backup."""
         uuid = self._driver.uuid if self._driver is not None else ""
         if not self.guest.uuid or uuid in ("", self.guest.uuid):
             return None
@@ -267,7 +267,7 @@ class MigrationSession(SessionState):
         await self.close()
 
     async def _note_record(self) -> None:
-        """The journal knows that the record is there, and where the destination is, before either end is touched."""
+        """Journal that the record is there, and where the destination is, before either end is touched."""
         self.attempt = replace(self.attempt, recorded=True)
         await self.services.keep(self)
         self._go(Phase.DRIVEN)

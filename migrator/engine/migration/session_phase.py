@@ -1,4 +1,4 @@
-"""How far the session of a migration is: one phase at a time, and from each only to those that may follow it."""
+"""The phases of a migration's session: it is in one at a time, and goes only to those that may follow it."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from migrator.core.model import View
 
 
 class Phase(StrEnum):
-    """What a controller does with one migration; its lifecycle :class:`~migrator.core.model.State` is for others."""
+    """The part of its way on which a controller has a migration; others see its :class:`~migrator.core.model.State`."""
 
     #: Nothing was begun, and neither end is open.
     QUEUED = "queued"
@@ -45,7 +45,7 @@ FOLLOWING: Mapping[Phase, frozenset[Phase]] = {
 
 @dataclass(frozen=True, kw_only=True)
 class Attempt:
-    """One try to move the guest under the migration's id."""
+    """A try to move the guest under the migration's id."""
 
     #: How often it was begun from the start: one that a controller had to leave before anything was sent is begun anew.
     number: int = 1
@@ -67,7 +67,7 @@ class PreflightRefusal:
 
 @dataclass(frozen=True, kw_only=True)
 class Hold:
-    """Why a migration is held, beside what its outcome says."""
+    """The reason why a migration is held, beside what its outcome says."""
 
     #: An end could not be asked: the migration may be taken up again once that answers.
     unreachable: bool = False

@@ -1,4 +1,4 @@
-"""What is known of one migration, and told of it to others: no I/O, no decision."""
+"""Keeps what is known of one migration, and tells it to others: no I/O, no decision."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from migrator.ports import Record
 
 
 class SessionState:
-    """How far a migration is; :class:`migrator.engine.migration.session.MigrationSession` takes it further.
+    """The state of a migration; :class:`migrator.engine.migration.session.MigrationSession` takes it further.
 
     :param guest: as it was known when the migration was asked for.
     :param target: the host that it goes to.
@@ -178,16 +178,16 @@ class SessionState:
         self.phase = phase
 
     def leave(self) -> None:
-        """Another controller left it, or this one does: its record says how far it got."""
+        """Leave it to another controller, or find it left by one: its record says how far it got."""
         self._go(Phase.LEFT)
 
     def break_off(self, error: str) -> None:
-        """The controller itself failed: a person must look."""
+        """Hold it because the controller itself failed: a person must look."""
         if not self.ended:
             self.hold("controller-failed", error)
 
     def begin_anew(self) -> None:
-        """Nothing was changed, or all was put back: it is queued as if it had never been begun."""
+        """Queue it as if it had never been begun: nothing was changed, or all was put back."""
         self._go(Phase.QUEUED)
         self.attempt = Attempt(number=self.attempt.number + 1, went_without=self.attempt.went_without)
         self.refusal = self.holding = self.failure = None
@@ -206,7 +206,7 @@ class SessionState:
         return max(0.0, (datetime.now(UTC) - began).total_seconds(), *decided)
 
     def know(self, outcome: Mapping[str, Any]) -> None:
-        """It has ended so, says the record that was put away."""
+        """Take over how it ended from the record that was put away."""
         for name in OUTCOME:
             if name not in outcome:
                 continue
@@ -243,7 +243,7 @@ class SessionState:
         self._on_state(self)
 
     def hold(self, code: str, error: str, *, unreachable: bool = False) -> None:
-        """It waits for a person's answer.
+        """Have it wait for a person's answer.
 
         :param unreachable: or for an end that could not be asked.
         """
@@ -254,7 +254,7 @@ class SessionState:
         self._enter(State.HELD)
 
     def judged_again(self, code: str, error: str, until: str, shown: tuple[View, View]) -> None:
-        """It stays held, for what both ends show now."""
+        """Keep it held, for what both ends show now."""
         self.looked_at(shown)
         told = code, error, until
         if told != (self.result.held_code, self.result.error, self.result.held_until):
@@ -262,7 +262,7 @@ class SessionState:
             self._on_state(self)
 
     def looked_at(self, shown: tuple[View, View]) -> None:
-        """It is held, and both ends show this now."""
+        """Note what both ends of a held one show now."""
         self.holding = replace(self.holding or Hold(), shown=shown)
 
     @property

@@ -29,10 +29,12 @@ class Steering:
     :ivar forecast: as of the last sample.
     """
 
-    def __init__(self, source: Qemu, *, policy: Policy, ledger: IntentLog, result: MigrationOutcome) -> None:
+    def __init__(
+        self, source: Qemu, *, policy: Policy, intent_log: IntentLog, result: MigrationOutcome
+    ) -> None:
         self._source = source
         self._policy = policy
-        self._ledger = ledger
+        self._intent_log = intent_log
         self._result = result
         self._state = convergence.begin(policy)
         self.forecast = Forecast(verdict=Verdict.UNKNOWN)
@@ -42,7 +44,7 @@ class Steering:
 
     @property
     def limit_seconds(self) -> float:
-        """The downtime limit that QEMU shall have now."""
+        """Return the downtime limit that QEMU shall have now."""
         return self._state.model.limit_seconds
 
     def govern(self, policy: Policy) -> None:
@@ -62,7 +64,7 @@ class Steering:
         )
 
     async def switch_to_postcopy(self, reason: str) -> None:
-        """Because a person wants it; nothing is left to decide after that.
+        """Switch because a person wants it; nothing is left to decide after that.
 
         :raise QemuError: the source did not answer.
         """
@@ -70,7 +72,7 @@ class Steering:
         self.settle()
 
     def settle(self) -> None:
-        """Postcopy was begun by somebody else: there is nothing left to decide."""
+        """Decide nothing any more: postcopy was begun by somebody else."""
         self._state = replace(self._state, settled=True)
 
     async def begin_copying(self, uri: str, abilities: Abilities) -> None:
@@ -82,7 +84,7 @@ class Steering:
         if self._policy.postcopy is not PostcopyMode.IMMEDIATE or not abilities.postcopy:
             await self._source.migrate(uri)
             return
-        self._ledger.decide(ActionKind.START_POSTCOPY, "the policy asks for postcopy at once")
+        self._intent_log.decide(ActionKind.START_POSTCOPY, "the policy asks for postcopy at once")
         await self._start_postcopy(uri)
         self.settle()
 
@@ -98,7 +100,7 @@ class Steering:
             self._log.info("no dirty-rate probe", error=str(error))
         self._state, self.forecast, actions = convergence.decide(self._state, sample, self._policy, abilities)
         for action in actions:
-            if self._ledger.intent.undo is None:
+            if self._intent_log.intent.undo is None:
                 await self._act(action, self._numbers(sample))
 
     async def _probe(self, sample: Sample) -> None:
@@ -119,8 +121,8 @@ class Steering:
 
     async def stop_guest(self, reason: str, numbers: Mapping[str, Any] | None = None) -> None:
         """Let the guest stand still until its memory has arrived."""
-        self._ledger.note(stopped_by_us=True)
-        self._ledger.decide(ActionKind.PAUSE, reason, numbers)
+        self._intent_log.note(stopped_by_us=True)
+        self._intent_log.decide(ActionKind.PAUSE, reason, numbers)
         await self._source.stop()
 
     def begin(self, overhead_seconds: float | None) -> None:
@@ -129,14 +131,14 @@ class Steering:
             self._state = convergence.begin(self._policy, overhead_seconds=overhead_seconds)
 
     def overhead(self, left_at_switch: Sample) -> float | None:
-        """The part of the measured downtime that was not memory over the network, in seconds."""
+        """Return the part of the measured downtime that was not memory over the network, in seconds."""
         downtime, bandwidth = self._result.downtime_seconds, self._state.model.bandwidth_bytes_per_second
         if downtime is None or bandwidth <= 0 or self._result.mode is not Mode.PRECOPY:
             return None
         return max(0.0, downtime - left_at_switch.remaining_bytes / bandwidth)
 
     def judge(self, duration_seconds: float) -> None:
-        """How far the forecast of the first round was off, once the truth is known."""
+        """Note how far the forecast of the first round was off, once the truth is known."""
         predicted = self._state.first_forecast_seconds
         if predicted is not None and self._result.mode is Mode.PRECOPY and duration_seconds > 0:
             self._result.forecast_error_ratio = abs(predicted - duration_seconds) / duration_seconds
@@ -147,9 +149,9 @@ class Steering:
                 await self.stop_guest(action.reason, numbers)
                 return
             case ActionKind.GIVE_UP:
-                self._ledger.undo(State.FAILED, action.reason, numbers, by_choice=True)
+                self._intent_log.undo(State.FAILED, action.reason, numbers, by_choice=True)
                 return
-        self._ledger.decide(action.act, action.reason, numbers)
+        self._intent_log.decide(action.act, action.reason, numbers)
         match action.act:
             case ActionKind.LIMIT:
                 await self._source.tune(Tuning(downtime_limit_seconds=action.value))
@@ -166,16 +168,18 @@ class Steering:
 
         :param uri: begin to migrate to there first.
         """
-        runs = self._ledger.intent.guest_runs
-        self._ledger.note(postcopy=True, stopped_by_us=self._ledger.intent.stopped_by_us or runs)
-        if self._ledger.intent.undo is not None:
+        runs = self._intent_log.intent.guest_runs
+        self._intent_log.note(postcopy=True, stopped_by_us=self._intent_log.intent.stopped_by_us or runs)
+        if self._intent_log.intent.undo is not None:
             return  # that could not be put on record
         begin = [self._source.migrate(uri)] if uri is not None else []
         stop = [self._source.stop()] if runs else []
         outcomes = await asyncio.gather(*begin, *stop, self._source.start_postcopy(), return_exceptions=True)
         failed = next((outcome for outcome in outcomes if outcome is not None), None)
         if isinstance(failed, CommandFailed) and failed not in outcomes[: len(begin)]:
-            self._ledger.undo(State.FAILED, f"the source refused to switch to postcopy: {failed.description}")
+            self._intent_log.undo(
+                State.FAILED, f"the source refused to switch to postcopy: {failed.description}"
+            )
         elif failed is not None:
             raise failed
 

@@ -37,17 +37,17 @@ class Steps:
         source: Qemu,
         destination: Qemu,
         *,
-        ledger: IntentLog,
+        intent_log: IntentLog,
         observer: Observer,
         result: MigrationOutcome,
     ) -> None:
         self._source, self._destination = source, destination
-        self._ledger = ledger
+        self._intent_log = intent_log
         self._observer = observer
         self._result = result
         self._log = logs.logger(migration=result.id)
         self.settings: MigrationSettings | None = None
-        self.carrying = RuntimeSettings(source, destination, result=result)
+        self.runtime_settings = RuntimeSettings(source, destination, result=result)
 
     async def take(self, answer: Next) -> bool:
         """Take one step. What QEMU answers is only a hint: the next look shows what became of it.
@@ -56,7 +56,7 @@ class Steps:
         :return: True when the migration is complete though the source could not be seen to end.
         """
         if answer.step in (Step.CANCEL, Step.FENCE_DESTINATION, Step.REVIVE, Step.RESUME, Step.RESTORE):
-            self._ledger.undo(State.FAILED, answer.why)
+            self._intent_log.undo(State.FAILED, answer.why)
         steps: dict[Step, Callable[[], Coroutine[Any, Any, None]]] = {
             Step.SWITCH: self._switch,
             Step.HAND_OVER: self._hand_over,
@@ -72,7 +72,7 @@ class Steps:
             if answer.step is Step.RETIRE:
                 return not await self._retire(answer)
             if answer.step in _WORTH_TELLING and not answer.again:
-                self._ledger.decide(answer.step, answer.why)
+                self._intent_log.decide(answer.step, answer.why)
             await steps[answer.step]()
         except Driven:
             raise
@@ -86,25 +86,25 @@ class Steps:
         # The last look: from here on QEMU makes the images the destination's, and a job that still has one is lost, or
         # takes the source along.
         if busy := await self._source.disk_users():
-            self._ledger.undo(State.FAILED, too_late(busy))
+            self._intent_log.undo(State.FAILED, too_late(busy))
             await self._observer.pause(0.02)
             return
-        self._ledger.note(milestone=Milestone.SWITCHING)
-        if self._ledger.intent.milestone is Milestone.SWITCHING:
+        self._intent_log.note(milestone=Milestone.SWITCHING)
+        if self._intent_log.intent.milestone is Milestone.SWITCHING:
             await self._source.switch()
 
     async def _hand_over(self) -> None:
-        self._ledger.note(milestone=Milestone.HANDED_OVER)
+        self._intent_log.note(milestone=Milestone.HANDED_OVER)
         await self._destination.cont()
 
     async def _retire(self, answer: Next) -> bool:
         if self._result.duration_seconds is None:
-            self._result.duration_seconds = self._ledger.elapsed
-        self._ledger.note(milestone=Milestone.RETIRING)
-        if answer.announce and self._ledger.intent.guest_runs:
+            self._result.duration_seconds = self._intent_log.elapsed
+        self._intent_log.note(milestone=Milestone.RETIRING)
+        if answer.announce and self._intent_log.intent.guest_runs:
             await self._announce(self._destination)
         if answer.outcome is State.COMPLETED and (await self._source.observe()).answers:
-            await self.carrying.after(self.settings)
+            await self.runtime_settings.after(self.settings)
         gone = await self._source.quit()
         if not gone:
             self._result.warn(
@@ -121,15 +121,15 @@ class Steps:
     async def _fence_destination(self) -> None:
         self._observer.destination_fenced = True
         if not await self._destination.fence():
-            self._ledger.note(fence_failed=True)
+            self._intent_log.note(fence_failed=True)
 
     async def _fence_source(self) -> None:
         if not await self._source.fence():
-            self._ledger.note(fence_failed=True)
+            self._intent_log.note(fence_failed=True)
 
     async def _revive(self) -> None:
-        self._ledger.note()
-        if self._ledger.intent.guest_runs:
+        self._intent_log.note()
+        if self._intent_log.intent.guest_runs:
             await self._source.cont()
         else:
             # A guest left in postmigrate cannot migrate again until it was continued: for the blink of an eye.
@@ -137,26 +137,26 @@ class Steps:
 
     async def _resume(self) -> None:
         await self._source.cont()
-        self._ledger.note(stopped_by_us=False)
+        self._intent_log.note(stopped_by_us=False)
 
     async def _restore(self) -> None:
-        if self._ledger.intent.stopped_by_us and self._ledger.intent.guest_runs:
+        if self._intent_log.intent.stopped_by_us and self._intent_log.intent.guest_runs:
             await self._source.cont()
         if self.settings is not None:
             await self._put_back(self.settings)
-        if self._observer.stopped and self._ledger.intent.guest_runs:
+        if self._observer.stopped and self._intent_log.intent.guest_runs:
             await self._announce(self._source)
-        self._ledger.note(restored=True, stopped_by_us=False)
+        self._intent_log.note(restored=True, stopped_by_us=False)
 
     async def _put_back(self, settings: MigrationSettings) -> None:
         """A migration that failed may be in QEMU's hands for a moment longer, and what it froze with it."""
-        give_up_at = self._ledger.elapsed + _PUT_BACK_SECONDS
+        give_up_at = self._intent_log.elapsed + _PUT_BACK_SECONDS
         while True:
             try:
                 await self._source.restore(settings)
                 return
             except CommandFailed as error:
-                if self._ledger.elapsed > give_up_at:
+                if self._intent_log.elapsed > give_up_at:
                     self._result.warn(
                         "not-restored",
                         f"not all of the source's migration settings could be put back: {error}",
@@ -169,7 +169,7 @@ class Steps:
         if await self._ends_by_itself():
             return  # the next look says so
         gone = await self._destination.quit()
-        self._ledger.note(dismissed=True)
+        self._intent_log.note(dismissed=True)
         if not gone:
             self._result.warn(
                 "destination-left-over",

@@ -1,4 +1,4 @@
-"""How long the guest stood still because of the migration, whoever watched: between bounds where nobody did."""
+"""Measures how long the guest stood still because of the migration: between bounds where nobody watched."""
 
 from __future__ import annotations
 
@@ -14,14 +14,14 @@ _STAMP_SECONDS = 1e-6
 
 @dataclass(frozen=True)
 class TimeBounds:
-    """When something happened, in seconds since the epoch: not before the one and not after the other."""
+    """The time when something happened, in seconds since the epoch: not before the one and not after the other."""
 
     earliest: float
     latest: float
 
     @classmethod
     def of(cls, event: QemuEvent, end: Qemu) -> TimeBounds:
-        """By its stamp where that end shares our clock, else by its arrival, give or take the round trip."""
+        """Return when an event happened: by its stamp where that end shares our clock, else by its arrival."""
         if end.shares_clock:
             return cls(event.stamped - _STAMP_SECONDS, event.stamped + _STAMP_SECONDS)
         arrived = clock.wall() - (clock.now() - event.arrived)
@@ -29,7 +29,7 @@ class TimeBounds:
 
 
 class StopInterval:
-    """Writes what it knows to the result; see its ``standstill_seconds`` and ``downtime_seconds``."""
+    """Writes what it knows to the outcome; see its ``standstill_seconds`` and ``downtime_seconds``."""
 
     def __init__(self, result: MigrationOutcome) -> None:
         self._result = result
@@ -40,29 +40,29 @@ class StopInterval:
 
     @property
     def stands(self) -> bool:
-        """It was stopped, and nobody has seen it go on."""
+        """Return whether it was stopped, and nobody has seen it go on."""
         return self._stopped is not None
 
     @property
     def stopped(self) -> TimeBounds | None:
-        """When it was stopped; ``None`` while it is not known to stand still."""
+        """Return when it was stopped; ``None`` while it is not known to stand still."""
         return self._stopped
 
     def stop(self, event: QemuEvent, end: Qemu) -> None:
-        """QEMU announced it."""
+        """Note that QEMU announced the stop."""
         self._stop, self._stopped = (event, end), TimeBounds.of(event, end)
 
     def stopped_at(self, moment: TimeBounds) -> None:
-        """Nobody heard it, or another did."""
+        """Note when it was stopped though nobody heard it, or another did."""
         if self._stopped is None:
             self._stopped = moment
 
     def forget(self) -> None:
-        """It was not for the migration: somebody stopped it and let it go on."""
+        """Forget the stop: somebody stopped the guest and let it go on, not the migration."""
         self._stop = self._stopped = None
 
     def resume(self, event: QemuEvent, end: Qemu) -> None:
-        """QEMU announced it, at either end."""
+        """Note that QEMU announced at either end that the guest goes on."""
         if self._stop is None:
             self.resumed_at(TimeBounds.of(event, end))
             return
@@ -75,7 +75,7 @@ class StopInterval:
         self._over(max(0.0, seconds), give_or_take)
 
     def resumed_at(self, moment: TimeBounds) -> None:
-        """Nobody heard it, but this is known."""
+        """Note when it went on though nobody heard it."""
         if self._stopped is None:
             return
         shortest = max(0.0, moment.earliest - self._stopped.latest)
@@ -83,16 +83,16 @@ class StopInterval:
         self._over((shortest + longest) / 2, (longest - shortest) / 2)
 
     def took(self, seconds: float, give_or_take: float) -> None:
-        """Another has measured it."""
+        """Note what another has measured."""
         self._over(seconds, give_or_take)
 
     def over(self) -> None:
-        """It goes on, since some time between the stop and now."""
+        """Note that it goes on, since some time between the stop and now."""
         if self._stopped is not None:
             self.resumed_at(TimeBounds(self._stopped.earliest, clock.wall()))
 
     def so_far(self) -> None:
-        """It is held: what it has come to until now."""
+        """Show what it has come to until now, as it is held."""
         if self._stopped is not None:
             now = clock.wall()
             shortest = max(0.0, now - self._stopped.latest)

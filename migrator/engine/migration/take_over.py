@@ -1,4 +1,4 @@
-"""What another controller left is taken up: from its record, or as the journal tells where there is none."""
+"""Takes up what another controller left: from its record, or as the journal tells where there is none."""
 
 from __future__ import annotations
 
@@ -122,14 +122,14 @@ async def _open(
 
 
 def _may_go_without(session: JournalledSession, intent: Intent) -> bool:
-    """Before the switch the guest is the source's alone, and the target may be gone for good; tried once."""
+    """Return whether it may go on without its target, which may be gone for good; once, and only before the switch."""
     may = intent.milestone < Milestone.SWITCHING and not session.attempt.went_without
     session.attempt = replace(session.attempt, went_without=session.attempt.went_without or may)
     return may
 
 
 def orphan(session: JournalledSession, facts: Mapping[str, Any], path: str) -> None:
-    """It is held: the journal does not know it, and this record says what it was begun with.
+    """Hold it: the journal does not know it, and this record says what it was begun with.
 
     :raise KeyError, TypeError: it does not say enough.
     """
