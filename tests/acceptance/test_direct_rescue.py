@@ -41,9 +41,9 @@ async def rescue(pair: Pair, *options: str) -> Ended:
 
 @pytest.mark.parametrize("options", [PRECOPY, POSTCOPY], ids=["precopy", "postcopy"])
 async def test_a_guest_that_stands_at_the_switch_goes_on_at_the_source_as_it_was(
-    lab: Lab, each_qemu: Path, options: tuple[str, ...]
+    lab: Lab, one_version: Path, options: tuple[str, ...]
 ) -> None:
-    async with left_behind(lab, each_qemu, "before source.switch", *options) as (pair, seen):
+    async with left_behind(lab, one_version, "before source.switch", *options) as (pair, seen):
         before = await settings(pair.source)
         told = await rescue(pair)
         assert told.code == 2
@@ -159,8 +159,8 @@ async def test_a_mark_of_a_controller_that_is_gone_keeps_nobody_from_a_guest_tha
     assert await qemu.run_state() == "running"
 
 
-async def test_a_migration_that_another_tool_left_is_rescued_too(lab: Lab, each_qemu: Path) -> None:
-    pair = await lab.pair(source=each_qemu, destination=each_qemu)
+async def test_a_migration_that_another_tool_left_is_rescued_too(lab: Lab, one_version: Path) -> None:
+    pair = await lab.pair(source=one_version, destination=one_version)
     async with witness(lab, pair) as seen:
         async with pair.source.monitor() as source, pair.destination.monitor() as destination:
             names = ("events", "return-path", "pause-before-switchover")

@@ -112,8 +112,10 @@ async def copying(qemu: LabQemu) -> None:
     await until(active, what="a migration that copies", within=5)
 
 
-async def test_under_kvm_every_page_is_counted_until_something_is_migrated(lab: Lab, each_qemu: Path) -> None:
-    qemu = await boot(lab, UNDER_KVM, each_qemu)
+async def test_under_kvm_every_page_is_counted_until_something_is_migrated(
+    lab: Lab, one_version: Path
+) -> None:
+    qemu = await boot(lab, UNDER_KVM, one_version)
     async with probed(qemu) as end:
         beats = qemu.beats
         assert EXACTLY[0] < await end.measure() < EXACTLY[1]

@@ -40,8 +40,8 @@ async def end(
 
 
 @pytest.fixture
-async def distant(lab: Lab, each_qemu: Path) -> Pair:
-    return await lab.pair(DISTANT, source=each_qemu, destination=each_qemu)
+async def distant(lab: Lab, one_version: Path) -> Pair:
+    return await lab.pair(DISTANT, source=one_version, destination=one_version)
 
 
 async def from_afar(drive: Drive, *, pid: int | None = None, fence_command: str | None = None) -> None:

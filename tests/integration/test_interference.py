@@ -122,9 +122,9 @@ class TestResumed:
             assert result.state is State.COMPLETED
             await seen.verify(State.COMPLETED, run_state=PAUSED)
 
-    async def test_at_a_source_that_is_done_never_makes_two(self, lab: Lab, each_qemu: Path) -> None:
+    async def test_at_a_source_that_is_done_never_makes_two(self, lab: Lab, one_version: Path) -> None:
         # 10.0 lets it run: its image is not locked. The destination cannot any more then.
-        pair = await lab.pair(BUSY, source=each_qemu, destination=each_qemu)
+        pair = await lab.pair(BUSY, source=one_version, destination=one_version)
         resumed = False
 
         async def act() -> None:
@@ -145,10 +145,10 @@ class TestResumed:
 
     @pytest.mark.parametrize("phase", [Phase.PREPARED, Phase.ACTIVE, Phase.CONTINUE, Phase.LOADED])
     async def test_at_a_destination_that_has_not_got_it_yet_never_makes_two(
-        self, lab: Lab, each_qemu: Path, phase: Phase
+        self, lab: Lab, one_version: Path, phase: Phase
     ) -> None:
         # While it waits, 10.0 says yes and will run the guest by itself once it is complete.
-        pair = await lab.pair(BUSY, source=each_qemu, destination=each_qemu)
+        pair = await lab.pair(BUSY, source=one_version, destination=one_version)
 
         async def act() -> None:
             try:
@@ -233,9 +233,11 @@ async def started_afresh(qemu: LabQemu) -> None:
     await qemu.wait_beating()
 
 
-async def test_reset_of_a_source_that_is_complete_before_that_was_noticed(lab: Lab, each_qemu: Path) -> None:
+async def test_reset_of_a_source_that_is_complete_before_that_was_noticed(
+    lab: Lab, one_version: Path
+) -> None:
     # It shows prelaunch then, as if it had never migrated; the only guest is at the destination.
-    pair = await lab.pair(BUSY, source=each_qemu, destination=each_qemu)
+    pair = await lab.pair(BUSY, source=one_version, destination=one_version)
     async with witness(lab, pair) as seen:
         async with driven(pair) as drive:
             drive.source.when_seen(MigrationStatus.COMPLETED, lambda: reset_shell(pair.source))
@@ -413,9 +415,9 @@ async def off(qemu: LabQemu) -> None:
 
 
 class TestSuspended:
-    async def test_guest_sleeps_or_wakes_but_is_not_left_paused(self, lab: Lab, each_qemu: Path) -> None:
+    async def test_guest_sleeps_or_wakes_but_is_not_left_paused(self, lab: Lab, one_version: Path) -> None:
         # 10.0 keeps it asleep; 7.2 wakes it when it is told to run.
-        pair, seen_asleep = await asleep(lab, each_qemu)
+        pair, seen_asleep = await asleep(lab, one_version)
         async with seen_asleep as seen:
             async with driven(pair) as drive:
                 result = await drive.run()
@@ -426,8 +428,8 @@ class TestSuspended:
                 await pair.destination.query("system_wakeup")
             await seen.verify(State.COMPLETED, run_state=RUNNING)
 
-    async def test_guest_whose_destination_dies_sleeps_or_wakes(self, lab: Lab, each_qemu: Path) -> None:
-        pair, seen_asleep = await asleep(lab, each_qemu)
+    async def test_guest_whose_destination_dies_sleeps_or_wakes(self, lab: Lab, one_version: Path) -> None:
+        pair, seen_asleep = await asleep(lab, one_version)
         async with seen_asleep as seen:
             async with driven(pair, patience=SHORT) as drive:
                 catch(drive, Phase.CONTINUE, pair.destination.kill)

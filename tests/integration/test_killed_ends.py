@@ -66,9 +66,9 @@ class TestDestination:
         "phase", [Phase.SETUP, Phase.ACTIVE, Phase.PRE_SWITCHOVER, Phase.CONTINUE, Phase.DEVICE]
     )
     async def test_killed_before_it_was_handed_the_guest_leaves_the_source_as_it_was(
-        self, lab: Lab, each_qemu: Path, phase: Phase
+        self, lab: Lab, one_version: Path, phase: Phase
     ) -> None:
-        pair = await busy_pair(lab, each_qemu)
+        pair = await busy_pair(lab, one_version)
         async with witness(lab, pair) as seen:
             async with driven(pair, policy=policy(phase)) as drive:
                 catch(drive, phase, kill(pair.destination))
@@ -79,17 +79,17 @@ class TestDestination:
 
     @pytest.mark.parametrize("phase", [Phase.CONTINUE, Phase.DEVICE])
     async def test_killed_at_the_switch_leaves_a_paused_guest_paused_and_able_to_migrate(
-        self, lab: Lab, each_qemu: Path, phase: Phase
+        self, lab: Lab, one_version: Path, phase: Phase
     ) -> None:
         # 7.2 leaves a paused guest in postmigrate, from where it cannot migrate again.
-        pair = await busy_pair(lab, each_qemu)
+        pair = await busy_pair(lab, one_version)
         await pair.source.query("stop")
         async with witness(lab, pair) as seen:
             async with driven(pair) as drive:
                 catch(drive, phase, kill(pair.destination))
                 assert (await drive.run()).state is State.FAILED
             await seen.verify(State.FAILED, run_state="paused")
-        again = Pair(pair.source, await lab.start(pair.source.machine, binary=each_qemu, incoming=True))
+        again = Pair(pair.source, await lab.start(pair.source.machine, binary=one_version, incoming=True))
         async with witness(lab, again) as seen:
             async with driven(again) as drive:
                 assert (await drive.run()).state is State.COMPLETED
@@ -97,10 +97,10 @@ class TestDestination:
 
     @pytest.mark.parametrize("phase", [Phase.LOADED, Phase.HANDED_OVER])
     async def test_killed_after_the_point_of_no_return_is_held_and_the_source_never_runs_again(
-        self, lab: Lab, each_qemu: Path, phase: Phase
+        self, lab: Lab, one_version: Path, phase: Phase
     ) -> None:
         # It may have written to the disks; only a person can know that it did not.
-        pair = await busy_pair(lab, each_qemu)
+        pair = await busy_pair(lab, one_version)
         async with witness(lab, pair) as seen:
             async with driven(pair) as drive:
                 catch(drive, phase, kill(pair.destination))
@@ -136,10 +136,10 @@ class TestSource:
             await seen.verify(State.HELD, lost=True)
 
     async def test_killed_in_device_with_everything_sent_leaves_the_guest_to_a_destination_that_was_frozen(
-        self, lab: Lab, each_qemu: Path
+        self, lab: Lab, one_version: Path
     ) -> None:
         # What it has received decides, so it is waited for.
-        pair = await busy_pair(lab, each_qemu)
+        pair = await busy_pair(lab, one_version)
         async with witness(lab, pair) as seen:
             async with driven(pair) as drive:
                 catch(drive, Phase.DEVICE, kill(pair.source, wake=pair.destination))

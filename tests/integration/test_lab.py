@@ -45,26 +45,26 @@ async def move(pair: Pair, address: str = "127.0.0.1", *, max_bandwidth: int = 1
 
 
 class TestGuest:
-    async def test_boots_and_beats_within_a_second(self, lab: Lab, each_qemu: Path) -> None:
+    async def test_boots_and_beats_within_a_second(self, lab: Lab, one_version: Path) -> None:
         loop = asyncio.get_running_loop()
         began = loop.time()
-        guest = await lab.boot(binary=each_qemu)
+        guest = await lab.boot(binary=one_version)
         # 0.15 s on an idle machine.
         assert loop.time() - began < 5
         assert guest.boots == 1
         assert (await guest.counters()).boots == 1
 
-    async def test_idle_one_takes_next_to_no_cpu(self, lab: Lab, each_qemu: Path) -> None:
-        guest = await lab.boot(binary=each_qemu)
+    async def test_idle_one_takes_next_to_no_cpu(self, lab: Lab, one_version: Path) -> None:
+        guest = await lab.boot(binary=one_version)
         ticks, used = (await guest.counters()).ticks, cpu_seconds(guest.pid)
         await until(lambda: guest.beats > 50, what="a second of beats")
         seconds = ((await guest.counters()).ticks - ticks) * TICK_SECONDS
         # About 0.01 of a core.
         assert cpu_seconds(guest.pid) - used < 0.2 * seconds
 
-    async def test_dirties_at_the_pace_it_was_given(self, lab: Lab, each_qemu: Path) -> None:
+    async def test_dirties_at_the_pace_it_was_given(self, lab: Lab, one_version: Path) -> None:
         pace = GuestMachine(habit=Habit(region_bytes=4 * MIB, bytes_per_second=40 * MIB))
-        guest = await lab.boot(pace, binary=each_qemu)
+        guest = await lab.boot(pace, binary=one_version)
         before = await guest.counters()
 
         async def later() -> bool:
@@ -98,21 +98,21 @@ class TestGuest:
         assert await guest.wait_dead() == 0
         assert guest.beats == 0.1 / BEAT_SECONDS
 
-    async def test_suspends_by_itself(self, lab: Lab, each_qemu: Path) -> None:
-        guest = await lab.start(GuestMachine(habit=Habit(suspend_after_seconds=0.1)), binary=each_qemu)
+    async def test_suspends_by_itself(self, lab: Lab, one_version: Path) -> None:
+        guest = await lab.start(GuestMachine(habit=Habit(suspend_after_seconds=0.1)), binary=one_version)
 
         async def suspended() -> bool:
             return await guest.run_state() == "suspended"
 
         await until(suspended, what="a suspended guest")
 
-    async def test_obeys_the_power_button(self, lab: Lab, each_qemu: Path) -> None:
-        guest = await lab.boot(binary=each_qemu)
+    async def test_obeys_the_power_button(self, lab: Lab, one_version: Path) -> None:
+        guest = await lab.boot(binary=one_version)
         await guest.query("system_powerdown")
         assert await guest.wait_dead() == 0
 
-    async def test_starts_afresh_after_a_reset(self, lab: Lab, each_qemu: Path) -> None:
-        guest = await lab.boot(GuestMachine(habit=Habit(region_bytes=MIB)), binary=each_qemu)
+    async def test_starts_afresh_after_a_reset(self, lab: Lab, one_version: Path) -> None:
+        guest = await lab.boot(GuestMachine(habit=Habit(region_bytes=MIB)), binary=one_version)
         await guest.query("system_reset")
         await until(lambda: guest.boots == 2, what="the second start")
         await guest.wait_beating()
@@ -183,8 +183,8 @@ class TestProcess:
         assert await guest.wait_dead() == -signal.SIGKILL
         assert not guest.alive
 
-    async def test_pid_is_that_of_qemu_itself(self, lab: Lab, each_qemu: Path) -> None:
-        guest = await lab.start(binary=each_qemu, prefix=["env", "SOME=THING"])
+    async def test_pid_is_that_of_qemu_itself(self, lab: Lab, one_version: Path) -> None:
+        guest = await lab.start(binary=one_version, prefix=["env", "SOME=THING"])
         assert Path(f"/proc/{guest.pid}/exe").resolve().name == "qemu-system-x86_64"
 
     async def test_none_survives_the_lab(self) -> None:

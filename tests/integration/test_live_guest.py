@@ -465,9 +465,9 @@ MANY = Change(
 
 
 async def test_a_guest_to_which_much_has_happened(
-    lab: Lab, site: Site, each_crossing: tuple[Path, Path]
+    lab: Lab, site: Site, one_crossing: tuple[Path, Path]
 ) -> None:
-    await arrives(lab, site, each_crossing, MANY)
+    await arrives(lab, site, one_crossing, MANY)
 
 
 SEVERAL_NETWORKS = ("card-unplugged", "network-removed-and-another-of-its-name")

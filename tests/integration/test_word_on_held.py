@@ -24,12 +24,12 @@ from tests.postcopy import BUSY, FULL, PostcopyDrive, driven, quickly
 
 
 @pytest.fixture
-async def apart(hosts: LabHosts, lab: Lab, each_qemu: Path) -> Pair:
+async def apart(hosts: LabHosts, lab: Lab, one_version: Path) -> Pair:
     """A guest on alpha, a QEMU that waits on beta."""
     return await lab.pair(
         FULL,
-        source=each_qemu,
-        destination=each_qemu,
+        source=one_version,
+        destination=one_version,
         source_prefix=hosts["alpha"].prefix,
         destination_prefix=hosts["beta"].prefix,
     )
@@ -113,8 +113,8 @@ async def test_cut_while_it_fetches_it_is_neither_ended_nor_said_to_be_complete(
         await seen.verify(State.COMPLETED)
 
 
-async def test_frozen_destination_that_runs_the_guest_is_not_killed(lab: Lab, each_qemu: Path) -> None:
-    pair = await lab.pair(BUSY, source=each_qemu, destination=each_qemu)
+async def test_frozen_destination_that_runs_the_guest_is_not_killed(lab: Lab, one_version: Path) -> None:
+    pair = await lab.pair(BUSY, source=one_version, destination=one_version)
     async with witness(lab, pair) as seen:
         async with by_precopy(pair, policy=PLAIN, patience=SHORT) as drive:
             drive.destination.after("cont", pair.destination.sigstop)
@@ -134,9 +134,9 @@ async def test_frozen_destination_that_runs_the_guest_is_not_killed(lab: Lab, ea
 
 @pytest.mark.parametrize("noted", ["before the answer", "after it"])
 async def test_pause_after_the_hand_over_stays_whoever_takes_it_up(
-    lab: Lab, each_qemu: Path, noted: str
+    lab: Lab, one_version: Path, noted: str
 ) -> None:
-    pair = await lab.pair(BUSY, source=each_qemu, destination=each_qemu)
+    pair = await lab.pair(BUSY, source=one_version, destination=one_version)
     async with witness(lab, pair) as seen:
         async with by_precopy(pair, policy=PLAIN) as drive:
             gone = asyncio.Event()
@@ -163,9 +163,9 @@ async def test_pause_after_the_hand_over_stays_whoever_takes_it_up(
 
 
 async def test_record_at_the_hand_over_whose_cont_was_never_sent_still_runs_the_guest(
-    lab: Lab, each_qemu: Path
+    lab: Lab, one_version: Path
 ) -> None:
-    pair = await lab.pair(BUSY, source=each_qemu, destination=each_qemu)
+    pair = await lab.pair(BUSY, source=one_version, destination=one_version)
     async with witness(lab, pair) as seen:
         async with by_precopy(pair, policy=PLAIN) as drive:
             gone = asyncio.Event()
