@@ -228,8 +228,8 @@ class TestDocument:
         assert set(document) - MORE_FIELDS == FIELDS
         assert re.fullmatch(r"[A-Za-z0-9._-]{1,64}", document["id"])
         assert (document["state"], document["mode"], document["error"]) == ("completed", "precopy", None)
-        assert 0 < document["preflight_seconds"] < 5
-        assert 0 < document["downtime_seconds"] < document["duration_seconds"] < 10
+        assert 0 < document["preflight_seconds"] < 20
+        assert 0 < document["downtime_seconds"] < document["duration_seconds"] < 20
         assert 0 <= document["downtime_uncertainty_seconds"] < 0.01
         assert document["max_downtime_seconds"] == 0.1
         assert document["transferred_bytes"] >= DIRTYING.habit.region_bytes

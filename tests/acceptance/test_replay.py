@@ -27,7 +27,7 @@ async def test_a_recorded_run_is_replayed_through_other_policies(lab: Lab, tmp_p
     assert other.code == 0, other
     decisions = json.loads(other.out)["decisions"]
     assert [decision["action"] for decision in decisions] == ["start-postcopy", "end"]
-    assert decisions[0]["at_seconds"] < 1
+    assert decisions[0]["at_seconds"] < 3
     assert all(decision["reason"] for decision in decisions)
 
     same = await run("replay", str(record), "--policy", "default")

@@ -250,7 +250,7 @@ async def test_collector_that_is_away_hinders_nothing(how: str) -> None:
             took = datetime.fromisoformat(document["ended_at"]) - datetime.fromisoformat(
                 document["created_at"]
             )
-            assert took.total_seconds() < 20
+            assert took.total_seconds() < 40
 
             async def dropped() -> bool:
                 _, text = await site.probe("/metrics")
@@ -262,14 +262,14 @@ async def test_collector_that_is_away_hinders_nothing(how: str) -> None:
             assert len(site.said("traces are not taken")) == 1, site.log()
             assert "Traceback" not in site.log()
             lag = [line for line in text.splitlines() if line.startswith("migrator_event_loop_lag_seconds ")]
-            assert float(lag[0].split()[1]) < 1.0
+            assert float(lag[0].split()[1]) < 3.0
             await site.post("hosts/a/restore")
             began = time.monotonic()
             assert site.service is not None
             site.service.terminate()
             await asyncio.to_thread(site.service.wait, 30)
             assert site.service.returncode == 0, site.log()
-            assert time.monotonic() - began < 15
+            assert time.monotonic() - began < 25
 
 
 def _closed_port() -> int:

@@ -276,9 +276,8 @@ class TestPoweredOff:
         pair = await lab.pair(BUSY, source=one_version, destination=one_version)
         async with witness(lab, pair) as seen:
             result = await interfered(pair, phase, lambda: pair.source.query("system_powerdown"))
-            # It ends within the first milliseconds that it has at the destination: seen running or not, and its last
-            # words heard or, when they cross with a question, not.
-            assert result.state in (State.GUEST_ENDED, State.COMPLETED, State.HELD)
+            # It ends within the first milliseconds that it has at the destination: seen running or not.
+            assert result.state in (State.GUEST_ENDED, State.COMPLETED)
             await pair.destination.wait_dead()
             await seen.verify_never_two()
             assert await lab.counting(within=0.1) == []

@@ -50,7 +50,7 @@ class TestGuest:
         began = loop.time()
         guest = await lab.boot(binary=one_version)
         # 0.15 s on an idle machine.
-        assert loop.time() - began < 5
+        assert loop.time() - began < 15
         assert guest.boots == 1
         assert (await guest.counters()).boots == 1
 

@@ -196,7 +196,7 @@ class TestCommand:
     async def test_that_is_answered_late_is_waited_for(self, server: ScriptedQmp, monitor: Monitor) -> None:
         server.on("query-status", replies({"status": "running"}, after=0.2))
         assert await monitor.execute("query-status") == {"status": "running"}
-        assert 0.2 <= monitor.round_trip_seconds < 2
+        assert 0.2 <= monitor.round_trip_seconds < 5
 
     async def test_that_is_never_answered_times_out_and_may_still_be_carried_out(
         self, server: ScriptedQmp, monitor: Monitor
@@ -207,7 +207,7 @@ class TestCommand:
             TimedOut, match=r"cont was not answered within 0.1 s and may still be carried out"
         ) as caught:
             await monitor.execute("cont", timeout=0.1)
-        assert time.monotonic() - began < 2
+        assert time.monotonic() - began < 4
         assert caught.value.command == "cont"
         assert monitor.connected
         assert server.names == ["cont"]
@@ -387,7 +387,7 @@ class TestClosing:
             await monitor.execute("query-status", timeout=0.1)
         began = time.monotonic()
         await monitor.close()
-        assert time.monotonic() - began < 0.5
+        assert time.monotonic() - began < 0.9
         assert {type(each) for each in await asyncio.gather(*commands, return_exceptions=True)} == {
             Unreachable
         }

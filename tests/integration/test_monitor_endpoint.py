@@ -88,7 +88,7 @@ class TestObserving:
         began = time.monotonic()
         for _ in range(5):
             assert not (await end.observe(timeout=0.05)).answers
-        assert time.monotonic() - began < 2
+        assert time.monotonic() - began < 4
         assert sorted(server.names) == ["query-migrate", "query-status"]
         ready.set()
         view = await end.observe(timeout=5)

@@ -80,7 +80,7 @@ def test_link_has_the_speed_it_was_given(hosts: LabHosts, speed: float) -> None:
         assert int(line(receiver)) == round(speed)
         seconds = time.monotonic() - began
     # A second, less what the buckets hold, more for headers and the interpreter's start.
-    assert 0.8 < seconds < 3
+    assert 0.8 < seconds < 6
 
 
 def test_slower_of_two_links_decides_and_limits_can_be_lifted(hosts: LabHosts) -> None:

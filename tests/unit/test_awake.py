@@ -26,7 +26,7 @@ async def test_patience_ends_when_its_time_has_passed() -> None:
     with pytest.raises(TimeoutError):
         async with patience(0.6):
             await asyncio.sleep(10)
-    assert 0.55 <= time.monotonic() - began < 3
+    assert 0.55 <= time.monotonic() - began < 6
     async with patience(5):
         await asyncio.sleep(0)
 
@@ -40,7 +40,7 @@ async def test_time_in_which_this_process_did_not_run_does_not_count() -> None:
         assert away.seconds == 0
         time.sleep(STOPPED_SECONDS)
         await asyncio.sleep(0)
-        assert STOPPED_SECONDS - 0.6 < away.seconds < STOPPED_SECONDS + 1
+        assert STOPPED_SECONDS - 0.6 < away.seconds < STOPPED_SECONDS + 5
 
 
 async def test_a_journal_that_was_waited_for_by_nobody_answers(
@@ -65,12 +65,12 @@ async def test_a_journal_that_was_waited_for_by_nobody_answers(
 async def test_too_many_readers_are_no_disk_that_does_not_answer(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(sqlite, "_PATIENCE_SECONDS", 0.6)
+    monkeypatch.setattr(sqlite, "_PATIENCE_SECONDS", 2.0)
     opened = await Database.open(tmp_path / "journal.db")
     try:
 
         async def slow(connection: Any) -> None:
-            await asyncio.sleep(0.25)
+            await asyncio.sleep(0.8)
 
         found = await asyncio.gather(*(opened.read(slow) for _ in range(20)), return_exceptions=True)
         failed = [str(each) for each in found if isinstance(each, JournalError)]
