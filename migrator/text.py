@@ -9,6 +9,8 @@ import unicodedata
 from collections.abc import Mapping
 from typing import Any
 
+from pydantic_core import PydanticSerializationError, to_json
+
 #: Categories of characters that move the cursor, colour the terminal, end the line or turn it around.
 _UNSAFE = frozenset({"Cc", "Cf", "Cs", "Zl", "Zp"})  # Cs: lone surrogates
 
@@ -63,7 +65,11 @@ _SUSPECT_WORDS = ("\\ud", "\\uD", "NaN", "Infinity")
 
 def as_json(document: Mapping[str, Any]) -> str:
     """A document or an event as it is kept: JSON that everyone can read."""
-    return mended(json.dumps(document))
+    try:
+        text = to_json(document, inf_nan_mode="constants").decode()
+    except PydanticSerializationError:  # half a character
+        text = json.dumps(document)
+    return mended(text)
 
 
 def mended(text: str) -> str:

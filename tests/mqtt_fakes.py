@@ -119,7 +119,7 @@ class FakeQueries:
     journalled: list[dict[str, Any]] = field(default_factory=list)
 
     def __post_init__(self) -> None:
-        self.bus.subscribe(lambda event: self.journalled.append(event.document.model_dump(mode="json")))
+        self.bus.subscribe(lambda event: self.journalled.append(dict(event.payload)))
 
     def active_migrations(self) -> Sequence[MigrationDocument]:
         return [each for each in self.all_migrations.values() if each.ended_at is None]

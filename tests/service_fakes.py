@@ -594,7 +594,7 @@ class World:
     def _journal(self, event: Event) -> None:
         if event.kind is EventKind.PROGRESS:
             return
-        written = event.document.model_dump(mode="json")
+        written = dict(event.payload)
         if self.journal_lag:
             asyncio.get_running_loop().call_later(self.journal_lag, self._journalled, written)
         else:

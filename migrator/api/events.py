@@ -1,7 +1,7 @@
 """Events: what happened to a migration, an evacuation, a host or a command, each kind as a class of its own.
 
 The engine publishes them on its bus, which numbers them; whoever subscribes takes them by their type. They become
-JSON only where they leave the process or go into the journal: :attr:`Event.document`, :attr:`Event.text`.
+JSON only where they leave the process or go into the journal: :attr:`Event.payload`, :attr:`Event.text`.
 """
 
 from __future__ import annotations
@@ -13,6 +13,8 @@ from datetime import UTC, datetime
 from enum import StrEnum
 from functools import cached_property
 from typing import Any, ClassVar, Self
+
+from pydantic_core import to_json
 
 from migrator.api.documents import (
     CommandDocument,
@@ -85,23 +87,22 @@ class Event(ABC):
         return replace(self, event_id=event_id, sequence=sequence, time=time)
 
     @cached_property
-    def document(self) -> EventDocument:
-        """The event as it is written down; made when it is first asked for, then kept."""
-        # Not validated again: the document within was when it was made.
-        return EventDocument.model_construct(
-            event_id=self.event_id,
-            sequence=self.sequence,
-            time=self.time,
-            kind=self.kind,
-            subject=self.subject,
-            subject_id=writable(self.subject_id),
-            body=self._body(),
-        )
+    def payload(self) -> Mapping[str, Any]:
+        """The fields of :class:`EventDocument` as JSON has them; made when they are first asked for, then kept."""
+        return {
+            "event_id": self.event_id,
+            "sequence": self.sequence,
+            "time": self.time.isoformat().replace("+00:00", "Z"),
+            "kind": str(self.kind),
+            "subject": str(self.subject),
+            "subject_id": writable(self.subject_id),
+            "body": self._body(),
+        }
 
     @cached_property
     def text(self) -> str:
-        """:attr:`document` as JSON; made once, for however many readers."""
-        return self.document.model_dump_json()
+        """:attr:`payload` as JSON text; made once, for however many readers."""
+        return to_json(self.payload).decode()
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -208,7 +209,7 @@ class CommandAnswered(Event):
 
 
 def read_event(row: Mapping[str, Any]) -> Event:
-    """Read an event back from the journal. Its :attr:`Event.document` is what the journal has, field by field.
+    """Read an event back from the journal. Its :attr:`Event.payload` is what the journal has, field by field.
 
     :raise ValueError: it is none that this version knows.
     """
@@ -216,7 +217,7 @@ def read_event(row: Mapping[str, Any]) -> Event:
     event = _event(document).published(
         event_id=document.event_id, sequence=document.sequence, time=document.time
     )
-    event.__dict__["document"] = document
+    event.__dict__["payload"] = document.model_dump(mode="json")
     return event
 
 

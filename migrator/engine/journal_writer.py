@@ -44,7 +44,7 @@ class JournalWriter:
     def __init__(self, journal: Journal, *, max_event_delay: float = _MAX_EVENT_DELAY_SECONDS) -> None:
         self.journal = journal
         self._documents: dict[tuple[str, str], Callable[[], Mapping[str, Any]]] = {}
-        self._events: list[dict[str, Any]] = []
+        self._events: list[Mapping[str, Any]] = []
         self._wake = asyncio.Event()
         self._idle = asyncio.Event()
         self._idle.set()
@@ -78,7 +78,7 @@ class JournalWriter:
         if event.kind is EventKind.PROGRESS:
             return
         self._last_event_id = event.event_id
-        self._events.append(event.document.model_dump(mode="json"))
+        self._events.append(event.payload)
         del self._events[:-_EVENTS_WAITING]
         self._start_delay_timer()
         self._wake_up()

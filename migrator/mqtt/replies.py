@@ -167,10 +167,11 @@ class Replies:
 
     async def _document(self, event: Event) -> Mapping[str, Any]:
         find = self._queries.migration if event.subject is Subject.MIGRATION else self._queries.evacuation
+        told: Mapping[str, Any] = event.payload["body"]
         try:
             document = await find(event.subject_id)
         except JournalError:
-            return event.document.body
+            return told
         if document is None or document.ended_at is None:
-            return event.document.body
+            return told
         return document.model_dump(mode="json")
