@@ -9,10 +9,12 @@ from collections.abc import Callable
 from enum import IntEnum
 from typing import Self
 
-#: Kind, number, length of what follows.
+#: MessageKind, number, length of what follows.
 _HEAD = struct.Struct("!BQI")
 #: Of one message; more is not from the other end of ours.
 _LARGEST_BYTES = 64 * 1024 * 1024
+#: Of all that the other end has not taken yet; a snapshot of a large site is a tenth of it.
+_MOST_WAITING_BYTES = 64 * 1024 * 1024
 
 
 class MessageKind(IntEnum):
@@ -51,7 +53,7 @@ class MessageKind(IntEnum):
     FAULT = 23
 
 
-#: Kind, number and body.
+#: MessageKind, number and body.
 Received = Callable[[MessageKind, int, bytes], None]
 
 
@@ -63,9 +65,7 @@ class Channel(asyncio.Protocol):
     :param most_waiting_bytes: an end that lets more than this wait for it is cut off.
     """
 
-    def __init__(
-        self, *, received: Received, lost: Callable[[str], None], most_waiting_bytes: int = 64 * 1024 * 1024
-    ) -> None:
+    def __init__(self, *, received: Received, lost: Callable[[str], None], most_waiting_bytes: int) -> None:
         self._received, self._lost = received, lost
         self._most = most_waiting_bytes
         self._transport: asyncio.Transport | None = None
@@ -75,10 +75,18 @@ class Channel(asyncio.Protocol):
         self._why = ""
 
     @classmethod
-    async def over(cls, end: socket.socket, *, received: Received, lost: Callable[[str], None]) -> Self:
+    async def over(
+        cls,
+        end: socket.socket,
+        *,
+        received: Received,
+        lost: Callable[[str], None],
+        most_waiting_bytes: int = _MOST_WAITING_BYTES,
+    ) -> Self:
         """Use a connected socket, which belongs to the channel from here on."""
-        loop = asyncio.get_running_loop()
-        _, channel = await loop.create_connection(lambda: cls(received=received, lost=lost), sock=end)
+
+        channel = cls(received=received, lost=lost, most_waiting_bytes=most_waiting_bytes)
+        await asyncio.get_running_loop().create_connection(lambda: channel, sock=end)
         return channel
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:

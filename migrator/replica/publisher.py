@@ -17,7 +17,8 @@ from typing import Protocol
 from migrator.api.documents import EvacuationDocument, GuestDocument, HostDocument, MigrationDocument
 from migrator.api.events import Event, EventKind, HostStateChanged, MigrationStateChanged, Subject
 from migrator.ports.queries import Events
-from migrator.replica.channel import Channel, MessageKind
+from migrator.ports.unreadable import UNREADABLE, say_unreadable
+from migrator.replica.channel import MessageKind
 
 #: Changes that no event tells are looked for so often.
 _TICK_SECONDS = 0.05
@@ -55,6 +56,13 @@ class Source(Protocol):
         """Return why new work is not taken now."""
 
 
+class Sender(Protocol):
+    """A channel to the other process."""
+
+    def send(self, kind: MessageKind, body: bytes = b"", number: int = 0) -> None:
+        """Send a message soon; never waits."""
+
+
 _Key = tuple[Subject, str]
 
 
@@ -66,13 +74,14 @@ class Publisher:
 
     def __init__(self, *, source: Source, events: Events) -> None:
         self._source, self._events = source, events
-        self._channel: Channel | None = None
+        self._channel: Sender | None = None
         #: Documents that may be different from what was sent, the longest known first.
         self._changed: dict[_Key, None] = {}
         self._sending = False
         self._all_sent = asyncio.Event()
         self._complete = False
-        #: Of each document that was sent and that no event has changed since: the hash of its text.
+        #: What the other process has, and of each document that no event has changed since the hash of its text.
+        self._there: set[_Key] = set()
         self._sent: dict[_Key, int] = {}
         #: Events that were sent and that the journal does not have yet.
         self._undelivered: deque[Event] = deque()
@@ -80,10 +89,11 @@ class Publisher:
         self._status = b""
         self._status_at = 0.0
         self._compared: deque[_Key] = deque()
+        self._unreadable: set[tuple[str, str]] = set()
         events.subscribe(self._published)
         events.subscribe(self._delivered, journalled=True)
 
-    def attach(self, channel: Channel) -> None:
+    def attach(self, channel: Sender) -> None:
         """Send everything to `channel`, then what changes, until :meth:`detach`."""
         self.detach()
         self._channel = channel
@@ -98,6 +108,7 @@ class Publisher:
         """Send nothing more."""
         self._channel = None
         self._changed.clear()
+        self._there.clear()
         self._sent.clear()
         self._undelivered.clear()
         self._looked_at = {}
@@ -128,8 +139,10 @@ class Publisher:
             return
         self._channel.send(MessageKind.EVENT, event.text.encode())
         self._undelivered.append(event)
-        if event.kind is not EventKind.COMMAND:
-            self._sent.pop((event.subject, event.subject_id), None)
+        key = (event.subject, event.subject_id)
+        self._sent.pop(key, None)
+        if event.kind is EventKind.STATE:
+            self._there.add(key)
         match event:
             case MigrationStateChanged(migration=migration):
                 # Guests say which migration they are in.
@@ -162,7 +175,7 @@ class Publisher:
         while self._changed:
             key = next(iter(self._changed))
             del self._changed[key]
-            self._send(key)
+            self._send_readable(key)
             if time.perf_counter() > until:
                 break
         self._sending = bool(self._changed)
@@ -177,6 +190,13 @@ class Publisher:
         if self._channel is not None:
             self._complete = True
             self._channel.send(MessageKind.COMPLETE, json.dumps(self._events.last_event_id).encode())
+
+    def _send_readable(self, key: _Key) -> None:
+        """As :meth:`_send`; one that cannot be read stays as it was there, and is said once."""
+        try:
+            self._send(key)
+        except UNREADABLE as error:
+            say_unreadable(self._unreadable, *key, error)
 
     def _send(self, key: _Key) -> None:
         """Send a document as it is now, if it is not as it was sent."""
@@ -193,6 +213,7 @@ class Publisher:
                 kind, found = MessageKind.EVACUATION, self._source.remembered_evacuation(identifier)
         if found is None:
             self._sent.pop(key, None)
+            self._there.discard(key)
             self._channel.send(MessageKind.FORGOTTEN, json.dumps([subject, identifier]).encode())
             return
         text = found.model_dump_json()
@@ -202,6 +223,7 @@ class Publisher:
             )
         if self._sent.get(key) != (digest := hash(text)):
             self._sent[key] = digest
+            self._there.add(key)
             self._channel.send(kind, text.encode())
 
     def _look_for_changes(self) -> None:
@@ -213,7 +235,7 @@ class Publisher:
                     self._mark(Subject.HOST, name)
             self._looked_at = dict(looked_at)
         status = json.dumps({"complaints": list(self._source.complaints())}).encode()
-        now = time.monotonic()
+        now = asyncio.get_running_loop().time()
         if self._channel is not None and (status != self._status or now - self._status_at >= _STATUS_SECONDS):
             self._status, self._status_at = status, now
             self._channel.send(MessageKind.STATUS, status)
@@ -226,11 +248,11 @@ class Publisher:
             self._compared.extend((Subject.HOST, name) for name in self._looked_at)
             for subject in (Subject.MIGRATION, Subject.EVACUATION):
                 there = {(subject, identifier) for identifier in self._source.remembered(subject)}
-                gone = [key for key in self._sent if key[0] is subject and key not in there]
+                gone = [key for key in self._there if key[0] is subject and key not in there]
                 self._compared.extend((*there, *gone))
         until = time.perf_counter() + _PORTION_SECONDS
         while self._compared and time.perf_counter() < until:
-            self._send(self._compared.popleft())
+            self._send_readable(self._compared.popleft())
 
 
 def _guest(known: KnownGuest) -> str:

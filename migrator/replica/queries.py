@@ -28,10 +28,7 @@ _Made = TypeVar("_Made")
 
 
 class JournalReader(Protocol):
-    """The part of the journal that is read; see :class:`migrator.ports.JournalReader`."""
-
-    @property
-    def samples(self) -> Samples: ...
+    """The part of the journal that is read; see :class:`migrator.ports.Journal`."""
 
     async def page(
         self, kind: str, *, limit: int, before: str | None = None, where: Mapping[str, str] | None = None
@@ -65,10 +62,12 @@ class ReplicaQueries:
         *,
         state: ReplicaState,
         journal: JournalReader,
+        samples: Samples,
         requests: SteeringRequests,
         complaints: Callable[[], Sequence[str]] = tuple,
     ) -> None:
-        self._state, self._journal, self._requests = state, journal, requests
+        self._state, self._journal, self._samples = state, journal, samples
+        self._requests = requests
         self._complaints = complaints
         self._unreadable: set[tuple[str, str]] = set()
         self.bus: Events = state.events
@@ -120,7 +119,7 @@ class ReplicaQueries:
     async def samples(self, migration: str) -> list[SampleDocument]:
         if migration in self._state.migrations:
             await self._requests.ask("flush_samples")
-        return [_sample_document(point) for point in await self._journal.samples.of(migration)]
+        return [_sample_document(point) for point in await self._samples.of(migration)]
 
     async def evacuations(
         self, *, limit: int, before: str | None = None, where: Mapping[str, str] | None = None

@@ -130,10 +130,13 @@ class ReplicaState:
         self.events = RelayedEvents()
         #: Everything was received once.
         self.complete = asyncio.Event()
-        self._undelivered: deque[Event] = deque()
+        self._undelivered: deque[Event | None] = deque()
 
     def receive(self, kind: MessageKind, body: bytes) -> None:
-        """Take a message over; those that are no state are ignored."""
+        """Take a message over; those that are no state are ignored.
+
+        :raise ValueError: it cannot be read; what it is about stays as it was.
+        """
         match kind:
             case MessageKind.HOST:
                 self._take_host(json.loads(body))
@@ -146,11 +149,12 @@ class ReplicaState:
             case MessageKind.FORGOTTEN:
                 self._forget(*json.loads(body))
             case MessageKind.EVENT:
-                event = _read(body)
-                self._undelivered.append(event)
+                self._undelivered.append(None)  # in its turn also where it cannot be read
+                self._undelivered[-1] = event = _read(body)
                 self._apply(event)
             case MessageKind.DELIVERED:
-                self.events.deliver(self._undelivered.popleft())
+                if (delivered := self._undelivered.popleft()) is not None:
+                    self.events.deliver(delivered)
             case MessageKind.PAST_EVENT:
                 self.events.deliver(_read(body))
             case MessageKind.STATUS:

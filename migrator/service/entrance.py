@@ -19,7 +19,7 @@ from collections.abc import Callable, Sequence
 
 from migrator import __version__, faults, logs
 from migrator.api.commands import COMMANDS, Envelope, Reply, Role
-from migrator.errors import JournalError, Unavailable
+from migrator.errors import JournalError, MigratorError, Unavailable
 from migrator.http.app import create_app
 from migrator.metrics.elsewhere import Counts, ScrapedElsewhere
 from migrator.metrics.gauges import Snapshot
@@ -106,7 +106,11 @@ class _Entrance:
         alive = asyncio.create_task(faults.keep_going("alive", self._say_alive), name="alive")
         async with await SqlJournal.open_beside(journal_place(settings.store)) as journal:
             queries = ReplicaQueries(
-                state=self._state, journal=journal, requests=self._requests, complaints=self._complaints
+                state=self._state,
+                journal=journal,
+                samples=journal.samples,
+                requests=self._requests,
+                complaints=self._complaints,
             )
             scraped = ScrapedElsewhere(look=lambda: self._look(queries), ask=self._counts)
             app = create_app(
@@ -140,7 +144,11 @@ class _Entrance:
             case MessageKind.CLOSE:
                 self._end.set()
             case _:
-                self._state.receive(kind, body)
+                try:
+                    with faults.contained("what the process that drives migrations has told"):
+                        self._state.receive(kind, body)
+                except MigratorError:
+                    pass  # it is in the log; what it was about stays as it was
 
     def _lost(self, why: str) -> None:
         if not self._end.is_set():
@@ -199,7 +207,12 @@ def main(arguments: Sequence[str]) -> None:
         for name, _, descriptor in (listener.partition("=") for listener in given.listener)
     }
     end = socket.socket(fileno=given.channel)
-    asyncio.run(_serve(inherited, end))
+    try:
+        with faults.contained("the process that answers requests"):
+            asyncio.run(_serve(inherited, end))
+    except MigratorError as error:
+        logs.logger().warning("entrances cannot answer", error=str(error))
+        sys.exit(1)
 
 
 async def _serve(inherited: dict[str, socket.socket], end: socket.socket) -> None:

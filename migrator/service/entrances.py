@@ -22,8 +22,8 @@ from migrator.service.entrance_settings import ALIVE_SECONDS, SILENT_TIMES, Entr
 _SILENT_SECONDS = 10.0
 #: Before it is begun anew, at first and at most; it doubles until one lasts.
 _PAUSE_SECONDS, _LONGEST_PAUSE_SECONDS, _LASTED_SECONDS = 0.1, 30.0, 30.0
-#: For it to say that it answers; the service is ready without it then.
-_START_SECONDS = 20.0
+#: For it to say that it answers; the service is ready without it then, and it is ended if it says nothing at all.
+_START_SECONDS = 30.0
 #: For streams and answers to end, and what is behind them.
 _CLOSE_SECONDS = 12.0
 _COMPLAINT = "entrances"
@@ -125,6 +125,8 @@ class Entrances:
                 await lost
                 await asyncio.wait({ended}, timeout=1.0)  # it is about to end by itself, or has been cut off
             finally:
+                if self._channel is not None:
+                    self._channel.cut_off("")
                 self._channel = None
                 self._ready.clear()
                 self._publisher.detach()
@@ -152,10 +154,13 @@ class Entrances:
         """Notice that it does not answer. Counted, not timed: while this process did not run, nothing was missed."""
         while True:
             await asyncio.sleep(ALIVE_SECONDS)
-            if self._channel is None or not self._ready.is_set():
+            if self._channel is None:
                 continue
             self._silent += 1
-            if self._silent == SILENT_TIMES:
+            if not self._ready.is_set():
+                if self._silent * ALIVE_SECONDS >= _START_SECONDS:
+                    self._channel.cut_off(f"it has not begun within {self._silent} s")
+            elif self._silent == SILENT_TIMES:
                 faults.complaints[_COMPLAINT] = "the process that answers requests does not answer"
                 self._log.warning("entrances do not answer")
             elif self._silent * ALIVE_SECONDS >= SILENT_TIMES + _SILENT_SECONDS:

@@ -45,6 +45,9 @@ def listeners(http: HttpSettings) -> Listeners:
 
     :raise UsageError: the certificate or its key cannot be used.
     """
+    limits(
+        http
+    )  # the other process needs the names in the certificate, and nobody would read there what is wrong
     return Listeners(unix=_unix(http), tcp=_tcp(http), metrics=_metrics(http))
 
 
