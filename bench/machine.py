@@ -20,8 +20,8 @@ class Quiet:
     :param patience_seconds: for the whole of the measurement; once they are spent, it is measured as it is.
     """
 
-    def __init__(self, patience_seconds: float) -> None:
-        self._patience_seconds = patience_seconds
+    def __init__(self, timeout_seconds: float) -> None:
+        self._timeout_seconds = timeout_seconds
         self._worst_share = 0.0
 
     async def wait(self) -> None:
@@ -31,10 +31,10 @@ class Quiet:
             await asyncio.sleep(_SAMPLE_SECONDS)
             busy, total = (after - then for after, then in zip(_busy_and_total(), before, strict=True))
             share = busy / max(total, 1)
-            if share <= _QUIET_SHARE or self._patience_seconds <= 0:
+            if share <= _QUIET_SHARE or self._timeout_seconds <= 0:
                 self._worst_share = max(self._worst_share, share)
                 return
-            self._patience_seconds -= _SAMPLE_SECONDS
+            self._timeout_seconds -= _SAMPLE_SECONDS
 
     def __str__(self) -> str:
         shielded = os.sched_getscheduler(0) != os.SCHED_OTHER

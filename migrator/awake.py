@@ -42,7 +42,7 @@ class Absence:
         return self._missed
 
 
-class patience:  # noqa: N801 - it is used like asyncio.timeout
+class timeout_while_awake:  # noqa: N801 - it is used like asyncio.timeout
     """As :func:`asyncio.timeout`, but the time in which this process did not run does not count."""
 
     def __init__(self, seconds: float) -> None:

@@ -247,7 +247,7 @@ class LocalProcess:
         except OSError:
             return None
 
-    def last_words(self) -> str:
+    def stderr_tail(self) -> str:
         """Return what it wrote to its standard error since this object was made, if that is a file we may read."""
         if self._stderr is None:
             return ""

@@ -92,8 +92,8 @@ CASE = HostPair(
     command=CommandLine(ARGV),
     here=HERE,
     there=THERE,
-    seen_here=SEEN,
-    seen_there=SEEN,
+    files_here=SEEN,
+    files_there=SEEN,
     policy=builtin("default"),
 )
 
@@ -111,9 +111,9 @@ def codes(case: HostPair) -> list[str]:
 
 def with_files(case: HostPair, files: Mapping[str, FileFacts], *, here: bool = False) -> HostPair:
     """The same with other files at the target, or at the source."""
-    seen = case.seen_here if here else case.seen_there
+    seen = case.files_here if here else case.files_there
     seen = replace(seen, files={**seen.files, **files})
-    return replace(case, seen_here=seen) if here else replace(case, seen_there=seen)
+    return replace(case, files_here=seen) if here else replace(case, files_there=seen)
 
 
 def with_options(*options: str, **changes: Any) -> HostPair:
@@ -131,4 +131,4 @@ def with_target(**changes: Any) -> HostPair:
 
 def with_qemu(path: str = QEMU, **changes: Any) -> HostPair:
     """The same with another QEMU at the target."""
-    return replace(CASE, seen_there=replace(SEEN, qemu=path, offer=replace(OFFER, **changes)))
+    return replace(CASE, files_there=replace(SEEN, qemu=path, offer=replace(OFFER, **changes)))

@@ -644,7 +644,7 @@ async def serving(
     directory: Path,
     *,
     limits: Limits | None = None,
-    patience_seconds: int = 2,
+    timeout_seconds: int = 2,
     port: int = 0,
     tokens: MemoryTokens | None = None,
 ) -> AsyncIterator[Place]:
@@ -658,7 +658,7 @@ async def serving(
     )
     path = directory / "run" / "api.sock"
     servers = Servers(
-        app, unix=UnixSocket(path=path), tcp=Tcp(port=port), metrics=Tcp(), patience_seconds=patience_seconds
+        app, unix=UnixSocket(path=path), tcp=Tcp(port=port), metrics=Tcp(), timeout_seconds=timeout_seconds
     )
     try:
         async with servers:

@@ -56,7 +56,7 @@ class Shape:
     head: Mapping[str, str]
     command: tuple[str, ...]
     becomes: tuple[str, ...]
-    #: Each with what it is: ``image``, ``file``, ``written``, ``socket``, ``memory``.
+    #: Each with what it is: ``image``, ``file``, ``written_paths``, ``socket``, ``memory``.
     files: tuple[str, ...]
 
     @property
@@ -137,8 +137,8 @@ def judge(
 def _files(line: list[str], command: CommandLine) -> list[str]:
     found = {
         "image": [image.path for image in command.images()],
-        "file": [*host_files.to_read(command), *host_network.to_read(command)],
-        "written": host_process.written(command),
+        "file": [*host_files.paths_to_read(command), *host_network.paths_to_read(command)],
+        "written": host_process.written_paths(command),
         "socket": [path for path in paths(line, DIRECTORY) if path not in memory_files(line)],
         "memory": [*memory_files(line)],
     }
@@ -156,8 +156,8 @@ def _case(shape: Shape, command: CommandLine, missing: set[str], exists: set[str
         writable=True,
         executable=True,
     )
-    looked_at = [*(image.path for image in command.images()), *host_files.to_read(command)]
-    looked_at += [*host_network.to_read(command), *exists]
+    looked_at = [*(image.path for image in command.images()), *host_files.paths_to_read(command)]
+    looked_at += [*host_network.paths_to_read(command), *exists]
     files = {path: every for path in looked_at if path not in missing}
     for path in ("/dev/hugepages", "/dev"):
         files[path] = replace(
@@ -197,8 +197,8 @@ def _case(shape: Shape, command: CommandLine, missing: set[str], exists: set[str
         command=command,
         here=host,
         there=replace(host, boot_id="two"),
-        seen_here=seen,
-        seen_there=seen,
+        files_here=seen,
+        files_there=seen,
         process=ProcessPair(
             source=ProcessIdentity(directory=DIRECTORY),
             held=OpenFiles(files=(), directory=DIRECTORY),

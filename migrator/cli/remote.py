@@ -15,7 +15,7 @@ import typer
 from migrator.cli import Exit, deadline, tables
 from migrator.cli import show_service as show
 from migrator.cli.client import Document, NotReachable, Rejected, ServiceClient, segment
-from migrator.cli.show import tell
+from migrator.cli.show import print_line
 from migrator.errors import UsageError
 from migrator.text import clean
 
@@ -60,13 +60,13 @@ def _stop(code: int, message: str) -> NoReturn:
     sys.exit(code)
 
 
-def say(document: Any, *, json_output: bool, lines: Callable[[], list[str]]) -> None:
+def print_document(document: Any, *, json_output: bool, lines: Callable[[], list[str]]) -> None:
     """Print `document` as JSON or as lines."""
     if json_output:
         print(json.dumps(document))
     else:
         for line in lines():
-            tell(line)
+            print_line(line)
 
 
 def hosts(client: ServiceClient, *, json_output: bool) -> None:
@@ -136,7 +136,7 @@ def check(
     """Print the result of preflight alone."""
     found = client.post("checks", {"guest": guest, "to": to, "policy": policy, "accept": accept})
     verdict = "can move" if found["possible"] else "cannot move"
-    say(
+    print_document(
         found,
         json_output=json_output,
         lines=lambda: [*show.finding_lines(found["findings"]), clean(f"{guest} {verdict} to {to}")],
@@ -160,7 +160,7 @@ def migrate(
         from migrator.cli import watch  # noqa: PLC0415 - it watches only when asked to
 
         return watch.migration(client, begun, json_output=json_output)
-    say(begun, json_output=json_output, lines=lambda: [clean(_begun(begun))])
+    print_document(begun, json_output=json_output, lines=lambda: [clean(_begun(begun))])
     return Exit.DONE
 
 
@@ -201,7 +201,7 @@ def _emptying(client: ServiceClient, begun: Document, *, wait: bool, json_output
         from migrator.cli import watch  # noqa: PLC0415 - it watches only when asked to
 
         return watch.evacuation(client, begun, json_output=json_output)
-    say(
+    print_document(
         begun,
         json_output=json_output,
         lines=lambda: [*show.evacuation_lines(begun), f"migrator watch {begun['id']} shows it"],
@@ -212,14 +212,14 @@ def _emptying(client: ServiceClient, begun: Document, *, wait: bool, json_output
 def activate(client: ServiceClient, host: str, *, json_output: bool) -> None:
     """End a host's maintenance."""
     found = client.post(f"hosts/{segment(host)}/activate")
-    say(found, json_output=json_output, lines=lambda: [f"{found['host']} is {found['state']}"])
+    print_document(found, json_output=json_output, lines=lambda: [f"{found['host']} is {found['state']}"])
 
 
 def status(client: ServiceClient, identifier: str | None, *, json_output: bool) -> int:
     """Print what is under way, or one migration or evacuation."""
     if identifier is not None:
         kind, found = find(client, identifier)
-        say(found, json_output=json_output, lines=lambda: _LINES[kind](found))
+        print_document(found, json_output=json_output, lines=lambda: _LINES[kind](found))
         return Exit.DONE
     migrations = client.get("migrations", active="true")["items"]
     evacuations = client.get("evacuations", active="true")["items"]
@@ -361,14 +361,14 @@ def cancel(client: ServiceClient, identifier: str, *, json_output: bool) -> None
     identifier = one["id"]
     found = client.post(f"{kind}s/{segment(identifier)}/cancel")
     lines = [f"{identifier} is told to stop; it is {found['state']}"]
-    say(found, json_output=json_output, lines=lambda: lines)
+    print_document(found, json_output=json_output, lines=lambda: lines)
 
 
 def postcopy(client: ServiceClient, identifier: str, *, json_output: bool) -> None:
     """Switch a migration to postcopy."""
     identifier = _migration(client, identifier)
     found = client.post(f"migrations/{segment(identifier)}/postcopy")
-    say(
+    print_document(
         found,
         json_output=json_output,
         lines=lambda: [f"{identifier} is told to switch; it is {found['state']}"],
@@ -382,7 +382,7 @@ def resolve(
     path = f"migrations/{segment(_migration(client, identifier))}/resolve"
     answer = client.post(path, said | {"dry_run": True})
     if dry_run:
-        say(answer, json_output=json_output, lines=lambda: show.resolution_lines(answer))
+        print_document(answer, json_output=json_output, lines=lambda: show.resolution_lines(answer))
         return 0 if answer["accepted"] else 1
     if not answer["accepted"]:
         raise Rejected(409, "conflict", answer["refused"], [])
@@ -396,7 +396,7 @@ def resolve(
         if not asking and answer["ends_process"]:
             raise UsageError("it kills a QEMU, and there is no terminal to ask: say --yes")
     found = client.post(path, said | {"agreed": answer["code"]})
-    say(found, json_output=json_output, lines=lambda: show.migration_lines(found))
+    print_document(found, json_output=json_output, lines=lambda: show.migration_lines(found))
     return 0
 
 
@@ -407,7 +407,7 @@ def watch_screen(client: ServiceClient, identifier: str | None) -> int:
     if identifier is None:
         from migrator.cli import screen  # noqa: PLC0415
 
-        return screen.everything(client)
+        return screen.live_screen(client)
     kind, found = find(client, identifier)
     if kind == "migration":
         return watch.migration(client, found, json_output=False)

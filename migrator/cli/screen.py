@@ -26,7 +26,7 @@ _EVENTS_SHOWN = 12
 _ENDED_SECONDS = 30.0
 
 
-def everything(client: ServiceClient) -> int:
+def live_screen(client: ServiceClient) -> int:
     """Show hosts, evacuations, migrations and recent events until Ctrl-C; print lines of events when piped."""
     if not sys.stdout.isatty():
         return _lines(client)

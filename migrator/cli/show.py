@@ -93,7 +93,7 @@ class Screen:
     def _print(self, text: str, *, error: bool = False) -> None:
         text = clean(f"{self._label:<8} {text}" if self._label else text)
         if not self._bars.print(text):
-            tell(text, file=sys.stderr if error else sys.stdout)
+            print_line(text, file=sys.stderr if error else sys.stdout)
 
     def findings(self, findings: tuple[Finding, ...] | list[Finding]) -> None:
         """Print the findings of preflight."""
@@ -183,7 +183,7 @@ def ceiling(seconds: float, *, exceeded: bool) -> str:
     return f"{_ABOVE} {show_seconds(seconds)}" if exceeded else f"ceiling {show_seconds(seconds)}"
 
 
-def tell(line: str, *, file: TextIO | None = None) -> None:
+def print_line(line: str, *, file: TextIO | None = None) -> None:
     """Print a line; one that says of a ceiling that it was exceeded is red on a terminal."""
     file = file or sys.stdout
     red = any(words in line for words in _ALARMING) and file.isatty() and not os.environ.get("NO_COLOR")

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, TypeVar
 from migrator.cli import Exit
 from migrator.cli import show_service as show
 from migrator.cli.client import AWAY_SECONDS, Document, NotReachable, ServiceClient, segment
-from migrator.cli.show import ceiling, tell
+from migrator.cli.show import ceiling, print_line
 from migrator.text import clean
 from migrator.units import show_ratio
 
@@ -59,7 +59,7 @@ def migration(client: ServiceClient, one: Document, *, json_output: bool) -> int
         print(json.dumps(one))
     else:
         for line in show.migration_lines({**one, "decisions": []}):
-            tell(line)
+            print_line(line)
     return Exit.REFUSED if one.get("refused") else _EXITS.get(one["state"], Exit.FAILED)
 
 
@@ -96,7 +96,7 @@ def evacuation(client: ServiceClient, one: Document, *, json_output: bool) -> in
         print(json.dumps(one))
     else:
         for line in show.evacuation_lines(one):
-            tell(line)
+            print_line(line)
     if any(guest["standing"] == "held" for guest in one["guests"]):
         return Exit.HELD
     return Exit.DONE if one["state"] == "completed" else Exit.FAILED

@@ -273,7 +273,7 @@ class Launcher:
         except HostError as error:
             raise HostError(self.host.name, f"{await self._too_slow(run_dir, argv[0])}; {error}") from error
         if done.status:
-            words = await self.last_words(run_dir) or done.complaint or "it said nothing"
+            words = await self.log_tail(run_dir) or done.complaint or "it said nothing"
             raise HostError(
                 self.host.name, f"{argv[0]} ended with status {done.status}: {words} (log: {run_dir.log})"
             )
@@ -284,7 +284,7 @@ class Launcher:
         command = unit_command(run_dir, whole, like) if run_dir.unit else session
         done = await self.host.run(command, timeout=_START_SECONDS)
         if done.status:
-            words = await self.last_words(run_dir) or done.complaint or "it said nothing"
+            words = await self.log_tail(run_dir) or done.complaint or "it said nothing"
             raise HostError(self.host.name, f"{argv[0]} could not be started: {words} (log: {run_dir.log})")
         # There is a process; that it is a QEMU shows when it has written its pid file.
         try:
@@ -303,14 +303,14 @@ class Launcher:
         return state in ("up", "gone")
 
     async def _too_slow(self, run_dir: RunDirectory, program: str) -> str:
-        words = await self.last_words(run_dir)
+        words = await self.log_tail(run_dir)
         said = f": {words}" if words else ""
         limit = f"{self.timeout_seconds:g} s (start_timeout)"
         return f"{program} did not come up within {limit} and was ended{said} (log: {run_dir.log})"
 
     async def explain_exit(self, run_dir: RunDirectory, program: str = "QEMU") -> str:
         """Explain, for a message, why a QEMU has ended: its last words and where its log is."""
-        words = await self.last_words(run_dir) or "it said nothing"
+        words = await self.log_tail(run_dir) or "it said nothing"
         return f"{program} ended right after its start: {words} (log: {run_dir.log})"
 
     async def _process(self, run_dir: RunDirectory) -> GuestProcess | None:
@@ -321,7 +321,7 @@ class Launcher:
         done = await self.host.run(["cat", "--", run_dir.pid_file], timeout=_SHORT)
         return int(done.text) if done.status == 0 and done.text.strip().isdecimal() else None
 
-    async def last_words(self, run_dir: RunDirectory) -> str:
+    async def log_tail(self, run_dir: RunDirectory) -> str:
         """Return the end of its log in one line; empty where there is none. Never raises for a host that is gone."""
         try:
             done = await self.host.run(["tail", "-c", str(_WORDS_BYTES), "--", run_dir.log], timeout=_SHORT)

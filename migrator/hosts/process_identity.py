@@ -18,7 +18,7 @@ from migrator.core.process.process_identity import (
     OpenFile,
     OpenFiles,
     ProcessIdentity,
-    started_in,
+    start_directory,
 )
 from migrator.errors import HostError
 from migrator.hosts.access import HostAccess
@@ -203,7 +203,7 @@ def _process(
     while path := next(rest):
         elsewhere.append(path)
     relative = [path for path in paths if path and not path.startswith("/")]
-    start = started_in(files or (), relative, directory=identity.directory, daemonized=daemonized)
+    start = start_directory(files or (), relative, directory=identity.directory, daemonized=daemonized)
     held = OpenFiles(
         files=files,
         directory=start,

@@ -70,7 +70,7 @@ class FoundProcess:
     @property
     def name(self) -> str:
         """Name of the guest, as its command line has it."""
-        return guest_name(after(self.words, "name"))
+        return guest_name(option_value(self.words, "name"))
 
     @property
     def uuid(self) -> str:
@@ -112,7 +112,7 @@ class FoundProcess:
     @property
     def memory_bytes(self) -> int:
         """Memory that the guest was given at its start."""
-        match = _SIZE.match(after(self.words, "m"))
+        match = _SIZE.match(option_value(self.words, "m"))
         if match is None:
             return _DEFAULT_MEMORY_BYTES
         shift = {"b": 0, "k": 10, "m": 20, "g": 30, "t": 40}[match[2].lower() or "m"]
@@ -226,7 +226,7 @@ def _links(records: Iterable[str]) -> dict[int, str]:
     return found
 
 
-def after(words: Sequence[str], option: str) -> str:
+def option_value(words: Sequence[str], option: str) -> str:
     """Return the word after that option, the last where there are several; empty where it is not there."""
     found = [value for word, value in pairwise(words) if word.startswith("-") and word.lstrip("-") == option]
     return found[-1] if found else ""
@@ -234,7 +234,7 @@ def after(words: Sequence[str], option: str) -> str:
 
 def uuid_of(words: Sequence[str]) -> str:
     """Return the guest's uuid; empty where it has none, which QEMU writes with zeros."""
-    uuid = after(words, "uuid").lower()
+    uuid = option_value(words, "uuid").lower()
     for word, value in pairwise(words) if not uuid else ():
         parts = _parts(value) if word.lstrip("-") == "smbios" else {}
         uuid = parts.get("uuid", "").lower() if parts.get("type") == "1" else uuid

@@ -193,7 +193,7 @@ class RemoteProcess:
         """Return its command line."""
         return list(self._arguments)
 
-    def last_words(self) -> str:
+    def stderr_tail(self) -> str:
         """Return what it wrote to its standard error since this handle was made; known once it is dead."""
         return "; ".join(word for word in self._words if word)
 
@@ -233,7 +233,7 @@ class RemoteProcess:
         """Note whether its host can be asked."""
         self._reached = reached
 
-    def note_words(self, line: str) -> None:
+    def note_stderr_line(self, line: str) -> None:
         """Note a line of its standard error."""
         self._words.append(line.strip())
 
@@ -366,4 +366,4 @@ async def _each(lines: AsyncIterator[bytes], watched: Sequence[RemoteProcess]) -
             if kind == "dead":
                 process.note_dead()
             else:
-                process.note_words(text[0] if text else "")
+                process.note_stderr_line(text[0] if text else "")

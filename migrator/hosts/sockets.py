@@ -13,7 +13,7 @@ from migrator.errors import HostError
 from migrator.hosts import processes
 from migrator.hosts.access import HostAccess, Output
 from migrator.hosts.host_output import reading_output
-from migrator.hosts.processes import QemuProcesses, after, guest_name, uuid_of
+from migrator.hosts.processes import QemuProcesses, guest_name, option_value, uuid_of
 from migrator.ports import GuestProcess
 
 # Sections end in a NUL, names of files too: anything else may stand in a name. The patterns come as arguments: a
@@ -237,7 +237,7 @@ class _Read:
             libvirt=path.startswith(_LIBVIRT_DIRECTORY)
             or any(client.command in _LIBVIRT_DAEMONS for client in clients)
             or any("id=charmonitor" in word or _LIBVIRT_DIRECTORY in word for word in said),
-            name=guest_name(after(said, "name")),
+            name=guest_name(option_value(said, "name")),
             uuid=uuid_of(said),
         )
 

@@ -48,12 +48,12 @@ class Servers:
         metrics: Tcp | None = None,
         inherited: Mapping[str, socket.socket] | None = None,
         admission: Admission | None = None,
-        patience_seconds: int = 5,
+        timeout_seconds: int = 5,
     ) -> None:
         self._app = app
         self._admission = admission or Admission()
         self._listeners = Listeners(unix=unix, tcp=tcp, metrics=metrics, inherited=inherited)
-        self._patience = patience_seconds
+        self._patience = timeout_seconds
         self._servers: list[_Server] = []
         self._tasks: list[asyncio.Task[None]] = []
 

@@ -185,7 +185,7 @@ class Qemu(Protocol):
     async def fence(self) -> bool:
         """Kill the process and see it dead; True only with proof. A closed socket is no proof."""
 
-    def last_words(self) -> str:
+    def stderr_tail(self) -> str:
         """The end of what it wrote to its standard error, where that can be read; else empty."""
 
     async def close(self) -> None:
@@ -282,7 +282,7 @@ class GuestProcess(Protocol):
     def arguments(self) -> list[str]:
         """Its command line; empty when that cannot be read."""
 
-    def last_words(self) -> str:
+    def stderr_tail(self) -> str:
         """The end of what it wrote to its standard error, where that can be read; else empty."""
 
     async def wait_dead(self, timeout: float) -> bool:

@@ -169,7 +169,7 @@ class _Work:
                 continue
             self.findings += check_option(name, text or "", value, self._there)
             if text is not None:
-                text, said = self._ports.settle(name, text)
+                text, said = self._ports.assign(name, text)
                 value, self.findings = Value(text, first=FIRST.get(name, "")), [*self.findings, *said]
             if name in _CHARACTER:
                 self._counted[name] += 1

@@ -106,7 +106,7 @@ class DeviceInventory:
         )
 
 
-async def take_inventory(monitor: Monitor) -> DeviceInventory:
+async def read_inventory(monitor: Monitor) -> DeviceInventory:
     """Read the inventory in three pipelined round trips; nothing is changed.
 
     :raise QemuError: when it cannot be asked.
@@ -231,7 +231,7 @@ async def read_current_devices(monitor: Monitor, argv: Sequence[str]) -> tuple[s
     :raise QemuError: when it cannot be asked.
     """
     kind, inventory = await asyncio.gather(
-        query(monitor, "qom-get", path="/machine", property="type"), take_inventory(monitor)
+        query(monitor, "qom-get", path="/machine", property="type"), read_inventory(monitor)
     )
     machine, current_devices = str(kind).removesuffix("-machine"), inventory.current_devices()
     if lacks_devices(read(argv[1:]), machine=machine, current_devices=current_devices):

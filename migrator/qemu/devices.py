@@ -18,7 +18,7 @@ from migrator.core.preflight.host_network import NUMBERS_NETWORKS_SINCE
 from migrator.errors import CommandFailed, Refused
 from migrator.qemu import media
 from migrator.qemu.backends import Command, chardev_add, lasting_name, netdev_add
-from migrator.qemu.device_inventory import DeviceInventory, PluggedDevice, take_inventory
+from migrator.qemu.device_inventory import DeviceInventory, PluggedDevice, read_inventory
 from migrator.qemu.drive_slots import PERIPHERAL, pci_address
 from migrator.qemu.monitor import Monitor
 from migrator.qemu.querying import QUERY_SECONDS, query
@@ -56,7 +56,7 @@ async def replicate_devices(
     :raise Refused: QEMU does not show enough of something to make it again.
     :raise CommandFailed: the destination refused one of them; some may have been added.
     """
-    here, there = await asyncio.gather(take_inventory(source), take_inventory(destination))
+    here, there = await asyncio.gather(read_inventory(source), read_inventory(destination))
     added = _in_order(_lacking(here.devices, there.devices), here)
     for name, kind in _objects_in_order(here.objects):
         if name not in there.objects and not kind.startswith(_NOT_THE_GUESTS):
@@ -82,11 +82,11 @@ async def replicate_devices(
         await _add(destination, "device_add", arguments)
     for command, change in _networks(here, there):
         await _add(destination, command, change)
-    for command, change in media.media_changes(here, await take_inventory(destination), made):
+    for command, change in media.media_changes(here, await read_inventory(destination), made):
         await _add(destination, command, change)
     differing = [found for device in added for found in await _compare(source, destination, device)]
     if same_files:
-        differing += media.media_differences(here, await take_inventory(destination))
+        differing += media.media_differences(here, await read_inventory(destination))
     return tuple(differing)
 
 

@@ -275,8 +275,8 @@ class Endpoint:
     def _binary_identity(self) -> str:
         return self._handle.process.binary_identity() if self._handle.process else ""
 
-    def last_words(self) -> str:
-        return self._handle.process.last_words() if self._handle.process else ""
+    def stderr_tail(self) -> str:
+        return self._handle.process.stderr_tail() if self._handle.process else ""
 
     async def read_runtime_state(self) -> RuntimeState:
         return await read_runtime_state(self._monitor)

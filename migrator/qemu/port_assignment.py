@@ -26,16 +26,16 @@ class PortAssignment:
     def __post_init__(self) -> None:
         self.taken = set(self.there.taken)
 
-    def settle(self, name: str, text: str) -> tuple[str, list[Finding]]:
+    def assign(self, name: str, text: str) -> tuple[str, list[Finding]]:
         """An option's value with the ports that it can have, and what is to be said of them."""
         found: list[Finding] = []
         first = FIRST.get(name, "")
         for each in listening.of_option(name, text, Value(text, first=first)):
             said = list(self._against(each))
             if said and said[0].code == "port-in-use" and self.there.spare:
-                free = listening.next_free(each.port, self.taken)
+                free = listening.next_free_number(each.port, self.taken)
                 if free:
-                    text = listening.moved(each, text, Value(text, first=first), free)
+                    text = listening.with_number(each, text, Value(text, first=first), free)
                     self.taken.add(each.port.at(free))
                     said = [
                         finding(

@@ -99,8 +99,8 @@ class HostChecks:
         command = CommandLine(now)
         images = host_disks.images(facts)
         paths = [path_of(disk.file) for disk in facts.disks]
-        paths += [*(image.path for image in command.images()), *host_disks.to_read(facts)]
-        paths += [*host_files.to_read(command), *host_network.to_read(command)]
+        paths += [*(image.path for image in command.images()), *host_disks.paths_to_read(facts)]
+        paths += [*host_files.paths_to_read(command), *host_network.paths_to_read(command)]
         paths += [file for path in images for file in open_images.chains.get(path, ())[1:]]
         # As the destination is started: the configured one, else the source's own program, else what is in PATH.
         qemus = [qemu] if qemu else _each_once([command.program, command.program.rpartition("/")[2]])
@@ -110,21 +110,21 @@ class HostChecks:
         start = process[1].directory if process else ""
         mine = FileQuery(paths=_each_once(paths), images=images, pid=guest.pid, directory=start)
         theirs = replace(mine, pid=None, qemus=qemus, known=self._offers.get(target_access.name))
-        (seen_here, seen_there), beside = await _both(
+        (files_here, files_there), beside = await _both(
             _both(read_host_files(source_access, mine), read_host_files(target_access, theirs)),
             read_beside(process, target_access, command, mine.paths, replicated=replicated),
         )
-        if seen_there.offer.devices:
-            self._offers[target_access.name] = seen_there.offer
-        chains = [*seen_here.chains.values(), *seen_there.chains.values()]
+        if files_there.offer.devices:
+            self._offers[target_access.name] = files_there.offer
+        chains = [*files_here.chains.values(), *files_there.chains.values()]
         further = _each_once([file for chain in chains for file in chain[1:] if file not in mine.paths])
         if further:  # QEMU was not asked, or the image says otherwise
-            more = FileQuery(paths=further, directory=seen_here.directory)
+            more = FileQuery(paths=further, directory=files_here.directory)
             here_too, there_too = await _both(
                 read_host_files(source_access, more), read_host_files(target_access, more)
             )
-            seen_here = replace(seen_here, files={**seen_here.files, **here_too.files})
-            seen_there = replace(seen_there, files={**seen_there.files, **there_too.files})
+            files_here = replace(files_here, files={**files_here.files, **here_too.files})
+            files_there = replace(files_there, files={**files_there.files, **there_too.files})
             if process and replicated:
                 beside = await read_beside(
                     process, target_access, command, [*mine.paths, *further], replicated=True
@@ -137,13 +137,13 @@ class HostChecks:
             command=command,
             here=here,
             there=there,
-            seen_here=seen_here,
-            seen_there=seen_by(seen_there, beside, command, disks),
+            files_here=files_here,
+            files_there=seen_by(files_there, beside, command, disks),
             opened=open_images.opened,
             based=open_images.chains,
             process=beside,
         )
-        unclear = host_disks.to_probe(case)
+        unclear = host_disks.paths_to_probe(case)
         if unclear:
             found = await probe_sharing(
                 source_access, target_access, {path: case.files(path) for path in unclear}

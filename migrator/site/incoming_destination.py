@@ -147,7 +147,7 @@ async def connect_when_up(
             if process is not None and process.alive is False:
                 raise HostError(launcher.host.name, await launcher.explain_exit(run_dir, program)) from error
             if time.monotonic() > deadline:
-                words = await launcher.last_words(run_dir)
+                words = await launcher.log_tail(run_dir)
                 said = f"; it said: {words}" if words else ""
                 raise HostError(launcher.host.name, f"{program} was started, but {error}{said}") from error
             await asyncio.sleep(0.05)

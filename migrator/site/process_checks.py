@@ -44,7 +44,7 @@ async def with_unreachable(
         return process
     identity, held = process
     again = {each.path for each in command.images() if each.reopened and each.path in opened}
-    now = {held.now(path): path for path in host_process.relative(again)}
+    now = {held.now(path): path for path in host_process.relative_paths(again)}
     if not now:
         return process
     files = (await read_host_files(access, FileQuery(paths=list(now)))).files
@@ -71,7 +71,7 @@ async def read_beside(
     identity, held = source
     if not replicated:
         return ProcessPair(source=identity, held=held, target=None, replicated=False)
-    tried = list(dict.fromkeys([*paths, *host_process.to_try(command)]))
+    tried = list(dict.fromkeys([*paths, *host_process.paths_to_try(command)]))
     trial = await try_process(target, identity, drops=DroppedPrivileges.of(command), paths=tried)
     return ProcessPair(
         source=identity,
@@ -138,6 +138,6 @@ async def read_source_process(access: HostAccess, process: GuestProcess) -> Sour
     :raise HostError: when its host cannot be asked.
     """
     command = CommandLine(process.arguments())
-    named = [*(image.path for image in command.images()), *host_files.to_read(command)]
+    named = [*(image.path for image in command.images()), *host_files.paths_to_read(command)]
     found = await read_source(access, process.pid, command, named)
     return None if found is None else SourceProcess(identity=found[0], drops=DroppedPrivileges.of(command))

@@ -57,7 +57,7 @@ class Backend(Protocol):
         """Where it is, as messages say it; without secrets."""
 
     @property
-    def patience_seconds(self) -> float:
+    def timeout_seconds(self) -> float:
         """A database that does not answer for so long is said to have failed."""
 
     def engine(self, *, connections: int, writing: bool) -> AsyncEngine:

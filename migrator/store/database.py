@@ -17,7 +17,7 @@ from sqlalchemy import Dialect, Executable
 from sqlalchemy.exc import IntegrityError
 from sqlalchemy.ext.asyncio import AsyncConnection
 
-from migrator.awake import patience
+from migrator.awake import timeout_while_awake
 from migrator.errors import JournalError, LeaseLost, MigratorError
 from migrator.faults import contained
 from migrator.ports import Lease
@@ -119,12 +119,12 @@ class Database:
         if self._closing:
             raise JournalError(f"the journal {self.name} is closed")
         try:
-            async with patience(self._backend.patience_seconds):
+            async with timeout_while_awake(self._backend.timeout_seconds):
                 await self._turns.acquire()
         except TimeoutError as error:
             raise JournalError(
                 f"the journal {self.name} is asked for more than it can answer: others have read it for "
-                f"{self._backend.patience_seconds:g} s; try again in a while"
+                f"{self._backend.timeout_seconds:g} s; try again in a while"
             ) from error
         try:
             try:
@@ -141,7 +141,7 @@ class Database:
 
     async def _found(self, work: Callable[[AsyncConnection], Awaitable[T]]) -> T:
         async with (
-            patience(self._backend.patience_seconds),
+            timeout_while_awake(self._backend.timeout_seconds),
             self._readers.connect() as connection,
             self._backend.bounded(connection),
             connection.begin(),
@@ -187,7 +187,7 @@ class Database:
         self._there.set()
         began = time.monotonic()
         try:
-            async with patience(self._backend.patience_seconds):
+            async with timeout_while_awake(self._backend.timeout_seconds):
                 result = await asyncio.shield(job.done)
             self.on_write(time.monotonic() - began)
             return result

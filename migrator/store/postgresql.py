@@ -136,7 +136,7 @@ class PostgresServer:
         return self._url.set(drivername="postgresql").render_as_string()
 
     @property
-    def patience_seconds(self) -> float:
+    def timeout_seconds(self) -> float:
         return _PATIENCE_SECONDS
 
     def engine(self, *, connections: int, writing: bool) -> AsyncEngine:

@@ -55,7 +55,7 @@ class SqliteFile:
         return str(self._path)
 
     @property
-    def patience_seconds(self) -> float:
+    def timeout_seconds(self) -> float:
         return _PATIENCE_SECONDS
 
     def engine(self, *, connections: int, writing: bool) -> AsyncEngine:

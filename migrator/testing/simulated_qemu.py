@@ -388,7 +388,7 @@ class SimulatedQemu(WithoutDevices):
             self.stream.simulator.fail()
         self._notify()
 
-    def last_words(self) -> str:
+    def stderr_tail(self) -> str:
         return ""
 
     async def close(self) -> None:

@@ -290,7 +290,7 @@ class TestProcess:
         assert process is not None
         child.communicate(b"\n", timeout=10)
         assert await process.wait_dead(5)
-        assert process.last_words() == "device  a: b; it's over"
+        assert process.stderr_tail() == "device  a: b; it's over"
         process.close()
 
     async def test_several_are_watched_at_once(self, host: HostAccess) -> None:

@@ -286,7 +286,7 @@ async def test_a_journal_that_cannot_be_read_ends_the_stream(
 async def test_streams_end_with_the_service(world: World, tmp_path: Path):
     loop = asyncio.get_running_loop()
     seen: list[list[int]] = [[], [], []]
-    async with serving(world, tmp_path, patience_seconds=5) as place:
+    async with serving(world, tmp_path, timeout_seconds=5) as place:
         say(world, 1)
         streams = [asyncio.create_task(_to_its_end(place, mine)) for mine in seen]
         await until(lambda: seen == [[1]] * 3, what="3 streams that have the past")

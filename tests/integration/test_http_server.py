@@ -261,7 +261,7 @@ class TestEnd:
         loop = asyncio.get_running_loop()
         never = asyncio.Event()
         world.wait_before_answer = never.wait  # type: ignore[assignment]
-        async with serving(world, tmp_path, patience_seconds=1) as place:
+        async with serving(world, tmp_path, timeout_seconds=1) as place:
             reader, writer = await asyncio.open_unix_connection(str(place.socket))
             writer.write(b"POST /api/v1/migrations HTTP/1.1\r\nHost: localhost\r\nContent-Length: 15\r\n\r\n")
             writer.write(b'{"guest": "db"}')

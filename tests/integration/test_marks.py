@@ -9,7 +9,7 @@ from pathlib import Path
 
 from migrator.qemu import marks
 from migrator.qemu.address import Address
-from migrator.qemu.device_inventory import take_inventory
+from migrator.qemu.device_inventory import read_inventory
 from migrator.qemu.monitor import Monitor
 from migrator.testing.fake_qemu import FakeQemu
 from migrator.testing.lab import Lab
@@ -45,7 +45,7 @@ async def test_a_real_qemu_keeps_marks_in_every_state_and_never_counts_them_as_t
     for qemu in (await lab.start(binary=each_qemu), await lab.start(binary=each_qemu, incoming=True)):
         async with asking(qemu.qmp) as monitor:
             await _marks(monitor)
-            assert "migrator-one" not in (await take_inventory(monitor)).objects
+            assert "migrator-one" not in (await read_inventory(monitor)).objects
 
 
 async def test_the_fake_qemu_keeps_marks_as_a_real_one_does() -> None:

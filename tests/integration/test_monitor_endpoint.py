@@ -200,7 +200,7 @@ class TestProcess:
         assert not await end.fence()
         server.on("quit", never)
         assert not await end.quit(timeout=0.2)
-        assert end.last_words() == ""
+        assert end.stderr_tail() == ""
 
     @pytest.mark.parametrize("pid", [os.getpid(), 2**22 + 1], ids=["ours", "nobodys"])
     async def test_given_by_a_wrong_pid_is_not_believed(self, pid: int) -> None:

@@ -226,10 +226,10 @@ class TestProcess:
         qemu = await lab.start(incoming=True)
         end = end_at(qemu)
         await end.connect()
-        before = end.last_words()
+        before = end.stderr_tail()
         with qemu.log.open("a") as log:
             log.write("qemu-system-x86_64: something is wrong\n")
-        assert (before, end.last_words()) == ("", "qemu-system-x86_64: something is wrong")
+        assert (before, end.stderr_tail()) == ("", "qemu-system-x86_64: something is wrong")
 
 
 class TestSilence:

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from migrator.awake import Absence, patience
+from migrator.awake import Absence, timeout_while_awake
 from migrator.core.inventory import Host, HostFacts
 from migrator.engine.inventory import Inventory
 from migrator.errors import HostError, JournalError
@@ -24,15 +24,15 @@ STOPPED_SECONDS = 2.5
 async def test_patience_ends_when_its_time_has_passed() -> None:
     began = time.monotonic()
     with pytest.raises(TimeoutError):
-        async with patience(0.6):
+        async with timeout_while_awake(0.6):
             await asyncio.sleep(10)
     assert 0.55 <= time.monotonic() - began < 6
-    async with patience(5):
+    async with timeout_while_awake(5):
         await asyncio.sleep(0)
 
 
 async def test_time_in_which_this_process_did_not_run_does_not_count() -> None:
-    async with patience(2.0):
+    async with timeout_while_awake(2.0):
         asyncio.get_running_loop().call_later(0.1, time.sleep, STOPPED_SECONDS)
         await asyncio.sleep(STOPPED_SECONDS + 0.2)
     with Absence() as away:

@@ -13,7 +13,7 @@ from bench.evacuation.loop import SkippingLoop
 from bench.evacuation.outcome import Moved, Outcome
 from bench.evacuation.peers import OURS, PEERS, at_a_time
 from migrator.core.drain import forecast, plan
-from migrator.core.schedule import ScheduleDecision, apart, decide
+from migrator.core.schedule import ScheduleDecision, decide, partition
 from migrator.core.schedule.timetable import predict
 from migrator.core.schedule.transfers import LinkRules, Transfer, TransferPhase, moves_of
 
@@ -28,7 +28,7 @@ def transfers(*phases: TransferPhase, source: str = "a") -> list[Transfer]:
 
 
 def decided_at_a_time(count: int, going: list[Transfer]) -> ScheduleDecision:
-    return at_a_time(count)(*apart(moves_of(going, {}, LinkRules())), LinkRules())
+    return at_a_time(count)(*partition(moves_of(going, {}, LinkRules())), LinkRules())
 
 
 @pytest.mark.parametrize(

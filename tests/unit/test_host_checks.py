@@ -136,8 +136,8 @@ class TestCpu:
     def test_kernel_that_does_not_offer_virtualisation(self, nested: bool | None, found: list[str]) -> None:
         source = replace(SOURCE, cpu_features={**SOURCE.cpu_features, "CPUID[0x1].ECX": 1 << 5})
         there = replace(SEEN, nested=nested)
-        assert codes(replace(CASE, source=source, seen_there=there)) == found
-        assert codes(replace(CASE, seen_there=there)) == []
+        assert codes(replace(CASE, source=source, files_there=there)) == found
+        assert codes(replace(CASE, files_there=there)) == []
 
     def test_flags_are_named_as_the_kernel_names_them(self) -> None:
         assert guest_flags({}) == frozenset()
@@ -203,7 +203,7 @@ class TestMemory:
         assert codes(with_files(case, {"/huge": there})) == found
         enough = replace(case, there=replace(THERE, hugepages={2 << 20: 512}))
         assert codes(with_files(enough, {"/huge": there})) == [c for c in found if c != "hugepages"]
-        assert {"/huge", "/"} <= set(host_files.to_read(case.command))
+        assert {"/huge", "/"} <= set(host_files.paths_to_read(case.command))
 
     def test_file_of_memory_that_qemu_makes_itself_needs_only_its_directory(self) -> None:
         case = with_options("-object", "memory-backend-file,id=m,size=1G,mem-path=/dev/shm/m,share=on")
@@ -248,9 +248,9 @@ class TestQemu:
     def test_machine_without_a_version_needs_the_same_qemu(self) -> None:
         case = with_source(machine="microvm")
         offer = replace(OFFER, machines=frozenset({"microvm"}))
-        case = replace(case, seen_there=replace(SEEN, offer=offer))
+        case = replace(case, files_there=replace(SEEN, offer=offer))
         assert codes(case) == []
-        newer = replace(case, seen_there=replace(SEEN, offer=replace(offer, version="10.0.2")))
+        newer = replace(case, files_there=replace(SEEN, offer=replace(offer, version="10.0.2")))
         assert codes(newer) == ["machine-unversioned"]
 
     @pytest.mark.parametrize(
@@ -263,7 +263,7 @@ class TestQemu:
 
 def test_everything_is_found_at_once_errors_first() -> None:
     case = with_target(kvm=False, memory_free_bytes=0, bridges=frozenset(), vhost_net=False)
-    case = with_files(replace(case, seen_there=replace(SEEN, qemu="")), {IMAGE: FileFacts()})
+    case = with_files(replace(case, files_there=replace(SEEN, qemu="")), {IMAGE: FileFacts()})
     case = replace(case, command=CommandLine([*ARGV, "-netdev", "user,id=u"]))
     found: list[Finding] = list(check(case))
     assert [each.code for each in found] == [

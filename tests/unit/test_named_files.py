@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from migrator.core.preflight.host_files import to_read
+from migrator.core.preflight.host_files import paths_to_read
 from migrator.core.process.command_line import CommandLine
 from migrator.core.process.named_files import named_files
 
@@ -60,7 +60,7 @@ from migrator.core.process.named_files import named_files
 def test_is_looked_for(words: tuple[str, ...]) -> None:
     path = "/dev/x"
     command = CommandLine(["qemu", *(word.replace("{}", path) for word in words)])
-    assert path in to_read(command)
+    assert path in paths_to_read(command)
     assert all(file.what for file in named_files(command))
 
 

@@ -12,7 +12,14 @@ from hypothesis import strategies as st
 from migrator.core.inventory import Guest, Host, HostFacts
 from migrator.core.model import Severity
 from migrator.core.placement import Constraint, Fleet, NoHost, Placement, PlacementRequest, check, place
-from migrator.core.process.listening import ListeningPort, collides, listens, next_free, port_taken, without
+from migrator.core.process.listening import (
+    ListeningPort,
+    collides,
+    listens,
+    next_free_number,
+    port_taken,
+    without,
+)
 from migrator.core.process.replica import TargetEnvironment, TargetNetwork
 from migrator.hosts import bound_ports
 from migrator.qemu.cmdline import replicate
@@ -211,8 +218,8 @@ def test_of_a_hosts_ports_those_of_its_guests_are_no_strangers() -> None:
 def test_the_next_free_one() -> None:
     ports = {port("tcp :5901"), port("tcp 0.0.0.0:5902")}
     assert port_taken(port("tcp 127.0.0.1:5901"), ports) == port("tcp :5901")
-    assert next_free(port("tcp 127.0.0.1:5901"), ports) == 5903
-    assert next_free(port("tcp :65535"), {port("tcp :65535")}) == 0
+    assert next_free_number(port("tcp 127.0.0.1:5901"), ports) == 5903
+    assert next_free_number(port("tcp :65535"), {port("tcp :65535")}) == 0
 
 
 class TestPlacement:

@@ -54,8 +54,8 @@ class TestFiles:
     )
     def test_file_that_the_target_lacks(self, options: tuple[str, ...], path: str) -> None:
         case = with_options(*options)
-        assert path in host_files.to_read(case.command)
-        present = {name: replace(FILE, real=name) for name in host_files.to_read(case.command)}
+        assert path in host_files.paths_to_read(case.command)
+        present = {name: replace(FILE, real=name) for name in host_files.paths_to_read(case.command)}
         case = with_files(with_files(case, present), present, here=True)
         assert "file-missing" not in codes(case)
         assert "file-missing" in codes(with_files(case, {path: FileFacts()}))
@@ -132,7 +132,7 @@ class TestVfio:
 
     def test_device_that_the_target_lacks_or_uses_itself(self) -> None:
         case = with_options("-device", "vfio-pci,host=0000:3b:00.1,id=vf")
-        assert set(self.BOUND) <= set(host_files.to_read(case.command))
+        assert set(self.BOUND) <= set(host_files.paths_to_read(case.command))
         assert codes(case) == ["vfio-missing", "vfio-state"]
         own = {
             **self.BOUND,
@@ -208,8 +208,8 @@ class TestNetwork:
     def test_bridge_that_the_tap_is_on_here(self) -> None:
         case = with_options("-netdev", "tap,id=n,ifname=tap7,script=no")
         case = replace(case, there=replace(THERE, interfaces=THERE.interfaces | {"tap7"}))
-        assert codes(replace(case, seen_here=replace(SEEN, masters={"tap7": "br0"}))) == []
-        assert codes(replace(case, seen_here=replace(SEEN, masters={"tap7": "br9"}))) == [
+        assert codes(replace(case, files_here=replace(SEEN, masters={"tap7": "br0"}))) == []
+        assert codes(replace(case, files_here=replace(SEEN, masters={"tap7": "br9"}))) == [
             "bridge-maybe-missing"
         ]
 
@@ -251,7 +251,7 @@ class TestNetwork:
 
     def test_what_is_looked_at_is_read(self) -> None:
         line = CommandLine([QEMU, "-netdev", "tap,id=a", "-netdev", "vhost-vdpa,id=b,vhostdev=/dev/v"])
-        assert host_network.to_read(line) == [self.SCRIPT, "/dev/v"]
+        assert host_network.paths_to_read(line) == [self.SCRIPT, "/dev/v"]
 
 
 class TestCommandLine:

@@ -51,9 +51,9 @@ class TestDisks:
     @pytest.mark.parametrize(("probed", "found"), [(SameFile.YES, []), (SameFile.NO, ["disk-not-shared"])])
     def test_what_identities_do_not_tell_a_probe_does(self, probed: SameFile, found: list[str]) -> None:
         case = with_files(CASE, {IMAGE: replace(FILE, mount_source="10.0.0.1:/export")})
-        assert host_disks.to_probe(case) == [IMAGE]
+        assert host_disks.paths_to_probe(case) == [IMAGE]
         assert codes(replace(case, probed={IMAGE: probed})) == found
-        assert host_disks.to_probe(CASE) == []
+        assert host_disks.paths_to_probe(CASE) == []
 
     def test_read_only_disk_may_be_a_copy_of_the_same_size(self) -> None:
         case = with_source(disks=(replace(DISK, read_only=True),))
@@ -61,7 +61,7 @@ class TestDisks:
         assert codes(with_files(case, {IMAGE: copy})) == []
         assert codes(with_files(case, {IMAGE: replace(copy, size_bytes=1)})) == ["disk-size"]
         assert codes(with_files(case, {IMAGE: replace(copy, readable=False)})) == ["disk-access"]
-        assert host_disks.to_probe(case) == []
+        assert host_disks.paths_to_probe(case) == []
 
     def test_one_kernel_tells_for_certain(self) -> None:
         one = replace(CASE, there=replace(THERE, boot_id="one"))
@@ -184,7 +184,7 @@ class TestDisks:
         ]
 
     def test_disk_that_somebody_writes_to_at_the_target(self) -> None:
-        locked = replace(CASE, seen_there=replace(SEEN, written=frozenset({"0:50:7"})))
+        locked = replace(CASE, files_there=replace(SEEN, written=frozenset({"0:50:7"})))
         assert codes(locked) == ["disk-locked"]
         assert codes(replace(locked, there=replace(THERE, boot_id="one"))) == []  # it is the source itself
 
@@ -232,8 +232,8 @@ class TestBackingChain:
     ) -> None:
         case = replace(
             CASE,
-            seen_here=replace(SEEN, chains={IMAGE: here} if here else {}),
-            seen_there=replace(SEEN, chains={IMAGE: there} if there else {}),
+            files_here=replace(SEEN, chains={IMAGE: here} if here else {}),
+            files_there=replace(SEEN, chains={IMAGE: there} if there else {}),
         )
         assert codes(case) == found
 
@@ -244,7 +244,7 @@ class TestBackingChain:
 
     def test_raw_disks_are_based_on_nothing_and_never_probed(self) -> None:
         raw = with_source(disks=(replace(DISK, format="raw"),))
-        raw = replace(raw, seen_here=replace(SEEN, chains={}), seen_there=replace(SEEN, chains={}))
+        raw = replace(raw, files_here=replace(SEEN, chains={}), files_there=replace(SEEN, chains={}))
         assert codes(raw) == []
         assert host_disks.images(raw.source) == {}
         assert host_disks.images(SOURCE) == {IMAGE: "qcow2"}

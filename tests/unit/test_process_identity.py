@@ -9,7 +9,7 @@ import pytest
 
 from migrator.core.model import Severity
 from migrator.core.preflight.host_checks import check
-from migrator.core.preflight.host_process import ProcessPair, differences, written
+from migrator.core.preflight.host_process import ProcessPair, differences, written_paths
 from migrator.core.process.command_line import CommandLine
 from migrator.core.process.files import FileFacts, FileKind
 from migrator.core.process.process_identity import (
@@ -17,7 +17,7 @@ from migrator.core.process.process_identity import (
     OpenFile,
     OpenFiles,
     ProcessIdentity,
-    started_in,
+    start_directory,
 )
 from migrator.hosts.launch import LaunchProfile, RunDirectory, unit_command
 from migrator.hosts.process_identity import run_as, unit_properties
@@ -131,7 +131,7 @@ class TestFindings:
             "file:/dev/tty1",
         )
         more = ("-chardev", "socket,id=c,path=/x,server=on,logfile=/log/c")
-        assert written(CommandLine([*ARGV, *options, *more])) == ["/log/a", "/log/c", "/log/b"]
+        assert written_paths(CommandLine([*ARGV, *options, *more])) == ["/log/a", "/log/c", "/log/b"]
         for may, count in (
             ({"/log/a": "erw", "/log": "e"}, 0),
             ({"/log/a": "er", "/log": "erwx"}, 1),
@@ -186,7 +186,7 @@ class TestStartedIn:
         ],
     )
     def test_open_files_tell(self, relative: list[str], daemonized: bool, directory: str) -> None:
-        assert started_in(self.FILES, relative, directory="/now", daemonized=daemonized) == directory
+        assert start_directory(self.FILES, relative, directory="/now", daemonized=daemonized) == directory
 
 
 class TestDrops:

@@ -97,7 +97,7 @@ def check_moment(
     assert {by_guest[guest].phase for guest in orders.prepare} <= {TransferPhase.WAITING}
     running = {one.guest for one in given if one.phase is TransferPhase.TRANSFERRING}
     assert set(orders.bandwidth) == running | set(orders.begin)
-    assert orders.look_again_seconds is None or orders.look_again_seconds > 0
+    assert orders.recheck_seconds is None or orders.recheck_seconds > 0
     for name in "abcd":
         for out in (True, False):
             on = [guest for guest in orders.bandwidth if name == _end(by_guest[guest], out=out)]
@@ -356,7 +356,7 @@ class TestLink:
         first = transfer("first", 10, phase=TransferPhase.TRANSFERRING)
         orders = schedule([first, transfer("next", 9)], links(*"ab"), RULES)
         assert orders.begin == ()
-        assert orders.look_again_seconds == pytest.approx(9.5)
+        assert orders.recheck_seconds == pytest.approx(9.5)
         ending = replace(first, bytes_left=0.05 * LINK, alone_seconds=0.5)
         orders = schedule([ending, transfer("next", 9)], links(*"ab"), RULES)
         assert orders.begin == ("next",)

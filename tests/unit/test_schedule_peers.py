@@ -126,7 +126,7 @@ def by_schedule() -> Callable[[list[Guest], float], dict[Guest, float]]:
             if one.name in (*orders.prepare, *orders.begin):
                 one.next_phase()
         given = {one: orders.bandwidth[one.name] for one in going if one.name in orders.bandwidth}
-        asked = (now + min(0.5, orders.look_again_seconds or 0.5), [(one, one.phase) for one in going])
+        asked = (now + min(0.5, orders.recheck_seconds or 0.5), [(one, one.phase) for one in going])
         return given
 
     return turn

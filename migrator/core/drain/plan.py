@@ -28,7 +28,7 @@ from migrator.core.drain.tending import Tended, tend
 from migrator.core.drain.transfers import Transfers
 from migrator.core.model import State
 from migrator.core.placement import NoHost
-from migrator.core.schedule import ScheduleDecision, apart, decide
+from migrator.core.schedule import ScheduleDecision, decide, partition
 from migrator.core.schedule.transfers import Move
 
 #: While something is under way a plan is made so often at least.
@@ -137,7 +137,7 @@ class _Planning:
         targets = self._mark(wanting, places)
         self._order(decided, targets)
         idle = not decided.active and not any(decided.waiting.values()) and not self._running
-        again = decided.look_again(snapshot.limits.links)
+        again = decided.recheck_seconds(snapshot.limits.links)
         return Plan(
             actions=self._actions,
             evacuations=self._running,
@@ -231,7 +231,7 @@ class _Planning:
         waiting = [move for key, move in places.moves.items() if key in keys]
         moves = sorted((*waiting, *active), key=lambda move: move.key)
         since = (self._snapshot.now - places.made_at).total_seconds()
-        return decide(*apart(moves), self._snapshot.limits.links, now=since)
+        return decide(*partition(moves), self._snapshot.limits.links, now=since)
 
     def _order(self, decided: ScheduleDecision, targets: Mapping[str, Target]) -> None:
         """Say what is to be done of what was decided: shares and turns first, as they wait for nothing."""

@@ -22,8 +22,8 @@ from migrator.core.migration.rules import (
     GONE_S,
     OWNS,
     Next,
-    Now,
     Row,
+    Situation,
     Step,
     fenceable,
     past_postcopy_switch,
@@ -297,7 +297,7 @@ def decide(intent: Intent, source: View, destination: View, *, overdue: bool = F
     """
     intent = as_found(intent, destination)
     source, destination = as_said(intent, source), as_said(intent, destination)
-    now = Now(intent=intent, source=source, destination=destination, overdue=overdue)
+    now = Situation(intent=intent, source=source, destination=destination, overdue=overdue)
     here, there = classify(intent, source, destination)
     for each in ROWS:
         if here in each.source and there in each.destination and each.when(now):

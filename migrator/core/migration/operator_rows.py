@@ -11,7 +11,16 @@ An answer that none of these rows serves changes nothing: the rest of the table 
 
 from __future__ import annotations
 
-from migrator.core.migration.rules import GONE_D, GONE_S, Now, Row, Step, fenceable, past_postcopy_switch, row
+from migrator.core.migration.rules import (
+    GONE_D,
+    GONE_S,
+    Row,
+    Situation,
+    Step,
+    fenceable,
+    past_postcopy_switch,
+    row,
+)
 from migrator.core.migration.situation import DestinationIs, Milestone, OperatorAnswer, SourceIs
 from migrator.core.model import RUNNING_STATES, MigrationStatus, State, View
 
@@ -28,7 +37,7 @@ def in_postcopy(view: View) -> bool:
     return view.answers and view.status in _POSTCOPY
 
 
-def _split(now: Now) -> bool:
+def _split(now: Situation) -> bool:
     if in_postcopy(now.source) or in_postcopy(now.destination):
         return True
     # What is complete, or says itself that it failed, is whole.
@@ -36,7 +45,7 @@ def _split(now: Now) -> bool:
     return now.intent.postcopy and now.source.status not in whole
 
 
-def _stays_here(now: Now) -> bool:
+def _stays_here(now: Situation) -> bool:
     """Tell whether the operator says so, and the source can run the guest once the destination is dead."""
     arrived = now.intent.ran_there or now.intent.milestone >= Milestone.RETIRING
     may_run = now.handed and (arrived or not now.destination.answers)
@@ -47,7 +56,7 @@ def _runs(view: View) -> bool:
     return view.answers and view.run in RUNNING_STATES
 
 
-def _is_there(now: Now) -> bool:
+def _is_there(now: Situation) -> bool:
     """Tell whether the operator says so, and the source may be ended for it."""
     can = now.source.can_fence and not now.intent.fence_failed
     return now.said(OperatorAnswer.DESTINATION) and can and not in_postcopy(now.source)

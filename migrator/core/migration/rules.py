@@ -63,7 +63,7 @@ class Next:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Now:
+class Situation:
     """The situation that the table is asked about."""
 
     intent: Intent
@@ -113,7 +113,7 @@ class Row:
     source: frozenset[SourceIs]
     destination: frozenset[DestinationIs]
     answer: Next
-    when: Callable[[Now], bool] = lambda now: True
+    when: Callable[[Situation], bool] = lambda now: True
 
     @property
     def name(self) -> str:
@@ -127,7 +127,7 @@ def row(
     destination: DestinationIs | frozenset[DestinationIs] | set[DestinationIs],
     answer: Step | State,
     why: str,
-    when: Callable[[Now], bool] = lambda now: True,
+    when: Callable[[Situation], bool] = lambda now: True,
     *,
     outcome: State | None = None,
     announce: bool = False,
@@ -155,11 +155,11 @@ def row(
     )
 
 
-def fenceable(now: Now) -> bool:
+def fenceable(now: Situation) -> bool:
     """Tell whether the destination can be killed and seen dead."""
     return now.destination.can_fence and not now.intent.fence_failed
 
 
-def past_postcopy_switch(now: Now) -> bool:
+def past_postcopy_switch(now: Situation) -> bool:
     """Tell whether the memory may be at both ends."""
     return now.intent.postcopy and now.intent.milestone >= Milestone.SWITCHING

@@ -159,7 +159,7 @@ class Fleet:
         home = self.index.get(request.guest.host)
         return home is not None and self.hosts[home].facts.kvm
 
-    def keeps(self, request: PlacementRequest, place: int) -> tuple[ListeningPort, ...]:
+    def kept_ports(self, request: PlacementRequest, place: int) -> tuple[ListeningPort, ...]:
         """Return the ports that the guest has to have on that host; none where it may be given others."""
         ports, spare = request.guest.listens, self.hosts[place].spare_ports
         if request.spare_ports or request.guest.ports == "any" or (spare and request.guest.ports != "keep"):
@@ -229,13 +229,13 @@ def check(fleet: Fleet, request: PlacementRequest, host: str) -> tuple[Constrain
         others = fleet.words.get(guest.anti_affinity, {}).get(place, 0) - (guest.host == host)
         text = f"{others or 'no'} other guest{'s' * (others != 1)} with anti-affinity {guest.anti_affinity!r} there"
         found.append(ConstraintCheck(constraint=Constraint.ANTI_AFFINITY, fits=others <= 0, text=text))
-    if (ports := fleet.keeps(request, place)) and guest.host != host:
+    if (ports := fleet.kept_ports(request, place)) and guest.host != host:
         found.append(_check_ports(fleet, ports, place))
     return (*found, _check_memory(fleet, guest, place), _check_cpu(fleet, guest, place))
 
 
 def _check_ports(fleet: Fleet, ports: tuple[ListeningPort, ...], place: int) -> ConstraintCheck:
-    port = fleet.ports.against(ports, place)
+    port = fleet.ports.first_conflict(ports, place)
     if port is None:
         return ConstraintCheck(constraint=Constraint.PORT, fits=True, text="its ports are free there")
     text = (

@@ -187,11 +187,11 @@ class Allocation:
         self._shift(item, place, -1)
         return place
 
-    def mark(self) -> int:
-        """Return a point that :meth:`go_back` can come back to."""
+    def checkpoint(self) -> int:
+        """Return a point that :meth:`roll_back` can come back to."""
         return len(self._done)
 
-    def go_back(self, mark: int) -> None:
+    def roll_back(self, mark: int) -> None:
         """Undo everything since `mark`."""
         while len(self._done) > mark:
             item, place, was_put = self._done[-1]
@@ -243,7 +243,7 @@ class Allocation:
         :param taken: as things were at another time; else as they are now.
         """
         for request in item.requests if item.listens else ():
-            port = (taken or self.ports).against(self.fleet.keeps(request, place), place)
+            port = (taken or self.ports).first_conflict(self.fleet.kept_ports(request, place), place)
             if port is not None:
                 return port
         return None

@@ -108,7 +108,7 @@ def _try_smallest_first(book: Allocation, items: Sequence[Item]) -> None:
     left_out = sum(place is None for place in before.values())
     if not left_out:
         return
-    mark = book.mark()
+    mark = book.checkpoint()
     for item, place in before.items():
         if place is not None:
             book.take(item)
@@ -117,7 +117,7 @@ def _try_smallest_first(book: Allocation, items: Sequence[Item]) -> None:
         if place is not None:
             book.put(item, place)
     if sum(book.place_of(item) is None for item in items) >= left_out:
-        book.go_back(mark)
+        book.roll_back(mark)
         return
     for item, place in before.items():
         item.moved = item.moved or book.place_of(item) != place
@@ -145,18 +145,18 @@ def _make_room(book: Allocation, item: Item, chain: int, closed: frozenset[int])
         for giving_way in _giving_way(book, item, place):
             if book.tries <= 0:
                 return False
-            mark = book.mark()
+            mark = book.checkpoint()
             for other in giving_way:
                 book.take(other)
             if not book.fits(item, place):
-                book.go_back(mark)
+                book.roll_back(mark)
                 continue
             book.put(item, place)
             if all(_make_room(book, other, chain - 1, closed | {place}) for other in giving_way):
                 for one in (item, *giving_way):
                     one.moved = True
                 return True
-            book.go_back(mark)
+            book.roll_back(mark)
     return False
 
 
@@ -239,7 +239,7 @@ def _part(book: Allocation, item: Item, items: Sequence[Item]) -> tuple[list[Ite
 
 def _solve_part(book: Allocation, part: Sequence[Item], hosts: Sequence[int]) -> bool:
     """Find a way that leaves fewer of `part` out than now; changes nothing if there is none."""
-    mark = book.mark()
+    mark = book.checkpoint()
     before = {one: book.place_of(one) for one in part}
     may_stay_out = sum(place is None for place in before.values()) - 1
     for one, place in before.items():
@@ -253,7 +253,7 @@ def _solve_part(book: Allocation, part: Sequence[Item], hosts: Sequence[int]) ->
         for one in part:
             one.moved = one.moved or book.place_of(one) != before[one]
         return True
-    book.go_back(mark)
+    book.roll_back(mark)
     return False
 
 
@@ -289,11 +289,11 @@ def _assign(
         if book.tries <= 0:
             return False
         book.tries -= 1
-        mark = book.mark()
+        mark = book.checkpoint()
         book.put(item, place)
         if _assign(book, part, at + 1, hosts, may_stay_out):
             return True
-        book.go_back(mark)
+        book.roll_back(mark)
     return may_stay_out > 0 and _assign(book, part, at + 1, hosts, may_stay_out - 1)
 
 
@@ -317,10 +317,10 @@ def _less_urgent(book: Allocation, item: Item) -> Item | None:
     for place in _likely(book, item, frozenset()):
         below = [other for other in book.on(place) if other.requests[0].guest.priority < priority]
         for other in sorted(below, key=lambda one: (one.requests[0].guest.priority, -one.memory_bytes)):
-            mark = book.mark()
+            mark = book.checkpoint()
             book.take(other)
             fits = book.fits(item, place)
-            book.go_back(mark)
+            book.roll_back(mark)
             if fits:
                 return other
     return None

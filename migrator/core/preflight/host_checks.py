@@ -44,16 +44,16 @@ _SIZES = {"": 1, "b": 1, "k": 1 << 10, "m": 1 << 20, "g": 1 << 30, "t": 1 << 40}
 _HUGE_PAGE_BYTES = 2 << 20
 
 
-def check(case: HostPair) -> tuple[Finding, ...]:
+def check(pair: HostPair) -> tuple[Finding, ...]:
     """Return everything that is known to speak against the target, errors first."""
-    found = list(source_ready(case.source, case.policy))
-    if not case.command:
+    found = list(source_ready(pair.source, pair.policy))
+    if not pair.command:
         found.append(finding("command-line-unknown", "the command line of the guest's QEMU cannot be read"))
-    if any("dirty-ring-size=" in option.text for option in case.command.all("accel", "machine")):
+    if any("dirty-ring-size=" in option.text for option in pair.command.all("accel", "machine")):
         found.append(finding("dirty-ring", "the guest's QEMU was started with a KVM dirty ring"))
     for part in (_process, _cpu, _nested, _memory, _versions, _postcopy):
-        found += part(case)
-    found += [*host_disks.check(case), *host_files.check(case), *host_network.check(case)]
+        found += part(pair)
+    found += [*host_disks.check(pair), *host_files.check(pair), *host_network.check(pair)]
     return errors_first(found)
 
 
@@ -63,17 +63,17 @@ def obstacle(guest: Guest) -> Iterator[Finding]:
         yield finding(guest.obstacle_code or "not-movable", f"{guest.label}: {guest.obstacle}")
 
 
-def _process(case: HostPair) -> Iterator[Finding]:
-    if case.process is None:
+def _process(pair: HostPair) -> Iterator[Finding]:
+    if pair.process is None:
         return
-    kvm = case.kvm and case.there.kvm
+    kvm = pair.kvm and pair.there.kvm
     yield from host_process.check(
-        case.process, case.command, target=case.target, systemd=case.there.systemd, kvm=kvm
+        pair.process, pair.command, target=pair.target, systemd=pair.there.systemd, kvm=kvm
     )
-    yield from host_process.images_unreachable(case.process.held)
-    if case.process.replicated:
-        paths = [*case.seen_there.files, *case.seen_there.chains]
-        yield from host_process.paths_unclear(case.process, paths, target=case.target)
+    yield from host_process.images_unreachable(pair.process.held)
+    if pair.process.replicated:
+        paths = [*pair.files_there.files, *pair.files_there.chains]
+        yield from host_process.paths_unclear(pair.process, paths, target=pair.target)
 
 
 def _version(text: str) -> tuple[int, ...]:
@@ -83,52 +83,52 @@ def _version(text: str) -> tuple[int, ...]:
 # --- CPU ----------------------------------------------------------------------------------------------------
 
 
-def _cpu(case: HostPair) -> Iterator[Finding]:
-    if not case.kvm:
+def _cpu(pair: HostPair) -> Iterator[Finding]:
+    if not pair.kvm:
         return
-    if not case.there.kvm:
-        yield finding("kvm-missing", f"{case.target} has no KVM, which the guest runs under")
+    if not pair.there.kvm:
+        yield finding("kvm-missing", f"{pair.target} has no KVM, which the guest runs under")
         return
-    here, there = case.here, case.there
+    here, there = pair.here, pair.there
     if not here.cpu_flags or not there.cpu_flags:
         return
-    shown = guest_flags(case.source.cpu_features)
-    if not shown and case.command.cpu_of_host:
+    shown = guest_flags(pair.source.cpu_features)
+    if not shown and pair.command.cpu_of_host:
         shown = here.cpu_flags
     # Only what the CPU here has: the rest KVM makes up there as well.
     lacking = (shown & here.cpu_flags) - there.cpu_flags - _KVM_HAS - {"vmx", "svm"}
     if lacking:
         yield finding(
             "cpu-flags",
-            f"the CPU of {case.target} lacks {_some(lacking)}, which the guest was shown",
+            f"the CPU of {pair.target} lacks {_some(lacking)}, which the guest was shown",
         )
-    if case.command.cpu_of_host and here.cpu_model != there.cpu_model:
+    if pair.command.cpu_of_host and here.cpu_model != there.cpu_model:
         yield finding(
             "cpu-host-passthrough",
-            f"the guest was started with the CPU of its host ({here.cpu_model}); {case.target} has {there.cpu_model}",
+            f"the guest was started with the CPU of its host ({here.cpu_model}); {pair.target} has {there.cpu_model}",
         )
 
 
-def _nested(case: HostPair) -> Iterator[Finding]:
-    here, there = case.here, case.there
-    if not case.kvm or not there.kvm or not there.cpu_flags:
+def _nested(pair: HostPair) -> Iterator[Finding]:
+    here, there = pair.here, pair.there
+    if not pair.kvm or not there.kvm or not there.cpu_flags:
         return
-    shown = guest_flags(case.source.cpu_features)
+    shown = guest_flags(pair.source.cpu_features)
     for flag, mine, theirs in (
         ("vmx", here.nested_flags, there.nested_flags),
         ("svm", here.cpu_flags & _SVM, there.cpu_flags & _SVM),
     ):
         if flag not in shown:
             continue
-        if flag not in there.cpu_flags or case.seen_there.nested is False:
+        if flag not in there.cpu_flags or pair.files_there.nested is False:
             yield finding(
                 "nested-missing",
-                f"the guest was shown virtualisation ({flag}), which {case.target} does not offer",
+                f"the guest was shown virtualisation ({flag}), which {pair.target} does not offer",
             )
         elif theirs and mine - theirs:  # old kernels list none of Intel's
             yield finding(
                 "nested-abilities",
-                f"the virtualisation of {case.target} lacks {_some(mine - theirs)}, which nested guests may be using",
+                f"the virtualisation of {pair.target} lacks {_some(mine - theirs)}, which nested guests may be using",
             )
 
 
@@ -141,11 +141,11 @@ def _some(words: frozenset[str]) -> str:
 # --- memory -------------------------------------------------------------------------------------------------
 
 
-def _memory(case: HostPair) -> Iterator[Finding]:
+def _memory(pair: HostPair) -> Iterator[Finding]:
     huge: dict[int, int] = {}
-    normal = case.source.memory_bytes
-    sizes = dict(case.source.memory_backends)
-    for option in case.command.all("object", "mem-path"):
+    normal = pair.source.memory_bytes
+    sizes = dict(pair.source.memory_backends)
+    for option in pair.command.all("object", "mem-path"):
         if option.name == "mem-path":
             path, size = option.text, normal
         elif option["qom-type"].startswith("memory-backend-"):
@@ -154,24 +154,24 @@ def _memory(case: HostPair) -> Iterator[Finding]:
             continue
         page = 0
         if path:
-            page = host_files.page_bytes(case, path)
-            yield from host_files.memory_path(case, path)
+            page = host_files.page_bytes(pair, path)
+            yield from host_files.memory_path(pair, path)
         elif option["hugetlb"] in ("on", "yes", "true"):
             page = _size(option["hugetlbsize"]) or _HUGE_PAGE_BYTES
         if page:
             huge[page] = huge.get(page, 0) + size
             normal -= size
     for page, size in sorted(huge.items()):
-        free = case.there.hugepages.get(page, 0)
+        free = pair.there.hugepages.get(page, 0)
         if free * page < size:
             yield finding(
                 "hugepages",
-                f"the guest needs {-(-size // page)} pages of {show_bytes(page)}; {case.target} has {free} free",
+                f"the guest needs {-(-size // page)} pages of {show_bytes(page)}; {pair.target} has {free} free",
             )
-    if case.there.memory_total_bytes and normal > case.there.memory_free_bytes:
+    if pair.there.memory_total_bytes and normal > pair.there.memory_free_bytes:
         yield finding(
             "memory-free",
-            f"the guest has {show_bytes(normal)}; {case.target} has {show_bytes(case.there.memory_free_bytes)} free",
+            f"the guest has {show_bytes(normal)}; {pair.target} has {show_bytes(pair.there.memory_free_bytes)} free",
         )
 
 
@@ -183,58 +183,58 @@ def _size(text: str) -> int:
 # --- QEMU ---------------------------------------------------------------------------------------------------
 
 
-def _versions(case: HostPair) -> Iterator[Finding]:
-    seen, offer = case.seen_there, case.seen_there.offer
+def _versions(pair: HostPair) -> Iterator[Finding]:
+    seen, offer = pair.files_there, pair.files_there.offer
     if not seen.qemu:
-        known = ", ".join(f"{path} ({version})" for path, version in sorted(case.there.qemus.items()))
-        name = case.command.program or "QEMU"
+        known = ", ".join(f"{path} ({version})" for path, version in sorted(pair.there.qemus.items()))
+        name = pair.command.program or "QEMU"
         yield finding(
-            "qemu-missing", f"{name} was not found at {case.target}" + (f", only {known}" if known else "")
+            "qemu-missing", f"{name} was not found at {pair.target}" + (f", only {known}" if known else "")
         )
         return
-    mine, theirs = _version(case.source.version)[:2], _version(offer.version)[:2]
+    mine, theirs = _version(pair.source.version)[:2], _version(offer.version)[:2]
     if theirs and theirs < _OLDEST:
-        yield finding("qemu-too-old", f"{seen.qemu} at {case.target} is QEMU {offer.version}")
+        yield finding("qemu-too-old", f"{seen.qemu} at {pair.target} is QEMU {offer.version}")
     elif theirs and theirs < mine:
         yield finding(
             "qemu-older",
-            f"{seen.qemu} at {case.target} is QEMU {offer.version}, the guest runs in {case.source.version}",
+            f"{seen.qemu} at {pair.target} is QEMU {offer.version}, the guest runs in {pair.source.version}",
         )
-    machine = case.source.machine
+    machine = pair.source.machine
     if offer.machines and machine and machine not in offer.machines:
         yield finding(
-            "machine-not-offered", f"{seen.qemu} at {case.target} does not know the machine type {machine}"
+            "machine-not-offered", f"{seen.qemu} at {pair.target} does not know the machine type {machine}"
         )
     elif machine and theirs and theirs != mine and not re.search(r"\d\.\d", machine):
         yield finding(
             "machine-unversioned",
-            f"the machine type {machine} has no version; QEMU is {case.source.version} here and {offer.version} there",
+            f"the machine type {machine} has no version; QEMU is {pair.source.version} here and {offer.version} there",
         )
     if offer.devices:
-        drivers = {device.driver for device in case.source.devices if " " not in device.driver}
+        drivers = {device.driver for device in pair.source.devices if " " not in device.driver}
         for driver in sorted(drivers - offer.devices):
             yield finding(
-                "device-not-offered", f"{seen.qemu} at {case.target} does not know the device {driver}"
+                "device-not-offered", f"{seen.qemu} at {pair.target} does not know the device {driver}"
             )
     if offer.cpus:
-        types = {cpu.split()[0] for cpu in case.source.cpus}
+        types = {cpu.split()[0] for cpu in pair.source.cpus}
         models = {kind.removesuffix("-x86_64-cpu") for kind in types if kind.endswith("-x86_64-cpu")}
         for model in sorted(models - offer.cpus):
             yield finding(
-                "cpu-not-offered", f"{seen.qemu} at {case.target} does not know the CPU model {model}"
+                "cpu-not-offered", f"{seen.qemu} at {pair.target} does not know the CPU model {model}"
             )
 
 
-def _postcopy(case: HostPair) -> Iterator[Finding]:
-    if case.policy is None or case.there.userfaultfd or case.policy.postcopy is PostcopyMode.NEVER:
+def _postcopy(pair: HostPair) -> Iterator[Finding]:
+    if pair.policy is None or pair.there.userfaultfd or pair.policy.postcopy is PostcopyMode.NEVER:
         return
-    if case.policy.postcopy is PostcopyMode.IMMEDIATE:
+    if pair.policy.postcopy is PostcopyMode.IMMEDIATE:
         yield finding(
             "userfaultfd",
-            f"policy {case.policy.name} begins with postcopy, which {case.target} does not allow (userfaultfd)",
+            f"policy {pair.policy.name} begins with postcopy, which {pair.target} does not allow (userfaultfd)",
         )
     else:
         yield finding(
             "no-postcopy",
-            f"policy {case.policy.name} allows postcopy, which {case.target} does not (userfaultfd)",
+            f"policy {pair.policy.name} allows postcopy, which {pair.target} does not (userfaultfd)",
         )

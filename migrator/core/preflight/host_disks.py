@@ -27,15 +27,15 @@ def images(source: Facts) -> dict[str, str]:
     return found
 
 
-def to_probe(case: HostPair) -> list[str]:
+def paths_to_probe(pair: HostPair) -> list[str]:
     """Return the paths of the disks whose identities do not tell whether both hosts see the same file."""
     unclear = []
-    for path in _writable_paths(case.source):
-        here, there = case.files(path)
+    for path in _writable_paths(pair.source):
+        here, there = pair.files(path)
         if (
             here.kind is FileKind.REGULAR
             and there.exists
-            and same_file(here, there, one_machine=case.one_machine) is SameFile.UNKNOWN
+            and same_file(here, there, one_machine=pair.one_machine) is SameFile.UNKNOWN
         ):
             unclear.append(path)
     return unclear
@@ -46,16 +46,16 @@ def _writable_paths(source: Facts) -> list[str]:
     return list(dict.fromkeys(path for path in paths if path))
 
 
-def check(case: HostPair) -> Iterator[Finding]:
+def check(pair: HostPair) -> Iterator[Finding]:
     """Yield findings about every disk of the guest."""
-    uses = {image.path: image for image in case.command.images()}
+    uses = {image.path: image for image in pair.command.images()}
     throwaway = [image for image in uses.values() if image.snapshot]
     for image in throwaway:
         yield finding(
             "snapshot", f"what the guest writes to {image.path} goes to a temporary file (snapshot=on)"
         )
     of_disks = set()
-    for disk in case.source.disks:
+    for disk in pair.source.disks:
         path = path_of(disk.file)
         of_disks.add(path)
         if not path:
@@ -70,73 +70,73 @@ def check(case: HostPair) -> Iterator[Finding]:
             continue
         if throwaway and (path not in uses or uses[path].snapshot):
             continue  # the temporary file, or what is beneath it: said above
-        yield from _disk(case, disk, path, uses.get(path))
+        yield from _disk(pair, disk, path, uses.get(path))
     for path in sorted(uses.keys() - of_disks):
         if path.startswith(_FDSET) or uses[path].snapshot:
             continue
-        if not case.seen_there.file(path).exists:
-            yield finding("disk-file-missing", f"{path} does not exist at {case.target}")
+        if not pair.files_there.file(path).exists:
+            yield finding("disk-file-missing", f"{path} does not exist at {pair.target}")
 
 
-def _disk(case: HostPair, disk: Disk, path: str, use: ImageUse | None) -> Iterator[Finding]:
-    here, there = case.files(path)
-    replaced = list(host_process.disk_replaced(case.process, path, here, disk.device))
+def _disk(pair: HostPair, disk: Disk, path: str, use: ImageUse | None) -> Iterator[Finding]:
+    here, there = pair.files(path)
+    replaced = list(host_process.disk_replaced(pair.process, path, here, disk.device))
     if replaced:
         yield from replaced
         return
     if disk.is_flash and not disk.read_only and not there.exists:
-        yield from _new_flash(case, disk, path)
+        yield from _new_flash(pair, disk, path)
         return
     if not there.exists:
-        yield finding("disk-file-missing", f"{path} of disk {disk.device} does not exist at {case.target}")
+        yield finding("disk-file-missing", f"{path} of disk {disk.device} does not exist at {pair.target}")
         return
     needed = there.readable and (disk.read_only or there.writable)
     if not needed:
-        tried = case.process is not None and case.process.target is not None
+        tried = pair.process is not None and pair.process.target is not None
         user = "that QEMU will be there" if tried else "that migrator is there"
-        number = "" if case.seen_there.user is None else f" (uid {case.seen_there.user})"
+        number = "" if pair.files_there.user is None else f" (uid {pair.files_there.user})"
         yield finding(
             "disk-access",
-            f"{path} of disk {disk.device} cannot be {'read' if disk.read_only else 'written'} at {case.target} by "
+            f"{path} of disk {disk.device} cannot be {'read' if disk.read_only else 'written'} at {pair.target} by "
             f"the user {user}{number}; it belongs to {there.owner}:{there.group}, mode {there.permissions:o}",
         )
-    yield from _backing(case, disk, path)
+    yield from _backing(pair, disk, path)
     if disk.read_only:
         if here.exists and here.size_bytes != there.size_bytes:
-            yield _other_size(case, disk, path)
+            yield _other_size(pair, disk, path)
         return
-    yield from _shared(case, disk, path, use)
+    yield from _shared(pair, disk, path, use)
 
 
-def _shared(case: HostPair, disk: Disk, path: str, use: ImageUse | None) -> Iterator[Finding]:
+def _shared(pair: HostPair, disk: Disk, path: str, use: ImageUse | None) -> Iterator[Finding]:
     """Yield findings where source and target do not write to the same file, or may not."""
-    here, there = case.files(path)
-    same = _same(case, path)
+    here, there = pair.files(path)
+    same = _same(pair, path)
     if disk.is_flash and same is not SameFile.YES:
         if disk.format not in CHAINED and here.exists and here.size_bytes != there.size_bytes:
-            yield _other_size(case, disk, path)
-        elif f"{there.device}:{there.inode}" in case.seen_there.written:
-            yield _locked(case, disk, path)
+            yield _other_size(pair, disk, path)
+        elif f"{there.device}:{there.inode}" in pair.files_there.written:
+            yield _locked(pair, disk, path)
         return
     if same is SameFile.NO:
         yield finding(
             "disk-not-shared",
-            f"{path} of disk {disk.device} is another file at {case.target}{_where(here, there)}: the guest would go "
+            f"{path} of disk {disk.device} is another file at {pair.target}{_where(here, there)}: the guest would go "
             "on with other contents",
         )
         return
     if same is SameFile.UNKNOWN:
         yield finding(
             "disk-maybe-not-shared",
-            f"whether {path} of disk {disk.device} is the same at {case.target} cannot be seen{_where(here, there)}",
+            f"whether {path} of disk {disk.device} is the same at {pair.target} cannot be seen{_where(here, there)}",
         )
-    if not case.one_machine:
-        yield from _two_machines(case, disk, path, use)
+    if not pair.one_machine:
+        yield from _two_machines(pair, disk, path, use)
     if use is not None and not use.locked:
         yield finding("disk-lock-off", f"QEMU does not lock {path} of disk {disk.device} (locking=off)")
 
 
-def to_read(source: Facts) -> list[str]:
+def paths_to_read(source: Facts) -> list[str]:
     """Return the paths to be looked at besides the disks' own: the places where the file of a flash would be made."""
     return [parent(path) for disk in source.disks if disk.is_flash and (path := path_of(disk.file))]
 
@@ -146,42 +146,42 @@ def parent(path: str) -> str:
     return path.rpartition("/")[0] or ("/" if path.startswith("/") else ".")
 
 
-def _new_flash(case: HostPair, disk: Disk, path: str) -> Iterator[Finding]:
+def _new_flash(pair: HostPair, disk: Disk, path: str) -> Iterator[Finding]:
     """One that is made before the destination is started."""
-    where = case.seen_there.file(parent(path))
+    where = pair.files_there.file(parent(path))
     if not where.exists or not path.startswith("/"):
         yield finding(
             "disk-file-missing",
-            f"{path} of disk {disk.device} cannot be made at {case.target}: there is no directory {parent(path)}",
+            f"{path} of disk {disk.device} cannot be made at {pair.target}: there is no directory {parent(path)}",
         )
     elif not where.writable:
         yield finding(
             "disk-access",
-            f"{path} of disk {disk.device} cannot be made at {case.target}: {parent(path)} cannot be written to",
+            f"{path} of disk {disk.device} cannot be made at {pair.target}: {parent(path)} cannot be written to",
         )
 
 
-def _other_size(case: HostPair, disk: Disk, path: str) -> Finding:
-    here, there = case.files(path)
+def _other_size(pair: HostPair, disk: Disk, path: str) -> Finding:
+    here, there = pair.files(path)
     return finding(
         "disk-size",
         f"{path} of disk {disk.device} has {here.size_bytes} bytes at the source and {there.size_bytes} at "
-        f"{case.target}",
+        f"{pair.target}",
     )
 
 
-def _locked(case: HostPair, disk: Disk, path: str) -> Finding:
+def _locked(pair: HostPair, disk: Disk, path: str) -> Finding:
     return finding(
-        "disk-locked", f"a process at {case.target} holds {path} of disk {disk.device} open for writing"
+        "disk-locked", f"a process at {pair.target} holds {path} of disk {disk.device} open for writing"
     )
 
 
-def _same(case: HostPair, path: str) -> SameFile:
-    here, there = case.files(path)
+def _same(pair: HostPair, path: str) -> SameFile:
+    here, there = pair.files(path)
     if not here.exists:
         return SameFile.UNKNOWN
-    same = same_file(here, there, one_machine=case.one_machine)
-    return case.probed.get(path, same) if same is SameFile.UNKNOWN else same
+    same = same_file(here, there, one_machine=pair.one_machine)
+    return pair.probed.get(path, same) if same is SameFile.UNKNOWN else same
 
 
 def _where(here: FileFacts, there: FileFacts) -> str:
@@ -192,32 +192,32 @@ def _where(here: FileFacts, there: FileFacts) -> str:
     )
 
 
-def _two_machines(case: HostPair, disk: Disk, path: str, use: ImageUse | None) -> Iterator[Finding]:
-    there = case.seen_there.file(path)
-    if f"{there.device}:{there.inode}" in case.seen_there.written:
-        yield _locked(case, disk, path)
+def _two_machines(pair: HostPair, disk: Disk, path: str, use: ImageUse | None) -> Iterator[Finding]:
+    there = pair.files_there.file(path)
+    if f"{there.device}:{there.inode}" in pair.files_there.written:
+        yield _locked(pair, disk, path)
     # A flash is read into memory when QEMU starts, and goes on from there at the target.
     if there.filesystem in COHERENT or disk.is_flash:
         return
-    opened = case.opened.get(path, use)
+    opened = pair.opened.get(path, use)
     if opened is None:
         yield finding("cache-unknown", f"how {path} of disk {disk.device} is cached cannot be seen")
     elif not opened.direct:
         how = "cache=unsafe" if opened.no_flush else "no cache=none or directsync"
         yield finding(
             "cache-unsafe",
-            f"{path} of disk {disk.device} goes through the page cache ({how}), and {case.target} is another machine",
+            f"{path} of disk {disk.device} goes through the page cache ({how}), and {pair.target} is another machine",
         )
 
 
-def _backing(case: HostPair, disk: Disk, path: str) -> Iterator[Finding]:
+def _backing(pair: HostPair, disk: Disk, path: str) -> Iterator[Finding]:
     if disk.format not in CHAINED:
         return
-    mine, theirs = case.seen_here.chains.get(path), case.seen_there.chains.get(path)
+    mine, theirs = pair.files_here.chains.get(path), pair.files_there.chains.get(path)
     # What QEMU itself has open counts; the command line may say otherwise than the image.
-    chain = case.based.get(path) or mine or theirs
+    chain = pair.based.get(path) or mine or theirs
     if chain is None:
-        complaint = case.seen_there.complaints.get(path, "")
+        complaint = pair.files_there.complaints.get(path, "")
         yield finding(
             "backing-unknown",
             f"what {path} of disk {disk.device} is based on cannot be read"
@@ -227,27 +227,27 @@ def _backing(case: HostPair, disk: Disk, path: str) -> Iterator[Finding]:
     if mine and theirs and mine[1:] != theirs[1:]:
         yield finding(
             "backing-differs",
-            f"{path} of disk {disk.device} is based on {_chain(mine)} here and on {_chain(theirs)} at {case.target}",
+            f"{path} of disk {disk.device} is based on {_chain(mine)} here and on {_chain(theirs)} at {pair.target}",
         )
         return
     for file in chain[1:]:
-        here, there = case.files(file)
+        here, there = pair.files(file)
         if not there.exists:
             yield finding(
                 "backing-missing",
-                f"{file}, which {path} of disk {disk.device} is based on, does not exist at {case.target}",
+                f"{file}, which {path} of disk {disk.device} is based on, does not exist at {pair.target}",
             )
-        elif here.exists and same_file(here, there, one_machine=case.one_machine) is not SameFile.YES:
+        elif here.exists and same_file(here, there, one_machine=pair.one_machine) is not SameFile.YES:
             if here.size_bytes != there.size_bytes:
                 yield finding(
                     "backing-differs",
                     f"{file}, which {path} of disk {disk.device} is based on, has {here.size_bytes} bytes here and "
-                    f"{there.size_bytes} at {case.target}",
+                    f"{there.size_bytes} at {pair.target}",
                 )
             else:
                 yield finding(
                     "backing-not-shared",
-                    f"{file}, which {path} of disk {disk.device} is based on, may be a copy at {case.target}",
+                    f"{file}, which {path} of disk {disk.device} is based on, may be a copy at {pair.target}",
                 )
 
 

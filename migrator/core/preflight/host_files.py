@@ -20,7 +20,7 @@ _OF_HOST = frozenset(
 )
 
 
-def to_read(command: CommandLine) -> list[str]:
+def paths_to_read(command: CommandLine) -> list[str]:
     """Return every path that :func:`check` and the checks of memory look at."""
     paths = [path for file in named_files(command) for path in (file.path, file.instead) if path]
     paths += [path for _, path in _sockets(command)]
@@ -42,24 +42,24 @@ def _parent(path: str) -> str:
     return path.rstrip("/").rpartition("/")[0] or "/"
 
 
-def page_bytes(case: HostPair, path: str) -> int:
+def page_bytes(pair: HostPair, path: str) -> int:
     """Return the size of the huge pages that memory at `path` is made of; 0 for normal pages."""
-    here = case.seen_here.file(path)
+    here = pair.files_here.file(path)
     return here.block_bytes if here.filesystem == "hugetlbfs" else 0
 
 
-def memory_path(case: HostPair, path: str) -> Iterator[Finding]:
+def memory_path(pair: HostPair, path: str) -> Iterator[Finding]:
     """Yield findings where memory cannot lie in the same place at the target."""
-    here, there = case.files(path)
+    here, there = pair.files(path)
     if here.kind is not FileKind.DIRECTORY and not there.exists:
         # A file that QEMU makes by itself; its directory has to be there.
-        there = case.seen_there.file(_parent(path))
+        there = pair.files_there.file(_parent(path))
     if not there.exists:
         yield finding(
-            "memory-path", f"{path}, which the guest's memory lies in, does not exist at {case.target}"
+            "memory-path", f"{path}, which the guest's memory lies in, does not exist at {pair.target}"
         )
         return
-    page = page_bytes(case, path)
+    page = page_bytes(pair, path)
     if page and (there.filesystem != "hugetlbfs" or there.block_bytes != page):
         what = (
             f"with pages of {there.block_bytes} bytes"
@@ -69,35 +69,35 @@ def memory_path(case: HostPair, path: str) -> Iterator[Finding]:
         yield finding(
             "memory-path",
             f"{path}, which the guest's memory lies in, is hugetlbfs with pages of {page} bytes here and "
-            f"{what or 'something else'} at {case.target}",
+            f"{what or 'something else'} at {pair.target}",
         )
 
 
-def check(case: HostPair) -> Iterator[Finding]:
+def check(pair: HostPair) -> Iterator[Finding]:
     """Yield findings about files, devices of the host, and processes that serve devices."""
-    for file in named_files(case.command):
-        here, there = case.files(file.path)
+    for file in named_files(pair.command):
+        here, there = pair.files(file.path)
         if file.instead and not there.exists:
-            here, there = case.files(file.instead)
+            here, there = pair.files(file.instead)
         if not there.exists:
-            yield finding("file-missing", f"{file.path}, {file.what}, does not exist at {case.target}")
+            yield finding("file-missing", f"{file.path}, {file.what}, does not exist at {pair.target}")
         elif not there.readable:
-            yield finding("file-access", f"{file.path}, {file.what}, cannot be read at {case.target}")
+            yield finding("file-access", f"{file.path}, {file.what}, cannot be read at {pair.target}")
         elif file.compared and here.exists and here.size_bytes != there.size_bytes:
             yield finding(
                 "file-differs",
-                f"{file.path}, {file.what}, has {here.size_bytes} bytes here and {there.size_bytes} at {case.target}",
+                f"{file.path}, {file.what}, has {here.size_bytes} bytes here and {there.size_bytes} at {pair.target}",
             )
-    yield from _served(case)
-    yield from _vfio(case)
-    for option in case.command.all("device"):
+    yield from _served(pair)
+    yield from _vfio(pair)
+    for option in pair.command.all("device"):
         if option["driver"].startswith("vhost-vsock"):
             yield finding("vsock", f"connections over vsock (cid {option['guest-cid']}) are lost")
         elif option["driver"] in _OF_HOST or option["driver"].startswith("virtio-input-host"):
             yield finding(
                 "host-device", f"device {option['id'] or option['driver']} is one of the host's own"
             )
-    for option in case.command.options:
+    for option in pair.command.options:
         if what := _terminal(option):
             yield finding("host-device", f"{what} is a device of the host's own")
 
@@ -122,21 +122,21 @@ def _sockets(command: CommandLine) -> list[tuple[str, str]]:
     ]
 
 
-def _served(case: HostPair) -> Iterator[Finding]:
-    for option in case.command.all("device", "netdev"):
+def _served(pair: HostPair) -> Iterator[Finding]:
+    for option in pair.command.all("device", "netdev"):
         kind = option["driver"] or option["type"]
         if kind.startswith("vhost-user"):
             yield finding("vhost-user", f"{option['id'] or kind} is served by another process ({kind})")
-    for option in case.command.all("tpmdev"):
+    for option in pair.command.all("tpmdev"):
         if option["type"] == "emulator":
             yield finding("tpm", f"{option['id']}, the guest's TPM, is another process")
         elif option["type"] == "passthrough":
             where = option["path"] or "/dev/tpm0"
             yield finding("tpm-of-host", f"{option['id']}, the guest's TPM, is {where} of its host")
-    for device, path in _sockets(case.command):
-        if not case.seen_there.file(path).exists:
+    for device, path in _sockets(pair.command):
+        if not pair.files_there.file(path).exists:
             yield finding(
-                "vhost-user-socket", f"{path}, the socket of {device}, does not exist at {case.target}"
+                "vhost-user-socket", f"{path}, the socket of {device}, does not exist at {pair.target}"
             )
 
 
@@ -155,9 +155,9 @@ def _vfio_paths(option: Option) -> tuple[str, str]:
     return f"{_PCI}/{address}", f"{_PCI}/{address}/driver"
 
 
-def _vfio(case: HostPair) -> Iterator[Finding]:
-    options = {option["id"]: option for option in case.command.all("device") if option["id"]}
-    unnamed = [option for option in case.command.all("device") if not option["id"]]
+def _vfio(pair: HostPair) -> Iterator[Finding]:
+    options = {option["id"]: option for option in pair.command.all("device") if option["id"]}
+    unnamed = [option for option in pair.command.all("device") if not option["id"]]
     known = [*options.values(), *unnamed]
     passed = [option for option in known if option["driver"].startswith("vfio-")]
     for option in passed:
@@ -168,19 +168,19 @@ def _vfio(case: HostPair) -> Iterator[Finding]:
                 "vfio-failover", f"{name} is unplugged for the migration; {partner['id']} takes over"
             )
         else:
-            yield _passed(case, name)
+            yield _passed(pair, name)
         device, driver = _vfio_paths(option)
-        if device and not case.seen_there.file(device).exists:
-            yield finding("vfio-missing", f"{device} ({name}) does not exist at {case.target}")
-        elif driver and not case.seen_there.file(driver).real.rpartition("/")[2].startswith("vfio"):
-            yield finding("vfio-missing", f"{device} ({name}) is not bound to vfio-pci at {case.target}")
-    for device_ in case.source.devices:
+        if device and not pair.files_there.file(device).exists:
+            yield finding("vfio-missing", f"{device} ({name}) does not exist at {pair.target}")
+        elif driver and not pair.files_there.file(driver).real.rpartition("/")[2].startswith("vfio"):
+            yield finding("vfio-missing", f"{device} ({name}) is not bound to vfio-pci at {pair.target}")
+    for device_ in pair.source.devices:
         if device_.driver.startswith("vfio-") and device_.name and device_.name not in options:
-            yield _passed(case, device_.name)
+            yield _passed(pair, device_.name)
 
 
-def _passed(case: HostPair, name: str) -> Finding:
-    version = tuple(int(part) for part in case.source.version.split(".")[:2])
-    if version < _SAYS_BLOCKERS or any("vfio" in reason.lower() for reason in case.source.blockers):
+def _passed(pair: HostPair, name: str) -> Finding:
+    version = tuple(int(part) for part in pair.source.version.split(".")[:2])
+    if version < _SAYS_BLOCKERS or any("vfio" in reason.lower() for reason in pair.source.blockers):
         return finding("vfio", f"{name} is hardware of the source's host, passed through")
     return finding("vfio-state", f"{name} is hardware of the source's host, passed through")

@@ -24,8 +24,8 @@ class HostPair:
     here: HostFacts
     there: HostFacts
     #: By the paths as the command line and QEMU write them.
-    seen_here: HostFiles = field(default_factory=HostFiles)
-    seen_there: HostFiles = field(default_factory=HostFiles)
+    files_here: HostFiles = field(default_factory=HostFiles)
+    files_there: HostFiles = field(default_factory=HostFiles)
     #: How QEMU says it has images open, and what it says they are based on; no entry where it was not asked.
     opened: Mapping[str, ImageUse] = field(default_factory=dict)
     based: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
@@ -47,4 +47,4 @@ class HostPair:
 
     def files(self, path: str) -> tuple[FileFacts, FileFacts]:
         """Return the files that `path` leads to here and there."""
-        return self.seen_here.file(path), self.seen_there.file(path)
+        return self.files_here.file(path), self.files_there.file(path)

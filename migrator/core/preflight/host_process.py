@@ -59,25 +59,25 @@ class ProcessPair:
 
 
 def check(
-    case: ProcessPair, command: CommandLine, *, target: str, systemd: bool, kvm: bool
+    pair: ProcessPair, command: CommandLine, *, target: str, systemd: bool, kvm: bool
 ) -> Iterator[Finding]:
     """Yield findings about the process itself.
 
     :param systemd: it gets a unit of its own there.
     :param kvm: it needs KVM, which is there.
     """
-    if case.held.files is None:
+    if pair.held.files is None:
         yield finding("process-unknown", "the files that its process has open may not be seen")
-    if not case.replicated:
+    if not pair.replicated:
         return
     drops = DroppedPrivileges.of(command)
-    yield from _where(case, drops, target)
-    yield from _who(case, drops, target)
-    here, there = case.source, case.target
+    yield from _where(pair, drops, target)
+    yield from _who(pair, drops, target)
+    here, there = pair.source, pair.target
     if command.all("sandbox"):  # what QEMU puts on itself it puts on itself there, too
         here = replace(here, filtered=False, no_new_privileges=False)
     if there is not None:
-        yield from _directory(case, there, target)
+        yield from _directory(pair, there, target)
         for what in differences(here, there):
             yield finding("process-settings", f"{what} at {target}")
     if here.cgroup_limits and not systemd:
@@ -86,14 +86,14 @@ def check(
     elif here.slice and not systemd:
         yield finding("cgroup", f"it is in {here.slice}, which {target} has not: no systemd runs there")
     if not drops.user:  # else it opens them before it becomes that user
-        yield from _opened_itself(case, command, target, kvm=kvm)
+        yield from _opened_itself(pair, command, target, kvm=kvm)
 
 
-def disk_replaced(case: ProcessPair | None, path: str, here: FileFacts, device: str) -> Iterator[Finding]:
+def disk_replaced(pair: ProcessPair | None, path: str, here: FileFacts, device: str) -> Iterator[Finding]:
     """Yield a finding where the path of a disk does not lead to the file that the source has open."""
-    if case is None or case.held.has(here):
+    if pair is None or pair.held.has(here):
         return
-    opened = case.held.under(path)
+    opened = pair.held.under(path)
     if opened is None:
         what = "leads to no file that its QEMU has open"
     elif opened.deleted:
@@ -103,16 +103,16 @@ def disk_replaced(case: ProcessPair | None, path: str, here: FileFacts, device: 
     yield finding("disk-replaced", f"{path} of disk {device} {what}")
 
 
-def relative(paths: Collection[str]) -> list[str]:
+def relative_paths(paths: Collection[str]) -> list[str]:
     """Return the paths that depend on the directory of the process."""
     return [path for path in paths if path and not path.startswith("/")]
 
 
-def _where(case: ProcessPair, drops: DroppedPrivileges, target: str) -> Iterator[Finding]:
-    here = case.source
+def _where(pair: ProcessPair, drops: DroppedPrivileges, target: str) -> Iterator[Finding]:
+    here = pair.source
     if drops.root or here.root not in ("", "/"):
         yield finding("chroot", f"the root directory of its process is {here.root or drops.root}")
-    for path in sorted(case.held.elsewhere):
+    for path in sorted(pair.held.elsewhere):
         yield finding("mount-namespace", f"{path} is another file to its process than to its host")
     if "user" in here.namespaces:
         yield finding("user-namespace", "its process has a user namespace of its own")
@@ -124,14 +124,14 @@ def _where(case: ProcessPair, drops: DroppedPrivileges, target: str) -> Iterator
         )
 
 
-def _who(case: ProcessPair, drops: DroppedPrivileges, target: str) -> Iterator[Finding]:
-    here, there = case.source, case.target
+def _who(pair: ProcessPair, drops: DroppedPrivileges, target: str) -> Iterator[Finding]:
+    here, there = pair.source, pair.target
     who = f"uid {here.user}" + (f" ({here.account})" if here.account else "")
     name = drops.user if drops.user and ":" not in drops.user else ""
-    if name and case.number is None:
+    if name and pair.number is None:
         yield finding("runas-missing", f"{target} has no user {name}, which QEMU is to become")
     elif there is None:
-        yield finding("process-user", f"it cannot become {who} at {target}: {case.complaint}")
+        yield finding("process-user", f"it cannot become {who} at {target}: {pair.complaint}")
     elif name and there.user != here.user:
         yield finding(
             "user-differs",
@@ -139,39 +139,39 @@ def _who(case: ProcessPair, drops: DroppedPrivileges, target: str) -> Iterator[F
         )
     elif there.user != here.user:
         yield finding("process-user", f"it runs as {who}, and would run as uid {there.user} at {target}")
-    elif here.user and here.account and case.number not in (None, here.user):
+    elif here.user and here.account and pair.number not in (None, here.user):
         yield finding(
             "user-differs",
-            f"{here.account} is uid {here.user} at the source and {case.number} at {target}; QEMU is started as "
-            f"{here.user}" + (f", which is {case.account} there" if case.account else ""),
+            f"{here.account} is uid {here.user} at the source and {pair.number} at {target}; QEMU is started as "
+            f"{here.user}" + (f", which is {pair.account} there" if pair.account else ""),
         )
-    elif here.user and not case.account and here.account:
+    elif here.user and not pair.account and here.account:
         yield finding("user-missing", f"{target} has no account for {who}")
 
 
-def _directory(case: ProcessPair, there: ProcessIdentity, target: str) -> Iterator[Finding]:
-    wanted = case.held.directory or case.source.directory
+def _directory(pair: ProcessPair, there: ProcessIdentity, target: str) -> Iterator[Finding]:
+    wanted = pair.held.directory or pair.source.directory
     if wanted and there.directory not in ("", wanted):
         yield finding("working-directory", f"its directory {wanted} cannot be entered at {target}")
 
 
-def paths_unclear(case: ProcessPair, paths: Collection[str], *, target: str) -> Iterator[Finding]:
+def paths_unclear(pair: ProcessPair, paths: Collection[str], *, target: str) -> Iterator[Finding]:
     """Findings about relative paths.
 
     :param paths: of the command line and of disks.
     """
-    loose = relative(paths)
-    if not loose or case.held.files is None:
+    loose = relative_paths(paths)
+    if not loose or pair.held.files is None:
         return
     shown = ", ".join(loose[:3])
-    if not case.held.directory:
+    if not pair.held.directory:
         yield finding(
             "relative-path", f"from where {shown} goes cannot be told: the process has left that directory"
         )
         return
-    if case.target is not None and case.target.directory not in ("", case.held.directory):
+    if pair.target is not None and pair.target.directory not in ("", pair.held.directory):
         yield finding(
-            "relative-path", f"{shown} goes from {case.held.directory}, which cannot be entered at {target}"
+            "relative-path", f"{shown} goes from {pair.held.directory}, which cannot be entered at {target}"
         )
 
 
@@ -231,7 +231,7 @@ def _limit(limit: tuple[str, str]) -> str:
 # --- files that it writes -----------------------------------------------------------------------------------
 
 
-def written(command: CommandLine) -> list[str]:
+def written_paths(command: CommandLine) -> list[str]:
     """Return the paths of files that QEMU makes or adds to: what devices say, and their logs."""
     found = []
     for option in command.all("chardev"):
@@ -245,9 +245,9 @@ def written(command: CommandLine) -> list[str]:
     return [path for path in dict.fromkeys(found) if path and not path.startswith("/dev/")]
 
 
-def to_try(command: CommandLine) -> list[str]:
+def paths_to_try(command: CommandLine) -> list[str]:
     """Return the paths of which :func:`check` must know what that user may do with them."""
-    files = [path for each in written(command) for path in (each, _directory_of(each))]
+    files = [path for each in written_paths(command) for path in (each, _directory_of(each))]
     return [*files, _KVM, _TUN]
 
 
@@ -256,16 +256,16 @@ def _directory_of(path: str) -> str:
     return head or ("/" if path.startswith("/") else ".")
 
 
-def _opened_itself(case: ProcessPair, command: CommandLine, target: str, *, kvm: bool) -> Iterator[Finding]:
-    user = f"uid {case.user}" if case.user is not None else "that user"
-    for path in written(command):
-        may = case.may.get(path, "ew")
-        in_directory = set(case.may.get(_directory_of(path), "wx"))
+def _opened_itself(pair: ProcessPair, command: CommandLine, target: str, *, kvm: bool) -> Iterator[Finding]:
+    user = f"uid {pair.user}" if pair.user is not None else "that user"
+    for path in written_paths(command):
+        may = pair.may.get(path, "ew")
+        in_directory = set(pair.may.get(_directory_of(path), "wx"))
         if "w" not in may and ("e" in may or not {"w", "x"} <= in_directory):
             yield finding(
                 "file-access", f"{path}, which QEMU writes to, cannot be written by {user} at {target}"
             )
     has_tap = any(option["type"] == "tap" for option in command.network())
     for path in [_KVM] * kvm + [_TUN] * has_tap:
-        if not {"r", "w"} <= set(case.may.get(path, "rw")):
+        if not {"r", "w"} <= set(pair.may.get(path, "rw")):
             yield finding("file-access", f"{path} cannot be opened by {user} at {target}")

@@ -20,7 +20,7 @@ _USUAL = frozenset({"1 PVID Egress Untagged"})
 class NetworkInterface:
     """One network interface of a host."""
 
-    #: ``tun``, ``bridge``, ``vlan``, ``bond``, ``veth``, as the kernel calls it; empty of hardware.
+    #: ``tun``, ``compare_bridge``, ``vlan``, ``bond``, ``veth``, as the kernel calls it; empty of hardware.
     kind: str = ""
     #: Somebody has switched it on.
     up: bool = False
@@ -94,7 +94,7 @@ def arrival_state(here: GuestTaps, there: GuestTaps) -> tuple[NetworkState, str]
 def compare(here: GuestTaps, there: GuestTaps, target: str) -> Iterator[Finding]:
     """Compare what two QEMUs' taps hang on; yield a finding for all that differs at the target."""
     for mine, theirs in _pairs(here.taps or (), there.taps or ()):
-        yield from tap(here.links, there.links, mine, theirs, target)
+        yield from compare_tap(here.links, there.links, mine, theirs, target)
 
 
 def _pairs(here: Sequence[str], there: Sequence[str]) -> list[tuple[str, str]]:
@@ -104,7 +104,7 @@ def _pairs(here: Sequence[str], there: Sequence[str]) -> list[tuple[str, str]]:
     return alike + list(zip(left, (name for name in there if name not in here), strict=False))
 
 
-def tap(
+def compare_tap(
     here: NetworkInterfaces, there: NetworkInterfaces, mine: str, theirs: str, target: str
 ) -> Iterator[Finding]:
     """Compare one tap with its counterpart; one that does not exist there, or is not known here, has no findings."""
@@ -123,10 +123,10 @@ def tap(
             f"tap {theirs} is in VLAN {_said(there_)} at {target}; at the source it is in {_said(here_)}",
         )
     if before.master and now.master:
-        yield from bridge(here, there, before.master, now.master, target)
+        yield from compare_bridge(here, there, before.master, now.master, target)
 
 
-def bridge(
+def compare_bridge(
     here: NetworkInterfaces, there: NetworkInterfaces, mine: str, theirs: str, target: str
 ) -> Iterator[Finding]:
     """Compare the bridges that taps are on, or will be."""

@@ -89,7 +89,7 @@ def port_taken(port: ListeningPort, bound: Collection[ListeningPort]) -> Listeni
     return found
 
 
-def next_free(port: ListeningPort, bound: Collection[ListeningPort]) -> int:
+def next_free_number(port: ListeningPort, bound: Collection[ListeningPort]) -> int:
     """Return the next number that can be had with this address; 0 where there is none."""
     for number in range(max(port.number, port.last) + 1, LAST_PORT + 1):
         if port_taken(port.at(number), bound) is None:
@@ -231,7 +231,7 @@ def _of_vnc(what: str, value: Value) -> Iterator[ListeningOption]:
         )
 
 
-def moved(each: ListeningOption, text: str, value: Value, number: int) -> str:
+def with_number(each: ListeningOption, text: str, value: Value, number: int) -> str:
     """Return the option's value with another number at that place; `value` is of the same text."""
     old = str(each.port.number)
     if each.key == "vnc":

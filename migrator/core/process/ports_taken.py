@@ -38,7 +38,7 @@ class PortsTaken:
                 sign
             )
 
-    def against(self, ports: Collection[ListeningPort], place: int) -> ListeningPort | None:
+    def first_conflict(self, ports: Collection[ListeningPort], place: int) -> ListeningPort | None:
         """Return the first of these ports that cannot be had there; ``None`` where all can."""
         return next(
             (

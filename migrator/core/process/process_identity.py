@@ -151,7 +151,7 @@ def _is(file: OpenFile, seen: FileFacts) -> bool:
     return (file.device, file.inode) == (seen.device, seen.inode)
 
 
-def started_in(
+def start_directory(
     files: Iterable[OpenFile], relative: Collection[str], *, directory: str, daemonized: bool
 ) -> str:
     """Return the directory that relative paths of a command line go from; empty where it cannot be told.

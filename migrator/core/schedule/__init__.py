@@ -55,7 +55,7 @@ class Orders:
     #: For every guest: why it runs, with so much, or what it waits for.
     reasons: Mapping[str, str] = field(default_factory=dict)
     #: Ask again after so many seconds, though nothing was heard: then the next one can begin.
-    look_again_seconds: float | None = None
+    recheck_seconds: float | None = None
 
 
 def schedule(
@@ -63,13 +63,13 @@ def schedule(
 ) -> Orders:
     """Decide what all that waits and runs shall do now."""
     rules = rules or LinkRules()
-    decided = decide(*apart(moves_of(transfers, hosts, rules)), rules)
+    decided = decide(*partition(moves_of(transfers, hosts, rules)), rules)
     return Orders(
         prepare=tuple(move.transfer.guest for move in decided.prepare),
         begin=tuple(move.transfer.guest for move in decided.begin),
         bandwidth={move.transfer.guest: max(1, int(speed)) for move, speed in decided.bandwidth.items()},
         reasons={move.transfer.guest: text for move, text in decided.reasons().items()},
-        look_again_seconds=decided.look_again(rules),
+        recheck_seconds=decided.recheck_seconds(rules),
     )
 
 
@@ -103,7 +103,7 @@ class ScheduleDecision:
     behind: dict[Move, Move] = field(default_factory=dict)
     on: dict[LinkDirection, LinkUse] = field(default_factory=dict)
 
-    def look_again(self, rules: LinkRules) -> float | None:
+    def recheck_seconds(self, rules: LinkRules) -> float | None:
         """Return the seconds until the first of those that run has so little left that another may begin."""
         waits = [
             (move.sending_left - rules.overlap_seconds) / move.pace_at(speed)
@@ -127,7 +127,7 @@ class ScheduleDecision:
             return "is prepared while others transfer" if self.bandwidth else "is prepared: it is its turn"
         if move.phase is TransferPhase.PREPARING:
             return "is being prepared"
-        if too_late(move, self.now):
+        if would_be_late(move, self.now):
             left = show_seconds(max(0.0, (move.transfer.deadline_seconds or 0.0) - self.now))
             return f"is not begun: it takes {show_seconds(move.seconds_alone)}, and the deadline is in {left}"
         if move.phase is TransferPhase.WAITING:
@@ -162,12 +162,12 @@ def _names(names: Sequence[str]) -> str:
     return ", ".join(names[:3]) + (f" and {len(names) - 3} more" if len(names) > 3 else "")
 
 
-def too_late(move: Move, now: float) -> bool:
+def would_be_late(move: Move, now: float) -> bool:
     """Tell whether a migration would be cancelled before it ended."""
     return now + move.sending_left + move.fixed_left > move.must_end
 
 
-def apart(moves: Iterable[Move]) -> tuple[list[Move], dict[LinkDirection, list[Move]]]:
+def partition(moves: Iterable[Move]) -> tuple[list[Move], dict[LinkDirection, list[Move]]]:
     """Part moves into the active and, by link, the waiting ones, as :func:`decide` wants them, each in their order."""
     active, waiting = list[Move](), dict[LinkDirection, list[Move]]()
     for move in moves:
@@ -185,7 +185,7 @@ def decide(
     *,
     now: float = 0.0,
 ) -> ScheduleDecision:
-    """Make the decision, on moves in the order of turn (see :func:`apart`); none of them is changed.
+    """Make the decision, on moves in the order of turn (see :func:`partition`); none of them is changed.
 
     :param now: seconds since the transfers' deadlines were given.
     """
@@ -214,7 +214,7 @@ def _begin(decided: ScheduleDecision, rules: LinkRules) -> None:
     # Links that somebody waits for: who, and how long others may have it.
     claimed: dict[LinkDirection, tuple[float, Move]] = {}
     for move in decided.active:
-        if move.phase is not TransferPhase.READY or move.never or too_late(move, decided.now):
+        if move.phase is not TransferPhase.READY or move.never or would_be_late(move, decided.now):
             continue
         pipes = (move.out, move.into)
         full = [pipe for pipe in pipes if not _room(decided, pipe, move, rules)]
@@ -272,14 +272,14 @@ def _prepare(decided: ScheduleDecision, rules: LinkRules) -> None:
     ahead: dict[LinkDirection, list[Move]] = {}
     begun = set(decided.begin)
     for move in decided.active:
-        if move.never or too_late(move, decided.now):
+        if move.never or would_be_late(move, decided.now):
             continue
         if move.phase is TransferPhase.PREPARING or (move.phase is TransferPhase.READY and move not in begun):
             for pipe in (move.out, move.into):
                 ahead.setdefault(pipe, []).append(move)
     closed: set[LinkDirection] = set()
     for move in _by_turn(decided.waiting, closed):
-        if move.into in closed or move.never or too_late(move, decided.now):
+        if move.into in closed or move.never or would_be_late(move, decided.now):
             continue
         for pipe, bound in ((move.out, rules.prepared_per_source), (move.into, rules.prepared_per_target)):
             if not _may_prepare(decided, move, pipe, ahead.get(pipe, ()), bound, rules):

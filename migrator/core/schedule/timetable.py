@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 from itertools import chain
 
 from migrator.core.inventory import Host
-from migrator.core.schedule import ScheduleDecision, apart, decide, too_late
+from migrator.core.schedule import ScheduleDecision, decide, partition, would_be_late
 from migrator.core.schedule.transfers import (
     LinkDirection,
     LinkRules,
@@ -163,7 +163,7 @@ class _Run:
             move.transfer.guest: math.hypot(move.transfer.spread_ratio, rules.link_spread_ratio)
             for move in moves
         }
-        self._active, self._waiting = apart(moves)
+        self._active, self._waiting = partition(moves)
         self._rules = rules
         for move in moves:
             if move.phase is TransferPhase.TRANSFERRING:
@@ -188,7 +188,7 @@ class _Run:
             self._advance(decided, step)
         for move in chain(self._active, *self._waiting.values()):
             self.never[move.transfer.guest] = (
-                "it would not end before the deadline" if too_late(move, self.now) else move.never
+                "it would not end before the deadline" if would_be_late(move, self.now) else move.never
             )
 
     def _until_next(self, decided: ScheduleDecision) -> float | None:
@@ -203,7 +203,7 @@ class _Run:
                 waits.append(move.sending_left / move.pace_at(speed))
             else:
                 waits.append(move.fixed_left)
-        again = decided.look_again(self._rules)
+        again = decided.recheck_seconds(self._rules)
         if again is not None:
             waits.append(again)
         return max(0.0, min(waits)) + _INSTANT if waits else None

@@ -51,7 +51,7 @@ def explain(answer: Next, intent_log: IntentLog, observer: Observer, destination
         )
     own = answer.state in (State.HELD, State.GUEST_ENDED) or not intent_log.undo_reason
     said = [answer.why if own else intent_log.undo_reason, *observer.complaints]
-    words = destination.last_words()
+    words = destination.stderr_tail()
     if words and not any(words in complaint for complaint in said):
         said.append(f"destination's log: {words}")
     return "; ".join(said).replace("\n", " ")
