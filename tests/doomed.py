@@ -60,7 +60,9 @@ def doom(owner: type, name: str, due: Callable[..., bool]) -> None:
 end, _, method = STEP.partition(".")
 if STEP == "record.note":
     doom(
-        FileRecord, method, lambda _, intent: not NOTE or NOTE in (intent.milestone.name.lower(), intent.undo)
+        FileRecord,
+        "note_behind",
+        lambda _, intent: not NOTE or NOTE in (intent.milestone.name.lower(), intent.undo),
     )
 elif end == "record":
     doom(FileRecord, method, lambda *_: True)

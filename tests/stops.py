@@ -77,7 +77,7 @@ class Outside:
         found = getattr(self._inner, name)
         if inspect.iscoroutinefunction(found):
             return functools.partial(self._call, name, found)
-        if name in ("note", "create", "take_up", "outcome") and callable(found):
+        if name in ("note_behind", "create") and callable(found):
             return functools.partial(self._call_at_once, name, found)
         if name == "qemu":
             return Outside(found, self._life, "qemu")
@@ -91,17 +91,15 @@ class Outside:
             await asyncio.sleep(0.002)  # as the real one, it lets others go on
         answer = await what(*[_inner(each) for each in args], **kwargs)
         self._life.at(f"{called}, done", counted=counted)
+        if name == "take_up" and self._name == "records" and answer is not None:
+            return (Outside(answer[0], self._life, "record"), *answer[1:])
         return _wrapped(answer, self._life)
 
     def _call_at_once(self, name: str, what: Callable[..., Any], *args: Any) -> Any:
         self._life.at(f"{self._name}.{name}")
         answer = what(*args)
         self._life.at(f"{self._name}.{name}, done")
-        if name == "create":
-            return Outside(answer, self._life, "record")
-        if name == "take_up" and answer is not None:
-            return (Outside(answer[0], self._life, "record"), *answer[1:])
-        return answer
+        return Outside(answer, self._life, "record") if name == "create" else answer
 
 
 def _inner(value: Any) -> Any:
@@ -125,8 +123,8 @@ class Records(StepRecords):
         self._held.append(super().create(migration))
         return self._held[-1]
 
-    def take_up(self, migration: str) -> Any:
-        found = super().take_up(migration)
+    async def take_up(self, migration: str) -> Any:
+        found = await super().take_up(migration)
         if found is not None:
             self._held.append(found[0])
         return found

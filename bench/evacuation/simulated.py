@@ -87,7 +87,10 @@ class _NoRecord:
     async def begin(self, *_: object) -> None:
         return
 
-    def note(self, *_: object) -> None:
+    async def note(self, *_: object) -> None:
+        return
+
+    def note_behind(self, *_: object) -> None:
         return
 
     async def end(self, *_: object) -> None:
@@ -100,13 +103,13 @@ class _NoRecords:
     def create(self, _: str) -> Record:
         return _NoRecord()
 
-    def take_up(self, _: str) -> None:
+    async def take_up(self, _: str) -> None:
         return
 
-    def outcome(self, _: str) -> None:
+    async def outcome(self, _: str) -> None:
         return
 
-    def strays(self, _: object) -> list[Stray]:
+    async def strays(self, _: object) -> list[Stray]:
         return []
 
     def release(self, _: Record) -> None:

@@ -232,7 +232,7 @@ async def _between(
     session.admit()  # nobody else has the links
     _cancel_on_signals(session, screen)
     try:
-        if (taken_up := records.take_up(name)) is not None:
+        if (taken_up := await records.take_up(name)) is not None:
             record, facts, intent = taken_up
             session.leave()
             session.places = await pair.reopen(facts)

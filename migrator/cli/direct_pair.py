@@ -170,7 +170,7 @@ class PairRecords:
         self._made.append(FileRecord(migration))
         return self._made[-1]
 
-    def take_up(self, migration: str) -> tuple[FileRecord, Mapping[str, Any], Intent] | None:
+    async def take_up(self, migration: str) -> tuple[FileRecord, Mapping[str, Any], Intent] | None:
         """Return the record that was left, locked, with its facts and its last intent.
 
         :raise RecordError: a living migrator drives this migration, or the record cannot be read.
@@ -181,11 +181,11 @@ class PairRecords:
         self._made.append(record)
         return record, self._left.facts, self._left.intent
 
-    def outcome(self, migration: str) -> Outcome | None:
+    async def outcome(self, migration: str) -> Outcome | None:
         """Return nothing: records that were put away are not looked at again."""
         return None
 
-    def strays(self, known: Container[str]) -> Sequence[Stray]:
+    async def strays(self, known: Container[str]) -> Sequence[Stray]:
         """Return nothing: records of other pairs are none of this one's business."""
         return ()
 

@@ -52,7 +52,10 @@ class _Unrecorded:
     async def begin(self, facts: Mapping[str, Any], intent: Intent) -> None:
         pass
 
-    def note(self, intent: Intent) -> None:
+    async def note(self, intent: Intent) -> None:
+        pass
+
+    def note_behind(self, intent: Intent) -> None:
         pass
 
     async def end(self, outcome: Mapping[str, Any]) -> None:

@@ -174,7 +174,7 @@ class Recovery:
 
     async def _sort_out_strays(self) -> None:
         held, left = await stray_records.sort_out(
-            self.services.records.strays(self.registry.migrations),
+            await self.services.records.strays(self.registry.migrations),
             journal=self.journal_writer.journal,
             services=self.services,
             callbacks=self.sessions.callbacks(),

@@ -18,9 +18,11 @@ if TYPE_CHECKING:
 class Record(Protocol):
     """The durable record of one migration: intent first.
 
-    What :meth:`begin` wrote is on disk when it returns. :meth:`note` survives the death of the controller's process
-    at once; after the death of its machine :attr:`exact` of the reader is false and the record is read as if the
-    point of no return had been passed.
+    What :meth:`begin` and :meth:`note` wrote is kept when they return, so that whoever takes the migration over can see
+    it. They are for steps that are taken while the guest runs: what allows a switch is noted so before it is allowed.
+    :meth:`note_behind` never waits, as a guest may stand still meanwhile. In a file it survives the death of a process
+    at once; to a database it follows. Where the last ones may be missing (a file after the death of its machine, a
+    database whenever the switch was allowed) the record is read as if the point of no return had been passed.
     """
 
     @property
@@ -33,10 +35,16 @@ class Record(Protocol):
         :raise RecordError: when it cannot be written; nothing may be changed then.
         """
 
-    def note(self, intent: Intent) -> None:
-        """Add what is about to be done next.
+    async def note(self, intent: Intent) -> None:
+        """Add what is about to be done next; returns once it is kept.
 
         :raise RecordError: when it cannot be written; the step must not be taken then.
+        """
+
+    def note_behind(self, intent: Intent) -> None:
+        """Add what is about to be done next, without waiting for anything.
+
+        :raise RecordError: when it is known that it cannot be written; the step must not be taken then.
         """
 
     async def end(self, outcome: Mapping[str, Any]) -> None:

@@ -100,7 +100,10 @@ class FileRecord:
         if self._torn:
             raise OSError(errno.ENOSPC, "no space left for the whole line")
 
-    def note(self, intent: Intent) -> None:
+    async def note(self, intent: Intent) -> None:
+        self.note_behind(intent)  # the file outlives the process
+
+    def note_behind(self, intent: Intent) -> None:
         try:
             self._append(json.dumps({"time": time.time(), "intent": asdict(intent)}))
         except OSError as error:

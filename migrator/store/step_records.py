@@ -51,7 +51,7 @@ class StepRecords:
     def create(self, migration: str) -> Record:
         return FileRecord(migration, directory=self._directory)
 
-    def take_up(self, migration: str) -> tuple[Record, Mapping[str, Any], Intent] | None:
+    async def take_up(self, migration: str) -> tuple[Record, Mapping[str, Any], Intent] | None:
         path = self._directory / f"{migration}.jsonl"
         if not path.exists():
             return None  # it never began, or has ended: see outcome()
@@ -59,7 +59,7 @@ class StepRecords:
         left.claim()
         return left.record, left.facts, left.intent
 
-    def outcome(self, migration: str) -> Outcome | None:
+    async def outcome(self, migration: str) -> Outcome | None:
         path = self._directory / "ended" / f"{migration}.jsonl"
         try:
             lines = path.read_text(encoding="utf-8").splitlines()
@@ -70,7 +70,7 @@ class StepRecords:
         except (OSError, ValueError, LookupError, TypeError, AttributeError):
             return None
 
-    def strays(self, known: Container[str]) -> Sequence[Stray]:
+    async def strays(self, known: Container[str]) -> Sequence[Stray]:
         found = []
         for path in sorted(self._directory.glob("*.jsonl")):
             if path.stem in known:

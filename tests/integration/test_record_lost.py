@@ -24,10 +24,10 @@ class Cramped(FileRecord):
         super().__init__("under-test")
         self._limit = limit
 
-    def note(self, intent: Intent) -> None:
+    def note_behind(self, intent: Intent) -> None:
         if intent.milestone >= self._limit if self._limit is not None else intent.undo is not None:
             raise RecordError("no space left")
-        super().note(intent)
+        super().note_behind(intent)
 
 
 @pytest.mark.parametrize(

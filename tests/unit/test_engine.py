@@ -65,8 +65,8 @@ class Held(StepRecords):
         self._held.append(super().create(migration))
         return self._held[-1]
 
-    def take_up(self, migration: str) -> Any:
-        found = super().take_up(migration)
+    async def take_up(self, migration: str) -> Any:
+        found = await super().take_up(migration)
         if found is not None:
             self._held.append(found[0])
         return found

@@ -34,7 +34,7 @@ async def left(directory: Path, *intents: Intent, name: str = "one") -> FileReco
     record = FileRecord(name, directory=directory)
     await record.begin(FACTS, intents[0])
     for intent in intents[1:]:
-        record.note(intent)
+        record.note_behind(intent)
     record.close()
     return record
 
@@ -146,7 +146,7 @@ class TestDamage:
         (found,) = unfinished(directory=directory)
         assert found.intent.milestone is Milestone.SWITCHING
         # What the next one notes begins on a line of its own.
-        found.claim().note(replace(SWITCHING, milestone=Milestone.HANDED_OVER))
+        found.claim().note_behind(replace(SWITCHING, milestone=Milestone.HANDED_OVER))
         found.record.close()
         assert Unfinished(record.path).intent.milestone is Milestone.HANDED_OVER
 
@@ -228,7 +228,7 @@ class TestLock:
         record = FileRecord("one", directory=directory)
         await record.begin(FACTS, MIGRATING)
         (found,) = unfinished(directory=directory)
-        record.note(replace(SWITCHING, milestone=Milestone.HANDED_OVER))
+        record.note_behind(replace(SWITCHING, milestone=Milestone.HANDED_OVER))
         record.close()
         before = found.intent
         found.claim().close()
@@ -282,11 +282,11 @@ class TestNoRoom:
             directory,
             "asyncio.run(record.begin({'a': 1}, Intent()))\n"
             "room(20)\n"
-            "try: record.note(Intent(milestone=Milestone.SWITCHING))\n"
+            "try: record.note_behind(Intent(milestone=Milestone.SWITCHING))\n"
             "except RecordError as error: print(error)\n"
             "print(Unfinished(record.path).intent.milestone.name)\n"
             "room(None)\n"
-            "record.note(Intent(milestone=Milestone.HANDED_OVER))\n"
+            "record.note_behind(Intent(milestone=Milestone.HANDED_OVER))\n"
             "print(Unfinished(record.path).intent.milestone.name)\n",
         )
         first, *milestones = said.splitlines()

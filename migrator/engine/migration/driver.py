@@ -226,7 +226,8 @@ class MigrationDriver(DriverState):
             self._intent_updates.run_state(
                 before.run
             )  # somebody may have stopped or resumed it since preflight
-        self._intent_log.note(milestone=Milestone.MIGRATING)
+        # From here on it may switch, and nothing is waited for then.
+        await self._intent_log.commit(milestone=Milestone.MIGRATING)
         if self._intent_log.intent.undo is None:
             try:
                 await self._steering.begin_copying(uri, self._abilities)

@@ -79,20 +79,33 @@ class IntentLog:
         self.intent = replace(self.intent, **changes)
 
     def note(self, **changes: Any) -> None:
-        """Change the intent and have it on record before anything is done about it.
+        """Change the intent and note it before anything is done about it, without waiting: the guest may stand still.
 
         Where it cannot be written the migration is undone if it may be, and else brought to its end without: a guest
         that stands still is not left so for the sake of a file.
         """
-        intent = replace(self.intent, **changes)
+        before, self.intent = self.intent.milestone, replace(self.intent, **changes)
         try:
-            self._record.note(intent)
+            self._record.note_behind(self.intent)
         except RecordError as error:
-            self._result.warn("record-lost", str(error), "make room there; do not kill migrator meanwhile")
-            if intent.milestone <= Milestone.SWITCHING and self.intent.milestone < Milestone.SWITCHING:
-                self.undo_reason = self.undo_reason or str(error)
-                intent = replace(intent, milestone=self.intent.milestone, undo=intent.undo or State.FAILED)
-        self.intent = intent
+            self._not_noted(before, error)
+
+    async def commit(self, **changes: Any) -> None:
+        """As :meth:`note`, but it is kept when this returns: for what is done while the guest runs, so that whoever
+        takes over knows of it.
+        """
+        before, self.intent = self.intent.milestone, replace(self.intent, **changes)
+        try:
+            await self._record.note(self.intent)
+        except RecordError as error:
+            self._not_noted(before, error)
+
+    def _not_noted(self, before: Milestone, error: RecordError) -> None:
+        self._result.warn("record-lost", str(error), "make room there; do not kill migrator meanwhile")
+        if self.intent.milestone <= Milestone.SWITCHING and before < Milestone.SWITCHING:
+            self.undo_reason = self.undo_reason or str(error)
+            undo = self.intent.undo or State.FAILED
+            self.intent = replace(self.intent, milestone=before, undo=undo)
 
     def undo(
         self,

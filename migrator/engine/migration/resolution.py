@@ -81,7 +81,7 @@ async def looked_at(session: JournalledSession) -> AsyncIterator[HeldCase]:
     facts: Mapping[str, Any] = {}
     intent: Intent | None = None
     try:
-        left = session.services.records.take_up(session.id)
+        left = await session.services.records.take_up(session.id)
     except RecordError:
         if session.result.held_code not in missing_record.CODES:
             raise
@@ -261,7 +261,7 @@ async def resolve(session: JournalledSession, said: Said, *, agreed: Callable[[]
         record, facts = held.record, held.facts
         if record is None:
             record, facts = await _begin(session, source, destination, intent)
-        record.note(intent)
+        await record.note(intent)
         held.driven = True  # from here on the session has all of it
         agreed()
         await session.go_on(record, facts, intent, source, destination)

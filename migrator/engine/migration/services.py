@@ -81,17 +81,17 @@ class StepRecordStore(Protocol):
     def whole(self) -> bool:
         """Return whether they are those that belong to the journal: what neither knows to have begun has not."""
 
-    def take_up(self, migration: str) -> tuple[Record, Mapping[str, Any], Intent] | None:
+    async def take_up(self, migration: str) -> tuple[Record, Mapping[str, Any], Intent] | None:
         """Return the record another controller left, locked, with its facts and its last intent; ``None`` without one.
 
         :raise RecordInUse: a living controller holds it.
         :raise RecordError: it cannot be read.
         """
 
-    def outcome(self, migration: str) -> Outcome | None:
+    async def outcome(self, migration: str) -> Outcome | None:
         """Return how a migration ended whose record has been put away; ``None`` without such a record."""
 
-    def strays(self, known: Container[str]) -> Sequence[Stray]:
+    async def strays(self, known: Container[str]) -> Sequence[Stray]:
         """Return the records that have not been put away, of other migrations than these."""
 
     def release(self, record: Record) -> None:

@@ -121,7 +121,7 @@ class Steering:
 
     async def stop_guest(self, reason: str, numbers: Mapping[str, Any] | None = None) -> None:
         """Let the guest stand still until its memory has arrived."""
-        self._intent_log.note(stopped_by_us=True)
+        await self._intent_log.commit(stopped_by_us=True)
         self._intent_log.decide(ActionKind.PAUSE, reason, numbers)
         await self._source.stop()
 
@@ -169,7 +169,9 @@ class Steering:
         :param uri: begin to migrate to there first.
         """
         runs = self._intent_log.intent.guest_runs
-        self._intent_log.note(postcopy=True, stopped_by_us=self._intent_log.intent.stopped_by_us or runs)
+        await self._intent_log.commit(
+            postcopy=True, stopped_by_us=self._intent_log.intent.stopped_by_us or runs
+        )
         if self._intent_log.intent.undo is not None:
             return  # that could not be put on record
         begin = [self._source.migrate(uri)] if uri is not None else []

@@ -32,7 +32,7 @@ async def take_up(session: JournalledSession) -> None:
     if session.result.held_code == missing_record.ORPHANED or session.result.held_code in set(Invariant):
         return  # only a person knows what it was, or may say that it goes on
     try:
-        left = session.services.records.take_up(session.id)
+        left = await session.services.records.take_up(session.id)
     except RecordInUse as error:
         session.hold(NOT_REACHABLE, str(error), unreachable=True)
         return
@@ -85,7 +85,7 @@ async def _open_both(
 
 async def _without_record(session: JournalledSession) -> None:
     records = session.services.records
-    outcome = records.outcome(session.id)
+    outcome = await records.outcome(session.id)
     if outcome is not None and outcome.attempt >= session.attempt.number:
         session.attempt = replace(session.attempt, number=outcome.attempt)
         if not outcome.postponed:  # it ended, and the controller did before the journal knew
