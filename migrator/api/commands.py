@@ -38,7 +38,7 @@ GuestName = Annotated[str, StringConstraints(min_length=1, max_length=1024)]
 
 
 class Role(StrEnum):
-    """What whoever asks may do."""
+    """The rights of a caller."""
 
     #: Look: plan and check too, which change nothing.
     VIEWER = "viewer"
@@ -123,7 +123,7 @@ class Resolve(Command):
 
 
 class Plan(Command):
-    """What an evacuation would do."""
+    """Return what an evacuation would do."""
 
     verb: ClassVar[str] = "plan"
     role: ClassVar[Role] = Role.VIEWER
@@ -159,7 +159,7 @@ Answer = (
 
 @dataclass(frozen=True, kw_only=True)
 class Caller:
-    """Who asks."""
+    """The sender of a command."""
 
     #: ``unix:UID``, a token's name, or the user in an MQTT topic.
     user: str
@@ -237,7 +237,7 @@ class Refusal(MigratorError):
 
 
 class Reply(BaseModel):
-    """What a command got. ``accepted`` may be followed by an ``outcome`` when what it began has ended."""
+    """The answer to a command. ``accepted`` may be followed by an ``outcome`` when what it began has ended."""
 
     model_config = ConfigDict(frozen=True)
 

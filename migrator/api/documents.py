@@ -1,4 +1,4 @@
-"""What the service says of itself: one model for each thing, the same over HTTP, MQTT and on the command line.
+"""Documents that describe the service: one model for each thing, the same over HTTP, MQTT and on the command line.
 
 Units are those of the whole project: bytes, bytes per second, seconds, ratios of 0 to 1. Times are RFC 3339 in UTC.
 Version 1 only gains fields.
@@ -153,7 +153,7 @@ class MigrationDocument(Document):
 
 
 class ResolutionDocument(Document):
-    """What a person's word on a held migration comes to; nothing was done."""
+    """The consequences of a person's answer on a held migration; nothing was done."""
 
     migration: str
     guest_at: str
@@ -305,7 +305,7 @@ class GuestDocument(Document):
 
 
 class PlannedGuest(Document):
-    """What would happen to one guest."""
+    """The part of a plan that is about one guest."""
 
     guest: str
     guest_name: str = ""
@@ -326,7 +326,7 @@ class PlannedGuest(Document):
 
 
 class PlanDocument(Document):
-    """What an evacuation would do, before the act."""
+    """The plan of an evacuation, before the act."""
 
     host: str
     guests: list[PlannedGuest] = Field(default_factory=list)

@@ -30,7 +30,7 @@ _NOT_PUBLISHED = datetime.min.replace(tzinfo=UTC)
 
 
 class EventKind(StrEnum):
-    """What an event tells."""
+    """The kind of an event."""
 
     STATE = "state"
     DECISION = "decision"
@@ -40,7 +40,7 @@ class EventKind(StrEnum):
 
 
 class Subject(StrEnum):
-    """What an event is about."""
+    """The kind of thing that an event is about."""
 
     MIGRATION = "migration"
     EVACUATION = "evacuation"

@@ -1,4 +1,4 @@
-"""Whose trace a command belongs to: W3C Trace Context, as it comes with HTTP headers and MQTT user properties."""
+"""The trace that a command belongs to: W3C Trace Context, as it comes with HTTP headers and MQTT user properties."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ class TraceContext:
 
 
 def read(parents: Sequence[str], states: Sequence[str] = ()) -> TraceContext | None:
-    """What a caller has sent; ``None`` where it sent none, or one that the standard says to ignore.
+    """Read the context that a caller has sent; ``None`` where it sent none, or one that the standard says to ignore.
 
     :param parents: every ``traceparent`` there was: more than one is none.
     :param states: every ``tracestate``, in order. One that is wrong is left out, and the parent stays.
@@ -69,7 +69,7 @@ def read(parents: Sequence[str], states: Sequence[str] = ()) -> TraceContext | N
 
 
 def of(parent: str | None, state: str | None) -> TraceContext | None:
-    """What a document keeps."""
+    """Read the context that a document keeps."""
     return read([parent] if parent else [], [state] if state else [])
 
 

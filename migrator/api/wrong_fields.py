@@ -1,4 +1,4 @@
-"""What is wrong with the fields of a request, in words for whoever sent it."""
+"""Messages about wrong fields of a request, for whoever sent it."""
 
 from __future__ import annotations
 

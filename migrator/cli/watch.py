@@ -292,7 +292,7 @@ def _short(name: str) -> str:
 
 
 def _patiently(ask: Callable[[], _Found]) -> _Found:
-    """What `ask` finds, though the service may be away for a while just now."""
+    """Return what `ask` finds, though the service may be away for a while just now."""
     until = time.monotonic() + AWAY_SECONDS
     while True:
         try:

@@ -1,4 +1,4 @@
-"""What the service shows: :class:`~migrator.ports.queries.Queries` over the engine's memory and its journal."""
+"""Answers to queries, from the engine's memory and its journal; see :class:`~migrator.ports.queries.Queries`."""
 
 from __future__ import annotations
 
@@ -229,7 +229,7 @@ class EngineQueries:
         return own + [f"task {name}: {why}" for name, why in faults.complaints.items()]
 
     def _readable(self, kind: str, rows: Iterable[_Row], read: Callable[[_Row], _Made]) -> list[_Made]:
-        """Those of the rows that can be read: one that cannot is left out and said, once."""
+        """Read rows; one that cannot be read is left out, and logged once."""
         found = []
         for row in rows:
             try:

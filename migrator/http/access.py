@@ -1,4 +1,4 @@
-"""Who asks, and what they may: the Unix socket's permissions, a bearer token, or the page's cookie."""
+"""Callers and their rights, by the Unix socket's permissions, a bearer token, or the page's cookie."""
 
 from __future__ import annotations
 
@@ -30,19 +30,19 @@ class TokenVerifier(Protocol):
     """
 
     async def verify(self, secret: str) -> Grant | None:
-        """What a token gives that holds now; ``None`` for any other."""
+        """Return the grant of a token that holds now; ``None`` for any other."""
 
     async def begin_session(self, token: Grant, *, seconds: float) -> tuple[str, Grant]:
-        """What a browser shows from now on, and what it gives; ends with the token, or after `seconds`."""
+        """Return a secret for a browser and its grant; both end with the token, or after `seconds`."""
 
     async def session(self, secret: str) -> Grant | None:
-        """What a session gives; ``None`` when it is unknown or over, or its token holds no more."""
+        """Return the grant of a session; ``None`` when it is unknown or over, or its token holds no more."""
 
     async def end_session(self, secret: str) -> None:
         """Sign it out."""
 
     async def holding(self, grants: Collection[str]) -> set[str]:
-        """Those of the given grants (their ids) that hold now."""
+        """Return those of the given grants (their ids) that hold now."""
 
 
 @dataclass(kw_only=True)
@@ -53,7 +53,7 @@ class Access:
     rates: Rates
 
     async def caller(self, request: Request) -> Caller:
-        """Who asks.
+        """Return who asks.
 
         :raise ProblemError: 401 for nobody known, 403 for a write that another site's page sent, 429.
         """
@@ -107,7 +107,7 @@ class Access:
 
 
 def entrance(request: Request) -> str:
-    """Which listener it came by: ``unix``, ``tcp``."""
+    """Return the listener that a request came by: ``unix``, ``tcp``."""
     return str(getattr(request.state, "entrance", "tcp"))
 
 
@@ -136,7 +136,7 @@ def require_same_origin(request: Request) -> None:
 
 
 def cookie_name(request: Request) -> str:
-    """Of the cookie that a browser has for this scheme."""
+    """Return the name of the cookie that a browser has for this scheme."""
     return COOKIES["https" if request.url.scheme == "https" else "http"]
 
 

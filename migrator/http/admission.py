@@ -1,4 +1,4 @@
-"""Who may connect, how many at a time, and how soon each may ask: decided when a connection is accepted, before TLS.
+"""Admission of connections: who may connect, how many at a time, how soon each may ask; decided before TLS.
 
 An address that floods waits in its own connections: they are read no faster than its share. What is refused costs a
 system call; what waits costs a descriptor and a timer.
@@ -121,7 +121,7 @@ class Gate:
         return self._open.total()
 
     def enter(self, address: str) -> bool:
-        """Whether one more connection of an address is taken; :meth:`leave` once it has ended."""
+        """Return whether one more connection of an address is taken; :meth:`leave` once it has ended."""
         connects, _ = self._pace(address)
         allowed = (
             self.connections < self.admission.connections
@@ -183,7 +183,7 @@ class Gate:
 
 
 def address_of(connection: socket.socket) -> str:
-    """Whose connection it is: ``unix:UID``, an IPv4 address, or the network of an IPv6 one."""
+    """Return whose connection it is: ``unix:UID``, an IPv4 address, or the network of an IPv6 one."""
     if connection.family == socket.AF_UNIX:
         try:
             _, uid, _ = _PEER.unpack(connection.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, _PEER.size))
@@ -197,7 +197,7 @@ def address_of(connection: socket.socket) -> str:
 
 
 def network_of(address: str) -> str:
-    """What is counted together of an address as a socket tells it; anything else stays as it is."""
+    """Return the part of a socket's address that is counted together; anything else stays as it is."""
     text = address.partition("%")[0]
     try:
         parsed = ipaddress.ip_address(text)

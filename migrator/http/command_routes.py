@@ -164,7 +164,7 @@ async def activate(request: Request, host: query_routes.Identifier, caller: Know
 
 @router.post("/plans", response_model=PlanDocument, tags=["hosts"], openapi_extra=_takes("plan"))
 async def plan(request: Request, caller: KnownCaller) -> Response:
-    """What an evacuation would do; changes nothing."""
+    """Return what an evacuation would do; changes nothing."""
     return await _ask(request, caller, "plan", {})
 
 

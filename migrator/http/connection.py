@@ -92,7 +92,7 @@ class ClientConnection(H11Protocol):
         self._leave()
 
     def send_400_response(self, msg: str) -> None:
-        """What came is not HTTP."""
+        """Answer something that is not HTTP."""
         if self.conn.our_state not in (h11.IDLE, h11.SEND_RESPONSE):
             self.transport.abort()  # an answer is under way, and nothing can be put into it
             return

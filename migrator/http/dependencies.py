@@ -1,4 +1,4 @@
-"""What every route needs, and who asks: found by :func:`dependencies` and :data:`KnownCaller`."""
+"""Dependencies of the routes, and who asks: found by :func:`dependencies` and :data:`KnownCaller`."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ Metrics = Callable[[str | None], Awaitable[tuple[bytes, str]]]
 
 @dataclass(kw_only=True)
 class Dependencies:
-    """Of one application; made by :func:`migrator.http.app.create_app`."""
+    """Parts of one application that its routes need; made by :func:`migrator.http.app.create_app`."""
 
     commands: CommandExecutor
     queries: Queries
@@ -75,7 +75,7 @@ class Dependencies:
             await asyncio.sleep(_GRANTS_SECONDS)
 
     def unheed(self, listener: Listener) -> None:
-        """It has ended."""
+        """Forget a stream that has ended."""
         self._listeners.pop(listener, None)
 
     async def execute(self, envelope: Envelope) -> Reply:
@@ -100,7 +100,7 @@ class Dependencies:
 
 
 def dependencies(request: Request) -> Dependencies:
-    """Of the application that `request` came to."""
+    """Return those of the application that `request` came to."""
     found = request.app.state.dependencies
     assert isinstance(found, Dependencies)
     return found

@@ -1,4 +1,4 @@
-"""What one caller may take of the service: bytes, time, requests a second, streams."""
+"""Limits of one caller: bytes, time, requests a second, streams."""
 
 from __future__ import annotations
 

@@ -69,7 +69,7 @@ class Listeners:
         self.addresses: list[str] = []
 
     def tls(self, entrance: str) -> ssl.SSLContext | None:
-        """What connections of an entrance agree upon first; ``None``: nothing."""
+        """Return the TLS context of an entrance; ``None`` for one without."""
         return self._ports[entrance].tls if entrance in self._ports else None
 
     async def bind(self) -> None:

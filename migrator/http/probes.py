@@ -22,7 +22,7 @@ _FORMAT_CHARACTERS = 200
 
 
 class Ready(BaseModel):
-    """Whether new work is taken."""
+    """Readiness to take new work."""
 
     ready: bool
     #: Why not, in one line each.
@@ -31,14 +31,14 @@ class Ready(BaseModel):
 
 @router.get("/healthz", response_class=Response, responses={200: {"content": {"text/plain": {}}}})
 async def healthz(request: Request) -> Response:
-    """What drives migrations lives, and its event loop turns; 503 where it does not."""
+    """Return 200 while what drives migrations lives and its event loop turns; else 503."""
     why = dependencies(request).why_silent()
     return Response(f"{why or 'ok'}\n", status_code=503 if why else 200, media_type="text/plain")
 
 
 @router.get("/readyz", response_model=Ready, responses={503: {"model": Ready}})
 async def readyz(request: Request) -> Response:
-    """Whether new work is taken; 503 and the reasons when it is not."""
+    """Return 200 while new work is taken; else 503 and the reasons."""
     own = dependencies(request)
     complaints = list(own.queries.complaints())
     if own.closing():

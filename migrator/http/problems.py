@@ -21,7 +21,7 @@ MEDIA_TYPE = "application/problem+json"
 
 
 class Problem(BaseModel):
-    """What went wrong, for a person (``detail``) and for a program (``code``)."""
+    """Description of what went wrong, for a person (``detail``) and for a program (``code``)."""
 
     type: str = Field(description="`urn:migrator:problem:CODE`.")
     title: str = Field(description="HTTP's words for the status.")
@@ -128,7 +128,7 @@ def answer_with_problems(app: FastAPI) -> None:
 
 
 def allowed_methods(app: FastAPI, path: str) -> str:
-    """What may be done at `path`, as the header ``Allow`` says it; empty when nothing."""
+    """Return what may be done at `path`, as the header ``Allow`` says it; empty when nothing."""
     for template, operations in app.openapi()["paths"].items():
         if _fits(template.split("/"), path.split("/")):
             methods = {method.upper() for method in operations if method != "parameters"}
@@ -143,7 +143,7 @@ def _fits(template: list[str], path: list[str]) -> bool:
 
 
 def request_id(request: Request) -> str:
-    """Of this request; empty before the guard has given it one."""
+    """Return the id of this request; empty before the guard has given it one."""
     return str(getattr(request.state, "request_id", ""))
 
 

@@ -25,7 +25,7 @@ class Given(BaseModel):
 
 
 class Session(BaseModel):
-    """Who asks."""
+    """A session of a browser: who asks."""
 
     user: str
     role: Role
@@ -35,7 +35,7 @@ class Session(BaseModel):
 
 @router.get("", response_model=Session)
 async def who(request: Request, caller: KnownCaller) -> Response:
-    """Who asks, what they may do, and until when."""
+    """Return who asks, what they may do, and until when."""
     grant = getattr(request.state, "grant", None)
     ends_at = grant.ends_at if isinstance(grant, Grant) else None
     return answer(Session(user=caller.user, role=caller.role, ends_at=ends_at))

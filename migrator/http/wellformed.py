@@ -1,4 +1,4 @@
-"""What is wrong with a request before anything of it is done: its size, its framing, and for whom it is."""
+"""Checks of a request before anything of it is done: its size, its framing, and for whom it is."""
 
 from __future__ import annotations
 

@@ -34,7 +34,7 @@ _MOST_REMEMBERED = 10_000
 
 @dataclass(kw_only=True)
 class _ActiveMigration:
-    """What is remembered of a migration while it is active."""
+    """Facts that are remembered of a migration while it is active."""
 
     #: Empty until its first event.
     phase: str = ""
@@ -48,7 +48,7 @@ class _ActiveMigration:
 
 @dataclass(frozen=True, kw_only=True)
 class PastMigration:
-    """What is still shown of a migration that has ended."""
+    """Facts that are still shown of a migration that has ended."""
 
     host: str
     #: Seconds since the epoch.
@@ -269,7 +269,7 @@ class Counters:
     # What is shown for a while after the end ---------------------------------------------------------------
 
     def held_before(self, identifier: str) -> None:
-        """It was held, and counted as such, before this process began."""
+        """Note that a migration was held, and counted as such, before this process began."""
         if self._first_time(identifier):
             self._active_migration(identifier)
 

@@ -31,7 +31,7 @@ _FORMATS = 8
 
 @dataclass(frozen=True, kw_only=True)
 class Counts:
-    """What only the process knows that counts."""
+    """Figures that only the process which counts knows."""
 
     #: Counters and histograms, in the format that was asked for, and its content type.
     text: str

@@ -1,4 +1,4 @@
-"""What answers a scrape: a look at the service's state on the loop, made into text off it."""
+"""The answer to a scrape: a snapshot of the service's state, taken on the loop and made into text off it."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ _RECALLED = 1000
 
 @dataclass(frozen=True, kw_only=True)
 class Probes:
-    """What only the service knows. Asked on the loop at every scrape, so each must answer at once."""
+    """Facts that only the service knows. Asked on the loop at every scrape, so each must answer at once."""
 
     #: ``None``: no broker is configured.
     mqtt_connected: Callable[[], bool | None] = field(default=lambda: None)

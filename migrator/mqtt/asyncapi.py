@@ -102,7 +102,7 @@ def _with_head(command: type[Command]) -> type[BaseModel]:
 
 
 class _Described:
-    """What has been described so far."""
+    """The parts of the document that are written so far."""
 
     def __init__(self) -> None:
         self.channels: dict[str, Any] = {}
@@ -181,7 +181,7 @@ class _Described:
         )
 
     def add_service(self) -> None:
-        """Whether the service is there."""
+        """Describe the topic that tells whether the service is there."""
         self.add(
             "service",
             _TOPICS.service,

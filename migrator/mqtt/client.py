@@ -135,7 +135,7 @@ class Mqtt:
     # the connection
 
     def _looks_taken(self, now: float, began: float) -> bool:
-        """Whether this was once too often that a connection, hardly open, was closed by a broker that is well."""
+        """Return whether a broker that is well has closed a connection soon after its opening once too often."""
         if now - began > _SHORT_SECONDS:
             return False
         self._closed.append(now)
@@ -402,7 +402,7 @@ class Receipts:
         self._done: set[Received] = set()
 
     def expect(self, received: Received) -> Callable[[], None]:
-        """What to call when all is done that it asks for."""
+        """Return the function to call when all is done that a message asks for."""
         self._open.append(received)
 
         def done() -> None:

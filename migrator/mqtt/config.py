@@ -52,7 +52,7 @@ class MqttConfig:
 
     @property
     def address(self) -> str:
-        """Of the broker, for a person."""
+        """Address of the broker, for a person."""
         return f"{self.section.host}:{self.section.broker_port}"
 
     def role(self, user: str) -> Role | None:

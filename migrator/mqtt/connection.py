@@ -62,7 +62,7 @@ class UnsupportedVersion(BrokerError):
 
 
 class Version(Enum):
-    """Of MQTT."""
+    """Version of the MQTT protocol."""
 
     V5 = aiomqtt.ProtocolVersion.V5
     V311 = aiomqtt.ProtocolVersion.V311
@@ -222,7 +222,7 @@ class BrokerConnection:
             raise BrokerError(f"broker {self._config.address}: {topic} not unsubscribed: {error}") from error
 
     async def messages(self) -> AsyncIterator[Received]:
-        """What comes, until the connection is lost. Each with a QoS wants :meth:`acknowledge`, in this order."""
+        """Yield messages until the connection is lost. Each with a QoS wants :meth:`acknowledge`, in this order."""
         try:
             async for message in self._client.messages:
                 properties = message.properties
@@ -241,7 +241,7 @@ class BrokerConnection:
             raise BrokerError(f"broker {self._config.address}: connection lost: {reason}") from error
 
     def why_lost(self, error: BrokerError) -> BrokerError:
-        """What there is to say of a connection that is lost, whichever call found out first."""
+        """Return the reason for the loss of the connection, whichever call found out first."""
         lost = self._client._disconnected  # noqa: SLF001
         cause = lost.exception() if lost.done() and not lost.cancelled() else None
         code = _code(cause.rc) if isinstance(cause, aiomqtt.MqttCodeError) else 0
@@ -257,7 +257,7 @@ class BrokerConnection:
 
 
 async def _whole(call: Coroutine[Any, Any, T]) -> T:
-    """What a call returns or raises; a cancellation is never lost in it.
+    """Return or raise what a call does; a cancellation is never lost in it.
 
     aiomqtt waits with :func:`asyncio.wait_for`, which in Python 3.11 returns as if nothing had been if the answer comes
     in the same moment as a cancellation.
@@ -273,7 +273,7 @@ async def _whole(call: Coroutine[Any, Any, T]) -> T:
 
 
 def _heard(task: asyncio.Task[Any]) -> None:
-    """What became of it concerns nobody any more."""
+    """Take the result of a task that nobody waits for any more."""
     if not task.cancelled():
         task.exception()
 

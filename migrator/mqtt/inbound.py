@@ -28,7 +28,7 @@ NAMELESS = "unknown"
 
 
 class Head(BaseModel):
-    """What every command has beside its own fields."""
+    """Fields that every command has beside its own."""
 
     model_config = ConfigDict(frozen=True)
 
@@ -54,7 +54,7 @@ class ReplyTo:
 
     @classmethod
     def of(cls, origin: str, *, topics: Topics, user: str) -> ReplyTo | None:
-        """What :meth:`origin` wrote; ``None`` where it is something else, or not that user's."""
+        """Read what :meth:`origin` wrote; ``None`` where it is something else, or not that user's."""
         _, _, where = origin.partition(" -> ")
         if topics.may_reply(user, where) and " " not in where:
             return cls(topic=where)
@@ -93,7 +93,7 @@ class Foreign(Exception):
         self.reply_to = reply_to
 
     def reply(self) -> Reply:
-        """What its sender gets."""
+        """Return the reply for its sender."""
         return Reply(
             kind="refused",
             id=self.id,
@@ -223,7 +223,7 @@ def _head(body: dict[str, Any], config: MqttConfig, now: datetime) -> Head:
 
 
 def too_many(incoming: Incoming, most: int) -> Foreign:
-    """What a user gets of whom too many commands wait already."""
+    """Return the refusal for a user of whom too many commands wait already."""
     return Foreign(
         Refusal(
             "not-now",

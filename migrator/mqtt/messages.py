@@ -1,4 +1,4 @@
-"""What travels in payloads, beside :class:`migrator.api.events.EventDocument`."""
+"""Payloads beside :class:`migrator.api.events.EventDocument`."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What waits to be published: in order, within bounds, and kept until the broker has taken it."""
+"""Queues of messages to publish: in order, within bounds, each kept until the broker has taken it."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from migrator.api.events import Event
 
 
 class Rank(IntEnum):
-    """What goes first. Within a rank the order is kept."""
+    """Priority of a message, the most urgent first. Within a rank the order is kept."""
 
     #: Somebody waits for it.
     REPLY = 0
@@ -122,7 +122,7 @@ class Outbox:
             outgoing.then()
 
     def waits(self, topic: str) -> bool:
-        """Whether a state for that topic waits or is on its way."""
+        """Return whether a state for that topic waits or is on its way."""
         return self._states[topic] > 0
 
     async def drained(self) -> None:

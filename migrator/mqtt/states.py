@@ -1,4 +1,4 @@
-"""What the broker shall have retained: the last state of everything that has not long ended."""
+"""Retained messages as the broker shall have them: the last state of everything that has not long ended."""
 
 from __future__ import annotations
 
@@ -124,7 +124,7 @@ class States:
     async def differences(
         self, retained: Mapping[str, bytes], *, waits: Callable[[str], bool]
     ) -> list[Outgoing]:
-        """What must be published so that the broker has it right.
+        """Return the messages that make the broker's retained states right.
 
         :param retained: what it has, by topic.
         :param waits: whether a newer state for that topic waits to be published anyway.
@@ -144,7 +144,7 @@ class States:
         return messages
 
     def overdue(self) -> list[Key]:
-        """What has ended long ago."""
+        """Return the subjects that have ended long ago."""
         now = self._now()
         return [key for key, when in self._clear_at.items() if when <= now]
 
@@ -195,7 +195,7 @@ def clearing(topic: str) -> Outgoing:
 
 
 def ended_at(event: Event) -> datetime | None:
-    """When the migration or evacuation ended that a state is about."""
+    """Return when the migration or evacuation ended that a state is about; ``None`` while it goes on."""
     match event:
         case MigrationStateChanged(migration=document) | EvacuationStateChanged(evacuation=document):
             return document.ended_at
@@ -203,7 +203,7 @@ def ended_at(event: Event) -> datetime | None:
 
 
 def is_stateful(event: Event) -> bool:
-    """Whether it is a state that is retained."""
+    """Return whether an event is a state that is retained."""
     return isinstance(event, MigrationStateChanged | EvacuationStateChanged | HostStateChanged)
 
 

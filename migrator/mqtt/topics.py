@@ -25,7 +25,7 @@ class Topics:
 
     @property
     def service(self) -> str:
-        """Whether the service is connected; retained."""
+        """Topic that tells whether the service is connected; retained."""
         return f"{self.prefix}/service/{self.instance}"
 
     @property
@@ -45,7 +45,7 @@ class Topics:
         return f"{self.prefix}/{subject}/{subject_id}/{what}"
 
     def whose_state(self, topic: str) -> tuple[Subject, str] | None:
-        """What a topic is the retained state of; ``None``: it is another topic."""
+        """Return the subject whose retained state a topic is; ``None`` for another topic."""
         levels = self._below(topic)
         if len(levels) == 3 and levels[2] == "state" and levels[0] in STATEFUL:
             return Subject(levels[0]), levels[1]
@@ -59,7 +59,7 @@ class Topics:
         return None
 
     def is_command(self, topic: str) -> bool:
-        """Whether it came by the filter of commands, well formed or not."""
+        """Return whether a message came by the filter of commands, well formed or not."""
         return self._below(topic)[:1] == ["command"]
 
     def reply(self, user: str, identifier: str) -> str:
@@ -67,7 +67,7 @@ class Topics:
         return f"{self.prefix}/reply/{user}/{identifier}"
 
     def may_reply(self, user: str, topic: str) -> bool:
-        """Whether a response topic is that user's own, and can be published to."""
+        """Return whether a response topic is that user's own, and can be published to."""
         below = topic.removeprefix(f"{self.prefix}/reply/{user}/")
         return below not in ("", topic) and len(topic) <= 1024 and not set(topic) & {"+", "#", "\0"}
 

@@ -1,4 +1,4 @@
-"""Whose command is next: every user has a queue of its own, so that nobody waits behind another's flood."""
+"""Fair queues of commands: every user has one of its own, so that nobody waits behind another's flood."""
 
 from __future__ import annotations
 

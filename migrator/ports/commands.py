@@ -1,4 +1,4 @@
-"""What the entrances give commands to."""
+"""The interface that entrances give commands to."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What the engine asks of one QEMU, and of the process that it is."""
+"""The interface to one QEMU and to its process."""
 
 from __future__ import annotations
 
@@ -67,11 +67,11 @@ class Qemu(Protocol):
 
     @property
     def identity(self) -> Mapping[str, Any]:
-        """What tells this process from another at the same address (pid and its start time), where known."""
+        """Identity that tells this process from another at the same address (pid and its start time), where known."""
 
     @property
     def shares_clock(self) -> bool:
-        """Its events are stamped by the clock of the machine the controller runs on."""
+        """Return whether events are stamped by the clock of the machine that the controller runs on."""
 
     @property
     def round_trip_seconds(self) -> float:
@@ -91,7 +91,7 @@ class Qemu(Protocol):
         """The events since the last call, oldest first."""
 
     async def facts(self) -> Facts:
-        """What preflight compares; changes nothing."""
+        """Read the facts that preflight compares; changes nothing."""
 
     async def disk_users(self) -> DiskUsers:
         """Jobs and exports of the guest's disks that are at work now: they do not survive a move.
@@ -203,7 +203,7 @@ class OpenImages:
 
 
 class GuestConfiguration(Protocol):
-    """What a guest has now, with what was plugged and unplugged since its QEMU was started; pure."""
+    """The present configuration of a guest, with what was plugged and unplugged since its QEMU was started; pure."""
 
     def current(self) -> list[str]:
         """Return the command line, its program first, that would start the guest as it is now."""
@@ -270,7 +270,7 @@ class GuestProcess(Protocol):
 
     @property
     def is_qemu(self) -> bool:
-        """Its program is a QEMU. A passed socket names its creator, which must never be killed."""
+        """Return whether its program is a QEMU. A passed socket names its creator, which must never be killed."""
 
     @property
     def alive(self) -> bool | None:
@@ -280,7 +280,7 @@ class GuestProcess(Protocol):
         """Tells one build of its program from another; empty when that is unknown."""
 
     def arguments(self) -> list[str]:
-        """Its command line; empty when that cannot be read."""
+        """Return the command line; empty when that cannot be read."""
 
     def stderr_tail(self) -> str:
         """The end of what it wrote to its standard error, where that can be read; else empty."""

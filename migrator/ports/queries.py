@@ -1,4 +1,4 @@
-"""What may be asked of the engine without changing anything: its documents and its events."""
+"""The interface for questions that change nothing: documents and events."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What the engine asks of the hosts: who is there, and a QEMU for a guest to move into."""
+"""The interface to the hosts: which guests are there, and a QEMU for a guest to move into."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, kw_only=True)
 class HostLook:
-    """What one look at a host showed."""
+    """Facts and guests that one look at a host showed."""
 
     facts: HostFacts
     guests: tuple[Guest, ...]
@@ -38,7 +38,7 @@ class IncomingDestination(Protocol):
 
     @property
     def notes(self) -> tuple[Finding, ...]:
-        """What is not there as it is at the source, and does not keep the guest from moving."""
+        """Findings about what is not there as it is at the source, and does not keep the guest from moving."""
 
     @property
     def socket(self) -> str:
@@ -52,7 +52,7 @@ class IncomingDestination(Protocol):
 
 
 class GuestNetworks(Protocol):
-    """What carries the networks of guests."""
+    """Access to the host's part of guests' networks."""
 
     async def guest_taps(self, host: str, pid: int) -> GuestTaps:
         """The taps that a process of a host has open, and what they hang on; changes nothing.
@@ -99,7 +99,7 @@ class Site(GuestNetworks, Protocol):
     async def check(
         self, guest: Guest, source: SourceQemu, target: str, policy: Policy
     ) -> tuple[Finding, ...]:
-        """What speaks against `target` for this guest, as far as hosts tell it; changes nothing, starts nothing.
+        """Return what speaks against `target` for this guest, as far as hosts tell it; changes nothing, starts nothing.
 
         :param policy: what it would be moved under.
         """

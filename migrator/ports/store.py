@@ -1,4 +1,4 @@
-"""What the engine has written down: records of migrations, the journal, and what earlier migrations taught."""
+"""The interface to the store: records of migrations, the journal, leases, and what earlier migrations taught."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ class Record(Protocol):
 
     @property
     def noted_at(self) -> float | None:
-        """Of one that was taken up: when the last intent was noted, in seconds since the epoch."""
+        """When the last intent was noted, in seconds since the epoch; of a record that was taken up."""
 
     async def begin(self, facts: Mapping[str, Any], intent: Intent) -> None:
         """Write what is about to be done and how things were; returns once it is on disk.
@@ -53,7 +53,7 @@ class Record(Protocol):
 
 @dataclass(frozen=True, kw_only=True)
 class Outcome:
-    """What the record of a migration says that has been put away."""
+    """The end of a migration, from its record that has been put away."""
 
     #: Which of the migration's attempts it was of: one that begins anew has the same id.
     attempt: int
@@ -132,7 +132,7 @@ class HeldLease:
 
 
 class Leases(Protocol):
-    """Who may do what alone. Time is the database's: an end is compared with nothing else.
+    """Leases: each lets one owner do something alone. Time is the database's: an end is compared with nothing else.
 
     Each call is a transaction; :class:`~migrator.errors.JournalError` as of the :class:`Journal`: of one that may have
     been carried out all the same the lease ends by itself.
@@ -154,11 +154,11 @@ class Leases(Protocol):
         """Give it back, so that nobody has to wait for its end; one that is another's by now stays theirs."""
 
     async def all(self) -> list[HeldLease]:
-        """Those that were taken and not given back, by name."""
+        """Return the leases that were taken and not given back, by name."""
 
 
 class Journal(Protocol):
-    """What the service must not forget. Whatever returned is on disk; documents are plain JSON.
+    """Documents, events and commands that the service must not forget. They are on disk when a call returns, as JSON.
 
     Every call raises :class:`~migrator.errors.JournalError` when it cannot be done: nothing was written then.
     """
@@ -228,7 +228,7 @@ class Journal(Protocol):
 
 @dataclass(frozen=True, kw_only=True)
 class Claim:
-    """What the journal says when a command's key is claimed."""
+    """Answer of the journal when a command's key is claimed."""
 
     #: It was not there before: the command is the caller's to carry out.
     new: bool
@@ -268,7 +268,7 @@ class Grant:
 
 
 class Experience(Protocol):
-    """What earlier migrations of the same kind of pair taught."""
+    """Experience from earlier migrations of the same kind of pair."""
 
     def overhead_seconds(self, pair: str) -> float | None:
         """The part of downtime that is not memory over the network, at its 90th percentile; ``None`` if unknown."""
@@ -287,4 +287,4 @@ class Samples(Protocol):
         """Keep it if it tells enough. Returns at once; what cannot be kept is lost without a word."""
 
     async def of(self, migration: str) -> Sequence[Point]:
-        """Those that are kept, by time, those of other controllers among them."""
+        """Return the kept points by time, those of other controllers among them."""

@@ -56,7 +56,7 @@ class _Item(ReadableSpan):
 
 
 class _Delivery(SpanExporter):
-    """What the processor's thread calls: delivers, counts, and says when a collector is lost and when it is back."""
+    """The exporter of the processor's thread: delivers, counts, and logs when a collector is lost or back."""
 
     def __init__(self, exporter: Exporter, *, where: str, counted: Callable[[str, int], None]) -> None:
         self._exporter = exporter

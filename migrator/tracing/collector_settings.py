@@ -12,7 +12,7 @@ from migrator.settings.traces import headers
 
 @dataclass(frozen=True, kw_only=True)
 class Collector:
-    """What takes traces by OTLP over HTTP."""
+    """A collector that takes traces by OTLP over HTTP."""
 
     #: The whole URL.
     endpoint: str

@@ -1,4 +1,4 @@
-"""Which spans a migration or an evacuation is, from its events alone: the same after a restart as without one.
+"""The spans of a migration or an evacuation, made from its events alone: the same after a restart as without one.
 
 Ids are made from the migration's or evacuation's own, so that nothing about them needs to be remembered.
 """
@@ -76,7 +76,7 @@ class _Phase:
 
 
 class MigrationTrace:
-    """What was heard of one migration so far."""
+    """The phases of one migration as far as its events have told of them."""
 
     def __init__(self, identifier: str, site: str) -> None:
         self._id, self._site = identifier, site

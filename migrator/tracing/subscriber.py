@@ -1,4 +1,4 @@
-"""Hears what the engine says and has a trace made of whatever ends."""
+"""Subscribes to the events of the service, and sends a trace of each migration and evacuation that ends."""
 
 from __future__ import annotations
 
@@ -115,7 +115,7 @@ class Tracing:
     async def __aexit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        """What waits is sent within two seconds, or dropped."""
+        """Send what waits within two seconds, or drop it."""
         if self._beginning is not None:
             await asyncio.wait({self._beginning}, timeout=_CLOSING_SECONDS)
             self._beginning.cancel()
