@@ -15,7 +15,7 @@ from migrator.text import shortened
 _LABEL = re.compile(r"(?!-)[A-Za-z0-9_-]{1,63}(?<!-)")
 _ZONE = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,14}")
 _PORTS = 65535
-#: Of a name, by RFC 1035.
+#: Longest name, by RFC 1035.
 _LONGEST = 253
 
 

@@ -15,7 +15,7 @@ from pydantic_core import PydanticSerializationError, to_json
 _UNSAFE = frozenset({"Cc", "Cf", "Cs", "Zl", "Zp"})  # Cs: lone surrogates
 
 
-#: Of a pair that stands for no character; no encoding has them, and no JSON may.
+#: Halves of a surrogate pair that stand for no character; no encoding has them, and no JSON may.
 _SURROGATE = re.compile("[\ud800-\udfff]")
 #: Characters of one text of a document. Nothing honest is longer.
 _LONGEST = 65_536

@@ -34,7 +34,7 @@ _SILENCE_SECONDS = 40.0
 #: While the service is away, a wait goes on this long.
 AWAY_SECONDS = 600.0
 _LONGEST_PAUSE = 2.0
-#: What is posted and changes nothing.
+#: Paths that are posted to and change nothing.
 _ASKING = ("plans", "checks")
 
 Document = dict[str, Any]

@@ -13,7 +13,7 @@ class Level(StrEnum):
     """How bad it is."""
 
     OK = "ok"
-    #: It works, or will; a person should know all the same.
+    #: Works, or will; a person should know all the same.
     WARN = "warn"
     #: Something will not work.
     FAIL = "fail"
@@ -27,7 +27,7 @@ class DoctorCheck:
     #: ``configuration``, ``host a``, ...
     about: str
     text: str
-    #: What to do; empty where nothing is to be done.
+    #: Remedy; empty where nothing is to be done.
     remedy: str = ""
 
 

@@ -10,7 +10,7 @@ from migrator.qemu.address import Address
 
 
 class DirectGuestNetworks:
-    """Implements :class:`migrator.ports.DirectGuestNetworks` for ends that are named by their addresses."""
+    """Implements :class:`migrator.ports.GuestNetworks` for ends that are named by their addresses."""
 
     def __init__(self, over_ssh: OverSsh, *addresses: Address) -> None:
         self._over_ssh = over_ssh

@@ -56,7 +56,7 @@ class _HostFindings:
 
     facts: HostFacts
     sockets: Sequence[FoundSocket]
-    #: Those that this user may not open.
+    #: Sockets that this user may not open.
     closed: Sequence[str]
     said: str
     clock_seconds: float

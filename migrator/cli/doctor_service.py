@@ -185,7 +185,7 @@ class RunningService:
     answers: bool = False
     #: Its guests by host, as documents.
     guests: dict[str, list[dict[str, Any]]] = field(default_factory=dict)
-    #: It says that it is connected to the broker; ``None`` where it has none.
+    #: The service's connection to the broker; ``None`` where it has none.
     mqtt: bool | None = None
     checks: list[DoctorCheck] = field(default_factory=list)
 

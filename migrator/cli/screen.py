@@ -22,7 +22,7 @@ _REFRESH_SECONDS = 0.25
 #: Hosts are looked at by the service about this often.
 _HOSTS_EVERY = 5.0
 _EVENTS_SHOWN = 12
-#: What has ended stays on the screen this long.
+#: Seconds for which what has ended stays on the screen.
 _ENDED_SECONDS = 30.0
 
 

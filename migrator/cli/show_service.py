@@ -168,11 +168,11 @@ def in_time(found: Document, left: timedelta) -> str:
     return f"the deadline would be kept, with {show_seconds(seconds - middle)} to spare"
 
 
-#: Of an evacuation: nothing is done with it now.
+#: States of a guest of an evacuation with which nothing is done now.
 _STAYING = ("held", "set-aside", "no-target")
 #: Warnings by which a guest is expected to stay.
 _STAYS = ("does-not-converge",)
-#: Those by which it waits before it moves, nobody knows how long.
+#: Findings by which a guest waits before it moves, nobody knows how long.
 _WAITS = ("block-job-waits", "block-export-waits")
 
 

@@ -18,7 +18,7 @@ _GIVE_WAY = ("GUEST", "NAME", "NOTE", "WHY")
 _LEAST_WIDTH = 20
 #: Columns that go on below instead of being cut.
 _WRAPS = ("NOTE", "WHY")
-#: Of what stands below its row.
+#: Indentation of what stands below its row.
 _INDENT = 4
 #: Columns that are left out where there is no room, the first first; --json has them all.
 _LESSER = (

@@ -23,7 +23,7 @@ from migrator.text import clean
 
 T = TypeVar("T")
 
-#: Of a token of which nothing else was said.
+#: Lifetime of a token for which no other was given.
 _DEFAULT_LIFETIME = "90d"
 #: Columns of the list.
 HEADER = ("NAME", "ROLE", "ID", "CREATED", "EXPIRES", "STATE")

@@ -30,7 +30,7 @@ class HostState(StrEnum):
 class HostFacts:
     """Facts read from a host; whatever could not be read is at its default."""
 
-    #: Of the kernel: MemTotal and MemAvailable.
+    #: MemTotal and MemAvailable of the kernel.
     memory_total_bytes: int = 0
     memory_free_bytes: int = 0
     #: Logical CPUs.
@@ -74,7 +74,7 @@ class Host:
     #: Where other hosts reach it with a migration's stream: an IP address or a name.
     address: str = "127.0.0.1"
     state: HostState = HostState.ACTIVE
-    #: It answered when it was last asked.
+    #: The host answered when it was last asked.
     up: bool = True
     #: Why it did not, in one line; empty while it is up.
     error: str = ""
@@ -108,7 +108,7 @@ class Guest:
     key: str
     host: str
     uuid: str = ""
-    #: What we call it, where it has no uuid; it stays when the guest moves.
+    #: Our name for it, where it has no uuid; kept when the guest moves.
     identity: str = ""
     #: As its owner called it: anything, and never part of a topic, a path or a shell line.
     name: str = ""
@@ -140,7 +140,7 @@ class Guest:
     ports: str = ""
     #: Codes of findings that the configuration accepts for it.
     accept: tuple[str, ...] = ()
-    #: Whether what carries its network cards is up, and what is not, in one line.
+    #: State of the interfaces that carry its network cards, and what is wrong in one line.
     network: tuple[NetworkState, str] = (NetworkState.UNKNOWN, "")
     #: Why it cannot be moved at all, in one line (libvirt manages it, its monitor is held, the configuration says
     #: so); empty when it can be tried.
@@ -148,7 +148,7 @@ class Guest:
     #: Code of that finding: ``libvirt``, ``monitor-held``, ``monitor-silent``, ``no-monitor``, ``not-movable``,
     #: ``arriving``…
     obstacle_code: str = ""
-    #: Who else manages it: ``libvirt``, ``systemd:UNIT``…; empty where nobody is known to.
+    #: Manager besides us: ``libvirt``, ``systemd:UNIT``…; empty where none is known.
     managed_by: str = ""
     #: ... and would start the guest again when its process ends.
     restarts: bool = False

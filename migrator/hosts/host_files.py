@@ -141,7 +141,7 @@ class FileQuery:
     images: Mapping[str, str] | None = None
     #: QEMUs, the first of which that is there is asked what it knows: paths, or names to be found in PATH.
     qemus: Sequence[str] = ()
-    #: What is known of it from before: it is not asked again as long as it is the same file.
+    #: Facts of the program from before: not read again as long as it is the same file.
     known: QemuProgramFacts | None = None
     #: The source's process.
     pid: int | None = None

@@ -17,7 +17,7 @@ from migrator.hosts.new_files import remove_files, remove_memory
 from migrator.ports import GuestProcess
 from migrator.settings.models import HostDefaults
 
-#: Of a label in the name of a run directory: sockets below it have to have short paths.
+#: Longest label in the name of a run directory: sockets below it have to have short paths.
 _LABEL_CHARACTERS = 24
 _WORDS_BYTES = 2000
 #: sun_path of struct sockaddr_un, without its last NUL.
@@ -108,7 +108,7 @@ class LaunchProfile:
 
     #: Put before its command line: it makes the process so, and becomes it.
     become: Sequence[str] = ()
-    #: Of its unit, where it has one.
+    #: Slice and properties of its unit, where it has one.
     slice: str = "machine.slice"
     properties: Sequence[str] = ()
 

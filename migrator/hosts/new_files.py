@@ -68,7 +68,7 @@ class NewFile:
 
     path: str
     format: str
-    #: What the guest sees.
+    #: Size that the guest sees.
     size_bytes: int
     #: ``uid:gid``, given where we may.
     owner: str

@@ -56,11 +56,11 @@ class FoundProcess:
     pid: int
     #: Name of its program; as the kernel keeps it where the path cannot be read.
     program: str = ""
-    #: Those arguments that are read: options, each with its value.
+    #: Arguments that are read: options, each with its value.
     words: tuple[str, ...] = ()
     #: Its network namespace; empty where that cannot be read.
     network: str = ""
-    #: It listens at a unix socket, wherever that is.
+    #: True where it listens at a unix socket, wherever that is.
     listens: bool = False
     #: In clock ticks since its host's boot; empty where that cannot be read.
     started: str = ""

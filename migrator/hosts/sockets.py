@@ -79,7 +79,7 @@ class SocketClient:
     pid: int
     #: The name of its program, as the kernel keeps it.
     command: str
-    #: Of its end of the connection.
+    #: Inode of its end of the connection.
     inode: str = ""
 
     def __str__(self) -> str:
@@ -93,7 +93,7 @@ class FoundSocket:
     path: str
     #: Some process listens; else the file was left by one that was killed.
     listening: bool = False
-    #: Of the process that listens; ``None`` where nobody does, or the rights do not suffice to tell.
+    #: Pid of the process that listens; ``None`` where none does, or the rights do not suffice to tell.
     pid: int | None = None
     #: Somebody is connected to it.
     busy: bool = False
@@ -102,7 +102,7 @@ class FoundSocket:
     room: int = 0
     #: Who, where that can be told.
     clients: tuple[SocketClient, ...] = ()
-    #: It is the monitor by which libvirt manages the guest.
+    #: True for the monitor by which libvirt manages the guest.
     libvirt: bool = False
     #: As the process's command line has them; empty where it has none.
     name: str = ""

@@ -50,7 +50,7 @@ _SERVER = (
     "read -r stat </proc/$PPID/stat; read -r boot </proc/sys/kernel/random/boot_id; set -- ${stat##*) }; "
     'echo "$PPID ${20} $boot"'
 )
-#: What comes before it was written by files that the user's shell reads when it starts.
+#: Output before it was written by files that the user's shell reads when it starts.
 _OUTPUT = b"@output\n"
 
 _Process = asyncssh.SSHClientProcess[bytes]
@@ -76,7 +76,7 @@ class SshAccess:
         )
         self._numbers = 0
         self._watch = ProcessWatch(self)
-        #: What the server of a connection is there.
+        #: Identity of the server process of a connection.
         self._server: tuple[asyncssh.SSHClientConnection, Mapping[str, Any]] | None = None
         self._killing: set[asyncio.Task[None]] = set()
         self._closed = False

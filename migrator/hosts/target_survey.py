@@ -57,7 +57,7 @@ class TargetSurvey:
     """Programs, ports and paths that a target showed."""
 
     boot_id: str
-    #: Of its network; and of the source's, where that is of this machine.
+    #: Identity of its network, and of the source's where that is of this machine.
     network: str
     network_of_source: str
     #: Where somebody listens there, and the addresses that it has.

@@ -208,9 +208,9 @@ class Nodes:
 
     #: query-named-block-nodes, by node name.
     nodes: Mapping[str, Mapping[str, Any]]
-    #: Of each node: the nodes below it, by the name of the edge (``file``, ``backing``).
+    #: Nodes below each node, by the name of the edge (``file``, ``backing``).
     children: Mapping[str, Mapping[str, str]]
-    #: Of each drive that has an id: its uppermost node.
+    #: Uppermost node of each drive that has an id.
     roots: Mapping[str, str] = field(default_factory=dict)
     #: Nodes that something has: a device, a drive, a job, an export, or another such node; ``None``: not known.
     used: frozenset[str] | None = None

@@ -51,7 +51,7 @@ class DriverClaim:
         self._by_force = by_force
         #: The mark was ours when it was last looked at.
         self._held = False
-        #: Who took it over while we slept; nothing is sent any more, even when they have gone.
+        #: The driver that took over while we slept; nothing is sent any more, even when it has gone.
         self._lost = ""
         self._answered_at = 0.0
 

@@ -21,7 +21,7 @@ from migrator.qemu.current_devices import CurrentDevices
 from migrator.qemu.drive_ids import drives
 
 Options = list[tuple[str, str | None]]
-#: Of the places of a device, those that are numbers.
+#: Properties of a device's place that are numbers.
 _NUMBERS = frozenset({"nr", "scsi-id", "lun", "channel", "unit"})
 
 
@@ -34,7 +34,7 @@ class CurrentCommandLine:
     """A guest's command line as it would read had the guest been started as it is now."""
 
     options: Options
-    #: What cannot be had again as it is now.
+    #: Findings about what cannot be had again as it is now.
     findings: tuple[Finding, ...] = ()
 
 
@@ -91,7 +91,7 @@ class _Rewrite:
     ) -> None:
         self._source, self._current_devices = list(options), current_devices
         self._drives = {drive.option: drive for drive in drives(self._source, machine)}
-        #: Of each device, by its option: its id, or ``#`` and its number among those that have none.
+        #: Id of each device by its option, or ``#`` and its number among those that have none.
         self._devices = dict(_devices(self._source))
         self.findings: list[Finding] = []
         #: Numbers of the options of which nothing is left.

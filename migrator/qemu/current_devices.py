@@ -27,7 +27,7 @@ class CurrentDevices:
     #: Type of every object.
     objects: Mapping[str, str] | None = None
     netdevs: Mapping[str, Netdev] | None = None
-    #: Those that were removed while a card hangs on them.
+    #: Backends that were removed while a card hangs on them.
     dead_netdevs: Collection[str] = frozenset()
     #: Networks of QEMU's own stand in the stream by the order in which they were made.
     numbers_networks: bool = False

@@ -15,9 +15,9 @@ from migrator.qemu.current_devices import CurrentDevices
 from migrator.qemu.drive_ids import NumberedDrive
 from migrator.qemu.drive_slots import DriveSlot
 
-#: What is said of a drive and not of what is in it.
+#: Keys about a drive, not about the image in it.
 _OF_THE_DRIVE = ("id", "if", "index", "bus", "unit", "media", "werror", "rerror", "readonly", "read-only")
-#: What is said of how a file is opened, whichever it is.
+#: Keys about how a file is opened, whichever it is.
 _OF_OPENING = (
     *("aio", "discard", "detect-zeroes", "cache", "cache.writeback", "cache.direct", "cache.no-flush"),
     *("copy-on-read", "file.locking", "group"),

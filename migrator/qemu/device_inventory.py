@@ -44,7 +44,7 @@ class PluggedDevice:
     driver: str
     #: QOM path of the bus it sits on; empty where it needs none.
     bus: str = ""
-    #: Of a USB bus, which its properties do not tell where QEMU has chosen it.
+    #: Port of a USB bus, which its properties do not tell where QEMU has chosen it.
     port: str = ""
     #: Where on its bus it sits, of one without an id: that tells it from others of its kind.
     place: tuple[tuple[str, str], ...] = ()
@@ -60,7 +60,7 @@ class DeviceInventory:
     #: Type of every user-created object, by id; our own marks are left out.
     objects: dict[str, str]
     netdevs: dict[str, Netdev]
-    #: Those that were removed, and on which a card still hangs.
+    #: Backends that were removed, and on which a card still hangs.
     dead_netdevs: frozenset[str]
     #: How query-chardev shows each.
     chardevs: dict[str, str]

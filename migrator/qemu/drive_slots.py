@@ -18,7 +18,7 @@ from migrator.qemu.querying import query
 
 #: Where QEMU keeps what has an id; what has none is beside it.
 PERIPHERAL = "/machine/peripheral"
-#: What says where on its bus a device sits.
+#: Properties that say where on its bus a device sits.
 BUS_ADDRESS_PROPERTIES = ("addr", "nr", "scsi-id", "lun", "channel", "port", "unit")
 _NUMBERED = re.compile(r"/machine/(?:unattached|peripheral-anon)/device\[\d+\]")
 
@@ -29,7 +29,7 @@ class DriveSlot:
 
     #: The same in every QEMU that has this guest: the id of the device, else of the drive, else the device's place.
     name: str
-    #: What this one QEMU knows it by, and takes for an id in commands about drives.
+    #: Name by which this one QEMU knows it, and takes for an id in commands about drives.
     handle: str
     #: Its entry in query-block.
     block: Mapping[str, Any]

@@ -52,7 +52,7 @@ def from_schema(schema: list[dict[str, Any]]) -> Features:
 async def read(monitor: Monitor, binary: str) -> Features:
     """Return the features of the QEMU behind `monitor`.
 
-    :param binary: identity of its program (see :meth:`~migrator.qemu.socket_peer.LocalProcess.binary_identity`);
+    :param binary: identity of its program (see :meth:`migrator.machine.LocalProcess.binary_identity`);
         where it is not known the answers of query-version and query-commands stand for it.
     """
     if not binary:

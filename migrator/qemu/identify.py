@@ -26,11 +26,11 @@ class GuestIdentity:
     carried: str = ""
     name: str = ""
     run: RunState = RunState.OTHER
-    #: Of a migration, out or in.
+    #: Status of a migration, out or in.
     status: MigrationStatus = MigrationStatus.NONE
     #: Whom its mark names; ``None`` where it has none.
     driver: Driver | None = None
-    #: What it was given, hot-plugged memory included.
+    #: Memory that it was given, hot-plugged memory included.
     memory_bytes: int = 0
     vcpus: int = 1
 

@@ -14,7 +14,7 @@ from itertools import pairwise
 from migrator.errors import CommandFailed
 from migrator.qemu.monitor import Monitor
 
-#: What the ids of our objects begin with; no other object is ours.
+#: Beginning of the ids of our objects; no other object is ours.
 PREFIX = "migrator-"
 _TYPE, _TEXT = "authz-simple", "identity"
 

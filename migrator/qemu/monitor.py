@@ -38,7 +38,7 @@ on_error: Callable[[str], None] = _nobody
 
 #: Characters of what QEMU says when it refuses that are kept.
 _DESCRIPTION = 2_000
-#: What commands that only ask begin with.
+#: Beginnings of commands that change nothing.
 _ASKING = ("query-", "qom-get", "qom-list")
 
 

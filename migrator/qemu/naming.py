@@ -19,7 +19,7 @@ from migrator.qemu.monitor import Monitor
 if TYPE_CHECKING:
     from migrator.qemu.endpoint import Endpoint  # which tells who is in it by what is here
 
-#: Of the mark.
+#: Name of the mark.
 _MARK = "guest"
 _OURS = re.compile("guest-[0-9a-f]{16}")
 NO_UUID = "00000000-0000-0000-0000-000000000000"

@@ -23,7 +23,7 @@ _QMP = {"qmp": False, "qmp-pretty": True}
 class OperatorMonitor:
     """One QMP monitor of the operator's, at a unix socket."""
 
-    #: Of its character device; empty: QEMU chose one.
+    #: Id of its character device; empty: QEMU chose one.
     id: str
     #: As the operator knows it.
     path: str
@@ -37,7 +37,7 @@ class OperatorFiles:
     monitors: tuple[OperatorMonitor, ...] = ()
     pid_file: str = ""
     log: str = ""
-    #: What cannot be had elsewhere, each in a few words.
+    #: Files and sockets that cannot be had elsewhere, each in a few words.
     lost: tuple[str, ...] = ()
     #: From where the process's relative paths go; empty: that is not known.
     directory: str = ""

@@ -27,7 +27,7 @@ class TargetResources:
     occupied: Collection[str]
     same_machine: bool
     same_network: bool
-    #: Of every character device that connects to a socket: its path.
+    #: Path of the socket that each character device connects to.
     sockets: Mapping[str, str]
 
 

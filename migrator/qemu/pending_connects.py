@@ -32,7 +32,7 @@ class PendingConnects:
     def __init__(self, on_answer: Callable[[str], None] = _nobody) -> None:
         self.on_answer = on_answer
         self._kept: dict[str, socket.socket] = {}
-        #: Whose turn it is at each socket, and how many want one.
+        #: Lock of each socket, and how many callers want it.
         self._turns: dict[str, asyncio.Lock] = {}
         self._waiting: Counter[str] = Counter()
         self._closed = False

@@ -18,9 +18,9 @@ class PortAssignment:
     """One pass over a command line that gives each listening option a port; see :meth:`assign`."""
 
     there: TargetNetwork
-    #: It is the source's own network: what the guest has cannot be had twice.
+    #: The target's network is the source's own: what the guest has cannot be had twice.
     same: bool = False
-    #: What is taken there, and what was given instead.
+    #: Ports taken there, and those assigned in this pass.
     taken: set[ListeningPort] = field(init=False)
 
     def __post_init__(self) -> None:

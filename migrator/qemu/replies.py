@@ -139,7 +139,7 @@ _ram = _object(
     {"page-size": _count, "postcopy-requests": _count},
 )
 
-#: Of every command, what its answer has to be.
+#: Form of the answer to every command.
 REPLIES: Final[Mapping[str, CoreSchema]] = {
     # Asked.
     "query-block": _list(
@@ -262,7 +262,7 @@ REPLIES: Final[Mapping[str, CoreSchema]] = {
 }
 
 _short = form.union_schema([_name, _number])
-#: Of properties, whatever object has them. Of all others only their reader knows the form.
+#: Form of properties, whatever object has them. For all others only their reader knows it.
 _PROPERTIES: Final[Mapping[str, CoreSchema]] = {
     "addr": _or_none(_short),
     "bootindex": _or_none(_number),

@@ -47,13 +47,13 @@ class RuntimeState:
     properties: Mapping[tuple[str, str], Any] = field(default_factory=dict)
     #: Bytes after which an event is sent; of each block node by its name, or by the way to it from its device.
     thresholds: Mapping[str, int] = field(default_factory=dict)
-    #: Of each such key: the node's name there.
+    #: Name of the node there, by the same key.
     nodes: Mapping[str, str] = field(default_factory=dict)
     #: Nodes with a threshold that neither has a name nor belongs to a device.
     nameless: tuple[str, ...] = ()
-    #: Of each device with a disk: arguments of block-latency-histogram-set.
+    #: Arguments of block-latency-histogram-set for each device with a disk.
     histograms: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
-    #: Of user networks, as hostfwd_add takes them.
+    #: Port forwards of user networks, as hostfwd_add takes them.
     forwards: frozenset[str] = frozenset()
 
 

@@ -26,7 +26,7 @@ from migrator.qemu.threads import threads
 class Configuration:
     """Implements :class:`migrator.ports.GuestConfiguration`."""
 
-    #: Of the process as it was started, without our marks.
+    #: Arguments of the process as it was started, without our marks.
     arguments: Sequence[str]
     #: Type of the machine with its alias resolved.
     machine: str

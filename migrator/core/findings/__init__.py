@@ -25,9 +25,9 @@ class CatalogueEntry:
 
     code: str
     severity: Severity
-    #: What is the matter, and what would come of it.
+    #: Meaning: the problem, and what would come of it.
     meaning: str
-    #: What to do, in general words; a finding may have better ones.
+    #: Remedy in general words; a finding may have better ones.
     remedy: str
     #: A person who knows better can have the migration begin all the same. Only errors are.
     overridable: bool

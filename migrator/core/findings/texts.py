@@ -66,7 +66,7 @@ GUEST: Texts = {
     ),
 }
 
-#: What the source's QEMU says by itself.
+#: Findings that the source's QEMU shows by itself.
 SOURCE: Texts = {
     "source-is-waiting": (
         "error",
@@ -120,7 +120,7 @@ SOURCE: Texts = {
     ),
 }
 
-#: What keeps the source's command line from being used again as it is.
+#: Findings that keep the source's command line from being used again as it is.
 COMMAND: Texts = {
     "backend-lost": (
         "error",
@@ -313,7 +313,7 @@ PAIR: Texts = {
     ),
 }
 
-#: What comes up only while a migration is under way.
+#: Findings that come up only while a migration is under way.
 WAY: Texts = {
     "record-lost": (
         "warning",

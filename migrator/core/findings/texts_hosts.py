@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from migrator.core.findings.texts import Texts
 
-#: What the target's host lacks, before anything is started there.
+#: Findings about what the target's host lacks, before anything is started there.
 HOSTS: Texts = {
     "placement": (
         "error",

@@ -20,7 +20,7 @@ class AdvanceForecast:
     """Verdict on a precopy that has not begun."""
 
     verdict: Verdict
-    #: What the guest will stand still, seconds; ``None``: it does not get so far, or too little is known.
+    #: Seconds that the guest will stand still; ``None``: it does not get so far, or too little is known.
     downtime_seconds: float | None = None
 
 

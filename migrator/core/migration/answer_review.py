@@ -25,7 +25,7 @@ from migrator.core.model import MigrationStatus, ProcessState, RunState, State, 
 
 S, D = SourceIs, DestinationIs
 _GONE_S, _GONE_D = {S.DEAD, S.ENDED}, {D.DEAD, D.ENDED}
-#: What ends a process or a migration; in postcopy that is never worth a word.
+#: Steps that end a process or a migration; in postcopy no answer may lead to one.
 _ENDS_ONE = {Step.FENCE_SOURCE, Step.FENCE_DESTINATION, Step.DISMISS, Step.CANCEL}
 #: More steps than any way through the table has.
 _STEPS_AT_MOST = 12
@@ -53,13 +53,13 @@ class AnswerReview:
     code: str
     #: Why it is refused; else why the last step is taken.
     why: str
-    #: What would be done, in this order.
+    #: Steps that would be taken, in this order.
     steps: tuple[Next, ...] = ()
     #: How it would end; ``None``: it is driven on, and what both ends do next decides.
     state: State | None = None
-    #: Of a refusal: the words that would be taken instead.
+    #: Answers that would be accepted instead of a refused one.
     instead: tuple[OperatorAnswer, ...] = ()
-    #: Of a refusal: what a person can do, the gentlest first.
+    #: Actions of the operator that would help after a refusal, the gentlest first.
     acts: tuple[OperatorAction, ...] = ()
 
 

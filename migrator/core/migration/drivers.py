@@ -18,7 +18,7 @@ _LONGEST = 65_536
 class Driver:
     """One controller, as it marks every QEMU that it is about to change."""
 
-    #: Of this life of the controller and no other.
+    #: Unique for this run of the controller.
     token: str
     #: Stays the same over restarts: whoever has the same journal, or takes up the same record.
     controller: str

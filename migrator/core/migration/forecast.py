@@ -47,7 +47,7 @@ class Round:
     #: Distinct bytes that the guest dirtied meanwhile.
     dirtied_bytes: int
     throttle_ratio: float = 0.0
-    #: What the next round began with: what was dirtied, and what was left over; 0 for a probe.
+    #: Bytes that the next round began with: dirtied ones, and those left over; 0 for a probe.
     pending_bytes: int = 0
 
     @property

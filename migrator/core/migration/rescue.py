@@ -74,7 +74,7 @@ class RescueSituation:
 
     source: View
     destination: View
-    #: Whether the guest ran before, or a person wants it to; ``None``: nothing tells.
+    #: True where the guest ran before, or a person wants it to run; ``None``: nothing tells.
     runs: bool | None = None
     #: ... and it is a person who wants it.
     run_state_said: bool = False
@@ -82,7 +82,7 @@ class RescueSituation:
     same_guest: bool = True
     #: Where the guest is or shall be, by a person's word.
     word: OperatorAnswer | None = None
-    #: What a record says was meant, where there is one all the same.
+    #: Intent of a record, where there is one all the same.
     recorded: Intent | None = None
 
 

@@ -26,9 +26,9 @@ class Milestone(IntEnum):
 class OperatorAnswer(StrEnum):
     """Answer of an operator who has looked: where the guest of a held migration is."""
 
-    #: It is, or shall go on, at the source.
+    #: The guest is, or shall go on, at the source.
     SOURCE = "source"
-    #: It is, or shall go on, at the destination.
+    #: The guest is, or shall go on, at the destination.
     DESTINATION = "destination"
     #: Neither end holds it any more.
     LOST = "lost"
@@ -78,7 +78,7 @@ class SourceIs(StrEnum):
     DEAD = "dead"
     #: Its process is gone after it announced its end.
     ENDED = "ended"
-    #: It does not answer; its process lives, or nobody knows.
+    #: QEMU does not answer; its process lives, or nobody knows.
     SILENT = "silent"
     #: Not migrating, and the guest runs.
     RUNS = "runs"
@@ -109,7 +109,7 @@ class DestinationIs(StrEnum):
     DEAD = "dead"
     #: Its process is gone after the guest in it announced its end.
     ENDED = "ended"
-    #: It does not answer; its process lives, or nobody knows.
+    #: QEMU does not answer; its process lives, or nobody knows.
     SILENT = "silent"
     #: Waits for, or takes in, the stream.
     LOADS = "loads"

@@ -20,20 +20,20 @@ from migrator.units import show_bytes
 class Constraint(StrEnum):
     """A constraint that can keep a guest from a host, in the order in which the first one is named."""
 
-    #: It is there already.
+    #: The guest is there already.
     SAME_HOST = "same-host"
     #: The host did not answer.
     DOWN = "down"
     DRAINING = "draining"
     MAINTENANCE = "maintenance"
-    #: It is emptied in the same plan.
+    #: The host is emptied in the same plan.
     LEAVING = "leaving"
     #: Somebody named the one host it shall go to, and this is another.
     NOT_ASKED_FOR = "not-asked-for"
     LABEL = "label"
     #: The guest runs under KVM, the host has none.
     KVM = "kvm"
-    #: It was tried there and failed, or the caller knows another reason.
+    #: A move there failed, or the caller knows another reason.
     EXCLUDED = "excluded"
     MEMORY = "memory"
     CPU = "cpu"
@@ -54,7 +54,7 @@ class PlacementRequest:
     prefer: str = ""
     #: The one host it may go to, where somebody asked for one; for ``restore`` its home.
     only: str = ""
-    #: It may be given other ports for those that are taken.
+    #: The guest may be given other ports for those that are taken.
     spare_ports: bool = False
     #: It runs under KVM; ``None``: unknown, then it is taken to do so if its own host has KVM.
     kvm: bool | None = None

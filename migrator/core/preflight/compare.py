@@ -17,7 +17,7 @@ from migrator.core.preflight import non_migrated_state
 from migrator.core.preflight.facts import Disk, Facts
 from migrator.units import show_bytes
 
-#: What every migration needs from either side, and what goes wrong without it.
+#: Capabilities that every migration needs from either side, and what goes wrong without them.
 _NEEDED = {
     "return-path": "without it the source cannot know whether the destination took the guest",
     "pause-before-switchover": "without it nothing can be checked at the last safe point",

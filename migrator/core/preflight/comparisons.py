@@ -187,7 +187,7 @@ _WAY = {
     "not-announced": "the answer to announce-self",
 }
 
-#: Of every code of the catalogue.
+#: Comparison behind every code of the catalogue.
 COMPARED: Mapping[str, str] = MappingProxyType(
     {
         **_INVENTORY,

@@ -30,7 +30,7 @@ class Disk:
     #: QEMU's own file name of the top node.
     file: str
     format: str
-    #: What the guest sees, in bytes.
+    #: Size that the guest sees, in bytes.
     virtual_bytes: int
     read_only: bool = False
     #: Device and inode of the file on this machine, where it can be looked up; else empty.
@@ -73,9 +73,9 @@ class Facts:
     blockers: tuple[str, ...] = ()
     capabilities: frozenset[str] = frozenset()
     parameters: frozenset[str] = frozenset()
-    #: What does not travel.
+    #: State that does not travel.
     non_migrated: NonMigratedState = field(default_factory=NonMigratedState)
-    #: It already listens for a migration.
+    #: QEMU already listens for a migration.
     listening: bool = False
     #: The value of -incoming, where the command line can be read; ``None`` where not.
     incoming: str | None = None

@@ -40,7 +40,7 @@ _SVM = frozenset(
 _KVM_HAS = frozenset({"x2apic", "tsc_deadline_timer", "tsc_adjust", "umip", "arat", "ht", "cmp_legacy"})
 _OLDEST = (4, 0)
 _SIZES = {"": 1, "b": 1, "k": 1 << 10, "m": 1 << 20, "g": 1 << 30, "t": 1 << 40}
-#: Of memory-backend-memfd,hugetlb=on without a size: the default page on x86.
+#: Page size of memory-backend-memfd,hugetlb=on without a size: the default on x86.
 _HUGE_PAGE_BYTES = 2 << 20
 
 

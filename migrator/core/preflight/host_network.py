@@ -11,7 +11,7 @@ from migrator.core.preflight.host_pair import HostPair
 from migrator.core.process import guest_network
 from migrator.core.process.command_line import CommandLine, Option
 
-#: What QEMU runs where none is named.
+#: Script that QEMU runs where none is named.
 _IFUP = "/etc/qemu-ifup"
 #: From this version on, networks of QEMU's own stand in the stream by a number.
 NUMBERS_NETWORKS_SINCE = (8, 2)

@@ -29,7 +29,7 @@ class HostPair:
     #: How QEMU says it has images open, and what it says they are based on; no entry where it was not asked.
     opened: Mapping[str, ImageUse] = field(default_factory=dict)
     based: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
-    #: What a probe showed where identities do not tell, by path.
+    #: Result of the probe, where identities do not tell, by path.
     probed: Mapping[str, SameFile] = field(default_factory=dict)
     #: The source's process beside what it would be there; ``None``: it is not known which process it is.
     process: ProcessPair | None = None

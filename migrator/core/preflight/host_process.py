@@ -207,7 +207,7 @@ def differences(here: ProcessIdentity, there: ProcessIdentity) -> Iterator[str]:
         yield "a filter of system calls was put on it from outside, and is not"
 
 
-#: What must be the same, by its name.
+#: Properties that must be the same, by name.
 _SHOWN: Mapping[str, Callable[[ProcessIdentity], str]] = {
     "list of groups": lambda of: ",".join(map(str, [of.group, *sorted(of.groups - {of.group})])),
     "umask": lambda of: "unknown" if of.umask is None else f"{of.umask:04o}",

@@ -12,7 +12,7 @@ from migrator.core.model import Finding
 
 SYSTEMD = "systemd:"
 _PARENT = "parent:"
-#: Of the units that we start guests in ourselves.
+#: Beginning of the names of units that we start guests in ourselves.
 _OURS = "migrator-guest-"
 #: Words of a command line, and parts of a cgroup's path, that only one manager writes.
 _SIGNS: tuple[tuple[str, re.Pattern[str]], ...] = (
@@ -62,7 +62,7 @@ class Manager:
 
     #: ``libvirt``, ``proxmox``, ``systemd:UNIT``, ``parent:PROGRAM``…; empty: nobody is known to.
     name: str = ""
-    #: It would start the guest again when its process ends.
+    #: The manager would start the guest again when its process ends.
     restarts: bool = False
 
 

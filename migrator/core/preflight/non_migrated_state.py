@@ -68,7 +68,7 @@ class NonMigratedState:
     disk_users: DiskUsers = field(default_factory=DiskUsers)
     #: Jobs that have ended, and whose results nobody has read.
     unread: tuple[BlockJob, ...] = ()
-    #: Of dirty bitmaps that are in QEMU's memory alone: their node and name.
+    #: Node and name of the dirty bitmaps that are in QEMU's memory alone.
     bitmaps: tuple[tuple[str, str], ...] = ()
     #: Remote displays with a password that is not on the command line.
     passwords: tuple[str, ...] = ()

@@ -25,7 +25,7 @@ class StateHandling(StrEnum):
     REFUSED = "waited for or refused"
     #: Stays behind, and QEMU has no way to show that it was set.
     UNSEEN = "stays behind unseen"
-    #: Of the migration itself: ours while it lasts.
+    #: Belongs to the migration itself: ours while it lasts.
     OURS = "belongs to the migration"
     #: Does something once, and leaves nothing that could travel.
     MOMENT = "acts at once"
@@ -37,7 +37,7 @@ class StateKind:
 
     what: str
     fate: StateHandling
-    #: What is read, and what is done with it.
+    #: How it is read, and how it is handled.
     how: str
     #: QMP commands that change it.
     qmp: tuple[str, ...] = ()

@@ -28,17 +28,17 @@ class FileFacts:
     #: Its path without links.
     real: str = ""
     size_bytes: int = 0
-    #: Of the file system it lies in, or of itself where it is a block device: ``major:minor``.
+    #: Device number ``major:minor`` of the file system it lies in, or of itself where it is a block device.
     device: str = ""
     inode: int = 0
     #: As /proc/self/mountinfo names it: ``ext4``, ``nfs4``, ``hugetlbfs``.
     filesystem: str = ""
-    #: What is mounted, ``nas:/export``, and the path of this file within it.
+    #: Mounted source, ``nas:/export``, and the path of this file within it.
     mount_source: str = ""
     inner_path: str = ""
-    #: Of the file system; on hugetlbfs the size of a page.
+    #: Block size of the file system; on hugetlbfs the size of a page.
     block_bytes: int = 0
-    #: What tells a block device from all others, of whatever host; empty where nothing does.
+    #: Identity of a block device, unique among all hosts; empty where nothing certain tells it.
     serial: str = ""
     #: As the user that QEMU will be there, where that is known, else as the one that migrator is.
     readable: bool = False
@@ -61,7 +61,7 @@ class QemuProgramFacts:
     #: Tells this file from another, and from itself after an upgrade.
     identity: str = ""
     version: str = ""
-    #: What it lists with ``-machine help``, ``-device help`` and ``-cpu help``.
+    #: Names that it lists with ``-machine help``, ``-device help`` and ``-cpu help``.
     machines: frozenset[str] = frozenset()
     devices: frozenset[str] = frozenset()
     cpus: frozenset[str] = frozenset()
@@ -85,7 +85,7 @@ class HostFiles:
     nested: bool | None = None
     #: Device and inode (``major:minor:inode``) of images that some process there holds open for writing.
     written: frozenset[str] = frozenset()
-    #: Of the user that `readable` and the like were tried as.
+    #: Uid that `readable` and the like were tried as.
     user: int | None = None
     #: From where relative paths go: the directory of the source's QEMU.
     directory: str = "/"

@@ -12,7 +12,7 @@ from migrator.core.model import Finding
 #: The bridge that Open vSwitch shows for all of its own; it is never up, and which of them it is cannot be seen.
 _OVS = "ovs-system"
 _TAP = "tun"
-#: Of a port that nobody has set anything at.
+#: VLANs of a bridge port that nobody has configured.
 _USUAL = frozenset({"1 PVID Egress Untagged"})
 
 
@@ -28,9 +28,9 @@ class NetworkInterface:
     carrier: bool = False
     #: The bridge or bond that it is on.
     master: str = ""
-    #: Of a VLAN's interface its number.
+    #: Number of a VLAN interface's VLAN.
     vlan: int | None = None
-    #: Of a bridge: it tells VLANs apart.
+    #: True for a bridge that filters VLANs.
     filters: bool = False
     #: VLANs of a bridge's port, each with its flags: ``10 PVID Egress Untagged``.
     vlans: frozenset[str] = frozenset()
@@ -45,9 +45,9 @@ class NetworkState(StrEnum):
     UP = "up"
     #: A tap or its bridge is down, or not as it was at the source.
     DOWN = "down"
-    #: It has no tap: no network, or one of QEMU's own.
+    #: The guest has no tap: no network, or one of QEMU's own.
     NONE = "none"
-    #: It cannot be seen.
+    #: The guest's network cannot be seen.
     UNKNOWN = "unknown"
 
 

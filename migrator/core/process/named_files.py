@@ -33,7 +33,7 @@ _WHOLE = {
     "readconfig": ("a configuration of QEMU", False),
     "shim": ("the shim of the kernel", True),
 }
-#: Of options with parts: the keys that are paths of what has to be there.
+#: Keys whose values are paths of files that must exist, for options with parts.
 _PARTS = {
     "M": ("dtb", "firmware", "initrd", "kernel", "shim"),
     "acpitable": ("file",),
@@ -56,11 +56,11 @@ _PARTS = {
     "virtfs": ("path", "socket"),
     "vnc": ("x509", "x509verify"),
 }
-#: Of options, and of their keys: what QEMU also looks for in its own directories, where it has no directory.
+#: Options and keys whose files QEMU also looks for in its own directories, where they have no directory.
 _SEARCHED = frozenset({"bios", "firmware", "romfile"})
-#: Those of which another size means another version.
+#: Options whose files are another version where they have another size.
 _COMPARED = frozenset({"M", "acpitable", "fw_cfg", "machine", "option-rom", "plugin", "smbios"})
-#: Of devices: what names a file, and what it is.
+#: Properties of devices that name a file, and what that file is.
 _OF_DEVICES = {
     "evdev": "an input device",
     "frudatafile": "a table of the BMC",

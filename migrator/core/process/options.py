@@ -20,7 +20,7 @@ _ALONE = frozenset(
         *("xen-attach", "xen-create", "xen-domid-restrict"),
     }
 )
-#: Of the options with parts, the key of a first word without ``=``.
+#: Key of a first word without ``=``, for options with parts.
 FIRST = {
     "M": "type",
     "accel": "accel",
@@ -86,7 +86,7 @@ def escape(text: str) -> str:
     return text.replace(",", ",,")
 
 
-#: What is written deeper is no option of QEMU's; libvirt ends at 200 images based on each other.
+#: Deeper nesting is no option of QEMU's; libvirt ends at 200 images based on each other.
 _DEEPEST = 300
 
 

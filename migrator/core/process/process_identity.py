@@ -59,10 +59,10 @@ class ProcessIdentity:
     no_new_privileges: bool = False
     #: A filter of system calls is on.
     filtered: bool = False
-    #: Of AppArmor or SELinux; empty: unconfined.
+    #: Label of AppArmor or SELinux; empty: unconfined.
     label: str = ""
     cgroup: str = ""
-    #: What was set of that cgroup, by the names of its files: :data:`UNIT_PROPERTIES`.
+    #: Limits set for that cgroup, by the names of its files: :data:`UNIT_PROPERTIES`.
     cgroup_limits: Mapping[str, str] = field(default_factory=dict)
     #: Kinds of namespaces that are not its host's: ``mnt``, ``user``.
     namespaces: frozenset[str] = frozenset()

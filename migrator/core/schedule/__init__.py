@@ -78,7 +78,7 @@ class LinkUse:
     """Use of one direction of a link."""
 
     users: list[Move] = field(default_factory=list)
-    #: What they would take if each had it alone, and what they are expected to take; bytes per second.
+    #: Bandwidth that they would take if each had it alone, and that they are expected to take; bytes per second.
     speed: float = 0.0
     load: float = 0.0
     #: One of them needs it for itself.
@@ -97,9 +97,9 @@ class ScheduleDecision:
     prepare: list[Move] = field(default_factory=list)
     begin: list[Move] = field(default_factory=list)
     bandwidth: dict[Move, float] = field(default_factory=dict)
-    #: What is ready, and the links that have no room for it.
+    #: Ready moves, and the links that have no room for each.
     blocked: dict[Move, list[LinkDirection]] = field(default_factory=dict)
-    #: What is ready, and who waits for its link before it.
+    #: Ready moves, and the move that waits for the link before each.
     behind: dict[Move, Move] = field(default_factory=dict)
     on: dict[LinkDirection, LinkUse] = field(default_factory=dict)
 

@@ -51,7 +51,7 @@ class Expected:
 class Prediction:
     """Expected times of all guests of a schedule."""
 
-    #: Those that will run, in the order in which their transfers begin.
+    #: Guests that will run, in the order in which their transfers begin.
     guests: Mapping[str, Expected] = field(default_factory=dict)
     #: All are at their targets and cleared away after.
     makespan: Quantiles = field(default_factory=lambda: Quantiles(p10=0.0, p50=0.0, p90=0.0))

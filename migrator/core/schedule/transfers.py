@@ -28,7 +28,7 @@ class TransferPhase(StrEnum):
     READY = "ready"
     #: Its memory is on the link, or it is being switched over.
     TRANSFERRING = "transferring"
-    #: It runs at the destination; what is left over is being cleared away. It holds no link.
+    #: The guest runs at the destination and leftovers are cleared away. No link is held.
     FINISHING = "finishing"
 
 
@@ -40,7 +40,7 @@ class Transfer:
     source: str
     target: str
     phase: TransferPhase = TransferPhase.WAITING
-    #: What the stream has still to carry, without what will be dirtied meanwhile.
+    #: Bytes that the stream has still to carry, without what will be dirtied meanwhile.
     bytes_left: float = 0.0
     #: Distinct bytes of pages that the guest dirties per second.
     dirty_rate_bytes_per_second: float = 0.0
@@ -103,9 +103,9 @@ class LinkDirection:
     host: str
     #: For people: ``host-1's link out``.
     name: str
-    #: What the configuration calls its limit.
+    #: Name of its limit in the configuration.
     key: str
-    #: What migrations may take of it, bytes per second.
+    #: Bandwidth that migrations may take, bytes per second.
     capacity: float
     #: Streams at a time; ``None`` is no limit.
     limit: int | None
@@ -179,7 +179,7 @@ class Move:
         self.alone = transfer.barely_converges
         if self.alone is None:
             self.alone = dirty_ratio >= rules.barely_ratio
-        #: What it is expected to take of its links, bytes per second.
+        #: Bandwidth that it is expected to take of its links, bytes per second.
         self.load = self.speed
         if dirty_ratio <= rules.quiet_ratio and not self.alone:
             self.load *= self.sending_left / max(1e-9, self.seconds_alone)
