@@ -39,7 +39,7 @@ _TOGETHER_SECONDS = 0.02
 #: While something is under way the forecast is made anew so often.
 _FORECAST_SECONDS = 1.0
 #: ... and so much more seldom where there are many: it takes the longer, and changes the less.
-_FORECAST_SECONDS_A_GUEST = 0.02
+_FORECAST_SECONDS_A_GUEST = 0.05
 #: What ended a while ago is forgotten so often.
 _FORGET_SECONDS = 5.0
 

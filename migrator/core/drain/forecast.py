@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from datetime import datetime, timedelta
+from functools import lru_cache
 
 from migrator.core.drain.evacuation import Evacuation, GuestForecast
 from migrator.core.drain.places import Wanting
@@ -165,11 +166,17 @@ def foreseen(guest: Guest, policy: Policy, transfer: Transfer, speed: float) -> 
     """
     if guest.run is not RunState.RUNNING:
         return AdvanceForecast(verdict=Verdict.CONVERGES)  # nobody dirties anything, and nobody stands still
+    return _in_advance(policy, transfer.bytes_left, speed, guest.dirty_rate_bytes_per_second)
+
+
+@lru_cache(maxsize=4096)
+def _in_advance(policy: Policy, left_bytes: float, speed: float, dirty_rate: float | None) -> AdvanceForecast:
+    """Kept: of those that wait nothing changes from one forecast to the next."""
     return forecast_in_advance(
         policy,
-        left_bytes=transfer.bytes_left,
+        left_bytes=left_bytes,
         bytes_per_second=speed,
-        dirty_rate_bytes_per_second=guest.dirty_rate_bytes_per_second,
+        dirty_rate_bytes_per_second=dirty_rate,
         probe_seconds=PROBE_SECONDS,
     )
 

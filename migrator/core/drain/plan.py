@@ -59,18 +59,20 @@ class Plan:
 
     def stays(self) -> dict[str, str]:
         """Return, of every guest that is to move and is not on its way, why it is still where it is."""
-        said = {}
-        for run in self.evacuations.values():
-            for entry in run.left:
-                if entry.standing is GuestStanding.MIGRATING:
-                    continue
-                said[entry.guest.key] = entry.reason or "it was not looked at yet"
+        said = {
+            entry.guest.key: entry.reason or "it was not looked at yet"
+            for run in self.evacuations.values()
+            for entry in run.left
+            if entry.standing is not GuestStanding.MIGRATING
+        }
         if self.decided is not None:
-            begun = {each.guest.key for each in self.actions if isinstance(each, Begin)}
-            for move, reason in self.decided.reasons().items():
-                if move.transfer.guest in self.targets and move.transfer.guest not in begun:
-                    said[move.transfer.guest] = reason
-        return said | dict(self.held_back)
+            reasons = self.decided.reasons().items()
+            said |= {
+                move.transfer.guest: reason for move, reason in reasons if move.transfer.guest in self.targets
+            }
+        said |= self.held_back
+        begun = {each.guest.key for each in self.actions if isinstance(each, Begin)}
+        return {key: reason for key, reason in said.items() if key not in begun}
 
 
 @dataclass(frozen=True, kw_only=True)
