@@ -17,6 +17,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 
 from migrator import logs
+from migrator.settings.models import HttpSettings
 
 #: Of IPv6 an address is as good as its network of this length, which one customer has.
 _IPV6_PREFIX = 64
@@ -25,25 +26,36 @@ _ADDRESSES = 4096
 #: What was refused is logged at most this often, with how often it was.
 _LOG_SECONDS = 60.0
 _PEER = struct.Struct("3i")
+#: What holds where nothing is configured.
+_UNSAID = HttpSettings()
 
 
 @dataclass(frozen=True, kw_only=True)
 class Admission:
-    """Bounds of one entrance, before anything is known of who comes."""
+    """Bounds of one entrance, before anything is known of who comes: those that ``[http]`` sets, and others."""
 
     #: Connections at a time, of all and of one address.
-    connections: int = 512
-    connections_per_address: int = 128
+    connections: int = _UNSAID.connections
+    connections_per_address: int = _UNSAID.connections_per_address
     #: New connections a second of one address, on average, and at once: a TLS handshake costs a millisecond.
     connects_per_second: float = 50.0
     connects_burst: int = 100
     #: Requests a second that are begun for one address and for all, and how many at once. More wait their turn.
-    address_requests_per_second: float = 100.0
+    address_requests_per_second: float = _UNSAID.address_requests_per_second
     requests_per_second: float = 400.0
     burst: int = 20
     #: For TLS to be agreed upon; and for the first bytes to become a whole request head.
     handshake_seconds: float = 5.0
     head_seconds: float = 5.0
+
+    @classmethod
+    def of(cls, http: HttpSettings) -> Admission:
+        """Return what the section says."""
+        return cls(
+            connections=http.connections,
+            connections_per_address=http.connections_per_address,
+            address_requests_per_second=http.address_requests_per_second,
+        )
 
 
 def within_descriptors(admission: Admission, *, share: float, descriptors: int | None = None) -> Admission:

@@ -20,16 +20,19 @@ from migrator.http.admission import network_of
 from migrator.http.problems import ProblemError
 from migrator.http.wellformed import require_well_formed
 from migrator.ports import Grant
+from migrator.settings.models import HttpSettings
 
 _REQUEST_ID = re.compile(rb"[A-Za-z0-9._-]{1,64}")
 #: Callers whose rate is remembered; the one that asked longest ago goes first.
 _CALLERS = 4096
 _SOON = timedelta(days=14)
+#: What holds where nothing is configured.
+_UNSAID = HttpSettings()
 
 
 @dataclass(frozen=True, kw_only=True)
 class Limits:
-    """Bounds of one entrance."""
+    """Bounds of one entrance: those that ``[http]`` sets, and others that nobody has had to."""
 
     #: Of a request's line and headers together.
     head_bytes: int = 32 * 1024
@@ -39,21 +42,37 @@ class Limits:
     in_flight: int = 128
     in_flight_per_address: int = 32
     #: Of a request's body; the largest command is a list of findings to accept.
-    body_bytes: int = 64 * 1024
+    body_bytes: int = _UNSAID.max_body
     #: For a body to arrive in.
     body_seconds: float = 10.0
     #: Until an answer has begun. A preflight looks at two hosts, each within 30 s.
-    request_seconds: float = 60.0
+    request_seconds: float = _UNSAID.request_timeout
     #: For a client to take what it was sent; a slower one is let go.
     send_seconds: float = 30.0
     #: Of one caller, on average and at once.
-    requests_per_second: float = 50.0
-    burst: int = 200
+    requests_per_second: float = _UNSAID.requests_per_second
+    burst: int = _UNSAID.burst
     #: Streams of events at a time: of all callers and of one.
-    streams: int = 256
-    streams_per_caller: int = 32
+    streams: int = _UNSAID.streams
+    streams_per_caller: int = _UNSAID.streams_per_caller
     #: A stream with nothing to say says that it is alive this often, in seconds.
     heartbeat_seconds: float = 15.0
+
+    @classmethod
+    def of(cls, http: HttpSettings, *, hosts: frozenset[str] = frozenset()) -> Limits:
+        """Return what the section says.
+
+        :param hosts: see :attr:`hosts`.
+        """
+        return cls(
+            requests_per_second=http.requests_per_second,
+            burst=http.burst,
+            streams=http.streams,
+            streams_per_caller=http.streams_per_caller,
+            body_bytes=http.max_body,
+            request_seconds=http.request_timeout,
+            hosts=hosts,
+        )
 
 
 class Rates:

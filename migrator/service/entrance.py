@@ -20,6 +20,7 @@ from collections.abc import Callable, Sequence
 from migrator import __version__, faults, logs
 from migrator.api.commands import COMMANDS, Envelope, Reply, Role
 from migrator.errors import JournalError, MigratorError, Unavailable
+from migrator.http import from_settings as http_settings
 from migrator.http.app import create_app
 from migrator.metrics.elsewhere import Counts, ScrapedElsewhere
 from migrator.metrics.gauges import Snapshot
@@ -28,7 +29,6 @@ from migrator.replica.channel import Channel, MessageKind
 from migrator.replica.queries import ReplicaQueries
 from migrator.replica.requests import SteeringRequests
 from migrator.replica.state import ReplicaState
-from migrator.service import http_settings
 from migrator.service.entrance_requests import ENVELOPE, GRANT
 from migrator.service.entrance_settings import ALIVE_SECONDS, SILENT_TIMES, EntranceSettings
 from migrator.store.journal import SqlJournal

@@ -31,6 +31,7 @@ from migrator.engine.migration.services import SessionServices
 from migrator.engine.rules import HostRules, Rules
 from migrator.errors import JournalError, LeaseLost
 from migrator.faults import keep_going
+from migrator.http import from_settings as http_settings
 from migrator.http.admission import raise_descriptor_limit
 from migrator.machine import this_driver
 from migrator.metrics import Metrics, Probes
@@ -39,7 +40,6 @@ from migrator.mqtt.replies import Begun
 from migrator.qemu import monitor
 from migrator.replica.publisher import Publisher
 from migrator.replica.requests import RequestServer
-from migrator.service import http_settings
 from migrator.service.entrance_requests import handlers
 from migrator.service.entrance_settings import EntranceSettings
 from migrator.service.entrances import Entrances

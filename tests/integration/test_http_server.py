@@ -266,7 +266,7 @@ class TestEnd:
             writer.write(b"POST /api/v1/migrations HTTP/1.1\r\nHost: localhost\r\nContent-Length: 15\r\n\r\n")
             writer.write(b'{"guest": "db"}')
             idle = await asyncio.open_unix_connection(str(place.socket))
-            await until(lambda: len(place.app.state.dependencies._commands) == 1, what="a command")
+            await until(lambda: len(place.app.state.dependencies._executing) == 1, what="a command")
             began = loop.time()
         assert loop.time() - began < 5
         assert await idle[0].read() == b""

@@ -13,8 +13,6 @@ import pytest
 from migrator.core.inventory import Guest
 from migrator.core.policy import LastResort, PostcopyMode, builtin
 from migrator.errors import UsageError
-from migrator.http.admission import Admission
-from migrator.http.limits import Limits as HttpLimits
 from migrator.settings import REPEATED, SECTIONS, Settings, load, reload
 from migrator.settings.models import HostDefaults, HostSettings, Section
 from migrator.settings.values import Listen, Ssh
@@ -117,18 +115,6 @@ class TestExample:
                         text = re.sub(r"(mqtt|postgresql)\.password", str(EXAMPLE), text)
                     loaded(text)
         assert seen > 15
-
-    def test_agrees_with_what_the_entrances_take_by_default(self) -> None:
-        http, bounds = Settings().http, HttpLimits()
-        assert (http.max_body, http.request_timeout) == (bounds.body_bytes, bounds.request_seconds)
-        assert (http.requests_per_second, http.burst) == (bounds.requests_per_second, bounds.burst)
-        assert (http.streams, http.streams_per_caller) == (bounds.streams, bounds.streams_per_caller)
-        admission = Admission()
-        assert (http.connections, http.connections_per_address) == (
-            admission.connections,
-            admission.connections_per_address,
-        )
-        assert http.address_requests_per_second == admission.address_requests_per_second
 
 
 class TestMeaning:

@@ -19,15 +19,7 @@ from migrator.tls import File, names_in, server_context
 
 def limits(http: HttpSettings) -> Limits:
     """Return what whoever asks by HTTP may cost."""
-    return Limits(
-        requests_per_second=http.requests_per_second,
-        burst=http.burst,
-        streams=http.streams,
-        streams_per_caller=http.streams_per_caller,
-        body_bytes=http.max_body,
-        request_seconds=http.request_timeout,
-        hosts=_names(http),
-    )
+    return Limits.of(http, hosts=_names(http))
 
 
 def _names(http: HttpSettings) -> frozenset[str]:
@@ -56,13 +48,10 @@ def servers(app: FastAPI, http: HttpSettings, *, inherited: Mapping[str, socket.
 
     :raise UsageError: the certificate or its key cannot be used.
     """
-    admission = Admission(
-        connections=http.connections,
-        connections_per_address=http.connections_per_address,
-        address_requests_per_second=http.address_requests_per_second,
-    )
     unix, tcp, metrics = _unix(http), _tcp(http), _metrics(http)
-    return Servers(app, unix=unix, tcp=tcp, metrics=metrics, inherited=inherited, admission=admission)
+    return Servers(
+        app, unix=unix, tcp=tcp, metrics=metrics, inherited=inherited, admission=Admission.of(http)
+    )
 
 
 def _unix(http: HttpSettings) -> UnixSocket | None:
