@@ -9,8 +9,8 @@ from dataclasses import asdict, replace
 from migrator.api.documents import FindingDocument, PlanDocument, PlannedGuest
 from migrator.core.drain.evacuation import Evacuation
 from migrator.core.drain.forecast import foreseen, foretell, no_end, question
-from migrator.core.drain.plan import Plan, make_plan
-from migrator.core.drain.snapshot import Snapshot
+from migrator.core.drain.plan import DrainPlan, make_plan
+from migrator.core.drain.snapshot import SiteSnapshot
 from migrator.core.findings import errors_first, finding
 from migrator.core.migration.forecast import Verdict
 from migrator.core.model import Finding, State
@@ -97,7 +97,7 @@ class Preview:
             lower_bound_seconds=lower_bound_seconds(foretold, asked.hosts, asked.links),
         )
 
-    def _made(self, run: Evacuation) -> tuple[Snapshot, Plan]:
+    def _made(self, run: Evacuation) -> tuple[SiteSnapshot, DrainPlan]:
         """Return the plan that would be made if it was begun now."""
         snapshot = self._snapshots.take()
         others = [each for each in snapshot.evacuations if each.host != run.host]
@@ -145,7 +145,7 @@ class Preview:
         self,
         run: Evacuation,
         wanted: Mapping[str, str],
-        snapshot: Snapshot,
+        snapshot: SiteSnapshot,
         given: set[str],
         targets: _Targets,
         found: _Findings,
@@ -186,7 +186,7 @@ class Preview:
 
 
 def _foreseen(
-    planned: PlannedGuest, transfer: Transfer, run: Evacuation, snapshot: Snapshot, findings: _Findings
+    planned: PlannedGuest, transfer: Transfer, run: Evacuation, snapshot: SiteSnapshot, findings: _Findings
 ) -> PlannedGuest:
     """Return it with what will come of its migration; who is not expected to end has a finding of that."""
     guest, links = run.entries[transfer.guest].guest, snapshot.limits.links

@@ -12,7 +12,7 @@ from migrator.core.drain.actions import (
     Action,
     Admit,
     Begin,
-    Cancel,
+    CancelMigration,
     Change,
     Drive,
     End,
@@ -20,8 +20,8 @@ from migrator.core.drain.actions import (
     SetShare,
 )
 from migrator.core.drain.forecast import foretell, question, told
-from migrator.core.drain.plan import Plan, make_plan
-from migrator.core.drain.snapshot import Snapshot
+from migrator.core.drain.plan import DrainPlan, make_plan
+from migrator.core.drain.snapshot import SiteSnapshot
 from migrator.core.model import State
 from migrator.engine import clock
 from migrator.engine.announcer import Announcer
@@ -62,7 +62,7 @@ class Reconciler:
         self._reservations, self._sessions, self._evacuations = reservations, sessions, evacuations
         self._announcer = announcer
         self._wake = asyncio.Event()
-        self._plan: Plan | None = None
+        self._plan: DrainPlan | None = None
         self._forecast_at = self._forgot_at = -math.inf
         self._looking: dict[str, asyncio.Task[None]] = {}
         self._log = logs.logger()
@@ -118,7 +118,7 @@ class Reconciler:
                 case Begin():
                     if not await self._begin(action):
                         break
-                case Drive() | Admit() | SetShare() | Cancel():
+                case Drive() | Admit() | SetShare() | CancelMigration():
                     session = self._registry.migrations.get(action.migration)
                     if session is not None:
                         self._tell(session, action)
@@ -131,7 +131,7 @@ class Reconciler:
         if action.announce:
             self._announcer.evacuation(action.after.id)
 
-    def _tell(self, session: JournalledSession, action: Drive | Admit | SetShare | Cancel) -> None:
+    def _tell(self, session: JournalledSession, action: Drive | Admit | SetShare | CancelMigration) -> None:
         match action:
             case Drive():
                 self._sessions.drive(session)
@@ -139,7 +139,7 @@ class Reconciler:
                 session.admit()
             case SetShare():
                 session.set_share(action.bytes_per_second)
-            case Cancel():
+            case CancelMigration():
                 self._sessions.cancel(session)
 
     async def _begin(self, action: Begin) -> bool:
@@ -189,7 +189,7 @@ class Reconciler:
 
     # --- what will come of it ----------------------------------------------------------------------------------------
 
-    async def _foretell(self, snapshot: Snapshot, plan: Plan) -> None:
+    async def _foretell(self, snapshot: SiteSnapshot, plan: DrainPlan) -> None:
         if not snapshot.evacuations and not snapshot.migrations:
             return
         count = len(plan.targets) + len(snapshot.live)

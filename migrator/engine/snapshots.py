@@ -7,7 +7,7 @@ from datetime import UTC, datetime
 
 from migrator import logs
 from migrator.core.drain.preparations import Preparations
-from migrator.core.drain.snapshot import MigrationSnapshot, Policies, Snapshot
+from migrator.core.drain.snapshot import MigrationSnapshot, PolicyRules, SiteSnapshot
 from migrator.core.migration.convergence import ActionKind
 from migrator.core.migration.forecast import Verdict
 from migrator.core.policy import Policy
@@ -39,11 +39,11 @@ class Snapshots:
         self._preparations, self._rules = preparations, rules
         self._log = logs.logger()
 
-    def take(self) -> Snapshot:
+    def take(self) -> SiteSnapshot:
         """Return the site as it is now."""
         registry, inventory, rules = self._registry, self._inventory, self._rules()
         hosts = {host.name: host for host in inventory.hosts()}
-        return Snapshot(
+        return SiteSnapshot(
             now=datetime.now(UTC),
             clock=clock.now(),
             hosts=hosts,
@@ -54,7 +54,7 @@ class Snapshots:
             evacuations=list(registry.running()),
             reserved=self._reservations.names,
             preparations=self._preparations,
-            policies=Policies(named=self._find_policy(rules), default=rules.default_policy),
+            policies=PolicyRules(named=self._find_policy(rules), default=rules.default_policy),
             limits=rules.site_limits,
             placement=rules.placement,
             stopping=registry.stopping,

@@ -17,7 +17,7 @@ from prometheus_client.exposition import choose_encoder
 from pydantic import TypeAdapter
 
 from migrator.metrics.counters import PastMigration
-from migrator.metrics.gauges import Gauges, Snapshot
+from migrator.metrics.gauges import Gauges, GaugeSnapshot
 
 #: The last line of OpenMetrics.
 _END = b"# EOF\n"
@@ -36,7 +36,7 @@ class Counts:
     #: Counters and histograms, in the format that was asked for, and its content type.
     text: str
     content_type: str
-    #: See :class:`Snapshot`.
+    #: See :class:`GaugeSnapshot`.
     failures: Mapping[str, PastMigration]
     downtimes: Mapping[str, PastMigration]
     decisions: Mapping[str, Mapping[str, float]]
@@ -82,7 +82,7 @@ class ScrapedElsewhere:
     :param ask: asks the other process for its counts, in the format of the header ``Accept``.
     """
 
-    def __init__(self, *, look: Callable[[], Snapshot], ask: Callable[[str], Awaitable[Counts]]) -> None:
+    def __init__(self, *, look: Callable[[], GaugeSnapshot], ask: Callable[[str], Awaitable[Counts]]) -> None:
         self._look, self._ask = look, ask
         #: By format: when it was answered, and what.
         self._known: dict[str, tuple[float, Counts]] = {}
@@ -135,7 +135,7 @@ class ScrapedElsewhere:
         return counts
 
 
-def _render(snapshot: Snapshot, counts: Counts) -> tuple[bytes, str]:
+def _render(snapshot: GaugeSnapshot, counts: Counts) -> tuple[bytes, str]:
     end = _END if "openmetrics" in counts.content_type else b""
     parts = [counts.text.encode()]
     for text in Gauges(snapshot).texts():

@@ -18,7 +18,7 @@ from migrator.errors import JournalError
 from migrator.faults import keep_going
 from migrator.metrics.counters import Counters
 from migrator.metrics.elsewhere import Counts, encode
-from migrator.metrics.gauges import Gauges, Snapshot
+from migrator.metrics.gauges import Gauges, GaugeSnapshot
 from migrator.metrics.lag import Lag
 from migrator.ports.queries import Queries
 
@@ -135,7 +135,7 @@ class Metrics:
             lag_seconds=self._lag.largest_seconds(),
         )
 
-    async def _look(self) -> Snapshot:
+    async def _look(self) -> GaugeSnapshot:
         """The present state, one kind of thing after the other: with many guests each takes its time on the loop."""
         guests = tuple(self._queries.guests())
         await asyncio.sleep(0)
@@ -145,14 +145,14 @@ class Metrics:
 
     def snapshot(
         self, *, hosts: Sequence[HostDocument] | None = None, guests: Sequence[GuestDocument] | None = None
-    ) -> Snapshot:
+    ) -> GaugeSnapshot:
         """The present state; only on the loop.
 
         :param hosts: as they were seen a moment ago; else they are read too.
         :param guests: likewise.
         """
         migrations = tuple(self._queries.active_migrations())
-        return Snapshot(
+        return GaugeSnapshot(
             migrations=migrations,
             evacuations=tuple(self._queries.active_evacuations()),
             hosts=tuple(self._queries.hosts()) if hosts is None else hosts,
@@ -168,7 +168,7 @@ class Metrics:
             version=self._version,
         )
 
-    def render(self, snapshot: Snapshot, accept: str | None) -> tuple[bytes, str]:
+    def render(self, snapshot: GaugeSnapshot, accept: str | None) -> tuple[bytes, str]:
         """The text of a scrape and its content type; from any thread."""
         encode, content_type = choose_encoder(accept or "")
         counted = encode(self._counters.registry)

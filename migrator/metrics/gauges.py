@@ -28,7 +28,7 @@ from migrator.metrics.counters import PastMigration
 
 
 @dataclass(frozen=True, kw_only=True)
-class Snapshot:
+class GaugeSnapshot:
     """The state of the service at one moment; nothing in it changes any more."""
 
     migrations: Sequence[MigrationDocument] = ()
@@ -81,7 +81,7 @@ class _Family:
 class Gauges:
     """Makes the text of one snapshot."""
 
-    def __init__(self, snapshot: Snapshot) -> None:
+    def __init__(self, snapshot: GaugeSnapshot) -> None:
         self._snapshot = snapshot
 
     def texts(self) -> Iterator[str]:

@@ -56,7 +56,7 @@ class Source(Protocol):
         """Return why new work is not taken now."""
 
 
-class Sender(Protocol):
+class MessageSender(Protocol):
     """A channel to the other process."""
 
     def send(self, kind: MessageKind, body: bytes = b"", number: int = 0) -> None:
@@ -74,7 +74,7 @@ class Publisher:
 
     def __init__(self, *, source: Source, events: Events) -> None:
         self._source, self._events = source, events
-        self._channel: Sender | None = None
+        self._channel: MessageSender | None = None
         #: Documents that may be different from what was sent, the longest known first.
         self._changed: dict[_Key, None] = {}
         self._sending = False
@@ -93,7 +93,7 @@ class Publisher:
         events.subscribe(self._published)
         events.subscribe(self._delivered, journalled=True)
 
-    def attach(self, channel: Sender) -> None:
+    def attach(self, channel: MessageSender) -> None:
         """Send everything to `channel`, then what changes, until :meth:`detach`."""
         self.detach()
         self._channel = channel

@@ -23,7 +23,7 @@ from migrator.errors import JournalError, MigratorError, Unavailable
 from migrator.http import from_settings as http_settings
 from migrator.http.app import create_app
 from migrator.metrics.elsewhere import Counts, ScrapedElsewhere
-from migrator.metrics.gauges import Snapshot
+from migrator.metrics.gauges import GaugeSnapshot
 from migrator.ports import Grant
 from migrator.replica.channel import Channel, MessageKind
 from migrator.replica.queries import ReplicaQueries
@@ -173,8 +173,8 @@ class _Entrance:
     def _complaints(self) -> Sequence[str]:
         return [why] if (why := self._why_silent()) else []
 
-    def _look(self, queries: ReplicaQueries) -> Snapshot:
-        return Snapshot(
+    def _look(self, queries: ReplicaQueries) -> GaugeSnapshot:
+        return GaugeSnapshot(
             migrations=queries.active_migrations(),
             evacuations=queries.active_evacuations(),
             hosts=queries.hosts(),

@@ -35,7 +35,7 @@ class SampleFlusher(Protocol):
     async def flush(self) -> None: ...
 
 
-class Sessions(Protocol):
+class PageSessions(Protocol):
     """Writes sessions of the page."""
 
     async def begin_session(self, token: Grant, *, seconds: float) -> tuple[str, Grant]: ...
@@ -73,7 +73,7 @@ def handlers(
     *,
     commands: CommandDispatch,
     hosts: Hosts,
-    sessions: Sessions,
+    sessions: PageSessions,
     samples: SampleFlusher,
     metrics: Metrics,
     publisher: Publisher,

@@ -8,12 +8,12 @@ from typing import Any
 
 import pytest
 
-from migrator.core.drain.actions import Admit, Begin, Cancel, Change, Drive, End, LookAgain, SetShare
+from migrator.core.drain.actions import Admit, Begin, CancelMigration, Change, Drive, End, LookAgain, SetShare
 from migrator.core.drain.entry import Entry
 from migrator.core.drain.evacuation import Ended, Evacuation
 from migrator.core.drain.limits import SiteLimits
-from migrator.core.drain.plan import Plan, make_plan
-from migrator.core.drain.snapshot import MigrationSnapshot, Policies, Snapshot
+from migrator.core.drain.plan import DrainPlan, make_plan
+from migrator.core.drain.snapshot import MigrationSnapshot, PolicyRules, SiteSnapshot
 from migrator.core.drain.states import EvacuationState, GuestStanding
 from migrator.core.inventory import Guest, Host, HostFacts, HostState
 from migrator.core.model import State
@@ -33,10 +33,10 @@ def guest(name: str, at: str = "a", **how: Any) -> Guest:
     return Guest(key=name, name=name, host=at, **how)
 
 
-def site(*guests: Guest, evacuations: tuple[Evacuation, ...] = (), **how: Any) -> Snapshot:
+def site(*guests: Guest, evacuations: tuple[Evacuation, ...] = (), **how: Any) -> SiteSnapshot:
     """Hosts a (which is emptied), b and c."""
     hosts = {name: host(name) for name in ("a", "b", "c")} | how.pop("hosts", {})
-    return Snapshot(
+    return SiteSnapshot(
         now=NOW,
         clock=100.0,
         hosts=hosts,
@@ -55,11 +55,11 @@ def migration(one: Guest, state: State, **how: Any) -> MigrationSnapshot:
     return MigrationSnapshot(id=f"m-{one.key}", guest=one, state=state, **how)
 
 
-def of(plan: Plan, kind: type) -> list[Any]:
+def of(plan: DrainPlan, kind: type) -> list[Any]:
     return [each for each in plan.actions if isinstance(each, kind)]
 
 
-def after(plan: Plan) -> Evacuation:
+def after(plan: DrainPlan) -> Evacuation:
     return plan.evacuations["e1"]
 
 
@@ -206,7 +206,7 @@ def test_at_a_deadline_that_stops_everything_under_way_is_cancelled_and_nothing_
     run = emptying(first, second, deadline=NOW - timedelta(seconds=1), on_deadline="stop")
     run = run.begun("first", "m-first", "b", "why")
     plan = make_plan(site(first, second, evacuations=(run,), migrations=(migration(first, State.PRECOPY),)))
-    assert of(plan, Cancel) == [Cancel(migration="m-first")]
+    assert of(plan, CancelMigration) == [CancelMigration(migration="m-first")]
     assert of(plan, Begin) == []
     assert after(plan).late
     assert after(plan).closing is EvacuationState.STOPPED
@@ -235,7 +235,7 @@ def test_where_it_failed_is_better_than_nowhere() -> None:
 
 def test_a_policy_that_a_reload_took_away_is_the_built_in_one() -> None:
     one = guest("vm", policy="gone")
-    policies = Policies(named=lambda name: None)
+    policies = PolicyRules(named=lambda name: None)
     (begun,) = of(make_plan(site(one, evacuations=(emptying(one),), policies=policies)), Begin)
     assert begun.policy.name == "default"
 

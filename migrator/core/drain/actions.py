@@ -62,7 +62,7 @@ class SetShare:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Cancel:
+class CancelMigration:
     """A guest stays where it is, as far as that is still safe."""
 
     migration: str
@@ -77,4 +77,4 @@ class LookAgain:
     awaited: bool = False
 
 
-Action = Change | End | Begin | Drive | Admit | SetShare | Cancel | LookAgain
+Action = Change | End | Begin | Drive | Admit | SetShare | CancelMigration | LookAgain

@@ -9,8 +9,8 @@ from functools import lru_cache
 
 from migrator.core.drain.evacuation import Evacuation, GuestForecast
 from migrator.core.drain.places import Wanting
-from migrator.core.drain.plan import Plan
-from migrator.core.drain.snapshot import Snapshot
+from migrator.core.drain.plan import DrainPlan
+from migrator.core.drain.snapshot import SiteSnapshot
 from migrator.core.drain.transfers import Transfers
 from migrator.core.inventory import Guest, Host
 from migrator.core.migration.advance_forecast import AdvanceForecast, forecast_in_advance
@@ -52,7 +52,7 @@ class Question:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Outlook:
+class DrainForecast:
     """What is foretold of everybody."""
 
     prediction: Prediction
@@ -60,7 +60,7 @@ class Outlook:
     doubts: Mapping[str, str]
 
 
-def question(snapshot: Snapshot, plan: Plan) -> Question:
+def question(snapshot: SiteSnapshot, plan: DrainPlan) -> Question:
     """Return what is to be foretold: everybody that waits or is under way."""
     transfers = Transfers(snapshot, deadlines_from=snapshot.now)
     going: dict[str, Going] = {}
@@ -85,7 +85,7 @@ def question(snapshot: Snapshot, plan: Plan) -> Question:
     return Question(transfers=found, going=going, hosts=snapshot.hosts, links=snapshot.limits.links)
 
 
-def _paused(snapshot: Snapshot, plan: Plan) -> Iterable[Wanting]:
+def _paused(snapshot: SiteSnapshot, plan: DrainPlan) -> Iterable[Wanting]:
     """Return those that wait to be tried again."""
     for run in plan.evacuations.values():
         for entry in run.wanting:
@@ -93,7 +93,7 @@ def _paused(snapshot: Snapshot, plan: Plan) -> Iterable[Wanting]:
                 yield Wanting(run=run, entry=entry, policy=snapshot.policies.of(entry.guest, run.policy))
 
 
-def foretell(asked: Question) -> Outlook:
+def foretell(asked: Question) -> DrainForecast:
     """Simulate the schedule from now on; for everyone that is not expected to end, say why.
 
     Takes the longer the more there are: about 0.1 s for 500 guests of one source.
@@ -109,11 +109,11 @@ def foretell(asked: Question) -> Outlook:
             doubts[transfer.guest] = f"not expected to end: {one.risk}"
         elif foreseen(one.guest, one.policy, transfer, speed).verdict is Verdict.CANNOT:
             doubts[transfer.guest] = f"not expected to end: {no_end(one.guest, one.policy, speed)}"
-    return Outlook(prediction=predict(asked.transfers, asked.hosts, asked.links), doubts=doubts)
+    return DrainForecast(prediction=predict(asked.transfers, asked.hosts, asked.links), doubts=doubts)
 
 
 def told(
-    run: Evacuation, outlook: Outlook, *, waiting: Iterable[str], now: datetime, look_seconds: float
+    run: Evacuation, outlook: DrainForecast, *, waiting: Iterable[str], now: datetime, look_seconds: float
 ) -> Evacuation:
     """Return the evacuation with what is foretold of it.
 

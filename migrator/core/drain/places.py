@@ -13,7 +13,7 @@ from datetime import datetime
 
 from migrator.core.drain.entry import FAILED_THERE, Entry
 from migrator.core.drain.evacuation import Evacuation
-from migrator.core.drain.snapshot import Snapshot
+from migrator.core.drain.snapshot import SiteSnapshot
 from migrator.core.drain.states import GuestStanding
 from migrator.core.drain.transfers import Transfers
 from migrator.core.inventory import Guest, Host
@@ -56,7 +56,7 @@ class Places:
     moves: Mapping[str, Move]
     network: LinkTable
 
-    def hold(self, wanting: Sequence[Wanting], snapshot: Snapshot) -> bool:
+    def hold(self, wanting: Sequence[Wanting], snapshot: SiteSnapshot) -> bool:
         """Whether they need not be asked again."""
         if not all(self._knows(each) for each in wanting):
             return False
@@ -79,7 +79,7 @@ class Places:
         return all(each.fits for each in check(fleet, request_of(wanting.run, wanting.entry), answer.host))
 
 
-def ask(wanting: Sequence[Wanting], snapshot: Snapshot) -> Places:
+def ask(wanting: Sequence[Wanting], snapshot: SiteSnapshot) -> Places:
     """Ask for everybody's place, of all evacuations at once."""
     requests = [request_of(each.run, each.entry) for each in wanting]
     answers = place(fleet_of(snapshot), requests, snapshot.placement) if requests else {}
@@ -103,7 +103,7 @@ def ask(wanting: Sequence[Wanting], snapshot: Snapshot) -> Places:
     )
 
 
-def fleet_of(snapshot: Snapshot) -> Fleet:
+def fleet_of(snapshot: SiteSnapshot) -> Fleet:
     """Return the hosts, with guests on their way counted; those that are emptied take nobody."""
     return Fleet(
         hosts=snapshot.hosts.values(),
@@ -153,7 +153,7 @@ def _alike(one: Guest, other: Guest) -> bool:
     return one is other or all(getattr(one, name) == getattr(other, name) for name in _ASKED_OF_A_GUEST)
 
 
-def _world(snapshot: Snapshot) -> tuple[object, ...]:
+def _world(snapshot: SiteSnapshot) -> tuple[object, ...]:
     on_the_way = {each.guest.key: each.target for each in snapshot.migrations if not each.ended}
     hosts: Sequence[Host] = tuple(snapshot.hosts.values())
     return ({**snapshot.coming, **on_the_way}, snapshot.limits, *hosts, *snapshot.guests.values())

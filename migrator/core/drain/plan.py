@@ -2,7 +2,7 @@
 
 ::
 
-    plan = make_plan(snapshot)                      # snapshot: migrator.core.drain.snapshot.Snapshot
+    plan = make_plan(snapshot)                      # snapshot: migrator.core.drain.snapshot.SiteSnapshot
     for action in plan.actions: ...                 # carried out by migrator.engine.reconciler
     plan.stays()                                    # of every guest that is not on its way: why
     plan = make_plan(later_snapshot, plan)          # the same answers as without it, sooner
@@ -22,7 +22,7 @@ from migrator.core.drain.actions import Action, Admit, Begin, Change, Drive, Set
 from migrator.core.drain.entry import Entry
 from migrator.core.drain.evacuation import Evacuation
 from migrator.core.drain.places import Places, Wanting
-from migrator.core.drain.snapshot import Name, Snapshot
+from migrator.core.drain.snapshot import Name, SiteSnapshot
 from migrator.core.drain.states import GuestStanding
 from migrator.core.drain.tending import Tended, tend
 from migrator.core.drain.transfers import Transfers
@@ -40,7 +40,7 @@ _SHARE_STEP_RATIO = 0.05
 
 
 @dataclass(frozen=True, kw_only=True)
-class Plan:
+class DrainPlan:
     """What to do now, and what the next plan can use of how that was found."""
 
     #: In this order.
@@ -85,7 +85,7 @@ class Target:
     reason: str
 
 
-def make_plan(snapshot: Snapshot, before: Plan | None = None) -> Plan:
+def make_plan(snapshot: SiteSnapshot, before: DrainPlan | None = None) -> DrainPlan:
     """Say what is to be done now.
 
     :param before: the plan before this one, which this one begins from.
@@ -97,7 +97,7 @@ def make_plan(snapshot: Snapshot, before: Plan | None = None) -> Plan:
         actions += tended[run.id].actions
     running = {name: each.after for name, each in tended.items() if not each.ends}
     if snapshot.stopping:
-        return Plan(
+        return DrainPlan(
             actions=actions,
             evacuations=running,
             targets={},
@@ -113,8 +113,8 @@ class _Planning:
 
     def __init__(
         self,
-        snapshot: Snapshot,
-        before: Plan | None,
+        snapshot: SiteSnapshot,
+        before: DrainPlan | None,
         actions: list[Action],
         tended: Mapping[str, Tended],
         running: dict[str, Evacuation],
@@ -124,7 +124,7 @@ class _Planning:
         self._held_back: dict[str, str] = {}
         self._soon = False
 
-    def make(self) -> Plan:
+    def make(self) -> DrainPlan:
         snapshot = self._snapshot
         wanting = self._wanting()
         before = self._before.places if self._before is not None else None
@@ -140,7 +140,7 @@ class _Planning:
         self._order(decided, targets)
         idle = not decided.active and not any(decided.waiting.values()) and not self._running
         again = decided.recheck_seconds(snapshot.limits.links)
-        return Plan(
+        return DrainPlan(
             actions=self._actions,
             evacuations=self._running,
             targets=targets,

@@ -70,7 +70,7 @@ class MigrationSnapshot:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Policies:
+class PolicyRules:
     """Which policy applies to whom.
 
     :ivar named: the policy of a name, ``None`` where there is none of it; always the same for the same name.
@@ -86,7 +86,7 @@ class Policies:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Snapshot:
+class SiteSnapshot:
     """The site at one moment."""
 
     now: datetime
@@ -106,7 +106,7 @@ class Snapshot:
     #: What commands are about to change.
     reserved: Collection[Name] = frozenset()
     preparations: Preparations = field(default_factory=Preparations)
-    policies: Policies = field(default_factory=Policies)
+    policies: PolicyRules = field(default_factory=PolicyRules)
     limits: SiteLimits = field(default_factory=SiteLimits)
     placement: Options = field(default_factory=Options)
     #: Nothing new is begun.

@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
-from migrator.core.drain.actions import Action, Cancel, Change, End, LookAgain
+from migrator.core.drain.actions import Action, CancelMigration, Change, End, LookAgain
 from migrator.core.drain.entry import Entry
 from migrator.core.drain.evacuation import Evacuation
-from migrator.core.drain.snapshot import MigrationSnapshot, Snapshot
+from migrator.core.drain.snapshot import MigrationSnapshot, SiteSnapshot
 from migrator.core.drain.states import EvacuationState, GuestStanding
 from migrator.core.model import State
 
@@ -26,7 +26,7 @@ class Tended:
     seen: tuple[object, ...]
 
 
-def tend(run: Evacuation, snapshot: Snapshot, before: Tended | None = None) -> Tended:
+def tend(run: Evacuation, snapshot: SiteSnapshot, before: Tended | None = None) -> Tended:
     """Bring an evacuation up to date.
 
     :param before: what the last plan made of it; spares looking at every guest where nothing has changed.
@@ -42,7 +42,9 @@ def tend(run: Evacuation, snapshot: Snapshot, before: Tended | None = None) -> T
         after, announce = replace(after, late=True), True
         if run.on_deadline == "stop" and run.closing is None:
             after = replace(after, closing=EvacuationState.STOPPED)
-            actions += [Cancel(migration=entry.migration) for entry in after.under_way if entry.migration]
+            actions += [
+                CancelMigration(migration=entry.migration) for entry in after.under_way if entry.migration
+            ]
     up, empty = snapshot.is_up(run.host), False
     if run.kind == "evacuate":
         after, empty = _emptied(after, snapshot, up, actions)
@@ -56,7 +58,9 @@ def tend(run: Evacuation, snapshot: Snapshot, before: Tended | None = None) -> T
     return Tended(after=after, actions=actions, ends=state is not None, seen=seen)
 
 
-def _emptied(run: Evacuation, snapshot: Snapshot, up: bool, actions: list[Action]) -> tuple[Evacuation, bool]:
+def _emptied(
+    run: Evacuation, snapshot: SiteSnapshot, up: bool, actions: list[Action]
+) -> tuple[Evacuation, bool]:
     """Whether the host is empty: nobody is left as far as is known, and a look since then showed none."""
     if run.left or run.closing is not None:
         return (run if run.empty_since is None else replace(run, empty_since=None)), False
@@ -69,7 +73,7 @@ def _emptied(run: Evacuation, snapshot: Snapshot, up: bool, actions: list[Action
     return run, began >= run.empty_since and not snapshot.here_or_coming(run.host)
 
 
-def _seen(run: Evacuation, snapshot: Snapshot) -> tuple[object, ...]:
+def _seen(run: Evacuation, snapshot: SiteSnapshot) -> tuple[object, ...]:
     concerned = [
         (each.id, each.state, each.unreachable)
         for each in snapshot.migrations
@@ -85,7 +89,7 @@ def _same(before: tuple[object, ...], now: tuple[object, ...]) -> bool:
     return before[0] == now[0] and len(before) == len(now) and same
 
 
-def _brought_up_to_date(run: Evacuation, snapshot: Snapshot) -> Evacuation:
+def _brought_up_to_date(run: Evacuation, snapshot: SiteSnapshot) -> Evacuation:
     after = _heeding_held(run, snapshot.live)
     if run.kind == "restore":
         up = {host.name for host in snapshot.hosts.values() if host.up}

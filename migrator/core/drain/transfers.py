@@ -7,7 +7,7 @@ from collections import Counter
 from datetime import datetime
 
 from migrator.core.drain.evacuation import Evacuation
-from migrator.core.drain.snapshot import MigrationSnapshot, Snapshot
+from migrator.core.drain.snapshot import MigrationSnapshot, SiteSnapshot
 from migrator.core.inventory import Guest
 from migrator.core.model import State
 from migrator.core.policy import Policy, PostcopyMode
@@ -28,7 +28,7 @@ class Transfers:
     :param deadlines_from: deadlines are given as seconds from then.
     """
 
-    def __init__(self, snapshot: Snapshot, *, deadlines_from: datetime) -> None:
+    def __init__(self, snapshot: SiteSnapshot, *, deadlines_from: datetime) -> None:
         self._snapshot, self._from = snapshot, deadlines_from
         self._evacuations = {each.id: each for each in snapshot.evacuations}
         #: How many copy at each host.
