@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from migrator.api.commands import Evacuate, Refusal, Resolve
-from migrator.core.model import State
+from migrator.core.model import MigrationStatus, ProcessState, RunState, State, View
 from migrator.engine.migration.journalled_session import JournalledSession
 from migrator.testing.workload import MIB, steady
 from tests.unit.test_engine import Driver, World
@@ -146,3 +146,31 @@ async def test_what_is_left_of_a_source_goes_once_its_host_is_back(world: World)
 async def test_hosts_are_swept_of_what_guests_leave_that_end_by_themselves(world: World) -> None:
     async with world.engine() as driver:
         await driver.until(lambda: {"a", "b"} <= set(world.site.swept), 400)
+
+
+async def test_one_that_broke_an_invariant_is_held_until_a_person_answers(world: World) -> None:
+    complete = View(
+        process=ProcessState.ALIVE,
+        answers=True,
+        run=RunState.PAUSED,
+        status=MigrationStatus.COMPLETED,
+        can_fence=True,
+    )
+
+    async def observe(*, timeout: float = 1.0) -> View:
+        await asyncio.sleep(timeout / 1000)
+        return complete
+
+    async with world.engine() as driver:
+        await driver.ask(Evacuate(host="a"), key="e1")
+        await driver.until(lambda: any(job.state is State.PRECOPY for job in driver.sessions()))
+        (job,) = driver.engine.registry.migrations.values()
+        world.site.made[job.id][-1].observe = observe  # type: ignore[method-assign]
+        await driver.until(lambda: job.state is State.HELD, 200)
+        assert job.result.held_code == "intent-first"
+        await asyncio.sleep(60)  # both ends are looked at meanwhile, and show nothing strange any more
+        assert (job.state, job.result.held_code) == (State.HELD, "intent-first")
+        await driver.ask(Resolve(migration=job.id, guest_at="source"))
+        await driver.until(lambda: job.ended, 300)
+        assert job.state is State.FAILED
+        assert world.site.running("db") == ["a"]
