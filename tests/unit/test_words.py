@@ -28,9 +28,14 @@ PENDING = (
         "site",
         "store",
     ),
-    *("replica", "cli/direct.py", "cli/rescue.py", "testing/journal.py"),
+    *("replica", "testing/journal.py"),
 )
-CHECKED: dict[str, tuple[str, ...]] = {"bench": (), "dashboards": (), "migrator": PENDING}
+CHECKED: dict[str, tuple[str, ...]] = {
+    "bench": (),
+    "dashboards": (),
+    "migrator": PENDING,
+    "migrator/engine/migration": (),
+}
 #: Public classes of one name that are two things all the same, each with its reason.
 SAME_NAME: dict[str, str] = {}
 
