@@ -311,7 +311,7 @@ class Service:
         self.log = log or FakeLog()
         self.heard: list[tuple[str, str, str]] = []
         self.dispatcher = Dispatcher(
-            controller=self.controller, log=self.log, heard=lambda *each: self.heard.append(each)
+            controller=self.controller, log=self.log, count=lambda *each: self.heard.append(each)
         )
         self.connections: list[bool] = []
         self.mqtt = Mqtt(

@@ -5,6 +5,6 @@
 
 from migrator.mqtt.client import Mqtt
 from migrator.mqtt.config import MqttConfig
-from migrator.mqtt.replies import Begun, WhoBegan
+from migrator.mqtt.replies import FindInitiator, InitiatingCommand
 
-__all__ = ["Begun", "Mqtt", "MqttConfig", "WhoBegan"]
+__all__ = ["FindInitiator", "InitiatingCommand", "Mqtt", "MqttConfig"]

@@ -22,8 +22,8 @@ from migrator.api.documents import (
     PlanDocument,
 )
 from migrator.api.events import EventDocument, Subject
-from migrator.mqtt.inbound import VERBS, Head
-from migrator.mqtt.messages import ReplyMessage
+from migrator.mqtt.inbound import VERBS, CommandHead
+from migrator.mqtt.reply_message import ReplyMessage
 from migrator.mqtt.topics import Topics
 from migrator.settings.values import NAME
 
@@ -98,7 +98,9 @@ def document() -> dict[str, Any]:
 
 
 def _with_head(command: type[Command]) -> type[BaseModel]:
-    return create_model(f"{command.__name__}Command", __base__=(Head, command), __doc__=command.__doc__)
+    return create_model(
+        f"{command.__name__}Command", __base__=(CommandHead, command), __doc__=command.__doc__
+    )
 
 
 class _Described:

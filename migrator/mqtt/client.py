@@ -14,6 +14,7 @@ from migrator import logs
 from migrator.api.commands import COMMANDS, Role
 from migrator.api.events import DecisionTaken, Event, MigrationProgressed, Subject
 from migrator.errors import JournalError
+from migrator.mqtt.command_queues import CommandQueues
 from migrator.mqtt.config import MqttConfig
 from migrator.mqtt.connection import (
     BrokerConnection,
@@ -25,12 +26,11 @@ from migrator.mqtt.connection import (
     UnsupportedVersion,
     Version,
 )
-from migrator.mqtt.inbound import Foreign, read, too_many
-from migrator.mqtt.outbox import Outbox, Outgoing, Rank
-from migrator.mqtt.replies import Replies, WhoBegan, nobody_began
-from migrator.mqtt.states import States, ended_at, is_stateful
+from migrator.mqtt.inbound import RejectedMessage, read, too_many
+from migrator.mqtt.outbox import Outbox, Outgoing, Priority
+from migrator.mqtt.replies import FindInitiator, Replies, no_initiator
+from migrator.mqtt.retained_states import RetainedStates, ended_at, is_stateful
 from migrator.mqtt.topics import Topics
-from migrator.mqtt.turns import Turns
 from migrator.ports.commands import Commands
 from migrator.ports.queries import Queries
 
@@ -56,7 +56,7 @@ class Mqtt:
     """One service's connection to its broker. From its making on it notes what the bus says and the journal has.
 
     :param connected: is told each time the broker is there, and is gone.
-    :param who_began: asks the journal for the command behind what ended after a restart.
+    :param find_initiator: asks the journal for the command behind what ended after a restart.
     :param client_id: of the session that the broker keeps; empty: a new one.
     :param keep_client_id: writes it down for the next service, before it is used.
     :param taken: is told each time that another client has taken the session.
@@ -73,7 +73,7 @@ class Mqtt:
         keep_client_id: Callable[[str], None] = lambda client_id: None,
         taken: Callable[[], None] = lambda: None,
         connected: Callable[[bool], None] = lambda there: None,
-        who_began: WhoBegan = nobody_began,
+        find_initiator: FindInitiator = no_initiator,
         now: Callable[[], datetime] = lambda: datetime.now(UTC),
     ) -> None:
         self._config = config
@@ -87,7 +87,7 @@ class Mqtt:
             self._renew_client_id()
         self._topics = Topics(config.site, config.instance)
         self._outbox = Outbox(limit=config.section.queue_limit, interval=config.section.progress_interval)
-        self._states = States(
+        self._states = RetainedStates(
             queries=queries,
             topics=self._topics,
             keep=timedelta(seconds=config.section.keep_ended),
@@ -99,15 +99,15 @@ class Mqtt:
             outbox=self._outbox,
             topics=self._topics,
             max_bytes=config.section.max_reply_size,
-            who_began=who_began,
+            find_initiator=find_initiator,
             now=now,
         )
         #: New commands are taken; those that are not wait at the broker for the next of us.
         self._taking = True
-        self._turns = Turns(
-            at_a_time=config.section.max_commands,
-            at_a_time_each=max(1, config.section.max_commands // _SHARE),
-            waiting_each=config.section.max_waiting_commands,
+        self._command_queues = CommandQueues(
+            concurrency=config.section.max_commands,
+            concurrency_per_user=max(1, config.section.max_commands // _SHARE),
+            max_waiting_per_user=config.section.max_waiting_commands,
         )
         #: What the broker has retained, while it is being asked; and when the last of it came.
         self._seen: dict[str, bytes] | None = None
@@ -242,9 +242,9 @@ class Mqtt:
         seconds = self._config.closing_seconds
         self._taking = False
         try:
-            self._turns.drop_waiting()  # they stay at the broker, which has no receipt for them
-            if self._turns.tasks:
-                await asyncio.wait(set(self._turns.tasks), timeout=seconds / 2)
+            self._command_queues.drop_waiting()  # they stay at the broker, which has no receipt for them
+            if self._command_queues.tasks:
+                await asyncio.wait(set(self._command_queues.tasks), timeout=seconds / 2)
             rest = asyncio.create_task(self._outbox.drained(), name="mqtt sending the rest")
             await asyncio.wait({rest, serving}, timeout=seconds / 2, return_when=asyncio.FIRST_COMPLETED)
             rest.cancel()
@@ -263,16 +263,16 @@ class Mqtt:
             self._states.note(event)
             topic = self._topics.about(event.subject, event.subject_id, "state")
             if topic is not None:
-                self._outbox.put(Outgoing(rank=Rank.EVENT, topic=topic, payload=event, retain=True))
+                self._outbox.put(Outgoing(priority=Priority.EVENT, topic=topic, payload=event, retain=True))
             if event.subject is not Subject.HOST and ended_at(event) is not None:
                 progress = self._topics.about(event.subject, event.subject_id, "progress")
                 self._outbox.ended(progress or "")
                 self._replies.ended(event)
         elif isinstance(event, DecisionTaken | MigrationProgressed):
             topic = self._topics.about(event.subject, event.subject_id, event.kind)
-            rank = Rank.EVENT if isinstance(event, DecisionTaken) else Rank.PROGRESS
+            priority = Priority.EVENT if isinstance(event, DecisionTaken) else Priority.PROGRESS
             if topic is not None:
-                self._outbox.put(Outgoing(rank=rank, topic=topic, payload=event))
+                self._outbox.put(Outgoing(priority=priority, topic=topic, payload=event))
 
     async def _send(self, connection: BrokerConnection) -> None:
         """Publish what waits, several at a time and in order; what was not taken waits again afterwards."""
@@ -365,10 +365,10 @@ class Mqtt:
             done = receipts.expect(received)
             try:
                 incoming = read(received, topics=self._topics, config=self._config, now=self._now())
-                if self._turns.full(incoming.user):
+                if self._command_queues.full(incoming.user):
                     raise too_many(incoming, self._config.section.max_waiting_commands)
-            except Foreign as foreign:
-                self._refuse(foreign, received, done)
+            except RejectedMessage as rejected:
+                self._refuse(rejected, received, done)
                 continue
             if COMMANDS[incoming.envelope.verb].role is Role.VIEWER:
                 # It changes nothing, so nothing is lost with it; what takes its time must not keep the commands of
@@ -378,15 +378,15 @@ class Mqtt:
             # Once it returns the command is in the journal. It is acknowledged when the reply is with the broker too: a
             # crash before that brings both again.
             work = functools.partial(self._replies.execute, incoming, then=done)
-            self._turns.put(incoming.user, f"mqtt command {incoming.id}", work, tasks)
+            self._command_queues.put(incoming.user, f"mqtt command {incoming.id}", work, tasks)
 
-    def _refuse(self, foreign: Foreign, received: Received, done: Callable[[], None]) -> None:
-        self._commands.heard("mqtt", foreign.verb if foreign.verb in COMMANDS else "unknown", "refused")
-        self._log.warning("command refused", topic=received.topic[:256], reason=str(foreign.refusal))
-        if foreign.reply_to is None:
+    def _refuse(self, rejected: RejectedMessage, received: Received, done: Callable[[], None]) -> None:
+        self._commands.count("mqtt", rejected.verb if rejected.verb in COMMANDS else "unknown", "refused")
+        self._log.warning("command refused", topic=received.topic[:256], reason=str(rejected.refusal))
+        if rejected.reply_to is None:
             done()
         else:
-            self._replies.give(foreign.reply(), foreign.reply_to, then=done)
+            self._replies.give(rejected.reply(), rejected.reply_to, then=done)
 
 
 def _nothing() -> None:

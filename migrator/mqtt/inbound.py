@@ -27,7 +27,7 @@ _MAX_CORRELATION_BYTES = 1024
 NAMELESS = "unknown"
 
 
-class Head(BaseModel):
+class CommandHead(BaseModel):
     """Fields that every command has beside its own."""
 
     model_config = ConfigDict(frozen=True)
@@ -68,7 +68,7 @@ class ReplyTo:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Incoming:
+class IncomingCommand:
     """A command that may go to the dispatcher."""
 
     envelope: Envelope
@@ -77,7 +77,7 @@ class Incoming:
     reply_to: ReplyTo
 
 
-class Foreign(Exception):
+class RejectedMessage(Exception):
     """A message that does not get as far as the dispatcher.
 
     :ivar reply_to: where that can be said, if anywhere.
@@ -103,14 +103,14 @@ class Foreign(Exception):
         )
 
 
-def read(received: Received, *, topics: Topics, config: MqttConfig, now: datetime) -> Incoming:
+def read(received: Received, *, topics: Topics, config: MqttConfig, now: datetime) -> IncomingCommand:
     """The command in a message.
 
-    :raise Foreign: there is none that may be carried out.
+    :raise RejectedMessage: there is none that may be carried out.
     """
     where = topics.command(received.topic)
     if where is None:
-        raise Foreign(
+        raise RejectedMessage(
             Refusal("invalid", f"commands go to {topics.prefix}/command/USER/VERB"),
             verb="unknown",
             identifier=None,
@@ -131,13 +131,15 @@ def read(received: Received, *, topics: Topics, config: MqttConfig, now: datetim
         role = _allowed(received, user, verb, topics, config)
         head = _head(body, config, now)
     except Refusal as refusal:
-        raise Foreign(refusal, verb=verb, identifier=identifier, reply_to=reply_to or nameless) from None
+        raise RejectedMessage(
+            refusal, verb=verb, identifier=identifier, reply_to=reply_to or nameless
+        ) from None
     if reply_to is nameless:
         reply_to = ReplyTo(topic=topics.reply(user, head.id))
-    return Incoming(
+    return IncomingCommand(
         envelope=Envelope(
             verb=verb,
-            body={name: value for name, value in body.items() if name not in Head.model_fields},
+            body={name: value for name, value in body.items() if name not in CommandHead.model_fields},
             caller=Caller(
                 user=user,
                 role=role,
@@ -201,9 +203,11 @@ def _allowed(received: Received, user: str, verb: str, topics: Topics, config: M
     return role
 
 
-def _head(body: dict[str, Any], config: MqttConfig, now: datetime) -> Head:
+def _head(body: dict[str, Any], config: MqttConfig, now: datetime) -> CommandHead:
     try:
-        head = Head.model_validate({name: body[name] for name in Head.model_fields if name in body})
+        head = CommandHead.model_validate(
+            {name: body[name] for name in CommandHead.model_fields if name in body}
+        )
     except ValidationError as error:
         raise Refusal("invalid", wrong_fields.in_words(error.errors(include_url=False))) from None
     if head.sent_at > now + timedelta(seconds=config.section.clock_tolerance):
@@ -222,9 +226,9 @@ def _head(body: dict[str, Any], config: MqttConfig, now: datetime) -> Head:
     return head
 
 
-def too_many(incoming: Incoming, most: int) -> Foreign:
+def too_many(incoming: IncomingCommand, most: int) -> RejectedMessage:
     """Return the refusal for a user of whom too many commands wait already."""
-    return Foreign(
+    return RejectedMessage(
         Refusal(
             "not-now",
             f"{most} commands of yours wait already (mqtt.max_waiting_commands); wait for their replies, then send it "

@@ -11,13 +11,13 @@ from enum import IntEnum
 from migrator.api.events import Event
 
 
-class Rank(IntEnum):
-    """Priority of a message, the most urgent first. Within a rank the order is kept."""
+class Priority(IntEnum):
+    """Priority of a message, the most urgent first. Within a priority the order is kept."""
 
     #: Somebody waits for it.
     REPLY = 0
     #: Retained state that the broker has wrong: older than every event that waits.
-    TRUTH = 1
+    CORRECTION = 1
     #: States and decisions, as they happened.
     EVENT = 2
     #: Dropped while nobody can take it.
@@ -28,7 +28,7 @@ class Rank(IntEnum):
 class Outgoing:
     """One message."""
 
-    rank: Rank
+    priority: Priority
     topic: str
     #: An event is written out when its turn comes.
     payload: bytes | Event
@@ -40,7 +40,7 @@ class Outgoing:
     @property
     def qos(self) -> int:
         """0 only where the next one makes up for it."""
-        return 0 if self.rank is Rank.PROGRESS else 1
+        return 0 if self.priority is Priority.PROGRESS else 1
 
     @property
     def data(self) -> bytes:
@@ -51,7 +51,7 @@ class Outgoing:
 
 
 class Outbox:
-    """Queues by rank, of `limit` messages each; the oldest is dropped for a new one.
+    """Queues by priority, of `limit` messages each; the oldest is dropped for a new one.
 
     Progress is kept as the latest of each migration, goes out at most once in `interval` seconds, and only while
     :meth:`opened`.
@@ -60,8 +60,8 @@ class Outbox:
     def __init__(self, *, limit: int, interval: float) -> None:
         self._limit = limit
         self._interval = interval
-        self._queues: dict[Rank, deque[Outgoing]] = {
-            rank: deque() for rank in (Rank.REPLY, Rank.TRUTH, Rank.EVENT)
+        self._queues: dict[Priority, deque[Outgoing]] = {
+            priority: deque() for priority in (Priority.REPLY, Priority.CORRECTION, Priority.EVENT)
         }
         #: How many states wait or are on their way, by topic.
         self._states: Counter[str] = Counter()
@@ -83,17 +83,17 @@ class Outbox:
         self._open = False
         self._progress.clear()
         self._sent_at.clear()
-        while self._queues[Rank.TRUTH]:
-            self._forget(self._queues[Rank.TRUTH].popleft())
+        while self._queues[Priority.CORRECTION]:
+            self._forget(self._queues[Priority.CORRECTION].popleft())
 
     def put(self, outgoing: Outgoing) -> None:
         """Never blocks."""
-        if outgoing.rank is Rank.PROGRESS:
+        if outgoing.priority is Priority.PROGRESS:
             if not self._open:
                 return
             self._progress[outgoing.topic] = outgoing
         else:
-            queue = self._queues[outgoing.rank]
+            queue = self._queues[outgoing.priority]
             queue.append(outgoing)
             if outgoing.retain:
                 self._states[outgoing.topic] += 1
@@ -101,11 +101,11 @@ class Outbox:
         self._wake.set()
 
     def put_back(self, outgoing: Iterable[Outgoing]) -> None:
-        """The broker may not have taken these, oldest first: they go out again before everything of their rank."""
+        """The broker may not have taken these, oldest first: they go out again before everything of their priority."""
         for each in reversed(list(outgoing)):
             self._taken.discard(each)
-            if each.rank in (Rank.REPLY, Rank.EVENT):
-                self._queues[each.rank].appendleft(each)
+            if each.priority in (Priority.REPLY, Priority.EVENT):
+                self._queues[each.priority].appendleft(each)
             else:
                 self._forget(each)
         for queue in self._queues.values():

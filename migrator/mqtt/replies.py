@@ -13,9 +13,9 @@ from migrator import logs
 from migrator.api.commands import CommandKey, Reply
 from migrator.api.events import Event, MigrationStateChanged, Subject
 from migrator.errors import JournalError
-from migrator.mqtt.inbound import Incoming, ReplyTo
-from migrator.mqtt.messages import ReplyMessage
-from migrator.mqtt.outbox import Outbox, Outgoing, Rank
+from migrator.mqtt.inbound import IncomingCommand, ReplyTo
+from migrator.mqtt.outbox import Outbox, Outgoing, Priority
+from migrator.mqtt.reply_message import ReplyMessage
 from migrator.mqtt.topics import STATEFUL, Topics
 from migrator.ports.commands import Commands
 from migrator.ports.queries import Queries
@@ -32,7 +32,7 @@ Key = tuple[Subject, str]
 
 
 @dataclass(frozen=True, kw_only=True)
-class Begun:
+class InitiatingCommand:
     """The command that began a migration or an evacuation, as the journal has it."""
 
     user: str
@@ -43,10 +43,10 @@ class Begun:
 
 
 #: Asks the journal which command by MQTT began this; ``None``: none did.
-WhoBegan = Callable[[Subject, str], Awaitable[Begun | None]]
+FindInitiator = Callable[[Subject, str], Awaitable[InitiatingCommand | None]]
 
 
-async def nobody_began(subject: Subject, subject_id: str) -> Begun | None:  # noqa: ARG001 - a WhoBegan
+async def no_initiator(subject: Subject, subject_id: str) -> InitiatingCommand | None:  # noqa: ARG001 - a FindInitiator
     """For a service that remembers nothing."""
     return None
 
@@ -65,7 +65,7 @@ class Replies:
         outbox: Outbox,
         topics: Topics,
         max_bytes: int,
-        who_began: WhoBegan,
+        find_initiator: FindInitiator,
         now: Callable[[], datetime],
     ) -> None:
         self._commands = commands
@@ -73,10 +73,10 @@ class Replies:
         self._outbox = outbox
         self._topics = topics
         self._max_bytes = max_bytes
-        self._who_began = who_began
+        self._find_initiator = find_initiator
         self._now = now
         self._ends: asyncio.Queue[Event] = asyncio.Queue()
-        self._waiting: dict[Key, tuple[Begun, ReplyTo]] = {}
+        self._waiting: dict[Key, tuple[InitiatingCommand, ReplyTo]] = {}
         self._unclaimed: OrderedDict[Key, Event] = OrderedDict()
         #: User and id of what is on its way to its handler.
         self._executing: set[tuple[str, str]] = set()
@@ -95,10 +95,16 @@ class Replies:
         if len(payload) > self._max_bytes:
             payload = message.model_copy(update={"body": None, "findings": []}).model_dump_json().encode()
         self._outbox.put(
-            Outgoing(rank=Rank.REPLY, topic=to.topic, payload=payload, correlation=to.correlation, then=then)
+            Outgoing(
+                priority=Priority.REPLY,
+                topic=to.topic,
+                payload=payload,
+                correlation=to.correlation,
+                then=then,
+            )
         )
 
-    async def execute(self, incoming: Incoming, *, then: Callable[[], None]) -> None:
+    async def execute(self, incoming: IncomingCommand, *, then: Callable[[], None]) -> None:
         """Carry a command out and give its reply."""
         caller = (incoming.user, incoming.id)
         self._executing.add(caller)
@@ -111,7 +117,7 @@ class Replies:
             return
         if reply.subject in (Subject.MIGRATION, Subject.EVACUATION):
             key = (Subject(reply.subject), reply.subject_id)
-            begun = Begun(user=incoming.user, id=incoming.id, verb=reply.verb)
+            begun = InitiatingCommand(user=incoming.user, id=incoming.id, verb=reply.verb)
             self._waiting[key] = (begun, incoming.reply_to)
             if event := self._unclaimed.pop(key, None):
                 self.ended(event)
@@ -132,7 +138,7 @@ class Replies:
                 continue
             await self._tell(event, *found)
 
-    async def _tell(self, event: Event, begun: Begun, to: ReplyTo) -> None:
+    async def _tell(self, event: Event, begun: InitiatingCommand, to: ReplyTo) -> None:
         reply = Reply.model_validate(
             {
                 "kind": "outcome",
@@ -144,17 +150,17 @@ class Replies:
             }
         )
         try:
-            await self._commands.finished(key=CommandKey(begun.user, begun.id), reply=reply)
+            await self._commands.keep_outcome(key=CommandKey(begun.user, begun.id), reply=reply)
         except JournalError as error:
             _log.warning("outcome not journalled", command=begun.id, error=str(error))
         self.give(reply, to)
 
-    async def _who_waits(self, event: Event) -> tuple[Begun, ReplyTo] | None:
+    async def _who_waits(self, event: Event) -> tuple[InitiatingCommand, ReplyTo] | None:
         found = self._waiting.pop((event.subject, event.subject_id), None)
         if found is not None or (isinstance(event, MigrationStateChanged) and event.migration.evacuation):
             return found
         try:
-            begun = await self._who_began(event.subject, event.subject_id)
+            begun = await self._find_initiator(event.subject, event.subject_id)
         except JournalError as error:
             _log.warning("outcome not told", subject=event.subject_id, error=str(error))
             return None

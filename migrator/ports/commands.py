@@ -22,10 +22,10 @@ class Commands(CommandExecutor, Protocol):
     """Takes commands and their outcomes from an entrance; the engine's dispatcher is one."""
 
     @property
-    def heard(self) -> Callable[[str, str, str], None]:
+    def count(self) -> Callable[[str, str, str], None]:
         """Count a command: its interface, its verb, and ``accepted``, ``refused`` or ``repeated``."""
 
-    async def finished(self, *, key: CommandKey, reply: Reply) -> None:
+    async def keep_outcome(self, *, key: CommandKey, reply: Reply) -> None:
         """Keep the outcome of what a command began: from now on the same command again gets this.
 
         :raise JournalError: it could not be written.

@@ -36,14 +36,14 @@ from migrator.http.admission import raise_descriptor_limit
 from migrator.machine import this_driver
 from migrator.metrics import Metrics, Probes
 from migrator.mqtt import Mqtt, MqttConfig, client_id
-from migrator.mqtt.replies import Begun
+from migrator.mqtt.replies import InitiatingCommand
 from migrator.qemu import monitor
 from migrator.replica.publisher import Publisher
 from migrator.replica.requests import RequestServer
 from migrator.service.entrance_requests import handlers
 from migrator.service.entrance_settings import EntranceSettings
 from migrator.service.entrances import Entrances
-from migrator.service.narrator import Narrator
+from migrator.service.event_log import EventLog
 from migrator.service.notify import notify, watchdog
 from migrator.service.reload import reload_on_hup
 from migrator.settings import LiveSettings, Settings
@@ -196,8 +196,8 @@ async def _running(live: LiveSettings) -> AsyncIterator[Engine]:
         dispatcher = Dispatcher(
             controller=engine.handlers,
             log=journal,
-            heard=metrics.command,
-            told=lambda *said: _audit(bus, *said),
+            count=metrics.command,
+            audit=lambda *said: _audit(bus, *said),
         )
         # It hears the bus from here on: what becomes of migrations that are taken up is told too.
         mqtt = None
@@ -210,7 +210,7 @@ async def _running(live: LiveSettings) -> AsyncIterator[Engine]:
                 keep_client_id=functools.partial(client_id.keep, directory),
                 taken=metrics.mqtt_session_taken,
                 connected=lambda there: connected.update(mqtt=there),
-                who_began=lambda subject, identifier: _who_began(journal, subject, identifier),
+                find_initiator=lambda subject, identifier: _find_initiator(journal, subject, identifier),
             )
         settlement = Settlement(
             bus=bus, journal=journal, dispatcher=dispatcher, elsewhere=("mqtt",) if mqtt is not None else ()
@@ -225,7 +225,7 @@ async def _running(live: LiveSettings) -> AsyncIterator[Engine]:
                 version=__version__,
                 counted=metrics.spans,
             )
-        Narrator(bus)
+        EventLog(bus)
         await engine.recover()  # before anything else: somebody may stand still
         await stack.enter_async_context(metrics)
         await stack.enter_async_context(spans)
@@ -329,13 +329,15 @@ def _audit(bus: EventBus, envelope: Envelope, reply: Reply) -> None:
     )
 
 
-async def _who_began(journal: SqlJournal, subject: Subject, identifier: str) -> Begun | None:
+async def _find_initiator(journal: SqlJournal, subject: Subject, identifier: str) -> InitiatingCommand | None:
     """The command by MQTT behind what has ended, if there was one."""
     found = await journal.command_behind(subject, identifier)
     if found is None or found["caller"].get("interface") != "mqtt":
         return None
     key = CommandKey.read(found["key"])
-    return Begun(user=key.user, id=key.id, verb=found["verb"], origin=found["caller"].get("origin", ""))
+    return InitiatingCommand(
+        user=key.user, id=key.id, verb=found["verb"], origin=found["caller"].get("origin", "")
+    )
 
 
 async def _keep_house(journal: SqlJournal, store: Callable[[], StoreSettings]) -> None:

@@ -17,7 +17,7 @@ from migrator.api.commands import Command
 from migrator.api.events import Subject
 from migrator.core.drain.states import EvacuationState
 from migrator.core.model import State
-from migrator.mqtt import Begun
+from migrator.mqtt import InitiatingCommand
 from migrator.testing.lab import until
 from tests.broker import USERS, Broker, mosquitto
 from tests.conftest import missing
@@ -323,11 +323,13 @@ async def test_outcome_follows_the_reply_where_all_was_over_before_it(broker: Br
 async def test_outcome_after_a_restart_goes_where_the_journal_says(broker: Broker) -> None:
     log, queries = FakeLog(), FakeQueries()
 
-    async def who(subject: Subject, subject_id: str) -> Begun | None:
+    async def who(subject: Subject, subject_id: str) -> InitiatingCommand | None:
         if (subject, subject_id) != (Subject.EVACUATION, "e0"):
             return None
         entry = log.commands["scheduler\nc1"]
-        return Begun(user="scheduler", id="c1", verb=entry["verb"], origin=entry["caller"]["origin"])
+        return InitiatingCommand(
+            user="scheduler", id="c1", verb=entry["verb"], origin=entry["caller"]["origin"]
+        )
 
     async with peer(broker) as scheduler:
         async with Service(settings(broker), log=log, queries=queries).running():
@@ -339,7 +341,7 @@ async def test_outcome_after_a_restart_goes_where_the_journal_says(broker: Broke
                 correlation=b"\x00 7",
             )
             await until(lambda: scheduler.on("/inbox"), what="the reply")
-        again = Service(settings(broker), log=log, queries=queries, who_began=who)
+        again = Service(settings(broker), log=log, queries=queries, find_initiator=who)
         async with again.running():
             evacuation = queries.all_evacuations["e0"].model_copy(
                 update={"state": EvacuationState.COMPLETED, "ended_at": datetime.now(UTC)}

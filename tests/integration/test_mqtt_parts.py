@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 
 from migrator.api.events import Subject
 from migrator.mqtt.inbound import ReplyTo
-from migrator.mqtt.outbox import Outbox, Outgoing, Rank
+from migrator.mqtt.outbox import Outbox, Outgoing, Priority
 from migrator.mqtt.topics import Topics
 from migrator.testing.lab import until
 from tests.broker import Broker, mosquitto
@@ -25,8 +25,8 @@ from tests.mqtt_fakes import PREFIX, Service, peer, settings
 TOPICS = Topics("site", "one")
 
 
-def message(rank: Rank, name: str, *, retain: bool = False) -> Outgoing:
-    return Outgoing(rank=rank, topic=name, payload=name.encode(), retain=retain)
+def message(priority: Priority, name: str, *, retain: bool = False) -> Outgoing:
+    return Outgoing(priority=priority, topic=name, payload=name.encode(), retain=retain)
 
 
 async def names(outbox: Outbox, count: int) -> list[str]:
@@ -40,8 +40,13 @@ async def test_replies_go_first_then_truth_then_events_each_in_order() -> None:
     outbox = Outbox(limit=10, interval=1)
     outbox.opened()
     for name in ("p1", "e1", "t1", "r1", "e2", "r2", "t2"):
-        rank = {"p": Rank.PROGRESS, "e": Rank.EVENT, "t": Rank.TRUTH, "r": Rank.REPLY}[name[0]]
-        outbox.put(message(rank, name))
+        priority = {
+            "p": Priority.PROGRESS,
+            "e": Priority.EVENT,
+            "t": Priority.CORRECTION,
+            "r": Priority.REPLY,
+        }[name[0]]
+        outbox.put(message(priority, name))
     assert await names(outbox, 7) == ["r1", "r2", "t1", "t2", "e1", "e2", "p1"]
 
 
@@ -49,10 +54,10 @@ async def test_what_was_not_taken_goes_again_before_what_came_later() -> None:
     outbox = Outbox(limit=10, interval=1)
     outbox.opened()
     for number in range(4):
-        outbox.put(message(Rank.EVENT, f"e{number}"))
+        outbox.put(message(Priority.EVENT, f"e{number}"))
     first = [await outbox.get(), await outbox.get(), await outbox.get()]
     outbox.done(first[0])
-    outbox.put(message(Rank.EVENT, "e4"))
+    outbox.put(message(Priority.EVENT, "e4"))
     outbox.put_back(first[1:])
     assert await names(outbox, 4) == ["e1", "e2", "e3", "e4"]
     assert outbox.dropped == 0
@@ -62,10 +67,10 @@ async def test_bound_holds_for_what_comes_back_too_and_the_oldest_go() -> None:
     outbox = Outbox(limit=3, interval=1)
     taken = []
     for number in range(3):
-        outbox.put(message(Rank.EVENT, f"e{number}", retain=True))
+        outbox.put(message(Priority.EVENT, f"e{number}", retain=True))
         taken.append(await outbox.get())
     for number in range(3, 5):
-        outbox.put(message(Rank.EVENT, f"e{number}", retain=True))
+        outbox.put(message(Priority.EVENT, f"e{number}", retain=True))
     outbox.put_back(taken)
     assert outbox.dropped == 2
     assert [outbox.waits(f"e{number}") for number in range(5)] == [False, False, True, True, True]
@@ -75,16 +80,16 @@ async def test_bound_holds_for_what_comes_back_too_and_the_oldest_go() -> None:
 
 async def test_progress_is_only_the_latest_and_none_is_kept_for_a_broker_that_is_away() -> None:
     outbox = Outbox(limit=10, interval=0.2)
-    outbox.put(message(Rank.PROGRESS, "early"))
+    outbox.put(message(Priority.PROGRESS, "early"))
     outbox.opened()
-    outbox.put(message(Rank.PROGRESS, "p"))
-    outbox.put(latest := message(Rank.PROGRESS, "p"))
+    outbox.put(message(Priority.PROGRESS, "p"))
+    outbox.put(latest := message(Priority.PROGRESS, "p"))
     began = asyncio.get_running_loop().time()
     assert await outbox.get() is latest
-    outbox.put(message(Rank.PROGRESS, "p"))
+    outbox.put(message(Priority.PROGRESS, "p"))
     await outbox.get()
     assert asyncio.get_running_loop().time() - began >= 0.19
-    outbox.put(message(Rank.PROGRESS, "p"))
+    outbox.put(message(Priority.PROGRESS, "p"))
     outbox.closed()
     outbox.opened()
     with pytest.raises(TimeoutError):
@@ -95,12 +100,12 @@ async def test_progress_is_only_the_latest_and_none_is_kept_for_a_broker_that_is
 async def test_drained_waits_for_what_is_on_its_way_and_not_for_progress() -> None:
     outbox = Outbox(limit=10, interval=1)
     outbox.opened()
-    outbox.put(message(Rank.EVENT, "e"))
+    outbox.put(message(Priority.EVENT, "e"))
     drained = asyncio.create_task(outbox.drained())
     taken = await outbox.get()
     await asyncio.sleep(0)
     assert not drained.done()
-    outbox.put(message(Rank.PROGRESS, "p"))
+    outbox.put(message(Priority.PROGRESS, "p"))
     outbox.done(taken)
     async with asyncio.timeout(1):
         await drained

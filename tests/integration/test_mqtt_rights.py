@@ -185,10 +185,12 @@ async def test_tls_with_password_and_with_certificate(broker: Broker, with_certi
     "how", ["another authority", "another name", "no file", "plain text", "to a plain port"]
 )
 async def test_broker_that_is_not_believed_is_not_spoken_to(broker: Broker, tmp_path: Path, how: str) -> None:
-    certificates(tmp_path / "foreign")
+    certificates(tmp_path / "rejected")
     match how:
         case "another authority":
-            await fails(over_tls(broker, tls_ca=tmp_path / "foreign" / "ca.pem"), "CERTIFICATE_VERIFY_FAILED")
+            await fails(
+                over_tls(broker, tls_ca=tmp_path / "rejected" / "ca.pem"), "CERTIFICATE_VERIFY_FAILED"
+            )
         case "another name":
             await fails(over_tls(broker, host="localhost"), "Hostname mismatch")
         case "no file":

@@ -57,14 +57,14 @@ class Controller(Protocol):
 class Dispatcher:
     """Takes commands from every interface.
 
-    :param heard: is told interface, verb and result (``accepted``, ``refused``, ``repeated``) of every command.
-    :param told: is told every command that was answered for the first time, and the answer: for the audit.
+    :param count: is called with interface, verb and result (``accepted``, ``refused``, ``repeated``) of every command.
+    :param audit: is called with every command that was answered for the first time, and its answer.
     """
 
     controller: Controller
     log: CommandLog
-    heard: Callable[[str, str, str], None] = field(default=lambda interface, verb, result: None)
-    told: Callable[[Envelope, Reply], None] = field(default=lambda envelope, reply: None)
+    count: Callable[[str, str, str], None] = field(default=lambda interface, verb, result: None)
+    audit: Callable[[Envelope, Reply], None] = field(default=lambda envelope, reply: None)
     #: What is being carried out, by the command's key, with the hash of its body.
     _running: dict[str, tuple[str, asyncio.Task[Reply]]] = field(default_factory=dict)
     _tasks: set[asyncio.Task[Reply]] = field(default_factory=set)
@@ -81,16 +81,16 @@ class Dispatcher:
         try:
             command = parse(envelope)
         except Refusal as refusal:
-            self.heard(envelope.caller.interface, _known(envelope.verb), "refused")
+            self.count(envelope.caller.interface, _known(envelope.verb), "refused")
             reply = _refused(envelope, refusal)
-            self.told(envelope, reply)
+            self.audit(envelope, reply)
             return reply
         key = str(envelope.key or "")
         digest = _digest(command)
         if key in self._running:
             its, task = self._running[key]
             reply = _reused(envelope) if its != digest else await asyncio.shield(task)
-            self.heard(envelope.caller.interface, command.verb, "refused" if its != digest else "repeated")
+            self.count(envelope.caller.interface, command.verb, "refused" if its != digest else "repeated")
             return reply
         task = asyncio.create_task(self._once(command, envelope, key, digest), name=f"command {command.verb}")
         self._tasks.add(task)
@@ -121,10 +121,10 @@ class Dispatcher:
                     },
                 )
                 if claim.other_body:
-                    self.heard(caller.interface, command.verb, "refused")
+                    self.count(caller.interface, command.verb, "refused")
                     return _reused(envelope)
                 if claim.reply is not None:
-                    self.heard(caller.interface, command.verb, "repeated")
+                    self.count(caller.interface, command.verb, "repeated")
                     return Reply.model_validate(claim.reply)
                 new = claim.new
             if new:  # one that a controller died over was in time, and may have been begun
@@ -134,7 +134,7 @@ class Dispatcher:
         except Refusal as refusal:
             result, reply = "refused", _refused(envelope, refusal)
         except JournalError as error:
-            self.heard(caller.interface, command.verb, "refused")
+            self.count(caller.interface, command.verb, "refused")
             return _refused(envelope, Refusal("unavailable", str(error)))
         if key:
             try:
@@ -142,11 +142,11 @@ class Dispatcher:
             except JournalError as error:
                 # It was begun, and the journal says so: a repetition finds it claimed and is told what it began.
                 logs.logger(command=key).warning("reply not journalled", error=str(error))
-        self.heard(caller.interface, command.verb, result)
-        self.told(envelope, reply)
+        self.count(caller.interface, command.verb, result)
+        self.audit(envelope, reply)
         return reply
 
-    async def finished(self, *, key: CommandKey, reply: Reply) -> None:
+    async def keep_outcome(self, *, key: CommandKey, reply: Reply) -> None:
         """What a command began has ended: from now on the same id gets this."""
         if str(key) in self._running:
             await asyncio.wait({self._running[str(key)][1]})  # its first reply goes into the journal before

@@ -94,4 +94,4 @@ class Settlement:
                 "body": {name: each for name, each in document.items() if name != "_private"},
             }
         )
-        await self._dispatcher.finished(key=key, reply=reply)
+        await self._dispatcher.keep_outcome(key=key, reply=reply)

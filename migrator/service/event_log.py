@@ -26,7 +26,7 @@ from migrator.engine.event_bus import EventBus
 _BAD = {State.FAILED, State.HELD}
 
 
-class Narrator:
+class EventLog:
     """Hears every event of a bus, and logs what a person wants to have read."""
 
     def __init__(self, bus: EventBus) -> None:

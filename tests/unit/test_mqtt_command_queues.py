@@ -6,12 +6,12 @@ import asyncio
 from pathlib import Path
 
 from migrator.mqtt import MqttConfig, client_id
-from migrator.mqtt.turns import Turns
+from migrator.mqtt.command_queues import CommandQueues
 from migrator.settings.models import MqttSettings
 
 
 async def test_every_user_has_its_turn_however_many_wait_of_another() -> None:
-    turns = Turns(at_a_time=2, at_a_time_each=1, waiting_each=1000)
+    turns = CommandQueues(concurrency=2, concurrency_per_user=1, max_waiting_per_user=1000)
     begun: list[str] = []
 
     async def work(name: str) -> None:
@@ -28,7 +28,7 @@ async def test_every_user_has_its_turn_however_many_wait_of_another() -> None:
 
 
 async def test_no_more_than_may_be_are_carried_out_at_a_time() -> None:
-    turns = Turns(at_a_time=5, at_a_time_each=3, waiting_each=1000)
+    turns = CommandQueues(concurrency=5, concurrency_per_user=3, max_waiting_per_user=1000)
     now: dict[str, int] = {"a": 0, "b": 0}
     most: list[tuple[int, int]] = []
 
@@ -46,7 +46,7 @@ async def test_no_more_than_may_be_are_carried_out_at_a_time() -> None:
 
 
 async def test_of_one_user_only_so_many_wait() -> None:
-    turns = Turns(at_a_time=1, at_a_time_each=1, waiting_each=2)
+    turns = CommandQueues(concurrency=1, concurrency_per_user=1, max_waiting_per_user=2)
     going_on = asyncio.Event()
 
     async def work() -> None:

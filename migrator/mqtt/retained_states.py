@@ -18,7 +18,7 @@ from migrator.api.events import (
     Subject,
 )
 from migrator.errors import JournalError
-from migrator.mqtt.outbox import Outgoing, Rank
+from migrator.mqtt.outbox import Outgoing, Priority
 from migrator.mqtt.topics import Topics
 from migrator.ports.queries import Queries
 
@@ -38,7 +38,7 @@ class _Retained:
     sequence: int
 
 
-class States:
+class RetainedStates:
     """Keeps the last state of each subject, and says what is wrong with what a broker has.
 
     :param keep: how long the state of what has ended stays.
@@ -136,7 +136,9 @@ class States:
                 continue
             if topic in retained and _same(retained[topic], last):
                 continue
-            messages.append(Outgoing(rank=Rank.TRUTH, topic=topic, payload=last.payload, retain=True))
+            messages.append(
+                Outgoing(priority=Priority.CORRECTION, topic=topic, payload=last.payload, retain=True)
+            )
         for topic, payload in retained.items():
             whose = self._topics.whose_state(topic)
             if whose is not None and payload and not waits(topic) and await self._stale(whose):
@@ -191,7 +193,7 @@ class States:
 
 def clearing(topic: str) -> Outgoing:
     """Makes the broker forget what it has retained there."""
-    return Outgoing(rank=Rank.TRUTH, topic=topic, payload=b"", retain=True)
+    return Outgoing(priority=Priority.CORRECTION, topic=topic, payload=b"", retain=True)
 
 
 def ended_at(event: Event) -> datetime | None:

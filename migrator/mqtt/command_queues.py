@@ -10,16 +10,18 @@ from collections.abc import Awaitable, Callable
 Work = Callable[[], Awaitable[None]]
 
 
-class Turns:
+class CommandQueues:
     """Begins the commands of all users by turns.
 
-    :param at_a_time: how many are carried out at a time, of all users.
-    :param at_a_time_each: and of one.
-    :param waiting_each: how many of one user may wait.
+    :param concurrency: commands of all users that are carried out at a time.
+    :param concurrency_per_user: commands of one user that are carried out at a time.
+    :param max_waiting_per_user: commands of one user that may wait.
     """
 
-    def __init__(self, *, at_a_time: int, at_a_time_each: int, waiting_each: int) -> None:
-        self._at_a_time, self._at_a_time_each, self._waiting_each = at_a_time, at_a_time_each, waiting_each
+    def __init__(self, *, concurrency: int, concurrency_per_user: int, max_waiting_per_user: int) -> None:
+        self._concurrency = concurrency
+        self._concurrency_per_user = concurrency_per_user
+        self._max_waiting_per_user = max_waiting_per_user
         #: The user whose turn comes next stands first. One that has nothing to do is not among them.
         self._waiting: dict[str, deque[tuple[str, Work]]] = {}
         self._running: dict[str, int] = {}
@@ -27,7 +29,7 @@ class Turns:
 
     def full(self, user: str) -> bool:
         """A further command of that user would wait behind too many of its own."""
-        return len(self._waiting.get(user, ())) >= self._waiting_each
+        return len(self._waiting.get(user, ())) >= self._max_waiting_per_user
 
     def put(self, user: str, name: str, work: Work, group: asyncio.TaskGroup) -> None:
         """Begin it as soon as its turn comes.
@@ -42,9 +44,10 @@ class Turns:
         self._waiting.clear()
 
     def _begin(self, group: asyncio.TaskGroup) -> None:
-        while len(self.tasks) < self._at_a_time:
+        while len(self.tasks) < self._concurrency:
             user = next(
-                (each for each in self._waiting if self._running.get(each, 0) < self._at_a_time_each), None
+                (each for each in self._waiting if self._running.get(each, 0) < self._concurrency_per_user),
+                None,
             )
             if user is None:
                 return
