@@ -186,7 +186,9 @@ def _able(about: str, host: HostSettings, look: _HostFindings) -> Iterable[Docto
 
 def _qemus(about: str, host: HostSettings, facts: HostFacts) -> Iterable[DoctorCheck]:
     if host.qemu and host.qemu not in facts.qemus:
-        yield fail(about, f"the configured qemu = {host.qemu!r} is not there", "mend its path, or install it")
+        yield fail(
+            about, f"the configured qemu = {host.qemu!r} is not there", "correct its path, or install it"
+        )
     elif not facts.qemus and host.launch == "replicate":
         yield fail(about, "no QEMU was found there", "install it, or name it with qemu = ...")
 

@@ -235,7 +235,7 @@ def _ask(socket: Path, about: str) -> RunningService:
     connected = re.search(r"^migrator_mqtt_connected (\d)", metrics, re.MULTILINE)
     version = re.search(r'^migrator_build_info\{[^}]*version="([^"]*)"', metrics, re.MULTILINE)
     held = re.search(r"^migrator_migrations_held (\d+)", metrics, re.MULTILINE)
-    checks = [fail(about, text, "no new work is taken until that is mended") for text in ready["complaints"]]
+    checks = [fail(about, text, "fix it: no new work is taken until then") for text in ready["complaints"]]
     if held and int(held[1]):
         text = f"{held[1]} migrations are held"
         checks.append(fail(about, text, "migrator status lists them and says what to check"))

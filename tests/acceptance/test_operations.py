@@ -351,7 +351,7 @@ async def test_doctor_of_a_whole_site_and_picture_of_a_migration(tmp_path: Path)
         assert said(found, "service", "ok", "answers at"), found
         assert said(found, "host a", "ok", "monitor"), found
         assert [line for level, line in found["host b"] if level == "fail"] == [
-            "the configured qemu = '/nowhere/qemu' is not there; mend its path, or install it"
+            "the configured qemu = '/nowhere/qemu' is not there; correct its path, or install it"
         ]
         assert not any(level == "fail" for level, _ in found["host a"]), found
         site.write_config()

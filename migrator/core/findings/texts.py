@@ -57,7 +57,7 @@ GUEST: Texts = {
     "unfinished-migration": (
         "error",
         "it stands in a migration that nobody drives: at the switch, left, or arrived and not let run",
-        "migrator direct --rescue, with the monitors of both ends",
+        "run migrator direct --rescue with the monitors of both ends",
     ),
     "command-line-unknown": (
         "error",
@@ -101,7 +101,7 @@ SOURCE: Texts = {
     "dirty-ring": (
         "warning",
         "the guest has a KVM dirty ring; on some kernels (seen on Linux 6.18) one that fills stops it for good",
-        "start the guest without dirty-ring-size, or try on a guest that does not matter that yours bears it",
+        "start the guest without dirty-ring-size, or first move a guest that does not matter",
     ),
     "tcg-loses-writes": (
         "overridable",
@@ -111,7 +111,7 @@ SOURCE: Texts = {
     "no-throttle": (
         "warning",
         "the policy allows to throttle the guest, and the source's QEMU cannot",
-        "expect it not to be throttled",
+        "expect that the guest is not throttled",
     ),
     "capability-missing": (
         "error",
@@ -238,17 +238,17 @@ PAIR: Texts = {
     ),
     "cpu-model": (
         "error",
-        "the CPU models differ, which QEMU accepts without a word",
+        "the CPU models differ, which QEMU accepts silently",
         "give the destination the source's -cpu",
     ),
     "cpu-topology": (
         "error",
-        "sockets, cores or threads differ, which QEMU accepts without a word",
+        "sockets, cores or threads differ, which QEMU accepts silently",
         "give the destination the source's -smp",
     ),
     "cpu-features": (
         "overridable",
-        "the destination lacks CPU features that the guest may be using, which QEMU accepts without a word",
+        "the destination lacks CPU features that the guest may be using, which QEMU accepts silently",
         "use a -cpu model that both hosts have, or another destination",
     ),
     "cpu-features-extra": (
@@ -268,7 +268,7 @@ PAIR: Texts = {
     ),
     "device-extra": (
         "error",
-        "the destination has a device that the guest has not, which QEMU accepts without a word",
+        "the destination has a device that the guest has not, which QEMU accepts silently",
         "remove it, or plug it in at the source first",
     ),
     "device-property": (
@@ -283,7 +283,7 @@ PAIR: Texts = {
     ),
     "medium-extra": (
         "error",
-        "a drive has a medium at the destination and none at the source, which QEMU accepts without a word",
+        "a drive has a medium at the destination and none at the source, which QEMU accepts silently",
         "start the destination with that drive empty, or eject the medium there",
     ),
     "disk-size": (
@@ -329,7 +329,7 @@ WAY: Texts = {
     "left-over": (
         "warning",
         "something that was made for the migration, or a process of it, could not be removed",
-        "it is removed once its host answers again; what stays then, by hand",
+        "wait: it is removed once its host answers again; remove by hand what is left then",
     ),
     "source-left-over": (
         "warning",
@@ -349,6 +349,6 @@ WAY: Texts = {
     "not-announced": (
         "warning",
         "the guest's network addresses could not be announced at the destination",
-        "let the guest send something, so that switches learn where it is",
+        "send a packet from the guest, so that switches learn where it is",
     ),
 }

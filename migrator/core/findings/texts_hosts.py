@@ -13,8 +13,8 @@ HOSTS: Texts = {
     ),
     "not-checked": (
         "error",
-        "the guest or the target cannot be looked at, so nothing can be promised; a migration would fail of the same",
-        "see that the host answers and that nobody else holds the guest's monitor, then ask again",
+        "the guest or the target cannot be looked at, so nothing can be promised; a migration would fail too",
+        "make sure that the host answers and that nobody else holds the guest's monitor, then ask again",
     ),
     "does-not-converge": (
         "warning",
@@ -189,7 +189,7 @@ HOSTS: Texts = {
     "bridge-maybe-missing": (
         "warning",
         "the guest's tap is on a bridge that does not exist at the target; a script may put it elsewhere there",
-        "make that bridge there, or see what the script does",
+        "make that bridge there, or check what the script does",
     ),
     "tap-missing": (
         "overridable",
@@ -219,7 +219,7 @@ HOSTS: Texts = {
     "bridge-uplink": (
         "overridable",
         "the bridge leads out of the source's host, but not out of the target",
-        "put the target's card on that bridge, and see to its cable",
+        "add the target's network card to that bridge, and check its cable",
     ),
     "net-script": (
         "error",
@@ -264,7 +264,7 @@ HOSTS: Texts = {
     "vhost-user": (
         "overridable",
         "a device is served by another process (vhost-user), which has to run and be set up alike at the target",
-        "start that process there before",
+        "start that process there first",
     ),
     "vhost-user-socket": (
         "error",
@@ -274,12 +274,12 @@ HOSTS: Texts = {
     "vsock": (
         "warning",
         "connections over vsock between host and guest are lost",
-        "let them be opened again",
+        "open them again after the move",
     ),
     "tpm": (
         "overridable",
         "the guest's TPM is another process (swtpm), which has to run at the target and take over the state",
-        "start swtpm there before, with storage that both hosts share",
+        "start swtpm there first, with storage that both hosts share",
     ),
     "tpm-of-host": (
         "error",

@@ -10,7 +10,7 @@ if TYPE_CHECKING:
 STATE: Texts = {
     "block-job": (
         "error",
-        "a job works on the guest's disks: it would end without a word at the switch, or have QEMU 7.2 abort",
+        "a job works on the guest's disks: it would end silently at the switch, or have QEMU 7.2 abort",
         "wait until it has ended or end it (job-cancel), or use a policy with block_jobs = wait",
     ),
     "block-job-waits": (

@@ -60,8 +60,8 @@ _ACTS = {
         "let the other client of the destination's monitor go, or wake its QEMU (kill -CONT)"
     ),
     OperatorAction.MEND: (
-        "mend the way between both hosts, then migrate-recover at the destination and migrate with resume at the "
-        "source"
+        "restore the connection between both hosts, then migrate-recover at the destination and migrate with "
+        "resume at the source"
     ),
     OperatorAction.END_SOURCE: "end the source's process by hand and leave --source out",
     OperatorAction.END_DESTINATION: "end the destination's process by hand and leave --destination out",

@@ -195,5 +195,5 @@ class Steps:
             self._result.warn(
                 "not-announced",
                 f"the guest's network addresses could not be announced: {error}",
-                "let the guest send something, so that switches learn where it is",
+                "send a packet from the guest, so that switches learn where it is",
             )
