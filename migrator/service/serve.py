@@ -147,8 +147,10 @@ async def _running(live: LiveSettings) -> AsyncIterator[Engine]:
         async def keep(job: JournalledSession) -> None:
             await journal_writer.commit(("migration", job.journalled))
 
-        steps = settings.store.path.parent / "steps"
-        if doubt := (await belonging.marks(journal, steps)).doubt(steps):
+        steps, doubt = settings.store.path.parent / "steps", ""
+        if settings.store.url:
+            pass  # the steps are in the journal itself
+        elif doubt := (await belonging.marks(journal, steps)).doubt(steps):
             log.warning("journal and records do not belong together", what=doubt)
         else:
             await belonging.mark(journal, steps)
@@ -160,7 +162,7 @@ async def _running(live: LiveSettings) -> AsyncIterator[Engine]:
         )
         means = SessionServices(
             site=site,
-            records=StepRecords(steps, whole=not doubt),
+            records=journal.steps if settings.store.url else StepRecords(steps, whole=not doubt),
             experience=FileExperience(directory=directory),
             samples=journal.samples,
             keep=keep,

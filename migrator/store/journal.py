@@ -20,6 +20,7 @@ from migrator.store.database import Database
 from migrator.store.leases import SqlLeases
 from migrator.store.samples import SqlSamples
 from migrator.store.schema import commands, documents, events, meta
+from migrator.store.step_rows import SqlStepRecords
 from migrator.store.tokens import Tokens
 from migrator.text import mended
 
@@ -48,6 +49,7 @@ class SqlJournal:
     :ivar tokens: those who may use the service, in the same database.
     :ivar samples: the figures of migrations, likewise.
     :ivar leases: who may do what alone, likewise.
+    :ivar steps: how far migrations got, likewise, where that is not in files.
     """
 
     def __init__(self, database: Database, *, now: Callable[[], datetime]) -> None:
@@ -58,6 +60,7 @@ class SqlJournal:
         self.tokens = Tokens(database, now=now)
         self.samples = SqlSamples(database)
         self.leases = SqlLeases(database)
+        self.steps = SqlStepRecords(database)
 
     @classmethod
     async def open(

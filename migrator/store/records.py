@@ -218,7 +218,7 @@ class Unfinished:
             lines = []
         try:
             self.facts: dict[str, Any] = lines[0]["facts"]
-            self.intent = _intent([line["intent"] for line in lines if "intent" in line][-1])
+            self.intent = intent_of([line["intent"] for line in lines if "intent" in line][-1])
             self.record.noted_at = [line["time"] for line in lines if "intent" in line][-1]
             if lines[0]["boot_id"] != boot_id():
                 self.intent = replace(
@@ -247,7 +247,8 @@ def _readable(text: str) -> Iterator[dict[str, Any]]:
             continue  # the last write of a controller that died in it
 
 
-def _intent(fields: dict[str, Any]) -> Intent:
+def intent_of(fields: dict[str, Any]) -> Intent:
+    """What was noted, for whoever takes it up."""
     undo = fields["undo"]
     return Intent(
         **fields

@@ -9,7 +9,7 @@ from sqlalchemy.ext.asyncio import AsyncConnection
 
 from migrator.store.database import Database
 from migrator.store.rows import keep_last_event_id, microseconds
-from migrator.store.schema import commands, documents, events, samples
+from migrator.store.schema import commands, documents, events, samples, step_records
 
 #: What is removed in one go, so that nobody waits long for it.
 _AT_ONCE = 200
@@ -44,6 +44,9 @@ async def _prune_documents(connection: AsyncConnection, limit: int) -> int:
         )
     gone = [each.id for each in old if each.kind == "migration"]
     await connection.execute(delete(samples).where(samples.c.migration.in_(gone)))
+    await connection.execute(
+        delete(step_records).where(step_records.c.migration.in_(gone), step_records.c.ended_at.is_not(None))
+    )
     await connection.execute(delete(documents).where(documents.c.number.in_([each.number for each in old])))
     return len(old)
 

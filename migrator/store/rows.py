@@ -10,7 +10,7 @@ from sqlalchemy import Dialect, Executable, Table, func, null, select
 from sqlalchemy.dialects import postgresql, sqlite
 from sqlalchemy.ext.asyncio import AsyncConnection
 
-from migrator.store.schema import commands, documents, events, leases, meta, samples
+from migrator.store.schema import commands, documents, events, leases, meta, samples, step_records
 from migrator.text import as_json, writable
 
 _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
@@ -94,6 +94,16 @@ class Statements:
         value = insert(meta)
         self.upsert_meta: Executable = value.on_conflict_do_update(
             index_elements=["key"], set_={"value": value.excluded.value}
+        )
+        record = insert(step_records)
+        self.begin_record: Executable = record.on_conflict_do_update(
+            index_elements=["migration"],
+            set_={
+                column.name: record.excluded[column.name]
+                for column in step_records.c
+                if column.name != "migration"
+            },
+            where=step_records.c.ended_at.is_not(None),
         )
         self.new_lease: Executable = insert(leases).on_conflict_do_nothing()
         self.insert_sample: Executable = insert(samples).on_conflict_do_nothing()

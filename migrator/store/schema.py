@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from alembic.config import Config
 
 #: The revision in ``alembic/versions`` that the tables below are; a test holds them together.
-HEAD = "0004"
+HEAD = "0005"
 SCRIPTS = Path(__file__).parent / "alembic"
 
 #: 64 bits everywhere: SQLite's INTEGER has them, and only a column declared so counts by itself there.
@@ -167,6 +167,22 @@ writers = Table(
     #: Its last transaction that was committed: by it one is found again whose COMMIT nobody answered.
     Column("batch", Number, nullable=False),
     Column("written_at", Number, nullable=False),
+)
+
+step_records = Table(
+    "step_records",
+    metadata,
+    Column("migration", Name, primary_key=True),
+    # As JSON: how things were, what is meant to be done next, how it ended.
+    Column("facts", Text, nullable=False),
+    Column("intent", Text, nullable=False),
+    Column("begun_at", Number, nullable=False),
+    Column("noted_at", Number, nullable=False),
+    #: 1 once its controller has let go of it: nothing is missing then.
+    Column("exact", Integer, nullable=False),
+    Column("outcome", Text),
+    Column("ended_at", Number),
+    Index("step_records_ended", "ended_at"),
 )
 
 leases = Table(
