@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 from collections import defaultdict
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 
 import pytest
@@ -22,41 +23,54 @@ MAKERS = {"finding": None, "warn": Severity.WARNING, "_warn": Severity.WARNING, 
 def used_codes() -> dict[str, set[Severity | None]]:
     """Every code that stands in the code of migrator, with the severities that it is given."""
     found: dict[str, set[Severity | None]] = defaultdict(set)
-    for path in PACKAGE.rglob("*.py"):
-        # What the doctor says are no findings of preflight.
-        if path.name.startswith(("finding_texts", "doctor")) or "testing" in path.parts:
-            continue
-        tree = ast.parse(path.read_text(encoding="utf-8"))
-        named = {
-            target.id: constants(each.value)
-            for each in tree.body
-            if isinstance(each, ast.Assign)
-            for target in each.targets
-            if isinstance(target, ast.Name)
-        }
+    # What the doctor says are no findings of preflight.
+    trees = [
+        ast.parse(path.read_text(encoding="utf-8"))
+        for path in PACKAGE.rglob("*.py")
+        if path.parent.name != "findings"
+        and not path.name.startswith("doctor")
+        and "testing" not in path.parts
+    ]
+    #: Constants of any module, as others import them.
+    shared = {
+        name: codes for tree in trees for name, codes in assigned(tree.body, {}).items() if name.isupper()
+    }
+    for tree in trees:
+        named = shared | assigned(ast.walk(tree), shared)
         for node in ast.walk(tree):
             if isinstance(node, ast.Call):
                 name = getattr(node.func, "id", getattr(node.func, "attr", ""))
                 if name in MAKERS and len(node.args) > 1:
-                    for code in constants(node.args[0]):
+                    for code in constants(node.args[0], named):
                         found[code].add(MAKERS[name])
                 for keyword in node.keywords:
                     if keyword.arg == "obstacle_code" or (keyword.arg == "code" and name == "Finding"):
-                        value = keyword.value
-                        by_name = named.get(value.id, set()) if isinstance(value, ast.Name) else set()
-                        for code in constants(value) | by_name:
+                        for code in constants(keyword.value, named):
                             found[code].add(Severity.ERROR if keyword.arg == "obstacle_code" else None)
     return {code: severities for code, severities in found.items() if code}
 
 
-def constants(node: ast.expr) -> set[str]:
+def assigned(nodes: Iterable[ast.AST], named: Mapping[str, set[str]]) -> dict[str, set[str]]:
+    """The strings that each name is given in these statements."""
+    found: dict[str, set[str]] = defaultdict(set)
+    for node in nodes:
+        if isinstance(node, ast.Assign):
+            for target in node.targets:
+                if isinstance(target, ast.Name):
+                    found[target.id] |= constants(node.value, named)
+    return found
+
+
+def constants(node: ast.expr, named: Mapping[str, set[str]]) -> set[str]:
     """The strings that an expression can be; empty where it is computed."""
     if isinstance(node, ast.Constant) and isinstance(node.value, str):
         return {node.value}
+    if isinstance(node, ast.Name):
+        return named.get(node.id, set())
     if isinstance(node, ast.IfExp):
-        return constants(node.body) | constants(node.orelse)
+        return constants(node.body, named) | constants(node.orelse, named)
     if isinstance(node, ast.BoolOp):
-        return set().union(*(constants(value) for value in node.values))
+        return set().union(*(constants(value, named) for value in node.values))
     return set()
 
 
