@@ -9,6 +9,7 @@ from __future__ import annotations
 import argparse
 import asyncio
 import contextlib
+import itertools
 import json
 import os
 import signal
@@ -20,8 +21,10 @@ import time
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
+from datetime import UTC, datetime
 from pathlib import Path
 
+import aiomqtt
 import httpx2
 
 from bench import simulated_service
@@ -30,6 +33,8 @@ from bench.machine import Quiet, describe
 from bench.options import Options
 from migrator.testing.simulated_site import SimulatedSite
 from migrator.testing.workload import MIB, steady
+from tests.broker import USERS, Broker, mosquitto
+from tests.mqtt_fakes import PREFIX
 
 _HOSTS, _GUESTS_EACH, _MOVING = 100, 10, 50
 _SECONDS = 15.0
@@ -51,7 +56,10 @@ _FLOODS = (
     _Flood(name="pages of events", path="/api/v1/events?after=0&limit=500"),
     _Flood(name="metrics", path="/metrics"),
     _Flood(name="a new stream each", path="stream"),
+    _Flood(name="plans", path="plans"),
 )
+#: By MQTT, where there is a broker: one user's plans, each published when the broker has the one before.
+_MQTT = _Flood(name="plans by MQTT", path="mqtt", connections=4)
 
 
 def main(arguments: list[str]) -> int:
@@ -66,7 +74,9 @@ def main(arguments: list[str]) -> int:
         simulated_service.run(given.serve, _populate, beside=lambda: _measure_lateness(late))
         return 0
     if given.flood is not None:
-        asyncio.run(_flood(given.flood[0], given.flood[1], int(given.flood[2])))
+        where, path, connections = given.flood
+        flood = _flood_broker(int(where), int(connections)) if path == "mqtt" else None
+        asyncio.run(flood or _flood(where, path, int(connections)))
         return 0
     text, met = asyncio.run(_measure(given.seconds))
     print(f"{describe()}\n\n{text}")
@@ -109,7 +119,7 @@ async def _measure_lateness(file: Path) -> None:
                 values, since = [], now
 
 
-def _configuration(directory: Path) -> Path:
+def _configuration(directory: Path, broker: Broker | None) -> Path:
     hosts = "".join(
         f'[[hosts]]\nname = "h{number}"\nssh = "h{number}"\nlink_speed = "100MiB/s"\n'
         for number in range(_HOSTS)
@@ -119,27 +129,37 @@ def _configuration(directory: Path) -> Path:
         '[site]\nname = "site"\ndefault_policy = "gentle"\nlog_level = "error"\n'
         '[http]\nsocket = "api.sock"\nmetrics_listen = ""\n'
         "requests_per_second = 1000\nburst = 1000\naddress_requests_per_second = 1000\n"
-        f'[store]\npath = "state/journal.db"\n{hosts}'
+        f'[store]\npath = "state/journal.db"\n{_at(broker)}{hosts}'
     )
     return path
 
 
+def _at(broker: Broker | None) -> str:
+    if broker is None:
+        return ""
+    return (
+        f'[mqtt]\nhost = "127.0.0.1"\nport = {broker.port}\nusername = "migrator"\n'
+        f'password = "{USERS["migrator"]}"\nviewers = ["other"]\n'
+    )
+
+
 async def _measure(seconds: float) -> tuple[str, bool]:
-    with tempfile.TemporaryDirectory(prefix="bench-") as temporary:
-        directory = Path(temporary)
-        path = _configuration(directory)
+    with contextlib.ExitStack() as stack:
+        directory = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="bench-")))
+        broker = stack.enter_context(Broker(directory / "broker")) if mosquitto() is not None else None
+        path = _configuration(directory, broker)
         with (directory / "log").open("wb") as log:
             process = subprocess.Popen(
                 [sys.executable, "-m", "bench.entrances", "--serve", str(path)], stderr=log, stdout=log
             )
         try:
-            return await _figures(directory, seconds)
+            return await _figures(directory, broker, process.pid, seconds)
         finally:
             process.send_signal(signal.SIGKILL)
             process.wait()
 
 
-async def _figures(directory: Path, seconds: float) -> tuple[str, bool]:
+async def _figures(directory: Path, broker: Broker | None, pid: int, seconds: float) -> tuple[str, bool]:
     transport = httpx2.AsyncHTTPTransport(uds=str(directory / "api.sock"))
     async with httpx2.AsyncClient(
         transport=transport, base_url="http://migrator/api/v1/", timeout=60
@@ -151,48 +171,57 @@ async def _figures(directory: Path, seconds: float) -> tuple[str, bool]:
             )
             assert got.status_code == 202, got.text
         await asyncio.sleep(5.0)
-        quiet = await _late(directory, seconds)
-        rows = [["none", "", *_row(quiet)]]
+        quiet, cpu = await _late(directory, pid, seconds)
+        rows = [["none", "", *_row(quiet, cpu)]]
         met = True
-        for flood in _FLOODS:
-            async with _flooded(directory, flood) as counted:
-                values = await _late(directory, seconds)
+        for flood in (*_FLOODS, *((_MQTT,) if broker is not None else ())):
+            where = str(broker.port) if flood is _MQTT and broker is not None else str(directory / "api.sock")
+            async with _flooded(where, flood) as counted:
+                values, cpu = await _late(directory, pid, seconds)
             more = _p99(values) - _p99(quiet)
             met = met and more <= _MORE_SECONDS
-            rows.append([flood.name, f"{counted() / seconds:.0f}", *_row(values)])
+            rows.append([flood.name, f"{counted() / seconds:.0f}", *_row(values, cpu)])
     text = paragraphs(
         f"{_HOSTS * _GUESTS_EACH} guests on {_HOSTS} hosts, {_MOVING} of them on their way. How late the loop is that "
         f"drives them, while {_FLOODS[0].connections} connections ask for the same as fast as they are answered:",
-        table(["flood", "answers a second", "median ms", "p99 ms", "worst ms"], rows),
+        table(["flood", "answers a second", "median ms", "p99 ms", "worst ms", "its processor"], rows),
         f"Aim: p99 at most {ms(_MORE_SECONDS)} ms more than without a flood. "
         + ("Aim met." if met else "**Aim not met.**"),
     )
     return text, met
 
 
-def _row(values: list[float]) -> list[str]:
-    return [ms(statistics.median(values)), ms(_p99(values)), ms(max(values))]
+def _row(values: list[float], cpu: float) -> list[str]:
+    return [ms(statistics.median(values)), ms(_p99(values)), ms(max(values)), f"{cpu:.0%}"]
 
 
 def _p99(values: list[float]) -> float:
     return statistics.quantiles(values, n=100)[98]
 
 
-async def _late(directory: Path, seconds: float) -> list[float]:
-    """How late timers came in the next so many seconds."""
+async def _late(directory: Path, pid: int, seconds: float) -> tuple[list[float], float]:
+    """How late timers came in the next so many seconds, and how much of a processor that process took."""
     file = directory / "late"
     await asyncio.sleep(1.0)
     before = len(file.read_text(encoding="utf-8").splitlines())
+    took, began = _processor_seconds(pid), time.monotonic()
     await asyncio.sleep(seconds)
+    took = (_processor_seconds(pid) - took) / (time.monotonic() - began)
     lines = file.read_text(encoding="utf-8").splitlines()[before:]
-    return [value for line in lines for value in json.loads(line)]
+    return [value for line in lines for value in json.loads(line)], took
+
+
+def _processor_seconds(pid: int) -> float:
+    """Of that process, not of those that it started."""
+    fields = Path(f"/proc/{pid}/stat").read_text(encoding="utf-8").rpartition(")")[2].split()
+    return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
 
 
 @asynccontextmanager
-async def _flooded(directory: Path, flood: _Flood) -> AsyncIterator[Callable[[], int]]:
+async def _flooded(where: str, flood: _Flood) -> AsyncIterator[Callable[[], int]]:
     child = await asyncio.create_subprocess_exec(
         *(sys.executable, "-m", "bench.entrances", "--flood"),
-        *(str(directory / "api.sock"), flood.path, str(flood.connections)),
+        *(where, flood.path, str(flood.connections)),
         stdin=asyncio.subprocess.PIPE,
         stdout=asyncio.subprocess.PIPE,
     )
@@ -214,15 +243,18 @@ async def _flood(socket: str, path: str, connections: int) -> None:
     os.nice(5)
     answered = 0
     stream = path == "stream"
-    asked = "/api/v1/events?after=0" if stream else path
+    asking = f"GET {path} HTTP/1.1\r\nHost: x\r\nAccept: application/json\r\n\r\n".encode()
+    if stream:
+        asking = b"GET /api/v1/events?after=0 HTTP/1.1\r\nHost: x\r\n\r\n"
+    elif path == "plans":
+        asking = b'POST /api/v1/plans HTTP/1.1\r\nHost: x\r\nContent-Length: 15\r\n\r\n{"host": "h99"}'
 
     async def ask() -> None:
         nonlocal answered
         reader, writer = await asyncio.open_unix_connection(socket, limit=1 << 20)
         try:
             while True:
-                accept = "" if stream else "Accept: application/json\r\n"
-                writer.write(f"GET {asked} HTTP/1.1\r\nHost: x\r\n{accept}\r\n".encode())
+                writer.write(asking)
                 head = await reader.readuntil(b"\r\n\r\n")
                 if stream:
                     await reader.readexactly(4096)
@@ -250,6 +282,28 @@ async def _flood(socket: str, path: str, connections: int) -> None:
         task.cancel()
     await asyncio.gather(*tasks, return_exceptions=True)
     print(answered)
+
+
+async def _flood_broker(port: int, connections: int) -> None:
+    """Publish one plan after the other until the standard input ends; print how many."""
+    os.nice(5)
+    published = 0
+
+    async def publish(number: int) -> None:
+        nonlocal published
+        async with aiomqtt.Client("127.0.0.1", port, username="other", password=USERS["other"]) as client:
+            for count in itertools.count():
+                sent_at = datetime.now(UTC).isoformat()
+                body = {"id": f"flood-{number}-{count}", "sent_at": sent_at, "host": "h99"}
+                await client.publish(f"{PREFIX}/command/other/plan", json.dumps(body), qos=1)
+                published += 1
+
+    tasks = [asyncio.create_task(publish(number), name=f"flood {number}") for number in range(connections)]
+    await asyncio.to_thread(sys.stdin.buffer.read)
+    for task in tasks:
+        task.cancel()
+    await asyncio.gather(*tasks, return_exceptions=True)
+    print(published)
 
 
 async def _ready(http: httpx2.AsyncClient) -> None:

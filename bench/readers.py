@@ -223,9 +223,11 @@ sys.stdin.read()
 
 
 def _resident(pid: int) -> int:
-    status = Path(f"/proc/{pid}/status").read_text(encoding="utf-8")
-    found = re.search(r"VmRSS:\s+(\d+)", status)
-    return int(found[1]) * 1024 if found else 0
+    """Memory of the service and of the process that answers for it, in bytes."""
+    own = Path(f"/proc/{pid}")
+    found = re.search(r"VmRSS:\s+(\d+)", (own / "status").read_text(encoding="utf-8"))
+    children = [int(child) for file in own.glob("task/*/children") for child in file.read_text().split()]
+    return sum(map(_resident, children)) + (int(found[1]) * 1024 if found else 0)
 
 
 async def _ready(http: httpx2.AsyncClient) -> None:
