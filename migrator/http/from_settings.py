@@ -1,35 +1,13 @@
-"""What the section ``[http]`` says, put as each part of the entrances by HTTP wants to have it."""
+"""Where ``[http]`` says that HTTP is listened for: what the process that binds the sockets needs, and no more."""
 
 from __future__ import annotations
 
 import socket
 import ssl
-from collections.abc import Mapping
 
-from fastapi import FastAPI
-
-from migrator.http.admission import Admission
-from migrator.http.limits import Limits
 from migrator.http.listeners import Listeners, Tcp, UnixSocket
-from migrator.http.server import Servers
-from migrator.http.wellformed import known_names
 from migrator.settings.models import HttpSettings
 from migrator.tls import File, names_in, server_context
-
-
-def limits(http: HttpSettings) -> Limits:
-    """Return what whoever asks by HTTP may cost."""
-    return Limits.of(http, hosts=_names(http))
-
-
-def _names(http: HttpSettings) -> frozenset[str]:
-    """What the service may be called by who asks it over TCP; addresses always do."""
-    own = socket.gethostname()
-    names = [*http.hosts, own, own.partition(".")[0]]
-    names += [listen.host for listen in (http.listen, http.metrics_listen) if listen is not None]
-    if http.tls_certificate is not None:
-        names += names_in(File(name="[http] tls_certificate", path=http.tls_certificate))
-    return known_names(names)
 
 
 def listeners(http: HttpSettings) -> Listeners:
@@ -37,24 +15,25 @@ def listeners(http: HttpSettings) -> Listeners:
 
     :raise UsageError: the certificate or its key cannot be used.
     """
-    limits(
-        http
-    )  # the other process needs the names in the certificate, and nobody would read there what is wrong
-    return Listeners(unix=_unix(http), tcp=_tcp(http), metrics=_metrics(http))
+    names(http)  # what is wrong with the certificate is said here, where somebody reads it
+    return Listeners(unix=unix(http), tcp=tcp(http), metrics=metrics(http))
 
 
-def servers(app: FastAPI, http: HttpSettings, *, inherited: Mapping[str, socket.socket]) -> Servers:
-    """Return what answers at sockets that another process has bound.
+def names(http: HttpSettings) -> list[str]:
+    """Return what the service may be called by who asks it over TCP; addresses always do.
 
-    :raise UsageError: the certificate or its key cannot be used.
+    :raise UsageError: the certificate cannot be used.
     """
-    unix, tcp, metrics = _unix(http), _tcp(http), _metrics(http)
-    return Servers(
-        app, unix=unix, tcp=tcp, metrics=metrics, inherited=inherited, admission=Admission.of(http)
-    )
+    own = socket.gethostname()
+    found = [*http.hosts, own, own.partition(".")[0]]
+    found += [listen.host for listen in (http.listen, http.metrics_listen) if listen is not None]
+    if http.tls_certificate is not None:
+        found += names_in(File(name="[http] tls_certificate", path=http.tls_certificate))
+    return found
 
 
-def _unix(http: HttpSettings) -> UnixSocket | None:
+def unix(http: HttpSettings) -> UnixSocket | None:
+    """Return where the Unix socket is; ``None``: there is none."""
     if http.socket is None:
         return None
     return UnixSocket(
@@ -65,13 +44,18 @@ def _unix(http: HttpSettings) -> UnixSocket | None:
     )
 
 
-def _tcp(http: HttpSettings) -> Tcp | None:
+def tcp(http: HttpSettings) -> Tcp | None:
+    """Return where the API is listened for by TCP; ``None``: nowhere.
+
+    :raise UsageError: the certificate or its key cannot be used.
+    """
     if http.listen is None:
         return None
     return Tcp(host=http.listen.host, port=http.listen.port, tls=_tls(http))
 
 
-def _metrics(http: HttpSettings) -> Tcp | None:
+def metrics(http: HttpSettings) -> Tcp | None:
+    """Return where only metrics and probes are listened for; ``None``: nowhere."""
     if http.metrics_listen is None:
         return None
     return Tcp(host=http.metrics_listen.host, port=http.metrics_listen.port)

@@ -20,7 +20,7 @@ from collections.abc import Callable, Sequence
 from migrator import __version__, faults, logs
 from migrator.api.commands import COMMANDS, Envelope, Reply, Role
 from migrator.errors import JournalError, MigratorError, Unavailable
-from migrator.http import from_settings as http_settings
+from migrator.http import serving
 from migrator.http.app import create_app
 from migrator.metrics.elsewhere import Counts, ScrapedElsewhere
 from migrator.metrics.gauges import GaugeSnapshot
@@ -118,11 +118,11 @@ class _Entrance:
                 queries,
                 _Tokens(journal.tokens, self._requests),
                 metrics=scraped.scrape,
-                limits=http_settings.limits(settings.http),
+                limits=serving.limits(settings.http),
                 why_silent=self._why_silent,
             )
             await self._state.complete.wait()
-            async with http_settings.servers(app, settings.http, inherited=self._inherited):
+            async with serving.servers(app, settings.http, inherited=self._inherited):
                 self._channel.send(MessageKind.READY)
                 await self._end.wait()
         alive.cancel()

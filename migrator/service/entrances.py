@@ -56,6 +56,8 @@ class Entrances:
         self._closing = asyncio.Event()
         #: Seconds since the process last said that it lives, as far as this one ran.
         self._silent = 0
+        #: That it does not answer was said.
+        self._complained = False
         self._tasks: list[asyncio.Task[None]] = []
 
     async def __aenter__(self) -> Self:
@@ -117,7 +119,7 @@ class Entrances:
             ended = asyncio.create_task(_end(process), name="end of the entrances")
             try:
                 channel = await Channel.over(ours, received=self._receive, lost=lambda why: _set(lost, why))
-                self._silent = 0
+                self._silent, self._complained = 0, False
                 self._channel = channel
                 channel.send(MessageKind.SETTINGS, pickle.dumps(self._settings))
                 self._publisher.attach(channel)
@@ -137,7 +139,8 @@ class Entrances:
         return f"{lost.result()}; {status}" if lost.done() and lost.result() else status
 
     def _receive(self, kind: MessageKind, number: int, body: bytes) -> None:
-        if self._silent >= SILENT_TIMES:
+        if self._complained:
+            self._complained = False
             self._log.info("entrances answer again")
             faults.complaints.pop(_COMPLAINT, None)
         self._silent = 0
@@ -161,6 +164,7 @@ class Entrances:
                 if self._silent * ALIVE_SECONDS >= _START_SECONDS:
                     self._channel.cut_off(f"it has not begun within {self._silent} s")
             elif self._silent == SILENT_TIMES:
+                self._complained = True
                 faults.complaints[_COMPLAINT] = "the process that answers requests does not answer"
                 self._log.warning("entrances do not answer")
             elif self._silent * ALIVE_SECONDS >= SILENT_TIMES + _SILENT_SECONDS:

@@ -250,10 +250,11 @@ async def _running(live: LiveSettings) -> AsyncIterator[Engine]:
         )
         live.subscribe(_for_entrances, lambda new: lambda: entrances.configure(new))
 
-        async def say_ready() -> None:
+        async def readiness() -> None:
             await entrances.wait_ready()
             log.info("ready", listening=listeners.addresses, hosts=len(settings.hosts), version=__version__)
             notify("READY=1")
+            await watchdog()
 
         async with entrances, asyncio.TaskGroup() as group:
             work: dict[str, Callable[[], Awaitable[None]]] = {
@@ -261,17 +262,14 @@ async def _running(live: LiveSettings) -> AsyncIterator[Engine]:
                 "housekeeping": lambda: _keep_house(journal, lambda: live.settings.store),
                 "samples": journal.samples.run,
                 "settlement": settlement.run,
-                "watchdog": watchdog,
+                "readiness": readiness,
                 "reload": lambda: reload_on_hup(live),
             }
             if mqtt is not None:
                 work["mqtt"] = mqtt.run
             if sole_use is not None:
                 work["journal lease"] = functools.partial(_keep_journal, sole_use)
-            once: dict[str, Callable[[], Awaitable[None]]] = {
-                "first look": inventory.look_at_all,
-                "readiness": say_ready,
-            }
+            once: dict[str, Callable[[], Awaitable[None]]] = {"first look": inventory.look_at_all}
             if doubt:
                 once["marks"] = lambda: _mark_later(journal, steps)
             # None of them ends the service by failing: it is begun anew.
