@@ -22,7 +22,7 @@ from migrator.qemu import features, marks, migration_settings
 from migrator.qemu.address import Address
 from migrator.qemu.claim import DriverClaim
 from migrator.qemu.dirty_rate import DirtyRate
-from migrator.qemu.events import EventLog
+from migrator.qemu.events import EventBuffer
 from migrator.qemu.features import Features
 from migrator.qemu.identify import GuestIdentity, identify
 from migrator.qemu.monitor import Monitor
@@ -70,7 +70,7 @@ class Endpoint:
         self._fence_command = fence_command
         self._transport = transport
         self._handle = ProcessHandle(self.name, pid=pid, transport=transport)
-        self._events = EventLog(ran=role != "destination")
+        self._events = EventBuffer(ran=role != "destination")
         self._arrives = role == "destination"
         self._look: asyncio.Task[tuple[dict[str, Any], dict[str, Any]]] | None = None
         self._look_began = 0.0

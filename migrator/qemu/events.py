@@ -13,7 +13,7 @@ from migrator.ports import QemuEvent
 _EVENTS_KEPT = 1000
 
 
-class EventLog:
+class EventBuffer:
     """Events of one QEMU in the order in which they came.
 
     :param ran: the guest has run in this process.
