@@ -13,7 +13,9 @@ app = typer.Typer(rich_markup_mode=None)
 token = typer.Typer(help="Who may use the service over TCP.", no_args_is_help=True)
 config = typer.Typer(help="The service's configuration.", no_args_is_help=True)
 app.add_typer(token, name="token")
+store = typer.Typer(help="The service's journal.", no_args_is_help=True)
 app.add_typer(config, name="config")
+app.add_typer(store, name="store")
 
 _Config = Annotated[
     Path | None,
@@ -75,6 +77,18 @@ def token_revoke(
     from migrator.cli import tokens  # noqa: PLC0415 - quick --help
 
     tokens.revoke(config, which, json_output=json)
+
+
+@store.command("copy", short_help="Bring the journal from its file to a PostgreSQL server.")
+def store_copy(config: _Config = None, json: _Json = False) -> None:
+    """Copy the journal from the file [store] path to the server [store] url, and compare what is there.
+
+    The service must be stopped, and the server's database empty. The file stays as it is. Exit codes: 0 all of it is at
+    the server, and the same; 1 nothing is.
+    """
+    from migrator.cli import store_copy as copying  # noqa: PLC0415 - quick --help
+
+    copying.main(config, json_output=json)
 
 
 @config.command("check", short_help="Say everything that is wrong with a configuration.")
