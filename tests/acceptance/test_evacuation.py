@@ -87,7 +87,7 @@ async def test_killed_again_and_again_it_goes_on_and_nobody_is_lost_or_doubled()
         await site.known(len(machines))
         begun = ask(site, "evacuate", "a")
         async with Witness(site, machines):
-            for _ in range(6):
+            for _ in range(4):
                 await asyncio.sleep(chance.uniform(0.2, 2.0))  # the instant is what is tested
                 site.kill()
                 site.serve()

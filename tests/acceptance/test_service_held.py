@@ -39,6 +39,7 @@ async def cut_while_it_fetches(site: LiveSite, machine: GuestMachine) -> Any:
     return await held(site, begun["id"])
 
 
+@pytest.mark.timeout(300)
 async def test_held_guest_takes_no_deadly_word_and_ends_by_itself_once_its_hosts_meet_again() -> None:
     machine = guest("db", region=64 * MIB, speed=1 * MIB)
     async with served([machine], speed=SLOW, extra=_FIRST) as site, Witness(site, [machine]):
@@ -66,12 +67,15 @@ async def test_held_guest_takes_no_deadly_word_and_ends_by_itself_once_its_hosts
         assert all(qemu.alive for qemu in both)
 
         site.host("b").heal()
-        ended = await site.migration_ended(identifier, "completed")
+        # TCP tries again after twice as long as before each time.
+        ended = await site.migration_ended(identifier, "completed", within=150)
         assert ended["held_until"] is None
         assert ended["standstill_seconds"] is not None
         await site.everyone_at([machine], "b")
 
 
+@pytest.mark.matrix
+@pytest.mark.timeout(300)
 async def test_host_whose_guest_is_held_between_two_is_not_empty_for_a_service_that_was_killed() -> None:
     machine = guest("db", region=64 * MIB, speed=1 * MIB)
     async with served([machine], speed=SLOW, extra=_FIRST) as site, Witness(site, [machine]):
@@ -89,5 +93,5 @@ async def test_host_whose_guest_is_held_between_two_is_not_empty_for_a_service_t
             assert f"its migration {identifier} is held" in left.stdout
         assert all(qemu.alive for qemu in both)
         site.host("b").heal()
-        await site.migration_ended(identifier, "completed")
+        await site.migration_ended(identifier, "completed", within=150)
         await site.everyone_at([machine], "b")

@@ -140,6 +140,7 @@ async def test_under_kvm_every_page_is_counted_until_something_is_migrated(
         assert end.asked[1:] == ["dirty-bitmap"]
 
 
+@pytest.mark.matrix
 async def test_with_a_dirty_ring_pages_are_sampled_and_the_refusal_is_remembered(
     lab: Lab, one_version: Path
 ) -> None:
