@@ -26,7 +26,7 @@ from migrator.engine.journal_writer import JournalWriter
 from migrator.engine.migration.journalled_session import JournalledSession
 from migrator.engine.migration.services import SessionServices
 from migrator.engine.rules import Rules
-from migrator.ports import IncomingDestination, Record, Stray
+from migrator.ports import IncomingDestination, Record, StrayRecord
 from migrator.testing.journal import MemoryJournal
 from migrator.testing.simulated_site import SimulatedSite
 from migrator.testing.simulator import Simulator
@@ -109,7 +109,7 @@ class _NoRecords:
     async def outcome(self, _: str) -> None:
         return
 
-    async def strays(self, _: object) -> list[Stray]:
+    async def strays(self, _: object) -> list[StrayRecord]:
         return []
 
     def release(self, _: Record) -> None:

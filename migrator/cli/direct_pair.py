@@ -13,7 +13,7 @@ from migrator.core.model import Finding
 from migrator.core.policy import Policy
 from migrator.engine.migration.services import EndLocation
 from migrator.errors import QemuError, UsageError
-from migrator.ports import Outcome, Qemu, Record, Stray
+from migrator.ports import EndedRecord, Qemu, Record, StrayRecord
 from migrator.qemu import naming
 from migrator.qemu.endpoint import Endpoint
 from migrator.store.records import FileRecord, Unfinished
@@ -189,11 +189,11 @@ class PairRecords:
         self._made.append(record)
         return record, self._left.facts, self._left.intent
 
-    async def outcome(self, migration: str) -> Outcome | None:
+    async def outcome(self, migration: str) -> EndedRecord | None:
         """Return nothing: records that were put away are not looked at again."""
         return None
 
-    async def strays(self, known: Container[str]) -> Sequence[Stray]:
+    async def strays(self, known: Container[str]) -> Sequence[StrayRecord]:
         """Return nothing: records of other pairs are none of this one's business."""
         return ()
 

@@ -17,6 +17,7 @@ from migrator.ports.site import GuestNetworks, HostLook, IncomingDestination, Si
 from migrator.ports.store import (
     Claim,
     CommandLog,
+    EndedRecord,
     EventTexts,
     Experience,
     Grant,
@@ -24,16 +25,16 @@ from migrator.ports.store import (
     Journal,
     Lease,
     Leases,
-    Outcome,
     Record,
     Samples,
-    Stray,
+    StrayRecord,
     lease_margin,
 )
 
 __all__ = [
     "Claim",
     "CommandLog",
+    "EndedRecord",
     "EventTexts",
     "Experience",
     "Grant",
@@ -48,14 +49,13 @@ __all__ = [
     "Leases",
     "MigrationSettings",
     "OpenImages",
-    "Outcome",
     "Qemu",
     "QemuEvent",
     "Record",
     "Samples",
     "Site",
     "SourceQemu",
-    "Stray",
+    "StrayRecord",
     "Tuning",
     "lease_margin",
 ]

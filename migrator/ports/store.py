@@ -52,7 +52,7 @@ class Record(Protocol):
 
 
 @dataclass(frozen=True, kw_only=True)
-class Outcome:
+class EndedRecord:
     """The end of a migration, from its record that has been put away."""
 
     #: Which of the migration's attempts it was of: one that begins anew has the same id.
@@ -64,7 +64,7 @@ class Outcome:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Stray:
+class StrayRecord:
     """A record of a migration that the journal does not know as one that is under way."""
 
     migration: str

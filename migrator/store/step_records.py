@@ -16,7 +16,7 @@ from typing import Any
 from migrator.core.migration.situation import Intent
 from migrator.core.model import State
 from migrator.errors import RecordError
-from migrator.ports import Outcome, Record, Stray
+from migrator.ports import EndedRecord, Record, StrayRecord
 from migrator.store.records import FileRecord, Unfinished
 
 
@@ -59,18 +59,18 @@ class StepRecords:
         left.claim()
         return left.record, left.facts, left.intent
 
-    async def outcome(self, migration: str) -> Outcome | None:
+    async def outcome(self, migration: str) -> EndedRecord | None:
         path = self._directory / "ended" / f"{migration}.jsonl"
         try:
             lines = path.read_text(encoding="utf-8").splitlines()
             ended = json.loads(lines[-1])["end"]
             State(ended["state"])
             attempt = json.loads(lines[0])["facts"].get("attempt", 1) if len(lines) > 1 else 1
-            return Outcome(attempt=int(attempt), postponed=bool(ended.get("postponed")), fields={**ended})
+            return EndedRecord(attempt=int(attempt), postponed=bool(ended.get("postponed")), fields={**ended})
         except (OSError, ValueError, LookupError, TypeError, AttributeError):
             return None
 
-    async def strays(self, known: Container[str]) -> Sequence[Stray]:
+    async def strays(self, known: Container[str]) -> Sequence[StrayRecord]:
         found = []
         for path in sorted(self._directory.glob("*.jsonl")):
             if path.stem in known:
@@ -81,7 +81,7 @@ class StepRecords:
             except RecordError:
                 if not path.exists():
                     continue
-            found.append(Stray(migration=path.stem, path=str(path), facts=facts))
+            found.append(StrayRecord(migration=path.stem, path=str(path), facts=facts))
         return found
 
     def release(self, record: Record) -> None:

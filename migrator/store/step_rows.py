@@ -20,7 +20,7 @@ from sqlalchemy.ext.asyncio import AsyncConnection
 from migrator.core.migration.situation import Intent, Milestone
 from migrator.core.model import State
 from migrator.errors import JournalError, RecordError, RecordInUse
-from migrator.ports import Lease, Outcome, Record, Stray
+from migrator.ports import EndedRecord, Lease, Record, StrayRecord
 from migrator.store.database import Database
 from migrator.store.records import intent_of
 from migrator.store.rows import statements
@@ -166,7 +166,7 @@ class SqlStepRecords:
             raise
         return record, facts, intent
 
-    async def outcome(self, migration: str) -> Outcome | None:
+    async def outcome(self, migration: str) -> EndedRecord | None:
         """See :meth:`migrator.engine.migration.services.StepRecordStore.outcome`."""
         row = await self._read(migration)
         try:
@@ -175,11 +175,11 @@ class SqlStepRecords:
             ended = json.loads(row.outcome)
             State(ended["state"])
             attempt = int(json.loads(row.facts).get("attempt", 1))
-            return Outcome(attempt=attempt, postponed=bool(ended.get("postponed")), fields={**ended})
+            return EndedRecord(attempt=attempt, postponed=bool(ended.get("postponed")), fields={**ended})
         except (ValueError, LookupError, TypeError, AttributeError):
             return None
 
-    async def strays(self, known: Container[str]) -> Sequence[Stray]:
+    async def strays(self, known: Container[str]) -> Sequence[StrayRecord]:
         """See :meth:`migrator.engine.migration.services.StepRecordStore.strays`."""
         query = select(step_records).where(step_records.c.ended_at.is_(None))
 
@@ -196,7 +196,7 @@ class SqlStepRecords:
             except RecordError:
                 facts = None
             path = f"{self._database.name}, step_records {row.migration}"
-            found.append(Stray(migration=row.migration, path=path, facts=facts))
+            found.append(StrayRecord(migration=row.migration, path=path, facts=facts))
         return found
 
     def release(self, record: Record) -> None:

@@ -18,7 +18,7 @@ from migrator.engine.journal_writer import JournalWriter
 from migrator.engine.migration import preflight
 from migrator.engine.migration.held_migrations import HeldMigrations, NotHeld
 from migrator.engine.migration.journalled_session import JournalledSession
-from migrator.engine.migration.resolution import Said
+from migrator.engine.migration.resolution import ResolutionRequest
 from migrator.engine.reservations import Reservations
 from migrator.engine.rules import Rules
 from migrator.engine.sessions import Sessions
@@ -138,12 +138,12 @@ class MigrationCommands:
             raise Refusal(
                 "not-now", f"migration {session.id} is {session.state}: only a held one takes a word"
             )
-        answer = Said(
+        answer = ResolutionRequest(
             word=OperatorAnswer(command.guest_at), off=command.unreachable_is_off, agreed=command.agreed
         )
         try:
             if command.dry_run:
-                return await self._held.weigh(session, answer)
+                return await self._held.review(session, answer)
             await self._held.resolve(session, answer)
         except NotHeld as error:
             raise Refusal("not-now", str(error)) from error

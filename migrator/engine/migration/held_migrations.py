@@ -14,7 +14,7 @@ from migrator.core.migration.lifecycle import Step, decide
 from migrator.core.model import ProcessState, State, View
 from migrator.engine.migration import resolution, take_over
 from migrator.engine.migration.journalled_session import JournalledSession
-from migrator.engine.migration.resolution import Said
+from migrator.engine.migration.resolution import ResolutionRequest
 from migrator.errors import MigratorError
 
 Found = TypeVar("Found")
@@ -86,7 +86,7 @@ class HeldMigrations:
             await take_over.take_up(session)  # they could not even be looked at
             return
         try:
-            async with resolution.looked_at(session) as held:
+            async with resolution.inspect(session) as held:
                 goes_on = self._judge(session, held)
         except MigratorError as error:
             self._log.info("held migration not looked at", migration=session.id, error=str(error))
@@ -97,7 +97,7 @@ class HeldMigrations:
     def _judge(self, session: JournalledSession, held: resolution.HeldCase) -> bool:
         before, now = session.shown, (held.here, held.there)
         if before is None:
-            session.looked_at(now)
+            session.note_views(now)
             return False
         if not _news(before, now):
             return False
@@ -105,33 +105,33 @@ class HeldMigrations:
             return True  # what both ends show now is said; nothing is done
         answer = decide(held.intent, *now)
         if session.result.held_code in set(Invariant):
-            session.looked_at(now)  # both ends may not go on by themselves: that is for a person to say
+            session.note_views(now)  # both ends may not go on by themselves: that is for a person to say
             return False
         if answer.state is State.HELD:
             code = held.held_code and answer.row
             until = awaited_actions(held.intent, *now, code)
-            session.judged_again(answer.row, answer.why, until, now)
+            session.update_hold(answer.row, answer.why, until, now)
             return False
         if session.result.held_code == DRIVEN_ELSEWHERE and answer.step is not Step.END:
-            session.looked_at(now)  # whoever drives it is still about it
+            session.note_views(now)  # whoever drives it is still about it
             return False
         self._log.info("held migration goes on", migration=session.id, row=answer.row)
         return True
 
     # --- a person's word ---------------------------------------------------------------------------------------------
 
-    async def weigh(self, session: JournalledSession, said: Said) -> ResolutionDocument:
+    async def review(self, session: JournalledSession, said: ResolutionRequest) -> ResolutionDocument:
         """Return what a person's answer would come to; nothing is done.
 
         :raise MigratorError: it is not held, or that cannot be told.
         """
 
         async def way(tell: Callable[[ResolutionDocument], None]) -> None:
-            tell(await resolution.weigh(session, said))
+            tell(await resolution.review(session, said))
 
         return await self._alone(session, way)
 
-    async def resolve(self, session: JournalledSession, said: Said) -> None:
+    async def resolve(self, session: JournalledSession, said: ResolutionRequest) -> None:
         """Do what a person said; returns when it has ended or is held again, or while it still goes on after a while.
 
         :raise MigratorError: it is not held, or the word is refused; nothing was changed.

@@ -31,7 +31,7 @@ class Contradiction(MigratorError):
 
 
 @dataclass(frozen=True, kw_only=True)
-class Said:
+class ResolutionRequest:
     """The answer of a person who has looked at one held migration."""
 
     word: OperatorAnswer
@@ -64,14 +64,14 @@ class HeldCase:
         """The row that holds it; ``None`` where nothing tells what was meant."""
         return self.session.result.held_code if self.record is not None else None
 
-    def weigh(self, said: Said) -> AnswerReview:
+    def review(self, said: ResolutionRequest) -> AnswerReview:
         """Return what the answer comes to."""
         intent = replace(self.intent, said_off=said.off)
         return core.review_answer(said.word, intent, self.here, self.there, held_code=self.held_code)
 
 
 @asynccontextmanager
-async def looked_at(session: JournalledSession) -> AsyncIterator[HeldCase]:
+async def inspect(session: JournalledSession) -> AsyncIterator[HeldCase]:
     """Look at both ends of a held migration and its record; all of it is let go in the end, unless it is driven.
 
     :raise RecordError: a living controller holds the record.
@@ -131,7 +131,7 @@ async def looked_at(session: JournalledSession) -> AsyncIterator[HeldCase]:
 
 
 def document(
-    session: JournalledSession, said: Said, answer: AnswerReview, *, errors: list[str]
+    session: JournalledSession, said: ResolutionRequest, answer: AnswerReview, *, errors: list[str]
 ) -> ResolutionDocument:
     """Return what is said to the person."""
     return ResolutionDocument(
@@ -169,7 +169,7 @@ _GOES_ON = (
 )
 
 
-def _will(session: JournalledSession, said: Said, answer: AnswerReview) -> list[str]:
+def _will(session: JournalledSession, said: ResolutionRequest, answer: AnswerReview) -> list[str]:
     where = _where(session)
     lines = [_DOES[each.step].format(**where) for each in answer.steps]
     if any(each.step is Step.REVIVE for each in answer.steps):
@@ -229,24 +229,24 @@ def refusal(session: JournalledSession, answer: AnswerReview, errors: list[str])
     return f"{text}: {', or '.join(_ADVICE[act].format(**_where(session)) for act in answer.acts)}"
 
 
-async def weigh(session: JournalledSession, said: Said) -> ResolutionDocument:
+async def review(session: JournalledSession, said: ResolutionRequest) -> ResolutionDocument:
     """Return what would be done; nothing is.
 
     :raise MigratorError: it cannot be told.
     """
-    async with looked_at(session) as held:
-        return document(session, said, held.weigh(said), errors=held.errors)
+    async with inspect(session) as held:
+        return document(session, said, held.review(said), errors=held.errors)
 
 
-async def resolve(session: JournalledSession, said: Said, *, agreed: Callable[[], None]) -> None:
+async def resolve(session: JournalledSession, said: ResolutionRequest, *, agreed: Callable[[], None]) -> None:
     """Look at both ends, and do what was said, to its end or until it is held again.
 
     :param agreed: called once the word is taken and on record.
     :raise Contradiction: it is refused, or no longer what was agreed to; nothing was changed.
     :raise MigratorError: the record cannot be had; nothing was changed.
     """
-    async with looked_at(session) as held:
-        answer = held.weigh(said)
+    async with inspect(session) as held:
+        answer = held.review(said)
         if not answer.accepted:
             raise Contradiction(refusal(session, answer, held.errors))
         if said.agreed and said.agreed != answer.code:

@@ -10,14 +10,14 @@ from migrator.core.migration.situation import Intent
 from migrator.core.model import Finding
 from migrator.core.policy import Policy
 from migrator.ports import (
+    EndedRecord,
     Experience,
     GuestNetworks,
     IncomingDestination,
-    Outcome,
     Qemu,
     Record,
     Samples,
-    Stray,
+    StrayRecord,
 )
 
 
@@ -92,10 +92,10 @@ class StepRecordStore(Protocol):
         :raise RecordError: it cannot be read.
         """
 
-    async def outcome(self, migration: str) -> Outcome | None:
+    async def outcome(self, migration: str) -> EndedRecord | None:
         """Return how a migration ended whose record has been put away; ``None`` without such a record."""
 
-    async def strays(self, known: Container[str]) -> Sequence[Stray]:
+    async def strays(self, known: Container[str]) -> Sequence[StrayRecord]:
         """Return the records that have not been put away, of other migrations than these."""
 
     def release(self, record: Record) -> None:

@@ -205,7 +205,7 @@ class SessionState:
         decided = [each.at_seconds for each in self.result.decisions]
         return max(0.0, (datetime.now(UTC) - began).total_seconds(), *decided)
 
-    def know(self, outcome: Mapping[str, Any]) -> None:
+    def adopt_outcome(self, outcome: Mapping[str, Any]) -> None:
         """Take over how it ended from the record that was put away."""
         for name in OUTCOME:
             if name not in outcome:
@@ -253,15 +253,15 @@ class SessionState:
         self.result.state, self.result.held_code, self.result.error = State.HELD, code, error
         self._enter(State.HELD)
 
-    def judged_again(self, code: str, error: str, until: str, shown: tuple[View, View]) -> None:
+    def update_hold(self, code: str, error: str, until: str, shown: tuple[View, View]) -> None:
         """Keep it held, for what both ends show now."""
-        self.looked_at(shown)
+        self.note_views(shown)
         told = code, error, until
         if told != (self.result.held_code, self.result.error, self.result.held_until):
             self.result.held_code, self.result.error, self.result.held_until = told
             self._on_state(self)
 
-    def looked_at(self, shown: tuple[View, View]) -> None:
+    def note_views(self, shown: tuple[View, View]) -> None:
         """Note what both ends of a held one show now."""
         self.holding = replace(self.holding or Hold(), shown=shown)
 

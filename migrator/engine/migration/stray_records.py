@@ -15,11 +15,15 @@ from migrator.engine.migration import take_over
 from migrator.engine.migration.journalled_session import JournalledSession
 from migrator.engine.migration.services import SessionServices
 from migrator.errors import RecordError
-from migrator.ports import Journal, Stray
+from migrator.ports import Journal, StrayRecord
 
 
 async def sort_out(
-    strays: Sequence[Stray], *, journal: Journal, services: SessionServices, callbacks: Mapping[str, Any]
+    strays: Sequence[StrayRecord],
+    *,
+    journal: Journal,
+    services: SessionServices,
+    callbacks: Mapping[str, Any],
 ) -> tuple[list[JournalledSession], list[str]]:
     """Put away the records of migrations that have ended by the journal; those of unknown ones become held migrations.
 
@@ -53,7 +57,7 @@ async def sort_out(
 
 
 def _session(
-    stray: Stray, services: SessionServices, callbacks: Mapping[str, Any]
+    stray: StrayRecord, services: SessionServices, callbacks: Mapping[str, Any]
 ) -> JournalledSession | None:
     facts = stray.facts
     if facts is None:

@@ -122,7 +122,7 @@ async def _without_record(session: JournalledSession) -> None:
     if outcome is not None and outcome.attempt >= session.attempt.number:
         session.attempt = replace(session.attempt, number=outcome.attempt)
         if not outcome.postponed:  # it ended, and the controller did before the journal knew
-            session.know(outcome.fields)
+            session.adopt_outcome(outcome.fields)
             await session.close()
             return
     elif session.attempt.recorded:
