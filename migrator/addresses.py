@@ -12,6 +12,9 @@ import re
 from migrator.errors import UsageError
 from migrator.text import shortened
 
+#: Where the service listens on its own machine, and who asks it looks for it, where nothing else is said.
+SERVICE_SOCKET = "/run/migrator/api.sock"
+
 _LABEL = re.compile(r"(?!-)[A-Za-z0-9_-]{1,63}(?<!-)")
 _ZONE = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,14}")
 _PORTS = 65535

@@ -16,12 +16,11 @@ from urllib.parse import quote, urlsplit
 import httpx2
 
 from migrator import addresses
+from migrator.addresses import SERVICE_SOCKET
 from migrator.api.trace_context import TRACEPARENT, TRACESTATE
 from migrator.errors import MigratorError, UsageError
 from migrator.text import clean
 
-#: Where the service listens unless it was told otherwise.
-DEFAULT_SOCKET = "/run/migrator/api.sock"
 #: A preflight looks at two hosts.
 _ANSWER_SECONDS = 70.0
 #: What is only read is known, or nobody is there to tell it: a person waits for it.
@@ -67,7 +66,7 @@ class ServiceClient:
     """
 
     def __init__(self, server: str | None = None, *, timeout_seconds: float = _ANSWER_SECONDS) -> None:
-        self.where = server or os.environ.get("MIGRATOR_SERVER") or f"unix:{DEFAULT_SOCKET}"
+        self.where = server or os.environ.get("MIGRATOR_SERVER") or f"unix:{SERVICE_SOCKET}"
         token = os.environ.get("MIGRATOR_TOKEN")
         headers = {"User-Agent": "migrator"}
         transport = None

@@ -13,7 +13,7 @@ from migrator.core.policy import Policy
 from migrator.core.schedule.transfers import LinkRules
 from migrator.settings import GuestRules, Settings
 from migrator.settings.models import LimitsSettings
-from migrator.settings.policies import Policies
+from migrator.settings.policies import PolicyCatalogue
 
 
 def _links(limits: LimitsSettings) -> LinkRules:
@@ -59,7 +59,7 @@ class Rules:
     def of(cls, settings: Settings) -> Rules:
         """Return the rules that the configuration makes; equal where it says the same."""
         return cls(
-            policy=Policies(settings.policies),
+            policy=PolicyCatalogue(settings.policies),
             default_policy=settings.site.default_policy,
             placement=Options(strategy=settings.placement.strategy, max_tries=settings.placement.max_tries),
             links=_links(settings.limits),

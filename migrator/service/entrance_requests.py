@@ -1,4 +1,4 @@
-"""What the process that answers may ask of the one that drives migrations."""
+"""Requests that the process which answers may make of the one that drives migrations."""
 
 from __future__ import annotations
 

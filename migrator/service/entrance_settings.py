@@ -1,4 +1,4 @@
-"""What the process that answers must know to begin; it is told by the one that started it."""
+"""Settings of the process that answers, as the one that started it tells them."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What happens, in the log: a line for every change of a migration, an evacuation or a host, and for every decision.
+"""Log of what happens: a line for every change of a migration, an evacuation or a host, and for every decision.
 
 The journal has the same with more around it; the log is what is read when somebody wonders at night, and what a
 collector of logs has when the machine is lost.
@@ -26,8 +26,8 @@ from migrator.engine.event_bus import EventBus
 _BAD = {State.FAILED, State.HELD}
 
 
-class EventLog:
-    """Hears every event of a bus, and logs what a person wants to have read."""
+class EventLogger:
+    """Log of what a person wants to have read of the events of a bus."""
 
     def __init__(self, bus: EventBus) -> None:
         self._log = logs.logger()
@@ -114,6 +114,6 @@ class EventLog:
 
 
 def _trace(document: MigrationDocument | EvacuationDocument) -> dict[str, str]:
-    """What to look for among traces, where the caller said it."""
+    """Return what to look for among traces, where the caller said it."""
     trace = trace_context.of(document.traceparent, None)
     return {"trace_id": trace.trace_id} if trace else {}

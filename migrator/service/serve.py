@@ -10,16 +10,15 @@ import signal
 import sys
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
-from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
 from migrator import __version__, faults, logs, tracing
 from migrator import settings as configuration
-from migrator.api.commands import COMMANDS, CommandKey, Envelope, Reply, Role
-from migrator.api.documents import CommandDocument
-from migrator.api.events import CommandAnswered, Subject
+from migrator.api.commands import CommandKey
+from migrator.api.events import Subject
 from migrator.core import findings as catalogue
+from migrator.engine.commands.audit import audit
 from migrator.engine.commands.dispatcher import Dispatcher
 from migrator.engine.commands.settlement import Settlement
 from migrator.engine.controller import Engine
@@ -29,7 +28,7 @@ from migrator.engine.journal_writer import JournalWriter
 from migrator.engine.migration.journalled_session import JournalledSession
 from migrator.engine.migration.services import SessionServices
 from migrator.engine.rules import HostRules, Rules
-from migrator.errors import JournalError, LeaseLost
+from migrator.errors import LeaseLost
 from migrator.faults import keep_going
 from migrator.http import from_settings as http_settings
 from migrator.http.admission import raise_descriptor_limit
@@ -43,23 +42,19 @@ from migrator.replica.requests import RequestServer
 from migrator.service.entrance_requests import handlers
 from migrator.service.entrance_settings import EntranceSettings
 from migrator.service.entrances import Entrances
-from migrator.service.event_log import EventLog
+from migrator.service.event_log import EventLogger
 from migrator.service.notify import notify, watchdog
 from migrator.service.reload import reload_on_hup
 from migrator.settings import LiveSettings, Settings
-from migrator.settings.models import SiteSettings, StoreSettings
+from migrator.settings.models import SiteSettings
 from migrator.site.from_settings import make_site
 from migrator.store import belonging
 from migrator.store.experience import FileExperience
+from migrator.store.housekeeping import keep_house
 from migrator.store.journal import SqlJournal
 from migrator.store.place import journal_place
 from migrator.store.sole_use import SoleUse
 from migrator.store.step_records import StepRecords, controller_id
-
-#: A journal that cannot be written is tried so often, so that new work is taken again once it can.
-_PROBE_SECONDS = 5.0
-#: Journal and records that did not belong together do so after so long: each migration has been looked at by then.
-_DOUBT_SECONDS = 60.0
 
 
 class Stop:
@@ -199,7 +194,7 @@ async def _running(live: LiveSettings) -> AsyncIterator[Engine]:
             controller=engine.handlers,
             log=journal,
             count=metrics.command,
-            audit=lambda *said: _audit(bus, *said),
+            audit=functools.partial(audit, bus),
         )
         # It hears the bus from here on: what becomes of migrations that are taken up is told too.
         mqtt = None
@@ -227,7 +222,7 @@ async def _running(live: LiveSettings) -> AsyncIterator[Engine]:
                 version=__version__,
                 counted=metrics.spans,
             )
-        EventLog(bus)
+        EventLogger(bus)
         await engine.recover()  # before anything else: somebody may stand still
         await stack.enter_async_context(metrics)
         await stack.enter_async_context(spans)
@@ -259,7 +254,7 @@ async def _running(live: LiveSettings) -> AsyncIterator[Engine]:
         async with entrances, asyncio.TaskGroup() as group:
             work: dict[str, Callable[[], Awaitable[None]]] = {
                 "engine": engine.run,
-                "housekeeping": lambda: _keep_house(journal, lambda: live.settings.store),
+                "housekeeping": lambda: keep_house(journal, lambda: live.settings.store),
                 "samples": journal.samples.run,
                 "settlement": settlement.run,
                 "readiness": readiness,
@@ -271,7 +266,7 @@ async def _running(live: LiveSettings) -> AsyncIterator[Engine]:
                 work["journal lease"] = functools.partial(_keep_journal, sole_use)
             once: dict[str, Callable[[], Awaitable[None]]] = {"first look": inventory.look_at_all}
             if doubt:
-                once["marks"] = lambda: _mark_later(journal, steps)
+                once["marks"] = lambda: belonging.mark_later(journal, steps)
             # None of them ends the service by failing: it is begun anew.
             tasks = [group.create_task(keep_going(name, each), name=name) for name, each in work.items()]
             tasks += [
@@ -294,41 +289,6 @@ async def _keep_journal(sole_use: SoleUse) -> None:
         os.kill(os.getpid(), signal.SIGKILL)
 
 
-async def _mark_later(journal: SqlJournal, directory: Path) -> None:
-    """Once what was under way has been looked at: were it killed before, the next start shall doubt as this one did."""
-    await asyncio.sleep(_DOUBT_SECONDS)
-    await belonging.mark(journal, directory)
-
-
-def _audit(bus: EventBus, envelope: Envelope, reply: Reply) -> None:
-    """Who asked for what, from where, and what it got; what changes nothing only if it was refused."""
-    caller = envelope.caller
-    if caller.interface != "http":  # which logs its requests, with their ids
-        logs.logger(user=caller.user, interface=caller.interface, command=envelope.id).info(
-            "command", verb=envelope.verb[:64], answer=reply.code or reply.kind, subject_id=reply.subject_id
-        )
-    kind = COMMANDS.get(envelope.verb)
-    if kind is not None and kind.role is Role.VIEWER and reply.kind != "refused":
-        return
-    bus.publish(
-        CommandAnswered(
-            key=str(CommandKey(caller.user, envelope.id or "")),
-            command=CommandDocument(
-                verb=envelope.verb[:64],
-                user=caller.user,
-                interface=caller.interface,
-                origin=caller.origin,
-                id=envelope.id,
-                answer=reply.kind,
-                code=reply.code,
-                message=reply.message,
-                subject=reply.subject,
-                subject_id=reply.subject_id,
-            ),
-        )
-    )
-
-
 async def _find_initiator(journal: SqlJournal, subject: Subject, identifier: str) -> InitiatingCommand | None:
     """The command by MQTT behind what has ended, if there was one."""
     found = await journal.command_behind(subject, identifier)
@@ -338,20 +298,3 @@ async def _find_initiator(journal: SqlJournal, subject: Subject, identifier: str
     return InitiatingCommand(
         user=key.user, id=key.id, verb=found["verb"], origin=found["caller"].get("origin", "")
     )
-
-
-async def _keep_house(journal: SqlJournal, store: Callable[[], StoreSettings]) -> None:
-    """Old entries leave the journal; one that could not be written is tried again, so that work is taken again."""
-    log = logs.logger()
-    loop = asyncio.get_running_loop()
-    pruned = loop.time()
-    while True:
-        await asyncio.sleep(_PROBE_SECONDS)
-        if journal.complaint:
-            await journal.probe()
-        elif loop.time() - pruned >= store().prune_interval:
-            pruned = loop.time()
-            try:
-                await journal.prune(datetime.now(UTC) - timedelta(seconds=store().retention))
-            except JournalError as error:
-                log.warning("not pruned", error=str(error))

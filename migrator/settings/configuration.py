@@ -23,7 +23,7 @@ from migrator.settings.models import (
     StoreSettings,
     TracesSettings,
 )
-from migrator.settings.policies import Policies
+from migrator.settings.policies import PolicyCatalogue
 
 #: Where the service's unit and ``migrator config check`` look for it.
 DEFAULT_PATH = Path("/etc/migrator/migrator.toml")
@@ -70,10 +70,10 @@ class Settings:
 
         :raise UsageError: there is none; the message lists those there are.
         """
-        return Policies(self.policies)(name)
+        return PolicyCatalogue(self.policies)(name)
 
     def host(self, name: str) -> HostSettings:
-        """What is configured of that host.
+        """Return what is configured of a host.
 
         :raise KeyError: nothing.
         """
@@ -95,7 +95,7 @@ class Settings:
 
 @dataclass(frozen=True)
 class GuestRules:
-    """What ``[[guests]]`` says of each guest; see :meth:`Settings.rules`."""
+    """Rules of ``[[guests]]``, applied to a guest; see :meth:`Settings.rules`."""
 
     entries: Sequence[GuestSettings]
 

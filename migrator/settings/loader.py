@@ -230,7 +230,7 @@ class _Loader:
 
 
 def _only_extends(table: Mapping[str, Any]) -> PolicySettings:
-    """Of a policy that is wrong: what is to be said of those that extend it, and of what it extends, is said too."""
+    """Return a stand-in for a policy that is wrong, so that its relatives are checked too."""
     try:
         return PolicySettings.model_validate({key: table[key] for key in ("extends",) if key in table})
     except ValidationError:

@@ -1,4 +1,4 @@
-"""What can be configured, section by section. ``config/migrator.toml`` says of each key what it is for."""
+"""Sections of the configuration. ``config/migrator.toml`` says of each key what it is for."""
 
 from __future__ import annotations
 
@@ -18,6 +18,7 @@ from pydantic import (
     model_validator,
 )
 
+from migrator.addresses import SERVICE_SOCKET
 from migrator.core import findings
 from migrator.core.drain.limits import FIRST_PAUSE_SECONDS, MOST_ATTEMPTS
 from migrator.core.inventory import Guest, Host
@@ -86,7 +87,7 @@ class SiteSettings(Section):
 class HttpSettings(Section):
     """``[http]``"""
 
-    socket: OptionalPath = Path("/run/migrator/api.sock")
+    socket: OptionalPath = Path(SERVICE_SOCKET)
     socket_mode: FileMode = 0o660
     socket_owner: str = ""
     socket_group: str = ""
@@ -297,7 +298,7 @@ class HostSettings(HostDefaults):
         return self
 
     def as_host(self) -> Host:
-        """What the engine knows of it before it has been looked at."""
+        """Return the host as the engine knows it before it has been looked at."""
         return Host(
             name=self.name,
             address=self.address,

@@ -1,4 +1,4 @@
-"""Policies from the configuration: each is another one, with some fields instead."""
+"""PolicyCatalogue from the configuration: each is another one, with some fields instead."""
 
 from __future__ import annotations
 
@@ -29,8 +29,8 @@ def known(configured: Mapping[str, object]) -> list[str]:
 
 
 @dataclass(frozen=True)
-class Policies:
-    """Policies by name: those configured, and those built in."""
+class PolicyCatalogue:
+    """PolicyCatalogue by name: those configured, and those built in."""
 
     configured: Mapping[str, Policy]
 
@@ -50,7 +50,7 @@ class Policies:
 
 
 def build(name: str, given: Mapping[str, PolicySettings], *, chain: tuple[str, ...] = ()) -> Policy:
-    """That policy, with all that it extends.
+    """Return a policy with all that it extends.
 
     Without ``extends`` one that is named like one built in extends that, and any other ``default``.
 

@@ -1,4 +1,4 @@
-"""What becomes of each key when the configuration is read again: in force from when on, or not without a restart.
+"""Effect of a reload on each key: from when on it is in force, or that it takes a restart.
 
 ``docs/reload.md`` is made from it. A key that is missing here takes a restart: better named in vain than forgotten.
 """

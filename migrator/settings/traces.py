@@ -1,4 +1,4 @@
-"""What else must be there for ``[traces]``: the extra, and the files that it names."""
+"""Requirements of ``[traces]``: the extra, and the files that it names."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ def installed() -> bool:
 
 
 def problems(settings: TracesSettings) -> Iterator[tuple[str, str]]:
-    """What keeps it from being used: the key, and why; nothing of a file's contents."""
+    """Yield each key that keeps the section from being used, and why; nothing of a file's contents."""
     if not settings.endpoint:
         return
     if not installed():

@@ -1,4 +1,4 @@
-"""What a person may write for a value: suffixes, paths, addresses; each becomes a base unit once, here."""
+"""Types of values as a person writes them (suffixes, paths, addresses); each becomes a base unit once, here."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from migrator.text import shortened
 
 
 def wrong(message: str) -> PydanticCustomError:
-    """What a validator raises; the message is shown as it is."""
+    """Return what a validator raises; the message is shown as it is."""
     # As a parameter: braces in a message would be taken for parameters.
     return PydanticCustomError("wrong", "{message}", {"message": message})
 

@@ -1,4 +1,4 @@
-"""What is wrong with a configuration, in words for whoever wrote it."""
+"""Messages about a wrong configuration, for whoever wrote it."""
 
 from __future__ import annotations
 

@@ -100,7 +100,7 @@ class HostConnections:
         return self._host(host)[0]
 
     def config(self, host: str) -> HostConfig:
-        """What is configured of a host.
+        """Return what is configured of a host.
 
         :raise HostError: when none of that name is configured.
         """

@@ -61,7 +61,7 @@ class Destinations:
     async def check(
         self, guest: Guest, source: SourceQemu, target: str, policy: Policy
     ) -> tuple[Finding, ...]:
-        """What speaks against starting it, and what will not be the same; starts nothing.
+        """Return what speaks against starting it, and what will not be the same; starts nothing.
 
         A QEMU that somebody else has started there is compared with the source already.
 
@@ -216,7 +216,7 @@ class Destinations:
         )
 
     async def _operator_paths(self, guest: Guest, argv: Sequence[str], directory: str) -> OperatorPaths:
-        """What the operator has at the source's process, whose relative paths go from that directory."""
+        """Return what the operator has at the source's process, whose relative paths go from `directory`."""
         own = own_directory(argv)
         launcher = self._launcher(guest.host, self._how(guest, guest.host))
         run_dir = await launcher.run_directory_at(f"{own}/control.qmp") if own else None
@@ -271,7 +271,7 @@ class Destinations:
         return tuple(finding("process-settings", text) for text in left)
 
     async def _process(self, guest: Guest, source: SourceQemu) -> SourceProcess | None:
-        """Whose the source's process is; ``None`` where it is not known which one it is."""
+        """Read whose the source's process is; ``None`` where it is not known which one it is."""
         if source.process is None:
             return None
         return await read_source_process(self._connections.access(guest.host), source.process)

@@ -70,7 +70,7 @@ class GuestDiscovery:
         return self._qemus.get(host, frozenset())
 
     async def guests(self, host: str) -> list[Guest]:
-        """Those of a host.
+        """Find the guests of a host.
 
         A guest whose monitor this controller holds as a source's is shown as it was before; a destination's is left
         out. QEMUs that only wait, or that a guest has left, are shown with the run state that says so.
@@ -128,7 +128,7 @@ class GuestDiscovery:
         )
 
     def _waiting(self, host: str) -> set[str]:
-        """What the paths of the sockets of our own destinations begin with."""
+        """Return prefixes of the socket paths of our own destinations."""
         held = (
             path
             for (name, path), role in self._connections.held.items()
@@ -167,7 +167,7 @@ class GuestDiscovery:
         strangers: Iterable[FoundProcess],
         waiting: Collection[str],
     ) -> Iterable[FoundProcess]:
-        """Of QEMUs without a socket under the patterns, those that run on this host and are guests."""
+        """Yield those QEMUs without a socket under the patterns that run on this host and are guests."""
         there = seen.processes
         # A prefix that leads into a network namespace makes that a host of its own on this machine.
         whole = there.whole_machine and (not config.prefix or there.network == own_network())

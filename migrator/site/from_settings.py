@@ -22,7 +22,7 @@ from migrator.site.launch_config import LaunchConfig
 
 
 class _AllChecks:
-    """What hosts say against a target, and what starting a destination there would say."""
+    """Checks of both hosts, and of what starting a destination would say."""
 
     def __init__(self, connections: HostConnections, destinations: Destinations) -> None:
         self._hosts = SiteChecks(connections, replicated=destinations.replicates)
@@ -94,7 +94,7 @@ def _launches(hosts: Sequence[HostSettings]) -> dict[str, LaunchConfig]:
 
 
 def _after(old: LaunchConfig | None, new: LaunchConfig) -> LaunchConfig:
-    """What was started where it was configured before is still ours."""
+    """Return the new launch with the old directories: what was started there is still ours."""
     if old is None:
         return new
     former = dict.fromkeys([old.directories, *old.former_directories])

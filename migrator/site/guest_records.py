@@ -1,4 +1,4 @@
-"""Which guest is in a QEMU that was seen on a host, and how those that look alike are told apart."""
+"""Records of the guests in QEMUs that were seen on a host; those that look alike get different keys."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What speaks against a target, read from both hosts and the source's QEMU and judged by the catalogue."""
+"""Checks of a target, read from both hosts and the source's QEMU and judged by the catalogue."""
 
 from __future__ import annotations
 

@@ -35,7 +35,7 @@ _LOOK_SECONDS = 45.0
 
 
 class TargetChecks(Protocol):
-    """What hosts tell against a target; see :meth:`migrator.ports.Site.check`."""
+    """Checks of a target by what its host tells; see :meth:`migrator.ports.Site.check`."""
 
     async def check(
         self, guest: Guest, source: SourceQemu, target: str, policy: Policy

@@ -1,4 +1,4 @@
-"""What the operator has at a guest's process, and what becomes of it at the target."""
+"""Sockets and files that the operator has at a guest's process, and what becomes of them at the target."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from migrator.qemu.operator_files import OperatorFiles, absolute, relocate
 
 @dataclass(frozen=True, kw_only=True)
 class OperatorPaths:
-    """Of one process."""
+    """Paths that the operator has at one process."""
 
     having: OperatorFiles
     #: Of a process that was started by us: the operator's path of each path of its own.

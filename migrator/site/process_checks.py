@@ -60,7 +60,7 @@ async def read_beside(
     *,
     replicated: bool,
 ) -> ProcessPair | None:
-    """That process beside what it would be there, and what it may do with files there.
+    """Compare the process with what it would be at the target, and read what it may do with files there.
 
     :param source: as :func:`read_source` gave it.
     :param replicated: the destination is started like the source.
@@ -87,7 +87,7 @@ async def read_beside(
 def seen_by(
     seen: HostFiles, case: ProcessPair | None, command: CommandLine, disks: Collection[str]
 ) -> HostFiles:
-    """What was seen of the target's files, with what QEMU's user may do with them there.
+    """Return what was seen of the target's files, with what QEMU's user may do with them there.
 
     :param disks: paths of disks; a QEMU that drops its rights opens only these afterwards.
     """
@@ -116,7 +116,7 @@ class SourceProcess:
 
     @property
     def other_user(self) -> bool:
-        """It need not be the user that migrator is."""
+        """True where its user need not be the one that migrator is."""
         return bool(self.drops.user) or self.identity.user != 0
 
     def as_user(self) -> list[str]:
@@ -133,7 +133,7 @@ class SourceProcess:
 
 
 async def read_source_process(access: HostAccess, process: GuestProcess) -> SourceProcess | None:
-    """Whose it is; ``None`` when it has ended.
+    """Read whose a process is; ``None`` when it has ended.
 
     :raise HostError: when its host cannot be asked.
     """

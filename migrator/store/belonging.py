@@ -21,6 +21,8 @@ from migrator.store.journal import SqlJournal
 KEY = "life"
 #: In the directory of the records: the same, and while it is being changed the one before.
 FILE = "belongs.json"
+#: Seconds after which journal and records that did not belong together do so: all has been looked at by then.
+_DOUBT_SECONDS = 60.0
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -79,6 +81,15 @@ async def mark(journal: SqlJournal, directory: Path) -> None:
         await asyncio.to_thread(_write, directory, now, None)
     except (JournalError, OSError) as error:
         logs.logger().warning("journal and records not marked", error=str(error))
+
+
+async def mark_later(journal: SqlJournal, directory: Path) -> None:
+    """Mark both once what was under way has been looked at.
+
+    A service that is killed before shall doubt at its next start as at this one.
+    """
+    await asyncio.sleep(_DOUBT_SECONDS)
+    await mark(journal, directory)
 
 
 def _write(directory: Path, now: str, before: str | None) -> None:

@@ -9,6 +9,9 @@ from pathlib import Path
 from migrator.settings.models import TracesSettings
 from migrator.settings.traces import headers
 
+#: What holds where nothing is configured.
+_UNSAID = TracesSettings()
+
 
 @dataclass(frozen=True, kw_only=True)
 class Collector:
@@ -21,9 +24,9 @@ class Collector:
     #: Authorities to believe; ``None``: those that the library brings.
     ca_file: Path | None = None
     #: Of one attempt to deliver, repetitions included.
-    timeout_seconds: float = 10.0
+    timeout_seconds: float = _UNSAID.timeout
     #: The share of traces that is recorded of those whose caller does not say.
-    sample_ratio: float = 1.0
+    sample_ratio: float = _UNSAID.sample_ratio
 
 
 def collector(settings: TracesSettings) -> Collector | None:

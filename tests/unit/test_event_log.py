@@ -12,7 +12,7 @@ import pytest
 from migrator import logs
 from migrator.core.model import State
 from migrator.engine.event_bus import EventBus
-from migrator.service.event_log import EventLog
+from migrator.service.event_log import EventLogger
 from tests.some_events import decision, evacuation_state, host_state, migration_state, progress
 
 
@@ -20,7 +20,7 @@ from tests.some_events import decision, evacuation_state, host_state, migration_
 def bus() -> Iterator[EventBus]:
     logs.configure(verbose=True, json=True, level="info")
     bus = EventBus()
-    EventLog(bus)
+    EventLogger(bus)
     yield bus
     logs.configure()
 
