@@ -38,8 +38,8 @@ from migrator.errors import JournalError
 _TOGETHER_SECONDS = 0.02
 #: While something is under way the forecast is made anew so often.
 _FORECAST_SECONDS = 1.0
-#: ... and so much more seldom where there are many: it takes the longer, and changes the less.
-_FORECAST_SECONDS_A_GUEST = 0.05
+#: ... and so much more seldom where there are many, up to a bound: it takes the longer, and changes the less.
+_FORECAST_SECONDS_A_GUEST, _FORECAST_MOST_SECONDS = 0.1, 30.0
 #: What ended a while ago is forgotten so often.
 _FORGET_SECONDS = 5.0
 
@@ -192,8 +192,9 @@ class Reconciler:
     async def _foretell(self, snapshot: SiteSnapshot, plan: DrainPlan) -> None:
         if not snapshot.evacuations and not snapshot.migrations:
             return
-        count = len(plan.targets) + len(snapshot.live)
-        if clock.now() - self._forecast_at < max(_FORECAST_SECONDS, _FORECAST_SECONDS_A_GUEST * count):
+        count = len(plan.wanting) + len(snapshot.live)
+        pause = min(_FORECAST_MOST_SECONDS, max(_FORECAST_SECONDS, _FORECAST_SECONDS_A_GUEST * count))
+        if clock.now() - self._forecast_at < pause:
             return
         self._forecast_at = clock.now()
         outlook = await asyncio.to_thread(foretell, question(snapshot, plan))

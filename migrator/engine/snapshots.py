@@ -37,6 +37,7 @@ class Snapshots:
     ) -> None:
         self._registry, self._inventory, self._reservations = registry, inventory, reservations
         self._preparations, self._rules = preparations, rules
+        self._policies: tuple[Rules, PolicyRules] | None = None
         self._log = logs.logger()
 
     def take(self) -> SiteSnapshot:
@@ -54,11 +55,18 @@ class Snapshots:
             evacuations=list(registry.running()),
             reserved=self._reservations.names,
             preparations=self._preparations,
-            policies=PolicyRules(named=self._find_policy(rules), default=rules.default_policy),
+            policies=self._policies_of(rules),
             limits=rules.site_limits,
             placement=rules.placement,
             stopping=registry.stopping,
         )
+
+    def _policies_of(self, rules: Rules) -> PolicyRules:
+        """Return the same as before, as long as the rules are."""
+        if self._policies is None or self._policies[0] is not rules:
+            find = self._find_policy(rules)
+            self._policies = (rules, PolicyRules(named=find, default=rules.default_policy))
+        return self._policies[1]
 
     def _find_policy(self, rules: Rules) -> Callable[[str], Policy | None]:
         found: dict[str, Policy | None] = {}

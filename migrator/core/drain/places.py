@@ -13,7 +13,7 @@ from datetime import datetime
 
 from migrator.core.drain.entry import FAILED_THERE, Entry
 from migrator.core.drain.evacuation import Evacuation
-from migrator.core.drain.snapshot import SiteSnapshot
+from migrator.core.drain.snapshot import PolicyRules, SiteSnapshot
 from migrator.core.drain.states import GuestStanding
 from migrator.core.drain.transfers import Transfers
 from migrator.core.inventory import Guest, Host
@@ -22,7 +22,8 @@ from migrator.core.policy import Policy
 from migrator.core.schedule.transfers import LinkTable, Move
 
 #: Places hold for so long for each guest that has one.
-_HOLD_SECONDS_A_GUEST = 0.01
+_HOLD_SECONDS_A_GUEST = 0.03
+_WAITING = GuestStanding.WAITING
 #: What placement asks of a guest.
 _ASKED_OF_A_GUEST = (
     "host", "memory_bytes", "vcpus", "policy", "priority", "group", "anti_affinity", "requires", "listens", "ports",
@@ -55,6 +56,20 @@ class Places:
     #: In the order of turn.
     moves: Mapping[str, Move]
     network: LinkTable
+    #: Which policy applied to whom.
+    policies: PolicyRules
+
+    def wanting(self, run: Evacuation, entry: Entry, policies: PolicyRules) -> Wanting | None:
+        """Return what was asked for that guest, where that would be asked again."""
+        asked = self.asked.get(entry.guest.key)
+        if (
+            asked is None
+            or asked.entry is not entry
+            or asked.run.id != run.id
+            or policies is not self.policies
+        ):
+            return None
+        return asked
 
     def hold(self, wanting: Sequence[Wanting], snapshot: SiteSnapshot) -> bool:
         """Whether they need not be asked again."""
@@ -100,6 +115,7 @@ def ask(wanting: Sequence[Wanting], snapshot: SiteSnapshot) -> Places:
         answers=answers,
         moves=dict(sorted(moves.items(), key=lambda one: one[1].key)),
         network=network,
+        policies=snapshot.policies,
     )
 
 
@@ -137,7 +153,9 @@ def marked(entry: Entry, answer: Placement | NoHost) -> Entry:
         if (entry.standing, entry.reason) == (GuestStanding.NO_TARGET, answer.reason):
             return entry
         return replace(entry, standing=GuestStanding.NO_TARGET, reason=answer.reason, target=None)
-    standing, target, reason = GuestStanding.WAITING, entry.target, entry.reason
+    if entry.target == answer.host and entry.reason and not entry.attempts and entry.standing is _WAITING:
+        return entry
+    standing, target, reason = _WAITING, entry.target, entry.reason
     if target != answer.host or not reason or entry.attempts:
         target, reason = answer.host, answer.reason
         if entry.planned not in ("", answer.host):

@@ -16,6 +16,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 
 from migrator.core.drain import places as placing
 from migrator.core.drain.actions import Action, Admit, Begin, Change, Drive, SetShare
@@ -47,8 +48,8 @@ class DrainPlan:
     actions: Sequence[Action]
     #: Evacuations as they are once that is done, but for what is begun and ended.
     evacuations: Mapping[str, Evacuation]
-    #: Who wants a place and has one, by the guests' keys, in the order of turn.
-    targets: Mapping[str, Target]
+    #: Who wants a place now.
+    wanting: Sequence[Wanting]
     #: Make the next plan in so many seconds at the latest.
     next_seconds: float
     #: For guests that nothing is done for: why, as far as the schedule does not say it.
@@ -56,6 +57,18 @@ class DrainPlan:
     tended: Mapping[str, Tended]
     places: Places | None = None
     decided: ScheduleDecision | None = None
+
+    @cached_property
+    def targets(self) -> Mapping[str, Target]:
+        """Those who want a place and have one, by the guests' keys, in the order of turn."""
+        if self.places is None:
+            return {}
+        wanting = {each.entry.guest.key: each for each in self.wanting}
+        return {
+            key: _target(wanting[key], move.transfer.target, self.evacuations)
+            for key, move in self.places.moves.items()
+            if key in wanting
+        }
 
     def stays(self) -> dict[str, str]:
         """Return, of every guest that is to move and is not on its way, why it is still where it is."""
@@ -85,6 +98,12 @@ class Target:
     reason: str
 
 
+def _target(wanting: Wanting, host: str, evacuations: Mapping[str, Evacuation]) -> Target:
+    run = evacuations[wanting.run.id]
+    reason = run.entries[wanting.entry.guest.key].reason
+    return Target(evacuation=run, wanting=wanting, host=host, reason=reason)
+
+
 def make_plan(snapshot: SiteSnapshot, before: DrainPlan | None = None) -> DrainPlan:
     """Say what is to be done now.
 
@@ -100,7 +119,7 @@ def make_plan(snapshot: SiteSnapshot, before: DrainPlan | None = None) -> DrainP
         return DrainPlan(
             actions=actions,
             evacuations=running,
-            targets={},
+            wanting=(),
             next_seconds=IDLE_SECONDS,
             held_back={},
             tended=tended,
@@ -126,8 +145,8 @@ class _Planning:
 
     def make(self) -> DrainPlan:
         snapshot = self._snapshot
-        wanting = self._wanting()
         before = self._before.places if self._before is not None else None
+        wanting = self._wanting(before)
         held = before is not None and before.hold(wanting, snapshot)
         places = before if held and before is not None else placing.ask(wanting, snapshot)
         active = self._active(places)
@@ -136,14 +155,14 @@ class _Planning:
             places = placing.ask(wanting, snapshot)
             active = self._active(places)
             decided = self._decide(wanting, places, active)
-        targets = self._mark(wanting, places)
-        self._order(decided, targets)
+        self._mark(wanting, places)
+        self._order(decided, {each.entry.guest.key: each for each in wanting})
         idle = not decided.active and not any(decided.waiting.values()) and not self._running
         again = decided.recheck_seconds(snapshot.limits.links)
         return DrainPlan(
             actions=self._actions,
             evacuations=self._running,
-            targets=targets,
+            wanting=wanting,
             next_seconds=0.0
             if self._soon
             else IDLE_SECONDS
@@ -157,32 +176,32 @@ class _Planning:
 
     # --- places ------------------------------------------------------------------------------------------------------
 
-    def _wanting(self) -> list[Wanting]:
+    def _wanting(self, before: Places | None) -> list[Wanting]:
         """Return those who want a place now."""
-        snapshot, found = self._snapshot, []
+        snapshot, found = self._snapshot, list[Wanting]()
+        live, coming, policies = snapshot.live, snapshot.coming, snapshot.policies
         for run in self._running.values():
             early = snapshot.clock < run.not_before
             for entry in run.wanting:
                 key = entry.guest.key
-                if key in snapshot.live or key in snapshot.coming:
+                if key in live or key in coming:
                     self._held_back[key] = "another migration of it is under way"
                 elif early:
                     self._held_back[key] = "it is measured how fast the guests write their memory"
                 elif snapshot.clock >= entry.not_before:
-                    found.append(
-                        Wanting(run=run, entry=entry, policy=snapshot.policies.of(entry.guest, run.policy))
-                    )
+                    known = before.wanting(run, entry, policies) if before is not None else None
+                    policy = known.policy if known is not None else policies.of(entry.guest, run.policy)
+                    found.append(known or Wanting(run=run, entry=entry, policy=policy))
         return found
 
-    def _mark(self, wanting: Sequence[Wanting], places: Places) -> dict[str, Target]:
-        """Note in the evacuations what placement said; who has a place, in the order of turn."""
+    def _mark(self, wanting: Sequence[Wanting], places: Places) -> None:
+        """Note in the evacuations what placement said."""
         changed: dict[str, dict[str, Entry]] = {}
         told: set[str] = set()
-        entries = {}
         for each in wanting:
             key, run = each.entry.guest.key, each.run.id
             answer = places.answers[key]
-            entry = entries[key] = placing.marked(each.entry, answer)
+            entry = placing.marked(each.entry, answer)
             if entry is each.entry:
                 continue
             changed.setdefault(run, {})[key] = entry
@@ -195,17 +214,6 @@ class _Planning:
             after = self._running[name].marked(these)
             self._actions.append(Change(before=self._running[name], after=after, announce=name in told))
             self._running[name] = after
-        by_key = {each.entry.guest.key: each for each in wanting}
-        return {
-            key: Target(
-                evacuation=self._running[by_key[key].run.id],
-                wanting=by_key[key],
-                host=move.transfer.target,
-                reason=entries[key].reason,
-            )
-            for key, move in places.moves.items()
-            if key in by_key
-        }
 
     def _fit(self, decided: ScheduleDecision, wanting: Sequence[Wanting], places: Places) -> bool:
         """Whether those that are about to be begun still have their places."""
@@ -235,7 +243,7 @@ class _Planning:
         since = (self._snapshot.now - places.made_at).total_seconds()
         return decide(*partition(moves), self._snapshot.limits.links, now=since)
 
-    def _order(self, decided: ScheduleDecision, targets: Mapping[str, Target]) -> None:
+    def _order(self, decided: ScheduleDecision, wanting: Mapping[str, Wanting]) -> None:
         """Say what is to be done of what was decided: shares and turns first, as they wait for nothing."""
         live = self._snapshot.live
         for move, speed in decided.bandwidth.items():
@@ -245,17 +253,18 @@ class _Planning:
         for move in decided.begin:
             if (migration := live.get(move.transfer.guest)) is not None and not migration.admitted:
                 self._actions.append(Admit(migration=migration.id))
-        self._prepare([move.transfer.guest for move in decided.prepare], targets)
+        self._prepare(decided.prepare, wanting)
 
-    def _prepare(self, order: Sequence[str], targets: Mapping[str, Target]) -> None:
+    def _prepare(self, order: Sequence[Move], wanting: Mapping[str, Wanting]) -> None:
         live, most = self._snapshot.live, self._snapshot.limits.migrations_at_a_time
         under_way = sum(1 for each in live.values() if each.driven and each.state is not State.WAITING)
-        for key in order:
+        for move in order:
+            key = move.transfer.guest
             if under_way >= most:
                 self._held_back[key] = f"{most} migrations are under way (limits.migrations_at_a_time)"
                 continue
-            if key in targets:
-                self._begin(targets[key])
+            if key in wanting:
+                self._begin(_target(wanting[key], move.transfer.target, self._running))
             elif key in live and not live[key].driven:
                 self._actions.append(Drive(migration=live[key].id))
             under_way += 1

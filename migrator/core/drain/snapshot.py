@@ -8,7 +8,7 @@ from datetime import datetime
 from functools import cached_property
 from typing import Literal
 
-from migrator.core.drain.evacuation import ARRIVING, Evacuation
+from migrator.core.drain.evacuation import Evacuation
 from migrator.core.drain.limits import SiteLimits
 from migrator.core.drain.preparations import Preparations
 from migrator.core.inventory import Guest, Host
@@ -149,11 +149,7 @@ class SiteSnapshot:
 def arriving(migration: MigrationSnapshot) -> Guest:
     """Return the guest that a migration brings to a host which is to be emptied: it cannot leave yet."""
     if migration.state is State.HELD:
-        code = "not-movable"
         text = f"its migration {migration.id} to here is held, so it may be here: migrator resolve {migration.id}"
-    else:
-        code = ARRIVING
-        text = (
-            f"migration {migration.id} brings it here: it can leave once it has arrived, or that is cancelled"
-        )
-    return replace(migration.guest, obstacle=text, obstacle_code=code)
+        return replace(migration.guest, obstacle=text, obstacle_code="not-movable")
+    text = f"migration {migration.id} brings it here: it can leave once it has arrived, or that is cancelled"
+    return replace(migration.guest, obstacle=text, obstacle_code="arriving")
