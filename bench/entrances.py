@@ -212,7 +212,7 @@ async def _late(directory: Path, pid: int, seconds: float) -> tuple[list[float],
 
 
 def _processor_seconds(pid: int) -> float:
-    """Return the processor time of a process, without that of those which it started."""
+    """Return the processor seconds of that process, without those that it started."""
     fields = Path(f"/proc/{pid}/stat").read_text(encoding="utf-8").rpartition(")")[2].split()
     return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
 

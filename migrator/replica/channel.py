@@ -18,7 +18,7 @@ _MOST_WAITING_BYTES = 64 * 1024 * 1024
 
 
 class MessageKind(IntEnum):
-    """What a message is. Those up to ``REQUEST`` go to the process that answers, the others to the one that steers."""
+    """Kinds of message. Those up to ``REQUEST`` go to the process that answers, the others to the one that steers."""
 
     #: What it needs to begin; sent again when it changes.
     SETTINGS = 1

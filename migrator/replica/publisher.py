@@ -1,4 +1,4 @@
-"""What another process is told of the service: a snapshot first, then each change, in small portions.
+"""Publishing of the service's state to another process: a snapshot first, then each change, in small portions.
 
 Documents follow from events, which are made into text once. What no event tells is found by comparing: a host after
 each look at it, everything else a few documents at a time. A portion takes a millisecond or two of the event loop.

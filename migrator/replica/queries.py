@@ -1,4 +1,4 @@
-"""What entrances ask, answered from the state that another process has told and from the journal."""
+"""Queries of the entrances, answered from the state that another process has sent and from the journal."""
 
 from __future__ import annotations
 
@@ -175,7 +175,7 @@ class ReplicaQueries:
     def _readable(
         self, kind: str, rows: Iterable[Mapping[str, Any]], read: Callable[[Mapping[str, Any]], _Made]
     ) -> list[_Made]:
-        """Those of the rows that can be read: one that cannot is left out and said, once."""
+        """Return the rows that can be read: one that cannot is left out and said, once."""
         found = []
         for row in rows:
             try:

@@ -182,7 +182,7 @@ class ReplicaState:
                 self.evacuations.pop(identifier, None)
 
     def _apply(self, event: Event) -> None:
-        """What an event says of a document; lists that it leaves out stay as they were."""
+        """Apply an event to its document; lists that the event leaves out stay as they were."""
         match event:
             case MigrationStateChanged(migration=new):
                 old = self.migrations.get(new.id)

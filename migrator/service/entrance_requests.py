@@ -1,4 +1,4 @@
-"""Requests that the process which answers may make of the one that drives migrations."""
+"""Requests of the process that answers to the one that drives migrations."""
 
 from __future__ import annotations
 

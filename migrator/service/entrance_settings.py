@@ -1,4 +1,4 @@
-"""Settings of the process that answers, as the one that started it tells them."""
+"""Settings that the process that answers needs to begin, given by the one that started it."""
 
 from __future__ import annotations
 

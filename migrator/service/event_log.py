@@ -1,4 +1,4 @@
-"""Log of what happens: a line for every change of a migration, an evacuation or a host, and for every decision.
+"""Log of events: a line for every change of a migration, an evacuation or a host, and for every decision.
 
 The journal has the same with more around it; the log is what is read when somebody wonders at night, and what a
 collector of logs has when the machine is lost.
@@ -114,6 +114,6 @@ class EventLogger:
 
 
 def _trace(document: MigrationDocument | EvacuationDocument) -> dict[str, str]:
-    """Return what to look for among traces, where the caller said it."""
+    """Return the trace to look for, where the caller named one."""
     trace = trace_context.of(document.traceparent, None)
     return {"trace_id": trace.trace_id} if trace else {}

@@ -73,7 +73,7 @@ class Settings:
         return PolicyCatalogue(self.policies)(name)
 
     def host(self, name: str) -> HostSettings:
-        """Return what is configured of a host.
+        """Return the configuration of that host.
 
         :raise KeyError: nothing.
         """
@@ -95,7 +95,7 @@ class Settings:
 
 @dataclass(frozen=True)
 class GuestRules:
-    """Rules of ``[[guests]]``, applied to a guest; see :meth:`Settings.rules`."""
+    """Rules of the ``[[guests]]`` entries for each guest; see :meth:`Settings.rules`."""
 
     entries: Sequence[GuestSettings]
 

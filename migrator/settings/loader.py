@@ -230,7 +230,7 @@ class _Loader:
 
 
 def _only_extends(table: Mapping[str, Any]) -> PolicySettings:
-    """Return a stand-in for a policy that is wrong, so that its relatives are checked too."""
+    """Return what a wrong policy extends, so that those that extend it can still be judged."""
     try:
         return PolicySettings.model_validate({key: table[key] for key in ("extends",) if key in table})
     except ValidationError:

@@ -1,4 +1,4 @@
-"""Sections of the configuration. ``config/migrator.toml`` says of each key what it is for."""
+"""Models of the configuration, section by section. ``config/migrator.toml`` says of each key what it is for."""
 
 from __future__ import annotations
 

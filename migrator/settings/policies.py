@@ -50,7 +50,7 @@ class PolicyCatalogue:
 
 
 def build(name: str, given: Mapping[str, PolicySettings], *, chain: tuple[str, ...] = ()) -> Policy:
-    """Return a policy with all that it extends.
+    """Return the policy of that name, with all that it extends.
 
     Without ``extends`` one that is named like one built in extends that, and any other ``default``.
 

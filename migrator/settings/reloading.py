@@ -1,6 +1,6 @@
-"""Effect of a reload on each key: from when on it is in force, or that it takes a restart.
+"""Effect of a reload on each key: in force from when on, or not without a restart.
 
-``docs/reload.md`` is made from it. A key that is missing here takes a restart: better named in vain than forgotten.
+``docs/reload.md`` is made from it. A key that is missing here takes a restart, so that no change is missed.
 """
 
 from __future__ import annotations

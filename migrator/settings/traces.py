@@ -28,7 +28,7 @@ def installed() -> bool:
 
 
 def problems(settings: TracesSettings) -> Iterator[tuple[str, str]]:
-    """Yield each key that keeps the section from being used, and why; nothing of a file's contents."""
+    """Return the problems that keep it from being used: the key, and why; nothing of a file's contents."""
     if not settings.endpoint:
         return
     if not installed():

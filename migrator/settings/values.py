@@ -1,4 +1,4 @@
-"""Types of values as a person writes them (suffixes, paths, addresses); each becomes a base unit once, here."""
+"""Values as a person may write them: suffixes, paths, addresses; each becomes a base unit once, here."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from migrator.text import shortened
 
 
 def wrong(message: str) -> PydanticCustomError:
-    """Return what a validator raises; the message is shown as it is."""
+    """Return the error that a validator raises; the message is shown as it is."""
     # As a parameter: braces in a message would be taken for parameters.
     return PydanticCustomError("wrong", "{message}", {"message": message})
 

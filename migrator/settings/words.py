@@ -1,4 +1,4 @@
-"""Messages about a wrong configuration, for whoever wrote it."""
+"""Problems of a configuration, in words for whoever wrote it."""
 
 from __future__ import annotations
 

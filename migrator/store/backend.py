@@ -1,4 +1,4 @@
-"""What the journal needs of the database it is in: SQLite (:mod:`~migrator.store.sqlite`) or PostgreSQL
+"""The journal's needs of the database it is in: SQLite (:mod:`~migrator.store.sqlite`) or PostgreSQL
 (:mod:`~migrator.store.postgresql`).
 """
 
@@ -39,7 +39,7 @@ Place = Path | Server
 
 
 class Remedy(enum.Enum):
-    """What helps after an error of the database."""
+    """Remedy after an error of the database."""
 
     #: Nothing but time: the connections are as good as new ones.
     WAIT = enum.auto()
@@ -70,7 +70,7 @@ class Backend(Protocol):
         """Begin a transaction that writes with what :meth:`committed` will find it by."""
 
     async def committed(self, engine: AsyncEngine, batch: int) -> bool:
-        """Whether that transaction was committed, of which nobody heard; when this returns it will not be any more.
+        """Tell whether a transaction whose outcome is unknown was committed; when this returns, it will not be later.
 
         :raise DATABASE_ERRORS: it cannot be known now.
         """
@@ -79,7 +79,7 @@ class Backend(Protocol):
         """Microseconds since the epoch by the clock that all who use the database share."""
 
     def remedy(self, error: BaseException) -> Remedy:
-        """What helps after `error`."""
+        """Return the remedy after `error`."""
 
     def in_words(self, error: BaseException, what: str, *, unsure: bool = False) -> str:
         """One line: the journal cannot be `what` (``read``, ``written``, ``opened``), why, and what to do.
@@ -96,6 +96,6 @@ UNSURE = "what was asked for last may still be written"
 
 
 def cause(error: BaseException) -> BaseException:
-    """What SQLAlchemy has wrapped."""
+    """Return the error that SQLAlchemy has wrapped."""
     wrapped = getattr(error, "orig", None) or error.__cause__ if isinstance(error, SQLAlchemyError) else None
     return wrapped or error

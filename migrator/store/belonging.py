@@ -27,7 +27,7 @@ _DOUBT_SECONDS = 60.0
 
 @dataclass(frozen=True, kw_only=True)
 class Marks:
-    """What the last start left."""
+    """Marks that the last start left."""
 
     #: In the journal; ``None``: it has none yet.
     journal: str | None

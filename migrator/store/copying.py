@@ -134,7 +134,7 @@ class _Tally:
 
 
 def _steps(directory: Path) -> list[dict[str, Any]]:
-    """What is in the records of steps, as rows.
+    """Return the records of steps as rows.
 
     :raise RecordError: one that has not ended cannot be read.
     """

@@ -112,7 +112,7 @@ class Database:
         return self._readers.dialect
 
     async def read(self, work: Callable[[AsyncConnection], Awaitable[T]]) -> T:
-        """What `work` finds, all of it of one moment. It may be called a second time, on another connection.
+        """Return the result of `work`, read from one moment. It may be called a second time, on another connection.
 
         :raise JournalError: it cannot be read.
         """
@@ -315,7 +315,7 @@ class Database:
         return results
 
     async def _refuse(self, connection: AsyncConnection, jobs: list[_Job]) -> None:
-        """Those whose lease does not hold; the others' will until the transaction has ended."""
+        """Refuse the writes whose lease does not hold; the others' leases hold until the transaction has ended."""
         given = {job.lease for job in jobs if job.lease is not None}
         if not given:
             return

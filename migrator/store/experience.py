@@ -1,4 +1,4 @@
-"""What earlier migrations taught, in one small file of the state directory."""
+"""Experience from earlier migrations, in one small file of the state directory."""
 
 from __future__ import annotations
 

@@ -115,7 +115,7 @@ class SqlJournal:
 
     @property
     def lease(self) -> Lease | None:
-        """What gives the right to every write that belongs to no other lease."""
+        """Lease that gives the right to every write that belongs to no other lease."""
         return self._database.lease
 
     @lease.setter
@@ -140,7 +140,7 @@ class SqlJournal:
         return self.complaint
 
     async def meta(self, key: str) -> str | None:
-        """What :meth:`keep_meta` kept.
+        """Return what :meth:`keep_meta` kept.
 
         :raise JournalError: it cannot be read.
         """
@@ -411,7 +411,7 @@ def _settled(reply: Mapping[str, Any]) -> bool:
 
 
 def _chosen(after: int, subject: str | None, subject_id: str | None) -> list[ColumnElement[bool]]:
-    """Which events are asked for."""
+    """Return the condition for the events that are asked for."""
     chosen = [events.c.event_id > after]
     if subject is not None:
         chosen.append(events.c.subject == rows.text(subject))

@@ -120,7 +120,7 @@ async def _locked(connection: AsyncConnection, name: str) -> Any:
 
 
 async def holding(connection: AsyncConnection, given: Iterable[Lease], now: int) -> set[tuple[str, str, int]]:
-    """Those of the given leases that hold, and will until the transaction on `connection` has ended.
+    """Return the given leases that hold, and will until the transaction on `connection` has ended.
 
     Whoever wants to take one of them over waits for that.
     """

@@ -248,7 +248,7 @@ def _readable(text: str) -> Iterator[dict[str, Any]]:
 
 
 def intent_of(fields: dict[str, Any]) -> Intent:
-    """What was noted, for whoever takes it up."""
+    """Return the intent that was noted, for whoever takes it up."""
     undo = fields["undo"]
     return Intent(
         **fields

@@ -1,4 +1,4 @@
-"""What the journal forgets: what ended long ago, with all that belongs to it."""
+"""Retention: the journal forgets what ended long ago, with all that belongs to it."""
 
 from __future__ import annotations
 

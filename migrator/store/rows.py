@@ -69,7 +69,7 @@ def _parsed(time: str | None) -> int | None:
 
 
 class Statements:
-    """What writes rows that may be there already; each dialect of SQL has its own words for that.
+    """Statements that write rows that may be there already; each dialect of SQL has its own words for that.
 
     The same objects every time: :meth:`migrator.store.database.Database.write_rows` tells them by that.
     """
@@ -113,7 +113,7 @@ _STATEMENTS = {"sqlite": Statements(sqlite.insert), "postgresql": Statements(pos
 
 
 def statements(dialect: Dialect) -> Statements:
-    """Those of a database's dialect."""
+    """Return the statements of a database's dialect."""
     return _STATEMENTS[dialect.name]
 
 

@@ -66,7 +66,7 @@ class _Kept:
         self.whole = True
 
     def again(self, new: Mapping[int, Point], old: set[int]) -> None:
-        """These could not be written, or so it seemed; to do it twice does no harm."""
+        """Keep samples once more that could not be written, or so it seemed; to write them twice does no harm."""
         self.unsure |= new.keys()
         self.new = {at: point for at, point in new.items() if at not in self.old} | self.new
         self.old |= old

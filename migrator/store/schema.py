@@ -210,7 +210,7 @@ def upgrade(connection: Connection) -> None:
 
 
 def knows(revision: str) -> bool:
-    """It is this version's own, or one that this version can bring the database from."""
+    """Tell whether a revision is this version's own, or one that this version can bring the database from."""
     from alembic.script import ScriptDirectory  # noqa: PLC0415
 
     return revision in {each.revision for each in ScriptDirectory.from_config(_alembic()).walk_revisions()}

@@ -21,7 +21,7 @@ from migrator.store.records import FileRecord, Unfinished
 
 
 def controller_id(directory: Path) -> str:
-    """What stays the same for as long as the journal in that directory is used: by it QEMUs are marked.
+    """Return the id that stays the same for as long as the journal in that directory is used: QEMUs are marked by it.
 
     :raise RecordError: it cannot be read or written.
     """

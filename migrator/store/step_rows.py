@@ -206,11 +206,11 @@ class SqlStepRecords:
             self.let_go(record)
 
     def hold(self, record: SqlRecord) -> None:
-        """It is this controller's."""
+        """Note that a record is this controller's."""
         self._held[record.migration] = record
 
     def let_go(self, record: SqlRecord) -> None:
-        """It is nobody's."""
+        """Note that a record is nobody's."""
         self._held.pop(record.migration, None)
 
     async def put_away(self, migration: str, outcome: Mapping[str, Any]) -> None:

@@ -1,4 +1,4 @@
-"""Who may use the service over TCP: bearer tokens and the page's sessions, shown once, kept as hashes.
+"""Access over TCP: bearer tokens and the page's sessions, shown once, kept as hashes.
 
 A token is ``migrator_ID_SECRET``. Its secret is 256 random bits, which nobody can guess or try out, so one round of
 SHA-256 is enough to keep whoever reads the journal from using it; slow hashes are there for what people think up.
@@ -49,7 +49,7 @@ class Token:
     revoked_at: datetime | None
 
     def valid(self, now: datetime) -> bool:
-        """It is neither revoked nor expired."""
+        """Tell whether it is neither revoked nor expired."""
         return self.revoked_at is None and (self.expires_at is None or now < self.expires_at)
 
 
@@ -143,7 +143,7 @@ class Tokens:
         return found[-1]
 
     async def verify(self, secret: str) -> Grant | None:
-        """What this token gives; ``None`` when it is unknown, expired or revoked.
+        """Return the grant of this token; ``None`` when it is unknown, expired or revoked.
 
         How long it takes tells nothing about a secret.
         """
@@ -187,7 +187,7 @@ class Tokens:
         return secret, replace(token, id=f"session {row['hash']}", ends_at=ends_at)
 
     async def session(self, secret: str) -> Grant | None:
-        """What a session gives; ``None`` when it is unknown, over or signed out, or its token holds no more."""
+        """Return the grant of a session; ``None`` when it is unknown, over or signed out, or its token ended."""
         if not _SESSION.fullmatch(secret):
             return None
         return (await self._holding([_hashed(secret)])).get(_hashed(secret))
@@ -203,7 +203,7 @@ class Tokens:
         await self._database.write(write)
 
     async def holding(self, grants: Collection[str]) -> set[str]:
-        """Those of the given grants (their ids) that hold now."""
+        """Return the given grants (their ids) that hold now."""
         own = {each.removeprefix("token ") for each in grants if each.startswith("token ")}
         hashes = [each.removeprefix("session ") for each in grants if each.startswith("session ")]
 

@@ -19,7 +19,7 @@ PRONOUNS = frozenset(
     }
 )
 #: Parts of `migrator` whose docstrings have still to be rewritten.
-PENDING = ("core/drain", "engine", "store", "replica")
+PENDING = ("core/drain", "engine", "store")
 CHECKED: dict[str, tuple[str, ...]] = {
     "bench": (),
     "dashboards": (),

@@ -1,4 +1,4 @@
-"""What alembic runs for every command: on the connection it is given, in the one transaction that is open there."""
+"""Environment of every alembic command: the connection it is given, and the one transaction that is open there."""
 
 from __future__ import annotations
 

@@ -1,1 +1,1 @@
-"""What each revision changes. One that was released is never edited: its successor mends it."""
+"""Revisions of the schema. One that was released is never edited: its successor corrects it."""
