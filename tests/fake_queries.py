@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
@@ -23,13 +23,12 @@ from migrator.api.events import (
     MigrationStateChanged,
     Subject,
 )
+from migrator.api.queries import EvacuationFilter, EventBatch, EventTexts, MigrationFilter
 from migrator.core.drain.states import EvacuationState
 from migrator.core.inventory import HostState
 from migrator.core.model import Mode, State
 from migrator.engine.event_bus import EventBus
 from migrator.errors import JournalError
-from migrator.ports import EventTexts
-from migrator.ports.queries import EventBatch
 
 
 class FakeQueries:
@@ -115,7 +114,7 @@ class FakeQueries:
         return self.guests_by_key.get(which)
 
     async def migrations(
-        self, *, limit: int, before: str | None = None, where: Mapping[str, str] | None = None
+        self, *, limit: int, before: str | None = None, where: MigrationFilter | None = None
     ) -> Sequence[MigrationDocument]:
         """What the journal holds."""
         if self.broken_journal:
@@ -132,7 +131,7 @@ class FakeQueries:
         return self.samples_of.get(migration, [])
 
     async def evacuations(
-        self, *, limit: int, before: str | None = None, where: Mapping[str, str] | None = None
+        self, *, limit: int, before: str | None = None, where: EvacuationFilter | None = None
     ) -> Sequence[EvacuationDocument]:
         """Those that run."""
         return self.active_evacuations()[:limit]

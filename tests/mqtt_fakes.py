@@ -37,14 +37,14 @@ from migrator.api.events import (
     MigrationStateChanged,
     Subject,
 )
+from migrator.api.queries import EvacuationFilter, EventBatch, EventTexts, MigrationFilter
 from migrator.core.drain.states import EvacuationState
 from migrator.core.inventory import HostState
 from migrator.core.model import State
 from migrator.engine.commands.dispatcher import Dispatcher
 from migrator.engine.event_bus import EventBus
 from migrator.mqtt import Mqtt, MqttConfig
-from migrator.ports import Claim, EventTexts
-from migrator.ports.queries import EventBatch
+from migrator.ports import Claim
 from migrator.settings.models import MqttSettings
 from tests.broker import USERS, Broker
 from tests.some_events import page_of
@@ -143,7 +143,7 @@ class FakeQueries:
         return None
 
     async def migrations(
-        self, *, limit: int, before: str | None = None, where: Mapping[str, str] | None = None
+        self, *, limit: int, before: str | None = None, where: MigrationFilter | None = None
     ) -> Sequence[MigrationDocument]:
         return _page(self.all_migrations, limit, before)
 
@@ -154,7 +154,7 @@ class FakeQueries:
         return []
 
     async def evacuations(
-        self, *, limit: int, before: str | None = None, where: Mapping[str, str] | None = None
+        self, *, limit: int, before: str | None = None, where: EvacuationFilter | None = None
     ) -> Sequence[EvacuationDocument]:
         return _page(self.all_evacuations, limit, before)
 

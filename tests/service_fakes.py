@@ -61,6 +61,7 @@ from migrator.api.events import (
     MigrationStateChanged,
     Subject,
 )
+from migrator.api.queries import EvacuationFilter, EventBatch, EventTexts, MigrationFilter
 from migrator.core.drain.states import EvacuationState, GuestStanding
 from migrator.core.inventory import HostState
 from migrator.core.model import Mode, Severity, State
@@ -70,8 +71,7 @@ from migrator.http.app import create_app
 from migrator.http.limits import Limits
 from migrator.http.listeners import Tcp, UnixSocket
 from migrator.http.server import Servers
-from migrator.ports import Claim, EventTexts, Grant
-from migrator.ports.queries import EventBatch
+from migrator.ports import Claim, Grant
 from tests.some_events import page_of
 
 _Result = TypeVar("_Result")
@@ -225,9 +225,9 @@ class World:
         return found[0] if found else None
 
     async def migrations(
-        self, *, limit: int, before: str | None = None, where: Mapping[str, str] | None = None
+        self, *, limit: int, before: str | None = None, where: MigrationFilter | None = None
     ) -> Sequence[MigrationDocument]:
-        return self._page(list(self._migrations.values()), limit, before, where)
+        return self._page(list(self._migrations.values()), limit, before, where.values() if where else None)
 
     async def migration(self, identifier: str) -> MigrationDocument | None:
         return self._migrations.get(identifier)
@@ -236,9 +236,9 @@ class World:
         return list(self._samples.get(migration, ()))
 
     async def evacuations(
-        self, *, limit: int, before: str | None = None, where: Mapping[str, str] | None = None
+        self, *, limit: int, before: str | None = None, where: EvacuationFilter | None = None
     ) -> Sequence[EvacuationDocument]:
-        return self._page(list(self._evacuations.values()), limit, before, where)
+        return self._page(list(self._evacuations.values()), limit, before, where.values() if where else None)
 
     async def evacuation(self, identifier: str) -> EvacuationDocument | None:
         return self._evacuations.get(identifier)

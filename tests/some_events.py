@@ -17,7 +17,7 @@ from migrator.api.events import (
     MigrationStateChanged,
     read_event,
 )
-from migrator.ports.queries import EventBatch
+from migrator.api.queries import EventBatch
 from tests.fake_queries import a_host, a_migration, an_evacuation
 
 

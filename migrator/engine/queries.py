@@ -17,6 +17,7 @@ from migrator.api.documents import (
     SampleDocument,
 )
 from migrator.api.events import Subject, read_event
+from migrator.api.queries import EvacuationFilter, EventBatch, EventTexts, MigrationFilter
 from migrator.core.inventory import Guest, Host
 from migrator.core.migration.downsampling import Point
 from migrator.engine.announcer import host_document
@@ -26,8 +27,7 @@ from migrator.engine.inventory import Inventory, one_guest
 from migrator.engine.registry import Registry
 from migrator.engine.rules import Rules
 from migrator.engine.saved_documents import saved_evacuation, saved_migration
-from migrator.ports import EventTexts, Journal, Samples
-from migrator.ports.queries import EventBatch
+from migrator.ports import Journal, Samples
 from migrator.ports.unreadable import UNREADABLE, say_unreadable
 
 _Row = TypeVar("_Row")
@@ -123,9 +123,11 @@ class EngineQueries:
         )
 
     async def migrations(
-        self, *, limit: int, before: str | None = None, where: Mapping[str, str] | None = None
+        self, *, limit: int, before: str | None = None, where: MigrationFilter | None = None
     ) -> list[MigrationDocument]:
-        saved = await self._journal.page("migration", limit=limit, before=before, where=where)
+        saved = await self._journal.page(
+            "migration", limit=limit, before=before, where=where.values() if where else None
+        )
         # Memory is newer than the journal.
         jobs = self._registry.migrations
         return self._readable(
@@ -146,9 +148,11 @@ class EngineQueries:
         return [_sample_document(point) for point in await samples.of(migration)] if samples else []
 
     async def evacuations(
-        self, *, limit: int, before: str | None = None, where: Mapping[str, str] | None = None
+        self, *, limit: int, before: str | None = None, where: EvacuationFilter | None = None
     ) -> list[EvacuationDocument]:
-        saved = await self._journal.page("evacuation", limit=limit, before=before, where=where)
+        saved = await self._journal.page(
+            "evacuation", limit=limit, before=before, where=where.values() if where else None
+        )
         runs = self._registry.evacuations
         return self._readable(
             "evacuation",

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Any
+from typing import Annotated
 
 from fastapi import APIRouter, Path, Query, Request
 from pydantic import BaseModel, StringConstraints
@@ -16,6 +16,7 @@ from migrator.api.documents import (
     MigrationDocument,
     SampleDocument,
 )
+from migrator.api.queries import EvacuationFilter, MigrationFilter
 from migrator.core.drain.states import EvacuationState
 from migrator.core.model import State
 from migrator.http.dependencies import KnownCaller, answer, dependencies
@@ -80,12 +81,11 @@ async def list_migrations(
 ) -> Response:
     """Migrations, newest first; with `active` all of them in one page."""
     queries = dependencies(request).queries
-    where = {"state": state, "guest": guest, "host": host, "evacuation": evacuation}
-    given = {key: str(value) for key, value in where.items() if value is not None}
+    where = MigrationFilter(state=state, guest=guest, host=host, evacuation=evacuation)
     if active:
-        items = [one for one in queries.active_migrations() if _fits(one, given)]
+        items = [one for one in queries.active_migrations() if where.fits(one)]
         return answer(MigrationPage(items=sorted(items, key=lambda one: one.created_at, reverse=True)))
-    found = list(await queries.migrations(limit=limit + 1, before=before, where=given or None))
+    found = list(await queries.migrations(limit=limit + 1, before=before, where=where))
     return answer(
         MigrationPage(items=found[:limit], next=found[limit - 1].id if len(found) > limit else None)
     )
@@ -120,12 +120,11 @@ async def list_evacuations(
 ) -> Response:
     """Evacuations and restores, newest first; with `active` all of them in one page."""
     queries = dependencies(request).queries
-    given = {key: str(value) for key, value in {"state": state, "host": host}.items() if value is not None}
+    where = EvacuationFilter(state=state, host=host)
     if active:
-        items = [one for one in queries.active_evacuations() if host in (None, one.host)]
-        items = [one for one in items if state in (None, one.state)]
+        items = [one for one in queries.active_evacuations() if where.fits(one)]
         return answer(EvacuationPage(items=sorted(items, key=lambda one: one.created_at, reverse=True)))
-    found = list(await queries.evacuations(limit=limit + 1, before=before, where=given or None))
+    found = list(await queries.evacuations(limit=limit + 1, before=before, where=where))
     return answer(
         EvacuationPage(items=found[:limit], next=found[limit - 1].id if len(found) > limit else None)
     )
@@ -198,12 +197,3 @@ async def evacuation(request: Request, identifier: str) -> EvacuationDocument:
     if found is None:
         raise ProblemError(404, "not-found", f"there is no evacuation {identifier}")
     return found
-
-
-def _fits(one: MigrationDocument, where: dict[str, Any]) -> bool:
-    host = where.get("host")
-    return all(getattr(one, key) == value for key, value in where.items() if key != "host") and host in (
-        None,
-        one.source,
-        one.destination,
-    )

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Callable, Mapping, Sequence
+from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import AbstractContextManager
-from dataclasses import dataclass
 from typing import Protocol
 
 from migrator.api.documents import (
@@ -15,7 +14,7 @@ from migrator.api.documents import (
     SampleDocument,
 )
 from migrator.api.events import Event, Subject
-from migrator.ports.store import EventTexts
+from migrator.api.queries import EvacuationFilter, EventBatch, EventTexts, MigrationFilter
 
 
 class Listener(Protocol):
@@ -45,20 +44,6 @@ class Events(Protocol):
 
     def listen(self, *, journalled: bool = False) -> AbstractContextManager[Listener]:
         """Queue every event from now on, for as long as the block lasts; see :meth:`subscribe`."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class EventBatch:
-    """A page of journalled events."""
-
-    #: In order, without those that cannot be read.
-    items: Sequence[Event]
-    #: Number of the last one on this page, also if it cannot be read: give it as `after` for the next page.
-    last: int
-    #: There are later ones.
-    more: bool
-    #: Numbers of those that cannot be read.
-    unreadable: Sequence[int] = ()
 
 
 class Queries(Protocol):
@@ -96,7 +81,7 @@ class Queries(Protocol):
         """
 
     async def migrations(
-        self, *, limit: int, before: str | None = None, where: Mapping[str, str] | None = None
+        self, *, limit: int, before: str | None = None, where: MigrationFilter | None = None
     ) -> Sequence[MigrationDocument]:
         """Return a page, newest first; see :meth:`migrator.ports.Journal.page`."""
 
@@ -107,7 +92,7 @@ class Queries(Protocol):
         """Return a few hundred figures of a migration by time; none where none were kept."""
 
     async def evacuations(
-        self, *, limit: int, before: str | None = None, where: Mapping[str, str] | None = None
+        self, *, limit: int, before: str | None = None, where: EvacuationFilter | None = None
     ) -> Sequence[EvacuationDocument]:
         """Return a page, newest first."""
 

@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from datetime import datetime
 from typing import TYPE_CHECKING, Any, Protocol
 
+from migrator.api.queries import EventTexts
 from migrator.core.migration.situation import Intent
 
 if TYPE_CHECKING:
@@ -72,16 +73,6 @@ class StrayRecord:
     path: str
     #: What it was begun with; ``None`` where it cannot be read.
     facts: Mapping[str, Any] | None
-
-
-@dataclass(frozen=True, kw_only=True)
-class EventTexts:
-    """A page of journalled events as they are kept."""
-
-    #: ``event_id`` and JSON of each, in order.
-    items: Sequence[tuple[int, str]]
-    #: There are later ones.
-    more: bool
 
 
 def lease_margin(seconds: float) -> float:

@@ -16,10 +16,11 @@ from migrator.api.documents import (
     SampleDocument,
 )
 from migrator.api.events import Event, Subject, read_event
+from migrator.api.queries import EvacuationFilter, EventBatch, EventTexts, MigrationFilter
 from migrator.core.inventory import find
 from migrator.core.migration.downsampling import Point
-from migrator.ports.queries import EventBatch, Events
-from migrator.ports.store import EventTexts, Samples
+from migrator.ports.queries import Events
+from migrator.ports.store import Samples
 from migrator.ports.unreadable import UNREADABLE, say_unreadable
 from migrator.replica.requests import SteeringRequests
 from migrator.replica.state import ReplicaState
@@ -100,9 +101,11 @@ class ReplicaQueries:
         return found[0].document if found else None
 
     async def migrations(
-        self, *, limit: int, before: str | None = None, where: Mapping[str, str] | None = None
+        self, *, limit: int, before: str | None = None, where: MigrationFilter | None = None
     ) -> list[MigrationDocument]:
-        rows = await self._journal.page("migration", limit=limit, before=before, where=where)
+        rows = await self._journal.page(
+            "migration", limit=limit, before=before, where=where.values() if where else None
+        )
         return self._readable("migration", rows, self._migration)
 
     def _migration(self, row: Mapping[str, Any]) -> MigrationDocument:
@@ -122,9 +125,11 @@ class ReplicaQueries:
         return [_sample_document(point) for point in await self._samples.of(migration)]
 
     async def evacuations(
-        self, *, limit: int, before: str | None = None, where: Mapping[str, str] | None = None
+        self, *, limit: int, before: str | None = None, where: EvacuationFilter | None = None
     ) -> list[EvacuationDocument]:
-        rows = await self._journal.page("evacuation", limit=limit, before=before, where=where)
+        rows = await self._journal.page(
+            "evacuation", limit=limit, before=before, where=where.values() if where else None
+        )
         return self._readable("evacuation", rows, self._evacuation)
 
     def _evacuation(self, row: Mapping[str, Any]) -> EvacuationDocument:

@@ -12,8 +12,9 @@ from typing import Any, Self
 from sqlalchemy import ColumnElement, Select, func, or_, select, update
 from sqlalchemy.ext.asyncio import AsyncConnection
 
+from migrator.api.queries import EventTexts
 from migrator.errors import JournalError
-from migrator.ports import Claim, EventTexts, Lease
+from migrator.ports import Claim, Lease
 from migrator.store import retention, rows
 from migrator.store.backend import Place
 from migrator.store.database import Database

@@ -9,8 +9,9 @@ from datetime import UTC, datetime
 from types import TracebackType
 from typing import Any, Self
 
+from migrator.api.queries import EventTexts
 from migrator.errors import JournalError, LeaseLost
-from migrator.ports import Claim, EventTexts, Lease
+from migrator.ports import Claim, Lease
 from migrator.testing.leases import MemoryLeases
 from migrator.text import as_json, writable
 

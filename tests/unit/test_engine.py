@@ -31,6 +31,7 @@ from migrator.api.events import (
     MigrationStateChanged,
     Subject,
 )
+from migrator.api.queries import MigrationFilter
 from migrator.core.drain.evacuation import Evacuation
 from migrator.core.drain.states import EvacuationState, GuestStanding
 from migrator.core.inventory import Guest, HostState
@@ -201,7 +202,7 @@ async def test_host_is_emptied_and_put_in_maintenance(world: World) -> None:
         assert driver.queries.host("a").state is HostState.MAINTENANCE
         for name in names:
             assert world.site.running(name) in (["b"], ["c"])
-        migrations = await driver.queries.migrations(limit=50, where={"evacuation": run.id})
+        migrations = await driver.queries.migrations(limit=50, where=MigrationFilter(evacuation=run.id))
         assert [each.state for each in migrations] == [State.COMPLETED] * len(names)
         assert all(each.downtime_seconds < each.max_downtime_seconds for each in migrations)
 

@@ -29,11 +29,12 @@ from migrator.api.events import (
     MigrationStateChanged,
     Subject,
 )
+from migrator.api.queries import EventBatch
 from migrator.core.drain.states import EvacuationState, GuestStanding
 from migrator.core.model import State
 from migrator.engine.event_bus import EventBus
 from migrator.errors import JournalError
-from migrator.ports.queries import EventBatch, Queries
+from migrator.ports.queries import Queries
 from migrator.testing.lab import until
 from migrator.tracing import Collector, Tracing
 from migrator.tracing.batches import MOST_WAITING, Sender
