@@ -16,6 +16,7 @@ import asyncio
 import contextlib
 import json
 import os
+import re
 import signal
 import sys
 from collections.abc import AsyncIterator, Sequence
@@ -24,7 +25,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from migrator.testing.lab import WAIT_SECONDS, Pair
+from migrator.testing.lab import WAIT_SECONDS, Pair, until
 
 MIGRATOR = (str(Path(sys.executable).with_name("migrator")),)
 #: The same command, which does something to itself at a given step: see ``doomed.py``.
@@ -76,6 +77,17 @@ class Command:
     def __init__(self, process: asyncio.subprocess.Process) -> None:
         self._process = process
         self._output = asyncio.create_task(process.communicate(), name="output of a command")
+
+    async def signalled(self, number: signal.Signals) -> None:
+        """Send a signal and wait until it was delivered: of two that are pending a process sees one."""
+        self.signal(number)
+
+        def delivered() -> bool:
+            status = Path(f"/proc/{self.pid}/status").read_text()
+            pending = re.findall(r"^(?:Sig|Shd)Pnd:\s*([0-9a-f]+)$", status, re.MULTILINE)
+            return not any(int(mask, 16) >> (number - 1) & 1 for mask in pending)
+
+        await until(delivered, what=f"{number.name} being delivered")
 
     def signal(self, number: signal.Signals) -> None:
         self._process.send_signal(number)

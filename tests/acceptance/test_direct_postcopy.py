@@ -33,16 +33,17 @@ async def test_interrupted_once_the_guest_runs_there_says_that_it_is_too_late_an
     hosts: LabHosts, lab: Lab, number: signal.Signals
 ) -> None:
     pair = await lab.pair(FULL, source_prefix=hosts["alpha"].prefix, destination_prefix=hosts["beta"].prefix)
-    hosts["alpha"].set_speed(16e6)
+    hosts["alpha"].set_speed(4e6)
     async with witness(lab, pair) as seen:
         listen = f"tcp:{hosts['beta'].address}:0"
         async with running(pair, "--postcopy", "immediate", "--listen", listen) as command:
             await pair.destination.wait_beating()
             for _ in range(2):
-                command.signal(number)
+                await command.signalled(number)
                 beats = pair.destination.beats
                 await until(lambda: pair.destination.beats > beats + 3, what="some of the guest's time")  # noqa: B023
             assert command.runs
+            hosts["alpha"].set_speed(400e6)
             ended = await command.ended()
         assert (ended.code, ended.state, ended.document["mode"]) == (0, "completed", "postcopy")
         assert ended.err.count("too late to cancel") == 2

@@ -458,17 +458,18 @@ async def test_after_close_nothing_is_taken(tmp_path: Path) -> None:
 
 
 async def test_a_disk_that_does_not_answer_is_said(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(sqlite, "_PATIENCE_SECONDS", 0.3)
     path = tmp_path / "journal.db"
     async with await SqlJournal.open(path) as journal:
         # A lock that is held for longer than that stands for the disk.
         with contextlib.closing(sqlite3.connect(path, isolation_level=None)) as other:
             other.execute("BEGIN IMMEDIATE")
+            monkeypatch.setattr(sqlite, "_PATIENCE_SECONDS", 0.3)
             with pytest.raises(
                 JournalError, match=r"the disk does not answer \(waited 0.3 s; .* may still be written"
             ):
                 await journal.save(migration("m1"))
             assert "does not answer" in journal.complaint
+            monkeypatch.undo()
             other.execute("COMMIT")
         await works(journal)
 
