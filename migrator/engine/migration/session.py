@@ -11,45 +11,27 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from datetime import UTC, datetime
-from functools import cached_property
 from typing import Any
 
 from migrator.core.findings import PreflightRefused
 from migrator.core.migration.convergence import Abilities
 from migrator.core.migration.situation import Intent, OperatorAnswer
-from migrator.core.model import Decision, Finding, State
+from migrator.core.model import Finding, State
 from migrator.engine import clock
 from migrator.engine.migration import cleanup, preflight
-from migrator.engine.migration.block_job_wait import BlockJobWait
-from migrator.engine.migration.driver import MigrationDriver
-from migrator.engine.migration.guest_network import GuestNetwork
-from migrator.engine.migration.outcome import MigrationProgress
-from migrator.engine.migration.services import EndLocation
+from migrator.engine.migration.session_ends import SessionEnds
 from migrator.engine.migration.session_phase import Hold, Phase, PreflightRefusal
-from migrator.engine.migration.session_state import SessionState
 from migrator.errors import Fault, HostError, JournalError, MigratorError, QemuError, RecordError
 from migrator.faults import contained
-from migrator.ports import IncomingDestination, Qemu, Record
+from migrator.ports import Qemu, Record
 
 #: A destination that was checked so long ago is compared with its source again.
 _STALE_SECONDS = 2.0
 _CANCELLED = "cancelled before it began"
 
 
-class MigrationSession(SessionState):
+class MigrationSession(SessionEnds):
     """Takes one migration to its end: :meth:`drive` from its request, :meth:`go_on` from its record."""
-
-    _source: Qemu | None = None
-    _destination: Qemu | None = None
-    #: What was started at the target and has not got its guest yet.
-    _incoming: IncomingDestination | None = None
-    _driver: MigrationDriver | None = None
-    #: What was found before there was a destination to compare with.
-    _found: Sequence[Finding] = ()
-
-    @cached_property
-    def _network(self) -> GuestNetwork:
-        return GuestNetwork(self.services.site, source=self.guest.host, target=self.target)
 
     # --- what others may ask of it ---------------------------------------------------------------------------------
 
@@ -180,85 +162,6 @@ class MigrationSession(SessionState):
             return await self._fall_back(State.CANCELLED, _CANCELLED)
         return True
 
-    async def _open_source(self) -> Sequence[Finding]:
-        """Open the source, and ask what is against it before anything is started; the same as a check asks."""
-        try:
-            self._source = await self.services.site.open(self.guest.host, self.guest.socket, role="source")
-            client = await self.client(self.guest.host)
-        except MigratorError as error:
-            self.failure = error
-            return [preflight.unchecked(error)]
-        self.places["source"] = EndLocation(
-            host=self.guest.host,
-            socket=self.guest.socket,
-            identity=dict(self._source.identity),
-            client=client,
-        )
-        return await self._check(self._source)
-
-    async def _check(self, source: Qemu) -> Sequence[Finding]:
-        return await preflight.check(self.services.site, self.guest, source, self.target, self.policy)
-
-    async def _come_to_rest(self) -> bool:
-        """Wait for jobs and exports on the guest's disks as the policy says; whether there was something to wait for.
-
-        :raise Refused: they do not end in time.
-        """
-        if self._source is None:
-            return False
-        wait = BlockJobWait(
-            self._source, self.policy, unwanted=self.requests.unwanted, tell=self._tell_waiting
-        )
-        try:
-            await wait.come()
-        finally:
-            self.policy = self.policy.after(wait.waited_seconds)
-            if self._driver is not None:
-                self._driver.govern(self.policy)
-        return wait.waited_seconds > 0
-
-    def _tell_waiting(self, what: str) -> None:
-        self.waiting_for = what
-        at = clock.now() - self.preparing_since
-        if what:
-            reason = f"waits for {what} to end: nothing is changed before"
-            self._decide(Decision(at_seconds=round(at, 6), action="wait", reason=reason))
-        state = State.WAITING if what else State.PREPARING
-        self._show(MigrationProgress(state=state, progress_ratio=0.0, at_seconds=at))
-
-    async def _start_destination(self, source: Qemu) -> None:
-        self._incoming = await self.services.site.start_destination(
-            self.guest, source, self.target, migration=self.id, accepted=self.accepted
-        )
-        self._destination = self._incoming.qemu
-        self.places["destination"] = EndLocation(
-            host=self.target,
-            socket=self._incoming.socket,
-            identity=dict(self._destination.identity),
-            client=await self.client(self.target),
-        )
-        self._found = preflight.started(self._found, self._incoming.notes)
-        self.record = self.services.records.create(self.id)
-        self._driver = self._make_driver(source, self._destination, self.record, self._incoming.listen)
-
-    async def _compare(self) -> list[Finding]:
-        """Compare both QEMUs, and what carries their networks; the destination's start is over."""
-        if self._driver is None:
-            raise RuntimeError("there is nothing to compare yet")
-        places = (self.places["source"], self.places["destination"])
-        return [
-            *await self._driver.check(),
-            *await self._network.look(*(place.identity for place in places)),
-        ]
-
-    def _other_guest(self) -> str | None:
-        """Return the error where another guest is at the source: what is known may be as old as a journal's backup."""
-        uuid = self._driver.uuid if self._driver is not None else ""
-        if not self.guest.uuid or uuid in ("", self.guest.uuid):
-            return None
-        where = f"at {self.guest.socket} on {self.guest.host}"
-        return f"another guest ({uuid}) is {where} by now; see: migrator guests"
-
     async def transfer(self) -> None:
         """Move the guest; afterwards the session has ended, is held, or is left to the next controller."""
         if self._driver is None:
@@ -304,22 +207,6 @@ class MigrationSession(SessionState):
         self._driver = self._make_driver(source, destination, record, "")
         self.result = await self._driver.take_up(facts, intent, began_ago_seconds=self.began_ago(), anew=anew)
         await self.close(lost=intent.said is OperatorAnswer.LOST)
-
-    def _make_driver(self, source: Qemu, destination: Qemu, record: Record, listen: str) -> MigrationDriver:
-        return MigrationDriver(
-            name=self.id,
-            source=source,
-            destination=destination,
-            policy=self.policy,
-            listen=listen,
-            record=record,
-            requests=self.requests,
-            outcome=self.result,
-            experience=self.services.experience,
-            about=self.about(),
-            on_status=self._show,
-            on_decision=lambda decision: self._on_decision(self, decision),
-        )
 
     # --- its end -----------------------------------------------------------------------------------------------------
 
@@ -391,22 +278,3 @@ class MigrationSession(SessionState):
         if state in (State.COMPLETED, State.GUEST_ENDED) or lost:
             await cleanup.clear(self, arrived=state is State.COMPLETED)
         self._end(state)
-
-    async def let_go(self) -> None:
-        """Keep nothing open or locked while it is held, so that a person's look finds both ends and its record."""
-        record, self.record = self.record, None
-        if record is not None:
-            self.services.records.release(record)
-        await self._let_go(discard=False)
-
-    async def _let_go(self, *, discard: bool = True) -> None:
-        incoming, self._incoming = self._incoming, None
-        if incoming is not None and discard:
-            try:
-                await incoming.discard()
-            except MigratorError as error:
-                cleanup.leave(self, error)
-        for end in (self._source, self._destination):
-            if end is not None:
-                await end.close()
-        self._source = self._destination = self._driver = None
