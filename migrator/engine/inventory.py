@@ -98,13 +98,6 @@ class Inventory:
         known = self._known.get(name)
         return known.host if known else None
 
-    def link(self, source: str, target: str) -> float | None:
-        """What the slower of their links carries, bytes per second; ``None`` where neither is known."""
-        known = [
-            self._known[name].host.link_bytes_per_second for name in (source, target) if name in self._known
-        ]
-        return min((speed for speed in known if speed is not None), default=None)
-
     def memory_free(self, host: Host) -> int:
         """What its kernel says, or what is left of less that was configured, in bytes."""
         free = host.facts.memory_free_bytes
