@@ -98,7 +98,8 @@ class Channel(asyncio.Protocol):
         """See asyncio."""
         self._transport = None
         self._out.clear()
-        self._lost(self._why or (str(exc) if exc else "it has closed the connection"))
+        closed = exc is None or isinstance(exc, ConnectionError)
+        self._lost(self._why or ("it has closed the connection" if closed else str(exc)))
 
     def data_received(self, data: bytes) -> None:
         """See asyncio."""
