@@ -17,7 +17,7 @@ from pydantic import (
     StringConstraints,
 )
 
-from migrator.api import wrong_fields
+from migrator.api import field_errors
 from migrator.api.documents import (
     CheckDocument,
     EvacuationDocument,
@@ -30,9 +30,9 @@ from migrator.api.trace_context import TraceContext
 from migrator.errors import MigratorError
 
 #: Ids, hosts and sites.
-Name = Annotated[str, StringConstraints(pattern=wrong_fields.NAME_PATTERN)]
+Name = Annotated[str, StringConstraints(pattern=field_errors.NAME_PATTERN)]
 #: A time with its zone, as text: a number could be seconds or milliseconds.
-Moment = Annotated[AwareDatetime, BeforeValidator(wrong_fields.no_number)]
+Moment = Annotated[AwareDatetime, BeforeValidator(field_errors.refuse_number)]
 #: A guest's uuid, its name, or HOST/NAME: anything.
 GuestName = Annotated[str, StringConstraints(min_length=1, max_length=1024)]
 

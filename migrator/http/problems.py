@@ -12,7 +12,7 @@ from pydantic import BaseModel, Field
 from starlette.exceptions import HTTPException
 from starlette.responses import Response
 
-from migrator.api import wrong_fields
+from migrator.api import field_errors
 from migrator.api.commands import Refusal
 from migrator.api.documents import FindingDocument
 from migrator.errors import JournalError, MigratorError, Unavailable
@@ -92,7 +92,7 @@ def answer_with_problems(app: FastAPI) -> None:
 
     async def invalid(request: Request, error: Exception) -> Response:
         assert isinstance(error, RequestValidationError)
-        return answer(request, 422, "invalid", wrong_fields.in_words(error.errors()))
+        return answer(request, 422, "invalid", field_errors.describe(error.errors()))
 
     async def http(request: Request, error: Exception) -> Response:
         assert isinstance(error, HTTPException)

@@ -21,7 +21,7 @@ from migrator.api.events import (
 from migrator.core.migration.guest_impact import standstill_at_least
 from migrator.core.migration.invariants import VIOLATED
 from migrator.core.model import Mode, State
-from migrator.metrics import catalogue as words
+from migrator.metrics import catalogue
 from migrator.metrics.catalogue import BY_NAME
 
 #: A failure is shown for so long, unless the guest's next migration completes.
@@ -76,24 +76,26 @@ class Counters:
         self._counted: OrderedDict[str, None] = OrderedDict()
         self._failures: OrderedDict[str, PastMigration] = OrderedDict()
         self._downtimes: OrderedDict[str, PastMigration] = OrderedDict()
-        self._migrations = self._counter("migrations_total", words.RESULTS, words.MODES)
-        self._evacuations = self._counter("evacuations_total", words.EVACUATION_RESULTS)
-        self._commands = self._counter("commands_total", words.INTERFACES, words.VERBS, words.COMMAND_RESULTS)
-        self._decisions = self._counter("decisions_total", words.ACTIONS)
-        self._violations = self._counter("invariant_violations_total", words.INVARIANTS)
-        self._qmp_errors = self._counter("qmp_errors_total", words.QMP_ERRORS)
-        self._journal_errors = self._counter("journal_errors_total", words.JOURNAL_OPERATIONS)
+        self._migrations = self._counter("migrations_total", catalogue.RESULTS, catalogue.MODES)
+        self._evacuations = self._counter("evacuations_total", catalogue.EVACUATION_RESULTS)
+        self._commands = self._counter(
+            "commands_total", catalogue.INTERFACES, catalogue.VERBS, catalogue.COMMAND_RESULTS
+        )
+        self._decisions = self._counter("decisions_total", catalogue.ACTIONS)
+        self._violations = self._counter("invariant_violations_total", catalogue.INVARIANTS)
+        self._qmp_errors = self._counter("qmp_errors_total", catalogue.QMP_ERRORS)
+        self._journal_errors = self._counter("journal_errors_total", catalogue.JOURNAL_OPERATIONS)
         self._faults = self._counter("faults_total")
         self._sessions_taken = self._counter("mqtt_sessions_taken_total")
-        self._spans = self._counter("trace_spans_total", words.SPAN_RESULTS)
+        self._spans = self._counter("trace_spans_total", catalogue.SPAN_RESULTS)
         self._exceeded = self._counter("migration_downtime_ceiling_exceeded_total")
         self._throttled = self._counter("migration_throttled_seconds_total")
-        self._duration = self._histogram("migration_duration_seconds", words.MODES)
-        self._downtime = self._histogram("migration_downtime_seconds", words.MODES)
+        self._duration = self._histogram("migration_duration_seconds", catalogue.MODES)
+        self._downtime = self._histogram("migration_downtime_seconds", catalogue.MODES)
         self._standstill = self._histogram("migration_standstill_seconds")
-        self._of_ceiling = self._histogram("migration_downtime_ceiling_ratio", words.MODES)
+        self._of_ceiling = self._histogram("migration_downtime_ceiling_ratio", catalogue.MODES)
         self._preparation = self._histogram("migration_preparation_seconds")
-        self._phases = self._histogram("migration_phase_duration_seconds", words.PHASES)
+        self._phases = self._histogram("migration_phase_duration_seconds", catalogue.PHASES)
         self._forecast = self._histogram("forecast_error_ratio")
         self._qmp = self._histogram("qmp_command_duration_seconds")
         self._journal = self._histogram("journal_write_duration_seconds")
@@ -124,22 +126,22 @@ class Counters:
     def command(self, interface: str, verb: str, result: str) -> None:
         """A command came; see the dispatcher."""
         self._commands.labels(
-            interface if interface in words.INTERFACES else words.OTHER,
-            verb if verb in words.VERBS else "unknown",
-            result if result in words.COMMAND_RESULTS else "refused",
+            interface if interface in catalogue.INTERFACES else catalogue.OTHER,
+            verb if verb in catalogue.VERBS else "unknown",
+            result if result in catalogue.COMMAND_RESULTS else "refused",
         ).inc()
 
     def qmp_command(self, command: str, seconds: float) -> None:
         """QEMU answered `command` after `seconds`."""
         if command not in self._qmp_commands:
-            if len(self._qmp_commands) >= words.MOST_COMMANDS - 1:
-                command = words.OTHER
+            if len(self._qmp_commands) >= catalogue.MOST_COMMANDS - 1:
+                command = catalogue.OTHER
             self._qmp_commands.add(command)
         self._qmp.labels(command).observe(seconds)
 
     def qmp_error(self, kind: str) -> None:
         """A session or a command failed."""
-        self._qmp_errors.labels(kind if kind in words.QMP_ERRORS else words.OTHER).inc()
+        self._qmp_errors.labels(kind if kind in catalogue.QMP_ERRORS else catalogue.OTHER).inc()
 
     def fault(self) -> None:
         """An error of our own, that nobody foresaw."""
@@ -155,11 +157,13 @@ class Counters:
 
     def journal_error(self, operation: str) -> None:
         """The journal could not be read or written."""
-        self._journal_errors.labels(operation if operation in words.JOURNAL_OPERATIONS else words.OTHER).inc()
+        self._journal_errors.labels(
+            operation if operation in catalogue.JOURNAL_OPERATIONS else catalogue.OTHER
+        ).inc()
 
     def spans(self, result: str, number: int) -> None:
         """So many spans were ``sent`` or ``dropped``; from any thread."""
-        self._spans.labels(result if result in words.SPAN_RESULTS else "dropped").inc(number)
+        self._spans.labels(result if result in catalogue.SPAN_RESULTS else "dropped").inc(number)
 
     # Events ----------------------------------------------------------------------------------------------
 
@@ -174,15 +178,15 @@ class Counters:
                 self._decision(event)
             case EvacuationStateChanged(evacuation=evacuation) if evacuation.ended_at is not None:
                 result = str(evacuation.state)
-                if result in words.EVACUATION_RESULTS and self._first_time(evacuation.id):
+                if result in catalogue.EVACUATION_RESULTS and self._first_time(evacuation.id):
                     self._evacuations.labels(result).inc()
 
     def _decision(self, event: DecisionTaken) -> None:
-        action = event.decision.action if event.decision.action in words.ACTIONS else words.OTHER
+        action = event.decision.action if event.decision.action in catalogue.ACTIONS else catalogue.OTHER
         self._decisions.labels(action).inc(exemplar={"migration": event.migration})
         if action == VIOLATED:
             broken = str(event.decision.numbers.get("invariant"))
-            known = broken if broken in words.INVARIANTS else words.OTHER
+            known = broken if broken in catalogue.INVARIANTS else catalogue.OTHER
             self._violations.labels(known).inc(exemplar={"migration": event.migration})
         if event.migration not in self._counted:
             self._active_migration(event.migration).decisions[action] = self._now()
@@ -196,9 +200,14 @@ class Counters:
         identifier, state = migration.id, migration.state
         now = self._clock()
         if identifier in self._counted:
-            if counts and state in words.RESULTS and state is not State.HELD and identifier in self._active:
+            if (
+                counts
+                and state in catalogue.RESULTS
+                and state is not State.HELD
+                and identifier in self._active
+            ):
                 del self._active[identifier]  # it was held, and a person has resolved it
-                self._feel(migration)
+                self._count_impact(migration)
                 self._past(migration, at=self._now())
             return
         if state is State.HELD and identifier not in self._active:
@@ -214,22 +223,22 @@ class Counters:
         if not counts:
             return
         if state != active.phase:
-            self._left(identifier, active, now)
+            self._end_phase(identifier, active, now)
             active.phase, active.since = state, now
-        if state in words.RESULTS:
-            self._ended(migration)
+        if state in catalogue.RESULTS:
+            self._count_end(migration)
             if state is not State.HELD:
                 self._active.pop(identifier, None)
 
-    def _left(self, identifier: str, active: _ActiveMigration, now: float) -> None:
-        if active.phase in words.PHASES:
+    def _end_phase(self, identifier: str, active: _ActiveMigration, now: float) -> None:
+        if active.phase in catalogue.PHASES:
             spent = max(0.0, now - active.since)
             exemplar = {"migration": identifier}
             self._phases.labels(active.phase).observe(spent, exemplar=exemplar)
             if active.phase == State.PREPARING:
                 self._preparation.observe(spent, exemplar=exemplar)
 
-    def _ended(self, migration: MigrationDocument) -> None:
+    def _count_end(self, migration: MigrationDocument) -> None:
         if not self._first_time(migration.id):
             return
         exemplar = {"migration": migration.id}
@@ -244,12 +253,12 @@ class Counters:
             if ceiling > 0 and migration.mode is not Mode.OFFLINE:
                 self._of_ceiling.labels(mode).observe(downtime / ceiling, exemplar=exemplar)
         if migration.state is not State.HELD:
-            self._feel(migration)
+            self._count_impact(migration)
         if (error := migration.forecast_error_ratio) is not None:
             self._forecast.observe(abs(error), exemplar=exemplar)
         self._past(migration, at=self._now())
 
-    def _feel(self, migration: MigrationDocument) -> None:
+    def _count_impact(self, migration: MigrationDocument) -> None:
         """Count what the guest felt, once it is over."""
         if migration.mode is Mode.OFFLINE:
             return

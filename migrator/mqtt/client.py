@@ -115,7 +115,7 @@ class Mqtt:
         #: When the last connections that did not last were closed by the broker.
         self._closed: deque[float] = deque(maxlen=_TOO_OFTEN)
         self._version = Version.V311 if config.section.protocol == "3.1.1" else Version.V5
-        queries.bus.subscribe(self._note, journalled=True)
+        queries.bus.subscribe(self._on_event, journalled=True)
 
     @property
     def dropped(self) -> int:
@@ -257,7 +257,7 @@ class Mqtt:
 
     # out
 
-    def _note(self, event: Event) -> None:
+    def _on_event(self, event: Event) -> None:
         """An event of the bus: queued for the broker. Called by the bus: returns at once and never raises."""
         if is_stateful(event):
             self._states.note(event)

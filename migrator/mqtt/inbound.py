@@ -10,7 +10,7 @@ from typing import Any
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 
-from migrator.api import trace_context, wrong_fields
+from migrator.api import field_errors, trace_context
 from migrator.api.commands import COMMANDS, Caller, Envelope, Moment, Name, Refusal, Reply, Role
 from migrator.api.trace_context import TRACEPARENT, TRACESTATE, TraceContext
 from migrator.mqtt.config import MqttConfig
@@ -209,7 +209,7 @@ def _head(body: dict[str, Any], config: MqttConfig, now: datetime) -> CommandHea
             {name: body[name] for name in CommandHead.model_fields if name in body}
         )
     except ValidationError as error:
-        raise Refusal("invalid", wrong_fields.in_words(error.errors(include_url=False))) from None
+        raise Refusal("invalid", field_errors.describe(error.errors(include_url=False))) from None
     if head.sent_at > now + timedelta(seconds=config.section.clock_tolerance):
         raise Refusal(
             "invalid",

@@ -35,9 +35,9 @@ class EventLogger:
         self._about: dict[str, dict[str, Any]] = {}
         #: What was said last of a host or an evacuation: their documents change far more often.
         self._said: dict[tuple[Subject, str], tuple[Any, ...]] = {}
-        bus.subscribe(self._hear)
+        bus.subscribe(self._on_event)
 
-    def _hear(self, event: Event) -> None:
+    def _on_event(self, event: Event) -> None:
         # A log that cannot be written keeps no guest from moving.
         with contextlib.suppress(OSError, ValueError):
             match event:

@@ -73,8 +73,8 @@ class OpenTelemetry:
         made = self._tracer.start_span(
             span.name, context=_around(span), attributes=span.attributes, start_time=_nanoseconds(span.began)
         )
-        for moment in span.moments:
-            made.add_event(moment.name, moment.attributes, timestamp=_nanoseconds(moment.at))
+        for event in span.events:
+            made.add_event(event.name, event.attributes, timestamp=_nanoseconds(event.at))
         if span.error:
             made.set_status(Status(StatusCode.ERROR, span.error))
         made.end(_nanoseconds(span.ended))

@@ -63,7 +63,7 @@ class Span:
     began: datetime
     ended: datetime
     attributes: Mapping[str, Value]
-    moments: tuple[SpanEvent, ...] = ()
+    events: tuple[SpanEvent, ...] = ()
     #: Why it went wrong; empty where it did not.
     error: str = ""
 
@@ -72,7 +72,7 @@ class Span:
 class _Phase:
     state: str
     began: datetime
-    moments: deque[SpanEvent] = field(default_factory=lambda: deque(maxlen=MOST_DECISIONS))
+    events: deque[SpanEvent] = field(default_factory=lambda: deque(maxlen=MOST_DECISIONS))
 
 
 class MigrationTrace:
@@ -83,7 +83,7 @@ class MigrationTrace:
         self._heard = 0
         self._phases: list[_Phase] = []
 
-    def hear(self, event: Event) -> tuple[Span, ...] | None:
+    def take_in(self, event: Event) -> tuple[Span, ...] | None:
         """Take in an event of the migration, in order; one that was heard before is passed over.
 
         :return: all its spans, the root first, with the event that ends it; ``None`` with every other.
@@ -93,7 +93,7 @@ class MigrationTrace:
         self._heard = event.event_id
         if isinstance(event, DecisionTaken):
             if self._phases:
-                self._phases[-1].moments.append(_moment(event.time, event.decision))
+                self._phases[-1].events.append(_span_event(event.time, event.decision))
             return None
         migration = event.migration
         if migration.ended_at is not None:
@@ -136,7 +136,7 @@ class MigrationTrace:
                 began=phase.began,
                 ended=end,
                 attributes=_known(_PHASE, migration),
-                moments=tuple(phase.moments),
+                events=tuple(phase.events),
                 error=_HELD if phase.state == State.HELD else error if number == len(ends) - 1 else "",
             )
             for number, (phase, end) in enumerate(zip(self._phases, ends, strict=True))
@@ -254,7 +254,7 @@ def _error(document: _Ended) -> str:
     return document.error or str(document.state)
 
 
-def _moment(at: datetime, decision: DecisionDocument) -> SpanEvent:
+def _span_event(at: datetime, decision: DecisionDocument) -> SpanEvent:
     numbers: dict[str, Value] = {
         f"migrator.decision.{name}": value for name, value in decision.numbers.items()
     }

@@ -83,7 +83,7 @@ class Tracing:
         self._beginning: asyncio.Task[None] | None = None
         self._log = logs.logger()
         # Only what a restart would know too: what ends is told once.
-        queries.bus.subscribe(self._hear, journalled=True)
+        queries.bus.subscribe(self._on_event, journalled=True)
 
     def _open_telemetry(self) -> Exporter:
         from migrator.tracing.export import OpenTelemetry  # noqa: PLC0415 - it may not be there
@@ -124,7 +124,7 @@ class Tracing:
 
     # --- what happens ------------------------------------------------------------------------------------------------
 
-    def _hear(self, event: Event) -> None:
+    def _on_event(self, event: Event) -> None:
         """Take an event of the bus; returns at once and never raises."""
         match event:
             case EvacuationStateChanged(evacuation=evacuation):
@@ -159,7 +159,7 @@ class Tracing:
             if identifier in self._ended or not isinstance(event, MigrationStateChanged):
                 return None
             trace = self._traces[identifier] = spans.MigrationTrace(identifier, self._site)
-        ended = trace.hear(event)
+        ended = trace.take_in(event)
         if ended is not None:
             del self._traces[identifier]
             self._first_end(identifier)

@@ -105,7 +105,7 @@ def told(story: Story, *, first: int = 1, trace: MigrationTrace | None = None) -
     found = None
     for number, (kind, seconds, what) in enumerate(story, start=first):
         assert found is None
-        found = trace.hear(numbered(number, seconds, kind, what))
+        found = trace.take_in(numbered(number, seconds, kind, what))
     assert found is not None
     return found
 
@@ -125,7 +125,7 @@ class TestSpans:
         assert {each.trace_id for each in phases} == {root.trace_id}
         assert len({each.span_id for each in (root, *phases)}) == 6
         assert root.parent_id is None
-        (moment,) = phases[2].moments
+        (moment,) = phases[2].events
         assert (moment.name, moment.at) == ("wait", at(4))
         assert moment.attributes == {
             "migrator.reason": "why wait",
@@ -236,16 +236,16 @@ class TestSpans:
         story += [("state", 9999, ended("completed", 9999))]
         _, *phases = told(story)
         assert len(phases) == MOST_PHASES
-        assert max(len(each.moments) for each in phases) == MOST_DECISIONS
+        assert max(len(each.events) for each in phases) == MOST_DECISIONS
 
     @pytest.mark.parametrize("cut", range(1, len(WHOLE)))
     def test_read_again_after_a_crash_it_is_the_same(self, cut: int) -> None:
         trace = MigrationTrace("m1", "site")
         for number, (kind, seconds, what) in enumerate(WHOLE[:cut], start=1):
-            assert trace.hear(numbered(number, seconds, kind, what)) is None
+            assert trace.take_in(numbered(number, seconds, kind, what)) is None
         # What is heard twice, and progress, is nothing new.
-        assert trace.hear(numbered(cut, 99, "state", body("held"))) is None
-        assert trace.hear(numbered(cut + 1, 99, "progress", body("held"))) is None
+        assert trace.take_in(numbered(cut, 99, "state", body("held"))) is None
+        assert trace.take_in(numbered(cut + 1, 99, "progress", body("held"))) is None
         assert told(WHOLE[cut:], first=cut + 1, trace=trace) == told(WHOLE)
 
     def test_who_records_is_for_the_caller_to_say_and_else_a_share(self) -> None:

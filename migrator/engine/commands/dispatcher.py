@@ -17,7 +17,7 @@ from typing import Protocol
 from pydantic import ValidationError
 
 from migrator import logs
-from migrator.api import wrong_fields
+from migrator.api import field_errors
 from migrator.api.commands import (
     COMMANDS,
     Answer,
@@ -169,7 +169,7 @@ def parse(envelope: Envelope) -> Command:
         return kind.model_validate(dict(envelope.body))
     except ValidationError as error:
         raise Refusal(
-            "invalid", wrong_fields.in_words(error.errors(include_url=False), known=kind.model_fields)
+            "invalid", field_errors.describe(error.errors(include_url=False), known=kind.model_fields)
         ) from None
 
 

@@ -49,9 +49,9 @@ class Settlement:
         self._journal, self._dispatcher, self._elsewhere = journal, dispatcher, elsewhere
         self._ended: asyncio.Queue[tuple[str, str]] = asyncio.Queue()
         self._log = logs.logger()
-        bus.subscribe(self._hear, journalled=True)
+        bus.subscribe(self._on_event, journalled=True)
 
-    def _hear(self, event: Event) -> None:
+    def _on_event(self, event: Event) -> None:
         match event:
             case MigrationStateChanged(migration=begun) | EvacuationStateChanged(evacuation=begun):
                 if begun.ended_at is not None:

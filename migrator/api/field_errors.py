@@ -35,7 +35,7 @@ _KINDS = {
 }
 
 
-def no_number(value: Any) -> Any:
+def refuse_number(value: Any) -> Any:
     """For a field of a time: pydantic would take a number for one too, also as text.
 
     :raise PydanticCustomError: it is one.
@@ -45,7 +45,7 @@ def no_number(value: Any) -> Any:
     return value
 
 
-def in_words(problems: Sequence[Mapping[str, Any]], *, known: Iterable[str] = ()) -> str:
+def describe(problems: Sequence[Mapping[str, Any]], *, known: Iterable[str] = ()) -> str:
     """Pydantic's errors in one line; what was given is not repeated.
 
     :param known: the fields that there are.
