@@ -14,7 +14,6 @@ from migrator.core.policy import Policy
 from migrator.engine.migration.services import EndLocation
 from migrator.errors import QemuError, UsageError
 from migrator.ports import EndedRecord, Qemu, Record, StrayRecord
-from migrator.qemu import naming
 from migrator.qemu.endpoint import Endpoint
 from migrator.store.records import FileRecord, Unfinished
 
@@ -137,7 +136,7 @@ class GivenPair:
 
         :raise QemuError: one of both does not answer, or refuses it.
         """
-        await naming.pass_on_name(self.source, self.destination)
+        await self.source.pass_on_name(self.destination)
 
     async def allow_restart(self, guest: GivenGuest) -> None:
         """Do nothing: nobody was told."""

@@ -26,6 +26,7 @@ from migrator.qemu.events import EventBuffer
 from migrator.qemu.features import Features
 from migrator.qemu.identify import GuestIdentity, identify
 from migrator.qemu.monitor import Monitor
+from migrator.qemu.naming import pass_on_name
 from migrator.qemu.non_migrated_state import read_disk_users
 from migrator.qemu.pending_connects import PendingConnects
 from migrator.qemu.process_handle import ProcessHandle
@@ -177,6 +178,13 @@ class Endpoint:
         :raise QemuError: when it cannot be asked.
         """
         return await identify(self._monitor)
+
+    async def pass_on_name(self, destination: Endpoint) -> None:
+        """Mark the destination with the name of the guest here, where that has no uuid.
+
+        :raise QemuError: one of them cannot be asked.
+        """
+        await pass_on_name(self._monitor, self.identity, destination.monitor)
 
     async def observe(self, *, timeout: float = 1.0) -> View:
         process = self._handle.state

@@ -10,14 +10,11 @@ from __future__ import annotations
 import hashlib
 import re
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from migrator.errors import CommandFailed
 from migrator.qemu import marks
 from migrator.qemu.monitor import Monitor
-
-if TYPE_CHECKING:
-    from migrator.qemu.endpoint import Endpoint  # which tells who is in it by what is here
 
 #: Name of the mark.
 _MARK = "guest"
@@ -45,42 +42,41 @@ async def read_name(monitor: Monitor, *, timeout: float = 5.0) -> str:
     return name if _OURS.fullmatch(name) else ""
 
 
-async def _name_of(source: Endpoint) -> str:
+async def _name_of(source: Monitor, identity: Mapping[str, Any]) -> str:
     """Return our name for the guest at the source; empty where it has a uuid, or its process is not known."""
     try:
-        uuid = await source.monitor.execute("query-uuid")
+        uuid = await source.execute("query-uuid")
     except CommandFailed:
         uuid = {}
     if uuid.get("UUID", NO_UUID) != NO_UUID:
         return ""
-    return await read_name(source.monitor) or process_name(source.identity)
+    return await read_name(source) or process_name(identity)
 
 
-async def options(source: Endpoint) -> tuple[str, ...]:
+async def options(source: Monitor, identity: Mapping[str, Any]) -> tuple[str, ...]:
     """Return the options that mark a QEMU started for the guest at the source; empty where that guest has a uuid.
 
+    :param identity: of the source's process.
     :raise QemuError: it cannot be asked.
     """
-    name = await _name_of(source)
-    return marks.option(_MARK, name) if name and await marks.possible(source.monitor) else ()
+    name = await _name_of(source, identity)
+    return marks.option(_MARK, name) if name and await marks.possible(source) else ()
 
 
-async def pass_on_name(source: Endpoint, destination: Endpoint) -> None:
+async def pass_on_name(source: Monitor, identity: Mapping[str, Any], destination: Monitor) -> None:
     """Mark the destination with the name of the guest at the source, where that has no uuid.
 
     A QEMU that cannot have marks is left without: its guest has another name after the move.
 
+    :param identity: of the source's process.
     :raise QemuError: one of them cannot be asked.
     """
-    name = await _name_of(source)
+    name = await _name_of(source, identity)
     if not name:
         return
     try:
-        if (
-            not await marks.add(destination.monitor, _MARK, name)
-            and await read_name(destination.monitor) != name
-        ):
-            await marks.remove(destination.monitor, _MARK)  # it waited for another guest, in vain
-            await marks.add(destination.monitor, _MARK, name)
+        if not await marks.add(destination, _MARK, name) and await read_name(destination) != name:
+            await marks.remove(destination, _MARK)  # it waited for another guest, in vain
+            await marks.add(destination, _MARK, name)
     except CommandFailed:
         pass  # before 4.0 there is no such object

@@ -85,7 +85,7 @@ class SourceEndpoint(Endpoint):
         return Configuration(arguments=started, machine=machine, current_devices=current_devices)
 
     async def naming_options(self) -> tuple[str, ...]:
-        return await naming.options(self)
+        return await naming.options(self.monitor, self.identity)
 
     async def threads(self) -> Mapping[str, int]:
         return await threads(self.monitor)
@@ -100,9 +100,6 @@ class SourceEndpoint(Endpoint):
             same_files=same_files,
             same_machine=self.identity.get("boot_id") == destination.identity.get("boot_id"),
         )
-
-    async def pass_on_name(self, destination: Endpoint) -> None:
-        await naming.pass_on_name(self, destination)
 
     async def carry_traces(self, destination: Endpoint) -> list[str]:
         return await carry_traces(self.monitor, destination.monitor)

@@ -7,11 +7,9 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from types import MappingProxyType
-from typing import TYPE_CHECKING
 
-if TYPE_CHECKING:
-    from migrator.settings import Settings
-    from migrator.settings.models import HostSettings
+from migrator.settings.configuration import Settings
+from migrator.settings.models import HostSettings
 
 #: In place of words: it takes a restart.
 RESTART = ""
