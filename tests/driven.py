@@ -341,7 +341,7 @@ async def reaches(qemu: LabQemu, status: str) -> None:
     async def shows() -> bool:
         return await qemu.migration_status() == status
 
-    await until(shows, what=f"{status} at {qemu!r}", within=5)
+    await until(shows, what=f"{status} at {qemu!r}")
 
 
 def catch(drive: Drive, phase: Phase, hook: Hook) -> None:

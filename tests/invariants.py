@@ -97,7 +97,7 @@ class Witness:
             await self._verify_as_it_was(wanted)
         for qemu in (self.pair.source, self.pair.destination):
             if qemu not in (owner, *left_over):
-                await qemu.wait_dead(within=5)
+                await qemu.wait_dead()
         await self.verify_never_two()
         assert records() == []
         return counted
@@ -127,7 +127,7 @@ class Witness:
         async def arrived() -> bool:
             return await owner.run_state() == run_state
 
-        await until(arrived, what=f"{run_state} at {owner!r}", within=5)
+        await until(arrived, what=f"{run_state} at {owner!r}")
         if run_state == "running":
             assert await self.lab.counting() == [owner]
             assert self.watch.course[-1:] == [owner]

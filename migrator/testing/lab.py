@@ -179,10 +179,11 @@ class Lab:
         running = self.boot(machine, binary=source, prefix=source_prefix, label="source")
         return Pair(*await asyncio.gather(running, waiting))
 
-    async def counting(self, within: float = 1.0) -> list[LabQemu]:
+    async def counting(self, within: float = 10.0, *, at_least: int = 1) -> list[LabQemu]:
         """The QEMUs whose guests are seen to run now; of a migration's two, always at most one.
 
-        Returns once one has beaten three times (about 60 ms), with every other that has beaten meanwhile.
+        Returns once `at_least` so many have beaten three times (about 60 ms), with every other that has beaten
+        meanwhile; or after `within` seconds.
         """
         before = {qemu: qemu.beats for qemu in self.qemus}
 
@@ -190,7 +191,7 @@ class Lab:
             return [qemu for qemu, beats in before.items() if qemu.beats >= beats + times]
 
         with contextlib.suppress(TimeoutError):
-            await until(lambda: beaten(3), what="a guest that counts", within=within)
+            await until(lambda: len(beaten(3)) >= at_least, what="a guest that counts", within=within)
         return beaten(1)
 
     @contextlib.asynccontextmanager

@@ -236,7 +236,7 @@ class LiveSite(LabSite):
             return len(list(self.processes())) == len(machines)
 
         try:
-            await until(alone, what="nobody else", within=5)
+            await until(alone, what="nobody else")
         except TimeoutError:
             raise AssertionError((list(self.processes()), self.log()[-8000:])) from None
 

@@ -79,7 +79,7 @@ async def test_killed_it_leaves_nothing() -> None:
         await until(
             lambda: not list(Path(tempfile.gettempdir()).glob(f"migrator-{pid}-*")),
             what="its files",
-            within=5,
+            within=20,
         )
 
 

@@ -72,7 +72,7 @@ async def test_a_service_that_is_killed_takes_what_answers_with_it() -> None:
         # Not even one that does not run outlives it, or keeps its socket from the next service.
         os.kill(entrance, signal.SIGSTOP)
         site.kill()
-        await until(lambda: gone(entrance), what="the end of the process that answers", within=2)
+        await until(lambda: gone(entrance), what="the end of the process that answers")
         site.serve()
         await site.until_served()
 

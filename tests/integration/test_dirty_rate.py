@@ -70,7 +70,7 @@ class Probed(Endpoint):
             rates.extend([] if rate is None else [rate])
             return rate is not None
 
-        await until(measured, what="a dirty rate", within=4)
+        await until(measured, what="a dirty rate")
         return rates[-1] / MIB
 
 
@@ -109,7 +109,7 @@ async def copying(qemu: LabQemu) -> None:
     async def active() -> bool:
         return await qemu.migration_status() == "active"
 
-    await until(active, what="a migration that copies", within=5)
+    await until(active, what="a migration that copies")
 
 
 async def test_under_kvm_every_page_is_counted_until_something_is_migrated(
@@ -135,7 +135,7 @@ async def test_under_kvm_every_page_is_counted_until_something_is_migrated(
         async def cancelled() -> bool:
             return await qemu.migration_status() == "cancelled"
 
-        await until(cancelled, what="the end of the migration", within=5)
+        await until(cancelled, what="the end of the migration")
         assert EXACTLY[0] < await end.measure() < EXACTLY[1]
         assert end.asked[1:] == ["dirty-bitmap"]
 

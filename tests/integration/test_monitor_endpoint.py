@@ -134,7 +134,7 @@ class TestObserving:
         async def answers() -> bool:
             return (await end.observe()).answers
 
-        await until(answers, what="an answer", within=5)
+        await until(answers, what="an answer")
         assert (await end.observe()).run is RunState.PAUSED
         assert len(server.sessions) == 2
 
@@ -153,7 +153,7 @@ class TestObserving:
             async def answers() -> bool:
                 return (await end.observe()).answers
 
-            await until(answers, what="an answer", within=5)
+            await until(answers, what="an answer")
             await end.close()
 
     async def test_refused_by_one_of_the_queries_is_no_answer(

