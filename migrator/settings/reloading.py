@@ -15,9 +15,7 @@ from migrator.settings.models import HostSettings
 RESTART = ""
 
 _AT_ONCE = "at once"
-_NEXT_PLAN = (
-    "at the next turn of the planner, which comes at once; what is under way keeps what it began with"
-)
+_NEXT_PLAN = "with the next plan, which is made at once; what is under way keeps what it began with"
 _NEXT_START = "with the next destination that is started there"
 _NEXT_LOOK = "with the next look at the host, which comes at once"
 _RECONNECT = "with the next connection; the present one is given up as soon as no migration depends on it"
