@@ -6,7 +6,7 @@ an end that shows what no QEMU should, holds the migration before the next step,
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from enum import StrEnum
 
@@ -19,16 +19,24 @@ VIOLATED = "invariant-violated"
 
 
 class Invariant(StrEnum):
-    """A rule that no state of both ends may break; its value is the code of a migration that is held for it."""
+    """A rule that no state of both ends may break; its value is the code of a migration that is held for it.
 
-    #: The guest runs at one end at most.
+    See :data:`MEANINGS`.
+    """
+
     NEVER_TWO = "never-two"
-    #: After the hand-over the source does not run the guest again, and could not by itself.
     NO_RETURN = "no-return"
-    #: A source is ended only when the destination has the guest.
     NEVER_NONE = "never-none"
-    #: Neither end is further than the steps that were put on record.
     INTENT_FIRST = "intent-first"
+
+
+#: The rules, as a person reads them.
+MEANINGS: Mapping[Invariant, str] = {
+    Invariant.NEVER_TWO: "the guest runs at one end at most",
+    Invariant.NO_RETURN: "after the hand-over the source does not run the guest again, and could not by itself",
+    Invariant.NEVER_NONE: "a source is ended only when the destination has the guest",
+    Invariant.INTENT_FIRST: "neither end is further than the steps that were put on record",
+}
 
 
 @dataclass(frozen=True, kw_only=True)

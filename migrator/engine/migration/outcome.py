@@ -60,7 +60,7 @@ class MigrationOutcome:
     decisions: list[Decision] = field(default_factory=list)
     #: Why it did not complete, in one line; ``None`` when it did.
     error: str | None = None
-    #: With ``held``: the row of the lifecycle table that says so.
+    #: With ``held``: the row of the lifecycle table, or the safety invariant, that says so.
     held_code: str | None = None
     #: ... and what it waits for.
     held_until: str | None = None
