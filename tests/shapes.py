@@ -201,7 +201,7 @@ def _case(shape: Shape, command: CommandLine, missing: set[str], exists: set[str
         files_there=seen,
         process=ProcessPair(
             source=ProcessIdentity(directory=DIRECTORY),
-            held=OpenFiles(files=(), directory=DIRECTORY),
+            open_files=OpenFiles(files=(), directory=DIRECTORY),
             target=ProcessIdentity(directory=DIRECTORY),
             number=0,
         ),

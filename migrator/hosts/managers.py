@@ -96,7 +96,7 @@ def parse(text: str) -> dict[int, ProcessSigns]:
     }
 
 
-class Units:
+class SystemdUnits:
     """Units of systemd that must not start a guest again which has left.
 
     A drop-in below /run tells them: it is gone after a boot, and a unit that is edited, masked or started by a person

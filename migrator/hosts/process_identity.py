@@ -204,13 +204,13 @@ def _process(
         elsewhere.append(path)
     relative = [path for path in paths if path and not path.startswith("/")]
     start = start_directory(files or (), relative, directory=identity.directory, daemonized=daemonized)
-    held = OpenFiles(
+    open_files = OpenFiles(
         files=files,
         directory=start,
         left_for=identity.directory if start != identity.directory else "",
         elsewhere=frozenset(elsewhere),
     )
-    return replace(identity, directory=start or identity.directory), held
+    return replace(identity, directory=start or identity.directory), open_files
 
 
 async def try_process(

@@ -20,7 +20,7 @@ from migrator.hosts.disconnect import disconnect
 from migrator.hosts.facts import read_facts
 from migrator.hosts.guest_network import read_guest_taps
 from migrator.hosts.listening import read_listening
-from migrator.hosts.managers import Units, read_processes
+from migrator.hosts.managers import SystemdUnits, read_processes
 from migrator.hosts.memory_usage import read_memory_usage
 from migrator.hosts.socket_watch import watch_sockets
 from migrator.hosts.sockets import FoundSocket
@@ -180,12 +180,12 @@ class SiteHosts:
     async def suppress_restart(self, guest: Guest) -> None:
         """See :meth:`migrator.ports.Site.suppress_restart`: a unit of systemd is told."""
         if unit := unit_of(guest):
-            await Units(self._connections.access(guest.host)).suppress_restart(unit)
+            await SystemdUnits(self._connections.access(guest.host)).suppress_restart(unit)
 
     async def allow_restart(self, guest: Guest) -> None:
         """See :meth:`migrator.ports.Site.allow_restart`."""
         if unit := unit_of(guest):
-            await Units(self._connections.access(guest.host)).allow_restart(unit)
+            await SystemdUnits(self._connections.access(guest.host)).allow_restart(unit)
 
     async def start_destination(
         self, guest: Guest, source: SourceQemu, target: str, *, migration: str, accepted: Sequence[str] = ()

@@ -42,14 +42,14 @@ async def with_unreachable(
     """
     if process is None or not process[1].left_for or not process[1].directory:
         return process
-    identity, held = process
+    identity, open_files = process
     again = {each.path for each in command.images() if each.reopened and each.path in opened}
-    now = {held.now(path): path for path in host_process.relative_paths(again)}
+    now = {open_files.resolve(path): path for path in host_process.relative_paths(again)}
     if not now:
         return process
     files = (await read_host_files(access, FileQuery(paths=list(now)))).files
-    lost = (path for at, path in now.items() if at not in files or not held.has(files[at]))
-    return identity, replace(held, unreachable=frozenset(lost))
+    lost = (path for at, path in now.items() if at not in files or not open_files.has(files[at]))
+    return identity, replace(open_files, unreachable=frozenset(lost))
 
 
 async def read_beside(
@@ -68,14 +68,14 @@ async def read_beside(
     """
     if source is None:
         return None
-    identity, held = source
+    identity, open_files = source
     if not replicated:
-        return ProcessPair(source=identity, held=held, target=None, replicated=False)
+        return ProcessPair(source=identity, open_files=open_files, target=None, replicated=False)
     tried = list(dict.fromkeys([*paths, *host_process.paths_to_try(command)]))
     trial = await try_process(target, identity, drops=DroppedPrivileges.of(command), paths=tried)
     return ProcessPair(
         source=identity,
-        held=held,
+        open_files=open_files,
         target=trial.identity,
         complaint=trial.complaint,
         account=trial.accounts.name,

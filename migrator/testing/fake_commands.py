@@ -8,8 +8,8 @@ from typing import Any
 
 from migrator.core.model import MigrationStatus, Sample
 from migrator.testing import fake_network
-from migrator.testing.fake_monitor import CommandRefused, Hangs, Message
-from migrator.testing.fake_node import ROM_BYTES, Node
+from migrator.testing.fake_monitor import CommandRefused, Message, NeverAnswered
+from migrator.testing.fake_node import ROM_BYTES, FakeNode
 from migrator.testing.fake_settings import check_capabilities, check_parameters
 from migrator.testing.fake_stream import FakeStream
 from migrator.testing.workload import MIB, PAGE_BYTES
@@ -26,7 +26,7 @@ class FakeCommands:
     :param answers: recorded ones, made to fit this guest; what is in no method here is answered with them.
     """
 
-    def __init__(self, node: Node, answers: dict[str, Any]) -> None:
+    def __init__(self, node: FakeNode, answers: dict[str, Any]) -> None:
         self._node = node
         self._answers = answers
         self._probe: tuple[float, int] | None = None
@@ -227,7 +227,7 @@ class FakeCommands:
         if node.run == "inmigrate":
             node.autostart = False
         elif node.status == "postcopy-paused" and node.run == "running":
-            raise Hangs
+            raise NeverAnswered
         elif node.run == "running":
             if stream is not None and stream.source is node:
                 stream.stop_guest()
@@ -375,7 +375,7 @@ class FakeCommands:
         return {}
 
 
-def _figures(sample: Sample, node: Node) -> Message:
+def _figures(sample: Sample, node: FakeNode) -> Message:
     """Return the figures that query-migrate shows at the source."""
     sent = sample.transferred_bytes
     answer: Message = {

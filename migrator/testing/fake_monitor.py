@@ -24,7 +24,7 @@ class CommandRefused(Exception):
         self.answer: Message = {"class": kind, "desc": description}
 
 
-class Hangs(Exception):
+class NeverAnswered(Exception):
     """The main loop blocks on the command; it is never answered."""
 
 
@@ -183,7 +183,7 @@ class _Session(asyncio.Protocol):
             answer: Message = {"return": self._perform(message)}
         except CommandRefused as error:
             answer = {"error": error.answer}
-        except Hangs:
+        except NeverAnswered:
             self._port.manners.stalled = True
             return
         command = str(message.get("execute", message.get("exec-oob")))

@@ -5,13 +5,13 @@ from __future__ import annotations
 import itertools
 
 from migrator.testing.fake_monitor import CommandRefused
-from migrator.testing.fake_node import Node
+from migrator.testing.fake_node import FakeNode
 
-_listening: dict[str, Node] = {}
+_listening: dict[str, FakeNode] = {}
 _ports = itertools.cycle(range(49152, 65536))
 
 
-def listen(node: Node, uri: str) -> None:
+def listen(node: FakeNode, uri: str) -> None:
     """Let a node listen at `uri`.
 
     :raise CommandRefused: when the address makes no sense or is taken.
@@ -25,7 +25,7 @@ def listen(node: Node, uri: str) -> None:
     node.listens_at, node.listen_host = port, host
 
 
-def stop_listening(node: Node) -> None:
+def stop_listening(node: FakeNode) -> None:
     """Stop listening; nobody else will find the node."""
     if node.listens_at is not None and _listening.get(node.listens_at) is node:
         del _listening[node.listens_at]
@@ -45,6 +45,6 @@ def address(uri: str) -> tuple[str, str]:
     return host, port
 
 
-def listener(port: str) -> Node | None:
+def listener(port: str) -> FakeNode | None:
     """Return the node that listens at a port; ``None`` where none does."""
     return _listening.get(port)

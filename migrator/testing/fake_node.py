@@ -21,7 +21,7 @@ ROM_BYTES = 532480
 
 
 @dataclass
-class Faults:
+class MigrationFaults:
     """Faults of a migration; set before or during it."""
 
     #: Die when one of these migration statuses is reached.
@@ -32,7 +32,7 @@ class Faults:
     lose_return_path: bool = False
 
 
-class Node:
+class FakeNode:
     """One fake QEMU.
 
     :param incoming: it waits for a migration.
@@ -80,7 +80,7 @@ class Node:
         self.last_sample: Sample | None = None
         self.ports: list[FakeMonitor] = []
         self.manners = MonitorFaults()
-        self.faults = Faults()
+        self.faults = MigrationFaults()
         #: No packet reaches it, none leaves it.
         self.cut_off = False
         self.alive = True

@@ -39,7 +39,7 @@ from uuid import UUID, uuid4
 from migrator.testing import fake_network
 from migrator.testing.fake_commands import FakeCommands
 from migrator.testing.fake_monitor import FakeMonitor
-from migrator.testing.fake_node import Faults, Node
+from migrator.testing.fake_node import FakeNode, MigrationFaults
 from migrator.testing.simulator import Costs, Link, Simulator
 from migrator.testing.workload import MIB, Workload, idle
 
@@ -86,7 +86,7 @@ class FakeQemu:
         self._directory: Path | None = None
         self._own_directory = False
         self._fence: int | None = None
-        self._node: Node | None = None
+        self._node: FakeNode | None = None
         self._tcp_port = 0
 
     # --- to connect to -----------------------------------------------------------------------------------------------
@@ -151,7 +151,7 @@ class FakeQemu:
         return self._there.guest
 
     @property
-    def _there(self) -> Node:
+    def _there(self) -> FakeNode:
         assert self._node is not None, "start() comes first"
         return self._node
 
@@ -167,7 +167,7 @@ class FakeQemu:
             directory, self._own_directory = Path(tempfile.mkdtemp(prefix="fake-qemu-")), True
         directory.mkdir(parents=True, exist_ok=True)
         self._directory = directory
-        node = self._node = Node(
+        node = self._node = FakeNode(
             version=self.version,
             guest=self._guest,
             incoming=self._incoming,
@@ -234,7 +234,7 @@ class FakeQemu:
     # --- faults ------------------------------------------------------------------------------------------------------
 
     @property
-    def _faults(self) -> Faults:
+    def _faults(self) -> MigrationFaults:
         return self._there.faults
 
     def freeze(self) -> None:
@@ -293,7 +293,7 @@ class FakeQemu:
 
     # --- what was recorded, for this guest ---------------------------------------------------------------------------
 
-    def _answers(self, node: Node) -> dict[str, Any]:
+    def _answers(self, node: FakeNode) -> dict[str, Any]:
         answers: dict[str, Any] = deepcopy(node.recorded["answers"])
         answers["query-name"] = {"name": self.name}
         answers["query-uuid"] = {"UUID": str(self.uuid)}

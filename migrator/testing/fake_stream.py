@@ -8,7 +8,7 @@ import math
 from migrator.core.model import MigrationStatus
 from migrator.core.model import RunState as R
 from migrator.testing import fake_network
-from migrator.testing.fake_node import Node
+from migrator.testing.fake_node import FakeNode
 from migrator.testing.simulator import SimulatedEvent, Simulator
 
 #: A reaction of QEMU's main loop or threads to something, in seconds.
@@ -24,11 +24,11 @@ class FakeStream:
     :ivar broken: the ends cannot reach each other any more; the source may not have noticed.
     """
 
-    def __init__(self, source: Node, uri: str) -> None:
+    def __init__(self, source: FakeNode, uri: str) -> None:
         assert source.guest is not None
         self.source = source
         self.guest: Simulator = source.guest
-        self.destination: Node | None = None
+        self.destination: FakeNode | None = None
         self.broken = False
         self._wants_postcopy = False
         self._ran = source.run == "running"  # when the guest was stopped for the switch
@@ -301,7 +301,7 @@ class FakeStream:
             self.destination.set_status("postcopy-active")
             self.tick()
 
-    def end_died(self, node: Node) -> None:
+    def end_died(self, node: FakeNode) -> None:
         """A process ended."""
         self.broken = True
         destination = self.destination
@@ -378,7 +378,7 @@ class FakeStream:
         if destination is not None and arrived and not keep:
             self._give_guest_to(destination)
 
-    def _give_guest_to(self, destination: Node) -> None:
+    def _give_guest_to(self, destination: FakeNode) -> None:
         destination.stream = None
         destination.guest, self.source.guest = self.guest, None
         destination.elapse()

@@ -49,7 +49,7 @@ class Link:
         return left
 
 
-class Outlet:
+class StreamSocket:
     """One stream's socket: it takes a few megabytes at once, and empties at the link's speed."""
 
     def __init__(self, link: Link, costs: Costs) -> None:

@@ -34,7 +34,7 @@ from dataclasses import dataclass, field, replace
 
 from migrator.core.model import MigrationStatus, RunState, Sample
 from migrator.testing.gauges import SendGauges
-from migrator.testing.link import Link, Outlet
+from migrator.testing.link import Link, StreamSocket
 from migrator.testing.memory import Memory
 from migrator.testing.settings import Costs, Parameters
 from migrator.testing.workload import MIB, PAGE_BYTES, Workload
@@ -103,7 +103,7 @@ class Simulator:
         #: The destination has all it needs to run the guest; and it does.
         self.ready = self.at_destination = False
         self._gauges = SendGauges(self.parameters, self.now)
-        self._outlet = Outlet(self.link, self.costs)
+        self._outlet = StreamSocket(self.link, self.costs)
         self._turn_left = self._busy_until = 0.0
         self._looked = False  # at the bitmap, for the present decision
         self._due = math.inf  # when the present wait is over

@@ -15,7 +15,7 @@ from migrator.core.model import Severity
 from migrator.core.preflight.managers import Ancestor, Manager, ProcessSigns, find_manager, findings
 from migrator.errors import HostError
 from migrator.hosts.local import LocalAccess
-from migrator.hosts.managers import Units, parse, read_processes
+from migrator.hosts.managers import SystemdUnits, parse, read_processes
 
 INIT = Ancestor(pid=1, program="systemd")
 
@@ -173,7 +173,7 @@ class TestUnits:
     async def test_a_unit_is_told_not_to_restart_and_put_back(
         self, tmp_path: Path, systemctl: Callable[[], list[str]]
     ) -> None:
-        units = Units(LocalAccess("here"), directory=str(tmp_path / "units"))
+        units = SystemdUnits(LocalAccess("here"), directory=str(tmp_path / "units"))
         for _ in range(2):
             await units.suppress_restart("vm 1.service")
         dropin = tmp_path / "units" / "vm 1.service.d" / "90-migrator.conf"
@@ -188,7 +188,7 @@ class TestUnits:
         self, tmp_path: Path, systemctl: Callable[[], list[str]]
     ) -> None:
         (tmp_path / "stubborn").touch()
-        units = Units(LocalAccess("here"), directory=str(tmp_path / "units"))
+        units = SystemdUnits(LocalAccess("here"), directory=str(tmp_path / "units"))
         with pytest.raises(
             HostError, match=r"the unit vm1\.service cannot be told not to start the guest again"
         ):

@@ -25,7 +25,9 @@ from tests.host_case import ARGV, CASE, IMAGE, codes
 
 SOURCE = ProcessIdentity(user=107, group=107, account="vm", directory="/", root="/", umask=0o22)
 OPEN = OpenFile(path=IMAGE, deleted=False, kind=FileKind.REGULAR, device="0:50", inode=7)
-PROCESS = ProcessPair(source=SOURCE, target=SOURCE, held=OpenFiles(files=(OPEN,)), account="vm", number=107)
+PROCESS = ProcessPair(
+    source=SOURCE, target=SOURCE, open_files=OpenFiles(files=(OPEN,)), account="vm", number=107
+)
 
 
 def found(argv: tuple[str, ...] = (), **changes: Any) -> list[str]:
@@ -148,7 +150,7 @@ class TestReplacedDisk:
         old = replace(OPEN, inode=99, deleted=True, descriptor="/proc/7/fd/12")
         (one,) = [
             each
-            for each in _findings(held=OpenFiles(files=(old,), directory="/"))
+            for each in _findings(open_files=OpenFiles(files=(old,), directory="/"))
             if each.code == "disk-replaced"
         ]
         assert "/proc/7/fd/12" in one.message
@@ -156,9 +158,9 @@ class TestReplacedDisk:
 
     def test_device_is_told_by_its_number_not_by_its_node(self) -> None:
         node = FileFacts(kind=FileKind.BLOCK, device="253:3", inode=5)
-        held = OpenFiles(files=(replace(OPEN, kind=FileKind.BLOCK, device="253:3", inode=900),))
-        assert held.has(node)
-        assert not held.has(replace(node, device="253:4"))
+        open_files = OpenFiles(files=(replace(OPEN, kind=FileKind.BLOCK, device="253:3", inode=900),))
+        assert open_files.has(node)
+        assert not open_files.has(replace(node, device="253:4"))
         assert OpenFiles().has(node)
 
 

@@ -96,24 +96,26 @@ def place(
     """
     options = options or Options()
     wanted = list({request.guest.key: request for request in requests}.values())
-    book = Allocation(fleet, pack=options.strategy is Strategy.PACK, tries=options.max_tries)
+    allocation = Allocation(fleet, pack=options.strategy is Strategy.PACK, tries=options.max_tries)
     items = [Item.of(fleet, [request], order) for order, request in enumerate(wanted)]
-    choose_all(book, items)
-    return {item.key: _answer(book, item) for item in items}
+    choose_all(allocation, items)
+    return {item.key: _answer(allocation, item) for item in items}
 
 
-def _answer(book: Allocation, item: Item) -> Placement | NoHost:
-    place = book.place_of(item)
+def _answer(allocation: Allocation, item: Item) -> Placement | NoHost:
+    place = allocation.place_of(item)
     if place is None:
-        counted, words = count_obstacles(book, item)
+        counted, words = count_obstacles(allocation, item)
         return NoHost(guest=item.key, reason=words, hosts=counted)
-    return Placement(guest=item.key, host=book.fleet.hosts[place].name, reason=_why(book, item, place))
+    return Placement(
+        guest=item.key, host=allocation.fleet.hosts[place].name, reason=_why(allocation, item, place)
+    )
 
 
-def _why(book: Allocation, item: Item, place: int) -> str:
-    fleet, request = book.fleet, item.requests[0]
+def _why(allocation: Allocation, item: Item, place: int) -> str:
+    fleet, request = allocation.fleet, item.requests[0]
     host = fleet.hosts[place]
-    left = max(0, book.memory_left[place])
+    left = max(0, allocation.memory_left[place])
     room = f"{show_bytes(left)} of {show_bytes(fleet.capacity_bytes[place])} stay free there"
     used = show_ratio(1 - left / max(1, fleet.capacity_bytes[place]))
     if request.only == host.name:
@@ -122,8 +124,8 @@ def _why(book: Allocation, item: Item, place: int) -> str:
         return f"{host.name} as planned before: it can still take it; {room}"
     if item.moved:
         return f"{host.name}: guests of this plan were rearranged so that more of them find a place; {room}"
-    if request.guest.group and book.group(request.guest.group)[place] > 1:
+    if request.guest.group and allocation.group(request.guest.group)[place] > 1:
         return f"{host.name}: the others of its group {request.guest.group!r} are there too; {room}"
-    if book.pack:
+    if allocation.pack:
         return f"{host.name} is the one with the least room that can take it; {room}"
     return f"{host.name} is the least used one that can take it; {used} of its memory is used after this plan"

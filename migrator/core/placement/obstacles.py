@@ -26,12 +26,12 @@ _WORDS: Mapping[Constraint, tuple[str, str]] = {
 }
 
 
-def count_obstacles(book: Allocation, item: Item) -> tuple[dict[Constraint, int], str]:
+def count_obstacles(allocation: Allocation, item: Item) -> tuple[dict[Constraint, int], str]:
     """Count hosts by the first constraint that keeps the guest from each, and put the same in words.
 
     The host it is on does not count. Room is what is left after everybody else of the plan has his place.
     """
-    fleet, request = book.fleet, item.requests[0]
+    fleet, request = allocation.fleet, item.requests[0]
     if request.only and request.only not in fleet.index:
         return {Constraint.NOT_ASKED_FOR: len(fleet.hosts)}, f"there is no host {request.only!r}"
     if request.only and request.only == request.guest.host:
@@ -39,13 +39,13 @@ def count_obstacles(book: Allocation, item: Item) -> tuple[dict[Constraint, int]
     if request.only:
         whole = f"only {request.only} was asked for"
         found = _ObstacleCounts()
-        found.add(book, item, fleet.index[request.only])
+        found.add(allocation, item, fleet.index[request.only])
     else:
         others = len(fleet.hosts) - (request.guest.host in fleet.index)
         if not others:
             return {}, "there is no other host"
         whole = f"{others} other host{'s' * (others > 1)}"
-        found = _everywhere(book, item)
+        found = _everywhere(allocation, item)
     kept = ", without memory_reserve" if any(host.memory_reserve_bytes for host in fleet.hosts) else ""
     best = {
         Constraint.MEMORY: f"{show_bytes(max(0, found.memory))} of {show_bytes(item.memory_bytes)}{kept}",
@@ -61,7 +61,7 @@ def count_obstacles(book: Allocation, item: Item) -> tuple[dict[Constraint, int]
         if constraint in best:
             words += f" ({'best has ' if count > 1 else ''}{best[constraint]})"
         parts.append(words)
-    gave_up = "; there are more ways to rearrange the plan than were tried" if book.tries <= 0 else ""
+    gave_up = "; there are more ways to rearrange the plan than were tried" if allocation.tries <= 0 else ""
     return dict(counted), f"{whole}: {', '.join(parts)}{gave_up}"
 
 
@@ -74,45 +74,45 @@ class _ObstacleCounts:
     memory: float = 0
     cpus: float = 0.0
 
-    def add(self, book: Allocation, item: Item, place: int) -> None:
+    def add(self, allocation: Allocation, item: Item, place: int) -> None:
         """Count one host."""
-        constraint, detail = _static(book, item, place) or _dynamic(book, item, place)
+        constraint, detail = _static(allocation, item, place) or _dynamic(allocation, item, place)
         self.hosts[constraint, detail] += 1
         if constraint is Constraint.MEMORY:
-            self.memory = max(self.memory, book.memory_left[place])
+            self.memory = max(self.memory, allocation.memory_left[place])
         elif constraint is Constraint.CPU:
-            self.cpus = max(self.cpus, book.cpus_left[place])
+            self.cpus = max(self.cpus, allocation.cpus_left[place])
 
 
-def _everywhere(book: Allocation, item: Item) -> _ObstacleCounts:
+def _everywhere(allocation: Allocation, item: Item) -> _ObstacleCounts:
     """Count over all hosts but its own, without a look at each of them: there may be many, and many such guests."""
-    fleet, found = book.fleet, _ObstacleCounts()
+    fleet, found = allocation.fleet, _ObstacleCounts()
     found.hosts.update({(constraint, ""): count for constraint, count in fleet.barred_for.items()})
-    found.hosts.update(book.lacking(item, lambda place: _static(book, item, place)))
+    found.hosts.update(allocation.lacking(item, lambda place: _static(allocation, item, place)))
     home = fleet.index.get(item.requests[0].guest.host)
     apart = item.banned & item.candidates.allowed
     if home is not None and home not in apart:
-        why = _static(book, item, home)
+        why = _static(allocation, item, home)
         if why is not None:
             found.hosts[why] -= 1
     for place in apart - {home}:
-        found.add(book, item, place)
-    by_memory = book.ranking(item).by_memory
+        found.add(allocation, item, place)
+    by_memory = allocation.ranking(item).by_memory
     first = by_memory.below(item.memory_bytes)
-    small = sum(book.memory_left[place] < item.memory_bytes for place in apart)
+    small = sum(allocation.memory_left[place] < item.memory_bytes for place in apart)
     if first > small:
         found.hosts[Constraint.MEMORY, ""] += first - small
         best = (left for left, place in by_memory.entries(first, backwards=True) if place not in apart)
         found.memory = max(found.memory, next(best))
     for _, place in by_memory.entries(first):
         if place not in apart:
-            found.add(book, item, place)
+            found.add(allocation, item, place)
     return found
 
 
-def _static(book: Allocation, item: Item, place: int) -> tuple[Constraint, str] | None:
+def _static(allocation: Allocation, item: Item, place: int) -> tuple[Constraint, str] | None:
     """Return the obstacle that is the same for every guest of its kind, whoever else is there."""
-    fleet, guest = book.fleet, item.requests[0].guest
+    fleet, guest = allocation.fleet, item.requests[0].guest
     bar = fleet.barred[place]
     if bar is not None:
         return bar, ""
@@ -125,15 +125,15 @@ def _static(book: Allocation, item: Item, place: int) -> tuple[Constraint, str] 
     return None
 
 
-def _dynamic(book: Allocation, item: Item, place: int) -> tuple[Constraint, str]:
-    name, excluded = book.fleet.hosts[place].name, item.requests[0].excluded
+def _dynamic(allocation: Allocation, item: Item, place: int) -> tuple[Constraint, str]:
+    name, excluded = allocation.fleet.hosts[place].name, item.requests[0].excluded
     if name in excluded:
         return Constraint.EXCLUDED, f" ({name}: {excluded[name]})"
-    if book.memory_left[place] < item.memory_bytes:
+    if allocation.memory_left[place] < item.memory_bytes:
         return Constraint.MEMORY, ""
-    if book.cpus_left[place] < item.vcpus:
+    if allocation.cpus_left[place] < item.vcpus:
         return Constraint.CPU, ""
-    if any(book.words(word)[place] for word in item.words):
+    if any(allocation.words(word)[place] for word in item.words):
         return Constraint.ANTI_AFFINITY, f" {item.requests[0].guest.anti_affinity!r}"
-    port = book.ports_for(item, place)
+    port = allocation.ports_for(item, place)
     return Constraint.PORT, "" if port is None else f" {port}"

@@ -116,9 +116,9 @@ class Sorted:
 class Ranking:
     """The hosts of one set of candidates, by rank and by memory left."""
 
-    def __init__(self, places: Sequence[int], book: Allocation) -> None:
-        self.by_memory = Sorted(places, book.memory_left.__getitem__)
-        self.by_rank = self.by_memory if book.pack else Sorted(places, book.rank)
+    def __init__(self, places: Sequence[int], allocation: Allocation) -> None:
+        self.by_memory = Sorted(places, allocation.memory_left.__getitem__)
+        self.by_rank = self.by_memory if allocation.pack else Sorted(places, allocation.rank)
 
     def update(self, place: int) -> None:
         """Rank a host anew after something went there or away."""
@@ -126,15 +126,17 @@ class Ranking:
         if self.by_rank is not self.by_memory:
             self.by_rank.update(place)
 
-    def best_first(self, item: Item, book: Allocation) -> Iterator[int]:
+    def best_first(self, item: Item, allocation: Allocation) -> Iterator[int]:
         """Yield at least those hosts that have memory for it, the best first."""
         first = self.by_memory.below(item.memory_bytes)
         roomy = self.by_memory.entries(first)
-        if book.pack:
+        if allocation.pack:
             return (place for _, place in roomy)
         if 4 * (len(self.by_memory) - first) < len(self.by_memory):
             # Few have so much: rather through these than through all that are less used.
-            return iter(sorted((place for _, place in roomy), key=lambda place: (book.rank(place), place)))
+            return iter(
+                sorted((place for _, place in roomy), key=lambda place: (allocation.rank(place), place))
+            )
         return (place for _, place in self.by_rank.entries())
 
 

@@ -20,23 +20,23 @@ _EXACT_HOSTS = 24
 _LOOKS_A_TRY = 20
 
 
-def choose_all(book: Allocation, items: Sequence[Item]) -> None:
+def choose_all(allocation: Allocation, items: Sequence[Item]) -> None:
     """Put as many of the items, one guest each, as can be found a place for; groups together where that goes."""
-    units = _units(book.fleet, items)
-    _best_fit(book, units)
-    left_out = [unit for unit in units if book.place_of(unit) is None]
-    _help(book, left_out)
+    units = _units(allocation.fleet, items)
+    _best_fit(allocation, units)
+    left_out = [unit for unit in units if allocation.place_of(unit) is None]
+    _help(allocation, left_out)
     # Whoever still has no place as a group may have some as single guests.
-    _break_up(book, [unit for unit in left_out if unit.members])
-    kept = {member for unit in units if book.place_of(unit) is not None for member in unit.members}
-    left_out = [item for item in items if book.place_of(item) is None and item not in kept]
+    _break_up(allocation, [unit for unit in left_out if unit.members])
+    kept = {member for unit in units if allocation.place_of(unit) is not None for member in unit.members}
+    left_out = [item for item in items if allocation.place_of(item) is None and item not in kept]
     if left_out:
-        _break_up(book, units)
-        _help(book, left_out)
-        _try_smallest_first(book, items)
-        _solve(book, items)
-    _break_up(book, units)
-    _prefer_urgent(book, items)
+        _break_up(allocation, units)
+        _help(allocation, left_out)
+        _try_smallest_first(allocation, items)
+        _solve(allocation, items)
+    _break_up(allocation, units)
+    _prefer_urgent(allocation, items)
 
 
 def _units(fleet: Fleet, items: Sequence[Item]) -> list[Item]:
@@ -70,18 +70,18 @@ def _unit(fleet: Fleet, members: Sequence[Item]) -> Item | None:
     return unit
 
 
-def _break_up(book: Allocation, units: Iterable[Item]) -> None:
+def _break_up(allocation: Allocation, units: Iterable[Item]) -> None:
     """The members take the place of their group; those of one without a place look for one each."""
     for unit in units:
         if not unit.members:
             continue
-        if book.place_of(unit) is not None:
-            place = book.take(unit)
+        if allocation.place_of(unit) is not None:
+            place = allocation.take(unit)
             for member in unit.members:
                 member.moved = unit.moved
-                book.put(member, place)
-        elif all(book.place_of(member) is None for member in unit.members):
-            _best_fit(book, unit.members)
+                allocation.put(member, place)
+        elif all(allocation.place_of(member) is None for member in unit.members):
+            _best_fit(allocation, unit.members)
 
 
 def _hardest_first(item: Item) -> tuple[int, int, int, int]:
@@ -89,105 +89,106 @@ def _hardest_first(item: Item) -> tuple[int, int, int, int]:
     return len(item.candidates.places).bit_length(), -item.memory_bytes, -item.vcpus, item.order
 
 
-def _best_fit(book: Allocation, items: Iterable[Item]) -> None:
+def _best_fit(allocation: Allocation, items: Iterable[Item]) -> None:
     items = sorted(items, key=_hardest_first)
     for item in items:
         prefer = item.prefer
-        if prefer is not None and prefer in item.candidates.allowed and book.fits(item, prefer):
-            book.put(item, prefer)
+        if prefer is not None and prefer in item.candidates.allowed and allocation.fits(item, prefer):
+            allocation.put(item, prefer)
     for item in items:
-        if book.place_of(item) is None:
-            place = book.choose(item)
+        if allocation.place_of(item) is None:
+            place = allocation.choose(item)
             if place is not None:
-                book.put(item, place)
+                allocation.put(item, place)
 
 
-def _try_smallest_first(book: Allocation, items: Sequence[Item]) -> None:
+def _try_smallest_first(allocation: Allocation, items: Sequence[Item]) -> None:
     """Where there is not room enough for all, more find a place if the small ones come first."""
-    before = {item: book.place_of(item) for item in items}
+    before = {item: allocation.place_of(item) for item in items}
     left_out = sum(place is None for place in before.values())
     if not left_out:
         return
-    mark = book.checkpoint()
+    mark = allocation.checkpoint()
     for item, place in before.items():
         if place is not None:
-            book.take(item)
+            allocation.take(item)
     for item in sorted(items, key=lambda one: (one.memory_bytes, one.vcpus, one.order)):
-        place = book.choose(item)
+        place = allocation.choose(item)
         if place is not None:
-            book.put(item, place)
-    if sum(book.place_of(item) is None for item in items) >= left_out:
-        book.roll_back(mark)
+            allocation.put(item, place)
+    if sum(allocation.place_of(item) is None for item in items) >= left_out:
+        allocation.roll_back(mark)
         return
     for item, place in before.items():
-        item.moved = item.moved or book.place_of(item) != place
+        item.moved = item.moved or allocation.place_of(item) != place
 
 
 # -- rearranging
 
 
-def _help(book: Allocation, left_out: Iterable[Item]) -> None:
+def _help(allocation: Allocation, left_out: Iterable[Item]) -> None:
     for item in sorted(left_out, key=_hardest_first):
-        if book.place_of(item) is None:
-            _make_room(book, item, _CHAIN, frozenset())
+        if allocation.place_of(item) is None:
+            _make_room(allocation, item, _CHAIN, frozenset())
 
 
-def _make_room(book: Allocation, item: Item, chain: int, closed: frozenset[int]) -> bool:
+def _make_room(allocation: Allocation, item: Item, chain: int, closed: frozenset[int]) -> bool:
     """Put it somewhere, moving others of the plan on where need be; changes nothing if that fails."""
-    book.tries -= 1
-    place = book.choose(item, closed)
+    allocation.tries -= 1
+    place = allocation.choose(item, closed)
     if place is not None:
-        book.put(item, place)
+        allocation.put(item, place)
         return True
-    if chain == 0 or book.tries <= 0:
+    if chain == 0 or allocation.tries <= 0:
         return False
-    for place in _likely(book, item, closed)[:_HOSTS_TRIED]:
-        for giving_way in _giving_way(book, item, place):
-            if book.tries <= 0:
+    for place in _likely(allocation, item, closed)[:_HOSTS_TRIED]:
+        for giving_way in _giving_way(allocation, item, place):
+            if allocation.tries <= 0:
                 return False
-            mark = book.checkpoint()
+            mark = allocation.checkpoint()
             for other in giving_way:
-                book.take(other)
-            if not book.fits(item, place):
-                book.roll_back(mark)
+                allocation.take(other)
+            if not allocation.fits(item, place):
+                allocation.roll_back(mark)
                 continue
-            book.put(item, place)
-            if all(_make_room(book, other, chain - 1, closed | {place}) for other in giving_way):
+            allocation.put(item, place)
+            if all(_make_room(allocation, other, chain - 1, closed | {place}) for other in giving_way):
                 for one in (item, *giving_way):
                     one.moved = True
                 return True
-            book.roll_back(mark)
+            allocation.roll_back(mark)
     return False
 
 
-def _likely(book: Allocation, item: Item, closed: frozenset[int]) -> list[int]:
+def _likely(allocation: Allocation, item: Item, closed: frozenset[int]) -> list[int]:
     """Hosts that could take it if what this plan sends there went elsewhere; the least lack first."""
     found = []
-    book.tries -= len(book.planned) // _LOOKS_A_TRY
-    for place, others in book.planned.items():
+    allocation.tries -= len(allocation.planned) // _LOOKS_A_TRY
+    for place, others in allocation.planned.items():
         if not others or place in closed or place in item.banned or place not in item.candidates.allowed:
             continue
-        lack = item.memory_bytes - book.memory_left[place]
-        lack_cpus = item.vcpus - book.cpus_left[place]
+        lack = item.memory_bytes - allocation.memory_left[place]
+        lack_cpus = item.vcpus - allocation.cpus_left[place]
         if (
             lack <= sum(other.memory_bytes for other in others)
             and lack_cpus <= sum(other.vcpus for other in others)
             and all(
-                book.words(word)[place] == sum(word in other.words for other in others) for word in item.words
+                allocation.words(word)[place] == sum(word in other.words for other in others)
+                for word in item.words
             )
-            and (not item.listens or book.ports_for(item, place, book.fleet.ports) is None)
+            and (not item.listens or allocation.ports_for(item, place, allocation.fleet.ports) is None)
         ):
             found.append((lack, place))
     return [place for _, place in sorted(found)]
 
 
-def _giving_way(book: Allocation, item: Item, place: int) -> Iterator[tuple[Item, ...]]:
+def _giving_way(allocation: Allocation, item: Item, place: int) -> Iterator[tuple[Item, ...]]:
     """Sets of items on a host of which each, gone, leaves room for `item`: few and small ones first."""
-    others = sorted(book.on(place), key=lambda other: (other.memory_bytes, other.vcpus, other.order))
+    others = sorted(allocation.on(place), key=lambda other: (other.memory_bytes, other.vcpus, other.order))
     must = tuple(other for other in others if other.words & item.words or item.collides(other))
     may = [other for other in others if other not in must]
-    lack = item.memory_bytes - book.memory_left[place] - sum(other.memory_bytes for other in must)
-    lack_cpus = item.vcpus - book.cpus_left[place] - sum(other.vcpus for other in must)
+    lack = item.memory_bytes - allocation.memory_left[place] - sum(other.memory_bytes for other in must)
+    lack_cpus = item.vcpus - allocation.cpus_left[place] - sum(other.vcpus for other in must)
     found = 0
     for size in range(min(2, len(may)) + 1):
         for more in combinations(may[: 12 if size == 2 else None], size):
@@ -206,59 +207,59 @@ def _giving_way(book: Allocation, item: Item, place: int) -> Iterator[tuple[Item
 # -- solving a part exactly
 
 
-def _solve(book: Allocation, items: Sequence[Item]) -> None:
+def _solve(allocation: Allocation, items: Sequence[Item]) -> None:
     """Try to leave fewer out by going through all ways of placing a part of the plan: all of it, if it is small."""
     tried: set[frozenset[Item]] = set()
     for item in sorted(items, key=_hardest_first):
-        if book.place_of(item) is not None or book.tries <= 0:
+        if allocation.place_of(item) is not None or allocation.tries <= 0:
             continue
-        part, hosts = _part(book, item, items)
+        part, hosts = _part(allocation, item, items)
         if frozenset(part) not in tried and hosts:
             tried.add(frozenset(part))
-            while _solve_part(book, part, hosts):
-                if all(book.place_of(one) is not None for one in part):
+            while _solve_part(allocation, part, hosts):
+                if all(allocation.place_of(one) is not None for one in part):
                     break
 
 
-def _part(book: Allocation, item: Item, items: Sequence[Item]) -> tuple[list[Item], list[int]]:
+def _part(allocation: Allocation, item: Item, items: Sequence[Item]) -> tuple[list[Item], list[int]]:
     allowed = set().union(*(one.candidates.allowed for one in items))
     if len(items) <= _EXACT_ITEMS and len(allowed) <= _EXACT_HOSTS:
         return list(items), sorted(allowed)
     part, hosts = [item], list[int]()
-    for place in _likely(book, item, frozenset()):
-        others = book.on(place)
+    for place in _likely(allocation, item, frozenset()):
+        others = allocation.on(place)
         if len(part) + len(others) <= _EXACT_ITEMS and len(hosts) < _EXACT_HOSTS // 2:
             part.extend(others)
             hosts.append(place)
     for one in part:
-        another = book.choose(one, hosts)
+        another = allocation.choose(one, hosts)
         if another is not None and len(hosts) < _EXACT_HOSTS:
             hosts.append(another)
     return part, hosts
 
 
-def _solve_part(book: Allocation, part: Sequence[Item], hosts: Sequence[int]) -> bool:
+def _solve_part(allocation: Allocation, part: Sequence[Item], hosts: Sequence[int]) -> bool:
     """Find a way that leaves fewer of `part` out than now; changes nothing if there is none."""
-    mark = book.checkpoint()
-    before = {one: book.place_of(one) for one in part}
+    mark = allocation.checkpoint()
+    before = {one: allocation.place_of(one) for one in part}
     may_stay_out = sum(place is None for place in before.values()) - 1
     for one, place in before.items():
         if place is not None:
-            book.take(one)
+            allocation.take(one)
     part = sorted(part, key=_hardest_first)
     kinds = [
         tuple(place in one.candidates.allowed and place not in one.banned for one in part) for place in hosts
     ]
-    if may_stay_out >= 0 and _assign(book, part, 0, list(zip(hosts, kinds, strict=True)), may_stay_out):
+    if may_stay_out >= 0 and _assign(allocation, part, 0, list(zip(hosts, kinds, strict=True)), may_stay_out):
         for one in part:
-            one.moved = one.moved or book.place_of(one) != before[one]
+            one.moved = one.moved or allocation.place_of(one) != before[one]
         return True
-    book.roll_back(mark)
+    allocation.roll_back(mark)
     return False
 
 
 def _assign(
-    book: Allocation,
+    allocation: Allocation,
     part: Sequence[Item],
     at: int,
     hosts: Sequence[tuple[int, tuple[bool, ...]]],
@@ -267,60 +268,62 @@ def _assign(
     if at == len(part):
         return True
     if may_stay_out == 0:
-        room = sum(max(0, book.memory_left[place]) for place, _ in hosts)
+        room = sum(max(0, allocation.memory_left[place]) for place, _ in hosts)
         if room < sum(one.memory_bytes for one in part[at:]):
             return False
     item = part[at]
     seen = set()
     for place, kind in hosts:
-        if not kind[at] or not book.fits(item, place):
+        if not kind[at] or not allocation.fits(item, place):
             continue
         # Hosts that are alike to all that is still to come: one stands for them.
         alike = (
-            book.memory_left[place],
-            book.cpus_left[place],
+            allocation.memory_left[place],
+            allocation.cpus_left[place],
             kind[at:],
-            tuple(sorted({word for one in part[at:] for word in one.words if book.words(word)[place]})),
-            tuple(not one.listens or book.ports_for(one, place) is None for one in part[at:]),
+            tuple(sorted({word for one in part[at:] for word in one.words if allocation.words(word)[place]})),
+            tuple(not one.listens or allocation.ports_for(one, place) is None for one in part[at:]),
         )
         if alike in seen:
             continue
         seen.add(alike)
-        if book.tries <= 0:
+        if allocation.tries <= 0:
             return False
-        book.tries -= 1
-        mark = book.checkpoint()
-        book.put(item, place)
-        if _assign(book, part, at + 1, hosts, may_stay_out):
+        allocation.tries -= 1
+        mark = allocation.checkpoint()
+        allocation.put(item, place)
+        if _assign(allocation, part, at + 1, hosts, may_stay_out):
             return True
-        book.roll_back(mark)
-    return may_stay_out > 0 and _assign(book, part, at + 1, hosts, may_stay_out - 1)
+        allocation.roll_back(mark)
+    return may_stay_out > 0 and _assign(allocation, part, at + 1, hosts, may_stay_out - 1)
 
 
-def _prefer_urgent(book: Allocation, items: Sequence[Item]) -> None:
+def _prefer_urgent(allocation: Allocation, items: Sequence[Item]) -> None:
     """Let no item stay out that has a higher priority than one that took its room."""
-    placed = [item.requests[0].guest.priority for item in items if book.place_of(item) is not None]
+    placed = [item.requests[0].guest.priority for item in items if allocation.place_of(item) is not None]
     least = min(placed, default=0)
     urgent = [
-        item for item in items if book.place_of(item) is None and item.requests[0].guest.priority > least
+        item
+        for item in items
+        if allocation.place_of(item) is None and item.requests[0].guest.priority > least
     ]
     for item in sorted(urgent, key=lambda one: -one.requests[0].guest.priority):
-        swap = _less_urgent(book, item)
+        swap = _less_urgent(allocation, item)
         if swap is not None:
-            place = book.take(swap)
-            book.put(item, place)
+            place = allocation.take(swap)
+            allocation.put(item, place)
             item.moved = True
 
 
-def _less_urgent(book: Allocation, item: Item) -> Item | None:
+def _less_urgent(allocation: Allocation, item: Item) -> Item | None:
     priority = item.requests[0].guest.priority
-    for place in _likely(book, item, frozenset()):
-        below = [other for other in book.on(place) if other.requests[0].guest.priority < priority]
+    for place in _likely(allocation, item, frozenset()):
+        below = [other for other in allocation.on(place) if other.requests[0].guest.priority < priority]
         for other in sorted(below, key=lambda one: (one.requests[0].guest.priority, -one.memory_bytes)):
-            mark = book.checkpoint()
-            book.take(other)
-            fits = book.fits(item, place)
-            book.roll_back(mark)
+            mark = allocation.checkpoint()
+            allocation.take(other)
+            fits = allocation.fits(item, place)
+            allocation.roll_back(mark)
             if fits:
                 return other
     return None

@@ -70,7 +70,7 @@ def _process(pair: HostPair) -> Iterator[Finding]:
     yield from host_process.check(
         pair.process, pair.command, target=pair.target, systemd=pair.there.systemd, kvm=kvm
     )
-    yield from host_process.images_unreachable(pair.process.held)
+    yield from host_process.images_unreachable(pair.process.open_files)
     if pair.process.replicated:
         paths = [*pair.files_there.files, *pair.files_there.chains]
         yield from host_process.paths_unclear(pair.process, paths, target=pair.target)

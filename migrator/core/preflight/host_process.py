@@ -39,7 +39,7 @@ class ProcessPair:
     """The source's process, and what one would be that is started like it at the target."""
 
     source: ProcessIdentity
-    held: OpenFiles = field(default_factory=OpenFiles)
+    open_files: OpenFiles = field(default_factory=OpenFiles)
     #: ``None``: it could not be made so; `complaint` says why.
     target: ProcessIdentity | None
     complaint: str = ""
@@ -66,7 +66,7 @@ def check(
     :param systemd: it gets a unit of its own there.
     :param kvm: it needs KVM, which is there.
     """
-    if pair.held.files is None:
+    if pair.open_files.files is None:
         yield finding("process-unknown", "the files that its process has open may not be seen")
     if not pair.replicated:
         return
@@ -91,9 +91,9 @@ def check(
 
 def disk_replaced(pair: ProcessPair | None, path: str, here: FileFacts, device: str) -> Iterator[Finding]:
     """Yield a finding where the path of a disk does not lead to the file that the source has open."""
-    if pair is None or pair.held.has(here):
+    if pair is None or pair.open_files.has(here):
         return
-    opened = pair.held.under(path)
+    opened = pair.open_files.opened_under(path)
     if opened is None:
         what = "leads to no file that its QEMU has open"
     elif opened.deleted:
@@ -112,7 +112,7 @@ def _where(pair: ProcessPair, drops: DroppedPrivileges, target: str) -> Iterator
     here = pair.source
     if drops.root or here.root not in ("", "/"):
         yield finding("chroot", f"the root directory of its process is {here.root or drops.root}")
-    for path in sorted(pair.held.elsewhere):
+    for path in sorted(pair.open_files.elsewhere):
         yield finding("mount-namespace", f"{path} is another file to its process than to its host")
     if "user" in here.namespaces:
         yield finding("user-namespace", "its process has a user namespace of its own")
@@ -150,7 +150,7 @@ def _who(pair: ProcessPair, drops: DroppedPrivileges, target: str) -> Iterator[F
 
 
 def _directory(pair: ProcessPair, there: ProcessIdentity, target: str) -> Iterator[Finding]:
-    wanted = pair.held.directory or pair.source.directory
+    wanted = pair.open_files.directory or pair.source.directory
     if wanted and there.directory not in ("", wanted):
         yield finding("working-directory", f"its directory {wanted} cannot be entered at {target}")
 
@@ -161,28 +161,30 @@ def paths_unclear(pair: ProcessPair, paths: Collection[str], *, target: str) -> 
     :param paths: of the command line and of disks.
     """
     loose = relative_paths(paths)
-    if not loose or pair.held.files is None:
+    if not loose or pair.open_files.files is None:
         return
     shown = ", ".join(loose[:3])
-    if not pair.held.directory:
+    if not pair.open_files.directory:
         yield finding(
             "relative-path", f"from where {shown} goes cannot be told: the process has left that directory"
         )
         return
-    if pair.target is not None and pair.target.directory not in ("", pair.held.directory):
+    if pair.target is not None and pair.target.directory not in ("", pair.open_files.directory):
         yield finding(
-            "relative-path", f"{shown} goes from {pair.held.directory}, which cannot be entered at {target}"
+            "relative-path",
+            f"{shown} goes from {pair.open_files.directory}, which cannot be entered at {target}",
         )
 
 
-def images_unreachable(held: OpenFiles) -> Iterator[Finding]:
+def images_unreachable(open_files: OpenFiles) -> Iterator[Finding]:
     """Findings about images that QEMU is going to open again, from another directory than before."""
-    for path in sorted(held.unreachable):
-        at, image = held.now(path), posixpath.normpath(posixpath.join(held.directory, path))
+    for path in sorted(open_files.unreachable):
+        at = open_files.resolve(path)
+        image = posixpath.normpath(posixpath.join(open_files.directory, path))
         yield finding(
             "image-unreachable",
-            f"QEMU opens the image {path} again at the switch, and from {held.left_for}, where its process is now, "
-            f"that is not {image}",
+            f"QEMU opens the image {path} again at the switch, and from {open_files.left_for}, where its process is "
+            f"now, that is not {image}",
             remedy=f"until it has moved: ln -s {shlex.quote(image)} {shlex.quote(at)}",
         )
 

@@ -133,11 +133,11 @@ class OpenFiles:
             return True
         return any(_is(file, seen) for file in self.files)
 
-    def now(self, path: str) -> str:
+    def resolve(self, path: str) -> str:
         """Return where a relative path leads from the present directory of the process."""
         return posixpath.normpath(posixpath.join(self.left_for, path))
 
-    def under(self, path: str) -> OpenFile | None:
+    def opened_under(self, path: str) -> OpenFile | None:
         """Return the file that it opened under a path, wherever that leads now; ``None`` where that cannot be told."""
         at = posixpath.normpath(posixpath.join(self.directory or "/", path))
         found = [file for file in self.files or () if file.path == at]
