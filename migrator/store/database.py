@@ -108,7 +108,7 @@ class Database:
 
     @property
     def dialect(self) -> Dialect:
-        """Its words of SQL."""
+        """The dialect of SQL that the database speaks."""
         return self._readers.dialect
 
     async def read(self, work: Callable[[AsyncConnection], Awaitable[T]]) -> T:

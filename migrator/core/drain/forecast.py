@@ -1,4 +1,4 @@
-"""What will come of migrations that wait or run: when each will end, and who is not expected to. Pure."""
+"""Forecast of migrations that wait or run: when each will end, and who is not expected to. Pure."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ PROBE_SECONDS = 1.0
 
 @dataclass(frozen=True, kw_only=True)
 class Going:
-    """Whose a transfer is."""
+    """Guest, policy and prospects behind one transfer."""
 
     guest: Guest
     policy: Policy
@@ -43,7 +43,7 @@ class Going:
 
 @dataclass(frozen=True, kw_only=True)
 class Question:
-    """What is to be foretold."""
+    """Transfers, hosts and rules that a forecast is asked for."""
 
     transfers: Sequence[Transfer]
     going: Mapping[str, Going]
@@ -53,7 +53,7 @@ class Question:
 
 @dataclass(frozen=True, kw_only=True)
 class DrainForecast:
-    """What is foretold of everybody."""
+    """Forecast of every guest on its way."""
 
     prediction: Prediction
     #: Who is not expected to end, by the guest's key, and why.
