@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import ast
+import importlib
+import inspect
+import re
 from collections import defaultdict
 from collections.abc import Iterator
 from pathlib import Path
@@ -52,3 +55,34 @@ def test_no_two_public_classes_have_one_name() -> None:
     twice = {name: where for name, where in places.items() if len(where) > 1}
     assert {name: where for name, where in twice.items() if name not in SAME_NAME} == {}
     assert set(SAME_NAME) <= set(twice), "an exception that nothing needs any more"
+
+
+#: A cross reference by its whole name.
+REFERENCE = re.compile(r":(?:mod|class|func|meth|attr|data|exc):`~?((?:migrator|bench|dashboards)\.[\w.]+)`")
+
+
+def leads_somewhere(name: str) -> bool:
+    """Tell whether a dotted name is a module, or something of one, attributes of instances included."""
+    parts = name.split(".")
+    for count in range(len(parts), 0, -1):
+        try:
+            found: object = importlib.import_module(".".join(parts[:count]))
+        except ModuleNotFoundError:
+            continue
+        for part in parts[count:]:
+            if not hasattr(found, part):
+                fields = [vars(each).get("__annotations__", {}) for each in getattr(found, "__mro__", ())]
+                return any(part in each for each in fields) or f"self.{part} = " in inspect.getsource(found)  # type: ignore[arg-type]  # a class
+            found = getattr(found, part)
+        return True
+    return False
+
+
+def test_cross_references_lead_somewhere() -> None:
+    names = {
+        (path.relative_to(ROOT).as_posix(), name)
+        for folder in (*CHECKED, "tests")
+        for path in (ROOT / folder).rglob("*.py")
+        for name in REFERENCE.findall(path.read_text(encoding="utf-8"))
+    }
+    assert sorted((path, name) for path, name in names if not leads_somewhere(name)) == []

@@ -1,7 +1,7 @@
 """One evacuation, or restore: which guests belong to it, how far each is, and when it ends.
 
-It decides nothing about hosts or links: :func:`migrator.core.drain.plan.plan` does. An :class:`Evacuation` is a value;
-each function of it gives another one, or the same where nothing is different.
+It decides nothing about hosts or links: :func:`migrator.core.drain.plan.make_plan` does. An :class:`Evacuation` is a
+value; each function of it gives another one, or the same where nothing is different.
 """
 
 from __future__ import annotations
