@@ -157,7 +157,9 @@ class Recovery:
             run = run.marked({key: Entry(guest=guest)})
         ids = [row["id"] for row in rows]
         entry = run.entries[key]
-        known = ids.index(entry.migration) if entry.migration in ids else -1
+        if entry.migration is not None and entry.migration not in ids:
+            return run  # somebody else's migration of that guest is held: it began none since
+        known = ids.index(entry.migration) if entry.migration is not None else -1
         for place, row in enumerate(rows):
             if place < known:
                 continue
