@@ -123,14 +123,6 @@ class GivenPair:
             qemu=self.destination, listen=self._listen, socket=self.destination.address_text
         )
 
-    async def client_identity(self, host: str) -> Mapping[str, Any]:
-        """Return nothing: no other controller has to know."""
-        return {}
-
-    async def disconnect(self, host: str, socket: str, client: Mapping[str, Any]) -> bool:
-        """Leave every client alone: a person has given the monitors."""
-        return False
-
     async def suppress_restart(self, guest: GivenGuest) -> None:
         """Give the destination the name of a guest that has no uuid: nobody else is to be told.
 

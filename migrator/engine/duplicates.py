@@ -14,7 +14,7 @@ DUPLICATE = "duplicate"
 
 
 class Duplicates:
-    """Uuids that run in more than one QEMU, whoever started them."""
+    """Which uuids run in more than one QEMU, whoever started them."""
 
     def __init__(self) -> None:
         #: When each was first seen at more than one host, on the clock of the looks, and by a look at which.

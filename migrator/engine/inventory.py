@@ -99,9 +99,7 @@ class Inventory:
         return known.host if known else None
 
     def memory_free(self, host: Host) -> int:
-        """Return the free memory of a host in bytes: its kernel's figure, or what is left of less that was
-        configured.
-        """
+        """What its kernel says, or what is left of less that was configured, in bytes."""
         free = host.facts.memory_free_bytes
         if host.memory_bytes:
             taken = sum(guest.memory_bytes for guest in self.guests(host.name))
@@ -109,7 +107,7 @@ class Inventory:
         return free
 
     def look_seconds(self, *names: str) -> float:
-        """Return the seconds that the last looks at these hosts took, together."""
+        """What the last looks at these hosts took, together."""
         return sum(self._known[name].took for name in names if name in self._known)
 
     def looked_at(self, name: str) -> datetime | None:
@@ -139,7 +137,7 @@ class Inventory:
     # --- changing ----------------------------------------------------------------------------------------------------
 
     def set_state(self, name: str, state: HostState) -> None:
-        """Set the state of a host, which says what it may be used for from now on."""
+        """What the host may be used for from now on."""
         known = self._known[name]
         if known.host.state is not state:
             known.host = replace(known.host, state=state)
@@ -254,7 +252,7 @@ class Inventory:
             return known.host
 
     async def _seen(self, name: str) -> HostLook:
-        """Take in what one look shows. One that failed because we ourselves did not run says nothing of the host."""
+        """What one look shows. One that failed because we ourselves did not run says nothing of the host."""
         for left in range(_LOOKS_AWAY, -1, -1):
             with Absence() as away:
                 try:

@@ -1,4 +1,4 @@
-"""Findings of the inventory against moving a guest to a host, made in the same way before the act and in it.
+"""What the inventory has against moving a guest to a host: one question, asked the same way before the act and in it.
 
 ``check``, ``plan``, ``migrate`` and the planner of an evacuation all go through here, so that none of them knows of an
 obstacle that another has not heard of. What both ends show when they are asked is
@@ -18,12 +18,12 @@ from migrator.engine.migration.preflight import SPARES_PORTS, obstacle
 
 
 def request(guest: Guest, accepted: Sequence[str], *, only: str = "") -> PlacementRequest:
-    """Return the request to placement for a guest by itself."""
+    """What placement is asked for a guest by itself."""
     return PlacementRequest(guest=guest, only=only, spare_ports=SPARES_PORTS in (*accepted, *guest.accept))
 
 
 def known(fleet: Fleet, request: PlacementRequest, host: str) -> tuple[Finding, ...]:
-    """Return the findings against that host for this guest: an obstacle of its own, and the rules of placement.
+    """What the inventory has against that host for this guest: an obstacle of its own, and the rules of placement.
 
     :raise KeyError: when there is no such host.
     """
@@ -35,5 +35,5 @@ def known(fleet: Fleet, request: PlacementRequest, host: str) -> tuple[Finding, 
 
 
 def nowhere(answer: NoHost) -> tuple[Finding, ...]:
-    """Return the findings that keep a guest from every host."""
+    """What keeps a guest from every host."""
     return (finding("placement", answer.reason),)

@@ -1,4 +1,4 @@
-"""Preview of an evacuation: the plan that it would be, which nobody carries out."""
+"""What an evacuation would do, before the act: the plan that it would be, which nobody carries out."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Recovery of what another controller left: read from the journal, and gone on with."""
+"""What another controller left: read from the journal, and gone on with."""
 
 from __future__ import annotations
 

@@ -19,7 +19,7 @@ _REMEMBERED_SECONDS = 30.0
 
 
 class Registry:
-    """Migrations and evacuations under way, and those that ended a moment ago; one event loop, no locks.
+    """What is under way, and what ended a moment ago; one event loop, no locks.
 
     :ivar migrations: by id.
     :ivar evacuations: by id; values, replaced as a whole by :meth:`change`.
@@ -57,7 +57,7 @@ class Registry:
         return next((each for each in self._live.values() if each.guest.key == key and not each.ended), None)
 
     def is_under_way(self, migration: str) -> bool:
-        """Tell whether a migration of that id has not ended."""
+        """Whether a migration of that id has not ended."""
         session = self.migrations.get(migration)
         return session is not None and not session.ended
 
@@ -66,7 +66,7 @@ class Registry:
         self._coming[session.id] = session
 
     def expect_no_more(self, session: JournalledSession) -> None:
-        """Stop expecting a migration: it is journalled and added, or will never be."""
+        """It is journalled and added, or will never be."""
         self._coming.pop(session.id, None)
 
     @property
@@ -104,7 +104,7 @@ class Registry:
         return self._tasks.get(session.id)
 
     def busy(self, session: JournalledSession) -> bool:
-        """Tell whether something drives the migration now."""
+        """Whether something drives it now."""
         return session.id in self._tasks
 
     def driving(self) -> list[asyncio.Task[None]]:

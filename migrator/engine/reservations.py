@@ -1,4 +1,4 @@
-"""Reservations of what a command is about to change: one holder at a time, from before its first look to its end."""
+"""What somebody is about to change: one at a time, from before the first look at it until it is done or refused."""
 
 from __future__ import annotations
 

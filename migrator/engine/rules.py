@@ -1,4 +1,4 @@
-"""Rules of the configuration for the engine: policies, where guests go, how links are shared, how much at a time."""
+"""What the configuration says to the engine: policies, where guests go, how links are shared, how much at a time."""
 
 from __future__ import annotations
 
@@ -47,7 +47,7 @@ class Rules:
 
     @cached_property
     def site_limits(self) -> SiteLimits:
-        """Return the limits that a plan keeps to."""
+        """What a plan keeps to."""
         return SiteLimits(
             links=self.links,
             migrations_at_a_time=self.limits.migrations_at_a_time,
@@ -69,7 +69,7 @@ class Rules:
 
 @dataclass(frozen=True, kw_only=True)
 class HostRules:
-    """Rules of the configuration for hosts and the guests on them."""
+    """What the configuration says of hosts and of the guests on them."""
 
     hosts: tuple[Host, ...]
     #: A guest with what is configured of it.

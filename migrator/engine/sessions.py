@@ -151,7 +151,7 @@ class Sessions:
         self._changed()
 
     def note(self, session: JournalledSession) -> None:
-        """Note that a migration has ended, is held, or waits again."""
+        """It has ended, is held, or waits again."""
         if session.ended and session.state is State.COMPLETED:
             self._inventory.moved(session.guest, session.target, session.arrived_socket, session.arrived_pid)
         elif session.ended and session.state is State.GUEST_ENDED:

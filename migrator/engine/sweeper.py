@@ -1,4 +1,4 @@
-"""Sweeping of hosts: the directories of guests that end by themselves are removed some minutes later."""
+"""What guests leave at their hosts that end by themselves: their directories go some minutes later."""
 
 from __future__ import annotations
 

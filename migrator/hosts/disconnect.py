@@ -1,4 +1,4 @@
-"""Ends the connections that one process of a host has to a unix socket there, and those of nobody else.
+"""Ends the connections that one process of a host has to unix sockets there, and those of nobody else.
 
 A QMP socket serves one client at a time, and a client that was frozen keeps it. What the kernel knows is enough to end
 such a connection without the client: its descriptor is taken with ``pidfd_getfd(2)`` and shut down, so that QEMU sees
@@ -10,14 +10,14 @@ ended, and with it everything of that connection.
 from __future__ import annotations
 
 import sys
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from migrator.errors import HostError
 from migrator.hosts.access import HostAccess
 from migrator.hosts.host_output import reading_output
 from migrator.hosts.local import LocalAccess
-from migrator.hosts.sockets import find_sockets, literal
+from migrator.hosts.sockets import find_sockets
 
 #: Seconds that the end of the SSH server's process may take.
 _KILL_SECONDS = 2.0
@@ -54,21 +54,24 @@ print(ended)
 """
 
 
-async def disconnect(access: HostAccess, socket: str, client: Mapping[str, Any]) -> int:
-    """End the connections to `socket` of the process that `client` describes; how many there were.
+async def disconnect(access: HostAccess, patterns: Sequence[str], client: Mapping[str, Any]) -> int:
+    """End the connections of the process that `client` describes to unix sockets of a host; return how many there were.
 
     Safe to repeat. Connections of other processes stay, also where one of them has that pid by now.
 
-    :param socket: path of a unix socket of that host.
+    :param patterns: of the sockets' paths; see :func:`~migrator.hosts.sockets.find_sockets`.
     :param client: ``pid``, ``start_time`` and ``boot_id``, as :meth:`HostAccess.client_identity` gives them.
     :raise HostError: the host cannot be asked, it has no python3, or the rights there do not suffice: the process is
         of another user, or ``kernel.yama.ptrace_scope`` forbids it to all but root.
     """
-    found = await find_sockets(access, [literal(socket)])
-    ends = [each for one in found for each in one.clients if each.pid == client.get("pid")]
+    found = await find_sockets(access, patterns)
+    if isinstance(access, LocalAccess):
+        # Its network may be another than that of the client, in which the kernel counts both ends.
+        found += await find_sockets(LocalAccess(access.name), patterns)
+    ends = {each for one in found for each in one.clients if each.pid == client.get("pid")}
     if not ends:
         return 0
-    if ends[0].command.startswith("sshd"):
+    if all(each.command.startswith("sshd") for each in ends):
         return len(ends) if await _end_ssh_session(access, client) else 0
     python = sys.executable if isinstance(access, LocalAccess) else "python3"
     words = [str(client.get(key)) for key in ("pid", "start_time", "boot_id")]

@@ -146,14 +146,5 @@ class Site(GuestNetworks, Protocol):
         :param under_way: whether a migration of that id has not ended; what was made for it is left.
         """
 
-    async def client_identity(self, host: str) -> Mapping[str, Any]:
-        """The process there that holds our connections to monitors of that host, for :meth:`disconnect` by another."""
-
-    async def disconnect(self, host: str, socket: str, client: Mapping[str, Any]) -> bool:
-        """End the connections that this process has to a monitor, and nobody else's; whether there were any.
-
-        :param client: what :meth:`client_identity` gave to the controller that is frozen, or cut off.
-        """
-
     async def close(self) -> None:
         """Let go of every host."""

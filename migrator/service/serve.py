@@ -47,7 +47,8 @@ from migrator.service.notify import notify, watchdog
 from migrator.service.reload import reload_on_hup
 from migrator.settings import LiveSettings, Settings
 from migrator.settings.models import SiteSettings
-from migrator.site.from_settings import make_site
+from migrator.site.from_settings import ConfiguredSite, make_site
+from migrator.site.monitor_clients import MonitorClients
 from migrator.store import belonging
 from migrator.store.experience import FileExperience
 from migrator.store.housekeeping import keep_house
@@ -75,6 +76,10 @@ class Stop:
         await self._asked.wait()
 
 
+class _NotNeeded(Exception):
+    """A controller was asked to stop while it stood by."""
+
+
 async def serve(path: Path | None, *, drain: bool = False) -> None:
     """Run until SIGTERM or SIGINT.
 
@@ -91,11 +96,14 @@ async def serve(path: Path | None, *, drain: bool = False) -> None:
         loop.add_signal_handler(number, stop.ask)
     live = LiveSettings(settings, path)
     live.subscribe(lambda new: new.site, lambda site: lambda: _log_as(site))
-    async with _running(live) as engine:
-        await stop.wait()
-        notify("STOPPING=1")
-        logs.logger().info("stopping", drain=stop.drain)
-        await engine.stop(drain=stop.drain, timeout=live.settings.site.stop_timeout)
+    try:
+        async with _running(live, stop) as engine:
+            await stop.wait()
+            notify("STOPPING=1")
+            logs.logger().info("stopping", drain=stop.drain)
+            await engine.stop(drain=stop.drain, timeout=live.settings.site.stop_timeout)
+    except _NotNeeded:
+        logs.logger().info("stopped while it stood by")
 
 
 def _log_as(site: SiteSettings) -> None:
@@ -116,7 +124,11 @@ def _for_entrances(settings: Settings) -> EntranceSettings:
 
 
 @asynccontextmanager
-async def _running(live: LiveSettings) -> AsyncIterator[Engine]:
+async def _running(live: LiveSettings, stop: Stop) -> AsyncIterator[Engine]:
+    """Run it while the block lasts.
+
+    :raise _NotNeeded: it was asked to stop before its turn to act came.
+    """
     settings = live.settings
     log = logs.logger(site=settings.site.name)
     async with (
@@ -124,13 +136,11 @@ async def _running(live: LiveSettings) -> AsyncIterator[Engine]:
         await SqlJournal.open(journal_place(settings.store)) as journal,
     ):
         directory = settings.store.path.parent
-        who = f"migrator serve, site {settings.site.name}"
-        controller = controller_id(directory)
         sole_use = None
         if settings.store.url:
-            sole_use = await SoleUse.begin(journal, owner=controller)
+            sole_use = await _turn(settings, journal, stop)
             stack.push_async_callback(sole_use.end)
-        site = make_site(settings, driver=this_driver(who, controller=controller))
+        site = _site(settings, journal, sole_use)
         stack.push_async_callback(site.close)
         last, sequences = await journal.positions()
         bus = EventBus(
@@ -248,7 +258,7 @@ async def _running(live: LiveSettings) -> AsyncIterator[Engine]:
         async def readiness() -> None:
             await entrances.wait_ready()
             log.info("ready", listening=listeners.addresses, hosts=len(settings.hosts), version=__version__)
-            notify("READY=1")
+            notify("READY=1\nSTATUS=")
             await watchdog()
 
         async with entrances, asyncio.TaskGroup() as group:
@@ -278,6 +288,41 @@ async def _running(live: LiveSettings) -> AsyncIterator[Engine]:
             finally:
                 for task in tasks:
                     task.cancel()
+
+
+async def _turn(settings: Settings, journal: SqlJournal, stop: Stop) -> SoleUse:
+    """Wait until this controller is the one of those that share the journal which acts.
+
+    :raise _NotNeeded: it was asked to stop first.
+    """
+    sole_use = await SoleUse.begin(
+        journal,
+        owner=controller_id(settings.store.path.parent),
+        seconds=settings.controller.lease,
+        stop=stop.wait,
+        standing_by=_stand_by,
+    )
+    if sole_use is None:
+        raise _NotNeeded
+    return sole_use
+
+
+def _site(settings: Settings, journal: SqlJournal, sole_use: SoleUse | None) -> ConfiguredSite:
+    program = f"migrator serve, site {settings.site.name}"
+    if sole_use is None:
+        driver = this_driver(program, controller=controller_id(settings.store.path.parent))
+        return make_site(settings, driver=driver)
+    return make_site(
+        settings,
+        driver=this_driver(program, controller=sole_use.controller, lease=sole_use.token),
+        lease_holds=sole_use.holds,
+        clients=MonitorClients(read=journal.meta, keep=journal.keep_meta),
+    )
+
+
+def _stand_by() -> None:
+    """Tell systemd that it has started, and lives, though another controller acts."""
+    notify("READY=1\nSTATUS=stands by: another controller acts\nWATCHDOG=1")
 
 
 async def _keep_journal(sole_use: SoleUse) -> None:

@@ -10,6 +10,7 @@ from typing import Any
 from migrator.core.inventory import Guest, Host
 from migrator.core.policy import Policy
 from migrator.settings.models import (
+    ControllerSettings,
     GuestSettings,
     HostDefaults,
     HostSettings,
@@ -34,6 +35,7 @@ SECTIONS: Mapping[str, type[Section]] = {
     "http": HttpSettings,
     "mqtt": MqttSettings,
     "store": StoreSettings,
+    "controller": ControllerSettings,
     "traces": TracesSettings,
     "limits": LimitsSettings,
     "placement": PlacementSettings,
@@ -57,6 +59,7 @@ class Settings:
     http: HttpSettings = field(default_factory=HttpSettings)
     mqtt: MqttSettings = field(default_factory=MqttSettings)
     store: StoreSettings = field(default_factory=StoreSettings)
+    controller: ControllerSettings = field(default_factory=ControllerSettings)
     traces: TracesSettings = field(default_factory=TracesSettings)
     limits: LimitsSettings = field(default_factory=LimitsSettings)
     placement: PlacementSettings = field(default_factory=PlacementSettings)

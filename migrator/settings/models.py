@@ -198,6 +198,12 @@ class StoreSettings(Section):
         return self
 
 
+class ControllerSettings(Section):
+    """``[controller]``"""
+
+    lease: Annotated[Seconds, Field(ge=2, le=60)] = 6.0
+
+
 class LimitsSettings(Section):
     """``[limits]``"""
 

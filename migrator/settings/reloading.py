@@ -78,6 +78,7 @@ IN_FORCE: Mapping[str, Mapping[str, str]] = MappingProxyType(
             "retention": _SAVED,
             "prune_interval": _SAVED,
         },
+        "controller": {"lease": RESTART},
         "traces": {},
         "limits": {
             "migrations_at_a_time": _NEXT_PLAN,
@@ -115,7 +116,7 @@ def when(section: str, key: str) -> str:
 
 def changes(old: Settings, new: Settings) -> Iterator[tuple[str, str]]:
     """Each key that is different, as a person finds it, and when it is in force; see :func:`when`."""
-    for section in ("site", "http", "mqtt", "store", "traces", "limits", "placement"):
+    for section in ("site", "http", "mqtt", "store", "controller", "traces", "limits", "placement"):
         before, after = getattr(old, section), getattr(new, section)
         for key in type(before).model_fields:
             if getattr(before, key) != getattr(after, key):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Awaitable, Callable, Iterator, Mapping
 from typing import Any, Protocol
 
 from migrator.core.migration.drivers import Driver
@@ -16,7 +16,10 @@ from migrator.hosts.sockets import RemoteMonitorTransport
 from migrator.qemu.address import Address
 from migrator.qemu.pending_connects import PendingConnects
 from migrator.qemu.source import SourceEndpoint
+from migrator.site.monitor_clients import MonitorClients
 
+#: The monitors of a destination that we start: the second is for whoever has to end it.
+_CONTROL, _RESCUE = "/control.qmp", "/rescue.qmp"
 #: Seconds to open a monitor for a migration.
 _OPEN_SECONDS = 5.0
 
@@ -40,9 +43,20 @@ class HostDirectory(Protocol):
 class _OpenEndpoint(SourceEndpoint):
     """An endpoint that reports when it is closed."""
 
-    def __init__(self, address: Address, *, on_close: Callable[[], None], **how: Any) -> None:
+    def __init__(
+        self,
+        address: Address,
+        *,
+        on_close: Callable[[], None],
+        before_connect: Callable[[], Awaitable[None]],
+        **how: Any,
+    ) -> None:
         super().__init__(address, **how)
-        self._on_close = on_close
+        self._on_close, self._before_connect = on_close, before_connect
+
+    async def connect(self, *, timeout: float = 5.0) -> None:
+        await self._before_connect()
+        await super().connect(timeout=timeout)
 
     async def close(self) -> None:
         try:
@@ -57,6 +71,7 @@ class HostConnections:
     :param hosts: by name: the way to it and what is configured of it.
     :param driver: who marks the QEMUs that are changed; ``None`` for whoever changes none.
     :param lease_holds: see :class:`~migrator.qemu.claim.DriverClaim`.
+    :param clients: where other controllers may take the place of this one.
     """
 
     def __init__(
@@ -65,8 +80,10 @@ class HostConnections:
         *,
         driver: Driver | None = None,
         lease_holds: Callable[[], bool] = lambda: True,
+        clients: MonitorClients | None = None,
     ) -> None:
         self._hosts = dict(hosts)
+        self._clients = clients
         self._lease_holds = lease_holds
         self.driver = driver
         #: Role of every monitor held open, by host and path of its socket.
@@ -125,6 +142,16 @@ class HostConnections:
         except KeyError:
             raise HostError(name, "it is not in the configuration") from None
 
+    async def settle_clients(self, host: str) -> None:
+        """See :meth:`~migrator.site.monitor_clients.MonitorClients.prepare`; at once where nobody shares the journal.
+
+        :raise HostError: no host of that name is configured.
+        """
+        if self._clients is not None:
+            found = self.config(host).sockets
+            rescue = [each.removesuffix(_CONTROL) + _RESCUE for each in found if each.endswith(_CONTROL)]
+            await self._clients.prepare(self.access(host), [*found, *rescue])
+
     def endpoint(self, host: str, socket: str, *, role: str) -> SourceEndpoint:
         """One end of a migration at a QMP socket of a host, not connected yet. It counts as held until it is closed."""
         access = self.access(host)
@@ -149,6 +176,7 @@ class HostConnections:
             lease_holds=self._lease_holds,
             pending_connects=self.pending_connects,
             on_close=let_go,
+            before_connect=lambda: self.settle_clients(host),
         )
 
     async def open(

@@ -19,6 +19,7 @@ from migrator.site.destinations import Destinations
 from migrator.site.host_checks import SiteChecks
 from migrator.site.hosts import SiteHosts
 from migrator.site.launch_config import LaunchConfig
+from migrator.site.monitor_clients import MonitorClients
 
 
 class _AllChecks:
@@ -45,6 +46,7 @@ class ConfiguredSite(SiteHosts):
 
     :param driver: who marks the QEMUs that are changed.
     :param lease_holds: see :class:`~migrator.qemu.claim.DriverClaim`.
+    :param clients: where other controllers may take the place of this one.
     """
 
     def __init__(
@@ -54,6 +56,7 @@ class ConfiguredSite(SiteHosts):
         *,
         driver: Driver | None = None,
         lease_holds: Callable[[], bool] = lambda: True,
+        clients: MonitorClients | None = None,
     ) -> None:
         self._launches: Mapping[str, LaunchConfig] = _launches(hosts)
         configs = _configs(hosts, limits)
@@ -61,6 +64,7 @@ class ConfiguredSite(SiteHosts):
             {name: (access(each), each) for name, each in configs.items()},
             driver=driver,
             lease_holds=lease_holds,
+            clients=clients,
         )
         destinations = Destinations(self.connections, how=self.how)
         super().__init__(
@@ -107,11 +111,18 @@ def _configs(hosts: Sequence[HostSettings], limits: LimitsSettings) -> dict[str,
 
 
 def make_site(
-    settings: Settings, *, driver: Driver | None = None, lease_holds: Callable[[], bool] = lambda: True
+    settings: Settings,
+    *,
+    driver: Driver | None = None,
+    lease_holds: Callable[[], bool] = lambda: True,
+    clients: MonitorClients | None = None,
 ) -> ConfiguredSite:
     """Everything the engine asks of hosts; nothing is connected yet.
 
     :param driver: who marks the QEMUs that are changed.
     :param lease_holds: see :class:`~migrator.qemu.claim.DriverClaim`.
+    :param clients: where other controllers may take the place of this one.
     """
-    return ConfiguredSite(settings.hosts, settings.limits, driver=driver, lease_holds=lease_holds)
+    return ConfiguredSite(
+        settings.hosts, settings.limits, driver=driver, lease_holds=lease_holds, clients=clients
+    )

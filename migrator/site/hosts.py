@@ -16,7 +16,6 @@ from migrator.core.preflight.managers import findings as managing
 from migrator.core.process.guest_network import GuestTaps
 from migrator.core.process.listening import without
 from migrator.errors import HostError, QemuError
-from migrator.hosts.disconnect import disconnect
 from migrator.hosts.facts import read_facts
 from migrator.hosts.guest_network import read_guest_taps
 from migrator.hosts.listening import read_listening
@@ -87,6 +86,7 @@ class SiteHosts:
         access, config = self._connections.access(host), self._connections.config(host)
         try:
             async with asyncio.timeout(_LOOK_SECONDS):
+                await self._connections.settle_clients(host)
                 qemus = [config.qemu] if config.qemu else []
                 facts = await read_facts(access, address=config.address, qemus=qemus)
                 guests = await self._discovery.guests(host)
@@ -214,14 +214,6 @@ class SiteHosts:
     async def sweep(self, host: str, *, under_way: Callable[[str], bool]) -> Sequence[str]:
         """See :class:`DestinationStarter`."""
         return await self._launcher.sweep(host, under_way=under_way)
-
-    async def client_identity(self, host: str) -> Mapping[str, Any]:
-        """See :meth:`migrator.ports.Site.client_identity`."""
-        return await self._connections.access(host).client_identity()
-
-    async def disconnect(self, host: str, socket: str, client: Mapping[str, Any]) -> bool:
-        """See :func:`migrator.hosts.disconnect.disconnect`."""
-        return await disconnect(self._connections.access(host), socket, client) > 0
 
     async def close(self) -> None:
         """Let go of every host."""

@@ -108,7 +108,7 @@ class Database:
 
     @property
     def dialect(self) -> Dialect:
-        """The dialect of SQL that the database speaks."""
+        """Its words of SQL."""
         return self._readers.dialect
 
     async def read(self, work: Callable[[AsyncConnection], Awaitable[T]]) -> T:

@@ -1,8 +1,10 @@
-"""A journal on a server is one service's: a lease does for it what a lock does for a file."""
+"""One controller acts on a journal that several share; the others stand by. A lease says whose turn it is."""
 
 from __future__ import annotations
 
 import asyncio
+import secrets
+from collections.abc import Awaitable, Callable
 from typing import Self
 
 from migrator import logs
@@ -12,53 +14,91 @@ from migrator.store.journal import SqlJournal
 
 #: The lease's name.
 NAME = "service"
-#: After the death of a service another waits so long, unless it has the same state directory.
-_SECONDS = 15.0
-_RENEW_SECONDS = 4.0
-_RETRY_SECONDS = 1.0
+#: Of the journal's table ``meta``: what its controllers mark QEMUs with.
+_CONTROLLER = "controller"
+#: A lease is renewed so many times before it could end.
+_RENEWALS = 4
+_RETRY_SECONDS = 0.5
 
 
 class SoleUse:
-    """Every write of a journal is refused from the moment at which another service has it."""
+    """The right to act: every write of the journal is refused from the moment at which another controller has it.
 
-    def __init__(self, journal: SqlJournal, owner: str, lease: Lease) -> None:
+    :ivar controller: what QEMUs are marked with, the same for all who share the journal.
+    """
+
+    def __init__(
+        self, journal: SqlJournal, *, owner: str, seconds: float, lease: Lease, controller: str
+    ) -> None:
         self._journal = journal
-        self._owner = owner
+        self._owner, self._seconds = owner, seconds
         self._lease = journal.lease = lease
+        self.controller = controller
 
     @classmethod
-    async def begin(cls, journal: SqlJournal, *, owner: str) -> Self:
-        """Take it; one that was killed elsewhere is waited for.
+    async def begin(
+        cls,
+        journal: SqlJournal,
+        *,
+        owner: str,
+        seconds: float,
+        stop: Callable[[], Awaitable[None]],
+        standing_by: Callable[[], None],
+    ) -> Self | None:
+        """Take it; while another controller has it, stand by, however long that is.
 
-        :param owner: the controller's id: who has it takes it anew at once.
-        :raise JournalError: another service has it, or it cannot be written.
+        :param owner: this controller's id: it takes its own lease anew at once.
+        :param seconds: how long the lease holds without being renewed.
+        :param stop: returns when nobody wants it any more.
+        :param standing_by: called each time that another was found to have it.
+        :return: ``None`` when `stop` returned first.
         """
-        loop = asyncio.get_running_loop()
-        deadline = loop.time() + _SECONDS + _RETRY_SECONDS
-        said = False
-        while True:
-            lease = await journal.leases.acquire(NAME, owner=owner, seconds=_SECONDS)
-            if lease is not None:
-                return cls(journal, owner, lease)
-            if loop.time() > deadline:
-                raise JournalError(
-                    f"the journal {journal.name} is in use by another service: there can be one; stop it first"
-                )
-            if not said:
-                logs.logger().info(
-                    "waits for the journal: another service has it, or had it until a moment ago"
-                )
-                said = True
-            await asyncio.sleep(_RETRY_SECONDS)
+        log = logs.logger()
+        said = ""
+        stopped = asyncio.ensure_future(stop())
+        try:
+            while not stopped.done():
+                try:
+                    lease = await journal.leases.acquire(NAME, owner=owner, seconds=seconds)
+                    if lease is not None:
+                        return await cls._first(journal, owner, seconds, lease)
+                    why = "another controller has the journal"
+                except JournalError as error:
+                    why = str(error)
+                if why != said:
+                    log.info("stands by", why=why)
+                    said = why
+                standing_by()
+                await asyncio.wait({stopped}, timeout=_RETRY_SECONDS)
+            return None
+        finally:
+            stopped.cancel()
+
+    @classmethod
+    async def _first(cls, journal: SqlJournal, owner: str, seconds: float, lease: Lease) -> Self:
+        controller = await journal.meta(_CONTROLLER)
+        if controller is None:  # nobody else writes it now
+            controller = secrets.token_hex(8)
+            await journal.keep_meta(_CONTROLLER, controller)
+        return cls(journal, owner=owner, seconds=seconds, lease=lease, controller=controller)
+
+    @property
+    def token(self) -> int:
+        """Larger than that of every controller which acted before."""
+        return self._lease.token
+
+    def holds(self) -> bool:
+        """Whether nobody else can have it yet."""
+        return self._lease.may_act
 
     async def run(self) -> None:
         """Keep it, until cancelled. A server that is away for however long is no reason to give it up.
 
-        :raise LeaseLost: another service has it, or had it meanwhile: this one must not do anything any more.
+        :raise LeaseLost: another controller has it, or had it meanwhile: this one must not do anything any more.
         """
         failing = False
         while True:
-            await asyncio.sleep(_RENEW_SECONDS)
+            await asyncio.sleep(self._seconds / _RENEWALS)
             try:
                 await self._renew()
                 failing = False
@@ -70,11 +110,11 @@ class SoleUse:
                 failing = True
 
     async def _renew(self) -> None:
-        [renewed] = await self._journal.leases.renew([self._lease], seconds=_SECONDS)
+        [renewed] = await self._journal.leases.renew([self._lease], seconds=self._seconds)
         if renewed is None:  # the server was away for longer
-            renewed = await self._journal.leases.acquire(NAME, owner=self._owner, seconds=_SECONDS)
+            renewed = await self._journal.leases.acquire(NAME, owner=self._owner, seconds=self._seconds)
             if renewed is None or renewed.token != self._lease.token + 1:
-                raise LeaseLost(f"another service has taken the journal {self._journal.name} over")
+                raise LeaseLost(f"another controller has taken the journal {self._journal.name} over")
         self._lease = self._journal.lease = renewed
 
     async def end(self) -> None:

@@ -237,14 +237,6 @@ class SimulatedSite:
         self._up(guest.host)
         return ()
 
-    async def client_identity(self, host: str) -> Mapping[str, Any]:
-        self._up(host)
-        return {"pid": 1, "start_time": 1, "boot_id": host}
-
-    async def disconnect(self, host: str, socket: str, client: Mapping[str, Any]) -> bool:
-        self._up(host)
-        return False  # nobody else is connected here: whoever shares the site shares its QEMUs
-
     async def sweep(self, host: str, *, under_way: Callable[[str], bool]) -> Sequence[str]:
         self._up(host)
         self.swept.append(host)

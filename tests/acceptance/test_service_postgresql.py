@@ -27,7 +27,8 @@ async def on_server(
     """A site whose service is not started yet, and has its journal in a database of its own there."""
     url = server.place(server.create()).url
     async with made(machines, *names, **how) as site:
-        site.change_config(("[store]\n", f'[store]\nurl = "{url}"\n'))
+        # Long enough for a switch that comes while the server is away.
+        site.change_config(("[store]\n", f'[controller]\nlease = "60s"\n\n[store]\nurl = "{url}"\n'))
         yield site
 
 

@@ -85,12 +85,12 @@ async def test_whoever_comes_next_is_answered_and_who_was_frozen_finds_it_closed
     access = LocalAccess("here")
     assert not await answers(monitor)
     other = {**frozen.identity, "start_time": frozen.identity["start_time"] + 1}
-    assert await disconnect(access, monitor, other) == 0, "another process had that pid by now"
-    assert await disconnect(access, monitor, {**frozen.identity, "pid": os.getpid()}) == 0
+    assert await disconnect(access, [monitor], other) == 0, "another process had that pid by now"
+    assert await disconnect(access, [monitor], {**frozen.identity, "pid": os.getpid()}) == 0
     assert not await answers(monitor)
-    assert await disconnect(access, monitor, frozen.identity) == 1
+    assert await disconnect(access, [monitor], frozen.identity) == 1
     assert await answers(monitor)
-    assert await disconnect(access, monitor, frozen.identity) == 0
+    assert await disconnect(access, [monitor], frozen.identity) == 0
     assert frozen.woken() == "ended"
 
 
@@ -109,9 +109,9 @@ async def test_a_controller_that_came_over_ssh_loses_its_connection_and_no_other
                 assert b"QMP" in await reader.readline()
                 identity, other = await frozen.client_identity(), await bystander.client_identity()
                 assert identity != other
-                assert await disconnect(heir, monitor, other) == 0, "it has no connection to this monitor"
+                assert await disconnect(heir, [monitor], other) == 0, "it has no connection to this monitor"
                 assert not await answers(await heir.forward(monitor))
-                assert await disconnect(heir, monitor, identity) == 1
+                assert await disconnect(heir, [monitor], identity) == 1
                 async with asyncio.timeout(10.0):
                     assert await reader.read() == b""
                     while not await answers(await heir.forward(monitor)):

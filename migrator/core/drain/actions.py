@@ -1,4 +1,4 @@
-"""Actions that a plan asks for; :mod:`migrator.engine.reconciler` carries them out."""
+"""What a plan asks for; :mod:`migrator.engine.reconciler` carries it out."""
 
 from __future__ import annotations
 

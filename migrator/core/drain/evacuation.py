@@ -1,7 +1,7 @@
 """One evacuation, or restore: which guests belong to it, how far each is, and when it ends.
 
-It decides nothing about hosts or links: :func:`migrator.core.drain.plan.make_plan` does. An :class:`Evacuation` is a
-value; each function of it gives another one, or the same where nothing is different.
+It decides nothing about hosts or links: :func:`migrator.core.drain.plan.plan` does. An :class:`Evacuation` is a value;
+each function of it gives another one, or the same where nothing is different.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ _LEFT_ALONE = {GuestStanding.SET_ASIDE, GuestStanding.HELD}
 
 @dataclass(frozen=True, kw_only=True)
 class GuestForecast:
-    """Forecast of one guest of an evacuation."""
+    """What is foretold of one guest of an evacuation."""
 
     #: Seconds from now, p50; ``None``: nobody knows.
     starts_in_seconds: float | None = None
@@ -90,29 +90,29 @@ class Evacuation:
 
     @property
     def ended(self) -> bool:
-        """True once nothing more will happen."""
+        """Whether nothing more will happen."""
         return self.ended_at is not None
 
     @cached_property
     def left(self) -> list[Entry]:
-        """Guests who have not left (evacuate), or are not home (restore)."""
+        """Those who have not left (evacuate), or are not home (restore)."""
         return [entry for entry in self.entries.values() if not entry.done]
 
     @cached_property
     def under_way(self) -> list[Entry]:
-        """Guests whose migration runs."""
+        """Those whose migration runs."""
         return [entry for entry in self.entries.values() if entry.standing is GuestStanding.MIGRATING]
 
     @cached_property
     def wanting(self) -> list[Entry]:
-        """Guests who want a place, whether it is time for that or not."""
+        """Those who want a place, whether it is time for that or not."""
         if self.closing is not None or self.ended:
             return []
         return [entry for entry in self.entries.values() if entry.wants_place]
 
     @property
     def waits_for_contact(self) -> bool:
-        """True while a guest who could not be asked may be asked soon, or be gone."""
+        """Whether somebody who could not be asked may be asked soon, or be gone."""
         return any(
             entry.standing is GuestStanding.SET_ASIDE and entry.guest.lost_contact for entry in self.left
         )
@@ -233,8 +233,7 @@ class Evacuation:
     def settled(
         self, now: float, *, host_empty: bool, host_up: bool = True
     ) -> tuple[Evacuation, EvacuationState | None]:
-        """Return the evacuation with the time since the last change noted in it, and the state it ends with, once it
-        does.
+        """What it ends with, when it is time for that; and how long nothing has happened, noted in it.
 
         :param now: on the snapshot's clock.
         :param host_empty: a look at the host after the last guest had left showed none.

@@ -1,4 +1,4 @@
-"""Forecast of migrations that wait or run: when each will end, and who is not expected to. Pure."""
+"""What will come of migrations that wait or run: when each will end, and who is not expected to. Pure."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ PROBE_SECONDS = 1.0
 
 @dataclass(frozen=True, kw_only=True)
 class Going:
-    """Guest, policy and prospects behind one transfer."""
+    """Whose a transfer is."""
 
     guest: Guest
     policy: Policy
@@ -43,7 +43,7 @@ class Going:
 
 @dataclass(frozen=True, kw_only=True)
 class Question:
-    """Transfers, hosts and rules that a forecast is asked for."""
+    """What is to be foretold."""
 
     transfers: Sequence[Transfer]
     going: Mapping[str, Going]
@@ -53,7 +53,7 @@ class Question:
 
 @dataclass(frozen=True, kw_only=True)
 class DrainForecast:
-    """Forecast of every guest on its way."""
+    """What is foretold of everybody."""
 
     prediction: Prediction
     #: Who is not expected to end, by the guest's key, and why.

@@ -44,7 +44,7 @@ class Wanting:
 
 @dataclass(frozen=True, kw_only=True)
 class Places:
-    """Answers of placement for everybody at one moment, and the transfers of those that have a place."""
+    """What placement said of everybody at one moment, and how the schedule sees those that have a place."""
 
     clock: float
     #: Deadlines of :attr:`moves` are given as seconds from then.
@@ -72,7 +72,7 @@ class Places:
         return asked
 
     def hold(self, wanting: Sequence[Wanting], snapshot: SiteSnapshot) -> bool:
-        """Tell whether placement need not be asked again."""
+        """Whether they need not be asked again."""
         if not all(self._knows(each) for each in wanting):
             return False
         due = snapshot.clock >= self.clock + _HOLD_SECONDS_A_GUEST * len(wanting)
@@ -87,7 +87,7 @@ class Places:
         )
 
     def fits(self, wanting: Wanting, fleet: Fleet) -> bool:
-        """Tell whether that guest's place is still one, as things are now."""
+        """Whether that guest's place is still one, as things are now."""
         answer = self.answers[wanting.entry.guest.key]
         if isinstance(answer, NoHost) or answer.host not in fleet.index:
             return False
@@ -167,7 +167,7 @@ def marked(entry: Entry, answer: Placement | NoHost) -> Entry:
 
 
 def _alike(one: Guest, other: Guest) -> bool:
-    """Tell whether placement sees the same in both."""
+    """Whether placement sees the same in them."""
     return one is other or all(getattr(one, name) == getattr(other, name) for name in _ASKED_OF_A_GUEST)
 
 
@@ -178,7 +178,7 @@ def _world(snapshot: SiteSnapshot) -> tuple[object, ...]:
 
 
 def _same(before: tuple[object, ...], now: tuple[object, ...]) -> bool:
-    """Tell whether both are the same but for those who went where they were to go."""
+    """Whether it is the same but for those who went where they were to go."""
     if len(before) != len(now) or before[0] != now[0]:
         return False
     return all(was is one for was, one in zip(before[1:], now[1:], strict=True))

@@ -1,4 +1,4 @@
-"""The plan of a site: who is begun where, who gets the links, and what becomes of each evacuation. Pure.
+"""What to do next at a site: who is begun where, who gets the links, and what becomes of each evacuation. Pure.
 
 ::
 
@@ -42,7 +42,7 @@ _SHARE_STEP_RATIO = 0.05
 
 @dataclass(frozen=True, kw_only=True)
 class DrainPlan:
-    """Actions for now, and what the next plan can use of how they were found."""
+    """What to do now, and what the next plan can use of how that was found."""
 
     #: In this order.
     actions: Sequence[Action]
@@ -60,7 +60,7 @@ class DrainPlan:
 
     @cached_property
     def targets(self) -> Mapping[str, Target]:
-        """Guests who want a place and have one, by their keys, in the order of turn."""
+        """Those who want a place and have one, by the guests' keys, in the order of turn."""
         if self.places is None:
             return {}
         wanting = {each.entry.guest.key: each for each in self.wanting}
@@ -216,7 +216,7 @@ class _Planning:
             self._running[name] = after
 
     def _fit(self, decided: ScheduleDecision, wanting: Sequence[Wanting], places: Places) -> bool:
-        """Tell whether those that are about to be begun still have their places."""
+        """Whether those that are about to be begun still have their places."""
         by_key = {each.entry.guest.key: each for each in wanting}
         begun = [by_key[move.transfer.guest] for move in decided.prepare if move.transfer.guest in by_key]
         if not begun:
@@ -287,5 +287,5 @@ class _Planning:
 
 
 def _about(share: int | None, speed: int) -> bool:
-    """Tell whether it is too little a change to tell QEMU."""
+    """Whether it is too little a change to tell QEMU."""
     return share is not None and abs(share - speed) <= _SHARE_STEP_RATIO * share

@@ -1,4 +1,4 @@
-"""Input of a plan: the site at one moment, in values. Pure."""
+"""What a plan is made of: the site at one moment, in values. Pure."""
 
 from __future__ import annotations
 
@@ -60,18 +60,18 @@ class MigrationSnapshot:
 
     @property
     def copies(self) -> bool:
-        """True while its stream takes part of a link."""
+        """Whether its stream takes part of a link."""
         return self.state in _COPYING
 
     @property
     def sure(self) -> bool:
-        """True once nothing can keep it from ending any more: it is past its switch."""
+        """Whether nothing can keep it from ending any more: it is past its switch."""
         return self.state not in (*_PREPARING, State.PRECOPY)
 
 
 @dataclass(frozen=True, kw_only=True)
 class PolicyRules:
-    """Rules that say which policy applies to whom.
+    """Which policy applies to whom.
 
     :ivar named: the policy of a name, ``None`` where there is none of it; always the same for the same name.
     """
@@ -123,7 +123,7 @@ class SiteSnapshot:
         return {guest.key: guest for guests in self.guests.values() for guest in guests}
 
     def is_up(self, host: str) -> bool:
-        """Tell whether the host answered when it was last looked at."""
+        """Whether the host answered when it was last looked at."""
         found = self.hosts.get(host)
         return found is not None and found.up
 

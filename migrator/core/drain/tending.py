@@ -1,4 +1,4 @@
-"""Upkeep of one evacuation before places and links are given: who joins, who is gone, and when it ends. Pure."""
+"""What happens to one evacuation before places and links are given: who joins, who is gone, and when it ends. Pure."""
 
 from __future__ import annotations
 
@@ -61,7 +61,7 @@ def tend(run: Evacuation, snapshot: SiteSnapshot, before: Tended | None = None) 
 def _emptied(
     run: Evacuation, snapshot: SiteSnapshot, up: bool, actions: list[Action]
 ) -> tuple[Evacuation, bool]:
-    """Tell whether the host is empty: nobody is left as far as is known, and a look since then showed none."""
+    """Whether the host is empty: nobody is left as far as is known, and a look since then showed none."""
     if run.left or run.closing is not None:
         return (run if run.empty_since is None else replace(run, empty_since=None)), False
     if not up:
@@ -125,7 +125,7 @@ def _heeding_held(run: Evacuation, live: Mapping[str, MigrationSnapshot]) -> Eva
 
 
 def _shows_otherwise(before: Evacuation, after: Evacuation) -> bool:
-    """Tell whether somebody's standing, or its reason, is another."""
+    """Whether somebody's standing, or its reason, is another."""
     if before.entries is after.entries:
         return False
     return len(before.entries) != len(after.entries) or any(

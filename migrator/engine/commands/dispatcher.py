@@ -42,7 +42,7 @@ from migrator.ports import CommandLog
 
 
 class Controller(Protocol):
-    """Carrier of commands: :class:`migrator.engine.commands.handlers.CommandHandlers`."""
+    """What carries commands out: :class:`migrator.engine.commands.handlers.CommandHandlers`."""
 
     async def carry_out(self, command: Command, caller: Caller, *, key: str) -> Answer:
         """Begin it; returns once it is journalled.
@@ -147,7 +147,7 @@ class Dispatcher:
         return reply
 
     async def keep_outcome(self, *, key: CommandKey, reply: Reply) -> None:
-        """Keep the outcome of a command that has ended: from now on the same id gets this reply."""
+        """What a command began has ended: from now on the same id gets this."""
         if str(key) in self._running:
             await asyncio.wait({self._running[str(key)][1]})  # its first reply goes into the journal before
         await self.log.answer_command(key=str(key), reply=reply.model_dump(mode="json"))

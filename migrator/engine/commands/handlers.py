@@ -22,8 +22,8 @@ from migrator.engine.commands.migrations import MigrationCommands
 from migrator.engine.evacuation_documents import evacuation_document
 from migrator.engine.inventory import Inventory
 from migrator.engine.registry import Registry
+from migrator.engine.saved_documents import saved_evacuation, saved_migration
 from migrator.ports import Journal
-from migrator.ports.saved_documents import saved_evacuation, saved_migration
 
 #: A command that needs to know every host waits so long for the first look at them after a start.
 _FIRST_LOOK_SECONDS = 15.0

@@ -1,4 +1,4 @@
-"""Lookups of what commands name, found or refused: hosts, guests, migrations, policies, findings that are accepted."""
+"""What commands name, found or refused: hosts, guests, migrations, policies, findings that are accepted."""
 
 from __future__ import annotations
 

@@ -70,10 +70,6 @@ class MigrationSite(GuestNetworks, Protocol):
 
     async def clear(self, guest: Any) -> None: ...
 
-    async def client_identity(self, host: str) -> Mapping[str, Any]: ...
-
-    async def disconnect(self, host: str, socket: str, client: Mapping[str, Any]) -> bool: ...
-
 
 class StepRecordStore(Protocol):
     """The records of the steps of migrations."""
@@ -122,9 +118,6 @@ class SessionServices:
     samples: Samples | None = None
     #: Marks the source before its destination is started; not where a person has started that already.
     claims_before_start: bool = True
-    #: Other controllers have the same journal, and go on with what this one leaves: they are told by which connections
-    #: it has its QEMUs, so that they can end those if it is frozen.
-    shared: bool = False
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -135,5 +128,3 @@ class EndLocation:
     socket: str
     #: Of its process, where that is known.
     identity: Mapping[str, Any] = field(default_factory=dict)
-    #: Of the process at its host that has the connection to its monitor; empty where no other controller asks.
-    client: Mapping[str, Any] = field(default_factory=dict)

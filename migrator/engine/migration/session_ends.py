@@ -37,7 +37,6 @@ class SessionEnds(SessionState):
         """Open the source, and ask what is against it before anything is started; the same as a check asks."""
         try:
             self._source = await self.services.site.open(self.guest.host, self.guest.socket, role="source")
-            client = await self.client(self.guest.host)
         except MigratorError as error:
             self.failure = error
             return [preflight.unchecked(error)]
@@ -45,7 +44,6 @@ class SessionEnds(SessionState):
             host=self.guest.host,
             socket=self.guest.socket,
             identity=dict(self._source.identity),
-            client=client,
         )
         return await self._check(self._source)
 
@@ -88,7 +86,6 @@ class SessionEnds(SessionState):
             host=self.target,
             socket=self._incoming.socket,
             identity=dict(self._destination.identity),
-            client=await self.client(self.target),
         )
         self._found = preflight.started(self._found, self._incoming.notes)
         self.record = self.services.records.create(self.id)

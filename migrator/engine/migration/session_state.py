@@ -280,13 +280,6 @@ class SessionState:
         self.state = state
         self._on_state(self)
 
-    async def client(self, host: str) -> Mapping[str, Any]:
-        """Return the process that holds our connections there, where another controller may have to know.
-
-        :raise HostError: the host cannot be asked.
-        """
-        return dict(await self.services.site.client_identity(host)) if self.services.shared else {}
-
     def about(self) -> dict[str, Any]:
         """Return what its record says for whoever finds it without anything else."""
         return {

@@ -6,14 +6,13 @@ from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any
 
-from migrator import logs
 from migrator.core.migration.invariants import Invariant
 from migrator.core.migration.situation import Intent, Milestone
 from migrator.engine.migration import cleanup, missing_record
 from migrator.engine.migration.journalled_session import JournalledSession
 from migrator.engine.migration.services import EndLocation
 from migrator.engine.migration.session_phase import Attempt
-from migrator.errors import HostError, JournalError, QemuError, RecordError, RecordInUse
+from migrator.errors import HostError, QemuError, RecordError, RecordInUse
 from migrator.ports import Qemu
 
 #: It is held only because a host, or a QEMU, could not be asked when it was to be taken up.
@@ -32,7 +31,6 @@ async def take_up(session: JournalledSession) -> None:
     """
     if session.result.held_code == missing_record.ORPHANED or session.result.held_code in set(Invariant):
         return  # only a person knows what it was, or may say that it goes on
-    await _free_monitors(session)
     try:
         left = await session.services.records.take_up(session.id)
     except RecordInUse as error:
@@ -60,38 +58,7 @@ async def take_up(session: JournalledSession) -> None:
         session.services.records.release(session.record)
         session.record = None
         return
-    await _note_clients(session)
     await session.go_on(session.record, facts, intent, *ends, anew=True)
-
-
-async def _free_monitors(session: JournalledSession) -> None:
-    """End the connections of the controller that left it, which may be frozen and hold both monitors."""
-    site = session.services.site
-    for place in session.places.values():
-        if not place.client:
-            continue
-        try:
-            if place.client != await site.client_identity(place.host):
-                await site.disconnect(place.host, place.socket, place.client)
-        except HostError as error:
-            logs.logger().warning("a monitor is not freed", migration=session.id, error=str(error))
-
-
-async def _note_clients(session: JournalledSession) -> None:
-    """Have the journal know by which connections this controller has both ends now.
-
-    Without that a later controller frees nothing, should this one be frozen; it is no reason not to go on.
-    """
-    if not session.services.shared:
-        return
-    try:
-        for side, place in session.places.items():
-            session.places[side] = replace(place, client=await session.client(place.host))
-        await session.services.keep(session)
-    except (HostError, JournalError) as error:
-        logs.logger().warning(
-            "who has its monitors is not written down", migration=session.id, error=str(error)
-        )
 
 
 async def _open_both(

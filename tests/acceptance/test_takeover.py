@@ -1,0 +1,115 @@
+"""Two controllers on one PostgreSQL: one acts, and when it dies or is frozen the other goes on with what it left."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+
+import httpx2
+import pytest
+
+from migrator.testing import network
+from migrator.testing.lab import until
+from migrator.testing.postgresql import Postgres
+from tests.acceptance.service_site import MIB, SLOW, LiveSite, eventually, guest, made
+from tests.conftest import missing
+
+#: A controller is replaced after this, and the time that looking at its migrations takes.
+LEASE = 'lease = "3s"'
+
+
+@pytest.fixture(autouse=True)
+def _namespaces() -> None:
+    if (why := network.possible()) is not None:
+        missing(why)
+
+
+@asynccontextmanager
+async def standing_by(site: LiveSite) -> AsyncIterator[subprocess.Popen[bytes]]:
+    """A second controller of the same site, with everything of its own but the journal."""
+    text = site.config.read_text(encoding="utf-8")
+    for mine, other in (
+        ('socket = "api.sock"', 'socket = "second.sock"'),
+        ('path = "state/', 'path = "second/'),
+    ):
+        assert mine in text, text
+        text = text.replace(mine, other)
+    (site.directory / "second").mkdir()
+    config = site.directory / "second.toml"
+    config.write_text(text, encoding="utf-8")
+    with (site.directory / "service.log").open("ab") as log:
+        process = subprocess.Popen(
+            [sys.executable, "-m", "migrator", "serve", "--config", str(config)],
+            stdin=subprocess.DEVNULL,
+            stdout=log,
+            stderr=log,
+            start_new_session=True,
+        )
+    try:
+        await until(lambda: bool(site.said("stands by")), what="the second controller stands by", within=30)
+        yield process
+    finally:
+        process.kill()
+        process.wait(timeout=10)
+
+
+async def ask_second(site: LiveSite) -> None:
+    """From now on the site is asked through its second controller, once that one acts."""
+    await site.disconnect()
+    transport = httpx2.AsyncHTTPTransport(uds=str(site.directory / "second.sock"))
+    site._http = httpx2.AsyncClient(transport=transport, base_url="http://migrator", timeout=30)
+
+    async def acts() -> bool:
+        try:
+            return (await site.probe("/readyz"))[0] == 200
+        except httpx2.TransportError:
+            return False
+
+    await eventually(acts, "the second controller acts", site)
+
+
+@pytest.mark.parametrize("how", ["killed", "frozen"])
+async def test_a_controller_that_is_gone_is_replaced_and_its_evacuation_goes_on(
+    postgresql: Postgres, how: str
+) -> None:
+    machines = [guest("one", region=64 * MIB), guest("two", region=64 * MIB)]
+    url = postgresql.place(postgresql.create()).url
+    async with made(machines, "a", "b", speed=SLOW) as site:
+        site.change_config(("[store]\n", f'[controller]\n{LEASE}\n\n[store]\nurl = "{url}"\n'))
+        first = site.serve()
+        await site.until_served()
+        await site.known(2)
+        async with standing_by(site) as second:
+            begun = await site.post("hosts/a/evacuate", key="k1")
+            await site.until_state("precopy")
+            os.killpg(first.pid, signal.SIGKILL if how == "killed" else signal.SIGSTOP)
+            await ask_second(site)
+            same = await site.post("hosts/a/evacuate", key="k1")
+            assert same["id"] == begun["id"], "a command is known to whoever goes on"
+            await site.ended(begun["id"], "completed")
+            if how == "frozen":
+                os.killpg(first.pid, signal.SIGCONT)
+                assert first.wait(timeout=30) == -signal.SIGKILL, "the one that wakes up ends itself"
+            await site.everyone_at(machines, "b")
+            second.terminate()
+            assert second.wait(timeout=60) == 0
+
+
+async def test_one_that_stands_by_ends_when_it_is_told_to_and_has_done_nothing(postgresql: Postgres) -> None:
+    machines = [guest("one")]
+    url = postgresql.place(postgresql.create()).url
+    async with made(machines, "a", "b") as site:
+        site.change_config(("[store]\n", f'[controller]\n{LEASE}\n\n[store]\nurl = "{url}"\n'))
+        site.serve()
+        await site.until_served()
+        await site.known(1)
+        async with standing_by(site) as second:
+            second.terminate()
+            assert second.wait(timeout=30) == 0
+        begun = await site.post("migrations", guest="one", to="b")
+        await site.migration_ended(begun["id"], "completed")
+        await site.everyone_at(machines, "b")
