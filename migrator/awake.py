@@ -43,7 +43,7 @@ class Absence:
 
 
 class timeout_while_awake:  # noqa: N801 - it is used like asyncio.timeout
-    """As :func:`asyncio.timeout`, but the time in which this process did not run does not count."""
+    """A timeout like :func:`asyncio.timeout` that does not count the time in which this process did not run."""
 
     def __init__(self, seconds: float) -> None:
         self._left = seconds

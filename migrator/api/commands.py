@@ -255,7 +255,7 @@ class Reply(BaseModel):
 
     @property
     def status(self) -> int:
-        """As HTTP says it."""
+        """Status code of HTTP for this reply."""
         if self.kind == "refused":
             return Refusal.STATUS[self.code or "invalid"]
         return 202 if self.subject in ("migration", "evacuation") else 200

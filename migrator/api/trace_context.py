@@ -38,7 +38,7 @@ class TraceContext:
 
     @property
     def parent(self) -> str:
-        """As ``traceparent`` says it, in version 00."""
+        """Text of ``traceparent``, in version 00."""
         return f"00-{self.trace_id}-{self.span_id}-{self.flags:02x}"
 
 

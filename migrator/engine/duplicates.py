@@ -23,7 +23,7 @@ class Duplicates:
 
     @property
     def found(self) -> Mapping[str, tuple[str, ...]]:
-        """By uuid, where each runs: hosts, one as often as it runs there."""
+        """Hosts on which each duplicate uuid runs, a host as often as it runs there."""
         return self._confirmed
 
     def judge(

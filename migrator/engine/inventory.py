@@ -196,7 +196,7 @@ class Inventory:
             self.look_soon(name)
 
     def note_dirty_rate(self, key: str, bytes_per_second: float) -> None:
-        """As just measured."""
+        """Note a dirty rate that was just measured."""
         for known in self._known.values():
             if all(each.key != key for each in known.guests):
                 continue
@@ -288,7 +288,7 @@ class Inventory:
         return tuple(sorted(seen, key=lambda guest: (guest.name, guest.key)))
 
     def doubled(self) -> Mapping[str, tuple[str, ...]]:
-        """By uuid, the hosts that each of those that run more than once was seen to run on."""
+        """Return by uuid the hosts on which each guest that runs more than once was seen to run."""
         return self._duplicates.found
 
     def _judge_duplicates(self, looked_at: str) -> None:

@@ -19,7 +19,7 @@ _UNSAID = HostSettings(name="unsaid")
 
 @dataclass(frozen=True, kw_only=True)
 class HostConfig:
-    """One host."""
+    """Configuration of one host."""
 
     name: str
     #: Where other hosts reach it with a migration's stream.

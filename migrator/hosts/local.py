@@ -92,7 +92,7 @@ class LocalAccess:
             return None
 
     async def client_identity(self) -> Mapping[str, Any]:
-        """This process."""
+        """Return the identity of this process, which is the client."""
         process = LocalProcess(os.getpid())
         try:
             return process.identity

@@ -59,7 +59,7 @@ class Admission:
 
 
 def within_descriptors(admission: Admission, *, share: float, descriptors: int | None = None) -> Admission:
-    """The same with no more connections than a share of this process' file descriptors.
+    """Return the limits with no more connections than a share of this process' file descriptors.
 
     The rest is for what steers: monitors, pidfds, the journal, SSH.
 

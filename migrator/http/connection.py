@@ -20,7 +20,7 @@ _PEER = struct.Struct("3i")
 
 
 class ClientConnection(H11Protocol):
-    """As uvicorn's, with the peer's uid as the client's address, and bounds to what one address may ask.
+    """A connection like uvicorn's, with the peer's uid as the client's address, and bounds to what one address may ask.
 
     :param address: whose connection it is (:func:`migrator.http.admission.address_of`).
     :param leave: called once it has ended.

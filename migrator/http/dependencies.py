@@ -62,7 +62,7 @@ class Dependencies:
             )
 
     async def _watch_grants(self) -> None:
-        """As long as there are streams that somebody may end elsewhere."""
+        """Watch grants for as long as there are streams that somebody may end elsewhere."""
         while grants := {grant for grant in self._listeners.values() if grant}:
             try:
                 holding = await self.access.tokens.holding(grants)

@@ -41,7 +41,7 @@ class MigrationPage(BaseModel):
 
 
 class SampleList(BaseModel):
-    """By time; a few hundred at most."""
+    """Samples by time; a few hundred at most."""
 
     items: list[SampleDocument]
 
@@ -54,13 +54,13 @@ class EvacuationPage(BaseModel):
 
 
 class HostList(BaseModel):
-    """By name."""
+    """Hosts by name."""
 
     items: list[HostDocument]
 
 
 class GuestList(BaseModel):
-    """By host and name."""
+    """Guests by host and name."""
 
     items: list[GuestDocument]
 

@@ -65,7 +65,7 @@ class _Family:
         self._values[labels] = self._values.get(labels, 0.0) + value
 
     def text(self) -> str:
-        """As Prometheus reads it, in both formats."""
+        """Return the text that Prometheus reads, in both formats."""
         name, names = self._described.name, self._described.labels
         lines = [f"# HELP {name} {self._described.help}\n# TYPE {name} gauge\n"]
         if not names:

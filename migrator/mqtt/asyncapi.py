@@ -222,7 +222,7 @@ def _command(described: _Described, verb: str, schema: Any) -> None:
 
 
 def text() -> str:
-    """As it stands in ``docs/asyncapi.json``."""
+    """Return the text of ``docs/asyncapi.json``."""
     return json.dumps(document(), indent=2, ensure_ascii=False) + "\n"
 
 

@@ -63,7 +63,7 @@ class Qemu(Protocol):
 
     @property
     def address_text(self) -> str:
-        """As a person would type it again: ``unix:/run/a.sock``."""
+        """The address in the form that a person types: ``unix:/run/a.sock``."""
 
     @property
     def identity(self) -> Mapping[str, Any]:

@@ -200,7 +200,7 @@ class Journal(Protocol):
         subject: str | None = None,
         subject_id: str | None = None,
     ) -> EventTexts:
-        """As :meth:`events`, each as the JSON it is kept as: for those who hand them on.
+        """Return events like :meth:`events`, each as the JSON it is kept as, for those who hand them on.
 
         :param most_bytes: fewer than `limit` where they would be more than this together; one at least.
         """
@@ -246,7 +246,7 @@ class CommandLog(Protocol):
 
 @dataclass(frozen=True, kw_only=True)
 class Grant:
-    """By what somebody may use the service over TCP: a token, or a session of the page that was begun with one."""
+    """Permission to use the service over TCP: a token, or a session of the page that was begun with one."""
 
     #: Stable; tells it from every other, and opens nothing.
     id: str

@@ -192,7 +192,7 @@ class Publisher:
             self._channel.send(MessageKind.COMPLETE, json.dumps(self._events.last_event_id).encode())
 
     def _send_readable(self, key: _Key) -> None:
-        """As :meth:`_send`; one that cannot be read stays as it was there, and is said once."""
+        """Send like :meth:`_send`; one that cannot be read stays as it was there, and is said once."""
         try:
             self._send(key)
         except UNREADABLE as error:

@@ -21,7 +21,7 @@ def notify(state: str) -> None:
 
 
 async def watchdog() -> None:
-    """As long as this runs the event loop turns; until cancelled."""
+    """Feed the watchdog for as long as the event loop turns; until cancelled."""
     seconds = int(os.environ.get("WATCHDOG_USEC", "0")) / 1e6
     while seconds > 0:
         notify("WATCHDOG=1")

@@ -165,7 +165,7 @@ class MqttSettings(Section):
 
     @property
     def broker_port(self) -> int:
-        """As given, else the usual one with or without TLS."""
+        """Port that was given, else the usual one with or without TLS."""
         return self.port or (8883 if self.tls else 1883)
 
 
@@ -342,7 +342,7 @@ class GuestSettings(Section):
         return codes
 
     def matches(self, guest: Guest) -> bool:
-        """By uuid, name, or HOST/NAME."""
+        """Tell whether the entry means this guest, by uuid, name, or HOST/NAME."""
         places = (f"{guest.host}/{guest.name}", f"{guest.host}:{guest.socket}")
         names = (guest.uuid, guest.name, guest.key, *places)
         return any(name and fnmatchcase(name, self.match) for name in names)

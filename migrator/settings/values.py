@@ -38,7 +38,7 @@ def _in_units(parse: Callable[[str], Any]) -> BeforeValidator:
 
 
 def _written(value: str | float) -> str:
-    """As it would be typed; no exponent, which no unit takes."""
+    """Return the number as it would be typed; no exponent, which no unit takes."""
     return f"{value:f}".rstrip("0").rstrip(".") if isinstance(value, float) else str(value)
 
 

@@ -188,7 +188,7 @@ class HostConnections:
         identity: Mapping[str, Any] | None = None,
         absent: bool = False,
     ) -> SourceEndpoint:
-        """As :meth:`migrator.ports.Site.open`. A process that lives and is silent is opened too where its identity is
+        """See :meth:`migrator.ports.Site.open`. A process that lives and is silent is opened too where its identity is
         given: its looks will tell.
         """
         end = self.endpoint(host, socket, role=role)

@@ -249,7 +249,7 @@ class GuestDiscovery:
         return await self._dumb(host, config, found, failure)
 
     def _standing(self, guest: Guest, identity: GuestIdentity) -> Guest:
-        """With what stands in its way where it stands in a migration that this controller does not drive now."""
+        """Return the guest with its obstacle where it stands in a migration that this controller does not drive now."""
         mine, other = self._connections.driver, identity.driver
         ours = mine is not None and other is not None and mine.controller == other.controller
         gone = is_gone_as_seen_here(other.process) if other is not None else None

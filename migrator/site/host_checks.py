@@ -153,7 +153,7 @@ class HostChecks:
 
 
 class SiteChecks:
-    """The same for hosts by their names, as a site asks for it.
+    """Checks of hosts by their names, as a site asks for them.
 
     :param connections: to them.
     :param replicated: whether the destination of a guest on a host is started like its source.
@@ -172,7 +172,7 @@ class SiteChecks:
     async def check(
         self, guest: Guest, source: SourceQemu, target: str, policy: Policy
     ) -> tuple[Finding, ...]:
-        """As :meth:`migrator.ports.Site.check`."""
+        """See :meth:`migrator.ports.Site.check`."""
         here, there = await _both(self._facts(guest.host), self._facts(target))
         return await self._checks.check(
             guest,

@@ -87,7 +87,7 @@ class WaitingQemu:
             await self._qemu.close()
 
     async def _look(self) -> View:
-        """By its monitor, or by the other one where somebody holds that, or the way to it has broken."""
+        """Look at it by its monitor, or by the other one where somebody holds that, or the transport has broken."""
         view = await self._qemu.observe(timeout=1.0)
         deadline = time.monotonic() + _ANSWER_SECONDS
         if self._launcher is None or self._run_dir is None or self._rescue is None:

@@ -37,7 +37,7 @@ class LaunchConfig:
 
 
 def place(run_dir: RunDirectory) -> TargetEnvironment:
-    """As the command line knows it."""
+    """Return the environment that the command line needs to know."""
     return TargetEnvironment(binary="", run_directory=run_dir.path)
 
 

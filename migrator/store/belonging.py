@@ -62,7 +62,7 @@ def read(directory: Path) -> frozenset[str]:
 
 
 async def marks(journal: SqlJournal, directory: Path) -> Marks:
-    """As they are.
+    """Return the marks as they are.
 
     :raise JournalError: the journal cannot be read.
     """

@@ -128,7 +128,7 @@ class _Tally:
             self.rows += 1
 
     def result(self) -> Copied:
-        """All of them."""
+        """Return what was copied, with its digest."""
         digest = sha256(str(self._sum).encode()).hexdigest()
         return Copied(table=self.table.name, rows=self.rows, digest=digest)
 

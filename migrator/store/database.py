@@ -153,7 +153,7 @@ class Database:
         return await self._backend.now(connection)
 
     async def write_unleased(self, work: Callable[[AsyncConnection], Awaitable[T]]) -> T:
-        """As :meth:`write`, of what gives leases or ends them: it belongs to none."""
+        """Write like :meth:`write`, for what gives leases or ends them: it belongs to none."""
         result: T = await self._do(_Job(work))
         return result
 
@@ -183,7 +183,7 @@ class Database:
     def queue(
         self, statement: Executable, rows: Sequence[Mapping[str, Any]], *, lease: Lease | None = None
     ) -> asyncio.Future[Any]:
-        """As :meth:`write_rows`, in its turn behind what was asked for before, without waiting for anything.
+        """Write like :meth:`write_rows`, in turn behind what was asked for before, without waiting for anything.
 
         :return: done when it is committed, or with the error that :meth:`write_rows` would have raised; nobody has to
             look.

@@ -22,5 +22,5 @@ def journal_place(store: StoreSettings) -> Place:
 
 
 def journal_name(store: StoreSettings) -> str:
-    """The same for a person; without a secret."""
+    """Return the name of the journal for a person, without a secret."""
     return store.url or str(store.path)

@@ -113,7 +113,7 @@ class FileRecord:
         await _in_thread(functools.partial(self.put_away, outcome))
 
     def put_away(self, outcome: Mapping[str, Any]) -> None:
-        """As :meth:`end`, for whoever has no event loop."""
+        """End the record like :meth:`end`, for whoever has no event loop."""
         line = json.dumps({"time": time.time(), "end": dict(outcome)})
         ended = self.directory / "ended"
         try:

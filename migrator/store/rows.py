@@ -48,7 +48,7 @@ def event_row(event: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def text(value: Any) -> str | None:
-    """As it stands in a column: no database takes lone surrogates, which names of guests may hold."""
+    """Return a text as it stands in a column: no database takes lone surrogates, which names of guests may hold."""
     if value is None or value == "":
         return None
     return writable(str(value))

@@ -42,11 +42,11 @@ class Name(TypeDecorator[str]):
     cache_ok = True
 
     def process_bind_param(self, value: str | None, dialect: Dialect) -> str | None:
-        """As it is written."""
+        """Return the value as it is written."""
         return value if value is None or dialect.name == "sqlite" else value.replace("\0", _NUL)
 
     def process_result_value(self, value: str | None, dialect: Dialect) -> str | None:
-        """As it was given."""
+        """Return the value as it was given."""
         return value if value is None or dialect.name == "sqlite" else value.replace(_NUL, "\0")
 
 

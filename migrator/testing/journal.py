@@ -65,7 +65,7 @@ class MemoryJournal:
         return self.complaint
 
     async def write(self, call: str) -> None:
-        """As every write begins.
+        """Begin a write.
 
         :raise JournalError: it is :attr:`broken`.
         """

@@ -170,7 +170,10 @@ def of_evacuation(evacuation: EvacuationDocument, site: str) -> Span | None:
 
 
 def recorded(span: Span, ratio: float) -> bool:
-    """As the caller says; else that share of traces, by their ids, so that all of a trace is recorded, or nothing."""
+    """Tell whether to record: as the caller says, else that share of traces, by their ids.
+
+    So all of a trace is recorded, or nothing.
+    """
     if span.caller is not None:
         return span.caller.sampled
     return span.trace_id % 2**64 < round(ratio * 2**64)

@@ -15,6 +15,7 @@ ROOT = Path(__file__).parents[2]
 PRONOUNS = frozenset(
     {
         *("He", "His", "I", "It", "Its", "She", "Their", "They", "We", "You"),
+        *("As", "By", "Likewise"),
         *("Of", "That", "These", "Those", "What", "Whether", "Which", "Who", "Whom", "Whose"),
     }
 )

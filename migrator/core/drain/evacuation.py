@@ -118,13 +118,14 @@ class Evacuation:
         )
 
     def marked(self, entries: Mapping[str, Entry]) -> Evacuation:
-        """With these entries in place of those of the same guests."""
+        """Return it with these entries in place of those of the same guests."""
         return replace(self, entries={**self.entries, **entries}) if entries else self
 
     # --- who belongs to it -------------------------------------------------------------------------------------------
 
     def took_in(self, guests: Iterable[Guest]) -> Evacuation:
-        """With the guests that are on its host now: new ones join, those that somebody else took away are gone.
+        """Return it with the guests that are on its host now: new ones join, those that somebody else took away are
+        gone.
 
         For an evacuation only; whom a restore brings home is settled when it begins.
         """
@@ -187,7 +188,7 @@ class Evacuation:
     # --- what becomes of them ----------------------------------------------------------------------------------------
 
     def begun(self, key: str, migration: str, target: str, reason: str) -> Evacuation:
-        """With a migration begun for that guest."""
+        """Return it with a migration begun for that guest."""
         entry = self.entries[key]
         begun = replace(
             entry,
@@ -200,14 +201,14 @@ class Evacuation:
         return self.marked({key: begun})
 
     def gone_on(self, key: str) -> Evacuation:
-        """With that guest's migration, which was held, taken up again."""
+        """Return it with that guest's migration, which was held, taken up again."""
         entry = self.entries[key]
         if entry.standing is not GuestStanding.HELD:
             return self
         return self.marked({key: replace(entry, standing=GuestStanding.MIGRATING, reason="taken up again")})
 
     def one_ended(self, key: str, how: Ended, *, now: float, limits: SiteLimits) -> Evacuation:
-        """With that guest's migration ended, or held.
+        """Return it with that guest's migration ended, or held.
 
         :param now: on the snapshot's clock.
         """
@@ -263,7 +264,7 @@ class Evacuation:
         return self if self.idle_since == since else replace(self, idle_since=since)
 
     def ended_as(self, state: EvacuationState, at: datetime) -> Evacuation:
-        """As it is when nothing more happens."""
+        """Return it as it is when nothing more happens."""
         entries = {}
         for key, entry in self.entries.items():
             if entry.standing is GuestStanding.WAITING:

@@ -91,8 +91,9 @@ class IntentLog:
             self._not_noted(before, error)
 
     async def commit(self, **changes: Any) -> None:
-        """As :meth:`note`, but it is kept when this returns: for what is done while the guest runs, so that whoever
-        takes over knows of it.
+        """Note like :meth:`note`, and keep it before this returns, so that whoever takes over knows of it.
+
+        For what is done while the guest runs.
         """
         before, self.intent = self.intent.milestone, replace(self.intent, **changes)
         try:
