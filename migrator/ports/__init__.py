@@ -26,6 +26,8 @@ from migrator.ports.store import (
     Leases,
     Record,
     Samples,
+    Signal,
+    Signals,
     StrayRecord,
     lease_margin,
 )
@@ -51,6 +53,8 @@ __all__ = [
     "QemuEvent",
     "Record",
     "Samples",
+    "Signal",
+    "Signals",
     "Site",
     "SourceQemu",
     "StrayRecord",

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
+from contextlib import AbstractAsyncContextManager
 from dataclasses import dataclass, field
 from datetime import datetime
 from typing import TYPE_CHECKING, Any, Protocol
@@ -146,6 +147,38 @@ class Leases(Protocol):
 
     async def all(self) -> list[HeldLease]:
         """Return the leases that were taken and not given back, by name."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Signal:
+    """There may be something to look at."""
+
+    channel: str
+    #: Which; empty where nobody knows: one may have been missed, or it is only time to look again.
+    payload: str = ""
+
+
+class Signals(Protocol):
+    """Tells whoever uses the same journal, in this process or another, that there is something to look at.
+
+    A hint: it may be missed, told twice, or told of what is seen already. What is true is in the journal.
+    """
+
+    async def notify(self, channel: str, payload: str = "") -> None:
+        """Tell those who listen, this process among them.
+
+        :param payload: at most some 7000 bytes; an id, not a document.
+        :raise JournalError: it cannot be told; they will look by themselves before long.
+        """
+
+    def listen(
+        self, *channels: str, poll_seconds: float = 5.0
+    ) -> AbstractAsyncContextManager[AsyncIterator[Signal]]:
+        """Within it the signals of these channels, in the order in which they were told.
+
+        One without a payload of each comes first where a connection is made for it, after each that was lost, and
+        whenever there was none for `poll_seconds`.
+        """
 
 
 class Journal(Protocol):

@@ -11,11 +11,12 @@ import itertools
 import time
 from collections import deque
 from collections.abc import Awaitable, Callable, Mapping, Sequence
+from contextlib import AbstractAsyncContextManager
 from typing import Any, TypeVar
 
 from sqlalchemy import Dialect, Executable
 from sqlalchemy.exc import IntegrityError
-from sqlalchemy.ext.asyncio import AsyncConnection
+from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
 
 from migrator.awake import timeout_while_awake
 from migrator.errors import JournalError, LeaseLost, MigratorError
@@ -147,6 +148,14 @@ class Database:
             connection.begin(),
         ):
             return await work(connection)
+
+    def listening_engine(self) -> AsyncEngine:
+        """Connections besides, for whoever listens; the caller disposes of it."""
+        return self._backend.engine(connections=1, writing=False)
+
+    def bounded(self, connection: AsyncConnection) -> AbstractAsyncContextManager[None]:
+        """See :meth:`migrator.store.backend.Backend.bounded`."""
+        return self._backend.bounded(connection)
 
     async def now(self, connection: AsyncConnection) -> int:
         """Microseconds since the epoch by the clock that all who use the database share."""

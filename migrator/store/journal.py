@@ -9,18 +9,19 @@ from datetime import UTC, datetime
 from types import TracebackType
 from typing import Any, Self
 
-from sqlalchemy import ColumnElement, Select, func, or_, select, update
+from sqlalchemy import ColumnElement, Select, func, select, union, update
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from migrator.api.queries import EventTexts
 from migrator.errors import JournalError
-from migrator.ports import Claim, Lease
+from migrator.ports import Claim, Lease, Signals
 from migrator.store import retention, rows
 from migrator.store.backend import Place
 from migrator.store.database import Database
 from migrator.store.leases import SqlLeases
 from migrator.store.samples import SqlSamples
 from migrator.store.schema import commands, documents, events, meta
+from migrator.store.signals import LocalSignals, ServerSignals
 from migrator.store.step_rows import SqlStepRecords
 from migrator.store.tokens import Tokens
 from migrator.text import mended
@@ -50,6 +51,7 @@ class SqlJournal:
     :ivar tokens: those who may use the service, in the same database.
     :ivar samples: the figures of migrations, likewise.
     :ivar leases: who may do what alone, likewise.
+    :ivar signals: tells others who use it that there is something to look at.
     :ivar steps: how far migrations got, likewise, where that is not in files.
     """
 
@@ -62,6 +64,8 @@ class SqlJournal:
         self.samples = SqlSamples(database)
         self.leases = SqlLeases(database)
         self.steps = SqlStepRecords(database)
+        on_server = database.dialect.name == "postgresql"
+        self.signals: Signals = ServerSignals(database) if on_server else LocalSignals()
 
     @classmethod
     async def open(
@@ -214,17 +218,40 @@ class SqlJournal:
 
         :raise ValueError: `where` asks for something else.
         """
-        query = select(documents.c.body).where(documents.c.kind == rows.text(kind))
-        for name, value in (where or {}).items():
+        chosen = [documents.c.kind == rows.text(kind)]
+        either: Sequence[Any] = ()
+        asked = dict(where or {})
+        for name, value in asked.items():
             if name not in _COLUMNS:
                 raise ValueError(f"cannot ask for {name}; there are {', '.join(_COLUMNS)}")
-            query = query.where(or_(*(column == (rows.text(value) or "") for column in _COLUMNS[name])))
+            columns: Sequence[Any] = _COLUMNS[name]
+            if name == "state" and len(asked) > 1:
+                # Whatever else is asked for, fewer have it: not by the index of states.
+                columns = [func.coalesce(column, "") for column in columns]
+            equal = [column == (rows.text(value) or "") for column in columns]
+            if len(equal) > 1:
+                either = equal
+            else:
+                chosen += equal
         if before is not None:
             last = select(documents.c.number).where(
                 documents.c.kind == rows.text(kind), documents.c.id == rows.text(before)
             )
-            query = query.where(documents.c.number < last.scalar_subquery())
-        return await self._bodies(query.order_by(documents.c.number.desc()).limit(limit))
+            chosen.append(documents.c.number < last.scalar_subquery())
+        newest = documents.c.number.desc()
+        query = select(documents.c.body).where(*chosen).order_by(newest).limit(limit)
+        if either:
+            # Each by its own index: one condition with an "or" in it would read all that either has.
+            parts = [
+                select(
+                    select(documents.c.number).where(*chosen, each).order_by(newest).limit(limit).subquery()
+                )
+                for each in either
+            ]
+            numbers = union(*parts).subquery()
+            query = select(documents.c.body).where(documents.c.number.in_(select(numbers.c.number)))
+            query = query.order_by(newest).limit(limit)
+        return await self._bodies(query)
 
     async def _bodies(self, query: Select[Any]) -> list[dict[str, Any]]:
         async def read(connection: AsyncConnection) -> list[str]:
@@ -284,7 +311,7 @@ class SqlJournal:
             documents.c.kind,
             documents.c.id,
             select(func.max(events.c.sequence)).where(*same).correlate(documents).scalar_subquery(),
-        ).where(documents.c.ended_at.is_(None), documents.c.kind != "host")
+        ).where(documents.c.ended_at.is_(None), documents.c.kind.in_(("migration", "evacuation")))
         unsettled = (
             select(commands.c.key, func.max(events.c.sequence))
             .join(events, (events.c.subject == "command") & (events.c.subject_id == commands.c.key))

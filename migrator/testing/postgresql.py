@@ -45,9 +45,10 @@ class Postgres:
 
     :param name: tells several of one process from each other.
     :param follows: the one that it is a standby of.
+    :param settings: of the server, in place of those that make it quick.
     """
 
-    def __init__(self, name: str = "postgresql", *, follows: Postgres | None = None) -> None:
+    def __init__(self, name: str = "postgresql", *, follows: Postgres | None = None, **settings: str) -> None:
         bin_directory = programs()
         if bin_directory is None:
             raise RuntimeError("there is no PostgreSQL server here (Debian's package postgresql)")
@@ -56,6 +57,7 @@ class Postgres:
         self.data = self.directory / "data"
         self.log = self.directory / "log"
         self._follows = follows
+        self._settings = settings
         self._user = ""
         self._process: subprocess.Popen[bytes] | None = None
         self._caretaker = CleanupProcess(self.directory)
@@ -106,10 +108,10 @@ class Postgres:
         found = pwd.getpwnam(self._user)
         return ["setpriv", f"--reuid={found.pw_uid}", f"--regid={found.pw_gid}", "--clear-groups"]
 
-    def _run(self, program: str, *arguments: str) -> str:
+    def _run(self, program: str, *arguments: str, within: float = 60) -> str:
         command = [*self._as_user(), str(self._programs / program), *arguments]
         done = subprocess.run(
-            command, cwd=self.directory, capture_output=True, text=True, timeout=60, check=False
+            command, cwd=self.directory, capture_output=True, text=True, timeout=within, check=False
         )
         if done.returncode != 0:
             raise RuntimeError(f"{program}: {done.stderr.strip()[-2000:]}")
@@ -117,7 +119,7 @@ class Postgres:
 
     def start(self, **settings: str) -> None:
         """Returns once it takes connections."""
-        given = {**_SETTINGS, "unix_socket_directories": str(self.directory), **settings}
+        given = {**_SETTINGS, "unix_socket_directories": str(self.directory), **self._settings, **settings}
         options = [f"--{name}={value}" for name, value in given.items()]
         command = [*self._as_user(), str(self._programs / "postgres"), "-D", str(self.data), *options]
         deadline = time.monotonic() + _START_SECONDS
@@ -196,12 +198,12 @@ class Postgres:
         shutil.rmtree(self.directory, ignore_errors=True)
         self._caretaker.__exit__(None, None, None)
 
-    def sql(self, *statements: str, database: str = "postgres") -> list[str]:
+    def sql(self, *statements: str, database: str = "postgres", within: float = 60) -> list[str]:
         """Run statements, and return what they find, a line each."""
         commands = [f"--command={each}" for each in statements]
         options = ("--no-psqlrc", "--quiet", "--tuples-only", "--no-align", "--set=ON_ERROR_STOP=1")
         where = (f"--host={self.directory}", "--username=migrator", f"--dbname={database}")
-        return self._run("psql", *options, *where, *commands).splitlines()
+        return self._run("psql", *options, *where, *commands, within=within).splitlines()
 
     def create(self, *, template: str = "template0") -> str:
         """A database of its own; its name."""

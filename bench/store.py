@@ -1,0 +1,209 @@
+"""``python -m bench.store``: what queries of a journal with a million ended migrations take, and writes a second.
+
+In either database; PostgreSQL is started for it, with its files synced to disk as in production (``fsync=on``).
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import sqlite3
+import tempfile
+import time
+from collections.abc import Awaitable, Callable
+from contextlib import closing
+from datetime import UTC, datetime
+from pathlib import Path
+from statistics import median, quantiles
+from typing import Any
+
+from bench.journal import document, event
+from migrator.core.migration.situation import Intent, Milestone
+from migrator.store.backend import Place
+from migrator.store.journal import SqlJournal
+from migrator.store.records import FileRecord
+from migrator.testing.postgresql import Postgres, programs
+
+_RUNS = 30
+_TOGETHER, _SECONDS = 100, 5.0
+#: Rows of ended migrations, with two events each and a command; n numbers them from 1, SERIES is where it comes from.
+_DOCUMENTS = """
+INSERT INTO documents
+    (kind, id, state, guest, source, destination, evacuation, command, created_at, ended_at, body)
+SELECT 'migration', 'z' || n, CASE WHEN n % 100 = 0 THEN 'failed' ELSE 'completed' END, 'guest' || (n % 50000),
+    'h' || (n % 1000), 'h' || ((n + 7) % 1000), 'e' || (n / 20), 'ann' || n, 1700000000000000 + n,
+    1700000001000000 + n, '{"id": "z' || n || '", "state": "completed", "text": "TEXT"}'
+FROM SERIES
+"""
+_EVENTS = """
+INSERT INTO events (event_id, sequence, time, subject, subject_id, body)
+SELECT n, n % 2 + 1, 1700000000000000 + n, 'migration', 'z' || (n / 2),
+    '{"event_id": ' || n || ', "subject": "migration", "subject_id": "z' || (n / 2) || '", "text": "TEXT"}'
+FROM SERIES
+"""
+_COMMANDS = """
+INSERT INTO commands ("key", verb, body_hash, body, caller, claimed_at, settled, reply)
+SELECT 'ann' || n, 'migrate', 'h', '{}', '{"user": "ann"}', 1700000000000000, 1, '{"kind": "outcome"}'
+FROM SERIES
+"""
+_SERIES = {
+    "sqlite": "(WITH RECURSIVE c(n) AS (SELECT 1 UNION ALL SELECT n + 1 FROM c WHERE n < COUNT) SELECT n FROM c)",
+    "postgresql": "generate_series(1, COUNT) AS n",
+}
+
+
+def filling(dialect: str, migrations: int) -> list[str]:
+    """Statements that write so many ended migrations."""
+    given = ((_DOCUMENTS, migrations), (_EVENTS, 2 * migrations), (_COMMANDS, migrations))
+    return [
+        text.replace("SERIES", _SERIES[dialect].replace("COUNT", str(count))).replace("TEXT", "x" * 400)
+        for text, count in given
+    ]
+
+
+def queries(journal: SqlJournal, migrations: int) -> dict[str, Callable[[], Awaitable[Any]]]:
+    """What pages, commands and streams ask."""
+    middle, last = f"z{migrations // 2}", 2 * migrations
+
+    def page(**where: str) -> Callable[[], Awaitable[Any]]:
+        return lambda: journal.page("migration", limit=50, where=where)
+
+    return {
+        "a page, the newest": page(),
+        "a page, from the middle": lambda: journal.page("migration", limit=50, before=middle),
+        "a page of a state that most have": page(state="completed"),
+        "a page of a state that few have": page(state="failed"),
+        "a page of a state that none has": page(state="held"),
+        "a page of a guest": page(guest="guest77"),
+        "a page of a host": page(host="h77"),
+        "a page of a host and a state": page(host="h77", state="failed"),
+        "a page of an evacuation": page(evacuation="e77"),
+        "a page of a command": page(command="ann77"),
+        "a page of evacuations": lambda: journal.page("evacuation", limit=50),
+        "one migration": lambda: journal.find("migration", middle),
+        "unfinished migrations": lambda: journal.unfinished("migration"),
+        "hosts": lambda: journal.unfinished("host"),
+        "events after the last seen": lambda: journal.event_texts(after=last - 1000),
+        "events from the beginning": lambda: journal.event_texts(after=0),
+        "events of a migration": lambda: journal.event_texts(subject="migration", subject_id=middle),
+        "curve of a migration": lambda: journal.samples.of(middle),
+        "command behind a migration": lambda: journal.command_behind("migration", middle),
+        "commands that are open": journal.unsettled,
+        "(start) positions": journal.positions,
+    }
+
+
+async def ask(journal: SqlJournal, migrations: int) -> None:
+    """Print what each query takes."""
+    for name, query in queries(journal, migrations).items():
+        times = []
+        for _ in range(_RUNS):
+            began = time.perf_counter()
+            await query()
+            times.append((time.perf_counter() - began) * 1e3)
+        print(f"  {name:36} {median(times):8.1f} ms median {max(times):8.1f} ms most")
+
+
+async def write(journal: SqlJournal, directory: Path) -> None:
+    """Print what writes take, one after the other and together."""
+    await one_by_one("save a migration", lambda n: journal.save(("migration", document(n))))
+    record = journal.steps.create("steps")
+    await record.begin({}, Intent())
+    step = Intent(milestone=Milestone.MIGRATING)
+    await one_by_one("commit a step in the database", lambda n: record.note(step))
+    file = FileRecord(f"bench{time.time_ns()}", directory=directory)
+    await file.begin({}, Intent())
+    await one_by_one("note a step in a file", lambda n: file.note(step))
+    file.close()
+
+    async def behind(_: int) -> None:
+        record.note_behind(step)
+
+    await one_by_one("note a step behind", behind)
+    written, latencies = 0, []
+    began = time.perf_counter()
+
+    async def go(number: int) -> None:
+        nonlocal written
+        while time.perf_counter() - began < _SECONDS:
+            started = time.perf_counter()
+            written += 1
+            told = event(10_000_000 + written) | {"time": datetime.now(UTC).isoformat()}
+            await journal.save(("migration", document(number)), events=[told])
+            latencies.append((time.perf_counter() - started) * 1e3)
+
+    await asyncio.gather(*(go(number) for number in range(_TOGETHER)))
+    rate = written / (time.perf_counter() - began)
+    print(
+        f"  {_TOGETHER} migrations at once               {rate:8.0f} documents and events a second, "
+        f"{median(latencies):.1f} ms median, {quantiles(latencies, n=100)[98]:.1f} ms p99"
+    )
+
+
+async def one_by_one(name: str, call: Callable[[int], Awaitable[Any]]) -> None:
+    """Print it."""
+    times = []
+    for number in range(200):
+        began = time.perf_counter()
+        await call(number)
+        times.append((time.perf_counter() - began) * 1e3)
+    print(f"  {name:36} {median(times):8.2f} ms median {quantiles(times, n=100)[98]:8.2f} ms p99")
+
+
+async def measure(
+    name: str, place: Place, directory: Path, fill: Callable[[], None], migrations: int
+) -> None:
+    """Print the figures of one database."""
+    print(name)
+    async with await SqlJournal.open(place) as journal:
+        await write(journal, directory)
+    began = time.perf_counter()
+    await asyncio.to_thread(fill)
+    print(f"  {migrations} ended migrations written in {time.perf_counter() - began:.0f} s")
+    async with await SqlJournal.open(place) as journal:
+        await ask(journal, migrations)
+
+
+def fill_file(path: Path, migrations: int) -> None:
+    """See :func:`filling`."""
+    with closing(sqlite3.connect(path)) as connection:
+        for statement in filling("sqlite", migrations):
+            connection.execute(statement)
+        connection.commit()
+
+
+def fill_server(server: Postgres, database: str, migrations: int) -> None:
+    """See :func:`filling`; and as its own housekeeping does before long."""
+    for statement in (*filling("postgresql", migrations), "VACUUM ANALYZE"):
+        server.sql(statement, database=database, within=900)
+
+
+async def main() -> None:
+    """Print the figures of both."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--migrations", type=int, default=1_000_000)
+    parser.add_argument("--directory", help="where the databases are made; a disk like that of a service")
+    parser.add_argument("--only", choices=["sqlite", "postgresql"])
+    given = parser.parse_args()
+    with tempfile.TemporaryDirectory(dir=given.directory, prefix="bench-store-") as name:
+        directory = Path(name)
+        if given.only != "postgresql":
+            path = directory / "journal.db"
+            await measure(
+                "SQLite", path, directory, lambda: fill_file(path, given.migrations), given.migrations
+            )
+        if given.only != "sqlite" and programs() is not None:
+            tempfile.tempdir = given.directory
+            with Postgres("bench", fsync="on", full_page_writes="on", shared_buffers="128MB") as server:
+                database = server.create()
+                await measure(
+                    "PostgreSQL",
+                    server.place(database),
+                    directory,
+                    lambda: fill_server(server, database, given.migrations),
+                    given.migrations,
+                )
+
+
+if __name__ == "__main__":
+    asyncio.run(main())
