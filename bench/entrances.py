@@ -12,6 +12,7 @@ import contextlib
 import itertools
 import json
 import os
+import re
 import signal
 import statistics
 import subprocess
@@ -230,8 +231,10 @@ async def _flooded(where: str, flood: _Flood) -> AsyncIterator[Callable[[], int]
     def counted() -> int:
         return answered
 
+    assert child.stdout is not None
     try:
-        await asyncio.sleep(1.0)
+        async with asyncio.timeout(_PATIENCE_SECONDS):
+            await child.stdout.readline()  # once it has begun
         yield counted
     finally:
         out, _ = await child.communicate(b"")
@@ -260,23 +263,20 @@ async def _flood(socket: str, path: str, connections: int) -> None:
                     await reader.readexactly(4096)
                     answered += 1
                     return
-                length = next(
-                    line for line in head.lower().split(b"\r\n") if line.startswith(b"content-length:")
-                )
-                left = int(length.partition(b":")[2])
-                while left:
-                    left -= len(await reader.read(min(left, 1 << 16)) or sys.exit(1))
-                answered += 1
+                length = re.search(rb"(?i)content-length: *(\d+)", head)
+                await reader.readexactly(int(length[1]) if length else 0)
+                answered += b" 200 " in head[:16]
         finally:
             writer.close()
 
     async def again() -> None:
         while True:
-            with contextlib.suppress(OSError, EOFError, StopIteration):
+            with contextlib.suppress(OSError, EOFError):
                 await ask()
             await asyncio.sleep(0.01)
 
     tasks = [asyncio.create_task(again(), name=f"flood {number}") for number in range(connections)]
+    print("begun", flush=True)
     await asyncio.to_thread(sys.stdin.buffer.read)
     for task in tasks:
         task.cancel()
@@ -299,6 +299,7 @@ async def _flood_broker(port: int, connections: int) -> None:
                 published += 1
 
     tasks = [asyncio.create_task(publish(number), name=f"flood {number}") for number in range(connections)]
+    print("begun", flush=True)
     await asyncio.to_thread(sys.stdin.buffer.read)
     for task in tasks:
         task.cancel()
