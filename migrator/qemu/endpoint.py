@@ -3,20 +3,17 @@
 from __future__ import annotations
 
 import asyncio
-import os
 import ssl
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
-from migrator.addresses import bracketed
 from migrator.core.migration.drivers import Driver
 from migrator.core.model import MigrationStatus, ProcessState, RunState, View
 from migrator.core.preflight.facts import Facts
 from migrator.core.preflight.non_migrated_state import DiskUsers
 from migrator.errors import CommandFailed, HostError, QemuError, TimedOut, Unreachable
-from migrator.machine import child_environment
 from migrator.ports import GuestProcess, MigrationSettings, QemuEvent, Tuning
 from migrator.qemu import features, marks, migration_settings
 from migrator.qemu.address import Address
@@ -24,7 +21,9 @@ from migrator.qemu.claim import DriverClaim
 from migrator.qemu.dirty_rate import DirtyRate
 from migrator.qemu.events import EventBuffer
 from migrator.qemu.features import Features
+from migrator.qemu.fence_command import run_fence_command
 from migrator.qemu.identify import GuestIdentity, identify
+from migrator.qemu.incoming import listen
 from migrator.qemu.monitor import Monitor
 from migrator.qemu.naming import pass_on_name
 from migrator.qemu.non_migrated_state import read_disk_users
@@ -345,33 +344,12 @@ class Endpoint:
     # --- steps -----------------------------------------------------------------------------------------------------
 
     async def listen(self, uri: str) -> str:
-        run = RunState((await self._monitor.execute("query-status")).get("status", "other"))
-        if run is not RunState.INMIGRATE:  # "stop" would halt a guest that runs there
-            raise CommandFailed(
-                self.name, "stop", "GenericError", f"it does not wait for a guest (it is {run})"
-            )
-        # Disarms a destination that was started without -S: in inmigrate this clears its autostart.
-        await self._claim.execute("stop")
-        arguments: dict[str, Any] = {"uri": uri}
+        return await listen(self._monitor, self._claim, self._known_features, uri)
+
+    async def _known_features(self) -> Features:
         if self._features is None:
             self._features = await features.read(self._monitor, self._binary_identity())
-        if self._features.takes("migrate-incoming", "exit-on-error"):
-            arguments["exit-on-error"] = False  # it stays to tell why it failed
-        try:
-            await self._claim.execute("migrate-incoming", arguments)
-        except CommandFailed as error:  # QEMU does not always say which address it could not have
-            raise CommandFailed(
-                self.name, f"migrate-incoming {uri}", error.error_class, error.description
-            ) from error
-        for _ in range(50):
-            migrate = await self._monitor.execute("query-migrate")
-            for address in migrate.get("socket-address", ()):
-                if address.get("type") == "inet":
-                    return f"tcp:{bracketed(address['host'])}:{address['port']}"
-                if address.get("type") == "unix":
-                    return f"unix:{address['path']}"
-            await asyncio.sleep(0.01)
-        raise CommandFailed(self.name, "migrate-incoming", "GenericError", f"it never listened at {uri}")
+        return self._features
 
     async def migrate(self, uri: str) -> None:
         await self._claim.execute("migrate", {"uri": uri})
@@ -450,18 +428,7 @@ class Endpoint:
             return await self._handle.process.kill(10.0)
         if self._fence_command is None:
             return False
-        child = await asyncio.create_subprocess_shell(
-            self._fence_command,
-            stdin=asyncio.subprocess.DEVNULL,
-            stdout=asyncio.subprocess.DEVNULL,
-            env=child_environment(os.environ),
-        )
-        try:
-            async with asyncio.timeout(60.0):
-                self._handle.gone = await child.wait() == 0
-        except TimeoutError:
-            child.kill()
-            await child.wait()
+        self._handle.gone = await run_fence_command(self._fence_command)
         return self._handle.gone
 
     async def close(self) -> None:
