@@ -1,4 +1,4 @@
-"""By which connections each host's monitors are held, for the controller that takes this one's place.
+"""Connections that hold each host's monitors, noted for the controller that takes this one's place.
 
 A QMP socket serves one client at a time, and a controller that was frozen keeps those that it had. So each controller
 has it written down, before it opens the first monitor of a host, which process of that host holds its connections
