@@ -7,7 +7,7 @@ import functools
 import math
 import random
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 
 from migrator import logs
@@ -40,6 +40,8 @@ _NOT_A_GUEST = {RunState.INMIGRATE, RunState.POSTMIGRATE, RunState.FINISH_MIGRAT
 class _Known:
     host: Host
     guests: tuple[Guest, ...] = ()
+    #: The guests as the last look showed them, by their keys, before anything was added to them.
+    shown: Mapping[str, Guest] = field(default_factory=dict)
     looked_at: datetime | None = None
     #: On the loop's clock: when the last look ended, and how long it took.
     ended: float = -math.inf
@@ -165,6 +167,7 @@ class Inventory:
                 kept = replace(
                     host, state=old.host.state, up=old.host.up, error=old.host.error, facts=old.host.facts
                 )
+                old.shown = {}  # what the configuration says of guests may be another
                 # The same object: a look that is under way writes to it.
                 old.host = _with_link(kept, host)
                 self._known[host.name] = old
@@ -224,7 +227,7 @@ class Inventory:
             try:
                 look = await self._seen(name)
                 with contained(f"the look at host {name}"):
-                    guests = self._take(known.guests, look.guests, meanwhile)
+                    guests = self._take(known, look.guests, meanwhile)
             except (MigratorError, TimeoutError) as error:
                 why = str(error) or f"host {name}: it did not answer within {_LOOK_SECONDS:.0f} s"
                 if known.host.up:
@@ -273,18 +276,22 @@ class Inventory:
         except TimeoutError:
             pass  # one of them is slow: what the others said is all there is
 
-    def _take(self, old: Sequence[Guest], new: Sequence[Guest], meanwhile: set[str]) -> tuple[Guest, ...]:
-        before = {guest.key: guest for guest in old}
+    def _take(self, host: _Known, new: Sequence[Guest], meanwhile: set[str]) -> tuple[Guest, ...]:
+        before, shown = {guest.key: guest for guest in host.guests}, host.shown
         # It may have been seen before it went, or not yet.
-        seen = [guest for guest in old if guest.key in meanwhile]
+        seen = [guest for guest in host.guests if guest.key in meanwhile]
         for guest in new:
             if guest.key in meanwhile or (guest.run in _NOT_A_GUEST and not guest.obstacle):
                 continue
             known = before.get(guest.key)
+            # The same object where it is as before: whoever has looked at that need not again.
+            if known is not None and shown.get(guest.key) == guest:
+                seen.append(known)
+                continue
             rate = known.dirty_rate_bytes_per_second if known is not None else None
             now = self._rules(replace(guest, dirty_rate_bytes_per_second=rate))
-            # The same object where it is as before: whoever has looked at that need not again.
             seen.append(known if known is not None and known == now else now)
+        host.shown = {guest.key: guest for guest in new}
         return tuple(sorted(seen, key=lambda guest: (guest.name, guest.key)))
 
     def doubled(self) -> Mapping[str, tuple[str, ...]]:
