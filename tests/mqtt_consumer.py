@@ -24,8 +24,8 @@ async def serve(port: int, directory: Path, where: str) -> None:
             await asyncio.Event().wait()
 
     class Log(FakeLog):
-        async def claim_command(self, **fields: Any) -> Claim:
-            claim = await super().claim_command(**fields)
+        async def claim_command(self, *documents: Any, **fields: Any) -> Claim:
+            claim = await super().claim_command(*documents, **fields)
             await at("claimed")
             return claim
 

@@ -44,7 +44,7 @@ from migrator.core.model import State
 from migrator.engine.commands.dispatcher import Dispatcher
 from migrator.engine.event_bus import EventBus
 from migrator.mqtt import Mqtt, MqttConfig
-from migrator.ports import Claim
+from migrator.ports import Claim, Lease
 from migrator.settings.models import MqttSettings
 from tests.broker import USERS, Broker
 from tests.some_events import page_of
@@ -94,7 +94,14 @@ class FakeLog:
                 os.fsync(file.fileno())
 
     async def claim_command(
-        self, *, key: str, verb: str, body_hash: str, body: Mapping[str, Any], caller: Mapping[str, str]
+        self,
+        *documents: tuple[str, Mapping[str, Any]],
+        key: str,
+        verb: str,
+        body_hash: str,
+        body: Mapping[str, Any],
+        caller: Mapping[str, str],
+        lease: Lease | None = None,
     ) -> Claim:
         known = self.commands.get(key)
         if known is not None:

@@ -71,7 +71,7 @@ from migrator.http.app import create_app
 from migrator.http.limits import Limits
 from migrator.http.listeners import Tcp, UnixSocket
 from migrator.http.server import Servers
-from migrator.ports import Claim, Grant
+from migrator.ports import Claim, Grant, Lease
 from tests.some_events import page_of
 
 _Result = TypeVar("_Result")
@@ -88,7 +88,14 @@ class MemoryLog:
     commands: dict[str, dict[str, Any]] = field(default_factory=dict)
 
     async def claim_command(
-        self, *, key: str, verb: str, body_hash: str, body: Mapping[str, Any], caller: Mapping[str, str]
+        self,
+        *documents: tuple[str, Mapping[str, Any]],
+        key: str,
+        verb: str,
+        body_hash: str,
+        body: Mapping[str, Any],
+        caller: Mapping[str, str],
+        lease: Lease | None = None,
     ) -> Claim:
         known = self.commands.get(key)
         if known is None:

@@ -266,10 +266,21 @@ class CommandLog(Protocol):
     """Commands and their replies. Every call raises :class:`~migrator.errors.JournalError` when it cannot be done."""
 
     async def claim_command(
-        self, *, key: str, verb: str, body_hash: str, body: Mapping[str, Any], caller: Mapping[str, str]
+        self,
+        *documents: tuple[str, Mapping[str, Any]],
+        key: str,
+        verb: str,
+        body_hash: str,
+        body: Mapping[str, Any],
+        caller: Mapping[str, str],
+        lease: Lease | None = None,
     ) -> Claim:
         """Write a command down, once: committed and on disk when this returns. Else nothing may be begun.
 
+        :param documents: what it changes at once, as for :meth:`Journal.save`: in the same transaction, and only if the
+            claim is new.
+        :param lease: what gives the right to change them.
+        :raise LeaseLost: it does not hold any more; nothing was written, the claim neither.
         :param key: :class:`~migrator.api.commands.CommandKey` as text.
         """
 

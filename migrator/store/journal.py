@@ -341,7 +341,14 @@ class SqlJournal:
     # --- commands
 
     async def claim_command(
-        self, *, key: str, verb: str, body_hash: str, body: Mapping[str, Any], caller: Mapping[str, str]
+        self,
+        *given: tuple[str, Mapping[str, Any]],
+        key: str,
+        verb: str,
+        body_hash: str,
+        body: Mapping[str, Any],
+        caller: Mapping[str, str],
+        lease: Lease | None = None,
     ) -> Claim:
         """See :meth:`migrator.ports.CommandLog.claim_command`."""
         row = {
@@ -353,9 +360,12 @@ class SqlJournal:
             "claimed_at": rows.microseconds(self._now()),
             "settled": 0,
         }
+        changed = [rows.document_row(kind, document) for kind, document in given]
 
         async def write(connection: AsyncConnection) -> Claim:
             if (await connection.execute(self._statements.claim_command, row)).rowcount == 1:
+                if changed:
+                    await connection.execute(self._statements.upsert_document, changed)
                 return Claim(new=True)
             there = (
                 await connection.execute(
@@ -368,7 +378,7 @@ class SqlJournal:
                 reply=None if there.reply is None else json.loads(there.reply),
             )
 
-        return await self._database.write(write)
+        return await self._database.write(write, lease=lease)
 
     async def command_behind(self, kind: str, identifier: str) -> dict[str, Any] | None:
         """``key``, ``verb`` and ``caller`` of the command that began a document; ``None`` where none did.

@@ -180,10 +180,20 @@ class MemoryJournal:
         return body is not None and not json.loads(body).get("ended_at")
 
     async def claim_command(
-        self, *, key: str, verb: str, body_hash: str, body: Mapping[str, Any], caller: Mapping[str, str]
+        self,
+        *given: tuple[str, Mapping[str, Any]],
+        key: str,
+        verb: str,
+        body_hash: str,
+        body: Mapping[str, Any],
+        caller: Mapping[str, str],
+        lease: Lease | None = None,
     ) -> Claim:
         await self.pause("claim_command")
+        rows = {(kind, document["id"]): as_json(document) for kind, document in given}
         self._write()
+        if lease is not None and not self.leases.holds(lease):
+            raise LeaseLost(f"the lease {lease.name} of {lease.owner} does not hold any more")
         there = self.commands.get(key)
         if there is not None:
             return Claim(new=False, other_body=there["hash"] != body_hash, reply=there["reply"])
@@ -195,6 +205,7 @@ class MemoryJournal:
             "reply": None,
             "at": datetime.now(UTC),
         }
+        self._documents.update(rows)
         return Claim(new=True)
 
     async def command_behind(self, kind: str, identifier: str) -> dict[str, Any] | None:

@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from migrator.errors import JournalError
+from migrator.errors import JournalError, LeaseLost
 from migrator.ports import CommandLog, Journal
 from migrator.store.journal import SqlJournal
 from migrator.testing.journal import MemoryJournal
@@ -322,6 +322,26 @@ class TestCommands:
         assert (first.new, first.other_body, first.reply) == (True, False, None)
         assert (second.new, second.other_body, second.reply) == (False, False, None)
         assert (await claim(journal, "bob\n1")).new
+
+    async def test_are_claimed_with_what_they_change_or_neither_is_written(self, journal: AnyJournal) -> None:
+        async def claimed(state: str, **how: Any) -> Any:
+            document = migration("m1", state=state)
+            who = {"key": "ann\n1", "verb": "cancel", "body": {}, "caller": {"user": "ann"}, **how}
+            return await journal.claim_command(document, **{"body_hash": "hash", **who})
+
+        lost = await journal.leases.acquire("site", owner="a", seconds=60)
+        assert lost is not None
+        await journal.leases.release(lost)
+        with pytest.raises(LeaseLost):
+            await claimed("held", lease=lost)
+        assert await journal.find("migration", "m1") is None
+        assert (await claimed("queued")).new
+        # What comes a second time changes nothing, whatever it says.
+        assert not (await claimed("held")).new
+        assert (await claimed("held", body_hash="other")).other_body
+        found = await journal.find("migration", "m1")
+        assert found is not None
+        assert found["state"] == "queued"
 
     async def test_claimed_by_many_at_once_go_to_one(self, journal: AnyJournal) -> None:
         claims = await asyncio.gather(*(claim(journal, "ann\n1") for _ in range(50)))
