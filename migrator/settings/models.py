@@ -81,6 +81,7 @@ class SiteSettings(Section):
     default_policy: Name = "default"
     log_format: Literal["auto", "json", "console"] = "auto"
     log_level: Literal["debug", "info", "warning", "error"] = "info"
+    #: Seconds that a clean stop may take; systemd's TimeoutStopSec must be longer.
     stop_timeout: Duration = 60.0
 
 
@@ -95,15 +96,22 @@ class HttpSettings(Section):
     tls_certificate: OptionalPath = None
     tls_key: OptionalPath = None
     hosts: tuple[HostName, ...] = ()
+    #: Without a token, and so for this machine alone unless somebody says otherwise.
     metrics_listen: ListenAddress = Listen(host="127.0.0.1", port=9733)
+    #: Of one caller, on average and at once: far more than watching takes.
     requests_per_second: Annotated[float, Field(gt=0)] = 50.0
     burst: Positive = 200
+    #: Streams of events at a time, of all callers and of one: a browser with many tabs.
     streams: Positive = 256
     streams_per_caller: Positive = 32
+    #: At a time, of all and of one address; fewer where the process may have few file descriptors.
     connections: Positive = 512
     connections_per_address: Positive = 128
+    #: Requests begun for one address, whoever it says it is; more wait their turn.
     address_requests_per_second: Annotated[float, Field(gt=0)] = 100.0
+    #: Bytes; the largest command is a list of findings to accept.
     max_body: Annotated[Size, Field(ge=1024)] = 65_536
+    #: Seconds until an answer has begun: a preflight looks at two hosts, each within 30 s.
     request_timeout: Duration = 60.0
 
     @model_validator(mode="after")
@@ -134,17 +142,27 @@ class MqttSettings(Section):
     operators: tuple[Name, ...] = ()
     viewers: tuple[Name, ...] = ()
     protocol: Literal["auto", "5", "3.1.1"] = "auto"
+    #: Seconds; a broker that says nothing is given up after at most twice as long.
     keepalive: Annotated[Seconds, Field(ge=1, le=65535)] = 15.0
+    #: Seconds, of connecting and of each acknowledgement.
     timeout: Duration = 5.0
+    #: Seconds that the broker keeps commands for a service that is away.
     session_expiry: Duration = 86_400.0
+    #: States and decisions that wait for a broker that is away: some minutes of a large evacuation.
     queue_limit: Positive = 10_000
+    #: Bytes; a larger command is refused, and the document in a larger reply is left out.
     max_command_size: Annotated[Size, Field(ge=1024)] = 65_536
     max_reply_size: Annotated[Size, Field(ge=1024)] = 1 << 20
+    #: Commands carried out at a time, of one user a quarter; and how many more of one user wait.
     max_commands: Positive = 32
     max_waiting_commands: Positive = 64
+    #: Seconds after ``sent_at`` at which a command without ``expires_at`` expires.
     command_lifetime: Duration = 600.0
+    #: Seconds that a caller's clock may be ahead of ours.
     clock_tolerance: Seconds = 300.0
+    #: Seconds that the retained state of what has ended stays.
     keep_ended: Seconds = 86_400.0
+    #: Seconds at least between two messages of progress of one migration.
     progress_interval: Annotated[Seconds, Field(ge=1)] = 1.0
 
     @model_validator(mode="after")
@@ -207,6 +225,7 @@ class ControllerSettings(Section):
 class LimitsSettings(Section):
     """``[limits]``"""
 
+    #: Prepared or running at the same time in the whole site.
     migrations_at_a_time: Positive = 100
     link_reserve: Annotated[Ratio, Field(lt=1)] = _LINKS.reserve_ratio
     assumed_link_speed: Annotated[Rate, Field(ge=1 << 20)] = int(_LINKS.assumed_link_bytes_per_second)
@@ -215,9 +234,12 @@ class LimitsSettings(Section):
     prepared_per_target: Positive = _LINKS.prepared_per_target
     attempts: Positive = MOST_ATTEMPTS
     first_pause: Duration = FIRST_PAUSE_SECONDS
+    #: Seconds between two looks at a host, beside those that something seen there causes.
     refresh_interval: Duration = 180.0
+    #: Commands at a time; OpenSSH's server allows 10 sessions a connection, two of which watch.
     ssh_sessions: Annotated[int, Field(ge=1, le=64)] = 8
     ssh_connect_timeout: Duration = 10.0
+    #: Seconds; a connection is dropped when nothing came over it for three times as long.
     ssh_keepalive: Duration = 5.0
 
 
@@ -275,6 +297,7 @@ class HostDefaults(Section):
     attached: HostPath = ""
     link_speed: RateOrAuto = None
     memory: Size = 0
+    #: Bytes that are never given to guests: what the host itself needs.
     memory_reserve: Size = 2 << 30
     cpu_overcommit: Annotated[float, Field(gt=0)] = Host.cpu_overcommit_ratio
     labels: dict[Text, str] = Field(default_factory=dict)
