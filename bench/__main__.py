@@ -11,7 +11,7 @@ import time
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 
-from bench import answers, document, floor, idle, placement, readers, startup, virsh
+from bench import answers, document, entrances, floor, idle, placement, readers, startup, virsh
 from bench.libvirt import Unavailable
 from bench.machine import Quiet
 from bench.options import Options
@@ -35,6 +35,7 @@ PARTS = {
     "startup": Part("Start of the command line", startup.run, of_qemu=False),
     "placement": Part("Plans for a large site", placement.run, of_qemu=False),
     "answers": Part("Answers while 100 migrations run", answers.run, of_qemu=False),
+    "entrances": Part("A flood on an entrance", entrances.run, of_qemu=False),
     "readers": Part("Answers beside many streams", readers.run, of_qemu=False),
     "idle": Part("A service with nothing to do", idle.run, of_qemu=False),
 }
