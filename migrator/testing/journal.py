@@ -28,6 +28,7 @@ class MemoryJournal:
 
     What one service left in it another can go on with: give the same object to both.
 
+    :param latency_seconds: what each call takes, like a disk's or a server's.
     :ivar broken: while it is not empty every write fails and says so.
     :ivar pause: awaited in every call before it does anything, with what is called: as with a disk, others go on
         meanwhile. Tests put there what they want to happen then; what it raises, the call raises.
@@ -36,8 +37,10 @@ class MemoryJournal:
     :ivar commands: by key, for tests that look: ``verb``, ``hash``, ``body``, ``caller``, ``reply``, ``at``.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, *, latency_seconds: float = 0.0) -> None:
         self.pause: Callable[[str], Awaitable[None]] = _let_others_go_on
+        if latency_seconds:
+            self.pause = lambda call: asyncio.sleep(latency_seconds)
         self.broken = ""
         self.unreadable = ""
         self.complaint = ""
@@ -61,6 +64,7 @@ class MemoryJournal:
 
     async def probe(self) -> str:
         """Try whether it can be written; :attr:`complaint` as it is then."""
+        await self.pause("probe")
         self.complaint = self.broken
         return self.complaint
 
@@ -237,6 +241,7 @@ class MemoryJournal:
 
     async def prune(self, older_than: datetime) -> int:
         """See :meth:`migrator.store.journal.SqlJournal.prune`."""
+        await self.pause("prune")
         self._write()
         self._last_event_id = max(self._last_event_id, *self._events, 0)
         old = {
