@@ -62,7 +62,7 @@ def filling(dialect: str, migrations: int) -> list[str]:
 
 
 def queries(journal: SqlJournal, migrations: int) -> dict[str, Callable[[], Awaitable[Any]]]:
-    """What pages, commands and streams ask."""
+    """Queries that pages, commands and streams make."""
     middle, last = f"z{migrations // 2}", 2 * migrations
 
     def page(**where: str) -> Callable[[], Awaitable[Any]]:
