@@ -16,9 +16,12 @@ from migrator.cli import Exit
 from migrator.cli.diagnosis import DoctorCheck, Level, fail, ok, open_to_all, warn
 from migrator.cli.doctor_broker import broker
 from migrator.cli.doctor_hosts import hosts
+from migrator.cli.doctor_server import journal_server
 from migrator.cli.doctor_service import journal, running, state_directory
 from migrator.errors import UsageError
 from migrator.settings import DEFAULT_PATH, Settings
+from migrator.store.backend import Server
+from migrator.store.place import journal_place
 from migrator.text import clean
 from migrator.tls import File, server_context
 
@@ -72,7 +75,11 @@ async def examine(path: Path) -> AsyncIterator[list[DoctorCheck]]:
         return
     yield list(_configuration(settings, path))
     yield state_directory(settings.store.path)
-    yield await asyncio.to_thread(journal, settings.store.path)
+    place = journal_place(settings.store)
+    if isinstance(place, Server):
+        yield await journal_server(place)
+    else:
+        yield await asyncio.to_thread(journal, place)
     service = await asyncio.to_thread(running, settings)
     yield service.checks
     async for checks in hosts(settings, service):

@@ -13,6 +13,7 @@ import ssl
 import time
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
+from dataclasses import dataclass
 from typing import Any, Self
 
 from sqlalchemy import BigInteger, Connection, bindparam, delete, event, inspect, select, text
@@ -43,12 +44,25 @@ _NOW = text("SELECT CAST(extract(epoch FROM clock_timestamp()) * 1000000 AS bigi
 _LIVES = text(
     "SELECT owner FROM leases WHERE owner <> '' AND ends_at > extract(epoch FROM clock_timestamp()) * 1000000"
 )
+_UNFINISHED = "SELECT count(*) FROM documents WHERE kind = 'migration' AND ended_at IS NULL"
 _lock_schema = text("SELECT pg_advisory_xact_lock(:key)").bindparams(bindparam("key", type_=BigInteger))
 #: What is left of the writer's own connections that were given up: nothing of them is carried out after this.
 _end_own = text(
     "SELECT pg_terminate_backend(pid) FROM pg_stat_activity "
     "WHERE application_name = :name AND pid <> pg_backend_pid() AND datname = current_database()"
 )
+
+
+@dataclass(frozen=True, kw_only=True)
+class ServerState:
+    """What a server shows of the journal on it."""
+
+    #: Of PostgreSQL, as 15.
+    version: int
+    #: ``None``: it has no journal yet.
+    schema: str | None
+    #: Migrations that have not ended.
+    unfinished: int
 
 
 class PostgresServer:
@@ -90,6 +104,32 @@ class PostgresServer:
             backend._unlock()
             raise
         return backend
+
+    @classmethod
+    async def examine(cls, server: Server) -> ServerState:
+        """Look at it, and change nothing.
+
+        :raise JournalError: it cannot be reached or read.
+        """
+        backend = cls(server)
+        engine = backend._engine(poolclass=NullPool)
+        try:
+            async with engine.connect() as connection, backend.bounded(connection), connection.begin():
+                number = int((await connection.execute(text("SHOW server_version_num"))).scalar_one())
+                there = await connection.run_sync(lambda each: inspect(each).get_table_names())
+                if "alembic_version" not in there:
+                    return ServerState(version=number // 10000, schema=None, unfinished=0)
+                revision = (
+                    await connection.execute(text("SELECT version_num FROM alembic_version"))
+                ).scalar()
+                unfinished = await connection.execute(text(_UNFINISHED))
+                return ServerState(
+                    version=number // 10000, schema=str(revision), unfinished=int(unfinished.scalar_one())
+                )
+        except DATABASE_ERRORS as error:
+            raise JournalError(backend.in_words(error, "read")) from error
+        finally:
+            await engine.dispose()
 
     async def _prepare(self) -> None:
         engine = self._engine(poolclass=NullPool)
