@@ -28,6 +28,7 @@ from migrator.engine.migration.services import SessionServices
 from migrator.engine.rules import Rules
 from migrator.ports import IncomingDestination, Record, StrayRecord
 from migrator.testing.journal import MemoryJournal
+from migrator.testing.simulated_qemu import SimulatedStream
 from migrator.testing.simulated_site import SimulatedSite
 from migrator.testing.simulator import Simulator
 
@@ -130,17 +131,33 @@ class _Times:
     qemu: float = 0.0
 
 
+class _Streams(dict[str, SimulatedStream]):
+    """Those of a site, and whether one has come since that was last asked: most of them have ended."""
+
+    changed = True
+
+    def __setitem__(self, socket: str, stream: SimulatedStream) -> None:
+        super().__setitem__(socket, stream)
+        self.changed = True
+
+
 class _Site(SimulatedSite):
     """Keeps what QEMU itself took, and tells of what happens when it happens."""
 
     def __init__(self) -> None:
         super().__init__()
         self.times: dict[str, _Times] = {}
+        self._going = _Streams()
+        self.streams = self._going
 
     async def tick(self) -> None:
         """Let every stream go on in small steps, in turn, until cancelled."""
+        going: list[SimulatedStream] = []
         for number in itertools.count():
-            for stream in tuple(self.streams.values()):
+            if self._going.changed or any(stream.simulator.ended for stream in going):
+                self._going.changed = False
+                going = [stream for stream in self.streams.values() if not stream.simulator.ended]
+            for stream in going:
                 if not stream.simulator.ended and (number % _COARSE_TICKS == 0 or _is_near(stream.simulator)):
                     stream.advance()
             await asyncio.sleep(_TICK_SECONDS)
