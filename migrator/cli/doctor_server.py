@@ -1,4 +1,4 @@
-"""What ``migrator doctor`` looks at of a journal on a PostgreSQL server."""
+"""The checks of ``migrator doctor`` of a journal on a PostgreSQL server."""
 
 from __future__ import annotations
 

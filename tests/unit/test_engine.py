@@ -94,7 +94,8 @@ class World:
         self.journal = MemoryJournal()
         self.directory = directory
 
-    def _annotated(self, guest: Guest) -> Guest:
+    def configured(self, guest: Guest) -> Guest:
+        """What the configuration says of a guest."""
         return replace(guest, requires=self.requires, anti_affinity=self.anti_affinity)
 
     @asynccontextmanager
@@ -110,7 +111,7 @@ class World:
         inventory = Inventory(
             [host.configured() for host in self.site.hosts.values()],
             site=self.site,
-            rules=self._annotated,
+            rules=self.configured,
         )
         engine = Engine(
             inventory=inventory,

@@ -120,11 +120,17 @@ def _full(world: World, engine: Engine) -> None:
 
 def _label(world: World, engine: Engine) -> None:
     world.requires = {"zone": "north"}
+    _reload(world, engine)
+
+
+def _reload(world: World, engine: Engine) -> None:
+    engine.inventory.configure(engine.inventory.hosts(), rules=world.configured)
 
 
 def _apart(world: World, engine: Engine) -> None:
     world.site.add_guest("other", host="b")
     world.anti_affinity = "database"
+    _reload(world, engine)
 
 
 def _down(world: World, engine: Engine) -> None:
