@@ -132,7 +132,7 @@ class _Times:
 
 
 class _Streams(dict[str, SimulatedStream]):
-    """Those of a site, and whether one has come since that was last asked: most of them have ended."""
+    """The streams of a site, and whether one has come since that was last asked: most of them have ended."""
 
     changed = True
 
