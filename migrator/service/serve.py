@@ -195,6 +195,7 @@ async def _running(live: LiveSettings, stop: Stop) -> AsyncIterator[Engine]:
             probes=Probes(
                 mqtt_connected=lambda: connected.get("mqtt", False) if settings.mqtt.host else None,
                 journal_complaint=lambda: journal.complaint,
+                lease_held=sole_use.holds if sole_use is not None else lambda: True,
             ),
         )
         journal.tell(on_write=metrics.journal_write, on_error=metrics.journal_error)
