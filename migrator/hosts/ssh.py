@@ -308,7 +308,8 @@ class SshAccess:
                 while (
                     not (said := _GROUP.search(stderr))
                     and not _has_ended(process)
-                    and not process.is_closing()
+                    # Not whether it is closing: that it is from the end of its input on.
+                    and not all(each.done() for each in read)
                 ):
                     await asyncio.sleep(0.02)
                 if said:

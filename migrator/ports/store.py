@@ -8,13 +8,12 @@ from dataclasses import dataclass, field
 from datetime import datetime
 from typing import TYPE_CHECKING, Any, Protocol
 
-from migrator.api.queries import EventTexts
 from migrator.core.migration.situation import Intent
 
 if TYPE_CHECKING:
-    from migrator.core.migration.downsampling import (
-        Point,  # of what `migrator direct` does not need, nor loads
-    )
+    # Of what `migrator direct` does not need, nor loads.
+    from migrator.api.queries import EventTexts
+    from migrator.core.migration.downsampling import Point
 
 
 class Record(Protocol):

@@ -259,7 +259,8 @@ async def _running(live: LiveSettings, stop: Stop) -> AsyncIterator[Engine]:
         async def readiness() -> None:
             await entrances.wait_ready()
             log.info("ready", listening=listeners.addresses, hosts=len(settings.hosts), version=__version__)
-            notify("READY=1\nSTATUS=")
+            notify("READY=1")
+            notify("STATUS=")
             await watchdog()
 
         async with entrances, asyncio.TaskGroup() as group:

@@ -228,7 +228,7 @@ class TestSockets:
             listening=True,
             pid=10,
             busy=True,
-            clients=(SocketClient(pid=20, command="virtqemud"),),
+            clients=(SocketClient(pid=20, command="virtqemud", inode="601"),),
             libvirt=True,
         )
         assert found.holders == "'virtqemud' (pid 20)"

@@ -289,6 +289,10 @@ except JournalError as error:
 """
 
 
+#: Of a new journal's file; the tables with nothing in them are before it.
+_SCHEMA_BYTES = 512 << 10
+
+
 class TestDamage:
     @pytest.mark.parametrize(
         "content", [b"not a database at all " * 500, b"SQLite format 3\0" + b"\xff" * 9000]
@@ -310,8 +314,8 @@ class TestDamage:
                 await journal.save(migration(f"m{n}", text="x" * 20000))
         with path.open("r+b") as file:
             size = file.seek(0, os.SEEK_END)
-            file.seek(65536)
-            file.write(b"\xff" * (size - 65536))
+            file.seek(_SCHEMA_BYTES)
+            file.write(b"\xff" * (size - _SCHEMA_BYTES))
         async with await SqlJournal.open(path) as journal:
             with pytest.raises(JournalError, match=r"cannot be read: it is damaged: stop the service"):
                 await journal.unfinished("migration")
