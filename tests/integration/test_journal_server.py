@@ -274,10 +274,14 @@ async def test_a_second_server_that_is_promoted_goes_on_with_the_journal() -> No
                 await journal.save(migration("m1"), events=[event(1)])
                 lease = await journal.leases.acquire("site", owner="a", seconds=60)
                 assert lease is not None
-                await until(
-                    lambda: second.sql("SELECT count(*) FROM leases", database=database) == ["1"],
-                    what="all of it at the standby",
-                )
+
+                def there() -> bool:
+                    try:
+                        return second.sql("SELECT count(*) FROM leases", database=database) == ["1"]
+                    except RuntimeError:
+                        return False  # not even the table yet
+
+                await until(there, what="all of it at the standby", within=30)
                 await asyncio.to_thread(first.kill)
                 with pytest.raises(JournalError):
                     await journal.save(migration("m2"))
