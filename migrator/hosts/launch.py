@@ -199,7 +199,7 @@ class Launcher:
         try:
             where = (self._base, self._log_directory, run_dir.path)
             await self._run("sh", "-c", _MAKE, "sh", *where, migration, "open" if other_user else "")
-        except BaseException:
+        except BaseException:  # cancelled too: nothing is left at the host; raised again
             await finish_cleanup(self.remove(run_dir), name=f"remove {run_dir.path}")
             raise
         return run_dir
@@ -261,7 +261,7 @@ class Launcher:
             if process is None and not by_itself:
                 raise HostError(self.host.name, await self.explain_exit(run_dir, argv[0]))
             return process
-        except BaseException:
+        except BaseException:  # cancelled too: nothing is left at the host; raised again
             await finish_cleanup(self.discard(run_dir), name=f"clear {run_dir.path}")
             raise
 

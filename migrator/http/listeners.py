@@ -91,7 +91,7 @@ class Listeners:
                     _require_loopback(where.host)
                 self.sockets[name] = self._inherited.get(name) or _bind_tcp(where)
                 self.addresses.append(_url(where, self.sockets[name]))
-        except BaseException:
+        except BaseException:  # cancelled too: no socket stays bound; raised again
             self.close()
             raise
 
@@ -132,7 +132,7 @@ def _bind_unix(where: UnixSocket) -> socket.socket:
             first.chmod(where.mode)
             listener.listen(128)
             first.rename(path)
-        except BaseException:
+        except BaseException:  # cancelled too: no socket stays bound; raised again
             listener.close()
             first.unlink(missing_ok=True)
             raise

@@ -76,7 +76,7 @@ class Servers:
         ready = [asyncio.create_task(server.ready.wait(), name="http start") for server in self._servers]
         try:
             await asyncio.gather(*ready)
-        except BaseException:
+        except BaseException:  # cancelled too: no server goes on by itself; raised again
             await self._stop()
             raise
         return self

@@ -231,7 +231,7 @@ class Mqtt:
                 serving.create_task(self._receive(connection, tasks), name="mqtt receiving")
                 serving.create_task(self._send(connection), name="mqtt sending")
                 serving.create_task(self._keep_retained(connection), name="mqtt retained state")
-        except BaseExceptionGroup as group:
+        except BaseExceptionGroup as group:  # what is not the broker's, a cancellation too, is raised again
             lost, other = group.split(BrokerError)
             if other is not None or lost is None:
                 raise

@@ -101,7 +101,7 @@ class MigrationDriver(DriverState):
         await self._claim(facts, settings)
         try:
             await self._begin(self._what_was(facts, settings), begun)
-        except BaseException:
+        except BaseException:  # cancelled too: whoever comes next may claim both ends; raised again
             await self._release()
             raise
         self._report(State.PREPARING)
@@ -128,7 +128,7 @@ class MigrationDriver(DriverState):
             await together(
                 self._source.claim(self.result.id, was=was), self._destination.claim(self.result.id)
             )
-        except BaseException:
+        except BaseException:  # cancelled too: whoever comes next may claim both ends; raised again
             await self._release()
             raise
 
