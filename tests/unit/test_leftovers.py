@@ -16,7 +16,7 @@ from migrator.errors import HostError
 pytestmark = pytest.mark.looptime
 
 
-class World:
+class UnreliableHosts:
     def __init__(self) -> None:
         self.up: set[str] = set()
         self.under_way: set[str] = set()
@@ -57,79 +57,81 @@ class World:
 
 
 @pytest.fixture
-def world() -> World:
-    return World()
+def hosts() -> UnreliableHosts:
+    return UnreliableHosts()
 
 
-async def test_waits_for_its_host_and_is_removed_once(world: World) -> None:
-    async with world.leftovers() as leftovers:
+async def test_waits_for_its_host_and_is_removed_once(hosts: UnreliableHosts) -> None:
+    async with hosts.leftovers() as leftovers:
         leftovers.add("b", "m1")
         leftovers.wake()
         await asyncio.sleep(300)
-        assert world.asked == []
-        assert world.journal["m1"]["ended_at"] is None
+        assert hosts.asked == []
+        assert hosts.journal["m1"]["ended_at"] is None
         assert leftovers.of("b") == ["m1"]
-        world.up.add("b")
+        hosts.up.add("b")
         leftovers.wake()
         await asyncio.sleep(1)
-        assert world.asked == [("b", "m1")]
-        assert world.journal["m1"]["ended_at"] is not None
+        assert hosts.asked == [("b", "m1")]
+        assert hosts.journal["m1"]["ended_at"] is not None
         assert leftovers.of("b") == []
         leftovers.wake()
         await asyncio.sleep(300)
-        assert len(world.asked) == 1
+        assert len(hosts.asked) == 1
 
 
-async def test_one_that_cannot_be_removed_is_tried_again(world: World) -> None:
-    world.up.add("b")
-    world.refuses = "it does not answer"
-    async with world.leftovers() as leftovers:
+async def test_one_that_cannot_be_removed_is_tried_again(hosts: UnreliableHosts) -> None:
+    hosts.up.add("b")
+    hosts.refuses = "it does not answer"
+    async with hosts.leftovers() as leftovers:
         leftovers.add("b", "m1")
         await asyncio.sleep(100)
-        assert 3 <= len(world.asked) <= 5  # not at once again, whatever wakes it
+        assert 3 <= len(hosts.asked) <= 5  # not at once again, whatever wakes it
         for _ in range(20):
             leftovers.wake()
             await asyncio.sleep(0.1)
-        assert len(world.asked) <= 5
-        assert world.journal["m1"]["ended_at"] is None
-        world.refuses = ""
+        assert len(hosts.asked) <= 5
+        assert hosts.journal["m1"]["ended_at"] is None
+        hosts.refuses = ""
         await asyncio.sleep(60)
-        assert world.journal["m1"]["ended_at"] is not None
+        assert hosts.journal["m1"]["ended_at"] is not None
 
 
-async def test_nothing_of_a_migration_that_goes_on_is_touched(world: World) -> None:
-    world.up.add("b")
-    world.under_way.add("m1")
-    async with world.leftovers() as leftovers:
+async def test_nothing_of_a_migration_that_goes_on_is_touched(hosts: UnreliableHosts) -> None:
+    hosts.up.add("b")
+    hosts.under_way.add("m1")
+    async with hosts.leftovers() as leftovers:
         leftovers.add("b", "m1")
         leftovers.add("b", "m2")
         await asyncio.sleep(100)
-        assert world.asked == [("b", "m2")]
+        assert hosts.asked == [("b", "m2")]
 
 
-async def test_the_next_controller_knows_them(world: World) -> None:
-    async with world.leftovers() as leftovers:
+async def test_the_next_controller_knows_them(hosts: UnreliableHosts) -> None:
+    async with hosts.leftovers() as leftovers:
         leftovers.add("b", "m1")
-    world.up.add("b")
-    async with world.leftovers() as leftovers:
-        leftovers.take_over(world.journal["m1"])
+    hosts.up.add("b")
+    async with hosts.leftovers() as leftovers:
+        leftovers.take_over(hosts.journal["m1"])
         await asyncio.sleep(1)
-        assert world.asked == [("b", "m1")]
-        assert world.journal["m1"]["ended_at"] is not None
+        assert hosts.asked == [("b", "m1")]
+        assert hosts.journal["m1"]["ended_at"] is not None
 
 
-async def test_what_is_left_at_a_source_is_removed_too_by_the_next_controller_as_well(world: World) -> None:
+async def test_what_is_left_at_a_source_is_removed_too_by_the_next_controller_as_well(
+    hosts: UnreliableHosts,
+) -> None:
     guest = Guest(key="g", host="a", socket="/run/migrator/guests/x-abcdef/control.qmp")
-    async with world.leftovers() as leftovers:
+    async with hosts.leftovers() as leftovers:
         leftovers.add_source(guest, "m1")
         leftovers.add("b", "m1")
         await asyncio.sleep(1)
-    assert set(world.journal) == {"m1", "m1.source"}
-    async with world.leftovers() as leftovers:
-        for saved in list(world.journal.values()):
+    assert set(hosts.journal) == {"m1", "m1.source"}
+    async with hosts.leftovers() as leftovers:
+        for saved in list(hosts.journal.values()):
             leftovers.take_over(saved)
-        world.up |= {"a", "b"}
+        hosts.up |= {"a", "b"}
         leftovers.wake()
         await asyncio.sleep(1)
-    assert sorted(world.asked) == [("a", guest.socket), ("b", "m1")]
-    assert all(each["ended_at"] for each in world.journal.values())
+    assert sorted(hosts.asked) == [("a", guest.socket), ("b", "m1")]
+    assert all(each["ended_at"] for each in hosts.journal.values())

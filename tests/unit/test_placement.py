@@ -88,7 +88,7 @@ def may_be(
     )
 
 
-class World:
+class PlacementCase:
     """A question to placement, and its exact answer."""
 
     def __init__(
@@ -144,7 +144,7 @@ labels = st.dictionaries(st.sampled_from(["ssd", "zone"]), st.sampled_from(["a",
 
 
 @st.composite
-def worlds(draw: st.DrawFn) -> World:
+def placement_cases(draw: st.DrawFn) -> PlacementCase:
     hosts = [
         host(
             f"h{n}",
@@ -188,74 +188,78 @@ def worlds(draw: st.DrawFn) -> World:
         )
         for one in asked
     ]
-    return World(hosts, guests, requests, reserved, draw(st.lists(st.sampled_from(names), max_size=2)))
+    return PlacementCase(
+        hosts, guests, requests, reserved, draw(st.lists(st.sampled_from(names), max_size=2))
+    )
 
 
 @settings(max_examples=400)
-@given(world=worlds(), strategy=st.sampled_from(Strategy))
+@given(case=placement_cases(), strategy=st.sampled_from(Strategy))
 def test_every_promise_holds_and_nobody_stays_out_that_could_be_placed(
-    world: World, strategy: Strategy
+    case: PlacementCase, strategy: Strategy
 ) -> None:
-    fleet = world.fleet()
-    answers = place(fleet, world.requests, Options(strategy=strategy))
-    assert list(answers) == [one.guest.key for one in world.requests]
-    present = world.present()
+    fleet = case.fleet()
+    answers = place(fleet, case.requests, Options(strategy=strategy))
+    assert list(answers) == [one.guest.key for one in case.requests]
+    present = case.present()
     placed = 0
-    for one in world.requests:
+    for one in case.requests:
         answer = answers[one.guest.key]
         assert answer.guest == one.guest.key
         assert answer.reason
         if isinstance(answer, Placement):
-            assert world.allows(one, answer.host, present[answer.host])
+            assert case.allows(one, answer.host, present[answer.host])
             assert all(entry.fits for entry in check(fleet, one, answer.host))
             present[answer.host].append(one.guest)
             placed += 1
-    for one in world.requests:
+    for one in case.requests:
         answer = answers[one.guest.key]
         if isinstance(answer, NoHost):
-            assert not any(world.allows(one, name, present[name]) for name in world.by_name)
+            assert not any(case.allows(one, name, present[name]) for name in case.by_name)
             if not one.only:
-                assert sum(answer.hosts.values()) == len(set(world.by_name) - {one.guest.host})
+                assert sum(answer.hosts.values()) == len(set(case.by_name) - {one.guest.host})
                 assert all(count > 0 for count in answer.hosts.values())
-    assert placed == world.most()
-    assert place(world.fleet(), world.requests, Options(strategy=strategy)) == answers
+    assert placed == case.most()
+    assert place(case.fleet(), case.requests, Options(strategy=strategy)) == answers
 
 
 @settings(max_examples=300)
-@given(world=worlds())
-def test_check_of_one_host_agrees_with_the_second_opinion(world: World) -> None:
-    fleet, present = world.fleet(), world.present()
-    for one in world.requests:
-        for name in world.by_name:
+@given(case=placement_cases())
+def test_check_of_one_host_agrees_with_the_second_opinion(case: PlacementCase) -> None:
+    fleet, present = case.fleet(), case.present()
+    for one in case.requests:
+        for name in case.by_name:
             found = check(fleet, one, name)
             assert all(entry.text for entry in found)
-            assert all(entry.fits for entry in found) == world.allows(one, name, present[name])
+            assert all(entry.fits for entry in found) == case.allows(one, name, present[name])
 
 
 @settings(max_examples=200)
-@given(world=worlds())
-def test_a_plan_that_is_asked_for_again_stays_as_it_was_told(world: World) -> None:
-    answers = place(world.fleet(), world.requests)
-    again = [replace(one, prefer=targets(answers)[one.guest.key] or "") for one in world.requests]
+@given(case=placement_cases())
+def test_a_plan_that_is_asked_for_again_stays_as_it_was_told(case: PlacementCase) -> None:
+    answers = place(case.fleet(), case.requests)
+    again = [replace(one, prefer=targets(answers)[one.guest.key] or "") for one in case.requests]
     if all(isinstance(answer, Placement) for answer in answers.values()):
-        assert targets(place(world.fleet(), again)) == targets(answers)
+        assert targets(place(case.fleet(), again)) == targets(answers)
 
 
 @settings(max_examples=200)
-@given(world=worlds())
-def test_whoever_stays_out_has_no_lower_priority_in_a_place_of_this_plan_that_would_do(world: World) -> None:
-    answers = targets(place(world.fleet(), world.requests))
-    for out in world.requests:
+@given(case=placement_cases())
+def test_whoever_stays_out_has_no_lower_priority_in_a_place_of_this_plan_that_would_do(
+    case: PlacementCase,
+) -> None:
+    answers = targets(place(case.fleet(), case.requests))
+    for out in case.requests:
         if answers[out.guest.key] is not None:
             continue
-        for other in world.requests:
+        for other in case.requests:
             name = answers[other.guest.key]
             if name is None or other.guest.priority >= out.guest.priority:
                 continue
-            there = world.present()[name] + [
-                one.guest for one in world.requests if answers[one.guest.key] == name and one is not other
+            there = case.present()[name] + [
+                one.guest for one in case.requests if answers[one.guest.key] == name and one is not other
             ]
-            assert not world.allows(out, name, there)
+            assert not case.allows(out, name, there)
 
 
 # ---------------------------------------------------------------------------------------------------------

@@ -1,4 +1,4 @@
-"""Schedule and timetable: what they promise, on what hypothesis thinks up and in a world that behaves otherwise."""
+"""Schedule and timetable: what they promise, on what hypothesis thinks up and with durations nobody expected."""
 
 from __future__ import annotations
 
@@ -138,10 +138,10 @@ def test_no_link_and_no_limit_is_exceeded_whatever_went_before(
 
 
 # ---------------------------------------------------------------------------------------------------------
-# From beginning to end, in a world that does not behave as was expected
+# From beginning to end, with durations that were not expected
 
 
-class World:
+class LinkSimulation:
     """Carries out orders; how long things take is up to it."""
 
     def __init__(
@@ -213,12 +213,12 @@ def test_everything_that_can_run_has_its_turn(
     given_: list[Transfer], hosts: dict[str, Host], seed: int
 ) -> None:
     given_ = [replace(one, stop_at_deadline=False) for one in given_]
-    world = World(given_, hosts, LinkRules(), seed)
-    world.run()
+    simulation = LinkSimulation(given_, hosts, LinkRules(), seed)
+    simulation.run()
     for one in given_:
         closed = hosts[one.source].max_outgoing == 0 or hosts[one.target].max_incoming == 0
         begun = one.phase in (TransferPhase.TRANSFERRING, TransferPhase.FINISHING)
-        assert (one.guest in world.never) == (closed and not begun)
+        assert (one.guest in simulation.never) == (closed and not begun)
 
 
 @settings(max_examples=200)

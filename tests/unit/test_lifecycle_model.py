@@ -18,8 +18,8 @@ from migrator.core.migration import lifecycle
 from migrator.core.migration.lifecycle import ROWS, Row, Step
 from migrator.core.migration.situation import DestinationIs, SourceIs
 from migrator.core.model import State
-from tests import world as model
-from tests.world import Broken, Endings, Fault, Setting, explore, way
+from tests import lifecycle_model as model
+from tests.lifecycle_model import Broken, Endings, Fault, Setting, explore, way
 
 S, D = SourceIs, DestinationIs
 HELD = {row.name for row in ROWS if row.answer.state is State.HELD}

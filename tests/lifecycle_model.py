@@ -98,7 +98,7 @@ class End(NamedTuple):
         return self.alive and not self.asleep
 
 
-class World(NamedTuple):
+class ModelState(NamedTuple):
     """One state of everything."""
 
     source: End = End()
@@ -144,10 +144,10 @@ class World(NamedTuple):
         )
 
 
-Moves = Iterator[tuple[str, World]]
+Moves = Iterator[tuple[str, ModelState]]
 
 
-def kept(world: World) -> None:
+def kept(world: ModelState) -> None:
     """What holds in every state.
 
     :raise Broken: when it does not.
@@ -165,17 +165,17 @@ def kept(world: World) -> None:
 # --- the two QEMUs ---------------------------------------------------------------------------------------------------
 
 
-def qemu_moves(world: World, setting: Setting) -> Moves:  # noqa: C901 - one case for each thing that QEMU does
+def qemu_moves(world: ModelState, setting: Setting) -> Moves:  # noqa: C901 - one case for each thing that QEMU does
     """What the QEMUs do by themselves next."""
     here, there = world.source, world.destination
     connected = world.network == "ok" and there.acts
     broken = not there.alive or world.network == "reset"
 
-    def source(name: str, run: R, status: M, **more: object) -> tuple[str, World]:
+    def source(name: str, run: R, status: M, **more: object) -> tuple[str, ModelState]:
         forked = world.forked or (world.whole and run is RUNNING)
         return name, world._replace(source=here._replace(run=run, status=status), forked=forked, **more)  # type: ignore[arg-type]
 
-    def destination(name: str, run: R, status: M, **more: object) -> tuple[str, World]:
+    def destination(name: str, run: R, status: M, **more: object) -> tuple[str, ModelState]:
         return name, world._replace(destination=there._replace(run=run, status=status), **more)  # type: ignore[arg-type]
 
     if here.acts:
@@ -249,7 +249,7 @@ def qemu_moves(world: World, setting: Setting) -> Moves:  # noqa: C901 - one cas
             yield f"{name} wakes", _wake(world, name, setting)
 
 
-def _wake(world: World, name: str, setting: Setting) -> World:
+def _wake(world: ModelState, name: str, setting: Setting) -> ModelState:
     end: End = getattr(world, name)
     world = world._replace(**{name: end._replace(asleep="", told=())})  # type: ignore[arg-type]
     for command in end.told:
@@ -257,7 +257,7 @@ def _wake(world: World, name: str, setting: Setting) -> World:
     return world
 
 
-def tell(world: World, name: str, command: str, setting: Setting) -> World:
+def tell(world: ModelState, name: str, command: str, setting: Setting) -> ModelState:
     """An end is given a command, and carries it out if it is awake."""
     end: End = getattr(world, name)
     if not end.alive:
@@ -270,8 +270,8 @@ def tell(world: World, name: str, command: str, setting: Setting) -> World:
 
 
 def _source_obeys(  # noqa: C901 - one case a command
-    world: World, end: End, command: str, setting: Setting
-) -> World:
+    world: ModelState, end: End, command: str, setting: Setting
+) -> ModelState:
     changed = end
     match command:
         case "migrate" if end.status in (M.NONE, M.FAILED, M.CANCELLED) and end.run in (RUNNING, PAUSED):
@@ -306,7 +306,7 @@ def _source_obeys(  # noqa: C901 - one case a command
     return world._replace(source=changed)
 
 
-def _destination_obeys(world: World, end: End, command: str) -> World:
+def _destination_obeys(world: ModelState, end: End, command: str) -> ModelState:
     match command:
         case "cont" if end.run is INMIGRATE:
             raise Broken("a destination that is not complete was told to run")
@@ -320,7 +320,7 @@ def _destination_obeys(world: World, end: End, command: str) -> World:
 # --- what goes wrong -------------------------------------------------------------------------------------------------
 
 
-def fault_moves(world: World) -> Moves:  # noqa: C901 - one case a fault
+def fault_moves(world: ModelState) -> Moves:  # noqa: C901 - one case a fault
     """What may go wrong now, once each."""
     here, there = world.source, world.destination
     for fault in world.faults:
@@ -363,7 +363,7 @@ def fault_moves(world: World) -> Moves:  # noqa: C901 - one case a fault
         yield "Ctrl-C", world._replace(cancels=world.cancels - 1, happened=world.happened)
 
 
-def crashed(world: World) -> World:
+def crashed(world: ModelState) -> ModelState:
     """Another controller takes the record up."""
     return world._replace(
         crashes=max(0, world.crashes - 1),
@@ -410,7 +410,7 @@ def _but(intent: Intent, **changes: object) -> Intent:
     return replace(intent, **changes)  # type: ignore[arg-type]
 
 
-def controller_moves(world: World, setting: Setting) -> Moves:
+def controller_moves(world: ModelState, setting: Setting) -> Moves:
     """The next thing the controller does: looks at either end, decides and records, acts."""
     if world.end is not None:
         return
@@ -429,8 +429,8 @@ def controller_moves(world: World, setting: Setting) -> Moves:
 
 
 def decided(  # noqa: C901 - one case a step
-    world: World, setting: Setting, *, overdue: bool, cancel: bool = False
-) -> tuple[str, World]:
+    world: ModelState, setting: Setting, *, overdue: bool, cancel: bool = False
+) -> tuple[str, ModelState]:
     """What the table answers to what was seen, recorded before it is done."""
     source, destination = world.seen_source, world.seen_destination
     assert source is not None
@@ -477,7 +477,7 @@ def decided(  # noqa: C901 - one case a step
     return f"decide: {answer.row}", world._replace(intent=intent, step=answer.step)
 
 
-def _act(world: World, step: Step, setting: Setting) -> Moves:  # noqa: C901 - one case a step
+def _act(world: ModelState, step: Step, setting: Setting) -> Moves:  # noqa: C901 - one case a step
     """Take a step, whatever has become of both ends since it was decided."""
     intent = world.intent
     match step:
@@ -527,7 +527,7 @@ def _consider(
     return review_answer(word, intent, source, destination, held_code=held_code)
 
 
-def person_moves(world: World, setting: Setting) -> Moves:
+def person_moves(world: ModelState, setting: Setting) -> Moves:
     """What happens while it is held: both ends go on, and a person who has looked says what is true.
 
     Only a person can know what became of the disks: whether the destination wrote to them before it died, or the
@@ -554,7 +554,7 @@ def person_moves(world: World, setting: Setting) -> Moves:
             yield f"a person says: {word} ({answer.code})", heard
 
 
-def _killed(world: World, name: str) -> World:
+def _killed(world: ModelState, name: str) -> ModelState:
     """The controller ends a process: it must hold nothing that only it has."""
     here, there = world.source, world.destination
     if name == "destination" and there.alive:
@@ -566,7 +566,7 @@ def _killed(world: World, name: str) -> World:
     return world._replace(**{name: end._replace(life=ProcessState.DEAD, seen_dead=True)})  # type: ignore[arg-type]
 
 
-def _ended(world: World, answer: Next, setting: Setting) -> None:  # noqa: C901 - one case an end
+def _ended(world: ModelState, answer: Next, setting: Setting) -> None:  # noqa: C901 - one case an end
     """What has to be so when the controller says that it is over."""
     here, there = world.source, world.destination
     runs = RUNNING if setting.guest_runs else PAUSED
@@ -605,10 +605,10 @@ def _ended(world: World, answer: Next, setting: Setting) -> None:  # noqa: C901 
 # --- going through all of it -----------------------------------------------------------------------------------------
 
 
-def began(setting: Setting, **what_may_happen: object) -> World:
+def began(setting: Setting, **what_may_happen: object) -> ModelState:
     """The moment at which ``migrate`` was noted and not yet sent, destination listening."""
     intent = Intent(guest_runs=setting.guest_runs, milestone=Milestone.MIGRATING)
-    return World(
+    return ModelState(
         source=End(run=RUNNING if setting.guest_runs else PAUSED),
         destination=End(run=INMIGRATE, status=M.SETUP),
         intent=intent,
@@ -616,10 +616,10 @@ def began(setting: Setting, **what_may_happen: object) -> World:
     )
 
 
-Trace = Callable[[World], list[str]]
+Trace = Callable[[ModelState], list[str]]
 
 
-def explore(setting: Setting, **what_may_happen: object) -> dict[World, tuple[World, str] | None]:
+def explore(setting: Setting, **what_may_happen: object) -> dict[ModelState, tuple[ModelState, str] | None]:
     """Every state that can be reached, each with where it was reached from.
 
     :raise Broken: with the way to the first state that breaks an invariant.
@@ -627,13 +627,13 @@ def explore(setting: Setting, **what_may_happen: object) -> dict[World, tuple[Wo
     first = began(setting, **what_may_happen)
     begun = tell(first, "source", "migrate", setting)
     # A controller that dies before it sent migrate leaves the first.
-    reached: dict[World, tuple[World, str] | None] = {begun: None}
+    reached: dict[ModelState, tuple[ModelState, str] | None] = {begun: None}
     front = [begun]
     if first.crashes:
         reached[crashed(first)] = None
         front.append(crashed(first))
     while front:
-        following: list[World] = []
+        following: list[ModelState] = []
         for world in front:
             try:
                 for name, after in _moves(world, setting):
@@ -647,7 +647,7 @@ def explore(setting: Setting, **what_may_happen: object) -> dict[World, tuple[Wo
     return reached
 
 
-def way(reached: dict[World, tuple[World, str] | None], world: World) -> list[str]:
+def way(reached: dict[ModelState, tuple[ModelState, str] | None], world: ModelState) -> list[str]:
     """How a state was reached."""
     names: list[str] = []
     step = reached.get(world)
@@ -658,7 +658,7 @@ def way(reached: dict[World, tuple[World, str] | None], world: World) -> list[st
     return names[::-1]
 
 
-def _moves(world: World, setting: Setting) -> Moves:
+def _moves(world: ModelState, setting: Setting) -> Moves:
     if world.end is not None:
         if world.end.state is State.HELD and world.words:
             yield from person_moves(world, setting)
@@ -676,7 +676,7 @@ def _moves(world: World, setting: Setting) -> Moves:
 # --- coming to an end ------------------------------------------------------------------------------------------------
 
 
-def came_to_rest(world: World, setting: Setting) -> list[World]:
+def came_to_rest(world: ModelState, setting: Setting) -> list[ModelState]:
     """What becomes of it if the controller only watches, until nothing happens any more."""
     resting, front, seen = [], [world], {world}
     while front:
@@ -699,9 +699,9 @@ class Endings:
 
     def __init__(self, setting: Setting) -> None:
         self._setting = setting
-        self._known: dict[World, frozenset[str]] = {}
+        self._known: dict[ModelState, frozenset[str]] = {}
 
-    def of(self, world: World) -> frozenset[str]:
+    def of(self, world: ModelState) -> frozenset[str]:
         """The rows that it may end with.
 
         :raise Broken: when it need not end at all.
@@ -712,7 +712,7 @@ class Endings:
             rows |= self._of_resting(resting, ())
         return frozenset(rows)
 
-    def _of_resting(self, world: World, before: tuple[World, ...]) -> frozenset[str]:
+    def _of_resting(self, world: ModelState, before: tuple[ModelState, ...]) -> frozenset[str]:
         if world.end is not None:
             return frozenset({world.end.row})
         if world in before:
@@ -727,7 +727,7 @@ class Endings:
             self._known[world] = frozenset(rows)
         return self._known[world]
 
-    def _round(self, world: World, *, overdue: bool) -> set[World]:
+    def _round(self, world: ModelState, *, overdue: bool) -> set[ModelState]:
         setting = self._setting
         looked = world._replace(
             seen_source=view(world.source, setting), seen_destination=view(world.destination, setting)
