@@ -51,7 +51,10 @@ def main(arguments: list[str]) -> int:
     )
     parser.add_argument("--qemu", choices=versions, default=versions[0] if versions else None)
     parser.add_argument(
-        "--patience", type=float, default=600.0, help="seconds a part may wait for a quiet machine"
+        "--quiet-timeout",
+        type=float,
+        default=60.0,
+        help="seconds a part may wait for a quiet machine; then it is measured as it is (default: %(default)s)",
     )
     parser.add_argument("--realtime", action="store_true", help="real-time priority for all that is measured")
     parser.add_argument("--write", action="store_true", help="put the results into docs/benchmarks.md")
@@ -75,7 +78,7 @@ def main(arguments: list[str]) -> int:
         title = f"{part.title}, QEMU {options.version}" if part.of_qemu else part.title
         began = time.monotonic()
         try:
-            text = asyncio.run(_run(part, options, Quiet(given.patience)))
+            text = asyncio.run(_run(part, options, Quiet(given.quiet_timeout)))
         except (Unavailable, Failed) as error:
             print(f"{name}: not measured: {error}", file=sys.stderr)
             bad = 1

@@ -35,7 +35,7 @@ from tests.mqtt_fakes import Peer, peer
 _PAIRS = 100
 _COMMANDS = 200
 _MEDIAN_SECONDS, _P99_SECONDS = 0.020, 0.100
-_PATIENCE_SECONDS = 60.0
+_TIMEOUT_SECONDS = 60.0
 #: Between two commands: what is measured is an answer, not a queue.
 _PAUSE_SECONDS = 0.02
 
@@ -201,7 +201,7 @@ async def _timed(ask: _Ask, commands: int) -> list[float]:
 
 
 async def _until(probe: Callable[[], Awaitable[bool]]) -> None:
-    async with asyncio.timeout(_PATIENCE_SECONDS):
+    async with asyncio.timeout(_TIMEOUT_SECONDS):
         while not await probe():
             await asyncio.sleep(0.2)
 

@@ -42,7 +42,7 @@ _SECONDS = 15.0
 _EVERY_SECONDS = 0.002
 #: Aim: so much more at p99 while an entrance is flooded.
 _MORE_SECONDS = 0.010
-_PATIENCE_SECONDS = 90.0
+_TIMEOUT_SECONDS = 90.0
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -177,6 +177,7 @@ async def _figures(directory: Path, broker: Broker | None, pid: int, seconds: fl
         met = True
         for flood in (*_FLOODS, *((_MQTT,) if broker is not None else ())):
             where = str(broker.port) if flood is _MQTT and broker is not None else str(directory / "api.sock")
+            print(f"flood: {flood.name}", file=sys.stderr, flush=True)
             async with _flooded(where, flood) as counted:
                 values, cpu = await _late(directory, pid, seconds)
             more = _p99(values) - _p99(quiet)
@@ -233,7 +234,7 @@ async def _flooded(where: str, flood: _Flood) -> AsyncIterator[Callable[[], int]
 
     assert child.stdout is not None
     try:
-        async with asyncio.timeout(_PATIENCE_SECONDS):
+        async with asyncio.timeout(_TIMEOUT_SECONDS):
             await child.stdout.readline()  # once it has begun
         yield counted
     finally:
@@ -308,7 +309,7 @@ async def _flood_broker(port: int, connections: int) -> None:
 
 
 async def _ready(http: httpx2.AsyncClient) -> None:
-    until = time.monotonic() + _PATIENCE_SECONDS
+    until = time.monotonic() + _TIMEOUT_SECONDS
     while time.monotonic() < until:
         with contextlib.suppress(httpx2.TransportError):
             got = await http.get("guests")

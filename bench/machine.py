@@ -17,12 +17,14 @@ _QUIET_SHARE = 0.1
 class Quiet:
     """Waits until the rest of the machine is quiet, and remembers how quiet it was.
 
-    :param patience_seconds: for the whole of the measurement; once they are spent, it is measured as it is.
+    :param timeout_seconds: for the whole of the measurement; once they are spent, it is measured as it is, and the
+        text says how busy the machine was.
     """
 
     def __init__(self, timeout_seconds: float) -> None:
         self._timeout_seconds = timeout_seconds
         self._worst_share = 0.0
+        self._waited_in_vain = False
 
     async def wait(self) -> None:
         """Call before each run, with nothing of the bench's own at work."""
@@ -33,13 +35,15 @@ class Quiet:
             share = busy / max(total, 1)
             if share <= _QUIET_SHARE or self._timeout_seconds <= 0:
                 self._worst_share = max(self._worst_share, share)
+                self._waited_in_vain = self._waited_in_vain or share > _QUIET_SHARE
                 return
             self._timeout_seconds -= _SAMPLE_SECONDS
 
     def __str__(self) -> str:
         shielded = os.sched_getscheduler(0) != os.SCHED_OTHER
         measured = "what is measured had real-time priority" if shielded else "ordinary priority"
-        return f"{measured} · other work took at most {self._worst_share:.0%} of the cores right before a run"
+        busy = f"other work took at most {self._worst_share:.0%} of the cores right before a run"
+        return f"{measured} · " + (f"**the machine was not quiet: {busy}**" if self._waited_in_vain else busy)
 
 
 def _busy_and_total() -> tuple[int, int]:

@@ -32,7 +32,7 @@ _HOSTS, _GUESTS_EACH, _MOVING = 100, 10, 10
 _STREAMS, _RATE, _SECONDS = 200, 50.0, 20.0
 #: Aims: of a request, and of what is kept of memory once everybody has gone.
 _P99_SECONDS, _KEPT_RATIO = 0.250, 0.20
-_PATIENCE_SECONDS = 60.0
+_TIMEOUT_SECONDS = 60.0
 #: What a client asks for by turns: what the page and the command line ask for.
 _PATHS = (
     "guests",
@@ -191,7 +191,7 @@ async def _streams(socket: Path, *, read: bool) -> AsyncIterator[None]:
     assert child.stdout is not None
     assert child.stdin is not None
     try:
-        async with asyncio.timeout(_PATIENCE_SECONDS):
+        async with asyncio.timeout(_TIMEOUT_SECONDS):
             await child.stdout.readline()
         yield
     finally:
@@ -231,7 +231,7 @@ def _resident(pid: int) -> int:
 
 
 async def _ready(http: httpx2.AsyncClient) -> None:
-    async with asyncio.timeout(_PATIENCE_SECONDS):
+    async with asyncio.timeout(_TIMEOUT_SECONDS):
         while True:
             try:
                 got = await http.get("guests")

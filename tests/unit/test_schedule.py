@@ -12,8 +12,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from migrator.core.inventory import Host
-from migrator.core.schedule import LinkRules, Orders, Transfer, TransferPhase, schedule
+from migrator.core.schedule import LinkRules, Transfer, TransferPhase
 from migrator.core.schedule.timetable import lower_bound_seconds, predict
+from tests.schedule_decisions import Decided, decided
 
 MIB = 2**20
 LINK = 100 * MIB
@@ -87,7 +88,7 @@ def capacity(hosts: Mapping[str, Host], name: str, rules: LinkRules) -> float:
 
 
 def check_moment(
-    given: Sequence[Transfer], hosts: Mapping[str, Host], rules: LinkRules, orders: Orders
+    given: Sequence[Transfer], hosts: Mapping[str, Host], rules: LinkRules, orders: Decided
 ) -> None:
     """What must hold of any orders, whatever went before."""
     by_guest = {one.guest: one for one in given}
@@ -121,7 +122,7 @@ def _end(one: Transfer, *, out: bool) -> str:
     return one.source if out else one.target
 
 
-def _is_ahead(one: Transfer, orders: Orders) -> bool:
+def _is_ahead(one: Transfer, orders: Decided) -> bool:
     ready = one.phase in (TransferPhase.PREPARING, TransferPhase.READY) and one.guest not in orders.begin
     return (ready or one.guest in orders.prepare) and "cannot run" not in orders.reasons[one.guest]
 
@@ -132,9 +133,9 @@ def test_no_link_and_no_limit_is_exceeded_whatever_went_before(
     given_: list[Transfer], hosts: dict[str, Host]
 ) -> None:
     rules = LinkRules()
-    orders = schedule(given_, hosts, rules)
+    orders = decided(given_, hosts, rules)
     check_moment(given_, hosts, rules, orders)
-    assert schedule(list(reversed(given_)), hosts, rules) == orders
+    assert decided(list(reversed(given_)), hosts, rules) == orders
 
 
 # ---------------------------------------------------------------------------------------------------------
@@ -158,7 +159,7 @@ class LinkSimulation:
         steps = 0
         while self.transfers:
             given = list(self.transfers.values())
-            orders = schedule(given, self.hosts, self.rules)
+            orders = decided(given, self.hosts, self.rules)
             check_moment(given, self.hosts, self.rules, orders)
             self._check_alone(orders)
             self._obey(orders)
@@ -175,7 +176,7 @@ class LinkSimulation:
             steps += 1
             assert steps < 1000, "it does not end"
 
-    def _check_alone(self, orders: Orders) -> None:
+    def _check_alone(self, orders: Decided) -> None:
         """What barely converges has all it can use, as long as nothing else was on its links when it began."""
         for guest in orders.begin:
             one = self.transfers[guest]
@@ -187,7 +188,7 @@ class LinkSimulation:
                 )
                 assert orders.bandwidth[guest] == pytest.approx(most, rel=1e-5)
 
-    def _obey(self, orders: Orders) -> None:
+    def _obey(self, orders: Decided) -> None:
         for guest in orders.prepare:
             self.transfers[guest] = replace(self.transfers[guest], phase=TransferPhase.PREPARING)
         for guest in orders.begin:
@@ -315,10 +316,10 @@ def test_what_was_predicted_is_what_the_schedule_does() -> None:
     hosts = links(*"abc")
     told = predict(made, hosts, RULES)
     begun = [one.guest for one in made if told.guests[one.guest].begins.p50 < 1.0]
-    orders = schedule(made, hosts, RULES)
+    orders = decided(made, hosts, RULES)
     assert set(begun) <= set(orders.prepare)
     ready = [replace(one, phase=TransferPhase.READY) if one.guest in orders.prepare else one for one in made]
-    assert list(schedule(ready, hosts, RULES).begin) == list(told.guests)[:1] == begun
+    assert list(decided(ready, hosts, RULES).begin) == list(told.guests)[:1] == begun
 
 
 # ---------------------------------------------------------------------------------------------------------
@@ -327,7 +328,7 @@ def test_what_was_predicted_is_what_the_schedule_does() -> None:
 
 class TestLink:
     def test_goes_to_the_longest_first_and_whole(self) -> None:
-        orders = schedule(
+        orders = decided(
             [transfer("short", 5), transfer("long", 20), transfer("middle", 10)], links(*"ab"), RULES
         )
         assert orders.begin == ("long",)
@@ -335,12 +336,12 @@ class TestLink:
         assert "filled by long" in orders.reasons["middle"]
 
     def test_keeps_its_reserve_for_the_guests(self) -> None:
-        orders = schedule([transfer("g")], links(*"ab"), LinkRules(reserve_ratio=0.25))
+        orders = decided([transfer("g")], links(*"ab"), LinkRules(reserve_ratio=0.25))
         assert orders.bandwidth == {"g": pytest.approx(LINK * 0.75, rel=1e-5)}
 
     def test_is_that_of_the_target_too(self) -> None:
         hosts = links(*"ab") | {"t": Host(name="t", link_bytes_per_second=LINK / 4)}
-        orders = schedule(
+        orders = decided(
             [transfer("x", source="a", target="t"), transfer("y", source="b", target="t")], hosts, RULES
         )
         assert orders.begin == ("x",)
@@ -348,36 +349,36 @@ class TestLink:
 
     def test_is_shared_by_guests_that_cannot_fill_it(self) -> None:
         small = [transfer(f"g{n}", 0.1, alone_seconds=0.4) for n in range(5)]
-        orders = schedule(small, links(*"ab"), RULES)
+        orders = decided(small, links(*"ab"), RULES)
         assert orders.begin == ("g0", "g1", "g2")
         assert sum(orders.bandwidth.values()) == pytest.approx(LINK, rel=1e-5)
 
     def test_is_given_to_the_next_when_one_has_little_left(self) -> None:
         first = transfer("first", 10, phase=TransferPhase.TRANSFERRING)
-        orders = schedule([first, transfer("next", 9)], links(*"ab"), RULES)
+        orders = decided([first, transfer("next", 9)], links(*"ab"), RULES)
         assert orders.begin == ()
         assert orders.recheck_seconds == pytest.approx(9.5)
         ending = replace(first, bytes_left=0.05 * LINK, alone_seconds=0.5)
-        orders = schedule([ending, transfer("next", 9)], links(*"ab"), RULES)
+        orders = decided([ending, transfer("next", 9)], links(*"ab"), RULES)
         assert orders.begin == ("next",)
         assert orders.bandwidth["next"] > 0.75 * LINK
 
     def test_is_given_again_as_others_end(self) -> None:
         pair = [transfer(name, 5, phase=TransferPhase.TRANSFERRING) for name in ("x", "y")]
-        assert schedule(pair, links(*"ab"), RULES).bandwidth == dict.fromkeys(
+        assert decided(pair, links(*"ab"), RULES).bandwidth == dict.fromkeys(
             "xy", pytest.approx(LINK / 2, rel=1e-5)
         )
-        assert schedule(pair[:1], links(*"ab"), RULES).bandwidth == {"x": WHOLE}
+        assert decided(pair[:1], links(*"ab"), RULES).bandwidth == {"x": WHOLE}
 
     def test_is_not_held_by_preparing_and_clearing_away(self) -> None:
         others = [transfer("p", phase=TransferPhase.PREPARING), transfer("f", phase=TransferPhase.FINISHING)]
-        orders = schedule([*others, transfer("g")], links(*"ab", max_outgoing=1, max_incoming=1), RULES)
+        orders = decided([*others, transfer("g")], links(*"ab", max_outgoing=1, max_incoming=1), RULES)
         assert orders.begin == ("g",)
         assert orders.bandwidth == {"g": WHOLE}
 
     def test_is_not_filled_beyond_a_policys_ceiling(self) -> None:
         slow = [transfer(f"g{n}", 10, max_bytes_per_second=LINK / 5) for n in range(8)]
-        orders = schedule(slow, links(*"ab"), RULES)
+        orders = decided(slow, links(*"ab"), RULES)
         assert len(orders.begin) == 5
         assert set(orders.bandwidth.values()) == {LINK // 5}
 
@@ -387,20 +388,20 @@ class TestBarelyConverging:
         busy = transfer("busy", 5, phase=TransferPhase.TRANSFERRING)
         heavy = transfer("heavy", 20, dirty_rate_bytes_per_second=LINK / 2)
         small = transfer("small", 0.1)
-        orders = schedule([busy, heavy, small], links(*"ab"), RULES)
+        orders = decided([busy, heavy, small], links(*"ab"), RULES)
         assert orders.begin == ()
         assert orders.reasons["heavy"] == "is ready; needs a's link out for itself and waits for busy"
-        orders = schedule([heavy, small], links(*"ab"), RULES)
+        orders = decided([heavy, small], links(*"ab"), RULES)
         assert orders.begin == ("heavy",)
         assert orders.bandwidth == {"heavy": WHOLE}
         running = replace(heavy, phase=TransferPhase.TRANSFERRING, bytes_left=0)
-        assert schedule([running, small], links(*"ab"), RULES).begin == ()
+        assert decided([running, small], links(*"ab"), RULES).begin == ()
 
     def test_does_not_keep_others_from_what_it_cannot_use(self) -> None:
         hosts = links("a", "b") | {"slow": Host(name="slow", link_bytes_per_second=LINK / 4)}
         heavy = transfer("heavy", 20, target="slow", barely_converges=True)
         capped = transfer("capped", 5, max_bytes_per_second=LINK / 2)
-        orders = schedule([heavy, capped, transfer("greedy", 4)], hosts, RULES)
+        orders = decided([heavy, capped, transfer("greedy", 4)], hosts, RULES)
         assert orders.begin == ("heavy", "capped")
         assert orders.bandwidth == {"heavy": LINK // 4, "capped": LINK // 2}
 
@@ -408,14 +409,14 @@ class TestBarelyConverging:
         busy = transfer("busy", 4, source="c", target="b", phase=TransferPhase.TRANSFERRING)
         heavy = transfer("heavy", 20, barely_converges=True)
         quick, slow = transfer("quick", 2, target="d"), transfer("slow", 6, target="d")
-        orders = schedule([busy, heavy, quick, slow], links(*"abcd"), RULES)
+        orders = decided([busy, heavy, quick, slow], links(*"abcd"), RULES)
         assert orders.begin == ("quick",)
         assert orders.reasons["slow"] == "is ready; heavy is before it and waits for the same link"
 
 
 class TestOrder:
     def test_is_by_priority_before_length(self) -> None:
-        orders = schedule([transfer("long", 50), transfer("urgent", 1, priority=1)], links(*"ab"), RULES)
+        orders = decided([transfer("long", 50), transfer("urgent", 1, priority=1)], links(*"ab"), RULES)
         assert orders.begin == ("urgent",)
 
     def test_is_by_what_must_begin_first_for_its_deadline(self) -> None:
@@ -428,7 +429,7 @@ class TestOrder:
 
     def test_begins_nothing_that_would_be_cancelled_before_its_end(self) -> None:
         late = transfer("late", 30, deadline_seconds=20, stop_at_deadline=True)
-        orders = schedule(
+        orders = decided(
             [late, transfer("g", 10, deadline_seconds=20, stop_at_deadline=True)], links(*"ab"), RULES
         )
         assert orders.begin == ("g",)
@@ -445,21 +446,21 @@ class TestOrder:
 class TestPreparing:
     def test_is_ahead_by_two_on_one_source(self) -> None:
         made = [transfer(f"g{n}", 10 - n, target="bcd"[n % 3], phase=TransferPhase.WAITING) for n in range(9)]
-        orders = schedule(made, links(*"abcd"), RULES)
+        orders = decided(made, links(*"abcd"), RULES)
         assert orders.prepare == ("g0", "g1")
 
     def test_is_ahead_by_four_on_one_target(self) -> None:
         made = [transfer(f"g{n}", source=f"s{n}", target="t", phase=TransferPhase.WAITING) for n in range(9)]
-        assert len(schedule(made, links("t", *(f"s{n}" for n in range(9))), RULES).prepare) == 4
+        assert len(decided(made, links("t", *(f"s{n}" for n in range(9))), RULES).prepare) == 4
 
     def test_is_further_ahead_where_guests_are_sent_faster_than_prepared(self) -> None:
         made = [transfer(f"g{n}", 0.1, phase=TransferPhase.WAITING, prepare_seconds=2) for n in range(9)]
-        assert len(schedule(made, links(*"ab"), RULES).prepare) == RULES.prepared_at_most
+        assert len(decided(made, links(*"ab"), RULES).prepare) == RULES.prepared_at_most
 
     def test_goes_on_for_free_targets_while_those_prepared_wait_for_a_full_one(self) -> None:
         full = transfer("full", 50, source="x", target="b", phase=TransferPhase.TRANSFERRING)
         ready = [transfer(f"r{n}", 9) for n in range(2)]
-        orders = schedule(
+        orders = decided(
             [full, *ready, transfer("g", 5, target="c", phase=TransferPhase.WAITING)], links(*"abcx"), RULES
         )
         assert orders.begin == ()
@@ -468,25 +469,25 @@ class TestPreparing:
     def test_does_not_wait_for_those_of_lower_priority(self) -> None:
         ready = [transfer(f"r{n}", 9, phase=TransferPhase.PREPARING) for n in range(2)]
         urgent = transfer("urgent", 5, phase=TransferPhase.WAITING, priority=1)
-        assert schedule([*ready, urgent], links(*"ab"), RULES).prepare == ("urgent",)
+        assert decided([*ready, urgent], links(*"ab"), RULES).prepare == ("urgent",)
 
 
 class TestLimits:
     def test_of_streams_in_and_out_hold(self) -> None:
         small = [transfer(f"g{n}", 0.1, alone_seconds=0.4) for n in range(3)]
-        assert schedule(small, links(*"ab", max_outgoing=2), RULES).begin == ("g0", "g1")
-        orders = schedule(small, links(*"ab", max_incoming=1), RULES)
+        assert decided(small, links(*"ab", max_outgoing=2), RULES).begin == ("g0", "g1")
+        orders = decided(small, links(*"ab", max_incoming=1), RULES)
         assert orders.begin == ("g0",)
         assert orders.reasons["g1"] == "is ready; waits for g0: b takes 1 at a time (max_incoming)"
 
     def test_of_none_at_all_are_said(self) -> None:
-        orders = schedule([transfer("g", phase=TransferPhase.WAITING)], links(*"ab", max_incoming=0), RULES)
+        orders = decided([transfer("g", phase=TransferPhase.WAITING)], links(*"ab", max_incoming=0), RULES)
         assert orders.prepare == ()
         assert orders.reasons["g"] == "cannot run: b takes no incoming migrations (max_incoming is 0)"
 
     def test_that_shrank_do_not_stop_what_runs(self) -> None:
         pair = [transfer(name, 5, phase=TransferPhase.TRANSFERRING) for name in ("x", "y")]
-        orders = schedule([*pair, transfer("z")], links(*"ab", max_outgoing=1), RULES)
+        orders = decided([*pair, transfer("z")], links(*"ab", max_outgoing=1), RULES)
         assert set(orders.bandwidth) == {"x", "y"}
 
 
@@ -501,11 +502,11 @@ def test_the_bound_is_the_fullest_link_or_the_largest_guest() -> None:
 
 
 def test_nothing_to_do_is_no_orders() -> None:
-    assert schedule([], {}) == Orders()
+    assert decided([], {}) == Decided(prepare=(), begin=(), bandwidth={}, reasons={}, recheck_seconds=None)
     assert predict([], {}).makespan.p50 == 0
 
 
 def test_a_host_that_is_not_known_and_a_link_of_unknown_speed_hold_nobody_up() -> None:
-    orders = schedule([transfer("g", source="x", target="y")], {"x": Host(name="x")})
+    orders = decided([transfer("g", source="x", target="y")], {"x": Host(name="x")})
     assert orders.begin == ("g",)
     assert orders.bandwidth["g"] == pytest.approx(1.25e9 * 0.95 * 0.9)

@@ -9,8 +9,9 @@ from dataclasses import dataclass
 import pytest
 
 from migrator.core.inventory import Host
-from migrator.core.schedule import LinkRules, Transfer, TransferPhase, schedule
+from migrator.core.schedule import LinkRules, Transfer, TransferPhase
 from migrator.core.schedule.timetable import predict
+from tests.schedule_decisions import decided
 
 MIB = 2**20
 LINK = 117 * MIB
@@ -121,7 +122,7 @@ def by_schedule() -> Callable[[list[Guest], float], dict[Guest, float]]:
         nonlocal asked, given
         if now < asked[0] and asked[1] == [(one, one.phase) for one in going]:
             return given
-        orders = schedule([one.transfer() for one in going], HOSTS, RULES)
+        orders = decided([one.transfer() for one in going], HOSTS, RULES)
         for one in going:
             if one.name in (*orders.prepare, *orders.begin):
                 one.next_phase()

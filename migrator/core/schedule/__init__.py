@@ -2,13 +2,14 @@
 
 ::
 
-    transfers = [Transfer(guest="vm-1", source="host-1", target="host-3", bytes_left=4 * 2**30, phase=Phase.READY), ...]
-    orders = schedule(transfers, hosts)             # hosts: name -> migrator.core.inventory.Host
-    orders.prepare                                  # guests to start preparing
-    orders.begin                                    # guests that are ready and get the link now
-    orders.bandwidth                                # guest -> bytes per second, for all that transfer now
-    orders.reasons                                  # guest -> a sentence, for everybody
-    orders.look_again_seconds                       # ask again at this time at the latest; None: at the next event
+    transfers = [Transfer(guest="vm-1", source="host-1", target="host-3", bytes_left=4 * 2**30), ...]
+    moves = moves_of(transfers, hosts, rules)       # hosts: name -> migrator.core.inventory.Host
+    decided = decide(*partition(moves), rules)
+    decided.prepare                                 # those to start preparing
+    decided.begin                                   # those that are ready and get the link now
+    decided.bandwidth                               # move -> bytes per second, for all that transfer now
+    decided.reasons()                               # move -> a sentence, for everybody
+    decided.recheck_seconds(rules)                  # ask again at this time at the latest; None: at the next event
     predict(transfers, hosts)                       # when each begins and ends, and all: see core/schedule/timetable.py
 
 Ask at every event: something is added, becomes ready, ends, fails, or a host changes; and with fresh `bytes_left` of
@@ -31,46 +32,22 @@ from collections.abc import Container, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import chain
 
-from migrator.core.inventory import Host
 from migrator.core.schedule.sharing import share
-from migrator.core.schedule.transfers import LinkDirection, LinkRules, Move, Transfer, TransferPhase, moves_of
+from migrator.core.schedule.transfers import LinkDirection, LinkRules, Move, Transfer, TransferPhase
 from migrator.units import show_rate, show_seconds
 
-__all__ = ["LinkRules", "Orders", "Transfer", "TransferPhase", "schedule"]
+__all__ = [
+    "LinkRules",
+    "ScheduleDecision",
+    "Transfer",
+    "TransferPhase",
+    "decide",
+    "partition",
+    "would_be_late",
+]
 
 #: Rounding must not keep out what fits exactly.
 _ABOUT = 1 + 1e-6
-
-
-@dataclass(frozen=True, kw_only=True)
-class Orders:
-    """Orders for now."""
-
-    #: Guests whose preparation shall start, in this order.
-    prepare: tuple[str, ...] = ()
-    #: Guests that are ready and whose memory shall go now.
-    begin: tuple[str, ...] = ()
-    #: For every guest that transfers now, those of `begin` too: bytes per second, more than 0.
-    bandwidth: Mapping[str, int] = field(default_factory=dict)
-    #: For every guest: why it runs, with so much, or what it waits for.
-    reasons: Mapping[str, str] = field(default_factory=dict)
-    #: Ask again after so many seconds, though nothing was heard: then the next one can begin.
-    recheck_seconds: float | None = None
-
-
-def schedule(
-    transfers: Iterable[Transfer], hosts: Mapping[str, Host], rules: LinkRules | None = None
-) -> Orders:
-    """Decide what all that waits and runs shall do now."""
-    rules = rules or LinkRules()
-    decided = decide(*partition(moves_of(transfers, hosts, rules)), rules)
-    return Orders(
-        prepare=tuple(move.transfer.guest for move in decided.prepare),
-        begin=tuple(move.transfer.guest for move in decided.begin),
-        bandwidth={move.transfer.guest: max(1, int(speed)) for move, speed in decided.bandwidth.items()},
-        reasons={move.transfer.guest: text for move, text in decided.reasons().items()},
-        recheck_seconds=decided.recheck_seconds(rules),
-    )
 
 
 @dataclass(kw_only=True)
