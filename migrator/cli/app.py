@@ -90,6 +90,13 @@ def direct(
             help="While jobs or exports use the guest's disks: wait until they have ended, or refuse.",
         ),
     ] = None,
+    prefer: Annotated[
+        str | None,
+        typer.Option(
+            metavar="WHAT",
+            help="What counts more below the ceiling: downtime (the shorter one), or time (the sooner end).",
+        ),
+    ] = None,
     accept: Annotated[
         list[str] | None,
         typer.Option(
@@ -182,6 +189,7 @@ def direct(
             max_duration=max_duration,
             last_resort=last_resort,
             block_jobs=block_jobs,
+            prefer=prefer,
             accept=tuple(code for codes in accept or [] for code in codes.split(",") if code),
             listen=listen,
             destination_pid=destination_pid,

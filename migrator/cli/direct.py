@@ -24,7 +24,7 @@ from migrator.cli.recording import Recorder
 from migrator.cli.show import Screen
 from migrator.core.findings import accept
 from migrator.core.model import Decision, State
-from migrator.core.policy import BlockJobs, LastResort, Policy, PostcopyMode, builtin, from_fields
+from migrator.core.policy import BlockJobs, LastResort, Policy, PostcopyMode, Preference, builtin, from_fields
 from migrator.engine.migration.outcome import MigrationOutcome, MigrationProgress
 from migrator.engine.migration.services import SessionServices
 from migrator.engine.migration.session import MigrationSession
@@ -62,6 +62,7 @@ class Request:
     max_duration: str | None = None
     last_resort: str | None = None
     block_jobs: str | None = None
+    prefer: str | None = None
     accept: tuple[str, ...] = ()
     listen: str | None = None
     destination_pid: int | None = None
@@ -313,6 +314,7 @@ def _policy(request: Request) -> Policy:
         max_duration_seconds=_option("--max-duration", request.max_duration, units.seconds),
         last_resort=_choice("--last-resort", request.last_resort, LastResort),
         block_jobs=_choice("--block-jobs", request.block_jobs, BlockJobs),
+        prefer=_choice("--prefer", request.prefer, Preference),
     )
 
 

@@ -39,6 +39,15 @@ class BlockJobs(StrEnum):
     REFUSE = "refuse"
 
 
+class Preference(StrEnum):
+    """Choice between two ways to end that both keep the downtime ceiling."""
+
+    #: The shorter downtime, while it is worth the copying that it costs; see :mod:`migrator.core.migration.objective`.
+    DOWNTIME = "downtime"
+    #: The sooner end.
+    TIME = "time"
+
+
 @dataclass(frozen=True, kw_only=True)
 class Policy:
     """Limits on what may be done to a guest to move it; see :func:`builtin` for the policies that exist."""
@@ -57,6 +66,7 @@ class Policy:
     #: Stop the guest first, then copy: no convergence needed, the downtime is the duration.
     offline: bool = False
     block_jobs: BlockJobs = BlockJobs.WAIT
+    prefer: Preference = Preference.DOWNTIME
 
     def __post_init__(self) -> None:
         if not 0 < self.max_downtime_seconds <= 2000:  # QEMU's own maximum for downtime-limit
@@ -101,6 +111,7 @@ class Policy:
         max_duration_seconds: float | None = None,
         last_resort: LastResort | None = None,
         block_jobs: BlockJobs | None = None,
+        prefer: Preference | None = None,
     ) -> Policy:
         """Return this policy with the given fields instead; a field that is ``None`` stays.
 
@@ -123,6 +134,7 @@ def from_fields(fields: Mapping[str, Any]) -> Policy:
         "postcopy": PostcopyMode(fields["postcopy"]),
         "last_resort": LastResort(fields["last_resort"]),
         "block_jobs": BlockJobs(fields.get("block_jobs", BlockJobs.WAIT)),
+        "prefer": Preference(fields.get("prefer", Preference.DOWNTIME)),
     }
     return Policy(**{**fields, **enums})
 

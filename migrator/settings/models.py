@@ -23,7 +23,7 @@ from migrator.core import findings
 from migrator.core.drain.limits import FIRST_PAUSE_SECONDS, MOST_ATTEMPTS
 from migrator.core.inventory import Guest, Host
 from migrator.core.placement import Options, Strategy
-from migrator.core.policy import BlockJobs, LastResort, PostcopyMode
+from migrator.core.policy import BlockJobs, LastResort, PostcopyMode, Preference
 from migrator.core.schedule.transfers import LinkRules
 from migrator.errors import UsageError
 from migrator.settings.values import (
@@ -382,3 +382,4 @@ class PolicySettings(Section):
     max_duration: SecondsOrNone = None
     last_resort: LastResort | None = None
     block_jobs: BlockJobs | None = None
+    prefer: Preference | None = None

@@ -20,6 +20,7 @@ _FIELDS = {
     "max_duration": "max_duration_seconds",
     "last_resort": "last_resort",
     "block_jobs": "block_jobs",
+    "prefer": "prefer",
 }
 
 

@@ -16,7 +16,7 @@ import pytest
 from migrator import logs
 from migrator.core.inventory import Guest
 from migrator.core.placement import Strategy
-from migrator.core.policy import BlockJobs, LastResort, PostcopyMode, builtin
+from migrator.core.policy import BlockJobs, LastResort, PostcopyMode, Preference, builtin
 from migrator.engine.controller import Engine
 from migrator.errors import HostError, UsageError
 from migrator.hosts.launch import Launcher
@@ -223,6 +223,7 @@ LIVE: dict[str, tuple[str, Probe, Any]] = {
     "policies.max_duration": ('"13m"', of_policy("max_duration_seconds"), 780.0),
     "policies.last_resort": ('"pause"', of_policy("last_resort"), LastResort.PAUSE),
     "policies.block_jobs": ('"refuse"', of_policy("block_jobs"), BlockJobs.REFUSE),
+    "policies.prefer": ('"time"', of_policy("prefer"), Preference.TIME),
 }
 #: What goes with a key, so that the whole is right.
 TOGETHER: dict[str, dict[str, str]] = {
