@@ -53,5 +53,11 @@ class HostAccess(Protocol):
         reconnection.
         """
 
+    async def ask_sockets(self, request: Mapping[str, Any]) -> Mapping[str, Any]:
+        """Have a request about sockets of a process there answered: see :func:`migrator.process_sockets.answer`.
+
+        What the rights there do not allow stands in the answer.
+        """
+
     async def close(self) -> None:
         """Release the connection to the host."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import os
-from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager
 from pathlib import PurePosixPath
 from typing import Any, Protocol
@@ -128,6 +128,9 @@ class CommandRunner(Protocol):
     async def run(self, argv: Sequence[str], *, timeout: float = 30.0, stdin: bytes = b"") -> Output:
         """Run a command there and wait for its end."""
 
+    async def ask_sockets(self, request: Mapping[str, Any]) -> Mapping[str, Any]:
+        """Have a request about sockets of a process there answered."""
+
     def stream(self, argv: Sequence[str]) -> AbstractAsyncContextManager[AsyncIterator[bytes]]:
         """Run a command there for as long as the block lasts; yield its lines as they come."""
 
@@ -218,6 +221,10 @@ class RemoteProcess:
         if output.stdout.strip() == b"dead":
             self.note_dead()
         return self._dead.is_set()
+
+    async def ask_sockets(self, request: Mapping[str, Any]) -> Mapping[str, Any]:
+        """Have a request about its sockets answered: see :func:`migrator.process_sockets.answer`."""
+        return await self._host.ask_sockets({**request, "process": self.identity})
 
     def close(self) -> None:
         """Stop watching it; the process is left alone."""

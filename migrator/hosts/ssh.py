@@ -21,23 +21,18 @@ from migrator.hosts.host_output import number, reading_output
 from migrator.hosts.local import MAX_OUTPUT_BYTES
 from migrator.hosts.private_directory import PrivateDirectory
 from migrator.hosts.remote_process import ProcessWatch, RemoteProcess
+from migrator.hosts.socket_helper import SocketHelper
 from migrator.hosts.ssh_config import SshConfig
+from migrator.hosts.ssh_connection import SshConnection
 
 # What it logs of connections that fail is raised to whoever asked.
 logging.getLogger("asyncssh").addHandler(logging.NullHandler())
 logging.getLogger("asyncssh").propagate = False
 
-#: Files in which the keys of hosts are looked up, where the configuration names none.
-_KNOWN_HOSTS = (Path("~/.ssh/known_hosts"), Path("/etc/ssh/ssh_known_hosts"))
-#: Seconds between two attempts to connect, after the first that failed; doubled up to the second.
-_PAUSES_SECONDS = (0.2, 5.0)
 #: Sockets that are forwarded at a time; the one used longest ago is given up for another.
 _FORWARDED = 64
 #: Seconds that the output of a command that has ended is waited for, where a child keeps it open.
 _LAST_OUTPUT_SECONDS = 0.5
-_KEEPALIVES = 3
-#: How often a connection is asked whether it lives while nothing depends on it: there may be a thousand of them.
-_IDLE_SECONDS = 30.0
 #: How often it is tried to open a session; the server may still count some that have ended.
 _OPENINGS = 8
 #: Seconds that the killing of a command may take.
@@ -66,9 +61,9 @@ class SshAccess:
     def __init__(self, name: str, config: SshConfig) -> None:
         self.name = name
         self._config = config
-        self._connection: asyncssh.SSHClientConnection | None = None
-        self._connecting: asyncio.Task[asyncssh.SSHClientConnection] | None = None
-        self._pause = 0.0
+        self._connection = SshConnection(
+            name, config, in_use=lambda: bool(self._running or self._watch.needed)
+        )
         self._sessions = asyncio.Semaphore(config.max_sessions)
         self._directory: PrivateDirectory | None = None
         self._forwarded: OrderedDict[str, tuple[asyncssh.SSHClientConnection, asyncssh.SSHListener, Path]] = (
@@ -78,12 +73,10 @@ class SshAccess:
         self._watch = ProcessWatch(self)
         #: Identity of the server process of a connection.
         self._server: tuple[asyncssh.SSHClientConnection, Mapping[str, Any]] | None = None
+        self._sockets = SocketHelper(self)
         self._killing: set[asyncio.Task[None]] = set()
-        self._closed = False
         #: Commands that run now.
         self._running = 0
-        #: Keys are others than those that the connection was opened with.
-        self._outdated = False
 
     def configure(self, config: SshConfig) -> None:
         """Use this configuration from now on.
@@ -93,101 +86,7 @@ class SshAccess:
         old, self._config = self._config, config
         if config.max_sessions != old.max_sessions:  # those that run have their place in the old one
             self._sessions = asyncio.Semaphore(config.max_sessions)
-        if (config.key, config.known_hosts) != (old.key, old.known_hosts):
-            self._outdated, self._pause = True, 0.0
-        if config.keepalive_seconds != old.keepalive_seconds:
-            self._ask_often()
-
-    # --- the connection ----------------------------------------------------------------------------------------------
-
-    async def _connected(self) -> asyncssh.SSHClientConnection:
-        """Return the connection, opened if there is none. One caller that stops waiting does not stop the others."""
-        if self._closed:
-            raise HostError(self.name, "it was let go of")
-        if self._outdated and not (self._running or self._watch.needed or self._connecting):
-            self._outdated = False
-            if self._connection is not None:
-                self._connection.abort()
-                self._connection = None
-        if self._connection is not None and not self._connection.is_closed():
-            return self._connection
-        if self._connecting is None:
-            self._connecting = asyncio.create_task(self._connect(), name=f"connect to {self.name}")
-            self._connecting.add_done_callback(self._note_connected)
-        return await asyncio.shield(self._connecting)
-
-    def _note_connected(self, task: asyncio.Task[asyncssh.SSHClientConnection]) -> None:
-        self._connecting = None
-        if not task.cancelled() and task.exception() is None:
-            self._connection = task.result()
-
-    async def _connect(self) -> asyncssh.SSHClientConnection:
-        await asyncio.sleep(self._pause)
-        config = self._config
-        try:
-            async with asyncio.timeout(config.connect_seconds):
-                connection = await asyncssh.connect(
-                    config.host,
-                    config.port or (),
-                    username=config.user or (),
-                    client_keys=[str(config.key)] if config.key else (),
-                    known_hosts=self._known_hosts(),
-                    password_auth=False,
-                    kbdint_auth=False,
-                    keepalive_interval=max(_IDLE_SECONDS, config.keepalive_seconds),
-                    keepalive_count_max=_KEEPALIVES,
-                    connect_timeout=None,
-                    login_timeout=config.connect_seconds,
-                )
-        except (OSError, asyncssh.Error, ValueError) as error:  # TimeoutError is an OSError
-            shortest, longest = _PAUSES_SECONDS
-            self._pause = min(longest, max(shortest, 2 * self._pause))
-            raise HostError(self.name, self._why(error)) from error
-        self._pause = 0.0
-        return connection
-
-    def _ask_often(self) -> None:
-        """Find out soon when this connection is dead."""
-        if self._connection is not None and not self._connection.is_closed():
-            self._connection.set_keepalive(interval=self._config.keepalive_seconds)
-
-    def _known_hosts(self) -> asyncssh.SSHKnownHosts:
-        files = [self._config.known_hosts] if self._config.known_hosts else _KNOWN_HOSTS
-        text = ""
-        for file in files:
-            try:
-                text += file.expanduser().read_text(encoding="utf-8", errors="replace") + "\n"
-            except FileNotFoundError:
-                pass  # then no host is known by it
-        return asyncssh.import_known_hosts(text)
-
-    def _why(self, error: Exception) -> str:
-        config = self._config
-        where = f"{config.host}, port {config.port}" if config.port else config.host
-        if isinstance(error, TimeoutError):
-            return f"no SSH connection to {where} within {config.connect_seconds:g} s"
-        if isinstance(error, asyncssh.HostKeyNotVerifiable):
-            file = config.known_hosts or _KNOWN_HOSTS[0]
-            port = "" if config.port in (0, 22) else f"-p {config.port} "
-            return (
-                f"the key of the SSH server at {where} is not the one in {file}, or there is none: compare what "
-                f"'ssh-keyscan {port}{config.host} | ssh-keygen -lf -' shows with the host's own, then "
-                f"add it with 'ssh-keyscan {port}{config.host} >> {file}'"
-            )
-        if isinstance(error, asyncssh.PermissionDenied):
-            key = f"the key {config.key}" if config.key else "any key of the agent or of ~/.ssh"
-            return (
-                f"the SSH server at {where} does not let user {config.user or 'of this name'!r} in with {key}: add the "
-                "public key to authorized_keys there"
-            )
-        if isinstance(error, asyncssh.KeyImportError):
-            return (
-                f"the SSH key cannot be used: {error}; give one without a passphrase, or put it into an agent"
-            )
-        text = str(error)
-        if isinstance(error, OSError) and error.errno is not None and error.errno > 0:
-            text = ": ".join(filter(None, (error.filename, os.strerror(error.errno))))
-        return f"no SSH connection to {where}: {' '.join(text.split()) or type(error).__name__}"
+        self._connection.configure(config)
 
     # --- commands ----------------------------------------------------------------------------------------------------
 
@@ -203,7 +102,7 @@ class SshAccess:
                 finally:
                     self._running -= 1
         except TimeoutError as error:
-            self._ask_often()
+            self._connection.check_often()
             text = (
                 f"{argv[0]} did not end within {timeout:g} s; it was killed as far as the host can be reached"
             )
@@ -218,7 +117,7 @@ class SshAccess:
     async def _begin(self, command: bytes) -> _Process:
         """Start a command. What was refused before it began is tried again."""
         for attempt in range(_OPENINGS):
-            connection = await self._connected()
+            connection = await self._connection.opened()
             try:
                 return await self._create(connection, command)
             except asyncssh.ChannelOpenError as error:
@@ -337,17 +236,29 @@ class SshAccess:
 
         :raise HostError: when the host cannot be reached, or the connection is lost.
         """
-        command = self._quoted(argv)
-        await self._connected()
-        if steering:
-            self._ask_often()
-        process = await self._begin(command)
+        coprocess = await self.coprocess(argv, steering=steering)
         try:
-            yield _after_greeting(process.stdout)
+            yield coprocess.lines
         except (asyncssh.Error, OSError) as error:
             raise HostError(self.name, f"the SSH connection was lost: {error}") from error
         finally:
-            process.close()
+            coprocess.close()
+
+    async def coprocess(self, argv: Sequence[str], *, steering: bool = True) -> SshCoprocess:
+        """Begin a command that goes on until it is closed, or its connection is lost. Counts for no limit.
+
+        :param steering: see :meth:`stream`.
+        :raise HostError: when the host cannot be reached.
+        """
+        command = self._quoted(argv)
+        await self._connection.opened()
+        if steering:
+            self._connection.check_often()
+        return SshCoprocess(await self._begin(command))
+
+    async def ask_sockets(self, request: Mapping[str, Any]) -> Mapping[str, Any]:
+        """See :meth:`migrator.hosts.access.HostAccess.ask_sockets`."""
+        return await self._sockets.ask(request)
 
     # --- sockets and processes -------------------------------------------------------------------------------------
 
@@ -356,7 +267,7 @@ class SshAccess:
 
         The path is good until the connection is lost, or until many others were asked for: ask for it before each use.
         """
-        connection = await self._connected()
+        connection = await self._connection.opened()
         kept = self._forwarded.pop(socket, None)
         if kept is not None and kept[0] is connection:
             self._forwarded[socket] = kept
@@ -379,7 +290,7 @@ class SshAccess:
 
     async def client_identity(self) -> Mapping[str, Any]:
         """The server's process of our connection; see :meth:`migrator.hosts.access.HostAccess.client_identity`."""
-        connection = await self._connected()
+        connection = await self._connection.opened()
         if self._server is None or self._server[0] is not connection:
             # The server begins every command itself, in the process that also makes connections for us there.
             output = await self.run(["sh", "-c", _SERVER])
@@ -398,6 +309,7 @@ class SshAccess:
     async def close(self) -> None:
         """Release the host; what still runs there ends as it does when a connection is lost."""
         await self._watch.close()
+        await self._sockets.close()
         if self._killing:
             _, late = await asyncio.wait(set(self._killing), timeout=1.0)
             for task in late:
@@ -406,17 +318,10 @@ class SshAccess:
                 await asyncio.wait(set(self._killing), timeout=1.0)
                 for task in set(self._killing):
                     task.cancel()
-        self._closed = True
-        if self._connecting is not None:
-            self._connecting.cancel()
-            await asyncio.wait({self._connecting})
         for _, listener, path in self._forwarded.values():
             _give_up(listener, path)
         self._forwarded.clear()
-        if self._connection is not None:
-            self._connection.abort()
-            await self._connection.wait_closed()
-            self._connection = None
+        await self._connection.close()
         if self._directory is not None:
             self._directory.remove()
             self._directory = None
@@ -425,6 +330,31 @@ class SshAccess:
 def _give_up(listener: asyncssh.SSHListener, path: Path) -> None:
     listener.close()
     path.unlink(missing_ok=True)
+
+
+class SshCoprocess:
+    """A command that runs at a host beside us: its lines as they come, and what is written to it."""
+
+    def __init__(self, process: _Process) -> None:
+        self._process = process
+        #: Raises OSError or asyncssh.Error where the connection is lost.
+        self.lines = _after_greeting(process.stdout)
+
+    @property
+    def status(self) -> int | None:
+        """Return its exit status, once it has ended."""
+        return self._process.exit_status
+
+    def write(self, data: bytes) -> None:
+        """Write to its standard input, without waiting.
+
+        :raise OSError: it has ended, or its connection is lost.
+        """
+        self._process.stdin.write(data)
+
+    def close(self) -> None:
+        """End its input, and it with it."""
+        self._process.close()
 
 
 async def _after_greeting(stream: asyncssh.SSHReader[bytes]) -> AsyncIterator[bytes]:

@@ -288,6 +288,12 @@ class GuestProcess(Protocol):
     async def wait_dead(self, timeout: float) -> bool:
         """Wait up to `timeout` seconds for its end; True only with proof of it."""
 
+    async def ask_sockets(self, request: Mapping[str, Any]) -> Mapping[str, Any]:
+        """Have a request about its sockets answered: see :func:`migrator.process_sockets.answer`.
+
+        :raise HostError: its host cannot be asked. What the rights there do not allow stands in the answer.
+        """
+
     async def kill(self, timeout: float) -> bool:
         """SIGKILL; True only when it was seen dead within `timeout` seconds."""
 

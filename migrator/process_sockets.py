@@ -1,0 +1,246 @@
+"""Sockets of another process, each taken for an instant by its pidfd: shut down, given options, or measured.
+
+A stand-alone program as well: a host that is not this machine gets this very text on the standard input of its python3
+(see :data:`PROGRAM`), and then requests, a line of JSON each. So nothing of the project is imported here.
+
+What the kernel allows decides: ``pidfd_getfd(2)`` takes the right to trace the process. A socket that two processes
+hold is closed only once both let go of it, so nothing is held beyond one request.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import ctypes
+import errno
+import fcntl
+import ipaddress
+import json
+import os
+import socket
+import struct
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+#: The same on every architecture.
+_PIDFD_GETFD = 438
+_TCP_NOTSENT_LOWAT = 25
+_SO_MAX_PACING_RATE = 47
+_ESTABLISHED = "01"
+#: Bytes that were written and are not acknowledged; the same number as TIOCOUTQ.
+_SIOCOUTQ = 0x5411
+#: No pacing, in the kernel's words.
+_UNPACED = 2 ** (8 * struct.calcsize("L")) - 1
+#: Command line for python3 at another host: the first line is how long the text of this module is, which follows.
+PROGRAM = (
+    "import sys; source = sys.stdin.buffer; n = int(source.readline()); "
+    "exec(compile(source.read(n), 'process_sockets', 'exec'))"
+)
+
+
+class ProcessGone(Exception):
+    """The process that a request is about has ended."""
+
+
+@contextlib.contextmanager
+def _held(process: dict[str, Any]) -> Iterator[int]:
+    """Yield a pidfd of the process with that ``pid``, ``start_time`` and ``boot_id``.
+
+    :raise ProcessGone: there is none.
+    """
+    pid = int(process["pid"])
+    try:
+        pidfd = os.pidfd_open(pid)
+    except ProcessLookupError:
+        raise ProcessGone from None
+    try:
+        words = Path(f"/proc/{pid}/stat").read_text(encoding="utf-8", errors="replace")
+        started = words.rpartition(")")[2].split()[19]
+        boot = Path("/proc/sys/kernel/random/boot_id").read_text(encoding="ascii").strip()
+        if (started, boot) != (str(process["start_time"]), process["boot_id"]):
+            raise ProcessGone
+        yield pidfd
+    except (FileNotFoundError, ProcessLookupError):
+        raise ProcessGone from None
+    finally:
+        os.close(pidfd)
+
+
+def _names(pid: int) -> Iterator[tuple[int, str]]:
+    """Yield number and inode of every socket that a process has open.
+
+    :raise PermissionError: it may not be looked into.
+    """
+    for link in Path(f"/proc/{pid}/fd").iterdir():
+        try:
+            name = str(link.readlink())
+        except FileNotFoundError:
+            continue  # closed meanwhile
+        if name.startswith("socket:["):
+            yield int(link.name), name[8:-1]
+
+
+@contextlib.contextmanager
+def _taken(pidfd: int, number: int, inode: str) -> Iterator[socket.socket | None]:
+    """Yield a socket of a process for as long as the block lasts; ``None`` where that descriptor is another by now.
+
+    :raise PermissionError: the process may not be traced.
+    """
+    libc = ctypes.CDLL(None, use_errno=True)
+    fd = libc.syscall(_PIDFD_GETFD, pidfd, number, 0)
+    if fd < 0:
+        code = ctypes.get_errno()
+        if code == errno.EBADF:
+            yield None
+            return
+        if code == errno.ESRCH:
+            raise ProcessGone
+        raise PermissionError(code, f"pidfd_getfd: {os.strerror(code)}")
+    with socket.socket(fileno=fd) as taken:
+        yield taken if str(Path(f"/proc/self/fd/{fd}").readlink()) == f"socket:[{inode}]" else None
+
+
+def shut_down(process: dict[str, Any], inodes: list[str]) -> int:
+    """Shut down those connections of a process; return how many there were."""
+    ended = 0
+    with _held(process) as pidfd:
+        for number, inode in list(_names(int(process["pid"]))):
+            if inode in inodes:
+                with _taken(pidfd, number, inode) as connection:
+                    if connection is not None:
+                        connection.shutdown(socket.SHUT_RDWR)
+                        ended += 1
+    return ended
+
+
+def _plain(address: str) -> str:
+    """Write an address in one way, without its scope; IPv4 inside IPv6 as IPv4."""
+    found = ipaddress.ip_address(address.partition("%")[0])
+    mapped = getattr(found, "ipv4_mapped", None)
+    return str(mapped or found)
+
+
+def _peers(host: str, port: int) -> set[tuple[str, int]]:
+    """Return every address that a host's name and a port may be."""
+    try:
+        return {(_plain(host), port)}
+    except ValueError:
+        found = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)
+        return {(_plain(str(each[4][0])), port) for each in found}
+
+
+#: Of processes whose streams were looked at: number and inode of the sockets that were found, by pid and peer.
+_found: dict[tuple[int, str, str, int], list[tuple[int, str]]] = {}
+
+
+def streams(
+    process: dict[str, Any],
+    peer: list[Any],
+    unsent: int | None = None,
+    pacing: int | None = None,
+    again: bool = False,
+) -> dict[str, Any]:
+    """Look at the TCP connections of a process to one peer, and give them options.
+
+    :param peer: address (or name) and port.
+    :param unsent: bytes that may wait unsent in each of them (TCP_NOTSENT_LOWAT); ``None`` leaves it.
+    :param pacing: most bytes per second that each sends; 0 lifts it, ``None`` leaves it.
+    :param again: only those that were found the last time; for a look that has to be cheap.
+    :return: ``sockets``: how many there are; ``queued``: bytes that the peer's kernel has not acknowledged, ``null``
+        where that cannot be told; ``refused``: why options could not be set, empty where all is set.
+    """
+    host, port = str(peer[0]), int(peer[1])
+    key = (int(process["pid"]), str(process["start_time"]), host, port)
+    sockets, queued = 0, 0
+    wanted = _peers(host, port)
+    try:
+        with _held(process) as pidfd:
+            known = _found.get(key) if again else None
+            kept = []
+            for number, inode in known or list(_names(key[0])):
+                with _taken(pidfd, number, inode) as connection:
+                    if connection is None or not _leads_to(connection, wanted):
+                        continue
+                    kept.append((number, inode))
+                    _give(connection, unsent, pacing)
+                    queued += struct.unpack("i", fcntl.ioctl(connection.fileno(), _SIOCOUTQ, bytes(4)))[0]
+                    sockets += 1
+            _found.pop(key, None)
+            if kept:
+                _found[key] = kept
+            while len(_found) > 256:
+                _found.pop(next(iter(_found)))
+    except PermissionError as error:
+        try:
+            sockets, total = _seen_in_table(key[0], wanted)
+        except OSError:
+            return {"sockets": 0, "queued": None, "refused": str(error)}
+        return {"sockets": sockets, "queued": total, "refused": str(error)}
+    return {"sockets": sockets, "queued": queued, "refused": ""}
+
+
+def _leads_to(connection: socket.socket, peers: set[tuple[str, int]]) -> bool:
+    if connection.family not in (socket.AF_INET, socket.AF_INET6):
+        return False
+    try:
+        name = connection.getpeername()
+        return connection.type == socket.SOCK_STREAM and (_plain(name[0]), name[1]) in peers
+    except OSError:
+        return False  # not connected yet, or not any more
+
+
+def _give(connection: socket.socket, unsent: int | None, pacing: int | None) -> None:
+    if unsent is not None:
+        connection.setsockopt(socket.IPPROTO_TCP, _TCP_NOTSENT_LOWAT, unsent)
+    if pacing is not None:
+        rate = struct.pack("L", pacing or _UNPACED)
+        connection.setsockopt(socket.SOL_SOCKET, _SO_MAX_PACING_RATE, rate)
+
+
+def _seen_in_table(pid: int, peers: set[tuple[str, int]]) -> tuple[int, int]:
+    """Count the connections to a peer, and what is queued in them, as the kernel's table of that network shows them.
+
+    For a process that may not be traced: a peer's port belongs to one destination, so these are its streams.
+    """
+    sockets, queued = 0, 0
+    for table, size in (("tcp", 8), ("tcp6", 32)):
+        for line in Path(f"/proc/{pid}/net/{table}").read_text(encoding="ascii").splitlines()[1:]:
+            words = line.split()
+            address, _, port = words[2].partition(":")
+            if len(address) != size or int(port, 16) not in {each[1] for each in peers}:
+                continue
+            if (_plain(_address(address)), int(port, 16)) in peers and words[3] == _ESTABLISHED:
+                sockets += 1
+                queued += int(words[4].partition(":")[0], 16)
+    return sockets, queued
+
+
+def _address(text: str) -> str:
+    """Read an address of the kernel's table: words of four bytes, each in the machine's own order."""
+    parts = [int(text[at : at + 8], 16).to_bytes(4, sys.byteorder) for at in range(0, len(text), 8)]
+    return str(ipaddress.ip_address(b"".join(parts)))
+
+
+def answer(request: dict[str, Any]) -> dict[str, Any]:
+    """Carry out one request: ``do`` names it, the rest are its arguments. Never raises for what the kernel refuses."""
+    arguments = {key: value for key, value in request.items() if key != "do"}
+    try:
+        if request["do"] == "shut_down":
+            return {"count": shut_down(**arguments)}
+        return streams(**arguments)
+    except ProcessGone:
+        return {"count": 0, "sockets": 0, "queued": None, "refused": "the process has ended"}
+    except OSError as error:
+        return {"error": str(error), "count": 0, "sockets": 0, "queued": None, "refused": str(error)}
+
+
+def serve() -> None:
+    """Answer requests until the input ends, which it does with the connection that it came over."""
+    for line in sys.stdin.buffer:
+        sys.stdout.write(json.dumps(answer(json.loads(line))) + "\n")
+        sys.stdout.flush()
+
+
+if __name__ == "__main__":
+    serve()
