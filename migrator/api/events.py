@@ -51,7 +51,8 @@ class Subject(StrEnum):
 class EventDocument(Document):
     """Something that happened. Journalled but for progress."""
 
-    #: Grows with every journalled event of this service; progress repeats the last. By one, but after a crash by more.
+    #: Grows with every journalled event of this service, whichever of its controllers; progress repeats the last, and
+    #: so does what had to be told while the journal on a server was away. By one, but after a crash by more.
     event_id: int
     #: Grows by one with every journalled event of this subject: a gap shows that some were not delivered.
     sequence: int
@@ -72,6 +73,9 @@ class Event(ABC):
     event_id: int = 0
     sequence: int = 0
     time: datetime = _NOT_PUBLISHED
+    #: Whoever comes again with the number before it is given it then. Progress is not, nor what had to be told before
+    #: a journal that gives the numbers could be written; such an event repeats the number of the one before it.
+    has_number: bool = True
 
     @property
     @abstractmethod
@@ -84,7 +88,26 @@ class Event(ABC):
 
     def published(self, *, event_id: int, sequence: int, time: datetime) -> Self:
         """Return a copy with its numbers."""
-        return replace(self, event_id=event_id, sequence=sequence, time=time)
+        has_number = bool(event_id) and self.kind is not EventKind.PROGRESS
+        return replace(self, event_id=event_id, sequence=sequence, time=time, has_number=has_number)
+
+    def with_number(self, number: int, *, after: int) -> Self:
+        """Return a copy with the number that the journal gave it, or that of the last one before it where it has none.
+
+        :param number: 0 where it has none.
+        """
+        copy = replace(self, event_id=number or after, has_number=bool(number))
+        # What was made of it once is not made again.
+        if (payload := self.__dict__.get("payload")) is not None:
+            copy.__dict__["payload"] = {**payload, "event_id": copy.event_id}
+        if (text := self.__dict__.get("text")) is not None:
+            copy.__dict__["text"] = f'{{"event_id":{copy.event_id}{text[text.index(",") :]}'
+        return copy
+
+    @property
+    def identity(self) -> tuple[str, str, str, int, datetime]:
+        """What it is told by, with a number or without."""
+        return self.kind, self.subject, self.subject_id, self.sequence, self.time
 
     @cached_property
     def payload(self) -> Mapping[str, Any]:

@@ -8,6 +8,7 @@ from collections import deque
 from collections.abc import AsyncIterator, Callable, Iterator, Mapping
 from contextlib import contextmanager
 from datetime import UTC, datetime
+from types import MappingProxyType
 from typing import TypeVar
 
 from migrator.api.events import Event, EventKind, Subject
@@ -56,9 +57,11 @@ class EventBus:
 
     Some subscribers get an event at once (the journal itself, metrics). What leaves the process is for subscribers of
     `journalled` events: they get an event, and those that follow it, once :meth:`mark_journalled` was called with its
-    number. As long as nobody ever calls that there is no journal to wait for.
+    place. As long as nobody ever calls that there is no journal to wait for.
 
     :param last_event_id: the last that was ever given.
+    :param numbered_by_journal: several controllers share the journal, which gives each event its number when it is
+        written. Until then it has 0; one that has to be told before repeats the number of the last.
     :param sequences: the last sequence of every subject that may go on, by ``(subject, id)``.
     :param now: the clock of events; only tests need another.
     """
@@ -68,9 +71,12 @@ class EventBus:
         *,
         last_event_id: int = 0,
         sequences: Mapping[tuple[Subject, str], int] | None = None,
+        numbered_by_journal: bool = False,
         now: Callable[[], datetime] = lambda: datetime.now(UTC),
     ) -> None:
-        self._last = self._delivered = last_event_id
+        self.numbered_by_journal = numbered_by_journal
+        #: Place of the last counted event that was published: its number, unless the journal gives that.
+        self.place = self._delivered = last_event_id
         self._sequences = dict(sequences or {})
         self._delivered_sequences = dict(self._sequences)
         self._now = now
@@ -78,42 +84,51 @@ class EventBus:
         self._listeners = 0
         self._after_journal: list[Subscriber] = []
         self._journalled: float = math.inf
-        self._undelivered: deque[Event] = deque()
+        #: Each with its place; progress has that of the event before it.
+        self._undelivered: deque[tuple[int, Event]] = deque()
         self._commands = deque(one for subject, one in self._sequences if subject is Subject.COMMAND)
 
     def publish(self, event: _Published) -> _Published:
         """Number an event and deliver it; returns at once. Immediate subscribers have it then, in order of arrival."""
         key = (event.subject, event.subject_id)
         if event.kind is not EventKind.PROGRESS:
-            self._last += 1
+            self.place += 1
             self._sequences[key] = self._sequences.get(key, 0) + 1
             if event.subject is Subject.COMMAND and self._sequences[key] == 1:
                 self._new_command(event.subject_id)
-        event = event.published(event_id=self._last, sequence=self._sequences.get(key, 0), time=self._now())
+        number = 0 if self.numbered_by_journal else self.place
+        event = event.published(event_id=number, sequence=self._sequences.get(key, 0), time=self._now())
         for subscriber in tuple(self._immediate):
             subscriber(event)
         # Progress too: it must not overtake the state whose number it repeats.
-        self._undelivered.append(event)
-        self._deliver()
+        self._undelivered.append((self.place, event))
+        self._deliver({})
         return event
 
-    def mark_journalled(self, up_to: int | None) -> None:
-        """Deliver events up to and with this number, which the journal has; later ones wait. ``None``: none waits."""
+    def mark_journalled(self, up_to: int | None, numbers: Mapping[int, int] = MappingProxyType({})) -> None:
+        """Deliver events up to and with this place, which the journal has; later ones wait. ``None``: none waits.
+
+        :param numbers: by place, of events that the journal has given one.
+        """
         self._journalled = math.inf if up_to is None else up_to
-        self._deliver()
+        self._deliver(numbers)
 
     def _new_command(self, command: str) -> None:
         self._commands.append(command)
         while len(self._commands) > _COMMANDS:
             self.forget(Subject.COMMAND, self._commands.popleft())
 
-    def _deliver(self) -> None:
-        while self._undelivered and self._undelivered[0].event_id <= self._journalled:
-            event = self._undelivered.popleft()
+    def _deliver(self, numbers: Mapping[int, int]) -> None:
+        while self._undelivered and self._undelivered[0][0] <= self._journalled:
+            place, event = self._undelivered.popleft()
             if event.kind is not EventKind.PROGRESS:
-                self._delivered = event.event_id
+                number = numbers.get(place, 0) if self.numbered_by_journal else event.event_id
+                self._delivered = number or self._delivered
+                event = event if event.event_id else event.with_number(number, after=self._delivered)
                 if (event.subject, event.subject_id) in self._sequences:
                     self._delivered_sequences[event.subject, event.subject_id] = event.sequence
+            elif self.numbered_by_journal:
+                event = event.with_number(0, after=self._delivered)
             for subscriber in tuple(self._after_journal):
                 subscriber(event)
 
@@ -128,6 +143,11 @@ class EventBus:
         """Drop the sequence of a subject about which nothing more will be published."""
         self._sequences.pop((subject, subject_id), None)
         self._delivered_sequences.pop((subject, subject_id), None)
+
+    def resume(self, sequences: Mapping[tuple[Subject, str], int]) -> None:
+        """Go on with subjects that another controller has published events of; see the parameter of that name."""
+        for key, sequence in sequences.items():
+            self._sequences[key] = self._delivered_sequences[key] = sequence
 
     @property
     def last_event_id(self) -> int:

@@ -30,6 +30,10 @@ def _built(document: DocumentToSave) -> Mapping[str, Any]:
     return document() if callable(document) else document
 
 
+def _payloads(events: Sequence[tuple[int, Mapping[str, Any]]]) -> list[Mapping[str, Any]]:
+    return [event for _, event in events]
+
+
 class JournalWriter:
     """Writes documents and events to the journal: in the background, or before :meth:`commit` returns.
 
@@ -44,7 +48,8 @@ class JournalWriter:
     def __init__(self, journal: Journal, *, max_event_delay: float = _MAX_EVENT_DELAY_SECONDS) -> None:
         self.journal = journal
         self._documents: dict[tuple[str, str], Callable[[], Mapping[str, Any]]] = {}
-        self._events: list[Mapping[str, Any]] = []
+        #: Each with its place on the bus.
+        self._events: list[tuple[int, Mapping[str, Any]]] = []
         self._wake = asyncio.Event()
         self._idle = asyncio.Event()
         self._idle.set()
@@ -54,15 +59,15 @@ class JournalWriter:
         self._delay_timer: asyncio.TimerHandle | None = None
         #: Events are delivered without waiting for the journal.
         self._bypassing = False
-        self._last_event_id = 0
-        self._mark_journalled: Callable[[int | None], None] = lambda up_to: None
+        self._place = 0
+        self._bus: EventBus | None = None
         self._log = logs.logger()
 
     def follow(self, bus: EventBus) -> None:
         """Journal every event of `bus` from now on, in order, and tell the bus which are on disk."""
-        self._last_event_id = bus.last_event_id
-        self._mark_journalled = bus.mark_journalled
-        bus.mark_journalled(self._last_event_id)
+        self._place = bus.place
+        self._bus = bus
+        bus.mark_journalled(self._place)
         bus.subscribe(self._take_event)
 
     def schedule(self, kind: str, document: Mapping[str, Any]) -> None:
@@ -77,8 +82,8 @@ class JournalWriter:
     def _take_event(self, event: Event) -> None:
         if event.kind is EventKind.PROGRESS:
             return
-        self._last_event_id = event.event_id
-        self._events.append(event.payload)
+        self._place += 1
+        self._events.append((self._place, event.payload))
         del self._events[:-_EVENTS_WAITING]
         self._start_delay_timer()
         self._wake_up()
@@ -106,15 +111,15 @@ class JournalWriter:
             # Where room is short a backlog must not cost what is asked for now.
             events = [] if self.journal.complaint else self._events[:_EVENTS_AT_ONCE]
             try:
-                await self.journal.save(*every, events=events)
+                numbers = await self.journal.save(*every, events=_payloads(events))
             except JournalError:
                 if self.journal.complaint or not events:
                     raise
-                events = []
+                events, numbers = [], []
                 await self.journal.save(*every)
             then()
             self._forget(waiting)
-            self._written(events)
+            self._written(events, numbers)
 
     async def run(self) -> None:
         """Write scheduled documents and the events of the bus, until cancelled."""
@@ -133,28 +138,35 @@ class JournalWriter:
             waiting, events = {**self._documents}, self._events[:_EVENTS_AT_ONCE]
             documents = [(kind, build()) for (kind, _), build in waiting.items()]
             try:
-                await self.journal.save(*documents, events=events)
+                numbers = await self.journal.save(*documents, events=_payloads(events))
             except JournalError:
                 if self.journal.complaint or not events:
                     raise
                 await self.journal.save(*documents)
-                await self._one_by_one(events)
+                numbers = await self._one_by_one(events)
             self._forget(waiting)
-            self._written(events)
+            self._written(events, numbers)
         if self._documents or self._events:
             self._wake.set()
         else:
             self._idle.set()
 
-    async def _one_by_one(self, events: Sequence[Mapping[str, Any]]) -> None:
-        """Drop the events that a working journal refuses: one must not hold up all that follow."""
-        for event in events:
+    async def _one_by_one(self, events: Sequence[tuple[int, Mapping[str, Any]]]) -> list[int]:
+        """Drop the events that a working journal refuses: one must not hold up all that follow.
+
+        :return: their numbers, 0 for those that were dropped.
+        """
+        numbers = []
+        for _, event in events:
             try:
-                await self.journal.save(events=[event])
+                numbers += await self.journal.save(events=[event])
             except JournalError as error:
                 if self.journal.complaint:
                     raise
-                self._log.warning("event not journalled", event_id=event["event_id"], error=str(error))
+                numbers.append(0)
+                about = {"event_id": event["event_id"], "subject": event["subject_id"]}
+                self._log.warning("event not journalled", **about, error=str(error))
+        return numbers
 
     def _forget(self, written: Mapping[tuple[str, str], object]) -> None:
         for key, build in written.items():
@@ -163,21 +175,28 @@ class JournalWriter:
 
     # --- what the bus is told ----------------------------------------------------------------------------------------
 
-    def _written(self, written: Sequence[Mapping[str, Any]]) -> None:
+    def _written(self, written: Sequence[tuple[int, Mapping[str, Any]]], numbers: Sequence[int]) -> None:
         """Let the bus deliver events that are on disk, or never will be."""
         if not written:
             return
-        last = written[-1]["event_id"]
-        self._events = [event for event in self._events if event["event_id"] > last]
+        last = written[-1][0]
+        self._events = [(place, event) for place, event in self._events if place > last]
         if self._delay_timer is not None:
             self._delay_timer.cancel()
             self._delay_timer = None
         if self._bypassing:
             self._log.info("events are journalled again before they are told")
         self._bypassing = False
-        self._mark_journalled(self._events[0]["event_id"] - 1 if self._events else self._last_event_id)
+        places = (place for place, _ in written)
+        self._mark_journalled(
+            self._events[0][0] - 1 if self._events else self._place, dict(zip(places, numbers, strict=True))
+        )
         if self._events:
             self._start_delay_timer()
+
+    def _mark_journalled(self, up_to: int | None, numbers: Mapping[int, int]) -> None:
+        if self._bus is not None:
+            self._bus.mark_journalled(up_to, numbers)
 
     def _start_delay_timer(self) -> None:
         if self._delay_timer is None and not self._bypassing:
@@ -187,7 +206,7 @@ class JournalWriter:
         self._delay_timer = None
         self._bypassing = True
         self._log.warning("events are told before they are journalled", waiting=len(self._events))
-        self._mark_journalled(None)
+        self._mark_journalled(None, {})
 
     async def flush(self, timeout: float) -> bool:
         """Wait until everything is written; False when it is not in time. Every event has been delivered then."""

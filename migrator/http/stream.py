@@ -15,7 +15,7 @@ from starlette.types import Receive, Scope, Send
 
 from migrator import logs
 from migrator.api.commands import Caller, Name
-from migrator.api.events import Event, EventDocument, EventKind, Subject
+from migrator.api.events import Event, EventDocument, Subject
 from migrator.errors import JournalError
 from migrator.http import query_routes
 from migrator.http.dependencies import Dependencies, KnownCaller, dependencies
@@ -143,7 +143,7 @@ async def _follow(
                 return  # perhaps amid the journal: what comes live must not hide what is still missing
             last = heard_from
             async for live in listener:
-                if live.kind is EventKind.PROGRESS:
+                if not live.has_number:
                     if _wanted(live, subject, subject_id):
                         yield _live_frame(live)
                     continue
@@ -185,7 +185,7 @@ def _wanted(event: Event, subject: Subject | None, subject_id: str | None) -> bo
 
 
 def _live_frame(event: Event) -> bytes:
-    counted = "" if event.kind is EventKind.PROGRESS else f"id: {event.event_id}\n"
+    counted = f"id: {event.event_id}\n" if event.has_number else ""
     return f"{counted}event: {event.kind}\ndata: {event.text}\n\n".encode()
 
 

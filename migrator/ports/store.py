@@ -191,15 +191,19 @@ class Journal(Protocol):
         *documents: tuple[str, Mapping[str, Any]],
         events: Sequence[Mapping[str, Any]] = (),
         lease: Lease | None = None,
-    ) -> None:
+    ) -> list[int]:
         """Write documents, all or none, each with its kind: ``migration``, ``evacuation``, ``host``.
 
         A document has the key ``id`` (of a host: its name) and replaces the one before; ``ended_at`` is empty or
         ``None`` until nothing more will happen to it. What the engine alone needs is in it under ``_private``.
 
         :param events: :class:`~migrator.api.events.EventDocument` as JSON, written with them or not at all. An
-            event that is there already, the same in all, is let pass; another one of its number is refused.
+            event that is there already, the same in all, is let pass; another one of its number is refused. One
+            whose ``event_id`` is 0 gets the next number: whoever has seen that has seen, or finds in the journal,
+            every event of a smaller one, whichever of several controllers wrote it. Given once more after this call
+            has failed it keeps the number that it may have got.
         :param lease: what gives the right to write this.
+        :return: the numbers of `events`.
         :raise LeaseLost: it does not hold any more; nothing was written.
         """
 

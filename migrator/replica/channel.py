@@ -31,10 +31,13 @@ class MessageKind(IntEnum):
     FORGOTTEN = 5
     #: An event that was published. It changes documents at once; listeners get it with ``DELIVERED``.
     EVENT = 6
-    #: The journal has the oldest event that was not delivered yet: listeners get it.
+    #: The journal has the oldest event that was not delivered yet: listeners get it. Where the journal gives numbers:
+    #: its own, or 0, and that of the last one before it.
     DELIVERED = 7
     #: An event that listeners get at once, and that changes no document.
     PAST_EVENT = 12
+    #: Likewise, of an event that has no number and repeats that of another.
+    EVENT_WITHOUT_NUMBER = 13
     #: Sent every second, and when something in it changes.
     STATUS = 8
     #: All that there is was sent.

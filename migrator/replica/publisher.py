@@ -155,11 +155,16 @@ class Publisher:
     def _delivered(self, event: Event) -> None:
         if self._channel is None:
             return
-        if self._undelivered and self._undelivered[0] is event:
-            self._undelivered.popleft()
-            self._channel.send(MessageKind.DELIVERED)
+        if self._undelivered and self._undelivered[0].identity == event.identity:
+            told = self._undelivered.popleft()
+            number = event.event_id if event.has_number else 0
+            renumbered = told.event_id != event.event_id
+            self._channel.send(
+                MessageKind.DELIVERED, json.dumps([number, event.event_id]).encode() if renumbered else b""
+            )
         else:  # published before the channel was there
-            self._channel.send(MessageKind.PAST_EVENT, event.text.encode())
+            kind = MessageKind.PAST_EVENT if event.has_number else MessageKind.EVENT_WITHOUT_NUMBER
+            self._channel.send(kind, event.text.encode())
 
     # --- documents ---------------------------------------------------------------------------------------------------
 

@@ -148,20 +148,31 @@ class ReplicaState:
                 self.evacuations[evacuation.id] = evacuation
             case MessageKind.FORGOTTEN:
                 self._forget(*json.loads(body))
+            case MessageKind.STATUS:
+                self.complaints = json.loads(body)["complaints"]
+            case MessageKind.COMPLETE:
+                self.events.last_event_id = max(self.events.last_event_id, json.loads(body))
+                self.complete.set()
+            case _:
+                self._receive_event(kind, body)
+
+    def _receive_event(self, kind: MessageKind, body: bytes) -> None:
+        match kind:
             case MessageKind.EVENT:
                 self._undelivered.append(None)  # in its turn also where it cannot be read
                 self._undelivered[-1] = event = _read(body)
                 self._apply(event)
             case MessageKind.DELIVERED:
                 if (delivered := self._undelivered.popleft()) is not None:
+                    if body:
+                        number, after = json.loads(body)
+                        delivered = delivered.with_number(number, after=after)
                     self.events.deliver(delivered)
             case MessageKind.PAST_EVENT:
                 self.events.deliver(_read(body))
-            case MessageKind.STATUS:
-                self.complaints = json.loads(body)["complaints"]
-            case MessageKind.COMPLETE:
-                self.events.last_event_id = max(self.events.last_event_id, json.loads(body))
-                self.complete.set()
+            case MessageKind.EVENT_WITHOUT_NUMBER:
+                event = _read(body)
+                self.events.deliver(event.with_number(0, after=event.event_id))
 
     def _take_host(self, given: dict[str, Any]) -> None:
         host = HostDocument.model_validate(given["host"])

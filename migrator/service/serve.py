@@ -146,6 +146,7 @@ async def _running(live: LiveSettings, stop: Stop) -> AsyncIterator[Engine]:
         bus = EventBus(
             last_event_id=last,
             sequences={(Subject(kind), name): number for (kind, name), number in sequences.items()},
+            numbered_by_journal=journal.shared,
         )
         journal_writer = JournalWriter(journal)
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from datetime import UTC, datetime
 from types import TracebackType
 from typing import Any, Self
@@ -40,6 +40,10 @@ _COLUMNS = {
 }
 
 
+#: Subject, its id, sequence and time of an event: what it is told by before it has a number.
+_Identity = tuple[str, str, int, int]
+
+
 class SqlJournal:
     """See :class:`migrator.ports.Journal` and :class:`migrator.ports.CommandLog`.
 
@@ -52,6 +56,7 @@ class SqlJournal:
     :ivar samples: the figures of migrations, likewise.
     :ivar leases: who may do what alone, likewise.
     :ivar signals: tells others who use it that there is something to look at.
+    :ivar shared: several controllers may write it: it gives events their numbers.
     :ivar steps: how far migrations got, likewise, where that is not in files.
     """
 
@@ -60,11 +65,13 @@ class SqlJournal:
         self._statements = rows.statements(database.dialect)
         self._now = now
         self._reserved = 0
+        #: Events without a number that may have been written and given one, though that is not known.
+        self._unsure: set[_Identity] = set()
         self.tokens = Tokens(database, now=now)
         self.samples = SqlSamples(database)
         self.leases = SqlLeases(database)
         self.steps = SqlStepRecords(database)
-        on_server = database.dialect.name == "postgresql"
+        on_server = self.shared = database.dialect.name == "postgresql"
         self.signals: Signals = ServerSignals(database) if on_server else LocalSignals()
 
     @classmethod
@@ -170,31 +177,52 @@ class SqlJournal:
         *given: tuple[str, Mapping[str, Any]],
         events: Sequence[Mapping[str, Any]] = (),
         lease: Lease | None = None,
-    ) -> None:
+    ) -> list[int]:
         """See :meth:`migrator.ports.Journal.save`."""
         written = [rows.document_row(kind, document) for kind, document in given]
         if events:
-            await self._save_all(written, [rows.event_row(event) for event in events], lease)
-        elif written:
+            return await self._save_all(written, [rows.event_row(event) for event in events], lease)
+        if written:
             await self._database.write_rows(self._statements.upsert_document, written, lease=lease)
+        return []
 
     async def _save_all(
         self, written: Sequence[dict[str, Any]], told: Sequence[dict[str, Any]], lease: Lease | None
-    ) -> None:
+    ) -> list[int]:
         reserved = self._reserved
         last = max(row["event_id"] for row in told)
-        if last + _RESERVED // 2 > reserved:
+        if last and last + _RESERVED // 2 > reserved:
             reserved = last + _RESERVED
+        without_number = {_identity(row): row for row in told if not row["event_id"]}
+        perhaps_there = self._unsure & without_number.keys()
 
-        async def write(connection: AsyncConnection) -> None:
+        async def write(connection: AsyncConnection) -> list[int]:
             if written:
                 await connection.execute(self._statements.upsert_document, written)
-            await connection.execute(self._statements.insert_event, told)
+            numbers: dict[_Identity, int] = {}
+            if without_number:
+                # From here to the end of the transaction nobody else writes one.
+                number = await rows.take_event_ids(connection, len(without_number)) - len(without_number)
+                numbers = await _numbers_there(connection, perhaps_there)
+                for identity in without_number:
+                    if identity not in numbers:
+                        number += 1
+                        numbers[identity] = number
+            new = [row if row["event_id"] else rows.numbered(row, numbers[_identity(row)]) for row in told]
+            await connection.execute(self._statements.insert_event, new)
             if reserved != self._reserved:
-                await rows.keep_last_event_id(connection, reserved)
+                await rows.reserve_event_ids(connection, reserved)
+            return [row["event_id"] for row in new]
 
-        await self._database.write(write, lease=lease)
+        try:
+            numbers = await self._database.write(write, lease=lease)
+        except BaseException:
+            # Nobody knows whether they are there, and the next time they must not get other numbers.
+            self._unsure |= without_number.keys()
+            raise
+        self._unsure -= without_number.keys()
         self._reserved = max(reserved, self._reserved)
+        return numbers
 
     async def unfinished(self, kind: str) -> list[dict[str, Any]]:
         return await self._bodies(
@@ -441,6 +469,22 @@ class SqlJournal:
         :raise JournalError: it cannot be written; what was removed until then stays removed.
         """
         return await retention.prune(self._database, older_than)
+
+
+def _identity(row: Mapping[str, Any]) -> _Identity:
+    return row["subject"], row["subject_id"], row["sequence"], row["time"]
+
+
+async def _numbers_there(connection: AsyncConnection, sought: Collection[_Identity]) -> dict[_Identity, int]:
+    """Return the numbers of those events that are there."""
+    found = {}
+    columns = (events.c.subject, events.c.subject_id, events.c.sequence, events.c.time)
+    for each in sought:
+        same = [column == value for column, value in zip(columns, each, strict=True)]
+        number = (await connection.execute(select(func.max(events.c.event_id)).where(*same))).scalar()
+        if number is not None:
+            found[each] = int(number)
+    return found
 
 
 def _settled(reply: Mapping[str, Any]) -> bool:

@@ -8,7 +8,7 @@ from sqlalchemy import delete, func, select
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from migrator.store.database import Database
-from migrator.store.rows import keep_last_event_id, microseconds
+from migrator.store.rows import microseconds, take_event_ids
 from migrator.store.schema import commands, documents, events, samples, step_records
 
 #: What is removed in one go, so that nobody waits long for it.
@@ -29,7 +29,7 @@ async def prune(database: Database, older_than: datetime) -> int:
 
 
 async def _prune_documents(connection: AsyncConnection, limit: int) -> int:
-    await keep_last_event_id(connection)
+    await take_event_ids(connection)
     old = (
         await connection.execute(
             select(documents.c.number, documents.c.kind, documents.c.id)
@@ -52,7 +52,7 @@ async def _prune_documents(connection: AsyncConnection, limit: int) -> int:
 
 
 async def _prune_rest(connection: AsyncConnection, limit: int) -> None:
-    await keep_last_event_id(connection)
+    await take_event_ids(connection)
     # Asked row by row, by an index: a list of all that is kept would be long.
     needed = select(documents.c.number).where(documents.c.command == commands.c.key)
     await connection.execute(delete(commands).where(commands.c.claimed_at < limit, ~needed.exists()))

@@ -6,7 +6,7 @@ from collections.abc import Callable, Mapping
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
-from sqlalchemy import Dialect, Executable, Table, func, null, select
+from sqlalchemy import BigInteger, Dialect, Executable, Table, Text, bindparam, cast, func, null, select
 from sqlalchemy.dialects import postgresql, sqlite
 from sqlalchemy.ext.asyncio import AsyncConnection
 
@@ -36,15 +36,22 @@ def document_row(kind: str, document: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def event_row(event: Mapping[str, Any]) -> dict[str, Any]:
-    """An event, with what it can be looked up by in columns of their own."""
+    """An event, with what it can be looked up by in columns of their own; :func:`numbered` gives it its number."""
     return {
         "event_id": event["event_id"],
         "sequence": event["sequence"],
         "time": _parsed(event["time"]),
         "subject": text(event["subject"]),
         "subject_id": text(event["subject_id"]),
-        "body": as_json(event),
+        # The number comes first: see below.
+        "body": as_json({"event_id": event["event_id"], **event}),
     }
+
+
+def numbered(row: Mapping[str, Any], number: int) -> dict[str, Any]:
+    """Return the row of an event that had no number with one, in its body too."""
+    body = row["body"]
+    return {**row, "event_id": number, "body": f'{{"event_id":{number}{body[body.index(",") :]}'}
 
 
 def text(value: Any) -> str | None:
@@ -95,6 +102,19 @@ class Statements:
         self.upsert_meta: Executable = value.on_conflict_do_update(
             index_elements=["key"], set_={"value": value.excluded.value}
         )
+        #: Takes ``count`` numbers for events, and returns the last of them. Others wait for the end of the transaction:
+        #: in the order of the numbers events come to be seen, and whoever has seen one has seen all before it.
+        there = func.coalesce(select(func.max(events.c.event_id)).scalar_subquery(), 0)
+        count = bindparam("count", type_=BigInteger)
+        larger = func.greatest if insert is postgresql.insert else func.max
+        self.take_event_ids: Executable = (
+            value.values(key="last_event_id", value=cast(there + count, Text))
+            .on_conflict_do_update(
+                index_elements=["key"],
+                set_={"value": cast(larger(cast(meta.c.value, BigInteger), there) + count, Text)},
+            )
+            .returning(meta.c.value)
+        )
         record = insert(step_records)
         self.begin_record: Executable = record.on_conflict_do_update(
             index_elements=["migration"],
@@ -124,8 +144,18 @@ async def last_event_id(connection: AsyncConnection) -> int:
     return max(there or 0, int(kept or 0))
 
 
-async def keep_last_event_id(connection: AsyncConnection, reserved: int = 0) -> None:
-    """Write it down, so that it is known when the event itself is gone; `reserved` where that is more."""
-    value = str(max(reserved, await last_event_id(connection)))
-    upsert = statements(connection.dialect).upsert_meta
-    await connection.execute(upsert, {"key": "last_event_id", "value": value})
+async def take_event_ids(connection: AsyncConnection, count: int = 0) -> int:
+    """Take so many numbers for events, and return the last that was ever given.
+
+    It stays known when the event itself is gone. Whoever else takes some waits for the end of the transaction.
+    """
+    statement = statements(connection.dialect).take_event_ids
+    return int((await connection.execute(statement, {"count": count})).scalar_one())
+
+
+async def reserve_event_ids(connection: AsyncConnection, up_to: int) -> None:
+    """Have no number up to and with this given by :func:`take_event_ids`."""
+    value = str(max(up_to, await take_event_ids(connection)))
+    await connection.execute(
+        statements(connection.dialect).upsert_meta, {"key": "last_event_id", "value": value}
+    )

@@ -91,11 +91,13 @@ class MemoryJournal:
         *given: tuple[str, Mapping[str, Any]],
         events: Sequence[Mapping[str, Any]] = (),
         lease: Lease | None = None,
-    ) -> None:
+    ) -> list[int]:
         await self.pause("save")
         rows = {(kind, document["id"]): as_json(document) for kind, document in given}
-        told = [(event["event_id"], as_json(event)) for event in events]
         self._write()
+        told = [(event["event_id"], as_json(event)) for event in self._numbered(events)]
+        given_ids = {event["event_id"] for event in events}
+        taken = [number for number, _ in told if number not in given_ids]
         if lease is not None and not self.leases.holds(lease):
             raise LeaseLost(f"the lease {lease.name} of {lease.owner} does not hold any more")
         for number, body in told:
@@ -103,9 +105,20 @@ class MemoryJournal:
                 raise JournalError(f"the journal has another event {number} already")
         self._documents.update(rows)
         self._events.update(told)
-        if told and max(dict(told)) + _RESERVED // 2 > self._reserved:
-            self._reserved = max(dict(told)) + _RESERVED
+        if any(given_ids) and max(given_ids) + _RESERVED // 2 > self._reserved:
+            self._reserved = max(given_ids) + _RESERVED
             self._last_event_id = max(self._last_event_id, self._reserved)
+        self._last_event_id = max(self._last_event_id, *taken, 0)
+        return [number for number, _ in told]
+
+    def _numbered(self, events: Sequence[Mapping[str, Any]]) -> list[Mapping[str, Any]]:
+        found = []
+        last = max(self._last_event_id, *self._events, 0) if events else 0
+        for event in events:
+            if not event["event_id"]:
+                last += 1
+            found.append(event if event["event_id"] else {**event, "event_id": last})
+        return found
 
     async def _of_kind(self, kind: str) -> list[dict[str, Any]]:
         await self._read()

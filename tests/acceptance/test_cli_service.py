@@ -225,7 +225,7 @@ def test_an_evacuation_with_a_held_guest(service: InThread):
 def test_last_events_are_found_over_numbers_that_were_never_given(service: InThread):
     def say(world: World) -> None:
         world.bus.publish(host_state("before"))
-        world.bus._last += 5000  # as after a kill
+        world.bus.place += 5000  # as after a kill
         world.bus.publish(host_state("after"))
 
     service.do(say)

@@ -92,6 +92,8 @@ class World:
         self.requires: dict[str, str] = {}
         self.anti_affinity = ""
         self.journal = MemoryJournal()
+        #: As on a server that several controllers share.
+        self.numbered_by_journal = False
         self.directory = directory
 
     def configured(self, guest: Guest) -> Guest:
@@ -125,6 +127,7 @@ class World:
             bus=EventBus(
                 last_event_id=last,
                 sequences={(Subject(kind), name): number for (kind, name), number in sequences.items()},
+                numbered_by_journal=self.numbered_by_journal,
             ),
             rules=Rules(policy=builtin),
         )
@@ -507,9 +510,9 @@ async def test_one_whose_turn_has_come_has_the_link_while_the_journal_is_written
     fill(world, 3, workload=steady(200 * MIB, 50 * MIB), memory_bytes=256 * MIB)
     save = world.journal.save
 
-    async def slow(*given: Any, **events: Any) -> None:
+    async def slow(*given: Any, **events: Any) -> list[int]:
         await asyncio.sleep(0.15)
-        await save(*given, **events)
+        return await save(*given, **events)
 
     world.journal.save = slow  # type: ignore[method-assign]
     async with world.engine() as driver:

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import json
 from collections.abc import AsyncIterator
+from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
@@ -12,6 +14,7 @@ import pytest
 
 from migrator.errors import JournalError, LeaseLost
 from migrator.ports import CommandLog, Journal
+from migrator.store.backend import Server
 from migrator.store.journal import SqlJournal
 from migrator.testing.journal import MemoryJournal
 
@@ -266,9 +269,85 @@ class TestEvents:
             journal.save(migration("m1")),
             return_exceptions=True,
         )
-        assert [type(each) for each in results] == [type(None), JournalError, type(None)]
+        assert [type(each) for each in results] == [list, JournalError, list]
         assert [each["event_id"] for each in await journal.events()] == [1, 2]
         assert await journal.find("migration", "m1") is not None
+
+
+class TestNumbersOfTheJournal:
+    """Where several controllers write: an event comes without a number, and gets it when it is written."""
+
+    async def test_go_on_after_all_that_were_given(self, journal: AnyJournal) -> None:
+        first = await journal.save(migration("m1"), events=[event(0, 1), event(0, 2)])
+        second = await journal.save(events=[event(0, 1, "host", "h1")])
+        assert [*first, *second] == [1, 2, 3]
+        assert (await journal.positions())[0] == 3
+        found = await journal.events()
+        assert [(each["event_id"], each["sequence"]) for each in found] == [(1, 1), (2, 2), (3, 1)]
+        texts = (await journal.event_texts()).items
+        assert [(number, json.loads(text)["event_id"]) for number, text in texts] == [
+            (n, n) for n in (1, 2, 3)
+        ]
+
+    async def test_are_never_those_of_events_that_had_one(self, journal: AnyJournal) -> None:
+        await journal.save(events=[event(7, 1)])
+        reserved, _ = await journal.positions()
+        assert await journal.save(events=[event(0, 2)]) == [reserved + 1]
+
+    async def test_are_not_given_again_when_their_events_are_gone(self, journal: AnyJournal) -> None:
+        await journal.save(migration("old", ended=at(1)))
+        assert await journal.save(events=[event(0, n, "migration", "old") for n in (1, 2)]) == [1, 2]
+        await journal.prune(NOON + timedelta(days=1))
+        assert await journal.events() == []
+        assert await journal.save(events=[event(0, 1)]) == [3]
+
+    async def test_are_not_used_by_what_was_refused(self, journal: AnyJournal) -> None:
+        lost = await journal.leases.acquire("site", owner="a", seconds=60)
+        assert lost is not None
+        await journal.leases.release(lost)
+        with pytest.raises(LeaseLost):
+            await journal.save(events=[event(0, 1)], lease=lost)
+        assert await journal.save(events=[event(0, 2)]) == [1]
+
+    async def test_of_many_writers_are_in_the_order_in_which_they_are_seen(
+        self, postgresql_place: Server
+    ) -> None:
+        """Whoever has read up to one number never finds a smaller one later: else a stream would lose it."""
+        async with (
+            await SqlJournal.open(postgresql_place) as one,
+            await SqlJournal.open(replace(postgresql_place, beside=None)) as other,
+        ):
+            given: list[int] = []
+            seen: list[int] = []
+            written = asyncio.Event()
+
+            async def write(journal: SqlJournal, name: str) -> None:
+                for number in range(1, 101):
+                    document = migration(f"{name}{number % 7}")
+                    given.extend(await journal.save(document, events=[event(0, number, "migration", name)]))
+
+            async def read() -> None:
+                while not written.is_set() or len(seen) < 200:
+                    found = await one.events(after=seen[-1] if seen else 0)
+                    seen.extend(each["event_id"] for each in found)
+
+            async with asyncio.TaskGroup() as group:
+                group.create_task(read(), name="read")
+                await asyncio.gather(write(one, "a"), write(other, "b"))
+                written.set()
+            assert seen == sorted(given) == list(range(1, 201))
+            for name in "ab":
+                its = await one.events(subject="migration", subject_id=name)
+                assert [each["sequence"] for each in its] == list(range(1, 101))
+
+    async def test_stay_where_nobody_heard_that_they_were_given(self, postgresql_place: Server) -> None:
+        async with await SqlJournal.open(postgresql_place) as journal:
+            saving = asyncio.create_task(journal.save(events=[event(0, 1), event(0, 2)]), name="save")
+            await asyncio.sleep(0)
+            saving.cancel()
+            await asyncio.wait({saving})
+            assert await journal.save(events=[event(0, 1), event(0, 2), event(0, 3)]) == [1, 2, 3]
+            assert [each["sequence"] for each in await journal.events()] == [1, 2, 3]
 
 
 class TestPositions:
@@ -378,13 +457,13 @@ class TestRetention:
             *(("migration", "old"), ("migration", "late"), ("migration", "running"), ("evacuation", "gone")),
             *(("host", "h1"), ("host", "h1"), ("migration", "old")),
         ]
-        await journal.save(events=[event(n, n, *subject) for n, subject in enumerate(subjects, start=-5)])
+        await journal.save(events=[event(n, n, *subject) for n, subject in enumerate(subjects, start=-7)])
         assert await journal.prune(NOON + timedelta(minutes=5)) == 2
         assert ids(await journal.page("migration", limit=9)) == ["running", "late"]
         assert ids(await journal.page("evacuation", limit=9)) == []
         assert ids(await journal.unfinished("host")) == ["h1"]
         left = [(each["subject_id"], each["event_id"]) for each in await journal.events(after=-9)]
-        assert left == [("late", -4), ("running", -3), ("h1", 0)]
+        assert left == [("late", -6), ("running", -5), ("h1", -2)]
         assert await journal.prune(NOON + timedelta(minutes=5)) == 0
 
     async def test_never_gives_a_number_twice(self, journal: AnyJournal) -> None:
@@ -398,7 +477,7 @@ class TestRetention:
         for key in ("gone", "kept", "nothing"):
             await claim(journal, key)
         await journal.save(
-            events=[event(n, 1, "command", key) for n, key in enumerate(("gone", "kept", "nothing"))]
+            events=[event(n, 1, "command", key) for n, key in enumerate(("gone", "kept", "nothing"), start=1)]
         )
         await journal.save(
             migration("old", ended=at(1), _private={"command": "gone"}),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import json
 from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import asynccontextmanager
 from typing import Any
@@ -33,19 +34,19 @@ class SlowJournal(MemoryJournal):
         *given: tuple[str, Mapping[str, Any]],
         events: Sequence[Mapping[str, Any]] = (),
         lease: Lease | None = None,
-    ) -> None:
+    ) -> list[int]:
         await self.free.wait()
-        if self.refused & {event["event_id"] for event in events}:
+        if self.refused & {event["event_id"] or event["sequence"] for event in events}:
             raise JournalError("no such event")
-        await super().save(*given, events=events, lease=lease)
+        return await super().save(*given, events=events, lease=lease)
 
 
 class Site:
     """A bus that is journalled, and who hears it."""
 
-    def __init__(self, journal: MemoryJournal, *, last: int = 0) -> None:
+    def __init__(self, journal: MemoryJournal, *, last: int = 0, numbered_by_journal: bool = False) -> None:
         self.journal = journal
-        self.bus = EventBus(last_event_id=last)
+        self.bus = EventBus(last_event_id=last, numbered_by_journal=numbered_by_journal)
         self.journal_writer = JournalWriter(journal)
         self.journal_writer.follow(self.bus)
         self.at_once: list[Event] = []
@@ -55,7 +56,7 @@ class Site:
 
     def say(self, count: int = 1, *, kind: EventKind = EventKind.STATE, about: str = "m1") -> None:
         for _ in range(count):
-            self.journal_writer.schedule("migration", {"id": about, "told": self.bus._last + 1})
+            self.journal_writer.schedule("migration", {"id": about, "told": self.bus.place + 1})
             self.bus.publish(of_migration(kind, about))
 
     @property
@@ -252,3 +253,50 @@ async def test_a_long_backlog_is_written_in_parts() -> None:
         journal.free.set()
         assert await site.journal_writer.flush(1)
     assert site.told == await site.journalled() == list(range(1, 2501))
+
+
+class TestWhereTheJournalGivesTheNumbers:
+    async def test_events_are_told_with_the_number_that_they_got_there(self) -> None:
+        journal = SlowJournal()
+        journal.free.set()
+        await journal.save(events=[{**host_state("z").payload, "event_id": 0, "sequence": 1}])  # another's
+        site = Site(journal, last=1, numbered_by_journal=True)
+        async with site.running():
+            site.say(2)
+            site.say(kind=EventKind.PROGRESS)
+            assert [event.event_id for event in site.at_once] == [0, 0, 0]
+            assert await site.journal_writer.flush(1)
+            assert [(event.event_id, event.has_number) for event in site.later] == [
+                *((2, True), (3, True), (3, False)),
+            ]
+            assert [json.loads(event.text)["event_id"] for event in site.later] == [2, 3, 3]
+            assert await site.journalled() == [1, 2, 3]
+            assert site.bus.last_event_id == 3
+
+    async def test_those_that_cannot_wait_are_told_without_one_and_keep_their_order(self) -> None:
+        journal = SlowJournal()
+        site = Site(journal, numbered_by_journal=True)
+        async with site.running():
+            site.say(2)
+            await asyncio.sleep(4)
+            assert [(event.event_id, event.has_number) for event in site.later] == [(0, False)] * 2
+            site.say()
+            journal.free.set()
+            assert await site.journal_writer.flush(1)
+            assert await site.journalled() == [1, 2, 3]
+            site.say()
+            assert await site.journal_writer.flush(1)
+            assert [event.sequence for event in site.later] == [1, 2, 3, 4]
+            assert (site.later[-1].event_id, site.later[-1].has_number) == (4, True)
+
+    async def test_one_that_the_journal_refuses_is_told_without_one(self) -> None:
+        journal = SlowJournal()
+        journal.free.set()
+        journal.refused = {2}
+        site = Site(journal, numbered_by_journal=True)
+        async with site.running():
+            site.say(3)
+            assert await site.journal_writer.flush(1)
+            assert [(event.event_id, event.has_number) for event in site.later] == [
+                *((1, True), (1, False), (2, True)),
+            ]

@@ -89,7 +89,11 @@ async def everything(queries: Any) -> dict[str, Any]:
 
 
 @looptime
-async def test_it_is_the_same_through_an_evacuation_and_after_it(world: World) -> None:
+@pytest.mark.parametrize("numbered_by_journal", [False, True], ids=["", "numbered by the journal"])
+async def test_it_is_the_same_through_an_evacuation_and_after_it(
+    world: World, numbered_by_journal: bool
+) -> None:
+    world.numbered_by_journal = numbered_by_journal
     replica = Replica(world)
     told: dict[str, list[Event]] = {"engine": [], "replica": []}
     async with world.engine() as driver, published(driver) as publisher:
@@ -113,6 +117,8 @@ async def test_it_is_the_same_through_an_evacuation_and_after_it(world: World) -
         assert await everything(replica.queries) == await everything(driver.queries)
         assert [each.text for each in told["replica"]] == [each.text for each in told["engine"]]
         assert replica.queries.bus.last_event_id == driver.engine.bus.last_event_id
+        counted = [each.event_id for each in told["replica"] if each.has_number]
+        assert counted == [each["event_id"] for each in await world.journal.events(after=counted[0] - 1)]
         decisions = [each.decisions for each in await replica.queries.migrations(limit=100)]
         assert all(decisions)
 
