@@ -15,18 +15,8 @@ from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
 
-from migrator.api.events import Subject
-from migrator.core.policy import builtin
 from migrator.engine.controller import Engine
-from migrator.engine.event_bus import EventBus
-from migrator.engine.inventory import Inventory
-from migrator.engine.journal_writer import JournalWriter
-from migrator.engine.migration.journalled_session import JournalledSession
-from migrator.engine.migration.services import SessionServices
-from migrator.engine.rules import Rules
-from migrator.ports import Record
-from migrator.store.step_records import StepRecords
-from migrator.testing.journal import MemoryJournal
+from migrator.testing.simulated_service import LATENCY_SECONDS, SimulatedService
 from migrator.testing.simulated_site import SimulatedSite
 
 #: Of a call that is made again and again these are instants; the others look like them.
@@ -79,6 +69,8 @@ class Outside:
             return functools.partial(self._call, name, found)
         if name in ("note_behind", "create") and callable(found):
             return functools.partial(self._call_at_once, name, found)
+        if name == "release" and self._name == "records":
+            return lambda record: found(_inner(record))
         if name == "qemu":
             return Outside(found, self._life, "qemu")
         return found
@@ -88,7 +80,7 @@ class Outside:
         counted = self._life.counts(called)
         self._life.at(called, counted=counted)
         if self._name == "journal":
-            await asyncio.sleep(0.002)  # as the real one, it lets others go on
+            await asyncio.sleep(LATENCY_SECONDS)  # while it is asked for, and not while a test looks into it
         answer = await what(*[_inner(each) for each in args], **kwargs)
         self._life.at(f"{called}, done", counted=counted)
         if name == "take_up" and self._name == "records" and answer is not None:
@@ -112,87 +104,21 @@ def _wrapped(answer: Any, life: Life) -> Any:
     return answer if kind is None else Outside(answer, life, kind)
 
 
-class Records(StepRecords):
-    """Knows the locks that it holds, as the kernel does of a process that is killed."""
-
-    def __init__(self, directory: Path) -> None:
-        super().__init__(directory)
-        self._held: list[Record] = []
-
-    def create(self, migration: str) -> Record:
-        self._held.append(super().create(migration))
-        return self._held[-1]
-
-    async def take_up(self, migration: str) -> Any:
-        found = await super().take_up(migration)
-        if found is not None:
-            self._held.append(found[0])
-        return found
-
-    def release(self, record: Record) -> None:
-        super().release(_inner(record))
-
-    def let_go(self) -> None:
-        """Of every lock."""
-        for record in self._held:
-            super().release(record)
-
-
-class Lives:
-    """One site, journal and directory of records, kept by one engine after the other."""
+class Lives(SimulatedService):
+    """A service that ends at chosen instants of its lives."""
 
     def __init__(self, directory: Path, site: SimulatedSite) -> None:
-        self.site, self.directory = site, directory
-        self.journal = MemoryJournal()
-        #: Journal and records belong together.
-        self.whole = True
+        super().__init__(directory, site, latency_seconds=0.0)
 
     @asynccontextmanager
     async def engine(self, life: Life) -> AsyncIterator[Engine]:
         """Started as the service does it. At the end of the block it is let go, or was killed before."""
-        journal: Any = Outside(self.journal, life, "journal")
-        records = Records(self.directory)
-        records.whole = self.whole
-        journal_writer = JournalWriter(journal)
-        site: Any = Outside(self.site, life, "site")
-        last, sequences = await self.journal.positions()
-
-        async def keep(job: JournalledSession) -> None:
-            await journal_writer.commit(("migration", job.journalled))
-
-        inventory = Inventory([host.configured() for host in self.site.hosts.values()], site=site)
-        outside: Any = Outside(records, life, "records")
-        means = SessionServices(
-            site=site,
-            records=outside,
-            keep=keep,
-            accept=lambda findings, codes: findings,
-        )
-        bus = EventBus(
-            last_event_id=last,
-            sequences={(Subject(kind), name): number for (kind, name), number in sequences.items()},
-        )
-        engine = Engine(
-            inventory=inventory,
-            services=means,
-            journal_writer=journal_writer,
-            bus=bus,
-            rules=Rules(policy=builtin),
-        )
-        inventory.on_change(engine.inventory_changed)
-        running: asyncio.Task[None] | None = None
+        service = await self.make(outside=lambda inner, name: Outside(inner, life, name))
         try:
-            await engine.recover()
-            await inventory.look_at_all()
-            running = asyncio.create_task(engine.run(), name="engine")
-            yield engine
+            await service.start(settling=False)
+            yield service.engine
         finally:
             if not life.dead:
-                await engine.stop(timeout=30.0)
+                await service.engine.stop(timeout=30.0)
             life.dead = True
-            tasks = {*engine.registry.driving(), *([running] if running is not None else [])}
-            for task in tasks:
-                task.cancel()
-            if tasks:
-                await asyncio.wait(tasks)
-            records.let_go()
+            await service.kill()

@@ -27,11 +27,11 @@ from migrator.core.model import State
 from migrator.engine.commands.dispatcher import Dispatcher
 from migrator.engine.commands.settlement import Settlement
 from migrator.engine.controller import Engine
+from migrator.testing.simulated_service import OPERATOR
 from migrator.testing.simulated_site import SimulatedSite
 from migrator.testing.workload import MIB, steady
 from tests.stops import Life, Lives
 from tests.turns import Turns, in_every_order
-from tests.unit.test_engine import OPERATOR
 from tests.unit.test_stopped_anywhere import go_on
 
 pytestmark = pytest.mark.looptime

@@ -18,8 +18,8 @@ from migrator.core.findings import CATALOGUE, accept, finding
 from migrator.core.inventory import HostState
 from migrator.core.model import Severity, State
 from migrator.engine.controller import Engine
+from migrator.testing.simulated_service import RunningService, SimulatedService
 from migrator.testing.workload import MIB
-from tests.unit.test_engine import Driver, World
 
 pytestmark = pytest.mark.looptime
 
@@ -32,21 +32,21 @@ EARLY = [
 
 
 @pytest.fixture
-def world(tmp_path: Path) -> World:
-    world = World(tmp_path, accept=accept)
-    world.site.add_host("a")
-    world.site.add_host("b", memory_bytes=4096 * MIB)
-    world.site.add_guest("vm", host="a", memory_bytes=1024 * MIB)
-    return world
+def service(tmp_path: Path) -> SimulatedService:
+    service = SimulatedService(tmp_path, accept=accept)
+    service.site.add_host("a")
+    service.site.add_host("b", memory_bytes=4096 * MIB)
+    service.site.add_guest("vm", host="a", memory_bytes=1024 * MIB)
+    return service
 
 
-async def by_check(driver: Driver, codes: list[str]) -> tuple[bool, list[str]]:
-    found = await driver.ask(Check(guest="vm", to="b", accept=codes))
+async def by_check(running: RunningService, codes: list[str]) -> tuple[bool, list[str]]:
+    found = await running.ask(Check(guest="vm", to="b", accept=codes))
     return found.possible, _errors(found.findings)
 
 
-async def by_plan(driver: Driver, codes: list[str]) -> tuple[bool, list[str]]:
-    plan: PlanDocument = await driver.ask(Plan(host="a", accept=codes))
+async def by_plan(running: RunningService, codes: list[str]) -> tuple[bool, list[str]]:
+    plan: PlanDocument = await running.ask(Plan(host="a", accept=codes))
     (guest,) = plan.guests
     assert plan.cannot_move == (not guest.possible)
     assert guest.possible or guest.reason
@@ -55,13 +55,13 @@ async def by_plan(driver: Driver, codes: list[str]) -> tuple[bool, list[str]]:
     return guest.possible, _errors(guest.findings)
 
 
-async def by_migrate(driver: Driver, codes: list[str], to: str | None) -> tuple[bool, list[str]]:
+async def by_migrate(running: RunningService, codes: list[str], to: str | None) -> tuple[bool, list[str]]:
     try:
-        begun = await driver.ask(Migrate(guest="vm", to=to, accept=codes))
+        begun = await running.ask(Migrate(guest="vm", to=to, accept=codes))
     except Refusal as refusal:
         return False, [each["code"] for each in refusal.findings] if refusal.code == "preflight" else []
-    await driver.until(lambda: not driver.queries.active_migrations())
-    ended = await driver.queries.migration(begun.id)
+    await running.until(lambda: not running.queries.active_migrations())
+    ended = await running.queries.migration(begun.id)
     assert ended.refused is (ended.state is not State.COMPLETED)
     return ended.state is State.COMPLETED, _errors(ended.findings)
 
@@ -71,138 +71,138 @@ def _errors(findings: Any) -> list[str]:
 
 
 async def agree(
-    world: World, driver: Driver, *, possible: bool, accepted: list[str] | None = None
+    service: SimulatedService, running: RunningService, *, possible: bool, accepted: list[str] | None = None
 ) -> list[str]:
     """What all of them say; the codes that check gives."""
     codes = accepted or []
-    checked = await by_check(driver, codes)
-    planned = await by_plan(driver, codes)
+    checked = await by_check(running, codes)
+    planned = await by_plan(running, codes)
     assert checked[0] is planned[0] is possible
     for to in ("b", None):
         if possible and to is None:
             break  # it has moved
-        moved = await by_migrate(driver, codes, to)
+        moved = await by_migrate(running, codes, to)
         assert moved[0] is possible
         assert set(moved[1]) == set(checked[1])
-    assert world.site.running("vm") == (["b"] if possible else ["a"])
-    assert sum(world.site.started.values()) == possible, (
+    assert service.site.running("vm") == (["b"] if possible else ["a"])
+    assert sum(service.site.started.values()) == possible, (
         "what is refused is refused before anything is started"
     )
     return checked[1]
 
 
 @pytest.mark.parametrize("code", EARLY)
-async def test_of_every_finding_that_hosts_can_have(world: World, code: str) -> None:
-    world.site.findings["vm", "b"] = (finding(code, f"{code} it is"), finding("no-postcopy", "a warning"))
-    async with world.engine() as driver:
-        assert await agree(world, driver, possible=False) == [code]
+async def test_of_every_finding_that_hosts_can_have(service: SimulatedService, code: str) -> None:
+    service.site.findings["vm", "b"] = (finding(code, f"{code} it is"), finding("no-postcopy", "a warning"))
+    async with service.running() as running:
+        assert await agree(service, running, possible=False) == [code]
 
 
 @pytest.mark.parametrize("code", [code for code in EARLY if CATALOGUE[code].overridable])
-async def test_of_every_finding_that_is_accepted(world: World, code: str) -> None:
-    world.site.findings["vm", "b"] = (finding(code, f"{code} it is"),)
-    async with world.engine() as driver:
-        assert await agree(world, driver, possible=True, accepted=[code]) == []
+async def test_of_every_finding_that_is_accepted(service: SimulatedService, code: str) -> None:
+    service.site.findings["vm", "b"] = (finding(code, f"{code} it is"),)
+    async with service.running() as running:
+        assert await agree(service, running, possible=True, accepted=[code]) == []
 
 
-async def test_of_nothing_at_all(world: World) -> None:
-    async with world.engine() as driver:
-        assert await agree(world, driver, possible=True) == []
+async def test_of_nothing_at_all(service: SimulatedService) -> None:
+    async with service.running() as running:
+        assert await agree(service, running, possible=True) == []
 
 
-def _maintenance(world: World, engine: Engine) -> None:
+def _maintenance(service: SimulatedService, engine: Engine) -> None:
     engine.evacuations.set_host("b", HostState.MAINTENANCE)
 
 
-def _full(world: World, engine: Engine) -> None:
-    world.site.add_guest("other", host="b", memory_bytes=3500 * MIB)
+def _full(service: SimulatedService, engine: Engine) -> None:
+    service.site.add_guest("other", host="b", memory_bytes=3500 * MIB)
 
 
-def _label(world: World, engine: Engine) -> None:
-    world.requires = {"zone": "north"}
-    _reload(world, engine)
+def _label(service: SimulatedService, engine: Engine) -> None:
+    service.requires = {"zone": "north"}
+    _reload(service, engine)
 
 
-def _reload(world: World, engine: Engine) -> None:
-    engine.inventory.configure(engine.inventory.hosts(), rules=world.configured)
+def _reload(service: SimulatedService, engine: Engine) -> None:
+    engine.inventory.configure(engine.inventory.hosts(), rules=service.configured)
 
 
-def _apart(world: World, engine: Engine) -> None:
-    world.site.add_guest("other", host="b")
-    world.anti_affinity = "database"
-    _reload(world, engine)
+def _apart(service: SimulatedService, engine: Engine) -> None:
+    service.site.add_guest("other", host="b")
+    service.anti_affinity = "database"
+    _reload(service, engine)
 
 
-def _down(world: World, engine: Engine) -> None:
-    world.site.hosts["b"].down = True
+def _down(service: SimulatedService, engine: Engine) -> None:
+    service.site.hosts["b"].down = True
 
 
 @pytest.mark.parametrize("obstacle", [_maintenance, _full, _label, _apart, _down])
 async def test_of_everything_that_placement_asks(
-    world: World, obstacle: Callable[[World, Engine], None]
+    service: SimulatedService, obstacle: Callable[[SimulatedService, Engine], None]
 ) -> None:
-    async with world.engine() as driver:
-        obstacle(world, driver.engine)
-        await driver.engine.inventory.look_at_all()
-        checked = await by_check(driver, [])
-        planned = await by_plan(driver, [])
+    async with service.running() as running:
+        obstacle(service, running.engine)
+        await running.engine.inventory.look_at_all()
+        checked = await by_check(running, [])
+        planned = await by_plan(running, [])
         assert checked == (False, ["placement"])
         assert planned[0] is False
         for to in ("b", None):
-            assert await by_migrate(driver, [], to) == (False, ["placement"])
-        assert world.site.running("vm") == ["a"]
-        assert not world.site.started
+            assert await by_migrate(running, [], to) == (False, ["placement"])
+        assert service.site.running("vm") == ["a"]
+        assert not service.site.started
 
 
 async def test_of_an_obstacle_of_the_guest(tmp_path: Path) -> None:
-    world = World(tmp_path, accept=accept)
-    world.site.add_host("a")
-    world.site.add_host("b")
-    world.site.add_guest("vm", host="a", obstacle="its monitor is held by somebody")
-    async with world.engine() as driver:
-        assert await agree(world, driver, possible=False) == ["not-movable"]
+    service = SimulatedService(tmp_path, accept=accept)
+    service.site.add_host("a")
+    service.site.add_host("b")
+    service.site.add_guest("vm", host="a", obstacle="its monitor is held by somebody")
+    async with service.running() as running:
+        assert await agree(service, running, possible=False) == ["not-movable"]
 
 
-async def test_of_ends_that_cannot_be_asked(world: World) -> None:
-    world.site.unasked["b"] = "its files cannot be read: out of memory"
-    async with world.engine() as driver:
-        assert await agree(world, driver, possible=False) == ["not-checked"]
+async def test_of_ends_that_cannot_be_asked(service: SimulatedService) -> None:
+    service.site.unasked["b"] = "its files cannot be read: out of memory"
+    async with service.running() as running:
+        assert await agree(service, running, possible=False) == ["not-checked"]
 
 
-async def test_of_the_policy_that_is_asked_for(world: World) -> None:
-    async with world.engine() as driver:
-        await driver.ask(Check(guest="vm", to="b", policy="gentle"))
-        await driver.ask(Plan(host="a", policy="must-finish"))
-        await driver.ask(Migrate(guest="vm", to="b", policy="postcopy-first"))
-        await driver.until(lambda: not driver.queries.active_migrations())
-        assert world.site.policies == ["gentle", "must-finish", "postcopy-first"]
+async def test_of_the_policy_that_is_asked_for(service: SimulatedService) -> None:
+    async with service.running() as running:
+        await running.ask(Check(guest="vm", to="b", policy="gentle"))
+        await running.ask(Plan(host="a", policy="must-finish"))
+        await running.ask(Migrate(guest="vm", to="b", policy="postcopy-first"))
+        await running.until(lambda: not running.queries.active_migrations())
+        assert service.site.policies == ["gentle", "must-finish", "postcopy-first"]
         with pytest.raises(Refusal, match="no-such"):
-            await driver.ask(Plan(host="a", policy="no-such"))
+            await running.ask(Plan(host="a", policy="no-such"))
 
 
-async def test_a_plan_goes_where_the_evacuation_will(world: World) -> None:
-    world.site.add_host("c", memory_bytes=2048 * MIB)
-    world.site.findings["vm", "b"] = (finding("bridge-missing", "no br0"),)
-    async with world.engine() as driver:
-        (planned,) = (await driver.ask(Plan(host="a"))).guests
+async def test_a_plan_goes_where_the_evacuation_will(service: SimulatedService) -> None:
+    service.site.add_host("c", memory_bytes=2048 * MIB)
+    service.site.findings["vm", "b"] = (finding("bridge-missing", "no br0"),)
+    async with service.running() as running:
+        (planned,) = (await running.ask(Plan(host="a"))).guests
         assert (planned.target, planned.possible, planned.findings) == ("c", True, [])
-        world.site.findings["vm", "c"] = (finding("tap-missing", "no tap"),)
-        plan = await driver.ask(Plan(host="a"))
+        service.site.findings["vm", "c"] = (finding("tap-missing", "no tap"),)
+        plan = await running.ask(Plan(host="a"))
         assert plan.cannot_move == 1
         assert {each.code for each in plan.guests[0].findings} == {"bridge-missing", "tap-missing"}
-        end = await driver.end_of(await driver.ask(Evacuate(host="a")))
+        end = await running.end_of(await running.ask(Evacuate(host="a")))
         assert end.guests[0].standing in (GuestStanding.NO_TARGET, GuestStanding.SET_ASIDE)
-        assert not world.site.started
+        assert not service.site.started
 
 
 async def test_a_host_that_does_not_answer_cannot_be_planned_for_as_it_cannot_be_emptied(
-    world: World,
+    service: SimulatedService,
 ) -> None:
-    async with world.engine() as driver:
-        world.site.hosts["a"].down = True
+    async with service.running() as running:
+        service.site.hosts["a"].down = True
         for command in (Plan(host="a"), Evacuate(host="a")):
             with pytest.raises(Refusal, match="cannot be emptied") as refused:
-                await driver.ask(command)
+                await running.ask(command)
             assert refused.value.code == "not-now"
 
 

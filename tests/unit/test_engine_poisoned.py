@@ -10,19 +10,20 @@ import pytest
 
 from migrator import logs
 from migrator.api.commands import Evacuate
-from tests.unit.test_engine import World, fill, world  # noqa: F401 - a fixture
+from migrator.testing.simulated_service import SimulatedService
+from tests.unit.test_engine import fill, service  # noqa: F401 - a fixture
 
 pytestmark = pytest.mark.looptime
 NOW = datetime(2026, 1, 1, tzinfo=UTC).isoformat()
 
 
 async def test_rows_of_an_older_version_that_cannot_be_read_end_nothing(
-    world: World,  # noqa: F811
+    service: SimulatedService,  # noqa: F811
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    fill(world, 2)
+    fill(service, 2)
     bad: dict[str, Any] = {"created_at": NOW, "ended_at": None, "state": "precopy"}
-    await world.journal.save(
+    await service.journal.save(
         ("migration", bad | {"id": "m-bad", "_private": {}}),
         ("migration", bad | {"id": "m-none"}),
         ("evacuation", bad | {"id": "e-bad", "host": 7, "_private": {"entries": 5}}),
@@ -31,14 +32,14 @@ async def test_rows_of_an_older_version_that_cannot_be_read_end_nothing(
     logs.configure(verbose=True, json=True)
     try:
         for host in ("a", "b"):
-            async with world.engine() as driver:
-                run = await driver.ask(Evacuate(host=host))
-                assert (await driver.end_of(run)).state == "completed"
+            async with service.running() as running:
+                run = await running.ask(Evacuate(host=host))
+                assert (await running.end_of(run)).state == "completed"
                 for kind in ("migrations", "evacuations"):
-                    shown = await getattr(driver.queries, kind)(limit=100)
+                    shown = await getattr(running.queries, kind)(limit=100)
                     assert shown
                     assert not any(each.id.endswith(("bad", "none")) for each in shown)
-                assert await driver.queries.migration("m-bad") is None
+                assert await running.queries.migration("m-bad") is None
     finally:
         logs.configure(verbose=False, json=False)
     said = capsys.readouterr().err
@@ -46,12 +47,14 @@ async def test_rows_of_an_older_version_that_cannot_be_read_end_nothing(
     assert said.count("m-bad") == 2  # once in each life
 
 
-async def test_a_guest_that_cannot_be_shown_is_left_out_and_the_others_are_there(world: World) -> None:  # noqa: F811
-    fill(world, 3)
-    async with world.engine() as driver:
-        known = driver.engine.inventory._known["a"]
+async def test_a_guest_that_cannot_be_shown_is_left_out_and_the_others_are_there(
+    service: SimulatedService,  # noqa: F811 - the fixture
+) -> None:
+    fill(service, 3)
+    async with service.running() as running:
+        known = running.engine.inventory._known["a"]
         first, *rest = known.guests
         wrong: Any = {"memory_bytes": float("nan"), "name": 5}
         known.guests = (replace(first, **wrong), *rest)
-        assert [guest.name for guest in driver.queries.guests()] == [guest.name for guest in rest]
-        assert len(driver.queries.hosts()) == 3
+        assert [guest.name for guest in running.queries.guests()] == [guest.name for guest in rest]
+        assert len(running.queries.hosts()) == 3

@@ -22,20 +22,20 @@ from migrator.replica.queries import ReplicaQueries
 from migrator.replica.requests import RequestServer, SteeringRequests
 from migrator.replica.state import ReplicaState
 from migrator.service.entrance_requests import Shared
+from migrator.testing.simulated_service import RunningService, SimulatedService
 from migrator.testing.workload import MIB, steady
-from tests.unit.test_engine import Driver, World
 
 looptime = pytest.mark.looptime
 
 
 @pytest.fixture
-def world(tmp_path: Path) -> World:
-    world = World(tmp_path)
+def service(tmp_path: Path) -> SimulatedService:
+    service = SimulatedService(tmp_path)
     for name in ("a", "b", "c"):
-        world.site.add_host(name, link=1000 * MIB)
+        service.site.add_host(name, link=1000 * MIB)
     for number in range(6):
-        world.site.add_guest(f"vm-{number}", host="a", workload=steady(64 * MIB, 5 * MIB))
-    return world
+        service.site.add_guest(f"vm-{number}", host="a", workload=steady(64 * MIB, 5 * MIB))
+    return service
 
 
 class NoSamples:
@@ -52,10 +52,10 @@ class NoSamples:
 class Replica:
     """One that is told over no socket, and reads the same journal."""
 
-    def __init__(self, world: World) -> None:
+    def __init__(self, service: SimulatedService) -> None:
         self.state = ReplicaState()
         self.queries = ReplicaQueries(
-            state=self.state, journal=world.journal, samples=NoSamples(), requests=SteeringRequests()
+            state=self.state, journal=service.journal, samples=NoSamples(), requests=SteeringRequests()
         )
         self.kinds: list[MessageKind] = []
 
@@ -66,12 +66,12 @@ class Replica:
 
 
 @asynccontextmanager
-async def published(driver: Driver) -> AsyncIterator[Publisher]:
-    publisher = Publisher(source=driver.queries, events=driver.engine.bus)
-    running = asyncio.create_task(publisher.run(), name="publisher")
+async def published(running: RunningService) -> AsyncIterator[Publisher]:
+    publisher = Publisher(source=running.queries, events=running.engine.bus)
+    publishing = asyncio.create_task(publisher.run(), name="publisher")
     yield publisher
-    running.cancel()
-    await asyncio.wait({running})
+    publishing.cancel()
+    await asyncio.wait({publishing})
 
 
 async def everything(queries: Any) -> dict[str, Any]:
@@ -91,66 +91,66 @@ async def everything(queries: Any) -> dict[str, Any]:
 @looptime
 @pytest.mark.parametrize("numbered_by_journal", [False, True], ids=["", "numbered by the journal"])
 async def test_it_is_the_same_through_an_evacuation_and_after_it(
-    world: World, numbered_by_journal: bool
+    service: SimulatedService, numbered_by_journal: bool
 ) -> None:
-    world.numbered_by_journal = numbered_by_journal
-    replica = Replica(world)
+    service.numbered_by_journal = numbered_by_journal
+    replica = Replica(service)
     told: dict[str, list[Event]] = {"engine": [], "replica": []}
-    async with world.engine() as driver, published(driver) as publisher:
+    async with service.running() as running, published(running) as publisher:
         publisher.attach(replica)
         await replica.state.complete.wait()
-        driver.engine.bus.subscribe(told["engine"].append, journalled=True)
+        running.engine.bus.subscribe(told["engine"].append, journalled=True)
         replica.queries.bus.subscribe(told["replica"].append, journalled=True)
-        run = await driver.ask(Evacuate(host="a"))
+        run = await running.ask(Evacuate(host="a"))
         await publisher.flush()
         assert replica.queries.host("a").state is HostState.DRAINING  # type: ignore[union-attr]
-        while (await driver.queries.evacuation(run.id)).ended_at is None:
+        while (await running.queries.evacuation(run.id)).ended_at is None:
             await asyncio.sleep(0.07)
             await publisher.flush()
             states = [
                 {each.id: (each.state, each.destination) for each in queries.active_migrations()}
-                for queries in (driver.queries, replica.queries)
+                for queries in (running.queries, replica.queries)
             ]
             assert states[0] == states[1]
         await asyncio.sleep(5.0)  # it was each one's turn to be compared
         await publisher.flush()
-        assert await everything(replica.queries) == await everything(driver.queries)
+        assert await everything(replica.queries) == await everything(running.queries)
         assert [each.text for each in told["replica"]] == [each.text for each in told["engine"]]
-        assert replica.queries.bus.last_event_id == driver.engine.bus.last_event_id
+        assert replica.queries.bus.last_event_id == running.engine.bus.last_event_id
         counted = [each.event_id for each in told["replica"] if each.has_number]
-        assert counted == [each["event_id"] for each in await world.journal.events(after=counted[0] - 1)]
+        assert counted == [each["event_id"] for each in await service.journal.events(after=counted[0] - 1)]
         decisions = [each.decisions for each in await replica.queries.migrations(limit=100)]
         assert all(decisions)
 
 
 @looptime
-async def test_one_that_comes_late_has_it_all(world: World) -> None:
-    first, second = Replica(world), Replica(world)
-    async with world.engine() as driver, published(driver) as publisher:
+async def test_one_that_comes_late_has_it_all(service: SimulatedService) -> None:
+    first, second = Replica(service), Replica(service)
+    async with service.running() as running, published(running) as publisher:
         publisher.attach(first)
         await first.state.complete.wait()
-        run = await driver.ask(Evacuate(host="a"))
-        await driver.until(lambda: any(each.round for each in driver.queries.active_migrations()))
+        run = await running.ask(Evacuate(host="a"))
+        await running.until(lambda: any(each.round for each in running.queries.active_migrations()))
         publisher.attach(second)
         await second.state.complete.wait()
-        active = {each.id for each in driver.queries.active_migrations()}
+        active = {each.id for each in running.queries.active_migrations()}
         assert {each.id for each in second.queries.active_migrations()} == active
-        await driver.end_of(run)
+        await running.end_of(run)
         await asyncio.sleep(5.0)
-        assert await everything(second.queries) == await everything(driver.queries)
+        assert await everything(second.queries) == await everything(running.queries)
         assert any(each.ended_at is None for each in first.state.migrations.values()), (
             "it is told nothing more"
         )
 
 
 @looptime
-async def test_what_no_event_tells_is_found_by_comparing(world: World) -> None:
-    replica = Replica(world)
-    async with world.engine() as driver, published(driver) as publisher:
+async def test_what_no_event_tells_is_found_by_comparing(service: SimulatedService) -> None:
+    replica = Replica(service)
+    async with service.running() as running, published(running) as publisher:
         publisher.attach(replica)
         await replica.state.complete.wait()
-        [key] = [each.guest for each in driver.queries.guests() if each.name == "vm-0"]
-        driver.engine.inventory.note_dirty_rate(key, 12_345.0)
+        [key] = [each.guest for each in running.queries.guests() if each.name == "vm-0"]
+        running.engine.inventory.note_dirty_rate(key, 12_345.0)
         await asyncio.sleep(2.0)
         assert replica.queries.guest("vm-0").dirty_rate_bytes_per_second == 12_345.0  # type: ignore[union-attr]
         # Nothing is sent that was sent before.
@@ -160,28 +160,28 @@ async def test_what_no_event_tells_is_found_by_comparing(world: World) -> None:
 
 
 @looptime
-async def test_what_memory_has_forgotten_is_read_from_the_journal(world: World) -> None:
-    replica = Replica(world)
-    async with world.engine() as driver, published(driver) as publisher:
+async def test_what_memory_has_forgotten_is_read_from_the_journal(service: SimulatedService) -> None:
+    replica = Replica(service)
+    async with service.running() as running, published(running) as publisher:
         publisher.attach(replica)
-        run = await driver.ask(Evacuate(host="a"))
-        await driver.end_of(run)
+        run = await running.ask(Evacuate(host="a"))
+        await running.end_of(run)
         await asyncio.sleep(1.0)
         assert len(replica.state.migrations) == 6
-        driver.engine.registry.migrations.clear()
+        running.engine.registry.migrations.clear()
         await asyncio.sleep(2.0)
         assert not replica.state.migrations
         assert len(await replica.queries.migrations(limit=100)) == 6
 
 
 @looptime
-async def test_a_guest_is_found_as_the_engine_finds_it(world: World) -> None:
-    replica = Replica(world)
-    async with world.engine() as driver, published(driver) as publisher:
+async def test_a_guest_is_found_as_the_engine_finds_it(service: SimulatedService) -> None:
+    replica = Replica(service)
+    async with service.running() as running, published(running) as publisher:
         publisher.attach(replica)
         await replica.state.complete.wait()
-        for which in ("vm-1", "a/vm-1", "b/vm-1", driver.queries.guests()[0].guest, "nobody"):
-            assert replica.queries.guest(which) == driver.queries.guest(which), which
+        for which in ("vm-1", "a/vm-1", "b/vm-1", running.queries.guests()[0].guest, "nobody"):
+            assert replica.queries.guest(which) == running.queries.guest(which), which
 
 
 async def test_a_message_that_cannot_be_read_costs_only_what_it_is_about() -> None:
