@@ -3,6 +3,18 @@
 The engine never sees QMP, a file or a socket. Whatever implements these converts units and wraps errors.
 """
 
+from migrator.ports.controllers import (
+    ANSWERS_CHANNEL,
+    COMMANDS_CHANNEL,
+    EVENTS_CHANNEL,
+    LIVE_CHANNEL,
+    ControllerInfo,
+    Controllers,
+    LiveDocument,
+    LiveDocuments,
+    PresentController,
+    controller_lease,
+)
 from migrator.ports.qemu import (
     GuestConfiguration,
     GuestProcess,
@@ -33,8 +45,14 @@ from migrator.ports.store import (
 )
 
 __all__ = [
+    "ANSWERS_CHANNEL",
+    "COMMANDS_CHANNEL",
+    "EVENTS_CHANNEL",
+    "LIVE_CHANNEL",
     "Claim",
     "CommandLog",
+    "ControllerInfo",
+    "Controllers",
     "EndedRecord",
     "Experience",
     "Grant",
@@ -47,8 +65,11 @@ __all__ = [
     "Journal",
     "Lease",
     "Leases",
+    "LiveDocument",
+    "LiveDocuments",
     "MigrationSettings",
     "OpenImages",
+    "PresentController",
     "Qemu",
     "QemuEvent",
     "Record",
@@ -59,5 +80,6 @@ __all__ = [
     "SourceQemu",
     "StrayRecord",
     "Tuning",
+    "controller_lease",
     "lease_margin",
 ]

@@ -14,11 +14,13 @@ from sqlalchemy.ext.asyncio import AsyncConnection
 
 from migrator.api.queries import EventTexts
 from migrator.errors import JournalError
-from migrator.ports import Claim, Lease, Signals
+from migrator.ports import EVENTS_CHANNEL, Claim, Lease
 from migrator.store import retention, rows
 from migrator.store.backend import Place
+from migrator.store.controllers import SqlControllers
 from migrator.store.database import Database
 from migrator.store.leases import SqlLeases
+from migrator.store.live_documents import SqlLiveDocuments
 from migrator.store.samples import SqlSamples
 from migrator.store.schema import commands, documents, events, meta
 from migrator.store.signals import LocalSignals, ServerSignals
@@ -55,6 +57,8 @@ class SqlJournal:
     :ivar tokens: those who may use the service, in the same database.
     :ivar samples: the figures of migrations, likewise.
     :ivar leases: who may do what alone, likewise.
+    :ivar controllers: which controllers share it.
+    :ivar live: documents that are not journalled at every change, for other controllers.
     :ivar signals: tells others who use it that there is something to look at.
     :ivar shared: several controllers may write it: it gives events their numbers.
     :ivar steps: how far migrations got, likewise, where that is not in files.
@@ -65,6 +69,8 @@ class SqlJournal:
         self._statements = rows.statements(database.dialect)
         self._now = now
         self._reserved = 0
+        #: Whether other controllers are there, who are told that there are events.
+        self.others = False
         #: Events without a number that may have been written and given one, though that is not known.
         self._unsure: set[_Identity] = set()
         self.tokens = Tokens(database, now=now)
@@ -72,7 +78,9 @@ class SqlJournal:
         self.leases = SqlLeases(database)
         self.steps = SqlStepRecords(database)
         on_server = self.shared = database.dialect.name == "postgresql"
-        self.signals: Signals = ServerSignals(database) if on_server else LocalSignals()
+        self.signals = ServerSignals(database) if on_server else LocalSignals()
+        self.live = SqlLiveDocuments(database, self.signals)
+        self.controllers = SqlControllers(database, self.leases)
 
     @classmethod
     async def open(
@@ -212,6 +220,8 @@ class SqlJournal:
             await connection.execute(self._statements.insert_event, new)
             if reserved != self._reserved:
                 await rows.reserve_event_ids(connection, reserved)
+            if self.others:
+                await self.signals.notify_with(connection, EVENTS_CHANNEL)
             return [row["event_id"] for row in new]
 
         try:

@@ -21,12 +21,16 @@ from sqlalchemy import (
     TypeDecorator,
     UniqueConstraint,
 )
+from sqlalchemy import text as sql
 
 if TYPE_CHECKING:
     from alembic.config import Config
 
 #: The revision in ``alembic/versions`` that the tables below are; a test holds them together.
-HEAD = "0006"
+HEAD = "0007"
+#: The oldest revision whose controllers may go on while the database is of :data:`HEAD`: what came since then takes
+#: nothing from them. A newer version that has to migrate the schema waits until every older one has gone.
+OLDEST_READER = "0007"
 SCRIPTS = Path(__file__).parent / "alembic"
 
 #: 64 bits everywhere: SQLite's INTEGER has them, and only a column declared so counts by itself there.
@@ -96,6 +100,8 @@ events = Table(
     Index("events_subject", "subject", "subject_id", "event_id"),
 )
 
+_WAITING = sql("waiting = 1")
+
 commands = Table(
     "commands",
     metadata,
@@ -111,7 +117,14 @@ commands = Table(
     Column("settled", Integer, nullable=False),
     #: As JSON; empty while it is being carried out.
     Column("reply", Text),
+    #: 1 while whoever acts has not carried it out: another controller received it.
+    Column("waiting", Integer, nullable=False, server_default="0"),
+    #: As it was received, as JSON; of one that another controller received.
+    Column("envelope", Text),
+    #: Controller that has begun to carry it out: nobody takes it back any more.
+    Column("taken_by", Text),
     Index("commands_claimed", "claimed_at"),
+    Index("commands_waiting", "claimed_at", sqlite_where=_WAITING, postgresql_where=_WAITING),
     Index("commands_settled", "settled"),
 )
 
@@ -155,8 +168,9 @@ samples = Table(
 meta = Table(
     "meta",
     metadata,
-    #: ``last_event_id``: the largest that was removed or reserved; ``probe``: when it was last tried to be written;
-    #: ``life``: the mark of the last start (:mod:`migrator.store.belonging`).
+    #: ``last_event_id``: the largest that was removed, reserved or given; ``live_version``: of the last live documents;
+    #: ``oldest_reader``: the oldest revision whose controllers may use it; ``probe``: when it was last tried to be
+    #: written; ``life``: the mark of the last start (:mod:`migrator.store.belonging`).
     Column("key", Name, primary_key=True),
     Column("value", Text, nullable=False),
 )
@@ -198,6 +212,42 @@ leases = Table(
     #: By the database's clock, like what it is compared with.
     Column("taken_at", Number, nullable=False),
     Column("ends_at", Number, nullable=False),
+)
+
+
+controllers = Table(
+    "controllers",
+    metadata,
+    #: Of its lease ``controller/<name>`` too.
+    Column("name", Name, primary_key=True),
+    Column("instance", Text, nullable=False),
+    Column("version", Text, nullable=False),
+    #: Revision of the tables that it is written for.
+    Column("schema", Text, nullable=False),
+    #: Where it answers, or empty.
+    Column("url", Text, nullable=False),
+    Column("role", Text, nullable=False),
+    #: What it waits for, or has to complain of; in one line.
+    Column("detail", Text, nullable=False),
+    # By the database's clock.
+    Column("started_at", Number, nullable=False),
+    Column("seen_at", Number, nullable=False),
+)
+
+live_documents = Table(
+    "live_documents",
+    metadata,
+    Column("kind", Name, primary_key=True),
+    Column("id", Name, primary_key=True),
+    #: Name of the controller that wrote it.
+    Column("writer", Text, nullable=False),
+    #: Larger than that of everything written before it, whoever wrote that.
+    Column("version", Number, nullable=False),
+    #: Of the last event that it takes into account.
+    Column("sequence", Number, nullable=False),
+    #: Empty: there is no such document any more.
+    Column("body", Text),
+    Index("live_documents_version", "version"),
 )
 
 

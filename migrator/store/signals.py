@@ -22,6 +22,7 @@ from migrator.store.database import Database
 
 #: PostgreSQL's name for what all of ours goes through.
 _CHANNEL = "migrator"
+_NOTIFY = select(func.pg_notify(_CHANNEL, bindparam("given")))
 #: Signals that a listener has not taken; more than these become one that something was missed.
 _WAITING = 1000
 _RECONNECT_SECONDS = 0.5
@@ -72,6 +73,11 @@ class LocalSignals:
         await asyncio.sleep(0)
         self._told(Signal(channel=channel, payload=payload))
 
+    async def notify_with(self, connection: AsyncConnection, channel: str, payload: str = "") -> bool:
+        """Tell it when the transaction on `connection` is committed, if that can be; else :meth:`notify` afterwards."""
+        del connection, channel, payload
+        return False
+
     def _told(self, signal: Signal) -> None:
         for listener in self._listeners:
             listener.put(signal)
@@ -102,13 +108,16 @@ class ServerSignals(LocalSignals):
 
     async def notify(self, channel: str, payload: str = "") -> None:
         """See :meth:`migrator.ports.Signals.notify`."""
-        statement = select(func.pg_notify(_CHANNEL, bindparam("given")))
-        given = json.dumps([channel, payload])
 
         async def write(connection: AsyncConnection) -> None:
-            await connection.execute(statement, {"given": given})
+            await self.notify_with(connection, channel, payload)
 
         await self._database.write_unleased(write)
+
+    async def notify_with(self, connection: AsyncConnection, channel: str, payload: str = "") -> bool:
+        """See :meth:`LocalSignals.notify_with`."""
+        await connection.execute(_NOTIFY, {"given": json.dumps([channel, payload])})
+        return True
 
     @asynccontextmanager
     async def listen(self, *channels: str, poll_seconds: float = 5.0) -> AsyncIterator[AsyncIterator[Signal]]:

@@ -13,7 +13,7 @@ from migrator.ports import Lease
 from migrator.store.journal import SqlJournal
 
 #: The lease's name.
-NAME = "service"
+NAME = "site"
 #: Of the journal's table ``meta``: what its controllers mark QEMUs with.
 _CONTROLLER = "controller"
 #: A lease is renewed so many times before it could end.

@@ -11,7 +11,9 @@ from typing import Any, Self
 
 from migrator.api.queries import EventTexts
 from migrator.errors import JournalError, LeaseLost
-from migrator.ports import Claim, Lease
+from migrator.ports import Claim, Lease, Signals
+from migrator.store.signals import LocalSignals
+from migrator.testing.controllers import MemoryControllers, MemoryLiveDocuments
 from migrator.testing.leases import MemoryLeases
 from migrator.text import as_json, writable
 
@@ -34,6 +36,8 @@ class MemoryJournal:
         meanwhile. Tests put there what they want to happen then; what it raises, the call raises.
     :ivar unreadable: while it is not empty every read fails and says so.
     :ivar leases: see :class:`migrator.testing.leases.MemoryLeases`.
+    :ivar live: see :class:`migrator.testing.controllers.MemoryLiveDocuments`; :ivar controllers: likewise.
+    :ivar signals: told in this process.
     :ivar commands: by key, for tests that look: ``verb``, ``hash``, ``body``, ``caller``, ``reply``, ``at``.
     """
 
@@ -50,6 +54,9 @@ class MemoryJournal:
         self._last_event_id = 0
         self._reserved = 0
         self.leases = MemoryLeases(self)
+        self.signals: Signals = LocalSignals()
+        self.live = MemoryLiveDocuments(self)
+        self.controllers = MemoryControllers(self)
 
     async def __aenter__(self) -> Self:
         return self
@@ -81,8 +88,12 @@ class MemoryJournal:
         if self.broken:
             raise JournalError(self.broken)
 
-    async def _read(self) -> None:
-        await self.pause("read")
+    async def read(self, call: str = "read") -> None:
+        """Begin a read.
+
+        :raise JournalError: it is :attr:`unreadable`.
+        """
+        await self.pause(call)
         if self.unreadable:
             raise JournalError(self.unreadable)
 
@@ -121,14 +132,14 @@ class MemoryJournal:
         return found
 
     async def _of_kind(self, kind: str) -> list[dict[str, Any]]:
-        await self._read()
+        await self.read()
         return [json.loads(body) for (its, _), body in self._documents.items() if its == kind]
 
     async def unfinished(self, kind: str) -> list[dict[str, Any]]:
         return [each for each in await self._of_kind(kind) if not each.get("ended_at")]
 
     async def find(self, kind: str, identifier: str) -> dict[str, Any] | None:
-        await self._read()
+        await self.read()
         body = self._documents.get((kind, identifier))
         return None if body is None else json.loads(body)
 
@@ -146,7 +157,7 @@ class MemoryJournal:
     async def events(
         self, *, after: int = 0, limit: int = 1000, subject: str | None = None, subject_id: str | None = None
     ) -> list[dict[str, Any]]:
-        await self._read()
+        await self.read()
         found = [json.loads(self._events[number]) for number in sorted(self._events) if number > after]
         return [
             each
@@ -235,7 +246,7 @@ class MemoryJournal:
 
     async def unsettled(self) -> list[tuple[str, str]]:
         """See :meth:`migrator.store.journal.SqlJournal.unsettled`."""
-        await self._read()
+        await self.read()
         found = []
         for (kind, identifier), body in self._documents.items():
             document = json.loads(body)

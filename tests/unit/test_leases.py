@@ -171,7 +171,7 @@ class TestWrites:
             shared.one.save(document("m3")),
             return_exceptions=True,
         )
-        assert [type(each) for each in found] == [LeaseLost, type(None), type(None)]
+        assert [type(each) for each in found] == [LeaseLost, list, list]
         assert [each["id"] for each in await shared.one.unfinished("migration")] == ["m2", "m3"]
 
     async def test_with_another_token_of_the_same_owner_are_refused(self, shared: Shared) -> None:

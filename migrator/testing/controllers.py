@@ -1,0 +1,121 @@
+"""Live documents and the list of controllers in memory: the contracts of :mod:`migrator.ports.controllers`."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Sequence
+from dataclasses import dataclass, replace
+from datetime import UTC, datetime, timedelta
+from typing import TYPE_CHECKING
+
+from migrator.errors import LeaseLost
+from migrator.ports import (
+    LIVE_CHANNEL,
+    ControllerInfo,
+    Lease,
+    LiveDocument,
+    PresentController,
+    controller_lease,
+)
+from migrator.store import schema
+
+if TYPE_CHECKING:
+    from migrator.testing.journal import MemoryJournal
+
+_EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
+
+
+class MemoryLiveDocuments:
+    """See :class:`migrator.ports.LiveDocuments`."""
+
+    def __init__(self, journal: MemoryJournal) -> None:
+        self._journal = journal
+        self._documents: dict[tuple[str, str], LiveDocument] = {}
+        self._version = 0
+
+    async def write(
+        self, documents: Sequence[LiveDocument], *, writer: str, lease: Lease | None = None
+    ) -> int:
+        """See :meth:`migrator.ports.LiveDocuments.write`."""
+        await self._journal.write("live")
+        if lease is not None and not self._journal.leases.holds(lease):
+            raise LeaseLost(f"the lease {lease.name} of {lease.owner} does not hold any more")
+        self._version += 1
+        for each in documents:
+            written = replace(each, writer=writer, version=self._version)
+            self._documents.pop((each.kind, each.id), None)
+            self._documents[each.kind, each.id] = written
+        await self._journal.signals.notify(LIVE_CHANNEL)
+        return self._version
+
+    async def since(self, version: int, kinds: Collection[str] = ()) -> list[LiveDocument]:
+        """See :meth:`migrator.ports.LiveDocuments.since`."""
+        await self._journal.read("live")
+        return [
+            each
+            for each in self._documents.values()
+            if each.version > version and (not kinds or each.kind in kinds)
+        ]
+
+    async def version(self) -> int:
+        """See :meth:`migrator.ports.LiveDocuments.version`."""
+        await self._journal.read("live")
+        return self._version
+
+
+@dataclass
+class _Row:
+    info: ControllerInfo
+    started_at: float
+    seen_at: float
+
+
+class MemoryControllers:
+    """See :class:`migrator.ports.Controllers`."""
+
+    def __init__(self, journal: MemoryJournal) -> None:
+        self._journal = journal
+        self._rows: dict[str, _Row] = {}
+
+    async def join(self, info: ControllerInfo, *, seconds: float) -> Lease | None:
+        """See :meth:`migrator.ports.Controllers.join`."""
+        lease = await self._journal.leases.acquire(
+            controller_lease(info.name), owner=info.name, seconds=seconds
+        )
+        if lease is not None:
+            now = self._journal.leases.now()
+            self._rows[info.name] = _Row(info, now, now)
+        return lease
+
+    async def beat(self, info: ControllerInfo, lease: Lease, *, seconds: float) -> Lease | None:
+        """See :meth:`migrator.ports.Controllers.beat`."""
+        [renewed] = await self._journal.leases.renew([lease], seconds=seconds)
+        if renewed is not None:
+            now = self._journal.leases.now()
+            row = self._rows.setdefault(info.name, _Row(info, now, now))
+            row.info, row.seen_at = info, now
+        return renewed
+
+    async def leave(self, lease: Lease) -> None:
+        """See :meth:`migrator.ports.Controllers.leave`."""
+        await self._journal.leases.release(lease)
+        self._rows.pop(lease.owner, None)
+
+    async def all(self) -> list[PresentController]:
+        """See :meth:`migrator.ports.Controllers.all`."""
+        held = {each.name: each for each in await self._journal.leases.all()}
+        now = self._journal.leases.now()
+        found = []
+        for name, row in self._rows.items():
+            lease = held.get(controller_lease(name))
+            found.append(
+                PresentController(
+                    info=row.info,
+                    schema=schema.HEAD,
+                    token=lease.token if lease else 0,
+                    started_at=_EPOCH + timedelta(seconds=row.started_at),
+                    seen_at=_EPOCH + timedelta(seconds=row.seen_at),
+                    age_seconds=max(0.0, now - row.seen_at),
+                    present=lease is not None and lease.left_seconds > 0,
+                )
+            )
+        return sorted(found, key=lambda each: (each.info.instance, each.info.name))
