@@ -7,13 +7,14 @@ preparation, the same steering of each guest, the same policies.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from itertools import chain
 
 from migrator.core import schedule as ours
 from migrator.core.drain import forecast, plan
 from migrator.core.schedule import ScheduleDecision, timetable
-from migrator.core.schedule.transfers import LinkDirection, LinkRules, Move, TransferPhase
+from migrator.core.schedule.queues import Queues
+from migrator.core.schedule.transfers import LinkRules, Move, TransferPhase
 
 Decide = Callable[..., ScheduleDecision]
 
@@ -27,7 +28,7 @@ def at_a_time(count: int) -> Decide:
 
     def decide(
         active: Sequence[Move],
-        waiting: Mapping[LinkDirection, Sequence[Move]],
+        waiting: Queues,
         _rules: LinkRules,
         *,
         now: float = 0.0,

@@ -7,6 +7,7 @@ from datetime import UTC, datetime
 from typing import Any
 
 from migrator.api.documents import EvacuationDocument, EvacuationGuest
+from migrator.core.drain.entries import Entries
 from migrator.core.drain.entry import Entry
 from migrator.core.drain.evacuation import Evacuation, GuestForecast
 from migrator.core.drain.states import EvacuationState, GuestStanding
@@ -87,7 +88,7 @@ def _document(run: Evacuation, guests: list[EvacuationGuest]) -> EvacuationDocum
         forecast_end_p10_at=low,
         forecast_end_p90_at=high,
         guests=guests,
-        guests_left=len(run.left),
+        guests_left=run.left_count,
         error=run.error,
     )
 
@@ -155,7 +156,7 @@ def from_journal(saved: Mapping[str, Any]) -> Evacuation:
         late=document.late,
         error=document.error,
         closing=EvacuationState(private["closing"]) if private["closing"] else None,
-        entries={key: _entry(fields) for key, fields in private["entries"].items()},
+        entries=Entries({key: _entry(fields) for key, fields in private["entries"].items()}),
     )
 
 

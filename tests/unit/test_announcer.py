@@ -8,6 +8,7 @@ from dataclasses import replace
 import pytest
 
 from migrator.api.events import EvacuationStateChanged, Event
+from migrator.core.drain.entries import Entries
 from migrator.core.drain.entry import Entry
 from migrator.core.drain.evacuation import Evacuation
 from migrator.core.drain.states import GuestStanding
@@ -26,7 +27,7 @@ pytestmark = pytest.mark.looptime
 def announcer(guests: int) -> tuple[Registry, Announcer, list[EvacuationStateChanged]]:
     registry, bus, told = Registry(), EventBus(), list[EvacuationStateChanged]()
     names = [f"vm-{number}" for number in range(guests)]
-    entries = {name: Entry(guest=Guest(key=name, host="a")) for name in names}
+    entries = Entries({name: Entry(guest=Guest(key=name, host="a")) for name in names})
     registry.evacuations["e1"] = Evacuation(id="e1", host="a", entries=entries)
 
     def hear(event: Event) -> None:

@@ -9,9 +9,9 @@ from __future__ import annotations
 from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
-from functools import cached_property
 from typing import Literal
 
+from migrator.core.drain.entries import Entries
 from migrator.core.drain.entry import FAILED_THERE, Entry
 from migrator.core.drain.limits import LOST_SECONDS, NO_TARGET_SECONDS, SiteLimits
 from migrator.core.drain.states import EvacuationState, GuestStanding
@@ -21,7 +21,8 @@ from migrator.core.model import State
 #: Code of what keeps a guest from leaving, as the catalogue of findings has it: it is not there yet.
 ARRIVING = "arriving"
 
-_LEFT_ALONE = {GuestStanding.SET_ASIDE, GuestStanding.HELD}
+_LEFT_ALONE = (GuestStanding.SET_ASIDE, GuestStanding.HELD)
+_DONE = (GuestStanding.MOVED, GuestStanding.GONE)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -72,7 +73,7 @@ class Evacuation:
     ended_at: datetime | None = None
     state: EvacuationState = EvacuationState.RUNNING
     #: By the guests' keys.
-    entries: Mapping[str, Entry] = field(default_factory=dict)
+    entries: Entries = field(default_factory=Entries)
     #: Nothing more is started: it was cancelled, or stopped at its deadline.
     closing: EvacuationState | None = None
     late: bool = False
@@ -93,19 +94,24 @@ class Evacuation:
         """Whether nothing more will happen."""
         return self.ended_at is not None
 
-    @cached_property
+    @property
     def left(self) -> list[Entry]:
-        """Those who have not left (evacuate), or are not home (restore)."""
+        """Those who have not left (evacuate), or are not home (restore), in the order in which they joined."""
         return [entry for entry in self.entries.values() if not entry.done]
 
-    @cached_property
+    @property
+    def left_count(self) -> int:
+        """How many have not left, or are not home."""
+        return len(self.entries) - self.entries.count(*_DONE)
+
+    @property
     def under_way(self) -> list[Entry]:
         """Those whose migration runs."""
-        return [entry for entry in self.entries.values() if entry.standing is GuestStanding.MIGRATING]
+        return self.entries.at(GuestStanding.MIGRATING)
 
-    @cached_property
+    @property
     def wanting(self) -> list[Entry]:
-        """Those who want a place, whether it is time for that or not."""
+        """Those who want a place, whether it is time for that or not, in the order in which they joined."""
         if self.closing is not None or self.ended:
             return []
         return [entry for entry in self.entries.values() if entry.wants_place]
@@ -113,25 +119,29 @@ class Evacuation:
     @property
     def waits_for_contact(self) -> bool:
         """Whether somebody who could not be asked may be asked soon, or be gone."""
-        return any(
-            entry.standing is GuestStanding.SET_ASIDE and entry.guest.lost_contact for entry in self.left
-        )
+        return any(entry.guest.lost_contact for entry in self.entries.at(GuestStanding.SET_ASIDE))
 
     def marked(self, entries: Mapping[str, Entry]) -> Evacuation:
         """Return it with these entries in place of those of the same guests."""
-        return replace(self, entries={**self.entries, **entries}) if entries else self
+        return replace(self, entries=self.entries.changed(entries)) if entries else self
 
     # --- who belongs to it -------------------------------------------------------------------------------------------
 
-    def took_in(self, guests: Iterable[Guest]) -> Evacuation:
+    def took_in(self, guests: Iterable[Guest], *, only: Collection[str] | None = None) -> Evacuation:
         """Return it with the guests that are on its host now: new ones join, those that somebody else took away are
         gone.
 
         For an evacuation only; whom a restore brings home is settled when it begins.
+
+        :param only: the keys of all guests of whom something may be different from when this was last done.
         """
-        there = {guest.key: guest for guest in guests}
+        return self.took_in_these({guest.key: guest for guest in guests}, only=only)
+
+    def took_in_these(self, there: Mapping[str, Guest], *, only: Collection[str] | None = None) -> Evacuation:
+        """Like :meth:`took_in`, with the guests by their keys."""
         changed: dict[str, Entry] = {}
-        for key, guest in there.items():
+        for key in there if only is None else self._joining_last(there, only):
+            guest = there[key]
             entry = self.entries.get(key)
             if entry is None or (entry.done and self.closing is None):
                 entry = changed[key] = Entry(guest=guest)  # new, or somebody brought it back
@@ -144,7 +154,8 @@ class Evacuation:
                     changed[key] = replace(entry, guest=guest, reason=guest.obstacle)
             elif entry.wants_place and entry.guest.obstacle:
                 changed[key] = replace(entry, standing=GuestStanding.SET_ASIDE, reason=entry.guest.obstacle)
-        for key, entry in self.entries.items():
+        for key in self.entries if only is None else self.entries.keys() & only:
+            entry = self.entries[key]
             # Whose migration is held is for a person to say; where it was may not even answer.
             if key in there or entry.done:
                 continue
@@ -154,13 +165,23 @@ class Evacuation:
                 )
         return self.marked(changed)
 
-    def followed(self, guests: Mapping[str, Guest], up: Collection[str]) -> Evacuation:
+    def _joining_last(self, there: Mapping[str, Guest], only: Collection[str]) -> list[str]:
+        """Return those of `there` that are in `only`; who is new in the order in which they are there."""
+        asked = there.keys() & only
+        new = asked - self.entries.keys()
+        return [*(asked - new), *((key for key in there if key in new) if new else ())]
+
+    def followed(
+        self, guests: Mapping[str, Guest], up: Collection[str], *, only: Collection[str] | None = None
+    ) -> Evacuation:
         """For a restore: with its guests where they are now; who is on no host that answers is gone.
 
         :param guests: all that are known, by their keys.
+        :param only: the keys of all guests of whom something may be different from when this was last done.
         """
         changed = {}
-        for key, entry in self.entries.items():
+        for key in self.entries if only is None else self.entries.keys() & only:
+            entry = self.entries[key]
             if not entry.wants_place:
                 continue
             now = guests.get(key)
@@ -239,20 +260,20 @@ class Evacuation:
         :param now: on the snapshot's clock.
         :param host_empty: a look at the host after the last guest had left showed none.
         """
-        if self.ended or self.under_way:
+        if self.ended or self.entries.count(GuestStanding.MIGRATING):
             return self._idle(None), None
         if self.closing is not None:
             return self, self.closing
-        left = self.left
+        if not self.left_count:
+            return self, EvacuationState.COMPLETED if self.kind == "restore" or host_empty else None
+        if self.entries.count(GuestStanding.WAITING):
+            return self._idle(None), None
+        left = self.entries.at(*_LEFT_ALONE, GuestStanding.NO_TARGET)
         if any(entry.guest.obstacle_code == ARRIVING for entry in left):
             return self._idle(None), None
-        if not left:
-            return self, EvacuationState.COMPLETED if self.kind == "restore" or host_empty else None
-        if any(entry.standing is GuestStanding.WAITING for entry in left):
-            return self._idle(None), None
-        awaited = any(entry.standing is GuestStanding.HELD and entry.awaited for entry in left)
+        awaited = any(entry.awaited for entry in self.entries.at(GuestStanding.HELD))
         longest = NO_TARGET_SECONDS
-        if all(entry.standing in _LEFT_ALONE for entry in left) and host_up and not awaited:
+        if not self.entries.count(GuestStanding.NO_TARGET) and host_up and not awaited:
             if not self.waits_for_contact:
                 return self, EvacuationState.INCOMPLETE
             longest = LOST_SECONDS
@@ -266,17 +287,14 @@ class Evacuation:
     def ended_as(self, state: EvacuationState, at: datetime) -> Evacuation:
         """Return it as it is when nothing more happens."""
         entries = {}
-        for key, entry in self.entries.items():
-            if entry.standing is GuestStanding.WAITING:
-                # Why it had that target, or when it was to be tried again, is not true any more.
-                reason = f"not tried again: {entry.failed}" if entry.failed else "it was not begun"
-                entries[key] = replace(entry, reason=reason)
+        for entry in self.entries.at(GuestStanding.WAITING):
+            # Why it had that target, or when it was to be tried again, is not true any more.
+            reason = f"not tried again: {entry.failed}" if entry.failed else "it was not begun"
+            entries[entry.guest.key] = replace(entry, reason=reason)
         forecasts = {
             key: GuestForecast(doubt=each.doubt) for key, each in self.forecasts.items() if each.doubt
         }
-        ended = replace(
-            self, state=state, ended_at=at, entries={**self.entries, **entries}, forecasts=forecasts
-        )
+        ended = replace(self.marked(entries), state=state, ended_at=at, forecasts=forecasts)
         left = ended.left
         if not left or state is EvacuationState.CANCELLED:
             return ended

@@ -8,10 +8,10 @@ from datetime import datetime, timedelta
 from functools import lru_cache
 
 from migrator.core.drain.evacuation import Evacuation, GuestForecast
-from migrator.core.drain.places import Wanting
 from migrator.core.drain.plan import DrainPlan
 from migrator.core.drain.snapshot import SiteSnapshot
 from migrator.core.drain.transfers import Transfers
+from migrator.core.drain.wanting import Wanting
 from migrator.core.inventory import Guest, Host
 from migrator.core.migration.advance_forecast import AdvanceForecast, forecast_in_advance
 from migrator.core.migration.forecast import Verdict

@@ -7,18 +7,19 @@ one that is about to be used does not fit any more.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass, replace
 from datetime import datetime
+from operator import is_
 
 from migrator.core.drain.entry import FAILED_THERE, Entry
 from migrator.core.drain.evacuation import Evacuation
-from migrator.core.drain.snapshot import PolicyRules, SiteSnapshot
+from migrator.core.drain.snapshot import SiteSnapshot
 from migrator.core.drain.states import GuestStanding
 from migrator.core.drain.transfers import Transfers
-from migrator.core.inventory import Guest, Host
+from migrator.core.drain.wanting import Candidates, Wanting
+from migrator.core.inventory import Guest
 from migrator.core.placement import Fleet, NoHost, Placement, PlacementRequest, check, place
-from migrator.core.policy import Policy
 from migrator.core.schedule.transfers import LinkTable, Move
 
 #: Places hold for so long for each guest that has one.
@@ -31,15 +32,6 @@ _ASKED_OF_A_GUEST = (
 )  # fmt: skip
 #: Code of the finding that a port is taken: who accepts it has the guest listen at another.
 SPARES_PORTS = "port-in-use"
-
-
-@dataclass(frozen=True, kw_only=True)
-class Wanting:
-    """A guest that wants a place now."""
-
-    run: Evacuation
-    entry: Entry
-    policy: Policy
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -56,32 +48,22 @@ class Places:
     #: In the order of turn.
     moves: Mapping[str, Move]
     network: LinkTable
-    #: Which policy applied to whom.
-    policies: PolicyRules
 
-    def wanting(self, run: Evacuation, entry: Entry, policies: PolicyRules) -> Wanting | None:
-        """Return what was asked for that guest, where that would be asked again."""
-        asked = self.asked.get(entry.guest.key)
-        if (
-            asked is None
-            or asked.entry is not entry
-            or asked.run.id != run.id
-            or policies is not self.policies
-        ):
-            return None
-        return asked
-
-    def hold(self, wanting: Sequence[Wanting], snapshot: SiteSnapshot) -> bool:
-        """Whether they need not be asked again."""
-        if not all(self._knows(each) for each in wanting):
+    def hold(self, found: Candidates, snapshot: SiteSnapshot) -> bool:
+        """Whether they need not be asked again, given that they held for those of whom nothing has changed."""
+        wanting = found.wanting
+        asked = wanting.keys() if found.changed is None else wanting.keys() & found.changed
+        if not all(self._knows(wanting[key]) for key in asked):
             return False
         due = snapshot.clock >= self.clock + _HOLD_SECONDS_A_GUEST * len(wanting)
         return not due or _same(self.world, _world(snapshot))
 
     def _knows(self, wanting: Wanting) -> bool:
         asked = self.asked.get(wanting.entry.guest.key)
-        if asked is None or asked.entry is wanting.entry:
-            return asked is not None
+        if asked is None or asked.policy != wanting.policy or asked.run.id != wanting.run.id:
+            return False
+        if asked.entry is wanting.entry:
+            return True
         return asked.entry.excluded == wanting.entry.excluded and _alike(
             asked.entry.guest, wanting.entry.guest
         )
@@ -94,8 +76,9 @@ class Places:
         return all(each.fits for each in check(fleet, request_of(wanting.run, wanting.entry), answer.host))
 
 
-def ask(wanting: Sequence[Wanting], snapshot: SiteSnapshot) -> Places:
+def ask(found: Candidates, snapshot: SiteSnapshot) -> Places:
     """Ask for everybody's place, of all evacuations at once."""
+    wanting = _in_order(found)
     requests = [request_of(each.run, each.entry) for each in wanting]
     answers = place(fleet_of(snapshot), requests, snapshot.placement) if requests else {}
     transfers = Transfers(snapshot, deadlines_from=snapshot.now)
@@ -115,8 +98,17 @@ def ask(wanting: Sequence[Wanting], snapshot: SiteSnapshot) -> Places:
         answers=answers,
         moves=dict(sorted(moves.items(), key=lambda one: one[1].key)),
         network=network,
-        policies=snapshot.policies,
     )
+
+
+def _in_order(found: Candidates) -> list[Wanting]:
+    """Return them in the order in which they joined their evacuations: the same question has the same answer."""
+    return [
+        found.wanting[key]
+        for run in found.evacuations.values()
+        for key in run.entries
+        if key in found.wanting and found.wanting[key].run.id == run.id
+    ]
 
 
 def fleet_of(snapshot: SiteSnapshot) -> Fleet:
@@ -128,8 +120,31 @@ def fleet_of(snapshot: SiteSnapshot) -> Fleet:
             **snapshot.coming,
             **{each.guest.key: each.target for each in snapshot.migrations if not each.ended},
         },
-        leaving={run.host for run in snapshot.evacuations if not run.ended and run.kind == "evacuate"},
+        leaving=_leaving(snapshot),
     )
+
+
+def fleet_of_targets(snapshot: SiteSnapshot, targets: Collection[str], guests: Iterable[Guest]) -> Fleet:
+    """Return the fleet as far as it is needed to check these guests against these hosts; see :func:`fleet_of`."""
+    on_the_way = {each.guest.key: each for each in snapshot.migrations if not each.ended}
+    coming = {key: target for key, target in snapshot.coming.items() if target in targets}
+    here = {guest.key: guest for name in targets for guest in snapshot.guests.get(name, ())}
+    arriving = {
+        key: each.guest for key, each in on_the_way.items() if each.target in targets and key not in here
+    }
+    if coming:
+        arriving |= {key: snapshot.everybody[key] for key in coming if key in snapshot.everybody}
+    names = [*targets, *dict.fromkeys(guest.host for guest in guests if guest.host not in targets)]
+    return Fleet(
+        hosts=(snapshot.hosts[name] for name in names if name in snapshot.hosts),
+        guests=({**arriving, **here}).values(),
+        reserved={**coming, **{key: each.target for key, each in on_the_way.items()}},
+        leaving=_leaving(snapshot),
+    )
+
+
+def _leaving(snapshot: SiteSnapshot) -> set[str]:
+    return {run.host for run in snapshot.evacuations if not run.ended and run.kind == "evacuate"}
 
 
 def request_of(run: Evacuation, entry: Entry) -> PlacementRequest:
@@ -173,12 +188,11 @@ def _alike(one: Guest, other: Guest) -> bool:
 
 def _world(snapshot: SiteSnapshot) -> tuple[object, ...]:
     on_the_way = {each.guest.key: each.target for each in snapshot.migrations if not each.ended}
-    hosts: Sequence[Host] = tuple(snapshot.hosts.values())
-    return ({**snapshot.coming, **on_the_way}, snapshot.limits, *hosts, *snapshot.guests.values())
+    return ({**snapshot.coming, **on_the_way}, snapshot.limits, *snapshot.world)
 
 
 def _same(before: tuple[object, ...], now: tuple[object, ...]) -> bool:
     """Whether it is the same but for those who went where they were to go."""
     if len(before) != len(now) or before[0] != now[0]:
         return False
-    return all(was is one for was, one in zip(before[1:], now[1:], strict=True))
+    return all(map(is_, before[1:], now[1:]))

@@ -15,21 +15,23 @@ begun, and nobody carries it out. Places come from :mod:`migrator.core.placement
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 
 from migrator.core.drain import places as placing
 from migrator.core.drain.actions import Action, Admit, Begin, Change, Drive, SetShare
 from migrator.core.drain.entry import Entry
 from migrator.core.drain.evacuation import Evacuation
-from migrator.core.drain.places import Places, Wanting
+from migrator.core.drain.places import Places
 from migrator.core.drain.snapshot import Name, SiteSnapshot
 from migrator.core.drain.states import GuestStanding
 from migrator.core.drain.tending import Tended, tend
 from migrator.core.drain.transfers import Transfers
+from migrator.core.drain.wanting import Candidates, Wanting, find_candidates
 from migrator.core.model import State
 from migrator.core.placement import NoHost
 from migrator.core.schedule import ScheduleDecision, decide, partition
+from migrator.core.schedule.queues import Queues, requeued
 from migrator.core.schedule.transfers import Move
 
 #: While something is under way a plan is made so often at least.
@@ -48,14 +50,17 @@ class DrainPlan:
     actions: Sequence[Action]
     #: Evacuations as they are once that is done, but for what is begun and ended.
     evacuations: Mapping[str, Evacuation]
-    #: Who wants a place now.
-    wanting: Sequence[Wanting]
+    #: Who wants a place now, by the guests' keys.
+    wanting: Mapping[str, Wanting]
     #: Make the next plan in so many seconds at the latest.
     next_seconds: float
     #: For guests that nothing is done for: why, as far as the schedule does not say it.
     held_back: Mapping[str, str]
     tended: Mapping[str, Tended]
     places: Places | None = None
+    candidates: Candidates | None = None
+    #: Those of :attr:`wanting` that have a place, as the schedule wants them.
+    queues: Queues = field(default_factory=dict)
     decided: ScheduleDecision | None = None
 
     @cached_property
@@ -63,11 +68,10 @@ class DrainPlan:
         """Those who want a place and have one, by the guests' keys, in the order of turn."""
         if self.places is None:
             return {}
-        wanting = {each.entry.guest.key: each for each in self.wanting}
         return {
-            key: _target(wanting[key], move.transfer.target, self.evacuations)
+            key: _target(self.wanting[key], move.transfer.target, self.evacuations)
             for key, move in self.places.moves.items()
-            if key in wanting
+            if key in self.wanting
         }
 
     def stays(self) -> dict[str, str]:
@@ -119,7 +123,7 @@ def make_plan(snapshot: SiteSnapshot, before: DrainPlan | None = None) -> DrainP
         return DrainPlan(
             actions=actions,
             evacuations=running,
-            wanting=(),
+            wanting={},
             next_seconds=IDLE_SECONDS,
             held_back={},
             tended=tended,
@@ -144,25 +148,28 @@ class _Planning:
         self._soon = False
 
     def make(self) -> DrainPlan:
-        snapshot = self._snapshot
-        before = self._before.places if self._before is not None else None
-        wanting = self._wanting(before)
-        held = before is not None and before.hold(wanting, snapshot)
-        places = before if held and before is not None else placing.ask(wanting, snapshot)
+        snapshot, before = self._snapshot, self._before
+        known = before.places if before is not None else None
+        found = find_candidates(snapshot, self._running, before.candidates if before is not None else None)
+        self._held_back.update(found.held_back)
+        held = known is not None and known.hold(found, snapshot)
+        places = known if held and known is not None else placing.ask(found, snapshot)
         active = self._active(places)
-        decided = self._decide(wanting, places, active)
-        if held and not self._fit(decided, wanting, places):
-            places = placing.ask(wanting, snapshot)
+        queues = self._queues(found, places)
+        decided = self._decide(queues, places, active)
+        if held and not self._fit(decided, found.wanting, places):
+            places = placing.ask(found, snapshot)
             active = self._active(places)
-            decided = self._decide(wanting, places, active)
-        self._mark(wanting, places)
-        self._order(decided, {each.entry.guest.key: each for each in wanting})
+            queues = self._queues(found, places)
+            decided = self._decide(queues, places, active)
+        found = self._mark(found, places)
+        self._order(decided, found.wanting)
         idle = not decided.active and not any(decided.waiting.values()) and not self._running
         again = decided.recheck_seconds(snapshot.limits.links)
         return DrainPlan(
             actions=self._actions,
             evacuations=self._running,
-            wanting=wanting,
+            wanting=found.wanting,
             next_seconds=0.0
             if self._soon
             else IDLE_SECONDS
@@ -171,40 +178,27 @@ class _Planning:
             held_back=self._held_back,
             tended=self._tended,
             places=places,
+            candidates=found,
+            queues=queues,
             decided=decided,
         )
 
     # --- places ------------------------------------------------------------------------------------------------------
 
-    def _wanting(self, before: Places | None) -> list[Wanting]:
-        """Return those who want a place now."""
-        snapshot, found = self._snapshot, list[Wanting]()
-        live, coming, policies = snapshot.live, snapshot.coming, snapshot.policies
-        for run in self._running.values():
-            early = snapshot.clock < run.not_before
-            for entry in run.wanting:
-                key = entry.guest.key
-                if key in live or key in coming:
-                    self._held_back[key] = "another migration of it is under way"
-                elif early:
-                    self._held_back[key] = "it is measured how fast the guests write their memory"
-                elif snapshot.clock >= entry.not_before:
-                    known = before.wanting(run, entry, policies) if before is not None else None
-                    policy = known.policy if known is not None else policies.of(entry.guest, run.policy)
-                    found.append(known or Wanting(run=run, entry=entry, policy=policy))
-        return found
-
-    def _mark(self, wanting: Sequence[Wanting], places: Places) -> None:
-        """Note in the evacuations what placement said."""
+    def _mark(self, found: Candidates, places: Places) -> Candidates:
+        """Note in the evacuations what placement said; the candidates with that."""
         changed: dict[str, dict[str, Entry]] = {}
+        marked: dict[str, Wanting] = {}
         told: set[str] = set()
-        for each in wanting:
-            key, run = each.entry.guest.key, each.run.id
-            answer = places.answers[key]
+        same = self._before is not None and places is self._before.places and found.changed is not None
+        for key in found.wanting.keys() & found.changed if same else found.wanting:  # type: ignore[operator]
+            each, answer = found.wanting[key], places.answers[key]
             entry = placing.marked(each.entry, answer)
             if entry is each.entry:
                 continue
+            run = each.run.id
             changed.setdefault(run, {})[key] = entry
+            marked[key] = replace(each, entry=entry)
             if isinstance(answer, NoHost):
                 if entry.excluded != each.entry.excluded:
                     self._soon = True
@@ -214,15 +208,20 @@ class _Planning:
             after = self._running[name].marked(these)
             self._actions.append(Change(before=self._running[name], after=after, announce=name in told))
             self._running[name] = after
+        return found.marked(marked, self._running)
 
-    def _fit(self, decided: ScheduleDecision, wanting: Sequence[Wanting], places: Places) -> bool:
+    def _fit(self, decided: ScheduleDecision, wanting: Mapping[str, Wanting], places: Places) -> bool:
         """Whether those that are about to be begun still have their places."""
-        by_key = {each.entry.guest.key: each for each in wanting}
-        begun = [by_key[move.transfer.guest] for move in decided.prepare if move.transfer.guest in by_key]
+        begun = {
+            move.transfer.guest: move.transfer.target
+            for move in decided.prepare
+            if move.transfer.guest in wanting
+        }
         if not begun:
             return True
-        fleet = placing.fleet_of(self._snapshot)
-        return all(places.fits(each, fleet) for each in begun)
+        guests = [wanting[key].entry.guest for key in begun]
+        fleet = placing.fleet_of_targets(self._snapshot, set(begun.values()), guests)
+        return all(places.fits(wanting[key], fleet) for key in begun)
 
     # --- turns -------------------------------------------------------------------------------------------------------
 
@@ -236,12 +235,24 @@ class _Planning:
             if each.state not in (State.HELD, State.WAITING)
         ]
 
-    def _decide(self, wanting: Sequence[Wanting], places: Places, active: Sequence[Move]) -> ScheduleDecision:
-        keys = {each.entry.guest.key for each in wanting}
-        waiting = [move for key, move in places.moves.items() if key in keys]
-        moves = sorted((*waiting, *active), key=lambda move: move.key)
+    def _queues(self, found: Candidates, places: Places) -> Queues:
+        """Return those who want a place and have one, in the order of turn, by the links that they will take."""
+        before = self._before
+        if before is None or places is not before.places or found.changed is None:
+            waiting = (move for key, move in places.moves.items() if key in found.wanting)
+            return partition(waiting)[1]
+        moves = [(key, places.moves[key]) for key in found.changed if key in places.moves]
+        return requeued(
+            before.queues,
+            remove=[move for key, move in moves if key not in found.wanting],
+            add=[move for key, move in moves if key in found.wanting],
+        )
+
+    def _decide(self, queues: Queues, places: Places, active: Sequence[Move]) -> ScheduleDecision:
+        begun, queued = partition(sorted(active, key=lambda move: move.key))
+        waiting = requeued(queues, add=[move for moves in queued.values() for move in moves])
         since = (self._snapshot.now - places.made_at).total_seconds()
-        return decide(*partition(moves), self._snapshot.limits.links, now=since)
+        return decide(begun, waiting, self._snapshot.limits.links, now=since)
 
     def _order(self, decided: ScheduleDecision, wanting: Mapping[str, Wanting]) -> None:
         """Say what is to be done of what was decided: shares and turns first, as they wait for nothing."""

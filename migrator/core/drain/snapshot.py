@@ -118,6 +118,24 @@ class SiteSnapshot:
         return {each.guest.key: each for each in self.migrations if not each.ended}
 
     @cached_property
+    def bound_for(self) -> Mapping[str, Sequence[MigrationSnapshot]]:
+        """The migrations by their targets."""
+        found: dict[str, list[MigrationSnapshot]] = {}
+        for each in self.migrations:
+            found.setdefault(each.target, []).append(each)
+        return found
+
+    @cached_property
+    def held(self) -> Sequence[MigrationSnapshot]:
+        """Those that are held for a person, or for a host that does not answer."""
+        return [each for each in self.migrations if each.state is State.HELD]
+
+    @cached_property
+    def world(self) -> tuple[object, ...]:
+        """All hosts and the guests of each: the same objects as before where nothing is different."""
+        return (*self.hosts.values(), *self.guests.values())
+
+    @cached_property
     def everybody(self) -> Mapping[str, Guest]:
         """All guests, by their keys."""
         return {guest.key: guest for guests in self.guests.values() for guest in guests}
@@ -138,12 +156,15 @@ class SiteSnapshot:
 
     def here_or_coming(self, host: str) -> list[Guest]:
         """Return who is on a host, and who a migration that has not ended brings there: with that as its obstacle."""
-        here = self.guests.get(host, ())
-        coming = [each for each in self.migrations if each.target == host and (not each.ended or each.driven)]
-        if not coming:
-            return list(here)
-        known = {guest.key for guest in here}
-        return [*here, *(arriving(each) for each in coming if each.guest.key not in known)]
+        return list(self.here_or_coming_by_key(host).values())
+
+    def here_or_coming_by_key(self, host: str) -> dict[str, Guest]:
+        """Like :meth:`here_or_coming`, by the guests' keys."""
+        here = {guest.key: guest for guest in self.guests.get(host, ())}
+        for each in self.bound_for.get(host, ()):
+            if (not each.ended or each.driven) and each.guest.key not in here:
+                here[each.guest.key] = arriving(each)
+        return here
 
 
 def arriving(migration: MigrationSnapshot) -> Guest:

@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
+from operator import is_
 
 from migrator.core.drain.actions import Action, CancelMigration, Change, End, LookAgain
 from migrator.core.drain.entry import Entry
 from migrator.core.drain.evacuation import Evacuation
-from migrator.core.drain.snapshot import MigrationSnapshot, SiteSnapshot
+from migrator.core.drain.snapshot import SiteSnapshot
 from migrator.core.drain.states import EvacuationState, GuestStanding
-from migrator.core.model import State
+from migrator.core.inventory import Guest
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -24,21 +25,25 @@ class Tended:
     ends: bool
     #: What was taken into account; nothing of it is different as long as these are the same.
     seen: tuple[object, ...]
+    #: The guests that were last taken into account, by their keys: of its host (evacuate), or all (restore).
+    guests: Mapping[str, Guest] | None
+    #: The hosts that answered then.
+    up: frozenset[str]
 
 
 def tend(run: Evacuation, snapshot: SiteSnapshot, before: Tended | None = None) -> Tended:
     """Bring an evacuation up to date.
 
-    :param before: what the last plan made of it; spares looking at every guest where nothing has changed.
+    :param before: what the last plan made of it; spares looking at guests of whom nothing has changed.
     """
     seen = _seen(run, snapshot)
     if before is not None and before.after is run and _same(before.seen, seen):
-        after = run
+        after, guests, up_then = run, before.guests, before.up
     else:
-        after = _brought_up_to_date(run, snapshot)
+        after, guests, up_then = _brought_up_to_date(run, snapshot, before)
     announce = _shows_otherwise(run, after)
     actions: list[Action] = []
-    if run.deadline is not None and snapshot.now >= run.deadline and not after.late and after.left:
+    if run.deadline is not None and snapshot.now >= run.deadline and not after.late and after.left_count:
         after, announce = replace(after, late=True), True
         if run.on_deadline == "stop" and run.closing is None:
             after = replace(after, closing=EvacuationState.STOPPED)
@@ -55,14 +60,14 @@ def tend(run: Evacuation, snapshot: SiteSnapshot, before: Tended | None = None) 
         actions.insert(0, Change(before=run, after=after, announce=announce and state is None))
     if state is not None:
         actions.append(End(evacuation=run.id, state=state))
-    return Tended(after=after, actions=actions, ends=state is not None, seen=seen)
+    return Tended(after=after, actions=actions, ends=state is not None, seen=seen, guests=guests, up=up_then)
 
 
 def _emptied(
     run: Evacuation, snapshot: SiteSnapshot, up: bool, actions: list[Action]
 ) -> tuple[Evacuation, bool]:
     """Whether the host is empty: nobody is left as far as is known, and a look since then showed none."""
-    if run.left or run.closing is not None:
+    if run.left_count or run.closing is not None:
         return (run if run.empty_since is None else replace(run, empty_since=None)), False
     if not up:
         return run, False
@@ -74,41 +79,63 @@ def _emptied(
 
 
 def _seen(run: Evacuation, snapshot: SiteSnapshot) -> tuple[object, ...]:
-    concerned = [
-        (each.id, each.state, each.unreachable)
-        for each in snapshot.migrations
-        if each.state is State.HELD or each.target == run.host
-    ]
+    concerned = [*snapshot.held, *snapshot.bound_for.get(run.host, ())]
+    states = tuple((each.id, each.state, each.unreachable) for each in concerned)
     if run.kind == "restore":
-        return (tuple(concerned), *snapshot.guests.values(), *snapshot.hosts.values())
-    return (tuple(concerned), snapshot.guests.get(run.host), snapshot.is_up(run.host))
+        return (states, *snapshot.world)
+    return (states, snapshot.guests.get(run.host), snapshot.is_up(run.host))
 
 
 def _same(before: tuple[object, ...], now: tuple[object, ...]) -> bool:
-    same = all(was is one for was, one in zip(before[1:], now[1:], strict=False))
-    return before[0] == now[0] and len(before) == len(now) and same
+    return before[0] == now[0] and len(before) == len(now) and all(map(is_, before[1:], now[1:]))
 
 
-def _brought_up_to_date(run: Evacuation, snapshot: SiteSnapshot) -> Evacuation:
-    after = _heeding_held(run, snapshot.live)
+def _brought_up_to_date(
+    run: Evacuation, snapshot: SiteSnapshot, before: Tended | None
+) -> tuple[Evacuation, Mapping[str, Guest] | None, frozenset[str]]:
+    """Return it as it is now, with the guests and the hosts that were taken into account."""
+    after = _heeding_held(run, snapshot)
+    known = before.guests if before is not None else None
     if run.kind == "restore":
-        up = {host.name for host in snapshot.hosts.values() if host.up}
-        return after.followed(snapshot.everybody, up)
+        guests, up = snapshot.everybody, frozenset(host.name for host in snapshot.hosts.values() if host.up)
+        only = None
+        if before is not None and before.up == up:
+            only = _different(after, before, {key: guests.get(key) for key in after.entries})
+        return after.followed(guests, up, only=only), guests, up
     if not snapshot.is_up(run.host):
-        return after
-    return after.took_in(snapshot.here_or_coming(run.host))
+        return after, known, frozenset()
+    here = snapshot.here_or_coming_by_key(run.host)
+    only = _different(after, before, here) if before is not None else None
+    return after.took_in_these(here, only=only), here, frozenset()
 
 
-def _heeding_held(run: Evacuation, live: Mapping[str, MigrationSnapshot]) -> Evacuation:
+def _different(run: Evacuation, before: Tended, guests: Mapping[str, Guest | None]) -> Collection[str] | None:
+    """Return the keys of those of whom the entry or the guest is another than when ``before`` was made."""
+    if before.guests is None:
+        return None
+    changed = run.entries.changed_since(before.after.entries)
+    if changed is None:
+        return None
+    was = before.guests
+    changed.update(key for key, guest in guests.items() if was.get(key) is not guest)
+    if before.after.kind == "evacuate":
+        changed.update(was.keys() - guests.keys())
+    return changed
+
+
+def _heeding_held(run: Evacuation, snapshot: SiteSnapshot) -> Evacuation:
     """Leave to a person whom a migration that somebody else asked for holds, until it is resolved."""
     held = {
-        key: each
-        for key, each in live.items()
-        if each.state is State.HELD and each.evacuation != run.id and key in run.entries
+        each.guest.key: each
+        for each in snapshot.held
+        if each.evacuation != run.id
+        and each.guest.key in run.entries
+        and snapshot.live.get(each.guest.key) is each
     }
+    concerned = held.keys() | {entry.guest.key for entry in run.entries.at(GuestStanding.HELD)}
     changed: dict[str, Entry] = {}
-    for key, entry in run.entries.items():
-        migration = held.get(key)
+    for key in concerned:
+        entry, migration = run.entries[key], held.get(key)
         if migration is not None and (entry.wants_place or entry.aside):
             changed[key] = replace(
                 entry,
@@ -128,7 +155,9 @@ def _shows_otherwise(before: Evacuation, after: Evacuation) -> bool:
     """Whether somebody's standing, or its reason, is another."""
     if before.entries is after.entries:
         return False
-    return len(before.entries) != len(after.entries) or any(
-        was is not (now := after.entries[key]) and (was.standing, was.reason) != (now.standing, now.reason)
-        for key, was in before.entries.items()
-    )
+    changed = after.entries.changed_since(before.entries)
+    for key in after.entries if changed is None else changed:
+        was, now = before.entries.get(key), after.entries[key]
+        if was is None or (was.standing, was.reason) != (now.standing, now.reason):
+            return True
+    return False

@@ -27,11 +27,11 @@ that needs two for itself: what has ended by the time the first is free may have
 
 from __future__ import annotations
 
-import heapq
-from collections.abc import Container, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import chain
 
+from migrator.core.schedule.queues import Queues, by_turn, partition
 from migrator.core.schedule.sharing import share
 from migrator.core.schedule.transfers import LinkDirection, LinkRules, Move, Transfer, TransferPhase
 from migrator.units import show_rate, show_seconds
@@ -66,9 +66,9 @@ class LinkUse:
 class ScheduleDecision:
     """A decision, in moves; the prediction uses it too."""
 
-    #: What was begun in any way, in the order of turn, and what was not, by the link that it will take first.
+    #: What was begun in any way, in the order of turn, and what was not.
     active: Sequence[Move]
-    waiting: Mapping[LinkDirection, Sequence[Move]]
+    waiting: Queues
     #: Seconds since the transfers' deadlines were given.
     now: float
     prepare: list[Move] = field(default_factory=list)
@@ -144,20 +144,9 @@ def would_be_late(move: Move, now: float) -> bool:
     return now + move.sending_left + move.fixed_left > move.must_end
 
 
-def partition(moves: Iterable[Move]) -> tuple[list[Move], dict[LinkDirection, list[Move]]]:
-    """Part moves into the active and, by link, the waiting ones, as :func:`decide` wants them, each in their order."""
-    active, waiting = list[Move](), dict[LinkDirection, list[Move]]()
-    for move in moves:
-        if move.phase is TransferPhase.WAITING:
-            waiting.setdefault(move.out, []).append(move)
-        else:
-            active.append(move)
-    return active, waiting
-
-
 def decide(
     active: Sequence[Move],
-    waiting: Mapping[LinkDirection, Sequence[Move]],
+    waiting: Queues,
     rules: LinkRules,
     *,
     now: float = 0.0,
@@ -255,8 +244,8 @@ def _prepare(decided: ScheduleDecision, rules: LinkRules) -> None:
             for pipe in (move.out, move.into):
                 ahead.setdefault(pipe, []).append(move)
     closed: set[LinkDirection] = set()
-    for move in _by_turn(decided.waiting, closed):
-        if move.into in closed or move.never or would_be_late(move, decided.now):
+    for move in by_turn(decided.waiting, closed):
+        if move.never or would_be_late(move, decided.now):
             continue
         for pipe, bound in ((move.out, rules.prepared_per_source), (move.into, rules.prepared_per_target)):
             if not _may_prepare(decided, move, pipe, ahead.get(pipe, ()), bound, rules):
@@ -266,22 +255,6 @@ def _prepare(decided: ScheduleDecision, rules: LinkRules) -> None:
             decided.prepare.append(move)
             for pipe in (move.out, move.into):
                 ahead.setdefault(pipe, []).append(move)
-
-
-def _by_turn(
-    waiting: Mapping[LinkDirection, Sequence[Move]], closed: Container[LinkDirection]
-) -> Iterator[Move]:
-    """Yield all that wait, in the order of turn; those of a source that was closed meanwhile are left out."""
-    heap = [(moves[0].key, 0, pipe.host, moves) for pipe, moves in waiting.items() if moves]
-    heapq.heapify(heap)
-    while heap:
-        _, at, host, moves = heap[0]
-        if moves[at].out not in closed:
-            yield moves[at]
-        if at + 1 < len(moves) and moves[at].out not in closed:
-            heapq.heapreplace(heap, (moves[at + 1].key, at + 1, host, moves))
-        else:
-            heapq.heappop(heap)
 
 
 def _may_prepare(

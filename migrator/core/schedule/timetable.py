@@ -177,7 +177,7 @@ class _Run:
             decided = decide(self._active, self._waiting, self._rules, now=self.now)
             for move in decided.prepare:
                 move.phase = TransferPhase.PREPARING
-                self._waiting[move.out].remove(move)
+                self._waiting[move.out, move.into].remove(move)
                 insort(self._active, move, key=lambda one: one.key)
             for move in decided.begin:
                 move.phase = TransferPhase.TRANSFERRING

@@ -9,6 +9,7 @@ from typing import Any
 
 from migrator.api.commands import Activate, Caller, Evacuate, Plan, Refusal, Restore
 from migrator.api.documents import EvacuationDocument, HostDocument, PlanDocument
+from migrator.core.drain.entries import Entries
 from migrator.core.drain.entry import Entry
 from migrator.core.drain.evacuation import Evacuation
 from migrator.core.drain.states import EvacuationState, GuestStanding
@@ -104,7 +105,7 @@ class EvacuationCommands:
                 kind="restore",
                 policy=command.policy or "",
                 key=key,
-                entries={guest.key: Entry(guest=guest) for guest in guests},
+                entries=Entries({guest.key: Entry(guest=guest) for guest in guests}),
                 **_asked_by(caller),
             )
             return await self._begin(run, HostState.ACTIVE)
