@@ -19,7 +19,7 @@ from migrator.api.events import (
     MigrationStateChanged,
     Subject,
 )
-from migrator.core.inventory import Host
+from migrator.core.inventory import Guest, Host
 from migrator.core.migration import unfinished
 from migrator.core.model import Decision
 from migrator.engine.duplicates import DUPLICATE
@@ -51,8 +51,9 @@ class Announcer:
         self._progress_told_at: dict[str, float] = {}
         self._evacuation_told_at: dict[str, float] = {}
         self._later: dict[str, asyncio.TimerHandle] = {}
-        #: What was last said of each host.
+        #: What was last said of each host, and of which host and guests that was made.
         self._told_hosts: dict[str, tuple[object, ...]] = {}
+        self._seen_hosts: dict[str, tuple[Host, tuple[Guest, ...]]] = {}
 
     # --- migrations --------------------------------------------------------------------------------------------------
 
@@ -128,7 +129,13 @@ class Announcer:
     def changed_hosts(self) -> None:
         """Tell of every host of which something is different that everyone is told."""
         for host in self._inventory.hosts():
-            guests = self._inventory.guests(host.name)
+            guests, (host_then, guests_then) = (
+                self._inventory.guests_at(host.name),
+                self._seen_hosts.get(host.name, (None, None)),
+            )
+            if host_then is host and guests_then is guests:
+                continue
+            self._seen_hosts[host.name] = (host, guests)
             trouble = sorted(
                 (guest.key, guest.obstacle_code)
                 for guest in guests

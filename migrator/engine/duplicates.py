@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections import defaultdict
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 
 from migrator.core.inventory import Guest
@@ -20,6 +19,10 @@ class Duplicates:
         #: When each was first seen at more than one host, on the clock of the looks, and by a look at which.
         self._suspected: dict[str, tuple[float, str]] = {}
         self._confirmed: dict[str, tuple[str, ...]] = {}
+        #: The guests that were taken in last, by their hosts; which hosts each uuid runs on, and which run on several.
+        self._taken: dict[str, tuple[Guest, ...]] = {}
+        self._places: dict[str, list[str]] = {}
+        self._several: set[str] = set()
 
     @property
     def found(self) -> Mapping[str, tuple[str, ...]]:
@@ -27,18 +30,22 @@ class Duplicates:
         return self._confirmed
 
     def judge(
-        self, guests: Iterable[Guest], *, looked_at: str, began: Callable[[str], float], now: float
+        self,
+        guests: Mapping[str, tuple[Guest, ...]],
+        *,
+        looked_at: str,
+        began: Callable[[str], float],
+        now: float,
     ) -> set[str]:
         """Take in what the last looks showed; the hosts that have to be looked at again before more can be said.
 
+        :param guests: by their hosts; the same object as before where nothing of them is different.
         :param looked_at: the host that was looked at last, until now.
         :param began: when the last look at a host began.
         """
-        places: dict[str, list[str]] = defaultdict(list)
-        for guest in guests:
-            if guest.uuid and guest.run in RUNNING_STATES:
-                places[guest.uuid].append(guest.host)
-        twice = {uuid: sorted(hosts) for uuid, hosts in places.items() if len(hosts) > 1}
+        for host in [*guests, *(self._taken.keys() - guests.keys())]:
+            self._take(host, guests.get(host, ()))
+        twice = {uuid: sorted(self._places[uuid]) for uuid in self._several}
         self._suspected = {uuid: self._suspected.get(uuid, (now, looked_at)) for uuid in twice}
         again: set[str] = set()
         confirmed = {}
@@ -53,6 +60,31 @@ class Duplicates:
         self._confirmed = confirmed
         return again
 
+    def _take(self, host: str, guests: tuple[Guest, ...]) -> None:
+        """Take in the guests of a host, as far as they are others than before."""
+        before = self._taken.get(host, ())
+        if before is guests:
+            return
+        was, now = set(map(id, before)), set(map(id, guests))
+        for guest in before:
+            if id(guest) not in now and _runs(guest):
+                self._places[guest.uuid].remove(host)
+                self._count(guest.uuid)
+        for guest in guests:
+            if id(guest) not in was and _runs(guest):
+                self._places.setdefault(guest.uuid, []).append(host)
+                self._count(guest.uuid)
+        if guests:
+            self._taken[host] = guests
+        else:
+            self._taken.pop(host, None)
+
+    def _count(self, uuid: str) -> None:
+        places = self._places[uuid]
+        (self._several.add if len(places) > 1 else self._several.discard)(uuid)
+        if not places:
+            del self._places[uuid]
+
     def marked(self, guest: Guest) -> Guest:
         """The guest; one that runs twice with that in its way."""
         places = self._confirmed.get(guest.uuid)
@@ -66,3 +98,7 @@ class Duplicates:
             "once, and whatever starts it again"
         )
         return replace(guest, obstacle=text, obstacle_code="duplicate")
+
+
+def _runs(guest: Guest) -> bool:
+    return bool(guest.uuid) and guest.run in RUNNING_STATES

@@ -7,7 +7,7 @@ import functools
 import math
 import random
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 from datetime import UTC, datetime
 
 from migrator import logs
@@ -16,6 +16,7 @@ from migrator.awake import Absence
 from migrator.core.inventory import Guest, Host, HostState, find
 from migrator.core.model import RunState
 from migrator.engine.duplicates import Duplicates
+from migrator.engine.known_hosts import KnownHost, KnownHosts
 from migrator.errors import MigratorError
 from migrator.faults import contained, keep_going
 from migrator.ports import HostLook, Site
@@ -28,26 +29,14 @@ _WATCH_AGAIN_SECONDS = 5.0
 #: What was noticed at a host is looked at after the first, and not sooner than the second after the last look; nor
 #: sooner than so many times as long as that took, up to the fourth: where much happens, looking stays a small part.
 _NOTICE_SECONDS, _NOTICE_PAUSE_SECONDS, _NOTICE_RATIO, _NOTICE_MOST_SECONDS = 0.2, 1.0, 10.0, 30.0
+#: ... nor sooner than so long for each guest there: a look goes through all of them, and each that leaves is noticed.
+_NOTICE_SECONDS_A_GUEST = 0.02
 #: The longest that one look at a host may take in all.
 _LOOK_SECONDS = 60.0
 #: Looks that are begun anew because this process did not run meanwhile.
 _LOOKS_AWAY = 2
 #: A QEMU in one of these is an end of a migration, not a guest to be found.
 _NOT_A_GUEST = {RunState.INMIGRATE, RunState.POSTMIGRATE, RunState.FINISH_MIGRATE}
-
-
-@dataclass
-class _Known:
-    host: Host
-    guests: tuple[Guest, ...] = ()
-    #: The guests as the last look showed them, by their keys, before anything was added to them.
-    shown: Mapping[str, Guest] = field(default_factory=dict)
-    looked_at: datetime | None = None
-    #: On the loop's clock: when the last look ended, and how long it took.
-    ended: float = -math.inf
-    took: float = 0.0
-    #: When the last look that showed its guests began.
-    began: float = -math.inf
 
 
 class Inventory:
@@ -68,9 +57,7 @@ class Inventory:
         rules: Callable[[Guest], Guest] = lambda guest: guest,
         changed: Callable[[], None] = lambda: None,
     ) -> None:
-        self._known = {
-            host.name: _Known(replace(host, up=False, error="not looked at yet")) for host in hosts
-        }
+        self._known = KnownHosts(replace(host, up=False, error="not looked at yet") for host in hosts)
         self.site = site
         self._interval = interval
         self._rules = rules
@@ -158,11 +145,11 @@ class Inventory:
         """
         self._rules = rules
         self._interval = self._interval if interval is None else interval
-        known, self._known = self._known, {}
+        known: dict[str, KnownHost] = {}
         for host in hosts:
-            old = known.get(host.name)
+            old = self._known.get(host.name)
             if old is None:
-                self._known[host.name] = _Known(replace(host, up=False, error="not looked at yet"))
+                known[host.name] = KnownHost(replace(host, up=False, error="not looked at yet"))
             else:
                 kept = replace(
                     host, state=old.host.state, up=old.host.up, error=old.host.error, facts=old.host.facts
@@ -170,18 +157,19 @@ class Inventory:
                 old.shown = {}  # what the configuration says of guests may be another
                 # The same object: a look that is under way writes to it.
                 old.host = _with_link(kept, host)
-                self._known[host.name] = old
+                known[host.name] = old
             self._wake.setdefault(host.name, asyncio.Event()).set()
             self._looking.setdefault(host.name, asyncio.Lock())
+        self._known.configure(known)
         self._changed()
 
     def moved(self, guest: Guest, host: str, socket: str, pid: int | None) -> None:
-        """A guest has arrived; known at once, and looked at soon."""
+        """A guest has arrived; known at once, and looked at soon, as :meth:`notice` has it."""
         self._forget(guest.key)
-        arrived = replace(guest, host=host, socket=socket, pid=pid)
         if host in self._known:
-            self._known[host].guests += (arrived,)
-        self.look_soon(guest.host, host)
+            self._known.put(host, guest.key, replace(guest, host=host, socket=socket, pid=pid))
+        for name in (guest.host, host):
+            self.notice(name)
         self._changed()
 
     def gone(self, guest: Guest, *hosts: str) -> None:
@@ -191,22 +179,20 @@ class Inventory:
 
     def _forget(self, key: str, hosts: Collection[str] = ()) -> None:
         """:param hosts: only there; empty: everywhere."""
-        for name, known in self._known.items():
-            if (not hosts or name in hosts) and any(each.key == key for each in known.guests):
-                known.guests = tuple(each for each in known.guests if each.key != key)
+        for known in self._known.holding(key):
+            if not hosts or known.host.name in hosts:
+                self._known.put(known.host.name, key)
         for name, meanwhile in self._meanwhile.items():
             meanwhile.add(key)
-            self.look_soon(name)
+            self.notice(name)
 
     def note_dirty_rate(self, key: str, bytes_per_second: float) -> None:
         """Note a dirty rate that was just measured."""
-        for known in self._known.values():
-            if all(each.key != key for each in known.guests):
-                continue
-            known.guests = tuple(
-                replace(each, dirty_rate_bytes_per_second=bytes_per_second) if each.key == key else each
-                for each in known.guests
-            )
+        for known in self._known.holding(key):
+            rated = [
+                replace(guest, dirty_rate_bytes_per_second=bytes_per_second) for guest in known.by_key[key]
+            ]
+            self._known.put(known.host.name, key, *rated)
 
     def look_soon(self, *names: str) -> None:
         """Something happened there."""
@@ -239,7 +225,7 @@ class Inventory:
                 if host != known.host:
                     known.host = host
                 if guests != known.guests:
-                    known.guests = guests
+                    self._known.replace(known, guests)
                 known.looked_at, known.began = datetime.now(UTC), began
             finally:
                 self._meanwhile.pop(name, None)
@@ -276,14 +262,14 @@ class Inventory:
         except TimeoutError:
             pass  # one of them is slow: what the others said is all there is
 
-    def _take(self, host: _Known, new: Sequence[Guest], meanwhile: set[str]) -> tuple[Guest, ...]:
-        before, shown = {guest.key: guest for guest in host.guests}, host.shown
+    def _take(self, host: KnownHost, new: Sequence[Guest], meanwhile: set[str]) -> tuple[Guest, ...]:
+        before, shown = host.by_key, host.shown
         # It may have been seen before it went, or not yet.
-        seen = [guest for guest in host.guests if guest.key in meanwhile]
+        seen = [guest for key in meanwhile for guest in before.get(key, ())]
         for guest in new:
             if guest.key in meanwhile or (guest.run in _NOT_A_GUEST and not guest.obstacle):
                 continue
-            known = before.get(guest.key)
+            known = before[guest.key][-1] if guest.key in before else None
             # The same object where it is as before: whoever has looked at that need not again.
             if known is not None and shown.get(guest.key) == guest:
                 seen.append(known)
@@ -301,7 +287,7 @@ class Inventory:
     def _judge_duplicates(self, looked_at: str) -> None:
         loop = asyncio.get_running_loop()
         again = self._duplicates.judge(
-            (guest for known in self._known.values() for guest in known.guests),
+            {name: known.guests for name, known in self._known.items()},
             looked_at=looked_at,
             began=lambda name: self._known[name].began if name in self._known else math.inf,
             now=loop.time(),
@@ -365,7 +351,8 @@ class Inventory:
         known = self._known.get(name)
         if known is None or name in self._noticed:
             return
-        pause = min(_NOTICE_MOST_SECONDS, max(_NOTICE_PAUSE_SECONDS, _NOTICE_RATIO * known.took))
+        many = _NOTICE_SECONDS_A_GUEST * len(known.by_key)
+        pause = min(_NOTICE_MOST_SECONDS, max(_NOTICE_PAUSE_SECONDS, _NOTICE_RATIO * known.took, many))
         loop = asyncio.get_running_loop()
         since = loop.time() if self._looking[name].locked() else known.ended
         self._noticed.add(name)

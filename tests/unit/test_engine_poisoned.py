@@ -52,9 +52,9 @@ async def test_a_guest_that_cannot_be_shown_is_left_out_and_the_others_are_there
 ) -> None:
     fill(service, 3)
     async with service.running() as running:
-        known = running.engine.inventory._known["a"]
-        first, *rest = known.guests
+        known_hosts = running.engine.inventory._known
+        first, *rest = known_hosts["a"].guests
         wrong: Any = {"memory_bytes": float("nan"), "name": 5}
-        known.guests = (replace(first, **wrong), *rest)
+        known_hosts.replace(known_hosts["a"], (replace(first, **wrong), *rest))
         assert [guest.name for guest in running.queries.guests()] == [guest.name for guest in rest]
         assert len(running.queries.hosts()) == 3

@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass, replace
 from datetime import datetime
+from itertools import chain
 from operator import is_
 
 from migrator.core.drain.entry import FAILED_THERE, Entry
@@ -23,7 +24,7 @@ from migrator.core.placement import Fleet, NoHost, Placement, PlacementRequest, 
 from migrator.core.schedule.transfers import LinkTable, Move
 
 #: Places hold for so long for each guest that has one.
-_HOLD_SECONDS_A_GUEST = 0.03
+_HOLD_SECONDS_A_GUEST = 0.1
 _WAITING = GuestStanding.WAITING
 #: What placement asks of a guest.
 _ASKED_OF_A_GUEST = (
@@ -115,7 +116,7 @@ def fleet_of(snapshot: SiteSnapshot) -> Fleet:
     """Return the hosts, with guests on their way counted; those that are emptied take nobody."""
     return Fleet(
         hosts=snapshot.hosts.values(),
-        guests=(guest for guests in snapshot.guests.values() for guest in guests),
+        guests=chain.from_iterable(snapshot.guests.values()),
         reserved={
             **snapshot.coming,
             **{each.guest.key: each.target for each in snapshot.migrations if not each.ended},

@@ -127,23 +127,28 @@ class Fleet:
 
     def _count(self, guests: Iterable[Guest], reserved: Mapping[str, str]) -> None:
         index, arriving = self.index, [0] * len(self.hosts)
+        memory_left, cpus_left = self.memory_left, self.cpus_left
         for guest in guests:
             place = index.get(guest.host)
             if place is not None:
-                self._add(guest, place)
-            if reserved:
-                target = index.get(reserved.get(guest.key, ""))
+                memory_left[place] -= guest.memory_bytes
+                cpus_left[place] -= guest.vcpus
+                if guest.listens or guest.anti_affinity or guest.group:
+                    self._add(guest, place)
+            if reserved and guest.key in reserved:
+                target = index.get(reserved[guest.key])
                 if target is not None and target != place:
+                    memory_left[target] -= guest.memory_bytes
+                    cpus_left[target] -= guest.vcpus
                     self._add(guest, target)
                     arriving[target] += guest.memory_bytes
         for place, host in enumerate(self.hosts):
             if host.facts.memory_free_bytes:
                 available = host.facts.memory_free_bytes - arriving[place]
-                self.memory_left[place] = min(self.memory_left[place], available)
+                memory_left[place] = min(memory_left[place], available)
 
     def _add(self, guest: Guest, place: int) -> None:
-        self.memory_left[place] -= guest.memory_bytes
-        self.cpus_left[place] -= guest.vcpus
+        """Note what a guest keeps others from, but for memory and CPUs."""
         self.ports.shift(guest.listens, place, 1)
         if guest.anti_affinity:
             there = self.words.setdefault(guest.anti_affinity, {})

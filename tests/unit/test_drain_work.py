@@ -1,0 +1,266 @@
+"""What a plan costs: it goes by what has changed, and is the plan that one made of everything anew would be."""
+
+from __future__ import annotations
+
+import random
+import sys
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field, replace
+from datetime import UTC, datetime, timedelta
+from types import FrameType
+from typing import Any
+
+import pytest
+
+from migrator.core.drain.actions import Admit, Begin, Change, End
+from migrator.core.drain.entries import Entries
+from migrator.core.drain.entry import Entry
+from migrator.core.drain.evacuation import Ended, Evacuation
+from migrator.core.drain.limits import SiteLimits
+from migrator.core.drain.plan import DrainPlan, make_plan
+from migrator.core.drain.snapshot import MigrationSnapshot, PolicyRules, SiteSnapshot
+from migrator.core.drain.states import GuestStanding
+from migrator.core.drain.tending import tend
+from migrator.core.drain.wanting import find_candidates
+from migrator.core.inventory import Guest, Host, HostFacts
+from migrator.core.model import State
+from migrator.core.policy import builtin
+from migrator.core.schedule.queues import partition, requeued
+
+GIB = 1 << 30
+NOW = datetime(2026, 1, 1, tzinfo=UTC)
+LIMITS, POLICIES = SiteLimits(), PolicyRules()
+
+
+def _host(name: str) -> Host:
+    facts = HostFacts(memory_total_bytes=4096 * GIB, memory_free_bytes=4096 * GIB, cpus=4096)
+    return Host(name=name, facts=facts, link_bytes_per_second=1.0e9)
+
+
+@dataclass
+class Moving:
+    """A site whose guests move when it is time; turns of a plan, and what becomes of what they say."""
+
+    kind: str = "evacuate"
+    plan: DrainPlan | None = None
+    seconds: float = 0.0
+    run: Evacuation = field(default_factory=lambda: Evacuation(id="e1", host="a", created_at=NOW))
+    migrations: dict[str, MigrationSnapshot] = field(default_factory=dict)
+    hosts: Mapping[str, Host] = field(default_factory=lambda: {name: _host(name) for name in "abcde"})
+    guests: dict[str, tuple[Guest, ...]] = field(default_factory=lambda: dict.fromkeys("abcde", ()))
+
+    def fill(self, count: int, *homes: str) -> None:
+        """So many guests, on these hosts in turn; all of them are the evacuation's, or the restore's."""
+        made = [
+            Guest(
+                key=f"vm-{n:04}",
+                host=homes[n % len(homes)],
+                memory_bytes=GIB,
+                dirty_rate_bytes_per_second=0.0,
+            )
+            for n in range(count)
+        ]
+        self.guests |= {home: tuple(each for each in made if each.host == home) for home in homes}
+        if self.kind == "restore":
+            entries = Entries({each.key: Entry(guest=each) for each in made})
+            self.run = replace(self.run, kind="restore", entries=entries)
+        else:
+            self.run = self.run.took_in(made)
+
+    def snapshot(self) -> SiteSnapshot:
+        return SiteSnapshot(
+            now=NOW + timedelta(seconds=self.seconds),
+            clock=self.seconds,
+            hosts=self.hosts,
+            guests=dict(self.guests),
+            migrations=list(self.migrations.values()),
+            evacuations=[] if self.run.ended else [self.run],
+            policies=POLICIES,
+            limits=LIMITS,
+        )
+
+    def turn(self) -> DrainPlan:
+        """Make a plan, and begin and admit what it says."""
+        self.seconds += 0.5
+        plan = self.plan = make_plan(self.snapshot(), self.plan)
+        for action in plan.actions:
+            match action:
+                case Change(before=before, after=after) if self.run is before:
+                    self.run = after
+                case End(state=state):
+                    self.run = self.run.ended_as(state, NOW)
+                case Begin(guest=guest, target=target, policy=policy):
+                    name = f"m-{guest.key}-{self.seconds}"
+                    self.run = self.run.begun(guest.key, name, target, "there is room")
+                    self.migrations[name] = MigrationSnapshot(
+                        id=name,
+                        guest=guest,
+                        target=target,
+                        policy=policy,
+                        state=State.PREPARING,
+                        evacuation="e1",
+                        driven=True,
+                        ready=True,
+                    )
+                case Admit(migration=name):
+                    self.migrations[name] = replace(
+                        self.migrations[name], admitted=True, state=State.PRECOPY, share_bytes_per_second=1
+                    )
+        return plan
+
+    def finish(self, state: State = State.COMPLETED) -> None:
+        """One that was admitted ends."""
+        one = next((each for each in self.migrations.values() if each.admitted), None)
+        if one is None:
+            return
+        del self.migrations[one.id]
+        how = Ended(state=state, error="" if state is State.COMPLETED else "it broke")
+        if state is State.COMPLETED:
+            here = self.guests[one.guest.host]
+            self.guests[one.guest.host] = tuple(each for each in here if each.key != one.guest.key)
+            self.guests[one.target] += (replace(one.guest, host=one.target),)
+        self.run = self.run.one_ended(one.guest.key, how, now=self.seconds, limits=LIMITS)
+
+
+def _calls(work: Callable[[], Any]) -> int:
+    """Count how often a function of Python was called, or a generator gone on with."""
+    count = 0
+
+    def counted(_frame: FrameType, event: str, _argument: object) -> None:
+        nonlocal count
+        count += event == "call"
+
+    sys.setprofile(counted)
+    try:
+        work()
+    finally:
+        sys.setprofile(None)
+    return count
+
+
+def _to_the_end(site: Moving, turns: int) -> int:
+    """Calls that the plans took until everybody has moved."""
+    calls = 0
+    for _ in range(turns):
+        calls += _calls(site.turn)
+        site.finish()
+        if site.run.left_count == 0:
+            return calls
+    raise AssertionError(f"{site.run.left_count} guests are left")
+
+
+@pytest.mark.parametrize("kind", ["evacuate", "restore"])
+def test_what_a_guest_costs_does_not_grow_with_those_beside_it(kind: str) -> None:
+    def cost(count: int) -> float:
+        site = Moving(kind=kind)
+        site.fill(count, *("a" if kind == "evacuate" else "bcde"))
+        return _to_the_end(site, 10 * count) / count
+
+    few, many = cost(40), cost(400)
+    # Placing everybody at the beginning, and once in a while, is all that goes through all of them.
+    assert many <= 1.2 * few, f"{few:.0f} calls a guest with 40 guests, {many:.0f} with 400"
+
+
+@pytest.mark.parametrize("seed", range(6))
+def test_a_plan_that_begins_from_the_one_before_finds_what_one_made_anew_finds(seed: int) -> None:
+    mood = random.Random(seed)
+    site = Moving(kind=mood.choice(["evacuate", "restore"]))
+    site.fill(12, *("a" if site.kind == "evacuate" else "bcd"))
+    for step in range(120):
+        _something_happens(site, mood, step)
+        snapshot, before = site.snapshot(), site.plan
+        if before is not None and not site.run.ended:
+            known = before.tended.get(site.run.id)
+            assert tend(site.run, snapshot, known).after.entries == tend(site.run, snapshot).after.entries
+            running = {site.run.id: tend(site.run, snapshot, known).after}
+            kept = find_candidates(snapshot, running, before.candidates)
+            anew = find_candidates(snapshot, running)
+            assert {key: each.entry for key, each in kept.wanting.items()} == {
+                key: each.entry for key, each in anew.wanting.items()
+            }
+            assert kept.held_back == anew.held_back
+        plan = site.turn()
+        if plan.places is not None:
+            waiting = [move for key, move in plan.places.moves.items() if key in plan.wanting]
+            assert plan.queues == partition(waiting)[1]
+        assert {entry.guest.key for entry in site.run.under_way} == {
+            key for key, each in site.run.entries.items() if each.standing is GuestStanding.MIGRATING
+        }
+
+
+def _something_happens(site: Moving, mood: random.Random, step: int) -> None:
+    home = site.run.host
+    match mood.randrange(9):
+        case 0 | 1 | 2:
+            site.finish()
+        case 3:
+            site.finish(State.FAILED)
+        case 4:
+            new = Guest(key=f"new-{step}", host=home, memory_bytes=GIB, dirty_rate_bytes_per_second=0.0)
+            site.guests[home] += (new,)
+        case 5 if site.guests[home]:
+            one = mood.choice(site.guests[home])
+            obstacle = "" if one.obstacle else "its monitor is held"
+            code = "monitor-held" if obstacle else ""
+            changed = replace(one, obstacle=obstacle, obstacle_code=code)
+            site.guests[home] = tuple(changed if each is one else each for each in site.guests[home])
+        case 6 if site.guests[home]:
+            gone = mood.choice(site.guests[home])
+            site.guests[home] = tuple(each for each in site.guests[home] if each is not gone)
+        case 7:
+            name = mood.choice("abcde")
+            site.hosts = {**site.hosts, name: replace(site.hosts[name], up=not site.hosts[name].up)}
+        case 8 if any(not entry.done and entry.wants_place for entry in site.run.entries.values()):
+            # Somebody else has it on its way, and that is held.
+            key = mood.choice([key for key, entry in site.run.entries.items() if entry.wants_place])
+            name = f"other-{step}"
+            state = mood.choice([State.HELD, State.PRECOPY])
+            site.migrations[name] = MigrationSnapshot(
+                id=name,
+                guest=site.run.entries[key].guest,
+                target="e",
+                policy=builtin("default"),
+                state=state,
+                driven=True,
+                admitted=False,
+            )
+            if mood.random() < 0.5:
+                del site.migrations[name]
+
+
+def test_entries_know_what_was_changed_since_any_version() -> None:
+    mood = random.Random(1)
+    versions = [Entries()]
+    for step in range(60):
+        before = mood.choice(versions[-3:])
+        changes = {
+            f"g{mood.randrange(20)}": Entry(
+                guest=Guest(key=f"g{step}", host="a"), standing=mood.choice(list(GuestStanding))
+            )
+            for _ in range(mood.randrange(1, 4))
+        }
+        versions.append(before.changed(changes))
+    for older in versions:
+        for newer in versions:
+            changed = newer.changed_since(older)
+            if changed is None:
+                continue
+            differ = {key for key in newer if older.get(key) is not newer[key]}
+            assert differ <= changed
+            assert older.keys() <= newer.keys()
+    for each in versions:
+        for standing in GuestStanding:
+            there = [entry for entry in each.values() if entry.standing is standing]
+            assert sorted(map(id, each.at(standing))) == sorted(map(id, there))
+            assert each.count(standing) == len(there)
+
+
+def test_a_queue_changes_only_where_it_is_changed() -> None:
+    site = Moving()
+    site.fill(30, "a")
+    queues = site.turn().queues
+    links, moves = max(queues.items(), key=lambda item: len(item[1]))
+    after = requeued(queues, remove=[moves[1]])
+    assert [*after[links]] == [moves[0], *moves[2:]]
+    assert all(after[each] is queues[each] for each in queues if each != links)
+    assert requeued(after, add=[moves[1], moves[0]]) == queues
