@@ -13,6 +13,8 @@ from migrator.ports.controllers import (
     LiveDocument,
     LiveDocuments,
     PresentController,
+    WaitingCommand,
+    WaitingCommands,
     controller_lease,
 )
 from migrator.ports.qemu import (
@@ -80,6 +82,8 @@ __all__ = [
     "SourceQemu",
     "StrayRecord",
     "Tuning",
+    "WaitingCommand",
+    "WaitingCommands",
     "controller_lease",
     "lease_margin",
 ]

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
-from typing import Protocol
+from typing import Any, Protocol
 
-from migrator.ports.store import Lease
+from migrator.ports.store import Claim, Lease
 
 #: Signals (:class:`~migrator.ports.Signals`) that live documents were written.
 LIVE_CHANNEL = "live"
@@ -119,6 +119,55 @@ class Controllers(Protocol):
 
     async def all(self) -> list[PresentController]:
         """Return those that are there and those that went without a word, a day ago at most, by name."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class WaitingCommand:
+    """A command that a controller has received which does not act."""
+
+    #: :class:`~migrator.api.commands.CommandKey` as text.
+    key: str
+    #: As it was received, as JSON.
+    envelope: str
+    #: A controller that acted had begun to carry it out.
+    taken: bool
+
+
+class WaitingCommands(Protocol):
+    """Commands on their way to the controller that acts, and their replies on the way back.
+
+    Every call raises :class:`~migrator.errors.JournalError` when it cannot be done.
+    """
+
+    async def leave(
+        self,
+        *,
+        key: str,
+        verb: str,
+        body_hash: str,
+        body: Mapping[str, Any],
+        caller: Mapping[str, str],
+        envelope: str,
+    ) -> Claim:
+        """Claim a command like :meth:`migrator.ports.CommandLog.claim_command`, for whoever acts to carry out.
+
+        Tells those who listen to :data:`COMMANDS_CHANNEL`.
+        """
+
+    async def waiting(self) -> list[WaitingCommand]:
+        """Return those that nobody has answered, the oldest first."""
+
+    async def take(self, key: str, *, by: str) -> bool:
+        """Begin to carry one out: nobody takes it back from here on. ``False``: it does not wait any more."""
+
+    async def take_back(self, key: str) -> bool:
+        """Remove one that nobody has begun to carry out; ``False``: somebody has, or it was answered."""
+
+    async def replies(self, keys: Collection[str]) -> dict[str, Mapping[str, Any]]:
+        """Return the replies of those that were answered."""
+
+    async def forget(self, key: str) -> None:
+        """Remove one that was answered, and whose caller gave it no id to ask with again."""
 
 
 def controller_lease(name: str) -> str:

@@ -102,6 +102,8 @@ class Lease:
     until: float
     #: Of the holder's machine; nobody sets it, and it goes on while the machine is suspended.
     clock: Callable[[], float] = field(repr=False, compare=False)
+    #: Who had it before, and let it end without giving it back; empty: nobody else did.
+    taken_from: str = field(default="", compare=False)
 
     @property
     def may_act(self) -> bool:

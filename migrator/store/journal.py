@@ -14,7 +14,7 @@ from sqlalchemy.ext.asyncio import AsyncConnection
 
 from migrator.api.queries import EventTexts
 from migrator.errors import JournalError
-from migrator.ports import EVENTS_CHANNEL, Claim, Lease
+from migrator.ports import ANSWERS_CHANNEL, EVENTS_CHANNEL, Claim, Lease
 from migrator.store import retention, rows
 from migrator.store.backend import Place
 from migrator.store.controllers import SqlControllers
@@ -26,6 +26,7 @@ from migrator.store.schema import commands, documents, events, meta
 from migrator.store.signals import LocalSignals, ServerSignals
 from migrator.store.step_rows import SqlStepRecords
 from migrator.store.tokens import Tokens
+from migrator.store.waiting_commands import SqlWaitingCommands
 from migrator.text import mended
 
 #: What the last samples are waited for at the end.
@@ -61,6 +62,7 @@ class SqlJournal:
     :ivar live: documents that are not journalled at every change, for other controllers.
     :ivar signals: tells others who use it that there is something to look at.
     :ivar shared: several controllers may write it: it gives events their numbers.
+    :ivar waiting: commands that another controller has received.
     :ivar steps: how far migrations got, likewise, where that is not in files.
     """
 
@@ -81,6 +83,7 @@ class SqlJournal:
         self.signals = ServerSignals(database) if on_server else LocalSignals()
         self.live = SqlLiveDocuments(database, self.signals)
         self.controllers = SqlControllers(database, self.leases)
+        self.waiting = SqlWaitingCommands(database, self.signals)
 
     @classmethod
     async def open(
@@ -461,11 +464,14 @@ class SqlJournal:
             "reply": json.dumps(dict(reply)),
             "answered_at": rows.microseconds(self._now()),
             "settled": int(_settled(reply)),
+            "waiting": 0,
         }
         statement = update(commands).where(commands.c.key == rows.text(key)).values(values)
 
         async def write(connection: AsyncConnection) -> None:
             await connection.execute(statement)
+            if self.others:
+                await self.signals.notify_with(connection, ANSWERS_CHANNEL, key)
 
         await self._database.write(write)
 

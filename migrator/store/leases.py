@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterable, Sequence
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from sqlalchemy import ColumnElement, select, tuple_, update
@@ -40,7 +41,7 @@ class SqlLeases:
         asked_at = self.clock()
         length = round(seconds * 1e6)
 
-        async def write(connection: AsyncConnection) -> int | None:
+        async def write(connection: AsyncConnection) -> tuple[int, str] | None:
             there = await _locked(connection, name)
             if there is None:
                 nobody = {"name": name, "owner": "", "token": 0, "taken_at": 0, "ends_at": 0}
@@ -53,10 +54,14 @@ class SqlLeases:
             token = int(there.token) + 1
             changed = {"owner": owner, "token": token, "taken_at": now, "ends_at": now + length}
             await connection.execute(update(leases).where(leases.c.name == name).values(changed))
-            return token
+            return token, "" if there.owner == owner else str(there.owner)
 
-        token = await self._database.write_unleased(write)
-        return None if token is None else self._lease(name, owner, token, asked_at, seconds)
+        taken = await self._database.write_unleased(write)
+        return (
+            None
+            if taken is None
+            else replace(self._lease(name, owner, taken[0], asked_at, seconds), taken_from=taken[1])
+        )
 
     async def renew(self, held: Sequence[Lease], *, seconds: float) -> list[Lease | None]:
         """See :meth:`migrator.ports.Leases.renew`."""

@@ -2,18 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime, timedelta
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from migrator.errors import LeaseLost
 from migrator.ports import (
+    COMMANDS_CHANNEL,
     LIVE_CHANNEL,
+    Claim,
     ControllerInfo,
     Lease,
     LiveDocument,
     PresentController,
+    WaitingCommand,
     controller_lease,
 )
 from migrator.store import schema
@@ -60,6 +63,72 @@ class MemoryLiveDocuments:
         """See :meth:`migrator.ports.LiveDocuments.version`."""
         await self._journal.read("live")
         return self._version
+
+
+class MemoryWaitingCommands:
+    """See :class:`migrator.ports.WaitingCommands`."""
+
+    def __init__(self, journal: MemoryJournal) -> None:
+        self._journal = journal
+        #: By key: the envelope, and who has begun to carry it out.
+        self._waiting: dict[str, tuple[str, str]] = {}
+
+    async def leave(
+        self,
+        *,
+        key: str,
+        verb: str,
+        body_hash: str,
+        body: Mapping[str, Any],
+        caller: Mapping[str, str],
+        envelope: str,
+    ) -> Claim:
+        """See :meth:`migrator.ports.WaitingCommands.leave`."""
+        claim = await self._journal.claim_command(
+            key=key, verb=verb, body_hash=body_hash, body=body, caller=caller
+        )
+        if claim.new:
+            self._waiting[key] = (envelope, "")
+            await self._journal.signals.notify(COMMANDS_CHANNEL, key)
+        return claim
+
+    async def waiting(self) -> list[WaitingCommand]:
+        """See :meth:`migrator.ports.WaitingCommands.waiting`."""
+        await self._journal.read("waiting")
+        return [
+            WaitingCommand(key=key, envelope=envelope, taken=bool(by))
+            for key, (envelope, by) in self._waiting.items()
+            if self._journal.commands[key]["reply"] is None
+        ]
+
+    async def take(self, key: str, *, by: str) -> bool:
+        """See :meth:`migrator.ports.WaitingCommands.take`."""
+        await self._journal.write("take")
+        if key not in self._waiting or self._journal.commands[key]["reply"] is not None:
+            return False
+        self._waiting[key] = (self._waiting[key][0], by)
+        return True
+
+    async def take_back(self, key: str) -> bool:
+        """See :meth:`migrator.ports.WaitingCommands.take_back`."""
+        await self._journal.write("take_back")
+        if self._waiting.get(key, ("", "x"))[1] or self._journal.commands[key]["reply"] is not None:
+            return False
+        del self._waiting[key], self._journal.commands[key]
+        return True
+
+    async def replies(self, keys: Collection[str]) -> dict[str, Mapping[str, Any]]:
+        """See :meth:`migrator.ports.WaitingCommands.replies`."""
+        await self._journal.read("replies")
+        found = {key: self._journal.commands[key]["reply"] for key in keys if key in self._journal.commands}
+        return {key: reply for key, reply in found.items() if reply is not None}
+
+    async def forget(self, key: str) -> None:
+        """See :meth:`migrator.ports.WaitingCommands.forget`."""
+        await self._journal.write("forget")
+        if (self._journal.commands.get(key) or {}).get("reply") is not None:
+            del self._journal.commands[key]
+            self._waiting.pop(key, None)
 
 
 @dataclass

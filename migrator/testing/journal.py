@@ -13,7 +13,7 @@ from migrator.api.queries import EventTexts
 from migrator.errors import JournalError, LeaseLost
 from migrator.ports import Claim, Lease, Signals
 from migrator.store.signals import LocalSignals
-from migrator.testing.controllers import MemoryControllers, MemoryLiveDocuments
+from migrator.testing.controllers import MemoryControllers, MemoryLiveDocuments, MemoryWaitingCommands
 from migrator.testing.leases import MemoryLeases
 from migrator.text import as_json, writable
 
@@ -36,7 +36,7 @@ class MemoryJournal:
         meanwhile. Tests put there what they want to happen then; what it raises, the call raises.
     :ivar unreadable: while it is not empty every read fails and says so.
     :ivar leases: see :class:`migrator.testing.leases.MemoryLeases`.
-    :ivar live: see :class:`migrator.testing.controllers.MemoryLiveDocuments`; :ivar controllers: likewise.
+    :ivar live: see :mod:`migrator.testing.controllers`, like `controllers` and `waiting`.
     :ivar signals: told in this process.
     :ivar commands: by key, for tests that look: ``verb``, ``hash``, ``body``, ``caller``, ``reply``, ``at``.
     """
@@ -57,6 +57,7 @@ class MemoryJournal:
         self.signals: Signals = LocalSignals()
         self.live = MemoryLiveDocuments(self)
         self.controllers = MemoryControllers(self)
+        self.waiting = MemoryWaitingCommands(self)
 
     async def __aenter__(self) -> Self:
         return self

@@ -45,7 +45,15 @@ class MemoryLeases:
             return None
         self._rows[name] = _Row(owner, there.token + 1, now, now + seconds)
         until = asked_at + seconds - lease_margin(seconds)
-        return Lease(name=name, owner=owner, token=there.token + 1, until=until, clock=self.clock)
+        before = "" if there.owner == owner else there.owner
+        return Lease(
+            name=name,
+            owner=owner,
+            token=there.token + 1,
+            until=until,
+            clock=self.clock,
+            taken_from=before,
+        )
 
     async def renew(self, held: Sequence[Lease], *, seconds: float) -> list[Lease | None]:
         """See :meth:`migrator.ports.Leases.renew`."""

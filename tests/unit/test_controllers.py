@@ -6,6 +6,7 @@ import asyncio
 from collections.abc import AsyncIterator
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -18,6 +19,7 @@ from migrator.ports import (
     LiveDocument,
     LiveDocuments,
     PresentController,
+    WaitingCommands,
 )
 from migrator.store import schema
 from migrator.store.backend import Server
@@ -71,11 +73,13 @@ async def shared(request: pytest.FixtureRequest, tmp_path: Path) -> AsyncIterato
 
 def test_journals_are_what_controllers_ask_for() -> None:
     # The type checker's.
-    def takes(live: LiveDocuments, controllers: Controllers, leases: Leases) -> None: ...
+    def takes(
+        live: LiveDocuments, controllers: Controllers, leases: Leases, waiting: WaitingCommands
+    ) -> None: ...
 
     def both(one: SqlJournal, other: MemoryJournal) -> None:
-        takes(one.live, one.controllers, one.leases)
-        takes(other.live, other.controllers, other.leases)
+        takes(one.live, one.controllers, one.leases, one.waiting)
+        takes(other.live, other.controllers, other.leases, other.waiting)
 
 
 def info(name: str, **fields: str) -> ControllerInfo:
@@ -218,3 +222,63 @@ class TestLiveDocuments:
         journal.broken = "the disk is full"
         with pytest.raises(JournalError):
             await journal.live.write([document("m1", "1")], writer="a")
+
+
+async def leave(journal: AnyJournal, key: str, *, body_hash: str = "hash") -> Any:
+    return await journal.waiting.leave(
+        key=key,
+        verb="migrate",
+        body_hash=body_hash,
+        body={"guest": "web"},
+        caller={"user": "ann"},
+        envelope=f'{{"key": "{key[-1]}"}}',
+    )
+
+
+ACCEPTED = {"kind": "accepted", "subject": "migration"}
+
+
+class TestWaitingCommands:
+    async def test_are_found_taken_and_answered_by_another(self, shared: Shared) -> None:
+        assert (await leave(shared.one, "ann\n1")).new
+        assert (await leave(shared.one, "ann\n2")).new
+        found = await shared.other.waiting.waiting()
+        assert [(each.key, each.envelope, each.taken) for each in found] == [
+            ("ann\n1", '{"key": "1"}', False),
+            ("ann\n2", '{"key": "2"}', False),
+        ]
+        assert await shared.other.waiting.take("ann\n1", by="b")
+        assert [each.taken for each in await shared.other.waiting.waiting()] == [True, False]
+        assert await shared.one.waiting.replies(["ann\n1", "ann\n2"]) == {}
+        await shared.other.answer_command(key="ann\n1", reply=ACCEPTED)
+        assert await shared.one.waiting.replies(["ann\n1", "ann\n2"]) == {"ann\n1": ACCEPTED}
+        assert [each.key for each in await shared.other.waiting.waiting()] == ["ann\n2"]
+        assert not await shared.other.waiting.take("ann\n1", by="b")
+
+    async def test_are_one_with_those_that_the_acting_controller_received(self, shared: Shared) -> None:
+        assert (await leave(shared.one, "ann\n1")).new
+        assert not (await leave(shared.other, "ann\n1")).new
+        assert (await leave(shared.other, "ann\n1", body_hash="another")).other_body
+        claim = await shared.other.claim_command(
+            key="ann\n1", verb="migrate", body_hash="hash", body={}, caller={}
+        )
+        assert not claim.new
+        await shared.other.answer_command(key="ann\n1", reply=ACCEPTED)
+        assert (await leave(shared.one, "ann\n1")).reply == ACCEPTED
+
+    async def test_are_taken_back_only_while_nobody_has_begun_them(self, shared: Shared) -> None:
+        for key in ("ann\n1", "ann\n2", "ann\n3"):
+            await leave(shared.one, key)
+        assert await shared.other.waiting.take("ann\n1", by="b")
+        await shared.other.answer_command(key="ann\n3", reply=ACCEPTED)
+        assert [await shared.one.waiting.take_back(f"ann\n{n}") for n in (1, 2, 3)] == [False, True, False]
+        assert not await shared.other.waiting.take("ann\n2", by="b")
+        assert (await leave(shared.one, "ann\n2")).new
+
+    async def test_that_nobody_can_ask_for_again_are_forgotten_once_answered(self, shared: Shared) -> None:
+        await leave(shared.one, "ann\n1")
+        await shared.one.waiting.forget("ann\n1")
+        assert len(await shared.other.waiting.waiting()) == 1
+        await shared.other.answer_command(key="ann\n1", reply=ACCEPTED)
+        await shared.one.waiting.forget("ann\n1")
+        assert (await leave(shared.one, "ann\n1")).new

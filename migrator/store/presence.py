@@ -1,0 +1,124 @@
+"""This controller among those that share the journal: its heartbeat, and what it knows of the others."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from typing import Self
+
+from migrator import logs
+from migrator.errors import JournalError
+from migrator.ports import ControllerInfo, HeldLease, Lease, PresentController
+from migrator.store.journal import SqlJournal
+from migrator.store.sole_use import NAME as SITE
+
+#: A lease is renewed so many times before it could end.
+_BEATS = 4
+
+
+@dataclass(frozen=True)
+class Presence:
+    """What a heartbeat has found; times are by the database's clock."""
+
+    controllers: Sequence[PresentController] = ()
+    leases: Sequence[HeldLease] = ()
+    #: Why nothing newer is known; empty while all is well.
+    complaint: str = ""
+
+    @property
+    def planner(self) -> HeldLease | None:
+        """The lease of who acts for the site; ``None``: nobody does."""
+        return next((each for each in self.leases if each.name == SITE and each.left_seconds > 0), None)
+
+    @property
+    def acting(self) -> PresentController | None:
+        """The controller that acts; ``None``: nobody does, or nothing is known of it."""
+        planner = self.planner
+        return next(
+            (each for each in self.controllers if planner is not None and each.info.name == planner.owner),
+            None,
+        )
+
+    def others(self, name: str) -> bool:
+        """Whether another controller than this one is there."""
+        return any(each.present and each.info.name != name for each in self.controllers)
+
+
+class Heartbeat:
+    """Says every now and then that this controller is there, for as long as the ``async with`` block lasts.
+
+    A server that is away is no reason to end: it is joined again when it is back.
+
+    :param info: this controller as it describes itself; :meth:`describe` changes that.
+    :param seconds: how long its lease holds without being renewed.
+    :ivar now: what was found last.
+    :ivar lease: its own, with a new token whenever it had to be taken anew; ``None`` until it was taken once.
+    """
+
+    def __init__(self, journal: SqlJournal, *, info: ControllerInfo, seconds: float) -> None:
+        self._journal, self._seconds = journal, seconds
+        self.info = info
+        self.lease: Lease | None = None
+        self.now = Presence()
+        self._told: list[Callable[[Presence], None]] = []
+        self._soon = asyncio.Event()
+        self._task: asyncio.Task[None] | None = None
+
+    def subscribe(self, callback: Callable[[Presence], None]) -> None:
+        """Call `callback` after each heartbeat; it must return at once and never raise."""
+        self._told.append(callback)
+
+    def describe(self, *, role: str | None = None, detail: str | None = None) -> None:
+        """Say something else of this controller, at once."""
+        self.info = replace(
+            self.info,
+            role=self.info.role if role is None else role,
+            detail=self.info.detail if detail is None else detail,
+        )
+        self._soon.set()
+
+    async def __aenter__(self) -> Self:
+        await self.beat()
+        self._task = asyncio.create_task(self._run(), name="heartbeat")
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        if self._task is not None:
+            self._task.cancel()
+            await asyncio.wait({self._task})
+        if self.lease is not None:
+            try:
+                await self._journal.controllers.leave(self.lease)
+            except JournalError:
+                pass  # the lease ends by itself
+
+    async def _run(self) -> None:
+        while True:
+            try:
+                async with asyncio.timeout(self._seconds / _BEATS):
+                    await self._soon.wait()
+            except TimeoutError:
+                pass
+            self._soon.clear()
+            await self.beat()
+
+    async def beat(self) -> None:
+        """Renew the lease and look at the others; a server that is away is said in :attr:`now`."""
+        controllers = self._journal.controllers
+        try:
+            renewed = None
+            if self.lease is not None:
+                renewed = await controllers.beat(self.info, self.lease, seconds=self._seconds)
+            if renewed is None:
+                renewed = await controllers.join(self.info, seconds=self._seconds)
+            self.lease = renewed or self.lease
+            found = Presence(await controllers.all(), await self._journal.leases.all())
+        except JournalError as error:
+            if not self.now.complaint:
+                logs.logger().warning("no heartbeat can be given", error=str(error))
+            found = replace(self.now, complaint=str(error))
+        self.now = found
+        self._journal.others = found.others(self.info.name)
+        for told in tuple(self._told):
+            told(found)
