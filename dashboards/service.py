@@ -119,6 +119,13 @@ def _own() -> list[Any]:
             query(f"increase(migrator_mqtt_sessions_taken_total{{{ALL}}}[$__rate_interval])", "{{instance}}"),
         ),
         curves(
+            "MQTT, messages that wait",
+            "For the broker; those that were dropped because too many did are lost to it, and in the journal.",
+            "short",
+            query(f"migrator_mqtt_waiting_messages{{{ALL}}}", "{{instance}} waiting"),
+            query(f"increase(migrator_mqtt_dropped_total{{{ALL}}}[$__rate_interval])", "{{instance}} dropped"),
+        ),
+        curves(
             "Errors of migrator itself",
             "Anything but 0 is a fault of migrator: its log has each under an id. Please report it.",
             "short",

@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from prometheus_client.parser import text_string_to_metric_families as read_text
 
 from migrator.metrics import Metrics, Probes
+from migrator.metrics.gauges import BrokerGauges
 from tests.fake_queries import FakeQueries
 
 
@@ -29,7 +30,7 @@ class Service:
     broker: bool | None = True
 
     def __post_init__(self) -> None:
-        probes = Probes(mqtt_connected=lambda: self.broker)
+        probes = Probes(broker=lambda: None if self.broker is None else BrokerGauges(connected=self.broker))
         self.metrics = Metrics(
             queries=self.queries, version="1.2.3", probes=probes, clock=self.clock, now=self.clock
         )

@@ -32,10 +32,12 @@ from migrator.api.documents import (
 from migrator.api.events import (
     DecisionTaken,
     EvacuationStateChanged,
+    Event,
     HostStateChanged,
     MigrationProgressed,
     MigrationStateChanged,
     Subject,
+    read_event,
 )
 from migrator.api.queries import EvacuationFilter, EventBatch, EventTexts, MigrationFilter
 from migrator.core.drain.states import EvacuationState
@@ -111,8 +113,9 @@ class FakeLog:
         self._write(key=key, verb=verb, body_hash=body_hash, body=dict(body), caller=dict(caller))
         return Claim(new=True)
 
-    async def answer_command(self, *, key: str, reply: Mapping[str, Any]) -> None:
-        self._write(key=key, reply=dict(reply))
+    async def answer_command(self, *, key: str, reply: Mapping[str, Any], told: bool = True) -> None:
+        settled = told and not (reply["kind"] == "accepted" and reply["verb"] in ("migrate", "evacuate"))
+        self._write(key=key, reply=dict(reply), settled=settled)
 
 
 @dataclass(kw_only=True)
@@ -156,6 +159,13 @@ class FakeQueries:
 
     async def migration(self, identifier: str) -> MigrationDocument | None:
         return self.all_migrations.get(identifier)
+
+    async def last_state(self, subject: Subject, subject_id: str) -> Event | None:
+        states = [event for event in self.journalled if event["kind"] == "state"]
+        of_it = [
+            event for event in states if (event["subject"], event["subject_id"]) == (subject, subject_id)
+        ]
+        return read_event(of_it[-1]) if of_it else None
 
     async def samples(self, migration: str) -> Sequence[SampleDocument]:
         return []
@@ -320,12 +330,11 @@ class Service:
         self.dispatcher = Dispatcher(
             controller=self.controller, log=self.log, count=lambda *each: self.heard.append(each)
         )
-        self.connections: list[bool] = []
         self.mqtt = Mqtt(
             config=configured,
             commands=self.dispatcher,
             queries=self.queries,
-            connected=self.connections.append,
+            journal=self,
             # As kept in a state directory: one service after the other has it.
             **{"client_id": f"migrator-{configured.site}-{configured.instance}-{'0' * 32}", **fields},
         )
@@ -333,7 +342,26 @@ class Service:
     @property
     def connected(self) -> bool:
         """Whether the broker is there, as it says."""
-        return bool(self.connections and self.connections[-1])
+        return self.mqtt.connected
+
+    async def command_behind(self, kind: str, identifier: str) -> Mapping[str, Any] | None:
+        """See :class:`migrator.mqtt.replies.CommandJournal`."""
+        for key, begun in self.controller.by_key.items():
+            if identifier == getattr(begun, "id", None) and key in self.log.commands:
+                command = self.log.commands[key]
+                return {**command, "settled": command.get("settled", False)}
+        return None
+
+    async def unsettled(self) -> list[tuple[str, str]]:
+        """See :class:`migrator.mqtt.replies.CommandJournal`."""
+        ended = [
+            (Subject.MIGRATION, each.id) for each in self.queries.all_migrations.values() if each.ended_at
+        ]
+        ended += [
+            (Subject.EVACUATION, each.id) for each in self.queries.all_evacuations.values() if each.ended_at
+        ]
+        behind = {key: await self.command_behind(*key) for key in ended}
+        return [key for key in ended if (command := behind[key]) is not None and not command["settled"]]
 
     @asynccontextmanager
     async def running(self) -> AsyncIterator[Service]:

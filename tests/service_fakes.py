@@ -103,7 +103,7 @@ class MemoryLog:
             return Claim(new=True)
         return Claim(new=False, other_body=known["hash"] != body_hash, reply=known["reply"])
 
-    async def answer_command(self, *, key: str, reply: Mapping[str, Any]) -> None:
+    async def answer_command(self, *, key: str, reply: Mapping[str, Any], told: bool = True) -> None:
         self.commands[key]["reply"] = dict(reply)
 
 

@@ -166,6 +166,10 @@ COUNTED = (
         "Times that another client connected under our id and got what was meant for us: see the broker's log.",
     ),
     _counter(
+        "migrator_mqtt_dropped_total",
+        "States, decisions and replies that were not published because too many waited for the broker.",
+    ),
+    _counter(
         "migrator_journal_errors_total",
         "Operations on the journal that failed.",
         "operation",
@@ -400,6 +404,10 @@ SERVICE = (
     _gauge(
         "migrator_mqtt_connected",
         "1 while there is a session with the broker; absent where none is configured.",
+    ),
+    _gauge(
+        "migrator_mqtt_waiting_messages",
+        "States, decisions and replies that the broker has not taken yet; absent where none is configured.",
     ),
     _gauge("migrator_lease_held", "1 while this controller holds the lease to act on its hosts."),
     _gauge(

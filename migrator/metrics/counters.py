@@ -87,6 +87,7 @@ class Counters:
         self._journal_errors = self._counter("journal_errors_total", catalogue.JOURNAL_OPERATIONS)
         self._faults = self._counter("faults_total")
         self._sessions_taken = self._counter("mqtt_sessions_taken_total")
+        self._dropped = self._counter("mqtt_dropped_total")
         self._spans = self._counter("trace_spans_total", catalogue.SPAN_RESULTS)
         self._exceeded = self._counter("migration_downtime_ceiling_exceeded_total")
         self._throttled = self._counter("migration_throttled_seconds_total")
@@ -123,13 +124,13 @@ class Counters:
 
     # What others tell ------------------------------------------------------------------------------------
 
-    def command(self, interface: str, verb: str, result: str) -> None:
-        """A command came; see the dispatcher."""
+    def command(self, interface: str, verb: str, result: str, number: int = 1) -> None:
+        """Commands came; see the dispatcher."""
         self._commands.labels(
             interface if interface in catalogue.INTERFACES else catalogue.OTHER,
             verb if verb in catalogue.VERBS else "unknown",
             result if result in catalogue.COMMAND_RESULTS else "refused",
-        ).inc()
+        ).inc(number)
 
     def qmp_command(self, command: str, seconds: float) -> None:
         """QEMU answered `command` after `seconds`."""
@@ -147,9 +148,13 @@ class Counters:
         """An error of our own, that nobody foresaw."""
         self._faults.inc()
 
-    def mqtt_session_taken(self) -> None:
-        """Another client has taken our session with the broker."""
-        self._sessions_taken.inc()
+    def mqtt_sessions_taken(self, number: int) -> None:
+        """Another client has taken our session with the broker, so many times."""
+        self._sessions_taken.inc(number)
+
+    def mqtt_dropped(self, number: int) -> None:
+        """So many messages were dropped because too many waited for the broker."""
+        self._dropped.inc(number)
 
     def journal_write(self, seconds: float) -> None:
         """Something was on disk after `seconds`."""

@@ -40,7 +40,6 @@ class Counts:
     failures: Mapping[str, PastMigration]
     downtimes: Mapping[str, PastMigration]
     decisions: Mapping[str, Mapping[str, float]]
-    mqtt_connected: bool | None
     lease_held: bool
     journal_writable: bool
     lag_seconds: float
@@ -99,7 +98,6 @@ class ScrapedElsewhere:
             failures=counts.failures,
             downtimes=counts.downtimes,
             decisions=counts.decisions,
-            mqtt_connected=counts.mqtt_connected,
             lease_held=counts.lease_held,
             journal_writable=counts.journal_writable,
             lag_seconds=counts.lag_seconds,

@@ -18,7 +18,7 @@ from migrator.errors import JournalError
 from migrator.faults import keep_going
 from migrator.metrics.counters import Counters
 from migrator.metrics.elsewhere import Counts, encode
-from migrator.metrics.gauges import Gauges, GaugeSnapshot
+from migrator.metrics.gauges import BrokerGauges, Gauges, GaugeSnapshot
 from migrator.metrics.lag import Lag
 from migrator.ports.queries import Queries
 
@@ -32,8 +32,8 @@ _RECALLED = 1000
 class Probes:
     """Facts that only the service knows. Asked on the loop at every scrape, so each must answer at once."""
 
-    #: ``None``: no broker is configured.
-    mqtt_connected: Callable[[], bool | None] = field(default=lambda: None)
+    #: ``None``: no broker is configured, or it is another process that is connected.
+    broker: Callable[[], BrokerGauges | None] = field(default=lambda: None)
     #: This controller holds the lease to act on its hosts.
     lease_held: Callable[[], bool] = field(default=lambda: True)
     #: Why the journal cannot be written; empty while it can.
@@ -73,7 +73,10 @@ class Metrics:
         self.qmp_command = self._counters.qmp_command
         self.qmp_error = self._counters.qmp_error
         self.fault = self._counters.fault
-        self.mqtt_session_taken = self._counters.mqtt_session_taken
+        self.mqtt_sessions_taken, self.mqtt_dropped = (
+            self._counters.mqtt_sessions_taken,
+            self._counters.mqtt_dropped,
+        )
         self.journal_write = self._counters.journal_write
         self.journal_error = self._counters.journal_error
         self.spans = self._counters.spans
@@ -129,7 +132,6 @@ class Metrics:
             failures=self._counters.failures(),
             downtimes=self._counters.downtimes(),
             decisions=self._counters.all_decisions(),
-            mqtt_connected=self._probes.mqtt_connected(),
             lease_held=self._probes.lease_held(),
             journal_writable=not self._probes.journal_complaint(),
             lag_seconds=self._lag.largest_seconds(),
@@ -161,7 +163,7 @@ class Metrics:
             failures=self._counters.failures(),
             downtimes=self._counters.downtimes(),
             decisions=self._counters.decisions(migration.id for migration in migrations),
-            mqtt_connected=self._probes.mqtt_connected(),
+            broker=self._probes.broker(),
             lease_held=self._probes.lease_held(),
             journal_writable=not self._probes.journal_complaint(),
             lag_seconds=self._lag.largest_seconds(),

@@ -28,6 +28,15 @@ from migrator.metrics.counters import PastMigration
 
 
 @dataclass(frozen=True, kw_only=True)
+class BrokerGauges:
+    """The MQTT broker, as whoever speaks to it sees it."""
+
+    connected: bool
+    #: Messages that it has not taken yet.
+    waiting: int = 0
+
+
+@dataclass(frozen=True, kw_only=True)
 class GaugeSnapshot:
     """The state of the service at one moment; nothing in it changes any more."""
 
@@ -41,7 +50,8 @@ class GaugeSnapshot:
     downtimes: Mapping[str, PastMigration] = field(default_factory=dict)
     #: By migration, then action: seconds since the epoch.
     decisions: Mapping[str, Mapping[str, float]] = field(default_factory=dict)
-    mqtt_connected: bool | None = None
+    #: ``None``: none is configured.
+    broker: BrokerGauges | None = None
     lease_held: bool = True
     journal_writable: bool = True
     lag_seconds: float = 0.0
@@ -172,7 +182,7 @@ class Gauges:
             families["guest_last_downtime_ceiling_seconds"].set(both, past.ceiling_seconds)
 
     def _service(self, families: Mapping[str, _Family]) -> None:
-        snapshot = self._snapshot
+        snapshot, broker = self._snapshot, self._snapshot.broker
         states: dict[State, int] = defaultdict(int)
         for migration in snapshot.migrations:
             states[migration.state] += 1
@@ -183,7 +193,8 @@ class Gauges:
             "queue_depth": states[State.QUEUED],
             "complaints": snapshot.complaints,
             "journal_writable": snapshot.journal_writable,
-            "mqtt_connected": snapshot.mqtt_connected,
+            "mqtt_connected": broker.connected if broker else None,
+            "mqtt_waiting_messages": broker.waiting if broker else None,
             "lease_held": snapshot.lease_held,
             "event_loop_lag_seconds": snapshot.lag_seconds,
         }

@@ -8,11 +8,10 @@ import functools
 import random
 from collections import deque
 from collections.abc import Callable
-from datetime import UTC, datetime, timedelta
+from datetime import UTC, datetime
 
 from migrator import logs
 from migrator.api.commands import COMMANDS, Role
-from migrator.api.events import DecisionTaken, Event, MigrationProgressed, Subject
 from migrator.errors import JournalError
 from migrator.mqtt.command_queues import CommandQueues
 from migrator.mqtt.config import MqttConfig
@@ -27,12 +26,13 @@ from migrator.mqtt.connection import (
     Version,
 )
 from migrator.mqtt.inbound import RejectedMessage, read, too_many
-from migrator.mqtt.outbox import Outbox, Outgoing, Priority
-from migrator.mqtt.replies import FindInitiator, Replies, no_initiator
-from migrator.mqtt.retained_states import RetainedStates, ended_at, is_stateful
+from migrator.mqtt.outbox import Outbox, Outgoing
+from migrator.mqtt.publication import Publication, PublishedUntil
+from migrator.mqtt.receipts import Receipts, nothing
+from migrator.mqtt.replies import CommandJournal, Replies
+from migrator.mqtt.retained_states import StateQueries
 from migrator.mqtt.topics import Topics
 from migrator.ports.commands import Commands
-from migrator.ports.queries import Queries
 
 #: Of the commands that are carried out at a time one user may have this part.
 _SHARE = 4
@@ -45,21 +45,21 @@ _WINDOW = 8
 #: A connection that lasted so long was a good one.
 _STEADY_SECONDS = 5.0
 _FIRST_PAUSE_SECONDS = 0.1
-#: Retained messages have all come when none came for so long; and they are not waited for longer than that.
-_QUIET_SECONDS = 0.3
-_SWEEP_SECONDS = 10.0
-#: Between two looks for states to clear.
-_CLEARING_SECONDS = 60.0
+
+
+async def _unknown() -> int | None:
+    return None
 
 
 class Mqtt:
-    """One service's connection to its broker. From its making on it notes what the bus says and the journal has.
+    """One controller's connection to its broker. From its making on it notes what the bus says and the journal has.
 
-    :param connected: is told each time the broker is there, and is gone.
-    :param find_initiator: asks the journal for the command behind what ended after a restart.
+    :param journal: is asked for the commands behind what has ended.
     :param client_id: of the session that the broker keeps; empty: a new one.
     :param keep_client_id: writes it down for the next service, before it is used.
+    :param published_until: asks for the last :attr:`published` that was kept; ``None``: none was.
     :param taken: is told each time that another client has taken the session.
+    :param acts: whether this controller publishes states, decisions and outcomes; see :meth:`act`.
     :param now: the clock; only tests need another.
     """
 
@@ -68,18 +68,20 @@ class Mqtt:
         *,
         config: MqttConfig,
         commands: Commands,
-        queries: Queries,
+        queries: StateQueries,
+        journal: CommandJournal,
         client_id: str = "",
         keep_client_id: Callable[[str], None] = lambda client_id: None,
+        published_until: PublishedUntil = _unknown,
         taken: Callable[[], None] = lambda: None,
-        connected: Callable[[bool], None] = lambda there: None,
-        find_initiator: FindInitiator = no_initiator,
+        acts: bool = True,
         now: Callable[[], datetime] = lambda: datetime.now(UTC),
     ) -> None:
         self._config = config
         self._commands = commands
-        self._connected = connected
         self._keep_client_id, self._taken = keep_client_id, taken
+        #: The broker is there.
+        self.connected = False
         self._now = now
         self._log = logs.logger(broker=config.address)
         self._client_id = client_id
@@ -87,21 +89,25 @@ class Mqtt:
             self._renew_client_id()
         self._topics = Topics(config.site, config.instance)
         self._outbox = Outbox(limit=config.section.queue_limit, interval=config.section.progress_interval)
-        self._states = RetainedStates(
-            queries=queries,
-            topics=self._topics,
-            keep=timedelta(seconds=config.section.keep_ended),
-            now=now,
-        )
         self._replies = Replies(
             commands=commands,
             queries=queries,
+            journal=journal,
             outbox=self._outbox,
             topics=self._topics,
             max_bytes=config.section.max_reply_size,
-            find_initiator=find_initiator,
             now=now,
         )
+        self._publication = Publication(
+            config=config,
+            queries=queries,
+            outbox=self._outbox,
+            replies=self._replies,
+            topics=self._topics,
+            published_until=published_until,
+            now=now,
+        )
+        self._publication.act(acts)
         #: New commands are taken; those that are not wait at the broker for the next of us.
         self._taking = True
         self._command_queues = CommandQueues(
@@ -109,18 +115,39 @@ class Mqtt:
             concurrency_per_user=max(1, config.section.max_commands // _SHARE),
             max_waiting_per_user=config.section.max_waiting_commands,
         )
-        #: What the broker has retained, while it is being asked; and when the last of it came.
-        self._seen: dict[str, bytes] | None = None
-        self._seen_at = 0.0
         #: When the last connections that did not last were closed by the broker.
         self._closed: deque[float] = deque(maxlen=_TOO_OFTEN)
         self._version = Version.V311 if config.section.protocol == "3.1.1" else Version.V5
-        queries.bus.subscribe(self._on_event, journalled=True)
+        #: Commands are carried out by whoever takes them from here.
+        self._available, self._availability_changed = True, asyncio.Event()
 
     @property
     def dropped(self) -> int:
         """States, decisions and replies that were dropped because too many waited for the broker."""
         return self._outbox.dropped
+
+    @property
+    def waiting(self) -> int:
+        """Messages that the broker has not taken yet."""
+        return self._outbox.waiting
+
+    @property
+    def published(self) -> int | None:
+        """See :attr:`migrator.mqtt.publication.Publication.published`."""
+        return self._publication.published
+
+    def act(self, acts: bool) -> None:
+        """Publish states, decisions and outcomes from now on, or no more; commands are taken and replied to anyway.
+
+        Of several controllers only the one that acts publishes. It begins with what was not published before it.
+        """
+        self._publication.act(acts)
+
+    def available(self, available: bool) -> None:
+        """Say at ``service/INSTANCE`` whether commands are carried out now."""
+        if available != self._available:
+            self._available = available
+            self._availability_changed.set()
 
     async def run(self) -> None:
         """Serve until cancelled; whatever becomes of the broker, this goes on.
@@ -129,7 +156,8 @@ class Mqtt:
         """
         async with asyncio.TaskGroup() as tasks:
             tasks.create_task(self._replies.tell_outcomes(), name="mqtt outcomes")
-            await self._states.load()
+            tasks.create_task(self._replies.settle_told(), name="mqtt outcomes that were told")
+            tasks.create_task(self._publication.run(), name="mqtt publication")
             await self._stay_connected(tasks)
 
     # the connection
@@ -168,7 +196,7 @@ class Mqtt:
         while True:
             began = loop.time()
             # What has long ended is not kept for a broker that stays away: it is found to be stale there.
-            self._states.clear()
+            self._publication.clear_ended()
             try:
                 await self._connect_once(tasks)
             except (SessionTaken, ClosedByBroker) as error:
@@ -202,9 +230,9 @@ class Mqtt:
         try:
             # The session may hold commands: from here on they come.
             await connection.subscribe(self._topics.commands, qos=1, retained=False)
-            await connection.publish(self._topics.service, b"online", qos=1, retain=True)
+            await self._publish_availability(connection)
             self._outbox.opened()
-            self._connected(True)
+            self.connected = True
             self._log.info("connected", version=self._version.name)
             # A task of its own: of a TaskGroup that fails Python 3.11 leaves its task marked as cancelled.
             serving = asyncio.create_task(self._serve(connection, tasks), name="mqtt serving")
@@ -217,7 +245,7 @@ class Mqtt:
                 await serving
             finally:
                 self._outbox.closed()
-                self._connected(False)
+                self.connected = False
         except NotAllowed:
             raise
         except BrokerError as error:
@@ -230,7 +258,8 @@ class Mqtt:
             async with asyncio.TaskGroup() as serving:
                 serving.create_task(self._receive(connection, tasks), name="mqtt receiving")
                 serving.create_task(self._send(connection), name="mqtt sending")
-                serving.create_task(self._keep_retained(connection), name="mqtt retained state")
+                serving.create_task(self._publication.keep_retained(connection), name="mqtt retained state")
+                serving.create_task(self._follow_availability(connection), name="mqtt availability")
         except BaseExceptionGroup as group:  # what is not the broker's, a cancellation too, is raised again
             lost, other = group.split(BrokerError)
             if other is not None or lost is None:
@@ -245,7 +274,7 @@ class Mqtt:
             self._command_queues.drop_waiting()  # they stay at the broker, which has no receipt for them
             if self._command_queues.tasks:
                 await asyncio.wait(set(self._command_queues.tasks), timeout=seconds / 2)
-            rest = asyncio.create_task(self._outbox.drained(), name="mqtt sending the rest")
+            rest = asyncio.create_task(self._all_told(), name="mqtt sending the rest")
             await asyncio.wait({rest, serving}, timeout=seconds / 2, return_when=asyncio.FIRST_COMPLETED)
             rest.cancel()
         finally:
@@ -255,24 +284,21 @@ class Mqtt:
             async with asyncio.timeout(seconds / 2):
                 await connection.publish(self._topics.service, b"offline", qos=1, retain=True)
 
-    # out
+    async def _all_told(self) -> None:
+        await self._outbox.drained()
+        await self._replies.all_settled()
 
-    def _on_event(self, event: Event) -> None:
-        """An event of the bus: queued for the broker. Called by the bus: returns at once and never raises."""
-        if is_stateful(event):
-            self._states.note(event)
-            topic = self._topics.about(event.subject, event.subject_id, "state")
-            if topic is not None:
-                self._outbox.put(Outgoing(priority=Priority.EVENT, topic=topic, payload=event, retain=True))
-            if event.subject is not Subject.HOST and ended_at(event) is not None:
-                progress = self._topics.about(event.subject, event.subject_id, "progress")
-                self._outbox.ended(progress or "")
-                self._replies.ended(event)
-        elif isinstance(event, DecisionTaken | MigrationProgressed):
-            topic = self._topics.about(event.subject, event.subject_id, event.kind)
-            priority = Priority.EVENT if isinstance(event, DecisionTaken) else Priority.PROGRESS
-            if topic is not None:
-                self._outbox.put(Outgoing(priority=priority, topic=topic, payload=event))
+    async def _follow_availability(self, connection: BrokerConnection) -> None:
+        while True:
+            await self._availability_changed.wait()
+            await self._publish_availability(connection)
+
+    async def _publish_availability(self, connection: BrokerConnection) -> None:
+        self._availability_changed.clear()
+        status = b"online" if self._available else b"offline"
+        await connection.publish(self._topics.service, status, qos=1, retain=True)
+
+    # out
 
     async def _send(self, connection: BrokerConnection) -> None:
         """Publish what waits, several at a time and in order; what was not taken waits again afterwards."""
@@ -304,61 +330,13 @@ class Mqtt:
             correlation=outgoing.correlation,
         )
 
-    async def _keep_retained(self, connection: BrokerConnection) -> None:
-        """Make what the broker has retained true again, then clear what has ended in time."""
-        retained = await self._ask_retained(connection)
-        self._states.forget_hosts()
-        for outgoing in await self._states.differences(retained, waits=self._outbox.waits):
-            self._outbox.put(outgoing)
-        while True:
-            await asyncio.sleep(min(_CLEARING_SECONDS, self._config.section.keep_ended / 2))
-            for outgoing in (*self._states.clear(), *self._states.forget_hosts()):
-                self._outbox.put(outgoing)
-
-    async def _ask_retained(self, connection: BrokerConnection) -> dict[str, bytes]:
-        """No message says that these were all: silence does, or what the broker answers only after it has sent them.
-
-        What comes later is looked at next time.
-        """
-        self._seen = {}
-        limit = asyncio.get_running_loop().time() + _SWEEP_SECONDS
-        try:
-            for topic in self._topics.states:
-                # Not acknowledged one by one: a broker would wait for that.
-                await connection.subscribe(topic, qos=0, retained=True)
-            self._seen_at = asyncio.get_running_loop().time()
-            await self._quiet(limit)
-            for topic in self._topics.states:
-                await connection.unsubscribe(topic)
-            # Was it silent because it is slow, then the rest has come before this answer.
-            await self._quiet(limit)
-            return self._seen
-        except NotAllowed as error:
-            # Then all is published anew, and what is stale stays.
-            self._log.warning("retained state not checked", error=str(error))
-            return {}
-        finally:
-            self._seen = None
-
-    async def _quiet(self, limit: float) -> None:
-        loop = asyncio.get_running_loop()
-        while loop.time() < min(limit, self._seen_at + _QUIET_SECONDS):
-            await asyncio.sleep(_QUIET_SECONDS / 3)
-
-    def _see(self, received: Received) -> None:
-        if self._seen is not None:
-            # Without the flag it is what was published just now, and is retained from now on.
-            self._seen[received.topic] = received.payload
-            if received.retain:
-                self._seen_at = asyncio.get_running_loop().time()
-
     # in
 
     async def _receive(self, connection: BrokerConnection, tasks: asyncio.TaskGroup) -> None:
         receipts = Receipts(connection)
         async for received in connection.messages():
             if not self._topics.is_command(received.topic):
-                self._see(received)
+                self._publication.see(received)
                 continue
             if not self._taking:
                 continue
@@ -374,7 +352,7 @@ class Mqtt:
                 # It changes nothing, so nothing is lost with it; what takes its time must not keep the commands of
                 # others at the broker, which sends only so many that have no receipt.
                 done()
-                done = _nothing
+                done = nothing
             # Once it returns the command is in the journal. It is acknowledged when the reply is with the broker too: a
             # crash before that brings both again.
             work = functools.partial(self._replies.execute, incoming, then=done)
@@ -387,31 +365,6 @@ class Mqtt:
             done()
         else:
             self._replies.give(rejected.reply(), rejected.reply_to, then=done)
-
-
-def _nothing() -> None:
-    pass
-
-
-class Receipts:
-    """Acknowledges what was received, in the order in which it was, as MQTT demands."""
-
-    def __init__(self, connection: BrokerConnection) -> None:
-        self._connection = connection
-        self._open: deque[Received] = deque()
-        self._done: set[Received] = set()
-
-    def expect(self, received: Received) -> Callable[[], None]:
-        """Return the function to call when all is done that a message asks for."""
-        self._open.append(received)
-
-        def done() -> None:
-            self._done.add(received)
-            while self._open and self._open[0] in self._done:
-                self._done.discard(self._open[0])
-                self._connection.acknowledge(self._open.popleft())
-
-        return done
 
 
 def _first(group: BaseExceptionGroup[BrokerError]) -> BrokerError:

@@ -23,6 +23,8 @@ from migrator.units import show_seconds
 VERBS = tuple(verb for verb in COMMANDS if verb != "resolve")
 
 _MAX_CORRELATION_BYTES = 1024
+#: Stands for correlation data that there was none; it is no base64.
+_NO_CORRELATION = "-"
 #: Stands for the id in the topic of a refusal, where the command had none that can be in a topic.
 NAMELESS = "unknown"
 
@@ -49,7 +51,8 @@ class ReplyTo:
     def origin(self, topic: str) -> str:
         """Whence a command came and where its replies go, in the words of the journal; see :meth:`of`."""
         if self.correlation is None:
-            return f"{topic} -> {self.topic}"
+            # A blank in a topic would pass for the one before the correlation data.
+            return f"{topic} -> {self.topic}{f' {_NO_CORRELATION}' if ' ' in self.topic else ''}"
         return f"{topic} -> {self.topic} {b64encode(self.correlation).decode()}"
 
     @classmethod
@@ -61,6 +64,8 @@ class ReplyTo:
         topic, _, correlation = where.rpartition(" ")
         if not topics.may_reply(user, topic):
             return None
+        if correlation == _NO_CORRELATION:
+            return cls(topic=topic)
         try:
             return cls(topic=topic, correlation=b64decode(correlation, validate=True))
         except ValueError:

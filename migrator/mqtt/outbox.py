@@ -125,6 +125,22 @@ class Outbox:
         """Return whether a state for that topic waits or is on its way."""
         return self._states[topic] > 0
 
+    @property
+    def waiting(self) -> int:
+        """Messages that the broker has not taken yet, progress left out."""
+        return len(self._taken) + sum(map(len, self._queues.values()))
+
+    @property
+    def first_event_id(self) -> int | None:
+        """Number of the first event that the broker has not taken yet; ``None``: it has all of them."""
+        queued = self._queues[Priority.EVENT]
+        numbers = [
+            each.payload.event_id
+            for each in (*self._taken, *([queued[0]] if queued else ()))
+            if each.priority is Priority.EVENT and isinstance(each.payload, Event)
+        ]
+        return min(numbers, default=None)
+
     async def drained(self) -> None:
         """Returns once everything but progress has gone, and the broker has it."""
         while self._taken or any(self._queues.values()):
@@ -161,6 +177,13 @@ class Outbox:
         """No more progress is said there."""
         self._progress.pop(topic, None)
         self._sent_at.pop(topic, None)
+
+    def forget_events(self) -> None:
+        """States, decisions and progress that wait are not published."""
+        for priority in (Priority.CORRECTION, Priority.EVENT):
+            while self._queues[priority]:
+                self._forget(self._queues[priority].popleft())
+        self._progress.clear()
 
     def _trim(self, queue: deque[Outgoing]) -> None:
         while len(queue) > self._limit:

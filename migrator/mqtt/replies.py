@@ -4,15 +4,15 @@ from __future__ import annotations
 
 import asyncio
 from collections import OrderedDict
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from datetime import datetime
-from typing import Any
+from typing import Any, Protocol
 
 from migrator import logs
 from migrator.api.commands import CommandKey, Reply
 from migrator.api.events import Event, MigrationStateChanged, Subject
-from migrator.errors import JournalError
+from migrator.errors import JournalError, Unavailable
 from migrator.mqtt.inbound import IncomingCommand, ReplyTo
 from migrator.mqtt.outbox import Outbox, Outgoing, Priority
 from migrator.mqtt.reply_message import ReplyMessage
@@ -20,39 +20,53 @@ from migrator.mqtt.topics import STATEFUL, Topics
 from migrator.ports.commands import Commands
 from migrator.ports.queries import Queries
 
-#: CommandHandlers that begin what ends later: the others are done when they are answered.
-BEGINNING = ("migrate", "evacuate", "restore")
-
 #: Ends that nobody waits for; the commands behind the last of them may still be on their way to its handler.
 _UNCLAIMED = 1000
+_RETRY_SECONDS = 5.0
 
 _log = logs.logger(interface="mqtt")
 
 Key = tuple[Subject, str]
 
 
+class CommandJournal(Protocol):
+    """The part of the journal that says who waits for an outcome."""
+
+    async def command_behind(self, kind: str, identifier: str) -> Mapping[str, Any] | None:
+        """``key``, ``verb``, ``caller`` and ``settled`` of the command that began a document; ``None``: none did."""
+
+    async def unsettled(self) -> list[tuple[str, str]]:
+        """Kind and id of what has ended, and whose commands have not been told."""
+
+
 @dataclass(frozen=True, kw_only=True)
-class InitiatingCommand:
-    """The command that began a migration or an evacuation, as the journal has it."""
+class _InitiatingCommand:
+    """The command by MQTT that began a migration or an evacuation, as the journal has it."""
 
-    user: str
-    id: str
+    key: CommandKey
     verb: str
-    #: :attr:`migrator.api.commands.Caller.origin`, in which the reply's topic is written down.
-    origin: str = ""
+    reply_to: ReplyTo
 
 
-#: Asks the journal which command by MQTT began this; ``None``: none did.
-FindInitiator = Callable[[Subject, str], Awaitable[InitiatingCommand | None]]
+@dataclass(frozen=True, kw_only=True)
+class _End:
+    """A migration or an evacuation has ended."""
 
+    subject: Subject
+    subject_id: str
+    #: As its last event had it; empty where there was none.
+    body: Mapping[str, Any]
 
-async def no_initiator(subject: Subject, subject_id: str) -> InitiatingCommand | None:  # noqa: ARG001 - a FindInitiator
-    """For a service that remembers nothing."""
-    return None
+    @property
+    def key(self) -> Key:
+        return self.subject, self.subject_id
 
 
 class Replies:
     """Gives replies, and joins commands with the ends of what they began, whichever comes first.
+
+    An outcome is in the journal before it is told, and the command is settled there once the broker has it: until then
+    it is told again after a restart.
 
     :param max_bytes: of a reply; the document in a larger one is left out.
     """
@@ -62,24 +76,26 @@ class Replies:
         *,
         commands: Commands,
         queries: Queries,
+        journal: CommandJournal,
         outbox: Outbox,
         topics: Topics,
         max_bytes: int,
-        find_initiator: FindInitiator,
         now: Callable[[], datetime],
     ) -> None:
         self._commands = commands
         self._queries = queries
+        self._journal = journal
         self._outbox = outbox
         self._topics = topics
         self._max_bytes = max_bytes
-        self._find_initiator = find_initiator
         self._now = now
-        self._ends: asyncio.Queue[Event] = asyncio.Queue()
-        self._waiting: dict[Key, tuple[InitiatingCommand, ReplyTo]] = {}
-        self._unclaimed: OrderedDict[Key, Event] = OrderedDict()
-        #: User and id of what is on its way to its handler.
-        self._executing: set[tuple[str, str]] = set()
+        self._ends: asyncio.Queue[_End] = asyncio.Queue()
+        self._unclaimed: OrderedDict[Key, _End] = OrderedDict()
+        #: Commands that are on their way to their handler.
+        self._executing: set[CommandKey] = set()
+        #: Ends that are being told, until the journal has that they were.
+        self._telling: set[Key] = set()
+        self._told: asyncio.Queue[tuple[Key, CommandKey, Reply]] = asyncio.Queue()
 
     def give(self, reply: Reply, to: ReplyTo, *, then: Callable[[], None] | None = None) -> None:
         """Queue a reply; `then` is called once the broker has it."""
@@ -106,78 +122,115 @@ class Replies:
 
     async def execute(self, incoming: IncomingCommand, *, then: Callable[[], None]) -> None:
         """Carry a command out and give its reply."""
-        caller = (incoming.user, incoming.id)
-        self._executing.add(caller)
+        key = CommandKey(incoming.user, incoming.id)
+        self._executing.add(key)
         try:
             reply = await self._commands.execute(incoming.envelope)
         finally:
-            self._executing.discard(caller)
+            self._executing.discard(key)
         self.give(reply, incoming.reply_to, then=then)
-        if reply.kind != "accepted" or reply.verb not in BEGINNING or not reply.subject_id:
-            return
-        if reply.subject in (Subject.MIGRATION, Subject.EVACUATION):
-            key = (Subject(reply.subject), reply.subject_id)
-            begun = InitiatingCommand(user=incoming.user, id=incoming.id, verb=reply.verb)
-            self._waiting[key] = (begun, incoming.reply_to)
-            if event := self._unclaimed.pop(key, None):
-                self.ended(event)
+        if reply.kind == "accepted" and reply.subject in (Subject.MIGRATION, Subject.EVACUATION):
+            end = self._unclaimed.pop((Subject(reply.subject), reply.subject_id or ""), None)
+            if end is not None:
+                self._ends.put_nowait(end)
 
     def ended(self, event: Event) -> None:
-        """The state with which a migration or an evacuation ended."""
-        self._ends.put_nowait(event)
+        """Tell the outcome to whoever began what has ended with this state; returns at once."""
+        if isinstance(event, MigrationStateChanged) and event.migration.evacuation:
+            return  # no command of its own began it
+        self._ends.put_nowait(
+            _End(subject=event.subject, subject_id=event.subject_id, body=event.payload["body"])
+        )
+
+    async def recall(self) -> None:
+        """Have the outcomes told that somebody still waits for, from before there was anyone to hear of the ends.
+
+        :raise JournalError: it cannot be read.
+        """
+        for kind, identifier in await self._journal.unsettled():
+            self._ends.put_nowait(_End(subject=Subject(kind), subject_id=identifier, body={}))
 
     async def tell_outcomes(self) -> None:
         """Give outcomes, until cancelled."""
         while True:
-            event = await self._ends.get()
-            found = await self._who_waits(event)
-            if found is None:
-                self._unclaimed[event.subject, event.subject_id] = event
-                if len(self._unclaimed) > _UNCLAIMED:
-                    self._unclaimed.popitem(last=False)
+            end = await self._ends.get()
+            if end.key in self._telling:
                 continue
-            await self._tell(event, *found)
+            try:
+                begun = await self._initiating_command(end)
+            except JournalError as error:
+                _log.warning("outcome not told yet", subject=end.subject_id, error=str(error))
+                asyncio.get_running_loop().call_later(_RETRY_SECONDS, self._ends.put_nowait, end)
+                continue
+            if begun is None:
+                continue
+            if begun.key in self._executing:
+                self._wait_for_reply(end)  # which goes first
+            else:
+                await self._tell(end, begun)
 
-    async def _tell(self, event: Event, begun: InitiatingCommand, to: ReplyTo) -> None:
+    async def settle_told(self) -> None:
+        """Have the journal know which outcomes the broker has, until cancelled."""
+        while True:
+            subject, key, reply = await self._told.get()
+            try:
+                await self._commands.keep_outcome(key=key, reply=reply)
+            except (JournalError, Unavailable) as error:
+                _log.warning("outcome is told once more after a restart", command=key.id, error=str(error))
+            else:
+                self._telling.discard(subject)
+            finally:
+                self._told.task_done()
+
+    async def all_settled(self) -> None:
+        """Wait until the journal has been told of each outcome that the broker has."""
+        await self._told.join()
+
+    def _wait_for_reply(self, end: _End) -> None:
+        self._unclaimed[end.key] = end
+        if len(self._unclaimed) > _UNCLAIMED:
+            self._unclaimed.popitem(last=False)
+
+    async def _tell(self, end: _End, begun: _InitiatingCommand) -> None:
+        body = await self._document(end)
+        if not body:
+            return  # the journal has forgotten it
         reply = Reply.model_validate(
             {
                 "kind": "outcome",
-                "id": begun.id,
+                "id": begun.key.id,
                 "verb": begun.verb,
-                "subject": event.subject,
-                "subject_id": event.subject_id,
-                "body": await self._document(event),
+                "subject": end.subject,
+                "subject_id": end.subject_id,
+                "body": body,
             }
         )
         try:
-            await self._commands.keep_outcome(key=CommandKey(begun.user, begun.id), reply=reply)
-        except JournalError as error:
-            _log.warning("outcome not journalled", command=begun.id, error=str(error))
-        self.give(reply, to)
+            await self._commands.keep_outcome(key=begun.key, reply=reply, told=False)
+        except (JournalError, Unavailable) as error:
+            _log.warning("outcome not journalled", command=begun.key.id, error=str(error))
+        self._telling.add(end.key)
+        self.give(reply, begun.reply_to, then=lambda: self._told.put_nowait((end.key, begun.key, reply)))
 
-    async def _who_waits(self, event: Event) -> tuple[InitiatingCommand, ReplyTo] | None:
-        found = self._waiting.pop((event.subject, event.subject_id), None)
-        if found is not None or (isinstance(event, MigrationStateChanged) and event.migration.evacuation):
-            return found
-        try:
-            begun = await self._find_initiator(event.subject, event.subject_id)
-        except JournalError as error:
-            _log.warning("outcome not told", subject=event.subject_id, error=str(error))
+    async def _initiating_command(self, end: _End) -> _InitiatingCommand | None:
+        """Return the command by MQTT whose outcome is to be told."""
+        found = await self._journal.command_behind(end.subject, end.subject_id)
+        if found is None or found["settled"] or found["caller"].get("interface") != "mqtt":
             return None
-        found = self._waiting.pop((event.subject, event.subject_id), None)
-        # While the command is on its way to its handler, its reply goes first.
-        if found is not None or begun is None or (begun.user, begun.id) in self._executing:
-            return found
-        to = ReplyTo.of(begun.origin, topics=self._topics, user=begun.user)
-        return begun, to or ReplyTo(topic=self._topics.reply(begun.user, begun.id))
+        key = CommandKey.read(found["key"])
+        to = ReplyTo.of(found["caller"].get("origin", ""), topics=self._topics, user=key.user)
+        return _InitiatingCommand(
+            key=key,
+            verb=found["verb"],
+            reply_to=to or ReplyTo(topic=self._topics.reply(key.user, key.id)),
+        )
 
-    async def _document(self, event: Event) -> Mapping[str, Any]:
-        find = self._queries.migration if event.subject is Subject.MIGRATION else self._queries.evacuation
-        told: Mapping[str, Any] = event.payload["body"]
+    async def _document(self, end: _End) -> Mapping[str, Any]:
+        find = self._queries.migration if end.subject is Subject.MIGRATION else self._queries.evacuation
         try:
-            document = await find(event.subject_id)
+            document = await find(end.subject_id)
         except JournalError:
-            return told
+            return end.body
         if document is None or document.ended_at is None:
-            return told
+            return end.body
         return document.model_dump(mode="json")

@@ -6,13 +6,13 @@ import json
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime, timedelta
+from typing import Protocol
 
 from migrator import logs
 from migrator.api.documents import EvacuationDocument, MigrationDocument
 from migrator.api.events import (
     EvacuationStateChanged,
     Event,
-    EventKind,
     HostStateChanged,
     MigrationStateChanged,
     Subject,
@@ -35,7 +35,18 @@ class _Retained:
     """The last state of a subject as the broker shall have it; no more is kept of it, for there may be many."""
 
     payload: bytes
+    event_id: int
     sequence: int
+
+
+class StateQueries(Queries, Protocol):
+    """Queries, and the last state that was said of a subject."""
+
+    async def last_state(self, subject: Subject, subject_id: str) -> Event | None:
+        """Return the last journalled event that told of a subject's state; ``None``: none did, or it cannot be read.
+
+        :raise JournalError: the journal cannot be read.
+        """
 
 
 class RetainedStates:
@@ -45,7 +56,7 @@ class RetainedStates:
     """
 
     def __init__(
-        self, *, queries: Queries, topics: Topics, keep: timedelta, now: Callable[[], datetime]
+        self, *, queries: StateQueries, topics: Topics, keep: timedelta, now: Callable[[], datetime]
     ) -> None:
         self._queries = queries
         self._topics = topics
@@ -55,23 +66,32 @@ class RetainedStates:
         self._clear_at: dict[Key, datetime] = {}
 
     def note(self, event: Event) -> None:
-        """A state that was said on the bus."""
+        """A state that was said on the bus; an older one than the last is ignored."""
         self._set((event.subject, event.subject_id), event)
 
     def _set(self, key: Key, event: Event) -> None:
-        self._last[key] = _Retained(payload=event.text.encode(), sequence=event.sequence)
+        last = self._last.get(key)
+        # An event may repeat a number, but its sequence tells which is newer.
+        if last is not None and (last.event_id, last.sequence) >= (event.event_id, event.sequence):
+            return
+        self._last[key] = _Retained(
+            payload=event.text.encode(), event_id=event.event_id, sequence=event.sequence
+        )
         ended = ended_at(event)
         if ended is None:
             self._clear_at.pop(key, None)
         else:
             self._clear_at[key] = ended + self._keep
 
-    async def load(self) -> None:
-        """Take in what was last said of what goes on and of what ended lately, before there was anyone to note it.
+    def forget_all(self) -> None:
+        """Know nothing, as at first."""
+        self._last.clear()
+        self._clear_at.clear()
 
-        Hosts are told of anew by every service, as soon as it has looked at them.
-        """
+    async def load(self) -> None:
+        """Take in what was last said of hosts, of what goes on and of what ended lately."""
         active = [
+            *((Subject.HOST, each.host) for each in self._queries.hosts()),
             *((Subject.MIGRATION, each.id) for each in self._queries.active_migrations()),
             *((Subject.EVACUATION, each.id) for each in self._queries.active_evacuations()),
         ]
@@ -87,7 +107,7 @@ class RetainedStates:
     async def _recall(self, key: Key) -> None:
         if key in self._last:
             return
-        event = await self._last_event(key)
+        event = await self._queries.last_state(*key)
         # Meanwhile something newer may have been said.
         if event is not None and key not in self._last:
             self._set(key, event)
@@ -178,17 +198,6 @@ class RetainedStates:
         if document is None:
             return True
         return document.ended_at is not None and document.ended_at + self._keep <= self._now()
-
-    async def _last_event(self, key: Key) -> Event | None:
-        """The journalled event that told of its last state; nothing is said of it that is not journalled."""
-        after, last, more, unreadable = 0, None, True, 0
-        while more:
-            page = await self._queries.events(after=after, subject=key[0], subject_id=key[1])
-            after, more = page.last, page.more
-            last = next((event for event in reversed(page.items) if event.kind is EventKind.STATE), last)
-            unreadable = max(unreadable, *page.unreadable, 0)
-        # An older one would be wrong.
-        return last if last is not None and last.event_id > unreadable else None
 
 
 def clearing(topic: str) -> Outgoing:

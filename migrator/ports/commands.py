@@ -25,8 +25,10 @@ class Commands(CommandExecutor, Protocol):
     def count(self) -> Callable[[str, str, str], None]:
         """Count a command: its interface, its verb, and ``accepted``, ``refused`` or ``repeated``."""
 
-    async def keep_outcome(self, *, key: CommandKey, reply: Reply) -> None:
+    async def keep_outcome(self, *, key: CommandKey, reply: Reply, told: bool = True) -> None:
         """Keep the outcome of what a command began: from now on the same command again gets this.
 
+        :param told: whoever asked knows it; until it was kept as told the command is among the unsettled ones.
         :raise JournalError: it could not be written.
+        :raise Unavailable: there is nobody to write it.
         """

@@ -289,8 +289,11 @@ class CommandLog(Protocol):
         :param key: :class:`~migrator.api.commands.CommandKey` as text.
         """
 
-    async def answer_command(self, *, key: str, reply: Mapping[str, Any]) -> None:
-        """Write down the reply to a command, or what has become of it; one that was not claimed is let pass."""
+    async def answer_command(self, *, key: str, reply: Mapping[str, Any], told: bool = True) -> None:
+        """Write down the reply to a command, or what has become of it; one that was not claimed is let pass.
+
+        :param told: an outcome needs not be told to whoever asked any more; until then the command is unsettled.
+        """
 
 
 @dataclass(frozen=True, kw_only=True)

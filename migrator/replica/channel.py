@@ -40,7 +40,7 @@ class MessageKind(IntEnum):
     EVENT_WITHOUT_NUMBER = 13
     #: Sent every second, and when something in it changes.
     STATUS = 8
-    #: All that there is was sent.
+    #: All that there is was sent: the number of the last event, and the last sequence of each subject.
     COMPLETE = 9
     #: To the request of that number.
     REPLY = 10

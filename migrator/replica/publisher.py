@@ -194,7 +194,9 @@ class Publisher:
     def _send_complete(self) -> None:
         if self._channel is not None:
             self._complete = True
-            self._channel.send(MessageKind.COMPLETE, json.dumps(self._events.last_event_id).encode())
+            sequences = [(*key, self._events.sequence(*key)) for key in self._there]
+            told = {"last_event_id": self._events.last_event_id, "sequences": sequences}
+            self._channel.send(MessageKind.COMPLETE, json.dumps(told).encode())
 
     def _send_readable(self, key: _Key) -> None:
         """Send like :meth:`_send`; one that cannot be read stays as it was there, and is said once."""

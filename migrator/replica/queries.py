@@ -15,7 +15,7 @@ from migrator.api.documents import (
     MigrationDocument,
     SampleDocument,
 )
-from migrator.api.events import Event, Subject, read_event
+from migrator.api.events import Event, EventKind, Subject, read_event
 from migrator.api.queries import EvacuationFilter, EventBatch, EventTexts, MigrationFilter
 from migrator.core.inventory import find
 from migrator.core.migration.downsampling import Point
@@ -26,6 +26,8 @@ from migrator.replica.requests import SteeringRequests
 from migrator.replica.state import ReplicaState
 
 _Made = TypeVar("_Made")
+#: Events of a subject that are read at a time, where the last state is looked for: decisions may have come after it.
+_LATEST = 20
 
 
 class JournalReader(Protocol):
@@ -39,6 +41,10 @@ class JournalReader(Protocol):
 
     async def events(
         self, *, after: int = 0, limit: int = 1000, subject: str | None = None, subject_id: str | None = None
+    ) -> list[dict[str, Any]]: ...
+
+    async def latest_events(
+        self, *, subject: str, subject_id: str, limit: int, before: int | None = None
     ) -> list[dict[str, Any]]: ...
 
     async def event_texts(
@@ -159,6 +165,23 @@ class ReplicaQueries:
             more=len(rows) == limit,
             unreadable=sorted(set(numbers) - {event.event_id for event in items}),
         )
+
+    async def last_state(self, subject: Subject, subject_id: str) -> Event | None:
+        """Return the last journalled event that told of a subject's state; ``None``: none did, or it cannot be read.
+
+        :raise JournalError: the journal cannot be read.
+        """
+        before: int | None = None
+        while rows := await self._journal.latest_events(
+            subject=subject, subject_id=subject_id, limit=_LATEST, before=before
+        ):
+            for row in rows:
+                if not (read := self._readable("event", [row], read_event)):
+                    return None  # an older one would be wrong
+                if read[0].kind is EventKind.STATE:
+                    return read[0]
+            before = rows[-1]["event_id"]
+        return None
 
     async def event_texts(
         self,

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 from collections import deque
-from collections.abc import AsyncIterator, Callable, Iterator
+from collections.abc import AsyncIterator, Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -106,6 +106,13 @@ class RelayedEvents:
         finally:
             self._subscribers.remove(listener.put)
 
+    def began(self, told: Mapping[str, Any]) -> None:
+        """Take over how far the events had come when all documents were received."""
+        self.last_event_id = max(self.last_event_id, told["last_event_id"])
+        for subject, identifier, sequence in told["sequences"]:
+            if sequence:
+                self._sequences.setdefault((Subject(subject), identifier), sequence)
+
     def deliver(self, event: Event) -> None:
         """Tell an event to everyone who listens."""
         if event.kind is not EventKind.PROGRESS:
@@ -151,7 +158,7 @@ class ReplicaState:
             case MessageKind.STATUS:
                 self.complaints = json.loads(body)["complaints"]
             case MessageKind.COMPLETE:
-                self.events.last_event_id = max(self.events.last_event_id, json.loads(body))
+                self.events.began(json.loads(body))
                 self.complete.set()
             case _:
                 self._receive_event(kind, body)

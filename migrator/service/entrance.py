@@ -15,11 +15,11 @@ import pickle
 import signal
 import socket
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import AsyncIterator, Sequence
+from contextlib import asynccontextmanager
 
 from migrator import __version__, faults, logs
-from migrator.api.commands import COMMANDS, Envelope, Reply, Role
-from migrator.errors import JournalError, MigratorError, Unavailable
+from migrator.errors import MigratorError
 from migrator.http import serving
 from migrator.http.app import create_app
 from migrator.metrics.elsewhere import Counts, ScrapedElsewhere
@@ -29,7 +29,9 @@ from migrator.replica.channel import Channel, MessageKind
 from migrator.replica.queries import ReplicaQueries
 from migrator.replica.requests import SteeringRequests
 from migrator.replica.state import ReplicaState
-from migrator.service.entrance_requests import ENVELOPE, GRANT
+from migrator.service.entrance_commands import EntranceCommands
+from migrator.service.entrance_mqtt import EntranceMqtt
+from migrator.service.entrance_requests import GRANT
 from migrator.service.entrance_settings import ALIVE_SECONDS, SILENT_TIMES, EntranceSettings
 from migrator.store.journal import SqlJournal
 from migrator.store.place import journal_place
@@ -38,35 +40,6 @@ from migrator.store.tokens import Tokens
 #: Whoever drives migrations goes first where both want to run.
 _NICE = 5
 _PR_SET_PDEATHSIG = 1
-
-#: Commands that change nothing and are carried out at a time: each looks at hosts, or thinks for a while.
-_LOOKS = 4
-
-
-class _Commands:
-    """Has commands carried out by the process that drives migrations."""
-
-    def __init__(self, requests: SteeringRequests, why_silent: Callable[[], str]) -> None:
-        self._requests, self._why_silent = requests, why_silent
-        self._looks = asyncio.Semaphore(_LOOKS)
-
-    async def execute(self, envelope: Envelope) -> Reply:
-        if why := self._why_silent():  # else it would be carried out when nobody counts on it any more
-            return _refused(envelope, why)
-        command = COMMANDS.get(envelope.verb)
-        looks = command is not None and command.role is Role.VIEWER
-        try:
-            async with self._looks if looks else contextlib.nullcontext():
-                found = await self._requests.ask(
-                    "execute", envelope=ENVELOPE.dump_python(envelope, mode="json")
-                )
-        except (JournalError, Unavailable) as error:
-            return _refused(envelope, str(error))
-        return Reply.model_validate(found)
-
-
-def _refused(envelope: Envelope, why: str) -> Reply:
-    return Reply(kind="refused", id=envelope.id, verb=envelope.verb, code="unavailable", message=why)
 
 
 class _Tokens:
@@ -95,6 +68,7 @@ class _Entrance:
         self._settings: asyncio.Future[EntranceSettings] = asyncio.get_running_loop().create_future()
         self._end = asyncio.Event()
         self._silent = 0
+        self._mqtt: EntranceMqtt | None = None
         self._channel: Channel
 
     async def run(self, end: socket.socket) -> None:
@@ -114,7 +88,7 @@ class _Entrance:
             )
             scraped = ScrapedElsewhere(look=lambda: self._look(queries), ask=self._counts)
             app = create_app(
-                _Commands(self._requests, self._why_silent),
+                EntranceCommands(self._requests, self._why_silent),
                 queries,
                 _Tokens(journal.tokens, self._requests),
                 metrics=scraped.scrape,
@@ -122,17 +96,44 @@ class _Entrance:
                 why_silent=self._why_silent,
             )
             await self._state.complete.wait()
-            async with serving.servers(app, settings.http, inherited=self._inherited):
+            async with (
+                self._at_broker(settings, queries, journal),
+                serving.servers(app, settings.http, inherited=self._inherited),
+            ):
                 self._channel.send(MessageKind.READY)
                 await self._end.wait()
         alive.cancel()
         await asyncio.wait({alive})
         self._channel.close()
 
+    @asynccontextmanager
+    async def _at_broker(
+        self, settings: EntranceSettings, queries: ReplicaQueries, journal: SqlJournal
+    ) -> AsyncIterator[None]:
+        """Serve MQTT too, where it is configured; what is under way there when the block ends is finished."""
+        if settings.mqtt is None:
+            yield
+            return
+        self._mqtt = EntranceMqtt(
+            settings.mqtt,
+            directory=settings.store.path.parent,
+            queries=queries,
+            journal=journal,
+            requests=self._requests,
+        )
+        serving_mqtt = asyncio.create_task(faults.keep_going("mqtt", self._mqtt.run), name="mqtt")
+        try:
+            yield
+        finally:
+            serving_mqtt.cancel()
+            await asyncio.wait({serving_mqtt})
+
     def _receive(self, kind: MessageKind, number: int, body: bytes) -> None:
         if self._silent >= SILENT_TIMES:
             logs.logger().info("the process that drives migrations answers again")
         self._silent = 0
+        if self._mqtt is not None:
+            self._mqtt.mqtt.available(True)
         match kind:
             case MessageKind.SETTINGS:
                 settings: EntranceSettings = pickle.loads(body)  # noqa: S301 - from the process that started this one
@@ -163,6 +164,8 @@ class _Entrance:
             self._silent += 1
             if self._silent == SILENT_TIMES:
                 logs.logger().warning("the process that drives migrations does not answer")
+                if self._mqtt is not None:
+                    self._mqtt.mqtt.available(False)
 
     def _why_silent(self) -> str:
         """Why the other process cannot be believed to drive anything; empty while it can."""
@@ -180,10 +183,13 @@ class _Entrance:
             hosts=queries.hosts(),
             guests=queries.guests(),
             complaints=len(queries.complaints()),
+            broker=self._mqtt.gauges if self._mqtt is not None else None,
             version=__version__,
         )
 
     async def _counts(self, accept: str) -> Counts:
+        if self._mqtt is not None:
+            await self._mqtt.note()
         return Counts.from_json(await self._requests.ask("metrics", accept=accept))
 
 

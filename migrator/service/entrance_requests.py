@@ -8,19 +8,28 @@ from typing import Any, Protocol
 
 from pydantic import TypeAdapter
 
-from migrator.api.commands import Envelope, Reply
+from migrator.api.commands import CommandKey, Envelope, Reply
 from migrator.metrics import Metrics
 from migrator.ports import Grant
 from migrator.replica.publisher import Publisher
 from migrator.replica.requests import Handler
 
 ENVELOPE, GRANT = TypeAdapter(Envelope), TypeAdapter(Grant)
+#: Value of the journal itself: number of an event that was published by MQTT, with all before it.
+PUBLISHED = "mqtt_published"
 
 
 class CommandDispatch(Protocol):
     """Carries commands out; the engine's dispatcher is one."""
 
     async def execute(self, envelope: Envelope) -> Reply: ...
+    async def keep_outcome(self, *, key: CommandKey, reply: Reply, told: bool = True) -> None: ...
+
+
+class JournalMeta(Protocol):
+    """Keeps values of the journal itself."""
+
+    async def keep_meta(self, key: str, value: str) -> None: ...
 
 
 class Hosts(Protocol):
@@ -75,6 +84,7 @@ def handlers(
     hosts: Hosts,
     sessions: PageSessions,
     samples: SampleFlusher,
+    meta: JournalMeta,
     metrics: Metrics,
     publisher: Publisher,
 ) -> dict[str, Handler]:
@@ -102,6 +112,18 @@ def handlers(
     async def end_session(asked: Mapping[str, Any]) -> Any:
         await sessions.end_session(asked["secret"])
 
+    async def keep_outcome(asked: Mapping[str, Any]) -> Any:
+        key, reply = CommandKey(asked["user"], asked["id"]), Reply.model_validate(asked["reply"])
+        await commands.keep_outcome(key=key, reply=reply, told=asked["told"])
+
+    async def note_mqtt(asked: Mapping[str, Any]) -> Any:
+        for verb, number in asked["refused"].items():
+            metrics.command("mqtt", verb, "refused", number)
+        metrics.mqtt_sessions_taken(asked["taken"])
+        metrics.mqtt_dropped(asked["dropped"])
+        if asked["published"] is not None:
+            await meta.keep_meta(PUBLISHED, str(asked["published"]))
+
     async def counts(asked: Mapping[str, Any]) -> Any:
         return (await metrics.counts(asked["accept"])).as_json()
 
@@ -111,5 +133,7 @@ def handlers(
         "flush_samples": flush_samples,
         "begin_session": begin_session,
         "end_session": end_session,
+        "keep_outcome": keep_outcome,
+        "note_mqtt": note_mqtt,
         "metrics": counts,
     }

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from migrator.mqtt import MqttConfig
 from migrator.settings.models import HttpSettings, StoreSettings
 
 #: Both processes say so often that they live, and say of the other that it does not after so many times.
@@ -16,6 +17,8 @@ class EntranceSettings:
     """The sections that it needs; it is not told the others, nor any password of theirs."""
 
     http: HttpSettings
+    #: ``None``: no broker is configured.
+    mqtt: MqttConfig | None
     store: StoreSettings
     log_level: str
     #: Log lines are for a machine.

@@ -15,7 +15,6 @@ from typing import Any
 
 from migrator import __version__, faults, logs, tracing
 from migrator import settings as configuration
-from migrator.api.commands import CommandKey
 from migrator.api.events import Subject
 from migrator.core import findings as catalogue
 from migrator.engine.commands.audit import audit
@@ -34,8 +33,7 @@ from migrator.http import from_settings as http_settings
 from migrator.http.admission import raise_descriptor_limit
 from migrator.machine import this_driver
 from migrator.metrics import Metrics, Probes
-from migrator.mqtt import Mqtt, MqttConfig, client_id
-from migrator.mqtt.replies import InitiatingCommand
+from migrator.mqtt import MqttConfig
 from migrator.qemu import monitor
 from migrator.replica.publisher import Publisher
 from migrator.replica.requests import RequestServer
@@ -117,6 +115,7 @@ def _json_lines(site: SiteSettings) -> bool:
 def _for_entrances(settings: Settings) -> EntranceSettings:
     return EntranceSettings(
         http=settings.http,
+        mqtt=MqttConfig.of(settings) if settings.mqtt.host else None,
         store=settings.store,
         log_level=settings.site.log_level,
         json_log=_json_lines(settings.site),
@@ -189,12 +188,10 @@ async def _running(live: LiveSettings, stop: Stop) -> AsyncIterator[Engine]:
             lambda new: lambda: inventory.configure(new.hosts, rules=new.guests, interval=new.interval),
         )
         queries = engine.queries
-        connected: dict[str, bool] = {}
         metrics = Metrics(
             queries=queries,
             version=__version__,
             probes=Probes(
-                mqtt_connected=lambda: connected.get("mqtt", False) if settings.mqtt.host else None,
                 journal_complaint=lambda: journal.complaint,
                 lease_held=sole_use.holds if sole_use is not None else lambda: True,
             ),
@@ -208,21 +205,8 @@ async def _running(live: LiveSettings, stop: Stop) -> AsyncIterator[Engine]:
             count=metrics.command,
             audit=functools.partial(audit, bus),
         )
-        # It hears the bus from here on: what becomes of migrations that are taken up is told too.
-        mqtt = None
-        if settings.mqtt.host:
-            mqtt = Mqtt(
-                config=MqttConfig.of(settings),
-                commands=dispatcher,
-                queries=queries,
-                client_id=client_id.read(directory),
-                keep_client_id=functools.partial(client_id.keep, directory),
-                taken=metrics.mqtt_session_taken,
-                connected=lambda there: connected.update(mqtt=there),
-                find_initiator=lambda subject, identifier: _find_initiator(journal, subject, identifier),
-            )
         settlement = Settlement(
-            bus=bus, journal=journal, dispatcher=dispatcher, elsewhere=("mqtt",) if mqtt is not None else ()
+            bus=bus, journal=journal, dispatcher=dispatcher, elsewhere=("mqtt",) if settings.mqtt.host else ()
         )
         spans: contextlib.AbstractAsyncContextManager[Any] = contextlib.nullcontext()
         if (collector := tracing.collector(settings.traces)) is not None:
@@ -244,6 +228,7 @@ async def _running(live: LiveSettings, stop: Stop) -> AsyncIterator[Engine]:
             hosts=queries,
             sessions=journal.tokens,
             samples=journal.samples,
+            meta=journal,
             metrics=metrics,
             publisher=publisher,
         )
@@ -273,8 +258,6 @@ async def _running(live: LiveSettings, stop: Stop) -> AsyncIterator[Engine]:
                 "readiness": readiness,
                 "reload": lambda: reload_on_hup(live),
             }
-            if mqtt is not None:
-                work["mqtt"] = mqtt.run
             if sole_use is not None:
                 work["journal lease"] = functools.partial(_keep_journal, sole_use)
             once: dict[str, Callable[[], Awaitable[None]]] = {"first look": inventory.look_at_all}
@@ -335,14 +318,3 @@ async def _keep_journal(sole_use: SoleUse) -> None:
     except LeaseLost as error:
         logs.logger().warning("this service ends here and now", error=str(error))
         os.kill(os.getpid(), signal.SIGKILL)
-
-
-async def _find_initiator(journal: SqlJournal, subject: Subject, identifier: str) -> InitiatingCommand | None:
-    """The command by MQTT behind what has ended, if there was one."""
-    found = await journal.command_behind(subject, identifier)
-    if found is None or found["caller"].get("interface") != "mqtt":
-        return None
-    key = CommandKey.read(found["key"])
-    return InitiatingCommand(
-        user=key.user, id=key.id, verb=found["verb"], origin=found["caller"].get("origin", "")
-    )

@@ -308,6 +308,19 @@ class SqlJournal:
         query = select(events.c.body).where(*_chosen(after, subject, subject_id))
         return await self._bodies(query.order_by(events.c.event_id).limit(limit))
 
+    async def latest_events(
+        self, *, subject: str, subject_id: str, limit: int, before: int | None = None
+    ) -> list[dict[str, Any]]:
+        """Return the last events of a subject, the newest first.
+
+        :param before: only those with smaller numbers.
+        :raise JournalError: they cannot be read.
+        """
+        query = select(events.c.body).where(*_chosen(0, subject, subject_id))
+        if before is not None:
+            query = query.where(events.c.event_id < before)
+        return await self._bodies(query.order_by(events.c.event_id.desc()).limit(limit))
+
     async def event_texts(
         self,
         *,
@@ -422,7 +435,7 @@ class SqlJournal:
         return await self._database.write(write, lease=lease)
 
     async def command_behind(self, kind: str, identifier: str) -> dict[str, Any] | None:
-        """``key``, ``verb`` and ``caller`` of the command that began a document; ``None`` where none did.
+        """``key``, ``verb``, ``caller`` and ``settled`` of the command that began a document; ``None``: none did.
 
         :raise JournalError: it cannot be read.
         """
@@ -434,10 +447,19 @@ class SqlJournal:
         async def read(connection: AsyncConnection) -> dict[str, Any] | None:
             row = (
                 await connection.execute(
-                    select(commands.c.verb, commands.c.caller).where(commands.c.key == rows.text(key))
+                    select(commands.c.verb, commands.c.caller, commands.c.settled).where(
+                        commands.c.key == rows.text(key)
+                    )
                 )
             ).one_or_none()
-            return None if row is None else {"key": key, "verb": row.verb, "caller": json.loads(row.caller)}
+            if row is None:
+                return None
+            return {
+                "key": key,
+                "verb": row.verb,
+                "caller": json.loads(row.caller),
+                "settled": bool(row.settled),
+            }
 
         return await self._database.read(read)
 
@@ -458,12 +480,12 @@ class SqlJournal:
 
         return await self._database.read(read)
 
-    async def answer_command(self, *, key: str, reply: Mapping[str, Any]) -> None:
-        """Write down the reply to a command, or what has become of it; one that was not claimed is let pass."""
+    async def answer_command(self, *, key: str, reply: Mapping[str, Any], told: bool = True) -> None:
+        """See :meth:`migrator.ports.CommandLog.answer_command`."""
         values = {
             "reply": json.dumps(dict(reply)),
             "answered_at": rows.microseconds(self._now()),
-            "settled": int(_settled(reply)),
+            "settled": int(told and _settled(reply)),
             "waiting": 0,
         }
         statement = update(commands).where(commands.c.key == rows.text(key)).values(values)

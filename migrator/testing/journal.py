@@ -166,6 +166,13 @@ class MemoryJournal:
             if subject in (None, each["subject"]) and subject_id in (None, each["subject_id"])
         ][:limit]
 
+    async def latest_events(
+        self, *, subject: str, subject_id: str, limit: int, before: int | None = None
+    ) -> list[dict[str, Any]]:
+        """See :meth:`migrator.store.journal.SqlJournal.latest_events`."""
+        found = await self.events(limit=len(self._events), subject=subject, subject_id=subject_id)
+        return [each for each in found[::-1] if before is None or each["event_id"] < before][:limit]
+
     async def event_texts(
         self,
         *,
@@ -200,11 +207,7 @@ class MemoryJournal:
             return True
         if subject == "command":
             command = self.commands.get(identifier)
-            reply = command and command["reply"]
-            return command is not None and (
-                not reply
-                or (reply["kind"] == "accepted" and reply.get("subject") in ("migration", "evacuation"))
-            )
+            return command is not None and not _settled(command)
         body = self._documents.get((subject, identifier))
         return body is not None and not json.loads(body).get("ended_at")
 
@@ -243,7 +246,13 @@ class MemoryJournal:
         key = (document or {}).get("_private", {}).get("command")
         if not key or key not in self.commands:
             return None
-        return {"key": key, "verb": self.commands[key]["verb"], "caller": self.commands[key]["caller"]}
+        command = self.commands[key]
+        return {
+            "key": key,
+            "verb": command["verb"],
+            "caller": command["caller"],
+            "settled": _settled(command),
+        }
 
     async def unsettled(self) -> list[tuple[str, str]]:
         """See :meth:`migrator.store.journal.SqlJournal.unsettled`."""
@@ -258,11 +267,11 @@ class MemoryJournal:
             ]
         return found
 
-    async def answer_command(self, *, key: str, reply: Mapping[str, Any]) -> None:
+    async def answer_command(self, *, key: str, reply: Mapping[str, Any], told: bool = True) -> None:
         await self.pause("answer_command")
         self._write()
         if key in self.commands:
-            self.commands[key]["reply"] = json.loads(json.dumps(reply))
+            self.commands[key] |= {"reply": json.loads(json.dumps(reply)), "told": told}
 
     async def prune(self, older_than: datetime) -> int:
         """See :meth:`migrator.store.journal.SqlJournal.prune`."""
@@ -314,3 +323,11 @@ def _values(kind: str, document: Mapping[str, Any], name: str) -> list[Any]:
         case _:
             raise ValueError(f"cannot ask for {name}")
     return [value for value in values if value]
+
+
+def _settled(command: Mapping[str, Any]) -> bool:
+    """Nothing more will be said to the command."""
+    reply = command["reply"]
+    if not reply or not command.get("told", True):
+        return False
+    return reply["kind"] != "accepted" or reply.get("subject") not in ("migration", "evacuation")

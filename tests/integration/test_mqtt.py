@@ -14,10 +14,8 @@ import aiomqtt
 import pytest
 
 from migrator.api.commands import Command
-from migrator.api.events import Subject
 from migrator.core.drain.states import EvacuationState
 from migrator.core.model import State
-from migrator.mqtt import InitiatingCommand
 from migrator.testing.lab import until
 from tests.broker import USERS, Broker, mosquitto
 from tests.conftest import missing
@@ -320,19 +318,12 @@ async def test_outcome_follows_the_reply_where_all_was_over_before_it(broker: Br
     assert outcome["body"]["state"] == "completed"
 
 
-async def test_outcome_after_a_restart_goes_where_the_journal_says(broker: Broker) -> None:
+@pytest.mark.parametrize("ends", ["after the restart", "while nobody is there"])
+async def test_outcome_after_a_restart_goes_where_the_journal_says(broker: Broker, ends: str) -> None:
     log, queries = FakeLog(), FakeQueries()
-
-    async def who(subject: Subject, subject_id: str) -> InitiatingCommand | None:
-        if (subject, subject_id) != (Subject.EVACUATION, "e0"):
-            return None
-        entry = log.commands["scheduler\nc1"]
-        return InitiatingCommand(
-            user="scheduler", id="c1", verb=entry["verb"], origin=entry["caller"]["origin"]
-        )
-
     async with peer(broker) as scheduler:
-        async with Service(settings(broker), log=log, queries=queries).running():
+        before = Service(settings(broker), log=log, queries=queries)
+        async with before.running():
             await scheduler.command(
                 "evacuate",
                 id="c1",
@@ -341,13 +332,26 @@ async def test_outcome_after_a_restart_goes_where_the_journal_says(broker: Broke
                 correlation=b"\x00 7",
             )
             await until(lambda: scheduler.on("/inbox"), what="the reply")
-        again = Service(settings(broker), log=log, queries=queries, find_initiator=who)
+        again = Service(settings(broker), log=log, queries=queries)
+        again.controller.by_key = before.controller.by_key
+        evacuation = queries.all_evacuations["e0"].model_copy(
+            update={"state": EvacuationState.COMPLETED, "ended_at": datetime.now(UTC)}
+        )
+        if ends == "while nobody is there":
+            queries.all_evacuations["e0"] = evacuation
         async with again.running():
-            evacuation = queries.all_evacuations["e0"].model_copy(
-                update={"state": EvacuationState.COMPLETED, "ended_at": datetime.now(UTC)}
-            )
-            again.controller.say_evacuation(evacuation)
+            if ends == "after the restart":
+                again.controller.say_evacuation(evacuation)
             await until(lambda: len(scheduler.on("/inbox")) == 2, what="the outcome")
+            await until(
+                lambda: log.commands["scheduler\nc1"]["settled"], what="the journal knows that it was told"
+            )
+        third = Service(settings(broker), log=log, queries=queries)
+        third.controller.by_key = before.controller.by_key
+        async with third.running():
+            await scheduler.command("plan", id="c2", host="a")
+            await answer(scheduler, "c2")
+    assert len(scheduler.on("/inbox")) == 2, "it is told once"
     got = scheduler.on("/inbox")[1]
     assert (got.json["kind"], got.json["id"], got.json["verb"]) == ("outcome", "c1", "evacuate")
     assert got.json["body"]["guests"] == []

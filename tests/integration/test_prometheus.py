@@ -24,6 +24,7 @@ from migrator.core.migration.invariants import VIOLATED
 from migrator.core.model import State
 from migrator.metrics import Metrics, Probes
 from migrator.metrics.catalogue import BY_NAME
+from migrator.metrics.gauges import BrokerGauges
 from migrator.testing.process import until
 from tests.fake_queries import FakeQueries, a_guest, a_host, a_migration, an_evacuation
 from tests.panels import BOARDS, panel_queries
@@ -47,7 +48,7 @@ class Site:
         self.broker = self.lease = True
         self.complaint = ""
         probes = Probes(
-            mqtt_connected=lambda: self.broker,
+            broker=lambda: BrokerGauges(connected=self.broker),
             lease_held=lambda: self.lease,
             journal_complaint=lambda: self.complaint,
         )
@@ -273,7 +274,7 @@ async def _break_everything(site: Site, prometheus: Prometheus) -> None:
     )
     queries.decide("h", VIOLATED, invariant="never-two")
     site.broker = site.lease = False
-    site.metrics.mqtt_session_taken()
+    site.metrics.mqtt_sessions_taken(1)
     site.complaint = "disk full"
     time.sleep(0.5)  # the loop is late
 

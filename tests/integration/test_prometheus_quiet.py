@@ -26,6 +26,7 @@ from migrator.engine.journal_writer import JournalWriter
 from migrator.engine.migration.services import SessionServices
 from migrator.engine.rules import Rules
 from migrator.metrics import Metrics, Probes
+from migrator.metrics.gauges import BrokerGauges
 from migrator.store.step_records import StepRecords
 from migrator.testing.journal import MemoryJournal
 from migrator.testing.simulated_site import SimulatedSite
@@ -137,7 +138,7 @@ async def _evacuate(number: int, directory: Path, scrapes: Scrapes, broken: str)
     def now() -> float:
         return start + loop.time() - began
 
-    probes = Probes(mqtt_connected=lambda: True)
+    probes = Probes(broker=lambda: BrokerGauges(connected=True))
     metrics = Metrics(queries=queries, version="1", probes=probes, clock=loop.time, now=now)
     labels = f'job="migrator",instance="run-{number}",site="simulated"'
 

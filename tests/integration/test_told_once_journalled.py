@@ -14,6 +14,7 @@ from typing import Any
 import httpx2
 import pytest
 
+from migrator.api.events import Event, Subject, read_event
 from migrator.engine.commands.dispatcher import Dispatcher
 from migrator.engine.journal_writer import JournalWriter
 from migrator.http.limits import Limits
@@ -44,6 +45,10 @@ class Kept(World):
         self, *, after: int, limit: int, subject: str | None, subject_id: str | None
     ) -> Sequence[Mapping[str, Any]]:
         return await self.kept.events(after=after, limit=limit, subject=subject, subject_id=subject_id)
+
+    async def last_state(self, subject: Subject, subject_id: str) -> Event | None:
+        found = await self.kept.latest_events(subject=subject, subject_id=subject_id, limit=100)
+        return next((read_event(row) for row in found if row["kind"] == "state"), None)
 
 
 class Everything:
@@ -112,6 +117,7 @@ async def everything(tmp_path: Path, broker: Broker, *, patience: float = 60.0) 
             config=settings(broker, progress_interval=0.01),
             commands=Dispatcher(controller=world, log=world.log),
             queries=world,
+            journal=journal,
         )
         async with (
             serving(world, tmp_path, limits=Limits(heartbeat_seconds=0.05)) as place,

@@ -146,11 +146,11 @@ class Dispatcher:
         self.audit(envelope, reply)
         return reply
 
-    async def keep_outcome(self, *, key: CommandKey, reply: Reply) -> None:
-        """What a command began has ended: from now on the same id gets this."""
+    async def keep_outcome(self, *, key: CommandKey, reply: Reply, told: bool = True) -> None:
+        """See :meth:`migrator.ports.commands.Commands.keep_outcome`."""
         if str(key) in self._running:
             await asyncio.wait({self._running[str(key)][1]})  # its first reply goes into the journal before
-        await self.log.answer_command(key=str(key), reply=reply.model_dump(mode="json"))
+        await self.log.answer_command(key=str(key), reply=reply.model_dump(mode="json"), told=told)
 
 
 def parse(envelope: Envelope) -> Command:
