@@ -123,7 +123,9 @@ def _own() -> list[Any]:
             "For the broker; those that were dropped because too many did are lost to it, and in the journal.",
             "short",
             query(f"migrator_mqtt_waiting_messages{{{ALL}}}", "{{instance}} waiting"),
-            query(f"increase(migrator_mqtt_dropped_total{{{ALL}}}[$__rate_interval])", "{{instance}} dropped"),
+            query(
+                f"increase(migrator_mqtt_dropped_total{{{ALL}}}[$__rate_interval])", "{{instance}} dropped"
+            ),
         ),
         curves(
             "Errors of migrator itself",

@@ -345,7 +345,7 @@ class Service:
         return self.mqtt.connected
 
     async def command_behind(self, kind: str, identifier: str) -> Mapping[str, Any] | None:
-        """See :class:`migrator.mqtt.replies.CommandJournal`."""
+        """See :class:`migrator.mqtt.replies.OutcomeJournal`."""
         for key, begun in self.controller.by_key.items():
             if identifier == getattr(begun, "id", None) and key in self.log.commands:
                 command = self.log.commands[key]
@@ -353,7 +353,7 @@ class Service:
         return None
 
     async def unsettled(self) -> list[tuple[str, str]]:
-        """See :class:`migrator.mqtt.replies.CommandJournal`."""
+        """See :class:`migrator.mqtt.replies.OutcomeJournal`."""
         ended = [
             (Subject.MIGRATION, each.id) for each in self.queries.all_migrations.values() if each.ended_at
         ]

@@ -29,7 +29,7 @@ from migrator.mqtt.inbound import RejectedMessage, read, too_many
 from migrator.mqtt.outbox import Outbox, Outgoing
 from migrator.mqtt.publication import Publication, PublishedUntil
 from migrator.mqtt.receipts import Receipts, nothing
-from migrator.mqtt.replies import CommandJournal, Replies
+from migrator.mqtt.replies import OutcomeJournal, Replies
 from migrator.mqtt.retained_states import StateQueries
 from migrator.mqtt.topics import Topics
 from migrator.ports.commands import Commands
@@ -69,7 +69,7 @@ class Mqtt:
         config: MqttConfig,
         commands: Commands,
         queries: StateQueries,
-        journal: CommandJournal,
+        journal: OutcomeJournal,
         client_id: str = "",
         keep_client_id: Callable[[str], None] = lambda client_id: None,
         published_until: PublishedUntil = _unknown,

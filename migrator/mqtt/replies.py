@@ -29,7 +29,7 @@ _log = logs.logger(interface="mqtt")
 Key = tuple[Subject, str]
 
 
-class CommandJournal(Protocol):
+class OutcomeJournal(Protocol):
     """The part of the journal that says who waits for an outcome."""
 
     async def command_behind(self, kind: str, identifier: str) -> Mapping[str, Any] | None:
@@ -76,7 +76,7 @@ class Replies:
         *,
         commands: Commands,
         queries: Queries,
-        journal: CommandJournal,
+        journal: OutcomeJournal,
         outbox: Outbox,
         topics: Topics,
         max_bytes: int,

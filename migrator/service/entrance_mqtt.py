@@ -12,7 +12,7 @@ from migrator.errors import JournalError, Unavailable
 from migrator.metrics.gauges import BrokerGauges
 from migrator.mqtt import Mqtt, MqttConfig
 from migrator.mqtt.client_id import keep, read
-from migrator.mqtt.replies import CommandJournal
+from migrator.mqtt.replies import OutcomeJournal
 from migrator.mqtt.retained_states import StateQueries
 from migrator.replica.requests import SteeringRequests
 from migrator.service.entrance_commands import MqttCommands
@@ -22,7 +22,7 @@ from migrator.service.entrance_requests import PUBLISHED
 _NOTE_SECONDS = 1.0
 
 
-class MqttJournal(CommandJournal, Protocol):
+class MqttJournal(OutcomeJournal, Protocol):
     """The part of the journal that is read."""
 
     async def meta(self, key: str) -> str | None: ...
