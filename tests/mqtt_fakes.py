@@ -54,7 +54,7 @@ from tests.some_events import page_of
 PREFIX = "migrator/v1/site"
 
 
-_OF_SERVICE = ("longest_lifetime_seconds", "longest_pause_seconds", "closing_seconds")
+_OF_SERVICE = ("instance", "shared", "longest_lifetime_seconds", "longest_pause_seconds", "closing_seconds")
 
 
 def settings(broker: Broker | int, **fields: Any) -> MqttConfig:
@@ -73,7 +73,7 @@ def settings(broker: Broker | int, **fields: Any) -> MqttConfig:
         timeout=2.0,
         keepalive=3.0,
     )
-    return MqttConfig(section=section.model_copy(update=fields), site="site", instance="one", **own)
+    return MqttConfig(section=section.model_copy(update=fields), site="site", **{"instance": "one", **own})
 
 
 class FakeLog:
@@ -321,10 +321,11 @@ class Service:
         *,
         log: FakeLog | None = None,
         queries: FakeQueries | None = None,
+        controller: FakeController | None = None,
         **fields: Any,
     ) -> None:
         self.queries = queries or FakeQueries()
-        self.controller = FakeController(self.queries)
+        self.controller = controller or FakeController(self.queries)
         self.log = log or FakeLog()
         self.heard: list[tuple[str, str, str]] = []
         self.dispatcher = Dispatcher(

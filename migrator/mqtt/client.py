@@ -229,7 +229,7 @@ class Mqtt:
         await connection.open()
         try:
             # The session may hold commands: from here on they come.
-            await connection.subscribe(self._topics.commands, qos=1, retained=False)
+            await self._subscribe(connection)
             await self._publish_availability(connection)
             self._outbox.opened()
             self.connected = True
@@ -252,6 +252,14 @@ class Mqtt:
             raise connection.why_lost(error) from error
         finally:
             await connection.close()
+
+    async def _subscribe(self, connection: BrokerConnection) -> None:
+        ours, others = self._topics.commands, self._topics.shared_commands
+        if self._config.shared:
+            ours, others = others, ours
+        await connection.subscribe(ours, qos=1, retained=False)
+        # The session may be from before it was shared, or from after; then each command would come twice.
+        await connection.unsubscribe(others)
 
     async def _serve(self, connection: BrokerConnection, tasks: asyncio.TaskGroup) -> None:
         try:

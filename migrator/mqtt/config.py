@@ -20,6 +20,8 @@ class MqttConfig:
     #: The first levels of each topic, and of this service at its site.
     site: str
     instance: str
+    #: Several controllers of this site take commands, each a share of them.
+    shared: bool = False
     #: How late at most ``expires_at`` of a command may be, in seconds from ``sent_at``. While a command may come the
     #: journal must know it, or it would be carried out twice.
     longest_lifetime_seconds: float = 86_400.0
@@ -35,6 +37,7 @@ class MqttConfig:
             section=settings.mqtt,
             site=settings.site.name,
             instance=settings.site.instance,
+            shared=bool(settings.store.url),
             longest_lifetime_seconds=min(cls.longest_lifetime_seconds, settings.store.retention),
         )
 

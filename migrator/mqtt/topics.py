@@ -34,6 +34,11 @@ class Topics:
         return f"{self.prefix}/command/#"
 
     @property
+    def shared_commands(self) -> str:
+        """The filter of a share of them: the broker gives each command to one of those who subscribe to it."""
+        return f"$share/migrator/{self.commands}"
+
+    @property
     def states(self) -> tuple[str, ...]:
         """The filters of all retained state of this site."""
         return tuple(f"{self.prefix}/{subject}/+/state" for subject in STATEFUL)
