@@ -121,39 +121,41 @@ def _plain(address: str) -> str:
     return str(mapped or found)
 
 
-def _peers(host: str, port: int) -> set[tuple[str, int]]:
-    """Return every address that a host's name and a port may be."""
-    try:
-        return {(_plain(host), port)}
-    except ValueError:
-        found = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)
-        return {(_plain(str(each[4][0])), port) for each in found}
+def _addresses(peers: list[list[Any]]) -> set[tuple[str, int]]:
+    """Return every address and port that the names and ports may be."""
+    found = set()
+    for host, port in peers:
+        try:
+            found.add((_plain(str(host)), int(port)))
+        except ValueError:
+            named = socket.getaddrinfo(str(host), int(port), type=socket.SOCK_STREAM)
+            found |= {(_plain(str(each[4][0])), int(port)) for each in named}
+    return found
 
 
-#: Of processes whose streams were looked at: number and inode of the sockets that were found, by pid and peer.
-_found: dict[tuple[int, str, str, int], list[tuple[int, str]]] = {}
+#: Of processes whose streams were looked at: number and inode of the sockets that were found.
+_found: dict[tuple[int, str], list[tuple[int, str]]] = {}
 
 
 def streams(
     process: dict[str, Any],
-    peer: list[Any],
+    peers: list[list[Any]],
     unsent: int | None = None,
     pacing: int | None = None,
     again: bool = False,
 ) -> dict[str, Any]:
-    """Look at the TCP connections of a process to one peer, and give them options.
+    """Look at the TCP connections of a process to these peers, and give them options.
 
-    :param peer: address (or name) and port.
+    :param peers: address (or name) and port of each.
     :param unsent: bytes that may wait unsent in each of them (TCP_NOTSENT_LOWAT); ``None`` leaves it.
     :param pacing: most bytes per second that each sends; 0 lifts it, ``None`` leaves it.
     :param again: only those that were found the last time; for a look that has to be cheap.
     :return: ``sockets``: how many there are; ``queued``: bytes that the peer's kernel has not acknowledged, ``null``
-        where that cannot be told; ``refused``: why options could not be set, empty where all is set.
+        where there are none, or that cannot be told; ``refused``: why options could not be set, empty where all is set.
     """
-    host, port = str(peer[0]), int(peer[1])
-    key = (int(process["pid"]), str(process["start_time"]), host, port)
+    key = (int(process["pid"]), str(process["start_time"]))
     sockets, queued = 0, 0
-    wanted = _peers(host, port)
+    wanted = _addresses(peers)
     try:
         with _held(process) as pidfd:
             known = _found.get(key) if again else None
@@ -176,8 +178,8 @@ def streams(
             sockets, total = _seen_in_table(key[0], wanted)
         except OSError:
             return {"sockets": 0, "queued": None, "refused": str(error)}
-        return {"sockets": sockets, "queued": total, "refused": str(error)}
-    return {"sockets": sockets, "queued": queued, "refused": ""}
+        return {"sockets": sockets, "queued": total if sockets else None, "refused": str(error)}
+    return {"sockets": sockets, "queued": queued if sockets else None, "refused": ""}
 
 
 def _leads_to(connection: socket.socket, peers: set[tuple[str, int]]) -> bool:

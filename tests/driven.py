@@ -28,12 +28,14 @@ from migrator.core.policy import Policy, builtin
 from migrator.engine.migration.driver import MigrationDriver
 from migrator.engine.migration.outcome import MigrationOutcome, MigrationProgress
 from migrator.engine.migration.phase_timeouts import PhaseTimeouts
+from migrator.engine.migration.requests import MigrationRequests
 from migrator.errors import QemuError, TimedOut
 from migrator.ports import MigrationSettings
 from migrator.qemu.address import Address
 from migrator.qemu.claim import DriverClaim
 from migrator.qemu.endpoint import Endpoint
 from migrator.qemu.monitor import Monitor
+from migrator.qemu.status_query import StatusQuery
 from migrator.store.records import FileRecord, unfinished
 from migrator.testing.lab import LabQemu, Pair, until
 from tests.command import ACCEPTED_CODES
@@ -127,6 +129,9 @@ class CaughtEnd(Endpoint):
             frozen=lambda: qemu.frozen,
         )
         self._claim = DriverClaim(self._monitor, driver, name=self.name)
+        self._status = StatusQuery(
+            self._monitor, name=self.name, connect=self.connect, on_answer=self._claim.note_answer
+        )
         self._hooks: dict[str, Hook] = {}
         #: A test will do something at a step, and has done it; and the process was seen dead.
         self.awaits_hook = self.hooked = self.fenced = False
@@ -237,6 +242,8 @@ class Drive:
         self._policy, self._listen = policy, listen
         self._patience = _ShortOnceCaught(caught=self._caught) if patience is SHORT else patience
         self._record: FileRecord | None = None
+        #: What others ask of it.
+        self.requests = MigrationRequests()
         #: What a person watching would have been shown.
         self.shown: list[MigrationProgress] = []
 
@@ -255,6 +262,7 @@ class Drive:
             policy=policy,
             listen=self._listen,
             record=record,
+            requests=self.requests,
             timeouts=self._patience,
             on_status=self.shown.append,
         )

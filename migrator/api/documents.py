@@ -119,6 +119,8 @@ class MigrationDocument(Document):
     #: All the time that the guest stood still for the migration, whether somebody watched or not, give or take so much.
     standstill_seconds: float | None = None
     standstill_uncertainty_seconds: float | None = None
+    #: Bytes that were on their way when the guest was stopped, and drained inside its downtime; ``None``: not measured.
+    queued_at_stop_bytes: int | None = None
     #: What it took until both ends were set up and it could wait for its turn.
     preparation_seconds: float | None = None
     preflight_seconds: float | None = None

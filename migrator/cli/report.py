@@ -161,6 +161,8 @@ def _facts(document: MigrationDocument) -> list[str]:
         asked = "" if document.mode is Mode.OFFLINE else f" ({above} {ceiling})"
         first.append(f"downtime {show_seconds(document.downtime_seconds)}{asked}")
     second = [f"{show_bytes(document.transferred_bytes)} sent"] if document.transferred_bytes else []
+    if document.queued_at_stop_bytes is not None:
+        second.append(f"{show_bytes(document.queued_at_stop_bytes)} queued at STOP")
     if document.round:
         second.append(f"{document.round} rounds")
     if document.max_throttle_ratio:

@@ -161,6 +161,9 @@ class Sample:
     #: The source's own part of it; 0 until it is known.
     downtime_seconds: float = 0.0
     postcopy_requests: int = 0
+    #: Written by QEMU and not acknowledged by the destination's kernel: what the source's sockets and the path hold.
+    #: ``None`` where that is not known.
+    queued_bytes: int | None = None
 
 
 class Severity(StrEnum):

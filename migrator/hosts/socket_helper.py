@@ -21,6 +21,7 @@ from migrator.hosts.host_output import reading_output
 _ANSWER_SECONDS = 5.0
 #: Seconds without a request after which it is ended.
 _IDLE_SECONDS = 60.0
+_PYTHON = "python3"
 #: Exit status of a shell that does not find a program.
 _NOT_FOUND = 127
 
@@ -30,9 +31,8 @@ class Coprocess(Protocol):
 
     lines: AsyncIterator[bytes]
 
-    @property
-    def status(self) -> int | None:
-        """Return its exit status, once it has ended."""
+    async def exit_status(self) -> int | None:
+        """Return its exit status once its output has ended."""
 
     def write(self, data: bytes) -> None:
         """Write to its standard input, without waiting."""
@@ -85,7 +85,7 @@ class SocketHelper:
             return dict(found)
 
     async def _start(self) -> Coprocess:
-        program = await self._host.coprocess(["python3", "-u", "-c", migrator.process_sockets.PROGRAM])
+        program = await self._host.coprocess([_PYTHON, "-u", "-c", migrator.process_sockets.PROGRAM])
         source = inspect.getsource(migrator.process_sockets).encode()
         program.write(b"%d\n" % len(source) + source)
         self._program = program
@@ -100,7 +100,8 @@ class SocketHelper:
                 if self._asked and not (answer := self._asked.popleft()).done():
                     answer.set_result(line)
                 self._wait_idle()
-            why = "install python3 there" if program.status == _NOT_FOUND else "its python3 has ended"
+            missing = await program.exit_status() == _NOT_FOUND
+            why = "install python3 there" if missing else "its python3 has ended"
         except OSError as error:
             why = str(error)
         finally:

@@ -337,12 +337,12 @@ class SshCoprocess:
 
     def __init__(self, process: _Process) -> None:
         self._process = process
-        #: Raises OSError or asyncssh.Error where the connection is lost.
+        #: Raises OSError where the connection is lost.
         self.lines = _after_greeting(process.stdout)
 
-    @property
-    def status(self) -> int | None:
-        """Return its exit status, once it has ended."""
+    async def exit_status(self) -> int | None:
+        """Return its exit status once its output has ended; ``None`` where the connection ended instead."""
+        await self._process.wait_closed()
         return self._process.exit_status
 
     def write(self, data: bytes) -> None:
@@ -359,10 +359,13 @@ class SshCoprocess:
 
 async def _after_greeting(stream: asyncssh.SSHReader[bytes]) -> AsyncIterator[bytes]:
     begun = False
-    async for line in stream:
-        if begun:
-            yield line
-        begun = begun or line.endswith(_OUTPUT)
+    try:
+        async for line in stream:
+            if begun and line:  # the last may be empty
+                yield line
+            begun = begun or line.endswith(_OUTPUT)
+    except asyncssh.Error as error:
+        raise ConnectionError(str(error)) from error
 
 
 def _has_ended(process: _Process) -> bool:

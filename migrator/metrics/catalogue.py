@@ -43,7 +43,7 @@ ACTIONS = (
         {
             *map(str, ActionKind),
             *map(str, Step),
-            *("ceiling-exceeded", "held", "no-postcopy", "park", "resolve"),
+            *("ceiling-exceeded", "held", "no-postcopy", "pacing", "park", "resolve"),
             *("run-state", "take-up", "too-late", "undo"),
             VIOLATED,
         }

@@ -25,6 +25,8 @@ from migrator.ports.qemu import (
     Qemu,
     QemuEvent,
     SourceQemu,
+    StreamOptions,
+    StreamSockets,
     Tuning,
 )
 from migrator.ports.site import GuestNetworks, HostLook, IncomingDestination, Site
@@ -81,6 +83,8 @@ __all__ = [
     "Site",
     "SourceQemu",
     "StrayRecord",
+    "StreamOptions",
+    "StreamSockets",
     "Tuning",
     "WaitingCommand",
     "WaitingCommands",

@@ -48,6 +48,27 @@ class Tuning:
     throttle_ratio: float | None = None
 
 
+@dataclass(frozen=True, kw_only=True)
+class StreamOptions:
+    """Options of each socket of a stream; ``None`` leaves one alone."""
+
+    #: Bytes that may wait unsent.
+    unsent_bytes: int | None = None
+    #: Bytes per second that it sends at the most; 0 lifts it.
+    pacing_bytes_per_second: int | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class StreamSockets:
+    """The sockets of a stream at its source, as they were seen."""
+
+    count: int = 0
+    #: Written and not acknowledged by the destination's kernel, in all of them; ``None`` where that cannot be told.
+    queued_bytes: int | None = None
+    #: Why options could not be set; empty where nothing speaks against it.
+    refused: str = ""
+
+
 class Qemu(Protocol):
     """One QEMU process, seen by its QMP monitor.
 
@@ -142,6 +163,23 @@ class Qemu(Protocol):
 
     async def migrate(self, uri: str) -> None:
         """Source: begin. The reply means nothing; the status does."""
+
+    async def stream_addresses(self) -> Sequence[str]:
+        """Destination: the addresses at which it takes, or took, a stream: ``tcp:ADDR:PORT``.
+
+        Those of a stream that was opened anew are among them.
+        """
+
+    async def stream_sockets(
+        self, peers: Sequence[str], options: StreamOptions | None = None, *, again: bool = False
+    ) -> StreamSockets:
+        """Source: look at the sockets of its process that lead to one of these addresses, and give them options.
+
+        Only of this process, and of no other stream of it. Never raises: what cannot be done is said in the answer.
+
+        :param peers: as :meth:`listen` and :meth:`stream_addresses` give them; what is no TCP address has no options.
+        :param again: those that were seen the last time, for a look that has to be cheap.
+        """
 
     async def start_dirty_rate(self, period_seconds: float, *, exact: bool = False) -> None:
         """Begin to measure how many distinct pages the guest dirties in `period_seconds` (at least 1).

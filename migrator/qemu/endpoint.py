@@ -14,8 +14,8 @@ from migrator.core.model import MigrationStatus, ProcessState, RunState, View
 from migrator.core.preflight.facts import Facts
 from migrator.core.preflight.non_migrated_state import DiskUsers
 from migrator.errors import CommandFailed, HostError, QemuError, TimedOut, Unreachable
-from migrator.ports import GuestProcess, MigrationSettings, QemuEvent, Tuning
-from migrator.qemu import features, marks, migration_settings
+from migrator.ports import GuestProcess, MigrationSettings, QemuEvent, StreamOptions, StreamSockets, Tuning
+from migrator.qemu import features, incoming, marks, migration_settings
 from migrator.qemu.address import Address
 from migrator.qemu.claim import DriverClaim
 from migrator.qemu.dirty_rate import DirtyRate
@@ -23,7 +23,6 @@ from migrator.qemu.events import EventBuffer
 from migrator.qemu.features import Features
 from migrator.qemu.fence_command import run_fence_command
 from migrator.qemu.identify import GuestIdentity, identify
-from migrator.qemu.incoming import listen
 from migrator.qemu.monitor import Monitor
 from migrator.qemu.naming import pass_on_name
 from migrator.qemu.non_migrated_state import read_disk_users
@@ -32,6 +31,8 @@ from migrator.qemu.process_handle import ProcessHandle
 from migrator.qemu.read_facts import read_facts
 from migrator.qemu.runtime_state import RuntimeState, read_runtime_state, restore_runtime_state
 from migrator.qemu.samples import read_sample
+from migrator.qemu.status_query import StatusQuery
+from migrator.qemu.stream_sockets import stream_sockets
 from migrator.qemu.transport import MonitorTransport
 
 #: Name of the mark at a destination that was told to run its guest.
@@ -72,9 +73,6 @@ class Endpoint:
         self._handle = ProcessHandle(self.name, pid=pid, transport=transport)
         self._events = EventBuffer(ran=role != "destination")
         self._arrives = role == "destination"
-        self._look: asyncio.Task[tuple[dict[str, Any], dict[str, Any]]] | None = None
-        self._look_began = 0.0
-        self._next_connect = 0.0
         self._features: Features | None = None
         self._dirty_rate = DirtyRate()
         self._monitor = Monitor(
@@ -87,6 +85,9 @@ class Endpoint:
         )
         self._claim = DriverClaim(
             self._monitor, driver, name=self.name, lease_holds=lease_holds, by_force=by_force
+        )
+        self._status = StatusQuery(
+            self._monitor, name=self.name, connect=self.connect, on_answer=self._claim.note_answer
         )
 
     @property
@@ -190,7 +191,7 @@ class Endpoint:
         if process is ProcessState.DEAD:
             await self._hear_last(timeout)
             return self._view(process)
-        answer = await self._ask_status(timeout)
+        answer = await self._status.ask(timeout)
         process = self._handle.state
         if process is ProcessState.DEAD:
             await self._hear_last(timeout)
@@ -220,44 +221,6 @@ class Endpoint:
     def _view(self, process: ProcessState, **rest: Any) -> View:
         can_fence = self._handle.process is not None or self._fence_command is not None
         return View(process=process, ended=self._events.ended, can_fence=can_fence, **rest)
-
-    async def _ask_status(self, timeout: float) -> tuple[dict[str, Any], dict[str, Any]] | None:
-        if self._look is None:
-            if not self._monitor.connected:
-                now = time.monotonic()
-                if now < self._next_connect:
-                    await asyncio.sleep(0.02)
-                    return None
-                try:
-                    await self.connect(timeout=timeout)
-                except QemuError:
-                    self._next_connect = time.monotonic() + 0.2
-                    return None
-            self._look_began = time.monotonic()
-            self._look = asyncio.create_task(self._query(), name=f"look at {self.name}")
-        done, _ = await asyncio.wait({self._look}, timeout=timeout)
-        if not done:
-            return None
-        look, self._look = self._look, None
-        try:
-            answer = look.result()
-        except QemuError:
-            return None
-        self._claim.note_answer()
-        # An answer that was asked for before the last command, or long ago, may be older than what has happened since.
-        stale = self._look_began <= self._monitor.commanded_at
-        if stale or time.monotonic() - self._look_began > 2 * timeout:
-            return await self._ask_status(timeout)
-        return answer
-
-    async def _query(self) -> tuple[dict[str, Any], dict[str, Any]]:
-        # No time-out of its own: a stalled QEMU is asked once, and answers when it wakes, or its session breaks.
-        forever = 7 * 86400.0
-        status, migrate = await asyncio.gather(
-            self._monitor.execute("query-status", timeout=forever),
-            self._monitor.execute("query-migrate", timeout=forever),
-        )
-        return status, migrate
 
     def on_change(self, callback: Callable[[], None]) -> None:
         self._events.notify = callback
@@ -344,7 +307,7 @@ class Endpoint:
     # --- steps -----------------------------------------------------------------------------------------------------
 
     async def listen(self, uri: str) -> str:
-        return await listen(self._monitor, self._claim, self._known_features, uri)
+        return await incoming.listen(self._monitor, self._claim, self._known_features, uri)
 
     async def _known_features(self) -> Features:
         if self._features is None:
@@ -353,6 +316,14 @@ class Endpoint:
 
     async def migrate(self, uri: str) -> None:
         await self._claim.execute("migrate", {"uri": uri})
+
+    async def stream_addresses(self) -> Sequence[str]:
+        return await incoming.addresses(self._monitor)
+
+    async def stream_sockets(
+        self, peers: Sequence[str], options: StreamOptions | None = None, *, again: bool = False
+    ) -> StreamSockets:
+        return await stream_sockets(self._handle.process, peers, options, again=again)
 
     async def start_dirty_rate(self, period_seconds: float, *, exact: bool = False) -> None:
         await self._dirty_rate.start(self._monitor, period_seconds, exact=exact)
@@ -433,10 +404,5 @@ class Endpoint:
 
     async def close(self) -> None:
         await self._monitor.close()
-        if self._look is not None:
-            self._look.cancel()
-            await asyncio.wait({self._look})
-            if not self._look.cancelled():
-                self._look.exception()
-            self._look = None
+        await self._status.close()
         self._handle.close()

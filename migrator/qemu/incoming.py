@@ -44,11 +44,22 @@ async def listen(
             monitor.name, f"migrate-incoming {uri}", error.error_class, error.description
         ) from error
     for _ in range(_ASKED):
-        migrate = await monitor.execute("query-migrate")
-        for address in migrate.get("socket-address", ()):
-            if address.get("type") == "inet":
-                return f"tcp:{bracketed(address['host'])}:{address['port']}"
-            if address.get("type") == "unix":
-                return f"unix:{address['path']}"
+        if listening := await addresses(monitor):
+            return listening[0]
         await asyncio.sleep(_PAUSE_SECONDS)
     raise CommandFailed(monitor.name, "migrate-incoming", "GenericError", f"it never listened at {uri}")
+
+
+async def addresses(monitor: Monitor) -> list[str]:
+    """Return the addresses at which it takes, or took, a stream.
+
+    :raise QemuError: it cannot be asked.
+    """
+    migrate = await monitor.execute("query-migrate")
+    found = []
+    for address in migrate.get("socket-address", ()):
+        if address.get("type") == "inet":
+            found.append(f"tcp:{bracketed(address['host'])}:{address['port']}")
+        if address.get("type") == "unix":
+            found.append(f"unix:{address['path']}")
+    return found

@@ -12,7 +12,7 @@ from migrator.core.model import MigrationStatus, ProcessState, RunState, View
 from migrator.core.preflight.facts import Facts
 from migrator.core.preflight.non_migrated_state import DiskUsers
 from migrator.errors import CommandFailed, Unreachable
-from migrator.ports import MigrationSettings, QemuEvent, Tuning
+from migrator.ports import MigrationSettings, QemuEvent, StreamOptions, StreamSockets, Tuning
 from migrator.testing.link import Link
 from migrator.testing.settings import Parameters
 from migrator.testing.simulated_source import WithoutDevices
@@ -310,6 +310,15 @@ class SimulatedQemu(WithoutDevices):
             return
         destination.stream = self.stream
         self.stream.listeners.append(destination)
+
+    async def stream_addresses(self) -> Sequence[str]:
+        self._reach()
+        return [f"sim:{self.host}:{self.socket}"] if self.is_destination else []
+
+    async def stream_sockets(
+        self, peers: Sequence[str], options: StreamOptions | None = None, *, again: bool = False
+    ) -> StreamSockets:
+        return StreamSockets()  # nobody may look into a simulated process
 
     async def start_dirty_rate(self, period_seconds: float, *, exact: bool = False) -> None:
         self._reach()

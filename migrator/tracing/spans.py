@@ -214,6 +214,7 @@ _MIGRATION = {
     "migrator.preflight_seconds": "preflight_seconds",
     "migrator.transferred_bytes": "transferred_bytes",
     "migrator.total_bytes": "total_bytes",
+    "migrator.queued_at_stop_bytes": "queued_at_stop_bytes",
     "migrator.rounds": "round",
     "migrator.max_throttle_ratio": "max_throttle_ratio",
     "migrator.forecast_error_ratio": "forecast_error_ratio",

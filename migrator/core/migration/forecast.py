@@ -248,7 +248,7 @@ def outlook(
         seconds += min(took, pending / bandwidth)
         since_look = 0.0
         if following <= threshold:
-            downtime = following / bandwidth + model.overhead_seconds
+            downtime = (following + (model.last.queued_bytes or 0)) / bandwidth + model.overhead_seconds
             return Outlook(ends=True, seconds=seconds + downtime, downtime_seconds=downtime)
         if following >= pending * 0.998 and following >= working_set * 0.9:
             break

@@ -163,6 +163,7 @@ class MigrationDriver(DriverState):
         self._steps.settings = MigrationSettings(**facts["settings"])
         self._abilities = convergence.Abilities(**facts["abilities"])
         self._given_bandwidth = None
+        self._shaper.take_up()
         if intent.postcopy:
             self.result.mode = Mode.POSTCOPY  # its event may have gone to another controller
             self._steering.settle()
@@ -212,6 +213,8 @@ class MigrationDriver(DriverState):
             listen=self._listen,
             tell=self._intent_log.decide,
         )
+        share = None if self._policy.postcopy is PostcopyMode.IMMEDIATE else self._share
+        self._shaper.begin(uri, share=share, path=None)
         if self._policy.offline and self._intent_log.intent.guest_runs:
             await self._steering.stop_guest(
                 "the policy is offline: the guest stands still while its memory is copied"
@@ -235,6 +238,12 @@ class MigrationDriver(DriverState):
                 self._observer.complain(str(error))  # it may have begun all the same: the next look tells
 
     async def _drive(self) -> MigrationOutcome:
+        try:
+            return await self._drive_on()
+        finally:
+            await self._shaper.close()
+
+    async def _drive_on(self) -> MigrationOutcome:
         faults = 0
         while True:
             try:
@@ -289,6 +298,8 @@ class MigrationDriver(DriverState):
                     if self._parked:
                         return self.result  # a look after it was parked found it copying: there it stays
                     await self._steer(source.sample)
+                elif intent.postcopy:
+                    await self._shaper.tend_postcopy()
                 self._intent_updates.slow_cancel(source)
                 await self._observer.pause(interval(self._intent_log.intent, source))
                 continue
@@ -309,6 +320,7 @@ class MigrationDriver(DriverState):
             if self._intent_log.intent.undo is None and (busy := await self._source.disk_users()):
                 self._intent_log.undo(State.FAILED, too_late(busy))
                 return
+            sample = await self._shaper.shape(sample, share=self._share, path=None)
             if self._given_bandwidth != self._bandwidth:
                 self._given_bandwidth = self._bandwidth
                 await self._steering.resume(self._given_bandwidth)

@@ -28,6 +28,7 @@ from migrator.engine.migration.prepare import UNLIMITED_BYTES_PER_SECOND
 from migrator.engine.migration.requests import MigrationRequests
 from migrator.engine.migration.steering import Steering
 from migrator.engine.migration.steps import Steps
+from migrator.engine.migration.stream_shaper import StreamShaper
 from migrator.ports import Experience, MigrationSettings, Qemu, Record
 
 
@@ -75,12 +76,20 @@ class DriverState:
         self.result.mode = Mode.OFFLINE if policy.offline else Mode.PRECOPY
         self.result.max_downtime_seconds = policy.max_downtime_seconds
         self._intent_log = IntentLog(record, result=self.result, on_decision=on_decision)
-        self._steering = Steering(source, policy=policy, intent_log=self._intent_log, result=self.result)
+        self._shaper = StreamShaper(source, destination, intent_log=self._intent_log, result=self.result)
+        self._steering = Steering(
+            source, policy=policy, intent_log=self._intent_log, result=self.result, shaper=self._shaper
+        )
         self._observer = Observer(
             source, destination, timeouts=timeouts or PhaseTimeouts(), result=self.result
         )
         self._steps = Steps(
-            source, destination, intent_log=self._intent_log, observer=self._observer, result=self.result
+            source,
+            destination,
+            intent_log=self._intent_log,
+            observer=self._observer,
+            shaper=self._shaper,
+            result=self.result,
         )
         self._intent_updates = IntentUpdates(
             destination, intent_log=self._intent_log, observer=self._observer, result=self.result
@@ -176,13 +185,15 @@ class DriverState:
         self._observer.wake()
 
     @property
+    def _share(self) -> int | None:
+        """Return what its stream was given of the links, in bytes per second; ``None``: no share."""
+        given = [self._policy.max_bandwidth_bytes_per_second, self.requests.share]
+        return min((ceiling for ceiling in given if ceiling is not None), default=None)
+
+    @property
     def _bandwidth(self) -> int:
-        ceilings = (
-            self._policy.max_bandwidth_bytes_per_second,
-            self.requests.share,
-            UNLIMITED_BYTES_PER_SECOND,
-        )
-        return min(ceiling for ceiling in ceilings if ceiling is not None)
+        limit = self._shaper.limit(self._share)
+        return UNLIMITED_BYTES_PER_SECOND if limit is None else min(limit, UNLIMITED_BYTES_PER_SECOND)
 
     def _what_was(self, facts: Facts, settings: MigrationSettings) -> dict[str, Any]:
         return {

@@ -24,6 +24,7 @@ OUTCOME = (
     "standstill_seconds",
     "standstill_uncertainty_seconds",
     "transferred_bytes",
+    "queued_at_stop_bytes",
     "rounds",
     "max_throttle_ratio",
 )

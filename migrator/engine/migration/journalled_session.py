@@ -114,6 +114,7 @@ class JournalledSession(MigrationSession):
             downtime_uncertainty_seconds=result.downtime_uncertainty_seconds,
             standstill_seconds=result.standstill_seconds,
             standstill_uncertainty_seconds=result.standstill_uncertainty_seconds,
+            queued_at_stop_bytes=result.queued_at_stop_bytes,
             preparation_seconds=self.preparation_seconds,
             preflight_seconds=result.preflight_seconds or None,
             duration_seconds=result.duration_seconds if self.ended else None,

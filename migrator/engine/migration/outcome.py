@@ -48,6 +48,9 @@ class MigrationOutcome:
     #: The policy's ceiling; the limits that QEMU was given stay below it and are among the decisions.
     max_downtime_seconds: float = 0.0
     transferred_bytes: int = 0
+    #: Written by QEMU and not yet at the destination when the guest was stopped: it drains inside the downtime.
+    #: ``None`` where that was not measured.
+    queued_at_stop_bytes: int | None = None
     rounds: int = 0
     #: The most CPU time that was taken from the guest.
     max_throttle_ratio: float = 0.0

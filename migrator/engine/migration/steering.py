@@ -16,6 +16,7 @@ from migrator.core.model import Mode, Sample, State
 from migrator.core.policy import Policy, PostcopyMode
 from migrator.engine.migration.intent_log import IntentLog
 from migrator.engine.migration.outcome import MigrationOutcome
+from migrator.engine.migration.stream_shaper import StreamShaper
 from migrator.errors import CommandFailed, QemuError
 from migrator.ports import Qemu, Tuning
 
@@ -30,9 +31,16 @@ class Steering:
     """
 
     def __init__(
-        self, source: Qemu, *, policy: Policy, intent_log: IntentLog, result: MigrationOutcome
+        self,
+        source: Qemu,
+        *,
+        policy: Policy,
+        intent_log: IntentLog,
+        result: MigrationOutcome,
+        shaper: StreamShaper,
     ) -> None:
         self._source = source
+        self._shaper = shaper
         self._policy = policy
         self._intent_log = intent_log
         self._result = result
@@ -135,7 +143,8 @@ class Steering:
         downtime, bandwidth = self._result.downtime_seconds, self._state.model.bandwidth_bytes_per_second
         if downtime is None or bandwidth <= 0 or self._result.mode is not Mode.PRECOPY:
             return None
-        return max(0.0, downtime - left_at_switch.remaining_bytes / bandwidth)
+        left = left_at_switch.remaining_bytes + (self._result.queued_at_stop_bytes or 0)
+        return max(0.0, downtime - left / bandwidth)
 
     def judge(self, duration_seconds: float) -> None:
         """Note how far the forecast of the first round was off, once the truth is known."""
@@ -174,6 +183,9 @@ class Steering:
         )
         if self._intent_log.intent.undo is not None:
             return  # that could not be put on record
+        self._shaper.end_pacing()
+        if uri is None:
+            await self._shaper.before_postcopy()
         begin = [self._source.migrate(uri)] if uri is not None else []
         stop = [self._source.stop()] if runs else []
         outcomes = await asyncio.gather(*begin, *stop, self._source.start_postcopy(), return_exceptions=True)

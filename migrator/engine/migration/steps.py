@@ -16,6 +16,7 @@ from migrator.engine.migration.observer import Observer
 from migrator.engine.migration.outcome import MigrationOutcome
 from migrator.engine.migration.prepare import together
 from migrator.engine.migration.runtime_settings import RuntimeSettings
+from migrator.engine.migration.stream_shaper import StreamShaper
 from migrator.errors import CommandFailed, Driven, QemuError
 from migrator.ports import MigrationSettings, Qemu
 
@@ -39,11 +40,13 @@ class Steps:
         *,
         intent_log: IntentLog,
         observer: Observer,
+        shaper: StreamShaper,
         result: MigrationOutcome,
     ) -> None:
         self._source, self._destination = source, destination
         self._intent_log = intent_log
         self._observer = observer
+        self._shaper = shaper
         self._result = result
         self._log = logs.logger(migration=result.id)
         self.settings: MigrationSettings | None = None
@@ -85,7 +88,8 @@ class Steps:
     async def _switch(self) -> None:
         # The last look: from here on QEMU makes the images the destination's, and a job that still has one is lost, or
         # takes the source along.
-        if busy := await self._source.disk_users():
+        busy, _ = await together(self._source.disk_users(), self._shaper.before_switch())
+        if busy:
             self._intent_log.undo(State.FAILED, too_late(busy))
             await self._observer.pause(0.02)
             return

@@ -1,0 +1,89 @@
+"""Traffic shaping of a migration's stream: what may wait unsent in its sockets, and how fast they send. Pure.
+
+What the source's kernel still holds when the guest is stopped drains inside the downtime. So little may wait there:
+a few milliseconds of the path's speed. And QEMU sends what its ``max-bandwidth`` allows in a tenth of a second as one
+burst, in which everybody else on the link waits: so the kernel paces the stream at its share. Where the sockets cannot
+be reached, the stream is paced by ``max-bandwidth`` near its end, until the queue is short.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, replace
+
+from migrator.core.model import Sample
+
+#: Bytes that may wait unsent at the least: with less a stream on a fast link would run dry between two wake-ups.
+LEAST_UNSENT_BYTES = 128 << 10
+#: Seconds of the path's speed that may wait unsent.
+_UNSENT_SECONDS = 0.004
+#: Share of what the path carries that one stream sends at the most: the rest keeps the queue on the path empty.
+_MOST_OF_PATH = 0.95
+#: QEMU's own limit beside pacing: so much above it, so that it holds where pacing does not, and nowhere else.
+LIMIT_ABOVE_PACING = 1.05
+#: A stream is near its end when it needs no longer than this, seconds.
+_NEAR_SECONDS = 0.7
+#: Near the end: the pace while the queue is long, and that which keeps it short.
+_DRAINING_RATIO, _KEEPING_RATIO = 0.6, 0.85
+#: A queue that takes no longer than this to arrive is short, seconds; nor is one of fewer bytes long.
+_SHORT_SECONDS = 0.02
+#: Pacing the end may take so long in all, seconds, or this share of the whole time: a small working set that is
+#: written faster than the pace would be copied for ever.
+_PACED_SECONDS, _PACED_RATIO = 2.0, 0.1
+
+
+def unsent_limit(bytes_per_second: float) -> int:
+    """Return the bytes that may wait unsent in a socket of a stream of that speed: a power of two."""
+    wanted = max(LEAST_UNSENT_BYTES, bytes_per_second * _UNSENT_SECONDS)
+    return int(2 ** math.ceil(math.log2(wanted)))
+
+
+def pacing(*, share: float | None, path: float | None) -> int:
+    """Return the rate at which a stream shall send, bytes per second; 0 where nothing is known.
+
+    :param share: the share that it was given; ``None``: none.
+    :param path: what the path between both hosts was learned to carry; ``None``: not measured.
+    """
+    known = [rate for rate in (share, path and path * _MOST_OF_PATH) if rate]
+    return int(min(known)) if known else 0
+
+
+def pacing_of_each(rate: int, sockets: int) -> int:
+    """Return the rate of each socket, where the stream has so many; 0 stays 0.
+
+    One carries the stream, with a second for requested pages; of more, the first carries next to nothing.
+    """
+    return max(1, rate // (sockets - 1)) if rate and sockets > 2 else rate
+
+
+@dataclass(frozen=True, kw_only=True)
+class EndPace:
+    """The pace of the end of a stream whose sockets cannot be reached."""
+
+    #: What QEMU shall send at the most, bytes per second; ``None``: whatever it may otherwise.
+    limit: int | None = None
+    #: What the path carried before anything was paced.
+    path: float = 0.0
+    #: Seconds that it was paced, and since when it is (of the migration); ``None`` while it is not.
+    spent_seconds: float = 0.0
+    since: float | None = None
+
+
+def pace_end(pace: EndPace, sample: Sample) -> EndPace:
+    """Return the pace after one more sample; one that does not know what is queued changes nothing."""
+    if sample.queued_bytes is None or sample.bandwidth_bytes_per_second <= 0:
+        return pace
+    if pace.limit is None:
+        pace = replace(pace, path=_averaged(pace.path, sample.bandwidth_bytes_per_second))
+    spent = pace.spent_seconds + (sample.at_seconds - pace.since if pace.since is not None else 0.0)
+    far = sample.remaining_bytes / pace.path > _NEAR_SECONDS
+    if far or spent > max(_PACED_SECONDS, _PACED_RATIO * sample.at_seconds):
+        return replace(pace, limit=None, spent_seconds=spent, since=None)
+    short = max(2 * LEAST_UNSENT_BYTES, pace.path * _SHORT_SECONDS)
+    ratio = _DRAINING_RATIO if sample.queued_bytes > short else _KEEPING_RATIO
+    since = sample.at_seconds if pace.since is None else pace.since
+    return replace(pace, limit=int(pace.path * ratio), since=since)
+
+
+def _averaged(before: float, measured: float) -> float:
+    return measured if before <= 0 else before + 0.3 * (measured - before)

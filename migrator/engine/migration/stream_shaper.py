@@ -1,0 +1,204 @@
+"""Shapes the stream of one migration: the options of its sockets at the source, what is queued there, its last pace.
+
+A help in everything: whatever the host does not allow, or does not answer in time, harms no migration.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Coroutine, Sequence
+from dataclasses import replace
+from typing import Any
+
+from migrator import logs
+from migrator.core.migration import traffic_shaping
+from migrator.core.migration.traffic_shaping import EndPace
+from migrator.core.model import Sample
+from migrator.engine import clock
+from migrator.engine.migration.intent_log import IntentLog
+from migrator.engine.migration.outcome import MigrationOutcome
+from migrator.errors import QemuError
+from migrator.ports import Qemu, StreamOptions, StreamSockets
+
+#: How often all sockets are looked for, seconds: one may have been opened anew.
+_SEARCH_SECONDS = 1.0
+#: The sockets of a new stream are looked for so long, first so many seconds apart; where further looks do not see them
+#: either, the destination is asked for its addresses.
+_FIND_SECONDS, _FIRST_PAUSE_SECONDS = 2.0, 0.005
+_FIRST_LOOKS = 10
+#: Nearer to the end than this, seconds, what is queued is looked at with every sample.
+_NEAR_SECONDS = 1.5
+#: Seconds that a look may hold the steering up; over a network it goes on beside it.
+_LOOK_SECONDS = 0.005
+#: Seconds that lifting the pace may hold up the switch, during which the guest stands still, and a postcopy.
+_SWITCH_SECONDS, _POSTCOPY_SECONDS = 0.1, 1.0
+
+
+class StreamShaper:
+    """Shapes one stream."""
+
+    def __init__(
+        self, source: Qemu, destination: Qemu, *, intent_log: IntentLog, result: MigrationOutcome
+    ) -> None:
+        self._source, self._destination = source, destination
+        self._intent_log, self._result = intent_log, result
+        self._log = logs.logger(migration=result.id)
+        self._peers: Sequence[str] = ()
+        self._seen = StreamSockets()
+        self._given = StreamOptions()
+        self._searched_at = -_SEARCH_SECONDS
+        self._tasks: set[asyncio.Task[None]] = set()
+        #: Of the last look that was begun, and of the one that :attr:`_seen` is of.
+        self._begun, self._answered = 0, 0
+        #: Nothing is paced any more: postcopy has begun, or begins.
+        self._postcopy = False
+        #: Another controller may have had it paced.
+        self._may_be_paced = False
+        self._end = EndPace()
+
+    # --- what QEMU's own limit has to be ----------------------------------------------------------------------------
+
+    def limit(self, share: int | None) -> int | None:
+        """Return the most bytes per second that QEMU itself shall send; ``None``: whatever it likes.
+
+        :param share: what the stream was given; ``None``: no share.
+        """
+        limits = [limit for limit in (share, self._end.limit) if limit is not None]
+        if self._given.pacing_bytes_per_second and self._shaped:
+            # The kernel keeps it to its share; this holds where that ends, and makes no bursts meanwhile.
+            rate = traffic_shaping.pacing(share=share, path=None) or self._pacing
+            limits = [int(rate * traffic_shaping.LIMIT_ABOVE_PACING)]
+        return min(limits) if limits else None
+
+    @property
+    def _shaped(self) -> bool:
+        """The options are on all sockets that there are."""
+        return self._seen.count > 0 and not self._seen.refused
+
+    @property
+    def _pacing(self) -> int:
+        each = self._given.pacing_bytes_per_second or 0
+        return each * max(1, self._seen.count - 1) if self._seen.count > 2 else each
+
+    # --- while memory is copied -------------------------------------------------------------------------------------
+
+    def begin(self, uri: str, *, share: int | None, path: float | None) -> None:
+        """Say where the stream goes: its sockets get their options as soon as they are there.
+
+        :param share: see :meth:`shape`.
+        :param path: likewise.
+        """
+        self._peers = [uri]
+        self._given = self._wanted(Sample(), share=share, path=path)
+        self._start(self._find())
+
+    async def _find(self) -> None:
+        """Look for the sockets until they are there, ever less often: what fills them before is in the downtime."""
+        pause, until = _FIRST_PAUSE_SECONDS, clock.now() + _FIND_SECONDS
+        while clock.now() < until and self._seen.count == 0 and not self._seen.refused:
+            await self._take(self._given, 0)
+            await asyncio.sleep(pause)
+            pause *= 1.2
+
+    def take_up(self) -> None:
+        """Go on after another controller, of which nobody knows what it has set."""
+        self._may_be_paced = True
+
+    async def shape(self, sample: Sample, *, share: int | None, path: float | None) -> Sample:
+        """Give the sockets their options, and return the sample with what is queued in them.
+
+        :param share: bytes per second that the stream was given; ``None``: no share.
+        :param path: what the path was learned to carry; ``None``: not measured.
+        """
+        options = self._wanted(sample, share=share, path=path)
+        now = clock.now()
+        quiet = now - self._searched_at < _SEARCH_SECONDS
+        if options != self._given or not quiet or self._seen.count == 0:
+            self._given, self._searched_at = options, now
+            await self._look(options, within=_LOOK_SECONDS)
+        elif sample.remaining_bytes < _NEAR_SECONDS * sample.bandwidth_bytes_per_second:
+            await self._look(None, within=_LOOK_SECONDS)
+        sample = replace(sample, queued_bytes=self._seen.queued_bytes)
+        if self._seen.refused and not self._postcopy:
+            self._end = traffic_shaping.pace_end(self._end, sample)
+        return sample
+
+    def _wanted(self, sample: Sample, *, share: int | None, path: float | None) -> StreamOptions:
+        # It grows with the speed and never shrinks: a slow moment is no reason to make a stream slower.
+        unsent = traffic_shaping.unsent_limit(sample.bandwidth_bytes_per_second)
+        rate = 0 if self._postcopy else traffic_shaping.pacing(share=share, path=path)
+        return StreamOptions(
+            unsent_bytes=max(unsent, self._given.unsent_bytes or 0),
+            pacing_bytes_per_second=traffic_shaping.pacing_of_each(rate, self._seen.count),
+        )
+
+    async def _look(self, options: StreamOptions | None, *, within: float) -> None:
+        """Begin one more look, and wait for it so many seconds; later it is taken in all the same."""
+        if options is None and self._tasks:
+            return  # the one before is not answered yet: another would tell the same
+        self._begun += 1
+        await asyncio.wait({self._start(self._take(options, self._begun))}, timeout=within)
+
+    def _start(self, looking: Coroutine[Any, Any, None]) -> asyncio.Task[None]:
+        task = asyncio.create_task(looking, name=f"stream of {self._result.id}")
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+        return task
+
+    async def _take(self, options: StreamOptions | None, number: int) -> None:
+        """Look once.
+
+        :param number: of the looks that were begun: an answer that comes after a later one's is old.
+        """
+        if not self._peers or (self._seen.count == 0 and number > _FIRST_LOOKS):
+            try:  # another controller began it, or its stream was opened anew
+                self._peers = await self._destination.stream_addresses() or self._peers
+            except QemuError:
+                pass  # the next look tries again
+        seen = await self._source.stream_sockets(self._peers, options, again=options is None)
+        if number < self._answered:
+            return
+        if seen.refused and seen.refused != self._seen.refused:
+            self._log.info("the stream's sockets cannot be reached", why=seen.refused)
+        self._answered, self._seen = number, seen
+
+    # --- the switch and postcopy ------------------------------------------------------------------------------------
+
+    async def before_switch(self) -> None:
+        """Lift the pace for what is left, and note what is queued; the guest stands still meanwhile."""
+        paced = self._may_be_paced or self._given.pacing_bytes_per_second
+        options = replace(self._given, pacing_bytes_per_second=0) if paced else None
+        if options is not None:
+            self._given = options
+        await self._look(options, within=_SWITCH_SECONDS)
+        self._result.queued_at_stop_bytes = self._seen.queued_bytes
+
+    def end_pacing(self) -> None:
+        """Pace nothing from now on: in postcopy QEMU would wait in a paced socket, with requested pages behind it."""
+        self._postcopy = True
+
+    async def before_postcopy(self) -> None:
+        """Lift the pace after :meth:`end_pacing`, and note what is queued."""
+        paced = self._may_be_paced or self._given.pacing_bytes_per_second
+        self._given = replace(self._given, pacing_bytes_per_second=0)
+        await self._look(self._given, within=_POSTCOPY_SECONDS)
+        self._result.queued_at_stop_bytes = self._seen.queued_bytes
+        if paced and (self._seen.refused or self._answered < self._begun):
+            why = self._seen.refused or "no answer in time"
+            self._intent_log.decide("pacing", f"the stream's pace could not be lifted for postcopy: {why}")
+
+    async def tend_postcopy(self) -> None:
+        """See that sockets of a stream that was opened anew have their options too, and are not paced."""
+        now = clock.now()
+        if now - self._searched_at >= _SEARCH_SECONDS:
+            self._postcopy, self._searched_at = True, now
+            least = self._given.unsent_bytes or traffic_shaping.LEAST_UNSENT_BYTES
+            self._given = StreamOptions(unsent_bytes=least, pacing_bytes_per_second=0)
+            await self._look(self._given, within=_LOOK_SECONDS)
+
+    async def close(self) -> None:
+        """Wait for no look any more."""
+        for task in self._tasks:
+            task.cancel()
+        if self._tasks:
+            await asyncio.wait(set(self._tasks))

@@ -1,0 +1,57 @@
+"""The sockets of a stream at its source: found by the process and by the destination's addresses, options set there."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from migrator import addresses
+from migrator.errors import HostError, UsageError
+from migrator.ports import GuestProcess, StreamOptions, StreamSockets
+
+
+def tcp_peers(uris: Sequence[str]) -> list[tuple[str, int]]:
+    """Return address and port of those that are TCP."""
+    found = []
+    for uri in uris:
+        kind, _, rest = uri.partition(":")
+        if kind == "tcp":
+            try:
+                found.append(addresses.host_port(rest))
+            except UsageError:
+                continue  # of a form that only QEMU knows
+    return found
+
+
+async def stream_sockets(
+    process: GuestProcess | None, peers: Sequence[str], options: StreamOptions | None, *, again: bool
+) -> StreamSockets:
+    """Look at the sockets of a process; see :meth:`migrator.ports.Qemu.stream_sockets`."""
+    wanted = tcp_peers(peers)
+    if not wanted:
+        return StreamSockets()
+    if process is None:
+        return StreamSockets(refused="which process it is cannot be told")
+    options = options or StreamOptions()
+    try:
+        answer = await process.ask_sockets(
+            {
+                "do": "streams",
+                "peers": wanted,
+                "unsent": options.unsent_bytes,
+                "pacing": options.pacing_bytes_per_second,
+                "again": again,
+            }
+        )
+    except HostError as error:
+        return StreamSockets(refused=str(error))
+    return StreamSockets(
+        count=_number(answer.get("sockets")) or 0,
+        queued_bytes=_number(answer.get("queued")),
+        refused=str(answer.get("refused", ""))[:500],
+    )
+
+
+def _number(found: Any) -> int | None:
+    """Return what a host may have said, if it is a number that can be meant."""
+    return found if isinstance(found, int) and 0 <= found < 2**40 else None
