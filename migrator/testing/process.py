@@ -28,20 +28,29 @@ class LabError(RuntimeError):
     """The lab could not do what was asked; says what QEMU said."""
 
 
+#: Between two questions of :func:`until`.
+_SHORTEST_PAUSE_SECONDS, _LONGEST_PAUSE_SECONDS = 0.003, 0.1
+
+
 async def until(probe: Callable[[], object], *, what: str, within: float = WAIT_SECONDS) -> None:
-    """Ask ``probe``, a plain or an ``async`` function, every few milliseconds until it returns something true.
+    """Ask ``probe``, a plain or an ``async`` function, again and again until it returns something true.
+
+    It is asked every few milliseconds, and one that takes its time no more than a third of the time: what is waited for
+    needs the processor too.
 
     :raise TimeoutError: saying ``what`` did not come true.
     """
     loop = asyncio.get_running_loop()
     deadline = loop.time() + within
     while True:
+        asked_at = loop.time()
         answer = probe()
         if await answer if inspect.isawaitable(answer) else answer:
             return
-        if loop.time() > deadline:
+        now = loop.time()
+        if now > deadline:
             raise TimeoutError(f"waited {within:g} s in vain: {what}")
-        await asyncio.sleep(0.003)
+        await asyncio.sleep(min(_LONGEST_PAUSE_SECONDS, max(_SHORTEST_PAUSE_SECONDS, 2 * (now - asked_at))))
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -23,10 +23,11 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
+from uuid import UUID
 
 from migrator.testing.cleanup_process import CleanupProcess
 from migrator.testing.lab import GuestMachine, Lab, LabError, LabQemu, until
@@ -99,12 +100,16 @@ class LabSite:
 
     def instances(self, machine: GuestMachine) -> list[LabQemu]:
         """Return every living process that is, was or may become this guest, to be looked at by its rescue monitor."""
-        found = []
+        return self.instances_of([machine])[machine.uuid]
+
+    def instances_of(self, machines: Iterable[GuestMachine]) -> dict[UUID, list[LabQemu]]:
+        """Return :meth:`instances` of several guests by uuid, from one look at the processes."""
+        found: dict[UUID, list[LabQemu]] = {machine.uuid: [] for machine in machines}
+        guests = {str(machine.uuid): machine for machine in machines}
         for pid, argv in self.processes():
-            if str(machine.uuid) not in argv:
-                continue
-            with contextlib.suppress(ProcessLookupError):
-                found.append(LabQemu.attach(machine, pid, _rescue(argv)))
+            for word in guests.keys() & set(argv):
+                with contextlib.suppress(ProcessLookupError):
+                    found[guests[word].uuid].append(LabQemu.attach(guests[word], pid, _rescue(argv)))
         return found
 
     async def running(self, machine: GuestMachine) -> list[LabQemu]:

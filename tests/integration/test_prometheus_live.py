@@ -90,7 +90,7 @@ async def test_every_panel_has_data_while_real_guests_leave_a_host(tmp_path: Pat
         )
         while not done.done():
             await look()
-            await asyncio.sleep(0.1)
+            await asyncio.sleep(0.5)
         assert (await done).returncode == 0, (await done, site.log())
         with suppress(TimeoutError):
             await until(look, what="data for every panel", within=10)
