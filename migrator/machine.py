@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import ctypes
 import os
 import posixpath
 import select
@@ -14,6 +15,8 @@ from typing import Any
 
 from migrator.core.migration.drivers import Driver
 from migrator.core.process.qemu_program import is_qemu
+
+_PR_SET_PDEATHSIG = 1
 
 #: Variables of the environment that a command which we start is given; secrets and what systemd told us are not.
 _CHILD_VARIABLES = frozenset(
@@ -31,6 +34,12 @@ def child_environment(environ: Mapping[str, str]) -> dict[str, str]:
     return {
         name: value for name, value in environ.items() if name in _CHILD_VARIABLES or name.startswith("LC_")
     }
+
+
+def end_with(parent: int) -> bool:
+    """Have this process end when the one that started it does; False: that has ended already."""
+    ctypes.CDLL(None, use_errno=True).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0)
+    return os.getppid() == parent
 
 
 def boot_id() -> str:

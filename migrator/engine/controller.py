@@ -28,11 +28,16 @@ from migrator.engine.rules import Rules
 from migrator.engine.sessions import Sessions
 from migrator.engine.snapshots import Snapshots
 from migrator.engine.sweeper import Sweeper
+from migrator.engine.thread_computing import ThreadComputing
 from migrator.faults import keep_going
+from migrator.ports import Computing
 
 
 class Engine:
-    """Every migration and evacuation that has not ended, and what drives them; one event loop, no locks."""
+    """Every migration and evacuation that has not ended, and what drives them; one event loop, no locks.
+
+    :param computing: computes forecasts and previews; a thread of this process, where none is given.
+    """
 
     def __init__(
         self,
@@ -42,8 +47,10 @@ class Engine:
         journal_writer: JournalWriter,
         bus: EventBus,
         rules: Rules,
+        computing: Computing | None = None,
     ) -> None:
         self.rules = rules
+        self._computing = computing if computing is not None else ThreadComputing()
         self.inventory, self.services, self.journal_writer, self.bus = (
             inventory,
             services,
@@ -104,6 +111,7 @@ class Engine:
             sessions=self.sessions,
             evacuations=self.evacuations,
             announcer=self.announcer,
+            computing=self._computing,
         )
         self.held = HeldMigrations(self.registry)
         self.queries = EngineQueries(
@@ -158,7 +166,12 @@ class Engine:
             evacuations=self.evacuations,
             announcer=self.announcer,
             snapshots=snapshots,
-            preview=Preview(snapshots=snapshots, sessions=self.sessions, dirty_rates=dirty_rates),
+            preview=Preview(
+                snapshots=snapshots,
+                sessions=self.sessions,
+                dirty_rates=dirty_rates,
+                computing=self._computing,
+            ),
             journal=journal,
             changed=self._wake,
         )

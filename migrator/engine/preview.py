@@ -3,24 +3,23 @@
 from __future__ import annotations
 
 import asyncio
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, replace
 
 from migrator.api.documents import FindingDocument, PlanDocument, PlannedGuest
+from migrator.core.drain import preview
 from migrator.core.drain.evacuation import Evacuation
-from migrator.core.drain.forecast import foreseen, foretell, no_end, question
-from migrator.core.drain.plan import DrainPlan, make_plan
 from migrator.core.drain.snapshot import SiteSnapshot
 from migrator.core.findings import errors_first, finding
-from migrator.core.migration.forecast import Verdict
+from migrator.core.inventory import Guest
 from migrator.core.model import Finding, State
-from migrator.core.schedule.timetable import Prediction, Quantiles, lower_bound_seconds
-from migrator.core.schedule.transfers import LinkTable, Move, Transfer
 from migrator.engine import clock
 from migrator.engine.dirty_rates import DirtyRates
 from migrator.engine.migration import preflight
 from migrator.engine.sessions import Sessions
 from migrator.engine.snapshots import Snapshots
+from migrator.ports import Computing
 
 #: An evacuation holds to a plan that is no older, as far as it still can.
 _PLAN_HOLDS_SECONDS = 3600.0
@@ -28,6 +27,8 @@ _PLAN_HOLDS_SECONDS = 3600.0
 _ASKED_AT_A_TIME = 8
 #: Targets that are tried for one guest, each of which preflight may refuse.
 _TARGETS_TRIED = 6
+#: Documents of guests that are made in one go.
+_DOCUMENTS_AT_ONCE = 100
 #: Of an evacuation that nobody has begun.
 _NOBODYS = "plan"
 
@@ -38,8 +39,11 @@ _Findings = dict[str, tuple[Finding, ...]]
 class Preview:
     """Looks ahead; begins nothing."""
 
-    def __init__(self, *, snapshots: Snapshots, sessions: Sessions, dirty_rates: DirtyRates) -> None:
+    def __init__(
+        self, *, snapshots: Snapshots, sessions: Sessions, dirty_rates: DirtyRates, computing: Computing
+    ) -> None:
         self._snapshots, self._sessions, self._dirty_rates = snapshots, sessions, dirty_rates
+        self._computing = computing
         #: The last plan of each host: every guest's target, and when it was made on the engine's clock.
         self._planned: dict[str, tuple[float, dict[str, str]]] = {}
 
@@ -52,57 +56,42 @@ class Preview:
         """Return what an evacuation of that host would do now, and what speaks against it.
 
         The host has just been looked at.
+
+        :raise Unavailable: it cannot be computed now.
         """
         await self._dirty_rates.measure(self._snapshots.take().guests[host])
         snapshot = self._snapshots.take()
         run = Evacuation(id=_NOBODYS, host=host, policy=policy or "", accept=tuple(accept))
         run = run.took_in(snapshot.here_or_coming(host))
         run, targets, findings = await self._settled(run)
-        snapshot, plan = self._made(run)
-        asked = question(snapshot, plan)
-        outlook = foretell(asked)
-        own = [
-            one for one in asked.transfers if one.guest in run.entries and targets[one.guest][0] is not None
-        ]
-        guests = {}
-        for key, entry in run.entries.items():
+        snapshot = self._snapshots.take()
+        placed = frozenset(key for key, (target, _) in targets.items() if target is not None)
+        found = await self._computing.compute(preview.outlook, preview.portions(snapshot, run, placed=placed))
+        for key, each in found.guests.items():
+            if each.no_end:
+                does_not = finding("does-not-converge", each.no_end)
+                findings[key] = (*findings.get(key, ()), does_not)
+        guests = []
+        for number, (key, entry) in enumerate(run.entries.items()):
             target, reason = targets[key]
-            guests[key] = PlannedGuest(
-                guest=key,
-                guest_name=entry.guest.name,
-                target=target,
-                reason=reason,
-                policy=snapshot.policies.of(entry.guest, run.policy).name,
-                possible=target is not None and not preflight.errors(findings.get(key, ())),
+            own = snapshot.policies.of(entry.guest, run.policy).name
+            guests.append(
+                _guest(entry.guest, target, reason, own, found.guests.get(key), findings.get(key, ()))
             )
-        self._planned[host] = (
-            clock.now(),
-            {key: each.target for key, each in guests.items() if each.target is not None},
-        )
-        for transfer in own:
-            guests[transfer.guest] = _foreseen(guests[transfer.guest], transfer, run, snapshot, findings)
-        ordered = _ordered(guests, outlook.prediction)
-        ordered = [
-            each.model_copy(update={"findings": _documents(findings.get(each.guest, ()))}) for each in ordered
-        ]
-        takes = _takes(outlook.prediction, {one.guest for one in own})
-        foretold = [one for one in own if one.guest in outlook.prediction.guests]
+            if number % _DOCUMENTS_AT_ONCE == 0:
+                await asyncio.sleep(0)
+        self._planned[host] = (clock.now(), {each.guest: each.target for each in guests if each.target})
+        # In the order in which they start; then those that do not.
+        guests.sort(key=lambda each: math.inf if each.order is None else each.order)
         return PlanDocument(
             host=host,
-            guests=ordered,
-            cannot_move=sum(not each.possible for each in ordered),
-            takes_p10_seconds=takes.p10,
-            takes_p50_seconds=takes.p50,
-            takes_p90_seconds=takes.p90,
-            lower_bound_seconds=lower_bound_seconds(foretold, asked.hosts, asked.links),
+            guests=guests,
+            cannot_move=sum(not each.possible for each in guests),
+            takes_p10_seconds=found.takes.p10,
+            takes_p50_seconds=found.takes.p50,
+            takes_p90_seconds=found.takes.p90,
+            lower_bound_seconds=found.lower_bound_seconds,
         )
-
-    def _made(self, run: Evacuation) -> tuple[SiteSnapshot, DrainPlan]:
-        """Return the plan that would be made if it was begun now."""
-        snapshot = self._snapshots.take()
-        others = [each for each in snapshot.evacuations if each.host != run.host]
-        snapshot = replace(snapshot, evacuations=[*others, run])
-        return snapshot, make_plan(snapshot)
 
     async def _settled(self, run: Evacuation) -> tuple[Evacuation, _Targets, _Findings]:
         """Return every guest's target, or none, with the reason, and what was found.
@@ -124,12 +113,9 @@ class Preview:
         given = set(targets)
         asked: set[tuple[str, str]] = set()
         for _ in range(_TARGETS_TRIED):
-            snapshot, plan = self._made(run)
-            entries = plan.tended[run.id].after.entries
-            for key in run.entries.keys() - given:
-                place = plan.targets.get(key)
-                now = plan.evacuations[run.id].entries[key] if run.id in plan.evacuations else entries[key]
-                targets[key] = (place.host, place.reason) if place is not None else (None, now.reason)
+            snapshot = self._snapshots.take()
+            places = await self._computing.compute(preview.places, preview.portions(snapshot, run))
+            targets |= {key: places[key] for key in run.entries.keys() - given}
             new = {
                 key: target
                 for key in run.entries.keys() - given
@@ -185,57 +171,31 @@ class Preview:
         return run.marked(changed), bool(refused)
 
 
-def _foreseen(
-    planned: PlannedGuest, transfer: Transfer, run: Evacuation, snapshot: SiteSnapshot, findings: _Findings
+def _guest(
+    guest: Guest,
+    target: str | None,
+    reason: str,
+    policy: str,
+    outlook: preview.GuestOutlook | None,
+    findings: Sequence[Finding],
 ) -> PlannedGuest:
-    """Return it with what will come of its migration; who is not expected to end has a finding of that."""
-    guest, links = run.entries[transfer.guest].guest, snapshot.limits.links
-    policy = snapshot.policies.of(guest, run.policy)
-    speed = Move(transfer, LinkTable(snapshot.hosts, links), links).speed
-    seen = foreseen(guest, policy, transfer, speed)
-    ends = seen.verdict is not Verdict.CANNOT
-    if not ends:
-        found = finding("does-not-converge", no_end(guest, policy, speed))
-        findings[guest.key] = (*findings.get(guest.key, ()), found)
-    return planned.model_copy(
-        update={
-            "verdict": seen.verdict.value,
-            "downtime_seconds": seen.downtime_seconds,
-            "possible": planned.possible and ends,
-        }
-    )
-
-
-def _ordered(guests: dict[str, PlannedGuest], prediction: Prediction) -> list[PlannedGuest]:
-    """Return them with their times, in the order in which they start; then those that do not."""
-    left: dict[str, PlannedGuest] = dict(guests)
-    found: list[PlannedGuest] = []
-    for key, expected in prediction.guests.items():
-        if key not in left or left[key].target is None:
-            continue
-        low, middle, high = (
-            getattr(expected.ends, name) - getattr(expected.begins, name) for name in ("p10", "p50", "p90")
-        )
-        update = {
-            "order": len(found) + 1,
-            "starts_in_seconds": max(0.0, expected.begins.p50),
-            "takes_p10_seconds": max(0.0, low),
-            "takes_p50_seconds": max(0.0, middle),
-            "takes_p90_seconds": max(0.0, high),
-        }
-        found.append(left.pop(key).model_copy(update=update))
-    return [*found, *left.values()]
-
-
-def _takes(prediction: Prediction, own: set[str]) -> Quantiles:
-    """Return when the last of its guests is at its target and cleared away after."""
-    if not prediction.guests.keys() - own:
-        return prediction.makespan
-    ends = [prediction.guests[key].ends for key in own if key in prediction.guests]
-    return Quantiles(
-        p10=max((end.p10 for end in ends), default=0.0),
-        p50=max((end.p50 for end in ends), default=0.0),
-        p90=max((end.p90 for end in ends), default=0.0),
+    outlook = outlook or preview.GuestOutlook()
+    takes = outlook.takes
+    return PlannedGuest(
+        guest=guest.key,
+        guest_name=guest.name,
+        target=target,
+        reason=reason,
+        policy=policy,
+        possible=target is not None and not outlook.no_end and not preflight.errors(findings),
+        order=outlook.order,
+        starts_in_seconds=outlook.starts_in_seconds,
+        takes_p10_seconds=takes.p10 if takes else None,
+        takes_p50_seconds=takes.p50 if takes else None,
+        takes_p90_seconds=takes.p90 if takes else None,
+        verdict=outlook.verdict.value if outlook.verdict is not None else "",
+        downtime_seconds=outlook.downtime_seconds,
+        findings=_documents(findings),
     )
 
 

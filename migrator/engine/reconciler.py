@@ -1,4 +1,4 @@
-"""Has a plan made at every change, carries it out, and has it foretold what will come of it."""
+"""Has a plan made at every change, carries it out, and has computed beside that what will come of it."""
 
 from __future__ import annotations
 
@@ -19,8 +19,8 @@ from migrator.core.drain.actions import (
     LookAgain,
     SetShare,
 )
-from migrator.core.drain.forecast import foretell, question, told
-from migrator.core.drain.plan import DrainPlan, make_plan
+from migrator.core.drain.forecast import DrainForecast, foretell_portions, question_portions, told
+from migrator.core.drain.plan import DrainPlan, ManyPlaces, make_plan
 from migrator.core.drain.snapshot import SiteSnapshot
 from migrator.core.model import State
 from migrator.engine import clock
@@ -32,14 +32,20 @@ from migrator.engine.registry import Registry
 from migrator.engine.reservations import Reservations
 from migrator.engine.sessions import Sessions
 from migrator.engine.snapshots import Snapshots
-from migrator.errors import JournalError
+from migrator.errors import JournalError, Unavailable
+from migrator.faults import contained
+from migrator.ports import Computing
 
 #: What changes together is seen together.
 _TOGETHER_SECONDS = 0.02
 #: While something is under way the forecast is made anew so often.
 _FORECAST_SECONDS = 1.0
 #: ... and so much more seldom where there are many, up to a bound: it takes the longer, and changes the less.
-_FORECAST_SECONDS_A_GUEST, _FORECAST_MOST_SECONDS = 0.1, 30.0
+_FORECAST_SECONDS_A_GUEST, _FORECAST_MOST_SECONDS = 0.1, 60.0
+#: ... and not sooner than after so many times as long as the last one took, whatever it is for.
+_FORECAST_RATIO = 10.0
+#: A place is looked for for so many guests on the event loop; for more it is done in a thread.
+_PLACES_AT_ONCE = 100
 #: What ended a while ago is forgotten so often.
 _FORGET_SECONDS = 5.0
 
@@ -57,13 +63,19 @@ class Reconciler:
         sessions: Sessions,
         evacuations: Evacuations,
         announcer: Announcer,
+        computing: Computing,
     ) -> None:
+        self._computing = computing
         self._snapshots, self._registry, self._inventory = snapshots, registry, inventory
         self._reservations, self._sessions, self._evacuations = reservations, sessions, evacuations
         self._announcer = announcer
         self._wake = asyncio.Event()
         self._plan: DrainPlan | None = None
         self._forecast_at = self._forgot_at = -math.inf
+        self._forecast: asyncio.Task[None] | None = None
+        #: The evacuations of which something is foretold, and what that took.
+        self._foretold: frozenset[str] = frozenset()
+        self._forecast_took = 0.0
         self._looking: dict[str, asyncio.Task[None]] = {}
         self._log = logs.logger()
 
@@ -86,15 +98,22 @@ class Reconciler:
         finally:
             for task in self._looking.values():
                 task.cancel()
+            if self._forecast is not None:
+                self._forecast.cancel()
 
     async def turn(self) -> float:
         """Do what is due; seconds until the next turn at the latest."""
         self._forget()
         snapshot = self._snapshots.take()
-        plan = self._plan = make_plan(snapshot, self._plan)
+        try:
+            plan = make_plan(snapshot, self._plan, places_at_once=_PLACES_AT_ONCE)
+        except ManyPlaces:
+            # Nothing that it is made of changes; what its actions are about is looked at again before they are taken.
+            plan = await asyncio.to_thread(make_plan, snapshot, self._plan)
+        self._plan = plan
         await self._carry_out(plan.actions)
         if not snapshot.stopping:
-            await self._foretell(snapshot, plan)
+            self._foretell(snapshot, plan)
         return plan.next_seconds
 
     def _forget(self) -> None:
@@ -189,20 +208,48 @@ class Reconciler:
 
     # --- what will come of it ----------------------------------------------------------------------------------------
 
-    async def _foretell(self, snapshot: SiteSnapshot, plan: DrainPlan) -> None:
-        if not snapshot.evacuations and not snapshot.migrations:
+    def _foretell(self, snapshot: SiteSnapshot, plan: DrainPlan) -> None:
+        """Begin a forecast where it is time for one; plans go on meanwhile."""
+        if self._forecast is not None or not (snapshot.evacuations or snapshot.migrations):
             return
         count = len(plan.wanting) + len(snapshot.live)
-        pause = min(_FORECAST_MOST_SECONDS, max(_FORECAST_SECONDS, _FORECAST_SECONDS_A_GUEST * count))
+        runs = frozenset(run.id for run in snapshot.evacuations)
+        pause = max(_FORECAST_SECONDS, _FORECAST_RATIO * self._forecast_took)
+        if runs <= self._foretold:  # of one that has just begun something is said soon
+            pause = max(pause, min(_FORECAST_MOST_SECONDS, _FORECAST_SECONDS_A_GUEST * count))
         if clock.now() - self._forecast_at < pause:
             return
-        self._forecast_at = clock.now()
-        outlook = await asyncio.to_thread(foretell, question(snapshot, plan))
-        waiting = {each.guest.key for each in snapshot.live.values() if each.state is State.WAITING}
-        now = snapshot.now
-        for run in list(self._registry.running()):
-            look = self._inventory.look_seconds(run.host)
-            after = told(run, outlook, waiting=waiting, now=now, look_seconds=look)
-            self._registry.evacuations[run.id] = after
-            if after.at_risk != run.at_risk:
-                self._announcer.evacuation(run.id)
+        self._forecast_at, self._foretold = clock.now(), runs
+        self._forecast = asyncio.create_task(self._make_forecast(snapshot, plan), name="forecast")
+        self._forecast.add_done_callback(self._forecast_made)
+
+    def _forecast_made(self, task: asyncio.Task[None]) -> None:
+        self._forecast = None
+        self._forecast_took = clock.now() - self._forecast_at
+        if not task.cancelled():
+            task.exception()  # it is in the log
+
+    async def _make_forecast(self, snapshot: SiteSnapshot, plan: DrainPlan) -> None:
+        with contained("the forecast"):
+            try:
+                portions = question_portions(snapshot, plan)
+                outlook = await self._computing.compute(foretell_portions, portions)
+            except Unavailable as error:
+                self._log.info("no forecast", error=str(error))
+                return
+            waiting = {each.guest.key for each in snapshot.live.values() if each.state is State.WAITING}
+            for name in [run.id for run in self._registry.running()]:
+                self._tell_forecast(name, outlook, waiting, snapshot)
+                await asyncio.sleep(0)
+
+    def _tell_forecast(
+        self, identifier: str, outlook: DrainForecast, waiting: set[str], snapshot: SiteSnapshot
+    ) -> None:
+        run = self._registry.evacuations.get(identifier)
+        if run is None or run.ended:
+            return
+        look = self._inventory.look_seconds(run.host)
+        after = told(run, outlook, waiting=waiting, now=snapshot.now, look_seconds=look)
+        self._registry.evacuations[identifier] = after
+        if after.at_risk != run.at_risk:
+            self._announcer.evacuation(identifier)

@@ -3,6 +3,7 @@
 The engine never sees QMP, a file or a socket. Whatever implements these converts units and wraps errors.
 """
 
+from migrator.ports.computing import Computing
 from migrator.ports.controllers import (
     ANSWERS_CHANNEL,
     COMMANDS_CHANNEL,
@@ -55,6 +56,7 @@ __all__ = [
     "LIVE_CHANNEL",
     "Claim",
     "CommandLog",
+    "Computing",
     "ControllerInfo",
     "Controllers",
     "EndedRecord",

@@ -9,7 +9,6 @@ from __future__ import annotations
 import argparse
 import asyncio
 import contextlib
-import ctypes
 import os
 import pickle
 import signal
@@ -22,6 +21,7 @@ from migrator import __version__, faults, logs
 from migrator.errors import MigratorError
 from migrator.http import serving
 from migrator.http.app import create_app
+from migrator.machine import end_with
 from migrator.metrics.elsewhere import Counts, ScrapedElsewhere
 from migrator.metrics.gauges import GaugeSnapshot
 from migrator.ports import Grant
@@ -39,7 +39,6 @@ from migrator.store.tokens import Tokens
 
 #: Whoever drives migrations goes first where both want to run.
 _NICE = 5
-_PR_SET_PDEATHSIG = 1
 
 
 class _Tokens:
@@ -201,8 +200,7 @@ def main(arguments: Sequence[str]) -> None:
     parser.add_argument("--listener", action="append", default=[], metavar="ENTRANCE=DESCRIPTOR")
     given = parser.parse_args(arguments)
     # Whatever becomes of the service, this process does not outlive it, and keeps no socket from the next one.
-    ctypes.CDLL(None, use_errno=True).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0)
-    if os.getppid() != given.parent:
+    if not end_with(given.parent):
         return
     for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
         signal.signal(number, signal.SIG_IGN)  # they are for the service, which says what shall be done

@@ -54,6 +54,10 @@ from migrator.store.journal import SqlJournal
 from migrator.store.place import journal_place
 from migrator.store.sole_use import SoleUse
 from migrator.store.step_records import StepRecords, controller_id
+from migrator.worker.client import Worker
+
+#: A thread that computes lets the event loop go on after so long.
+_SWITCH_SECONDS = 0.001
 
 
 class Stop:
@@ -87,6 +91,7 @@ async def serve(path: Path | None, *, drain: bool = False) -> None:
     """
     settings = configuration.load(path)
     _log_as(settings.site)
+    sys.setswitchinterval(_SWITCH_SECONDS)
     raise_descriptor_limit()
     stop = Stop(drain=drain)
     loop = asyncio.get_running_loop()
@@ -173,12 +178,15 @@ async def _running(live: LiveSettings, stop: Stop) -> AsyncIterator[Engine]:
             keep=keep,
             accept=catalogue.accept,
         )
+        worker = Worker()
+        stack.push_async_callback(worker.close)
         engine = Engine(
             inventory=inventory,
             services=means,
             journal_writer=journal_writer,
             bus=bus,
             rules=Rules.of(settings),
+            computing=worker,
         )
         inventory.on_change(engine.inventory_changed)
         live.subscribe(lambda new: (new.hosts, new.limits), site.prepare)

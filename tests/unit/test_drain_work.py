@@ -4,122 +4,24 @@ from __future__ import annotations
 
 import random
 import sys
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field, replace
-from datetime import UTC, datetime, timedelta
+from collections.abc import Callable
+from dataclasses import replace
 from types import FrameType
 from typing import Any
 
 import pytest
 
-from migrator.core.drain.actions import Admit, Begin, Change, End
 from migrator.core.drain.entries import Entries
 from migrator.core.drain.entry import Entry
-from migrator.core.drain.evacuation import Ended, Evacuation
-from migrator.core.drain.limits import SiteLimits
-from migrator.core.drain.plan import DrainPlan, make_plan
-from migrator.core.drain.snapshot import MigrationSnapshot, PolicyRules, SiteSnapshot
+from migrator.core.drain.snapshot import MigrationSnapshot
 from migrator.core.drain.states import GuestStanding
 from migrator.core.drain.tending import tend
 from migrator.core.drain.wanting import find_candidates
-from migrator.core.inventory import Guest, Host, HostFacts
+from migrator.core.inventory import Guest
 from migrator.core.model import State
 from migrator.core.policy import builtin
 from migrator.core.schedule.queues import partition, requeued
-
-GIB = 1 << 30
-NOW = datetime(2026, 1, 1, tzinfo=UTC)
-LIMITS, POLICIES = SiteLimits(), PolicyRules()
-
-
-def _host(name: str) -> Host:
-    facts = HostFacts(memory_total_bytes=4096 * GIB, memory_free_bytes=4096 * GIB, cpus=4096)
-    return Host(name=name, facts=facts, link_bytes_per_second=1.0e9)
-
-
-@dataclass
-class Moving:
-    """A site whose guests move when it is time; turns of a plan, and what becomes of what they say."""
-
-    kind: str = "evacuate"
-    plan: DrainPlan | None = None
-    seconds: float = 0.0
-    run: Evacuation = field(default_factory=lambda: Evacuation(id="e1", host="a", created_at=NOW))
-    migrations: dict[str, MigrationSnapshot] = field(default_factory=dict)
-    hosts: Mapping[str, Host] = field(default_factory=lambda: {name: _host(name) for name in "abcde"})
-    guests: dict[str, tuple[Guest, ...]] = field(default_factory=lambda: dict.fromkeys("abcde", ()))
-
-    def fill(self, count: int, *homes: str) -> None:
-        """So many guests, on these hosts in turn; all of them are the evacuation's, or the restore's."""
-        made = [
-            Guest(
-                key=f"vm-{n:04}",
-                host=homes[n % len(homes)],
-                memory_bytes=GIB,
-                dirty_rate_bytes_per_second=0.0,
-            )
-            for n in range(count)
-        ]
-        self.guests |= {home: tuple(each for each in made if each.host == home) for home in homes}
-        if self.kind == "restore":
-            entries = Entries({each.key: Entry(guest=each) for each in made})
-            self.run = replace(self.run, kind="restore", entries=entries)
-        else:
-            self.run = self.run.took_in(made)
-
-    def snapshot(self) -> SiteSnapshot:
-        return SiteSnapshot(
-            now=NOW + timedelta(seconds=self.seconds),
-            clock=self.seconds,
-            hosts=self.hosts,
-            guests=dict(self.guests),
-            migrations=list(self.migrations.values()),
-            evacuations=[] if self.run.ended else [self.run],
-            policies=POLICIES,
-            limits=LIMITS,
-        )
-
-    def turn(self) -> DrainPlan:
-        """Make a plan, and begin and admit what it says."""
-        self.seconds += 0.5
-        plan = self.plan = make_plan(self.snapshot(), self.plan)
-        for action in plan.actions:
-            match action:
-                case Change(before=before, after=after) if self.run is before:
-                    self.run = after
-                case End(state=state):
-                    self.run = self.run.ended_as(state, NOW)
-                case Begin(guest=guest, target=target, policy=policy):
-                    name = f"m-{guest.key}-{self.seconds}"
-                    self.run = self.run.begun(guest.key, name, target, "there is room")
-                    self.migrations[name] = MigrationSnapshot(
-                        id=name,
-                        guest=guest,
-                        target=target,
-                        policy=policy,
-                        state=State.PREPARING,
-                        evacuation="e1",
-                        driven=True,
-                        ready=True,
-                    )
-                case Admit(migration=name):
-                    self.migrations[name] = replace(
-                        self.migrations[name], admitted=True, state=State.PRECOPY, share_bytes_per_second=1
-                    )
-        return plan
-
-    def finish(self, state: State = State.COMPLETED) -> None:
-        """One that was admitted ends."""
-        one = next((each for each in self.migrations.values() if each.admitted), None)
-        if one is None:
-            return
-        del self.migrations[one.id]
-        how = Ended(state=state, error="" if state is State.COMPLETED else "it broke")
-        if state is State.COMPLETED:
-            here = self.guests[one.guest.host]
-            self.guests[one.guest.host] = tuple(each for each in here if each.key != one.guest.key)
-            self.guests[one.target] += (replace(one.guest, host=one.target),)
-        self.run = self.run.one_ended(one.guest.key, how, now=self.seconds, limits=LIMITS)
+from tests.moving_site import GIB, MovingSite
 
 
 def _calls(work: Callable[[], Any]) -> int:
@@ -138,7 +40,7 @@ def _calls(work: Callable[[], Any]) -> int:
     return count
 
 
-def _to_the_end(site: Moving, turns: int) -> int:
+def _to_the_end(site: MovingSite, turns: int) -> int:
     """Calls that the plans took until everybody has moved."""
     calls = 0
     for _ in range(turns):
@@ -152,7 +54,7 @@ def _to_the_end(site: Moving, turns: int) -> int:
 @pytest.mark.parametrize("kind", ["evacuate", "restore"])
 def test_what_a_guest_costs_does_not_grow_with_those_beside_it(kind: str) -> None:
     def cost(count: int) -> float:
-        site = Moving(kind=kind)
+        site = MovingSite(kind=kind)
         site.fill(count, *("a" if kind == "evacuate" else "bcde"))
         return _to_the_end(site, 10 * count) / count
 
@@ -164,7 +66,7 @@ def test_what_a_guest_costs_does_not_grow_with_those_beside_it(kind: str) -> Non
 @pytest.mark.parametrize("seed", range(6))
 def test_a_plan_that_begins_from_the_one_before_finds_what_one_made_anew_finds(seed: int) -> None:
     mood = random.Random(seed)
-    site = Moving(kind=mood.choice(["evacuate", "restore"]))
+    site = MovingSite(kind=mood.choice(["evacuate", "restore"]))
     site.fill(12, *("a" if site.kind == "evacuate" else "bcd"))
     for step in range(120):
         _something_happens(site, mood, step)
@@ -188,7 +90,7 @@ def test_a_plan_that_begins_from_the_one_before_finds_what_one_made_anew_finds(s
         }
 
 
-def _something_happens(site: Moving, mood: random.Random, step: int) -> None:
+def _something_happens(site: MovingSite, mood: random.Random, step: int) -> None:
     home = site.run.host
     match mood.randrange(9):
         case 0 | 1 | 2:
@@ -256,7 +158,7 @@ def test_entries_know_what_was_changed_since_any_version() -> None:
 
 
 def test_a_queue_changes_only_where_it_is_changed() -> None:
-    site = Moving()
+    site = MovingSite()
     site.fill(30, "a")
     queues = site.turn().queues
     links, moves = max(queues.items(), key=lambda item: len(item[1]))

@@ -101,5 +101,9 @@ class Entries(Mapping[str, Entry]):
     def values(self) -> ValuesView[Entry]:
         return self._all.values()
 
+    def __reduce__(self) -> tuple[type[Entries], tuple[dict[str, Entry]]]:
+        """Go to another process without what was changed when."""
+        return Entries, (self._all,)
+
     def __repr__(self) -> str:
         return f"Entries({self._all!r})"

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from datetime import datetime, timedelta
 from functools import lru_cache
@@ -12,7 +12,7 @@ from migrator.core.drain.plan import DrainPlan
 from migrator.core.drain.snapshot import SiteSnapshot
 from migrator.core.drain.transfers import Transfers
 from migrator.core.drain.wanting import Wanting
-from migrator.core.inventory import Guest, Host
+from migrator.core.inventory import Guest, Host, HostFacts
 from migrator.core.migration.advance_forecast import AdvanceForecast, forecast_in_advance
 from migrator.core.migration.forecast import Verdict
 from migrator.core.model import RunState, State
@@ -23,6 +23,8 @@ from migrator.units import show_rate
 
 #: From a guest's arrival until what is left of it at its source is cleared away.
 _CLEARING_SECONDS = 0.5
+#: Guests in one portion of a question.
+_PORTION = 100
 #: How long a dirty-rate probe watches.
 PROBE_SECONDS = 1.0
 
@@ -62,27 +64,68 @@ class DrainForecast:
 
 def question(snapshot: SiteSnapshot, plan: DrainPlan) -> Question:
     """Return what is to be foretold: everybody that waits or is under way."""
+    return joined(list(question_portions(snapshot, plan)))
+
+
+def question_portions(snapshot: SiteSnapshot, plan: DrainPlan) -> Iterator[Question]:
+    """Yield the same as :func:`question` in portions of so many guests that each is made in a moment."""
     transfers = Transfers(snapshot, deadlines_from=snapshot.now)
     going: dict[str, Going] = {}
     found: list[Transfer] = []
-    for key, target in plan.targets.items():
+    for transfer, whose in _everybody(snapshot, plan, transfers):
+        found.append(transfer)
+        going[transfer.guest] = whose
+        if len(found) == _PORTION:
+            yield _portion(snapshot, found, going)
+            found, going = [], {}
+    yield _portion(snapshot, found, going)
+
+
+def joined(portions: Sequence[Question]) -> Question:
+    """Return the whole that these are portions of; at least one."""
+    return Question(
+        transfers=[each for portion in portions for each in portion.transfers],
+        going={key: each for portion in portions for key, each in portion.going.items()},
+        hosts={name: each for portion in portions for name, each in portion.hosts.items()},
+        links=portions[0].links,
+    )
+
+
+def foretell_portions(portions: Sequence[Question]) -> DrainForecast:
+    """Foretell what these are portions of; see :func:`foretell`."""
+    return foretell(joined(portions))
+
+
+def _portion(snapshot: SiteSnapshot, found: Sequence[Transfer], going: Mapping[str, Going]) -> Question:
+    # Of hosts only the links count; the rest is large.
+    names = {name for each in found for name in (each.source, each.target)}
+    hosts = {
+        name: replace(snapshot.hosts[name], facts=HostFacts()) for name in names if name in snapshot.hosts
+    }
+    return Question(transfers=found, going=going, hosts=hosts, links=snapshot.limits.links)
+
+
+def _everybody(
+    snapshot: SiteSnapshot, plan: DrainPlan, transfers: Transfers
+) -> Iterator[tuple[Transfer, Going]]:
+    """Yield all that wait, pause or are under way; who is on its way counts as that."""
+    for target in plan.targets.values():
         wanting, guest = target.wanting, target.wanting.entry.guest
-        found.append(transfers.waiting(guest, target.host, wanting.policy, wanting.run))
-        going[key] = Going(guest=guest, policy=wanting.policy)
+        one = transfers.waiting(guest, target.host, wanting.policy, wanting.run)
+        yield one, Going(guest=guest, policy=wanting.policy)
     for wanting in _paused(snapshot, plan):
         entry = wanting.entry
         one = transfers.waiting(entry.guest, entry.target or "", wanting.policy, wanting.run)
         pause = entry.not_before - snapshot.clock
-        found.append(replace(one, prepare_seconds=one.prepare_seconds + pause))
-        going[entry.guest.key] = Going(guest=entry.guest, policy=wanting.policy)
-    for key, each in snapshot.live.items():
+        one = replace(one, prepare_seconds=one.prepare_seconds + pause)
+        yield one, Going(guest=entry.guest, policy=wanting.policy)
+    for each in snapshot.live.values():
         if each.state is State.HELD:
             continue
-        found.append(transfers.running(each))
-        going[key] = Going(
-            guest=each.guest, policy=each.policy, verdict=each.verdict, risk=each.risk, sure=each.sure
+        yield (
+            transfers.running(each),
+            Going(guest=each.guest, policy=each.policy, verdict=each.verdict, risk=each.risk, sure=each.sure),
         )
-    return Question(transfers=found, going=going, hosts=snapshot.hosts, links=snapshot.limits.links)
 
 
 def _paused(snapshot: SiteSnapshot, plan: DrainPlan) -> Iterable[Wanting]:

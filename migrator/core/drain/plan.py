@@ -108,10 +108,18 @@ def _target(wanting: Wanting, host: str, evacuations: Mapping[str, Evacuation]) 
     return Target(evacuation=run, wanting=wanting, host=host, reason=reason)
 
 
-def make_plan(snapshot: SiteSnapshot, before: DrainPlan | None = None) -> DrainPlan:
+class ManyPlaces(Exception):
+    """A place has to be looked for for many guests at once, which takes a while; nothing was made."""
+
+
+def make_plan(
+    snapshot: SiteSnapshot, before: DrainPlan | None = None, *, places_at_once: int | None = None
+) -> DrainPlan:
     """Say what is to be done now.
 
     :param before: the plan before this one, which this one begins from.
+    :param places_at_once: for more guests no place is looked for here.
+    :raise ManyPlaces: it would take that: ask again without a bound, where it may take longer.
     """
     actions: list[Action] = []
     tended: dict[str, Tended] = {}
@@ -128,7 +136,7 @@ def make_plan(snapshot: SiteSnapshot, before: DrainPlan | None = None) -> DrainP
             held_back={},
             tended=tended,
         )
-    return _Planning(snapshot, before, actions, tended, running).make()
+    return _Planning(snapshot, before, actions, tended, running, places_at_once).make()
 
 
 class _Planning:
@@ -141,8 +149,9 @@ class _Planning:
         actions: list[Action],
         tended: Mapping[str, Tended],
         running: dict[str, Evacuation],
+        places_at_once: int | None,
     ) -> None:
-        self._snapshot, self._before = snapshot, before
+        self._snapshot, self._before, self._at_once = snapshot, before, places_at_once
         self._actions, self._tended, self._running = actions, tended, running
         self._held_back: dict[str, str] = {}
         self._soon = False
@@ -153,12 +162,12 @@ class _Planning:
         found = find_candidates(snapshot, self._running, before.candidates if before is not None else None)
         self._held_back.update(found.held_back)
         held = known is not None and known.hold(found, snapshot)
-        places = known if held and known is not None else placing.ask(found, snapshot)
+        places = known if held and known is not None else self._ask(found)
         active = self._active(places)
         queues = self._queues(found, places)
         decided = self._decide(queues, places, active)
         if held and not self._fit(decided, found.wanting, places):
-            places = placing.ask(found, snapshot)
+            places = self._ask(found)
             active = self._active(places)
             queues = self._queues(found, places)
             decided = self._decide(queues, places, active)
@@ -184,6 +193,11 @@ class _Planning:
         )
 
     # --- places ------------------------------------------------------------------------------------------------------
+
+    def _ask(self, found: Candidates) -> Places:
+        if self._at_once is not None and len(found.wanting) > self._at_once:
+            raise ManyPlaces
+        return placing.ask(found, self._snapshot)
 
     def _mark(self, found: Candidates, places: Places) -> Candidates:
         """Note in the evacuations what placement said; the candidates with that."""

@@ -85,6 +85,17 @@ class PolicyRules:
         return found if found is not None else builtin("default")
 
 
+@dataclass(frozen=True)
+class KnownPolicies:
+    """Policies by name, as :class:`PolicyRules` asks for them: those that are needed, to be sent elsewhere."""
+
+    policies: Mapping[str, Policy | None]
+
+    def __call__(self, name: str) -> Policy | None:
+        """Return the one of that name, or ``None``."""
+        return self.policies.get(name)
+
+
 @dataclass(frozen=True, kw_only=True)
 class SiteSnapshot:
     """The site at one moment."""

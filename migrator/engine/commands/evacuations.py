@@ -24,6 +24,7 @@ from migrator.engine.registry import Registry, new_id
 from migrator.engine.reservations import Reservations
 from migrator.engine.sessions import Sessions
 from migrator.engine.snapshots import Snapshots
+from migrator.errors import Unavailable
 from migrator.ports import Journal
 
 #: Of the last evacuations and restores of a host so many are looked through for guests that are not at home.
@@ -188,7 +189,10 @@ class EvacuationCommands:
         host = await self._inventory.look(host.name)
         if not host.up:
             raise Refusal("not-now", f"it cannot be emptied: {host.error}")
-        return await self._preview.plan(host.name, command.policy, command.accept)
+        try:
+            return await self._preview.plan(host.name, command.policy, command.accept)
+        except Unavailable as error:
+            raise Refusal("unavailable", str(error)) from error
 
 
 def _cancelled(run: Evacuation) -> Evacuation:

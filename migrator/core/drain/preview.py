@@ -1,0 +1,181 @@
+"""What an evacuation that nobody has begun would do. Pure.
+
+The questions go to another process, so that they come in portions: see :func:`portions`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Set as AbstractSet
+from dataclasses import dataclass, field, replace
+
+from migrator.core.drain.evacuation import Evacuation
+from migrator.core.drain.forecast import foreseen, foretell, no_end, question
+from migrator.core.drain.plan import DrainPlan, make_plan
+from migrator.core.drain.snapshot import KnownPolicies, PolicyRules, SiteSnapshot
+from migrator.core.inventory import Guest, Host
+from migrator.core.migration.forecast import Verdict
+from migrator.core.schedule.timetable import Prediction, Quantiles, lower_bound_seconds
+from migrator.core.schedule.transfers import LinkTable, Move
+
+#: Hosts, and guests, in one portion.
+_HOSTS, _GUESTS = 25, 200
+
+
+@dataclass(frozen=True, kw_only=True)
+class Portion:
+    """A part of a site; all of them together are one. The first one has everything but hosts and guests."""
+
+    site: SiteSnapshot | None = None
+    run: Evacuation | None = None
+    #: Of the evacuation, the guests that have a target: no other is asked about.
+    placed: frozenset[str] = frozenset()
+    hosts: Mapping[str, Host] = field(default_factory=dict)
+    #: Guests by their hosts; those of one host may be in several portions.
+    guests: Sequence[tuple[str, Sequence[Guest]]] = ()
+
+
+@dataclass(frozen=True, kw_only=True)
+class GuestOutlook:
+    """What would come of one guest's migration."""
+
+    #: Its turn, from 1; ``None``: it is not foretold when it is.
+    order: int | None = None
+    starts_in_seconds: float | None = None
+    #: From its turn to its end.
+    takes: Quantiles | None = None
+    #: ``None``: it is not foretold what comes of it.
+    verdict: Verdict | None = None
+    downtime_seconds: float | None = None
+    #: Why it would not end; empty where it would.
+    no_end: str = ""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Outlook:
+    """What would come of the evacuation."""
+
+    #: By the guests' keys, of those that were placed.
+    guests: Mapping[str, GuestOutlook]
+    takes: Quantiles
+    lower_bound_seconds: float
+
+
+def portions(
+    snapshot: SiteSnapshot, run: Evacuation, *, placed: frozenset[str] = frozenset()
+) -> Iterator[Portion]:
+    """Yield the question what would come of an evacuation, if it was begun now.
+
+    :param placed: see :class:`Portion`; for :func:`outlook`.
+    """
+    names = {run.policy, snapshot.policies.default, *(each.policy for each in snapshot.evacuations)}
+    names |= {entry.guest.policy for each in (*snapshot.evacuations, run) for entry in each.entries.values()}
+    policies = KnownPolicies({name: snapshot.policies.named(name) for name in names if name})
+    site = replace(
+        snapshot,
+        hosts={},
+        guests={},
+        policies=PolicyRules(named=policies, default=snapshot.policies.default),
+        evacuations=[],
+    )
+    yield Portion(site=site, run=run, placed=placed)
+    for each in snapshot.evacuations:
+        if each.host != run.host:
+            yield Portion(run=each)
+    hosts = list(snapshot.hosts.items())
+    for at in range(0, len(hosts), _HOSTS):
+        yield Portion(hosts=dict(hosts[at : at + _HOSTS]))
+    some: list[tuple[str, Sequence[Guest]]] = []
+    count = 0
+    for name, guests in snapshot.guests.items():
+        for at in range(0, max(1, len(guests)), _GUESTS):
+            some.append((name, guests[at : at + _GUESTS]))
+            count += len(some[-1][1]) + 1
+            if count >= _GUESTS:
+                yield Portion(guests=some)
+                some, count = [], 0
+    yield Portion(guests=some)
+
+
+def _joined(given: Sequence[Portion]) -> tuple[SiteSnapshot, Evacuation]:
+    first, *others = given
+    assert first.site is not None
+    assert first.run is not None
+    guests: dict[str, tuple[Guest, ...]] = {}
+    for portion in others:
+        for name, some in portion.guests:
+            guests[name] = (*guests.get(name, ()), *some)
+    site = replace(
+        first.site,
+        hosts={name: host for portion in others for name, host in portion.hosts.items()},
+        guests=guests,
+        evacuations=[*(portion.run for portion in others if portion.run is not None), first.run],
+    )
+    return site, first.run
+
+
+def places(given: Sequence[Portion]) -> dict[str, tuple[str | None, str]]:
+    """Return, by the guests' keys, the target of each guest of the evacuation, or none; and the reason."""
+    site, run = _joined(given)
+    plan = make_plan(site)
+    after = plan.evacuations.get(run.id, plan.tended[run.id].after)
+    targets = plan.targets
+    found: dict[str, tuple[str | None, str]] = {}
+    for key in run.entries:
+        place = targets.get(key)
+        found[key] = (place.host, place.reason) if place is not None else (None, after.entries[key].reason)
+    return found
+
+
+def outlook(given: Sequence[Portion]) -> Outlook:
+    """Return what would come of the guests that were placed, and of all of them together."""
+    site, run = _joined(given)
+    plan: DrainPlan = make_plan(site)
+    asked = question(site, plan)
+    prediction = foretell(asked).prediction
+    placed = given[0].placed
+    own = {one.guest: one for one in asked.transfers if one.guest in run.entries and one.guest in placed}
+    links = site.limits.links
+    network = LinkTable(site.hosts, links)
+    guests = dict.fromkeys(placed, GuestOutlook())
+    for key, transfer in own.items():
+        guest = run.entries[key].guest
+        policy = site.policies.of(guest, run.policy)
+        speed = Move(transfer, network, links).speed
+        seen = foreseen(guest, policy, transfer, speed)
+        guests[key] = GuestOutlook(
+            verdict=seen.verdict,
+            downtime_seconds=seen.downtime_seconds,
+            no_end=no_end(guest, policy, speed) if seen.verdict is Verdict.CANNOT else "",
+        )
+    ordered = [key for key in prediction.guests if key in placed]
+    for order, key in enumerate(ordered, 1):
+        expected = prediction.guests[key]
+        guests[key] = replace(
+            guests[key],
+            order=order,
+            starts_in_seconds=max(0.0, expected.begins.p50),
+            takes=Quantiles(
+                p10=max(0.0, expected.ends.p10 - expected.begins.p10),
+                p50=max(0.0, expected.ends.p50 - expected.begins.p50),
+                p90=max(0.0, expected.ends.p90 - expected.begins.p90),
+            ),
+        )
+    foretold = [one for one in own.values() if one.guest in prediction.guests]
+    return Outlook(
+        guests=guests,
+        takes=_takes(prediction, own.keys()),
+        lower_bound_seconds=lower_bound_seconds(foretold, asked.hosts, asked.links),
+    )
+
+
+def _takes(prediction: Prediction, own: AbstractSet[str]) -> Quantiles:
+    """Return when the last of its guests is at its target and cleared away after."""
+    if not prediction.guests.keys() - own:
+        return prediction.makespan
+    ends = [prediction.guests[key].ends for key in own if key in prediction.guests]
+    return Quantiles(
+        p10=max((end.p10 for end in ends), default=0.0),
+        p50=max((end.p50 for end in ends), default=0.0),
+        p90=max((end.p90 for end in ends), default=0.0),
+    )

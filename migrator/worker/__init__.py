@@ -1,0 +1,4 @@
+"""A process that computes for the service: pure functions of :mod:`migrator.core`, on values that it is sent.
+
+Forecasts and plans of many guests take a tenth of a second and more; the loop that steers migrations waits for none.
+"""
