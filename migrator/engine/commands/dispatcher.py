@@ -7,19 +7,13 @@ reply is journalled before it is given: the same id again gets the same answer a
 from __future__ import annotations
 
 import asyncio
-import json
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from datetime import UTC, datetime
-from hashlib import sha256
 from typing import Protocol
 
-from pydantic import ValidationError
-
 from migrator import logs
-from migrator.api import field_errors
+from migrator.api import received
 from migrator.api.commands import (
-    COMMANDS,
     Answer,
     Caller,
     Command,
@@ -79,17 +73,17 @@ class Dispatcher:
         changes nothing.
         """
         try:
-            command = parse(envelope)
+            command = received.parse(envelope)
         except Refusal as refusal:
-            self.count(envelope.caller.interface, _known(envelope.verb), "refused")
-            reply = _refused(envelope, refusal)
+            self.count(envelope.caller.interface, received.known_verb(envelope.verb), "refused")
+            reply = received.refused(envelope, refusal)
             self.audit(envelope, reply)
             return reply
         key = str(envelope.key or "")
-        digest = _digest(command)
+        digest = received.digest(command)
         if key in self._running:
             its, task = self._running[key]
-            reply = _reused(envelope) if its != digest else await asyncio.shield(task)
+            reply = received.reused(envelope) if its != digest else await asyncio.shield(task)
             self.count(envelope.caller.interface, command.verb, "refused" if its != digest else "repeated")
             return reply
         task = asyncio.create_task(self._once(command, envelope, key, digest), name=f"command {command.verb}")
@@ -122,20 +116,20 @@ class Dispatcher:
                 )
                 if claim.other_body:
                     self.count(caller.interface, command.verb, "refused")
-                    return _reused(envelope)
+                    return received.reused(envelope)
                 if claim.reply is not None:
                     self.count(caller.interface, command.verb, "repeated")
                     return Reply.model_validate(claim.reply)
                 new = claim.new
             if new:  # one that a controller died over was in time, and may have been begun
-                _in_time(envelope)
+                received.in_time(envelope)
             answer = await self.controller.carry_out(command, caller, key=key)
             reply = _accepted(envelope, answer)
         except Refusal as refusal:
-            result, reply = "refused", _refused(envelope, refusal)
+            result, reply = "refused", received.refused(envelope, refusal)
         except JournalError as error:
             self.count(caller.interface, command.verb, "refused")
-            return _refused(envelope, Refusal("unavailable", str(error)))
+            return received.refused(envelope, Refusal("unavailable", str(error)))
         if key:
             try:
                 await self.log.answer_command(key=key, reply=reply.model_dump(mode="json"))
@@ -151,57 +145,6 @@ class Dispatcher:
         if str(key) in self._running:
             await asyncio.wait({self._running[str(key)][1]})  # its first reply goes into the journal before
         await self.log.answer_command(key=str(key), reply=reply.model_dump(mode="json"), told=told)
-
-
-def parse(envelope: Envelope) -> Command:
-    """The command in it.
-
-    :raise Refusal: unknown verb, wrong or unknown fields, or not allowed to this caller.
-    """
-    kind = COMMANDS.get(envelope.verb)
-    if kind is None:
-        raise Refusal("invalid", f"there is no command {envelope.verb!r}; there are {', '.join(COMMANDS)}")
-    if kind.role is Role.OPERATOR and envelope.caller.role is not Role.OPERATOR:
-        raise Refusal(
-            "forbidden", f"{envelope.verb} takes the role operator; {envelope.caller.user} is a viewer"
-        )
-    try:
-        return kind.model_validate(dict(envelope.body))
-    except ValidationError as error:
-        raise Refusal(
-            "invalid", field_errors.describe(error.errors(include_url=False), known=kind.model_fields)
-        ) from None
-
-
-def _digest(command: Command) -> str:
-    text = json.dumps([command.verb, command.model_dump(mode="json")], sort_keys=True)
-    return sha256(text.encode()).hexdigest()
-
-
-def _reused(envelope: Envelope) -> Reply:
-    return _refused(
-        envelope, Refusal("id-reused", f"the id {envelope.id} was used before for another command")
-    )
-
-
-def _in_time(envelope: Envelope) -> None:
-    if envelope.expires_at is not None and datetime.now(UTC) > envelope.expires_at:
-        raise Refusal("expired", f"it was to be begun before {envelope.expires_at.isoformat()}")
-
-
-def _known(verb: str) -> str:
-    return verb if verb in COMMANDS else "unknown"
-
-
-def _refused(envelope: Envelope, refusal: Refusal) -> Reply:
-    return Reply(
-        kind="refused",
-        id=envelope.id,
-        verb=envelope.verb,
-        code=refusal.code,
-        message=str(refusal),
-        findings=refusal.findings,
-    )
 
 
 def _accepted(envelope: Envelope, answer: Answer) -> Reply:
