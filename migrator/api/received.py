@@ -6,10 +6,13 @@ import json
 from datetime import UTC, datetime
 from hashlib import sha256
 
-from pydantic import ValidationError
+from pydantic import TypeAdapter, ValidationError
 
 from migrator.api import field_errors
 from migrator.api.commands import COMMANDS, Command, Envelope, Refusal, Reply, Role
+
+#: Reads and writes commands that go from one process to another.
+ENVELOPE: TypeAdapter[Envelope] = TypeAdapter(Envelope)
 
 
 def parse(envelope: Envelope) -> Command:

@@ -40,8 +40,12 @@ class MessageKind(IntEnum):
     EVENT_WITHOUT_NUMBER = 13
     #: Sent every second, and when something in it changes.
     STATUS = 8
+    #: All that there is follows.
+    BEGIN = 14
     #: All that there is was sent: the number of the last event, and the last sequence of each subject.
     COMPLETE = 9
+    #: This controller and the others, as JSON; sent every second or two.
+    SERVICE = 15
     #: To the request of that number.
     REPLY = 10
     #: No more is to be answered; end.

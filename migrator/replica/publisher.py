@@ -97,6 +97,7 @@ class Publisher:
         """Send everything to `channel`, then what changes, until :meth:`detach`."""
         self.detach()
         self._channel = channel
+        channel.send(MessageKind.BEGIN)
         self._look_for_changes()
         for subject in (Subject.MIGRATION, Subject.EVACUATION):
             for identifier in self._source.remembered(subject):

@@ -22,12 +22,19 @@ from migrator.api.events import (
     Subject,
     read_event,
 )
+from migrator.ports import LiveDocument
 from migrator.replica.channel import MessageKind
 
 #: More than this that nobody takes: the oldest go, and whoever listens finds them in the journal.
 _QUEUE_EVENTS = 10_000
 #: A decision that is both in a document and in an event is one of the last of the document.
 _LAST_DECISIONS = 4
+
+
+#: Documents that have gone and of which events may still come; more are not remembered.
+_GONE = 10_000
+#: Kind and id of a document, as live documents have them.
+DocumentKey = tuple[str, str]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -124,6 +131,14 @@ class RelayedEvents:
             subscriber(event)
 
 
+#: How a live document is received.
+_MESSAGES: dict[str, MessageKind] = {
+    Subject.HOST: MessageKind.HOST,
+    Subject.MIGRATION: MessageKind.MIGRATION,
+    Subject.EVACUATION: MessageKind.EVACUATION,
+}
+
+
 class ReplicaState:
     """Documents and events; :meth:`receive` keeps them up to date."""
 
@@ -138,6 +153,86 @@ class ReplicaState:
         #: Everything was received once.
         self.complete = asyncio.Event()
         self._undelivered: deque[Event | None] = deque()
+        #: Documents that have changed since somebody took them from here; ``None``: nobody wants to know.
+        self.changed: dict[DocumentKey, None] | None = None
+        #: Sequence of the last event that a document takes into account.
+        self._sequences: dict[DocumentKey, int] = {}
+        #: Likewise, of documents that are not there any more.
+        self._gone: dict[DocumentKey, int] = {}
+        #: Of a snapshot that is being received: documents that have not come yet.
+        self._missing: set[DocumentKey] = set()
+
+    # --- a snapshot, from whoever has one ----------------------------------------------------------------------------
+
+    def begin(self) -> None:
+        """All that there is follows; what has not come before :meth:`end` is not there any more."""
+        self._missing = set(self.all_keys())
+        self._undelivered.clear()
+
+    def end(self) -> None:
+        """All has come."""
+        for subject, identifier in self._missing:
+            self._forget(subject, identifier)
+        self._missing = set()
+
+    # --- for other controllers, and from them ------------------------------------------------------------------------
+
+    def all_keys(self) -> dict[DocumentKey, None]:
+        """Return every document that is there."""
+        found: dict[DocumentKey, None] = dict.fromkeys((str(Subject.HOST), each) for each in self.hosts)
+        found.update(dict.fromkeys((str(Subject.MIGRATION), each) for each in self.migrations))
+        found.update(dict.fromkeys((str(Subject.EVACUATION), each) for each in self.evacuations))
+        return found
+
+    def text(self, kind: str, identifier: str) -> tuple[str | None, int]:
+        """Return a document as :meth:`receive` takes it, and the sequence of the last event in it; ``None``: gone."""
+        key = (kind, identifier)
+        sequence = self._sequences.get(key) or self._gone.get(key, 0)
+        found: HostDocument | MigrationDocument | EvacuationDocument | None
+        match kind:
+            case Subject.HOST:
+                if (found := self.hosts.get(identifier)) is None:
+                    return None, sequence
+                guests = ",".join(
+                    f"[{each.document.model_dump_json()},{json.dumps(each.socket)},{json.dumps(each.arriving)}]"
+                    for each in self.guests.get(identifier, [])
+                )
+                return f'{{"host":{found.model_dump_json()},"guests":[{guests}]}}', sequence
+            case Subject.MIGRATION:
+                found = self.migrations.get(identifier)
+            case _:
+                found = self.evacuations.get(identifier)
+        return None if found is None else found.model_dump_json(), sequence
+
+    def take(self, document: LiveDocument) -> None:
+        """Take over a document of another controller; one that knows of fewer events than this one is let pass.
+
+        :raise ValueError: it cannot be read; what it is about stays as it was.
+        """
+        key = (document.kind, document.id)
+        if document.text is None:
+            self._sequences[key] = max(document.sequence, self._sequences.get(key, 0))
+            self._forget(document.kind, document.id)
+        elif document.kind not in _MESSAGES or document.sequence < self._sequences.get(key, 0):
+            self._missing.discard(key)
+        else:
+            self.receive(_MESSAGES[document.kind], document.text.encode())
+            self._sequences[key] = document.sequence
+
+    def take_event(self, event: Event) -> None:
+        """Take over a journalled event of another controller; a document may know of it already, and of more."""
+        key = (str(event.subject), event.subject_id)
+        if event.sequence > max(self._sequences.get(key, 0), self._gone.get(key, 0)):
+            self._apply(event)
+        self.events.deliver(event)
+
+    def _note(self, subject: str, identifier: str) -> None:
+        key = (str(subject), identifier)
+        self._missing.discard(key)
+        if self.changed is not None:
+            self.changed[key] = None
+
+    # --- what is received --------------------------------------------------------------------------------------------
 
     def receive(self, kind: MessageKind, body: bytes) -> None:
         """Take a message over; those that are no state are ignored.
@@ -150,16 +245,21 @@ class ReplicaState:
             case MessageKind.MIGRATION:
                 migration = MigrationDocument.model_validate_json(body)
                 self.migrations[migration.id] = migration
+                self._note(Subject.MIGRATION, migration.id)
             case MessageKind.EVACUATION:
                 evacuation = EvacuationDocument.model_validate_json(body)
                 self.evacuations[evacuation.id] = evacuation
+                self._note(Subject.EVACUATION, evacuation.id)
             case MessageKind.FORGOTTEN:
                 self._forget(*json.loads(body))
             case MessageKind.STATUS:
                 self.complaints = json.loads(body)["complaints"]
             case MessageKind.COMPLETE:
                 self.events.began(json.loads(body))
+                self.end()
                 self.complete.set()
+            case MessageKind.BEGIN:
+                self.begin()
             case _:
                 self._receive_event(kind, body)
 
@@ -183,6 +283,7 @@ class ReplicaState:
 
     def _take_host(self, given: dict[str, Any]) -> None:
         host = HostDocument.model_validate(given["host"])
+        self._note(Subject.HOST, host.host)
         self.hosts[host.host] = host
         self.guests[host.host] = [
             KnownGuest(document=GuestDocument.model_validate(document), socket=path, arriving=arriving)
@@ -190,6 +291,13 @@ class ReplicaState:
         ]
 
     def _forget(self, subject: str, identifier: str) -> None:
+        key = (str(subject), identifier)
+        if key in self._sequences:  # events of it may still come
+            self._gone[key] = self._sequences.pop(key)
+            while len(self._gone) > _GONE:
+                del self._gone[next(iter(self._gone))]
+        if self.changed is not None:
+            self.changed[str(subject), identifier] = None
         match subject:
             case Subject.HOST:
                 self.hosts.pop(identifier, None)
@@ -201,6 +309,10 @@ class ReplicaState:
 
     def _apply(self, event: Event) -> None:
         """Apply an event to its document; lists that the event leaves out stay as they were."""
+        key = (str(event.subject), event.subject_id)
+        if event.subject is not Subject.COMMAND:
+            self._sequences[key] = max(event.sequence, self._sequences.get(key, 0))
+            self._note(*key)
         match event:
             case MigrationStateChanged(migration=new):
                 old = self.migrations.get(new.id)

@@ -492,7 +492,7 @@ class SqlJournal:
 
         async def write(connection: AsyncConnection) -> None:
             await connection.execute(statement)
-            if self.others:
+            if self.shared:  # another controller may have received it
                 await self.signals.notify_with(connection, ANSWERS_CHANNEL, key)
 
         await self._database.write(write)

@@ -99,7 +99,7 @@ class Dispatcher:
     async def _once(self, command: Command, envelope: Envelope, key: str, digest: str) -> Reply:
         caller = envelope.caller
         body = command.model_dump(mode="json")
-        result, new = "accepted", True
+        new = True
         try:
             if key:
                 claim = await self.log.claim_command(
@@ -121,12 +121,7 @@ class Dispatcher:
                     self.count(caller.interface, command.verb, "repeated")
                     return Reply.model_validate(claim.reply)
                 new = claim.new
-            if new:  # one that a controller died over was in time, and may have been begun
-                received.in_time(envelope)
-            answer = await self.controller.carry_out(command, caller, key=key)
-            reply = _accepted(envelope, answer)
-        except Refusal as refusal:
-            result, reply = "refused", received.refused(envelope, refusal)
+            reply = await self._carry_out(command, envelope, key, new=new)
         except JournalError as error:
             self.count(caller.interface, command.verb, "refused")
             return received.refused(envelope, Refusal("unavailable", str(error)))
@@ -136,9 +131,45 @@ class Dispatcher:
             except JournalError as error:
                 # It was begun, and the journal says so: a repetition finds it claimed and is told what it began.
                 logs.logger(command=key).warning("reply not journalled", error=str(error))
-        self.count(caller.interface, command.verb, result)
+        self.count(caller.interface, command.verb, "refused" if reply.kind == "refused" else "accepted")
         self.audit(envelope, reply)
         return reply
+
+    async def carry_out_waiting(self, envelope: Envelope, *, begun_before: bool) -> Reply | None:
+        """Carry out a command that another controller has claimed; whoever calls this journals the reply.
+
+        :param begun_before: a controller that has gone may have begun it.
+        :return: ``None``: it is being carried out, and journalled, for somebody who sent it here too.
+        """
+        key = str(envelope.key or "")
+        if key in self._running:
+            await asyncio.wait({self._running[key][1]})
+            return None
+        try:
+            command = received.parse(envelope)
+        except Refusal as refusal:
+            return received.refused(envelope, refusal)
+        carrying_out = self._carry_out(command, envelope, key, new=not begun_before)
+        task = asyncio.create_task(carrying_out, name=f"command {command.verb}")
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+        self._running[key] = (received.digest(command), task)
+        task.add_done_callback(lambda _: self._running.pop(key))
+        reply = await asyncio.shield(task)
+        self.count(
+            envelope.caller.interface, command.verb, "refused" if reply.kind == "refused" else "accepted"
+        )
+        self.audit(envelope, reply)
+        return reply
+
+    async def _carry_out(self, command: Command, envelope: Envelope, key: str, *, new: bool) -> Reply:
+        try:
+            if new:  # one that a controller died over was in time, and may have been begun
+                received.in_time(envelope)
+            answer = await self.controller.carry_out(command, envelope.caller, key=key)
+            return _accepted(envelope, answer)
+        except Refusal as refusal:
+            return received.refused(envelope, refusal)
 
     async def keep_outcome(self, *, key: CommandKey, reply: Reply, told: bool = True) -> None:
         """See :meth:`migrator.ports.commands.Commands.keep_outcome`."""

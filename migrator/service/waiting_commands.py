@@ -1,0 +1,85 @@
+"""Commands that other controllers have received, carried out by this one, which acts."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Mapping
+from contextlib import suppress
+from typing import Any, Protocol
+
+from migrator import logs
+from migrator.api.commands import Envelope, Reply
+from migrator.api.received import ENVELOPE
+from migrator.errors import JournalError, MigratorError
+from migrator.faults import contained
+from migrator.ports import COMMANDS_CHANNEL, Signals, WaitingCommand, WaitingCommands
+
+#: It is looked without a signal so often: one may be missed.
+_POLL_SECONDS = 1.0
+_RETRY_SECONDS = 1.0
+#: Carried out at a time; the others wait where they are.
+_MOST = 64
+
+
+class Dispatch(Protocol):
+    """Carries commands out; the engine's dispatcher is one."""
+
+    async def carry_out_waiting(self, envelope: Envelope, *, begun_before: bool) -> Reply | None: ...
+
+
+class CommandJournal(Protocol):
+    """The part of the journal that this needs."""
+
+    @property
+    def signals(self) -> Signals: ...
+
+    @property
+    def waiting(self) -> WaitingCommands: ...
+
+    async def answer_command(self, *, key: str, reply: Mapping[str, Any]) -> None: ...
+
+
+class WaitingCommandRunner:
+    """Carries out what waits, once, and journals the reply, from which whoever received it has it.
+
+    :param name: of this controller.
+    """
+
+    def __init__(self, journal: CommandJournal, dispatcher: Dispatch, *, name: str) -> None:
+        self._journal, self._dispatcher, self._name = journal, dispatcher, name
+        self._under_way: dict[str, asyncio.Task[None]] = {}
+        self._log = logs.logger()
+
+    async def run(self) -> None:
+        """Carry out what waits, and what comes, until cancelled; what is under way then is finished."""
+        async with self._journal.signals.listen(COMMANDS_CHANNEL, poll_seconds=_POLL_SECONDS) as signals:
+            async for signal in signals:
+                if signal.payload in self._under_way:
+                    continue
+                try:
+                    found = await self._journal.waiting.waiting()
+                except JournalError:
+                    continue  # it is looked again before long; who writes says what is wrong
+                for command in found:
+                    if command.key not in self._under_way and len(self._under_way) < _MOST:
+                        self._begin(command)
+
+    def _begin(self, command: WaitingCommand) -> None:
+        task = asyncio.create_task(self._carry_out(command), name="command of another controller")
+        self._under_way[command.key] = task
+        task.add_done_callback(lambda _: self._under_way.pop(command.key, None))
+
+    async def _carry_out(self, command: WaitingCommand) -> None:
+        # A journal that is away, or a fault of our own: it is found waiting again.
+        with suppress(MigratorError), contained("a command of another controller"):
+            if not await self._journal.waiting.take(command.key, by=self._name):
+                return
+            envelope = ENVELOPE.validate_json(command.envelope)
+            reply = await self._dispatcher.carry_out_waiting(envelope, begun_before=command.taken)
+            while reply is not None:
+                try:
+                    await self._journal.answer_command(key=command.key, reply=reply.model_dump(mode="json"))
+                    return
+                except JournalError as error:
+                    self._log.warning("reply not journalled", error=str(error))
+                    await asyncio.sleep(_RETRY_SECONDS)
