@@ -108,10 +108,12 @@ class TestMoves:
         await pair.destination.query("cont")
         await pair.destination.wait_beating()
 
-    async def test_destination_that_would_run_by_itself_is_disarmed(self, lab: Lab, each_qemu: Path) -> None:
+    async def test_destination_that_would_run_by_itself_is_disarmed(
+        self, lab: Lab, one_version: Path
+    ) -> None:
         # Started without -S: at the end of the stream it would run whether or not the source had let go.
-        source = await lab.boot(DIRTYING, binary=each_qemu)
-        pair = Pair(source, await lab.start(DIRTYING, binary=each_qemu, incoming=True, paused=False))
+        source = await lab.boot(DIRTYING, binary=one_version)
+        pair = Pair(source, await lab.start(DIRTYING, binary=one_version, incoming=True, paused=False))
         async with witness(lab, pair) as seen:
             ended = await direct(pair, "--postcopy", "never")
             assert ended.code == 0
@@ -162,9 +164,9 @@ class TestMoves:
             assert ended.document["max_downtime_seconds"] == 0.123
             await seen.verify("completed")
 
-    async def test_left_over_capabilities_do_not_lose_it(self, lab: Lab, each_qemu: Path) -> None:
+    async def test_left_over_capabilities_do_not_lose_it(self, lab: Lab, one_version: Path) -> None:
         # On 7.2 late-block-activate aborts a QEMU whose guest was never continued there.
-        pair = await lab.pair(DIRTYING, source=each_qemu, destination=each_qemu)
+        pair = await lab.pair(DIRTYING, source=one_version, destination=one_version)
         for qemu in (pair.source, pair.destination):
             wanted = [{"capability": name, "state": True} for name in ("late-block-activate", "multifd")]
             await qemu.query("migrate-set-capabilities", capabilities=wanted)
@@ -172,7 +174,7 @@ class TestMoves:
         async with witness(lab, pair) as seen:
             assert (await direct(pair)).code == 0
             await seen.verify("completed", run_state="paused")
-        onward = Pair(pair.destination, await lab.start(DIRTYING, binary=each_qemu, incoming=True))
+        onward = Pair(pair.destination, await lab.start(DIRTYING, binary=one_version, incoming=True))
         async with witness(lab, onward) as seen:
             assert (await direct(onward)).code == 0
             await seen.verify("completed", run_state="paused")
@@ -193,10 +195,10 @@ async def chain(lab: Lab, first: LabQemu, *binaries: Path) -> None:
 
 
 class TestPausedGuest:
-    async def test_moves_three_times_in_a_row(self, lab: Lab, each_qemu: Path) -> None:
-        first = await lab.boot(DIRTYING, binary=each_qemu)
+    async def test_moves_three_times_in_a_row(self, lab: Lab, one_version: Path) -> None:
+        first = await lab.boot(DIRTYING, binary=one_version)
         await first.query("stop")
-        await chain(lab, first, each_qemu, each_qemu, each_qemu)
+        await chain(lab, first, one_version, one_version, one_version)
 
     @pytest.mark.matrix
     async def test_moves_to_and_fro_between_versions(

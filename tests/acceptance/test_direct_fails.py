@@ -107,8 +107,8 @@ class TestReason:
 
 
 class TestGuestThatEnds:
-    async def test_while_it_is_copied_is_no_failure(self, lab: Lab, each_qemu: Path) -> None:
-        pair = await lab.pair(BUSY, source=each_qemu, destination=each_qemu)
+    async def test_while_it_is_copied_is_no_failure(self, lab: Lab, one_version: Path) -> None:
+        pair = await lab.pair(BUSY, source=one_version, destination=one_version)
         async with witness(lab, pair) as seen, running(pair, *SLOWLY) as command:
             await active(pair)
             await pair.source.query("system_powerdown")
@@ -139,15 +139,15 @@ class TestGuestThatEnds:
             assert (ended.code, ended.state) == (6, "guest-ended")
             await seen.verify("guest-ended")
 
-    async def test_by_itself_and_stays_is_moved_as_it_is(self, lab: Lab, each_qemu: Path) -> None:
+    async def test_by_itself_and_stays_is_moved_as_it_is(self, lab: Lab, one_version: Path) -> None:
         machine = GuestMachine(habit=Habit(power_off_after_seconds=0.1), extra=("-no-shutdown",))
-        source = await lab.start(machine, binary=each_qemu)
+        source = await lab.start(machine, binary=one_version)
 
         async def off() -> bool:
             return await source.run_state() == "shutdown"
 
         await until(off, what="a guest that is off")
-        pair = Pair(source, await lab.start(machine, binary=each_qemu, incoming=True))
+        pair = Pair(source, await lab.start(machine, binary=one_version, incoming=True))
         async with witness(lab, pair) as seen:
             assert (await direct(pair)).code == 0
             await seen.verify("completed", run_state="shutdown")
@@ -165,14 +165,14 @@ class TestCancelled:
             await cancelled(command)
             await seen.verify("cancelled")
 
-    async def test_guest_can_be_moved_afterwards(self, lab: Lab, each_qemu: Path) -> None:
-        pair = await lab.pair(BUSY, source=each_qemu, destination=each_qemu)
+    async def test_guest_can_be_moved_afterwards(self, lab: Lab, one_version: Path) -> None:
+        pair = await lab.pair(BUSY, source=one_version, destination=one_version)
         async with witness(lab, pair) as seen, running(pair, *SLOWLY) as command:
             await active(pair)
             command.signal(signal.SIGINT)
             await cancelled(command)
             await seen.verify("cancelled")
-        again = Pair(pair.source, await lab.start(BUSY, binary=each_qemu, incoming=True))
+        again = Pair(pair.source, await lab.start(BUSY, binary=one_version, incoming=True))
         async with witness(lab, again) as seen:
             assert (await direct(again, *PLAIN)).code == 0
             await seen.verify("completed")
@@ -194,8 +194,8 @@ class TestCancelled:
             assert ended.code == 1
             await seen.verify("failed")
 
-    async def test_paused_guest(self, lab: Lab, each_qemu: Path) -> None:
-        pair = await lab.pair(BUSY, source=each_qemu, destination=each_qemu)
+    async def test_paused_guest(self, lab: Lab, one_version: Path) -> None:
+        pair = await lab.pair(BUSY, source=one_version, destination=one_version)
         await pair.source.query("stop")
         async with witness(lab, pair) as seen, running(pair, *SLOWLY) as command:
             await active(pair)

@@ -100,12 +100,12 @@ class TestArrives:
             await Moved(machine, lab, guest.socket).check_memory()
         assert len(site.left) == 1
 
-    async def test_one_that_drops_its_rights_by_itself(self, lab: Lab, site: Site, each_qemu: Path) -> None:
-        option = ("-runas", "nobody") if "10.0" not in str(each_qemu) else ("-run-with", "user=nobody")
+    async def test_one_that_drops_its_rights_by_itself(self, lab: Lab, site: Site, one_version: Path) -> None:
+        option = ("-runas", "nobody") if "10.0" not in str(one_version) else ("-run-with", "user=nobody")
         machine = GuestMachine(habit=HABIT, extra=option)
         open_to_all(lab, machine)
-        site.have(each_qemu, each_qemu)
-        running = await lab.boot(machine, binary=each_qemu)
+        site.have(one_version, one_version)
+        running = await lab.boot(machine, binary=one_version)
         guest = guest_of(running)
         assert (await identity_of(running.pid)).user == NOBODY
         assert await findings(site, guest) == []
@@ -409,9 +409,9 @@ class TestWhere:
         finally:
             mounts.close()
 
-    async def test_root_of_its_own(self, lab: Lab, site: Site, each_qemu: Path) -> None:
-        option = ("-chroot", "/usr") if "10.0" not in str(each_qemu) else ("-run-with", "chroot=/usr")
-        running = await lab.start(GuestMachine(extra=option), binary=each_qemu)
+    async def test_root_of_its_own(self, lab: Lab, site: Site, one_version: Path) -> None:
+        option = ("-chroot", "/usr") if "10.0" not in str(one_version) else ("-run-with", "chroot=/usr")
+        running = await lab.start(GuestMachine(extra=option), binary=one_version)
         found = await findings(site, guest_of(running))
         assert "the root directory of its process is /usr" in told(found)["chroot"]
         assert {each.severity for each in found if each.code == "chroot"} == {Severity.ERROR}
