@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import statistics
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
@@ -12,7 +12,7 @@ from bench.figures import table
 from bench.policies.cases import SETTINGS
 from bench.policies.ours import Migrator
 from bench.policies.outcome import Outcome
-from bench.policies.peers import PEERS
+from bench.policies.peers import PEERS, QemuDefault
 from migrator.core.policy import Policy
 
 _POLICIES: dict[str, Policy] = {setting.name: setting.policy for setting in SETTINGS}
@@ -20,6 +20,13 @@ _BY_TIMERS = {peer.name for peer in PEERS if peer.by_timers}
 _OURS = Migrator.name
 #: What both move in less than this is not compared: it is over before anybody could decide anything.
 _COMPARED_FROM_SECONDS = 0.2
+#: A downtime that is lower by no more than this is no lower, and a time that is longer by no more than this no longer.
+_DOWNTIME_TOLERANCE_SECONDS = 0.01
+_TIME_TOLERANCE_RATIO = 0.05
+#: Guest's time lost that is above a peer's by no more than this is not above it: what two runs of the same differ by.
+_LOST_TOLERANCE_SECONDS = 0.05
+#: The peer that decides nothing.
+_DEFAULT = QemuDefault.name
 #: Rounds until "cannot" has to be said.
 _CANNOT_WITHIN_ROUNDS = 2
 
@@ -46,6 +53,8 @@ def judge(outcomes: Iterable[Outcome]) -> list[Aim]:
     complete = [found for found in cases.values() if _OURS in found]
     return [
         *_reach(complete),
+        *_dominated(complete),
+        _default(complete),
         *(aim for peer in PEERS for aim in _beside(complete, peer.name)),
         _timers(complete),
         *_hopeless(complete),
@@ -79,6 +88,68 @@ def _reach(cases: Sequence[dict[str, Outcome]]) -> list[Aim]:
         ),
         Aim("inside more often than any single peer", f"{ours} against {most} ({best})", ours > most),
     ]
+
+
+def _dominated(cases: Sequence[dict[str, Outcome]]) -> list[Aim]:
+    """Count the runs in which a peer that is inside was better in both: the promise of downtime first, then time."""
+    better = [
+        (found[_OURS], peer) for found in cases for peer in _peers(found) if dominates(peer, found[_OURS])
+    ]
+    lost = [
+        (found[_OURS], peer)
+        for found in cases
+        for peer in _peers(found)
+        if _comparable(found[_OURS], peer)
+        and peer.seconds <= found[_OURS].seconds * (1 + _TIME_TOLERANCE_RATIO)
+        and (peer.downtime_seconds or 0.0)
+        <= (found[_OURS].downtime_seconds or 0.0) + _DOWNTIME_TOLERANCE_SECONDS
+        and found[_OURS].lost_seconds > peer.lost_seconds + _LOST_TOLERANCE_SECONDS
+    ]
+    return [
+        Aim(
+            "no peer that is inside has a lower downtime (by more than 10 ms) and no longer time (within 5 %)",
+            _counted(better, len(cases)),
+            not better,
+        ),
+        Aim(
+            "no peer that is inside, no longer and with no more downtime, costs the guest less of its time",
+            _counted(lost, len(cases)),
+            not lost,
+        ),
+    ]
+
+
+def dominates(peer: Outcome, ours: Outcome) -> bool:
+    """Tell whether a peer that is inside its policy was better than ours: less downtime, and no more time."""
+    if not inside(peer) or max(ours.seconds, peer.seconds) < _COMPARED_FROM_SECONDS:
+        return False
+    if not inside(ours) or ours.downtime_seconds is None or peer.downtime_seconds is None:
+        return True
+    return (
+        peer.downtime_seconds < ours.downtime_seconds - _DOWNTIME_TOLERANCE_SECONDS
+        and peer.seconds <= ours.seconds * (1 + _TIME_TOLERANCE_RATIO)
+    )
+
+
+def _counted(pairs: Sequence[tuple[Outcome, Outcome]], cases: int) -> str:
+    runs = {ours.case for ours, _ in pairs}
+    named = Counter(f"{ours.guest} ({ours.setting}) by {peer.strategy}" for ours, peer in pairs)
+    most = ", ".join(f"{name} {count} ×" for name, count in named.most_common(6))
+    return f"{len(runs)} of {cases} runs{': ' + most if most else ''}"
+
+
+def _default(cases: Sequence[dict[str, Outcome]]) -> Aim:
+    ratios = [
+        (found[_OURS].seconds / found[_DEFAULT].seconds, found[_OURS].guest)
+        for found in cases
+        if _DEFAULT in found and _comparable(found[_OURS], found[_DEFAULT])
+    ]
+    text = "time at most 1.05 × QEMU's default wherever that is inside"
+    if not ratios:
+        return Aim(text, "–", None)
+    worst, guest = max(ratios)
+    above = sum(ratio > 1 + _TIME_TOLERANCE_RATIO for ratio, _ in ratios)
+    return Aim(text, f"worst {worst:.2f} × ({guest}), above in {above} of {len(ratios)} runs", above == 0)
 
 
 def _beside(cases: Sequence[dict[str, Outcome]], peer: str) -> list[Aim]:

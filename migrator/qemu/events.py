@@ -11,6 +11,8 @@ from migrator.ports import QemuEvent
 
 #: More events than this unread means that nobody reads; the oldest go, as the truth is in a query anyway.
 _EVENTS_KEPT = 1000
+#: Near the switch one pass over dirty memory follows the other within milliseconds: they wake somebody once in a while.
+_BETWEEN_PASSES_SECONDS = 0.02
 
 
 class EventBuffer:
@@ -20,7 +22,7 @@ class EventBuffer:
     :ivar ended: the guest has shut down; the end of a process that only waited for one says nothing of it.
     :ivar quitting: QEMU was told to end: that is not the guest's doing.
     :ivar all: its process is gone, and what it had said was waited for.
-    :ivar notify: called after every event.
+    :ivar notify: called after every event, but for passes that follow each other closely.
     """
 
     def __init__(self, *, ran: bool) -> None:
@@ -28,6 +30,7 @@ class EventBuffer:
         self.notify: Callable[[], None] = lambda: None
         self._ran = ran
         self._events: deque[QemuEvent] = deque(maxlen=_EVENTS_KEPT)
+        self._passed_at = 0.0
 
     def take(self) -> Sequence[QemuEvent]:
         """Return the events since the last call, oldest first, and forget them."""
@@ -45,5 +48,10 @@ class EventBuffer:
         # The end of a process in which the guest never ran is not the guest's end, unless the guest itself says so.
         if name == "SHUTDOWN" and not self.quitting and (self._ran or data.get("guest")):
             self.ended = True
-        self._events.append(QemuEvent(name=name, arrived=time.monotonic(), stamped=stamped, data=data))
+        now = time.monotonic()
+        self._events.append(QemuEvent(name=name, arrived=now, stamped=stamped, data=data))
+        if name == "MIGRATION_PASS":
+            if now - self._passed_at < _BETWEEN_PASSES_SECONDS:
+                return
+            self._passed_at = now
         self.notify()

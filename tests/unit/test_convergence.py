@@ -20,6 +20,7 @@ from migrator.core.migration.convergence import (
     usable_limit,
 )
 from migrator.core.migration.forecast import Forecast, Verdict
+from migrator.core.migration.switch_timing import PARKED_LIMIT_SECONDS
 from migrator.core.model import Sample
 from migrator.core.policy import LastResort, Policy, PostcopyMode, builtin
 
@@ -44,7 +45,8 @@ class Copy:
         self.forecasts: list[tuple[int, Forecast]] = []
         self.switched = False
 
-    def step(self, seconds: float = 0.1) -> None:
+    def copy(self, seconds: float) -> None:
+        """Send for a turn, and look at what is dirty where little enough is left."""
         self.seconds += seconds
         self.since_look += seconds
         moved = min(self.left, self.bandwidth * seconds)
@@ -55,6 +57,12 @@ class Copy:
             self.left = max(self.left, min(self.left + dirtied, max(self.left, self.working_set)))
             self.round, self.since_look = self.round + 1, 0.0
             self.switched = self.left <= threshold
+
+    def step(self, seconds: float = 0.1) -> None:
+        turns = max(1, round(seconds / 0.005))
+        for _ in range(turns):
+            if not self.switched:
+                self.copy(seconds / turns)
         sample = Sample(
             at_seconds=self.seconds,
             round=self.round,
@@ -94,10 +102,12 @@ def test_the_time_left_is_known_at_the_end_of_the_first_round() -> None:
     assert forecast == pytest.approx(copy.seconds + copy.left / copy.bandwidth, rel=0.1)
 
 
-def test_the_limit_begins_low_and_is_raised_only_when_that_pays() -> None:
+def test_the_limit_is_parked_until_the_switch_is_near() -> None:
     copy = Copy(90 * MIB, 200 * MIB)
-    assert copy.state.model.limit_seconds == pytest.approx(0.03)
+    assert copy.state.model.limit_seconds == PARKED_LIMIT_SECONDS
     copy.run()
+    given = [at for at, action in copy.actions if action.act is ActionKind.LIMIT][-1]
+    assert copy.seconds - given < 1.0
     limits = [action.value for _, action in copy.actions if action.act is ActionKind.LIMIT]
     assert limits
     assert max(limits) <= usable_limit(PRECOPY, copy.state.model.overhead_seconds)

@@ -87,9 +87,7 @@ def test_a_working_set_that_fits_the_limit_ends_at_any_rate() -> None:
 def test_rounds_that_gain_nothing_are_seen_whatever_the_rates_say() -> None:
     flat = [sample(5.0 + number, number + 2, 100, 500 + 100 * number) for number in range(1, 4)]
     assert after(*FIRST_ROUND, *flat).stalled()
-    falling = [
-        sample(5.0 + number, number + 2, 150 * 0.5**number, 500 + 100 * number) for number in range(1, 4)
-    ]
+    falling = [sample(6.5, 3, 75, 650), sample(7.25, 4, 37.5, 725), sample(7.625, 5, 18.75, 762.5)]
     assert not after(*FIRST_ROUND, *falling).stalled()
 
 

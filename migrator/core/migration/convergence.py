@@ -5,7 +5,7 @@ that are due, each with its reason. It is called only while the source copies; a
 to decide. The ladder, cheapest for the guest first:
 
 1. wait, while the forecast says that it ends, or that the guest will be quiet in time;
-2. raise the downtime limit towards the ceiling, as far as that pays;
+2. give QEMU its real downtime limit at the best moment: :mod:`~migrator.core.migration.switch_timing`;
 3. take CPU time from the guest, up to the policy's ceiling, and give it back when it is not needed any more;
 4. go to postcopy;
 5. stop the guest until its memory has arrived;
@@ -20,31 +20,23 @@ import math
 from dataclasses import dataclass, field, replace
 from enum import StrEnum
 
-from migrator.core.migration import forecast
+from migrator.core.migration import forecast, throttling
 from migrator.core.migration.forecast import (
     DEFAULT_OVERHEAD_SECONDS,
     Forecast,
     Model,
-    Outlook,
     Verdict,
     outlook,
     spread_of,
 )
+from migrator.core.migration.switch_timing import PARKED_LIMIT_SECONDS, SwitchPlan, plan_switch
+from migrator.core.migration.throttling import Throttling
 from migrator.core.model import Sample
 from migrator.core.policy import LastResort, Policy, PostcopyMode
 from migrator.units import show_bytes, show_rate, show_ratio, show_seconds
 
-#: The limit QEMU begins with, as a share of the ceiling: low, because on a fast stream that costs next to no time and
-#: the downtime follows the limit.
-_FIRST_LIMIT_RATIO = 0.1
-#: A lower limit may cost so much of the whole time and no more.
-_LIMIT_MAY_COST_RATIO = 0.035
 #: Left of the ceiling for what the bandwidth may fall by during the switch.
 _CEILING_MARGIN_RATIO = 0.1
-#: A limit is changed only if it changes by at least this factor.
-_LIMIT_STEP = 1.25
-#: Throttling goes in steps of this much.
-_THROTTLE_STEP_RATIO = 0.1
 #: So long a guest is watched for a quiet moment before something is done to it that cannot be taken back, where the
 #: policy leaves nothing but giving up or stopping it; or so many times what one whole copy takes, if that is more.
 _QUIET_WAIT_SECONDS = 8.0
@@ -53,22 +45,18 @@ _QUIET_WAIT_COPIES = 2.7
 _ROUNDS_TO_BELIEVE = 2
 #: ...but one is enough where the guest dirties this much faster than the stream carries.
 _HOPELESS_FACTOR = 1.15
-#: A guest that rewrites its whole working set in less than a round shows only the rate of the stream; it is then taken
-#: to write this much faster than it shows.
-_SATURATED_FACTOR = 2.0
 #: A verdict must stand even if the guest dirties this much faster than it showed.
 _DOUBT_FACTOR = 1.05
-#: After one round alone the guest may write much faster than it showed: the less a round dirties, the longer it was.
-_FIRST_DOUBT_FACTOR = 4.0
 #: Where the policy sets no time limit, one that has not ended after so many times its first round, and at least so many
 #: seconds, will not.
 _ROUNDS_WORTH = 30.0
 _LEAST_BUDGET_SECONDS = 120.0
-#: QEMU throttles at the second look that finds much dirtied, looks being a second apart at least; a share that it has
-#: not taken after so long is judged as if it had.
-_THROTTLE_LAG_SECONDS = 10.0
-#: CPU time is given back at most so often; after that what was taken stays.
-_RELAXED_AT_MOST = 2
+#: A bandwidth that was higher by this factor within the last seconds may be low for a moment only.
+_MOMENTARY_FACTOR = 1.15
+#: CPU time is not given back where the guest moves within so long anyway.
+_NOT_WORTH_RELAXING_SECONDS = 2.0
+#: Neither throttle nor postcopy are chosen on what was seen for less long: a stream beside others may begin slowly.
+_LEAST_EVIDENCE_SECONDS = 2.5
 
 #: How the reason ends of a migration that is given up, and its error.
 GIVING_UP = "giving up"
@@ -110,21 +98,24 @@ class ConvergenceState:
     """State that :func:`decide` carries from one sample to the next."""
 
     model: Model = field(default_factory=Model)
-    #: Share of CPU time that QEMU was told to take, and since when.
-    throttle_ratio: float = 0.0
-    throttled_at: float = -math.inf
-    relaxed_times: int = 0
+    throttling: Throttling = field(default_factory=Throttling)
     #: Rounds after which the verdict was bad, in a row.
     bad_rounds: int = 0
     #: When the first of them ended, seconds since the migration began.
     bad_since: float = math.inf
-    #: The round that the last verdict is about.
-    judged_rounds: int = 0
+    #: Rounds and probes that a verdict was given on.
+    judged_entries: int = 0
+    switch: SwitchPlan = field(default_factory=SwitchPlan)
     #: Something was done that nothing follows on: postcopy, pause or giving up.
     settled: bool = False
     at_risk: bool = False
     #: Total time forecast at the end of the first round, seconds; what the forecast's error is measured by.
     first_forecast_seconds: float | None = None
+
+    @property
+    def watches_closely(self) -> bool:
+        """Return whether the switch is so near that the source is to be looked at every few milliseconds."""
+        return self.switch.close and not self.settled
 
 
 def begin(policy: Policy, *, overhead_seconds: float = DEFAULT_OVERHEAD_SECONDS) -> ConvergenceState:
@@ -132,19 +123,17 @@ def begin(policy: Policy, *, overhead_seconds: float = DEFAULT_OVERHEAD_SECONDS)
 
     :param overhead_seconds: learned: the part of downtime that is not memory over the network.
     """
-    ceiling = usable_limit(policy, overhead_seconds)
-    first = min(ceiling, _FIRST_LIMIT_RATIO * policy.max_downtime_seconds)
-    if policy.offline:
-        first = policy.max_downtime_seconds  # nothing is dirtied, so no limit is too high
-    if policy.postcopy is PostcopyMode.IMMEDIATE:
-        first = 0.001  # the switch does not wait for it, and a low one keeps precopy from getting there first
-    return ConvergenceState(model=Model(overhead_seconds=overhead_seconds, limit_seconds=max(0.001, first)))
+    # Of an offline one nothing is dirtied, so no limit is too high.
+    first = policy.max_downtime_seconds if policy.offline else PARKED_LIMIT_SECONDS
+    return ConvergenceState(model=Model(overhead_seconds=overhead_seconds, limit_seconds=first))
 
 
 def usable_limit(policy: Policy, overhead_seconds: float) -> float:
     """Return the highest downtime limit that keeps the downtime under the policy's ceiling, in seconds.
 
     Never less than a tenth of the ceiling: where the overhead alone exceeds it, no limit would help.
+
+    :param overhead_seconds: part of the downtime that the limit says nothing of: the switch itself, and what is queued.
     """
     ceiling = policy.max_downtime_seconds
     return max(ceiling * (1 - _CEILING_MARGIN_RATIO) - overhead_seconds, ceiling * 0.1, 0.001)
@@ -164,7 +153,9 @@ def decide(
         action = Action(act=ActionKind.START_POSTCOPY, reason="the policy asks for postcopy at once")
         return replace(state, settled=True), Forecast(verdict=Verdict.CONVERGES), (action,)
     if not state.model.known:
-        return _too_late(state, sample, policy, abilities, Forecast(verdict=Verdict.UNKNOWN))
+        state, limit = _time_switch(state, sample, policy)
+        state, seen, late = _too_late(state, sample, policy, abilities, Forecast(verdict=Verdict.UNKNOWN))
+        return state, seen, (*limit, *late)
     return _judge(state, sample, policy, abilities)
 
 
@@ -184,27 +175,27 @@ def after_probe(
 def _judge(
     state: ConvergenceState, sample: Sample, policy: Policy, abilities: Abilities
 ) -> tuple[ConvergenceState, Forecast, tuple[Action, ...]]:
-    left = (
-        math.inf if policy.max_duration_seconds is None else policy.max_duration_seconds - sample.at_seconds
-    )
+    left = _left(policy, sample)
     ceiling = usable_limit(policy, state.model.overhead_seconds)
-    low, middle, high = spread_of(state.model, limit_seconds=ceiling, throttle_ratio=state.throttle_ratio)
-    # The rate that shows is never above the true one, so what ends only just does not end.
-    likely = outlook(
-        state.model, limit_seconds=ceiling, throttle_ratio=state.throttle_ratio, rate_factor=_DOUBT_FACTOR
+    enough = _ends(state, state.model, ceiling, left)
+    best = state.model.at_its_best()
+    momentary = (
+        not enough
+        and best.bandwidth_bytes_per_second > _MOMENTARY_FACTOR * state.model.bandwidth_bytes_per_second
+        and _ends(state, best, ceiling, left, whatever_rounds_gained=True)
     )
-    enough = likely.ends and middle.ends and middle.seconds <= left and not state.model.stalled()
     new_round = (
-        len(state.model.rounds) != state.judged_rounds
-        and state.model.rounds[-1].at_seconds == sample.at_seconds
+        state.model.entries != state.judged_entries and state.model.rounds[-1].at_seconds == sample.at_seconds
     )
     if new_round:
-        lag = sample.at_seconds - state.throttled_at
-        throttling = sample.throttle_ratio < state.throttle_ratio - 0.01 and lag < _THROTTLE_LAG_SECONDS
-        bad = 0 if enough or throttling else state.bad_rounds + 1
-        since = math.inf if enough else min(state.bad_since, sample.at_seconds)
-        state = replace(state, bad_rounds=bad, bad_since=since, judged_rounds=len(state.model.rounds))
-    rung = "" if enough else _rung(state, policy, abilities, ceiling, left)
+        waits = momentary or state.throttling.takes_effect(sample.at_seconds, sample.throttle_ratio)
+        bad = 0 if enough or waits else state.bad_rounds + 1
+        since = math.inf if enough or momentary else min(state.bad_since, sample.at_seconds)
+        state = replace(state, bad_rounds=bad, bad_since=since, judged_entries=state.model.entries)
+    state, limit = _time_switch(state, sample, policy)
+    aim = state.switch.ending.limit_seconds if state.switch.ending is not None else ceiling
+    low, middle, high = spread_of(state.model, limit_seconds=aim, throttle_ratio=state.throttling.ratio)
+    rung = "" if enough or momentary else _rung(state, policy, abilities, ceiling, left)
     if enough:
         verdict = Verdict.CONVERGES
     elif rung:
@@ -224,9 +215,7 @@ def _judge(
     copied_once = any(entry.pending_bytes for entry in state.model.rounds)
     if state.first_forecast_seconds is None and copied_once and math.isfinite(middle.seconds):
         state = replace(state, first_forecast_seconds=sample.at_seconds + middle.seconds)
-    actions: list[Action] = []
-    state, limit = _limit(state, sample, middle, ceiling)
-    actions += limit
+    actions: list[Action] = list(limit)
     if enough:
         state, relaxed = _relax(state, ceiling, left) if new_round else (state, [])
         actions += relaxed
@@ -250,29 +239,54 @@ def _judge(
     return state, seen, tuple(actions)
 
 
-def _limit(
-    state: ConvergenceState, sample: Sample, best: Outlook, ceiling: float
+def _left(policy: Policy, sample: Sample) -> float:
+    """Return the seconds until the policy's time limit."""
+    limit = policy.max_duration_seconds
+    return math.inf if limit is None else limit - sample.at_seconds
+
+
+def _ends(
+    state: ConvergenceState,
+    model: Model,
+    ceiling: float,
+    left: float,
+    *,
+    whatever_rounds_gained: bool = False,
+) -> bool:
+    """Tell whether the copy ends as it goes, inside the ceiling and the time.
+
+    :param whatever_rounds_gained: go by the rates alone: rounds over a stream that carried less tell nothing.
+    """
+    ratio = state.throttling.ratio
+    middle = outlook(model, limit_seconds=ceiling, throttle_ratio=ratio)
+    # The rate that shows is never above the true one, so what ends only just does not end.
+    likely = outlook(model, limit_seconds=ceiling, throttle_ratio=ratio, rate_factor=_DOUBT_FACTOR)
+    gains = whatever_rounds_gained or not model.stalled(ceiling)
+    return likely.ends and middle.ends and middle.seconds <= left and gains
+
+
+def _time_switch(
+    state: ConvergenceState, sample: Sample, policy: Policy
 ) -> tuple[ConvergenceState, list[Action]]:
-    """Choose the lowest downtime limit that costs next to no time against the highest allowed."""
-    model = state.model
-    chosen = ceiling
-    if best.ends and not model.stalled():
-        allowed = best.seconds + _LIMIT_MAY_COST_RATIO * (sample.at_seconds + best.seconds)
-        doubt = _FIRST_DOUBT_FACTOR if len(model.rounds) < 2 else _DOUBT_FACTOR
-        for share in (0.1, 0.2, 0.35, 0.6):
-            tried = outlook(
-                model, limit_seconds=share * ceiling, throttle_ratio=state.throttle_ratio, rate_factor=doubt
-            )
-            if tried.ends and tried.seconds <= allowed:
-                chosen = share * ceiling
-                break
-    # Lowering it again only while far away: near the switch it would undo what a round has gained.
-    if chosen < model.limit_seconds * _LIMIT_STEP:
+    """Give QEMU its real downtime limit when the best moment is near."""
+    overhead = state.model.overhead_seconds
+    ceiling = usable_limit(policy, overhead)
+    plan, change = plan_switch(
+        state.switch,
+        state.model,
+        sample,
+        policy,
+        limit_ceiling_seconds=ceiling,
+        downtime_ceiling_seconds=max(policy.max_downtime_seconds, ceiling + overhead),
+        throttle_ratio=state.throttling.ratio,
+        left_seconds=_left(policy, sample),
+    )
+    state = replace(state, switch=plan)
+    if change is None:
         return state, []
-    before = show_seconds(model.limit_seconds)
-    reason = f"{_why(state)}: a downtime limit of {show_seconds(chosen)} instead of {before} pays"
-    state = replace(state, model=replace(model, limit_seconds=chosen))
-    return state, [Action(act=ActionKind.LIMIT, reason=reason, value=chosen)]
+    reason = f"{_why(state)}: {change.reason}" if state.model.known else change.reason
+    state = replace(state, model=replace(state.model, limit_seconds=change.limit_seconds))
+    return state, [Action(act=ActionKind.LIMIT, reason=reason, value=change.limit_seconds)]
 
 
 def _rung(state: ConvergenceState, policy: Policy, abilities: Abilities, ceiling: float, left: float) -> str:
@@ -289,22 +303,29 @@ def _rung(state: ConvergenceState, policy: Policy, abilities: Abilities, ceiling
 def _throttle(
     state: ConvergenceState, policy: Policy, abilities: Abilities, ceiling: float, left: float
 ) -> float | None:
-    """Return the least share of CPU time, above what is taken now, with which the copy ends in time."""
     if not abilities.throttle:
         return None
-    # With 10 per cent in hand: a throttle that just suffices would have to stay for long.
-    factor = _SATURATED_FACTOR if state.model.stalled() else 1.1
-    share = _THROTTLE_STEP_RATIO * (1 + math.floor(state.throttle_ratio / _THROTTLE_STEP_RATIO + 1e-9))
-    while share <= policy.max_throttle_ratio + 1e-9:
-        tried = outlook(state.model, limit_seconds=ceiling, throttle_ratio=share, rate_factor=factor)
-        if tried.ends and tried.seconds <= left:
-            return min(share, policy.max_throttle_ratio)
-        share += _THROTTLE_STEP_RATIO
-    if state.model.stalled() and state.throttle_ratio < policy.max_throttle_ratio:
-        # What a guest that saturates its working set really writes, and how far throttling slows it, only trying tells.
-        other = policy.postcopy is PostcopyMode.ALLOW and abilities.postcopy
-        return None if other else policy.max_throttle_ratio
-    return None
+    return throttling.share_that_ends(
+        state.throttling,
+        state.model,
+        policy,
+        ceiling_seconds=ceiling,
+        left_seconds=left,
+        other_rung=policy.postcopy is PostcopyMode.ALLOW and abilities.postcopy,
+    )
+
+
+def _relax(state: ConvergenceState, ceiling: float, left: float) -> tuple[ConvergenceState, list[Action]]:
+    """Give CPU time back when the copy would end without taking it."""
+    ending = state.switch.ending
+    if ending is not None and ending.stop_in_seconds < _NOT_WORTH_RELAXING_SECONDS:
+        return state, []
+    found = throttling.relax(state.throttling, state.model, ceiling_seconds=ceiling, left_seconds=left)
+    if found is None:
+        return state, []
+    given_back, evidence = found
+    reason = f"{_why(state)}: it ends without throttling{evidence}"
+    return replace(state, throttling=given_back), [Action(act=ActionKind.THROTTLE, reason=reason, value=0.0)]
 
 
 def _believed(state: ConvergenceState, sample: Sample, rung: str, left: float) -> bool:
@@ -313,12 +334,18 @@ def _believed(state: ConvergenceState, sample: Sample, rung: str, left: float) -
     if state.bad_rounds == 0:
         return False
     hopeless = (
-        model.write_rate() * (1 - state.throttle_ratio) > _HOPELESS_FACTOR * model.bandwidth_bytes_per_second
+        model.write_rate() * (1 - state.throttling.ratio)
+        > _HOPELESS_FACTOR * model.bandwidth_bytes_per_second
     )
     if rung in (ActionKind.THROTTLE, ActionKind.START_POSTCOPY):
         needed = 2.0 * max(0.0, sample.remaining_bytes / model.bandwidth_bytes_per_second)
         if math.isfinite(left) and left < needed:
             return True
+        copied_once = any(entry.pending_bytes for entry in model.rounds)
+        if not copied_once and (
+            rung == ActionKind.START_POSTCOPY or sample.at_seconds < _LEAST_EVIDENCE_SECONDS
+        ):
+            return False  # a postcopy that begins after a full pass has less to fetch
         return hopeless or state.bad_rounds >= _ROUNDS_TO_BELIEVE
     wait = max(
         _QUIET_WAIT_SECONDS, _QUIET_WAIT_COPIES * sample.total_bytes / model.bandwidth_bytes_per_second
@@ -337,10 +364,11 @@ def _climb(
         share = _throttle(state, policy, abilities, ceiling, left)
         if share is None:
             return state, []
-        reason = f"{why}: taking {show_ratio(share)} of the guest's CPU time lets it end"
-        state = replace(
-            state, throttle_ratio=share, throttled_at=sample.at_seconds, bad_rounds=0, bad_since=math.inf
+        taken, evidence = throttling.take(
+            state.throttling, state.model, share=share, at_seconds=sample.at_seconds
         )
+        reason = f"{why}: taking {show_ratio(share)} of the guest's CPU time lets it end{evidence}"
+        state = replace(state, throttling=taken, bad_rounds=0, bad_since=math.inf)
         return state, [Action(act=ActionKind.THROTTLE, reason=reason, value=share)]
     if rung == ActionKind.START_POSTCOPY:
         reason = f"{why}: switching to postcopy"
@@ -351,18 +379,6 @@ def _climb(
     waited = show_seconds(max(0.0, sample.at_seconds - state.bad_since))
     why += f"; nothing that the policy allows would let it end, and no quiet moment came in {waited}"
     return replace(state, settled=True), [Action(act=ActionKind.GIVE_UP, reason=f"{why}: {GIVING_UP}")]
-
-
-def _relax(state: ConvergenceState, ceiling: float, left: float) -> tuple[ConvergenceState, list[Action]]:
-    """Give CPU time back when the copy would end without taking it."""
-    if state.throttle_ratio <= 0 or state.relaxed_times >= _RELAXED_AT_MOST:
-        return state, []
-    free = outlook(state.model, limit_seconds=ceiling, rate_factor=1.2)
-    if not free.ends or free.seconds > left:
-        return state, []
-    reason = f"{_why(state)}: it ends without throttling"
-    state = replace(state, throttle_ratio=0.0, relaxed_times=state.relaxed_times + 1)
-    return state, [Action(act=ActionKind.THROTTLE, reason=reason, value=0.0)]
 
 
 def _too_late(

@@ -15,6 +15,7 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass, replace
 from enum import StrEnum
+from itertools import pairwise
 
 from migrator.core.model import Sample
 
@@ -33,6 +34,18 @@ _TURN_SECONDS = 0.05
 _PROBE_TRUST_RATIO = 0.85
 #: A working set is taken to be larger than it showed by this factor at the most.
 _LARGEST_GROWTH = 1.15
+#: A sync of the dirty bitmap takes about so long for a small guest: what a round lasts at the least, ...
+_SYNC_SECONDS = 0.002
+#: ...and how long it takes for this one is seen in rounds that are no longer than this.
+_SYNC_SEEN_SECONDS = 0.5
+#: Rounds shorter than this are taken together: what one of them shows is a tick of the guest's clock, or none.
+_SHORTEST_ROUND_SECONDS = 0.1
+#: QEMU measures the bandwidth in windows of a tenth of a second; one in which there was nothing to send tells nothing.
+_WINDOW_SECONDS = 0.1
+#: Before that the buffers on the way swallow what is sent, and more seems to be carried than is.
+_SETTLED_SECONDS = 1.0
+#: A bandwidth that is lower than it was so many seconds ago may be so for a moment.
+_MOMENT_SECONDS = 10.0
 #: Least relative spread assumed of write rate and bandwidth: what two rounds of a steady guest differ by.
 _LEAST_SPREAD = 0.08
 
@@ -49,6 +62,8 @@ class Round:
     throttle_ratio: float = 0.0
     #: Bytes that the next round began with: dirtied ones, and those left over; 0 for a probe.
     pending_bytes: int = 0
+    #: Passes that it is made of: very short ones are taken together.
+    passes: int = 1
 
     @property
     def guest_seconds(self) -> float:
@@ -76,6 +91,11 @@ class Model:
     last: Sample | None = None
     #: Where the present round began.
     round_began: Sample | None = None
+    #: Rounds and probes so far, those taken together counted once.
+    entries: int = 0
+    #: When the bandwidth was last taken in, and the highest of the last seconds, latest last.
+    bandwidth_at: float = -math.inf
+    peaks: tuple[tuple[float, float], ...] = ()
 
     @property
     def known(self) -> bool:
@@ -86,9 +106,42 @@ class Model:
         """Return the bytes per second that the guest dirties now, unthrottled: the highest of its recent rounds."""
         return max((entry.rate for entry in self._recent()), default=0.0)
 
+    def latest_rate(self) -> float:
+        """Return the bytes per second that the guest dirtied in the last round, unthrottled: what it does now."""
+        return self.rounds[-1].rate if self.rounds else 0.0
+
     def working_set_bytes(self) -> float:
         """Return the most that was dirty at once in the recent rounds: beyond it the write rate stops to matter."""
-        return max((max(entry.pending_bytes, entry.dirtied_bytes) for entry in self._recent()), default=0)
+        return max((entry.pending_bytes or entry.dirtied_bytes for entry in self._recent()), default=0)
+
+    @property
+    def queued_seconds(self) -> float:
+        """Return how long what the socket holds takes to arrive; it is part of the downtime."""
+        queued = self.last.queued_bytes if self.last is not None else None
+        return (
+            queued / self.bandwidth_bytes_per_second
+            if queued and self.bandwidth_bytes_per_second > 0
+            else 0.0
+        )
+
+    def sync_seconds(self) -> float:
+        """Return how long a pass takes besides sending: a look at the dirty bitmap, which for a large guest is long."""
+        seen = []
+        for before, entry in pairwise(self.rounds[-6:]):
+            sent = before.pending_bytes if entry.passes == 1 else entry.dirtied_bytes / entry.passes
+            took = entry.duration_seconds / entry.passes
+            if entry.pending_bytes and sent and took <= _SYNC_SEEN_SECONDS:
+                seen.append(took - sent / self.bandwidth_bytes_per_second)
+        return max(_SYNC_SECONDS, min(seen, default=0.0))
+
+    def at_its_best(self) -> Model:
+        """Return the same model with the highest bandwidth of the last seconds: what is low now may be so for a moment,
+        or because others share the link.
+        """
+        best = max((peak for _, peak in self.peaks), default=0.0)
+        if best <= self.bandwidth_bytes_per_second:
+            return self
+        return replace(self, bandwidth_bytes_per_second=best)
 
     def spread(self) -> float:
         """Return the relative spread of the write rate over the recent rounds that were not saturated."""
@@ -97,13 +150,17 @@ class Model:
             return 0.25
         return min(1.0, max(_LEAST_SPREAD, (max(rates) - min(rates)) / (2 * max(rates))))
 
-    def stalled(self) -> bool:
+    def stalled(self, fitting_seconds: float = 0.0) -> bool:
         """Tell whether the last rounds gained nothing, so that each began with about what the ones before did.
 
         A guest that saturates its working set in less than a round always shows just the rate of the stream.
+
+        :param fitting_seconds: what is sent within so long is no stall, it is the end.
         """
         began_with = [entry.pending_bytes for entry in self.rounds if entry.pending_bytes][-3:]
-        return len(began_with) == 3 and began_with[2] >= _NO_GAIN_RATIO * began_with[0]
+        if len(began_with) < 3 or began_with[2] <= fitting_seconds * self.bandwidth_bytes_per_second:
+            return False
+        return began_with[2] >= _NO_GAIN_RATIO * began_with[0]
 
     def _recent(self) -> tuple[Round, ...]:
         """The last rounds: at least two, and all of the last five seconds."""
@@ -134,18 +191,49 @@ def observe(model: Model, sample: Sample) -> Model:
         return replace(model, round_began=sample)
     if sample.round == last.round:
         return model
-    # What is left now is what was dirtied during the last round and what was left over of it.
-    took = max(1e-3, sample.at_seconds - began.at_seconds) / (sample.round - last.round)
+    count = sample.round - last.round
     bandwidth = model.bandwidth_bytes_per_second
+    # The look came when little enough of the round before was left, some time between these two samples.
     left_over = min(last.remaining_bytes, bandwidth * max(0.0, model.limit_seconds - _TURN_SECONDS / 2))
+    looked_at = sample.at_seconds
+    if bandwidth > 0 and count == 1:
+        looked_at = min(looked_at, last.at_seconds + (last.remaining_bytes - left_over) / bandwidth)
+    took = max(1e-3, looked_at - began.at_seconds) / count
+    # What is left now is what was dirtied during the last round and what was left over of it, less what was sent since.
+    sent = sample.transferred_bytes - last.transferred_bytes
+    sent_since = min(max(0, sent), bandwidth * (sample.at_seconds - looked_at))
+    dirtied = max(
+        sample.remaining_bytes + sent_since - left_over,
+        (sample.remaining_bytes - last.remaining_bytes + sent) / count,
+    )
     ended = Round(
         at_seconds=sample.at_seconds,
         duration_seconds=took,
-        dirtied_bytes=max(0, round(sample.remaining_bytes - left_over)),
+        dirtied_bytes=max(0, round(dirtied)),
         throttle_ratio=min(0.99, last.throttle_ratio),
-        pending_bytes=sample.remaining_bytes,
+        pending_bytes=round(sample.remaining_bytes + sent_since),
     )
-    return replace(model, rounds=(*model.rounds, ended)[-_ROUNDS_KEPT:], round_began=sample)
+    return replace(_with_round(model, ended, count), round_began=replace(sample, at_seconds=looked_at))
+
+
+def _with_round(model: Model, ended: Round, count: int) -> Model:
+    """Add a round, or take it together with the one before where both are too short to tell anything."""
+    before = model.rounds[-1] if model.rounds else None
+    whole = ended.duration_seconds * count
+    if (
+        before is not None
+        and before.pending_bytes
+        and before.duration_seconds + whole <= _SHORTEST_ROUND_SECONDS
+        and ended.at_seconds - before.at_seconds <= _SHORTEST_ROUND_SECONDS
+    ):
+        together = replace(
+            ended,
+            duration_seconds=before.duration_seconds + whole,
+            passes=before.passes + count,
+            dirtied_bytes=before.dirtied_bytes + ended.dirtied_bytes * count,
+        )
+        return replace(model, rounds=(*model.rounds[:-1], together))
+    return replace(model, rounds=(*model.rounds, ended)[-_ROUNDS_KEPT:], entries=model.entries + 1)
 
 
 def probe(model: Model, *, at_seconds: float, period_seconds: float, dirty_rate: float) -> Model:
@@ -160,20 +248,39 @@ def probe(model: Model, *, at_seconds: float, period_seconds: float, dirty_rate:
         duration_seconds=period_seconds,
         dirtied_bytes=round(dirty_rate * period_seconds * _PROBE_TRUST_RATIO),
     )
-    return replace(model, rounds=(*model.rounds, measured)[-_ROUNDS_KEPT:])
+    return replace(model, rounds=(*model.rounds, measured)[-_ROUNDS_KEPT:], entries=model.entries + 1)
 
 
 def _with_bandwidth(model: Model, sample: Sample) -> Model:
     measured = sample.bandwidth_bytes_per_second
     before = model.bandwidth_bytes_per_second
-    if before <= 0:
-        return replace(model, bandwidth_bytes_per_second=measured)
-    off = abs(measured - before) / before
-    return replace(
-        model,
-        bandwidth_bytes_per_second=before + 0.3 * (measured - before),
-        bandwidth_spread=model.bandwidth_spread + 0.1 * (min(1.0, off) - model.bandwidth_spread),
+    if sample.at_seconds - model.bandwidth_at < 0.9 * _WINDOW_SECONDS:
+        return model  # QEMU shows the same window again
+    model = replace(model, bandwidth_at=sample.at_seconds)
+    began = model.round_began
+    short = (
+        began is None or began.round != sample.round or sample.at_seconds - began.at_seconds < _WINDOW_SECONDS
     )
+    if short and measured < before:
+        return model  # the queue ran dry within the window: that is the guest's rate, not the stream's
+    if before <= 0:
+        return _with_peak(replace(model, bandwidth_bytes_per_second=measured))
+    off = abs(measured - before) / before
+    return _with_peak(
+        replace(
+            model,
+            bandwidth_bytes_per_second=before + 0.3 * (measured - before),
+            bandwidth_spread=model.bandwidth_spread + 0.1 * (min(1.0, off) - model.bandwidth_spread),
+        )
+    )
+
+
+def _with_peak(model: Model) -> Model:
+    now, bandwidth = model.bandwidth_at, model.bandwidth_bytes_per_second
+    if now < _SETTLED_SECONDS:
+        return model
+    kept = [(at, peak) for at, peak in model.peaks if at > now - _MOMENT_SECONDS and peak > bandwidth]
+    return replace(model, peaks=(*kept, (now, bandwidth)))
 
 
 class Verdict(StrEnum):
@@ -221,6 +328,7 @@ def outlook(
     throttle_ratio: float = 0.0,
     rate_factor: float = 1.0,
     link_factor: float = 1.0,
+    write_rate: float | None = None,
 ) -> Outlook:
     """Follow the rounds from where the last sample was.
 
@@ -228,13 +336,14 @@ def outlook(
     :param throttle_ratio: share of CPU time taken from the guest from now on.
     :param rate_factor: how much more than measured the guest dirties.
     :param link_factor: how much more than measured the stream carries.
+    :param write_rate: bytes per second, unthrottled, that the guest is taken to dirty; by default the highest of late.
     """
     if not model.known or model.last is None:
         return Outlook(ends=False, seconds=math.inf, downtime_seconds=math.inf)
     bandwidth = model.bandwidth_bytes_per_second * link_factor
-    rate = model.write_rate() * rate_factor * (1 - throttle_ratio)
+    rate = (model.write_rate() if write_rate is None else write_rate) * rate_factor * (1 - throttle_ratio)
     working_set = max(model.working_set_bytes() * min(_LARGEST_GROWTH, rate_factor), 1.0)
-    threshold = bandwidth * limit_seconds
+    threshold, sync = bandwidth * limit_seconds, model.sync_seconds()
     seconds = 0.0
     pending: float = model.last.remaining_bytes
     since_look = (
@@ -242,13 +351,14 @@ def outlook(
     )
     for _ in range(_ROUNDS_AHEAD):
         took = max(0.0, pending - threshold) / bandwidth + _TURN_SECONDS / 2
+        took = min(took, pending / bandwidth + sync)  # a turn ends where nothing is queued any more
         left_over = max(0.0, pending - took * bandwidth)
         dirtied = min(rate * (took + since_look), working_set)
         following = min(left_over + dirtied, max(working_set, left_over))
         seconds += min(took, pending / bandwidth)
         since_look = 0.0
         if following <= threshold:
-            downtime = (following + (model.last.queued_bytes or 0)) / bandwidth + model.overhead_seconds
+            downtime = following / bandwidth + model.overhead_seconds + model.queued_seconds
             return Outlook(ends=True, seconds=seconds + downtime, downtime_seconds=downtime)
         if following >= pending * 0.998 and following >= working_set * 0.9:
             break

@@ -9,6 +9,7 @@ from typing import Any
 from migrator.core.migration import answer_review, convergence, invariants, lifecycle
 from migrator.core.migration.lifecycle import Next, Step
 from migrator.core.migration.situation import Intent, Milestone, OperatorAnswer, SourceIs, source_is
+from migrator.core.migration.switch_timing import PARKED_LIMIT_SECONDS
 from migrator.core.model import (
     RUNNING_STATES,
     Finding,
@@ -35,8 +36,11 @@ from migrator.ports import MigrationSettings, Tuning
 
 #: Two ends are not looked at in one instant, so what needs a person must show so many times in a row.
 _LOOKS_TO_HOLD = 3
-#: With these the stream does not reach the switch by itself (watched for 6 s on 7.2 and 10.0, an idle guest).
-PARKED = Tuning(max_bandwidth_bytes_per_second=4096, downtime_limit_seconds=0.0)
+#: With these the stream does not reach the switch by itself: the limit is parked as it is all the way to the switch,
+#: and an idle guest, which would get there even so, has its stream held back besides.
+PARKED = Tuning(max_bandwidth_bytes_per_second=4096, downtime_limit_seconds=PARKED_LIMIT_SECONDS)
+#: Jobs on the guest's disks are looked for so often while it copies.
+_DISK_USERS_SECONDS = 0.1
 #: After so many errors of our own in one migration its guest is left to a person.
 _FAULTS_BORNE = 5
 
@@ -301,7 +305,8 @@ class MigrationDriver(DriverState):
                 elif intent.postcopy:
                     await self._shaper.tend_postcopy()
                 self._intent_updates.slow_cancel(source)
-                await self._observer.pause(interval(self._intent_log.intent, source))
+                closely = self._steering.watches_closely
+                await self._observer.pause(interval(self._intent_log.intent, source, closely=closely))
                 continue
             if await self._steps.take(answer):
                 return await self._end(replace(answer, step=Step.END))
@@ -317,9 +322,13 @@ class MigrationDriver(DriverState):
                 self._intent_log.decide("park", "the controller stops: the stream waits for the next one")
                 self._parked = True
                 return
-            if self._intent_log.intent.undo is None and (busy := await self._source.disk_users()):
-                self._intent_log.undo(State.FAILED, too_late(busy))
-                return
+            if self._intent_log.intent.undo is None and (
+                clock.now() - self._disk_users_at >= _DISK_USERS_SECONDS
+            ):
+                self._disk_users_at = clock.now()
+                if busy := await self._source.disk_users():
+                    self._intent_log.undo(State.FAILED, too_late(busy))
+                    return
             sample = await self._shaper.shape(sample, share=self._share, path=None)
             if self._given_bandwidth != self._bandwidth:
                 self._given_bandwidth = self._bandwidth

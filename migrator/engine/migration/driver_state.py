@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping
 from dataclasses import asdict
 from typing import Any
@@ -103,6 +104,7 @@ class DriverState:
         #: The bandwidth that QEMU was last given; ``None`` where another controller gave it one.
         self._given_bandwidth: int | None = None
         self._parked = False
+        self._disk_users_at = -math.inf
         self._last_source: View | None = None
         self._last: tuple[View, View] | None = None
         self._suspect: tuple[str, int] = ("", 0)

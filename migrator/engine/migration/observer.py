@@ -15,6 +15,8 @@ from migrator.ports import Qemu, QemuEvent
 
 #: So old a destination's view may be while the source copies.
 _KEEP_VIEW_SECONDS = 1.0
+#: Near the switch the source is looked at so often: a few hundred queries a second, for some hundred milliseconds.
+_CLOSE_SECONDS = 0.004
 #: Reasons of QEMU's event SHUTDOWN that are not the guest's, in words.
 _BY_SOMEBODY = {
     "host-qmp-quit": "by a quit over its monitor",
@@ -208,12 +210,18 @@ def wanted_to_run(run: RunState) -> bool | None:
     return run in RUNNING_STATES
 
 
-def interval(intent: Intent, source: View) -> float:
-    """Seconds after which to look again even if no event says so."""
+def interval(intent: Intent, source: View, *, closely: bool = False) -> float:
+    """Return the seconds after which to look again even if no event says so.
+
+    :param closely: the switch is near: what is left has to be seen every few milliseconds while the source copies.
+    """
     if intent.postcopy and intent.milestone is Milestone.SWITCHING:
         return (
             0.001  # no event tells that a postcopy destination is ready; the guest stands still until it is
         )
-    if source_is(source) is SourceIs.COPIES or intent.milestone >= Milestone.HANDED_OVER:
+    copies = source_is(source) is SourceIs.COPIES
+    if copies and closely:
+        return _CLOSE_SECONDS
+    if copies or intent.milestone >= Milestone.HANDED_OVER:
         return 0.1
     return 0.02

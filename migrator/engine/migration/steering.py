@@ -55,6 +55,11 @@ class Steering:
         """Return the downtime limit that QEMU shall have now."""
         return self._state.model.limit_seconds
 
+    @property
+    def watches_closely(self) -> bool:
+        """Return whether the switch is so near that the source is to be looked at every few milliseconds."""
+        return self._state.watches_closely
+
     def govern(self, policy: Policy) -> None:
         """Take this policy from now on; before anything is copied."""
         self._policy, self._state = policy, convergence.begin(policy)

@@ -1,0 +1,189 @@
+"""When QEMU is given its real downtime limit, and how high: until then the limit is parked. Pure.
+
+QEMU looks at its limit at the ends of windows of a tenth of a second, and switches at the first look at the dirty
+bitmap that finds less than ``bandwidth of the last window × limit``. With :data:`PARKED_LIMIT_SECONDS` it goes on
+copying until a millisecond's worth is left: a guest that the stream outruns gets there by itself, with the least
+downtime there is; any other keeps copying until it is given more. (A limit of 0 is no parking: QEMU then never looks at
+the bitmap again, and switches after the first pass with everything that was dirtied since; docs/switch.md has the
+measurements.)
+
+So the moment is chosen here: each way to end is followed to its end, :mod:`migrator.core.migration.objective` says
+which is the best, and its limit is given as long before its STOP as QEMU may take to notice.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, replace
+
+from migrator.core.migration.forecast import Model, outlook
+from migrator.core.migration.objective import Ending, best_ending
+from migrator.core.model import Sample
+from migrator.core.policy import Policy
+from migrator.units import show_seconds
+
+#: As low as QEMU knows without giving up its looks at the dirty bitmap.
+PARKED_LIMIT_SECONDS = 0.001
+#: A real limit is not lower than this: the bandwidth of a window in which there was little to send is low, and so is
+#: what fits into the limit then.
+_LEAST_LIMIT_SECONDS = 0.005
+#: Limits that are tried, as shares of the highest that keeps the ceiling.
+_SHARES = (0.02, 0.035, 0.06, 0.1, 0.15, 0.2, 0.275, 0.35, 0.475, 0.6, 0.8, 1.0)
+#: QEMU takes up to so long to act on a limit (measured: 3 to 121 ms, half of them above 58).
+_LAG_SECONDS = 0.1
+#: From so long before the STOP the source is watched closely, ...
+_CLOSE_SECONDS = 0.35
+#: ...but for so long in a migration and no longer.
+_CLOSE_AT_MOST_SECONDS = 3.0
+#: The end of a first pass that nothing is known of yet: a limit of this share of the ceiling is given ahead.
+_UNKNOWN_RATIO = 0.1
+#: A limit that has not brought the switch after so long is raised to what the last rounds really left.
+_OVERDUE_SECONDS = 0.25
+#: A real limit that was given is raised only by this factor at least, ...
+_STEP = 1.25
+#: ...and withdrawn where the STOP has gone this far away.
+_AWAY_SECONDS = 1.5
+#: What is left may turn out to be more than forecast by this factor.
+_DOUBT_FACTOR = 1.25
+#: The guest is taken to go on as in its last round; after one round alone it may write faster than that showed: the
+#: less a round dirties, the longer it was.
+_FIRST_RATE_FACTOR, _RATE_FACTOR = 1.25, 1.0
+
+
+@dataclass(frozen=True, kw_only=True)
+class SwitchPlan:
+    """The way in which the copy shall end, as of the last sample."""
+
+    #: ``None``: none that keeps the ceiling is in sight.
+    ending: Ending | None = None
+    #: QEMU has the real limit.
+    given: bool = False
+    #: When it was given, seconds since the migration began.
+    given_at: float = 0.0
+    #: Whole time after which it could have ended inside the ceiling, once that was in reach; seconds.
+    could_end_seconds: float | None = None
+    #: The source is to be watched closely now, and was for so long.
+    close: bool = False
+    close_seconds: float = 0.0
+    at_seconds: float = 0.0
+
+
+@dataclass(frozen=True, kw_only=True)
+class LimitChange:
+    """A downtime limit to give to QEMU, and why."""
+
+    limit_seconds: float
+    reason: str
+
+
+def plan_switch(
+    plan: SwitchPlan,
+    model: Model,
+    sample: Sample,
+    policy: Policy,
+    *,
+    limit_ceiling_seconds: float,
+    downtime_ceiling_seconds: float,
+    throttle_ratio: float,
+    left_seconds: float,
+) -> tuple[SwitchPlan, LimitChange | None]:
+    """Plan the switch anew after one more sample.
+
+    :param limit_ceiling_seconds: the highest limit that keeps the ceiling of the downtime.
+    :param downtime_ceiling_seconds: what the whole downtime may be, that which no limit bounds included.
+    :param throttle_ratio: share of CPU time that is taken from the guest.
+    :param left_seconds: until the policy's time limit.
+    """
+    if not model.known:
+        return _before_anything_is_known(plan, model, sample, limit_ceiling_seconds)
+    factor = _FIRST_RATE_FACTOR if len(model.rounds) < 2 else _RATE_FACTOR
+    endings = [
+        Ending(limit_seconds=limit, seconds=found.seconds, downtime_seconds=found.downtime_seconds)
+        for limit in _limits(limit_ceiling_seconds)
+        if (
+            found := outlook(
+                model,
+                limit_seconds=limit,
+                throttle_ratio=throttle_ratio,
+                rate_factor=factor,
+                write_rate=model.latest_rate(),
+            )
+        ).ends
+    ]
+    chosen = best_ending(
+        endings,
+        ceiling_seconds=downtime_ceiling_seconds,
+        elapsed_seconds=sample.at_seconds,
+        soonest_seconds=plan.could_end_seconds,
+        left_seconds=left_seconds,
+        prefer=policy.prefer,
+    )
+    could = plan.could_end_seconds
+    if could is None and any(each.stop_in_seconds <= _LAG_SECONDS for each in endings):
+        could = sample.at_seconds + min(each.seconds for each in endings)
+    stop_in = math.inf if chosen is None else chosen.stop_in_seconds
+    plan = _watched(replace(plan, ending=chosen, could_end_seconds=could), sample, stop_in)
+    if chosen is None or stop_in > _LAG_SECONDS:
+        return _withdrawn(plan, model, stop_in)
+    memory = max(0.0, chosen.downtime_seconds - model.overhead_seconds - model.queued_seconds)
+    limit = max(
+        min(_LEAST_LIMIT_SECONDS, limit_ceiling_seconds), min(chosen.limit_seconds, memory * _DOUBT_FACTOR)
+    )
+    if plan.given and sample.at_seconds - plan.given_at > _OVERDUE_SECONDS:
+        left = model.rounds[-1].pending_bytes / model.bandwidth_bytes_per_second
+        limit = max(limit, min(limit_ceiling_seconds, left * _DOUBT_FACTOR))
+    if plan.given and limit < model.limit_seconds * _STEP:
+        return plan, None
+    plan = replace(plan, given=True, given_at=sample.at_seconds)
+    reason = (
+        f"now is the moment: about {show_seconds(chosen.downtime_seconds)} of downtime in "
+        f"{show_seconds(stop_in)}{_beside(endings, chosen)}"
+    )
+    return plan, LimitChange(limit_seconds=limit, reason=reason)
+
+
+def _limits(ceiling_seconds: float) -> list[float]:
+    """Return the limits that are tried, lowest first, each once."""
+    least = min(_LEAST_LIMIT_SECONDS, ceiling_seconds)
+    return sorted({max(least, share * ceiling_seconds) for share in _SHARES})
+
+
+def _before_anything_is_known(
+    plan: SwitchPlan, model: Model, sample: Sample, ceiling_seconds: float
+) -> tuple[SwitchPlan, LimitChange | None]:
+    """Give a low limit ahead of the end of a first pass that is over before anything could be learned of the guest."""
+    bandwidth = model.bandwidth_bytes_per_second
+    ends_in = sample.remaining_bytes / bandwidth if bandwidth > 0 and sample.round == 1 else math.inf
+    plan = _watched(plan, sample, ends_in)
+    limit = max(min(_LEAST_LIMIT_SECONDS, ceiling_seconds), _UNKNOWN_RATIO * ceiling_seconds)
+    if plan.given or ends_in > _LAG_SECONDS:
+        return plan, None
+    reason = f"the first pass ends in {show_seconds(ends_in)}, before anything is known of the guest"
+    plan = replace(plan, given=True, given_at=sample.at_seconds)
+    return plan, LimitChange(limit_seconds=limit, reason=reason)
+
+
+def _watched(plan: SwitchPlan, sample: Sample, stop_in: float) -> SwitchPlan:
+    spent = plan.close_seconds + (max(0.0, sample.at_seconds - plan.at_seconds) if plan.close else 0.0)
+    close = stop_in <= _CLOSE_SECONDS and spent < _CLOSE_AT_MOST_SECONDS
+    return replace(plan, close=close, close_seconds=spent, at_seconds=sample.at_seconds)
+
+
+def _withdrawn(plan: SwitchPlan, model: Model, stop_in: float) -> tuple[SwitchPlan, LimitChange | None]:
+    """Park the limit again where the moment it was given for has passed by and the next one is far away."""
+    if not plan.given or stop_in <= _AWAY_SECONDS or model.limit_seconds <= PARKED_LIMIT_SECONDS:
+        return plan, None
+    when = f"{show_seconds(stop_in)} away" if math.isfinite(stop_in) else "not in sight"
+    reason = f"the guest writes more again, and the moment to switch is {when}: the limit is parked"
+    return replace(plan, given=False), LimitChange(limit_seconds=PARKED_LIMIT_SECONDS, reason=reason)
+
+
+def _beside(endings: list[Ending], chosen: Ending) -> str:
+    """Say what the soonest way to end would have cost, where it is another."""
+    soonest = min(endings, key=lambda each: each.seconds)
+    if chosen.downtime_seconds >= soonest.downtime_seconds - 0.001:
+        return ""
+    return (
+        f"; the soonest would have been {show_seconds(soonest.downtime_seconds)}, "
+        f"{show_seconds(max(0.0, chosen.seconds - soonest.seconds))} earlier"
+    )

@@ -1,0 +1,149 @@
+"""The moment of the switch: the limit is parked, then given as long ahead as QEMU may take to notice."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import replace
+
+import pytest
+
+from migrator.core.migration.forecast import Model, Round
+from migrator.core.migration.switch_timing import PARKED_LIMIT_SECONDS, LimitChange, SwitchPlan, plan_switch
+from migrator.core.model import Sample
+from migrator.core.policy import Policy, Preference
+
+MIB = 1 << 20
+POLICY = Policy(name="mine", max_downtime_seconds=0.3)
+
+
+def copying(
+    rate: float, *, pending: float, at: float = 5.0, queued: float | None = None, first: bool = False
+) -> Model:
+    """A guest that writes `rate` MiB/s to 200 MiB while `pending` MiB are left of a stream of 100 MiB/s."""
+    rounds = [
+        Round(
+            at_seconds=at - 1,
+            duration_seconds=2.0,
+            dirtied_bytes=int(2 * rate * MIB),
+            pending_bytes=200 * MIB,
+        ),
+        Round(
+            at_seconds=at,
+            duration_seconds=1.0,
+            dirtied_bytes=int(rate * MIB),
+            pending_bytes=int(pending * MIB),
+        ),
+    ]
+    last = Sample(
+        at_seconds=at,
+        round=3,
+        remaining_bytes=int(pending * MIB),
+        queued_bytes=None if queued is None else int(queued * MIB),
+    )
+    return Model(
+        rounds=tuple(rounds[1:] if first else rounds),
+        bandwidth_bytes_per_second=100.0 * MIB,
+        limit_seconds=PARKED_LIMIT_SECONDS,
+        last=last,
+        round_began=last,
+    )
+
+
+def planned(
+    model: Model, plan: SwitchPlan | None = None, *, policy: Policy = POLICY, left: float = math.inf
+) -> tuple[SwitchPlan, LimitChange | None]:
+    assert model.last is not None
+    return plan_switch(
+        plan or SwitchPlan(),
+        model,
+        model.last,
+        policy,
+        limit_ceiling_seconds=0.23,
+        downtime_ceiling_seconds=policy.max_downtime_seconds,
+        throttle_ratio=0.0,
+        left_seconds=left,
+    )
+
+
+def test_the_limit_stays_parked_while_the_switch_is_far() -> None:
+    plan, change = planned(copying(30, pending=100))
+    assert change is None
+    assert not plan.given
+    assert not plan.close
+
+
+def test_it_is_given_ahead_of_the_least_that_will_be_left() -> None:
+    plan, change = planned(copying(30, pending=4))
+    assert change is not None
+    assert plan.given
+    assert plan.ending is not None
+    assert plan.ending.downtime_seconds < 0.05
+    assert PARKED_LIMIT_SECONDS < change.limit_seconds <= 0.23
+    assert "moment" in change.reason
+
+
+def test_the_source_is_watched_closely_before_it_and_not_for_ever() -> None:
+    plan, _ = planned(copying(30, pending=15))
+    assert plan.close
+    model = copying(30, pending=15)
+    for step in range(2000):
+        sample = replace(model.last or Sample(), at_seconds=5 + step * 0.01)
+        plan, _ = planned(replace(model, last=sample, round_began=sample), plan)
+    assert not plan.close
+
+
+def test_what_the_socket_holds_counts() -> None:
+    empty, _ = planned(copying(30, pending=4, queued=0))
+    full, _ = planned(copying(30, pending=4, queued=5))
+    assert empty.ending is not None
+    assert full.ending is not None
+    assert full.ending.downtime_seconds == pytest.approx(empty.ending.downtime_seconds + 0.05, abs=0.002)
+
+
+def test_it_is_not_given_while_the_socket_holds_more_than_the_ceiling_allows() -> None:
+    plan, change = planned(copying(30, pending=4, queued=40))
+    assert plan.ending is None
+    assert change is None
+
+
+def test_a_working_set_that_never_shrinks_is_not_waited_for() -> None:
+    hot = Round(at_seconds=5.0, duration_seconds=0.16, dirtied_bytes=16 * MIB, pending_bytes=16 * MIB)
+    model = copying(100, pending=16)
+    _, change = planned(replace(model, rounds=(*model.rounds[:1], hot)))
+    assert change is not None
+    assert 0.16 < change.limit_seconds <= 0.23
+
+
+def test_who_prefers_time_switches_as_soon_as_the_ceiling_allows() -> None:
+    model = copying(60, pending=20)
+    _, patient = planned(model)
+    _, hasty = planned(model, policy=POLICY.but(prefer=Preference.TIME))
+    assert patient is None
+    assert hasty is not None
+
+
+def test_a_limit_whose_moment_has_passed_is_parked_again() -> None:
+    plan = SwitchPlan(given=True, given_at=4.0)
+    plan, change = planned(replace(copying(90, pending=180), limit_seconds=0.05), plan)
+    assert change is not None
+    assert change.limit_seconds == PARKED_LIMIT_SECONDS
+    assert not plan.given
+
+
+def test_a_limit_that_does_not_do_is_raised_to_what_the_rounds_really_leave() -> None:
+    plan = SwitchPlan(given=True, given_at=4.0)
+    slow = Round(at_seconds=5.0, duration_seconds=0.1, dirtied_bytes=3 * MIB, pending_bytes=3 * MIB)
+    model = copying(30, pending=3)
+    _, change = planned(replace(model, rounds=(*model.rounds, slow), limit_seconds=0.005), plan)
+    assert change is not None
+    assert change.limit_seconds >= 0.03
+
+
+def test_a_first_pass_that_ends_before_anything_is_known_gets_a_low_limit_ahead() -> None:
+    last = Sample(at_seconds=0.3, round=1, remaining_bytes=5 * MIB)
+    model = Model(bandwidth_bytes_per_second=100.0 * MIB, limit_seconds=PARKED_LIMIT_SECONDS, last=last)
+    plan, change = planned(model)
+    assert plan.given
+    assert change is not None
+    assert change.limit_seconds == pytest.approx(0.023)
+    assert planned(model, plan)[1] is None
