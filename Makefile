@@ -2,8 +2,8 @@
 
 BIN := .build/venv/bin
 
-# Test processes at a time: three for two cores, as most of them wait for a QEMU most of the time.
-WORKERS ?= $(shell echo $$(( ($$(nproc) * 3 + 1) / 2 )))
+# Test processes at a time: two a core, as they wait for a QEMU or a service half of the time.
+WORKERS ?= $(shell echo $$(( $$(nproc) * 2 )))
 PYTEST := $(BIN)/python -m pytest -n $(WORKERS) --dist worksteal
 
 .PHONY: help setup demo test test-all lint docs picture bench bench-policies bench-evacuation soak lock audit install uninstall clean
@@ -32,10 +32,9 @@ setup:
 demo: setup
 	$(BIN)/migrator demo $(DEMO_ARGS)
 
-# Real processes on a busy machine: what fails among many is run once more, alone, and only then counts.
 test: lint
 	@scripts/setup test
-	$(PYTEST) $(PYTEST_ARGS) || $(BIN)/python -m pytest --last-failed --last-failed-no-failures none $(PYTEST_ARGS)
+	$(PYTEST) $(PYTEST_ARGS)
 
 test-all: lint
 	@scripts/setup test

@@ -9,13 +9,14 @@ import pytest
 
 from migrator.core.model import State
 from migrator.qemu.address import Address
-from migrator.testing.lab import GuestMachine, Habit, Lab, LabQemu, Pair
+from migrator.testing.lab import GuestMachine, Habit, Lab, LabQemu, Pair, until
 from tests.driven import MIB, PLAIN, SHORT, SLOW, CaughtEnd, Drive, Phase, catch, driven, hurry
 from tests.invariants import witness
 
 #: With a monitor of each end over TCP, which tells nothing of the process.
+#: It writes little enough for the sockets to hold what is left at the switch.
 DISTANT = GuestMachine(
-    habit=Habit(region_bytes=16 * MIB, bytes_per_second=4 * MIB),
+    habit=Habit(region_bytes=16 * MIB, bytes_per_second=1 * MIB),
     image_locking="off",
     extra=(
         "-chardev",
@@ -141,6 +142,22 @@ async def test_destination_killed_unseen_at_the_switch_leaves_a_source_that_qemu
         await seen.verify(result.state)
 
 
+async def has_sent_everything(source: LabQemu) -> None:
+    """Wait until a source whose guest is stopped has nothing left to do but to wait for its destination."""
+    rested = 0
+
+    def rests() -> bool:
+        nonlocal rested
+        states = {
+            stat.read_text().rpartition(")")[2].split()[0]
+            for stat in Path(f"/proc/{source.pid}/task").glob("*/stat")
+        }
+        rested = rested + 1 if states == {"S"} else 0
+        return rested >= 5
+
+    await until(rests, what="a source that has sent everything")
+
+
 async def test_frozen_source_that_cannot_be_killed_is_held(lab: Lab, distant: Pair) -> None:
     # The destination has everything, and nobody knows that the source does not run.
     async with witness(lab, distant) as seen:
@@ -148,6 +165,7 @@ async def test_frozen_source_that_cannot_be_killed_is_held(lab: Lab, distant: Pa
             await from_afar(drive, pid=distant.destination.pid)
 
             async def freeze() -> None:
+                await has_sent_everything(distant.source)
                 distant.source.sigstop()
                 distant.destination.sigcont()
 
