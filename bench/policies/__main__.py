@@ -12,22 +12,17 @@ from concurrent.futures import ProcessPoolExecutor
 from bench import document
 from bench.figures import paragraphs
 from bench.machine import describe
-from bench.policies import accuracy, aims, real, report, simulated
+from bench.policies import accuracy, aims, named, real, report, simulated, turns
 from bench.policies.cases import GUESTS, SETTINGS, Guest, Setting
 from bench.policies.ours import Migrator
 from bench.policies.outcome import Outcome
-from bench.policies.peers import PEERS
 from bench.policies.strategy import Strategy
 from migrator.testing.lab import binaries
 from migrator.testing.network import possible
 
-_STRATEGIES: tuple[type[Strategy], ...] = (Migrator, *PEERS)
 _TITLE = "Policies, beside what others do"
 #: On real QEMU nobody is waited for any longer; longer than any peer's run that ends inside its policy.
 _HORIZON_SECONDS = 100.0
-
-#: Strategy, guest, setting, seed.
-_Job = tuple[str, str, str, int]
 
 
 def main(arguments: list[str]) -> int:
@@ -41,14 +36,16 @@ def main(arguments: list[str]) -> int:
     parser.add_argument("--write", action="store_true", help="put the results into docs/benchmarks.md")
     parser.add_argument("--real", action="store_true", help="on real QEMU first, then simulated")
     parser.add_argument(
-        "--minutes", type=float, help="for real runs (default 22, quick 3); the rest is left out"
+        "--minutes",
+        type=float,
+        help="for real runs (default 55, quick 5); cases beyond it are left out for all",
     )
     parser.add_argument("--qemu", choices=list(binaries()), default=next(iter(binaries()), None))
     parser.add_argument("--reasons", action="store_true", help="print what migrator did and why")
     given = parser.parse_args(arguments)
     guests = [guest for guest in GUESTS if _wanted(guest.name, given.guest)]
     settings = [setting for setting in SETTINGS if _wanted(setting.name, given.policy)]
-    strategies = [one for one in _STRATEGIES if one is Migrator or _wanted(one.name, given.strategy)]
+    strategies = [one for one in named.STRATEGIES if one is Migrator or _wanted(one.name, given.strategy)]
     runs = given.runs or (2 if given.quick else 10)
     if given.reasons:
         for setting in settings:
@@ -60,19 +57,24 @@ def main(arguments: list[str]) -> int:
     if given.real:
         if reason := possible():
             parser.error(f"real runs need a link of a set speed: {reason}")
-        minutes = given.minutes or (3.0 if given.quick else 22.0)
-        jobs = _jobs(strategies, [guest for guest in guests if guest.real is not None], settings, 1)
-        outcomes = asyncio.run(_measure(jobs, given.qemu, minutes))
+        minutes = given.minutes or (5.0 if given.quick else 55.0)
+        chosen, left_out = turns.choose(
+            _cases(strategies, [guest for guest in guests if guest.real is not None], settings, runs),
+            seconds=60 * minutes,
+            horizon_seconds=_HORIZON_SECONDS,
+        )
+        outcomes = asyncio.run(_measure(chosen, given.qemu))
         texts += [
             f"### On QEMU {given.qemu}",
-            f"One run each; {len(outcomes)} of {len(jobs)} in the {minutes:g} minutes they were given, ours first.",
+            _how_fair(len(chosen), left_out, minutes),
             *report.tables(outcomes, names, prefix="QEMU, "),
             aims.show(aims.judge(outcomes)),
             "### The simulator against these runs",
             accuracy.compare(outcomes, [_simulate(_job(outcome)) for outcome in outcomes]),
         ]
     began = time.monotonic()
-    outcomes = _simulated(_jobs(strategies, guests, settings, runs))
+    jobs = [job for case in _cases(strategies, guests, settings, runs) for job in case]
+    outcomes = _simulated(jobs)
     texts += [
         "### Simulated",
         f"{runs} runs of each case in {time.monotonic() - began:.0f} s, each with guest and link in another mood.",
@@ -86,34 +88,40 @@ def main(arguments: list[str]) -> int:
     return 0
 
 
-def _jobs(
+def _how_fair(chosen: int, left_out: int, minutes: float) -> str:
+    return (
+        f"{chosen} cases, each met by every algorithm that its policy is for, in turns: all have as many runs as "
+        f"ours. {left_out} that would have taken longer than the {minutes:g} minutes were left out for everybody."
+    )
+
+
+def _cases(
     strategies: Sequence[type[Strategy]], guests: Sequence[Guest], settings: Sequence[Setting], runs: int
-) -> list[_Job]:
-    """Every case: ours first, so that none of it is missing where the time does not suffice for all."""
+) -> list[turns.Case]:
+    """Every guest under every policy, so many times, each with all algorithms that the policy is for."""
     return [
-        (strategy.name, guest.name, setting.name, seed)
+        [
+            (strategy.name, guest.name, setting.name, seed)
+            for strategy in strategies
+            if strategy.fits(setting.policy)
+        ]
         for seed in range(runs)
-        for ours in (True, False)
         for guest in guests
         for setting in settings
-        for strategy in strategies
-        if strategy.fits(setting.policy) and (strategy is Migrator) is ours
     ]
 
 
-def _simulated(jobs: Sequence[_Job]) -> list[Outcome]:
+def _simulated(jobs: Sequence[turns.Job]) -> list[Outcome]:
     with ProcessPoolExecutor() as pool:
         return list(pool.map(_simulate, jobs, chunksize=8))
 
 
-async def _measure(jobs: Sequence[_Job], version: str, minutes: float) -> list[Outcome]:
-    """Measure as many cases as there is time for."""
+async def _measure(cases: Sequence[turns.Case], version: str) -> list[Outcome]:
+    """Measure the cases."""
     outcomes: list[Outcome] = []
-    end = time.monotonic() + 60 * minutes
+    jobs = [job for case in cases for job in case]
     for job in jobs:
-        if time.monotonic() > end:
-            break
-        strategy, guest, setting, seed = _named(job)
+        strategy, guest, setting, seed = named.find(job)
         outcome = await real.run(
             strategy, guest, setting, seed, binary=binaries()[version], horizon_seconds=_HORIZON_SECONDS
         )
@@ -122,20 +130,12 @@ async def _measure(jobs: Sequence[_Job], version: str, minutes: float) -> list[O
     return outcomes
 
 
-def _job(outcome: Outcome) -> _Job:
+def _job(outcome: Outcome) -> turns.Job:
     return outcome.strategy, outcome.guest, outcome.setting, outcome.seed
 
 
-def _named(job: _Job) -> tuple[type[Strategy], Guest, Setting, int]:
-    # By name: a guest's workload is a function, which cannot be sent to another process.
-    strategy = next(one for one in _STRATEGIES if one.name == job[0])
-    guest = next(one for one in GUESTS if one.name == job[1])
-    setting = next(one for one in SETTINGS if one.name == job[2])
-    return strategy, guest, setting, job[3]
-
-
-def _simulate(job: _Job) -> Outcome:
-    return simulated.run(*_named(job))
+def _simulate(job: turns.Job) -> Outcome:
+    return simulated.run(*named.find(job))
 
 
 def _explain(guest: Guest, setting: Setting) -> None:

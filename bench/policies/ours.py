@@ -16,6 +16,8 @@ _DO = {
     ActionKind.PAUSE: Do.PAUSE,
     ActionKind.GIVE_UP: Do.ABORT,
 }
+#: So often the engine looks when the switch is near.
+_CLOSE_SECONDS = 0.004
 
 
 class Migrator(Strategy):
@@ -40,6 +42,10 @@ class Migrator(Strategy):
     def first_forecast_seconds(self) -> float | None:
         """Total time as forecast at the end of the first round."""
         return self._state.first_forecast_seconds
+
+    @property
+    def look_again_seconds(self) -> float:
+        return _CLOSE_SECONDS if self._state.watches_closely else self.interval_seconds
 
     def setup(self) -> Setup:
         throttles = self._abilities.throttle

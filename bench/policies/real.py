@@ -155,7 +155,7 @@ class _Drive:
             elif status == "active" and not self._aborted:
                 await self._look(sample)
             with contextlib.suppress(TimeoutError):
-                await self._source.event(within=0.02)
+                await self._source.event(within=min(0.02, self._steering.look_again_seconds))
 
     async def _hand_over(self) -> None:
         while (await self._destination.execute("query-status"))["status"] == "inmigrate":
@@ -173,10 +173,10 @@ class _Drive:
         if sample.at_seconds < self._next_look and not (new_round and steering.at_rounds):
             return
         self._round = sample.round
-        self._next_look = sample.at_seconds + steering.interval_seconds
         for action in steering.on_sample(sample):
             with contextlib.suppress(RawQmpError):  # it may just have ended
                 await self._do(action)
+        self._next_look = sample.at_seconds + steering.look_again_seconds
 
     async def _probe(self, elapsed: float) -> None:
         if not self._probing:

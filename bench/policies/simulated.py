@@ -67,7 +67,7 @@ class _Drive:
         simulator, steering = self._simulator, self._steering
         simulator.memory.probe()
         while not simulator.ended and simulator.duration_seconds < HORIZON_SECONDS:
-            simulator.advance(_STEP_SECONDS)
+            simulator.advance(min(_STEP_SECONDS, steering.look_again_seconds))
             self._max_throttle = max(self._max_throttle, simulator.sample().throttle_ratio)
             if simulator.status is MigrationStatus.ACTIVE:
                 self._look()
@@ -101,9 +101,9 @@ class _Drive:
         if elapsed < self._next_look and not (new_round and steering.at_rounds):
             return
         self._round = sample.round
-        self._next_look = elapsed + steering.interval_seconds
         for action in steering.on_sample(sample):
             self._do(action)
+        self._next_look = elapsed + steering.look_again_seconds
 
     def _probe(self) -> float:
         """Bytes dirtied since the last call, as a sample of all pages tells."""

@@ -93,6 +93,11 @@ class Strategy:
         return self.policy.max_downtime_seconds
 
     @property
+    def look_again_seconds(self) -> float:
+        """When it wants to look again."""
+        return self.interval_seconds
+
+    @property
     def may_postcopy(self) -> bool:
         """The policy lets it switch to postcopy."""
         return self.policy.postcopy is not PostcopyMode.NEVER
