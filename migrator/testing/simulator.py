@@ -19,7 +19,8 @@ may be shared, :class:`Costs` has what was measured. What it knows of QEMU 7.2 a
 
 - The first round sends everything, zero pages at the speed of the processor. When less is left than the threshold,
   bandwidth (of the last tenth of a second) × downtime limit, a look at the dirty bitmap starts a new round. Still less
-  after it: the guest is stopped and the rest is sent. In the first tenth of a second there is no threshold.
+  after it: the guest is stopped and the rest is sent. In the first tenth of a second there is no threshold, nor with a
+  limit of 0: QEMU then does not look again, and switches after the first pass (docs/switch.md).
 - One turn of sending lasts 50 ms at most. max-bandwidth is a budget for each tenth of a second, spent at the
   speed of the link; it does not hold for what is sent while the guest stands still.
 - The dirty rate and auto-converge look only at a sync that comes more than a second after the one before they

@@ -29,7 +29,7 @@ PARKED_LIMIT_SECONDS = 0.001
 _LEAST_LIMIT_SECONDS = 0.005
 #: Limits that are tried, as shares of the highest that keeps the ceiling.
 _SHARES = (0.02, 0.035, 0.06, 0.1, 0.15, 0.2, 0.275, 0.35, 0.475, 0.6, 0.8, 1.0)
-#: QEMU takes up to so long to act on a limit (measured: 3 to 121 ms, half of them above 58).
+#: QEMU takes up to so long to act on a limit (3 to 138 ms were measured, half of them above 60).
 _LAG_SECONDS = 0.1
 #: From so long before the STOP the source is watched closely, ...
 _CLOSE_SECONDS = 0.35
