@@ -62,10 +62,18 @@ class ServiceClient:
 
     :param server: ``unix:PATH``, ``http://…`` or ``https://…``; ``None``: ``MIGRATOR_SERVER``, or the usual socket.
     :param timeout_seconds: for an answer.
+    :param again_seconds: a command whose answer got lost is sent again for so long.
     :raise UsageError: when that is no address, or would send the token for all to read.
     """
 
-    def __init__(self, server: str | None = None, *, timeout_seconds: float = _ANSWER_SECONDS) -> None:
+    def __init__(
+        self,
+        server: str | None = None,
+        *,
+        timeout_seconds: float = _ANSWER_SECONDS,
+        again_seconds: float = _AGAIN_SECONDS,
+    ) -> None:
+        self._again_seconds = again_seconds
         self.where = server or os.environ.get("MIGRATOR_SERVER") or f"unix:{SERVICE_SOCKET}"
         token = os.environ.get("MIGRATOR_TOKEN")
         headers = {"User-Agent": "migrator"}
@@ -122,7 +130,7 @@ class ServiceClient:
         """
         given = {key: value for key, value in (body or {}).items() if value is not None}
         headers = {"Idempotency-Key": str(uuid.uuid4()), **_trace()}
-        until = time.monotonic() + _AGAIN_SECONDS
+        until = time.monotonic() + self._again_seconds
         sent = False
         while True:
             try:

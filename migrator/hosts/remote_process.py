@@ -113,7 +113,7 @@ echo dead
 """
 )
 #: The watch says every few seconds that it is there; one that was silent for longer is not.
-_SILENCE_SECONDS = 15.0
+SILENCE_SECONDS = 15.0
 #: Exit status of the first of these where there is certainly no such process.
 _ABSENT = 3
 #: Seconds between two attempts to watch a host that cannot be reached; doubled up to the second.
@@ -246,10 +246,14 @@ class RemoteProcess:
 
 
 class ProcessWatch:
-    """The handles on all processes of one host, watched by one command there."""
+    """The handles on all processes of one host, watched by one command there.
 
-    def __init__(self, host: CommandRunner) -> None:
+    :param silence_seconds: after which the command is taken to hang, and begun again.
+    """
+
+    def __init__(self, host: CommandRunner, *, silence_seconds: float = SILENCE_SECONDS) -> None:
         self._host = host
+        self._silence_seconds = silence_seconds
         self._watched: list[RemoteProcess] = []
         self._changed = asyncio.Event()
         self._task: asyncio.Task[None] | None = None
@@ -335,7 +339,9 @@ class ProcessWatch:
             for word in (str(process.pid), str(process.start_time), process.stderr[0], str(process.stderr[1]))
         ]
         async with self._host.stream(["sh", "-c", _WATCH, "sh", *words]) as lines:
-            reading = asyncio.create_task(_each(lines, watched), name=f"read watch of {self._host.name}")
+            reading = asyncio.create_task(
+                _each(lines, watched, self._silence_seconds), name=f"read watch of {self._host.name}"
+            )
             changed = asyncio.create_task(self._changed.wait(), name=f"changes of {self._host.name}")
             try:
                 await asyncio.wait({reading, changed}, return_when=asyncio.FIRST_COMPLETED)
@@ -353,11 +359,13 @@ async def _cancel(*tasks: asyncio.Task[Any]) -> None:
     await waiting
 
 
-async def _each(lines: AsyncIterator[bytes], watched: Sequence[RemoteProcess]) -> None:
+async def _each(
+    lines: AsyncIterator[bytes], watched: Sequence[RemoteProcess], silence_seconds: float
+) -> None:
     known = {(process.pid, process.start_time): process for process in watched}
     while True:
         try:
-            async with asyncio.timeout(_SILENCE_SECONDS):
+            async with asyncio.timeout(silence_seconds):
                 line = await anext(lines)
         except (TimeoutError, StopAsyncIteration):
             return

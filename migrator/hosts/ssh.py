@@ -20,7 +20,7 @@ from migrator.hosts.access import Output
 from migrator.hosts.host_output import number, reading_output
 from migrator.hosts.local import MAX_OUTPUT_BYTES
 from migrator.hosts.private_directory import PrivateDirectory
-from migrator.hosts.remote_process import ProcessWatch, RemoteProcess
+from migrator.hosts.remote_process import SILENCE_SECONDS, ProcessWatch, RemoteProcess
 from migrator.hosts.socket_helper import SocketHelper
 from migrator.hosts.ssh_config import SshConfig
 from migrator.hosts.ssh_connection import SshConnection
@@ -58,7 +58,9 @@ class SshAccess:
     has to be a POSIX shell, the tools GNU's. Keys are those of the agent and the usual files, or the configured one.
     """
 
-    def __init__(self, name: str, config: SshConfig) -> None:
+    def __init__(
+        self, name: str, config: SshConfig, *, watch_silence_seconds: float = SILENCE_SECONDS
+    ) -> None:
         self.name = name
         self._config = config
         self._connection = SshConnection(
@@ -70,7 +72,7 @@ class SshAccess:
             OrderedDict()
         )
         self._numbers = 0
-        self._watch = ProcessWatch(self)
+        self._watch = ProcessWatch(self, silence_seconds=watch_silence_seconds)
         #: Identity of the server process of a connection.
         self._server: tuple[asyncssh.SSHClientConnection, Mapping[str, Any]] | None = None
         self._sockets = SocketHelper(self)

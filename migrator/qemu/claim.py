@@ -23,7 +23,7 @@ from migrator.qemu.monitor import Monitor
 #: A mark that comes and goes under our hands is read so often.
 _TRIES = 10
 #: Whoever has not heard of a QEMU for so long may have slept while another took it over.
-_SLEPT_SECONDS = 1.0
+ASLEEP_AFTER_SECONDS = 1.0
 
 
 class DriverClaim:
@@ -33,6 +33,7 @@ class DriverClaim:
     :param name: of the end, for messages.
     :param lease_holds: whether nobody can have followed the driver by a later lease yet; by default nobody can.
     :param by_force: a person has said that whoever the mark names is dead, where that cannot be seen from here.
+    :param asleep_after_seconds: whoever has not heard of a QEMU for so long may have slept: the mark is read again.
     """
 
     def __init__(
@@ -43,8 +44,10 @@ class DriverClaim:
         name: str,
         lease_holds: Callable[[], bool] = lambda: True,
         by_force: bool = False,
+        asleep_after_seconds: float = ASLEEP_AFTER_SECONDS,
     ) -> None:
         self._monitor = monitor
+        self._asleep_after = asleep_after_seconds
         self._lease_holds = lease_holds
         self._driver = driver
         self._name = name
@@ -77,7 +80,7 @@ class DriverClaim:
         """
         if not self._held:
             await self.take(timeout=timeout)
-        elif time.monotonic() - self._answered_at > _SLEPT_SECONDS or not self._lease_holds():
+        elif time.monotonic() - self._answered_at > self._asleep_after or not self._lease_holds():
             await self.verify(timeout=timeout)
 
     async def refuse_another(self) -> None:

@@ -17,7 +17,7 @@ from migrator.errors import CommandFailed, HostError, QemuError, TimedOut, Unrea
 from migrator.ports import GuestProcess, MigrationSettings, QemuEvent, StreamOptions, StreamSockets, Tuning
 from migrator.qemu import features, incoming, marks, migration_settings
 from migrator.qemu.address import Address
-from migrator.qemu.claim import DriverClaim
+from migrator.qemu.claim import ASLEEP_AFTER_SECONDS, DriverClaim
 from migrator.qemu.dirty_rate import DirtyRate
 from migrator.qemu.events import EventBuffer
 from migrator.qemu.features import Features
@@ -65,6 +65,7 @@ class Endpoint:
         driver: Driver | None = None,
         lease_holds: Callable[[], bool] = lambda: True,
         by_force: bool = False,
+        asleep_after_seconds: float = ASLEEP_AFTER_SECONDS,
     ) -> None:
         self.address = address
         self.name = f"{role} {address}"
@@ -84,7 +85,12 @@ class Endpoint:
             pending_connects=pending_connects,
         )
         self._claim = DriverClaim(
-            self._monitor, driver, name=self.name, lease_holds=lease_holds, by_force=by_force
+            self._monitor,
+            driver,
+            name=self.name,
+            lease_holds=lease_holds,
+            by_force=by_force,
+            asleep_after_seconds=asleep_after_seconds,
         )
         self._status = StatusQuery(
             self._monitor, name=self.name, connect=self.connect, on_answer=self._claim.note_answer

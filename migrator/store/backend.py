@@ -32,6 +32,10 @@ class Server:
     tls_key: Path | None = None
     #: One service at a time has a state directory: by a lock beside this file, which need not be there.
     beside: Path | None = None
+    #: For a connection to be made.
+    connect_seconds: float = 3.0
+    #: For a transaction: a server that has not answered by then is given up, and with it the connection.
+    answer_seconds: float = 5.0
 
 
 #: Where a journal is: a file of SQLite, or a PostgreSQL server.

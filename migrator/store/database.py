@@ -24,7 +24,7 @@ from migrator.faults import contained
 from migrator.ports import Lease
 from migrator.store.backend import DATABASE_ERRORS, Backend, Place, Remedy, Server
 from migrator.store.leases import holding
-from migrator.store.sqlite import SqliteFile
+from migrator.store.sqlite import FILE_TIMEOUTS, FileTimeouts, SqliteFile
 
 #: Those who read at once.
 _READERS = 4
@@ -85,13 +85,16 @@ class Database:
         self._writer = asyncio.create_task(self._write_all(), name=f"journal writer {backend.name}")
 
     @classmethod
-    async def open(cls, place: Place, *, alone: bool = True) -> Database:
+    async def open(
+        cls, place: Place, *, alone: bool = True, timeouts: FileTimeouts = FILE_TIMEOUTS
+    ) -> Database:
         """Open or make it, and bring its schema to this version.
 
         A disk that is full or cannot be written is no reason not to open what is there: :attr:`complaint` says so then.
 
         :param alone: keep every other service away, for as long as it is open: from a file, or of a server from the
             state directory.
+        :param timeouts: of a file; a server's are in its :class:`~migrator.store.backend.Server`.
         :raise JournalError: it cannot be read, another service has it, or it is of a newer version. Nothing was
             changed.
         """
@@ -100,7 +103,7 @@ class Database:
             from migrator.store.postgresql import PostgresServer  # noqa: PLC0415
 
             return cls(await PostgresServer.prepare(place, alone=alone))
-        return cls(await SqliteFile.prepare(place, alone=alone))
+        return cls(await SqliteFile.prepare(place, alone=alone, timeouts=timeouts))
 
     @property
     def name(self) -> str:

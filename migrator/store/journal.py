@@ -24,6 +24,7 @@ from migrator.store.live_documents import SqlLiveDocuments
 from migrator.store.samples import SqlSamples
 from migrator.store.schema import commands, documents, events, meta
 from migrator.store.signals import LocalSignals, ServerSignals
+from migrator.store.sqlite import FILE_TIMEOUTS, FileTimeouts
 from migrator.store.step_rows import SqlStepRecords
 from migrator.store.tokens import Tokens
 from migrator.store.waiting_commands import SqlWaitingCommands
@@ -91,6 +92,7 @@ class SqlJournal:
         place: Place,
         *,
         alone: bool = True,
+        timeouts: FileTimeouts = FILE_TIMEOUTS,
         now: Callable[[], datetime] = lambda: datetime.now(UTC),
     ) -> SqlJournal:
         """Open the journal there; it is made where there is none.
@@ -99,10 +101,11 @@ class SqlJournal:
         same, and :attr:`complaint` says so.
 
         :param alone: of a file, keep every other service away from it.
+        :param timeouts: of a file.
         :param now: the clock; only tests need another.
         :raise JournalError: it cannot be read, another service has it open, or a newer migrator wrote it.
         """
-        journal = cls(await Database.open(place, alone=alone), now=now)
+        journal = cls(await Database.open(place, alone=alone, timeouts=timeouts), now=now)
         await journal.probe()
         return journal
 

@@ -30,10 +30,6 @@ from migrator.store.lock import locked
 from migrator.store.schema import writers
 from migrator.tls import File, client_context
 
-#: For a connection to be made.
-_CONNECT_SECONDS = 3.0
-#: For a transaction: a server that has not answered by then is given up, and with it the connection.
-_ANSWER_SECONDS = 5.0
 #: Whoever asks waits for a transaction that fails, a new connection, and the transaction once more at most.
 _PATIENCE_SECONDS = 12.0
 #: One transaction at a time looks at the schema and changes it, whichever process it is of.
@@ -72,13 +68,14 @@ class PostgresServer:
         """:raise JournalError: the address or a file of TLS cannot be used."""
         self._url = _url(server)
         self._connect_args: dict[str, Any] = {
-            "timeout": _CONNECT_SECONDS,
+            "timeout": server.connect_seconds,
             "ssl": _tls(server, self._url),
             # Of several hosts in the URL the one that takes writes, whichever that is by now.
             "target_session_attrs": "read-write" if _hosts(self._url) > 1 else "any",
         }
         if server.password:
             self._connect_args["password"] = server.password
+        self._answer_seconds = server.answer_seconds
         self._id = secrets.token_hex(8)
         self._lock = -1
 
@@ -194,7 +191,7 @@ class PostgresServer:
         )
 
     def _engine(self, *, role: str = "start", **options: Any) -> AsyncEngine:
-        answer = str(round(_ANSWER_SECONDS * 1000))
+        answer = str(round(self._answer_seconds * 1000))
         server_settings = {
             "application_name": self._application(role),
             "jit": "off",
@@ -223,7 +220,7 @@ class PostgresServer:
     async def bounded(self, connection: AsyncConnection) -> AsyncIterator[None]:
         raw: Any = (await connection.get_raw_connection()).driver_connection
         # Not cancelled: who is cancelled would wait for the server to say that it has stopped.
-        timer = asyncio.get_running_loop().call_later(_ANSWER_SECONDS, raw.terminate)
+        timer = asyncio.get_running_loop().call_later(self._answer_seconds, raw.terminate)
         try:
             yield
         finally:

@@ -11,6 +11,7 @@ import sqlite3
 import time
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager, closing
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Self
 
@@ -24,21 +25,33 @@ from migrator.store import schema
 from migrator.store.backend import UNSURE, Remedy, cause
 from migrator.store.lock import locked, owned
 
-#: A disk that does not answer for so long is said to have failed.
-_PATIENCE_SECONDS = 30.0
 #: How long another connection's lock is waited for. Only ``migrator token`` ever holds one, for milliseconds.
 BUSY_SECONDS = 5.0
+
+
+@dataclass(frozen=True, kw_only=True)
+class FileTimeouts:
+    """How long a journal in a file is waited for."""
+
+    #: A disk that does not answer for so long is said to have failed.
+    answer_seconds: float = 30.0
+    #: Another connection's lock.
+    lock_seconds: float = BUSY_SECONDS
+
+
+FILE_TIMEOUTS = FileTimeouts()
 
 
 class SqliteFile:
     """See :class:`migrator.store.backend.Backend`."""
 
-    def __init__(self, path: Path, lock: int) -> None:
+    def __init__(self, path: Path, lock: int, timeouts: FileTimeouts) -> None:
         self._path = path
         self._lock = lock
+        self._timeouts = timeouts
 
     @classmethod
-    async def prepare(cls, path: Path, *, alone: bool) -> Self:
+    async def prepare(cls, path: Path, *, alone: bool, timeouts: FileTimeouts = FILE_TIMEOUTS) -> Self:
         """Open or make it, and bring its schema to this version.
 
         :param alone: keep every other service away from it, until :meth:`close`.
@@ -46,9 +59,9 @@ class SqliteFile:
             changed.
         """
         try:
-            return cls(path, await asyncio.to_thread(_prepare, path, alone=alone))
+            return cls(path, await asyncio.to_thread(_prepare, path, alone=alone), timeouts)
         except (OSError, sqlite3.Error) as error:
-            raise JournalError(_in_words(path, error, "opened")) from error
+            raise JournalError(_in_words(path, error, "opened", waited=timeouts.answer_seconds)) from error
 
     @property
     def name(self) -> str:
@@ -56,16 +69,16 @@ class SqliteFile:
 
     @property
     def timeout_seconds(self) -> float:
-        return _PATIENCE_SECONDS
+        return self._timeouts.answer_seconds
 
     def engine(self, *, connections: int, writing: bool) -> AsyncEngine:
         engine = create_async_engine(
             f"sqlite+aiosqlite:///{self._path}",
             # Transactions begin as we say, below.
-            connect_args={"timeout": BUSY_SECONDS, "isolation_level": None},
+            connect_args={"timeout": self._timeouts.lock_seconds, "isolation_level": None},
             pool_size=connections,
             max_overflow=0,
-            pool_timeout=100 * _PATIENCE_SECONDS,  # whoever waits gives up before that
+            pool_timeout=100 * self.timeout_seconds,  # whoever waits gives up before that
         )
 
         @event.listens_for(engine.sync_engine, "connect")
@@ -103,7 +116,8 @@ class SqliteFile:
         return Remedy.RETRY if code == sqlite3.SQLITE_READONLY else Remedy.RECONNECT
 
     def in_words(self, error: BaseException, what: str, *, unsure: bool = False) -> str:
-        return _in_words(self._path, error, what, f"; {UNSURE}" if unsure else "")
+        more = f"; {UNSURE}" if unsure else ""
+        return _in_words(self._path, error, what, more, waited=self.timeout_seconds)
 
     async def close(self) -> None:
         if self._lock >= 0:
@@ -162,13 +176,13 @@ def _code(error: BaseException) -> int | None:
     return None if code is None else code & 0xFF
 
 
-def _in_words(path: Path, error: BaseException, what: str, more: str = "") -> str:
+def _in_words(path: Path, error: BaseException, what: str, more: str = "", *, waited: float) -> str:
     found = cause(error)
     if isinstance(found, sqlite3.Error):
         why = _WORDS.get(getattr(found, "sqlite_errorcode", -1)) or _WORDS.get(_code(found) or -1)
         why = f"{why} ({found})" if why else str(found)
     elif isinstance(found, TimeoutError):
-        why = f"the disk does not answer (waited {_PATIENCE_SECONDS:g} s{more})"
+        why = f"the disk does not answer (waited {waited:g} s{more})"
     elif isinstance(found, OSError):
         why = f"{found.strerror or found}{_what_to_do(path, found)}"
     else:

@@ -442,25 +442,26 @@ class TestSshConnection:
         assert process.alive is not False
         assert not ended(sleeper.pid)
 
-    @pytest.mark.parametrize("silence", [0.4, 15.0])
+    @pytest.mark.parametrize("watch", ["exit 2", "cat >/dev/null; : $@"], ids=["ends", "hangs"])
     async def test_watch_that_was_killed_is_begun_again(
         self,
-        remote: SshAccess,
+        site: SimpleNamespace,
         sleeper: subprocess.Popen[bytes],
         monkeypatch: pytest.MonkeyPatch,
-        silence: float,
+        watch: str,
     ) -> None:
-        monkeypatch.setattr(remote_process, "_SILENCE_SECONDS", silence)
-        if silence < 1:  # it hangs instead of ending
-            monkeypatch.setattr(remote_process, "_WATCH", "cat >/dev/null; : $@")
-        else:
-            monkeypatch.setattr(remote_process, "_WATCH", "exit 2")
+        monkeypatch.setattr(remote_process, "_WATCH", watch)
+        config = site.sshd.config(connect_seconds=1.0, keepalive_seconds=0.3)
+        # One that ends is noticed at once; one that hangs by its silence.
+        silence = {"watch_silence_seconds": 0.4} if watch != "exit 2" else {}
+        remote = SshAccess("alpha", config, **silence)
         process = await remote.process(sleeper.pid)
         assert process is not None
         await until(lambda: process.alive is None, what="a watch that is missed", within=20)
         monkeypatch.undo()
         sleeper.kill()
         assert await process.wait_dead(10)
+        await remote.close()
 
     async def test_leaves_no_watch_behind(
         self, remote: SshAccess, site: SimpleNamespace, sleeper: subprocess.Popen[bytes]

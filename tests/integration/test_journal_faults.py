@@ -21,9 +21,9 @@ import pytest
 from migrator.core.migration.downsampling import Point
 from migrator.core.model import Sample, State
 from migrator.errors import JournalError
-from migrator.store import sqlite
 from migrator.store.database import Database
 from migrator.store.journal import SqlJournal
+from migrator.store.sqlite import FileTimeouts
 from migrator.store.tokens import Tokens
 from tests.conftest import missing
 
@@ -206,12 +206,9 @@ class TestReadOnly:
 
 
 class TestLock:
-    async def test_of_another_program_is_said_until_it_lets_go(
-        self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-    ) -> None:
-        monkeypatch.setattr(sqlite, "BUSY_SECONDS", 0.2)
+    async def test_of_another_program_is_said_until_it_lets_go(self, tmp_path: Path) -> None:
         path = tmp_path / "journal.db"
-        async with await SqlJournal.open(path) as journal:
+        async with await SqlJournal.open(path, timeouts=FileTimeouts(lock_seconds=0.2)) as journal:
             await journal.save(migration("m1"))
             with contextlib.closing(sqlite3.connect(path, isolation_level=None)) as other:
                 other.execute("BEGIN IMMEDIATE")
@@ -461,19 +458,17 @@ async def test_after_close_nothing_is_taken(tmp_path: Path) -> None:
         assert len(await journal.unfinished("migration")) == 2
 
 
-async def test_a_disk_that_does_not_answer_is_said(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_a_disk_that_does_not_answer_is_said(tmp_path: Path) -> None:
     path = tmp_path / "journal.db"
-    async with await SqlJournal.open(path) as journal:
+    async with await SqlJournal.open(path, timeouts=FileTimeouts(answer_seconds=1.5)) as journal:
         # A lock that is held for longer than that stands for the disk.
         with contextlib.closing(sqlite3.connect(path, isolation_level=None)) as other:
             other.execute("BEGIN IMMEDIATE")
-            monkeypatch.setattr(sqlite, "_PATIENCE_SECONDS", 0.3)
             with pytest.raises(
-                JournalError, match=r"the disk does not answer \(waited 0.3 s; .* may still be written"
+                JournalError, match=r"the disk does not answer \(waited 1.5 s; .* may still be written"
             ):
                 await journal.save(migration("m1"))
             assert "does not answer" in journal.complaint
-            monkeypatch.undo()
             other.execute("COMMIT")
         await works(journal)
 

@@ -15,7 +15,6 @@ from typing import Any, Self
 import pytest
 
 from migrator.errors import JournalError
-from migrator.store import postgresql as backend
 from migrator.store.backend import Server
 from migrator.store.journal import SqlJournal
 from migrator.testing.lab import until
@@ -138,11 +137,8 @@ class TestKilled:
 
 
 class TestFrozen:
-    async def test_is_said_in_time_and_over_when_it_goes_on(
-        self, victim: Postgres, place: Server, monkeypatch: pytest.MonkeyPatch
-    ) -> None:
-        monkeypatch.setattr(backend, "_ANSWER_SECONDS", 0.5)
-        monkeypatch.setattr(backend, "_CONNECT_SECONDS", 0.5)
+    async def test_is_said_in_time_and_over_when_it_goes_on(self, victim: Postgres, place: Server) -> None:
+        place = replace(place, connect_seconds=1.0, answer_seconds=2.0)
         async with await SqlJournal.open(place) as journal:
             await journal.save(migration("m1"))
             victim.freeze()
@@ -152,7 +148,7 @@ class TestFrozen:
                     await journal.save(migration("m2"), events=[event(1)])
                 with pytest.raises(JournalError, match="the server does not answer in time"):
                     await journal.find("migration", "m1")
-                assert time.monotonic() - began < 10
+                assert time.monotonic() - began < 20
             finally:
                 victim.thaw()
             await works(journal)

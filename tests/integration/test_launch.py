@@ -26,7 +26,6 @@ from migrator.hosts.launch import _DETACHED, Launcher, LaunchProfile, RunDirecto
 from migrator.hosts.local import LocalAccess
 from migrator.hosts.stale_directories import remove_stale
 from migrator.settings.models import HostDefaults
-from migrator.site import incoming_destination
 from migrator.testing.lab import GuestMachine, Lab, RawMonitor, until
 from tests.destinations import Moved, Site, arguments_of, guest_of, site_of
 
@@ -359,10 +358,7 @@ class TestDiscard:
         assert len(site.processes) == 1
         assert len(site.left) == 1
 
-    async def test_does_not_touch_what_does_not_answer(
-        self, site: Site, guest: Guest, monkeypatch: pytest.MonkeyPatch
-    ) -> None:
-        monkeypatch.setattr(incoming_destination, "_ANSWER_SECONDS", 0.5)
+    async def test_does_not_touch_what_does_not_answer(self, site: Site, guest: Guest) -> None:
         started = await site.start(guest)
         (pid,) = site.processes
         os.kill(pid, signal.SIGSTOP)

@@ -14,8 +14,8 @@ from migrator.core.inventory import Host, HostFacts
 from migrator.engine.inventory import Inventory
 from migrator.errors import HostError, JournalError
 from migrator.ports import HostLook
-from migrator.store import sqlite
 from migrator.store.database import Database
+from migrator.store.sqlite import FileTimeouts
 
 #: As if the process were stopped (SIGSTOP): nothing of it runs for so long.
 STOPPED_SECONDS = 2.5
@@ -44,10 +44,9 @@ async def test_time_in_which_this_process_did_not_run_does_not_count() -> None:
 
 
 async def test_a_journal_that_was_waited_for_by_nobody_answers(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path,
 ) -> None:
-    monkeypatch.setattr(sqlite, "_PATIENCE_SECONDS", 1.5)
-    opened = await Database.open(tmp_path / "journal.db")
+    opened = await Database.open(tmp_path / "journal.db", timeouts=FileTimeouts(answer_seconds=1.5))
     try:
 
         async def slow(connection: Any) -> str:
@@ -63,10 +62,9 @@ async def test_a_journal_that_was_waited_for_by_nobody_answers(
 
 
 async def test_too_many_readers_are_no_disk_that_does_not_answer(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path,
 ) -> None:
-    monkeypatch.setattr(sqlite, "_PATIENCE_SECONDS", 2.0)
-    opened = await Database.open(tmp_path / "journal.db")
+    opened = await Database.open(tmp_path / "journal.db", timeouts=FileTimeouts(answer_seconds=2.0))
     try:
 
         async def slow(connection: Any) -> None:

@@ -14,7 +14,7 @@ import pytest
 from migrator.core.migration.drivers import MARK, Driver, may_follow
 from migrator.errors import CommandFailed, Driven
 from migrator.machine import LocalProcess, is_gone_as_seen_here, own_process, this_driver
-from migrator.qemu import claim, marks
+from migrator.qemu import marks
 from migrator.qemu.address import Address
 from migrator.qemu.endpoint import Endpoint
 from migrator.testing.fake_qemu import FakeQemu
@@ -164,13 +164,12 @@ class TestClaim:
         await two.claim("")
 
     async def test_nothing_is_sent_by_who_slept_while_another_took_over(
-        self, qemu: FakeQemu, end_of: EndOf, monkeypatch: pytest.MonkeyPatch
+        self, qemu: FakeQemu, end_of: EndOf
     ) -> None:
-        one, two = end_of(a_driver("a", {})), end_of(a_driver("b"), by_force=True)
+        one, two = end_of(a_driver("a", {}), asleep_after_seconds=0.0), end_of(a_driver("b"), by_force=True)
         await asyncio.gather(one.connect(), two.connect())
         await one.claim("m1")
         await two.claim("m2")
-        monkeypatch.setattr(claim, "_SLEPT_SECONDS", -1.0)
         for command in (one.stop, one.cont, one.switch, one.cancel, one.quit, one.fence):
             with pytest.raises(Driven, match="another controller has taken it over: it is marked by a test"):
                 await command()

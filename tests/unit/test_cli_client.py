@@ -23,16 +23,14 @@ def stuck(tmp_path: Path) -> Iterator[str]:
         yield f"unix:{tmp_path}/api.sock"
 
 
-def test_one_that_is_stuck_is_not_told_to_be_started(stuck: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("migrator.cli.client._READ_SECONDS", 0.2)
+def test_one_that_is_stuck_is_not_told_to_be_started(stuck: str) -> None:
     with pytest.raises(NotReachable, match=r"gives no answer: it is busy or stuck; see journalctl") as said:
-        ServiceClient(stuck).get("hosts")
+        ServiceClient(stuck, timeout_seconds=0.2).get("hosts")
     assert "start it" not in str(said.value)
 
 
-def test_a_command_may_have_been_taken_a_question_not(stuck: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("migrator.cli.client._AGAIN_SECONDS", 0.0)
-    client = ServiceClient(stuck, timeout_seconds=0.2)
+def test_a_command_may_have_been_taken_a_question_not(stuck: str) -> None:
+    client = ServiceClient(stuck, timeout_seconds=0.2, again_seconds=0.0)
     with pytest.raises(NotReachable, match="may have taken the command"):
         client.post("hosts/a/evacuate", {})
     with pytest.raises(NotReachable, match=r"journalctl -u migrator$"):
