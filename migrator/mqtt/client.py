@@ -25,7 +25,7 @@ from migrator.mqtt.connection import (
     UnsupportedVersion,
     Version,
 )
-from migrator.mqtt.inbound import RejectedMessage, read, too_many
+from migrator.mqtt.inbound import IncomingCommand, RejectedMessage, read, too_many
 from migrator.mqtt.outbox import Outbox, Outgoing
 from migrator.mqtt.publication import Publication, PublishedUntil
 from migrator.mqtt.receipts import Receipts, nothing
@@ -245,6 +245,7 @@ class Mqtt:
                 await serving
             finally:
                 self._outbox.closed()
+                self._command_queues.drop_held()
                 self.connected = False
         except NotAllowed:
             raise
@@ -351,12 +352,11 @@ class Mqtt:
             done = receipts.expect(received)
             try:
                 incoming = read(received, topics=self._topics, config=self._config, now=self._now())
-                if self._command_queues.full(incoming.user):
-                    raise too_many(incoming, self._config.section.max_waiting_commands)
+                held = self._admit(incoming, received)
             except RejectedMessage as rejected:
                 self._refuse(rejected, received, done)
                 continue
-            if COMMANDS[incoming.envelope.verb].role is Role.VIEWER:
+            if held is None:
                 # It changes nothing, so nothing is lost with it; what takes its time must not keep the commands of
                 # others at the broker, which sends only so many that have no receipt.
                 done()
@@ -364,7 +364,21 @@ class Mqtt:
             # Once it returns the command is in the journal. It is acknowledged when the reply is with the broker too: a
             # crash before that brings both again.
             work = functools.partial(self._replies.execute, incoming, then=done)
-            self._command_queues.put(incoming.user, f"mqtt command {incoming.id}", work, tasks)
+            self._command_queues.put(incoming.user, f"mqtt command {incoming.id}", work, tasks, held=held)
+
+    def _admit(self, incoming: IncomingCommand, received: Received) -> int | None:
+        """Return the bytes that a command takes while the broker has no receipt for it; ``None``: it gets one now.
+
+        :raise RejectedMessage: it would wait behind too many.
+        """
+        if COMMANDS[incoming.envelope.verb].role is Role.VIEWER or not received.qos:
+            if self._command_queues.full(incoming.user):
+                most = self._config.section.max_waiting_commands
+                raise too_many(incoming, f"{most} commands of yours wait already (mqtt.max_waiting_commands)")
+            return None
+        if self._command_queues.holds_too_much(len(received.payload)):
+            raise too_many(incoming, "too many commands wait already")
+        return len(received.payload)
 
     def _refuse(self, rejected: RejectedMessage, received: Received, done: Callable[[], None]) -> None:
         self._commands.count("mqtt", rejected.verb if rejected.verb in COMMANDS else "unknown", "refused")

@@ -231,14 +231,10 @@ def _head(body: dict[str, Any], config: MqttConfig, now: datetime) -> CommandHea
     return head
 
 
-def too_many(incoming: IncomingCommand, most: int) -> RejectedMessage:
-    """Return the refusal for a user of whom too many commands wait already."""
+def too_many(incoming: IncomingCommand, what: str) -> RejectedMessage:
+    """Return the refusal of a command that would wait behind too many."""
     return RejectedMessage(
-        Refusal(
-            "not-now",
-            f"{most} commands of yours wait already (mqtt.max_waiting_commands); wait for their replies, then send it "
-            "again",
-        ),
+        Refusal("not-now", f"{what}; wait for their replies, then send it again"),
         verb=incoming.envelope.verb,
         identifier=incoming.id,
         reply_to=incoming.reply_to,

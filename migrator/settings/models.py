@@ -153,7 +153,7 @@ class MqttSettings(Section):
     #: Bytes; a larger command is refused, and the document in a larger reply is left out.
     max_command_size: Annotated[Size, Field(ge=1024)] = 65_536
     max_reply_size: Annotated[Size, Field(ge=1024)] = 1 << 20
-    #: Commands carried out at a time, of one user a quarter; and how many more of one user wait.
+    #: Commands carried out at a time, of one user a quarter; and how many more wait of one user that change nothing.
     max_commands: Positive = 32
     max_waiting_commands: Positive = 64
     #: Seconds after ``sent_at`` at which a command without ``expires_at`` expires.

@@ -63,6 +63,28 @@ async def test_of_one_user_only_so_many_wait() -> None:
         going_on.set()
 
 
+async def test_those_that_the_broker_delivers_again_go_with_the_connection() -> None:
+    turns = CommandQueues(concurrency=1, concurrency_per_user=1, max_waiting_per_user=2)
+    going_on = asyncio.Event()
+    begun: list[str] = []
+
+    async def work(name: str) -> None:
+        begun.append(name)
+        await going_on.wait()
+
+    async with asyncio.TaskGroup() as group:
+        for number in range(5):
+            turns.put("a", "held", lambda number=number: work(f"held {number}"), group, held=1 << 20)  # type: ignore[misc]
+        turns.put("a", "received", lambda: work("received"), group)
+        assert not turns.full("a"), "those that the broker has do not count"
+        assert turns.holds_too_much(28 << 20)
+        await asyncio.sleep(0)
+        turns.drop_held()
+        assert not turns.holds_too_much(28 << 20)
+        going_on.set()
+    assert begun == ["held 0", "received"]
+
+
 def test_client_id_is_kept_for_the_service_alone_and_cannot_be_guessed(tmp_path: Path) -> None:
     settings = MqttConfig(section=MqttSettings(host="b"), site="s", instance="i")
     one, other = settings.new_client_id(), settings.new_client_id()
