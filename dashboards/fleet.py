@@ -174,6 +174,11 @@ def _migrations() -> list[Any]:
                 f"(rate(migrator_migration_standstill_seconds_bucket{{{ALL}}}[1h])))",
                 "p99, watched or not",
             ),
+            query(
+                "histogram_quantile(0.99, sum by (le) "
+                f"(rate(migrator_migration_postcopy_stall_seconds_bucket{{{ALL}}}[1h])))",
+                "p99, waited for pages in postcopy",
+            ),
             query(f"max(migrator_migration_downtime_ceiling_seconds{{{ALL}}})", "highest ceiling"),
         ),
         curves(

@@ -121,6 +121,13 @@ class MigrationDocument(Document):
     standstill_uncertainty_seconds: float | None = None
     #: Bytes that were on their way when the guest was stopped, and drained inside its downtime; ``None``: not measured.
     queued_at_stop_bytes: int | None = None
+    #: With mode postcopy: for how long the whole guest, and each of its vCPUs, waited for pages at its destination;
+    #: ``None`` where that was not measured.
+    postcopy_stall_seconds: float | None = None
+    postcopy_vcpu_stall_seconds: list[float] = Field(default_factory=list)
+    #: What was forecast of it when postcopy was begun, and the policy's ceiling.
+    postcopy_stall_forecast_seconds: float | None = None
+    max_postcopy_stall_seconds: float = 0.0
     #: What it took until both ends were set up and it could wait for its turn.
     preparation_seconds: float | None = None
     preflight_seconds: float | None = None

@@ -90,6 +90,10 @@ def direct(
             help="While jobs or exports use the guest's disks: wait until they have ended, or refuse.",
         ),
     ] = None,
+    max_postcopy_stall: Annotated[
+        str | None,
+        typer.Option(metavar="TIME", help="The longest that the guest may wait for pages in postcopy: 2s."),
+    ] = None,
     prefer: Annotated[
         str | None,
         typer.Option(
@@ -190,6 +194,7 @@ def direct(
             last_resort=last_resort,
             block_jobs=block_jobs,
             prefer=prefer,
+            max_postcopy_stall=max_postcopy_stall,
             accept=tuple(code for codes in accept or [] for code in codes.split(",") if code),
             listen=listen,
             destination_pid=destination_pid,

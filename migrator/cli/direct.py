@@ -63,6 +63,7 @@ class Request:
     last_resort: str | None = None
     block_jobs: str | None = None
     prefer: str | None = None
+    max_postcopy_stall: str | None = None
     accept: tuple[str, ...] = ()
     listen: str | None = None
     destination_pid: int | None = None
@@ -315,6 +316,7 @@ def _policy(request: Request) -> Policy:
         last_resort=_choice("--last-resort", request.last_resort, LastResort),
         block_jobs=_choice("--block-jobs", request.block_jobs, BlockJobs),
         prefer=_choice("--prefer", request.prefer, Preference),
+        max_postcopy_stall_seconds=_option("--max-postcopy-stall", request.max_postcopy_stall, units.seconds),
     )
 
 

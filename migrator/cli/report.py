@@ -160,6 +160,8 @@ def _facts(document: MigrationDocument) -> list[str]:
         above = "above its ceiling of" if document.ceiling_exceeded else "ceiling"
         asked = "" if document.mode is Mode.OFFLINE else f" ({above} {ceiling})"
         first.append(f"downtime {show_seconds(document.downtime_seconds)}{asked}")
+    if document.postcopy_stall_seconds is not None:
+        first.append(f"waited {show_seconds(document.postcopy_stall_seconds)} for pages")
     second = [f"{show_bytes(document.transferred_bytes)} sent"] if document.transferred_bytes else []
     if document.queued_at_stop_bytes is not None:
         second.append(f"{show_bytes(document.queued_at_stop_bytes)} queued at STOP")

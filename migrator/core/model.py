@@ -138,6 +138,10 @@ class View:
     error: str = ""
     #: Figures of the running migration, where it has any.
     sample: Sample | None = None
+    #: At a destination that measures it: for how long all of the guest, and each of its vCPUs, has waited for pages in
+    #: postcopy so far; ``None`` where it is not measured.
+    postcopy_stall_seconds: float | None = None
+    postcopy_vcpu_stall_seconds: tuple[float, ...] = ()
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -67,6 +67,9 @@ class Policy:
     offline: bool = False
     block_jobs: BlockJobs = BlockJobs.WAIT
     prefer: Preference = Preference.DOWNTIME
+    #: Ceiling of the time that the guest waits for pages in postcopy, in seconds: one that is exceeded is told, as one
+    #: that is forecast is.
+    max_postcopy_stall_seconds: float = 2.0
 
     def __post_init__(self) -> None:
         if not 0 < self.max_downtime_seconds <= 2000:  # QEMU's own maximum for downtime-limit
@@ -83,6 +86,8 @@ class Policy:
             raise UsageError(f"policy {self.name}: max_throttle must lie between 0 and 99%")
         if self.max_duration_seconds is not None and self.max_duration_seconds <= 0:
             raise UsageError(f"policy {self.name}: max_duration must be more than 0")
+        if self.max_postcopy_stall_seconds <= 0:
+            raise UsageError(f"policy {self.name}: max_postcopy_stall must be more than 0")
         if self.offline and self.postcopy is not PostcopyMode.NEVER:
             raise UsageError(
                 f"policy {self.name}: offline and postcopy={self.postcopy} contradict each other: "
@@ -112,6 +117,7 @@ class Policy:
         last_resort: LastResort | None = None,
         block_jobs: BlockJobs | None = None,
         prefer: Preference | None = None,
+        max_postcopy_stall_seconds: float | None = None,
     ) -> Policy:
         """Return this policy with the given fields instead; a field that is ``None`` stays.
 

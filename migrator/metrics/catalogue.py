@@ -44,6 +44,7 @@ ACTIONS = (
             *map(str, ActionKind),
             *map(str, Step),
             *("ceiling-exceeded", "held", "no-postcopy", "pacing", "park", "resolve"),
+            *("postcopy-stall-exceeded", "postcopy-stall-forecast"),
             *("run-state", "take-up", "too-late", "undo"),
             VIOLATED,
         }
@@ -216,6 +217,14 @@ COUNTED = (
         "offline. Where it is known between bounds only, the middle.",
         buckets=(0.01, 0.02, 0.05, 0.1, 0.15, 0.2, 0.3, 0.5, 0.75, 1, 2, 5, 10, 30, 60, 300, 1800),
         why="as of downtimes; the long end is for a controller that was away at the switch, and for held guests",
+    ),
+    _histogram(
+        "migrator_migration_postcopy_stall_seconds",
+        "For how long all of the guest waited for pages in postcopy, where its destination measures that.",
+        "mode",
+        buckets=(0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1, 2, 5, 10, 30, 60, 300),
+        why="as of downtimes; the default ceiling of 2 s is a bound",
+        times=len(MODES),
     ),
     _histogram(
         "migrator_migration_downtime_ceiling_ratio",

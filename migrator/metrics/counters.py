@@ -94,6 +94,7 @@ class Counters:
         self._duration = self._histogram("migration_duration_seconds", catalogue.MODES)
         self._downtime = self._histogram("migration_downtime_seconds", catalogue.MODES)
         self._standstill = self._histogram("migration_standstill_seconds")
+        self._stall = self._histogram("migration_postcopy_stall_seconds", catalogue.MODES)
         self._of_ceiling = self._histogram("migration_downtime_ceiling_ratio", catalogue.MODES)
         self._preparation = self._histogram("migration_preparation_seconds")
         self._phases = self._histogram("migration_phase_duration_seconds", catalogue.PHASES)
@@ -270,6 +271,8 @@ class Counters:
         exemplar = {"migration": migration.id}
         if migration.standstill_seconds is not None:
             self._standstill.observe(migration.standstill_seconds, exemplar=exemplar)
+        if migration.postcopy_stall_seconds is not None:
+            self._stall.labels(migration.mode).observe(migration.postcopy_stall_seconds, exemplar=exemplar)
         if migration.ceiling_exceeded:
             self._exceeded.inc(exemplar=exemplar)
 

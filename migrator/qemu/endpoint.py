@@ -30,7 +30,7 @@ from migrator.qemu.pending_connects import PendingConnects
 from migrator.qemu.process_handle import ProcessHandle
 from migrator.qemu.read_facts import read_facts
 from migrator.qemu.runtime_state import RuntimeState, read_runtime_state, restore_runtime_state
-from migrator.qemu.samples import read_sample
+from migrator.qemu.samples import read_sample, read_stall
 from migrator.qemu.status_query import StatusQuery
 from migrator.qemu.stream_sockets import stream_sockets
 from migrator.qemu.transport import MonitorTransport
@@ -212,6 +212,7 @@ class Endpoint:
             status=MigrationStatus(migrate.get("status", "none")),
             error=str(migrate.get("error-desc", "")),
             sample=read_sample(migrate),
+            **read_stall(migrate),
         )
 
     async def _hear_last(self, timeout: float) -> None:

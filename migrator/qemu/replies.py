@@ -185,6 +185,8 @@ REPLIES: Final[Mapping[str, CoreSchema]] = {
             "cpu-throttle-percentage": form.int_schema(ge=0, le=100, strict=True),
             "blocked-reasons": _list(_text, 1_000),
             "socket-address": _list(_address, 16),
+            "postcopy-blocktime": _count,
+            "postcopy-vcpu-blocktime": _list(_count, 4_096),
         },
     ),
     "query-migrate-capabilities": _list(_object({"capability": _name, "state": _flag}), 1_000),

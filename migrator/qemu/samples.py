@@ -27,3 +27,16 @@ def read_sample(migrate: Mapping[str, Any]) -> Sample | None:
         downtime_seconds=max(0, migrate.get("downtime", 0)) / 1e3,
         postcopy_requests=ram.get("postcopy-requests", 0),
     )
+
+
+def read_stall(migrate: Mapping[str, Any]) -> dict[str, Any]:
+    """Return what a destination measures with ``postcopy-blocktime``, as fields of a view; nothing where it is off."""
+    whole = migrate.get("postcopy-blocktime")
+    if whole is None:
+        return {}
+    return {
+        "postcopy_stall_seconds": whole / 1e3,
+        "postcopy_vcpu_stall_seconds": tuple(
+            each / 1e3 for each in migrate.get("postcopy-vcpu-blocktime", ())
+        ),
+    }

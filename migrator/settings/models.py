@@ -383,3 +383,4 @@ class PolicySettings(Section):
     last_resort: LastResort | None = None
     block_jobs: BlockJobs | None = None
     prefer: Preference | None = None
+    max_postcopy_stall: Seconds | None = None

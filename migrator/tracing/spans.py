@@ -215,6 +215,7 @@ _MIGRATION = {
     "migrator.transferred_bytes": "transferred_bytes",
     "migrator.total_bytes": "total_bytes",
     "migrator.queued_at_stop_bytes": "queued_at_stop_bytes",
+    "migrator.postcopy_stall_seconds": "postcopy_stall_seconds",
     "migrator.rounds": "round",
     "migrator.max_throttle_ratio": "max_throttle_ratio",
     "migrator.forecast_error_ratio": "forecast_error_ratio",

@@ -224,6 +224,7 @@ LIVE: dict[str, tuple[str, Probe, Any]] = {
     "policies.last_resort": ('"pause"', of_policy("last_resort"), LastResort.PAUSE),
     "policies.block_jobs": ('"refuse"', of_policy("block_jobs"), BlockJobs.REFUSE),
     "policies.prefer": ('"time"', of_policy("prefer"), Preference.TIME),
+    "policies.max_postcopy_stall": ('"4s"', of_policy("max_postcopy_stall_seconds"), 4.0),
 }
 #: What goes with a key, so that the whole is right.
 TOGETHER: dict[str, dict[str, str]] = {

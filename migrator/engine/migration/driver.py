@@ -26,7 +26,7 @@ from migrator.core.preflight.facts import Facts
 from migrator.engine import clock
 from migrator.engine.migration.block_job_wait import too_late
 from migrator.engine.migration.driver_state import DriverState, plain
-from migrator.engine.migration.ending import explain, measure
+from migrator.engine.migration.ending import explain, judge_stall, measure
 from migrator.engine.migration.observer import interval
 from migrator.engine.migration.outcome import MigrationOutcome
 from migrator.engine.migration.prepare import prepare, together
@@ -299,11 +299,13 @@ class MigrationDriver(DriverState):
                 return await self._end(answer)
             if answer.step is Step.WAIT:
                 if source_is(source) is SourceIs.COPIES and source.sample is not None:
+                    self._postcopy_steering.expect(self._steering.bandwidth_bytes_per_second)
                     if self._parked:
                         return self.result  # a look after it was parked found it copying: there it stays
                     await self._steer(source.sample)
                 elif intent.postcopy:
                     await self._shaper.tend_postcopy()
+                    await self._postcopy_steering.step(source, destination)
                 self._intent_updates.slow_cancel(source)
                 closely = self._steering.watches_closely
                 await self._observer.pause(interval(self._intent_log.intent, source, closely=closely))
@@ -362,6 +364,7 @@ class MigrationDriver(DriverState):
         result = self.result
         result.state = answer.state or State.HELD
         measure(result, self._intent_log, self._observer)
+        judge_stall(result, self._intent_log)
         if result.duration_seconds is None or result.state is not State.COMPLETED:
             result.duration_seconds = self._intent_log.elapsed
         if result.state is State.COMPLETED:

@@ -25,6 +25,7 @@ from migrator.engine.migration.intent_updates import IntentUpdates
 from migrator.engine.migration.observer import Observer
 from migrator.engine.migration.outcome import MigrationOutcome, MigrationProgress
 from migrator.engine.migration.phase_timeouts import PhaseTimeouts
+from migrator.engine.migration.postcopy_steering import PostcopySteering
 from migrator.engine.migration.prepare import UNLIMITED_BYTES_PER_SECOND
 from migrator.engine.migration.requests import MigrationRequests
 from migrator.engine.migration.steering import Steering
@@ -76,11 +77,13 @@ class DriverState:
         self.result.state = State.PREPARING
         self.result.mode = Mode.OFFLINE if policy.offline else Mode.PRECOPY
         self.result.max_downtime_seconds = policy.max_downtime_seconds
+        self.result.max_postcopy_stall_seconds = policy.max_postcopy_stall_seconds
         self._intent_log = IntentLog(record, result=self.result, on_decision=on_decision)
         self._shaper = StreamShaper(source, destination, intent_log=self._intent_log, result=self.result)
         self._steering = Steering(
             source, policy=policy, intent_log=self._intent_log, result=self.result, shaper=self._shaper
         )
+        self._postcopy_steering = PostcopySteering(source, result=self.result)
         self._observer = Observer(
             source, destination, timeouts=timeouts or PhaseTimeouts(), result=self.result
         )

@@ -39,6 +39,21 @@ def measure(result: MigrationOutcome, intent_log: IntentLog, observer: Observer)
         )
 
 
+def judge_stall(result: MigrationOutcome, intent_log: IntentLog) -> None:
+    """Say where the guest waited longer for pages in postcopy than its policy allows."""
+    stall = result.postcopy_stall_seconds
+    if stall is not None and stall > result.max_postcopy_stall_seconds > 0:
+        intent_log.decide(
+            "postcopy-stall-exceeded",
+            f"the guest waited {stall:.3g} s for pages in postcopy, and its policy allows "
+            f"{result.max_postcopy_stall_seconds:.3g} s",
+            {
+                "postcopy_stall_seconds": stall,
+                "max_postcopy_stall_seconds": result.max_postcopy_stall_seconds,
+            },
+        )
+
+
 def explain(answer: Next, intent_log: IntentLog, observer: Observer, destination: Qemu) -> str:
     """Return in one line why it did not complete, and what QEMU says of it on either side."""
     if intent_log.undone_by_choice and answer.state is not State.HELD:

@@ -25,6 +25,9 @@ OUTCOME = (
     "standstill_uncertainty_seconds",
     "transferred_bytes",
     "queued_at_stop_bytes",
+    "postcopy_stall_seconds",
+    "postcopy_vcpu_stall_seconds",
+    "postcopy_stall_forecast_seconds",
     "rounds",
     "max_throttle_ratio",
 )

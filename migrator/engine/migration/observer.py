@@ -86,6 +86,9 @@ class Observer:
             result.transferred_bytes = max(result.transferred_bytes, sample.transferred_bytes)
             result.rounds = max(result.rounds, sample.round)
             result.max_throttle_ratio = max(result.max_throttle_ratio, sample.throttle_ratio)
+        if destination.postcopy_stall_seconds is not None and self._result.mode is Mode.POSTCOPY:
+            self._result.postcopy_stall_seconds = destination.postcopy_stall_seconds
+            self._result.postcopy_vcpu_stall_seconds = destination.postcopy_vcpu_stall_seconds
         overdue = self._overdue(intent, source, destination)
         for view, side in ((source, "source"), (destination, "destination")):
             if overdue and view.process is ProcessState.UNKNOWN and view.can_fence and not view.answers:

@@ -51,6 +51,13 @@ class MigrationOutcome:
     #: Written by QEMU and not yet at the destination when the guest was stopped: it drains inside the downtime.
     #: ``None`` where that was not measured.
     queued_at_stop_bytes: int | None = None
+    #: With mode postcopy: for how long the whole guest, and each of its vCPUs, waited for pages after it had begun to
+    #: run at the destination; ``None`` where that was not measured.
+    postcopy_stall_seconds: float | None = None
+    postcopy_vcpu_stall_seconds: tuple[float, ...] = ()
+    #: What was forecast when postcopy was begun, and the policy's ceiling.
+    postcopy_stall_forecast_seconds: float | None = None
+    max_postcopy_stall_seconds: float = 0.0
     rounds: int = 0
     #: The most CPU time that was taken from the guest.
     max_throttle_ratio: float = 0.0

@@ -28,6 +28,7 @@ _OFF = (
     "xbzrle",
     "zero-copy-send",
 )
+_PREEMPT, _BLOCKTIME = "postcopy-preempt", "postcopy-blocktime"
 #: Always on; preflight has seen that both sides have them.
 _ON = ("events", "return-path", "pause-before-switchover")
 #: More than any link carries: QEMU's own default of 128 MiB/s would be the limit otherwise.
@@ -58,16 +59,21 @@ async def prepare(
     """
     wanted = dict.fromkeys(_OFF, False) | dict.fromkeys(_ON, True)
     wanted |= {"auto-converge": abilities.throttle, "postcopy-ram": abilities.postcopy}
+    # A channel of its own for pages that are asked for: they do not stand behind what is sent unasked.
+    offered = _PREEMPT in settings.capabilities and _PREEMPT in settings_there.capabilities
+    wanted[_PREEMPT] = abilities.postcopy and offered
 
     async def set_up_destination() -> str:
         present = settings_there.capabilities
+        # Of no use to the source, which measures nothing.
+        measured = {_BLOCKTIME: True} if abilities.postcopy and _BLOCKTIME in present else {}
         try:
-            await destination.enable(_differing(wanted, present))
+            await destination.enable(_differing(wanted | measured, present))
         except CommandFailed as error:
             # Whether postcopy works there (userfaultfd, memory backend) shows only when it is asked for.
             if policy.postcopy is not PostcopyMode.ALLOW or not wanted["postcopy-ram"]:
                 raise
-            wanted["postcopy-ram"] = False
+            wanted["postcopy-ram"] = wanted[_PREEMPT] = False
             tell("no-postcopy", f"the destination refuses postcopy, going without: {error.description}")
             await destination.enable(_differing(wanted, present))
         return await destination.listen(listen)

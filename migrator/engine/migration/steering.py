@@ -12,6 +12,7 @@ from migrator import logs
 from migrator.core.migration import convergence
 from migrator.core.migration.convergence import Abilities, Action, ActionKind
 from migrator.core.migration.forecast import Forecast, Verdict
+from migrator.core.migration.postcopy_bandwidth import forecast_stall
 from migrator.core.model import Mode, Sample, State
 from migrator.core.policy import Policy, PostcopyMode
 from migrator.engine.migration.intent_log import IntentLog
@@ -19,7 +20,10 @@ from migrator.engine.migration.outcome import MigrationOutcome
 from migrator.engine.migration.stream_shaper import StreamShaper
 from migrator.errors import CommandFailed, QemuError
 from migrator.ports import Qemu, Tuning
+from migrator.units import show_seconds
 
+#: A decision: more than the policy allows is forecast.
+STALL_FORECAST = "postcopy-stall-forecast"
 #: The shortest that every QEMU can measure.
 _PROBE_SECONDS = 1.0
 
@@ -59,6 +63,11 @@ class Steering:
     def watches_closely(self) -> bool:
         """Return whether the switch is so near that the source is to be looked at every few milliseconds."""
         return self._state.watches_closely
+
+    @property
+    def bandwidth_bytes_per_second(self) -> float:
+        """Return what the stream was seen to carry; 0 while nothing is known."""
+        return self._state.model.bandwidth_bytes_per_second
 
     def govern(self, policy: Policy) -> None:
         """Take this policy from now on; before anything is copied."""
@@ -189,6 +198,7 @@ class Steering:
         if self._intent_log.intent.undo is not None:
             return  # that could not be put on record
         self._shaper.end_pacing()
+        self._forecast_stall()
         if uri is None:
             await self._shaper.before_postcopy()
         begin = [self._source.migrate(uri)] if uri is not None else []
@@ -201,6 +211,27 @@ class Steering:
             )
         elif failed is not None:
             raise failed
+
+    def _forecast_stall(self) -> None:
+        """Note how long the guest will wait for pages, and say so where its policy allows less."""
+        model = self._state.model
+        left = model.last.remaining_bytes if model.last is not None else math.inf
+        stall = forecast_stall(
+            missing_bytes=left,
+            working_set_bytes=model.working_set_bytes() if model.known else left,
+            path_bytes_per_second=model.bandwidth_bytes_per_second,
+        )
+        if stall is None or not math.isfinite(stall):
+            return
+        self._result.postcopy_stall_forecast_seconds = stall
+        if stall > self._policy.max_postcopy_stall_seconds:
+            ceiling = self._policy.max_postcopy_stall_seconds
+            self._intent_log.decide(
+                STALL_FORECAST,
+                f"the guest may wait {show_seconds(stall)} for pages in postcopy, and its policy allows "
+                f"{show_seconds(ceiling)}",
+                {"postcopy_stall_forecast_seconds": stall, "max_postcopy_stall_seconds": ceiling},
+            )
 
     def _numbers(self, sample: Sample) -> dict[str, Any]:
         shown = {**asdict(sample), **asdict(self.forecast)}

@@ -1,0 +1,81 @@
+"""Bandwidth of what a postcopy sends unasked: little while the guest waits for pages, else all that there is. Pure.
+
+A page that the guest waits for stands behind what is already in the sockets and on the path, and beside what the
+source goes on to send unasked. So that is held back while requests come, and goes at full speed when they have stopped.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+
+#: Share of the path for what nobody asked for, while the guest waits for pages.
+_HELD_BACK_RATIO = 0.5
+#: It has to be quiet for so long before the path is given back, seconds.
+_QUIET_SECONDS = 1.0
+#: Where all that is left arrives within this, nothing is held back, seconds.
+_SOON_SECONDS = 0.3
+
+
+def forecast_stall(
+    *, missing_bytes: float, working_set_bytes: float, path_bytes_per_second: float
+) -> float | None:
+    """Return the seconds that the guest will wait for pages, at the most likely; ``None`` where too little is known.
+
+    It waits until what it works with has arrived, page by page, as it asks for them.
+
+    :param missing_bytes: what the destination lacks when the guest begins to run there.
+    :param working_set_bytes: what the guest was seen to write, or all of its memory where that is not known.
+    """
+    if path_bytes_per_second <= 0:
+        return None
+    return min(missing_bytes, working_set_bytes) / path_bytes_per_second
+
+
+@dataclass(frozen=True, kw_only=True)
+class PostcopyBandwidth:
+    """State that :func:`step` carries from one look to the next."""
+
+    #: What the path carries, as far as it was seen; 0: not yet.
+    path_bytes_per_second: float = 0.0
+    #: What QEMU was given, bytes per second; 0 is no limit of its own.
+    limit: int = 0
+    requests: int = 0
+    stall_seconds: float = 0.0
+    #: When the guest was last seen to wait.
+    waited_at: float | None = None
+
+
+def step(
+    state: PostcopyBandwidth,
+    *,
+    at_seconds: float,
+    requests: int,
+    stall_seconds: float | None,
+    remaining_bytes: int,
+    bandwidth_bytes_per_second: float,
+) -> PostcopyBandwidth:
+    """Return the state after one more look at a postcopy whose guest runs; :attr:`PostcopyBandwidth.limit` is due.
+
+    :param requests: pages that the destination has asked for so far.
+    :param stall_seconds: for how long all of the guest has waited so far; ``None``: not measured.
+    :param bandwidth_bytes_per_second: as QEMU measures it now.
+    """
+    path = state.path_bytes_per_second
+    if state.limit == 0:
+        path = max(path, bandwidth_bytes_per_second)
+    waits = (
+        requests > state.requests or (stall_seconds or 0.0) > state.stall_seconds or state.waited_at is None
+    )
+    waited_at = at_seconds if waits or state.waited_at is None else state.waited_at
+    quiet = at_seconds - waited_at >= _QUIET_SECONDS
+    worth = path > 0 and remaining_bytes > path * _SOON_SECONDS
+    limit = int(path * _HELD_BACK_RATIO) if worth and not quiet else 0
+    return replace(
+        state,
+        path_bytes_per_second=path,
+        # A path that is only now seen to be faster is no reason to tell QEMU again.
+        limit=state.limit if limit and state.limit else limit,
+        requests=max(requests, state.requests),
+        stall_seconds=max(stall_seconds or 0.0, state.stall_seconds),
+        waited_at=waited_at,
+    )

@@ -1,0 +1,60 @@
+"""Steers a postcopy whose guest runs at the destination: what is sent unasked gives way to what the guest waits for."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+from migrator import logs
+from migrator.core.migration.postcopy_bandwidth import PostcopyBandwidth, step
+from migrator.core.model import RUNNING_STATES, MigrationStatus, View
+from migrator.engine import clock
+from migrator.engine.migration.outcome import MigrationOutcome
+from migrator.errors import Driven, QemuError
+from migrator.ports import Qemu, Tuning
+
+
+class PostcopySteering:
+    """Steers one postcopy."""
+
+    def __init__(self, source: Qemu, *, result: MigrationOutcome) -> None:
+        self._source = source
+        self._result = result
+        self._state = PostcopyBandwidth()
+        self._log = logs.logger(migration=result.id)
+
+    def expect(self, path_bytes_per_second: float) -> None:
+        """Say what the stream was seen to carry before."""
+        self._state = replace(self._state, path_bytes_per_second=path_bytes_per_second)
+
+    async def step(self, source: View, destination: View) -> None:
+        """Take one more look into account; a source that refuses or does not answer goes on as it is.
+
+        :raise Driven: another controller has taken the source over.
+        """
+        stall = destination.postcopy_stall_seconds
+        sample = source.sample
+        if (
+            source.status is not MigrationStatus.POSTCOPY_ACTIVE
+            or sample is None
+            or not destination.answers
+            or destination.run not in RUNNING_STATES
+        ):
+            return
+        before = self._state.limit
+        self._state = step(
+            self._state,
+            at_seconds=clock.now(),
+            requests=sample.postcopy_requests,
+            stall_seconds=stall,
+            remaining_bytes=sample.remaining_bytes,
+            bandwidth_bytes_per_second=sample.bandwidth_bytes_per_second,
+        )
+        if self._state.limit == before:
+            return
+        try:
+            await self._source.tune(Tuning(max_postcopy_bandwidth_bytes_per_second=self._state.limit))
+        except Driven:
+            raise
+        except QemuError as error:
+            self._state = replace(self._state, limit=before)
+            self._log.info("the bandwidth of postcopy could not be set", error=str(error))

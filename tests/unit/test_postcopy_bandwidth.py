@@ -1,0 +1,64 @@
+"""What a postcopy sends unasked gives way to pages that the guest waits for, and has the path else."""
+
+from __future__ import annotations
+
+from migrator.core.migration.postcopy_bandwidth import PostcopyBandwidth, forecast_stall, step
+
+MIB = 1 << 20
+PATH = 7_000_000.0
+
+
+def look(
+    state: PostcopyBandwidth,
+    at: float,
+    *,
+    requests: int = 0,
+    stall: float | None = None,
+    left: int = 64 * MIB,
+    speed: float = PATH,
+) -> PostcopyBandwidth:
+    return step(
+        state,
+        at_seconds=at,
+        requests=requests,
+        stall_seconds=stall,
+        remaining_bytes=left,
+        bandwidth_bytes_per_second=speed,
+    )
+
+
+def test_is_held_back_from_the_first_look_on_until_no_page_was_asked_for_in_a_second() -> None:
+    state = look(PostcopyBandwidth(), 10.0, requests=5)
+    assert state.limit == PATH / 2
+    for tenth in range(1, 10):
+        state = look(state, 10.0 + tenth / 10, requests=5, speed=PATH / 2)
+        assert state.limit == PATH / 2
+    state = look(state, 11.1, requests=5, speed=PATH / 2)
+    assert state.limit == 0
+
+
+def test_is_held_back_again_when_the_guest_waits_again() -> None:
+    state = look(look(PostcopyBandwidth(), 10.0, requests=5), 11.1, requests=5)
+    assert state.limit == 0
+    asked = look(state, 11.2, requests=6)
+    waited = look(state, 11.2, requests=5, stall=0.1)
+    assert asked.limit == waited.limit == PATH / 2
+
+
+def test_pace_is_no_measure_of_the_path() -> None:
+    state = look(PostcopyBandwidth(path_bytes_per_second=PATH), 10.0, requests=1)
+    for tenth in range(1, 30):
+        state = look(state, 10.0 + tenth / 10, requests=tenth, speed=PATH / 2)
+    assert (state.limit, state.path_bytes_per_second) == (PATH / 2, PATH)
+
+
+def test_nothing_is_held_back_where_all_arrives_at_once_or_the_path_is_not_known() -> None:
+    assert look(PostcopyBandwidth(), 10.0, requests=5, left=MIB).limit == 0
+    assert look(PostcopyBandwidth(), 10.0, requests=5, speed=0.0).limit == 0
+
+
+def test_guest_waits_until_what_it_works_with_has_arrived() -> None:
+    forecast = forecast_stall(missing_bytes=70e6, working_set_bytes=14e6, path_bytes_per_second=PATH)
+    assert forecast == 2.0
+    assert forecast_stall(missing_bytes=7e6, working_set_bytes=14e6, path_bytes_per_second=PATH) == 1.0
+    assert forecast_stall(missing_bytes=7e6, working_set_bytes=14e6, path_bytes_per_second=0.0) is None
