@@ -42,6 +42,8 @@ _SYNC_SEEN_SECONDS = 0.5
 _SHORTEST_ROUND_SECONDS = 0.1
 #: QEMU measures the bandwidth in windows of a tenth of a second; one in which there was nothing to send tells nothing.
 _WINDOW_SECONDS = 0.1
+#: A round that began with less than this share of what a window carries left the stream without work.
+_ENOUGH_RATIO = 0.5
 #: Before that the buffers on the way swallow what is sent, and more seems to be carried than is.
 _SETTLED_SECONDS = 1.0
 #: A bandwidth that is lower than it was so many seconds ago may be so for a moment.
@@ -258,10 +260,12 @@ def _with_bandwidth(model: Model, sample: Sample) -> Model:
         return model  # QEMU shows the same window again
     model = replace(model, bandwidth_at=sample.at_seconds)
     began = model.round_began
-    short = (
-        began is None or began.round != sample.round or sample.at_seconds - began.at_seconds < _WINDOW_SECONDS
+    dry = (
+        began is not None
+        and sample.at_seconds - began.at_seconds < _WINDOW_SECONDS
+        and began.remaining_bytes < _ENOUGH_RATIO * before * _WINDOW_SECONDS
     )
-    if short and measured < before:
+    if dry and measured < before:
         return model  # the queue ran dry within the window: that is the guest's rate, not the stream's
     if before <= 0:
         return _with_peak(replace(model, bandwidth_bytes_per_second=measured))

@@ -45,6 +45,10 @@ _STEP = 1.25
 _AWAY_SECONDS = 1.5
 #: What is left may turn out to be more than forecast by this factor.
 _DOUBT_FACTOR = 1.25
+#: Two ways to end that differ by less are alike.
+_ALIKE_SECONDS = 0.005
+#: What is left is much, and may turn out to be more, if sending it takes longer than this.
+_MUCH_SECONDS = 0.02
 #: The guest is taken to go on as in its last round; after one round alone it may write faster than that showed: the
 #: less a round dirties, the longer it was.
 _FIRST_RATE_FACTOR, _RATE_FACTOR = 1.25, 1.0
@@ -125,10 +129,7 @@ def plan_switch(
     plan = _watched(replace(plan, ending=chosen, could_end_seconds=could), sample, stop_in)
     if chosen is None or stop_in > _LAG_SECONDS:
         return _withdrawn(plan, model, stop_in)
-    memory = max(0.0, chosen.downtime_seconds - model.overhead_seconds - model.queued_seconds)
-    limit = max(
-        min(_LEAST_LIMIT_SECONDS, limit_ceiling_seconds), min(chosen.limit_seconds, memory * _DOUBT_FACTOR)
-    )
+    limit = _limit_for(chosen, endings, model, limit_ceiling_seconds)
     if plan.given and sample.at_seconds - plan.given_at > _OVERDUE_SECONDS:
         left = model.rounds[-1].pending_bytes / model.bandwidth_bytes_per_second
         limit = max(limit, min(limit_ceiling_seconds, left * _DOUBT_FACTOR))
@@ -140,6 +141,27 @@ def plan_switch(
         f"{show_seconds(stop_in)}{_beside(endings, chosen)}"
     )
     return plan, LimitChange(limit_seconds=limit, reason=reason)
+
+
+def _limit_for(chosen: Ending, endings: list[Ending], model: Model, ceiling_seconds: float) -> float:
+    """Return the limit that brings that ending about, with what the forecast may be off by."""
+    memory = max(0.0, chosen.downtime_seconds - model.overhead_seconds - model.queued_seconds)
+    highest = max(each.limit_seconds for each in endings if _alike(each, chosen))
+    soonest = min(endings, key=lambda each: (each.seconds, each.downtime_seconds))
+    limit = memory * _DOUBT_FACTOR
+    if _alike(soonest, chosen) and memory > _MUCH_SECONDS:
+        limit = highest  # one that just misses what cannot become less would cost a round, and save nothing
+    least = min(_LEAST_LIMIT_SECONDS, ceiling_seconds)
+    last = model.last.bandwidth_bytes_per_second if model.last is not None else 0.0
+    slower = min(2.0, max(1.0, model.bandwidth_bytes_per_second / last)) if last > 0 else 1.0
+    return min(ceiling_seconds, max(least, min(highest, limit) * slower))
+
+
+def _alike(one: Ending, other: Ending) -> bool:
+    return (
+        abs(one.seconds - other.seconds) < _ALIKE_SECONDS
+        and abs(one.downtime_seconds - other.downtime_seconds) < _ALIKE_SECONDS
+    )
 
 
 def _limits(ceiling_seconds: float) -> list[float]:
