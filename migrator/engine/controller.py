@@ -221,6 +221,24 @@ class Engine:
             }.items():
                 group.create_task(keep_going(name, work), name=name)
 
+    def suspend(self) -> None:
+        """Leave everything to whoever may have the right to act by now, until :meth:`resume`.
+
+        Nothing is begun. What is past the guest's STOP is finished, as far as nobody else has taken it over; the rest
+        is parked, and its monitors are let go.
+        """
+        self.registry.suspended = True
+        for session in self.registry.live():
+            session.park()
+
+    def resume(self) -> None:
+        """Go on: nobody else has acted meanwhile."""
+        self.registry.suspended = False
+        for session in self.registry.live():
+            if not self.registry.busy(session):
+                self.sessions.resume(session)
+        self._wake()
+
     async def stop(self, *, drain: bool = False, timeout: float = 60.0) -> bool:
         """Let go: what is past the guest's STOP is finished, the rest parked; with `drain` all is finished.
 

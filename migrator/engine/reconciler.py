@@ -188,7 +188,7 @@ class Reconciler:
     def _may_begin(self, action: Begin) -> bool:
         key, registry = action.guest.key, self._registry
         run = registry.evacuations[action.evacuation]
-        if registry.stopping or run.ended or run.closing is not None or key not in run.entries:
+        if not registry.may_begin or run.ended or run.closing is not None or key not in run.entries:
             return False
         if self._reservations.taken(("evacuation", run.id), ("guest", key), ("host", action.target)):
             return False

@@ -28,8 +28,10 @@ class Registry:
     def __init__(self) -> None:
         self.migrations: dict[str, JournalledSession] = {}
         self.evacuations: dict[str, Evacuation] = {}
-        #: Nothing new is begun.
+        #: The service stops.
         self.stopping = False
+        #: Another controller may have the right to act.
+        self.suspended = False
         #: Migrations that are being journalled: their targets are not given away meanwhile.
         self._coming: dict[str, JournalledSession] = {}
         #: Migrations that have not ended when they were last looked at.
@@ -81,6 +83,11 @@ class Registry:
             **self.coming,
             **{each.guest.key: each.target for each in self._live.values() if not each.ended},
         }
+
+    @property
+    def may_begin(self) -> bool:
+        """Return whether anything new is begun."""
+        return not (self.stopping or self.suspended)
 
     # --- their tasks -------------------------------------------------------------------------------------------------
 

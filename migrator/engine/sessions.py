@@ -15,9 +15,11 @@ from migrator.engine import clock
 from migrator.engine.announcer import Announcer
 from migrator.engine.inventory import Inventory
 from migrator.engine.journal_writer import JournalWriter
+from migrator.engine.migration import take_over
 from migrator.engine.migration.journalled_session import JournalledSession
 from migrator.engine.migration.leftovers import Leftovers
 from migrator.engine.migration.services import SessionServices
+from migrator.engine.migration.session_phase import Phase
 from migrator.engine.registry import Registry, new_id
 from migrator.engine.rules import Rules
 
@@ -116,8 +118,14 @@ class Sessions:
 
     def drive(self, session: JournalledSession) -> None:
         """Drive it in its task; one that the service stops before stays for the next controller."""
-        if not (self._registry.stopping or session.ended or self._registry.busy(session)):
+        if self._registry.may_begin and not (session.ended or self._registry.busy(session)):
             self._registry.start(session, session.drive())
+
+    def resume(self, session: JournalledSession) -> None:
+        """Go on with one that was parked while another controller might have had the right to drive it."""
+        session.resume()
+        if session.phase is Phase.LEFT:
+            self._registry.start(session, take_over.take_up(session))
 
     def cancel(self, session: JournalledSession) -> bool:
         """Have the guest stay where it is; one that nobody drives yet ends at once. False: it is too late."""
@@ -169,6 +177,8 @@ class Sessions:
             self._leftovers.add(session.target, session.id)
         if session.ended and session.source_left_over:
             self._leftovers.add_source(session.guest, session.id)
+        if self._registry.may_begin and session.parked and not session.ended:
+            self.resume(session)
         self._changed()
 
     def _change_run(self, session: JournalledSession, change: Callable[[Evacuation], Evacuation]) -> None:

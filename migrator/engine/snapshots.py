@@ -58,7 +58,7 @@ class Snapshots:
             policies=self._policies_of(rules),
             limits=rules.site_limits,
             placement=rules.placement,
-            stopping=registry.stopping,
+            stopping=not registry.may_begin,
         )
 
     def _policies_of(self, rules: Rules) -> PolicyRules:

@@ -7,9 +7,9 @@ over holds a mark of that name first, so that of several who see the same dead o
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import hashlib
-import time
 from collections.abc import Callable, Mapping
 from dataclasses import replace
 from typing import Any
@@ -60,7 +60,7 @@ class DriverClaim:
 
     def note_answer(self) -> None:
         """Note that QEMU has answered just now."""
-        self._answered_at = time.monotonic()
+        self._answered_at = asyncio.get_running_loop().time()
 
     async def execute(self, command: str, arguments: Mapping[str, Any] | None = None) -> Any:
         """Execute a command that changes something, with :meth:`ensure` before it.
@@ -80,7 +80,10 @@ class DriverClaim:
         """
         if not self._held:
             await self.take(timeout=timeout)
-        elif time.monotonic() - self._answered_at > self._asleep_after or not self._lease_holds():
+        elif (
+            asyncio.get_running_loop().time() - self._answered_at > self._asleep_after
+            or not self._lease_holds()
+        ):
             await self.verify(timeout=timeout)
 
     async def refuse_another(self) -> None:

@@ -268,6 +268,9 @@ async def _running(live: LiveSettings, stop: Stop) -> AsyncIterator[Engine]:
             }
             if sole_use is not None:
                 work["journal lease"] = functools.partial(_keep_journal, sole_use)
+                work["lease watch"] = functools.partial(
+                    sole_use.watch, lapsed=engine.suspend, regained=engine.resume
+                )
             once: dict[str, Callable[[], Awaitable[None]]] = {"first look": inventory.look_at_all}
             if doubt:
                 once["marks"] = lambda: belonging.mark_later(journal, steps)

@@ -8,7 +8,7 @@ from collections.abc import Awaitable, Callable, Iterator, Mapping
 from typing import Any, Protocol
 
 from migrator.core.migration.drivers import Driver
-from migrator.errors import HostError, MigratorError, QemuError, Unreachable
+from migrator.errors import HostError, MigratorError, Occupied, QemuError, Unreachable
 from migrator.hosts.access import HostAccess
 from migrator.hosts.host_config import HostConfig, Reconfigurable
 from migrator.hosts.local import LocalAccess
@@ -22,6 +22,8 @@ from migrator.site.monitor_clients import MonitorClients
 _CONTROL, _RESCUE = "/control.qmp", "/rescue.qmp"
 #: Seconds to open a monitor for a migration.
 _OPEN_SECONDS = 5.0
+#: ... where a former controller may have it: by then that one's connection is ended.
+_FORMER_SECONDS = 1.0
 
 
 class HostDirectory(Protocol):
@@ -49,13 +51,21 @@ class _OpenEndpoint(SourceEndpoint):
         *,
         on_close: Callable[[], None],
         before_connect: Callable[[], Awaitable[None]],
+        ending_former: Callable[[], Callable[[], Awaitable[None]] | None],
         **how: Any,
     ) -> None:
         super().__init__(address, **how)
         self._on_close, self._before_connect = on_close, before_connect
+        self._ending_former = ending_former
 
     async def connect(self, *, timeout: float = 5.0) -> None:
         await self._before_connect()
+        if (end_former := self._ending_former()) is not None:
+            try:
+                await super().connect(timeout=min(timeout, _FORMER_SECONDS))
+                return
+            except Occupied:
+                await end_former()
         await super().connect(timeout=timeout)
 
     async def close(self) -> None:
@@ -148,9 +158,25 @@ class HostConnections:
         :raise HostError: no host of that name is configured.
         """
         if self._clients is not None:
-            found = self.config(host).sockets
-            rescue = [each.removesuffix(_CONTROL) + _RESCUE for each in found if each.endswith(_CONTROL)]
-            await self._clients.prepare(self.access(host), [*found, *rescue])
+            await self._clients.prepare(self.access(host), self._sockets(host))
+
+    def _sockets(self, host: str) -> list[str]:
+        found = self.config(host).sockets
+        rescue = [each.removesuffix(_CONTROL) + _RESCUE for each in found if each.endswith(_CONTROL)]
+        return [*found, *rescue]
+
+    def _ending_former(self, host: str) -> Callable[[], Awaitable[None]] | None:
+        """Return what ends the connections that former controllers have there by now; ``None``: there were none."""
+        clients = self._clients
+        if clients is None or not clients.may_hold(host):
+            return None
+
+        async def end() -> None:
+            # What cannot be ended stays: then the monitor is found occupied once more.
+            with contextlib.suppress(HostError):
+                await clients.disconnect_again(self.access(host), self._sockets(host))
+
+        return end
 
     def endpoint(self, host: str, socket: str, *, role: str) -> SourceEndpoint:
         """One end of a migration at a QMP socket of a host, not connected yet. It counts as held until it is closed."""
@@ -177,6 +203,7 @@ class HostConnections:
             pending_connects=self.pending_connects,
             on_close=let_go,
             before_connect=lambda: self.settle_clients(host),
+            ending_former=lambda: self._ending_former(host),
         )
 
     async def open(

@@ -19,6 +19,8 @@ _CONTROLLER = "controller"
 #: A lease is renewed so many times before it could end.
 _RENEWALS = 4
 _RETRY_SECONDS = 0.5
+#: It is looked so often whether the lease may have ended: well within the margin of the shortest.
+_WATCH_SECONDS = 0.05
 
 
 class SoleUse:
@@ -108,6 +110,21 @@ class SoleUse:
                 if not failing:
                     logs.logger().warning("the lease of the journal cannot be renewed now", error=str(error))
                 failing = True
+
+    async def watch(self, *, lapsed: Callable[[], None], regained: Callable[[], None]) -> None:
+        """Say when another may have it by now, and when it is certain again that none has; until cancelled."""
+        held = True
+        while True:
+            await asyncio.sleep(_WATCH_SECONDS)
+            if held is self.holds():
+                continue
+            held = not held
+            logs.logger().warning(
+                "the lease is renewed: this controller goes on"
+                if held
+                else "the lease could not be renewed in time: this controller leaves everything to others"
+            )
+            (regained if held else lapsed)()
 
     async def _renew(self) -> None:
         [renewed] = await self._journal.leases.renew([self._lease], seconds=self._seconds)

@@ -12,7 +12,7 @@ import json
 import time
 from collections.abc import Container, Mapping, Sequence
 from dataclasses import asdict, replace
-from typing import Any
+from typing import Any, Protocol
 
 from sqlalchemy import bindparam, select, update
 from sqlalchemy.ext.asyncio import AsyncConnection
@@ -54,7 +54,7 @@ class SqlRecord:
         row = {
             "migration": self.migration,
             "facts": json.dumps(dict(facts)),
-            "intent": _text(intent),
+            "intent": as_text(intent),
             "begun_at": now,
             "noted_at": now,
             "exact": 0,
@@ -106,7 +106,7 @@ class SqlRecord:
 
     def _row(self, intent: Intent, *, whole: bool = False) -> dict[str, Any]:
         at = _microseconds()
-        return {"its": self.migration, "now": _text(intent), "at": at, "whole": int(whole)}
+        return {"its": self.migration, "now": as_text(intent), "at": at, "whole": int(whole)}
 
     async def _done(self, writing: Any) -> Any:
         try:
@@ -158,7 +158,7 @@ class SqlStepRecords:
             if row is None or row.ended_at is not None:
                 del self._held[migration]
                 return None
-            facts, intent = _parsed(migration, row)
+            facts, intent = read_row(migration, row)
             record.noted_at = row.noted_at / 1e6
             await record.taken_up(intent)
         except BaseException:
@@ -192,7 +192,7 @@ class SqlStepRecords:
                 continue
             facts: Mapping[str, Any] | None
             try:
-                facts, _ = _parsed(row.migration, row)
+                facts, _ = read_row(row.migration, row)
             except RecordError:
                 facts = None
             path = f"{self._database.name}, step_records {row.migration}"
@@ -247,7 +247,27 @@ class SqlStepRecords:
             raise RecordError(f"the record of the steps of {migration} cannot be read: {error}") from error
 
 
-def _parsed(migration: str, row: Any) -> tuple[Mapping[str, Any], Intent]:
+class StepRow(Protocol):
+    """A migration's row of ``step_records``."""
+
+    @property
+    def facts(self) -> str:
+        """Return what :meth:`SqlRecord.begin` was given, as JSON."""
+
+    @property
+    def intent(self) -> str:
+        """Return the last intent, as JSON."""
+
+    @property
+    def exact(self) -> bool | int:
+        """Return whether its controller let go of it: nothing was done that is not in :attr:`intent`."""
+
+
+def read_row(migration: str, row: StepRow) -> tuple[Mapping[str, Any], Intent]:
+    """Return the facts and the last intent of a row, as whoever takes it up must read them.
+
+    :raise RecordError: it is damaged.
+    """
     try:
         facts = dict(json.loads(row.facts))
         intent = intent_of(json.loads(row.intent))
@@ -255,12 +275,14 @@ def _parsed(migration: str, row: Any) -> tuple[Mapping[str, Any], Intent]:
         raise RecordError(
             f"the record of the steps of {migration} is damaged: look at both QEMUs by hand"
         ) from error
-    if not row.exact and intent.milestone >= Milestone.MIGRATING:
+    # Once the source was put back as it was, nothing more was handed over.
+    if not row.exact and intent.milestone >= Milestone.MIGRATING and not intent.restored:
         intent = replace(intent, milestone=max(intent.milestone, Milestone.HANDED_OVER))
     return facts, intent
 
 
-def _text(intent: Intent) -> str:
+def as_text(intent: Intent) -> str:
+    """Return an intent as a row has it."""
     return json.dumps(asdict(intent))
 
 

@@ -296,6 +296,8 @@ class SimulatedQemu(WithoutDevices):
 
     async def migrate(self, uri: str) -> None:
         self._reach()
+        if self.stream is not None and not self.stream.simulator.ended:
+            raise CommandFailed(self.name, "migrate", "GenericError", "there is a migration in progress")
         _, host, socket = uri.split(":", 2)
         destination = self._site.waiting.get((host, socket))
         way = LinkPair(self._site.hosts[self.host].out, self._site.hosts[host].into)

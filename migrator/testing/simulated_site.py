@@ -246,6 +246,8 @@ class SimulatedSite:
         self._up(guest.host)
         self.cleared.append((guest.host, guest.socket))
         machine = self.machines[guest.key]
+        if guest.socket != machine.socket:
+            return  # it was done before
         stream = self.streams.pop(machine.socket, None)
         if stream is not None:
             for end in stream.listeners:

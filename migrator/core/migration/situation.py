@@ -196,6 +196,19 @@ def as_found(intent: Intent, destination: View) -> Intent:
     return intent
 
 
+def not_handed_over(intent: Intent, source: View, destination: View) -> bool:
+    """Tell whether both ends show that the guest was not handed over, though a record that may lack its last entries is
+    read so.
+
+    A destination that still waits was never told to run: only one that is whole is told so, and that one never waits
+    again. And the source runs the guest, or would by itself.
+    """
+    waits = destination.answers and destination.run is RunState.INMIGRATE
+    read_so = not intent.live and intent.milestone is Milestone.HANDED_OVER and not intent.ran_there
+    own = (SourceIs.RUNS, SourceIs.RESTS, SourceIs.COPIES, SourceIs.AT_SWITCH)
+    return waits and read_so and source_is(source) in own
+
+
 def as_said(intent: Intent, view: View) -> View:
     """Return an end that nobody can ask as dead where the operator has seen to that; one that lives never is."""
     if intent.said_off and view.process is ProcessState.UNKNOWN and not view.answers:

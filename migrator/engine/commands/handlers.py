@@ -57,6 +57,8 @@ class CommandHandlers:
                 return await self._migrations.check(command)
         if self._registry.stopping:
             raise Refusal("unavailable", "the service is stopping; ask again once it runs")
+        if self._registry.suspended:
+            raise Refusal("unavailable", "another controller may act by now; ask again in a moment")
         if complaint := self._journal.complaint:
             raise Refusal("unavailable", f"no new work is taken: {complaint}")
         return await self._change(command, caller, key)

@@ -16,6 +16,7 @@ from migrator.core.model import (
     MigrationStatus,
     Mode,
     ProcessState,
+    RunState,
     Sample,
     State,
     View,
@@ -41,6 +42,8 @@ _LOOKS_TO_HOLD = 3
 PARKED = Tuning(max_bandwidth_bytes_per_second=4096, downtime_limit_seconds=PARKED_LIMIT_SECONDS)
 #: Jobs on the guest's disks are looked for so often while it copies.
 _DISK_USERS_SECONDS = 0.1
+#: Statuses of a destination that waits, and was sent nothing: 7.2 shows none, 10.0 a set-up.
+_LISTENS = (MigrationStatus.NONE, MigrationStatus.SETUP)
 #: After so many errors of our own in one migration its guest is left to a person.
 _FAULTS_BORNE = 5
 
@@ -194,13 +197,12 @@ class MigrationDriver(DriverState):
 
     async def _never_sent(self, facts: Mapping[str, Any]) -> bool:
         """Return whether ``migrate`` is known not to have been sent: by the record, or by both ends."""
-        if self._intent_log.intent.milestone > Milestone.MIGRATING:
-            return False
         if self._intent_log.intent.milestone is Milestone.PREPARING:
             return True
         source, destination, _ = await self._observer.look(self._intent_log.intent)
         idle = source_is(source) in (SourceIs.RUNS, SourceIs.RESTS)
-        return idle and source.status == facts.get("status") and destination.status is MigrationStatus.NONE
+        listens = destination.run is RunState.INMIGRATE and destination.status in _LISTENS
+        return idle and source.status == facts.get("status") and listens
 
     async def _prepare(self, settings: MigrationSettings) -> None:
         await self._steps.runtime_settings.before()
@@ -281,6 +283,7 @@ class MigrationDriver(DriverState):
             ):
                 self.result.duration_seconds = self.result.duration_seconds or self._intent_log.elapsed
             self._intent_updates.stop_interval()
+            self._intent_updates.hand_over(source, destination)
             if source.answers:
                 self._intent_updates.run_state(source.run)
             self._intent_updates.run_there(destination)

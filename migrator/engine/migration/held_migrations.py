@@ -41,8 +41,8 @@ class SessionTasks(Protocol):
         """Return all of them by their ids."""
 
     @property
-    def stopping(self) -> bool:
-        """Return whether nothing more is begun."""
+    def may_begin(self) -> bool:
+        """Return whether anything new is begun."""
 
     def task(self, session: JournalledSession, /) -> asyncio.Task[None] | None:
         """Return the one that drives it, or does something else with it, now."""
@@ -76,7 +76,7 @@ class HeldMigrations:
             self._wake.clear()
             tasks = self._tasks
             for session in list(tasks.migrations.values()):
-                if session.state is State.HELD and tasks.task(session) is None and not tasks.stopping:
+                if session.state is State.HELD and tasks.task(session) is None and tasks.may_begin:
                     tasks.start(session, self._look(session))
             await asyncio.sleep(_SECONDS_BETWEEN)
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 
-from migrator.core.migration.situation import Milestone, as_found
+from migrator.core.migration.situation import Milestone, as_found, not_handed_over
 from migrator.core.model import RUNNING_STATES, MigrationStatus, RunState, View
 from migrator.engine.migration.intent_log import IntentLog
 from migrator.engine.migration.observer import Observer, wanted_to_run
@@ -43,6 +43,11 @@ class IntentUpdates:
                 stood_seconds=self._result.standstill_seconds,
                 stood_give_or_take=self._result.standstill_uncertainty_seconds or 0.0,
             )
+
+    def hand_over(self, source: View, destination: View) -> None:
+        """Note that the guest was not handed over yet, where both ends show so."""
+        if not_handed_over(self._intent_log.intent, source, destination):
+            self._intent_log.note(milestone=Milestone.SWITCHING)
 
     def run_there(self, destination: View) -> None:
         """Note that the guest runs at the destination; or that somebody stopped it there, and it shall stay so."""

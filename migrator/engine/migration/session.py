@@ -87,6 +87,12 @@ class MigrationSession(SessionEnds):
         self.requests.park = True
         self._heed()
 
+    def resume(self) -> None:
+        """Take back what :meth:`park` asked for, once nothing drives it; one that was left is to be taken up."""
+        self.requests.park = False
+        if not self.requests.unwanted() and self.phase is Phase.QUEUED:
+            self._turn.clear()
+
     def _heed(self) -> None:
         self._turn.set()
         if self._driver is not None:

@@ -120,6 +120,11 @@ class SessionState:
         return self.requests.cancel
 
     @property
+    def parked(self) -> bool:
+        """Return whether it was asked to be left to the next controller."""
+        return self.requests.park
+
+    @property
     def share(self) -> int | None:
         """Return its stream's share of the links, in bytes per second, as last given."""
         return self.requests.share

@@ -1,0 +1,83 @@
+"""Three controllers of one site, whatever befalls them: no guest twice or nowhere, and each command once."""
+
+from __future__ import annotations
+
+import itertools
+import os
+import time
+
+import pytest
+
+from migrator.qemu.claim import DriverClaim
+from tests.three_controllers import Misfortune, Violated, Weakness, World, emptying, explore
+
+#: So many runs are some tens of thousands of steps.
+_RUNS = 8
+#: In ``make soak``.
+_SOAK_STEPS = 1_000_000
+
+
+@pytest.mark.parametrize("seed", range(1, _RUNS + 1))
+def test_no_invariant_is_broken_whatever_befalls_them(seed: int) -> None:
+    assert explore(seed).loop.steps > 500
+
+
+@pytest.mark.parametrize("command", [16, 24])
+@pytest.mark.parametrize("what", ["freeze", "kill", "no store", "alone", "outage"])
+def test_one_that_acts_is_followed_in_the_middle_of_a_migration(what: str, command: int) -> None:
+    world = World(seed=command, misfortunes=[Misfortune(what=what, command=command, seconds=30.0)])
+    world.run(emptying)
+    assert world.happened
+
+
+@pytest.mark.soak
+def test_no_invariant_is_broken_in_a_million_steps() -> None:
+    first = int(os.environ.get("SEED", time.time_ns() // 1_000_000_000))
+    steps = 0
+    for seed in itertools.count(first):
+        steps += explore(seed).loop.steps
+        if steps >= _SOAK_STEPS:
+            return
+
+
+# --- it is able to fail ----------------------------------------------------------------------------------------------
+
+
+def found(weakness: Weakness, *whats: str, successor_dies_after: float | None = None) -> str:
+    """Return the first violation that controllers with this weakness come to; empty where there is none.
+
+    :param successor_dies_after: so many seconds later the one that acts then is killed.
+    """
+    for what, command in itertools.product(whats, range(8, 40, 4)):
+        befalls = [Misfortune(what=what, command=command, seconds=30.0)]
+        if successor_dies_after is not None:
+            befalls.append(Misfortune(what="kill", command=command, later=successor_dies_after))
+        try:
+            World(seed=command, misfortunes=befalls, weakness=weakness).run(emptying)
+        except Violated as error:
+            return str(error)
+    return ""
+
+
+def test_it_finds_a_journal_that_does_not_check_the_lease() -> None:
+    assert "whose lease is over" in found(Weakness(no_fencing=True), "freeze")
+
+
+# One that is cut off from the journal meets QEMUs that a successor has marked which is dead by now.
+
+
+def test_it_finds_a_controller_that_does_not_look_at_marks(monkeypatch: pytest.MonkeyPatch) -> None:
+    async def verify(self: DriverClaim, *, timeout: float = 5.0) -> None:
+        """Believe that the mark is ours."""
+
+    monkeypatch.setattr(DriverClaim, "verify", verify)
+    violated = found(Weakness(no_suspension=True), "no store", successor_dies_after=7.0)
+    assert "has taken over" in violated
+
+
+def test_it_finds_a_controller_that_acts_after_the_end_of_its_lease() -> None:
+    assert "has taken over" in found(Weakness(acts_on=True), "no store", successor_dies_after=7.0)
+
+
+def test_a_controller_that_is_cut_off_leaves_everything_to_others() -> None:
+    assert found(Weakness(), "no store", successor_dies_after=7.0) == ""
