@@ -19,7 +19,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -59,14 +59,19 @@ _FLOODS = (
     _Flood(name="a new stream each", path="stream"),
     _Flood(name="plans", path="plans"),
 )
-#: By MQTT, where there is a broker: one user's plans, each published when the broker has the one before.
-_MQTT = _Flood(name="plans by MQTT", path="mqtt", connections=4)
+#: Where there is a broker: messages of one user, each published when the broker has the one before.
+_BY_MQTT = (
+    _Flood(name="plans by MQTT", path="mqtt plan", connections=4),
+    _Flood(name="commands by MQTT", path="mqtt activate", connections=4),
+    _Flood(name="nonsense by MQTT", path="mqtt nonsense", connections=4),
+)
 
 
 def main(arguments: list[str]) -> int:
     """Measure and print; the exit status is 1 when an aim was not met."""
     parser = argparse.ArgumentParser(prog="python -m bench.entrances", description=__doc__)
     parser.add_argument("--seconds", type=float, default=_SECONDS)
+    parser.add_argument("--only", default="", help="only floods whose name has this in it")
     parser.add_argument("--serve", type=Path, help=argparse.SUPPRESS)
     parser.add_argument("--flood", nargs=3, help=argparse.SUPPRESS)
     given = parser.parse_args(arguments)
@@ -76,10 +81,11 @@ def main(arguments: list[str]) -> int:
         return 0
     if given.flood is not None:
         where, path, connections = given.flood
-        flood = _flood_broker(int(where), int(connections)) if path == "mqtt" else None
+        _, by_mqtt, what = path.partition("mqtt ")
+        flood = _flood_broker(int(where), what, int(connections)) if by_mqtt else None
         asyncio.run(flood or _flood(where, path, int(connections)))
         return 0
-    text, met = asyncio.run(_measure(given.seconds))
+    text, met = asyncio.run(_measure(given.seconds, given.only))
     print(f"{describe()}\n\n{text}")
     return 0 if met else 1
 
@@ -140,11 +146,11 @@ def _at(broker: Broker | None) -> str:
         return ""
     return (
         f'[mqtt]\nhost = "127.0.0.1"\nport = {broker.port}\nusername = "migrator"\n'
-        f'password = "{USERS["migrator"]}"\nviewers = ["other"]\n'
+        f'password = "{USERS["migrator"]}"\noperators = ["scheduler"]\nviewers = ["other"]\n'
     )
 
 
-async def _measure(seconds: float) -> tuple[str, bool]:
+async def _measure(seconds: float, only: str = "") -> tuple[str, bool]:
     with contextlib.ExitStack() as stack:
         directory = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="bench-")))
         broker = stack.enter_context(Broker(directory / "broker")) if mosquitto() is not None else None
@@ -154,13 +160,16 @@ async def _measure(seconds: float) -> tuple[str, bool]:
                 [sys.executable, "-m", "bench.entrances", "--serve", str(path)], stderr=log, stdout=log
             )
         try:
-            return await _figures(directory, broker, process.pid, seconds)
+            floods = [each for each in (*_FLOODS, *(_BY_MQTT if broker else ())) if only in each.name]
+            return await _figures(directory, broker, process.pid, seconds, floods)
         finally:
             process.send_signal(signal.SIGKILL)
             process.wait()
 
 
-async def _figures(directory: Path, broker: Broker | None, pid: int, seconds: float) -> tuple[str, bool]:
+async def _figures(
+    directory: Path, broker: Broker | None, pid: int, seconds: float, floods: Sequence[_Flood]
+) -> tuple[str, bool]:
     transport = httpx2.AsyncHTTPTransport(uds=str(directory / "api.sock"))
     async with httpx2.AsyncClient(
         transport=transport, base_url="http://migrator/api/v1/", timeout=60
@@ -175,8 +184,8 @@ async def _figures(directory: Path, broker: Broker | None, pid: int, seconds: fl
         quiet, cpu = await _late(directory, pid, seconds)
         rows = [["none", "", *_row(quiet, cpu)]]
         met = True
-        for flood in (*_FLOODS, *((_MQTT,) if broker is not None else ())):
-            where = str(broker.port) if flood is _MQTT and broker is not None else str(directory / "api.sock")
+        for flood in floods:
+            where = str(broker.port) if broker and flood in _BY_MQTT else str(directory / "api.sock")
             print(f"flood: {flood.name}", file=sys.stderr, flush=True)
             async with _flooded(where, flood) as counted:
                 values, cpu = await _late(directory, pid, seconds)
@@ -285,18 +294,23 @@ async def _flood(socket: str, path: str, connections: int) -> None:
     print(answered)
 
 
-async def _flood_broker(port: int, connections: int) -> None:
-    """Publish one plan after the other until the standard input ends; print how many."""
+async def _flood_broker(port: int, what: str, connections: int) -> None:
+    """Publish one message after the other until the standard input ends; print how many.
+
+    :param what: a verb, or something that is no command.
+    """
     os.nice(5)
     published = 0
 
     async def publish(number: int) -> None:
         nonlocal published
-        async with aiomqtt.Client("127.0.0.1", port, username="other", password=USERS["other"]) as client:
+        user = "other" if what == "plan" else "scheduler"
+        async with aiomqtt.Client("127.0.0.1", port, username=user, password=USERS[user]) as client:
             for count in itertools.count():
                 sent_at = datetime.now(UTC).isoformat()
-                body = {"id": f"flood-{number}-{count}", "sent_at": sent_at, "host": "h99"}
-                await client.publish(f"{PREFIX}/command/other/plan", json.dumps(body), qos=1)
+                body = {"id": f"flood-{number}-{count}", "sent_at": sent_at, "host": f"h{99 - count % 50}"}
+                text = json.dumps(body)[: 20 if what == "nonsense" else None]
+                await client.publish(f"{PREFIX}/command/{user}/{what}", text, qos=1)
                 published += 1
 
     tasks = [asyncio.create_task(publish(number), name=f"flood {number}") for number in range(connections)]
