@@ -30,7 +30,10 @@ class Service:
     broker: bool | None = True
 
     def __post_init__(self) -> None:
-        probes = Probes(broker=lambda: None if self.broker is None else BrokerGauges(connected=self.broker))
+        probes = Probes(
+            broker=lambda: None if self.broker is None else BrokerGauges(connected=self.broker),
+            lease_ages=lambda: {"site": 0.5},
+        )
         self.metrics = Metrics(
             queries=self.queries, version="1.2.3", probes=probes, clock=self.clock, now=self.clock
         )

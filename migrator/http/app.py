@@ -8,11 +8,13 @@ from typing import Any, cast
 from fastapi import APIRouter, FastAPI
 
 from migrator import __version__
+from migrator.api.documents import ServiceDocument
 from migrator.http import command_routes, openapi, page, probes, query_routes, session, stream
 from migrator.http.access import Access, TokenVerifier
-from migrator.http.dependencies import Dependencies, Metrics
+from migrator.http.dependencies import ALONE, Dependencies, Metrics
 from migrator.http.limits import Guard, Limits, Rates, Streams
 from migrator.http.problems import answer_with_problems
+from migrator.http.role_headers import RoleHeaders
 from migrator.ports.commands import CommandExecutor
 from migrator.ports.queries import Queries
 
@@ -25,6 +27,7 @@ def create_app(
     metrics: Metrics | None = None,
     limits: Limits | None = None,
     why_silent: Callable[[], str] = str,
+    service: Callable[[], ServiceDocument] = lambda: ALONE,
 ) -> FastAPI:
     """The API, the page and the probes.
 
@@ -33,6 +36,7 @@ def create_app(
 
     :param metrics: see :data:`migrator.http.dependencies.Metrics`; ``None``: there are none.
     :param why_silent: why what drives migrations cannot be believed to live, in one line; empty while it can.
+    :param service: this controller, and those it shares the journal with.
     """
     limits = limits or Limits()
     app = FastAPI(
@@ -53,6 +57,7 @@ def create_app(
         streams=Streams(limits),
         metrics=metrics,
         why_silent=why_silent,
+        service=service,
     )
     api = APIRouter(prefix="/api/v1")
     for routes in (command_routes, query_routes, stream, session):
@@ -63,6 +68,7 @@ def create_app(
     app.add_route("/openapi.json", openapi.served(app), include_in_schema=False)
     answer_with_problems(app)
     app.add_middleware(Guard, limits=limits)
+    app.add_middleware(RoleHeaders, service=service)
     app.openapi = lambda: openapi.describe(app)  # type: ignore[method-assign] # as FastAPI's documents do it
     return app
 

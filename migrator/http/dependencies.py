@@ -11,7 +11,9 @@ from fastapi import Depends, Request
 from pydantic import BaseModel
 from starlette.responses import Response
 
+from migrator import __version__
 from migrator.api.commands import Caller, Envelope, Reply
+from migrator.api.documents import ServiceDocument
 from migrator.errors import JournalError
 from migrator.faults import keep_going
 from migrator.http.access import Access
@@ -23,6 +25,8 @@ from migrator.ports.queries import Listener, Queries
 #: Streams are looked after so often: a token may be revoked by another process.
 _GRANTS_SECONDS = 0.5
 
+#: A service that shares its journal with nobody.
+ALONE = ServiceDocument(instance="", version=__version__, role="alone")
 #: From the header Accept to the text and its media type.
 Metrics = Callable[[str | None], Awaitable[tuple[bytes, str]]]
 
@@ -39,6 +43,8 @@ class Dependencies:
     metrics: Metrics | None = None
     #: Why what drives migrations cannot be believed to live; empty while it can.
     why_silent: Callable[[], str] = str
+    #: This controller, and those it shares the journal with.
+    service: Callable[[], ServiceDocument] = lambda: ALONE
     #: By format: when the last scrape was begun, on the loop's clock, and what comes of it.
     scrapes: dict[str, tuple[float, asyncio.Future[tuple[bytes, str]]]] = field(default_factory=dict)
     #: Of every stream that goes on, by what it may: a grant's id; empty by the Unix socket.

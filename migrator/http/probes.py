@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import asyncio
+from typing import Annotated, Literal
 
-from fastapi import APIRouter, FastAPI, Request
+from fastapi import APIRouter, FastAPI, Query, Request
 from pydantic import BaseModel
 from starlette.responses import Response
 
-from migrator.http.dependencies import Dependencies, KnownCaller, Metrics, answer, dependencies
+from migrator.http.dependencies import Dependencies, KnownCaller, Metrics, dependencies
 from migrator.http.limits import Guard
 from migrator.http.problems import ProblemError, answer_with_problems
 
@@ -27,23 +28,45 @@ class Ready(BaseModel):
     ready: bool
     #: Why not, in one line each.
     complaints: list[str] = []
+    #: ``acting`` or ``standby``, where several controllers share a journal.
+    role: str | None = None
+    #: Instance of the one that acts.
+    acting: str | None = None
 
 
 @router.get("/healthz", response_class=Response, responses={200: {"content": {"text/plain": {}}}})
 async def healthz(request: Request) -> Response:
-    """Return 200 while what drives migrations lives and its event loop turns; else 503."""
+    """Return 200 while what drives migrations, or stands by to do so, lives and its event loop turns; else 503."""
     why = dependencies(request).why_silent()
-    return Response(f"{why or 'ok'}\n", status_code=503 if why else 200, media_type="text/plain")
+    service = dependencies(request).service()
+    well = "ok" if service.role != "standby" else f"ok: stands by, {service.acting or 'nobody'} acts"
+    return Response(f"{why or well}\n", status_code=503 if why else 200, media_type="text/plain")
 
 
 @router.get("/readyz", response_model=Ready, responses={503: {"model": Ready}})
-async def readyz(request: Request) -> Response:
-    """Return 200 while new work is taken; else 503 and the reasons."""
+async def readyz(
+    request: Request,
+    role: Annotated[
+        Literal["acting"] | None,
+        Query(description="``acting``: only the controller that acts is ready, not one that stands by."),
+    ] = None,
+) -> Response:
+    """Return 200 while new work is taken; else 503 and the reasons.
+
+    A controller that stands by takes it too, and passes it on.
+    """
     own = dependencies(request)
     complaints = list(own.queries.complaints())
+    service = own.service()
+    if role == "acting" and service.role == "standby":
+        complaints.append(f"this controller stands by: {service.acting or 'nobody'} acts")
     if own.closing():
         complaints.append("the service is being stopped")
-    return answer(Ready(ready=not complaints, complaints=complaints), 503 if complaints else 200)
+    ready = Ready(ready=not complaints, complaints=complaints)
+    if service.role != "alone":
+        ready = ready.model_copy(update={"role": service.role, "acting": service.acting})
+    text = ready.model_dump_json(exclude_none=True)
+    return Response(text, status_code=503 if complaints else 200, media_type="application/json")
 
 
 async def _shared(request: Request, metrics: Metrics) -> tuple[bytes, str]:

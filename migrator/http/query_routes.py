@@ -15,6 +15,7 @@ from migrator.api.documents import (
     HostDocument,
     MigrationDocument,
     SampleDocument,
+    ServiceDocument,
 )
 from migrator.api.queries import EvacuationFilter, MigrationFilter
 from migrator.core.drain.states import EvacuationState
@@ -175,6 +176,15 @@ async def read_guest(
     if found is None:
         raise ProblemError(404, "not-found", f"there is no guest {guest!r}")
     return answer(found)
+
+
+@router.get("/service", response_model=ServiceDocument, tags=["service"])
+async def read_service(request: Request, _: KnownCaller) -> Response:
+    """The controller that answers, and those that it shares the journal with: who acts, who stands by, since when."""
+    own = dependencies(request)
+    found = own.service()
+    complaints = dict.fromkeys([*found.complaints, *own.queries.complaints()])
+    return answer(found.model_copy(update={"complaints": list(complaints)}))
 
 
 async def migration(request: Request, identifier: str) -> MigrationDocument:

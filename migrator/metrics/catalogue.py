@@ -57,6 +57,8 @@ INVARIANTS = (*(str(invariant) for invariant in Invariant), OTHER)
 QMP_ERRORS = ("unreachable", "occupied", "timed-out", "strange-answer", "command-failed", OTHER)
 SPAN_RESULTS = ("sent", "dropped")
 JOURNAL_OPERATIONS = ("read", "write", OTHER)
+#: Kinds of lease.
+LEASES = ("site", "controller")
 #: Commands of QMP beyond this many go under ``other``; migrator itself sends about forty.
 MOST_COMMANDS = 64
 #: Guests beyond this many are not shown one by one.
@@ -83,7 +85,8 @@ class Described:
     #: Upper bounds of a histogram, and why these.
     buckets: tuple[float, ...] = ()
     why: str = ""
-    #: How many series there can be: M active migrations, E evacuations, H hosts, G guests; a number is constant.
+    #: How many series there can be: M active migrations, E evacuations, H hosts, G guests, C controllers and
+    #: one more; a number is constant.
     series: str = "1"
 
 
@@ -161,6 +164,12 @@ COUNTED = (
     _counter(
         "migrator_faults_total",
         "Errors of migrator itself, each in its log with an id: whatever it was about was left undone. Please report.",
+    ),
+    _counter(
+        "migrator_lease_takeovers_total",
+        "Leases that this controller took over from one that had let them end without a word.",
+        "lease",
+        series=str(len(LEASES)),
     ),
     _counter(
         "migrator_mqtt_sessions_taken_total",
@@ -418,7 +427,17 @@ SERVICE = (
         "migrator_mqtt_waiting_messages",
         "States, decisions and replies that the broker has not taken yet; absent where none is configured.",
     ),
-    _gauge("migrator_lease_held", "1 while this controller holds the lease to act on its hosts."),
+    _gauge(
+        "migrator_lease_held",
+        "1 while this controller holds the lease to act on its hosts; absent of one that stands by.",
+    ),
+    _gauge(
+        "migrator_lease_age_seconds",
+        "Since a lease was renewed, by the database's clock; absent where the journal is one controller's own.",
+        "lease",
+        series="C",
+    ),
+    _gauge("migrator_planner_present", "1 while a controller holds the lease that plans the site."),
     _gauge(
         "migrator_event_loop_lag_seconds", "The longest that the event loop was late by during the last 15 s."
     ),

@@ -40,7 +40,7 @@ class Counts:
     failures: Mapping[str, PastMigration]
     downtimes: Mapping[str, PastMigration]
     decisions: Mapping[str, Mapping[str, float]]
-    lease_held: bool
+    lease_held: bool | None
     journal_writable: bool
     lag_seconds: float
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from types import TracebackType
 from typing import Self
@@ -34,8 +34,11 @@ class Probes:
 
     #: ``None``: no broker is configured, or it is another process that is connected.
     broker: Callable[[], BrokerGauges | None] = field(default=lambda: None)
-    #: This controller holds the lease to act on its hosts.
-    lease_held: Callable[[], bool] = field(default=lambda: True)
+    #: This controller holds the lease to act on its hosts; ``None``: it stands by.
+    lease_held: Callable[[], bool | None] = field(default=lambda: True)
+    #: Seconds since each lease was renewed, and whether somebody holds the one that plans the site.
+    lease_ages: Callable[[], Mapping[str, float]] = field(default=dict)
+    planner_present: Callable[[], bool] = field(default=lambda: True)
     #: Why the journal cannot be written; empty while it can.
     journal_complaint: Callable[[], str] = field(default=lambda: "")
 
@@ -73,6 +76,7 @@ class Metrics:
         self.qmp_command = self._counters.qmp_command
         self.qmp_error = self._counters.qmp_error
         self.fault = self._counters.fault
+        self.lease_takeover = self._counters.lease_takeover
         self.mqtt_sessions_taken, self.mqtt_dropped = (
             self._counters.mqtt_sessions_taken,
             self._counters.mqtt_dropped,
@@ -165,6 +169,8 @@ class Metrics:
             decisions=self._counters.decisions(migration.id for migration in migrations),
             broker=self._probes.broker(),
             lease_held=self._probes.lease_held(),
+            lease_ages=self._probes.lease_ages(),
+            planner_present=self._probes.planner_present(),
             journal_writable=not self._probes.journal_complaint(),
             lag_seconds=self._lag.largest_seconds(),
             version=self._version,

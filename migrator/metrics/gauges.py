@@ -52,7 +52,11 @@ class GaugeSnapshot:
     decisions: Mapping[str, Mapping[str, float]] = field(default_factory=dict)
     #: ``None``: none is configured.
     broker: BrokerGauges | None = None
-    lease_held: bool = True
+    #: ``None``: this controller stands by.
+    lease_held: bool | None = True
+    #: By lease.
+    lease_ages: Mapping[str, float] = field(default_factory=dict)
+    planner_present: bool = True
     journal_writable: bool = True
     lag_seconds: float = 0.0
     version: str = ""
@@ -196,10 +200,13 @@ class Gauges:
             "mqtt_connected": broker.connected if broker else None,
             "mqtt_waiting_messages": broker.waiting if broker else None,
             "lease_held": snapshot.lease_held,
+            "planner_present": snapshot.planner_present,
             "event_loop_lag_seconds": snapshot.lag_seconds,
         }
         for name, value in values.items():
             families[name].set((), value)
+        for lease, age in snapshot.lease_ages.items():
+            families["lease_age_seconds"].set((lease,), age)
         families["build_info"].set((snapshot.version,), 1.0)
 
 

@@ -16,6 +16,7 @@ import socket
 import sys
 from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
+from dataclasses import replace
 
 from migrator import __version__, faults, logs
 from migrator.errors import MigratorError
@@ -24,37 +25,19 @@ from migrator.http.app import create_app
 from migrator.machine import end_with
 from migrator.metrics.elsewhere import Counts, ScrapedElsewhere
 from migrator.metrics.gauges import GaugeSnapshot
-from migrator.ports import Grant
 from migrator.replica.channel import Channel, MessageKind
 from migrator.replica.queries import ReplicaQueries
-from migrator.replica.requests import SteeringRequests
 from migrator.replica.state import ReplicaState
 from migrator.service.entrance_commands import EntranceCommands
 from migrator.service.entrance_mqtt import EntranceMqtt
-from migrator.service.entrance_requests import GRANT
+from migrator.service.entrance_role import Role, RoleCommands, RoleRequests, RoleTokens
 from migrator.service.entrance_settings import ALIVE_SECONDS, SILENT_TIMES, EntranceSettings
+from migrator.service.forwarded_commands import ForwardedCommands
 from migrator.store.journal import SqlJournal
 from migrator.store.place import journal_place
-from migrator.store.tokens import Tokens
 
 #: Whoever drives migrations goes first where both want to run.
 _NICE = 5
-
-
-class _Tokens:
-    """Tokens and sessions as the journal has them; it has one writer, which is in the other process."""
-
-    def __init__(self, tokens: Tokens, requests: SteeringRequests) -> None:
-        self._requests = requests
-        self.verify, self.session, self.holding = tokens.verify, tokens.session, tokens.holding
-
-    async def begin_session(self, token: Grant, *, seconds: float) -> tuple[str, Grant]:
-        given = GRANT.dump_python(token, mode="json")
-        secret, grant = await self._requests.ask("begin_session", token=given, seconds=seconds)
-        return secret, GRANT.validate_python(grant)
-
-    async def end_session(self, secret: str) -> None:
-        await self._requests.ask("end_session", secret=secret)
 
 
 class _Entrance:
@@ -63,7 +46,8 @@ class _Entrance:
     def __init__(self, inherited: dict[str, socket.socket]) -> None:
         self._inherited = inherited
         self._state = ReplicaState()
-        self._requests = SteeringRequests()
+        self._role = Role(self._state)
+        self._requests = RoleRequests(self._role)
         self._settings: asyncio.Future[EntranceSettings] = asyncio.get_running_loop().create_future()
         self._end = asyncio.Event()
         self._silent = 0
@@ -85,14 +69,19 @@ class _Entrance:
                 requests=self._requests,
                 complaints=self._complaints,
             )
+            forwarded = ForwardedCommands(journal, acting=self._role.acting)
+            await self._role.begin(journal, forwarded)
             scraped = ScrapedElsewhere(look=lambda: self._look(queries), ask=self._counts)
             app = create_app(
-                EntranceCommands(self._requests, self._why_silent),
+                RoleCommands(
+                    self._role, here=EntranceCommands(self._requests, self._why_silent), elsewhere=forwarded
+                ),
                 queries,
-                _Tokens(journal.tokens, self._requests),
+                RoleTokens(self._role, journal.tokens, self._requests),
                 metrics=scraped.scrape,
                 limits=serving.limits(settings.http),
                 why_silent=self._why_silent,
+                service=self._role.document,
             )
             await self._state.complete.wait()
             async with (
@@ -101,6 +90,7 @@ class _Entrance:
             ):
                 self._channel.send(MessageKind.READY)
                 await self._end.wait()
+            await self._role.end()
         alive.cancel()
         await asyncio.wait({alive})
         self._channel.close()
@@ -113,14 +103,21 @@ class _Entrance:
         if settings.mqtt is None:
             yield
             return
-        self._mqtt = EntranceMqtt(
-            settings.mqtt,
-            directory=settings.store.path.parent,
-            queries=queries,
-            journal=journal,
-            requests=self._requests,
-        )
-        serving_mqtt = asyncio.create_task(faults.keep_going("mqtt", self._mqtt.run), name="mqtt")
+        config = settings.mqtt
+
+        async def serve() -> None:
+            # One that stands by publishes nothing, and takes no commands by MQTT.
+            await self._role.acts.wait()
+            self._mqtt = self._mqtt or EntranceMqtt(
+                config,
+                directory=settings.store.path.parent,
+                queries=queries,
+                journal=journal,
+                requests=self._requests,
+            )
+            await self._mqtt.run()
+
+        serving_mqtt = asyncio.create_task(faults.keep_going("mqtt", serve), name="mqtt")
         try:
             yield
         finally:
@@ -143,6 +140,8 @@ class _Entrance:
                 self._requests.receive(number, body)
             case MessageKind.CLOSE:
                 self._end.set()
+            case MessageKind.SERVICE:
+                self._role.receive(body)
             case _:
                 try:
                     with faults.contained("what the process that drives migrations has told"):
@@ -173,17 +172,25 @@ class _Entrance:
         return f"the process that drives migrations has not answered for {self._silent * ALIVE_SECONDS:.0f} s"
 
     def _complaints(self) -> Sequence[str]:
-        return [why] if (why := self._why_silent()) else []
+        return [why] if (why := self._why_silent()) else self._role.complaints()
 
     def _look(self, queries: ReplicaQueries) -> GaugeSnapshot:
-        return GaugeSnapshot(
+        service = self._role.document()
+        own = GaugeSnapshot(
+            lease_ages={each.name: each.age_seconds for each in service.leases},
+            planner_present=service.acting is not None,
+            complaints=len(queries.complaints()),
+            version=__version__,
+        )
+        if service.role == "standby":
+            return own  # the site's figures are shown by the one that acts
+        return replace(
+            own,
             migrations=queries.active_migrations(),
             evacuations=queries.active_evacuations(),
             hosts=queries.hosts(),
             guests=queries.guests(),
-            complaints=len(queries.complaints()),
             broker=self._mqtt.gauges if self._mqtt is not None else None,
-            version=__version__,
         )
 
     async def _counts(self, accept: str) -> Counts:

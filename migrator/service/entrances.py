@@ -9,6 +9,7 @@ import pickle
 import signal
 import socket
 import sys
+from collections.abc import Awaitable, Callable
 from typing import Self
 
 from migrator import faults, logs
@@ -36,7 +37,9 @@ class Entrances:
     grows; nothing here waits for it. Leaving the block ends streams and answers in order, then the process.
 
     :param listeners: bound; closed at the end.
+    :param report: this controller and those it shares the journal with, as JSON; sent every second.
     :param requests: carries out what the process asks for.
+    :param publisher: keeps the process up to date; ``None``: this controller stands by, until :meth:`lead`.
     """
 
     def __init__(
@@ -44,12 +47,13 @@ class Entrances:
         *,
         listeners: Listeners,
         settings: EntranceSettings,
-        publisher: Publisher,
+        report: Callable[[], bytes],
         requests: RequestServer,
+        publisher: Publisher | None = None,
     ) -> None:
         self._listeners = listeners
         self._settings = settings
-        self._publisher, self._requests = publisher, requests
+        self._publisher, self._requests, self._report = publisher, requests, report
         self._log = logs.logger(part="entrances")
         self._channel: Channel | None = None
         self._ready = asyncio.Event()
@@ -61,14 +65,39 @@ class Entrances:
         self._tasks: list[asyncio.Task[None]] = []
 
     async def __aenter__(self) -> Self:
-        work = {"entrances": self._run, "publisher": self._publisher.run, "entrances watched": self._watch}
-        self._tasks = [
-            asyncio.create_task(faults.keep_going(name, each), name=name) for name, each in work.items()
-        ]
+        await self.begin()
         return self
 
+    async def begin(self) -> None:
+        """Begin to serve; :meth:`close` ends it."""
+        self._begin("entrances", self._run)
+        self._begin("entrances watched", self._watch)
+        if self._publisher is not None:
+            self._begin("publisher", self._publisher.run)
+
     async def __aexit__(self, *_: object) -> None:
-        await self._close()
+        await self.close()
+
+    def _begin(self, name: str, work: Callable[[], Awaitable[None]]) -> None:
+        self._tasks.append(asyncio.create_task(faults.keep_going(name, work), name=name))
+
+    def lead(self, publisher: Publisher, requests: RequestServer) -> None:
+        """From here on this controller acts: the process is told by it alone, and asks it."""
+        self._publisher, self._requests = publisher, requests
+        self._begin("publisher", publisher.run)
+        if self._channel is not None:
+            self.tell_report()
+            publisher.attach(self._channel)
+
+    def tell_report(self) -> None:
+        """Say at once what is new of this controller and the others."""
+        if self._channel is not None:
+            self._channel.send(MessageKind.SERVICE, self._report())
+
+    @property
+    def ready(self) -> bool:
+        """It answers."""
+        return self._ready.is_set()
 
     async def wait_ready(self) -> None:
         """Wait until it answers, or so long that nobody should wait any more; it is tried again and again anyway."""
@@ -122,7 +151,9 @@ class Entrances:
                 self._silent, self._complained = 0, False
                 self._channel = channel
                 channel.send(MessageKind.SETTINGS, pickle.dumps(self._settings))
-                self._publisher.attach(channel)
+                self.tell_report()
+                if self._publisher is not None:
+                    self._publisher.attach(channel)
                 ended.add_done_callback(lambda _: _set(lost, ""))
                 await lost
                 await asyncio.wait({ended}, timeout=1.0)  # it is about to end by itself, or has been cut off
@@ -131,7 +162,8 @@ class Entrances:
                     self._channel.cut_off("")
                 self._channel = None
                 self._ready.clear()
-                self._publisher.detach()
+                if self._publisher is not None:
+                    self._publisher.detach()
                 with contextlib.suppress(ProcessLookupError):
                     process.kill()
                 await asyncio.wait({ended})
@@ -159,6 +191,7 @@ class Entrances:
             await asyncio.sleep(ALIVE_SECONDS)
             if self._channel is None:
                 continue
+            self.tell_report()
             self._silent += 1
             if not self._ready.is_set():
                 if self._silent * ALIVE_SECONDS >= _START_SECONDS:
@@ -172,13 +205,16 @@ class Entrances:
 
     # --- the end -----------------------------------------------------------------------------------------------------
 
-    async def _close(self) -> None:
+    async def close(self) -> None:
+        """End streams and answers in order, then the process; once."""
+        if self._closing.is_set():
+            return
         self._closing.set()
         # Nobody new finds it from here on, and whoever starts in its place may have the path.
         self._listeners.unlink()
         running = self._tasks[0]
         answers = self._channel is not None and self._ready.is_set()
-        if answers:
+        if answers and self._publisher is not None:
             with contextlib.suppress(TimeoutError):
                 async with asyncio.timeout(1.0):
                     await self._publisher.flush()

@@ -43,6 +43,9 @@ from migrator.service.entrances import Entrances
 from migrator.service.event_log import EventLogger
 from migrator.service.notify import notify, watchdog
 from migrator.service.reload import reload_on_hup
+from migrator.service.reports import Reporter
+from migrator.service.shared_journal import NotNeeded, wait_turn
+from migrator.service.waiting_commands import WaitingCommandRunner
 from migrator.settings import LiveSettings, Settings
 from migrator.settings.models import SiteSettings
 from migrator.site.from_settings import ConfiguredSite, make_site
@@ -78,10 +81,6 @@ class Stop:
         await self._asked.wait()
 
 
-class _NotNeeded(Exception):
-    """A controller was asked to stop while it stood by."""
-
-
 async def serve(path: Path | None, *, drain: bool = False) -> None:
     """Run until SIGTERM or SIGINT.
 
@@ -105,7 +104,7 @@ async def serve(path: Path | None, *, drain: bool = False) -> None:
             notify("STOPPING=1")
             logs.logger().info("stopping", drain=stop.drain)
             await engine.stop(drain=stop.drain, timeout=live.settings.site.stop_timeout)
-    except _NotNeeded:
+    except NotNeeded:
         logs.logger().info("stopped while it stood by")
 
 
@@ -131,19 +130,19 @@ def _for_entrances(settings: Settings) -> EntranceSettings:
 async def _running(live: LiveSettings, stop: Stop) -> AsyncIterator[Engine]:
     """Run it while the block lasts.
 
-    :raise _NotNeeded: it was asked to stop before its turn to act came.
+    :raise NotNeeded: it was asked to stop before its turn to act came.
     """
     settings = live.settings
     log = logs.logger(site=settings.site.name)
     async with (
-        contextlib.AsyncExitStack() as stack,
         await SqlJournal.open(journal_place(settings.store)) as journal,
+        contextlib.AsyncExitStack() as stack,
     ):
         directory = settings.store.path.parent
-        sole_use = None
+        turn = None
         if settings.store.url:
-            sole_use = await _turn(settings, journal, stop)
-            stack.push_async_callback(sole_use.end)
+            turn = await wait_turn(stack, journal, settings, _for_entrances(settings), stop=stop.wait)
+        sole_use = turn.sole_use if turn is not None else None
         site = _site(settings, journal, sole_use)
         stack.push_async_callback(site.close)
         last, sequences = await journal.positions()
@@ -240,14 +239,23 @@ async def _running(live: LiveSettings, stop: Stop) -> AsyncIterator[Engine]:
             metrics=metrics,
             publisher=publisher,
         )
-        listeners = http_settings.listeners(settings.http)
-        await listeners.bind()
-        entrances = Entrances(
-            listeners=listeners,
-            settings=_for_entrances(settings),
-            publisher=publisher,
-            requests=RequestServer(requests),
-        )
+        if turn is not None:
+            listeners, entrances = turn.listeners, turn.entrances
+            turn.lead(publisher, RequestServer(requests))
+            if turn.sole_use.taken_from:
+                metrics.lease_takeover("site")
+        else:
+            listeners = http_settings.listeners(settings.http)
+            await listeners.bind()
+            entrances = Entrances(
+                listeners=listeners,
+                settings=_for_entrances(settings),
+                report=Reporter(instance=settings.site.instance).message,
+                publisher=publisher,
+                requests=RequestServer(requests),
+            )
+            await entrances.begin()
+        stack.push_async_callback(entrances.close)
         live.subscribe(_for_entrances, lambda new: lambda: entrances.configure(new))
 
         async def readiness() -> None:
@@ -257,7 +265,7 @@ async def _running(live: LiveSettings, stop: Stop) -> AsyncIterator[Engine]:
             notify("STATUS=")
             await watchdog()
 
-        async with entrances, asyncio.TaskGroup() as group:
+        async with asyncio.TaskGroup() as group:
             work: dict[str, Callable[[], Awaitable[None]]] = {
                 "engine": engine.run,
                 "housekeeping": lambda: keep_house(journal, lambda: live.settings.store),
@@ -271,6 +279,8 @@ async def _running(live: LiveSettings, stop: Stop) -> AsyncIterator[Engine]:
                 work["lease watch"] = functools.partial(
                     sole_use.watch, lapsed=engine.suspend, regained=engine.resume
                 )
+                runner = WaitingCommandRunner(journal, dispatcher, name=sole_use.lease.owner)
+                work["commands of other controllers"] = runner.run
             once: dict[str, Callable[[], Awaitable[None]]] = {"first look": inventory.look_at_all}
             if doubt:
                 once["marks"] = lambda: belonging.mark_later(journal, steps)
@@ -287,23 +297,6 @@ async def _running(live: LiveSettings, stop: Stop) -> AsyncIterator[Engine]:
                     task.cancel()
 
 
-async def _turn(settings: Settings, journal: SqlJournal, stop: Stop) -> SoleUse:
-    """Wait until this controller is the one of those that share the journal which acts.
-
-    :raise _NotNeeded: it was asked to stop first.
-    """
-    sole_use = await SoleUse.begin(
-        journal,
-        owner=controller_id(settings.store.path.parent),
-        seconds=settings.controller.lease,
-        stop=stop.wait,
-        standing_by=_stand_by,
-    )
-    if sole_use is None:
-        raise _NotNeeded
-    return sole_use
-
-
 def _site(settings: Settings, journal: SqlJournal, sole_use: SoleUse | None) -> ConfiguredSite:
     program = f"migrator serve, site {settings.site.name}"
     if sole_use is None:
@@ -315,11 +308,6 @@ def _site(settings: Settings, journal: SqlJournal, sole_use: SoleUse | None) -> 
         lease_holds=sole_use.holds,
         clients=MonitorClients(read=journal.meta, keep=journal.keep_meta),
     )
-
-
-def _stand_by() -> None:
-    """Tell systemd that it has started, and lives, though another controller acts."""
-    notify("READY=1\nSTATUS=stands by: another controller acts\nWATCHDOG=1")
 
 
 async def _keep_journal(sole_use: SoleUse) -> None:

@@ -36,6 +36,8 @@ class SoleUse:
         self._owner, self._seconds = owner, seconds
         self._lease = journal.lease = lease
         self.controller = controller
+        #: Who acted before and let the lease end without a word; empty: it was given back, or nobody did.
+        self.taken_from = lease.taken_from
 
     @classmethod
     async def begin(
@@ -83,6 +85,11 @@ class SoleUse:
             controller = secrets.token_hex(8)
             await journal.keep_meta(_CONTROLLER, controller)
         return cls(journal, owner=owner, seconds=seconds, lease=lease, controller=controller)
+
+    @property
+    def lease(self) -> Lease:
+        """The lease as it was renewed last."""
+        return self._lease
 
     @property
     def token(self) -> int:

@@ -50,7 +50,11 @@ async def standing_by(site: LiveSite) -> AsyncIterator[subprocess.Popen[bytes]]:
             start_new_session=True,
         )
     try:
-        await until(lambda: bool(site.said("stands by")), what="the second controller stands by", within=30)
+        await until(
+            lambda: bool(site.said("answers while it stands by")),
+            what="the second controller stands by",
+            within=30,
+        )
         yield process
     finally:
         process.kill()
@@ -65,7 +69,7 @@ async def ask_second(site: LiveSite) -> None:
 
     async def acts() -> bool:
         try:
-            return (await site.probe("/readyz"))[0] == 200
+            return (await site.probe("/readyz?role=acting"))[0] == 200
         except httpx2.TransportError:
             return False
 

@@ -99,6 +99,7 @@ def test_the_description_is_whole():
         "/api/v1/evacuations",
         "/api/v1/evacuations/{id}",
         "/api/v1/evacuations/{id}/cancel",
+        "/api/v1/service",
         "/api/v1/session",
         "/healthz",
         "/readyz",

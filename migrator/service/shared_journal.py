@@ -1,0 +1,140 @@
+"""A controller among several that share a journal: it stands by and answers, until its turn to act comes."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Awaitable, Callable, Mapping
+from contextlib import AsyncExitStack
+from dataclasses import dataclass
+from typing import Any
+
+from migrator import __version__, faults, logs
+from migrator.http import from_settings as http_settings
+from migrator.http.listeners import Listeners
+from migrator.metrics import Metrics, Probes
+from migrator.ports import ControllerInfo, Lease
+from migrator.replica.publisher import Publisher
+from migrator.replica.queries import ReplicaQueries
+from migrator.replica.requests import RequestServer, SteeringRequests
+from migrator.replica.state import ReplicaState
+from migrator.service.entrance_settings import EntranceSettings
+from migrator.service.entrances import Entrances
+from migrator.service.notify import notify
+from migrator.service.reports import Reporter
+from migrator.settings import Settings
+from migrator.settings.models import HttpSettings
+from migrator.store.journal import SqlJournal
+from migrator.store.presence import Heartbeat
+from migrator.store.sole_use import SoleUse
+from migrator.store.step_records import controller_id
+
+
+class NotNeeded(Exception):
+    """A controller was asked to stop while it stood by."""
+
+
+@dataclass(kw_only=True)
+class Turn:
+    """This controller's turn to act, and what it has had since before that."""
+
+    sole_use: SoleUse
+    heartbeat: Heartbeat
+    listeners: Listeners
+    #: They answer; they are told by this controller once it leads them.
+    entrances: Entrances
+    #: Filled by :meth:`lead`.
+    held: list[SoleUse]
+
+    def lead(self, publisher: Publisher, requests: RequestServer) -> None:
+        """From here on this controller answers as the one that acts."""
+        self.held.append(self.sole_use)
+        self.heartbeat.describe(role="acting")
+        self.entrances.lead(publisher, requests)
+
+
+async def wait_turn(
+    stack: AsyncExitStack,
+    journal: SqlJournal,
+    settings: Settings,
+    entrance_settings: EntranceSettings,
+    *,
+    stop: Callable[[], Awaitable[None]],
+) -> Turn:
+    """Stand by and answer, until this controller is the one that acts. What it begins, `stack` ends.
+
+    :param stop: returns when nobody wants it any more.
+    :raise NotNeeded: it was asked to stop first.
+    """
+    name = controller_id(settings.store.path.parent)
+    info = ControllerInfo(
+        name=name, instance=settings.site.instance, version=__version__, url=_url(settings.http)
+    )
+    seconds = settings.controller.lease
+    heartbeat = Heartbeat(journal, info=info, seconds=seconds)
+    held: list[SoleUse] = []
+
+    def acts() -> Lease | None:
+        return held[0].lease if held else None
+
+    reporter = Reporter(instance=settings.site.instance, heartbeat=heartbeat, seconds=seconds, acts=acts)
+    await stack.enter_async_context(heartbeat)
+    listeners = http_settings.listeners(settings.http)
+    await listeners.bind()
+    metrics = await stack.enter_async_context(_own_metrics(journal))
+    entrances = Entrances(
+        listeners=listeners,
+        settings=entrance_settings,
+        report=reporter.message,
+        requests=RequestServer({"metrics": functools.partial(_counts, metrics)}),
+    )
+    await stack.enter_async_context(entrances)
+    log = logs.logger(site=settings.site.name)
+    said: list[str] = []
+
+    def standing_by() -> None:
+        acting = heartbeat.now.acting
+        who = f"{acting.info.instance} acts" if acting else "another controller acts"
+        if entrances.ready:
+            if not said:
+                log.info("answers while it stands by", listening=listeners.addresses, who=who)
+                said.append(who)
+            # It has started, and lives, though another controller acts.
+            notify(f"READY=1\nSTATUS=stands by: {who}\nWATCHDOG=1")
+
+    sole_use = await SoleUse.begin(journal, owner=name, seconds=seconds, stop=stop, standing_by=standing_by)
+    if sole_use is None:
+        raise NotNeeded
+    stack.push_async_callback(sole_use.end)
+    return Turn(sole_use=sole_use, heartbeat=heartbeat, listeners=listeners, entrances=entrances, held=held)
+
+
+def _own_metrics(journal: SqlJournal) -> Metrics:
+    """Figures of this process alone: it drives nothing, and nothing happens to anybody."""
+    nothing = ReplicaQueries(
+        state=ReplicaState(), journal=journal, samples=journal.samples, requests=SteeringRequests()
+    )
+    metrics = Metrics(
+        queries=nothing,
+        version=__version__,
+        probes=Probes(journal_complaint=lambda: journal.complaint, lease_held=lambda: None),
+    )
+    journal.tell(on_write=metrics.journal_write, on_error=metrics.journal_error)
+    faults.on_fault = metrics.fault
+    return metrics
+
+
+async def _counts(metrics: Metrics, asked: Mapping[str, Any]) -> Any:
+    return (await metrics.counts(asked["accept"])).as_json()
+
+
+def _url(http: HttpSettings) -> str:
+    """Return where the API can be reached from elsewhere, as far as the settings say; empty: nowhere."""
+    if http.listen is None or http.listen.loopback:
+        return ""
+    host = http.hosts[0] if http.hosts else ""
+    if not host:
+        host = "" if http.listen.host in ("0.0.0.0", "::") else http.listen.host  # noqa: S104 - it is compared
+    if not host:
+        return ""
+    bracketed = f"[{host}]" if ":" in host else host
+    return f"{'https' if http.tls_certificate else 'http'}://{bracketed}:{http.listen.port}"
