@@ -4,38 +4,32 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import functools
 import random
 from collections import deque
 from collections.abc import Callable
 from datetime import UTC, datetime
 
 from migrator import logs
-from migrator.api.commands import COMMANDS, Role
 from migrator.errors import JournalError
-from migrator.mqtt.command_queues import CommandQueues
 from migrator.mqtt.config import MqttConfig
 from migrator.mqtt.connection import (
     BrokerConnection,
     BrokerError,
     ClosedByBroker,
     NotAllowed,
-    Received,
     SessionTaken,
     UnsupportedVersion,
     Version,
 )
-from migrator.mqtt.inbound import IncomingCommand, RejectedMessage, read, too_many
 from migrator.mqtt.outbox import Outbox, Outgoing
 from migrator.mqtt.publication import Publication, PublishedUntil
-from migrator.mqtt.receipts import Receipts, nothing
+from migrator.mqtt.receipts import Receipts
+from migrator.mqtt.reception import Reception
 from migrator.mqtt.replies import OutcomeJournal, Replies
 from migrator.mqtt.retained_states import StateQueries
 from migrator.mqtt.topics import Topics
 from migrator.ports.commands import Commands
 
-#: Of the commands that are carried out at a time one user may have this part.
-_SHARE = 4
 #: Two clients of one id throw each other out: a broker that does so often within a minute, soon after it let us in.
 _TOO_OFTEN = 4
 _SHORT_SECONDS = 20.0
@@ -45,6 +39,8 @@ _WINDOW = 8
 #: A connection that lasted so long was a good one.
 _STEADY_SECONDS = 5.0
 _FIRST_PAUSE_SECONDS = 0.1
+#: A session of another has no commands any more when none came for so long; at most so long is it looked at.
+_EMPTY_SECONDS, _ANOTHERS_SECONDS = 1.0, 60.0
 
 
 async def _unknown() -> int | None:
@@ -78,11 +74,9 @@ class Mqtt:
         now: Callable[[], datetime] = lambda: datetime.now(UTC),
     ) -> None:
         self._config = config
-        self._commands = commands
         self._keep_client_id, self._taken = keep_client_id, taken
         #: The broker is there.
         self.connected = False
-        self._now = now
         self._log = logs.logger(broker=config.address)
         self._client_id = client_id
         if not config.is_client_id(client_id):
@@ -108,13 +102,16 @@ class Mqtt:
             now=now,
         )
         self._publication.act(acts)
-        #: New commands are taken; those that are not wait at the broker for the next of us.
-        self._taking = True
-        self._command_queues = CommandQueues(
-            concurrency=config.section.max_commands,
-            concurrency_per_user=max(1, config.section.max_commands // _SHARE),
-            max_waiting_per_user=config.section.max_waiting_commands,
+        self._reception = Reception(
+            config=config,
+            commands=commands,
+            replies=self._replies,
+            topics=self._topics,
+            see=self._publication.see,
+            now=now,
         )
+        #: Carries commands out, while it runs.
+        self._tasks: asyncio.TaskGroup | None = None
         #: When the last connections that did not last were closed by the broker.
         self._closed: deque[float] = deque(maxlen=_TOO_OFTEN)
         self._version = Version.V311 if config.section.protocol == "3.1.1" else Version.V5
@@ -155,6 +152,7 @@ class Mqtt:
         After a cancellation it takes twice ``closing_seconds`` at most: what waits is sent, then ``offline``.
         """
         async with asyncio.TaskGroup() as tasks:
+            self._tasks = tasks
             tasks.create_task(self._replies.tell_outcomes(), name="mqtt outcomes")
             tasks.create_task(self._replies.settle_told(), name="mqtt outcomes that were told")
             tasks.create_task(self._publication.run(), name="mqtt publication")
@@ -245,7 +243,7 @@ class Mqtt:
                 await serving
             finally:
                 self._outbox.closed()
-                self._command_queues.drop_held()
+                self._reception.lost()
                 self.connected = False
         except NotAllowed:
             raise
@@ -275,14 +273,52 @@ class Mqtt:
                 raise
             raise _first(lost) from None
 
+    async def _receive(self, connection: BrokerConnection, tasks: asyncio.TaskGroup) -> None:
+        await self._reception.receive(connection, Receipts(connection), tasks)
+
+    async def take_commands_of(self, client_id: str) -> None:
+        """Carry out the commands that the broker keeps for a controller which is gone; then it keeps no more for it.
+
+        :param client_id: of its session. If it lives after all it loses its connection, and begins a session anew.
+        :raise BrokerError: they are not all carried out, and still at the broker.
+        """
+        if self._tasks is None:
+            return
+        connection = BrokerConnection(
+            config=self._config, client_id=client_id, version=self._version, will=None
+        )
+        await connection.open()
+        receipts = Receipts(connection)
+        try:
+            for topic in (self._topics.commands, self._topics.shared_commands):
+                await connection.unsubscribe(topic)
+            receiving = asyncio.create_task(
+                self._reception.receive(connection, receipts, self._tasks), name="mqtt commands of another"
+            )
+            emptied = asyncio.create_task(receipts.none_for(_EMPTY_SECONDS), name="mqtt no more commands")
+            try:
+                await asyncio.wait(
+                    {receiving, emptied},
+                    timeout=_ANOTHERS_SECONDS,
+                    return_when=asyncio.FIRST_COMPLETED,
+                )
+                if receiving.done():
+                    await receiving  # the connection was lost
+                elif not emptied.done():
+                    raise BrokerError("commands of a controller that is gone are not carried out yet")
+            finally:
+                for task in (receiving, emptied):
+                    task.cancel()
+                await asyncio.wait({receiving, emptied})
+            self._log.info("commands of a controller that is gone were carried out", number=receipts.given)
+        finally:
+            await connection.close()
+
     async def _farewell(self, connection: BrokerConnection, serving: asyncio.Task[None]) -> None:
         """Send what waits, and that we go; within a bound."""
         seconds = self._config.closing_seconds
-        self._taking = False
         try:
-            self._command_queues.drop_waiting()  # they stay at the broker, which has no receipt for them
-            if self._command_queues.tasks:
-                await asyncio.wait(set(self._command_queues.tasks), timeout=seconds / 2)
+            await self._reception.close(seconds / 2)
             rest = asyncio.create_task(self._all_told(), name="mqtt sending the rest")
             await asyncio.wait({rest, serving}, timeout=seconds / 2, return_when=asyncio.FIRST_COMPLETED)
             rest.cancel()
@@ -338,55 +374,6 @@ class Mqtt:
             retain=outgoing.retain,
             correlation=outgoing.correlation,
         )
-
-    # in
-
-    async def _receive(self, connection: BrokerConnection, tasks: asyncio.TaskGroup) -> None:
-        receipts = Receipts(connection)
-        async for received in connection.messages():
-            if not self._topics.is_command(received.topic):
-                self._publication.see(received)
-                continue
-            if not self._taking:
-                continue
-            done = receipts.expect(received)
-            try:
-                incoming = read(received, topics=self._topics, config=self._config, now=self._now())
-                held = self._admit(incoming, received)
-            except RejectedMessage as rejected:
-                self._refuse(rejected, received, done)
-                continue
-            if held is None:
-                # It changes nothing, so nothing is lost with it; what takes its time must not keep the commands of
-                # others at the broker, which sends only so many that have no receipt.
-                done()
-                done = nothing
-            # Once it returns the command is in the journal. It is acknowledged when the reply is with the broker too: a
-            # crash before that brings both again.
-            work = functools.partial(self._replies.execute, incoming, then=done)
-            self._command_queues.put(incoming.user, f"mqtt command {incoming.id}", work, tasks, held=held)
-
-    def _admit(self, incoming: IncomingCommand, received: Received) -> int | None:
-        """Return the bytes that a command takes while the broker has no receipt for it; ``None``: it gets one now.
-
-        :raise RejectedMessage: it would wait behind too many.
-        """
-        if COMMANDS[incoming.envelope.verb].role is Role.VIEWER or not received.qos:
-            if self._command_queues.full(incoming.user):
-                most = self._config.section.max_waiting_commands
-                raise too_many(incoming, f"{most} commands of yours wait already (mqtt.max_waiting_commands)")
-            return None
-        if self._command_queues.holds_too_much(len(received.payload)):
-            raise too_many(incoming, "too many commands wait already")
-        return len(received.payload)
-
-    def _refuse(self, rejected: RejectedMessage, received: Received, done: Callable[[], None]) -> None:
-        self._commands.count("mqtt", rejected.verb if rejected.verb in COMMANDS else "unknown", "refused")
-        self._log.warning("command refused", topic=received.topic[:256], reason=str(rejected.refusal))
-        if rejected.reply_to is None:
-            done()
-        else:
-            self._replies.give(rejected.reply(), rejected.reply_to, then=done)
 
 
 def _first(group: BaseExceptionGroup[BrokerError]) -> BrokerError:

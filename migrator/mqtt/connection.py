@@ -88,11 +88,12 @@ class BrokerConnection:
     """Open it once, close it in any case. Everything else raises :class:`BrokerError` once it is lost.
 
     :param client_id: the same at every connection, so that the broker finds the session again.
-    :param will: what the broker publishes, retained, when this connection ends without :meth:`close`: topic, payload.
+    :param will: what the broker publishes, retained, when this connection ends without :meth:`close`: topic, payload;
+        ``None``: nothing.
     """
 
     def __init__(
-        self, *, config: MqttConfig, client_id: str, version: Version, will: tuple[str, bytes]
+        self, *, config: MqttConfig, client_id: str, version: Version, will: tuple[str, bytes] | None
     ) -> None:
         self._config = config
         self._v5 = version is Version.V5
@@ -104,7 +105,7 @@ class BrokerConnection:
             identifier=client_id,
             protocol=version.value,
             logger=_SILENT,
-            will=aiomqtt.Will(will[0], will[1], qos=1, retain=True),
+            will=aiomqtt.Will(will[0], will[1], qos=1, retain=True) if will is not None else None,
             timeout=config.section.timeout,
             keepalive=int(config.section.keepalive),
             tls_context=_tls(config) if config.section.tls else None,

@@ -97,3 +97,33 @@ async def test_session_from_before_it_was_shared_gets_each_command_once(broker: 
         await until(lambda: scheduler.replies("c2"), what="a reply")
     assert len(scheduler.replies("c1")) == 1
     assert shared.heard == [("mqtt", "migrate", "accepted"), ("mqtt", "plan", "accepted")]
+
+
+async def test_commands_that_the_broker_keeps_for_one_that_is_gone_are_carried_out_by_another(
+    broker: Broker,
+) -> None:
+    one, two = pair(broker)
+    identifiers = [f"c{number}" for number in range(40)]
+    async with two.running(), peer(broker) as scheduler:
+        async with one.running():
+            pass
+        for identifier in identifiers:
+            await scheduler.command("migrate", id=identifier, guest="web")
+        await until(lambda: len(two.controller.begun) == 20, what="its own share")
+        await two.mqtt.take_commands_of(f"migrator-site-one-{'0' * 32}")
+        await until(
+            lambda: all(scheduler.replies(each) for each in identifiers), what="a reply to each", within=20
+        )
+        assert len(two.controller.begun) == 40
+        # From now on nothing more is kept for it, until it is there again.
+        await scheduler.command("plan", id="c50", host="a")
+        await scheduler.command("plan", id="c51", host="a")
+        await until(lambda: scheduler.replies("c50") and scheduler.replies("c51"), what="both")
+        again = Service(
+            settings(broker, shared=True), log=one.log, queries=one.queries, controller=one.controller
+        )
+        async with again.running():
+            for number in range(60, 64):
+                await scheduler.command("plan", id=f"c{number}", host="a")
+            await until(lambda: all(scheduler.replies(f"c{number}") for number in range(60, 64)), what="all")
+            assert [heard[1] for heard in again.heard] == ["plan", "plan"]
