@@ -6,7 +6,7 @@ BIN := .build/venv/bin
 WORKERS ?= $(shell echo $$(( $$(nproc) * 2 )))
 PYTEST := $(BIN)/python -m pytest -n $(WORKERS) --dist worksteal
 
-.PHONY: help setup demo test test-all lint docs picture bench bench-policies bench-evacuation soak lock audit install uninstall clean
+.PHONY: help setup demo test test-all lint docs picture bench bench-policies bench-evacuation bench-scale soak lock audit install uninstall clean
 
 help:
 	@echo 'make demo      guests move between three hosts made on this machine, before your eyes   [DEMO_ARGS=]'
@@ -19,6 +19,7 @@ help:
 	@echo 'make bench     the measurements in docs/benchmarks.md   [BENCH_ARGS=]'
 	@echo 'make bench-policies   the controller beside what others do, in simulation   [BENCH_ARGS=]'
 	@echo 'make bench-evacuation   emptying a host: bound, plan and peers, in simulation   [BENCH_ARGS=--real]'
+	@echo 'make bench-scale   1,000 migrations on one controller, what each costs, the journal; 15 minutes   [BENCH_ARGS=]'
 	@echo 'make soak      the tests that run for long   [PYTEST_ARGS=]'
 	@echo 'make lock      requirements*.lock anew after a change in pyproject.toml   [LOCK_ARGS=--upgrade]'
 	@echo 'make audit     what is known to be wrong with the locked versions; takes a way to the OSV database'
@@ -69,6 +70,10 @@ bench-policies:
 bench-evacuation:
 	@scripts/setup bench
 	$(BIN)/python -m bench.evacuation $(BENCH_ARGS)
+
+bench-scale:
+	@scripts/setup bench
+	$(BIN)/python -m bench.scale $(BENCH_ARGS)
 
 soak:
 	@scripts/setup test

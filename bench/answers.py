@@ -33,7 +33,7 @@ from tests.broker import USERS, Broker, mosquitto
 from tests.mqtt_fakes import Peer, peer
 
 _PAIRS = 100
-_COMMANDS = 200
+COMMANDS = 200
 _MEDIAN_SECONDS, _P99_SECONDS = 0.020, 0.100
 _TIMEOUT_SECONDS = 60.0
 #: Between two commands: what is measured is an answer, not a queue.
@@ -45,13 +45,13 @@ _Ask = Callable[[int], Awaitable[None]]
 def main(arguments: list[str]) -> int:
     """Measure and print; the exit status is 1 when an aim was not met."""
     parser = argparse.ArgumentParser(prog="python -m bench.answers", description=__doc__)
-    parser.add_argument("--commands", type=int, default=_COMMANDS, help="of each kind (default: %(default)s)")
+    parser.add_argument("--commands", type=int, default=COMMANDS, help="of each kind (default: %(default)s)")
     parser.add_argument("--serve", type=Path, help=argparse.SUPPRESS)
     given = parser.parse_args(arguments)
     if given.serve is not None:
         simulated_service.run(given.serve, _populate)
         return 0
-    text, met = asyncio.run(_measure(given.commands))
+    text, met = asyncio.run(measure(given.commands))
     print(f"{describe()}\n\n{text}")
     return 0 if met else 1
 
@@ -64,8 +64,8 @@ async def run(_: Options, quiet: Quiet) -> str:
     if mosquitto() is None:
         raise Unavailable("there is no mosquitto here")
     await quiet.wait()
-    text, _met = await _measure(_COMMANDS)
-    return paragraphs(f"{describe()} · {_COMMANDS} commands of each kind · {quiet}", text)
+    text, _met = await measure(COMMANDS)
+    return paragraphs(f"{describe()} · {COMMANDS} commands of each kind · {quiet}", text)
 
 
 def _populate(site: SimulatedSite) -> None:
@@ -95,7 +95,8 @@ def _configuration(directory: Path, broker: Broker) -> Path:
     return path
 
 
-async def _measure(commands: int) -> tuple[str, bool]:
+async def measure(commands: int) -> tuple[str, bool]:
+    """Return the section's text, and whether the aims were met."""
     with tempfile.TemporaryDirectory(prefix="bench-") as temporary:
         directory = Path(temporary)
         with Broker(directory / "broker") as broker:

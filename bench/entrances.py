@@ -30,6 +30,7 @@ import httpx2
 
 from bench import simulated_service
 from bench.figures import ms, paragraphs, table
+from bench.lateness import lines, measure_lateness, p99, processor_seconds, read_lateness
 from bench.machine import Quiet, describe
 from bench.options import Options
 from migrator.testing.simulated_site import SimulatedSite
@@ -39,7 +40,6 @@ from tests.mqtt_fakes import PREFIX
 
 _HOSTS, _GUESTS_EACH, _MOVING = 100, 10, 50
 _SECONDS = 15.0
-_EVERY_SECONDS = 0.002
 #: Aim: so much more at p99 while an entrance is flooded.
 _MORE_SECONDS = 0.010
 _TIMEOUT_SECONDS = 90.0
@@ -77,7 +77,7 @@ def main(arguments: list[str]) -> int:
     given = parser.parse_args(arguments)
     if given.serve is not None:
         late = given.serve.with_name("late")
-        simulated_service.run(given.serve, _populate, beside=lambda: _measure_lateness(late))
+        simulated_service.run(given.serve, _populate, beside=lambda: measure_lateness(late))
         return 0
     if given.flood is not None:
         where, path, connections = given.flood
@@ -107,23 +107,6 @@ def _populate(site: SimulatedSite) -> None:
                 workload=steady(2048 * MIB, 90 * MIB),
                 memory_bytes=4096 * MIB,
             )
-
-
-async def _measure_lateness(file: Path) -> None:
-    """Write how late each timer came, in seconds, one line for each second."""
-    loop = asyncio.get_running_loop()
-    with file.open("w", encoding="utf-8") as out:
-        values: list[float] = []
-        since = loop.time()
-        while True:
-            due = loop.time() + _EVERY_SECONDS
-            await asyncio.sleep(_EVERY_SECONDS)
-            now = loop.time()
-            values.append(now - due)
-            if now - since >= 1.0:
-                out.write(json.dumps([round(value, 6) for value in values]) + "\n")
-                out.flush()
-                values, since = [], now
 
 
 def _configuration(directory: Path, broker: Broker | None) -> Path:
@@ -189,7 +172,7 @@ async def _figures(
             print(f"flood: {flood.name}", file=sys.stderr, flush=True)
             async with _flooded(where, flood) as counted:
                 values, cpu = await _late(directory, pid, seconds)
-            more = _p99(values) - _p99(quiet)
+            more = p99(values) - p99(quiet)
             met = met and more <= _MORE_SECONDS
             rows.append([flood.name, f"{counted() / seconds:.0f}", *_row(values, cpu)])
     text = paragraphs(
@@ -203,29 +186,18 @@ async def _figures(
 
 
 def _row(values: list[float], cpu: float) -> list[str]:
-    return [ms(statistics.median(values)), ms(_p99(values)), ms(max(values)), f"{cpu:.0%}"]
-
-
-def _p99(values: list[float]) -> float:
-    return statistics.quantiles(values, n=100)[98]
+    return [ms(statistics.median(values)), ms(p99(values)), ms(max(values)), f"{cpu:.0%}"]
 
 
 async def _late(directory: Path, pid: int, seconds: float) -> tuple[list[float], float]:
     """How late timers came in the next so many seconds, and how much of a processor that process took."""
     file = directory / "late"
     await asyncio.sleep(1.0)
-    before = len(file.read_text(encoding="utf-8").splitlines())
-    took, began = _processor_seconds(pid), time.monotonic()
+    before = lines(file)
+    took, began = processor_seconds(pid), time.monotonic()
     await asyncio.sleep(seconds)
-    took = (_processor_seconds(pid) - took) / (time.monotonic() - began)
-    lines = file.read_text(encoding="utf-8").splitlines()[before:]
-    return [value for line in lines for value in json.loads(line)], took
-
-
-def _processor_seconds(pid: int) -> float:
-    """Return the processor seconds of that process, without those that it started."""
-    fields = Path(f"/proc/{pid}/stat").read_text(encoding="utf-8").rpartition(")")[2].split()
-    return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
+    took = (processor_seconds(pid) - took) / (time.monotonic() - began)
+    return read_lateness(file, after=before), took
 
 
 @asynccontextmanager

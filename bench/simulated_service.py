@@ -9,7 +9,6 @@ from typing import Any
 
 from migrator import logs
 from migrator.service import serve as service
-from migrator.settings import Settings
 from migrator.testing.simulated_site import SimulatedSite
 
 
@@ -37,21 +36,33 @@ def run(
     :param path: the configuration; its hosts are those that `populate` makes.
     :param beside: runs on the same event loop, to measure it.
     """
+    site = _Site()
+    populate(site)
+    serve(path, lambda *_, **__: site, beside=beside)
+
+
+def serve(
+    path: Path,
+    make_site: Callable[..., Any],
+    *,
+    first: Callable[[], Coroutine[Any, Any, None]] = _nothing,
+    beside: Callable[[], Coroutine[Any, Any, None]] = _nothing,
+) -> None:
+    """Serve until killed, with another site than the configuration's.
+
+    :param make_site: takes the place of :func:`migrator.site.from_settings.make_site`.
+    :param first: done before the service begins, and `beside` while it runs, on the same event loop.
+    """
 
     async def both() -> None:
+        await first()
         measuring = asyncio.create_task(beside(), name="measuring")
         try:
             await service.serve(path)
         finally:
             measuring.cancel()
 
-    site = _Site()
-    populate(site)
-
-    def simulated(_: Settings, **__: object) -> SimulatedSite:
-        return site
-
     logs.configure()
     # The one part that is not the service's own.
-    setattr(service, "make_site", simulated)  # noqa: B010 - it belongs to another module
+    setattr(service, "make_site", make_site)  # noqa: B010 - it belongs to another module
     asyncio.run(both())

@@ -12,11 +12,13 @@ import tempfile
 import time
 from collections.abc import Awaitable, Callable
 from contextlib import closing
+from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
 from statistics import median, quantiles
 from typing import Any
 
+from bench.figures import ms, paragraphs, table
 from bench.journal import document, event
 from migrator.core.migration.situation import Intent, Milestone
 from migrator.store.backend import Place
@@ -26,6 +28,9 @@ from migrator.testing.postgresql import Postgres, programs
 
 _RUNS = 30
 _TOGETHER, _SECONDS = 100, 5.0
+MIGRATIONS = 1_000_000
+#: Aim: of each query that an interface makes.
+_QUERY_SECONDS = 0.050
 #: Rows of ended migrations, with two events each and a command; n numbers them from 1, SERIES is where it comes from.
 _DOCUMENTS = """
 INSERT INTO documents
@@ -93,33 +98,56 @@ def queries(journal: SqlJournal, migrations: int) -> dict[str, Callable[[], Awai
     }
 
 
-async def ask(journal: SqlJournal, migrations: int) -> None:
-    """Print what each query takes."""
+#: Name, median and most or p99, in seconds.
+_Timed = tuple[str, float, float]
+
+
+@dataclass
+class Found:
+    """The figures of one database."""
+
+    name: str
+    writes: list[_Timed] = field(default_factory=list)
+    #: A hundred migrations, each of which writes as soon as its last is written.
+    writes_a_second: float = 0.0
+    together: _Timed = ("", 0.0, 0.0)
+    queries: list[_Timed] = field(default_factory=list)
+    #: What writing those migrations took.
+    filled_seconds: float = 0.0
+
+
+async def ask(journal: SqlJournal, migrations: int) -> list[_Timed]:
+    """Return what each query takes: median and most."""
+    found = []
     for name, query in queries(journal, migrations).items():
         times = []
         for _ in range(_RUNS):
             began = time.perf_counter()
             await query()
-            times.append((time.perf_counter() - began) * 1e3)
-        print(f"  {name:36} {median(times):8.1f} ms median {max(times):8.1f} ms most")
+            times.append(time.perf_counter() - began)
+        found.append((name, median(times), max(times)))
+    return found
 
 
-async def write(journal: SqlJournal, directory: Path) -> None:
-    """Print what writes take, one after the other and together."""
-    await one_by_one("save a migration", lambda n: journal.save(("migration", document(n))))
+async def write(journal: SqlJournal, directory: Path, found: Found) -> None:
+    """Measure what writes take, one after the other and together."""
     record = journal.steps.create("steps")
     await record.begin({}, Intent())
     step = Intent(milestone=Milestone.MIGRATING)
-    await one_by_one("commit a step in the database", lambda n: record.note(step))
     file = FileRecord(f"bench{time.time_ns()}", directory=directory)
     await file.begin({}, Intent())
-    await one_by_one("note a step in a file", lambda n: file.note(step))
-    file.close()
 
     async def behind(_: int) -> None:
         record.note_behind(step)
 
-    await one_by_one("note a step behind", behind)
+    calls: dict[str, Callable[[int], Awaitable[Any]]] = {
+        "save a migration": lambda n: journal.save(("migration", document(n))),
+        "commit a step in the database": lambda n: record.note(step),
+        "note a step in a file": lambda n: file.note(step),
+        "note a step behind": behind,
+    }
+    found.writes = [await one_by_one(name, call) for name, call in calls.items()]
+    file.close()
     written, latencies = 0, []
     began = time.perf_counter()
 
@@ -130,38 +158,36 @@ async def write(journal: SqlJournal, directory: Path) -> None:
             written += 1
             told = event(10_000_000 + written) | {"time": datetime.now(UTC).isoformat()}
             await journal.save(("migration", document(number)), events=[told])
-            latencies.append((time.perf_counter() - started) * 1e3)
+            latencies.append(time.perf_counter() - started)
 
     await asyncio.gather(*(go(number) for number in range(_TOGETHER)))
-    rate = written / (time.perf_counter() - began)
-    print(
-        f"  {_TOGETHER} migrations at once               {rate:8.0f} documents and events a second, "
-        f"{median(latencies):.1f} ms median, {quantiles(latencies, n=100)[98]:.1f} ms p99"
-    )
+    found.writes_a_second = written / (time.perf_counter() - began)
+    found.together = (f"{_TOGETHER} at once", median(latencies), quantiles(latencies, n=100)[98])
 
 
-async def one_by_one(name: str, call: Callable[[int], Awaitable[Any]]) -> None:
-    """Print it."""
+async def one_by_one(name: str, call: Callable[[int], Awaitable[Any]]) -> _Timed:
+    """Return what a call takes, one after the other: median and p99."""
     times = []
-    for number in range(200):
+    for number in range(10 * _RUNS):
         began = time.perf_counter()
         await call(number)
-        times.append((time.perf_counter() - began) * 1e3)
-    print(f"  {name:36} {median(times):8.2f} ms median {quantiles(times, n=100)[98]:8.2f} ms p99")
+        times.append(time.perf_counter() - began)
+    return name, median(times), quantiles(times, n=100)[98]
 
 
 async def measure(
     name: str, place: Place, directory: Path, fill: Callable[[], None], migrations: int
-) -> None:
-    """Print the figures of one database."""
-    print(name)
+) -> Found:
+    """Return the figures of one database."""
+    found = Found(name)
     async with await SqlJournal.open(place) as journal:
-        await write(journal, directory)
+        await write(journal, directory, found)
     began = time.perf_counter()
     await asyncio.to_thread(fill)
-    print(f"  {migrations} ended migrations written in {time.perf_counter() - began:.0f} s")
+    found.filled_seconds = time.perf_counter() - began
     async with await SqlJournal.open(place) as journal:
-        await ask(journal, migrations)
+        found.queries = await ask(journal, migrations)
+    return found
 
 
 def fill_file(path: Path, migrations: int) -> None:
@@ -178,31 +204,79 @@ def fill_server(server: Postgres, database: str, migrations: int) -> None:
         server.sql(statement, database=database, within=900)
 
 
+async def measure_both(
+    migrations: int = MIGRATIONS, *, directory: str | None = None, only: str = ""
+) -> list[Found]:
+    """Return the figures of either database, where there are the programs for it.
+
+    :param directory: where the databases are made; a disk like that of a service.
+    :param only: ``sqlite`` or ``postgresql``.
+    """
+    found = []
+    with tempfile.TemporaryDirectory(dir=directory, prefix="bench-store-") as name:
+        own = Path(name)
+        if only != "postgresql":
+            path = own / "journal.db"
+            found.append(await measure("SQLite", path, own, lambda: fill_file(path, migrations), migrations))
+        if only != "sqlite" and programs() is not None:
+            tempfile.tempdir = directory
+            with Postgres("bench", fsync="on", full_page_writes="on", shared_buffers="128MB") as server:
+                database = server.create()
+                place = server.place(database)
+
+                def fill() -> None:
+                    fill_server(server, database, migrations)
+
+                found.append(await measure("PostgreSQL", place, own, fill, migrations))
+    return found
+
+
+def report(found: list[Found], migrations: int) -> str:
+    """Return the section's text."""
+    rows = []
+    for each in found:
+        rows += [
+            [each.name, "documents with an event, a second", f"{each.writes_a_second:.0f}", ""],
+            *(
+                [each.name, name, ms(middle), ms(most)]
+                for name, middle, most in (each.together, *each.writes)
+            ),
+        ]
+    slow = [
+        name
+        for each in found
+        for name, middle, _ in each.queries
+        if middle > _QUERY_SECONDS and _of_interfaces(name)
+    ]
+    asked = [
+        [name, *(ms(value) for each in found for value in each.queries[number][1:])]
+        for number, (name, _, _) in enumerate(found[0].queries)
+    ]
+    heads = [f"{each.name} {what}" for each in found for what in ("median ms", "most ms")]
+    return paragraphs(
+        "Writes, one after the other, and of a hundred migrations that each write as soon as their last is written:",
+        table(["store", "what", "median ms", "p99 ms"], rows),
+        f"Queries of the interfaces on {migrations:,} ended migrations, {2 * migrations:,} events and "
+        f"{migrations:,} commands:",
+        table(["query", *heads], asked),
+        f"Aim: each that an interface makes takes at most {ms(_QUERY_SECONDS)} ms in the median. "
+        + (f"**Not met by: {', '.join(slow)}.**" if slow else "Aim met."),
+    )
+
+
+def _of_interfaces(name: str) -> bool:
+    return not name.startswith("(start)")
+
+
 async def main() -> None:
     """Print the figures of both."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--migrations", type=int, default=1_000_000)
+    parser.add_argument("--migrations", type=int, default=MIGRATIONS)
     parser.add_argument("--directory", help="where the databases are made; a disk like that of a service")
-    parser.add_argument("--only", choices=["sqlite", "postgresql"])
+    parser.add_argument("--only", choices=["sqlite", "postgresql"], default="")
     given = parser.parse_args()
-    with tempfile.TemporaryDirectory(dir=given.directory, prefix="bench-store-") as name:
-        directory = Path(name)
-        if given.only != "postgresql":
-            path = directory / "journal.db"
-            await measure(
-                "SQLite", path, directory, lambda: fill_file(path, given.migrations), given.migrations
-            )
-        if given.only != "sqlite" and programs() is not None:
-            tempfile.tempdir = given.directory
-            with Postgres("bench", fsync="on", full_page_writes="on", shared_buffers="128MB") as server:
-                database = server.create()
-                await measure(
-                    "PostgreSQL",
-                    server.place(database),
-                    directory,
-                    lambda: fill_server(server, database, given.migrations),
-                    given.migrations,
-                )
+    found = await measure_both(given.migrations, directory=given.directory, only=given.only)
+    print(report(found, given.migrations))
 
 
 if __name__ == "__main__":

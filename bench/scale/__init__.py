@@ -1,0 +1,1 @@
+"""``python -m bench.scale [PART...]``: many migrations at once, QEMUs that are simulated in other processes."""

@@ -1,0 +1,96 @@
+"""``python -m bench.scale [PART...]``: how much one controller takes; ``--write`` tells docs/benchmarks.md.
+
+The QEMUs are fakes that speak QMP, in processes of their own; the service is whole, with its journal on disk.
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import signal
+import sys
+import time
+from collections.abc import Awaitable, Callable
+
+from bench import answers, document, store
+from bench.figures import paragraphs
+from bench.libvirt import Unavailable
+from bench.machine import Quiet, describe
+from bench.scale import evacuations, load
+
+_KEY, _TITLE = "scale", "Many migrations at once"
+
+
+async def _under_way() -> str:
+    return await load.under_way()
+
+
+async def _cost() -> str:
+    return await load.cost()
+
+
+async def _evacuation() -> str:
+    return await asyncio.to_thread(evacuations.cost)
+
+
+async def _commands() -> str:
+    text, _ = await answers.measure(answers.COMMANDS)
+    return text
+
+
+async def _store() -> str:
+    return store.report(await store.measure_both(), store.MIGRATIONS)
+
+
+#: In the order of the document; all of them take some ten minutes.
+PARTS: dict[str, tuple[str, Callable[[], Awaitable[str]]]] = {
+    "load": ("1,000 migrations on one controller", _under_way),
+    "cost": ("What each of many costs", _cost),
+    "evacuation": ("What each guest of an evacuation costs", _evacuation),
+    "commands": ("Commands beside 100 migrations", _commands),
+    "store": ("The journal", _store),
+}
+
+
+def main(arguments: list[str]) -> int:
+    """Measure and print; the exit status is 1 where a part could not be measured. An aim not met is a result."""
+    parser = argparse.ArgumentParser(prog="python -m bench.scale", description=__doc__)
+    parser.add_argument("parts", nargs="*", metavar="PART", help=f"{', '.join(PARTS)}; all by default")
+    parser.add_argument(
+        "--quiet-timeout", type=float, default=60.0, help="seconds to wait for a quiet machine"
+    )
+    parser.add_argument("--write", action="store_true", help="put the results into docs/benchmarks.md")
+    given = parser.parse_args(arguments)
+    if unknown := set(given.parts) - PARTS.keys():
+        parser.error(f"no such part: {', '.join(sorted(unknown))}; there are {', '.join(PARTS)}")
+    # Both end it in an orderly way, so that everything is taken down.
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+    signal.signal(signal.SIGTERM, lambda *_: signal.raise_signal(signal.SIGINT))
+    bad = 0
+    for name in given.parts or PARTS:
+        title, work = PARTS[name]
+        began = time.monotonic()
+        try:
+            text = asyncio.run(_measured(work, given.quiet_timeout))
+        except (Unavailable, TimeoutError, RuntimeError) as error:
+            print(f"{name}: not measured: {error}", file=sys.stderr)
+            bad = 1
+            continue
+        print(f"\n## {title}\n\n{text}\n\n({name} took {time.monotonic() - began:.0f} s)\n", flush=True)
+        if given.write:
+            document.write(f"{_KEY}-{name}", f"{_TITLE}: {title}", text, order=[])
+    return bad
+
+
+async def _measured(work: Callable[[], Awaitable[str]], quiet_timeout: float) -> str:
+    quiet = Quiet(quiet_timeout)
+    await quiet.wait()
+    text = await work()
+    return paragraphs(f"{describe()} · 1 run · {quiet}", text)
+
+
+if __name__ == "__main__":
+    try:
+        sys.exit(main(sys.argv[1:]))
+    except KeyboardInterrupt:
+        sys.exit(130)
