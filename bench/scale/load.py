@@ -15,7 +15,9 @@ _HOSTS = 100
 _LINK_BYTES_PER_SECOND = 1000.0 * MIB
 #: Guests that never come to rest, each on its own pair of hosts, and some that move beside them.
 _UNDER_WAY, _BESIDE = 1000, 200
-_WATCH_SECONDS, _SETTLE_SECONDS = 30.0, 10.0
+#: Sent in ten minutes: nobody is at his end while he is watched.
+_BUSY_BYTES = 64 << 30
+_WATCH_SECONDS, _SETTLE_SECONDS, _BEGIN_SECONDS = 30.0, 10.0, 240.0
 _MOST_CORE, _MOST_BYTES, _MOST_SECONDS = 1.0, 1 << 30, 0.100
 COUNTS = (10, 50, 300, 1000, 2000)
 _SPREAD_RATIO = 0.20
@@ -28,8 +30,8 @@ async def under_way(count: int = _UNDER_WAY) -> str:
         GuestSpec(
             name=f"busy-{number}",
             host=name,
-            memory_bytes=4096 * MIB,
-            working_bytes=2048 * MIB,
+            memory_bytes=_BUSY_BYTES,
+            working_bytes=_BUSY_BYTES * 9 // 10,
             bytes_per_second=0.9 * _LINK_BYTES_PER_SECOND / 10,
             link_bytes_per_second=_LINK_BYTES_PER_SECOND / 10,
         )
@@ -83,7 +85,7 @@ def _row(what: str, found: str, aim: str, met: bool) -> list[str]:
 
 
 async def _settled(service: Service, count: int) -> None:
-    async with asyncio.timeout(300.0):
+    async with asyncio.timeout(_BEGIN_SECONDS):
         while sum(each["state"] == "precopy" for each in await service.active()) < count:
             await asyncio.sleep(1.0)
     await asyncio.sleep(_SETTLE_SECONDS)
