@@ -10,7 +10,9 @@
 from __future__ import annotations
 
 import asyncio
+import functools
 import inspect
+import math
 import os
 from collections import Counter
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
@@ -32,10 +34,8 @@ from migrator.engine.migration.requests import MigrationRequests
 from migrator.errors import QemuError, TimedOut
 from migrator.ports import MigrationSettings
 from migrator.qemu.address import Address
-from migrator.qemu.claim import DriverClaim
 from migrator.qemu.endpoint import Endpoint
 from migrator.qemu.monitor import Monitor
-from migrator.qemu.status_query import StatusQuery
 from migrator.store.records import FileRecord, unfinished
 from migrator.testing.lab import LabQemu, Pair, until
 from tests.command import ACCEPTED_CODES
@@ -119,19 +119,17 @@ class CaughtEnd(Endpoint):
     ) -> None:
         address = address or Address(kind="unix", path=str(qemu.qmp))
         driver = Driver(token=os.urandom(6).hex(), controller="under-test", who="a test")
-        super().__init__(address, role=role, pid=pid, fence_command=fence_command, driver=driver)
-        self._qemu = qemu
-        self._monitor = ImpatientMonitor(
+        super().__init__(
             address,
-            name=self.name,
-            on_event=self._on_event,
-            on_break=self._on_break,
-            frozen=lambda: qemu.frozen,
+            role=role,
+            pid=pid,
+            fence_command=fence_command,
+            driver=driver,
+            # A busy machine is not taken for a controller that slept.
+            asleep_after_seconds=math.inf,
+            make_monitor=functools.partial(ImpatientMonitor, frozen=lambda: qemu.frozen),
         )
-        self._claim = DriverClaim(self._monitor, driver, name=self.name)
-        self._status = StatusQuery(
-            self._monitor, name=self.name, connect=self.connect, on_answer=self._claim.note_answer
-        )
+        self._qemu = qemu
         self._hooks: dict[str, Hook] = {}
         #: A test will do something at a step, and has done it; and the process was seen dead.
         self.awaits_hook = self.hooked = self.fenced = False
@@ -170,7 +168,6 @@ class CaughtEnd(Endpoint):
     async def _pass(self, command: str, answer: Callable[[], Awaitable[Any]]) -> Any:
         self.given[command] += 1
         await self._reached(f"before {command}")
-        self._claim.note_answer()  # so that a busy machine is not taken for a controller that slept
         try:
             return await answer()
         finally:

@@ -50,6 +50,8 @@ class Endpoint:
     :param driver: who drives it: QEMU is marked before it is changed, and not changed while another's mark is there.
     :param lease_holds: see :class:`~migrator.qemu.claim.DriverClaim`.
     :param by_force: a person has said that the controller which the mark names is dead, where that cannot be seen.
+    :param asleep_after_seconds: see :class:`~migrator.qemu.claim.DriverClaim`.
+    :param make_monitor: makes the session, as :class:`~migrator.qemu.monitor.Monitor` does.
     """
 
     def __init__(
@@ -66,6 +68,7 @@ class Endpoint:
         lease_holds: Callable[[], bool] = lambda: True,
         by_force: bool = False,
         asleep_after_seconds: float = ASLEEP_AFTER_SECONDS,
+        make_monitor: Callable[..., Monitor] = Monitor,
     ) -> None:
         self.address = address
         self.name = f"{role} {address}"
@@ -76,7 +79,7 @@ class Endpoint:
         self._arrives = role == "destination"
         self._features: Features | None = None
         self._dirty_rate = DirtyRate()
-        self._monitor = Monitor(
+        self._monitor = make_monitor(
             address,
             name=self.name,
             on_event=self._on_event,

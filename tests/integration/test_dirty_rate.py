@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import os
 from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager
@@ -32,29 +33,33 @@ EXACTLY = (20, 68)
 SAMPLED = (8, 96)
 
 
+class Listening(Monitor):
+    """A session that notes how dirty rates were asked for."""
+
+    def __init__(self, asked: list[str], address: Address, **how: Any) -> None:
+        super().__init__(address, **how)
+        self._asked = asked
+
+    async def execute(
+        self,
+        command: str,
+        arguments: Mapping[str, Any] | None = None,
+        *,
+        timeout: float = 5.0,
+        oob: bool = False,
+    ) -> Any:
+        if command == "calc-dirty-rate":
+            self._asked.append((arguments or {})["mode"])
+        return await super().execute(command, arguments, timeout=timeout, oob=oob)
+
+
 class Probed(Endpoint):
     """A source that remembers in which ways it was asked to measure."""
 
     def __init__(self, qemu: LabQemu) -> None:
         address = Address(kind="unix", path=str(qemu.qmp))
-        super().__init__(address, role="source")
         self.asked: list[str] = []
-        asked = self.asked
-
-        class Listening(Monitor):
-            async def execute(
-                self,
-                command: str,
-                arguments: Mapping[str, Any] | None = None,
-                *,
-                timeout: float = 5.0,
-                oob: bool = False,
-            ) -> Any:
-                if command == "calc-dirty-rate":
-                    asked.append((arguments or {})["mode"])
-                return await super().execute(command, arguments, timeout=timeout, oob=oob)
-
-        self._monitor = Listening(address, name=self.name, on_event=self._on_event, on_break=self._on_break)
+        super().__init__(address, role="source", make_monitor=functools.partial(Listening, self.asked))
 
     async def measure(self) -> float:
         """MiB a second, as exactly as is safe."""
