@@ -14,8 +14,9 @@ import functools
 import inspect
 import math
 import os
+import weakref
 from collections import Counter
-from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, replace
 from enum import StrEnum
@@ -32,7 +33,7 @@ from migrator.engine.migration.outcome import MigrationOutcome, MigrationProgres
 from migrator.engine.migration.phase_timeouts import PhaseTimeouts
 from migrator.engine.migration.requests import MigrationRequests
 from migrator.errors import QemuError, TimedOut
-from migrator.ports import MigrationSettings
+from migrator.ports import MigrationSettings, StreamOptions, StreamSockets, Tuning
 from migrator.qemu.address import Address
 from migrator.qemu.endpoint import Endpoint
 from migrator.qemu.monitor import Monitor
@@ -50,6 +51,10 @@ SLOW = PLAIN.but(max_bandwidth_bytes_per_second=MIB)
 SHORT = PhaseTimeouts(copying=0.6, at_switch=0.6, switching=0.8)
 #: What freezes for a while is not given up.
 LONG = PhaseTimeouts(copying=15.0, at_switch=15.0, switching=15.0)
+
+_AS_FAST_AS_IT_GOES = 1 << 40
+#: Sources that are not kept to the bandwidth of their policy any more.
+_HURRIED: weakref.WeakSet[LabQemu] = weakref.WeakSet()
 
 #: Seconds that an answer of a frozen QEMU is waited for; the command waits for 1 to 5.
 _ANSWER_SECONDS = 0.4
@@ -190,6 +195,18 @@ class CaughtEnd(Endpoint):
             return self._last  # as if the look had been a moment earlier
         self._last = view
         return view
+
+    async def tune(self, tuning: Tuning) -> None:
+        if self._qemu in _HURRIED and tuning.max_bandwidth_bytes_per_second is not None:
+            tuning = replace(tuning, max_bandwidth_bytes_per_second=_AS_FAST_AS_IT_GOES)
+        await super().tune(tuning)
+
+    async def stream_sockets(
+        self, peers: Sequence[str], options: StreamOptions | None = None, *, again: bool = False
+    ) -> StreamSockets:
+        if self._qemu in _HURRIED:
+            options = replace(options or StreamOptions(), pacing_bytes_per_second=0)
+        return await super().stream_sockets(peers, options, again=again)
 
     async def listen(self, uri: str) -> str:
         return str(await self._pass("listen", lambda: super(CaughtEnd, self).listen(uri)))
@@ -383,5 +400,6 @@ def catch(drive: Drive, phase: Phase, hook: Hook) -> None:
 
 
 async def hurry(pair: Pair) -> None:
-    """Lift the limit of a :data:`SLOW` migration."""
-    await pair.source.query("migrate-set-parameters", max_bandwidth=1 << 40)
+    """Lift the limit of a :data:`SLOW` migration: QEMU's at once, and that of its sockets at the next look at them."""
+    _HURRIED.add(pair.source)
+    await pair.source.query("migrate-set-parameters", max_bandwidth=_AS_FAST_AS_IT_GOES)
