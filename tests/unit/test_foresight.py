@@ -5,8 +5,9 @@ from __future__ import annotations
 import pytest
 
 from migrator.core.migration.advance_forecast import AdvanceForecast, forecast_in_advance
+from migrator.core.migration.downtime_floor import ceiling_findings
 from migrator.core.migration.forecast import Verdict
-from migrator.core.policy import Policy, builtin
+from migrator.core.policy import LastResort, Policy, builtin
 
 MIB = 1 << 20
 
@@ -43,6 +44,22 @@ def test_a_quiet_guest_converges_below_its_ceiling(policy: str, dirty: float) ->
     assert 0 < found.downtime_seconds <= builtin(policy).max_downtime_seconds
 
 
+def test_a_ceiling_below_what_device_state_takes_is_refused_with_the_smallest_that_can_be_kept() -> None:
+    found = seen(builtin("default").but(max_downtime_seconds=0.02), 0.0, speed=7.5e6)
+    assert found.verdict is Verdict.CANNOT
+    assert found.downtime_seconds == pytest.approx(0.047, abs=0.005)
+    assert (
+        seen(builtin("default").but(max_downtime_seconds=0.05), 0.0, speed=7.5e6).verdict is Verdict.CONVERGES
+    )
+
+
+def test_a_policy_that_may_stop_the_guest_lets_it_go_above_its_ceiling_and_says_so() -> None:
+    found = seen(builtin("must-finish").but(max_downtime_seconds=0.02), 0.0, speed=7.5e6)
+    assert found.verdict is Verdict.CONVERGES_IF
+    assert found.downtime_seconds is not None
+    assert found.downtime_seconds > 0.02
+
+
 def test_without_a_probe_nothing_is_claimed() -> None:
     assert seen(builtin("default"), None) == AdvanceForecast(verdict=Verdict.UNKNOWN)
     assert seen(builtin("default"), 1.0, speed=0.0) == AdvanceForecast(verdict=Verdict.UNKNOWN)
@@ -54,3 +71,14 @@ def test_offline_stands_still_for_the_whole_copy_and_postcopy_hardly_at_all() ->
     first = seen(builtin("postcopy-first"), None)
     assert first.downtime_seconds is not None
     assert first.downtime_seconds < 0.2
+
+
+def test_preflight_names_the_smallest_ceiling_at_the_share_of_the_link_and_the_policy_decides() -> None:
+    tight = builtin("gentle").but(max_downtime_seconds=0.02)
+    [refused] = ceiling_findings(tight, 7_500_000, 0.001)
+    assert refused.code == "ceiling-infeasible"
+    assert "50 ms" in refused.message
+    [warned] = ceiling_findings(tight.but(last_resort=LastResort.PAUSE), 7_500_000, 0.001)
+    assert warned.code == "ceiling-exceeded"
+    assert ceiling_findings(builtin("gentle"), 7_500_000, 0.001) == []
+    assert ceiling_findings(tight, None, 0.001) == []

@@ -164,6 +164,7 @@ def test_finding_that_the_catalogue_does_not_know_cannot_be_made() -> None:
 #: Every error that a person may accept, and how the guest may arrive all the same. One that has no such way is refused
 #: whatever anybody says, or an accepted migration would only fail later.
 MAY_GO_WELL = {
+    "ceiling-infeasible": "the guest stands still for somewhat longer, and arrives",
     **dict.fromkeys(
         ("bridge-down", "bridge-uplink", "tap-bridge", "tap-down", "tap-vlan"),
         "somebody sees to the network while the guest moves, or it does without",

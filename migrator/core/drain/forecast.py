@@ -14,12 +14,13 @@ from migrator.core.drain.transfers import Transfers
 from migrator.core.drain.wanting import Wanting
 from migrator.core.inventory import Guest, Host, HostFacts
 from migrator.core.migration.advance_forecast import AdvanceForecast, forecast_in_advance
+from migrator.core.migration.downtime_floor import smallest_ceiling
 from migrator.core.migration.forecast import Verdict
 from migrator.core.model import RunState, State
 from migrator.core.policy import Policy
 from migrator.core.schedule.timetable import Prediction, Quantiles, predict
 from migrator.core.schedule.transfers import LinkRules, LinkTable, Move, Transfer
-from migrator.units import show_rate
+from migrator.units import show_rate, show_seconds
 
 #: From a guest's arrival until what is left of it at its source is cleared away.
 _CLEARING_SECONDS = 0.5
@@ -226,6 +227,11 @@ def _in_advance(policy: Policy, left_bytes: float, speed: float, dirty_rate: flo
 
 def no_end(guest: Guest, policy: Policy, speed: float) -> str:
     """Return why a guest cannot be moved inside its policy."""
+    if (least := smallest_ceiling(policy, speed)) is not None:
+        return (
+            f"its devices' state alone takes {show_seconds(least)} at {show_rate(speed)}, the smallest ceiling that "
+            f"can be kept, and policy {policy.name} allows {show_seconds(policy.max_downtime_seconds)}"
+        )
     return (
         f"it dirties {show_rate(guest.dirty_rate_bytes_per_second or 0.0)}, its link carries {show_rate(speed)}, "
         f"and policy {policy.name} allows nothing that would let it end"

@@ -201,6 +201,16 @@ DESTINATION: Texts = {
 
 #: How two QEMUs differ.
 PAIR: Texts = {
+    "ceiling-infeasible": (
+        "overridable",
+        "the downtime ceiling cannot be kept at the stream's share of the link: device state alone takes longer",
+        "raise max_downtime, give the stream more, or accept a longer downtime",
+    ),
+    "ceiling-exceeded": (
+        "warning",
+        "the downtime will be above its ceiling: at the stream's share of the link device state alone takes longer",
+        "raise max_downtime or give the stream more; the policy lets it go all the same",
+    ),
     "uuid": (
         "error",
         "the uuids differ: this may be another guest",

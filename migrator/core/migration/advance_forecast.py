@@ -10,6 +10,7 @@ from dataclasses import dataclass
 
 from migrator.core.migration import convergence
 from migrator.core.migration.convergence import Abilities, ActionKind
+from migrator.core.migration.downtime_floor import may_exceed, smallest_ceiling
 from migrator.core.migration.forecast import DEFAULT_OVERHEAD_SECONDS, Verdict, outlook
 from migrator.core.model import Sample
 from migrator.core.policy import Policy, PostcopyMode
@@ -44,6 +45,10 @@ def forecast_in_advance(
         # It stands still until all has arrived.
         downtime = left_bytes / bytes_per_second + DEFAULT_OVERHEAD_SECONDS
         return AdvanceForecast(verdict=Verdict.CONVERGES, downtime_seconds=downtime)
+    least = smallest_ceiling(policy, bytes_per_second)
+    if least is not None:
+        verdict = Verdict.CONVERGES_IF if may_exceed(policy) else Verdict.CANNOT
+        return AdvanceForecast(verdict=verdict, downtime_seconds=least)
     if policy.postcopy is PostcopyMode.IMMEDIATE:
         return AdvanceForecast(verdict=Verdict.CONVERGES, downtime_seconds=DEFAULT_OVERHEAD_SECONDS)
     if dirty_rate_bytes_per_second is None:

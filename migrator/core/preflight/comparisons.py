@@ -35,6 +35,10 @@ _SOURCE = {
     "no-throttle": "the policy's max_throttle, with auto-converge among the source's capabilities",
     "capability-missing": "capabilities of both (query-migrate-capabilities), with those that the policy needs",
 }
+_CEILING = {
+    "ceiling-infeasible": "the policy's max_downtime, with device state and round trips at the stream's share",
+    "ceiling-exceeded": "the same, under a policy that may stop the guest (last_resort = pause)",
+}
 _TRAVEL = {
     "block-job": "query-jobs of the source, with the policy's block_jobs",
     "block-job-waits": "query-jobs of the source, with the policy's block_jobs",
@@ -192,6 +196,7 @@ COMPARED: Mapping[str, str] = MappingProxyType(
     {
         **_INVENTORY,
         **_SOURCE,
+        **_CEILING,
         **_TRAVEL,
         **_HOSTS,
         **_PROCESS,

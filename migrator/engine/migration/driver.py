@@ -6,7 +6,9 @@ from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import replace
 from typing import Any
 
+from migrator.core.findings import errors_first
 from migrator.core.migration import answer_review, convergence, invariants, lifecycle
+from migrator.core.migration.downtime_floor import ceiling_findings
 from migrator.core.migration.lifecycle import Next, Step
 from migrator.core.migration.situation import Intent, Milestone, OperatorAnswer, SourceIs, source_is
 from migrator.core.migration.switch_timing import PARKED_LIMIT_SECONDS
@@ -80,7 +82,8 @@ class MigrationDriver(DriverState):
         )
         self._intent_log.intent = replace(self._intent_log.intent, guest_runs=facts.run in RUNNING_STATES)
         self.result.preflight_seconds = clock.now() - began
-        return findings
+        round_trip = max(self._source.round_trip_seconds, self._destination.round_trip_seconds)
+        return errors_first([*findings, *ceiling_findings(self._policy, self.requests.share, round_trip)])
 
     # --- the whole way ---------------------------------------------------------------------------------------------
 
