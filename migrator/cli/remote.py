@@ -238,6 +238,20 @@ def status(client: ServiceClient, identifier: str | None, *, json_output: bool) 
     return Exit.DONE
 
 
+def service_status(client: ServiceClient, *, json_output: bool) -> int:
+    """Print the controllers that share the journal: their roles, leases and versions."""
+    found = client.get("service")
+    if json_output:
+        print(json.dumps(found))
+        return Exit.DONE
+    if found["controllers"]:
+        rows = (show.controller_row(each, found) for each in found["controllers"])
+        tables.table(show.CONTROLLERS, rows, empty="")
+    for line in show.service_lines(found):
+        print(clean(line))
+    return Exit.DONE
+
+
 _LINES: dict[str, Callable[[Document], list[str]]] = {
     "migration": show.migration_lines,
     "evacuation": show.evacuation_lines,

@@ -57,6 +57,10 @@ _Cancellable = Annotated[
 _PerhapsUnderWay = Annotated[
     str | None, typer.Argument(metavar="[ID]", help=_OF_EITHER, autocompletion=completion.under_way)
 ]
+_OfService = Annotated[
+    bool,
+    typer.Option("--service", help="Show the controllers that share the journal: roles, leases, versions."),
+]
 _ForPostcopy = Annotated[
     str, typer.Argument(metavar="ID", help=_OF_A_MIGRATION, autocompletion=completion.for_postcopy)
 ]
@@ -240,10 +244,20 @@ def activate(host: _Host, server: _Server = None, json: _Json = False) -> None:
 
 
 @app.command(short_help="Show what is under way, or all about one of it.")
-def status(identifier: _PerhapsUnderWay = None, server: _Server = None, json: _Json = False) -> None:
-    """Show what is under way, or all about one migration or evacuation."""
+def status(
+    identifier: _PerhapsUnderWay = None,
+    server: _Server = None,
+    json: _Json = False,
+    service: _OfService = False,
+) -> None:
+    """Show what is under way, or all about one migration or evacuation; with --service the controllers instead."""
     from migrator.cli import remote  # noqa: PLC0415 - quick --help
 
+    if service:
+        if identifier is not None:
+            raise UsageError(f"--service is about the controllers: leave {identifier} out")
+        remote.run(lambda client: remote.service_status(client, json_output=json), server, json_output=json)
+        return
     remote.run(lambda client: remote.status(client, identifier, json_output=json), server, json_output=json)
 
 

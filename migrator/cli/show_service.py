@@ -19,6 +19,7 @@ HOSTS = ("HOST", "STATE", "UP", "GUESTS", "MEMORY FREE", "OF", "LINK", "NOTE")
 GUESTS = ("GUEST", "HOST", "STATE", "MEMORY", "DIRTIED", "POLICY", "UUID", "NOTE")
 MIGRATIONS = ("ID", "GUEST", "FROM", "TO", "STATE", "DONE", "LEFT", "STREAM", "DIRTIED", "TIME LEFT")
 EVACUATIONS = ("ID", "HOST", "KIND", "STATE", "LEFT", "FORECAST END", "DEADLINE", "NOTE")
+CONTROLLERS = ("INSTANCE", "ROLE", "VERSION", "HEARTBEAT", "LEASE", "ANSWERS AT", "NOTE")
 PLAN = ("ORDER", "GUEST", "TO", "STARTS", "TAKES", "DOWNTIME", "POLICY", "WHY")
 
 
@@ -101,6 +102,42 @@ def evacuation_row(one: Document) -> Row:
         _brief(one["deadline"]),
         note,
     )
+
+
+def controller_row(one: Document, service: Document) -> Row:
+    """Return the cells of :data:`CONTROLLERS`; the lease is that which plans the site, or the controller's own."""
+    leases = {each["name"]: each for each in service["leases"]}
+    own = leases.get(f"controller/{one['name']}")
+    site = leases.get("site")
+    held = [("site", site)] if site is not None and site["owner"] == one["name"] else []
+    held += [("own", own)] if own is not None else []
+    lease = ", ".join(f"{name} {_age(each['age_seconds'])}" for name, each in held)
+    return (
+        one["instance"],
+        one["role"] if one["present"] else "gone",
+        one["version"],
+        f"{_age(one['age_seconds'])} ago",
+        lease,
+        one["url"],
+        one["detail"],
+    )
+
+
+def service_lines(service: Document) -> list[str]:
+    """Return what is to be said of the controllers as a whole."""
+    if service["role"] == "alone":
+        return [f"{service['instance']} is alone: the journal is its own (version {service['version']})"]
+    acting = service["acting"]
+    lines = [f"{acting} acts, and plans the site" if acting else "NOBODY ACTS: nothing is planned or begun"]
+    if service["role"] == "standby":
+        age = service["stale_seconds"]
+        old = "of unknown age" if age is None else f"{_age(age)} old at most"
+        lines.append(f"{service['instance']} answers, and stands by; what it shows is {old}")
+    return lines + [f"complaint: {each}" for each in service["complaints"]]
+
+
+def _age(seconds: float) -> str:
+    return f"{seconds:.1f} s" if seconds < 120 else f"{seconds / 60:.0f} min"
 
 
 def plan_row(guest: Document) -> Row:
