@@ -52,6 +52,10 @@ class JournalError(MigratorError):
     """The service's journal cannot be read or written. No new work is taken until it can."""
 
 
+class UpgradeWaits(JournalError):
+    """The journal's tables have to be migrated, and older controllers are there that could not read them any more."""
+
+
 class LeaseLost(JournalError):
     """A write was refused: the lease that it belongs to has ended, or another has it. Whoever held it stops."""
 

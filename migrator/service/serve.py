@@ -44,8 +44,9 @@ from migrator.service.event_log import EventLogger
 from migrator.service.notify import notify, watchdog
 from migrator.service.reload import reload_on_hup
 from migrator.service.reports import Reporter
-from migrator.service.shared_journal import NotNeeded, wait_turn
+from migrator.service.shared_journal import wait_turn
 from migrator.service.waiting_commands import WaitingCommandRunner
+from migrator.service.waiting_upgrade import NotNeeded, open_journal
 from migrator.settings import LiveSettings, Settings
 from migrator.settings.models import SiteSettings
 from migrator.site.from_settings import ConfiguredSite, make_site
@@ -135,7 +136,7 @@ async def _running(live: LiveSettings, stop: Stop) -> AsyncIterator[Engine]:
     settings = live.settings
     log = logs.logger(site=settings.site.name)
     async with (
-        await SqlJournal.open(journal_place(settings.store)) as journal,
+        await open_journal(journal_place(settings.store), settings.http, stop=stop.wait) as journal,
         contextlib.AsyncExitStack() as stack,
     ):
         directory = settings.store.path.parent

@@ -21,16 +21,13 @@ from migrator.service.entrance_settings import EntranceSettings
 from migrator.service.entrances import Entrances
 from migrator.service.notify import notify
 from migrator.service.reports import Reporter
+from migrator.service.waiting_upgrade import NotNeeded
 from migrator.settings import Settings
 from migrator.settings.models import HttpSettings
 from migrator.store.journal import SqlJournal
 from migrator.store.presence import Heartbeat
 from migrator.store.sole_use import SoleUse
 from migrator.store.step_records import controller_id
-
-
-class NotNeeded(Exception):
-    """A controller was asked to stop while it stood by."""
 
 
 @dataclass(kw_only=True)

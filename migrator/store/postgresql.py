@@ -11,7 +11,7 @@ import os
 import secrets
 import ssl
 import time
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Collection
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from typing import Any, Self
@@ -23,7 +23,7 @@ from sqlalchemy.exc import ArgumentError, DBAPIError
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine, create_async_engine
 from sqlalchemy.pool import NullPool
 
-from migrator.errors import JournalError, UsageError
+from migrator.errors import JournalError, UpgradeWaits, UsageError
 from migrator.store import schema
 from migrator.store.backend import DATABASE_ERRORS, UNSURE, Remedy, Server, cause
 from migrator.store.lock import locked
@@ -37,8 +37,18 @@ _UPGRADING = 0x6D69677261746F72  # "migrator"
 
 #: Of this instant, not of the transaction's beginning.
 _NOW = text("SELECT CAST(extract(epoch FROM clock_timestamp()) * 1000000 AS bigint)")
+_OLDEST_READER = text("SELECT value FROM meta WHERE key = 'oldest_reader'")
+_KEEP_OLDEST_READER = text(
+    "INSERT INTO meta (key, value) VALUES ('oldest_reader', :oldest) "
+    "ON CONFLICT (key) DO UPDATE SET value = excluded.value"
+)
+#: Controllers that live, and the schema that each is written for; a version before 0007 has no row, only its lease.
 _LIVES = text(
     "SELECT owner FROM leases WHERE owner <> '' AND ends_at > extract(epoch FROM clock_timestamp()) * 1000000"
+)
+_LIVE_CONTROLLERS = text(
+    "SELECT c.instance, c.schema, c.version FROM controllers c JOIN leases l ON l.name = 'controller/' || c.name "
+    "WHERE l.owner <> '' AND l.ends_at > extract(epoch FROM clock_timestamp()) * 1000000 ORDER BY c.instance"
 )
 _UNFINISHED = "SELECT count(*) FROM documents WHERE kind = 'migration' AND ended_at IS NULL"
 _lock_schema = text("SELECT pg_advisory_xact_lock(:key)").bindparams(bindparam("key", type_=BigInteger))
@@ -147,7 +157,7 @@ class PostgresServer:
     def _upgrade(self, connection: Connection) -> None:
         there = inspect(connection).get_table_names()
         if not there:
-            schema.upgrade(connection)
+            self._migrate(connection)
             return
         if "alembic_version" not in there or "documents" not in there:
             raise JournalError(
@@ -157,16 +167,23 @@ class PostgresServer:
         if revision == schema.HEAD:
             return
         if not schema.knows(revision):
+            oldest = connection.execute(_OLDEST_READER).scalar()
+            if oldest is not None and str(oldest) <= schema.HEAD:
+                return  # what is newer there takes nothing from this version
             raise JournalError(
                 f"the journal {self.name} was written by a newer migrator (its schema is {revision}, this one knows "
                 f"{schema.HEAD}): install that one here too"
             )
-        if "leases" in there and (owner := connection.execute(_LIVES).scalar()) is not None:
-            raise JournalError(
-                f"the journal {self.name} is used by a service of another version (its schema is {revision}, this "
-                f"version's is {schema.HEAD}; the service is {owner}): stop that one first"
+        if older := _older_controllers(connection, there, revision):
+            raise UpgradeWaits(
+                f"the journal {self.name} has to be migrated from schema {revision} to {schema.HEAD}, and older "
+                f"controllers are there that could not read it any more: {', '.join(older)}. Stop them; this one waits"
             )
+        self._migrate(connection)
+
+    def _migrate(self, connection: Connection) -> None:
         schema.upgrade(connection)
+        connection.execute(_KEEP_OLDEST_READER, {"oldest": schema.OLDEST_READER})
 
     @property
     def name(self) -> str:
@@ -303,6 +320,20 @@ _WORDS = {
     "58": "the server's disk does not do what it should",
     "XX": "the database is damaged: see the server's log",
 }
+
+
+def _older_controllers(connection: Connection, tables: Collection[str], revision: str) -> list[str]:
+    """Return the controllers that live and could not go on with this version's tables."""
+    if "leases" not in tables:
+        return []
+    if "controllers" not in tables:
+        owners = sorted({str(owner) for owner in connection.execute(_LIVES).scalars()})
+        return [f"{owner} (schema {revision})" for owner in owners]
+    return [
+        f"{row.instance} (version {row.version}, schema {row.schema})"
+        for row in connection.execute(_LIVE_CONTROLLERS)
+        if str(row.schema) < schema.OLDEST_READER
+    ]
 
 
 def _state(error: BaseException) -> str:

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import shutil
 import sqlite3
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import httpx2
 import pytest
 from alembic.autogenerate import compare_metadata
 from alembic.config import Config
@@ -16,12 +19,17 @@ from alembic.script import ScriptDirectory
 
 from migrator.core.migration.downsampling import Point
 from migrator.core.model import Sample, State
-from migrator.errors import JournalError
+from migrator.errors import JournalError, UpgradeWaits
+from migrator.ports import ControllerInfo
+from migrator.service.waiting_upgrade import NotNeeded, open_journal
+from migrator.settings.models import HttpSettings
+from migrator.settings.values import Listen
 from migrator.store import schema, sqlite
-from migrator.store.backend import Place
+from migrator.store.backend import Place, Server
 from migrator.store.database import Database
 from migrator.store.journal import SqlJournal
 from migrator.store.tokens import Tokens
+from migrator.testing.lab import until
 
 #: The schema of this version, and of one that is made up.
 TODAY, LATER = schema.HEAD, "9000"
@@ -36,7 +44,7 @@ down_revision = "{today}"
 
 def upgrade():
     op.execute("UPDATE documents SET state = 'changed'")
-    op.execute("CREATE TABLE added (a)")
+    op.execute("CREATE TABLE added (a INTEGER)")
     op.execute("{more}")
 """
 
@@ -213,3 +221,92 @@ async def test_the_revisions_make_the_tables_that_the_code_believes_in(place: Pl
         assert await opened.read(lambda connection: connection.run_sync(differences)) == []
     finally:
         await opened.close()
+
+
+class TestRollingUpgrade:
+    """Several controllers on one PostgreSQL, one of them of a newer version with other tables."""
+
+    @pytest.fixture
+    def place(self, request: pytest.FixtureRequest) -> Server:
+        place = request.getfixturevalue("postgresql").place(request.getfixturevalue("postgresql").create())
+        assert isinstance(place, Server)
+        return replace(place, beside=None)
+
+    async def test_a_newer_one_waits_while_an_older_one_lives_that_could_not_read_what_it_makes(
+        self, place: Server, newer: Any, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+    ) -> None:
+        info = ControllerInfo(name="old", instance="machine-1", version="1.0")
+        async with await SqlJournal.open(place) as old:
+            await old.save(("migration", DOCUMENT))
+            lease = await old.controllers.join(info, seconds=60)
+            assert lease is not None
+            newer()
+            monkeypatch.setattr(schema, "OLDEST_READER", LATER)
+            said = rf"from schema {TODAY} to {LATER}.*machine-1 \(version 1.0, schema {TODAY}\)"
+            with pytest.raises(UpgradeWaits, match=said):
+                await SqlJournal.open(place)
+            await old.save(("migration", DOCUMENT | {"id": "m2"}))  # it goes on meanwhile
+            stop = asyncio.Event()
+            http = HttpSettings(socket=tmp_path / "api.sock", metrics_listen=Listen(host="127.0.0.1", port=0))
+            opening = asyncio.create_task(open_journal(place, http, stop=stop.wait), name="newer")
+            await asyncio.sleep(0)
+            assert not opening.done()
+            await old.controllers.leave(lease)
+        async with await opening as new:
+            found = await new.page("migration", limit=5)
+            assert [each["id"] for each in found] == ["m2", "m1"]
+        # Whoever comes back with the older version is told.
+        monkeypatch.undo()
+        with pytest.raises(JournalError, match="was written by a newer migrator"):
+            await SqlJournal.open(place)
+
+    async def test_one_that_takes_nothing_from_older_ones_joins_them_at_once(
+        self, place: Server, newer: Any, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        info = ControllerInfo(name="old", instance="machine-1", version="1.0")
+        async with await SqlJournal.open(place) as old:
+            lease = await old.controllers.join(info, seconds=60)
+            assert lease is not None
+            newer()
+            async with await SqlJournal.open(place) as new:
+                await new.save(("migration", DOCUMENT))
+                await old.save(("migration", DOCUMENT | {"id": "m2"}), events=[event_without_number()])
+                assert [each["id"] for each in await new.page("migration", limit=5)] == ["m2", "m1"]
+                assert await old.controllers.beat(info, lease, seconds=60) is not None
+            monkeypatch.undo()
+            async with await SqlJournal.open(place) as again:  # the older version, started once more
+                assert len(await again.events()) == 1
+
+    async def test_one_that_waits_says_why_to_whoever_asks(
+        self, place: Server, newer: Any, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+    ) -> None:
+        info = ControllerInfo(name="old", instance="machine-1", version="1.0")
+        async with await SqlJournal.open(place) as old:
+            assert await old.controllers.join(info, seconds=60) is not None
+            newer()
+            monkeypatch.setattr(schema, "OLDEST_READER", LATER)
+            stop, path = asyncio.Event(), tmp_path / "api.sock"
+            http = HttpSettings(socket=path, metrics_listen=Listen(host="127.0.0.1", port=0))
+            opening = asyncio.create_task(open_journal(place, http, stop=stop.wait), name="newer")
+            await until(path.exists, what="it listens", within=20)
+            transport = httpx2.AsyncHTTPTransport(uds=str(path))
+            async with httpx2.AsyncClient(transport=transport, base_url="http://migrator") as client:
+                ready, lives = await client.get("/readyz"), await client.get("/healthz")
+            assert (ready.status_code, lives.status_code) == (503, 200)
+            assert ready.json()["role"] == "waiting"
+            assert "machine-1" in ready.json()["complaints"][0]
+            stop.set()
+            with pytest.raises(NotNeeded):
+                await opening
+
+
+def event_without_number() -> dict[str, Any]:
+    return {
+        "event_id": 0,
+        "sequence": 1,
+        "time": "2026-03-01T12:00:00Z",
+        "kind": "state",
+        "subject": "migration",
+        "subject_id": "m2",
+        "body": {},
+    }
