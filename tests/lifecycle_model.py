@@ -27,13 +27,14 @@ from migrator.core.migration.situation import (
     destination_is,
     source_is,
 )
-from migrator.core.model import MigrationStatus, ProcessState, RunState, State, View
+from migrator.core.model import MigrationStatus, ProcessState, RunState, Sample, State, View
 
 R = RunState
 M = MigrationStatus
 RUNNING, PAUSED, INMIGRATE = R.RUNNING, R.PAUSED, R.INMIGRATE
 FINISH, POSTMIGRATE = R.FINISH_MIGRATE, R.POSTMIGRATE
-POSTCOPY = frozenset({M.POSTCOPY_ACTIVE, M.POSTCOPY_PAUSED})
+RECOVERING = frozenset({M.POSTCOPY_RECOVER_SETUP, M.POSTCOPY_RECOVER})
+POSTCOPY = frozenset({M.POSTCOPY_ACTIVE, M.POSTCOPY_PAUSED, *RECOVERING})
 
 
 class Broken(AssertionError):
@@ -55,6 +56,8 @@ class Setting:
     hasty: bool = True
     #: The controller stops the guest before postcopy begins.
     stops_first: bool = True
+    #: A network that loses packets may carry them again at any later moment.
+    heals: bool = True
 
 
 class Fault(StrEnum):
@@ -68,7 +71,7 @@ class Fault(StrEnum):
     DESTINATION_DOZES = "destination dozes"
     SOURCE_STALLS = "source stalls"
     SOURCE_DOZES = "source dozes"
-    #: Packets are lost from here on, in silence.
+    #: Packets are lost from here on, in silence; they may come through again later.
     BLACK_HOLE = "black hole"
     #: The connection breaks, and both ends hear of it.
     RESET = "reset"
@@ -85,6 +88,12 @@ class End(NamedTuple):
     status: M = M.NONE
     #: "" / "dozes" / "stalls" / "blocked": it does nothing, and what it is told waits.
     asleep: str = ""
+    #: Its connection is gone, and it knows.
+    cut: bool = False
+    #: Destination: waits for a connection to recover by. Source: was told to connect for it (7.2 does not show that).
+    recovers: bool = False
+    #: Source: all of the guest was given to its kernel.
+    sent: bool = False
     #: The controller has seen it end, by whatever means.
     seen_dead: bool = False
     told: tuple[str, ...] = ()
@@ -108,8 +117,8 @@ class ModelState(NamedTuple):
     continues: bool = False
     #: The guest ran when the migration stopped it: then QEMU runs it again when the migration fails.
     resumes: bool = False
-    #: "ok" / "lost" / "reset"
-    network: str = "ok"
+    #: Packets get lost between the two.
+    lost: bool = False
     #: The destination holds all of the guest.
     whole: bool = False
     #: The guest has run at the destination.
@@ -168,8 +177,8 @@ def kept(world: ModelState) -> None:
 def qemu_moves(world: ModelState, setting: Setting) -> Moves:  # noqa: C901 - one case for each thing that QEMU does
     """What the QEMUs do by themselves next."""
     here, there = world.source, world.destination
-    connected = world.network == "ok" and there.acts
-    broken = not there.alive or world.network == "reset"
+    connected = not (world.lost or here.cut or there.cut) and there.acts
+    broken = not there.alive or here.cut or (there.cut and not world.lost)
 
     def source(name: str, run: R, status: M, **more: object) -> tuple[str, ModelState]:
         forked = world.forked or (world.whole and run is RUNNING)
@@ -206,22 +215,30 @@ def qemu_moves(world: ModelState, setting: Setting) -> Moves:  # noqa: C901 - on
                     yield source("stays stopped", POSTMIGRATE, here.status)
                 else:
                     yield source("resumes", RUNNING if world.resumes else PAUSED, here.status)
-            case M.POSTCOPY_ACTIVE if broken or there.status in (M.FAILED, M.POSTCOPY_PAUSED):
-                yield source("loses postcopy", here.run, M.POSTCOPY_PAUSED)
+            case M.POSTCOPY_ACTIVE if broken or there.status is M.FAILED:
+                yield "loses postcopy", _cut(world, "source", M.POSTCOPY_PAUSED)
                 # All pages were sent (10.0), or none yet (7.2): then it is taken for a precopy that failed.
-                if not setting.old or there.status is M.ACTIVE:
+                if there.status is M.ACTIVE if setting.old else here.sent:
                     yield source("fails in postcopy", FINISH, M.FAILED)
             case M.POSTCOPY_ACTIVE if connected and there.status is M.COMPLETED:
                 yield source("has served", FINISH, M.COMPLETED)
-            case M.POSTCOPY_ACTIVE if world.network == "lost":
-                yield source("loses postcopy", here.run, M.POSTCOPY_PAUSED)
+            case M.POSTCOPY_ACTIVE if not here.sent and connected and there.status is M.POSTCOPY_ACTIVE:
+                yield "has sent all", world._replace(source=here._replace(sent=True))
+            case M.POSTCOPY_PAUSED | M.POSTCOPY_RECOVER_SETUP if here.recovers:
+                yield from _connects(world)
+            case M.POSTCOPY_RECOVER if connected and there.status in (M.POSTCOPY_ACTIVE, M.COMPLETED):
+                yield source("goes on with postcopy", here.run, M.POSTCOPY_ACTIVE)
+            case M.POSTCOPY_RECOVER if broken and not setting.old:
+                yield "loses postcopy again", _cut(world, "source", M.POSTCOPY_PAUSED)
     if here.asleep == "blocked" and (there.acts or broken):
         yield "unblocks", _wake(world, "source", setting)
     if here.acts and here.status is M.DEVICE and there.alive and there.asleep and not world.start_postcopy:
         yield "blocks", world._replace(source=here._replace(asleep="blocked"))
 
     if there.acts:
-        reaches = world.network == "ok" and here.alive
+        reaches = not (world.lost or here.cut or there.cut) and here.alive
+        # Where it is cut off in silence it hears nothing of the source's end either.
+        hears_end = there.cut or not here.alive or (here.cut and not world.lost)
         match there.status:
             case M.ACTIVE if reaches and here.status is M.DEVICE and not world.start_postcopy:
                 if Fault.REJECTED in world.happened:
@@ -233,11 +250,21 @@ def qemu_moves(world: ModelState, setting: Setting) -> Moves:  # noqa: C901 - on
                     yield destination("rejects", INMIGRATE, M.FAILED)
                 else:
                     yield destination("is ready", PAUSED, M.POSTCOPY_ACTIVE)
-            case M.POSTCOPY_ACTIVE if reaches and here.status is M.POSTCOPY_ACTIVE:
+            case M.POSTCOPY_ACTIVE if reaches and here.status is M.POSTCOPY_ACTIVE and here.sent:
                 yield destination("has fetched", there.run, M.COMPLETED, whole=True)
-            case M.POSTCOPY_ACTIVE if not here.alive or world.network != "ok":
-                yield destination("loses postcopy", there.run, M.POSTCOPY_PAUSED)
-            case M.SETUP | M.ACTIVE if not here.alive or world.network == "reset":
+            case M.POSTCOPY_ACTIVE if hears_end:
+                yield "loses postcopy", _cut(world, "destination", M.POSTCOPY_PAUSED)
+            case M.POSTCOPY_RECOVER if reaches and here.status is M.POSTCOPY_RECOVER:
+                yield destination("goes on with postcopy", there.run, M.POSTCOPY_ACTIVE)
+            case M.POSTCOPY_RECOVER if hears_end and setting.old:
+                # 7.2 ends when the connection breaks in the midst of a recovery.
+                dead, died = there._replace(life=ProcessState.DEAD), Fault.DESTINATION_DIES
+                yield "dies of a lost recovery", world._replace(
+                    destination=dead, happened=world.happened | {died}
+                )
+            case M.POSTCOPY_RECOVER if hears_end:
+                yield "loses postcopy again", _cut(world, "destination", M.POSTCOPY_PAUSED)
+            case M.SETUP | M.ACTIVE if hears_end:
                 yield destination("fails", INMIGRATE, M.FAILED)
                 if here.status is M.DEVICE and not world.start_postcopy and not here.alive:
                     # All of it was on its way already.
@@ -249,6 +276,29 @@ def qemu_moves(world: ModelState, setting: Setting) -> Moves:  # noqa: C901 - on
             yield f"{name} wakes", _wake(world, name, setting)
 
 
+def _cut(world: ModelState, name: str, status: M) -> ModelState:
+    end: End = getattr(world, name)
+    return world._replace(**{name: end._replace(status=status, cut=True)})  # type: ignore[arg-type]
+
+
+def _connects(world: ModelState) -> Moves:
+    """A source that was told to recover the stream connects, or does not."""
+    here, there = world.source, world.destination
+    if not world.lost and there.acts and there.status is M.POSTCOPY_PAUSED and there.recovers:
+        yield (
+            "connects again",
+            world._replace(
+                source=here._replace(status=M.POSTCOPY_RECOVER, cut=False, recovers=False, sent=False),
+                destination=there._replace(status=M.POSTCOPY_RECOVER, cut=False, recovers=False),
+            ),
+        )
+    else:
+        yield (
+            "does not connect",
+            world._replace(source=here._replace(status=M.POSTCOPY_PAUSED, recovers=False)),
+        )
+
+
 def _wake(world: ModelState, name: str, setting: Setting) -> ModelState:
     end: End = getattr(world, name)
     world = world._replace(**{name: end._replace(asleep="", told=())})  # type: ignore[arg-type]
@@ -257,15 +307,20 @@ def _wake(world: ModelState, name: str, setting: Setting) -> ModelState:
     return world
 
 
+_STREAM_COMMANDS = ("pause-stream", "recover", "resume-stream")
+
+
 def tell(world: ModelState, name: str, command: str, setting: Setting) -> ModelState:
     """An end is given a command, and carries it out if it is awake."""
     end: End = getattr(world, name)
     if not end.alive:
         return world
+    if command in _STREAM_COMMANDS and command in end.told:
+        return world  # the same once more makes no difference
     if end.asleep:
         return world._replace(**{name: end._replace(told=(*end.told, command))})  # type: ignore[arg-type]
     if name == "destination":
-        return _destination_obeys(world, end, command)
+        return _destination_obeys(world, end, command, setting)
     return _source_obeys(world, end, command, setting)
 
 
@@ -301,13 +356,27 @@ def _source_obeys(  # noqa: C901 - one case a command
             return world._replace(source=end._replace(run=RUNNING), forked=world.forked or world.whole)
         case "stop" if end.run is RUNNING:
             changed = end._replace(run=PAUSED)
+        case "pause-stream" if end.status is M.POSTCOPY_ACTIVE:
+            # It is not known at once whether that ends in a pause or as a failure: see what QEMU does when cut.
+            changed = end._replace(cut=True)
+        case "pause-stream" if end.status is M.POSTCOPY_RECOVER and not setting.old:
+            changed = end._replace(cut=True, status=M.POSTCOPY_PAUSED)
+        case "resume-stream" if end.status is M.POSTCOPY_PAUSED:
+            status = end.status if setting.old else M.POSTCOPY_RECOVER_SETUP
+            changed = end._replace(recovers=True, status=status)
         case "quit":
             changed = end._replace(life=ProcessState.DEAD)
     return world._replace(source=changed)
 
 
-def _destination_obeys(world: ModelState, end: End, command: str) -> ModelState:
+def _destination_obeys(world: ModelState, end: End, command: str, setting: Setting) -> ModelState:
     match command:
+        case "pause-stream" if end.status is M.POSTCOPY_ACTIVE or (
+            end.status is M.POSTCOPY_RECOVER and not setting.old
+        ):
+            return world._replace(destination=end._replace(status=M.POSTCOPY_PAUSED, cut=True))
+        case "recover" if end.status is M.POSTCOPY_PAUSED:
+            return world._replace(destination=end._replace(recovers=True))
         case "cont" if end.run is INMIGRATE:
             raise Broken("a destination that is not complete was told to run")
         case "cont" if end.run is PAUSED:
@@ -342,8 +411,10 @@ def fault_moves(world: ModelState) -> Moves:  # noqa: C901 - one case a fault
                 after = after._replace(destination=there._replace(asleep=fault.split()[-1]))
             case Fault.SOURCE_STALLS | Fault.SOURCE_DOZES if here.acts:
                 after = after._replace(source=here._replace(asleep=fault.split()[-1]))
-            case Fault.BLACK_HOLE | Fault.RESET if here.status is not M.NONE:
-                after = after._replace(network="lost" if fault is Fault.BLACK_HOLE else "reset")
+            case Fault.BLACK_HOLE if here.status is not M.NONE:
+                after = after._replace(lost=True)
+            case Fault.RESET if here.status is not M.NONE:
+                after = after._replace(source=here._replace(cut=True), destination=there._replace(cut=True))
             case Fault.REJECTED if here.status in (M.ACTIVE, M.PRE_SWITCHOVER):
                 pass
             case Fault.GUEST_ENDS if here.acts and here.run is RUNNING:
@@ -353,6 +424,12 @@ def fault_moves(world: ModelState) -> Moves:  # noqa: C901 - one case a fault
             case _:
                 continue
         yield fault, after
+    if world.lost:
+        yield "packets come through again", world._replace(lost=False)
+        # Hours later an end gives a silent connection up by itself.
+        for name, end in (("source", here), ("destination", there)):
+            if end.acts and end.status is M.POSTCOPY_ACTIVE:
+                yield f"{name} gives the stream up", _cut(world, name, M.POSTCOPY_PAUSED)
     if world.crashes and world.end is None:
         yield "the controller dies", crashed(world)
         if here.told or there.told:
@@ -382,21 +459,26 @@ def crashed(world: ModelState) -> ModelState:
 
 
 @cache
-def _view(life: ProcessState, ended: bool, run: R, status: M, answers: bool, can_fence: bool) -> View:
+def _view(
+    life: ProcessState, ended: bool, run: R, status: M, answers: bool, can_fence: bool, sent: bool
+) -> View:
     if not answers:
         return View(process=life, ended=ended, can_fence=can_fence)
-    return View(process=life, answers=True, run=run, status=status, ended=ended, can_fence=can_fence)
+    sample = Sample(remaining_bytes=0 if sent else 1)
+    return View(
+        process=life, answers=True, run=run, status=status, ended=ended, can_fence=can_fence, sample=sample
+    )
 
 
 def view(end: End, setting: Setting) -> View:
     """What a look at this end shows."""
     life = end.life if setting.can_fence or end.seen_dead else ProcessState.UNKNOWN
-    return _view(life, end.ended, end.run, end.status, end.acts, setting.can_fence)
+    return _view(life, end.ended, end.run, end.status, end.acts, setting.can_fence, end.sent)
 
 
 @cache
-def _decide(intent: Intent, source: View, destination: View, overdue: bool) -> Next:
-    return decide(intent, source, destination, overdue=overdue)
+def _decide(intent: Intent, source: View, destination: View, overdue: bool, expired: bool) -> Next:
+    return decide(intent, source, destination, overdue=overdue, expired=expired)
 
 
 def forget_answers() -> None:
@@ -424,12 +506,18 @@ def controller_moves(world: ModelState, setting: Setting) -> Moves:
     if world.seen_source is not None and world.seen_destination is not None:
         yield decided(world, setting, overdue=False)
         now = view(world.source, setting), view(world.destination, setting)
-        if setting.hasty or now == (world.seen_source, world.seen_destination):
+        stream = {world.seen_source.status, world.seen_destination.status} & POSTCOPY
+        # A stream that carries something is never taken for one that does not: how much it did is seen.
+        cut = world.source.cut or world.destination.cut
+        stalls = not stream or world.lost or cut or not (world.source.acts and world.destination.acts)
+        if stalls and ((setting.hasty and not stream) or now == (world.seen_source, world.seen_destination)):
             yield decided(world, setting, overdue=True)
+            if stream:
+                yield decided(world, setting, overdue=True, expired=True)
 
 
 def decided(  # noqa: C901 - one case a step
-    world: ModelState, setting: Setting, *, overdue: bool, cancel: bool = False
+    world: ModelState, setting: Setting, *, overdue: bool, expired: bool = False, cancel: bool = False
 ) -> tuple[str, ModelState]:
     """What the table answers to what was seen, recorded before it is done."""
     source, destination = world.seen_source, world.seen_destination
@@ -440,7 +528,7 @@ def decided(  # noqa: C901 - one case a step
     if cancel and intent.undo is None and can_cancel(intent, source):
         intent = _but(intent, undo=State.CANCELLED)
     here = source_is(source)
-    answer = _decide(intent, source, destination, overdue)
+    answer = _decide(intent, source, destination, overdue, expired)
     if intent.said is None and answer.state is not State.HELD:
         for each in violations(intent, source, destination):
             raise Broken(f"{answer.row}: {each.invariant} is broken, and nothing holds the migration")
@@ -485,6 +573,17 @@ def _act(world: ModelState, step: Step, setting: Setting) -> Moves:  # noqa: C90
             yield "continue", tell(world, "source", "continue", setting)
         case Step.HAND_OVER:
             yield "cont the destination", tell(world, "destination", "cont", setting)
+        case Step.PAUSE_STREAM:
+            paused = tell(world, "source", "pause-stream", setting)
+            if paused.source.status not in RECOVERING:  # else it has refused
+                paused = tell(paused, "destination", "pause-stream", setting)
+            yield "pause the stream", paused
+        case Step.RECOVER:
+            if world.lost:
+                yield "see that nothing comes through", world
+            # What was seen to come through may be lost a moment later.
+            listens = tell(world, "destination", "recover", setting)
+            yield "recover the stream", tell(listens, "source", "resume-stream", setting)
         case Step.CANCEL:
             yield "cancel", tell(world, "source", "cancel", setting)
         case Step.REVIVE:
@@ -716,23 +815,31 @@ class Endings:
         if world.end is not None:
             return frozenset({world.end.row})
         if world in before:
-            raise Broken(f"the controller goes round in circles: {world}")
+            if not {world.source.status, world.destination.status} & POSTCOPY:
+                raise Broken(f"the controller goes round in circles: {world}")
+            # It tries to recover the stream again and again, until its time is over.
+            (ended,) = self._round(world, overdue=True, expired=True)
+            if ended.end is None:
+                raise Broken(f"the controller tries to recover the stream for ever: {ended}")
+            return frozenset({ended.end.row})
         if world not in self._known:
             after = self._round(world, overdue=False)
             if after == {world}:
                 after = self._round(world, overdue=True)
+            if after == {world}:
+                after = self._round(world, overdue=True, expired=True)
             rows: set[str] = set()
             for following in after:
                 rows |= self._of_resting(following, (*before, world))
             self._known[world] = frozenset(rows)
         return self._known[world]
 
-    def _round(self, world: ModelState, *, overdue: bool) -> set[ModelState]:
+    def _round(self, world: ModelState, *, overdue: bool, expired: bool = False) -> set[ModelState]:
         setting = self._setting
         looked = world._replace(
             seen_source=view(world.source, setting), seen_destination=view(world.destination, setting)
         )
-        _, after = decided(looked, setting, overdue=overdue)
+        _, after = decided(looked, setting, overdue=overdue, expired=expired)
         if after.step is None:
             return set(came_to_rest(after, setting))
         return {

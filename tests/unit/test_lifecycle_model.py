@@ -24,7 +24,12 @@ from tests.lifecycle_model import Broken, Endings, Fault, Setting, explore, way
 S, D = SourceIs, DestinationIs
 HELD = {row.name for row in ROWS if row.answer.state is State.HELD}
 
-BROKEN = {"postcopy-broken", "postcopy-broken-source"}
+GAVE_UP = {
+    "postcopy-no-way-back",
+    "postcopy-broken-source",
+    "postcopy-broken-alone",
+    "settled-here-handed-there",
+}
 #: What a person must look at after which fault, in precopy, where the destination can be fenced. Anything else ends by
 #: itself, whatever the controller was doing, dying included.
 PRECOPY: Mapping[str, set[str]] = {
@@ -38,10 +43,18 @@ PRECOPY: Mapping[str, set[str]] = {
 #: What more it may be in postcopy: past the switch there is no going back.
 POSTCOPY: Mapping[str, set[str]] = {
     Fault.DESTINATION_DIES: {"postcopy-no-way-back", "settled-here-destination-died"},
-    Fault.DESTINATION_STALLS: {"postcopy-stalled", "source-does-not-answer", "at-switch-cannot-fence"},
+    Fault.DESTINATION_STALLS: {"postcopy-stalled", "source-does-not-answer", "at-switch-cannot-fence"}
+    | {"postcopy-broken"},
+    # It woke just when its stream was paused.
+    Fault.DESTINATION_DOZES: GAVE_UP,
     Fault.SOURCE_DIES: {"postcopy-source-died"},
-    Fault.BLACK_HOLE: {"postcopy-stalled", "arrived-source-stalled"} | BROKEN,
-    Fault.RESET: {"postcopy-no-way-back", "arrived-source-stalled", "settled-here-handed-there"} | BROKEN,
+    # Before it had sent all of the guest.
+    Fault.SOURCE_STALLS: {"silent-after-hand-over", "postcopy-broken"},
+    # Of these four: an end gave the stream up before the destination had what it needs, or (10.0) after the source had
+    # sent all of it and before that had come through.
+    Fault.BLACK_HOLE: {"postcopy-stalled", "postcopy-broken"} | GAVE_UP,
+    # Or (7.2) in the midst of a recovery.
+    Fault.RESET: {"destination-died-after-hand-over"} | GAVE_UP,
     Fault.REJECTED: {"postcopy-no-way-back"},
     Fault.GUEST_ENDS: {"settled-here-destination-died"},
 }

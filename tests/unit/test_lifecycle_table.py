@@ -21,7 +21,7 @@ from migrator.core.migration.situation import (
     destination_is,
     source_is,
 )
-from migrator.core.model import MigrationStatus, ProcessState, RunState, State, View
+from migrator.core.model import MigrationStatus, ProcessState, RunState, Sample, State, View
 
 S, D = SourceIs, DestinationIs
 R, M = RunState, MigrationStatus
@@ -51,6 +51,8 @@ SOURCES = [
     *(shown(R.PRELAUNCH, M.COMPLETED), shown(R.RUNNING, M.ACTIVE), shown(R.FINISH_MIGRATE, M.PRE_SWITCHOVER)),
     *(shown(R.FINISH_MIGRATE, M.DEVICE), shown(R.FINISH_MIGRATE, M.POSTCOPY_ACTIVE)),
     *(shown(R.FINISH_MIGRATE, M.POSTCOPY_PAUSED), shown(R.POSTMIGRATE, M.COMPLETED)),
+    *(shown(R.FINISH_MIGRATE, M.POSTCOPY_RECOVER),),
+    *(replace(shown(R.FINISH_MIGRATE, M.POSTCOPY_ACTIVE), sample=Sample(remaining_bytes=1)),),
     *(
         shown(R.FINISH_MIGRATE, M.CANCELLING),
         shown(R.PAUSED, M.CANCELLING),
@@ -110,6 +112,7 @@ class Situation:
     overdue: bool
     here: SourceIs
     there: DestinationIs
+    expired: bool = False
 
     @property
     def handed(self) -> bool:
@@ -122,6 +125,11 @@ class Situation:
     @property
     def retiring(self) -> bool:
         return self.intent.milestone is Milestone.RETIRING
+
+    @property
+    def mends(self) -> bool:
+        """A silent destination has run the guest, or joined a recovery of its stream."""
+        return self.handed or self.source.status in (M.POSTCOPY_RECOVER, M.POSTCOPY_RECOVER_SETUP)
 
     @property
     def whole(self) -> bool:
@@ -138,8 +146,10 @@ def every_situation(source: View, fitting: Callable[[tuple[Row, ...]], None]) ->
         for intent in INTENTS:
             here, there = classify(intent, mine, other)
             fitting(_fitting(here, there))
+            stream = {here, there} & {S.BROKEN, S.SERVES, D.FETCHES, D.BROKEN}
             for overdue in (False, True):
-                yield Situation(intent, mine, other, overdue, here, there)
+                for expired in (False, True) if stream else (False,):
+                    yield Situation(intent, mine, other, overdue, here, there, expired)
 
 
 @cache
@@ -166,7 +176,7 @@ def sentence(view: View) -> str:
             if view.ended
             else {ProcessState.DEAD: "dead", ProcessState.ALIVE: "silent"}.get(view.process, "unknown")
         )
-    return f"{view.run}-{view.status}"
+    return f"{view.run}-{view.status}" + ("-has-more" if view.sample is not None else "")
 
 
 class TestClassification:
@@ -219,7 +229,7 @@ class TestClassification:
 def test_no_answer_breaks_an_invariant(source: View, fitting: Callable[[tuple[Row, ...]], None]) -> None:
     wrong: dict[tuple[str, str], str] = {}
     for now in every_situation(source, fitting):
-        answer = decide(now.intent, now.source, now.destination, overdue=now.overdue)
+        answer = decide(now.intent, now.source, now.destination, overdue=now.overdue, expired=now.expired)
         for fault in faults(answer, now):
             wrong.setdefault((answer.row, fault), f"{answer.row}: {fault}, in {now}")
     assert not wrong, "\n".join(wrong.values())
@@ -238,10 +248,36 @@ def faults(answer: Next, now: Situation) -> Iterator[str]:
             yield fault
 
 
+#: Of a stream there is no end by time alone but the one at which its recovery is not tried any more.
+STREAM = {S.SERVES, S.BROKEN, D.FETCHES, D.BROKEN}
+
 Rules = list[tuple[str, Callable[[Situation], bool]]]
 
 STEPS: dict[Step, Rules] = {
-    Step.WAIT: [("waits for ever", lambda now: not now.overdue)],
+    Step.WAIT: [
+        (
+            "waits for ever",
+            lambda now: not now.overdue or (not now.expired and bool({now.here, now.there} & STREAM)),
+        )
+    ],
+    Step.PAUSE_STREAM: [
+        ("there is no stream", lambda now: now.here in (S.SERVES, S.BROKEN)),
+        (
+            "the destination may still take in the devices' state",
+            lambda now: now.there in (D.FETCHES, D.READY, D.BROKEN) or (now.there is D.SILENT and now.mends),
+        ),
+        ("it still carries something", lambda now: now.overdue),
+        (
+            "the source has sent all of it, and would fail",
+            lambda now: now.here is S.BROKEN or now.source.sample is not None,
+        ),
+        ("it is past what anybody waits for", lambda now: not now.expired),
+    ],
+    Step.RECOVER: [
+        ("the stream is not broken", lambda now: now.here is S.BROKEN),
+        ("the destination has it still", lambda now: now.there in (D.BROKEN, D.SILENT)),
+        ("it is past what anybody waits for", lambda now: not now.expired),
+    ],
     Step.SWITCH: [
         ("no switch is due", lambda now: now.here is S.AT_SWITCH),
         (
@@ -252,7 +288,12 @@ STEPS: dict[Step, Rules] = {
     ],
     Step.HAND_OVER: [
         ("the destination is not stopped and loaded", lambda now: now.there in (D.LOADED, D.READY)),
-        ("the source may run by itself", lambda now: now.here in {*GONE_S, S.DONE, S.SERVES}),
+        (
+            "the source may run by itself",
+            lambda now: (
+                now.here in {*GONE_S, S.DONE, S.SERVES} or (now.here is S.BROKEN and now.there is D.LOADED)
+            ),
+        ),
         (
             "the guest's memory is not all there and nobody serves it",
             lambda now: now.there is D.LOADED or now.here in (S.SERVES, S.DONE),
@@ -404,12 +445,12 @@ def test_every_row_is_the_answer_to_something(fitting: Callable[[tuple[Row, ...]
     seen = product((INTENTS[::11], INTENTS), SOURCES, DESTINATIONS, FENCES)
     for intents, source, destination, (fence_source, fence) in seen:
         mine, other = replace(source, can_fence=fence_source), replace(destination, can_fence=fence)
-        for intent, overdue in product(intents, (False, True)):
+        for intent, overdue, expired in product(intents, (False, True), (False, True)):
             rows = _fitting(*classify(intent, mine, other))
             if missing.isdisjoint(row.name for row in rows):
                 break
             fitting(rows)
-            missing.discard(decide(intent, mine, other, overdue=overdue).row)
+            missing.discard(decide(intent, mine, other, overdue=overdue, expired=expired).row)
     assert missing == set()
 
 

@@ -153,7 +153,8 @@ def harm(  # noqa: C901 - one case for each thing that must not be
         yield "the source is ended, and the destination has not all of the guest"
     if Step.RETIRE in names and there not in (D.RUNS, D.LOADED, D.READY, D.ENDED):
         yield "the source is retired before the guest has arrived"
-    if Step.HAND_OVER in names and Step.FENCE_SOURCE not in names and here not in {*GONE_S, S.DONE, S.SERVES}:
+    cannot_run = {*GONE_S, S.DONE, S.SERVES} | ({S.BROKEN} if there is D.LOADED else set())
+    if Step.HAND_OVER in names and Step.FENCE_SOURCE not in names and here not in cannot_run:
         yield "the destination is run while the source may run"
     if Step.REVIVE in names and there not in GONE_D and not fenced:
         yield "the source is run while the destination lives"
@@ -296,12 +297,15 @@ class TestPostcopyPairWhoseMemoryIsAtBothEnds:
         assert not refused.accepted
         assert refused.instead == (OperatorAnswer.DESTINATION,)
 
-    def test_that_broke_waits_for_the_stream_to_be_mended(self) -> None:
+    def test_that_broke_is_recovered_where_a_person_says_destination(self) -> None:
         here, there = shown(R.FINISH_MIGRATE, M.POSTCOPY_PAUSED), shown(R.RUNNING, M.POSTCOPY_PAUSED)
-        for word in OperatorAnswer:
-            answer = of(word, HANDED, here, there, "postcopy-broken")
-            assert not answer.accepted
-            assert answer.acts == (OperatorAction.MEND,)
+        answer = of(OperatorAnswer.DESTINATION, HANDED, here, there, "postcopy-broken")
+        assert (answer.accepted, answer.steps, answer.state) == (True, (), None)
+        for word in (OperatorAnswer.SOURCE, OperatorAnswer.LOST):
+            refused = of(word, HANDED, here, there, "postcopy-broken")
+            assert not refused.accepted
+            assert refused.instead == (OperatorAnswer.DESTINATION,)
+            assert refused.acts == (OperatorAction.MEND,)
 
 
 def test_frozen_destination_that_may_run_the_guest_is_not_killed() -> None:

@@ -27,6 +27,8 @@ S, D = SourceIs, DestinationIs
 _GONE_S, _GONE_D = {S.DEAD, S.ENDED}, {D.DEAD, D.ENDED}
 #: Steps that end a process or a migration; in postcopy no answer may lead to one.
 _ENDS_ONE = {Step.FENCE_SOURCE, Step.FENCE_DESTINATION, Step.DISMISS, Step.CANCEL}
+#: It is driven on, and what both ends do then decides.
+_GOES_ON = (Step.WAIT, Step.SWITCH, Step.PAUSE_STREAM, Step.RECOVER)
 #: More steps than any way through the table has.
 _STEPS_AT_MOST = 12
 
@@ -108,7 +110,7 @@ def _judge(
             elif not given_time and _completes(intent, source, destination):
                 why = "the destination has all of the guest, and it completes there by itself"
         case OperatorAnswer.DESTINATION:
-            goes_on = last.step in (Step.WAIT, Step.SWITCH) and not {here, there} & {S.SILENT, D.SILENT}
+            goes_on = last.step in _GOES_ON and not {here, there} & {S.SILENT, D.SILENT}
             undone = intent.undo is not None and intent.milestone < Milestone.SWITCHING
             stalled = held_code == "arrived-source-stalled" and in_postcopy(source)
             if last.state not in (State.COMPLETED, State.GUEST_ENDED) and not (
@@ -159,7 +161,7 @@ def _follow(intent: Intent, source: View, destination: View) -> tuple[tuple[Next
     steps: list[Next] = []
     while True:
         answer = decide(intent, source, destination)
-        if answer.step in (Step.END, Step.WAIT, Step.SWITCH) or len(steps) == _STEPS_AT_MOST:
+        if answer.step in (Step.END, *_GOES_ON) or len(steps) == _STEPS_AT_MOST:
             return tuple(steps), answer
         steps.append(answer)
         intent, source, destination = after(answer.step, intent, source, destination)
@@ -182,6 +184,9 @@ def after(step: Step, intent: Intent, source: View, destination: View) -> tuple[
             return handed, source, replace(destination, run=RunState.RUNNING)
         case Step.RETIRE:
             return replace(intent, milestone=Milestone.RETIRING), _dead(source), destination
+        case Step.PAUSE_STREAM | Step.RECOVER:
+            status = MigrationStatus.POSTCOPY_PAUSED if step is Step.PAUSE_STREAM else MigrationStatus.POSTCOPY_ACTIVE
+            return intent, replace(source, status=status), replace(destination, status=status)
         case Step.DISMISS:
             return replace(intent, dismissed=True), source, _dead(destination)
         case Step.RESTORE:

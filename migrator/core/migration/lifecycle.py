@@ -13,7 +13,7 @@ The rows keep the safety invariants:
 
 from __future__ import annotations
 
-from migrator.core.migration.operator_rows import OPERATOR_ROWS
+from migrator.core.migration.operator_rows import OPERATOR_ROWS, in_postcopy
 from migrator.core.migration.rules import (
     ANY_D,
     ANY_S,
@@ -21,12 +21,15 @@ from migrator.core.migration.rules import (
     GONE_D,
     GONE_S,
     OWNS,
+    STREAM_D,
+    STREAM_S,
     Next,
     Row,
     Situation,
     Step,
     fenceable,
     past_postcopy_switch,
+    recovers,
     row,
 )
 from migrator.core.migration.situation import (
@@ -68,6 +71,10 @@ ROWS: tuple[Row, ...] = (
     row("arrived", S.DONE, D.RUNS, Step.RETIRE,
         "both ends are complete and the guest runs at the destination",
         outcome=State.COMPLETED, announce=True),
+    row("arrived-source-broken", STREAM_S, D.RUNS, Step.RETIRE,
+        "the guest runs at the destination, complete; the stream broke before the source heard of it",
+        lambda now: now.overdue and now.handed,
+        outcome=State.COMPLETED, announce=True),
     row("arrived-source-stalled", ANY_S - OWNS - GONE_S - {S.DONE, S.SILENT}, D.RUNS, State.HELD,
         "the guest runs at the destination, complete, and the source does not come to its end",
         lambda now: now.overdue),
@@ -75,13 +82,50 @@ ROWS: tuple[Row, ...] = (
         "the guest runs at the destination, complete, and the source is about to end"),
     row("postcopy-source-died", GONE_S, {D.FETCHES, D.READY, D.BROKEN}, State.HELD,
         "the source died while the destination still needed memory from it: that memory is lost"),
-    row("postcopy-broken", ANY_S, D.BROKEN, State.HELD,
-        "the postcopy stream broke; the guest waits for memory that only the source holds: quit neither"),
+    # --- the postcopy stream is broken, or carries nothing: neither end is ended, and it is recovered --------------
+    row("postcopy-broken", {*STREAM_S, S.SILENT}, {*STREAM_D, D.SILENT}, State.HELD,
+        "the postcopy stream has been broken for longer than its recovery is tried; the guest needs memory that only "
+        "the source holds: quit neither",
+        lambda now: now.expired and (in_postcopy(now.source) or in_postcopy(now.destination))),
+    row("recovery-stalled", STREAM_S, {*STREAM_D, D.SILENT}, Step.PAUSE_STREAM,
+        "the recovery of the postcopy stream makes no progress: it is begun anew",
+        lambda now: now.overdue and (recovers(now.source) or recovers(now.destination))),
+    row("recovering", STREAM_S, {*STREAM_D, D.SILENT}, Step.WAIT,
+        "the postcopy stream is being recovered",
+        lambda now: recovers(now.source) or recovers(now.destination)),
+    # A destination that does not answer may wait itself for a page that only the stream brings.
+    row("recover", S.BROKEN, {D.BROKEN, D.SILENT}, Step.RECOVER,
+        "the postcopy stream broke; the guest needs memory that only the source holds"),
+    # Not where the destination may still take in the devices' state: a stream that ends then ends it. Nor where the
+    # source has given all of it to its kernel: QEMU 10.0 takes a stream that ends then for a migration that failed.
+    row("stream-stalled", STREAM_S, {*STREAM_D, D.SILENT}, Step.PAUSE_STREAM,
+        "nothing comes through the postcopy stream any more: both ends are told, so that it can be recovered",
+        lambda now: now.overdue and (now.destination.answers or now.handed) and not _would_run(now)
+        and (source_is(now.source) is S.BROKEN or _has_more(now.source))),
+    row("stream-drains", S.SERVES, {*STREAM_D, D.SILENT}, Step.WAIT,
+        "all of the guest was sent, and a part of it has not come through yet",
+        lambda now: now.overdue and (now.destination.answers or now.handed) and not _would_run(now)),
+    row("stream-breaks", S.SERVES, D.BROKEN, Step.WAIT,
+        "the destination has lost the postcopy stream, and the source is about to notice"),
+    row("stream-breaks-source", S.BROKEN, {D.FETCHES, D.READY}, Step.WAIT,
+        "the source has lost the postcopy stream, and the destination is about to notice"),
+    row("stream-source-silent", S.SILENT, {D.FETCHES, D.BROKEN}, Step.WAIT,
+        "the guest is at the destination and needs memory from the source, which does not answer"),
+    row("postcopy-broken-alone", ANY_S, D.BROKEN, State.HELD,
+        "the postcopy stream broke, and the source does not serve the guest's memory: quit neither"),
+    row("hand-over-broken", S.BROKEN, D.LOADED, Step.HAND_OVER,
+        "the destination has all of the guest; the postcopy stream broke before the source heard of it",
+        lambda now: now.intent.guest_runs and not (now.handed and now.overdue)),
+    row("arrived-paused-source-broken", STREAM_S, D.LOADED, Step.RETIRE,
+        "the guest stands still at the destination as it shall, complete; the stream broke before the source heard of "
+        "it",
+        lambda now: now.overdue and (not now.intent.guest_runs or now.intent.milestone is Milestone.RETIRING),
+        outcome=State.COMPLETED, announce=True),
     row("postcopy-broken-source", S.BROKEN, ANY_D - GONE_D, State.HELD,
-        "the postcopy stream broke; the guest needs memory that only the source holds: quit neither",
+        "the postcopy stream broke, and the destination cannot take it up again: quit neither",
         lambda now: now.handed or now.overdue),
     row("fetching-stalled", ANY_S, D.FETCHES, State.HELD,
-        "postcopy makes no progress; the guest needs memory that only the source holds: quit neither",
+        "postcopy makes no progress, and the source does not serve the guest's memory: quit neither",
         lambda now: now.overdue),
     row("fetching", ANY_S, D.FETCHES, Step.WAIT,
         "the guest runs at the destination and fetches its memory"),
@@ -287,17 +331,32 @@ ROWS: tuple[Row, ...] = (
 # fmt: on
 
 
-def decide(intent: Intent, source: View, destination: View, *, overdue: bool = False) -> Next:
+def _would_run(now: Situation) -> bool:
+    """Tell whether the guest is about to be run at the destination, or was and does not go on."""
+    ready = destination_is(now.destination) is D.READY and source_is(now.source) is S.SERVES
+    return ready and now.intent.guest_runs
+
+
+def _has_more(view: View) -> bool:
+    return view.sample is not None and view.sample.remaining_bytes > 0
+
+
+def decide(
+    intent: Intent, source: View, destination: View, *, overdue: bool = False, expired: bool = False
+) -> Next:
     """Return the next safe step; total and pure.
 
     :param intent: what was meant and done so far.
     :param source: a fresh view of the source.
     :param destination: a fresh view of the destination.
     :param overdue: nothing has changed for longer than this phase may take.
+    :param expired: nothing has come through a postcopy stream for longer than its recovery is tried.
     """
     intent = as_found(intent, destination)
     source, destination = as_said(intent, source), as_said(intent, destination)
-    now = Situation(intent=intent, source=source, destination=destination, overdue=overdue)
+    now = Situation(
+        intent=intent, source=source, destination=destination, overdue=overdue, expired=expired
+    )
     here, there = classify(intent, source, destination)
     for each in ROWS:
         if here in each.source and there in each.destination and each.when(now):
@@ -319,6 +378,8 @@ def state_of(intent: Intent, source: View, destination: View) -> State:
     here, there = classify(intent, source, destination)
     if intent.undo is not None or intent.milestone is Milestone.RETIRING:
         return State.FINISHING
+    if there not in GONE_D and (S.BROKEN is here or D.BROKEN is there) and there not in (D.RUNS, D.LOADED):
+        return State.RECOVERING
     if there in (D.RUNS, D.FETCHES):
         return State.POSTCOPY if there is D.FETCHES else State.FINISHING
     if intent.milestone is Milestone.PREPARING:

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from enum import StrEnum
 
 from migrator.core.migration.situation import DestinationIs, Intent, Milestone, OperatorAnswer, SourceIs
-from migrator.core.model import ProcessState, State, View
+from migrator.core.model import MigrationStatus, ProcessState, State, View
 
 
 class Step(StrEnum):
@@ -17,6 +17,11 @@ class Step(StrEnum):
     WAIT = "wait"
     #: ``migrate-continue`` at the source.
     SWITCH = "switch"
+    #: ``migrate-pause`` at each end of a postcopy stream that has not noticed that it carries nothing any more.
+    PAUSE_STREAM = "pause-stream"
+    #: ``migrate-recover`` at the destination and ``migrate`` with resume at the source, once the network between them
+    #: was seen to carry packets as large as the stream's.
+    RECOVER = "recover"
     #: ``cont`` at the destination: the point of no return.
     HAND_OVER = "hand-over"
     #: Quit the source; the guest is elsewhere.
@@ -71,6 +76,8 @@ class Situation:
     destination: View
     #: Nothing has changed for longer than this phase may take.
     overdue: bool
+    #: Nothing has come through a postcopy stream for longer than its recovery is tried.
+    expired: bool = False
 
     @property
     def handed(self) -> bool:
@@ -102,6 +109,9 @@ GONE_S, GONE_D = (
 )
 #: The source cannot run again unless somebody sends it ``cont``.
 CANNOT_RUN = frozenset({SourceIs.DEAD, SourceIs.ENDED, SourceIs.DONE})
+#: An end of a postcopy stream: the guest's memory is at both ends, and neither can go on alone.
+STREAM_S = frozenset({SourceIs.SERVES, SourceIs.BROKEN})
+STREAM_D = frozenset({DestinationIs.FETCHES, DestinationIs.READY, DestinationIs.BROKEN})
 #: The source runs, or would by itself: what the record says of a hand-over cannot be so.
 OWNS = frozenset({SourceIs.RUNS, SourceIs.RESTS, SourceIs.COPIES, SourceIs.AT_SWITCH})
 
@@ -152,6 +162,14 @@ def row(
             again=again,
         ),
         when=when,
+    )
+
+
+def recovers(view: View) -> bool:
+    """Tell whether this end has joined an attempt to recover the stream, whose outcome is not known yet."""
+    return view.answers and view.status in (
+        MigrationStatus.POSTCOPY_RECOVER,
+        MigrationStatus.POSTCOPY_RECOVER_SETUP,
     )
 
 
