@@ -33,7 +33,7 @@ from migrator.engine.migration.outcome import MigrationOutcome, MigrationProgres
 from migrator.engine.migration.phase_timeouts import PhaseTimeouts
 from migrator.engine.migration.requests import MigrationRequests
 from migrator.errors import QemuError, TimedOut
-from migrator.ports import MigrationSettings, StreamOptions, StreamSockets, Tuning
+from migrator.ports import MigrationSettings, StreamOptions, StreamPath, StreamSockets, Tuning
 from migrator.qemu.address import Address
 from migrator.qemu.endpoint import Endpoint
 from migrator.qemu.monitor import Monitor
@@ -249,11 +249,12 @@ class Drive:
         policy: Policy = PLAIN,
         patience: PhaseTimeouts = LONG,
         listen: str = "tcp:127.0.0.1:0",
+        path: StreamPath | None = None,
     ) -> None:
         self.pair = pair
         self.source = CaughtEnd(pair.source, role="source")
         self.destination = CaughtEnd(pair.destination, role="destination")
-        self._policy, self._listen = policy, listen
+        self._policy, self._listen, self._path = policy, listen, path
         self._patience = _ShortOnceCaught(caught=self._caught) if patience is SHORT else patience
         self._record: FileRecord | None = None
         #: What others ask of it.
@@ -278,6 +279,7 @@ class Drive:
             record=record,
             requests=self.requests,
             timeouts=self._patience,
+            path=self._path,
             on_status=self.shown.append,
         )
 

@@ -259,8 +259,9 @@ def qemu_moves(world: ModelState, setting: Setting) -> Moves:  # noqa: C901 - on
             case M.POSTCOPY_RECOVER if hears_end and setting.old:
                 # 7.2 ends when the connection breaks in the midst of a recovery.
                 dead, died = there._replace(life=ProcessState.DEAD), Fault.DESTINATION_DIES
-                yield "dies of a lost recovery", world._replace(
-                    destination=dead, happened=world.happened | {died}
+                yield (
+                    "dies of a lost recovery",
+                    world._replace(destination=dead, happened=world.happened | {died}),
                 )
             case M.POSTCOPY_RECOVER if hears_end:
                 yield "loses postcopy again", _cut(world, "destination", M.POSTCOPY_PAUSED)

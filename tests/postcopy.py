@@ -14,13 +14,18 @@ from migrator.core.model import MigrationStatus, View
 from migrator.core.policy import Policy, builtin
 from migrator.engine.migration.driver import MigrationDriver
 from migrator.engine.migration.outcome import MigrationOutcome
-from migrator.ports import QemuEvent
+from migrator.engine.migration.phase_timeouts import PhaseTimeouts
+from migrator.ports import QemuEvent, UnprobedPath
 from migrator.store.records import FileRecord
 from migrator.testing.lab import GuestMachine, Habit, LabQemu, Pair, until
 from tests.driven import MIB, Drive
 
 #: Slow enough that precopy has not ended before postcopy begins.
 IMMEDIATE = builtin("postcopy-first").but(max_bandwidth_bytes_per_second=32 * MIB)
+#: Nobody waits for a broken stream.
+GIVEN_UP = PhaseTimeouts(fetching=0.5, broken=0.5, recovery=2.0)
+#: Both QEMUs are on this machine, in one network.
+HERE = UnprobedPath(addresses=("127.0.0.1",))
 #: It asks for pages all the time.
 BUSY = GuestMachine(habit=Habit(region_bytes=16 * MIB, bytes_per_second=8 * MIB))
 #: It has filled its memory and rests: what is not asked for is sent as fast as the limit allows.

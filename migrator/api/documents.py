@@ -83,7 +83,7 @@ class MigrationDocument(Document):
     state: State
     #: With ``failed``: preflight refused it, and nothing was changed; see ``findings``.
     refused: bool = False
-    #: With ``waiting``: what has to end first, in a few words.
+    #: With ``waiting``: what has to end first; with ``recovering``: what keeps the stream from going on.
     waiting_for: str = ""
     #: Whether it may be cancelled, or told to go to postcopy, as of now.
     can_cancel: bool = False
@@ -133,6 +133,8 @@ class MigrationDocument(Document):
     preflight_seconds: float | None = None
     duration_seconds: float | None = None
     max_throttle_ratio: float = 0.0
+    #: How often the stream of a postcopy broke and went on again.
+    recoveries: int = 0
     forecast_error_ratio: float | None = None
     #: With ``completed``: whether what carries the guest's network cards is up at its destination (``up``, ``down``,
     #: ``none``: it has no tap, ``unknown``), and what is not as it was at the source, in one line.

@@ -15,9 +15,9 @@ from enum import StrEnum
 from pathlib import Path
 from typing import NoReturn, TypeVar
 
-from migrator import addresses, logs, units
+from migrator import logs, units
 from migrator.cli import Exit
-from migrator.cli.direct_network import DirectGuestNetworks
+from migrator.cli.direct_network import DirectGuestNetworks, listen_uri
 from migrator.cli.direct_pair import GivenGuest, GivenPair, PairRecords
 from migrator.cli.over_ssh import OverSsh
 from migrator.cli.recording import Recorder
@@ -172,7 +172,7 @@ async def _between(
     over_ssh: OverSsh,
     json_output: bool,
 ) -> Exit:
-    listen = _listen(request.listen, there)
+    listen = listen_uri(request.listen, there)
     left = await _left_by_another(str(here), str(there), screen, over_ssh)
     tls = _tls(request, here, there)
     name = left.record.path.stem if left else os.urandom(6).hex()
@@ -333,25 +333,6 @@ def _choice(flag: str, text: str | None, kind: type[_Choice]) -> _Choice | None:
     if text is None or text in set(kind):
         return None if text is None else kind(text)
     raise UsageError(f"{flag}: {text!r} is none of {', '.join(kind)}")
-
-
-def _listen(text: str | None, destination: address.Address) -> str:
-    if text is None:
-        host = destination.host if destination.kind != "unix" else "127.0.0.1"
-        return f"tcp:{addresses.bracketed(host)}:0"
-    kind, _, rest = text.partition(":")
-    if kind != "tcp":
-        raise UsageError(
-            f"--listen: {text!r} is not an address: write tcp:ADDR:PORT, with port 0 for any free one"
-        )
-    try:
-        host, port = addresses.host_port(rest, least=0)
-        addresses.reachable(host)
-    except UsageError as error:
-        raise UsageError(
-            f"--listen: {text!r} is not an address: {error}; port 0 stands for any free one"
-        ) from None
-    return f"tcp:{addresses.bracketed(host)}:{port}"
 
 
 def _tls(request: Request, *addresses: address.Address) -> ssl.SSLContext | None:

@@ -2,15 +2,28 @@
 
 from __future__ import annotations
 
+from ipaddress import ip_address
 from pathlib import Path
+from typing import TYPE_CHECKING
 
+from migrator.addresses import bracketed, host_port, reachable
 from migrator.cli.over_ssh import OverSsh
 from migrator.core.process.guest_network import GuestTaps
+from migrator.errors import UsageError
+from migrator.ports import StreamPath, UnprobedPath
 from migrator.qemu.address import Address
+
+if TYPE_CHECKING:
+    from migrator.hosts.access import (
+        HostAccess,
+    )  # what `migrator direct` does not load where it needs no host
 
 
 class DirectGuestNetworks:
-    """Implements :class:`migrator.ports.GuestNetworks` for ends that are named by their addresses."""
+    """Implements :class:`migrator.ports.GuestNetworks` for ends that are named by their addresses.
+
+    It knows the network between them, too: :meth:`path`.
+    """
 
     def __init__(self, over_ssh: OverSsh, *addresses: Address) -> None:
         self._over_ssh = over_ssh
@@ -25,16 +38,67 @@ class DirectGuestNetworks:
         if address.kind != "ssh" and not (opened := _opened(pid)):
             return GuestTaps(taps=None if opened is None else ())
         from migrator.hosts.guest_network import read_guest_taps  # noqa: PLC0415 - few guests of this command have a tap
-        from migrator.hosts.local import LocalAccess  # noqa: PLC0415 - likewise
 
-        if address.kind == "ssh":
-            access = self._over_ssh.access(address)
-            return (await read_guest_taps(access, [pid]))[pid]
-        elsewhere = _in_another_network(pid)
-        if elsewhere is None:
+        if (access := self._access(host, pid)) is None:
             return GuestTaps()
-        local = LocalAccess(host, ("nsenter", f"--net=/proc/{pid}/ns/net", "--") if elsewhere else ())
-        return (await read_guest_taps(local, [pid]))[pid]
+        return (await read_guest_taps(access, [pid]))[pid]
+
+    def path(
+        self, source: str, target: str, *, pids: tuple[int | None, int | None], listen: str
+    ) -> StreamPath:
+        """Return the network from one of the QEMUs to the other.
+
+        :param listen: where the destination takes the stream: ``tcp:ADDR:0``.
+        """
+        from migrator.hosts.path_probe import PathProbe  # noqa: PLC0415 - precopy needs none
+
+        host = host_port(listen.partition(":")[2], least=0)[0]
+        here, there = (self._access(end, pid) for end, pid in zip((source, target), pids, strict=True))
+        if here is None or there is None or _is_loopback(host):
+            return UnprobedPath(addresses=(host,))
+        return PathProbe(here=here, there=there, addresses=(host,))
+
+    def _access(self, host: str, pid: int | None) -> HostAccess | None:
+        """Return the host of a QEMU, with the network that it is in; ``None`` where that is not known."""
+        from migrator.hosts.local import LocalAccess  # noqa: PLC0415 - few migrations of this command need one
+
+        address = self._addresses[host]
+        if address.kind == "ssh":
+            return self._over_ssh.access(address)
+        elsewhere = _in_another_network(pid) if pid is not None else None
+        if elsewhere is None:
+            return None
+        return LocalAccess(host, ("nsenter", f"--net=/proc/{pid}/ns/net", "--") if elsewhere else ())
+
+
+def listen_uri(text: str | None, destination: Address) -> str:
+    """Return where the destination takes the stream, as ``--listen`` says or by default.
+
+    :raise UsageError: that is no such address.
+    """
+    if text is None:
+        host = destination.host if destination.kind != "unix" else "127.0.0.1"
+        return f"tcp:{bracketed(host)}:0"
+    kind, _, rest = text.partition(":")
+    if kind != "tcp":
+        raise UsageError(
+            f"--listen: {text!r} is not an address: write tcp:ADDR:PORT, with port 0 for any free one"
+        )
+    try:
+        host, port = host_port(rest, least=0)
+        reachable(host)
+    except UsageError as error:
+        raise UsageError(
+            f"--listen: {text!r} is not an address: {error}; port 0 stands for any free one"
+        ) from None
+    return f"tcp:{bracketed(host)}:{port}"
+
+
+def _is_loopback(host: str) -> bool:
+    try:
+        return ip_address(host).is_loopback
+    except ValueError:
+        return host == "localhost"
 
 
 def _opened(pid: int) -> list[str] | None:

@@ -13,7 +13,7 @@ from migrator.core.model import Finding
 from migrator.core.policy import Policy
 from migrator.engine.migration.services import EndLocation
 from migrator.errors import QemuError, UsageError
-from migrator.ports import EndedRecord, Qemu, Record, StrayRecord
+from migrator.ports import EndedRecord, Qemu, Record, StrayRecord, StreamPath
 from migrator.qemu.endpoint import Endpoint
 from migrator.store.records import FileRecord, Unfinished
 
@@ -146,6 +146,12 @@ class GivenPair:
     async def guest_taps(self, host: str, pid: int) -> GuestTaps:
         """See :class:`migrator.ports.GuestNetworks`."""
         return await self._networks.guest_taps(host, pid)
+
+    def stream_path(
+        self, source: str, target: str, *, processes: tuple[int | None, int | None]
+    ) -> StreamPath:
+        """See :meth:`migrator.ports.Site.stream_path`."""
+        return self._networks.path(source, target, pids=processes, listen=self._listen)
 
     async def close(self) -> None:
         """Let both go."""

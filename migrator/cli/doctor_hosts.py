@@ -121,7 +121,7 @@ async def _host(
 
 
 async def _look(host: HostSettings, host_access: HostAccess, patterns: Sequence[str]) -> _HostFindings:
-    facts = await read_facts(host_access, address=host.address, qemus=[host.qemu] if host.qemu else [])
+    facts = await read_facts(host_access, address=host.addresses[0], qemus=[host.qemu] if host.qemu else [])
     began, clock = time.monotonic(), time.time()
     words = ["sh", "-s", "--", host.run_dir, host.log_dir, *_NEEDED, *_USEFUL]
     output = await host_access.run(words, stdin=_SCRIPT, timeout=_COMMAND_SECONDS)
@@ -195,8 +195,8 @@ def _qemus(about: str, host: HostSettings, facts: HostFacts) -> Iterable[DoctorC
 
 def _network(about: str, host: HostSettings, settings: Settings, facts: HostFacts) -> Iterable[DoctorCheck]:
     others = len(settings.hosts) > 1
-    if others and host.ssh is not None and re.match(r"127\.|::1$|localhost$", host.address):
-        text = f"address = {host.address!r}: no other host reaches it with a migration there"
+    if others and host.ssh is not None and re.match(r"127\.|::1$|localhost$", host.addresses[0]):
+        text = f"address = {host.addresses[0]!r}: no other host reaches it with a migration there"
         yield fail(about, text, "give its address in the network for migrations")
     if host.link_speed is None and facts.link_bytes_per_second is None:
         assumed = show_rate(settings.limits.assumed_link_speed)

@@ -11,6 +11,7 @@ from dataclasses import asdict, replace
 from typing import TYPE_CHECKING, Any
 
 from migrator.cli import Exit
+from migrator.cli.direct_network import DirectGuestNetworks, listen_uri
 from migrator.core.migration import rescue
 from migrator.core.migration.drivers import Driver
 from migrator.core.migration.rescue import RescuePlan, RescueRefusal, RescueSituation
@@ -21,7 +22,7 @@ from migrator.engine.migration.driver import MigrationDriver
 from migrator.engine.migration.outcome import MigrationOutcome
 from migrator.errors import Driven, QemuError, UsageError
 from migrator.machine import this_driver
-from migrator.ports import MigrationSettings
+from migrator.ports import MigrationSettings, StreamPath
 from migrator.qemu import address
 from migrator.qemu.address import Address
 from migrator.qemu.endpoint import Endpoint
@@ -98,6 +99,7 @@ class Rescue:
         screen: Screen,
     ) -> None:
         self._request = request
+        self._here, self._there, self._over_ssh = here, there, over_ssh
         self._left = left
         self._screen = screen
         self._name = left.record.path.stem if left else os.urandom(6).hex()
@@ -271,6 +273,18 @@ class Rescue:
             print(json.dumps({**asdict(result), "would_do": list(says)}))
         return False
 
+    def _path(self) -> StreamPath | None:
+        """Return the network between both, over which a broken postcopy goes on."""
+        if self._here is None or self._there is None:
+            return None
+        networks = DirectGuestNetworks(self._over_ssh, self._here, self._there)
+        return networks.path(
+            str(self._here),
+            str(self._there),
+            pids=(self._source.identity.get("pid"), self._destination.identity.get("pid")),
+            listen=listen_uri(self._request.listen, self._there),
+        )
+
     async def _carry_out(self, found: RescuePlan, was: Mapping[str, Any], *, json_output: bool) -> Exit:
         settings = was.get("settings") or await self._present_settings()
         migration = MigrationDriver(
@@ -282,6 +296,7 @@ class Rescue:
             record=self._left.record if self._left is not None else _Unrecorded(),
             on_status=self._screen.status,
             on_decision=self._screen.decision,
+            path=self._path(),
         )
         facts = {"settings": settings, "abilities": {"postcopy": False, "throttle": False}}
         result = await migration.take_up(facts, found.intent)

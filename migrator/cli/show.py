@@ -137,6 +137,8 @@ class Screen:
 
 def _figures(status: MigrationProgress) -> str:
     sample = status.sample
+    if status.waiting_for:
+        return f"waits for {status.waiting_for}"
     if sample is None:
         return ""
     parts = [f"round {sample.round}", f"{show_bytes(sample.remaining_bytes)} left"]

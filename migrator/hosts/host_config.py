@@ -22,8 +22,8 @@ class HostConfig:
     """Configuration of one host."""
 
     name: str
-    #: Where other hosts reach it with a migration's stream.
-    address: str = _UNSAID.address
+    #: Where other hosts reach it with a migration's stream, the usual address first.
+    addresses: tuple[str, ...] = _UNSAID.addresses
     #: Glob patterns of QMP sockets; absolute.
     sockets: tuple[str, ...] = _UNSAID.sockets
     #: Every QEMU process there is a guest; else only those with one of these sockets.
@@ -36,6 +36,11 @@ class HostConfig:
     prefix: tuple[str, ...] = ()
     #: ``None``: this machine.
     ssh: SshConfig | None = None
+
+    @property
+    def address(self) -> str:
+        """Return where streams usually come in."""
+        return self.addresses[0]
 
     def __post_init__(self) -> None:
         for pattern in self.sockets:
@@ -81,7 +86,7 @@ def host_config(host: HostSettings, hosts: Sequence[HostSettings], limits: Limit
         )
     return HostConfig(
         name=host.name,
-        address=host.address,
+        addresses=host.addresses,
         sockets=_sockets(host, hosts),
         processes=host.look_for == "processes",
         others=tuple(

@@ -34,6 +34,8 @@ VERBS = (
     "check",
     "unknown",
 )
+#: What becomes of a postcopy stream that broke.
+RECOVERY_RESULTS = ("recovered", "held")
 COMMAND_RESULTS = ("accepted", "refused", "repeated")
 #: What stands for a word that is not in a list.
 OTHER = "other"
@@ -45,7 +47,7 @@ ACTIONS = (
             *map(str, Step),
             *("ceiling-exceeded", "held", "no-postcopy", "pacing", "park", "resolve"),
             *("postcopy-stall-exceeded", "postcopy-stall-forecast"),
-            *("run-state", "take-up", "too-late", "undo"),
+            *("run-state", "stream-broken", "stream-recovered", "take-up", "too-late", "undo"),
             VIOLATED,
         }
     ),
@@ -148,6 +150,12 @@ COUNTED = (
         "Decisions of the controller; other stands for an action that this list does not know.",
         "action",
         series=str(len(ACTIONS)),
+    ),
+    _counter(
+        "migrator_postcopy_recoveries_total",
+        "Postcopy streams that broke and went on again, or are held because that took too long.",
+        "result",
+        series=str(len(RECOVERY_RESULTS)),
     ),
     _counter(
         "migrator_invariant_violations_total",

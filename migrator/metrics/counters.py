@@ -82,6 +82,7 @@ class Counters:
             "commands_total", catalogue.INTERFACES, catalogue.VERBS, catalogue.COMMAND_RESULTS
         )
         self._decisions = self._counter("decisions_total", catalogue.ACTIONS)
+        self._recoveries = self._counter("postcopy_recoveries_total", catalogue.RECOVERY_RESULTS)
         self._violations = self._counter("invariant_violations_total", catalogue.INVARIANTS)
         self._qmp_errors = self._counter("qmp_errors_total", catalogue.QMP_ERRORS)
         self._journal_errors = self._counter("journal_errors_total", catalogue.JOURNAL_OPERATIONS)
@@ -195,6 +196,8 @@ class Counters:
     def _decision(self, event: DecisionTaken) -> None:
         action = event.decision.action if event.decision.action in catalogue.ACTIONS else catalogue.OTHER
         self._decisions.labels(action).inc(exemplar={"migration": event.migration})
+        if action == "stream-recovered":
+            self._recoveries.labels("recovered").inc(exemplar={"migration": event.migration})
         if action == VIOLATED:
             broken = str(event.decision.numbers.get("invariant"))
             known = broken if broken in catalogue.INVARIANTS else catalogue.OTHER
@@ -253,6 +256,8 @@ class Counters:
         if not self._first_time(migration.id):
             return
         exemplar = {"migration": migration.id}
+        if migration.held_code == "postcopy-broken":
+            self._recoveries.labels("held").inc(exemplar=exemplar)
         mode = str(migration.mode)
         self._migrations.labels(str(migration.state), mode).inc(exemplar=exemplar)
         duration, downtime = migration.duration_seconds, migration.downtime_seconds

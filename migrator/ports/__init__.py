@@ -48,6 +48,7 @@ from migrator.ports.store import (
     StrayRecord,
     lease_margin,
 )
+from migrator.ports.stream_path import PathHealth, StreamPath, UnprobedPath
 
 __all__ = [
     "ANSWERS_CHANNEL",
@@ -75,6 +76,7 @@ __all__ = [
     "LiveDocuments",
     "MigrationSettings",
     "OpenImages",
+    "PathHealth",
     "PresentController",
     "Qemu",
     "QemuEvent",
@@ -86,8 +88,10 @@ __all__ = [
     "SourceQemu",
     "StrayRecord",
     "StreamOptions",
+    "StreamPath",
     "StreamSockets",
     "Tuning",
+    "UnprobedPath",
     "WaitingCommand",
     "WaitingCommands",
     "controller_lease",

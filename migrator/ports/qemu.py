@@ -199,6 +199,18 @@ class Qemu(Protocol):
     async def switch(self) -> None:
         """Source: migrate-continue, the end of every blind cancel."""
 
+    async def pause_stream(self) -> None:
+        """Close the stream of a postcopy, so that this end knows that it carries nothing; refused where there is none.
+
+        Never at a source that has sent all of the guest: QEMU 10.0 takes that for a migration that failed.
+        """
+
+    async def listen_again(self, address: str) -> str:
+        """Destination whose stream is paused: listen at that address for a new one; the address to resume to."""
+
+    async def resume_stream(self, uri: str) -> None:
+        """Source whose stream is paused: connect to there and go on. The reply means nothing; the status does."""
+
     async def cancel(self) -> None:
         """Source: migrate_cancel, and ``yank`` out of band where that is not answered."""
 

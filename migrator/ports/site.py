@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 from migrator.core.model import Finding
 from migrator.ports.qemu import Qemu, SourceQemu
+from migrator.ports.stream_path import StreamPath
 
 if TYPE_CHECKING:
     from migrator.core.inventory import Guest, HostFacts
@@ -144,6 +145,15 @@ class Site(GuestNetworks, Protocol):
         """Remove the same of guests that ended a while ago without anybody watching; what was removed.
 
         :param under_way: whether a migration of that id has not ended; what was made for it is left.
+        """
+
+    def stream_path(
+        self, source: str, target: str, *, processes: tuple[int | None, int | None]
+    ) -> StreamPath:
+        """Return the network that carries a stream from one host to another.
+
+        :param processes: the pids of both QEMUs, as far as they are known: where both hosts are one machine, each may
+            have a network of its own.
         """
 
     async def close(self) -> None:

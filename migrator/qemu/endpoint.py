@@ -15,7 +15,7 @@ from migrator.core.preflight.facts import Facts
 from migrator.core.preflight.non_migrated_state import DiskUsers
 from migrator.errors import CommandFailed, HostError, QemuError, TimedOut, Unreachable
 from migrator.ports import GuestProcess, MigrationSettings, QemuEvent, StreamOptions, StreamSockets, Tuning
-from migrator.qemu import features, incoming, marks, migration_settings
+from migrator.qemu import features, incoming, marks, migration_settings, stream
 from migrator.qemu.address import Address
 from migrator.qemu.claim import ASLEEP_AFTER_SECONDS, DriverClaim
 from migrator.qemu.dirty_rate import DirtyRate
@@ -346,6 +346,17 @@ class Endpoint:
 
     async def switch(self) -> None:
         await self._claim.execute("migrate-continue", {"state": "pre-switchover"})
+
+    async def pause_stream(self) -> None:
+        await self._claim.refuse_another()
+        await stream.pause(self._monitor)
+
+    async def listen_again(self, address: str) -> str:
+        await self._claim.refuse_another()
+        return await stream.listen_again(self._monitor, address)
+
+    async def resume_stream(self, uri: str) -> None:
+        await self._claim.execute("migrate", {"uri": uri, "resume": True})
 
     async def cancel(self) -> None:
         await self._claim.refuse_another()

@@ -243,6 +243,7 @@ REPLIES: Final[Mapping[str, CoreSchema]] = {
         (
             *("announce-self", "calc-dirty-rate", "cont", "quit", "stop", "yank"),
             *("migrate", "migrate-continue", "migrate-incoming", "migrate-start-postcopy", "migrate_cancel"),
+            *("migrate-pause", "migrate-recover"),
             *("migrate-set-capabilities", "migrate-set-parameters", "trace-event-set-state"),
             *("object-add", "object-del", "qom-set", "device_add", "netdev_add", "netdev_del", "chardev-add"),
             *(

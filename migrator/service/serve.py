@@ -177,6 +177,7 @@ async def _running(live: LiveSettings, stop: Stop) -> AsyncIterator[Engine]:
             samples=journal.samples,
             keep=keep,
             accept=catalogue.accept,
+            recovery_seconds=lambda: live.settings.limits.stream_recovery,
         )
         worker = Worker()
         stack.push_async_callback(worker.close)

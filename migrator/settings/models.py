@@ -236,6 +236,8 @@ class LimitsSettings(Section):
     first_pause: Duration = FIRST_PAUSE_SECONDS
     #: Seconds between two looks at a host, beside those that something seen there causes.
     refresh_interval: Duration = 180.0
+    #: Seconds for which the recovery of a broken postcopy stream is tried before a person has to look.
+    stream_recovery: Duration = 3600.0
     #: Commands at a time; OpenSSH's server allows 10 sessions a connection, two of which watch.
     ssh_sessions: Annotated[int, Field(ge=1, le=64)] = 8
     ssh_connect_timeout: Duration = 10.0
@@ -312,7 +314,7 @@ class HostSettings(HostDefaults):
     name: Name
     ssh: SshAddress | None = None
     prefix: Arguments = ()
-    address: ReachableHost = Host.address
+    address: ReachableHost | Annotated[tuple[ReachableHost, ...], Field(min_length=1)] = Host.address
 
     @model_validator(mode="after")
     def _whole(self) -> Self:
@@ -326,11 +328,16 @@ class HostSettings(HostDefaults):
             raise wrong('launch = "attached" takes attached: the QMP socket of the QEMU that waits')
         return self
 
+    @property
+    def addresses(self) -> tuple[str, ...]:
+        """Return where other hosts reach it with a migration's stream, the usual address first."""
+        return (self.address,) if isinstance(self.address, str) else self.address
+
     def as_host(self) -> Host:
         """Return the host as the engine knows it before it has been looked at."""
         return Host(
             name=self.name,
-            address=self.address,
+            address=self.addresses[0],
             link_bytes_per_second=self.link_speed,
             memory_bytes=self.memory,
             memory_reserve_bytes=self.memory_reserve,

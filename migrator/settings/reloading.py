@@ -90,6 +90,7 @@ IN_FORCE: Mapping[str, Mapping[str, str]] = MappingProxyType(
             "attempts": _NEXT_PLAN,
             "first_pause": _NEXT_PLAN,
             "refresh_interval": _AT_ONCE,
+            "stream_recovery": "for streams that are taken up from then on, by a migration or by a controller",
             "ssh_sessions": _AT_ONCE,
             "ssh_connect_timeout": "with the next connection",
             "ssh_keepalive": _AT_ONCE,

@@ -21,9 +21,10 @@ from migrator.hosts.guest_network import read_guest_taps
 from migrator.hosts.listening import read_listening
 from migrator.hosts.managers import SystemdUnits, read_processes
 from migrator.hosts.memory_usage import read_memory_usage
+from migrator.hosts.path_probe import PathProbe
 from migrator.hosts.socket_watch import watch_sockets
 from migrator.hosts.sockets import FoundSocket
-from migrator.ports import HostLook, IncomingDestination, SourceQemu
+from migrator.ports import HostLook, IncomingDestination, SourceQemu, StreamPath
 from migrator.qemu import naming
 from migrator.site.connections import HostConnections
 from migrator.site.discovery import GuestDiscovery
@@ -78,6 +79,17 @@ class SiteHosts:
         self._discovery = GuestDiscovery(connections)
         self._watching: dict[str, Callable[[], None]] = {}
         connections.pending_connects.on_answer = self._answered
+
+    def stream_path(
+        self,
+        source: str,
+        target: str,
+        *,
+        processes: tuple[int | None, int | None],  # noqa: ARG002 - a host of the site has one network
+    ) -> StreamPath:
+        """See :meth:`migrator.ports.Site.stream_path`."""
+        here, there = self._connections.access(source), self._connections.access(target)
+        return PathProbe(here=here, there=there, addresses=self._connections.config(target).addresses)
 
     # --- looking -----------------------------------------------------------------------------------------------------
 

@@ -92,6 +92,9 @@ class LabHost:
         #: Of its link; empty on loopback.
         self.hardware = hardware
         self._lost: list[LabHost] = []
+        self._muted: list[LabHost] = []
+        self._speed: float | None = None
+        self._small = False
 
     def __repr__(self) -> str:
         return f"<Host {self.name} {self.address} {self.namespace or 'on loopback'}>"
@@ -141,6 +144,7 @@ class LabHost:
             if bytes_per_second is None:
                 return
             raise NetworkError(f"the link of {self!r} cannot be slowed: {possible()}")
+        self._speed = bytes_per_second
         for namespace, interface in ((self.namespace, _LINK), (self._switch, self._port)):
             if bytes_per_second is None:
                 with contextlib.suppress(NetworkError):  # there was no limit
@@ -152,6 +156,37 @@ class LabHost:
             queue = max(512 << 10, round(bytes_per_second * 0.05))
             bucket = ["rate", f"{round(bytes_per_second * 8)}bit", "burst", str(burst), "limit", str(queue)]
             _run("tc", "-n", namespace, "qdisc", "replace", "dev", interface, "root", "tbf", *bucket)
+
+    def small_packets_only(self, most: int = 600) -> None:
+        """Lose every packet to this host of more than `most` bytes, as a switch that is set up wrong does;
+        :meth:`heal` undoes it.
+
+        :raise NetworkError: on loopback.
+        """
+        rate = round((self._speed or 1e9) * 8)
+        # A bucket that a packet does not fit into at all loses it; segments that are still together are taken apart.
+        bucket = ["rate", f"{rate}bit", "burst", str(most), "limit", str(512 << 10)]
+        self._tc("qdisc", "replace", "dev", self._port, "root", "tbf", *bucket)
+        self._small = True
+
+    def link_down(self) -> None:
+        """Pull the cable out; :meth:`heal` plugs it in again.
+
+        :raise NetworkError: on loopback.
+        """
+        self._switch_port("down")
+
+    def reset_connections(self, other: LabHost) -> None:
+        """Break every TCP connection of this host with another; both ends are told.
+
+        :raise NetworkError: where the kernel cannot.
+        """
+        self.run("ss", "-K", "dst", other.address)
+
+    def mute(self, other: LabHost) -> None:
+        """Lose what this host sends to another, and nothing of what comes back; :meth:`heal` undoes it."""
+        self.point(other, _NOBODY)
+        self._muted.append(other)
 
     def black_hole(self) -> None:
         """Lose every packet from and to this host: no reset, no message, no link that goes down.
@@ -171,8 +206,16 @@ class LabHost:
         self._lost.append(other)
 
     def heal(self) -> None:
-        """Undo :meth:`black_hole`, and every :meth:`lose` of this host."""
+        """Undo :meth:`black_hole`, every :meth:`lose` of this host, and whatever else says so."""
         self._switch_port("master", _BRIDGE)
+        self._switch_port("up")
+        if self._small:
+            self._small = False
+            self._tc("qdisc", "del", "dev", self._port, "root")
+            self.set_speed(self._speed)
+        for other in self._muted:
+            self.point(other, other.hardware)
+        self._muted.clear()
         for other in self._lost:
             for one, far in ((self, other), (other, self)):
                 one.point(far, far.hardware)
@@ -187,6 +230,11 @@ class LabHost:
             raise NetworkError(f"the link of {self!r} cannot be broken: {possible()}")
         words = ("neigh", "replace", other.address, "lladdr", hardware, "dev", _LINK, "nud", "permanent")
         _ip("-n", self.namespace, *words)
+
+    def _tc(self, *words: str) -> None:
+        if self.namespace is None:
+            raise NetworkError(f"the link of {self!r} cannot be changed: {possible()}")
+        _run("tc", "-n", self._switch, *words)
 
     def _switch_port(self, *words: str) -> None:
         if self.namespace is None:

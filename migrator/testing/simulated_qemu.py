@@ -22,6 +22,9 @@ from migrator.testing.workload import Workload
 _CAPABILITIES = frozenset(
     {"return-path", "pause-before-switchover", "events", "auto-converge", "postcopy-ram", "multifd", "xbzrle"}
 )
+#: What a stream here answers to whoever would recover it.
+_WHOLE = "no stream of a simulated site breaks"
+
 _NO_LIMIT = 1e15
 
 
@@ -321,6 +324,15 @@ class SimulatedQemu(WithoutDevices):
         self, peers: Sequence[str], options: StreamOptions | None = None, *, again: bool = False
     ) -> StreamSockets:
         return StreamSockets()  # nobody may look into a simulated process
+
+    async def pause_stream(self) -> None:
+        raise CommandFailed(self.name, "migrate-pause", "GenericError", _WHOLE)
+
+    async def listen_again(self, address: str) -> str:
+        raise CommandFailed(self.name, "migrate-recover", "GenericError", f"not at {address}: {_WHOLE}")
+
+    async def resume_stream(self, uri: str) -> None:
+        raise CommandFailed(self.name, "migrate", "GenericError", f"not to {uri}: {_WHOLE}")
 
     async def start_dirty_rate(self, period_seconds: float, *, exact: bool = False) -> None:
         self._reach()

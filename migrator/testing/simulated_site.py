@@ -24,7 +24,7 @@ from migrator.core.model import Finding, MigrationStatus, RunState
 from migrator.core.policy import Policy
 from migrator.core.process.guest_network import GuestTaps
 from migrator.errors import HostError, QemuError
-from migrator.ports import HostLook
+from migrator.ports import HostLook, PathHealth, StreamPath
 from migrator.testing.link import Link
 from migrator.testing.simulated_qemu import SimulatedGuest, SimulatedHost, SimulatedQemu, SimulatedStream
 from migrator.testing.workload import MIB, Workload, idle
@@ -42,6 +42,15 @@ class _Waiting:
     async def discard(self) -> None:
         if not self.qemu.dead and self.qemu.waits:
             self.qemu.die()
+
+
+class _WholePath:
+    """A network that carries everything."""
+
+    addresses = ("127.0.0.1",)
+
+    async def probe(self, address: str) -> PathHealth:
+        return PathHealth(carries=True)
 
 
 class SimulatedSite:
@@ -255,6 +264,11 @@ class SimulatedSite:
                     machine.host = end.host
                     machine.generation = machine.started
                     machine.run = RunState.RUNNING
+
+    def stream_path(
+        self, source: str, target: str, *, processes: tuple[int | None, int | None]
+    ) -> StreamPath:
+        return _WholePath()
 
     async def close(self) -> None:
         return

@@ -65,7 +65,7 @@ class TestInNetworksOfTheirOwn:
         async with site_of(lab) as site:
             for host in hosts:
                 access = LocalAccess(host.name, host.prefix)
-                site.hosts[host.name] = access, HostConfig(name=host.name, address=host.address)
+                site.hosts[host.name] = access, HostConfig(name=host.name, addresses=(host.address,))
             site.join()
             yield site
 

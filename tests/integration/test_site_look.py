@@ -406,7 +406,7 @@ async def test_guests_in_network_namespaces_belong_to_their_hosts(hosts: LabHost
             HostConfig(
                 name=host.name,
                 prefix=host.prefix,
-                address=host.address,
+                addresses=(host.address,),
                 sockets=(f"{lab.directory}/{host.name}/*",),
             )
         )

@@ -80,7 +80,7 @@ async def site(world: SimpleNamespace) -> AsyncIterator[SiteHosts]:
     configs = [
         HostConfig(
             name=name,
-            address=world.hosts[name].address,
+            addresses=(world.hosts[name].address,),
             sockets=(f"{pattern}/*{name}.qmp", f"{pattern}/{name}/*"),
             processes=False,
             ssh=getattr(world, name).config(connect_seconds=1.5, keepalive_seconds=0.4),

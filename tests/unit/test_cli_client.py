@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from migrator.cli import direct
+from migrator.cli import direct_network
 from migrator.cli.client import NotReachable, ServiceClient
 from migrator.errors import UsageError
 from migrator.qemu import address
@@ -70,11 +70,11 @@ def test_server_that_is_none_is_refused_at_once(server: str, words: str) -> None
 )
 def test_where_to_take_the_stream_is_refused_at_once(listen: str, words: str) -> None:
     with pytest.raises(UsageError, match="--listen: ") as refused:
-        direct._listen(listen, address.parse("tcp:10.0.0.1:1"))
+        direct_network.listen_uri(listen, address.parse("tcp:10.0.0.1:1"))
     assert words in str(refused.value)
 
 
 def test_where_to_take_the_stream_is_taken() -> None:
     there = address.parse("tcp:[fd66::2]:1")
-    assert direct._listen(None, there) == "tcp:[fd66::2]:0"
-    assert direct._listen("tcp:[fe80::1%eth0]:49152", there) == "tcp:[fe80::1%eth0]:49152"
+    assert direct_network.listen_uri(None, there) == "tcp:[fd66::2]:0"
+    assert direct_network.listen_uri("tcp:[fe80::1%eth0]:49152", there) == "tcp:[fe80::1%eth0]:49152"

@@ -46,6 +46,7 @@ def fenceable(view: View) -> View:
         (DONE, ARRIVED, OperatorAnswer.DESTINATION),
         (SERVES, READY, OperatorAnswer.DESTINATION),
         (SERVES, FETCHES, OperatorAnswer.DESTINATION),
+        (BROKEN, FETCHES, OperatorAnswer.DESTINATION),
     ],
 )
 def test_the_one_way_that_both_ends_leave_is_taken(
@@ -67,7 +68,6 @@ def test_the_one_way_that_both_ends_leave_is_taken(
         (RUNS, LOADED, "say --guest-at source"),
         (DEVICE, LOADS, "look at the disks"),
         (SERVES, GONE, "can never run it alone"),
-        (BROKEN, FETCHES, "migrate-recover at the destination"),
         (GONE, READY, "its process is gone"),
         (AT_SWITCH, ARRIVED, "look at the disks"),
         (SILENT, LOADS, "wake its QEMU (kill -CONT)"),

@@ -185,7 +185,11 @@ def after(step: Step, intent: Intent, source: View, destination: View) -> tuple[
         case Step.RETIRE:
             return replace(intent, milestone=Milestone.RETIRING), _dead(source), destination
         case Step.PAUSE_STREAM | Step.RECOVER:
-            status = MigrationStatus.POSTCOPY_PAUSED if step is Step.PAUSE_STREAM else MigrationStatus.POSTCOPY_ACTIVE
+            status = (
+                MigrationStatus.POSTCOPY_PAUSED
+                if step is Step.PAUSE_STREAM
+                else MigrationStatus.POSTCOPY_ACTIVE
+            )
             return intent, replace(source, status=status), replace(destination, status=status)
         case Step.DISMISS:
             return replace(intent, dismissed=True), source, _dead(destination)

@@ -277,7 +277,7 @@ ROWS: tuple[Row, ...] = (
     row("at-switch-fence", S.AT_SWITCH, ANY_D - GONE_D, Step.FENCE_DESTINATION,
         "the switch may be on its way and the destination does not go on: no cancel before it is dead",
         lambda now: (now.overdue or destination_is(now.destination) is D.FAILED)
-        and fenceable(now) and not past_postcopy_switch(now)),
+        and fenceable(now) and not past_postcopy_switch(now.intent)),
     row("at-switch-cannot-fence", S.AT_SWITCH, ANY_D - GONE_D, State.HELD,
         "the switch may be on its way, and the destination neither goes on nor can, or in postcopy may, be fenced",
         lambda now: now.overdue),
@@ -299,7 +299,7 @@ ROWS: tuple[Row, ...] = (
         lambda now: now.intent.postcopy and now.overdue),
     row("postcopy-failing", S.FAILING, ANY_D - GONE_D, State.HELD,
         "the postcopy switch failed half-way; the source holds the memory but may not run it again",
-        lambda now: now.overdue and past_postcopy_switch(now)),
+        lambda now: now.overdue and past_postcopy_switch(now.intent)),
     row("switch-rejected", {S.SWITCHING, S.DONE}, D.FAILED, Step.FENCE_DESTINATION,
         "the destination rejected the guest; the source may go on once it is dead",
         lambda now: not now.intent.postcopy and fenceable(now)),
@@ -354,9 +354,7 @@ def decide(
     """
     intent = as_found(intent, destination)
     source, destination = as_said(intent, source), as_said(intent, destination)
-    now = Situation(
-        intent=intent, source=source, destination=destination, overdue=overdue, expired=expired
-    )
+    now = Situation(intent=intent, source=source, destination=destination, overdue=overdue, expired=expired)
     here, there = classify(intent, source, destination)
     for each in ROWS:
         if here in each.source and there in each.destination and each.when(now):

@@ -41,7 +41,7 @@ def _split(now: Situation) -> bool:
     if in_postcopy(now.source) or in_postcopy(now.destination):
         return True
     # What is complete, or says itself that it failed, is whole.
-    whole = set(_SETTLED) if past_postcopy_switch(now) else {*_SETTLED, *_BEFORE_SWITCH}
+    whole = set(_SETTLED) if past_postcopy_switch(now.intent) else {*_SETTLED, *_BEFORE_SWITCH}
     return now.intent.postcopy and now.source.status not in whole
 
 

@@ -36,6 +36,7 @@ S, D = SourceIs, DestinationIs
 _GONE_S, _GONE_D = frozenset({S.DEAD, S.ENDED}), frozenset({D.DEAD, D.ENDED})
 _EMPTY = frozenset({D.LOADS, D.FAILED})
 _HAS_IT = frozenset({D.LOADED, D.READY, D.RUNS, D.FETCHES})
+_STREAM = frozenset({D.READY, D.FETCHES, D.BROKEN})
 #: The switch has not been passed, whatever became of the destination.
 _BEFORE_SWITCH = frozenset({S.COPIES, S.AT_SWITCH})
 #: The guest may go on there.
@@ -178,6 +179,8 @@ def _word(here: SourceIs, there: DestinationIs) -> OperatorAnswer | None:
         return OperatorAnswer.SOURCE
     if here in (S.DONE, S.SERVES) and there in _HAS_IT:
         return OperatorAnswer.DESTINATION
+    if here in (S.BROKEN, S.SERVES) and there in _STREAM:
+        return OperatorAnswer.DESTINATION  # its stream is recovered
     return None
 
 

@@ -178,6 +178,6 @@ def fenceable(now: Situation) -> bool:
     return now.destination.can_fence and not now.intent.fence_failed
 
 
-def past_postcopy_switch(now: Situation) -> bool:
+def past_postcopy_switch(intent: Intent) -> bool:
     """Tell whether the memory may be at both ends."""
-    return now.intent.postcopy and now.intent.milestone >= Milestone.SWITCHING
+    return intent.postcopy and intent.milestone >= Milestone.SWITCHING

@@ -293,7 +293,9 @@ class MigrationDriver(DriverState):
             if self.requests.cancel and not self._too_late and self._intent_log.intent.undo is None:
                 self._consider_cancel(source)
             intent = self._intent_log.intent
-            answer = lifecycle.decide(intent, source, destination, overdue=overdue)
+            self._recovery.note(source, destination)
+            expired = self._observer.expired
+            answer = lifecycle.decide(intent, source, destination, overdue=overdue, expired=expired)
             answer = invariants.guarded(answer, intent, source, destination)
             self._report(lifecycle.state_of(self._intent_log.intent, source, destination), source.sample)
             if answer.state is State.HELD and not self._confirmed(answer):

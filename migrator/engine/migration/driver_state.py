@@ -30,8 +30,9 @@ from migrator.engine.migration.prepare import UNLIMITED_BYTES_PER_SECOND
 from migrator.engine.migration.requests import MigrationRequests
 from migrator.engine.migration.steering import Steering
 from migrator.engine.migration.steps import Steps
+from migrator.engine.migration.stream_recovery import StreamRecovery
 from migrator.engine.migration.stream_shaper import StreamShaper
-from migrator.ports import Experience, MigrationSettings, Qemu, Record
+from migrator.ports import Experience, MigrationSettings, Qemu, Record, StreamPath
 
 
 class DriverState:
@@ -42,6 +43,7 @@ class DriverState:
     :param requests: what others ask of it, now or later; whoever changes them calls :meth:`wake`.
     :param outcome: is filled; ``None`` makes one.
     :param about: what the record shall say besides, for whoever finds it without anything else.
+    :param path: the network that carries the stream; ``None`` where nobody can probe it.
     :param listen: where the destination listens for the stream: ``tcp:ADDR:0``.
     :param on_status: called with every new sample and state, on the event loop; must return at once.
     :param on_decision: called with every decision, likewise.
@@ -60,6 +62,7 @@ class DriverState:
         outcome: MigrationOutcome | None = None,
         experience: Experience | None = None,
         timeouts: PhaseTimeouts | None = None,
+        path: StreamPath | None = None,
         about: Mapping[str, Any] | None = None,
         on_status: Callable[[MigrationProgress], None] = lambda status: None,
         on_decision: Callable[[Decision], None] = lambda decision: None,
@@ -81,11 +84,24 @@ class DriverState:
         self._intent_log = IntentLog(record, result=self.result, on_decision=on_decision)
         self._shaper = StreamShaper(source, destination, intent_log=self._intent_log, result=self.result)
         self._steering = Steering(
-            source, policy=policy, intent_log=self._intent_log, result=self.result, shaper=self._shaper
+            source,
+            policy=policy,
+            intent_log=self._intent_log,
+            result=self.result,
+            shaper=self._shaper,
+            path=path,
         )
         self._postcopy_steering = PostcopySteering(source, result=self.result)
         self._observer = Observer(
             source, destination, timeouts=timeouts or PhaseTimeouts(), result=self.result
+        )
+        self._recovery = StreamRecovery(
+            source,
+            destination,
+            path=path,
+            intent_log=self._intent_log,
+            observer=self._observer,
+            result=self.result,
         )
         self._steps = Steps(
             source,
@@ -94,6 +110,7 @@ class DriverState:
             observer=self._observer,
             shaper=self._shaper,
             result=self.result,
+            recovery=self._recovery,
         )
         self._intent_updates = IntentUpdates(
             destination, intent_log=self._intent_log, observer=self._observer, result=self.result
@@ -229,6 +246,7 @@ class DriverState:
                 forecast=self._steering.forecast if copies else None,
                 limit_seconds=self._steering.limit_seconds if copies else None,
                 at_seconds=self._intent_log.elapsed,
+                waiting_for=self._recovery.waiting_for if state is State.RECOVERING else "",
             )
         )
 

@@ -21,6 +21,8 @@ Found = TypeVar("Found")
 
 #: Another controller drives it: see :meth:`migrator.engine.migration.driver.MigrationDriver`.
 DRIVEN_ELSEWHERE = "driven-elsewhere"
+#: Nothing has come through its stream for a long time: it goes on once the network carries that again.
+BROKEN_STREAM = "postcopy-broken"
 #: At least so long between two rounds.
 _SECONDS_BETWEEN = 1.0
 #: Both ends of a held migration are looked at so often.
@@ -88,6 +90,8 @@ class HeldMigrations:
         try:
             async with resolution.inspect(session) as held:
                 goes_on = self._judge(session, held)
+                if not goes_on and session.result.held_code == BROKEN_STREAM:
+                    goes_on = await _carries(session)
         except MigratorError as error:
             self._log.info("held migration not looked at", migration=session.id, error=str(error))
             return
@@ -180,6 +184,11 @@ class HeldMigrations:
 
         self._tasks.start(session, run())
         return await found
+
+
+async def _carries(session: JournalledSession) -> bool:
+    path = session.stream_path()
+    return any([(await path.probe(address)).carries for address in path.addresses])
 
 
 def _news(before: tuple[View, View], now: tuple[View, View]) -> bool:

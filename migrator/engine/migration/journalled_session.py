@@ -87,7 +87,7 @@ class JournalledSession(MigrationSession):
             policy=self.policy.name,
             state=self.state,
             refused=self.refused,
-            waiting_for=self.waiting_for if self.state is State.WAITING else "",
+            waiting_for=self._waits_for(),
             can_cancel=self.can_cancel,
             can_postcopy=self.can_postcopy,
             mode=result.mode,
@@ -123,6 +123,7 @@ class JournalledSession(MigrationSession):
             preflight_seconds=result.preflight_seconds or None,
             duration_seconds=result.duration_seconds if self.ended else None,
             max_throttle_ratio=result.max_throttle_ratio,
+            recoveries=result.recoveries,
             forecast_error_ratio=result.forecast_error_ratio,
             network_state=result.network_state,
             network_problem=result.network_problem,
@@ -133,6 +134,11 @@ class JournalledSession(MigrationSession):
             held_code=result.held_code,
             held_until=result.held_until if self.state is State.HELD else None,
         )
+
+    def _waits_for(self) -> str:
+        if self.state is State.RECOVERING and self.status is not None:
+            return self.status.waiting_for
+        return self.waiting_for if self.state is State.WAITING else ""
 
     def _socket(self, side: str) -> str:
         place = self.places.get(side)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 
 from migrator.awake import Absence
+from migrator.core.migration.rules import past_postcopy_switch
 from migrator.core.migration.situation import Intent, Milestone, SourceIs, source_is
 from migrator.core.model import RUNNING_STATES, MigrationStatus, Mode, ProcessState, RunState, Sample, View
 from migrator.engine import clock
@@ -44,7 +45,10 @@ class Observer:
         #: Until when another controller watched; ``None`` once we do.
         self._noted_at: float | None = None
         self._shown: tuple[object, ...] = ()
-        self._changed_at = clock.now()
+        self._changed_at = self._flowed_at = clock.now()
+        self._flowed: tuple[int, int] | None = None
+        #: Nothing has come through the stream of a postcopy for longer than its recovery is tried.
+        self.expired = False
         #: The destination was fenced, by us or perhaps by a controller before: its end is no reason for anything.
         self.destination_fenced = False
         #: The guest ran at the destination, and then somebody stopped it there.
@@ -67,6 +71,7 @@ class Observer:
         with Absence() as away:
             source, destination = await self._views()
         self._changed_at += away.seconds  # nobody is late because we were
+        self._flowed_at += away.seconds
         self._hear(intent)
         self._bound(intent, source, destination)
         # Before the migration begins nothing of ours but a dismissal ends it; then a fence may have.
@@ -153,6 +158,7 @@ class Observer:
             except TimeoutError:
                 pass  # time to look again
         self._changed_at += away.seconds
+        self._flowed_at += away.seconds
 
     def wake(self) -> None:
         """End a :meth:`pause` now."""
@@ -192,6 +198,15 @@ class Observer:
         if source.answers or runs_there:
             self._noted_at = None  # from here on we watch
 
+    def _note_flow(self, intent: Intent, source: View, now: float) -> None:
+        sample = source.sample
+        flowed = (sample.transferred_bytes, sample.remaining_bytes) if sample is not None else self._flowed
+        if not past_postcopy_switch(intent) or (
+            flowed != self._flowed and source_is(source) is not SourceIs.BROKEN
+        ):
+            self._flowed, self._flowed_at = flowed, now
+        self.expired = now - self._flowed_at > self._timeouts.recovery
+
     def _overdue(self, intent: Intent, source: View, destination: View) -> bool:
         sample = source.sample or Sample()
         shown = (
@@ -200,6 +215,7 @@ class Observer:
             intent,
         )
         now = clock.now()
+        self._note_flow(intent, source, now)
         if shown != self._shown:
             self._shown, self._changed_at = shown, now
             return False

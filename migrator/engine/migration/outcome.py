@@ -24,6 +24,8 @@ class MigrationProgress:
     limit_seconds: float | None = None
     #: Since the first command that changed anything, as decisions have it.
     at_seconds: float = 0.0
+    #: With ``recovering``: what keeps the stream from going on, and when it is tried again.
+    waiting_for: str = ""
 
 
 @dataclass(kw_only=True)
@@ -61,6 +63,8 @@ class MigrationOutcome:
     rounds: int = 0
     #: The most CPU time that was taken from the guest.
     max_throttle_ratio: float = 0.0
+    #: How often the stream of a postcopy broke and went on again.
+    recoveries: int = 0
     #: How far the time forecast at the end of the first round was off; ``None`` without a forecast or in postcopy.
     forecast_error_ratio: float | None = None
     #: With ``completed``: whether what carries the guest's network cards is up at the destination, and what is not.

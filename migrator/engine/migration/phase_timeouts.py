@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from migrator.core.migration.rules import STREAM_S as _STREAM
+from migrator.core.migration.rules import recovers
 from migrator.core.migration.situation import Intent, Milestone, SourceIs, source_is
 from migrator.core.model import MigrationStatus, ProcessState, RunState, View
 
@@ -21,6 +23,15 @@ class PhaseTimeouts:
     #: A cancel takes effect. QEMU 7.2 that is cancelled while it still tries to connect only ends when the kernel gives
     #: the connection up, after 127 s (tcp_syn_retries = 6); the guest runs meanwhile.
     cancelling: float = 150.0
+    #: Nothing comes through the stream of a guest that runs at the destination, and the source has more to send. TCP
+    #: has sent a lost packet again four times by then.
+    fetching: float = 3.0
+    #: One end has lost the stream of such a guest; the other is told then.
+    broken: float = 1.0
+    #: Its recovery makes no progress.
+    recovering: float = 10.0
+    #: Nothing has come through it for so long: its recovery is not tried any more, and a person has to look.
+    recovery: float = 3600.0
 
     def of(self, intent: Intent, source: View) -> float:
         """Return the timeout of the phase that `intent` and the source are in."""
@@ -38,4 +49,8 @@ class PhaseTimeouts:
         if before_switch and source.process is ProcessState.UNKNOWN and source.can_fence:
             # Its host is out of reach, not QEMU busy: it may come to the switch and wait there, with the guest stopped.
             return self.switching
+        if intent.postcopy and intent.milestone is Milestone.HANDED_OVER and here in _STREAM:
+            if recovers(source):
+                return self.recovering
+            return self.fetching if here is SourceIs.SERVES else self.broken
         return self.copying if here is SourceIs.COPIES or before_switch else self.switching

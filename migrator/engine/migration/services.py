@@ -9,6 +9,7 @@ from typing import Any, Protocol
 from migrator.core.migration.situation import Intent
 from migrator.core.model import Finding
 from migrator.core.policy import Policy
+from migrator.engine.migration.phase_timeouts import PhaseTimeouts
 from migrator.ports import (
     EndedRecord,
     Experience,
@@ -18,6 +19,7 @@ from migrator.ports import (
     Record,
     Samples,
     StrayRecord,
+    StreamPath,
 )
 
 
@@ -70,6 +72,10 @@ class MigrationSite(GuestNetworks, Protocol):
 
     async def clear(self, guest: Any) -> None: ...
 
+    def stream_path(
+        self, source: str, target: str, *, processes: tuple[int | None, int | None]
+    ) -> StreamPath: ...
+
 
 class StepRecordStore(Protocol):
     """The records of the steps of migrations."""
@@ -118,6 +124,8 @@ class SessionServices:
     samples: Samples | None = None
     #: Marks the source before its destination is started; not where a person has started that already.
     claims_before_start: bool = True
+    #: Seconds for which the recovery of a broken postcopy stream is tried before a person has to look.
+    recovery_seconds: Callable[[], float] = lambda: PhaseTimeouts.recovery
 
 
 @dataclass(frozen=True, kw_only=True)

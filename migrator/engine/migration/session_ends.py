@@ -12,10 +12,11 @@ from migrator.engine.migration.block_job_wait import BlockJobWait
 from migrator.engine.migration.driver import MigrationDriver
 from migrator.engine.migration.guest_network import GuestNetwork
 from migrator.engine.migration.outcome import MigrationProgress
+from migrator.engine.migration.phase_timeouts import PhaseTimeouts
 from migrator.engine.migration.services import EndLocation
 from migrator.engine.migration.session_state import SessionState
 from migrator.errors import MigratorError
-from migrator.ports import IncomingDestination, Qemu, Record
+from migrator.ports import IncomingDestination, Qemu, Record, StreamPath
 
 
 class SessionEnds(SessionState):
@@ -120,10 +121,18 @@ class SessionEnds(SessionState):
             requests=self.requests,
             outcome=self.result,
             experience=self.services.experience,
+            timeouts=PhaseTimeouts(recovery=self.services.recovery_seconds()),
+            path=self.stream_path(),
             about=self.about(),
             on_status=self._show,
             on_decision=lambda decision: self._on_decision(self, decision),
         )
+
+    def stream_path(self) -> StreamPath:
+        """Return the network that carries its stream."""
+        source, destination = self.places["source"], self.places["destination"]
+        pids = source.identity.get("pid"), destination.identity.get("pid")
+        return self.services.site.stream_path(source.host, destination.host, processes=pids)
 
     async def let_go(self) -> None:
         """Keep nothing open or locked while it is held, so that a person's look finds both ends and its record."""

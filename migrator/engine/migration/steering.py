@@ -19,11 +19,13 @@ from migrator.engine.migration.intent_log import IntentLog
 from migrator.engine.migration.outcome import MigrationOutcome
 from migrator.engine.migration.stream_shaper import StreamShaper
 from migrator.errors import CommandFailed, QemuError
-from migrator.ports import Qemu, Tuning
+from migrator.ports import Qemu, StreamPath, Tuning
 from migrator.units import show_seconds
 
 #: A decision: more than the policy allows is forecast.
 STALL_FORECAST = "postcopy-stall-forecast"
+#: So long after a probe that found the network broken it is not probed again, where postcopy waits for it.
+_PROBE_AGAIN_SECONDS = 2.0
 #: The shortest that every QEMU can measure.
 _PROBE_SECONDS = 1.0
 
@@ -42,9 +44,12 @@ class Steering:
         intent_log: IntentLog,
         result: MigrationOutcome,
         shaper: StreamShaper,
+        path: StreamPath | None = None,
     ) -> None:
         self._source = source
         self._shaper = shaper
+        self._path = path
+        self._not_before = 0.0
         self._policy = policy
         self._intent_log = intent_log
         self._result = result
@@ -90,8 +95,8 @@ class Steering:
 
         :raise QemuError: the source did not answer.
         """
-        await self._act(Action(act=ActionKind.START_POSTCOPY, reason=reason), {})
-        self.settle()
+        if await self._act(Action(act=ActionKind.START_POSTCOPY, reason=reason), {}):
+            self.settle()
 
     def settle(self) -> None:
         """Decide nothing any more: postcopy was begun by somebody else."""
@@ -103,7 +108,8 @@ class Steering:
 
         :raise QemuError: the source refused to begin, or did not answer; :meth:`step` will try to switch again.
         """
-        if self._policy.postcopy is not PostcopyMode.IMMEDIATE or not abilities.postcopy:
+        at_once = self._policy.postcopy is PostcopyMode.IMMEDIATE and abilities.postcopy
+        if not at_once or not await self._carries_postcopy():
             await self._source.migrate(uri)
             return
         self._intent_log.decide(ActionKind.START_POSTCOPY, "the policy asks for postcopy at once")
@@ -120,10 +126,11 @@ class Steering:
         except QemuError as error:
             self._probed = True  # an old QEMU, or one that measures for somebody else: the rounds will tell
             self._log.info("no dirty-rate probe", error=str(error))
+        before = self._state
         self._state, self.forecast, actions = convergence.decide(self._state, sample, self._policy, abilities)
         for action in actions:
-            if self._intent_log.intent.undo is None:
-                await self._act(action, self._numbers(sample))
+            if self._intent_log.intent.undo is None and not await self._act(action, self._numbers(sample)):
+                self._state = replace(self._state, settled=before.settled)  # it is decided again
 
     async def _probe(self, sample: Sample) -> None:
         """Measure the guest's dirty rate beside the first round: it is over before the rounds can tell.
@@ -166,14 +173,29 @@ class Steering:
         if predicted is not None and self._result.mode is Mode.PRECOPY and duration_seconds > 0:
             self._result.forecast_error_ratio = abs(predicted - duration_seconds) / duration_seconds
 
-    async def _act(self, action: Action, numbers: Mapping[str, Any]) -> None:
+    async def _carries_postcopy(self) -> bool:
+        """Tell whether the network was just seen to carry a postcopy: once that has begun there is no way back."""
+        if self._path is None:
+            return True
+        if self._intent_log.elapsed < self._not_before:
+            return False
+        health = await self._path.probe(self._path.addresses[0])
+        if health.carries is False:
+            self._not_before = self._intent_log.elapsed + _PROBE_AGAIN_SECONDS
+            self._intent_log.decide("no-postcopy", f"not over this network: {health.why}")
+        return health.carries is not False
+
+    async def _act(self, action: Action, numbers: Mapping[str, Any]) -> bool:
+        """Do it; False where it cannot be done now, and may be later."""
         match action.act:
             case ActionKind.PAUSE:
                 await self.stop_guest(action.reason, numbers)
-                return
+                return True
             case ActionKind.GIVE_UP:
                 self._intent_log.undo(State.FAILED, action.reason, numbers, by_choice=True)
-                return
+                return True
+            case ActionKind.START_POSTCOPY if not await self._carries_postcopy():
+                return False
         self._intent_log.decide(action.act, action.reason, numbers)
         match action.act:
             case ActionKind.LIMIT:
@@ -182,6 +204,7 @@ class Steering:
                 await self._source.tune(Tuning(throttle_ratio=action.value))
             case ActionKind.START_POSTCOPY:
                 await self._start_postcopy()
+        return True
 
     async def _start_postcopy(self, uri: str | None = None) -> None:
         """Stop the guest and switch, without waiting in between; QEMU does in order what it is sent in order.

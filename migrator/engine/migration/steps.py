@@ -16,6 +16,7 @@ from migrator.engine.migration.observer import Observer
 from migrator.engine.migration.outcome import MigrationOutcome
 from migrator.engine.migration.prepare import together
 from migrator.engine.migration.runtime_settings import RuntimeSettings
+from migrator.engine.migration.stream_recovery import StreamRecovery
 from migrator.engine.migration.stream_shaper import StreamShaper
 from migrator.errors import CommandFailed, Driven, QemuError
 from migrator.ports import MigrationSettings, Qemu
@@ -42,6 +43,7 @@ class Steps:
         observer: Observer,
         shaper: StreamShaper,
         result: MigrationOutcome,
+        recovery: StreamRecovery,
     ) -> None:
         self._source, self._destination = source, destination
         self._intent_log = intent_log
@@ -50,6 +52,7 @@ class Steps:
         self._result = result
         self._log = logs.logger(migration=result.id)
         self.settings: MigrationSettings | None = None
+        self.recovery = recovery
         self.runtime_settings = RuntimeSettings(source, destination, result=result)
 
     async def take(self, answer: Next) -> bool:
@@ -63,6 +66,8 @@ class Steps:
         steps: dict[Step, Callable[[], Coroutine[Any, Any, None]]] = {
             Step.SWITCH: self._switch,
             Step.HAND_OVER: self._hand_over,
+            Step.PAUSE_STREAM: self.recovery.pause,
+            Step.RECOVER: self.recovery.recover,
             Step.CANCEL: self._cancel,
             Step.FENCE_DESTINATION: self._fence_destination,
             Step.FENCE_SOURCE: self._fence_source,

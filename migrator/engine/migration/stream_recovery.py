@@ -1,0 +1,138 @@
+"""Recovers the broken stream of a postcopy: again and again, with growing pauses, over any address that carries it."""
+
+from __future__ import annotations
+
+from migrator import logs
+from migrator.core.migration.rules import recovers
+from migrator.core.model import MigrationStatus, ProcessState, View
+from migrator.engine.migration.intent_log import IntentLog
+from migrator.engine.migration.observer import Observer
+from migrator.engine.migration.outcome import MigrationOutcome
+from migrator.errors import CommandFailed, Driven, QemuError
+from migrator.ports import Qemu, StreamPath, UnprobedPath
+
+#: Pauses between two tries grow by half from the first to the longest, in seconds.
+_FIRST_PAUSE, _LONGEST_PAUSE, _GROWTH = 0.5, 5.0, 1.5
+#: A connection that was just asked for shows in QEMU's status after so many seconds at the latest, where the network
+#: carries it; 7.2 would take a second request for one more connection.
+_CONNECT_SECONDS = 3.0
+#: The driver looks at both ends at least so often.
+_LOOK_SECONDS = 0.2
+
+_GOES_ON = (MigrationStatus.POSTCOPY_ACTIVE, MigrationStatus.COMPLETED)
+
+
+class StreamRecovery:
+    """The recovery of one migration's stream, as often as it breaks.
+
+    :param path: the network that carries it; without one it is not probed, and tried where it was.
+    :ivar waiting_for: what keeps it from going on, for a person; empty while it is whole.
+    """
+
+    def __init__(
+        self,
+        source: Qemu,
+        destination: Qemu,
+        *,
+        path: StreamPath | None,
+        intent_log: IntentLog,
+        observer: Observer,
+        result: MigrationOutcome,
+    ) -> None:
+        self._source, self._destination = source, destination
+        self._path = path
+        self._intent_log, self._observer, self._result = intent_log, observer, result
+        self._log = logs.logger(migration=result.id)
+        self.waiting_for = ""
+        self._broke_at: float | None = None
+        self._pause = _FIRST_PAUSE
+        self._next_at = 0.0
+        self._tries = 0
+        self._last_source = View(process=ProcessState.UNKNOWN)
+        self._told = ""
+
+    def note(self, source: View, destination: View) -> None:
+        """Note what both ends show: that the stream broke, or goes on again."""
+        self._last_source = source
+        broken = MigrationStatus.POSTCOPY_PAUSED in (source.status, destination.status)
+        if broken and self._broke_at is None:
+            self._broke_at = self._intent_log.elapsed
+            self._pause, self._next_at, self._tries, self._told = _FIRST_PAUSE, 0.0, 0, ""
+            self.waiting_for = "both ends to notice that the stream broke"
+            self._intent_log.decide("stream-broken", "the postcopy stream broke: it is recovered")
+        if self._broke_at is None:
+            return
+        if source.status in _GOES_ON and destination.status in _GOES_ON:
+            seconds = self._intent_log.elapsed - self._broke_at
+            self._result.recoveries += 1
+            self._broke_at, self.waiting_for = None, ""
+            self._intent_log.decide(
+                "stream-recovered",
+                f"the postcopy stream goes on again after {seconds:.1f} s",
+                {"seconds": seconds, "tries": self._tries},
+            )
+
+    async def pause(self) -> None:
+        """Have both ends close the stream; the destination only where the source is not in the midst of a recovery.
+
+        :raise QemuError: an end cannot be told.
+        """
+        joined = recovers(self._last_source)
+        try:
+            await self._source.pause_stream()
+        except CommandFailed as error:
+            self._log.info("source keeps its stream", error=str(error))
+            if joined:
+                # Before 9.1 it can only be waited for: a destination that lost it now could not be recovered again.
+                self.waiting_for = "the recovery that is under way: this QEMU cannot break it off"
+                await self._observer.pause(1.0)
+                return
+        try:
+            await self._destination.pause_stream()
+        except CommandFailed as error:
+            self._log.info("destination has no stream to pause", error=str(error))
+        await self._observer.pause(_LOOK_SECONDS)
+
+    async def recover(self) -> None:
+        """Try once where it is time to, and return soon in any case.
+
+        :raise QemuError: an end cannot be told.
+        """
+        wait = self._next_at - self._intent_log.elapsed
+        if wait > 0:
+            await self._observer.pause(min(wait, _LOOK_SECONDS))
+            return
+        tried = await self._try_each()
+        pause, self._pause = self._pause, min(self._pause * _GROWTH, _LONGEST_PAUSE)
+        self._next_at = self._intent_log.elapsed + (max(pause, _CONNECT_SECONDS) if tried else pause)
+
+    async def _try_each(self) -> bool:
+        """Ask both ends to take the stream up over the first address that carries it; False where none does."""
+        whys: list[str] = []
+        path = self._path or UnprobedPath(addresses=())
+        for address in path.addresses:
+            health = await path.probe(address)
+            if health.carries is False:
+                whys.append(f"the network: {health.why}")
+                continue
+            self._tries += 1
+            try:
+                uri = await self._destination.listen_again(address)
+                await self._source.resume_stream(uri)
+            except Driven:
+                raise
+            except QemuError as error:
+                whys.append(str(error))
+                continue
+            self._say(f"both ends to go on over {address}")
+            return True
+        self._say(
+            "; ".join(whys) or "a network that is known: nobody says where the destination can be reached"
+        )
+        return False
+
+    def _say(self, what: str) -> None:
+        self.waiting_for = what
+        if what != self._told:
+            self._told = what
+            self._intent_log.decide("recover", f"waits for {what}")
