@@ -112,6 +112,15 @@ def _own() -> list[Any]:
             ),
         ),
         curves(
+            "Postcopy streams that broke",
+            "Those that went on again, and those that are held because that took too long.",
+            "short",
+            query(
+                f"sum by (result) (increase(migrator_postcopy_recoveries_total{{{ALL}}}[$__rate_interval]))",
+                "{{result}}",
+            ),
+        ),
+        curves(
             "Journal, writes",
             "Until they are on disk.",
             "s",

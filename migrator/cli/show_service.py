@@ -249,7 +249,7 @@ _RUNGS = {"throttle": "throttling", "start-postcopy": "postcopy", "pause": "a pa
 
 def figures(one: Document) -> str:
     """Format the figures that change, the most important first: ``round 2, 96.0 MiB left, 3.0 s to go, …``."""
-    ends = " to end" if one["state"] == "waiting" else ""
+    ends = " to end" if one.get("state") == "waiting" else ""
     parts = [f"waits for {one['waiting_for']}{ends}"] if one.get("waiting_for") else []
     parts += [f"round {one['round']}"] if one["round"] else []
     if one["remaining_bytes"] is not None:

@@ -40,7 +40,7 @@ from migrator.settings.values import (
     Rate,
     RateOrAuto,
     Ratio,
-    ReachableHost,
+    ReachableHosts,
     Seconds,
     SecondsOrNone,
     Secret,
@@ -314,7 +314,7 @@ class HostSettings(HostDefaults):
     name: Name
     ssh: SshAddress | None = None
     prefix: Arguments = ()
-    address: ReachableHost | Annotated[tuple[ReachableHost, ...], Field(min_length=1)] = Host.address
+    address: ReachableHosts = (Host.address,)
 
     @model_validator(mode="after")
     def _whole(self) -> Self:
@@ -331,7 +331,7 @@ class HostSettings(HostDefaults):
     @property
     def addresses(self) -> tuple[str, ...]:
         """Return where other hosts reach it with a migration's stream, the usual address first."""
-        return (self.address,) if isinstance(self.address, str) else self.address
+        return self.address
 
     def as_host(self) -> Host:
         """Return the host as the engine knows it before it has been looked at."""

@@ -184,8 +184,18 @@ def _text(value: Any, parse: Callable[[str], str]) -> Any:
 HostName = Annotated[str, BeforeValidator(lambda value: _text(value, addresses.host))]
 #: May be empty.
 OptionalHost = Annotated[str, BeforeValidator(lambda value: value and _text(value, addresses.host))]
-#: One that others can connect to.
-ReachableHost = Annotated[str, BeforeValidator(lambda value: _text(value, addresses.reachable))]
+
+
+def _reachable(value: Any) -> Any:
+    if isinstance(value, str):
+        return (_text(value, addresses.reachable),)
+    if not isinstance(value, list | tuple) or not value or not all(isinstance(each, str) for each in value):
+        raise wrong(f"{shortened(value)} is no address: write 192.0.2.1, or a list of several")
+    return tuple(_text(each, addresses.reachable) for each in value)
+
+
+#: One address that others can connect to, or several, the usual one first.
+ReachableHosts = Annotated[tuple[str, ...], BeforeValidator(_reachable)]
 
 
 def _ssh(value: Any) -> Any:

@@ -286,7 +286,8 @@ def test_a_fault_becomes_an_alert_within_a_minute() -> None:
     config = yaml.safe_load((ROOT / "config" / "prometheus.yml").read_text(encoding="utf-8"))["global"]
     assert (config["scrape_interval"], config["evaluation_interval"]) == ("10s", "10s")
     for name, alert in ALERTS.items():
-        if name != "MigratorEventLoopLate":
+        # The second is recovered by itself, nearly always sooner.
+        if name not in ("MigratorEventLoopLate", "MigratorPostcopyBroken"):
             assert alert["for"] == "15s", name
     groups = yaml.safe_load((RULES / "alerts.yml").read_text(encoding="utf-8"))["groups"]
     groups += yaml.safe_load((RULES / "recording.yml").read_text(encoding="utf-8"))["groups"]

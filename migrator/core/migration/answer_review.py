@@ -184,12 +184,10 @@ def after(step: Step, intent: Intent, source: View, destination: View) -> tuple[
             return handed, source, replace(destination, run=RunState.RUNNING)
         case Step.RETIRE:
             return replace(intent, milestone=Milestone.RETIRING), _dead(source), destination
-        case Step.PAUSE_STREAM | Step.RECOVER:
-            status = (
-                MigrationStatus.POSTCOPY_PAUSED
-                if step is Step.PAUSE_STREAM
-                else MigrationStatus.POSTCOPY_ACTIVE
-            )
+        case Step.RECOVER:
+            return intent, source, destination  # what comes of it only the next look tells
+        case Step.PAUSE_STREAM:
+            status = MigrationStatus.POSTCOPY_PAUSED
             return intent, replace(source, status=status), replace(destination, status=status)
         case Step.DISMISS:
             return replace(intent, dismissed=True), source, _dead(destination)
