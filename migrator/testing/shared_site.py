@@ -21,7 +21,15 @@ from migrator.core.preflight.facts import Facts
 from migrator.core.preflight.non_migrated_state import DiskUsers
 from migrator.core.process.guest_network import GuestTaps
 from migrator.errors import CommandFailed, HostError, Occupied, QemuError, TimedOut, Unreachable
-from migrator.ports import HostLook, MigrationSettings, QemuEvent, StreamOptions, StreamSockets, Tuning
+from migrator.ports import (
+    HostLook,
+    MigrationSettings,
+    QemuEvent,
+    StreamOptions,
+    StreamPath,
+    StreamSockets,
+    Tuning,
+)
 from migrator.qemu.claim import DriverClaim
 from migrator.qemu.marks import PREFIX
 from migrator.site.monitor_clients import MonitorClients
@@ -363,6 +371,16 @@ class EndpointView(WithoutDevices):
     async def start_postcopy(self) -> None:
         await self._change("migrate-start-postcopy", self.qemu.start_postcopy)
 
+    async def pause_stream(self) -> None:
+        await self._change("migrate-pause", self.qemu.pause_stream)
+
+    async def listen_again(self, address: str) -> str:
+        await self._change("migrate-recover", lambda: self.qemu.listen_again(address))
+        return address
+
+    async def resume_stream(self, uri: str) -> None:
+        await self._change("migrate", lambda: self.qemu.resume_stream(uri))
+
     async def switch(self) -> None:
         await self._change("migrate-continue", self.qemu.switch)
 
@@ -535,6 +553,11 @@ class SiteView:
 
     async def sweep(self, host: str, *, under_way: Callable[[str], bool]) -> Sequence[str]:
         return await self.host_call(host, lambda: self.shared.sweep(host, under_way=under_way))
+
+    def stream_path(
+        self, source: str, target: str, *, processes: tuple[int | None, int | None]
+    ) -> StreamPath:
+        return self.shared.stream_path(source, target, processes=processes)
 
     async def close(self) -> None:
         return
