@@ -43,6 +43,8 @@ _SECONDS = 15.0
 #: Aim: so much more at p99 while an entrance is flooded.
 _MORE_SECONDS = 0.010
 _TIMEOUT_SECONDS = 90.0
+#: Of a flood, once it shall end.
+_END_SECONDS = 5.0
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -272,13 +274,15 @@ async def _flood_broker(port: int, what: str, connections: int) -> None:
     :param what: a verb, or something that is no command.
     """
     os.nice(5)
-    published = 0
+    published, ended = 0, False
 
     async def publish(number: int) -> None:
         nonlocal published
         user = "other" if what == "plan" else "scheduler"
         async with aiomqtt.Client("127.0.0.1", port, username=user, password=USERS[user]) as client:
             for count in itertools.count():
+                if ended:  # a cancellation may be lost in a call of aiomqtt
+                    return
                 sent_at = datetime.now(UTC).isoformat()
                 body = {"id": f"flood-{number}-{count}", "sent_at": sent_at, "host": f"h{99 - count % 50}"}
                 text = json.dumps(body)[: 20 if what == "nonsense" else None]
@@ -288,10 +292,10 @@ async def _flood_broker(port: int, what: str, connections: int) -> None:
     tasks = [asyncio.create_task(publish(number), name=f"flood {number}") for number in range(connections)]
     print("begun", flush=True)
     await asyncio.to_thread(sys.stdin.buffer.read)
-    for task in tasks:
-        task.cancel()
-    await asyncio.gather(*tasks, return_exceptions=True)
-    print(published)
+    ended = True
+    await asyncio.wait(tasks, timeout=_END_SECONDS)
+    print(published, flush=True)
+    os._exit(0)
 
 
 async def _ready(http: httpx2.AsyncClient) -> None:

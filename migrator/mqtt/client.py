@@ -119,6 +119,11 @@ class Mqtt:
         self._available, self._availability_changed = True, asyncio.Event()
 
     @property
+    def client_id(self) -> str:
+        """Name of its session at the broker; who knows it can take that over."""
+        return self._client_id
+
+    @property
     def dropped(self) -> int:
         """States, decisions and replies that were dropped because too many waited for the broker."""
         return self._outbox.dropped

@@ -113,7 +113,7 @@ class Publication:
         if kept is None:
             return
         self._queued_until = max(kept, last - self._config.section.queue_limit)
-        more = self._queued_until < last
+        more = True  # the journal may be further than what was heard
         while more:
             page = await self._queries.events(after=self._queued_until)
             for event in page.items:

@@ -85,7 +85,7 @@ class _Entrance:
             )
             await self._state.complete.wait()
             async with (
-                self._at_broker(settings, queries, journal),
+                self._at_broker(settings, queries, journal, forwarded),
                 serving.servers(app, settings.http, inherited=self._inherited),
             ):
                 self._channel.send(MessageKind.READY)
@@ -97,27 +97,29 @@ class _Entrance:
 
     @asynccontextmanager
     async def _at_broker(
-        self, settings: EntranceSettings, queries: ReplicaQueries, journal: SqlJournal
+        self,
+        settings: EntranceSettings,
+        queries: ReplicaQueries,
+        journal: SqlJournal,
+        forwarded: ForwardedCommands,
     ) -> AsyncIterator[None]:
         """Serve MQTT too, where it is configured; what is under way there when the block ends is finished."""
         if settings.mqtt is None:
             yield
             return
-        config = settings.mqtt
-
-        async def serve() -> None:
-            # One that stands by publishes nothing, and takes no commands by MQTT.
-            await self._role.acts.wait()
-            self._mqtt = self._mqtt or EntranceMqtt(
-                config,
-                directory=settings.store.path.parent,
-                queries=queries,
-                journal=journal,
-                requests=self._requests,
-            )
-            await self._mqtt.run()
-
-        serving_mqtt = asyncio.create_task(faults.keep_going("mqtt", serve), name="mqtt")
+        # They say until when they may be begun, so they wait for a process that does not answer now: at the broker,
+        # which has no receipt for them.
+        here = EntranceCommands(self._requests, lambda: "")
+        self._mqtt = EntranceMqtt(
+            settings.mqtt,
+            directory=settings.store.path.parent,
+            commands=RoleCommands(self._role, here=here, elsewhere=forwarded),
+            queries=queries,
+            journal=journal,
+            requests=self._requests,
+            acts=self._role.acts,
+        )
+        serving_mqtt = asyncio.create_task(faults.keep_going("mqtt", self._mqtt.run), name="mqtt")
         try:
             yield
         finally:
@@ -180,6 +182,7 @@ class _Entrance:
             lease_ages={each.name: each.age_seconds for each in service.leases},
             planner_present=service.acting is not None,
             complaints=len(queries.complaints()),
+            broker=self._mqtt.gauges if self._mqtt is not None else None,
             version=__version__,
         )
         if service.role == "standby":
@@ -190,7 +193,6 @@ class _Entrance:
             evacuations=queries.active_evacuations(),
             hosts=queries.hosts(),
             guests=queries.guests(),
-            broker=self._mqtt.gauges if self._mqtt is not None else None,
         )
 
     async def _counts(self, accept: str) -> Counts:

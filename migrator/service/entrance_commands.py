@@ -9,6 +9,7 @@ from collections.abc import Callable
 
 from migrator.api.commands import COMMANDS, CommandKey, Envelope, Reply, Role
 from migrator.errors import JournalError, Unavailable
+from migrator.ports.commands import CommandExecutor
 from migrator.replica.requests import SteeringRequests
 from migrator.service.entrance_requests import ENVELOPE
 
@@ -30,13 +31,8 @@ class EntranceCommands:
     async def execute(self, envelope: Envelope) -> Reply:
         if why := self._why_silent():  # else it would be carried out when nobody counts on it any more
             return _refused(envelope, why)
-        return await self._ask(envelope)
-
-    async def _ask(self, envelope: Envelope) -> Reply:
-        command = COMMANDS.get(envelope.verb)
-        looks = command is not None and command.role is Role.VIEWER
         try:
-            async with self._looks if looks else contextlib.nullcontext():
+            async with self._looks if _looks(envelope) else contextlib.nullcontext():
                 found = await self._requests.ask(
                     "execute", envelope=ENVELOPE.dump_python(envelope, mode="json")
                 )
@@ -45,17 +41,21 @@ class EntranceCommands:
         return Reply.model_validate(found)
 
 
-class MqttCommands(EntranceCommands):
+class MqttCommands:
     """Commands by MQTT; see :class:`migrator.ports.commands.Commands`.
 
-    They say until when they may be begun, so they wait for a process that does not answer now; at the broker, which has
-    no receipt for them.
+    :param executor: has them carried out, whoever acts.
     """
 
-    def __init__(self, requests: SteeringRequests) -> None:
-        super().__init__(requests, lambda: "")
+    def __init__(self, executor: CommandExecutor, requests: SteeringRequests) -> None:
+        self._executor, self._requests = executor, requests
+        self._looks = asyncio.Semaphore(_LOOKS)
         #: Commands that were refused here, by verb; whoever reads it counts them.
         self.refused: Counter[str] = Counter()
+
+    async def execute(self, envelope: Envelope) -> Reply:
+        async with self._looks if _looks(envelope) else contextlib.nullcontext():
+            return await self._executor.execute(envelope)
 
     def count(self, interface: str, verb: str, result: str) -> None:
         """Count a command that did not get as far as the dispatcher."""
@@ -66,6 +66,12 @@ class MqttCommands(EntranceCommands):
         await self._requests.ask(
             "keep_outcome", user=key.user, id=key.id, reply=reply.model_dump(mode="json"), told=told
         )
+
+
+def _looks(envelope: Envelope) -> bool:
+    """Tell whether a command changes nothing."""
+    command = COMMANDS.get(envelope.verb)
+    return command is not None and command.role is Role.VIEWER
 
 
 def _refused(envelope: Envelope, why: str) -> Reply:

@@ -6,32 +6,28 @@ import asyncio
 import contextlib
 import functools
 from pathlib import Path
-from typing import Protocol
 
 from migrator.errors import JournalError, Unavailable
 from migrator.metrics.gauges import BrokerGauges
 from migrator.mqtt import Mqtt, MqttConfig
 from migrator.mqtt.client_id import keep, read
-from migrator.mqtt.replies import OutcomeJournal
 from migrator.mqtt.retained_states import StateQueries
+from migrator.ports.commands import CommandExecutor
 from migrator.replica.requests import SteeringRequests
 from migrator.service.entrance_commands import MqttCommands
 from migrator.service.entrance_requests import PUBLISHED
+from migrator.service.left_sessions import LeftSessions
+from migrator.store.journal import SqlJournal
 
 #: What was counted and published is told to the process that drives migrations so often.
 _NOTE_SECONDS = 1.0
-
-
-class MqttJournal(OutcomeJournal, Protocol):
-    """The part of the journal that is read."""
-
-    async def meta(self, key: str) -> str | None: ...
 
 
 class EntranceMqtt:
     """MQTT, and what the process that drives migrations is told of it: figures, and how far events are published.
 
     :param directory: where the client's id is kept.
+    :param acts: set once this controller acts; until then it takes commands and publishes nothing.
     """
 
     def __init__(
@@ -39,12 +35,14 @@ class EntranceMqtt:
         config: MqttConfig,
         *,
         directory: Path,
+        commands: CommandExecutor,
         queries: StateQueries,
-        journal: MqttJournal,
+        journal: SqlJournal,
         requests: SteeringRequests,
+        acts: asyncio.Event,
     ) -> None:
-        self._journal, self._requests = journal, requests
-        self._commands = MqttCommands(requests)
+        self._journal, self._requests, self._acts = journal, requests, acts
+        self._commands = MqttCommands(commands, requests)
         self._taken = 0
         #: As they were told last.
         self._dropped, self._published = 0, -1
@@ -57,6 +55,10 @@ class EntranceMqtt:
             keep_client_id=functools.partial(keep, directory),
             published_until=self._published_until,
             taken=self._was_taken,
+            acts=acts.is_set(),
+        )
+        self._left = (
+            LeftSessions(self.mqtt, journal, directory=directory, acts=acts) if config.shared else None
         )
 
     @property
@@ -66,15 +68,23 @@ class EntranceMqtt:
 
     async def run(self) -> None:
         """Serve until cancelled; then what waits is sent, and how far that came is noted."""
-        noting = asyncio.create_task(self._note_regularly(), name="mqtt notes")
+        work = {"mqtt notes": self._note_regularly, "mqtt role": self._act}
+        if self._left is not None:
+            work["mqtt sessions of others"] = self._left.run
+        beside = [asyncio.create_task(each(), name=name) for name, each in work.items()]
         try:
             await self.mqtt.run()
         finally:
-            noting.cancel()
-            await asyncio.wait({noting})
+            for task in beside:
+                task.cancel()
+            await asyncio.wait(beside)
             with contextlib.suppress(TimeoutError):
                 async with asyncio.timeout(_NOTE_SECONDS):
                     await self.note()
+
+    async def _act(self) -> None:
+        await self._acts.wait()
+        self.mqtt.act(True)
 
     async def note(self) -> None:
         """Tell the other process what was counted and published since the last time; never raises."""
@@ -83,6 +93,8 @@ class EntranceMqtt:
         news = published is not None and published != self._published
         if not refused and not taken and dropped == self._dropped and not news:
             return
+        if not self._acts.is_set():
+            return  # it is told once there is somebody to tell
         self._commands.refused.clear()
         self._taken = 0
         dropped, self._dropped = dropped - self._dropped, dropped

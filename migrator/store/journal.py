@@ -177,6 +177,18 @@ class SqlJournal:
 
         return await self._database.read(read)
 
+    async def metas(self, prefix: str) -> dict[str, str]:
+        """Return all that :meth:`keep_meta` kept under names that begin so.
+
+        :raise JournalError: it cannot be read.
+        """
+        query = select(meta.c.key, meta.c.value).where(meta.c.key.startswith(prefix, autoescape=True))
+
+        async def read(connection: AsyncConnection) -> dict[str, str]:
+            return {str(key): str(value) for key, value in await connection.execute(query)}
+
+        return await self._database.read(read)
+
     async def keep_meta(self, key: str, value: str) -> None:
         """Keep one value of the journal itself.
 
