@@ -14,13 +14,11 @@ import asyncio
 import contextlib
 import json
 import threading
-from collections.abc import AsyncIterator, Awaitable, Callable, Collection, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any, TypeVar
-
-from fastapi import FastAPI
 
 from migrator.api.commands import (
     Activate,
@@ -67,18 +65,14 @@ from migrator.core.inventory import HostState
 from migrator.core.model import Mode, Severity, State
 from migrator.engine.commands.dispatcher import Dispatcher
 from migrator.engine.event_bus import EventBus
-from migrator.http.app import create_app
 from migrator.http.limits import Limits
-from migrator.http.listeners import Tcp, UnixSocket
-from migrator.http.server import Servers
-from migrator.ports import Claim, Grant, Lease
+from migrator.ports import Claim, Lease
+from tests import http_service
+from tests.http_service import HOSTILE, MemoryTokens, Place
 from tests.some_events import page_of
 
 _Result = TypeVar("_Result")
 MIB = 2**20
-OPERATOR, VIEWER = "operator-secret", "viewer-secret"
-#: A name that wants to be markup, a column and an escape sequence.
-HOSTILE = "<img src=x onerror=alert(1)>[red]\x1b[31m'\";"
 
 
 @dataclass
@@ -105,38 +99,6 @@ class MemoryLog:
 
     async def answer_command(self, *, key: str, reply: Mapping[str, Any], told: bool = True) -> None:
         self.commands[key]["reply"] = dict(reply)
-
-
-class MemoryTokens:
-    """Two tokens; what is in :attr:`revoked` (a name) holds no more."""
-
-    def __init__(self) -> None:
-        self.revoked: set[str] = set()
-        self._sessions: dict[str, Grant] = {}
-
-    async def verify(self, secret: str) -> Grant | None:
-        name, role = {OPERATOR: ("olga", "operator"), VIEWER: ("vera", "viewer")}.get(secret, ("", ""))
-        if not name or name in self.revoked:
-            return None
-        return Grant(id=f"token {name}", name=name, role=role)
-
-    async def begin_session(self, token: Grant, *, seconds: float) -> tuple[str, Grant]:
-        secret = f"session-of-{token.name}-{len(self._sessions)}"
-        ends_at = datetime.now(UTC) + timedelta(seconds=seconds)
-        self._sessions[secret] = replace(token, id=f"session {secret}", ends_at=ends_at)
-        return secret, self._sessions[secret]
-
-    async def session(self, secret: str) -> Grant | None:
-        found = self._sessions.get(secret)
-        return None if found is None or found.name in self.revoked else found
-
-    async def end_session(self, secret: str) -> None:
-        self._sessions.pop(secret, None)
-
-    async def holding(self, grants: Collection[str]) -> set[str]:
-        tokens = {f"token {name}" for name in ("olga", "vera") if name not in self.revoked}
-        sitting = {each.id for each in self._sessions.values() if each.name not in self.revoked}
-        return (tokens | sitting) & set(grants)
 
 
 class World:
@@ -628,23 +590,6 @@ class World:
         await asyncio.gather(*self._tasks, return_exceptions=True)
 
 
-@dataclass(frozen=True)
-class Place:
-    """Where a service is."""
-
-    socket: Path
-    app: FastAPI
-    servers: Servers
-
-    @property
-    def url(self) -> str:
-        return self.servers.addresses[1]
-
-    @property
-    def probes(self) -> str:
-        return self.servers.addresses[2]
-
-
 @contextlib.asynccontextmanager
 async def serving(
     world: World,
@@ -656,20 +601,18 @@ async def serving(
     tokens: MemoryTokens | None = None,
 ) -> AsyncIterator[Place]:
     """`world` on a Unix socket, on loopback, and its probes."""
-    app = create_app(
-        Dispatcher(controller=world, log=world.log),
-        world,
-        tokens or MemoryTokens(),
-        metrics=_metrics,
-        limits=limits,
-    )
-    path = directory / "run" / "api.sock"
-    servers = Servers(
-        app, unix=UnixSocket(path=path), tcp=Tcp(port=port), metrics=Tcp(), timeout_seconds=timeout_seconds
-    )
+    commands = Dispatcher(controller=world, log=world.log)
     try:
-        async with servers:
-            yield Place(path, app, servers)
+        async with http_service.serving(
+            commands,
+            world,
+            directory,
+            limits=limits,
+            timeout_seconds=timeout_seconds,
+            port=port,
+            tokens=tokens,
+        ) as place:
+            yield place
     finally:
         await world.close()
 
@@ -729,7 +672,3 @@ def in_thread(directory: Path, make: Callable[[], World] = World) -> Iterator[In
     finally:
         if service._thread.is_alive():
             service.stop()
-
-
-async def _metrics(accept: str | None) -> tuple[bytes, str]:
-    return b"migrator_up 1\n", "text/plain; version=0.0.4; charset=utf-8"

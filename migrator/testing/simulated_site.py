@@ -95,11 +95,15 @@ class SimulatedSite:
         run: RunState = RunState.RUNNING,
         resident_bytes: int | None = None,
         obstacle: str = "",
+        namesake: bool = False,
     ) -> str:
-        """Add a guest that runs; return its uuid."""
+        """Add a guest that runs; return its uuid.
+
+        :param namesake: another has that name already.
+        """
         machine = SimulatedGuest(
             name,
-            str(uuid.uuid5(uuid.NAMESPACE_DNS, name)),
+            str(uuid.uuid5(uuid.NAMESPACE_DNS, f"{name} on {host}" if namesake else name)),
             host,
             workload or idle(),
             memory_bytes,

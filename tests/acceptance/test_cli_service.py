@@ -14,7 +14,8 @@ import pytest
 
 from migrator.core.model import State
 from tests.command import MIGRATOR
-from tests.service_fakes import HOSTILE, OPERATOR, VIEWER, InThread, World, in_thread
+from tests.http_service import HOSTILE, OPERATOR, VIEWER
+from tests.service_fakes import InThread, World, in_thread
 from tests.some_events import host_state
 
 

@@ -18,7 +18,8 @@ import pytest
 from migrator import logs
 from migrator.core.model import State
 from migrator.http.limits import Limits
-from tests.service_fakes import HOSTILE, OPERATOR, VIEWER, Place, World, serving
+from tests.http_service import HOSTILE, OPERATOR, VIEWER, Place
+from tests.service_fakes import World, serving
 
 
 @pytest.fixture

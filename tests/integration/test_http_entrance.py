@@ -14,30 +14,34 @@ import httpx2
 import pytest
 from fastapi import FastAPI
 
-from migrator.engine.commands.dispatcher import Dispatcher
 from migrator.http.admission import Admission
 from migrator.http.app import create_app
 from migrator.http.limits import Limits
 from migrator.http.listeners import Tcp
 from migrator.http.server import Servers
 from migrator.testing.lab import until
-from tests.service_fakes import OPERATOR, MemoryTokens, World
+from migrator.testing.simulated_service import RunningService, SimulatedService
+from tests.http_service import OPERATOR, MemoryTokens, hold_commands, two_hosts
 
 _HEALTHY = b"GET /healthz HTTP/1.1\r\nHost: localhost\r\n\r\n"
 _CLOSING = _HEALTHY.replace(b"\r\n\r\n", b"\r\nConnection: close\r\n\r\n")
 
 
 @pytest.fixture
-async def world() -> AsyncIterator[World]:
-    world = World(steps=None)
-    yield world
-    await world.close()
+def service(tmp_path: Path) -> SimulatedService:
+    return two_hosts(tmp_path / "records")
 
 
 @pytest.fixture
-async def app(world: World) -> FastAPI:
+async def running(service: SimulatedService) -> AsyncIterator[RunningService]:
+    async with service.running() as running:
+        yield running
+
+
+@pytest.fixture
+async def app(running: RunningService) -> FastAPI:
     limits = Limits(hosts=frozenset({"migrator.example", "*.site.example"}))
-    return create_app(Dispatcher(controller=world, log=world.log), world, MemoryTokens(), limits=limits)
+    return create_app(running.dispatcher, running.queries, MemoryTokens(), limits=limits)
 
 
 @pytest.fixture(scope="module")
@@ -247,22 +251,25 @@ async def test_page_of_another_scheme_is_another_page(app: FastAPI) -> None:
             assert answer.status_code == status, origin
 
 
-async def test_no_more_are_answered_at_a_time_than_may_be(world: World) -> None:
+async def test_no_more_are_answered_at_a_time_than_may_be(
+    service: SimulatedService, running: RunningService
+) -> None:
     going_on = asyncio.Event()
-
-    async def wait() -> None:
-        await going_on.wait()
-
-    world.wait_before_answer = wait
+    hold_commands(service, going_on)
     limits = Limits(in_flight=6, in_flight_per_address=4)
-    app = create_app(Dispatcher(controller=world, log=world.log), world, MemoryTokens(), limits=limits)
+    app = create_app(running.dispatcher, running.queries, MemoryTokens(), limits=limits)
     async with (
         Servers(app, tcp=Tcp()) as servers,
         httpx2.AsyncClient(base_url=servers.addresses[0]) as client,
     ):
         client.headers["Authorization"] = f"Bearer {OPERATOR}"
         waiting = [
-            asyncio.create_task(client.post("/api/v1/migrations", json={"guest": "db"})) for _ in range(4)
+            asyncio.create_task(
+                client.post(
+                    "/api/v1/migrations", json={"guest": "db"}, headers={"Idempotency-Key": f"waits-{n}"}
+                )
+            )
+            for n in range(4)
         ]
         refused = None
         async with asyncio.timeout(20):

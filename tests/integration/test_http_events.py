@@ -16,7 +16,8 @@ from migrator.core.model import State
 from migrator.errors import JournalError
 from migrator.http.limits import Limits
 from migrator.testing.lab import until
-from tests.service_fakes import OPERATOR, VIEWER, MemoryTokens, Place, World, serving
+from tests.http_service import OPERATOR, VIEWER, MemoryTokens, Place
+from tests.service_fakes import World, serving
 from tests.some_events import decision, migration_state, progress
 
 

@@ -15,7 +15,8 @@ from playwright.sync_api import expect
 from migrator.api.documents import ForecastDocument
 from migrator.core.model import State
 from tests.conftest import missing
-from tests.service_fakes import OPERATOR, VIEWER, InThread, World, in_thread
+from tests.http_service import OPERATOR, VIEWER
+from tests.service_fakes import InThread, World, in_thread
 
 _PHONE = {"width": 360, "height": 740}
 _DESK = {"width": 1280, "height": 900}

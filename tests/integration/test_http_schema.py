@@ -25,7 +25,8 @@ from migrator.engine.commands.dispatcher import Dispatcher
 from migrator.http import openapi
 from migrator.http.app import create_app
 from migrator.http.limits import Limits
-from tests.service_fakes import OPERATOR, MemoryTokens, World
+from tests.http_service import OPERATOR, MemoryTokens
+from tests.service_fakes import World
 
 _CHECKS = [
     content_type_conformance,

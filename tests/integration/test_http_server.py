@@ -10,31 +10,38 @@ import socket
 import ssl
 import stat
 import subprocess
+from collections.abc import AsyncIterator
 from pathlib import Path
 
 import httpx2
 import pytest
 from fastapi import FastAPI
 
-from migrator.engine.commands.dispatcher import Dispatcher
 from migrator.errors import UsageError
 from migrator.http.admission import Admission
 from migrator.http.app import create_app
 from migrator.http.listeners import Tcp, UnixSocket
 from migrator.http.server import Servers
 from migrator.testing.lab import until
+from migrator.testing.simulated_service import RunningService, SimulatedService
 from tests.command import started
-from tests.service_fakes import OPERATOR, MemoryTokens, World, serving
+from tests.http_service import OPERATOR, MemoryTokens, hold_commands, serving, two_hosts
 
 
 @pytest.fixture
-async def world() -> World:
-    return World(steps=None)
+def service(tmp_path_factory: pytest.TempPathFactory) -> SimulatedService:
+    return two_hosts(tmp_path_factory.mktemp("records"))
 
 
 @pytest.fixture
-async def app(world: World) -> FastAPI:
-    return create_app(Dispatcher(controller=world, log=world.log), world, MemoryTokens())
+async def running(service: SimulatedService) -> AsyncIterator[RunningService]:
+    async with service.running() as running:
+        yield running
+
+
+@pytest.fixture
+async def app(running: RunningService) -> FastAPI:
+    return create_app(running.dispatcher, running.queries, MemoryTokens())
 
 
 async def hosts_at(path: Path) -> int:
@@ -100,10 +107,10 @@ class TestUnixSocket:
             async with Servers(app, unix=UnixSocket(path=tmp_path / ("x" * 100))):
                 pass
 
-    async def test_another_user_is_told_apart(self, world: World, tmp_path: Path):
+    async def test_another_user_is_told_apart(self, running: RunningService, tmp_path: Path):
         if os.getuid() != 0:
             pytest.skip("takes root")
-        async with serving(world, tmp_path) as place:
+        async with serving(running.dispatcher, running.queries, tmp_path) as place:
             for directory in (place.socket.parent, *place.socket.parents):
                 if directory != Path("/") and directory.is_relative_to("/tmp") and directory != Path("/tmp"):
                     directory.chmod(0o755)
@@ -122,7 +129,8 @@ class TestUnixSocket:
             )
             out, _ = await asyncio.wait_for(process.communicate(), 20)
             assert b" 202 " in out
-        assert world.carried_out[0][1].user == "unix:65534"
+        [begun] = await running.queries.migrations(limit=10)
+        assert begun.requested_by == "unix:65534"
 
 
 _POST = """
@@ -214,7 +222,9 @@ class TestPatience:
             for _ in range(2):
                 writer.write(b"GET /healthz HTTP/1.1\r\nHost: localhost\r\n\r\n")
                 assert b" 200 " in await reader.readuntil(b"ok\n")
-                await asyncio.sleep(0.2)
+                await asyncio.sleep(
+                    0.2
+                )  # longer than a head may take to come: what must not happen has no event
             writer.close()
 
     async def test_too_many_connections(self, app: FastAPI):
@@ -239,31 +249,40 @@ class TestEnd:
         async with Servers(app, unix=UnixSocket(path=tmp_path / "api.sock")):
             assert [signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)] == before
 
-    async def test_a_command_that_was_begun_is_answered(self, world: World, tmp_path: Path):
-        asked = asyncio.Event()
-
-        async def wait() -> None:
-            asked.set()
-            await asyncio.sleep(0.3)
-
-        world.wait_before_answer = wait
-        async with serving(world, tmp_path) as place:
+    async def test_a_command_that_was_begun_is_answered(
+        self, service: SimulatedService, running: RunningService, tmp_path: Path
+    ):
+        going_on = asyncio.Event()
+        asked = hold_commands(service, going_on)
+        async with serving(running.dispatcher, running.queries, tmp_path) as place:
             transport = httpx2.AsyncHTTPTransport(uds=str(place.socket))
             async with httpx2.AsyncClient(transport=transport) as client:
                 answer = asyncio.create_task(
-                    client.post("http://migrator/api/v1/migrations", json={"guest": "db"})
+                    client.post(
+                        "http://migrator/api/v1/migrations",
+                        json={"guest": "db"},
+                        headers={"Idempotency-Key": "begun"},
+                    )
                 )
                 await asked.wait()
-                await place.servers.__aexit__(None, None, None)
+                ending = asyncio.create_task(place.servers.__aexit__(None, None, None), name="the end")
+                await until(lambda: not place.socket.exists(), what="an end that has begun")
+                going_on.set()
                 assert (await answer).status_code == 202
+                await ending
 
-    async def test_what_hangs_is_not_waited_for(self, world: World, tmp_path: Path):
+    async def test_what_hangs_is_not_waited_for(
+        self, service: SimulatedService, running: RunningService, tmp_path: Path
+    ):
         loop = asyncio.get_running_loop()
         never = asyncio.Event()
-        world.wait_before_answer = never.wait  # type: ignore[assignment]
-        async with serving(world, tmp_path, timeout_seconds=1) as place:
+        hold_commands(service, never)
+        async with serving(running.dispatcher, running.queries, tmp_path, timeout_seconds=1) as place:
             reader, writer = await asyncio.open_unix_connection(str(place.socket))
-            writer.write(b"POST /api/v1/migrations HTTP/1.1\r\nHost: localhost\r\nContent-Length: 15\r\n\r\n")
+            writer.write(
+                b"POST /api/v1/migrations HTTP/1.1\r\nHost: localhost\r\nIdempotency-Key: hangs\r\n"
+                b"Content-Length: 15\r\n\r\n"
+            )
             writer.write(b'{"guest": "db"}')
             idle = await asyncio.open_unix_connection(str(place.socket))
             await until(lambda: len(place.app.state.dependencies._executing) == 1, what="a command")

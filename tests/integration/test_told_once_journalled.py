@@ -23,8 +23,9 @@ from migrator.store.journal import SqlJournal
 from migrator.testing.lab import until
 from tests.broker import Broker, mosquitto
 from tests.conftest import missing
+from tests.http_service import Place
 from tests.mqtt_fakes import Peer, peer, settings
-from tests.service_fakes import Place, World, serving
+from tests.service_fakes import World, serving
 from tests.some_events import migration_state, progress
 
 
