@@ -106,6 +106,17 @@ def test_it_is_not_given_while_the_socket_holds_more_than_the_ceiling_allows() -
     assert change is None
 
 
+def test_a_socket_that_does_not_drain_is_not_waited_for_for_ever() -> None:
+    model = copying(30, pending=4, queued=40)
+    plan, change, at = SwitchPlan(), None, 5.0
+    while change is None and at < 20:
+        at += 0.1
+        last = replace(model.last or Sample(), at_seconds=at)
+        plan, change = planned(replace(model, last=last, round_began=last), plan)
+    assert change is not None
+    assert 8.0 < at < 9.0
+
+
 def test_a_working_set_that_never_shrinks_is_not_waited_for() -> None:
     hot = Round(at_seconds=5.0, duration_seconds=0.16, dirtied_bytes=16 * MIB, pending_bytes=16 * MIB)
     model = copying(100, pending=16)

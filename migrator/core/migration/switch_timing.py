@@ -45,6 +45,8 @@ _STEP = 1.25
 _AWAY_SECONDS = 1.5
 #: What is left may turn out to be more than forecast by this factor.
 _DOUBT_FACTOR = 1.25
+#: A socket that holds more than the ceiling allows is waited for so long: one that never drains is not ours to drain.
+_QUEUE_SECONDS = 3.0
 #: Two ways to end that differ by less are alike.
 _ALIKE_SECONDS = 0.005
 #: What is left is much, and may turn out to be more, if sending it takes longer than this.
@@ -66,6 +68,8 @@ class SwitchPlan:
     given_at: float = 0.0
     #: Whole time after which it could have ended inside the ceiling, once that was in reach; seconds.
     could_end_seconds: float | None = None
+    #: Since when the socket holds more than the ceiling allows, where that alone is in the way.
+    full_since: float | None = None
     #: The source is to be watched closely now, and was for so long.
     close: bool = False
     close_seconds: float = 0.0
@@ -114,6 +118,11 @@ def plan_switch(
             )
         ).ends
     ]
+    # A limit that is tried keeps the ceiling by itself: where none does, it is what the socket holds.
+    full = bool(endings) and min(each.downtime_seconds for each in endings) > downtime_ceiling_seconds
+    since = (sample.at_seconds if plan.full_since is None else plan.full_since) if full else None
+    if since is not None and sample.at_seconds - since > _QUEUE_SECONDS:
+        downtime_ceiling_seconds = math.inf
     chosen = best_ending(
         endings,
         ceiling_seconds=downtime_ceiling_seconds,
@@ -123,10 +132,11 @@ def plan_switch(
         prefer=policy.prefer,
     )
     could = plan.could_end_seconds
-    if could is None and any(each.stop_in_seconds <= _LAG_SECONDS for each in endings):
+    if could is None and chosen is not None and any(each.stop_in_seconds <= _LAG_SECONDS for each in endings):
         could = sample.at_seconds + min(each.seconds for each in endings)
     stop_in = math.inf if chosen is None else chosen.stop_in_seconds
-    plan = _watched(replace(plan, ending=chosen, could_end_seconds=could), sample, stop_in)
+    plan = replace(plan, ending=chosen, could_end_seconds=could, full_since=since)
+    plan = _watched(plan, sample, stop_in)
     if chosen is None or stop_in > _LAG_SECONDS:
         return _withdrawn(plan, model, stop_in)
     limit = _limit_for(chosen, endings, model, limit_ceiling_seconds)
