@@ -18,10 +18,11 @@ from migrator.api.documents import (
 )
 from migrator.api.events import Subject, read_event
 from migrator.api.queries import EvacuationFilter, EventBatch, EventTexts, MigrationFilter
+from migrator.core.drain.evacuation import Evacuation
 from migrator.core.inventory import Guest, Host
 from migrator.core.migration.downsampling import Point
 from migrator.engine.announcer import host_document
-from migrator.engine.evacuation_documents import evacuation_document
+from migrator.engine.evacuation_documents import EvacuationDocuments, evacuation_document
 from migrator.engine.event_bus import EventBus
 from migrator.engine.inventory import Inventory, one_guest
 from migrator.engine.registry import Registry
@@ -30,6 +31,8 @@ from migrator.engine.saved_documents import saved_evacuation, saved_migration
 from migrator.ports import Journal, Samples
 from migrator.ports.unreadable import UNREADABLE, say_unreadable
 
+#: A guest, what its document was made of besides, and how it is known.
+_KnownGuest = tuple[Guest, tuple[str | None, str, bool], tuple[GuestDocument, str, bool]]
 _Row = TypeVar("_Row")
 _Made = TypeVar("_Made")
 
@@ -51,6 +54,10 @@ class EngineQueries:
         self._registry, self._inventory, self._journal = registry, inventory, journal
         self._samples, self._unreadable, self._rules = samples, unreadable, rules
         self.bus: EventBus = bus
+        #: What was last made of each guest, by its host, and of each evacuation.
+        self._known_guests: dict[str, dict[int, _KnownGuest]] = {}
+        self._documents = EvacuationDocuments()
+        self._shown_evacuations: dict[str, tuple[Evacuation, EvacuationDocument]] = {}
 
     def active_migrations(self) -> list[MigrationDocument]:
         return [job.document() for job in self._registry.live() if not job.ended]
@@ -211,11 +218,21 @@ class EngineQueries:
         if inventory.host(host) is None:
             return []
         under_way = {job.guest.key: job.id for job in self._registry.live() if not job.ended}
-        return self._readable(
-            "guest",
-            inventory.guests(host),
-            lambda guest: (self._guest_document(guest, under_way), guest.socket, guest.arriving),
-        )
+        before, now = self._known_guests.get(host, {}), dict[int, _KnownGuest]()
+        default, doubled = self._rules().default_policy, inventory.doubled()
+
+        def read(guest: Guest) -> tuple[GuestDocument, str, bool]:
+            made_of = (under_way.get(guest.key), default, guest.uuid in doubled)
+            known = before.get(id(guest))
+            if known is None or known[0] is not guest or known[1] != made_of:
+                shown = (self._guest_document(guest, under_way), guest.socket, guest.arriving)
+                known = (guest, made_of, shown)
+            now[id(guest)] = known
+            return known[2]
+
+        found = self._readable("guest", inventory.guests(host), read)
+        self._known_guests[host] = now
+        return found
 
     def remembered(self, subject: Subject) -> list[str]:
         return list(self._registry.migrations if subject is Subject.MIGRATION else self._registry.evacuations)
@@ -226,7 +243,18 @@ class EngineQueries:
 
     def remembered_evacuation(self, identifier: str) -> EvacuationDocument | None:
         run = self._registry.evacuations.get(identifier)
-        return evacuation_document(run) if run else None
+        if run is None:
+            self._shown_evacuations.pop(identifier, None)
+            self._documents.forget(identifier)
+            return None
+        known = self._shown_evacuations.get(identifier)
+        # What is foretold must not be told any more once it is past.
+        if known is None or known[0] is not run or (run.forecast_end_at and not run.ended):
+            shown = self._documents.shown(run)
+            if known is not None and known[0] is run and known[1] == shown:
+                shown = known[1]
+            known = self._shown_evacuations[identifier] = (run, shown)
+        return known[1]
 
     def complaints(self) -> list[str]:
         own = [self._journal.complaint] if self._journal.complaint else []

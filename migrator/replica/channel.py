@@ -24,6 +24,8 @@ class MessageKind(IntEnum):
     SETTINGS = 1
     #: The documents of one host and its guests; ``null`` in place of the host: there is no such host any more.
     HOST = 2
+    #: The document of one host, those of its guests that are different from before, and who is not there any more.
+    GUESTS = 16
     #: A migration or an evacuation as it is now.
     MIGRATION = 3
     EVACUATION = 4

@@ -31,6 +31,10 @@ _STATUS_SECONDS = 1.0
 KnownGuest = tuple[GuestDocument, str, bool]
 
 
+#: A guest's key, and the path of its socket: one may run twice on a host.
+_Place = tuple[str, str]
+
+
 class Source(Protocol):
     """The state of the service in memory, document by document."""
 
@@ -41,7 +45,7 @@ class Source(Protocol):
         """Return one, or ``None``."""
 
     def known_guests(self, host: str) -> Sequence[KnownGuest]:
-        """Return the guests of a host."""
+        """Return the guests of a host; the same objects as before where nothing of them is different."""
 
     def remembered(self, subject: Subject) -> Collection[str]:
         """Return the ids of migrations or evacuations that are in memory, those that ended lately among them."""
@@ -50,7 +54,7 @@ class Source(Protocol):
         """Return one that is in memory."""
 
     def remembered_evacuation(self, identifier: str) -> EvacuationDocument | None:
-        """Return one that is in memory."""
+        """Return one that is in memory; the same object as before where nothing of it is different."""
 
     def complaints(self) -> Sequence[str]:
         """Return why new work is not taken now."""
@@ -83,6 +87,10 @@ class Publisher:
         #: What the other process has, and of each document that no event has changed since the hash of its text.
         self._there: set[_Key] = set()
         self._sent: dict[_Key, int] = {}
+        #: The guests of each host as they were sent, and the text of each.
+        self._guests: dict[str, dict[_Place, tuple[KnownGuest, str]]] = {}
+        #: Documents of evacuations that were sent; the same object has the same text.
+        self._evacuations: dict[str, EvacuationDocument] = {}
         #: Events that were sent and that the journal does not have yet.
         self._undelivered: deque[Event] = deque()
         self._looked_at: Mapping[str, datetime | None] = {}
@@ -111,6 +119,8 @@ class Publisher:
         self._changed.clear()
         self._there.clear()
         self._sent.clear()
+        self._guests.clear()
+        self._evacuations.clear()
         self._undelivered.clear()
         self._looked_at = {}
         self._status = b""
@@ -221,18 +231,52 @@ class Publisher:
                 kind, found = MessageKind.EVACUATION, self._source.remembered_evacuation(identifier)
         if found is None:
             self._sent.pop(key, None)
+            self._guests.pop(identifier, None)
+            self._evacuations.pop(identifier, None)
             self._there.discard(key)
             self._channel.send(MessageKind.FORGOTTEN, json.dumps([subject, identifier]).encode())
             return
+        if isinstance(found, HostDocument):
+            self._send_host(self._channel, key, found)
+            return
+        if isinstance(found, EvacuationDocument):
+            if key in self._sent and self._evacuations.get(identifier) is found:
+                return
+            self._evacuations[identifier] = found
         text = found.model_dump_json()
-        if subject is Subject.HOST:
-            text = (
-                f'{{"host":{text},"guests":[{",".join(map(_guest, self._source.known_guests(identifier)))}]}}'
-            )
         if self._sent.get(key) != (digest := hash(text)):
             self._sent[key] = digest
             self._there.add(key)
             self._channel.send(kind, text.encode())
+
+    def _send_host(self, channel: MessageSender, key: _Key, host: HostDocument) -> None:
+        """Send a host with its guests; of guests that are there already those that are different, if that will do."""
+        before, now = self._guests.get(host.host), dict[_Place, tuple[KnownGuest, str]]()
+        changed = list[str]()
+        for guest in self._source.known_guests(host.host):
+            place = (guest[0].guest, guest[1])
+            made = before.get(place) if before is not None else None
+            if made is None or made[0] is not guest:
+                text = _guest(guest)
+                if made is None or made[1] != text:
+                    changed.append(text)
+                made = (guest, text)
+            now[place] = made
+        text = host.model_dump_json()
+        digest, same = hash(text), self._sent.get(key)
+        gone = before.keys() - now.keys() if before is not None else set()
+        if same == digest and not changed and not gone:
+            self._guests[host.host] = now
+            return
+        self._sent[key], self._guests[host.host] = digest, now
+        self._there.add(key)
+        if before is None or not _follows(now, before):
+            guests = ",".join(text for _, text in now.values())
+            channel.send(MessageKind.HOST, f'{{"host":{text},"guests":[{guests}]}}'.encode())
+            return
+        left = json.dumps(sorted(gone))
+        body = f'{{"host":{text},"changed":[{",".join(changed)}],"gone":{left}}}'
+        channel.send(MessageKind.GUESTS, body.encode())
 
     def _look_for_changes(self) -> None:
         """Hosts that were looked at or are new or gone, and the status."""
@@ -261,6 +305,13 @@ class Publisher:
         until = time.perf_counter() + _PORTION_SECONDS
         while self._compared and time.perf_counter() < until:
             self._send_readable(self._compared.popleft())
+
+
+def _follows(now: Collection[_Place], before: Collection[_Place]) -> bool:
+    """Whether those who stayed are in their order, and who came is after them."""
+    there = set(now)
+    stayed = [place for place in before if place in there]
+    return stayed == list(now)[: len(stayed)]
 
 
 def _guest(known: KnownGuest) -> str:

@@ -242,6 +242,8 @@ class ReplicaState:
         match kind:
             case MessageKind.HOST:
                 self._take_host(json.loads(body))
+            case MessageKind.GUESTS:
+                self._change_guests(json.loads(body))
             case MessageKind.MIGRATION:
                 migration = MigrationDocument.model_validate_json(body)
                 self.migrations[migration.id] = migration
@@ -285,10 +287,19 @@ class ReplicaState:
         host = HostDocument.model_validate(given["host"])
         self._note(Subject.HOST, host.host)
         self.hosts[host.host] = host
-        self.guests[host.host] = [
-            KnownGuest(document=GuestDocument.model_validate(document), socket=path, arriving=arriving)
-            for document, path, arriving in given["guests"]
-        ]
+        self.guests[host.host] = [_known_guest(*each) for each in given["guests"]]
+
+    def _change_guests(self, given: dict[str, Any]) -> None:
+        host = HostDocument.model_validate(given["host"])
+        self._note(Subject.HOST, host.host)
+        self.hosts[host.host] = host
+        guests = {(each.key, each.socket): each for each in self.guests[host.host]}
+        for key, path in given["gone"]:
+            del guests[key, path]
+        for one in given["changed"]:
+            each = _known_guest(*one)
+            guests[each.key, each.socket] = each
+        self.guests[host.host] = list(guests.values())
 
     def _forget(self, subject: str, identifier: str) -> None:
         key = (str(subject), identifier)
@@ -346,3 +357,7 @@ def _ended(event: Event) -> bool:
         case EvacuationStateChanged(evacuation=evacuation):
             return evacuation.ended_at is not None
     return False
+
+
+def _known_guest(document: dict[str, Any], path: str, arriving: bool) -> KnownGuest:
+    return KnownGuest(document=GuestDocument.model_validate(document), socket=path, arriving=arriving)

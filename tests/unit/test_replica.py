@@ -273,3 +273,23 @@ async def test_who_asks_together_has_it_done_once_and_after_asking() -> None:
     await asyncio.gather(first, *others)
     assert len(done) == 2, "once for the first, and once for all who asked when that was under way"
     assert done[1] - done[0] >= 1.0
+
+
+@looptime
+async def test_guests_that_are_different_are_sent_without_those_beside_them(
+    service: SimulatedService,
+) -> None:
+    replica = Replica(service)
+    async with service.running() as running, published(running) as publisher:
+        await running.engine.inventory.look_at_all()
+        publisher.attach(replica)
+        await replica.state.complete.wait()
+        await asyncio.sleep(1.0)
+        replica.kinds.clear()
+        first, second, *_ = running.engine.inventory.guests("a")
+        running.engine.inventory.note_dirty_rate(second.key, 12345.0)
+        running.engine.inventory.gone(first, "a")
+        while MessageKind.GUESTS not in replica.kinds:
+            await asyncio.sleep(0.1)
+        assert MessageKind.HOST not in replica.kinds
+        assert list(replica.queries.guests()) == list(running.queries.guests())
