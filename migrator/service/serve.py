@@ -136,7 +136,12 @@ async def _running(live: LiveSettings, stop: Stop) -> AsyncIterator[Engine]:
     settings = live.settings
     log = logs.logger(site=settings.site.name)
     async with (
-        await open_journal(journal_place(settings.store), settings.http, stop=stop.wait) as journal,
+        await open_journal(
+            journal_place(settings.store),
+            settings.http,
+            stop=stop.wait,
+            instance=settings.site.instance,
+        ) as journal,
         contextlib.AsyncExitStack() as stack,
     ):
         directory = settings.store.path.parent

@@ -10,15 +10,18 @@ import contextlib
 import json
 from collections.abc import Awaitable, Callable
 
-from migrator import logs
+from migrator import __version__, logs
 from migrator.errors import UpgradeWaits
 from migrator.http import from_settings as http_settings
 from migrator.service.notify import notify
 from migrator.settings.models import HttpSettings
-from migrator.store.backend import Place
+from migrator.store.backend import Place, Server
 from migrator.store.journal import SqlJournal
+from migrator.store.step_records import controller_id
 
 _RETRY_SECONDS = 1.0
+#: It is shown as there for so long after it last said so.
+_SHOWN_SECONDS = 6.0
 #: For somebody who asks meanwhile to say what for.
 _REQUEST_SECONDS = 5.0
 
@@ -28,10 +31,11 @@ class NotNeeded(Exception):
 
 
 async def open_journal(
-    place: Place, http: HttpSettings, *, stop: Callable[[], Awaitable[object]]
+    place: Place, http: HttpSettings, *, stop: Callable[[], Awaitable[object]], instance: str = ""
 ) -> SqlJournal:
     """Open the journal, however long older controllers keep it from being migrated.
 
+    :param instance: of this controller, which is shown among those that are there meanwhile.
     :raise NotNeeded: `stop` returned first.
     :raise JournalError: it cannot be opened, for another reason.
     """
@@ -45,6 +49,7 @@ async def open_journal(
         try:
             while not stopped.done():
                 notify(f"READY=1\nSTATUS=waits: {why[0]}\nWATCHDOG=1")
+                await _say_waiting(place, instance, why[0])
                 await asyncio.wait({stopped}, timeout=_RETRY_SECONDS)
                 try:
                     return await SqlJournal.open(place)
@@ -53,6 +58,22 @@ async def open_journal(
             raise NotNeeded
         finally:
             stopped.cancel()
+
+
+async def _say_waiting(place: Place, instance: str, why: str) -> None:
+    if not isinstance(place, Server) or place.beside is None:
+        return
+    # Only where one is used: its client takes a while to import.
+    from migrator.store.postgresql import PostgresServer  # noqa: PLC0415
+
+    await PostgresServer.say_waiting(
+        place,
+        name=controller_id(place.beside.parent),
+        instance=instance,
+        version=__version__,
+        detail=why,
+        seconds=_SHOWN_SECONDS,
+    )
 
 
 class _Complaint:

@@ -24,6 +24,7 @@ from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine, create_async_en
 from sqlalchemy.pool import NullPool
 
 from migrator.errors import JournalError, UpgradeWaits, UsageError
+from migrator.ports import controller_lease
 from migrator.store import schema
 from migrator.store.backend import DATABASE_ERRORS, UNSURE, Remedy, Server, cause
 from migrator.store.lock import locked
@@ -135,6 +136,33 @@ class PostgresServer:
                 )
         except DATABASE_ERRORS as error:
             raise JournalError(backend.in_words(error, "read")) from error
+        finally:
+            await engine.dispose()
+
+    @classmethod
+    async def say_waiting(
+        cls, server: Server, *, name: str, instance: str, version: str, detail: str, seconds: float
+    ) -> None:
+        """Show a controller that waits for older ones to go among those that are there, for so many seconds.
+
+        A help for people: where the older tables have no room for it, or nothing can be written, nothing is said.
+        """
+        backend = cls(server)
+        engine = backend._engine(poolclass=NullPool)
+        given = {
+            "name": name,
+            "instance": instance,
+            "version": version,
+            "schema": schema.HEAD,
+            "detail": detail,
+            "lease": controller_lease(name),
+            "length": round(seconds * 1e6),
+        }
+        try:
+            async with engine.connect() as connection, backend.bounded(connection), connection.begin():
+                await connection.execute(_SAY_WAITING, given)
+        except DATABASE_ERRORS:
+            pass  # it is in the log, and shown as this service's status
         finally:
             await engine.dispose()
 
@@ -320,6 +348,19 @@ _WORDS = {
     "58": "the server's disk does not do what it should",
     "XX": "the database is damaged: see the server's log",
 }
+
+
+_SAY_WAITING = text(
+    "WITH clock AS (SELECT CAST(extract(epoch FROM clock_timestamp()) * 1000000 AS bigint) AS now), lease AS ("
+    "INSERT INTO leases (name, owner, token, taken_at, ends_at) "
+    "SELECT :lease, :name, 1, now, now + :length FROM clock "
+    "ON CONFLICT (name) DO UPDATE SET owner = excluded.owner, token = leases.token + 1, ends_at = excluded.ends_at "
+    "WHERE leases.owner IN ('', excluded.owner)) "
+    "INSERT INTO controllers (name, instance, version, schema, url, role, detail, started_at, seen_at) "
+    "SELECT :name, :instance, :version, :schema, '', 'waiting', :detail, now, now FROM clock "
+    "ON CONFLICT (name) DO UPDATE SET version = excluded.version, schema = excluded.schema, role = 'waiting', "
+    "detail = excluded.detail, seen_at = excluded.seen_at"
+).bindparams(bindparam("length", type_=BigInteger))
 
 
 def _older_controllers(connection: Connection, tables: Collection[str], revision: str) -> list[str]:

@@ -287,7 +287,10 @@ class TestRollingUpgrade:
             monkeypatch.setattr(schema, "OLDEST_READER", LATER)
             stop, path = asyncio.Event(), tmp_path / "api.sock"
             http = HttpSettings(socket=path, metrics_listen=Listen(host="127.0.0.1", port=0))
-            opening = asyncio.create_task(open_journal(place, http, stop=stop.wait), name="newer")
+            own = replace(place, beside=tmp_path / "journal.db")
+            opening = asyncio.create_task(
+                open_journal(own, http, stop=stop.wait, instance="machine-2"), name="newer"
+            )
             await until(path.exists, what="it listens", within=20)
             transport = httpx2.AsyncHTTPTransport(uds=str(path))
             async with httpx2.AsyncClient(transport=transport, base_url="http://migrator") as client:
@@ -295,6 +298,14 @@ class TestRollingUpgrade:
             assert (ready.status_code, lives.status_code) == (503, 200)
             assert ready.json()["role"] == "waiting"
             assert "machine-1" in ready.json()["complaints"][0]
+
+            async def shown() -> bool:
+                found = [each for each in await old.controllers.all() if each.info.instance == "machine-2"]
+                return [(each.info.role, each.present, each.schema) for each in found] == [
+                    ("waiting", True, LATER)
+                ]
+
+            await until(shown, what="the older one shows it", within=20)
             stop.set()
             with pytest.raises(NotNeeded):
                 await opening
