@@ -180,10 +180,10 @@ class Mqtt:
         # its way meanwhile gets no reply, and is to be sent again.
         self._renew_client_id()
         self._taken()
-        self._log.warning(
-            "session taken over: another client uses our id; see the broker's log for which, and take its rights away",
-            error=str(error),
-        )
+        why = "another client uses our id; see the broker's log for which, and take its rights away"
+        if self._config.shared:
+            why += ", unless it is the controller that acts and took this one for gone"
+        self._log.warning(f"session taken over: {why}", error=str(error))
 
     def _renew_client_id(self) -> None:
         self._client_id = self._config.new_client_id()
