@@ -9,9 +9,11 @@ import string
 from collections.abc import Coroutine, Sequence
 from dataclasses import dataclass
 from typing import Any
+from weakref import WeakKeyDictionary
 
 from migrator import logs
 from migrator.errors import HostError, MigratorError
+from migrator.hosts import launch_scripts
 from migrator.hosts.access import HostAccess
 from migrator.hosts.new_files import remove_files, remove_memory
 from migrator.ports import GuestProcess
@@ -30,76 +32,9 @@ _EXEC_LOOKS, _EXEC_PAUSE_SECONDS = 20, 0.02
 #: For what puts a process into the background.
 _START_SECONDS = 20.0
 
-# Fixed texts: what comes from outside is only ever in their arguments.
-_BASES = """
-u=$(id -u)
-if [ "$u" = 0 ]; then r=/run s=/var/log
-else r=${XDG_RUNTIME_DIR:-} s=${XDG_STATE_HOME:-$HOME/.local/state}
-fi
-if [ -z "$r" ]; then
-  r=/tmp/migrator-$u
-  mkdir -m 700 -- "$r" 2>/dev/null
-  if [ -L "$r" ] || [ ! -O "$r" ]; then echo "$r belongs to somebody else" >&2; exit 1; fi
-fi
-if [ "$u" = 0 ] && [ -d /run/systemd/system ]; then i=systemd; else i=; fi
-printf '%s\\0' "$r/migrator/guests" "$s/migrator/guests" "$i"
-"""
-# A run directory is its owner's alone. Those above it may be passed through, where QEMU will be somebody else.
-_MAKE = """
-umask 077 && mkdir -p -- "$1" "$2" && mkdir -- "$3" || exit
-env printf %s "$4" >"$3/migration" || { echo "(writing $3/migration)" >&2; exit 1; }
-echo "$(cat /proc/sys/kernel/random/boot_id) $(readlink /proc/self/ns/pid)" >"$3/made-in"
-[ -n "$5" ] && [ "$(id -u)" = 0 ] || exit 0
-for d in "$1" "${1%/*}"; do
-  case $d in */migrator|*/migrator/guests|"$1") [ ! -O "$d" ] || chmod go+x -- "$d" || exit ;; esac
-done
-"""
-_OF_MIGRATION = """
-for d in "$1"/*-??????; do
-  if [ -f "$d/migration" ] && [ "$(cat -- "$d/migration")" = "$2" ]; then printf '%s\\0' "$d"; fi
-done
-"""
-_LOGGED = 'exec "$@" >>"$0" 2>&1 </dev/null'
-# What can fail is tried where its reason can still be told. As long as there is a file `starting`, it does.
-_START = """
-script=$1; shift
-: >>"$1" || exit
-env printf starting >"$2/starting" || { echo "(writing $2/starting)" >&2; exit 1; }
-exec setsid --fork sh -c "$script" "$@"
-"""
-# A session of its own, a child of nobody. Not -daemonize: QEMU's sandbox kills it for that where it forbids to fork.
-# Whoever renames or removes `starting` first decides whether it goes on; its pid stands in `start.pid` from then on.
-_DETACHED = """
-exec >>"$0" 2>&1 </dev/null &&
-  [ -e "$1/starting" ] && mv -- "$1/starting" "$1/start.pid" || { rm -f -- "$1/starting"; exit; }
-env printf %s "$$" >"$1/start.pid" || { rm -f -- "$1/start.pid"; exit; }
-shift
-exec "$@"
-"""
-_UP = """
-if [ -s "$1/qemu.pid" ]; then printf up; exit; fi
-if [ -e "$1/starting" ]; then exit; fi
-p=$(cat -- "$1/start.pid" 2>/dev/null) || { printf gone; exit; }
-case $p in ''|*[!0-9]*) exit ;; esac
-case $(sed 's/.*) //; s/ .*//' "/proc/$p/stat" 2>/dev/null) in ''|Z|X) printf gone;; esac
-"""
-# With a second argument, a start that has not gone on so far does not go on any more.
-_STARTED = """
-[ -z "$2" ] || rm -f -- "$1/starting"
-n=0
-while p=$(cat -- "$1/start.pid" 2>/dev/null) && [ $n -lt 200 ]; do
-  case $p in ''|*[!0-9]*) n=$((n + 1)); sleep 0.01 ;; *) printf %s "$p"; exit ;; esac
-done
-"""
-_USERS = 'grep -lsaF -e "$1" /proc/[0-9]*/cmdline'
-# With the links that lead into it (migrator.hosts.path_links).
-_REMOVE = """
-case "$1" in */*-??????) ;; *) exit 2;; esac
-if [ -f "$1/paths" ]; then
-  xargs -0 -r -n 2 sh -c 'if [ "$(readlink -- "$0")" = "$1" ]; then rm -f -- "$0"; fi' <"$1/paths" || :
-fi
-rm -rf -- "$1"
-"""
+_SHARED = "/tmp/"  # noqa: S108 - how what it makes is guarded, the script says
+#: What :data:`launch_scripts.BASES` said of each host: it holds for as long as there is a connection to it.
+_BASES_OF: WeakKeyDictionary[HostAccess, str] = WeakKeyDictionary()
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -158,7 +93,11 @@ class Launcher:
 
     async def _settle(self) -> None:
         """Find out the customary directories of that host, where nothing else was configured."""
-        base, log_directory, init = (await self._run("sh", "-c", _BASES)).split("\0")[:3]
+        if (answer := _BASES_OF.get(self.host)) is None:
+            answer = await self._run("sh", "-c", launch_scripts.BASES)
+            if not answer.startswith(_SHARED):  # whose that one is may change
+                _BASES_OF[self.host] = answer
+        base, log_directory, init = answer.split("\0")[:3]
         self._places = [(runs or base, logs_ or log_directory) for runs, logs_ in self._places]
         self._base, self._log_directory = self._places[0]
         self._systemd = init == "systemd" if self._systemd is None else self._systemd
@@ -180,11 +119,15 @@ class Launcher:
         return self._base
 
     async def make_run_directory(self, migration: str, *, other_user: bool = False) -> RunDirectory:
-        """Make a run directory (0700) and choose the log.
+        """Choose a run directory and the log, and make it; see :meth:`make`."""
+        run_dir = await self.choose_run_directory(migration)
+        await self.make(run_dir, migration, other_user=other_user)
+        return run_dir
 
-        :param migration: id of the migration it is for.
-        :param other_user: it will be given to another user, who has to get there.
-        :raise HostError: it cannot be made; nothing is left.
+    async def choose_run_directory(self, migration: str) -> RunDirectory:
+        """Choose a run directory and the log for a migration; nothing is made.
+
+        :raise HostError: the host cannot be asked, or nothing can be made there.
         """
         await self._settle()
         short = re.sub(r"[^A-Za-z0-9._-]", "-", migration)[:_LABEL_CHARACTERS].strip(".-") or "guest"
@@ -196,13 +139,27 @@ class Launcher:
                 self.host.name,
                 f"{self._base} is too long for the path of a socket; configure a shorter directory",
             )
+        return run_dir
+
+    async def make(
+        self, run_dir: RunDirectory, migration: str, *, other_user: bool = False, paths: str = ""
+    ) -> None:
+        """Make a run directory (0700).
+
+        :param migration: id of the migration it is for.
+        :param other_user: it will be given to another user, who has to get there.
+        :param paths: content of its file of links; see :mod:`migrator.hosts.path_links`.
+        :raise HostError: it cannot be made; nothing is left.
+        """
+        where = (self._base, self._log_directory, run_dir.path)
+        words = ("open" if other_user else "", "paths" if paths else "")
         try:
-            where = (self._base, self._log_directory, run_dir.path)
-            await self._run("sh", "-c", _MAKE, "sh", *where, migration, "open" if other_user else "")
+            await self._run(
+                "sh", "-c", launch_scripts.MAKE, "sh", *where, migration, *words, stdin=paths.encode()
+            )
         except BaseException:  # cancelled too: nothing is left at the host; raised again
             await finish_cleanup(self.remove(run_dir), name=f"remove {run_dir.path}")
             raise
-        return run_dir
 
     def run_directory(self, run_directory: str, log_directory: str) -> RunDirectory:
         """Return the run directory at that path."""
@@ -217,7 +174,7 @@ class Launcher:
         """
         run_dirs = []
         for base, log_directory in await self.places():
-            found = await self._run("sh", "-c", _OF_MIGRATION, "sh", base, migration)
+            found = await self._run("sh", "-c", launch_scripts.OF_MIGRATION, "sh", base, migration)
             run_dirs += [self.run_directory(path, log_directory) for path in found.split("\0")[:-1]]
         return run_dirs
 
@@ -255,9 +212,10 @@ class Launcher:
         try:
             if by_itself:
                 await self._run_starter(run_dir, argv)
+                pid = await self._read_pid(run_dir)
             else:
-                await self._start(run_dir, argv, like)
-            process = await self._process(run_dir)
+                pid = await self._start(run_dir, argv, like)
+            process = await self.host.process(pid) if pid else None
             if process is None and not by_itself:
                 raise HostError(self.host.name, await self.explain_exit(run_dir, argv[0]))
             return process
@@ -268,7 +226,7 @@ class Launcher:
     async def _run_starter(self, run_dir: RunDirectory, argv: Sequence[str]) -> None:
         try:
             done = await self.host.run(
-                ["sh", "-c", _LOGGED, run_dir.log, *argv], timeout=self.timeout_seconds
+                ["sh", "-c", launch_scripts.LOGGED, run_dir.log, *argv], timeout=self.timeout_seconds
             )
         except HostError as error:
             raise HostError(self.host.name, f"{await self._too_slow(run_dir, argv[0])}; {error}") from error
@@ -278,29 +236,35 @@ class Launcher:
                 self.host.name, f"{argv[0]} ended with status {done.status}: {words} (log: {run_dir.log})"
             )
 
-    async def _start(self, run_dir: RunDirectory, argv: Sequence[str], like: LaunchProfile) -> None:
+    async def _start(self, run_dir: RunDirectory, argv: Sequence[str], like: LaunchProfile) -> int | None:
+        """Start it and wait until it is up; return its pid, ``None`` where it has ended."""
         whole = [*like.become, *argv]
-        session = ["sh", "-c", _START, "sh", _DETACHED, run_dir.log, run_dir.path, *whole]
+        session = [
+            "sh",
+            "-c",
+            launch_scripts.START,
+            "sh",
+            launch_scripts.DETACHED,
+            run_dir.log,
+            run_dir.path,
+            *whole,
+        ]
         command = unit_command(run_dir, whole, like) if run_dir.unit else session
         done = await self.host.run(command, timeout=_START_SECONDS)
         if done.status:
             words = await self.log_tail(run_dir) or done.complaint or "it said nothing"
             raise HostError(self.host.name, f"{argv[0]} could not be started: {words} (log: {run_dir.log})")
         # There is a process; that it is a QEMU shows when it has written its pid file.
+        state = "" if run_dir.unit else done.text
         try:
             async with asyncio.timeout(self.timeout_seconds):
-                while not await self._is_up(run_dir):
-                    await asyncio.sleep(0.02)
+                while not state:
+                    waiting = ["sh", "-c", launch_scripts.AWAIT, "sh", run_dir.path, run_dir.unit]
+                    state = (await self.host.run(waiting, timeout=_START_SECONDS)).text
         except TimeoutError as error:
             raise HostError(self.host.name, await self._too_slow(run_dir, argv[0])) from error
-
-    async def _is_up(self, run_dir: RunDirectory) -> bool:
-        """Tell whether QEMU has written its pid file, or has ended."""
-        state = (await self.host.run(["sh", "-c", _UP, "sh", run_dir.path], timeout=_SHORT)).text
-        if run_dir.unit and state != "up":  # it leaves no trace of its start
-            active = await self.host.run(["systemctl", "is-active", "--quiet", run_dir.unit], timeout=_SHORT)
-            return active.status != 0
-        return state in ("up", "gone")
+        pid = state.removeprefix("up ").strip()
+        return int(pid) if pid.isdecimal() else await self._read_pid(run_dir)
 
     async def _too_slow(self, run_dir: RunDirectory, program: str) -> str:
         words = await self.log_tail(run_dir)
@@ -312,10 +276,6 @@ class Launcher:
         """Explain, for a message, why a QEMU has ended: its last words and where its log is."""
         words = await self.log_tail(run_dir) or "it said nothing"
         return f"{program} ended right after its start: {words} (log: {run_dir.log})"
-
-    async def _process(self, run_dir: RunDirectory) -> GuestProcess | None:
-        pid = await self._read_pid(run_dir)
-        return await self.host.process(pid) if pid else None
 
     async def _read_pid(self, run_dir: RunDirectory) -> int | None:
         done = await self.host.run(["cat", "--", run_dir.pid_file], timeout=_SHORT)
@@ -361,16 +321,16 @@ class Launcher:
 
         :param end: one that is only about to be started is not started any more.
         """
-        argv = ["sh", "-c", _STARTED, "sh", run_dir.path, "end" if end else ""]
+        argv = ["sh", "-c", launch_scripts.STARTED, "sh", run_dir.path, "end" if end else ""]
         started = (await self.host.run(argv, timeout=_SHORT)).text
-        users = await self.host.run(["sh", "-c", _USERS, "sh", run_dir.path], timeout=_SHORT)
+        users = await self.host.run(["sh", "-c", launch_scripts.USERS, "sh", run_dir.path], timeout=_SHORT)
         pids = dict.fromkeys(re.findall(r"(?m)^/proc/(\d+)/cmdline$", users.text))
         found = []
         for pid in dict.fromkeys([*([started] if started else []), *pids]):
             process = await self._named(int(pid), run_dir.path, wait=pid == started)
             if process is None:
                 continue
-            if process.is_qemu or pid == started or _DETACHED in process.arguments():
+            if process.is_qemu or pid == started or launch_scripts.DETACHED in process.arguments():
                 found.append(process)
             else:
                 process.close()
@@ -416,12 +376,12 @@ class Launcher:
 
     async def remove(self, run_dir: RunDirectory) -> None:
         """Remove the run directory of a process that has ended, and its log if there is nothing in it."""
-        await self._run("sh", "-c", _REMOVE, "sh", run_dir.path)
+        await self._run("sh", "-c", launch_scripts.REMOVE, "sh", run_dir.path)
         if run_dir.log:
             await self.host.run(["find", run_dir.log, "-maxdepth", "0", "-empty", "-delete"], timeout=_SHORT)
 
-    async def _run(self, *argv: str) -> str:
-        done = await self.host.run(argv, timeout=_SHORT)
+    async def _run(self, *argv: str, stdin: bytes = b"") -> str:
+        done = await self.host.run(argv, timeout=_SHORT, stdin=stdin)
         if done.status:
             raise HostError(self.host.name, done.complaint or f"{argv[0]} ended with status {done.status}")
         return done.text

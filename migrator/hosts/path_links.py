@@ -8,14 +8,11 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-from migrator.errors import HostError
 from migrator.hosts.access import HostAccess
 from migrator.hosts.host_output import reading_output
 from migrator.hosts.launch import RunDirectory
 
-_FILE = "paths"
 _SECONDS = 10.0
-_WRITE = 'cat >"$1/paths.new" && mv -- "$1/paths.new" "$1/paths"'
 _READ = 'if [ -f "$1/paths" ]; then cat -- "$1/paths"; fi'
 # In a directory of ours that is gone: the link was left by a process that ended with its machine.
 _ONE = """
@@ -37,15 +34,9 @@ _WHY = {
 }
 
 
-async def save_links(host: HostAccess, run_dir: RunDirectory, links: Mapping[str, str]) -> None:
-    """Save which path of the operator's shall lead where.
-
-    :raise HostError: it could not be written.
-    """
-    text = "".join(f"{path}\0{to}\0" for path, to in links.items())
-    done = await host.run(["sh", "-c", _WRITE, "sh", run_dir.path], stdin=text.encode(), timeout=_SECONDS)
-    if done.status:
-        raise HostError(host.name, f"{run_dir.path}/{_FILE} cannot be written: {done.complaint}")
+def links_file(links: Mapping[str, str]) -> str:
+    """Return the content of the file that says which path of the operator's shall lead where; empty without links."""
+    return "".join(f"{path}\0{to}\0" for path, to in links.items())
 
 
 async def read_links(host: HostAccess, run_dir: RunDirectory) -> dict[str, str]:

@@ -299,11 +299,15 @@ class RemoteMonitorTransport:
     """A QMP socket of a host that is not this machine, and the process behind it.
 
     Every call raises :class:`~migrator.errors.HostError` when the host cannot be asked.
+
+    :param listener: the process that made the socket, where that is certain: we started it, and nobody else may enter
+        the directory that the socket is in.
     """
 
-    def __init__(self, access: HostAccess, path: str) -> None:
+    def __init__(self, access: HostAccess, path: str, *, listener: GuestProcess | None = None) -> None:
         self._access = access
         self._path = path
+        self._listener = listener
 
     async def socket_path(self) -> str:
         """Return a path on this machine that leads there."""
@@ -311,6 +315,8 @@ class RemoteMonitorTransport:
 
     async def listener_pid(self) -> int | None:
         """Return the pid of the process that listens there now; ``None`` where that cannot be told."""
+        if self._listener is not None and self._listener.alive:
+            return self._listener.pid
         found = await find_sockets(self._access, [literal(self._path)])
         return found[0].pid if len(found) == 1 else None
 

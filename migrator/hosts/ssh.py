@@ -20,7 +20,8 @@ from migrator.hosts.access import Output
 from migrator.hosts.host_output import number, reading_output
 from migrator.hosts.local import MAX_OUTPUT_BYTES
 from migrator.hosts.private_directory import PrivateDirectory
-from migrator.hosts.remote_process import SILENCE_SECONDS, ProcessWatch, RemoteProcess
+from migrator.hosts.process_watch import SILENCE_SECONDS, ProcessWatch
+from migrator.hosts.remote_process import RemoteProcess
 from migrator.hosts.socket_helper import SocketHelper
 from migrator.hosts.ssh_config import SshConfig
 from migrator.hosts.ssh_connection import SshConnection

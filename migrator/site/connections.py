@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 from collections.abc import Awaitable, Callable, Iterator, Mapping
-from typing import Any, Protocol
+from typing import Any
 
 from migrator.core.migration.drivers import Driver
 from migrator.errors import HostError, MigratorError, Occupied, QemuError, Unreachable
@@ -13,10 +13,12 @@ from migrator.hosts.access import HostAccess
 from migrator.hosts.host_config import HostConfig, Reconfigurable
 from migrator.hosts.local import LocalAccess
 from migrator.hosts.sockets import RemoteMonitorTransport
+from migrator.ports import GuestProcess
 from migrator.qemu.address import Address
 from migrator.qemu.pending_connects import PendingConnects
 from migrator.qemu.source import SourceEndpoint
 from migrator.site.monitor_clients import MonitorClients
+from migrator.site.recent_facts import RecentFacts
 
 #: The monitors of a destination that we start: the second is for whoever has to end it.
 _CONTROL, _RESCUE = "/control.qmp", "/rescue.qmp"
@@ -24,22 +26,6 @@ _CONTROL, _RESCUE = "/control.qmp", "/rescue.qmp"
 _OPEN_SECONDS = 5.0
 #: ... where a former controller may have it: by then that one's connection is ended.
 _FORMER_SECONDS = 1.0
-
-
-class HostDirectory(Protocol):
-    """The hosts by name."""
-
-    def access(self, host: str) -> HostAccess:
-        """Return the connection to a host.
-
-        :raise HostError: when none of that name is configured.
-        """
-
-    def config(self, host: str) -> HostConfig:
-        """Return what is configured of a host.
-
-        :raise HostError: when none of that name is configured.
-        """
 
 
 class _OpenEndpoint(SourceEndpoint):
@@ -57,9 +43,19 @@ class _OpenEndpoint(SourceEndpoint):
         super().__init__(address, **how)
         self._on_close, self._before_connect = on_close, before_connect
         self._ending_former = ending_former
+        self._was_connected = False
+        self._behind: asyncio.Task[None] | None = None
 
     async def connect(self, *, timeout: float = 5.0) -> None:
-        await self._before_connect()
+        if not self._was_connected:
+            await self._before_connect()
+        elif self._behind is None or self._behind.done():
+            # Its guest may stand still now: neither the journal nor that host is waited for.
+            self._behind = asyncio.create_task(self._settle(), name=f"clients of {self.name}")
+        await self._connect_past_former(timeout)
+        self._was_connected = True
+
+    async def _connect_past_former(self, timeout: float) -> None:
         if (end_former := self._ending_former()) is not None:
             try:
                 await super().connect(timeout=min(timeout, _FORMER_SECONDS))
@@ -68,8 +64,14 @@ class _OpenEndpoint(SourceEndpoint):
                 await end_former()
         await super().connect(timeout=timeout)
 
+    async def _settle(self) -> None:
+        await self._before_connect()
+
     async def close(self) -> None:
         try:
+            if self._behind is not None:
+                self._behind.cancel()
+                await asyncio.wait({self._behind})
             await super().close()
         finally:
             self._on_close()
@@ -100,6 +102,7 @@ class HostConnections:
         self.held: dict[tuple[str, str], str] = {}
         #: What waits for a monitor to answer.
         self.pending_connects = PendingConnects()
+        self.facts = RecentFacts(self)
         self._starting: list[tuple[str, str]] = []
         #: By host: set, and forgotten, when another configuration of it is in force.
         self._configured: dict[str, asyncio.Event] = {}
@@ -178,8 +181,13 @@ class HostConnections:
 
         return end
 
-    def endpoint(self, host: str, socket: str, *, role: str) -> SourceEndpoint:
-        """One end of a migration at a QMP socket of a host, not connected yet. It counts as held until it is closed."""
+    def endpoint(
+        self, host: str, socket: str, *, role: str, listener: GuestProcess | None = None
+    ) -> SourceEndpoint:
+        """One end of a migration at a QMP socket of a host, not connected yet. It counts as held until it is closed.
+
+        :param listener: see :class:`~migrator.hosts.sockets.RemoteMonitorTransport`.
+        """
         access = self.access(host)
         key = host, socket
         self.held[key] = role
@@ -188,7 +196,7 @@ class HostConnections:
         else:
             address, transport = (
                 Address(kind="ssh", host=host, path=socket),
-                RemoteMonitorTransport(access, socket),
+                RemoteMonitorTransport(access, socket, listener=listener),
             )
 
         def let_go() -> None:

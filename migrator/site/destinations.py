@@ -3,8 +3,12 @@
 from __future__ import annotations
 
 import functools
+import time
+from collections import Counter
 from collections.abc import Callable, Collection, Sequence
 from dataclasses import replace
+from typing import Any
+from weakref import WeakKeyDictionary
 
 from migrator.addresses import bracketed
 from migrator.core.findings import PreflightRefused, finding
@@ -20,7 +24,7 @@ from migrator.hosts.host_output import reading_output
 from migrator.hosts.launch import Launcher, LaunchProfile, RunDirectory, finish_cleanup
 from migrator.hosts.new_files import NewFile, make_files, note_memory, unused
 from migrator.hosts.stale_directories import remove_stale
-from migrator.hosts.target_survey import survey_target
+from migrator.hosts.target_survey import TargetSurvey, survey_target
 from migrator.hosts.thread_scheduling import apply_scheduling
 from migrator.ports import IncomingDestination, SourceQemu
 from migrator.qemu.cmdline import memory_files, paths
@@ -34,6 +38,8 @@ from migrator.site.launch_config import LaunchConfig, fill, place, socket_of
 from migrator.site.operator_paths import OperatorPaths
 from migrator.site.process_checks import SourceProcess, read_source_process
 
+#: What a check has read so long ago is good for the start that follows it, in seconds.
+_RECENT_SECONDS = 5.0
 #: Time-out of a small command, in seconds.
 _SHORT = 10.0
 
@@ -53,6 +59,16 @@ class Destinations:
     ) -> None:
         self._connections = connections
         self._how = how
+        #: What a check has read of the sources' processes, and when.
+        self._processes: WeakKeyDictionary[SourceQemu, tuple[float, SourceProcess | None]] = (
+            WeakKeyDictionary()
+        )
+        #: What it has seen of their targets: when and what, of which, after how many starts there, and what was asked.
+        self._surveys: WeakKeyDictionary[
+            SourceQemu, tuple[tuple[float, TargetSurvey], str, int, dict[str, Any]]
+        ] = WeakKeyDictionary()
+        #: QEMUs that were started, by their hosts.
+        self._starts: Counter[str] = Counter()
 
     def replicates(self, guest: Guest, target: str) -> bool:
         """The guest's QEMU is started there by its command line, not by somebody else's."""
@@ -82,6 +98,7 @@ class Destinations:
                 finally:
                     await waiting.qemu.close()
         process = await self._process(guest, source)
+        self._processes[source] = time.monotonic(), process
         base = await self._launcher(target, config).base()
         try:
             return (await self._replicate(guest, source, target, config, run_dir, process, base)).findings
@@ -110,19 +127,22 @@ class Destinations:
             return waiting
         launcher = self._launcher(target, config)
         template = config.section.launch == "template"
-        process = None if template else await self._process(guest, source)
+        process = None if template else await self._recent_process(guest, source)
         other_user = process is not None and process.other_user
-        run_dir = await launcher.make_run_directory(migration, other_user=other_user)
+        run_dir = await launcher.choose_run_directory(migration)
         no_notes: tuple[Finding, ...] = ()
         like = LaunchProfile()
+        replica: Replica | None = None
+        if not template:
+            base = await launcher.base()
+            replica = await self._replicate(guest, source, target, config, run_dir, process, base)
+            _refuse(replica.findings, accepted)
+        links = path_links.links_file(replica.links) if replica is not None else ""
+        await launcher.make(run_dir, migration, other_user=other_user, paths=links)
         try:
-            if template:
+            if replica is None:
                 argv, notes = fill(config.section.template, guest, run_dir), no_notes
             else:
-                base = await launcher.base()
-                replica = await self._replicate(guest, source, target, config, run_dir, process, base)
-                _refuse(replica.findings, accepted)
-                await path_links.save_links(launcher.host, run_dir, replica.links)
                 await make_files(launcher.host, run_dir.path, await self._flashes(source, guest.host))
                 await note_memory(launcher.host, run_dir.path, replica.memory)
                 argv, notes = replica.argv, replica.findings
@@ -130,9 +150,12 @@ class Destinations:
         except BaseException:
             await finish_cleanup(launcher.discard(run_dir), name=f"remove {run_dir.path}")
             raise
+        self._starts[target] += 1
         with self._connections.starting(target, run_dir.path):
             started = await launcher.start(run_dir, argv, by_itself=template, like=like)
-        qemu = self._connections.endpoint(target, place(run_dir).control, role="destination")
+        qemu = self._connections.endpoint(
+            target, place(run_dir).control, role="destination", listener=started
+        )
         try:
             await connect_when_up(qemu, launcher, run_dir, started, argv[0])
             _refuse(
@@ -276,6 +299,24 @@ class Destinations:
             return None
         return await read_source_process(self._connections.access(guest.host), source.process)
 
+    async def _recent_process(self, guest: Guest, source: SourceQemu) -> SourceProcess | None:
+        """Return what the check of a moment ago has read, or read it."""
+        read_at, process = self._processes.pop(source, (-_RECENT_SECONDS, None))
+        if process is not None and time.monotonic() - read_at < _RECENT_SECONDS:
+            return process
+        return await self._process(guest, source)
+
+    async def _survey(self, source: SourceQemu, target: str, **how: Any) -> TargetSurvey:
+        """Survey a target for one guest, or return what its check has seen, as long as nothing was started since."""
+        seen = self._surveys.pop(source, None)
+        what = (target, self._starts[target], how)
+        if seen is not None and seen[1:] == what and time.monotonic() - seen[0][0] < _RECENT_SECONDS:
+            return seen[0][1]
+        began = time.monotonic()
+        survey = await survey_target(self._connections.access(target), **how)
+        self._surveys[source] = (began, survey), *what
+        return survey
+
     async def _replicate(
         self,
         guest: Guest,
@@ -299,8 +340,9 @@ class Destinations:
         )
         now = guest_now.current()
         wanted, memory = paths(now, home.having.directory), memory_files(now)
-        seen = await survey_target(
-            self._connections.access(target),
+        seen = await self._survey(
+            source,
+            target,
             source_pid=source.identity.get("pid"),
             binaries=candidates,
             base=base,

@@ -17,11 +17,10 @@ from migrator.core.process.command_line import CommandLine, path_of
 from migrator.core.process.files import QemuProgramFacts
 from migrator.errors import HostError
 from migrator.hosts.access import HostAccess
-from migrator.hosts.facts import read_facts
 from migrator.hosts.host_files import FileQuery, probe_sharing, read_host_files
 from migrator.ports import SourceQemu
-from migrator.site.connections import HostDirectory
 from migrator.site.process_checks import read_beside, read_source, seen_by, with_unreachable
+from migrator.site.recent_facts import HostDirectory, RecentFacts
 
 #: Seconds that one check may take in all.
 _SECONDS = 60.0
@@ -94,7 +93,11 @@ class HostChecks:
         replicated: bool,
     ) -> HostPair:
         facts, open_images = await source.facts(), await source.images()
-        arguments = await _arguments(source_access, guest.pid)
+        held = source.process
+        if held is not None and held.pid == guest.pid:
+            arguments = held.arguments()
+        else:
+            arguments = await _arguments(source_access, guest.pid)
         now = (await source.configuration(arguments)).current_with_networks() if arguments else []
         command = CommandLine(now)
         images = host_disks.images(facts)
@@ -157,6 +160,7 @@ class SiteChecks:
 
     :param connections: to them.
     :param replicated: whether the destination of a guest on a host is started like its source.
+    :param facts: what was read of the hosts a moment ago; of its own where it is not given.
     """
 
     def __init__(
@@ -164,16 +168,18 @@ class SiteChecks:
         connections: HostDirectory,
         *,
         replicated: Callable[[Guest, str], bool] = lambda guest, host: True,
+        facts: RecentFacts | None = None,
     ) -> None:
         self._connections = connections
         self._replicated = replicated
+        self._facts = facts or RecentFacts(connections)
         self._checks = HostChecks()
 
     async def check(
         self, guest: Guest, source: SourceQemu, target: str, policy: Policy
     ) -> tuple[Finding, ...]:
         """See :meth:`migrator.ports.Site.check`."""
-        here, there = await _both(self._facts(guest.host), self._facts(target))
+        here, there = await _both(self._facts.recent(guest.host), self._facts.recent(target))
         return await self._checks.check(
             guest,
             source,
@@ -185,11 +191,6 @@ class SiteChecks:
             policy=policy,
             replicated=self._replicated(guest, target),
         )
-
-    async def _facts(self, host: str) -> HostFacts:
-        config = self._connections.config(host)
-        qemus = [config.qemu] if config.qemu else []
-        return await read_facts(self._connections.access(host), address=config.address, qemus=qemus)
 
 
 async def _both(first: Coroutine[Any, Any, T], second: Coroutine[Any, Any, U]) -> tuple[T, U]:

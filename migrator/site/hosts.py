@@ -16,7 +16,6 @@ from migrator.core.preflight.managers import findings as managing
 from migrator.core.process.guest_network import GuestTaps
 from migrator.core.process.listening import without
 from migrator.errors import HostError, QemuError
-from migrator.hosts.facts import read_facts
 from migrator.hosts.guest_network import read_guest_taps
 from migrator.hosts.listening import read_listening
 from migrator.hosts.managers import SystemdUnits, read_processes
@@ -95,12 +94,11 @@ class SiteHosts:
 
     async def look(self, host: str) -> HostLook:
         """Facts and guests, read afresh; see :meth:`migrator.site.discovery.GuestDiscovery.guests`."""
-        access, config = self._connections.access(host), self._connections.config(host)
+        access = self._connections.access(host)
         try:
             async with asyncio.timeout(_LOOK_SECONDS):
                 await self._connections.settle_clients(host)
-                qemus = [config.qemu] if config.qemu else []
-                facts = await read_facts(access, address=config.address, qemus=qemus)
+                facts = await self._connections.facts.fresh(host)
                 guests = await self._discovery.guests(host)
                 pids = [each.pid for each in guests if each.pid is not None]
                 resident = await read_memory_usage(access, pids)

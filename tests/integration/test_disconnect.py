@@ -70,17 +70,21 @@ async def answers(path: str, within: float = 1.0) -> bool:
     """Whether a QEMU says its greeting to one more client; few can wait until it has taken those before."""
     try:
         async with asyncio.timeout(within):
-            while True:
-                try:
-                    reader, writer = await asyncio.open_unix_connection(path)
-                except BlockingIOError:
-                    await asyncio.sleep(0.02)
-                    continue
-                try:
-                    return b"QMP" in await reader.readline()
-                finally:
-                    writer.close()
-    except (TimeoutError, OSError):
+            while not await _greets(path):
+                await asyncio.sleep(0.02)
+    except TimeoutError:
+        return False
+    return True
+
+
+async def _greets(path: str) -> bool:
+    try:
+        reader, writer = await asyncio.open_unix_connection(path)
+        try:
+            return b"QMP" in await reader.readline()
+        finally:
+            writer.close()
+    except OSError:
         return False
 
 

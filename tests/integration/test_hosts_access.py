@@ -17,7 +17,7 @@ from typing import Any
 import pytest
 
 from migrator.errors import HostError
-from migrator.hosts import remote_process
+from migrator.hosts import process_watch, remote_process
 from migrator.hosts.access import HostAccess
 from migrator.hosts.host_config import HostConfig, access
 from migrator.hosts.local import MAX_OUTPUT_BYTES, LocalAccess
@@ -418,7 +418,7 @@ class TestSshConnection:
     async def test_process_of_which_nothing_is_known_is_not_taken_for_absent(
         self, remote: SshAccess, monkeypatch: pytest.MonkeyPatch, trouble: str
     ) -> None:
-        monkeypatch.setattr(remote_process, "_HOLD", trouble)
+        monkeypatch.setattr(process_watch, "_HOLD", trouble)
         with pytest.raises(HostError, match="cannot be looked at"):
             await remote.process(os.getpid())
 
@@ -432,8 +432,8 @@ class TestSshConnection:
         process = await remote.process(sleeper.pid)
         assert process is not None
         # From now on no file can be opened in any command there, as when the host's table of files is full.
-        for name in ("_WATCH", "_KILL", "_HOLD"):
-            monkeypatch.setattr(remote_process, name, "ulimit -n 3; " + getattr(remote_process, name))
+        for module, name in ((process_watch, "_WATCH"), (remote_process, "_KILL"), (process_watch, "_HOLD")):
+            monkeypatch.setattr(module, name, "ulimit -n 3; " + getattr(module, name))
         site.sshd.break_connections()
         with pytest.raises(HostError, match="cannot be looked at"):
             await remote.process(sleeper.pid)
@@ -450,7 +450,7 @@ class TestSshConnection:
         monkeypatch: pytest.MonkeyPatch,
         watch: str,
     ) -> None:
-        monkeypatch.setattr(remote_process, "_WATCH", watch)
+        monkeypatch.setattr(process_watch, "_WATCH", watch)
         config = site.sshd.config(connect_seconds=1.0, keepalive_seconds=0.3)
         # One that ends is noticed at once; one that hangs by its silence.
         silence = {"watch_silence_seconds": 0.4} if watch != "exit 2" else {}

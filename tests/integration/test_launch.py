@@ -21,8 +21,9 @@ import pytest
 from migrator.core.inventory import Guest
 from migrator.core.policy import builtin
 from migrator.errors import HostError, MigratorError, QemuError, Refused, UsageError
+from migrator.hosts import launch_scripts
 from migrator.hosts.access import Output
-from migrator.hosts.launch import _DETACHED, Launcher, LaunchProfile, RunDirectory, unit_command
+from migrator.hosts.launch import Launcher, LaunchProfile, RunDirectory, unit_command
 from migrator.hosts.local import LocalAccess
 from migrator.hosts.stale_directories import remove_stale
 from migrator.settings.models import HostDefaults
@@ -190,30 +191,28 @@ class TestFailures:
         """Its path is said, and nothing of our own scripts."""
         log_directory = Path(site.config.section.log_dir)
         log_directory.mkdir(parents=True, exist_ok=True)
-        plain = Launcher.make_run_directory
+        plain = Launcher.make
 
-        async def made(launcher: Launcher, *words: Any, **how: Any) -> RunDirectory:
-            run_dir = await plain(launcher, *words, **how)
+        async def made(launcher: Launcher, run_dir: RunDirectory, *words: Any, **how: Any) -> None:
+            await plain(launcher, run_dir, *words, **how)
             Path(run_dir.log).mkdir()
-            return run_dir
 
         with pytest.MonkeyPatch.context() as patch:
-            patch.setattr(Launcher, "make_run_directory", made)
+            patch.setattr(Launcher, "make", made)
             text = await failure(site, guest)
         assert str(log_directory) in text
         assert "Is a directory" in text
         assert "setsid" not in text
 
     async def test_run_directory_that_is_full(self, site: Site, guest: Guest) -> None:
-        plain = Launcher.make_run_directory
+        plain = Launcher.make
 
-        async def made(launcher: Launcher, *words: Any, **how: Any) -> RunDirectory:
-            run_dir = await plain(launcher, *words, **how)
+        async def made(launcher: Launcher, run_dir: RunDirectory, *words: Any, **how: Any) -> None:
+            await plain(launcher, run_dir, *words, **how)
             Path(run_dir.path, "starting").symlink_to("/dev/full")
-            return run_dir
 
         with pytest.MonkeyPatch.context() as patch:
-            patch.setattr(Launcher, "make_run_directory", made)
+            patch.setattr(Launcher, "make", made)
             text = await failure(site, guest)
         assert re.search(r"No space left on device \(writing /[^ ]+/starting\)", text)
 
@@ -277,7 +276,7 @@ class TestFailures:
         starting.touch()
         assert not await launcher.is_running(run_dir)
         assert starting.exists()
-        detached = ("sh", "-c", _DETACHED, run_dir.log, run_dir.path, "touch", str(begun))
+        detached = ("sh", "-c", launch_scripts.DETACHED, run_dir.log, run_dir.path, "touch", str(begun))
         subprocess.run(detached, check=True, timeout=60)
         assert begun.exists()
         begun.unlink()
@@ -301,6 +300,7 @@ class TestOutliving:
     async def test_a_controller_that_is_killed(self, lab: Lab, site: Site) -> None:
         script = f"""
 import asyncio
+from migrator.hosts import launch_scripts
 from migrator.hosts.access import Output
 from migrator.hosts.launch import Launcher
 from migrator.hosts.local import LocalAccess

@@ -1,0 +1,62 @@
+"""Facts of hosts, read once for all who want them within the same moment."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from typing import Protocol
+
+from migrator.core.inventory import HostFacts
+from migrator.hosts.access import HostAccess
+from migrator.hosts.facts import read_facts
+from migrator.hosts.host_config import HostConfig
+
+#: What was read so long ago still holds for a check of a guest that will move later than that anyway.
+_SECONDS = 2.0
+
+
+class HostDirectory(Protocol):
+    """The hosts by name."""
+
+    def access(self, host: str) -> HostAccess:
+        """Return the connection to a host.
+
+        :raise HostError: when none of that name is configured.
+        """
+
+    def config(self, host: str) -> HostConfig:
+        """Return what is configured of a host.
+
+        :raise HostError: when none of that name is configured.
+        """
+
+
+class RecentFacts:
+    """Facts of hosts by their names."""
+
+    def __init__(self, hosts: HostDirectory) -> None:
+        self._hosts = hosts
+        self._read: dict[str, tuple[float, HostFacts]] = {}
+        self._locks: dict[str, asyncio.Lock] = {}
+
+    async def fresh(self, host: str) -> HostFacts:
+        """Read them.
+
+        :raise HostError: the host cannot be asked.
+        """
+        access, config = self._hosts.access(host), self._hosts.config(host)
+        began = time.monotonic()
+        facts = await read_facts(access, address=config.address, qemus=[config.qemu] if config.qemu else [])
+        self._read[host] = began, facts
+        return facts
+
+    async def recent(self, host: str) -> HostFacts:
+        """Return those of a moment ago; who asks while another reads them waits for that one's.
+
+        :raise HostError: the host cannot be asked.
+        """
+        async with self._locks.setdefault(host, asyncio.Lock()):
+            began, facts = self._read.get(host, (0.0, None))
+            if facts is not None and time.monotonic() - began < _SECONDS:
+                return facts
+            return await self.fresh(host)
