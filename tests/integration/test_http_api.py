@@ -16,21 +16,50 @@ import httpx2
 import pytest
 
 from migrator import logs
+from migrator.api.commands import Migrate
+from migrator.api.documents import MigrationDocument
 from migrator.core.model import State
 from migrator.http.limits import Limits
-from tests.http_service import HOSTILE, OPERATOR, VIEWER, Place
-from tests.service_fakes import World, serving
+from migrator.testing.lab import until
+from migrator.testing.simulated_service import RunningService, SimulatedService
+from migrator.testing.workload import MIB
+from tests.http_service import HOSTILE, OPERATOR, VIEWER, Place, hold_commands, serving, two_hosts
 
 
 @pytest.fixture
-async def world() -> World:
-    return World(steps=None)
+def service(tmp_path: Path) -> SimulatedService:
+    return two_hosts(tmp_path / "records")
 
 
 @pytest.fixture
-async def place(world: World, tmp_path: Path) -> AsyncIterator[Place]:
-    async with serving(world, tmp_path) as place:
+async def running(service: SimulatedService) -> AsyncIterator[RunningService]:
+    async with service.running() as running:
+        yield running
+
+
+@pytest.fixture
+async def place(running: RunningService, tmp_path: Path) -> AsyncIterator[Place]:
+    async with serving(running.dispatcher, running.queries, tmp_path) as place:
         yield place
+
+
+def accepted(running: RunningService) -> list[str]:
+    """The verbs of commands that were carried out."""
+    return [verb for _, verb, result in running.counted if result == "accepted"]
+
+
+def takes_long(service: SimulatedService) -> None:
+    """Whoever is begun from now on is prepared for as long as a test lasts."""
+    for host in service.site.hosts.values():
+        host.start_seconds = 600.0
+
+
+async def moved(running: RunningService, guest: str, to: str) -> MigrationDocument:
+    """One that has ended."""
+    begun = await running.ask(Migrate(guest=guest, to=to))
+    await until(lambda: not running.queries.active_migrations(), what="its end")
+    found: MigrationDocument = await running.queries.migration(begun.id)
+    return found
 
 
 @asynccontextmanager
@@ -82,13 +111,16 @@ class TestReading:
         assert (await client.get(f"guests/{by_name['uuid']}")).json() == by_name
 
     async def test_guests_are_looked_at_where_that_is_asked_for(
-        self, client: httpx2.AsyncClient, world: World
+        self, client: httpx2.AsyncClient, service: SimulatedService
     ):
-        await client.get("guests")
-        assert world.refreshed == []
-        await client.get("guests", params={"refresh": "true"})
-        await client.get("guests", params={"refresh": "true", "host": "alpha"})
-        assert world.refreshed == [None, "alpha"]
+        async def seen(**query: str) -> set[str]:
+            items = (await client.get("guests", params=query)).json()["items"]
+            return {guest["name"] for guest in items} - {"web", "db", "mail", HOSTILE}
+
+        service.site.add_guest("new", host="alpha")
+        service.site.add_guest("newer", host="beta")
+        assert await seen(refresh="true", host="alpha") >= {"new"}
+        assert await seen(refresh="true") == {"new", "newer"}
 
     async def test_an_ambiguous_name_is_refused_with_the_candidates(self, client: httpx2.AsyncClient):
         found = problem(await client.get("guests/web"), 409, "ambiguous")
@@ -101,27 +133,27 @@ class TestReading:
     async def test_what_is_not_there(self, client: httpx2.AsyncClient, path: str):
         problem(await client.get(path), 404, "not-found")
 
-    async def test_pages_have_everything_once(self, client: httpx2.AsyncClient, world: World):
-        guest = world.guest("db")
-        assert guest is not None
-        for _ in range(7):
-            world.finish(world.migrate(guest).id)
+    async def test_pages_have_everything_once(self, client: httpx2.AsyncClient, running: RunningService):
+        ended = [(await moved(running, "db", to)).id for to in ("beta", "alpha", "beta", "alpha", "beta")]
         seen, before, pages = [], None, 0
         while True:
             page = (
-                await client.get("migrations", params={"limit": 3, **({"before": before} if before else {})})
+                await client.get("migrations", params={"limit": 2, **({"before": before} if before else {})})
             ).json()
             seen += [one["id"] for one in page["items"]]
             before, pages = page["next"], pages + 1
             if before is None:
                 break
-        assert (seen, pages) == ([f"m{n}" for n in range(7, 0, -1)], 3)
+        assert (seen, pages) == (ended[::-1], 3)
 
-    async def test_filters(self, client: httpx2.AsyncClient, world: World):
-        guest = world.guest("db")
-        assert guest is not None
-        first, second = world.migrate(guest), world.migrate(guest)
-        world.finish(first.id, State.FAILED)
+    async def test_filters(
+        self, client: httpx2.AsyncClient, service: SimulatedService, running: RunningService
+    ):
+        service.site.hosts["beta"].refuses = "no space left on device"
+        first = await moved(running, "db", "beta")
+        service.site.hosts["beta"].refuses = ""
+        takes_long(service)
+        second = await running.ask(Migrate(guest="db", to="beta"))
         failed = (await client.get("migrations", params={"state": "failed"})).json()["items"]
         assert [one["id"] for one in failed] == [first.id]
         active = (await client.get("migrations", params={"active": "true", "host": "alpha"})).json()["items"]
@@ -147,36 +179,36 @@ class TestReading:
 
 
 class TestCommands:
-    async def test_a_migration_is_begun_once_for_one_id(self, client: httpx2.AsyncClient, world: World):
+    async def test_a_migration_is_begun_once_for_one_id(
+        self, client: httpx2.AsyncClient, running: RunningService
+    ):
         headers = {"Idempotency-Key": "mine-1"}
         first = await client.post("migrations", json={"guest": "db", "to": "beta"}, headers=headers)
         again = await client.post("migrations", json={"guest": "db", "to": "beta"}, headers=headers)
         assert first.status_code == again.status_code == 202
         assert first.json() == again.json()
         assert first.headers["location"] == f"/api/v1/migrations/{first.json()['id']}"
-        assert len(world.carried_out) == 1
-        assert world.carried_out[0][1].user == f"unix:{os.getuid()}"
+        assert first.json()["requested_by"] == f"unix:{os.getuid()}"
         other = await client.post("migrations", json={"guest": "db"}, headers=headers)
         problem(other, 422, "id-reused")
-        assert len(world.carried_out) == 1
+        assert accepted(running) == ["migrate"]
+        assert len((await client.get("migrations")).json()["items"]) == 1
 
-    async def test_the_same_id_at_the_same_time_is_begun_once(self, client: httpx2.AsyncClient, world: World):
-        world.wait_before_answer = lambda: asyncio.sleep(0.02)
+    async def test_the_same_id_at_the_same_time_is_begun_once(
+        self, client: httpx2.AsyncClient, running: RunningService
+    ):
         headers = {"Idempotency-Key": "mine-2"}
         answers = await asyncio.gather(
             *(client.post("migrations", json={"guest": "db"}, headers=headers) for _ in range(8))
         )
         assert len({answer.text for answer in answers}) == 1
-        assert len(world.carried_out) == 1
+        assert len((await client.get("migrations")).json()["items"]) == 1
 
-    async def test_a_command_outlives_its_client(self, place: Place, world: World):
-        asked, may_answer = asyncio.Event(), asyncio.Event()
-
-        async def wait() -> None:
-            asked.set()
-            await may_answer.wait()
-
-        world.wait_before_answer = wait
+    async def test_a_command_outlives_its_client(
+        self, place: Place, service: SimulatedService, running: RunningService
+    ):
+        may_answer = asyncio.Event()
+        asked = hold_commands(service, may_answer)
         reader, writer = await asyncio.open_unix_connection(str(place.socket))
         body = b'{"guest": "db"}'
         writer.write(
@@ -188,13 +220,14 @@ class TestCommands:
         may_answer.set()
         async with by_socket(place) as client:
             again = await client.post("migrations", json={"guest": "db"}, headers={"Idempotency-Key": "gone"})
-        assert again.json()["id"] == "m1"
-        assert len(world.carried_out) == 1
+            [begun] = (await client.get("migrations")).json()["items"]
+        assert again.json()["id"] == begun["id"]
+        assert accepted(running) == ["migrate"]
         del reader
 
     async def test_a_refusal_of_preflight_has_its_findings(self, client: httpx2.AsyncClient):
         found = problem(await client.post("migrations", json={"guest": "mail"}), 409, "preflight")
-        assert [finding["code"] for finding in found["findings"]] == ["libvirt"]
+        assert [finding["code"] for finding in found["findings"]] == ["not-movable"]
         assert found["type"] == "urn:migrator:problem:preflight"
 
     @pytest.mark.parametrize(
@@ -238,7 +271,8 @@ class TestCommands:
     async def test_what_is_no_object_of_json(self, client: httpx2.AsyncClient, body: bytes):
         problem(await client.post("migrations", content=body), 422, "invalid")
 
-    async def test_an_evacuation_and_its_end(self, client: httpx2.AsyncClient):
+    async def test_an_evacuation_and_its_end(self, client: httpx2.AsyncClient, service: SimulatedService):
+        takes_long(service)
         begun = await client.post("hosts/alpha/evacuate", json={"deadline": "2027-01-01T00:00:00+01:00"})
         assert begun.status_code == 202
         identifier = begun.json()["id"]
@@ -247,8 +281,12 @@ class TestCommands:
         )
         problem(await client.post("hosts/alpha/evacuate"), 409, "conflict")
         problem(await client.post(f"migrations/{identifier}/cancel"), 404, "not-found")
-        ended = await client.post(f"evacuations/{identifier}/cancel")
-        assert ended.json()["state"] == "cancelled"
+        assert (await client.post(f"evacuations/{identifier}/cancel")).status_code == 202
+
+        async def ended() -> bool:
+            return bool((await client.get(f"evacuations/{identifier}")).json()["state"] == "cancelled")
+
+        await until(ended, what="its end")
 
     async def test_plan_and_check_change_nothing(self, client: httpx2.AsyncClient):
         plan = (await client.post("plans", json={"host": "alpha"})).json()
@@ -256,14 +294,20 @@ class TestCommands:
         assert (await client.post("checks", json={"guest": "db", "to": "beta"})).json()["possible"] is True
         assert (await client.get("migrations")).json() == {"items": [], "next": None}
 
-    async def test_resolve_what_is_not_held(self, client: httpx2.AsyncClient, world: World):
-        guest = world.guest("db")
-        assert guest is not None
-        one = world.migrate(guest)
+    async def test_resolve_what_is_not_held(
+        self, client: httpx2.AsyncClient, service: SimulatedService, running: RunningService
+    ):
+        service.site.hosts["alpha"].out.bytes_per_second = 1.0 * MIB
+        one = await running.ask(Migrate(guest="db", to="beta"))
         answer = await client.post(f"migrations/{one.id}/resolve", json={"guest_at": "source"})
         problem(answer, 409, "not-now")
-        world.finish(one.id, State.HELD)
-        answer = await client.post(f"migrations/{one.id}/resolve", json={"guest_at": "destination"})
+        (session,) = running.sessions()
+        await until(lambda: session.state is State.PRECOPY, what="its precopy")
+
+        (stream,) = service.site.streams.values()
+        next(end for end in stream.listeners if not end.is_destination).die()
+        await until(lambda: session.state is State.HELD, what="a migration that is held", within=30)
+        answer = await client.post(f"migrations/{one.id}/resolve", json={"guest_at": "lost"})
         assert answer.status_code == 202, answer.text
 
 
@@ -281,16 +325,14 @@ class TestAccess:
                 await client.post("migrations", json={"guest": "db"}, headers=headers), 401, "unauthenticated"
             )
 
-    async def test_a_viewer_may_look_plan_and_check_and_no_more(self, place: Place, world: World):
+    async def test_a_viewer_may_look_plan_and_check_and_no_more(self, place: Place, running: RunningService):
         async with by_tcp(place, VIEWER) as client:
             assert (await client.get("hosts")).status_code == 200
             assert (await client.get("session")).json() == {"user": "vera", "role": "viewer", "ends_at": None}
             assert (await client.post("plans", json={"host": "alpha"})).status_code == 200
             assert (await client.post("checks", json={"guest": "db", "to": "beta"})).status_code == 200
-            world.carried_out.clear()
-            guest = world.guest("db")
-            assert guest is not None
-            one = world.migrate(guest)
+            running.counted.clear()
+            one = await running.ask(Migrate(guest="db", to="beta"))
             for path in (
                 "migrations",
                 "hosts/alpha/evacuate",
@@ -301,25 +343,27 @@ class TestAccess:
                 f"migrations/{one.id}/resolve",
             ):
                 problem(await client.post(path, json={}), 403, "forbidden")
-        assert world.carried_out == []
+        assert accepted(running) == []
 
-    async def test_the_tokens_name_is_who_asked(self, place: Place, world: World):
+    @pytest.mark.parametrize("says", [{}, {"X-Forwarded-For": "unix:0"}], ids=["", "from elsewhere"])
+    async def test_the_tokens_name_is_who_asked_and_where_from_is_not_what_it_says(
+        self, place: Place, service: SimulatedService, says: dict[str, str]
+    ):
         async with by_tcp(place) as client:
-            await client.post("migrations", json={"guest": "db"})
-        caller = world.carried_out[0][1]
-        assert (caller.user, caller.interface, caller.origin) == ("olga", "http", "127.0.0.1")
-
-    async def test_a_client_cannot_say_it_comes_from_elsewhere(self, place: Place, world: World):
-        async with by_tcp(place) as client:
-            await client.post("migrations", json={"guest": "db"}, headers={"X-Forwarded-For": "unix:0"})
-        assert world.carried_out[0][1].origin == "127.0.0.1"
+            await client.post("migrations", json={"guest": "db"}, headers={"Idempotency-Key": "k", **says})
+        (asked,) = service.journal.commands.values()
+        caller = asked["caller"]
+        assert (caller["user"], caller["interface"], caller["origin"]) == ("olga", "http", "127.0.0.1")
 
     async def test_a_wrong_token_on_the_socket_is_not_waved_through(self, client: httpx2.AsyncClient):
         problem(await client.get("hosts", headers={"Authorization": "Bearer wrong"}), 401, "unauthenticated")
 
-    async def test_guessing_is_slowed(self, world: World, tmp_path: Path):
+    async def test_guessing_is_slowed(self, running: RunningService, tmp_path: Path):
         slow = Limits(requests_per_second=0.5, burst=200)  # however slow this machine is
-        async with serving(world, tmp_path, limits=slow) as place, by_tcp(place, "wrong") as client:
+        async with (
+            serving(running.dispatcher, running.queries, tmp_path, limits=slow) as place,
+            by_tcp(place, "wrong") as client,
+        ):
             statuses = [(await client.get("hosts")).status_code for _ in range(40)]
             assert statuses[0] == 401
             last = await client.get("hosts")
@@ -328,7 +372,9 @@ class TestAccess:
 
 
 class TestCookie:
-    async def test_a_token_becomes_a_cookie_that_writes_only_from_our_page(self, place: Place, world: World):
+    async def test_a_token_becomes_a_cookie_that_writes_only_from_our_page(
+        self, place: Place, running: RunningService
+    ):
         ours = {"Origin": place.url}
         async with by_tcp(place, None) as client:
             problem(await client.post("session", json={"token": OPERATOR}), 403, "foreign-origin")
@@ -351,7 +397,7 @@ class TestCookie:
                 {"Origin": f"{place.url}.evil"},
             ):
                 problem(await client.post("hosts/alpha/evacuate", headers=foreign), 403, "foreign-origin")
-            assert world.carried_out == []
+            assert accepted(running) == []
             assert (await client.post("hosts/alpha/evacuate", headers=ours)).status_code == 202
             kept = dict(client.cookies)
             assert (await client.delete("session", headers=ours)).status_code == 204
@@ -372,7 +418,7 @@ class TestCookie:
 
 
 class TestLimits:
-    async def test_large_bodies(self, client: httpx2.AsyncClient, world: World):
+    async def test_large_bodies(self, client: httpx2.AsyncClient, running: RunningService):
         large = b'{"guest": "' + b"x" * 70_000 + b'"}'
         problem(await client.post("migrations", content=large), 413, "too-large")
 
@@ -381,20 +427,26 @@ class TestLimits:
                 yield large[start : start + 1000]
 
         problem(await client.post("migrations", content=pieces()), 413, "too-large")
-        assert world.carried_out == []
+        assert running.counted == []
 
-    async def test_the_rate_of_one_caller_is_not_anothers(self, world: World, tmp_path: Path):
-        async with serving(world, tmp_path, limits=Limits(requests_per_second=0.5, burst=3)) as place:
+    async def test_the_rate_of_one_caller_is_not_anothers(self, running: RunningService, tmp_path: Path):
+        async with serving(
+            running.dispatcher, running.queries, tmp_path, limits=Limits(requests_per_second=0.5, burst=3)
+        ) as place:
             async with by_socket(place) as client:
                 statuses = [(await client.get("hosts")).status_code for _ in range(5)]
                 assert statuses == [200, 200, 200, 429, 429]
             async with by_tcp(place) as client:
                 assert (await client.get("hosts")).status_code == 200
 
-    async def test_an_answer_that_takes_too_long(self, world: World, tmp_path: Path):
-        async with serving(world, tmp_path, limits=Limits(request_seconds=0.1)) as place:
+    async def test_an_answer_that_takes_too_long(
+        self, service: SimulatedService, running: RunningService, tmp_path: Path
+    ):
+        async with serving(
+            running.dispatcher, running.queries, tmp_path, limits=Limits(request_seconds=1.0)
+        ) as place:
             may_answer = asyncio.Event()
-            world.wait_before_answer = may_answer.wait  # type: ignore[assignment]
+            hold_commands(service, may_answer)
             async with by_socket(place) as client:
                 headers = {"Idempotency-Key": "slow"}
                 answer = await client.post("migrations", json={"guest": "db"}, headers=headers)
@@ -402,19 +454,23 @@ class TestLimits:
                 may_answer.set()
                 again = await client.post("migrations", json={"guest": "db"}, headers=headers)
                 assert again.status_code == 202
-            assert len(world.carried_out) == 1
+            assert accepted(running) == ["migrate"]
 
-    async def test_a_body_that_does_not_come(self, world: World, tmp_path: Path):
-        async with serving(world, tmp_path, limits=Limits(body_seconds=0.1)) as place:
+    async def test_a_body_that_does_not_come(self, running: RunningService, tmp_path: Path):
+        async with serving(
+            running.dispatcher, running.queries, tmp_path, limits=Limits(body_seconds=0.1)
+        ) as place:
             reader, writer = await asyncio.open_unix_connection(str(place.socket))
             writer.write(b"POST /api/v1/migrations HTTP/1.1\r\nHost: x\r\nContent-Length: 10\r\n\r\n{")
             head = await asyncio.wait_for(reader.readuntil(b"\r\n\r\n"), 5)
             assert b" 408 " in head.splitlines()[0]
             writer.close()
 
-    async def test_streams_are_counted(self, world: World, tmp_path: Path):
+    async def test_streams_are_counted(self, running: RunningService, tmp_path: Path):
         async with (
-            serving(world, tmp_path, limits=Limits(streams_per_caller=2)) as place,
+            serving(
+                running.dispatcher, running.queries, tmp_path, limits=Limits(streams_per_caller=2)
+            ) as place,
             by_socket(place) as client,
         ):
             async with client.stream("GET", "events") as one, client.stream("GET", "events") as two:
@@ -429,20 +485,22 @@ class TestLimits:
 
 
 class TestEverywhere:
-    async def test_a_fault_of_ours_shows_nothing_of_itself(self, client: httpx2.AsyncClient, world: World):
-        world.hosts = lambda: 1 / 0  # type: ignore[assignment,method-assign,return-value]
+    async def test_a_fault_of_ours_shows_nothing_of_itself(
+        self, client: httpx2.AsyncClient, running: RunningService
+    ):
+        running.queries.hosts = lambda: 1 / 0
         found = problem(await client.get("hosts", headers={"X-Request-Id": "find-me"}), 500, "internal")
         assert found["request_id"] == "find-me"
         assert "ZeroDivision" not in json.dumps(found)
 
     async def test_the_log_has_the_fault_and_who_asked_but_no_token(
-        self, place: Place, world: World, capfd: pytest.CaptureFixture[str]
+        self, place: Place, running: RunningService, capfd: pytest.CaptureFixture[str]
     ):
         logs.configure(verbose=True, json=True)
         try:
             async with by_tcp(place) as client:
                 await client.post("migrations", json={"guest": "db"}, headers={"X-Request-Id": "find-me"})
-                world.hosts = lambda: 1 / 0  # type: ignore[assignment,method-assign,return-value]
+                running.queries.hosts = lambda: 1 / 0
                 await client.get("hosts")
                 await client.get("hosts", headers={"Authorization": "Bearer another-secret"})
         finally:
@@ -476,7 +534,9 @@ class TestEverywhere:
         assert b"application/problem+json" in answer
         writer.close()
 
-    async def test_probes(self, place: Place, world: World, client: httpx2.AsyncClient):
+    async def test_probes(
+        self, place: Place, service: SimulatedService, running: RunningService, client: httpx2.AsyncClient
+    ):
         for base in (place.probes, place.url):
             async with httpx2.AsyncClient(base_url=base) as probe:
                 assert (await probe.get("/healthz")).text == "ok\n"
@@ -487,7 +547,8 @@ class TestEverywhere:
             assert metrics.headers["content-type"] == "text/plain; version=0.0.4; charset=utf-8"
             for path in ("/", "/api/v1/hosts", "/openapi.json"):
                 problem(await probe.get(path), 404, "not-found")
-        world.troubles.append("the journal's disk is full")
+        service.journal.broken = "the journal's disk is full"
+        await service.journal.probe()
         answer = await client.get("http://migrator/readyz")
         assert answer.status_code == 503
         assert answer.json()["complaints"] == ["the journal's disk is full"]
