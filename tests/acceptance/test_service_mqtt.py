@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import os
+import signal
 import time
 from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager
@@ -16,6 +18,7 @@ import pytest
 from migrator.testing import network
 from migrator.testing.lab import GuestMachine, until
 from tests.acceptance.service_site import MIB, SLOW, Board, LiveSite, Witness, at_broker, guest, served
+from tests.acceptance.test_service_entrances import entrance_of
 from tests.broker import Broker, mosquitto
 from tests.conftest import missing
 from tests.mqtt_fakes import Peer, peer
@@ -158,6 +161,52 @@ async def test_service_killed_right_after_a_command_carries_it_out_once(broker: 
         done = await site.migrations()
         assert sorted(each["guest"] for each in done) == sorted(str(machine.uuid) for machine in machines)
         await site.everyone_at(machines, "b")
+
+
+async def test_what_happens_while_the_process_at_the_broker_is_away_is_published_afterwards(
+    broker: Broker,
+) -> None:
+    machines = [guest("web", region=32 * MIB)]
+    async with at(broker, machines, speed=SLOW) as site, peer(broker) as scheduler, Board(broker) as board:
+        await scheduler.command("evacuate", id="night-1", host="a")
+        moving = await site.until_state("precopy")
+        os.kill(entrance_of(site), signal.SIGKILL)
+        outcome = await until_reply(scheduler, "night-1", "outcome")
+        assert outcome["body"]["state"] == "completed"
+        for subject, identifier in (
+            ("evacuation", outcome["subject_id"]),
+            ("migration", moving["id"]),
+            ("host", "a"),
+        ):
+            await nothing_missing(site, board, subject, identifier)
+        assert kinds(scheduler, "night-1") == ["accepted", "outcome"]
+        assert await connected(site)
+        await site.everyone_at(machines, "b", "c")
+
+
+async def test_whether_commands_are_carried_out_is_said_at_the_broker(broker: Broker) -> None:
+    async with at(broker, []) as site, peer(broker, "dashboard") as dashboard:
+        assert site.service is not None
+
+        async def says(what: bytes) -> None:
+            await until(
+                lambda: [got.payload for got in dashboard.on("service/one")][-1:] == [what],
+                what=what.decode(),
+                within=20,
+            )
+
+        await says(b"online")
+        os.kill(site.service.pid, signal.SIGSTOP)
+        await says(b"offline")
+        os.kill(site.service.pid, signal.SIGCONT)
+        await says(b"online")
+        entrance = entrance_of(site)
+        os.kill(entrance, signal.SIGKILL)
+        await says(b"offline")
+        await says(b"online")
+        assert entrance_of(site) != entrance
+        assert await asyncio.to_thread(site.stop) == 0
+        await says(b"offline")
 
 
 async def to_and_fro(site: LiveSite, enough: asyncio.Event) -> list[str]:

@@ -23,7 +23,7 @@ from tests.prometheus import Prometheus, running
 
 MIB = 1 << 20
 #: No broker is configured here; the panel says so.
-ABSENT = ("migrator_mqtt_connected",)
+ABSENT = ("migrator_mqtt_connected", "migrator_mqtt_waiting_messages")
 
 
 @dataclass(frozen=True)
