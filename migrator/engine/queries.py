@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
-from dataclasses import asdict
+from collections.abc import Callable, Mapping
 from datetime import datetime
-from typing import TypeVar
 
 from migrator import faults
 from migrator.api.commands import Refusal
@@ -16,28 +14,23 @@ from migrator.api.documents import (
     MigrationDocument,
     SampleDocument,
 )
-from migrator.api.events import Subject, read_event
-from migrator.api.queries import EvacuationFilter, EventBatch, EventTexts, MigrationFilter
+from migrator.api.events import Subject
 from migrator.core.drain.evacuation import Evacuation
 from migrator.core.inventory import Guest, Host
-from migrator.core.migration.downsampling import Point
 from migrator.engine.announcer import host_document
 from migrator.engine.evacuation_documents import EvacuationDocuments, evacuation_document
 from migrator.engine.event_bus import EventBus
 from migrator.engine.inventory import Inventory, one_guest
 from migrator.engine.registry import Registry
 from migrator.engine.rules import Rules
-from migrator.engine.saved_documents import saved_evacuation, saved_migration
 from migrator.ports import Journal, Samples
-from migrator.ports.unreadable import UNREADABLE, say_unreadable
+from migrator.ports.journal_queries import JournalQueries, sample_document
 
 #: A guest, what its document was made of besides, and how it is known.
 _KnownGuest = tuple[Guest, tuple[str | None, str, bool], tuple[GuestDocument, str, bool]]
-_Row = TypeVar("_Row")
-_Made = TypeVar("_Made")
 
 
-class EngineQueries:
+class EngineQueries(JournalQueries):
     """See :class:`migrator.ports.queries.Queries`."""
 
     def __init__(
@@ -51,8 +44,9 @@ class EngineQueries:
         unreadable: set[tuple[str, str]],
         rules: Callable[[], Rules],
     ) -> None:
+        super().__init__(journal, unreadable=unreadable)
         self._registry, self._inventory, self._journal = registry, inventory, journal
-        self._samples, self._unreadable, self._rules = samples, unreadable, rules
+        self._samples, self._rules = samples, rules
         self.bus: EventBus = bus
         #: What was last made of each guest, by its host, and of each evacuation.
         self._known_guests: dict[str, dict[int, _KnownGuest]] = {}
@@ -129,83 +123,16 @@ class EngineQueries:
             migration=under_way.get(guest.key),
         )
 
-    async def migrations(
-        self, *, limit: int, before: str | None = None, where: MigrationFilter | None = None
-    ) -> list[MigrationDocument]:
-        saved = await self._journal.page(
-            "migration", limit=limit, before=before, where=where.values() if where else None
-        )
-        # Memory is newer than the journal.
-        jobs = self._registry.migrations
-        return self._readable(
-            "migration",
-            saved,
-            lambda each: jobs[each["id"]].document() if each["id"] in jobs else saved_migration(each),
-        )
+    def _known_migration(self, identifier: str) -> MigrationDocument | None:
+        return self.remembered_migration(identifier)
 
-    async def migration(self, identifier: str) -> MigrationDocument | None:
-        if identifier in self._registry.migrations:
-            return self._registry.migrations[identifier].document()
-        saved = await self._journal.find("migration", identifier)
-        found = self._readable("migration", [saved] if saved else [], saved_migration)
-        return found[0] if found else None
+    def _known_evacuation(self, identifier: str) -> EvacuationDocument | None:
+        run = self._registry.evacuations.get(identifier)
+        return evacuation_document(run) if run else None
 
     async def samples(self, migration: str) -> list[SampleDocument]:
         samples = self._samples
-        return [_sample_document(point) for point in await samples.of(migration)] if samples else []
-
-    async def evacuations(
-        self, *, limit: int, before: str | None = None, where: EvacuationFilter | None = None
-    ) -> list[EvacuationDocument]:
-        saved = await self._journal.page(
-            "evacuation", limit=limit, before=before, where=where.values() if where else None
-        )
-        runs = self._registry.evacuations
-        return self._readable(
-            "evacuation",
-            saved,
-            lambda each: (
-                evacuation_document(runs[each["id"]]) if each["id"] in runs else saved_evacuation(each)
-            ),
-        )
-
-    async def evacuation(self, identifier: str) -> EvacuationDocument | None:
-        if identifier in self._registry.evacuations:
-            return evacuation_document(self._registry.evacuations[identifier])
-        saved = await self._journal.find("evacuation", identifier)
-        found = self._readable("evacuation", [saved] if saved else [], saved_evacuation)
-        return found[0] if found else None
-
-    async def events(
-        self,
-        *,
-        after: int = 0,
-        limit: int = 1000,
-        subject: Subject | None = None,
-        subject_id: str | None = None,
-    ) -> EventBatch:
-        rows = await self._journal.events(after=after, limit=limit, subject=subject, subject_id=subject_id)
-        items = self._readable("event", rows, read_event)
-        numbers = [row["event_id"] for row in rows]
-        return EventBatch(
-            items=items,
-            last=numbers[-1] if numbers else after,
-            more=len(rows) == limit,
-            unreadable=sorted(set(numbers) - {event.event_id for event in items}),
-        )
-
-    async def event_texts(
-        self,
-        *,
-        after: int = 0,
-        limit: int = 1000,
-        most_bytes: int = 1 << 20,
-        subject: str | None = None,
-        subject_id: str | None = None,
-    ) -> EventTexts:
-        return await self._journal.event_texts(
-            after=after, limit=limit, most_bytes=most_bytes, subject=subject, subject_id=subject_id
-        )
+        return [sample_document(point) for point in await samples.of(migration)] if samples else []
 
     # --- for who keeps a replica: see migrator.replica.publisher.Source --------------------------------------------
 
@@ -259,26 +186,3 @@ class EngineQueries:
     def complaints(self) -> list[str]:
         own = [self._journal.complaint] if self._journal.complaint else []
         return own + [f"task {name}: {why}" for name, why in faults.complaints.items()]
-
-    def _readable(self, kind: str, rows: Iterable[_Row], read: Callable[[_Row], _Made]) -> list[_Made]:
-        """Read rows; one that cannot be read is left out, and logged once."""
-        found = []
-        for row in rows:
-            try:
-                found.append(read(row))
-            except UNREADABLE as error:
-                name = (
-                    row.get("id", row.get("event_id"))
-                    if isinstance(row, Mapping)
-                    else getattr(row, "key", None)
-                )
-                say_unreadable(self._unreadable, kind, str(name or getattr(row, "name", "")), error)
-        return found
-
-
-def _sample_document(point: Point) -> SampleDocument:
-    return SampleDocument(
-        **{name: each for name, each in asdict(point.sample).items() if name in SampleDocument.model_fields},
-        state=point.state,
-        downtime_limit_seconds=point.limit_seconds,
-    )

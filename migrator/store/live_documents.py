@@ -11,10 +11,9 @@ from sqlalchemy.ext.asyncio import AsyncConnection
 from migrator.ports import LIVE_CHANNEL, Lease, LiveDocument
 from migrator.store.database import Database
 from migrator.store.rows import text as column_text
-from migrator.store.schema import live_documents, meta
+from migrator.store.schema import LIVE_VERSION, live_documents, meta
 from migrator.store.signals import LocalSignals
 
-_VERSION = "live_version"
 #: All of a batch in one statement: a thousand migrations write one a second.
 _WRITE_ALL = text(
     "INSERT INTO live_documents (kind, id, writer, version, sequence, body) "
@@ -100,7 +99,7 @@ class SqlLiveDocuments:
         """See :meth:`migrator.ports.LiveDocuments.version`."""
 
         async def read(connection: AsyncConnection) -> int:
-            query = select(meta.c.value).where(meta.c.key == _VERSION)
+            query = select(meta.c.value).where(meta.c.key == LIVE_VERSION)
             return int((await connection.execute(query)).scalar() or 0)
 
         return await self._database.read(read)
@@ -111,7 +110,7 @@ async def _next_version(connection: AsyncConnection) -> int:
     insert = postgresql.insert if connection.dialect.name == "postgresql" else sqlite.insert
     statement = (
         insert(meta)
-        .values(key=_VERSION, value="1")
+        .values(key=LIVE_VERSION, value="1")
         .on_conflict_do_update(
             index_elements=["key"], set_={"value": cast(cast(meta.c.value, BigInteger) + 1, Text)}
         )

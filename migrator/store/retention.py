@@ -9,10 +9,22 @@ from sqlalchemy.ext.asyncio import AsyncConnection
 
 from migrator.store.database import Database
 from migrator.store.rows import microseconds, take_event_ids
-from migrator.store.schema import commands, documents, events, samples, step_records
+from migrator.store.schema import (
+    LIVE_VERSION,
+    commands,
+    documents,
+    events,
+    live_documents,
+    meta,
+    samples,
+    step_records,
+)
 
 #: What is removed in one go, so that nobody waits long for it.
 _AT_ONCE = 200
+#: That a live document has gone is kept for so many batches of them, one a second at most: whoever has not looked for
+#: half as long reads all of them anew.
+_GONE_VERSIONS = 86_400
 
 
 async def prune(database: Database, older_than: datetime) -> int:
@@ -53,6 +65,9 @@ async def _prune_documents(connection: AsyncConnection, limit: int) -> int:
 
 async def _prune_rest(connection: AsyncConnection, limit: int) -> None:
     await take_event_ids(connection)
+    version = (await connection.execute(select(meta.c.value).where(meta.c.key == LIVE_VERSION))).scalar()
+    old = live_documents.c.version < int(version or 0) - _GONE_VERSIONS
+    await connection.execute(delete(live_documents).where(live_documents.c.body.is_(None), old))
     # Asked row by row, by an index: a list of all that is kept would be long.
     needed = select(documents.c.number).where(documents.c.command == commands.c.key)
     await connection.execute(delete(commands).where(commands.c.claimed_at < limit, ~needed.exists()))

@@ -31,6 +31,8 @@ HEAD = "0008"
 #: The oldest revision whose controllers may go on while the database is of :data:`HEAD`: what came since then takes
 #: nothing from them. A newer version that has to migrate the schema waits until every older one has gone.
 OLDEST_READER = "0007"
+#: Key in ``meta``: the version of the live documents that were written last.
+LIVE_VERSION = "live_version"
 SCRIPTS = Path(__file__).parent / "alembic"
 
 #: 64 bits everywhere: SQLite's INTEGER has them, and only a column declared so counts by itself there.

@@ -17,13 +17,14 @@ from migrator.api.commands import (
     Resolve,
     Restore,
 )
+from migrator.api.documents import EvacuationDocument, MigrationDocument
 from migrator.engine.commands.evacuations import EvacuationCommands
 from migrator.engine.commands.migrations import MigrationCommands
 from migrator.engine.evacuation_documents import evacuation_document
 from migrator.engine.inventory import Inventory
 from migrator.engine.registry import Registry
-from migrator.engine.saved_documents import saved_evacuation, saved_migration
 from migrator.ports import Journal
+from migrator.ports.journal_queries import public
 
 #: A command that needs to know every host waits so long for the first look at them after a start.
 _FIRST_LOOK_SECONDS = 15.0
@@ -93,5 +94,6 @@ class CommandHandlers:
                 return evacuation_document(run)
         for kind in ("migration", "evacuation"):
             for saved in await self._journal.page(kind, limit=1, where={"command": key}):
-                return saved_migration(saved) if kind == "migration" else saved_evacuation(saved)
+                model = MigrationDocument if kind == "migration" else EvacuationDocument
+                return model.model_validate(public(saved))
         return None
