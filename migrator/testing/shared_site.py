@@ -375,8 +375,7 @@ class EndpointView(WithoutDevices):
         await self._change("migrate-pause", self.qemu.pause_stream)
 
     async def listen_again(self, address: str) -> str:
-        await self._change("migrate-recover", lambda: self.qemu.listen_again(address))
-        return address
+        return await self._change("migrate-recover", lambda: self.qemu.listen_again(address))
 
     async def resume_stream(self, uri: str) -> None:
         await self._change("migrate", lambda: self.qemu.resume_stream(uri))

@@ -36,14 +36,48 @@ async def cut_while_it_fetches(site: LiveSite, machine: GuestMachine) -> Any:
 
     await until(fetches, what="a guest that fetches its memory", within=30)
     site.host("b").black_hole()
-    return await held(site, begun["id"])
+    return begun
+
+
+@pytest.mark.timeout(300)
+async def test_broken_stream_is_recovered_also_by_the_controller_that_comes_after() -> None:
+    machine = guest("db", region=64 * MIB, speed=1 * MIB)
+    async with served([machine], speed=SLOW, extra=_FIRST) as site, Witness(site, [machine]):
+        identifier = (await cut_while_it_fetches(site, machine))["id"]
+
+        async def waits() -> bool:
+            document = await site.get(f"migrations/{identifier}")
+            return bool(
+                document["state"] == "recovering" and document["waiting_for"].startswith("the network")
+            )
+
+        await until(waits, what="a probe that finds the network broken", within=60)
+        shown = await site.cli("status", identifier)
+        assert "waits for the network" in shown.stdout
+        refused = await site.cli("cancel", identifier)
+        assert "its stream is being recovered" in refused.stderr
+        await site.restart()
+        await until(waits, what="the next controller's probe", within=60)
+        site.host("b").heal()
+        ended = await site.migration_ended(identifier, "completed", within=60)
+        assert ended["recoveries"] == 1
+        await site.everyone_at([machine], "b")
 
 
 @pytest.mark.timeout(300)
 async def test_held_guest_takes_no_deadly_word_and_ends_by_itself_once_its_hosts_meet_again() -> None:
     machine = guest("db", region=64 * MIB, speed=1 * MIB)
-    async with served([machine], speed=SLOW, extra=_FIRST) as site, Witness(site, [machine]):
-        document = await cut_while_it_fetches(site, machine)
+
+    def soon_held(site: LiveSite) -> None:
+        site.change_config(("[limits]", '[limits]\nstream_recovery = "4s"'))
+
+    async with (
+        served([machine], speed=SLOW, extra=_FIRST, prepare=soon_held) as site,
+        Witness(site, [machine]),
+    ):
+        begun = await cut_while_it_fetches(site, machine)
+        document = await held(site, begun["id"])
+        assert document["held_code"] == "postcopy-broken"
         identifier = document["id"]
         assert document["held_until"]
         shown = await site.cli("status", identifier)
@@ -67,9 +101,8 @@ async def test_held_guest_takes_no_deadly_word_and_ends_by_itself_once_its_hosts
         assert all(qemu.alive for qemu in both)
 
         site.host("b").heal()
-        # TCP tries again after twice as long as before each time.
-        ended = await site.migration_ended(identifier, "completed", within=150)
-        assert ended["held_until"] is None
+        ended = await site.migration_ended(identifier, "completed", within=60)
+        assert (ended["held_until"], ended["recoveries"]) == (None, 1)
         assert ended["standstill_seconds"] is not None
         await site.everyone_at([machine], "b")
 

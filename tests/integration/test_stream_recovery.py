@@ -138,6 +138,39 @@ async def test_stream_goes_on_over_another_address(hosts: LabHosts, lab: Lab, on
         await seen.verify(State.COMPLETED)
 
 
+async def test_destination_that_waits_for_a_page_with_its_monitor_is_recovered(
+    hosts: LabHosts, lab: Lab, each_qemu: Path
+) -> None:
+    # As it does where a device of the guest needs the page: only commands out of band are heard.
+    pair = await apart(hosts, lab, each_qemu)
+
+    async def wait_for_page() -> None:
+        await pair.destination.query("human-monitor-command", command_line="xp /1xb 0x7f00000")
+
+    async with witness(lab, pair) as seen:
+        async with driven(pair, listen=across(hosts), path=path_between(hosts), patience=SOON) as drive:
+
+            async def heal() -> None:
+                await until(
+                    lambda: (
+                        drive.shown[-1].waiting_for.startswith("the network") and drive.destination.unanswered
+                    ),
+                    what="a destination that is not answering, and a probe",
+                    within=40,
+                )
+                hosts["beta"].heal()
+
+            async def lose() -> None:
+                hosts["beta"].black_hole()
+                drive.background(wait_for_page())
+                drive.background(heal())
+
+            drive.destination.after("cont", lose)
+            result = await drive.run()
+        assert (result.state, result.recoveries) == (State.COMPLETED, 1)
+        await seen.verify(State.COMPLETED)
+
+
 async def test_stream_that_breaks_twice_is_recovered_twice(
     hosts: LabHosts, lab: Lab, each_qemu: Path
 ) -> None:

@@ -136,7 +136,8 @@ class MigrationCommands:
         session = self._lookups.session(command.migration)
         if session.state is not State.HELD:
             raise Refusal(
-                "not-now", f"migration {session.id} is {session.state}: only a held one takes a word"
+                "not-now",
+                f"migration {session.id} is {session.state}: only a held one takes a word{_recovers(session)}",
             )
         answer = ResolutionRequest(
             word=OperatorAnswer(command.guest_at), off=command.unreachable_is_off, agreed=command.agreed
@@ -153,4 +154,16 @@ class MigrationCommands:
 
 
 def _too_late(session: JournalledSession) -> Refusal:
-    return Refusal("not-now", f"migration {session.id} is {session.state}: too late to cancel")
+    return Refusal(
+        "not-now", f"migration {session.id} is {session.state}: too late to cancel{_recovers(session)}"
+    )
+
+
+def _recovers(session: JournalledSession) -> str:
+    """Say what becomes of a migration whose stream broke: there is nothing for a person to do with it."""
+    if session.state is not State.RECOVERING:
+        return ""
+    return (
+        "; neither end has the whole guest, and its stream is being recovered: it goes on by itself once the network "
+        "between both hosts carries it (migrator status says what is waited for)"
+    )
