@@ -11,7 +11,7 @@ import time
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 
-from bench import answers, document, entrances, floor, idle, placement, readers, startup, virsh
+from bench import answers, document, entrances, floor, idle, narrow, placement, readers, startup, virsh
 from bench.libvirt import Unavailable
 from bench.machine import Quiet
 from bench.options import Options
@@ -32,6 +32,7 @@ class Part:
 PARTS = {
     "floor": Part("Beside a bare script", floor.run),
     "virsh": Part("Beside libvirt", virsh.run),
+    "narrow": Part("Narrow and shared links", narrow.run),
     "startup": Part("Start of the command line", startup.run, of_qemu=False),
     "placement": Part("Plans for a large site", placement.run, of_qemu=False),
     "answers": Part("Answers while 100 migrations run", answers.run, of_qemu=False),
@@ -58,6 +59,7 @@ def main(arguments: list[str]) -> int:
     )
     parser.add_argument("--realtime", action="store_true", help="real-time priority for all that is measured")
     parser.add_argument("--write", action="store_true", help="put the results into docs/benchmarks.md")
+    parser.add_argument("--whole", action="store_true", help="whole matrices, which take longer")
     given = parser.parse_args(arguments)
     if unknown := set(given.parts) - set(PARTS):
         parser.error(f"no such part: {', '.join(sorted(unknown))}; there are {', '.join(PARTS)}")
@@ -69,7 +71,11 @@ def main(arguments: list[str]) -> int:
     if given.realtime:
         os.sched_setscheduler(0, os.SCHED_RR, os.sched_param(1))
     options = Options(
-        runs=given.runs, version=given.qemu, binary=binaries()[given.qemu], realtime=given.realtime
+        runs=given.runs,
+        version=given.qemu,
+        binary=binaries()[given.qemu],
+        realtime=given.realtime,
+        whole=given.whole,
     )
     order = [_key(name, version) for name in PARTS for version in versions]
     bad = 0

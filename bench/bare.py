@@ -41,7 +41,13 @@ class Moved:
 
 
 async def move(
-    pair: Pair, *, max_downtime_seconds: float, postcopy: bool = False, stopping: bool = True
+    pair: Pair,
+    *,
+    max_downtime_seconds: float,
+    postcopy: bool = False,
+    stopping: bool = True,
+    listen: str = "tcp:127.0.0.1:0",
+    bandwidth_bytes_per_second: int = UNLIMITED_BYTES_PER_SECOND,
 ) -> Moved:
     """Move the guest and quit the source.
 
@@ -53,8 +59,8 @@ async def move(
     async with RawMonitor(pair.source.qmp) as source, RawMonitor(pair.destination.qmp) as destination:
         began = time.monotonic()
         uri, _ = await asyncio.gather(
-            _listen(destination, postcopy=postcopy),
-            _prepare(source, max_downtime_seconds, postcopy=postcopy),
+            _listen(destination, listen, postcopy=postcopy),
+            _prepare(source, max_downtime_seconds, bandwidth_bytes_per_second, postcopy=postcopy),
         )
         begin: list[tuple[str, dict[str, Any]]] = [("migrate", {"uri": uri})]
         if postcopy:
@@ -89,18 +95,20 @@ async def move(
     return Moved(duration_seconds=duration, downtime_seconds=downtime)
 
 
-async def _listen(destination: RawMonitor, *, postcopy: bool) -> str:
+async def _listen(destination: RawMonitor, uri: str, *, postcopy: bool) -> str:
     await _enable(destination, postcopy=postcopy)
-    await destination.execute("migrate-incoming", uri="tcp:127.0.0.1:0")
+    await destination.execute("migrate-incoming", uri=uri)
     address = (await destination.execute("query-migrate"))["socket-address"][0]
     return f"tcp:{address['host']}:{address['port']}"
 
 
-async def _prepare(source: RawMonitor, max_downtime_seconds: float, *, postcopy: bool) -> None:
+async def _prepare(
+    source: RawMonitor, max_downtime_seconds: float, bandwidth: int, *, postcopy: bool
+) -> None:
     await _enable(source, postcopy=postcopy)
     await source.execute(
         "migrate-set-parameters",
-        max_bandwidth=UNLIMITED_BYTES_PER_SECOND,
+        max_bandwidth=bandwidth,
         downtime_limit=round(max_downtime_seconds * 1e3),
     )
 

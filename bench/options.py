@@ -30,3 +30,5 @@ class Options:
     binary: Path
     #: Whether all that is measured has real-time priority.
     realtime: bool
+    #: Whole matrices, where a part measures a smaller set by default.
+    whole: bool = False
