@@ -38,6 +38,8 @@ from migrator.store.place import journal_place
 
 #: Whoever drives migrations goes first where both want to run.
 _NICE = 5
+#: Before figures are asked for, those of MQTT are told; that is not waited for longer.
+_NOTE_SECONDS = 0.5
 
 
 class _Entrance:
@@ -197,7 +199,9 @@ class _Entrance:
 
     async def _counts(self, accept: str) -> Counts:
         if self._mqtt is not None:
-            await self._mqtt.note()
+            with contextlib.suppress(TimeoutError):  # a journal that does not answer keeps no figures back
+                async with asyncio.timeout(_NOTE_SECONDS):
+                    await self._mqtt.note()
         return Counts.from_json(await self._requests.ask("metrics", accept=accept))
 
 
