@@ -183,9 +183,10 @@ class SimulatedSite:
         await asyncio.sleep(0.001)
         if not absent:
             self._up(host)
-        for machine in self.machines.values():
-            if machine.socket == socket:
-                return self._source_of(machine, host, socket, known=bool(identity))
+        # /sim/UUID.GENERATION
+        machine = self.machines.get(socket.rpartition("/")[2].partition(".")[0])
+        if machine is not None and machine.socket == socket:
+            return self._source_of(machine, host, socket, known=bool(identity))
         if (host, socket) in self.waiting:
             return self.waiting[host, socket]
         for end in [end for made in self.made.values() for end in made] if identity else ():
