@@ -8,7 +8,7 @@ from contextlib import asynccontextmanager
 import pytest
 
 from migrator.testing import network
-from migrator.testing.lab import GuestMachine
+from migrator.testing.lab import GuestMachine, until
 from migrator.testing.postgresql import Postgres
 from tests.acceptance.service_site import MIB, SLOW, LiveSite, eventually, guest, made
 from tests.conftest import missing
@@ -22,13 +22,15 @@ def _namespaces() -> None:
 
 @asynccontextmanager
 async def on_server(
-    server: Postgres, machines: list[GuestMachine], *names: str, **how: float
+    server: Postgres, machines: list[GuestMachine], *names: str, lease: str = "60s", **how: float
 ) -> AsyncIterator[LiveSite]:
-    """A site whose service is not started yet, and has its journal in a database of its own there."""
+    """A site whose service is not started yet, and has its journal in a database of its own there.
+
+    :param lease: by default long enough for a switch that comes while the server is away.
+    """
     url = server.place(server.create()).url
     async with made(machines, *names, **how) as site:
-        # Long enough for a switch that comes while the server is away.
-        site.change_config(("[store]\n", f'[controller]\nlease = "60s"\n\n[store]\nurl = "{url}"\n'))
+        site.change_config(("[store]\n", f'[controller]\nlease = "{lease}"\n\n[store]\nurl = "{url}"\n'))
         yield site
 
 
@@ -86,5 +88,27 @@ async def test_while_the_server_is_away_what_runs_is_finished_and_nothing_begins
             await site.migration_ended(begun["id"], "completed")
             again = await site.post("migrations", guest="waiting", to="b")
             await site.migration_ended(again["id"], "completed")
+            await site.everyone_at(machines, "b")
+            assert site.stop() == 0
+
+
+async def test_what_would_switch_after_the_lease_is_parked_and_goes_on_when_the_server_is_back() -> None:
+    machines = [guest("moving", region=64 * MIB, speed=MIB)]
+    with Postgres("longer") as server:
+        async with on_server(server, machines, "a", "b", lease="2s", speed=SLOW // 4) as site:
+            site.serve()
+            await site.until_served()
+            await site.known(1)
+            begun = await site.post("migrations", guest="moving", to="b")
+            await site.until_state("precopy")
+            server.kill()
+
+            def parked() -> bool:
+                return "the stream waits for the next one" in site.log()
+
+            await until(parked, what="it is parked", within=30)
+            assert [site.where(qemu) for qemu in await site.running(machines[0])] == ["a"]
+            server.start()
+            await site.migration_ended(begun["id"], "completed")
             await site.everyone_at(machines, "b")
             assert site.stop() == 0

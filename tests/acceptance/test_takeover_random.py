@@ -1,0 +1,58 @@
+"""A controller is killed or frozen at a random instant of an evacuation, again and again; the other goes on with it."""
+
+from __future__ import annotations
+
+import os
+import random
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from migrator.testing import network
+from migrator.testing.postgresql import Postgres
+from tests.acceptance.two_controllers import Standstills, two_controllers
+from tests.conftest import missing
+
+#: A controller is replaced in so many seconds at the most, by a lease of half of that, on a machine that is busy.
+_MOST_SECONDS = 10.0
+#: Of an evacuation that nothing befalls, so that any of it may be hit.
+_EVACUATION_SECONDS = 5.0
+_SOAK_ROUNDS = 100
+
+
+@pytest.fixture(autouse=True)
+def _namespaces() -> None:
+    if (why := network.possible()) is not None:
+        missing(why)
+
+
+async def rounds(server: Postgres, hows: list[str], seed: int) -> str:
+    """Let so many controllers go; the distribution of what it took."""
+    chance = random.Random(seed)
+    async with two_controllers(server) as both, Standstills(both.site, both.guests) as watch:
+        for number, how in enumerate(hows):
+            after = chance.uniform(0.1, _EVACUATION_SECONDS)
+            await both.round(number, how=how, after=after, watch=watch)
+        table = both.measured.table()
+        sys.stdout.write(f"\n{len(hows)} take-overs, seed {seed}\n\n{table}\n")
+        assert max(both.measured.leased) < _MOST_SECONDS, table
+        return table
+
+
+@pytest.mark.timeout(400)
+@pytest.mark.parametrize("how", ["killed", "frozen"])
+async def test_gone_at_a_random_instant_it_is_followed_and_every_guest_moves_once(
+    postgresql: Postgres, how: str
+) -> None:
+    await rounds(postgresql, [how] * 5, seed=7)
+
+
+@pytest.mark.soak
+async def test_a_hundred_that_are_gone_at_random_instants(postgresql: Postgres) -> None:
+    seed = int(os.environ.get("SEED", int(time.time())))
+    hows = [("killed", "frozen")[number % 2] for number in range(_SOAK_ROUNDS)]
+    table = await rounds(postgresql, hows, seed)
+    if report := os.environ.get("REPORT"):
+        Path(report).write_text(table + "\n", encoding="utf-8")

@@ -1,0 +1,291 @@
+"""Two controllers of one real site on one PostgreSQL, killed and frozen, and the guests watched from outside."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import os
+import signal
+import statistics
+import subprocess
+import sys
+import time
+from collections.abc import AsyncIterator, Sequence
+from contextlib import asynccontextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Self
+
+import httpx2
+from sqlalchemy import text
+from sqlalchemy.exc import ProgrammingError
+from sqlalchemy.ext.asyncio import AsyncEngine, create_async_engine
+
+from migrator.errors import JournalError
+from migrator.store.step_records import controller_id
+from migrator.testing.lab import GuestMachine
+from migrator.testing.postgresql import Postgres
+from migrator.testing.raw_qmp import RawQmpError
+from tests.acceptance.service_site import MIB, LiveSite, eventually, guest, made
+
+#: Which of their guests moves how.
+POLICIES = {"pre": "default", "post": "postcopy-first", "off": "offline"}
+#: For both; another takes over after it, and the time that looking at migrations takes.
+LEASE_SECONDS = 3.0
+_SPEED = 60 * MIB
+
+
+def machines() -> list[GuestMachine]:
+    """Return six guests, two for each policy."""
+    return [guest(f"{kind}-{number}", region=32 * MIB) for kind in POLICIES for number in (1, 2)]
+
+
+class Standstills:
+    """Looks at guests from outside, again and again: where each runs, and for how long it runs nowhere."""
+
+    def __init__(self, site: LiveSite, guests: Sequence[GuestMachine]) -> None:
+        self._site, self._guests = site, guests
+        self._ran_at = {machine.name: time.monotonic() for machine in guests}
+        #: Seconds, by the guest: the longest time between two looks that showed it running.
+        self.longest: dict[str, float] = {}
+        self.doubled: list[str] = []
+
+    async def __aenter__(self) -> Self:
+        self._task = asyncio.create_task(self._look(), name="watch guests")
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        self._task.cancel()
+        await asyncio.wait({self._task})
+        if not self._task.cancelled() and (error := self._task.exception()):
+            raise error
+
+    def begin(self) -> None:
+        """Forget what was seen so far."""
+        self.longest.clear()
+
+    async def _look(self) -> None:
+        while True:
+            instances = self._site.instances_of(self._guests)
+            await asyncio.gather(*(self._one(machine, instances[machine.uuid]) for machine in self._guests))
+            await asyncio.sleep(0.02)
+
+    async def _one(self, machine: GuestMachine, instances: Sequence[Any]) -> None:
+        running = await _running(instances)
+        # Two looks, one after the other, are no proof that both were true at once.
+        twice = len(running) > 1 and len(set(running) & set(await _running(instances))) > 1
+        if twice and len(set(running) & set(await _running(instances))) > 1:
+            self.doubled.append(machine.name)
+        if running:
+            now = time.monotonic()
+            gap = now - self._ran_at[machine.name]
+            self._ran_at[machine.name] = now
+            self.longest[machine.name] = max(gap, self.longest.get(machine.name, 0.0))
+
+
+async def _running(instances: Sequence[Any]) -> list[int]:
+    found = []
+    for qemu in instances:
+        with contextlib.suppress(OSError, RawQmpError):
+            if await qemu.run_state() == "running":
+                found.append(qemu.pid)
+    return found
+
+
+@dataclass
+class Measured:
+    """Figures of many take-overs, in seconds."""
+
+    #: Until another had the lease, and until it had begun to go on with what was left.
+    leased: list[float] = field(default_factory=list)
+    went_on: list[float] = field(default_factory=list)
+    #: The longest that each guest was not seen running, in rounds in which it moved, by its kind.
+    stood: dict[str, list[float]] = field(default_factory=lambda: {kind: [] for kind in POLICIES})
+
+    def table(self) -> str:
+        """Return the distribution as a table of a document."""
+        rows = {
+            "until another has the lease": self.leased,
+            "until it goes on with what was left": self.went_on,
+            **{f"standstill, {POLICIES[kind]}": stood for kind, stood in self.stood.items()},
+        }
+        lines = [
+            "| seconds | count | median | p90 | p99 | longest |",
+            "| --- | --- | --- | --- | --- | --- |",
+        ]
+        for name, found in rows.items():
+            if found:
+                cuts = (
+                    statistics.quantiles(found, n=100, method="inclusive") if len(found) > 1 else found * 99
+                )
+                lines.append(
+                    f"| {name} | {len(found)} | {statistics.median(found):.2f} | {cuts[89]:.2f} | {cuts[98]:.2f} | "
+                    f"{max(found):.2f} |"
+                )
+        return "\n".join(lines)
+
+
+class TwoControllers:
+    """A site whose host is emptied again and again, by whichever controller acts."""
+
+    def __init__(self, site: LiveSite, engine: AsyncEngine, guests: Sequence[GuestMachine]) -> None:
+        self.site, self.guests = site, guests
+        self._engine = engine
+        self._processes: dict[str, subprocess.Popen[bytes]] = {}
+        self.measured = Measured()
+
+    async def start(self, name: str, *, stands_by: bool = True) -> None:
+        """Start one of the two; returns once it stands by, where another acts."""
+        before = len(self.site.said("answers while it stands by")) if stands_by else 0
+        with (self.site.directory / "service.log").open("ab") as log:
+            self._processes[name] = subprocess.Popen(
+                [
+                    sys.executable,
+                    "-m",
+                    "migrator",
+                    "serve",
+                    "--config",
+                    str(self.site.directory / f"{name}.toml"),
+                ],
+                stdin=subprocess.DEVNULL,
+                stdout=log,
+                stderr=log,
+                start_new_session=True,
+            )
+        if stands_by:
+
+            async def said() -> bool:
+                return len(self.site.said("answers while it stands by")) > before
+
+            await eventually(said, f"controller {name} stands by", self.site, within=60)
+
+    def end(self) -> None:
+        """End both."""
+        for process in self._processes.values():
+            with contextlib.suppress(ProcessLookupError):
+                os.killpg(process.pid, signal.SIGKILL)
+            process.wait(timeout=10)
+
+    async def _found(self, query: str, **values: Any) -> list[Any]:
+        async with self._engine.connect() as connection:
+            return list(await connection.execute(text(query), values))
+
+    async def acting(self) -> str:
+        """Return which of the two has the lease; empty where none has."""
+        try:
+            rows = await self._found("SELECT owner FROM leases WHERE name = 'site'")
+        except ProgrammingError:
+            return ""  # the first of them has not made the tables yet
+        for name in self._processes:
+            with contextlib.suppress(JournalError, OSError):
+                if rows and rows[0].owner == controller_id(self.site.directory / name):
+                    return name
+        return ""
+
+    async def ask_acting(self) -> str:
+        """Ask the site through the one that acts from now on; which that is."""
+        found = ""
+
+        async def answers() -> bool:
+            nonlocal found
+            found = await self.acting()
+            if not found:
+                return False
+            await self.site.disconnect()
+            transport = httpx2.AsyncHTTPTransport(uds=str(self.site.directory / f"{found}.sock"))
+            self.site._http = httpx2.AsyncClient(transport=transport, base_url="http://migrator", timeout=30)
+            try:
+                return (await self.site.probe("/readyz?role=acting"))[0] == 200
+            except httpx2.TransportError:
+                return False
+
+        await eventually(answers, "a controller that acts", self.site, within=60)
+        return found
+
+    async def round(self, number: int, *, how: str, after: float, watch: Standstills) -> None:
+        """Empty the host that the guests are on, and end whoever acts in the middle of it.
+
+        :param how: ``killed`` or ``frozen``.
+        :param after: seconds from the command on.
+        """
+        site, (here, there) = self.site, ("a", "b") if number % 2 == 0 else ("b", "a")
+        gone = await self.ask_acting()
+        await site.known(len(self.guests))
+        watch.begin()
+        run = await site.post(f"hosts/{here}/evacuate", key=f"round-{number}")
+        await asyncio.sleep(after)  # the instant is what is tested
+        [(last,)] = await self._found("SELECT coalesce(max(event_id), 0) FROM events")
+        os.killpg(self._processes[gone].pid, signal.SIGKILL if how == "killed" else signal.SIGSTOP)
+        at = time.monotonic()
+        await self._taken_over(gone, last, at)
+        successor = await self.ask_acting()
+        assert successor != gone
+        assert (await site.post(f"hosts/{here}/evacuate", key=f"round-{number}"))["id"] == run["id"]
+        await site.ended(run["id"], "completed", within=120)
+        await self._bring_back(gone, how)
+        await site.everyone_at(self.guests, there)
+        assert watch.doubled == []
+        await self._moved_once(run["id"])
+        for machine in self.guests:
+            self.measured.stood[machine.name.partition("-")[0]].append(watch.longest[machine.name])
+        await site.post(f"hosts/{here}/activate", key=f"activate-{number}")
+
+    async def _taken_over(self, gone: str, last: int, at: float) -> None:
+        while await self.acting() in ("", gone):
+            assert time.monotonic() - at < 20, self.site.log()[-8000:]
+            await asyncio.sleep(0.05)
+        self.measured.leased.append(time.monotonic() - at)
+        while not await self._found("SELECT 1 FROM events WHERE event_id > :last LIMIT 1", last=last):
+            if not await self._found(
+                "SELECT 1 FROM documents WHERE kind = 'evacuation' AND ended_at IS NULL"
+            ):
+                return  # all was done before
+            assert time.monotonic() - at < 30, self.site.log()[-8000:]
+            await asyncio.sleep(0.05)
+        self.measured.went_on.append(time.monotonic() - at)
+
+    async def _bring_back(self, gone: str, how: str) -> None:
+        process = self._processes[gone]
+        if how == "frozen":
+            os.killpg(process.pid, signal.SIGCONT)
+        assert await asyncio.to_thread(process.wait, 30) == -signal.SIGKILL, "it ends itself when it wakes up"
+        await self.start(gone)
+
+    async def _moved_once(self, run: str) -> None:
+        listed = await self.site.get("migrations", evacuation=run, limit=100)
+        completed = [each["guest_name"] for each in listed["items"] if each["state"] == "completed"]
+        assert sorted(completed) == sorted(machine.name for machine in self.guests), listed
+
+
+@asynccontextmanager
+async def two_controllers(server: Postgres) -> AsyncIterator[TwoControllers]:
+    """Both run, and one of them acts, on a site of two hosts with six guests on the first."""
+    guests = machines()
+    url = server.place(server.create()).url
+    engine = create_async_engine(url)
+    rules = "".join(
+        f'[[guests]]\nmatch = "{kind}-*"\npolicy = "{policy}"\n\n' for kind, policy in POLICIES.items()
+    )
+    async with made(guests, "a", "b", speed=_SPEED) as site:
+        site.change_config(
+            ("[store]\n", f'{rules}[controller]\nlease = "{LEASE_SECONDS:g}s"\n\n[store]\nurl = "{url}"\n')
+        )
+        _configure_both(site.config, site.directory)
+        both = TwoControllers(site, engine, guests)
+        try:
+            await both.start("one", stands_by=False)
+            await both.ask_acting()
+            await both.start("two")
+            yield both
+        finally:
+            both.end()
+            await engine.dispose()
+
+
+def _configure_both(config: Path, directory: Path) -> None:
+    config_text = config.read_text(encoding="utf-8")
+    for name in ("one", "two"):
+        own = config_text.replace('socket = "api.sock"', f'socket = "{name}.sock"')
+        own = own.replace('path = "state/', f'path = "{name}/')
+        (directory / name).mkdir()
+        (directory / f"{name}.toml").write_text(own, encoding="utf-8")
