@@ -2,7 +2,7 @@
 
 ::
 
-    world = World()
+    world = ScriptedService()
     async with serving(world, tmp_path) as place:
         ...
     with in_thread(tmp_path) as service: ...     # for commands as a user types them
@@ -101,7 +101,7 @@ class MemoryLog:
         self.commands[key]["reply"] = dict(reply)
 
 
-class World:
+class ScriptedService:
     """Two hosts with guests; `Reading` and `Controller` in one.
 
     :param journal_lag: seconds from an event to its being in the journal.
@@ -592,7 +592,7 @@ class World:
 
 @contextlib.asynccontextmanager
 async def serving(
-    world: World,
+    world: ScriptedService,
     directory: Path,
     *,
     limits: Limits | None = None,
@@ -622,8 +622,8 @@ class InThread:
     """A service in a thread of its own, so that a test may block."""
 
     directory: Path
-    make: Callable[[], World]
-    world: World = field(init=False)
+    make: Callable[[], ScriptedService]
+    world: ScriptedService = field(init=False)
     place: Place = field(init=False)
     #: As in a journal: they outlive a service.
     tokens: MemoryTokens = field(default_factory=MemoryTokens)
@@ -653,7 +653,7 @@ class InThread:
         self._thread.join(15)
         assert not self._thread.is_alive(), "the service did not stop"
 
-    def do(self, action: Callable[[World], _Result]) -> _Result:
+    def do(self, action: Callable[[ScriptedService], _Result]) -> _Result:
         """Do it on the service's own loop."""
 
         async def there() -> _Result:
@@ -663,7 +663,7 @@ class InThread:
 
 
 @contextlib.contextmanager
-def in_thread(directory: Path, make: Callable[[], World] = World) -> Iterator[InThread]:
+def in_thread(directory: Path, make: Callable[[], ScriptedService] = ScriptedService) -> Iterator[InThread]:
     """A service while the block lasts; it may be stopped and started in it."""
     service = InThread(directory, make)
     service.start()

@@ -15,7 +15,7 @@ import pytest
 from migrator.core.model import State
 from tests.command import MIGRATOR
 from tests.http_service import HOSTILE, OPERATOR, VIEWER
-from tests.service_fakes import InThread, World, in_thread
+from tests.service_fakes import InThread, ScriptedService, in_thread
 from tests.some_events import host_state
 
 
@@ -35,7 +35,7 @@ def untouched(tmp_path_factory: pytest.TempPathFactory) -> Iterator[InThread]:
 @pytest.fixture(scope="module")
 def busy(tmp_path_factory: pytest.TempPathFactory) -> Iterator[InThread]:
     """One service for all tests that change nothing, with a migration under way."""
-    with in_thread(tmp_path_factory.mktemp("busy"), lambda: World(steps=None)) as service:
+    with in_thread(tmp_path_factory.mktemp("busy"), lambda: ScriptedService(steps=None)) as service:
         service.do(lambda world: world.migrate(world.guests()[1]))
         yield service
 
@@ -224,7 +224,7 @@ def test_an_evacuation_with_a_held_guest(service: InThread):
 
 
 def test_last_events_are_found_over_numbers_that_were_never_given(service: InThread):
-    def say(world: World) -> None:
+    def say(world: ScriptedService) -> None:
         world.bus.publish(host_state("before"))
         world.bus.place += 5000  # as after a kill
         world.bus.publish(host_state("after"))
@@ -381,7 +381,7 @@ class TestCompletion:
     def test_a_name_with_blanks_goes_into_bash_as_one_word(
         self, service: InThread, begun: str, offers: list[str]
     ):
-        def rename(world: World) -> None:
+        def rename(world: ScriptedService) -> None:
             guest = next(guest for guest in world.guests() if guest.name == "mail")
             world._guests[guest.guest] = guest.model_copy(update={"name": "vm four ($HOME)"})
 

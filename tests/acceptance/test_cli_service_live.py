@@ -21,14 +21,14 @@ from pathlib import Path
 import pytest
 
 from tests.command import MIGRATOR
-from tests.service_fakes import InThread, World, in_thread
+from tests.service_fakes import InThread, ScriptedService, in_thread
 
 _PATIENCE_SECONDS = 20.0
 
 
 @pytest.fixture
 def service(tmp_path: Path) -> Iterator[InThread]:
-    with in_thread(tmp_path, lambda: World(steps=None)) as service:
+    with in_thread(tmp_path, lambda: ScriptedService(steps=None)) as service:
         yield service
 
 
@@ -198,7 +198,7 @@ def test_bars_stay_on_their_line(service: InThread):
     with running(service, "migrate", "db", "--wait", terminal=(80, 24)) as command:
         command.until("preparing")
         for step in range(10):
-            service.do(partial(World.progress, identifier="m1", ratio=step / 10))
+            service.do(partial(ScriptedService.progress, identifier="m1", ratio=step / 10))
         command.until("precopy")
         service.do(lambda world: world.finish("m1"))
         assert command.ended() == 0

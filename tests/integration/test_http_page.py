@@ -16,7 +16,7 @@ from migrator.api.documents import ForecastDocument
 from migrator.core.model import State
 from tests.conftest import missing
 from tests.http_service import OPERATOR, VIEWER
-from tests.service_fakes import InThread, World, in_thread
+from tests.service_fakes import InThread, ScriptedService, in_thread
 
 _PHONE = {"width": 360, "height": 740}
 _DESK = {"width": 1280, "height": 900}
@@ -35,7 +35,7 @@ def browser() -> Iterator[Any]:
 
 @pytest.fixture
 def service(tmp_path: Path) -> Iterator[InThread]:
-    with in_thread(tmp_path, lambda: World(steps=None)) as service:
+    with in_thread(tmp_path, lambda: ScriptedService(steps=None)) as service:
         yield service
 
 

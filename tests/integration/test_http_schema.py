@@ -26,7 +26,7 @@ from migrator.http import openapi
 from migrator.http.app import create_app
 from migrator.http.limits import Limits
 from tests.http_service import OPERATOR, MemoryTokens
-from tests.service_fakes import World
+from tests.service_fakes import ScriptedService
 
 _CHECKS = [
     content_type_conformance,
@@ -40,7 +40,7 @@ _CHECKS = [
 
 
 def _app() -> FastAPI:
-    world = World(steps=None)
+    world = ScriptedService(steps=None)
     limits = Limits(requests_per_second=1e9, burst=10**9, hosts=frozenset({"testserver"}))
     app = create_app(Dispatcher(controller=world, log=world.log), world, MemoryTokens(), limits=limits)
     guest = world.guest("db")

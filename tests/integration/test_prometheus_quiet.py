@@ -18,17 +18,9 @@ import yaml  # type: ignore[import-untyped]
 
 from migrator.api.commands import Caller, Evacuate, Role
 from migrator.core.inventory import HostState
-from migrator.core.policy import builtin
-from migrator.engine.controller import Engine
-from migrator.engine.event_bus import EventBus
-from migrator.engine.inventory import Inventory
-from migrator.engine.journal_writer import JournalWriter
-from migrator.engine.migration.services import SessionServices
-from migrator.engine.rules import Rules
 from migrator.metrics import Metrics, Probes
 from migrator.metrics.gauges import BrokerGauges
-from migrator.store.step_records import StepRecords
-from migrator.testing.journal import MemoryJournal
+from migrator.testing.simulated_service import SimulatedService
 from migrator.testing.simulated_site import SimulatedSite
 from migrator.testing.workload import MIB, idle, on_off, steady
 from tests.conftest import missing
@@ -114,24 +106,6 @@ async def _evacuate(number: int, directory: Path, scrapes: Scrapes, broken: str)
     site = _site(random.Random(number))
     if broken:
         site.hosts[broken].down = True
-    journal_writer = JournalWriter(MemoryJournal())
-
-    async def keep(job: Any) -> None:
-        await journal_writer.commit(("migration", job.journalled))
-
-    configured = [host.configured() for host in site.hosts.values()]
-    inventory = Inventory(configured, site=site)
-    records = StepRecords(directory / str(number))
-    means = SessionServices(site=site, records=records, keep=keep, accept=lambda findings, codes: findings)
-    engine = Engine(
-        inventory=inventory,
-        services=means,
-        journal_writer=journal_writer,
-        bus=EventBus(),
-        rules=Rules(policy=builtin),
-    )
-    inventory.on_change(engine.inventory_changed)
-    queries = engine.queries
     start = EPOCH + number * 900
     began = loop.time()
 
@@ -139,33 +113,26 @@ async def _evacuate(number: int, directory: Path, scrapes: Scrapes, broken: str)
         return start + loop.time() - began
 
     probes = Probes(broker=lambda: BrokerGauges(connected=True))
-    metrics = Metrics(queries=queries, version="1", probes=probes, clock=loop.time, now=now)
     labels = f'job="migrator",instance="run-{number}",site="simulated"'
 
-    def scrape() -> None:
-        text, _ = metrics.render(metrics.snapshot(), None)
-        scrapes.add(text.decode(), labels, int(now()))
+    service = SimulatedService(directory / str(number), site)
+    async with service.running() as running:
+        metrics = Metrics(queries=running.queries, version="1", probes=probes, clock=loop.time, now=now)
 
-    async def prometheus() -> None:
-        while True:
-            scrape()
-            await asyncio.sleep(INTERVAL_SECONDS)
+        async def prometheus() -> None:
+            while True:
+                text, _ = metrics.render(metrics.snapshot(), None)
+                scrapes.add(text.decode(), labels, int(now()))
+                await asyncio.sleep(INTERVAL_SECONDS)
 
-    await engine.recover()
-    await inventory.look_at_all()
-    scraping = asyncio.create_task(prometheus(), name="scrape")
-    running = asyncio.create_task(engine.run(), name="engine")
-    deadline = datetime.now(UTC) + timedelta(minutes=10)
-    await asyncio.sleep(INTERVAL_SECONDS)
-    await engine.handlers.carry_out(Evacuate(host="a", deadline=deadline), OPERATOR, key="")
-    async with asyncio.timeout(600):
-        while inventory.host("a").state is not HostState.MAINTENANCE:  # type: ignore[union-attr]
-            await asyncio.sleep(0.5)
-    await asyncio.sleep(3 * INTERVAL_SECONDS)
-    await engine.stop()
-    for task in (scraping, running):
-        task.cancel()
-    await asyncio.wait({scraping, running})
+        scraping = asyncio.create_task(prometheus(), name="scrape")
+        deadline = datetime.now(UTC) + timedelta(minutes=10)
+        await asyncio.sleep(INTERVAL_SECONDS)
+        await running.ask(Evacuate(host="a", deadline=deadline))
+        await running.until(lambda: running.queries.host("a").state is HostState.MAINTENANCE, 600)
+        await asyncio.sleep(3 * INTERVAL_SECONDS)
+        scraping.cancel()
+        await asyncio.wait({scraping})
     completed = re.search(r'migrations_total\{mode="precopy",result="completed"\} (\d+)', _final(metrics))
     return int(completed[1]) if completed else 0
 

@@ -25,7 +25,7 @@ from tests.broker import Broker, mosquitto
 from tests.conftest import missing
 from tests.http_service import Place
 from tests.mqtt_fakes import Peer, peer, settings
-from tests.service_fakes import World, serving
+from tests.service_fakes import ScriptedService, serving
 from tests.some_events import migration_state, progress
 
 
@@ -37,7 +37,7 @@ def broker(tmp_path: Path) -> Iterator[Broker]:
         yield broker
 
 
-class Kept(World):
+class Kept(ScriptedService):
     """A world whose events are in a journal on disk."""
 
     kept: SqlJournal
