@@ -10,7 +10,7 @@ from migrator.addresses import bracketed, host_port, reachable
 from migrator.cli.over_ssh import OverSsh
 from migrator.core.process.guest_network import GuestTaps
 from migrator.errors import UsageError
-from migrator.ports import StreamPath, UnprobedPath
+from migrator.ports import PathHealth, StreamPath, UnprobedPath
 from migrator.qemu.address import Address
 
 if TYPE_CHECKING:
@@ -50,13 +50,19 @@ class DirectGuestNetworks:
 
         :param listen: where the destination takes the stream: ``tcp:ADDR:0``.
         """
-        from migrator.hosts.path_probe import PathProbe  # noqa: PLC0415 - precopy needs none
-
         host = host_port(listen.partition(":")[2], least=0)[0]
-        here, there = (self._access(end, pid) for end, pid in zip((source, target), pids, strict=True))
-        if here is None or there is None or _is_loopback(host):
-            return UnprobedPath(addresses=(host,))
-        return PathProbe(here=here, there=there, addresses=(host,))
+        return _DirectPath(self, (source, target), pids, host)
+
+    async def probe(
+        self, ends: tuple[str, str], pids: tuple[int | None, int | None], address: str
+    ) -> PathHealth:
+        """Probe the network from one of the QEMUs to that address of the other."""
+        from migrator.hosts.path_probe import PathProbe  # noqa: PLC0415 - only a postcopy takes one
+
+        here, there = (self._access(end, pid) for end, pid in zip(ends, pids, strict=True))
+        if here is None or there is None or _is_loopback(address):
+            return await UnprobedPath(addresses=(address,)).probe(address)
+        return await PathProbe(here=here, there=there, addresses=(address,)).probe(address)
 
     def _access(self, host: str, pid: int | None) -> HostAccess | None:
         """Return the host of a QEMU, with the network that it is in; ``None`` where that is not known."""
@@ -69,6 +75,24 @@ class DirectGuestNetworks:
         if elsewhere is None:
             return None
         return LocalAccess(host, ("nsenter", f"--net=/proc/{pid}/ns/net", "--") if elsewhere else ())
+
+
+class _DirectPath:
+    """Implements :class:`migrator.ports.StreamPath` between two QEMUs that are named by their addresses."""
+
+    def __init__(
+        self,
+        networks: DirectGuestNetworks,
+        ends: tuple[str, str],
+        pids: tuple[int | None, int | None],
+        address: str,
+    ) -> None:
+        self._networks, self._ends, self._pids = networks, ends, pids
+        self.addresses = (address,)
+
+    async def probe(self, address: str, /) -> PathHealth:
+        """See :meth:`migrator.ports.StreamPath.probe`."""
+        return await self._networks.probe(self._ends, self._pids, address)
 
 
 def listen_uri(text: str | None, destination: Address) -> str:

@@ -15,12 +15,14 @@ from migrator.core.migration.lifecycle import Step
 from migrator.core.migration.situation import OperatorAnswer
 from migrator.core.model import MigrationStatus, State
 from migrator.engine.migration.outcome import MigrationOutcome
+from migrator.engine.migration.phase_timeouts import PhaseTimeouts
 from migrator.testing.lab import Lab, Pair
 from migrator.testing.network import LabHosts
 from tests.driven import PLAIN, SHORT
 from tests.driven import driven as by_precopy
 from tests.invariants import witness
-from tests.postcopy import BUSY, FULL, PostcopyDrive, driven, quickly
+from tests.paths import path_between
+from tests.postcopy import BUSY, FULL, GIVEN_UP, PostcopyDrive, driven, quickly
 
 
 @pytest.fixture
@@ -51,9 +53,16 @@ async def refused(
     return answer.instead
 
 
-async def told(pair: Pair, hosts: LabHosts, held: MigrationOutcome, word: OperatorAnswer) -> MigrationOutcome:
+async def told(
+    pair: Pair,
+    hosts: LabHosts,
+    held: MigrationOutcome,
+    word: OperatorAnswer,
+    *,
+    patience: PhaseTimeouts = SHORT,
+) -> MigrationOutcome:
     """It is taken, and this comes of it."""
-    async with driven(pair, patience=SHORT, listen=across(hosts)) as drive:
+    async with driven(pair, patience=patience, listen=across(hosts)) as drive:
         answer, result = await drive.say(word, held)
     assert result is not None, answer
     return result
@@ -94,7 +103,7 @@ async def test_cut_while_it_fetches_it_is_neither_ended_nor_said_to_be_complete(
     hosts: LabHosts, lab: Lab, apart: Pair
 ) -> None:
     async with witness(lab, apart) as seen:
-        async with driven(apart, patience=SHORT, listen=across(hosts)) as drive:
+        async with driven(apart, patience=GIVEN_UP, listen=across(hosts)) as drive:
             drive.make_it_last()
             drive.destination.after("cont", hosts["beta"].black_hole)
             held = await drive.run()
@@ -102,12 +111,12 @@ async def test_cut_while_it_fetches_it_is_neither_ended_nor_said_to_be_complete(
         assert held.state is State.HELD
         assert OperatorAnswer.DESTINATION in await refused(apart, hosts, held, OperatorAnswer.SOURCE)
         await refused(apart, hosts, held, OperatorAnswer.LOST)
-        again = await told(apart, hosts, held, OperatorAnswer.DESTINATION)
+        again = await told(apart, hosts, held, OperatorAnswer.DESTINATION, patience=GIVEN_UP)
         assert again.state is State.HELD
         assert (apart.source.alive, apart.destination.alive) == (True, True)
         hosts["beta"].heal()
         await quickly(apart)
-        async with driven(apart, listen=across(hosts)) as drive:
+        async with driven(apart, path=path_between(hosts)) as drive:
             result = await drive.take_up()
         assert result.state is State.COMPLETED
         await seen.verify(State.COMPLETED)
