@@ -12,6 +12,9 @@ import pytest
 from migrator.qemu.claim import DriverClaim
 from tests.three_controllers import Misfortune, Violated, Weakness, World, emptying, explore
 
+# Of a process that was killed nothing is awaited any more.
+pytestmark = pytest.mark.filterwarnings("ignore:coroutine .* was never awaited:RuntimeWarning")
+
 #: So many runs are some tens of thousands of steps.
 _RUNS = 6
 #: In ``make soak``.
