@@ -19,7 +19,7 @@ from migrator.api.documents import ControllerDocument, LeaseDocument, ServiceDoc
 from tests.command import MIGRATOR
 from tests.conftest import missing
 from tests.http_service import OPERATOR
-from tests.service_fakes import InThread, World, in_thread
+from tests.service_fakes import InThread, ScriptedService, in_thread
 
 NOW = datetime(2026, 3, 1, 12, tzinfo=UTC)
 
@@ -65,7 +65,7 @@ STANDBY = ServiceDocument(
 
 @pytest.fixture
 def service(tmp_path: Path) -> Iterator[InThread]:
-    with in_thread(tmp_path, lambda: World(steps=None)) as service:
+    with in_thread(tmp_path, lambda: ScriptedService(steps=None)) as service:
         service.place.app.state.dependencies.service = lambda: STANDBY
         yield service
 
