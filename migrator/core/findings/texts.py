@@ -356,6 +356,11 @@ WAY: Texts = {
         "not all of the source's migration settings could be put back",
         "compare query-migrate-parameters and query-migrate-capabilities with what you expect",
     ),
+    "stream-not-shaped": (
+        "warning",
+        "the sockets of the stream could not be given options, and what waited in them took a part of the downtime",
+        "let migrator trace QEMU at the source (as root), or set sysctl net.ipv4.tcp_notsent_lowat=131072 on that host",
+    ),
     "not-announced": (
         "warning",
         "the guest's network addresses could not be announced at the destination",

@@ -185,6 +185,7 @@ _WAY = {
     "record-left-over": "whether the record of the migration can be put away",
     "network-down": "what the taps hang on where the guest has arrived, with what they hung on at the source",
     "left-over": "what was made for the migration, with what could be removed",
+    "stream-not-shaped": "what waited in the stream's sockets when the guest was stopped, where that cost it something",
     "source-left-over": "the source's process, which should have ended",
     "destination-left-over": "the destination's process, which should have ended",
     "not-restored": "migration parameters and capabilities of the source, with those before",

@@ -19,6 +19,7 @@ from migrator.engine.migration.intent_log import IntentLog
 from migrator.engine.migration.outcome import MigrationOutcome
 from migrator.errors import QemuError
 from migrator.ports import Qemu, StreamOptions, StreamSockets
+from migrator.units import show_bytes, show_seconds
 
 #: How often all sockets are looked for, seconds: one may have been opened anew.
 _SEARCH_SECONDS = 1.0
@@ -30,6 +31,8 @@ _FIRST_LOOKS = 10
 _NEAR_SECONDS = 1.5
 #: Seconds that a look may hold the steering up; over a network it goes on beside it.
 _LOOK_SECONDS = 0.005
+#: What waited in sockets that could not be reached is told where it cost more than this.
+_WORTH_TELLING_SECONDS = 0.02
 #: Seconds that lifting the pace may hold up the switch, during which the guest stands still, and a postcopy.
 _SWITCH_SECONDS, _POSTCOPY_SECONDS = 0.1, 1.0
 
@@ -55,6 +58,8 @@ class StreamShaper:
         #: Another controller may have had it paced.
         self._may_be_paced = False
         self._end = EndPace()
+        #: Of the last sample, bytes per second.
+        self._speed = 0.0
 
     # --- what QEMU's own limit has to be ----------------------------------------------------------------------------
 
@@ -118,6 +123,7 @@ class StreamShaper:
             await self._look(options, within=_LOOK_SECONDS)
         elif sample.remaining_bytes < _NEAR_SECONDS * sample.bandwidth_bytes_per_second:
             await self._look(None, within=_LOOK_SECONDS)
+        self._speed = sample.bandwidth_bytes_per_second or self._speed
         sample = replace(sample, queued_bytes=self._seen.queued_bytes)
         if self._seen.refused and not self._postcopy:
             self._end = traffic_shaping.pace_end(self._end, sample)
@@ -171,7 +177,15 @@ class StreamShaper:
         if options is not None:
             self._given = options
         await self._look(options, within=_SWITCH_SECONDS)
-        self._result.queued_at_stop_bytes = self._seen.queued_bytes
+        queued = self._result.queued_at_stop_bytes = self._seen.queued_bytes
+        seconds = (queued or 0) / self._speed if self._speed > 0 else 0.0
+        if self._seen.refused and seconds > _WORTH_TELLING_SECONDS:
+            self._result.warn(
+                "stream-not-shaped",
+                f"{show_bytes(queued or 0)} waited in the stream's sockets when the guest was stopped, which took "
+                f"{show_seconds(seconds)} of its downtime: they cannot be given options ({self._seen.refused})",
+                "let migrator trace QEMU there (as root), or set sysctl net.ipv4.tcp_notsent_lowat=131072 on that host",
+            )
 
     def end_pacing(self) -> None:
         """Pace nothing from now on: in postcopy QEMU would wait in a paced socket, with requested pages behind it."""
