@@ -1,4 +1,4 @@
-"""What the controller computes for each guest of one evacuation, few or many; in simulated time."""
+"""Measure what the controller computes for each guest of one evacuation, few or many; in simulated time."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What one controller takes with many migrations under way, and what each costs from its beginning to its end."""
+"""Measure one controller with many migrations under way, and what each costs from its beginning to its end."""
 
 from __future__ import annotations
 

@@ -30,7 +30,7 @@ _START_SECONDS, _END_SECONDS = 180.0, 600.0
 
 @dataclass(frozen=True, kw_only=True)
 class Usage:
-    """What the service used in a while."""
+    """Processor time and memory that the service used in a while."""
 
     seconds: float
     #: Of a core: the process that steers, that and all it started.

@@ -42,7 +42,7 @@ class GuestSpec:
 
     @property
     def key(self) -> str:
-        """Its uuid."""
+        """Return the guest's uuid."""
         return str(uuid.uuid5(uuid.NAMESPACE_DNS, self.name))
 
     def request(self, directory: Path, *, incoming: bool) -> dict[str, Any]:

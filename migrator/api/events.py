@@ -106,7 +106,7 @@ class Event(ABC):
 
     @property
     def identity(self) -> tuple[str, str, str, int, datetime]:
-        """What it is told by, with a number or without."""
+        """Return the event as it is told, with a number or without."""
         return self.kind, self.subject, self.subject_id, self.sequence, self.time
 
     @cached_property

@@ -9,7 +9,7 @@ from typing import Protocol
 
 @dataclass(frozen=True, kw_only=True)
 class PathHealth:
-    """What a probe has shown of the network between two hosts."""
+    """The result of a probe of the network between two hosts."""
 
     #: Packets as large as the stream's come through in both directions; ``None``: nothing there can tell.
     carries: bool | None

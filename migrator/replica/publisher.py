@@ -308,7 +308,7 @@ class Publisher:
 
 
 def _follows(now: Collection[_Place], before: Collection[_Place]) -> bool:
-    """Whether those who stayed are in their order, and who came is after them."""
+    """Return whether those who stayed are in their order, and who came is after them."""
     there = set(now)
     stayed = [place for place in before if place in there]
     return stayed == list(now)[: len(stayed)]

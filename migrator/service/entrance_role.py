@@ -1,4 +1,4 @@
-"""What the process that answers does while its controller acts, and while it stands by."""
+"""The work of the process that answers while its controller acts, and while it stands by."""
 
 from __future__ import annotations
 
@@ -112,7 +112,7 @@ class Role:
         return found
 
     def stale(self) -> bool:
-        """Whether what is shown is older than it should be."""
+        """Return whether what is shown is older than it should be."""
         if self.acts.is_set() or self._follower is None:
             return False
         age = self._follower.stale_seconds()

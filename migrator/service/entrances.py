@@ -96,7 +96,7 @@ class Entrances:
 
     @property
     def ready(self) -> bool:
-        """It answers."""
+        """Return whether the process answers."""
         return self._ready.is_set()
 
     async def wait_ready(self) -> None:

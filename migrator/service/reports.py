@@ -28,7 +28,7 @@ class Right(BaseModel):
 
 
 class ServiceReport(BaseModel):
-    """What the process that answers needs to know of this controller."""
+    """The things that the process that answers needs to know of this controller."""
 
     document: ServiceDocument
     #: This controller's; empty where the journal is its own.

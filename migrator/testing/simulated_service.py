@@ -130,8 +130,8 @@ class SimulatedService:
         """Return the guest with what the configuration says of it."""
         return replace(guest, requires=self.requires, anti_affinity=self.anti_affinity)
 
-    async def make(self, *, outside: Callable[[Any, str], Any] = _unchanged) -> RunningService:
-        """Put an engine together as the service does; :meth:`RunningService.start` starts it.
+    async def make(self, *, outside: Callable[[Any, str], Any] = _unchanged) -> RunningEngine:
+        """Put an engine together as the service does; :meth:`RunningEngine.start` starts it.
 
         :param outside: given the site, the journal and the records with the name of each, returns what the engine is
             to use instead.
@@ -167,10 +167,10 @@ class SimulatedService:
             rules=self.rules,
         )
         inventory.on_change(engine.inventory_changed)
-        return RunningService(engine, records=records, journal=journal)
+        return RunningEngine(engine, records=records, journal=journal)
 
     @asynccontextmanager
-    async def running(self, *, killed: bool = False) -> AsyncIterator[RunningService]:
+    async def running(self, *, killed: bool = False) -> AsyncIterator[RunningEngine]:
         """Run an engine while the block lasts; it is stopped at the end of it, or killed."""
         service = await self.make()
         try:
@@ -183,7 +183,7 @@ class SimulatedService:
             await service.kill()
 
 
-class RunningService:
+class RunningEngine:
     """One engine of a :class:`SimulatedService`, and what commands and queries go through."""
 
     def __init__(self, engine: Engine, *, records: LockedRecords, journal: Any) -> None:

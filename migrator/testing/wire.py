@@ -18,7 +18,7 @@ Cut = Literal["silent", "refused"]
 
 
 class Lost(Exception):
-    """What was sent, or its answer, did not arrive; it may have been carried out.
+    """A message that was sent, or its answer, did not arrive; it may have been carried out.
 
     :ivar sent: it cannot be ruled out that it was.
     """

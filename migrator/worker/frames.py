@@ -1,4 +1,4 @@
-"""What goes over the pipes between the service and the process that computes for it.
+"""Frames that go over the pipes between the service and the process that computes for it.
 
 A frame is its length in four bytes, and as much. A request is the name of a function, portions, and an empty frame; an
 answer is one frame: whether it went well, and the result or what went wrong, in a line.

@@ -21,7 +21,7 @@ from migrator.api.documents import MigrationDocument
 from migrator.core.model import State
 from migrator.http.limits import Limits
 from migrator.testing.lab import until
-from migrator.testing.simulated_service import RunningService, SimulatedService
+from migrator.testing.simulated_service import RunningEngine, SimulatedService
 from migrator.testing.workload import MIB
 from tests.http_service import HOSTILE, OPERATOR, VIEWER, Place, hold_commands, serving, two_hosts
 
@@ -32,18 +32,18 @@ def service(tmp_path: Path) -> SimulatedService:
 
 
 @pytest.fixture
-async def running(service: SimulatedService) -> AsyncIterator[RunningService]:
+async def running(service: SimulatedService) -> AsyncIterator[RunningEngine]:
     async with service.running() as running:
         yield running
 
 
 @pytest.fixture
-async def place(running: RunningService, tmp_path: Path) -> AsyncIterator[Place]:
+async def place(running: RunningEngine, tmp_path: Path) -> AsyncIterator[Place]:
     async with serving(running.dispatcher, running.queries, tmp_path) as place:
         yield place
 
 
-def accepted(running: RunningService) -> list[str]:
+def accepted(running: RunningEngine) -> list[str]:
     """The verbs of commands that were carried out."""
     return [verb for _, verb, result in running.counted if result == "accepted"]
 
@@ -54,7 +54,7 @@ def takes_long(service: SimulatedService) -> None:
         host.start_seconds = 600.0
 
 
-async def moved(running: RunningService, guest: str, to: str) -> MigrationDocument:
+async def moved(running: RunningEngine, guest: str, to: str) -> MigrationDocument:
     """One that has ended."""
     begun = await running.ask(Migrate(guest=guest, to=to))
     await until(lambda: not running.queries.active_migrations(), what="its end")
@@ -133,7 +133,7 @@ class TestReading:
     async def test_what_is_not_there(self, client: httpx2.AsyncClient, path: str):
         problem(await client.get(path), 404, "not-found")
 
-    async def test_pages_have_everything_once(self, client: httpx2.AsyncClient, running: RunningService):
+    async def test_pages_have_everything_once(self, client: httpx2.AsyncClient, running: RunningEngine):
         ended = [(await moved(running, "db", to)).id for to in ("beta", "alpha", "beta", "alpha", "beta")]
         seen, before, pages = [], None, 0
         while True:
@@ -147,7 +147,7 @@ class TestReading:
         assert (seen, pages) == (ended[::-1], 3)
 
     async def test_filters(
-        self, client: httpx2.AsyncClient, service: SimulatedService, running: RunningService
+        self, client: httpx2.AsyncClient, service: SimulatedService, running: RunningEngine
     ):
         service.site.hosts["beta"].refuses = "no space left on device"
         first = await moved(running, "db", "beta")
@@ -180,7 +180,7 @@ class TestReading:
 
 class TestCommands:
     async def test_a_migration_is_begun_once_for_one_id(
-        self, client: httpx2.AsyncClient, running: RunningService
+        self, client: httpx2.AsyncClient, running: RunningEngine
     ):
         headers = {"Idempotency-Key": "mine-1"}
         first = await client.post("migrations", json={"guest": "db", "to": "beta"}, headers=headers)
@@ -195,7 +195,7 @@ class TestCommands:
         assert len((await client.get("migrations")).json()["items"]) == 1
 
     async def test_the_same_id_at_the_same_time_is_begun_once(
-        self, client: httpx2.AsyncClient, running: RunningService
+        self, client: httpx2.AsyncClient, running: RunningEngine
     ):
         headers = {"Idempotency-Key": "mine-2"}
         answers = await asyncio.gather(
@@ -205,7 +205,7 @@ class TestCommands:
         assert len((await client.get("migrations")).json()["items"]) == 1
 
     async def test_a_command_outlives_its_client(
-        self, place: Place, service: SimulatedService, running: RunningService
+        self, place: Place, service: SimulatedService, running: RunningEngine
     ):
         may_answer = asyncio.Event()
         asked = hold_commands(service, may_answer)
@@ -295,7 +295,7 @@ class TestCommands:
         assert (await client.get("migrations")).json() == {"items": [], "next": None}
 
     async def test_resolve_what_is_not_held(
-        self, client: httpx2.AsyncClient, service: SimulatedService, running: RunningService
+        self, client: httpx2.AsyncClient, service: SimulatedService, running: RunningEngine
     ):
         service.site.hosts["alpha"].out.bytes_per_second = 1.0 * MIB
         one = await running.ask(Migrate(guest="db", to="beta"))
@@ -325,7 +325,7 @@ class TestAccess:
                 await client.post("migrations", json={"guest": "db"}, headers=headers), 401, "unauthenticated"
             )
 
-    async def test_a_viewer_may_look_plan_and_check_and_no_more(self, place: Place, running: RunningService):
+    async def test_a_viewer_may_look_plan_and_check_and_no_more(self, place: Place, running: RunningEngine):
         async with by_tcp(place, VIEWER) as client:
             assert (await client.get("hosts")).status_code == 200
             assert (await client.get("session")).json() == {"user": "vera", "role": "viewer", "ends_at": None}
@@ -358,7 +358,7 @@ class TestAccess:
     async def test_a_wrong_token_on_the_socket_is_not_waved_through(self, client: httpx2.AsyncClient):
         problem(await client.get("hosts", headers={"Authorization": "Bearer wrong"}), 401, "unauthenticated")
 
-    async def test_guessing_is_slowed(self, running: RunningService, tmp_path: Path):
+    async def test_guessing_is_slowed(self, running: RunningEngine, tmp_path: Path):
         slow = Limits(requests_per_second=0.5, burst=200)  # however slow this machine is
         async with (
             serving(running.dispatcher, running.queries, tmp_path, limits=slow) as place,
@@ -373,7 +373,7 @@ class TestAccess:
 
 class TestCookie:
     async def test_a_token_becomes_a_cookie_that_writes_only_from_our_page(
-        self, place: Place, running: RunningService
+        self, place: Place, running: RunningEngine
     ):
         ours = {"Origin": place.url}
         async with by_tcp(place, None) as client:
@@ -418,7 +418,7 @@ class TestCookie:
 
 
 class TestLimits:
-    async def test_large_bodies(self, client: httpx2.AsyncClient, running: RunningService):
+    async def test_large_bodies(self, client: httpx2.AsyncClient, running: RunningEngine):
         large = b'{"guest": "' + b"x" * 70_000 + b'"}'
         problem(await client.post("migrations", content=large), 413, "too-large")
 
@@ -429,7 +429,7 @@ class TestLimits:
         problem(await client.post("migrations", content=pieces()), 413, "too-large")
         assert running.counted == []
 
-    async def test_the_rate_of_one_caller_is_not_anothers(self, running: RunningService, tmp_path: Path):
+    async def test_the_rate_of_one_caller_is_not_anothers(self, running: RunningEngine, tmp_path: Path):
         async with serving(
             running.dispatcher, running.queries, tmp_path, limits=Limits(requests_per_second=0.5, burst=3)
         ) as place:
@@ -440,7 +440,7 @@ class TestLimits:
                 assert (await client.get("hosts")).status_code == 200
 
     async def test_an_answer_that_takes_too_long(
-        self, service: SimulatedService, running: RunningService, tmp_path: Path
+        self, service: SimulatedService, running: RunningEngine, tmp_path: Path
     ):
         async with serving(
             running.dispatcher, running.queries, tmp_path, limits=Limits(request_seconds=1.0)
@@ -456,7 +456,7 @@ class TestLimits:
                 assert again.status_code == 202
             assert accepted(running) == ["migrate"]
 
-    async def test_a_body_that_does_not_come(self, running: RunningService, tmp_path: Path):
+    async def test_a_body_that_does_not_come(self, running: RunningEngine, tmp_path: Path):
         async with serving(
             running.dispatcher, running.queries, tmp_path, limits=Limits(body_seconds=0.1)
         ) as place:
@@ -466,7 +466,7 @@ class TestLimits:
             assert b" 408 " in head.splitlines()[0]
             writer.close()
 
-    async def test_streams_are_counted(self, running: RunningService, tmp_path: Path):
+    async def test_streams_are_counted(self, running: RunningEngine, tmp_path: Path):
         async with (
             serving(
                 running.dispatcher, running.queries, tmp_path, limits=Limits(streams_per_caller=2)
@@ -486,7 +486,7 @@ class TestLimits:
 
 class TestEverywhere:
     async def test_a_fault_of_ours_shows_nothing_of_itself(
-        self, client: httpx2.AsyncClient, running: RunningService
+        self, client: httpx2.AsyncClient, running: RunningEngine
     ):
         running.queries.hosts = lambda: 1 / 0
         found = problem(await client.get("hosts", headers={"X-Request-Id": "find-me"}), 500, "internal")
@@ -494,7 +494,7 @@ class TestEverywhere:
         assert "ZeroDivision" not in json.dumps(found)
 
     async def test_the_log_has_the_fault_and_who_asked_but_no_token(
-        self, place: Place, running: RunningService, capfd: pytest.CaptureFixture[str]
+        self, place: Place, running: RunningEngine, capfd: pytest.CaptureFixture[str]
     ):
         logs.configure(verbose=True, json=True)
         try:
@@ -535,7 +535,7 @@ class TestEverywhere:
         writer.close()
 
     async def test_probes(
-        self, place: Place, service: SimulatedService, running: RunningService, client: httpx2.AsyncClient
+        self, place: Place, service: SimulatedService, running: RunningEngine, client: httpx2.AsyncClient
     ):
         for base in (place.probes, place.url):
             async with httpx2.AsyncClient(base_url=base) as probe:

@@ -20,7 +20,7 @@ from migrator.http.limits import Limits
 from migrator.http.listeners import Tcp
 from migrator.http.server import Servers
 from migrator.testing.lab import until
-from migrator.testing.simulated_service import RunningService, SimulatedService
+from migrator.testing.simulated_service import RunningEngine, SimulatedService
 from tests.http_service import OPERATOR, MemoryTokens, hold_commands, two_hosts
 
 _HEALTHY = b"GET /healthz HTTP/1.1\r\nHost: localhost\r\n\r\n"
@@ -33,13 +33,13 @@ def service(tmp_path: Path) -> SimulatedService:
 
 
 @pytest.fixture
-async def running(service: SimulatedService) -> AsyncIterator[RunningService]:
+async def running(service: SimulatedService) -> AsyncIterator[RunningEngine]:
     async with service.running() as running:
         yield running
 
 
 @pytest.fixture
-async def app(running: RunningService) -> FastAPI:
+async def app(running: RunningEngine) -> FastAPI:
     limits = Limits(hosts=frozenset({"migrator.example", "*.site.example"}))
     return create_app(running.dispatcher, running.queries, MemoryTokens(), limits=limits)
 
@@ -252,7 +252,7 @@ async def test_page_of_another_scheme_is_another_page(app: FastAPI) -> None:
 
 
 async def test_no_more_are_answered_at_a_time_than_may_be(
-    service: SimulatedService, running: RunningService
+    service: SimulatedService, running: RunningEngine
 ) -> None:
     going_on = asyncio.Event()
     hold_commands(service, going_on)

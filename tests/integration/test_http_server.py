@@ -23,7 +23,7 @@ from migrator.http.app import create_app
 from migrator.http.listeners import Tcp, UnixSocket
 from migrator.http.server import Servers
 from migrator.testing.lab import until
-from migrator.testing.simulated_service import RunningService, SimulatedService
+from migrator.testing.simulated_service import RunningEngine, SimulatedService
 from tests.command import started
 from tests.http_service import OPERATOR, MemoryTokens, hold_commands, serving, two_hosts
 
@@ -34,13 +34,13 @@ def service(tmp_path_factory: pytest.TempPathFactory) -> SimulatedService:
 
 
 @pytest.fixture
-async def running(service: SimulatedService) -> AsyncIterator[RunningService]:
+async def running(service: SimulatedService) -> AsyncIterator[RunningEngine]:
     async with service.running() as running:
         yield running
 
 
 @pytest.fixture
-async def app(running: RunningService) -> FastAPI:
+async def app(running: RunningEngine) -> FastAPI:
     return create_app(running.dispatcher, running.queries, MemoryTokens())
 
 
@@ -107,7 +107,7 @@ class TestUnixSocket:
             async with Servers(app, unix=UnixSocket(path=tmp_path / ("x" * 100))):
                 pass
 
-    async def test_another_user_is_told_apart(self, running: RunningService, tmp_path: Path):
+    async def test_another_user_is_told_apart(self, running: RunningEngine, tmp_path: Path):
         if os.getuid() != 0:
             pytest.skip("takes root")
         async with serving(running.dispatcher, running.queries, tmp_path) as place:
@@ -250,7 +250,7 @@ class TestEnd:
             assert [signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)] == before
 
     async def test_a_command_that_was_begun_is_answered(
-        self, service: SimulatedService, running: RunningService, tmp_path: Path
+        self, service: SimulatedService, running: RunningEngine, tmp_path: Path
     ):
         going_on = asyncio.Event()
         asked = hold_commands(service, going_on)
@@ -272,7 +272,7 @@ class TestEnd:
                 await ending
 
     async def test_what_hangs_is_not_waited_for(
-        self, service: SimulatedService, running: RunningService, tmp_path: Path
+        self, service: SimulatedService, running: RunningEngine, tmp_path: Path
     ):
         loop = asyncio.get_running_loop()
         never = asyncio.Event()

@@ -18,7 +18,7 @@ from migrator.core.findings import CATALOGUE, accept, finding
 from migrator.core.inventory import HostState
 from migrator.core.model import Severity, State
 from migrator.engine.controller import Engine
-from migrator.testing.simulated_service import RunningService, SimulatedService
+from migrator.testing.simulated_service import RunningEngine, SimulatedService
 from migrator.testing.workload import MIB
 
 pytestmark = pytest.mark.looptime
@@ -40,12 +40,12 @@ def service(tmp_path: Path) -> SimulatedService:
     return service
 
 
-async def by_check(running: RunningService, codes: list[str]) -> tuple[bool, list[str]]:
+async def by_check(running: RunningEngine, codes: list[str]) -> tuple[bool, list[str]]:
     found = await running.ask(Check(guest="vm", to="b", accept=codes))
     return found.possible, _errors(found.findings)
 
 
-async def by_plan(running: RunningService, codes: list[str]) -> tuple[bool, list[str]]:
+async def by_plan(running: RunningEngine, codes: list[str]) -> tuple[bool, list[str]]:
     plan: PlanDocument = await running.ask(Plan(host="a", accept=codes))
     (guest,) = plan.guests
     assert plan.cannot_move == (not guest.possible)
@@ -55,7 +55,7 @@ async def by_plan(running: RunningService, codes: list[str]) -> tuple[bool, list
     return guest.possible, _errors(guest.findings)
 
 
-async def by_migrate(running: RunningService, codes: list[str], to: str | None) -> tuple[bool, list[str]]:
+async def by_migrate(running: RunningEngine, codes: list[str], to: str | None) -> tuple[bool, list[str]]:
     try:
         begun = await running.ask(Migrate(guest="vm", to=to, accept=codes))
     except Refusal as refusal:
@@ -71,7 +71,7 @@ def _errors(findings: Any) -> list[str]:
 
 
 async def agree(
-    service: SimulatedService, running: RunningService, *, possible: bool, accepted: list[str] | None = None
+    service: SimulatedService, running: RunningEngine, *, possible: bool, accepted: list[str] | None = None
 ) -> list[str]:
     """What all of them say; the codes that check gives."""
     codes = accepted or []

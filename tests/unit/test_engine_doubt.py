@@ -16,7 +16,7 @@ from migrator.core.drain.states import EvacuationState, GuestStanding
 from migrator.core.model import State
 from migrator.engine.evacuation_documents import evacuation_document
 from migrator.settings.models import LimitsSettings
-from migrator.testing.simulated_service import RunningService, SimulatedService
+from migrator.testing.simulated_service import RunningEngine, SimulatedService
 from migrator.testing.workload import MIB, steady
 
 pytestmark = pytest.mark.looptime
@@ -32,7 +32,7 @@ def service(tmp_path: Path) -> SimulatedService:
     return service
 
 
-async def begun(running: RunningService, policy: str, **how: Any) -> EvacuationDocument:
+async def begun(running: RunningEngine, policy: str, **how: Any) -> EvacuationDocument:
     """As it is once there is a forecast."""
     rules = running.engine.rules
     running.engine.rules = replace(rules, limits=LimitsSettings(attempts=1))

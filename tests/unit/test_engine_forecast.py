@@ -13,7 +13,7 @@ from migrator.api.documents import EvacuationDocument
 from migrator.core.drain.states import EvacuationState
 from migrator.core.inventory import HostState
 from migrator.engine.evacuation_documents import evacuation_document
-from migrator.testing.simulated_service import RunningService, SimulatedService
+from migrator.testing.simulated_service import RunningEngine, SimulatedService
 from migrator.testing.workload import MIB, steady
 from tests.unit.test_engine import fill
 
@@ -31,7 +31,7 @@ def service(tmp_path: Path) -> SimulatedService:
     return service
 
 
-async def emptied(running: RunningService) -> list[tuple[float, float, float]]:
+async def emptied(running: RunningEngine) -> list[tuple[float, float, float]]:
     """Empties a: at each moment the seconds that were foretold (median, and how wide), and those that were right."""
     run = await running.ask(Evacuate(host="a"))
     clock = asyncio.get_running_loop().time

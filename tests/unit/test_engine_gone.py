@@ -11,7 +11,7 @@ from migrator.api.commands import Evacuate
 from migrator.core.drain.states import EvacuationState, GuestStanding
 from migrator.core.model import State
 from migrator.errors import HostError
-from migrator.testing.simulated_service import RunningService, SimulatedService
+from migrator.testing.simulated_service import RunningEngine, SimulatedService
 from migrator.testing.workload import MIB, steady
 
 pytestmark = pytest.mark.looptime
@@ -26,7 +26,7 @@ def service(tmp_path: Path) -> SimulatedService:
     return service
 
 
-async def copying(running: RunningService) -> str:
+async def copying(running: RunningEngine) -> str:
     """The target of the guest, which is on its way."""
     await running.until(lambda: any(job.state is State.PRECOPY for job in running.sessions()))
     (job,) = running.engine.registry.migrations.values()

@@ -11,7 +11,7 @@ import pytest
 from migrator.api.commands import Evacuate, Refusal, Resolve
 from migrator.core.model import MigrationStatus, ProcessState, RunState, State, View
 from migrator.engine.migration.journalled_session import JournalledSession
-from migrator.testing.simulated_service import RunningService, SimulatedService
+from migrator.testing.simulated_service import RunningEngine, SimulatedService
 from migrator.testing.workload import MIB, steady
 
 pytestmark = pytest.mark.looptime
@@ -26,7 +26,7 @@ def service(tmp_path: Path) -> SimulatedService:
     return service
 
 
-async def held(running: RunningService, service: SimulatedService) -> JournalledSession:
+async def held(running: RunningEngine, service: SimulatedService) -> JournalledSession:
     """Its source's host is gone in the middle."""
     await running.ask(Evacuate(host="a"), key="e1")
     await running.until(lambda: any(job.state is State.PRECOPY for job in running.sessions()))

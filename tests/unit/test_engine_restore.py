@@ -11,7 +11,7 @@ from migrator.api.commands import Evacuate, Migrate, Refusal, Restore
 from migrator.core.drain.states import EvacuationState, GuestStanding
 from migrator.engine.evacuation_documents import evacuation_document
 from migrator.settings.models import LimitsSettings
-from migrator.testing.simulated_service import RunningService, SimulatedService
+from migrator.testing.simulated_service import RunningEngine, SimulatedService
 from migrator.testing.workload import MIB, steady
 
 pytestmark = pytest.mark.looptime
@@ -28,7 +28,7 @@ def service(tmp_path: Path) -> SimulatedService:
     return service
 
 
-def gentle(running: RunningService) -> RunningService:
+def gentle(running: RunningEngine) -> RunningEngine:
     """Where nobody says otherwise, and with one attempt only."""
     rules = running.engine.rules
     running.engine.rules = replace(rules, default_policy="gentle", limits=LimitsSettings(attempts=1))

@@ -22,7 +22,7 @@ from migrator.replica.queries import ReplicaQueries
 from migrator.replica.requests import RequestServer, SteeringRequests
 from migrator.replica.state import ReplicaState
 from migrator.service.entrance_requests import Shared
-from migrator.testing.simulated_service import RunningService, SimulatedService
+from migrator.testing.simulated_service import RunningEngine, SimulatedService
 from migrator.testing.workload import MIB, steady
 
 looptime = pytest.mark.looptime
@@ -66,7 +66,7 @@ class Replica:
 
 
 @asynccontextmanager
-async def published(running: RunningService) -> AsyncIterator[Publisher]:
+async def published(running: RunningEngine) -> AsyncIterator[Publisher]:
     publisher = Publisher(source=running.queries, events=running.engine.bus)
     publishing = asyncio.create_task(publisher.run(), name="publisher")
     yield publisher

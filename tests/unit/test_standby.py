@@ -23,7 +23,7 @@ from migrator.replica.requests import SteeringRequests
 from migrator.replica.state import ReplicaState
 from migrator.service.forwarded_commands import ForwardedCommands
 from migrator.service.waiting_commands import WaitingCommandRunner
-from migrator.testing.simulated_service import OPERATOR, MemorySamples, RunningService, SimulatedService
+from migrator.testing.simulated_service import OPERATOR, MemorySamples, RunningEngine, SimulatedService
 from migrator.testing.workload import MIB, steady
 
 pytestmark = pytest.mark.looptime
@@ -81,7 +81,7 @@ def envelope(command: Command, *, key: str | None = None, **fields: Any) -> Enve
 class Acting:
     """The process that answers for the controller that acts: told over no socket, it writes for the others."""
 
-    def __init__(self, service: SimulatedService, driver: RunningService, lease: Lease) -> None:
+    def __init__(self, service: SimulatedService, driver: RunningEngine, lease: Lease) -> None:
         self.state = ReplicaState()
         self.lease: Lease | None = lease
         self.publisher = Publisher(source=driver.queries, events=driver.bus)
@@ -96,7 +96,7 @@ class Acting:
 
 
 @asynccontextmanager
-async def acting(service: SimulatedService, *, killed: bool = False) -> AsyncIterator[RunningService]:
+async def acting(service: SimulatedService, *, killed: bool = False) -> AsyncIterator[RunningEngine]:
     """A controller that acts, and writes what others want to know."""
     async with service.running(killed=killed) as driver:
         lease = await service.journal.leases.acquire("site", owner="first", seconds=3600)
