@@ -45,17 +45,15 @@ def serve(
     path: Path,
     make_site: Callable[..., Any],
     *,
-    first: Callable[[], Coroutine[Any, Any, None]] = _nothing,
     beside: Callable[[], Coroutine[Any, Any, None]] = _nothing,
 ) -> None:
     """Serve until killed, with another site than the configuration's.
 
     :param make_site: takes the place of :func:`migrator.site.from_settings.make_site`.
-    :param first: done before the service begins, and `beside` while it runs, on the same event loop.
+    :param beside: runs on the same event loop, to measure it.
     """
 
     async def both() -> None:
-        await first()
         measuring = asyncio.create_task(beside(), name="measuring")
         try:
             await service.serve(path)

@@ -29,6 +29,10 @@ async def _cost() -> str:
     return await load.cost()
 
 
+async def _controllers() -> str:
+    return await load.controllers()
+
+
 async def _evacuation() -> str:
     return await asyncio.to_thread(evacuations.cost)
 
@@ -47,6 +51,7 @@ PARTS: dict[str, tuple[str, Callable[[], Awaitable[str]]]] = {
     "load": ("1,000 migrations on one controller", _under_way),
     "cost": ("What each of many costs", _cost),
     "evacuation": ("What each guest of an evacuation costs", _evacuation),
+    "controllers": ("Three controllers with 3,000", _controllers),
     "commands": ("Commands beside 100 migrations", _commands),
     "store": ("The journal", _store),
 }

@@ -11,6 +11,7 @@ import asyncio
 import contextlib
 import itertools
 import json
+import os
 import resource
 import signal
 import sys
@@ -55,6 +56,8 @@ class _Server:
     def __init__(self, directory: Path) -> None:
         self._directory = directory
         self._qemus: dict[Path, FakeQemu] = {}
+        #: Of each, what it was asked for with.
+        self._specs: dict[Path, dict[str, str]] = {}
         self._links: dict[str, Link] = {}
         self._reactions = Reactions()
         self._reactions.watch()
@@ -66,6 +69,12 @@ class _Server:
                     await self._start(each)
                 self._sweep()
                 return len(self._qemus)
+            case "list":
+                return [
+                    {**self._specs[path], "run": qemu.run_state}
+                    for path, qemu in self._qemus.items()
+                    if qemu.alive
+                ]
             case "reactions":
                 seconds, self._reactions.seconds = self._reactions.seconds, []
                 return seconds
@@ -74,6 +83,7 @@ class _Server:
 
     async def _start(self, each: Mapping[str, Any]) -> None:
         path = Path(each["directory"])
+        self._specs[path] = {name: each[name] for name in ("uuid", "directory", "host")}
         link = self._links.setdefault(each["link"], Link(each["link_bytes_per_second"]))
         rate = each.get("bytes_per_second", 0.0)
         work = steady(each["working_bytes"], rate) if rate else idle()
@@ -88,7 +98,7 @@ class _Server:
 
     def _sweep(self) -> None:
         for path in [path for path, qemu in self._qemus.items() if not qemu.alive]:
-            del self._qemus[path]
+            del self._qemus[path], self._specs[path]
 
 
 async def _serve(directory: Path) -> None:
@@ -129,7 +139,7 @@ class Farm:
 
     def new_directory(self, name: str) -> Path:
         """Return a directory for one QEMU that there was none before."""
-        return self.directory / f"{name}.{next(self._numbers)}"
+        return self.directory / f"{name}.{os.getpid()}.{next(self._numbers)}"
 
 
 def main(arguments: list[str]) -> None:

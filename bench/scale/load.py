@@ -8,14 +8,16 @@ import statistics
 
 from bench.figures import ms, paragraphs, table
 from bench.lateness import p99
+from bench.libvirt import Unavailable
 from bench.scale.service import Service, serving
 from bench.scale.site import GuestSpec
+from migrator.testing.postgresql import Postgres, programs
 from migrator.testing.workload import MIB
 
 _HOSTS = 100
 _LINK_BYTES_PER_SECOND = 1000.0 * MIB
 #: Guests that never come to rest, each on its own pair of hosts, and some that move beside them.
-_UNDER_WAY, _BESIDE = 1000, 200
+_UNDER_WAY, _UNDER_WAY_OF_THREE, _BESIDE = 1000, 3000, 200
 #: Sent in ten minutes: nobody is at his end while he is watched.
 _BUSY_BYTES = 64 << 30
 _WATCH_SECONDS, _SETTLE_SECONDS, _BEGIN_SECONDS = 30.0, 10.0, 240.0
@@ -26,20 +28,68 @@ COUNTS = (10, 50, 300, 1000, 2000)
 _SPREAD_RATIO = 0.20
 
 
-async def under_way(count: int = _UNDER_WAY) -> str:
-    """Return what one controller takes with so many migrations under way."""
-    names = [f"h{number}" for number in range(count)]
-    busy = [
+def _busy(count: int, hosts: list[str]) -> list[GuestSpec]:
+    """Return guests that never come to rest, on these hosts in turn."""
+    return [
         GuestSpec(
             name=f"busy-{number}",
-            host=name,
+            host=hosts[number % len(hosts)],
             memory_bytes=_BUSY_BYTES,
             working_bytes=_BUSY_BYTES * 9 // 10,
             bytes_per_second=0.9 * _LINK_BYTES_PER_SECOND / 10,
             link_bytes_per_second=_LINK_BYTES_PER_SECOND / 10,
         )
-        for number, name in enumerate(names)
+        for number in range(count)
     ]
+
+
+async def controllers(count: int = _UNDER_WAY_OF_THREE, number: int = 3) -> str:
+    """Return what several controllers that share a journal take with so many migrations under way.
+
+    :raise Unavailable: there is no PostgreSQL here.
+    """
+    if programs() is None:
+        raise Unavailable("there is no PostgreSQL here")
+    names = [f"h{host}" for host in range(count)]
+    with Postgres("bench", fsync="on", full_page_writes="on") as server:
+        store = f'url = "{server.place(server.create()).url}"'
+        async with serving(names, _busy(count, names), controllers=number, store=store) as service:
+            for each in range(count):
+                await service.migrate(f"busy-{each}", names[(each + 1) % count])
+            await _settled(service, count)
+            async with service.used() as used:
+                await asyncio.sleep(_WATCH_SECONDS)
+            still = len(await service.active())
+    rows = [
+        [
+            f"{each + 1}",
+            f"{usage.steering / usage.seconds:.0%}",
+            f"{usage.all_processes / usage.seconds:.0%}",
+            f"{usage.resident_bytes / MIB:.0f}",
+            ms(p99(list(usage.late))),
+            ms(max(usage.late)),
+        ]
+        for each, usage in enumerate(used)
+    ]
+    heads = [
+        "controller",
+        "steering, of a core",
+        "all its processes",
+        "MiB",
+        "loop late p99 ms",
+        "at worst ms",
+    ]
+    return paragraphs(
+        f"{number} controllers on one PostgreSQL, {count} migrations under way ({still} at the end), watched for "
+        f"{_WATCH_SECONDS:.0f} s on one machine with the server and the QEMUs.",
+        table(heads, rows),
+    )
+
+
+async def under_way(count: int = _UNDER_WAY) -> str:
+    """Return what one controller takes with so many migrations under way."""
+    names = [f"h{number}" for number in range(count)]
+    busy = _busy(count, names)
     others = [f"o{number}" for number in range(20)]
     calm = [_idle(number, others) for number in range(_BESIDE)]
     async with serving([*names, *others], [*busy, *calm]) as service:

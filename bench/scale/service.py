@@ -22,7 +22,7 @@ import httpx2
 from bench import simulated_service
 from bench.lateness import children, lines, measure_lateness, processor_seconds, read_lateness, resident_bytes
 from bench.scale.farm import Farm
-from bench.scale.site import FarmSite, GuestSpec
+from bench.scale.site import FarmSite, GuestSpec, fill
 
 _FARMS = 2
 _START_SECONDS, _END_SECONDS = 180.0, 600.0
@@ -42,32 +42,32 @@ class Usage:
 
 
 class Service:
-    """A service that runs, and its farms."""
+    """A service that runs, of one or more controllers, and its farms."""
 
-    def __init__(self, directory: Path, pid: int, http: httpx2.AsyncClient, farms: Sequence[Farm]) -> None:
-        self.directory, self.pid, self.http, self.farms = directory, pid, http, farms
+    def __init__(
+        self, directory: Path, pids: Sequence[int], http: httpx2.AsyncClient, farms: Sequence[Farm]
+    ) -> None:
+        self.directory, self.pids, self.http, self.farms = directory, pids, http, farms
 
     @asynccontextmanager
     async def used(self) -> AsyncIterator[list[Usage]]:
-        """Measure while the block lasts; the one of the list is there after it."""
+        """Measure while the block lasts; what each controller used is in the list after it."""
         found: list[Usage] = []
-        late, began = lines(self.directory / "late"), time.monotonic()
-        steering, everything = self._processor()
+        files = [self.directory / f"c{number}" / "late" for number in range(len(self.pids))]
+        late, began = [lines(file) for file in files], time.monotonic()
+        before = [_processor(pid) for pid in self.pids]
         yield found
-        now = self._processor()
-        found.append(
-            Usage(
-                seconds=time.monotonic() - began,
-                steering=now[0] - steering,
-                all_processes=now[1] - everything,
-                resident_bytes=sum(map(resident_bytes, [self.pid, *children(self.pid)])),
-                late=read_lateness(self.directory / "late", after=late) or [0.0],
+        for pid, file, since, (steering, everything) in zip(self.pids, files, late, before, strict=True):
+            now = _processor(pid)
+            found.append(
+                Usage(
+                    seconds=time.monotonic() - began,
+                    steering=now[0] - steering,
+                    all_processes=now[1] - everything,
+                    resident_bytes=sum(map(resident_bytes, [pid, *children(pid)])),
+                    late=read_lateness(file, after=since) or [0.0],
+                )
             )
-        )
-
-    def _processor(self) -> tuple[float, float]:
-        own = processor_seconds(self.pid)
-        return own, own + sum(map(processor_seconds, children(self.pid)))
 
     async def reactions(self) -> list[float]:
         """Return what the farms have measured since they were last asked."""
@@ -108,13 +108,19 @@ class Service:
         return {each["name"]: each["host"] for each in found}
 
 
+def _processor(pid: int) -> tuple[float, float]:
+    own = processor_seconds(pid)
+    return own, own + sum(map(processor_seconds, children(pid)))
+
+
 @asynccontextmanager
 async def serving(
-    hosts: Sequence[str], guests: Sequence[GuestSpec], *, store: str = 'path = "state/journal.db"'
+    hosts: Sequence[str], guests: Sequence[GuestSpec], *, controllers: int = 1, store: str = ""
 ) -> AsyncIterator[Service]:
-    """Run the service and its farms while the block lasts.
+    """Run the service and its farms while the block lasts; requests go to the first controller.
 
-    :param store: lines of the configuration's section of that name.
+    :param controllers: more than one share a journal on a server.
+    :param store: where that is, as a line of the configuration; else each has a file.
     """
     with tempfile.TemporaryDirectory(prefix="bench-scale-") as temporary, contextlib.ExitStack() as stack:
         directory = Path(temporary)
@@ -126,18 +132,29 @@ async def serving(
             assert farm.stdout is not None
             farm.stdout.readline()
             farms.append(Farm(place))
+        await fill(guests, farms)
         spec = {"hosts": list(hosts), "guests": [asdict(guest) for guest in guests], "farms": _FARMS}
         (directory / "spec").write_text(json.dumps(spec), encoding="utf-8")
-        config = _configuration(directory, hosts, len(guests), store)
-        log = stack.enter_context((directory / "log").open("wb"))
-        process = _process(stack, "bench.scale.service", str(config), stdout=log, stderr=log)
-        transport = httpx2.AsyncHTTPTransport(uds=str(directory / "api.sock"))
+        processes: list[subprocess.Popen[bytes]] = []
+
+        def start(number: int) -> None:
+            own = directory / f"c{number}"
+            own.mkdir()
+            (own / "late").touch()
+            config = _configuration(own, hosts, len(guests), f'{store}\npath = "state/journal.db"')
+            log = stack.enter_context((own / "log").open("wb"))
+            processes.append(_process(stack, "bench.scale.service", str(config), stdout=log, stderr=log))
+
+        transport = httpx2.AsyncHTTPTransport(uds=str(directory / "c0" / "api.sock"))
         async with httpx2.AsyncClient(
             transport=transport, base_url="http://migrator/api/v1/", timeout=120
         ) as http:
-            service = Service(directory, process.pid, http, farms)
-            await _until_known(service, process, len(guests))
-            yield service
+            # The first one acts; the others find that it does.
+            start(0)
+            await _until_known(Service(directory, [processes[0].pid], http, farms), processes[0], len(guests))
+            for number in range(1, controllers):
+                start(number)
+            yield Service(directory, [process.pid for process in processes], http, farms)
 
 
 def _process(stack: contextlib.ExitStack, module: str, *words: str, **how: Any) -> subprocess.Popen[bytes]:
@@ -157,7 +174,7 @@ def _configuration(directory: Path, hosts: Sequence[str], guests: int, store: st
     )
     path = directory / "migrator.toml"
     path.write_text(
-        '[site]\nname = "site"\ninstance = "one"\ndefault_policy = "gentle"\nlog_level = "error"\n'
+        f'[site]\nname = "site"\ninstance = "{directory.name}"\ndefault_policy = "gentle"\nlog_level = "error"\n'
         '[http]\nsocket = "api.sock"\nmetrics_listen = ""\n'
         "requests_per_second = 100000\nburst = 100000\naddress_requests_per_second = 100000\n"
         f"[limits]\nmigrations_at_a_time = {max(100, 2 * guests)}\n"
@@ -171,7 +188,7 @@ async def _until_known(service: Service, process: subprocess.Popen[bytes], guest
     until = time.monotonic() + _START_SECONDS
     while time.monotonic() < until:
         if process.poll() is not None:
-            raise RuntimeError((service.directory / "log").read_text(encoding="utf-8")[-3000:])
+            raise RuntimeError((service.directory / "c0" / "log").read_text(encoding="utf-8")[-3000:])
         with contextlib.suppress(httpx2.TransportError):
             if len(await service.places()) == guests:
                 return
@@ -182,13 +199,13 @@ async def _until_known(service: Service, process: subprocess.Popen[bytes], guest
 def main(arguments: list[str]) -> None:
     """Serve until killed."""
     config = Path(arguments[0])
-    spec = json.loads((config.parent / "spec").read_text(encoding="utf-8"))
-    farms = [Farm(config.parent / f"f{number}") for number in range(spec["farms"])]
+    everything = config.parents[1]
+    spec = json.loads((everything / "spec").read_text(encoding="utf-8"))
+    farms = [Farm(everything / f"f{number}") for number in range(spec["farms"])]
     site = FarmSite(spec["hosts"], [GuestSpec(**each) for each in spec["guests"]], farms)
-    os.environ.setdefault("XDG_STATE_HOME", str(config.parent / "own"))
+    os.environ["XDG_STATE_HOME"] = str(config.parent / "own")
     late = config.parent / "late"
-    late.touch()
-    simulated_service.serve(config, site.in_place, first=site.fill, beside=lambda: measure_lateness(late))
+    simulated_service.serve(config, site.in_place, beside=lambda: measure_lateness(late))
 
 
 if __name__ == "__main__":

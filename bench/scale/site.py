@@ -12,7 +12,7 @@ from typing import Any
 from bench.scale.farm import Farm
 from migrator.core.inventory import Guest, HostFacts
 from migrator.core.migration.drivers import Driver
-from migrator.core.model import Finding
+from migrator.core.model import Finding, RunState
 from migrator.ports import HostLook
 from migrator.ports.qemu import Qemu
 from migrator.qemu.address import Address
@@ -25,6 +25,8 @@ GIB = 1 << 30
 _MEMORY_BYTES, _CPUS = 4096 * GIB, 4096
 #: As a look at a real host over a fast network.
 _LOOK_SECONDS = 0.02
+#: What the farms said is believed for so long.
+_SEEN_SECONDS = 1.0
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -69,8 +71,19 @@ class _Incoming:
         await self.qemu.quit()
 
 
+async def fill(guests: Sequence[GuestSpec], farms: Sequence[Farm]) -> None:
+    """Start the QEMUs of all guests, where :class:`FarmSite` expects them."""
+    for number, farm in enumerate(farms):
+        mine = guests[number :: len(farms)]
+        for at in range(0, len(mine), 100):
+            requests = [
+                each.request(farm.new_directory(each.name), incoming=False) for each in mine[at : at + 100]
+            ]
+            await farm.ask(do="start", qemus=requests)
+
+
 class FarmSite(SimulatedSite):
-    """Implements :class:`migrator.ports.Site`; a guest's QEMUs are all in one farm."""
+    """Implements :class:`migrator.ports.Site`; a guest's QEMUs are all in one farm, and say where it is."""
 
     def __init__(self, hosts: Sequence[str], guests: Sequence[GuestSpec], farms: Sequence[Farm]) -> None:
         super().__init__()
@@ -78,31 +91,33 @@ class FarmSite(SimulatedSite):
             self.add_host(name)
         self._specs = {guest.key: guest for guest in guests}
         self._farms = {guest.key: farms[n % len(farms)] for n, guest in enumerate(guests)}
-        self._guests: dict[str, dict[str, Guest]] = {name: {} for name in hosts}
-        self._where: dict[str, str] = {}
-        self._arriving: dict[str, tuple[str, str]] = {}
+        self._seen: dict[str, list[Guest]] = {}
+        self._seen_at = float("-inf")
+        self._seeing = asyncio.Lock()
         self._driver: Driver | None = None
 
-    async def fill(self) -> None:
-        """Start all guests."""
-        for farm in dict.fromkeys(self._farms.values()):
-            mine = [key for key, its in self._farms.items() if its is farm]
-            for at in range(0, len(mine), 100):
-                requests = []
-                for key in mine[at : at + 100]:
-                    spec = self._specs[key]
-                    directory = farm.new_directory(spec.name)
-                    requests.append(spec.request(directory, incoming=False))
-                    self._put(key, spec.host, str(directory / "qmp"))
-                await farm.ask(do="start", qemus=requests)
+    async def _see(self) -> dict[str, list[Guest]]:
+        """Return the guests of each host as they were a moment ago."""
+        async with self._seeing:
+            now = asyncio.get_running_loop().time()
+            if now - self._seen_at > _SEEN_SECONDS:
+                self._seen = {}
+                for farm in dict.fromkeys(self._farms.values()):
+                    for each in await farm.ask(do="list"):
+                        self._seen.setdefault(each["host"], []).append(self._guest(each))
+                self._seen_at = now
+        return self._seen
 
-    def _put(self, key: str, host: str, socket: str) -> None:
-        spec = self._specs[key]
-        if key in self._where:
-            del self._guests[self._where[key]][key]
-        self._where[key] = host
-        self._guests[host][key] = Guest(
-            key=key, uuid=key, name=spec.name, host=host, socket=socket, memory_bytes=spec.memory_bytes
+    def _guest(self, each: dict[str, str]) -> Guest:
+        spec = self._specs[each["uuid"]]
+        return Guest(
+            key=spec.key,
+            uuid=spec.key,
+            name=spec.name,
+            host=each["host"],
+            socket=f"{each['directory']}/qmp",
+            memory_bytes=spec.memory_bytes,
+            run=RunState(each["run"]),
         )
 
     def in_place(self, _: object, *, driver: Driver | None = None, **__: object) -> FarmSite:
@@ -122,7 +137,7 @@ class FarmSite(SimulatedSite):
         facts = HostFacts(
             memory_total_bytes=_MEMORY_BYTES, memory_free_bytes=_MEMORY_BYTES // 2, cpus=_CPUS, kvm=True
         )
-        return HostLook(facts=facts, guests=tuple(self._guests[host].values()))
+        return HostLook(facts=facts, guests=tuple((await self._see()).get(host, ())))
 
     async def open(self, host: str, socket: str, *, role: str, **_: Any) -> Any:  # noqa: ARG002 - a farm has all hosts
         end = SourceEndpoint(Address(kind="unix", path=socket), **self._about(socket, role))
@@ -137,14 +152,12 @@ class FarmSite(SimulatedSite):
     async def start_destination(self, guest: Guest, source: Any, target: str, **_: Any) -> Any:  # noqa: ARG002 - a farm starts it by itself
         spec, farm = self._specs[guest.key], self._farms[guest.key]
         directory = farm.new_directory(spec.name)
-        await farm.ask(do="start", qemus=[spec.request(directory, incoming=True) | {"link": target}])
+        waiting = spec.request(directory, incoming=True) | {"host": target, "link": target}
+        await farm.ask(do="start", qemus=[waiting])
         socket = str(directory / "qmp")
-        self._arriving[guest.key] = (target, socket)
         end = Endpoint(Address(kind="unix", path=socket), **self._about(socket, "destination"))
         await end.connect()
         return _Incoming(end, socket)
 
-    async def clear(self, guest: Guest) -> None:
-        arrived = self._arriving.pop(guest.key, None)
-        if arrived is not None:
-            self._put(guest.key, *arrived)
+    async def clear(self, guest: Guest) -> None:  # noqa: ARG002 - it has quit
+        self._seen_at = float("-inf")
