@@ -176,7 +176,8 @@ class StreamShaper:
         options = replace(self._given, pacing_bytes_per_second=0) if paced else None
         if options is not None:
             self._given = options
-        await self._look(options, within=_SWITCH_SECONDS)
+        # A host that has not answered the look before is not waited for: the guest stands still.
+        await self._look(options, within=0.0 if self._tasks else _SWITCH_SECONDS)
         queued = self._result.queued_at_stop_bytes = self._seen.queued_bytes
         seconds = (queued or 0) / self._speed if self._speed > 0 else 0.0
         if self._seen.refused and seconds > _WORTH_TELLING_SECONDS:

@@ -1,0 +1,62 @@
+"""A host that does not answer costs the guest nothing: neither the copy nor the switch waits for what is a help."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+from collections.abc import Sequence
+from typing import Any, cast
+
+from migrator.core.model import Sample, State
+from migrator.engine.migration.intent_log import IntentLog
+from migrator.engine.migration.outcome import MigrationOutcome
+from migrator.engine.migration.stream_shaper import StreamShaper
+from migrator.ports import Qemu, Record, StreamOptions, StreamSockets
+
+MIB = 1 << 20
+SAMPLE = Sample(remaining_bytes=64 * MIB, bandwidth_bytes_per_second=7e6)
+
+
+class Silent:
+    """An end whose host never answers about sockets."""
+
+    def __init__(self) -> None:
+        self.asked: list[StreamOptions | None] = []
+
+    async def stream_addresses(self) -> Sequence[str]:
+        return ["tcp:192.0.2.1:4444"]
+
+    async def stream_sockets(
+        self, peers: Sequence[str], options: StreamOptions | None = None, *, again: bool = False
+    ) -> StreamSockets:
+        self.asked.append(options)
+        await asyncio.Event().wait()
+        raise AssertionError
+
+
+def shaper(end: Silent) -> StreamShaper:
+    result = MigrationOutcome(id="m", state=State.PRECOPY)
+    log = IntentLog(cast(Record, None), result=result, on_decision=lambda decision: None)
+    qemu = cast(Qemu, cast(Any, end))
+    return StreamShaper(qemu, qemu, intent_log=log, result=result)
+
+
+async def test_silent_host_holds_up_neither_the_copy_nor_the_switch() -> None:
+    end = Silent()
+    made = shaper(end)
+    loop = asyncio.get_running_loop()
+    began = loop.time()
+    made.begin("tcp:192.0.2.1:4444", share=5_000_000, path=None)
+    for _ in range(3):
+        sample = await made.shape(SAMPLE, share=5_000_000, path=None)
+        assert sample.queued_bytes is None
+    await made.before_switch()
+    assert loop.time() - began < 1.0
+    # What it was told last is to lift the pace.
+    given = [options for options in end.asked if options is not None]
+    assert given[-1].pacing_bytes_per_second == 0
+    # QEMU's own limit is the share as long as nobody knows that the sockets are paced.
+    assert made.limit(5_000_000) == 5_000_000
+    with contextlib.suppress(asyncio.CancelledError):
+        await made.close()
+    assert asyncio.all_tasks() == {asyncio.current_task()}
