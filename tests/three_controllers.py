@@ -82,7 +82,7 @@ class Weakness:
 class Controller:
     """One controller, started again whenever it has died."""
 
-    def __init__(self, world: World, name: str) -> None:
+    def __init__(self, world: ThreeControllers, name: str) -> None:
         self.world, self.name = world, name
         self.lives = 0
         self.process: SimulatedProcess
@@ -193,7 +193,7 @@ def _never_ends(journal: JournalView) -> None:
 
 
 @dataclass(kw_only=True)
-class World:
+class ThreeControllers:
     """Controllers, site and store.
 
     :param seed: of everything that is left to chance.
@@ -223,7 +223,7 @@ class World:
         """Return the seconds that something takes on its way."""
         return self.chance.uniform(0.0005, 0.004)
 
-    def run(self, scenario: Callable[[World], Any]) -> None:
+    def run(self, scenario: Callable[[ThreeControllers], Any]) -> None:
         """Let it happen, to its end.
 
         :raise Violated: an invariant does not hold.
@@ -240,7 +240,7 @@ class World:
             self.loop.close()
             asyncio.set_event_loop(None)
 
-    async def _whole(self, scenario: Callable[[World], Any]) -> None:
+    async def _whole(self, scenario: Callable[[ThreeControllers], Any]) -> None:
         self.store = SharedStore(self.loop.time)
         self.store.fenced = not self.weakness.no_fencing
         self.store.written = self._written
@@ -266,7 +266,7 @@ class World:
         finally:
             faults.on_fault = faults_before
 
-    async def _to_the_end(self, scenario: Callable[[World], Any]) -> None:
+    async def _to_the_end(self, scenario: Callable[[ThreeControllers], Any]) -> None:
         await scenario(self)
         await self._quiet()
         await self._judge()
@@ -482,7 +482,7 @@ def misfortunes(chance: random.Random) -> list[Misfortune]:
     return sorted(found, key=lambda each: each.step or 0)
 
 
-async def evacuation(world: World) -> None:
+async def evacuation(world: ThreeControllers) -> None:
     """Empty a host; a migration comes and another goes meanwhile."""
     chance = world.chance
     if chance.random() < 0.5:
@@ -495,16 +495,18 @@ async def evacuation(world: World) -> None:
     await world.ask("evacuate", "k-evacuate", host="a", policy=policy)
 
 
-async def emptying(world: World) -> None:
+async def emptying(world: ThreeControllers) -> None:
     """Empty a host, and nothing else."""
     await world.ask("evacuate", "k-evacuate", host="a")
 
 
-def explore(seed: int, weakness: Weakness | None = None) -> World:
+def explore(seed: int, weakness: Weakness | None = None) -> ThreeControllers:
     """Let one run happen.
 
     :raise Violated: an invariant does not hold.
     """
-    world = World(seed=seed, misfortunes=misfortunes(random.Random(seed)), weakness=weakness or Weakness())
+    world = ThreeControllers(
+        seed=seed, misfortunes=misfortunes(random.Random(seed)), weakness=weakness or Weakness()
+    )
     world.run(evacuation)
     return world

@@ -10,7 +10,7 @@ from collections.abc import Sequence
 import pytest
 
 from migrator.qemu.claim import DriverClaim
-from tests.three_controllers import Misfortune, Violated, Weakness, World, emptying, explore
+from tests.three_controllers import Misfortune, ThreeControllers, Violated, Weakness, emptying, explore
 
 # Of a process that was killed nothing is awaited any more.
 pytestmark = pytest.mark.filterwarnings("ignore:coroutine .* was never awaited:RuntimeWarning")
@@ -29,7 +29,7 @@ def test_no_invariant_is_broken_whatever_befalls_them(seed: int) -> None:
 @pytest.mark.parametrize("command", [16, 24])
 @pytest.mark.parametrize("what", ["freeze", "kill", "no store", "alone", "outage"])
 def test_one_that_acts_is_followed_in_the_middle_of_a_migration(what: str, command: int) -> None:
-    world = World(seed=command, misfortunes=[Misfortune(what=what, command=command, seconds=30.0)])
+    world = ThreeControllers(seed=command, misfortunes=[Misfortune(what=what, command=command, seconds=30.0)])
     world.run(emptying)
     assert world.happened
 
@@ -63,7 +63,7 @@ def found(
         if successor_dies_after is not None:
             befalls.append(Misfortune(what="kill", command=command, later=successor_dies_after))
         try:
-            World(seed=command, misfortunes=befalls, weakness=weakness).run(emptying)
+            ThreeControllers(seed=command, misfortunes=befalls, weakness=weakness).run(emptying)
         except Violated as error:
             return str(error)
     return ""
