@@ -56,8 +56,6 @@ class Setting:
     hasty: bool = True
     #: The controller stops the guest before postcopy begins.
     stops_first: bool = True
-    #: A network that loses packets may carry them again at any later moment.
-    heals: bool = True
 
 
 class Fault(StrEnum):
