@@ -26,6 +26,7 @@ from tests.conftest import missing
 from tests.mqtt_fakes import PREFIX
 
 HOSTS = ("a", "b", "c")
+SOAK = (pytest.mark.soak, pytest.mark.timeout(3600))
 
 
 @pytest.fixture
@@ -169,7 +170,7 @@ HAPPENINGS: dict[str, tuple[int, Callable[[LiveSite, Broker], Awaitable[None]]]]
         ("entrance is killed", 90),
         ("service is killed", 90),
         ("broker is restarted", 90),
-        *(pytest.param(what, 10_000, marks=pytest.mark.soak) for what in HAPPENINGS),
+        *(pytest.param(what, 10_000, marks=SOAK) for what in HAPPENINGS),
     ],
 )
 async def test_each_command_of_a_flood_is_carried_out_once_and_replied_to_while(
@@ -212,7 +213,7 @@ async def test_each_command_of_a_flood_is_carried_out_once_and_replied_to_while(
         assert refused <= {"conflict"}
 
 
-@pytest.mark.parametrize("count", [200, pytest.param(10_000, marks=pytest.mark.soak)], ids=["short", "long"])
+@pytest.mark.parametrize("count", [200, pytest.param(10_000, marks=SOAK)], ids=["short", "long"])
 async def test_flood_does_not_fill_the_channel_and_what_waits_stays_at_the_broker(
     broker: Broker, count: int
 ) -> None:
