@@ -88,16 +88,20 @@ class DriverClaim:
 
     async def refuse_another(self) -> None:
         """Refuse to go on where another controller drives QEMU; one that does not answer is let pass, so that it can be
-        ended.
+        ended, but not once another may have the lease.
 
-        :raise Driven: another drives it.
+        :raise Driven: another drives it, or may do so.
         """
         try:
             await self.ensure(timeout=1.0)
         except Driven:
             raise
-        except QemuError:
-            pass
+        except QemuError as error:
+            if not self._lease_holds():
+                # Whoever took it over holds its monitor: what is silent here may be the guest's only process by now.
+                raise Driven(
+                    self._name, f"another controller may have it by now, and it cannot be asked: {error}"
+                ) from error
 
     async def take(
         self, migration: str = "", was: Mapping[str, Any] | None = None, *, timeout: float = 5.0

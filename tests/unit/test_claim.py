@@ -18,6 +18,7 @@ from migrator.qemu import marks
 from migrator.qemu.address import Address
 from migrator.qemu.endpoint import Endpoint
 from migrator.testing.fake_qemu import FakeQemu
+from migrator.testing.lab import RawMonitor
 
 
 def a_driver(controller: str, process: dict[str, Any] | None = None) -> Driver:
@@ -152,6 +153,21 @@ class TestClaim:
         with pytest.raises(Driven, match="another controller has taken it over"):
             await one.stop()
         await two.stop()
+
+    async def test_one_whose_lease_has_ended_ends_no_process_that_it_cannot_ask(
+        self, qemu: FakeQemu, end_of: EndOf
+    ) -> None:
+        holds = True
+        one = end_of(replace(a_driver("a"), lease=1), lease_holds=lambda: holds)
+        await one.connect()
+        await one.claim("m")
+        await one.release_monitor()  # as when its successor has it
+        holds = False
+        for command in (one.quit, one.fence, one.cancel):
+            with pytest.raises(Driven, match="another controller may have it by now"):
+                await command()
+        async with RawMonitor(qemu.rescue) as monitor:
+            assert (await monitor.execute("query-status"))["status"] == "running"
 
     async def test_one_that_cannot_be_seen_is_followed_at_a_persons_word_alone(self, end_of: EndOf) -> None:
         far = a_driver("a", own_process() | {"boot_id": "another"})

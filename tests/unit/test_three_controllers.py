@@ -16,12 +16,13 @@ from tests.three_controllers import Misfortune, ThreeControllers, Violated, Weak
 pytestmark = pytest.mark.filterwarnings("ignore:coroutine .* was never awaited:RuntimeWarning")
 
 #: So many runs are some tens of thousands of steps.
-_RUNS = 6
+_RUNS = 5
 #: In ``make soak``.
 _SOAK_STEPS = 1_000_000
 
 
-@pytest.mark.parametrize("seed", range(1, _RUNS + 1))
+# At 320 one that was cut off from everything comes back to its hosts while a successor has finished its migration.
+@pytest.mark.parametrize("seed", [*range(1, _RUNS + 1), 320])
 def test_no_invariant_is_broken_whatever_befalls_them(seed: int) -> None:
     assert explore(seed).loop.steps > 500
 
