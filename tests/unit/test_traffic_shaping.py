@@ -30,6 +30,10 @@ def test_some_milliseconds_of_the_speed_may_wait_unsent(speed: float, least: int
     assert least <= unsent_limit(speed) <= most
 
 
+def test_more_may_wait_far_from_the_end_than_near_it() -> None:
+    assert unsent_limit(60e6, near=False) > unsent_limit(60e6, near=True)
+
+
 def test_stream_is_paced_at_its_share_and_below_what_the_path_carries() -> None:
     assert pacing(share=None, path=None) == 0
     assert pacing(share=5e6, path=None) == 5_000_000

@@ -15,8 +15,9 @@ from migrator.core.model import Sample
 
 #: Bytes that may wait unsent at the least: with less a stream on a fast link would run dry between two wake-ups.
 LEAST_UNSENT_BYTES = 128 << 10
-#: Seconds of the path's speed that may wait unsent.
-_UNSENT_SECONDS = 0.004
+#: Seconds of the path's speed that may wait unsent: near the end, and before, where a QEMU that is woken late on a busy
+#: host would let a paced stream run dry.
+_UNSENT_SECONDS, _UNSENT_BEFORE_SECONDS = 0.004, 0.012
 #: Share of what the path carries that one stream sends at the most: the rest keeps the queue on the path empty.
 _MOST_OF_PATH = 0.95
 #: QEMU's own limit beside pacing: so much above it, so that it holds where pacing does not, and nowhere else.
@@ -32,9 +33,13 @@ _SHORT_SECONDS = 0.02
 _PACED_SECONDS, _PACED_RATIO = 2.0, 0.1
 
 
-def unsent_limit(bytes_per_second: float) -> int:
-    """Return the bytes that may wait unsent in a socket of a stream of that speed: a power of two."""
-    wanted = max(LEAST_UNSENT_BYTES, bytes_per_second * _UNSENT_SECONDS)
+def unsent_limit(bytes_per_second: float, *, near: bool = True) -> int:
+    """Return the bytes that may wait unsent in a socket of a stream of that speed: a power of two.
+
+    :param near: the end of the stream may be near.
+    """
+    seconds = _UNSENT_SECONDS if near else _UNSENT_BEFORE_SECONDS
+    wanted = max(LEAST_UNSENT_BYTES, bytes_per_second * seconds)
     return int(2 ** math.ceil(math.log2(wanted)))
 
 

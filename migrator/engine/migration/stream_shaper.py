@@ -60,6 +60,7 @@ class StreamShaper:
         self._end = EndPace()
         #: Of the last sample, bytes per second.
         self._speed = 0.0
+        self._fastest = 0.0
 
     # --- what QEMU's own limit has to be ----------------------------------------------------------------------------
 
@@ -130,11 +131,13 @@ class StreamShaper:
         return sample
 
     def _wanted(self, sample: Sample, *, share: int | None, path: float | None) -> StreamOptions:
-        # It grows with the speed and never shrinks: a slow moment is no reason to make a stream slower.
-        unsent = traffic_shaping.unsent_limit(sample.bandwidth_bytes_per_second)
+        # The fastest that was seen counts: a slow moment is no reason to make a stream slower.
+        self._fastest = max(self._fastest, sample.bandwidth_bytes_per_second)
+        near = sample.remaining_bytes < _NEAR_SECONDS * self._fastest
+        unsent = traffic_shaping.unsent_limit(self._fastest, near=near)
         rate = 0 if self._postcopy else traffic_shaping.pacing(share=share, path=path)
         return StreamOptions(
-            unsent_bytes=max(unsent, self._given.unsent_bytes or 0),
+            unsent_bytes=unsent,
             pacing_bytes_per_second=traffic_shaping.pacing_of_each(rate, self._seen.count),
         )
 
