@@ -44,7 +44,7 @@ from migrator.service.event_log import EventLogger
 from migrator.service.notify import notify, watchdog
 from migrator.service.reload import reload_on_hup
 from migrator.service.reports import Reporter
-from migrator.service.shared_journal import wait_turn
+from migrator.service.shared_journal import Turn, wait_turn
 from migrator.service.waiting_commands import WaitingCommandRunner
 from migrator.service.waiting_upgrade import NotNeeded, open_journal
 from migrator.settings import LiveSettings, Settings
@@ -145,9 +145,8 @@ async def _running(live: LiveSettings, stop: Stop) -> AsyncIterator[Engine]:
         contextlib.AsyncExitStack() as stack,
     ):
         directory = settings.store.path.parent
-        turn = None
-        if settings.store.url:
-            turn = await wait_turn(stack, journal, settings, _for_entrances(settings), stop=stop.wait)
+        turn = await _turn(stack, journal, live, stop) if settings.store.url else None
+        settings = live.settings  # it may have been reloaded meanwhile
         sole_use = turn.sole_use if turn is not None else None
         site = _site(settings, journal, sole_use)
         stack.push_async_callback(site.close)
@@ -302,6 +301,20 @@ async def _running(live: LiveSettings, stop: Stop) -> AsyncIterator[Engine]:
             finally:
                 for task in tasks:
                     task.cancel()
+
+
+async def _turn(
+    stack: contextlib.AsyncExitStack, journal: SqlJournal, live: LiveSettings, stop: Stop
+) -> Turn:
+    """Stand by until this controller's turn to act comes; SIGHUP is heeded meanwhile, too."""
+    reloading = asyncio.create_task(keep_going("reload", lambda: reload_on_hup(live)), name="reload")
+    try:
+        turn = await wait_turn(stack, journal, live.settings, _for_entrances(live.settings), stop=stop.wait)
+    finally:
+        reloading.cancel()
+        await asyncio.wait({reloading})
+    turn.entrances.configure(_for_entrances(live.settings))
+    return turn
 
 
 def _site(settings: Settings, journal: SqlJournal, sole_use: SoleUse | None) -> ConfiguredSite:

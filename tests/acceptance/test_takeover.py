@@ -112,6 +112,8 @@ async def test_one_that_stands_by_ends_when_it_is_told_to_and_has_done_nothing(p
         await site.until_served()
         await site.known(1)
         async with standing_by(site) as second:
+            second.send_signal(signal.SIGHUP)
+            await until(lambda: bool(site.said("configuration reloaded")), what="it has reloaded", within=30)
             second.terminate()
             assert second.wait(timeout=30) == 0
         begun = await site.post("migrations", guest="one", to="b")
