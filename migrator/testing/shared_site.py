@@ -191,14 +191,17 @@ class EndpointView(WithoutDevices):
         if self.connected:
             return
 
+        wanted = True
+
         async def work() -> Connection | None:
-            if self.qemu.dead:
+            if self.qemu.dead or not wanted:
                 return None
             return self.site.shared.connect(self.host, self.socket, self.site.client)
 
         try:
             connection = await self.site.wire.call(self.host, work, seconds=_CONNECT_SECONDS)
         except Lost as error:
+            wanted = False  # one that comes about later is nobody's
             raise Unreachable(self.name, "the host does not answer") from error
         if connection is None:
             raise Unreachable(self.name, "the process has ended")
