@@ -30,7 +30,7 @@ from migrator.replica.queries import ReplicaQueries
 from migrator.replica.state import ReplicaState
 from migrator.service.entrance_commands import EntranceCommands
 from migrator.service.entrance_mqtt import EntranceMqtt
-from migrator.service.entrance_role import Role, RoleCommands, RoleRequests, RoleTokens
+from migrator.service.entrance_role import ControllerRole, RoleCommands, RoleRequests, RoleTokens
 from migrator.service.entrance_settings import ALIVE_SECONDS, SILENT_TIMES, EntranceSettings
 from migrator.service.forwarded_commands import ForwardedCommands
 from migrator.store.journal import SqlJournal
@@ -48,7 +48,7 @@ class _Entrance:
     def __init__(self, inherited: dict[str, socket.socket]) -> None:
         self._inherited = inherited
         self._state = ReplicaState()
-        self._role = Role(self._state)
+        self._role = ControllerRole(self._state)
         self._requests = RoleRequests(self._role)
         self._settings: asyncio.Future[EntranceSettings] = asyncio.get_running_loop().create_future()
         self._end = asyncio.Event()

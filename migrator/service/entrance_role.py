@@ -26,7 +26,7 @@ from migrator.store.tokens import Tokens
 _STALE_SECONDS = 5.0
 
 
-class Role:
+class ControllerRole:
     """Follows what the controller says of itself; from standing by it goes to acting once, and never back.
 
     :ivar acts: set once the controller acts: its own process tells everything from then on.
@@ -123,7 +123,7 @@ class RoleCommands:
     """Has commands carried out by this controller, or by the one that acts; see
     :class:`migrator.ports.commands.CommandExecutor`."""
 
-    def __init__(self, role: Role, here: EntranceCommands, elsewhere: ForwardedCommands) -> None:
+    def __init__(self, role: ControllerRole, here: EntranceCommands, elsewhere: ForwardedCommands) -> None:
         self._role, self._here, self._elsewhere = role, here, elsewhere
 
     async def execute(self, envelope: Envelope) -> Reply:
@@ -135,7 +135,7 @@ class RoleCommands:
 class RoleTokens:
     """Tokens and sessions as the journal has them. While this controller acts, its other process writes them."""
 
-    def __init__(self, role: Role, tokens: Tokens, requests: SteeringRequests) -> None:
+    def __init__(self, role: ControllerRole, tokens: Tokens, requests: SteeringRequests) -> None:
         self._role, self._tokens, self._requests = role, tokens, requests
         self.verify, self.session, self.holding = tokens.verify, tokens.session, tokens.holding
 
@@ -158,7 +158,7 @@ class RoleTokens:
 class RoleRequests(SteeringRequests):
     """Asks the process that drives migrations; one that stands by drives none, and some things go without."""
 
-    def __init__(self, role: Role) -> None:
+    def __init__(self, role: ControllerRole) -> None:
         super().__init__()
         self._role = role
 

@@ -27,7 +27,7 @@ class Dispatch(Protocol):
     async def carry_out_waiting(self, envelope: Envelope, *, begun_before: bool) -> Reply | None: ...
 
 
-class CommandJournal(Protocol):
+class WaitingCommandJournal(Protocol):
     """The part of the journal that this needs."""
 
     @property
@@ -45,7 +45,7 @@ class WaitingCommandRunner:
     :param name: of this controller.
     """
 
-    def __init__(self, journal: CommandJournal, dispatcher: Dispatch, *, name: str) -> None:
+    def __init__(self, journal: WaitingCommandJournal, dispatcher: Dispatch, *, name: str) -> None:
         self._journal, self._dispatcher, self._name = journal, dispatcher, name
         self._under_way: dict[str, asyncio.Task[None]] = {}
         self._log = logs.logger()

@@ -27,7 +27,7 @@ _AWAY = "the journal does not answer"
 
 
 @dataclass
-class StepRow:
+class SharedSteps:
     """The steps of one migration, as :mod:`migrator.store.step_rows` keeps them."""
 
     facts: str
@@ -54,7 +54,7 @@ class SharedStore:
         self.journal.pause = _at_once
         self.journal.leases.now = self.journal.leases.clock = now
         self.meta: dict[str, str] = {}
-        self.steps: dict[str, StepRow] = {}
+        self.steps: dict[str, SharedSteps] = {}
         self.fenced = True
         self.now = now
 
@@ -256,7 +256,7 @@ class _Record:
 
     async def begin(self, facts: Mapping[str, Any], intent: Intent) -> None:
         self._last = intent
-        row = StepRow(json.dumps(dict(facts)), as_text(intent), self._records.microseconds())
+        row = SharedSteps(json.dumps(dict(facts)), as_text(intent), self._records.microseconds())
 
         async def work() -> bool:
             there = self._records.rows.get(self.migration)
@@ -366,13 +366,13 @@ class MemoryStepRecords:
             raise
         return record, facts, intent
 
-    async def _read(self, migration: str) -> StepRow | None:
-        async def work() -> StepRow | None:
+    async def _read(self, migration: str) -> SharedSteps | None:
+        async def work() -> SharedSteps | None:
             row = self.rows.get(migration)
             return None if row is None else replace(row)
 
         try:
-            found: StepRow | None = await self._view.read(work)
+            found: SharedSteps | None = await self._view.read(work)
         except JournalError as error:
             raise RecordError(f"the record of the steps of {migration} cannot be read: {error}") from error
         return found

@@ -16,7 +16,7 @@ from migrator.core.drain.entry import Entry
 from migrator.core.drain.snapshot import MigrationSnapshot
 from migrator.core.drain.states import GuestStanding
 from migrator.core.drain.tending import tend
-from migrator.core.drain.wanting import find_candidates
+from migrator.core.drain.wanting import find_placement_requests
 from migrator.core.inventory import Guest
 from migrator.core.model import State
 from migrator.core.policy import builtin
@@ -75,8 +75,8 @@ def test_a_plan_that_begins_from_the_one_before_finds_what_one_made_anew_finds(s
             known = before.tended.get(site.run.id)
             assert tend(site.run, snapshot, known).after.entries == tend(site.run, snapshot).after.entries
             running = {site.run.id: tend(site.run, snapshot, known).after}
-            kept = find_candidates(snapshot, running, before.candidates)
-            anew = find_candidates(snapshot, running)
+            kept = find_placement_requests(snapshot, running, before.candidates)
+            anew = find_placement_requests(snapshot, running)
             assert {key: each.entry for key, each in kept.wanting.items()} == {
                 key: each.entry for key, each in anew.wanting.items()
             }

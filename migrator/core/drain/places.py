@@ -18,7 +18,7 @@ from migrator.core.drain.evacuation import Evacuation
 from migrator.core.drain.snapshot import SiteSnapshot
 from migrator.core.drain.states import GuestStanding
 from migrator.core.drain.transfers import Transfers
-from migrator.core.drain.wanting import Candidates, Wanting
+from migrator.core.drain.wanting import PlacementRequests, Wanting
 from migrator.core.inventory import Guest
 from migrator.core.placement import Fleet, NoHost, Placement, PlacementRequest, check, place
 from migrator.core.schedule.transfers import LinkTable, Move
@@ -50,7 +50,7 @@ class Places:
     moves: Mapping[str, Move]
     network: LinkTable
 
-    def hold(self, found: Candidates, snapshot: SiteSnapshot) -> bool:
+    def hold(self, found: PlacementRequests, snapshot: SiteSnapshot) -> bool:
         """Whether they need not be asked again, given that they held for those of whom nothing has changed."""
         wanting = found.wanting
         asked = wanting.keys() if found.changed is None else wanting.keys() & found.changed
@@ -77,7 +77,7 @@ class Places:
         return all(each.fits for each in check(fleet, request_of(wanting.run, wanting.entry), answer.host))
 
 
-def ask(found: Candidates, snapshot: SiteSnapshot) -> Places:
+def ask(found: PlacementRequests, snapshot: SiteSnapshot) -> Places:
     """Ask for everybody's place, of all evacuations at once."""
     wanting = _in_order(found)
     requests = [request_of(each.run, each.entry) for each in wanting]
@@ -102,7 +102,7 @@ def ask(found: Candidates, snapshot: SiteSnapshot) -> Places:
     )
 
 
-def _in_order(found: Candidates) -> list[Wanting]:
+def _in_order(found: PlacementRequests) -> list[Wanting]:
     """Return them in the order in which they joined their evacuations: the same question has the same answer."""
     return [
         found.wanting[key]

@@ -27,7 +27,7 @@ from migrator.core.drain.snapshot import Name, SiteSnapshot
 from migrator.core.drain.states import GuestStanding
 from migrator.core.drain.tending import Tended, tend
 from migrator.core.drain.transfers import Transfers
-from migrator.core.drain.wanting import Candidates, Wanting, find_candidates
+from migrator.core.drain.wanting import PlacementRequests, Wanting, find_placement_requests
 from migrator.core.model import State
 from migrator.core.placement import NoHost
 from migrator.core.schedule import ScheduleDecision, decide, partition
@@ -58,7 +58,7 @@ class DrainPlan:
     held_back: Mapping[str, str]
     tended: Mapping[str, Tended]
     places: Places | None = None
-    candidates: Candidates | None = None
+    candidates: PlacementRequests | None = None
     #: Those of :attr:`wanting` that have a place, as the schedule wants them.
     queues: Queues = field(default_factory=dict)
     decided: ScheduleDecision | None = None
@@ -159,7 +159,9 @@ class _Planning:
     def make(self) -> DrainPlan:
         snapshot, before = self._snapshot, self._before
         known = before.places if before is not None else None
-        found = find_candidates(snapshot, self._running, before.candidates if before is not None else None)
+        found = find_placement_requests(
+            snapshot, self._running, before.candidates if before is not None else None
+        )
         self._held_back.update(found.held_back)
         held = known is not None and known.hold(found, snapshot)
         places = known if held and known is not None else self._ask(found)
@@ -194,12 +196,12 @@ class _Planning:
 
     # --- places ------------------------------------------------------------------------------------------------------
 
-    def _ask(self, found: Candidates) -> Places:
+    def _ask(self, found: PlacementRequests) -> Places:
         if self._at_once is not None and len(found.wanting) > self._at_once:
             raise ManyPlaces
         return placing.ask(found, self._snapshot)
 
-    def _mark(self, found: Candidates, places: Places) -> Candidates:
+    def _mark(self, found: PlacementRequests, places: Places) -> PlacementRequests:
         """Note in the evacuations what placement said; the candidates with that."""
         changed: dict[str, dict[str, Entry]] = {}
         marked: dict[str, Wanting] = {}
@@ -249,7 +251,7 @@ class _Planning:
             if each.state not in (State.HELD, State.WAITING)
         ]
 
-    def _queues(self, found: Candidates, places: Places) -> Queues:
+    def _queues(self, found: PlacementRequests, places: Places) -> Queues:
         """Return those who want a place and have one, in the order of turn, by the links that they will take."""
         before = self._before
         if before is None or places is not before.places or found.changed is None:

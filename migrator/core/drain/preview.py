@@ -52,7 +52,7 @@ class GuestOutlook:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Outlook:
+class PlanOutlook:
     """What would come of the evacuation."""
 
     #: By the guests' keys, of those that were placed.
@@ -127,7 +127,7 @@ def places(given: Sequence[Portion]) -> dict[str, tuple[str | None, str]]:
     return found
 
 
-def outlook(given: Sequence[Portion]) -> Outlook:
+def outlook(given: Sequence[Portion]) -> PlanOutlook:
     """Return what would come of the guests that were placed, and of all of them together."""
     site, run = _joined(given)
     plan: DrainPlan = make_plan(site)
@@ -162,7 +162,7 @@ def outlook(given: Sequence[Portion]) -> Outlook:
             ),
         )
     foretold = [one for one in own.values() if one.guest in prediction.guests]
-    return Outlook(
+    return PlanOutlook(
         guests=guests,
         takes=_takes(prediction, own.keys()),
         lower_bound_seconds=lower_bound_seconds(foretold, asked.hosts, asked.links),

@@ -28,7 +28,7 @@ class Wanting:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Candidates:
+class PlacementRequests:
     """Everybody who wants a place now."""
 
     #: By the guests' keys.
@@ -44,7 +44,9 @@ class Candidates:
     early: Collection[str]
     policies: PolicyRules
 
-    def marked(self, wanting: Mapping[str, Wanting], evacuations: Mapping[str, Evacuation]) -> Candidates:
+    def marked(
+        self, wanting: Mapping[str, Wanting], evacuations: Mapping[str, Evacuation]
+    ) -> PlacementRequests:
         """Return them with what was noted in these evacuations meanwhile, and in these guests' entries."""
         again = {
             key for key, each in wanting.items() if each.entry.excluded != self.wanting[key].entry.excluded
@@ -57,9 +59,9 @@ class Candidates:
         )
 
 
-def find_candidates(
-    snapshot: SiteSnapshot, running: Mapping[str, Evacuation], before: Candidates | None = None
-) -> Candidates:
+def find_placement_requests(
+    snapshot: SiteSnapshot, running: Mapping[str, Evacuation], before: PlacementRequests | None = None
+) -> PlacementRequests:
     """Return who of these evacuations wants a place now.
 
     :param before: those of the last plan.
@@ -81,7 +83,7 @@ def find_candidates(
                 known = run.entries.get(key)
                 if known is not None and known.wants_place and run.closing is None:
                     finding.add(run, known)
-    return Candidates(
+    return PlacementRequests(
         wanting=finding.wanting,
         held_back=finding.held_back,
         changed=changed,
@@ -94,7 +96,7 @@ def find_candidates(
 
 @dataclass
 class _Finding:
-    """Candidates while they are found."""
+    """PlacementRequests while they are found."""
 
     snapshot: SiteSnapshot
     running: Mapping[str, Evacuation]
@@ -121,7 +123,10 @@ class _Finding:
 
 
 def _changed(
-    snapshot: SiteSnapshot, running: Mapping[str, Evacuation], before: Candidates, early: Collection[str]
+    snapshot: SiteSnapshot,
+    running: Mapping[str, Evacuation],
+    before: PlacementRequests,
+    early: Collection[str],
 ) -> set[str] | None:
     """Return the keys of all for whom the answer may be another than before; ``None``: everybody's may be."""
     if (
