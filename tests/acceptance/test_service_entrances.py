@@ -26,6 +26,18 @@ def entrance_of(site: LiveSite) -> int:
     return 0
 
 
+async def entrance_there(site: LiveSite) -> int:
+    """Process id of the process that answers, once there is one: to send it a signal."""
+    found: list[int] = []
+
+    def there() -> bool:
+        found.append(entrance_of(site))
+        return found[-1] != 0  # a signal to 0 would be one to ourselves
+
+    await until(there, what="a process that answers", within=30)
+    return found[-1]
+
+
 def gone(pid: int) -> bool:
     """Whether a process has ended."""
     try:

@@ -18,7 +18,7 @@ import pytest
 from migrator.testing import network
 from migrator.testing.lab import GuestMachine, until
 from tests.acceptance.service_site import MIB, SLOW, Board, LiveSite, Witness, at_broker, guest, served
-from tests.acceptance.test_service_entrances import entrance_of
+from tests.acceptance.test_service_entrances import entrance_there
 from tests.broker import Broker, mosquitto
 from tests.conftest import missing
 from tests.mqtt_fakes import Peer, peer
@@ -171,7 +171,7 @@ async def test_what_happens_while_the_process_at_the_broker_is_away_is_published
     async with at(broker, machines, speed=SLOW) as site, peer(broker) as scheduler, Board(broker) as board:
         await scheduler.command("evacuate", id="night-1", host="a")
         moving = await site.until_state("precopy")
-        os.kill(entrance_of(site), signal.SIGKILL)
+        os.kill(await entrance_there(site), signal.SIGKILL)
         outcome = await until_reply(scheduler, "night-1", "outcome")
         assert outcome["body"]["state"] == "completed"
         for subject, identifier in (
@@ -201,11 +201,11 @@ async def test_whether_commands_are_carried_out_is_said_at_the_broker(broker: Br
         await says(b"offline")
         os.kill(site.service.pid, signal.SIGCONT)
         await says(b"online")
-        entrance = entrance_of(site)
+        entrance = await entrance_there(site)
         os.kill(entrance, signal.SIGKILL)
         await says(b"offline")
         await says(b"online")
-        assert entrance_of(site) != entrance
+        assert await entrance_there(site) != entrance
         assert await asyncio.to_thread(site.stop) == 0
         await says(b"offline")
 

@@ -20,7 +20,7 @@ from paho.mqtt.properties import Properties
 
 from migrator.testing.lab import until
 from tests.acceptance.service_site import LiveSite, at_broker, made
-from tests.acceptance.test_service_entrances import answers, entrance_of, gone
+from tests.acceptance.test_service_entrances import answers, entrance_there, gone
 from tests.broker import USERS, Broker, mosquitto
 from tests.conftest import missing
 from tests.mqtt_fakes import PREFIX
@@ -137,11 +137,11 @@ async def evacuations(site: LiveSite) -> list[str]:
 
 
 async def kill_entrance(site: LiveSite, _: Broker) -> None:
-    os.kill(entrance_of(site), signal.SIGKILL)
+    os.kill(await entrance_there(site), signal.SIGKILL)
 
 
 async def freeze_entrance(site: LiveSite, _: Broker) -> None:
-    first = entrance_of(site)
+    first = await entrance_there(site)
     os.kill(first, signal.SIGSTOP)
     await until(lambda: gone(first), what="the end of the process that does not answer", within=30)
 
