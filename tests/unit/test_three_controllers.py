@@ -12,8 +12,11 @@ import pytest
 from migrator.qemu.claim import DriverClaim
 from tests.three_controllers import Misfortune, ThreeControllers, Violated, Weakness, emptying, explore
 
-# Of a process that was killed nothing is awaited any more.
-pytestmark = pytest.mark.filterwarnings("ignore:coroutine .* was never awaited:RuntimeWarning")
+# Of a process that was killed nothing is awaited any more, nor ended in order.
+pytestmark = [
+    pytest.mark.filterwarnings("ignore:coroutine .* was never awaited:RuntimeWarning"),
+    pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning"),
+]
 
 #: So many runs are some tens of thousands of steps.
 _RUNS = 5
