@@ -10,7 +10,7 @@ from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
-from sqlalchemy import Table, func, insert, select, text
+from sqlalchemy import Select, Table, func, insert, select, text
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from migrator.errors import JournalError, UsageError
@@ -31,6 +31,8 @@ from migrator.store.sqlite import SqliteFile
 
 _COPIED = (documents, events, commands, tokens, sessions, samples, meta)
 _AT_ONCE = 1000
+#: The one row of ``meta`` that a server has with its tables; a file has none of it.
+_WITH_TABLES = "oldest_reader"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -82,10 +84,14 @@ async def _copy(
         await there.execute(text(f"LOCK TABLE {table.name} IN EXCLUSIVE MODE"))
         if (await there.execute(select(func.count()).select_from(table))).scalar():
             raise UsageError(f"{name} has a journal already: give a database of its own, which is empty")
+    if (await there.execute(select(func.count()).where(meta.c.key != _WITH_TABLES))).scalar():
+        raise UsageError(
+            f"a service has begun a journal at {name}: give a database of its own, which is empty"
+        )
     tallies = []
     for table in _COPIED:
         tally = _Tally(table)
-        found = await here.stream(select(table))
+        found = await here.stream(_rows(table))
         async for part in found.mappings().partitions(_AT_ONCE):
             rows = [dict(row) for row in part]
             await there.execute(insert(table), rows)
@@ -101,7 +107,7 @@ async def _copy(
     await there.execute(select(func.setval(number, func.coalesce(last, 1))))
     for tally in tallies:
         now = _Tally(tally.table)
-        found = await there.stream(select(tally.table))
+        found = await there.stream(_rows(tally.table))
         async for part in found.mappings().partitions(_AT_ONCE):
             now.add(part)
         if now.result() != tally.result():
@@ -110,6 +116,11 @@ async def _copy(
                 f"{tally.rows}, or other ones): nothing was copied"
             )
     return [tally.result() for tally in tallies]
+
+
+def _rows(table: Table) -> Select[Any]:
+    """Select what is copied of a table."""
+    return select(table).where(meta.c.key != _WITH_TABLES) if table is meta else select(table)
 
 
 class _Tally:

@@ -126,6 +126,17 @@ async def test_is_refused_where_there_is_a_journal_already(
     assert postgresql.sql("SELECT count(*) FROM events", database=shared_database) == ["2500"]
 
 
+async def test_is_refused_where_a_service_has_been_started(
+    config: Path, tmp_path: Path, postgresql_place: Server
+) -> None:
+    await fill(tmp_path / "state" / "journal.db")
+    async with await SqlJournal.open(postgresql_place):
+        pass  # it has reserved numbers of events
+    done = await asyncio.to_thread(copy, config)
+    assert (done.returncode, done.stdout) == (2, "")
+    assert "a service has begun a journal at" in done.stderr
+
+
 @pytest.mark.parametrize(
     ("text", "said"),
     [
