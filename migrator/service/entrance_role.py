@@ -105,10 +105,13 @@ class ControllerRole:
         found = []
         if not self._report.document.acting:
             found.append("no controller acts: commands wait for one that takes over")
-        if self._follower is not None and self._follower.complaint:
+        if self._follower is not None and (self._follower.complaint or self.stale()):
             age = self._follower.stale_seconds()
             how_old = "is not known" if age is None else f"is {age:.0f} s old"
-            found.append(f"what this controller shows {how_old}: {self._follower.complaint}")
+            why = self._follower.complaint or "the journal does not answer: see whether its server does"
+            found.append(f"what this controller shows {how_old}: {why}")
+        # Where it cannot be read either, that was said.
+        found += self._report.document.complaints if not found else []
         return found
 
     def stale(self) -> bool:

@@ -62,6 +62,8 @@ from migrator.worker.client import Worker
 
 #: A thread that computes lets the event loop go on after so long.
 _SWITCH_SECONDS = 0.001
+#: Among :data:`migrator.faults.complaints`.
+_LEASE = "lease"
 
 
 class Stop:
@@ -282,9 +284,7 @@ async def _running(live: LiveSettings, stop: Stop) -> AsyncIterator[Engine]:
             }
             if sole_use is not None:
                 work["journal lease"] = functools.partial(_keep_journal, sole_use)
-                work["lease watch"] = functools.partial(
-                    sole_use.watch, lapsed=engine.suspend, regained=engine.resume
-                )
+                work["lease watch"] = functools.partial(_watch_lease, sole_use, engine)
                 runner = WaitingCommandRunner(journal, dispatcher, name=sole_use.lease.owner)
                 work["commands of other controllers"] = runner.run
             once: dict[str, Callable[[], Awaitable[None]]] = {"first look": inventory.look_at_all}
@@ -337,3 +337,19 @@ async def _keep_journal(sole_use: SoleUse) -> None:
     except LeaseLost as error:
         logs.logger().warning("this service ends here and now", error=str(error))
         os.kill(os.getpid(), signal.SIGKILL)
+
+
+async def _watch_lease(sole_use: SoleUse, engine: Engine) -> None:
+    """Leave everything to others while they may have the lease, and say so to whoever asks whether this one is ready."""
+
+    def lapsed() -> None:
+        faults.complaints[_LEASE] = (
+            "it could not be renewed in time, another controller may act by now: see whether [store] url answers"
+        )
+        engine.suspend()
+
+    def regained() -> None:
+        faults.complaints.pop(_LEASE, None)
+        engine.resume()
+
+    await sole_use.watch(lapsed=lapsed, regained=regained)

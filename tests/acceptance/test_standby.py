@@ -141,3 +141,42 @@ async def test_a_command_and_a_stream_outlive_the_controller_that_acted(postgres
 
             await eventually(ended, "the evacuation has ended", site, within=60)
             await site.everyone_at(machines, "b")
+
+
+async def test_a_database_that_does_not_answer_makes_neither_of_them_ready() -> None:
+    with Postgres("silent") as server:
+        url = server.place(server.create()).url
+        async with made([], "a", "b") as site:
+            site.change_config(("[store]\n", f'[controller]\n{LEASE}\n\n[store]\nurl = "{url}"\n'))
+            site.serve()
+            await site.until_served()
+            await site.known(0)
+            async with standing_by(site), second_api(site) as second:
+
+                async def unready(client: httpx2.AsyncClient, why: str) -> bool:
+                    found = await client.get("/readyz")
+                    return found.status_code == 503 and why in found.text
+
+                server.freeze()
+                try:
+                    await eventually(
+                        lambda: unready(site._http, "could not be renewed in time"),
+                        "its lease is over",
+                        site,
+                        within=8,
+                    )
+                    await eventually(
+                        lambda: unready(second, "the journal does not answer"),
+                        "what it shows is old",
+                        site,
+                        within=8,
+                    )
+                    complaints = (await get(second, "service"))["complaints"]
+                    assert "the journal does not answer" in complaints[0]
+                finally:
+                    server.thaw()
+
+                async def ready() -> bool:
+                    return (await second.get("/readyz")).status_code == 200
+
+                await eventually(ready, "it is ready again", site)
