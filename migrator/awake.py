@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Callable
 from types import TracebackType
 from typing import Self
 
@@ -42,25 +43,21 @@ class Absence:
         return self._missed
 
 
-class timeout_while_awake:  # noqa: N801 - it is used like asyncio.timeout
-    """A timeout like :func:`asyncio.timeout` that does not count the time in which this process did not run."""
+class AwakeTimer:
+    """Calls `callback` once this process has run for `seconds`; time in which it was stopped does not count.
 
-    def __init__(self, seconds: float) -> None:
-        self._left = seconds
-        self._timeout = asyncio.timeout(None)
+    After a stop whatever was due meanwhile has its turn first.
+    """
 
-    async def __aenter__(self) -> Self:
+    def __init__(self, seconds: float, callback: Callable[[], None]) -> None:
+        self._left, self._callback = seconds, callback
         self._loop = asyncio.get_running_loop()
         self._at = self._loop.time()
-        await self._timeout.__aenter__()
         self._arm()
-        return self
 
-    async def __aexit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def cancel(self) -> None:
+        """Do not call it any more."""
         self._timer.cancel()
-        await self._timeout.__aexit__(kind, error, trace)
 
     def _arm(self) -> None:
         self._step = min(_TICK_SECONDS, max(0.0, self._left))
@@ -73,6 +70,26 @@ class timeout_while_awake:  # noqa: N801 - it is used like asyncio.timeout
         self._left -= passed if passed - self._step <= _LATE_SECONDS else self._step
         self._at = now
         if self._left <= 0.001:
-            self._timeout.reschedule(now)
+            self._callback()
         else:
             self._arm()
+
+
+class timeout_while_awake:  # noqa: N801 - it is used like asyncio.timeout
+    """A timeout like :func:`asyncio.timeout` that does not count the time in which this process did not run."""
+
+    def __init__(self, seconds: float) -> None:
+        self._seconds = seconds
+        self._timeout = asyncio.timeout(None)
+
+    async def __aenter__(self) -> Self:
+        loop = asyncio.get_running_loop()
+        await self._timeout.__aenter__()
+        self._timer = AwakeTimer(self._seconds, lambda: self._timeout.reschedule(loop.time()))
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._timer.cancel()
+        await self._timeout.__aexit__(kind, error, trace)

@@ -8,8 +8,9 @@ from typing import Any
 
 from migrator import logs
 from migrator.api.events import Event, EventKind
+from migrator.awake import AwakeTimer
 from migrator.engine.event_bus import EventBus
-from migrator.errors import JournalError
+from migrator.errors import JournalError, LeaseLost
 from migrator.ports import Journal
 
 #: A journal that cannot be written is tried again after so long; writing a document twice does no harm.
@@ -42,7 +43,9 @@ class JournalWriter:
 
     :param max_event_delay: seconds that an event which leaves the process waits for the journal. One that is not
         written by then (the disk is full, locked, or does not answer) is delivered all the same, and so is all that
-        follows, until the journal is written again. Nothing else ever waits for that.
+        follows, until the journal is written again. Nothing else ever waits for that. Time in which this process was
+        frozen does not count: another controller may act by then, and the journal, which knows, is asked first. What
+        the journal refuses because another may act is not delivered.
     """
 
     def __init__(self, journal: Journal, *, max_event_delay: float = _MAX_EVENT_DELAY_SECONDS) -> None:
@@ -56,9 +59,11 @@ class JournalWriter:
         #: One writer at a time, so that an older document never replaces a newer one.
         self._writing = asyncio.Lock()
         self._max_event_delay = max_event_delay
-        self._delay_timer: asyncio.TimerHandle | None = None
+        self._delay_timer: AwakeTimer | None = None
         #: Events are delivered without waiting for the journal.
         self._bypassing = False
+        #: The journal answers that another controller may act: what is said here may be false by now.
+        self._refused = False
         self._place = 0
         self._bus: EventBus | None = None
         self._log = logs.logger()
@@ -129,6 +134,7 @@ class JournalWriter:
             try:
                 await self._write()
             except JournalError as error:
+                self._refused = isinstance(error, LeaseLost)
                 self._log.warning("journal cannot be written", error=str(error))
                 await asyncio.sleep(_RETRY_SECONDS)
                 self._wake.set()
@@ -177,6 +183,7 @@ class JournalWriter:
 
     def _written(self, written: Sequence[tuple[int, Mapping[str, Any]]], numbers: Sequence[int]) -> None:
         """Let the bus deliver events that are on disk, or never will be."""
+        self._refused = False
         if not written:
             return
         last = written[-1][0]
@@ -200,16 +207,22 @@ class JournalWriter:
 
     def _start_delay_timer(self) -> None:
         if self._delay_timer is None and not self._bypassing:
-            self._delay_timer = asyncio.get_running_loop().call_later(self._max_event_delay, self._bypass)
+            self._delay_timer = AwakeTimer(self._max_event_delay, self._bypass)
 
     def _bypass(self) -> None:
         self._delay_timer = None
+        if self._refused:
+            self._start_delay_timer()
+            return
         self._bypassing = True
         self._log.warning("events are told before they are journalled", waiting=len(self._events))
         self._mark_journalled(None, {})
 
     async def flush(self, timeout: float) -> bool:
-        """Wait until everything is written; False when it is not in time. Every event has been delivered then."""
+        """Wait until everything is written; False when it is not in time.
+
+        Every event has been delivered then, but for what the journal refuses because another controller may act.
+        """
         try:
             async with asyncio.timeout(timeout):
                 await self._idle.wait()

@@ -340,7 +340,7 @@ async def _keep_journal(sole_use: SoleUse) -> None:
 
 
 async def _watch_lease(sole_use: SoleUse, engine: Engine) -> None:
-    """Leave everything to others while they may have the lease, and say so to whoever asks whether this one is ready."""
+    """Leave everything to others while they may have the lease, and let ``/readyz`` say so."""
 
     def lapsed() -> None:
         faults.complaints[_LEASE] = (

@@ -9,13 +9,18 @@ from typing import Any
 
 import pytest
 
+from migrator.api.events import Event, EventKind
 from migrator.awake import Absence, timeout_while_awake
 from migrator.core.inventory import Host, HostFacts
+from migrator.engine.event_bus import EventBus
 from migrator.engine.inventory import Inventory
+from migrator.engine.journal_writer import JournalWriter
 from migrator.errors import HostError, JournalError
 from migrator.ports import HostLook
 from migrator.store.database import Database
 from migrator.store.sqlite import FileTimeouts
+from migrator.testing.journal import MemoryJournal
+from tests.some_events import of_migration
 
 #: As if the process were stopped (SIGSTOP): nothing of it runs for so long.
 STOPPED_SECONDS = 2.5
@@ -96,3 +101,19 @@ async def test_a_host_is_not_down_because_we_were_away() -> None:
     host = await inventory.look("a")
     assert host.up
     assert site.looks == 2
+
+
+async def test_what_waits_for_the_journal_is_not_told_before_it_is_asked_again() -> None:
+    journal = MemoryJournal()
+    journal_writer, bus, told = JournalWriter(journal, max_event_delay=1.5), EventBus(), list[Event]()
+    journal_writer.follow(bus)
+    bus.subscribe(told.append, journalled=True)
+    bus.publish(of_migration(EventKind.STATE, "m1"))
+    time.sleep(STOPPED_SECONDS)
+    await asyncio.sleep(0.1)
+    assert told == [], "in that time another controller may have begun to act"
+    writing = asyncio.create_task(journal_writer.run())
+    assert await journal_writer.flush(5)
+    assert len(told) == 1
+    writing.cancel()
+    await asyncio.wait({writing})

@@ -13,7 +13,7 @@ import pytest
 from migrator.api.events import Event, EventKind, Subject
 from migrator.engine.event_bus import EventBus
 from migrator.engine.journal_writer import JournalWriter
-from migrator.errors import JournalError
+from migrator.errors import JournalError, LeaseLost
 from migrator.ports import Lease
 from migrator.testing.journal import MemoryJournal
 from tests.some_events import host_state, of_migration
@@ -170,6 +170,35 @@ async def test_a_journal_that_fails_holds_nothing_back_for_longer_than_three_sec
         assert site.told == [1, 2, 3]  # it is waited for again
         assert await site.journal_writer.flush(1)
         assert site.told == await site.journalled() == [1, 2, 3, 4]
+
+
+class TakenJournal(MemoryJournal):
+    """Another controller may act, for as long as :attr:`taken` is true."""
+
+    taken = True
+
+    async def save(
+        self,
+        *given: tuple[str, Mapping[str, Any]],
+        events: Sequence[Mapping[str, Any]] = (),
+        lease: Lease | None = None,
+    ) -> list[int]:
+        if self.taken:
+            raise LeaseLost("the lease site does not hold any more")
+        return await super().save(*given, events=events, lease=lease)
+
+
+async def test_what_is_refused_because_another_controller_may_act_is_not_told() -> None:
+    journal = TakenJournal()
+    site = Site(journal)
+    async with site.running():
+        site.say(2)
+        await asyncio.sleep(20)
+        assert not await site.journal_writer.flush(1)
+        assert site.told == []
+        journal.taken = False  # nobody had taken it, and it was renewed
+        assert await site.journal_writer.flush(5)
+        assert site.told == await site.journalled() == [1, 2]
 
 
 async def test_a_disk_that_does_not_answer_holds_nothing_back_for_longer_either() -> None:
