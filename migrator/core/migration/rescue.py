@@ -64,8 +64,8 @@ _ACTS = {
         "restore the connection between both hosts, then migrate-recover at the destination and migrate with "
         "resume at the source"
     ),
-    OperatorAction.END_SOURCE: "end the source's process by hand and leave --source out",
-    OperatorAction.END_DESTINATION: "end the destination's process by hand and leave --destination out",
+    OperatorAction.END_SOURCE: "leave --source out once its process has ended, if need be by hand",
+    OperatorAction.END_DESTINATION: "leave --destination out once its process has ended, if need be by hand",
 }
 
 

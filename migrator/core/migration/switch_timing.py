@@ -146,9 +146,10 @@ def plan_switch(
     if plan.given and limit < model.limit_seconds * _STEP:
         return plan, None
     plan = replace(plan, given=True, given_at=sample.at_seconds)
+    when = f"in {show_seconds(stop_in)}" if stop_in >= 0.001 else "at once"
     reason = (
-        f"now is the moment: about {show_seconds(chosen.downtime_seconds)} of downtime in "
-        f"{show_seconds(stop_in)}{_beside(endings, chosen)}"
+        f"now is the moment: about {show_seconds(chosen.downtime_seconds)} of downtime, {when}"
+        f"{_beside(endings, chosen)}"
     )
     return plan, LimitChange(limit_seconds=limit, reason=reason)
 
