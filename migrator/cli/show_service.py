@@ -105,16 +105,19 @@ def evacuation_row(one: Document) -> Row:
 
 
 def controller_row(one: Document, service: Document) -> Row:
-    """Return the cells of :data:`CONTROLLERS`; the lease is that which plans the site, or the controller's own."""
+    """Return the cells of :data:`CONTROLLERS`; leases are shown with the time since they were renewed."""
     leases = {each["name"]: each for each in service["leases"]}
     own = leases.get(f"controller/{one['name']}")
     site = leases.get("site")
     held = [("site", site)] if site is not None and site["owner"] == one["name"] else []
     held += [("own", own)] if own is not None else []
-    lease = ", ".join(f"{name} {_age(each['age_seconds'])}" for name, each in held)
+    lease = ", ".join(f"{name} {_age(each['age_seconds'])} ago" for name, each in held)
+    role = one["role"]
+    if role == "acting" and site is not None and site["owner"] != one["name"]:
+        role = "replaced"  # it has not yet found out, or has ended since
     return (
         one["instance"],
-        one["role"] if one["present"] else "gone",
+        role if one["present"] else "gone",
         one["version"],
         f"{_age(one['age_seconds'])} ago",
         lease,

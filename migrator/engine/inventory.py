@@ -22,6 +22,8 @@ from migrator.faults import contained, keep_going
 from migrator.ports import HostLook, Site
 from migrator.settings.models import LimitsSettings
 
+#: What is said of a host from its being configured until it is looked at for the first time.
+NOT_LOOKED_AT = "not looked at yet"
 #: A host that did not answer is asked again after so long, doubled up to the second, or to a shorter interval.
 _RETRY_SECONDS = (1.0, 15.0)
 #: A host that cannot be watched is tried again after so long.
@@ -57,7 +59,7 @@ class Inventory:
         rules: Callable[[Guest], Guest] = lambda guest: guest,
         changed: Callable[[], None] = lambda: None,
     ) -> None:
-        self._known = KnownHosts(replace(host, up=False, error="not looked at yet") for host in hosts)
+        self._known = KnownHosts(replace(host, up=False, error=NOT_LOOKED_AT) for host in hosts)
         self.site = site
         self._interval = interval
         self._rules = rules
@@ -149,7 +151,7 @@ class Inventory:
         for host in hosts:
             old = self._known.get(host.name)
             if old is None:
-                known[host.name] = KnownHost(replace(host, up=False, error="not looked at yet"))
+                known[host.name] = KnownHost(replace(host, up=False, error=NOT_LOOKED_AT))
             else:
                 kept = replace(
                     host, state=old.host.state, up=old.host.up, error=old.host.error, facts=old.host.facts

@@ -22,6 +22,7 @@ from migrator.api.events import (
 )
 from migrator.core.model import State
 from migrator.engine.event_bus import EventBus
+from migrator.engine.inventory import NOT_LOOKED_AT
 
 _BAD = {State.FAILED, State.HELD}
 
@@ -99,7 +100,7 @@ class EventLogger:
 
     def _host(self, host: HostDocument) -> None:
         if self._new(Subject.HOST, host.host, (host.state, host.up, host.error), ended=False):
-            say = self._log.info if host.up else self._log.warning
+            say = self._log.info if host.up or host.error == NOT_LOOKED_AT else self._log.warning
             error = {"error": host.error} if host.error else {}
             say("host", host=host.host, state=str(host.state), up=host.up, **error)
 

@@ -88,8 +88,8 @@ def test_the_command_line_shows_controllers_roles_leases_and_who_plans(service: 
     header, *rows = [line.split("\t") for line in ended.stdout.splitlines() if "\t" in line]
     assert header[:5] == ["INSTANCE", "ROLE", "VERSION", "HEARTBEAT", "LEASE"]
     assert [row[:5] for row in rows] == [
-        ["machine-a", "acting", "1.2", "0.7 s ago", "site 0.9 s, own 0.7 s"],
-        ["machine-b", "standby", "1.2", "0.7 s ago", "own 0.2 s"],
+        ["machine-a", "acting", "1.2", "0.7 s ago", "site 0.9 s ago, own 0.7 s ago"],
+        ["machine-b", "standby", "1.2", "0.7 s ago", "own 0.2 s ago"],
         ["machine-c", "waiting", "1.3", "0.7 s ago", ""],
         ["machine-d", "gone", "1.2", "67 min ago", ""],
     ]
@@ -97,6 +97,17 @@ def test_the_command_line_shows_controllers_roles_leases_and_who_plans(service: 
     assert "machine-b answers, and stands by; what it shows is 0.4 s old at most" in ended.stdout
     assert json.loads(status(service, "--service", "--json").stdout)["acting"] == "machine-a"
     assert status(service, "some-id", "--service").returncode == 2
+
+
+def test_one_that_acted_and_has_lost_its_lease_is_not_shown_as_acting(service: InThread) -> None:
+    told = service.place.app.state.dependencies.service()
+    leases = [
+        each.model_copy(update={"owner": "b" * 16}) if each.name == "site" else each for each in told.leases
+    ]
+    told = told.model_copy(update={"leases": leases})
+    service.place.app.state.dependencies.service = lambda: told
+    rows = [line.split("\t") for line in status(service, "--service").stdout.splitlines()]
+    assert rows[1][:2] == ["machine-a", "replaced"]
 
 
 def test_the_command_line_says_where_nobody_acts_and_where_one_is_alone(service: InThread) -> None:

@@ -12,6 +12,7 @@ import pytest
 from migrator import logs
 from migrator.core.model import State
 from migrator.engine.event_bus import EventBus
+from migrator.engine.inventory import NOT_LOOKED_AT
 from migrator.service.event_log import EventLogger
 from tests.some_events import decision, evacuation_state, host_state, migration_state, progress
 
@@ -67,6 +68,13 @@ def test_what_has_not_changed_is_not_said_again(bus: EventBus, capsys: pytest.Ca
     ]
     assert said[1]["error"] == "no route to host"
     assert all(each["host"] == "a" for each in said)
+
+
+def test_a_host_that_was_not_looked_at_yet_is_no_warning(
+    bus: EventBus, capsys: pytest.CaptureFixture[str]
+) -> None:
+    bus.publish(host_state(up=False, error=NOT_LOOKED_AT))
+    assert [(each["event"], each["level"]) for each in lines(capsys)] == [("host", "info")]
 
 
 def test_a_log_that_is_gone_keeps_nothing_from_going_on(
