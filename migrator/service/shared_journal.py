@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from migrator import __version__, faults, logs
+from migrator.errors import JournalError
 from migrator.http import from_settings as http_settings
 from migrator.http.listeners import Listeners
 from migrator.metrics import Metrics, Probes
@@ -25,9 +26,13 @@ from migrator.service.waiting_upgrade import NotNeeded
 from migrator.settings import Settings
 from migrator.settings.models import HttpSettings
 from migrator.store.journal import SqlJournal
-from migrator.store.presence import Heartbeat
+from migrator.store.presence import Heartbeat, Presence
 from migrator.store.sole_use import SoleUse
 from migrator.store.step_records import controller_id
+
+#: Of the journal's table ``meta``: ``[site] name`` of the controller that acted last.
+_SITE_NAME = "site name"
+_NAMESAKE = "another controller has the same [site] instance: give each its own"
 
 
 @dataclass(kw_only=True)
@@ -61,6 +66,7 @@ async def wait_turn(
 
     :param stop: returns when nobody wants it any more.
     :raise NotNeeded: it was asked to stop first.
+    :raise JournalError: the journal is in use for a site of another name.
     """
     name = controller_id(settings.store.path.parent)
     info = ControllerInfo(
@@ -74,7 +80,9 @@ async def wait_turn(
         return held[0].lease if held else None
 
     reporter = Reporter(instance=settings.site.instance, heartbeat=heartbeat, seconds=seconds, acts=acts)
+    heartbeat.subscribe(lambda now: _note_namesakes(heartbeat, now))
     await stack.enter_async_context(heartbeat)
+    await _check_site(journal, heartbeat, settings)
     listeners = http_settings.listeners(settings.http)
     await listeners.bind()
     metrics = await stack.enter_async_context(_own_metrics(journal))
@@ -102,7 +110,41 @@ async def wait_turn(
     if sole_use is None:
         raise NotNeeded
     stack.push_async_callback(sole_use.end)
+    await _check_site(
+        journal, heartbeat, settings
+    )  # of two that began together the other one may have acted first
+    await journal.keep_meta(_SITE_NAME, settings.site.name)
     return Turn(sole_use=sole_use, heartbeat=heartbeat, listeners=listeners, entrances=entrances, held=held)
+
+
+async def _check_site(journal: SqlJournal, heartbeat: Heartbeat, settings: Settings) -> None:
+    """Refuse to share a journal with controllers of another site: they speak of the same guests under another name.
+
+    A site may be renamed while none of its other controllers runs.
+
+    :raise JournalError: it is one of another site, or cannot be read.
+    """
+    acted = await journal.meta(_SITE_NAME)
+    if acted in (None, settings.site.name) or not heartbeat.now.others(heartbeat.info.name):
+        return
+    raise JournalError(
+        f"the journal {journal.name} is in use for the site {acted}, and [site] name is {settings.site.name}: give all "
+        "its controllers the same name, or this one a database of its own ([store] url)"
+    )
+
+
+def _note_namesakes(heartbeat: Heartbeat, now: Presence) -> None:
+    """Say in the log and in ``status --service`` that another controller that is there has this one's instance."""
+    own = heartbeat.info
+    same = any(
+        each.present and each.info.name != own.name and each.info.instance == own.instance
+        for each in now.controllers
+    )
+    detail = _NAMESAKE if same else ""
+    if detail != own.detail:
+        heartbeat.describe(detail=detail)
+        if same:
+            logs.logger().warning(_NAMESAKE, instance=own.instance)
 
 
 def _own_metrics(journal: SqlJournal) -> Metrics:

@@ -89,6 +89,19 @@ async def test_the_one_that_stands_by_answers_everything_and_has_commands_carrie
             assert "\nmigrator_lease_held" not in metrics
             assert "migrator_host_up{" not in metrics, "the site's figures are shown once"
 
+            namesakes = [each["detail"] for each in service["controllers"]]
+            assert any("the same [site] instance" in detail for detail in namesakes), (
+                "both have this machine's name"
+            )
+            other = site.directory / "other.toml"
+            other.write_text(
+                site.config.read_text().replace('path = "state/', 'path = "other/')
+                + '[site]\nname = "other"\n'
+            )
+            refused = await site.cli("serve", "--config", str(other))
+            assert refused.returncode == 1, refused
+            assert "is in use for the site default, and [site] name is other" in refused.stderr
+
             plan = await second.post("/api/v1/plans", json={"host": "a"})
             assert plan.status_code == 200, plan.text
             begun = await second.post("/api/v1/hosts/a/evacuate", json={}, headers={"Idempotency-Key": "k"})
