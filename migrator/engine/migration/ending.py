@@ -10,6 +10,7 @@ from migrator.engine.migration.intent_log import IntentLog
 from migrator.engine.migration.observer import Observer
 from migrator.engine.migration.outcome import MigrationOutcome
 from migrator.ports import Qemu
+from migrator.units import show_seconds
 
 
 def measure(result: MigrationOutcome, intent_log: IntentLog, observer: Observer) -> None:
@@ -29,8 +30,8 @@ def measure(result: MigrationOutcome, intent_log: IntentLog, observer: Observer)
     if least is not None and above_ceiling(least, result.max_downtime_seconds, result.mode):
         intent_log.decide(
             "ceiling-exceeded",
-            f"the guest stood still for {least:.3g} s at least, and its policy allows "
-            f"{result.max_downtime_seconds:.3g} s",
+            f"the guest stood still for {show_seconds(least)} at least, and its policy allows "
+            f"{show_seconds(result.max_downtime_seconds)}",
             {
                 "standstill_seconds": result.standstill_seconds or 0.0,
                 "standstill_uncertainty_seconds": result.standstill_uncertainty_seconds or 0.0,
@@ -45,8 +46,8 @@ def judge_stall(result: MigrationOutcome, intent_log: IntentLog) -> None:
     if stall is not None and stall > result.max_postcopy_stall_seconds > 0:
         intent_log.decide(
             "postcopy-stall-exceeded",
-            f"the guest waited {stall:.3g} s for pages in postcopy, and its policy allows "
-            f"{result.max_postcopy_stall_seconds:.3g} s",
+            f"the guest waited {show_seconds(stall)} for pages in postcopy, and its policy allows "
+            f"{show_seconds(result.max_postcopy_stall_seconds)}",
             {
                 "postcopy_stall_seconds": stall,
                 "max_postcopy_stall_seconds": result.max_postcopy_stall_seconds,
