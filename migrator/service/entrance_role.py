@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import time
 from collections.abc import Awaitable, Callable
 from typing import Any
 
@@ -35,6 +36,7 @@ class ControllerRole:
     def __init__(self, state: ReplicaState) -> None:
         self._state = state
         self._report: ServiceReport | None = None
+        self._received_at = 0.0
         self._known = asyncio.Event()
         self.acts = asyncio.Event()
         self._tasks: list[asyncio.Task[None]] = []
@@ -47,6 +49,7 @@ class ControllerRole:
         :raise ValueError: it cannot be read.
         """
         self._report = ServiceReport.model_validate_json(body)
+        self._received_at = time.monotonic()
         self._known.set()
         if self._report.document.role in ("acting", "alone") and not self.acts.is_set():
             self.acts.set()
@@ -85,7 +88,7 @@ class ControllerRole:
         """Return this controller and the others, with how old what is shown may be."""
         if self._report is None:
             return ServiceDocument(instance="", version=__version__, role="standby")
-        document = self._report.document
+        document = _aged(self._report.document, time.monotonic() - self._received_at)
         if self.acts.is_set():
             return document
         stale = self._follower.stale_seconds() if self._follower is not None else None
@@ -110,8 +113,8 @@ class ControllerRole:
             how_old = "is not known" if age is None else f"is {age:.0f} s old"
             why = self._follower.complaint or "the journal does not answer: see whether its server does"
             found.append(f"what this controller shows {how_old}: {why}")
-        # Where it cannot be read either, that was said.
-        found += self._report.document.complaints if not found else []
+        else:
+            found += self._report.document.complaints
         return found
 
     def stale(self) -> bool:
@@ -120,6 +123,27 @@ class ControllerRole:
             return False
         age = self._follower.stale_seconds()
         return age is None or age > _STALE_SECONDS or bool(self._follower.complaint)
+
+
+def _aged(document: ServiceDocument, seconds: float) -> ServiceDocument:
+    """Return `document` as it is to be read so many seconds later: nobody was heard of since."""
+    return document.model_copy(
+        update={
+            "controllers": [
+                each.model_copy(update={"age_seconds": each.age_seconds + seconds})
+                for each in document.controllers
+            ],
+            "leases": [
+                each.model_copy(
+                    update={
+                        "age_seconds": each.age_seconds + seconds,
+                        "left_seconds": each.left_seconds - seconds,
+                    }
+                )
+                for each in document.leases
+            ],
+        }
+    )
 
 
 class RoleCommands:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -59,6 +60,8 @@ class Reporter:
             )
             return ServiceReport(document=document)
         now, name = self.heartbeat.now, self.heartbeat.info.name
+        # While the database is away what was found last grows older.
+        since = time.monotonic() - now.found_at
         lease = self.acts()
         acting = now.acting
         document = ServiceDocument(
@@ -74,7 +77,7 @@ class Reporter:
                     present=each.present,
                     started_at=each.started_at,
                     seen_at=each.seen_at,
-                    age_seconds=each.age_seconds,
+                    age_seconds=each.age_seconds + since,
                 )
                 for each in now.controllers
             ],
@@ -84,8 +87,8 @@ class Reporter:
                     owner=each.owner,
                     token=each.token,
                     taken_at=each.taken_at,
-                    left_seconds=each.left_seconds,
-                    age_seconds=max(0.0, self.seconds - each.left_seconds),
+                    left_seconds=each.left_seconds - since,
+                    age_seconds=max(0.0, self.seconds - each.left_seconds + since),
                 )
                 for each in now.leases
             ],

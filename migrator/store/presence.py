@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Self
 
 from migrator import logs
@@ -25,6 +26,8 @@ class Presence:
     leases: Sequence[HeldLease] = ()
     #: Why nothing newer is known; empty while all is well.
     complaint: str = ""
+    #: When it was found, by this machine's monotonic clock.
+    found_at: float = field(default_factory=time.monotonic, compare=False)
 
     @property
     def planner(self) -> HeldLease | None:

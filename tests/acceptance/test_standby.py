@@ -184,8 +184,11 @@ async def test_a_database_that_does_not_answer_makes_neither_of_them_ready() -> 
                         site,
                         within=8,
                     )
-                    complaints = (await get(second, "service"))["complaints"]
-                    assert "the journal does not answer" in complaints[0]
+                    service = await get(second, "service")
+                    assert "the journal does not answer" in service["complaints"][0]
+                    assert all(each["age_seconds"] > 4 for each in service["controllers"]), (
+                        "not as when they were seen"
+                    )
                 finally:
                     server.thaw()
 
