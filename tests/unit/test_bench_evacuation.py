@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import cProfile
+import pstats
 from dataclasses import replace
 
 import pytest
@@ -13,6 +15,8 @@ from bench.evacuation.loop import SkippingLoop
 from bench.evacuation.outcome import Moved, Outcome
 from bench.evacuation.peers import OURS, PEERS, at_a_time
 from migrator.core.drain import forecast, plan
+from migrator.core.migration import convergence
+from migrator.core.migration import forecast as rounds_ahead
 from migrator.core.schedule import ScheduleDecision, decide, partition
 from migrator.core.schedule.timetable import predict
 from migrator.core.schedule.transfers import LinkRules, Transfer, TransferPhase, moves_of
@@ -107,6 +111,20 @@ def test_a_mix_takes_less_time_than_with_2_at_a_time_and_the_same_again_when_rep
     theirs = simulated.run("mixed", "precopy only", 9, 0, TWO)
     assert ours.makespan_seconds < theirs.makespan_seconds
     assert len(ours.outside) <= len(theirs.outside)
+
+
+def test_the_copy_is_forecast_a_few_times_for_each_sample_of_a_guest() -> None:
+    count = 6
+    with cProfile.Profile() as profile:
+        simulated.run("idle", "default", count, 0, OURS)
+    calls = {
+        (file, name): made for (file, _, name), (_, made, *_) in vars(pstats.Stats(profile))["stats"].items()
+    }
+    samples = calls[convergence.__file__, convergence.decide.__name__]
+    followed = calls[rounds_ahead.__file__, rounds_ahead.outlook.__name__]
+    assert samples < 150 * count
+    assert followed < 450 * count
+    assert followed < 4.5 * samples
 
 
 def outcome(strategy: str, makespan: float, *, late: bool = False, mix: str = "mixed") -> Outcome:

@@ -102,6 +102,23 @@ def test_the_time_left_is_known_at_the_end_of_the_first_round() -> None:
     assert forecast == pytest.approx(copy.seconds + copy.left / copy.bandwidth, rel=0.1)
 
 
+def test_between_two_rounds_the_time_left_counts_down() -> None:
+    copy = Copy(30 * MIB, 200 * MIB)
+    while copy.round == 1:
+        copy.step()
+    copy.step()
+    began, (_, first) = copy.seconds, copy.forecasts[-1]
+    copy.step(0.02)
+    _, then = copy.forecasts[-1]
+    assert then == replace(
+        first,
+        **{
+            key: getattr(first, key) - (copy.seconds - began)
+            for key in ("seconds_p10", "seconds_p50", "seconds_p90")
+        },
+    )
+
+
 def test_the_limit_is_parked_until_the_switch_is_near() -> None:
     copy = Copy(90 * MIB, 200 * MIB)
     assert copy.state.model.limit_seconds == PARKED_LIMIT_SECONDS

@@ -92,6 +92,43 @@ def test_the_source_is_watched_closely_before_it_and_not_for_ever() -> None:
     assert not plan.close
 
 
+def on_time(model: Model, plan: SwitchPlan, seconds: float) -> tuple[Model, SwitchPlan, LimitChange | None]:
+    """The same round `seconds` later, at a stream that carries what it did."""
+    last = model.last or Sample()
+    sent = int(seconds * model.bandwidth_bytes_per_second)
+    last = replace(
+        last, at_seconds=last.at_seconds + seconds, remaining_bytes=max(0, last.remaining_bytes - sent)
+    )
+    model = replace(model, last=last)
+    return model, *planned(model, plan)
+
+
+def test_looks_within_a_round_find_the_moment_where_a_new_plan_at_each_would() -> None:
+    model = copying(30, pending=15)
+    plan, change = planned(model)
+    made = set()
+    for _ in range(30):
+        if change is not None:
+            break
+        assert planned(model)[1] is None
+        model, plan, change = on_time(model, plan, 0.004)
+        made.add(plan.planned_at_seconds)
+    _, anew = planned(model)
+    assert change is not None
+    assert anew is not None
+    assert change.limit_seconds == pytest.approx(anew.limit_seconds)
+    assert len(made) < 4
+
+
+def test_a_guest_that_stops_writing_within_a_round_is_planned_anew_at_once() -> None:
+    model = copying(30, pending=25)
+    plan, _ = planned(model)
+    last = replace(model.last or Sample(), at_seconds=5.02, remaining_bytes=4 * MIB)
+    plan, change = planned(replace(model, last=last), plan)
+    assert change is not None
+    assert plan.planned_at_seconds == 5.02
+
+
 def test_what_the_socket_holds_counts() -> None:
     empty, _ = planned(copying(30, pending=4, queued=0))
     full, _ = planned(copying(30, pending=4, queued=5))

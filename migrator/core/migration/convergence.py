@@ -53,6 +53,10 @@ _ROUNDS_WORTH = 30.0
 _LEAST_BUDGET_SECONDS = 120.0
 #: A bandwidth that was higher by this factor within the last seconds may be low for a moment only.
 _MOMENTARY_FACTOR = 1.15
+#: A verdict on the same round stands for so long, ...
+_STANDS_SECONDS = 0.09
+#: ...and a good one for so long while the switch is far.
+_STANDS_FAR_SECONDS = 0.5
 #: CPU time is not given back where the guest moves within so long anyway.
 _NOT_WORTH_RELAXING_SECONDS = 2.0
 #: Neither throttle nor postcopy are chosen on what was seen for less long: a stream beside others may begin slowly.
@@ -105,6 +109,9 @@ class ConvergenceState:
     bad_since: float = math.inf
     #: Rounds and probes that a verdict was given on.
     judged_entries: int = 0
+    #: The last verdict, and when it was given, seconds since the migration began.
+    judged: Forecast = field(default_factory=lambda: Forecast(verdict=Verdict.UNKNOWN))
+    judged_at_seconds: float = -math.inf
     switch: SwitchPlan = field(default_factory=SwitchPlan)
     #: Something was done that nothing follows on: postcopy, pause or giving up.
     settled: bool = False
@@ -152,11 +159,26 @@ def decide(
     if policy.postcopy is PostcopyMode.IMMEDIATE and abilities.postcopy:
         action = Action(act=ActionKind.START_POSTCOPY, reason="the policy asks for postcopy at once")
         return replace(state, settled=True), Forecast(verdict=Verdict.CONVERGES), (action,)
-    if not state.model.known:
-        state, limit = _time_switch(state, sample, policy)
-        state, seen, late = _too_late(state, sample, policy, abilities, Forecast(verdict=Verdict.UNKNOWN))
-        return state, seen, (*limit, *late)
-    return _judge(state, sample, policy, abilities)
+    state, limit = _time_switch(state, sample, policy)
+    if state.model.known and not _stands(state, sample):
+        state, seen, actions = _judge(state, sample, policy, abilities)
+        # One that something was done on does not stand.
+        judged_at = -math.inf if limit or actions else sample.at_seconds
+        state = replace(state, judged=seen, judged_at_seconds=judged_at)
+    else:
+        seen, actions = state.judged.after(sample.at_seconds - state.judged_at_seconds), []
+    if not state.settled:
+        state, seen, late = _too_late(state, sample, policy, abilities, seen)
+        actions += late
+    return state, seen, (*limit, *actions)
+
+
+def _stands(state: ConvergenceState, sample: Sample) -> bool:
+    """Tell whether the last verdict stands: it was given a moment ago, and no round has ended since."""
+    far = state.switch.far and state.judged.verdict is Verdict.CONVERGES
+    return state.model.entries == state.judged_entries and sample.at_seconds - state.judged_at_seconds < (
+        _STANDS_FAR_SECONDS if far else _STANDS_SECONDS
+    )
 
 
 def after_probe(
@@ -174,7 +196,7 @@ def after_probe(
 
 def _judge(
     state: ConvergenceState, sample: Sample, policy: Policy, abilities: Abilities
-) -> tuple[ConvergenceState, Forecast, tuple[Action, ...]]:
+) -> tuple[ConvergenceState, Forecast, list[Action]]:
     left = _left(policy, sample)
     ceiling = usable_limit(policy, state.model.overhead_seconds)
     enough = _ends(state, state.model, ceiling, left)
@@ -192,7 +214,6 @@ def _judge(
         bad = 0 if enough or waits else state.bad_rounds + 1
         since = math.inf if enough or momentary else min(state.bad_since, sample.at_seconds)
         state = replace(state, bad_rounds=bad, bad_since=since, judged_entries=state.model.entries)
-    state, limit = _time_switch(state, sample, policy)
     aim = state.switch.ending.limit_seconds if state.switch.ending is not None else ceiling
     low, middle, high = spread_of(state.model, limit_seconds=aim, throttle_ratio=state.throttling.ratio)
     rung = "" if enough or momentary else _rung(state, policy, abilities, ceiling, left)
@@ -215,7 +236,7 @@ def _judge(
     copied_once = any(entry.pending_bytes for entry in state.model.rounds)
     if state.first_forecast_seconds is None and copied_once and math.isfinite(middle.seconds):
         state = replace(state, first_forecast_seconds=sample.at_seconds + middle.seconds)
-    actions: list[Action] = list(limit)
+    actions: list[Action] = []
     if enough:
         state, relaxed = _relax(state, ceiling, left) if new_round else (state, [])
         actions += relaxed
@@ -233,10 +254,7 @@ def _judge(
             f"{_why(state)}: it will not end while the guest goes on like that; waiting for a quiet moment"
         )
         actions.append(Action(act=ActionKind.AT_RISK, reason=reason))
-    if not state.settled:
-        state, seen, late = _too_late(state, sample, policy, abilities, seen)
-        actions += late
-    return state, seen, tuple(actions)
+    return state, seen, actions
 
 
 def _left(policy: Policy, sample: Sample) -> float:

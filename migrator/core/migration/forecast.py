@@ -15,6 +15,7 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass, replace
 from enum import StrEnum
+from functools import cached_property
 from itertools import pairwise
 
 from migrator.core.model import Sample
@@ -106,7 +107,7 @@ class Model:
 
     def write_rate(self) -> float:
         """Return the bytes per second that the guest dirties now, unthrottled: the highest of its recent rounds."""
-        return max((entry.rate for entry in self._recent()), default=0.0)
+        return max((entry.rate for entry in self._recent), default=0.0)
 
     def latest_rate(self) -> float:
         """Return the bytes per second that the guest dirtied in the last round, unthrottled: what it does now."""
@@ -114,7 +115,7 @@ class Model:
 
     def working_set_bytes(self) -> float:
         """Return the most that was dirty at once in the recent rounds: beyond it the write rate stops to matter."""
-        return max((entry.pending_bytes or entry.dirtied_bytes for entry in self._recent()), default=0)
+        return max((entry.pending_bytes or entry.dirtied_bytes for entry in self._recent), default=0)
 
     @property
     def queued_seconds(self) -> float:
@@ -126,6 +127,7 @@ class Model:
             else 0.0
         )
 
+    @cached_property
     def sync_seconds(self) -> float:
         """Return how long a pass takes besides sending: a look at the dirty bitmap, which for a large guest is long."""
         seen = []
@@ -147,7 +149,7 @@ class Model:
 
     def spread(self) -> float:
         """Return the relative spread of the write rate over the recent rounds that were not saturated."""
-        rates = [entry.rate for entry in self._recent()]
+        rates = [entry.rate for entry in self._recent]
         if len(rates) < 2 or max(rates) <= 0:
             return 0.25
         return min(1.0, max(_LEAST_SPREAD, (max(rates) - min(rates)) / (2 * max(rates))))
@@ -164,6 +166,7 @@ class Model:
             return False
         return began_with[2] >= _NO_GAIN_RATIO * began_with[0]
 
+    @cached_property
     def _recent(self) -> tuple[Round, ...]:
         """The last rounds: at least two, and all of the last five seconds."""
         if not self.rounds:
@@ -324,6 +327,15 @@ class Forecast:
     downtime_seconds_p50: float = 0.0
     downtime_seconds_p90: float = 0.0
 
+    def after(self, seconds: float) -> Forecast:
+        """Return the same forecast so many seconds later."""
+        return replace(
+            self,
+            seconds_p10=max(0.0, self.seconds_p10 - seconds),
+            seconds_p50=max(0.0, self.seconds_p50 - seconds),
+            seconds_p90=max(0.0, self.seconds_p90 - seconds),
+        )
+
 
 def outlook(
     model: Model,
@@ -347,7 +359,7 @@ def outlook(
     bandwidth = model.bandwidth_bytes_per_second * link_factor
     rate = (model.write_rate() if write_rate is None else write_rate) * rate_factor * (1 - throttle_ratio)
     working_set = max(model.working_set_bytes() * min(_LARGEST_GROWTH, rate_factor), 1.0)
-    threshold, sync = bandwidth * limit_seconds, model.sync_seconds()
+    threshold, sync = bandwidth * limit_seconds, model.sync_seconds
     seconds = 0.0
     pending: float = model.last.remaining_bytes
     since_look = (

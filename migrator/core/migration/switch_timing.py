@@ -16,7 +16,7 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass, replace
 
-from migrator.core.migration.forecast import Model, outlook
+from migrator.core.migration.forecast import Model, Outlook, Round, outlook
 from migrator.core.migration.objective import Ending, best_ending
 from migrator.core.model import Sample
 from migrator.core.policy import Policy
@@ -35,6 +35,11 @@ _LAG_SECONDS = 0.1
 _CLOSE_SECONDS = 0.35
 #: ...but for so long in a migration and no longer.
 _CLOSE_AT_MOST_SECONDS = 3.0
+#: Between rounds all ways to end are followed this often only, and only the chosen one at every sample; sooner where
+#: that one is off by so much.
+_PLANNED_EVERY_SECONDS, _AS_PLANNED_SECONDS = 0.09, 0.01
+#: The switch is far where the rest of the round alone takes so long, and then they are followed so often.
+_FAR_SECONDS, _PLANNED_EVERY_FAR_SECONDS = 0.5, 0.5
 #: The end of a first pass that nothing is known of yet: a limit of this share of the ceiling is given ahead.
 _UNKNOWN_RATIO = 0.1
 #: A limit that has not brought the switch after so long is raised to what the last rounds really left.
@@ -60,8 +65,12 @@ _FIRST_RATE_FACTOR, _RATE_FACTOR = 1.25, 1.0
 class SwitchPlan:
     """The way in which the copy shall end, as of the last sample."""
 
-    #: ``None``: none that keeps the ceiling is in sight.
+    #: ``None``: none that keeps the ceiling is in sight. As of :attr:`planned_at_seconds`.
     ending: Ending | None = None
+    #: When all ways to end were followed last, seconds since the migration began, and what they rested on: the last
+    #: round, and the share of CPU time that was taken.
+    planned_at_seconds: float = -math.inf
+    planned_on: tuple[Round, float] | None = None
     #: QEMU has the real limit.
     given: bool = False
     #: When it was given, seconds since the migration began.
@@ -72,6 +81,8 @@ class SwitchPlan:
     full_since: float | None = None
     #: The source is to be watched closely now, and was for so long.
     close: bool = False
+    #: The guest goes on running for so long, whatever it does, that the last plan need not be made anew at once.
+    far: bool = False
     close_seconds: float = 0.0
     at_seconds: float = 0.0
 
@@ -104,19 +115,14 @@ def plan_switch(
     """
     if not model.known:
         return _before_anything_is_known(plan, model, sample, limit_ceiling_seconds)
-    factor = _FIRST_RATE_FACTOR if len(model.rounds) < 2 else _RATE_FACTOR
+    plan = replace(plan, far=_left_at_least(model, sample, limit_ceiling_seconds) > _FAR_SECONDS)
+    stop_in = _stop_in_by_plan(plan, model, sample, limit_ceiling_seconds, throttle_ratio)
+    if stop_in is not None:
+        return _watched(plan, sample, stop_in), None
     endings = [
         Ending(limit_seconds=limit, seconds=found.seconds, downtime_seconds=found.downtime_seconds)
         for limit in _limits(limit_ceiling_seconds)
-        if (
-            found := outlook(
-                model,
-                limit_seconds=limit,
-                throttle_ratio=throttle_ratio,
-                rate_factor=factor,
-                write_rate=model.latest_rate(),
-            )
-        ).ends
+        if (found := _followed(model, limit, throttle_ratio)).ends
     ]
     # A limit that is tried keeps the ceiling by itself: where none does, it is what the socket holds.
     full = bool(endings) and min(each.downtime_seconds for each in endings) > downtime_ceiling_seconds
@@ -135,7 +141,14 @@ def plan_switch(
     if could is None and chosen is not None and any(each.stop_in_seconds <= _LAG_SECONDS for each in endings):
         could = sample.at_seconds + min(each.seconds for each in endings)
     stop_in = math.inf if chosen is None else chosen.stop_in_seconds
-    plan = replace(plan, ending=chosen, could_end_seconds=could, full_since=since)
+    plan = replace(
+        plan,
+        ending=chosen,
+        could_end_seconds=could,
+        full_since=since,
+        planned_at_seconds=sample.at_seconds,
+        planned_on=(model.rounds[-1], throttle_ratio),
+    )
     plan = _watched(plan, sample, stop_in)
     if chosen is None or stop_in > _LAG_SECONDS:
         return _withdrawn(plan, model, stop_in)
@@ -152,6 +165,46 @@ def plan_switch(
         f"{_beside(endings, chosen)}"
     )
     return plan, LimitChange(limit_seconds=limit, reason=reason)
+
+
+def _left_at_least(model: Model, sample: Sample, limit_ceiling_seconds: float) -> float:
+    """Return the seconds that the guest goes on running at the least: what is left of this round has to be sent."""
+    bandwidth = max(model.at_its_best().bandwidth_bytes_per_second, sample.bandwidth_bytes_per_second)
+    return sample.remaining_bytes / bandwidth - limit_ceiling_seconds
+
+
+def _followed(model: Model, limit_seconds: float, throttle_ratio: float) -> Outlook:
+    factor = _FIRST_RATE_FACTOR if len(model.rounds) < 2 else _RATE_FACTOR
+    return outlook(
+        model,
+        limit_seconds=limit_seconds,
+        throttle_ratio=throttle_ratio,
+        rate_factor=factor,
+        write_rate=model.latest_rate(),
+    )
+
+
+def _stop_in_by_plan(
+    plan: SwitchPlan, model: Model, sample: Sample, limit_ceiling_seconds: float, throttle_ratio: float
+) -> float | None:
+    """Return how long the guest goes on running by the last plan; ``None`` where it is time to plan anew."""
+    age = sample.at_seconds - plan.planned_at_seconds
+    if plan.planned_on != (model.rounds[-1], throttle_ratio) or plan.full_since is not None:
+        return None
+    if plan.far and not plan.given and age < _PLANNED_EVERY_FAR_SECONDS:
+        return math.inf
+    if plan.ending is None or age >= _PLANNED_EVERY_SECONDS:
+        return None
+    limits = [plan.ending.limit_seconds]
+    if plan.could_end_seconds is None:
+        limits.append(limit_ceiling_seconds)  # the soonest
+    found = [_followed(model, limit, throttle_ratio) for limit in limits]
+    if not abs(found[0].seconds - (plan.ending.seconds - age)) < _AS_PLANNED_SECONDS:
+        return None
+    stops = [each.seconds - each.downtime_seconds if each.ends else 0.0 for each in found]
+    if plan.given:
+        return stops[0] if stops[0] <= _LAG_SECONDS else None
+    return stops[0] if min(stops) > _LAG_SECONDS else None
 
 
 def _limit_for(chosen: Ending, endings: list[Ending], model: Model, ceiling_seconds: float) -> float:
