@@ -9,6 +9,7 @@ from __future__ import annotations
 import functools
 import logging
 import sys
+import traceback
 from collections.abc import Iterator, MutableMapping
 from contextlib import contextmanager
 from contextvars import ContextVar
@@ -18,6 +19,8 @@ from migrator.text import clean_lines
 
 #: Characters of one value in a log line; of what is longer the middle is left out.
 _LONGEST = 8000
+#: Warnings of asyncio that are remembered, so that each is logged once.
+_REMEMBERED = 100
 
 _verbose = False
 _json = False
@@ -34,6 +37,36 @@ def configure(*, verbose: bool = False, json: bool = False, level: str = "debug"
     global _verbose, _json, _level
     _verbose, _json, _level = verbose, json, logging.getLevelNamesMapping()[level.upper()]
     _structlog.cache_clear()
+    library = logging.getLogger("asyncio")
+    library.propagate = not verbose
+    (library.addHandler if verbose else library.removeHandler)(_asyncio_handler)
+
+
+class _AsyncioHandler(logging.Handler):
+    """Logs what asyncio says by itself like everything else; a warning, which may come with every write, once."""
+
+    def __init__(self, level: int) -> None:
+        super().__init__(level)
+        self._said: set[str] = set()
+
+    def emit(self, record: logging.LogRecord) -> None:
+        """See :meth:`logging.Handler.emit`."""
+        message = record.getMessage()
+        if record.levelno < logging.ERROR:
+            if message in self._said:
+                return
+            if len(self._said) < _REMEMBERED:
+                self._said.add(message)
+        fields = {}
+        if record.exc_info and record.exc_info[1] is not None:
+            fields["traceback"] = "".join(traceback.format_exception(record.exc_info[1]))
+        try:
+            logger().warning("asyncio", what=message, **fields)
+        except (OSError, ValueError):
+            self.handleError(record)  # a log that cannot be written
+
+
+_asyncio_handler = _AsyncioHandler(logging.WARNING)
 
 
 class Logger:

@@ -31,8 +31,8 @@ from migrator.store.lock import locked
 from migrator.store.schema import writers
 from migrator.tls import File, client_context
 
-#: Whoever asks waits for a transaction that fails, a new connection, and the transaction once more at most.
-_PATIENCE_SECONDS = 12.0
+#: Limit of one read or write: a transaction that fails, a new connection, and the transaction once more.
+_TIMEOUT_SECONDS = 12.0
 #: One transaction at a time looks at the schema and changes it, whichever process it is of.
 _UPGRADING = 0x6D69677261746F72  # "migrator"
 
@@ -219,17 +219,17 @@ class PostgresServer:
 
     @property
     def timeout_seconds(self) -> float:
-        return _PATIENCE_SECONDS
+        return _TIMEOUT_SECONDS
 
     def engine(self, *, connections: int, writing: bool) -> AsyncEngine:
         if writing:
             return self._engine(
-                pool_size=connections, max_overflow=0, role="writer", pool_timeout=_PATIENCE_SECONDS
+                pool_size=connections, max_overflow=0, role="writer", pool_timeout=_TIMEOUT_SECONDS
             )
         return self._engine(
             pool_size=connections,
             max_overflow=0,
-            pool_timeout=100 * _PATIENCE_SECONDS,  # whoever waits gives up before that
+            pool_timeout=100 * _TIMEOUT_SECONDS,  # whoever waits gives up before that
             # A picture of one moment.
             isolation_level="REPEATABLE READ",
             role="reader",

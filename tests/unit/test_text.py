@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import json
+import logging
+
 import pytest
 
 from migrator import logs
@@ -22,14 +25,14 @@ def test_what_can_be_shown_stays() -> None:
     assert clean_lines("a\nb\tc") == "a\nb\ufffdc"
 
 
-@pytest.mark.parametrize("json", [False, True], ids=["console", "json"])
+@pytest.mark.parametrize("lines", [False, True], ids=["console", "json"])
 @pytest.mark.parametrize(
     "name", [f"{_RED}web", f"{_RED}web with blanks", "web\r\nforged line", ["in", [_RED]], {"a": _RED}]
 )
 def test_log_says_no_character_that_acts(
-    capsys: pytest.CaptureFixture[str], name: object, json: bool
+    capsys: pytest.CaptureFixture[str], name: object, lines: bool
 ) -> None:
-    logs.configure(verbose=True, json=json)
+    logs.configure(verbose=True, json=lines)
     try:
         logs.logger(guest=name).warning("guest is odd", error=RuntimeError(f"{_RED}said"))
     finally:
@@ -47,3 +50,23 @@ def test_log_line_is_bounded(capsys: pytest.CaptureFixture[str]) -> None:
     finally:
         logs.configure()
     assert len(capsys.readouterr().err) < 20_000
+
+
+def test_what_asyncio_says_by_itself_is_logged_like_everything_else_and_a_warning_once(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    library = logging.getLogger("asyncio")
+    logs.configure(verbose=True, json=True)
+    try:
+        for _ in range(3):
+            library.warning("socket.send() raised exception of %s", "this test")
+            logs.configure(verbose=True, json=True)
+        for _ in range(2):
+            library.error("a task failed", exc_info=RuntimeError("why"))
+    finally:
+        logs.configure()
+    warning, *errors = map(json.loads, capsys.readouterr().err.splitlines())
+    assert (warning["event"], warning["level"]) == ("asyncio", "warning")
+    assert warning["what"] == "socket.send() raised exception of this test"
+    assert [each["what"] for each in errors] == ["a task failed"] * 2
+    assert "RuntimeError: why" in errors[0]["traceback"]
