@@ -390,7 +390,8 @@ class ControllerDocument(Document):
     schema_revision: str
     #: Where it answers; empty where nobody else can reach it.
     url: str = ""
-    #: ``acting``, ``standby``, or ``waiting`` for older controllers to go.
+    #: ``acting``, ``standby``, ``replaced`` (it acted, and another has the lease by now), or ``waiting`` for older
+    #: controllers to go.
     role: str
     #: What it waits for, or complains of.
     detail: str = ""
@@ -422,7 +423,8 @@ class ServiceDocument(Document):
 
     instance: str
     version: str
-    #: ``alone`` (the journal is its own), ``acting``, ``standby``, or ``waiting`` for older controllers to go.
+    #: ``alone`` (the journal is its own), ``acting``, ``standby``, or ``replaced``: it acted, and another has the lease
+    #: by now.
     role: str
     #: Instance of the controller that acts, and where it answers; ``null``: nobody acts.
     acting: str | None = None

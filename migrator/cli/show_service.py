@@ -112,12 +112,9 @@ def controller_row(one: Document, service: Document) -> Row:
     held = [("site", site)] if site is not None and site["owner"] == one["name"] else []
     held += [("own", own)] if own is not None else []
     lease = ", ".join(f"{name} {_age(each['age_seconds'])} ago" for name, each in held)
-    role = one["role"]
-    if role == "acting" and site is not None and site["owner"] != one["name"]:
-        role = "replaced"  # it has not yet found out, or has ended since
     return (
         one["instance"],
-        role if one["present"] else "gone",
+        one["role"] if one["present"] else "gone",
         one["version"],
         f"{_age(one['age_seconds'])} ago",
         lease,

@@ -28,7 +28,7 @@ class Ready(BaseModel):
     ready: bool
     #: Why not, in one line each.
     complaints: list[str] = []
-    #: ``acting`` or ``standby``, where several controllers share a journal.
+    #: ``acting``, ``standby`` or ``replaced``, where several controllers share a journal.
     role: str | None = None
     #: Instance of the one that acts.
     acting: str | None = None
@@ -58,8 +58,9 @@ async def readyz(
     own = dependencies(request)
     complaints = list(own.queries.complaints())
     service = own.service()
-    if role == "acting" and service.role == "standby":
-        complaints.append(f"this controller stands by: {service.acting or 'nobody'} acts")
+    if role == "acting" and service.role not in ("acting", "alone"):
+        what = "was replaced" if service.role == "replaced" else "stands by"
+        complaints.append(f"this controller {what}: {service.acting or 'nobody'} acts")
     if own.closing():
         complaints.append("the service is being stopped")
     ready = Ready(ready=not complaints, complaints=complaints)

@@ -82,6 +82,8 @@ class ControllerInfo:
     role: str = "standby"
     #: What it waits for, or complains of; in one line.
     detail: str = ""
+    #: Names in its ``[[hosts]]``; ``None``: it does not say.
+    hosts: tuple[str, ...] | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -100,6 +102,8 @@ class PresentController:
     age_seconds: float
     #: Its lease holds.
     present: bool
+    #: How long its leases hold without being renewed; ``None``: it does not say.
+    lease_seconds: float | None = None
 
 
 class Controllers(Protocol):

@@ -187,7 +187,7 @@ class _Entrance:
             broker=self._mqtt.gauges if self._mqtt is not None else None,
             version=__version__,
         )
-        if service.role == "standby":
+        if service.role not in ("acting", "alone"):
             return own  # the site's figures are shown by the one that acts
         return replace(
             own,

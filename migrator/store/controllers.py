@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import json
+from typing import Any
+
 from sqlalchemy import delete, literal, select
 from sqlalchemy.dialects import postgresql, sqlite
 from sqlalchemy.ext.asyncio import AsyncConnection
@@ -15,7 +18,9 @@ from migrator.store.schema import controllers, leases
 
 #: One that went without a word is shown for so long.
 _SHOWN_MICROSECONDS = 24 * 3600 * 1_000_000
-_DESCRIBED = ("instance", "version", "schema", "url", "role", "detail")
+_DESCRIBED = ("instance", "version", "schema", "url", "role", "detail", "lease_length", "hosts")
+#: Older versions leave the last two as they were.
+_FIRST_OF_THEM = "0009"
 
 
 class SqlControllers:
@@ -28,14 +33,14 @@ class SqlControllers:
         """See :meth:`migrator.ports.Controllers.join`."""
         lease = await self._leases.acquire(controller_lease(info.name), owner=info.name, seconds=seconds)
         if lease is not None:
-            await self._describe(info, began=True)
+            await self._describe(info, seconds, began=True)
         return lease
 
     async def beat(self, info: ControllerInfo, lease: Lease, *, seconds: float) -> Lease | None:
         """See :meth:`migrator.ports.Controllers.beat`."""
         [renewed] = await self._leases.renew([lease], seconds=seconds)
         if renewed is not None:
-            await self._describe(info, began=False)
+            await self._describe(info, seconds, began=False)
         return renewed
 
     async def leave(self, lease: Lease) -> None:
@@ -48,7 +53,7 @@ class SqlControllers:
         await self._database.write_unleased(write)
         await self._leases.release(lease)
 
-    async def _describe(self, info: ControllerInfo, *, began: bool) -> None:
+    async def _describe(self, info: ControllerInfo, seconds: float, *, began: bool) -> None:
         row = {
             "name": info.name,
             "instance": info.instance,
@@ -57,6 +62,8 @@ class SqlControllers:
             "url": info.url,
             "role": info.role,
             "detail": info.detail,
+            "lease_length": round(seconds * 1e6),
+            "hosts": None if info.hosts is None else json.dumps(info.hosts),
         }
 
         async def write(connection: AsyncConnection) -> None:
@@ -85,24 +92,31 @@ class SqlControllers:
         async def read(connection: AsyncConnection) -> list[PresentController]:
             now = await self._database.now(connection)
             return [
-                PresentController(
-                    info=ControllerInfo(
-                        name=row.name,
-                        instance=row.instance,
-                        version=row.version,
-                        url=row.url,
-                        role=row.role,
-                        detail=row.detail,
-                    ),
-                    schema=row.schema,
-                    token=row.token if row.owner else 0,
-                    started_at=moment(row.started_at),
-                    seen_at=moment(row.seen_at),
-                    age_seconds=max(0.0, (now - row.seen_at) / 1e6),
-                    present=bool(row.owner) and row.ends_at > now,
-                )
+                _present(row, now)
                 for row in await connection.execute(query)
                 if now - row.seen_at < _SHOWN_MICROSECONDS
             ]
 
         return await self._database.read(read)
+
+
+def _present(row: Any, now: int) -> PresentController:
+    says = str(row.schema) >= _FIRST_OF_THEM
+    return PresentController(
+        info=ControllerInfo(
+            name=row.name,
+            instance=row.instance,
+            version=row.version,
+            url=row.url,
+            role=row.role,
+            detail=row.detail,
+            hosts=tuple(json.loads(row.hosts)) if says and row.hosts else None,
+        ),
+        schema=row.schema,
+        token=row.token if row.owner else 0,
+        started_at=moment(row.started_at),
+        seen_at=moment(row.seen_at),
+        age_seconds=max(0.0, (now - row.seen_at) / 1e6),
+        present=bool(row.owner) and row.ends_at > now,
+        lease_seconds=row.lease_length / 1e6 if says and row.lease_length is not None else None,
+    )

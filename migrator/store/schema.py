@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     from alembic.config import Config
 
 #: The revision in ``alembic/versions`` that the tables below are; a test holds them together.
-HEAD = "0008"
+HEAD = "0009"
 #: The oldest revision whose controllers may go on while the database is of :data:`HEAD`: what came since then takes
 #: nothing from them. A newer version that has to migrate the schema waits until every older one has gone.
 OLDEST_READER = "0007"
@@ -237,6 +237,10 @@ controllers = Table(
     # By the database's clock.
     Column("started_at", Number, nullable=False),
     Column("seen_at", Number, nullable=False),
+    #: How long its leases hold without being renewed, in microseconds; a version before 0009 does not say.
+    Column("lease_length", Number),
+    #: Names of the hosts in its configuration, as JSON; a version before 0009 does not say.
+    Column("hosts", Text),
 )
 
 live_documents = Table(

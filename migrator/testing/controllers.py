@@ -136,6 +136,7 @@ class _Row:
     info: ControllerInfo
     started_at: float
     seen_at: float
+    lease_seconds: float
 
 
 class MemoryControllers:
@@ -152,7 +153,7 @@ class MemoryControllers:
         )
         if lease is not None:
             now = self._journal.leases.now()
-            self._rows[info.name] = _Row(info, now, now)
+            self._rows[info.name] = _Row(info, now, now, seconds)
         return lease
 
     async def beat(self, info: ControllerInfo, lease: Lease, *, seconds: float) -> Lease | None:
@@ -160,8 +161,8 @@ class MemoryControllers:
         [renewed] = await self._journal.leases.renew([lease], seconds=seconds)
         if renewed is not None:
             now = self._journal.leases.now()
-            row = self._rows.setdefault(info.name, _Row(info, now, now))
-            row.info, row.seen_at = info, now
+            row = self._rows.setdefault(info.name, _Row(info, now, now, seconds))
+            row.info, row.seen_at, row.lease_seconds = info, now, seconds
         return renewed
 
     async def leave(self, lease: Lease) -> None:
@@ -185,6 +186,7 @@ class MemoryControllers:
                     seen_at=_EPOCH + timedelta(seconds=row.seen_at),
                     age_seconds=max(0.0, now - row.seen_at),
                     present=lease is not None and lease.left_seconds > 0,
+                    lease_seconds=row.lease_seconds,
                 )
             )
         return sorted(found, key=lambda each: (each.info.instance, each.info.name))

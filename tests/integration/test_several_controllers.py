@@ -101,10 +101,8 @@ def test_the_command_line_shows_controllers_roles_leases_and_who_plans(service: 
 
 def test_one_that_acted_and_has_lost_its_lease_is_not_shown_as_acting(service: InThread) -> None:
     told = service.place.app.state.dependencies.service()
-    leases = [
-        each.model_copy(update={"owner": "b" * 16}) if each.name == "site" else each for each in told.leases
-    ]
-    told = told.model_copy(update={"leases": leases})
+    controllers = [controller("a", "replaced"), *told.controllers[1:]]
+    told = told.model_copy(update={"controllers": controllers})
     service.place.app.state.dependencies.service = lambda: told
     rows = [line.split("\t") for line in status(service, "--service").stdout.splitlines()]
     assert rows[1][:2] == ["machine-a", "replaced"]

@@ -82,7 +82,7 @@ def test_journals_are_what_controllers_ask_for() -> None:
         takes(other.live, other.controllers, other.leases, other.waiting)
 
 
-def info(name: str, **fields: str) -> ControllerInfo:
+def info(name: str, **fields: Any) -> ControllerInfo:
     return ControllerInfo(name=name, instance=f"host-{name}", version="1.0", **fields)
 
 
@@ -92,15 +92,16 @@ def summary(found: list[PresentController]) -> dict[str, tuple[str, bool]]:
 
 class TestControllers:
     async def test_are_seen_by_the_others_with_what_they_say_of_themselves(self, shared: Shared) -> None:
-        a, b = info("a", url="https://a:8443", role="acting"), info("b")
+        a, b = info("a", url="https://a:8443", role="acting", hosts=("x", "y")), info("b")
         lease = await shared.one.controllers.join(a, seconds=60)
         assert lease is not None
         assert (lease.name, lease.owner, lease.may_act) == ("controller/a", "a", True)
-        assert await shared.other.controllers.join(b, seconds=60) is not None
+        assert await shared.other.controllers.join(b, seconds=6.5) is not None
         for journal in (shared.one, shared.other):
             found = await journal.controllers.all()
             assert [each.info for each in found] == [a, b]
             assert [each.schema for each in found] == [schema.HEAD] * 2
+            assert [each.lease_seconds for each in found] == [60, 6.5]
             assert all(each.present and each.age_seconds < 30 and each.token for each in found)
 
     async def test_say_what_is_new_with_each_heartbeat(self, shared: Shared) -> None:
