@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from migrator.cli.direct_network import DirectGuestNetworks
 from migrator.core.migration.situation import Intent
-from migrator.core.model import Finding
+from migrator.core.model import Finding, RunState
 from migrator.core.policy import Policy
 from migrator.engine.migration.services import EndLocation
 from migrator.errors import QemuError, UsageError
@@ -29,6 +29,7 @@ class GivenGuest:
     socket: str
     uuid: str = ""
     pid: int | None = None
+    run: RunState | None = None
 
 
 @dataclass(frozen=True, kw_only=True)

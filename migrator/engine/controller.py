@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import asyncio
+from dataclasses import replace
 
 from migrator.core.drain.preparations import Preparations
+from migrator.core.schedule.transfers import LinkTable, stream_speed
 from migrator.engine.announcer import Announcer
 from migrator.engine.commands.evacuations import EvacuationCommands
 from migrator.engine.commands.handlers import CommandHandlers
@@ -51,6 +53,7 @@ class Engine:
     ) -> None:
         self.rules = rules
         self._computing = computing if computing is not None else ThreadComputing()
+        services = replace(services, stream_speed=self._stream_speed)
         self.inventory, self.services, self.journal_writer, self.bus = (
             inventory,
             services,
@@ -185,6 +188,12 @@ class Engine:
 
     def _rules_now(self) -> Rules:
         return self.rules
+
+    def _stream_speed(self, source: str, target: str) -> float:
+        """Return the same as a plan forecasts with; see :attr:`SessionServices.stream_speed`."""
+        hosts = {host.name: host for name in (source, target) if (host := self.inventory.host(name))}
+        links = self.rules.links
+        return stream_speed(source, target, LinkTable(hosts, links))
 
     def _wake(self) -> None:
         self.reconciler.wake()

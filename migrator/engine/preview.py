@@ -11,7 +11,7 @@ from migrator.api.documents import FindingDocument, PlanDocument, PlannedGuest
 from migrator.core.drain import preview
 from migrator.core.drain.evacuation import Evacuation
 from migrator.core.drain.snapshot import SiteSnapshot
-from migrator.core.findings import errors_first, finding
+from migrator.core.findings import errors_first
 from migrator.core.inventory import Guest
 from migrator.core.model import Finding, State
 from migrator.engine import clock
@@ -65,12 +65,15 @@ class Preview:
         run = run.took_in(snapshot.here_or_coming(host))
         run, targets, findings = await self._settled(run)
         snapshot = self._snapshots.take()
-        placed = frozenset(key for key, (target, _) in targets.items() if target is not None)
+        placed = frozenset(
+            key
+            for key, (target, _) in targets.items()
+            if target is not None and not preflight.errors(findings.get(key, ()))
+        )
         found = await self._computing.compute(preview.outlook, preview.portions(snapshot, run, placed=placed))
         for key, each in found.guests.items():
-            if each.no_end:
-                does_not = finding("does-not-converge", each.no_end)
-                findings[key] = (*findings.get(key, ()), does_not)
+            if each.no_end is not None:
+                findings[key] = errors_first([*findings.get(key, ()), each.no_end])
         guests = []
         for number, (key, entry) in enumerate(run.entries.items()):
             target, reason = targets[key]
@@ -187,7 +190,7 @@ def _guest(
         target=target,
         reason=reason,
         policy=policy,
-        possible=target is not None and not outlook.no_end and not preflight.errors(findings),
+        possible=target is not None and outlook.no_end is None and not preflight.errors(findings),
         order=outlook.order,
         starts_in_seconds=outlook.starts_in_seconds,
         takes_p10_seconds=takes.p10 if takes else None,

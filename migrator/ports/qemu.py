@@ -98,6 +98,10 @@ class Qemu(Protocol):
     def round_trip_seconds(self) -> float:
         """The last round trip of a query."""
 
+    @property
+    def least_round_trip_seconds(self) -> float:
+        """The shortest round trip so far: what the way to it takes when nobody is busy; 0 before there was one."""
+
     async def observe(self, *, timeout: float = 1.0) -> View:
         """A fresh view of it. Never raises: what cannot be asked is said in the view.
 

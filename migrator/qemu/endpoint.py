@@ -135,6 +135,10 @@ class Endpoint:
     def round_trip_seconds(self) -> float:
         return self._monitor.round_trip_seconds
 
+    @property
+    def least_round_trip_seconds(self) -> float:
+        return self._monitor.least_round_trip_seconds
+
     async def connect(self, *, timeout: float = 5.0) -> None:
         """Open the session and take hold of the process.
 

@@ -77,6 +77,8 @@ class Monitor:
         self._watch: asyncio.Task[None] | None = None
         #: Seconds the last command took.
         self.round_trip_seconds = 0.0
+        #: Seconds the quickest command took; 0 before there was one.
+        self.least_round_trip_seconds = 0.0
         #: When the last command that may change something was sent, on the monotonic clock.
         self.commanded_at = 0.0
 
@@ -191,6 +193,9 @@ class Monitor:
                 self.name, f"{command}: the QMP session broke before it was answered{broke_by}"
             ) from error
         self.round_trip_seconds = time.monotonic() - began
+        self.least_round_trip_seconds = min(
+            self.round_trip_seconds, self.least_round_trip_seconds or self.round_trip_seconds
+        )
         on_command(command, self.round_trip_seconds)
         if wrong := wrong_with(command, arguments, answer):
             on_error("strange-answer")

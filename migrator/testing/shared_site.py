@@ -158,7 +158,8 @@ class EndpointView(WithoutDevices):
         self.site, self.qemu = site, qemu
         self.name, self.host, self.socket = qemu.name, qemu.host, qemu.socket
         self.address_text, self.identity = qemu.address_text, qemu.identity
-        self.shares_clock, self.round_trip_seconds = True, 0.001
+        self.shares_clock = True
+        self.round_trip_seconds = self.least_round_trip_seconds = 0.001
         self.connection: Connection | None = None
         self._events: list[QemuEvent] = []
         self._notify: Callable[[], None] = lambda: None

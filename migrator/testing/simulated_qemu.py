@@ -148,7 +148,7 @@ class SimulatedQemu(WithoutDevices):
         self.name = f"{host}:{socket}"
         self.address_text = f"sim:{host}:{socket}"
         self.shares_clock = True
-        self.round_trip_seconds = 0.001
+        self.round_trip_seconds = self.least_round_trip_seconds = 0.001
         self.host, self.socket = host, socket
         self.machine = machine
         self.is_destination = socket != machine.socket

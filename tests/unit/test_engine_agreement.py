@@ -16,8 +16,10 @@ from migrator.api.documents import PlanDocument
 from migrator.core.drain.states import GuestStanding
 from migrator.core.findings import CATALOGUE, accept, finding
 from migrator.core.inventory import HostState
-from migrator.core.model import Severity, State
+from migrator.core.model import RunState, Severity, State
+from migrator.core.policy import LastResort, builtin
 from migrator.engine.controller import Engine
+from migrator.engine.rules import Rules
 from migrator.testing.simulated_service import RunningEngine, SimulatedService
 from migrator.testing.workload import MIB
 
@@ -161,6 +163,57 @@ async def test_of_an_obstacle_of_the_guest(tmp_path: Path) -> None:
     service.site.add_guest("vm", host="a", obstacle="its monitor is held by somebody")
     async with service.running() as running:
         assert await agree(service, running, possible=False) == ["not-movable"]
+
+
+def with_ceiling(service: SimulatedService, seconds: float, **more: Any) -> None:
+    service.rules = Rules(policy=lambda name: builtin(name).but(max_downtime_seconds=seconds, **more))
+
+
+@pytest.mark.parametrize("seconds", [20e-6, 0.008], ids=["at no speed", "not at the speed of these links"])
+async def test_of_a_ceiling_that_cannot_be_kept(service: SimulatedService, seconds: float) -> None:
+    for host in ("a", "b"):
+        service.site.add_host(host, link=100 * MIB)
+    with_ceiling(service, seconds)
+    async with service.running() as running:
+        assert await agree(service, running, possible=False) == ["ceiling-infeasible"]
+        (planned,) = (await running.ask(Plan(host="a"))).guests
+        assert [each.code for each in planned.findings] == ["ceiling-infeasible"]
+        assert (planned.order, planned.starts_in_seconds, planned.takes_p50_seconds) == (None, None, None)
+        end = await running.end_of(await running.ask(Evacuate(host="a")))
+        assert end.guests[0].standing in (GuestStanding.NO_TARGET, GuestStanding.SET_ASIDE)
+        assert not service.site.started
+
+
+async def test_of_a_ceiling_that_a_faster_link_can_keep(service: SimulatedService) -> None:
+    with_ceiling(service, 0.009)
+    async with service.running() as running:
+        assert await agree(service, running, possible=True) == []
+
+
+async def test_of_a_ceiling_that_somebody_accepts_will_not_be_kept(service: SimulatedService) -> None:
+    with_ceiling(service, 20e-6)
+    async with service.running() as running:
+        (planned,) = (await running.ask(Plan(host="a", accept=["ceiling-infeasible"]))).guests
+        assert (planned.order, planned.verdict) == (1, "converges-if")
+        await agree(service, running, possible=True, accepted=["ceiling-infeasible"])
+
+
+async def test_of_a_ceiling_that_the_policy_may_exceed(service: SimulatedService) -> None:
+    with_ceiling(service, 20e-6, last_resort=LastResort.PAUSE)
+    async with service.running() as running:
+        found = await running.ask(Check(guest="vm", to="b"))
+        assert [each.code for each in found.findings] == ["ceiling-exceeded"]
+        assert await agree(service, running, possible=True) == []
+
+
+async def test_of_a_guest_that_stands_still_and_has_no_downtime(tmp_path: Path) -> None:
+    service = SimulatedService(tmp_path, accept=accept)
+    service.site.add_host("a")
+    service.site.add_host("b")
+    service.site.add_guest("vm", host="a", run=RunState.PAUSED)
+    with_ceiling(service, 20e-6)
+    async with service.running() as running:
+        assert await agree(service, running, possible=True) == []
 
 
 async def test_of_ends_that_cannot_be_asked(service: SimulatedService) -> None:

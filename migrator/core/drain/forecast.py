@@ -12,11 +12,12 @@ from migrator.core.drain.plan import DrainPlan
 from migrator.core.drain.snapshot import SiteSnapshot
 from migrator.core.drain.transfers import Transfers
 from migrator.core.drain.wanting import Wanting
+from migrator.core.findings import finding
 from migrator.core.inventory import Guest, Host, HostFacts
 from migrator.core.migration.advance_forecast import AdvanceForecast, forecast_in_advance
-from migrator.core.migration.downtime_floor import smallest_ceiling
+from migrator.core.migration.downtime_floor import INFEASIBLE, ceiling_findings, smallest_ceiling
 from migrator.core.migration.forecast import Verdict
-from migrator.core.model import RunState, State
+from migrator.core.model import Finding, RunState, State
 from migrator.core.policy import Policy
 from migrator.core.schedule.timetable import Prediction, Quantiles, predict
 from migrator.core.schedule.transfers import LinkRules, LinkTable, Move, Transfer
@@ -42,6 +43,8 @@ class Going:
     risk: str = ""
     #: Nothing can keep it from ending any more.
     sure: bool = False
+    #: Somebody accepted that its ceiling cannot be kept.
+    ceiling_accepted: bool = False
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -113,19 +116,28 @@ def _everybody(
     for target in plan.targets.values():
         wanting, guest = target.wanting, target.wanting.entry.guest
         one = transfers.waiting(guest, target.host, wanting.policy, wanting.run)
-        yield one, Going(guest=guest, policy=wanting.policy)
+        accepted = accepts_ceiling(guest, wanting.run.accept)
+        yield one, Going(guest=guest, policy=wanting.policy, ceiling_accepted=accepted)
     for wanting in _paused(snapshot, plan):
         entry = wanting.entry
         one = transfers.waiting(entry.guest, entry.target or "", wanting.policy, wanting.run)
         pause = entry.not_before - snapshot.clock
         one = replace(one, prepare_seconds=one.prepare_seconds + pause)
-        yield one, Going(guest=entry.guest, policy=wanting.policy)
+        accepted = accepts_ceiling(entry.guest, wanting.run.accept)
+        yield one, Going(guest=entry.guest, policy=wanting.policy, ceiling_accepted=accepted)
     for each in snapshot.live.values():
         if each.state is State.HELD:
             continue
         yield (
             transfers.running(each),
-            Going(guest=each.guest, policy=each.policy, verdict=each.verdict, risk=each.risk, sure=each.sure),
+            Going(
+                guest=each.guest,
+                policy=each.policy,
+                verdict=each.verdict,
+                risk=each.risk,
+                sure=each.sure,
+                ceiling_accepted=accepts_ceiling(each.guest, each.accepted),
+            ),
         )
 
 
@@ -151,7 +163,10 @@ def foretell(asked: Question) -> DrainForecast:
         speed = Move(transfer, network, asked.links).speed
         if one.risk:
             doubts[transfer.guest] = f"not expected to end: {one.risk}"
-        elif foreseen(one.guest, one.policy, transfer, speed).verdict is Verdict.CANNOT:
+        elif (
+            foreseen(one.guest, one.policy, transfer, speed, ceiling_accepted=one.ceiling_accepted).verdict
+            is Verdict.CANNOT
+        ):
             doubts[transfer.guest] = f"not expected to end: {no_end(one.guest, one.policy, speed)}"
     return DrainForecast(prediction=predict(asked.transfers, asked.hosts, asked.links), doubts=doubts)
 
@@ -203,13 +218,23 @@ def _all_ended(now: datetime, ends: Sequence[Quantiles]) -> tuple[datetime, date
     )
 
 
-def foreseen(guest: Guest, policy: Policy, transfer: Transfer, speed: float) -> AdvanceForecast:
+def accepts_ceiling(guest: Guest, accepted: Iterable[str]) -> bool:
+    """Return whether these codes, or the guest's own, accept that its ceiling cannot be kept."""
+    return INFEASIBLE in accepted or INFEASIBLE in guest.accept
+
+
+def foreseen(
+    guest: Guest, policy: Policy, transfer: Transfer, speed: float, *, ceiling_accepted: bool = False
+) -> AdvanceForecast:
     """Return what will come of a migration that has not begun.
 
     :param speed: what the stream will carry, bytes per second.
+    :param ceiling_accepted: it goes although its ceiling cannot be kept.
     """
     if guest.run is not RunState.RUNNING:
         return AdvanceForecast(verdict=Verdict.CONVERGES)  # nobody dirties anything, and nobody stands still
+    if ceiling_accepted and (least := smallest_ceiling(policy, speed)) is not None:
+        return AdvanceForecast(verdict=Verdict.CONVERGES_IF, downtime_seconds=least)
     return _in_advance(policy, transfer.bytes_left, speed, guest.dirty_rate_bytes_per_second)
 
 
@@ -223,6 +248,13 @@ def _in_advance(policy: Policy, left_bytes: float, speed: float, dirty_rate: flo
         dirty_rate_bytes_per_second=dirty_rate,
         probe_seconds=PROBE_SECONDS,
     )
+
+
+def no_end_finding(guest: Guest, policy: Policy, speed: float) -> Finding:
+    """Return :func:`no_end` as the finding that a plan shows."""
+    if found := ceiling_findings(policy, speed):
+        return found[0]
+    return finding("does-not-converge", no_end(guest, policy, speed))
 
 
 def no_end(guest: Guest, policy: Policy, speed: float) -> str:

@@ -10,11 +10,12 @@ from collections.abc import Set as AbstractSet
 from dataclasses import dataclass, field, replace
 
 from migrator.core.drain.evacuation import Evacuation
-from migrator.core.drain.forecast import foreseen, foretell, no_end, question
+from migrator.core.drain.forecast import accepts_ceiling, foreseen, foretell, no_end_finding, question
 from migrator.core.drain.plan import DrainPlan, make_plan
 from migrator.core.drain.snapshot import KnownPolicies, PolicyRules, SiteSnapshot
 from migrator.core.inventory import Guest, Host
 from migrator.core.migration.forecast import Verdict
+from migrator.core.model import Finding, Severity
 from migrator.core.schedule.timetable import Prediction, Quantiles, lower_bound_seconds
 from migrator.core.schedule.transfers import LinkTable, Move
 
@@ -47,8 +48,8 @@ class GuestOutlook:
     #: ``None``: it is not foretold what comes of it.
     verdict: Verdict | None = None
     downtime_seconds: float | None = None
-    #: Why it would not end; empty where it would.
-    no_end: str = ""
+    #: Why it would not end; ``None`` where it would.
+    no_end: Finding | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -142,13 +143,14 @@ def outlook(given: Sequence[Portion]) -> PlanOutlook:
         guest = run.entries[key].guest
         policy = site.policies.of(guest, run.policy)
         speed = Move(transfer, network, links).speed
-        seen = foreseen(guest, policy, transfer, speed)
+        accepted = accepts_ceiling(guest, run.accept)
+        seen = foreseen(guest, policy, transfer, speed, ceiling_accepted=accepted)
         guests[key] = GuestOutlook(
             verdict=seen.verdict,
             downtime_seconds=seen.downtime_seconds,
-            no_end=no_end(guest, policy, speed) if seen.verdict is Verdict.CANNOT else "",
+            no_end=no_end_finding(guest, policy, speed) if seen.verdict is Verdict.CANNOT else None,
         )
-    ordered = [key for key in prediction.guests if key in placed]
+    ordered = [key for key in prediction.guests if key in placed and not _refused(guests[key])]
     for order, key in enumerate(ordered, 1):
         expected = prediction.guests[key]
         guests[key] = replace(
@@ -167,6 +169,11 @@ def outlook(given: Sequence[Portion]) -> PlanOutlook:
         takes=_takes(prediction, own.keys()),
         lower_bound_seconds=lower_bound_seconds(foretold, asked.hosts, asked.links),
     )
+
+
+def _refused(guest: GuestOutlook) -> bool:
+    """Return whether preflight would refuse it, so that it never has its turn."""
+    return guest.no_end is not None and guest.no_end.severity is Severity.ERROR
 
 
 def _takes(prediction: Prediction, own: AbstractSet[str]) -> Quantiles:

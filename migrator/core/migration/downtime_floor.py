@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+import math
+
 from migrator.core.findings import finding
 from migrator.core.model import Finding
 from migrator.core.policy import LastResort, Policy
 from migrator.units import show_rate, show_seconds
 
+#: Code of the error that the ceiling cannot be kept, and of the same as a warning, where the policy may stop the guest.
+INFEASIBLE, EXCEEDED = "ceiling-infeasible", "ceiling-exceeded"
+CEILING_CODES = frozenset({INFEASIBLE, EXCEEDED})
 #: Device state of a small guest, as it travels in the downtime: 0.2 to 0.3 MiB were measured.
 _DEVICE_STATE_BYTES = 0.3 * 2**20
 #: The switch needs so many round trips between the hosts and to the controller: the last look, continue, the hand-over.
@@ -29,15 +34,25 @@ def smallest_ceiling(
 ) -> float | None:
     """Return the smallest downtime ceiling that can be kept, in seconds; ``None`` where the policy's can.
 
-    :param bytes_per_second: what the stream will carry; ``None`` or 0: not known, and then nothing is claimed.
+    :param bytes_per_second: what the stream will carry; ``None`` or 0: not known, and then only what holds at any speed
+        is claimed.
     """
-    if policy.offline or not bytes_per_second:
+    if policy.offline:
         return None
-    most = policy.max_bandwidth_bytes_per_second
-    if most is not None and bytes_per_second >= most:
-        return None  # it is the policy that keeps the stream slow, and QEMU sends what is left at the switch regardless
-    floor = downtime_floor(bytes_per_second, round_trip_seconds=round_trip_seconds)
+    speed = _speed_at_the_switch(policy, bytes_per_second) or math.inf
+    floor = downtime_floor(speed, round_trip_seconds=round_trip_seconds)
     return floor if floor > policy.max_downtime_seconds else None
+
+
+def _speed_at_the_switch(policy: Policy, bytes_per_second: float | None) -> float | None:
+    """Return what is known of the stream's speed at the switch.
+
+    Where it is the policy that keeps the stream slow nothing is: QEMU sends what is left at the switch regardless.
+    """
+    most = policy.max_bandwidth_bytes_per_second
+    if not bytes_per_second or (most is not None and bytes_per_second >= most):
+        return None
+    return bytes_per_second
 
 
 def may_exceed(policy: Policy) -> bool:
@@ -45,17 +60,21 @@ def may_exceed(policy: Policy) -> bool:
     return policy.last_resort is LastResort.PAUSE
 
 
-def ceiling_findings(policy: Policy, share: int | None, round_trip_seconds: float) -> list[Finding]:
-    """Return what speaks against the ceiling.
+def ceiling_findings(
+    policy: Policy, bytes_per_second: float | None, round_trip_seconds: float = 0.0
+) -> list[Finding]:
+    """Return what speaks against the ceiling for a guest that runs: nothing, or one of :data:`CEILING_CODES`.
 
-    :param share: what the stream has of the link, bytes per second; ``None``: not known, and then nothing is claimed.
+    :param bytes_per_second: see :func:`smallest_ceiling`.
     """
-    least = smallest_ceiling(policy, share, round_trip_seconds=round_trip_seconds)
-    if least is None or share is None:
+    least = smallest_ceiling(policy, bytes_per_second, round_trip_seconds=round_trip_seconds)
+    if least is None:
         return []
+    speed = _speed_at_the_switch(policy, bytes_per_second)
+    at = "any speed" if speed is None else show_rate(speed)
     message = (
         f"max_downtime is {show_seconds(policy.max_downtime_seconds)}; device state and round trips alone take about "
-        f"{show_seconds(least)} at {show_rate(share)}, which is the smallest that can be kept"
+        f"{show_seconds(least)} at {at}, which is the smallest that can be kept"
     )
     if may_exceed(policy):
         return [finding("ceiling-exceeded", message)]

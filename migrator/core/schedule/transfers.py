@@ -136,6 +136,11 @@ class LinkTable:
         return pipe
 
 
+def stream_speed(source: str, target: str, network: LinkTable) -> float:
+    """Return the bytes per second that the links between two hosts let one stream carry that has them alone."""
+    return min(network.pipe(source, out=True).capacity, network.pipe(target, out=False).capacity)
+
+
 class Move:
     """A transfer with what follows from it; the prediction moves it on."""
 
@@ -164,7 +169,7 @@ class Move:
         self.into = network.pipe(transfer.target, out=False)
         ceiling = transfer.max_bytes_per_second or float("inf")
         #: Bytes per second with its links alone.
-        self.speed = max(1.0, min(self.out.capacity, self.into.capacity, ceiling))
+        self.speed = max(1.0, min(stream_speed(transfer.source, transfer.target, network), ceiling))
         self.bytes_left = transfer.bytes_left
         sending = transfer.bytes_left / self.net(self.speed)
         known = transfer.alone_seconds

@@ -82,8 +82,11 @@ class MigrationDriver(DriverState):
         )
         self._intent_log.intent = replace(self._intent_log.intent, guest_runs=facts.run in RUNNING_STATES)
         self.result.preflight_seconds = clock.now() - began
-        round_trip = max(self._source.round_trip_seconds, self._destination.round_trip_seconds)
-        return errors_first([*findings, *ceiling_findings(self._policy, self.requests.share, round_trip)])
+        if facts.run in RUNNING_STATES:
+            ends = (self._source, self._destination)
+            round_trip = max(each.least_round_trip_seconds for each in ends)
+            findings = (*findings, *ceiling_findings(self._policy, self._stream_speed, round_trip))
+        return errors_first(findings)
 
     # --- the whole way ---------------------------------------------------------------------------------------------
 

@@ -43,6 +43,7 @@ class DriverState:
     :param requests: what others ask of it, now or later; whoever changes them calls :meth:`wake`.
     :param outcome: is filled; ``None`` makes one.
     :param about: what the record shall say besides, for whoever finds it without anything else.
+    :param stream_speed: what the links let the stream carry, bytes per second; ``None`` where that is not known.
     :param path: the network that carries the stream; ``None`` where nobody can probe it.
     :param listen: where the destination listens for the stream: ``tcp:ADDR:0``.
     :param on_status: called with every new sample and state, on the event loop; must return at once.
@@ -62,6 +63,7 @@ class DriverState:
         outcome: MigrationOutcome | None = None,
         experience: Experience | None = None,
         timeouts: PhaseTimeouts | None = None,
+        stream_speed: float | None = None,
         path: StreamPath | None = None,
         about: Mapping[str, Any] | None = None,
         on_status: Callable[[MigrationProgress], None] = lambda status: None,
@@ -72,6 +74,7 @@ class DriverState:
         self._listen = listen
         self._about = dict(about or {})
         self._experience = experience
+        self._stream_speed = stream_speed
         self._pair = ""
         self._on_status = on_status
         self._log = logs.logger(migration=name)

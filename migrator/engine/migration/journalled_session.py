@@ -59,7 +59,9 @@ class JournalledSession(MigrationSession):
 
     async def check_only(self) -> tuple[Finding, ...]:
         """Return what speaks against it, as far as it shows before a destination is started; changes nothing."""
-        found = await preflight.look(self.services.site, self.guest, self.target, self.policy)
+        found = await preflight.look(
+            self.services.site, self.guest, self.target, self.policy, stream_speed=self._stream_speed()
+        )
         return tuple(self.services.accept(found, self.accepted))
 
     def about(self) -> dict[str, Any]:

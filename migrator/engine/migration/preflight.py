@@ -10,7 +10,8 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from migrator.core.findings import PreflightRefused, applies_to_every_target, errors_first, finding
-from migrator.core.model import Finding, Severity
+from migrator.core.migration.downtime_floor import ceiling_findings
+from migrator.core.model import RUNNING_STATES, Finding, Severity
 from migrator.core.policy import Policy
 from migrator.engine.migration.services import MigrationSite, MovedGuest
 from migrator.errors import MigratorError
@@ -44,21 +45,34 @@ def obstacle(guest: Guest) -> tuple[Finding, ...]:
 
 
 async def check(
-    site: MigrationSite, guest: MovedGuest, source: Qemu, target: str, policy: Policy
+    site: MigrationSite,
+    guest: MovedGuest,
+    source: Qemu,
+    target: str,
+    policy: Policy,
+    *,
+    stream_speed: float | None,
 ) -> tuple[Finding, ...]:
     """Return what both hosts and the source's QEMU show, errors first; what cannot be looked at is an error.
 
     Starts nothing and changes nothing.
+
+    :param stream_speed: what the links let the stream carry, bytes per second; ``None``: not known.
     """
     try:
-        return errors_first(await site.check(guest, source, target, policy))
+        found = await site.check(guest, source, target, policy)
     except PreflightRefused as error:
-        return errors_first(error.findings)
+        found = tuple(error.findings)
     except MigratorError as error:
         return (unchecked(error),)
+    if guest.run in RUNNING_STATES:
+        found = (*found, *ceiling_findings(policy, stream_speed, source.least_round_trip_seconds))
+    return errors_first(found)
 
 
-async def look(site: MigrationSite, guest: Guest, target: str, policy: Policy) -> tuple[Finding, ...]:
+async def look(
+    site: MigrationSite, guest: Guest, target: str, policy: Policy, *, stream_speed: float | None
+) -> tuple[Finding, ...]:
     """Return the same as :func:`check` for a guest that is not open yet, or only the obstacle that it has itself."""
     if found := obstacle(guest):
         return found  # nobody asks a monitor that somebody else holds
@@ -67,7 +81,7 @@ async def look(site: MigrationSite, guest: Guest, target: str, policy: Policy) -
     except MigratorError as error:
         return (unchecked(error),)
     try:
-        return await check(site, guest, source, target, policy)
+        return await check(site, guest, source, target, policy, stream_speed=stream_speed)
     finally:
         await source.close()
 

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from typing import Any, Protocol
 
 from migrator.core.migration.situation import Intent
-from migrator.core.model import Finding
+from migrator.core.model import Finding, RunState
 from migrator.core.policy import Policy
 from migrator.engine.migration.phase_timeouts import PhaseTimeouts
 from migrator.ports import (
@@ -37,6 +37,10 @@ class MovedGuest(Protocol):
     @property
     def uuid(self) -> str:
         """Return its uuid; empty where that is not known."""
+
+    @property
+    def run(self) -> RunState | None:
+        """Return the run state that it was last seen in; ``None`` before it was asked."""
 
 
 class MigrationSite(GuestNetworks, Protocol):
@@ -124,6 +128,9 @@ class SessionServices:
     samples: Samples | None = None
     #: Marks the source before its destination is started; not where a person has started that already.
     claims_before_start: bool = True
+    #: Bytes per second that the links between two hosts let one stream carry, as a plan forecasts with; ``None``: not
+    #: known.
+    stream_speed: Callable[[str, str], float | None] = lambda source, target: None
     #: Seconds for which the recovery of a broken postcopy stream is tried before a person has to look.
     recovery_seconds: Callable[[], float] = lambda: PhaseTimeouts.recovery
 

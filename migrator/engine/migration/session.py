@@ -121,7 +121,7 @@ class MigrationSession(SessionEnds):
                 await self._fall_back(State.CANCELLED, _CANCELLED)
                 return
             stale = rested or clock.now() - since > _STALE_SECONDS
-            if stale and await self._refuse([*self._found, *await self._compare()]):
+            if stale and await self._refuse(await self._compare()):
                 return
         except MigratorError as error:
             await self._fail(error)
@@ -155,7 +155,7 @@ class MigrationSession(SessionEnds):
             if self.requests.unwanted():
                 return await self._fall_back(State.CANCELLED, _CANCELLED)
             await self._start_destination(self._source)
-            if await self._refuse([*self._found, *await self._compare()]):
+            if await self._refuse(await self._compare()):
                 return False
             if (other := self._other_guest()) is not None:
                 return await self._fall_back(State.FAILED, other)

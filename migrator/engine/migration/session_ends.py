@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from functools import cached_property
 
+from migrator.core.migration.downtime_floor import CEILING_CODES
 from migrator.core.model import Decision, Finding, State
 from migrator.engine import clock
 from migrator.engine.migration import cleanup, preflight
@@ -49,7 +50,17 @@ class SessionEnds(SessionState):
         return await self._check(self._source)
 
     async def _check(self, source: Qemu) -> Sequence[Finding]:
-        return await preflight.check(self.services.site, self.guest, source, self.target, self.policy)
+        return await preflight.check(
+            self.services.site,
+            self.guest,
+            source,
+            self.target,
+            self.policy,
+            stream_speed=self._stream_speed(),
+        )
+
+    def _stream_speed(self) -> float | None:
+        return self.services.stream_speed(self.guest.host, self.target)
 
     async def _come_to_rest(self) -> bool:
         """Wait for jobs and exports on the guest's disks as the policy says; whether there was something to wait for.
@@ -93,11 +104,15 @@ class SessionEnds(SessionState):
         self._driver = self._make_driver(source, self._destination, self.record, self._incoming.listen)
 
     async def _compare(self) -> list[Finding]:
-        """Compare both QEMUs, and what carries their networks; the destination's start is over."""
+        """Compare both QEMUs, and what carries their networks; the destination's start is over.
+
+        What was found before stays, but for the ceiling, which is judged anew now that both ends answer.
+        """
         if self._driver is None:
             raise RuntimeError("there is nothing to compare yet")
         places = (self.places["source"], self.places["destination"])
         return [
+            *(each for each in self._found if each.code not in CEILING_CODES),
             *await self._driver.check(),
             *await self._network.look(*(place.identity for place in places)),
         ]
@@ -121,6 +136,7 @@ class SessionEnds(SessionState):
             requests=self.requests,
             outcome=self.result,
             experience=self.services.experience,
+            stream_speed=self._stream_speed(),
             timeouts=PhaseTimeouts(recovery=self.services.recovery_seconds()),
             path=self.stream_path(),
             about=self.about(),

@@ -89,7 +89,10 @@ class SessionState:
 
     def _no_outcome(self) -> MigrationOutcome:
         return MigrationOutcome(
-            id=self.id, state=State.QUEUED, max_downtime_seconds=self.policy.max_downtime_seconds
+            id=self.id,
+            state=State.QUEUED,
+            max_downtime_seconds=self.policy.max_downtime_seconds,
+            max_postcopy_stall_seconds=self.policy.max_postcopy_stall_seconds,
         )
 
     # --- what others ask about it ---------------------------------------------------------------------------------
