@@ -36,7 +36,7 @@ _SOURCE = {
     "capability-missing": "capabilities of both (query-migrate-capabilities), with those that the policy needs",
 }
 _CEILING = {
-    "ceiling-infeasible": "the policy's max_downtime, with device state and round trips at the links' speed, if it runs",
+    "ceiling-infeasible": "the policy's max_downtime, with device state and round trips at the links' speed",
     "ceiling-exceeded": "the same, under a policy that may stop the guest (last_resort = pause)",
 }
 _TRAVEL = {
