@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import gc
 import json
 import os
@@ -28,7 +29,7 @@ from migrator.core.policy import BlockJobs, LastResort, Policy, PostcopyMode, Pr
 from migrator.engine.migration.outcome import MigrationOutcome, MigrationProgress
 from migrator.engine.migration.services import SessionServices
 from migrator.engine.migration.session import MigrationSession
-from migrator.errors import Fault, MigratorError, QemuError, RecordError, UsageError
+from migrator.errors import Fault, MigratorError, QemuError, RecordError, Refused, Unreachable, UsageError
 from migrator.machine import exists, this_driver
 from migrator.qemu import address
 from migrator.qemu.endpoint import Endpoint
@@ -87,10 +88,10 @@ def main(request: Request, *, record: Path | None, json_output: bool, verbose: b
     try:
         with Recorder(record) as recorder:
             code = asyncio.run(_direct(request, screen, recorder, json_output=json_output))
-    except QemuError as error:
-        code = _refused(error, Exit.REFUSED, json_output=json_output)
+    except (QemuError, Refused) as error:
+        code = _refused(request, error, Exit.REFUSED, json_output=json_output)
     except MigratorError as error:
-        code = _refused(error, Exit.USAGE, json_output=json_output)
+        code = _refused(request, error, Exit.USAGE, json_output=json_output)
     _leave(code)
 
 
@@ -105,10 +106,16 @@ def _leave(code: Exit) -> NoReturn:
     os._exit(code)
 
 
-def _refused(error: MigratorError, code: Exit, *, json_output: bool) -> Exit:
+def _refused(request: Request, error: MigratorError, code: Exit, *, json_output: bool) -> Exit:
     print(f"migrator: {clean_lines(error)}", file=sys.stderr)
     if json_output:
         result = MigrationOutcome(id="", state=State.FAILED)
+        with contextlib.suppress(
+            UsageError
+        ):  # else it is the policy that is refused, and there are no ceilings
+            policy = _policy(request)
+            result.max_downtime_seconds = policy.max_downtime_seconds
+            result.max_postcopy_stall_seconds = policy.max_postcopy_stall_seconds
         print(json.dumps(asdict(result) | {"error": str(error)}))
     return code
 
@@ -245,6 +252,10 @@ async def _between(
         records.close()
         await pair.close()
     if session.failure is not None and not isinstance(session.failure, Fault):
+        if isinstance(session.failure, Unreachable):
+            from migrator.cli.direct_moved import refuse_moved  # noqa: PLC0415 - seldom needed
+
+            await refuse_moved(str(here), str(there), over_ssh)
         raise session.failure
     result = session.result
     refused = session.refused and result.state is State.FAILED

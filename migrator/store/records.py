@@ -15,7 +15,7 @@ import json
 import os
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from dataclasses import asdict, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -277,6 +277,40 @@ def unfinished(*, directory: Path | None = None) -> list[Unfinished]:
             if path.exists():
                 raise  # else its migration has just ended
     return left
+
+
+@dataclass(frozen=True, kw_only=True)
+class Completed:
+    """The record of a migration that brought its guest to the destination."""
+
+    path: Path
+    #: What :meth:`FileRecord.begin` was given.
+    facts: Mapping[str, Any]
+    #: When it was put away, in seconds since the epoch.
+    ended_at: float
+
+
+def completed(source: str, destination: str, *, directory: Path | None = None) -> Completed | None:
+    """Return the last record of this pair of addresses that was put away, if that migration completed.
+
+    One that cannot be read is passed over: it is only there to be looked at.
+    """
+    try:
+        paths = _by_age(((directory or state_directory()) / "ended").glob("*.jsonl"))
+    except OSError:
+        return None
+    for path in reversed(paths):
+        try:
+            lines = list(_readable(path.read_text(encoding="utf-8")))
+            facts, end = lines[0]["facts"], lines[-1]
+            if (facts["source"]["address"], facts["destination"]["address"]) != (source, destination):
+                continue
+            if end["end"]["state"] != State.COMPLETED:
+                return None
+            return Completed(path=path, facts=facts, ended_at=float(end["time"]))
+        except (OSError, UnicodeError, IndexError, KeyError, TypeError, ValueError):
+            continue
+    return None
 
 
 def _by_age(paths: Iterable[Path]) -> list[Path]:

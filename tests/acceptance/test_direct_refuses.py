@@ -329,6 +329,41 @@ def refused_in_a_line(ended: Ended) -> None:
     assert ended.err.startswith("migrator: ")
 
 
+async def test_again_after_it_moved_the_guest_it_says_where_that_is(lab: Lab) -> None:
+    pair = await lab.pair(GuestMachine())
+    assert (await direct(pair)).code == 0
+    again = await run("direct", *addresses(pair), "--json")
+    refused_in_a_line(again)
+    assert again.code == 3
+    assert f"was moved from unix:{pair.source.qmp} to unix:{pair.destination.qmp} already" in again.error
+    assert f"look for it there (process {pair.destination.pid})" in again.error
+    assert (await pair.destination.query("query-status"))["status"] == "running"
+    pair.destination.kill()
+    await pair.destination.wait_dead()
+    later = await run("direct", *addresses(pair), "--json")
+    assert later.code == 3
+    assert "has ended since" in later.error
+    # Another guest that is to go the same way goes.
+    other = await direct(await lab.pair(GuestMachine()))
+    assert other.code == 0
+
+
+async def test_refusal_before_it_begins_shows_the_ceilings_that_were_asked_for() -> None:
+    asked = ("--max-downtime", "200ms", "--max-postcopy-stall", "1s")
+    ended = await run("direct", *PAIR, *asked, "--json")
+    refused_in_a_line(ended)
+    assert ended.document["max_downtime_seconds"] == 0.2
+    assert ended.document["max_postcopy_stall_seconds"] == 1.0
+
+
+async def test_ceiling_that_no_speed_could_keep_is_refused_until_it_is_accepted(lab: Lab) -> None:
+    pair = await lab.pair(GuestMachine())
+    async with witness(lab, pair) as seen:
+        refused(await direct(pair, "--max-downtime", "20us"), "ceiling-infeasible")
+        await seen.verify_untouched()
+    assert (await direct(pair, "--max-downtime", "20us", "--accept", "ceiling-infeasible")).code == 0
+
+
 PAIR = ("--source", "unix:/nowhere/a.qmp", "--destination", "unix:/nowhere/b.qmp")
 
 
