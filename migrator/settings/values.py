@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Callable
 from dataclasses import dataclass
+from ipaddress import ip_address
 from pathlib import Path
 from typing import Annotated, Any, TypeVar
 from urllib.parse import urlsplit
@@ -191,7 +192,21 @@ def _reachable(value: Any) -> Any:
         return (_text(value, addresses.reachable),)
     if not isinstance(value, list | tuple) or not value or not all(isinstance(each, str) for each in value):
         raise wrong(f"{shortened(value)} is no address: write 192.0.2.1, or a list of several")
-    return tuple(_text(each, addresses.reachable) for each in value)
+    found = tuple(_text(each, addresses.reachable) for each in value)
+    seen: set[str] = set()
+    for each in found:
+        if (same := _canonical(each)) in seen:
+            raise wrong(f"{shortened(each)} is in it twice: leave one out")
+        seen.add(same)
+    return found
+
+
+def _canonical(host: str) -> str:
+    """Return the one spelling of an address, or of a name."""
+    try:
+        return str(ip_address(host))
+    except ValueError:
+        return host.lower()
 
 
 #: One address that others can connect to, or several, the usual one first.

@@ -217,6 +217,14 @@ class TestPolicies:
         assert settings.policy("gentle").max_throttle_ratio == builtin("gentle").max_throttle_ratio == 0
         assert settings.policy("x").max_downtime_seconds == 0.05
 
+    def test_keep_what_is_of_no_use_in_them_for_those_that_extend_them(self, loaded: Load) -> None:
+        settings = loaded(
+            '[policies.calm]\npostcopy = "never"\nmax_postcopy_stall = "1s"\n'
+            '[policies.brisk]\nextends = "calm"\npostcopy = "allow"\n'
+        )
+        assert settings.policy("calm").postcopy is PostcopyMode.NEVER
+        assert settings.policy("brisk").max_postcopy_stall_seconds == 1.0
+
     def test_that_switch_at_once_drop_a_throttle_that_was_there(self, loaded: Load) -> None:
         assert loaded('[policies.x]\npostcopy = "immediate"').policy("x").max_throttle_ratio == 0.0
 
@@ -426,6 +434,14 @@ class TestWrong:
             (host(address='"0.0.0.0"'), "hosts[0].address: '0.0.0.0' is where to listen, not where to be"),
             (host(address='"fe80::1"'), "hosts[0].address: 'fe80::1' is on every link: add the interface"),
             (host(address='"tcp://h"'), "hosts[0].address: 'tcp://h' is no host: that is a URL: write h"),
+            (
+                host(address='["10.66.0.2", "fd66::2", "fd66:0::2"]'),
+                "hosts[0].address: 'fd66:0::2' is in it twice: leave one out",
+            ),
+            (
+                host(address='["host-b", "HOST-B"]'),
+                "hosts[0].address: 'HOST-B' is in it twice",
+            ),
             (host(address='"h h"'), "hosts[0].address: 'h h' is no host: there is a blank in it"),
             (
                 host(ssh='"root@10.66.0.999"'),
