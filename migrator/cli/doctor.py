@@ -77,7 +77,7 @@ async def examine(path: Path) -> AsyncIterator[list[DoctorCheck]]:
     yield state_directory(settings.store.path)
     place = journal_place(settings.store)
     if isinstance(place, Server):
-        yield await journal_server(place)
+        yield await journal_server(place, settings.site)
     else:
         yield await asyncio.to_thread(journal, place)
     service = await asyncio.to_thread(running, settings)

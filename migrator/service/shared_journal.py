@@ -18,6 +18,7 @@ from migrator.replica.publisher import Publisher
 from migrator.replica.queries import ReplicaQueries
 from migrator.replica.requests import RequestServer, SteeringRequests
 from migrator.replica.state import ReplicaState
+from migrator.service import differences
 from migrator.service.entrance_settings import EntranceSettings
 from migrator.service.entrances import Entrances
 from migrator.service.notify import notify
@@ -25,14 +26,11 @@ from migrator.service.reports import Reporter
 from migrator.service.waiting_upgrade import NotNeeded
 from migrator.settings import Settings
 from migrator.settings.models import HttpSettings
+from migrator.store import schema
 from migrator.store.journal import SqlJournal
-from migrator.store.presence import Heartbeat, Presence
+from migrator.store.presence import Heartbeat
 from migrator.store.sole_use import SoleUse
 from migrator.store.step_records import controller_id
-
-#: Of the journal's table ``meta``: ``[site] name`` of the controller that acted last.
-_SITE_NAME = "site name"
-_NAMESAKE = "another controller has the same [site] instance: give each its own"
 
 
 @dataclass(kw_only=True)
@@ -70,7 +68,11 @@ async def wait_turn(
     """
     name = controller_id(settings.store.path.parent)
     info = ControllerInfo(
-        name=name, instance=settings.site.instance, version=__version__, url=_url(settings.http)
+        name=name,
+        instance=settings.site.instance,
+        version=__version__,
+        url=_url(settings.http),
+        hosts=tuple(sorted(host.name for host in settings.hosts)),
     )
     seconds = settings.controller.lease
     heartbeat = Heartbeat(journal, info=info, seconds=seconds)
@@ -80,7 +82,7 @@ async def wait_turn(
         return held[0].lease if held else None
 
     reporter = Reporter(instance=settings.site.instance, heartbeat=heartbeat, seconds=seconds, acts=acts)
-    heartbeat.subscribe(lambda now: _note_namesakes(heartbeat, now))
+    differences.watch(heartbeat)
     await stack.enter_async_context(heartbeat)
     await _check_site(journal, heartbeat, settings)
     listeners = http_settings.listeners(settings.http)
@@ -113,7 +115,7 @@ async def wait_turn(
     await _check_site(
         journal, heartbeat, settings
     )  # of two that began together the other one may have acted first
-    await journal.keep_meta(_SITE_NAME, settings.site.name)
+    await journal.keep_meta(schema.SITE_NAME, settings.site.name)
     return Turn(sole_use=sole_use, heartbeat=heartbeat, listeners=listeners, entrances=entrances, held=held)
 
 
@@ -124,27 +126,13 @@ async def _check_site(journal: SqlJournal, heartbeat: Heartbeat, settings: Setti
 
     :raise JournalError: it is one of another site, or cannot be read.
     """
-    acted = await journal.meta(_SITE_NAME)
+    acted = await journal.meta(schema.SITE_NAME)
     if acted in (None, settings.site.name) or not heartbeat.now.others(heartbeat.info.name):
         return
     raise JournalError(
         f"the journal {journal.name} is in use for the site {acted}, and [site] name is {settings.site.name}: give all "
         "its controllers the same name, or this one a database of its own ([store] url)"
     )
-
-
-def _note_namesakes(heartbeat: Heartbeat, now: Presence) -> None:
-    """Say in the log and in ``status --service`` that another controller that is there has this one's instance."""
-    own = heartbeat.info
-    same = any(
-        each.present and each.info.name != own.name and each.info.instance == own.instance
-        for each in now.controllers
-    )
-    detail = _NAMESAKE if same else ""
-    if detail != own.detail:
-        heartbeat.describe(detail=detail)
-        if same:
-            logs.logger().warning(_NAMESAKE, instance=own.instance)
 
 
 def _own_metrics(journal: SqlJournal) -> Metrics:

@@ -11,9 +11,9 @@ import os
 import secrets
 import ssl
 import time
-from collections.abc import AsyncIterator, Collection
+from collections.abc import AsyncIterator, Collection, Mapping
 from contextlib import asynccontextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Self
 
 from sqlalchemy import BigInteger, Connection, bindparam, delete, event, inspect, select, text
@@ -47,8 +47,10 @@ _KEEP_OLDEST_READER = text(
 _LIVES = text(
     "SELECT owner FROM leases WHERE owner <> '' AND ends_at > extract(epoch FROM clock_timestamp()) * 1000000"
 )
+_SITE_NAME = text("SELECT value FROM meta WHERE key = :key")
 _LIVE_CONTROLLERS = text(
-    "SELECT c.instance, c.schema, c.version FROM controllers c JOIN leases l ON l.name = 'controller/' || c.name "
+    "SELECT c.name, c.instance, c.schema, c.version "
+    "FROM controllers c JOIN leases l ON l.name = 'controller/' || c.name "
     "WHERE l.owner <> '' AND l.ends_at > extract(epoch FROM clock_timestamp()) * 1000000 ORDER BY c.instance"
 )
 _UNFINISHED = "SELECT count(*) FROM documents WHERE kind = 'migration' AND ended_at IS NULL"
@@ -70,6 +72,10 @@ class ServerState:
     schema: str | None
     #: Migrations that have not ended.
     unfinished: int
+    #: ``[site] name`` of the controller that acted last; ``None``: none did.
+    site: str | None = None
+    #: Instances of the controllers that live, by their names.
+    controllers: Mapping[str, str] = field(default_factory=dict)
 
 
 class PostgresServer:
@@ -131,8 +137,14 @@ class PostgresServer:
                     await connection.execute(text("SELECT version_num FROM alembic_version"))
                 ).scalar()
                 unfinished = await connection.execute(text(_UNFINISHED))
+                site = (await connection.execute(_SITE_NAME, {"key": schema.SITE_NAME})).scalar()
+                live = await connection.execute(_LIVE_CONTROLLERS) if "controllers" in there else ()
                 return ServerState(
-                    version=number // 10000, schema=str(revision), unfinished=int(unfinished.scalar_one())
+                    version=number // 10000,
+                    schema=str(revision),
+                    unfinished=int(unfinished.scalar_one()),
+                    site=site,
+                    controllers={row.name: row.instance for row in live},
                 )
         except DATABASE_ERRORS as error:
             raise JournalError(backend.in_words(error, "read")) from error

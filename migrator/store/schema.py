@@ -33,6 +33,8 @@ HEAD = "0009"
 OLDEST_READER = "0007"
 #: Key in ``meta``: the version of the live documents that were written last.
 LIVE_VERSION = "live_version"
+#: Key in ``meta``: ``[site] name`` of the controller that acted last.
+SITE_NAME = "site name"
 SCRIPTS = Path(__file__).parent / "alembic"
 
 #: 64 bits everywhere: SQLite's INTEGER has them, and only a column declared so counts by itself there.

@@ -29,8 +29,11 @@ def _namespaces() -> None:
 
 
 @asynccontextmanager
-async def standing_by(site: LiveSite) -> AsyncIterator[subprocess.Popen[bytes]]:
-    """A second controller of the same site, with everything of its own but the journal."""
+async def standing_by(site: LiveSite, *, more: str = "") -> AsyncIterator[subprocess.Popen[bytes]]:
+    """A second controller of the same site, with everything of its own but the journal.
+
+    :param more: of its configuration.
+    """
     text = site.config.read_text(encoding="utf-8")
     for mine, other in (
         ('socket = "api.sock"', 'socket = "second.sock"'),
@@ -40,7 +43,7 @@ async def standing_by(site: LiveSite) -> AsyncIterator[subprocess.Popen[bytes]]:
         text = text.replace(mine, other)
     (site.directory / "second").mkdir()
     config = site.directory / "second.toml"
-    config.write_text(text, encoding="utf-8")
+    config.write_text(text + more, encoding="utf-8")
     with (site.directory / "service.log").open("ab") as log:
         process = subprocess.Popen(
             [sys.executable, "-m", "migrator", "serve", "--config", str(config)],
@@ -111,7 +114,14 @@ async def test_one_that_stands_by_ends_when_it_is_told_to_and_has_done_nothing(p
         site.serve()
         await site.until_served()
         await site.known(1)
-        async with standing_by(site) as second:
+        only_there = '\n[[hosts]]\nname = "c"\nssh = "root@127.0.0.1:1"\n'
+        async with standing_by(site, more=only_there) as second:
+
+            async def told() -> bool:
+                controllers = (await site.get("service"))["controllers"]
+                return any("which acts: it alone has c" in each["detail"] for each in controllers)
+
+            await eventually(told, "it is said which host the one that acts has not", site)
             second.send_signal(signal.SIGHUP)
             await until(lambda: bool(site.said("configuration reloaded")), what="it has reloaded", within=30)
             second.terminate()

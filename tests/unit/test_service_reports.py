@@ -4,13 +4,15 @@ from __future__ import annotations
 
 from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import pytest
 
+from migrator import logs
 from migrator.api.documents import ServiceDocument
 from migrator.ports import ControllerInfo, Lease
+from migrator.service import differences
 from migrator.service.reports import Reporter
 from migrator.store.journal import SqlJournal
 from migrator.store.presence import Heartbeat
@@ -31,6 +33,9 @@ class One:
         self.site = await self.journal.leases.acquire("site", owner=name, seconds=self.seconds)
         assert self.site is not None
         self.heartbeat.describe(role="acting")
+
+    def configure(self, *hosts: str) -> None:
+        self.heartbeat.info = replace(self.heartbeat.info, hosts=hosts)
 
     async def report(self) -> ServiceDocument:
         await self.heartbeat.beat()
@@ -100,3 +105,31 @@ async def test_one_whose_lease_another_has_by_now_is_told_as_replaced_by_both(
     told = await first.report()
     assert (told.role, told.acting) == ("replaced", "machine-b")
     assert [each.role for each in told.controllers] == ["replaced", "acting"]
+
+
+async def test_one_that_stands_by_says_which_hosts_the_one_that_acts_has_and_it_has_not(
+    pair: tuple[One, One], capsys: pytest.CaptureFixture[str]
+) -> None:
+    first, second = pair
+    logs.configure(verbose=True, json=True)
+    try:
+        for one in pair:
+            differences.watch(one.heartbeat)
+        first.configure("x", *(f"y{number}" for number in range(7)))
+        second.configure("x", "z")
+        await first.act()
+        await first.report()
+        await second.report()
+        await second.report()
+        told = await first.report()
+        what = (
+            "its [[hosts]] are not those of machine-a, which acts: it has not y0, y1, y2, y3, y4 and 2 more, "
+            "and it alone has z"
+        )
+        assert {each.name: each.detail for each in told.controllers} == {"a": "", "b": what}
+        second.configure("x", *(f"y{number}" for number in range(7)))
+        await second.report()
+        assert [each.detail for each in (await second.report()).controllers] == ["", ""]
+    finally:
+        logs.configure()
+    assert capsys.readouterr().err.count("are not those of machine-a") == 1
