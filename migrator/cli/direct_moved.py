@@ -1,4 +1,4 @@
-"""What ``migrator direct`` says where it is run again after it has moved the guest."""
+"""The refusal of ``migrator direct`` where it is run again after it has moved the guest."""
 
 from __future__ import annotations
 
