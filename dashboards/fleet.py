@@ -162,7 +162,7 @@ def _migrations() -> list[Any]:
             query(f"sum(migrator_migrations_active{{{ALL}}})", "running"),
             query(f"sum(migrator_queue_depth{{{ALL}}})", "queued"),
             query(f"sum(migrator_migrations_held{{{ALL}}})", "held"),
-            query(f'sum(migrator_migration_state{{{ALL}, state="recovering"}})', "recovering"),
+            query(f"sum(migrator_migrations_recovering{{{ALL}}})", "recovering"),
         ),
         curves(
             "Downtime",

@@ -106,7 +106,12 @@ def _free_port() -> int:
 def _faster(text: str) -> str:
     """The shipped rules, 20 times as fast."""
     text = re.sub(r"interval: 10s", f"interval: {INTERVAL_SECONDS * 1e3:.0f}ms", text)
-    return re.sub(r"for: (\d+)s", lambda found: f"for: {int(found[1]) * INTERVAL_SECONDS * 100:.0f}ms", text)
+
+    def shorter(found: re.Match[str]) -> str:
+        seconds = int(found[1]) * {"s": 1, "m": 60}[found[2]]
+        return f"for: {seconds * INTERVAL_SECONDS * 100:.0f}ms"
+
+    return re.sub(r"for: (\d+)([sm])$", shorter, text, flags=re.MULTILINE)
 
 
 @contextlib.asynccontextmanager

@@ -424,6 +424,10 @@ INVENTORY = (
 SERVICE = (
     _gauge("migrator_migrations_active", "Migrations that have begun and not ended, without held ones."),
     _gauge("migrator_migrations_held", "Migrations that a person must look at."),
+    _gauge(
+        "migrator_migrations_recovering",
+        "Migrations whose postcopy stream is broken and is being recovered; they are active, too.",
+    ),
     _gauge("migrator_queue_depth", "Migrations that wait for their turn."),
     _gauge("migrator_complaints", "Reasons why no new work is taken now; 0 when all is well."),
     _gauge("migrator_journal_writable", "1 while the journal can be written."),

@@ -194,6 +194,7 @@ class Gauges:
         values = {
             "migrations_active": sum(states.values()) - waiting,
             "migrations_held": states[State.HELD],
+            "migrations_recovering": states[State.RECOVERING],
             "queue_depth": states[State.QUEUED],
             "complaints": snapshot.complaints,
             "journal_writable": snapshot.journal_writable,

@@ -22,8 +22,8 @@ from tests.panels import panel_queries
 from tests.prometheus import Prometheus, running
 
 MIB = 1 << 20
-#: No broker is configured here; the panel says so.
-ABSENT = ("migrator_mqtt_connected", "migrator_mqtt_waiting_messages")
+#: Neither a broker nor a shared journal is configured here; the panels say so.
+ABSENT = ("migrator_mqtt_connected", "migrator_mqtt_waiting_messages", "migrator_lease_age_seconds")
 
 
 @dataclass(frozen=True)

@@ -94,13 +94,16 @@ async def test_states_of_the_service(service: Service) -> None:
     service.queries.put(a_migration("m1", state=State.QUEUED))
     service.queries.put(a_migration("m2"))
     service.queries.put(a_migration("m3", state=State.HELD))
+    assert await service.value("migrations_recovering") == 0
+    service.queries.put(a_migration("m4", state=State.RECOVERING))
+    assert await service.value("migrations_recovering") == 1
     service.queries.said = ["the journal is full"]
     service.broker = False
     values = await service.values()
     assert [
         values[f"migrator_{name}"][()]
         for name in ("migrations_active", "migrations_held", "queue_depth", "complaints", "mqtt_connected")
-    ] == [1, 1, 1, 1, 0]
+    ] == [2, 1, 1, 1, 0]
     assert values["migrator_build_info"] == {(("version", "1.2.3"),): 1}
 
 
