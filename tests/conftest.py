@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import itertools
 import os
 import signal
 from collections.abc import Awaitable, Callable, Iterator, Sequence
@@ -31,6 +32,8 @@ if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
 VERSIONS = ("7.2", "10.0")
 CROSSINGS = [(source, destination) for source in VERSIONS for destination in VERSIONS]
 
+_ACCEPTANCE = Path(__file__).parent / "acceptance"
+
 # The same examples in every run of the gates: a new one belongs to whoever looks for it, not to who happens to push.
 hypothesis.settings.register_profile("gates", derandomize=True, deadline=None)
 hypothesis.settings.load_profile("gates")
@@ -41,6 +44,36 @@ def missing(reason: str) -> None:
     if os.environ.get("CI"):
         pytest.fail(f"{reason}, and nothing is skipped in CI")
     pytest.skip(reason)
+
+
+@pytest.hookimpl(trylast=True)
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Start the long tests first, lest one of them is all that still runs at the end of a run in several processes.
+
+    ``--dist worksteal`` gives each process a block of the list, and whoever has done its own takes from the end of
+    another's: so the long ones are dealt out over the starts of all blocks. The others keep their order.
+    """
+    processes: int = getattr(config, "workerinput", {}).get("workercount", 1)
+    if processes < 2:
+        return
+    usual = float(config.getini("timeout"))
+    waits = [_length(item, usual) for item in items]
+    first = [n for n, wait in enumerate(waits) if wait]
+    first.sort(key=lambda n: -waits[n])
+    rest = iter([item for item, wait in zip(items, waits, strict=True) if not wait])
+    ordered: list[pytest.Item] = []
+    for number in range(processes):  # the blocks that are one longer come last, as there
+        size = (len(items) - len(ordered)) // (processes - number)
+        block = [items[n] for n in first[processes - 1 - number :: processes]]
+        ordered += [*block, *itertools.islice(rest, size - len(block))]
+    items[:] = ordered
+
+
+def _length(item: pytest.Item, usual: float) -> float:
+    """Seconds that a test may take if it is a long one, 0 if it is not."""
+    mark = item.get_closest_marker("timeout")
+    allowed = float(mark.args[0]) if mark and mark.args else usual
+    return allowed if allowed > usual or _ACCEPTANCE in item.path.parents else 0.0
 
 
 @pytest.fixture

@@ -43,10 +43,11 @@ async def rounds(server: Postgres, hows: list[str], seed: int) -> str:
 
 @pytest.mark.timeout(400)
 @pytest.mark.parametrize("how", ["killed", "frozen"])
+@pytest.mark.parametrize("times", [2, pytest.param(5, marks=pytest.mark.matrix)], ids=["short", "long"])
 async def test_gone_at_a_random_instant_it_is_followed_and_every_guest_moves_once(
-    postgresql: Postgres, how: str
+    postgresql: Postgres, how: str, times: int
 ) -> None:
-    await rounds(postgresql, [how] * 5, seed=7)
+    await rounds(postgresql, [how] * times, seed=7)
 
 
 @pytest.mark.soak
