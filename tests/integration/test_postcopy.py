@@ -51,8 +51,8 @@ class TestImmediate:
         # As its user sees it: what was measured and some beats.
         assert result.downtime_seconds < seen.watch.longest_silence_seconds + 0.01
 
-    async def test_switch_does_not_wait_until_copying_has_begun(self, lab: Lab, each_qemu: Path) -> None:
-        pair = await lab.pair(BUSY, source=each_qemu, destination=each_qemu)
+    async def test_switch_does_not_wait_until_copying_has_begun(self, lab: Lab, one_version: Path) -> None:
+        pair = await lab.pair(BUSY, source=one_version, destination=one_version)
         sent = asyncio.Event()
 
         async def start_postcopy() -> None:
@@ -87,9 +87,9 @@ class TestImmediate:
         assert ratios[-1] == 1
 
     async def test_paused_guest_arrives_paused_and_can_go_on(
-        self, lab: Lab, each_crossing: tuple[Path, Path]
+        self, lab: Lab, one_crossing: tuple[Path, Path]
     ) -> None:
-        pair = await lab.pair(BUSY, source=each_crossing[0], destination=each_crossing[1])
+        pair = await lab.pair(BUSY, source=one_crossing[0], destination=one_crossing[1])
         await pair.source.query("stop")
         async with witness(lab, pair) as seen:
             async with driven(pair) as drive:
@@ -102,9 +102,9 @@ class TestImmediate:
         await pair.destination.check_memory()
 
     async def test_of_a_guest_that_is_copied_in_no_time_is_called_what_it_was(
-        self, lab: Lab, each_qemu: Path
+        self, lab: Lab, one_version: Path
     ) -> None:
-        pair = await lab.pair(source=each_qemu, destination=each_qemu)
+        pair = await lab.pair(source=one_version, destination=one_version)
         async with driven(pair, policy=builtin("postcopy-first")) as drive:
             result = await drive.run()
         # QEMU does not begin a postcopy when nothing is left to fetch.
@@ -141,9 +141,9 @@ class TestAllowed:
 
 class TestSomebodyElse:
     async def test_stops_the_guest_while_it_fetches_and_stopped_it_stays(
-        self, lab: Lab, each_qemu: Path
+        self, lab: Lab, one_version: Path
     ) -> None:
-        pair = await lab.pair(FULL, source=each_qemu, destination=each_qemu)
+        pair = await lab.pair(FULL, source=one_version, destination=one_version)
 
         async def stop() -> None:
             await pair.destination.query("stop")
@@ -174,8 +174,8 @@ class TestSomebodyElse:
             assert result.state is State.COMPLETED
             await seen.verify(State.COMPLETED)
 
-    async def test_powers_the_guest_off_while_it_fetches(self, lab: Lab, each_qemu: Path) -> None:
-        pair = await lab.pair(FULL, source=each_qemu, destination=each_qemu)
+    async def test_powers_the_guest_off_while_it_fetches(self, lab: Lab, one_version: Path) -> None:
+        pair = await lab.pair(FULL, source=one_version, destination=one_version)
 
         async def power_off() -> None:
             await pair.destination.wait_beating()
@@ -208,8 +208,8 @@ class TestSomebodyElse:
         assert counted is not None
         assert counted.boots == 2
 
-    async def test_asks_for_it_to_be_cancelled_when_it_is_too_late(self, lab: Lab, each_qemu: Path) -> None:
-        pair = await lab.pair(FULL, source=each_qemu, destination=each_qemu)
+    async def test_asks_for_it_to_be_cancelled_when_it_is_too_late(self, lab: Lab, one_version: Path) -> None:
+        pair = await lab.pair(FULL, source=one_version, destination=one_version)
         accepted: list[bool] = []
 
         async def cancel() -> None:

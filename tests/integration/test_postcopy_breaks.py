@@ -69,9 +69,9 @@ class TestDestinationDies:
             await seen.verify(State.FAILED)
 
     async def test_at_the_last_safe_point_and_a_paused_guest_stays_paused(
-        self, lab: Lab, each_qemu: Path
+        self, lab: Lab, one_version: Path
     ) -> None:
-        pair = await pair_of(lab, each_qemu)
+        pair = await pair_of(lab, one_version)
         await pair.source.query("stop")
         async with witness(lab, pair) as seen:
             async with driven(pair) as drive:
@@ -95,8 +95,8 @@ class TestDestinationDies:
             await seen.verify(result.state)
         assert seen.watch.course in ([], [pair.source])
 
-    async def test_before_it_ran_the_guest_is_held(self, lab: Lab, each_qemu: Path) -> None:
-        pair = await pair_of(lab, each_qemu)
+    async def test_before_it_ran_the_guest_is_held(self, lab: Lab, one_version: Path) -> None:
+        pair = await pair_of(lab, one_version)
         async with witness(lab, pair) as seen:
             async with driven(pair, patience=SHORT) as drive:
                 drive.destination.before("cont", kill(pair.destination))
@@ -136,9 +136,9 @@ class TestDestinationDies:
 class TestSourceDies:
     @pytest.mark.parametrize("moment", ["before", "after"])
     async def test_while_the_destination_needs_it_is_held(
-        self, lab: Lab, each_qemu: Path, moment: str
+        self, lab: Lab, one_version: Path, moment: str
     ) -> None:
-        pair = await pair_of(lab, each_qemu, FULL)
+        pair = await pair_of(lab, one_version, FULL)
         async with witness(lab, pair) as seen:
             async with driven(pair, patience=SHORT) as drive:
                 drive.make_it_last()
@@ -149,8 +149,8 @@ class TestSourceDies:
             assert nothing_was_ended(drive)
             await seen.verify(State.HELD, lost=True)
 
-    async def test_once_all_of_the_guest_is_over_it_lives_on(self, lab: Lab, each_qemu: Path) -> None:
-        pair = await pair_of(lab, each_qemu)
+    async def test_once_all_of_the_guest_is_over_it_lives_on(self, lab: Lab, one_version: Path) -> None:
+        pair = await pair_of(lab, one_version)
         async with witness(lab, pair) as seen:
             async with driven(pair) as drive:
                 drive.source.before("quit", kill(pair.source))
@@ -273,9 +273,9 @@ class TestConnectionResetAtTheEnd:
 
 class TestBrokenStream:
     async def test_is_held_and_once_mended_by_hand_the_guest_is_whole(
-        self, lab: Lab, each_qemu: Path
+        self, lab: Lab, one_version: Path
     ) -> None:
-        pair = await pair_of(lab, each_qemu, FULL)
+        pair = await pair_of(lab, one_version, FULL)
 
         async def break_it() -> None:
             await pair.destination.wait_beating()
@@ -298,9 +298,9 @@ class TestBrokenStream:
         assert seen.watch.course == [pair.source, pair.destination]
 
     async def test_of_a_guest_that_was_not_run_yet_is_held_and_runs_once_it_is_mended(
-        self, lab: Lab, each_qemu: Path
+        self, lab: Lab, one_version: Path
     ) -> None:
-        pair = await pair_of(lab, each_qemu, FULL)
+        pair = await pair_of(lab, one_version, FULL)
 
         async def break_it() -> None:
             await shows(pair.destination, run="paused", status="postcopy-active")
@@ -366,9 +366,9 @@ async def mend(pair: Pair) -> None:
 
 class TestRefused:
     async def test_migrate_itself_and_the_guest_that_was_stopped_with_it_runs_on(
-        self, lab: Lab, each_qemu: Path
+        self, lab: Lab, one_version: Path
     ) -> None:
-        pair = await pair_of(lab, each_qemu)
+        pair = await pair_of(lab, one_version)
 
         async def nowhere(uri: str) -> str:
             return "nosuch:nowhere"

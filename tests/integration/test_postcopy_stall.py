@@ -10,9 +10,9 @@ from tests.postcopy import BUSY, IMMEDIATE, driven
 
 
 async def test_pages_that_are_asked_for_have_their_own_channel_and_the_wait_for_them_is_told(
-    lab: Lab, each_crossing: tuple[Path, Path]
+    lab: Lab, one_crossing: tuple[Path, Path]
 ) -> None:
-    pair = await lab.pair(BUSY, source=each_crossing[0], destination=each_crossing[1])
+    pair = await lab.pair(BUSY, source=one_crossing[0], destination=one_crossing[1])
     seen: dict[str, bool] = {}
 
     async def look() -> None:

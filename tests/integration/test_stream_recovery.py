@@ -82,8 +82,10 @@ def breaks(drive: PostcopyDrive, pair: Pair, hosts: LabHosts, how: Break, second
         for name in BREAKS
     ],
 )
-async def test_stream_that_breaks_is_recovered(hosts: LabHosts, lab: Lab, each_qemu: Path, how: str) -> None:
-    pair = await apart(hosts, lab, each_qemu)
+async def test_stream_that_breaks_is_recovered(
+    hosts: LabHosts, lab: Lab, one_version: Path, how: str
+) -> None:
+    pair = await apart(hosts, lab, one_version)
     async with witness(lab, pair) as seen:
         async with driven(pair, listen=across(hosts), path=path_between(hosts), patience=SOON) as drive:
             breaks(drive, pair, hosts, BREAKS[how], 3.0)
@@ -172,9 +174,9 @@ async def test_destination_that_waits_for_a_page_with_its_monitor_is_recovered(
 
 
 async def test_stream_that_breaks_twice_is_recovered_twice(
-    hosts: LabHosts, lab: Lab, each_qemu: Path
+    hosts: LabHosts, lab: Lab, one_version: Path
 ) -> None:
-    pair = await apart(hosts, lab, each_qemu)
+    pair = await apart(hosts, lab, one_version)
     for host in hosts:
         host.set_speed(4e6)
     async with witness(lab, pair) as seen:

@@ -211,8 +211,8 @@ class TestOfAMigration:
         assert result.state is State.COMPLETED
         assert result.queued_at_stop_bytes is not None
 
-    async def test_nothing_is_paced_in_postcopy(self, lab: Lab, each_qemu: Path) -> None:
-        pair = await lab.pair(FILLED, source=each_qemu, destination=each_qemu)
+    async def test_nothing_is_paced_in_postcopy(self, lab: Lab, one_version: Path) -> None:
+        pair = await lab.pair(FILLED, source=one_version, destination=one_version)
         policy = PLAIN.but(postcopy=PostcopyMode.ALLOW, max_bandwidth_bytes_per_second=SHARE)
         async with postcopy.driven(pair, policy=policy) as drive:
             running = asyncio.create_task(drive.run())
