@@ -65,8 +65,11 @@ async def test_moving_a_guest_takes_few_commands(
                     "name": name,
                     "look_for": "sockets",
                     "address": world.hosts[name].address,
-                    "sockets": [f"{world.lab.directory}/*{name}.qmp", f"{tmp_path}/run-{name}/*/control.qmp"],
-                    "run_dir": f"{tmp_path}/run-{name}",
+                    "sockets": [
+                        f"{world.lab.directory}/*{name}.qmp",
+                        f"{world.lab.directory}/run-{name}/*/control.qmp",
+                    ],
+                    "run_dir": f"{world.lab.directory}/run-{name}",
                     "log_dir": f"{tmp_path}/log-{name}",
                     "ssh": getattr(world, name).config().host,
                     "key_file": str(getattr(world, name).key),
