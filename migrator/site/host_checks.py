@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Coroutine
+import time
+from collections.abc import Awaitable, Callable, Coroutine
 from dataclasses import replace
 from typing import Any, TypeVar
 
 from migrator.core.findings import errors_first
 from migrator.core.inventory import Guest, HostFacts
-from migrator.core.model import Finding
+from migrator.core.model import Finding, Severity
 from migrator.core.policy import Policy
 from migrator.core.preflight import host_checks, host_disks, host_files, host_network
+from migrator.core.preflight.compare import source_ready
 from migrator.core.preflight.host_pair import HostPair
 from migrator.core.process.command_line import CommandLine, path_of
 from migrator.core.process.files import QemuProgramFacts
@@ -50,6 +52,7 @@ class HostChecks:
         qemu: str = "",
         policy: Policy | None = None,
         replicated: bool = True,
+        newer: Callable[[], Awaitable[tuple[HostFacts, HostFacts]]] | None = None,
     ) -> tuple[Finding, ...]:
         """Every finding of the guest against that host, errors first.
 
@@ -58,24 +61,30 @@ class HostChecks:
         :param qemu: the QEMU that is configured to be started there; empty: the one that corresponds to the source's.
         :param policy: without it nothing is said about what policies need.
         :param replicated: the destination is started like the source, not by a command of the configuration.
+        :param newer: returns `here` and `there` as they are now: an error is reported only where it holds for these.
         :raise HostError: when a host cannot be asked, or not in time.
         :raise QemuError: when the source's QEMU cannot.
         """
 
-        async def judged() -> tuple[Finding, ...]:
+        async def read(here: HostFacts, there: HostFacts) -> HostPair:
             case = await self._read(
                 guest, source, source_access, target_access, here, there, qemu, replicated=replicated
             )
-            return host_checks.check(replace(case, policy=policy))
+            return replace(case, policy=policy)
 
         remembered = target_access.name in self._offers
         try:
             async with asyncio.timeout(self._seconds):
-                found = await judged()
+                found = host_checks.check(case := await read(here, there))
                 if remembered and any(each.code.endswith("-not-offered") for each in found):
                     # A module package may have been installed meanwhile, which leaves the program as it was.
                     self._offers.pop(target_access.name, None)
-                    found = await judged()
+                    found = host_checks.check(case := await read(here, there))
+                if newer is not None and _refuses_hosts(case, found):
+                    # What somebody has mended since the facts were read is no reason to refuse.
+                    here, there = await newer()
+                    if host_checks.check(replace(case, here=here, there=there)) != found:
+                        found = host_checks.check(await read(here, there))
         except TimeoutError:
             raise HostError(target_access.name, f"it was not checked within {self._seconds:g} s") from None
         return errors_first([*host_checks.obstacle(guest), *found])
@@ -179,6 +188,7 @@ class SiteChecks:
         self, guest: Guest, source: SourceQemu, target: str, policy: Policy
     ) -> tuple[Finding, ...]:
         """See :meth:`migrator.ports.Site.check`."""
+        began = time.monotonic()
         here, there = await _both(self._facts.recent(guest.host), self._facts.recent(target))
         return await self._checks.check(
             guest,
@@ -190,7 +200,16 @@ class SiteChecks:
             qemu=self._connections.config(target).qemu,
             policy=policy,
             replicated=self._replicated(guest, target),
+            newer=lambda: _both(
+                self._facts.recent(guest.host, since=began), self._facts.recent(target, since=began)
+            ),
         )
+
+
+def _refuses_hosts(case: HostPair, found: tuple[Finding, ...]) -> bool:
+    """Return whether there are errors beside those of the source's QEMU, whatever the hosts are."""
+    alone = set(source_ready(case.source, case.policy))
+    return any(each.severity is Severity.ERROR and each not in alone for each in found)
 
 
 async def _both(first: Coroutine[Any, Any, T], second: Coroutine[Any, Any, U]) -> tuple[T, U]:

@@ -11,7 +11,8 @@ from migrator.hosts.access import HostAccess
 from migrator.hosts.facts import read_facts
 from migrator.hosts.host_config import HostConfig
 
-#: What was read so long ago still holds for a check of a guest that will move later than that anyway.
+#: What was read so long ago still holds for a check of a guest that will move later than that anyway. No guest is
+#: refused for it, though: it may have been mended since.
 _SECONDS = 2.0
 
 
@@ -50,13 +51,15 @@ class RecentFacts:
         self._read[host] = began, facts
         return facts
 
-    async def recent(self, host: str) -> HostFacts:
+    async def recent(self, host: str, *, since: float | None = None) -> HostFacts:
         """Return those of a moment ago; who asks while another reads them waits for that one's.
 
+        :param since: none whose reading began before that (``time.monotonic``).
         :raise HostError: the host cannot be asked.
         """
         async with self._locks.setdefault(host, asyncio.Lock()):
             began, facts = self._read.get(host, (0.0, None))
-            if facts is not None and time.monotonic() - began < _SECONDS:
+            oldest = time.monotonic() - _SECONDS if since is None else since
+            if facts is not None and began >= oldest:
                 return facts
             return await self.fresh(host)

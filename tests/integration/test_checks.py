@@ -134,6 +134,23 @@ async def start(lab: Lab, hosts: LabHosts, *extra: str, **machine: Any) -> LabQe
     return await lab.start(GuestMachine(extra=extra, **machine), prefix=hosts["alpha"].prefix)
 
 
+class Directory:
+    """The hosts of the tests by name, and one that answers nothing."""
+
+    def __init__(self, hosts: LabHosts) -> None:
+        self._hosts = hosts
+
+    def access(self, host: str) -> Counting:
+        """The connection to it."""
+        if host == "gamma":
+            return Counting(LocalAccess("gamma", ("false",)))
+        return way(self._hosts[host])
+
+    def config(self, host: str) -> HostConfig:
+        """Only its name is configured."""
+        return HostConfig(name=host)
+
+
 class TestFits:
     async def test_hosts_that_fit_raise_nothing_and_are_asked_little(self, lab: Lab, hosts: LabHosts) -> None:
         qemu = await start(lab, hosts)
@@ -158,21 +175,14 @@ class TestFits:
         assert [each.code for each in found if each.severity is Severity.ERROR] == ["libvirt", *ALWAYS]
 
     async def test_hosts_by_their_names(self, lab: Lab, hosts: LabHosts) -> None:
-        class LabHosts:
-            def access(self, host: str) -> Counting:
-                if host == "gamma":
-                    return Counting(LocalAccess("gamma", ("false",)))
-                return way(hosts[host])
-
-            def config(self, host: str) -> HostConfig:
-                return HostConfig(name=host)
-
         qemu = await start(lab, hosts)
         async with connected(qemu) as source:
-            found = await SiteChecks(LabHosts()).check(guest_of(qemu), source, "beta", builtin("default"))
+            found = await SiteChecks(Directory(hosts)).check(
+                guest_of(qemu), source, "beta", builtin("default")
+            )
             assert {each.code for each in found} == ALWAYS
             with pytest.raises(HostError, match="gamma"):
-                await SiteChecks(LabHosts()).check(guest_of(qemu), source, "gamma", builtin("default"))
+                await SiteChecks(Directory(hosts)).check(guest_of(qemu), source, "gamma", builtin("default"))
 
 
 class TestTarget:
@@ -226,6 +236,26 @@ class TestTarget:
                 beta.run("ip", "link", "del", "vm7")
             with contextlib.suppress(Exception):
                 beta.run("ip", "link", "del", "vmbr")
+
+    async def test_what_is_mended_a_moment_after_a_refusal_is_not_refused_again(
+        self, lab: Lab, hosts: LabHosts
+    ) -> None:
+        beta = hosts["beta"]
+        beta.run("ip", "tuntap", "add", "dev", "vm8", "mode", "tap")
+        hosts["alpha"].run("ip", "tuntap", "add", "dev", "vm8", "mode", "tap")
+        hosts["alpha"].run("ip", "link", "set", "vm8", "up")
+        try:
+            tap = "tap,id=n0,ifname=vm8,script=no,downscript=no"
+            qemu = await start(lab, hosts, "-netdev", tap, "-device", "virtio-net-pci,netdev=n0,romfile=")
+            checks = SiteChecks(Directory(hosts))
+            async with connected(qemu) as source:
+                asked = guest_of(qemu), source, "beta", builtin("default")
+                assert "tap-down" in codes(list(await checks.check(*asked)))
+                beta.run("ip", "link", "set", "vm8", "up")
+                assert {*codes(list(await checks.check(*asked)))} == ALWAYS
+        finally:
+            with contextlib.suppress(Exception):
+                beta.run("ip", "link", "del", "vm8")
 
     async def test_user_network_is_lost(self, lab: Lab, hosts: LabHosts) -> None:
         qemu = await start(
