@@ -128,9 +128,9 @@ async def export(monitor: RawMonitor, directory: Path) -> None:
 
 class TestBefore:
     async def test_a_job_and_an_export_are_waited_for(
-        self, pair: MakePair, lab: Lab, each_crossing: tuple[Path, Path]
+        self, pair: MakePair, lab: Lab, one_crossing: tuple[Path, Path]
     ) -> None:
-        made = await pair(each_crossing)
+        made = await pair(one_crossing)
         async with Driven(made, GENTLE) as move:
             async with made.source.monitor() as monitor:
                 await mirror(monitor, lab.directory)
