@@ -102,8 +102,9 @@ async def test_every_panel_has_data_while_real_guests_leave_a_host(tmp_path: Pat
         assert [
             rule["lastError"] for group in groups for rule in group["rules"] if rule["health"] != "ok"
         ] == []
-        # Whoever stood still for too long on this busy machine is told of; nothing else is wrong.
-        assert set(await prometheus.firing()) <= {"MigratorDowntimeAboveCeiling", "MigratorEventLoopLate"}
+        # Whoever stood still or waited for pages for too long on this busy machine is told of; nothing else is wrong.
+        slow = {"MigratorDowntimeAboveCeiling", "MigratorPostcopyStall", "MigratorEventLoopLate"}
+        assert set(await prometheus.firing()) <= slow
 
 
 async def _agrees(site: LabSite, prometheus: Prometheus) -> None:
@@ -115,6 +116,11 @@ async def _agrees(site: LabSite, prometheus: Prometheus) -> None:
         if each["name"] == name and each["host"] != "a"
     ]
     assert len(moved) == 4
+
+    async def all_counted() -> bool:
+        return bool(await prometheus.query('sum(migrator_migrations_total{result="completed"}) >= 4'))
+
+    await until(all_counted, what="the end of the last migration is scraped", within=10)
     [completed] = await prometheus.query('sum(migrator_migrations_total{result="completed"})')
     assert completed["number"] == 4
     [measured] = await prometheus.query("sum(migrator_migration_downtime_seconds_count)")
