@@ -75,7 +75,8 @@ class Standstills:
         # Two looks, one after the other, are no proof that both were true at once.
         twice = len(running) > 1 and len(set(running) & set(await _running(instances))) > 1
         if twice and len(set(running) & set(await _running(instances))) > 1:
-            self.doubled.append(machine.name)
+            processes = ", ".join(f"{qemu.pid} by {qemu.rescue}" for qemu in instances)
+            self.doubled.append(f"{machine.name}: {processes}")
         if running:
             now = time.monotonic()
             gap = now - self._ran_at[machine.name]
@@ -224,7 +225,7 @@ class TwoControllers:
         await site.ended(run["id"], "completed", within=120)
         await self._bring_back(gone, how)
         await site.everyone_at(self.guests, there)
-        assert watch.doubled == []
+        assert watch.doubled == [], watch.doubled
         await self._moved_once(run["id"])
         for machine in self.guests:
             self.measured.stood[machine.name.partition("-")[0]].append(watch.longest[machine.name])
