@@ -6,7 +6,7 @@ import asyncio
 import os
 import signal
 import subprocess
-from collections.abc import Mapping, Sequence
+from collections.abc import AsyncIterator, Mapping, Sequence
 from io import FileIO
 from typing import Any
 
@@ -19,6 +19,8 @@ from migrator.machine import LocalProcess, child_environment, wait_readable
 MAX_OUTPUT_BYTES = 8 << 20
 #: How often its output is measured, in seconds; it may grow beyond the limit for that long.
 _MEASURE_SECONDS = 0.1
+#: Seconds that the end of a command may take whose output has ended.
+_END_SECONDS = 5.0
 
 
 class LocalAccess:
@@ -81,6 +83,16 @@ class LocalAccess:
             os.close(pidfd)
         child.wait()
 
+    async def coprocess(self, argv: Sequence[str]) -> LocalCoprocess:
+        """Begin a command in a session of its own, that goes on until it ends by itself: its input does when we do.
+
+        Without the prefix: it is of this machine, whichever network its host has.
+        """
+        try:
+            return await LocalCoprocess.begin(argv)
+        except OSError as error:
+            raise HostError(self.name, f"{argv[0]} cannot be started: {error.strerror}") from error
+
     async def forward(self, socket: str) -> str:
         """Return the path itself."""
         return socket
@@ -106,6 +118,97 @@ class LocalAccess:
 
     async def close(self) -> None:
         """Do nothing: no connection is held."""
+
+
+class LocalCoprocess:
+    """A command that runs beside us: its lines as they come, and what is written to it. It outlives us."""
+
+    def __init__(self, pid: int, input_: int, reader: asyncio.StreamReader) -> None:
+        self.pid, self._input = pid, input_
+        self.lines: AsyncIterator[bytes] = reader
+        self._transport: asyncio.BaseTransport | None = None
+        self._status: int | None = None
+
+    @classmethod
+    async def begin(cls, argv: Sequence[str]) -> LocalCoprocess:
+        """Start it.
+
+        :raise OSError: it cannot be started.
+        """
+        _reap_closed()
+        theirs_in, ours_in = os.pipe()
+        ours_out, theirs_out = os.pipe()
+        try:
+            pid = os.posix_spawnp(  # noqa: ASYNC221 - returns once it has exec'ed
+                argv[0],
+                list(argv),
+                child_environment(os.environ),
+                file_actions=[
+                    (os.POSIX_SPAWN_DUP2, theirs_in, 0),
+                    (os.POSIX_SPAWN_DUP2, theirs_out, 1),
+                    (os.POSIX_SPAWN_OPEN, 2, os.devnull, os.O_WRONLY, 0),
+                ],
+                setsid=True,
+            )
+        except BaseException:
+            os.close(ours_in)
+            os.close(ours_out)
+            raise
+        finally:
+            os.close(theirs_in)
+            os.close(theirs_out)
+        os.set_blocking(ours_in, False)
+        reader = asyncio.StreamReader()
+        made = cls(pid, ours_in, reader)
+        protocol = asyncio.StreamReaderProtocol(reader)
+        made._transport, _ = await asyncio.get_running_loop().connect_read_pipe(
+            lambda: protocol, os.fdopen(ours_out, "rb", buffering=0)
+        )
+        return made
+
+    async def exit_status(self) -> int | None:
+        """Return its exit status once its output has ended."""
+        if self.reap() is not None:
+            return self._status
+        pidfd = os.pidfd_open(self.pid)
+        try:
+            await wait_readable(pidfd, _END_SECONDS)
+        finally:
+            os.close(pidfd)
+        return self.reap()
+
+    def reap(self) -> int | None:
+        """Return its exit status, ``None`` while it runs; it is gone from the table of processes then."""
+        if self._status is None:
+            pid, status = os.waitpid(self.pid, os.WNOHANG)
+            self._status = os.waitstatus_to_exitcode(status) if pid else None
+        return self._status
+
+    def write(self, data: bytes) -> None:
+        """Write to its standard input, without waiting.
+
+        :raise OSError: it has ended, or does not read.
+        """
+        if os.write(self._input, data) < len(data):
+            raise BlockingIOError
+
+    def close(self) -> None:
+        """End its input; it ends when it has nothing left to do."""
+        if self._input >= 0:
+            os.close(self._input)
+            self._input = -1
+            # Whoever ends without having been waited for stays in the table of processes until the next one begins.
+            _closed.append(self)
+        if self._transport is not None:
+            self._transport.close()
+
+
+#: Those whose end was not waited for.
+_closed: list[LocalCoprocess] = []
+
+
+def _reap_closed() -> None:
+    _closed[:] = [each for each in _closed if each.reap() is None]
 
 
 def _memory(content: bytes = b"") -> FileIO:

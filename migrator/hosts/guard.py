@@ -1,0 +1,198 @@
+"""The guard at a host: a program there that takes this controller's place for as long as that cannot steer.
+
+One for all migrations whose source is that host, begun when the first is, and begun anew where it ended. Here it is a
+process of its own, which notices our end by its input; over SSH its input ends with the connection, and a connection
+that is cut is noticed by our silence. What it does is no matter of this module: its program is given.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from migrator import logs
+from migrator.errors import HostError
+from migrator.hosts.socket_helper import Coprocess, CoprocessRunner
+
+#: Seconds without a sign of life after which a guard takes its controller to be cut off.
+SILENCE_SECONDS = 0.8
+#: Seconds between two signs of life.
+_BEAT_SECONDS = 0.2
+#: Seconds that an answer may take.
+_ANSWER_SECONDS = 5.0
+#: Seconds without anything to guard after which it is ended.
+_IDLE_SECONDS = 60.0
+#: Seconds between two attempts to begin it; doubled up to the second.
+_PAUSES_SECONDS = (0.2, 5.0)
+#: Exit status of a shell that does not find a program.
+_NOT_FOUND = 127
+
+
+class HostGuard:
+    """The guard of one host.
+
+    :param python: the command of its python3.
+    :param program: the argument of its ``-c``; it reads the length of `text` in a line, and `text`.
+    :param text: what it runs.
+    :param silence_seconds: after which it takes us to be cut off; ``None``: the end of its input tells.
+    """
+
+    def __init__(
+        self,
+        host: CoprocessRunner,
+        *,
+        python: Sequence[str],
+        program: str,
+        text: str,
+        silence_seconds: float | None,
+    ) -> None:
+        self._host = host
+        self._command = [*python, "-c", program]
+        self._text = text.encode()
+        self._silence_seconds = silence_seconds
+        self._guarded: dict[str, Mapping[str, Any]] = {}
+        #: Names of those that were left to it.
+        self._left: set[str] = set()
+        self._process: Coprocess | None = None
+        self._running: asyncio.Task[None] | None = None
+        self._asked: dict[tuple[str, str], asyncio.Future[None]] = {}
+        self._up = asyncio.Event()
+        self._used_at = 0.0
+        #: Why there is none; empty where there is, or that is not known yet.
+        self.missing = ""
+
+    async def start(self) -> str:
+        """Have it there before it is needed; return why it cannot be, empty where it is."""
+        self._run()
+        done = asyncio.create_task(self._up.wait(), name=f"await guard of {self._host.name}")
+        try:
+            await asyncio.wait({done}, timeout=_ANSWER_SECONDS)
+        finally:
+            done.cancel()
+        return self.missing or ("" if self._process is not None else "it does not answer")
+
+    def guard(self, name: str, request: Mapping[str, Any]) -> None:
+        """Have something guarded from now on, also by a guard that has to be begun anew."""
+        self._guarded[name] = {"do": "guard", "name": name, **request}
+        self._left.discard(name)
+        self._run()
+        self._tell(self._guarded[name])
+
+    def release_soon(self, name: str) -> None:
+        """Have something guarded no more, without waiting until that is so."""
+        if self._guarded.pop(name, None) is not None:
+            self._tell({"do": "release", "name": name})
+
+    async def release(self, name: str) -> bool:
+        """Have something guarded no more; return True once nothing is done to it any more, nor will be."""
+        if self._guarded.pop(name, None) is None:
+            return True
+        return await self._ask("release", name)
+
+    async def leave(self, name: str) -> bool:
+        """Leave something to the guard, until :meth:`guard` is called for it again; return whether it takes it."""
+        if name not in self._guarded or not await self._ask("leave", name):
+            return False
+        self._left.add(name)
+        return True
+
+    async def _ask(self, do: str, name: str) -> bool:
+        answer = self._asked[do, name] = asyncio.get_running_loop().create_future()
+        try:
+            if not self._tell({"do": do, "name": name}):
+                return False
+            async with asyncio.timeout(_ANSWER_SECONDS):
+                await answer
+            return True
+        except (TimeoutError, HostError):
+            return False
+        finally:
+            self._asked.pop((do, name), None)
+
+    def _tell(self, request: Mapping[str, Any]) -> bool:
+        self._used_at = asyncio.get_running_loop().time()
+        if self._process is None:
+            return False
+        try:
+            self._process.write(json.dumps(request).encode() + b"\n")
+        except OSError:
+            return False  # it has ended, which is found out
+        return True
+
+    def _run(self) -> None:
+        self._used_at = asyncio.get_running_loop().time()
+        if self._running is None or self._running.done():
+            self._up.clear()
+            self._running = asyncio.create_task(self._keep(), name=f"guard of {self._host.name}")
+
+    def _needed(self) -> bool:
+        return bool(self._guarded) or asyncio.get_running_loop().time() - self._used_at < _IDLE_SECONDS
+
+    async def _keep(self) -> None:
+        shortest, longest = _PAUSES_SECONDS
+        pause = shortest
+        while self._needed():
+            try:
+                why = await self._once()
+                pause = shortest
+            except (HostError, OSError) as error:
+                why = str(error)
+            if not self._needed():
+                return
+            if why != self.missing:
+                logs.logger().warning("no guard at a host", host=self._host.name, error=why)
+            self.missing = why
+            self._up.set()
+            await asyncio.sleep(pause)
+            pause = min(longest, 2 * pause)
+
+    async def _once(self) -> str:
+        """Have one run for as long as it is needed; return why it ended."""
+        process = await self._host.coprocess(self._command)
+        reading: asyncio.Task[None] | None = None
+        try:
+            process.write(b"%d\n" % len(self._text) + self._text)
+            self._process = process
+            self._tell({"do": "silence", "seconds": self._silence_seconds})
+            for name, request in self._guarded.items():
+                self._tell(request)
+                if name in self._left:
+                    self._tell({"do": "leave", "name": name})
+            reading = asyncio.create_task(self._read(process), name=f"read guard of {self._host.name}")
+            while self._needed() and not reading.done():
+                process.write(b"\n")
+                await asyncio.wait({reading}, timeout=_BEAT_SECONDS)
+            if not reading.done():
+                return ""
+            status = await process.exit_status()
+            return "install python3 there" if status == _NOT_FOUND else "it has ended"
+        finally:
+            self._process = None
+            process.close()
+            if reading is not None:
+                reading.cancel()
+                await asyncio.wait({reading})
+            for answer in self._asked.values():
+                if not answer.done():
+                    answer.set_exception(HostError(self._host.name, "its guard has ended"))
+
+    async def _read(self, process: Coprocess) -> None:
+        try:
+            async for line in process.lines:
+                said = json.loads(line)
+                self.missing = ""
+                self._up.set()
+                answer = self._asked.get((said["done"], said["name"]))
+                if answer is not None and not answer.done():
+                    answer.set_result(None)
+        except (OSError, ValueError, KeyError, TypeError) as error:
+            logs.logger().info("a guard cannot be read", host=self._host.name, error=str(error))
+
+    async def close(self) -> None:
+        """Let it go: what it was left goes on being guarded, and it ends when nothing needs it."""
+        running, self._running = self._running, None
+        if running is not None:
+            running.cancel()
+            await asyncio.wait({running})

@@ -1,0 +1,280 @@
+"""The guard of QEMUs at their host: nobody's guest stands still at its switch because its controller is away.
+
+A stand-alone program: a host gets this very text on the standard input of its python3 (see :data:`PROGRAM`), and then
+requests, a line of JSON each; nothing of the project is imported here, and nothing is used that python 3.7 lacks. One
+guards all QEMUs of one host for one controller. An empty line is a sign of life.
+
+It acts only when its controller is gone (the end of its input), cut off (silent for longer than agreed), or has said
+that it leaves a QEMU to it; and then only through the monitor that the controller itself drives that QEMU by. A monitor
+serves one client at a time, and QEMU drops what a client that has gone left unread. So no command of that controller
+can follow what is seen there, and a controller that comes back waits in the monitor's queue until the guard has let go,
+which it does after each look. What it finds decides:
+
+- another controller's mark, or a migration that is past its switch or over: nothing is done, now and later;
+- memory is being copied: the stream is held back, so that it waits for whoever goes on with it;
+- ``pre-switchover``, where the guest stands still: ``migrate_cancel``. The guest goes on at once.
+
+Before the cancel a mark says whose migration is ended, so that whoever finds it ended knows that it may begin again.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import select
+import signal
+import socket
+import threading
+import time
+from pathlib import Path
+from typing import Any
+
+#: Command line for a python3: the first line is how long the text of this module is, which follows.
+PROGRAM = (
+    "import sys, os; n = int(b''.join(iter(lambda: os.read(0, 1), b'\\n'))); t = b''\n"
+    "while len(t) < n: t += os.read(0, n - len(t))\n"
+    "exec(compile(t, 'guard', 'exec'))"
+)
+#: The parameters by which a stream waits for its controller: bytes per second, milliseconds.
+PARKED = {"max-bandwidth": 4096, "downtime-limit": 1}
+#: The mark that names the migration which a guard has ended, and the one that names who drives a QEMU.
+MARK, _DRIVER = "guard", "driver"
+#: Seconds that a QEMU which has the guard as its client may take to answer.
+_ANSWER_SECONDS = 2.0
+#: Seconds that are waited for a monitor that another client has, once the controller is gone: whoever it is takes care.
+_WAIT_SECONDS = 5.0
+#: Seconds between two looks.
+_PAUSE_SECONDS = 0.05
+#: What is being copied, or about to be.
+_COPIES = ("setup", "wait-unplug", "active")
+#: The guest stands still at the last point at which a cancel is safe.
+_AT_SWITCH = "pre-switchover"
+
+
+class Refused(Exception):
+    """QEMU has refused a command, and done nothing."""
+
+
+class Monitor:
+    """A session with one QEMU, for one look.
+
+    :param greeting_seconds: how long it may take until QEMU serves this client.
+    :raise OSError: nobody listens there, or another client has it for longer than that (``TimeoutError``).
+    """
+
+    def __init__(self, path: str, *, greeting_seconds: float) -> None:
+        self._socket = socket.socket(socket.AF_UNIX)
+        self._rest = b""
+        try:
+            self._socket.settimeout(greeting_seconds)
+            self._socket.connect(path)
+            self._read()
+            self._socket.settimeout(_ANSWER_SECONDS)
+            self.execute("qmp_capabilities")
+        except BaseException:
+            self._socket.close()
+            raise
+
+    def execute(self, command: str, **arguments: Any) -> Any:
+        """Execute one command.
+
+        :raise Refused: QEMU did nothing.
+        :raise OSError: it did not answer; it may have done it.
+        """
+        self._socket.sendall(json.dumps({"execute": command, "arguments": arguments}).encode())
+        while True:
+            answer = self._read()
+            if "return" in answer:
+                return answer["return"]
+            if "error" in answer:
+                raise Refused(str(answer["error"]))
+
+    def _read(self) -> dict[str, Any]:
+        while b"\n" not in self._rest:
+            chunk = self._socket.recv(65536)
+            if not chunk:
+                raise ConnectionError("QEMU has hung up")
+            self._rest += chunk
+        line, _, self._rest = self._rest.partition(b"\n")
+        try:
+            return dict(json.loads(line))
+        except ValueError as error:
+            raise ConnectionError(f"this is not QMP: {line[:100]!r}") from error
+
+    def status(self) -> str:
+        """Return the migration's status; empty where there was none."""
+        return str(self.execute("query-migrate").get("status", ""))
+
+    def mark(self, name: str) -> dict[str, Any]:
+        """Return what a mark says; empty where there is none, or none that can be read."""
+        try:
+            found = json.loads(self.execute("qom-get", path=f"/objects/migrator-{name}", property="identity"))
+        except (Refused, ValueError):
+            return {}
+        return found if isinstance(found, dict) else {}
+
+    def set_mark(self, name: str, text: str) -> None:
+        """Add a mark, in place of one of that name; a QEMU that cannot have marks does without."""
+        with contextlib.suppress(Refused):
+            self.execute("object-del", id=f"migrator-{name}")
+        with contextlib.suppress(Refused):
+            self.execute(
+                "object-add", **{"qom-type": "authz-simple", "id": f"migrator-{name}", "identity": text}
+            )
+
+    def close(self) -> None:
+        """Let QEMU have another client."""
+        self._socket.close()
+
+
+class Guarded:
+    """One QEMU that is guarded.
+
+    :param request: ``socket``: its monitor, ``token``: of the driver that its mark names, ``migration``: which it is;
+        ``rescue``: another monitor of it, where it has one.
+    """
+
+    def __init__(self, request: dict[str, Any]) -> None:
+        self.socket = str(request["socket"])
+        self.token, self.migration = str(request["token"]), str(request["migration"])
+        self.rescue = str(request.get("rescue", ""))
+        #: Held while something is done to it.
+        self.acting = threading.Lock()
+        self.released = False
+        self.parked = False
+        self.watch: threading.Thread | None = None
+
+    def stands(self) -> bool:
+        """Tell over the other monitor whether the guest stands still at its switch; True where that cannot be told."""
+        if not self.rescue:
+            return True
+        try:
+            with contextlib.closing(Monitor(self.rescue, greeting_seconds=0.2)) as monitor:
+                return monitor.status() == _AT_SWITCH
+        except (OSError, Refused):
+            return True
+
+    def act(self) -> bool:
+        """Look once, and do what it takes; True where it has to be looked at again.
+
+        :raise OSError: it cannot be asked.
+        """
+        with self.acting:
+            if self.released:
+                return False
+            with contextlib.closing(Monitor(self.socket, greeting_seconds=_WAIT_SECONDS)) as monitor:
+                if self.token and monitor.mark(_DRIVER).get("token") != self.token:
+                    return False
+                status = monitor.status()
+                if status == _AT_SWITCH:
+                    monitor.set_mark(MARK, json.dumps({"migration": self.migration, "at": time.time()}))
+                    monitor.execute("migrate_cancel")
+                elif status in _COPIES and not self.parked:
+                    monitor.execute("migrate-set-parameters", **PARKED)
+                    self.parked = True
+                return status in (*_COPIES, _AT_SWITCH, "cancelling")
+
+    def look_after(self) -> None:
+        """Watch it until it needs nobody any more, another client has it, or it is released."""
+        while True:
+            try:
+                if not self.act():
+                    return
+            except Refused:
+                pass  # it has moved on between two commands: the next look tells
+            except OSError:
+                return  # it has ended, or another client has it: whoever that is takes care of it
+            time.sleep(_PAUSE_SECONDS)
+
+
+class Guard:
+    """All QEMUs that one controller has guarded at this host."""
+
+    def __init__(self) -> None:
+        self._guarded: dict[str, Guarded] = {}
+        #: Seconds of silence after which the controller is cut off; ``None``: only the end of the input tells.
+        self._silence: float | None = None
+        self._heard = time.monotonic()
+
+    def hear(self, line: bytes) -> None:
+        """Take one line of the controller's."""
+        self._heard = time.monotonic()
+        if not line.strip():
+            return
+        request = json.loads(line)
+        name = str(request.get("name", ""))
+        do = request["do"]
+        if do == "guard":
+            self._release(name)
+            self._guarded[name] = Guarded(request)
+        elif do == "release":
+            self._release(name)
+        elif do == "leave":
+            if name in self._guarded:
+                self._look_after(self._guarded[name])
+        elif do == "silence":
+            self._silence = request["seconds"]
+        self._say({"done": do, "name": name})
+
+    def _release(self, name: str) -> None:
+        guest = self._guarded.pop(name, None)
+        if guest is not None:
+            with guest.acting:  # what has begun is over when this is answered
+                guest.released = True
+
+    def _say(self, what: dict[str, Any]) -> None:
+        with contextlib.suppress(OSError):
+            os.write(1, json.dumps(what).encode() + b"\n")
+
+    def _look_after(self, guest: Guarded) -> None:
+        if guest.watch is None or not guest.watch.is_alive():
+            guest.watch = threading.Thread(target=guest.look_after)
+            guest.watch.start()
+
+    @property
+    def _cut_off(self) -> bool:
+        silent = time.monotonic() - self._heard
+        return self._silence is not None and silent > self._silence and bool(self._guarded)
+
+    def serve(self) -> None:
+        """Guard until the controller is gone, or cut off, and then for as long as a guest needs it."""
+        rest = b""
+        while not (self._cut_off and self._needed()):
+            if not select.select([0], [], [], _PAUSE_SECONDS if self._cut_off else 0.1)[0]:
+                continue
+            chunk = os.read(0, 65536)
+            if not chunk:
+                break
+            *lines, rest = (rest + chunk).split(b"\n")
+            for line in lines:
+                self.hear(line)
+        else:
+            _end_ssh_session()
+        for guest in self._guarded.values():
+            self._look_after(guest)
+
+    def _needed(self) -> bool:
+        return any(guest.stands() for guest in self._guarded.values())
+
+
+def _end_ssh_session() -> None:
+    """End the server's process of the connection that this came over, and with it what the controller holds here.
+
+    A connection that is cut keeps every monitor that came through it. What is under way on it is lost as by any cut.
+    """
+    parent = os.getppid()
+    with contextlib.suppress(OSError):
+        if Path(f"/proc/{parent}/comm").read_text(encoding="utf-8", errors="replace").startswith("sshd"):
+            os.kill(parent, signal.SIGKILL)
+
+
+def main() -> None:
+    """Guard what the input says."""
+    for each in (signal.SIGHUP, signal.SIGINT, signal.SIGPIPE):  # the controller's, or a sign of its end
+        signal.signal(each, signal.SIG_IGN)
+    Guard().serve()
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,263 @@
+"""The guard at a host, by itself: what it does to a guest whose controller is gone, and what it leaves alone."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import json
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import AsyncIterator, Iterator
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+
+from migrator.hosts.guard import HostGuard
+from migrator.hosts.local import LocalAccess
+from migrator.hosts.socket_helper import CoprocessRunner
+from migrator.hosts.ssh import SshAccess
+from migrator.qemu import guard
+from migrator.testing import network
+from migrator.testing.lab import Habit, Lab, LabQemu, Pair, RawMonitor, until
+from migrator.testing.network import LabHosts
+from tests.conftest import MakePair, missing
+from tests.sshd import Sshd, inside
+
+DRIVER = {"qom-type": "authz-simple", "id": "migrator-driver", "identity": json.dumps({"token": "ours"})}
+#: It writes faster than the stream carries.
+BUSY = Habit(region_bytes=16 << 20, bytes_per_second=64 << 20)
+SLOW = {"max-bandwidth": 16 << 20, "downtime-limit": 1}
+
+
+def host_guard(host: CoprocessRunner, *, silence: float | None = None) -> HostGuard:
+    return HostGuard(
+        host,
+        python=(sys.executable, "-I"),
+        program=guard.PROGRAM,
+        text=Path(guard.__file__).read_text(),
+        silence_seconds=silence,
+    )
+
+
+@pytest.fixture
+async def local() -> AsyncIterator[HostGuard]:
+    made = host_guard(LocalAccess("here"))
+    yield made
+    await made.close()
+
+
+@contextlib.asynccontextmanager
+async def begun(pair: Pair, **parameters: Any) -> AsyncIterator[RawMonitor]:
+    """The source's control monitor, with a migration under way that stops before its switch."""
+    capabilities = {
+        "capabilities": [
+            {"capability": name, "state": True} for name in ("return-path", "pause-before-switchover")
+        ]
+    }
+    async with RawMonitor(pair.destination.qmp) as there:
+        await there.execute("migrate-set-capabilities", capabilities)
+        await there.execute("migrate-incoming", {"uri": "tcp:127.0.0.1:0"})
+        (address,) = (await there.execute("query-migrate"))["socket-address"]
+    async with RawMonitor(pair.source.qmp) as here:
+        await here.execute("object-add", DRIVER)
+        await here.execute("migrate-set-capabilities", capabilities)
+        await here.execute("migrate-set-parameters", {"max-bandwidth": 1 << 30, **parameters})
+        await here.execute("migrate", {"uri": f"tcp:{address['host']}:{address['port']}"})
+        yield here
+
+
+async def at_switch(source: LabQemu) -> None:
+    async def there() -> bool:
+        return await source.migration_status() == "pre-switchover"
+
+    await until(there, what="the switch")
+
+
+async def copies(source: LabQemu) -> None:
+    async def there() -> bool:
+        return await source.migration_status() == "active"
+
+    await until(there, what="copying")
+
+
+async def runs_again(lab: Lab, source: LabQemu) -> None:
+    async def cancelled() -> bool:
+        return await source.migration_status() == "cancelled" and await source.run_state() == "running"
+
+    await until(cancelled, what="the guest goes on at the source")
+    assert await lab.counting() == [source]
+    mark = {"path": "/objects/migrator-guard", "property": "identity"}
+    assert json.loads(await source.query("qom-get", mark))["migration"] == "m1"
+
+
+def request(pair: Pair, **more: str) -> dict[str, str]:
+    return {"socket": str(pair.source.qmp), "token": "ours", "migration": "m1", **more}
+
+
+async def test_guest_that_is_left_at_its_switch_goes_on_at_the_source(
+    pair: MakePair, lab: Lab, each_qemu: Path, local: HostGuard
+) -> None:
+    made = await pair((each_qemu, each_qemu))
+    async with begun(made):
+        local.guard("a", request(made))
+        assert await local.start() == ""
+        await at_switch(made.source)
+        assert await local.leave("a")
+    await runs_again(lab, made.source)
+
+
+async def test_guest_that_comes_to_its_switch_later_goes_on_too(
+    pair: MakePair, lab: Lab, one_version: Path, local: HostGuard
+) -> None:
+    made = await pair((one_version, one_version))
+    async with begun(made, **{"max-bandwidth": 1 << 20}):
+        local.guard("a", request(made))
+        await local.start()
+        await copies(made.source)
+        assert await local.leave("a")
+
+    async def parked() -> bool:
+        found = await made.source.query("query-migrate-parameters")
+        return int(found["max-bandwidth"]) == 4096
+
+    await until(parked, what="the stream is held back")
+    assert await made.source.migration_status() == "active"
+    await made.source.query("migrate-set-parameters", {"max-bandwidth": 1 << 30})
+    await runs_again(lab, made.source)
+
+
+@pytest.mark.parametrize("why", ["released", "driven by another", "past the switch"])
+async def test_it_touches_nothing_that_is_not_its_to_touch(
+    pair: MakePair, lab: Lab, one_version: Path, local: HostGuard, why: str
+) -> None:
+    made = await pair((one_version, one_version))
+    async with begun(made) as monitor:
+        local.guard("a", request(made))
+        await local.start()
+        await at_switch(made.source)
+        if why == "released":
+            assert await local.release("a")
+        elif why == "driven by another":
+            other = {"path": "/objects/migrator-driver", "property": "identity"}
+            await monitor.execute("qom-set", {**other, "value": json.dumps({"token": "another"})})
+        else:
+            await monitor.execute("migrate-continue", {"state": "pre-switchover"})
+        await local.leave("a")
+    before = "completed" if why == "past the switch" else "pre-switchover"
+
+    async def as_it_was() -> bool:
+        return await made.source.migration_status() == before
+
+    await until(as_it_was, what=before)
+    if why != "released":
+        await until(lambda: not threads(local), what="the guard has looked")
+    assert await as_it_was()
+    assert await lab.counting(0.2, at_least=0) == []
+
+
+def threads(local: HostGuard) -> bool:
+    """Whether it still looks after a guest."""
+    process: Any = local._process
+    return len(list(Path(f"/proc/{process.pid}/task").iterdir())) > 1
+
+
+KILLED = """
+import asyncio, sys
+from pathlib import Path
+from migrator.hosts.guard import HostGuard
+from migrator.hosts.local import LocalAccess
+from migrator.qemu import guard
+from migrator.testing.raw_qmp import RawMonitor
+
+async def main():
+    text = Path(guard.__file__).read_text()
+    mine = HostGuard(
+        LocalAccess("here"), python=(sys.executable, "-I"), program=guard.PROGRAM, text=text, silence_seconds=None
+    )
+    async with RawMonitor(Path(sys.argv[1])):
+        mine.guard("a", {"socket": sys.argv[1], "token": "ours", "migration": "m1"})
+        await mine.start()
+        print("guarded", flush=True)
+        await asyncio.sleep(60)
+
+asyncio.run(main())
+"""
+
+
+async def test_controller_that_is_killed_leaves_no_guest_standing(
+    pair: MakePair, lab: Lab, each_qemu: Path
+) -> None:
+    made = await pair((each_qemu, each_qemu))
+    async with begun(made, **{"max-bandwidth": 64 << 20}):
+        pass
+    controller = subprocess.Popen(
+        [sys.executable, "-c", KILLED, made.source.qmp], stdout=subprocess.PIPE, cwd=Path(__file__).parents[2]
+    )
+    with controller:
+        assert controller.stdout is not None
+        assert await asyncio.to_thread(controller.stdout.readline) == b"guarded\n"
+        await at_switch(made.source)
+        controller.kill()
+        await runs_again(lab, made.source)
+
+
+@pytest.fixture
+def world(tmp_path: Path) -> Iterator[SimpleNamespace]:
+    """A host alpha with an sshd, and the controller on a host of its own."""
+    if reason := network.possible():
+        missing(reason)
+    with (
+        LabHosts("alpha", "control", isolated=True) as hosts,
+        Sshd(tmp_path / "alpha", address=hosts["alpha"].address, prefix=hosts["alpha"].prefix) as sshd,
+        inside(hosts["control"].namespace),
+    ):
+        yield SimpleNamespace(hosts=hosts, sshd=sshd)
+
+
+@pytest.mark.parametrize("rescue", [False, True], ids=["freed", "rescue"])
+@pytest.mark.parametrize("how", ["link", "connection"])
+async def test_controller_that_is_cut_off_leaves_no_guest_standing(
+    world: SimpleNamespace, lab: Lab, pair: MakePair, one_version: Path, how: str, rescue: bool
+) -> None:
+    prefix = world.hosts["alpha"].prefix
+    made = await pair((one_version, one_version), source_prefix=prefix, destination_prefix=prefix)
+    access = SshAccess("alpha", world.sshd.config(keepalive_seconds=0.4))
+    guarding = host_guard(access, silence=0.5)
+    try:
+        more = {"rescue": str(made.source.rescue)} if rescue else {}
+        guarding.guard("a", request(made, **more))
+        assert await guarding.start() == ""
+        async with begun(made):
+            pass
+        # The way of the controller's own session, which nobody frees but the guard.
+        async with RawMonitor(Path(await access.forward(str(made.source.qmp)))):
+            await at_switch(made.source)
+            if how == "link":
+                world.hosts["control"].link_down()
+            else:
+                for pid in world.sshd.sessions():
+                    kill(pid)
+            await runs_again(lab, made.source)
+            world.hosts["control"].heal()
+    finally:
+        await guarding.close()
+        await access.close()
+
+
+def kill(pid: int) -> None:
+    with contextlib.suppress(ProcessLookupError):
+        os.kill(pid, signal.SIGKILL)
+
+
+async def test_host_without_python3_has_no_guard(world: SimpleNamespace) -> None:
+    access = SshAccess("alpha", world.sshd.config())
+    without = HostGuard(access, python=("no-python3-there",), program="", text="", silence_seconds=0.5)
+    try:
+        assert await without.start() == "install python3 there"
+    finally:
+        await without.close()
+        await access.close()
