@@ -15,6 +15,7 @@ from migrator.core.migration.convergence import (
     Action,
     ActionKind,
     ConvergenceState,
+    after_probe,
     begin,
     decide,
     usable_limit,
@@ -207,6 +208,16 @@ def test_the_last_rung_comes_no_later_than_the_policys_time(policy: Policy, last
     copy = Copy(97 * MIB, 300 * MIB, policy=policy.but(max_duration_seconds=8)).run()
     assert copy.acts[-1] is last
     assert copy.seconds <= 8.2
+
+
+def test_a_first_pass_of_many_minutes_is_waited_for() -> None:
+    copy = Copy(30 * MIB, 200 * MIB, total=40_000 * MIB)
+    copy.step()
+    copy.state = after_probe(copy.state, at_seconds=1.0, period_seconds=1.0, dirty_rate=30.0 * MIB)
+    while not copy.switched and not copy.state.settled and copy.seconds < 600:
+        copy.step(0.5)
+    assert copy.switched
+    assert copy.acts == []
 
 
 def test_at_risk_is_said_as_soon_as_it_is_forecast() -> None:

@@ -175,7 +175,7 @@ def decide(
 
 def _stands(state: ConvergenceState, sample: Sample) -> bool:
     """Tell whether the last verdict stands: it was given a moment ago, and no round has ended since."""
-    far = state.switch.far and state.judged.verdict is Verdict.CONVERGES
+    far = state.switch.far_seconds > 0 and state.judged.verdict is Verdict.CONVERGES
     return state.model.entries == state.judged_entries and sample.at_seconds - state.judged_at_seconds < (
         _STANDS_FAR_SECONDS if far else _STANDS_SECONDS
     )
@@ -425,9 +425,8 @@ def _too_late(
 
 def _budget(model: Model, sample: Sample) -> float:
     """Return the seconds that the copy may take where the policy does not say."""
-    if model.rounds:
-        first = model.rounds[0].duration_seconds
-    else:
+    first = model.first_pass_seconds
+    if first is None:
         first = sample.total_bytes / max(1.0, model.bandwidth_bytes_per_second)
     return max(_LEAST_BUDGET_SECONDS, _ROUNDS_WORTH * first)
 

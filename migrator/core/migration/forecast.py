@@ -96,6 +96,8 @@ class Model:
     round_began: Sample | None = None
     #: Rounds and probes so far, those taken together counted once.
     entries: int = 0
+    #: What the first pass over all memory took; ``None`` until it is over.
+    first_pass_seconds: float | None = None
     #: When the bandwidth was last taken in, and the highest of the last seconds, latest last.
     bandwidth_at: float = -math.inf
     peaks: tuple[tuple[float, float], ...] = ()
@@ -218,7 +220,9 @@ def observe(model: Model, sample: Sample) -> Model:
         throttle_ratio=min(0.99, last.throttle_ratio),
         pending_bytes=round(sample.remaining_bytes + sent_since),
     )
-    return replace(_with_round(model, ended, count), round_began=replace(sample, at_seconds=looked_at))
+    first = model.first_pass_seconds if model.first_pass_seconds is not None else took
+    model = replace(model, first_pass_seconds=first, round_began=replace(sample, at_seconds=looked_at))
+    return _with_round(model, ended, count)
 
 
 def _with_round(model: Model, ended: Round, count: int) -> Model:
