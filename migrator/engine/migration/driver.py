@@ -8,7 +8,6 @@ from typing import Any
 
 from migrator.core.findings import errors_first
 from migrator.core.migration import answer_review, convergence, invariants, lifecycle
-from migrator.core.migration.downtime_floor import ceiling_findings
 from migrator.core.migration.lifecycle import Next, Step
 from migrator.core.migration.situation import Intent, Milestone, OperatorAnswer, SourceIs, source_is
 from migrator.core.migration.switch_timing import PARKED_LIMIT_SECONDS
@@ -28,6 +27,7 @@ from migrator.core.preflight.compare import compare
 from migrator.core.preflight.facts import Facts
 from migrator.engine import clock
 from migrator.engine.migration.block_job_wait import too_late
+from migrator.engine.migration.ceiling import against_ceiling
 from migrator.engine.migration.driver_state import DriverState, plain
 from migrator.engine.migration.ending import explain, judge_stall, measure
 from migrator.engine.migration.observer import interval
@@ -83,9 +83,8 @@ class MigrationDriver(DriverState):
         self._intent_log.intent = replace(self._intent_log.intent, guest_runs=facts.run in RUNNING_STATES)
         self.result.preflight_seconds = clock.now() - began
         if facts.run in RUNNING_STATES:
-            ends = (self._source, self._destination)
-            round_trip = max(each.least_round_trip_seconds for each in ends)
-            findings = (*findings, *ceiling_findings(self._policy, self._stream_speed, round_trip))
+            ceiling = await against_ceiling(self._policy, self._stream_speed, self._source, self._destination)
+            findings = (*findings, *ceiling)
         return errors_first(findings)
 
     # --- the whole way ---------------------------------------------------------------------------------------------
@@ -318,8 +317,9 @@ class MigrationDriver(DriverState):
                     await self._shaper.tend_postcopy()
                     await self._postcopy_steering.step(source, destination)
                 self._intent_updates.slow_cancel(source)
-                closely = self._steering.watches_closely
-                await self._observer.pause(interval(self._intent_log.intent, source, closely=closely))
+                far, closely = self._steering.far_seconds, self._steering.watches_closely
+                intent = self._intent_log.intent
+                await self._observer.pause(interval(intent, source, far_seconds=far, closely=closely))
                 continue
             if await self._steps.take(answer):
                 return await self._end(replace(answer, step=Step.END))

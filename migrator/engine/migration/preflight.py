@@ -10,9 +10,9 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from migrator.core.findings import PreflightRefused, applies_to_every_target, errors_first, finding
-from migrator.core.migration.downtime_floor import ceiling_findings
 from migrator.core.model import RUNNING_STATES, Finding, Severity
 from migrator.core.policy import Policy
+from migrator.engine.migration.ceiling import against_ceiling
 from migrator.engine.migration.services import MigrationSite, MovedGuest
 from migrator.errors import MigratorError
 from migrator.ports import Qemu
@@ -66,7 +66,7 @@ async def check(
     except MigratorError as error:
         return (unchecked(error),)
     if guest.run in RUNNING_STATES:
-        found = (*found, *ceiling_findings(policy, stream_speed, source.least_round_trip_seconds))
+        found = (*found, *await against_ceiling(policy, stream_speed, source))
     return errors_first(found)
 
 
