@@ -22,9 +22,12 @@ import httpx2
 from bench import simulated_service
 from bench.lateness import children, lines, measure_lateness, processor_seconds, read_lateness, resident_bytes
 from bench.scale.farm import Farm
+from bench.scale.sampling import Sampler
 from bench.scale.site import FarmSite, GuestSpec, fill
 
 _FARMS = 2
+#: Names a file that gets a profile of the process that steers, every five seconds anew; its end is the controller.
+_PROFILE = "BENCH_PROFILE"
 _START_SECONDS, _END_SECONDS = 180.0, 600.0
 
 
@@ -205,7 +208,15 @@ def main(arguments: list[str]) -> None:
     site = FarmSite(spec["hosts"], [GuestSpec(**each) for each in spec["guests"]], farms)
     os.environ["XDG_STATE_HOME"] = str(config.parent / "own")
     late = config.parent / "late"
-    simulated_service.serve(config, site.in_place, beside=lambda: measure_lateness(late))
+
+    async def beside() -> None:
+        async with asyncio.TaskGroup() as tasks:
+            tasks.create_task(measure_lateness(late), name="lateness")
+            if (file := os.environ.get(_PROFILE)) is not None:
+                own = Path(f"{file}.{config.parent.name}")
+                tasks.create_task(Sampler().write(own), name="profile")
+
+    simulated_service.serve(config, site.in_place, beside=beside)
 
 
 if __name__ == "__main__":

@@ -6,6 +6,7 @@ import asyncio
 import uuid
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -42,7 +43,7 @@ class GuestSpec:
     #: Of its host's link.
     link_bytes_per_second: float = 1.0e9
 
-    @property
+    @cached_property
     def key(self) -> str:
         """Return the guest's uuid."""
         return str(uuid.uuid5(uuid.NAMESPACE_DNS, self.name))
@@ -92,6 +93,8 @@ class FarmSite(SimulatedSite):
         self._specs = {guest.key: guest for guest in guests}
         self._farms = {guest.key: farms[n % len(farms)] for n, guest in enumerate(guests)}
         self._seen: dict[str, list[Guest]] = {}
+        #: As they were made last, by directory, and what of: what is simulated shall cost the service little.
+        self._guests: dict[str, tuple[dict[str, str], Guest]] = {}
         self._seen_at = float("-inf")
         self._seeing = asyncio.Lock()
         self._driver: Driver | None = None
@@ -109,16 +112,20 @@ class FarmSite(SimulatedSite):
         return self._seen
 
     def _guest(self, each: dict[str, str]) -> Guest:
-        spec = self._specs[each["uuid"]]
-        return Guest(
-            key=spec.key,
-            uuid=spec.key,
-            name=spec.name,
-            host=each["host"],
-            socket=f"{each['directory']}/qmp",
-            memory_bytes=spec.memory_bytes,
-            run=RunState(each["run"]),
-        )
+        made_of, guest = self._guests.get(each["directory"], (None, None))
+        if guest is None or made_of != each:
+            spec = self._specs[each["uuid"]]
+            guest = Guest(
+                key=spec.key,
+                uuid=spec.key,
+                name=spec.name,
+                host=each["host"],
+                socket=f"{each['directory']}/qmp",
+                memory_bytes=spec.memory_bytes,
+                run=RunState(each["run"]),
+            )
+            self._guests[each["directory"]] = each, guest
+        return guest
 
     def in_place(self, _: object, *, driver: Driver | None = None, **__: object) -> FarmSite:
         """Take the place of the function that makes the service's own site."""

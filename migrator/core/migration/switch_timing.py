@@ -38,8 +38,9 @@ _CLOSE_AT_MOST_SECONDS = 3.0
 #: Between rounds all ways to end are followed this often only, and only the chosen one at every sample; sooner where
 #: that one is off by so much.
 _PLANNED_EVERY_SECONDS, _AS_PLANNED_SECONDS = 0.09, 0.01
-#: The switch is far where the rest of the round alone takes so long, and then they are followed so often.
-_FAR_SECONDS, _PLANNED_EVERY_FAR_SECONDS = 0.5, 0.5
+#: The switch is far where the rest of the round alone takes so long; then they are followed so often, or once in this
+#: share of what is left of it, where that is longer.
+_FAR_SECONDS, _PLANNED_EVERY_FAR_SECONDS, _PLANNED_EVERY_FAR_RATIO = 0.5, 0.5, 0.05
 #: The end of a first pass that nothing is known of yet: a limit of this share of the ceiling is given ahead.
 _UNKNOWN_RATIO = 0.1
 #: A limit that has not brought the switch after so long is raised to what the last rounds really left.
@@ -81,8 +82,8 @@ class SwitchPlan:
     full_since: float | None = None
     #: The source is to be watched closely now, and was for so long.
     close: bool = False
-    #: The guest goes on running for so long, whatever it does, that the last plan need not be made anew at once.
-    far: bool = False
+    #: The guest goes on running for so long, whatever it does; 0 where the switch may be near.
+    far_seconds: float = 0.0
     close_seconds: float = 0.0
     at_seconds: float = 0.0
 
@@ -113,9 +114,9 @@ def plan_switch(
     :param throttle_ratio: share of CPU time that is taken from the guest.
     :param left_seconds: until the policy's time limit.
     """
+    plan = replace(plan, far_seconds=_far_seconds(model, sample, limit_ceiling_seconds))
     if not model.known:
         return _before_anything_is_known(plan, model, sample, limit_ceiling_seconds)
-    plan = replace(plan, far=_left_at_least(model, sample, limit_ceiling_seconds) > _FAR_SECONDS)
     stop_in = _stop_in_by_plan(plan, model, sample, limit_ceiling_seconds, throttle_ratio)
     if stop_in is not None:
         return _watched(plan, sample, stop_in), None
@@ -167,10 +168,11 @@ def plan_switch(
     return plan, LimitChange(limit_seconds=limit, reason=reason)
 
 
-def _left_at_least(model: Model, sample: Sample, limit_ceiling_seconds: float) -> float:
+def _far_seconds(model: Model, sample: Sample, limit_ceiling_seconds: float) -> float:
     """Return the seconds that the guest goes on running at the least: what is left of this round has to be sent."""
     bandwidth = max(model.at_its_best().bandwidth_bytes_per_second, sample.bandwidth_bytes_per_second)
-    return sample.remaining_bytes / bandwidth - limit_ceiling_seconds
+    left = sample.remaining_bytes / bandwidth - limit_ceiling_seconds if bandwidth > 0 else 0.0
+    return left if left > _FAR_SECONDS else 0.0
 
 
 def _followed(model: Model, limit_seconds: float, throttle_ratio: float) -> Outlook:
@@ -191,7 +193,8 @@ def _stop_in_by_plan(
     age = sample.at_seconds - plan.planned_at_seconds
     if plan.planned_on != (model.rounds[-1], throttle_ratio) or plan.full_since is not None:
         return None
-    if plan.far and not plan.given and age < _PLANNED_EVERY_FAR_SECONDS:
+    every = max(_PLANNED_EVERY_FAR_SECONDS, _PLANNED_EVERY_FAR_RATIO * plan.far_seconds)
+    if plan.far_seconds and not plan.given and age < every:
         return math.inf
     if plan.ending is None or age >= _PLANNED_EVERY_SECONDS:
         return None

@@ -26,6 +26,8 @@ from migrator.units import show_seconds
 STALL_FORECAST = "postcopy-stall-forecast"
 #: So long after a probe that found the network broken it is not probed again, where postcopy waits for it.
 _PROBE_AGAIN_SECONDS = 2.0
+#: So many times as long as it was watched the guest is taken to go on as it did.
+_KNOWN_RATIO = 2.0
 #: The shortest that every QEMU can measure.
 _PROBE_SECONDS = 1.0
 
@@ -68,6 +70,16 @@ class Steering:
     def watches_closely(self) -> bool:
         """Return whether the switch is so near that the source is to be looked at every few milliseconds."""
         return self._state.watches_closely
+
+    @property
+    def far_seconds(self) -> float:
+        """Return the seconds for which there is nothing to decide, as the switch is far; less while little is known."""
+        last = self._state.model.last
+        if last is None or self._state.settled:
+            return 0.0
+        limit = self._policy.max_duration_seconds
+        left = math.inf if limit is None else max(0.0, limit - last.at_seconds)
+        return min(self._state.switch.far_seconds, _KNOWN_RATIO * last.at_seconds, left)
 
     @property
     def bandwidth_bytes_per_second(self) -> float:
