@@ -24,17 +24,18 @@ def _any_of(options: Iterable[str]) -> bytes:
     return b" ".join(b"-e '^--\\{0,1\\}%s$'" % each.encode() for each in options)
 
 
-#: What comes first says that /proc could be read at all: the shell itself has to be found in it.
+#: What comes first says that /proc could be read at all: the shell itself has to be found in it. Networks come after
+#: all that tells a QEMU: one that is being started meanwhile is not seen without its own.
 SCRIPT = (
     rb"""
 printf '%s\0' "$$" "$(readlink /proc/self/ns/net)" "$(readlink /proc/1/ns/net 2>/dev/null)"
 printf '%s\0' "$(cat /proc/1/comm 2>/dev/null)" "$(cat /proc/sys/kernel/random/boot_id)"
 find /proc/[0-9]*/exe -maxdepth 0 -printf '%p %l\0' 2>/dev/null
-printf '@networks\0'; find /proc/[0-9]*/ns/net -maxdepth 0 -printf '%p %l\0' 2>/dev/null
 printf '@parents\0'; grep -aH '' /proc/[0-9]*/stat 2>/dev/null
 printf '\0@counts\0'; grep -azc """
     + _any_of(TELLING)
     + rb""" /proc/[0-9]*/cmdline 2>/dev/null
+printf '\0@networks\0'; find /proc/[0-9]*/ns/net -maxdepth 0 -printf '%p %l\0' 2>/dev/null
 printf '\0@sockets\0'
 """
 )
@@ -139,9 +140,9 @@ def parse(text: str, words: Mapping[int, Sequence[str]], names: Mapping[int, str
     :param words: of each process those arguments that :data:`READ` matches, with what follows them.
     :param names: of each process that was there at the end the name that the kernel keeps.
     """
-    head, _, rest = text.partition("@networks\0")
-    namespaces, _, rest = rest.partition("@parents\0")
-    parents, _, counts = rest.partition("\0@counts\0")
+    head, _, rest = text.partition("@parents\0")
+    parents, _, rest = rest.partition("\0@counts\0")
+    counts, _, namespaces = rest.partition("\0@networks\0")
     shell, network, first_network, first, boot, *exes = [*head.split("\0"), *[""] * 5]
     programs = _links(exes)
     if not shell.isdigit() or int(shell) not in programs:

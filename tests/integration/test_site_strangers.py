@@ -18,7 +18,7 @@ from migrator.core.inventory import Guest
 from migrator.errors import HostError
 from migrator.hosts.host_config import HostConfig, access
 from migrator.hosts.local import LocalAccess
-from migrator.hosts.sockets import find_sockets, literal
+from migrator.hosts.sockets import find_sockets, literal, survey_host
 from migrator.machine import exists
 from migrator.site.connections import HostConnections
 from migrator.site.hosts import SiteHosts
@@ -241,3 +241,29 @@ async def test_a_host_that_hides_processes_is_not_taken_for_an_empty_one(hosts: 
     with pytest.raises(HostError, match=r"the processes of other users are hidden there .* look_for"):
         await site.look("here")
     await site.close()
+
+
+async def test_one_that_is_started_while_the_processes_are_read_is_seen_with_its_network(
+    tmp_path: Path,
+) -> None:
+    """In another's network it is no guest of this host: taken for one, it would have to be evacuated."""
+    qemu, program, pids = next(iter(binaries().values())), tmp_path / "grep", tmp_path / "pid"
+    program.write_text(
+        f"""#!/bin/sh
+if [ ! -e {pids} ]; then
+  {qemu} -machine pc -nodefaults -display none -m 64 -S >/dev/null 2>&1 </dev/null & echo $! >{pids}
+  while ! tr '\\0' ' ' </proc/$!/cmdline | {shutil.which("grep")} -q nodefaults; do sleep 0.01; done
+fi
+exec {shutil.which("grep")} "$@"
+""",
+        encoding="utf-8",
+    )
+    program.chmod(0o755)
+    host = LocalAccess("here", ("env", f"PATH={tmp_path}:{os.environ['PATH']}"))
+    try:
+        seen = (await survey_host(host, [])).processes
+        (found,) = [each for each in seen.qemus if each.pid == int(pids.read_text())]
+        assert found.sure
+        assert found.network == seen.network
+    finally:
+        os.kill(int(pids.read_text()), signal.SIGKILL)

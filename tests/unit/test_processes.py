@@ -32,7 +32,7 @@ def read(
         for pid, parent in (parents or {}).items()
     )
     told = "".join(f"/proc/{pid}/cmdline:{count}\n" for pid, count in (counts or {}).items())
-    text = f"{head}\0@networks\0{networks}@parents\0{above}\0@counts\0{told}"
+    text = f"{head}\0@parents\0{above}\0@counts\0{told}\0@networks\0{networks}"
     return parse(text, words or {}, {**dict.fromkeys(programs, "x"), **(names or {})})
 
 
