@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import ast
 import inspect
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from pathlib import Path
 from typing import Any
 
@@ -163,6 +163,22 @@ async def test_of_an_obstacle_of_the_guest(tmp_path: Path) -> None:
     service.site.add_guest("vm", host="a", obstacle="its monitor is held by somebody")
     async with service.running() as running:
         assert await agree(service, running, possible=False) == ["not-movable"]
+
+
+@pytest.mark.parametrize(
+    "ask", [by_check, lambda running, codes: by_migrate(running, codes, "b")], ids=["check", "migrate"]
+)
+async def test_of_an_obstacle_that_is_gone_since_the_last_look_neither_speaks_any_more(
+    tmp_path: Path, ask: Callable[[RunningEngine, list[str]], Awaitable[tuple[bool, list[str]]]]
+) -> None:
+    service = SimulatedService(tmp_path, accept=accept)
+    service.site.add_host("a")
+    service.site.add_host("b")
+    identity = service.site.add_guest("vm", host="a", obstacle="another controller left it in a migration")
+    async with service.running() as running:
+        service.site.machines[identity].obstacle = ""
+        assert running.queries.guest("vm").obstacle
+        assert await ask(running, []) == (True, [])
 
 
 def with_ceiling(service: SimulatedService, seconds: float, **more: Any) -> None:

@@ -65,6 +65,16 @@ class Lookups:
         same = [each for each in there if each.host == guest.host]
         return same[0] if same else one_guest(self._inventory, there[0].key if there else which)
 
+    async def judged_again(self, guest: Guest, which: str) -> Guest:
+        """Return a guest as it is now; where something speaks against moving it, its host is looked at anew: what
+        somebody has mended, or ended, since the last look is no reason to refuse.
+        """
+        host = self._inventory.host(guest.host)
+        if guest.obstacle and host is not None and host.up:
+            await self._inventory.refresh(guest.host)
+            return self.guest_again(guest, which)
+        return guest
+
     def session(self, identifier: str) -> JournalledSession:
         """Return the migration of that id that is under way."""
         session = self._registry.migrations.get(identifier)

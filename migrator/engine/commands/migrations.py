@@ -50,7 +50,9 @@ class MigrationCommands:
         policy = self._lookups.policy_of(guest, command.policy)
         self._lookups.known_codes(command.accept)
         async with self._reservations.hold(("guest", guest.key)):
-            guest = self._lookups.guest_again(guest, command.guest)
+            guest = await self._lookups.judged_again(
+                self._lookups.guest_again(guest, command.guest), command.guest
+            )
             if found := preflight.obstacle(guest):
                 raise refused_by_preflight(f"{guest.label} cannot be moved: {guest.obstacle}", found)
             self._lookups.not_under_way(guest)
@@ -93,6 +95,7 @@ class MigrationCommands:
         # Its monitor would be in use by that: who asks then is told that a stranger holds it.
         self._lookups.not_under_way(guest)
         self._lookups.known_codes(command.accept)
+        guest = await self._lookups.judged_again(guest, command.guest)
         known = placement_findings.known(
             self._lookups.fleet(), placement_findings.request(guest, command.accept), host.name
         )
