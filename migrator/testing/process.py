@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import functools
 import inspect
 import os
 import select
@@ -18,7 +19,8 @@ from typing import Any
 from uuid import UUID, uuid4
 
 from migrator.testing.guest import COUNTERS_ADDRESS, IDLE, PAGE_BYTES, GuestCounters, Habit, check_memory
-from migrator.testing.raw_qmp import RawMonitor
+from migrator.testing.raw_qmp import RawMonitor, RawQmpError
+from migrator.testing.vcpu_time import VcpuTime
 
 #: How long a QEMU may take to start or to answer the lab; a limit for a machine under load, not an expectation.
 WAIT_SECONDS = 20.0
@@ -119,6 +121,11 @@ class LabQemu:
         self._wire: socket.socket | None = None
         self._looking = asyncio.Lock()
 
+    @functools.cached_property
+    def vcpu_time(self) -> VcpuTime:
+        """CPU time of its vCPUs; for a process that was started."""
+        return VcpuTime(self.pid)
+
     @classmethod
     def attach(cls, machine: GuestMachine, pid: int, rescue: Path) -> LabQemu:
         """Return a QEMU that somebody else started, to look at: its process and a monitor that nobody else uses.
@@ -198,6 +205,7 @@ class LabQemu:
         Underscores in ``more`` become hyphens: ``query("migrate-set-parameters", max_bandwidth=0)``.
 
         :raise RawQmpError: when QEMU refuses the command.
+        :raise WrongProcess: another process listens at that path; nothing was asked.
         :raise OSError: (TimeoutError is one) when it does not answer.
         """
         async with self.monitor() as monitor:
@@ -213,8 +221,19 @@ class LabQemu:
 
         :param timeout: seconds that the greeting and each answer may take.
         """
-        async with self._looking, RawMonitor(self.rescue, timeout=timeout) as monitor:
+        async with self._looking, RawMonitor(self.rescue, timeout=timeout, pid=self.pid) as monitor:
             yield monitor
+
+    async def runs(self) -> bool:
+        """Tell whether its guest runs now, in this very process.
+
+        Where its monitor cannot be asked (its path may lead to the guest's next process by now), the CPU time of its
+        vCPUs tells.
+        """
+        try:
+            return await self.run_state() == "running"
+        except (OSError, RawQmpError):
+            return await self.vcpu_time.grows()
 
     async def run_state(self) -> str:
         """``running``, ``paused``, ``inmigrate``, ``postmigrate``..."""

@@ -10,6 +10,8 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 
+from migrator.qemu.socket_peer import peer_pid
+
 
 class RawQmpError(Exception):
     """QEMU refused a command."""
@@ -19,15 +21,21 @@ class RawQmpError(Exception):
         self.error = error
 
 
+class WrongProcess(ConnectionError):
+    """Another process answers at the path of a monitor than the one that is meant."""
+
+
 class RawMonitor:
     """One QMP session: ``async with RawMonitor(path) as monitor: await monitor.execute("query-status")``.
 
     :param timeout: seconds that the greeting and each answer may take.
+    :param pid: of the QEMU that is meant; another that listens there by now is not asked. By default whoever listens.
     """
 
-    def __init__(self, path: Path, *, timeout: float = 20.0) -> None:
+    def __init__(self, path: Path, *, timeout: float = 20.0, pid: int | None = None) -> None:
         self._path = path
         self._timeout = timeout
+        self._pid = pid
         self._reader: asyncio.StreamReader
         self._writer: asyncio.StreamWriter
         #: Events in the order they came, those already waited for too.
@@ -40,12 +48,19 @@ class RawMonitor:
             # One line of query-qmp-schema has over 200 kB.
             self._reader, self._writer = await asyncio.open_unix_connection(self._path, limit=1 << 24)
             try:
+                self._verify()
                 self.greeting = await self._read()
                 await self.execute("qmp_capabilities")
             except BaseException:
                 self._writer.close()
                 raise
         return self
+
+    def _verify(self) -> None:
+        """Check who listens: a path may lead to another process than the one whose command line names it."""
+        found = peer_pid(self._writer.get_extra_info("socket"))
+        if self._pid is not None and found != self._pid:
+            raise WrongProcess(f"pid {found} answers at {self._path}, not pid {self._pid}")
 
     async def __aexit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None

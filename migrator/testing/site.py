@@ -114,12 +114,7 @@ class LabSite:
 
     async def running(self, machine: GuestMachine) -> list[LabQemu]:
         """Return those of :meth:`instances` whose guest runs now."""
-        found = []
-        for qemu in self.instances(machine):
-            with contextlib.suppress(OSError):
-                if await qemu.run_state() == "running":
-                    found.append(qemu)
-        return found
+        return [qemu for qemu in self.instances(machine) if await qemu.runs()]
 
     def where(self, qemu: LabQemu) -> str:
         """Return the host that a process is on."""

@@ -20,7 +20,6 @@ from paho.mqtt.packettypes import PacketTypes
 from paho.mqtt.properties import Properties
 
 from migrator.testing.lab import GuestMachine, Habit, LabQemu, until
-from migrator.testing.raw_qmp import RawQmpError
 from migrator.testing.site import LabSite
 from tests.broker import USERS, Broker
 from tests.mqtt_fakes import PREFIX, Got
@@ -406,11 +405,10 @@ class Witness:
             found = self._site.instances_of(self._machines)
             for machine in self._machines:
                 if len(found[machine.uuid]) > 1:  # one process alone runs it once at most
-                    with contextlib.suppress(RawQmpError):
-                        first = {qemu.pid for qemu in await self._site.running(machine)}
-                        again = {qemu.pid for qemu in await self._site.running(machine)}
-                        if len(first & again) > 1:
-                            self.doubled.append(machine.name)
+                    first = {qemu.pid for qemu in await self._site.running(machine)}
+                    again = {qemu.pid for qemu in await self._site.running(machine)}
+                    if len(first & again) > 1:
+                        self.doubled.append(machine.name)
                 self.looks += 1
             await asyncio.sleep(0.05)
 

@@ -61,8 +61,11 @@ async def test_emptied_as_planned_and_brought_home() -> None:
         assert {each["guest_name"] for each in plan["guests"]} == {machine.name for machine in machines}
         assert all(each["target"] in ("b", "c") for each in plan["guests"]), plan
         async with Witness(site, machines):
+            left = [site.instances(machine)[0] for machine in machines]
             done = await command(site, "evacuate", "a", "--wait")
             assert done.returncode == 0, (done.stdout, done.stderr, site.log())
+            # At the paths of the processes that they have left others answer by now, and are not taken for those.
+            assert [await qemu.runs() for qemu in left] == [False] * len(left)
             for machine in machines:
                 assert site.where(await site.runs_once(machine)) in ("b", "c")
             hosts = {host["host"]: host for host in ask(site, "hosts")["items"]}

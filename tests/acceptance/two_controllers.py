@@ -25,7 +25,6 @@ from migrator.errors import JournalError
 from migrator.store.step_records import controller_id
 from migrator.testing.lab import GuestMachine
 from migrator.testing.postgresql import Postgres
-from migrator.testing.raw_qmp import RawQmpError
 from tests.acceptance.service_site import MIB, LiveSite, eventually, guest, made
 
 #: Which of their guests moves how.
@@ -85,12 +84,7 @@ class Standstills:
 
 
 async def _running(instances: Sequence[Any]) -> list[int]:
-    found = []
-    for qemu in instances:
-        with contextlib.suppress(OSError, RawQmpError):
-            if await qemu.run_state() == "running":
-                found.append(qemu.pid)
-    return found
+    return [qemu.pid for qemu in instances if await qemu.runs()]
 
 
 @dataclass

@@ -13,7 +13,8 @@ from pathlib import Path
 import pytest
 
 from migrator.testing.guest import BEAT_SECONDS, TICK_SECONDS, MemoryDamaged
-from migrator.testing.lab import GuestMachine, Habit, Lab, LabError, Pair, RawMonitor, until
+from migrator.testing.lab import GuestMachine, Habit, Lab, LabError, LabQemu, Pair, RawMonitor, until
+from migrator.testing.raw_qmp import WrongProcess
 
 MIB = 1 << 20
 
@@ -161,6 +162,43 @@ class TestMigration:
             await pair.source.wait_beating()
         assert set(await lab.counting(at_least=2)) == {pair.source, pair.destination}
         assert watch.course[:3] == [pair.source, pair.destination, pair.source]
+
+
+class TestWhoseAnswer:
+    """A process's path may lead to another by now: the guest's next process has the sockets that its operator knows."""
+
+    async def test_another_that_listens_at_its_path_is_not_asked_in_its_place(self, lab: Lab) -> None:
+        left, here = await lab.boot(), await lab.boot()
+        await left.pause()
+        left.rescue.unlink()  # as a QEMU does at its end
+        left.rescue.symlink_to(here.rescue)  # as its operator finds the guest again
+        async with RawMonitor(left.rescue) as monitor:
+            assert (await monitor.execute("query-status"))["status"] == "running"
+        seen = LabQemu.attach(left.machine, left.pid, left.rescue)
+        with pytest.raises(WrongProcess, match=f"pid {here.pid} answers at .*, not pid {left.pid}"):
+            await seen.run_state()
+        assert [await seen.runs(), await here.runs()] == [False, True]
+        # One that runs is seen to run all the same.
+        async with RawMonitor(left.qmp) as monitor:
+            await monitor.execute("cont")
+        assert await seen.runs()
+
+    async def test_one_that_has_ended_does_not_run(self, lab: Lab) -> None:
+        left, here = await lab.boot(), await lab.boot()
+        seen = LabQemu.attach(left.machine, left.pid, left.rescue)
+        left.kill()
+        await left.wait_dead()
+        left.rescue.unlink()
+        left.rescue.symlink_to(here.rescue)
+        assert not await seen.runs()
+
+    async def test_one_that_stands_still_takes_no_time_of_its_vcpus(
+        self, lab: Lab, one_version: Path
+    ) -> None:
+        guest = await lab.boot(binary=one_version)
+        assert await guest.vcpu_time.grows()
+        await guest.pause()
+        assert not await guest.vcpu_time.grows()
 
 
 class TestProcess:
