@@ -102,11 +102,16 @@ class LabSite:
         """Return every living process that is, was or may become this guest, to be looked at by its rescue monitor."""
         return self.instances_of([machine])[machine.uuid]
 
-    def instances_of(self, machines: Iterable[GuestMachine]) -> dict[UUID, list[LabQemu]]:
-        """Return :meth:`instances` of several guests by uuid, from one look at the processes."""
+    def instances_of(
+        self, machines: Iterable[GuestMachine], *, among: Iterable[int] | None = None
+    ) -> dict[UUID, list[LabQemu]]:
+        """Return :meth:`instances` of several guests by uuid, from one look at the processes.
+
+        :param among: only processes with one of these pids.
+        """
         found: dict[UUID, list[LabQemu]] = {machine.uuid: [] for machine in machines}
         guests = {str(machine.uuid): machine for machine in machines}
-        for pid, argv in self.processes():
+        for pid, argv in self.processes(among):
             for word in guests.keys() & set(argv):
                 with contextlib.suppress(ProcessLookupError):
                     found[guests[word].uuid].append(LabQemu.attach(guests[word], pid, _rescue(argv)))
@@ -127,12 +132,16 @@ class LabSite:
                 return name
         return "?"
 
-    def processes(self) -> Iterator[tuple[int, list[str]]]:
-        """Yield every QEMU of this site, with its arguments."""
-        for path in Path("/proc").glob("[0-9]*"):
-            argv = _command(int(path.name)).split("\0")
+    def processes(self, among: Iterable[int] | None = None) -> Iterator[tuple[int, list[str]]]:
+        """Yield every QEMU of this site, with its arguments.
+
+        :param among: only those with one of these pids.
+        """
+        everybody = (int(path.name) for path in Path("/proc").glob("[0-9]*"))
+        for pid in everybody if among is None else among:
+            argv = _command(pid).split("\0")
             if "qemu" in argv[0] and any(str(self.directory) in word for word in argv):
-                yield int(path.name), argv
+                yield pid, argv
 
     # --- the service -------------------------------------------------------------------------------------------------
 

@@ -19,6 +19,7 @@ import httpx2
 from paho.mqtt.packettypes import PacketTypes
 from paho.mqtt.properties import Properties
 
+from migrator.testing.guest_watch import GuestWatch
 from migrator.testing.lab import GuestMachine, Habit, LabQemu, until
 from migrator.testing.site import LabSite
 from tests.broker import USERS, Broker
@@ -376,15 +377,12 @@ class Board:
 
 
 class Witness:
-    """Looks again and again whether somebody runs twice; at the end of its block it says so.
-
-    Two looks, one after the other, are no proof that both were true at once; so the first is looked at again, and
-    beats are what it must have made meanwhile.
-    """
+    """Looks again and again whether somebody runs twice; at the end of its block it says so."""
 
     def __init__(self, site: LiveSite, machines: Sequence[GuestMachine]) -> None:
-        self._site, self._machines = site, machines
+        self._machines, self._watch = machines, GuestWatch(site, machines)
         self.doubled: list[str] = []
+        #: Looks that saw a guest run.
         self.looks = 0
 
     async def __aenter__(self) -> Self:
@@ -402,14 +400,11 @@ class Witness:
 
     async def _look(self) -> None:
         while True:
-            found = self._site.instances_of(self._machines)
+            ran = self._watch.look()
             for machine in self._machines:
-                if len(found[machine.uuid]) > 1:  # one process alone runs it once at most
-                    first = {qemu.pid for qemu in await self._site.running(machine)}
-                    again = {qemu.pid for qemu in await self._site.running(machine)}
-                    if len(first & again) > 1:
-                        self.doubled.append(machine.name)
-                self.looks += 1
+                if await self._watch.runs_twice(machine, ran[machine.uuid]):
+                    self.doubled.append(f"{machine.name}: {self._watch.instances(machine)}")
+                self.looks += bool(ran[machine.uuid])
             await asyncio.sleep(0.05)
 
 

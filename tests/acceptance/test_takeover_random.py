@@ -32,11 +32,13 @@ async def rounds(server: Postgres, hows: list[str], seed: int) -> str:
     """Let so many controllers go; the distribution of what it took."""
     chance = random.Random(seed)
     async with two_controllers(server) as both, Standstills(both.site, both.guests) as watch:
-        for number, how in enumerate(hows):
-            after = chance.uniform(0.1, _EVACUATION_SECONDS)
-            await both.round(number, how=how, after=after, watch=watch)
-        table = both.measured.table()
-        sys.stdout.write(f"\n{len(hows)} take-overs, seed {seed}\n\n{table}\n")
+        try:
+            for number, how in enumerate(hows):
+                after = chance.uniform(0.1, _EVACUATION_SECONDS)
+                await both.round(number, how=how, after=after, watch=watch)
+        finally:
+            table = both.measured.table()
+            sys.stdout.write(f"\n{len(both.measured.leased)} take-overs, seed {seed}\n\n{table}\n")
         assert max(both.measured.leased) < _MOST_SECONDS, table
         return table
 

@@ -23,6 +23,7 @@ from sqlalchemy.ext.asyncio import AsyncEngine, create_async_engine
 
 from migrator.errors import JournalError
 from migrator.store.step_records import controller_id
+from migrator.testing.guest_watch import GuestWatch
 from migrator.testing.lab import GuestMachine
 from migrator.testing.postgresql import Postgres
 from tests.acceptance.service_site import MIB, LiveSite, eventually, guest, made
@@ -43,7 +44,7 @@ class Standstills:
     """Looks at guests from outside, again and again: where each runs, and for how long it runs nowhere."""
 
     def __init__(self, site: LiveSite, guests: Sequence[GuestMachine]) -> None:
-        self._site, self._guests = site, guests
+        self._guests, self._watch = guests, GuestWatch(site, guests)
         self._ran_at = {machine.name: time.monotonic() for machine in guests}
         #: Seconds, by the guest: the longest time between two looks that showed it running.
         self.longest: dict[str, float] = {}
@@ -65,26 +66,15 @@ class Standstills:
 
     async def _look(self) -> None:
         while True:
-            instances = self._site.instances_of(self._guests)
-            await asyncio.gather(*(self._one(machine, instances[machine.uuid]) for machine in self._guests))
-            await asyncio.sleep(0.02)
-
-    async def _one(self, machine: GuestMachine, instances: Sequence[Any]) -> None:
-        running = await _running(instances)
-        # Two looks, one after the other, are no proof that both were true at once.
-        twice = len(running) > 1 and len(set(running) & set(await _running(instances))) > 1
-        if twice and len(set(running) & set(await _running(instances))) > 1:
-            processes = ", ".join(f"{qemu.pid} by {qemu.rescue}" for qemu in instances)
-            self.doubled.append(f"{machine.name}: {processes}")
-        if running:
+            ran = self._watch.look()
             now = time.monotonic()
-            gap = now - self._ran_at[machine.name]
-            self._ran_at[machine.name] = now
-            self.longest[machine.name] = max(gap, self.longest.get(machine.name, 0.0))
-
-
-async def _running(instances: Sequence[Any]) -> list[int]:
-    return [qemu.pid for qemu in instances if await qemu.runs()]
+            for machine in self._guests:
+                if found := ran[machine.uuid]:
+                    gap, self._ran_at[machine.name] = now - self._ran_at[machine.name], now
+                    self.longest[machine.name] = max(gap, self.longest.get(machine.name, 0.0))
+                if await self._watch.runs_twice(machine, found):
+                    self.doubled.append(f"{machine.name}: {self._watch.instances(machine)}")
+            await asyncio.sleep(0.02)
 
 
 @dataclass

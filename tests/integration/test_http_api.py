@@ -33,7 +33,7 @@ def service(tmp_path: Path) -> SimulatedService:
 
 @pytest.fixture
 async def running(service: SimulatedService) -> AsyncIterator[RunningEngine]:
-    async with service.running() as running:
+    async with service.running(killed=True) as running:  # its end would wait for whom it prepares
         yield running
 
 

@@ -13,8 +13,10 @@ from pathlib import Path
 import pytest
 
 from migrator.testing.guest import BEAT_SECONDS, TICK_SECONDS, MemoryDamaged
+from migrator.testing.guest_watch import GuestWatch
 from migrator.testing.lab import GuestMachine, Habit, Lab, LabError, LabQemu, Pair, RawMonitor, until
 from migrator.testing.raw_qmp import WrongProcess
+from migrator.testing.site import LabSite
 
 MIB = 1 << 20
 
@@ -199,6 +201,32 @@ class TestWhoseAnswer:
         assert await guest.vcpu_time.grows()
         await guest.pause()
         assert not await guest.vcpu_time.grows()
+
+
+class TestGuestWatch:
+    async def test_a_guest_that_runs_in_two_processes_is_noticed_and_one_that_has_left_its_first_is_not(
+        self,
+    ) -> None:
+        machine = GuestMachine(image_locking="off")
+        with LabSite("a", "b", isolated=False) as site:
+            left, here = await site.boot(machine, "a"), await site.boot(machine, "b")
+            watch = GuestWatch(site, [machine])
+
+            async def ran(*processes: LabQemu) -> bool:
+                found = watch.look()[machine.uuid]
+                return {qemu.pid for qemu in found} == {qemu.pid for qemu in processes}
+
+            await until(lambda: ran(left, here), what="both are seen to run")
+            assert await watch.runs_twice(machine, watch.instances(machine))
+            await left.pause()
+            await until(lambda: ran(here), what="one is seen to run")
+            left.rescue.unlink()
+            left.rescue.symlink_to(here.rescue)
+            assert not await watch.runs_twice(machine, watch.instances(machine))
+            left.kill()
+            await left.wait_dead()
+            watch.look()
+            assert [qemu.pid for qemu in watch.instances(machine)] == [here.pid]
 
 
 class TestProcess:
