@@ -150,9 +150,10 @@ async def kill_service(site: LiveSite, _: Broker) -> None:
     await site.restart()
 
 
-async def restart_broker(_: LiveSite, broker: Broker) -> None:
+async def restart_broker(site: LiveSite, broker: Broker) -> None:
+    before = len(site.said("no broker"))
     await asyncio.to_thread(broker.stop)
-    await asyncio.sleep(0.3)
+    await until(lambda: len(site.said("no broker")) > before, what="the service misses its broker")
     await broker.started()
 
 

@@ -5,6 +5,8 @@ from __future__ import annotations
 import asyncio
 import os
 import signal
+import sys
+from asyncio.subprocess import PIPE
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 
@@ -14,6 +16,7 @@ from migrator.core.drain import preview
 from migrator.core.drain.forecast import Question, foretell_portions, joined, question_portions
 from migrator.core.drain.snapshot import SiteSnapshot
 from migrator.errors import Fault, Unavailable
+from migrator.machine import wait_readable
 from migrator.worker.client import Worker
 from tests.moving_site import MovingSite
 
@@ -119,3 +122,29 @@ async def test_an_error_there_is_said_and_ends_nothing() -> None:
         pid = worker.pid
         await worker.compute(foretell_portions, short)
         assert worker.pid == pid
+
+
+@pytest.mark.parametrize("when", ["it starts", "it waits"])
+async def test_it_ends_with_the_process_that_it_computes_for_however_that_ends(when: str) -> None:
+    script = (
+        "import asyncio, contextlib\n"
+        "from migrator.core.drain.forecast import foretell_portions\n"
+        "from migrator.errors import Fault\n"
+        "from migrator.worker.client import Worker\n"
+        "async def main():\n"
+        "    worker = Worker()\n"
+        "    with contextlib.suppress(Fault):  # there is nothing to compute\n"
+        f"        await worker.{'_running()' if when == 'it starts' else 'compute(foretell_portions, [])'}\n"
+        "    print(worker.pid, flush=True)\n"
+        "    await asyncio.sleep(600)\n"
+        "asyncio.run(main())\n"
+    )
+    parent = await asyncio.create_subprocess_exec(sys.executable, "-c", script, stdout=PIPE)
+    assert parent.stdout is not None
+    pidfd = os.pidfd_open(int(await parent.stdout.readline()))
+    try:
+        parent.kill()
+        await parent.wait()
+        assert await wait_readable(pidfd, 30), "it has not ended"
+    finally:
+        os.close(pidfd)
